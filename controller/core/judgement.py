@@ -1,0 +1,108 @@
+"""What was concluded from evidence: values only, filled by `gate.judge`, read by `machine.decide` and by every report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from schemas.terms import AdviceChoice, Arm, HealthGap, MetricRole, OnBreach, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSummary:
+    """One arm of one metric, in the metric's own unit (share in [0, 1], or milliseconds)."""
+
+    trials: int  # observations behind the estimate
+    events: int  # of them bad (errors, slow requests) or wanted (conversions)
+    estimate: float | None  # None: nothing measured
+    low: float | None  # interval at the plan's alpha, valid at any time
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricReport:
+    """One guardrail's answer to both questions: is it worse, and is it shown not worse."""
+
+    metric: str
+    role: MetricRole
+    on_breach: OnBreach
+    harm: Verdict  # FAIL: worse than allowed, found. INCONCLUSIVE: no alarm (which is not a pass)
+    safe: Verdict  # PASS: shown not worse than the margin. What a gate asks for
+    arms: Mapping[Arm, ArmSummary]
+    e_value: float  # of the harm test; FAIL at or above `threshold`
+    threshold: float
+    e_value_safe: float | None  # of the non-inferiority test; PASS at or above `threshold_safe`
+    threshold_safe: float | None
+    margin: float | None
+    limit: float | None
+    reason: str  # one sentence with the numbers
+
+    @property
+    def is_breach(self) -> bool:
+        """True when this guardrail regressed: the one thing that needs no gate and no advice."""
+        return self.role is MetricRole.GUARDRAIL and self.harm is Verdict.FAIL
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A reason why the evidence cannot be judged yet."""
+
+    kind: HealthGap
+    detail: str  # one sentence with the numbers
+    treatment_missing: bool = False  # SRM only: treatment is far below its share, as when it crashes before it can report
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """What the rollout has cost so far, over all its stages."""
+
+    exposed_contexts: int = 0  # distinct contexts that saw treatment, summed over stages
+    failed_requests: int = 0  # error events in treatment
+    excess_failed_requests: float = 0.0  # of them above what control's rate would have given
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One look at all the evidence of a rollout's present stage."""
+
+    at: datetime
+    visit: int  # index into Rollout.visits: the stay the evidence belongs to
+    gaps: tuple[Gap, ...]
+    metrics: tuple[MetricReport, ...]
+    harm: Harm
+    exposures: Mapping[Arm, int]  # distinct contexts of this stay
+    srm_e_value: float = 1.0
+    observed_share: float | None = None  # of treatment among exposures, in [0, 1]
+    offsets: Mapping[str, int] = field(default_factory=dict)  # "topic/partition" -> offset to read next
+    batches: int = 0  # looks the sequential tests have had
+
+    @property
+    def breach(self) -> MetricReport | None:
+        """The first breached guardrail, harshest policy first."""
+        breached = [metric for metric in self.metrics if metric.is_breach]
+        order = (OnBreach.ROLL_BACK, OnBreach.STEP_BACK, OnBreach.PAUSE)
+        return min(breached, key=lambda metric: order.index(metric.on_breach), default=None)
+
+    @property
+    def statistics(self) -> Verdict:
+        """The gate's statistical verdict: PASS only when every guardrail is shown not worse and no signal regressed."""
+        asked = [metric for metric in self.metrics if metric.role is not MetricRole.OBSERVE]
+        verdicts = {Verdict.FAIL if metric.harm is Verdict.FAIL else metric.safe for metric in asked}
+        for worst in (Verdict.FAIL, Verdict.ERROR, Verdict.NO_DATA, Verdict.INCONCLUSIVE):
+            if worst in verdicts:
+                return worst
+        return Verdict.PASS
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The model's opinion, parsed and bounded."""
+
+    choice: AdviceChoice
+    confidence: int  # 0..100, the model's own claim; recorded, never acted on
+    reasons: tuple[str, ...]
+    model: str
+    prompt_sha256: str
+    latency_ms: int
+    raw: str = ""  # the answer, capped

@@ -1,0 +1,109 @@
+"""The declared journey of one flag, as the core sees it: already validated, already in units.
+
+The wire form (YAML, JSON) and every check with a message for people live in `schemas/plan.py`; a running rollout keeps the
+plan it started with, so these values are frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from schemas.terms import AdvisorMode, Approval, GapPolicy, HealthGap, MetricRole, OnBreach
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of the plan."""
+
+    percent: float  # of contexts in treatment, 0 < percent <= 100, in steps of 0.01
+    bake: timedelta  # the least time the stage gathers evidence, counted from the end of `settle`
+    settle: timedelta  # time for apps to pick the new percentage up; events inside it do not count
+    min_sample: int  # distinct exposed contexts per arm before anything is concluded, at least 1
+    max_bake: timedelta  # counted like `bake`; past it an undecided gate pauses the rollout
+    approval: Approval = Approval.NOT_REQUIRED
+
+    @property
+    def has_control(self) -> bool:
+        """False at 100 %: nobody is left to compare with, only absolute limits can be judged."""
+        return self.percent < 100
+
+
+@dataclass(frozen=True, slots=True)
+class Guardrail:
+    """One metric that is watched, and what a regression of it does.
+
+    `limit` is the absolute bound, None for no bound: a share in [0, 1] for `error_rate` and `conversion:<name>`, milliseconds
+    for `latency_p<q>`. `margin` is the tolerated relative harm against control, None for no comparison: 0.1 tolerates that
+    treatment is up to 10 % worse. At least one of the two is set.
+    """
+
+    metric: str  # error_rate | latency_p50 p90 p95 p99 p999 | conversion:<name>
+    role: MetricRole = MetricRole.GUARDRAIL
+    limit: float | None = None
+    margin: float | None = None
+    gate_margin: float | None = None  # non-inferiority margin asked for at a gate; None: the engine's ladder by percent
+    on_breach: OnBreach = OnBreach.ROLL_BACK
+
+    @property
+    def quantile(self) -> float | None:
+        """0.99 for `latency_p99`, None for metrics that are no latency quantile."""
+        if not self.metric.startswith("latency_p"):
+            return None
+        digits = self.metric.removeprefix("latency_p")
+        return float("0." + digits)
+
+    @property
+    def is_better_when_higher(self) -> bool:
+        """True for conversions: there a fall is the harm."""
+        return self.metric.startswith("conversion:")
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeWindow:
+    """A recurring time in which nothing advances. Never delays a rollback."""
+
+    weekdays: frozenset[int]  # ISO, Monday is 1; the day on which the window starts
+    start_minute: int  # of the local day, 0..1439
+    minutes: int  # length, at least 1; may run past midnight
+    timezone: str  # IANA name
+
+
+@dataclass(frozen=True, slots=True)
+class AdvisorPolicy:
+    """What the language model may do at this plan's gates."""
+
+    mode: AdvisorMode = AdvisorMode.CAN_HOLD
+    deadline: timedelta = timedelta(seconds=30)  # one question, from asking to parsed answer
+    hold_rounds: int = 3  # holds by advice before a person decides
+    hold_for: timedelta = timedelta(minutes=10)  # between two rounds
+
+
+#: What a health gap does at a gate when the plan is silent: wait and see, but a broken split is a fault, not a delay.
+DEFAULT_GAP_POLICIES: dict[HealthGap, GapPolicy] = {
+    gap: GapPolicy.PAUSE if gap is HealthGap.SRM else GapPolicy.WAIT for gap in HealthGap
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Stages, guardrails and policies of one rollout."""
+
+    name: str
+    version: str  # hash of the canonical wire form: names exactly what was decided by
+    flag_key: str
+    treatment: str  # variant name
+    control: str  # variant name
+    stages: tuple[Stage, ...]  # percent strictly rising
+    guardrails: tuple[Guardrail, ...]
+    advisor: AdvisorPolicy = AdvisorPolicy()
+    freeze_windows: tuple[FreezeWindow, ...] = ()
+    gap_policies: dict[HealthGap, GapPolicy] = field(default_factory=lambda: dict(DEFAULT_GAP_POLICIES))
+    alpha: float = 0.01  # probability of a false roll back over the whole rollout
+    beta: float = 0.05  # probability that a gate passes a release as bad as the margin
+    fresh_within: timedelta = timedelta(seconds=60)  # the freshest event of a judged stage is at most this old
+    owner: str = ""
+    description: str = ""
+    expires_at: datetime | None = None  # past it a running rollout pauses and asks for its owner
+    start_at: datetime | None = None
+    blind: bool = False  # a timed ramp without evidence: stages end by bake alone. Said loudly wherever it is shown

@@ -1,0 +1,58 @@
+"""Event time to stage, and freeze windows: everything about when, nothing about what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from controller.core.plan import FreezeWindow
+from controller.core.rollout import Visit
+
+
+def locate(visits: Sequence[Visit], event_time: datetime) -> int | None:
+    """Return the index of the visit an event counts for, None while settling, before the start and after the end.
+
+    A pure function of the event's own time, so that a replay counts the same. `event_time` is UTC-aware.
+    """
+    for index in range(len(visits) - 1, -1, -1):
+        visit = visits[index]
+        if event_time >= visit.entered_at:
+            has_left = visit.left_at is not None and event_time >= visit.left_at
+            return None if has_left or event_time < visit.counts_from else index
+    return None
+
+
+def frozen_until(windows: Sequence[FreezeWindow], at: datetime) -> datetime | None:
+    """Return when the freeze window around `at` ends, None when no window covers it.
+
+    Overlapping and touching windows are one. `at` is UTC-aware, and so is the answer. Local times that a daylight-saving change
+    skips or repeats are read as zoneinfo reads them (fold 0), so a window is never lost, at most an hour longer or shorter.
+    """
+    end: datetime | None = None
+    probe = at
+    # Each round either extends the end or stops; a week of touching windows has at most 8 starts per window.
+    for _ in range(8 * len(windows) + 1):
+        later = max((until for window in windows if (until := _window_end(window, probe))), default=None)
+        if later is None or (end is not None and later <= end):
+            return end
+        end = probe = later
+    return end
+
+
+def _window_end(window: FreezeWindow, at: datetime) -> datetime | None:
+    """Return the end of the occurrence of `window` that covers `at`, None if none does."""
+    zone = ZoneInfo(window.timezone)
+    today = at.astimezone(zone).date()
+    days_back = window.minutes // (24 * 60) + 1
+    latest: datetime | None = None
+    for back in range(days_back + 1):
+        day = today - timedelta(days=back)
+        if day.isoweekday() not in window.weekdays:
+            continue
+        start = datetime(day.year, day.month, day.day, window.start_minute // 60, window.start_minute % 60, tzinfo=zone)
+        start_utc = start.astimezone(ZoneInfo("UTC"))
+        end_utc = (start.replace(tzinfo=None) + timedelta(minutes=window.minutes)).replace(tzinfo=zone).astimezone(ZoneInfo("UTC"))
+        if start_utc <= at < end_utc and (latest is None or end_utc > latest):
+            latest = end_utc
+    return latest

@@ -1,0 +1,67 @@
+"""Every exception we raise, whose fault it is, and whether a retry helps.
+
+RolloutdError
++-- BadInput                 the sender's: refuse it, say what, where and how to mend it; a retry never helps
+|   +-- ConfigInvalid          the operator's settings or plan
+|   +-- RecordRefused          a record of a topic; goes to quarantine
++-- OperatingTrouble         the surroundings': retry with backoff under one deadline, then become an event
+|   +-- EventLogUnavailable    Kafka
+|   +-- StoreUnavailable       Redis; the outcome of a write is unknown
+|   +-- AdviceUnavailableError   the model: late, absent, unparsable; never retried within a round
+|   +-- FlagPlaneUnavailable   not known to be served
++-- BrokenInvariant          our own: stop the worker, turn health red
+    +-- EventLogTruncated      the log is not the one we counted: a person must name a new epoch
+"""
+
+from __future__ import annotations
+
+from schemas.terms import QuarantineReason
+
+
+class RolloutdError(Exception):
+    """Anything rolloutd raises on purpose."""
+
+
+class BadInput(RolloutdError):
+    """What came in cannot be used; the message says what, where and how to mend it."""
+
+
+class ConfigInvalid(BadInput):
+    """Settings or a plan cannot be used."""
+
+
+class RecordRefused(BadInput):
+    """A record cannot be used; `reason` names its class."""
+
+    def __init__(self, reason: QuarantineReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class OperatingTrouble(RolloutdError):
+    """The surroundings do not answer as they should; it may pass."""
+
+
+class EventLogUnavailable(OperatingTrouble):
+    """Kafka does not answer in time or refuses."""
+
+
+class StoreUnavailable(OperatingTrouble):
+    """Redis does not answer in time or refuses; what was sent may or may not have been done."""
+
+
+class AdviceUnavailableError(OperatingTrouble):
+    """No usable advice in time."""
+
+
+class FlagPlaneUnavailable(OperatingTrouble):
+    """The plane is not known to serve what was decided."""
+
+
+class BrokenInvariant(RolloutdError):
+    """We are wrong about something we rely on."""
+
+
+class EventLogTruncated(BrokenInvariant):
+    """The fence lies outside the log: the topic was recreated, truncated, or is another one."""

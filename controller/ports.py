@@ -1,0 +1,174 @@
+"""What the service needs from the outside, as Protocols: the only place where adapters and service meet.
+
+Every call is bounded in time by the adapter (one deadline, from settings) and raises only exceptions of `controller.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from controller.core.evidence import PartitionProgress, VisitTotals
+from controller.core.judgement import Advice
+from controller.core.rollout import AskAdvice, Rollout
+
+
+class Clock(Protocol):
+    """Wall time for records, monotonic time for durations inside the process."""
+
+    def now(self) -> datetime:
+        """Return UTC now; never runs backwards within a process, also when the wall clock is set back."""
+
+    def monotonic(self) -> float:
+        """Return seconds of a clock that nobody can set."""
+
+
+# --- counting -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One Kafka record, as ingest needs it. `aiokafka.ConsumerRecord` satisfies the same names."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int  # ms since the epoch, by producer or broker
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPartition:
+    """A partition's hash as read on assignment."""
+
+    next_offset: int | None  # None: never counted, begin at the earliest record
+    fields: Mapping[str, bytes]  # everything else, as written
+
+
+class Totals(Protocol):
+    """The per-partition hashes: fence and absolute totals, written together."""
+
+    async def load(self, partition_key: str) -> StoredPartition:
+        """Return everything stored for one partition."""
+
+    async def save(self, partition_key: str, *, expected: int | None, next_offset: int, fields: Mapping[str, bytes]) -> int | None:
+        """Write `fields` and the new fence in one atomic step; return None when written (now or by an earlier try).
+
+        Returns the stored fence instead, and writes nothing, when it is not `expected` (None: no fence yet): somebody else counted, seek
+        there. `next_offset` equal to `expected` is a heartbeat. Safe to repeat with the same arguments. Raises StoreUnavailable when the outcome is unknown.
+        """
+
+    async def drop(self, partition_key: str, fields: Sequence[str]) -> None:
+        """Delete fields of rollouts that are over; idempotent, not fenced."""
+
+    async def read(
+        self, partition_keys: Sequence[str], wanted: Mapping[str, tuple[str, Sequence[int]]]
+    ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Sequence[PartitionProgress]]:
+        """Return merged totals and the partitions' progress, one round trip per partition.
+
+        `wanted` is flag key -> (rollout id, visits); the answer is flag key -> visit -> totals. Missing fields are zeros.
+        """
+
+
+# --- rollouts -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """An effect that is saved and not yet known to be published."""
+
+    field: str  # its name in the hash: outbox:<n>
+    effect_id: str  # flag/revision/n: receivers drop repeats by it
+    topic: str  # logical topic name: decisions, alerts, results, state
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRollout:
+    """What is kept for one flag."""
+
+    rollout: Rollout | None
+    token: int  # grows by one with every save; the compare-and-set is on it
+    tests: bytes  # the sequential tests' state, opaque here; b"" for none
+    outbox: Sequence[OutboxEntry]
+
+
+class Rollouts(Protocol):
+    """The flags' hashes: document, tests' state, answers and outbox, written together."""
+
+    async def load(self, flag_key: str) -> StoredRollout:
+        """Return what is stored; a flag never seen has no rollout and token 0."""
+
+    async def save(
+        self,
+        flag_key: str,
+        *,
+        expected_token: int,
+        rollout: Rollout | None = None,
+        tests: bytes | None = None,
+        outbox: Sequence[OutboxEntry] = (),
+        answer: tuple[str, bytes] | None = None,
+    ) -> bool:
+        """Write everything given in one atomic step with token `expected_token + 1`; None leaves a part as it is.
+
+        Returns False, and writes nothing, when the token is another one: somebody else decided. Safe to repeat with the same
+        arguments. Raises StoreUnavailable when the outcome is unknown.
+        """
+
+    async def answer_to(self, flag_key: str, command_id: str) -> bytes | None:
+        """Return the stored result of a command id, None when it was never answered."""
+
+    async def settle(self, flag_key: str, fields: Sequence[str]) -> None:
+        """Delete outbox fields that are published; idempotent."""
+
+    async def flag_keys(self) -> Sequence[str]:
+        """Return every flag that has a hash."""
+
+
+# --- the rest of the world --------------------------------------------------------------------------------------------------
+
+
+class Publisher(Protocol):
+    """Writes records to our own topics."""
+
+    async def publish(self, entries: Sequence[OutboxEntry]) -> None:
+        """Return once every entry is acknowledged by all in-sync replicas. Raises EventLogUnavailable; a repeat is harmless."""
+
+
+class Advisor(Protocol):
+    """A language model that is asked for its opinion at a gate."""
+
+    async def ask(self, rollout: Rollout, question: AskAdvice) -> Advice:
+        """Return parsed advice before `question.until`. Raises AdviceUnavailableError for everything else, whatever the server does."""
+
+
+class FlagPlane(Protocol):
+    """A system that serves flags to apps."""
+
+    @property
+    def name(self) -> str:
+        """A short name for logs, alerts and metrics."""
+
+    async def serve(self, rollout: Rollout) -> None:
+        """Make the plane serve `rollout.percent`; idempotent. An older revision than the plane has seen changes nothing.
+
+        Raises FlagPlaneUnavailable when it is not known to be served.
+        """
+
+    async def served_percent(self, flag_key: str) -> float | None:
+        """Return what the plane serves now, None when it does not know the flag."""
+
+
+class StateFeed(Protocol):
+    """The compacted state topic, followed from its beginning by every replica."""
+
+    def documents(self) -> AsyncIterator[Rollout]:
+        """Yield each flag's document, oldest first, then live."""
+
+    async def caught_up(self) -> None:
+        """Return once everything that was in the topic at start has been yielded."""

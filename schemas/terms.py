@@ -1,0 +1,212 @@
+"""The words of rolloutd, one meaning each: the same in code, logs, topics and metrics.
+
+Standard library only, because the pure core speaks these words too. Values are what stands on the wire.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+#: What a flag key, a variant name, a metric name or a command id may look like. An allow-list, so that a key can be
+#: part of a Redis field, a URL path and a metric label without escaping; `|` and `/` separate our own fields.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
+NAME = re.compile(NAME_PATTERN + r"\Z")
+
+
+class Arm(StrEnum):
+    """The two arms compared; named by the flag's variants."""
+
+    TREATMENT = "treatment"
+    CONTROL = "control"
+
+
+class PhaseName(StrEnum):
+    """Where a rollout is."""
+
+    SCHEDULED = "scheduled"
+    BAKING = "baking"
+    GATING = "gating"
+    AWAITING_APPROVAL = "awaiting_approval"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    ROLLED_BACK = "rolled_back"
+    ABORTED = "aborted"
+
+
+class DecisionKind(StrEnum):
+    """What the controller does."""
+
+    ADVANCE = "advance"
+    HOLD = "hold"
+    PAUSE = "pause"
+    STEP_BACK = "step_back"
+    ROLL_BACK = "roll_back"
+    COMPLETE = "complete"
+    START = "start"
+    RESUME = "resume"
+    ABORT = "abort"
+
+
+class CommandVerb(StrEnum):
+    """What an operator may ask for."""
+
+    START = "start"
+    PAUSE = "pause"
+    RESUME = "resume"
+    APPROVE = "approve"
+    REJECT = "reject"
+    PROMOTE = "promote"
+    PROMOTE_FULL = "promote_full"
+    STEP_BACK = "step_back"
+    ROLL_BACK = "roll_back"
+    ABORT = "abort"
+    RESTART = "restart"
+    FREEZE = "freeze"
+    UNFREEZE = "unfreeze"
+
+
+#: Verbs that only ever lower or hold exposure: they work whatever revision the operator has seen.
+ALWAYS_ACCEPTED = frozenset({CommandVerb.PAUSE, CommandVerb.ROLL_BACK, CommandVerb.ABORT})
+
+
+class Verdict(StrEnum):
+    """Of a metric or a gate. Five different things, never folded together."""
+
+    PASS = "pass"
+    FAIL = "fail"  # measured, bad
+    INCONCLUSIVE = "inconclusive"  # measured, undecided
+    NO_DATA = "no_data"  # nothing measured
+    ERROR = "error"  # the measuring broke
+
+
+class MetricRole(StrEnum):
+    """What a regression of the metric does."""
+
+    GUARDRAIL = "guardrail"  # rolls back
+    SIGNAL = "signal"  # holds
+    OBSERVE = "observe"  # is only reported
+
+
+class OnBreach(StrEnum):
+    """What a breached guardrail asks for."""
+
+    ROLL_BACK = "roll_back"
+    STEP_BACK = "step_back"
+    PAUSE = "pause"
+
+
+class HealthGap(StrEnum):
+    """Why the evidence cannot be judged yet; each has its own policy."""
+
+    NO_TRAFFIC = "no_traffic"  # no exposures in an arm
+    NO_OUTCOMES = "no_outcomes"  # exposures arrive, outcomes do not
+    BELOW_MIN_SAMPLE = "below_min_sample"
+    STALE = "stale"  # the freshest event is old, or the consumer lags
+    SRM = "srm"  # the observed share of treatment is not the decided one
+    ACTUATION_DRIFT = "actuation_drift"  # a flag plane does not serve the decided percentage
+    TAINTED = "tainted"  # a known gap in the event log touches this stage
+
+
+class GapPolicy(StrEnum):
+    """What a health gap does at a gate."""
+
+    WAIT = "wait"  # hold; pause after max_bake
+    PAUSE = "pause"
+    ROLL_BACK = "roll_back"
+
+
+class HoldReason(StrEnum):
+    """Why a rollout does not move although its bake is over, or why it is paused."""
+
+    HEALTH = "health"
+    INCONCLUSIVE = "inconclusive"
+    FAILING = "failing"
+    SIGNAL = "signal"
+    ADVISOR = "advisor"
+    APPROVAL = "approval"
+    FROZEN = "frozen"
+    MAX_BAKE = "max_bake"
+    OPERATOR = "operator"
+    REJECTED = "rejected"
+    BREACH = "breach"
+    EXPIRED = "expired"
+
+
+class AdvisorMode(StrEnum):
+    """What advice may do. It can never advance a failing gate, roll back, or delay a breach."""
+
+    OFF = "off"
+    OBSERVE = "observe"  # recorded
+    CAN_HOLD = "can_hold"  # may hold a bounded number of rounds, then a person decides
+    REQUIRED = "required"  # its `proceed` is needed
+
+
+class AdviceChoice(StrEnum):
+    """The model's opinion."""
+
+    PROCEED = "proceed"
+    HOLD = "hold"
+    ROLL_BACK = "roll_back"
+
+
+class Approval(StrEnum):
+    """Whether a person must agree before a stage is left."""
+
+    NOT_REQUIRED = "not_required"
+    REQUIRED = "required"
+
+
+class Severity(StrEnum):
+    """How urgently people are needed."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class AlertKind(StrEnum):
+    """What an alert is about."""
+
+    ROLLED_BACK = "rolled_back"
+    STEPPED_BACK = "stepped_back"
+    PAUSED = "paused"
+    APPROVAL_NEEDED = "approval_needed"
+    ADVISOR_HOLDS = "advisor_holds"
+    HEALTH_GAP = "health_gap"
+    SIGNAL_REGRESSION = "signal_regression"
+    SRM = "srm"
+    NOT_ACTUATED = "not_actuated"
+    COMPLETED = "completed"
+    PLAN_EXPIRED = "plan_expired"
+    FORCED = "forced"  # an operator went past a gate
+
+
+class Recorded(StrEnum):
+    """The one class every record of an event partition falls into (invariant I2)."""
+
+    COUNTED = "counted"  # touched at least one arm
+    QUARANTINED = "quarantined"  # refused
+    LATE = "late"  # a known flag, but outside every countable stage interval
+    IGNORED = "ignored"  # no flag with a rollout
+
+
+class CommandStatus(StrEnum):
+    """The one answer to a command id."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+class QuarantineReason(StrEnum):
+    """Why a record was refused."""
+
+    TOO_LARGE = "too_large"
+    EMPTY = "empty"  # a tombstone, or no value
+    NOT_JSON = "not_json"
+    NOT_CLOUDEVENT = "not_cloudevent"
+    UNKNOWN_TYPE = "unknown_type"
+    INVALID = "invalid"  # a field is missing, of the wrong type or out of range
+    NO_CONTEXT = "no_context"  # neither a context id nor a record key
+    BAD_TIME = "bad_time"  # outside the accepted window around the record's arrival
+    BAD_CHECKSUM = "bad_checksum"  # the broker's own record does not check out
