@@ -1,0 +1,198 @@
+"""Fixtures and rules that all tests share. Nothing here starts a server before a test asks for one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+from hypothesis import HealthCheck, settings
+
+from tests.brokers import (
+    KafkaInUse,
+    LocalKafka,
+    RedisInUse,
+    RedisServer,
+    create_topics_at,
+    describe_local_redis,
+    docker_trouble,
+    start_kafka,
+    start_redis,
+    why_not,
+)
+
+TESTS = Path(__file__).parent
+
+# A directory below tests/ that says what its tests need; `-m` selects by these.
+MARKER_OF_DIRECTORY = {
+    "unit": "unit",
+    "property": "property",
+    "scenarios": "unit",
+    "spec": "spec",
+    "contract": "contract",
+    "integration": "integration",
+    "e2e": "e2e",
+    "chaos": "chaos",
+    "benchmarks": "benchmark",
+}
+
+# An existing Kafka to use in place of one we start, as host:port. Topics are unique per test, so it may be shared.
+GIVEN_KAFKA_VARIABLE = "ROLLOUTD_TEST_KAFKA"
+ALLOW_MOCK_VARIABLE = "ROLLOUTD_ALLOW_MOCK_KAFKA"
+
+# No deadline per example: on a machine that is busy it fails for reasons that are not ours. "thorough" is what CI and
+# `make check` run; the default is for the edit-and-run loop.
+settings.register_profile("quick", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+CreateTopics = Callable[..., Awaitable[None]]
+
+_in_use = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make room for what the summary will say."""
+    config.stash[_in_use] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with what its directory stands for."""
+    for item in items:
+        if not item.path.is_relative_to(TESTS):
+            continue
+        marker = MARKER_OF_DIRECTORY.get(item.path.relative_to(TESTS).parts[0])
+        if marker is not None:
+            item.add_marker(marker)
+
+
+def pytest_report_header() -> list[str]:
+    """Say before the first test which brokers this machine can offer; nothing is started for it."""
+    given = os.environ.get(GIVEN_KAFKA_VARIABLE)
+    if given:
+        kafka = f"{given}, given by {GIVEN_KAFKA_VARIABLE}"
+    elif docker_trouble() is None:
+        kafka = "in Docker"
+    else:
+        reason = why_not()
+        kafka = "local Apache Kafka from Maven" if reason is None else f"MOCK ONLY, NO REAL KAFKA: {reason}"
+    redis_outlook = "in Docker" if docker_trouble() is None else describe_local_redis()
+    return [f"kafka, if a test asks: {kafka}", f"redis, if a test asks: {redis_outlook}"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which Kafka and which Redis the tests ran on."""
+    in_use = config.stash[_in_use]
+    terminalreporter.section("brokers used", sep="-")
+    for name in ("Kafka", "Redis"):
+        terminalreporter.write_line(f"{name}: {in_use.get(name, 'none, no test asked for it')}")
+    if "mock" in in_use:
+        terminalreporter.write_line(in_use["mock"], red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def kafka_in_use(request: pytest.FixtureRequest) -> Iterator[KafkaInUse]:
+    """The Kafka of this run with its description; `kafka` is the address alone."""
+    given = os.environ.get(GIVEN_KAFKA_VARIABLE)
+    if given:
+        broker = KafkaInUse(given, f"given by {GIVEN_KAFKA_VARIABLE}: {given}", True, lambda: None)
+    else:
+        broker = start_kafka()
+    in_use = request.config.stash[_in_use]
+    in_use["Kafka"] = broker.description
+    if not broker.is_real:
+        reasons = "\n".join(f"  {attempt}" for attempt in broker.attempts)
+        in_use["mock"] = (
+            "NO REAL KAFKA WAS AVAILABLE: THE TESTS RAN ON LIBRDKAFKA'S MOCK CLUSTER, AND TESTS MARKED real_kafka "
+            f"DID NOT RUN (rebalancing, admin calls, restarts, durability). Tried:\n{reasons}"
+        )
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka(kafka_in_use: KafkaInUse) -> str:
+    """The bootstrap address of a Kafka that all tests share: Docker, else local Apache Kafka, else the mock."""
+    return kafka_in_use.bootstrap
+
+
+@pytest.fixture(scope="session")
+def redis_in_use(request: pytest.FixtureRequest) -> Iterator[RedisInUse]:
+    """The Redis of this run with its description; `redis_url` is the address alone."""
+    server = start_redis()
+    request.config.stash[_in_use]["Redis"] = server.description
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_in_use: RedisInUse) -> str:
+    """The address of a Redis (append-only file, synced every second) that all tests share; see `redis_client`."""
+    return redis_in_use.url
+
+
+@pytest.fixture
+async def redis_client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
+    """An asyncio client of the shared Redis, emptied before the test; answers are bytes."""
+    client = redis.asyncio.Redis.from_url(redis_url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """A prefix no other test uses, to be put before every topic and group name."""
+    return f"t{uuid.uuid4().hex[:10]}."
+
+
+@pytest.fixture
+def create_topics(kafka_in_use: KafkaInUse) -> CreateTopics:
+    """`await create_topics("a", "b", partitions=4, configs={...})` on the shared Kafka, one copy each.
+
+    On the mock cluster topics come into being on first use, with 4 partitions; asking for another number fails.
+    """
+
+    async def create(*names: str, partitions: int = 4, configs: Mapping[str, str] | None = None) -> None:
+        if not kafka_in_use.is_real:
+            assert partitions == 4, "the mock cluster only makes topics of 4 partitions"
+            return
+        await create_topics_at(kafka_in_use.bootstrap, *names, partitions=partitions, configs=configs)
+
+    return create
+
+
+@pytest.fixture
+def own_kafka() -> Iterator[LocalKafka]:
+    """A local Apache Kafka of the test's own, started, to kill and restart. About 4 s; use `kafka` if that will do."""
+    reason = why_not()
+    if reason is not None:
+        _no_real_kafka(reason)
+    with LocalKafka() as broker:
+        yield broker
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A Redis of the test's own with an append-only file, started, to kill, freeze, restart and cut."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _real_kafka_or_say_so(request: pytest.FixtureRequest) -> None:
+    """Keep a test marked `real_kafka` off the mock: it fails, or is skipped where the mock was allowed."""
+    if request.node.get_closest_marker("real_kafka") is None:
+        return
+    broker: KafkaInUse = request.getfixturevalue("kafka_in_use")
+    if not broker.is_real:
+        _no_real_kafka("; ".join(broker.attempts))
+
+
+def _no_real_kafka(reason: str) -> None:
+    if os.environ.get(ALLOW_MOCK_VARIABLE) == "1":
+        pytest.skip(f"needs a real Kafka, which this machine has not: {reason}")
+    pytest.fail(f"needs a real Kafka ({reason}); {ALLOW_MOCK_VARIABLE}=1 skips such tests", pytrace=False)

@@ -1,0 +1,121 @@
+"""The brokers that all other tests stand on: real ones, that keep what they acknowledged over a crash."""
+
+import asyncio
+
+import pytest
+import redis.asyncio
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from tests.brokers import LocalKafka, RedisServer, create_topics_at
+from tests.conftest import CreateTopics
+
+
+async def _produce(bootstrap: str, topic: str, values: list[bytes]) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, acks="all")
+    await producer.start()
+    try:
+        for value in values:
+            await producer.send(topic, value)
+        await producer.flush()
+    finally:
+        await producer.stop()
+
+
+async def _consume(bootstrap: str, topic: str, group: str, count: int) -> list[bytes]:
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=bootstrap, group_id=group, auto_offset_reset="earliest", enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        values: list[bytes] = []
+        async with asyncio.timeout(30):
+            while len(values) < count:
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    values.extend(record.value for record in records)
+        return values
+    finally:
+        await consumer.stop()
+
+
+async def test_group_consumes_what_was_produced(kafka: str, topic_prefix: str, create_topics: CreateTopics) -> None:
+    """A group of one reads every record that a producer was told is stored."""
+    topic = f"{topic_prefix}events"
+    sent = [str(number).encode() for number in range(500)]
+    await create_topics(topic)
+    await _produce(kafka, topic, sent)
+    assert sorted(await _consume(kafka, topic, f"{topic_prefix}group", 500)) == sorted(sent)
+
+
+@pytest.mark.real_kafka
+async def test_two_members_share_a_group(kafka: str, topic_prefix: str, create_topics: CreateTopics) -> None:
+    """Two members of one group each get half of the partitions."""
+    topic = f"{topic_prefix}events"
+    await create_topics(topic, partitions=4)
+    members = [
+        AIOKafkaConsumer(topic, bootstrap_servers=kafka, group_id=f"{topic_prefix}group", enable_auto_commit=False)
+        for _ in range(2)
+    ]
+    try:
+        for member in members:
+            await member.start()
+        async with asyncio.timeout(30):
+            while [len(member.assignment()) for member in members] != [2, 2]:
+                await asyncio.gather(*(member.getmany(timeout_ms=100) for member in members))
+    finally:
+        await asyncio.gather(*(member.stop() for member in members))
+
+
+async def test_kafka_killed_and_restarted_keeps_records(own_kafka: LocalKafka, topic_prefix: str) -> None:
+    """A broker killed with SIGKILL comes back on the same port with every record it acknowledged."""
+    topic = f"{topic_prefix}events"
+    await create_topics_at(own_kafka.bootstrap, topic, partitions=1)
+    await _produce(own_kafka.bootstrap, topic, [b"before"])
+    own_kafka.kill9()
+    assert not own_kafka.is_running()
+    own_kafka.start()
+    await _produce(own_kafka.bootstrap, topic, [b"after"])
+    assert await _consume(own_kafka.bootstrap, topic, f"{topic_prefix}group", 2) == [b"before", b"after"]
+
+
+async def test_topics_are_not_made_by_accident(own_kafka: LocalKafka) -> None:
+    """The local broker creates no topic by being asked for one, as in production."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=own_kafka.bootstrap)
+    await consumer.start()
+    try:
+        assert await consumer.topics() == set()
+        assert not consumer.partitions_for_topic("nowhere")
+    finally:
+        await consumer.stop()
+
+
+async def test_redis_restart_keeps_data(own_redis: RedisServer) -> None:
+    """A server killed with SIGKILL comes back on the same port with its append-only file replayed."""
+    client = redis.asyncio.Redis.from_url(own_redis.url)
+    try:
+        await client.hset("totals", mapping={"next": 42})
+        own_redis.kill9()
+        own_redis.start()
+        assert await client.hget("totals", "next") == b"42"
+    finally:
+        await client.aclose()
+
+
+async def test_a_cut_tail_loses_the_last_write_only(own_redis: RedisServer) -> None:
+    """Bytes off the end of the append-only file undo the last write and leave the server able to start."""
+    client = redis.asyncio.Redis.from_url(own_redis.url)
+    try:
+        await client.set("first", "kept")
+        await client.set("second", "lost")
+        own_redis.kill9()
+        assert own_redis.cut_aof_tail(3) == 3
+        own_redis.start()
+        assert await client.mget("first", "second") == [b"kept", None]
+    finally:
+        await client.aclose()
+
+
+async def test_shared_redis_starts_empty(redis_client: redis.asyncio.Redis) -> None:
+    """The shared server is emptied before each test that uses it, and keeps an append-only file."""
+    assert await redis_client.dbsize() == 0
+    assert (await redis_client.config_get("appendonly"))["appendonly"] == "yes"
+    await redis_client.set("left", "behind")
