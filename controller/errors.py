@@ -3,7 +3,6 @@
 RolloutdError
 +-- BadInput                 the sender's: refuse it, say what, where and how to mend it; a retry never helps
 |   +-- ConfigInvalid          the operator's settings or plan
-|   +-- RecordRefused          a record of a topic; goes to quarantine
 +-- OperatingTrouble         the surroundings': retry with backoff under one deadline, then become an event
 |   +-- EventLogUnavailable    Kafka
 |   +-- StoreUnavailable       Redis; the outcome of a write is unknown
@@ -11,11 +10,11 @@ RolloutdError
 |   +-- FlagPlaneUnavailable   not known to be served
 +-- BrokenInvariant          our own: stop the worker, turn health red
     +-- EventLogTruncated      the log is not the one we counted: a person must name a new epoch
+
+A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the contract refuses it, it goes to quarantine.
 """
 
 from __future__ import annotations
-
-from schemas.terms import QuarantineReason
 
 
 class RolloutdError(Exception):
@@ -28,15 +27,6 @@ class BadInput(RolloutdError):
 
 class ConfigInvalid(BadInput):
     """Settings or a plan cannot be used."""
-
-
-class RecordRefused(BadInput):
-    """A record cannot be used; `reason` names its class."""
-
-    def __init__(self, reason: QuarantineReason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 class OperatingTrouble(RolloutdError):

@@ -5,7 +5,7 @@ Every call is bounded in time by the adapter (one deadline, from settings) and r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -47,6 +47,44 @@ class StoredPartition:
 
     next_offset: int | None  # None: never counted, begin at the earliest record
     fields: Mapping[str, bytes]  # everything else, as written
+
+
+TopicPartition = tuple[str, int]
+
+
+class EventLog(Protocol):
+    """One member of a consumer group. Positions are ours: nothing is read from where Kafka thinks we were, except by `committed`."""
+
+    @property
+    def assignment(self) -> frozenset[TopicPartition]:
+        """The partitions this member owns now. May change between any two awaits; records of others are to be dropped."""
+
+    def on_revoked(self, callback: Callable[[frozenset[TopicPartition]], Awaitable[None]]) -> None:
+        """Set what is awaited, bounded in time, before partitions are handed over: the moment for a last save."""
+
+    async def fetch(self, max_records: int, timeout_seconds: float) -> Mapping[TopicPartition, Sequence[Record]]:
+        """Return what has arrived, at most `max_records`, waiting at most `timeout_seconds`; empty when nothing came."""
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Read on from `offset`. Ignored for partitions no longer assigned."""
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        """Fetch nothing from these until resumed."""
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        """Fetch from these again."""
+
+    async def bounds(self, partition: TopicPartition) -> tuple[int, int]:
+        """Return (first offset kept, offset after the last). Raises EventLogUnavailable."""
+
+    def end_offset(self, partition: TopicPartition) -> int | None:
+        """Return the offset after the last record as of the latest fetch, without I/O; None when not known."""
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        """Return the group's committed offset, None for none."""
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit next offsets: for lag tools, and for command topics. Failure is logged and counted, never raised."""
 
 
 class Totals(Protocol):

@@ -90,28 +90,24 @@ async def test_topics_are_not_made_by_accident(own_kafka: LocalKafka) -> None:
 
 async def test_redis_restart_keeps_data(own_redis: RedisServer) -> None:
     """A server killed with SIGKILL comes back on the same port with its append-only file replayed."""
-    client = redis.asyncio.Redis.from_url(own_redis.url)
-    try:
+    async with redis.asyncio.Redis.from_url(own_redis.url) as client:
         await client.hset("totals", mapping={"next": 42})
-        own_redis.kill9()
-        own_redis.start()
+    own_redis.kill9()
+    own_redis.start()
+    async with redis.asyncio.Redis.from_url(own_redis.url) as client:
         assert await client.hget("totals", "next") == b"42"
-    finally:
-        await client.aclose()
 
 
 async def test_a_cut_tail_loses_the_last_write_only(own_redis: RedisServer) -> None:
     """Bytes off the end of the append-only file undo the last write and leave the server able to start."""
-    client = redis.asyncio.Redis.from_url(own_redis.url)
-    try:
+    async with redis.asyncio.Redis.from_url(own_redis.url) as client:
         await client.set("first", "kept")
         await client.set("second", "lost")
-        own_redis.kill9()
-        assert own_redis.cut_aof_tail(3) == 3
-        own_redis.start()
+    own_redis.kill9()
+    assert own_redis.cut_aof_tail(3) == 3
+    own_redis.start()
+    async with redis.asyncio.Redis.from_url(own_redis.url) as client:
         assert await client.mget("first", "second") == [b"kept", None]
-    finally:
-        await client.aclose()
 
 
 async def test_shared_redis_starts_empty(redis_client: redis.asyncio.Redis) -> None:
