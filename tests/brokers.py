@@ -7,6 +7,7 @@ records and assertions; and pytest, which is conftest.py's business.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import shutil
 import signal
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -277,9 +279,7 @@ def start_kafka() -> KafkaInUse:
             local_trouble = str(error)
     attempts.append(f"local Apache Kafka: {local_trouble}")
     mock = MockKafka()
-    return KafkaInUse(
-        mock.bootstrap, "librdkafka's MOCK cluster (not a real Kafka)", False, mock.stop, tuple(attempts)
-    )
+    return KafkaInUse(mock.bootstrap, "librdkafka's MOCK cluster (not a real Kafka)", False, mock.stop, tuple(attempts))
 
 
 def start_redis() -> RedisInUse:
@@ -306,16 +306,18 @@ def docker_trouble() -> str | None:
     """Return why no container can be run, or None when a Docker engine answers."""
     import docker
 
-    try:
-        client = docker.from_env(timeout=3)
-    except Exception as error:  # docker-py raises its own and urllib's errors here, all meaning "no engine"
-        return f"no engine answers ({type(error).__name__})"
-    try:
-        client.ping()
-    except Exception as error:  # as above
-        return f"no engine answers ({type(error).__name__})"
-    finally:
-        client.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # docker-py leaves its socket open when nobody answers
+        try:
+            client = docker.from_env(timeout=3)
+            try:
+                client.ping()
+            finally:
+                client.close()
+        except Exception as error:  # docker-py's, requests' and urllib3's errors all mean the same here
+            return f"no engine answers ({type(error).__name__})"
+        finally:
+            gc.collect()  # here, where it is expected, and not in the middle of a test
     return None
 
 

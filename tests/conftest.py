@@ -151,7 +151,7 @@ def topic_prefix() -> str:
 
 @pytest.fixture
 def create_topics(kafka_in_use: KafkaInUse) -> CreateTopics:
-    """`await create_topics("a", "b", partitions=4, configs={...})` on the shared Kafka, one copy each.
+    """A coroutine function that makes topics on the shared Kafka: names, then `partitions` (4) and `configs`.
 
     On the mock cluster topics come into being on first use, with 4 partitions; asking for another number fails.
     """
