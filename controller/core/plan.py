@@ -1,7 +1,7 @@
 """The declared journey of one flag, as the core sees it: already validated, already in units.
 
-The wire form (YAML, JSON) and every check with a message for people live in `schemas/plan.py`; a running rollout keeps the
-plan it started with, so these values are frozen.
+The wire form (YAML, JSON) is in `schemas/plan.py`, every check with a message for people in `controller/plans.py`. A running
+rollout keeps the plan it started with, so these values are frozen.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Stage:
 class Guardrail:
     """One metric that is watched, and what a regression of it does.
 
-    `limit` is the absolute bound, None for no bound: a share in [0, 1] for `error_rate` and `conversion:<name>`, milliseconds
-    for `latency_p<q>`. `margin` is the tolerated relative harm against control, None for no comparison: 0.1 tolerates that
-    treatment is up to 10 % worse. At least one of the two is set.
+    `limit` is the absolute bound, None for no bound: a share in [0, 1] for `error_rate` and `conversion:<name>`,
+    milliseconds for `latency_p<q>`. `margin` is the tolerated relative harm against control, None for no comparison: 0.1
+    tolerates that treatment is up to 10 % worse. At least one of the two is set.
     """
 
     metric: str  # error_rate | latency_p50 p90 p95 p99 p999 | conversion:<name>
@@ -44,6 +44,12 @@ class Guardrail:
     margin: float | None = None
     gate_margin: float | None = None  # non-inferiority margin asked for at a gate; None: the engine's ladder by percent
     on_breach: OnBreach = OnBreach.ROLL_BACK
+    from_percent: float = 0.0  # watched only in stages of at least this percentage,
+    to_percent: float = 100.0  # and at most this one: a limit that tightens is two guardrails
+
+    def is_watched_at(self, percent: float) -> bool:
+        """True when a stage of `percent` is judged by this guardrail."""
+        return self.from_percent <= percent <= self.to_percent
 
     @property
     def quantile(self) -> float | None:
@@ -107,3 +113,7 @@ class Plan:
     expires_at: datetime | None = None  # past it a running rollout pauses and asks for its owner
     start_at: datetime | None = None
     blind: bool = False  # a timed ramp without evidence: stages end by bake alone. Said loudly wherever it is shown
+
+    def guardrails_at(self, percent: float) -> tuple[Guardrail, ...]:
+        """Return the guardrails that a stage of `percent` is judged by, in the plan's order."""
+        return tuple(guardrail for guardrail in self.guardrails if guardrail.is_watched_at(percent))
