@@ -93,7 +93,9 @@ class Totals(Protocol):
     async def load(self, partition_key: str) -> StoredPartition:
         """Return everything stored for one partition."""
 
-    async def save(self, partition_key: str, *, expected: int | None, next_offset: int, fields: Mapping[str, bytes]) -> int | None:
+    async def save(
+        self, partition_key: str, *, expected: int | None, next_offset: int, fields: Mapping[str, bytes]
+    ) -> int | None:
         """Write `fields` and the new fence in one atomic step; return None when written (now or by an earlier try).
 
         Returns the stored fence instead, and writes nothing, when it is not `expected` (None: no fence yet): somebody else counted, seek

@@ -50,7 +50,9 @@ class Gap:
 
     kind: HealthGap
     detail: str  # one sentence with the numbers
-    treatment_missing: bool = False  # SRM only: treatment is far below its share, as when it crashes before it can report
+    treatment_missing: bool = (
+        False  # SRM only: treatment is far below its share, as when it crashes before it can report
+    )
 
 
 @dataclass(frozen=True, slots=True)
