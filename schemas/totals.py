@@ -1,0 +1,182 @@
+r"""What stands in Redis for one event partition: the hash's layout, and how one arm's totals become bytes and back.
+
+One hash per event partition, `<prefix>agg:{<topic>/<partition>/<epoch>}`. To look at it:
+`redis-cli HGETALL 'rolloutd:agg:{rollout.flag.evaluations/3/1}'`, or `HMGET ... next end counted` for the position alone.
+
+| field | what stands in it |
+|---|---|
+| `next` | the fence: the offset to read next. Everything else in the hash is what the records before it add up to |
+| `digest` | of the arguments of the last save: how a repeated save is recognised as already done |
+| `format` | version of this layout, `1` |
+| `start` | the offset counting began at |
+| `end` | the log's end when its owner last looked; `end - next` is the lag |
+| `freshest` | greatest event time counted, ms since the epoch; empty before the first |
+| `reported_at` | when the owner last wrote, ms since the epoch, by its own clock |
+| `counted` `quarantined` `late` `ignored` | records by the class they fell into |
+| `holes` | offsets that hold no record for us: compacted away, transaction markers, or lost |
+| `tainted_from` | ms since the epoch since when records are known to be lost; empty for never |
+| `<flag>\|<rollout id>\|<visit>\|treatment` or `\|control` | one arm's totals as JSON; a number that is absent is 0 |
+| `<flag>\|<rollout id>\|<visit>\|<anything else>` | what ingest keeps beside the totals: membership sets, attribution |
+
+It always holds that `next - start = counted + quarantined + late + ignored + holes`.
+
+Histograms are JSON objects from log bucket to count; bucket `i` holds latencies in (1.02^(i-1), 1.02^i] ms, so `"231": 17` is
+17 values of about 97 ms.
+
+Belongs here: bytes and names. Does not belong here: reading and writing them (`controller/adapters/redis.py`), and what the
+numbers mean (`controller/core/evidence.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from schemas.terms import Arm
+
+FORMAT = 1
+"""Version of the layout. A hash with a greater one was written by a newer rolloutd and is refused, never guessed at."""
+
+MAX_FIELDS_PER_SAVE = 3_000
+"""Fields one save may carry, progress included. A save is one script with one HSET, and Lua hands a call at most 8,000 values
+(LUAI_MAXCSTACK); see ops/decisions/0002-one-hset.md. Whoever gathers more changed fields saves earlier."""
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class ArmCounts(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """One arm's totals in one visit over one partition. Mutable, for ingest to fold into; meanings: `core.evidence.ArmTotals`."""
+
+    evaluations: Count = 0
+    exposures: Count = 0
+    switched: Count = 0
+    outcomes: Count = 0
+    errors: Count = 0
+    at_risk: Count = 0
+    first_errors: Count = 0
+    converted: dict[str, Count] = {}  # conversion name -> distinct contexts
+    latency: dict[int, Count] = {}  # log bucket -> values, one per context and batch
+    latency_all: dict[int, Count] = {}  # log bucket -> values, every one
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(ArmCounts)
+
+
+def encode_arm(counts: ArmCounts) -> bytes:
+    """Return the bytes of an arm's field: JSON with full names."""
+    return _encoder.encode(counts)
+
+
+def decode_arm(value: bytes) -> ArmCounts:
+    """Return what an arm's field holds. Raises ValueError for anything `encode_arm` of this version cannot have written."""
+    return _decoder.decode(value)
+
+
+class TotalsField(NamedTuple):
+    """The name of a field that belongs to one visit of one rollout."""
+
+    flag_key: str
+    rollout_id: str
+    visit: int  # index into Rollout.visits
+    part: str  # an arm, or a name of ingest's own
+
+    @property
+    def arm(self) -> Arm | None:
+        """The arm whose totals the field holds, None for ingest's own fields."""
+        return _ARMS.get(self.part)
+
+
+_ARMS = {arm.value: arm for arm in Arm}
+
+
+def part_field(flag_key: str, rollout_id: str, visit: int, part: str) -> str:
+    """Return the name of a field that belongs to one visit. No name may contain `|`; `schemas.terms.NAME` allows none."""
+    return f"{flag_key}|{rollout_id}|{visit}|{part}"
+
+
+def arm_field(flag_key: str, rollout_id: str, visit: int, arm: Arm) -> str:
+    """Return the name of the field that holds one arm's totals."""
+    return f"{flag_key}|{rollout_id}|{visit}|{arm.value}"
+
+
+def parse_field(name: str) -> TotalsField | None:
+    """Return what a field's name says, None for the partition's own fields."""
+    words = name.split("|")
+    if len(words) != 4 or not words[2].isascii() or not words[2].isdigit():
+        return None
+    return TotalsField(words[0], words[1], int(words[2]), words[3])
+
+
+class PartitionCounts(msgspec.Struct):
+    """How far one partition has been counted and what became of its records. Mutable, for ingest; the fence is not in here."""
+
+    start: int = 0  # offset
+    end: int = 0  # offset
+    freshest_ms: int | None = None
+    reported_at_ms: int = 0
+    counted: int = 0
+    quarantined: int = 0
+    late: int = 0
+    ignored: int = 0
+    holes: int = 0
+    tainted_from_ms: int | None = None
+
+    def adds_up(self, next_offset: int) -> bool:
+        """Whether every offset from `start` to before `next_offset` fell into exactly one class (invariant I2)."""
+        return next_offset - self.start == self.counted + self.quarantined + self.late + self.ignored + self.holes
+
+
+PROGRESS_FIELDS = (
+    "start",
+    "end",
+    "freshest",
+    "reported_at",
+    "counted",
+    "quarantined",
+    "late",
+    "ignored",
+    "holes",
+    "tainted_from",
+)
+"""Names of the hash's fields that hold `PartitionCounts`, in its order."""
+
+
+def encode_progress(counts: PartitionCounts) -> dict[str, bytes]:
+    """Return the progress fields of a partition's hash."""
+    return {
+        name: b"" if number is None else b"%d" % number
+        for name, number in zip(PROGRESS_FIELDS, msgspec.structs.astuple(counts), strict=True)
+    }
+
+
+def decode_progress(fields: Mapping[str, bytes]) -> PartitionCounts:
+    """Return a partition's progress from its hash; other fields may be there too.
+
+    Raises ValueError naming the field that is missing or is no number.
+    """
+    return PartitionCounts(
+        start=_number(fields, "start"),
+        end=_number(fields, "end"),
+        freshest_ms=_number_or_unknown(fields, "freshest"),
+        reported_at_ms=_number(fields, "reported_at"),
+        counted=_number(fields, "counted"),
+        quarantined=_number(fields, "quarantined"),
+        late=_number(fields, "late"),
+        ignored=_number(fields, "ignored"),
+        holes=_number(fields, "holes"),
+        tainted_from_ms=_number_or_unknown(fields, "tainted_from"),
+    )
+
+
+def _number_or_unknown(fields: Mapping[str, bytes], name: str) -> int | None:
+    return None if fields.get(name) == b"" else _number(fields, name)
+
+
+def _number(fields: Mapping[str, bytes], name: str) -> int:
+    value = fields.get(name)
+    if value is None or not value.isdigit():
+        raise ValueError(f"field {name!r} of a partition's hash is {value!r}, not a number")
+    return int(value)
