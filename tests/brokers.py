@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -27,12 +28,14 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from local_kafka import LOOPBACK, LocalKafka, LocalKafkaError, OrphanGuard, free_port, kafka_version, why_not
 
 __all__ = [
+    "ALLOW_MOCK_VARIABLE",
     "KafkaInUse",
     "LocalKafka",
     "LocalKafkaError",
     "MockKafka",
     "RedisInUse",
     "RedisServer",
+    "announce",
     "create_topics_at",
     "describe_local_redis",
     "docker_trouble",
@@ -46,6 +49,9 @@ __all__ = [
 # The Docker variants of the same software; tags, since a digest cannot be looked up where there is no network.
 KAFKA_IMAGE = f"apache/kafka:{kafka_version()}"
 REDIS_IMAGE = "redis:8.2"
+
+# "1" turns the failure of tests that need a real Kafka into a skip, where only the mock can be had.
+ALLOW_MOCK_VARIABLE = "ROLLOUTD_ALLOW_MOCK_KAFKA"
 
 
 class RedisServer:
@@ -102,9 +108,7 @@ class RedisServer:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
     def start(self, timeout_seconds: float = 20.0) -> str:
@@ -348,6 +352,26 @@ def describe_local_redis() -> str:
     return f"{words[0]} {version}, local process ({binary.name})"
 
 
+def announce() -> str:
+    """Say on stderr, loudly, when there is no real Kafka; return the variable that then lets tests skip, or "".
+
+    What `make test` asks before the tests: on a machine that can have a real Kafka, tests that need one must not be
+    skipped in silence, and on one that cannot, the suite must still say what it can about the code.
+    """
+    trouble, local_trouble = docker_trouble(), why_not()
+    if trouble is None or local_trouble is None:
+        return ""
+    lines = (
+        "NO REAL KAFKA ON THIS MACHINE: THE TESTS RUN ON LIBRDKAFKA'S MOCK CLUSTER.",
+        "TESTS MARKED real_kafka ARE NOT RUN: REBALANCING, ADMIN CALLS, RESTARTS, DURABILITY, CRASHES.",
+        f"Docker: {trouble}. Local Apache Kafka: {local_trouble}.",
+        "To run everything: install Java 17 and Maven, or start Docker.",
+    )
+    rule = "*" * max(len(line) for line in lines)
+    print("\n".join((rule, *lines, rule)), file=sys.stderr)
+    return f"{ALLOW_MOCK_VARIABLE}=1"
+
+
 async def create_topics_at(
     bootstrap: str, *names: str, partitions: int = 4, copies: int = 1, configs: Mapping[str, str] | None = None
 ) -> None:
@@ -423,3 +447,7 @@ def _docker_redis() -> RedisInUse:
         raise
     url = f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
     return RedisInUse(url, f"{REDIS_IMAGE} in Docker", container.stop)
+
+
+if __name__ == "__main__":
+    print(announce())

@@ -12,6 +12,7 @@ import redis.asyncio
 from hypothesis import HealthCheck, settings
 
 from tests.brokers import (
+    ALLOW_MOCK_VARIABLE,
     KafkaInUse,
     LocalKafka,
     RedisInUse,
@@ -41,7 +42,6 @@ MARKER_OF_DIRECTORY = {
 
 # An existing Kafka to use in place of one we start, as host:port. Topics are unique per test, so it may be shared.
 GIVEN_KAFKA_VARIABLE = "ROLLOUTD_TEST_KAFKA"
-ALLOW_MOCK_VARIABLE = "ROLLOUTD_ALLOW_MOCK_KAFKA"
 
 # No deadline per example: on a machine that is busy it fails for reasons that are not ours. "thorough" is what CI and
 # `make check` run; the default is for the edit-and-run loop.
@@ -59,14 +59,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_in_use] = {}
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with what its directory stands for."""
+    """Mark each test with what its directory stands for; fast directories first, in random order within each."""
+    order = list(MARKER_OF_DIRECTORY)
+    rank: dict[pytest.Item, int] = {}
     for item in items:
-        if not item.path.is_relative_to(TESTS):
-            continue
-        marker = MARKER_OF_DIRECTORY.get(item.path.relative_to(TESTS).parts[0])
+        directory = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        marker = MARKER_OF_DIRECTORY.get(directory)
         if marker is not None:
             item.add_marker(marker)
+        rank[item] = order.index(directory) if marker is not None else 0
+    items.sort(key=rank.__getitem__)
 
 
 def pytest_report_header() -> list[str]:

@@ -1,0 +1,87 @@
+# Everything a newcomer, a maintainer and CI run; `make` alone lists it. Needs Python 3.11+, make and git, nothing else:
+# a virtual environment with hash-locked packages is made on first use.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+# 3.11 to 3.13 are what the lock file was tried with, hence first; 3.14 is taken where there is nothing else.
+# A name on PATH proves little (a version manager's shim, a Debian without venv), hence the question to the interpreter.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3.14 python3; do \
+	"$$name" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; \
+	done)
+UV_VERSION := 0.13.8
+PYTEST := $(BIN)/python -m pytest
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: demo
+demo: $(VENV)/.installed ## watch a rollout in the terminal: embedded Kafka and Redis, synthetic apps (ARGS="--scenario errors")
+	$(BIN)/rolloutd demo $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.installed ## every test but the long ones, fast first, on the best Kafka this machine can have (ARGS for pytest)
+	@allowance="$$(PYTHONPATH=ops/kafka $(BIN)/python -m tests.brokers)"; \
+	env $$allowance $(PYTEST) $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.installed ## format, lint, types, import contracts, unit and property tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) -m "unit or property or spec" $(ARGS)
+
+.PHONY: format
+format: $(VENV)/.installed ## rewrite the code as ruff would have it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: chaos
+chaos: $(VENV)/.installed ## the long crash tests: hundreds of kill -9 and zombie rounds, up to an hour
+	$(PYTEST) -m "chaos" -o faulthandler_timeout=5400 -s $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.installed ## events per second, breach to 0 % served, memory
+	$(PYTEST) -m "benchmark" -o faulthandler_timeout=3600 -s $(ARGS)
+
+.PHONY: schemas
+schemas: $(VENV)/.installed ## write schemas/json and schemas/asyncapi.yaml from the models
+	$(BIN)/python -m schemas.generate
+
+.PHONY: lock
+lock: ## resolve the newest allowed packages for Python 3.11 and up into the lock files
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv and ensurepip on PATH" >&2; exit 1; }
+	"$(PYTHON)" -m venv .cache/lock
+	.cache/lock/bin/pip install --quiet "uv==$(UV_VERSION)"
+	.cache/lock/bin/uv pip compile pyproject.toml --all-extras $(LOCK_OPTIONS) --output-file requirements.lock
+	.cache/lock/bin/uv pip compile pyproject.toml --constraint requirements.lock $(LOCK_OPTIONS) \
+		--output-file ops/requirements-runtime.lock
+	echo hatchling | .cache/lock/bin/uv pip compile - --constraint requirements.lock $(LOCK_OPTIONS) \
+		--output-file ops/requirements-build.lock
+
+# No index address and no path may end up in the files: they are read on other machines. UPGRADE= keeps what is pinned.
+UPGRADE ?= --upgrade
+LOCK_OPTIONS = --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+.PHONY: clean
+clean: ## remove the virtual environment and all caches
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# The stamp holds on to the lock file and the metadata: a changed dependency installs again, a changed source need not.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv and ensurepip on PATH" >&2; exit 1; }
+	@echo "installing the locked packages into $(VENV) (once, about a minute)"
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
