@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from controller.core.judgement import Gap, Judgement, MetricReport
+from controller.core.judgement import Judgement, MetricReport
 from controller.core.rollout import (
     COMMAND_MAX_AGE,
     Aborted,
@@ -64,23 +64,18 @@ CONTROLLER = "rolloutd"
 
 
 def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple[Effect, ...]]:
-    """Return the rollout after `event`, and what the world must be told. Pure; `rollout` is None before a flag's first start."""
+    """Return the rollout after `event`, and what the world must be told. Pure; None stands for a flag never started."""
     if rollout is None:
         return _begin(None, event) if isinstance(event, CommandReceived) else (None, ())
     now = max(event.at, rollout.updated_at)  # a clock set back never takes bake time away, or gives it
     match (rollout.phase, event):
         # A regression is final: no advice, approval, freeze, pause or lag stands before it.
-        case (
-            Baking() | Gating() | AwaitingApproval() | Paused(),
-            EvidenceJudged(judgement=Judgement(breach=MetricReport() as found) as judgement),
-        ):
-            return _breach(rollout, found, judgement, now)
+        case (Baking() | Gating() | AwaitingApproval() | Paused(), EvidenceJudged(judgement=seen)) if seen.breach is not None:
+            return _breach(rollout, seen.breach, seen, now)
         case (_, CommandReceived() as command):
             return _obey(rollout, command, now)
-        case (Baking() | Gating() | AwaitingApproval(), EvidenceJudged(judgement=judgement)) if split := _broken_split(
-            rollout, judgement
-        ):
-            return _close_for_gap(rollout, split, judgement, now)
+        case (Baking() | Gating() | AwaitingApproval(), EvidenceJudged(judgement=seen)) if _broken_split(rollout, seen):
+            return _close_for_gap(rollout, HealthGap.SRM, seen, now)
         # Time.
         case (Scheduled() | Baking() | Gating() | AwaitingApproval(), Ticked()) if _is_expired(rollout, now):
             return _pause(rollout, HoldReason.EXPIRED, "the plan has expired; its owner decides", now)
@@ -95,19 +90,11 @@ def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple
         # Advice: late, absent and unreadable are one thing, `no advice`.
         case (Gating(advice=AdviceRound(is_closed=False, until=until)) as gate, Ticked()) if now >= until:
             return _close_round(rollout, gate, None, now), ()
-        case (
-            Gating(gate_id=asked, advice=AdviceRound(is_closed=False, number=n)) as gate,
-            AdviceReceived(gate_id=g, round=r),
-        ) if (g, r) == (asked, n):
+        case (Gating() as gate, AdviceReceived() | AdviceUnavailable()) if _is_answer(event, gate):
             return _close_round(rollout, gate, event, now), ()
-        case (
-            Gating(gate_id=asked, advice=AdviceRound(is_closed=False, number=n)) as gate,
-            AdviceUnavailable(gate_id=g, round=r),
-        ) if (g, r) == (asked, n):
-            return _close_round(rollout, gate, None, now), ()
         # The gate itself.
-        case (Gating() as gate, EvidenceJudged(judgement=judgement)):
-            return _judge_gate(rollout, gate, judgement, now)
+        case (Gating() as gate, EvidenceJudged(judgement=seen)):
+            return _judge_gate(rollout, gate, seen, now)
         case _:
             return rollout, ()  # late or repeated: nothing to do
 
@@ -143,7 +130,7 @@ def _judge_gate(rollout: Rollout, gate: Gating, judgement: Judgement, now: datet
     """Close the gate, or hold with the first thing that is in the way."""
     for gap in judgement.gaps:
         if rollout.plan.gap_policies[gap.kind] is not GapPolicy.WAIT:
-            return _close_for_gap(rollout, gap, judgement, now)
+            return _close_for_gap(rollout, gap.kind, judgement, now)
     if judgement.gaps:
         return _hold(
             rollout, HoldReason.HEALTH, "; ".join(f"{gap.kind}: {gap.detail}" for gap in judgement.gaps), judgement, now
@@ -190,42 +177,38 @@ def _ask(rollout: Rollout, gate: Gating, number: int, judgement: Judgement, now:
     return asked, (AskAdvice(gate.gate_id, number, until, judgement),)
 
 
-def _close_round(rollout: Rollout, gate: Gating, answer: AdviceReceived | None, now: datetime) -> Rollout:
+def _is_answer(event: AdviceReceived | AdviceUnavailable, gate: Gating) -> bool:
+    """Tell whether this is the answer the gate waits for, and not one to an earlier question."""
+    waits = gate.advice is not None and not gate.advice.is_closed
+    return waits and (event.gate_id, event.round) == (gate.gate_id, gate.advice.number if gate.advice else 0)
+
+
+def _close_round(rollout: Rollout, gate: Gating, answer: AdviceReceived | AdviceUnavailable | None, now: datetime) -> Rollout:
     """Note the answer, or that there is none. No transition: the next judgement decides with it."""
     assert gate.advice is not None
     policy = rollout.plan.advisor
-    advice = None if answer is None else answer.advice
-    objects = (
-        advice is not None and advice.choice is not AdviceChoice.PROCEED and policy.mode is not AdvisorMode.OBSERVE
-    )
+    advice = answer.advice if isinstance(answer, AdviceReceived) else None
+    objects = advice is not None and advice.choice is not AdviceChoice.PROCEED
     is_missing = advice is None and policy.mode is AdvisorMode.REQUIRED
-    held_until = now + policy.hold_for if objects or is_missing else None
-    return replace(
-        rollout, phase=replace(gate, advice=replace(gate.advice, answer=advice, is_closed=True, held_until=held_until))
-    )
+    holds = is_missing or (objects and policy.mode is not AdvisorMode.OBSERVE)
+    closed = replace(gate.advice, answer=advice, is_closed=True, held_until=now + policy.hold_for if holds else None)
+    return replace(rollout, phase=replace(gate, advice=closed))
 
 
-def _broken_split(rollout: Rollout, judgement: Judgement) -> Gap | None:
-    """Return the sample ratio mismatch that needs no gate: bad during the bake too."""
-    for gap in judgement.gaps:
-        if gap.kind is HealthGap.SRM and rollout.plan.gap_policies[HealthGap.SRM] is not GapPolicy.WAIT:
-            return gap
-    return None
+def _broken_split(rollout: Rollout, judgement: Judgement) -> bool:
+    """Tell whether a sample ratio mismatch needs no gate: it is bad during the bake too."""
+    is_acted_on = rollout.plan.gap_policies[HealthGap.SRM] is not GapPolicy.WAIT
+    return is_acted_on and any(gap.kind is HealthGap.SRM for gap in judgement.gaps)
 
 
-def _close_for_gap(rollout: Rollout, gap: Gap, judgement: Judgement, now: datetime) -> Outcome:
-    """Pause or roll back, as the plan says for this gap. A treatment that went missing may have crashed before it could report."""
+def _close_for_gap(rollout: Rollout, kind: HealthGap, judgement: Judgement, now: datetime) -> Outcome:
+    """Pause or roll back, as the plan says. A treatment that went missing may have crashed before it could report."""
+    gap = next(gap for gap in judgement.gaps if gap.kind is kind)
     why = f"{gap.kind}: {gap.detail}"
-    if rollout.plan.gap_policies[gap.kind] is GapPolicy.ROLL_BACK or gap.treatment_missing:
+    if rollout.plan.gap_policies[kind] is GapPolicy.ROLL_BACK or gap.treatment_missing:
         return _roll_back(rollout, why, now, judgement=judgement)
-    return _pause(
-        rollout,
-        HoldReason.HEALTH,
-        why,
-        now,
-        judgement=judgement,
-        kind=AlertKind.SRM if gap.kind is HealthGap.SRM else AlertKind.PAUSED,
-    )
+    alert = AlertKind.SRM if kind is HealthGap.SRM else AlertKind.PAUSED
+    return _pause(rollout, HoldReason.HEALTH, why, now, judgement=judgement, kind=alert)
 
 
 def _statistical_hold(judgement: Judgement) -> HoldReason:
@@ -286,9 +269,7 @@ def _begin(previous: Rollout | None, command: CommandReceived) -> tuple[Rollout 
     start_at = _unfrozen(rollout, max(plan.start_at or now, now)) or now
     if start_at > now:
         scheduled = _move(rollout, now, phase=Scheduled(start_at))
-        decision = _decision(
-            rollout, scheduled, DecisionKind.HOLD, f"scheduled for {start_at.isoformat()}", command=command
-        )
+        decision = _decision(rollout, scheduled, DecisionKind.HOLD, f"scheduled for {start_at.isoformat()}", command=command)
         return scheduled, (decision, _accepted(command, scheduled))
     started, effects = _enter(rollout, 0, now, DecisionKind.START, "started", command=command)
     return started, (*effects, _accepted(command, started))
@@ -318,13 +299,9 @@ def _obey(rollout: Rollout, command: CommandReceived, now: datetime) -> tuple[Ro
         case (CommandVerb.PAUSE, _):
             outcome = _pause(rollout, HoldReason.OPERATOR, command.reason, now, command=command)
         case (_, Completed() | RolledBack() | Aborted()):
-            return rollout, (
-                _rejected(command, rollout.revision, f"the rollout has ended ({phase.name}): start or restart"),
-            )
+            return rollout, (_rejected(command, rollout.revision, f"the rollout has ended ({phase.name}): start or restart"),)
         case (CommandVerb.START | CommandVerb.RESTART, _):
-            return rollout, (
-                _rejected(command, rollout.revision, f"a rollout is under way ({phase.name}): abort it first"),
-            )
+            return rollout, (_rejected(command, rollout.revision, f"a rollout is under way ({phase.name}): abort it first"),)
         case (CommandVerb.RESUME, Paused()):
             outcome = _resume(rollout, phase, command, now)
         case (CommandVerb.APPROVE, AwaitingApproval()) if command.expected_revision is None:
@@ -333,9 +310,7 @@ def _obey(rollout: Rollout, command: CommandReceived, now: datetime) -> tuple[Ro
             )
         case (CommandVerb.APPROVE | CommandVerb.PROMOTE | CommandVerb.PROMOTE_FULL, _) if is_frozen(rollout, now):
             return rollout, (
-                _rejected(
-                    command, rollout.revision, "frozen: nothing advances; unfreeze, or wait for the window to end"
-                ),
+                _rejected(command, rollout.revision, "frozen: nothing advances; unfreeze, or wait for the window to end"),
             )
         case (CommandVerb.APPROVE, AwaitingApproval()):
             outcome = _advance(rollout, now, f"approved: {command.reason}", command=command)
@@ -354,9 +329,7 @@ def _obey(rollout: Rollout, command: CommandReceived, now: datetime) -> tuple[Ro
         case (CommandVerb.UNFREEZE, _) if rollout.freeze is not None:
             outcome = _unfreeze(rollout, command, now)
         case _:
-            return rollout, (
-                _rejected(command, rollout.revision, f"{verb} does not fit a rollout that is {phase.name}"),
-            )
+            return rollout, (_rejected(command, rollout.revision, f"{verb} does not fit a rollout that is {phase.name}"),)
     after, effects = outcome
     return after, (*effects, _accepted(command, after))
 
@@ -405,7 +378,10 @@ def _thaw(rollout: Rollout, gate: Gating, now: datetime) -> Rollout:
     return _move(rollout, now, phase=replace(gate, until=now + _gate_time(rollout, gate.stage)), hold=hold)
 
 
-_OUTDATED = f"issued more than {COMMAND_MAX_AGE.seconds // 60} min ago: an order from before an outage is not an order for now; send it again"
+_OUTDATED = (
+    f"issued more than {COMMAND_MAX_AGE.seconds // 60} min ago: an order from before an outage is not an order for now; "
+    "send it again"
+)
 
 
 def _is_outdated(command: CommandReceived, now: datetime) -> bool:
@@ -480,9 +456,7 @@ def _step_back(
         summary = f"{rollout.flag_key} stepped back from {rollout.percent:g} % to {after.percent:g} %: {why}"
         effects = (
             *effects,
-            _alert(
-                after, AlertKind.STEPPED_BACK, Severity.CRITICAL, summary, "find the cause before it goes on", judgement
-            ),
+            _alert(after, AlertKind.STEPPED_BACK, Severity.CRITICAL, summary, "find the cause before it goes on", judgement),
         )
     return after, effects
 
@@ -504,9 +478,7 @@ def _advance(
         after, effects = _enter(rollout, following, now, kind, why, judgement=judgement, gate=gate, command=command)
     else:
         after = _move(rollout, now, phase=Completed(now), hold=None, freeze=None)
-        decision = _decision(
-            rollout, after, DecisionKind.COMPLETE, why, judgement=judgement, gate=gate, command=command
-        )
+        decision = _decision(rollout, after, DecisionKind.COMPLETE, why, judgement=judgement, gate=gate, command=command)
         summary = f"{rollout.flag_key} completed at {after.percent:g} %"
         effects = (
             decision,
@@ -547,17 +519,13 @@ def _open_gate(rollout: Rollout, stage: int, now: datetime) -> Rollout:
 
 
 def _gate_time(rollout: Rollout, stage: int) -> timedelta:
-    """Return how long a gate may stay undecided: what max_bake leaves after the bake, and always time to ask every round of advice."""
+    """Return how long a gate may stay undecided: what max_bake leaves, and always time for every round of advice."""
     policy, declared = rollout.plan.advisor, rollout.plan.stages[stage]
-    rounds = (
-        timedelta(0) if policy.mode is AdvisorMode.OFF else (policy.deadline + policy.hold_for) * policy.hold_rounds
-    )
+    rounds = timedelta(0) if policy.mode is AdvisorMode.OFF else (policy.deadline + policy.hold_for) * policy.hold_rounds
     return max(declared.max_bake - declared.bake, rounds)
 
 
-def _await_person(
-    rollout: Rollout, gate: Gating, reason: HoldReason, why: str, judgement: Judgement, now: datetime
-) -> Outcome:
+def _await_person(rollout: Rollout, gate: Gating, reason: HoldReason, why: str, judgement: Judgement, now: datetime) -> Outcome:
     after = _move(rollout, now, phase=AwaitingApproval(gate.stage, gate.gate_id, now, reason), hold=reason)
     kind = AlertKind.ADVISOR_HOLDS if reason is HoldReason.ADVISOR else AlertKind.APPROVAL_NEEDED
     action = f"approve or reject revision {after.revision}"
@@ -693,9 +661,7 @@ def _alert(
     rollout: Rollout, kind: AlertKind, severity: Severity, summary: str, action: str, judgement: Judgement | None
 ) -> RaiseAlert:
     stay = len(rollout.visits)
-    return RaiseAlert(
-        kind, severity, summary, action, f"{rollout.flag_key}/{rollout.rollout_id}/{stay}/{kind}", judgement
-    )
+    return RaiseAlert(kind, severity, summary, action, f"{rollout.flag_key}/{rollout.rollout_id}/{stay}/{kind}", judgement)
 
 
 def _forced(rollout: Rollout, command: CommandReceived) -> RaiseAlert:
