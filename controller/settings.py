@@ -1,0 +1,605 @@
+"""What an operator can set: one frozen model, read once at start from a YAML file and `ROLLOUTD_` variables.
+
+Belongs here: every setting with its meaning, unit and default, and the only look at the environment. A variable names a
+setting by its path, `__` between the steps (`ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS`), and beats the file. Lists and maps
+are written as JSON in a variable. A secret can be given as `<name>_file`, the path of a file that holds it.
+Does not belong here: plans (operators publish them), and anything a formula fixes.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from controller.errors import ConfigInvalid
+from schemas.terms import NAME_PATTERN
+
+PREFIX = "ROLLOUTD_"
+CONFIG_VARIABLE = "ROLLOUTD_CONFIG"
+
+#: Variables with our prefix that are not settings: where the settings are, and what only tests and tools read.
+NOT_SETTINGS = frozenset({CONFIG_VARIABLE})
+NOT_SETTINGS_PREFIXES = ("ROLLOUTD_TEST_", "ROLLOUTD_ALLOW_")
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+KafkaName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+MASK = "********"
+
+
+def _http_url(value: str) -> str:
+    """Refuse anything but http and https with a host, and passwords in the open."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("give an address like http://127.0.0.1:8081")
+    if parts.username or parts.password:
+        raise ValueError("keep the secret out of the address: use api_key or api_key_file")
+    return value.rstrip("/")
+
+
+def _redis_url(value: str) -> str:
+    """Refuse what redis-py cannot open, and passwords in the open."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("give an address like redis://127.0.0.1:6379/0, rediss:// for TLS")
+    if parts.username or parts.password:
+        raise ValueError("keep the secret out of the address: use username and password or password_file")
+    return value
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+class _Section(BaseModel):
+    """A frozen part of the settings: unknown keys are refused, `<secret>_file` is read into `<secret>`.
+
+    A section with nothing under it (`kafka:`, all lines commented out) has its defaults.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secret_files(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        merged = dict(values)
+        for name, field in cls.model_fields.items():
+            if _is_section(field.annotation) and name in merged and merged[name] is None:
+                del merged[name]
+            file_name = f"{name}_file"
+            if SecretStr not in (field.annotation, *get_args(field.annotation)) or merged.get(file_name) is None:
+                continue
+            if merged.get(name) is not None:
+                raise ValueError(f"{name} and {file_name} are both given: keep one")
+            try:
+                merged[name] = Path(str(merged[file_name])).read_text(encoding="utf-8").rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{file_name} cannot be read: {error}") from error
+        return merged
+
+
+class KafkaSecurity(_Section):
+    """How we prove to Kafka who we are, and check who it is."""
+
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """Kafka's `security.protocol`. PLAINTEXT suits loopback and a private network only; it is Kafka's own default."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    """Used when the protocol is a SASL one. The strongest of the three that every broker has."""
+    username: str | None = None
+    """SASL user. None: no SASL."""
+    password: SecretStr | None = None
+    """SASL password. None: no SASL."""
+    password_file: Path | None = None
+    """File with the SASL password. None: `password` is used."""
+    ca_file: Path | None = None
+    """PEM file of the authorities that may sign the brokers' certificates. None: the system's."""
+    certificate_file: Path | None = None
+    """PEM file with our client certificate. None: we show none."""
+    key_file: Path | None = None
+    """PEM file with the key of our certificate. None: it is in `certificate_file`."""
+    key_password: SecretStr | None = None
+    """Password of the key. None: it has none."""
+    key_password_file: Path | None = None
+    """File with the password of the key. None: `key_password` is used."""
+
+    @property
+    def uses_tls(self) -> bool:
+        """True when the connection is encrypted."""
+        return self.protocol.endswith("SSL")
+
+    @property
+    def uses_sasl(self) -> bool:
+        """True when user and password are sent."""
+        return self.protocol.startswith("SASL")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.uses_sasl and (self.username is None or self.password is None):
+            raise ValueError(f"{self.protocol} needs username and password (or password_file)")
+        if not self.uses_sasl and (self.username is not None or self.password is not None):
+            raise ValueError(f"{self.protocol} sends no username and password: use SASL_SSL, or remove them")
+        if not self.uses_tls and (self.ca_file or self.certificate_file or self.key_file):
+            raise ValueError(f"{self.protocol} uses no certificates: use SSL or SASL_SSL, or remove them")
+        if self.key_file and not self.certificate_file:
+            raise ValueError("key_file needs certificate_file")
+        return self
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """Return the TLS context, None without TLS. Raises ConfigInvalid when a file cannot be used."""
+        if not self.uses_tls:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=None if self.ca_file is None else str(self.ca_file))
+            if self.certificate_file is not None:
+                password = None if self.key_password is None else self.key_password.get_secret_value()
+                context.load_cert_chain(self.certificate_file, self.key_file, password)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigInvalid(f"kafka.security: the certificates cannot be used: {error}") from error
+        return context
+
+
+class TopicNames(_Section):
+    """The topics, before `topic_prefix`. The defaults are the contract's names."""
+
+    evaluations: KafkaName = "flag.evaluations"
+    """Apps write which user was served which variant."""
+    outcomes: KafkaName = "request.outcomes"
+    """Apps write what happened to requests. Must have as many partitions as `evaluations`."""
+    commands: KafkaName = "rollout.commands"
+    """Operators write commands. Its partitions share the flags among the replicas."""
+    results: KafkaName = "rollout.results"
+    """We answer commands."""
+    decisions: KafkaName = "rollout.decisions"
+    """We write each decision with its evidence; the audit log."""
+    alerts: KafkaName = "rollout.alerts"
+    """We write what people must know."""
+    state: KafkaName = "rollout.state"
+    """We write the rollout's document after each transition. Compacted; apps may follow it, we recover from it."""
+    quarantine: KafkaName = "rollout.quarantine"
+    """We write records that were refused, and why."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = list(self.model_dump().values())
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two topics are both called {name!r}: give each its own name")
+        return self
+
+
+class KafkaSettings(_Section):
+    """The event log."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    """`host:port`, several separated by commas; at least one must answer at start."""
+    client_id: KafkaName = "rolloutd"
+    """How brokers name us in their logs and quotas."""
+    topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,100}$")
+    """Put before every topic name, e.g. `staging.`: several environments on one cluster. Empty: none."""
+    topics: TopicNames = TopicNames()
+    """Topic names, where they must differ from the contract's."""
+    topic_epoch: int = Field(default=1, ge=1)
+    """Raise by one after an event topic was deleted and made anew: its offsets start over, and so does counting."""
+    group_id: KafkaName = "rolloutd"
+    """Consumer group of the replicas that count; `<group_id>.commands` reads commands. `topic_prefix` is put before."""
+    static_member_id: KafkaName | None = None
+    """A name only this replica has, kept over its restarts (a StatefulSet's pod name): a restart shorter than the session
+    timeout then moves no partitions. None: dynamic membership, which needs no bookkeeping."""
+    security: KafkaSecurity = KafkaSecurity()
+    """Authentication and encryption."""
+    create_topics: bool = True
+    """Make missing topics at start, where Kafka permits. False: missing topics are waited for."""
+    partitions: int = Field(default=8, ge=1, le=10_000)
+    """Partitions of a topic we make: the most replicas that can share its work. 8 leaves room to grow from one."""
+    replication_factor: int = Field(default=-1, ge=-1, le=32)
+    """Copies of a topic we make; -1 takes the broker's default, which is right on one broker and on many."""
+    session_timeout_seconds: float = Field(default=10.0, ge=0.5, le=1800.0)
+    """A replica unheard of for this long loses its partitions. 10 s rides out a pause of the machine; brokers refuse
+    less than their `group.min.session.timeout.ms` (6 s by default)."""
+    heartbeat_interval_seconds: float = Field(default=3.0, ge=0.1, le=600.0)
+    """Time between signs of life; a third of the session timeout or less."""
+    max_poll_interval_seconds: float = Field(default=60.0, ge=1.0, le=3600.0)
+    """A replica that has not asked for records for this long does not rejoin its group."""
+    revoke_seconds: Seconds = 3.0
+    """Time for a last save before partitions are handed over; the whole group waits for it."""
+    request_timeout_seconds: Seconds = 15.0
+    """A broker that has not answered a request for this long is given up; must exceed the session timeout, for which a
+    group may let a member wait."""
+    call_seconds: Seconds = 5.0
+    """Deadline of each of our calls: a look-up, a commit, publishing one batch."""
+    start_seconds: Seconds = 20.0
+    """Deadline for joining a group; a dead member of it is waited for up to the session timeout."""
+    stop_seconds: Seconds = 1.5
+    """Deadline for leaving a group and closing; after it connections are cut, which costs the group a session timeout."""
+    fetch_max_wait_seconds: Seconds = 0.1
+    """How long a broker may hold a fetch when nothing has arrived: it bounds how old a breach is when we see it."""
+    max_record_bytes: int = Field(default=1_000_000, ge=16_384, le=100_000_000)
+    """Largest record we write; larger decisions are trimmed. Just below Kafka's own limit of 1 MiB."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.heartbeat_interval_seconds * 3 > self.session_timeout_seconds + 1e-9:
+            raise ValueError("heartbeat_interval_seconds must be a third of session_timeout_seconds or less")
+        if self.request_timeout_seconds <= self.session_timeout_seconds:
+            raise ValueError("request_timeout_seconds must exceed session_timeout_seconds")
+        if self.revoke_seconds >= self.session_timeout_seconds:
+            raise ValueError("revoke_seconds must be less than session_timeout_seconds")
+        return self
+
+    def topic(self, logical: str) -> str:
+        """Return the full name of a topic by its logical name (`evaluations`, `state`, ...). Raises KeyError."""
+        if logical not in TopicNames.model_fields:
+            raise KeyError(logical)
+        name: str = getattr(self.topics, logical)
+        return self.topic_prefix + name
+
+    @property
+    def event_topics(self) -> tuple[str, str]:
+        """Full names of the two topics that are counted: evaluations, outcomes."""
+        return self.topic("evaluations"), self.topic("outcomes")
+
+    @property
+    def events_group(self) -> str:
+        """Full name of the group that counts."""
+        return self.topic_prefix + self.group_id
+
+    @property
+    def commands_group(self) -> str:
+        """Full name of the group that reads commands; it shares the flags among replicas."""
+        return f"{self.events_group}.commands"
+
+
+class RedisSettings(_Section):
+    """The store of totals and rollouts."""
+
+    url: Annotated[str, AfterValidator(_redis_url)] = "redis://127.0.0.1:6379/0"
+    """`redis://host:port/db`, `rediss://` for TLS, `unix:///path`."""
+    username: str | None = None
+    """ACL user. None: Redis' `default`."""
+    password: SecretStr | None = None
+    """None: no authentication."""
+    password_file: Path | None = None
+    """File with the password. None: `password` is used."""
+    ca_file: Path | None = None
+    """PEM file of the authorities for `rediss://`. None: the system's."""
+    is_cluster: bool = False
+    """Whether the address is a node of a Redis Cluster. Keys carry hash tags either way."""
+    key_prefix: str = Field(default="rolloutd:", pattern=r"^[A-Za-z0-9._:-]{0,64}$")
+    """Put before every key, so that an ACL can name what is ours; braces would break the hash tags."""
+    connect_timeout_seconds: Seconds = 2.0
+    """Deadline for a new connection."""
+    call_timeout_seconds: Seconds = 1.0
+    """Deadline of one command. A command past it has an unknown outcome and is sent again with the same arguments."""
+    max_connections: Count = 16
+    """Connections kept at most; more callers wait."""
+    health_check_seconds: Seconds = 15.0
+    """A connection idle for this long is tried before use."""
+
+
+class AdvisorSettings(_Section):
+    """The language model that is asked at gates: any OpenAI-compatible server, LocalAI first."""
+
+    url: Annotated[str, AfterValidator(_http_url)] | None = None
+    """Base address before `/v1/chat/completions`. None: nobody is asked; plans that require advice then hold."""
+    model: str = Field(default="rolloutd-advisor", min_length=1, max_length=200)
+    """Name of the model as the server knows it."""
+    api_key: SecretStr | None = None
+    """Sent as a bearer token. None: none is sent."""
+    api_key_file: Path | None = None
+    """File with the key. None: `api_key` is used."""
+    deadline_seconds: Seconds = 30.0
+    """The whole call, first byte to last. A small model on a CPU answers in 5 to 20 s; bakes are minutes to days."""
+    connect_timeout_seconds: Seconds = 2.0
+    """A server that accepts no connection by then is away."""
+    max_answer_bytes: int = Field(default=65_536, ge=1_024, le=10_000_000)
+    """More is cut off and counts as no advice. Ten times the longest answer the schema allows."""
+    max_tokens: int = Field(default=512, ge=16, le=32_768)
+    """Asked of the server: a model that never ends is stopped by it. The schema's answers take 150 to 300."""
+    concurrency: int = Field(default=1, ge=1, le=64)
+    """Questions under way at once. A local model answers one at a time anyway."""
+    breaker_failures: Count = 3
+    """Failures in a row after which the model is not asked for a while."""
+    breaker_seconds: Seconds = 60.0
+    """How long it is then not asked."""
+
+
+class HttpSettings(_Section):
+    """The HTTP surface: health, metrics, OFREP, the flagd document."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Loopback, because anyone who can connect may read every rollout; 0.0.0.0 in a container."""
+    port: int = Field(default=8080, ge=0, le=65_535)
+    """Port to listen on; 0 takes a free one."""
+    allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+    """Host headers answered, without ports: a web page elsewhere cannot reach us by rebinding its name. `*.example.org`
+    matches subdomains, `*` everything. Also add what the apps and Prometheus call us."""
+    bucketing: Literal["v2", "v3"] = "v2"
+    """How OFREP and the flagd document assign users: v2 as flagd 0.15 and 0.16, v3 as openfeature-flagd-core 2. It must be
+    the fleet's: at 25 % the two disagree on a third of the users."""
+    max_body_bytes: int = Field(default=65_536, ge=1_024, le=10_000_000)
+    """Larger requests are refused. CloudEvents and evaluation contexts stay far below."""
+    max_connections: Count = 1_000
+    """More are answered 503; it bounds what idle connections can cost."""
+
+
+class CountingSettings(_Section):
+    """Reading events and keeping totals."""
+
+    flush_interval_seconds: float = Field(default=0.1, ge=0.005, le=10.0)
+    """Time between saves of changed totals; it bounds how late a breach is seen. Throughput is the same from 10 ms to 1 s."""
+    fetch_max_records: int = Field(default=500, ge=1, le=100_000)
+    """Records taken from the client at once; 250 to 500 measured fastest."""
+    max_unsaved_records: int = Field(default=50_000, ge=1, le=10_000_000)
+    """A save is made early at this many, so that a restart repeats and a flush writes a bounded amount."""
+    max_record_bytes: int = Field(default=262_144, ge=1_024, le=10_000_000)
+    """Larger events are refused before they are decoded: 256 KiB decode in about 5 ms, 10 MB stall the loop for 200."""
+    attribution_window_seconds: Seconds = 1800.0
+    """An outcome that names only a context joins that context's last exposure not older than this."""
+    max_event_age_seconds: Seconds = 604_800.0
+    """Events older than this when they arrived are refused. A week: longer than any queue in front of Kafka."""
+    max_event_ahead_seconds: Seconds = 300.0
+    """Events further in the future than this when they arrived are refused: the sender's clock is wrong."""
+    exact_set_limit: int = Field(default=2_048, ge=16, le=1_000_000)
+    """Members a set of contexts holds exactly per partition, flag, stage and purpose; beyond, a Bloom filter takes over."""
+    seen_flags_limit: int = Field(default=1_000, ge=0, le=100_000)
+    """Unknown flag keys remembered for `rolloutctl status`; the rest is one counter."""
+
+
+class WatchdogSettings(_Section):
+    """When the daemon stops trusting its own consumer."""
+
+    check_interval_seconds: Seconds = 1.0
+    """Time between looks."""
+    stuck_after_seconds: Seconds = 20.0
+    """Records waiting and none taken for this long: the consumer is rebuilt. Longer than a session timeout, so that
+    an ordinary rebalance is not taken for it."""
+    max_rebuilds: int = Field(default=3, ge=0, le=100)
+    """Rebuilds without progress after which the process exits, for its supervisor to start afresh."""
+    stall_warning_seconds: Seconds = 0.05
+    """An event loop held up for longer is logged: heartbeats and rollbacks wait for it."""
+
+
+class ShutdownSettings(_Section):
+    """SIGTERM to exit. The sum stays below 5 s, whatever hangs."""
+
+    drain_seconds: Seconds = 1.5
+    """Time to finish the batch in hand and save it."""
+    close_seconds: Seconds = 2.0
+    """Time to leave groups and close connections; after it the process exits anyway."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.drain_seconds + self.close_seconds > 4.5:
+            raise ValueError("drain_seconds and close_seconds together must not exceed 4.5 s")
+        return self
+
+
+class LogSettings(_Section):
+    """What is written to standard output."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe that is written. Each decision is one `info` line."""
+    format: Literal["json", "console"] = "json"
+    """`json`: one object per line, for machines. `console`: coloured lines for people."""
+
+
+class Settings(_Section):
+    """Everything, read once."""
+
+    environment: str = Field(default="production", pattern=NAME_PATTERN)
+    """Which environment this daemon serves; on every decision and alert. One daemon serves one."""
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    advisor: AdvisorSettings = AdvisorSettings()
+    http: HttpSettings = HttpSettings()
+    counting: CountingSettings = CountingSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()
+    shutdown: ShutdownSettings = ShutdownSettings()
+    log: LogSettings = LogSettings()
+
+
+# --- reading --------------------------------------------------------------------------------------------------------------
+
+_Path = tuple[str | int, ...]
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Return the settings of `path`, or of the file ROLLOUTD_CONFIG names, overlaid by ROLLOUTD_ variables.
+
+    Neither given: defaults and variables alone. Raises ConfigInvalid with every fault found, one per line, each with
+    `file:line:column` or the variable's name, and how to mend it.
+    """
+    if path is None and environ.get(CONFIG_VARIABLE):
+        path = Path(environ[CONFIG_VARIABLE])
+    faults: list[str] = []
+    places: dict[_Path, str] = {}
+    values = {} if path is None else _read_file(path, places, faults)
+    _overlay(values, environ, places, faults)
+    settings: Settings | None = None
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        faults.extend(_describe(fault, places, path) for fault in error.errors(include_url=False, include_input=False))
+    if faults or settings is None:
+        raise ConfigInvalid("\n".join(faults))
+    return settings
+
+
+def show(settings: Settings) -> str:
+    """Return the settings as YAML that could be read back, except that secrets are masked."""
+    plain = settings.model_dump(mode="json", exclude_none=False)
+    return yaml.safe_dump(_masked(settings, plain), sort_keys=False, allow_unicode=True, default_flow_style=False)
+
+
+def _masked(section: BaseModel, plain: dict[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name, value in plain.items():
+        actual = getattr(section, name)
+        if isinstance(actual, SecretStr):  # one that came from a file is shown by its file alone: both are refused
+            shown[name] = MASK if getattr(section, f"{name}_file", None) is None else None
+        elif isinstance(actual, BaseModel):
+            shown[name] = _masked(actual, value)
+        else:
+            shown[name] = value
+    return shown
+
+
+def _read_file(path: Path, places: dict[_Path, str], faults: list[str]) -> dict[str, Any]:
+    """Return the file's mapping, noting where each key stands; {} with a fault when it is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        faults.append(f"{path}: cannot be read: {error}; name another file with --config or {CONFIG_VARIABLE}")
+        return {}
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            return {}
+        _note_places(root, (), path, places, faults)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else str(path)
+        faults.append(f"{place}: not YAML: {error.problem or error.context}; mend the line")
+        return {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        faults.append(f"{path}: not YAML: {error}; mend the file")
+        return {}
+    if not isinstance(values, dict):
+        faults.append(f"{path}:1:1: expected a mapping such as `environment: production`")
+        return {}
+    return values
+
+
+def _note_places(node: yaml.Node, at: _Path, path: Path, places: dict[_Path, str], faults: list[str]) -> None:
+    """Note `file:line:column` of every key, and refuse keys that are given twice: YAML would drop the first."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            places[*at, index] = f"{path}:{item.start_mark.line + 1}:{item.start_mark.column + 1}"
+            _note_places(item, (*at, index), path, places, faults)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        place = f"{path}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
+        inner = (*at, str(key.value))
+        if inner in places:
+            faults.append(f"{place}: {_dotted(inner)} is given twice: keep one")
+        places[inner] = place
+        _note_places(value, inner, path, places, faults)
+
+
+def _overlay(values: dict[str, Any], environ: Mapping[str, str], places: dict[_Path, str], faults: list[str]) -> None:
+    """Lay ROLLOUTD_ variables over `values`; a variable that names no setting is a fault."""
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS or variable.startswith(NOT_SETTINGS_PREFIXES):
+            continue
+        steps = tuple(variable.removeprefix(PREFIX).lower().split("__"))
+        annotation = _annotation_at(steps)
+        if annotation is None:
+            faults.append(f"{variable}: no such setting{_nearest(steps)}")
+            continue
+        raw = environ[variable]
+        value: Any = raw
+        if _is_collection(annotation):
+            try:
+                value = json.loads(raw)
+            except ValueError:
+                faults.append(f'{variable}: write a list as JSON, e.g. ["a", "b"]')
+                continue
+        inner: Any = values
+        for step in steps[:-1]:
+            held = inner.get(step)
+            if not isinstance(held, dict):  # absent, or `kafka:` with nothing or nonsense under it: a later fault names it
+                if held is not None:
+                    break
+                held = inner[step] = {}
+            inner = held
+        else:
+            twin = steps[-1].removesuffix("_file") if steps[-1].endswith("_file") else f"{steps[-1]}_file"
+            if not places.get((*steps[:-1], twin), "").startswith(PREFIX):
+                inner.pop(twin, None)  # a variable beats the file also where it gives the other form of a secret
+            inner[steps[-1]] = value
+            places[steps] = variable
+
+
+def _annotation_at(steps: tuple[str, ...]) -> Any:
+    """Return the type of the setting at a path, None when there is none or it is a whole section."""
+    model: type[BaseModel] = Settings
+    for index, step in enumerate(steps):
+        field = model.model_fields.get(step)
+        if field is None:
+            return None
+        annotation: Any = field.annotation
+        if index == len(steps) - 1:
+            return None if _is_section(annotation) else annotation
+        if not _is_section(annotation):
+            return None
+        model = annotation
+    return None
+
+
+def _is_collection(annotation: Any) -> bool:
+    return get_origin(annotation) in (tuple, list, dict, set, frozenset)
+
+
+def _settings_below(model: type[BaseModel], at: tuple[str, ...] = ()) -> list[str]:
+    """Return every setting as a variable's name."""
+    found: list[str] = []
+    for name, field in model.model_fields.items():
+        annotation: Any = field.annotation
+        if _is_section(annotation):
+            found += _settings_below(annotation, (*at, name))
+        else:
+            found.append(PREFIX + "__".join((*at, name)).upper())
+    return found
+
+
+def _nearest(steps: tuple[str, ...]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(PREFIX + "__".join(steps).upper(), _settings_below(Settings), n=1)
+    return f"; did you mean {near[0]}?" if near else "; `rolloutd config show` lists them"
+
+
+def _describe(fault: Mapping[str, Any], places: Mapping[_Path, str], path: Path | None) -> str:
+    """Return one line: where, which setting, what is wrong, how to mend it."""
+    at: _Path = tuple(fault["loc"])
+    place = next((places[at[:length]] for length in range(len(at), 0, -1) if at[:length] in places), None)
+    where = place or (f"{path}" if path is not None else "settings")
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        message = f"no such setting{_nearest_key(at)}"
+    name = _dotted(at)
+    return f"{where}: {name}: {message}" if name else f"{where}: {message}"
+
+
+def _nearest_key(at: _Path) -> str:
+    """Return a hint at the sibling that was probably meant."""
+    import difflib
+
+    model: Any = Settings
+    for step in at[:-1]:
+        model = model.model_fields[str(step)].annotation
+    near = difflib.get_close_matches(str(at[-1]), list(model.model_fields), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(model.model_fields)}"
+
+
+def _dotted(at: _Path) -> str:
+    return ".".join(str(step) for step in at)
