@@ -87,8 +87,12 @@ class EventLog(Protocol):
         """Commit next offsets: for lag tools, and for command topics. Failure is logged and counted, never raised."""
 
 
+NO_FENCE = -1
+"""What `Totals.save` answers when it expected a fence and none is stored: the store was emptied. Load again."""
+
+
 class Totals(Protocol):
-    """The per-partition hashes: fence and absolute totals, written together."""
+    """The per-partition hashes: fence and absolute totals, written together. Layout and encoding: `schemas/totals.py`."""
 
     async def load(self, partition_key: str) -> StoredPartition:
         """Return everything stored for one partition."""
@@ -96,10 +100,13 @@ class Totals(Protocol):
     async def save(
         self, partition_key: str, *, expected: int | None, next_offset: int, fields: Mapping[str, bytes]
     ) -> int | None:
-        """Write `fields` and the new fence in one atomic step; return None when written (now or by an earlier try).
+        """Write `fields` and the new fence in one atomic step; return None when written, now or by an earlier try.
 
-        Returns the stored fence instead, and writes nothing, when it is not `expected` (None: no fence yet): somebody else counted, seek
-        there. `next_offset` equal to `expected` is a heartbeat. Safe to repeat with the same arguments. Raises StoreUnavailable when the outcome is unknown.
+        Returns the stored fence instead, and writes nothing, when it is not `expected` (None: no fence yet), or when somebody
+        else brought it to `next_offset`: what the caller holds in memory is void, load again and read on from there.
+        `next_offset` equal to `expected` is a heartbeat. Safe to repeat with the same arguments: a repeat is told from another
+        writer's save by a digest of them. Raises StoreUnavailable when the outcome is unknown, and ValueError for more than
+        `schemas.totals.MAX_FIELDS_PER_SAVE` fields.
         """
 
     async def drop(self, partition_key: str, fields: Sequence[str]) -> None:

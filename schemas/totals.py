@@ -47,7 +47,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ArmCounts(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """One arm's totals in one visit over one partition. Mutable, for ingest to fold into; meanings: `core.evidence.ArmTotals`."""
+    """One arm's totals in one visit, of one partition. Mutable: ingest folds into it. Meanings: `core.evidence.ArmTotals`."""
 
     evaluations: Count = 0
     exposures: Count = 0
