@@ -1,0 +1,1 @@
+"""The HTTP surface: reads views, decides nothing."""

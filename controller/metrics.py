@@ -1,0 +1,179 @@
+"""Every Prometheus metric of rolloutd, in one place: what is measured, in which unit, with which labels.
+
+Labels cannot grow: each takes its values from a closed list given here, anything else is counted as `other`, and only flags
+with a rollout have a series of their own. No series holds text from an event. Parts that measure get a `Metrics` handed in.
+
+Names follow prometheus.io/docs/practices/naming: prefix, base unit, `_total` for counters.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
+from typing import Generic, TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from controller.health import Component
+from schemas.terms import (
+    AdviceChoice,
+    AlertKind,
+    CommandStatus,
+    CommandVerb,
+    DecisionKind,
+    QuarantineReason,
+    Recorded,
+    Severity,
+)
+
+#: What a label value outside its list becomes: the event is still counted, the series do not multiply.
+OTHER = "other"
+#: Logical topic names, as in the architecture; a prefix in front of them is the operator's and is not repeated here.
+EVENT_TOPICS = ("evaluations", "outcomes")
+READ_TOPICS = (*EVENT_TOPICS, "commands", "state")
+DEPENDENCIES = ("kafka", "redis", "advisor", "flag_plane")
+
+# Bucket edges in seconds. Fast things are promised in tens of milliseconds; a gate may wait for people over a weekend.
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_MODEL = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
+_GATE = (0.1, 1, 5, 15, 60, 300, 900, 3_600, 4 * 3_600, 24 * 3_600, 3 * 24 * 3_600, 7 * 24 * 3_600)
+
+_Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
+
+
+class Labelled(Generic[_Metric]):
+    """A metric with labels whose values are known beforehand; its series exist, at zero, from the start."""
+
+    def __init__(self, metric: _Metric, *allowed: Iterable[str]) -> None:
+        self._metric: _Metric = metric
+        self._allowed = tuple(frozenset(str(value) for value in values) for values in allowed)
+        self._series: dict[tuple[str, ...], _Metric] = {
+            values: metric.labels(*values) for values in product(*map(sorted, self._allowed))
+        }
+
+    def of(self, *values: str) -> _Metric:
+        """Return the series of these label values, in the order of the labels; a value not in its list is `other`."""
+        series = self._series.get(values)
+        if series is None:
+            bounded = tuple(
+                str(value) if value in allowed else OTHER for value, allowed in zip(values, self._allowed, strict=True)
+            )
+            series = self._metric.labels(*bounded)
+        return series
+
+
+class _Watched(Collector):
+    """Gauges that are read where the value lives, at the moment of the scrape: nothing to keep in step, nothing to remove."""
+
+    def __init__(self) -> None:
+        self.percents: Callable[[], Mapping[str, float]] = dict
+        self.components: Callable[[], Iterable[Component]] = tuple
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        percent = GaugeMetricFamily(
+            "rolloutd_percent", "Percentage of contexts that the daemon serves the treatment to.", labels=["flag_key"]
+        )
+        for flag_key, value in self.percents().items():
+            percent.add_metric([flag_key], value)
+        yield percent
+        ready = GaugeMetricFamily("rolloutd_component_ready", "1 while the component does its work.", labels=["component"])
+        for component in self.components():
+            ready.add_metric([component.name], float(component.why_not is None))
+        yield ready
+
+
+class Metrics:
+    """All metrics, registered in `registry`. `planes` names the configured flag planes, the values of that label."""
+
+    def __init__(self, *, version: str, planes: Iterable[str] = ("ofrep",), registry: CollectorRegistry | None = None) -> None:
+        disable_created_metrics()  # a second series per counter that no query here needs
+        planes = tuple(planes)
+        # A registry of our own: two daemons in one process, as in tests, do not meet.
+        self.registry = registry = registry or CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+        def counter(name: str, text: str, **labels: Iterable[str]) -> Labelled[Counter]:
+            return Labelled(Counter(f"rolloutd_{name}", text, list(labels), registry=registry), *labels.values())
+
+        def gauge(name: str, text: str, **labels: Iterable[str]) -> Labelled[Gauge]:
+            return Labelled(Gauge(f"rolloutd_{name}", text, list(labels), registry=registry), *labels.values())
+
+        def plain_counter(name: str, text: str) -> Counter:
+            return Counter(f"rolloutd_{name}", text, registry=registry)
+
+        def plain_gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"rolloutd_{name}", text, registry=registry)
+
+        def histogram(name: str, text: str, edges: tuple[float, ...]) -> Histogram:
+            return Histogram(f"rolloutd_{name}", text, registry=registry, buckets=edges)
+
+        # Counting.
+        self.events = counter(
+            "events_total", "Event records read, by the one class each falls into.", topic=EVENT_TOPICS, **{"class": Recorded}
+        )
+        self.quarantined = counter("quarantined_total", "Records refused, of all topics.", reason=QuarantineReason)
+        self.unknown_flag_events = plain_counter("unknown_flag_events_total", "Evaluations of flags without a rollout.")
+        self.lag_records = gauge("lag_records", "Records in our partitions that are not read yet.", topic=READ_TOPICS)
+        self.partitions_owned = gauge("partitions_owned", "Partitions this replica reads.", topic=READ_TOPICS)
+        self.rebalances = plain_counter("rebalances_total", "Times the assignment of partitions changed.")
+        self.flush_duration_seconds = histogram("flush_duration_seconds", "Time to save one partition's totals.", _FAST)
+        self.fence_conflicts = plain_counter("fence_conflicts_total", "Saves refused because another replica had counted on.")
+
+        # Deciding.
+        self.decisions = counter("decisions_total", "Decisions made.", kind=DecisionKind)
+        self.decision_duration_seconds = histogram(
+            "decision_duration_seconds", "From an event's arrival at its flag's worker to the saved decision.", _FAST
+        )
+        self.commands = counter("commands_total", "Commands answered.", verb=CommandVerb, status=CommandStatus)
+        self.gate_duration_seconds = histogram("gate_duration_seconds", "From a gate's opening to its verdict.", _GATE)
+        self.advice = counter("advice_total", "Answers of the language model.", outcome=(*AdviceChoice, "unavailable"))
+        self.advice_duration_seconds = histogram("advice_duration_seconds", "From question to parsed answer or none.", _MODEL)
+        self.alerts = counter("alerts_total", "Alerts raised.", kind=AlertKind, severity=Severity)
+        self.outbox_entries = plain_gauge("outbox_entries", "Effects saved and not yet known to be published.")
+
+        # Actuating.
+        self.actuation_gap_seconds = gauge(
+            "actuation_gap_seconds", "Time for which a plane has not served what was decided, worst flag.", plane=planes
+        )
+        self.actuations = counter(
+            "actuations_total", "Attempts to make a plane serve a percentage.", plane=planes, outcome=("served", "failed")
+        )
+        self.evaluations = counter(
+            "evaluations_total", "Flag evaluations answered over OFREP.", outcome=("treatment", "control", "refused")
+        )
+
+        # The process.
+        self.stall_seconds = histogram("stall_seconds", "How late the event loop woke a timer.", _FAST)
+        self.dependency_errors = counter(
+            "dependency_errors_total", "Calls that failed or came too late.", dependency=DEPENDENCIES
+        )
+        build = Gauge("rolloutd_build_info", "1; the version is in the labels.", ["version", "python"], registry=registry)
+        build.labels(version, platform.python_version()).set(1)
+        self._watched = _Watched()
+        registry.register(self._watched)
+
+    def watch(
+        self,
+        *,
+        percents: Callable[[], Mapping[str, float]] | None = None,
+        components: Callable[[], Iterable[Component]] | None = None,
+    ) -> None:
+        """Read `rolloutd_percent` and `rolloutd_component_ready` from here at each scrape, maybe in another thread."""
+        if percents is not None:
+            self._watched.percents = percents
+        if components is not None:
+            self._watched.components = components

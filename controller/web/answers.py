@@ -1,0 +1,99 @@
+"""Reading requests and writing answers: bounded bodies, JSON, entity tags. What is asked is the endpoints' business."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from controller.errors import BadInput
+
+#: The longest body we read. An evaluation context is far smaller; CloudEvents ask for no more either.
+MAX_BODY_BYTES = 64 * 1024
+#: The longest a client may take to send a body it has begun.
+BODY_SECONDS = 5.0
+
+#: On every answer: nothing here is a page, and nothing in it is for a browser to run, frame or guess about.
+SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_JSON = (b"content-type", b"application/json")
+_NOT_KEPT = (b"cache-control", b"no-store")
+_REVALIDATED = (b"cache-control", b"no-cache")
+
+
+class BodyRefused(BadInput):
+    """The request's body is too large, too slow, or never came whole."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+async def read_body(receive: Receive) -> bytes:
+    """Return the whole body. Raises BodyRefused past `MAX_BODY_BYTES` or `BODY_SECONDS`, and when the client has left."""
+    body = b""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise BodyRefused(400, "the client left before its request was complete")
+                part: bytes = message.get("body", b"")
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise BodyRefused(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
+                if not message.get("more_body", False):
+                    return body
+    except TimeoutError:
+        raise BodyRefused(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+
+
+async def send_bytes(send: Send, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Send one complete answer."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_json(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    """Send JSON that nobody may keep."""
+    await send_bytes(send, status, body, (_JSON, _NOT_KEPT, *headers))
+
+
+async def send_error(send: Send, status: int, why: str, *headers: tuple[bytes, bytes]) -> None:
+    """Send `{"error": why}`."""
+    await send_json(send, status, msgspec.json.encode({"error": why}), *headers)
+
+
+async def send_tagged(scope: Scope, send: Send, body: bytes, tag: str) -> None:
+    """Send JSON with its ETag, or 304 without a body when the client has this very one."""
+    headers = (_REVALIDATED, (b"etag", tag.encode()))
+    if is_known(header(scope, b"if-none-match"), tag):
+        # No content-length: on a 304 it would have to be the length of the body that is not sent.
+        await send({"type": "http.response.start", "status": 304, "headers": list(headers)})
+        await send({"type": "http.response.body", "body": b""})
+    else:
+        await send_bytes(send, 200, body, (_JSON, *headers))
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """Return a request header by its lower-case name, repeated ones joined by commas; empty when absent."""
+    found: list[tuple[bytes, bytes]] = scope["headers"]
+    return ",".join(value.decode("latin-1") for key, value in found if key == name)
+
+
+def is_known(if_none_match: str, tag: str) -> bool:
+    """Return whether an If-None-Match header names `tag`. Weak comparison, RFC 9110 section 13.1.2; our tags hold no comma."""
+    known = {candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")}
+    return tag in known or "*" in known
+
+
+def encode(value: Any) -> bytes:
+    """Return compact JSON."""
+    return msgspec.json.encode(value)

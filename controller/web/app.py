@@ -1,0 +1,124 @@
+"""The HTTP surface in one table: what can be asked, and what stands before all of it.
+
+Every route reads. The two POSTs are OFREP's evaluations, which change nothing; steering goes through the command topic.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from controller.core.rollout import Rollout
+from controller.health import Health
+from controller.metrics import Metrics
+from controller.web.answers import SECURITY_HEADERS, header, send_error
+from controller.web.flags import FlagBoard
+from controller.web.ofrep import EvaluateAll, EvaluateOne
+from controller.web.views import FlagdDocument, Healthz, MetricsPage, Readyz, RolloutDocuments
+
+#: Names under which a daemon that listens on loopback is known.
+LOOPBACK_NAMES = ("localhost",)
+
+
+def make_app(
+    board: FlagBoard,
+    health: Health,
+    metrics: Metrics,
+    *,
+    describe: Callable[[Rollout], bytes],
+    allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
+) -> Starlette:
+    """Return the HTTP surface over these views.
+
+    `describe` writes a rollout as the state document's JSON. `allowed_hosts` are the names clients may call us by, without
+    port; `*` allows all. IP addresses need no entry, see `Guard`.
+    """
+    documents = RolloutDocuments(board, describe)
+    routes = [  # the first match is taken: most frequent first
+        Route("/ofrep/v1/evaluate/flags/{key:path}", EvaluateOne(board, metrics), methods=["POST"]),
+        Route("/ofrep/v1/evaluate/flags", EvaluateAll(board), methods=["POST"]),
+        Route("/flagd/flags.json", FlagdDocument(board), methods=["GET"]),
+        Route("/healthz", Healthz(health), methods=["GET"]),
+        Route("/readyz", Readyz(health, board), methods=["GET"]),
+        Route("/metrics", MetricsPage(metrics), methods=["GET"]),
+        Route("/rollouts", documents, methods=["GET"]),
+        Route("/rollouts/{flag_key}", documents, methods=["GET"]),
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, allowed_hosts=allowed_hosts)],
+        exception_handlers={HTTPException: _say_why, Exception: _say_nothing},
+    )
+    app.router.redirect_slashes = False  # a redirect would repeat the caller's Host
+    return app
+
+
+class Guard:
+    """Refuses requests for other hosts, and puts the security headers on every answer.
+
+    A web page can make a browser call us under the page's own name (DNS rebinding), so names are on a list. It cannot do
+    so under an IP address, and probes and scrapers come by address: those are always allowed.
+    """
+
+    def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
+        self._app = app
+        names = frozenset(host.lower() for host in allowed_hosts)
+
+        @lru_cache(maxsize=256)
+        def is_allowed(host: str) -> bool:
+            return "*" in names or is_ours(host, names)
+
+        self._is_allowed = is_allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 421."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
+            await send(message)
+
+        if self._is_allowed(header(scope, b"host")):
+            await self._app(scope, receive, send_guarded)
+        else:
+            await send_error(send_guarded, 421, "not a name of this server: see http.allowed_hosts")
+
+
+def is_ours(host: str, names: frozenset[str]) -> bool:
+    """Return whether a Host header (name or address, maybe with port) is an IP address or one of `names`."""
+    is_bracketed = host.startswith("[")  # an IPv6 address, whose colons are not a port's
+    name = host[1:].partition("]")[0] if is_bracketed else host.partition(":")[0].lower().removesuffix(".")
+    if name in names:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+async def _say_why(request: Request, error: Exception) -> JSONResponse:
+    """Answer 404 and 405 as JSON."""
+    assert isinstance(error, HTTPException)
+    headers = {"cache-control": "no-store", **(error.headers or {})}
+    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=headers)
+
+
+async def _say_nothing(request: Request, error: Exception) -> JSONResponse:
+    """Answer 500 without details: they go to the log, by whoever runs us. Written outside `Guard`, hence its own headers."""
+    headers = {name.decode(): value.decode() for name, value in SECURITY_HEADERS}
+    # `errorDetails` is what OFREP clients read.
+    why = "internal error, see the log"
+    return JSONResponse({"error": why, "errorDetails": why}, status_code=500, headers={"cache-control": "no-store", **headers})

@@ -1,0 +1,223 @@
+"""The flags as this daemon serves them: the flag plane named `ofrep`, in memory, always the newest decision.
+
+OFREP, the flagd document and the read-only views answer from here. Fed twice: by the flag's worker at once, and by the
+compacted state topic, which every replica follows; the higher revision wins. Bytes of answers are made when a revision
+arrives, so that an evaluation is one hash and one comparison.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+import xxhash
+
+from controller.core.rollout import Aborted, Paused, RolledBack, Rollout, Scheduled
+from controller.ports import StateFeed
+from controller.web.bucketing import DEFAULT_GENERATION, WEIGHT_TOTAL, Generation, bucketer, weight_of
+
+_log = structlog.get_logger(__name__)
+
+#: How often `FlagBoard.follow` notes that the process is running.
+_BEAT_SECONDS = 0.2
+
+
+def percent_to_serve(rollout: Rollout) -> float:
+    """Return the percentage a plane must serve, in [0, 100].
+
+    It is the decided one. That nothing is served before the start and after a rollback is stated here once more, since
+    this is the last place where a mistake anywhere else can be kept from the users.
+    """
+    phase = rollout.phase.held if isinstance(rollout.phase, Paused) else rollout.phase
+    return 0.0 if isinstance(phase, Scheduled | RolledBack | Aborted) else rollout.percent
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFlag:
+    """One flag at one revision, with every answer about it already written."""
+
+    rollout: Rollout
+    percent: float
+    weight: int  # buckets below this are in treatment
+    bucket: Callable[[str], int]
+    needs_key: bool  # False: every context gets the same, for good
+    treatment: bytes  # OFREP's successful evaluation, as JSON
+    control: bytes
+    definition: bytes  # flagd's definition, as `"key":{...}`
+
+    def evaluate(self, targeting_key: str) -> bytes:
+        """Return OFREP's answer for one context. Raises UnicodeEncodeError for a key that is no Unicode text."""
+        return self.treatment if self.bucket(targeting_key) < self.weight else self.control
+
+
+class FlagBoard:
+    """What is served now, for every flag with a rollout. Implements `controller.ports.FlagPlane`.
+
+    It answers only while it can be trusted: not before the state topic has been read to its end (older documents may
+    hold a higher percentage than the last decision), and not after the whole process stood still for
+    `max_pause_seconds` (somebody else may have decided meanwhile) until the topic has been read again. An outage of
+    Kafka is no reason: then nobody can decide, and every flag stays where it is.
+    """
+
+    name = "ofrep"
+
+    def __init__(
+        self,
+        *,
+        generation: Generation = DEFAULT_GENERATION,
+        flag_set_id: str = "rolloutd",
+        max_pause_seconds: float = 5.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._generation = generation
+        self._flag_set_id = flag_set_id
+        self._max_pause_seconds = max_pause_seconds
+        self._monotonic = monotonic
+        self._beaten_at = monotonic()
+        self._doubt: str | None = "the state topic has not been read to its end yet"
+        self._flags: dict[str, ServedFlag] = {}
+        self._document: tuple[bytes, str] | None = None
+
+    # --- written by the flag's worker and the state feed ---
+
+    async def serve(self, rollout: Rollout) -> None:
+        self.take(rollout)
+
+    async def served_percent(self, flag_key: str) -> float | None:
+        flag = self._flags.get(flag_key)
+        return None if flag is None else flag.percent
+
+    def take(self, rollout: Rollout) -> bool:
+        """Serve `rollout` from now on unless a newer revision is known; return whether it was taken.
+
+        Two documents of one revision cannot both be right (the store accepts one). Whichever is, the lower percentage
+        harms nobody.
+        """
+        known = self._flags.get(rollout.flag_key)
+        if known is not None and rollout.revision <= known.rollout.revision:
+            if rollout.revision < known.rollout.revision or rollout == known.rollout:
+                return False
+            _log.error(
+                "state_conflict_found",
+                flag_key=rollout.flag_key,
+                revision=rollout.revision,
+                percents=[known.percent, percent_to_serve(rollout)],
+                rollout_ids=[known.rollout.rollout_id, rollout.rollout_id],
+            )
+            if percent_to_serve(rollout) >= known.percent:
+                return False
+        self._flags[rollout.flag_key] = self._prepare(rollout)
+        self._document = None
+        return True
+
+    async def follow(self, feed: StateFeed) -> None:
+        """Take every document of the state topic until cancelled, and answer once all that was there is taken."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._take_all(feed), name="flags_take_documents")
+            tasks.create_task(self._keep_trust(feed), name="flags_keep_trust")
+
+    def trust(self) -> None:
+        """Answer from now on: everything decided so far is known here."""
+        self._beaten_at = self._monotonic()
+        self._doubt = None
+
+    def doubt(self, why: str) -> None:
+        """Answer nothing until `trust`."""
+        self._doubt = why
+
+    def beat(self) -> None:
+        """Note that the process is running; to be called several times per `max_pause_seconds`."""
+        if self.why_not is None:
+            self._beaten_at = self._monotonic()
+
+    # --- read by the endpoints ---
+
+    @property
+    def why_not(self) -> str | None:
+        """Why nothing can be answered now; None while it can."""
+        if self._doubt is None:
+            pause = self._monotonic() - self._beaten_at
+            if pause > self._max_pause_seconds:
+                self._doubt = f"the process stood still for {pause:.1f} s; reading again what was decided meanwhile"
+        return self._doubt
+
+    def get(self, flag_key: str) -> ServedFlag | None:
+        """Return the flag as served, None when it has no rollout."""
+        return self._flags.get(flag_key)
+
+    @property
+    def flags(self) -> Iterable[ServedFlag]:
+        """Every flag with a rollout, in the order of their keys."""
+        return tuple(flag for _, flag in sorted(self._flags.items()))
+
+    def percents(self) -> Mapping[str, float]:
+        """Return the served percentage by flag key; safe to call from another thread."""
+        return {key: flag.percent for key, flag in list(self._flags.items())}
+
+    def flagd_document(self) -> tuple[bytes, str]:
+        """Return flagd's flag definitions as JSON, and their ETag. Without a flag it says so: an empty body would not."""
+        if self._document is None:
+            definitions = b",".join(flag.definition for flag in self.flags)
+            tag = f'"{xxhash.xxh3_64_hexdigest(definitions)}"'
+            metadata = msgspec.json.encode({"flagSetId": self._flag_set_id, "version": tag.strip('"')})
+            body = b'{"$schema":"https://flagd.dev/schema/v0/flags.json","flags":{%b},"metadata":%b}' % (definitions, metadata)
+            self._document = (body, tag)
+        return self._document
+
+    # --- making the answers ---
+
+    def _prepare(self, rollout: Rollout) -> ServedFlag:
+        percent = percent_to_serve(rollout)
+        weight = weight_of(percent)
+        # STATIC lets clients keep the answer, so only what cannot become worse may say so: control, after the end.
+        needs_key = not (rollout.has_ended and weight == 0)
+        treatment, control = rollout.plan.treatment, rollout.plan.control
+        metadata = {"version": str(rollout.revision), "rolloutd.rollout_id": rollout.rollout_id}
+
+        def answer(variant: str, value: bool) -> bytes:
+            return msgspec.json.encode(
+                {
+                    "key": rollout.flag_key,
+                    "value": value,
+                    "reason": "SPLIT" if needs_key else "STATIC",
+                    "variant": variant,
+                    "metadata": {"flagSetId": self._flag_set_id, **metadata},
+                }
+            )
+
+        definition: dict[str, Any] = {
+            "state": "ENABLED",
+            "variants": {treatment: True, control: False},
+            "defaultVariant": control,
+            # Integers, always with the same sum, treatment first: see bucketing.py.
+            "targeting": {"fractional": [[treatment, weight], [control, WEIGHT_TOTAL - weight]]},
+            "metadata": metadata,
+        }
+        return ServedFlag(
+            rollout=rollout,
+            percent=percent,
+            weight=weight,
+            bucket=bucketer(rollout.flag_key, self._generation),
+            needs_key=needs_key,
+            treatment=answer(treatment, True),
+            control=answer(control, False),
+            definition=msgspec.json.encode(rollout.flag_key) + b":" + msgspec.json.encode(definition),
+        )
+
+    async def _take_all(self, feed: StateFeed) -> None:
+        async for rollout in feed.documents():
+            self.take(rollout)
+
+    async def _keep_trust(self, feed: StateFeed) -> None:
+        while True:
+            await feed.caught_up()
+            self.trust()
+            while self.why_not is None:
+                await asyncio.sleep(_BEAT_SECONDS)
+                self.beat()
+            _log.warning("flags_doubted", reason=self.why_not)

@@ -1,0 +1,159 @@
+"""OFREP 0.3.0: single and bulk evaluation over HTTP, for any OpenFeature client.
+
+Evaluation follows the decided percentage by the context's targeting key alone; other attributes are accepted and not read.
+A POST here changes nothing: it is how the protocol carries a context.
+
+Source: open-feature/protocol, service/openapi.yaml.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import xxhash
+from starlette.types import Receive, Scope, Send
+
+from controller.errors import BadInput
+from controller.metrics import Metrics
+from controller.web.answers import BodyRefused, read_body, send_json, send_tagged
+from controller.web.flags import FlagBoard, ServedFlag
+
+_NO_KEY = "the evaluation context has no targetingKey, and this flag is served to a share of contexts"
+#: A client that finds us not yet able to answer asks again after this.
+_RETRY_AFTER = (b"retry-after", b"1")
+#: An unknown key comes back in the answer, but not the whole of a hostile one.
+_MAX_ECHO = 128
+
+
+class _Context(msgspec.Struct, gc=False):
+    targeting_key: str = msgspec.field(default="", name="targetingKey")
+
+
+class _Single(msgspec.Struct, gc=False):
+    context: _Context | None = None
+
+
+class _Bulk(msgspec.Struct, gc=False):
+    context: _Context
+
+
+_decode_single = msgspec.json.Decoder(_Single).decode
+_decode_bulk = msgspec.json.Decoder(_Bulk).decode
+
+
+class _Unusable(BadInput):
+    """The request is not one, with OFREP's code for why."""
+
+    def __init__(self, code: str, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+def failure(code: str, why: str, key: str | None = None) -> bytes:
+    """Return OFREP's failed evaluation as JSON. Clients read code and details of every failure, so both are always there."""
+    named = {} if key is None else {"key": key[:_MAX_ECHO]}
+    return msgspec.json.encode({**named, "errorCode": code, "errorDetails": why})
+
+
+class EvaluateOne:
+    """POST /ofrep/v1/evaluate/flags/{key}, as a plain ASGI application: this is the path apps wait for."""
+
+    def __init__(self, board: FlagBoard, metrics: Metrics) -> None:
+        self._board = board
+        self._treated = metrics.evaluations.of("treatment")
+        self._untreated = metrics.evaluations.of("control")
+        self._refused = metrics.evaluations.of("refused")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one evaluation."""
+        key: str = scope["path_params"]["key"]
+        try:
+            body = await read_body(receive)
+        except BodyRefused as refusal:
+            await self._refuse(send, refusal.status, failure("GENERAL", str(refusal), key))
+            return
+        if (why_not := self._board.why_not) is not None:
+            await self._refuse(send, 503, failure("GENERAL", why_not, key), _RETRY_AFTER)
+            return
+        flag = self._board.get(key)
+        if flag is None:
+            await self._refuse(send, 404, failure("FLAG_NOT_FOUND", "no rollout has this flag key", key))
+            return
+        try:
+            answer = _evaluate(flag, _read_single(body))
+        except _Unusable as trouble:
+            await self._refuse(send, 400, failure(trouble.code, str(trouble), key))
+            return
+        (self._treated if answer is flag.treatment else self._untreated).inc()
+        await send_json(send, 200, answer)
+
+    async def _refuse(self, send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+        self._refused.inc()
+        await send_json(send, status, body, *headers)
+
+
+class EvaluateAll:
+    """POST /ofrep/v1/evaluate/flags: every flag for one context, with an ETag over the answer."""
+
+    def __init__(self, board: FlagBoard) -> None:
+        self._board = board
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one bulk evaluation, or 304 when nothing changed for this context."""
+        try:
+            body = await read_body(receive)
+        except BodyRefused as refusal:
+            await send_json(send, refusal.status, failure("GENERAL", str(refusal)))
+            return
+        if (why_not := self._board.why_not) is not None:
+            await send_json(send, 503, failure("GENERAL", why_not), _RETRY_AFTER)
+            return
+        try:
+            targeting_key = _read_bulk(body)
+        except _Unusable as trouble:
+            await send_json(send, 400, failure(trouble.code, str(trouble)))
+            return
+        answers = [
+            flag.evaluate(targeting_key)
+            if targeting_key
+            else failure("TARGETING_KEY_MISSING", _NO_KEY, flag.rollout.flag_key)
+            if flag.needs_key
+            else flag.control
+            for flag in self._board.flags
+        ]
+        answer = b'{"flags":[%b]}' % b",".join(answers)
+        await send_tagged(scope, send, answer, f'"{xxhash.xxh3_64_hexdigest(answer)}"')
+
+
+def _evaluate(flag: ServedFlag, targeting_key: str) -> bytes:
+    """Return the answer for one context; an empty targeting key is none, as for flagd. Raises _Unusable."""
+    if targeting_key:
+        return flag.evaluate(targeting_key)
+    if flag.needs_key:
+        raise _Unusable("TARGETING_KEY_MISSING", _NO_KEY)
+    return flag.control
+
+
+def _read_single(body: bytes) -> str:
+    """Return the targeting key of a single evaluation, empty for none. Raises _Unusable."""
+    try:
+        context = _decode_single(body).context
+        return "" if context is None else context.targeting_key
+    except (ValueError, msgspec.DecodeError, RecursionError) as error:
+        raise _unusable(error) from None
+
+
+def _read_bulk(body: bytes) -> str:
+    """Return the targeting key of a bulk evaluation, empty for none. Raises _Unusable."""
+    try:
+        return _decode_bulk(body).context.targeting_key
+    except (ValueError, msgspec.DecodeError, RecursionError) as error:
+        raise _unusable(error) from None
+
+
+def _unusable(error: Exception) -> _Unusable:
+    """Return OFREP's word for what is wrong with a body. The decoder's messages name places, not values."""
+    if isinstance(error, msgspec.ValidationError):  # it is JSON, and not the JSON we need
+        return _Unusable("INVALID_CONTEXT", str(error))
+    if isinstance(error, RecursionError):
+        return _Unusable("PARSE_ERROR", "the body is nested too deeply")
+    return _Unusable("PARSE_ERROR", "the body is not valid JSON in UTF-8")

@@ -1,0 +1,111 @@
+"""The HTTP server: uvicorn, started and stopped by us, with limits on everything a client can hold on to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from controller.errors import ConfigInvalid
+
+#: Seconds an idle connection is kept between two requests; longer than the 5 s at which flagd polls.
+_KEEP_ALIVE_SECONDS = 15
+#: Of the time given to `stop`, what closing what is left may take after the requests under way were cancelled.
+_CLOSING_SECONDS = 0.5
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its own signal handling: it would take SIGTERM from us and raise it again at its end."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.has_started = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.has_started.set()
+
+
+class HttpServer:
+    """Serves `app` on `host`:`port` between `start` and `stop`. Port 0 takes a free one; `port` then says which."""
+
+    def __init__(
+        self, app: ASGIApp, *, host: str = "127.0.0.1", port: int = 8080, max_connections: int = 1_000, backlog: int = 512
+    ) -> None:
+        self._app = app
+        self._host = host
+        self._port = port
+        self._max_connections = max_connections
+        self._backlog = backlog
+        self._uvicorn: _Uvicorn | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._port
+
+    async def start(self) -> None:
+        """Return once connections are accepted. Raises ConfigInvalid when the address cannot be had."""
+        listener = self._bind()
+        self._port = listener.getsockname()[1]
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                self._app,
+                lifespan="off",
+                ws="none",
+                interface="asgi3",
+                log_config=None,  # logging is set up by whoever started us
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=self._max_connections,  # past it: 503, and the connection is closed
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=3,
+                backlog=self._backlog,
+            )
+        )
+        self._task = asyncio.create_task(self._uvicorn.serve(sockets=[listener]), name="http_server")
+        started = asyncio.create_task(self._uvicorn.has_started.wait(), name="http_server_started")
+        try:
+            await asyncio.wait((self._task, started), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            started.cancel()
+        if self._task.done():
+            await self._task  # raises what kept it from starting
+
+    async def stop(self, deadline_seconds: float = 4.0) -> None:
+        """Stop accepting, let requests under way finish, and return within `deadline_seconds` whatever the clients do."""
+        if self._uvicorn is None or self._task is None:
+            return
+        server, task = self._uvicorn, self._task
+        self._uvicorn = self._task = None
+        server.config.timeout_graceful_shutdown = max(1, int(deadline_seconds - _CLOSING_SECONDS))
+        server.should_exit = True
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                await task
+        except TimeoutError:
+            pass  # the task was cancelled with the wait; what is still open is cut below
+        for connection in list(server.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    def _bind(self) -> socket.socket:
+        """Return a listening socket. Raises ConfigInvalid with the mend."""
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        try:
+            return socket.create_server((self._host, self._port), family=family, backlog=self._backlog)
+        except (OSError, OverflowError) as error:
+            raise ConfigInvalid(
+                f"cannot listen on {self._host}:{self._port} ({error}): free the port, or set http.host and http.port "
+                "to an address of this machine"
+            ) from error

@@ -1,0 +1,127 @@
+"""What people and machines may look at: health, metrics, rollouts, the flagd document. Reads views, decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import xxhash
+from prometheus_client.exposition import choose_encoder
+from starlette.types import Receive, Scope, Send
+
+from controller.core.rollout import Rollout
+from controller.health import Health
+from controller.metrics import Metrics
+from controller.web.answers import header, send_bytes, send_error, send_json, send_tagged
+from controller.web.flags import FlagBoard
+
+#: Documents written before other requests get a turn: a document costs tens of microseconds.
+_DOCUMENTS_PER_TURN = 50
+
+
+class Healthz:
+    """GET /healthz: whether a restart would help. That the event loop turns is shown by answering at all."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 200 while alive, 503 with the broken invariants else."""
+        status = 200 if self._health.is_alive else 503
+        body = {"alive": self._health.is_alive, "trouble": self._health.trouble}
+        await send_json(send, status, msgspec.json.encode(body))
+
+
+class Readyz:
+    """GET /readyz: whether the daemon does its work, with each component and why not."""
+
+    def __init__(self, health: Health, board: FlagBoard) -> None:
+        self._health = health
+        self._board = board
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 200 while ready (also when degraded), 503 else."""
+        flags_why_not = self._board.why_not
+        is_ready = self._health.is_ready and flags_why_not is None
+        components = {
+            part.name: {"ready": part.why_not is None, "required": part.is_required, "why_not": part.why_not}
+            for part in self._health.components.values()
+        }
+        components["flags"] = {"ready": flags_why_not is None, "required": True, "why_not": flags_why_not}
+        body = {
+            "ready": is_ready,
+            "degraded": self._health.is_degraded or flags_why_not is not None,
+            "trouble": self._health.trouble,
+            "components": components,
+        }
+        await send_json(send, 200 if is_ready else 503, msgspec.json.encode(body))
+
+
+class MetricsPage:
+    """GET /metrics in the format the scraper asks for; since Prometheus 3 a wrong content type fails the scrape."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._registry = metrics.registry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer all metrics."""
+        write, content_type = choose_encoder(header(scope, b"accept"))
+        # In a thread: with many flags the text takes longer than the loop may stand still.
+        body = await asyncio.to_thread(write, self._registry)
+        await send_bytes(send, 200, body, [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")])
+
+
+class FlagdDocument:
+    """GET /flagd/flags.json: the definitions for flagd's HTTP sync, which goes by the path's `.json`.
+
+    503 while not to be trusted: flagd then keeps what it has, where an empty document would delete its flags.
+    """
+
+    def __init__(self, board: FlagBoard) -> None:
+        self._board = board
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the document, or 304 when the client has it."""
+        if (why_not := self._board.why_not) is not None:
+            await send_error(send, 503, why_not, (b"retry-after", b"1"))
+            return
+        body, tag = self._board.flagd_document()
+        await send_tagged(scope, send, body, tag)
+
+
+class RolloutDocuments:
+    """GET /rollouts and /rollouts/{flag}: the state documents, as on the state topic.
+
+    Shown also while the flags are not to be trusted: this is for people, and `readyz` says how old it may be.
+    """
+
+    def __init__(self, board: FlagBoard, describe: Callable[[Rollout], bytes]) -> None:
+        self._board = board
+        self._describe = describe
+        self._written: dict[str, tuple[Rollout, bytes]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer all documents in the order of flag keys, or the one asked for."""
+        wanted: str | None = scope["path_params"].get("flag_key")
+        if wanted is None:
+            parts = []
+            for count, flag in enumerate(self._board.flags, start=1):
+                parts.append(self._document(flag.rollout))
+                if count % _DOCUMENTS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+            body = b'{"rollouts":[%b]}' % b",".join(parts)
+        else:
+            found = self._board.get(wanted)
+            if found is None:
+                await send_error(send, 404, "no rollout has this flag key")
+                return
+            body = self._document(found.rollout)
+        await send_tagged(scope, send, body, f'"{xxhash.xxh3_64_hexdigest(body)}"')
+
+    def _document(self, rollout: Rollout) -> bytes:
+        """Return the document's JSON, written once per revision."""
+        written = self._written.get(rollout.flag_key)
+        if written is None or written[0] is not rollout:
+            written = self._written[rollout.flag_key] = (rollout, self._describe(rollout))
+        return written[1]
