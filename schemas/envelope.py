@@ -1,0 +1,313 @@
+"""The CloudEvents 1.0 envelope on Kafka: structured and binary are read, structured is written.
+
+Holds what every event has in common, and the small checks that the fast path (`wire.py`) and the pydantic models share,
+so that the two cannot drift apart. What stands inside `data` is each event's own module.
+
+Sources: CloudEvents 1.0.2, its JSON event format and its Kafka protocol binding; RFC 3339 for times.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, NoReturn
+
+import msgspec
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from schemas.terms import NAME, NAME_PATTERN, QuarantineReason
+
+SPEC_VERSION = "1.0"
+CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
+
+#: A record larger than this is refused unread: 11 MB of JSON would stall the loop for 0.2 s, and no event needs it.
+MAX_BYTES = 256 * 1024
+#: Opening brackets allowed in one record. Parsers recurse, and how deep they get depends on who calls them; this bound
+#: keeps them far from Python's limit, so that a replay refuses exactly what the first reading refused. The largest
+#: legitimate event (an outcome with 64 flags) has 67.
+MAX_OPENINGS = 512
+#: How far an event may be ahead of its record's timestamp: clocks of apps differ by seconds, not by minutes.
+MAX_AHEAD_MS = 5 * 60 * 1000
+#: Characters of `id`, `source`, `subject` and the like.
+MAX_ATTRIBUTE = 1024
+MAX_CONTEXT_ID = 256
+#: Characters of a refusal's detail that come from outside.
+_MAX_QUOTED = 200
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+
+class RecordRefused(Exception):
+    """A record that cannot be used; it goes to quarantine and the next one is read.
+
+    `detail` says what is wrong, where, and how to mend it, in printable ASCII: it may be logged and shown as it is.
+    """
+
+    def __init__(self, reason: QuarantineReason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def refuse(reason: QuarantineReason, problem: str, mend: str) -> NoReturn:
+    """Raise RecordRefused; whatever `problem` quotes from the record is escaped and cut."""
+    raise RecordRefused(reason, f"{ascii(problem[:_MAX_QUOTED])[1:-1]}; {mend}")
+
+
+# --- names, contexts, times ---------------------------------------------------------------------------------------------
+
+#: Printable in any script. Control characters, line separators and bidirectional overrides are refused: they would
+#: forge what a person reads in a log or a terminal.
+CONTEXT_ID_PATTERN = (
+    r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]{1,256}$"
+)
+_HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def is_name(text: str) -> bool:
+    """Return whether `text` may name a flag, a variant or a conversion (`terms.NAME_PATTERN`)."""
+    return NAME.match(text) is not None
+
+
+def is_context_id(text: str) -> bool:
+    """Return whether `text` may identify a context: 1 to 256 characters, none of them able to forge output."""
+    if not 0 < len(text) <= MAX_CONTEXT_ID:
+        return False
+    return (text.isascii() and text.isprintable()) or _HOSTILE.search(text) is None
+
+
+def _checked_name(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(f"not a name; use up to 128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit: {NAME_PATTERN}")
+    return text
+
+
+def _checked_context_id(text: str) -> str:
+    if not is_context_id(text):
+        raise ValueError(f"not a context id; use 1 to {MAX_CONTEXT_ID} characters without control characters")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_checked_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
+ContextId = Annotated[
+    str, AfterValidator(_checked_context_id), WithJsonSchema({"type": "string", "pattern": CONTEXT_ID_PATTERN})
+]
+
+#: The one reader of times: RFC 3339 with an offset. Also the type of `time` in the fast path.
+EventTime = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+def parse_time(text: str) -> datetime:
+    """Return an RFC 3339 time, which must carry an offset. Raises ValueError."""
+    try:
+        return msgspec.convert(text, EventTime)
+    except msgspec.ValidationError as error:
+        raise ValueError("not an RFC 3339 time with an offset, such as 2026-11-21T03:00:00Z") from error
+
+
+def milliseconds(when: datetime) -> int:
+    """Return milliseconds since 1970 UTC, rounded down."""
+    since = when - _EPOCH
+    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
+
+
+def format_time(when: datetime) -> str:
+    """Return RFC 3339 in UTC with `Z` and milliseconds. Raises ValueError for a naive time."""
+    if when.tzinfo is None:
+        raise ValueError("a time on the wire has an offset")
+    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _checked_time(text: str) -> str:
+    parse_time(text)
+    return text
+
+
+TimeText = Annotated[str, AfterValidator(_checked_time), WithJsonSchema({"type": "string", "format": "date-time"})]
+
+
+# --- one record ------------------------------------------------------------------------------------------------------------
+
+
+class CloudEvent(BaseModel):
+    """The attributes every event carries; unknown ones are ignored, null ones are absent."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    specversion: Literal["1.0"]
+    type: str = Field(min_length=1, max_length=MAX_ATTRIBUTE)
+    source: str = Field(
+        min_length=1, max_length=MAX_ATTRIBUTE, description="Who emitted it, a URI reference such as /checkout-api.",
+        json_schema_extra={"format": "uri-reference"},
+    )
+    id: str = Field(min_length=1, max_length=MAX_ATTRIBUTE, description="Unique together with `source`.")
+    time: TimeText | None = Field(
+        default=None,
+        description="When it happened, RFC 3339 with an offset. Absent: the Kafka record's timestamp counts.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One record, opened: its CloudEvents attributes, and `data` not yet judged."""
+
+    type: str
+    source: str
+    id: str
+    time_ms: int  # event time; the record's timestamp where the event names none
+    data: Mapping[str, Any]
+
+
+def is_structured(headers: Headers) -> bool:
+    """Return whether the value holds the whole event (structured mode) rather than only its data (binary mode).
+
+    Without a content-type header and without `ce_` headers the value is taken to be a whole event: plain producers such
+    as kcat send no headers. Raises RecordRefused for a CloudEvents format other than JSON.
+    """
+    content_type = None
+    has_attributes = False
+    for name, content in headers:
+        if name.startswith("ce_"):
+            has_attributes = True
+        elif len(name) == 12 and name.lower() == "content-type":
+            content_type = content
+    if content_type is None:
+        return not has_attributes
+    media_type = content_type.partition(b";")[0].strip().lower()
+    if media_type in (b"application/cloudevents+json", b"application/cloudevents"):
+        return True
+    if media_type.startswith(b"application/cloudevents"):
+        refuse(
+            QuarantineReason.NOT_CLOUDEVENT,
+            f"content-type {media_type.decode('latin-1')} is not read",
+            "send application/cloudevents+json, one event per record",
+        )
+    return False
+
+
+def binary_attributes(headers: Headers) -> dict[str, str]:
+    """Return the CloudEvents attributes that stand in `ce_` headers; of a repeated header the last counts.
+
+    Raises RecordRefused for a header that is not UTF-8.
+    """
+    attributes = {}
+    for name, content in headers:
+        if name.startswith("ce_") and content is not None:
+            try:
+                attributes[name[3:]] = content.decode()
+            except UnicodeDecodeError:
+                refuse(QuarantineReason.NOT_CLOUDEVENT, f"header {name} is not UTF-8", "send header values as UTF-8")
+    return attributes
+
+
+def check_value(value: bytes | None) -> bytes:
+    """Return `value` when it is worth parsing: present, small enough, UTF-8, not deep. Raises RecordRefused otherwise."""
+    if not value:
+        refuse(QuarantineReason.EMPTY, "the record has no value", "send one JSON event per record")
+    size = len(value)
+    if size > MAX_BYTES:
+        refuse(QuarantineReason.TOO_LARGE, f"{size} bytes, at most {MAX_BYTES} are read", "send smaller events, one per record")
+    if not value.isascii():
+        try:
+            value.decode()
+        except UnicodeDecodeError as error:
+            refuse(QuarantineReason.NOT_JSON, f"invalid UTF-8 at byte {error.start}", "send JSON as UTF-8")
+    if size > 2 * MAX_OPENINGS and value.count(b"[") + value.count(b"{") > MAX_OPENINGS:
+        refuse(QuarantineReason.NOT_JSON, f"more than {MAX_OPENINGS} opening brackets", "send a flat event")
+    return value
+
+
+def check_time(time_ms: int, timestamp_ms: int) -> int:
+    """Return `time_ms` unless it is more than five minutes ahead of the record's own timestamp, or that is missing."""
+    if timestamp_ms < 0:
+        refuse(QuarantineReason.BAD_TIME, "the record has no timestamp", "use a producer that sets one (message format v1 or newer)")
+    if time_ms > timestamp_ms + MAX_AHEAD_MS:
+        refuse(
+            QuarantineReason.BAD_TIME,
+            f"time is {(time_ms - timestamp_ms) // 1000} s ahead of the record's timestamp",
+            "set the sender's clock; at most 300 s are accepted",
+        )
+    return time_ms
+
+
+def _not_a_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _integer(digits: str) -> int | float:
+    """Read an integer of any length: beyond what a float can hold it is infinity, which no field accepts."""
+    return int(digits) if len(digits) <= 300 else float(digits)
+
+
+def parse_json(value: bytes) -> Any:
+    """Return the JSON value of a checked record, strict RFC 8259. Of a repeated name the last counts. Raises RecordRefused."""
+    try:
+        msgspec.json.decode(value, type=msgspec.Raw)
+        return json.loads(value.decode(), parse_constant=_not_a_number, parse_int=_integer)
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        refuse(QuarantineReason.NOT_JSON, str(error), "send one UTF-8 JSON object per record")
+
+
+def explain(error: ValidationError) -> str:
+    """Return the first problem of a pydantic error as `path: what`, without quoting the input."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def read(value: bytes | None, timestamp_ms: int, headers: Headers, types: Sequence[str]) -> Envelope:
+    """Return the event in one Kafka record, structured or binary, when its type is one of `types`.
+
+    `timestamp_ms` is the record's own. Raises RecordRefused, and nothing else, for anything that is not such an event.
+    """
+    if is_structured(headers):
+        document = parse_json(check_value(value))
+        if not isinstance(document, dict):
+            refuse(QuarantineReason.NOT_CLOUDEVENT, "the value is not an object", "send one CloudEvent per record")
+        data = document.get("data")
+    else:
+        document = binary_attributes(headers)
+        data = parse_json(check_value(value))
+    try:
+        event = CloudEvent.model_validate(document)
+    except ValidationError as error:
+        is_time = error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"] == ("time",)
+        reason = QuarantineReason.BAD_TIME if is_time else QuarantineReason.NOT_CLOUDEVENT
+        refuse(reason, explain(error), "send a CloudEvent 1.0 (specversion, type, source, id, data)")
+    if event.type not in types:
+        refuse(QuarantineReason.UNKNOWN_TYPE, f"type {event.type}", f"this topic takes {' or '.join(types)}")
+    if not isinstance(data, dict):
+        refuse(QuarantineReason.INVALID, "data is not an object", "send `data` as a JSON object, not as text or data_base64")
+    time_ms = timestamp_ms if event.time is None else milliseconds(parse_time(event.time))
+    return Envelope(event.type, event.source, event.id, check_time(time_ms, timestamp_ms), data)
+
+
+def write(
+    type: str,  # noqa: A002 (the attribute's name)
+    *,
+    source: str,
+    id: str,  # noqa: A002 (the attribute's name)
+    time: datetime,
+    subject: str,
+    data: Mapping[str, Any] | msgspec.Raw,
+) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """Return (value, headers) of a structured CloudEvent. `subject` is the flag key, and the record's key as well.
+
+    `data` is JSON-ready: dumped by its model with `mode="json"`, or already encoded as msgspec.Raw.
+    """
+    document = {
+        "specversion": SPEC_VERSION,
+        "type": type,
+        "source": source,
+        "id": id,
+        "time": format_time(time),
+        "subject": subject,
+        "partitionkey": subject,
+        "datacontenttype": "application/json",
+        "data": data,
+    }
+    return msgspec.json.encode(document), [("content-type", CONTENT_TYPE.encode())]

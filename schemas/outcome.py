@@ -1,0 +1,77 @@
+"""The event an app emits when a request is over: how it ended, how long it took, what it led to.
+
+Attribute names are OpenTelemetry's where it has one (HTTP server conventions, stable); two are ours: the flags that were
+evaluated during the request, and the conversions. Attributes that are not listed here are ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.envelope import MAX_ATTRIBUTE, ContextId, Name
+
+TYPE = "io.rolloutd.outcome.v1"
+
+#: Flags one request may name; more than any real request evaluates.
+MAX_FLAGS = 64
+#: Conversions one request may report.
+MAX_CONVERSIONS = 16
+#: A day: longer is a clock error or a wrong unit (milliseconds sent as seconds).
+MAX_DURATION_SECONDS = 86_400
+
+
+def _informative(**schema: Any) -> dict[str, Any]:
+    return {"description": "Recommended by OpenTelemetry; not read by rolloutd, never a reason to refuse.", **schema}
+
+
+class EvaluatedFlag(BaseModel):
+    """A flag that was evaluated during the request, and the variant that was served."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    flag_key: Name = Field(alias="feature_flag.key")
+    variant: Name = Field(alias="feature_flag.result.variant")
+
+
+class Outcome(BaseModel):
+    """What happened to one request."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    context_id: ContextId | None = Field(
+        default=None,
+        alias="feature_flag.context.id",
+        description="The targeting key. Absent: the Kafka record's key, which it must equal anyway.",
+    )
+    duration_seconds: float | None = Field(
+        default=None,
+        alias="http.server.request.duration",
+        ge=0,
+        le=MAX_DURATION_SECONDS,
+        allow_inf_nan=False,
+        description="Seconds.",
+    )
+    error_type: str | None = Field(
+        default=None,
+        alias="error.type",
+        min_length=1,
+        max_length=MAX_ATTRIBUTE,
+        description="Why the request failed: a status code as text, an exception's name or _OTHER. Absent: it succeeded.",
+    )
+    flags: Annotated[tuple[EvaluatedFlag, ...], Field(max_length=MAX_FLAGS, strict=False)] | None = Field(
+        default=None,
+        alias="rolloutd.flags",
+        description="The flags evaluated in the request. Absent or empty: joined by context to its last evaluations.",
+    )
+    conversions: Annotated[tuple[Name, ...], Field(max_length=MAX_CONVERSIONS, strict=False)] | None = Field(
+        default=None, alias="rolloutd.conversions", description="What the request led to, such as `checkout`."
+    )
+    status_code: Any = Field(
+        default=None,
+        alias="http.response.status_code",
+        json_schema_extra=_informative(type=["integer", "null"], minimum=100, maximum=599),
+    )
+    route: Any = Field(default=None, alias="http.route", json_schema_extra=_informative(type=["string", "null"]))
+    method: Any = Field(default=None, alias="http.request.method", json_schema_extra=_informative(type=["string", "null"]))

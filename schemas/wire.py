@@ -1,0 +1,294 @@
+"""The hot path: one Kafka record to one countable event, about a microsecond each.
+
+The pydantic models in `evaluation.py` and `outcome.py` are the contract; what is decoded here is only the part that is
+counted, and `tests/property/test_wire.py` proves that both accept and refuse the same records. Checks that the two
+libraries would make differently are functions of `envelope.py` that both call.
+
+One liberty: when a name is repeated within an object, the last one counts, as in the contract, but an earlier one of the
+wrong type refuses the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import msgspec
+
+from schemas import evaluation, outcome
+from schemas.envelope import (
+    MAX_ATTRIBUTE,
+    EventTime,
+    Headers,
+    RecordRefused,
+    binary_attributes,
+    check_time,
+    check_value,
+    is_context_id,
+    is_name,
+    is_structured,
+    milliseconds,
+    parse_time,
+    refuse,
+)
+from schemas.outcome import MAX_CONVERSIONS, MAX_DURATION_SECONDS, MAX_FLAGS
+from schemas.terms import QuarantineReason
+
+__all__ = ["EvaluationEvent", "OutcomeEvent", "RecordRefused", "decode_evaluation", "decode_outcome"]
+
+
+class EvaluationEvent(msgspec.Struct, gc=False):
+    """A context was served a variant."""
+
+    context_id: str
+    flag_key: str
+    variant: str
+    time_ms: int  # since 1970 UTC
+
+
+class OutcomeEvent(msgspec.Struct, gc=False):
+    """What happened to one request."""
+
+    context_id: str
+    time_ms: int  # since 1970 UTC
+    flags: Sequence[tuple[str, str]]  # distinct (flag key, variant) pairs; empty: join by context
+    is_error: bool
+    latency_ms: float | None
+    conversions: Sequence[str]  # distinct names
+
+
+# --- what is decoded ---------------------------------------------------------------------------------------------------------
+
+_Attribute = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ATTRIBUTE)]
+_NOTHING = msgspec.Raw()
+
+
+class _EvaluationData(msgspec.Struct, gc=False):
+    flag_key: str = msgspec.field(name="feature_flag.key")
+    variant: str | None = msgspec.field(default=None, name="feature_flag.result.variant")
+    context_id: str | None = msgspec.field(default=None, name="feature_flag.context.id")
+    value: msgspec.Raw = msgspec.field(default=_NOTHING, name="feature_flag.result.value")
+    old_variant: str | None = msgspec.field(default=None, name="feature_flag.variant")
+    old_value: msgspec.Raw = msgspec.field(default=_NOTHING, name="value")
+
+
+class _EvaluatedFlag(msgspec.Struct, gc=False):
+    flag_key: str = msgspec.field(name="feature_flag.key")
+    variant: str = msgspec.field(name="feature_flag.result.variant")
+
+
+class _OutcomeData(msgspec.Struct, gc=False):
+    context_id: str | None = msgspec.field(default=None, name="feature_flag.context.id")
+    duration: Annotated[float, msgspec.Meta(ge=0, le=MAX_DURATION_SECONDS)] | None = msgspec.field(
+        default=None, name="http.server.request.duration"
+    )
+    error_type: _Attribute | None = msgspec.field(default=None, name="error.type")
+    flags: Annotated[list[_EvaluatedFlag], msgspec.Meta(max_length=MAX_FLAGS)] | None = msgspec.field(
+        default=None, name="rolloutd.flags"
+    )
+    conversions: Annotated[list[str], msgspec.Meta(max_length=MAX_CONVERSIONS)] | None = msgspec.field(
+        default=None, name="rolloutd.conversions"
+    )
+
+
+class _EvaluationRecord(msgspec.Struct, gc=False):
+    specversion: Literal["1.0"]
+    type: Literal["io.rolloutd.evaluation.v1"]
+    id: _Attribute
+    source: _Attribute
+    data: _EvaluationData
+    time: EventTime | None = None
+
+
+class _OutcomeRecord(msgspec.Struct, gc=False):
+    specversion: Literal["1.0"]
+    type: Literal["io.rolloutd.outcome.v1"]
+    id: _Attribute
+    source: _Attribute
+    data: _OutcomeData
+    time: EventTime | None = None
+
+
+_evaluation_record = msgspec.json.Decoder(_EvaluationRecord).decode
+_evaluation_data = msgspec.json.Decoder(_EvaluationData).decode
+_outcome_record = msgspec.json.Decoder(_OutcomeRecord).decode
+_outcome_data = msgspec.json.Decoder(_OutcomeData).decode
+_text = msgspec.json.Decoder(str).decode
+
+# --- names and contexts ------------------------------------------------------------------------------------------------------
+
+#: Names already found valid, so that a name costs one look-up instead of a pattern. Bounded, because senders choose
+#: names: 16,384 of at most 128 characters are at most 3 MB, and a flood of new ones costs a clearing now and then.
+_MAX_KNOWN_NAMES = 16_384
+_known_names: dict[str, str] = {}
+
+
+def _name(text: str, attribute: str) -> str:
+    """Return `text` as the one copy kept of that name, when it is a valid one."""
+    if not is_name(text):
+        refuse(
+            QuarantineReason.INVALID,
+            f"{attribute} is not a name: {text!r}",
+            "use up to 128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit",
+        )
+    if len(_known_names) >= _MAX_KNOWN_NAMES:
+        _known_names.clear()
+    _known_names[text] = text
+    return text
+
+
+def _context(context_id: str | None, key: bytes | None) -> str:
+    """Return the context id: the attribute, else the record's key."""
+    if context_id is None:
+        if not key:
+            refuse(
+                QuarantineReason.NO_CONTEXT, "no feature_flag.context.id and no record key", "send the targeting key as either"
+            )
+        try:
+            context_id = key.decode()
+        except UnicodeDecodeError:
+            refuse(QuarantineReason.INVALID, "the record key is not UTF-8", "send feature_flag.context.id or a text key")
+    if not is_context_id(context_id):
+        refuse(
+            QuarantineReason.INVALID,
+            f"not a context id: {context_id!r}",
+            "send 1 to 256 characters without control characters",
+        )
+    return context_id
+
+
+def _variant_of_value(value: msgspec.Raw) -> str | None:
+    """Return the variant that a flag's value names: "true" or "false", a string as it is, None for no value."""
+    content = bytes(value)
+    if content in (b"", b"null"):
+        return None
+    if content in (b"true", b"false"):
+        return content.decode()
+    if content[:1] == b'"':
+        return _text(content)
+    return refuse(
+        QuarantineReason.INVALID,
+        "feature_flag.result.variant is absent and the value is neither a boolean nor a string",
+        "send feature_flag.result.variant",
+    )
+
+
+# --- refusing ---------------------------------------------------------------------------------------------------------------
+
+
+def _refusal(error: Exception, expected_type: str) -> RecordRefused:
+    """Return why msgspec refused a record; its messages name the place, as in `$.data.feature_flag.key`."""
+    problem = str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        reason, mend = QuarantineReason.NOT_JSON, "send one UTF-8 JSON object per record"
+    elif problem.endswith("`$.type`"):
+        reason, mend = QuarantineReason.UNKNOWN_TYPE, f"this topic takes {expected_type}"
+    elif problem.endswith("`$.time`"):
+        reason, mend = QuarantineReason.BAD_TIME, "send RFC 3339 with an offset, such as 2026-11-21T03:00:00Z"
+    elif "`$.data" in problem or "`data`" in problem:
+        reason, mend = QuarantineReason.INVALID, "see schemas/json"
+    else:
+        reason, mend = QuarantineReason.NOT_CLOUDEVENT, "send a CloudEvent 1.0 (specversion, type, source, id, data)"
+    return RecordRefused(reason, f"{ascii(problem[:200])[1:-1]}; {mend}")
+
+
+def _binary_time(headers: Headers, timestamp_ms: int, expected_type: str) -> int:
+    """Return a binary event's time after checking its attributes."""
+    attributes = binary_attributes(headers)
+    if attributes.get("specversion") != "1.0" or not all(
+        0 < len(attributes.get(name, "")) <= MAX_ATTRIBUTE for name in ("id", "source", "type")
+    ):
+        refuse(
+            QuarantineReason.NOT_CLOUDEVENT,
+            "no content-type application/cloudevents+json, and ce_ headers are missing or invalid",
+            "send structured JSON, or the headers ce_specversion (1.0), ce_type, ce_source and ce_id",
+        )
+    if attributes["type"] != expected_type:
+        refuse(QuarantineReason.UNKNOWN_TYPE, f"ce_type {attributes['type']}", f"this topic takes {expected_type}")
+    if "time" not in attributes:
+        return timestamp_ms
+    try:
+        return milliseconds(parse_time(attributes["time"]))
+    except ValueError as error:
+        refuse(QuarantineReason.BAD_TIME, f"ce_time is {error}", "send an offset")
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------------
+
+
+def decode_evaluation(value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers) -> EvaluationEvent:
+    """Return the evaluation in one Kafka record. Raises RecordRefused, and nothing else, whatever the record holds.
+
+    `timestamp_ms` is the record's own; it is the event's time where the event names none.
+    """
+    value = check_value(value)
+    try:
+        if not headers or is_structured(headers):
+            record = _evaluation_record(value)
+            data = record.data
+            time_ms = timestamp_ms if record.time is None else milliseconds(record.time)
+        else:
+            time_ms = _binary_time(headers, timestamp_ms, evaluation.TYPE)
+            data = _evaluation_data(value)
+    except (ValueError, RecursionError) as error:
+        raise _refusal(error, evaluation.TYPE) from None
+    variant = data.variant
+    if variant is None:
+        variant = data.old_variant or _variant_of_value(data.value) or _variant_of_value(data.old_value)
+        if variant is None:
+            refuse(QuarantineReason.INVALID, "no feature_flag.result.variant and no value", "send the variant that was served")
+    context_id = data.context_id
+    if context_id is None or not is_context_id(context_id):
+        context_id = _context(context_id, key)
+    return EvaluationEvent(
+        context_id,
+        _known_names.get(data.flag_key) or _name(data.flag_key, "feature_flag.key"),
+        _known_names.get(variant) or _name(variant, "feature_flag.result.variant"),
+        check_time(time_ms, timestamp_ms),
+    )
+
+
+def decode_outcome(value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers) -> OutcomeEvent:
+    """Return the outcome in one Kafka record. Raises RecordRefused, and nothing else, whatever the record holds.
+
+    `timestamp_ms` is the record's own; it is the event's time where the event names none.
+    """
+    value = check_value(value)
+    try:
+        if not headers or is_structured(headers):
+            record = _outcome_record(value)
+            data = record.data
+            time_ms = timestamp_ms if record.time is None else milliseconds(record.time)
+        else:
+            time_ms = _binary_time(headers, timestamp_ms, outcome.TYPE)
+            data = _outcome_data(value)
+    except (ValueError, RecursionError) as error:
+        raise _refusal(error, outcome.TYPE) from None
+    context_id = data.context_id
+    if context_id is None or not is_context_id(context_id):
+        context_id = _context(context_id, key)
+    flags: Sequence[tuple[str, str]] = ()
+    if data.flags:
+        flags = [
+            (
+                _known_names.get(flag.flag_key) or _name(flag.flag_key, "rolloutd.flags: feature_flag.key"),
+                _known_names.get(flag.variant) or _name(flag.variant, "rolloutd.flags: feature_flag.result.variant"),
+            )
+            for flag in data.flags
+        ]
+        if len(flags) > 1:
+            flags = list(dict.fromkeys(flags))
+    conversions: Sequence[str] = ()
+    if data.conversions:
+        conversions = [_known_names.get(name) or _name(name, "rolloutd.conversions") for name in data.conversions]
+        if len(conversions) > 1:
+            conversions = list(dict.fromkeys(conversions))
+    duration = data.duration
+    return OutcomeEvent(
+        context_id,
+        check_time(time_ms, timestamp_ms),
+        flags,
+        data.error_type is not None,
+        None if duration is None else duration * 1000.0,
+        conversions,
+    )
