@@ -3,6 +3,7 @@
 RolloutdError
 +-- BadInput                 the sender's: refuse it, say what, where and how to mend it; a retry never helps
 |   +-- ConfigInvalid          the operator's settings or plan
+|   +-- CommandRefused         the issuer's: readable enough to be answered, not to be carried out
 +-- OperatingTrouble         the surroundings': retry with backoff under one deadline, then become an event
 |   +-- EventLogUnavailable    Kafka
 |   +-- StoreUnavailable       Redis; the outcome of a write is unknown
@@ -10,11 +11,14 @@ RolloutdError
 |   +-- FlagPlaneUnavailable   not known to be served
 +-- BrokenInvariant          our own: stop the worker, turn health red
     +-- EventLogTruncated      the log is not the one we counted: a person must name a new epoch
+    +-- DocumentUnreadable     a stored rollout is not ours to read: a newer release wrote it, or it was damaged
 
 A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the contract refuses it, it goes to quarantine.
 """
 
 from __future__ import annotations
+
+from schemas.terms import CommandVerb
 
 
 class RolloutdError(Exception):
@@ -27,6 +31,17 @@ class BadInput(RolloutdError):
 
 class ConfigInvalid(BadInput):
     """Settings or a plan cannot be used."""
+
+
+class CommandRefused(BadInput):
+    """A command that gets its one result, `rejected`, because it cannot be meant as it stands."""
+
+    def __init__(self, *, command_id: str, flag_key: str, verb: CommandVerb, reason: str) -> None:
+        super().__init__(reason)
+        self.command_id = command_id
+        self.flag_key = flag_key
+        self.verb = verb
+        self.reason = reason
 
 
 class OperatingTrouble(RolloutdError):
@@ -55,3 +70,7 @@ class BrokenInvariant(RolloutdError):
 
 class EventLogTruncated(BrokenInvariant):
     """The fence lies outside the log: the topic was recreated, truncated, or is another one."""
+
+
+class DocumentUnreadable(BrokenInvariant):
+    """A stored rollout document has an unknown version or is not one: never guessed at."""

@@ -1,0 +1,446 @@
+"""Core values to documents and back: plans, rollouts, commands, and what goes out about decisions.
+
+All knowledge of how our own records look on the wire meets the core here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from controller.core.judgement import Advice, Judgement
+from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow, Guardrail, Plan, Stage
+from controller.core.rollout import (
+    Aborted,
+    AdviceRound,
+    AnswerCommand,
+    AwaitingApproval,
+    Baking,
+    CommandReceived,
+    Completed,
+    Freeze,
+    Gating,
+    Paused,
+    Phase,
+    PublishDecision,
+    RaiseAlert,
+    RolledBack,
+    Rollout,
+    Scheduled,
+    Visit,
+)
+from controller.errors import DocumentUnreadable
+from schemas import alert, decision, result, state
+from schemas.advice import AdviceRecord
+from schemas.command import Command
+from schemas.plan import (
+    AdvisorDocument,
+    Comparison,
+    FreezeWindowDocument,
+    GuardrailDocument,
+    PlanDocument,
+    StageDocument,
+    Variants,
+    Weekday,
+)
+
+#: CloudEvents `source` of everything we write.
+SOURCE = "/rolloutd"
+
+_DAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_MINUTE = timedelta(minutes=1)
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+# --- plans ----------------------------------------------------------------------------------------------------------------
+
+
+def to_core_plan(document: PlanDocument) -> Plan:
+    """Return the plan in the core's units, with every default filled in and its version: a hash of all of it."""
+    shares_with_control = [stage.percent for stage in document.stages if stage.percent < 100]
+    plan = Plan(
+        name=document.name,
+        version="",
+        flag_key=document.flag,
+        treatment=document.variants.treatment,
+        control=document.variants.control,
+        stages=tuple(
+            Stage(
+                percent=stage.percent,
+                bake=stage.bake,
+                settle=stage.settle,
+                min_sample=stage.min_sample,
+                max_bake=3 * stage.bake if stage.max_bake is None else stage.max_bake,
+                approval=stage.approval,
+            )
+            for stage in document.stages
+        ),
+        guardrails=tuple(
+            _core_guardrail(guardrail, last_with_control=max(shares_with_control, default=100.0))
+            for guardrail in document.guardrails
+        ),
+        advisor=AdvisorPolicy(
+            mode=document.advisor.mode,
+            deadline=document.advisor.deadline,
+            hold_rounds=document.advisor.hold_rounds,
+            hold_for=document.advisor.hold_for,
+        ),
+        freeze_windows=tuple(_core_window(window) for window in document.freeze_windows),
+        gap_policies={**DEFAULT_GAP_POLICIES, **document.health},
+        alpha=document.alpha,
+        beta=document.beta,
+        fresh_within=document.fresh_within,
+        owner=document.owner,
+        description=document.description,
+        expires_at=document.expires_at,
+        start_at=document.start_at,
+        blind=document.blind,
+    )
+    return replace(plan, version=plan_version(plan))
+
+
+def plan_version(plan: Plan) -> str:
+    """Return 16 hex digits that name exactly this plan, whichever way it was written."""
+    canonical = json.dumps(from_core_plan(plan).model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _core_guardrail(document: GuardrailDocument, *, last_with_control: float) -> Guardrail:
+    """Return one guardrail; one that only compares ends with the last stage that has a control, unless told otherwise."""
+    to_percent = document.to_percent
+    if to_percent is None:
+        to_percent = last_with_control if document.limit is None else 100.0
+    return Guardrail(
+        metric=document.metric,
+        role=document.role,
+        limit=document.limit,
+        margin=document.compare.margin if document.compare else None,
+        gate_margin=document.compare.gate_margin if document.compare else None,
+        on_breach=document.on_breach,
+        from_percent=document.from_percent,
+        to_percent=to_percent,
+    )
+
+
+def _core_window(document: FreezeWindowDocument) -> FreezeWindow:
+    """Return one freeze window; an end that is not after the start lies on the next day."""
+    start = _minute_of_day(document.begins)
+    if document.lasts is not None:
+        minutes = document.lasts // _MINUTE
+    else:
+        assert document.ends is not None  # the schema asks for one of the two
+        minutes = (_minute_of_day(document.ends) - start) % (24 * 60) or 24 * 60
+    return FreezeWindow(
+        weekdays=frozenset(_DAYS.index(day) + 1 for day in document.days),
+        start_minute=start,
+        minutes=minutes,
+        timezone=document.timezone,
+    )
+
+
+def _minute_of_day(clock: str) -> int:
+    hours, minutes = clock.split(":")
+    return int(hours) * 60 + int(minutes)
+
+
+def from_core_plan(plan: Plan) -> PlanDocument:
+    """Return the plan as a document with nothing left to defaults; `to_core_plan` of it is the same plan again."""
+    return PlanDocument(
+        name=plan.name,
+        flag=plan.flag_key,
+        description=plan.description,
+        owner=plan.owner,
+        variants=Variants(treatment=plan.treatment, control=plan.control),
+        stages=[
+            StageDocument(
+                percent=stage.percent,
+                bake=stage.bake,
+                settle=stage.settle,
+                min_sample=stage.min_sample,
+                max_bake=stage.max_bake,
+                approval=stage.approval,
+            )
+            for stage in plan.stages
+        ],
+        guardrails=[
+            GuardrailDocument(
+                metric=guardrail.metric,
+                role=guardrail.role,
+                limit=guardrail.limit,
+                compare=None
+                if guardrail.margin is None
+                else Comparison(margin=guardrail.margin, gate_margin=guardrail.gate_margin),
+                on_breach=guardrail.on_breach,
+                from_percent=guardrail.from_percent,
+                to_percent=guardrail.to_percent,
+            )
+            for guardrail in plan.guardrails
+        ],
+        advisor=AdvisorDocument(
+            mode=plan.advisor.mode,
+            deadline=plan.advisor.deadline,
+            hold_rounds=plan.advisor.hold_rounds,
+            hold_for=plan.advisor.hold_for,
+        ),
+        freeze_windows=[_window_document(window) for window in plan.freeze_windows],
+        health=plan.gap_policies,
+        alpha=plan.alpha,
+        beta=plan.beta,
+        fresh_within=plan.fresh_within,
+        start_at=plan.start_at,
+        expires_at=plan.expires_at,
+        blind=plan.blind,
+    )
+
+
+def _window_document(window: FreezeWindow) -> FreezeWindowDocument:
+    is_within_a_day = window.minutes <= 24 * 60
+    return FreezeWindowDocument(
+        days=[_DAYS[day - 1] for day in sorted(window.weekdays)],
+        begins=_clock(window.start_minute),
+        ends=_clock((window.start_minute + window.minutes) % (24 * 60)) if is_within_a_day else None,
+        lasts=None if is_within_a_day else window.minutes * _MINUTE,
+        timezone=window.timezone,
+    )
+
+
+def _clock(minute_of_day: int) -> str:
+    return f"{minute_of_day // 60:02}:{minute_of_day % 60:02}"
+
+
+# --- rollouts -------------------------------------------------------------------------------------------------------------
+
+_PHASES: dict[str, type[Phase]] = {
+    phase.name.value: phase for phase in (Scheduled, Baking, Gating, AwaitingApproval, Paused, Completed, RolledBack, Aborted)
+}
+_PHASE_RECORD: TypeAdapter[state.PhaseRecord] = TypeAdapter(state.PhaseRecord)
+
+
+def to_state(rollout: Rollout) -> state.RolloutState:
+    """Return the rollout as the public document."""
+    return state.RolloutState(
+        flag=rollout.flag_key,
+        rollout_id=rollout.rollout_id,
+        revision=rollout.revision,
+        percent=rollout.percent,
+        phase=_PHASE_RECORD.validate_python(rollout.phase, from_attributes=True),
+        hold=rollout.hold,
+        freeze=_of(state.FreezeRecord, rollout.freeze),
+        visits=[state.VisitRecord.model_validate(visit, from_attributes=True) for visit in rollout.visits],
+        started_at=rollout.started_at,
+        updated_at=rollout.updated_at,
+        plan_version=rollout.plan.version,
+        plan=from_core_plan(rollout.plan),
+    )
+
+
+def from_state(document: state.RolloutState) -> Rollout:
+    """Return the rollout that the document describes."""
+    return Rollout(
+        flag_key=document.flag,
+        rollout_id=document.rollout_id,
+        revision=document.revision,
+        plan=replace(to_core_plan(document.plan), version=document.plan_version),
+        phase=_phase(document.phase),
+        percent=document.percent,
+        visits=tuple(Visit(**_fields(visit)) for visit in document.visits),
+        started_at=document.started_at,
+        updated_at=document.updated_at,
+        hold=document.hold,
+        freeze=Freeze(**_fields(document.freeze)) if document.freeze else None,
+    )
+
+
+def _phase(record: state.PhaseRecord) -> Phase:
+    fields = _fields(record)
+    kind = _PHASES[fields.pop("name")]
+    if isinstance(record, state.PausedPhase):
+        fields["held"] = _phase(record.held)
+    elif isinstance(record, state.GatingPhase) and record.advice is not None:
+        answer = record.advice.answer
+        fields["advice"] = AdviceRound(**{**_fields(record.advice), "answer": None if answer is None else _core_advice(answer)})
+    return kind(**fields)
+
+
+def _core_advice(record: AdviceRecord) -> Advice:
+    return Advice(**{**_fields(record), "reasons": tuple(record.reasons)})
+
+
+def _fields(record: BaseModel) -> dict[str, Any]:
+    """Return a record's fields by name, one level deep."""
+    return {name: getattr(record, name) for name in type(record).model_fields}
+
+
+def rollout_to_json(rollout: Rollout) -> bytes:
+    """Return the public document as JSON; `rollout_from_json` gives exactly this rollout back."""
+    return to_state(rollout).model_dump_json().encode()
+
+
+def rollout_from_json(document: bytes) -> Rollout:
+    """Return the rollout of a stored document.
+
+    Raises DocumentUnreadable for a version this release does not know, and for everything that is no such document.
+    """
+    try:
+        fields = json.loads(document)
+    except (ValueError, RecursionError) as error:
+        raise DocumentUnreadable(f"rollout document is not JSON: {error}") from None
+    return _read_state(fields)
+
+
+def read_state(value: bytes) -> Rollout:
+    """Return the rollout of a record of `rollout.state`, as written by `state_bytes`. Raises DocumentUnreadable."""
+    try:
+        event = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise DocumentUnreadable(f"state record is not JSON: {error}") from None
+    if not isinstance(event, dict) or event.get("type") != state.TYPE:
+        raise DocumentUnreadable(f"state record is no event of type {state.TYPE}")
+    return _read_state(event.get("data"))
+
+
+def _read_state(fields: Any) -> Rollout:
+    version = fields.get("schema_version") if isinstance(fields, dict) else None
+    if version != state.SCHEMA_VERSION:
+        raise DocumentUnreadable(
+            f"rollout document has schema_version {version!r}, this release reads {state.SCHEMA_VERSION}: "
+            "run the release that wrote it, or a newer one"
+        )
+    try:
+        return from_state(state.RolloutState.model_validate(fields))
+    except ValidationError as error:
+        raise DocumentUnreadable(f"rollout document is damaged: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """Return what is wrong with a document in one line: where and what of the first three faults."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [f"{'.'.join(str(part) for part in fault['loc']) or 'document'}: {fault['msg']}" for fault in faults[:3]]
+    more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+    return "; ".join(told).replace("Value error, ", "") + more
+
+
+# --- commands -------------------------------------------------------------------------------------------------------------
+
+
+def to_command_event(command: Command, at: datetime) -> CommandReceived:
+    """Return the command as the core's event, received `at`."""
+    return CommandReceived(
+        at=at,
+        command_id=command.id,
+        verb=command.verb,
+        issuer=command.issuer,
+        reason=command.reason,
+        issued_at=command.issued_at,
+        expected_revision=command.expected_revision,
+        plan=to_core_plan(command.plan) if command.plan else None,
+    )
+
+
+# --- what goes out --------------------------------------------------------------------------------------------------------
+
+
+def decision_bytes(effect: PublishDecision, rollout: Rollout, effect_id: str, at: datetime) -> bytes:
+    """Return a decision with all its evidence; `rollout` is the one after it."""
+    record = decision.Decision(
+        flag=rollout.flag_key,
+        rollout_id=rollout.rollout_id,
+        revision=rollout.revision,
+        at=at,
+        kind=effect.kind,
+        reason=effect.reason,
+        issuer=effect.issuer,
+        phase=rollout.phase.name,
+        stage=effect.stage,
+        from_percent=effect.from_percent,
+        to_percent=effect.to_percent,
+        plan=decision.PlanReference(name=rollout.plan.name, version=rollout.plan.version),
+        gate_id=effect.gate_id,
+        command_id=effect.command_id,
+        judgement=None if effect.judgement is None else to_judgement_record(effect.judgement),
+        advice=_of(AdviceRecord, effect.advice),
+    )
+    return _event(decision.TYPE, effect_id, rollout.flag_key, at, record)
+
+
+def to_judgement_record(judgement: Judgement) -> decision.JudgementRecord:
+    """Return all the evidence of one look, with its verdict."""
+    return decision.JudgementRecord(
+        at=judgement.at,
+        visit=judgement.visit,
+        verdict=judgement.statistics,
+        gaps=[decision.GapRecord.model_validate(gap, from_attributes=True) for gap in judgement.gaps],
+        metrics=[decision.MetricRecord.model_validate(metric, from_attributes=True) for metric in judgement.metrics],
+        harm=decision.HarmRecord.model_validate(judgement.harm, from_attributes=True),
+        exposures=dict(judgement.exposures),
+        srm_e_value=judgement.srm_e_value,
+        observed_share=judgement.observed_share,
+        offsets=dict(judgement.offsets),
+        batches=judgement.batches,
+    )
+
+
+def alert_bytes(effect: RaiseAlert, rollout: Rollout, effect_id: str, at: datetime) -> bytes:
+    """Return an alert with the harm so far."""
+    record = alert.Alert(
+        flag=rollout.flag_key,
+        rollout_id=rollout.rollout_id,
+        revision=rollout.revision,
+        at=at,
+        kind=effect.kind,
+        severity=effect.severity,
+        summary=effect.summary,
+        action=effect.action,
+        dedup_key=effect.dedup_key,
+        phase=rollout.phase.name,
+        percent=rollout.percent,
+        harm=_of(decision.HarmRecord, effect.judgement and effect.judgement.harm),
+    )
+    return _event(alert.TYPE, effect_id, rollout.flag_key, at, record)
+
+
+def result_bytes(effect: AnswerCommand, flag_key: str, at: datetime) -> bytes:
+    """Return the one result of a command; the event's id is the command's."""
+    record = result.Result(
+        command_id=effect.command_id,
+        flag=flag_key,
+        verb=effect.verb,
+        status=effect.status,
+        reason=effect.reason,
+        revision=effect.revision,
+        at=at,
+    )
+    return _event(result.TYPE, effect.command_id, flag_key, at, record)
+
+
+def state_bytes(rollout: Rollout, effect_id: str, at: datetime) -> bytes:
+    """Return the rollout document as an event for the compacted topic; `read_state` gives the rollout back."""
+    return _event(state.TYPE, effect_id, rollout.flag_key, at, to_state(rollout))
+
+
+def _of(kind: type[RecordT], value: object | None) -> RecordT | None:
+    return None if value is None else kind.model_validate(value, from_attributes=True)
+
+
+def _event(event_type: str, event_id: str, flag_key: str, at: datetime, record: BaseModel) -> bytes:
+    """Return a structured CloudEvent."""
+    return json.dumps(
+        {
+            "specversion": "1.0",
+            "id": event_id,
+            "source": SOURCE,
+            "type": event_type,
+            "time": at.isoformat().replace("+00:00", "Z"),
+            "subject": flag_key,
+            "datacontenttype": "application/json",
+            "data": record.model_dump(mode="json"),
+        },
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
+    ).encode()

@@ -1,0 +1,121 @@
+"""The language model's answer: the form it must have, and the record that is kept of it.
+
+The form is written inside what LocalAI's grammar converter understands: the root has `type` and `properties` only, choices are
+inlined, there is no reference and no `number` (no converter bounds those). What a grammar cannot bound is checked here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.fields import Count, Record
+from schemas.terms import AdviceChoice
+
+TYPE = "io.rolloutd.advice.v1"
+
+#: An answer in the form has at most 5 reasons of 200 characters, at most 12 bytes each as JSON escapes: 12,000 and some.
+ANSWER_MAX_BYTES = 16_384
+MAX_REASONS = 5
+REASON_MAX_CHARS = 200
+
+
+class AdviceAnswer(BaseModel):
+    """The model's opinion in its own words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    # In this order they read as a conclusion from the reasons; a converter may emit them in any other.
+    reasons: list[Annotated[str, Field(max_length=REASON_MAX_CHARS)]] = Field(max_length=MAX_REASONS)
+    verdict: Literal["proceed", "hold", "roll_back"]
+    confidence: Annotated[int, Field(ge=0, le=100)]
+
+
+#: The `schema` of `response_format`, for every server alike. By hand, because pydantic's adds what LocalAI drops; a test
+#: compares the two.
+ANSWER_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "reasons": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": REASON_MAX_CHARS},
+            "maxItems": MAX_REASONS,
+        },
+        "verdict": {"type": "string", "enum": ["proceed", "hold", "roll_back"]},
+        "confidence": {"type": "integer", "minimum": 0, "maximum": 100},
+    },
+    "required": ["reasons", "verdict", "confidence"],
+    "additionalProperties": False,
+}
+
+#: One Markdown fence around the whole answer. Small models add it from habit; what is inside is read as strictly as without.
+_FENCED = re.compile(r"```(?:json)?[ \t]*\r?\n(.*)\r?\n[ \t]*```\Z", re.DOTALL)
+
+
+def parse_answer(answer: bytes | str) -> AdviceAnswer:
+    """Return the answer when it is exactly in the form; raise ValueError with the reason for anything else.
+
+    Accepted besides the bare object: white space around it, and one Markdown fence around the whole. Refused: text before or
+    after, more than `ANSWER_MAX_BYTES`, a key twice, missing or unknown, NaN, `80.0` or `"80"` for 80, too many or too long
+    reasons. Control characters in reasons are replaced by spaces: they end up in terminals and logs.
+    """
+    raw = answer.encode("utf-8", "surrogatepass") if isinstance(answer, str) else answer
+    if len(raw) > ANSWER_MAX_BYTES:
+        raise ValueError(f"answer of {len(raw)} bytes, at most {ANSWER_MAX_BYTES} are read")
+    try:
+        text = raw.decode("utf-8").strip(" \t\r\n")
+    except UnicodeDecodeError:
+        raise ValueError("answer is not UTF-8") from None
+    if not text:
+        raise ValueError("answer is empty")
+    if fenced := _FENCED.match(text):
+        text = fenced[1]
+    try:
+        fields = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"answer is not one JSON object: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise ValueError("answer is nested too deeply") from None
+    if not isinstance(fields, dict):
+        raise ValueError("answer is not a JSON object")  # noqa: TRY004 - one kind of refusal, whatever is wrong
+    if isinstance(fields.get("reasons"), list):
+        fields["reasons"] = [_printable(reason) for reason in fields["reasons"]]
+    try:
+        return AdviceAnswer.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:60]
+        raise ValueError(f"answer is not in the form: {_printable(where)}: {first['msg']}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object that says two things under one key: readers differ on which one counts."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("answer has a key twice")
+    return fields
+
+
+def _no_constant(name: str) -> Any:
+    """Refuse NaN and infinities, which JSON does not have."""
+    raise ValueError(f"answer has {name}, which is not JSON")
+
+
+def _printable(value: Any) -> Any:
+    """Return text with everything unprintable as a space; other values as they are."""
+    return "".join(char if char.isprintable() else " " for char in value) if isinstance(value, str) else value
+
+
+class AdviceRecord(Record):
+    """Advice as it is kept in decisions and in the rollout document."""
+
+    choice: AdviceChoice
+    confidence: Count = Field(le=100, description="The model's own claim, 0 to 100; recorded, never acted on.")
+    reasons: list[str]
+    model: str
+    prompt_sha256: str
+    latency_ms: Count
+    raw: str = Field(default="", description="The answer as received, capped.")

@@ -1,0 +1,28 @@
+"""What people are told, on `rollout.alerts`, keyed by flag."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from schemas.decision import HarmRecord
+from schemas.fields import Count, Moment, Name, Record
+from schemas.terms import AlertKind, PhaseName, Severity
+
+TYPE = "io.rolloutd.alert.v1"
+
+
+class Alert(Record):
+    """One thing a person should know, and what to do now."""
+
+    flag: Name
+    rollout_id: str
+    revision: Count
+    at: Moment
+    kind: AlertKind
+    severity: Severity
+    summary: str
+    action: str = Field(description="What to do now, one sentence.")
+    dedup_key: str = Field(description="Groups what one page is enough for.")
+    phase: PhaseName
+    percent: float = Field(description="Served to contexts as decided, after what the alert is about.")
+    harm: HarmRecord | None = Field(description="What the rollout has cost so far; null when nothing was counted.")

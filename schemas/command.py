@@ -1,0 +1,52 @@
+"""What an operator asks for, on `rollout.commands`, keyed by flag."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from schemas.fields import Count, Line, Moment, Name, Strict
+from schemas.plan import PlanDocument
+from schemas.terms import CommandVerb
+
+TYPE = "io.rolloutd.command.v1"
+
+#: Verbs that go past a gate or stop everybody: the audit log must say why.
+NEEDS_REASON = frozenset({CommandVerb.PROMOTE, CommandVerb.PROMOTE_FULL, CommandVerb.FREEZE})
+
+
+class Command(Strict):
+    """One order. Its id is answered exactly once on `rollout.results`, also when it is read again."""
+
+    id: Name = Field(description="Chosen by the issuer; unique for ever.")
+    flag: Name = Field(description="The flag's key; also the record's key.")
+    verb: CommandVerb
+    issuer: Annotated[str, Field(min_length=1, max_length=200)] = Field(description="Who asks: a person or a system.")
+    reason: Line = Field(default="", description="Required for promote, promote_full and freeze.")
+    issued_at: Moment = Field(
+        description="An order that could raise exposure is refused when older than ten minutes: it was not for now."
+    )
+    expected_revision: Count | None = Field(
+        default=None,
+        description="The rollout's revision the issuer has seen; another one refuses the command. Required for approve; "
+        "ignored by pause, roll_back and abort, which always work.",
+    )
+    plan: PlanDocument | None = Field(
+        default=None, description="Required for start; restart may replace the pinned plan by it."
+    )
+
+    @model_validator(mode="after")
+    def _has_what_its_verb_needs(self) -> Command:
+        """Refuse a command that cannot be meant as it stands."""
+        if self.verb is CommandVerb.APPROVE and self.expected_revision is None:
+            raise ValueError("approve needs `expected_revision`: an approval is for what its issuer has seen")
+        if self.verb is CommandVerb.START and self.plan is None:
+            raise ValueError("start needs a `plan`")
+        if self.plan is not None and self.verb not in (CommandVerb.START, CommandVerb.RESTART):
+            raise ValueError(f"{self.verb} takes no `plan`")
+        if self.plan is not None and self.plan.flag != self.flag:
+            raise ValueError(f"the plan is for flag {self.plan.flag}, the command for {self.flag}")
+        if self.verb in NEEDS_REASON and not self.reason.strip():
+            raise ValueError(f"{self.verb} needs a `reason`")
+        return self

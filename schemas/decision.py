@@ -1,0 +1,118 @@
+"""What the controller did and all the evidence for it, on `rollout.decisions`, keyed by flag: the audit log."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from schemas.advice import AdviceRecord
+from schemas.fields import Moment, Name, Record
+from schemas.terms import Arm, DecisionKind, HealthGap, MetricRole, OnBreach, PhaseName, Verdict
+
+TYPE = "io.rolloutd.decision.v1"
+
+
+def _finite(value: Any) -> Any:
+    """Return what JSON can say: the largest double for infinity, None for what is not a number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else math.copysign(sys.float_info.max, value)
+    return value
+
+
+Measured = Annotated[float | None, BeforeValidator(_finite)]
+"""A computed number: null when it could not be computed, ±1.797e308 for beyond every double."""
+
+Tally = Annotated[int, BeforeValidator(operator.index, json_schema_input_type=int), Field(ge=0)]
+"""A count, also from an array library's integer."""
+
+
+class ArmRecord(Record):
+    """One arm of one metric, in the metric's own unit: a share in [0, 1], or milliseconds."""
+
+    trials: Tally = Field(description="Observations behind the estimate.")
+    events: Tally = Field(description="Of them bad (errors, slow requests) or wanted (conversions).")
+    estimate: Measured = Field(description="null: nothing measured.")
+    low: Measured
+    high: Measured
+
+
+class MetricRecord(Record):
+    """One guardrail's answers: is treatment worse, and is it shown not worse."""
+
+    metric: str
+    role: MetricRole
+    on_breach: OnBreach
+    harm: Verdict = Field(description="fail: worse than allowed. inconclusive: no alarm, which is not a pass.")
+    safe: Verdict = Field(description="pass: shown not worse than the margin; what a gate asks for.")
+    arms: dict[Arm, ArmRecord]
+    e_value: Measured = Field(description="Of the harm test; fail at or above `threshold`.")
+    threshold: Measured
+    e_value_safe: Measured = Field(description="Of the test of safety; pass at or above `threshold_safe`.")
+    threshold_safe: Measured
+    margin: Measured
+    limit: Measured
+    reason: str = Field(description="One sentence with the numbers.")
+
+
+class GapRecord(Record):
+    """A reason why the evidence cannot be judged yet."""
+
+    kind: HealthGap
+    detail: str
+    treatment_missing: bool = Field(description="srm only: treatment is far below its share.")
+
+
+class HarmRecord(Record):
+    """What the rollout has cost so far, over all its stages."""
+
+    exposed_contexts: Tally = Field(description="Distinct contexts that saw treatment, summed over stages.")
+    failed_requests: Tally = Field(description="Failed requests in treatment.")
+    excess_failed_requests: Measured = Field(description="Of them above what control's rate would have given.")
+
+
+class JudgementRecord(Record):
+    """One look at all the evidence of a stage."""
+
+    at: Moment
+    visit: Tally = Field(description="Index into the rollout's visits.")
+    verdict: Verdict = Field(description="Over all guardrails and signals: pass only when each is shown not worse.")
+    gaps: list[GapRecord]
+    metrics: list[MetricRecord]
+    harm: HarmRecord
+    exposures: dict[Arm, Tally] = Field(description="Distinct contexts of this stay in the stage.")
+    srm_e_value: Measured = Field(description="Against the decided share.")
+    observed_share: Measured = Field(description="Of treatment among exposures.")
+    offsets: dict[str, Tally] = Field(description="`topic/partition` to the offset read next: what was counted.")
+    batches: Tally = Field(description="Looks the sequential tests have had.")
+
+
+class PlanReference(Record):
+    """The plan that was decided by."""
+
+    name: Name
+    version: str
+
+
+class Decision(Record):
+    """One thing the controller did, by whose wish and on what evidence."""
+
+    flag: Name
+    rollout_id: str
+    revision: Tally = Field(description="Of the rollout after the decision.")
+    at: Moment
+    kind: DecisionKind
+    reason: str
+    issuer: str = Field(description="`rolloutd`, or who issued the command.")
+    phase: PhaseName = Field(description="After the decision.")
+    stage: Tally | None = Field(description="0 for the first.")
+    from_percent: float
+    to_percent: float
+    plan: PlanReference
+    gate_id: str | None
+    command_id: str | None
+    judgement: JudgementRecord | None = Field(description="null: decided without looking at evidence.")
+    advice: AdviceRecord | None = Field(description="null: none was asked for, or none came.")

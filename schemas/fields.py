@@ -1,0 +1,170 @@
+"""Field types that several records share: names, moments, durations and numbers, each with one way to be written.
+
+What is accepted beyond the written form (a duration as `24h`, `1w 2d` or `P1D`) is accepted everywhere alike.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from schemas.terms import NAME_PATTERN
+
+
+class Record(BaseModel):
+    """A record that we write: frozen, and open to fields that a later version adds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, serialize_by_alias=True)
+
+
+class Strict(BaseModel):
+    """A record that people or we write and we act on: a key we do not know is refused, because it may have been meant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_by_name=True, serialize_by_alias=True)
+
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=128)]
+"""A flag key, variant, metric or command id."""
+
+Line = Annotated[str, Field(max_length=1000)]
+"""Text for people."""
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+Number = Annotated[float, Field(strict=True)]
+Switch = Annotated[bool, Field(strict=True)]
+
+
+def _written_moment(value: Any) -> Any:
+    """Refuse numbers: whether they count seconds or milliseconds is anybody's guess."""
+    if isinstance(value, str | datetime):
+        return value
+    raise ValueError("a time is written as in 2026-11-21T03:00:00Z")
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time lies between the years 1 and 9999 in UTC") from None
+
+
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_written_moment, json_schema_input_type=Annotated[str, Field(json_schema_extra={"format": "date-time"})]),
+    AfterValidator(_in_utc),
+]
+"""A moment, RFC 3339 with its offset; kept in UTC, to the microsecond."""
+
+#: Microseconds by unit. Months and years have no fixed length and are not accepted.
+_MICROSECONDS = {
+    "w": 7 * 86_400_000_000,
+    "d": 86_400_000_000,
+    "h": 3_600_000_000,
+    "m": 60_000_000,
+    "s": 1_000_000,
+    "ms": 1_000,
+    "us": 1,
+}
+_UNIT_NAMES = {
+    **{unit: unit for unit in _MICROSECONDS},
+    "week": "w",
+    "day": "d",
+    "hour": "h",
+    "hr": "h",
+    "minute": "m",
+    "min": "m",
+    "second": "s",
+    "sec": "s",
+    "weeks": "w",
+    "days": "d",
+    "hours": "h",
+    "minutes": "m",
+    "seconds": "s",
+    "mins": "m",
+    "secs": "s",
+}
+_AMOUNT = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([a-z]+)", re.ASCII)
+_ISO_8601 = re.compile(
+    r"P(?:([0-9]{1,9})W|(?:([0-9]{1,9})D)?(?:T(?:([0-9]{1,9})H)?(?:([0-9]{1,9})M)?(?:([0-9]{1,9}(?:\.[0-9]{1,6})?)S)?)?)",
+    re.ASCII,
+)
+#: No stage, deadline or window is meant to be longer: ten years.
+LONGEST = timedelta(days=3650)
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return the duration that `text` writes: `24h`, `30s`, `1w 2d`, `1.5 hours`, or ISO 8601 as in `P1DT12H`.
+
+    Exact to the microsecond. Raises ValueError, also for a plain number (of what?) and for more than ten years.
+    """
+    microseconds = _iso_8601(text) if text.startswith("P") else _amounts(text)
+    if microseconds is None:
+        raise ValueError(f"{text[:40]!r} is no duration: write it as in 30s, 24h, 1w 2d or P1DT12H")
+    if microseconds > LONGEST // timedelta(microseconds=1):
+        raise ValueError(f"{text[:40]!r} is longer than ten years")
+    if microseconds != int(microseconds):
+        raise ValueError(f"{text[:40]!r} is finer than a microsecond")
+    return timedelta(microseconds=int(microseconds))
+
+
+def _iso_8601(text: str) -> Decimal | None:
+    match = _ISO_8601.fullmatch(text)
+    if match is None or text in ("P", "PT") or text.endswith("T"):
+        return None
+    return sum(
+        (Decimal(amount) * _MICROSECONDS[unit] for amount, unit in zip(match.groups(), "wdhms", strict=True) if amount),
+        Decimal(0),
+    )
+
+
+def _amounts(text: str) -> Decimal | None:
+    total, position = Decimal(0), 0
+    text = text.strip()
+    while position < len(text):
+        match = _AMOUNT.match(text, position)
+        unit = _UNIT_NAMES.get(match[2]) if match else None
+        if match is None or unit is None:
+            return None
+        total += Decimal(match[1]) * _MICROSECONDS[unit]
+        position = match.end()
+    return total if text else None
+
+
+def format_duration(duration: timedelta) -> str:
+    """Return the shortest writing in whole units, largest first: `1w 2d`, `36h` as `1d 12h`, `0s`."""
+    rest = duration // timedelta(microseconds=1)
+    parts = []
+    for unit, size in _MICROSECONDS.items():
+        amount, rest = divmod(rest, size)
+        if amount:
+            parts.append(f"{amount}{unit}")
+    return " ".join(parts) or "0s"
+
+
+def _read_duration(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value
+    if isinstance(value, str):
+        return parse_duration(value)
+    raise ValueError("a duration needs a unit: write it as in 30s, 24h, 1w 2d or P1DT12H")
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(
+        _read_duration,
+        json_schema_input_type=Annotated[str, Field(examples=["30s", "24h", "1w 2d", "P1DT12H"], max_length=100)],
+    ),
+    PlainSerializer(format_duration, return_type=str),
+]
+"""A length of time with its unit, at most ten years."""
+
+
+def parse_share(text: str) -> float | None:
+    """Return 0.01 for `1%` or `1 %`, None for anything else."""
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*%\s*", text, re.ASCII)
+    return None if match is None else float(Decimal(match[1]) / 100)

@@ -1,0 +1,247 @@
+"""A plan as people write it, in YAML or JSON: the declared journey of one flag.
+
+Here is the form: names, types, ranges and shorthand. Whether a plan can work (stages rising, samples reachable) is told by
+`controller.plans.lint`, with line and mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from schemas.fields import Count, Duration, Line, Moment, Name, Number, Strict, Switch, parse_duration, parse_share
+from schemas.terms import AdvisorMode, Approval, GapPolicy, HealthGap, MetricRole, OnBreach
+
+TYPE = "io.rolloutd.plan.v1"
+
+#: Metrics that need no declaration; conversions are named by the apps, as `conversion:<name>`.
+METRICS = ("error_rate", "latency_p50", "latency_p90", "latency_p95", "latency_p99", "latency_p999")
+METRIC_PATTERN = r"^(error_rate|latency_p(50|90|95|99|999)|conversion:[A-Za-z0-9][A-Za-z0-9._:-]{0,116})$"
+_METRIC = re.compile(METRIC_PATTERN[:-1] + r"\Z", re.ASCII)
+
+
+def _known_metric(metric: str) -> str:
+    """Return `metric`, or say which one may have been meant."""
+    if _METRIC.match(metric):
+        return metric
+    near = difflib.get_close_matches(metric, METRICS, n=1)
+    meant = f"did you mean {near[0]}?" if near else f"known are {', '.join(METRICS)} and conversion:<name>"
+    raise ValueError(f"unknown metric {metric[:80]!r}; {meant}")
+
+
+Metric = Annotated[
+    str, AfterValidator(_known_metric), Field(json_schema_extra={"pattern": METRIC_PATTERN}, examples=list(METRICS))
+]
+
+
+class Variants(Strict):
+    """The flag's variants that are compared."""
+
+    treatment: Name = "on"
+    control: Name = "off"
+
+
+class StageDocument(Strict):
+    """One step of the plan."""
+
+    percent: Number = Field(description="Share of contexts in treatment, 0 < percent <= 100, in steps of 0.01.")
+    bake: Duration = Field(description="The least time the stage gathers evidence, from the end of `settle`.")
+    settle: Duration = Field(
+        default=parse_duration("1m"),
+        validate_default=True,
+        description="Time for apps to pick the new percentage up; events inside it do not count. "
+        "A minute covers the polling interval of most SDKs.",
+    )
+    min_sample: Annotated[int, Field(strict=True)] = Field(
+        default=100,
+        description="Distinct contexts per arm before anything is concluded. Below about 100 an error rate of 1 % has "
+        "one error to show.",
+    )
+    max_bake: Duration | None = Field(
+        default=None, description="Past it an undecided gate pauses the rollout. None: three times `bake`."
+    )
+    approval: Approval = Field(
+        default=Approval.NOT_REQUIRED, description="Whether a person must agree before the stage is left."
+    )
+
+
+class Comparison(Strict):
+    """How treatment may differ from control. Relative: 0.1 tolerates a metric that is 10 % worse than control's."""
+
+    margin: Number
+    gate_margin: Number | None = Field(
+        default=None, description="The margin a gate asks for. None: 100 %, 50 %, 25 % by stage, tighter as it widens."
+    )
+
+
+class GuardrailDocument(Strict):
+    """One metric that is watched, and what a regression of it does."""
+
+    metric: Metric
+    role: MetricRole = MetricRole.GUARDRAIL
+    limit: Number | None = Field(
+        default=None,
+        description="Absolute bound: a share in [0, 1] (or `1%`) of error_rate and conversions, milliseconds (or "
+        "`200ms`) of latency.",
+    )
+    compare: Comparison | None = Field(default=None, description="Comparison with control; none without it.")
+    on_breach: OnBreach = OnBreach.ROLL_BACK
+    from_percent: Number = Field(default=0.0, description="Watched in stages of at least this percentage.")
+    to_percent: Number | None = Field(
+        default=None,
+        description="And of at most this one. None: to the end; without `limit`, while there is a control.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_units(cls, value: Any) -> Any:
+        """Turn a written limit or margin into its number."""
+        if not isinstance(value, dict):
+            return value
+        fields = dict(value)
+        metric = fields.get("metric")
+        if isinstance(metric, str) and isinstance(fields.get("limit"), str):
+            fields["limit"] = _limit(metric, fields["limit"])
+        compare = fields.get("compare")
+        if isinstance(compare, dict):
+            fields["compare"] = {
+                name: share if isinstance(raw, str) and (share := parse_share(raw)) is not None else raw
+                for name, raw in compare.items()
+            }
+        return fields
+
+
+def _limit(metric: str, text: str) -> float:
+    """Return a limit in the metric's own unit."""
+    if metric.startswith("latency_"):
+        try:
+            return parse_duration(text) / timedelta(milliseconds=1)
+        except ValueError:
+            raise ValueError(f"{text[:40]!r} is no latency: write it as in 200ms or 1.5s") from None
+    share = parse_share(text)
+    if share is None:
+        raise ValueError(f"{text[:40]!r} is no share: write it as in 1% or 0.01")
+    return share
+
+
+_CLAUSE = re.compile(r"\s*([<>])\s*(?:control\s*([+-])\s*)?([0-9][^<>]*?)\s*", re.ASCII)
+_SHORTHAND_HELP = "write it as in `error_rate < 1%`, `latency_p99 < 200ms` or `error_rate < control + 10%`"
+
+
+def guardrail_from_shorthand(value: Any) -> Any:
+    """Return the mapping that a line like `error_rate < 1% and < control + 10%` stands for; other values as they are.
+
+    Conversions are better when higher, so theirs read `conversion:purchase > 2%` and `> control - 5%`.
+    Raises ValueError.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.match(r"\s*([A-Za-z0-9._:-]+)\s*(?=[<>])", value, re.ASCII)
+    if match is None:
+        raise ValueError(f"{value[:80]!r} is no guardrail: {_SHORTHAND_HELP}")
+    metric = _known_metric(match[1])
+    good, worse = (">", "-") if metric.startswith("conversion:") else ("<", "+")
+    fields: dict[str, Any] = {"metric": metric}
+    for clause in re.split(r"\band\b", value[match.end() :]):
+        part = _CLAUSE.fullmatch(clause)
+        if part is None:
+            raise ValueError(f"{clause.strip()[:80]!r} is no bound: {_SHORTHAND_HELP}")
+        if part[1] != good or part[2] not in (None, worse):
+            raise ValueError(f"{metric} is harmed the other way round: write `{good}` and `control {worse} ...`")
+        name = "limit" if part[2] is None else "compare"
+        if name in fields:
+            raise ValueError(f"{value[:80]!r} has two bounds of one kind: keep one")
+        if part[2] is None:
+            fields["limit"] = _limit(metric, part[3])
+        elif (margin := parse_share(part[3])) is not None:
+            fields["compare"] = {"margin": margin}
+        else:
+            raise ValueError(f"{part[3][:40]!r} is no margin: write it as in `control {worse} 10%`")
+    return fields
+
+
+Guardrail = Annotated[
+    GuardrailDocument,
+    BeforeValidator(
+        guardrail_from_shorthand,
+        json_schema_input_type=GuardrailDocument
+        | Annotated[str, Field(examples=["error_rate < 1%", "latency_p99 < 200ms", "error_rate < control + 10%"])],
+    ),
+]
+
+Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+ClockTime = Annotated[str, Field(pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$", examples=["17:00"])]
+
+
+class FreezeWindowDocument(Strict):
+    """A recurring time in which nothing advances. It never delays a rollback."""
+
+    days: list[Weekday] = Field(min_length=1, max_length=7, description="The days on which the window starts.")
+    begins: ClockTime = Field(alias="from", description="Local time, 00:00 to 23:59.")
+    ends: ClockTime | None = Field(
+        default=None, alias="to", description="Local time; not after `from`: on the next day. Or give `lasts`."
+    )
+    lasts: Duration | None = Field(default=None, description="Length in whole minutes, for windows beyond a day.")
+    timezone: str = Field(default="UTC", max_length=64, description="IANA name, as in Europe/Berlin.")
+
+    @model_validator(mode="after")
+    def _has_one_end(self) -> FreezeWindowDocument:
+        """Refuse two ends, and none."""
+        if (self.ends is None) == (self.lasts is None):
+            raise ValueError("a freeze window needs one of `to` and `lasts`")
+        if self.begins == "24:00":
+            raise ValueError("a freeze window that starts at 24:00 starts at 00:00 of the next day")
+        if self.lasts is not None and (self.lasts < parse_duration("1m") or self.lasts % parse_duration("1m")):
+            raise ValueError("`lasts` is in whole minutes, at least one")
+        return self
+
+
+class AdvisorDocument(Strict):
+    """What the language model may do at this plan's gates."""
+
+    mode: AdvisorMode = AdvisorMode.CAN_HOLD
+    deadline: Duration = Field(
+        default=parse_duration("30s"),
+        validate_default=True,
+        description="For one question, from asking to the parsed answer. A small model on a CPU answers in 5 to 20 s.",
+    )
+    hold_rounds: Count = Field(default=3, description="Holds by advice before a person decides.")
+    hold_for: Duration = Field(default=parse_duration("10m"), validate_default=True, description="Between two rounds.")
+
+
+class PlanDocument(Strict):
+    """The declared journey of one flag."""
+
+    name: Name
+    flag: Name = Field(description="The flag's key.")
+    description: Line = ""
+    owner: Line = Field(default="", description="Who is asked when the rollout needs a person.")
+    variants: Variants = Variants()
+    stages: list[StageDocument] = Field(max_length=100)
+    guardrails: list[Guardrail] = Field(default=[], max_length=50)
+    advisor: AdvisorDocument = AdvisorDocument()
+    freeze_windows: list[FreezeWindowDocument] = Field(default=[], max_length=50)
+    health: dict[HealthGap, GapPolicy] = Field(
+        default={}, description="What a gap in the evidence does at a gate. Default: pause on srm, wait on the others."
+    )
+    alpha: Number = Field(default=0.01, gt=0, lt=1, description="Probability of a false roll back over the whole rollout.")
+    beta: Number = Field(default=0.05, gt=0, lt=1, description="Probability that a gate passes a release as bad as its margin.")
+    fresh_within: Duration = Field(
+        default=parse_duration("1m"),
+        validate_default=True,
+        description="The freshest event of a judged stage is at most this old.",
+    )
+    start_at: Moment | None = Field(default=None, description="Begin then. None: at once.")
+    expires_at: Moment | None = Field(default=None, description="Past it a running rollout pauses and asks for its owner.")
+    blind: Switch = Field(
+        default=False, description="A timed ramp without evidence: stages end by bake alone. Nothing rolls it back."
+    )
+    traffic: Number | None = Field(
+        default=None,
+        gt=0,
+        description="Distinct contexts expected per hour, both arms together. Only `plan lint` uses it.",
+    )

@@ -1,0 +1,22 @@
+"""The one answer to a command id, on `rollout.results`, keyed by flag."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from schemas.fields import Count, Moment, Name, Record
+from schemas.terms import CommandStatus, CommandVerb
+
+TYPE = "io.rolloutd.result.v1"
+
+
+class Result(Record):
+    """Whether a command was carried out, and why not. The event's id is the command's: repeats are the same answer."""
+
+    command_id: Name
+    flag: Name
+    verb: CommandVerb
+    status: CommandStatus
+    reason: str
+    revision: Count = Field(description="Of the rollout after the command; 0 when the flag has none.")
+    at: Moment

@@ -1,0 +1,150 @@
+"""The document of one rollout, on `rollout.state` (compacted, keyed by flag): what apps may follow, and what we recover from.
+
+Serve `percent` of contexts the treatment variant, and nothing else follows from it; an older `revision` than one already seen
+is to be ignored. `schema_version` grows with every change of this form: readers refuse a version they do not know, and every
+release reads its own and the one before.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from schemas.advice import AdviceRecord
+from schemas.fields import Count, Moment, Name, Number, Strict, Switch
+from schemas.plan import PlanDocument
+from schemas.terms import HoldReason
+
+TYPE = "io.rolloutd.state.v1"
+
+SCHEMA_VERSION: Final = 1
+
+
+class ScheduledPhase(Strict):
+    """Accepted; 0 % is served until the start."""
+
+    name: Literal["scheduled"]
+    start_at: Moment
+
+
+class BakingPhase(Strict):
+    """The stage gathers evidence."""
+
+    name: Literal["baking"]
+    stage: Count
+    until: Moment
+
+
+class AdviceRoundRecord(Strict):
+    """Where the question to the model stands."""
+
+    number: Count
+    until: Moment
+    answer: AdviceRecord | None
+    is_closed: Switch
+    held_until: Moment | None
+
+
+class GatingPhase(Strict):
+    """The bake is over; the stage stays live while the gate waits for a verdict."""
+
+    name: Literal["gating"]
+    stage: Count
+    gate_id: str
+    since: Moment
+    until: Moment
+    advice: AdviceRoundRecord | None
+
+
+class AwaitingApprovalPhase(Strict):
+    """Everything else has passed; a person decides."""
+
+    name: Literal["awaiting_approval"]
+    stage: Count
+    gate_id: str
+    since: Moment
+    reason: HoldReason
+
+
+class PausedPhase(Strict):
+    """Stopped where it is; guardrails stay armed."""
+
+    name: Literal["paused"]
+    since: Moment
+    reason: HoldReason
+    held: Annotated[ScheduledPhase | BakingPhase | GatingPhase | AwaitingApprovalPhase, Field(discriminator="name")] = Field(
+        description="What was interrupted."
+    )
+
+
+class CompletedPhase(Strict):
+    """The last gate passed; the last stage's percentage stays."""
+
+    name: Literal["completed"]
+    at: Moment
+
+
+class RolledBackPhase(Strict):
+    """0 %, because of a fault."""
+
+    name: Literal["rolled_back"]
+    at: Moment
+    reason: str
+
+
+class AbortedPhase(Strict):
+    """0 %, because an operator wanted it so."""
+
+    name: Literal["aborted"]
+    at: Moment
+    reason: str
+
+
+PhaseRecord = Annotated[
+    ScheduledPhase
+    | BakingPhase
+    | GatingPhase
+    | AwaitingApprovalPhase
+    | PausedPhase
+    | CompletedPhase
+    | RolledBackPhase
+    | AbortedPhase,
+    Field(discriminator="name"),
+]
+
+
+class VisitRecord(Strict):
+    """One stay in a stage."""
+
+    stage: Count = Field(description="0 for the first.")
+    percent: Number
+    entered_at: Moment
+    counts_from: Moment = Field(description="Events before it do not count.")
+    left_at: Moment | None
+
+
+class FreezeRecord(Strict):
+    """An operator's stop to all advancing."""
+
+    since: Moment
+    issuer: str
+    reason: str
+
+
+class RolloutState(Strict):
+    """The document of one rollout after a transition."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    flag: Name
+    rollout_id: str = Field(description="The id of the command that started it.")
+    revision: Count = Field(description="Grows by one per transition, over all rollouts of the flag.")
+    percent: Number = Field(ge=0, le=100, description="Decided: the share of contexts that get treatment.")
+    phase: PhaseRecord
+    hold: HoldReason | None = Field(description="Why it does not move; null while nothing is in the way.")
+    freeze: FreezeRecord | None
+    visits: list[VisitRecord] = Field(description="Oldest first: the timeline that gives each event its stage.")
+    started_at: Moment
+    updated_at: Moment
+    plan_version: str = Field(description="Names exactly what is decided by; pinned with the plan at the start.")
+    plan: PlanDocument
