@@ -50,9 +50,7 @@ class Gap:
 
     kind: HealthGap
     detail: str  # one sentence with the numbers
-    treatment_missing: bool = (
-        False  # SRM only: treatment is far below its share, as when it crashes before it can report
-    )
+    treatment_missing: bool = False  # SRM only: treatment is far below its share, as when it crashes before it can report
 
 
 @dataclass(frozen=True, slots=True)

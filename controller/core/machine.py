@@ -31,6 +31,7 @@ from controller.core.rollout import (
     Phase,
     PublishDecision,
     RaiseAlert,
+    Restarted,
     RolledBack,
     Rollout,
     Scheduled,
@@ -92,6 +93,8 @@ def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple
             return _close_round(rollout, gate, None, now), ()
         case (Gating() as gate, AdviceReceived() | AdviceUnavailable()) if _is_answer(event, gate):
             return _close_round(rollout, gate, event, now), ()
+        case (Gating(advice=AdviceRound(is_closed=False)) as gate, Restarted()):
+            return _reopen_round(rollout, gate, now), ()
         # The gate itself.
         case (Gating() as gate, EvidenceJudged(judgement=seen)):
             return _judge_gate(rollout, gate, seen, now)
@@ -193,6 +196,14 @@ def _close_round(rollout: Rollout, gate: Gating, answer: AdviceReceived | Advice
     holds = is_missing or (objects and policy.mode is not AdvisorMode.OBSERVE)
     closed = replace(gate.advice, answer=advice, is_closed=True, held_until=now + policy.hold_for if holds else None)
     return replace(rollout, phase=replace(gate, advice=closed))
+
+
+def _reopen_round(rollout: Rollout, gate: Gating, now: datetime) -> Rollout:
+    """Forget an open question, so that the next judgement asks it again as the same round."""
+    assert gate.advice is not None
+    earlier = gate.advice.number - 1
+    advice = replace(gate.advice, number=earlier, is_closed=True, held_until=now) if earlier else None
+    return replace(rollout, phase=replace(gate, advice=advice))
 
 
 def _broken_split(rollout: Rollout, judgement: Judgement) -> bool:

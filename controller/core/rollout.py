@@ -220,7 +220,14 @@ class CommandReceived:
     plan: Plan | None = None  # for `start`; for `restart` it may replace the pinned one
 
 
-Event = Ticked | EvidenceJudged | AdviceReceived | AdviceUnavailable | CommandReceived
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """Another process, or this one anew, took the flag over: an answer on its way went to its predecessor."""
+
+    at: datetime
+
+
+Event = Ticked | Restarted | EvidenceJudged | AdviceReceived | AdviceUnavailable | CommandReceived
 
 # --- effects: imperative; each gets the id `flag/revision/n` when it is saved -----------------------------------------------
 

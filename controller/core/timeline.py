@@ -53,9 +53,7 @@ def _window_end(window: FreezeWindow, at: datetime) -> datetime | None:
         start = datetime(day.year, day.month, day.day, window.start_minute // 60, window.start_minute % 60, tzinfo=zone)
         start_utc = start.astimezone(ZoneInfo("UTC"))
         end_utc = (
-            (start.replace(tzinfo=None) + timedelta(minutes=window.minutes))
-            .replace(tzinfo=zone)
-            .astimezone(ZoneInfo("UTC"))
+            (start.replace(tzinfo=None) + timedelta(minutes=window.minutes)).replace(tzinfo=zone).astimezone(ZoneInfo("UTC"))
         )
         if start_utc <= at < end_utc and (latest is None or end_utc > latest):
             latest = end_utc

@@ -1,0 +1,412 @@
+"""Runs one flag: its events in order, one decision at a time, saved before anything is done about it.
+
+Which flags run here, and where their events come from, is `workers.py`. What is decided is `core/machine.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import TypeVar
+
+import structlog
+
+from controller.core.evidence import Evidence
+from controller.core.gate import GateTests, decode_tests, encode_tests, judge
+from controller.core.machine import decide, next_deadline
+from controller.core.rollout import (
+    AdviceReceived,
+    AdviceUnavailable,
+    AnswerCommand,
+    AskAdvice,
+    CommandReceived,
+    Effect,
+    Event,
+    EvidenceJudged,
+    Gating,
+    PublishDecision,
+    RaiseAlert,
+    Restarted,
+    Rollout,
+    Ticked,
+)
+from controller.errors import AdviceUnavailableError, EventLogUnavailable, StoreUnavailable
+from controller.metrics import Metrics
+from controller.ports import Advisor, Clock, OutboxEntry, Publisher, Rollouts
+
+Message = PublishDecision | RaiseAlert | AnswerCommand | Rollout
+
+#: The tests' state is saved with every transition, and otherwise this often: a crash forgets only where batches were cut.
+TESTS_SAVED_EVERY_SECONDS = 1.0
+#: A deadline that changed nothing (frozen, say) is looked at again this often.
+TICK_EVERY_SECONDS = 0.1
+#: Effects that may wait for Kafka; beyond it nothing that raises exposure is saved, lowering always is.
+OUTBOX_LIMIT = 200
+LONGEST_RETRY_SECONDS = 5.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every worker of a replica shares."""
+
+    rollouts: Rollouts
+    publisher: Publisher
+    advisor: Advisor  # without a configured model it answers every question with AdviceUnavailableError
+    clock: Clock
+    metrics: Metrics
+    encode: Callable[[Message, Rollout, str, datetime], tuple[str, bytes]]  # message -> (logical topic, record value)
+    on_transition: Callable[[Rollout], None]  # serve it, and tell ingest: synchronous, so that 0 % is served at once
+    newest_known: Callable[[str], Rollout | None]  # the state topic's document, to recover from
+    retry_seconds: float = 0.2  # first wait after Redis or Kafka failed; doubles up to 5 s
+
+
+class FlagWorker:
+    """One flag's inbox, state and outbox."""
+
+    def __init__(self, flag_key: str, tools: Tools) -> None:
+        self.flag_key = flag_key
+        self.rollout: Rollout | None = None
+        self._tools = tools
+        self._token = 0
+        self._tests: GateTests = decode_tests(b"")
+        self._tests_saved_at = 0.0
+        self._ticked_at = float("-inf")
+        self._inbox: deque[tuple[Event, asyncio.Future[None] | None]] = deque()
+        self._evidence: Evidence | None = None
+        self._wake = asyncio.Event()
+        self._outbox: deque[OutboxEntry] = deque()
+        self._outbox_wake = asyncio.Event()
+        self._log = structlog.get_logger().bind(flag_key=flag_key)
+
+    # --- what others call ---------------------------------------------------------------------------------------------
+
+    @property
+    def pending_effects(self) -> int:
+        """Effects saved and not yet known to be published."""
+        return len(self._outbox)
+
+    def see(self, evidence: Evidence) -> None:
+        """Take new totals; only the newest wait."""
+        self._evidence = evidence
+        self._wake.set()
+
+    def submit(self, event: Event) -> asyncio.Future[None]:
+        """Queue an event; the future is done once its outcome is saved."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox.append((event, done))
+        self._wake.set()
+        return done
+
+    def republish_state(self) -> None:
+        """Say again where the rollout is: somebody late wrote an older document over it."""
+        if self.rollout is not None:
+            topic, value = self._tools.encode(self.rollout, self.rollout, self._effect_id(self.rollout, "state"), self._now())
+            self._send([OutboxEntry("", self._effect_id(self.rollout, "state"), topic, self.flag_key, value)])
+
+    def alert(self, alert: RaiseAlert) -> None:
+        """Publish an alert that no transition caused. A crash may forget it; its cause is then seen again."""
+        if self.rollout is not None:
+            effect_id = f"{alert.dedup_key}/{self.rollout.revision}"
+            topic, value = self._tools.encode(alert, self.rollout, effect_id, self._now())
+            self._send([OutboxEntry("", effect_id, topic, self.flag_key, value)])
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Recover, then handle events until cancelled."""
+        await self._load()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._publish_outbox(), name=f"outbox:{self.flag_key}")
+            await self._handle(Restarted(self._now()))
+            while True:
+                event, done = await self._next()
+                try:
+                    effects = await self._handle(event)
+                except Exception as mistake:  # ours: the worker stops, `workers.py` says so and starts it anew
+                    if done is not None and not done.done():
+                        done.set_exception(mistake)
+                    raise
+                for effect in effects:
+                    if isinstance(effect, AskAdvice):
+                        self._ask(tasks, effect)
+                if done is not None and not done.done():
+                    done.set_result(None)
+
+    async def _next(self) -> tuple[Event | Evidence, asyncio.Future[None] | None]:
+        """Return what happens next: evidence before commands, so that no queue stands before a breach."""
+        while True:
+            self._wake.clear()
+            if self._evidence is not None:
+                evidence, self._evidence = self._evidence, None
+                return evidence, None
+            if self._inbox:
+                return self._inbox.popleft()
+            wait = self._seconds_to_deadline()
+            if wait is not None and wait <= 0:
+                self._ticked_at = self._tools.clock.monotonic()
+                return Ticked(self._now()), None
+            try:
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _seconds_to_deadline(self) -> float | None:
+        deadline = None if self.rollout is None else next_deadline(self.rollout)
+        if deadline is None:
+            return None
+        since_tick = self._tools.clock.monotonic() - self._ticked_at
+        return max((deadline - self._now()).total_seconds(), TICK_EVERY_SECONDS - since_tick)
+
+    async def _handle(self, event: Event | Evidence) -> tuple[Effect, ...]:
+        """Decide, save, then act. A save that somebody else overtook is decided again on what they saved."""
+        if isinstance(event, CommandReceived) and await self._is_answered(event):
+            return ()
+        while True:
+            tests = self._tests
+            if isinstance(event, Evidence):
+                if self.rollout is None or self.rollout.stage_index is None:
+                    return ()
+                judgement, tests = judge(self.rollout, event, self._tests, event.at)
+                after, effects = decide(self.rollout, EvidenceJudged(event.at, judgement))
+            else:
+                after, effects = decide(self.rollout, event)
+            if self._would_overflow(after):
+                self._log.error("outbox_full", entries=len(self._outbox), limit=OUTBOX_LIMIT)
+                return ()
+            if await self._save(after, effects, tests):
+                return effects
+            await self._load()
+
+    def _would_overflow(self, after: Rollout | None) -> bool:
+        """Tell whether this must wait for the outbox: only what raises exposure ever does."""
+        before = 0.0 if self.rollout is None else self.rollout.percent
+        return len(self._outbox) >= OUTBOX_LIMIT and after is not None and after.percent > before
+
+    async def _save(self, after: Rollout | None, effects: Sequence[Effect], tests: GateTests) -> bool:
+        """Save state and effects in one step, before any effect. False: somebody else saved first."""
+        before, now = self.rollout, self._tools.clock.monotonic()
+        is_changed = after is not before
+        is_due = tests is not self._tests and now - self._tests_saved_at >= TESTS_SAVED_EVERY_SECONDS
+        if not (is_changed or effects or is_due):
+            self._tests = tests
+            return True
+        is_transition = after is not None and (before is None or after.revision != before.revision)
+        entries, answer = self._entries(after, effects, is_transition=is_transition)
+        saved_tests = encode_tests(tests)
+        is_saved = await self._persistently(
+            lambda: self._tools.rollouts.save(
+                self.flag_key,
+                expected_token=self._token,
+                rollout=after if is_changed else None,
+                tests=saved_tests,
+                outbox=entries,
+                answer=answer,
+            )
+        )
+        if not is_saved:
+            self._log.warning("save_overtaken", token=self._token)
+            return False
+        self.rollout, self._tests, self._token, self._tests_saved_at = after, tests, self._token + 1, now
+        if is_transition and after is not None:
+            self._tools.on_transition(after)
+        self._send(entries)
+        self._note(before, effects)
+        return True
+
+    def _entries(
+        self, after: Rollout | None, effects: Sequence[Effect], *, is_transition: bool
+    ) -> tuple[list[OutboxEntry], tuple[str, bytes] | None]:
+        """Return the outbox fields of a save, the new document first, and the answer to keep for a repeated command."""
+        now, prefix = self._now(), f"outbox:{self._token + 1:012d}"
+        messages: list[Message] = [after] if is_transition and after is not None else []
+        messages += [effect for effect in effects if not isinstance(effect, AskAdvice)]
+        entries: list[OutboxEntry] = []
+        answer: tuple[str, bytes] | None = None
+        for n, message in enumerate(messages):
+            is_answer = isinstance(message, AnswerCommand)
+            effect_id = message.command_id if isinstance(message, AnswerCommand) else self._effect_id(after, n)
+            subject = after if after is not None else self.rollout
+            topic, value = self._tools.encode(message, subject, effect_id, now)  # type: ignore[arg-type]
+            entries.append(OutboxEntry(f"{prefix}:{n:03d}", effect_id, topic, self.flag_key, value))
+            if is_answer:
+                answer = (effect_id, value)
+        return entries, answer
+
+    async def _is_answered(self, command: CommandReceived) -> bool:
+        """Give a repeated command the answer it got the first time."""
+        answer = await self._persistently(lambda: self._tools.rollouts.answer_to(self.flag_key, command.command_id))
+        if answer is None:
+            return False
+        self._log.info("command_repeated", command_id=command.command_id)
+        self._send([OutboxEntry("", command.command_id, "results", self.flag_key, answer)])
+        return True
+
+    # --- recovery -----------------------------------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        """Read what is stored. A newer document in the state topic wins: Redis may have lost its last second, or everything."""
+        stored = await self._persistently(lambda: self._tools.rollouts.load(self.flag_key))
+        known = self._tools.newest_known(self.flag_key)
+        while known is not None and (stored.rollout is None or known.revision > stored.rollout.revision):
+            self._log.warning("recovered_from_state_topic", revision=known.revision, token=stored.token)
+            await self._persistently(
+                partial(self._tools.rollouts.save, self.flag_key, expected_token=stored.token, rollout=known, tests=b"")
+            )
+            stored = await self._persistently(lambda: self._tools.rollouts.load(self.flag_key))
+        rollout, self._token, self._tests = stored.rollout, stored.token, decode_tests(stored.tests)
+        self.rollout = rollout
+        self._outbox.clear()
+        self._send(sorted(stored.outbox, key=lambda entry: entry.field))
+        if rollout is not None:
+            self._tools.on_transition(rollout)
+
+    async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat an idempotent call to Redis until it answers. Until then nothing is decided: the flag stays where it is."""
+        wait = self._tools.retry_seconds
+        while True:
+            try:
+                return await call()
+            except StoreUnavailable as trouble:
+                self._log.warning("store_unavailable", error=str(trouble), retry_seconds=wait)
+                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+                wait = min(2 * wait, LONGEST_RETRY_SECONDS)
+
+    # --- effects ------------------------------------------------------------------------------------------------------
+
+    def _send(self, entries: Sequence[OutboxEntry]) -> None:
+        self._outbox.extend(entries)
+        self._outbox_wake.set()
+
+    async def _publish_outbox(self) -> None:
+        """Publish saved effects in order, and only then forget them. Kafka away means they wait, not that they are lost."""
+        wait = self._tools.retry_seconds
+        while True:
+            if not self._outbox:
+                self._outbox_wake.clear()
+                await self._outbox_wake.wait()
+            batch = list(self._outbox)
+            try:
+                await self._tools.publisher.publish(batch)
+                fields = [entry.field for entry in batch if entry.field]
+                if fields:
+                    await self._tools.rollouts.settle(self.flag_key, fields)
+            except (EventLogUnavailable, StoreUnavailable) as trouble:
+                self._log.warning("outbox_waits", error=str(trouble), entries=len(self._outbox), retry_seconds=wait)
+                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+                wait = min(2 * wait, LONGEST_RETRY_SECONDS)
+                continue
+            wait = self._tools.retry_seconds
+            done = {id(entry) for entry in batch}
+            self._outbox = deque(entry for entry in self._outbox if id(entry) not in done)
+
+    def _ask(self, tasks: asyncio.TaskGroup, question: AskAdvice) -> None:
+        """Put the question in a task of its own: a hanging model delays nothing but its own gate."""
+        assert self.rollout is not None
+        tasks.create_task(self._advise(self.rollout, question), name=f"advice:{self.flag_key}")
+
+    async def _advise(self, rollout: Rollout, question: AskAdvice) -> None:
+        """Turn whatever the model does into one event, at the deadline at the latest."""
+        seconds = (question.until - self._now()).total_seconds()
+        event: AdviceReceived | AdviceUnavailable
+        try:
+            async with asyncio.timeout(seconds):
+                advice = await self._tools.advisor.ask(rollout, question)
+            event = AdviceReceived(self._now(), question.gate_id, question.round, advice)
+            self._log.info(
+                "advice_received",
+                gate_id=question.gate_id,
+                choice=advice.choice,
+                advisor_model=advice.model,
+                duration_ms=advice.latency_ms,
+            )
+            self._tools.metrics.advice.of(advice.choice).inc()
+        except (AdviceUnavailableError, TimeoutError) as trouble:
+            why = str(trouble) or f"no answer within {seconds:.0f} s"
+            event = AdviceUnavailable(self._now(), question.gate_id, question.round, why)
+            self._log.warning("advice_unavailable", gate_id=question.gate_id, error=why)
+            self._tools.metrics.advice.of("unavailable").inc()
+        self.submit(event)
+
+    # --- reports ------------------------------------------------------------------------------------------------------
+
+    def _note(self, before: Rollout | None, effects: Sequence[Effect]) -> None:
+        """Write one canonical line per decision, and count."""
+        for effect in effects:
+            match effect:
+                case PublishDecision():
+                    self._tools.metrics.decisions.of(effect.kind).inc()
+                    self._log.info("decision_made", **decision_line(effect, self.rollout))
+                case AnswerCommand():
+                    self._tools.metrics.commands.of(effect.verb, effect.status).inc()
+                    self._log.info(
+                        "command_answered",
+                        command_id=effect.command_id,
+                        verb=effect.verb,
+                        status=effect.status,
+                        reason=effect.reason,
+                    )
+                case RaiseAlert():
+                    self._tools.metrics.alerts.of(effect.kind, effect.severity).inc()
+                case AskAdvice():
+                    self._log.info("advice_asked", gate_id=effect.gate_id, round=effect.round)
+        after = self.rollout
+        if (
+            before is not None
+            and after is not None
+            and isinstance(before.phase, Gating)
+            and not isinstance(after.phase, Gating)
+        ):
+            self._tools.metrics.gate_duration_seconds.observe((after.updated_at - before.phase.since).total_seconds())
+
+    def _effect_id(self, rollout: Rollout | None, n: int | str) -> str:
+        return f"{self.flag_key}/{0 if rollout is None else rollout.revision}/{n}"
+
+    def _now(self) -> datetime:
+        return self._tools.clock.now()
+
+
+def decision_line(decision: PublishDecision, rollout: Rollout | None) -> dict[str, object]:
+    """Return the keys of the canonical log line: everything the decision rests on, in figures."""
+    line: dict[str, object] = {
+        "decision": decision.kind,
+        "reason": decision.reason,
+        "from_percent": decision.from_percent,
+        "percent": decision.to_percent,
+        "issuer": decision.issuer,
+    }
+    if rollout is not None:
+        line |= {"rollout_id": rollout.rollout_id, "revision": rollout.revision, "phase": rollout.phase.name}
+    if decision.stage is not None:
+        line["stage"] = decision.stage
+    if decision.gate_id is not None:
+        line["gate_id"] = decision.gate_id
+    if decision.advice is not None:
+        line |= {"advice": decision.advice.choice, "advisor_model": decision.advice.model}
+    seen = decision.judgement
+    if seen is not None:
+        line |= {
+            "exposures": {arm.value: count for arm, count in seen.exposures.items()},
+            "gaps": [gap.kind.value for gap in seen.gaps],
+            "metrics": {
+                metric.metric: {
+                    "harm": metric.harm.value,
+                    "safe": metric.safe.value,
+                    "e_value": metric.e_value,
+                    "e_value_safe": metric.e_value_safe,
+                    "estimates": {arm.value: summary.estimate for arm, summary in metric.arms.items()},
+                }
+                for metric in seen.metrics
+            },
+            "exposed_contexts": seen.harm.exposed_contexts,
+            "failed_requests": seen.harm.failed_requests,
+            "offsets": dict(seen.offsets),
+        }
+    return line

@@ -1,0 +1,273 @@
+"""Which flags run on this replica, and what reaches their workers: commands, totals, the state topic.
+
+The replica that Kafka gave a flag's partition of `rollout.commands` runs the flag. That is only about who works; two workers of
+one flag cannot both win, because every save is a compare-and-set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
+from controller.core.rollout import CommandReceived, Rollout
+from controller.errors import BadInput, OperatingTrouble
+from controller.ports import EventLog, Record, TopicPartition, Totals
+from controller.service.worker import FlagWorker, Tools
+
+#: A worker that stopped by a mistake of ours is started anew after this: its flag must not stay without guardrails.
+WORKER_RESTART_SECONDS = 5.0
+#: Totals are read this often at most, at least every `LOOK_EVERY_SECONDS`, and never for more than a tenth of the time.
+LOOK_AT_MOST_EVERY_SECONDS = 0.1
+LOOK_EVERY_SECONDS = 1.0
+LOOK_TIME_SHARE = 0.1
+COMMANDS_PER_FETCH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCommand:
+    """What became of a record of the command topic."""
+
+    flag_key: str
+    event: CommandReceived
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One owned partition of the command topic: commands under way, oldest first, so that commits never pass an open one."""
+
+    open: deque[tuple[int, asyncio.Task[None]]] = field(default_factory=deque)
+    done_to: int | None = None
+
+
+class Workers:
+    """Starts, feeds and stops the flag workers of this replica."""
+
+    def __init__(
+        self,
+        *,
+        tools: Tools,
+        commands: EventLog,
+        totals: Totals,
+        read_command: Callable[[Record], ReadCommand],
+        refuse: Callable[[Record, BadInput], Awaitable[None]],
+        partition_of: Callable[[str], int],
+        known_flags: Callable[[], Sequence[str]],
+        event_partitions: Sequence[str],
+        actuation_drift: Callable[[Rollout], str | None],
+    ) -> None:
+        """`event_partitions` are the totals' keys; `refuse` quarantines a command record and answers it where it can."""
+        self._tools = tools
+        self._commands = commands
+        self._totals = totals
+        self._read_command = read_command
+        self._refuse = refuse
+        self._partition_of = partition_of
+        self._known_flags = known_flags
+        self._event_partitions = tuple(event_partitions)
+        self._actuation_drift = actuation_drift
+        self._workers: dict[str, FlagWorker] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._lanes: dict[TopicPartition, _Lane] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._counted = asyncio.Event()
+        self._last_seen: dict[str, tuple[object, float]] = {}
+        self._broken: dict[str, str] = {}
+        self._log = structlog.get_logger()
+
+    # --- what others see ------------------------------------------------------------------------------------------------
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """Flags whose worker stopped by a mistake of ours, and which; empty when all is well."""
+        return dict(self._broken)
+
+    @property
+    def owned(self) -> frozenset[TopicPartition]:
+        """The command partitions whose flags run here."""
+        return frozenset(self._lanes)
+
+    @property
+    def rollouts(self) -> Mapping[str, Rollout]:
+        """The rollouts that run here."""
+        return {key: worker.rollout for key, worker in self._workers.items() if worker.rollout is not None}
+
+    @property
+    def pending_effects(self) -> int:
+        """Effects saved and not yet published, over all flags."""
+        return sum(worker.pending_effects for worker in self._workers.values())
+
+    def worker(self, flag_key: str) -> FlagWorker | None:
+        """Return the worker of a flag that runs here."""
+        return self._workers.get(flag_key)
+
+    def counted(self) -> None:
+        """Note that new totals were saved: somebody should look."""
+        self._counted.set()
+
+    def see_document(self, document: Rollout) -> None:
+        """Take a document from the state topic: one older than ours was written late by somebody fenced, and is overwritten."""
+        worker = self._workers.get(document.flag_key)
+        if (
+            worker is not None
+            and worker.rollout is not None
+            and document.revision < worker.rollout.revision
+            and not worker.pending_effects
+        ):
+            worker.republish_state()
+
+    # --- the loops ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Follow the command topic and the totals until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            group.create_task(self._follow_commands(), name="commands")
+            group.create_task(self._look_at_totals(), name="totals")
+
+    async def _follow_commands(self) -> None:
+        """Hand each command to its flag's worker, and commit what is done."""
+        while True:
+            await self._take_assignment()
+            batches = await self._commands.fetch(COMMANDS_PER_FETCH, LOOK_EVERY_SECONDS)
+            for partition, records in batches.items():
+                lane = self._lanes.get(partition)
+                if lane is not None:
+                    for record in records:
+                        lane.open.append((record.offset, self._spawn(self._obey(record), f"command:{record.offset}")))
+            await self._commit_done()
+
+    async def _take_assignment(self) -> None:
+        """Start the workers of partitions that came, stop those of partitions that went."""
+        assigned = self._commands.assignment
+        for partition in set(self._lanes) - assigned:
+            del self._lanes[partition]
+            for flag_key in [key for key in self._workers if self._partition_of(key) == partition[1]]:
+                await self._stop(flag_key)
+        for partition in assigned - set(self._lanes):
+            try:
+                first, _ = await self._commands.bounds(partition)
+                committed = await self._commands.committed(partition)
+                known = [key for key in self._known_flags() if self._partition_of(key) == partition[1]]
+            except OperatingTrouble as trouble:
+                self._log.warning("commands_not_ready", partition=partition[1], error=str(trouble))
+                continue
+            self._commands.seek(partition, first if committed is None else max(committed, first))
+            self._lanes[partition] = _Lane()
+            for flag_key in known:
+                self._start(flag_key)
+            self._log.info("flags_taken_over", partition=partition[1], flags=len(known))
+
+    def _spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
+        assert self._group is not None
+        return self._group.create_task(_as_coroutine(work), name=name)
+
+    async def _obey(self, record: Record) -> None:
+        """See one command through: answered, or refused with a reason. A mistake of ours is tried once more, then refused too."""
+        try:
+            command = self._read_command(record)
+        except BadInput as fault:
+            await self._refuse(record, fault)
+            return
+        for attempt in (1, 2):
+            try:
+                await self._start(command.flag_key).submit(command.event)
+                return
+            except Exception as mistake:  # a worker's own failure, which it reported and restarted from
+                self._log.exception(
+                    "command_failed", flag_key=command.flag_key, command_id=command.event.command_id, attempt=attempt
+                )
+                fault = BadInput(f"the controller failed on this command: {mistake!r}")
+        await self._refuse(record, fault)
+
+    async def _commit_done(self) -> None:
+        """Commit up to the oldest command that is still under way."""
+        offsets: dict[TopicPartition, int] = {}
+        for partition, lane in self._lanes.items():
+            while lane.open and lane.open[0][1].done():
+                lane.done_to = lane.open.popleft()[0] + 1
+            if lane.done_to is not None:
+                offsets[partition], lane.done_to = lane.done_to, None
+        if offsets:
+            await self._commands.commit(offsets)
+
+    async def _look_at_totals(self) -> None:
+        """Read the totals of all live rollouts together, and give each worker what is new, or what is a second old."""
+        clock = self._tools.clock
+        pause = LOOK_AT_MOST_EVERY_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                async with asyncio.timeout(max(LOOK_EVERY_SECONDS - pause, 0)):
+                    await self._counted.wait()
+            except TimeoutError:
+                pass
+            self._counted.clear()
+            began = clock.monotonic()
+            try:
+                await self._look()
+            except OperatingTrouble as trouble:
+                self._log.warning("totals_unavailable", error=str(trouble))
+            pause = max(LOOK_AT_MOST_EVERY_SECONDS, (clock.monotonic() - began) * (1 / LOOK_TIME_SHARE - 1))
+
+    async def _look(self) -> None:
+        live = {key: worker.rollout for key, worker in self._workers.items() if worker.rollout is not None}
+        wanted = {
+            key: (rollout.rollout_id, range(max(len(rollout.visits) - 2, 0), len(rollout.visits)))
+            for key, rollout in live.items()
+            if rollout.stage_index is not None
+        }
+        if not wanted:
+            return
+        totals, progress = await self._totals.read(self._event_partitions, wanted)
+        now = self._tools.clock.monotonic()
+        for flag_key in wanted:
+            seen, seen_at = self._last_seen.get(flag_key, (None, 0.0))
+            visits = totals.get(flag_key, {})
+            if visits == seen and now - seen_at < LOOK_EVERY_SECONDS:
+                continue
+            self._last_seen[flag_key] = (visits, now)
+            self._show(flag_key, live[flag_key], visits, progress)
+
+    def _show(
+        self, flag_key: str, rollout: Rollout, visits: Mapping[int, VisitTotals], progress: Sequence[PartitionProgress]
+    ) -> None:
+        worker = self._workers.get(flag_key)
+        if worker is not None:
+            drift = self._actuation_drift(rollout)
+            worker.see(Evidence(self._tools.clock.now(), visits, tuple(progress), len(self._event_partitions), drift))
+
+    # --- starting and stopping ------------------------------------------------------------------------------------------
+
+    def _start(self, flag_key: str) -> FlagWorker:
+        if flag_key not in self._workers:
+            self._workers[flag_key] = FlagWorker(flag_key, self._tools)
+            self._tasks[flag_key] = self._spawn(self._keep_running(flag_key, self._workers[flag_key]), f"worker:{flag_key}")
+        return self._workers[flag_key]
+
+    async def _stop(self, flag_key: str) -> None:
+        task = self._tasks.pop(flag_key)
+        del self._workers[flag_key]
+        self._broken.pop(flag_key, None)
+        self._last_seen.pop(flag_key, None)
+        task.cancel()
+        await asyncio.wait([task])
+
+    async def _keep_running(self, flag_key: str, worker: FlagWorker) -> None:
+        """Run a worker; a mistake of ours turns health red, and the flag is taken up again from what is stored."""
+        while True:
+            try:
+                await worker.run()
+            except Exception as mistake:  # the worker's edge: stopped, said, and begun anew
+                self._broken[flag_key] = repr(mistake)
+                self._log.exception("worker_stopped", flag_key=flag_key, restart_seconds=WORKER_RESTART_SECONDS)
+            await asyncio.sleep(WORKER_RESTART_SECONDS)
+            self._broken.pop(flag_key, None)
+
+
+async def _as_coroutine(work: Awaitable[None]) -> None:
+    await work
