@@ -368,7 +368,7 @@ def announce() -> str:
         "To run everything: install Java 17 and Maven, or start Docker.",
     )
     rule = "*" * max(len(line) for line in lines)
-    print("\n".join((rule, *lines, rule)), file=sys.stderr)
+    sys.stderr.write("\n".join((rule, *lines, rule, "")))
     return f"{ALLOW_MOCK_VARIABLE}=1"
 
 
@@ -450,4 +450,4 @@ def _docker_redis() -> RedisInUse:
 
 
 if __name__ == "__main__":
-    print(announce())
+    sys.stdout.write(announce())

@@ -101,10 +101,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def kafka_in_use(request: pytest.FixtureRequest) -> Iterator[KafkaInUse]:
     """The Kafka of this run with its description; `kafka` is the address alone."""
     given = os.environ.get(GIVEN_KAFKA_VARIABLE)
-    if given:
-        broker = KafkaInUse(given, f"given by {GIVEN_KAFKA_VARIABLE}: {given}", True, lambda: None)
-    else:
-        broker = start_kafka()
+    broker = KafkaInUse(given, f"{given}, given by {GIVEN_KAFKA_VARIABLE}", True, _leave_alone) if given else start_kafka()
     in_use = request.config.stash[_in_use]
     in_use["Kafka"] = broker.description
     if not broker.is_real:
@@ -194,6 +191,10 @@ def _real_kafka_or_say_so(request: pytest.FixtureRequest) -> None:
     broker: KafkaInUse = request.getfixturevalue("kafka_in_use")
     if not broker.is_real:
         _no_real_kafka("; ".join(broker.attempts))
+
+
+def _leave_alone() -> None:
+    """Stop nothing: whoever gave us the broker keeps it."""
 
 
 def _no_real_kafka(reason: str) -> None:

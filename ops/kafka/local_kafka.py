@@ -231,9 +231,7 @@ class LocalKafka:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
     def start(self, timeout_seconds: float = 90.0) -> str:
@@ -306,9 +304,7 @@ class LocalKafka:
                 if not self.is_running(broker):
                     raise LocalKafkaError(f"broker {broker} ended at once:\n{self._log_tail(broker)}")
                 if time.monotonic() > deadline:
-                    raise LocalKafkaError(
-                        f"broker {broker} not ready after {timeout_seconds:g} s:\n{self._log_tail(broker)}"
-                    )
+                    raise LocalKafkaError(f"broker {broker} not ready after {timeout_seconds:g} s:\n{self._log_tail(broker)}")
                 time.sleep(0.05)
 
     def _reap(self, broker: int, timeout_seconds: float) -> None:

