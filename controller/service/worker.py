@@ -104,6 +104,13 @@ class FlagWorker:
         self._wake.set()
         return done
 
+    def abandon(self) -> None:
+        """Let go of what waits: the replica that runs the flag now reads it again from the command topic."""
+        while self._inbox:
+            _, done = self._inbox.popleft()
+            if done is not None:
+                done.cancel()
+
     def republish_state(self) -> None:
         """Say again where the rollout is: somebody late wrote an older document over it."""
         if self.rollout is not None:
@@ -129,6 +136,10 @@ class FlagWorker:
                 event, done = await self._next()
                 try:
                     effects = await self._handle(event)
+                except asyncio.CancelledError:
+                    if done is not None:
+                        done.cancel()
+                    raise
                 except Exception as mistake:  # ours: the worker stops, `workers.py` says so and starts it anew
                     if done is not None and not done.done():
                         done.set_exception(mistake)

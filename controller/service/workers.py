@@ -167,22 +167,21 @@ class Workers:
         return self._group.create_task(_as_coroutine(work), name=name)
 
     async def _obey(self, record: Record) -> None:
-        """See one command through: answered, or refused with a reason. A mistake of ours is tried once more, then refused too."""
+        """See one command through: answered, or refused with a reason. A mistake of ours is tried twice, then refused."""
         try:
             command = self._read_command(record)
         except BadInput as fault:
             await self._refuse(record, fault)
             return
+        failure = ""
         for attempt in (1, 2):
             try:
                 await self._start(command.flag_key).submit(command.event)
                 return
-            except Exception as mistake:  # a worker's own failure, which it reported and restarted from
-                self._log.exception(
-                    "command_failed", flag_key=command.flag_key, command_id=command.event.command_id, attempt=attempt
-                )
-                fault = BadInput(f"the controller failed on this command: {mistake!r}")
-        await self._refuse(record, fault)
+            except Exception as mistake:  # a worker's own failure, which it reported and restarts from
+                failure = repr(mistake)
+                self._log.exception("command_failed", flag_key=command.flag_key, attempt=attempt)
+        await self._refuse(record, BadInput(f"the controller failed on this command: {failure}"))
 
     async def _commit_done(self) -> None:
         """Commit up to the oldest command that is still under way."""
@@ -251,11 +250,12 @@ class Workers:
 
     async def _stop(self, flag_key: str) -> None:
         task = self._tasks.pop(flag_key)
-        del self._workers[flag_key]
+        worker = self._workers.pop(flag_key)
         self._broken.pop(flag_key, None)
         self._last_seen.pop(flag_key, None)
         task.cancel()
         await asyncio.wait([task])
+        worker.abandon()
 
     async def _keep_running(self, flag_key: str, worker: FlagWorker) -> None:
         """Run a worker; a mistake of ours turns health red, and the flag is taken up again from what is stored."""
