@@ -98,7 +98,7 @@ class Metrics:
     """All metrics, registered in `registry`. `planes` names the configured flag planes, the values of that label."""
 
     def __init__(self, *, version: str, planes: Iterable[str] = ("ofrep",), registry: CollectorRegistry | None = None) -> None:
-        disable_created_metrics()  # a second series per counter that no query here needs
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that no query here needs
         planes = tuple(planes)
         # A registry of our own: two daemons in one process, as in tests, do not meet.
         self.registry = registry = registry or CollectorRegistry(auto_describe=True)

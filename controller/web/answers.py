@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from controller.errors import BadInput
 
-#: The longest body we read. An evaluation context is far smaller; CloudEvents ask for no more either.
+#: The longest body we read by default. An evaluation context is far smaller; CloudEvents ask for no more either.
 MAX_BODY_BYTES = 64 * 1024
 #: The longest a client may take to send a body it has begun.
 BODY_SECONDS = 5.0
@@ -35,8 +34,8 @@ class BodyRefused(BadInput):
         self.status = status
 
 
-async def read_body(receive: Receive) -> bytes:
-    """Return the whole body. Raises BodyRefused past `MAX_BODY_BYTES` or `BODY_SECONDS`, and when the client has left."""
+async def read_body(receive: Receive, max_bytes: int) -> bytes:
+    """Return the whole body. Raises BodyRefused past `max_bytes` or `BODY_SECONDS`, and when the client has left."""
     body = b""
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -46,8 +45,8 @@ async def read_body(receive: Receive) -> bytes:
                     raise BodyRefused(400, "the client left before its request was complete")
                 part: bytes = message.get("body", b"")
                 body += part
-                if len(body) > MAX_BODY_BYTES:
-                    raise BodyRefused(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
+                if len(body) > max_bytes:
+                    raise BodyRefused(413, f"the body is longer than {max_bytes} bytes")
                 if not message.get("more_body", False):
                     return body
     except TimeoutError:
@@ -92,8 +91,3 @@ def is_known(if_none_match: str, tag: str) -> bool:
     """Return whether an If-None-Match header names `tag`. Weak comparison, RFC 9110 section 13.1.2; our tags hold no comma."""
     known = {candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")}
     return tag in known or "*" in known
-
-
-def encode(value: Any) -> bytes:
-    """Return compact JSON."""
-    return msgspec.json.encode(value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from controller.core.rollout import Rollout
 from controller.health import Health
 from controller.metrics import Metrics
-from controller.web.answers import SECURITY_HEADERS, header, send_error
+from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, send_error
 from controller.web.flags import FlagBoard
 from controller.web.ofrep import EvaluateAll, EvaluateOne
 from controller.web.views import FlagdDocument, Healthz, MetricsPage, Readyz, RolloutDocuments
@@ -36,16 +36,17 @@ def make_app(
     *,
     describe: Callable[[Rollout], bytes],
     allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
+    max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Starlette:
     """Return the HTTP surface over these views.
 
     `describe` writes a rollout as the state document's JSON. `allowed_hosts` are the names clients may call us by, without
-    port; `*` allows all. IP addresses need no entry, see `Guard`.
+    port; `*.example.org` allows subdomains, `*` all. IP addresses need no entry, see `Guard`.
     """
     documents = RolloutDocuments(board, describe)
     routes = [  # the first match is taken: most frequent first
-        Route("/ofrep/v1/evaluate/flags/{key:path}", EvaluateOne(board, metrics), methods=["POST"]),
-        Route("/ofrep/v1/evaluate/flags", EvaluateAll(board), methods=["POST"]),
+        Route("/ofrep/v1/evaluate/flags/{key:path}", EvaluateOne(board, metrics, max_body_bytes), methods=["POST"]),
+        Route("/ofrep/v1/evaluate/flags", EvaluateAll(board, max_body_bytes), methods=["POST"]),
         Route("/flagd/flags.json", FlagdDocument(board), methods=["GET"]),
         Route("/healthz", Healthz(health), methods=["GET"]),
         Route("/readyz", Readyz(health, board), methods=["GET"]),
@@ -72,12 +73,8 @@ class Guard:
     def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
         self._app = app
         names = frozenset(host.lower() for host in allowed_hosts)
-
-        @lru_cache(maxsize=256)
-        def is_allowed(host: str) -> bool:
-            return "*" in names or is_ours(host, names)
-
-        self._is_allowed = is_allowed
+        # Remembered, because clients send few different ones and each evaluation asks.
+        self._is_ours = lru_cache(maxsize=256)(partial(is_ours, names=names))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 421."""
@@ -90,17 +87,21 @@ class Guard:
                 message["headers"] = [*message["headers"], *SECURITY_HEADERS]
             await send(message)
 
-        if self._is_allowed(header(scope, b"host")):
+        if self._is_ours(header(scope, b"host")):
             await self._app(scope, receive, send_guarded)
         else:
             await send_error(send_guarded, 421, "not a name of this server: see http.allowed_hosts")
 
 
 def is_ours(host: str, names: frozenset[str]) -> bool:
-    """Return whether a Host header (name or address, maybe with port) is an IP address or one of `names`."""
+    """Return whether a Host header (name or address, maybe with port) is an IP address or matches one of `names`."""
+    if "*" in names:
+        return True
     is_bracketed = host.startswith("[")  # an IPv6 address, whose colons are not a port's
     name = host[1:].partition("]")[0] if is_bracketed else host.partition(":")[0].lower().removesuffix(".")
-    if name in names:
+    parents = name.split(".")[1:]
+    wildcards = {"*." + ".".join(parents[start:]) for start in range(len(parents))}
+    if name in names or not names.isdisjoint(wildcards):
         return True
     try:
         ipaddress.ip_address(name)

@@ -23,12 +23,9 @@ class Generation(StrEnum):
     """Which flagd evaluators the fleet runs; decides the bytes that are hashed."""
 
     V2 = "v2"  # flagd 0.15 and 0.16, provider-flagd 0.4 to 0.5: flag key and targeting key, concatenated
-    V3 = "v3"  # flagd-core 2, provider-flagd from 0.6: CBOR of [flag key, targeting key]
-
-
-#: The one flagd is moving to: a fleet that starts with it is never shuffled by an upgrade. It also keeps flags apart
-#: that concatenation confuses ("a" + "b1" and "ab" + "1").
-DEFAULT_GENERATION = Generation.V3
+    # flagd-core 2, provider-flagd from 0.6: CBOR of [flag key, targeting key]. The one flagd is moving to, so a fleet that
+    # starts with it is not shuffled by an upgrade; it also keeps apart what concatenation confuses ("a" + "b1", "ab" + "1").
+    V3 = "v3"
 
 
 def weight_of(percent: float) -> int:

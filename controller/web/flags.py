@@ -19,7 +19,7 @@ import xxhash
 
 from controller.core.rollout import Aborted, Paused, RolledBack, Rollout, Scheduled
 from controller.ports import StateFeed
-from controller.web.bucketing import DEFAULT_GENERATION, WEIGHT_TOTAL, Generation, bucketer, weight_of
+from controller.web.bucketing import WEIGHT_TOTAL, Generation, bucketer, weight_of
 
 _log = structlog.get_logger(__name__)
 
@@ -69,7 +69,7 @@ class FlagBoard:
     def __init__(
         self,
         *,
-        generation: Generation = DEFAULT_GENERATION,
+        generation: Generation,
         flag_set_id: str = "rolloutd",
         max_pause_seconds: float = 5.0,
         monotonic: Callable[[], float] = time.monotonic,

@@ -57,8 +57,9 @@ def failure(code: str, why: str, key: str | None = None) -> bytes:
 class EvaluateOne:
     """POST /ofrep/v1/evaluate/flags/{key}, as a plain ASGI application: this is the path apps wait for."""
 
-    def __init__(self, board: FlagBoard, metrics: Metrics) -> None:
+    def __init__(self, board: FlagBoard, metrics: Metrics, max_body_bytes: int) -> None:
         self._board = board
+        self._max_body_bytes = max_body_bytes
         self._treated = metrics.evaluations.of("treatment")
         self._untreated = metrics.evaluations.of("control")
         self._refused = metrics.evaluations.of("refused")
@@ -67,7 +68,7 @@ class EvaluateOne:
         """Answer one evaluation."""
         key: str = scope["path_params"]["key"]
         try:
-            body = await read_body(receive)
+            body = await read_body(receive, self._max_body_bytes)
         except BodyRefused as refusal:
             await self._refuse(send, refusal.status, failure("GENERAL", str(refusal), key))
             return
@@ -94,13 +95,14 @@ class EvaluateOne:
 class EvaluateAll:
     """POST /ofrep/v1/evaluate/flags: every flag for one context, with an ETag over the answer."""
 
-    def __init__(self, board: FlagBoard) -> None:
+    def __init__(self, board: FlagBoard, max_body_bytes: int) -> None:
         self._board = board
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one bulk evaluation, or 304 when nothing changed for this context."""
         try:
-            body = await read_body(receive)
+            body = await read_body(receive, self._max_body_bytes)
         except BodyRefused as refusal:
             await send_json(send, refusal.status, failure("GENERAL", str(refusal)))
             return
