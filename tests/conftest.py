@@ -169,9 +169,7 @@ def create_topics(kafka_in_use: KafkaInUse) -> CreateTopics:
 @pytest.fixture
 def own_kafka() -> Iterator[LocalKafka]:
     """A local Apache Kafka of the test's own, started, to kill and restart. About 4 s; use `kafka` if that will do."""
-    reason = why_not()
-    if reason is not None:
-        _no_real_kafka(reason)
+    require_local_kafka()
     with LocalKafka() as broker:
         yield broker
 
@@ -191,6 +189,13 @@ def _real_kafka_or_say_so(request: pytest.FixtureRequest) -> None:
     broker: KafkaInUse = request.getfixturevalue("kafka_in_use")
     if not broker.is_real:
         _no_real_kafka("; ".join(broker.attempts))
+
+
+def require_local_kafka() -> None:
+    """Fail, or skip where the mock was allowed, on a machine that cannot run brokers as processes of its own."""
+    reason = why_not()
+    if reason is not None:
+        _no_real_kafka(reason)
 
 
 def _leave_alone() -> None:

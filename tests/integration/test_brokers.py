@@ -1,13 +1,17 @@
 """The brokers that all other tests stand on: real ones, that keep what they acknowledged over a crash."""
 
 import asyncio
+import signal
+import sys
+from pathlib import Path
 
+import local_kafka
 import pytest
 import redis.asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from tests.brokers import LocalKafka, RedisServer, create_topics_at
-from tests.conftest import CreateTopics
+from tests.conftest import CreateTopics, require_local_kafka
 
 
 async def _produce(bootstrap: str, topic: str, values: list[bytes]) -> None:
@@ -86,6 +90,37 @@ async def test_topics_are_not_made_by_accident(own_kafka: LocalKafka) -> None:
         assert not consumer.partitions_for_topic("nowhere")
     finally:
         await consumer.stop()
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -9)])
+async def test_the_script_leaves_no_broker_behind(number: signal.Signals, exit_code: int) -> None:
+    """`local-kafka` takes its broker along, whether it is asked to stop or killed."""
+    require_local_kafka()
+    script = await asyncio.create_subprocess_exec(
+        sys.executable, str(Path(local_kafka.__file__).with_name("local-kafka")), stdout=asyncio.subprocess.PIPE
+    )
+    assert script.stdout is not None
+    async with asyncio.timeout(90):
+        line = (await script.stdout.readline()).decode()
+    port = int(line.removeprefix("bootstrap=127.0.0.1:"))
+    assert local_kafka.known_brokers(port) == 1
+    script.send_signal(number)
+    async with asyncio.timeout(30):
+        assert await script.wait() == exit_code
+        while local_kafka.known_brokers(port, timeout_seconds=0.5):
+            await asyncio.sleep(0.05)  # the guard's kill is a moment behind
+
+
+async def test_a_cluster_of_three_survives_the_loss_of_one(topic_prefix: str) -> None:
+    """With one of three brokers killed, a topic of three copies still takes and gives records."""
+    require_local_kafka()
+    with LocalKafka(brokers=3, heap_megabytes=256) as cluster:
+        topic = f"{topic_prefix}events"
+        await create_topics_at(cluster.bootstrap, topic, partitions=3, copies=3)
+        await _produce(cluster.bootstrap, topic, [b"before"])
+        cluster.kill9(1)
+        await _produce(cluster.bootstrap, topic, [b"after"] * 6)
+        assert len(await _consume(cluster.bootstrap, topic, f"{topic_prefix}group", 7)) == 7
 
 
 async def test_redis_restart_keeps_data(own_redis: RedisServer) -> None:
