@@ -16,10 +16,12 @@ from datetime import UTC, datetime, timedelta
 
 from controller.adapters.merged import (
     Merger,
-    check_format,
+    check_totals_save,
     digest_of,
     fields_of,
+    outbox_number,
     progress_of,
+    stored_partition,
     visits_of,
 )
 from controller.core.evidence import PartitionProgress, VisitTotals
@@ -97,10 +99,7 @@ class MemoryTotals:
         self.outage.before()
         fields = dict(self.hashes.get(partition_key, {}))
         self.outage.after()
-        if "next" not in fields:
-            return StoredPartition(None, {})
-        check_format(partition_key, fields)
-        return StoredPartition(int(fields.pop("next")), fields)
+        return stored_partition(partition_key, fields)
 
     async def save(
         self, partition_key: str, *, expected: int | None, next_offset: int, fields: Mapping[str, bytes]
@@ -148,16 +147,6 @@ class MemoryTotals:
             found[visit[0]][visit[2]] = self._merger.merge(visit, raw)
         progress = [progress_of(key, stored) for key, stored in zip(partition_keys, hashes, strict=True)]
         return found, [each for each in progress if each is not None]
-
-
-def check_totals_save(expected: int | None, next_offset: int, fields: Mapping[str, bytes]) -> None:
-    """Raise ValueError for what no store may be asked to write."""
-    if next_offset < (expected or 0):
-        raise ValueError(f"a fence only moves forward: {expected} to {next_offset}")
-    if len(fields) > MAX_FIELDS_PER_SAVE:
-        raise ValueError(f"{len(fields)} fields in one save, {MAX_FIELDS_PER_SAVE} allowed: save earlier")
-    if not fields.keys().isdisjoint(("next", "digest", "format")):
-        raise ValueError("next, digest and format are written by the store itself")
 
 
 # --- rollouts -------------------------------------------------------------------------------------------------------------
@@ -250,14 +239,6 @@ class MemoryRollouts:
         self.outage.before()
         self.outage.after()
         return sorted(self._flags)
-
-
-def outbox_number(name: str) -> int:
-    """Return n of the field name `outbox:<n>`. Raises ValueError for any other name."""
-    kind, _, number = name.partition(":")
-    if kind != "outbox" or not (number.isascii() and number.isdigit()):
-        raise ValueError(f"{name!r} is not the name of an outbox field")
-    return int(number)
 
 
 # --- the event log ----------------------------------------------------------------------------------------------------------

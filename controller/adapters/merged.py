@@ -13,11 +13,16 @@ import xxhash
 
 from controller.core.evidence import ArmTotals, PartitionProgress, VisitTotals, merge_histograms
 from controller.errors import BrokenInvariant
+from controller.ports import StoredPartition
 from schemas.terms import Arm
-from schemas.totals import FORMAT, ArmCounts, arm_field, decode_arm, decode_progress
+from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, ArmCounts, arm_field, decode_arm, decode_progress
 
 VisitKey = tuple[str, str, int]
 """(flag key, rollout id, visit)"""
+
+
+OWN_FIELDS = frozenset({"next", "digest", "format"})
+"""Fields of a partition's hash that the stores write by themselves."""
 
 
 def digest_of(expected: int | None, after: int, fields: Mapping[str, bytes]) -> str:
@@ -35,6 +40,24 @@ def digest_of(expected: int | None, after: int, fields: Mapping[str, bytes]) -> 
     return state.hexdigest()
 
 
+def check_totals_save(expected: int | None, next_offset: int, fields: Mapping[str, bytes]) -> None:
+    """Raise ValueError for what no store may be asked to write."""
+    if next_offset < (expected or 0):
+        raise ValueError(f"a fence only moves forward: {expected} to {next_offset}")
+    if len(fields) > MAX_FIELDS_PER_SAVE:
+        raise ValueError(f"{len(fields)} fields in one save, {MAX_FIELDS_PER_SAVE} allowed: save earlier")
+    if not OWN_FIELDS.isdisjoint(fields):
+        raise ValueError(f"{', '.join(sorted(OWN_FIELDS))} are written by the store itself")
+
+
+def outbox_number(name: str) -> int:
+    """Return n of the field name `outbox:<n>`. Raises ValueError for any other name."""
+    kind, _, number = name.partition(":")
+    if kind != "outbox" or not (number.isascii() and number.isdigit()):
+        raise ValueError(f"{name!r} is not the name of an outbox field")
+    return int(number)
+
+
 def check_format(partition_key: str, fields: Mapping[str, bytes]) -> None:
     """Raise BrokenInvariant when a hash was written by a newer rolloutd, or is no hash of ours."""
     stored = fields.get("format", b"")
@@ -44,6 +67,17 @@ def check_format(partition_key: str, fields: Mapping[str, bytes]) -> None:
         raise BrokenInvariant(
             f"the hash of {partition_key} has format {int(stored)} and this rolloutd knows {FORMAT}: upgrade it"
         )
+
+
+def stored_partition(partition_key: str, fields: Mapping[str, bytes]) -> StoredPartition:
+    """Return a hash as `Totals.load` gives it. Raises BrokenInvariant when it was not written by us."""
+    stored = fields.get("next")
+    if stored is None:
+        return StoredPartition(None, {})
+    check_format(partition_key, fields)
+    if not stored.isdigit():
+        raise BrokenInvariant(f"the fence of {partition_key} is {stored!r}, not an offset")
+    return StoredPartition(int(stored), {name: value for name, value in fields.items() if name not in OWN_FIELDS})
 
 
 def to_core(counts: ArmCounts) -> ArmTotals:

@@ -1,0 +1,462 @@
+"""Redis: the partitions' totals and the flags' rollouts, one hash each, written by one script with one HSET.
+
+Belongs here: keys, calls, deadlines, and what Redis's errors mean to us. Does not belong here: what the fields say
+(`schemas/totals.py`, `documents.py`).
+
+| key | what |
+|---|---|
+| `<prefix>agg:{<topic>/<partition>/<epoch>}` | hash: fence and totals of one event partition |
+| `<prefix>ro:{<flag>}` | hash: `token`, `digest`, `document`, `tests`, `outbox:<n>`, `answer:<command id>` of one flag |
+| `<prefix>flags` | set: every flag that has a hash |
+| `<prefix>identity` | hash: the Kafka cluster that these keys belong to, and the `epoch` of the count |
+
+Braces are literal: a key's hash tag, so that Redis Cluster spreads partitions and flags over its nodes. No command touches two
+keys.
+
+A call that failed may have been done, and may still be done later. So every write is one that can be repeated: retries are
+ours, of the same bytes, within one deadline, and the script tells a repeat from somebody else's write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib import resources
+from typing import Any, Self, TypeVar
+
+import msgspec
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+
+from controller.adapters.documents import rollout_from_json, rollout_to_json
+from controller.adapters.merged import (
+    Merger,
+    check_totals_save,
+    digest_of,
+    fields_of,
+    outbox_number,
+    progress_of,
+    stored_partition,
+    visits_of,
+)
+from controller.core.evidence import PartitionProgress, VisitTotals
+from controller.core.rollout import Rollout
+from controller.errors import BrokenInvariant, ConfigInvalid, StoreUnavailable
+from controller.ports import NO_FENCE, OutboxEntry, StoredPartition, StoredRollout
+from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS
+
+T = TypeVar("T")
+
+_SCRIPT = resources.files("controller.adapters").joinpath("fenced_save.lua").read_text()
+_SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()  # the name Redis gives it
+
+OLDEST_SERVER = (7, 0)
+"""Scripts with `#!lua` begin with Redis 7.0. Valkey answers with the Redis version it is compatible with."""
+
+FIRST_PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 0.25
+"""Between two tries of one call: short against the 100 ms of a flush, long enough for a server to get up."""
+
+FIELDS_PER_READ = 2_000
+"""Fields of one HMGET, progress included: about 1 ms of the server's one thread. A visit's two arms are never split."""
+
+ANSWERS_KEPT = 1_000
+ANSWERS_PRUNED_EVERY = 128
+"""Answers to commands kept per flag, newest first, and after how many saves the older ones are looked for. A command that comes
+back after a thousand later ones of its flag is treated as new; all that raise exposure are too old by then."""
+
+_PREFIX = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
+
+
+class Store:
+    """One Redis or Redis Cluster, with the discipline every call keeps; what `RedisTotals` and `RedisRollouts` stand on."""
+
+    def __init__(self, client: Any, *, prefix: str, deadline_seconds: float) -> None:
+        """`client` is a `redis.asyncio` Redis or RedisCluster that answers bytes and does not retry; see `connect`."""
+        if not _PREFIX.match(prefix):
+            raise ConfigInvalid(f"Redis prefix {prefix!r}: 1 to 64 of letters, digits, dot, underscore, colon, hyphen")
+        self.client = client
+        self.prefix = prefix
+        self._deadline_seconds = deadline_seconds
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        *,
+        prefix: str = "rolloutd:",
+        is_cluster: bool = False,
+        deadline_seconds: float = 2.0,
+        try_seconds: float = 0.5,
+        connections: int = 8,
+    ) -> Self:
+        """Return a store; nothing is connected before the first call.
+
+        `url` is redis:// or rediss:// with user, password and database as redis-py takes them. `deadline_seconds` bounds a call
+        with all its tries (loading a whole hash has five times as long), `try_seconds` the silence of the server within one.
+        """
+        options: dict[str, Any] = {
+            "socket_timeout": try_seconds,
+            "socket_connect_timeout": try_seconds,
+            "socket_keepalive": True,
+            "retry": Retry(NoBackoff(), 0),  # redis-py's own default would repeat each command up to ten times
+            "protocol": 2,  # nothing here needs RESP3, and proxies without HELLO refuse it
+            "client_name": "rolloutd",
+        }
+        try:
+            if is_cluster:
+                client: Any = redis.asyncio.RedisCluster.from_url(url, max_connections=connections, **options)
+            else:
+                pool = redis.asyncio.BlockingConnectionPool.from_url(
+                    url, max_connections=connections, timeout=deadline_seconds, **options
+                )
+                client = redis.asyncio.Redis.from_pool(pool)
+        except (ValueError, RedisClusterException) as error:
+            raise ConfigInvalid(f"the Redis address cannot be used: {error}") from error
+        return cls(client, prefix=prefix, deadline_seconds=deadline_seconds)
+
+    async def close(self) -> None:
+        """Drop all connections, within the deadline."""
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                await self.client.aclose()
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable(f"Redis connections did not close: {error}") from error
+
+    async def call(self, purpose: str, make: Callable[[], Awaitable[T]], *, times_deadline: float = 1.0) -> T:
+        """Return what `make()` gives, tried again while trouble may pass and the deadline lasts. It must bear repeating.
+
+        Raises StoreUnavailable, or BrokenInvariant for what Redis can only answer to a mistake of ours.
+        """
+        seconds = self._deadline_seconds * times_deadline
+        pause = FIRST_PAUSE_SECONDS
+        trouble: BaseException | None = None
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    try:
+                        return await make()
+                    except (RedisError, RedisClusterException, OSError) as error:
+                        trouble = error
+                        await self._judge(purpose, error)
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        except TimeoutError as error:
+            last = f"; last trouble: {_described(trouble)}" if trouble is not None else ""
+            raise StoreUnavailable(f"{purpose}: Redis gave no answer within {seconds:g} s{last}") from error
+
+    async def _judge(self, purpose: str, error: Exception) -> None:
+        """Return when another try may help; raise what it means when none can."""
+        text = _described(error)
+        if isinstance(error, ReadOnlyError):
+            # We speak to a former primary. Idle connections are dropped, so that its name is looked up again.
+            if isinstance(self.client, redis.asyncio.Redis):
+                await self.client.connection_pool.disconnect(inuse_connections=False)
+        elif isinstance(error, ResponseError) and text.startswith(("WRONGTYPE", "ROLLOUTD")):
+            raise BrokenInvariant(f"{purpose}: {text}") from error
+        elif isinstance(error, OutOfMemoryError | NoPermissionError | AuthenticationError) or text.startswith(_NO_USE_TO_RETRY):
+            raise StoreUnavailable(f"{purpose}: {text}") from error
+
+    async def fenced_save(
+        self, key: str, *, fence: str, expected: int | None, after: int, fields: Mapping[str, bytes], purpose: str
+    ) -> tuple[bool, int | None]:
+        """Write `fields` and the fence `after`, if the stored fence is `expected` (None: no fence).
+
+        Returns (True, after) when written, now or by an earlier try; (False, the stored fence or None) when not.
+        """
+        words: list[str | bytes] = [fence, "" if expected is None else str(expected), str(after)]
+        words.append(digest_of(expected, after, fields))
+        for name, value in fields.items():
+            words += (name, value)
+
+        async def evaluate() -> Any:
+            try:
+                return await self.client.evalsha(_SCRIPT_SHA, 1, key, *words)
+            except NoScriptError:  # the server is new or was restarted
+                return await self.client.eval(_SCRIPT, 1, key, *words)
+
+        answer = await self.call(purpose, evaluate)
+        if answer[0] == 1:
+            return True, after
+        return False, int(answer[1]) if len(answer) > 1 and answer[1] is not None else None
+
+    async def check_server(self) -> Sequence[str]:
+        """Return what an operator should know about this Redis, one sentence each; nothing for one that is as it should be.
+
+        Raises ConfigInvalid when it cannot be used: too old, or set to evict keys when memory is short.
+        """
+        answer = await self.call("look at the Redis server", self._info)
+        warnings: list[str] = []
+        for node, info in answer.items():
+            version = str(info.get("redis_version", "0"))
+            if tuple(int(number) for number in version.split(".")[:2]) < OLDEST_SERVER:
+                raise ConfigInvalid(f"{node} is version {version}: rolloutd needs Redis 7.0 or Valkey")
+            policy = info.get("maxmemory_policy", "noeviction")
+            if policy != "noeviction" and info.get("maxmemory", 0) > 0:
+                raise ConfigInvalid(
+                    f"{node} has maxmemory-policy {policy}: it would silently drop totals and rollouts; set noeviction"
+                )
+            if not info.get("aof_enabled"):
+                warnings.append(
+                    f"{node} has no append-only file (appendonly no): after a crash everything since its last snapshot is "
+                    "counted again, as far as Kafka still has it"
+                )
+            elif info.get("aof_last_write_status") != "ok":
+                warnings.append(f"{node} cannot write its append-only file")
+        return warnings
+
+    async def _info(self) -> dict[str, dict[str, Any]]:
+        if isinstance(self.client, redis.asyncio.RedisCluster):
+            found: dict[str, dict[str, Any]] = await self.client.info(target_nodes=redis.asyncio.RedisCluster.PRIMARIES)
+            return {f"Redis at {node}": info for node, info in found.items()}
+        return {"Redis": await self.client.info()}
+
+    async def check_identity(self, cluster_id: str, epoch: int) -> None:
+        """Tie this prefix to one Kafka cluster, or check that it is tied to the one given.
+
+        `epoch` (at least 1) is the configured epoch of the count: a greater one than stored is adopted, because an operator
+        begins a new count so. Raises ConfigInvalid for another cluster or a smaller epoch: then it is the wrong Redis, an old
+        copy of it, or an old configuration.
+        """
+        key = f"{self.prefix}identity"
+        while True:
+            stored = await self.call("read the identity", lambda: self.client.hgetall(key))
+            known_cluster = stored.get(b"cluster_id", b"").decode(errors="replace")
+            known_epoch = int(stored[b"epoch"]) if b"epoch" in stored else None
+            if known_epoch is not None and known_cluster != cluster_id:
+                raise ConfigInvalid(
+                    f"Redis under prefix {self.prefix!r} belongs to Kafka cluster {known_cluster!r}, not to {cluster_id!r}: "
+                    "name another prefix or the right Redis"
+                )
+            if known_epoch is not None and known_epoch > epoch:
+                raise ConfigInvalid(
+                    f"Redis under prefix {self.prefix!r} is at epoch {known_epoch} and the configuration at {epoch}: "
+                    "the configuration is out of date"
+                )
+            if known_epoch == epoch:
+                return
+            is_done, _ = await self.fenced_save(
+                key,
+                fence="epoch",
+                expected=known_epoch,
+                after=epoch,
+                fields={"cluster_id": cluster_id.encode()},
+                purpose="write the identity",
+            )
+            if is_done:
+                return
+
+
+#: Beginnings of answers that another try within a second or two does not change.
+_NO_USE_TO_RETRY = ("MISCONF", "OOM", "NOPERM", "NOAUTH", "WRONGPASS", "NOREPLICAS")
+
+
+def _described(error: BaseException | None) -> str:
+    return str(error) or type(error).__name__
+
+
+class RedisTotals:
+    """The `Totals` port."""
+
+    max_fields = MAX_FIELDS_PER_SAVE
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._merger = Merger()
+
+    def _key(self, partition_key: str) -> str:
+        return f"{self._store.prefix}agg:{{{partition_key}}}"
+
+    async def load(self, partition_key: str) -> StoredPartition:
+        key = self._key(partition_key)
+        raw = await self._store.call(
+            f"load totals of {partition_key}", lambda: self._store.client.hgetall(key), times_deadline=5
+        )
+        fields = {name.decode(): value for name, value in raw.items()}
+        return stored_partition(partition_key, fields)
+
+    async def save(
+        self, partition_key: str, *, expected: int | None, next_offset: int, fields: Mapping[str, bytes]
+    ) -> int | None:
+        check_totals_save(expected, next_offset, fields)
+        is_done, stored = await self._store.fenced_save(
+            self._key(partition_key),
+            fence="next",
+            expected=expected,
+            after=next_offset,
+            fields={"format": b"%d" % FORMAT, **fields},
+            purpose=f"save totals of {partition_key}",
+        )
+        if is_done:
+            return None
+        return NO_FENCE if stored is None else stored
+
+    async def drop(self, partition_key: str, fields: Sequence[str]) -> None:
+        key = self._key(partition_key)
+        for chunk in _chunks(fields, FIELDS_PER_READ):
+            await self._store.call(f"drop totals of {partition_key}", partial(self._store.client.hdel, key, *chunk))
+
+    async def read(
+        self, partition_keys: Sequence[str], wanted: Mapping[str, tuple[str, Sequence[int]]]
+    ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Sequence[PartitionProgress]]:
+        visits = visits_of(wanted)
+        found: dict[str, dict[int, VisitTotals]] = {flag_key: {} for flag_key in wanted}
+        progress: list[PartitionProgress] | None = None
+        # Without visits there is still one round, for the progress.
+        for chunk in _chunks(visits, (FIELDS_PER_READ - len(_HEAD)) // 2) or [[]]:
+            names = [*_HEAD, *(name for visit in chunk for name in fields_of(visit))]
+            rows = await self._read_rows(partition_keys, names)
+            if progress is None:  # of the first round: never ahead of what later rounds read
+                heads = (dict(zip(_HEAD, row, strict=False)) for row in rows)
+                progress = [
+                    each
+                    for key, head in zip(partition_keys, heads, strict=True)
+                    if (each := progress_of(key, {name: value for name, value in head.items() if value is not None}))
+                ]
+            for index, visit in enumerate(chunk, start=0):
+                at = len(_HEAD) + 2 * index
+                raw = tuple(value for row in rows for value in row[at : at + 2])
+                found[visit[0]][visit[2]] = self._merger.merge(visit, raw)
+        return found, progress or []
+
+    async def _read_rows(self, partition_keys: Sequence[str], names: Sequence[str]) -> list[list[bytes | None]]:
+        """Return one row of values per partition, all asked for at once."""
+
+        async def ask() -> list[list[bytes | None]]:
+            async with self._store.client.pipeline(transaction=False) as pipeline:
+                for key in partition_keys:
+                    pipeline.hmget(self._key(key), names)
+                rows: list[list[bytes | None]] = await pipeline.execute()
+                return rows
+
+        return await self._store.call("read totals", ask) if partition_keys else []
+
+
+_HEAD = ("next", "format", *PROGRESS_FIELDS)
+
+
+class RedisRollouts:
+    """The `Rollouts` port."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def _key(self, flag_key: str) -> str:
+        return f"{self._store.prefix}ro:{{{flag_key}}}"
+
+    async def load(self, flag_key: str) -> StoredRollout:
+        key = self._key(flag_key)
+        raw = await self._store.call(f"load {flag_key}", lambda: self._store.client.hgetall(key))
+        try:
+            document = raw.get(b"document")
+            outbox = [_entry(name.decode(), value) for name, value in raw.items() if name.startswith(b"outbox:")]
+            return StoredRollout(
+                rollout=None if document is None else rollout_from_json(document),
+                token=int(raw.get(b"token", 0)),
+                tests=raw.get(b"tests", b""),
+                outbox=sorted(outbox, key=lambda entry: outbox_number(entry.field)),
+            )
+        except ValueError as error:
+            raise BrokenInvariant(f"what is stored for {flag_key} cannot be read: {error}") from error
+
+    async def save(
+        self,
+        flag_key: str,
+        *,
+        expected_token: int,
+        rollout: Rollout | None = None,
+        tests: bytes | None = None,
+        outbox: Sequence[OutboxEntry] = (),
+        answer: tuple[str, bytes] | None = None,
+    ) -> bool:
+        fields: dict[str, bytes] = {}
+        if rollout is not None:
+            fields["document"] = rollout_to_json(rollout)
+        if tests is not None:
+            fields["tests"] = tests
+        for entry in outbox:
+            outbox_number(entry.field)
+            fields[entry.field] = _entry_bytes(entry)
+        token = expected_token + 1
+        if answer is not None:
+            fields[f"answer:{answer[0]}"] = b"%d\n%b" % (token, answer[1])
+        if expected_token == 0:
+            # Before the hash, so that no hash is ever without its name in the index, whatever is cut off the file's tail.
+            await self._store.call("index the flags", lambda: self._store.client.sadd(f"{self._store.prefix}flags", flag_key))
+        is_done, _ = await self._store.fenced_save(
+            self._key(flag_key),
+            fence="token",
+            expected=expected_token or None,
+            after=token,
+            fields=fields,
+            purpose=f"save {flag_key}",
+        )
+        if is_done and token % ANSWERS_PRUNED_EVERY == 0:
+            await self._prune_answers(flag_key)
+        return is_done
+
+    async def _prune_answers(self, flag_key: str) -> None:
+        """Delete all but the newest answers. A second command on purpose: see fenced_save.lua."""
+        key = self._key(flag_key)
+        raw = await self._store.call(f"load {flag_key}", lambda: self._store.client.hgetall(key))
+        answers = [(int(value.split(b"\n", 1)[0]), name) for name, value in raw.items() if name.startswith(b"answer:")]
+        for chunk in _chunks([name for _, name in sorted(answers)[:-ANSWERS_KEPT]], FIELDS_PER_READ):
+            await self._store.call(f"prune answers of {flag_key}", partial(self._store.client.hdel, key, *chunk))
+
+    async def answer_to(self, flag_key: str, command_id: str) -> bytes | None:
+        key = self._key(flag_key)
+        value: bytes | None = await self._store.call(
+            f"look up an answer of {flag_key}", lambda: self._store.client.hget(key, f"answer:{command_id}")
+        )
+        return None if value is None else value.split(b"\n", 1)[1]
+
+    async def settle(self, flag_key: str, fields: Sequence[str]) -> None:
+        for name in fields:
+            outbox_number(name)
+        if fields:
+            key = self._key(flag_key)
+            await self._store.call(f"settle effects of {flag_key}", lambda: self._store.client.hdel(key, *fields))
+
+    async def flag_keys(self) -> Sequence[str]:
+        names = await self._store.call(
+            "list the flags", lambda: self._store.client.smembers(f"{self._store.prefix}flags"), times_deadline=5
+        )
+        return sorted(name.decode() for name in names)
+
+
+class _EntryHead(msgspec.Struct):
+    """The first line of a stored outbox entry; the value follows, byte for byte."""
+
+    effect_id: str
+    topic: str
+    key: str
+
+
+def _entry_bytes(entry: OutboxEntry) -> bytes:
+    return msgspec.json.encode(_EntryHead(entry.effect_id, entry.topic, entry.key)) + b"\n" + entry.value
+
+
+def _entry(name: str, stored: bytes) -> OutboxEntry:
+    head, _, value = stored.partition(b"\n")
+    known = msgspec.json.decode(head, type=_EntryHead)
+    return OutboxEntry(field=name, effect_id=known.effect_id, topic=known.topic, key=known.key, value=value)
+
+
+def _chunks(items: Iterable[T], size: int) -> list[list[T]]:
+    listed = list(items)
+    return [listed[at : at + size] for at in range(0, len(listed), size)]
