@@ -215,8 +215,6 @@ class KafkaSettings(_Section):
     less than their `group.min.session.timeout.ms` (6 s by default)."""
     heartbeat_interval_seconds: float = Field(default=3.0, ge=0.1, le=600.0)
     """Time between signs of life; a third of the session timeout or less."""
-    max_poll_interval_seconds: float = Field(default=60.0, ge=1.0, le=3600.0)
-    """A replica that has not asked for records for this long does not rejoin its group."""
     revoke_seconds: Seconds = 3.0
     """Time for a last save before partitions are handed over; the whole group waits for it."""
     request_timeout_seconds: Seconds = 15.0

@@ -1,0 +1,826 @@
+"""Kafka as the event log, as the place we publish to, and as the followed state topic.
+
+Belongs here: everything that works around aiokafka, so that the service sees calls that end in time and lose nothing.
+Does not belong here: what a record means; and what is asked of the cluster once, at start (`kafka_topics.py`).
+
+What aiokafka does not do for us, and this module therefore does:
+- Nothing in it is bounded: `stop`, `commit`, a send to a broker that accepts and never answers, all may wait for ever.
+- `getmany` moves positions before it has returned; when it then raises (a broken checksum), records are lost to the
+  caller. So positions are kept here, and after an error every partition is put back to its own.
+- An offset that retention has eaten is reset to the oldest one silently. Here such a partition is revoked and assigned
+  again, so that its owner looks at the log's bounds and finds the gap.
+- A rebalance opens partitions before the listener has run, and a listener's exception is swallowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord
+from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import ConsumerStoppedError, CorruptRecordException, KafkaError, MessageSizeTooLargeError
+
+from controller.adapters.kafka_topics import client_options, cluster_id, ensure_topics, partition_of
+from controller.core.rollout import Rollout
+from controller.errors import BrokenInvariant, EventLogUnavailable
+from controller.ports import OutboxEntry, Record, TopicPartition
+from controller.settings import KafkaSettings
+
+__all__ = [
+    "KafkaEventLog",
+    "KafkaPublisher",
+    "KafkaStateFeed",
+    "cluster_id",
+    "ensure_topics",
+    "partition_of",
+    "trimmed",
+]
+
+log = structlog.get_logger(__name__)
+
+#: Called with what went wrong, for a metric: `commit_failed`, `revoke_failed`, `rebuilt`, ... A small fixed set.
+CountTrouble = Callable[[str], None]
+
+_NAMED_PARTITION = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
+_CORRUPT_RETRY_SECONDS = 5.0  # a bit flipped on the wire is gone at the next try; one on the disk stays
+_FENCED_INSTANCE = "82"  # FENCED_INSTANCE_ID, which aiokafka 0.14 does not know by name
+_STOP_GRACE_SECONDS = 0.2  # for tasks whose connections were just cut
+
+
+def _ignore(trouble: str) -> None:
+    """Count nothing."""
+
+
+class KafkaEventLog:
+    """One member of a consumer group: `controller.ports.EventLog`, with start, stop and rebuild.
+
+    Reads committed records only: what a transaction aborted never happened. A partition that was never sought is read
+    from the group's committed offset, or from its first record.
+    """
+
+    def __init__(self, settings: KafkaSettings, topics: Sequence[str], group_id: str, *, count: CountTrouble = _ignore) -> None:
+        """Belong to `group_id` once started. `topics` are full names; those of equal partition counts are assigned alike."""
+        self._settings = settings
+        self._topics = tuple(topics)
+        self._group_id = group_id
+        self._count = count
+        self._log = log.bind(group=group_id)
+        self._revoked: Callable[[frozenset[TopicPartition]], Awaitable[None]] | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._switching = asyncio.Lock()  # one start, stop or rebuild at a time; never held while records are read
+        self._is_wanted = False
+        self._is_broken = False
+        self._assignment: frozenset[TopicPartition] = frozenset()
+        self._returning: set[TopicPartition] = set()  # taken away from the owner, to be given back at the next fetch
+        self._positions: dict[TopicPartition, int] = {}  # next offset of what was sought or read
+        self._paused: set[TopicPartition] = set()
+        self._corrupt: dict[TopicPartition, float] = {}  # when to try again, on the loop's clock
+        self.last_fetch: float | None = None
+        """When `fetch` was last called, on the loop's clock; None: never."""
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Join the group. Raises EventLogUnavailable when that takes longer than `start_seconds`; call it again then."""
+        async with self._switching:
+            self._is_wanted = True
+            if self._consumer is None:
+                await self._open()
+
+    async def stop(self) -> None:
+        """Leave the group; returns within `stop_seconds` and the revocation's time, whatever the brokers do."""
+        self._is_wanted = False
+        async with self._switching:
+            await self._close()
+
+    async def rebuild(self) -> None:
+        """Replace the consumer by a new one, for the watchdog. Raises EventLogUnavailable, and is then tried by `fetch`."""
+        async with self._switching:
+            await self._close()
+            self._count("rebuilt")
+            if self._is_wanted:
+                await self._open()
+
+    async def _open(self) -> None:
+        settings = self._settings
+        consumer = AIOKafkaConsumer(
+            **client_options(settings),
+            group_id=self._group_id,
+            group_instance_id=settings.static_member_id,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            partition_assignment_strategy=(RangePartitionAssignor,),
+            session_timeout_ms=round(settings.session_timeout_seconds * 1000),
+            heartbeat_interval_ms=round(settings.heartbeat_interval_seconds * 1000),
+            rebalance_timeout_ms=round(settings.session_timeout_seconds * 1000),
+            # A member that cannot work (Redis away) still must rejoin when it can; the watchdog sees one that never does.
+            max_poll_interval_ms=86_400_000,
+            fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
+        )
+        consumer.subscribe(list(self._topics), listener=_Listener(self, consumer))
+        self._consumer = consumer
+        self._is_broken = False
+        try:
+            async with asyncio.timeout(settings.start_seconds):
+                await consumer.start()
+        except BaseException as error:
+            await self._close()
+            if isinstance(error, TimeoutError | KafkaError | OSError):
+                raise self._unavailable("joining the group", error) from error
+            raise
+        self._log.info("consumer_started", partitions=_shown(self._assignment))
+
+    async def _close(self) -> None:
+        """Give everything back and let the consumer go. A static member keeps its partitions until its session ends."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        await self._give_back(self._assignment)
+        self._positions.clear()
+        self._paused.clear()
+        self._corrupt.clear()
+        self._returning.clear()
+        await _stop_in_time(
+            "consumer", consumer.stop(), consumer._client, lambda: _tasks_of(consumer), self._settings.stop_seconds
+        )
+
+    # --- assignment ---
+
+    @property
+    def assignment(self) -> frozenset[TopicPartition]:
+        return self._assignment
+
+    def on_revoked(self, callback: Callable[[frozenset[TopicPartition]], Awaitable[None]]) -> None:
+        self._revoked = callback
+
+    async def _give_back(self, partitions: frozenset[TopicPartition]) -> None:
+        """Let the owner save what it has, in bounded time; then the partitions are no longer ours."""
+        try:
+            if partitions and self._revoked is not None:
+                async with asyncio.timeout(self._settings.revoke_seconds):
+                    await self._revoked(partitions)
+        except Exception as error:
+            # The new owner starts from the fence, so a save that failed costs repeated work and nothing else. Raising
+            # here would go to aiokafka, which drops it.
+            self._count("revoke_failed")
+            self._log.warning("revoke_failed", error_type=type(error).__name__, reason=str(error))
+        finally:
+            self._assignment -= partitions
+            for partition in partitions:
+                self._positions.pop(partition, None)
+
+    def _take_over(self, consumer: AIOKafkaConsumer, partitions: Iterable[KafkaPartition]) -> None:
+        if consumer is self._consumer:
+            self._returning.clear()
+            self._paused.clear()
+            self._corrupt.clear()
+            self._assignment = frozenset((one.topic, one.partition) for one in partitions)
+            self._log.info("partitions_assigned", partitions=_shown(self._assignment))
+
+    # --- reading ---
+
+    async def fetch(self, max_records: int, timeout_seconds: float) -> Mapping[TopicPartition, Sequence[Record]]:
+        loop = asyncio.get_running_loop()
+        self.last_fetch = loop.time()
+        consumer = self._consumer
+        if consumer is None or self._is_broken:
+            await self._revive(timeout_seconds)
+            return {}
+        self._give_again(consumer, loop.time())
+        try:
+            # While the group rebalances, getmany waits without regard to its timeout; cancelling it loses no records.
+            async with asyncio.timeout(timeout_seconds + 0.05):
+                batches = await consumer.getmany(timeout_ms=round(timeout_seconds * 1000), max_records=max_records)
+        except (TimeoutError, ConsumerStoppedError):
+            return {}
+        except CorruptRecordException as error:
+            self._set_aside_corrupt(consumer, error, loop.time())
+            return {}
+        except KafkaError as error:
+            self._rewind(consumer)
+            if _FENCED_INSTANCE in str(error) and self._settings.static_member_id is not None:
+                raise BrokenInvariant(
+                    f"another process joined {self._group_id} as {self._settings.static_member_id}: "
+                    "kafka.static_member_id must differ from replica to replica"
+                ) from error
+            self._is_broken = not _is_refusal(error)
+            raise self._unavailable("reading", error) from error
+        except (AssertionError, RuntimeError, ValueError, TypeError, LookupError) as error:
+            # aiokafka fell over its own feet, or over a record it cannot take apart. Put back, and begin anew.
+            self._rewind(consumer)
+            self._is_broken = True
+            raise self._unavailable("reading", error) from error
+        return await self._owned(consumer, batches)
+
+    async def _owned(
+        self, consumer: AIOKafkaConsumer, batches: Mapping[KafkaPartition, Sequence[ConsumerRecord]]
+    ) -> Mapping[TopicPartition, Sequence[Record]]:
+        """Note how far each partition was read. One that is not its owner's yet, or that jumped, is put back."""
+        jumped: list[tuple[TopicPartition, int, int]] = []
+        fetched: dict[TopicPartition, Sequence[Record]] = {}
+        for partition, records in batches.items():
+            first = records[0].offset
+            if partition not in self._assignment:
+                _seek(consumer, partition, first)
+                continue
+            expected = self._positions.get(partition)
+            if expected is not None and first != expected:
+                jumped.append((partition, expected, first))
+            self._positions[partition] = records[-1].offset + 1
+            fetched[partition] = records
+        for partition, expected, first in jumped:
+            if await self._has_left_the_log(partition, expected, first):
+                fetched.pop(partition)
+                await self._give_back(frozenset((partition,)))
+                self._returning.add(partition)
+        return fetched
+
+    async def _has_left_the_log(self, partition: TopicPartition, expected: int, first: int) -> bool:
+        """Whether `expected` no longer exists. Ends of transactions and compaction leave harmless holes, too."""
+        if first < expected:
+            return True
+        start, _ = await self.bounds(partition)
+        return start > expected
+
+    def _give_again(self, consumer: AIOKafkaConsumer, now: float) -> None:
+        """Assign again what was taken away, and try corrupt partitions again when their time has come."""
+        if self._returning:
+            still_ours = consumer.assignment()
+            back = frozenset(one for one in self._returning if one in still_ours)
+            self._returning.clear()
+            self._assignment |= back
+            self._log.warning("partitions_left_the_log", partitions=_shown(back))
+        for partition, until in list(self._corrupt.items()):
+            if now >= until and partition not in self._paused:
+                self._corrupt[partition] = now + _CORRUPT_RETRY_SECONDS
+                _resume(consumer, partition)
+
+    async def _revive(self, timeout_seconds: float) -> None:
+        """Bring back a consumer that is gone; one attempt, which may take longer than a fetch."""
+        if not self._is_wanted:
+            raise EventLogUnavailable(f"{self._group_id}: not started")
+        if self._switching.locked():  # somebody is at it
+            await asyncio.sleep(timeout_seconds)
+        elif self._is_broken:
+            await self.rebuild()
+        else:
+            await self.start()
+
+    def _rewind(self, consumer: AIOKafkaConsumer) -> None:
+        """Put every partition back to what its owner has seen."""
+        for partition, offset in self._positions.items():
+            _seek(consumer, partition, offset)
+
+    def _set_aside_corrupt(self, consumer: AIOKafkaConsumer, error: Exception, now: float) -> None:
+        """Stop reading the partition whose record does not check out, so that the others go on; it is tried again."""
+        self._rewind(consumer)
+        self._count("record_corrupt")
+        named = _NAMED_PARTITION.search(str(error))
+        if named is None:
+            raise self._unavailable("reading", error) from error
+        partition = (named[1], int(named[2]))
+        _pause(consumer, partition)
+        self._corrupt[partition] = now + _CORRUPT_RETRY_SECONDS
+        self._log.error("record_corrupt", topic=partition[0], partition=partition[1], offset=self._positions.get(partition))
+
+    @property
+    def corrupt(self) -> Mapping[TopicPartition, int | None]:
+        """Partitions that stand still at a record that does not check out, with the offset; `seek` leads past it."""
+        return {partition: self._positions.get(partition) for partition in self._corrupt}
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        if self._consumer is None or partition not in self._assignment:
+            return
+        self._positions[partition] = offset
+        if self._corrupt.pop(partition, None) is not None and partition not in self._paused:
+            _resume(self._consumer, partition)
+        _seek(self._consumer, partition, offset)
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        for partition in partitions:
+            if self._consumer is not None and partition in self._assignment:
+                self._paused.add(partition)
+                _pause(self._consumer, partition)
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        for partition in partitions:
+            self._paused.discard(partition)
+            if self._consumer is not None and partition in self._assignment and partition not in self._corrupt:
+                _resume(self._consumer, partition)
+
+    # --- offsets ---
+
+    async def bounds(self, partition: TopicPartition) -> tuple[int, int]:
+        asked = KafkaPartition(*partition)
+        consumer = self._running()
+        try:
+            async with asyncio.timeout(self._settings.call_seconds):
+                first = await consumer.beginning_offsets([asked])
+                end = await consumer.end_offsets([asked])
+        except (TimeoutError, KafkaError) as error:
+            raise self._unavailable(f"looking up the bounds of {_shown([partition])}", error) from error
+        return first[asked], end[asked]
+
+    def end_offset(self, partition: TopicPartition) -> int | None:
+        if self._consumer is None or partition not in self._assignment:
+            return None
+        asked = KafkaPartition(*partition)
+        try:
+            stable: int | None = self._consumer.last_stable_offset(asked)
+            end: int | None = self._consumer.highwater(asked)
+        except (AssertionError, AttributeError):  # being assigned anew at this moment
+            return None
+        return end if stable is None or stable < 0 else stable
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        consumer = self._running()
+        try:
+            async with asyncio.timeout(self._settings.call_seconds):
+                offset: int | None = await consumer.committed(KafkaPartition(*partition))
+        except (TimeoutError, KafkaError) as error:
+            raise self._unavailable(f"looking up the committed offset of {_shown([partition])}", error) from error
+        return offset
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        consumer = self._consumer
+        ours = {KafkaPartition(*one): offset for one, offset in offsets.items() if one in self._assignment}
+        if consumer is None or not ours:
+            return
+        try:
+            async with asyncio.timeout(self._settings.call_seconds):
+                await consumer.commit(ours)
+        except (TimeoutError, KafkaError) as error:
+            self._count("commit_failed")
+            self._log.warning("commit_failed", error_type=type(error).__name__, reason=str(error))
+
+    async def progress(self) -> Mapping[TopicPartition, tuple[int, int]]:
+        """Return (next offset, end offset), asked of the brokers, of each partition that is being read; for the watchdog.
+
+        Left out: partitions not sought yet, paused, or corrupt, which have reason to stand still. Raises
+        EventLogUnavailable, also while the group is rebalancing: no partition at all and no answer are two things.
+        """
+        consumer = self._running()
+        if consumer._subscription.reassignment_in_progress:
+            raise EventLogUnavailable(f"{self._group_id}: the group is rebalancing")
+        read = {
+            partition: offset
+            for partition, offset in self._positions.items()
+            if partition in self._assignment and partition not in self._paused and partition not in self._corrupt
+        }
+        try:
+            async with asyncio.timeout(self._settings.call_seconds):
+                ends = await consumer.end_offsets([KafkaPartition(*one) for one in read])
+        except (TimeoutError, KafkaError) as error:
+            raise self._unavailable("looking up end offsets", error) from error
+        return {one: (self._positions.get(one, offset), ends[KafkaPartition(*one)]) for one, offset in read.items()}
+
+    # --- helpers ---
+
+    def _running(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            raise EventLogUnavailable(f"{self._group_id}: not connected")
+        return self._consumer
+
+    def _unavailable(self, doing: str, error: BaseException) -> EventLogUnavailable:
+        why = "no answer in time" if isinstance(error, TimeoutError) else (str(error) or type(error).__name__)
+        return EventLogUnavailable(f"{self._group_id}: {doing}: {why} ({self._settings.bootstrap_servers})")
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
+    """Tells an event log what its consumer was given; of a consumer that was replaced nothing is heard any more."""
+
+    def __init__(self, event_log: KafkaEventLog, consumer: AIOKafkaConsumer) -> None:
+        self._event_log = event_log
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, revoked: Iterable[KafkaPartition]) -> None:
+        if self._event_log._consumer is self._consumer:
+            await self._event_log._give_back(self._event_log._assignment)
+
+    async def on_partitions_assigned(self, assigned: Iterable[KafkaPartition]) -> None:
+        self._event_log._take_over(self._consumer, assigned)
+
+
+# --- publishing -----------------------------------------------------------------------------------------------------------
+
+
+class KafkaPublisher:
+    """Writes to our topics: `controller.ports.Publisher`, with start and stop.
+
+    Idempotent and acknowledged by all in-sync replicas. A batch that is not acknowledged within `call_seconds` is
+    given up together with its producer, so that nothing of it arrives later, behind newer records.
+    """
+
+    def __init__(self, settings: KafkaSettings, *, count: CountTrouble = _ignore) -> None:
+        self._settings = settings
+        self._count = count
+        self._producer: AIOKafkaProducer | None = None
+        self._switching = asyncio.Lock()
+        self._acknowledged: dict[str, None] = {}  # effects of a batch that failed elsewhere: not written twice
+
+    async def start(self) -> None:
+        """Connect. Raises EventLogUnavailable; `publish` connects too, so a failure here may be ignored."""
+        await self._ready()
+
+    async def stop(self) -> None:
+        """Close within `stop_seconds`, whatever the brokers do."""
+        async with self._switching:
+            producer, self._producer = self._producer, None
+            await self._close(producer)
+
+    async def publish(self, entries: Sequence[OutboxEntry]) -> None:
+        left = [entry for entry in entries if entry.effect_id not in self._acknowledged]
+        records: list[tuple[str, bytes | None, bytes | None]] = []
+        unfit: list[str] = []
+        for entry in left:
+            value = self._fit(entry, unfit)
+            if value is not None:
+                records.append((entry.topic, entry.key.encode(), value))
+        fit = [entry for entry in left if entry.effect_id not in unfit]
+        failures = await self._send(records)
+        failed = [(entry, failures[index]) for index, entry in enumerate(fit) if index in failures]
+        if failed or unfit:
+            for entry in fit:
+                self._acknowledged[entry.effect_id] = None
+            for entry, _ in failed:
+                del self._acknowledged[entry.effect_id]
+            while len(self._acknowledged) > 10_000:
+                del self._acknowledged[next(iter(self._acknowledged))]
+            reasons = sorted({f"{self._settings.topic(entry.topic)}: {why}" for entry, why in failed})
+            reasons += [f"{effect_id} is larger than {self._settings.max_record_bytes} bytes" for effect_id in unfit]
+            raise EventLogUnavailable(f"{len(failed) + len(unfit)} of {len(entries)} not published: {'; '.join(reasons)}")
+        for entry in entries:
+            self._acknowledged.pop(entry.effect_id, None)
+
+    async def publish_raw(self, topic: str, key: bytes | None, value: bytes | None) -> None:
+        """Return once one record is acknowledged. `topic` is a logical name. Raises EventLogUnavailable."""
+        await self.publish_many([(topic, key, value)])
+
+    async def publish_many(self, records: Sequence[tuple[str, bytes | None, bytes | None]]) -> None:
+        """Return once all (logical topic, key, value) are acknowledged, in one batch. Raises EventLogUnavailable."""
+        failures = await self._send(records)
+        if failures:
+            raise EventLogUnavailable(
+                f"{len(failures)} of {len(records)} not published: {'; '.join(sorted(set(failures.values())))}"
+            )
+
+    def _fit(self, entry: OutboxEntry, unfit: list[str]) -> bytes | None:
+        """Return the value, trimmed when it is too large; None, and note it, when it must not be: state is recovered from."""
+        limit = self._settings.max_record_bytes - len(entry.key.encode()) - 256  # headers of the record and its batch
+        if len(entry.value) <= limit:
+            return entry.value
+        value = None if entry.topic == "state" else trimmed(entry.value, limit)
+        self._count("record_trimmed" if value is not None else "record_too_large")
+        log.error(
+            "record_too_large", topic=entry.topic, effect_id=entry.effect_id, bytes=len(entry.value), trimmed=value is not None
+        )
+        if value is None:
+            unfit.append(entry.effect_id)
+        return value
+
+    async def _send(self, records: Sequence[tuple[str, bytes | None, bytes | None]]) -> dict[int, str]:
+        """Write in order per topic, all topics at once; return why by index for those not acknowledged in time."""
+        if not records:
+            return {}
+        producer = await self._ready()
+        deadline = asyncio.get_running_loop().time() + self._settings.call_seconds
+        pending: dict[int, asyncio.Future[Any]] = {}
+        failures: dict[int, str] = {}
+        by_topic: dict[str, list[int]] = {}
+        for index, (topic, _, _) in enumerate(records):
+            by_topic.setdefault(topic, []).append(index)
+
+        async def queue(topic: str, indexes: Sequence[int]) -> None:
+            """Hand one topic's records to the producer. A topic that is missing holds up no other."""
+            name = self._settings.topic(topic)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    for index in indexes:
+                        _, key, value = records[index]
+                        pending[index] = await producer.send(name, value, key)
+            except TimeoutError:
+                why = "the topic is missing, has no leader, or its queue is full"
+            except MessageSizeTooLargeError as error:
+                why = f"{error}"
+            except KafkaError as error:
+                why = str(error)
+            else:
+                return
+            failures.update({index: why for index in indexes if index not in pending})
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for topic, indexes in by_topic.items():
+                    group.create_task(queue(topic, indexes), name=f"publish {topic}")
+            if pending:
+                left = deadline - asyncio.get_running_loop().time()
+                await asyncio.wait(pending.values(), timeout=max(0.0, left))
+        except BaseException:
+            await self._discard(producer)
+            raise
+        is_stale = False
+        for index, future in pending.items():
+            if not future.done():
+                failures[index] = "no acknowledgement in time"
+                is_stale = True
+            elif future.cancelled():
+                failures[index] = "the producer was closed"
+            elif (error := future.exception()) is not None:
+                failures[index] = str(error)
+                # After an error of its own, an idempotent producer refuses everything; a new one has new sequences.
+                is_stale = is_stale or not isinstance(error, MessageSizeTooLargeError)
+        if is_stale:
+            await self._discard(producer)
+        if failures:
+            self._count("publish_failed")
+        return failures
+
+    async def _ready(self) -> AIOKafkaProducer:
+        """Return a connected producer. Raises EventLogUnavailable within `call_seconds`."""
+        async with self._switching:
+            if self._producer is not None:
+                return self._producer
+            settings = self._settings
+            producer = AIOKafkaProducer(
+                **client_options(settings),
+                acks="all",
+                enable_idempotence=True,
+                linger_ms=0,  # a rollback waits for nothing
+                max_request_size=settings.max_record_bytes,
+            )
+            try:
+                async with asyncio.timeout(settings.call_seconds):
+                    await producer.start()
+            except BaseException as error:
+                await self._close(producer)
+                if isinstance(error, TimeoutError | KafkaError | OSError):
+                    self._count("publish_failed")
+                    why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+                    raise EventLogUnavailable(f"connecting to {settings.bootstrap_servers}: {why}") from error
+                raise
+            self._producer = producer
+            return producer
+
+    async def _discard(self, producer: AIOKafkaProducer) -> None:
+        """Let a producer go without letting it send what it still holds."""
+        if self._producer is producer:
+            self._producer = None
+            self._count("producer_discarded")
+            for task in _tasks_of(producer):
+                task.cancel()
+            await self._close(producer)
+
+    async def _close(self, producer: AIOKafkaProducer | None) -> None:
+        if producer is not None:
+            await _stop_in_time(
+                "producer", producer.stop(), producer.client, lambda: _tasks_of(producer), self._settings.stop_seconds
+            )
+
+
+def trimmed(value: bytes, limit: int) -> bytes | None:
+    """Return a structured CloudEvent with members of its data left out until it has at most `limit` bytes.
+
+    The largest go first. The extension attributes `trimmedmembers`, `trimmedbytes` and `trimmedsha256` name what is
+    missing and identify the original. None when it is no CloudEvent, or does not fit even so.
+    """
+    try:
+        event = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("data"), dict):
+        return None
+    left: dict[str, Any] = dict(event["data"])
+    gone: list[str] = []
+    sizes = {name: len(json.dumps(member)) for name, member in left.items()}
+    for name in sorted(sizes, key=lambda one: -sizes[one]):
+        del left[name]
+        gone.append(name)
+        smaller = {
+            **event,
+            "data": left,
+            "trimmedmembers": ",".join(gone),
+            "trimmedbytes": len(value),
+            "trimmedsha256": hashlib.sha256(value).hexdigest(),
+        }
+        encoded = json.dumps(smaller, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(encoded) <= limit:
+            return encoded
+    return None
+
+
+# --- the state topic ------------------------------------------------------------------------------------------------------
+
+
+class KafkaStateFeed:
+    """The compacted state topic, followed from its first record: `controller.ports.StateFeed`, with stop.
+
+    Per flag only documents with a higher revision than any before are given. What cannot be used (not a document,
+    another flag's key, deleted) stops that flag only: `corrupt` names it until a good document arrives.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        decode: Callable[[bytes], Rollout],
+        *,
+        count: CountTrouble = _ignore,
+        retry_seconds: float = 1.0,
+    ) -> None:
+        """Read with `decode`, which raises any Exception for what is no document; `retry_seconds` between connections."""
+        self._settings = settings
+        self._topic = settings.topic("state")
+        self._decode = decode
+        self._count = count
+        self._retry_seconds = retry_seconds
+        self._revisions: dict[str, int] = {}
+        self._corrupt: dict[str, str] = {}
+        self._caught_up = asyncio.Event()
+        self._last_heard: float | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+
+    @property
+    def corrupt(self) -> Mapping[str, str]:
+        """Record keys whose newest record cannot be used, with the reason."""
+        return dict(self._corrupt)
+
+    @property
+    def silent_seconds(self) -> float | None:
+        """Seconds since the brokers last said that nothing is newer than what was given; None before the first time."""
+        return None if self._last_heard is None else asyncio.get_running_loop().time() - self._last_heard
+
+    async def caught_up(self) -> None:
+        await self._caught_up.wait()
+
+    async def documents(self) -> AsyncIterator[Rollout]:
+        while True:
+            try:
+                async for rollout in self._follow():
+                    yield rollout
+            except (TimeoutError, KafkaError, OSError) as error:
+                # Revisions are kept, so that reading from the beginning again repeats nothing.
+                self._count("state_feed_lost")
+                log.warning("state_feed_lost", topic=self._topic, error_type=type(error).__name__, reason=str(error))
+            finally:
+                await self.stop()
+            await asyncio.sleep(self._retry_seconds)
+
+    async def stop(self) -> None:
+        """Disconnect within `stop_seconds`; `documents` does it too when its reader goes."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await _stop_in_time(
+                "state_feed", consumer.stop(), consumer._client, lambda: _tasks_of(consumer), self._settings.stop_seconds
+            )
+
+    async def _follow(self) -> AsyncIterator[Rollout]:
+        """Yield until the connection is lost, which raises."""
+        settings = self._settings
+        consumer = AIOKafkaConsumer(
+            **client_options(settings),
+            group_id=None,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
+        )
+        self._consumer = consumer
+        async with asyncio.timeout(settings.start_seconds):
+            await consumer.start()
+            partitions = [KafkaPartition(self._topic, number) for number in await self._partitions(consumer)]
+        consumer.assign(partitions)
+        loop = asyncio.get_running_loop()
+        checked = loop.time() - self._retry_seconds
+        goal: Mapping[KafkaPartition, int] | None = None
+        while self._consumer is consumer:
+            if loop.time() - checked >= self._retry_seconds:
+                # getmany returns nothing both when nothing is new and when the broker is away: only asking tells.
+                async with asyncio.timeout(settings.call_seconds):
+                    ends = await consumer.end_offsets(partitions)
+                    numbers = await self._partitions(consumer)
+                if len(numbers) != len(partitions):
+                    raise KafkaError(f"{self._topic} has {len(numbers)} partitions now: reading it anew")
+                checked = loop.time()
+                goal = goal or ends
+                if await self._has_reached(consumer, ends):
+                    self._last_heard = checked
+            batches = await consumer.getmany(timeout_ms=100, max_records=500)
+            for records in batches.values():
+                for record in records:
+                    rollout = self._read(record)
+                    if rollout is not None:
+                        yield rollout
+            if goal is not None and not self._caught_up.is_set() and await self._has_reached(consumer, goal):
+                self._caught_up.set()
+                log.info("state_caught_up", topic=self._topic, flags=len(self._revisions), corrupt=len(self._corrupt))
+
+    async def _partitions(self, consumer: AIOKafkaConsumer) -> list[int]:
+        """Return the topic's partition numbers. Raises KafkaError when it is missing."""
+        numbers = consumer.partitions_for_topic(self._topic)
+        if not numbers:
+            numbers = await consumer._client._wait_on_metadata(self._topic)
+        return sorted(numbers)
+
+    async def _has_reached(self, consumer: AIOKafkaConsumer, goal: Mapping[KafkaPartition, int]) -> bool:
+        """Whether every partition was read up to `goal`. Positions, not records: the last record may be compacted away."""
+        async with asyncio.timeout(self._settings.call_seconds):
+            for partition, end in goal.items():
+                if await consumer.position(partition) < end:
+                    return False
+        return True
+
+    def _read(self, record: ConsumerRecord) -> Rollout | None:
+        """Return the document if it is newer than what its flag has; None, with the reason noted, if it is no use."""
+        key = (record.key or b"").decode(errors="replace")
+        try:
+            if record.value is None:
+                raise ValueError("deleted; what was decided last stays in force")  # noqa: TRY301
+            rollout = self._decode(record.value)
+            if rollout.flag_key != key:
+                raise ValueError(f"the document is of flag {rollout.flag_key!r}")  # noqa: TRY301
+        except Exception as error:
+            self._corrupt[key] = str(error)
+            self._count("state_refused")
+            log.warning(
+                "state_refused", flag_key=key, partition=record.partition, offset=record.offset, reason=str(error)[:500]
+            )
+            return None
+        if rollout.revision <= self._revisions.get(key, -1):
+            return None  # an older copy written late by a zombie, or one we had before a reconnection
+        self._revisions[key] = rollout.revision
+        self._corrupt.pop(key, None)
+        return rollout
+
+
+# --- around aiokafka ------------------------------------------------------------------------------------------------------
+
+
+async def _stop_in_time(
+    what: str,
+    stopping: Coroutine[Any, Any, None],
+    client: Any,
+    leftovers: Callable[[], Iterable[asyncio.Task[Any]]],
+    seconds: float,
+) -> None:
+    """Stop a client of aiokafka within `seconds`, or cut its connections and cancel its tasks.
+
+    Its own `stop` waits for requests that a silent broker never answers, and cancelling it leaves its tasks running.
+    """
+    task = asyncio.ensure_future(stopping)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        if not task.done():
+            log.warning("kafka_stop_timed_out", client=what, seconds=seconds)
+            ending = {task, asyncio.ensure_future(client.close())}
+            await asyncio.wait(ending, timeout=_STOP_GRACE_SECONDS)
+            ending.update(leftovers())
+            for one in ending:
+                one.cancel()
+            await asyncio.wait(ending, timeout=_STOP_GRACE_SECONDS)
+    for one in {task, *leftovers()}:
+        if one.done() and not one.cancelled() and one.exception() is not None:
+            log.info("kafka_stop_failed", client=what, reason=str(one.exception()))
+
+
+def _tasks_of(client: AIOKafkaConsumer | AIOKafkaProducer) -> list[asyncio.Task[Any]]:
+    """Return the background tasks of a consumer or producer, which aiokafka keeps to itself."""
+    found: list[Any] = []
+    for owner, names in (
+        (getattr(client, "_coordinator", None), ("_coordination_task", "_heartbeat_task", "_commit_refresh_task")),
+        (getattr(client, "_fetcher", None), ("_fetch_task",)),
+        (getattr(client, "_sender", None), ("_sender_task",)),
+    ):
+        found += [getattr(owner, name, None) for name in names]
+    return [task for task in found if isinstance(task, asyncio.Task)]
+
+
+def _is_refusal(error: KafkaError) -> bool:
+    """Whether the brokers said no for a reason that a new connection would meet again."""
+    return "Authorization" in type(error).__name__ or "Authentication" in type(error).__name__
+
+
+def _seek(consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int) -> None:
+    with suppress(KafkaError, AssertionError, AttributeError):  # no longer assigned: nothing to put back
+        consumer.seek(KafkaPartition(*partition), offset)
+
+
+def _pause(consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
+    with suppress(KafkaError, AssertionError):  # no longer assigned
+        consumer.pause(KafkaPartition(*partition))
+
+
+def _resume(consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
+    with suppress(KafkaError, AssertionError):  # no longer assigned
+        consumer.resume(KafkaPartition(*partition))
+
+
+def _shown(partitions: Iterable[TopicPartition]) -> list[str]:
+    return [f"{topic}/{number}" for topic, number in sorted(partitions)]
