@@ -21,6 +21,8 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
+#: After a body that was not read to its end, the next request on the connection cannot be found.
+CLOSE = (b"connection", b"close")
 _JSON = (b"content-type", b"application/json")
 _NOT_KEPT = (b"cache-control", b"no-store")
 _REVALIDATED = (b"cache-control", b"no-cache")

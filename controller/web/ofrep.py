@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from controller.errors import BadInput
 from controller.metrics import Metrics
-from controller.web.answers import BodyRefused, read_body, send_json, send_tagged
+from controller.web.answers import CLOSE, BodyRefused, read_body, send_json, send_tagged
 from controller.web.flags import FlagBoard, ServedFlag
 
 _NO_KEY = "the evaluation context has no targetingKey, and this flag is served to a share of contexts"
@@ -70,7 +70,7 @@ class EvaluateOne:
         try:
             body = await read_body(receive, self._max_body_bytes)
         except BodyRefused as refusal:
-            await self._refuse(send, refusal.status, failure("GENERAL", str(refusal), key))
+            await self._refuse(send, refusal.status, failure("GENERAL", str(refusal), key), CLOSE)
             return
         if (why_not := self._board.why_not) is not None:
             await self._refuse(send, 503, failure("GENERAL", why_not, key), _RETRY_AFTER)
@@ -104,7 +104,7 @@ class EvaluateAll:
         try:
             body = await read_body(receive, self._max_body_bytes)
         except BodyRefused as refusal:
-            await send_json(send, refusal.status, failure("GENERAL", str(refusal)))
+            await send_json(send, refusal.status, failure("GENERAL", str(refusal)), CLOSE)
             return
         if (why_not := self._board.why_not) is not None:
             await send_json(send, 503, failure("GENERAL", why_not), _RETRY_AFTER)

@@ -9,13 +9,76 @@ from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from controller.errors import ConfigInvalid
 
 #: Seconds an idle connection is kept between two requests; longer than the 5 s at which flagd polls.
 _KEEP_ALIVE_SECONDS = 15
+#: Seconds a client may take from the first byte of a request, or from connecting, to the end of the request's head.
+_HEAD_SECONDS = 10.0
+#: The longest head of a request, apart from what its first read brought (at most 256 KiB). Cookies are not for us.
+_MAX_HEAD_BYTES = 32 * 1024
 #: Of the time given to `stop`, what closing what is left may take after the requests under way were cancelled.
 _CLOSING_SECONDS = 0.5
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol with what it lacks: bounds on a request's head, on idling, and on connections as such."""
+
+    _is_in_head = False
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
+        super().connection_made(transport)
+        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
+            transport.abort()  # at the limit uvicorn still says 503; past it each connection would cost a file descriptor
+        else:
+            self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._is_in_head:
+            self._stop_timer()  # the usual case: the head came in one piece, and no timer was ever needed
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self._give_up(b"431 Request Header Fields Too Large")
+        elif self._head_timer is None:
+            self._start_timer()
+
+    def on_message_begin(self) -> None:
+        self._is_in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        super().on_headers_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # it asks and does not read: closing in order would wait for it
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _start_timer(self) -> None:
+        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._give_up, b"408 Request Timeout")
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self, status: bytes) -> None:
+        self._stop_timer()
+        self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        self.transport.close()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -60,6 +123,8 @@ class HttpServer:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 self._app,
+                http=_Protocol,
+                loop="none",  # the caller's
                 lifespan="off",
                 ws="none",
                 interface="asgi3",
@@ -67,7 +132,7 @@ class HttpServer:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=self._max_connections,  # past it: 503, and the connection is closed
+                limit_concurrency=self._max_connections,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=3,
                 backlog=self._backlog,
