@@ -1,0 +1,598 @@
+"""Plans from files: reading YAML and JSON with the place of every fault, the rules a plan must keep to work, and templates.
+
+The form of a plan is `schemas/plan.py`. What stands here is advice to its author, so every finding says where, what and how
+to mend it, and all are told at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from importlib import resources
+from itertools import combinations, pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from controller.errors import ConfigInvalid
+from schemas.fields import format_duration
+from schemas.plan import (
+    AdvisorDocument,
+    Comparison,
+    FreezeWindowDocument,
+    GuardrailDocument,
+    PlanDocument,
+    StageDocument,
+    Variants,
+)
+from schemas.terms import AdvisorMode, MetricRole, Severity
+
+Path = tuple[str | int, ...]
+Places = dict[Path, tuple[int, int]]
+
+#: What fits into one command record (`schemas.envelope.MAX_BYTES`); a plan of 100 stages has 10 KB.
+MAX_BYTES = 200_000
+#: Values a file may expand to: aliases make a short YAML file arbitrarily large.
+MAX_VALUES = 20_000
+MAX_DEPTH = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing about a plan that its author should know."""
+
+    at: Path  # keys and indexes from the top, () for the plan as a whole
+    severity: Severity  # CRITICAL: the plan is refused. WARNING: it works, but perhaps not as meant
+    message: str
+    mend: str
+    line: int | None = None  # 1-based; None when the plan was not read from text
+    column: int | None = None
+
+    @property
+    def is_error(self) -> bool:
+        """True when the plan is refused because of it."""
+        return self.severity is Severity.CRITICAL
+
+    def __str__(self) -> str:
+        """Return `stages[1].percent: what; how to mend it`, without the place in the file."""
+        where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.at).removeprefix(".")
+        return f"{where or 'plan'}: {self.message}; {self.mend}"
+
+    def located(self, source_name: str) -> str:
+        """Return the finding as compilers write it: `file:line:column: severity: ...`."""
+        place = source_name if self.line is None else f"{source_name}:{self.line}:{self.column}"
+        return f"{place}: {'error' if self.is_error else 'warning'}: {self}"
+
+
+def load_plan(text: str, source_name: str, now: datetime | None = None) -> PlanDocument:
+    """Return the plan that `text` writes, in YAML or JSON.
+
+    `now` is what its dates are compared with; None: they are not. Raises ConfigInvalid, one line per fault, when the plan
+    cannot be read or cannot work.
+    """
+    document, findings = lint_text(text, now)
+    errors = [finding.located(source_name) for finding in findings if finding.is_error]
+    if document is None or errors:
+        raise ConfigInvalid("\n".join(errors))
+    return document
+
+
+def lint_text(text: str, now: datetime | None = None) -> tuple[PlanDocument | None, list[Finding]]:
+    """Return the plan, None when it cannot be read, and everything to say about it, in the order of the text."""
+    values, places, findings = _read(text)
+    document = None
+    if not any(finding.is_error for finding in findings if finding.at == ()):
+        try:
+            document = PlanDocument.model_validate(values)
+        except ValidationError as error:
+            findings += [_of_shape(fault, values) for fault in error.errors(include_url=False, include_context=False)]
+        else:
+            findings += lint(document, now)
+    placed = [_placed(finding, places) for finding in findings]
+    return document, sorted(placed, key=lambda finding: (finding.line or 0, finding.column or 0))
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------------
+
+
+def lint(document: PlanDocument, now: datetime | None = None) -> list[Finding]:
+    """Return what is wrong or doubtful about a plan of the right form; without errors among it, the plan can work."""
+    rules = (_stages, _guardrails, _watched, _freeze_windows, _dates, _traffic, _rest)
+    return [finding for rule in rules for finding in rule(document, now)]
+
+
+def _error(at: Path, message: str, mend: str) -> Finding:
+    return Finding(at, Severity.CRITICAL, message, mend)
+
+
+def _warning(at: Path, message: str, mend: str) -> Finding:
+    return Finding(at, Severity.WARNING, message, mend)
+
+
+def _percent(value: float) -> str:
+    return f"{value:.10g} %"
+
+
+def _is_in_steps(percent: float) -> bool:
+    """Return whether a percentage is a multiple of 0.01, as flag planes can serve it."""
+    return percent == round(percent, 2)
+
+
+def _max_bake(stage: StageDocument) -> timedelta:
+    return 3 * stage.bake if stage.max_bake is None else stage.max_bake
+
+
+def _stages(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Each stage in itself, and that they rise."""
+    if not document.stages:
+        yield _error(("stages",), "there is no stage", "add one, as in `- {percent: 1, bake: 24h}`")
+    for index, stage in enumerate(document.stages):
+        at: Path = ("stages", index)
+        if not 0 < stage.percent <= 100:
+            yield _error(
+                (*at, "percent"), f"{_percent(stage.percent)} is not in (0, 100]", "write a percentage such as 5 or 0.5"
+            )
+        elif not _is_in_steps(stage.percent):
+            yield _error(
+                (*at, "percent"),
+                f"{_percent(stage.percent)} is not in steps of 0.01",
+                f"write {max(round(stage.percent, 2), 0.01):g}: flag planes serve hundredths of a percent",
+            )
+        if stage.bake <= timedelta(0):
+            yield _error((*at, "bake"), "bakes for no time at all", "give it time to gather evidence, as in 24h")
+        elif stage.settle >= stage.bake:
+            yield _error(
+                (*at, "settle" if "settle" in stage.model_fields_set else "bake"),
+                f"settle ({format_duration(stage.settle)}) is not shorter than bake ({format_duration(stage.bake)})",
+                "bake longer, or settle for less; bake begins after settle",
+            )
+        if stage.max_bake is not None and stage.max_bake < stage.bake:
+            yield _error(
+                (*at, "max_bake"),
+                f"max_bake ({format_duration(stage.max_bake)}) is shorter than bake ({format_duration(stage.bake)})",
+                "make it at least bake: past it an undecided gate pauses the rollout",
+            )
+        if stage.min_sample < 1:
+            yield _error(
+                (*at, "min_sample"),
+                f"{stage.min_sample} samples prove nothing",
+                "write at least 1, better 100; a ramp without evidence says `blind: true`",
+            )
+    for index, (before, after) in enumerate(pairwise(document.stages), start=1):
+        if after.percent <= before.percent:
+            yield _error(
+                ("stages", index, "percent"),
+                f"{_percent(after.percent)} does not rise above the {_percent(before.percent)} of the stage before",
+                "order the stages by rising percent",
+            )
+    if document.stages and document.stages[-1].percent < 100:
+        yield _warning(
+            ("stages", len(document.stages) - 1, "percent"),
+            f"the rollout completes at {_percent(document.stages[-1].percent)}",
+            "add a stage of 100 % if everybody is to get it",
+        )
+
+
+def _covers(guardrail: GuardrailDocument, percent: float) -> bool:
+    """Return whether the guardrail can judge a stage of `percent`: in its range, and with a control if it only compares."""
+    to_percent = 100.0 if guardrail.to_percent is None else guardrail.to_percent
+    return guardrail.from_percent <= percent <= to_percent and (guardrail.limit is not None or percent < 100)
+
+
+def _guardrails(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Each guardrail in itself, and that no two say different things about one metric."""
+    for index, guardrail in enumerate(document.guardrails):
+        at: Path = ("guardrails", index)
+        yield from _bounds(guardrail, at)
+        to_percent = 100.0 if guardrail.to_percent is None else guardrail.to_percent
+        if not 0 <= guardrail.from_percent <= to_percent <= 100:
+            yield _error(at, f"watches {guardrail.from_percent:g} % to {to_percent:g} %", "let 0 <= from <= to <= 100")
+            continue
+        in_range = [s.percent for s in document.stages if guardrail.from_percent <= s.percent <= to_percent]
+        is_told_100 = guardrail.to_percent is not None or guardrail.from_percent > 0
+        if not in_range and document.stages:
+            yield _error(at, "watches no stage at all", "let from_percent and to_percent enclose a stage's percent")
+        elif guardrail.limit is None and guardrail.compare and 100 in in_range and (is_told_100 or in_range == [100]):
+            yield _error(
+                at,
+                "compares with control at 100 %, where nobody is left to compare with",
+                "add an absolute `limit`, or end with `to_percent` below 100",
+            )
+    for (first, one), (second, other) in combinations(enumerate(document.guardrails), 2):
+        if one.metric == other.metric and any(
+            _covers(one, stage.percent) and _covers(other, stage.percent) for stage in document.stages
+        ):
+            yield _error(
+                ("guardrails", second),
+                f"{other.metric} is watched by guardrails[{first}] already, in the same stage",
+                "join them, as in `error_rate < 1% and < control + 10%`, or part them by from_percent and to_percent",
+            )
+
+
+def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
+    """Limit and margins: there, and of a size that can be meant."""
+    is_share = not guardrail.metric.startswith("latency_")
+    if guardrail.limit is None and guardrail.compare is None:
+        yield _error(
+            at, f"{guardrail.metric} has neither limit nor compare", "add one, as in `limit: 1%` or `compare: {margin: 10%}`"
+        )
+    if guardrail.limit is not None and is_share and not 0 < guardrail.limit < 1:
+        yield _error(
+            (*at, "limit"),
+            f"a limit of {guardrail.limit:g} means {guardrail.limit * 100:g} %",
+            "write a share, as in 1% or 0.01",
+        )
+    elif guardrail.limit is not None and guardrail.limit <= 0:
+        yield _error((*at, "limit"), f"a limit of {guardrail.limit:g} ms is always exceeded", "write a latency, as in 200ms")
+    if guardrail.compare is None:
+        return
+    highest = 1.0 if guardrail.metric.startswith("conversion:") else 10.0
+    for name in ("margin", "gate_margin"):
+        margin = getattr(guardrail.compare, name)
+        if margin is not None and not 0 < margin < highest:
+            yield _error(
+                (*at, "compare", name),
+                f"a margin of {margin:g} means {margin * 100:g} % worse than control",
+                "write the relative harm you tolerate, as in 10% or 0.1",
+            )
+
+
+def _watched(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """That something can roll every stage back, unless the plan says aloud that nothing does."""
+    armed = [guardrail for guardrail in document.guardrails if guardrail.role is MetricRole.GUARDRAIL]
+    if document.blind:
+        if document.guardrails:
+            yield _error(("blind",), "a blind plan looks at no guardrail", "remove `blind`, or the guardrails")
+        return
+    if not armed:
+        yield _error(
+            ("guardrails",) if document.guardrails else (),
+            "no guardrail: nothing would roll the flag back",
+            "add one, as in `guardrails: [error_rate < 1%]`, or say `blind: true` for a timed ramp",
+        )
+        return
+    for index, stage in enumerate(document.stages):
+        if not any(_covers(guardrail, stage.percent) for guardrail in armed):
+            yield _error(
+                ("stages", index),
+                f"no guardrail watches the stage of {_percent(stage.percent)}",
+                "add an absolute `limit` to one: without a control only limits can be judged"
+                if stage.percent == 100
+                else "widen from_percent or to_percent of one",
+            )
+
+
+_WEEK_MINUTES = 7 * 24 * 60
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def _freeze_windows(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """That time zones exist, and that a week has a minute in which something may advance."""
+    frozen: dict[str, set[int]] = {}
+    for index, window in enumerate(document.freeze_windows):
+        try:
+            ZoneInfo(window.timezone)
+        except (OSError, ValueError, KeyError):  # not found, a directory, or a name that leaves the tree
+            yield _error(
+                ("freeze_windows", index, "timezone"),
+                f"unknown time zone {window.timezone!r}",
+                "write an IANA name, as in Europe/Berlin",
+            )
+            continue
+        minutes = frozen.setdefault(window.timezone, set())
+        for day in window.days:
+            start = _DAYS.index(day) * 24 * 60 + _minute(window.begins)
+            minutes.update((start + minute) % _WEEK_MINUTES for minute in range(min(_length(window), _WEEK_MINUTES)))
+    for zone, minutes in frozen.items():
+        if len(minutes) == _WEEK_MINUTES:
+            yield _error(
+                ("freeze_windows",), f"the windows in {zone} freeze the whole week", "leave a time in which it may advance"
+            )
+
+
+def _minute(clock: str) -> int:
+    hours, minutes = clock.split(":")
+    return int(hours) * 60 + int(minutes)
+
+
+def _length(window: FreezeWindowDocument) -> int:
+    """Return a window's length in minutes; an end that is not after the start lies on the next day."""
+    if window.lasts is not None:
+        return window.lasts // timedelta(minutes=1)
+    return (_minute(window.ends or window.begins) - _minute(window.begins)) % (24 * 60) or 24 * 60
+
+
+def _dates(document: PlanDocument, now: datetime | None) -> Iterator[Finding]:
+    """That the plan can be through before it expires."""
+    if document.expires_at is None:
+        return
+    begins = max((moment for moment in (document.start_at, now) if moment is not None), default=None)
+    least = sum((stage.settle + stage.bake for stage in document.stages), timedelta(0))
+    if now is not None and document.expires_at <= now:
+        yield _error(("expires_at",), "the plan has expired", "give it a later date, or none")
+    elif begins is not None and document.expires_at - begins < least:
+        yield _error(
+            ("expires_at",),
+            f"the plan expires before it can be through: its stages take at least {format_duration(least)}",
+            "give it a later date, or bake for less",
+        )
+
+
+def _traffic(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """That the stated traffic can fill each stage's smaller arm."""
+    if document.traffic is None or document.blind:
+        return
+    for index, stage in enumerate(document.stages):
+        if not 0 < stage.percent <= 100:
+            continue
+        smaller = stage.percent if stage.percent == 100 else min(stage.percent, 100 - stage.percent)
+        per_hour = document.traffic * smaller / 100
+        needed = timedelta(hours=min(stage.min_sample / per_hour, 80_000_000))
+        told = (
+            f"{document.traffic:g} contexts per hour give the smaller arm {per_hour:g} per hour: "
+            f"min_sample {stage.min_sample} takes about {_about(needed)}"
+        )
+        at: Path = ("stages", index, "min_sample" if "min_sample" in stage.model_fields_set else "percent")
+        if needed > _max_bake(stage):
+            yield _error(
+                at,
+                f"{told}, longer than max_bake ({_about(_max_bake(stage))}): the gate would never pass",
+                "ask for fewer samples, expose more, or raise max_bake",
+            )
+        elif needed > stage.bake:
+            yield _warning(at, f"{told}, longer than bake ({_about(stage.bake)})", "expect the gate to wait")
+
+
+def _about(duration: timedelta) -> str:
+    """Return a duration to the minute, or as it is when shorter than an hour."""
+    is_long = duration >= timedelta(hours=1)
+    return format_duration(timedelta(minutes=duration // timedelta(minutes=1)) if is_long else duration)
+
+
+def _rest(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Arms, advisor, owner."""
+    if document.variants.treatment == document.variants.control:
+        yield _error(
+            ("variants",),
+            f"both arms are {document.variants.control!r}",
+            "name the variant to roll out and the one it replaces",
+        )
+    if document.advisor.mode is not AdvisorMode.OFF and document.advisor.deadline <= timedelta(0):
+        yield _error(("advisor", "deadline"), "the model gets no time to answer", "write a duration, as in 30s")
+    if document.fresh_within <= timedelta(0):
+        yield _error(("fresh_within",), "no event can be fresh", "write a duration, as in 1m")
+    if not document.owner.strip():
+        yield _warning(
+            ("owner",) if "owner" in document.model_fields_set else (),
+            "nobody is named to ask when the rollout needs a person",
+            "add `owner`",
+        )
+
+
+# --- reading --------------------------------------------------------------------------------------------------------------
+
+
+class _PlanLoader(yaml.SafeLoader):
+    """YAML with the scalars of its 1.2 core schema: `on` is a variant's name, not true, and `22:00` a time, not 1320."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
+
+
+_PlanLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_PlanLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_PlanLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]{1,18}$"), list("-+0123456789"))
+_PlanLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]{1,3})?$"),
+    list("-+.0123456789"),
+)
+
+
+def _read(text: str) -> tuple[Any, Places, list[Finding]]:
+    """Return the values of a text, where each stands, and what stood in the way."""
+    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
+        return None, {}, [_error((), f"the text is larger than {MAX_BYTES} bytes", "is it a plan?")]
+    is_json = text.lstrip().startswith("{")
+    values: Any = None
+    if is_json:
+        try:
+            values = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            if not _may_be_flow_yaml(text):
+                return None, {}, [_json_fault(error)]
+            is_json = False
+    try:
+        # JSON allows tabs between its tokens, YAML does not; inside JSON's strings there are none.
+        root = yaml.compose(text.replace("\t", " ") if is_json else text, Loader=_PlanLoader)
+        if root is None:
+            return None, {}, [_error((), "the text is empty", "`rolloutctl plan templates` shows plans to begin with")]
+        walk = _Walk()
+        from_yaml = walk.value(root, (), 0)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        fault = _error((), f"not YAML: {error.problem or error.context}", "mend the line, or the one before it")
+        return None, {}, [replace(fault, line=mark.line + 1, column=mark.column + 1) if mark else fault]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return None, {}, [_error((), f"not YAML: {' '.join(str(error).split())[:200]}", "mend the text")]
+    if not isinstance(from_yaml, dict):
+        return None, {}, [_error((), "a plan is a mapping", "begin with `name: ...` and `flag: ...`")]
+    return values if is_json else from_yaml, walk.places, walk.findings
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _may_be_flow_yaml(text: str) -> bool:
+    """Return whether text that is no JSON reads as YAML, whose flow style begins with a brace too."""
+    try:
+        return yaml.compose(text, Loader=_PlanLoader) is not None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return False
+
+
+def _json_fault(error: ValueError | RecursionError) -> Finding:
+    fault = _error((), f"not JSON: {getattr(error, 'msg', error)}", "mend the line, or the one before it")
+    if isinstance(error, json.JSONDecodeError):
+        return replace(fault, line=error.lineno, column=error.colno)
+    return fault
+
+
+class _Walk:
+    """Turns YAML nodes into values, noting where each key and item stands."""
+
+    def __init__(self) -> None:
+        self.places: Places = {}
+        self.findings: list[Finding] = []
+        self._values = 0
+
+    def value(self, node: yaml.Node, at: Path, depth: int) -> Any:
+        """Return the node's value. Raises ValueError for what has no place in a plan."""
+        self._values += 1
+        if self._values > MAX_VALUES or depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_VALUES} values, or nested deeper than {MAX_DEPTH}")
+        self.places.setdefault(at, _place(node))
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            return self._mapping(node, at, depth)
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return [self.value(item, (*at, index), depth + 1) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        raise ValueError(f"line {node.start_mark.line + 1}: the tag {node.tag} has no place in a plan")
+
+    def _mapping(self, node: yaml.MappingNode, at: Path, depth: int) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"line {key.start_mark.line + 1}: a key is a word")  # noqa: TRY004
+            inner = (*at, key.value)
+            if key.value in values:
+                line, column = _place(key)
+                first = self.places[inner][0]
+                fault = _error(inner, f"is given twice, first on line {first}", "keep one: YAML would drop the first")
+                self.findings.append(replace(fault, line=line, column=column))
+            self.places[inner] = _place(key)
+            values[key.value] = self.value(value, inner, depth + 1)
+        return values
+
+    @staticmethod
+    def _scalar(node: yaml.ScalarNode) -> Any:
+        match node.tag.removeprefix("tag:yaml.org,2002:"):
+            case "null":
+                return None
+            case "bool":
+                return node.value.lower() == "true"
+            case "int":
+                return int(node.value)
+            case "float":
+                return float(node.value)
+            case "str":
+                return node.value
+        raise ValueError(f"line {node.start_mark.line + 1}: the tag {node.tag} has no place in a plan")
+
+
+def _place(node: yaml.Node) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1
+
+
+def _placed(finding: Finding, places: Places) -> Finding:
+    """Return the finding with its line: that of its key, or of the nearest one around it."""
+    if finding.line is not None:
+        return finding
+    for length in range(len(finding.at), -1, -1):
+        if (place := places.get(finding.at[:length])) is not None:
+            return replace(finding, line=place[0], column=place[1])
+    return finding
+
+
+# --- faults of form ---------------------------------------------------------------------------------------------------------
+
+_MODELS: dict[Path, type[BaseModel]] = {
+    (): PlanDocument,
+    ("variants",): Variants,
+    ("stages", "*"): StageDocument,
+    ("guardrails", "*"): GuardrailDocument,
+    ("guardrails", "*", "compare"): Comparison,
+    ("freeze_windows", "*"): FreezeWindowDocument,
+    ("advisor",): AdvisorDocument,
+}
+
+
+def _keys_at(at: Path) -> Sequence[str]:
+    """Return the keys that a mapping at this path may have."""
+    model = _MODELS.get(tuple("*" if isinstance(step, int) else step for step in at))
+    return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _of_shape(fault: Any, values: Any) -> Finding:
+    """Return pydantic's finding in our words."""
+    at: Path = tuple(step for step in fault["loc"] if step != "[key]")
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    match fault["type"]:
+        case "extra_forbidden":
+            known = _keys_at(at[:-1])
+            near = difflib.get_close_matches(str(at[-1]), known, n=1)
+            return _error(at, "unknown key", f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}")
+        case "missing":
+            return _error(at, "is missing", f"add `{at[-1]}: ...`")
+        case "value_error":
+            said, _, mend = message.partition(": " if "; " not in message else "; ")
+            return _error(at, said, mend or "mend it")
+        case "timezone_aware":
+            return _error(at, "has no offset from UTC", "write it as in 2026-11-21T03:00:00Z")
+        case "enum" | "literal_error":
+            return _error(at, f"{_shown(fault['input'])} is not known", message.replace("Input should be", "write"))
+        case "string_pattern_mismatch":
+            return _error(at, f"{_shown(fault['input'])} does not fit", f"it has the form {_pattern(message)}")
+        case "string_type" if isinstance(fault["input"], int | float | bool):
+            return _error(at, f"{_shown(fault['input'])} is read as a {_kind(fault['input'])}", "put it in quotes")
+        case _:
+            return _error(at, f"{_shown(fault['input'])}: {message[:1].lower()}{message[1:]}", "write it so")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _pattern(message: str) -> str:
+    return message.partition("'")[2].rstrip("'") or message
+
+
+def _kind(value: Any) -> str:
+    return "truth value" if isinstance(value, bool) else "number"
+
+
+# --- templates --------------------------------------------------------------------------------------------------------------
+
+_PLACEHOLDER = "flag: my-flag"
+
+
+def _template_names() -> Iterable[str]:
+    files = resources.files("schemas") / "templates"
+    return sorted(file.name.removesuffix(".yaml") for file in files.iterdir() if file.name.endswith(".yaml"))
+
+
+def templates() -> dict[str, str]:
+    """Return each template's name and what it does, in one line."""
+    return {name: template(name, "my-flag").description for name in _template_names()}
+
+
+def template_text(name: str, flag: str) -> str:
+    """Return a template as YAML with its comments, for `flag`: a file to begin with. Raises ConfigInvalid for unknown names."""
+    names = list(_template_names())
+    if name not in names:
+        raise ConfigInvalid(f"there is no template {name!r}; there are: {', '.join(names)}")
+    text = (resources.files("schemas") / "templates" / f"{name}.yaml").read_text(encoding="utf-8")
+    return text.replace(_PLACEHOLDER, f"flag: {json.dumps(flag)}", 1)
+
+
+def template(name: str, flag: str) -> PlanDocument:
+    """Return a template as the plan of `flag`. Raises ConfigInvalid for unknown names and unusable flag keys."""
+    return load_plan(template_text(name, flag), f"template {name}")
