@@ -1,0 +1,267 @@
+"""From totals to batches: what is new since the last look is one batch, and feeds every test once.
+
+A batch never spans a visit. It is closed by its size or by time, never by what happened in it, so the tests stay exact; and it
+has observations in both arms, since a lone arm says nothing about a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from controller.core.analysis import sample_ratio
+from controller.core.analysis.change_point import add_batch, released_mass
+from controller.core.analysis.gate_tests import GateTests, LimitTest, RatioTest
+from controller.core.analysis.latency import count_above, margin_buckets, quantile_bucket
+from controller.core.analysis.proportion import (
+    LOG_RATIOS,
+    Counts,
+    curve_increment,
+    harm_alternatives,
+    limit_increment,
+    ratio_increment,
+    safe_alternatives,
+)
+from controller.core.analysis.questions import limit_bucket, limit_share, log_tolerated, log_tolerated_at_gate
+from controller.core.evidence import ArmTotals, Evidence, VisitTotals
+from controller.core.plan import Guardrail
+from controller.core.rollout import Rollout, Visit
+
+#: Observations each arm must have before a batch is closed. With one treatment observation per batch the observed share is all
+#: chance and an error in it says little. At 50 treatment requests a second it takes 0.2 s.
+MIN_BATCH = 8
+#: ... or this long has passed and there is anything at all: a flag with few events is judged with what it has.
+MAX_OPEN = timedelta(seconds=60)
+#: Visits whose totals are still followed. Later events of older ones no longer reach the tests.
+KEPT_VISITS = 4
+
+
+def take_evidence(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) -> tuple[GateTests, str | None]:
+    """Return the tests after everything new in `evidence`, and a sentence when the present visit's totals fell back.
+
+    Totals fall back when the store lost its last writes; what is recounted then has been used already, so nothing is taken
+    until they have passed the mark again.
+    """
+    present = len(rollout.visits) - 1
+    tests = _enter_visit(rollout, tests, present, at)
+    behind: str | None = None
+    for index in sorted(evidence.visits):
+        if index > present or index <= present - KEPT_VISITS:
+            continue
+        visit, totals = rollout.visits[index], evidence.visits[index]
+        tests = _count_exposures(tests, index, visit, totals)
+        lost = _fell_back(tests.seen.get(index, VisitTotals()), totals)
+        if lost is None:
+            tests = _close_batch(rollout, tests, index, totals, at)
+        elif index == present:
+            behind = lost
+    return tests, behind
+
+
+def _enter_visit(rollout: Rollout, tests: GateTests, present: int, at: datetime) -> GateTests:
+    """Return the tests as they stand in the present visit: fresh for another rollout, safety anew for another visit."""
+    identity = f"{rollout.rollout_id}/{rollout.plan.version}"
+    if tests.identity != identity:
+        tests = GateTests(identity=identity, closed_at=at)
+    if tests.visit == present:
+        return tests
+    kept = {
+        # A left visit keeps its counters for late events, not its histograms: they are most of the state's size.
+        index: VisitTotals(replace(seen.treatment, latency={}), replace(seen.control, latency={}))
+        for index, seen in tests.seen.items()
+        if index > present - KEPT_VISITS
+    }
+    return replace(
+        tests,
+        visit=present,
+        heard=0,
+        heard_at=None,
+        seen=kept,
+        ratios={index: test.in_new_visit() for index, test in tests.ratios.items()},
+    )
+
+
+def _count_exposures(tests: GateTests, index: int, visit: Visit, totals: VisitTotals) -> GateTests:
+    """Return the tests after new exposures: the sample-ratio test is additive and needs no batch."""
+    seen = tests.seen.get(index, VisitTotals())
+    treatment = max(0, totals.treatment.exposures - seen.treatment.exposures)
+    control = max(0, totals.control.exposures - seen.control.exposures)
+    if treatment + control == 0:
+        return tests
+    srm = tests.srm
+    if visit.percent < 100:
+        srm = sample_ratio.add_exposures(srm, visit.percent / 100, treatment, control)
+    now_seen = VisitTotals(
+        replace(seen.treatment, exposures=seen.treatment.exposures + treatment),
+        replace(seen.control, exposures=seen.control.exposures + control),
+    )
+    return replace(tests, srm=srm, seen={**tests.seen, index: now_seen})
+
+
+def _fell_back(seen: VisitTotals, totals: VisitTotals) -> str | None:
+    """Return what is below its mark, None when nothing is."""
+    for name, before, now in (
+        ("treatment", seen.treatment, totals.treatment),
+        ("control", seen.control, totals.control),
+    ):
+        marks = [
+            ("contexts with an outcome", before.at_risk, now.at_risk),
+            ("first errors", before.first_errors, now.first_errors),
+            ("exposures", before.exposures, now.exposures),
+            ("latency values", sum(before.latency.values()), sum(now.latency.values())),
+            *((f"conversions {goal}", count, now.converted.get(goal, 0)) for goal, count in before.converted.items()),
+        ]
+        for what, mark, count in marks:
+            if count < mark:
+                return f"{name}'s {what} fell back to {count:,} from {mark:,} already judged: waiting for the recount"
+    return None
+
+
+def _close_batch(rollout: Rollout, tests: GateTests, index: int, totals: VisitTotals, at: datetime) -> GateTests:
+    """Return the tests after the open batch of one visit, or as they were while it is too small."""
+    seen = tests.seen.get(index, VisitTotals())
+    size_t, size_c = _size(seen.treatment, totals.treatment), _size(seen.control, totals.control)
+    has_control = rollout.visits[index].percent < 100
+    is_full = size_t >= MIN_BATCH and (size_c >= MIN_BATCH or not has_control)
+    waited = at - (tests.closed_at or at)
+    has_both = size_t > 0 and (size_c > 0 or not has_control)
+    if not (is_full or (has_both and waited >= MAX_OPEN)):
+        return tests
+
+    is_present = index == tests.visit
+    horizon = sum((stage.settle + stage.bake for stage in rollout.plan.stages), timedelta())
+    released = released_mass((at - rollout.started_at).total_seconds(), max(horizon.total_seconds(), 1.0))
+    ratios, limits = dict(tests.ratios), dict(tests.limits)
+    for number, guardrail in enumerate(rollout.plan.guardrails):
+        if guardrail.quantile is not None and not is_present:
+            continue  # its histogram is no longer kept
+        if guardrail.margin is not None:
+            log_null = log_tolerated(guardrail)
+            test = ratios.get(number) or RatioTest.fresh(len(harm_alternatives(log_null).log_effects))
+            place = _place(guardrail, seen, test)
+            batch = _compared(guardrail, seen, totals, place)
+            log_gate = log_tolerated_at_gate(guardrail, rollout.visits[index].percent)
+            ratios[number] = _compare(replace(test, place=place), batch, log_null, log_gate, released, is_present)
+        if guardrail.limit is not None and not guardrail.is_better_when_higher:
+            trials, events = _against_limit(guardrail, seen.treatment, totals.treatment)
+            share = limit_share(guardrail)
+            limits[number] = _check_limit(limits.get(number), share, trials, events, released)
+    used = VisitTotals(
+        _used(totals.treatment, seen.treatment.exposures, keep_latency=is_present),
+        _used(totals.control, seen.control.exposures, keep_latency=is_present),
+    )
+    return replace(
+        tests, batches=tests.batches + 1, closed_at=at, seen={**tests.seen, index: used}, ratios=ratios, limits=limits
+    )
+
+
+def _size(seen: ArmTotals, totals: ArmTotals) -> int:
+    """Return the observations in the open batch: contexts at risk, or latency values where those are more."""
+    latency = sum(totals.latency.values()) - sum(seen.latency.values()) if seen.latency or not seen.at_risk else 0
+    return max(totals.at_risk - seen.at_risk, latency)
+
+
+def _used(totals: ArmTotals, exposures: int, *, keep_latency: bool) -> ArmTotals:
+    """Return what of an arm's totals is to be remembered as used up."""
+    return ArmTotals(
+        exposures=exposures,
+        at_risk=totals.at_risk,
+        first_errors=totals.first_errors,
+        converted=totals.converted,
+        latency=totals.latency if keep_latency else {},
+    )
+
+
+def _place(guardrail: Guardrail, seen: VisitTotals, test: RatioTest) -> int | None:
+    """Return the bucket above which latency counts as slow in this batch: from control's past alone, so it is predictable."""
+    if guardrail.quantile is None:
+        return None
+    found = quantile_bucket(seen.control.latency, guardrail.quantile)
+    return test.place if found is None else found
+
+
+def _compared(guardrail: Guardrail, seen: VisitTotals, totals: VisitTotals, place: int | None) -> Counts | None:
+    """Return the batch's counts with treatment's harm as the event, None when the batch cannot be used.
+
+    Counts that contradict each other (more events than observations) come from a recount after lost writes: such a batch is
+    left out.
+    """
+    if guardrail.quantile is not None:
+        if place is None:
+            return None
+        n_t, k_t = _values_above(
+            seen.treatment.latency, totals.treatment.latency, place + margin_buckets(guardrail.margin or 0)
+        )
+        n_c, k_c = _values_above(seen.control.latency, totals.control.latency, place)
+        batch = Counts(n_t, k_t, n_c, k_c)
+    elif guardrail.is_better_when_higher:
+        goal = guardrail.metric.removeprefix("conversion:")
+        n_t, k_t = _conversions(seen.treatment, totals.treatment, goal)
+        n_c, k_c = _conversions(seen.control, totals.control, goal)
+        batch = Counts(n_t, k_t, n_c, k_c).swapped()
+    else:
+        batch = Counts(
+            totals.treatment.at_risk - seen.treatment.at_risk,
+            totals.treatment.first_errors - seen.treatment.first_errors,
+            totals.control.at_risk - seen.control.at_risk,
+            totals.control.first_errors - seen.control.first_errors,
+        )
+    is_sound = 0 <= batch.k_t <= batch.n_t and 0 <= batch.k_c <= batch.n_c
+    return batch if is_sound and batch.n_t > 0 and batch.n_c > 0 else None
+
+
+def _values_above(seen: Mapping[int, int], totals: Mapping[int, int], bucket: int) -> tuple[int, int]:
+    return sum(totals.values()) - sum(seen.values()), count_above(totals, bucket) - count_above(seen, bucket)
+
+
+def _conversions(seen: ArmTotals, totals: ArmTotals, goal: str) -> tuple[int, int]:
+    """Return (contexts that could still convert, contexts that did).
+
+    Conversions come late, so they are set against everyone exposed so far who had not converted: with one share per visit both
+    arms' exposures are equally old, and the delay cancels.
+    """
+    before = seen.converted.get(goal, 0)
+    return totals.exposures - before, totals.converted.get(goal, 0) - before
+
+
+def _against_limit(guardrail: Guardrail, seen: ArmTotals, totals: ArmTotals) -> tuple[int, int]:
+    if guardrail.quantile is not None:
+        return _values_above(seen.latency, totals.latency, limit_bucket(guardrail))
+    return totals.at_risk - seen.at_risk, totals.first_errors - seen.first_errors
+
+
+def _compare(
+    test: RatioTest, batch: Counts | None, log_null: float, log_gate: float, released: float, is_present: bool
+) -> RatioTest:
+    """Return one comparison after a batch."""
+    if batch is None:
+        return test
+    increment = ratio_increment(harm_alternatives(log_null).log_effects, log_null, batch)
+    after = replace(
+        test,
+        evidence=add_batch(test.evidence, released - test.released, increment),
+        released=max(released, test.released),
+        harmed=test.harmed + batch.k_t,
+    )
+    if not is_present:
+        return after
+    return replace(
+        after,
+        safe=test.safe + ratio_increment(safe_alternatives(log_gate).log_effects, log_gate, batch),
+        curve=test.curve + curve_increment(batch),
+        counts=Counts(*(before + new for before, new in zip(test.counts, batch, strict=True))),
+    )
+
+
+def _check_limit(test: LimitTest | None, share: float, trials: int, events: int, released: float) -> LimitTest:
+    """Return one limit's test after a batch."""
+    test = test or LimitTest.fresh(len(LOG_RATIOS))
+    if not 0 <= events <= trials or trials == 0:
+        return test
+    increment = limit_increment(share, trials, events, is_above=True)
+    return LimitTest(
+        evidence=add_batch(test.evidence, released - test.released, increment),
+        released=max(released, test.released),
+        harmed=test.harmed + events,
+    )

@@ -1,0 +1,237 @@
+"""Shares of bad (or wanted) events: treatment against control, and treatment against a fixed limit.
+
+Comparisons look at which arm the next event fell into, given how many observations each arm had in the same batch, so a base
+rate that drifts from batch to batch does not matter. Nothing here knows about restarts (`change_point.py`) or about plans.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from controller.core.analysis.change_point import Floats, log_sum_exp
+
+#: Log rate ratios betted on, 1.05 to 20.1, and their weights: dense and heavy where regressions are small and slow to see.
+LOG_RATIOS: Floats = np.linspace(math.sqrt(0.05), math.sqrt(3.0), 32) ** 2
+RATIO_WEIGHTS: Floats = np.gradient(LOG_RATIOS) / (1 + (LOG_RATIOS / 0.7) ** 2)
+RATIO_WEIGHTS /= RATIO_WEIGHTS.sum()
+
+#: Where the likelihood of the ratio is kept for estimate and interval: 0.09 to 11.
+CURVE: Floats = np.linspace(-2.4, 2.4, 97)
+_CURVE_RATIOS: Floats = np.exp(CURVE)
+
+SAFE_POINTS = 8
+
+
+class Counts(NamedTuple):
+    """One batch, or any sum of them: observations (n) and events (k) of treatment and control."""
+
+    n_t: int
+    k_t: int
+    n_c: int
+    k_c: int
+
+    def swapped(self) -> Counts:
+        """Return the same with the arms exchanged: a fall of treatment becomes a rise of control."""
+        return Counts(self.n_c, self.k_c, self.n_t, self.k_t)
+
+
+NOTHING = Counts(0, 0, 0, 0)
+
+
+class Alternatives(NamedTuple):
+    """What is betted on, against `log_null`: one entry per alternative."""
+
+    log_effects: Floats
+    log_weights: Floats
+
+
+@lru_cache(maxsize=64)
+def harm_alternatives(log_null: float) -> Alternatives:
+    """Return the rate ratios above the tolerated one, with weights that add up to 1.
+
+    Alternatives at or below the null are left out: they would win when treatment is *better*. The reference vectors with a
+    margin leave their weight unused; giving it to the others multiplies the e-value by a constant above 1.
+    """
+    above = log_null + 1e-12 < LOG_RATIOS
+    if not above.any():
+        raise ValueError(f"a tolerated ratio of {math.exp(log_null):.3g} leaves nothing to find; the largest is 20")
+    weights = RATIO_WEIGHTS[above]
+    return Alternatives(LOG_RATIOS[above], np.log(weights / weights.sum()))
+
+
+@lru_cache(maxsize=64)
+def safe_alternatives(log_null: float) -> Alternatives:
+    """Return ratios below `log_null` > 0, down to its mirror image: what a release that is not worse looks like."""
+    steps = np.arange(1, SAFE_POINTS + 1)
+    return Alternatives(log_null * (1 - 2 * steps / SAFE_POINTS), np.full(SAFE_POINTS, -math.log(SAFE_POINTS)))
+
+
+def ratio_increment(log_ratios: Floats, log_null: float, batch: Counts) -> Floats:
+    """Return one batch's log e-value per alternative rate ratio, against the null that the ratio is at most exp(log_null).
+
+    With alternatives *below* the null it tests the reverse, that the ratio is at least exp(log_null). Exact for any rates, also
+    when they differ from batch to batch: given the numbers of observations the expectation of its exp is at most 1, because
+    1 + x <= exp(x) and the exponents cancel at the null's edge.
+
+    Source: Poisson form of the multinomial mixture in M. Lindon, A. Malek, NeurIPS 2022 (arXiv 2011.03567), conditioned on
+    observed instead of designed shares.
+    """
+    n_t, k_t, n_c, k_c = batch
+    null = math.exp(log_null)
+    scale = np.log((n_t * np.exp(log_ratios) + n_c) / (n_t * null + n_c))
+    result: Floats = k_t * (log_ratios - log_null) - (k_t + k_c) * scale
+    return result
+
+
+def curve_increment(batch: Counts) -> Floats:
+    """Return one batch's log likelihood of the rate ratio on `CURVE`, relative to ratio 1. Adding up over batches is exact."""
+    n_t, k_t, n_c, k_c = batch
+    result: Floats = k_t * CURVE - (k_t + k_c) * np.log((n_t * _CURVE_RATIOS + n_c) / (n_t + n_c))
+    return result
+
+
+def _one_sided_weights() -> tuple[Floats, Floats]:
+    """Return, per null on `CURVE`, the weights of the ratios above it and of those below it."""
+    offsets = CURVE[None, :] - CURVE[:, None]
+    raw = 1 / (1 + (offsets / 0.7) ** 2)
+    tiny = 1e-9
+    above, below = np.where(offsets > tiny, raw, 0.0), np.where(offsets < -tiny, raw, 0.0)
+    above /= np.maximum(above.sum(axis=1, keepdims=True), tiny)
+    below /= np.maximum(below.sum(axis=1, keepdims=True), tiny)
+    return above, below
+
+
+_ABOVE, _BELOW = _one_sided_weights()
+
+
+class RatioEstimate(NamedTuple):
+    """A rate ratio with its interval; an end is None where the data do not bound it within 0.09 to 11."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+
+def ratio_estimate(curve: Floats, alpha: float) -> RatioEstimate | None:
+    """Return the likeliest rate ratio and a confidence sequence at 1 - alpha; None while the curve is flat (no events).
+
+    The sequence keeps every null that neither one-sided mixture rejects at alpha / 2, so it may be looked at after every batch.
+    """
+    peak = int(curve.argmax())
+    if curve[peak] - curve.min() < 1e-12:
+        return None
+    likelihood = np.exp(curve - curve[peak])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        worst = np.maximum(_ABOVE @ likelihood, _BELOW @ likelihood) / likelihood
+    kept = np.flatnonzero(worst < 2 / alpha)
+    low, high = int(kept[0]), int(kept[-1])
+    place = float(CURVE[peak])
+    if 0 < peak < len(CURVE) - 1:  # a parabola through the top three finds the peak between the grid's points
+        left, top, right = (float(value) for value in curve[peak - 1 : peak + 2])
+        bend = left - 2 * top + right
+        if bend < 0:
+            place += 0.5 * (left - right) / bend * float(CURVE[1] - CURVE[0])
+    return RatioEstimate(
+        estimate=math.exp(place),
+        low=None if low == 0 else float(_CURVE_RATIOS[low - 1]),  # one step out, for what lies between the points
+        high=None if high == len(CURVE) - 1 else float(_CURVE_RATIOS[high + 1]),
+    )
+
+
+@lru_cache(maxsize=64)
+def limit_alternatives(limit: float, is_above: bool) -> tuple[Floats, Floats, Alternatives]:
+    """Return log(p / limit), log((1 - p) / (1 - limit)) per alternative share p on one side of `limit`, and the odds ratios."""
+    effects = LOG_RATIOS if is_above else -LOG_RATIOS
+    odds = limit / (1 - limit) * np.exp(effects)
+    shares = odds / (1 + odds)
+    return np.log(shares / limit), np.log((1 - shares) / (1 - limit)), Alternatives(effects, np.log(RATIO_WEIGHTS))
+
+
+def limit_increment(limit: float, trials: int, events: int, *, is_above: bool) -> Floats:
+    """Return the log e-value per alternative against "the share is on the other side of `limit`", 0 < limit < 1.
+
+    `is_above` bets on shares above the limit (harm), else below (safe). A plain likelihood ratio, hence exact for shares that
+    drift as long as they stay on the null's side; additive, so totals do as well as batches.
+    """
+    event, no_event, _ = limit_alternatives(limit, is_above)
+    result: Floats = events * event + (trials - events) * no_event
+    return result
+
+
+def limit_log_e_value(limit: float, trials: int, events: int, *, is_above: bool) -> float:
+    """Return the mixture's log e-value for totals, without restarts."""
+    alternatives = limit_alternatives(limit, is_above)[2]
+    return log_sum_exp(alternatives.log_weights + limit_increment(limit, trials, events, is_above=is_above))
+
+
+def trials_until(log_evidence: Floats, log_weights: Floats, growth: Floats, log_threshold: float) -> int | None:
+    """Return how many more trials carry one alternative over the threshold at `growth` per trial; None when none grows.
+
+    An outlook, not a promise: it takes the rates as they are.
+    """
+    grows = growth > 1e-12
+    if not grows.any():
+        return None
+    missing = (log_threshold - log_weights[grows] - log_evidence[grows]) / growth[grows]
+    return max(1, math.ceil(float(missing.min())))
+
+
+def safe_growth(log_null: float, share: float, rate: float) -> Floats:
+    """Return the expected log e-value per *treatment* observation of each safe alternative, were both arms' rates `rate`.
+
+    `share` is treatment's part of the observations, 0 < share < 1.
+    """
+    log_ratios = safe_alternatives(log_null).log_effects
+    scale = np.log((share * np.exp(log_ratios) + 1 - share) / (share * math.exp(log_null) + 1 - share))
+    result: Floats = rate * ((log_ratios - log_null) - scale / share)
+    return result
+
+
+def limit_growth(limit: float, rate: float, *, is_above: bool) -> Floats:
+    """Return the expected log e-value per observation of each alternative, were the share `rate`."""
+    event, no_event, _ = limit_alternatives(limit, is_above)
+    result: Floats = rate * event + (1 - rate) * no_event
+    return result
+
+
+def rate_interval(events: int, trials: int, alpha: float) -> tuple[float, float]:
+    """Return a confidence sequence of the mean rate over all trials so far, both ends in [0, 1]; `trials` is at least 1.
+
+    Holds at every look, also when the rate drifts: exp(l K - mu (e^l - 1)) is a supermartingale for the summed rates mu, and a
+    gamma(1, 1) mixture over e^l has the closed form used here. Somewhat wide above rates of 30 %, where a Poisson count is
+    wider than a binomial one.
+
+    Source: S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, Ann. Statist. 49 (2021) 1055-1080, gamma-exponential mixtures.
+    """
+    if not 0 <= events <= trials or trials < 1:
+        raise ValueError(f"0 <= events <= trials and trials >= 1 are asked for, got {events} of {trials}")
+    constant = math.lgamma(1 + events) + math.log(alpha)
+
+    def excess(mu: float) -> float:
+        return mu + constant - (1 + events) * math.log1p(mu)
+
+    # `excess` is convex with its least value at mu = events: Newton from the outside closes in on each end without crossing it.
+    low = 0.0
+    if excess(0.0) > 0:
+        spread = 3 * math.sqrt(events * (math.log(events + 2) - math.log(alpha)))
+        low = _newton(excess, events, events - spread if events > spread and excess(events - spread) > 0 else 0.0)
+    reach = math.log(events + 2) - math.log(alpha)
+    high = _newton(excess, events, events + 4 * reach + 3 * math.sqrt(events * reach))
+    return min(low / trials, 1.0), min(high / trials, 1.0)
+
+
+def _newton(excess: Callable[[float], float], events: int, start: float) -> float:
+    """Return the root of the convex `excess` on the side of `start`, which lies outside of it."""
+    mu = start
+    for _ in range(100):
+        slope = 1 - (1 + events) / (1 + mu)
+        step = excess(mu) / slope
+        mu -= step
+        if abs(step) <= 1e-9 * (1 + abs(mu)):
+            break
+    return max(mu, 0.0)

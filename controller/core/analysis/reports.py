@@ -1,0 +1,306 @@
+"""From a guardrail's tests to its report: both verdicts, both arms with intervals, and one sentence with the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from controller.core.analysis.change_point import as_e_value, log_e_value, log_sum_exp, mean_log_effect
+from controller.core.analysis.gate_tests import GateTests, LimitTest, RatioTest
+from controller.core.analysis.latency import count_above, margin_buckets, quantile_interval
+from controller.core.analysis.proportion import (
+    Counts,
+    harm_alternatives,
+    limit_alternatives,
+    limit_growth,
+    limit_increment,
+    limit_log_e_value,
+    rate_interval,
+    ratio_estimate,
+    safe_alternatives,
+    safe_growth,
+    trials_until,
+)
+from controller.core.analysis.questions import (
+    MIN_HARM_RATIO,
+    MIN_HARMED,
+    NEGLIGIBLE_ERROR_RATE,
+    NEGLIGIBLE_WEIGHT,
+    gate_margin,
+    limit_bucket,
+    limit_share,
+    log_tolerated,
+    log_tolerated_at_gate,
+)
+from controller.core.evidence import ArmTotals, VisitTotals, bucket_value, quantile
+from controller.core.judgement import ArmSummary, MetricReport
+from controller.core.plan import Guardrail
+from schemas.terms import Arm, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question's answers; a guardrail asks one or two (limit, comparison)."""
+
+    harm: Verdict  # NO_DATA or INCONCLUSIVE; FAIL is found by adding up
+    log_harm: float  # log e-value of harm
+    veto: str | None  # why harm would not count now
+    found: str  # what is said when harm is found
+    safe: Verdict
+    log_safe: float | None  # None: not asked at this stage
+    shown: str  # what is said of safety, either way
+
+
+def report(
+    guardrail: Guardrail,
+    number: int,
+    tests: GateTests,
+    totals: VisitTotals,
+    *,
+    percent: float,
+    alpha_share: float,
+    alpha: float,
+    beta: float,
+) -> MetricReport:
+    """Return one guardrail's report for a stage at `percent`.
+
+    `alpha_share` is its part of `alpha`; intervals are at `alpha`. Evidence of harm is the whole rollout's, everything else
+    the present visit's.
+    """
+    has_control = percent < 100
+    answers = []
+    if guardrail.limit is not None:
+        answers.append(_answer_limit(guardrail, tests.limits.get(number), totals, beta))
+    if guardrail.margin is not None:
+        answers.append(_answer_comparison(guardrail, tests.ratios.get(number), totals, percent, beta))
+    threshold = 1 / (alpha * alpha_share)
+    e_value = sum(as_e_value(answer.log_harm) for answer in answers) / len(answers)
+    counted = sum(as_e_value(answer.log_harm) for answer in answers if answer.veto is None) / len(answers)
+    asked = [answer for answer in answers if answer.log_safe is not None]
+    safe = _worst([answer.safe for answer in answers])
+    if counted >= threshold:
+        harm = Verdict.FAIL
+        culprit = max((answer for answer in answers if answer.veto is None), key=lambda answer: answer.log_harm)
+        reason = f"{culprit.found}; e-value {_number(e_value)} against {_number(threshold)}"
+    else:
+        harm = Verdict.NO_DATA if all(answer.harm is Verdict.NO_DATA for answer in answers) else Verdict.INCONCLUSIVE
+        reason = "; ".join(answer.shown for answer in answers)
+        vetoes = [answer.veto for answer in answers if answer.veto is not None]
+        if e_value >= threshold and vetoes:
+            reason = f"{reason}; harm would be certain but does not count: {vetoes[0]}"
+    test = tests.ratios.get(number)
+    ratio = ratio_estimate(test.curve, alpha) if test is not None and has_control else None
+    return MetricReport(
+        metric=guardrail.metric,
+        role=guardrail.role,
+        on_breach=guardrail.on_breach,
+        harm=harm,
+        safe=safe,
+        arms=_arms(guardrail, tests.ratios.get(number), totals, alpha),
+        e_value=e_value,
+        threshold=threshold,
+        e_value_safe=min((as_e_value(answer.log_safe) for answer in asked if answer.log_safe is not None), default=None),
+        threshold_safe=1 / beta if asked else None,
+        margin=guardrail.margin,
+        limit=guardrail.limit,
+        reason=reason,
+        gate_margin=gate_margin(guardrail, percent) if guardrail.margin is not None and has_control else None,
+        ratio=None if ratio is None else ratio.estimate,
+        ratio_low=None if ratio is None else ratio.low,
+        ratio_high=None if ratio is None else ratio.high,
+    )
+
+
+def _worst(verdicts: list[Verdict]) -> Verdict:
+    for verdict in (Verdict.NO_DATA, Verdict.INCONCLUSIVE):
+        if verdict in verdicts:
+            return verdict
+    return Verdict.PASS
+
+
+# --- against a limit ------------------------------------------------------------------------------------------------------
+
+
+def _answer_limit(guardrail: Guardrail, test: LimitTest | None, totals: VisitTotals, beta: float) -> Answer:
+    """Return whether treatment is over its limit, and whether it is shown to be within it."""
+    share = limit_share(guardrail)
+    trials, events, what = _limit_counts(guardrail, totals.treatment)
+    is_floor = guardrail.is_better_when_higher
+    log_harm, harmed = 0.0, 0
+    if test is not None:
+        log_harm = log_e_value(test.evidence, limit_alternatives(share, is_above=True)[2].log_weights, test.released)
+        harmed = test.harmed
+    if trials == 0:
+        return Answer(Verdict.NO_DATA, log_harm, _too_few(harmed), what, Verdict.NO_DATA, 0.0, f"{what}: nothing measured")
+    log_safe = limit_log_e_value(share, trials, events, is_above=is_floor)
+    rate = events / trials
+    said = f"{what} {_percent(rate)} ({events:,} of {trials:,}), {'at least' if is_floor else 'limit'} {_percent(share)}"
+    if log_safe >= -math.log(beta):
+        safe, shown = Verdict.PASS, f"{said}: shown"
+    else:
+        safe = Verdict.INCONCLUSIVE
+        _, _, alternatives = limit_alternatives(share, is_above=is_floor)
+        missing = trials_until(
+            limit_increment(share, trials, events, is_above=is_floor),
+            alternatives.log_weights,
+            limit_growth(share, (events + 0.5) / (trials + 1), is_above=is_floor),
+            -math.log(beta),
+        )
+        outlook = "not at this rate" if missing is None else f"about {missing:,} more treatment contexts at this rate"
+        shown = f"{said}: not shown yet, {outlook}"
+    return Answer(Verdict.INCONCLUSIVE, log_harm, _too_few(harmed), f"{said}: over the limit", safe, log_safe, shown)
+
+
+def _limit_counts(guardrail: Guardrail, arm: ArmTotals) -> tuple[int, int, str]:
+    """Return (observations, events, what the share is called)."""
+    if guardrail.quantile is not None:
+        trials, events = sum(arm.latency.values()), count_above(arm.latency, limit_bucket(guardrail))
+        return trials, events, f"treatment above {guardrail.limit:g} ms:"
+    if guardrail.is_better_when_higher:
+        goal = guardrail.metric.removeprefix("conversion:")
+        return arm.exposures, min(arm.converted.get(goal, 0), arm.exposures), f"treatment converting {goal}:"
+    return arm.at_risk, min(arm.first_errors, arm.at_risk), "treatment failing:"
+
+
+def _too_few(harmed: int) -> str | None:
+    return None if harmed >= MIN_HARMED else f"only {harmed} bad events in treatment, {MIN_HARMED} are asked for"
+
+
+# --- against control --------------------------------------------------------------------------------------------------------
+
+
+def _answer_comparison(
+    guardrail: Guardrail, test: RatioTest | None, totals: VisitTotals, percent: float, beta: float
+) -> Answer:
+    """Return whether treatment is worse than tolerated, and whether it is shown not to be worse than the gate's margin."""
+    log_null = log_tolerated(guardrail)
+    what = _compared_what(guardrail, test)
+    log_harm, veto, found = 0.0, _too_few(0), what
+    if test is not None:
+        alternatives = harm_alternatives(log_null)
+        log_harm = log_e_value(test.evidence, alternatives.log_weights, test.released)
+        effect = math.exp(mean_log_effect(test.evidence, alternatives.log_weights, alternatives.log_effects))
+        veto = _too_few(test.harmed)
+        if veto is None and effect < MIN_HARM_RATIO:
+            veto = f"it is about {_percent(effect - 1)} worse, less than {_percent(MIN_HARM_RATIO - 1)}"
+        found = f"{what}: treatment is about {effect:.2f} times as bad as control; this stage {_both(guardrail, test.counts)}"
+    if percent >= 100:
+        return Answer(
+            Verdict.INCONCLUSIVE, log_harm, veto, found, Verdict.PASS, None, f"{what}: no control at 100 %, not asked"
+        )
+    if test is None or test.counts.n_t == 0 or test.counts.n_c == 0:
+        return Answer(Verdict.NO_DATA, log_harm, veto, found, Verdict.NO_DATA, 0.0, f"{what}: nothing to compare yet")
+
+    log_gate = log_tolerated_at_gate(guardrail, percent)
+    weights = safe_alternatives(log_gate).log_weights
+    log_safe = log_sum_exp(weights + test.safe)
+    ratio_threshold = -math.log(beta)
+    if guardrail.metric == "error_rate":
+        arm = totals.treatment
+        negligible = limit_log_e_value(NEGLIGIBLE_ERROR_RATE, arm.at_risk, min(arm.first_errors, arm.at_risk), is_above=False)
+        ratio_threshold -= math.log1p(-NEGLIGIBLE_WEIGHT)
+        log_safe = max(log_safe + math.log1p(-NEGLIGIBLE_WEIGHT), negligible + math.log(NEGLIGIBLE_WEIGHT))
+    said = f"{what}: {_both(guardrail, test.counts)}"
+    bound = f"below {math.exp(log_gate):.2f} times control's"
+    if log_safe >= -math.log(beta):
+        return Answer(Verdict.INCONCLUSIVE, log_harm, veto, found, Verdict.PASS, log_safe, f"{said}: shown {bound}")
+    n_t, k_t, n_c, k_c = test.counts
+    share, rate = n_t / (n_t + n_c), (k_t + k_c + 0.5) / (n_t + n_c + 1)
+    missing = trials_until(test.safe, weights, safe_growth(log_gate, share, rate), ratio_threshold)
+    unit = "control" if guardrail.is_better_when_higher else "treatment"
+    outlook = "out of reach" if missing is None else f"about {missing:,} more {unit} contexts if it is as good as control"
+    return Answer(
+        Verdict.INCONCLUSIVE,
+        log_harm,
+        veto,
+        found,
+        Verdict.INCONCLUSIVE,
+        log_safe,
+        f"{said}: not shown {bound} yet, {outlook}",
+    )
+
+
+def _compared_what(guardrail: Guardrail, test: RatioTest | None) -> str:
+    if guardrail.quantile is not None:
+        place = "control's quantile" if test is None or test.place is None else f"control's {bucket_value(test.place):.3g} ms"
+        return f"{guardrail.metric} above {place}"
+    return guardrail.metric
+
+
+def _both(guardrail: Guardrail, counts: Counts) -> str:
+    n_t, k_t, n_c, k_c = counts.swapped() if guardrail.is_better_when_higher else counts
+    rate_t, rate_c = k_t / max(n_t, 1), k_c / max(n_c, 1)
+    return f"{_percent(rate_t)} of treatment ({k_t:,} of {n_t:,}) against {_percent(rate_c)} of control ({k_c:,} of {n_c:,})"
+
+
+# --- the arms ---------------------------------------------------------------------------------------------------------------
+
+
+def _arms(guardrail: Guardrail, test: RatioTest | None, totals: VisitTotals, alpha: float) -> Mapping[Arm, ArmSummary]:
+    """Return both arms of the present visit."""
+    return {
+        arm: (
+            _latency_arm(guardrail, test, totals.arm(arm), arm, alpha)
+            if guardrail.quantile is not None
+            else _share_arm(guardrail, totals.arm(arm), alpha)
+        )
+        for arm in Arm
+    }
+
+
+def _share_arm(guardrail: Guardrail, arm: ArmTotals, alpha: float) -> ArmSummary:
+    """Return an arm's share.
+
+    Errors: estimate from raw requests, since that is what people see elsewhere; interval from contexts, whose errors are
+    independent, carried over in proportion where a context had several.
+    """
+    if guardrail.is_better_when_higher:
+        goal = guardrail.metric.removeprefix("conversion:")
+        trials, events = arm.exposures, min(arm.converted.get(goal, 0), arm.exposures)
+        if trials == 0:
+            return ArmSummary(0, 0, None, None, None)
+        low, high = rate_interval(events, trials, alpha)
+        return ArmSummary(trials, events, events / trials, low, high)
+    if arm.outcomes == 0:
+        return ArmSummary(0, 0, None, None, None)
+    estimate = arm.errors / arm.outcomes
+    if arm.at_risk == 0:
+        return ArmSummary(arm.outcomes, arm.errors, estimate, 0.0, 1.0)
+    first_errors = min(arm.first_errors, arm.at_risk)
+    low, high = rate_interval(first_errors, arm.at_risk, alpha)
+    repeats = estimate / (first_errors / arm.at_risk) if first_errors else 1.0
+    return ArmSummary(arm.outcomes, arm.errors, estimate, min(low * repeats, estimate), max(min(high * repeats, 1.0), estimate))
+
+
+def _latency_arm(guardrail: Guardrail, test: RatioTest | None, arm: ArmTotals, which: Arm, alpha: float) -> ArmSummary:
+    """Return an arm's quantile in ms: estimate from every value, interval from one value per context and batch.
+
+    Events are the values above the limit, or without one above the place of comparison.
+    """
+    q = guardrail.quantile
+    if q is None or not arm.latency_all:
+        return ArmSummary(0, 0, None, None, None)
+    estimate = quantile(arm.latency_all, q)
+    low, high = quantile_interval(arm.latency, q, alpha)
+    if guardrail.limit is not None:
+        place: int | None = limit_bucket(guardrail)
+    elif test is not None and test.place is not None:
+        place = test.place + (margin_buckets(guardrail.margin or 0) if which is Arm.TREATMENT else 0)
+    else:
+        place = None
+    return ArmSummary(
+        trials=sum(arm.latency_all.values()),
+        events=0 if place is None else count_above(arm.latency_all, place),
+        estimate=estimate,
+        low=low if low is None or estimate is None else min(low, estimate),
+        high=high if high is None or estimate is None else max(high, estimate),
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 10 <= value < 1e6 else f"{value:.3g}"

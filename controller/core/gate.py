@@ -1,0 +1,223 @@
+"""Evidence to judgement: is it healthy enough to judge, is treatment worse, is it shown not worse, and why.
+
+Pure: what is remembered between two looks goes in and comes out as `GateTests`. What a verdict leads to, together with advice
+and people, is decided in `machine.py`. Formulas are in `analysis/`, budgets and vetoes in `analysis/questions.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from controller.core.analysis import sample_ratio
+from controller.core.analysis.batches import take_evidence
+from controller.core.analysis.change_point import as_e_value
+from controller.core.analysis.gate_tests import GateTests, VisitHarm, decode_tests, encode_tests
+from controller.core.analysis.questions import alpha_shares
+from controller.core.analysis.reports import report
+from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
+from controller.core.judgement import Gap, Harm, Judgement, MetricReport
+from controller.core.plan import Plan, Stage
+from controller.core.rollout import Rollout, Visit
+from schemas.terms import Arm, HealthGap
+
+__all__ = ["REPORT_WITHIN", "GateTests", "decode_tests", "encode_tests", "judge"]
+
+#: A partition whose owner has not written for longer than this may have nobody counting it; owners write every 100 ms under
+#: traffic and as a heartbeat without.
+REPORT_WITHIN = timedelta(seconds=10)
+
+
+def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) -> tuple[Judgement, GateTests]:
+    """Return what one look at all the evidence says of the present visit, and the tests' state after it.
+
+    `at` is UTC now and never earlier than at the previous look. Looking twice at the same evidence changes no verdict. Harm is
+    judged whatever the gaps are and below `min_sample` too: the tests are exact at the smallest counts, and a breach must not
+    wait. Raises ValueError for a rollout that has not entered a stage.
+    """
+    if not rollout.visits:
+        raise ValueError(f"rollout {rollout.rollout_id} of {rollout.flag_key} has not entered a stage yet")
+    index = len(rollout.visits) - 1
+    visit, totals = rollout.visits[index], evidence.visits.get(index, VisitTotals())
+    plan = rollout.plan
+    stage = plan.stages[visit.stage]
+
+    tests, behind = take_evidence(rollout, evidence, tests, at)
+    tests = _listen(tests, totals, visit, at)
+    tests = replace(tests, harm=_count_harm(rollout, evidence, tests.harm))
+    exposures = {Arm.TREATMENT: totals.treatment.exposures, Arm.CONTROL: totals.control.exposures}
+    exposed = sum(exposures.values())
+    srm_e_value = as_e_value(sample_ratio.log_e_value(tests.srm))
+
+    if plan.blind:
+        gaps = _drift(evidence)
+        metrics: tuple[MetricReport, ...] = ()
+    else:
+        gaps = (
+            *_too_little(stage, visit, totals),
+            *_stale(plan, evidence, tests, visit, behind, at),
+            *_split_off(visit, totals, srm_e_value),
+            *_drift(evidence),
+            *_tainted(visit, evidence.partitions),
+        )
+        metrics = tuple(
+            report(
+                guardrail,
+                number,
+                tests,
+                totals,
+                percent=visit.percent,
+                alpha_share=share,
+                alpha=plan.alpha,
+                beta=plan.beta,
+            )
+            for number, (guardrail, share) in enumerate(zip(plan.guardrails, alpha_shares(plan.guardrails), strict=True))
+        )
+    judgement = Judgement(
+        at=at,
+        visit=index,
+        gaps=gaps,
+        metrics=metrics,
+        harm=Harm(
+            exposed_contexts=sum(harm.exposed_contexts for harm in tests.harm.values()),
+            failed_requests=sum(harm.failed_requests for harm in tests.harm.values()),
+            excess_failed_requests=sum(harm.excess_failed_requests for harm in tests.harm.values()),
+        ),
+        exposures=exposures,
+        srm_e_value=srm_e_value,
+        observed_share=exposures[Arm.TREATMENT] / exposed if exposed else None,
+        offsets={partition.topic_partition: partition.next_offset for partition in evidence.partitions},
+        batches=tests.batches,
+    )
+    return judgement, tests
+
+
+# --- health -----------------------------------------------------------------------------------------------------------------
+
+
+def _arms_needed(visit: Visit, totals: VisitTotals) -> list[tuple[Arm, ArmTotals]]:
+    """Return the arms that must have evidence: at 100 % nobody is left in control."""
+    arms = [Arm.TREATMENT, Arm.CONTROL] if visit.percent < 100 else [Arm.TREATMENT]
+    return [(arm, totals.arm(arm)) for arm in arms]
+
+
+def _too_little(stage: Stage, visit: Visit, totals: VisitTotals) -> tuple[Gap, ...]:
+    """Return at most one gap per arm, the most basic one: no exposure; exposures but no outcome; fewer than `min_sample`."""
+    gaps = []
+    for arm, counted in _arms_needed(visit, totals):
+        if counted.exposures == 0:
+            gaps.append(Gap(HealthGap.NO_TRAFFIC, f"no context was exposed to {arm} in this stage"))
+        elif counted.outcomes == 0:
+            gaps.append(Gap(HealthGap.NO_OUTCOMES, f"{counted.exposures:,} contexts saw {arm}, none reported an outcome"))
+        elif counted.exposures < stage.min_sample:
+            missing = stage.min_sample - counted.exposures
+            detail = f"{arm} has {counted.exposures:,} of {stage.min_sample:,} contexts, {missing:,} are missing"
+            gaps.append(Gap(HealthGap.BELOW_MIN_SAMPLE, detail))
+    return tuple(gaps)
+
+
+def _stale(plan: Plan, evidence: Evidence, tests: GateTests, visit: Visit, behind: str | None, at: datetime) -> tuple[Gap, ...]:
+    """Return everything that makes the evidence older or less complete than it looks.
+
+    Exactly `fresh_within` old is still fresh. Lag is judged by time: a partition with records to read whose freshest counted
+    event is too old.
+    """
+    details = []
+    if len(evidence.partitions) < evidence.expected_partitions:
+        details.append(f"{len(evidence.partitions)} of {evidence.expected_partitions} event partitions report")
+    for partition in evidence.partitions:
+        silence = at - partition.reported_at
+        if silence > REPORT_WITHIN:
+            details.append(f"{partition.topic_partition} was last reported {silence.total_seconds():.0f} s ago")
+        lag = partition.end_offset - partition.next_offset
+        if lag > 0 and (partition.freshest is None or at - partition.freshest > plan.fresh_within):
+            details.append(f"{partition.topic_partition} lags {lag:,} records behind")
+    for topic, freshest in _freshest_by_topic(evidence.partitions).items():
+        if freshest is None:
+            details.append(f"no event was counted from {topic} yet")
+        elif at - freshest > plan.fresh_within:
+            details.append(f"the freshest event of {topic} is {(at - freshest).total_seconds():.0f} s old")
+    if not evidence.partitions and not evidence.expected_partitions:
+        details.append("no event partition is known")
+    heard_at = tests.heard_at or visit.counts_from
+    if at - heard_at > plan.fresh_within:
+        details.append(f"nothing was counted for this stage for {(at - heard_at).total_seconds():.0f} s")
+    if behind is not None:
+        details.append(behind)
+    return (Gap(HealthGap.STALE, "; ".join(details)),) if details else ()
+
+
+def _freshest_by_topic(partitions: tuple[PartitionProgress, ...]) -> Mapping[str, datetime | None]:
+    """Return the greatest event time counted per topic: outcomes can stop while evaluations go on."""
+    freshest: dict[str, datetime | None] = {}
+    for partition in partitions:
+        topic = partition.topic_partition.rpartition("/")[0]
+        known = freshest.get(topic)
+        seen = partition.freshest
+        freshest[topic] = seen if known is None else known if seen is None else max(known, seen)
+    return freshest
+
+
+def _listen(tests: GateTests, totals: VisitTotals, visit: Visit, at: datetime) -> GateTests:
+    """Return the tests knowing since when the present visit's events have stood still."""
+    heard = sum(totals.arm(arm).evaluations + totals.arm(arm).outcomes for arm in Arm)
+    if tests.heard_at is None:
+        return replace(tests, heard=heard, heard_at=at if heard else max(visit.counts_from, visit.entered_at))
+    return replace(tests, heard=heard, heard_at=at) if heard > tests.heard else tests
+
+
+def _split_off(visit: Visit, totals: VisitTotals, srm_e_value: float) -> tuple[Gap, ...]:
+    """Return the gap of a sample ratio mismatch; treatment is missing below half of its decided share."""
+    threshold = 1 / sample_ratio.ALPHA_SRM
+    exposed = totals.treatment.exposures + totals.control.exposures
+    if srm_e_value < threshold:
+        return ()
+    observed = totals.treatment.exposures / exposed if exposed else 0.0
+    decided = visit.percent / 100
+    detail = (
+        f"{100 * observed:.3g} % of {exposed:,} contexts saw treatment, {visit.percent:g} % were decided "
+        f"(e-value {srm_e_value:.3g}, threshold {threshold:,.0f})"
+    )
+    is_missing = exposed > 0 and observed < sample_ratio.MISSING_BELOW * decided
+    return (Gap(HealthGap.SRM, detail, treatment_missing=is_missing),)
+
+
+def _drift(evidence: Evidence) -> tuple[Gap, ...]:
+    return () if evidence.actuation_drift is None else (Gap(HealthGap.ACTUATION_DRIFT, evidence.actuation_drift),)
+
+
+def _tainted(visit: Visit, partitions: tuple[PartitionProgress, ...]) -> tuple[Gap, ...]:
+    """Return the gap of lost records: one found since the stage was entered. A stage entered after the loss counts whole."""
+    holes = [
+        f"{partition.topic_partition} since {partition.tainted_from.isoformat(timespec='seconds')}"
+        for partition in partitions
+        if partition.tainted_from is not None and partition.tainted_from >= visit.entered_at
+    ]
+    return (Gap(HealthGap.TAINTED, f"records are lost in {', '.join(holes)}"),) if holes else ()
+
+
+# --- what it cost -----------------------------------------------------------------------------------------------------------
+
+
+def _count_harm(rollout: Rollout, evidence: Evidence, known: Mapping[int, VisitHarm]) -> Mapping[int, VisitHarm]:
+    """Return the harm of each visit, as far as its totals have ever said.
+
+    Excess is treatment's failed requests above control's rate in the same visit; without a control (100 %) nothing is known.
+    """
+    harm = dict(known)
+    for index, totals in evidence.visits.items():
+        if index >= len(rollout.visits):
+            continue
+        treatment, control = totals.treatment, totals.control
+        excess = 0.0
+        if control.outcomes:
+            excess = max(0.0, treatment.errors - treatment.outcomes * control.errors / control.outcomes)
+        before = harm.get(index, VisitHarm())
+        is_complete = treatment.exposures >= before.exposed_contexts and treatment.errors >= before.failed_requests
+        harm[index] = VisitHarm(
+            exposed_contexts=max(before.exposed_contexts, treatment.exposures),
+            failed_requests=max(before.failed_requests, treatment.errors),
+            excess_failed_requests=excess if is_complete else before.excess_failed_requests,
+        )
+    return harm
