@@ -4,6 +4,7 @@ RolloutdError
 +-- BadInput                 the sender's: refuse it, say what, where and how to mend it; a retry never helps
 |   +-- ConfigInvalid          the operator's settings or plan
 |   +-- CommandRefused         the issuer's: readable enough to be answered, not to be carried out
+|   +-- CommandUnreadable      the issuer's: not even an id to answer; to quarantine
 +-- OperatingTrouble         the surroundings': retry with backoff under one deadline, then become an event
 |   +-- EventLogUnavailable    Kafka
 |   +-- StoreUnavailable       Redis; the outcome of a write is unknown
@@ -18,7 +19,7 @@ A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the con
 
 from __future__ import annotations
 
-from schemas.terms import CommandVerb
+from schemas.terms import CommandVerb, QuarantineReason
 
 
 class RolloutdError(Exception):
@@ -42,6 +43,15 @@ class CommandRefused(BadInput):
         self.flag_key = flag_key
         self.verb = verb
         self.reason = reason
+
+
+class CommandUnreadable(BadInput):
+    """A record of the command topic that names no flag, id and verb; there is nobody to answer, so it goes to quarantine."""
+
+    def __init__(self, reason: QuarantineReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
 
 
 class OperatingTrouble(RolloutdError):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from controller.core.judgement import Advice, Judgement
@@ -34,10 +35,14 @@ from controller.core.rollout import (
     Scheduled,
     Visit,
 )
-from controller.errors import DocumentUnreadable
+from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, DocumentUnreadable
+from controller.plans import lint
 from schemas import alert, decision, result, state
 from schemas.advice import AdviceRecord
+from schemas.command import TYPE as COMMAND_TYPE
 from schemas.command import Command
+from schemas.envelope import Headers, RecordRefused, check_time, check_value, parse_json, refuse, write
+from schemas.envelope import read as open_envelope
 from schemas.plan import (
     AdvisorDocument,
     Comparison,
@@ -48,9 +53,12 @@ from schemas.plan import (
     Variants,
     Weekday,
 )
+from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, QuarantineReason
 
 #: CloudEvents `source` of everything we write.
 SOURCE = "/rolloutd"
+#: Characters of a refusal that quotes from a command: enough for a handful of faults in its plan.
+REASON_MAX = 2000
 
 _DAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _MINUTE = timedelta(minutes=1)
@@ -328,6 +336,77 @@ def explain(error: ValidationError) -> str:
 # --- commands -------------------------------------------------------------------------------------------------------------
 
 
+def read_command(value: bytes | None, headers: Headers, key: bytes | None, timestamp_ms: int) -> Command:
+    """Return the command in one record of `rollout.commands`.
+
+    Read are CloudEvents, structured and binary, and the bare JSON object that a person types into kcat. What the record
+    says itself need not be said twice: `flag` may be left to the key, `id` and `issued_at` to the event's id and time, or
+    for a bare object to a hash of the record (so a replay has the same id) and its timestamp. A bare `issuer` may be left
+    out where a command always works: at 3 a.m. `{"verb": "roll_back"}` with the flag as key is enough.
+
+    Raises CommandRefused when the command can be answered, with the reason; CommandUnreadable for everything else.
+    """
+    try:
+        fields = _command_fields(value, headers, key, timestamp_ms)
+    except RecordRefused as refusal:
+        raise CommandUnreadable(refusal.reason, refusal.detail) from None
+    if key and fields["flag"] != key.decode("utf-8", "replace"):
+        raise _not_a_command(fields, "the command's flag is not the record's key: keep one, or make them equal")
+    try:
+        command = Command.model_validate(fields)
+    except ValidationError as error:
+        raise _not_a_command(fields, explain(error)) from None
+    if command.plan is not None:
+        errors = [str(finding) for finding in lint(command.plan, command.issued_at) if finding.is_error]
+        if errors:
+            raise _not_a_command(fields, "plan: " + "; ".join(errors))
+    return command
+
+
+def _command_fields(value: bytes | None, headers: Headers, key: bytes | None, timestamp_ms: int) -> dict[str, Any]:
+    """Return the command's fields, completed by what the record says. Raises RecordRefused."""
+    document = None
+    if not any(name.startswith("ce_") for name, _ in headers):
+        document = parse_json(check_value(value))
+    if isinstance(document, dict) and "specversion" not in document:
+        check_time(timestamp_ms, timestamp_ms)
+        fields = {**document}
+        digest = hashlib.sha256(b"%d " % timestamp_ms + (value or b"")).hexdigest()
+        fields.setdefault("id", f"record-{digest[:16]}")
+        fields.setdefault("issued_at", _moment(timestamp_ms).isoformat())
+        if isinstance(fields.get("verb"), str) and fields["verb"] in ALWAYS_ACCEPTED:
+            fields.setdefault("issuer", "unnamed")
+    else:
+        envelope = open_envelope(value, timestamp_ms, headers, (COMMAND_TYPE,))
+        fields = {**envelope.data}
+        fields.setdefault("id", envelope.id)
+        fields.setdefault("issued_at", _moment(envelope.time_ms).isoformat())
+    if key:
+        fields.setdefault("flag", key.decode("utf-8", "replace"))
+    return fields
+
+
+def _moment(time_ms: int) -> datetime:
+    """Return milliseconds since 1970 as a time. Raises RecordRefused beyond the year 9999, where a broken clock may be."""
+    try:
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=time_ms)
+    except OverflowError:
+        refuse(QuarantineReason.BAD_TIME, f"{time_ms} ms is no time", "set the sender's clock")
+
+
+def _not_a_command(fields: dict[str, Any], reason: str) -> CommandRefused | CommandUnreadable:
+    """Return the refusal that can be answered when there is an id, a flag and a verb to answer to."""
+    command_id, flag_key, verb = (fields.get(name) for name in ("id", "flag", "verb"))
+    reason = ascii(reason)[1:-1][:REASON_MAX]
+    if not all(isinstance(name, str) and NAME.match(name) for name in (command_id, flag_key)):
+        return CommandUnreadable(QuarantineReason.INVALID, reason)
+    try:
+        known_verb = CommandVerb(verb)  # type: ignore[arg-type]
+    except ValueError:
+        return CommandUnreadable(QuarantineReason.INVALID, reason)
+    return CommandRefused(command_id=str(command_id), flag_key=str(flag_key), verb=known_verb, reason=reason)
+
+
 def to_command_event(command: Command, at: datetime) -> CommandReceived:
     """Return the command as the core's event, received `at`."""
     return CommandReceived(
@@ -429,18 +508,26 @@ def _of(kind: type[RecordT], value: object | None) -> RecordT | None:
 
 def _event(event_type: str, event_id: str, flag_key: str, at: datetime, record: BaseModel) -> bytes:
     """Return a structured CloudEvent."""
-    return json.dumps(
-        {
-            "specversion": "1.0",
-            "id": event_id,
-            "source": SOURCE,
-            "type": event_type,
-            "time": at.isoformat().replace("+00:00", "Z"),
-            "subject": flag_key,
-            "datacontenttype": "application/json",
-            "data": record.model_dump(mode="json"),
-        },
-        separators=(",", ":"),
-        ensure_ascii=False,
-        allow_nan=False,
-    ).encode()
+    data = msgspec.Raw(record.model_dump_json().encode())
+    value, _ = write(event_type, source=SOURCE, id=event_id, time=at, subject=flag_key, data=data)
+    return value
+
+
+Message = PublishDecision | RaiseAlert | AnswerCommand | Rollout
+
+
+def encode(message: Message, rollout: Rollout | None, flag_key: str, effect_id: str, at: datetime) -> tuple[str, bytes]:
+    """Return a message's logical topic and its record value; `rollout` is the flag's after it, None when it has none.
+
+    Only an answer can do without a rollout. Every value is a structured CloudEvent whose id is `effect_id`, an answer's
+    that of its command.
+    """
+    if isinstance(message, AnswerCommand):
+        return "results", result_bytes(message, flag_key, at)
+    if isinstance(message, Rollout):
+        return "state", state_bytes(message, effect_id, at)
+    if rollout is None:
+        raise BrokenInvariant(f"{type(message).__name__} for {flag_key}, which has no rollout")
+    if isinstance(message, PublishDecision):
+        return "decisions", decision_bytes(message, rollout, effect_id, at)
+    return "alerts", alert_bytes(message, rollout, effect_id, at)
