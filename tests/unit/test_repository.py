@@ -1,6 +1,5 @@
 """What the checkout promises besides code: lock files, compose file, alert rules, scripts, and no trace of a machine."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import pytest
 import yaml
 from local_kafka import kafka_version
 
+from controller.metrics import Metrics
+from controller.settings import load_settings
 from tests.brokers import KAFKA_IMAGE
 from tests.conftest import MARKER_OF_DIRECTORY
 
@@ -181,16 +182,29 @@ def test_prometheus_rules_tell_a_person_what_to_do() -> None:
 
 
 def test_prometheus_rules_use_metrics_that_exist() -> None:
-    """Each rolloutd metric named in a rule is one that the code exports."""
-    exported: set[str] = set()
-    for path in (ROOT / "controller").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                exported.update(re.findall(r"rolloutd_[a-z0-9_]+", node.value))
-    expressions = " ".join(re.findall(r"^\s*expr: (.*(?:\n {10,}.*)*)", _text("ops/prometheus/rules.yml"), re.MULTILINE))
-    for metric in set(re.findall(r"rolloutd_[a-z0-9_]+", expressions)):
-        base = re.sub(r"_(?:total|bucket|count|sum|created)$", "", metric)
-        assert {metric, base} & exported, f"{metric} is not exported"
+    """Each rolloutd metric named in a rule, with its labels, is one that the daemon exports."""
+    exported: dict[str, set[str]] = {}
+    for family in Metrics(version="0").registry.collect():
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}.get(family.type, [""])
+        labels = {label for sample in family.samples for label in sample.labels}
+        exported.update({family.name + suffix: labels for suffix in suffixes})
+    groups = yaml.safe_load(_text("ops/prometheus/rules.yml"))["groups"]
+    for rule in (rule for group in groups for rule in group["rules"]):
+        for metric, matchers in re.findall(r"(rolloutd_[a-z0-9_]+)(?:\{([^}]*)\})?", rule["expr"]):
+            assert metric in exported, f"{rule['alert']}: {metric} is not exported"
+            assert set(re.findall(r"(\w+)\s*[=!]~?", matchers)) <= exported[metric], f"{rule['alert']}: labels of {metric}"
+
+
+def test_compose_and_image_give_settings_that_exist() -> None:
+    """The variables of the compose file and of the image are settings of the daemon, and it knows its name there."""
+    environment = dict(re.findall(r"\b(ROLLOUTD_\w+)=(\S+)", _text("ops/Dockerfile")))
+    environment |= _compose()["services"]["rolloutd"]["environment"]
+    settings = load_settings(None, environment)
+    assert settings.kafka.bootstrap_servers == "kafka:9092"
+    assert settings.advisor.model in _compose()["services"]["localai"]["command"]
+    assert settings.http.port == 8080
+    target = yaml.safe_load(_text("ops/prometheus/prometheus.yml"))["scrape_configs"][0]["static_configs"][0]["targets"][0]
+    assert target.partition(":")[0] in settings.http.allowed_hosts
 
 
 def test_make_offers_what_the_documents_name() -> None:
