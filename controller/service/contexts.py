@@ -1,0 +1,428 @@
+r"""Which contexts were seen where: membership sets and recent exposures of one event partition, with what is stored of them.
+
+A context is known here by its 64-bit digest alone. All sets of a partition share one append-only journal of
+(set, digest) entries, so that a save carries each new membership once, in one or two fields, however many flags there are:
+
+| field | what stands in it |
+|---|---|
+| `set/<number>` | the set's name: `flag\|rollout\|visit\|kind`; `-` for the visit of an exposure outside every visit |
+| `journal/<chunk>` | up to 256 entries of 12 bytes, little-endian: set number (u32), digest (u64) |
+| `filter/<number>/<layer>` | `words keys`: size of a Bloom filter and how many keys are in it |
+| `filter/<number>/<layer>/<part>` | 64 KiB of its bits |
+| `recent/<generation>/<chunk>` | entries like the journal's: who was exposed in this slice of event time, in order |
+
+A set is exact until it holds `exact_limit` contexts; then those go into a Bloom filter, which is written whole, and the set
+begins anew in front of it. So nothing is ever rewritten but the last chunk, a reload gives back exactly what was there, and a
+false positive (at most 0.2 %) drops a context from both arms alike. Chunks whose entries are mostly dead are cleaned, a few
+per save.
+
+Does not belong here: what a membership means (`counting.py`), when things are saved (`ingest.py`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+#: Stable over processes and releases, because digests are stored: XXH3 with 64 bits and seed 0. Two of 10^6 contexts share one
+#: with a probability below 3 in 10^8.
+digest_of: Callable[[str], int] = xxh3_64_intdigest  # type: ignore[assignment]  # takes text, its stubs say bytes alone
+
+_ENTRY = struct.Struct("<IQ")
+_ENTRIES_PER_CHUNK = 256  # 3 KiB: what a quiet partition rewrites per save at most, and few enough fields for a busy one
+_CHUNK_BYTES = _ENTRIES_PER_CHUNK * _ENTRY.size
+_CLEANED_PER_SAVE = 8  # chunks; more would make a save long, fewer would never catch up with one new chunk per save
+_CLEAN_FROM = 16  # chunks: below that the garbage is not worth a write
+
+_PART_WORDS = 8192  # 64 KiB of filter in a field
+_WORDS_PER_KEY = 0.25  # 16 bits per key
+_SEALS_PER_FILTER = 8  # times the exact set's limit: few filters to ask, and 2 MB to write per 100,000 new contexts
+_MULTIPLIER = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the digest a second time
+_ALL_BITS = 0xFFFFFFFFFFFFFFFF
+_TWO_BITS = tuple((1 << (i & 63)) | (1 << (i >> 6)) for i in range(4096))
+_TWO_BITS_ARRAY = np.array(_TWO_BITS, dtype=np.uint64)
+
+
+class EntryLog:
+    """Append-only (number, digest) entries in chunks, of which those changed since the last save are known."""
+
+    __slots__ = ("_next", "_prefix", "_tail", "changed", "chunks")
+
+    def __init__(self, prefix: str) -> None:
+        """Start empty; chunk `n` is stored in the field `<prefix>/<n>`."""
+        self._prefix = prefix
+        self._next = 0
+        self._tail = bytearray()
+        self.chunks: dict[int, bytearray] = {}
+        self.changed: set[int] = set()
+
+    def append(self, number: int, digest: int) -> None:
+        """Add one entry at the end."""
+        tail = self._tail
+        if not tail:
+            self.chunks[self._next] = tail
+        tail += _ENTRY.pack(number, digest)
+        self.changed.add(self._next)
+        if len(tail) >= _CHUNK_BYTES:
+            self._next += 1
+            self._tail = bytearray()
+
+    def take_changed(self) -> dict[str, bytes]:
+        """Return the fields to write; they count as written from here on."""
+        fields = {self.field(chunk): bytes(self.chunks[chunk]) for chunk in self.changed}
+        self.changed = set()
+        return fields
+
+    def field(self, chunk: int) -> str:
+        """Return the name of a chunk's field."""
+        return f"{self._prefix}/{chunk}"
+
+    def fields(self) -> list[str]:
+        """Return the names of all fields there are."""
+        return [self.field(chunk) for chunk in self.chunks]
+
+    def restore(self, chunks: Mapping[int, bytes]) -> None:
+        """Take over stored chunks. What follows goes into a new chunk, so that none is written by two owners."""
+        self.chunks = {chunk: bytearray(chunks[chunk]) for chunk in sorted(chunks)}
+        self._next = max(chunks, default=-1) + 1
+
+    def entries(self) -> Iterator[tuple[int, int]]:
+        """Yield all entries, oldest first."""
+        for chunk in self.chunks.values():
+            yield from _ENTRY.iter_unpack(chunk)
+
+    def remove_oldest(self, count: int) -> list[tuple[int, bytearray]]:
+        """Take the oldest full chunks out, at most `count`, and return them with their numbers; never the one being filled."""
+        oldest = [chunk for chunk in self.chunks if chunk != self._next][:count]
+        self.changed.difference_update(oldest)
+        return [(chunk, self.chunks.pop(chunk)) for chunk in oldest]
+
+
+class Filter:
+    """A Bloom filter: four bits in each of two 64-bit words per key. At most 0.2 % false positives when full.
+
+    Blocked, because a test in plain Python costs what it touches; two words, because one alone lets crowded words spoil
+    the rate.
+    Source: F. Putze, P. Sanders, J. Singler, Cache-, Hash- and Space-Efficient Bloom Filters, WEA 2007.
+    """
+
+    __slots__ = ("_view", "keys", "words")
+
+    def __init__(self, words: NDArray[np.uint64], keys: int) -> None:
+        """Wrap `words` (a power of two of them), into which `keys` keys have gone."""
+        self.words = words
+        self.keys = keys
+        self._view = words.data  # a scalar read from it costs a third of one from the array
+
+    @classmethod
+    def for_keys(cls, capacity: int) -> Filter:
+        """Return an empty filter with room for at least `capacity` keys."""
+        words = 1 << max(10, (int(capacity * _WORDS_PER_KEY) - 1).bit_length())
+        return cls(np.zeros(words, dtype=np.uint64), 0)
+
+    @property
+    def capacity(self) -> int:
+        """Keys it takes at the stated rate."""
+        return int(len(self.words) / _WORDS_PER_KEY)
+
+    def __contains__(self, digest: int) -> bool:
+        """Whether `digest` was added, or looks so."""
+        view = self._view
+        last = len(view) - 1
+        spread = digest * _MULTIPLIER & _ALL_BITS
+        bits = _TWO_BITS[spread >> 32 & 4095] | _TWO_BITS[spread >> 44 & 4095]
+        if view[digest & last] & bits != bits:
+            return False
+        bits = _TWO_BITS[digest >> 32 & 4095] | _TWO_BITS[digest >> 44 & 4095]
+        return view[spread & last] & bits == bits
+
+    def update(self, digests: Iterable[int], count: int) -> None:
+        """Add `count` digests. 100,000 take about 10 ms: the reason for numpy here."""
+        last = np.uint64(len(self.words) - 1)
+        low, middle, high = np.uint64(4095), np.uint64(32), np.uint64(44)
+        digest = np.fromiter(digests, dtype=np.uint64, count=count)
+        spread = digest * np.uint64(_MULTIPLIER)
+        for at, source in ((digest, spread), (spread, digest)):
+            bits = _TWO_BITS_ARRAY[source >> middle & low] | _TWO_BITS_ARRAY[source >> high & low]
+            np.bitwise_or.at(self.words, at & last, bits)
+        self.keys += count
+
+    def fields(self, prefix: str) -> dict[str, bytes]:
+        """Return everything to be stored."""
+        stored = self.words.astype("<u8", copy=False)
+        fields = {prefix: b"%d %d" % (len(stored), self.keys)}
+        for part, begin in enumerate(range(0, len(stored), _PART_WORDS)):
+            fields[f"{prefix}/{part}"] = stored[begin : begin + _PART_WORDS].tobytes()
+        return fields
+
+    @classmethod
+    def restored(cls, prefix: str, fields: Mapping[str, bytes]) -> Filter:
+        """Return the filter stored under `prefix`. Raises ValueError when a part is missing or of the wrong size."""
+        words, keys = (int(number) for number in fields[prefix].split())
+        parts = [fields.get(f"{prefix}/{part}", b"") for part in range(-(-words // _PART_WORDS))]
+        bits = np.frombuffer(b"".join(parts), dtype="<u8").astype(np.uint64)
+        if len(bits) != words:
+            raise ValueError(f"filter {prefix!r} has {len(bits)} of {words} words")
+        return cls(bits, keys)
+
+
+class ContextSet:
+    """A set of contexts: `exact` holds the newest, `filters` what did not fit."""
+
+    __slots__ = ("exact", "filters", "name", "number")
+
+    def __init__(self, name: str, number: int) -> None:
+        """Start empty."""
+        self.name = name
+        self.number = number
+        self.exact: set[int] = set()
+        self.filters: list[Filter] = []
+
+    def __contains__(self, digest: int) -> bool:
+        """Whether the context is in the set."""
+        if digest in self.exact:
+            return True
+        return bool(self.filters) and any(digest in layer for layer in self.filters)
+
+
+class Memberships:
+    """All sets of one partition, their journal, and what of them has changed since the last save."""
+
+    def __init__(self, exact_limit: int) -> None:
+        """Start empty. `exact_limit` is how many contexts a set holds exactly: about 85 bytes each in memory."""
+        self._exact_limit = exact_limit
+        self._sets: dict[str, ContextSet] = {}
+        self._by_number: dict[int, ContextSet] = {}
+        self._next_number = 0
+        self.new_names: list[ContextSet] = []
+        self._full: list[ContextSet] = []  # at the limit; one of them is sealed per save, as one filter is a large write
+        self._live = 0  # journal entries that still say something
+        self._garbage: list[str] = []  # fields to delete once what replaces them is saved
+        self.journal = EntryLog("journal")
+
+    def named(self, name: str) -> ContextSet:
+        """Return the set of that name, a new one if there is none."""
+        found = self._sets.get(name)
+        if found is None:
+            found = self._sets[name] = self._by_number[self._next_number] = ContextSet(name, self._next_number)
+            self._next_number += 1
+            self.new_names.append(found)
+        return found
+
+    def name_of(self, number: int) -> str | None:
+        """Return the name of set `number`, None when it was dropped."""
+        found = self._by_number.get(number)
+        return None if found is None else found.name
+
+    def names(self) -> list[str]:
+        """Return the names of all sets."""
+        return list(self._sets)
+
+    def reserve(self, above: int) -> None:
+        """Give new sets no number below `above`: entries elsewhere may still carry those of sets that were dropped."""
+        self._next_number = max(self._next_number, above)
+
+    def add(self, contexts: ContextSet, digest: int) -> bool:
+        """Put a context into a set; return whether it was not in there yet."""
+        exact = contexts.exact
+        if digest in exact:
+            return False
+        if contexts.filters and any(digest in layer for layer in contexts.filters):
+            return False
+        exact.add(digest)
+        self.journal.append(contexts.number, digest)
+        self._live += 1
+        if len(exact) == self._exact_limit:
+            self._full.append(contexts)
+        return True
+
+    @property
+    def changed(self) -> int:
+        """How many fields the next save will carry, about."""
+        sealing = 2 + int(2 * _SEALS_PER_FILTER * self._exact_limit * _WORDS_PER_KEY) // _PART_WORDS if self._full else 0
+        return len(self.journal.changed) + len(self.new_names) + _CLEANED_PER_SAVE + sealing
+
+    def take_changed(self) -> tuple[dict[str, bytes], list[str]]:
+        """Return the fields to write and the fields to delete after that; they count as done from here on."""
+        self._clean()
+        fields = self.journal.take_changed()
+        for contexts in self.new_names:
+            fields[f"set/{contexts.number}"] = contexts.name.encode()
+        if self._full:
+            fields.update(self._seal(self._full.pop()))
+        garbage = self._garbage
+        self.new_names, self._garbage = [], []
+        return fields, garbage
+
+    def drop(self, flag_key: str, rollout_id: str) -> None:
+        """Forget every set of a rollout that is over; its entries become garbage."""
+        prefix = f"{flag_key}|{rollout_id}|"
+        for name in [name for name in self._sets if name.startswith(prefix)]:
+            contexts = self._sets.pop(name)
+            del self._by_number[contexts.number]
+            self._live -= len(contexts.exact)
+            self._full = [full for full in self._full if full is not contexts]
+            self.new_names = [new for new in self.new_names if new is not contexts]
+            self._garbage.append(f"set/{contexts.number}")
+            for layer, held in enumerate(contexts.filters):
+                self._garbage.extend(held.fields(f"filter/{contexts.number}/{layer}"))
+
+    def restore(self, fields: Mapping[str, bytes]) -> None:
+        """Take over what is stored for the partition. Raises ValueError when it cannot have been written by us."""
+        chunks: dict[int, bytes] = {}
+        layers: list[tuple[int, int]] = []
+        for field, value in fields.items():
+            match field.split("/"):
+                case "set", own_number:
+                    contexts = ContextSet(value.decode(), int(own_number))
+                    self._sets[contexts.name] = self._by_number[contexts.number] = contexts
+                case "journal", chunk:
+                    chunks[int(chunk)] = value
+                case "filter", owner, layer:
+                    layers.append((int(owner), int(layer)))
+        self._next_number = max(self._by_number, default=-1) + 1
+        for set_number, position in sorted(layers):
+            if set_number in self._by_number:
+                self._by_number[set_number].filters.append(Filter.restored(f"filter/{set_number}/{position}", fields))
+        self.journal.restore(chunks)
+        # A dropped set's number may be given out again only when no entry is left that would then mean another set.
+        for number, digest in self.journal.entries():
+            held = self._by_number.get(number)
+            # What is in a filter was journalled before it went there; a context that looks like one in a filter never was.
+            if held is not None and digest not in held:
+                held.exact.add(digest)
+            if number >= self._next_number:
+                self._next_number = number + 1
+        self._live = sum(len(held.exact) for held in self._sets.values())
+        self._full = [held for held in self._sets.values() if len(held.exact) >= self._exact_limit]
+
+    def _seal(self, contexts: ContextSet) -> dict[str, bytes]:
+        """Move the exact part of a set into its last filter, or into a new one when that is full; return the fields."""
+        count = len(contexts.exact)
+        if not contexts.filters or contexts.filters[-1].keys + count > contexts.filters[-1].capacity:
+            contexts.filters.append(Filter.for_keys(_SEALS_PER_FILTER * max(count, self._exact_limit)))
+        contexts.filters[-1].update(contexts.exact, count)
+        contexts.exact = set()
+        self._live -= count
+        return contexts.filters[-1].fields(f"filter/{contexts.number}/{len(contexts.filters) - 1}")
+
+    def _clean(self) -> None:
+        """Rewrite the oldest chunks when less than half of all entries are alive."""
+        chunks = len(self.journal.chunks)
+        if chunks < _CLEAN_FROM or 2 * self._live >= chunks * _ENTRIES_PER_CHUNK:
+            return
+        for chunk, content in self.journal.remove_oldest(_CLEANED_PER_SAVE):
+            for number, digest in _ENTRY.iter_unpack(content):
+                contexts = self._by_number.get(number)
+                if contexts is not None and digest in contexts.exact:
+                    self.journal.append(number, digest)
+            self._garbage.append(self.journal.field(chunk))
+
+
+class RecentExposures:
+    """Where each context was last exposed, over the attribution window, by slices of event time ("generations").
+
+    A window is three generations, so an exposure is found for at least the window and at most a third longer. Whether it is
+    found depends on event times alone. Within a generation only the last exposure of each flag is kept.
+    """
+
+    PER_WINDOW = 3
+
+    def __init__(self, window_ms: int) -> None:
+        """Start empty."""
+        self.generation_ms = max(1, window_ms // self.PER_WINDOW)
+        self._generations: dict[int, dict[int, tuple[int, ...]]] = {}
+        self._logs: dict[int, EntryLog] = {}
+        self._newest = -1
+        self._garbage: list[str] = []
+
+    def generation(self, number: int) -> dict[int, tuple[int, ...]] | None:
+        """Return the exposures of one generation, digest -> set numbers, oldest first; None when it is too old to matter."""
+        found = self._generations.get(number)
+        if found is None:
+            # One more than the window needs, because the clocks of two apps differ.
+            if number < self._newest - self.PER_WINDOW - 1:
+                return None
+            found = self._generations[number] = {}
+            self._logs[number] = EntryLog(f"recent/{number}")
+            self._expire(max(number, self._newest))
+        return found
+
+    def note(self, number: int, digest: int, exposed: int, same_flag: frozenset[int]) -> None:
+        """Remember that a context was exposed to what set `exposed` stands for; `same_flag` are all set numbers of that flag.
+
+        `number` is a generation that `generation` did not refuse.
+        """
+        generation = self._generations[number]
+        before = generation.get(digest)
+        if before is None:
+            generation[digest] = (exposed,)
+        else:
+            generation[digest] = (*(other for other in before if other not in same_flag), exposed)
+        self._logs[number].append(exposed, digest)
+
+    def last(self, digest: int, time_ms: int) -> list[int]:
+        """Return the set numbers of a context's exposures up to `time_ms`, newest generation first."""
+        newest = time_ms // self.generation_ms
+        exposed: list[int] = []
+        for number in range(newest, newest - self.PER_WINDOW - 1, -1):
+            generation = self._generations.get(number)
+            if generation is not None:
+                exposed.extend(reversed(generation.get(digest, ())))
+        return exposed
+
+    @property
+    def contexts(self) -> int:
+        """How many contexts are remembered, once per generation."""
+        return sum(map(len, self._generations.values()))
+
+    @property
+    def changed(self) -> int:
+        """How many fields the next save will carry."""
+        return sum(len(log.changed) for log in self._logs.values())
+
+    def take_changed(self) -> tuple[dict[str, bytes], list[str]]:
+        """Return the fields to write and the fields to delete after that; they count as done from here on."""
+        fields: dict[str, bytes] = {}
+        for log in self._logs.values():
+            if log.changed:
+                fields.update(log.take_changed())
+        garbage, self._garbage = self._garbage, []
+        return fields, garbage
+
+    def restore(self, fields: Mapping[str, bytes], flag_of: Mapping[int, str]) -> int:
+        """Take over what is stored and return a number above all set numbers in it.
+
+        `flag_of` names the flag of each set number; entries of unknown ones are skipped.
+        """
+        chunks: dict[int, dict[int, bytes]] = {}
+        above = 0
+        for field, value in fields.items():
+            kind, _, rest = field.partition("/")
+            if kind == "recent":
+                generation, _, chunk = rest.partition("/")
+                chunks.setdefault(int(generation), {})[int(chunk)] = value
+        for number in sorted(chunks):
+            log = self._logs[number] = EntryLog(f"recent/{number}")
+            log.restore(chunks[number])
+            exposures = self._generations[number] = {}
+            for exposed, digest in log.entries():
+                above = max(above, exposed + 1)
+                flag = flag_of.get(exposed)
+                if flag is not None:
+                    before = exposures.get(digest, ())
+                    exposures[digest] = (*(other for other in before if flag_of[other] != flag), exposed)
+        if chunks:
+            self._expire(max(chunks))
+        return above
+
+    def _expire(self, newest: int) -> None:
+        """Drop the generations that no outcome can reach any more."""
+        self._newest = newest
+        for number in [number for number in self._generations if number < newest - self.PER_WINDOW - 1]:
+            del self._generations[number]
+            self._garbage.extend(self._logs.pop(number).fields())

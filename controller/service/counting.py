@@ -1,0 +1,596 @@
+"""What one event partition adds up to: records in, totals per arm and what became of each record out.
+
+Plain synchronous code, the hot path of the daemon: no await, no object per event beyond the decoded one, and whatever
+depends on a flag's plan is looked up once and kept. Does not belong here: fetching and saving (`ingest.py`), sets of contexts
+(`contexts.py`), what the numbers mean (`core/evidence.py`).
+
+The unit is the context. Per arm and visit: exposures are distinct contexts; a context is at risk once per batch, a batch being
+what lies between two saves of a partition, until its first error in that visit *in either arm* (one set per visit: with one per
+arm, contexts that move into the treatment would be fresh there while the control keeps only survivors). Of a context's
+latencies in a batch the first is taken for the test. It is not a random one, but which one it is depends neither on the value
+nor on the arm, so both arms are sampled alike; `latency_all` has every value.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from math import ceil, inf, log
+
+from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
+from controller.core.rollout import Rollout, Visit
+from controller.errors import BrokenInvariant
+from controller.ports import Record
+from controller.service.contexts import ContextSet, Memberships, RecentExposures, digest_of
+from schemas.terms import Arm
+from schemas.totals import ArmCounts, PartitionCounts, arm_field, decode_arm, decode_progress, parse_field, part_field
+from schemas.wire import EvaluationEvent, OutcomeEvent, RecordRefused
+
+Headers = Sequence[tuple[str, bytes]]
+DecodeEvaluation = Callable[[bytes | None, bytes | None, int, Headers], EvaluationEvent]
+DecodeOutcome = Callable[[bytes | None, bytes | None, int, Headers], OutcomeEvent]
+
+_LOG_GAMMA = log(GAMMA)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_SEEN_FLAGS = 100
+_CONVERSION = "conversion:"
+
+
+# --- which flags count ----------------------------------------------------------------------------------------------------
+
+
+def countable_intervals(visits: Sequence[Visit]) -> tuple[tuple[int, float, int], ...]:
+    """Return (from, until, visit) in ms since the epoch, oldest first: what `core.timeline.locate` says, for event times in ms.
+
+    `until` is exclusive, infinity while the visit lasts. Empty intervals are left out.
+    """
+    intervals = []
+    for index, visit in enumerate(visits):
+        ends = [later.entered_at for later in visits[index + 1 :]]
+        if visit.left_at is not None:
+            ends.append(visit.left_at)
+        begin = _up_to_ms(max(visit.entered_at, visit.counts_from))
+        until = min((_up_to_ms(end) for end in ends), default=inf)
+        if begin < until:
+            intervals.append((begin, until, index))
+    return tuple(intervals)
+
+
+def _up_to_ms(at: datetime) -> int:
+    """Return the first whole millisecond that is not before `at`."""
+    return -((_EPOCH - at) // _MILLISECOND)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedFlag:
+    """What counting needs of a rollout."""
+
+    flag_key: str
+    rollout_id: str
+    revision: int
+    treatment: str
+    control: str
+    intervals: tuple[tuple[int, float, int], ...]  # see countable_intervals
+    conversions: frozenset[str]  # the ones a guardrail names; others are not counted, so that senders create no fields
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> WatchedFlag:
+        """Return what counting needs of a rollout."""
+        plan = rollout.plan
+        return cls(
+            flag_key=rollout.flag_key,
+            rollout_id=rollout.rollout_id,
+            revision=rollout.revision,
+            treatment=plan.treatment,
+            control=plan.control,
+            intervals=countable_intervals(rollout.visits),
+            conversions=frozenset(
+                guardrail.metric.removeprefix(_CONVERSION)
+                for guardrail in plan.guardrails
+                if guardrail.metric.startswith(_CONVERSION)
+            ),
+        )
+
+
+@dataclass(slots=True)
+class Directory:
+    """The flags that have a rollout, and what is told of the others. One for all partitions of a process."""
+
+    flags: dict[str, WatchedFlag] = field(default_factory=dict)
+    unknown_flags: int = 0  # evaluations and outcomes' flags without a rollout
+    seen: dict[str, None] = field(default_factory=dict)  # the first hundred names of those
+    other_variants: int = 0  # of a known flag, neither treatment nor control
+    unjoined: int = 0  # outcomes without flags whose context had no exposure within the window
+
+    def watch(self, rollout: Rollout) -> WatchedFlag | None:
+        """Take a document; return None, and change nothing, when it is not newer than the one known."""
+        known = self.flags.get(rollout.flag_key)
+        if known is not None and rollout.revision <= known.revision:
+            return None
+        watched = self.flags[rollout.flag_key] = WatchedFlag.of(rollout)
+        self.seen.pop(rollout.flag_key, None)
+        return watched
+
+    def unknown(self, flag_key: str) -> None:
+        """Count a flag without a rollout."""
+        self.unknown_flags += 1
+        if len(self.seen) < _SEEN_FLAGS:
+            self.seen[flag_key] = None
+
+
+# --- totals of one flag in one partition ------------------------------------------------------------------------------------
+
+
+class Lane:
+    """One arm of one flag in one visit, or outside every visit, in one partition."""
+
+    __slots__ = (
+        "arm",
+        "converted",
+        "counts",
+        "errors",
+        "exposed",
+        "field",
+        "flag_key",
+        "is_changed",
+        "number",
+        "opposite",
+        "seen",
+        "untimed",
+    )
+
+    def __init__(self, flag_key: str, arm: Arm, field_name: str, counts: ArmCounts | None) -> None:
+        """`counts` is None outside every visit: nothing is counted there."""
+        self.flag_key = flag_key
+        self.arm = arm
+        self.field = field_name
+        self.counts = counts
+        self.is_changed = False
+        self.number = -1  # of `exposed`
+        self.exposed: ContextSet | None = None
+        self.opposite: ContextSet | None = None  # what the other arm's `exposed` is
+        self.errors: ContextSet | None = None  # the visit's, shared by both arms
+        self.converted: dict[str, ContextSet] = {}  # the visit's, shared by both arms
+        self.seen: set[int] = set()  # contexts with an outcome in this batch
+        self.untimed: set[int] = set()  # of them those without a latency so far
+
+
+class Tally:
+    """One flag in one partition: its lanes, the present visit's at hand."""
+
+    __slots__ = ("_lanes", "_partition", "by_variant", "from_ms", "numbers", "until_ms", "watched")
+
+    def __init__(self, partition: PartitionTotals, watched: WatchedFlag) -> None:
+        """Start at no visit; the first event finds one."""
+        self._partition = partition
+        self._lanes: dict[tuple[int | None, Arm], Lane] = {}
+        self.numbers: frozenset[int] = frozenset()  # of all its lanes' exposure sets
+        self.take(watched)
+
+    def take(self, watched: WatchedFlag) -> None:
+        """Take a newer document of the same rollout."""
+        self.watched = watched
+        self.by_variant: dict[str, Lane] = {}
+        self.from_ms: float = 0
+        self.until_ms: float = 0  # an empty interval: look again
+
+    def lane_at(self, variant: str, time_ms: int) -> Lane | None:
+        """Return the lane of an event, None for a variant that is neither arm; keep the visit's lanes at hand."""
+        watched = self.watched
+        if variant not in (watched.treatment, watched.control):
+            return None
+        for begin, until, visit in reversed(watched.intervals):
+            if begin <= time_ms < until:
+                self.from_ms, self.until_ms = begin, until
+                self.by_variant = {
+                    watched.control: self._lane(visit, Arm.CONTROL),
+                    watched.treatment: self._lane(visit, Arm.TREATMENT),
+                }
+                return self.by_variant[variant]
+        return self._lane(None, Arm.TREATMENT if variant == watched.treatment else Arm.CONTROL)
+
+    def _lane(self, visit: int | None, arm: Arm) -> Lane:
+        found = self._lanes.get((visit, arm))
+        if found is None:
+            for each in Arm:
+                self._open(visit, each)
+            for one, other in ((Arm.TREATMENT, Arm.CONTROL), (Arm.CONTROL, Arm.TREATMENT)):
+                self._lanes[visit, one].opposite = self._lanes[visit, other].exposed
+            found = self._lanes[visit, arm]
+        return found
+
+    def _open(self, visit: int | None, arm: Arm) -> None:
+        partition, watched = self._partition, self.watched
+        flag_key, rollout_id = watched.flag_key, watched.rollout_id
+        if visit is None:
+            lane = Lane(flag_key, arm, "", None)
+        else:
+            name = arm_field(flag_key, rollout_id, visit, arm)
+            lane = Lane(flag_key, arm, name, partition.adopt(name))
+        named = partition.memberships.named
+        if partition.recent is not None or partition.counts_exposures:
+            lane.exposed = named(f"{flag_key}|{rollout_id}|{'-' if visit is None else visit}|{arm.value}")
+            lane.number = lane.exposed.number
+            partition.exposure_of[lane.number] = (flag_key, rollout_id, arm)
+            self.numbers |= {lane.number}
+        if visit is not None and not partition.counts_exposures:
+            lane.errors = named(part_field(flag_key, rollout_id, visit, "errors"))
+            lane.converted = {
+                conversion: named(part_field(flag_key, rollout_id, visit, f"converted:{conversion}"))
+                for conversion in sorted(watched.conversions)
+            }
+        self._lanes[visit, arm] = lane
+
+    def lanes(self) -> Iterable[Lane]:
+        """Return all lanes there are."""
+        return self._lanes.values()
+
+
+# --- totals of one partition ------------------------------------------------------------------------------------------------
+
+
+class PartitionTotals:
+    """Everything counted in one event partition, and what of it has changed since the last save."""
+
+    def __init__(self, directory: Directory, *, counts_exposures: bool, exact_limit: int, window_ms: int | None = None) -> None:
+        """Start empty.
+
+        `counts_exposures`: a partition of evaluations, else of outcomes. `window_ms` is the attribution window of an
+        evaluation partition, None to remember no exposures.
+        """
+        self._directory = directory
+        self._stored: dict[str, ArmCounts] = {}  # read on assignment, not yet asked for
+        self._garbage: list[str] = []
+        self._tallies: dict[str, Tally] = {}
+        self._rollouts: dict[str, set[str]] = {}  # flag key -> rollouts with something stored
+        self.counts_exposures = counts_exposures
+        self.memberships = Memberships(exact_limit)
+        self.recent = RecentExposures(window_ms) if window_ms is not None and counts_exposures else None
+        self.exposure_of: dict[int, tuple[str, str, Arm]] = {}  # set number -> flag key, rollout id, arm
+        self.position = 0  # the offset to read next
+        self.records = PartitionCounts()
+        self.changed: list[Lane] = []
+        self.refused: list[tuple[Record, RecordRefused]] = []
+        self.joins = False  # an outcome without flags was seen: this partition and its pair go hand in hand
+
+    # - what is stored -
+
+    def start_at(self, offset: int) -> None:
+        """Begin counting at `offset`, with nothing stored."""
+        self.position = self.records.start = offset
+
+    def restore(self, next_offset: int, fields: Mapping[str, bytes]) -> None:
+        """Take over a stored hash. Raises BrokenInvariant when it cannot be what we wrote, or does not add up."""
+        self.position = next_offset
+        try:
+            self.records = decode_progress(fields)
+            for name, value in fields.items():
+                parsed = parse_field(name)
+                if parsed is not None and parsed.arm is not None:
+                    self._stored[name] = decode_arm(value)
+                    self._rollouts.setdefault(parsed.flag_key, set()).add(parsed.rollout_id)
+            self.memberships.restore(fields)
+            for name in self.memberships.names():
+                flag_key, rollout_id, _, kind = name.split("|")
+                self._rollouts.setdefault(flag_key, set()).add(rollout_id)
+                if kind in (Arm.TREATMENT, Arm.CONTROL):
+                    self.exposure_of[self.memberships.named(name).number] = (flag_key, rollout_id, Arm(kind))
+            if self.recent is not None:
+                flag_of = {number: exposure[0] for number, exposure in self.exposure_of.items()}
+                self.memberships.reserve(self.recent.restore(fields, flag_of))
+        except (ValueError, KeyError) as error:
+            raise BrokenInvariant(f"what is stored cannot be read: {error}") from error
+        if not self.records.adds_up(next_offset):
+            raise BrokenInvariant(f"stored records {self.records} do not add up to the fence {next_offset}")
+        self.joins = fields.get("joins") == b"1"
+
+    def adopt(self, arm_field_name: str) -> ArmCounts:
+        """Return the stored totals of an arm, empty ones if there are none."""
+        return self._stored.pop(arm_field_name, None) or ArmCounts()
+
+    def skip_to(self, offset: int, now_ms: int) -> None:
+        """Go on at `offset`, because the log no longer has what lies before: recorded as holes, and as a taint since then.
+
+        The taint begins with the freshest event counted before the gap: whatever came after it may be missing.
+        """
+        records = self.records
+        records.holes += offset - self.position
+        self.position = offset
+        since = now_ms if records.freshest_ms is None else min(records.freshest_ms, now_ms)
+        records.tainted_from_ms = since if records.tainted_from_ms is None else min(records.tainted_from_ms, since)
+
+    def take(self, watched: WatchedFlag) -> None:
+        """Take a newer document of a flag; the totals of an older rollout of it are dropped."""
+        tally = self._tallies.get(watched.flag_key)
+        if tally is not None:
+            if tally.watched.rollout_id == watched.rollout_id:
+                tally.take(watched)
+            else:
+                self.drop(watched.flag_key, tally.watched.rollout_id)
+
+    def drop(self, flag_key: str, rollout_id: str) -> None:
+        """Forget a rollout that is over; its fields are deleted after the next save."""
+        tally = self._tallies.get(flag_key)
+        if tally is not None and tally.watched.rollout_id == rollout_id:
+            del self._tallies[flag_key]
+            gone = set(tally.lanes())
+            self.changed = [lane for lane in self.changed if lane not in gone]
+            self._garbage.extend(lane.field for lane in gone if lane.counts is not None)
+        prefix = f"{flag_key}|{rollout_id}|"
+        for name in [name for name in self._stored if name.startswith(prefix)]:
+            del self._stored[name]
+            self._garbage.append(name)
+        self.memberships.drop(flag_key, rollout_id)
+        for number in [n for n, exposure in self.exposure_of.items() if exposure[:2] == (flag_key, rollout_id)]:
+            del self.exposure_of[number]
+        self._rollouts.get(flag_key, set()).discard(rollout_id)
+
+    def drop_superseded(self) -> None:
+        """Drop what is stored of rollouts other than the one each flag has now.
+
+        Only to be called when the directory is known to be newer than the hash: a replica that lags behind would take a
+        newer rollout for an older one.
+        """
+        for flag_key, rollout_ids in list(self._rollouts.items()):
+            watched = self._directory.flags.get(flag_key)
+            if watched is not None:
+                for rollout_id in rollout_ids - {watched.rollout_id}:
+                    self.drop(flag_key, rollout_id)
+
+    @property
+    def changed_fields(self) -> int:
+        """How many fields the next save will carry, about."""
+        recent = 0 if self.recent is None else self.recent.changed
+        return len(self.changed) + self.memberships.changed + recent
+
+    def take_changed_lanes(self) -> list[Lane]:
+        """Return the lanes to write and begin the next batch; until they are encoded nothing may be folded."""
+        changed, self.changed = self.changed, []
+        for lane in changed:
+            lane.is_changed = False
+            if lane.seen:
+                lane.seen = set()
+                lane.untimed = set()
+        return changed
+
+    def take_changed_sets(self) -> tuple[dict[str, bytes], list[str]]:
+        """Return the other fields to write, and the fields to delete after that."""
+        fields, garbage = self.memberships.take_changed()
+        if self.recent is not None:
+            more, old = self.recent.take_changed()
+            fields.update(more)
+            garbage += old
+        if self.joins:
+            fields["joins"] = b"1"
+        garbage += self._garbage
+        self._garbage = []
+        return fields, garbage
+
+    # - folding -
+
+    def _tally(self, flag_key: str) -> Tally | None:
+        """Return a flag's tally, None for a flag without a rollout."""
+        watched = self._directory.flags.get(flag_key)
+        if watched is None:
+            self._directory.unknown(flag_key)
+            return None
+        tally = self._tallies[flag_key] = Tally(self, watched)
+        self._rollouts.setdefault(flag_key, set()).add(watched.rollout_id)
+        return tally
+
+    def fold_evaluations(self, batch: Sequence[Record], decode: DecodeEvaluation) -> None:
+        """Count evaluations. Records before the position are dropped: they were counted; a gap before a record is a hole."""
+        records, position, freshest = self.records, self.position, self.records.freshest_ms or 0
+        counted = ignored = late = 0
+        tallies, changed = self._tallies, self.changed
+        recent = self.recent
+        generation_ms = 1 if recent is None else recent.generation_ms
+        generation_number = -1
+        generation: dict[int, tuple[int, ...]] | None = None
+        digest_of_context = digest_of
+        for record in batch:
+            offset = record.offset
+            if offset != position:
+                if offset < position:
+                    continue
+                records.holes += offset - position
+            position = offset + 1
+            try:
+                event = decode(record.value, record.key, record.timestamp, record.headers)
+            except RecordRefused as refusal:
+                records.quarantined += 1
+                self.refused.append((record, refusal))
+                continue
+            flag_key = event.flag_key
+            tally = tallies.get(flag_key) or self._tally(flag_key)
+            if tally is None:
+                ignored += 1
+                continue
+            time_ms = event.time_ms
+            if time_ms > freshest:
+                freshest = time_ms
+            if tally.from_ms <= time_ms < tally.until_ms:
+                lane = tally.by_variant.get(event.variant)
+            else:
+                lane = tally.lane_at(event.variant, time_ms)
+            if lane is None:
+                ignored += 1
+                self._directory.other_variants += 1
+                continue
+            digest = digest_of_context(event.context_id)
+            counts = lane.counts
+            if counts is None:
+                late += 1
+            else:
+                counted += 1
+                counts.evaluations += 1
+                if not lane.is_changed:
+                    lane.is_changed = True
+                    changed.append(lane)
+            if recent is not None:
+                if time_ms // generation_ms != generation_number:
+                    generation_number = time_ms // generation_ms
+                    generation = recent.generation(generation_number)
+                if generation is not None:
+                    last = generation.get(digest)
+                    if last is not None and lane.number in last:
+                        continue  # exposed to this arm in this visit within this slice of time: nothing new
+                    recent.note(generation_number, digest, lane.number, tally.numbers)
+            if counts is not None:
+                self._expose(lane, counts, digest)
+        self.position = position
+        self.records.freshest_ms = freshest or None
+        records.counted += counted
+        records.ignored += ignored
+        records.late += late
+
+    def _expose(self, lane: Lane, counts: ArmCounts, digest: int) -> None:
+        """Count a context's first exposure to an arm."""
+        assert lane.exposed is not None
+        assert lane.opposite is not None
+        if self.memberships.add(lane.exposed, digest):
+            counts.exposures += 1
+            if digest in lane.opposite:
+                counts.switched += 1
+
+    def fold_outcomes(
+        self,
+        batch: Sequence[Record],
+        decode: DecodeOutcome,
+        *,
+        room: float = inf,
+        join: PartitionTotals | None = None,
+        joinable_until_ms: float = inf,
+    ) -> int:
+        """Count outcomes and return how many records were taken.
+
+        Fewer than given when `room` more fields have changed, and when one without flags is younger than `joinable_until_ms`
+        (by its record's timestamp): the evaluations before it have not all been counted. `join` is the evaluation partition of
+        the same number, None for none.
+        """
+        records, position, freshest = self.records, self.position, self.records.freshest_ms or 0
+        counted = ignored = late = taken = 0
+        tallies, changed, memberships = self._tallies, self.changed, self.memberships
+        digest_of_context = digest_of
+        room += len(changed) + len(memberships.new_names)
+        for record in batch:
+            if len(changed) + len(memberships.new_names) >= room:
+                break
+            offset = record.offset
+            if offset < position:
+                taken += 1
+                continue
+            try:
+                event = decode(record.value, record.key, record.timestamp, record.headers)
+            except RecordRefused as refusal:
+                records.holes += offset - position
+                position = offset + 1
+                taken += 1
+                records.quarantined += 1
+                self.refused.append((record, refusal))
+                continue
+            flags = event.flags
+            time_ms = event.time_ms
+            digest = digest_of_context(event.context_id)
+            if not flags:
+                self.joins = True
+                if join is not None:
+                    if record.timestamp > joinable_until_ms:
+                        break
+                    flags = join.exposures(digest, time_ms)
+                if not flags:
+                    self._directory.unjoined += 1
+            if offset != position:
+                records.holes += offset - position
+            position = offset + 1
+            taken += 1
+            latency_ms = event.latency_ms
+            if latency_ms is None:
+                bucket = None
+            elif latency_ms <= 0.001:
+                bucket = LOWEST_BUCKET
+            else:  # core.evidence.bucket_of, without the call
+                bucket = ceil(log(latency_ms) / _LOG_GAMMA)
+                if bucket > HIGHEST_BUCKET:
+                    bucket = HIGHEST_BUCKET
+            is_counted = is_late = False
+            for flag_key, variant in flags:
+                tally = tallies.get(flag_key) or self._tally(flag_key)
+                if tally is None:
+                    continue
+                if time_ms > freshest:
+                    freshest = time_ms
+                if tally.from_ms <= time_ms < tally.until_ms:
+                    lane = tally.by_variant.get(variant)
+                else:
+                    lane = tally.lane_at(variant, time_ms)
+                if lane is None:
+                    self._directory.other_variants += 1
+                    continue
+                counts = lane.counts
+                if counts is None:
+                    is_late = True
+                    continue
+                is_counted = True
+                if not lane.is_changed:
+                    lane.is_changed = True
+                    changed.append(lane)
+                counts.outcomes += 1
+                errors = lane.errors
+                assert errors is not None
+                if digest not in lane.seen:
+                    lane.seen.add(digest)
+                    if digest not in errors.exact and not (errors.filters and digest in errors):
+                        counts.at_risk += 1
+                    if bucket is None:
+                        lane.untimed.add(digest)
+                    else:
+                        counts.latency[bucket] = counts.latency.get(bucket, 0) + 1
+                elif bucket is not None and lane.untimed and digest in lane.untimed:
+                    lane.untimed.remove(digest)
+                    counts.latency[bucket] = counts.latency.get(bucket, 0) + 1
+                if bucket is not None:
+                    counts.latency_all[bucket] = counts.latency_all.get(bucket, 0) + 1
+                if event.is_error:
+                    counts.errors += 1
+                    if memberships.add(errors, digest):
+                        counts.first_errors += 1
+                for conversion in event.conversions:
+                    converted = lane.converted.get(conversion)
+                    if converted is not None and memberships.add(converted, digest):
+                        counts.converted[conversion] = counts.converted.get(conversion, 0) + 1
+            if is_counted:
+                counted += 1
+            elif is_late:
+                late += 1
+            else:
+                ignored += 1
+        self.position = position
+        self.records.freshest_ms = freshest or None
+        records.counted += counted
+        records.ignored += ignored
+        records.late += late
+        return taken
+
+    def exposures(self, digest: int, time_ms: int) -> list[tuple[str, str]]:
+        """Return (flag key, variant) of a context's last exposure to each flag with a rollout, within the window."""
+        if self.recent is None:
+            return []
+        found: dict[str, str] = {}
+        for number in self.recent.last(digest, time_ms):
+            exposure = self.exposure_of.get(number)
+            if exposure is None:
+                continue
+            flag_key, rollout_id, arm = exposure
+            watched = self._directory.flags.get(flag_key)
+            if watched is not None and watched.rollout_id == rollout_id and flag_key not in found:
+                found[flag_key] = watched.treatment if arm is Arm.TREATMENT else watched.control
+        return list(found.items())
+
+
+def up_to(batch: Sequence[Record], timestamp_ms: float) -> int:
+    """Return how many records at the head of `batch` are not younger than `timestamp_ms`; timestamps are taken as rising."""
+    return bisect_right(batch, timestamp_ms, key=lambda record: record.timestamp)
