@@ -22,6 +22,8 @@ from schemas.terms import NAME, NAME_PATTERN, QuarantineReason
 
 SPEC_VERSION = "1.0"
 CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
+#: Of every record we write.
+HEADERS: Sequence[tuple[str, bytes]] = (("content-type", CONTENT_TYPE.encode()),)
 
 #: A record larger than this is refused unread: 11 MB of JSON would stall the loop for 0.2 s, and no event needs it.
 MAX_BYTES = 256 * 1024
@@ -39,33 +41,46 @@ _MAX_QUOTED = 200
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+#: Content types as they usually look; any other spelling is taken apart.
+_STRUCTURED = frozenset({CONTENT_TYPE.encode(), b"application/cloudevents+json", b"application/cloudevents"})
+
 Headers = Sequence[tuple[str, bytes | None]]
 
 
-class RecordRefused(Exception):
+class RecordRefused(Exception):  # noqa: N818 - a refusal is an outcome, not a fault
     """A record that cannot be used; it goes to quarantine and the next one is read.
 
-    `detail` says what is wrong, where, and how to mend it, in printable ASCII: it may be logged and shown as it is.
+    Made from a reason, the problem and how to mend it. Whatever the problem quotes from the record is escaped and cut when
+    it is read, so that refusing is cheap and the detail may be logged and shown as it is.
     """
 
-    def __init__(self, reason: QuarantineReason, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+    args: tuple[QuarantineReason, str, str]
+
+    @property
+    def reason(self) -> QuarantineReason:
+        """Why it was refused."""
+        return self.args[0]
+
+    @property
+    def detail(self) -> str:
+        """What is wrong, where, and how to mend it: printable ASCII, bounded."""
+        _, problem, mend = self.args
+        return f"{ascii(problem[:_MAX_QUOTED])[1:-1][:_MAX_QUOTED]}; {mend}"
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 def refuse(reason: QuarantineReason, problem: str, mend: str) -> NoReturn:
-    """Raise RecordRefused; whatever `problem` quotes from the record is escaped and cut."""
-    raise RecordRefused(reason, f"{ascii(problem[:_MAX_QUOTED])[1:-1]}; {mend}")
+    """Raise RecordRefused."""
+    raise RecordRefused(reason, problem, mend)
 
 
 # --- names, contexts, times ---------------------------------------------------------------------------------------------
 
 #: Printable in any script. Control characters, line separators and bidirectional overrides are refused: they would
 #: forge what a person reads in a log or a terminal.
-CONTEXT_ID_PATTERN = (
-    r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]{1,256}$"
-)
+CONTEXT_ID_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069]{1,256}$"
 _HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -78,12 +93,12 @@ def is_context_id(text: str) -> bool:
     """Return whether `text` may identify a context: 1 to 256 characters, none of them able to forge output."""
     if not 0 < len(text) <= MAX_CONTEXT_ID:
         return False
-    return (text.isascii() and text.isprintable()) or _HOSTILE.search(text) is None
+    return text.isprintable() or _HOSTILE.search(text) is None  # printable implies harmless, by every Unicode version
 
 
 def _checked_name(text: str) -> str:
     if not is_name(text):
-        raise ValueError(f"not a name; use up to 128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit: {NAME_PATTERN}")
+        raise ValueError("not a name; use up to 128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit")
     return text
 
 
@@ -102,10 +117,16 @@ ContextId = Annotated[
 EventTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
+class _Time(msgspec.Struct, array_like=True, gc=False):
+    """A time alone: msgspec remembers how to read a Struct, not how to read a bare type."""
+
+    time: EventTime
+
+
 def parse_time(text: str) -> datetime:
     """Return an RFC 3339 time, which must carry an offset. Raises ValueError."""
     try:
-        return msgspec.convert(text, EventTime)
+        return msgspec.convert((text,), _Time).time
     except msgspec.ValidationError as error:
         raise ValueError("not an RFC 3339 time with an offset, such as 2026-11-21T03:00:00Z") from error
 
@@ -121,6 +142,11 @@ def format_time(when: datetime) -> str:
     if when.tzinfo is None:
         raise ValueError("a time on the wire has an offset")
     return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def time_of(time_ms: int) -> datetime:
+    """Return milliseconds since 1970 as a time; outside the years 1970 to 9999 the nearer end."""
+    return _EPOCH + timedelta(milliseconds=min(max(time_ms, 0), 253_402_300_799_999))
 
 
 def _checked_time(text: str) -> str:
@@ -142,7 +168,9 @@ class CloudEvent(BaseModel):
     specversion: Literal["1.0"]
     type: str = Field(min_length=1, max_length=MAX_ATTRIBUTE)
     source: str = Field(
-        min_length=1, max_length=MAX_ATTRIBUTE, description="Who emitted it, a URI reference such as /checkout-api.",
+        min_length=1,
+        max_length=MAX_ATTRIBUTE,
+        description="Who emitted it, a URI reference such as /checkout-api.",
         json_schema_extra={"format": "uri-reference"},
     )
     id: str = Field(min_length=1, max_length=MAX_ATTRIBUTE, description="Unique together with `source`.")
@@ -167,19 +195,21 @@ def is_structured(headers: Headers) -> bool:
     """Return whether the value holds the whole event (structured mode) rather than only its data (binary mode).
 
     Without a content-type header and without `ce_` headers the value is taken to be a whole event: plain producers such
-    as kcat send no headers. Raises RecordRefused for a CloudEvents format other than JSON.
+    as kcat send no headers. Of several content types the first counts. Raises RecordRefused for a CloudEvents format other than JSON.
     """
     content_type = None
-    has_attributes = False
     for name, content in headers:
-        if name.startswith("ce_"):
-            has_attributes = True
-        elif len(name) == 12 and name.lower() == "content-type":
+        if content is not None and (name == "content-type" or name.lower() == "content-type"):
+            if content in _STRUCTURED:
+                return True
             content_type = content
+            break
     if content_type is None:
-        return not has_attributes
+        return not any(name.startswith("ce_") for name, _ in headers)
+    if content_type == b"application/json":
+        return False
     media_type = content_type.partition(b";")[0].strip().lower()
-    if media_type in (b"application/cloudevents+json", b"application/cloudevents"):
+    if media_type in _STRUCTURED:
         return True
     if media_type.startswith(b"application/cloudevents"):
         refuse(
@@ -190,18 +220,23 @@ def is_structured(headers: Headers) -> bool:
     return False
 
 
-def binary_attributes(headers: Headers) -> dict[str, str]:
-    """Return the CloudEvents attributes that stand in `ce_` headers; of a repeated header the last counts.
+_ATTRIBUTES = ("specversion", "type", "source", "id", "time")
 
-    Raises RecordRefused for a header that is not UTF-8.
+
+def binary_attributes(headers: Headers) -> dict[str, str]:
+    """Return the CloudEvents attributes we know that stand in `ce_` headers; of a repeated header the last counts.
+
+    Raises RecordRefused for one that is not UTF-8.
     """
+    contents = dict(headers)
     attributes = {}
-    for name, content in headers:
-        if name.startswith("ce_") and content is not None:
+    for name in _ATTRIBUTES:
+        content = contents.get("ce_" + name)
+        if content is not None:
             try:
-                attributes[name[3:]] = content.decode()
+                attributes[name] = content.decode()
             except UnicodeDecodeError:
-                refuse(QuarantineReason.NOT_CLOUDEVENT, f"header {name} is not UTF-8", "send header values as UTF-8")
+                refuse(QuarantineReason.NOT_CLOUDEVENT, f"header ce_{name} is not UTF-8", "send header values as UTF-8")
     return attributes
 
 
@@ -225,7 +260,11 @@ def check_value(value: bytes | None) -> bytes:
 def check_time(time_ms: int, timestamp_ms: int) -> int:
     """Return `time_ms` unless it is more than five minutes ahead of the record's own timestamp, or that is missing."""
     if timestamp_ms < 0:
-        refuse(QuarantineReason.BAD_TIME, "the record has no timestamp", "use a producer that sets one (message format v1 or newer)")
+        refuse(
+            QuarantineReason.BAD_TIME,
+            "the record has no timestamp",
+            "use a producer that sets one (message format v1 or newer)",
+        )
     if time_ms > timestamp_ms + MAX_AHEAD_MS:
         refuse(
             QuarantineReason.BAD_TIME,
@@ -287,17 +326,17 @@ def read(value: bytes | None, timestamp_ms: int, headers: Headers, types: Sequen
 
 
 def write(
-    type: str,  # noqa: A002 (the attribute's name)
+    type: str,
     *,
     source: str,
-    id: str,  # noqa: A002 (the attribute's name)
+    id: str,
     time: datetime,
     subject: str,
-    data: Mapping[str, Any] | msgspec.Raw,
-) -> tuple[bytes, list[tuple[str, bytes]]]:
+    data: Mapping[str, Any] | msgspec.Struct | msgspec.Raw,
+) -> tuple[bytes, Sequence[tuple[str, bytes]]]:
     """Return (value, headers) of a structured CloudEvent. `subject` is the flag key, and the record's key as well.
 
-    `data` is JSON-ready: dumped by its model with `mode="json"`, or already encoded as msgspec.Raw.
+    `data` is JSON-ready: dumped by its model with `mode="json"`, a msgspec Struct, or encoded already.
     """
     document = {
         "specversion": SPEC_VERSION,
@@ -310,4 +349,4 @@ def write(
         "datacontenttype": "application/json",
         "data": data,
     }
-    return msgspec.json.encode(document), [("content-type", CONTENT_TYPE.encode())]
+    return msgspec.json.encode(document), HEADERS

@@ -34,13 +34,10 @@ class Evaluation(BaseModel):
         extra="ignore",
         json_schema_extra={
             "anyOf": [
-                {"required": [name], "properties": {name: {"type": types}}}
-                for name, types in (
-                    ("feature_flag.result.variant", ["string"]),
-                    ("feature_flag.variant", ["string"]),
-                    ("feature_flag.result.value", ["string", "boolean"]),
-                    ("value", ["string", "boolean"]),
-                )
+                {"required": ["feature_flag.result.variant"]},
+                {"required": ["feature_flag.result.value"]},
+                {"required": ["feature_flag.variant"]},
+                {"required": ["value"]},
             ]
         },
     )

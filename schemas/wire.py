@@ -17,7 +17,10 @@ import msgspec
 
 from schemas import evaluation, outcome
 from schemas.envelope import (
+    MAX_AHEAD_MS,
     MAX_ATTRIBUTE,
+    MAX_CONTEXT_ID,
+    MAX_OPENINGS,
     EventTime,
     Headers,
     RecordRefused,
@@ -115,6 +118,9 @@ _outcome_record = msgspec.json.Decoder(_OutcomeRecord).decode
 _outcome_data = msgspec.json.Decoder(_OutcomeData).decode
 _text = msgspec.json.Decoder(str).decode
 
+#: Below this many bytes a record cannot hold more opening brackets than `check_value` allows.
+_SMALL = 2 * MAX_OPENINGS
+
 # --- names and contexts ------------------------------------------------------------------------------------------------------
 
 #: Names already found valid, so that a name costs one look-up instead of a pattern. Bounded, because senders choose
@@ -164,32 +170,41 @@ def _variant_of_value(value: msgspec.Raw) -> str | None:
         return None
     if content in (b"true", b"false"):
         return content.decode()
-    if content[:1] == b'"':
-        return _text(content)
-    return refuse(
-        QuarantineReason.INVALID,
-        "feature_flag.result.variant is absent and the value is neither a boolean nor a string",
-        "send feature_flag.result.variant",
-    )
+    if content[:1] != b'"':
+        refuse(
+            QuarantineReason.INVALID,
+            "feature_flag.result.variant is absent and the value is neither a boolean nor a string",
+            "send feature_flag.result.variant",
+        )
+    return _text(content)
 
 
 # --- refusing ---------------------------------------------------------------------------------------------------------------
 
 
-def _refusal(error: Exception, expected_type: str) -> RecordRefused:
-    """Return why msgspec refused a record; its messages name the place, as in `$.data.feature_flag.key`."""
+_SEE_SCHEMA = (QuarantineReason.INVALID, "see schemas/json")
+_SEND_CLOUDEVENT = (QuarantineReason.NOT_CLOUDEVENT, "send a CloudEvent 1.0 (specversion, type, source, id, data)")
+#: What msgspec says at the end of a complaint about the envelope. Anything else is about what stands in `data`.
+_BY_PLACE = {
+    "`$.type`": (QuarantineReason.UNKNOWN_TYPE, "send the event type that belongs to this topic"),
+    "`$.time`": (QuarantineReason.BAD_TIME, "send RFC 3339 with an offset, such as 2026-11-21T03:00:00Z"),
+    "`$.specversion`": _SEND_CLOUDEVENT,
+    "`$.id`": _SEND_CLOUDEVENT,
+    "`$.source`": _SEND_CLOUDEVENT,
+    "Object missing required field `type`": _SEND_CLOUDEVENT,
+    "Object missing required field `specversion`": _SEND_CLOUDEVENT,
+    "Object missing required field `id`": _SEND_CLOUDEVENT,
+    "Object missing required field `source`": _SEND_CLOUDEVENT,
+}
+
+
+def _refusal(error: Exception) -> RecordRefused:
+    """Return why msgspec refused a record; its messages end with the place, as in ` - at `$.data.feature_flag.key``."""
     problem = str(error)
-    if not isinstance(error, msgspec.ValidationError):
-        reason, mend = QuarantineReason.NOT_JSON, "send one UTF-8 JSON object per record"
-    elif problem.endswith("`$.type`"):
-        reason, mend = QuarantineReason.UNKNOWN_TYPE, f"this topic takes {expected_type}"
-    elif problem.endswith("`$.time`"):
-        reason, mend = QuarantineReason.BAD_TIME, "send RFC 3339 with an offset, such as 2026-11-21T03:00:00Z"
-    elif "`$.data" in problem or "`data`" in problem:
-        reason, mend = QuarantineReason.INVALID, "see schemas/json"
-    else:
-        reason, mend = QuarantineReason.NOT_CLOUDEVENT, "send a CloudEvent 1.0 (specversion, type, source, id, data)"
-    return RecordRefused(reason, f"{ascii(problem[:200])[1:-1]}; {mend}")
+    if isinstance(error, msgspec.ValidationError):
+        reason, mend = _BY_PLACE.get(problem.rpartition(" - at ")[2], _SEE_SCHEMA)
+        return RecordRefused(reason, problem, mend)
+    return RecordRefused(QuarantineReason.NOT_JSON, problem, "send one UTF-8 JSON object per record")
 
 
 def _binary_time(headers: Headers, timestamp_ms: int, expected_type: str) -> int:
@@ -221,7 +236,8 @@ def decode_evaluation(value: bytes | None, key: bytes | None, timestamp_ms: int,
 
     `timestamp_ms` is the record's own; it is the event's time where the event names none.
     """
-    value = check_value(value)
+    if not value or len(value) > _SMALL or not value.isascii():
+        value = check_value(value)
     try:
         if not headers or is_structured(headers):
             record = _evaluation_record(value)
@@ -231,20 +247,26 @@ def decode_evaluation(value: bytes | None, key: bytes | None, timestamp_ms: int,
             time_ms = _binary_time(headers, timestamp_ms, evaluation.TYPE)
             data = _evaluation_data(value)
     except (ValueError, RecursionError) as error:
-        raise _refusal(error, evaluation.TYPE) from None
+        raise _refusal(error) from None
     variant = data.variant
     if variant is None:
-        variant = data.old_variant or _variant_of_value(data.value) or _variant_of_value(data.old_value)
+        variant = data.old_variant
+        if variant is None:
+            variant = _variant_of_value(data.value)
+        if variant is None:
+            variant = _variant_of_value(data.old_value)
         if variant is None:
             refuse(QuarantineReason.INVALID, "no feature_flag.result.variant and no value", "send the variant that was served")
     context_id = data.context_id
-    if context_id is None or not is_context_id(context_id):
+    if not context_id or len(context_id) > MAX_CONTEXT_ID or not context_id.isprintable():
         context_id = _context(context_id, key)
+    if timestamp_ms < 0 or time_ms > timestamp_ms + MAX_AHEAD_MS:
+        check_time(time_ms, timestamp_ms)
     return EvaluationEvent(
         context_id,
         _known_names.get(data.flag_key) or _name(data.flag_key, "feature_flag.key"),
         _known_names.get(variant) or _name(variant, "feature_flag.result.variant"),
-        check_time(time_ms, timestamp_ms),
+        time_ms,
     )
 
 
@@ -253,7 +275,8 @@ def decode_outcome(value: bytes | None, key: bytes | None, timestamp_ms: int, he
 
     `timestamp_ms` is the record's own; it is the event's time where the event names none.
     """
-    value = check_value(value)
+    if not value or len(value) > _SMALL or not value.isascii():
+        value = check_value(value)
     try:
         if not headers or is_structured(headers):
             record = _outcome_record(value)
@@ -263,10 +286,12 @@ def decode_outcome(value: bytes | None, key: bytes | None, timestamp_ms: int, he
             time_ms = _binary_time(headers, timestamp_ms, outcome.TYPE)
             data = _outcome_data(value)
     except (ValueError, RecursionError) as error:
-        raise _refusal(error, outcome.TYPE) from None
+        raise _refusal(error) from None
     context_id = data.context_id
-    if context_id is None or not is_context_id(context_id):
+    if not context_id or len(context_id) > MAX_CONTEXT_ID or not context_id.isprintable():
         context_id = _context(context_id, key)
+    if timestamp_ms < 0 or time_ms > timestamp_ms + MAX_AHEAD_MS:
+        check_time(time_ms, timestamp_ms)
     flags: Sequence[tuple[str, str]] = ()
     if data.flags:
         flags = [
@@ -286,7 +311,7 @@ def decode_outcome(value: bytes | None, key: bytes | None, timestamp_ms: int, he
     duration = data.duration
     return OutcomeEvent(
         context_id,
-        check_time(time_ms, timestamp_ms),
+        time_ms,
         flags,
         data.error_type is not None,
         None if duration is None else duration * 1000.0,

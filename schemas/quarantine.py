@@ -1,0 +1,123 @@
+"""What was refused, and why, on `rollout.quarantine`: one record holds refusals of one topic partition.
+
+Many refusals share a record, so that a flood of poison costs few of them. Records are written through msgspec, because a
+flood must not slow counting down; `Quarantined` is the contract they follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Annotated
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.envelope import RecordRefused, time_of, write
+from schemas.terms import QuarantineReason
+
+TYPE = "io.rolloutd.quarantine.v1"
+
+#: Refusals in one record.
+MAX_REFUSALS = 500
+#: Bytes kept of one refused value: enough to recognise its sender.
+MAX_BODY = 1024
+#: Bytes kept of all values in one record; with many refusals each keeps an equal share. Together with what else a refusal
+#: holds, a full record stays below Kafka's default limit of 1 MB.
+_MAX_BODIES = 256 * 1024
+
+
+class RefusedRecord(BaseModel):
+    """One record that was not used."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    offset: int = Field(ge=0)
+    timestamp_ms: int = Field(description="The record's own, ms since 1970 UTC; negative: it has none.")
+    reason: QuarantineReason
+    detail: str = Field(max_length=1000, description="What is wrong, where, and how to mend it. Printable ASCII.")
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = Field(
+        description="Of the whole value; of nothing where there is none."
+    )
+    size: int = Field(ge=0, description="Bytes of the whole value.")
+    body: str = Field(
+        description="The value's first bytes, at most 1 KiB, base64. Hostile: decode it, never render it.",
+        json_schema_extra={"contentEncoding": "base64"},
+    )
+    is_trimmed: bool = Field(description="The value was longer than `body`.")
+
+
+class Quarantined(BaseModel):
+    """Refusals of one topic partition, in the order of their offsets."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    topic: str
+    partition: int = Field(ge=0)
+    refusals: Annotated[tuple[RefusedRecord, ...], Field(min_length=1, max_length=MAX_REFUSALS)]
+
+
+class Refusal(msgspec.Struct, gc=False):
+    """One refused record as it is written; `RefusedRecord` says what the fields mean."""
+
+    offset: int
+    timestamp_ms: int
+    reason: QuarantineReason
+    detail: str
+    sha256: str
+    size: int
+    body: bytes  # base64 in JSON
+    is_trimmed: bool
+
+
+class _Quarantined(msgspec.Struct, gc=False):
+    topic: str
+    partition: int
+    refusals: Sequence[Refusal]
+
+
+def refusal(offset: int, timestamp_ms: int, value: bytes | None, refused: RecordRefused) -> Refusal:
+    """Return what is kept of a refused record; it no longer holds on to the value."""
+    content = value or b""
+    size = len(content)
+    return Refusal(
+        offset,
+        timestamp_ms,
+        refused.reason,
+        refused.detail,
+        sha256(content).hexdigest(),
+        size,
+        content[:MAX_BODY],
+        size > MAX_BODY,
+    )
+
+
+def key(topic: str, partition: int) -> bytes:
+    """Return the record key: the topic partition that was refused from."""
+    return f"{topic}/{partition}".encode()
+
+
+def encode(topic: str, partition: int, refusals: Sequence[Refusal]) -> bytes:
+    """Return the value of one quarantine record, a structured CloudEvent; send it with `envelope.HEADERS`.
+
+    `refusals` are 1 to 500 of one topic partition, by offset. The same refusals give the same bytes, id included, so that a
+    repeat after a crash is recognised. Raises ValueError for none or too many.
+    """
+    if not 1 <= len(refusals) <= MAX_REFUSALS:
+        raise ValueError(f"{len(refusals)} refusals: a quarantine record holds 1 to {MAX_REFUSALS}")
+    share = _MAX_BODIES // len(refusals)
+    if share < MAX_BODY:
+        refusals = [_trimmed(one, share) if len(one.body) > share else one for one in refusals]
+    place = f"{topic}/{partition}"
+    return write(
+        TYPE,
+        source="/rolloutd",
+        id=f"{place}/{refusals[0].offset}-{refusals[-1].offset}",
+        time=time_of(max(one.timestamp_ms for one in refusals)),
+        subject=place,
+        data=_Quarantined(topic, partition, refusals),
+    )[0]
+
+
+def _trimmed(one: Refusal, size: int) -> Refusal:
+    return msgspec.structs.replace(one, body=one.body[:size], is_trimmed=True)
