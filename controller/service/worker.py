@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
@@ -61,7 +61,7 @@ class Tools:
     advisor: Advisor  # without a configured model it answers every question with AdviceUnavailableError
     clock: Clock
     metrics: Metrics
-    encode: Callable[[Message, Rollout, str, datetime], tuple[str, bytes]]  # message -> (logical topic, record value)
+    encode: Callable[[Message, str, Rollout | None, str, datetime], OutboxEntry]  # message, flag, rollout, effect id, at
     on_transition: Callable[[Rollout], None]  # serve it, and tell ingest: synchronous, so that 0 % is served at once
     newest_known: Callable[[str], Rollout | None]  # the state topic's document, to recover from
     retry_seconds: float = 0.2  # first wait after Redis or Kafka failed; doubles up to 5 s
@@ -114,15 +114,12 @@ class FlagWorker:
     def republish_state(self) -> None:
         """Say again where the rollout is: somebody late wrote an older document over it."""
         if self.rollout is not None:
-            topic, value = self._tools.encode(self.rollout, self.rollout, self._effect_id(self.rollout, "state"), self._now())
-            self._send([OutboxEntry("", self._effect_id(self.rollout, "state"), topic, self.flag_key, value)])
+            self._send([self._entry(self.rollout, self.rollout, self._effect_id(self.rollout, 0))])
 
     def alert(self, alert: RaiseAlert) -> None:
         """Publish an alert that no transition caused. A crash may forget it; its cause is then seen again."""
         if self.rollout is not None:
-            effect_id = f"{alert.dedup_key}/{self.rollout.revision}"
-            topic, value = self._tools.encode(alert, self.rollout, effect_id, self._now())
-            self._send([OutboxEntry("", effect_id, topic, self.flag_key, value)])
+            self._send([self._entry(alert, self.rollout, f"{alert.dedup_key}/{self.rollout.revision}")])
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -236,7 +233,6 @@ class FlagWorker:
         self, after: Rollout | None, effects: Sequence[Effect], *, is_transition: bool
     ) -> tuple[list[OutboxEntry], tuple[str, bytes] | None]:
         """Return the outbox fields of a save, the new document first, and the answer to keep for a repeated command."""
-        now, prefix = self._now(), f"outbox:{self._token + 1:012d}"
         messages: list[Message] = [after] if is_transition and after is not None else []
         messages += [effect for effect in effects if not isinstance(effect, AskAdvice)]
         entries: list[OutboxEntry] = []
@@ -244,12 +240,14 @@ class FlagWorker:
         for n, message in enumerate(messages):
             is_answer = isinstance(message, AnswerCommand)
             effect_id = message.command_id if isinstance(message, AnswerCommand) else self._effect_id(after, n)
-            subject = after if after is not None else self.rollout
-            topic, value = self._tools.encode(message, subject, effect_id, now)  # type: ignore[arg-type]
-            entries.append(OutboxEntry(f"{prefix}:{n:03d}", effect_id, topic, self.flag_key, value))
+            entry = replace(self._entry(message, after, effect_id), field=f"outbox:{self._token + 1:012d}:{n:03d}")
+            entries.append(entry)
             if is_answer:
-                answer = (effect_id, value)
+                answer = (effect_id, entry.value)
         return entries, answer
+
+    def _entry(self, message: Message, rollout: Rollout | None, effect_id: str) -> OutboxEntry:
+        return self._tools.encode(message, self.flag_key, rollout, effect_id, self._now())
 
     async def _is_answered(self, command: CommandReceived) -> bool:
         """Give a repeated command the answer it got the first time."""

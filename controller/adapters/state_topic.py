@@ -1,0 +1,58 @@
+"""The compacted state topic as a flag plane: apps that follow it are served by what stands there last.
+
+Publishing is the outbox's, which has done it by the time anybody looks; this plane confirms it by reading it back, and publishes
+again what did not arrive or was written over by somebody late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from controller.core.rollout import Rollout
+from controller.errors import EventLogUnavailable, FlagPlaneUnavailable
+from controller.ports import OutboxEntry, Publisher
+
+#: The outbox and the way back through the follower take some tens of milliseconds; only then do we publish ourselves.
+ECHO_SECONDS = 1.0
+
+
+class StateTopicPlane:
+    """Implements `controller.ports.FlagPlane`; fed by whoever follows the topic."""
+
+    name = "state_topic"
+
+    def __init__(self, publisher: Publisher, encode: Callable[[Rollout], OutboxEntry]) -> None:
+        """`encode` gives the record that the topic should end with."""
+        self._publisher = publisher
+        self._encode = encode
+        self._standing: dict[str, Rollout] = {}
+        self._heard = asyncio.Condition()
+
+    async def note(self, document: Rollout) -> None:
+        """Take what the topic says now."""
+        async with self._heard:
+            self._standing[document.flag_key] = document
+            self._heard.notify_all()
+
+    def forget(self, flag_key: str) -> None:
+        """The topic ends with something older than what was decided: it has to be said again."""
+        self._standing.pop(flag_key, None)
+
+    async def serve(self, rollout: Rollout) -> None:
+        try:
+            async with asyncio.timeout(ECHO_SECONDS), self._heard:
+                await self._heard.wait_for(lambda: self._stands(rollout))
+        except TimeoutError:
+            try:
+                await self._publisher.publish([self._encode(rollout)])
+            except EventLogUnavailable as trouble:
+                raise FlagPlaneUnavailable(f"the state topic cannot be written: {trouble}") from trouble
+
+    async def served_percent(self, flag_key: str) -> float | None:
+        standing = self._standing.get(flag_key)
+        return None if standing is None else standing.percent
+
+    def _stands(self, rollout: Rollout) -> bool:
+        standing = self._standing.get(rollout.flag_key)
+        return standing is not None and standing.revision >= rollout.revision
