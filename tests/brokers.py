@@ -124,6 +124,8 @@ class RedisServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._guard is None:
             self._guard = OrphanGuard()
+            if not self._keep:
+                self._guard.remove(self.directory)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [

@@ -38,17 +38,28 @@ PORTS_TO_DRAW_FROM = range(15_000, 32_000)
 
 # One reader of a pipe: the pipe closes when the process that started the brokers is gone, however it went.
 _GUARD_SOURCE = """
-import os, signal, sys
+import os, shutil, signal, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-watched = set()
+watched, directories = set(), []
 for line in sys.stdin:
-    verb, pid = line.split()
-    (watched.add if verb == "watch" else watched.discard)(int(pid))
+    verb, value = line.rstrip(chr(10)).split(" ", 1)
+    if verb == "watch":
+        watched.add(int(value))
+    elif verb == "forget":
+        watched.discard(int(value))
+    else:
+        directories.append(value)
 for pid in watched:
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         continue
+for directory in directories:
+    for attempt in range(50):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not os.path.exists(directory):
+            break
+        time.sleep(0.1)
 """
 
 
@@ -57,7 +68,7 @@ class LocalKafkaError(Exception):
 
 
 class OrphanGuard:
-    """A child process that kills the watched processes when this one dies, even by `kill -9`.
+    """A child process that clears up when this one dies, even by `kill -9`: kills processes, removes directories.
 
     A parent-death signal would be simpler but follows the *thread* that forked, and tests start brokers from
     short-lived threads.
@@ -79,15 +90,19 @@ class OrphanGuard:
         """Stop watching `pid`; call it once the process has been waited for, since ids are used again."""
         self._tell("forget", pid)
 
+    def remove(self, directory: Path) -> None:
+        """Remove `directory` at the end, also when this process dies."""
+        self._tell("remove", directory)
+
     def close(self) -> None:
-        """End the guard; processes still watched are killed."""
+        """End the guard: processes still watched are killed, directories named to it removed."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=10)
 
-    def _tell(self, verb: str, pid: int) -> None:
+    def _tell(self, verb: str, value: int | Path) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{verb} {pid}\n")
+        self._process.stdin.write(f"{verb} {value}\n")
         self._process.stdin.flush()
 
 
@@ -242,6 +257,8 @@ class LocalKafka:
         self._jars = resolve(verbose=True)
         if self._guard is None:
             self._guard = OrphanGuard()
+            if not self._keep:
+                self._guard.remove(self.directory)
         self._format_storage()
         for broker in range(self.brokers):
             if not self.is_running(broker):

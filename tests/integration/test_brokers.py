@@ -93,9 +93,12 @@ async def test_topics_are_not_made_by_accident(own_kafka: LocalKafka) -> None:
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -9)])
-async def test_the_script_leaves_no_broker_behind(number: signal.Signals, exit_code: int) -> None:
-    """`local-kafka` takes its broker along, whether it is asked to stop or killed."""
+async def test_the_script_leaves_no_broker_behind(
+    number: signal.Signals, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`local-kafka` takes its broker and its files along, whether it is asked to stop or killed."""
     require_local_kafka()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = await asyncio.create_subprocess_exec(
         sys.executable, str(Path(local_kafka.__file__).with_name("local-kafka")), stdout=asyncio.subprocess.PIPE
     )
@@ -108,7 +111,9 @@ async def test_the_script_leaves_no_broker_behind(number: signal.Signals, exit_c
     async with asyncio.timeout(30):
         assert await script.wait() == exit_code
         while local_kafka.known_brokers(port, timeout_seconds=0.5):
-            await asyncio.sleep(0.05)  # the guard's kill is a moment behind
+            await asyncio.sleep(0.05)  # the guard is a moment behind
+        while list(tmp_path.glob("rolloutd-*")):
+            await asyncio.sleep(0.05)
 
 
 async def test_a_cluster_of_three_survives_the_loss_of_one(topic_prefix: str) -> None:
