@@ -10,7 +10,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from schemas.fields import Count, Record
 from schemas.terms import AdviceChoice
@@ -109,13 +109,21 @@ def _printable(value: Any) -> Any:
     return "".join(char if char.isprintable() else " " for char in value) if isinstance(value, str) else value
 
 
+def _encodable(text: Any) -> Any:
+    """Return text that UTF-8 can say: a server's JSON may hold half a character, and the audit log must not fail on it."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_encodable, json_schema_input_type=str)]
+
+
 class AdviceRecord(Record):
     """Advice as it is kept in decisions and in the rollout document."""
 
     choice: AdviceChoice
     confidence: Count = Field(le=100, description="The model's own claim, 0 to 100; recorded, never acted on.")
-    reasons: list[str]
-    model: str
+    reasons: list[Text]
+    model: Text
     prompt_sha256: str
     latency_ms: Count
-    raw: str = Field(default="", description="The answer as received, capped.")
+    raw: Text = Field(default="", description="The answer as received, capped.")

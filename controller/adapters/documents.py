@@ -53,7 +53,7 @@ from schemas.plan import (
     Variants,
     Weekday,
 )
-from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, QuarantineReason
+from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, HealthGap, QuarantineReason
 
 #: CloudEvents `source` of everything we write.
 SOURCE = "/rolloutd"
@@ -196,7 +196,8 @@ def from_core_plan(plan: Plan) -> PlanDocument:
             hold_for=plan.advisor.hold_for,
         ),
         freeze_windows=[_window_document(window) for window in plan.freeze_windows],
-        health=plan.gap_policies,
+        # In the order of the word list, so that equal plans are equal bytes.
+        health={gap: plan.gap_policies[gap] for gap in HealthGap if gap in plan.gap_policies},
         alpha=plan.alpha,
         beta=plan.beta,
         fresh_within=plan.fresh_within,
@@ -397,7 +398,8 @@ def _moment(time_ms: int) -> datetime:
 def _not_a_command(fields: dict[str, Any], reason: str) -> CommandRefused | CommandUnreadable:
     """Return the refusal that can be answered when there is an id, a flag and a verb to answer to."""
     command_id, flag_key, verb = (fields.get(name) for name in ("id", "flag", "verb"))
-    reason = ascii(reason)[1:-1][:REASON_MAX]
+    # It may quote keys of the record: nothing in it may forge a line of a log or a terminal.
+    reason = "".join(char if char.isprintable() else "?" for char in reason[:REASON_MAX])
     if not all(isinstance(name, str) and NAME.match(name) for name in (command_id, flag_key)):
         return CommandUnreadable(QuarantineReason.INVALID, reason)
     try:

@@ -1,0 +1,305 @@
+"""Documents and parsers against whole domains: exact round trips, and arbitrary bytes that never get further than a refusal."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.adapters import documents
+from controller.core.judgement import Advice
+from controller.core.plan import AdvisorPolicy, FreezeWindow, Guardrail, Plan, Stage
+from controller.core.rollout import (
+    Aborted,
+    AdviceRound,
+    AwaitingApproval,
+    Baking,
+    Completed,
+    Freeze,
+    Gating,
+    Paused,
+    RolledBack,
+    Rollout,
+    Scheduled,
+    Visit,
+)
+from controller.errors import CommandRefused, CommandUnreadable, ConfigInvalid, DocumentUnreadable
+from controller.plans import lint, load_plan
+from schemas.advice import AdviceAnswer, parse_answer
+from schemas.fields import LONGEST, format_duration, parse_duration
+from schemas.plan import METRICS, PlanDocument
+from schemas.terms import (
+    AdviceChoice,
+    AdvisorMode,
+    Approval,
+    CommandVerb,
+    GapPolicy,
+    HealthGap,
+    HoldReason,
+    MetricRole,
+    OnBreach,
+)
+
+pytestmark = pytest.mark.property
+
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,20}", fullmatch=True)
+lines = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
+moments = st.datetimes(datetime(1970, 1, 2), datetime(9000, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - zone is given beside
+durations = st.timedeltas(timedelta(0), LONGEST)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+shares = st.floats(0, 100)
+maybe_moments = st.none() | moments
+
+stages = st.builds(
+    Stage,
+    percent=shares,
+    bake=durations,
+    settle=durations,
+    min_sample=st.integers(-1, 2**40),
+    max_bake=durations,
+    approval=st.sampled_from(Approval),
+)
+
+
+@st.composite
+def guardrails(draw: st.DrawFn) -> Guardrail:
+    """Draw a guardrail; a gate's margin exists only beside a margin, as in the document."""
+    margin = draw(st.none() | finite)
+    return Guardrail(
+        metric=draw(st.sampled_from(METRICS) | names.map("conversion:{}".format)),
+        role=draw(st.sampled_from(MetricRole)),
+        limit=draw(st.none() | finite),
+        margin=margin,
+        gate_margin=None if margin is None else draw(st.none() | finite),
+        on_breach=draw(st.sampled_from(OnBreach)),
+        from_percent=draw(shares),
+        to_percent=draw(shares),
+    )
+
+
+plans = st.builds(
+    Plan,
+    name=names,
+    version=st.text("0123456789abcdef", min_size=16, max_size=16),
+    flag_key=names,
+    treatment=names,
+    control=names,
+    stages=st.lists(stages, max_size=4).map(tuple),
+    guardrails=st.lists(guardrails(), max_size=3).map(tuple),
+    advisor=st.builds(
+        AdvisorPolicy,
+        mode=st.sampled_from(AdvisorMode),
+        deadline=durations,
+        hold_rounds=st.integers(0, 100),
+        hold_for=durations,
+    ),
+    freeze_windows=st.lists(
+        st.builds(
+            FreezeWindow,
+            weekdays=st.frozensets(st.integers(1, 7), min_size=1),
+            start_minute=st.integers(0, 1439),
+            minutes=st.integers(1, 100_000),
+            timezone=st.sampled_from(["UTC", "Europe/Berlin"]),
+        ),
+        max_size=2,
+    ).map(tuple),
+    gap_policies=st.fixed_dictionaries({gap: st.sampled_from(GapPolicy) for gap in HealthGap}),
+    alpha=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    beta=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    fresh_within=durations,
+    owner=lines,
+    description=lines,
+    expires_at=maybe_moments,
+    start_at=maybe_moments,
+    blind=st.booleans(),
+)
+advice = st.builds(
+    Advice,
+    choice=st.sampled_from(AdviceChoice),
+    confidence=st.integers(0, 100),
+    reasons=st.lists(lines, max_size=5).map(tuple),
+    model=lines,
+    prompt_sha256=lines,
+    latency_ms=st.integers(0, 10**9),
+    raw=lines,
+)
+stage_indexes = st.integers(0, 9)
+reasons = st.sampled_from(HoldReason)
+interruptible = st.one_of(
+    st.builds(Scheduled, moments),
+    st.builds(Baking, stage_indexes, moments),
+    st.builds(
+        Gating,
+        stage_indexes,
+        lines,
+        moments,
+        moments,
+        st.none() | st.builds(AdviceRound, st.integers(1, 9), moments, st.none() | advice, st.booleans(), maybe_moments),
+    ),
+    st.builds(AwaitingApproval, stage_indexes, lines, moments, reasons),
+)
+phases = st.one_of(
+    interruptible,
+    st.builds(Paused, moments, reasons, interruptible),
+    st.builds(Completed, moments),
+    st.builds(RolledBack, moments, lines),
+    st.builds(Aborted, moments, lines),
+)
+visits = st.builds(Visit, stage_indexes, shares, moments, moments, maybe_moments)
+
+
+@st.composite
+def rollouts(draw: st.DrawFn) -> Rollout:
+    """Draw a rollout in any phase; its flag is its plan's."""
+    plan = draw(plans)
+    return Rollout(
+        flag_key=plan.flag_key,
+        rollout_id=draw(lines),
+        revision=draw(st.integers(0, 2**53)),
+        plan=plan,
+        phase=draw(phases),
+        percent=draw(shares),
+        visits=tuple(draw(st.lists(visits, max_size=3))),
+        started_at=draw(moments),
+        updated_at=draw(moments),
+        hold=draw(st.none() | reasons),
+        freeze=draw(st.none() | st.builds(Freeze, moments, lines, lines)),
+    )
+
+
+@given(rollouts())
+def test_rollout_round_trips_exactly(rollout: Rollout) -> None:
+    """Any rollout is read back equal, and written again byte for byte."""
+    written = documents.rollout_to_json(rollout)
+    assert documents.rollout_from_json(written) == rollout
+    assert documents.rollout_to_json(documents.rollout_from_json(written)) == written
+    assert documents.read_state(documents.state_bytes(rollout, "f/1/0", rollout.updated_at)) == rollout
+
+
+@given(plans)
+def test_plan_round_trips_and_its_version_is_stable(plan: Plan) -> None:
+    """Any plan becomes a document and the same plan again, under one version."""
+    document = documents.from_core_plan(plan)
+    again = documents.to_core_plan(PlanDocument.model_validate_json(document.model_dump_json()))
+    assert again.version == documents.plan_version(plan) == documents.plan_version(again)
+    assert documents.from_core_plan(again) == document
+
+
+@given(plans)
+def test_lint_never_fails_on_a_plan_of_the_right_form(plan: Plan) -> None:
+    """Whatever numbers a plan holds, its author gets findings, not a traceback."""
+    for finding in lint(documents.from_core_plan(plan), datetime(2026, 1, 5, tzinfo=UTC)):
+        assert finding.message
+        assert finding.mend
+
+
+@given(plans)
+def test_plan_file_round_trips(plan: Plan) -> None:
+    """A document written as JSON is read from a file as the same document, unless its rules refuse it."""
+    document = documents.from_core_plan(plan)
+    try:
+        assert load_plan(document.model_dump_json(indent=1), "plan.json") == document
+    except ConfigInvalid:
+        assert any(finding.is_error for finding in lint(document))
+
+
+@given(durations)
+def test_duration_round_trips(duration: timedelta) -> None:
+    """Any duration is read back as it was written."""
+    assert parse_duration(format_duration(duration)) == duration
+
+
+@given(st.text())
+def test_duration_parser_refuses_or_reads(text: str) -> None:
+    """Any text is a duration or a ValueError."""
+    try:
+        duration = parse_duration(text)
+    except ValueError:
+        return
+    assert timedelta(0) <= duration <= LONGEST
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def mangled(good: dict[str, Any]) -> st.SearchStrategy[bytes]:
+    """Draw a good object with some of its values replaced by anything."""
+    return st.dictionaries(st.sampled_from(sorted(good)), json_values, max_size=2).map(
+        lambda change: json.dumps({**good, **change}).encode()
+    )
+
+
+ANSWER = {"verdict": "hold", "confidence": 80, "reasons": ["a"]}
+
+
+@given(st.binary(max_size=200) | json_values.map(json.dumps) | mangled(ANSWER))
+def test_any_answer_is_advice_or_a_refusal(answer: bytes | str) -> None:
+    """Whatever a model answers is advice within bounds, or a ValueError."""
+    try:
+        parsed = parse_answer(answer)
+    except ValueError:
+        return
+    assert isinstance(parsed, AdviceAnswer)
+    assert 0 <= parsed.confidence <= 100
+    assert all(reason.isprintable() and len(reason) <= 200 for reason in parsed.reasons)
+
+
+COMMAND = {
+    "id": "c",
+    "flag": "f",
+    "verb": "start",
+    "issuer": "a",
+    "issued_at": "2026-01-05T09:00:00Z",
+    "plan": {"name": "p", "flag": "f", "stages": [{"percent": 1, "bake": "1h"}], "guardrails": ["error_rate < 1%"]},
+}
+
+
+@given(
+    value=st.none() | st.binary(max_size=200) | mangled(COMMAND),
+    headers=st.lists(
+        st.tuples(
+            st.sampled_from(["content-type", "ce_id", "ce_type", "ce_specversion", "x"]), st.none() | st.binary(max_size=9)
+        ),
+        max_size=3,
+    ),
+    key=st.none() | st.binary(max_size=9) | st.just(b"f"),
+    timestamp_ms=st.integers(-(2**63), 2**63 - 1),
+)
+def test_any_command_record_is_a_command_or_a_refusal(
+    value: bytes | None, headers: list[tuple[str, bytes | None]], key: bytes | None, timestamp_ms: int
+) -> None:
+    """Whatever stands in the command topic is a command, or refused with a printable reason."""
+    told = ""
+    try:
+        command = documents.read_command(value, headers, key, timestamp_ms)
+        documents.to_command_event(command, command.issued_at)
+    except CommandRefused as refusal:
+        told = f"{refusal.verb} {refusal.reason}"
+    except CommandUnreadable as refusal:
+        told = refusal.detail
+    assert told.isprintable()
+
+
+@given(st.text(max_size=200) | json_values.map(json.dumps) | mangled(COMMAND["plan"]).map(bytes.decode))  # type: ignore[arg-type]
+def test_any_text_is_a_plan_or_a_refusal(text: str) -> None:
+    """Whatever stands in a plan file is a plan, or one kind of error."""
+    told = "error: "
+    try:
+        load_plan(text, "plan.yaml")
+    except ConfigInvalid as refusal:
+        told = str(refusal)
+    assert "error: " in told
+
+
+@given(st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_any_stored_bytes_are_a_rollout_or_a_refusal(value: bytes) -> None:
+    """Whatever is stored as a document is a rollout, or one kind of error."""
+    for reader in (documents.rollout_from_json, documents.read_state):
+        with pytest.raises(DocumentUnreadable):
+            reader(value)

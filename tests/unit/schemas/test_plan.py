@@ -1,0 +1,148 @@
+"""The written form of a plan: shorthand, units and what is refused."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.fields import format_duration, parse_duration
+from schemas.plan import GuardrailDocument, PlanDocument, guardrail_from_shorthand
+
+
+def plan_with(**overrides: Any) -> PlanDocument:
+    """Return the smallest plan document with some fields replaced."""
+    fields: dict[str, Any] = {"name": "p", "flag": "f", "stages": [{"percent": 1, "bake": "24h"}]}
+    return PlanDocument.model_validate({**fields, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("24h", 86_400),
+        ("30s", 30),
+        ("1w 2d", 9 * 86_400),
+        ("1w2d", 9 * 86_400),
+        ("1.5 hours", 5_400),
+        ("2 weeks", 14 * 86_400),
+        ("250ms", 0.25),
+        ("0s", 0),
+        ("P1DT12H", 36 * 3_600),
+        ("PT0.5S", 0.5),
+        ("P2W", 14 * 86_400),
+    ],
+)
+def test_duration_is_read(text: str, seconds: float) -> None:
+    """A duration is read in units or as ISO 8601."""
+    assert parse_duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "24", "h", "24 x", "-1h", "1h,2m", "P", "PT", "P1DT", "P1M", "P1Y", "1e3s", "99999w", "0.0000001s", "१h"]
+)
+def test_duration_without_fixed_meaning_is_refused(text: str) -> None:
+    """A duration without a unit, of no fixed length, too long or too fine is refused."""
+    with pytest.raises(ValueError):
+        parse_duration(text)
+
+
+def test_duration_is_written_in_whole_units() -> None:
+    """A duration is written in whole units, largest first."""
+    assert format_duration(timedelta(hours=36, milliseconds=5)) == "1d 12h 5ms"
+    assert format_duration(timedelta(0)) == "0s"
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        ("error_rate < 1%", {"metric": "error_rate", "limit": 0.01}),
+        ("error_rate<0.5 %", {"metric": "error_rate", "limit": 0.005}),
+        ("error_rate < 0.01", None),
+        ("latency_p99 < 200ms", {"metric": "latency_p99", "limit": 200.0}),
+        ("latency_p999 < 1.5s", {"metric": "latency_p999", "limit": 1500.0}),
+        ("latency_p99 < 200", None),
+        ("error_rate < control + 10%", {"metric": "error_rate", "compare": {"margin": 0.1}}),
+        (
+            "error_rate < 1% and < control + 10%",
+            {"metric": "error_rate", "limit": 0.01, "compare": {"margin": 0.1}},
+        ),
+        ("conversion:purchase > control - 5%", {"metric": "conversion:purchase", "compare": {"margin": 0.05}}),
+        ("conversion:purchase > 2%", {"metric": "conversion:purchase", "limit": 0.02}),
+        ("error_rate > 1%", None),
+        ("error_rate < control - 10%", None),
+        ("conversion:purchase < 2%", None),
+        ("error_rate < 1% and < 2%", None),
+        ("error_rate <= 1%", None),
+        ("error_rate", None),
+        ("error_rate < ", None),
+        ("error_rate < control", None),
+        ("errors < 1%", None),
+    ],
+)
+def test_guardrail_shorthand(line: str, fields: dict[str, Any] | None) -> None:
+    """A guardrail in one line means what it says, or is refused."""
+    if fields is None:
+        with pytest.raises(ValueError):
+            guardrail_from_shorthand(line)
+    else:
+        assert guardrail_from_shorthand(line) == fields
+        assert plan_with(guardrails=[line]).guardrails == [GuardrailDocument.model_validate(fields)]
+
+
+def test_unknown_metric_names_the_near_one() -> None:
+    """A mistyped metric is refused with the one that was probably meant."""
+    with pytest.raises(ValidationError, match="did you mean error_rate"):
+        plan_with(guardrails=[{"metric": "eror_rate", "limit": 0.01}])
+
+
+def test_limits_and_margins_may_carry_units() -> None:
+    """Limits and margins of the long form may be written with their units."""
+    plan = plan_with(
+        guardrails=[
+            {"metric": "error_rate", "limit": "1%", "compare": {"margin": "10%", "gate_margin": "50 %"}},
+            {"metric": "latency_p99", "limit": "0.2s"},
+        ]
+    )
+    rate, latency = plan.guardrails
+    assert rate.limit == 0.01
+    assert rate.compare is not None
+    assert (rate.compare.margin, rate.compare.gate_margin) == (0.1, 0.5)
+    assert latency.limit == 200.0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"stagess": []},
+        {"name": "has space"},
+        {"flag": "a/b"},
+        {"stages": [{"percent": "5", "bake": "1h"}]},
+        {"stages": [{"percent": True, "bake": "1h"}]},
+        {"stages": [{"percent": 5, "bake": 3600}]},
+        {"stages": [{"percent": float("nan"), "bake": "1h"}]},
+        {"blind": "yes"},
+        {"expires_at": 1_800_000_000},
+        {"expires_at": "2027-01-01"},
+        {"alpha": 0},
+        {"health": {"srmm": "pause"}},
+        {"freeze_windows": [{"days": ["fri"], "from": "17:00"}]},
+        {"freeze_windows": [{"days": ["fri"], "from": "17:00", "to": "18:00", "lasts": "1h"}]},
+        {"freeze_windows": [{"days": ["fri"], "from": "24:00", "to": "18:00"}]},
+        {"freeze_windows": [{"days": ["fri"], "from": "17:00", "lasts": "90s"}]},
+        {"freeze_windows": [{"days": [], "from": "17:00", "to": "18:00"}]},
+    ],
+)
+def test_what_may_have_been_meant_otherwise_is_refused(overrides: dict[str, Any]) -> None:
+    """Unknown keys, wrong types and half-told windows are refused, never guessed at."""
+    with pytest.raises(ValidationError):
+        plan_with(**overrides)
+
+
+def test_written_plan_reads_back() -> None:
+    """A plan written as JSON reads back as the same plan."""
+    plan = plan_with(
+        guardrails=["error_rate < 1%"],
+        freeze_windows=[{"days": ["fri"], "from": "17:00", "to": "09:00", "timezone": "Europe/Berlin"}],
+        expires_at="2027-01-01T00:00:00+01:00",
+    )
+    assert PlanDocument.model_validate_json(plan.model_dump_json()) == plan
