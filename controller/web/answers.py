@@ -36,11 +36,11 @@ class BodyRefused(BadInput):
         self.status = status
 
 
-async def read_body(receive: Receive, max_bytes: int) -> bytes:
-    """Return the whole body. Raises BodyRefused past `max_bytes` or `BODY_SECONDS`, and when the client has left."""
+async def read_body(receive: Receive, max_bytes: int, within_seconds: float = BODY_SECONDS) -> bytes:
+    """Return the whole body. Raises BodyRefused past `max_bytes` or `within_seconds`, and when the client has left."""
     body = b""
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(within_seconds):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -52,7 +52,7 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
                 if not message.get("more_body", False):
                     return body
     except TimeoutError:
-        raise BodyRefused(408, f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        raise BodyRefused(408, f"the body did not arrive within {within_seconds:g} s") from None
 
 
 async def send_bytes(send: Send, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:

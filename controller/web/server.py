@@ -15,8 +15,6 @@ from controller.errors import ConfigInvalid
 
 #: Seconds an idle connection is kept between two requests; longer than the 5 s at which flagd polls.
 _KEEP_ALIVE_SECONDS = 15
-#: Seconds a client may take from the first byte of a request, or from connecting, to the end of the request's head.
-_HEAD_SECONDS = 10.0
 #: The longest head of a request, apart from what its first read brought (at most 256 KiB). Cookies are not for us.
 _MAX_HEAD_BYTES = 32 * 1024
 #: Of the time given to `stop`, what closing what is left may take after the requests under way were cancelled.
@@ -26,6 +24,7 @@ _CLOSING_SECONDS = 0.5
 class _Protocol(HttpToolsProtocol):
     """uvicorn's protocol with what it lacks: bounds on a request's head, on idling, and on connections as such."""
 
+    head_seconds = 10.0
     _is_in_head = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
@@ -68,7 +67,7 @@ class _Protocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def _start_timer(self) -> None:
-        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._give_up, b"408 Request Timeout")
+        self._head_timer = self.loop.call_later(self.head_seconds, self._give_up, b"408 Request Timeout")
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
@@ -101,12 +100,21 @@ class HttpServer:
     """Serves `app` on `host`:`port` between `start` and `stop`. Port 0 takes a free one; `port` then says which."""
 
     def __init__(
-        self, app: ASGIApp, *, host: str = "127.0.0.1", port: int = 8080, max_connections: int = 1_000, backlog: int = 512
+        self,
+        app: ASGIApp,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        max_connections: int = 1_000,
+        head_seconds: float = 10.0,
+        backlog: int = 512,
     ) -> None:
+        """`head_seconds` is what a client may take from connecting, or from a request's first byte, to the end of its head."""
         self._app = app
         self._host = host
         self._port = port
         self._max_connections = max_connections
+        self._head_seconds = head_seconds
         self._backlog = backlog
         self._uvicorn: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
@@ -123,7 +131,7 @@ class HttpServer:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 self._app,
-                http=_Protocol,
+                http=type("_BoundedProtocol", (_Protocol,), {"head_seconds": self._head_seconds}),
                 loop="none",  # the caller's
                 lifespan="off",
                 ws="none",

@@ -1,0 +1,184 @@
+"""The server on a real socket: it starts, refuses to be held on to, and stops in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from controller.errors import ConfigInvalid
+from controller.web.answers import send_json
+from controller.web.server import HttpServer
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer `/` at once, `/hang` never, `/large` with more than a socket takes."""
+    if scope["path"] == "/hang":
+        await asyncio.get_running_loop().create_future()
+    await send_json(send, 200, b"1" * (32 << 20) if scope["path"] == "/large" else b"1")
+
+
+@contextlib.asynccontextmanager
+async def running(max_connections: int = 100, head_seconds: float = 10.0) -> AsyncIterator[HttpServer]:
+    """A started server on a free port."""
+    server = HttpServer(echo, port=0, max_connections=max_connections, head_seconds=head_seconds)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop(0.5)
+
+
+async def connect(server: HttpServer, sent: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a connection and send these bytes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(sent)
+    return reader, writer
+
+
+async def test_it_answers_at_once() -> None:
+    """Started means connections are accepted, and small answers do not wait for the client's delayed ACK (40 ms)."""
+    async with running() as server, httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+        response = await client.get("/")
+        started = time.monotonic()
+        for _ in range(50):
+            await client.get("/")
+        elapsed = time.monotonic() - started
+    assert response.status_code == 200
+    assert "server" not in response.headers
+    assert elapsed < 1.0
+
+
+async def test_a_taken_port_is_the_operators_to_mend() -> None:
+    """An address that cannot be had is a fault of the settings, with what to do, and never ends the process."""
+    async with running() as server:
+        with pytest.raises(ConfigInvalid, match=rf"127\.0\.0\.1:{server.port} .*http\.port"):
+            await HttpServer(echo, port=server.port).start()
+    with pytest.raises(ConfigInvalid, match=r"http\.host"):
+        await HttpServer(echo, host="192.0.2.1", port=0).start()
+    with pytest.raises(ConfigInvalid):
+        await HttpServer(echo, host="no such host", port=0).start()
+
+
+async def test_it_starts_again_on_its_port() -> None:
+    """A restart does not wait for the operating system to forget old connections."""
+    async with running() as server:
+        _, writer = await connect(server, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    again = HttpServer(echo, port=server.port)
+    await again.start()
+    await again.stop()
+    writer.close()
+
+
+async def test_it_leaves_signals_to_us() -> None:
+    """Neither starting nor stopping touches the handlers, and a signal does not stop the server."""
+    seen: list[int] = []
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, seen.append, 1)
+    try:
+        async with running() as server, httpx.AsyncClient() as client:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not seen:
+                await asyncio.sleep(0)
+            assert (await client.get(f"http://127.0.0.1:{server.port}/")).status_code == 200
+        os.kill(os.getpid(), signal.SIGTERM)
+        while len(seen) < 2:
+            await asyncio.sleep(0)
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+async def test_it_stops_in_time_whatever_clients_do() -> None:
+    """Hanging requests, half requests, idle connections and one that never reads: stopped within the deadline, all closed."""
+    server = HttpServer(echo, port=0)
+    await server.start()
+    request = b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n"
+    sent = [
+        b"",
+        b"GE",
+        request % b"/hang",
+        request % b"/large",
+        request % b"/",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n",
+    ]
+    clients = [await connect(server, data) for data in sent]
+    await asyncio.sleep(0.1)
+    started = time.monotonic()
+    await server.stop(2.0)
+    assert time.monotonic() - started < 2.3
+    with pytest.raises(ConnectionRefusedError):
+        await connect(server)
+    for reader, writer in clients:
+        async with asyncio.timeout(2):
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()
+        writer.close()
+    await server.stop()  # again, and nothing happens
+
+
+async def test_connections_are_capped() -> None:
+    """At the cap requests are answered 503, past it connections are closed; when others leave, all is well again."""
+    async with running(max_connections=5) as server:
+        idle = [await connect(server) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        reader, writer = await connect(server, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 503")
+        writer.close()
+        more = [await connect(server) for _ in range(3)]
+        closed = 0
+        for reader, _ in more:
+            with contextlib.suppress(TimeoutError, ConnectionResetError):
+                async with asyncio.timeout(0.2):
+                    assert await reader.read() == b""
+                closed += 1
+        for _, writer in [*idle, *more]:
+            writer.close()
+        await asyncio.sleep(0.05)
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"http://127.0.0.1:{server.port}/")).status_code == 200
+    assert closed >= 1
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost"])
+async def test_a_request_must_come_in_time(sent: bytes) -> None:
+    """A connection that asks nothing, or begins a request and dribbles, is given up; also after an answered one."""
+    async with running(head_seconds=0.2) as server:
+        reader, writer = await connect(server, sent)
+        async with asyncio.timeout(3):
+            answer = b""
+            while part := await reader.read(4_096):
+                answer += part
+                with contextlib.suppress(ConnectionError):
+                    writer.write(b"x")
+        writer.close()
+    assert b"HTTP/1.1 408 " in answer
+
+
+async def test_a_head_has_a_limit() -> None:
+    """A request whose headers do not end is refused before it costs memory."""
+    async with running() as server:
+        reader, writer = await connect(server, b"GET / HTTP/1.1\r\nhost: x\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 4 << 20 and not reader.at_eof():
+                writer.write(b"x-filler: " + b"y" * 8_192 + b"\r\n")
+                sent += 8_204
+                await writer.drain()
+                await asyncio.sleep(0)
+        writer.close()
+    assert sent < 4 << 20
+
+
+async def test_the_listener_names_its_protocol() -> None:
+    """Asyncio turns Nagle's algorithm off only for sockets that say they are TCP."""
+    listener = HttpServer(echo, port=0)._bind()
+    with listener:
+        assert listener.proto == socket.IPPROTO_TCP

@@ -1,0 +1,65 @@
+"""The HTTP surface in this process: a board that is trusted, and a client that talks to the application without a socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from controller.core.rollout import Rollout
+from controller.health import Health
+from controller.metrics import Metrics
+from controller.web.app import make_app
+from controller.web.bucketing import Generation
+from controller.web.flags import FlagBoard
+from tests.builders import make_rollout
+
+
+class HandClock:
+    """Monotonic seconds that a test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 1_000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@dataclass
+class Surface:
+    """Everything behind the HTTP surface."""
+
+    clock: HandClock
+    board: FlagBoard
+    health: Health
+    metrics: Metrics
+    app: Starlette
+
+
+def describe(rollout: Rollout) -> bytes:
+    """Write what tells documents apart."""
+    return b'{"flag_key":"%b","revision":%d}' % (rollout.flag_key.encode(), rollout.revision)
+
+
+@pytest.fixture
+def surface() -> Surface:
+    """One flag, `new-checkout`, at 10 % in revision 1; health with a required `event_log` and an optional `advisor`."""
+    clock = HandClock()
+    board = FlagBoard(generation=Generation.V3, monotonic=clock)
+    board.take(make_rollout())
+    board.trust()
+    health = Health(required=["event_log"], optional=["advisor"])
+    metrics = Metrics(version="1.2.3", planes=["ofrep"])
+    metrics.watch(percents=board.percents, components=health.components.values)
+    return Surface(clock, board, health, metrics, make_app(board, health, metrics, describe=describe))
+
+
+@pytest.fixture
+async def client(surface: Surface) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the surface; errors of the application come back as answers, as they do over a socket."""
+    transport = httpx.ASGITransport(app=surface.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield client

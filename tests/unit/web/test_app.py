@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+from starlette.routing import Route
+
+from controller.web.answers import SECURITY_HEADERS
+from controller.web.app import is_ours, make_app
+from tests.builders import make_plan, make_rollout
+from tests.unit.web.conftest import Surface, describe
+
+EVERY_PATH = ["/flagd/flags.json", "/healthz", "/readyz", "/metrics", "/rollouts", "/rollouts/new-checkout"]
+
+
+def test_no_route_changes_anything(surface: Surface) -> None:
+    """Every route is for GET and HEAD, but OFREP's two, which carry a context and are read-only by the protocol."""
+    posts = set()
+    for route in surface.app.routes:
+        assert isinstance(route, Route), "a mount or websocket would escape this test"
+        assert route.methods is not None
+        if route.methods != {"GET", "HEAD"}:
+            assert route.methods == {"POST"}
+            posts.add(route.path)
+    assert posts == {"/ofrep/v1/evaluate/flags", "/ofrep/v1/evaluate/flags/{key:path}"}
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
+@pytest.mark.parametrize("path", EVERY_PATH)
+async def test_other_methods_are_not_allowed(client: httpx.AsyncClient, method: str, path: str) -> None:
+    """405 in JSON, with the methods that are."""
+    response = await client.request(method, path)
+    assert response.status_code == 405
+    assert "GET" in response.headers["allow"]
+    assert response.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/", "/nope", "/rollouts/", "/flagd/flags.yaml", "/rollouts/a/b"])
+async def test_other_paths_are_not_found(client: httpx.AsyncClient, path: str) -> None:
+    """404 in JSON, and no redirect that would repeat the caller's Host."""
+    response = await client.get(path)
+    assert response.status_code == 404
+    assert response.json()["error"]
+
+
+async def test_a_broken_endpoint_says_nothing_of_its_inside(surface: Surface) -> None:
+    """500 in JSON without a trace of the error, under the same security headers, with the field OFREP clients read."""
+
+    def broken(rollout: object) -> bytes:
+        raise RuntimeError("secret")
+
+    app = make_app(surface.board, surface.health, surface.metrics, describe=broken)
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        response = await client.get("/rollouts")
+    assert response.status_code == 500
+    assert "errorDetails" in response.json()
+    assert "secret" not in response.text
+    _assert_guarded(response)
+
+
+@pytest.mark.parametrize("path", [*EVERY_PATH, "/nope"])
+async def test_every_answer_has_the_security_headers(client: httpx.AsyncClient, path: str) -> None:
+    """No answer can be framed, run or guessed about by a browser, whatever its status."""
+    _assert_guarded(await client.get(path))
+    _assert_guarded(await client.put(path))
+
+
+def _assert_guarded(response: httpx.Response) -> None:
+    for name, value in SECURITY_HEADERS:
+        assert response.headers.get_list(name.decode()) == [value.decode()]
+    assert "server" not in response.headers
+    assert response.headers["cache-control"] in ("no-store", "no-cache")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_answered"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:8080", True),
+        ("localhost.", True),
+        ("flags.example.org", True),
+        ("a.pods.example.org:80", True),
+        ("a.b.pods.example.org", True),
+        ("127.0.0.1:8080", True),
+        ("10.1.2.3", True),
+        ("[::1]:8080", True),
+        ("[2001:db8::7]", True),
+        ("pods.example.org", False),
+        ("evil.example", False),
+        ("localhost.evil.example", False),
+        ("evil.example:localhost", False),
+        ("127.0.0.1.evil.example", False),
+        ("[localhost.evil", False),
+        ("", False),
+        ("localhost,evil.example", False),
+    ],
+)
+def test_only_our_own_names_are_answered(host: str, is_answered: bool) -> None:
+    """Names on the list and IP addresses pass; a page that rebinds its own name to us does not."""
+    assert is_ours(host, frozenset({"localhost", "flags.example.org", "*.pods.example.org"})) is is_answered
+
+
+async def test_a_foreign_host_learns_nothing(client: httpx.AsyncClient) -> None:
+    """421 before any endpoint is reached."""
+    response = await client.get("/rollouts", headers={"host": "evil.example"})
+    assert response.status_code == 421
+    assert "new-checkout" not in response.text
+    _assert_guarded(response)
+
+
+async def test_all_hosts_can_be_allowed(surface: Surface) -> None:
+    """`*` answers every name, for those who have a proxy in front that checks."""
+    app = make_app(surface.board, surface.health, surface.metrics, describe=describe, allowed_hosts=["*"])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://any.example") as client:
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_alive_until_an_invariant_breaks(surface: Surface, client: httpx.AsyncClient) -> None:
+    """Nothing but a broken invariant asks for a restart: a dependency that is away does not."""
+    surface.health.not_ready("event_log", "no broker answers")
+    assert (await client.get("/healthz")).status_code == 200
+    surface.health.broken("partition 3: totals do not add up")
+    response = await client.get("/healthz")
+    assert response.status_code == 503
+    assert response.json() == {"alive": False, "trouble": ["partition 3: totals do not add up"]}
+
+
+async def test_readiness_names_what_is_missing(surface: Surface, client: httpx.AsyncClient) -> None:
+    """Each component stands there with why not; only required ones make it unready, the others degraded."""
+    response = await client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json()["components"]["event_log"] == {"ready": False, "required": True, "why_not": "not started"}
+    surface.health.ready("event_log")
+    response = await client.get("/readyz")
+    assert (response.status_code, response.json()["ready"], response.json()["degraded"]) == (200, True, True)
+    surface.health.ready("advisor")
+    assert (await client.get("/readyz")).json()["degraded"] is False
+    surface.board.doubt("reading again")
+    response = await client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json()["components"]["flags"]["why_not"] == "reading again"
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/plain", "text/plain; version=0.0.4; charset=utf-8"),
+        (
+            "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+            "application/openmetrics-text; version=1.0.0",
+        ),
+    ],
+)
+async def test_metrics_come_in_the_format_asked_for(client: httpx.AsyncClient, accept: str, content_type: str) -> None:
+    """The content type is one that Prometheus 3 accepts."""
+    response = await client.get("/metrics", headers={"accept": accept})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith(content_type)
+    assert 'rolloutd_percent{flag_key="new-checkout"} 10.0' in response.text
+    assert 'rolloutd_component_ready{component="event_log"} 0.0' in response.text
+
+
+async def test_the_flagd_document_is_not_sent_twice(surface: Surface, client: httpx.AsyncClient) -> None:
+    """Flagd gets 304 for what it has, and the new document after a change."""
+    first = await client.get("/flagd/flags.json")
+    assert first.headers["content-type"] == "application/json"
+    tag = first.headers["etag"]
+    assert (await client.get("/flagd/flags.json", headers={"if-none-match": tag})).status_code == 304
+    surface.board.take(make_rollout(revision=2, percent=50.0))
+    changed = await client.get("/flagd/flags.json", headers={"if-none-match": tag})
+    assert changed.json()["flags"]["new-checkout"]["targeting"]["fractional"][0] == ["on", 5_000]
+
+
+async def test_flagd_never_gets_an_empty_document_by_mistake(surface: Surface, client: httpx.AsyncClient) -> None:
+    """While in doubt flagd gets 503 and keeps what it has: an empty document would delete its flags."""
+    surface.board.doubt("the state topic has not been read")
+    response = await client.get("/flagd/flags.json")
+    assert response.status_code == 503
+    assert "flags" not in response.json()
+
+
+async def test_rollouts_are_shown_as_on_the_state_topic(surface: Surface, client: httpx.AsyncClient) -> None:
+    """All documents in the order of flag keys, or one; with a tag, and as new as the last revision taken."""
+    for number in range(120):
+        key = f"flag-{number:03}"
+        surface.board.take(make_rollout(flag_key=key, plan=make_plan(flag_key=key)))
+    shown = (await client.get("/rollouts")).json()["rollouts"]
+    assert [rollout["flag_key"] for rollout in shown] == [f"flag-{number:03}" for number in range(120)] + ["new-checkout"]
+    one = await client.get("/rollouts/new-checkout")
+    assert one.json() == {"flag_key": "new-checkout", "revision": 1}
+    tag = one.headers["etag"]
+    assert (await client.get("/rollouts/new-checkout", headers={"if-none-match": tag})).status_code == 304
+    surface.board.take(make_rollout(revision=2))
+    assert (await client.get("/rollouts/new-checkout", headers={"if-none-match": tag})).json()["revision"] == 2
+    assert (await client.get("/rollouts/other")).status_code == 404
+
+
+async def test_head_is_answered_as_get(client: httpx.AsyncClient) -> None:
+    """HEAD has the status and length of GET."""
+    assert (await client.head("/healthz")).headers["content-length"] == str(len((await client.get("/healthz")).content))
+
+
+def test_a_document_is_json(surface: Surface) -> None:
+    """The fixture's documents are what the tests above compare."""
+    assert json.loads(describe(make_rollout())) == {"flag_key": "new-checkout", "revision": 1}

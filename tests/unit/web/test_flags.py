@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from controller.adapters.memory import MemoryStateFeed
+from controller.core.rollout import Aborted, Completed, Paused, Phase, RolledBack, Scheduled
+from controller.ports import FlagPlane
+from controller.web.bucketing import Generation
+from controller.web.flags import FlagBoard, percent_to_serve
+from schemas.terms import HoldReason
+from tests.builders import T0, make_plan, make_rollout
+from tests.unit.web.conftest import HandClock, Surface
+
+
+def make_board() -> FlagBoard:
+    """Return an empty board that is not trusted yet, and whose clock stands."""
+    return FlagBoard(generation=Generation.V3, monotonic=HandClock())
+
+
+async def test_it_is_a_flag_plane() -> None:
+    """The board serves what it is told and says so, and does not know other flags."""
+    board = make_board()
+    plane: FlagPlane = board
+    await plane.serve(make_rollout(percent=25.0))
+    assert plane.name == "ofrep"
+    assert await plane.served_percent("new-checkout") == 25.0
+    assert await plane.served_percent("other") is None
+
+
+def test_an_older_revision_changes_nothing() -> None:
+    """A document that was overtaken, by the worker or by the state topic, is ignored."""
+    board = make_board()
+    assert board.take(make_rollout(revision=7, percent=10.0))
+    assert not board.take(make_rollout(revision=6, percent=0.0))
+    assert not board.take(make_rollout(revision=7, percent=10.0))
+    assert board.percents() == {"new-checkout": 10.0}
+
+
+@pytest.mark.parametrize(("first", "second"), [(10.0, 50.0), (50.0, 10.0)])
+def test_of_two_documents_of_one_revision_the_lower_percentage_is_served(first: float, second: float) -> None:
+    """Both cannot be right; while it is unknown which one is, nobody gets more than either says."""
+    board = make_board()
+    board.take(make_rollout(revision=7, percent=first))
+    board.take(make_rollout(revision=7, percent=second))
+    assert board.percents() == {"new-checkout": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("phase", "served"),
+    [
+        (Scheduled(T0), 0.0),
+        (Paused(T0, HoldReason.OPERATOR, Scheduled(T0)), 0.0),
+        (RolledBack(T0, "guardrail"), 0.0),
+        (Aborted(T0, "changed our mind"), 0.0),
+        (Completed(T0), 100.0),
+    ],
+)
+def test_nothing_is_served_before_the_start_and_after_a_rollback(phase: Phase, served: float) -> None:
+    """Even a document that says otherwise does not expose anybody outside a stage; a completed one stays up."""
+    assert percent_to_serve(make_rollout(phase=phase, percent=100.0)) == served
+
+
+def test_only_what_cannot_become_worse_may_be_kept_by_clients() -> None:
+    """STATIC lets a client cache: that is said of control after the end, never of a stage, 0 % before it or 100 % after it."""
+    board = make_board()
+    reasons = []
+    for revision, (phase, percent) in enumerate(
+        [(Scheduled(T0), 0.0), (Completed(T0), 100.0), (RolledBack(T0, "guardrail"), 0.0)], start=1
+    ):
+        board.take(make_rollout(revision=revision, phase=phase, percent=percent))
+        flag = board.get("new-checkout")
+        assert flag is not None
+        reasons.append(json.loads(flag.evaluate("user-1"))["reason"])
+    assert reasons == ["SPLIT", "SPLIT", "STATIC"]
+
+
+def test_the_flagd_document_keeps_the_sum_of_the_weights() -> None:
+    """Weights are integers, treatment first, and add up to 10,000 at every percentage."""
+    board = make_board()
+    weights = []
+    for revision, percent in enumerate([0.0, 0.01, 33.33, 100.0], start=1):
+        board.take(make_rollout(revision=revision, percent=percent))
+        flags = json.loads(board.flagd_document()[0])["flags"]
+        weights.append(flags["new-checkout"]["targeting"]["fractional"])
+    assert weights == [[["on", n], ["off", 10_000 - n]] for n in (0, 1, 3_333, 10_000)]
+
+
+def test_the_flagd_document_is_one_flagd_accepts() -> None:
+    """A flag has what flagd requires and nothing it refuses; what is ours stands in the metadata, as strings."""
+    board = make_board()
+    board.take(make_rollout(revision=17, rollout_id="start-9"))
+    assert json.loads(board.flagd_document()[0])["flags"] == {
+        "new-checkout": {
+            "state": "ENABLED",
+            "variants": {"on": True, "off": False},
+            "defaultVariant": "off",
+            "targeting": {"fractional": [["on", 1_000], ["off", 9_000]]},
+            "metadata": {"version": "17", "rolloutd.rollout_id": "start-9"},
+        }
+    }
+
+
+def test_the_flagd_documents_tag_changes_with_its_content() -> None:
+    """The same flags have the same tag, in whatever order they came; another revision has another."""
+    one, other = make_board(), make_board()
+    rollouts = [make_rollout(flag_key=key, plan=make_plan(flag_key=key)) for key in ("b", "a", "c")]
+    for rollout in rollouts:
+        one.take(rollout)
+    for rollout in reversed(rollouts):
+        other.take(rollout)
+    assert one.flagd_document() == other.flagd_document()
+    other.take(make_rollout(flag_key="a", plan=make_plan(flag_key="a"), revision=2))
+    assert one.flagd_document()[1] != other.flagd_document()[1]
+
+
+def test_it_answers_only_once_trusted() -> None:
+    """Before the state topic was read to its end, a document may be older than the last decision."""
+    board = make_board()
+    board.take(make_rollout())
+    assert board.why_not is not None
+    board.trust()
+    assert board.why_not is None
+
+
+def test_a_process_that_stood_still_is_not_trusted(surface: Surface) -> None:
+    """Frozen for longer than allowed, the board doubts itself at the first look, and a late heartbeat does not hide it."""
+    surface.clock.seconds += 4.9
+    surface.board.beat()
+    surface.clock.seconds += 4.9
+    before = surface.board.why_not
+    surface.clock.seconds += 5.1
+    surface.board.beat()
+    frozen = surface.board.why_not
+    surface.board.trust()
+    after = surface.board.why_not
+    assert (before, after) == (None, None)
+    assert frozen is not None
+    assert "stood still for 10.0 s" in frozen
+
+
+async def test_it_follows_the_state_topic() -> None:
+    """What was in the topic is taken before the first answer, and what comes later at once."""
+    feed = MemoryStateFeed([make_rollout(revision=1, percent=50.0), make_rollout(revision=2, percent=0.0)])
+    board = make_board()
+    following = asyncio.create_task(board.follow(feed))
+    try:
+        async with asyncio.timeout(5):
+            while board.why_not is not None:
+                await asyncio.sleep(0)
+            assert board.percents() == {"new-checkout": 0.0}
+            feed.append(make_rollout(revision=3, percent=10.0))
+            while board.percents() != {"new-checkout": 10.0}:
+                await asyncio.sleep(0)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
