@@ -131,7 +131,7 @@ def _close_batch(rollout: Rollout, tests: GateTests, index: int, totals: VisitTo
 
     is_present = index == tests.visit
     horizon = sum((stage.settle + stage.bake for stage in rollout.plan.stages), timedelta())
-    released = released_mass((at - rollout.started_at).total_seconds(), max(horizon.total_seconds(), 1.0))
+    released = released_mass((at - rollout.visits[0].entered_at).total_seconds(), max(horizon.total_seconds(), 1.0))
     ratios, limits = dict(tests.ratios), dict(tests.limits)
     for number, guardrail in enumerate(rollout.plan.guardrails):
         if guardrail.quantile is not None and not is_present:

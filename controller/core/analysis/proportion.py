@@ -126,7 +126,7 @@ def ratio_estimate(curve: Floats, alpha: float) -> RatioEstimate | None:
     if curve[peak] - curve.min() < 1e-12:
         return None
     likelihood = np.exp(curve - curve[peak])
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # ruled out far away: inf or nan, both not kept
         worst = np.maximum(_ABOVE @ likelihood, _BELOW @ likelihood) / likelihood
     kept = np.flatnonzero(worst < 2 / alpha)
     low, high = int(kept[0]), int(kept[-1])

@@ -264,13 +264,14 @@ def _share_arm(guardrail: Guardrail, arm: ArmTotals, alpha: float) -> ArmSummary
         return ArmSummary(trials, events, events / trials, low, high)
     if arm.outcomes == 0:
         return ArmSummary(0, 0, None, None, None)
-    estimate = arm.errors / arm.outcomes
+    errors = min(arm.errors, arm.outcomes)
+    estimate = errors / arm.outcomes
     if arm.at_risk == 0:
-        return ArmSummary(arm.outcomes, arm.errors, estimate, 0.0, 1.0)
+        return ArmSummary(arm.outcomes, errors, estimate, 0.0, 1.0)
     first_errors = min(arm.first_errors, arm.at_risk)
     low, high = rate_interval(first_errors, arm.at_risk, alpha)
     repeats = estimate / (first_errors / arm.at_risk) if first_errors else 1.0
-    return ArmSummary(arm.outcomes, arm.errors, estimate, min(low * repeats, estimate), max(min(high * repeats, 1.0), estimate))
+    return ArmSummary(arm.outcomes, errors, estimate, min(low * repeats, estimate), max(min(high * repeats, 1.0), estimate))
 
 
 def _latency_arm(guardrail: Guardrail, test: RatioTest | None, arm: ArmTotals, which: Arm, alpha: float) -> ArmSummary:

@@ -1,0 +1,48 @@
+"""The sample-ratio test: reference vector, ramps, and what it leaves alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from controller.core.analysis.sample_ratio import ALPHA_SRM, add_exposures, log_e_value, no_evidence
+
+
+def test_reference_vector() -> None:
+    """800 of 10,000 contexts at a decided share of 10 % have log e-value 19.971296."""
+    assert log_e_value(add_exposures(no_evidence(), 0.1, 800, 9200)) == pytest.approx(19.971296, abs=1e-6)
+
+
+def test_no_evidence_is_one() -> None:
+    """Before the first exposure the e-value is 1."""
+    assert log_e_value(no_evidence()) == pytest.approx(0.0)
+
+
+def test_a_ramp_with_right_shares_is_no_mismatch() -> None:
+    """Each stage's exposures are held against that stage's share."""
+    state = no_evidence()
+    for share in (0.01, 0.1, 0.5):
+        state = add_exposures(state, share, round(100_000 * share), round(100_000 * (1 - share)))
+    assert log_e_value(state) < 0
+
+
+def test_a_billion_contexts_may_be_off_by_one_percent_of_the_share() -> None:
+    """The slight unevenness of a hash is not found, however many contexts there are."""
+    assert log_e_value(add_exposures(no_evidence(), 0.1, 101_000_000, 899_000_000)) < math.log(1 / ALPHA_SRM)
+
+
+def test_right_split_seldom_alarms_however_often_one_looks() -> None:
+    """200 runs of 200 looks at right splits give at most the false alarms that alpha allows."""
+    rng = np.random.default_rng(20261)
+    alarms = 0
+    for _ in range(200):
+        state = no_evidence()
+        for _ in range(200):
+            treatment = int(rng.binomial(100, 0.1))
+            state = add_exposures(state, 0.1, treatment, 100 - treatment)
+            if log_e_value(state) >= math.log(1 / ALPHA_SRM):
+                alarms += 1
+                break
+    assert alarms <= 2  # expected 0.2 at most; 3 or more have probability 0.001
