@@ -37,6 +37,7 @@ from controller.core.rollout import (
 )
 from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, DocumentUnreadable
 from controller.plans import lint
+from controller.ports import OutboxEntry
 from schemas import alert, decision, result, state
 from schemas.advice import AdviceRecord
 from schemas.command import TYPE as COMMAND_TYPE
@@ -518,18 +519,18 @@ def _event(event_type: str, event_id: str, flag_key: str, at: datetime, record: 
 Message = PublishDecision | RaiseAlert | AnswerCommand | Rollout
 
 
-def encode(message: Message, rollout: Rollout | None, flag_key: str, effect_id: str, at: datetime) -> tuple[str, bytes]:
-    """Return a message's logical topic and its record value; `rollout` is the flag's after it, None when it has none.
+def encode(message: Message, flag_key: str, rollout: Rollout | None, effect_id: str, at: datetime) -> OutboxEntry:
+    """Return a message as the record it is published by; `rollout` is the flag's after it, None when it has none.
 
     Only an answer can do without a rollout. Every value is a structured CloudEvent whose id is `effect_id`, an answer's
-    that of its command.
+    that of its command. The entry has no field yet: whoever saves it in the outbox names it.
     """
     if isinstance(message, AnswerCommand):
-        return "results", result_bytes(message, flag_key, at)
+        return OutboxEntry("", message.command_id, "results", flag_key, result_bytes(message, flag_key, at))
     if isinstance(message, Rollout):
-        return "state", state_bytes(message, effect_id, at)
+        return OutboxEntry("", effect_id, "state", flag_key, state_bytes(message, effect_id, at))
     if rollout is None:
         raise BrokenInvariant(f"{type(message).__name__} for {flag_key}, which has no rollout")
     if isinstance(message, PublishDecision):
-        return "decisions", decision_bytes(message, rollout, effect_id, at)
-    return "alerts", alert_bytes(message, rollout, effect_id, at)
+        return OutboxEntry("", effect_id, "decisions", flag_key, decision_bytes(message, rollout, effect_id, at))
+    return OutboxEntry("", effect_id, "alerts", flag_key, alert_bytes(message, rollout, effect_id, at))

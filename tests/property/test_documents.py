@@ -34,7 +34,6 @@ from schemas.terms import (
     AdviceChoice,
     AdvisorMode,
     Approval,
-    CommandVerb,
     GapPolicy,
     HealthGap,
     HoldReason,

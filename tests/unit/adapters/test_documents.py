@@ -272,11 +272,11 @@ def test_decision_is_an_event_with_all_its_evidence() -> None:
         advice=make_advice("roll_back"),
     )
     rollout = make_rollout(phase=RolledBack(T0, "guardrail error_rate"), revision=2)
-    topic, value = documents.encode(effect, rollout, "new-checkout", "new-checkout/2/1", T0)
-    event = json.loads(value)
+    entry = documents.encode(effect, "new-checkout", rollout, "new-checkout/2/1", T0)
+    event = json.loads(entry.value)
     decision = Decision.model_validate(event["data"])
-    assert (topic, event["id"], event["type"], event["subject"]) == (
-        "decisions",
+    assert (entry.topic, entry.key, entry.effect_id) == ("decisions", "new-checkout", "new-checkout/2/1")
+    assert (event["id"], event["type"], event["subject"]) == (
         "new-checkout/2/1",
         "io.rolloutd.decision.v1",
         "new-checkout",
@@ -291,16 +291,16 @@ def test_decision_is_an_event_with_all_its_evidence() -> None:
 def test_half_a_character_in_advice_does_not_stop_the_audit_log() -> None:
     """What a model server sends as text is recorded even when UTF-8 cannot say it."""
     effect = PublishDecision(DecisionKind.HOLD, "r", 1.0, 1.0, 0, "rolloutd", advice=make_advice(model="\ud800"))
-    _, value = documents.encode(effect, make_rollout(), "new-checkout", "new-checkout/1/0", T0)
+    value = documents.encode(effect, "new-checkout", make_rollout(), "new-checkout/1/0", T0).value
     assert json.loads(value)["data"]["advice"]["model"] == "?"
 
 
 def test_result_has_its_commands_id_and_needs_no_rollout() -> None:
     """An answer carries the command's id, also when the flag has no rollout."""
     effect = AnswerCommand("c-1", CommandVerb.PAUSE, CommandStatus.REJECTED, "there is no rollout", 0)
-    topic, value = documents.encode(effect, None, "f", "ignored", T0)
-    event = json.loads(value)
-    assert (topic, event["id"]) == ("results", "c-1")
+    entry = documents.encode(effect, "f", None, "ignored", T0)
+    event = json.loads(entry.value)
+    assert (entry.topic, entry.key, entry.effect_id, event["id"]) == ("results", "f", "c-1", "c-1")
     assert Result.model_validate(event["data"]).reason == "there is no rollout"
 
 
@@ -308,4 +308,4 @@ def test_only_answers_do_without_a_rollout() -> None:
     """A decision about no rollout is a mistake of ours, not a record."""
     effect = PublishDecision(DecisionKind.HOLD, "r", 1.0, 1.0, 0, "rolloutd")
     with pytest.raises(BrokenInvariant):
-        documents.encode(effect, None, "f", "f/1/0", T0)
+        documents.encode(effect, "f", None, "f/1/0", T0)
