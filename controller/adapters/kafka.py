@@ -18,6 +18,7 @@ import asyncio
 import hashlib
 import json
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -52,6 +53,8 @@ CountTrouble = Callable[[str], None]
 _NAMED_PARTITION = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
 _CORRUPT_RETRY_SECONDS = 5.0  # a bit flipped on the wire is gone at the next try; one on the disk stays
 _FENCED_INSTANCE = "82"  # FENCED_INSTANCE_ID, which aiokafka 0.14 does not know by name
+_DUEL_JOINS = 6  # joins within _DUEL_HEARTBEATS heartbeats that no honest rebalancing needs
+_DUEL_HEARTBEATS = 10
 _STOP_GRACE_SECONDS = 0.2  # for tasks whose connections were just cut
 
 
@@ -83,8 +86,8 @@ class KafkaEventLog:
         self._positions: dict[TopicPartition, int] = {}  # next offset of what was sought or read
         self._paused: set[TopicPartition] = set()
         self._corrupt: dict[TopicPartition, float] = {}  # when to try again, on the loop's clock
-        self.last_fetch: float | None = None
-        """When `fetch` was last called, on the loop's clock; None: never."""
+        self._joined_at: deque[float] = deque(maxlen=_DUEL_JOINS)
+        self._last_fetch: float | None = None
 
     # --- life ---
 
@@ -184,17 +187,32 @@ class KafkaEventLog:
             self._paused.clear()
             self._corrupt.clear()
             self._assignment = frozenset((one.topic, one.partition) for one in partitions)
+            self._joined_at.append(asyncio.get_running_loop().time())
             self._log.info("partitions_assigned", partitions=_shown(self._assignment))
+
+    def _is_duelling(self) -> bool:
+        """Whether another process uses our static member id.
+
+        aiokafka's heartbeats do not carry the id, so the older process is not told that it was fenced: it joins again,
+        fences the younger, and so on with every heartbeat.
+        """
+        return (
+            self._settings.static_member_id is not None
+            and len(self._joined_at) == _DUEL_JOINS
+            and self._joined_at[-1] - self._joined_at[0] < _DUEL_HEARTBEATS * self._settings.heartbeat_interval_seconds
+        )
 
     # --- reading ---
 
     async def fetch(self, max_records: int, timeout_seconds: float) -> Mapping[TopicPartition, Sequence[Record]]:
         loop = asyncio.get_running_loop()
-        self.last_fetch = loop.time()
+        self._last_fetch = loop.time()
         consumer = self._consumer
         if consumer is None or self._is_broken:
             await self._revive(timeout_seconds)
             return {}
+        if self._is_duelling():
+            raise self._fenced()
         self._give_again(consumer, loop.time())
         try:
             # While the group rebalances, getmany waits without regard to its timeout; cancelling it loses no records.
@@ -203,15 +221,11 @@ class KafkaEventLog:
         except (TimeoutError, ConsumerStoppedError):
             return {}
         except CorruptRecordException as error:
-            self._set_aside_corrupt(consumer, error, loop.time())
-            return {}
+            batches = await self._read_up_to_corrupt(consumer, error, max_records)
         except KafkaError as error:
             self._rewind(consumer)
             if _FENCED_INSTANCE in str(error) and self._settings.static_member_id is not None:
-                raise BrokenInvariant(
-                    f"another process joined {self._group_id} as {self._settings.static_member_id}: "
-                    "kafka.static_member_id must differ from replica to replica"
-                ) from error
+                raise self._fenced() from error
             self._is_broken = not _is_refusal(error)
             raise self._unavailable("reading", error) from error
         except (AssertionError, RuntimeError, ValueError, TypeError, LookupError) as error:
@@ -280,17 +294,39 @@ class KafkaEventLog:
         for partition, offset in self._positions.items():
             _seek(consumer, partition, offset)
 
-    def _set_aside_corrupt(self, consumer: AIOKafkaConsumer, error: Exception, now: float) -> None:
-        """Stop reading the partition whose record does not check out, so that the others go on; it is tried again."""
+    async def _read_up_to_corrupt(
+        self, consumer: AIOKafkaConsumer, error: CorruptRecordException, max_records: int
+    ) -> Mapping[KafkaPartition, Sequence[ConsumerRecord]]:
+        """Return what precedes a record that does not check out; when nothing does, stop reading its partition.
+
+        The others go on, and it is tried again. One by one, because the call that raises forgets what it has read.
+        """
         self._rewind(consumer)
-        self._count("record_corrupt")
         named = _NAMED_PARTITION.search(str(error))
         if named is None:
             raise self._unavailable("reading", error) from error
-        partition = (named[1], int(named[2]))
+        partition = KafkaPartition(named[1], int(named[2]))
+        records: list[ConsumerRecord] = []
+        try:
+            async with asyncio.timeout(self._settings.call_seconds):
+                while len(records) < max_records:
+                    one = await consumer.getmany(partition, timeout_ms=1_000, max_records=1)
+                    if partition not in one:
+                        break
+                    records += one[partition]
+        except CorruptRecordException:
+            if not records and partition in self._positions:
+                self._set_aside(consumer, partition)
+        except (TimeoutError, ConsumerStoppedError, KafkaError) as again:
+            log.info("corrupt_not_read", topic=partition.topic, partition=partition.partition, reason=str(again))
+        return {partition: records} if records else {}
+
+    def _set_aside(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
+        self._count("record_corrupt")
+        _seek(consumer, partition, self._positions[partition])
         _pause(consumer, partition)
-        self._corrupt[partition] = now + _CORRUPT_RETRY_SECONDS
-        self._log.error("record_corrupt", topic=partition[0], partition=partition[1], offset=self._positions.get(partition))
+        self._corrupt[partition] = asyncio.get_running_loop().time() + _CORRUPT_RETRY_SECONDS
+        self._log.error("record_corrupt", topic=partition[0], partition=partition[1], offset=self._positions[partition])
 
     @property
     def corrupt(self) -> Mapping[TopicPartition, int | None]:
@@ -362,6 +398,10 @@ class KafkaEventLog:
             self._count("commit_failed")
             self._log.warning("commit_failed", error_type=type(error).__name__, reason=str(error))
 
+    def seconds_since_fetch(self) -> float | None:
+        """Return how long ago somebody asked for records, None when nobody ever did; for the watchdog."""
+        return None if self._last_fetch is None else asyncio.get_running_loop().time() - self._last_fetch
+
     async def progress(self) -> Mapping[TopicPartition, tuple[int, int]]:
         """Return (next offset, end offset), asked of the brokers, of each partition that is being read; for the watchdog.
 
@@ -389,6 +429,12 @@ class KafkaEventLog:
         if self._consumer is None:
             raise EventLogUnavailable(f"{self._group_id}: not connected")
         return self._consumer
+
+    def _fenced(self) -> BrokenInvariant:
+        return BrokenInvariant(
+            f"another process is in {self._group_id} as {self._settings.static_member_id}: "
+            "kafka.static_member_id must differ from replica to replica"
+        )
 
     def _unavailable(self, doing: str, error: BaseException) -> EventLogUnavailable:
         why = "no answer in time" if isinstance(error, TimeoutError) else (str(error) or type(error).__name__)

@@ -54,7 +54,7 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",") if server.strip()],
         "client_id": settings.client_id,
         "request_timeout_ms": round(settings.request_timeout_seconds * 1000),
-        "metadata_max_age_ms": 60_000,  # new partitions are noticed within a minute
+        "metadata_max_age_ms": 10_000,  # a new partition, or a topic made at last, is noticed within 10 s
         "security_protocol": security.protocol,
         "ssl_context": security.ssl_context(),
     }
