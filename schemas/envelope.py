@@ -47,7 +47,7 @@ _STRUCTURED = frozenset({CONTENT_TYPE.encode(), b"application/cloudevents+json",
 Headers = Sequence[tuple[str, bytes | None]]
 
 
-class RecordRefused(Exception):  # noqa: N818 - a refusal is an outcome, not a fault
+class RecordRefused(Exception):
     """A record that cannot be used; it goes to quarantine and the next one is read.
 
     Made from a reason, the problem and how to mend it. Whatever the problem quotes from the record is escaped and cut when
@@ -195,7 +195,8 @@ def is_structured(headers: Headers) -> bool:
     """Return whether the value holds the whole event (structured mode) rather than only its data (binary mode).
 
     Without a content-type header and without `ce_` headers the value is taken to be a whole event: plain producers such
-    as kcat send no headers. Of several content types the first counts. Raises RecordRefused for a CloudEvents format other than JSON.
+    as kcat send no headers. Of several content types the first counts. Raises RecordRefused for a CloudEvents format other
+    than JSON.
     """
     content_type = None
     for name, content in headers:
