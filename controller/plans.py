@@ -549,7 +549,7 @@ def _of_shape(fault: Any, values: Any) -> Finding:
         case "enum" | "literal_error":
             return _error(at, f"{_shown(fault['input'])} is not known", message.replace("Input should be", "write"))
         case "string_pattern_mismatch":
-            return _error(at, f"{_shown(fault['input'])} does not fit", _FORMS.get(at[-1], _NAME_FORM))
+            return _error(at, f"{_shown(fault['input'])} does not fit", _FORMS.get(at[-1], "write it so"))
         case "string_type" if isinstance(fault["input"], int | float | bool):
             return _error(at, f"{_shown(fault['input'])} is read as a {_kind(fault['input'])}", "put it in quotes")
         case _:
@@ -561,7 +561,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_NAME_FORM = "use up to 128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit"
 _FORMS: dict[str | int, str] = {"from": "write it as in 06:00", "to": "write it as in 18:30"}
 
 

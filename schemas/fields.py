@@ -12,7 +12,23 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from schemas.terms import NAME_PATTERN
+from schemas.envelope import Name
+
+__all__ = [
+    "LONGEST",
+    "Count",
+    "Duration",
+    "Line",
+    "Moment",
+    "Name",
+    "Number",
+    "Record",
+    "Strict",
+    "Switch",
+    "format_duration",
+    "parse_duration",
+    "parse_share",
+]
 
 
 class Record(BaseModel):
@@ -26,9 +42,6 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_by_name=True, serialize_by_alias=True)
 
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=128)]
-"""A flag key, variant, metric or command id."""
 
 Line = Annotated[str, Field(max_length=1000)]
 """Text for people."""
