@@ -57,7 +57,8 @@ class Workers:
         refuse: Callable[[Record, BadInput], Awaitable[None]],
         partition_of: Callable[[str], int],
         known_flags: Callable[[], Sequence[str]],
-        event_partitions: Sequence[str],
+        event_partitions: Callable[[], Sequence[str]],
+        released: Callable[[str], None],
         actuation_drift: Callable[[Rollout], str | None],
     ) -> None:
         """`event_partitions` are the totals' keys; `refuse` quarantines a command record and answers it where it can."""
@@ -68,7 +69,8 @@ class Workers:
         self._refuse = refuse
         self._partition_of = partition_of
         self._known_flags = known_flags
-        self._event_partitions = tuple(event_partitions)
+        self._event_partitions = event_partitions
+        self._released = released
         self._actuation_drift = actuation_drift
         self._workers: dict[str, FlagWorker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -109,17 +111,6 @@ class Workers:
         """Note that new totals were saved: somebody should look."""
         self._counted.set()
 
-    def see_document(self, document: Rollout) -> None:
-        """Take a document from the state topic: one older than ours was written late by somebody fenced, and is overwritten."""
-        worker = self._workers.get(document.flag_key)
-        if (
-            worker is not None
-            and worker.rollout is not None
-            and document.revision < worker.rollout.revision
-            and not worker.pending_effects
-        ):
-            worker.republish_state()
-
     # --- the loops ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -133,7 +124,12 @@ class Workers:
         """Hand each command to its flag's worker, and commit what is done."""
         while True:
             await self._take_assignment()
-            batches = await self._commands.fetch(COMMANDS_PER_FETCH, LOOK_EVERY_SECONDS)
+            try:
+                batches = await self._commands.fetch(COMMANDS_PER_FETCH, LOOK_EVERY_SECONDS)
+            except OperatingTrouble as trouble:
+                self._log.warning("commands_unavailable", error=str(trouble))
+                await asyncio.sleep(LOOK_EVERY_SECONDS)
+                continue
             for partition, records in batches.items():
                 lane = self._lanes.get(partition)
                 if lane is not None:
@@ -222,7 +218,7 @@ class Workers:
         }
         if not wanted:
             return
-        totals, progress = await self._totals.read(self._event_partitions, wanted)
+        totals, progress = await self._totals.read(self._event_partitions(), wanted)
         now = self._tools.clock.monotonic()
         for flag_key in wanted:
             seen, seen_at = self._last_seen.get(flag_key, (None, 0.0))
@@ -238,7 +234,7 @@ class Workers:
         worker = self._workers.get(flag_key)
         if worker is not None:
             drift = self._actuation_drift(rollout)
-            worker.see(Evidence(self._tools.clock.now(), visits, tuple(progress), len(self._event_partitions), drift))
+            worker.see(Evidence(self._tools.clock.now(), visits, tuple(progress), len(self._event_partitions()), drift))
 
     # --- starting and stopping ------------------------------------------------------------------------------------------
 
@@ -256,6 +252,7 @@ class Workers:
         task.cancel()
         await asyncio.wait([task])
         worker.abandon()
+        self._released(flag_key)
 
     async def _keep_running(self, flag_key: str, worker: FlagWorker) -> None:
         """Run a worker; a mistake of ours turns health red, and the flag is taken up again from what is stored."""
