@@ -42,7 +42,7 @@ def bucketer(flag_key: str, generation: Generation) -> Callable[[str], int]:
     UnicodeEncodeError.
     """
     digest: Callable[[bytes, int, bool], int] = mmh3.hash  # MurmurHash3 x86 32-bit, seed 0, unsigned
-    if generation is Generation.V2:
+    if generation == Generation.V2:
         plain = flag_key.encode()
         return lambda targeting_key: digest(plain + targeting_key.encode(), 0, False) * WEIGHT_TOTAL >> 32
     pair = b"\x82" + _cbor_text(flag_key)

@@ -23,9 +23,6 @@ from controller.web.bucketing import WEIGHT_TOTAL, Generation, bucketer, weight_
 
 _log = structlog.get_logger(__name__)
 
-#: How often `FlagBoard.follow` notes that the process is running.
-_BEAT_SECONDS = 0.2
-
 
 def percent_to_serve(rollout: Rollout) -> float:
     """Return the percentage a plane must serve, in [0, 100].
@@ -74,11 +71,11 @@ class FlagBoard:
         max_pause_seconds: float = 5.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._generation = generation
+        self._generation = Generation(generation)  # settings hold the word
         self._flag_set_id = flag_set_id
         self._max_pause_seconds = max_pause_seconds
         self._monotonic = monotonic
-        self._beaten_at = monotonic()
+        self._beaten_at: float | None = None
         self._doubt: str | None = "the state topic has not been read to its end yet"
         self._flags: dict[str, ServedFlag] = {}
         self._document: tuple[bytes, str] | None = None
@@ -100,7 +97,8 @@ class FlagBoard:
         """
         known = self._flags.get(rollout.flag_key)
         if known is not None and rollout.revision <= known.rollout.revision:
-            if rollout.revision < known.rollout.revision or rollout == known.rollout:
+            said, saying = ((one.rollout_id, percent_to_serve(one)) for one in (known.rollout, rollout))
+            if rollout.revision < known.rollout.revision or said == saying:
                 return False
             _log.error(
                 "state_conflict_found",
@@ -115,15 +113,34 @@ class FlagBoard:
         self._document = None
         return True
 
-    async def follow(self, feed: StateFeed) -> None:
-        """Take every document of the state topic until cancelled, and answer once all that was there is taken."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._take_all(feed), name="flags_take_documents")
-            tasks.create_task(self._keep_trust(feed), name="flags_keep_trust")
+    async def keep_trust(
+        self,
+        feed: StateFeed,
+        *,
+        silent_seconds: Callable[[], float | None] = lambda: 0.0,
+        beat_seconds: float = 0.2,
+    ) -> None:
+        """Answer once the state topic was read to its end, and notice when the process stood still; until cancelled.
+
+        Whoever reads the topic calls `take` for each document. `silent_seconds` is how long ago the brokers last said that
+        nothing is newer than what was read, None for never; after standing still that must have been said anew.
+        """
+        await feed.caught_up()
+        while True:
+            self.trust()
+            while self.why_not is None:
+                self.beat()
+                await asyncio.sleep(beat_seconds)
+            _log.warning("flags_doubted", reason=self.why_not)
+            doubted_at = self._monotonic()
+            # Polled: the brokers' word comes with no event.
+            while (silent := silent_seconds()) is None or silent > self._monotonic() - doubted_at:  # noqa: ASYNC110
+                await asyncio.sleep(beat_seconds)
+            _log.info("flags_trusted_again", duration_ms=round(1e3 * (self._monotonic() - doubted_at)))
 
     def trust(self) -> None:
         """Answer from now on: everything decided so far is known here."""
-        self._beaten_at = self._monotonic()
+        self._beaten_at = None
         self._doubt = None
 
     def doubt(self, why: str) -> None:
@@ -131,7 +148,7 @@ class FlagBoard:
         self._doubt = why
 
     def beat(self) -> None:
-        """Note that the process is running; to be called several times per `max_pause_seconds`."""
+        """Note that the process is running. From the first call on, several are needed per `max_pause_seconds`."""
         if self.why_not is None:
             self._beaten_at = self._monotonic()
 
@@ -140,7 +157,7 @@ class FlagBoard:
     @property
     def why_not(self) -> str | None:
         """Why nothing can be answered now; None while it can."""
-        if self._doubt is None:
+        if self._doubt is None and self._beaten_at is not None:
             pause = self._monotonic() - self._beaten_at
             if pause > self._max_pause_seconds:
                 self._doubt = f"the process stood still for {pause:.1f} s; reading again what was decided meanwhile"
@@ -208,16 +225,3 @@ class FlagBoard:
             control=answer(control, False),
             definition=msgspec.json.encode(rollout.flag_key) + b":" + msgspec.json.encode(definition),
         )
-
-    async def _take_all(self, feed: StateFeed) -> None:
-        async for rollout in feed.documents():
-            self.take(rollout)
-
-    async def _keep_trust(self, feed: StateFeed) -> None:
-        while True:
-            await feed.caught_up()
-            self.trust()
-            while self.why_not is None:
-                await asyncio.sleep(_BEAT_SECONDS)
-                self.beat()
-            _log.warning("flags_doubted", reason=self.why_not)

@@ -127,6 +127,7 @@ def test_it_answers_only_once_trusted() -> None:
 
 def test_a_process_that_stood_still_is_not_trusted(surface: Surface) -> None:
     """Frozen for longer than allowed, the board doubts itself at the first look, and a late heartbeat does not hide it."""
+    surface.board.beat()
     surface.clock.seconds += 4.9
     surface.board.beat()
     surface.clock.seconds += 4.9
@@ -141,19 +142,56 @@ def test_a_process_that_stood_still_is_not_trusted(surface: Surface) -> None:
     assert "stood still for 10.0 s" in frozen
 
 
-async def test_it_follows_the_state_topic() -> None:
-    """What was in the topic is taken before the first answer, and what comes later at once."""
+async def test_it_answers_when_the_state_topic_was_read() -> None:
+    """What was in the topic is taken before the first answer."""
     feed = MemoryStateFeed([make_rollout(revision=1, percent=50.0), make_rollout(revision=2, percent=0.0)])
     board = make_board()
-    following = asyncio.create_task(board.follow(feed))
-    try:
-        async with asyncio.timeout(5):
-            while board.why_not is not None:
-                await asyncio.sleep(0)
-            assert board.percents() == {"new-checkout": 0.0}
-            feed.append(make_rollout(revision=3, percent=10.0))
-            while board.percents() != {"new-checkout": 10.0}:
-                await asyncio.sleep(0)
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+    trusting = asyncio.create_task(board.keep_trust(feed))
+    seen = []
+    async with asyncio.timeout(5):
+        async for rollout in feed.documents():
+            seen.append(board.why_not is None)
+            board.take(rollout)
+            if rollout.revision == 2:
+                feed.append(make_rollout(revision=3, percent=10.0))
+            if rollout.revision == 3:
+                break
+        while board.why_not is not None:
+            await asyncio.sleep(0)
+    trusting.cancel()
+    await asyncio.wait([trusting])
+    assert seen[:2] == [False, False]
+    assert board.percents() == {"new-checkout": 10.0}
+
+
+async def test_after_standing_still_it_waits_for_news() -> None:
+    """A frozen process answers again only when the brokers have said, after it woke, that it knows everything."""
+    clock = HandClock()
+    board = FlagBoard(generation=Generation.V3, monotonic=clock)
+    feed = MemoryStateFeed()
+    heard_at = clock.seconds
+
+    async def read() -> None:
+        async for rollout in feed.documents():
+            board.take(rollout)
+
+    reading = asyncio.create_task(read())
+    trusting = asyncio.create_task(board.keep_trust(feed, silent_seconds=lambda: clock.seconds - heard_at, beat_seconds=0))
+    async with asyncio.timeout(5):
+        while board.why_not is not None:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the first beat
+        clock.seconds += 60
+        frozen = board.why_not
+        for _ in range(100):
+            await asyncio.sleep(0)
+        still = board.why_not
+        clock.seconds += 1
+        heard_at = clock.seconds
+        while board.why_not is not None:
+            await asyncio.sleep(0)
+    for task in (reading, trusting):
+        task.cancel()
+    await asyncio.wait([reading, trusting])
+    assert frozen is not None
+    assert still is not None
