@@ -6,7 +6,7 @@ How the parts are started, watched and stopped is `service/supervisor.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -114,6 +114,7 @@ class Daemon:
             totals=totals,
             read_command=self._read_command,
             refuse=self._refuse_command,
+            forward=self._publish_persistently,
             partition_of=self._command_partition,
             known_flags=self._known_flags,
             event_partitions=self._event_partitions,
@@ -210,7 +211,7 @@ class Daemon:
     async def _follow_state(self) -> None:
         """Let every document of the state topic reach all who go by it: other replicas decide too."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._board.keep_trust(self._feed, self._silent_seconds), name="trust")
+            tasks.create_task(self._board.keep_trust(self._feed, silent_seconds=self._silent_seconds), name="trust")
             async for document in self._feed.documents():
                 self._learn(document)
                 await self._state_plane.note(document)
@@ -257,7 +258,8 @@ class Daemon:
 
     def _read_command(self, record: Record) -> ReadCommand:
         command = documents.read_command(record.value, record.headers, record.key, record.timestamp)
-        return ReadCommand(command.flag, documents.to_command_event(command, self._clock.now()))
+        entry = OutboxEntry("", command.id, "commands", command.flag, documents.command_bytes(command))
+        return ReadCommand(command.flag, documents.to_command_event(command, self._clock.now()), entry)
 
     def _command_partition(self, flag_key: str) -> int:
         return partition_of(flag_key, self._partitions["commands"])
@@ -292,6 +294,13 @@ class Daemon:
             refused = quarantine.refusal(record.offset, record.timestamp, record.value, RecordRefused(reason, str(fault)))
             tell = partial(self._quarantine, record.topic, record.partition, [refused])
             self._metrics.quarantined.of(reason).inc()
+        await self._persistently(tell)
+
+    async def _publish_persistently(self, entry: OutboxEntry) -> None:
+        await self._persistently(partial(self._publisher.publish, [entry]))
+
+    async def _persistently(self, tell: Callable[[], Awaitable[None]]) -> None:
+        """Repeat until Kafka has it: what was read and not obeyed must not be lost."""
         while True:
             try:
                 await tell()

@@ -410,6 +410,11 @@ def _not_a_command(fields: dict[str, Any], reason: str) -> CommandRefused | Comm
     return CommandRefused(command_id=str(command_id), flag_key=str(flag_key), verb=known_verb, reason=reason)
 
 
+def command_bytes(command: Command) -> bytes:
+    """Return the command as it is published: its own id and time are the event's, so that a copy is recognised as one."""
+    return _event(COMMAND_TYPE, command.id, command.flag, command.issued_at, command)
+
+
 def to_command_event(command: Command, at: datetime) -> CommandReceived:
     """Return the command as the core's event, received `at`."""
     return CommandReceived(

@@ -34,6 +34,7 @@ class ReadCommand:
 
     flag_key: str
     event: CommandReceived
+    entry: OutboxEntry  # the same command as we would write it, for a producer that keyed it another way
 
 
 @dataclass(slots=True)
@@ -55,18 +56,23 @@ class Workers:
         totals: Totals,
         read_command: Callable[[Record], ReadCommand],
         refuse: Callable[[Record, BadInput], Awaitable[None]],
+        forward: Callable[[OutboxEntry], Awaitable[None]],
         partition_of: Callable[[str], int],
         known_flags: Callable[[], Sequence[str]],
         event_partitions: Callable[[], Sequence[str]],
         released: Callable[[str], None],
         actuation_drift: Callable[[Rollout], str | None],
     ) -> None:
-        """`event_partitions` are the totals' keys; `refuse` quarantines a command record and answers it where it can."""
+        """`event_partitions` are the totals' keys; `refuse` quarantines a command record and answers it where it can.
+
+        `forward` publishes a command again, onto its flag's own partition.
+        """
         self._tools = tools
         self._commands = commands
         self._totals = totals
         self._read_command = read_command
         self._refuse = refuse
+        self._forward = forward
         self._partition_of = partition_of
         self._known_flags = known_flags
         self._event_partitions = event_partitions
@@ -168,6 +174,10 @@ class Workers:
             command = self._read_command(record)
         except BadInput as fault:
             await self._refuse(record, fault)
+            return
+        if self._partition_of(command.flag_key) != record.partition:
+            # kcat and others partition keys in their own way: the replica that runs the flag reads another partition.
+            await self._forward(command.entry)
             return
         failure = ""
         for attempt in (1, 2):
