@@ -468,10 +468,13 @@ async def test_a_second_process_with_the_same_member_id_is_named(
     await older.start()
     await newer.start()
 
-    with pytest.raises(BrokenInvariant, match="static_member_id"):
+    async def duel() -> None:
         async with asyncio.timeout(30):
             while True:
                 await asyncio.gather(fetch(older), fetch(newer))
+
+    with pytest.raises(BrokenInvariant, match="static_member_id"):
+        await duel()
 
 
 async def test_not_started_is_said(kafka: str, topic_prefix: str, make_log: MakeLog) -> None:
