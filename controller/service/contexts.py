@@ -12,9 +12,9 @@ A context is known here by its 64-bit digest alone. All sets of a partition shar
 | `recent/<generation>/<chunk>` | entries like the journal's: who was exposed in this slice of event time, in order |
 
 A set is exact until it holds `exact_limit` contexts; then those go into a Bloom filter, which is written whole, and the set
-begins anew in front of it. So nothing is ever rewritten but the last chunk, a reload gives back exactly what was there, and a
-false positive (at most 0.2 %) drops a context from both arms alike. Chunks whose entries are mostly dead are cleaned, a few
-per save.
+begins anew in front of it, from then on up to an eighth of what its filters hold. So nothing is rewritten often but the last
+chunk, a reload gives back exactly what was there, and a false positive (at most 0.2 %) drops a context from both arms alike.
+Chunks whose entries are mostly dead are cleaned, a few per save.
 
 Does not belong here: what a membership means (`counting.py`), when things are saved (`ingest.py`).
 """
@@ -22,15 +22,15 @@ Does not belong here: what a membership means (`counting.py`), when things are s
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-#: Stable over processes and releases, because digests are stored: XXH3 with 64 bits and seed 0. Two of 10^6 contexts share one
-#: with a probability below 3 in 10^8.
-digest_of: Callable[[str], int] = xxh3_64_intdigest  # type: ignore[assignment]  # takes text, its stubs say bytes alone
+#: The digest of a context id in UTF-8. Stable over processes and releases, because digests are stored: XXH3 with 64 bits and
+#: seed 0. Two of 10^6 contexts share one with a probability below 3 in 10^8.
+digest_of = xxh3_64_intdigest
 
 _ENTRY = struct.Struct("<IQ")
 _ENTRIES_PER_CHUNK = 256  # 3 KiB: what a quiet partition rewrites per save at most, and few enough fields for a busy one
@@ -40,7 +40,7 @@ _CLEAN_FROM = 16  # chunks: below that the garbage is not worth a write
 
 _PART_WORDS = 8192  # 64 KiB of filter in a field
 _WORDS_PER_KEY = 0.25  # 16 bits per key
-_SEALS_PER_FILTER = 8  # times the exact set's limit: few filters to ask, and 2 MB to write per 100,000 new contexts
+_FILTER_ROOM = 8  # a new filter takes so many times what is sealed into it: few filters to ask, each written a few times
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the digest a second time
 _ALL_BITS = 0xFFFFFFFFFFFFFFFF
 _TWO_BITS = tuple((1 << (i & 63)) | (1 << (i >> 6)) for i in range(4096))
@@ -173,12 +173,13 @@ class Filter:
 class ContextSet:
     """A set of contexts: `exact` holds the newest, `filters` what did not fit."""
 
-    __slots__ = ("exact", "filters", "name", "number")
+    __slots__ = ("exact", "filters", "name", "number", "seal_at")
 
-    def __init__(self, name: str, number: int) -> None:
-        """Start empty."""
+    def __init__(self, name: str, number: int, seal_at: int) -> None:
+        """Start empty. At `seal_at` exact members those go into a filter."""
         self.name = name
         self.number = number
+        self.seal_at = seal_at
         self.exact: set[int] = set()
         self.filters: list[Filter] = []
 
@@ -208,7 +209,9 @@ class Memberships:
         """Return the set of that name, a new one if there is none."""
         found = self._sets.get(name)
         if found is None:
-            found = self._sets[name] = self._by_number[self._next_number] = ContextSet(name, self._next_number)
+            found = self._sets[name] = self._by_number[self._next_number] = ContextSet(
+                name, self._next_number, self._exact_limit
+            )
             self._next_number += 1
             self.new_names.append(found)
         return found
@@ -236,14 +239,18 @@ class Memberships:
         exact.add(digest)
         self.journal.append(contexts.number, digest)
         self._live += 1
-        if len(exact) == self._exact_limit:
+        if len(exact) == contexts.seal_at:
             self._full.append(contexts)
         return True
 
     @property
     def changed(self) -> int:
         """How many fields the next save will carry, about."""
-        sealing = 2 + int(2 * _SEALS_PER_FILTER * self._exact_limit * _WORDS_PER_KEY) // _PART_WORDS if self._full else 0
+        sealing = 0
+        if self._full:
+            next_sealed = self._full[-1]
+            largest = max(_FILTER_ROOM * len(next_sealed.exact), *(layer.capacity for layer in next_sealed.filters), 0)
+            sealing = 2 + int(2 * largest * _WORDS_PER_KEY) // _PART_WORDS
         return len(self.journal.changed) + len(self.new_names) + _CLEANED_PER_SAVE + sealing
 
     def take_changed(self) -> tuple[dict[str, bytes], list[str]]:
@@ -278,7 +285,7 @@ class Memberships:
         for field, value in fields.items():
             match field.split("/"):
                 case "set", own_number:
-                    contexts = ContextSet(value.decode(), int(own_number))
+                    contexts = ContextSet(value.decode(), int(own_number), self._exact_limit)
                     self._sets[contexts.name] = self._by_number[contexts.number] = contexts
                 case "journal", chunk:
                     chunks[int(chunk)] = value
@@ -298,17 +305,25 @@ class Memberships:
             if number >= self._next_number:
                 self._next_number = number + 1
         self._live = sum(len(held.exact) for held in self._sets.values())
-        self._full = [held for held in self._sets.values() if len(held.exact) >= self._exact_limit]
+        for held in self._sets.values():
+            self._note_size(held)
+        self._full = [held for held in self._sets.values() if len(held.exact) >= held.seal_at]
 
     def _seal(self, contexts: ContextSet) -> dict[str, bytes]:
         """Move the exact part of a set into its last filter, or into a new one when that is full; return the fields."""
         count = len(contexts.exact)
         if not contexts.filters or contexts.filters[-1].keys + count > contexts.filters[-1].capacity:
-            contexts.filters.append(Filter.for_keys(_SEALS_PER_FILTER * max(count, self._exact_limit)))
+            contexts.filters.append(Filter.for_keys(_FILTER_ROOM * count))
         contexts.filters[-1].update(contexts.exact, count)
         contexts.exact = set()
         self._live -= count
+        self._note_size(contexts)
         return contexts.filters[-1].fields(f"filter/{contexts.number}/{len(contexts.filters) - 1}")
+
+    def _note_size(self, contexts: ContextSet) -> None:
+        """Let the exact part grow with the filters, so that a filter is not written again for a few new members."""
+        sealed = sum(layer.keys for layer in contexts.filters)
+        contexts.seal_at = max(self._exact_limit, sealed // _FILTER_ROOM)
 
     def _clean(self) -> None:
         """Rewrite the oldest chunks when less than half of all entries are alive."""

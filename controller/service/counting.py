@@ -24,6 +24,7 @@ from controller.core.rollout import Rollout, Visit
 from controller.errors import BrokenInvariant
 from controller.ports import Record
 from controller.service.contexts import ContextSet, Memberships, RecentExposures, digest_of
+from schemas.quarantine import Refusal, refusal
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, decode_arm, decode_progress, parse_field, part_field
 from schemas.wire import EvaluationEvent, OutcomeEvent, RecordRefused
@@ -35,7 +36,6 @@ DecodeOutcome = Callable[[bytes | None, bytes | None, int, Headers], OutcomeEven
 _LOG_GAMMA = log(GAMMA)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_SEEN_FLAGS = 100
 _CONVERSION = "conversion:"
 
 
@@ -99,9 +99,10 @@ class WatchedFlag:
 class Directory:
     """The flags that have a rollout, and what is told of the others. One for all partitions of a process."""
 
+    seen_limit: int = 100
     flags: dict[str, WatchedFlag] = field(default_factory=dict)
     unknown_flags: int = 0  # evaluations and outcomes' flags without a rollout
-    seen: dict[str, None] = field(default_factory=dict)  # the first hundred names of those
+    seen: dict[str, None] = field(default_factory=dict)  # the first `seen_limit` names of those
     other_variants: int = 0  # of a known flag, neither treatment nor control
     unjoined: int = 0  # outcomes without flags whose context had no exposure within the window
 
@@ -117,7 +118,7 @@ class Directory:
     def unknown(self, flag_key: str) -> None:
         """Count a flag without a rollout."""
         self.unknown_flags += 1
-        if len(self.seen) < _SEEN_FLAGS:
+        if len(self.seen) < self.seen_limit:
             self.seen[flag_key] = None
 
 
@@ -253,7 +254,7 @@ class PartitionTotals:
         self.position = 0  # the offset to read next
         self.records = PartitionCounts()
         self.changed: list[Lane] = []
-        self.refused: list[tuple[Record, RecordRefused]] = []
+        self.refused: list[Refusal] = []
         self.joins = False  # an outcome without flags was seen: this partition and its pair go hand in hand
 
     # - what is stored -
@@ -292,13 +293,14 @@ class PartitionTotals:
         return self._stored.pop(arm_field_name, None) or ArmCounts()
 
     def skip_to(self, offset: int, now_ms: int) -> None:
-        """Go on at `offset`, because the log no longer has what lies before: recorded as holes, and as a taint since then.
-
-        The taint begins with the freshest event counted before the gap: whatever came after it may be missing.
-        """
-        records = self.records
-        records.holes += offset - self.position
+        """Go on at `offset`, because the log no longer has what lies before: recorded as holes and as a taint."""
+        self.records.holes += offset - self.position
         self.position = offset
+        self.taint(now_ms)
+
+    def taint(self, now_ms: int) -> None:
+        """Record that events are known to be lost since the freshest one counted: whatever came after it may be missing."""
+        records = self.records
         since = now_ms if records.freshest_ms is None else min(records.freshest_ms, now_ms)
         records.tainted_from_ms = since if records.tainted_from_ms is None else min(records.tainted_from_ms, since)
 
@@ -400,9 +402,9 @@ class PartitionTotals:
             position = offset + 1
             try:
                 event = decode(record.value, record.key, record.timestamp, record.headers)
-            except RecordRefused as refusal:
+            except RecordRefused as refused:
                 records.quarantined += 1
-                self.refused.append((record, refusal))
+                self.refused.append(refusal(offset, record.timestamp, record.value, refused))
                 continue
             flag_key = event.flag_key
             tally = tallies.get(flag_key) or self._tally(flag_key)
@@ -420,7 +422,7 @@ class PartitionTotals:
                 ignored += 1
                 self._directory.other_variants += 1
                 continue
-            digest = digest_of_context(event.context_id)
+            digest = digest_of_context(event.context_id.encode())
             counts = lane.counts
             if counts is None:
                 late += 1
@@ -485,16 +487,16 @@ class PartitionTotals:
                 continue
             try:
                 event = decode(record.value, record.key, record.timestamp, record.headers)
-            except RecordRefused as refusal:
+            except RecordRefused as refused:
                 records.holes += offset - position
                 position = offset + 1
                 taken += 1
                 records.quarantined += 1
-                self.refused.append((record, refusal))
+                self.refused.append(refusal(offset, record.timestamp, record.value, refused))
                 continue
             flags = event.flags
             time_ms = event.time_ms
-            digest = digest_of_context(event.context_id)
+            digest = digest_of_context(event.context_id.encode())
             if not flags:
                 self.joins = True
                 if join is not None:

@@ -1,0 +1,829 @@
+"""Counts events exactly once: fetch, fold, save, for every event partition this replica owns.
+
+What is counted is `counting.py`'s; here is the order in which things happen, which is what makes it exactly once:
+
+1. A partition that was assigned is not ready. Its hash is loaded, the fence checked against the log, the log sought to the
+   fence. Only then are its records taken; those that came earlier are dropped, the seek brings them back.
+2. Records are folded into totals in memory. About every 100 ms what changed is written *as absolute totals, together with the
+   offset to read next*, if the stored fence is still the one we began from. The next batch folds meanwhile.
+3. Refused records are acknowledged by the quarantine topic before the fence moves past them. A crash in between publishes
+   them again, with the same topic, partition and offset: readers drop repeats by these.
+4. Somebody else's fence means that memory is void: load again, seek there. A save of unknown outcome is repeated with the
+   same arguments until it is known; meanwhile folding goes on until a bound is met, then fetching stops. Nothing is lost.
+5. Kafka's committed offset follows, for lag tools only. It is never read.
+
+Evaluations and outcomes of the same partition number are a pair: outcomes without flags are joined to the exposures of their
+context. See ops/decisions/0003-attribution.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from math import inf
+from typing import Any
+
+import structlog
+
+from controller.core.rollout import Rollout
+from controller.errors import BrokenInvariant, EventLogTruncated, EventLogUnavailable, StoreUnavailable
+from controller.metrics import Metrics
+from controller.ports import Clock, EventLog, Record, TopicPartition, Totals
+from controller.service.counting import DecodeEvaluation, DecodeOutcome, Directory, PartitionTotals, up_to
+from controller.settings import CountingSettings
+from schemas.quarantine import MAX_REFUSALS, Refusal
+from schemas.terms import Recorded
+from schemas.totals import MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS, PartitionCounts, encode_arm, encode_progress
+
+#: Fields left free in a save for what cannot be known before: progress, and the last outcome's 64 flags with all their sets.
+_SPARE_FIELDS = len(PROGRESS_FIELDS) + 700
+_LEAST_ROOM = 200  # fields; with less a save comes first, in place of ever smaller batches
+#: Fields one evaluation may change: its lane, the names of its flag's two sets, and parts of two journals.
+_FIELDS_PER_EVALUATION = 4
+_ENCODED_AT_ONCE = 400  # lanes with a full histogram take about 10 µs each: 4 ms between two looks at the loop
+_FOLDED_AT_ONCE = 1000  # records: 3 ms or so
+_RECORDED = (Recorded.COUNTED, Recorded.QUARANTINED, Recorded.LATE, Recorded.IGNORED)
+_SWEEP_SECONDS = 600.0  # by then the directory is newer than any hash that was loaded
+
+
+#: Publishes refusals of one topic partition, at most `MAX_REFUSALS`, and returns once they are acknowledged. Raises
+#: EventLogUnavailable; a repeat is harmless.
+Quarantine = Callable[[str, int, Sequence[Refusal]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """What bounds counting in time and memory and is no operator's choice; the choices are `CountingSettings`."""
+
+    longest_flush_seconds: float = 1.0  # between two saves of a partition, however long saving takes
+    saving_share: float = 0.2  # of the time that may go to saving: with many flags saves become rarer, not slower
+    heartbeat_seconds: float = 0.9  # an idle partition is saved as often: silence of traffic is not silence of its owner
+    commit_seconds: float = 1.0
+    pending_records: int = 5_000  # fetched and not yet folded, per partition; beyond, its fetching pauses
+    join_grace_seconds: float = 0.25  # an outcome waits so long for evaluations that may be under way, when none are there
+    join_patience_seconds: float = 5.0  # and so long for evaluations that the log says are there and that do not come
+    revoke_seconds: float = 2.0  # for the last save before a partition is handed over
+    drain_seconds: float = 2.0  # for the last saves at the end
+    retry_seconds: float = 0.2  # between two tries of a call that failed within its own deadline
+
+
+class PartitionState(StrEnum):
+    """Where a partition stands."""
+
+    LOADING = "loading"
+    READY = "ready"
+    STOPPED = "stopped"  # a person is needed
+    GONE = "gone"  # not ours any more
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionView:
+    """One partition as operators and the watchdog see it."""
+
+    topic: str
+    partition: int
+    state: PartitionState
+    next_offset: int  # folded up to here
+    saved_offset: int | None
+    end_offset: int | None
+    records: PartitionCounts
+    unmoved_seconds: float  # since the saved offset last moved, or the partition was last seen without lag
+    trouble: str  # why it is stopped, else empty
+
+    @property
+    def lag(self) -> int | None:
+        """Records not yet saved, None when the log's end is not known."""
+        return None if self.end_offset is None else max(0, self.end_offset - (self.saved_offset or 0))
+
+
+@dataclass(slots=True)
+class IngestCounters:
+    """What happened since the start, for metrics."""
+
+    saves: int = 0
+    fields_saved: int = 0
+    save_troubles: int = 0  # tries with unknown outcome
+    fences_lost: int = 0  # somebody else had counted
+    quarantine_troubles: int = 0
+    fetch_troubles: int = 0
+    gaps: int = 0
+    late_revokes: int = 0  # partitions handed over without a last save; they are counted again from the fence
+    longest_fold_seconds: float = 0.0
+
+
+class _Owned:
+    """One partition that is assigned to us."""
+
+    __slots__ = (
+        "delivered_at",
+        "holes_seen",
+        "is_busy",
+        "is_counting_exposures",
+        "is_leaving",
+        "is_paused",
+        "key",
+        "last_timestamp_ms",
+        "loaded",
+        "moved_at",
+        "partition",
+        "pending",
+        "reported",
+        "saved",
+        "saved_at",
+        "state",
+        "swept_at",
+        "totals",
+        "trouble",
+    )
+
+    def __init__(self, partition: TopicPartition, key: str, totals: PartitionTotals, now: float) -> None:
+        self.partition = partition
+        self.key = key
+        self.totals = totals
+        self.state = PartitionState.LOADING
+        self.trouble = ""
+        self.loaded: tuple[PartitionTotals, int | None] | None = None  # with the fence found, None for none
+        self.saved: int | None = None  # the fence we expect to find
+        self.saved_at = now
+        self.moved_at = now
+        self.swept_at = now
+        self.holes_seen = 0
+        self.reported = (0, 0, 0, 0)  # counted, quarantined, late, ignored, as far as the metrics know
+        self.pending: list[Record] = []
+        self.is_counting_exposures = totals.counts_exposures
+        self.is_paused = False
+        self.is_busy = False  # being encoded: nothing may be folded
+        self.is_leaving = False  # being handed over: nothing more is folded
+        self.last_timestamp_ms: float = -inf  # of the last record folded
+        self.delivered_at = now  # when the log last gave a record
+
+
+class _Pair:
+    """The partitions of one number, of both topics, as far as they are ours."""
+
+    __slots__ = ("encode_seconds", "evaluations", "held_since", "next_save_at", "outcomes", "saving")
+
+    def __init__(self) -> None:
+        self.evaluations: _Owned | None = None
+        self.outcomes: _Owned | None = None
+        self.saving: asyncio.Task[None] | None = None
+        self.next_save_at = 0.0
+        self.encode_seconds = 0.0
+        self.held_since: float | None = None  # an outcome waits for evaluations since then
+
+    def owned(self) -> Iterator[_Owned]:
+        """Yield the partitions, outcomes first: saved in this order, exposures are never stored ahead of their outcomes."""
+        if self.outcomes is not None:
+            yield self.outcomes
+        if self.evaluations is not None:
+            yield self.evaluations
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """A consistent state of one partition, ready to be saved."""
+
+    owned: _Owned
+    expected: int | None
+    next_offset: int
+    fields: Mapping[str, bytes]
+    garbage: Sequence[str]
+    flag_keys: frozenset[str]
+    refusals: Sequence[Refusal]
+
+
+class Ingest:
+    """One member of the counting group. Everything but `run` may be called at any time from the same event loop."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        totals: Totals,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        settings: CountingSettings,
+        topics: tuple[str, str],
+        epoch: int,
+        quarantine: Quarantine,
+        on_counted: Callable[[frozenset[str]], None],
+        decode_evaluation: DecodeEvaluation,
+        decode_outcome: DecodeOutcome,
+        pacing: Pacing = Pacing(),
+    ) -> None:
+        """`topics` are the evaluations' and the outcomes'. `epoch` is part of the partitions' keys: a new one counts anew.
+
+        `on_counted` is told which flags' totals have just been saved.
+        """
+        self._log = log
+        self._totals = totals
+        self._clock = clock
+        self._metrics = metrics
+        self._settings = settings
+        self._pacing = pacing
+        self._evaluations_topic, self._outcomes_topic = topics
+        self._epoch = epoch
+        self._quarantine = quarantine
+        self._on_counted = on_counted
+        self._decode_evaluation = decode_evaluation
+        self._decode_outcome = decode_outcome
+        self._window_ms = round(settings.attribution_window_seconds * 1000)
+        self._owned: dict[TopicPartition, _Owned] = {}
+        self._pairs: dict[int, _Pair] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+        self._is_blocked = False  # records are at hand and none could be folded
+        self._has_ended = asyncio.Event()
+        self._committed_at = 0.0
+        self._unknown_reported = 0
+        self._logger = structlog.get_logger()
+        self.directory = Directory(settings.seen_flags_limit)
+        self.counters = IngestCounters()
+
+    # - what others call -
+
+    def watch(self, rollout: Rollout) -> None:
+        """Count for this rollout from now on; an older revision than the one known changes nothing.
+
+        To be told of every rollout there is before `run`: what is folded before its flag is known is ignored for good.
+        """
+        watched = self.directory.watch(rollout)
+        if watched is not None:
+            for owned in self._owned.values():
+                owned.totals.take(watched)
+
+    def forget(self, flag_key: str) -> None:
+        """Count no longer for a flag, and delete what is stored of its rollout in the partitions we own."""
+        watched = self.directory.flags.pop(flag_key, None)
+        if watched is not None:
+            for owned in self._owned.values():
+                owned.totals.drop(flag_key, watched.rollout_id)
+
+    async def stop(self) -> None:
+        """Let `run` save what was folded, under one deadline, and return once it has ended; at once if it never began."""
+        self._is_stopping = True
+        if self._group is not None:
+            await self._has_ended.wait()
+
+    def views(self) -> list[PartitionView]:
+        """Return how every partition we own stands."""
+        now = self._clock.monotonic()
+        return [
+            PartitionView(
+                topic=owned.partition[0],
+                partition=owned.partition[1],
+                state=owned.state,
+                next_offset=owned.totals.position,
+                saved_offset=owned.saved,
+                end_offset=self._log.end_offset(owned.partition),
+                records=owned.totals.records,
+                unmoved_seconds=now - owned.moved_at,
+                trouble=owned.trouble,
+            )
+            for owned in self._owned.values()
+        ]
+
+    def stalled(self, seconds: float) -> list[PartitionView]:
+        """Return the partitions that have records to count and have not moved for `seconds`, stopped ones aside."""
+        return [
+            view
+            for view in self.views()
+            if view.state is not PartitionState.STOPPED and view.unmoved_seconds >= seconds and view.lag != 0
+        ]
+
+    @property
+    def is_caught_up(self) -> bool:
+        """True when every assigned partition is ready or stopped."""
+        return all(
+            partition in self._owned and self._owned[partition].state in (PartitionState.READY, PartitionState.STOPPED)
+            for partition in self._log.assignment
+        )
+
+    async def run(self) -> None:
+        """Count until `stop`. Raises what a broken invariant of ours raises; trouble outside is waited for."""
+        self._log.on_revoked(self._hand_over)
+        gc.freeze()  # what exists by now lives as long as the process: collections need not look at it
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                while not self._is_stopping:
+                    await self._round()
+                await self._drain()
+        finally:
+            self._has_ended.set()
+
+    # - one round -
+
+    async def _round(self) -> None:
+        self._follow_assignment()
+        self._begin_loaded()
+        try:
+            fetched = await self._log.fetch(self._settings.fetch_max_records, self._wait_seconds())
+        except EventLogUnavailable as trouble:
+            self.counters.fetch_troubles += 1
+            self._logger.warning("fetch_failed", error=str(trouble))
+            fetched = {}
+            await asyncio.sleep(self._pacing.retry_seconds)
+        now = self._clock.monotonic()
+        for partition, records in fetched.items():
+            owned = self._owned.get(partition)
+            if owned is not None and owned.state is PartitionState.READY and not owned.is_leaving and records:
+                owned.pending += records
+                owned.delivered_at = now
+        self._is_blocked = True
+        since_pause = 0
+        for pair in list(self._pairs.values()):
+            folded = self._fold(pair, now)
+            if folded:
+                self._is_blocked = False
+            since_pause += folded
+            if since_pause >= _FOLDED_AT_ONCE:
+                since_pause = 0
+                await asyncio.sleep(0)
+        self._pace_fetching()
+        self._save_what_is_due(self._clock.monotonic())
+        await asyncio.sleep(0)  # a log that always has records must not keep the loop to itself
+
+    def _wait_seconds(self) -> float:
+        """Return how long a fetch may wait: not at all with records at hand, else about until the next save."""
+        if any(owned.pending for owned in self._owned.values()):
+            return 0.01 if self._is_blocked else 0.0
+        return min(0.05, self._settings.flush_interval_seconds)
+
+    def _follow_assignment(self) -> None:
+        """Take on what was assigned to us, and let go of what was taken without a word."""
+        assignment = self._log.assignment
+        if assignment == self._owned.keys():
+            return
+        for partition in self._owned.keys() - assignment:
+            self._let_go(self._owned[partition])
+        for partition in sorted(assignment - self._owned.keys()):
+            topic, number = partition
+            if topic not in (self._evaluations_topic, self._outcomes_topic):
+                raise BrokenInvariant(f"{topic} is assigned to ingest, which counts no such topic")
+            key = f"{topic}/{number}/{self._epoch}"
+            owned = _Owned(partition, key, self._fresh_totals(partition), self._clock.monotonic())
+            self._owned[partition] = owned
+            pair = self._pairs.setdefault(number, _Pair())
+            if owned.is_counting_exposures:
+                pair.evaluations = owned
+            else:
+                pair.outcomes = owned
+            self._start(self._load(owned), f"load:{key}")
+
+    def _fresh_totals(self, partition: TopicPartition) -> PartitionTotals:
+        return PartitionTotals(
+            self.directory,
+            counts_exposures=partition[0] == self._evaluations_topic,
+            exact_limit=self._settings.exact_set_limit,
+            window_ms=self._window_ms,
+        )
+
+    def _let_go(self, owned: _Owned) -> None:
+        owned.state = PartitionState.GONE
+        owned.pending = []
+        if self._owned.get(owned.partition) is owned:
+            del self._owned[owned.partition]
+        number = owned.partition[1]
+        pair = self._pairs[number]
+        if pair.evaluations is owned:
+            pair.evaluations = None
+        if pair.outcomes is owned:
+            pair.outcomes = None
+        if pair.evaluations is None and pair.outcomes is None:
+            del self._pairs[number]
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        assert self._group is not None
+        task = self._group.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _pace_fetching(self) -> None:
+        """Stop fetching what cannot be folded, and go on once half of it is gone."""
+        limit = self._pacing.pending_records
+        for owned in self._owned.values():
+            if not owned.is_paused and len(owned.pending) >= limit:
+                self._log.pause([owned.partition])
+                owned.is_paused = True
+            elif owned.is_paused and 2 * len(owned.pending) < limit:
+                self._log.resume([owned.partition])
+                owned.is_paused = False
+
+    # - taking a partition on -
+
+    async def _load(self, owned: _Owned) -> None:
+        """Read a partition's hash and check it against the log; the loop seeks and declares it ready."""
+        while owned.state is PartitionState.LOADING:
+            try:
+                stored = await self._totals.load(owned.key)
+                first, end = await self._log.bounds(owned.partition)
+                totals = self._fresh_totals(owned.partition)
+                if stored.next_offset is None:
+                    totals.start_at(first)
+                else:
+                    # In a thread: a hash with a million contexts takes a second, and other partitions go on counting.
+                    await asyncio.to_thread(totals.restore, stored.next_offset, stored.fields)
+                    if stored.next_offset > end:
+                        raise EventLogTruncated(
+                            f"counted up to offset {stored.next_offset}, but the log ends at {end}: the topic was recreated or "
+                            f"truncated; set a new epoch to begin the count anew"
+                        )
+                    if stored.next_offset < first:
+                        self.counters.gaps += 1
+                        self._logger.error(
+                            "records_lost", topic_partition=owned.key, from_offset=stored.next_offset, to_offset=first
+                        )
+                        totals.skip_to(first, self._now_ms())
+            except (StoreUnavailable, EventLogUnavailable) as trouble:
+                self._logger.warning("load_failed", topic_partition=owned.key, error=str(trouble))
+                await asyncio.sleep(self._pacing.retry_seconds)
+            except BrokenInvariant as broken:
+                # This partition alone: the others' evidence goes on, and gates see that one does not report.
+                owned.trouble = str(broken)
+                if owned.state is PartitionState.LOADING:
+                    owned.state = PartitionState.STOPPED
+                self._log.pause([owned.partition])
+                self._logger.exception("partition_stopped", topic_partition=owned.key)
+            else:
+                owned.loaded = (totals, stored.next_offset)
+                return
+
+    def _begin_loaded(self) -> None:
+        """Seek to the fences that were loaded. Right before a fetch, so that what it returns was read from there."""
+        for owned in self._owned.values():
+            if owned.loaded is None or owned.state is not PartitionState.LOADING:
+                continue
+            owned.totals, owned.saved = owned.loaded
+            owned.loaded = None
+            now = self._clock.monotonic()
+            owned.saved_at = owned.moved_at = owned.delivered_at = owned.swept_at = now
+            stored = owned.totals.records
+            owned.holes_seen = stored.holes
+            owned.reported = (stored.counted, stored.quarantined, stored.late, stored.ignored)
+            owned.last_timestamp_ms = -inf
+            owned.pending = []
+            self._log.seek(owned.partition, owned.totals.position)
+            if owned.is_paused:
+                self._log.resume([owned.partition])
+                owned.is_paused = False
+            owned.state = PartitionState.READY
+            self._logger.info("partition_ready", topic_partition=owned.key, offset=owned.totals.position)
+
+    # - folding -
+
+    def _fold(self, pair: _Pair, now: float) -> int:
+        """Fold what a pair has at hand, outcomes and evaluations in the order of their timestamps where it matters."""
+        folded = 0
+        began = self._clock.monotonic()
+        with _no_collection():
+            while folded < _FOLDED_AT_ONCE:
+                step = self._fold_outcomes(pair, now) + self._fold_evaluations(pair, now)
+                if step == 0:
+                    break
+                folded += step
+        if folded:
+            self.counters.longest_fold_seconds = max(self.counters.longest_fold_seconds, self._clock.monotonic() - began)
+        return folded
+
+    def _room(self, owned: _Owned) -> int:
+        """Return how many more fields may change before the next save; 0 when nothing may be folded now."""
+        totals = owned.totals
+        if owned.state is not PartitionState.READY or owned.is_busy or owned.is_leaving or not owned.pending:
+            return 0
+        if len(totals.refused) >= MAX_REFUSALS:
+            return 0
+        if totals.position - (owned.saved or totals.records.start) >= self._settings.max_unsaved_records:
+            return 0
+        room = MAX_FIELDS_PER_SAVE - _SPARE_FIELDS - totals.changed_fields
+        return room if room >= _LEAST_ROOM else 0
+
+    def _fold_outcomes(self, pair: _Pair, now: float) -> int:
+        owned = pair.outcomes
+        if owned is None:
+            return 0
+        room = self._room(owned)
+        if room == 0:
+            return 0
+        batch = owned.pending[: self._settings.fetch_max_records]
+        evaluations = pair.evaluations
+        join = None
+        if evaluations is not None and evaluations.state is not PartitionState.STOPPED:
+            join = evaluations.totals
+        taken = owned.totals.fold_outcomes(
+            batch, self._decode_outcome, room=room, join=join, joinable_until_ms=self._joinable_until(pair, now)
+        )
+        if taken:
+            owned.last_timestamp_ms = batch[taken - 1].timestamp
+            del owned.pending[:taken]
+            pair.held_since = None
+        elif pair.held_since is None:
+            pair.held_since = now
+        return taken
+
+    def _joinable_until(self, pair: _Pair, now: float) -> float:
+        """Return the timestamp up to which every evaluation has been folded, as far as can be known."""
+        owned = pair.evaluations
+        if owned is None or owned.state is PartitionState.STOPPED:
+            return inf
+        if owned.state is not PartitionState.READY:
+            return -inf
+        if owned.pending:
+            return owned.pending[0].timestamp - 1
+        waited = 0.0 if pair.held_since is None else now - pair.held_since
+        end = self._log.end_offset(owned.partition)
+        if end is not None and owned.totals.position >= end:
+            # All there is has been folded. What is under way may still be older than the outcome: that is what grace is for.
+            return inf if waited >= self._pacing.join_grace_seconds else owned.last_timestamp_ms
+        # The log has more, or may have: a transaction's marker is counted in its end and never comes, so patience has an end.
+        patience = self._pacing.join_patience_seconds
+        return inf if min(waited, now - owned.delivered_at) >= patience else owned.last_timestamp_ms - 1
+
+    def _fold_evaluations(self, pair: _Pair, now: float) -> int:
+        owned = pair.evaluations
+        if owned is None:
+            return 0
+        count = min(self._room(owned) // _FIELDS_PER_EVALUATION, self._settings.fetch_max_records)
+        if count == 0:
+            return 0
+        batch = owned.pending[:count]
+        until = self._exposable_until(pair, now)
+        if batch[-1].timestamp > until:
+            batch = batch[: up_to(batch, until)]
+            if not batch:
+                return 0
+        # Refusals of a whole batch may go beyond what one quarantine record holds; the save splits them.
+        owned.totals.fold_evaluations(batch, self._decode_evaluation)
+        owned.last_timestamp_ms = batch[-1].timestamp
+        del owned.pending[: len(batch)]
+        return len(batch)
+
+    def _exposable_until(self, pair: _Pair, now: float) -> float:
+        """Return the timestamp up to which evaluations may be folded without running ahead of outcomes that need them.
+
+        A pair that has never joined is only kept within a third of the window, so that the first join finds its exposures.
+        """
+        owned = pair.outcomes
+        if owned is None or owned.state is PartitionState.STOPPED:
+            return inf
+        if owned.state is not PartitionState.READY:
+            return inf if now - owned.delivered_at >= self._pacing.join_patience_seconds else -inf
+        ahead = 0 if owned.totals.joins else self._window_ms // 3
+        if owned.pending:
+            return owned.pending[0].timestamp + ahead
+        end = self._log.end_offset(owned.partition)
+        if end is not None and owned.totals.position >= end:
+            return inf
+        if now - owned.delivered_at >= self._pacing.join_patience_seconds:
+            return inf
+        return owned.last_timestamp_ms + ahead
+
+    # - saving -
+
+    def _save_what_is_due(self, now: float) -> None:
+        for number, pair in self._pairs.items():
+            if pair.saving is not None and not pair.saving.done():
+                continue
+            pair.saving = None
+            ready = [owned for owned in pair.owned() if owned.state is PartitionState.READY and not owned.is_leaving]
+            if not ready:
+                continue
+            is_full = any(owned.pending and self._room(owned) == 0 for owned in ready)
+            is_due = now >= pair.next_save_at and any(self._has_changed(owned) for owned in ready)
+            is_silent = any(now - owned.saved_at >= self._pacing.heartbeat_seconds for owned in ready)
+            if is_full or is_due or is_silent:
+                pair.saving = self._start(self._save(pair), f"save:{number}")
+
+    def _has_changed(self, owned: _Owned) -> bool:
+        return owned.totals.position != owned.saved or bool(owned.totals.changed)
+
+    async def _save(self, pair: _Pair) -> None:
+        """Save both partitions as they are now, outcomes first."""
+        began = self._clock.monotonic()
+        ready = [owned for owned in pair.owned() if owned.state is PartitionState.READY]
+        for owned in ready:
+            await self._look_for_lost_records(owned)
+        snapshots = []
+        try:
+            for owned in ready:
+                owned.is_busy = True
+            encoding_began = self._clock.monotonic()
+            snapshots = [await self._encode(owned) for owned in ready]
+            pair.encode_seconds = self._clock.monotonic() - encoding_began
+        finally:
+            for owned in ready:
+                owned.is_busy = False
+        for snapshot in snapshots:
+            await self._write(snapshot)
+        now = self._clock.monotonic()
+        spent = sum(each.encode_seconds for each in self._pairs.values()) + now - began - pair.encode_seconds
+        pause = max(self._settings.flush_interval_seconds, spent / self._pacing.saving_share)
+        pair.next_save_at = began + min(pause, self._pacing.longest_flush_seconds)
+        await self._commit(now)
+
+    async def _look_for_lost_records(self, owned: _Owned) -> None:
+        """Tell offsets that never held a record for us from records that the log forgot before we read them."""
+        holes = owned.totals.records.holes
+        if holes == owned.holes_seen:
+            return
+        try:
+            first, _ = await self._log.bounds(owned.partition)
+        except EventLogUnavailable as trouble:
+            self._logger.warning("bounds_unknown", topic_partition=owned.key, error=str(trouble))
+            return  # asked again before the next save
+        owned.holes_seen = holes
+        if owned.saved is not None and first > owned.saved:
+            self.counters.gaps += 1
+            self._logger.error("records_lost", topic_partition=owned.key, from_offset=owned.saved, to_offset=first)
+            owned.totals.taint(self._now_ms())
+
+    async def _encode(self, owned: _Owned) -> _Snapshot:
+        """Return the partition's state; looks at the loop now and then, nothing is folded meanwhile."""
+        totals = owned.totals
+        now = self._clock.monotonic()
+        if now - owned.swept_at >= _SWEEP_SECONDS:
+            owned.swept_at = now
+            totals.drop_superseded()
+        lanes = totals.take_changed_lanes()
+        fields, garbage = totals.take_changed_sets()
+        for begin in range(0, len(lanes), _ENCODED_AT_ONCE):
+            if begin:
+                await asyncio.sleep(0)
+            for lane in lanes[begin : begin + _ENCODED_AT_ONCE]:
+                assert lane.counts is not None
+                fields[lane.field] = encode_arm(lane.counts)
+        records = totals.records
+        records.end = max(totals.position, self._log.end_offset(owned.partition) or 0)
+        records.reported_at_ms = self._now_ms()
+        if not records.adds_up(totals.position):
+            raise BrokenInvariant(f"{owned.key}: {records} does not add up to offset {totals.position}")
+        fields |= encode_progress(records)
+        refusals, totals.refused = totals.refused, []
+        flag_keys = frozenset(lane.flag_key for lane in lanes)
+        return _Snapshot(owned, owned.saved, totals.position, fields, garbage, flag_keys, refusals)
+
+    async def _write(self, snapshot: _Snapshot) -> None:
+        """Save one partition, for as long as it takes and the partition is ours."""
+        owned = snapshot.owned
+        began = self._clock.monotonic()
+        if snapshot.refusals:
+            await self._publish_refusals(snapshot)
+            for refusal in snapshot.refusals:
+                self._metrics.quarantined.of(refusal.reason).inc()
+        while owned.state is PartitionState.READY:
+            try:
+                stored = await self._totals.save(
+                    owned.key, expected=snapshot.expected, next_offset=snapshot.next_offset, fields=snapshot.fields
+                )
+            except StoreUnavailable as trouble:
+                self.counters.save_troubles += 1
+                self._logger.warning("save_failed", topic_partition=owned.key, error=str(trouble))
+                await asyncio.sleep(self._pacing.retry_seconds)
+                continue
+            if stored is not None:
+                self._begin_anew(owned, stored)
+                return
+            break
+        else:
+            return
+        now = self._clock.monotonic()
+        if snapshot.next_offset != owned.saved or snapshot.next_offset >= (self._log.end_offset(owned.partition) or 0):
+            owned.moved_at = now
+        owned.saved = snapshot.next_offset
+        owned.saved_at = now
+        self.counters.saves += 1
+        self.counters.fields_saved += len(snapshot.fields)
+        self._metrics.flush_duration_seconds.observe(now - began)
+        self._report(owned)
+        if snapshot.flag_keys:
+            self._on_counted(snapshot.flag_keys)
+        if snapshot.garbage:
+            await self._delete(owned, snapshot.garbage)
+
+    def _report(self, owned: _Owned) -> None:
+        """Bring the metrics up to date with what was saved; between saves the hot path touches none."""
+        topic = "evaluations" if owned.is_counting_exposures else "outcomes"
+        totals = owned.totals.records
+        recorded = (totals.counted, totals.quarantined, totals.late, totals.ignored)
+        for kind, total, reported in zip(_RECORDED, recorded, owned.reported, strict=True):
+            self._metrics.events.of(topic, kind).inc(total - reported)
+        owned.reported = recorded
+        of_topic = [each for each in self._owned.values() if each.is_counting_exposures == owned.is_counting_exposures]
+        self._metrics.partitions_owned.of(topic).set(len(of_topic))
+        lags = [(self._log.end_offset(each.partition) or each.totals.position) - each.totals.position for each in of_topic]
+        self._metrics.lag_records.of(topic).set(max(0, sum(lags)))
+        unknown = self.directory.unknown_flags
+        self._metrics.unknown_flag_events.inc(unknown - self._unknown_reported)
+        self._unknown_reported = unknown
+
+    def _begin_anew(self, owned: _Owned, stored: int) -> None:
+        """Drop a partition's memory, because somebody else has counted it, and load it again."""
+        self.counters.fences_lost += 1
+        self._metrics.fence_conflicts.inc()
+        self._logger.warning("fence_lost", topic_partition=owned.key, expected=owned.saved, offset=stored)
+        owned.state = PartitionState.LOADING
+        owned.pending = []
+        owned.totals = self._fresh_totals(owned.partition)
+        self._start(self._load(owned), f"load:{owned.key}")
+
+    async def _publish_refusals(self, snapshot: _Snapshot) -> None:
+        """Return once the quarantine has acknowledged every refusal, or the partition is not ours any more."""
+        owned = snapshot.owned
+        topic, number = owned.partition
+        left = list(snapshot.refusals)
+        while left and owned.state is PartitionState.READY:
+            try:
+                await self._quarantine(topic, number, left[:MAX_REFUSALS])
+            except EventLogUnavailable as trouble:
+                self.counters.quarantine_troubles += 1
+                self._logger.warning("quarantine_failed", topic_partition=owned.key, error=str(trouble))
+                await asyncio.sleep(self._pacing.retry_seconds)
+            else:
+                del left[:MAX_REFUSALS]
+
+    async def _delete(self, owned: _Owned, garbage: Iterable[str]) -> None:
+        """Delete fields nothing refers to any more. What a failure leaves behind is found again at the next load."""
+        names = list(garbage)
+        try:
+            for begin in range(0, len(names), MAX_FIELDS_PER_SAVE):
+                await self._totals.drop(owned.key, names[begin : begin + MAX_FIELDS_PER_SAVE])
+        except StoreUnavailable as trouble:
+            self._logger.warning("delete_failed", topic_partition=owned.key, error=str(trouble))
+
+    async def _commit(self, now: float) -> None:
+        """Tell Kafka how far we are: for lag tools."""
+        if now - self._committed_at < self._pacing.commit_seconds:
+            return
+        self._committed_at = now
+        offsets = {
+            owned.partition: owned.saved
+            for owned in self._owned.values()
+            if owned.saved is not None and owned.state is PartitionState.READY
+        }
+        if offsets:
+            await self._log.commit(offsets)
+
+    # - letting go -
+
+    async def _hand_over(self, partitions: frozenset[TopicPartition]) -> None:
+        """Save once more what is to be taken from us, within the time there is, and forget it.
+
+        Called from the middle of a rebalance, perhaps from within our own fetch: it waits for the store, never for a round.
+        """
+        leaving = [self._owned[partition] for partition in partitions if partition in self._owned]
+        for owned in leaving:
+            owned.is_leaving = True
+        pairs = {owned.partition[1]: self._pairs[owned.partition[1]] for owned in leaving}
+        try:
+            async with asyncio.timeout(self._pacing.revoke_seconds):
+                await asyncio.gather(*(self._save_last(pair) for pair in pairs.values()))
+        except TimeoutError:
+            late = [owned for owned in leaving if owned.totals.position != owned.saved]
+            self.counters.late_revokes += len(late)
+            self._logger.warning("handed_over_unsaved", topic_partitions=[owned.key for owned in late])
+        finally:
+            for owned in leaving:
+                self._let_go(owned)
+
+    async def _save_last(self, pair: _Pair) -> None:
+        """Wait for the save under way, then save what came after it."""
+        if pair.saving is not None and not pair.saving.done():
+            await asyncio.wait({pair.saving})
+        if any(owned.state is PartitionState.READY and self._has_changed(owned) for owned in pair.owned()):
+            await self._save(pair)
+
+    async def _drain(self) -> None:
+        """Save what was folded, under one deadline, then stop every task."""
+        for owned in self._owned.values():
+            owned.is_leaving = True
+        try:
+            async with asyncio.timeout(self._pacing.drain_seconds):
+                await asyncio.gather(*(self._save_last(pair) for pair in self._pairs.values()))
+        except TimeoutError:
+            self._logger.warning("drained_unsaved")
+        finally:
+            for owned in list(self._owned.values()):
+                self._let_go(owned)
+            for task in self._tasks:
+                task.cancel()
+
+    def _now_ms(self) -> int:
+        return int(self._clock.now().timestamp() * 1000)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector still: what is folded makes no cycles, and a pass in the midst of it costs 5 to 20 %."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,125 @@
+"""Event records as apps send them, and a stand-in for the loop around `PartitionTotals` that loads, folds and saves by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from controller.ports import Record
+from controller.service.counting import Directory, PartitionTotals
+from schemas.totals import ArmCounts, encode_arm, encode_progress, parse_field
+from schemas.wire import decode_evaluation, decode_outcome
+from tests.builders import T0
+
+T0_MS = int(T0.timestamp() * 1000)
+
+
+def at_ms(at: datetime) -> int:
+    """Return a time in ms since the epoch."""
+    return round(at.timestamp() * 1000)
+
+
+def _value(kind: str, data: dict[str, Any], time_ms: int) -> bytes:
+    event = {
+        "specversion": "1.0",
+        "type": f"io.rolloutd.{kind}.v1",
+        "source": "/app",
+        "id": "1",
+        "time": datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(),
+        "data": data,
+    }
+    return json.dumps(event).encode()
+
+
+def evaluation_value(context: str, variant: str, *, time_ms: int, flag: str = "new-checkout") -> bytes:
+    """Return an evaluation as an app writes it."""
+    data = {"feature_flag.key": flag, "feature_flag.result.variant": variant, "feature_flag.context.id": context}
+    return _value("evaluation", data, time_ms)
+
+
+def outcome_value(
+    context: str,
+    *,
+    time_ms: int,
+    flags: Sequence[tuple[str, str]] = (),
+    error: bool = False,
+    latency_ms: float | None = None,
+    conversions: Sequence[str] = (),
+) -> bytes:
+    """Return an outcome as an app writes it; without flags it is to be joined."""
+    data: dict[str, Any] = {"feature_flag.context.id": context}
+    if flags:
+        data["rolloutd.flags"] = [{"feature_flag.key": flag, "feature_flag.result.variant": variant} for flag, variant in flags]
+    if error:
+        data["error.type"] = "500"
+    if latency_ms is not None:
+        data["http.server.request.duration"] = latency_ms / 1000
+    if conversions:
+        data["rolloutd.conversions"] = list(conversions)
+    return _value("outcome", data, time_ms)
+
+
+def make_record(offset: int, value: bytes | None, *, topic: str = "t", timestamp_ms: int = T0_MS, partition: int = 0) -> Record:
+    """Return a record with no key and no headers."""
+    return Record(topic, partition, offset, timestamp_ms, None, value, ())
+
+
+class Owner:
+    """Counts one partition by hand: the steps `Ingest` takes, one call each, so that a test chooses what lies between them."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        counts_exposures: bool,
+        stored: dict[str, bytes] | None = None,
+        exact_limit: int = 1000,
+        window_ms: int | None = 1_800_000,
+    ) -> None:
+        """Load what is stored, or begin at offset 0."""
+        self.totals = PartitionTotals(
+            directory,
+            counts_exposures=counts_exposures,
+            exact_limit=exact_limit,
+            window_ms=window_ms if counts_exposures else None,
+        )
+        if stored:
+            self.totals.restore(int(stored["next"]), {name: value for name, value in stored.items() if name != "next"})
+        self.expected = int(stored["next"]) if stored else None
+
+    def fold(self, records: Sequence[Record], *, join: PartitionTotals | None = None) -> None:
+        """Fold records, all of them."""
+        if self.totals.counts_exposures:
+            self.totals.fold_evaluations(records, decode_evaluation)
+        else:
+            assert self.totals.fold_outcomes(records, decode_outcome, join=join) == len(records)
+
+    def save(self, stored: dict[str, bytes]) -> bool:
+        """Write what changed into `stored` and delete garbage; return False, and write nothing, when the fence is not ours."""
+        fence = int(stored["next"]) if "next" in stored else None
+        lanes = self.totals.take_changed_lanes()
+        fields, garbage = self.totals.take_changed_sets()
+        if fence != self.expected:
+            return False
+        for lane in lanes:
+            assert lane.counts is not None
+            fields[lane.field] = encode_arm(lane.counts)
+        stored |= fields | encode_progress(self.totals.records) | {"next": b"%d" % self.totals.position}
+        for name in garbage:
+            stored.pop(name, None)
+        self.expected = self.totals.position
+        return True
+
+
+def arms_in(stored: dict[str, bytes]) -> dict[tuple[str, int, str], ArmCounts]:
+    """Return (flag key, visit, arm) -> totals of a hash; arms with nothing but zeros are left out."""
+    from schemas.totals import decode_arm
+
+    found = {}
+    for name, value in stored.items():
+        parsed = parse_field(name)
+        if parsed is not None and parsed.arm is not None and decode_arm(value) != ArmCounts():
+            found[parsed.flag_key, parsed.visit, parsed.arm.value] = decode_arm(value)
+    return found

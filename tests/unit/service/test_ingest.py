@@ -1,0 +1,525 @@
+"""The loop around counting: what happens when, on the memory adapters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from controller.adapters.memory import ManualClock, MemoryBroker, MemoryEventLog, MemoryTotals
+from controller.errors import EventLogUnavailable
+from controller.metrics import Metrics
+from controller.service.ingest import Ingest, Pacing, PartitionState
+from controller.settings import CountingSettings
+from schemas.quarantine import Refusal
+from schemas.totals import PartitionCounts, decode_progress
+from schemas.wire import decode_evaluation, decode_outcome
+from tests.builders import HOUR, MINUTE, T0, make_rollout, make_visit
+from tests.records import arms_in, at_ms, evaluation_value, outcome_value
+
+EVALUATIONS, OUTCOMES = TOPICS = ("flag.evaluations", "request.outcomes")
+NOW = T0 + 10 * MINUTE
+ON, OFF = ("new-checkout", "on"), ("new-checkout", "off")
+
+
+class TickingClock:
+    """A clock on which each look takes 2 ms, so that what is due comes due without waiting."""
+
+    def __init__(self) -> None:
+        self.at = NOW
+        self._monotonic = 0.0
+
+    def now(self) -> datetime:
+        return self.at
+
+    def monotonic(self) -> float:
+        self._monotonic += 0.002
+        return self._monotonic
+
+
+def make_pacing(**overrides: float) -> Pacing:
+    """Return a pacing that waits little, for a clock that ticks at each look."""
+    return replace(Pacing(retry_seconds=0, join_grace_seconds=0.05, heartbeat_seconds=0.1), **overrides)  # type: ignore[arg-type]
+
+
+def make_settings(**overrides: float) -> CountingSettings:
+    """Return settings that save every few looks at the clock."""
+    return CountingSettings(**{"flush_interval_seconds": 0.005, **overrides})
+
+
+@dataclass
+class Bench:
+    """An ingest on memory adapters, with what it did."""
+
+    partitions: int = 1
+    settings: CountingSettings = field(default_factory=make_settings)
+    pacing: Pacing = field(default_factory=make_pacing)
+
+    def __post_init__(self) -> None:
+        self.broker = MemoryBroker(ManualClock(NOW), dict.fromkeys(TOPICS, self.partitions))
+        self.totals = MemoryTotals()
+        self.quarantined: list[tuple[str, int, Sequence[Refusal]]] = []
+        self.is_quarantine_down = False
+        self.told: list[frozenset[str]] = []
+        self.members: list[tuple[Ingest, MemoryEventLog]] = []
+
+    async def quarantine(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+        if self.is_quarantine_down:
+            raise EventLogUnavailable("down")
+        self.quarantined.append((topic, partition, list(refusals)))
+
+    def make(self) -> tuple[Ingest, MemoryEventLog]:
+        """Return one more member, watching the flag, not yet started."""
+        log = MemoryEventLog(self.broker, "counting", TOPICS)
+        ingest = Ingest(
+            log,
+            self.totals,
+            clock=TickingClock(),
+            metrics=Metrics(version="test"),
+            settings=self.settings,
+            topics=TOPICS,
+            epoch=1,
+            quarantine=self.quarantine,
+            on_counted=self.told.append,
+            decode_evaluation=decode_evaluation,
+            decode_outcome=decode_outcome,
+            pacing=self.pacing,
+        )
+        ingest.watch(make_rollout())
+        return ingest, log
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Ingest]:
+        """Run one more member until the end of the block, then stop it in order."""
+        ingest, log = self.make()
+        task = asyncio.create_task(ingest.run())
+        await log.start()
+        try:
+            yield ingest
+        finally:
+            if not task.done():
+                await ingest.stop()
+            await task
+            await log.stop()
+
+    def evaluate(self, context: str, variant: str = "on", *, at: datetime = NOW, flag: str = "new-checkout") -> None:
+        """Append an evaluation."""
+        value = evaluation_value(context, variant, time_ms=at_ms(at), flag=flag)
+        self.broker.append(EVALUATIONS, value, key=context.encode(), timestamp_ms=at_ms(at))
+
+    def happen(
+        self, context: str, *flags: tuple[str, str], at: datetime = NOW, error: bool = False, latency_ms: float | None = 5.0
+    ) -> None:
+        """Append an outcome."""
+        value = outcome_value(context, time_ms=at_ms(at), flags=flags, error=error, latency_ms=latency_ms)
+        self.broker.append(OUTCOMES, value, key=context.encode(), timestamp_ms=at_ms(at))
+
+    def stored(self, topic: str, partition: int = 0) -> dict[str, bytes]:
+        """Return a partition's hash."""
+        return self.totals.hashes.get(f"{topic}/{partition}/1", {})
+
+    def fence(self, topic: str, partition: int = 0) -> int:
+        """Return a partition's fence, -1 for none."""
+        return int(self.stored(topic, partition).get("next", b"-1"))
+
+    def progress(self, topic: str, partition: int = 0) -> PartitionCounts:
+        """Return what became of a partition's records."""
+        return decode_progress(self.stored(topic, partition))
+
+    def is_all_saved(self) -> bool:
+        """Whether every fence is at its log's end."""
+        return all(
+            self.fence(topic, partition) == self.broker.bounds((topic, partition))[1]
+            for topic in TOPICS
+            for partition in range(self.partitions)
+        )
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Let the loop turn until `condition` holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_events_become_totals_with_the_fence() -> None:
+    """Evaluations and outcomes are counted per arm and saved together with the offset to read next."""
+    bench = Bench()
+    bench.evaluate("a", "on")
+    bench.evaluate("a", "on")
+    bench.evaluate("b", "off")
+    bench.happen("a", ON, error=True)
+    async with bench.running():
+        await until(bench.is_all_saved)
+    arms = arms_in(bench.stored(EVALUATIONS))
+    assert arms["new-checkout", 0, "treatment"].evaluations == 2
+    assert arms["new-checkout", 0, "treatment"].exposures == 1
+    assert arms["new-checkout", 0, "control"].exposures == 1
+    assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].first_errors == 1
+    assert bench.told[0] == {"new-checkout"}
+    assert bench.progress(EVALUATIONS).counted == 3
+    assert bench.progress(EVALUATIONS).freshest_ms == at_ms(NOW)
+
+
+async def test_position_comes_from_the_fence() -> None:
+    """A new owner reads on from the stored fence, whatever the group has committed."""
+    bench = Bench()
+    for number in range(5):
+        bench.evaluate(f"u{number}")
+    async with bench.running():
+        await until(bench.is_all_saved)
+    bench.broker.committed("counting")[EVALUATIONS, 0] = 1
+    bench.evaluate("u0")
+    async with bench.running():
+        await until(bench.is_all_saved)
+    bench.broker.committed("counting")[EVALUATIONS, 0] = 6
+    bench.evaluate("u9")
+    async with bench.running():
+        await until(bench.is_all_saved)
+    arm = arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"]
+    assert (arm.evaluations, arm.exposures) == (7, 6)
+
+
+async def test_two_members_share_and_hand_over() -> None:
+    """When members come and go, each record is counted by exactly one of them."""
+    bench = Bench(partitions=4)
+    for number in range(100):
+        bench.evaluate(f"u{number}")
+        bench.happen(f"u{number}", ON)
+    async with bench.running():
+        await until(lambda: bench.fence(EVALUATIONS) > 0)
+        async with bench.running():
+            for number in range(100):
+                bench.evaluate(f"u{number}")
+            await until(bench.is_all_saved)
+        for number in range(100):
+            bench.evaluate(f"v{number}")
+        await until(bench.is_all_saved)
+    arms = [arms_in(bench.stored(EVALUATIONS, partition))["new-checkout", 0, "treatment"] for partition in range(4)]
+    assert sum(arm.evaluations for arm in arms) == 300
+    assert sum(arm.exposures for arm in arms) == 200
+
+
+async def test_a_lost_fence_means_counting_again_from_it() -> None:
+    """A member whose fence was moved by another one drops its memory and goes on from what is stored."""
+    bench = Bench()
+    bench.evaluate("a")
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        old = {name: dict(stored) for name, stored in bench.totals.hashes.items()}
+        bench.evaluate("b")
+        await until(bench.is_all_saved)
+        bench.totals.hashes.update(old)  # a fail-over lost the last save
+        bench.evaluate("c")
+        await until(bench.is_all_saved)
+        assert ingest.counters.fences_lost >= 1
+    assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].exposures == 3
+
+
+async def test_an_emptied_store_is_filled_from_the_log() -> None:
+    """After all is lost, counting begins at the earliest record that is left."""
+    bench = Bench()
+    bench.evaluate("a")
+    bench.evaluate("b")
+    async with bench.running():
+        await until(bench.is_all_saved)
+        bench.totals.hashes.clear()
+        await until(bench.is_all_saved)
+    assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].exposures == 2
+
+
+async def test_a_save_of_unknown_outcome_is_repeated() -> None:
+    """A lost reply is asked for again with the same arguments and counts once."""
+    bench = Bench()
+    bench.evaluate("a")
+    bench.totals.outage.lost_replies = 5
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        assert ingest.counters.fences_lost == 0
+    assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].evaluations == 1
+
+
+async def test_an_outage_of_the_store_stops_fetching_at_a_bound_and_loses_nothing() -> None:
+    """While nothing can be saved only a bounded number of records is taken; afterwards all are counted."""
+    bench = Bench(settings=make_settings(max_unsaved_records=50, fetch_max_records=10), pacing=make_pacing(pending_records=20))
+    async with bench.running() as ingest:
+        await until(lambda: bench.fence(EVALUATIONS) == 0)
+        bench.totals.outage.is_down = True
+        for number in range(500):
+            bench.evaluate(f"u{number}")
+        await until(lambda: ingest.counters.save_troubles > 0)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        view = next(view for view in ingest.views() if view.topic == EVALUATIONS)
+        assert view.next_offset < 100
+        bench.totals.outage.is_down = False
+        await until(bench.is_all_saved)
+    assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].exposures == 500
+
+
+async def test_the_fence_waits_for_the_quarantine() -> None:
+    """A refused record is acknowledged by the quarantine before the fence moves past it; the rest of its batch counts."""
+    bench = Bench()
+    bench.is_quarantine_down = True
+    bench.evaluate("a")
+    bench.broker.append(EVALUATIONS, b"{", partition=0, timestamp_ms=at_ms(NOW))
+    bench.evaluate("b")
+    async with bench.running() as ingest:
+        await until(lambda: ingest.counters.quarantine_troubles > 2)
+        assert bench.fence(EVALUATIONS) == -1
+        bench.is_quarantine_down = False
+        await until(bench.is_all_saved)
+    [(topic, partition, [refused])] = bench.quarantined
+    assert (topic, partition, refused.offset) == (EVALUATIONS, 0, 1)
+    assert bench.progress(EVALUATIONS).quarantined == 1
+    assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].exposures == 2
+
+
+async def test_more_poison_than_one_quarantine_record_holds() -> None:
+    """A partition full of poison is quarantined whole, and in batches."""
+    bench = Bench()
+    for _ in range(1234):
+        bench.broker.append(OUTCOMES, b"?", partition=0, timestamp_ms=at_ms(NOW))
+    async with bench.running():
+        await until(bench.is_all_saved)
+    assert [refusal.offset for _, _, refusals in bench.quarantined for refusal in refusals] == list(range(1234))
+    assert bench.progress(OUTCOMES).quarantined == 1234
+
+
+async def test_records_eaten_by_retention_are_a_recorded_gap() -> None:
+    """A fence below the log's start goes on at the start, with the gap counted as holes and a taint since the last event."""
+    bench = Bench()
+    bench.evaluate("a")
+    async with bench.running():
+        await until(bench.is_all_saved)
+    for _ in range(9):
+        bench.evaluate("b", at=NOW + MINUTE)
+    bench.broker.truncate((EVALUATIONS, 0), 6)
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        assert ingest.counters.gaps == 1
+    progress = bench.progress(EVALUATIONS)
+    assert (progress.holes, progress.counted) == (5, 5)
+    assert progress.tainted_from_ms == at_ms(NOW)
+
+
+async def test_offsets_without_records_are_holes_and_no_taint() -> None:
+    """Transaction markers and compacted offsets are counted as holes; nothing is lost by them."""
+    bench = Bench()
+    bench.evaluate("a")
+    bench.broker.skip((EVALUATIONS, 0), 3)
+    bench.evaluate("b")
+    async with bench.running():
+        await until(bench.is_all_saved)
+    progress = bench.progress(EVALUATIONS)
+    assert (progress.holes, progress.counted, progress.tainted_from_ms) == (3, 2, None)
+
+
+async def test_a_shorter_log_than_counted_stops_the_partition() -> None:
+    """A fence past the log's end is another log: that partition stops and says why, the others go on."""
+    bench = Bench(partitions=2)
+    bench.evaluate("a")
+    bench.evaluate("b")
+    async with bench.running():
+        await until(bench.is_all_saved)
+    victim = next(partition for partition in range(2) if bench.fence(EVALUATIONS, partition) > 0)
+    bench.totals.hashes[f"{EVALUATIONS}/{victim}/1"].update(next=b"999", start=b"999", counted=b"0", digest=b"")
+    async with bench.running() as ingest:
+        await until(lambda: any(view.state is PartitionState.STOPPED for view in ingest.views()))
+        [stopped] = [view for view in ingest.views() if view.state is PartitionState.STOPPED]
+        assert "new epoch" in stopped.trouble
+        bench.happen("a", ON)
+        bench.happen("b", ON)
+        await until(lambda: sum(max(0, bench.fence(OUTCOMES, partition)) for partition in range(2)) == 2)
+
+
+async def test_an_idle_partition_reports_every_second() -> None:
+    """Without events the hash still says when its owner last wrote, so that silence of traffic is not silence of the owner."""
+    bench = Bench()
+    async with bench.running() as ingest:
+        await until(lambda: bench.fence(OUTCOMES) == 0)
+        saves = ingest.counters.saves
+        await until(lambda: ingest.counters.saves >= saves + 4)
+    assert bench.progress(OUTCOMES).reported_at_ms == at_ms(NOW)
+    assert bench.progress(OUTCOMES).freshest_ms is None
+
+
+async def test_stop_saves_what_was_folded() -> None:
+    """A stop in order leaves nothing to count again."""
+    bench = Bench(settings=make_settings(flush_interval_seconds=10.0), pacing=make_pacing(longest_flush_seconds=10.0))
+    async with bench.running() as ingest:
+        await until(lambda: bench.fence(EVALUATIONS) == 0)
+        bench.evaluate("a")
+        await until(lambda: any(view.next_offset == 1 for view in ingest.views()))
+    assert bench.is_all_saved()
+
+
+async def test_stop_ends_while_the_store_is_away() -> None:
+    """A stop does not wait for a store that gives no answer."""
+    bench = Bench(pacing=make_pacing(drain_seconds=0.05, retry_seconds=0.001))
+    bench.evaluate("a")
+    async with bench.running() as ingest:
+        await until(lambda: bench.fence(EVALUATIONS) >= 0)
+        bench.totals.outage.is_down = True
+        bench.evaluate("b")
+        await until(lambda: ingest.counters.save_troubles > 0)
+        async with asyncio.timeout(1):
+            await ingest.stop()
+
+
+async def test_an_outcome_without_flags_joins_the_last_exposure() -> None:
+    """An outcome that names a context alone counts for the arm that context saw last, for every flag with a rollout."""
+    bench = Bench()
+    bench.evaluate("a", "off", at=NOW)
+    bench.evaluate("a", "on", at=NOW + MINUTE)
+    bench.happen("a", at=NOW + 2 * MINUTE, error=True)
+    bench.happen("b", at=NOW + 2 * MINUTE, error=True)
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        assert ingest.directory.unjoined == 1
+    assert arms_in(bench.stored(OUTCOMES)).keys() == {("new-checkout", 0, "treatment")}
+    assert bench.progress(OUTCOMES).ignored == 1
+
+
+async def test_a_join_looks_back_one_window_and_not_ahead() -> None:
+    """An exposure older than the window plus a third, or younger than the outcome, is not joined."""
+    bench = Bench()
+    bench.evaluate("old", "on", at=T0 + 2 * MINUTE)
+    bench.evaluate("within", "on", at=T0 + 13 * MINUTE)
+    bench.evaluate("filler", "on", at=T0 + 42 * MINUTE)
+    for context in ("old", "within", "later"):
+        bench.happen(context, at=T0 + 43 * MINUTE)
+    bench.evaluate("later", "on", at=T0 + 44 * MINUTE)
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        assert ingest.directory.unjoined == 2
+    assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].outcomes == 1
+
+
+async def test_joins_survive_a_restart() -> None:
+    """What was exposed before a crash is joined after it."""
+    bench = Bench()
+    bench.evaluate("a", "on")
+    async with bench.running():
+        await until(bench.is_all_saved)
+    bench.happen("a", at=NOW + MINUTE)
+    async with bench.running():
+        await until(bench.is_all_saved)
+    assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].outcomes == 1
+
+
+async def test_an_outcome_waits_for_the_evaluations_before_it() -> None:
+    """While the evaluation partition is behind, an outcome to be joined is held back, and the fence with it."""
+    bench = Bench(pacing=make_pacing(join_patience_seconds=1e9))
+    ingest, log = bench.make()
+    task = asyncio.create_task(ingest.run())
+    await log.start()
+    await until(lambda: bench.fence(EVALUATIONS) == 0 == bench.fence(OUTCOMES))
+    log.pause([(EVALUATIONS, 0)])
+    bench.evaluate("a", "on")
+    bench.happen("a", at=NOW + MINUTE)
+    await until(lambda: log.end_offset((OUTCOMES, 0)) == 1)
+    for _ in range(300):
+        await asyncio.sleep(0)
+    assert bench.fence(OUTCOMES) == 0
+    log.resume([(EVALUATIONS, 0)])
+    await until(bench.is_all_saved)
+    await ingest.stop()
+    await task
+    assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].outcomes == 1
+
+
+async def test_evaluations_that_never_come_do_not_stop_outcomes() -> None:
+    """An end of the log that is never reached, as after a transaction's marker, holds outcomes only for a while."""
+    bench = Bench(pacing=make_pacing(join_patience_seconds=0.2))
+    bench.broker.skip((EVALUATIONS, 0), 1)
+    bench.happen("a")
+    async with bench.running():
+        await until(lambda: bench.fence(OUTCOMES) == 1)
+
+
+async def test_evaluations_and_outcomes_are_folded_in_time_order_once_joins_are_needed() -> None:
+    """In a catch-up each outcome is joined to what its context had seen by then, not to what it saw later."""
+    bench = Bench()
+    for minute in range(20):
+        at = NOW + minute * timedelta(seconds=1)
+        bench.evaluate("a", "on" if minute % 2 else "off", at=at)
+        bench.happen("a", at=at + timedelta(milliseconds=1))
+    async with bench.running():
+        await until(bench.is_all_saved)
+    arms = arms_in(bench.stored(OUTCOMES))
+    assert {arm: totals.outcomes for (_, _, arm), totals in arms.items()} == {"treatment": 10, "control": 10}
+
+
+async def test_unknown_flags_cost_one_counter() -> None:
+    """Flags without a rollout leave a number and a bounded list of names, in memory and in the store."""
+    bench = Bench(settings=make_settings(seen_flags_limit=10))
+    for number in range(2000):
+        bench.evaluate("a", flag=f"flag-{number}")
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        assert ingest.directory.unknown_flags == 2000
+        assert len(ingest.directory.seen) == 10
+    assert bench.progress(EVALUATIONS).ignored == 2000
+    assert sum(len(name) + len(value) for name, value in bench.stored(EVALUATIONS).items()) < 400
+
+
+async def test_the_next_rollout_drops_the_last_ones_fields() -> None:
+    """When a flag's next rollout starts, the fields of the one before are deleted and its own begin at zero."""
+    bench = Bench()
+    bench.evaluate("a")
+    visit = make_visit(entered_at=T0 + HOUR, counts_from=T0 + HOUR)
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        ingest.watch(make_rollout(rollout_id="start-2", revision=7, visits=(visit,)))
+        bench.evaluate("a", at=T0 + HOUR + MINUTE)
+        await until(bench.is_all_saved)
+        await until(lambda: not any("start-1" in name for name in bench.stored(EVALUATIONS)))
+        ingest.watch(make_rollout(revision=2))  # late news of the first
+    names = [name for name in bench.stored(EVALUATIONS) if name.startswith("new-checkout|")]
+    assert names == ["new-checkout|start-2|0|treatment"]
+    assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].exposures == 1
+
+
+async def test_a_forgotten_flag_is_unknown_again() -> None:
+    """After `forget` a flag's events are ignored and its fields are deleted."""
+    bench = Bench()
+    bench.evaluate("a")
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        ingest.forget("new-checkout")
+        bench.evaluate("b")
+        await until(bench.is_all_saved)
+        await until(lambda: not arms_in(bench.stored(EVALUATIONS)))
+        assert ingest.directory.unknown_flags == 1
+
+
+@pytest.mark.parametrize("flags", [600, 3000])
+async def test_more_flags_than_fit_in_one_save(flags: int) -> None:
+    """Counting saves early when more fields have changed than one save may carry."""
+    bench = Bench(settings=make_settings(fetch_max_records=500))
+    async with bench.running() as ingest:
+        for number in range(flags):
+            ingest.watch(make_rollout(flag_key=f"flag-{number}"))
+        for number in range(flags):
+            bench.evaluate(f"u{number}", "on", flag=f"flag-{number}")
+            bench.evaluate(f"u{number}", "off", flag=f"flag-{number}")
+        await until(bench.is_all_saved, 20)
+    arms = arms_in(bench.stored(EVALUATIONS))
+    assert len(arms) == 2 * flags
+    assert all(arm.exposures == 1 for arm in arms.values())
+
+
+async def test_the_log_being_away_is_waited_for() -> None:
+    """While the log is away nothing happens, and afterwards counting goes on."""
+    bench = Bench()
+    bench.broker.outage.is_down = True
+    bench.evaluate("a")
+    async with bench.running() as ingest:
+        await until(lambda: ingest.counters.fetch_troubles > 3)
+        bench.broker.outage.is_down = False
+        await until(bench.is_all_saved)
