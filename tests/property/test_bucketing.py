@@ -7,7 +7,7 @@ import math
 import cbor2
 import mmh3
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from controller.web.bucketing import WEIGHT_TOTAL, Generation, bucketer, weight_of
@@ -43,6 +43,12 @@ def test_v2_hashes_the_keys_one_after_the_other(flag_key: str, targeting_key: st
 
 
 @given(flag_keys, targeting_keys | st.integers(0, 2**17).map(lambda length: "x" * length))
+@example("new-checkout", "x" * 23).via("the longest with a head of one byte")
+@example("new-checkout", "x" * 24).via("the shortest with two")
+@example("new-checkout", "x" * 0xFF)
+@example("new-checkout", "x" * 0x100)
+@example("new-checkout", "x" * 0xFFFF)
+@example("new-checkout", "x" * 0x1_0000)
 def test_v3_hashes_canonical_cbor(flag_key: str, targeting_key: str) -> None:
     """Generation 3 is MurmurHash3 of what a CBOR library makes of the pair, however long the key is."""
     digest = mmh3.hash(cbor2.dumps([flag_key, targeting_key], canonical=True), signed=False)

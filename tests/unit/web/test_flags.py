@@ -77,6 +77,16 @@ def test_only_what_cannot_become_worse_may_be_kept_by_clients() -> None:
     assert reasons == ["SPLIT", "SPLIT", "STATIC"]
 
 
+@pytest.mark.parametrize(("percent", "variant"), [(3.75, "off"), (3.76, "on")])
+def test_a_bucket_is_in_once_the_weight_passes_it(percent: float, variant: str) -> None:
+    """Bucket 375 is the 376th of 10,000: at 3.75 % it is out, at 3.76 % in, as for flagd."""
+    board = make_board()
+    board.take(make_rollout(percent=percent))
+    flag = board.get("new-checkout")
+    assert flag is not None
+    assert json.loads(flag.evaluate("user-3"))["variant"] == variant
+
+
 def test_the_flagd_document_keeps_the_sum_of_the_weights() -> None:
     """Weights are integers, treatment first, and add up to 10,000 at every percentage."""
     board = make_board()
