@@ -115,9 +115,13 @@ class Watched:
     def look(self, after: timedelta = timedelta(seconds=1)) -> Judgement:
         """Return what the gate says after some time."""
         self.at += after
-        visits = {index: VisitTotals(treatment.totals(), control.totals()) for index, (treatment, control) in self.arms.items()}
-        self.judgement, self.tests = judge(self.rollout, make_evidence(visits, self.at), self.tests, self.at)
+        self.judgement, self.tests = judge(self.rollout, self.evidence(), self.tests, self.at)
         return self.judgement
+
+    def evidence(self) -> Evidence:
+        """Return everything counted so far, complete and fresh."""
+        visits = {index: VisitTotals(treatment.totals(), control.totals()) for index, (treatment, control) in self.arms.items()}
+        return make_evidence(visits, self.at)
 
     def last(self) -> Judgement:
         """Return the latest judgement."""

@@ -14,6 +14,7 @@ from controller.core.analysis import sample_ratio
 from controller.core.analysis.batches import take_evidence
 from controller.core.analysis.change_point import as_e_value
 from controller.core.analysis.gate_tests import GateTests, VisitHarm, decode_tests, encode_tests
+from controller.core.analysis.latency import spread
 from controller.core.analysis.questions import alpha_shares
 from controller.core.analysis.reports import report
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
@@ -43,7 +44,8 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
     plan = rollout.plan
     stage = plan.stages[visit.stage]
 
-    tests, behind = take_evidence(rollout, evidence, tests, at)
+    latencies = {arm: spread(totals.arm(arm)) for arm in Arm}
+    tests, behind = take_evidence(rollout, evidence, latencies, tests, at)
     tests = _listen(tests, totals, visit, at)
     tests = replace(tests, harm=_count_harm(rollout, evidence, tests.harm))
     exposures = {Arm.TREATMENT: totals.treatment.exposures, Arm.CONTROL: totals.control.exposures}
@@ -67,12 +69,14 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
                 number,
                 tests,
                 totals,
+                latencies,
                 percent=visit.percent,
                 alpha_share=share,
                 alpha=plan.alpha,
                 beta=plan.beta,
             )
             for number, (guardrail, share) in enumerate(zip(plan.guardrails, alpha_shares(plan.guardrails), strict=True))
+            if guardrail.is_watched_at(visit.percent)
         )
     judgement = Judgement(
         at=at,

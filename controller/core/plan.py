@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from schemas.terms import AdvisorMode, Approval, GapPolicy, HealthGap, MetricRole, OnBreach
 
@@ -27,6 +28,11 @@ class Stage:
     def has_control(self) -> bool:
         """False at 100 %: nobody is left to compare with, only absolute limits can be judged."""
         return self.percent < 100
+
+
+@lru_cache(maxsize=64)  # asked several times at every look
+def _quantile_of(metric: str) -> float | None:
+    return float("0." + metric.removeprefix("latency_p")) if metric.startswith("latency_p") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +60,7 @@ class Guardrail:
     @property
     def quantile(self) -> float | None:
         """0.99 for `latency_p99`, None for metrics that are no latency quantile."""
-        if not self.metric.startswith("latency_p"):
-            return None
-        digits = self.metric.removeprefix("latency_p")
-        return float("0." + digits)
+        return _quantile_of(self.metric)
 
     @property
     def is_better_when_higher(self) -> bool:

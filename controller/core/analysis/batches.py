@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from controller.core.analysis import sample_ratio
 from controller.core.analysis.change_point import add_batch, released_mass
 from controller.core.analysis.gate_tests import GateTests, LimitTest, RatioTest
-from controller.core.analysis.latency import count_above, margin_buckets, quantile_bucket
+from controller.core.analysis.latency import Ordered, Spread, margin_buckets, ordered, quantile_bucket
 from controller.core.analysis.proportion import (
     LOG_RATIOS,
     Counts,
@@ -27,6 +28,7 @@ from controller.core.analysis.questions import limit_bucket, limit_share, log_to
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
 from controller.core.plan import Guardrail
 from controller.core.rollout import Rollout, Visit
+from schemas.terms import Arm
 
 #: Observations each arm must have before a batch is closed. With one treatment observation per batch the observed share is all
 #: chance and an error in it says little. At 50 treatment requests a second it takes 0.2 s.
@@ -37,23 +39,28 @@ MAX_OPEN = timedelta(seconds=60)
 KEPT_VISITS = 4
 
 
-def take_evidence(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) -> tuple[GateTests, str | None]:
+def take_evidence(
+    rollout: Rollout, evidence: Evidence, latencies: Mapping[Arm, Spread], tests: GateTests, at: datetime
+) -> tuple[GateTests, str | None]:
     """Return the tests after everything new in `evidence`, and a sentence when the present visit's totals fell back.
 
+    `latencies` are the present visit's.
     Totals fall back when the store lost its last writes; what is recounted then has been used already, so nothing is taken
     until they have passed the mark again.
     """
     present = len(rollout.visits) - 1
     tests = _enter_visit(rollout, tests, present, at)
     behind: str | None = None
+    oldest = _oldest_in_force(rollout, present)
     for index in sorted(evidence.visits):
-        if index > present or index <= present - KEPT_VISITS:
+        if not oldest <= index <= present:
             continue
         visit, totals = rollout.visits[index], evidence.visits[index]
         tests = _count_exposures(tests, index, visit, totals)
         lost = _fell_back(tests.seen.get(index, VisitTotals()), totals)
         if lost is None:
-            tests = _close_batch(rollout, tests, index, totals, at)
+            now = {arm: latencies[arm].tested for arm in Arm}
+            tests = _close_batch(rollout, tests, index, totals, now, at)
         elif index == present:
             behind = lost
     return tests, behind
@@ -66,6 +73,8 @@ def _enter_visit(rollout: Rollout, tests: GateTests, present: int, at: datetime)
         tests = GateTests(identity=identity, closed_at=at)
     if tests.visit == present:
         return tests
+    if present > tests.visit >= 0 and _oldest_in_force(rollout, present) > tests.visit:
+        return GateTests(identity=identity, visit=present, batches=tests.batches, closed_at=at, harm=tests.harm)
     kept = {
         # A left visit keeps its counters for late events, not its histograms: they are most of the state's size.
         index: VisitTotals(replace(seen.treatment, latency={}), replace(seen.control, latency={}))
@@ -80,6 +89,19 @@ def _enter_visit(rollout: Rollout, tests: GateTests, present: int, at: datetime)
         seen=kept,
         ratios={index: test.in_new_visit() for index, test in tests.ratios.items()},
     )
+
+
+def _oldest_in_force(rollout: Rollout, present: int) -> int:
+    """Return the oldest visit whose evidence speaks of what is served now.
+
+    Lowering the share ends the tests and begins them anew, with an alpha of their own: what made us step back must not be found
+    a second time in the stage below. Each step back is announced, so nobody spends that budget unseen.
+    """
+    oldest = max(0, present - KEPT_VISITS + 1)
+    for index in range(present, oldest, -1):
+        if rollout.visits[index].percent < rollout.visits[index - 1].percent:
+            return index
+    return oldest
 
 
 def _count_exposures(tests: GateTests, index: int, visit: Visit, totals: VisitTotals) -> GateTests:
@@ -118,7 +140,9 @@ def _fell_back(seen: VisitTotals, totals: VisitTotals) -> str | None:
     return None
 
 
-def _close_batch(rollout: Rollout, tests: GateTests, index: int, totals: VisitTotals, at: datetime) -> GateTests:
+def _close_batch(
+    rollout: Rollout, tests: GateTests, index: int, totals: VisitTotals, now: Mapping[Arm, Ordered], at: datetime
+) -> GateTests:
     """Return the tests after the open batch of one visit, or as they were while it is too small."""
     seen = tests.seen.get(index, VisitTotals())
     size_t, size_c = _size(seen.treatment, totals.treatment), _size(seen.control, totals.control)
@@ -133,18 +157,25 @@ def _close_batch(rollout: Rollout, tests: GateTests, index: int, totals: VisitTo
     horizon = sum((stage.settle + stage.bake for stage in rollout.plan.stages), timedelta())
     released = released_mass((at - rollout.visits[0].entered_at).total_seconds(), max(horizon.total_seconds(), 1.0))
     ratios, limits = dict(tests.ratios), dict(tests.limits)
+    before = {arm: ordered(seen.arm(arm).latency) for arm in Arm}
     for number, guardrail in enumerate(rollout.plan.guardrails):
+        if not guardrail.is_watched_at(rollout.visits[index].percent):
+            continue  # another limit is in force there
         if guardrail.quantile is not None and not is_present:
             continue  # its histogram is no longer kept
         if guardrail.margin is not None:
             log_null = log_tolerated(guardrail)
             test = ratios.get(number) or RatioTest.fresh(len(harm_alternatives(log_null).log_effects))
-            place = _place(guardrail, seen, test)
-            batch = _compared(guardrail, seen, totals, place)
+            place = _place(guardrail, before[Arm.CONTROL], test)
+            batch = _compared(guardrail, seen, totals, _Tails(before, now, place))
             log_gate = log_tolerated_at_gate(guardrail, rollout.visits[index].percent)
             ratios[number] = _compare(replace(test, place=place), batch, log_null, log_gate, released, is_present)
         if guardrail.limit is not None and not guardrail.is_better_when_higher:
-            trials, events = _against_limit(guardrail, seen.treatment, totals.treatment)
+            if guardrail.quantile is not None:
+                trials, events = _values_above(before[Arm.TREATMENT], now[Arm.TREATMENT], limit_bucket(guardrail))
+            else:
+                trials = totals.treatment.at_risk - seen.treatment.at_risk
+                events = totals.treatment.first_errors - seen.treatment.first_errors
             share = limit_share(guardrail)
             limits[number] = _check_limit(limits.get(number), share, trials, events, released)
     used = VisitTotals(
@@ -173,27 +204,35 @@ def _used(totals: ArmTotals, exposures: int, *, keep_latency: bool) -> ArmTotals
     )
 
 
-def _place(guardrail: Guardrail, seen: VisitTotals, test: RatioTest) -> int | None:
+class _Tails(NamedTuple):
+    """The latencies of a batch: what was used up before, what there is now, and where control's tail begins."""
+
+    before: Mapping[Arm, Ordered]
+    now: Mapping[Arm, Ordered]
+    place: int | None
+
+
+def _place(guardrail: Guardrail, control_before: Ordered, test: RatioTest) -> int | None:
     """Return the bucket above which latency counts as slow in this batch: from control's past alone, so it is predictable."""
     if guardrail.quantile is None:
         return None
-    found = quantile_bucket(seen.control.latency, guardrail.quantile)
+    found = quantile_bucket(control_before, guardrail.quantile)
     return test.place if found is None else found
 
 
-def _compared(guardrail: Guardrail, seen: VisitTotals, totals: VisitTotals, place: int | None) -> Counts | None:
+def _compared(guardrail: Guardrail, seen: VisitTotals, totals: VisitTotals, tails: _Tails) -> Counts | None:
     """Return the batch's counts with treatment's harm as the event, None when the batch cannot be used.
 
     Counts that contradict each other (more events than observations) come from a recount after lost writes: such a batch is
     left out.
     """
     if guardrail.quantile is not None:
+        before, now, place = tails
         if place is None:
             return None
-        n_t, k_t = _values_above(
-            seen.treatment.latency, totals.treatment.latency, place + margin_buckets(guardrail.margin or 0)
-        )
-        n_c, k_c = _values_above(seen.control.latency, totals.control.latency, place)
+        shifted = place + margin_buckets(guardrail.margin or 0)
+        n_t, k_t = _values_above(before[Arm.TREATMENT], now[Arm.TREATMENT], shifted)
+        n_c, k_c = _values_above(before[Arm.CONTROL], now[Arm.CONTROL], place)
         batch = Counts(n_t, k_t, n_c, k_c)
     elif guardrail.is_better_when_higher:
         goal = guardrail.metric.removeprefix("conversion:")
@@ -211,8 +250,8 @@ def _compared(guardrail: Guardrail, seen: VisitTotals, totals: VisitTotals, plac
     return batch if is_sound and batch.n_t > 0 and batch.n_c > 0 else None
 
 
-def _values_above(seen: Mapping[int, int], totals: Mapping[int, int], bucket: int) -> tuple[int, int]:
-    return sum(totals.values()) - sum(seen.values()), count_above(totals, bucket) - count_above(seen, bucket)
+def _values_above(before: Ordered, now: Ordered, bucket: int) -> tuple[int, int]:
+    return now.total - before.total, now.above(bucket) - before.above(bucket)
 
 
 def _conversions(seen: ArmTotals, totals: ArmTotals, goal: str) -> tuple[int, int]:
@@ -223,12 +262,6 @@ def _conversions(seen: ArmTotals, totals: ArmTotals, goal: str) -> tuple[int, in
     """
     before = seen.converted.get(goal, 0)
     return totals.exposures - before, totals.converted.get(goal, 0) - before
-
-
-def _against_limit(guardrail: Guardrail, seen: ArmTotals, totals: ArmTotals) -> tuple[int, int]:
-    if guardrail.quantile is not None:
-        return _values_above(seen.latency, totals.latency, limit_bucket(guardrail))
-    return totals.at_risk - seen.at_risk, totals.first_errors - seen.first_errors
 
 
 def _compare(

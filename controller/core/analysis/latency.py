@@ -7,36 +7,66 @@ than of control's lies above a place that was fixed beforehand. Edges of buckets
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import betaln
+from numpy.typing import NDArray
 
-from controller.core.evidence import GAMMA, Histogram, bucket_value
+from controller.core.evidence import GAMMA, ArmTotals, Histogram, bucket_value
 
 #: Control's past must hold this many values above the quantile before a place is chosen from it.
 MIN_ABOVE = 2
 _MIN_PAST = 20
 
 
-def count_above(histogram: Histogram, bucket: int) -> int:
-    """Return how many values lie in buckets strictly above `bucket`."""
-    return sum([count for index, count in histogram.items() if index > bucket])  # a list: twice as fast as a generator
+class Ordered(NamedTuple):
+    """A histogram made ready for many questions: `up_to[i]` values lie in `buckets[0..i]`."""
+
+    buckets: NDArray[np.int64]
+    up_to: NDArray[np.int64]
+    total: int
+
+    def above(self, bucket: int) -> int:
+        """Return how many values lie in buckets strictly above `bucket`."""
+        index = int(self.buckets.searchsorted(bucket, side="right"))
+        return self.total - int(self.up_to[index - 1]) if index else self.total
+
+    def quantile(self, q: float) -> float | None:
+        """Return the q-quantile in ms, as `evidence.quantile` does; None when empty."""
+        if self.total == 0:
+            return None
+        rank = max(1, math.ceil(q * self.total))
+        return bucket_value(int(self.buckets[self.up_to.searchsorted(rank)]))
 
 
-def quantile_bucket(past: Histogram, q: float) -> int | None:
+class Spread(NamedTuple):
+    """One arm's latencies, made ready."""
+
+    tested: Ordered  # one value per context and batch
+    every: Ordered
+
+
+def ordered(histogram: Histogram) -> Ordered:
+    """Return a histogram made ready; one pass, for all quantiles and limits that look at it."""
+    size = len(histogram)
+    buckets = np.fromiter(histogram.keys(), np.int64, size)
+    counts = np.fromiter(histogram.values(), np.int64, size)
+    order = buckets.argsort()
+    up_to = counts[order].cumsum()
+    return Ordered(buckets[order], up_to, int(up_to[-1]) if size else 0)
+
+
+def spread(arm: ArmTotals) -> Spread:
+    """Return an arm's latencies, made ready once for all questions of a look."""
+    return Spread(ordered(arm.latency), ordered(arm.latency_all))
+
+
+def quantile_bucket(past: Ordered, q: float) -> int | None:
     """Return the smallest bucket with at most (1 - q) of `past` above it; None while `past` is too small to say."""
-    total = sum(past.values())
-    if total < _MIN_PAST or total * (1 - q) < MIN_ABOVE - 1e-9:
+    allowed = past.total * (1 - q)
+    if past.total < _MIN_PAST or allowed < MIN_ABOVE - 1e-9:
         return None
-    allowed = total * (1 - q) + 1e-9
-    above = 0
-    place: int | None = None
-    for bucket in sorted(past, reverse=True):
-        if above > allowed:
-            break
-        place = bucket
-        above += past[bucket]
-    return place
+    return int(past.buckets[past.up_to.searchsorted(past.total - allowed - 1e-6)])
 
 
 def margin_buckets(margin: float) -> int:
@@ -44,36 +74,43 @@ def margin_buckets(margin: float) -> int:
     return round(math.log1p(margin) / math.log(GAMMA))
 
 
-def quantile_interval(histogram: Histogram, q: float, alpha: float) -> tuple[float | None, float | None]:
+def quantile_interval(values: Ordered, q: float, alpha: float) -> tuple[float | None, float | None]:
     """Return a confidence sequence (low, high) of the q-quantile in ms; an end is None where the data do not bound it.
 
     Keeps every place that a beta-binomial mixture around 1 - q does not reject as the quantile.
     Source: S. Howard, A. Ramdas, Bernoulli 28 (2022) 1704-1728, section 3 (fixed quantile, beta-binomial mixture).
     """
-    if not histogram:
+    total, tail = values.total, 1 - q
+    if total == 0:
         return None, None
-    buckets = sorted(histogram)
-    counts = np.array([histogram[bucket] for bucket in buckets], dtype=np.float64)
-    total = float(counts.sum())
-    tail = 1 - q
-    # Mass of a prior observation count that is tightest near 20 values above the quantile, which is when a gate looks.
-    strength = 20.0 / tail
-    a, b = max(strength * tail, 0.5), max(strength * q, 0.5)
-    # Above the quantile lie at most `tail` of the values, at or above it at least that many: one count for each end.
-    above = total - np.cumsum(counts)
-    at_or_above = above + counts
+    # The prior's weight in observations; tightest near 20 values above the quantile, which is when a gate looks.
+    a, b = 20.0, 20.0 * q / tail
+    constant = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) - math.lgamma(a + b + total) - math.log(1 / alpha)
 
-    def log_e(events: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        fitted = betaln(a + events, b + total - events) - betaln(a, b)
-        result: np.ndarray[tuple[int], np.dtype[np.float64]] = fitted - events * math.log(tail) - (total - events) * math.log(q)
-        return result
+    def is_rejected(events: int) -> bool:
+        fitted = math.lgamma(a + events) + math.lgamma(b + total - events)
+        return constant + fitted - events * math.log(tail) - (total - events) * math.log(q) >= 0
 
-    threshold = math.log(1 / alpha)
-    too_low = (above > total * tail) & (log_e(above) >= threshold)
-    too_high = (at_or_above < total * tail) & (log_e(at_or_above) >= threshold)
-    low_at = int(np.flatnonzero(too_low)[-1]) + 1 if too_low.any() else None
-    high_at = int(np.flatnonzero(too_high)[0]) - 1 if too_high.any() else None
+    # A bucket is too low when significantly more than the tail lies above it, too high when less lies at or above it. The
+    # further from the quantile, the surer: each end is found by halving.
+    size = len(values.buckets)
+    middle = int(values.up_to.searchsorted(total - total * tail))
+    first_kept, left = min(middle, size - 1), 0
+    while left < first_kept:
+        probe = (left + first_kept) // 2
+        if is_rejected(total - int(values.up_to[probe])):
+            left = probe + 1
+        else:
+            first_kept = probe
+    last_kept, right = min(middle, size - 1), size - 1
+    while last_kept < right:
+        probe = (last_kept + right + 1) // 2
+        if is_rejected(total - int(values.up_to[probe - 1])):
+            right = probe - 1
+        else:
+            last_kept = probe
+    # The end is open when even nothing below (above) the outermost bucket would not be rejected as the quantile's place.
     return (
-        None if low_at is None else bucket_value(buckets[min(low_at, len(buckets) - 1)]),
-        None if high_at is None else bucket_value(buckets[max(high_at, 0)]),
+        bucket_value(int(values.buckets[first_kept])) if is_rejected(total) else None,
+        bucket_value(int(values.buckets[last_kept])) if is_rejected(0) else None,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from controller.core.analysis.change_point import as_e_value, log_e_value, log_sum_exp, mean_log_effect
 from controller.core.analysis.gate_tests import GateTests, LimitTest, RatioTest
-from controller.core.analysis.latency import count_above, margin_buckets, quantile_interval
+from controller.core.analysis.latency import Spread, margin_buckets, quantile_interval
 from controller.core.analysis.proportion import (
     Counts,
     harm_alternatives,
@@ -33,7 +33,7 @@ from controller.core.analysis.questions import (
     log_tolerated,
     log_tolerated_at_gate,
 )
-from controller.core.evidence import ArmTotals, VisitTotals, bucket_value, quantile
+from controller.core.evidence import ArmTotals, VisitTotals, bucket_value
 from controller.core.judgement import ArmSummary, MetricReport
 from controller.core.plan import Guardrail
 from schemas.terms import Arm, Verdict
@@ -57,6 +57,7 @@ def report(
     number: int,
     tests: GateTests,
     totals: VisitTotals,
+    latencies: Mapping[Arm, Spread],
     *,
     percent: float,
     alpha_share: float,
@@ -71,7 +72,7 @@ def report(
     has_control = percent < 100
     answers = []
     if guardrail.limit is not None:
-        answers.append(_answer_limit(guardrail, tests.limits.get(number), totals, beta))
+        answers.append(_answer_limit(guardrail, tests.limits.get(number), totals, latencies[Arm.TREATMENT], beta))
     if guardrail.margin is not None:
         answers.append(_answer_comparison(guardrail, tests.ratios.get(number), totals, percent, beta))
     threshold = 1 / (alpha * alpha_share)
@@ -97,7 +98,7 @@ def report(
         on_breach=guardrail.on_breach,
         harm=harm,
         safe=safe,
-        arms=_arms(guardrail, tests.ratios.get(number), totals, alpha),
+        arms=_arms(guardrail, tests.ratios.get(number), totals, latencies, alpha),
         e_value=e_value,
         threshold=threshold,
         e_value_safe=min((as_e_value(answer.log_safe) for answer in asked if answer.log_safe is not None), default=None),
@@ -122,10 +123,10 @@ def _worst(verdicts: list[Verdict]) -> Verdict:
 # --- against a limit ------------------------------------------------------------------------------------------------------
 
 
-def _answer_limit(guardrail: Guardrail, test: LimitTest | None, totals: VisitTotals, beta: float) -> Answer:
+def _answer_limit(guardrail: Guardrail, test: LimitTest | None, totals: VisitTotals, latency: Spread, beta: float) -> Answer:
     """Return whether treatment is over its limit, and whether it is shown to be within it."""
     share = limit_share(guardrail)
-    trials, events, what = _limit_counts(guardrail, totals.treatment)
+    trials, events, what = _limit_counts(guardrail, totals.treatment, latency)
     is_floor = guardrail.is_better_when_higher
     log_harm, harmed = 0.0, 0
     if test is not None:
@@ -152,11 +153,10 @@ def _answer_limit(guardrail: Guardrail, test: LimitTest | None, totals: VisitTot
     return Answer(Verdict.INCONCLUSIVE, log_harm, _too_few(harmed), f"{said}: over the limit", safe, log_safe, shown)
 
 
-def _limit_counts(guardrail: Guardrail, arm: ArmTotals) -> tuple[int, int, str]:
+def _limit_counts(guardrail: Guardrail, arm: ArmTotals, latency: Spread) -> tuple[int, int, str]:
     """Return (observations, events, what the share is called)."""
     if guardrail.quantile is not None:
-        trials, events = sum(arm.latency.values()), count_above(arm.latency, limit_bucket(guardrail))
-        return trials, events, f"treatment above {guardrail.limit:g} ms:"
+        return latency.tested.total, latency.tested.above(limit_bucket(guardrail)), f"treatment above {guardrail.limit:g} ms:"
     if guardrail.is_better_when_higher:
         goal = guardrail.metric.removeprefix("conversion:")
         return arm.exposures, min(arm.converted.get(goal, 0), arm.exposures), f"treatment converting {goal}:"
@@ -237,11 +237,13 @@ def _both(guardrail: Guardrail, counts: Counts) -> str:
 # --- the arms ---------------------------------------------------------------------------------------------------------------
 
 
-def _arms(guardrail: Guardrail, test: RatioTest | None, totals: VisitTotals, alpha: float) -> Mapping[Arm, ArmSummary]:
+def _arms(
+    guardrail: Guardrail, test: RatioTest | None, totals: VisitTotals, latencies: Mapping[Arm, Spread], alpha: float
+) -> Mapping[Arm, ArmSummary]:
     """Return both arms of the present visit."""
     return {
         arm: (
-            _latency_arm(guardrail, test, totals.arm(arm), arm, alpha)
+            _latency_arm(guardrail, test, latencies[arm], arm, alpha)
             if guardrail.quantile is not None
             else _share_arm(guardrail, totals.arm(arm), alpha)
         )
@@ -274,25 +276,25 @@ def _share_arm(guardrail: Guardrail, arm: ArmTotals, alpha: float) -> ArmSummary
     return ArmSummary(arm.outcomes, errors, estimate, min(low * repeats, estimate), max(min(high * repeats, 1.0), estimate))
 
 
-def _latency_arm(guardrail: Guardrail, test: RatioTest | None, arm: ArmTotals, which: Arm, alpha: float) -> ArmSummary:
+def _latency_arm(guardrail: Guardrail, test: RatioTest | None, latency: Spread, arm: Arm, alpha: float) -> ArmSummary:
     """Return an arm's quantile in ms: estimate from every value, interval from one value per context and batch.
 
     Events are the values above the limit, or without one above the place of comparison.
     """
     q = guardrail.quantile
-    if q is None or not arm.latency_all:
+    if q is None or latency.every.total == 0:
         return ArmSummary(0, 0, None, None, None)
-    estimate = quantile(arm.latency_all, q)
-    low, high = quantile_interval(arm.latency, q, alpha)
+    estimate = latency.every.quantile(q)
+    low, high = quantile_interval(latency.tested, q, alpha)
     if guardrail.limit is not None:
         place: int | None = limit_bucket(guardrail)
     elif test is not None and test.place is not None:
-        place = test.place + (margin_buckets(guardrail.margin or 0) if which is Arm.TREATMENT else 0)
+        place = test.place + (margin_buckets(guardrail.margin or 0) if arm is Arm.TREATMENT else 0)
     else:
         place = None
     return ArmSummary(
-        trials=sum(arm.latency_all.values()),
-        events=0 if place is None else count_above(arm.latency_all, place),
+        trials=latency.every.total,
+        events=0 if place is None else latency.every.above(place),
         estimate=estimate,
         low=low if low is None or estimate is None else min(low, estimate),
         high=high if high is None or estimate is None else max(high, estimate),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from controller.core.analysis.latency import count_above, margin_buckets, quantile_bucket, quantile_interval
-from controller.core.evidence import bucket_of
+from controller.core.analysis.latency import margin_buckets, ordered, quantile_bucket, quantile_interval
+from controller.core.evidence import bucket_of, quantile
 
 
 def histogram_of(values: object) -> dict[int, int]:
@@ -21,25 +21,26 @@ def histogram_of(values: object) -> dict[int, int]:
 def test_value_in_the_limits_bucket_is_not_above() -> None:
     """Only buckets strictly above count, so a limit is never stricter than it says."""
     histogram = histogram_of([199, 200, 200, 250, 900])
-    assert count_above(histogram, bucket_of(200)) == 2
+    assert ordered(histogram).above(bucket_of(200)) == 2
 
 
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.95, 0.99])
 def test_place_leaves_at_most_the_tail_above(q: float) -> None:
     """Above the chosen place lies at most 1 - q of the past, and one bucket lower it would be more."""
     histogram = histogram_of(np.random.default_rng(3).lognormal(4, 0.7, 5000))
-    place = quantile_bucket(histogram, q)
+    past = ordered(histogram)
+    place = quantile_bucket(past, q)
     assert place is not None
-    assert count_above(histogram, place) <= 5000 * (1 - q) + 1e-6
+    assert past.above(place) <= 5000 * (1 - q) + 1e-6
     below = max(bucket for bucket in histogram if bucket < place)
-    assert count_above(histogram, below) > 5000 * (1 - q)
+    assert past.above(below) > 5000 * (1 - q)
 
 
 def test_small_past_gives_no_place() -> None:
     """199 values say too little about the slowest percent; 200 are enough."""
-    assert quantile_bucket(histogram_of(range(1, 200)), 0.99) is None
-    assert quantile_bucket(histogram_of(range(1, 201)), 0.99) is not None
-    assert quantile_bucket({}, 0.5) is None
+    assert quantile_bucket(ordered(histogram_of(range(1, 200))), 0.99) is None
+    assert quantile_bucket(ordered(histogram_of(range(1, 201))), 0.99) is not None
+    assert quantile_bucket(ordered({}), 0.5) is None
 
 
 def test_margin_of_ten_percent_is_five_buckets() -> None:
@@ -57,7 +58,7 @@ def test_quantile_interval_holds_the_truth(q: float) -> None:
     for _ in range(100):
         values = rng.lognormal(4, 0.7, 3000)
         for size in (200, 600, 1200, 2000, 3000):
-            low, high = quantile_interval(histogram_of(values[:size]), q, 0.01)
+            low, high = quantile_interval(ordered(histogram_of(values[:size])), q, 0.01)
             if (low is not None and low > truth * 1.02) or (high is not None and high < truth / 1.02):
                 misses += 1
                 break
@@ -67,9 +68,9 @@ def test_quantile_interval_holds_the_truth(q: float) -> None:
 def test_quantile_interval_narrows() -> None:
     """More values give a narrower interval, and none give none."""
     rng = np.random.default_rng(5)
-    few = quantile_interval(histogram_of(rng.lognormal(4, 0.7, 2000)), 0.95, 0.01)
-    many = quantile_interval(histogram_of(rng.lognormal(4, 0.7, 50_000)), 0.95, 0.01)
-    assert quantile_interval({}, 0.95, 0.01) == (None, None)
+    few = quantile_interval(ordered(histogram_of(rng.lognormal(4, 0.7, 2000))), 0.95, 0.01)
+    many = quantile_interval(ordered(histogram_of(rng.lognormal(4, 0.7, 50_000))), 0.95, 0.01)
+    assert quantile_interval(ordered({}), 0.95, 0.01) == (None, None)
     assert few[0] is not None
     assert few[1] is not None
     assert many[0] is not None
@@ -79,4 +80,16 @@ def test_quantile_interval_narrows() -> None:
 
 def test_quantile_interval_leaves_the_upper_end_open_while_nothing_bounds_it() -> None:
     """Thirty values do not bound the slowest percent."""
-    assert quantile_interval(histogram_of(range(1, 31)), 0.99, 0.01)[1] is None
+    assert quantile_interval(ordered(histogram_of(range(1, 31))), 0.99, 0.01)[1] is None
+
+
+@pytest.mark.parametrize("q", [0.01, 0.5, 0.95, 0.99, 1.0])
+def test_ordered_agrees_with_the_plain_histogram(q: float) -> None:
+    """Counts above any bucket and quantiles are those of the sparse histogram."""
+    histogram = histogram_of(np.random.default_rng(8).lognormal(4, 0.7, 777))
+    values = ordered(histogram)
+    assert values.quantile(q) == quantile(histogram, q)
+    for bucket in (-1000, min(histogram) - 1, min(histogram), 200, 201, max(histogram), 10_000):
+        assert values.above(bucket) == sum(count for index, count in histogram.items() if index > bucket)
+    assert ordered({}).quantile(q) is None
+    assert ordered({}).above(3) == 0
