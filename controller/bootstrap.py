@@ -79,6 +79,7 @@ class Daemon:
             self._metrics,
             describe=documents.rollout_to_json,
             allowed_hosts=settings.http.allowed_hosts,
+            max_body_bytes=settings.http.max_body_bytes,
         )
         self._http = HttpServer(
             app, host=settings.http.host, port=settings.http.port, max_connections=settings.http.max_connections

@@ -208,8 +208,8 @@ class KafkaSettings(_Section):
     """Make missing topics at start, where Kafka permits. False: missing topics are waited for."""
     partitions: int = Field(default=8, ge=1, le=10_000)
     """Partitions of a topic we make: the most replicas that can share its work. 8 leaves room to grow from one."""
-    replication_factor: int = Field(default=-1, ge=-1, le=32)
-    """Copies of a topic we make; -1 takes the broker's default, which is right on one broker and on many."""
+    replication_factor: int | None = Field(default=None, ge=1, le=32)
+    """Copies of a topic we make. None: 3, or as many as there are brokers if they are fewer."""
     session_timeout_seconds: float = Field(default=10.0, ge=0.5, le=1800.0)
     """A replica unheard of for this long loses its partitions. 10 s rides out a pause of the machine; brokers refuse
     less than their `group.min.session.timeout.ms` (6 s by default)."""
@@ -328,9 +328,9 @@ class HttpSettings(_Section):
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host headers answered, without ports: a web page elsewhere cannot reach us by rebinding its name. `*.example.org`
     matches subdomains, `*` everything. Also add what the apps and Prometheus call us."""
-    bucketing: Literal["v2", "v3"] = "v2"
-    """How OFREP and the flagd document assign users: v2 as flagd 0.15 and 0.16, v3 as openfeature-flagd-core 2. It must be
-    the fleet's: at 25 % the two disagree on a third of the users."""
+    bucketing: Literal["v2", "v3"] = "v3"
+    """How OFREP assigns users: v3 as openfeature-flagd-core 2, which flagd is moving to; v2 as flagd 0.15 and 0.16. It must
+    be the fleet's where both serve one flag: at 25 % the two disagree on a third of the users."""
     max_body_bytes: int = Field(default=65_536, ge=1_024, le=10_000_000)
     """Larger requests are refused. CloudEvents and evaluation contexts stay far below."""
     max_connections: Count = 1_000

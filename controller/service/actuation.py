@@ -24,7 +24,6 @@ class _Gap:
     """A plane that does not serve what was decided."""
 
     since: datetime
-    revision: int
     why: str
     is_alerted: bool = False
 
@@ -56,7 +55,7 @@ class Actuation:
         self._call_seconds = call_seconds
         self._wanted: dict[str, Rollout] = {}
         self._gaps: dict[tuple[str, str], _Gap] = {}
-        self._wake = asyncio.Event()
+        self._wakes = {plane.name: asyncio.Event() for plane in self._planes}
         self._log = structlog.get_logger()
 
     def want(self, rollout: Rollout) -> None:
@@ -64,7 +63,8 @@ class Actuation:
         known = self._wanted.get(rollout.flag_key)
         if known is None or rollout.revision > known.revision:
             self._wanted[rollout.flag_key] = rollout
-            self._wake.set()
+            for wake in self._wakes.values():
+                wake.set()
 
     def drop(self, flag_keys: Sequence[str]) -> None:
         """Leave flags to the replica that runs them now."""
@@ -88,60 +88,66 @@ class Actuation:
         return {key: gap.why for key, gap in self._gaps.items()}
 
     async def run(self) -> None:
-        """Reconcile at every change and every period, until cancelled."""
+        """Reconcile every plane at every change and every period, until cancelled. A slow plane holds up no other."""
+        async with asyncio.TaskGroup() as tasks:
+            for plane in self._planes:
+                tasks.create_task(self._keep(plane), name=f"actuate:{plane.name}")
+
+    async def _keep(self, plane: FlagPlane) -> None:
+        wake = self._wakes[plane.name]
         while True:
-            self._wake.clear()
-            # Lowering goes first: a plane's slow calls must not keep a rolled-back flag up.
-            flags = sorted(self._wanted.values(), key=lambda rollout: rollout.percent)
-            await asyncio.gather(*(self._reconcile_plane(plane, flags) for plane in self._planes))
-            self._report()
+            wake.clear()
+            await self._reconcile(plane)
+            self._report(plane)
             try:
                 async with asyncio.timeout(self._period_seconds):
-                    await self._wake.wait()
+                    await wake.wait()
             except TimeoutError:
                 continue
 
-    async def _reconcile_plane(self, plane: FlagPlane, flags: Sequence[Rollout]) -> None:
-        for rollout in flags:
+    async def _reconcile(self, plane: FlagPlane) -> None:
+        """Look at every flag once. Lowering goes first: a plane's slow calls must not keep a rolled-back flag up."""
+        for rollout in sorted(self._wanted.values(), key=lambda wanted: wanted.percent):
             if self._wanted.get(rollout.flag_key) is not rollout:
                 continue  # dropped, or newer: the next round has it
+            why = await self._make_serve(plane, rollout)
             key = (rollout.flag_key, plane.name)
-            try:
-                async with asyncio.timeout(self._call_seconds):
-                    served = await plane.served_percent(rollout.flag_key)
-                    if served != rollout.percent:
-                        await plane.serve(rollout)
-                        served = await plane.served_percent(rollout.flag_key)
-                why = None if served == rollout.percent else f"serves {served} %, decided is {rollout.percent:g} %"
-            except (FlagPlaneUnavailable, TimeoutError) as trouble:
-                why = str(trouble) or f"no answer within {self._call_seconds:g} s"
-            if why is None:
-                if self._gaps.pop(key, None) is not None:
-                    self._log.info("actuated", flag_key=rollout.flag_key, plane=plane.name, percent=rollout.percent)
-            else:
-                gap = self._gaps.setdefault(key, _Gap(self._clock.now(), rollout.revision, why))
-                gap.why = why
+            if why is not None:
+                self._gaps.setdefault(key, _Gap(self._clock.now(), why)).why = why
+            elif self._gaps.pop(key, None) is not None:
+                self._log.info("actuated", flag_key=rollout.flag_key, plane=plane.name, percent=rollout.percent)
 
-    def _report(self) -> None:
-        """Alarm what was decided and is not served."""
+    async def _make_serve(self, plane: FlagPlane, rollout: Rollout) -> str | None:
+        """Return None once the plane serves what was decided, else why it does not."""
+        try:
+            async with asyncio.timeout(self._call_seconds):
+                served = await plane.served_percent(rollout.flag_key)
+                if served != rollout.percent:
+                    await plane.serve(rollout)
+                    served = await plane.served_percent(rollout.flag_key)
+        except (FlagPlaneUnavailable, TimeoutError) as trouble:
+            return str(trouble) or f"no answer within {self._call_seconds:g} s"
+        return None if served == rollout.percent else f"serves {served} %, decided is {rollout.percent:g} %"
+
+    def _report(self, plane: FlagPlane) -> None:
+        """Alarm what was decided and this plane does not serve."""
         now = self._clock.now()
-        for served_by in self._planes:
-            ages = [(now - gap.since).total_seconds() for (_, plane), gap in self._gaps.items() if plane == served_by.name]
-            self._note_gap(served_by.name, max(ages, default=0.0))
-        for (flag_key, plane), gap in self._gaps.items():
+        gaps = {flag_key: gap for (flag_key, name), gap in self._gaps.items() if name == plane.name}
+        self._note_gap(plane.name, max(((now - gap.since).total_seconds() for gap in gaps.values()), default=0.0))
+        for flag_key, gap in gaps.items():
             if gap.is_alerted or now - gap.since < self._alarm_after:
                 continue
             gap.is_alerted = True
             rollout = self._wanted[flag_key]
-            summary = f"{flag_key}: decided {rollout.percent:g} %, but {plane} {gap.why}"
-            self._log.error("not_actuated", flag_key=flag_key, plane=plane, error=gap.why)
+            summary = f"{flag_key}: decided {rollout.percent:g} %, but {plane.name} {gap.why}"
+            self._log.error("not_actuated", flag_key=flag_key, plane=plane.name, error=gap.why)
             self._raise_alert(
                 flag_key,
                 RaiseAlert(
                     AlertKind.NOT_ACTUATED,
                     Severity.CRITICAL,
                     summary,
-                    f"see whether {plane} is reachable and who else edits the flag",
-                    f"{flag_key}/{rollout.rollout_id}/{plane}/{AlertKind.NOT_ACTUATED}",
+                    f"see whether {plane.name} is reachable and who else edits the flag",
+                    f"{flag_key}/{rollout.rollout_id}/{plane.name}/{AlertKind.NOT_ACTUATED}",
                 ),
             )
