@@ -6,11 +6,12 @@ predecessors, which many SDKs still emit, are read as well. Attributes that are 
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
 from schemas.envelope import ContextId, Name, is_name
+from schemas.terms import NAME_PATTERN
 
 TYPE = "io.rolloutd.evaluation.v1"
 
@@ -25,25 +26,28 @@ def _text() -> dict[str, Any]:
     return {**_INFORMATIVE, "type": ["string", "null"]}
 
 
+def _told_by(name: str, types: list[JsonValue]) -> JsonValue:
+    return {"required": [name], "properties": {name: {"type": types, "pattern": NAME_PATTERN}}}
+
+
+_TELLS_A_VARIANT: list[JsonValue] = [
+    _told_by("feature_flag.result.variant", ["string"]),
+    _told_by("feature_flag.result.value", ["string", "boolean"]),
+    _told_by("feature_flag.variant", ["string"]),
+    _told_by("value", ["string", "boolean"]),
+]
+
+#: Judged as a name only when it is the one that tells the variant.
+_VariantText = Annotated[str, WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
+
+
 class Evaluation(BaseModel):
     """A flag evaluation. One of variant, value or their deprecated names is needed."""
 
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="ignore",
-        json_schema_extra={
-            "anyOf": [
-                {"required": ["feature_flag.result.variant"]},
-                {"required": ["feature_flag.result.value"]},
-                {"required": ["feature_flag.variant"]},
-                {"required": ["value"]},
-            ]
-        },
-    )
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", json_schema_extra={"anyOf": _TELLS_A_VARIANT})
 
     flag_key: Name = Field(alias="feature_flag.key", description="The flag that was evaluated.")
-    result_variant: str | None = Field(
+    result_variant: _VariantText | None = Field(
         default=None,
         alias="feature_flag.result.variant",
         description="The variant that was served.",
@@ -58,7 +62,7 @@ class Evaluation(BaseModel):
         alias="feature_flag.context.id",
         description="The targeting key. Absent: the Kafka record's key, which it must equal anyway.",
     )
-    old_variant: str | None = Field(
+    old_variant: _VariantText | None = Field(
         default=None, alias="feature_flag.variant", json_schema_extra=_deprecated("feature_flag.result.variant")
     )
     old_value: Any = Field(default=None, alias="value", json_schema_extra=_deprecated("feature_flag.result.value"))

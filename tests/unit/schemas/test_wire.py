@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from schemas import evaluation, outcome
+from schemas.terms import QuarantineReason
+from schemas.wire import EvaluationEvent, OutcomeEvent, RecordRefused, decode_evaluation, decode_outcome
+
+ARRIVAL = 1_795_230_000_000  # 2026-11-21T03:00:00Z
+STRUCTURED = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
+
+
+def event(event_type: str, data: Any, **attributes: Any) -> bytes:
+    """Return a structured CloudEvent; None leaves an attribute out."""
+    document = {"specversion": "1.0", "type": event_type, "source": "/shop", "id": "1", "data": data, **attributes}
+    return json.dumps({name: content for name, content in document.items() if content is not None}).encode()
+
+
+def evaluated(value: bytes | None, *, key: bytes | None = b"u-42", headers: Any = STRUCTURED) -> EvaluationEvent:
+    """Decode an evaluation that arrived at ARRIVAL."""
+    return decode_evaluation(value, key, ARRIVAL, headers)
+
+
+def ended(data: Any, **attributes: Any) -> OutcomeEvent:
+    """Decode an outcome that arrived at ARRIVAL."""
+    return decode_outcome(event(outcome.TYPE, data, **attributes), b"u-42", ARRIVAL, STRUCTURED)
+
+
+SERVED = {"feature_flag.key": "new-checkout", "feature_flag.result.variant": "on", "feature_flag.context.id": "u-7"}
+
+
+def test_an_evaluation_gives_context_flag_variant_and_time() -> None:
+    """Everything that is counted of an evaluation is read from its OpenTelemetry attributes and the event's time."""
+    value = event(evaluation.TYPE, SERVED, time="2026-11-21T02:59:59.25Z")
+    assert evaluated(value) == EvaluationEvent("u-7", "new-checkout", "on", ARRIVAL - 750)
+
+
+def test_without_a_time_the_record_s_timestamp_counts() -> None:
+    """An event that names no time happened when its record was made."""
+    assert evaluated(event(evaluation.TYPE, SERVED)).time_ms == ARRIVAL
+
+
+def test_without_a_context_id_the_record_key_is_the_context() -> None:
+    """Producers that key by context need not repeat it."""
+    data = {"feature_flag.key": "new-checkout", "feature_flag.result.variant": "on"}
+    assert evaluated(event(evaluation.TYPE, data), key="ü-1".encode()).context_id == "ü-1"
+
+
+@pytest.mark.parametrize(
+    ("told", "variant"),
+    [
+        ({"feature_flag.variant": "blue"}, "blue"),
+        ({"feature_flag.result.value": True}, "true"),
+        ({"feature_flag.result.value": False}, "false"),
+        ({"feature_flag.result.value": "green"}, "green"),
+        ({"value": "red"}, "red"),
+        ({"feature_flag.result.variant": None, "feature_flag.variant": "blue"}, "blue"),
+        ({"feature_flag.result.variant": "on", "feature_flag.variant": "blue"}, "on"),
+        ({"feature_flag.result.variant": "on", "feature_flag.result.value": {"size": 3}}, "on"),
+    ],
+)
+def test_the_variant_is_told_by_the_newest_name_or_by_the_value(told: dict[str, Any], variant: str) -> None:
+    """Deprecated names and values tell the variant where the current attribute is absent."""
+    data = {"feature_flag.key": "new-checkout", "feature_flag.context.id": "u-7", **told}
+    assert evaluated(event(evaluation.TYPE, data)).variant == variant
+
+
+def test_binary_mode_means_the_same_as_structured_mode() -> None:
+    """Attributes in ce_ headers and data as the value give the same event."""
+    headers = [
+        ("ce_specversion", b"1.0"),
+        ("ce_type", evaluation.TYPE.encode()),
+        ("ce_source", b"/shop"),
+        ("ce_id", b"1"),
+        ("ce_time", b"2026-11-21T02:59:59.25Z"),
+        ("content-type", b"application/json"),
+    ]
+    structured = event(evaluation.TYPE, SERVED, time="2026-11-21T02:59:59.25Z")
+    assert evaluated(json.dumps(SERVED).encode(), headers=headers) == evaluated(structured)
+
+
+@pytest.mark.parametrize("headers", [[], (("traceparent", b"00-1"),), (("Content-Type", b"APPLICATION/CLOUDEVENTS+JSON"),)])
+def test_plain_producers_send_whole_events_too(headers: Any) -> None:
+    """A whole event is recognised without a content type, and whatever the letters' case of one."""
+    assert evaluated(event(evaluation.TYPE, SERVED), headers=headers).variant == "on"
+
+
+def test_an_outcome_gives_what_became_of_the_request() -> None:
+    """Seconds become milliseconds, an error type an error, flags and conversions are kept once each."""
+    flag = {"feature_flag.key": "new-checkout", "feature_flag.result.variant": "on"}
+    told = ended(
+        {
+            "feature_flag.context.id": "u-7",
+            "http.server.request.duration": 0.25,
+            "error.type": "503",
+            "rolloutd.flags": [flag, flag],
+            "rolloutd.conversions": ["buy", "buy", "visit"],
+            "http.response.status_code": 503,
+        }
+    )
+    assert told == OutcomeEvent("u-7", ARRIVAL, [("new-checkout", "on")], True, 250.0, ["buy", "visit"])
+
+
+def test_an_outcome_may_say_next_to_nothing() -> None:
+    """A success without flags is joined by context."""
+    told = ended({})
+    assert (told.context_id, list(told.flags), told.is_error, told.latency_ms) == ("u-42", [], False, None)
+
+
+NO_FLAG = {"feature_flag.result.variant": "on"}
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "headers", "reason"),
+    [
+        (None, b"u", STRUCTURED, QuarantineReason.EMPTY),
+        (b"", b"u", STRUCTURED, QuarantineReason.EMPTY),
+        (b" " * 262_145, b"u", STRUCTURED, QuarantineReason.TOO_LARGE),
+        (b"{", b"u", STRUCTURED, QuarantineReason.NOT_JSON),
+        (b'{"a":"\xff"}', b"u", STRUCTURED, QuarantineReason.NOT_JSON),
+        (b"[" * 5000, b"u", STRUCTURED, QuarantineReason.NOT_JSON),
+        (b"[]", b"u", STRUCTURED, QuarantineReason.NOT_CLOUDEVENT),
+        (b"{}", b"u", STRUCTURED, QuarantineReason.NOT_CLOUDEVENT),
+        (event(evaluation.TYPE, SERVED), b"u", [("content-type", b"application/json")], QuarantineReason.NOT_CLOUDEVENT),
+        (
+            event(evaluation.TYPE, SERVED),
+            b"u",
+            [("content-type", b"application/cloudevents+avro")],
+            QuarantineReason.NOT_CLOUDEVENT,
+        ),
+        (event(evaluation.TYPE, SERVED, id=""), b"u", STRUCTURED, QuarantineReason.NOT_CLOUDEVENT),
+        (event(evaluation.TYPE, SERVED, specversion="0.3"), b"u", STRUCTURED, QuarantineReason.NOT_CLOUDEVENT),
+        (event(outcome.TYPE, SERVED), b"u", STRUCTURED, QuarantineReason.UNKNOWN_TYPE),
+        (event(evaluation.TYPE, NO_FLAG), b"u", STRUCTURED, QuarantineReason.INVALID),
+        (event(evaluation.TYPE, None), b"u", STRUCTURED, QuarantineReason.INVALID),
+        (event(evaluation.TYPE, {**SERVED, "feature_flag.key": "new checkout"}), b"u", STRUCTURED, QuarantineReason.INVALID),
+        (event(evaluation.TYPE, {**SERVED, "feature_flag.context.id": "a\n"}), b"u", STRUCTURED, QuarantineReason.INVALID),
+        (event(evaluation.TYPE, {**SERVED, "feature_flag.context.id": None}), None, STRUCTURED, QuarantineReason.NO_CONTEXT),
+        (event(evaluation.TYPE, {**SERVED, "feature_flag.context.id": None}), b"\xff", STRUCTURED, QuarantineReason.INVALID),
+        (event(evaluation.TYPE, SERVED, time="2026-11-21T03:00:00"), b"u", STRUCTURED, QuarantineReason.BAD_TIME),
+        (event(evaluation.TYPE, SERVED, time="2026-11-21T03:05:00.001Z"), b"u", STRUCTURED, QuarantineReason.BAD_TIME),
+    ],
+)
+def test_a_refusal_names_its_reason(value: bytes | None, key: bytes | None, headers: Any, reason: QuarantineReason) -> None:
+    """Each way of being unusable has its own reason, and a detail that can be printed."""
+    with pytest.raises(RecordRefused) as refused:
+        evaluated(value, key=key, headers=headers)
+    assert refused.value.reason is reason
+    assert refused.value.detail.isascii()
+    assert refused.value.detail.isprintable()
+    assert "; " in refused.value.detail
+
+
+def test_five_minutes_ahead_is_still_accepted() -> None:
+    """Clocks differ; an event may be up to five minutes ahead of its record, to the millisecond."""
+    assert evaluated(event(evaluation.TYPE, SERVED, time="2026-11-21T03:05:00Z")).time_ms == ARRIVAL + 300_000
+
+
+@pytest.mark.parametrize("seconds", [-0.001, 86_400.1, True, "0.2"])
+def test_a_latency_that_cannot_be_one_refuses_the_outcome(seconds: Any) -> None:
+    """Negative, longer than a day, or not a number: guessing would poison the histogram."""
+    with pytest.raises(RecordRefused) as refused:
+        ended({"http.server.request.duration": seconds})
+    assert refused.value.reason is QuarantineReason.INVALID
+
+
+def test_hostile_text_is_escaped_in_the_detail() -> None:
+    """What a sender wrote cannot steer the terminal of whoever reads why it was refused."""
+    value = event(evaluation.TYPE, {**SERVED, "feature_flag.key": "\x1b[2J\u202e" + "x" * 5000})
+    with pytest.raises(RecordRefused) as refused:
+        evaluated(value)
+    assert "\\x1b" in refused.value.detail
+    assert len(refused.value.detail) < 400
