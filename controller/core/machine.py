@@ -177,7 +177,8 @@ def _consider_people(rollout: Rollout, gate: Gating, judgement: Judgement, now: 
 def _ask(rollout: Rollout, gate: Gating, number: int, judgement: Judgement, now: datetime) -> Outcome:
     until = now + rollout.plan.advisor.deadline
     asked = replace(rollout, phase=replace(gate, advice=AdviceRound(number, until)))
-    return asked, (AskAdvice(gate.gate_id, number, until, judgement),)
+    earlier = None if gate.advice is None else gate.advice.answer
+    return asked, (AskAdvice(gate.gate_id, number, until, judgement, earlier),)
 
 
 def _is_answer(event: AdviceReceived | AdviceUnavailable, gate: Gating) -> bool:

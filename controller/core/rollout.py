@@ -279,6 +279,7 @@ class AskAdvice:
     round: int
     until: datetime
     judgement: Judgement
+    earlier: Advice | None = None  # what the round before this one was answered
 
 
 Effect = PublishDecision | RaiseAlert | AnswerCommand | AskAdvice
