@@ -92,7 +92,8 @@ class Judgement:
     def statistics(self) -> Verdict:
         """The gate's statistical verdict: PASS only when every guardrail is shown not worse and no signal regressed."""
         asked = [metric for metric in self.metrics if metric.role is not MetricRole.OBSERVE]
-        verdicts = {Verdict.FAIL if metric.harm is Verdict.FAIL else metric.safe for metric in asked}
+        verdicts = {Verdict.FAIL for metric in asked if metric.harm is Verdict.FAIL}
+        verdicts |= {metric.safe for metric in asked if metric.role is MetricRole.GUARDRAIL}
         for worst in (Verdict.FAIL, Verdict.ERROR, Verdict.NO_DATA, Verdict.INCONCLUSIVE):
             if worst in verdicts:
                 return worst

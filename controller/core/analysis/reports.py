@@ -81,7 +81,7 @@ def report(
     asked = [answer for answer in answers if answer.log_safe is not None]
     safe = _worst([answer.safe for answer in answers])
     if counted >= threshold:
-        harm = Verdict.FAIL
+        harm = safe = Verdict.FAIL  # what is found harmful is not shown safe, whatever an earlier stage had shown
         culprit = max((answer for answer in answers if answer.veto is None), key=lambda answer: answer.log_harm)
         reason = f"{culprit.found}; e-value {_number(e_value)} against {_number(threshold)}"
     else:

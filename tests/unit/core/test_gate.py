@@ -207,7 +207,7 @@ def test_doubled_errors_are_a_breach() -> None:
     report = metric(judgement)
     assert judgement.breach is report
     assert report.e_value >= report.threshold == pytest.approx(100)
-    assert report.safe is Verdict.INCONCLUSIVE
+    assert report.safe is Verdict.FAIL
     assert "160 of 4,000" in report.reason
     assert judgement.statistics is Verdict.FAIL
 
