@@ -47,6 +47,8 @@ TESTS_SAVED_EVERY_SECONDS = 1.0
 TICK_EVERY_SECONDS = 0.1
 #: Effects that may wait for Kafka; beyond it nothing that raises exposure is saved, lowering always is.
 OUTBOX_LIMIT = 200
+#: More than any decision has: the token and the place in the save number the outbox's fields, rising for ever.
+EFFECTS_PER_SAVE = 100
 LONGEST_RETRY_SECONDS = 5.0
 
 T = TypeVar("T")
@@ -240,7 +242,7 @@ class FlagWorker:
         for n, message in enumerate(messages):
             is_answer = isinstance(message, AnswerCommand)
             effect_id = message.command_id if isinstance(message, AnswerCommand) else self._effect_id(after, n)
-            entry = replace(self._entry(message, after, effect_id), field=f"outbox:{self._token + 1:012d}:{n:03d}")
+            entry = replace(self._entry(message, after, effect_id), field=f"outbox:{(self._token + 1) * EFFECTS_PER_SAVE + n}")
             entries.append(entry)
             if is_answer:
                 answer = (effect_id, entry.value)
@@ -273,7 +275,7 @@ class FlagWorker:
         rollout, self._token, self._tests = stored.rollout, stored.token, decode_tests(stored.tests)
         self.rollout = rollout
         self._outbox.clear()
-        self._send(sorted(stored.outbox, key=lambda entry: entry.field))
+        self._send(stored.outbox)
         if rollout is not None:
             self._tools.on_transition(rollout)
 

@@ -15,7 +15,7 @@ import structlog
 
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
 from controller.core.rollout import CommandReceived, Rollout
-from controller.errors import BadInput, OperatingTrouble
+from controller.errors import BadInput, CommandRefused, OperatingTrouble
 from controller.ports import EventLog, Record, TopicPartition, Totals
 from controller.service.worker import FlagWorker, Tools
 
@@ -187,7 +187,11 @@ class Workers:
             except Exception as mistake:  # a worker's own failure, which it reported and restarts from
                 failure = repr(mistake)
                 self._log.exception("command_failed", flag_key=command.flag_key, attempt=attempt)
-        await self._refuse(record, BadInput(f"the controller failed on this command: {failure}"))
+        order = command.event
+        why = f"the controller failed on this command: {failure}"
+        await self._refuse(
+            record, CommandRefused(command_id=order.command_id, flag_key=command.flag_key, verb=order.verb, reason=why)
+        )
 
     async def _commit_done(self) -> None:
         """Commit up to the oldest command that is still under way."""

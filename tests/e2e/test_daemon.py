@@ -1,0 +1,43 @@
+"""The installed daemon on real Kafka and Redis: a rollout that runs by itself, and one that is stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.terms import CommandStatus, CommandVerb
+from tests.live import Client, DaemonProcess, Traffic, quick_plan
+
+pytestmark = pytest.mark.real_kafka
+
+FLAG = "new-checkout"
+
+
+async def test_a_healthy_release_reaches_everybody(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+    """Started by a command, a release without harm goes through all stages and completes, each stage by a passed gate."""
+    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+        answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG))
+        assert answer.status is CommandStatus.ACCEPTED, answer.reason
+        async with Traffic(client, daemon, FLAG, per_second=800):
+            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] in ("completed", "rolled_back", "paused"), 90)
+        assert document["phase"]["name"] == "completed"
+        decisions = [event["data"] for event in await client.read("rollout.decisions")]
+        rises = [(one["from_percent"], one["to_percent"]) for one in decisions if one["to_percent"] > one["from_percent"]]
+        assert rises == [(0, 10), (10, 50), (50, 100)]
+        assert all(one["judgement"]["verdict"] == "pass" for one in decisions if one["kind"] == "advance")
+        assert await daemon.stop() == 0
+
+
+async def test_a_harmful_release_is_rolled_back(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+    """Errors in treatment bring the flag to 0 % without gate, advice or person, with an alert that counts the harm."""
+    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+        await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG))
+        async with Traffic(client, daemon, FLAG, error_rates={"on": 0.5, "off": 0.05}):
+            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 30)
+        assert document["percent"] == 0
+        alerts = [event["data"] for event in await client.read("rollout.alerts")]
+        assert [one["kind"] for one in alerts] == ["rolled_back"]
+        assert alerts[0]["harm"]["failed_requests"] > 0
+        flags = (await daemon.get("/flagd/flags.json")).json()["flags"]
+        assert flags[FLAG]["targeting"]["fractional"][0][1] == 0

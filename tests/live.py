@@ -1,0 +1,344 @@
+"""A real daemon as a process, an operator and apps around it, for tests that watch from outside: e2e, chaos, benchmarks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from controller.adapters.documents import command_bytes
+from controller.web.bucketing import Generation, bucketer
+from schemas import evaluation, outcome
+from schemas.command import Command
+from schemas.envelope import HEADERS, write
+from schemas.plan import PlanDocument
+from schemas.result import Result
+from schemas.terms import CommandVerb
+from tests.brokers import free_port
+
+READY_SECONDS = 40.0
+
+
+class DaemonProcess:
+    """The installed `rolloutd run`, with settings by environment and its log in a file."""
+
+    def __init__(self, bootstrap: str, redis_url: str, directory: Path, *, prefix: str, **environ: str) -> None:
+        """`prefix` keeps topics, group and Redis keys apart from other tests'; `environ` are further ROLLOUTD_ variables."""
+        self.port = free_port()
+        self.log_path = directory / f"rolloutd-{self.port}.log"
+        self._environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("ROLLOUTD_")},
+            "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": bootstrap,
+            "ROLLOUTD_KAFKA__TOPIC_PREFIX": prefix,
+            "ROLLOUTD_KAFKA__PARTITIONS": "4",
+            "ROLLOUTD_REDIS__URL": redis_url,
+            "ROLLOUTD_REDIS__KEY_PREFIX": prefix,
+            "ROLLOUTD_HTTP__PORT": str(self.port),
+            **environ,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Base address of its HTTP surface."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def spawn(self) -> None:
+        """Start the process; it is not ready yet."""
+        command = [str(Path(sys.executable).with_name("rolloutd")), "run"]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(command, env=self._environ, stdout=log, stderr=subprocess.STDOUT)
+
+    async def start(self) -> Self:
+        """Start the process and return once it is ready."""
+        self.spawn()
+        await self.ready()
+        return self
+
+    async def ready(self, seconds: float = READY_SECONDS) -> None:
+        """Return once /readyz says so. Raises AssertionError with the log's end when it does not in time."""
+        deadline = time.monotonic() + seconds
+        why = ""
+        async with httpx.AsyncClient() as client:
+            while time.monotonic() < deadline:
+                assert self.process is not None
+                assert self.process.poll() is None, f"exited with {self.process.returncode}:\n{self.log_tail()}"
+                with suppress(httpx.HTTPError):
+                    answer = await client.get(f"{self.url}/readyz", timeout=1)
+                    why = answer.text
+                    if answer.status_code == 200:
+                        return
+                await asyncio.sleep(0.1)
+        raise AssertionError(f"not ready in {seconds:.0f} s: {why}\n{self.log_tail()}")
+
+    def log_tail(self, lines: int = 40) -> str:
+        """Return the end of its log."""
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+
+    def log_lines(self, event: str) -> list[dict[str, Any]]:
+        """Return its log lines of one name."""
+        lines = []
+        for line in self.log_path.read_text(errors="replace").splitlines():
+            with suppress(ValueError):
+                parsed = json.loads(line)
+                if parsed.get("event") == event:
+                    lines.append(parsed)
+        return lines
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def kill9(self) -> None:
+        """End it without warning."""
+        self.send(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait()
+
+    async def stop(self, seconds: float = 10.0) -> int:
+        """End it with SIGTERM and return its exit code."""
+        assert self.process is not None
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGTERM)
+        code: int = await asyncio.to_thread(self.process.wait, seconds)
+        return code
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.send(signal.SIGCONT)
+        self.kill9()
+
+    # --- what it serves ---
+
+    async def get(self, path: str) -> httpx.Response:
+        """GET from its HTTP surface."""
+        async with httpx.AsyncClient() as client:
+            return await client.get(f"{self.url}{path}", timeout=5)
+
+    async def rollout(self, flag_key: str) -> dict[str, Any] | None:
+        """Return the rollout's document as served, None while there is none."""
+        answer = await self.get(f"/rollouts/{flag_key}")
+        return answer.json() if answer.status_code == 200 else None
+
+    async def until(self, flag_key: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 30.0) -> dict[str, Any]:
+        """Return the rollout's document once `holds` of it. Raises AssertionError with the last one."""
+        deadline = time.monotonic() + seconds
+        document: dict[str, Any] | None = None
+        while time.monotonic() < deadline:
+            with suppress(httpx.HTTPError):
+                document = await self.rollout(flag_key)
+                if document is not None and holds(document):
+                    return document
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"not so in {seconds:.0f} s: {json.dumps(document)[:2000]}\n{self.log_tail()}")
+
+
+class Client:
+    """A Kafka client that writes as apps and operators do, and reads what the daemon says."""
+
+    def __init__(self, bootstrap: str, prefix: str) -> None:
+        self.bootstrap = bootstrap
+        self.prefix = prefix
+        self.producer = AIOKafkaProducer(bootstrap_servers=bootstrap, linger_ms=5, enable_idempotence=True)
+
+    async def __aenter__(self) -> Self:
+        await self.producer.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.producer.stop()
+
+    async def command(self, verb: CommandVerb, flag_key: str, *, wait_seconds: float = 15.0, **fields: Any) -> Result:
+        """Publish a command and return its result."""
+        command = make_command(verb, flag_key, **fields)
+        await self.publish(command)
+        return await self.result(command.id, wait_seconds)
+
+    async def publish(self, command: Command) -> None:
+        """Publish a command."""
+        topic = f"{self.prefix}rollout.commands"
+        await self.producer.send_and_wait(topic, command_bytes(command), command.flag.encode(), headers=list(HEADERS))
+
+    async def result(self, command_id: str, seconds: float = 15.0) -> Result:
+        """Return the result of a command id. Raises TimeoutError when none comes."""
+        async with asyncio.timeout(seconds):
+            while True:
+                for record in await self.read("rollout.results"):
+                    if record["id"] == command_id:
+                        return Result.model_validate(record["data"])
+                await asyncio.sleep(0.05)
+
+    async def read(self, topic: str) -> list[dict[str, Any]]:
+        """Return every event of one of the daemon's topics, from the first."""
+        return [json.loads(value) for _, _, value in await self.records(topic)]
+
+    async def records(self, topic: str) -> list[tuple[int, int, bytes]]:
+        """Return (partition, offset, value) of every record of a topic."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, auto_offset_reset="earliest", group_id=None)
+        await consumer.start()
+        try:
+            await consumer._client._wait_on_metadata(self.prefix + topic)
+            partitions = [TopicPartition(self.prefix + topic, n) for n in consumer.partitions_for_topic(self.prefix + topic)]
+            consumer.assign(partitions)
+            ends = await consumer.end_offsets(partitions)
+            found: list[tuple[int, int, bytes]] = []
+            while any([await consumer.position(partition) < ends[partition] for partition in partitions]):
+                for partition, records in (await consumer.getmany(timeout_ms=200)).items():
+                    found += [(partition.partition, record.offset, record.value) for record in records]
+            return found
+        finally:
+            await consumer.stop()
+
+
+def make_command(verb: CommandVerb, flag_key: str, **fields: Any) -> Command:
+    """Return a command as an operator would give it now."""
+    return Command(
+        **{
+            "id": uuid.uuid4().hex,
+            "flag": flag_key,
+            "verb": verb,
+            "issuer": "tests",
+            "reason": "a test wants it",
+            "issued_at": datetime.now(UTC),
+            **fields,
+        }
+    )
+
+
+def quick_plan(flag_key: str, **fields: Any) -> PlanDocument:
+    """Return a plan whose stages bake for about a second and whose guardrails are those of a real one."""
+    return PlanDocument.model_validate(
+        {
+            "name": "quick",
+            "flag": flag_key,
+            "stages": [
+                {"percent": percent, "bake": "1s", "settle": "0.3s", "min_sample": 50, "max_bake": "60s"}
+                for percent in (10, 50, 100)
+            ],
+            "guardrails": [{"metric": "error_rate", "compare": {"margin": 0.1}, "limit": 0.2}],
+            "advisor": {"mode": "off"},
+            "owner": "tests",
+            **fields,
+        }
+    )
+
+
+class Traffic:
+    """Apps that serve the flag as the daemon says and report what happened, at a steady rate until stopped."""
+
+    def __init__(
+        self,
+        client: Client,
+        daemon: DaemonProcess,
+        flag_key: str,
+        *,
+        per_second: int = 400,
+        users: int = 20_000,
+        error_rates: Mapping[str, float] | None = None,
+        seed: int = 1,
+    ) -> None:
+        """`error_rates` by variant (`on`, `off`) may be changed while it runs."""
+        self.error_rates = dict(error_rates or {"on": 0.05, "off": 0.05})
+        self.is_reporting = True
+        self.sent = 0
+        self.served_zero_at: float | None = None
+        self._client, self._daemon, self._flag_key = client, daemon, flag_key
+        self._per_second, self._users = per_second, users
+        self._random = random.Random(seed)
+        self._bucket = bucketer(flag_key, Generation.V3)
+        self._weight = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_flag())
+            tasks.create_task(self._send())
+
+    async def _follow_flag(self) -> None:
+        """Take the flag from the flagd document, as flagd would."""
+        async with httpx.AsyncClient() as http:
+            while True:
+                with suppress(httpx.HTTPError):
+                    answer = await http.get(f"{self._daemon.url}/flagd/flags.json", timeout=1)
+                    flag = answer.json().get("flags", {}).get(self._flag_key) if answer.status_code == 200 else None
+                    if flag is not None:
+                        self._weight = flag["targeting"]["fractional"][0][1]
+                await asyncio.sleep(0.05)
+
+    async def _send(self) -> None:
+        began, done = time.monotonic(), 0
+        while True:
+            due = int((time.monotonic() - began) * self._per_second) - done
+            for _ in range(due):
+                await self.request(f"user-{self._random.randrange(self._users)}")
+            done += due
+            await asyncio.sleep(0.01)
+
+    async def request(self, user: str) -> None:
+        """Serve one request: evaluate, and report both events."""
+        variant = "on" if self._bucket(user) < self._weight else "off"
+        is_error = self._random.random() < self.error_rates[variant]
+        now = datetime.now(UTC)
+        if self.is_reporting:
+            await self.emit_evaluation(user, variant, now)
+            await self.emit_outcome(user, variant, now, is_error=is_error)
+
+    async def emit_evaluation(self, user: str, variant: str, at: datetime) -> None:
+        """Report that a user was served a variant."""
+        data = {
+            "feature_flag.key": self._flag_key,
+            "feature_flag.result.variant": variant,
+            "feature_flag.context.id": user,
+        }
+        await self._emit("flag.evaluations", evaluation.TYPE, user, at, data)
+
+    async def emit_outcome(
+        self, user: str, variant: str, at: datetime, *, is_error: bool, seconds: float | None = None
+    ) -> None:
+        """Report what happened to a request; latency is exponential around 50 ms unless given."""
+        data: dict[str, Any] = {
+            "feature_flag.context.id": user,
+            "http.server.request.duration": self._random.expovariate(20.0) if seconds is None else seconds,
+            "rolloutd.flags": [{"feature_flag.key": self._flag_key, "feature_flag.result.variant": variant}],
+        }
+        if is_error:
+            data["error.type"] = "500"
+        await self._emit("request.outcomes", outcome.TYPE, user, at, data)
+
+    async def _emit(self, topic: str, event_type: str, user: str, at: datetime, data: dict[str, Any]) -> None:
+        self.sent += 1
+        value, headers = write(event_type, source="/tests", id=f"{self.sent}", time=at, subject=self._flag_key, data=data)
+        await self._client.producer.send(self._client.prefix + topic, value, user.encode(), headers=list(headers))
