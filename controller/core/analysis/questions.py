@@ -3,8 +3,8 @@
 Budget. The plan's alpha is the probability of a false roll back over the whole rollout: all looks, all stages, all guardrails.
 It is split over guardrails by fixed weights (weighted Bonferroni), errors 0.5, latency 0.3, conversions 0.2, shared out among
 the kinds the plan has; a guardrail's two questions (limit, comparison) average their e-values, which costs no alpha. Nothing is
-split over looks or stages: one e-process runs through the rollout. Signals have a budget of the same size of their own, since a
-false one holds and does not roll back; observed metrics likewise.
+split over looks or stages: one e-process runs through the rollout, and only a step back begins anew, with an alpha of its own.
+Signals have a budget of the same size of their own, since a false one holds and does not roll back; observed metrics likewise.
 
 Each gate spends its own beta: it passes a release whose harm in this stage is at the gate's margin or above with probability at
 most beta. All guardrails must pass, so beta needs no splitting.
