@@ -55,6 +55,7 @@ _CORRUPT_RETRY_SECONDS = 5.0  # a bit flipped on the wire is gone at the next tr
 _FENCED_INSTANCE = "82"  # FENCED_INSTANCE_ID, which aiokafka 0.14 does not know by name
 _DUEL_JOINS = 6  # joins within _DUEL_HEARTBEATS heartbeats that no honest rebalancing needs
 _DUEL_HEARTBEATS = 10
+_COORDINATOR_TASKS = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
 _STOP_GRACE_SECONDS = 0.2  # for tasks whose connections were just cut
 
 
@@ -831,6 +832,10 @@ async def _stop_in_time(
             for one in ending:
                 one.cancel()
             await asyncio.wait(ending, timeout=_STOP_GRACE_SECONDS)
+            # What was still at it may have connected anew; these close at once, as nothing is under way on them.
+            closing = asyncio.ensure_future(client.close())
+            await asyncio.wait({closing}, timeout=_STOP_GRACE_SECONDS)
+            closing.cancel()
     for one in {task, *leftovers()}:
         if one.done() and not one.cancelled() and one.exception() is not None:
             log.info("kafka_stop_failed", client=what, reason=str(one.exception()))
@@ -840,11 +845,12 @@ def _tasks_of(client: AIOKafkaConsumer | AIOKafkaProducer) -> list[asyncio.Task[
     """Return the background tasks of a consumer or producer, which aiokafka keeps to itself."""
     found: list[Any] = []
     for owner, names in (
-        (getattr(client, "_coordinator", None), ("_coordination_task", "_heartbeat_task", "_commit_refresh_task")),
+        (getattr(client, "_coordinator", None), _COORDINATOR_TASKS),
         (getattr(client, "_fetcher", None), ("_fetch_task",)),
         (getattr(client, "_sender", None), ("_sender_task",)),
     ):
         found += [getattr(owner, name, None) for name in names]
+    found += getattr(getattr(client, "_fetcher", None), "_pending_tasks", ())
     return [task for task in found if isinstance(task, asyncio.Task)]
 
 

@@ -21,6 +21,7 @@ from controller.settings import KafkaSettings, TopicNames
 
 log = structlog.get_logger(__name__)
 
+_USUAL_COPIES = 3  # survives one broker in maintenance and one lost
 _HOUR = 3_600_000  # ms
 _WEEK = 7 * 24 * _HOUR
 
@@ -126,11 +127,13 @@ async def _create(
     admin: AIOKafkaAdminClient, settings: KafkaSettings, missing: Mapping[str, str], event_partitions: int
 ) -> None:
     """Ask for the missing topics; what is refused is reported by name. A topic made by somebody else meanwhile is fine."""
+    brokers = len((await admin.describe_cluster())["brokers"])
+    copies = settings.replication_factor or min(_USUAL_COPIES, brokers)
     wanted = [
         NewTopic(
             name,
             event_partitions if logical in ("evaluations", "outcomes") else settings.partitions,
-            settings.replication_factor,
+            copies,
             topic_configs=dict(TOPIC_CONFIGS[logical]),
         )
         for logical, name in missing.items()

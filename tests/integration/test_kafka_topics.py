@@ -32,6 +32,18 @@ async def policies(bootstrap: str, *topics: str) -> dict[str, str]:
     return {resource[3]: resource[4][0][1] for answer in answers for resource in answer.resources}
 
 
+async def until_listed(bootstrap: str, *topics: str) -> None:
+    """Wait until the broker knows of topics that were just made."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        async with asyncio.timeout(10):
+            while not set(topics) <= set(await admin.list_topics()):
+                await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+
+
 @pytest.mark.real_kafka
 async def test_missing_topics_are_made_as_they_must_be(kafka: str, topic_prefix: str) -> None:
     """All eight topics are made with the set partitions; state is compacted, the others are not. Twice changes nothing."""
@@ -58,6 +70,7 @@ async def test_a_missing_event_topic_gets_the_partitions_of_the_other(
     """When only one event topic is there, its twin is made to match, whatever the settings say."""
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic("outcomes"), partitions=6)
+    await until_listed(kafka, settings.topic("outcomes"))
     counts = await ensure_topics(settings)
     assert (counts["evaluations"], counts["outcomes"], counts["commands"]) == (6, 6, 4)
 
@@ -70,6 +83,7 @@ async def test_unequal_event_topics_are_refused_with_the_mend(
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic("evaluations"), partitions=2)
     await create_topics(settings.topic("outcomes"), partitions=3)
+    await until_listed(kafka, *settings.event_topics)
     mend = f"kafka-topics --alter --topic {settings.topic('evaluations')} --partitions 3"
     with pytest.raises(ConfigInvalid, match=mend):
         await ensure_topics(settings)
@@ -88,6 +102,7 @@ async def test_a_cleanup_that_loses_records_is_refused(
     """A state topic that forgets, and an event topic that keeps one event per user, are refused with the mend."""
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic(logical), configs={"cleanup.policy": policy})
+    await until_listed(kafka, settings.topic(logical))
     with pytest.raises(ConfigInvalid, match=f"{settings.topic(logical)} .*cleanup.policy={mend}"):
         await ensure_topics(settings)
 
