@@ -26,7 +26,7 @@ FLAGS = 12
 
 def flag_of(offset: int) -> int:
     """Return the flag of the record at `offset`: the log is a function, so that a recount needs no broker."""
-    return (offset * 2654435761 >> 7) % FLAGS
+    return offset % FLAGS
 
 
 def names_of(flag: int) -> str:
@@ -70,9 +70,7 @@ async def check(totals: RedisTotals) -> int | None:
     """Assert that every flag's total is what the records before the fence add up to; return the fence."""
     stored = await totals.load(KEY)
     fence = stored.next_offset or 0
-    expected = [0] * FLAGS
-    for offset in range(fence):
-        expected[flag_of(offset)] += 1
+    expected = [len(range(flag, fence, FLAGS)) for flag in range(FLAGS)]
     found = [
         decode_arm(stored.fields[names_of(flag)]).evaluations if names_of(flag) in stored.fields else 0 for flag in range(FLAGS)
     ]
@@ -84,7 +82,7 @@ async def check(totals: RedisTotals) -> int | None:
     return stored.next_offset
 
 
-@pytest.mark.parametrize(("seed", "rounds"), [(1, 12), pytest.param(2, 500, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("seed", "rounds"), [(1, 12), pytest.param(2, 200, marks=pytest.mark.long)])
 async def test_a_torn_tail_loses_and_doubles_nothing(own_redis: RedisServer, seed: int, rounds: int) -> None:
     """Redis killed with up to 4 KB cut off its file, restarted twice each time: totals always match their fence.
 
