@@ -141,8 +141,8 @@ class Circuit:
 class OpenAIAdvisor:
     """Asks one model at one server. At most `concurrency` questions are out; waiting for a turn uses up the deadline."""
 
-    def __init__(self, settings: AdvisorSettings, clock: Clock) -> None:
-        """Connect to nothing yet. Raises ConfigInvalid without an address."""
+    def __init__(self, settings: AdvisorSettings, clock: Clock, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """Connect to nothing yet; `transport` takes the place of the network. Raises ConfigInvalid without an address."""
         if settings.url is None:
             raise ConfigInvalid("advisor.url is not set: give the address of an OpenAI-compatible server")
         self._settings = settings
@@ -152,13 +152,7 @@ class OpenAIAdvisor:
         self._server = f"{parts.scheme}://{parts.netloc}"
         self._circuit = Circuit(clock, failures=settings.breaker_failures, seconds=settings.breaker_seconds)
         self._turns = asyncio.Semaphore(settings.concurrency)
-        # A context of its own, because the default one reads the authorities from disk: needless without TLS.
-        tls = ssl.create_default_context() if parts.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # The bare transport has no cookies, redirects, proxies or decoding. A fresh connection per question, because gates
-        # are minutes apart and a kept one would be found dead when it is needed.
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=tls, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
-        )
+        self._transport = transport or _transport(is_tls=parts.scheme == "https")
 
     @property
     def trouble(self) -> str | None:
@@ -319,6 +313,16 @@ def completion_request(settings: AdvisorSettings, prompt: Prompt) -> dict[str, A
         "seed": SEED,
         "max_tokens": settings.max_tokens,
     }
+
+
+def _transport(*, is_tls: bool) -> httpx.AsyncBaseTransport:
+    """Return the bare transport: it has no cookies, redirects, proxies or decoding.
+
+    A fresh connection per question, because gates are minutes apart and a kept one would be found dead when it is needed.
+    """
+    # Without TLS a context that trusts nobody: the default one would read the authorities from disk.
+    tls = ssl.create_default_context() if is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return httpx.AsyncHTTPTransport(verify=tls, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 # --- what comes back ------------------------------------------------------------------------------------------------------

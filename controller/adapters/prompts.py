@@ -76,7 +76,7 @@ def gate_prompt(rollout: Rollout, question: AskAdvice) -> Prompt:
         min_sample=stage.min_sample,
         exposures=", ".join(f"{arm} {judgement.exposures.get(arm, 0)}" for arm in Arm),
         share="not measured" if judgement.observed_share is None else _percent(judgement.observed_share),
-        split=f"Evidence that the split is broken: {_number(judgement.srm_e_value)} (1 is none).",
+        split=_number(judgement.srm_e_value),
         harm=_harm(judgement),
         alpha=_percent(plan.alpha),
         metrics=_metrics(judgement.metrics),
@@ -129,8 +129,11 @@ _SAFE_WORDS = {
 
 def _metrics(reports: Sequence[MetricReport]) -> str:
     """Return one line per metric, those nearest to an alarm first when there are too many."""
-    nearest = sorted(reports, key=lambda report: report.harm is not Verdict.FAIL and -report.e_value / report.threshold)
-    kept = [report for report in reports if report in nearest[:MAX_METRICS]]
+
+    def distance(index: int) -> tuple[bool, float]:
+        return reports[index].harm is not Verdict.FAIL, -reports[index].e_value / reports[index].threshold
+
+    kept = [reports[index] for index in sorted(sorted(range(len(reports)), key=distance)[:MAX_METRICS])]
     lines = [_metric(report) for report in kept]
     if len(reports) > len(kept):
         lines.append(f"- and {len(reports) - len(kept)} more metrics, all further from an alarm than these")
@@ -198,7 +201,9 @@ def _number(value: float) -> str:
         return "over 1000000" if value > 0 else "under -1000000"
     if abs(value) >= 100:
         return str(round(value))
-    return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 1 else f"{value:.3g}"
+    if abs(value) >= 1:
+        return f"{value:.3g}"
+    return f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")  # + 0.0: no minus before a zero
 
 
 def _duration(length: timedelta) -> str:
