@@ -56,7 +56,7 @@ _FENCED_INSTANCE = "82"  # FENCED_INSTANCE_ID, which aiokafka 0.14 does not know
 _DUEL_JOINS = 6  # joins within _DUEL_HEARTBEATS heartbeats that no honest rebalancing needs
 _DUEL_HEARTBEATS = 10
 _COORDINATOR_TASKS = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
-_STOP_GRACE_SECONDS = 0.2  # for tasks whose connections were just cut
+_STOP_GRACE_SECONDS = 0.2  # at most, of each of three steps, for tasks whose connections were just cut
 
 
 def _ignore(trouble: str) -> None:
@@ -100,7 +100,7 @@ class KafkaEventLog:
                 await self._open()
 
     async def stop(self) -> None:
-        """Leave the group; returns within `stop_seconds` and the revocation's time, whatever the brokers do."""
+        """Leave the group, after a last save; returns within `stop_seconds`, whatever the brokers or the save do."""
         self._is_wanted = False
         async with self._switching:
             await self._close()
@@ -148,14 +148,14 @@ class KafkaEventLog:
         consumer, self._consumer = self._consumer, None
         if consumer is None:
             return
-        await self._give_back(self._assignment)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.stop_seconds
+        await self._give_back(self._assignment, self._settings.stop_seconds / 2)
         self._positions.clear()
         self._paused.clear()
         self._corrupt.clear()
         self._returning.clear()
-        await _stop_in_time(
-            "consumer", consumer.stop(), consumer._client, lambda: _tasks_of(consumer), self._settings.stop_seconds
-        )
+        await _stop_in_time("consumer", consumer.stop(), consumer._client, lambda: _tasks_of(consumer), deadline - loop.time())
 
     # --- assignment ---
 
@@ -166,11 +166,11 @@ class KafkaEventLog:
     def on_revoked(self, callback: Callable[[frozenset[TopicPartition]], Awaitable[None]]) -> None:
         self._revoked = callback
 
-    async def _give_back(self, partitions: frozenset[TopicPartition]) -> None:
-        """Let the owner save what it has, in bounded time; then the partitions are no longer ours."""
+    async def _give_back(self, partitions: frozenset[TopicPartition], seconds: float) -> None:
+        """Let the owner save what it has, within `seconds`; then the partitions are no longer ours."""
         try:
             if partitions and self._revoked is not None:
-                async with asyncio.timeout(self._settings.revoke_seconds):
+                async with asyncio.timeout(seconds):
                     await self._revoked(partitions)
         except Exception as error:
             # The new owner starts from the fence, so a save that failed costs repeated work and nothing else. Raising
@@ -255,7 +255,7 @@ class KafkaEventLog:
         for partition, expected, first in jumped:
             if await self._has_left_the_log(partition, expected, first):
                 fetched.pop(partition)
-                await self._give_back(frozenset((partition,)))
+                await self._give_back(frozenset((partition,)), self._settings.revoke_seconds)
                 self._returning.add(partition)
         return fetched
 
@@ -451,7 +451,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka sh
 
     async def on_partitions_revoked(self, revoked: Iterable[KafkaPartition]) -> None:
         if self._event_log._consumer is self._consumer:
-            await self._event_log._give_back(self._event_log._assignment)
+            await self._event_log._give_back(self._event_log._assignment, self._event_log._settings.revoke_seconds)
 
     async def on_partitions_assigned(self, assigned: Iterable[KafkaPartition]) -> None:
         self._event_log._take_over(self._consumer, assigned)
@@ -820,21 +820,22 @@ async def _stop_in_time(
 
     Its own `stop` waits for requests that a silent broker never answers, and cancelling it leaves its tasks running.
     """
+    grace = min(_STOP_GRACE_SECONDS, seconds / 6)
     task = asyncio.ensure_future(stopping)
     try:
-        await asyncio.wait({task}, timeout=seconds)
+        await asyncio.wait({task}, timeout=seconds - 3 * grace)
     finally:
         if not task.done():
             log.warning("kafka_stop_timed_out", client=what, seconds=seconds)
             ending = {task, asyncio.ensure_future(client.close())}
-            await asyncio.wait(ending, timeout=_STOP_GRACE_SECONDS)
+            await asyncio.wait(ending, timeout=grace)
             ending.update(leftovers())
             for one in ending:
                 one.cancel()
-            await asyncio.wait(ending, timeout=_STOP_GRACE_SECONDS)
+            await asyncio.wait(ending, timeout=grace)
             # What was still at it may have connected anew; these close at once, as nothing is under way on them.
             closing = asyncio.ensure_future(client.close())
-            await asyncio.wait({closing}, timeout=_STOP_GRACE_SECONDS)
+            await asyncio.wait({closing}, timeout=grace)
             closing.cancel()
     for one in {task, *leftovers()}:
         if one.done() and not one.cancelled() and one.exception() is not None:

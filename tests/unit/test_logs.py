@@ -1,0 +1,202 @@
+"""Logs: what a line holds, what it never holds, and that writing one never waits."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from controller.logs import QUIET_LIBRARIES, LibraryHandler, LogStream, configure_logs
+from controller.settings import LogSettings
+
+Lines = Callable[[], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe: reading, writing."""
+    reading, writing = os.pipe()
+    yield reading, writing
+    for end in (reading, writing):
+        try:
+            os.close(end)
+        except OSError:
+            continue
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Undo what a test does to the process's logging."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    structlog.reset_defaults()
+    logging.captureWarnings(capture=False)
+    root.setLevel(level)
+    for handler in list(root.handlers):
+        if isinstance(handler, LibraryHandler):
+            root.removeHandler(handler)
+    for name in QUIET_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def written(settings: LogSettings, pipe: tuple[int, int], say: Callable[[], None]) -> str:
+    """Return what stands in the pipe after `say`."""
+    stream = configure_logs(settings, pipe[1])
+    say()
+    stream.close()
+    os.close(pipe[1])
+    with os.fdopen(pipe[0], closefd=False) as reader:
+        return reader.read()
+
+
+def test_a_line_is_one_json_object(pipe: tuple[int, int]) -> None:
+    """Name, level, UTC time and the values in their keys, on one line, whatever the values hold."""
+
+    def say() -> None:
+        log = structlog.get_logger("somewhere").bind(flag_key="new-checkout")
+        log.info("stage_advanced", stage=2, reason="line\nbreak \x1b[31m", path=Exception("odd"))
+
+    [line] = written(LogSettings(), pipe, say).splitlines()
+    found = json.loads(line)
+    assert found["event"] == "stage_advanced"
+    assert (found["level"], found["flag_key"], found["stage"], found["reason"]) == (
+        "info", "new-checkout", 2, "line\nbreak \x1b[31m"
+    )  # fmt: skip
+    assert found["timestamp"].endswith("Z")
+    assert "\x1b" not in line
+
+
+def test_only_the_asked_level_and_above(pipe: tuple[int, int]) -> None:
+    """At `warning`, what is less severe is not written."""
+
+    def say() -> None:
+        log = structlog.get_logger()
+        log.info("quiet")
+        log.warning("loud")
+
+    assert [json.loads(line)["event"] for line in written(LogSettings(level="warning"), pipe, say).splitlines()] == ["loud"]
+
+
+def test_libraries_speak_in_the_same_stream(pipe: tuple[int, int]) -> None:
+    """What aiokafka, uvicorn or Python itself warn about becomes a line of ours; their chatter does not."""
+
+    def say() -> None:
+        logging.getLogger("aiokafka.consumer").info("Setting newly assigned partitions")
+        logging.getLogger("aiokafka.consumer").warning("Heartbeat failed: %s", "session expired")
+        logging.getLogger("uvicorn.error").error("it broke")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("old", DeprecationWarning, stacklevel=1)
+
+    lines = [json.loads(line) for line in written(LogSettings(), pipe, say).splitlines()]
+    assert [(line["event"], line["library"], line["level"]) for line in lines] == [
+        ("library_logged", "aiokafka.consumer", "warning"),
+        ("library_logged", "uvicorn.error", "error"),
+        ("library_logged", "py.warnings", "warning"),
+    ]
+    assert lines[0]["message"] == "Heartbeat failed: session expired"
+
+
+def test_an_exception_is_told_with_its_trace(pipe: tuple[int, int]) -> None:
+    """Ours and a library's: the trace is in `exception`, on the same line."""
+
+    def say() -> None:
+        try:
+            raise ValueError("why")  # noqa: TRY301
+        except ValueError:
+            structlog.get_logger().exception("worker_stopped")
+            logging.getLogger("redis").exception("lost")
+
+    lines = [json.loads(line) for line in written(LogSettings(), pipe, say).splitlines()]
+    assert [line["event"] for line in lines] == ["worker_stopped", "library_logged"]
+    assert all("ValueError: why" in line["exception"] for line in lines)
+
+
+def test_a_key_named_like_a_secret_is_masked(pipe: tuple[int, int]) -> None:
+    """Should a secret ever be passed, its value is not written."""
+
+    def say() -> None:
+        structlog.get_logger().info("connected", redis_password="canary", Authorization="canary", prompt_tokens=7)
+
+    text = written(LogSettings(), pipe, say)
+    assert "canary" not in text
+    assert json.loads(text)["prompt_tokens"] == 7
+
+
+def test_console_lines_carry_no_control_codes_from_outside(pipe: tuple[int, int]) -> None:
+    """For people: readable, uncoloured in a pipe, and text from outside cannot move their cursor."""
+
+    def say() -> None:
+        structlog.get_logger().warning("record_refused", reason="\x1b[2J\x07 gone", flag_key="f")
+
+    text = written(LogSettings(format="console"), pipe, say)
+    assert "record_refused" in text
+    assert "\x1b" not in text
+    assert "\x07" not in text
+
+
+def test_a_full_pipe_costs_lines_and_no_time(pipe: tuple[int, int]) -> None:
+    """While nobody reads, 20,000 lines are taken in well under a second; those without room are counted, and reported."""
+    stream = LogStream(pipe[1], limit=100)
+    started = time.monotonic()
+    for number in range(20_000):
+        stream.write(f'{{"event": "line", "number": {number}, "padding": "{"x" * 100}"}}\n')
+    assert time.monotonic() - started < 1.0
+    assert stream.dropped > 10_000
+    dropped = stream.dropped
+    content = b""
+    with os.fdopen(pipe[0], "rb", buffering=0, closefd=False) as reader:
+        while b"log_lines_dropped" not in content:
+            content += reader.read(65_536)
+    events = [json.loads(line) for line in content.decode().splitlines()]
+    assert sum(event.get("lines", 0) for event in events) == dropped
+    assert sum(event["event"] == "line" for event in events) == 20_000 - dropped
+    stream.close()
+
+
+def test_closing_on_a_full_pipe_returns(pipe: tuple[int, int]) -> None:
+    """The last lines are given half a second, and not more when nobody reads."""
+    stream = LogStream(pipe[1], limit=10_000)
+    for _ in range(5_000):
+        stream.write("x" * 100 + "\n")
+    started = time.monotonic()
+    stream.close(0.2)
+    assert time.monotonic() - started < 1.0
+    stream.write("late\n")
+    assert stream.dropped == 1
+
+
+def test_a_reader_that_is_gone_ends_nothing(pipe: tuple[int, int]) -> None:
+    """Writing on after the reader closed its end counts lines and raises nothing."""
+    stream = LogStream(pipe[1])
+    os.close(pipe[0])
+    stream.write("one\n")
+    stream.write("two\n")
+    stream.close()
+    assert stream.dropped == 2
+
+
+def test_a_process_whose_output_is_not_read_ends(pipe: tuple[int, int]) -> None:
+    """A real process with a full standard output runs to its end and exits 0."""
+    program = (
+        "import structlog\n"
+        "from controller.logs import configure_logs\n"
+        "from controller.settings import LogSettings\n"
+        "stream = configure_logs(LogSettings())\n"
+        "for number in range(20000): structlog.get_logger().info('line', number=number, padding='x' * 100)\n"
+        "stream.close()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=pipe[1], stderr=subprocess.PIPE)
+    try:
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (0, b"")

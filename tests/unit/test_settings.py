@@ -1,0 +1,239 @@
+"""Settings: what is accepted, what is refused and how the refusal reads."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+
+from controller.errors import ConfigInvalid
+from controller.settings import MASK, Settings, load_settings, show
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A place for a settings file."""
+    return tmp_path / "rolloutd.yaml"
+
+
+def faults(path: Path | None, environ: dict[str, str]) -> list[str]:
+    """Return the lines of the refusal."""
+    with pytest.raises(ConfigInvalid) as refused:
+        load_settings(path, environ)
+    return str(refused.value).splitlines()
+
+
+def every_field(model: type[BaseModel] = Settings, at: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every setting with its dotted path, sections left out."""
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from every_field(annotation, f"{at}{name}.")
+        else:
+            yield f"{at}{name}", field
+
+
+def test_without_file_and_variables_everything_has_its_default() -> None:
+    """A daemon on a developer's machine needs no settings at all."""
+    settings = load_settings(None, {"PATH": "/bin", "HOME": "/root"})
+    assert settings == Settings()
+    assert settings.kafka.event_topics == ("flag.evaluations", "request.outcomes")
+    assert settings.kafka.commands_group == "rolloutd.commands"
+
+
+def test_a_variable_beats_the_file_and_the_file_beats_the_default(config: Path) -> None:
+    """Of three places, the environment wins, then the file."""
+    config.write_text("environment: staging\nkafka: {partitions: 3, group_id: from-file}\nhttp:\n")
+    environ = {"ROLLOUTD_KAFKA__PARTITIONS": "5", "ROLLOUTD_HTTP__ALLOWED_HOSTS": '["rolloutd.example.org"]'}
+    settings = load_settings(config, environ)
+    assert (settings.environment, settings.kafka.partitions, settings.kafka.group_id) == ("staging", 5, "from-file")
+    assert settings.http.allowed_hosts == ("rolloutd.example.org",)
+    assert load_settings(None, {**environ, "ROLLOUTD_CONFIG": str(config)}) == settings
+
+
+def test_text_in_variables_stays_text() -> None:
+    """A password of digits, or one that looks like a list, is taken as it is written."""
+    for password in ("0123", "[1]", "null", "true", " x "):
+        settings = load_settings(None, {"ROLLOUTD_REDIS__PASSWORD": password})
+        assert settings.redis.password is not None
+        assert settings.redis.password.get_secret_value() == password
+
+
+def test_every_fault_is_named_at_once_with_its_place_and_mend(config: Path) -> None:
+    """One start shows all mistakes of file and environment, each with file, line and column or the variable's name."""
+    config.write_text(
+        "environment: staging\n"
+        "kafka:\n"
+        "  bootstrp_servers: a:1\n"
+        "  partitions: 0\n"
+        "  security: {protocol: SASL_SSL}\n"
+        "redis:\n"
+        "  url: redis://user:hunter2@host\n"
+        "http: {allowed_hosts: [a, 7]}\n"
+    )
+    lines = faults(config, {"ROLLOUTD_KAFKA__PARTIONS": "3", "ROLLOUTD_HTTP__PORT": "x", "ROLLOUTD_LOG": "{}"})
+    expected = [
+        "ROLLOUTD_KAFKA__PARTIONS: no such setting; did you mean ROLLOUTD_KAFKA__PARTITIONS?",
+        "ROLLOUTD_LOG: no such setting",
+        f"{config}:3:3: kafka.bootstrp_servers: no such setting; did you mean bootstrap_servers?",
+        f"{config}:4:3: kafka.partitions: Input should be greater than or equal to 1",
+        f"{config}:5:3: kafka.security: SASL_SSL needs username and password (or password_file)",
+        f"{config}:7:3: redis.url: keep the secret out of the address: use username and password or password_file",
+        f"{config}:8:27: http.allowed_hosts.1: Input should be a valid string",
+        "ROLLOUTD_HTTP__PORT: http.port: Input should be a valid integer",
+    ]
+    for start in expected:
+        assert any(line.startswith(start) for line in lines), (start, lines)
+    assert len(lines) == len(expected)
+    assert "hunter2" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("kafka: [\n", ":2:1: not YAML: "),
+        ("a: &x [*x]\nkafka: *y\n", ":2:8: not YAML: found undefined alias"),
+        ("- kafka\n", ":1:1: expected a mapping"),
+        ("just words\n", ":1:1: expected a mapping"),
+        ("environment: a\nenvironment: b\n", ":2:1: environment is given twice: keep one"),
+        ("kafka:\n  topics: {state: a}\n  topics: {state: b}\n", ":3:3: kafka.topics is given twice: keep one"),
+        ("? [1, 2]\n: x\n", "not YAML"),
+        ("kafka: 7\n", ":1:1: kafka: Input should be a valid dictionary"),
+        ("environment: 'has space'\n", ":1:1: environment: String should match pattern"),
+        ("!!python/object/apply:os.system ['true']\n", "not YAML: could not determine a constructor"),
+        ("kafka: {topics: {state: x, alerts: x}}\n", ":1:9: kafka.topics: two topics are both called 'x'"),
+        ("shutdown: {drain_seconds: 3, close_seconds: 2}\n", ":1:1: shutdown: drain_seconds and close_seconds together"),
+        ("kafka: {heartbeat_interval_seconds: 5}\n", "a third of session_timeout_seconds or less"),
+        ("kafka: {request_timeout_seconds: 10}\n", "request_timeout_seconds must exceed session_timeout_seconds"),
+        ("kafka: {call_seconds: .nan}\n", "kafka.call_seconds: "),
+        ("kafka: {call_seconds: .inf}\n", "kafka.call_seconds: "),
+        ("kafka: {security: {username: u, password: p}}\n", "PLAINTEXT sends no username and password"),
+        ("kafka: {security: {ca_file: /x}}\n", "PLAINTEXT uses no certificates"),
+        ("advisor: {url: 'localhost:8081'}\n", "advisor.url: give an address like http://"),
+        ("redis: {url: 'http://h'}\n", "redis.url: give an address like redis://"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_its_place(config: Path, text: str, fault: str) -> None:
+    """Not YAML, not a mapping, twice the same key, contradictions: each is refused where it stands."""
+    config.write_text(text)
+    lines = faults(config, {})
+    assert any(fault in line for line in lines), lines
+    assert all(line.startswith(str(config)) for line in lines)
+
+
+def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+    """A path that leads nowhere, to a directory or to bytes is named."""
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    for name in ("nowhere.yaml", "", "bytes"):
+        [line] = faults(tmp_path / name, {})
+        assert line.startswith(f"{tmp_path / name}: cannot be read: ")
+
+
+def test_an_empty_file_is_no_fault(config: Path) -> None:
+    """A file of comments leaves the defaults."""
+    config.write_text("# nothing yet\n")
+    assert load_settings(config, {}) == Settings()
+
+
+def test_a_section_of_the_wrong_kind_is_named_also_beside_variables(config: Path) -> None:
+    """A variable below a section that the file spoiled hides nothing."""
+    config.write_text("kafka: 7\n")
+    [line] = faults(config, {"ROLLOUTD_KAFKA__PARTITIONS": "3"})
+    assert line.startswith(f"{config}:1:1: kafka: ")
+
+
+def test_secrets_come_from_files_too(tmp_path: Path, config: Path) -> None:
+    """A secret's file is read without its last line break; a variable with the other form replaces what the file says."""
+    secret = tmp_path / "redis-password"
+    secret.write_text("s3cret \n")
+    config.write_text(f"redis: {{password_file: {secret}}}\n")
+    password = load_settings(config, {}).redis.password
+    assert password is not None
+    assert password.get_secret_value() == "s3cret "
+    settings = load_settings(config, {"ROLLOUTD_REDIS__PASSWORD": "other"})
+    assert settings.redis.password is not None
+    assert settings.redis.password.get_secret_value() == "other"
+    assert settings.redis.password_file is None
+
+
+def test_two_forms_of_one_secret_are_refused(tmp_path: Path, config: Path) -> None:
+    """Given twice in one place, nobody can tell which is meant; a file that cannot be read is named."""
+    config.write_text("redis: {password: a, password_file: b}\n")
+    assert "password and password_file are both given: keep one" in faults(config, {})[0]
+    environ = {"ROLLOUTD_REDIS__PASSWORD": "a", "ROLLOUTD_REDIS__PASSWORD_FILE": "b"}
+    assert "both given" in faults(None, environ)[0]
+    missing = {"ROLLOUTD_ADVISOR__API_KEY_FILE": str(tmp_path / "none")}
+    assert "api_key_file cannot be read" in faults(None, missing)[0]
+
+
+def test_what_is_shown_has_no_secret_and_can_be_read_back(tmp_path: Path, config: Path) -> None:
+    """The masked YAML holds every setting; without secrets, or with them in files, reading it gives the same settings."""
+    secret = tmp_path / "key"
+    secret.write_text("canary-1")
+    environ = {
+        "ROLLOUTD_ADVISOR__API_KEY_FILE": str(secret),
+        "ROLLOUTD_KAFKA__TOPIC_PREFIX": "staging.",
+        "ROLLOUTD_HTTP__ALLOWED_HOSTS": '["a", "b"]',
+    }
+    settings = load_settings(None, environ)
+    shown = show(settings)
+    assert "canary" not in shown
+    config.write_text(shown)
+    assert load_settings(config, {}) == settings
+    shown = show(load_settings(None, {**environ, "ROLLOUTD_REDIS__PASSWORD": "canary-2"}))
+    assert "canary" not in shown
+    assert yaml.safe_load(shown)["redis"]["password"] == MASK
+
+
+def test_no_secret_shows_in_repr() -> None:
+    """Settings that end up in a log or a traceback do not give a secret away."""
+    settings = load_settings(None, {"ROLLOUTD_REDIS__PASSWORD": "canary", "ROLLOUTD_ADVISOR__API_KEY": "canary"})
+    assert "canary" not in repr(settings) + str(settings.redis) + repr(settings.advisor.model_dump())
+
+
+def test_settings_cannot_be_changed() -> None:
+    """What was read at start stays."""
+    settings = Settings()
+    with pytest.raises(ValidationError):
+        settings.environment = "other"  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_means() -> None:
+    """Each setting has its description, and what may be None says what that does."""
+    for path, field in every_field():
+        assert field.description, path
+        if field.default is None:
+            assert "None" in field.description, path
+        if path.endswith("_seconds"):
+            assert field.default is not None, path
+
+
+def test_every_secret_can_come_from_a_file() -> None:
+    """Wherever a secret may be given, so may the path of a file that holds it."""
+    paths = dict(every_field())
+    secrets = [path for path, field in paths.items() if "SecretStr" in str(field.annotation)]
+    assert len(secrets) >= 4
+    assert all(f"{path}_file" in paths for path in secrets)
+    assert all(field.annotation == SecretStr | None for path, field in paths.items() if path in secrets)
+
+
+def test_topic_names_carry_the_prefix() -> None:
+    """A prefix stands before every topic and group, so that environments can share a cluster."""
+    kafka = load_settings(None, {"ROLLOUTD_KAFKA__TOPIC_PREFIX": "eu."}).kafka
+    assert kafka.topic("state") == "eu.rollout.state"
+    assert (kafka.events_group, kafka.commands_group) == ("eu.rolloutd", "eu.rolloutd.commands")
+    with pytest.raises(KeyError):
+        kafka.topic("model_config")
+
+
+def test_certificates_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    """A certificate file that is missing is found when the connection is prepared, as a fault of the settings."""
+    kafka = load_settings(
+        None,
+        {"ROLLOUTD_KAFKA__SECURITY__PROTOCOL": "SSL", "ROLLOUTD_KAFKA__SECURITY__CA_FILE": str(tmp_path / "ca.pem")},
+    ).kafka
+    with pytest.raises(ConfigInvalid, match=r"kafka\.security"):
+        kafka.security.ssl_context()
+    assert Settings().kafka.security.ssl_context() is None
