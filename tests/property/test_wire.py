@@ -177,6 +177,7 @@ FLAG = st.lists(
         NAMES | HOSTILE_TEXT | WRONG,
     ),
     max_size=4,
+    unique_by=lambda said: said[0],
 )
 GOOD_FLAG = st.tuples(NAMES, NAMES).map(lambda pair: [("feature_flag.key", pair[0]), ("feature_flag.result.variant", pair[1])])
 FLAGS = st.one_of(
