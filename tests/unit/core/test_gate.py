@@ -467,6 +467,16 @@ def test_batch_waits_until_both_arms_have_enough_or_time_is_up() -> None:
     assert watched.look(timedelta(seconds=1)).batches == 2
 
 
+def test_batch_needs_control_as_well() -> None:
+    """Plenty of treatment with seven control contexts waits for the eighth, since a lone arm says nothing."""
+    watched = watch(Guardrail("error_rate", margin=0.0), percent=50.0)
+    watched.treatment.add(100)
+    watched.control.add(MIN_BATCH - 1)
+    assert watched.look().batches == 0
+    watched.control.add(1)
+    assert watched.look().batches == 1
+
+
 def test_totals_that_fell_back_are_not_taken_twice() -> None:
     """Lost and recounted totals give no increment until they pass the mark, and the gap says so."""
     watched = watch(Guardrail("error_rate", margin=0.0))
