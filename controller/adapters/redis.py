@@ -114,7 +114,7 @@ class Store:
             "socket_timeout": try_seconds,
             "socket_connect_timeout": try_seconds,
             "socket_keepalive": True,
-            "retry": Retry(NoBackoff(), 0),  # redis-py's own default would repeat each command up to ten times
+            "retry": Retry(NoBackoff(), 0),  # repeats are ours; a client of redis-py's default sends up to ten
             "protocol": 2,  # nothing here needs RESP3, and proxies without HELLO refuse it
             "client_name": "rolloutd",
         }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis.asyncio
+import redis.exceptions
 
 from controller.adapters.redis import ANSWERS_KEPT, ANSWERS_PRUNED_EVERY, RedisRollouts, RedisTotals, Store
 from controller.errors import BrokenInvariant, ConfigInvalid, StoreUnavailable
@@ -107,9 +108,19 @@ async def test_a_lost_reply_counts_once(thief: ReplyThief) -> None:
     thief.steals, before = 2, thief.asked
     assert await totals.save(KEY, expected=5, next_offset=9, fields=fields(9)) is None
     assert thief.steals == 0
-    assert thief.asked - before == 3  # ours: redis-py's own repeats would have hidden two of them
+    assert thief.asked - before == 3
     stored = await totals.load(KEY)
     assert (stored.next_offset, dict(stored.fields)) == (9, fields(9))
+    await store.close()
+
+
+async def test_the_client_repeats_nothing_by_itself(thief: ReplyThief) -> None:
+    """A lost reply is an error to us after one sending; what is repeated, and when, is ours to say."""
+    store = Store.connect(f"redis://127.0.0.1:{thief.port}/0")
+    thief.steals = 1
+    with pytest.raises(redis.exceptions.ConnectionError):
+        await store.client.eval("return {1}", 0)
+    assert (thief.steals, thief.asked) == (0, 1)
     await store.close()
 
 
