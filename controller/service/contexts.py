@@ -34,7 +34,8 @@ digest_of = xxh3_64_intdigest
 
 _ENTRY = struct.Struct("<IQ")
 _ENTRIES_PER_CHUNK = 256  # 3 KiB: what a quiet partition rewrites per save at most, and few enough fields for a busy one
-_CHUNK_BYTES = _ENTRIES_PER_CHUNK * _ENTRY.size
+_NUMBERS_PER_CHUNK = 2 * _ENTRIES_PER_CHUNK
+_FULL_CHUNK = struct.Struct("<" + "IQ" * _ENTRIES_PER_CHUNK)
 _CLEANED_PER_SAVE = 8  # chunks; more would make a save long, fewer would never catch up with one new chunk per save
 _CLEAN_FROM = 16  # chunks: below that the garbage is not worth a write
 
@@ -50,31 +51,45 @@ _TWO_BITS_ARRAY = np.array(_TWO_BITS, dtype=np.uint64)
 class EntryLog:
     """Append-only (number, digest) entries in chunks, of which those changed since the last save are known."""
 
-    __slots__ = ("_next", "_prefix", "_tail", "changed", "chunks")
+    __slots__ = ("_chunks", "_next", "_prefix", "_saved", "tail")
 
     def __init__(self, prefix: str) -> None:
         """Start empty; chunk `n` is stored in the field `<prefix>/<n>`."""
         self._prefix = prefix
-        self._next = 0
-        self._tail = bytearray()
-        self.chunks: dict[int, bytearray] = {}
-        self.changed: set[int] = set()
+        self._next = 0  # the chunk being filled
+        self._chunks: dict[int, bytes] = {}
+        self._saved = 0  # of the tail's numbers
+        #: Number and digest of each entry after the last full chunk, flat. Add with `tail += (number, digest)`: packing them
+        #: one by one would cost four times as much.
+        self.tail: list[int] = []
 
-    def append(self, number: int, digest: int) -> None:
-        """Add one entry at the end."""
-        tail = self._tail
-        if not tail:
-            self.chunks[self._next] = tail
-        tail += _ENTRY.pack(number, digest)
-        self.changed.add(self._next)
-        if len(tail) >= _CHUNK_BYTES:
-            self._next += 1
-            self._tail = bytearray()
+    @property
+    def changed(self) -> int:
+        """How many chunks have changed."""
+        return 0 if len(self.tail) == self._saved else 1 + len(self.tail) // _NUMBERS_PER_CHUNK
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks there are, as of the last save."""
+        return len(self._chunks)
 
     def take_changed(self) -> dict[str, bytes]:
         """Return the fields to write; they count as written from here on."""
-        fields = {self.field(chunk): bytes(self.chunks[chunk]) for chunk in self.changed}
-        self.changed = set()
+        fields: dict[str, bytes] = {}
+        if len(self.tail) == self._saved:
+            return fields
+        begin = 0
+        while len(self.tail) - begin >= _NUMBERS_PER_CHUNK:
+            packed = _FULL_CHUNK.pack(*self.tail[begin : begin + _NUMBERS_PER_CHUNK])
+            fields[self.field(self._next)] = self._chunks[self._next] = packed
+            self._next += 1
+            begin += _NUMBERS_PER_CHUNK
+        if begin:
+            del self.tail[:begin]
+        if self.tail:
+            packed = struct.pack("<" + "IQ" * (len(self.tail) // 2), *self.tail)
+            fields[self.field(self._next)] = self._chunks[self._next] = packed
+        self._saved = len(self.tail)
         return fields
 
     def field(self, chunk: int) -> str:
@@ -82,24 +97,26 @@ class EntryLog:
         return f"{self._prefix}/{chunk}"
 
     def fields(self) -> list[str]:
-        """Return the names of all fields there are."""
-        return [self.field(chunk) for chunk in self.chunks]
+        """Return the names of all fields that were written."""
+        return [self.field(chunk) for chunk in self._chunks]
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
         """Take over stored chunks. What follows goes into a new chunk, so that none is written by two owners."""
-        self.chunks = {chunk: bytearray(chunks[chunk]) for chunk in sorted(chunks)}
+        self._chunks = {chunk: chunks[chunk] for chunk in sorted(chunks)}
         self._next = max(chunks, default=-1) + 1
 
     def entries(self) -> Iterator[tuple[int, int]]:
-        """Yield all entries, oldest first."""
-        for chunk in self.chunks.values():
-            yield from _ENTRY.iter_unpack(chunk)
+        """Yield all entries that were written, oldest first. Raises ValueError for a chunk that is cut."""
+        for chunk in self._chunks.values():
+            try:
+                yield from _ENTRY.iter_unpack(chunk)
+            except struct.error as error:
+                raise ValueError(f"a chunk of {self._prefix} has {len(chunk)} bytes: {error}") from error
 
-    def remove_oldest(self, count: int) -> list[tuple[int, bytearray]]:
+    def remove_oldest(self, count: int) -> list[tuple[int, bytes]]:
         """Take the oldest full chunks out, at most `count`, and return them with their numbers; never the one being filled."""
-        oldest = [chunk for chunk in self.chunks if chunk != self._next][:count]
-        self.changed.difference_update(oldest)
-        return [(chunk, self.chunks.pop(chunk)) for chunk in oldest]
+        oldest = [chunk for chunk in self._chunks if chunk != self._next][:count]
+        return [(chunk, self._chunks.pop(chunk)) for chunk in oldest]
 
 
 class Filter:
@@ -237,7 +254,7 @@ class Memberships:
         if contexts.filters and any(digest in layer for layer in contexts.filters):
             return False
         exact.add(digest)
-        self.journal.append(contexts.number, digest)
+        self.journal.tail += (contexts.number, digest)
         self._live += 1
         if len(exact) == contexts.seal_at:
             self._full.append(contexts)
@@ -251,7 +268,7 @@ class Memberships:
             next_sealed = self._full[-1]
             largest = max(_FILTER_ROOM * len(next_sealed.exact), *(layer.capacity for layer in next_sealed.filters), 0)
             sealing = 2 + int(2 * largest * _WORDS_PER_KEY) // _PART_WORDS
-        return len(self.journal.changed) + len(self.new_names) + _CLEANED_PER_SAVE + sealing
+        return self.journal.changed + len(self.new_names) + _CLEANED_PER_SAVE + sealing
 
     def take_changed(self) -> tuple[dict[str, bytes], list[str]]:
         """Return the fields to write and the fields to delete after that; they count as done from here on."""
@@ -327,14 +344,14 @@ class Memberships:
 
     def _clean(self) -> None:
         """Rewrite the oldest chunks when less than half of all entries are alive."""
-        chunks = len(self.journal.chunks)
+        chunks = self.journal.chunks
         if chunks < _CLEAN_FROM or 2 * self._live >= chunks * _ENTRIES_PER_CHUNK:
             return
         for chunk, content in self.journal.remove_oldest(_CLEANED_PER_SAVE):
             for number, digest in _ENTRY.iter_unpack(content):
                 contexts = self._by_number.get(number)
                 if contexts is not None and digest in contexts.exact:
-                    self.journal.append(number, digest)
+                    self.journal.tail += (number, digest)
             self._garbage.append(self.journal.field(chunk))
 
 
@@ -376,9 +393,11 @@ class RecentExposures:
         before = generation.get(digest)
         if before is None:
             generation[digest] = (exposed,)
+        elif same_flag.isdisjoint(before):
+            generation[digest] = (*before, exposed)
         else:
             generation[digest] = (*(other for other in before if other not in same_flag), exposed)
-        self._logs[number].append(exposed, digest)
+        self._logs[number].tail += (exposed, digest)
 
     def last(self, digest: int, time_ms: int) -> list[int]:
         """Return the set numbers of a context's exposures up to `time_ms`, newest generation first."""
@@ -398,14 +417,13 @@ class RecentExposures:
     @property
     def changed(self) -> int:
         """How many fields the next save will carry."""
-        return sum(len(log.changed) for log in self._logs.values())
+        return sum(log.changed for log in self._logs.values())
 
     def take_changed(self) -> tuple[dict[str, bytes], list[str]]:
         """Return the fields to write and the fields to delete after that; they count as done from here on."""
         fields: dict[str, bytes] = {}
         for log in self._logs.values():
-            if log.changed:
-                fields.update(log.take_changed())
+            fields.update(log.take_changed())
         garbage, self._garbage = self._garbage, []
         return fields, garbage
 

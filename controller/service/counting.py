@@ -139,8 +139,7 @@ class Lane:
         "is_changed",
         "number",
         "opposite",
-        "seen",
-        "untimed",
+        "salt",
     )
 
     def __init__(self, flag_key: str, arm: Arm, field_name: str, counts: ArmCounts | None) -> None:
@@ -155,8 +154,8 @@ class Lane:
         self.opposite: ContextSet | None = None  # what the other arm's `exposed` is
         self.errors: ContextSet | None = None  # the visit's, shared by both arms
         self.converted: dict[str, ContextSet] = {}  # the visit's, shared by both arms
-        self.seen: set[int] = set()  # contexts with an outcome in this batch
-        self.untimed: set[int] = set()  # of them those without a latency so far
+        #: Makes one set of all lanes' contexts: (lane, context) is the context's digest xor this.
+        self.salt = digest_of(f"{field_name}|{arm.value}".encode())
 
 
 class Tally:
@@ -255,6 +254,8 @@ class PartitionTotals:
         self.records = PartitionCounts()
         self.changed: list[Lane] = []
         self.refused: list[Refusal] = []
+        self._seen: set[int] = set()  # (lane, context) with an outcome in this batch, see Lane.salt
+        self._untimed: set[int] = set()  # of them those without a latency so far
         self.joins = False  # an outcome without flags was seen: this partition and its pair go hand in hand
 
     # - what is stored -
@@ -353,9 +354,8 @@ class PartitionTotals:
         changed, self.changed = self.changed, []
         for lane in changed:
             lane.is_changed = False
-            if lane.seen:
-                lane.seen = set()
-                lane.untimed = set()
+        self._seen = set()
+        self._untimed = set()
         return changed
 
     def take_changed_sets(self) -> tuple[dict[str, bytes], list[str]]:
@@ -476,6 +476,7 @@ class PartitionTotals:
         records, position, freshest = self.records, self.position, self.records.freshest_ms or 0
         counted = ignored = late = taken = 0
         tallies, changed, memberships = self._tallies, self.changed, self.memberships
+        seen, untimed = self._seen, self._untimed
         digest_of_context = digest_of
         room += len(changed) + len(memberships.new_names)
         for record in batch:
@@ -543,16 +544,17 @@ class PartitionTotals:
                 counts.outcomes += 1
                 errors = lane.errors
                 assert errors is not None
-                if digest not in lane.seen:
-                    lane.seen.add(digest)
+                salted = digest ^ lane.salt
+                if salted not in seen:
+                    seen.add(salted)
                     if digest not in errors.exact and not (errors.filters and digest in errors):
                         counts.at_risk += 1
                     if bucket is None:
-                        lane.untimed.add(digest)
+                        untimed.add(salted)
                     else:
                         counts.latency[bucket] = counts.latency.get(bucket, 0) + 1
-                elif bucket is not None and lane.untimed and digest in lane.untimed:
-                    lane.untimed.remove(digest)
+                elif bucket is not None and salted in untimed:
+                    untimed.remove(salted)
                     counts.latency[bucket] = counts.latency.get(bucket, 0) + 1
                 if bucket is not None:
                     counts.latency_all[bucket] = counts.latency_all.get(bucket, 0) + 1
