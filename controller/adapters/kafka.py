@@ -216,9 +216,13 @@ class KafkaEventLog:
             raise self._fenced()
         self._give_again(consumer, loop.time())
         try:
-            # While the group rebalances, getmany waits without regard to its timeout; cancelling it loses no records.
-            async with asyncio.timeout(timeout_seconds + 0.05):
-                batches = await consumer.getmany(timeout_ms=round(timeout_seconds * 1000), max_records=max_records)
+            batches: Mapping[KafkaPartition, Sequence[ConsumerRecord]] = {}
+            if not consumer._subscription.reassignment_in_progress:
+                batches = await consumer.getmany(max_records=max_records)  # waits for nothing, so needs no timer
+            if not batches:
+                # While the group rebalances, getmany waits without regard to its timeout; cancelling it loses no records.
+                async with asyncio.timeout(timeout_seconds + 0.05):
+                    batches = await consumer.getmany(timeout_ms=round(timeout_seconds * 1000), max_records=max_records)
         except (TimeoutError, ConsumerStoppedError):
             return {}
         except CorruptRecordException as error:
