@@ -23,6 +23,7 @@ from controller.core.rollout import (
     CommandReceived,
     Completed,
     Effect,
+    Ended,
     Event,
     EvidenceJudged,
     Freeze,
@@ -75,29 +76,34 @@ def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple
             return _breach(rollout, seen.breach, seen, now)
         case (_, CommandReceived() as command):
             return _obey(rollout, command, now)
-        case (Baking() | Gating() | AwaitingApproval(), EvidenceJudged(judgement=seen)) if _broken_split(rollout, seen):
+        case (Baking() | Gating() | AwaitingApproval() | Paused(), EvidenceJudged(judgement=seen)) if _is_split(rollout, seen):
             return _close_for_gap(rollout, HealthGap.SRM, seen, now)
-        # Time.
-        case (Scheduled() | Baking() | Gating() | AwaitingApproval(), Ticked()) if _is_expired(rollout, now):
+        # Time. Evidence that comes before the tick of a deadline does not slip past it.
+        case (Scheduled() | Baking() | Gating() | AwaitingApproval(), Ticked() | EvidenceJudged()) if _is_expired(rollout, now):
             return _pause(rollout, HoldReason.EXPIRED, "the plan has expired; its owner decides", now)
         case (Scheduled(start_at=start_at), Ticked()) if now >= start_at and not is_frozen(rollout, now):
             return _enter(rollout, 0, now, DecisionKind.START, "the start time has come")
         case (Baking(stage=stage, until=until), Ticked()) if now >= until:
             return _open_gate(rollout, stage, now), ()
-        case (Gating(until=until) as gate, Ticked()) if now >= until and not is_frozen(rollout, now):
+        case (Gating(until=until) as gate, Ticked() | EvidenceJudged()) if now >= until and not is_frozen(rollout, now):
             if rollout.hold is HoldReason.FROZEN:
                 return _thaw(rollout, gate, now), ()
             return _pause(rollout, HoldReason.MAX_BAKE, "the gate is still undecided at max_bake", now)
         # Advice: late, absent and unreadable are one thing, `no advice`.
-        case (Gating(advice=AdviceRound(is_closed=False, until=until)) as gate, Ticked()) if now >= until:
+        case (
+            Gating(advice=AdviceRound(is_closed=False, until=until)) as gate,
+            Ticked() | EvidenceJudged() | AdviceReceived() | AdviceUnavailable(),
+        ) if now >= until:
             return _close_round(rollout, gate, None, now), ()
         case (Gating() as gate, AdviceReceived() | AdviceUnavailable()) if _is_answer(event, gate):
             return _close_round(rollout, gate, event, now), ()
         case (Gating(advice=AdviceRound(is_closed=False)) as gate, Restarted()):
             return _reopen_round(rollout, gate, now), ()
-        # The gate itself.
-        case (Gating() as gate, EvidenceJudged(judgement=seen)):
+        # The gate itself. A look at an earlier stay says nothing of this one.
+        case (Gating() as gate, EvidenceJudged(judgement=seen)) if seen.visit == len(rollout.visits) - 1:
             return _judge_gate(rollout, gate, seen, now)
+        case (AwaitingApproval() as asked, EvidenceJudged(judgement=seen)) if _no_longer_passes(rollout, seen, now):
+            return _withdraw(rollout, asked, seen, now)
         case _:
             return rollout, ()  # late or repeated: nothing to do
 
@@ -131,15 +137,12 @@ def is_frozen(rollout: Rollout, at: datetime) -> bool:
 
 def _judge_gate(rollout: Rollout, gate: Gating, judgement: Judgement, now: datetime) -> Outcome:
     """Close the gate, or hold with the first thing that is in the way."""
-    for gap in judgement.gaps:
-        if rollout.plan.gap_policies[gap.kind] is not GapPolicy.WAIT:
-            return _close_for_gap(rollout, gap.kind, judgement, now)
-    if judgement.gaps:
-        return _hold(
-            rollout, HoldReason.HEALTH, "; ".join(f"{gap.kind}: {gap.detail}" for gap in judgement.gaps), judgement, now
-        )
-    if judgement.statistics is not Verdict.PASS:
-        return _hold(rollout, _statistical_hold(judgement), _why_not(judgement), judgement, now)
+    policies = {rollout.plan.gap_policies[gap.kind]: gap.kind for gap in reversed(judgement.gaps)}
+    for policy in (GapPolicy.ROLL_BACK, GapPolicy.PAUSE):  # the harshest of several counts
+        if policy in policies:
+            return _close_for_gap(rollout, policies[policy], judgement, now)
+    if not _passes(judgement):
+        return _hold(rollout, *_why_not(judgement), judgement, now)
     if is_frozen(rollout, now):
         return _hold(rollout, HoldReason.FROZEN, "everything has passed; frozen", judgement, now)
     return _consider_advice(rollout, gate, judgement, now)
@@ -207,10 +210,33 @@ def _reopen_round(rollout: Rollout, gate: Gating, now: datetime) -> Rollout:
     return replace(rollout, phase=replace(gate, advice=advice))
 
 
-def _broken_split(rollout: Rollout, judgement: Judgement) -> bool:
-    """Tell whether a sample ratio mismatch needs no gate: it is bad during the bake too."""
-    is_acted_on = rollout.plan.gap_policies[HealthGap.SRM] is not GapPolicy.WAIT
-    return is_acted_on and any(gap.kind is HealthGap.SRM for gap in judgement.gaps)
+def _passes(judgement: Judgement) -> bool:
+    return not judgement.gaps and judgement.statistics is Verdict.PASS
+
+
+def _no_longer_passes(rollout: Rollout, judgement: Judgement, now: datetime) -> bool:
+    """Tell whether what a person is asked to approve has ceased to pass; on the edge, not before a minute has gone by."""
+    is_current = judgement.visit == len(rollout.visits) - 1
+    return is_current and not _passes(judgement) and now - rollout.updated_at >= HOLD_ANNOUNCED_EVERY
+
+
+def _withdraw(rollout: Rollout, asked: AwaitingApproval, judgement: Judgement, now: datetime) -> Outcome:
+    """Take the question to a person back and open the gate anew: an approval of what was seen then is stale now."""
+    reason, why = _why_not(judgement)
+    after = replace(_open_gate(rollout, asked.stage, now), hold=reason)
+    why = f"no longer asks for approval: {why}"
+    gate = after.phase if isinstance(after.phase, Gating) else None
+    decision = _decision(rollout, after, DecisionKind.HOLD, why, judgement=judgement, gate=gate)
+    return after, (decision, *_hold_alerts(after, reason, why, judgement))
+
+
+def _is_split(rollout: Rollout, judgement: Judgement) -> bool:
+    """Tell whether a sample ratio mismatch needs no gate: it is bad during the bake too, and while paused if it rolls back."""
+    policy = rollout.plan.gap_policies[HealthGap.SRM]
+    found = [gap for gap in judgement.gaps if gap.kind is HealthGap.SRM]
+    if policy is GapPolicy.WAIT or not found:
+        return False
+    return not isinstance(rollout.phase, Paused) or policy is GapPolicy.ROLL_BACK or found[0].treatment_missing
 
 
 def _close_for_gap(rollout: Rollout, kind: HealthGap, judgement: Judgement, now: datetime) -> Outcome:
@@ -235,11 +261,12 @@ def _statistical_hold(judgement: Judgement) -> HoldReason:
             return HoldReason.FAILING
 
 
-def _why_not(judgement: Judgement) -> str:
-    """Return the reasons of the metrics that did not pass."""
-    return "; ".join(
-        metric.reason for metric in judgement.metrics if metric.harm is Verdict.FAIL or metric.safe is not Verdict.PASS
-    )
+def _why_not(judgement: Judgement) -> tuple[HoldReason, str]:
+    """Return what stands in the way of a judgement that does not pass: its gaps, else the metrics that did not pass."""
+    if judgement.gaps:
+        return HoldReason.HEALTH, "; ".join(f"{gap.kind}: {gap.detail}" for gap in judgement.gaps)
+    failing = [metric for metric in judgement.metrics if metric.harm is Verdict.FAIL or metric.safe is not Verdict.PASS]
+    return _statistical_hold(judgement), "; ".join(metric.reason for metric in failing)
 
 
 def _advice_words(round_: AdviceRound) -> str:
@@ -261,6 +288,9 @@ def _begin(previous: Rollout | None, command: CommandReceived) -> tuple[Rollout 
         return previous, (_rejected(command, revision, "the flag has no rollout: start one"),)
     if plan is None:
         return previous, (_rejected(command, revision, "start needs a plan"),)
+    if previous is not None and command.command_id == previous.rollout_id:
+        # Read again after Redis forgot the answer: what it started has ended, and only another command may start anew.
+        return previous, (_accepted(command, previous, _BEGUN),)
     if _is_outdated(command, now):
         return previous, (_rejected(command, revision, _OUTDATED),)
     if plan.expires_at is not None and now >= plan.expires_at:
@@ -295,7 +325,7 @@ def _obey(rollout: Rollout, command: CommandReceived, now: datetime) -> tuple[Ro
     if verb not in ALWAYS_ACCEPTED:
         if command.expected_revision not in (None, rollout.revision):
             return rollout, (_rejected(command, rollout.revision, _stale(command, rollout.revision)),)
-        if _is_outdated(command, now):
+        if verb in _RAISING and _is_outdated(command, now):
             return rollout, (_rejected(command, rollout.revision, _OUTDATED),)
     match (verb, phase):
         case (CommandVerb.ROLL_BACK | CommandVerb.ABORT, RolledBack() | Aborted()):
@@ -312,8 +342,12 @@ def _obey(rollout: Rollout, command: CommandReceived, now: datetime) -> tuple[Ro
             outcome = _pause(rollout, HoldReason.OPERATOR, command.reason, now, command=command)
         case (_, Completed() | RolledBack() | Aborted()):
             return rollout, (_rejected(command, rollout.revision, f"the rollout has ended ({phase.name}): start or restart"),)
+        case (CommandVerb.START | CommandVerb.RESTART, _) if command.command_id == rollout.rollout_id:
+            return rollout, (_accepted(command, rollout, _BEGUN),)
         case (CommandVerb.START | CommandVerb.RESTART, _):
             return rollout, (_rejected(command, rollout.revision, f"a rollout is under way ({phase.name}): abort it first"),)
+        case (CommandVerb.RESUME, Paused()) if _is_expired(rollout, now):
+            return rollout, (_rejected(command, rollout.revision, "the plan has expired: promote, roll back or abort"),)
         case (CommandVerb.RESUME, Paused()):
             outcome = _resume(rollout, phase, command, now)
         case (CommandVerb.APPROVE, AwaitingApproval()) if command.expected_revision is None:
@@ -390,6 +424,19 @@ def _thaw(rollout: Rollout, gate: Gating, now: datetime) -> Rollout:
     return _move(rollout, now, phase=replace(gate, until=now + _gate_time(rollout, gate.stage)), hold=hold)
 
 
+#: Verbs that raise exposure or open the way to it; all others only ever make it more careful, however late they come.
+_RAISING = frozenset(
+    {
+        CommandVerb.START,
+        CommandVerb.RESTART,
+        CommandVerb.RESUME,
+        CommandVerb.APPROVE,
+        CommandVerb.PROMOTE,
+        CommandVerb.PROMOTE_FULL,
+        CommandVerb.UNFREEZE,
+    }
+)
+_BEGUN = "this command has started its rollout already"
 _OUTDATED = (
     f"issued more than {COMMAND_MAX_AGE.seconds // 60} min ago: an order from before an outage is not an order for now; "
     "send it again"
@@ -411,7 +458,7 @@ def _breach(rollout: Rollout, found: MetricReport, judgement: Judgement, now: da
     """Act on a guardrail regression as its policy says; below the first stage lies only 0 %."""
     why = f"guardrail {found.metric}: {found.reason}"
     if found.on_breach is OnBreach.PAUSE:
-        if isinstance(rollout.phase, Paused):
+        if isinstance(rollout.phase, Paused) and rollout.phase.reason is HoldReason.BREACH:
             return rollout, ()
         return _pause(rollout, HoldReason.BREACH, why, now, judgement=judgement, severity=Severity.CRITICAL)
     if found.on_breach is OnBreach.STEP_BACK and (rollout.stage_index or 0) > 0:
@@ -604,8 +651,11 @@ def _pause(
     severity: Severity = Severity.WARNING,
 ) -> Outcome:
     """Stop here. The percentage stays, guardrails stay armed."""
-    assert isinstance(rollout.phase, Scheduled | Baking | Gating | AwaitingApproval)
-    after = _move(rollout, now, phase=Paused(now, reason, rollout.phase), hold=reason)
+    phase = rollout.phase
+    assert not isinstance(phase, Ended)
+    # Paused already, for a lesser reason: whoever resumes must know of this one. The pause began when it began.
+    paused = replace(phase, reason=reason) if isinstance(phase, Paused) else Paused(now, reason, phase)
+    after = _move(rollout, now, phase=paused, hold=reason)
     decision = _decision(rollout, after, DecisionKind.PAUSE, why, judgement=judgement, command=command)
     if command is not None:
         return after, (decision,)
