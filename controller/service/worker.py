@@ -38,6 +38,7 @@ from controller.core.rollout import (
 from controller.errors import AdviceUnavailableError, EventLogUnavailable, StoreUnavailable
 from controller.metrics import Metrics
 from controller.ports import Advisor, Clock, OutboxEntry, Publisher, Rollouts
+from schemas.terms import CommandStatus
 
 Message = PublishDecision | RaiseAlert | AnswerCommand | Rollout
 
@@ -69,6 +70,14 @@ class Tools:
     retry_seconds: float = 0.2  # first wait after Redis or Kafka failed; doubles up to 5 s
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was counted, and for which rollout: it may have ended while the totals were read."""
+
+    rollout_id: str
+    evidence: Evidence
+
+
 class FlagWorker:
     """One flag's inbox, state and outbox."""
 
@@ -81,7 +90,7 @@ class FlagWorker:
         self._tests_saved_at = 0.0
         self._ticked_at = float("-inf")
         self._inbox: deque[tuple[Event, asyncio.Future[None] | None]] = deque()
-        self._evidence: Evidence | None = None
+        self._look: Look | None = None
         self._wake = asyncio.Event()
         self._outbox: deque[OutboxEntry] = deque()
         self._outbox_wake = asyncio.Event()
@@ -94,9 +103,9 @@ class FlagWorker:
         """Effects saved and not yet known to be published."""
         return len(self._outbox)
 
-    def see(self, evidence: Evidence) -> None:
-        """Take new totals; only the newest wait."""
-        self._evidence = evidence
+    def see(self, rollout_id: str, evidence: Evidence) -> None:
+        """Take new totals of a rollout; only the newest wait."""
+        self._look = Look(rollout_id, evidence)
         self._wake.set()
 
     def submit(self, event: Event) -> asyncio.Future[None]:
@@ -149,13 +158,13 @@ class FlagWorker:
                 if done is not None and not done.done():
                     done.set_result(None)
 
-    async def _next(self) -> tuple[Event | Evidence, asyncio.Future[None] | None]:
+    async def _next(self) -> tuple[Event | Look, asyncio.Future[None] | None]:
         """Return what happens next: evidence before commands, so that no queue stands before a breach."""
         while True:
             self._wake.clear()
-            if self._evidence is not None:
-                evidence, self._evidence = self._evidence, None
-                return evidence, None
+            if self._look is not None:
+                look, self._look = self._look, None
+                return look, None
             if self._inbox:
                 return self._inbox.popleft()
             wait = self._seconds_to_deadline()
@@ -175,33 +184,47 @@ class FlagWorker:
         since_tick = self._tools.clock.monotonic() - self._ticked_at
         return max((deadline - self._now()).total_seconds(), TICK_EVERY_SECONDS - since_tick)
 
-    async def _handle(self, event: Event | Evidence) -> tuple[Effect, ...]:
+    async def _handle(self, event: Event | Look) -> tuple[Effect, ...]:
         """Decide, save, then act. A save that somebody else overtook is decided again on what they saved."""
-        if isinstance(event, CommandReceived) and await self._is_answered(event):
-            return ()
         while True:
+            if isinstance(event, CommandReceived) and await self._is_answered(event):
+                return ()
+            now = self._now()  # not when it was queued: an outage since then must neither shorten a bake nor freshen evidence
             tests = self._tests
-            if isinstance(event, Evidence):
-                if self.rollout is None or self.rollout.stage_index is None:
+            if isinstance(event, Look):
+                if self.rollout is None or self.rollout.stage_index is None or self.rollout.rollout_id != event.rollout_id:
                     return ()
-                judgement, tests = judge(self.rollout, event, self._tests, event.at)
-                after, effects = decide(self.rollout, EvidenceJudged(event.at, judgement))
+                judgement, tests = judge(self.rollout, event.evidence, self._tests, now)
+                after, effects = decide(self.rollout, EvidenceJudged(now, judgement))
             else:
-                after, effects = decide(self.rollout, event)
+                after, effects = decide(self.rollout, replace(event, at=now))
             if self._would_overflow(after):
                 self._log.error("outbox_full", entries=len(self._outbox), limit=OUTBOX_LIMIT)
-                return ()
+                after, tests = self.rollout, self._tests
+                effects = (self._outbox_full(event),) if isinstance(event, CommandReceived) else ()
             if await self._save(after, effects, tests):
                 return effects
             await self._load()
+            if any(isinstance(effect, AskAdvice) for effect in effects):
+                event = Restarted(now)  # saved perhaps, and asked by nobody: the next look asks
 
     def _would_overflow(self, after: Rollout | None) -> bool:
         """Tell whether this must wait for the outbox: only what raises exposure ever does."""
         before = 0.0 if self.rollout is None else self.rollout.percent
         return len(self._outbox) >= OUTBOX_LIMIT and after is not None and after.percent > before
 
+    def _outbox_full(self, command: CommandReceived) -> AnswerCommand:
+        """Return the answer to a command that would raise exposure now: every command gets one."""
+        reason = "Kafka takes no records and the outbox is full: nothing is raised until it is empty; send it again then"
+        revision = 0 if self.rollout is None else self.rollout.revision
+        return AnswerCommand(command.command_id, command.verb, CommandStatus.REJECTED, reason, revision)
+
     async def _save(self, after: Rollout | None, effects: Sequence[Effect], tests: GateTests) -> bool:
-        """Save state and effects in one step, before any effect. False: somebody else saved first."""
+        """Save state and effects in one step, before any effect. False: not known to be saved; look, and decide again.
+
+        That is so when somebody else saved first, and when the store does not say. The write may then land late, which the
+        token finds out; sending the same again would save an old decision after the outage, its bake over already.
+        """
         before, now = self.rollout, self._tools.clock.monotonic()
         is_changed = after is not before
         is_due = tests is not self._tests and now - self._tests_saved_at >= TESTS_SAVED_EVERY_SECONDS
@@ -211,8 +234,8 @@ class FlagWorker:
         is_transition = after is not None and (before is None or after.revision != before.revision)
         entries, answer = self._entries(after, effects, is_transition=is_transition)
         saved_tests = encode_tests(tests)
-        is_saved = await self._persistently(
-            lambda: self._tools.rollouts.save(
+        try:
+            is_saved = await self._tools.rollouts.save(
                 self.flag_key,
                 expected_token=self._token,
                 rollout=after if is_changed else None,
@@ -220,7 +243,10 @@ class FlagWorker:
                 outbox=entries,
                 answer=answer,
             )
-        )
+        except StoreUnavailable as trouble:
+            self._log.warning("save_unknown", token=self._token, error=str(trouble))
+            await asyncio.sleep(self._tools.retry_seconds * random.uniform(0.5, 1.0))
+            return False
         if not is_saved:
             self._log.warning("save_overtaken", token=self._token)
             return False
@@ -274,7 +300,7 @@ class FlagWorker:
             stored = await self._persistently(lambda: self._tools.rollouts.load(self.flag_key))
         rollout, self._token, self._tests = stored.rollout, stored.token, decode_tests(stored.tests)
         self.rollout = rollout
-        self._outbox.clear()
+        self._outbox = deque(entry for entry in self._outbox if not entry.field)  # repeated answers and alerts wait on
         self._send(stored.outbox)
         if rollout is not None:
             self._tools.on_transition(rollout)

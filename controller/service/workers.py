@@ -16,7 +16,7 @@ import structlog
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
 from controller.core.rollout import CommandReceived, Rollout
 from controller.errors import BadInput, CommandRefused, OperatingTrouble
-from controller.ports import EventLog, Record, TopicPartition, Totals
+from controller.ports import EventLog, OutboxEntry, Record, TopicPartition, Totals
 from controller.service.worker import FlagWorker, Tools
 
 #: A worker that stopped by a mistake of ours is started anew after this: its flag must not stay without guardrails.
@@ -181,6 +181,8 @@ class Workers:
             return
         failure = ""
         for attempt in (1, 2):
+            if (record.topic, record.partition) not in self._lanes:
+                return  # handed over before it was begun: whoever runs the flag now reads it, for we have not committed it
             try:
                 await self._start(command.flag_key).submit(command.event)
                 return
@@ -248,7 +250,8 @@ class Workers:
         worker = self._workers.get(flag_key)
         if worker is not None:
             drift = self._actuation_drift(rollout)
-            worker.see(Evidence(self._tools.clock.now(), visits, tuple(progress), len(self._event_partitions()), drift))
+            now, expected = self._tools.clock.now(), len(self._event_partitions())
+            worker.see(rollout.rollout_id, Evidence(now, visits, tuple(progress), expected, drift))
 
     # --- starting and stopping ------------------------------------------------------------------------------------------
 
