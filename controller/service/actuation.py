@@ -96,7 +96,6 @@ class Actuation:
     async def _keep(self, plane: FlagPlane) -> None:
         wake = self._wakes[plane.name]
         while True:
-            wake.clear()
             await self._reconcile(plane)
             self._report(plane)
             try:
@@ -107,15 +106,29 @@ class Actuation:
 
     async def _reconcile(self, plane: FlagPlane) -> None:
         """Look at every flag once. Lowering goes first: a plane's slow calls must not keep a rolled-back flag up."""
-        for rollout in sorted(self._wanted.values(), key=lambda wanted: wanted.percent):
-            if self._wanted.get(rollout.flag_key) is not rollout:
-                continue  # dropped, or newer: the next round has it
+        wake = self._wakes[plane.name]
+        seen: dict[str, Rollout] = {}
+        while True:
+            wake.clear()
+            if await self._reconcile_unseen(plane, seen, wake):
+                return
+
+    async def _reconcile_unseen(self, plane: FlagPlane, seen: dict[str, Rollout], wake: asyncio.Event) -> bool:
+        """Look at what was not looked at yet. False: something newer is wanted meanwhile, which may have to go first."""
+        unseen = [wanted for key, wanted in self._wanted.items() if seen.get(key) is not wanted]
+        for rollout in sorted(unseen, key=lambda wanted: wanted.percent):
             why = await self._make_serve(plane, rollout)
+            seen[rollout.flag_key] = rollout
+            if rollout.flag_key not in self._wanted:
+                continue  # another replica's now, and so are its gaps
             key = (rollout.flag_key, plane.name)
             if why is not None:
                 self._gaps.setdefault(key, _Gap(self._clock.now(), why)).why = why
             elif self._gaps.pop(key, None) is not None:
                 self._log.info("actuated", flag_key=rollout.flag_key, plane=plane.name, percent=rollout.percent)
+            if wake.is_set():
+                return False
+        return True
 
     async def _make_serve(self, plane: FlagPlane, rollout: Rollout) -> str | None:
         """Return None once the plane serves what was decided, else why it does not."""
