@@ -51,7 +51,11 @@ class Parts:
 class Supervisor:
     """Runs the daemon between start and stop."""
 
-    def __init__(self, parts: Parts, health: Health, settings: ShutdownSettings) -> None:
+    def __init__(
+        self, parts: Parts, health: Health, settings: ShutdownSettings, *, end_process: Callable[[int], object] = os._exit
+    ) -> None:
+        """`end_process` is the last resort: it takes an exit code and asks nobody."""
+        self._end_process = end_process
         self._parts = parts
         self._health = health
         self._settings = settings
@@ -76,9 +80,9 @@ class Supervisor:
             stopping.cancel()
         failure = work.exception() if work.done() and not work.cancelled() else None
         seconds = self._settings.drain_seconds + self._settings.close_seconds + 0.3
-        last_resort = _exit_at_the_latest(seconds, self._exit_code(failure))
+        # Not called off: what this returns to has tasks to cancel and threads to join, and those may hang as well.
+        self._end_at_the_latest(seconds, self._exit_code(failure))
         await self._shut_down(work)
-        last_resort.cancel()
         for signal_number in with_signals:
             asyncio.get_running_loop().remove_signal_handler(signal_number)
         if failure is not None:
@@ -101,7 +105,7 @@ class Supervisor:
         """Begin to stop; asked a second time, stop at once: everything we have not saved is counted again."""
         if self._stopping.is_set():
             self._log.warning("stopped_at_once", signal=number.name)
-            os._exit(0)
+            self._end_process(0)
         self._log.info("stop_asked", signal=number.name)
         self._stopping.set()
 
@@ -154,19 +158,13 @@ class Supervisor:
         except Exception as error:  # the edge of a dying process: said, and the next part is stopped
             self._log.warning("stop_failed", part=name, error_type=type(error).__name__, error=str(error))
 
+    def _end_at_the_latest(self, seconds: float, code: int) -> None:
+        """End the process then, even if the event loop hangs by then: a thread needs no loop."""
+        timer = threading.Timer(seconds, self._end_process, [code])
+        timer.daemon = True
+        timer.start()
+
 
 async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
     await loop()
     raise RolloutdError(f"{loop!r} ended, which it should not")
-
-
-def _exit_at_the_latest(seconds: float, code: int) -> threading.Timer:
-    """End the process then, even if the event loop hangs by then: a thread needs no loop."""
-
-    def end() -> None:
-        os._exit(code)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    return timer
