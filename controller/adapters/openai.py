@@ -4,22 +4,24 @@ Belongs here: one bounded HTTP call, and which failures keep us from asking agai
 (`prompts.py`), what an answer must look like (`schemas/advice.py`), and what advice may do (`core/machine.py`).
 
 Neither server nor model is trusted. One deadline covers waiting for a turn, connecting and the last byte; no more than
-`max_answer_bytes` are read, however many are sent; redirects are not followed, cookies and proxies do not exist, nothing is
-decompressed. Whatever goes wrong is AdviceUnavailableError with a printable reason.
+`max_answer_bytes` are read, however many are sent, and in small pieces, so that the loop goes on. httpcore, the transport below
+httpx, knows no redirects, cookies, proxies of the environment or compression: what is not there cannot be turned against us.
+Whatever goes wrong is AdviceUnavailableError with a printable reason.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import re
 import ssl
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
-import httpx
+import httpcore
 import msgspec
 
 from controller.adapters.prompts import Prompt, gate_prompt
@@ -48,8 +50,12 @@ REFUSAL_MAX_BYTES = 4_096
 REFUSAL_SECONDS = 0.5
 REFUSAL_MAX_CHARS = 200
 
-#: A body in thousands of tiny chunks that arrive at once is parsed without a pause; the loop gets its turn after so many.
+#: What is parsed between two turns of the loop. The worst a server can send in as much, chunks of one byte, takes about 20 ms.
+PIECE_BYTES = 4_096
 CHUNKS_PER_TURN = 64
+
+#: Larger heads are refused: a proxy's cookies fit, and a head of nothing but tiny lines is parsed in about 20 ms.
+HEAD_MAX_BYTES = 8_192
 
 #: Only an operator mends these: a wrong key, a wrong address, a model the server does not have.
 LASTING_STATUSES = frozenset({401, 403, 404})
@@ -141,10 +147,12 @@ class Circuit:
 class OpenAIAdvisor:
     """Asks one model at one server. At most `concurrency` questions are out; waiting for a turn uses up the deadline."""
 
-    def __init__(self, settings: AdvisorSettings, clock: Clock, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """Connect to nothing yet; `transport` takes the place of the network. Raises ConfigInvalid without an address."""
+    def __init__(self, settings: AdvisorSettings, clock: Clock, *, network: httpcore.AsyncNetworkBackend | None = None) -> None:
+        """Connect to nothing yet; `network` takes the place of the machine's. Raises ConfigInvalid without a usable address."""
         if settings.url is None:
             raise ConfigInvalid("advisor.url is not set: give the address of an OpenAI-compatible server")
+        if not settings.url.isascii():
+            raise ConfigInvalid(f"advisor.url is not ASCII: {settings.url!r}; write the host name as xn--..., escape the path")
         self._settings = settings
         self._clock = clock
         self._endpoint = completions_url(settings.url)
@@ -152,7 +160,16 @@ class OpenAIAdvisor:
         self._server = f"{parts.scheme}://{parts.netloc}"
         self._circuit = Circuit(clock, failures=settings.breaker_failures, seconds=settings.breaker_seconds)
         self._turns = asyncio.Semaphore(settings.concurrency)
-        self._transport = transport or _transport(is_tls=parts.scheme == "https")
+        # Without TLS a context that trusts nobody: the default one would read the authorities from disk.
+        is_tls = parts.scheme == "https"
+        self._connections = httpcore.AsyncConnectionPool(
+            ssl_context=ssl.create_default_context() if is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            max_connections=None,  # questions are counted by turns
+            max_keepalive_connections=0,  # gates are minutes apart: a kept connection would be found dead when needed
+            network_backend=_BoundedNetwork(network or httpcore.AnyIOBackend()),
+        )
+        # Otherwise loaded by the first question, which would hold up the loop for 0.15 s.
+        importlib.import_module("anyio._backends._asyncio")
 
     @property
     def trouble(self) -> str | None:
@@ -180,19 +197,18 @@ class OpenAIAdvisor:
 
     async def close(self) -> None:
         """Close what is open; a question still out ends in AdviceUnavailableError."""
-        await self._transport.aclose()
+        await self._connections.aclose()
 
     async def _call(self, prompt: Prompt, deadline: float) -> Advice:
         """Ask once and read the answer."""
         started = self._clock.monotonic()
         try:
             async with asyncio.timeout_at(deadline):
-                body = await self._post(self._request(prompt))
+                body = await self._post(json.dumps(completion_request(self._settings, prompt)).encode())
         except TimeoutError:
             took = self._clock.monotonic() - started
             raise ServerTrouble(f"{self._server} gave no complete answer within {took:.1f} s") from None
-        # ValueError and OSError, because not all that goes wrong below is translated: a host name, for example.
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
+        except _NETWORK_ERRORS as error:
             raise ServerTrouble(f"{self._server} {self._what_failed(error)}") from error
         latency_ms = round(1000 * (self._clock.monotonic() - started))
         content = _content(body, self._server)
@@ -210,8 +226,8 @@ class OpenAIAdvisor:
             raw=_printable(content).encode()[:RAW_MAX_BYTES].decode(errors="ignore"),
         )
 
-    def _request(self, prompt: Prompt) -> httpx.Request:
-        settings = self._settings
+    async def _post(self, question: bytes) -> bytes:
+        """Return the body of a 200 that says it is JSON. Raises ServerTrouble and `_NETWORK_ERRORS`."""
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "identity",  # nothing to unpack, so nothing that grows
@@ -219,40 +235,33 @@ class OpenAIAdvisor:
             "Content-Type": "application/json",
             "User-Agent": "rolloutd",
         }
-        if settings.api_key is not None:
-            headers["Authorization"] = f"Bearer {settings.api_key.get_secret_value()}"
-        content = json.dumps(completion_request(settings, prompt)).encode()
+        if self._settings.api_key is not None:
+            headers["Authorization"] = f"Bearer {self._settings.api_key.get_secret_value()}"
         # The deadline bounds everything after the connection.
-        timeout = httpx.Timeout(None, connect=settings.connect_timeout_seconds)
-        return httpx.Request(
-            "POST", self._endpoint, headers=headers, content=content, extensions={"timeout": timeout.as_dict()}
-        )
-
-    async def _post(self, request: httpx.Request) -> bytes:
-        """Return the body of a 200 that says it is JSON. Raises ServerTrouble and what httpx raises."""
-        response = await self._transport.handle_async_request(request)
-        try:
-            if response.status_code != 200:
-                raise ServerTrouble(await self._refusal(response), is_lasting=response.status_code in LASTING_STATUSES)
-            media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        timeouts = {"connect": self._settings.connect_timeout_seconds}
+        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+        async with self._connections.stream(
+            "POST", self._endpoint, headers=encoded, content=question, extensions={"timeout": timeouts}
+        ) as response:
+            if response.status != 200:
+                raise ServerTrouble(await self._refusal(response), is_lasting=response.status in LASTING_STATUSES)
+            media_type = _header(response, b"content-type").partition(";")[0].strip().lower()
             if media_type != "application/json":
                 raise ServerTrouble(f"{self._server} answered with {_shown(media_type) or 'no content type'}, not JSON")
-            if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            if _header(response, b"content-encoding").strip().lower() not in ("", "identity"):
                 raise ServerTrouble(f"{self._server} sent a packed answer, which was not asked for")
             return await _read(response, self._settings.max_answer_bytes)
-        finally:
-            await response.aclose()
 
-    async def _refusal(self, response: httpx.Response) -> str:
+    async def _refusal(self, response: httpcore.Response) -> str:
         """Return status and, when it comes soon, what the server says about it; never our key."""
-        status = response.status_code
+        status = response.status
         meaning = _STATUS_WORDS.get(status, "redirected us, which is not followed" if 300 <= status < 400 else "failed")
         text = f"{self._server} {meaning} (HTTP {status})"
         try:
             async with asyncio.timeout(REFUSAL_SECONDS):
                 body = await _read(response, REFUSAL_MAX_BYTES)
             message = msgspec.json.decode(body, type=_Refusal).message
-        except (TimeoutError, httpx.HTTPError, ServerTrouble, msgspec.MsgspecError, ValueError, RecursionError):
+        except (*_NETWORK_ERRORS, TimeoutError, ServerTrouble, msgspec.MsgspecError, RecursionError):
             return text  # nothing readable: the status stands alone
         if self._settings.api_key is not None:
             message = message.replace(self._settings.api_key.get_secret_value(), "***")
@@ -260,11 +269,11 @@ class OpenAIAdvisor:
 
     def _what_failed(self, error: Exception) -> str:
         match error:
-            case httpx.ConnectTimeout():
+            case httpcore.ConnectTimeout():
                 return f"accepted no connection within {self._settings.connect_timeout_seconds:.1f} s"
-            case httpx.ConnectError():
+            case httpcore.ConnectError():
                 return f"cannot be reached: {_shown(str(error))}"
-            case httpx.ReadError() | httpx.WriteError() | httpx.RemoteProtocolError():
+            case httpcore.ReadError() | httpcore.WriteError() | httpcore.RemoteProtocolError():
                 return f"broke off: {_shown(str(error)) or type(error).__name__}"
             case _:
                 return f"cannot be asked: {_shown(str(error)) or type(error).__name__}"
@@ -315,14 +324,79 @@ def completion_request(settings: AdvisorSettings, prompt: Prompt) -> dict[str, A
     }
 
 
-def _transport(*, is_tls: bool) -> httpx.AsyncBaseTransport:
-    """Return the bare transport: it has no cookies, redirects, proxies or decoding.
+# --- the network, in small pieces -----------------------------------------------------------------------------------------
 
-    A fresh connection per question, because gates are minutes apart and a kept one would be found dead when it is needed.
+#: What a connection may end in. ValueError and OSError, because httpcore does not translate all that goes wrong below it: a
+#: host name that cannot be one, for example.
+_NETWORK_ERRORS = (
+    httpcore.NetworkError,
+    httpcore.TimeoutException,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+    httpcore.ConnectionNotAvailable,
+    OSError,
+    ValueError,
+)
+
+_INTERIM = re.compile(rb"HTTP/\d\.\d 1")
+
+
+class _BoundedStream(httpcore.AsyncNetworkStream):
+    """Reads little at a time, and only a response that begins with its own head.
+
+    The parser above it is thorough and slow: 64 KiB of one-byte chunks, of tiny header lines or of interim responses (1xx,
+    which we never ask for) would hold up the loop for a fifth of a second, the last for as long as the server likes.
     """
-    # Without TLS a context that trusts nobody: the default one would read the authorities from disk.
-    tls = ssl.create_default_context() if is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return httpx.AsyncHTTPTransport(verify=tls, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._head: bytes | None = b""  # as far as it has come; None: it is complete
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's signature
+        piece = await self._stream.read(min(max_bytes, PIECE_BYTES), timeout)
+        if self._head is not None:
+            self._head += piece
+            if _INTERIM.match(self._head):
+                raise httpcore.RemoteProtocolError("an interim response, which was not asked for")
+            if b"\r\n\r\n" in self._head[:HEAD_MAX_BYTES]:
+                self._head = None
+            elif len(self._head) >= HEAD_MAX_BYTES:
+                raise httpcore.RemoteProtocolError(f"more than {HEAD_MAX_BYTES} bytes of headers")
+        return piece
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        return _BoundedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class _BoundedNetwork(httpcore.AsyncNetworkBackend):
+    """Connects like the network it is given, with bounded streams."""
+
+    def __init__(self, network: httpcore.AsyncNetworkBackend) -> None:
+        self._network = network
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        return _BoundedStream(await self._network.connect_tcp(host, port, timeout, local_address, socket_options))
 
 
 # --- what comes back ------------------------------------------------------------------------------------------------------
@@ -355,11 +429,16 @@ class _Refusal(msgspec.Struct):
         return (self.error if isinstance(self.error, str) else self.error.message) or self.detail
 
 
-async def _read(response: httpx.Response, limit: int) -> bytes:
-    """Return the whole body. Raises ServerTrouble beyond `limit` bytes or in endless white space, and what httpx raises."""
+def _header(response: httpcore.Response, name: bytes) -> str:
+    """Return a header's value, of several the first; empty when it is missing."""
+    return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), "")
+
+
+async def _read(response: httpcore.Response, limit: int) -> bytes:
+    """Return the whole body. Raises ServerTrouble beyond `limit` bytes or in endless white space, and `_NETWORK_ERRORS`."""
     body = bytearray()
     white_run = count = 0
-    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as chunks:
+    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_stream())) as chunks:
         async for chunk in chunks:
             body += chunk
             if len(body) > limit:
