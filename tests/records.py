@@ -9,11 +9,12 @@ from typing import Any
 
 from controller.ports import Record
 from controller.service.counting import Directory, PartitionTotals
-from schemas.totals import ArmCounts, encode_arm, encode_progress, parse_field
+from schemas.totals import ArmCounts, decode_arm, encode_arm, encode_progress, parse_field
 from schemas.wire import decode_evaluation, decode_outcome
-from tests.builders import T0
+from tests.builders import HOUR, T0
 
-T0_MS = int(T0.timestamp() * 1000)
+#: When records arrive unless a test says otherwise: after whatever happens in it.
+ARRIVAL_MS = int((T0 + 24 * HOUR).timestamp() * 1000)
 
 
 def at_ms(at: datetime) -> int:
@@ -61,7 +62,9 @@ def outcome_value(
     return _value("outcome", data, time_ms)
 
 
-def make_record(offset: int, value: bytes | None, *, topic: str = "t", timestamp_ms: int = T0_MS, partition: int = 0) -> Record:
+def make_record(
+    offset: int, value: bytes | None, *, topic: str = "t", timestamp_ms: int = ARRIVAL_MS, partition: int = 0
+) -> Record:
     """Return a record with no key and no headers."""
     return Record(topic, partition, offset, timestamp_ms, None, value, ())
 
@@ -115,8 +118,6 @@ class Owner:
 
 def arms_in(stored: dict[str, bytes]) -> dict[tuple[str, int, str], ArmCounts]:
     """Return (flag key, visit, arm) -> totals of a hash; arms with nothing but zeros are left out."""
-    from schemas.totals import decode_arm
-
     found = {}
     for name, value in stored.items():
         parsed = parse_field(name)

@@ -1,0 +1,276 @@
+"""What one partition's records add up to, case by case; whole histories are in tests/property/test_counting.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import pytest
+
+from controller.core.evidence import bucket_of
+from controller.errors import BrokenInvariant
+from controller.service.counting import Directory
+from schemas.terms import QuarantineReason
+from schemas.totals import ArmCounts, PartitionCounts, encode_progress
+from schemas.wire import decode_outcome
+from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_rollout, make_visit
+from tests.records import Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
+
+ON, OFF = ("new-checkout", "on"), ("new-checkout", "off")
+AT = T0 + 10 * MINUTE
+TREATMENT, CONTROL = ("new-checkout", 0, "treatment"), ("new-checkout", 0, "control")
+
+
+def make_directory() -> Directory:
+    """Return a directory of one flag whose plan names one conversion."""
+    guardrails = (make_guardrail(), make_guardrail(metric="conversion:paid"))
+    directory = Directory()
+    directory.watch(make_rollout(plan=make_plan(guardrails=guardrails)))
+    return directory
+
+
+class Counting:
+    """One partition that is fed values and saved at will."""
+
+    def __init__(self, *, evaluations: bool = False, directory: Directory | None = None) -> None:
+        self.directory = directory or make_directory()
+        self.stored: dict[str, bytes] = {}
+        self.evaluations = evaluations
+        self.owner = self.load()
+
+    def load(self) -> Owner:
+        return Owner(self.directory, counts_exposures=self.evaluations, stored=self.stored)
+
+    def batch(self, *values: bytes | None, join: Owner | None = None) -> None:
+        """Fold values as one batch and save."""
+        position = self.owner.totals.position
+        records = [make_record(position + number, value) for number, value in enumerate(values)]
+        self.owner.fold(records, join=None if join is None else join.totals)
+        assert self.owner.save(self.stored)
+
+    @property
+    def arms(self) -> dict[tuple[str, int, str], ArmCounts]:
+        return arms_in(self.stored)
+
+    @property
+    def records(self) -> PartitionCounts:
+        return self.owner.totals.records
+
+
+def outcome(context: str, *flags: tuple[str, str], at: datetime = AT, **more: object) -> bytes:
+    """Return an outcome's value."""
+    return outcome_value(context, time_ms=at_ms(at), flags=flags, **more)  # type: ignore[arg-type]
+
+
+def evaluation(context: str, variant: str, at: datetime = AT) -> bytes:
+    """Return an evaluation's value."""
+    return evaluation_value(context, variant, time_ms=at_ms(at))
+
+
+def test_a_context_errs_for_the_first_time_once_whatever_its_arm() -> None:
+    """One first-error set per flag and visit: who erred in control is no fresh context in the treatment."""
+    counting = Counting()
+    counting.batch(outcome("a", OFF, error=True))
+    counting.batch(outcome("a", ON, error=True))
+    assert (counting.arms[CONTROL].at_risk, counting.arms[CONTROL].first_errors) == (1, 1)
+    assert (counting.arms[TREATMENT].at_risk, counting.arms[TREATMENT].first_errors) == (0, 0)
+    assert (counting.arms[TREATMENT].outcomes, counting.arms[TREATMENT].errors) == (1, 1)
+
+
+def test_each_visit_has_its_own_first_errors() -> None:
+    """At a stage change everybody is at risk again."""
+    visits = (make_visit(left_at=T0 + HOUR), make_visit(stage=1, entered_at=T0 + HOUR, counts_from=T0 + HOUR))
+    counting = Counting()
+    counting.directory.flags.clear()
+    counting.directory.watch(make_rollout(visits=visits))
+    counting.batch(outcome("a", ON, error=True), outcome("a", ON, error=True, at=T0 + HOUR))
+    assert [counting.arms["new-checkout", visit, "treatment"].first_errors for visit in (0, 1)] == [1, 1]
+
+
+def test_a_context_is_at_risk_once_per_batch_until_it_errs() -> None:
+    """Many outcomes of a context in a batch are one trial; after the first error there is none."""
+    counting = Counting()
+    counting.batch(outcome("a", ON), outcome("a", ON), outcome("b", ON))
+    assert counting.arms[TREATMENT].at_risk == 2
+    counting.batch(outcome("a", ON), outcome("a", ON, error=True), outcome("a", ON, error=True))
+    assert (counting.arms[TREATMENT].at_risk, counting.arms[TREATMENT].first_errors) == (3, 1)
+    counting.batch(outcome("a", ON, error=True))
+    assert (counting.arms[TREATMENT].at_risk, counting.arms[TREATMENT].first_errors) == (3, 1)
+    assert (counting.arms[TREATMENT].outcomes, counting.arms[TREATMENT].errors) == (7, 3)
+
+
+def test_one_latency_per_context_and_batch_is_for_the_test() -> None:
+    """The first latency of a context in a batch goes into the test's histogram, every one into the picture's."""
+    counting = Counting()
+    counting.batch(outcome("a", ON), outcome("a", ON, latency_ms=10.0), outcome("a", ON, latency_ms=99.0))
+    counting.batch(outcome("a", ON, latency_ms=10.0))
+    arm = counting.arms[TREATMENT]
+    assert arm.latency == {bucket_of(10.0): 2}
+    assert arm.latency_all == {bucket_of(10.0): 2, bucket_of(99.0): 1}
+
+
+@pytest.mark.parametrize("latency_ms", [0.0, 0.001, 0.0010001, 1.0, 1.02, 86_400_000.0])
+def test_latencies_fall_into_the_cores_buckets(latency_ms: float) -> None:
+    """The bucket computed in the hot path is `bucket_of`'s, at the edges too."""
+    counting = Counting()
+    counting.batch(outcome("a", ON, latency_ms=latency_ms))
+    assert counting.arms[TREATMENT].latency_all == {bucket_of(latency_ms / 1000 * 1000.0): 1}
+
+
+def test_exposures_are_contexts_and_switches_are_seen() -> None:
+    """An arm's exposures are its distinct contexts; one that saw the other arm before counts as switched."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "off"), evaluation("a", "off"), evaluation("a", "on"), evaluation("b", "on"))
+    counting.batch(evaluation("a", "off"))
+    assert counting.arms[CONTROL] == ArmCounts(evaluations=3, exposures=1)
+    assert counting.arms[TREATMENT] == ArmCounts(evaluations=2, exposures=2, switched=1)
+
+
+def test_settle_and_what_lies_outside_every_visit_is_late() -> None:
+    """Events of a known flag before the start, while settling and after the end touch no arm."""
+    counting = Counting(evaluations=True)
+    counting.directory.flags.clear()
+    counting.directory.watch(make_rollout(visits=(make_visit(left_at=T0 + HOUR),)))
+    for at in (T0 - MINUTE, T0, T0 + 0.98 * MINUTE, T0 + HOUR):
+        counting.batch(evaluation("a", "on", at))
+    assert (counting.records.late, counting.records.counted, counting.arms) == (4, 0, {})
+    counting.batch(evaluation("a", "on", T0 + MINUTE))
+    assert (counting.records.late, counting.records.counted) == (4, 1)
+
+
+def test_other_variants_are_ignored_and_seen() -> None:
+    """A variant that is neither arm touches none and is counted for operators."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "blue"))
+    assert (counting.records.ignored, counting.directory.other_variants, counting.arms) == (1, 1, {})
+
+
+def test_only_conversions_a_guardrail_names_are_counted() -> None:
+    """A conversion counts once per context and visit, over both arms; unnamed ones leave nothing."""
+    counting = Counting()
+    counting.batch(outcome("a", OFF, conversions=["paid", "clicked"]), outcome("a", ON, conversions=["paid"]))
+    counting.batch(outcome("b", ON, conversions=["paid"]))
+    assert counting.arms[CONTROL].converted == {"paid": 1}
+    assert counting.arms[TREATMENT].converted == {"paid": 1}
+    assert not any("clicked" in name or b"clicked" in value for name, value in counting.stored.items())
+
+
+def test_poison_is_refused_and_the_rest_counts() -> None:
+    """A record that cannot be read is kept with its reason; its neighbours count."""
+    counting = Counting()
+    position = counting.owner.totals.position
+    values: Sequence[bytes | None] = [outcome("a", ON), b"{", None, outcome("b", ON)]
+    counting.owner.fold([make_record(position + number, value) for number, value in enumerate(values)])
+    refused = counting.owner.totals.refused
+    assert [(one.offset, one.reason) for one in refused] == [(1, QuarantineReason.NOT_JSON), (2, QuarantineReason.EMPTY)]
+    assert (counting.records.quarantined, counting.records.counted) == (2, 2)
+
+
+def test_a_record_is_one_of_four_and_best_of_its_flags() -> None:
+    """An outcome of several flags is counted if one counts, else late if one is known, else ignored."""
+    counting = Counting()
+    unknown = ("nobody", "on")
+    counting.batch(
+        outcome("a", unknown, ON), outcome("a", unknown, ON, at=T0), outcome("a", unknown), outcome("a", ("new-checkout", "x"))
+    )
+    assert (counting.records.counted, counting.records.late, counting.records.ignored) == (1, 1, 2)
+
+
+def test_joins_find_the_exposure_of_the_outcomes_past() -> None:
+    """An outcome without flags takes the arm its context saw last, though that was while settling."""
+    directory = make_directory()
+    exposures = Counting(evaluations=True, directory=directory)
+    exposures.batch(evaluation("a", "off", T0 - MINUTE), evaluation("a", "on", T0))
+    counting = Counting(directory=directory)
+    counting.batch(outcome("a"), outcome("stranger"), join=exposures.owner)
+    assert counting.arms.keys() == {TREATMENT}
+    assert (counting.records.counted, counting.records.ignored, directory.unjoined) == (1, 1, 1)
+
+
+def test_joins_skip_the_exposures_of_an_earlier_rollout() -> None:
+    """Who was exposed in a flag's last rollout has not been exposed in this one."""
+    directory = make_directory()
+    exposures = Counting(evaluations=True, directory=directory)
+    exposures.batch(evaluation("a", "on"))
+    directory.watch(make_rollout(rollout_id="start-2", revision=9))
+    counting = Counting(directory=directory)
+    counting.batch(outcome("a"), join=exposures.load())
+    assert (counting.arms, directory.unjoined) == ({}, 1)
+
+
+def test_outcomes_too_young_to_be_joined_are_left() -> None:
+    """Folding stops at the first outcome to be joined whose evaluations are not all there, not before it."""
+    directory = make_directory()
+    counting = Counting(directory=directory)
+    join = Owner(directory, counts_exposures=True).totals
+    values = [(outcome("a", ON), 50), (outcome("a"), 40), (outcome("a"), 41), (outcome("a", ON), 30)]
+    batch = [make_record(number, value, timestamp_ms=at_ms(AT) + ms) for number, (value, ms) in enumerate(values)]
+    assert counting.owner.totals.fold_outcomes(batch, decode_outcome, join=join, joinable_until_ms=at_ms(AT) + 40) == 2
+    assert counting.owner.totals.position == 2
+
+
+def test_counting_stops_when_a_save_is_full() -> None:
+    """No more fields change than one save may carry."""
+    directory = Directory()
+    for number in range(50):
+        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
+    counting = Counting(directory=directory)
+    batch = [make_record(number, outcome("a", (f"flag-{number}", "on"))) for number in range(50)]
+    taken = counting.owner.totals.fold_outcomes(batch, decode_outcome, room=30)
+    assert 0 < taken < 30
+    assert counting.owner.totals.position == taken
+
+
+def test_an_older_document_changes_nothing() -> None:
+    """News that arrive late do not turn the timeline back."""
+    directory = Directory()
+    assert directory.watch(make_rollout(revision=2)) is not None
+    assert directory.watch(make_rollout(revision=2, rollout_id="other")) is None
+    assert directory.flags["new-checkout"].rollout_id == "start-1"
+
+
+def test_a_newer_document_moves_the_timeline() -> None:
+    """When a visit ends, events after its end no longer count for it."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "on", T0 + 2 * HOUR))
+    watched = counting.directory.watch(make_rollout(revision=2, visits=(make_visit(left_at=T0 + HOUR),)))
+    assert watched is not None
+    counting.owner.totals.take(watched)
+    counting.batch(evaluation("b", "on", T0 + 2 * HOUR))
+    assert counting.arms[TREATMENT].exposures == 1
+    assert counting.records.late == 1
+
+
+def test_a_hash_that_does_not_add_up_is_refused() -> None:
+    """Totals that disagree with their fence are not counted on with."""
+    counting = Counting()
+    stored = {**encode_progress(PartitionCounts(counted=3)), "next": b"4"}
+    with pytest.raises(BrokenInvariant, match="add up"):
+        Owner(counting.directory, counts_exposures=False, stored=stored)
+
+
+def test_a_hash_of_nonsense_is_refused() -> None:
+    """What cannot be read is not taken for nothing."""
+    good = encode_progress(PartitionCounts())
+    for name, value in (
+        ("new-checkout|start-1|0|treatment", b"{"),
+        ("journal/0", b"123"),
+        ("set/x", b"a|b|0|c"),
+        ("set/0", b"a"),
+    ):
+        with pytest.raises(BrokenInvariant):
+            Owner(make_directory(), counts_exposures=True, stored={**good, name: value, "next": b"0"})
+
+
+def test_superseded_rollouts_are_swept() -> None:
+    """What a rollout left behind while nobody watched it is dropped once the directory is sure to be newer."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "on"))
+    directory = Directory()
+    directory.watch(make_rollout(rollout_id="start-2", revision=9))
+    counting.directory = directory
+    counting.owner = counting.load()
+    counting.owner.totals.drop_superseded()
+    counting.batch(evaluation("a", "on"))
+    assert not any("start-1" in name or b"start-1" in value for name, value in counting.stored.items())
+    assert counting.arms[TREATMENT].exposures == 1
