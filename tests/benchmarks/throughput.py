@@ -1,0 +1,310 @@
+"""Events per second end to end on one core, against the ceiling of an aiokafka daemon in the same run.
+
+`python -m tests.benchmarks.throughput [--events 600000] [--flags 20] [--known 20] [--poison 0.1] [--unknown 0]` on a real
+Kafka. Fills both event topics (4 partitions each, keyed by context, about 250 bytes an event), then reads them twice, pinned
+to one core: once with bare `getmany` and nothing else, once with the daemon's own ingest, totals saved in Redis. The totals
+are then compared, field by field, with a recount made while the events were written. Prints rates, their ratio and what
+Redis holds; exits 1 when a total differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import random
+import resource
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import redis.asyncio
+import structlog
+from confluent_kafka import Producer
+
+from controller.adapters.kafka import KafkaEventLog
+from controller.adapters.redis import RedisTotals, Store
+from controller.clock import SystemClock
+from controller.core.evidence import ArmTotals
+from controller.core.rollout import Rollout
+from controller.metrics import Metrics
+from controller.service.ingest import Ingest
+from controller.settings import CountingSettings, KafkaSettings
+from schemas import evaluation, outcome
+from schemas.quarantine import Refusal
+from schemas.terms import Arm
+from schemas.wire import decode_evaluation, decode_outcome
+from tests.brokers import RedisServer, create_topics_at, start_kafka
+from tests.builders import make_plan, make_rollout, make_visit
+
+PARTITIONS = 4
+FIELDS = ("evaluations", "exposures", "outcomes", "errors", "first_errors")
+
+
+@dataclass
+class Recount:
+    """What the totals must say, by plain counting while writing."""
+
+    totals: dict[tuple[str, Arm], Counter[str]] = field(default_factory=dict)
+    exposed: set[tuple[str, int]] = field(default_factory=set)
+    failed: set[tuple[str, int]] = field(default_factory=set)
+    poison: int = 0
+    unknown: int = 0
+
+    def arm(self, flag_key: str, arm: Arm) -> Counter[str]:
+        """Return the counters of one arm."""
+        return self.totals.setdefault((flag_key, arm), Counter())
+
+
+def records(options: argparse.Namespace, recount: Recount) -> Iterator[tuple[str, bytes, bytes]]:
+    """Yield (logical topic, key, value): evaluations and outcomes of random contexts, a tenth of them in treatment."""
+    chance = random.Random(options.seed)
+    moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    for number in range(options.events):
+        context = chance.randrange(options.contexts)
+        key = f"user-{context:08d}"
+        flag_key = f"flag-{chance.randrange(options.flags):05d}"
+        if chance.random() < options.unknown:
+            flag_key = f"unknown-{number}"
+        is_treated = context % 10 == 0
+        arm, variant = (Arm.TREATMENT, "on") if is_treated else (Arm.CONTROL, "off")
+        is_known = not flag_key.startswith("unknown")
+        topic = "evaluations" if number % 2 == 0 else "outcomes"
+        if chance.random() < options.poison:
+            recount.poison += 1
+            yield (
+                topic,
+                key.encode(),
+                b'{"specversion":"1.0","type":"io.rolloutd.%b.v1","id":"%d"' % (topic[:-1].encode(), number),
+            )
+            continue
+        head = {"specversion": "1.0", "source": "/checkout-api", "id": f"{number:08x}", "time": moment}
+        if topic == "evaluations":
+            data: dict[str, Any] = {
+                "feature_flag.key": flag_key,
+                "feature_flag.result.variant": variant,
+                "feature_flag.context.id": key,
+            }
+            yield topic, key.encode(), pack({**head, "type": evaluation.TYPE, "data": data})
+            recount.unknown += not is_known
+            if is_known:
+                counts = recount.arm(flag_key, arm)
+                counts["evaluations"] += 1
+                if (flag_key, context) not in recount.exposed:
+                    recount.exposed.add((flag_key, context))
+                    counts["exposures"] += 1
+            continue
+        data = {
+            "feature_flag.context.id": key,
+            "http.server.request.duration": round(chance.expovariate(20), 6),
+            "rolloutd.flags": [{"feature_flag.key": flag_key, "feature_flag.result.variant": variant}],
+        }
+        is_error = chance.random() < 0.01
+        if is_error:
+            data["error.type"] = "500"
+        yield topic, key.encode(), pack({**head, "type": outcome.TYPE, "data": data})
+        recount.unknown += not is_known
+        if is_known:
+            counts = recount.arm(flag_key, arm)
+            counts["outcomes"] += 1
+            counts["errors"] += is_error
+            if is_error and (flag_key, context) not in recount.failed:
+                recount.failed.add((flag_key, context))
+                counts["first_errors"] += 1
+
+
+def pack(event: dict[str, Any]) -> bytes:
+    """Return compact JSON."""
+    return json.dumps(event, separators=(",", ":")).encode()
+
+
+def fill(bootstrap: str, prefix: str, options: argparse.Namespace) -> tuple[Recount, int]:
+    """Write all events; return the recount and the bytes written."""
+    names = {"evaluations": f"{prefix}flag.evaluations", "outcomes": f"{prefix}request.outcomes"}
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 50, "partitioner": "murmur2_random", "acks": "all"})
+    recount, size = Recount(), 0
+    for topic, key, value in records(options, recount):
+        size += len(value)
+        while True:
+            try:
+                producer.produce(names[topic], value, key)
+                break
+            except BufferError:
+                producer.poll(0.1)
+        producer.poll(0)
+    producer.flush()
+    return recount, size
+
+
+async def ceiling(settings: KafkaSettings, events: int) -> tuple[float, float]:
+    """Return (seconds, CPU seconds) of reading everything and decoding nothing."""
+    log = KafkaEventLog(settings, settings.event_topics, f"ceiling-{uuid.uuid4().hex[:6]}")
+    await log.start()
+    consumer = log._running()
+    got, began, cpu = 0, 0.0, 0.0
+    while got < events:
+        batches = await consumer.getmany(timeout_ms=100, max_records=500)
+        if not began and batches:
+            began, cpu = time.perf_counter(), cpu_seconds()
+        got += sum(len(batch) for batch in batches.values())
+    spent = time.perf_counter() - began, cpu_seconds() - cpu
+    await log.stop()
+    return spent
+
+
+async def count(settings: KafkaSettings, store: Store, rollouts: list[Rollout], events: int) -> tuple[float, float, int]:
+    """Return (seconds, CPU seconds, refusals) of counting everything, the last total saved."""
+    refused = 0
+
+    async def quarantine(topic: str, partition: int, refusals: Any) -> None:
+        nonlocal refused
+        refused += sum(isinstance(one, Refusal) for one in refusals)
+
+    log = KafkaEventLog(settings, settings.event_topics, f"count-{uuid.uuid4().hex[:6]}")
+    ingest = Ingest(
+        log,
+        RedisTotals(store),
+        clock=SystemClock(),
+        metrics=Metrics(version="benchmark"),
+        settings=CountingSettings(exact_set_limit=200_000),
+        topics=settings.event_topics,
+        epoch=1,
+        quarantine=quarantine,
+        on_counted=lambda flag_keys: None,
+        decode_evaluation=decode_evaluation,
+        decode_outcome=decode_outcome,
+    )
+    for rollout in rollouts:
+        ingest.watch(rollout)
+    await log.start()
+    running = asyncio.create_task(ingest.run())
+    began, cpu = 0.0, 0.0
+    while True:
+        await asyncio.sleep(0.01)
+        if running.done():
+            await running
+        views = ingest.views()
+        if not began and any(view.next_offset > 0 for view in views):
+            began, cpu = time.perf_counter(), cpu_seconds()
+        if sum(view.saved_offset or 0 for view in views) >= events:
+            break
+    spent = time.perf_counter() - began, cpu_seconds() - cpu
+    await ingest.stop()
+    await running
+    await log.stop()
+    return *spent, refused
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def make_rollouts(options: argparse.Namespace) -> list[Rollout]:
+    """Return a rollout under way for every known flag."""
+    entered = datetime.now(UTC) - timedelta(hours=1)
+    visit = make_visit(entered_at=entered, counts_from=entered)
+    return [
+        make_rollout(
+            plan=make_plan(flag_key=f"flag-{number:05d}"),
+            flag_key=f"flag-{number:05d}",
+            rollout_id=f"r{number}",
+            visits=(visit,),
+        )
+        for number in range(options.known)
+    ]
+
+
+async def differences(store: Store, settings: KafkaSettings, rollouts: list[Rollout], recount: Recount) -> int:
+    """Return how many totals differ from the recount, printing the first ones."""
+    keys = [f"{topic}/{number}/1" for topic in settings.event_topics for number in range(PARTITIONS)]
+    wanted = {rollout.flag_key: (rollout.rollout_id, [0]) for rollout in rollouts}
+    found, _ = await RedisTotals(store).read(keys, wanted)
+    wrong = 0
+    for rollout in rollouts:
+        for arm in Arm:
+            totals = found[rollout.flag_key][0].arm(arm) if 0 in found.get(rollout.flag_key, {}) else ArmTotals()
+            expected = recount.arm(rollout.flag_key, arm)
+            for name in FIELDS:
+                if getattr(totals, name) != expected[name]:
+                    wrong += 1
+                    if wrong <= 10:
+                        print(f"differs: {rollout.flag_key} {arm} {name}: {getattr(totals, name)}, recount {expected[name]}")
+    return wrong
+
+
+async def run(options: argparse.Namespace, bootstrap: str, server: RedisServer) -> int:
+    """Measure and print; return the exit code."""
+    prefix = f"t{uuid.uuid4().hex[:6]}."
+    settings = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    await create_topics_at(bootstrap, *settings.event_topics, partitions=PARTITIONS)
+    recount, size = await asyncio.to_thread(fill, bootstrap, prefix, options)
+    print(f"{options.events} events, {size / options.events:.0f} bytes each, {options.known} known flags, "
+          f"{recount.poison} poison, {recount.unknown} of unknown flags")  # fmt: skip
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:1])
+    rollouts = make_rollouts(options)
+    client = redis.asyncio.Redis.from_url(server.url)
+    store = Store.connect(server.url, prefix=prefix, deadline_seconds=10, try_seconds=5)
+    ratios = []
+    for number in range(options.rounds):
+        await client.flushall()
+        empty = (await client.info("memory"))["used_memory"]
+        seconds, cpu = await ceiling(settings, options.events)
+        counted, counted_cpu, refused = await count(settings, store, rollouts, options.events)
+        full = (await client.info("memory"))["used_memory"]
+        ratios.append(seconds / counted)
+        print(
+            f"round {number + 1}: getmany alone {options.events / seconds:,.0f}/s ({options.events / cpu:,.0f} per CPU s), "
+            f"counted {options.events / counted:,.0f}/s ({options.events / counted_cpu:,.0f} per CPU s), "
+            f"ratio {seconds / counted:.2f} ({cpu / counted_cpu:.2f} by CPU); quarantined {refused}, "
+            f"Redis +{(full - empty) / 1024:,.0f} KiB"
+        )
+        if refused != recount.poison:
+            print(f"differs: {refused} quarantined, {recount.poison} poison records written")
+            return 1
+        wrong = await differences(store, settings, rollouts, recount)
+        if wrong:
+            print(f"{wrong} totals differ")
+            return 1
+    print(f"every total equals the recount; ratio, median of {options.rounds}: {sorted(ratios)[len(ratios) // 2]:.2f}")
+    await store.close()
+    await client.aclose()
+    return 0
+
+
+def main() -> int:
+    """Read the options, start the servers, measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=600_000)
+    parser.add_argument("--flags", type=int, default=20, help="flags that events are about")
+    parser.add_argument("--contexts", type=int, default=20_000, help="users; each flag sees all of them sooner or later")
+    parser.add_argument("--known", type=int, default=None, help="flags with a rollout; default: those of --flags")
+    parser.add_argument("--poison", type=float, default=0.0, help="share of records that are refused")
+    parser.add_argument(
+        "--unknown", type=float, default=0.0, help="share of records about flags nobody knows, each another one"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    options.known = options.flags if options.known is None else options.known
+    kafka = start_kafka()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    try:
+        print(f"Kafka: {kafka.description}")
+        with RedisServer() as server:
+            return asyncio.run(run(options, kafka.bootstrap, server))
+    finally:
+        kafka.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
