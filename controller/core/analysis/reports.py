@@ -150,7 +150,9 @@ def _answer_limit(guardrail: Guardrail, test: LimitTest | None, totals: VisitTot
         )
         outlook = "not at this rate" if missing is None else f"about {missing:,} more treatment contexts at this rate"
         shown = f"{said}: not shown yet, {outlook}"
-    return Answer(Verdict.INCONCLUSIVE, log_harm, _too_few(harmed), f"{said}: over the limit", safe, log_safe, shown)
+    # The tests look for a beginning too: what broke a minute ago is found although the stage's own average is still fine.
+    when = "over the limit" if trials and events / trials > share else "over the limit of late, though not on the stage's average"
+    return Answer(Verdict.INCONCLUSIVE, log_harm, _too_few(harmed), f"{said}: {when}", safe, log_safe, shown)
 
 
 def _limit_counts(guardrail: Guardrail, arm: ArmTotals, latency: Spread) -> tuple[int, int, str]:
