@@ -65,11 +65,14 @@ class LogStream:
         """Do nothing: a flush that waits would be the block we avoid."""
 
     def close(self, timeout_seconds: float = 0.5) -> None:
-        """Write what is queued, for at most `timeout_seconds`; further lines are dropped."""
+        """Write what is queued, for at most `timeout_seconds`; what is left then, and further lines, are dropped."""
         with self._wake:
             self._is_closing = True
             self._wake.notify()
         self._thread.join(timeout_seconds)
+        with self._wake:
+            self._drop(len(self._lines))
+            self._lines.clear()
 
     def _drop(self, lines: int) -> None:
         self.dropped += lines
