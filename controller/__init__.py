@@ -1,0 +1,1 @@
+"""The rollout controller. Where things live is in CONTRIBUTING.md."""

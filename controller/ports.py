@@ -53,7 +53,7 @@ TopicPartition = tuple[str, int]
 
 
 class EventLog(Protocol):
-    """One member of a consumer group. Positions are ours: nothing is read from where Kafka thinks we were, except by `committed`."""
+    """One member of a consumer group. Positions are ours: where Kafka thinks we were is told by `committed` alone."""
 
     @property
     def assignment(self) -> frozenset[TopicPartition]:
@@ -191,7 +191,7 @@ class Advisor(Protocol):
     """A language model that is asked for its opinion at a gate."""
 
     async def ask(self, rollout: Rollout, question: AskAdvice) -> Advice:
-        """Return parsed advice before `question.until`. Raises AdviceUnavailableError for everything else, whatever the server does."""
+        """Return parsed advice before `question.until`. Raises AdviceUnavailableError for whatever else the server does."""
 
 
 class FlagPlane(Protocol):

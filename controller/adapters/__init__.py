@@ -1,0 +1,1 @@
+"""One file per outside system, behind the protocols of `controller/ports.py`."""

@@ -1,0 +1,1 @@
+"""The two commands: `rolloutd`, the daemon, and `rolloutctl`, the operator's tool."""

@@ -285,5 +285,6 @@ class AskAdvice:
 Effect = PublishDecision | RaiseAlert | AnswerCommand | AskAdvice
 
 
-#: Verbs that raise exposure or open the way to it are refused when older than this: an order from before an outage is not an order for now.
+#: Verbs that raise exposure or open the way to it are refused when older than this: an order from before an outage is not
+#: an order for now.
 COMMAND_MAX_AGE = timedelta(minutes=10)

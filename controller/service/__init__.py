@@ -1,0 +1,1 @@
+"""The loops: counting, deciding, actuating, starting and stopping."""

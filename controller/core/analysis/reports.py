@@ -151,7 +151,8 @@ def _answer_limit(guardrail: Guardrail, test: LimitTest | None, totals: VisitTot
         outlook = "not at this rate" if missing is None else f"about {missing:,} more treatment contexts at this rate"
         shown = f"{said}: not shown yet, {outlook}"
     # The tests look for a beginning too: what broke a minute ago is found although the stage's own average is still fine.
-    when = "over the limit" if trials and events / trials > share else "over the limit of late, though not on the stage's average"
+    is_over = bool(trials) and events / trials > share
+    when = "over the limit" if is_over else "over the limit of late, though not on the stage's average"
     return Answer(Verdict.INCONCLUSIVE, log_harm, _too_few(harmed), f"{said}: {when}", safe, log_safe, shown)
 
 
