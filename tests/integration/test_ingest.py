@@ -1,0 +1,189 @@
+"""Counting on a real Kafka and Redis: members come, go and crash, and an independent recount finds each event once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from controller.adapters.kafka import KafkaEventLog
+from controller.adapters.redis import RedisTotals, Store
+from controller.clock import SystemClock
+from controller.metrics import Metrics
+from controller.service.ingest import Ingest
+from controller.settings import CountingSettings, KafkaSettings
+from schemas.quarantine import Refusal
+from schemas.wire import decode_evaluation, decode_outcome
+from tests.brokers import RedisServer
+from tests.builders import MINUTE, T0, make_rollout
+from tests.conftest import CreateTopics
+from tests.records import at_ms, evaluation_value, outcome_value
+
+pytestmark = pytest.mark.real_kafka
+
+PARTITIONS = 4
+AT_MS = at_ms(T0 + 5 * MINUTE)
+
+
+class Group:
+    """Members of one counting group, and what they refused."""
+
+    def __init__(self, bootstrap: str, prefix: str, store: Store) -> None:
+        self.settings = KafkaSettings.model_validate(
+            {
+                "bootstrap_servers": bootstrap,
+                "topic_prefix": prefix,
+                "session_timeout_seconds": 6.0,
+                "heartbeat_interval_seconds": 0.5,
+                "request_timeout_seconds": 8.0,
+            }
+        )
+        self.totals = RedisTotals(store)
+        self.refused: set[tuple[str, int, int]] = set()
+        self.tasks: list[asyncio.Task[None]] = []
+        self.members: list[tuple[Ingest, KafkaEventLog]] = []
+
+    @property
+    def keys(self) -> list[str]:
+        """The partitions' keys."""
+        return [f"{topic}/{number}/1" for topic in self.settings.event_topics for number in range(PARTITIONS)]
+
+    async def quarantine(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+        self.refused.update((topic, partition, refusal.offset) for refusal in refusals)
+
+    async def add(self) -> int:
+        """Start one more member and return its number."""
+        log = KafkaEventLog(self.settings, self.settings.event_topics, self.settings.events_group)
+        ingest = Ingest(
+            log,
+            self.totals,
+            clock=SystemClock(),
+            metrics=Metrics(version="test"),
+            settings=CountingSettings(),
+            topics=self.settings.event_topics,
+            epoch=1,
+            quarantine=self.quarantine,
+            on_counted=lambda flag_keys: None,
+            decode_evaluation=decode_evaluation,
+            decode_outcome=decode_outcome,
+        )
+        ingest.watch(make_rollout())
+        await log.start()
+        self.tasks.append(asyncio.create_task(ingest.run()))
+        self.members.append((ingest, log))
+        return len(self.members) - 1
+
+    async def crash(self, member: int) -> None:
+        """End a member in the middle of whatever it does: nothing is saved, nothing is handed over by it."""
+        _, log = self.members[member]
+        log.on_revoked(_do_nothing)
+        self.tasks[member].cancel()
+        await asyncio.gather(self.tasks[member], return_exceptions=True)
+        await log.stop()
+
+    async def stop(self, member: int) -> None:
+        """End a member in order."""
+        ingest, log = self.members[member]
+        await ingest.stop()
+        await self.tasks[member]
+        await log.stop()
+
+    async def close(self) -> None:
+        """End everybody who is left."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.gather(*(log.stop() for _, log in self.members))
+
+    async def counted(self) -> int:
+        """Return how many records the fences have passed."""
+        _, progress = await self.totals.read(self.keys, {})
+        return sum(each.next_offset for each in progress)
+
+
+async def _do_nothing(partitions: object) -> None:
+    """Save nothing, as a process that was killed."""
+
+
+async def until_counted(group: Group, count: int, seconds: float = 60.0) -> None:
+    """Wait until the fences have passed `count` records."""
+    async with asyncio.timeout(seconds):
+        while await group.counted() < count:
+            for task in group.tasks:
+                if task.done() and not task.cancelled():
+                    task.result()
+            await asyncio.sleep(0.05)
+
+
+async def produce(bootstrap: str, events: Sequence[tuple[str, str, bytes]]) -> None:
+    """Write (topic, context, value), keyed by context."""
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", linger_ms=5)
+    await producer.start()
+    try:
+        sent = [await producer.send(topic, value, key=context.encode(), timestamp_ms=AT_MS) for topic, context, value in events]
+        await asyncio.gather(*sent)
+    finally:
+        await producer.stop()
+
+
+async def test_members_come_go_and_crash_and_each_event_counts_once(
+    kafka: str, own_redis: RedisServer, topic_prefix: str, create_topics: CreateTopics
+) -> None:
+    """Through rebalances, crashes and a stop in order, totals equal a recount of what was produced."""
+    store = Store.connect(own_redis.url)
+    group = Group(kafka, topic_prefix, store)
+    await create_topics(*group.settings.event_topics, partitions=PARTITIONS)
+    evaluations, outcomes = group.settings.event_topics
+    chance = random.Random(11)
+    events: list[tuple[str, str, bytes]] = []
+    arms: dict[str, str] = {}
+    failed: dict[str, set[str]] = {"on": set(), "off": set()}
+    outcome_count = {"on": 0, "off": 0}
+    poison = 0
+    for number in range(4_000):
+        context = f"u{chance.randrange(700)}"
+        arm = arms.setdefault(context, chance.choice(["on", "off"]))
+        events.append((evaluations, context, evaluation_value(context, arm, time_ms=AT_MS)))
+        error = chance.random() < 0.05
+        if error:
+            failed[arm].add(context)
+        outcome_count[arm] += 1
+        flags = [("new-checkout", arm)]
+        events.append((outcomes, context, outcome_value(context, time_ms=AT_MS, flags=flags, error=error, latency_ms=7.0)))
+        if number % 50 == 0:
+            poison += 1
+            events.append((outcomes, context, b"{"))
+    steps = [events[begin : begin + len(events) // 5 + 1] for begin in range(0, len(events), len(events) // 5 + 1)]
+    try:
+        await produce(kafka, steps[0])
+        first = await group.add()
+        await until_counted(group, len(steps[0]))
+        producing = asyncio.create_task(produce(kafka, steps[1]))
+        second = await group.add()
+        await producing
+        await until_counted(group, len(steps[0]) + 1)
+        await group.crash(first)
+        await produce(kafka, steps[2])
+        third = await group.add()
+        await produce(kafka, steps[3])
+        await group.stop(second)
+        await produce(kafka, steps[4])
+        await until_counted(group, len(events))
+        await group.stop(third)
+    finally:
+        await group.close()
+    totals, progress = await group.totals.read(group.keys, {"new-checkout": ("start-1", [0])})
+    await store.close()
+    treatment, control = totals["new-checkout"][0].treatment, totals["new-checkout"][0].control
+    for arm, found in (("on", treatment), ("off", control)):
+        assert found.exposures == sum(variant == arm for variant in arms.values())
+        assert found.evaluations == found.outcomes == outcome_count[arm]
+        assert found.first_errors == len(failed[arm])
+        assert sum(found.latency_all.values()) == outcome_count[arm]
+        assert found.switched == 0
+    assert len(group.refused) == poison
+    assert sum(each.next_offset for each in progress) == len(events)
+    assert len(progress) == 2 * PARTITIONS
