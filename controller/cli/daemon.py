@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from controller.cli.demo import demo
 from controller.errors import BadInput
 from controller.settings import Settings, load_settings, show
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 config = typer.Typer(help="What the daemon would run with.", no_args_is_help=True)
 app.add_typer(config, name="config")
+app.command()(demo)
 
 ConfigOption = Annotated[
     Path | None,
@@ -76,3 +78,7 @@ def _refuse(refused: BaseException) -> NoReturn:
 def main() -> None:
     """Run the command line."""
     sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()
