@@ -272,7 +272,7 @@ class OpenAIAdvisor:
             case httpcore.ConnectTimeout():
                 return f"accepted no connection within {self._settings.connect_timeout_seconds:.1f} s"
             case httpcore.ConnectError():
-                return f"cannot be reached: {_shown(str(error))}"
+                return f"cannot be reached: {_shown(str(_root(error)))}"
             case httpcore.ReadError() | httpcore.WriteError() | httpcore.RemoteProtocolError():
                 return f"broke off: {_shown(str(error)) or type(error).__name__}"
             case _:
@@ -432,6 +432,15 @@ class _Refusal(msgspec.Struct):
 def _header(response: httpcore.Response, name: bytes) -> str:
     """Return a header's value, of several the first; empty when it is missing."""
     return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), "")
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what the network said first: `connection refused` rather than `all connection attempts failed`."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+        while isinstance(error, BaseExceptionGroup):  # one per address of the host
+            error = error.exceptions[0]
+    return error
 
 
 async def _read(response: httpcore.Response, limit: int) -> bytes:
