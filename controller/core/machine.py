@@ -174,7 +174,13 @@ def _consider_people(rollout: Rollout, gate: Gating, judgement: Judgement, now: 
         return _await_person(
             rollout, gate, HoldReason.APPROVAL, "everything else has passed; the plan asks for approval", judgement, now
         )
-    return _advance(rollout, now, "the gate has passed", judgement=judgement, gate=gate)
+    return _advance(rollout, now, _passed_words(gate), judgement=judgement, gate=gate)
+
+
+def _passed_words(gate: Gating) -> str:
+    """Return that the gate has passed, and when it was without the advice that was asked for."""
+    is_unadvised = gate.advice is not None and gate.advice.answer is None
+    return "the gate has passed; no advice came, the statistics decide alone" if is_unadvised else "the gate has passed"
 
 
 def _ask(rollout: Rollout, gate: Gating, number: int, judgement: Judgement, now: datetime) -> Outcome:
