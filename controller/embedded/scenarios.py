@@ -1,8 +1,8 @@
 """What the demo can show: one plan, and per scenario what the apps do to it and how it must end.
 
 The statistics are the daemon's own, at the default alpha and beta. What makes a rollout of weeks fit into half a minute is
-stated here and nowhere else: stages bake for two or three seconds because the apps serve thousands of requests a second, and the
-first gate, where treatment has few of them, asks only that a release several times as bad as control be excluded.
+stated here and nowhere else: stages bake for two or three seconds because the apps serve thousands of requests a second, and
+the first gate, where treatment has few of them, asks only that a release several times as bad as control be excluded.
 """
 
 from __future__ import annotations
