@@ -1,7 +1,7 @@
 """The compacted state topic as a flag plane: apps that follow it are served by what stands there last.
 
-Publishing is the outbox's, which has done it by the time anybody looks; this plane confirms it by reading it back, and publishes
-again what did not arrive or was written over by somebody late.
+Publishing is the outbox's, which has done it by the time anybody looks; this plane confirms it by reading it back, and
+publishes again what did not arrive or was written over by somebody late.
 """
 
 from __future__ import annotations

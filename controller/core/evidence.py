@@ -16,13 +16,14 @@ from schemas.terms import Arm
 #: (gamma - 1) / (gamma + 1) = 0.99 %.
 GAMMA = 1.02
 _LOG_GAMMA = math.log(GAMMA)
-#: Buckets below and above these are clamped: 1 microsecond and about 28 hours, so that no value can grow the histogram without bound.
+#: Buckets below and above these are clamped: 1 microsecond and about 28 hours, so that no value can grow the histogram
+#: without bound.
 LOWEST_BUCKET = math.ceil(math.log(0.001) / _LOG_GAMMA)
 HIGHEST_BUCKET = math.ceil(math.log(1e8) / _LOG_GAMMA)
 
 
 def bucket_of(latency_ms: float) -> int:
-    """Return the bucket i with gamma^(i-1) < latency_ms <= gamma^i, clamped to the supported range. 0 ms falls into the lowest."""
+    """Return the bucket i with gamma^(i-1) < latency_ms <= gamma^i, clamped to the range; 0 ms falls into the lowest."""
     if latency_ms <= 0.001:
         return LOWEST_BUCKET
     return min(math.ceil(math.log(latency_ms) / _LOG_GAMMA), HIGHEST_BUCKET)
@@ -67,8 +68,8 @@ def quantile(histogram: Histogram, q: float) -> float | None:
 class ArmTotals:
     """What was counted for one arm in one visit; absolute since the visit began, so that merging and differencing are exact.
 
-    The statistical unit is the context: `at_risk` and `first_errors` are what the error test uses, `latency` what the latency test
-    uses. `outcomes`, `errors` and `latency_all` are raw events, for the picture and for people.
+    The statistical unit is the context: `at_risk` and `first_errors` are what the error test uses, `latency` what the latency
+    test uses. `outcomes`, `errors` and `latency_all` are raw events, for the picture and for people.
     """
 
     evaluations: int = 0  # events
