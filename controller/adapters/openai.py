@@ -436,8 +436,8 @@ def _header(response: httpcore.Response, name: bytes) -> str:
 
 def _root(error: BaseException) -> BaseException:
     """Return what the network said first: `connection refused` rather than `all connection attempts failed`."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (before := error.__cause__ or error.__context__) is not None:  # httpcore raises `from None`
+        error = before
         while isinstance(error, BaseExceptionGroup):  # one per address of the host
             error = error.exceptions[0]
     return error
