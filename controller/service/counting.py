@@ -392,7 +392,7 @@ class PartitionTotals:
         generation_ms = 1 if recent is None else recent.generation_ms
         generation_number = -1
         generation: dict[int, tuple[int, ...]] | None = None
-        digest_of_context = digest_of
+        digest_of_context, add = digest_of, self.memberships.add
         for record in batch:
             offset = record.offset
             if offset != position:
@@ -442,21 +442,19 @@ class PartitionTotals:
                         continue  # exposed to this arm in this visit within this slice of time: nothing new
                     recent.note(generation_number, digest, lane.number, tally.numbers)
             if counts is not None:
-                self._expose(lane, counts, digest)
+                exposed = lane.exposed
+                assert exposed is not None
+                if add(exposed, digest):
+                    counts.exposures += 1
+                    opposite = lane.opposite
+                    assert opposite is not None
+                    if digest in opposite.exact or (opposite.filters and digest in opposite):
+                        counts.switched += 1
         self.position = position
         self.records.freshest_ms = freshest or None
         records.counted += counted
         records.ignored += ignored
         records.late += late
-
-    def _expose(self, lane: Lane, counts: ArmCounts, digest: int) -> None:
-        """Count a context's first exposure to an arm."""
-        assert lane.exposed is not None
-        assert lane.opposite is not None
-        if self.memberships.add(lane.exposed, digest):
-            counts.exposures += 1
-            if digest in lane.opposite:
-                counts.switched += 1
 
     def fold_outcomes(
         self,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -431,6 +432,26 @@ async def test_an_outcome_waits_for_the_evaluations_before_it() -> None:
     await ingest.stop()
     await task
     assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].outcomes == 1
+
+
+async def test_outcomes_are_saved_before_the_evaluations_of_their_pair() -> None:
+    """Stored exposures are never ahead of stored outcomes: a replay joins what the first reading joined."""
+    bench = Bench()
+    saved: list[tuple[str, bool]] = []
+    save = bench.totals.save
+
+    async def recording(partition_key: str, **arguments: Any) -> int | None:
+        saved.append((partition_key, arguments["next_offset"] > (arguments["expected"] or 0)))
+        return await save(partition_key, **arguments)
+
+    bench.totals.save = recording  # type: ignore[method-assign]
+    async with bench.running():
+        for number in range(20):
+            bench.evaluate(f"u{number}")
+            bench.happen(f"u{number}", ON)
+            await until(bench.is_all_saved)
+    moved = [key for key, has_moved in saved if has_moved]
+    assert moved == [f"{OUTCOMES}/0/1", f"{EVALUATIONS}/0/1"] * 20
 
 
 async def test_evaluations_that_never_come_do_not_stop_outcomes() -> None:
