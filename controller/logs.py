@@ -40,7 +40,7 @@ class LogStream:
 
     def __init__(self, descriptor: int, limit: int = QUEUE_LINES) -> None:
         """Write to `descriptor`, holding back at most `limit` lines."""
-        self._descriptor = descriptor
+        self._descriptor = os.dup(descriptor)  # ours to close: a thread caught in a write must not meet a reused number
         self._limit = limit
         self._lines: deque[str] = deque()
         self._wake = threading.Condition()
@@ -84,6 +84,7 @@ class LogStream:
                 while not self._lines and not self._is_closing:
                     self._wake.wait()
                 if not self._lines:
+                    os.close(self._descriptor)
                     return
                 lines = list(self._lines)
                 self._lines.clear()
@@ -108,13 +109,15 @@ def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogS
 
     None: standard output.
     """
-    stream = LogStream(sys.stdout.fileno() if descriptor is None else descriptor)
+    if descriptor is None:
+        descriptor = sys.stdout.fileno()
+    stream = LogStream(descriptor)
     level = _LEVELS[settings.level]
     render: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
         if settings.format == "json"
         # repr: text from outside cannot send control codes to a person's terminal
-        else [structlog.dev.ConsoleRenderer(colors=os.isatty(stream._descriptor), repr_native_str=True)]
+        else [structlog.dev.ConsoleRenderer(colors=os.isatty(descriptor), repr_native_str=True)]
     )
     structlog.configure(
         processors=[
