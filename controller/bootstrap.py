@@ -43,7 +43,7 @@ from schemas.wire import RecordRefused, decode_evaluation, decode_outcome
 
 #: What must work before this replica is ready, and what it can do without for a while.
 REQUIRED = ("http", "kafka", "redis", "state", "counting", "flags")
-OPTIONAL = ("advisor", "actuation", "outbox")
+OPTIONAL = ("actuation", "outbox")
 
 
 class Daemon:
@@ -52,7 +52,8 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._clock = SystemClock()
-        self._health = Health(REQUIRED, OPTIONAL)
+        advised = () if settings.advisor.url is None else ("advisor",)
+        self._health = Health(REQUIRED, (*OPTIONAL, *advised))
         self._board = FlagBoard(generation=Generation(settings.http.bucketing), flag_set_id=settings.environment)
         self._publisher = KafkaPublisher(settings.kafka)
         self._state_plane = StateTopicPlane(self._publisher, self._state_entry)
@@ -325,6 +326,8 @@ class Daemon:
         reporter = Reporter(self._metrics, self._health)
         while True:
             reporter.report(self._ingest, self._workers, self._actuation)
+            if self._settings.advisor.url is not None:
+                reporter.say("advisor", self._advisor.trouble or "")
             await asyncio.sleep(REPORT_EVERY_SECONDS)
 
 

@@ -26,23 +26,24 @@ class Reporter:
         self._report_counting(ingest)
         self._metrics.outbox_entries.set(workers.pending_effects)
         self._metrics.partitions_owned.of("commands").set(len(workers.owned))
-        self._say("flags", "; ".join(f"{key}: {why}" for key, why in workers.broken.items()))
+        self.say("flags", "; ".join(f"{key}: {why}" for key, why in workers.broken.items()))
         waiting = workers.pending_effects
-        self._say("outbox", f"{waiting} effects wait for Kafka" if waiting >= OUTBOX_WAITS else "")
+        self.say("outbox", f"{waiting} effects wait for Kafka" if waiting >= OUTBOX_WAITS else "")
         gaps = actuation.gaps
-        self._say("actuation", "; ".join(f"{key} on {plane} {why}" for (key, plane), why in list(gaps.items())[:5]))
+        self.say("actuation", "; ".join(f"{key} on {plane} {why}" for (key, plane), why in list(gaps.items())[:5]))
 
     def _report_counting(self, ingest: Ingest) -> None:
         views = ingest.views()
         stopped = [f"{view.topic}/{view.partition}: {view.trouble}" for view in views if view.state is PartitionState.STOPPED]
         loading = sum(view.state is PartitionState.LOADING for view in views)
-        self._say("counting", "; ".join(stopped) or (f"{loading} partitions are being taken over" if loading else ""))
+        self.say("counting", "; ".join(stopped) or (f"{loading} partitions are being taken over" if loading else ""))
         now = ingest.counters
         self._metrics.dependency_errors.of("redis").inc(now.save_troubles - self._troubles[0])
         self._metrics.dependency_errors.of("kafka").inc(now.fetch_troubles - self._troubles[1])
         self._troubles = (now.save_troubles, now.fetch_troubles)
 
-    def _say(self, component: str, why_not: str) -> None:
+    def say(self, component: str, why_not: str) -> None:
+        """Report one component; an empty reason means it is ready."""
         if why_not:
             self._health.not_ready(component, why_not)
         else:
