@@ -1,0 +1,235 @@
+"""Whole histories of one flag, drawn near what its state waits for, so that short ones reach every phase.
+
+An event is chosen by `event_near` with a `Pick`; Hypothesis draws single events (`events_near`) or, faster by far, a string
+of bytes that `walk` turns into a history: byte 0 picks the likeliest option, so a counterexample shrinks towards plain ticks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from hypothesis import strategies as st
+
+from controller.core.judgement import Advice, Gap, Judgement
+from controller.core.machine import decide, next_deadline
+from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow, Plan
+from controller.core.rollout import (
+    AdviceReceived,
+    AdviceUnavailable,
+    AwaitingApproval,
+    Baking,
+    CommandReceived,
+    Effect,
+    Event,
+    EvidenceJudged,
+    Gating,
+    Paused,
+    Restarted,
+    Rollout,
+    Scheduled,
+    Ticked,
+)
+from schemas.terms import (
+    AdviceChoice,
+    AdvisorMode,
+    Approval,
+    CommandVerb,
+    GapPolicy,
+    HealthGap,
+    MetricRole,
+    OnBreach,
+    Verdict,
+)
+from tests.builders import HOUR, MINUTE, T0, make_advice, make_breach, make_judgement, make_plan, make_report, make_stages
+
+T = TypeVar("T")
+Pick = Callable[[Sequence[T]], T]
+SECOND = timedelta(seconds=1)
+
+ADVISED = AdvisorPolicy(mode=AdvisorMode.CAN_HOLD, deadline=30 * SECOND, hold_rounds=2, hold_for=5 * MINUTE)
+_STAGES = make_stages(1, 10, 50, 100)
+_NIGHT = FreezeWindow(frozenset(range(1, 8)), 22 * 60, 600, "Europe/Berlin")  # 22:00 to 08:00, every day
+
+PLAIN = make_plan(stages=_STAGES)
+CAN_HOLD = make_plan(stages=_STAGES, advisor=ADVISED)
+REQUIRED = make_plan(
+    stages=tuple(replace(stage, approval=Approval.REQUIRED) for stage in _STAGES[:3]) + _STAGES[3:],
+    advisor=replace(ADVISED, mode=AdvisorMode.REQUIRED),
+)
+OBSERVED = make_plan(stages=_STAGES, advisor=replace(ADVISED, mode=AdvisorMode.OBSERVE))
+NIGHTLY = make_plan(stages=_STAGES, advisor=ADVISED, freeze_windows=(_NIGHT,), expires_at=T0 + timedelta(days=5))
+STRICT = make_plan(
+    stages=_STAGES,
+    advisor=ADVISED,
+    start_at=T0 + HOUR,
+    gap_policies={
+        **DEFAULT_GAP_POLICIES,
+        HealthGap.SRM: GapPolicy.ROLL_BACK,
+        HealthGap.STALE: GapPolicy.PAUSE,
+        HealthGap.NO_TRAFFIC: GapPolicy.ROLL_BACK,
+    },
+)
+PLANS = (PLAIN, CAN_HOLD, REQUIRED, OBSERVED, NIGHTLY, STRICT)
+
+_SIGNAL = make_report(role=MetricRole.SIGNAL, harm=Verdict.FAIL, safe=Verdict.FAIL)
+PASSING: tuple[Judgement, ...] = (
+    make_judgement(),
+    make_judgement(metrics=()),
+    make_judgement(metrics=(make_report(), make_report(role=MetricRole.OBSERVE, harm=Verdict.FAIL, safe=Verdict.FAIL))),
+)
+GAPS = tuple(make_judgement(gaps=(Gap(kind, f"{kind} for a test"),)) for kind in HealthGap)
+MISSING = make_judgement(gaps=(Gap(HealthGap.SRM, "treatment is away", treatment_missing=True),))
+OPEN: tuple[Judgement, ...] = (
+    *(make_judgement(metrics=(make_report(safe=safe),)) for safe in (Verdict.INCONCLUSIVE, Verdict.NO_DATA, Verdict.ERROR)),
+    make_judgement(metrics=(make_report(), _SIGNAL)),
+    *(gap for gap in GAPS if gap.gaps[0].kind is not HealthGap.SRM),
+    make_judgement(gaps=(Gap(HealthGap.STALE, "old"), Gap(HealthGap.NO_TRAFFIC, "nobody"))),
+)
+SPLIT = (next(gap for gap in GAPS if gap.gaps[0].kind is HealthGap.SRM), MISSING)
+BREACHES: tuple[Judgement, ...] = (
+    make_judgement(metrics=(make_breach(),)),
+    make_judgement(metrics=(make_breach(),), gaps=GAPS[3].gaps),
+    make_judgement(metrics=(make_breach(on_breach=OnBreach.STEP_BACK),)),
+    make_judgement(metrics=(make_breach(on_breach=OnBreach.PAUSE),)),
+    make_judgement(metrics=(make_breach(on_breach=OnBreach.PAUSE), make_breach(metric="latency_p99"))),
+)
+JUDGEMENTS = (*PASSING, *OPEN, *SPLIT, *BREACHES)
+ADVICE = tuple(make_advice(choice) for choice in AdviceChoice)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decision of a history."""
+
+    before: Rollout | None
+    event: Event
+    after: Rollout | None
+    effects: tuple[Effect, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Alphabet:
+    """Which events a history is made of. The whole-history comparison of advice leaves out what depends on who is ahead."""
+
+    plans: Sequence[Plan] = PLANS
+    judgements: Sequence[Judgement] = JUDGEMENTS
+    verbs: Sequence[CommandVerb] = tuple(CommandVerb)
+    jumps_back: bool = True
+    is_untidy: bool = True  # stale gates, revisions and visits, old and repeated commands
+
+
+def events_near(rollout: Rollout | None, now: datetime, alphabet: Alphabet = Alphabet()) -> st.SearchStrategy[Event]:
+    """Draw what might happen next to `rollout`, around `now`."""
+
+    @st.composite
+    def draw_one(draw: st.DrawFn) -> Event:
+        return event_near(rollout, now, lambda options: draw(st.sampled_from(options)), alphabet)
+
+    return draw_one()
+
+
+def walk(script: bytes, alphabet: Alphabet = Alphabet()) -> Iterator[Step]:
+    """Yield the history that `script` tells, as long as its bytes last."""
+    choices = iter(script)
+
+    def pick(options: Sequence[T]) -> T:
+        return options[next(choices) % len(options)]
+
+    rollout: Rollout | None = None
+    now, count = T0, 0
+    while True:
+        try:
+            event = event_near(rollout, now, pick, alphabet, count)
+        except StopIteration:
+            return
+        now, count = event.at, count + 1
+        after, effects = decide(rollout, event)
+        yield Step(rollout, event, after, effects)
+        rollout = after
+
+
+def event_near(
+    rollout: Rollout | None,
+    now: datetime,
+    pick: Pick[T],
+    alphabet: Alphabet = Alphabet(),
+    count: int = 0,
+) -> Event:
+    """Return one event: mostly what the state waits for, else anything at all. `count` makes command ids distinct."""
+    at = _moment(rollout, now, pick, alphabet)
+    if rollout is None or rollout.has_ended:
+        kinds = "ccccjr"
+    elif isinstance(rollout.phase, Baking | Scheduled):
+        kinds = "ttttttjc"
+    elif isinstance(rollout.phase, Gating):
+        is_asked = rollout.phase.advice is not None and not rollout.phase.advice.is_closed
+        kinds = "aaatjc" if is_asked else "jjjjjtcra"
+    elif isinstance(rollout.phase, AwaitingApproval):
+        kinds = "cccjjt"
+    else:
+        kinds = "cccjt"
+    match pick(kinds):  # type: ignore[arg-type]
+        case "t":
+            return Ticked(at)
+        case "r":
+            return Restarted(at)
+        case "j":
+            return EvidenceJudged(at, _judgement(rollout, at, pick, alphabet))
+        case "a":
+            return _answer(rollout, at, pick, alphabet)
+        case _:
+            return _command(rollout, at, pick, alphabet, count)
+
+
+def _moment(rollout: Rollout | None, now: datetime, pick: Pick, alphabet: Alphabet) -> datetime:  # type: ignore[type-arg]
+    deadline = None if rollout is None else next_deadline(rollout)
+    due = now + MINUTE if deadline is None else max(deadline, now)
+    options = [due, due, now, now + SECOND, now + 2 * MINUTE, due - SECOND if due > now else now, due + HOUR]
+    if alphabet.jumps_back:
+        options += [now - HOUR, now - SECOND]
+    chosen: datetime = pick(options)
+    return chosen
+
+
+def _judgement(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet) -> Judgement:  # type: ignore[type-arg]
+    seen: Judgement = pick(PASSING) if pick((True, True, False)) else pick(alphabet.judgements)
+    present = 0 if rollout is None else len(rollout.visits) - 1
+    visit = pick((present,) * 7 + (max(present - 1, 0),)) if alphabet.is_untidy else present
+    return replace(seen, at=at, visit=visit)
+
+
+def _answer(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet) -> AdviceReceived | AdviceUnavailable:  # type: ignore[type-arg]
+    phase = None if rollout is None else rollout.phase
+    gate_id, number = "never", 1
+    if isinstance(phase, Gating):
+        gate_id, number = phase.gate_id, 1 if phase.advice is None else phase.advice.number
+    if alphabet.is_untidy:
+        gate_id = pick((gate_id, gate_id, gate_id, "earlier"))
+        number = pick((number, number, number, number - 1, number + 1))
+    advice: Advice | None = pick((*ADVICE, None))
+    if advice is None:
+        return AdviceUnavailable(at, gate_id, number, "no answer")
+    return AdviceReceived(at, gate_id, number, advice)
+
+
+def _command(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet, count: int) -> CommandReceived:  # type: ignore[type-arg]
+    revision = 0 if rollout is None else rollout.revision
+    likely: dict[type, CommandVerb] = {AwaitingApproval: CommandVerb.APPROVE, Paused: CommandVerb.RESUME}
+    wanted = CommandVerb.START if rollout is None or rollout.has_ended else likely.get(type(rollout.phase))
+    verb: CommandVerb = pick(alphabet.verbs)
+    if wanted is not None and wanted in alphabet.verbs and pick((True, False)):
+        verb = wanted
+    expected, issued_at, command_id = pick((revision, None)), at, f"command-{count}"
+    if verb is CommandVerb.APPROVE:
+        expected = pick((revision, revision, None))
+    if alphabet.is_untidy:
+        expected = pick((expected, expected, expected, revision - 1, revision + 1))
+        issued_at = at - pick((0 * MINUTE, 0 * MINUTE, MINUTE, 11 * MINUTE))
+        if rollout is not None:
+            command_id = pick((command_id, command_id, command_id, rollout.rollout_id))
+    needs_plan = verb is CommandVerb.START or (verb is CommandVerb.RESTART and pick((True, False)))
+    plan = pick(alphabet.plans) if needs_plan and pick((True, True, True, not alphabet.is_untidy)) else None
+    return CommandReceived(at, command_id, verb, "ada", "because", issued_at, expected, plan)

@@ -1,0 +1,441 @@
+"""Shows that the tests of the machine, its timeline and its workers find the bugs one would fear.
+
+Each bug is one replacement in a copy of the source; the tests named beside it must fail on it. Nothing here touches the checkout.
+Collected only when named: `pytest -m long tests/planted_bugs.py`. Takes some minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MACHINE = "controller/core/machine.py"
+TIMELINE = "controller/core/timeline.py"
+WORKER = "controller/service/worker.py"
+WORKERS = "controller/service/workers.py"
+ACTUATION = "controller/service/actuation.py"
+HISTORIES = "tests/property/test_machine.py"
+WORKER_TESTS = "tests/unit/service/test_worker.py"
+WORKERS_TESTS = "tests/unit/service/test_workers.py"
+ACTUATION_TESTS = "tests/unit/service/test_actuation.py"
+TIMELINE_TESTS = "tests/unit/core/test_timeline.py"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One mistake: what it would mean, where it stands, and who has to find it."""
+
+    name: str
+    file: str
+    good: str
+    bad: str
+    found_by: str  # a test file, or one test in it
+
+
+BUGS = (
+    # I1
+    Bug(
+        "a restart closes the gate as passed",
+        MACHINE,
+        "return _reopen_round(rollout, gate, now), ()",
+        'return _advance(rollout, now, "restarted", gate=gate)',
+        f"{HISTORIES}::test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
+    ),
+    Bug(
+        "a gate skips a stage",
+        MACHINE,
+        "following = 0 if rollout.stage_index is None else rollout.stage_index + 1",
+        "following = 0 if rollout.stage_index is None else rollout.stage_index + (1 if command else 2)",
+        f"{HISTORIES}::test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
+    ),
+    # I3
+    Bug(
+        "a freeze stands before a breach",
+        MACHINE,
+        "if seen.breach is not None:",
+        "if seen.breach is not None and not is_frozen(rollout, now):",
+        f"{HISTORIES}::test_i3_a_breach_acts_at_once_in_every_live_phase",
+    ),
+    Bug(
+        "a pause stands before a breach",
+        MACHINE,
+        "case (Baking() | Gating() | AwaitingApproval() | Paused(), EvidenceJudged(judgement=seen)) if seen.breach is not None:",
+        "case (Baking() | Gating() | AwaitingApproval(), EvidenceJudged(judgement=seen)) if seen.breach is not None:",
+        f"{HISTORIES}::test_i3_a_breach_acts_at_once_in_every_live_phase",
+    ),
+    # I4
+    Bug(
+        "a rolled back rollout can be resumed",
+        MACHINE,
+        "        case (_, Completed() | RolledBack() | Aborted()):\n            return rollout, (_rejected(",
+        "        case (CommandVerb.PROMOTE, RolledBack()):\n"
+        "            outcome = _advance(rollout, now, command.reason, command=command)\n"
+        "        case (_, Completed() | RolledBack() | Aborted()):\n            return rollout, (_rejected(",
+        f"{HISTORIES}::test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout",
+    ),
+    Bug(
+        "a start read again begins its rollout anew",
+        MACHINE,
+        "if previous is not None and command.command_id == previous.rollout_id:",
+        "if False:",
+        f"{HISTORIES}::test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout",
+    ),
+    # I4', I17
+    Bug(
+        "silence passes a gate",
+        MACHINE,
+        "return not judgement.gaps and judgement.statistics is Verdict.PASS",
+        "return judgement.statistics is Verdict.PASS",
+        f"{HISTORIES}::test_i17_gaps_never_raise",
+    ),
+    Bug(
+        "inconclusive passes a gate",
+        MACHINE,
+        "return not judgement.gaps and judgement.statistics is Verdict.PASS",
+        "return not judgement.gaps and judgement.statistics in (Verdict.PASS, Verdict.INCONCLUSIVE)",
+        f"{HISTORIES}::test_i4_nothing_advances_without_a_pass_that_has_no_gap",
+    ),
+    Bug(
+        "an earlier stay's evidence passes this gate",
+        MACHINE,
+        "case (Gating() as gate, EvidenceJudged(judgement=seen)) if seen.visit == len(rollout.visits) - 1:",
+        "case (Gating() as gate, EvidenceJudged(judgement=seen)):",
+        f"{HISTORIES}::test_i4_nothing_advances_without_a_pass_that_has_no_gap",
+    ),
+    Bug(
+        "a request to a person outlives its evidence",
+        MACHINE,
+        "if _no_longer_passes(rollout, seen, now):",
+        "if False:",
+        f"{HISTORIES}::test_i17_what_a_person_approves_still_passed_a_minute_ago",
+    ),
+    # I5
+    Bug(
+        "a command that changes nothing gets no answer",
+        MACHINE,
+        'return rollout, (_accepted(command, rollout, "paused already"),)',
+        "return rollout, ()",
+        f"{HISTORIES}::test_i5_each_command_gets_one_answer_and_a_rejected_one_changes_nothing",
+    ),
+    Bug(
+        "a stale roll back is refused",
+        MACHINE,
+        "if verb not in ALWAYS_ACCEPTED:",
+        "if True:",
+        f"{HISTORIES}::test_i5_lowering_always_works",
+    ),
+    Bug(
+        "a repeated command is obeyed again",
+        WORKER,
+        "if isinstance(event, CommandReceived) and await self._is_answered(event):",
+        "if False:",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "a command that lost the race to its own repeat is obeyed again",
+        WORKER,
+        "        while True:\n            if isinstance(event, CommandReceived) and await self._is_answered(event):\n                return ()\n",
+        "        if isinstance(event, CommandReceived) and await self._is_answered(event):\n            return ()\n        while True:\n",
+        WORKER_TESTS,
+    ),
+    # I6
+    Bug(
+        "proceed closes a gate that has not passed",
+        MACHINE,
+        "    if not _passes(judgement):\n        return _hold(rollout, *_why_not(judgement), judgement, now)\n    if is_frozen",
+        "    if not _passes(judgement) and not (gate.advice and gate.advice.answer):\n"
+        "        return _hold(rollout, *_why_not(judgement), judgement, now)\n    if is_frozen",
+        f"{HISTORIES}::test_i6_no_step_is_higher_with_advice_than_without",
+    ),
+    Bug(
+        "proceed stands in for an approval",
+        MACHINE,
+        "if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED:",
+        "if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED and not (gate.advice and gate.advice.answer):",
+        f"{HISTORIES}::test_i6_no_history_is_higher_with_advice_than_without_an_advisor",
+    ),
+    Bug(
+        "observed advice holds",
+        MACHINE,
+        "objects and policy.mode is not AdvisorMode.OBSERVE",
+        "objects",
+        f"{HISTORIES}::test_i6_observed_advice_moves_nothing",
+    ),
+    Bug(
+        "a good opinion softens a breach",
+        MACHINE,
+        "    if found.on_breach is OnBreach.PAUSE:\n",
+        "    if found.on_breach is OnBreach.PAUSE or (\n"
+        "        isinstance(rollout.phase, Gating) and rollout.phase.advice and rollout.phase.advice.answer\n    ):\n",
+        f"{HISTORIES}::test_i6_no_step_is_higher_with_advice_than_without",
+    ),
+    # I7
+    Bug(
+        "a pause keeps the revision",
+        MACHINE,
+        "    after = _move(rollout, now, phase=paused, hold=reason)\n",
+        "    after = replace(rollout, phase=paused, hold=reason)\n",
+        f"{HISTORIES}::test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls",
+    ),
+    Bug(
+        "time runs backwards with the clock",
+        MACHINE,
+        "now = max(event.at, rollout.updated_at)",
+        "now = event.at",
+        f"{HISTORIES}::test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls",
+    ),
+    # I12
+    Bug(
+        "the document forgets a freeze",
+        "controller/adapters/documents.py",
+        "        freeze=_of(state.FreezeRecord, rollout.freeze),\n",
+        "        freeze=None,\n",
+        f"{HISTORIES}::test_i12_a_replay_gives_the_same_rollout_and_a_round_trip_changes_nothing",
+    ),
+    # I16
+    Bug(
+        "an asked round waits for its answer for ever",
+        MACHINE,
+        "        ) if now >= until:\n            return _close_round(rollout, gate, None, now), ()",
+        "        ) if False:\n            return _close_round(rollout, gate, None, now), ()",
+        f"{HISTORIES}::test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes",
+    ),
+    Bug(
+        "late advice counts",
+        MACHINE,
+        "            Ticked() | EvidenceJudged() | AdviceReceived() | AdviceUnavailable(),\n",
+        "            Ticked() | EvidenceJudged(),\n",
+        f"{HISTORIES}::test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes",
+    ),
+    Bug(
+        "a bake has no alarm clock",
+        MACHINE,
+        "            soonest = [until]\n",
+        "            soonest = []\n",
+        f"{HISTORIES}::test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress",
+    ),
+    Bug(
+        "a gate waits for ever",
+        MACHINE,
+        "            soonest = [_unfrozen(rollout, max(until, now))]\n            if advice",
+        "            soonest = []\n            if advice",
+        f"{HISTORIES}::test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress",
+    ),
+    # I19
+    Bug(
+        "a pause shortens the bake",
+        MACHINE,
+        "phase = Baking(stage, now + max(until - paused.since, timedelta(0)))",
+        "phase = Baking(stage, until)",
+        f"{HISTORIES}::test_i19_a_clock_set_back_never_shortens_a_bake",
+    ),
+    Bug(
+        "settle counts as bake",
+        MACHINE,
+        "phase=Baking(stage_index, counts_from + stage.bake),",
+        "phase=Baking(stage_index, now + stage.bake),",
+        f"{HISTORIES}::test_i19_a_clock_set_back_never_shortens_a_bake",
+    ),
+    # Freezes and ids
+    Bug(
+        "an approval goes through a freeze",
+        MACHINE,
+        "case (CommandVerb.APPROVE | CommandVerb.PROMOTE | CommandVerb.PROMOTE_FULL, _) if is_frozen(rollout, now):",
+        "case (CommandVerb.PROMOTE | CommandVerb.PROMOTE_FULL, _) if is_frozen(rollout, now):",
+        f"{HISTORIES}::test_nothing_advances_in_a_freeze",
+    ),
+    Bug(
+        "gates of one stage share an id",
+        MACHINE,
+        'gate_id = f"{rollout.rollout_id}.{rollout.revision + 1}"',
+        'gate_id = f"{rollout.rollout_id}.{stage}"',
+        f"{HISTORIES}::test_gate_ids_name_one_gate_each",
+    ),
+    Bug(
+        "a visit is left open",
+        MACHINE,
+        "visits = (*_left(rollout.visits, now), Visit(",
+        "visits = (*rollout.visits, Visit(",
+        f"{HISTORIES}::test_the_timeline_is_closed",
+    ),
+    # Timeline
+    Bug(
+        "settling events count",
+        TIMELINE,
+        "event_time < visit.counts_from",
+        "event_time < visit.entered_at",
+        TIMELINE_TESTS,
+    ),
+    Bug(
+        "a window past midnight is lost in the morning",
+        TIMELINE,
+        "days_back = window.minutes // (24 * 60) + 1",
+        "days_back = 0",
+        TIMELINE_TESTS,
+    ),
+    # The shell
+    Bug(
+        "effects before the save",
+        WORKER,
+        "        saved_tests = encode_tests(tests)\n",
+        "        saved_tests = encode_tests(tests)\n        self._send(entries)\n        await asyncio.sleep(0.05)\n",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "the compare-and-set's answer is ignored",
+        WORKER,
+        "        if not is_saved:\n",
+        "        if False:\n",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "an outage ages a decision",
+        WORKER,
+        "decide(self.rollout, replace(event, at=now))",
+        "decide(self.rollout, event)",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "evidence is as fresh as when it was read",
+        WORKER,
+        "judge(self.rollout, event.evidence, self._tests, now)",
+        "judge(self.rollout, event.evidence, self._tests, event.evidence.at)",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "another rollout's totals are judged",
+        WORKER,
+        " or self.rollout.rollout_id != event.rollout_id:",
+        ":",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "commands stand before evidence",
+        WORKER,
+        """            if self._look is not None:
+                look, self._look = self._look, None
+                return look, None
+            if self._inbox:
+                return self._inbox.popleft()
+""",
+        """            if self._inbox:
+                return self._inbox.popleft()
+            if self._look is not None:
+                look, self._look = self._look, None
+                return look, None
+""",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "an unpublished effect is forgotten",
+        WORKER,
+        "                await self._tools.publisher.publish(batch)\n                fields = ",
+        "                await self._tools.rollouts.settle(self.flag_key, [entry.field for entry in batch if entry.field])\n"
+        "                await self._tools.publisher.publish(batch)\n                fields = ",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "a full outbox blocks lowering too",
+        WORKER,
+        "after is not None and after.percent > before",
+        "after is not None and after.percent != before",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "a full outbox swallows a command",
+        WORKER,
+        "effects = (self._outbox_full(event),) if isinstance(event, CommandReceived) else ()",
+        "effects = ()",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "the state topic is not believed",
+        WORKER,
+        "while known is not None and (stored.rollout is None or known.revision > stored.rollout.revision):",
+        "while False:",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "the model is awaited in line",
+        WORKER,
+        '        tasks.create_task(self._advise(self.rollout, question), name=f"advice:{self.flag_key}")\n',
+        "        self._hanging = self._advise(self.rollout, question)\n",
+        WORKER_TESTS,
+    ),
+    Bug(
+        "a commit passes an open command",
+        WORKERS,
+        "while lane.open and lane.open[0][1].done():",
+        "while lane.open:",
+        WORKERS_TESTS,
+    ),
+    Bug(
+        "a command of a lane that was lost starts a worker",
+        WORKERS,
+        "            if (record.topic, record.partition) not in self._lanes:\n                return",
+        "            if False:\n                return",
+        WORKERS_TESTS,
+    ),
+    Bug(
+        "a foreign command is obeyed here",
+        WORKERS,
+        "        if self._partition_of(command.flag_key) != record.partition:\n",
+        "        if False:\n",
+        WORKERS_TESTS,
+    ),
+    Bug(
+        "a plane's slow round keeps a rolled-back flag up",
+        ACTUATION,
+        "            if wake.is_set():\n                return False\n",
+        "",
+        ACTUATION_TESTS,
+    ),
+    Bug(
+        "a gap of a flag that went away stays",
+        ACTUATION,
+        "            if rollout.flag_key not in self._wanted:\n                continue",
+        "            if False:\n                continue",
+        ACTUATION_TESTS,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def copy_of_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of everything the tests import."""
+    target = tmp_path_factory.mktemp("planted")
+    for name in ("controller", "schemas", "tests", "ops/kafka"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", target)
+    return target
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
+def test_the_bug_is_found(bug: Bug, copy_of_source: Path) -> None:
+    """The named tests fail on the planted bug, by a failed assertion and not because the source cannot be imported."""
+    path = copy_of_source / bug.file
+    source = path.read_text()
+    assert source.count(bug.good) == 1, f"{bug.file} has changed: {bug.good!r} is not in it once"
+    path.write_text(source.replace(bug.good, bug.bad))
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", bug.found_by],
+            cwd=copy_of_source,
+            env={**os.environ, "HYPOTHESIS_PROFILE": "thorough", "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    finally:
+        path.write_text(source)
+    assert run.returncode == 1, run.stdout[-2000:]
+    assert "1 failed" in run.stdout, run.stdout[-2000:]

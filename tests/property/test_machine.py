@@ -1,0 +1,590 @@
+"""The invariants of the state machine, on whole histories drawn near what the state waits for.
+
+Which planted bugs each of them catches is in `tests/planted_bugs.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+
+from controller.adapters.documents import rollout_from_json, rollout_to_json
+from controller.core.judgement import Judgement
+from controller.core.machine import decide, next_deadline
+from controller.core.plan import AdvisorPolicy
+from controller.core.rollout import (
+    Aborted,
+    AdviceReceived,
+    AdviceUnavailable,
+    AnswerCommand,
+    AskAdvice,
+    AwaitingApproval,
+    Baking,
+    CommandReceived,
+    Completed,
+    Event,
+    EvidenceJudged,
+    Gating,
+    Paused,
+    PublishDecision,
+    RaiseAlert,
+    RolledBack,
+    Rollout,
+    Scheduled,
+    Ticked,
+)
+from schemas.terms import AdvisorMode, CommandStatus, CommandVerb, HoldReason, OnBreach, Verdict
+from tests.builders import T0, make_stages
+from tests.histories import (
+    BREACHES,
+    CAN_HOLD,
+    GAPS,
+    NIGHTLY,
+    OBSERVED,
+    OPEN,
+    PASSING,
+    PLAIN,
+    REQUIRED,
+    Alphabet,
+    Step,
+    events_near,
+    walk,
+)
+
+pytestmark = pytest.mark.property
+
+IS_THOROUGH = settings.get_current_profile_name() == "thorough"
+#: A history of some 40 events costs a few milliseconds, so that many are affordable.
+MANY = 2_000 if IS_THOROUGH else 200
+VERY_MANY = 20_000 if IS_THOROUGH else 500  # for what advice may do
+
+RAISING_COMMANDS = {
+    CommandVerb.START,
+    CommandVerb.RESTART,
+    CommandVerb.APPROVE,
+    CommandVerb.PROMOTE,
+    CommandVerb.PROMOTE_FULL,
+}
+
+scripts = st.binary(min_size=200, max_size=200)
+Test = Callable[[Iterator[Step]], None]
+
+
+def invariant(examples: int, alphabet: Alphabet = Alphabet()) -> Callable[[Test], Callable[[], None]]:
+    """Run a test on so many histories; when it fails, tell the shortest one line by line, up to where it went wrong."""
+
+    def decorate(test: Test) -> Callable[[], None]:
+        def on_script(script: bytes) -> None:
+            told: list[Step] = []
+            try:
+                test(_told(walk(script, alphabet), told))
+            except AssertionError:
+                for step in told:
+                    note(tell(step))
+                raise
+
+        on_script.__name__, on_script.__doc__, on_script.__module__ = test.__name__, test.__doc__, test.__module__
+        return settings(max_examples=examples)(given(scripts)(on_script))
+
+    return decorate
+
+
+def _told(steps: Iterator[Step], told: list[Step]) -> Iterator[Step]:
+    for step in steps:
+        told.append(step)
+        yield step
+
+
+def tell(step: Step) -> str:
+    """Return a step in one line."""
+    event = step.event
+    what = type(event).__name__
+    match event:
+        case CommandReceived():
+            what = f"{event.verb} expecting {event.expected_revision}, issued {event.at - event.issued_at} ago"
+        case EvidenceJudged(judgement=seen):
+            gaps, breach = [gap.kind for gap in seen.gaps], seen.breach is not None
+            what = f"judged visit {seen.visit}: {seen.statistics} {gaps} breach={breach}"
+        case AdviceReceived():
+            what = f"advice {event.advice.choice} for {event.gate_id} round {event.round}"
+        case AdviceUnavailable():
+            what = f"no advice for {event.gate_id} round {event.round}"
+    state = "nothing" if step.after is None else f"r{step.after.revision} {step.after.percent:g}% {step.after.phase}"
+    return f"{event.at - T0} {what} -> {state}"
+
+
+def percent(rollout: Rollout | None) -> float:
+    """Return what is decided to be served; 0 for a flag never started."""
+    return 0.0 if rollout is None else rollout.percent
+
+
+def answers(step: Step) -> list[AnswerCommand]:
+    """Return the answers among a step's effects."""
+    return [effect for effect in step.effects if isinstance(effect, AnswerCommand)]
+
+
+def is_accepted(step: Step, *verbs: CommandVerb) -> bool:
+    """True when the event is one of these commands and was accepted."""
+    return (
+        isinstance(step.event, CommandReceived)
+        and step.event.verb in verbs
+        and [answer.status for answer in answers(step)] == [CommandStatus.ACCEPTED]
+    )
+
+
+@invariant(MANY)
+def test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start(steps: Iterator[Step]) -> None:
+    """Percent rises by a passed gate of the present stage, one stage at most, by a command that may, or by the start time."""
+    for step in steps:
+        if percent(step.after) <= percent(step.before):
+            continue
+        assert step.after is not None
+        if isinstance(step.event, EvidenceJudged):
+            assert step.before is not None
+            assert isinstance(step.before.phase, Gating)
+            assert step.after.stage_index == step.before.phase.stage + 1
+            decision = next(effect for effect in step.effects if isinstance(effect, PublishDecision))
+            assert decision.gate_id == step.before.phase.gate_id
+        elif isinstance(step.event, Ticked):
+            assert step.before is not None
+            assert isinstance(step.before.phase, Scheduled)
+            assert step.after.stage_index == 0
+        else:
+            assert is_accepted(step, *RAISING_COMMANDS)
+
+
+@invariant(MANY)
+def test_i3_a_breach_acts_at_once_in_every_live_phase(steps: Iterator[Step]) -> None:
+    """Whatever else is the case, a breach lowers to 0 %, or does what its own policy says, in the very step that sees it."""
+    for step in steps:
+        if not isinstance(step.event, EvidenceJudged) or step.event.judgement.breach is None:
+            continue
+        if step.before is None or not isinstance(step.before.phase, Baking | Gating | AwaitingApproval | Paused):
+            assert step.after is step.before
+            continue
+        assert step.after is not None
+        match step.event.judgement.breach.on_breach:
+            case OnBreach.ROLL_BACK:
+                assert isinstance(step.after.phase, RolledBack)
+                assert step.after.percent == 0
+            case OnBreach.STEP_BACK:
+                assert percent(step.after) < percent(step.before) or step.before.percent == 0
+            case OnBreach.PAUSE:
+                assert isinstance(step.after.phase, Paused)
+                assert step.after.phase.reason is HoldReason.BREACH or step.before.stage_index is None
+
+
+@invariant(MANY)
+def test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout(steps: Iterator[Step]) -> None:
+    """After roll back or abort 0 % is served until a start or restart is accepted that began no rollout before."""
+    begun: set[str] = set()
+    for step in steps:
+        if step.after is None:
+            continue
+        if step.before is None or step.after.rollout_id != step.before.rollout_id:
+            assert is_accepted(step, CommandVerb.START, CommandVerb.RESTART)
+            assert isinstance(step.event, CommandReceived)
+            assert step.event.command_id == step.after.rollout_id
+            assert step.after.rollout_id not in begun
+            begun.add(step.after.rollout_id)
+        elif isinstance(step.before.phase, RolledBack | Aborted):
+            assert step.after.percent == 0
+            assert isinstance(step.after.phase, RolledBack | Aborted)
+
+
+@invariant(MANY)
+def test_i4_nothing_advances_without_a_pass_that_has_no_gap(steps: Iterator[Step]) -> None:
+    """A stage is left upwards by evidence only when it passes, has no gap and is of the present visit (also I17)."""
+    for step in steps:
+        if step.before is None or step.after is None or not isinstance(step.event, EvidenceJudged):
+            continue
+        has_advanced = percent(step.after) > percent(step.before) or (
+            isinstance(step.after.phase, Completed) and not isinstance(step.before.phase, Completed)
+        )
+        if has_advanced:
+            seen = step.event.judgement
+            assert seen.gaps == ()
+            assert seen.statistics is Verdict.PASS
+            assert seen.visit == len(step.before.visits) - 1
+
+
+@invariant(MANY)
+def test_i5_each_command_gets_one_answer_and_a_rejected_one_changes_nothing(steps: Iterator[Step]) -> None:
+    """A command is answered once, with its id and the revision after it; no other event answers; a rejected one is inert."""
+    for step in steps:
+        given_answers = answers(step)
+        if not isinstance(step.event, CommandReceived):
+            assert given_answers == []
+            continue
+        (answer,) = given_answers
+        assert (answer.command_id, answer.verb) == (step.event.command_id, step.event.verb)
+        assert answer.revision == (0 if step.after is None else step.after.revision)
+        if answer.status is CommandStatus.REJECTED:
+            assert step.after is step.before
+            assert len(step.effects) == 1
+
+
+@invariant(MANY)
+def test_i5_lowering_always_works(steps: Iterator[Step]) -> None:
+    """Pause, roll back and abort are accepted of any age and with any revision, and roll back and abort serve 0 % after."""
+    for step in steps:
+        if isinstance(step.event, CommandReceived) and step.before is not None:
+            if step.event.verb in (CommandVerb.ROLL_BACK, CommandVerb.ABORT):
+                assert is_accepted(step, step.event.verb)
+                assert percent(step.after) == 0
+            if step.event.verb is CommandVerb.PAUSE:
+                assert is_accepted(step, CommandVerb.PAUSE)
+                assert step.after is not None
+                assert isinstance(step.after.phase, Paused) or step.after.has_ended
+
+
+@invariant(MANY)
+def test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls(steps: Iterator[Step]) -> None:
+    """What an operator or an app can see changes with the revision and only then; nothing is published without one."""
+    for step in steps:
+        if step.before is None or step.after is None:
+            assert step.after is None or step.after.revision == 1
+            continue
+        grown = step.after.revision - step.before.revision
+        assert grown in (0, 1)
+        assert step.after.updated_at >= step.before.updated_at
+        if grown == 0:
+            assert visible(step.after) == visible(step.before)
+            assert not any(isinstance(effect, PublishDecision | RaiseAlert) for effect in step.effects)
+            assert step.after.updated_at == step.before.updated_at
+        if step.after is not step.before and grown == 0:
+            assert isinstance(step.before.phase, Gating)  # the question to the model is no transition
+            assert isinstance(step.after.phase, Gating)
+            assert replace(step.before.phase, advice=None) == replace(step.after.phase, advice=None)
+
+
+def visible(rollout: Rollout) -> object:
+    """Return everything but where the question to the model stands."""
+    phase = replace(rollout.phase, advice=None) if isinstance(rollout.phase, Gating) else rollout.phase
+    return replace(rollout, phase=phase)
+
+
+@invariant(MANY)
+def test_the_timeline_is_closed(steps: Iterator[Step]) -> None:
+    """Visits follow each other without overlap, only the last of a live rollout is open, and it is the percentage served."""
+    for step in steps:
+        if step.after is None:
+            continue
+        visits = step.after.visits
+        for earlier, later in pairwise(visits):
+            assert earlier.left_at == later.entered_at
+        for visit in visits:
+            assert visit.entered_at <= visit.counts_from
+            assert visit.left_at is None or visit.left_at >= visit.entered_at
+        if step.after.stage_index is not None:
+            assert visits[-1].left_at is None
+            assert visits[-1].stage == step.after.stage_index
+            assert visits[-1].percent == step.after.percent == step.after.plan.stages[step.after.stage_index].percent
+        elif visits:
+            assert visits[-1].left_at is not None
+
+
+@invariant(MANY)
+def test_i12_a_replay_gives_the_same_rollout_and_a_round_trip_changes_nothing(steps: Iterator[Step]) -> None:
+    """The rollout is the fold of its events, also when it is stored as JSON and read again in the middle."""
+    rollout: Rollout | None = None
+    for number, step in enumerate(steps):
+        if number % 9 == 8 and rollout is not None:
+            rollout = rollout_from_json(rollout_to_json(rollout))
+        rollout, effects = decide(rollout, step.event)
+        assert effects == step.effects
+        assert rollout == step.after
+    if rollout is not None:
+        assert rollout_from_json(rollout_to_json(rollout)) == rollout
+
+
+@invariant(MANY)
+def test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress(steps: Iterator[Step]) -> None:
+    """A rollout that waits for time says until when, unless an operator froze it; being woken then is never in vain."""
+    for step in steps:
+        rollout = step.after
+        if rollout is None or not isinstance(rollout.phase, Scheduled | Baking | Gating):
+            continue
+        deadline = next_deadline(rollout)
+        if deadline is None:
+            assert rollout.freeze is not None
+            assert not isinstance(rollout.phase, Baking)
+            continue
+        after, _ = decide(rollout, Ticked(deadline))
+        assert after is not rollout
+
+
+@invariant(MANY)
+def test_i16_a_gate_left_alone_closes(steps: Iterator[Step]) -> None:
+    """With nothing but time going by, a gate is over after its deadline, an open question after its own."""
+    for step in steps:
+        rollout = step.after
+        ticks = 0
+        while rollout is not None and isinstance(rollout.phase, Gating) and rollout.freeze is None:
+            deadline = next_deadline(rollout)
+            assert deadline is not None
+            rollout, _ = decide(rollout, Ticked(deadline))
+            ticks += 1
+            assert ticks <= 4  # the question, the end of a freeze, the gate
+
+
+@invariant(MANY)
+def test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes(steps: Iterator[Step]) -> None:
+    """The first event past a round's deadline ends it, as no advice; rounds are counted and bounded."""
+    asked: Counter[str] = Counter()
+    for step in steps:
+        for effect in step.effects:
+            if isinstance(effect, AskAdvice) and step.before is not None:
+                assert 1 <= effect.round <= step.before.plan.advisor.hold_rounds
+                assert effect.until > step.event.at or effect.until > step.before.updated_at
+                asked[effect.gate_id] += 1
+        if step.before is None or isinstance(step.event, CommandReceived) or not isinstance(step.before.phase, Gating):
+            continue
+        round_ = step.before.phase.advice
+        if round_ is None or round_.is_closed or max(step.event.at, step.before.updated_at) < round_.until:
+            continue
+        after = step.after
+        assert after is not None
+        if isinstance(after.phase, Gating):
+            assert after.phase.advice is None or after.phase.advice.is_closed
+            assert after.phase.advice is None or after.phase.advice.answer is None
+
+
+@invariant(MANY)
+def test_i17_gaps_never_raise(steps: Iterator[Step]) -> None:
+    """Evidence that is stale, tainted, too small or otherwise incomplete raises nothing, whatever the plan's policies are."""
+    for step in steps:
+        if isinstance(step.event, EvidenceJudged) and step.event.judgement.gaps:
+            assert percent(step.after) <= percent(step.before)
+
+
+@invariant(MANY)
+def test_i17_what_a_person_approves_still_passed_a_minute_ago(steps: Iterator[Step]) -> None:
+    """A request to a person is withdrawn by the first evidence past its first minute that does not pass any more."""
+    for step in steps:
+        if step.before is None or not isinstance(step.before.phase, AwaitingApproval):
+            continue
+        if not isinstance(step.event, EvidenceJudged) or step.event.judgement.visit != len(step.before.visits) - 1:
+            continue
+        seen = step.event.judgement
+        now = max(step.event.at, step.before.updated_at)
+        if (seen.gaps or seen.statistics is not Verdict.PASS) and now - step.before.updated_at >= timedelta(minutes=1):
+            assert step.after is not None
+            assert not isinstance(step.after.phase, AwaitingApproval)
+            assert step.after.revision == step.before.revision + 1
+
+
+@invariant(MANY)
+def test_i19_a_clock_set_back_never_shortens_a_bake(steps: Iterator[Step]) -> None:
+    """A gate opens at or after the end of the bake by the event's own clock, and pauses take nothing off the bake."""
+    baked = timedelta(0)
+    for step in steps:
+        before, after = step.before, step.after
+        if before is None or after is None:
+            continue
+        if len(after.visits) != len(before.visits) or after.rollout_id != before.rollout_id:
+            baked = timedelta(0)
+        elif isinstance(before.phase, Baking):
+            baked += after.updated_at - before.updated_at
+        if isinstance(before.phase, Baking) and isinstance(after.phase, Gating):
+            visit = before.visits[-1]
+            assert step.event.at >= before.phase.until or before.phase.until <= before.updated_at  # or no bake was owed
+            assert baked >= visit.counts_from - visit.entered_at + before.plan.stages[visit.stage].bake
+
+
+@invariant(MANY)
+def test_nothing_advances_in_a_freeze(steps: Iterator[Step]) -> None:
+    """While an operator's freeze or a window lasts, nothing raises the percentage or completes; lowering works as ever."""
+    for step in steps:
+        if step.before is None or step.before.has_ended or step.after is None:
+            continue
+        if step.before.freeze is not None:
+            assert percent(step.after) <= percent(step.before)
+            assert not isinstance(step.after.phase, Completed)
+
+
+@invariant(MANY)
+def test_gate_ids_name_one_gate_each(steps: Iterator[Step]) -> None:
+    """No two gates of a flag share an id, so that no answer can be taken for another gate's."""
+    seen: set[str] = set()
+    for step in steps:
+        if step.after is None or not isinstance(step.after.phase, Gating):
+            continue
+        gate_id = step.after.phase.gate_id
+        is_same = step.before is not None and isinstance(step.before.phase, Gating) and step.before.phase.gate_id == gate_id
+        assert is_same or gate_id not in seen
+        seen.add(gate_id)
+
+
+# --- I6: what advice may do -------------------------------------------------------------------------------------------------
+
+
+def without_advice(rollout: Rollout) -> Rollout:
+    """Return the same moment of the same rollout under a plan without an advisor."""
+    plan = replace(rollout.plan, advisor=AdvisorPolicy(mode=AdvisorMode.OFF))
+    phase = rollout.phase
+    if isinstance(phase, Gating):
+        phase = replace(phase, advice=None)
+    elif isinstance(phase, Paused) and isinstance(phase.held, Gating):
+        phase = replace(phase, held=replace(phase.held, advice=None))
+    return replace(rollout, plan=plan, phase=phase)
+
+
+@invariant(VERY_MANY)
+def test_i6_no_step_is_higher_with_advice_than_without(steps: Iterator[Step]) -> None:
+    """From every state, with every answer, an event leads at most as high as without an advisor, and a breach just as low."""
+    for step in steps:
+        if step.before is None or step.after is None or step.before.rollout_id != step.after.rollout_id:
+            continue
+        plain, effects = decide(without_advice(step.before), step.event)
+        assert plain is not None
+        assert step.after.percent <= plain.percent
+        if isinstance(step.event, EvidenceJudged) and step.event.judgement.breach is not None:
+            assert without_advice(step.after) == plain
+            assert [strip(effect) for effect in step.effects] == [strip(effect) for effect in effects]
+
+
+def strip(effect: object) -> object:
+    """Return a decision without the advice that stands in it."""
+    return replace(effect, advice=None) if isinstance(effect, PublishDecision) else effect
+
+
+#: Who is ahead may complete, be restarted, step back or time out sooner: what depends on that is left to the test above.
+_NEVER = timedelta(days=400)
+_COMPARABLE = Alphabet(
+    plans=tuple(
+        replace(plan, stages=tuple(replace(stage, max_bake=_NEVER) for stage in plan.stages), expires_at=None)
+        for plan in (CAN_HOLD, REQUIRED, OBSERVED, NIGHTLY)
+    ),
+    judgements=(*PASSING, *(one for one in OPEN if one.statistics is not Verdict.FAIL), *BREACHES[:2]),
+    verbs=(
+        CommandVerb.PROMOTE,
+        CommandVerb.PAUSE,
+        CommandVerb.RESUME,
+        CommandVerb.FREEZE,
+        CommandVerb.UNFREEZE,
+        CommandVerb.PROMOTE_FULL,
+        CommandVerb.APPROVE,
+        CommandVerb.START,
+    ),
+    jumps_back=False,
+    is_untidy=False,
+)
+
+
+@invariant(VERY_MANY, _COMPARABLE)
+def test_i6_no_history_is_higher_with_advice_than_without_an_advisor(steps: Iterator[Step]) -> None:
+    """A whole history with any advice is at no moment above the same one with the advisor off; a breach leads both to 0 %."""
+    compare(steps, is_silent=False)
+
+
+@invariant(VERY_MANY, _COMPARABLE)
+def test_i6_no_history_is_higher_with_advice_than_with_a_model_that_is_away(steps: Iterator[Step]) -> None:
+    """A whole history with any advice is at no moment above the same one when `can_hold` gets no answer at all."""
+    compare(steps, is_silent=True)
+
+
+def compare(steps: Iterator[Step], *, is_silent: bool) -> None:
+    """Follow the history without advice beside it."""
+    plain: Rollout | None = None
+    for step in steps:
+        event = step.event
+        if isinstance(event, CommandReceived) and event.plan is not None and step.before is not None:
+            return  # the one ahead has ended and would begin anew
+        plain = follow(plain, event, is_silent=is_silent)
+        if step.after is None or plain is None:
+            assert step.after is plain is None
+            continue
+        assert step.after.percent <= plain.percent
+        if isinstance(event, EvidenceJudged) and event.judgement.breach is not None and not plain.has_ended:
+            assert step.after.percent == plain.percent == 0
+
+
+def follow(plain: Rollout | None, event: Event, *, is_silent: bool) -> Rollout | None:
+    """Return the rollout without advice after the same event: with the advisor off, or a model that answers nothing."""
+    match event:
+        case CommandReceived(plan=plan) if plan is not None and not is_silent:
+            event = replace(event, plan=replace(plan, advisor=AdvisorPolicy(mode=AdvisorMode.OFF)))
+        case CommandReceived(plan=plan) if plan is not None:
+            event = replace(event, plan=replace(plan, advisor=replace(plan.advisor, mode=AdvisorMode.CAN_HOLD)))
+        case CommandReceived(expected_revision=int()) if plain is not None:
+            event = replace(event, expected_revision=plain.revision)
+        case EvidenceJudged() if plain is not None:
+            event = replace(event, judgement=of_present_visit(event.judgement, plain))
+        case AdviceReceived() | AdviceUnavailable():
+            return plain
+    after, effects = decide(plain, event)
+    for effect in effects:
+        if isinstance(effect, AskAdvice):
+            after, _ = decide(after, AdviceUnavailable(event.at, effect.gate_id, effect.round, "away"))
+            after, _ = decide(after, event)
+    return after
+
+
+def of_present_visit(judgement: Judgement, rollout: Rollout) -> Judgement:
+    """Return the judgement as one of the stay that `rollout` is in."""
+    return replace(judgement, visit=len(rollout.visits) - 1)
+
+
+@invariant(MANY, Alphabet(plans=(OBSERVED,)))
+def test_i6_observed_advice_moves_nothing(steps: Iterator[Step]) -> None:
+    """In observe mode no answer makes a difference: every answer leads where any other does."""
+    for step in steps:
+        if not isinstance(step.event, AdviceReceived):
+            continue
+        unavailable = AdviceUnavailable(step.event.at, step.event.gate_id, step.event.round, "away")
+        silent, effects = decide(step.before, unavailable)
+        assert effects == step.effects == ()
+        if step.after is not None and silent is not None:
+            assert visible(step.after) == visible(silent)
+            if isinstance(step.after.phase, Gating) and step.after.phase.advice is not None:
+                assert step.after.phase.advice.held_until is None
+
+
+# --- the histories themselves ---------------------------------------------------------------------------------------------
+
+
+def test_histories_reach_every_phase_and_verb_and_hold() -> None:
+    """What is drawn is worth drawing: every phase, every accepted verb and every hold reason is met."""
+    met: set[object] = set()
+    rng = random.Random(7)
+    for _ in range(1500):
+        for step in walk(rng.randbytes(240)):
+            if step.after is not None:
+                met |= {type(step.after.phase), step.after.hold}
+            if isinstance(step.event, CommandReceived) and is_accepted(step, step.event.verb):
+                met.add(step.event.verb)
+    phases = {Scheduled, Baking, Gating, AwaitingApproval, Paused, Completed, RolledBack, Aborted}
+    assert phases <= met
+    assert set(CommandVerb) <= met
+    assert set(HoldReason) - met == set()
+
+
+@given(st.data())
+def test_single_events_are_drawn_near_the_state_too(data: st.DataObject) -> None:
+    """Drawn one by one, histories keep time, revision and answers as those of scripts do."""
+    rollout: Rollout | None = None
+    now = T0
+    for _ in range(15):
+        event = data.draw(events_near(rollout, now))
+        after, effects = decide(rollout, event)
+        if after is not None and rollout is not None:
+            assert after.revision - rollout.revision in (0, 1)
+            assert after.updated_at >= rollout.updated_at
+        assert len([effect for effect in effects if isinstance(effect, AnswerCommand)]) == isinstance(event, CommandReceived)
+        rollout, now = after, event.at
+
+
+def test_the_plans_of_histories_are_alike_in_stages() -> None:
+    """The comparisons above rest on plans that differ in policies alone."""
+    assert {plan.stages[0].percent for plan in (PLAIN, CAN_HOLD, REQUIRED, OBSERVED, NIGHTLY)} == {1.0}
+    assert len(make_stages(1, 10, 50, 100)) == len(PLAIN.stages)
+    assert {gap.gaps[0].kind for gap in GAPS}
