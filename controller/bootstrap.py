@@ -15,7 +15,8 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 import structlog
 
 from controller.adapters import documents
-from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, KafkaStateFeed, cluster_id, ensure_topics, partition_of
+from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
+from controller.adapters.kafka_state import KafkaStateFeed
 from controller.adapters.openai import make_advisor
 from controller.adapters.redis import RedisRollouts, RedisTotals, Store
 from controller.adapters.state_topic import StateTopicPlane
@@ -73,7 +74,7 @@ class Daemon:
         )
         self._events = KafkaEventLog(settings.kafka, settings.kafka.event_topics, settings.kafka.events_group)
         self._commands = KafkaEventLog(settings.kafka, [settings.kafka.topic("commands")], settings.kafka.commands_group)
-        self._feed = KafkaStateFeed(settings.kafka, documents.read_state)
+        self._feed = KafkaStateFeed(settings.kafka, documents.read_state, overtaken=self._overtaken)
         app = make_app(
             self._board,
             self._health,

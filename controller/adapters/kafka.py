@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,15 +30,14 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import ConsumerStoppedError, CorruptRecordException, KafkaError, MessageSizeTooLargeError
 
 from controller.adapters.kafka_topics import client_options, cluster_id, ensure_topics, partition_of
-from controller.core.rollout import Rollout
 from controller.errors import BrokenInvariant, EventLogUnavailable
 from controller.ports import OutboxEntry, Record, TopicPartition
 from controller.settings import KafkaSettings
+from schemas.envelope import HEADERS
 
 __all__ = [
     "KafkaEventLog",
     "KafkaPublisher",
-    "KafkaStateFeed",
     "cluster_id",
     "ensure_topics",
     "partition_of",
@@ -50,6 +49,7 @@ log = structlog.get_logger(__name__)
 #: Called with what went wrong, for a metric: `commit_failed`, `revoke_failed`, `rebuilt`, ... A small fixed set.
 CountTrouble = Callable[[str], None]
 
+_HEADERS = list(HEADERS)  # everything we write is a structured CloudEvent
 _NAMED_PARTITION = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
 _CORRUPT_RETRY_SECONDS = 5.0  # a bit flipped on the wire is gone at the next try; one on the disk stays
 _FENCED_INSTANCE = "82"  # FENCED_INSTANCE_ID, which aiokafka 0.14 does not know by name
@@ -59,7 +59,7 @@ _COORDINATOR_TASKS = ("_coordination_task", "_heartbeat_task", "_commit_refresh_
 _STOP_GRACE_SECONDS = 0.2  # at most, of each of three steps, for tasks whose connections were just cut
 
 
-def _ignore(trouble: str) -> None:
+def ignore(trouble: str) -> None:
     """Count nothing."""
 
 
@@ -70,7 +70,7 @@ class KafkaEventLog:
     from the group's committed offset, or from its first record.
     """
 
-    def __init__(self, settings: KafkaSettings, topics: Sequence[str], group_id: str, *, count: CountTrouble = _ignore) -> None:
+    def __init__(self, settings: KafkaSettings, topics: Sequence[str], group_id: str, *, count: CountTrouble = ignore) -> None:
         """Belong to `group_id` once started. `topics` are full names; those of equal partition counts are assigned alike."""
         self._settings = settings
         self._topics = tuple(topics)
@@ -155,7 +155,7 @@ class KafkaEventLog:
         self._paused.clear()
         self._corrupt.clear()
         self._returning.clear()
-        await _stop_in_time("consumer", consumer.stop(), consumer._client, lambda: _tasks_of(consumer), deadline - loop.time())
+        await stop_in_time("consumer", consumer.stop(), consumer._client, lambda: tasks_of(consumer), deadline - loop.time())
 
     # --- assignment ---
 
@@ -471,7 +471,7 @@ class KafkaPublisher:
     given up together with its producer, so that nothing of it arrives later, behind newer records.
     """
 
-    def __init__(self, settings: KafkaSettings, *, count: CountTrouble = _ignore) -> None:
+    def __init__(self, settings: KafkaSettings, *, count: CountTrouble = ignore) -> None:
         self._settings = settings
         self._count = count
         self._producer: AIOKafkaProducer | None = None
@@ -557,7 +557,7 @@ class KafkaPublisher:
                 async with asyncio.timeout_at(deadline):
                     for index in indexes:
                         _, key, value = records[index]
-                        pending[index] = await producer.send(name, value, key)
+                        pending[index] = await producer.send(name, value, key, headers=_HEADERS)
             except TimeoutError:
                 why = "the topic is missing, has no leader, or its queue is full"
             except MessageSizeTooLargeError as error:
@@ -626,14 +626,14 @@ class KafkaPublisher:
         if self._producer is producer:
             self._producer = None
             self._count("producer_discarded")
-            for task in _tasks_of(producer):
+            for task in tasks_of(producer):
                 task.cancel()
             await self._close(producer)
 
     async def _close(self, producer: AIOKafkaProducer | None) -> None:
         if producer is not None:
-            await _stop_in_time(
-                "producer", producer.stop(), producer.client, lambda: _tasks_of(producer), self._settings.stop_seconds
+            await stop_in_time(
+                "producer", producer.stop(), producer.client, lambda: tasks_of(producer), self._settings.stop_seconds
             )
 
 
@@ -668,152 +668,10 @@ def trimmed(value: bytes, limit: int) -> bytes | None:
     return None
 
 
-# --- the state topic ------------------------------------------------------------------------------------------------------
-
-
-class KafkaStateFeed:
-    """The compacted state topic, followed from its first record: `controller.ports.StateFeed`, with stop.
-
-    Per flag only documents with a higher revision than any before are given. What cannot be used (not a document,
-    another flag's key, deleted) stops that flag only: `corrupt` names it until a good document arrives.
-    """
-
-    def __init__(
-        self,
-        settings: KafkaSettings,
-        decode: Callable[[bytes], Rollout],
-        *,
-        count: CountTrouble = _ignore,
-        retry_seconds: float = 1.0,
-    ) -> None:
-        """Read with `decode`, which raises any Exception for what is no document; `retry_seconds` between connections."""
-        self._settings = settings
-        self._topic = settings.topic("state")
-        self._decode = decode
-        self._count = count
-        self._retry_seconds = retry_seconds
-        self._revisions: dict[str, int] = {}
-        self._corrupt: dict[str, str] = {}
-        self._caught_up = asyncio.Event()
-        self._last_heard: float | None = None
-        self._consumer: AIOKafkaConsumer | None = None
-
-    @property
-    def corrupt(self) -> Mapping[str, str]:
-        """Record keys whose newest record cannot be used, with the reason."""
-        return dict(self._corrupt)
-
-    @property
-    def silent_seconds(self) -> float | None:
-        """Seconds since the brokers last said that nothing is newer than what was given; None before the first time."""
-        return None if self._last_heard is None else asyncio.get_running_loop().time() - self._last_heard
-
-    async def caught_up(self) -> None:
-        await self._caught_up.wait()
-
-    async def documents(self) -> AsyncIterator[Rollout]:
-        while True:
-            try:
-                async for rollout in self._follow():
-                    yield rollout
-            except (TimeoutError, KafkaError, OSError) as error:
-                # Revisions are kept, so that reading from the beginning again repeats nothing.
-                self._count("state_feed_lost")
-                log.warning("state_feed_lost", topic=self._topic, error_type=type(error).__name__, reason=str(error))
-            finally:
-                await self.stop()
-            await asyncio.sleep(self._retry_seconds)
-
-    async def stop(self) -> None:
-        """Disconnect within `stop_seconds`; `documents` does it too when its reader goes."""
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            await _stop_in_time(
-                "state_feed", consumer.stop(), consumer._client, lambda: _tasks_of(consumer), self._settings.stop_seconds
-            )
-
-    async def _follow(self) -> AsyncIterator[Rollout]:
-        """Yield until the connection is lost, which raises."""
-        settings = self._settings
-        consumer = AIOKafkaConsumer(
-            **client_options(settings),
-            group_id=None,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
-        )
-        self._consumer = consumer
-        async with asyncio.timeout(settings.start_seconds):
-            await consumer.start()
-            partitions = [KafkaPartition(self._topic, number) for number in await self._partitions(consumer)]
-        consumer.assign(partitions)
-        loop = asyncio.get_running_loop()
-        checked = loop.time() - self._retry_seconds
-        goal: Mapping[KafkaPartition, int] | None = None
-        while self._consumer is consumer:
-            if loop.time() - checked >= self._retry_seconds:
-                # getmany returns nothing both when nothing is new and when the broker is away: only asking tells.
-                async with asyncio.timeout(settings.call_seconds):
-                    ends = await consumer.end_offsets(partitions)
-                    numbers = await self._partitions(consumer)
-                if len(numbers) != len(partitions):
-                    raise KafkaError(f"{self._topic} has {len(numbers)} partitions now: reading it anew")
-                checked = loop.time()
-                goal = goal or ends
-                if await self._has_reached(consumer, ends):
-                    self._last_heard = checked
-            batches = await consumer.getmany(timeout_ms=100, max_records=500)
-            for records in batches.values():
-                for record in records:
-                    rollout = self._read(record)
-                    if rollout is not None:
-                        yield rollout
-            if goal is not None and not self._caught_up.is_set() and await self._has_reached(consumer, goal):
-                self._caught_up.set()
-                log.info("state_caught_up", topic=self._topic, flags=len(self._revisions), corrupt=len(self._corrupt))
-
-    async def _partitions(self, consumer: AIOKafkaConsumer) -> list[int]:
-        """Return the topic's partition numbers. Raises KafkaError when it is missing."""
-        numbers = consumer.partitions_for_topic(self._topic)
-        if not numbers:
-            numbers = await consumer._client._wait_on_metadata(self._topic)
-        return sorted(numbers)
-
-    async def _has_reached(self, consumer: AIOKafkaConsumer, goal: Mapping[KafkaPartition, int]) -> bool:
-        """Whether every partition was read up to `goal`. Positions, not records: the last record may be compacted away."""
-        async with asyncio.timeout(self._settings.call_seconds):
-            for partition, end in goal.items():
-                if await consumer.position(partition) < end:
-                    return False
-        return True
-
-    def _read(self, record: ConsumerRecord) -> Rollout | None:
-        """Return the document if it is newer than what its flag has; None, with the reason noted, if it is no use."""
-        key = (record.key or b"").decode(errors="replace")
-        try:
-            if record.value is None:
-                raise ValueError("deleted; what was decided last stays in force")  # noqa: TRY301
-            rollout = self._decode(record.value)
-            if rollout.flag_key != key:
-                raise ValueError(f"the document is of flag {rollout.flag_key!r}")  # noqa: TRY301
-        except Exception as error:
-            self._corrupt[key] = str(error)
-            self._count("state_refused")
-            log.warning(
-                "state_refused", flag_key=key, partition=record.partition, offset=record.offset, reason=str(error)[:500]
-            )
-            return None
-        if rollout.revision <= self._revisions.get(key, -1):
-            return None  # an older copy written late by a zombie, or one we had before a reconnection
-        self._revisions[key] = rollout.revision
-        self._corrupt.pop(key, None)
-        return rollout
-
-
 # --- around aiokafka ------------------------------------------------------------------------------------------------------
 
 
-async def _stop_in_time(
+async def stop_in_time(
     what: str,
     stopping: Coroutine[Any, Any, None],
     client: Any,
@@ -846,7 +704,7 @@ async def _stop_in_time(
             log.info("kafka_stop_failed", client=what, reason=str(one.exception()))
 
 
-def _tasks_of(client: AIOKafkaConsumer | AIOKafkaProducer) -> list[asyncio.Task[Any]]:
+def tasks_of(client: AIOKafkaConsumer | AIOKafkaProducer) -> list[asyncio.Task[Any]]:
     """Return the background tasks of a consumer or producer, which aiokafka keeps to itself."""
     found: list[Any] = []
     for owner, names in (

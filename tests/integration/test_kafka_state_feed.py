@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from controller.adapters.kafka import KafkaStateFeed
+from controller.adapters.kafka_state import KafkaStateFeed
 from controller.core.rollout import Rollout
 from controller.settings import KafkaSettings
 from tests.brokers import LocalKafka, create_topics_at
@@ -28,7 +28,8 @@ class Replica:
     """Reads the feed in the background and keeps what it was given."""
 
     def __init__(self, settings: KafkaSettings) -> None:
-        self.feed = KafkaStateFeed(settings, decode, retry_seconds=0.2)
+        self.overtaken: list[str] = []
+        self.feed = KafkaStateFeed(settings, decode, overtaken=self.overtaken.append, retry_seconds=0.2)
         self.given: list[tuple[str, int]] = []
         self.task = asyncio.create_task(self.follow())
 
@@ -189,3 +190,22 @@ async def test_compaction_leaves_holes_that_are_no_gap(
             if len(replica.given) < revision:
                 break
             await asyncio.sleep(1.0)
+
+
+async def test_an_older_document_written_last_is_reported(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, follow: Callable[[KafkaSettings], Replica]
+) -> None:
+    """What somebody fenced writes late would be all that compaction keeps: the flag is named until it is said again."""
+    settings = settings_for(kafka, topic_prefix)
+    await create_topics(settings.topic("state"))
+    await write(
+        kafka, settings, [("flag-1", b"flag-1 3"), ("flag-1", b"flag-1 4"), ("flag-1", b"flag-1 3"), ("flag-2", b"flag-2 1")]
+    )
+    replica = follow(settings)
+    await replica.until(lambda: "flag-1" in replica.overtaken)
+    await write(kafka, settings, [("flag-1", b"flag-1 4")])
+    await asyncio.sleep(1.0)
+    replica.overtaken.clear()
+    await replica.until(lambda: (replica.feed.silent_seconds or 99) < 0.2)
+    assert replica.overtaken == []
+    assert replica.given.count(("flag-1", 4)) == 1

@@ -1,0 +1,177 @@
+"""The compacted state topic, followed by every replica: what was decided, by whomever.
+
+Belongs here: reading it from its beginning, telling which document of a flag is the newest, and noticing when an older one was
+written over it. Does not belong here: consumer groups and publishing (`kafka.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.errors import KafkaError
+
+from controller.adapters.kafka import CountTrouble, ignore, stop_in_time, tasks_of
+from controller.adapters.kafka_topics import client_options
+from controller.core.rollout import Rollout
+from controller.settings import KafkaSettings
+
+log = structlog.get_logger(__name__)
+
+
+class KafkaStateFeed:
+    """The compacted state topic, followed from its first record: `controller.ports.StateFeed`, with stop.
+
+    Per flag only documents with a higher revision than any before are given. What cannot be used (not a document,
+    another flag's key, deleted) stops that flag only: `corrupt` names it until a good document arrives.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        decode: Callable[[bytes], Rollout],
+        *,
+        count: CountTrouble = ignore,
+        overtaken: Callable[[str], None] = lambda flag_key: None,
+        retry_seconds: float = 1.0,
+    ) -> None:
+        """Read with `decode`, which raises any Exception for what is no document; `retry_seconds` between connections.
+
+        `overtaken` is told, once a second, of a flag whose last record in the topic is older than one before it: somebody
+        late wrote it, and compaction would keep only that.
+        """
+        self._settings = settings
+        self._topic = settings.topic("state")
+        self._decode = decode
+        self._count = count
+        self._overtaken = overtaken
+        self._retry_seconds = retry_seconds
+        self._revisions: dict[str, int] = {}  # by flag, the newest seen
+        self._last: dict[str, int] = {}  # by flag, that of the last record
+        self._corrupt: dict[str, str] = {}
+        self._caught_up = asyncio.Event()
+        self._last_heard: float | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+
+    @property
+    def corrupt(self) -> Mapping[str, str]:
+        """Record keys whose newest record cannot be used, with the reason."""
+        return dict(self._corrupt)
+
+    @property
+    def silent_seconds(self) -> float | None:
+        """Seconds since the brokers last said that nothing is newer than what was given; None before the first time."""
+        return None if self._last_heard is None else asyncio.get_running_loop().time() - self._last_heard
+
+    async def caught_up(self) -> None:
+        await self._caught_up.wait()
+
+    async def documents(self) -> AsyncIterator[Rollout]:
+        while True:
+            try:
+                async for rollout in self._follow():
+                    yield rollout
+            except (TimeoutError, KafkaError, OSError) as error:
+                # Revisions are kept, so that reading from the beginning again repeats nothing.
+                self._count("state_feed_lost")
+                log.warning("state_feed_lost", topic=self._topic, error_type=type(error).__name__, reason=str(error))
+            finally:
+                await self.stop()
+            await asyncio.sleep(self._retry_seconds)
+
+    async def stop(self) -> None:
+        """Disconnect within `stop_seconds`; `documents` does it too when its reader goes."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await stop_in_time(
+                "state_feed", consumer.stop(), consumer._client, lambda: tasks_of(consumer), self._settings.stop_seconds
+            )
+
+    async def _follow(self) -> AsyncIterator[Rollout]:
+        """Yield until the connection is lost, which raises."""
+        settings = self._settings
+        consumer = AIOKafkaConsumer(
+            **client_options(settings),
+            group_id=None,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
+        )
+        self._consumer = consumer
+        async with asyncio.timeout(settings.start_seconds):
+            await consumer.start()
+            partitions = [KafkaPartition(self._topic, number) for number in await self._partitions(consumer)]
+        consumer.assign(partitions)
+        loop = asyncio.get_running_loop()
+        checked = loop.time() - self._retry_seconds
+        goal: Mapping[KafkaPartition, int] | None = None
+        while self._consumer is consumer:
+            if loop.time() - checked >= self._retry_seconds:
+                # getmany returns nothing both when nothing is new and when the broker is away: only asking tells.
+                async with asyncio.timeout(settings.call_seconds):
+                    ends = await consumer.end_offsets(partitions)
+                    numbers = await self._partitions(consumer)
+                if len(numbers) != len(partitions):
+                    raise KafkaError(f"{self._topic} has {len(numbers)} partitions now: reading it anew")
+                checked = loop.time()
+                goal = goal or ends
+                if await self._has_reached(consumer, ends):
+                    self._last_heard = checked
+                    self._tell_overtaken()
+            batches = await consumer.getmany(timeout_ms=100, max_records=500)
+            for records in batches.values():
+                for record in records:
+                    rollout = self._read(record)
+                    if rollout is not None:
+                        yield rollout
+            if goal is not None and not self._caught_up.is_set() and await self._has_reached(consumer, goal):
+                self._caught_up.set()
+                log.info("state_caught_up", topic=self._topic, flags=len(self._revisions), corrupt=len(self._corrupt))
+
+    def _tell_overtaken(self) -> None:
+        for flag_key, revision in self._last.items():
+            if revision < self._revisions.get(flag_key, revision):
+                self._count("state_overtaken")
+                log.warning("state_overtaken", flag_key=flag_key, revision=self._revisions[flag_key], last=revision)
+                self._overtaken(flag_key)
+
+    async def _partitions(self, consumer: AIOKafkaConsumer) -> list[int]:
+        """Return the topic's partition numbers. Raises KafkaError when it is missing."""
+        numbers = consumer.partitions_for_topic(self._topic)
+        if not numbers:
+            numbers = await consumer._client._wait_on_metadata(self._topic)
+        return sorted(numbers)
+
+    async def _has_reached(self, consumer: AIOKafkaConsumer, goal: Mapping[KafkaPartition, int]) -> bool:
+        """Whether every partition was read up to `goal`. Positions, not records: the last record may be compacted away."""
+        async with asyncio.timeout(self._settings.call_seconds):
+            for partition, end in goal.items():
+                if await consumer.position(partition) < end:
+                    return False
+        return True
+
+    def _read(self, record: ConsumerRecord) -> Rollout | None:
+        """Return the document if it is newer than what its flag has; None, with the reason noted, if it is no use."""
+        key = (record.key or b"").decode(errors="replace")
+        try:
+            if record.value is None:
+                raise ValueError("deleted; what was decided last stays in force")  # noqa: TRY301
+            rollout = self._decode(record.value)
+            if rollout.flag_key != key:
+                raise ValueError(f"the document is of flag {rollout.flag_key!r}")  # noqa: TRY301
+        except Exception as error:
+            self._corrupt[key] = str(error)
+            self._count("state_refused")
+            log.warning(
+                "state_refused", flag_key=key, partition=record.partition, offset=record.offset, reason=str(error)[:500]
+            )
+            return None
+        self._last[key] = rollout.revision
+        if rollout.revision <= self._revisions.get(key, -1):
+            return None  # an older copy written late by a zombie, or one we had before a reconnection
+        self._revisions[key] = rollout.revision
+        self._corrupt.pop(key, None)
+        return rollout
