@@ -50,6 +50,7 @@ def demo(
         typer.echo(f"rolloutd demo: {trouble}", err=True)
         raise typer.Exit(EXIT_NOT_AS_NAMED) from None
     except KeyboardInterrupt:
+        typer.echo("rolloutd demo: interrupted; every process it started has ended", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if not as_named:
         raise typer.Exit(EXIT_NOT_AS_NAMED)

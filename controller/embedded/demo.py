@@ -124,6 +124,7 @@ class _Performance:
         settled_by = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < settled_by and not self._has_settled(observer):
             await self._step(observer)
+        await self._look(observer)
         self._screen.close()
         return self._conclude(observer, longest)
 
@@ -134,7 +135,11 @@ class _Performance:
                 self._tell_decision(observer, data)
             else:
                 self._screen.tell(alert_line(data))
-        if not self._options.is_json and time.monotonic() - self._looked_at >= LOOK_EVERY_SECONDS:
+        await self._look(observer, at_most_every=LOOK_EVERY_SECONDS)
+
+    async def _look(self, observer: Observer, at_most_every: float = 0.0) -> None:
+        """Bring the picture up to date. Nobody looks at totals where there is no picture."""
+        if not self._options.is_json and time.monotonic() - self._looked_at >= at_most_every:
             self._looked_at = time.monotonic()
             await observer.look()
         self._screen.show(observer.course, self._surroundings.read_report(), "the start command is published …")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from schemas.plan import PlanDocument
 from schemas.terms import Arm, DecisionKind, PhaseName, Severity, Verdict
 
 _BAR_CELLS = 10
-_OTHER_LINES = 18  # everything but the list of what happened
+_OTHER_LINES = 17  # everything but the list of what happened
 _FEWEST_NEWS = 4
 _COLOURS = {
     DecisionKind.ADVANCE: "green",
@@ -73,7 +74,6 @@ class Terminal:
                 _arms(course),
                 Text(),
                 *_metrics(course),
-                Text(),
             ]
         room = max(_FEWEST_NEWS, self._console.height - _OTHER_LINES)
         rows += self._news[-room:]
@@ -189,9 +189,7 @@ class _Rate:
         self._seen: tuple[float, int] | None = None
 
     def take(self, report: Report) -> None:
-        from time import monotonic
-
-        now = monotonic()
+        now = time.monotonic()
         if self._seen is not None and now - self._seen[0] >= 1.0:
             self.per_second = (report.requests - self._seen[1]) / (now - self._seen[0])
             self._seen = None
@@ -238,21 +236,26 @@ def _metrics(course: Course) -> list[RenderableType]:
     metrics = list(judgement.metrics) if judgement is not None else []
     lines: list[RenderableType] = []
     for metric in metrics[:2]:
-        lines += [_bars(metric), _one_line(Text(f"   {metric.reason}", "dim"))]
+        lines += [_bars(metric), _one_line(Text(f"   {_without_name(metric)}", "dim"))]
     gaps = [] if judgement is None else [f"{gap.kind}: {gap.detail}" for gap in judgement.gaps]
     lines += [Text()] * (4 - len(lines))
     lines.append(_one_line(Text(f" not judged yet: {'; '.join(gaps)}", "yellow")) if gaps else Text())
     return lines
 
 
+def _without_name(metric: MetricReport) -> str:
+    """Return the report's sentence without the metric's name at its head, which stands in the line above."""
+    return metric.reason.removeprefix(metric.metric).removeprefix(":").strip()
+
+
 def _bars(metric: MetricReport) -> Text:
     line = Text(f" {metric.metric:<12}", "bold")
     harm_style = "bold red" if metric.harm is Verdict.FAIL else "red"
-    line.append("worse ")
+    line.append("harm ")
     line.append(_bar(metric.e_value, metric.threshold), harm_style)
     line.append(" yes" if metric.harm is Verdict.FAIL else " no ", harm_style if metric.harm is Verdict.FAIL else "dim")
     if metric.e_value_safe is not None and metric.threshold_safe is not None:
-        line.append("   shown as good ")
+        line.append("    safe ")
         line.append(_bar(metric.e_value_safe, metric.threshold_safe), "green")
         line.append(
             " yes" if metric.safe is Verdict.PASS else " not yet", "bold green" if metric.safe is Verdict.PASS else "dim"
