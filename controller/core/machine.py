@@ -297,7 +297,7 @@ def _begin(previous: Rollout | None, command: CommandReceived) -> tuple[Rollout 
     if previous is not None and command.command_id == previous.rollout_id:
         # Read again after Redis forgot the answer: what it started has ended, and only another command may start anew.
         return previous, (_accepted(command, previous, _BEGUN),)
-    if _is_outdated(command, now):
+    if _is_outdated(command):
         return previous, (_rejected(command, revision, _OUTDATED),)
     if plan.expires_at is not None and now >= plan.expires_at:
         return previous, (_rejected(command, revision, "the plan has expired: give it a later expires_at"),)
@@ -331,7 +331,7 @@ def _obey(rollout: Rollout, command: CommandReceived, now: datetime) -> tuple[Ro
     if verb not in ALWAYS_ACCEPTED:
         if command.expected_revision not in (None, rollout.revision):
             return rollout, (_rejected(command, rollout.revision, _stale(command, rollout.revision)),)
-        if verb in _RAISING and _is_outdated(command, now):
+        if verb in _RAISING and _is_outdated(command):
             return rollout, (_rejected(command, rollout.revision, _OUTDATED),)
     match (verb, phase):
         case (CommandVerb.ROLL_BACK | CommandVerb.ABORT, RolledBack() | Aborted()):
@@ -380,6 +380,8 @@ def _obey(rollout: Rollout, command: CommandReceived, now: datetime) -> tuple[Ro
             outcome = _freeze(rollout, command, now)
         case (CommandVerb.UNFREEZE, _) if rollout.freeze is not None:
             outcome = _unfreeze(rollout, command, now)
+        case (CommandVerb.UNFREEZE, _):
+            return rollout, (_rejected(command, rollout.revision, "no operator has frozen it"),)
         case _:
             return rollout, (_rejected(command, rollout.revision, f"{verb} does not fit a rollout that is {phase.name}"),)
     after, effects = outcome
@@ -449,8 +451,9 @@ _OUTDATED = (
 )
 
 
-def _is_outdated(command: CommandReceived, now: datetime) -> bool:
-    return now - command.issued_at > COMMAND_MAX_AGE
+def _is_outdated(command: CommandReceived) -> bool:
+    """Tell whether a command is too old, by the clock it was received by: another replica's may have run ahead."""
+    return command.at - command.issued_at > COMMAND_MAX_AGE
 
 
 def _stale(command: CommandReceived, revision: int) -> str:
@@ -665,11 +668,13 @@ def _pause(
     decision = _decision(rollout, after, DecisionKind.PAUSE, why, judgement=judgement, command=command)
     if command is not None:
         return after, (decision,)
-    kind = AlertKind.PLAN_EXPIRED if reason is HoldReason.EXPIRED else kind
+    action = "look at the evidence; then resume, promote or roll back"
+    if reason is HoldReason.EXPIRED:
+        kind, action = AlertKind.PLAN_EXPIRED, "decide, as its owner: promote, roll back or abort"
     summary = f"{rollout.flag_key} paused at {rollout.percent:g} %: {why}"
     return after, (
         decision,
-        _alert(after, kind, severity, summary, "look at the evidence; then resume, promote or roll back", judgement),
+        _alert(after, kind, severity, summary, action, judgement),
     )
 
 
