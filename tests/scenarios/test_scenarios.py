@@ -1,0 +1,35 @@
+"""Whole rollouts as transcripts: what a person reads to see what the machine does, and reviews as a diff when it changes.
+
+`ROLLOUTD_REWRITE=1 pytest tests/scenarios` writes what the machine says now into the files.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.scenarios import diagram
+from tests.scenarios.transcript import play
+
+HERE = Path(__file__).parent
+REWRITE = os.environ.get("ROLLOUTD_REWRITE") == "1"
+
+
+@pytest.mark.parametrize("path", sorted(HERE.glob("*.txt")), ids=lambda path: path.stem)
+def test_the_machine_does_as_the_transcript_says(path: Path) -> None:
+    """Played again, a transcript says what is written in it."""
+    written = path.read_text()
+    played = play(written)
+    if REWRITE:
+        path.write_text(played)
+    assert REWRITE or played == written
+
+
+def test_the_phase_diagram_is_the_machine_s() -> None:
+    """The diagram in `ops/state-machine.md` is what driving `decide` over all phases and events gives."""
+    drawn = diagram.page()
+    if REWRITE:
+        diagram.PAGE.write_text(drawn)
+    assert REWRITE or drawn == diagram.PAGE.read_text(), "ROLLOUTD_REWRITE=1 pytest tests/scenarios draws it anew"

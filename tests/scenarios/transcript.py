@@ -1,0 +1,235 @@
+"""Reads and plays transcripts: commands, `----`, and what the machine said, block by block.
+
+    plan KEY=VALUE ...      what the next `start` starts; see `_plan`
+    at Tue 09:30            set the clock (the week of `T0`, Monday 5 January 2026; `+1w` after it is the next)
+    wake                    set the clock to the rollout's deadline, and tick
+    tick                    time went by until now
+    judge pass|inconclusive|signal|breach|GAP     new evidence
+    advice proceed|hold|roll_back|none            the model's answer to the last question
+    restarted               another process took over
+    VERB [expected=N] [age=11m]                   a command
+
+An answer, decision, alert or question is printed under the line that caused it, then the state the block ended in.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from controller.core.judgement import Gap, Judgement
+from controller.core.machine import decide, next_deadline
+from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow, Plan
+from controller.core.rollout import (
+    AdviceReceived,
+    AdviceUnavailable,
+    AnswerCommand,
+    AskAdvice,
+    CommandReceived,
+    Effect,
+    Event,
+    EvidenceJudged,
+    Gating,
+    Paused,
+    PublishDecision,
+    RaiseAlert,
+    Restarted,
+    Rollout,
+    Scheduled,
+    Ticked,
+)
+from schemas.fields import parse_duration
+from schemas.terms import AdviceChoice, AdvisorMode, Approval, CommandVerb, GapPolicy, HealthGap, MetricRole, OnBreach, Verdict
+from tests.builders import T0, make_advice, make_breach, make_guardrail, make_judgement, make_plan, make_report, make_stage
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MIDNIGHT = T0.replace(hour=0, minute=0)
+
+
+def play(text: str) -> str:
+    """Return the transcript as the machine would have it: comments and commands as they stand, all else said anew."""
+    player = Player()
+    return "\n\n".join(_play_block(player, block) for block in text.strip("\n").split("\n\n")) + "\n"
+
+
+def _play_block(player: Player, block: str) -> str:
+    commands = []
+    for line in block.split("\n"):
+        if line == "----":
+            break
+        commands.append(line)
+    if all(line.startswith("#") for line in commands):
+        return "\n".join(commands)
+    said = []
+    for line in commands:
+        if not line.startswith("#"):
+            said += player.obey(line)
+    return "\n".join([*commands, "----", *said, player.state()])
+
+
+class Player:
+    """One flag, its clock, and the words a transcript is written in."""
+
+    def __init__(self) -> None:
+        self._now = T0
+        self._plan = make_plan()
+        self._rollout: Rollout | None = None
+        self._asked: AskAdvice | None = None
+        self._commands = 0
+
+    def obey(self, line: str) -> list[str]:
+        """Do what one line says; return what the machine had to say to it."""
+        word, *rest = line.split()
+        if word == "plan":
+            self._plan = _plan(dict(part.split("=", 1) for part in rest))
+            return []
+        if word == "at":
+            self._now = _moment(rest)
+            return []
+        if word == "wake":
+            deadline = None if self._rollout is None else next_deadline(self._rollout)
+            if deadline is None:
+                return ["nothing to wake for"]
+            self._now = max(deadline, self._now)
+            return [f"it is {_when(self._now)}", *self._decide(Ticked(self._now))]
+        return self._decide(self._event(word, rest))
+
+    def state(self) -> str:
+        """Return where the rollout is, in one line."""
+        rollout = self._rollout
+        if rollout is None:
+            return "no rollout"
+        phase = rollout.phase
+        words = [f"r{rollout.revision}", f"{rollout.percent:g} %", phase.name.value]
+        if isinstance(phase, Paused):
+            words.append(f"in {phase.held.name}")
+        if isinstance(phase, Scheduled):
+            words.append(f"for {_when(phase.start_at)}")
+        if rollout.hold is not None:
+            words.append(f"hold={rollout.hold}")
+        if isinstance(phase, Gating) and phase.advice is not None:
+            round_ = phase.advice
+            words.append(f"advice round {round_.number} {'closed' if round_.is_closed else 'open'}")
+        if rollout.freeze is not None:
+            words.append("frozen")
+        deadline = next_deadline(rollout)
+        if deadline is not None:
+            words.append(f"until {_when(deadline)}")
+        return "= " + ", ".join(words)
+
+    def _decide(self, event: Event) -> list[str]:
+        self._rollout, effects = decide(self._rollout, event)
+        for effect in effects:
+            if isinstance(effect, AskAdvice):
+                self._asked = effect
+        return [f"  {_say(effect)}" for effect in effects]
+
+    def _event(self, word: str, rest: list[str]) -> Event:
+        match word:
+            case "tick":
+                return Ticked(self._now)
+            case "restarted":
+                return Restarted(self._now)
+            case "judge":
+                visit = 0 if self._rollout is None else len(self._rollout.visits) - 1
+                return EvidenceJudged(self._now, _judgement(rest[0], visit, self._now, self._plan))
+            case "advice":
+                asked = self._asked
+                if asked is None:
+                    raise ValueError("nothing was asked")
+                if rest[0] == "none":
+                    return AdviceUnavailable(self._now, asked.gate_id, asked.round, "no answer")
+                return AdviceReceived(self._now, asked.gate_id, asked.round, make_advice(AdviceChoice(rest[0])))
+            case _:
+                return self._command(CommandVerb(word), dict(part.split("=", 1) for part in rest))
+
+    def _command(self, verb: CommandVerb, options: dict[str, str]) -> CommandReceived:
+        self._commands += 1
+        expected = options.get("expected")
+        return CommandReceived(
+            at=self._now,
+            command_id=options.get("id", f"c{self._commands}"),
+            verb=verb,
+            issuer="ada",
+            reason="because",
+            issued_at=self._now - parse_duration(options.get("age", "0s")),
+            expected_revision=None if expected is None else int(expected),
+            plan=self._plan if verb is CommandVerb.START else None,
+        )
+
+
+def _plan(options: dict[str, str]) -> Plan:
+    """Return a plan of stages=10,50,100 with bake 10m after settle 1m, and max_bake=1h.
+
+    approval=10,50 names percentages; advisor=MODE asks twice, 5 min apart, with 30 s each; on_breach=POLICY;
+    GAP=POLICY; weekend=ZONE freezes Saturday and Sunday; start=TIME and expires=TIME as Day-HH:MM.
+    """
+    approvals = options.pop("approval", "").split(",")
+    stages = tuple(
+        make_stage(
+            percent=float(percent),
+            approval=Approval.REQUIRED if percent in approvals else Approval.NOT_REQUIRED,
+            max_bake=parse_duration(options.get("max_bake", "1h")),
+        )
+        for percent in options.pop("stages", "10,50,100").split(",")
+    )
+    options.pop("max_bake", None)
+    mode = AdvisorMode(options.pop("advisor", "off"))
+    advisor = AdvisorPolicy(mode, deadline=timedelta(seconds=30), hold_rounds=3, hold_for=timedelta(minutes=5))
+    zone = options.pop("weekend", None)
+    windows = () if zone is None else (FreezeWindow(frozenset({6, 7}), 0, 24 * 60, zone),)
+    guardrail = make_guardrail(on_breach=OnBreach(options.pop("on_breach", "roll_back")))
+    start, expires = options.pop("start", None), options.pop("expires", None)
+    policies = {HealthGap(gap): GapPolicy(policy) for gap, policy in options.items()}
+    return make_plan(
+        stages=stages,
+        guardrails=(guardrail,),
+        advisor=advisor,
+        freeze_windows=windows,
+        gap_policies={**DEFAULT_GAP_POLICIES, **policies},
+        start_at=None if start is None else _moment(start.split("-")),
+        expires_at=None if expires is None else _moment(expires.split("-")),
+    )
+
+
+def _judgement(what: str, visit: int, now: datetime, plan: Plan) -> Judgement:
+    gaps: tuple[Gap, ...] = ()
+    match what:
+        case "pass":
+            metrics = (make_report(),)
+        case "inconclusive":
+            metrics = (make_report(safe=Verdict.INCONCLUSIVE, reason="too close to call"),)
+        case "signal":
+            metrics = (make_report(role=MetricRole.SIGNAL, harm=Verdict.FAIL, safe=Verdict.FAIL, reason="p90 rose"),)
+        case "breach":
+            metrics = (make_breach(on_breach=plan.guardrails[0].on_breach),)
+        case gap:
+            metrics, gaps = (make_report(),), (Gap(HealthGap(gap), "for a test"),)
+    return make_judgement(visit=visit, at=now, metrics=metrics, gaps=gaps)
+
+
+def _say(effect: Effect) -> str:
+    match effect:
+        case PublishDecision():
+            move = "" if effect.from_percent == effect.to_percent else f" {effect.from_percent:g} -> {effect.to_percent:g} %"
+            advice = "" if effect.advice is None else f" [advice: {effect.advice.choice}]"
+            return f"decision {effect.kind}{move} by {effect.issuer}: {effect.reason}{advice}"
+        case RaiseAlert():
+            return f"alert {effect.severity} {effect.kind}: {effect.action}"
+        case AnswerCommand():
+            return f"{effect.status} {effect.verb} at r{effect.revision}: {effect.reason}"
+        case AskAdvice():
+            return f"ask round {effect.round} of gate {effect.gate_id} until {_when(effect.until, seconds=True)}"
+
+
+def _moment(words: list[str]) -> datetime:
+    day, clock, *later = words
+    weeks = int(later[0].removeprefix("+").removesuffix("w")) if later else 0
+    parts = [int(part) for part in clock.split(":")]
+    hour, minute, second = (*parts, 0)[:3] if len(parts) == 2 else parts
+    return _MIDNIGHT + timedelta(weeks=weeks, days=_DAYS.index(day), hours=hour, minutes=minute, seconds=second)
+
+
+def _when(moment: datetime, *, seconds: bool = False) -> str:
+    weeks, day = divmod((moment - _MIDNIGHT).days, 7)
+    clock = f"{moment:%H:%M:%S}" if seconds or moment.second else f"{moment:%H:%M}"
+    return f"{_DAYS[day]} {clock}" + (f" +{weeks}w" if weeks else "")
