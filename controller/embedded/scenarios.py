@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 
 from controller.plans import load_plan
@@ -42,6 +43,9 @@ guardrails:
 advisor: {{mode: "off"}}
 fresh_within: 2s
 """
+
+#: Two rounds of a small model on a busy CPU.
+_MAX_BAKE_WITH_MODEL = timedelta(seconds=60)
 
 
 class AdvisorPart(StrEnum):
@@ -160,9 +164,11 @@ SCENARIOS: Mapping[str, Scenario] = {
 
 
 def plan_of(scenario: Scenario, *, has_real_advisor: bool = False) -> PlanDocument:
-    """Return the plan of a scenario. With a real model's server it may hold twice, as the scripted one may."""
+    """Return the plan of a scenario. A real model may hold twice, as the scripted one may, and its gates wait for it."""
     plan = load_plan(_PLAN, "the demo's plan")
     if has_real_advisor:
+        patient = [stage.model_copy(update={"max_bake": _MAX_BAKE_WITH_MODEL}) for stage in plan.stages]
+        plan = plan.model_copy(update={"stages": patient})
         policy: Mapping[str, str | int] = {"mode": AdvisorMode.CAN_HOLD, "deadline": "20s", "hold_rounds": 2, "hold_for": "1s"}
     elif scenario.advisor is AdvisorPart.NOBODY:
         return plan

@@ -169,7 +169,7 @@ def advice_line(decision: dict[str, Any], is_stand_in: bool) -> Text | None:
         return None
     who = "scripted stand-in" if is_stand_in else advice["model"]
     return _one_line(
-        Text.assemble("        ", ("advice    ", "cyan"), f"{who}: {advice['choice']}: {' '.join(advice['reasons'])}")
+        Text.assemble("        ", ("advice    ", "cyan"), f"{who}: {advice['choice']}: {'; '.join(advice['reasons'])}")
     )
 
 

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TypeVar
 
 import httpx
@@ -20,6 +21,7 @@ from controller.embedded.apps import Report
 from controller.embedded.processes import Child, ProcessTree, environ_without_settings
 from controller.embedded.scenarios import Scenario
 from controller.embedded.store import LOOPBACK
+from controller.errors import ConfigInvalid
 
 REQUESTS_PER_SECOND = 3_000
 START_SECONDS = 20.0
@@ -51,6 +53,8 @@ class Surroundings:
 
     async def start(self, scenario: Scenario, seed: int, advisor: AdvisorAddress | None) -> None:
         """Return when the daemon is ready and the apps have traffic. Raises ChildFailed and ConfigInvalid."""
+        if find_spec("confluent_kafka") is None:
+            raise ConfigInvalid("the demo's broker is missing: install the extra `demo`, as in pip install 'rolloutd[demo]'")
         port = store.free_port()
         broker = self._tree.start_python("broker", "-m", "controller.embedded.broker")
         redis = self._tree.start("store", store.command(port))

@@ -72,7 +72,7 @@ def summary(scenario: Scenario, course: Course, report: Report) -> list[str]:
         lines.append(f"Why: {_why(rollout, course.decisions)}.")
     unadvised = sum(1 for decision in course.decisions if "no advice" in decision["reason"])
     if unadvised:
-        lines.append(f"{unadvised} gates were decided without advice: the model did not answer in time.")
+        lines.append(f"{unadvised} gates were decided without advice: no usable answer came in time.")
     lines.append(_harm(course, report))
     if report.last_harm_at is not None and report.first_harm_at is not None and rollout.phase.name is PhaseName.ROLLED_BACK:
         lines.append(
