@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from controller.core.plan import FreezeWindow
@@ -26,8 +26,8 @@ def locate(visits: Sequence[Visit], event_time: datetime) -> int | None:
 def frozen_until(windows: Sequence[FreezeWindow], at: datetime) -> datetime | None:
     """Return when the freeze window around `at` ends, None when no window covers it.
 
-    Overlapping and touching windows are one. `at` is UTC-aware, and so is the answer. Local times that a daylight-saving change
-    skips or repeats are read as zoneinfo reads them (fold 0), so a window is never lost, at most an hour longer or shorter.
+    Overlapping and touching windows are one. `at` is UTC-aware, and so is the answer. Where a daylight-saving change skips or
+    repeats a local time, a window starts at the earliest and ends at the latest that it may mean: none is lost.
     """
     end: datetime | None = None
     probe = at
@@ -50,11 +50,15 @@ def _window_end(window: FreezeWindow, at: datetime) -> datetime | None:
         day = today - timedelta(days=back)
         if day.isoweekday() not in window.weekdays:
             continue
-        start = datetime(day.year, day.month, day.day, window.start_minute // 60, window.start_minute % 60, tzinfo=zone)
-        start_utc = start.astimezone(ZoneInfo("UTC"))
-        end_utc = (
-            (start.replace(tzinfo=None) + timedelta(minutes=window.minutes)).replace(tzinfo=zone).astimezone(ZoneInfo("UTC"))
-        )
-        if start_utc <= at < end_utc and (latest is None or end_utc > latest):
-            latest = end_utc
+        midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - local, as the plan says it
+        start, _ = _in_utc(midnight + timedelta(minutes=window.start_minute), zone)
+        _, end = _in_utc(midnight + timedelta(minutes=window.start_minute + window.minutes), zone)
+        if start <= at < end and (latest is None or end > latest):
+            latest = end
     return latest
+
+
+def _in_utc(local: datetime, zone: ZoneInfo) -> tuple[datetime, datetime]:
+    """Return the earliest and the latest moment that a clock on the wall of `zone` may mean by `local`."""
+    meant = sorted(local.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    return meant[0], meant[1]

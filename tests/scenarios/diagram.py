@@ -65,8 +65,8 @@ PAGE = Path(__file__).parents[2] / "ops" / "state-machine.md"
 _TEXT = """# What can happen to a flag
 
 Drawn from the code by `tests/scenarios/diagram.py`, which tries every event in every phase; a test fails when this page and
-`controller/core/machine.py` differ (`ROLLOUTD_REWRITE=1 pytest tests/scenarios` draws it anew). A hold changes no phase, so it has no arrow.
-The transcripts in `tests/scenarios/*.txt` tell whole rollouts, event by event.
+`controller/core/machine.py` differ (`ROLLOUTD_REWRITE=1 pytest tests/scenarios` draws it anew). A hold changes no phase, so it
+has no arrow. The transcripts in `tests/scenarios/*.txt` tell whole rollouts, event by event.
 
 ```mermaid
 {diagram}
