@@ -1,0 +1,100 @@
+"""`rolloutctl plan`: check a plan, show the templates; and reading the plan that `start` is given. Needs no Kafka."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controller.cli import rendering
+from controller.cli.surroundings import EXIT_REJECTED, EXIT_USAGE, JsonOption, check_flag, complain, fail, output
+from controller.errors import ConfigInvalid
+from controller.plans import MAX_BYTES, lint_text, template, template_text, templates
+from schemas.plan import PlanDocument
+
+app = typer.Typer(help="Check a plan before it is started, and see what to begin with.", no_args_is_help=True)
+
+FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="The plan, YAML or JSON; - for standard input.")]
+
+
+@app.command()
+def lint(file: FileArgument, is_json: JsonOption = False) -> None:
+    """Say everything that is wrong or doubtful about a plan, each with its line and how to mend it. Exits 1 on an error."""
+    source, text = _read(file)
+    document, findings = lint_text(text, datetime.now(UTC))
+    is_usable = document is not None and not any(finding.is_error for finding in findings)
+    if is_json:
+        told = [rendering.finding_document(finding, source) for finding in findings]
+        typer.echo(rendering.to_json({"file": source, "is_usable": is_usable, "findings": told}))
+    else:
+        console = output()
+        for finding in findings:
+            rendering.show_line(console, rendering.finding_line(finding, source))
+        typer.echo(f"{source}: {'the plan can be started' if is_usable else 'the plan would be refused'}")
+    if not is_usable:
+        raise typer.Exit(EXIT_REJECTED)
+
+
+@app.command("templates")
+def show_templates(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The template to print as YAML.")] = None,
+    flag: Annotated[str, typer.Option("--flag", help="The flag to write into it.")] = "my-flag",
+    is_json: JsonOption = False,
+) -> None:
+    """List the plan templates, or print one: `rolloutctl plan templates canary > plan.yaml`."""
+    if name is None:
+        descriptions = templates()
+        if is_json:
+            listed = [{"name": key, "description": description} for key, description in descriptions.items()]
+            typer.echo(rendering.to_json({"templates": listed}))
+        else:
+            output().print(rendering.templates_table(descriptions))
+        return
+    check_flag(flag)
+    try:
+        if is_json:
+            typer.echo(rendering.to_json(template(name, flag).model_dump(mode="json")))
+        else:
+            typer.echo(template_text(name, flag), nl=False)
+    except ConfigInvalid as refused:
+        fail(f"{refused}", EXIT_USAGE)
+
+
+def load(source: str, flag: str | None) -> PlanDocument:
+    """Return the plan that `start` is given: a file, `-`, or a template's name. Findings go to standard error.
+
+    Exits 1 when the plan has errors, 2 when there is no such plan.
+    """
+    if flag is not None:
+        check_flag(flag)
+    if source != "-" and not Path(source).exists() and source in templates():
+        if flag is None:
+            fail(f"{source} is a template: say which flag with --flag", EXIT_USAGE)
+        return _checked(f"template {source}", template_text(source, flag))
+    document = _checked(*_read(source))
+    return document if flag is None else document.model_copy(update={"flag": flag})
+
+
+def _checked(source: str, text: str) -> PlanDocument:
+    document, findings = lint_text(text, datetime.now(UTC))
+    for finding in findings:
+        complain(finding.located(source))
+    if document is None or any(finding.is_error for finding in findings):
+        fail("the plan would be refused: nothing was sent", EXIT_REJECTED)
+    return document
+
+
+def _read(source: str) -> tuple[str, str]:
+    """Return a plan's name for messages, and its text. Exits 2 when it cannot be read."""
+    try:
+        if source == "-":
+            return "standard input", sys.stdin.read(MAX_BYTES + 1)
+        with Path(source).open(encoding="utf-8") as file:
+            return source, file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        fail(f"{source}: there is no such file, and no template of that name: {', '.join(templates())}", EXIT_USAGE)
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{source}: cannot be read: {error}", EXIT_USAGE)

@@ -1,0 +1,220 @@
+"""Where a rollout stands, in words: what it waits for, why it holds, and whether it is safe to advance.
+
+Belongs here: reading a rollout and its newest decisions as a person would. Pure. Does not belong here: how it is laid out
+(`rendering.py`), and deciding anything (`core/machine.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from controller.core.machine import is_frozen, next_deadline
+from controller.core.rollout import (
+    Aborted,
+    AwaitingApproval,
+    Baking,
+    Completed,
+    Gating,
+    Paused,
+    Phase,
+    RolledBack,
+    Rollout,
+    Scheduled,
+)
+from controller.core.timeline import frozen_until
+from schemas.decision import Decision, JudgementRecord
+from schemas.fields import format_duration
+from schemas.terms import HoldReason
+
+#: A deadline is acted on within a second; one this far behind says that nobody is at work.
+OVERDUE_AFTER = timedelta(seconds=15)
+
+HOLD_WORDS = {
+    HoldReason.HEALTH: "the evidence cannot be judged yet",
+    HoldReason.INCONCLUSIVE: "not enough evidence yet",
+    HoldReason.FAILING: "a guardrail does not pass",
+    HoldReason.SIGNAL: "a signal regressed",
+    HoldReason.ADVISOR: "the model advises to hold",
+    HoldReason.APPROVAL: "a person must approve",
+    HoldReason.FROZEN: "frozen",
+    HoldReason.MAX_BAKE: "the gate was still undecided at max_bake",
+    HoldReason.OPERATOR: "an operator paused it",
+    HoldReason.REJECTED: "a person rejected the next stage",
+    HoldReason.BREACH: "a guardrail was breached",
+    HoldReason.EXPIRED: "the plan has expired",
+}
+
+
+class Safe(StrEnum):
+    """The answer to "safe to advance?"."""
+
+    YES = "yes"
+    NOT_YET = "not yet"
+    NO = "no"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """One rollout as a person sees it at `now`. `decisions` are its newest, oldest first; perhaps none."""
+
+    rollout: Rollout
+    decisions: Sequence[Decision]
+    now: datetime
+
+    @property
+    def decision(self) -> Decision | None:
+        """The newest decision about this rollout."""
+        return next((one for one in reversed(self.decisions) if one.rollout_id == self.rollout.rollout_id), None)
+
+    @property
+    def judged_by(self) -> Decision | None:
+        """The newest decision with evidence of the present stay in a stage, or of the last one."""
+        visit = len(self.rollout.visits) - 1
+        for one in reversed(self.decisions):
+            if one.rollout_id == self.rollout.rollout_id and one.judgement is not None and one.judgement.visit == visit:
+                return one
+        return None
+
+    @property
+    def judgement(self) -> JudgementRecord | None:
+        """The newest published evidence of the present stay."""
+        return None if self.judged_by is None else self.judged_by.judgement
+
+    @property
+    def stage_number(self) -> int | None:
+        """The present stage, 1 for the first; None before the start and after the end."""
+        return None if self.rollout.stage_index is None else self.rollout.stage_index + 1
+
+    @property
+    def since(self) -> datetime:
+        """When the present phase began."""
+        match self.rollout.phase:
+            case Gating(since=since) | AwaitingApproval(since=since) | Paused(since=since):
+                return since
+            case Completed(at=at) | RolledBack(at=at) | Aborted(at=at):
+                return at
+            case Baking():
+                return self.rollout.visits[-1].entered_at
+            case Scheduled():
+                return self.rollout.started_at
+
+    @property
+    def frozen(self) -> str | None:
+        """Why nothing may advance now, None when it may."""
+        rollout = self.rollout
+        if rollout.has_ended or not is_frozen(rollout, self.now):
+            return None
+        if rollout.freeze is not None:
+            why = f": {rollout.freeze.reason}" if rollout.freeze.reason else ""
+            return f"frozen by {rollout.freeze.issuer} {moment(rollout.freeze.since, self.now)}{why}"
+        until = frozen_until(rollout.plan.freeze_windows, self.now)
+        return "in a freeze window" if until is None else f"in a freeze window that ends {moment(until, self.now)}"
+
+    @property
+    def overdue(self) -> str | None:
+        """That a deadline went by and nothing happened, None when all is as it should be."""
+        deadline = next_deadline(self.rollout)
+        if deadline is None or self.now - deadline < OVERDUE_AFTER:
+            return None
+        return f"something was due {moment(deadline, self.now)} and has not happened: is rolloutd running?"
+
+    @property
+    def hold(self) -> str | None:
+        """Why it does not move, in words, with the numbers when a decision gave them; None while nothing is in the way."""
+        if self.rollout.hold is None:
+            return None
+        words = HOLD_WORDS[self.rollout.hold]
+        said = self.decision
+        is_about_it = said is not None and said.revision == self.rollout.revision and said.reason
+        return f"{words}: {said.reason}" if said is not None and is_about_it else words
+
+    @property
+    def waits_for(self) -> str:
+        """What has to happen next."""
+        rollout, now = self.rollout, self.now
+        match rollout.phase:
+            case Baking(until=until) if until > now:
+                return f"the bake to end {moment(until, now)}"
+            case _ if self.frozen is not None and not isinstance(rollout.phase, Paused):
+                return "the freeze window to end" if rollout.freeze is None else "unfreeze"
+            case Scheduled(start_at=start_at):
+                return f"the start {moment(start_at, now)}"
+            case Baking():
+                return "the gate to open"
+            case Gating(advice=round_) if round_ is not None and not round_.is_closed:
+                return f"the model's advice, at most until {clock(round_.until, now)}"
+            case Gating(until=until):
+                return f"a verdict; pauses if there is none {moment(until, now)}"
+            case AwaitingApproval():
+                return f"approval of revision {rollout.revision}"
+            case Paused(reason=HoldReason.EXPIRED):
+                return "promote, roll-back or abort: the plan has expired"
+            case Paused():
+                return "resume, promote, roll-back or abort"
+            case Completed():
+                return "nothing; remove the flag from the code"
+            case RolledBack():
+                return "nothing; find the cause, then start anew"
+            case _:
+                return "nothing; it has ended"
+
+    @property
+    def safe_to_advance(self) -> tuple[Safe, str]:
+        """Whether the next stage may be entered now, and why or why not."""
+        rollout = self.rollout
+        if rollout.has_ended:
+            return Safe.ENDED, ended_words(rollout.phase)
+        if self.frozen is not None:
+            return Safe.NO, self.frozen
+        match rollout.phase:
+            case Scheduled():
+                return Safe.NOT_YET, f"it waits for {self.waits_for}"
+            case AwaitingApproval(reason=HoldReason.ADVISOR):
+                return Safe.NO, "the statistics pass, but the model held in every round: read its reasons, then decide"
+            case AwaitingApproval():
+                return Safe.YES, f"everything else has passed; approving revision {rollout.revision} advances it"
+            case Gating() if rollout.hold in (HoldReason.SIGNAL, HoldReason.FAILING, HoldReason.ADVISOR):
+                return Safe.NO, self.hold or ""
+            case Gating() if rollout.hold is not None:
+                return Safe.NOT_YET, self.hold or ""
+            case Gating():
+                return Safe.NOT_YET, "the gate is being judged"
+            case Paused():
+                return Safe.NO, self.hold or "paused"
+            case _ if rollout.plan.blind:
+                return Safe.NOT_YET, f"it waits for {self.waits_for}, and for nothing else: the plan is blind"
+            case _:
+                return Safe.NOT_YET, f"it waits for {self.waits_for}; then its gate is judged"
+
+
+def ended_words(phase: Phase) -> str:
+    """Return how a rollout ended."""
+    match phase:
+        case RolledBack(reason=reason):
+            return f"rolled back: {reason}" if reason else "rolled back"
+        case Aborted(reason=reason):
+            return f"aborted: {reason}" if reason else "aborted"
+        case _:
+            return "completed"
+
+
+def clock(at: datetime, now: datetime) -> str:
+    """Return a moment in UTC, with its date when that is not today's."""
+    at, now = at.astimezone(UTC), now.astimezone(UTC)
+    return f"{at:%H:%M:%S} UTC" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+def moment(at: datetime, now: datetime) -> str:
+    """Return a moment as `at 07:18:00 UTC (in 23m)` or `at 06:40:00 UTC (15m ago)`."""
+    distance = f"in {about(at - now)}" if at > now else f"{about(now - at)} ago"
+    return f"at {clock(at, now)} ({distance})"
+
+
+def about(duration: timedelta) -> str:
+    """Return a duration in its two largest units: `2d 3h`, `1m 5s`, `0s`."""
+    whole = timedelta(seconds=round(max(duration, timedelta(0)).total_seconds()))
+    return " ".join(format_duration(whole).split()[:2])

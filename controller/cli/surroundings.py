@@ -1,0 +1,135 @@
+"""What every verb of `rolloutctl` shares: options, settings, output, and how trouble ends the process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import structlog
+import typer
+from rich.console import Console
+
+from controller.cli.rendering import make_console
+from controller.errors import BadInput, EventLogUnavailable
+from controller.settings import KafkaSettings, load_settings
+from schemas.terms import NAME
+
+T = TypeVar("T")
+
+#: The command was rejected, the plan has errors, or there is no such rollout.
+EXIT_REJECTED = 1
+EXIT_USAGE = 2
+#: No result in time: the command may still be carried out.
+EXIT_NO_RESULT = 3
+EXIT_UNREACHABLE = 4
+#: As in sysexits.h.
+EXIT_CONFIG = 78
+EXIT_INTERRUPTED = 130
+
+_CONNECTION = "Connection"
+_ANSWER = "Answer"
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="The daemon's settings file; ROLLOUTD_ variables beat it.", rich_help_panel=_CONNECTION
+    ),
+]
+BootstrapOption = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", metavar="HOST:PORT", help="Kafka; beats the settings.", rich_help_panel=_CONNECTION),
+]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option("--topic-prefix", help="Before every topic's name; beats the settings.", rich_help_panel=_CONNECTION),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For machines: one JSON document per line.")]
+FlagArgument = Annotated[str, typer.Argument(metavar="FLAG", help="The flag's key.", show_default=False)]
+AnyFlagArgument = Annotated[
+    str | None, typer.Argument(metavar="[FLAG]", help="The flag's key; all without.", show_default=False)
+]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for the result.")]
+IssuerOption = Annotated[str | None, typer.Option("--as", help="Who asks, for the audit log; user@host without.")]
+IdOption = Annotated[
+    str | None, typer.Option("--id", help="The command's id; repeating one is safe, it is carried out once. A new one without.")
+]
+ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why, for the audit log.")]
+RevisionOption = Annotated[
+    int | None, typer.Option("--expected-revision", min=0, help="Refuse the command when the rollout has another revision.")
+]
+
+
+class _LastWord(logging.Handler):
+    """Keeps the client library's last complaint: its exception often lacks the cause, such as a refused password."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.message = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.message = record.getMessage()
+
+
+_last_word = _LastWord()
+
+
+def kafka_settings(config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None) -> KafkaSettings:
+    """Return how to reach Kafka: the daemon's settings, with the two shortcuts over them. Exits 78 when they cannot be used."""
+    environ = dict(os.environ)
+    if bootstrap_servers is not None:
+        environ["ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS"] = bootstrap_servers
+    if topic_prefix is not None:
+        environ["ROLLOUTD_KAFKA__TOPIC_PREFIX"] = topic_prefix
+    try:
+        settings = load_settings(config, environ).kafka
+    except BadInput as refused:
+        fail(f"{refused}", EXIT_CONFIG)
+    if settings.client_id == KafkaSettings().client_id:
+        settings = settings.model_copy(update={"client_id": "rolloutctl"})  # brokers' logs tell the two apart
+    return settings
+
+
+def perform(work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` returns; trouble with Kafka and Ctrl-C end the process with their exit codes."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    library = logging.getLogger("aiokafka")
+    library.addHandler(_last_word)
+    library.propagate = False
+    try:
+        return asyncio.run(work)
+    except EventLogUnavailable as trouble:
+        heard = f"\n  the client's last word: {_last_word.message}" if _last_word.message else ""
+        fail(f"cannot reach Kafka: {trouble}{heard}", EXIT_UNREACHABLE)
+    except BadInput as refused:  # certificates that cannot be used show only on connecting
+        fail(f"{refused}", EXIT_CONFIG)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def check_flag(flag: str) -> str:
+    """Return a flag's key. Exits 2 when it cannot be one."""
+    if NAME.match(flag) is None:
+        fail(f"{flag!r} is no flag key: up to 128 of A-Z a-z 0-9 . _ : -, beginning with a letter or digit", EXIT_USAGE)
+    return flag
+
+
+def output() -> Console:
+    """Return standard output for people."""
+    return make_console(sys.stdout, is_coloured=not os.environ.get("NO_COLOR"))
+
+
+def complain(message: str) -> None:
+    """Write to standard error."""
+    for line in message.splitlines():
+        typer.echo(f"rolloutctl: {''.join(char if char.isprintable() else '?' for char in line)}", err=True)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say what went wrong and exit."""
+    complain(message)
+    raise typer.Exit(code)
