@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
@@ -286,15 +286,16 @@ class Daemon:
     async def _refuse_command(self, record: Record, fault: BadInput) -> None:
         """Answer a command that cannot be obeyed, or set aside a record that is none. Repeated until Kafka has it."""
         if isinstance(fault, CommandRefused):
+            # No worker of ours has the flag, so nobody keeps the answer: only what stands in the record goes into it, and a
+            # record that is read again after a crash gets the same one.
             answer = AnswerCommand(fault.command_id, fault.verb, CommandStatus.REJECTED, fault.reason, 0)
-            known = self._newest.get(fault.flag_key)
-            if known is not None:
-                answer = replace(answer, revision=known.revision)
-            entry = documents.encode(answer, fault.flag_key, known, fault.command_id, self._clock.now())
+            at = datetime.fromtimestamp(max(record.timestamp, 0) / 1000, UTC)
+            entry = documents.encode(answer, fault.flag_key, None, fault.command_id, at)
             tell = partial(self._publisher.publish, [entry])
         else:
             reason = fault.reason if isinstance(fault, CommandUnreadable) else QuarantineReason.INVALID
-            refused = quarantine.refusal(record.offset, record.timestamp, record.value, RecordRefused(reason, str(fault)))
+            refused_record = RecordRefused(reason, str(fault), "see schemas/json/command.schema.json")
+            refused = quarantine.refusal(record.offset, record.timestamp, record.value, refused_record)
             tell = partial(self._quarantine, record.topic, record.partition, [refused])
             self._metrics.quarantined.of(reason).inc()
         await self._persistently(tell)

@@ -67,6 +67,8 @@ CONTROLLER = "rolloutd"
 
 def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple[Effect, ...]]:
     """Return the rollout after `event`, and what the world must be told. Pure; None stands for a flag never started."""
+    if isinstance(event, CommandReceived) and event.refusal is not None:
+        return rollout, (_rejected(event, 0 if rollout is None else rollout.revision, event.refusal),)
     if rollout is None:
         return _begin(None, event) if isinstance(event, CommandReceived) else (None, ())
     now = max(event.at, rollout.updated_at)  # a clock set back never takes bake time away, or gives it

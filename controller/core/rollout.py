@@ -218,6 +218,7 @@ class CommandReceived:
     issued_at: datetime
     expected_revision: int | None = None
     plan: Plan | None = None  # for `start`; for `restart` it may replace the pinned one
+    refusal: str | None = None  # why it cannot be meant as it stands: it is answered and not obeyed
 
 
 @dataclass(frozen=True, slots=True)

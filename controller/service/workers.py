@@ -172,28 +172,37 @@ class Workers:
         """See one command through: answered, or refused with a reason. A mistake of ours is tried twice, then refused."""
         try:
             command = self._read_command(record)
+        except CommandRefused as fault:
+            if self._partition_of(fault.flag_key) != record.partition:
+                await self._refuse(record, fault)  # its flag runs elsewhere, and there is no order to forward
+                return
+            order, flag_key = self._as_refused(fault), fault.flag_key
         except BadInput as fault:
             await self._refuse(record, fault)
             return
-        if self._partition_of(command.flag_key) != record.partition:
-            # kcat and others partition keys in their own way: the replica that runs the flag reads another partition.
-            await self._forward(command.entry)
-            return
+        else:
+            order, flag_key = command.event, command.flag_key
+            if self._partition_of(flag_key) != record.partition:
+                # kcat and others partition keys in their own way: the replica that runs the flag reads another partition.
+                await self._forward(command.entry)
+                return
         failure = ""
         for attempt in (1, 2):
             if (record.topic, record.partition) not in self._lanes:
                 return  # handed over before it was begun: whoever runs the flag now reads it, for we have not committed it
             try:
-                await self._start(command.flag_key).submit(command.event)
+                await self._start(flag_key).submit(order)
                 return
             except Exception as mistake:  # a worker's own failure, which it reported and restarts from
                 failure = repr(mistake)
-                self._log.exception("command_failed", flag_key=command.flag_key, attempt=attempt)
-        order = command.event
+                self._log.exception("command_failed", flag_key=flag_key, attempt=attempt)
         why = f"the controller failed on this command: {failure}"
-        await self._refuse(
-            record, CommandRefused(command_id=order.command_id, flag_key=command.flag_key, verb=order.verb, reason=why)
-        )
+        await self._refuse(record, CommandRefused(command_id=order.command_id, flag_key=flag_key, verb=order.verb, reason=why))
+
+    def _as_refused(self, fault: CommandRefused) -> CommandReceived:
+        """Return the event by which the flag's worker answers it: saved like any answer, so that a repeat gets the same one."""
+        now = self._tools.clock.now()
+        return CommandReceived(now, fault.command_id, fault.verb, "", "", issued_at=now, refusal=fault.reason)
 
     async def _commit_done(self) -> None:
         """Commit up to the oldest command that is still under way."""

@@ -27,9 +27,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 EVALUATIONS, OUTCOMES = "flag.evaluations", "request.outcomes"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")
 _LOG_BASE = math.log(1.02)
-_VERBS = frozenset(
-    "start pause resume approve reject promote promote_full step_back roll_back abort restart freeze unfreeze".split()
-)
+_VERB = re.compile("start|pause|resume|approve|reject|promote|promote_full|step_back|roll_back|abort|restart|(un)?freeze")
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 Place = tuple[str, int]  # topic without prefix, partition
@@ -581,10 +579,13 @@ def _verify_quarantine(world: World, place: Place, refused: set[int], found: Fin
 
 
 def _verify_results(world: World, found: Findings) -> None:
-    """Each command id has exactly one distinct result."""
-    asked = {
-        json.loads(record.value)["id"] for records in world.said["commands"].values() for record in records if record.value
-    }
+    """Each command id has exactly one distinct result; what names no known verb cannot be answered and is in quarantine."""
+    asked: set[str] = set()
+    for number, records in world.said["commands"].items():
+        commands = {record.offset: _command_of(record) for record in records}
+        asked |= {command["id"] for command in commands.values() if command is not None}
+        unreadable = {offset for offset, command in commands.items() if command is None}
+        _verify_quarantine(world, ("rollout.commands", number), unreadable, found)
     results: dict[str, set[str]] = defaultdict(set)
     count = 0
     for event in _events_of(world.said["results"]):
@@ -602,7 +603,7 @@ def _verify_results(world: World, found: Findings) -> None:
 def _command_of(record: Read) -> dict[str, Any] | None:
     """Return a command that can be answered, None for anything else."""
     event = _event(record.value, "io.rolloutd.command.v1")
-    return None if event is None or event["data"].get("verb") not in _VERBS else event["data"]
+    return None if event is None or not _VERB.fullmatch(event["data"].get("verb", "")) else event["data"]
 
 
 def _verify_decisions(

@@ -465,20 +465,20 @@ class Chaos:
     async def kill_round(self) -> None:
         """Kill one replica at a random moment, mostly soon after it became busy, and start it again."""
         daemon = self.dice.choice(self.daemons)
-        before = await self._fence_sum()
+        before = await self.fence_sum()
         if self.dice.random() < 0.15:  # while it starts, joins, loads: before it was ever ready
             await asyncio.sleep(self.dice.uniform(0.2, 4.0))
         else:
-            await self._until_busy(before)
+            await self.until_busy(before)
             await asyncio.sleep(self.dice.uniform(0.05, 2.0))
         daemon.kill9()
         at = time.monotonic()
-        standing = await self._fence_sum()
+        standing = await self.fence_sum()
         daemon.spawn()
         self.figures.rounds += 1
         if len(self.daemons) == 1:
             with suppress(TimeoutError):
-                await self._until_busy(standing, 30)
+                await self.until_busy(standing, 30)
                 self.figures.busy_seconds.append(time.monotonic() - at)
             await self.look()
 
@@ -522,13 +522,13 @@ class Chaos:
                 found[f"{topic}/{number}"] = int(stored or 0)
         return found
 
-    async def _fence_sum(self) -> int:
+    async def fence_sum(self) -> int:
         return sum((await self._fences()).values())
 
-    async def _until_busy(self, before: int, seconds: float = 60.0) -> None:
+    async def until_busy(self, before: int, seconds: float = 60.0) -> None:
         """Return once more has been counted than `before`. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
-            while await self._fence_sum() <= before:
+            while await self.fence_sum() <= before:
                 await asyncio.sleep(0.02)
 
     async def _moved_within(self, seconds: float) -> dict[str, bool]:
