@@ -166,7 +166,7 @@ def event_near(
         kinds = "ttttttjc"
     elif isinstance(rollout.phase, Gating):
         is_asked = rollout.phase.advice is not None and not rollout.phase.advice.is_closed
-        kinds = "aaatjc" if is_asked else "jjjjjtcra"
+        kinds = "aaatjcr" if is_asked else "jjjjjtcra"
     elif isinstance(rollout.phase, AwaitingApproval):
         kinds = "cccjjt"
     else:
@@ -217,11 +217,10 @@ def _answer(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabe
 
 def _command(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet, count: int) -> CommandReceived:  # type: ignore[type-arg]
     revision = 0 if rollout is None else rollout.revision
-    likely: dict[type, CommandVerb] = {AwaitingApproval: CommandVerb.APPROVE, Paused: CommandVerb.RESUME}
-    wanted = CommandVerb.START if rollout is None or rollout.has_ended else likely.get(type(rollout.phase))
     verb: CommandVerb = pick(alphabet.verbs)
-    if wanted is not None and wanted in alphabet.verbs and pick((True, False)):
-        verb = wanted
+    wanted = [likely for likely in _likely_verbs(rollout) if likely in alphabet.verbs]
+    if wanted and pick((True, False)):
+        verb = pick(wanted)
     expected, issued_at, command_id = pick((revision, None)), at, f"command-{count}"
     if verb is CommandVerb.APPROVE:
         expected = pick((revision, revision, None))
@@ -233,3 +232,14 @@ def _command(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphab
     needs_plan = verb is CommandVerb.START or (verb is CommandVerb.RESTART and pick((True, False)))
     plan = pick(alphabet.plans) if needs_plan and pick((True, True, True, not alphabet.is_untidy)) else None
     return CommandReceived(at, command_id, verb, "ada", "because", issued_at, expected, plan)
+
+
+def _likely_verbs(rollout: Rollout | None) -> tuple[CommandVerb, ...]:
+    """Return what an operator would do here, likeliest first; a freeze, because what it forbids must be tried in one."""
+    if rollout is None or rollout.has_ended:
+        return (CommandVerb.START,)
+    if isinstance(rollout.phase, AwaitingApproval):
+        return CommandVerb.APPROVE, CommandVerb.APPROVE, CommandVerb.REJECT, CommandVerb.FREEZE
+    if isinstance(rollout.phase, Paused):
+        return (CommandVerb.RESUME,)
+    return CommandVerb.PROMOTE, CommandVerb.FREEZE
