@@ -121,7 +121,10 @@ class Alphabet:
     is_untidy: bool = True  # stale gates, revisions and visits, old and repeated commands
 
 
-def events_near(rollout: Rollout | None, now: datetime, alphabet: Alphabet = Alphabet()) -> st.SearchStrategy[Event]:
+ANYTHING = Alphabet()
+
+
+def events_near(rollout: Rollout | None, now: datetime, alphabet: Alphabet = ANYTHING) -> st.SearchStrategy[Event]:
     """Draw what might happen next to `rollout`, around `now`."""
 
     @st.composite
@@ -131,7 +134,7 @@ def events_near(rollout: Rollout | None, now: datetime, alphabet: Alphabet = Alp
     return draw_one()
 
 
-def walk(script: bytes, alphabet: Alphabet = Alphabet()) -> Iterator[Step]:
+def walk(script: bytes, alphabet: Alphabet = ANYTHING) -> Iterator[Step]:
     """Yield the history that `script` tells, as long as its bytes last."""
     choices = iter(script)
 
@@ -155,7 +158,7 @@ def event_near(
     rollout: Rollout | None,
     now: datetime,
     pick: Pick[T],
-    alphabet: Alphabet = Alphabet(),
+    alphabet: Alphabet = ANYTHING,
     count: int = 0,
 ) -> Event:
     """Return one event: mostly what the state waits for, else anything at all. `count` makes command ids distinct."""

@@ -58,7 +58,7 @@ class World:
         self.advisor = advisor or MemoryAdvisor()
         self.transitions: list[Rollout] = []
         self.newest = newest
-        self._contexts = 1000
+        self.contexts = 1000
         self.metrics = Metrics(version="test")
 
     def tools(self, **overrides: Any) -> Tools:
@@ -91,9 +91,9 @@ class World:
     def evidence(self, rollout: Rollout, *, errors: int = 10) -> Evidence:
         """Return fresh evidence of the present visit: `errors` of a thousand contexts failed; some more at every look."""
         now = self.clock.now()
-        self._contexts += 10
-        others = round(self._contexts * (100 - rollout.percent) / rollout.percent)
-        totals = VisitTotals(treatment=arm(self._contexts, errors), control=arm(others, others // 100))
+        self.contexts += 10
+        others = round(self.contexts * (100 - rollout.percent) / rollout.percent)
+        totals = VisitTotals(treatment=arm(self.contexts, errors), control=arm(others, others // 100))
         progress = make_progress(freshest=now, reported_at=now)
         return make_evidence(at=now, visits={len(rollout.visits) - 1: totals}, partitions=(progress,))
 
@@ -687,12 +687,16 @@ async def test_a_breach_does_not_wait_for_a_hanging_model() -> None:
     plan = make_plan(stages=make_stages(10, 50), guardrails=(make_guardrail(limit=0.2, margin=None),), advisor=CAN_HOLD)
     async with world.worker() as worker:
         await worker.submit(start(plan))
-        for _ in range(12):
+        for _ in range(11):
             await asyncio.sleep(60)
             await look(world, worker)
+        await asyncio.sleep(1)
+        await look(world, worker)
         rollout = await world.stored()
         assert isinstance(rollout.phase, Gating)
         assert rollout.phase.advice is not None
+        world.contexts += 2000
+        await asyncio.sleep(1)
         await look(world, worker, errors=900)
         assert (await world.stored()).percent == 0
 

@@ -1,0 +1,184 @@
+"""The reconcile loop on planes in memory, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+from controller.adapters.memory import MemoryFlagPlane
+from controller.core.rollout import RaiseAlert, RolledBack, Rollout
+from controller.ports import FlagPlane
+from controller.service.actuation import Actuation
+from schemas.terms import AlertKind, Severity
+from tests.builders import T0, make_plan, make_rollout
+from tests.virtual_time import LoopClock, in_virtual_time, settled
+
+
+def decided(flag_key: str = "new-checkout", percent: float = 10.0, revision: int = 1) -> Rollout:
+    """Return a document with this percentage."""
+    return make_rollout(plan=make_plan(flag_key=flag_key), percent=percent, revision=revision)
+
+
+class Told:
+    """What the loop told the outside."""
+
+    def __init__(self) -> None:
+        self.alerts: list[tuple[str, RaiseAlert]] = []
+        self.gaps: dict[str, float] = {}
+
+    @asynccontextmanager
+    async def running(self, *planes: FlagPlane) -> AsyncIterator[Actuation]:
+        """Run an actuation loop over `planes`."""
+        actuation = Actuation(
+            planes, LoopClock(), raise_alert=lambda key, alert: self.alerts.append((key, alert)), note_gap=self.gaps.__setitem__
+        )
+        task = asyncio.create_task(actuation.run())
+        await settled()
+        try:
+            yield actuation
+            assert not task.done(), task.exception()
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+class SlowPlane(MemoryFlagPlane):
+    """Takes its time for every call to raise or lower."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("slow")
+        self.seconds = seconds
+
+    async def serve(self, rollout: Rollout) -> None:
+        await asyncio.sleep(self.seconds)
+        await super().serve(rollout)
+
+
+@in_virtual_time
+async def test_what_is_decided_is_served_at_once() -> None:
+    """A new document reaches every plane without waiting for a period, and an older one changes nothing."""
+    planes = MemoryFlagPlane("one"), MemoryFlagPlane("two")
+    async with Told().running(*planes) as actuation:
+        actuation.want(decided(percent=50, revision=2))
+        actuation.want(decided(percent=10, revision=1))
+        await settled()
+        assert [await plane.served_percent("new-checkout") for plane in planes] == [50, 50]
+    assert [plane.history for plane in planes] == [[("new-checkout", 2, 50.0)]] * 2
+
+
+@in_virtual_time
+async def test_a_foreign_edit_is_undone_within_a_period() -> None:
+    """What somebody changed in the plane's own console is put right within five seconds."""
+    plane = MemoryFlagPlane()
+    async with Told().running(plane) as actuation:
+        actuation.want(decided())
+        await settled()
+        plane.meddle("new-checkout", 100)
+        await asyncio.sleep(5.1)
+        assert await plane.served_percent("new-checkout") == 10
+        assert actuation.gaps == {}
+
+
+@in_virtual_time
+async def test_decided_and_not_actuated_is_an_alarm_once() -> None:
+    """A plane that is away for ten seconds raises one critical alert, and its gap has an age; back again, both are over."""
+    plane, told = MemoryFlagPlane("unleash"), Told()
+    async with told.running(plane) as actuation:
+        plane.outage.is_down = True
+        actuation.want(decided())
+        await asyncio.sleep(8)
+        assert told.alerts == []
+        assert actuation.drift(decided()) is not None
+        await asyncio.sleep(60)
+        assert [(alert.kind, alert.severity) for _, alert in told.alerts] == [(AlertKind.NOT_ACTUATED, Severity.CRITICAL)]
+        assert told.gaps["unleash"] >= 50
+        plane.outage.is_down = False
+        await asyncio.sleep(5.1)
+        assert (actuation.drift(decided()), actuation.gaps, told.gaps) == (None, {}, {"unleash": 0.0})
+        plane.outage.is_down = True
+        actuation.want(decided(percent=50, revision=2))
+        await asyncio.sleep(30)
+    assert len(told.alerts) == 2  # another outage is another alarm
+
+
+@in_virtual_time
+async def test_a_hanging_plane_holds_up_no_other() -> None:
+    """While one plane hangs in every call, another serves what is decided at once."""
+    quick = MemoryFlagPlane("quick")
+    async with Told().running(SlowPlane(3600), quick) as actuation:
+        actuation.want(decided(percent=50))
+        await settled()
+        actuation.want(decided(percent=0, revision=2))
+        await settled()
+        assert await quick.served_percent("new-checkout") == 0
+
+
+@in_virtual_time
+async def test_lowering_goes_first_also_in_the_middle_of_a_round() -> None:
+    """A flag rolled back while a slow plane works through forty others is next, not last."""
+    plane = SlowPlane(1)
+    async with Told().running(plane) as actuation:
+        for number in range(40):
+            actuation.want(decided(f"flag-{number}", percent=10))
+        actuation.want(decided(percent=50))
+        await asyncio.sleep(60)
+        for number in range(40):
+            actuation.want(decided(f"flag-{number}", percent=20, revision=2))
+        await asyncio.sleep(3)
+        actuation.want(decided(percent=0, revision=2))
+        await asyncio.sleep(2.5)
+        assert await plane.served_percent("new-checkout") == 0
+        await asyncio.sleep(60)
+        assert [await plane.served_percent(f"flag-{number}") for number in range(40)] == [20] * 40
+
+
+@in_virtual_time
+async def test_a_lost_reply_is_looked_up() -> None:
+    """A plane that did what it was told and could not say so is found to serve it."""
+    plane = MemoryFlagPlane()
+    async with Told().running(plane) as actuation:
+        plane.outage.lost_replies = 1
+        actuation.want(decided())
+        await asyncio.sleep(5.1)
+        assert actuation.gaps == {}
+        assert await plane.served_percent("new-checkout") == 10
+
+
+@in_virtual_time
+async def test_a_flag_that_moved_away_is_left_alone() -> None:
+    """A dropped flag is neither served nor alarmed, also when it was dropped during a call that failed."""
+    plane, told = MemoryFlagPlane("unleash"), Told()
+
+    class Dropping(MemoryFlagPlane):
+        """Fails, and the flag moves to another replica meanwhile."""
+
+        drop: Actuation | None = None
+
+        async def served_percent(self, flag_key: str) -> float | None:
+            if self.drop is not None:
+                self.drop.drop([flag_key])
+            return await super().served_percent(flag_key)
+
+    failing = Dropping("failing")
+    async with told.running(plane, failing) as actuation:
+        failing.drop = actuation
+        failing.outage.is_down = True
+        actuation.want(decided())
+        await settled()
+        assert actuation.gaps == {}
+        await asyncio.sleep(60)
+        assert told.alerts == []
+
+
+@in_virtual_time
+async def test_rolled_back_is_served_as_zero() -> None:
+    """The end of a rollout is served like any other percentage."""
+    plane = MemoryFlagPlane()
+    ended: Sequence[Rollout] = [decided(), make_rollout(revision=2, phase=RolledBack(T0, "because"), percent=0.0)]
+    async with Told().running(plane) as actuation:
+        for rollout in ended:
+            actuation.want(rollout)
+            await settled()
+    assert [percent for _, _, percent in plane.history] == [10, 0]
