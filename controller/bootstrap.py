@@ -22,7 +22,7 @@ from controller.adapters.redis import RedisRollouts, RedisTotals, Store
 from controller.adapters.state_topic import StateTopicPlane
 from controller.clock import SystemClock
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
-from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable
+from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
 from controller.health import Component, Health
 from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import OutboxEntry, Record
@@ -153,7 +153,7 @@ class Daemon:
                 Step("flags", "joining the group that decides", self._commands.start),
             ),
             follow=self._follow_state,
-            caught_up=self._feed.caught_up,
+            caught_up=self._catch_up,
             loops=(
                 ("ingest", self._count_events),
                 ("workers", self._workers.run),
@@ -218,6 +218,24 @@ class Daemon:
             async for document in self._feed.documents():
                 self._learn(document)
                 await self._state_plane.note(document)
+
+    async def _catch_up(self) -> None:
+        """Return once everything decided is known: the state topic to its end, and what a crash kept from it.
+
+        Events must not be counted by an older document: those of a new stage would count for the one before, for good.
+        """
+        await self._feed.caught_up()
+        unpublished: Sequence[Rollout] | None = None
+        while unpublished is None:
+            try:
+                unpublished = await self._tools.rollouts.newer_than({key: each.revision for key, each in self._newest.items()})
+            except StoreUnavailable as trouble:
+                self._health.not_ready("state", str(trouble))
+                self._log.warning("waiting", step="reading what was decided last", error=str(trouble))
+                await asyncio.sleep(1.0)
+        for rollout in unpublished:
+            self._log.info("decided_unpublished", flag_key=rollout.flag_key, revision=rollout.revision)
+            self._learn(rollout)
 
     def _learn(self, rollout: Rollout) -> None:
         """Serve a document and count by it, whoever decided it; an older one than known changes nothing."""

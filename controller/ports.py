@@ -176,6 +176,12 @@ class Rollouts(Protocol):
     async def flag_keys(self) -> Sequence[str]:
         """Return every flag that has a hash."""
 
+    async def newer_than(self, revisions: Mapping[str, int]) -> Sequence[Rollout]:
+        """Return the stored rollouts whose revision exceeds the one given for their flag, 0 for a flag not named.
+
+        A document that cannot be read is left out: whoever loads it says so.
+        """
+
 
 # --- the rest of the world --------------------------------------------------------------------------------------------------
 

@@ -240,6 +240,12 @@ class MemoryRollouts:
         self.outage.after()
         return sorted(self._flags)
 
+    async def newer_than(self, revisions: Mapping[str, int]) -> Sequence[Rollout]:
+        self.outage.before()
+        self.outage.after()
+        stored = (self._flags[flag_key].rollout for flag_key in sorted(self._flags))
+        return [each for each in stored if each is not None and each.revision > revisions.get(each.flag_key, 0)]
+
 
 # --- the event log ----------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ import hashlib
 import random
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import resources
 from typing import Any, Self, TypeVar
@@ -74,6 +75,9 @@ LONGEST_PAUSE_SECONDS = 0.25
 
 FIELDS_PER_READ = 2_000
 """Fields of one HMGET, progress included: about 1 ms of the server's one thread. A visit's two arms are never split."""
+
+DOCUMENTS_AT_ONCE = 200
+"""Documents asked for together at start: far more than connections, far fewer than would keep the loop busy for long."""
 
 ANSWERS_KEPT = 1_000
 ANSWERS_PRUNED_EVERY = 128
@@ -143,6 +147,8 @@ class Store:
 
         Raises StoreUnavailable, or BrokenInvariant for what Redis can only answer to a mistake of ours.
         """
+        task = asyncio.current_task()
+        cancels_before = 0 if task is None else task.cancelling()
         seconds = self._deadline_seconds * times_deadline
         pause = FIRST_PAUSE_SECONDS
         trouble: BaseException | None = None
@@ -150,10 +156,16 @@ class Store:
             async with asyncio.timeout(seconds):
                 while True:
                     try:
-                        return await make()
+                        answer = await make()
                     except (RedisError, RedisClusterException, OSError) as error:
                         trouble = error
                         await self._judge(purpose, error)
+                    else:
+                        # redis-py sends through asyncio.wait_for, which in Python 3.11 swallows a cancellation that comes as
+                        # it finishes: whoever was to stop would go on for ever, and whoever waits for that, wait.
+                        if task is not None and task.cancelling() > cancels_before:
+                            raise asyncio.CancelledError
+                        return answer
                     await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         except TimeoutError as error:
@@ -437,6 +449,32 @@ class RedisRollouts:
             "list the flags", lambda: self._store.client.smembers(f"{self._store.prefix}flags"), times_deadline=5
         )
         return sorted(name.decode() for name in names)
+
+    async def newer_than(self, revisions: Mapping[str, int]) -> Sequence[Rollout]:
+        newer: list[Rollout] = []
+        for flag_keys in _chunks(await self.flag_keys(), DOCUMENTS_AT_ONCE):
+            for flag_key, document in zip(flag_keys, await asyncio.gather(*map(self._document, flag_keys)), strict=True):
+                # Read whole only where needed: of ten thousand flags a crash left a few unpublished.
+                with suppress(ValueError):
+                    if document is not None and _revision_of(document).revision > revisions.get(flag_key, 0):
+                        newer.append(rollout_from_json(document))
+        return newer
+
+    async def _document(self, flag_key: str) -> bytes | None:
+        key = self._key(flag_key)
+        document: bytes | None = await self._store.call(
+            f"read the document of {flag_key}", lambda: self._store.client.hget(key, "document"), times_deadline=5
+        )
+        return document
+
+
+class _Revision(msgspec.Struct):
+    """All that is read of a document to see whether it is newer."""
+
+    revision: int
+
+
+_revision_of = msgspec.json.Decoder(_Revision).decode
 
 
 class _EntryHead(msgspec.Struct):

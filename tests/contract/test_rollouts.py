@@ -117,3 +117,13 @@ async def test_flags_do_not_touch_each_other(rollouts: Rollouts) -> None:
     await rollouts.save("a", expected_token=1, tests=b"aa")
     assert [(await rollouts.load(key)).tests for key in ("a", "b")] == [b"aa", b"b"]
     assert list(await rollouts.flag_keys()) == ["a", "b"]
+
+
+async def test_what_is_newer_than_known_is_found(rollouts: Rollouts) -> None:
+    """Asked with the revisions known, the store names the rollouts that went on, and those nobody knew."""
+    ahead, level, unheard_of = (replace(make_rollout(), flag_key=key, revision=3) for key in ("ahead", "level", "unheard-of"))
+    for rollout in (ahead, level, unheard_of):
+        await rollouts.save(rollout.flag_key, expected_token=0, rollout=rollout)
+    await rollouts.save("never-started", expected_token=0, tests=b"a")
+    assert list(await rollouts.newer_than({"ahead": 2, "level": 3, "elsewhere": 9})) == [ahead, unheard_of]
+    assert list(await rollouts.newer_than({"ahead": 4, "level": 3, "unheard-of": 3})) == []
