@@ -145,8 +145,8 @@ class FlagWorker:
                 try:
                     effects = await self._handle(event)
                 except asyncio.CancelledError:
-                    if done is not None:
-                        done.cancel()
+                    if done is not None and not isinstance(event, Look):
+                        self._inbox.appendleft((event, done))  # not answered: begun anew, or let go by `abandon`
                     raise
                 except Exception as mistake:  # ours: the worker stops, `workers.py` says so and starts it anew
                     if done is not None and not done.done():

@@ -26,6 +26,8 @@ LOOK_AT_MOST_EVERY_SECONDS = 0.1
 LOOK_EVERY_SECONDS = 1.0
 LOOK_TIME_SHARE = 0.1
 COMMANDS_PER_FETCH = 100
+#: Commands under way in one partition; beyond it no more of it are read.
+OPEN_COMMANDS_LIMIT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class Workers:
         """Hand each command to its flag's worker, and commit what is done."""
         while True:
             await self._take_assignment()
+            self._hold_back()
             try:
                 batches = await self._commands.fetch(COMMANDS_PER_FETCH, LOOK_EVERY_SECONDS)
             except OperatingTrouble as trouble:
@@ -163,6 +166,12 @@ class Workers:
             for flag_key in known:
                 self._start(flag_key)
             self._log.info("flags_taken_over", partition=partition[1], flags=len(known))
+
+    def _hold_back(self) -> None:
+        """Read no more commands than are obeyed: while Redis is away they wait in the topic, not here."""
+        full = [partition for partition, lane in self._lanes.items() if len(lane.open) >= OPEN_COMMANDS_LIMIT]
+        self._commands.pause(full)
+        self._commands.resume([partition for partition in self._lanes if partition not in full])
 
     def _spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
         assert self._group is not None
