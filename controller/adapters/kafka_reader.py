@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka import TopicPartition as KafkaPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from controller.adapters.kafka_topics import client_options, partition_of
 from controller.errors import EventLogUnavailable
@@ -66,8 +66,8 @@ class KafkaReader:
         if missing:
             await self._close()
             raise EventLogUnavailable(
-                f"{settings.bootstrap_servers} has no topic {', '.join(missing)}: start rolloutd against it, which makes them, "
-                "or mend --bootstrap-servers or --topic-prefix"
+                f"Kafka at {settings.bootstrap_servers} has no topic {', '.join(missing)}: start rolloutd against it, "
+                "which makes them, or mend the address or the topic prefix"
             )
         return self
 
@@ -113,8 +113,11 @@ class KafkaReader:
         return [KafkaPartition(name, number) for number in sorted(self._consumer.partitions_for_topic(name) or ())]
 
     def _unavailable(self, doing: str, error: BaseException) -> EventLogUnavailable:
-        why = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-        return EventLogUnavailable(f"{self._settings.bootstrap_servers}: {doing}: {why}")
+        if isinstance(error, KafkaConnectionError):
+            why = "no broker answers"
+        else:
+            why = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        return EventLogUnavailable(f"Kafka at {self._settings.bootstrap_servers}: {doing}: {why}")
 
     # --- reading ------------------------------------------------------------------------------------------------------------
 

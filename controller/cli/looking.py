@@ -174,7 +174,7 @@ async def _watch(kafka: KafkaSettings, flag: str | None, *, is_json: bool) -> No
         for key, rollout in sorted(standings.rollouts.items()):
             is_wanted = key == flag or (flag is None and not rollout.has_ended)
             if is_wanted and not is_json:
-                line = Text.assemble(("now       ", "dim"), f"{key}  ").append_text(rendering.brief(situation_of(rollout)))
+                line = Text.assemble(("now       ", "dim"), f"{key}  ", rendering.brief(situation_of(rollout)))
                 rendering.show_line(console, line)
         is_away = False
         async for event in follow_events(reader, start, flag):

@@ -6,7 +6,6 @@ may still be carried out; repeating it with the same --id is safe); 4 Kafka not 
 
 from __future__ import annotations
 
-import io
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -46,6 +45,7 @@ from controller.cli.surroundings import (
     kafka_settings,
     output,
     perform,
+    prepare_process,
 )
 from controller.core.rollout import AwaitingApproval
 from controller.settings import KafkaSettings
@@ -347,9 +347,7 @@ def _repeat_hint(order: Command) -> str:
 
 def main() -> None:
     """Run the command line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
+    prepare_process()
     sys.exit(app())
 
 

@@ -24,7 +24,7 @@ from schemas.alert import Alert
 from schemas.command import Command
 from schemas.decision import Decision, JudgementRecord, MetricRecord
 from schemas.result import Result
-from schemas.terms import Arm, CommandStatus, CommandVerb, DecisionKind, PhaseName, Severity, Verdict
+from schemas.terms import Arm, CommandStatus, CommandVerb, DecisionKind, HoldReason, PhaseName, Severity, Verdict
 
 _NARROWEST = 40
 _PHASE_STYLES = {
@@ -133,7 +133,7 @@ def show_flag(console: Console, one: Situation) -> None:
     if one.overdue is not None:
         _fact(console, "OVERDUE", Text(one.overdue, "bold red"))
     _fact(console, "waits for", Text(printable(one.waits_for)))
-    if one.hold is not None and not why.startswith(one.hold):
+    if one.hold is not None and not why.startswith(one.hold) and rollout.hold is not HoldReason.APPROVAL:
         _fact(console, "hold", Text(printable(one.hold)))
     if one.frozen is not None and one.frozen != why:
         _fact(console, "frozen", Text(printable(one.frozen)))
@@ -174,7 +174,7 @@ def _show_evidence(console: Console, one: Situation, *, told: str) -> None:
     if newest is not None:
         words = f"{newest.kind.value.replace('_', ' ')} by {newest.issuer} {moment(newest.at, one.now)}"
         if newest.reason and newest.reason not in told:
-            words += f": {newest.reason}"
+            words += f": {newest.reason.rstrip(': ')}"
         _fact(console, "last decision", Text(printable(words)))
     if said is None or seen is None:
         if not one.rollout.plan.blind and one.rollout.visits:
@@ -267,7 +267,7 @@ def decision_line(one: Decision, now: datetime, *, with_flag: bool) -> Text:
         f"{one.flag}  " if with_flag else "",
         (f"{one.kind.value.replace('_', ' '):<9}  ", _DECISION_STYLES.get(one.kind, "bold")),
         f"{moved:<12}  ",
-        printable(f"{one.reason}{by}"),
+        printable(f"{one.reason.rstrip(': ')}{by}"),
     )
 
 
@@ -309,18 +309,18 @@ def event_line(event: Event, now: datetime) -> Text | None:
         return Text.assemble(("alert     ", "dim"), alert_line(told, now))
     if stands is not None:
         one = Situation(stands, (), now)
-        line = Text.assemble(("state     ", "dim"), (f"{clock(stands.updated_at, now)}  ", "dim"), f"{stands.flag_key}  ")
-        return line.append_text(brief(one))
+        at = (f"{clock(stands.updated_at, now)}  ", "dim")
+        return Text.assemble(("state     ", "dim"), at, f"{stands.flag_key}  ", brief(one))
     return None
 
 
 def brief(one: Situation) -> Text:
     """Return where a rollout stands in one line, without its flag."""
     rollout = one.rollout
-    line = phase_text(rollout)
     stage = "" if one.stage_number is None else f", stage {one.stage_number} of {len(rollout.plan.stages)}"
     waits = "" if rollout.has_ended else f"; waits for {one.waits_for}"
-    return line.append(printable(f", {rollout.percent:g} % served{stage}, revision {rollout.revision}{waits}"))
+    rest = f", {rollout.percent:g} % served{stage}, revision {rollout.revision}{waits}"
+    return Text.assemble(phase_text(rollout), printable(rest))
 
 
 def _line(console: Console, text: Text) -> None:
@@ -348,7 +348,7 @@ def result_line(answer: Result) -> Text:
 
 def now_line(one: Situation) -> Text:
     """Return where the flag stands after a command."""
-    return Text("now       ", "dim").append_text(brief(one))
+    return Text.assemble(("now       ", "dim"), brief(one))
 
 
 def result_document(order: Command, answer: Result | None) -> Mapping[str, Any]:

@@ -139,8 +139,9 @@ class Situation:
         match rollout.phase:
             case Baking(until=until) if until > now:
                 return f"the bake to end {moment(until, now)}"
-            case _ if self.frozen is not None and not isinstance(rollout.phase, Paused):
-                return "the freeze window to end" if rollout.freeze is None else "unfreeze"
+            case Scheduled() | Baking() | Gating() | AwaitingApproval() if self.frozen is not None:
+                then = ", then approval" if isinstance(rollout.phase, AwaitingApproval) else ""
+                return ("the freeze window to end" if rollout.freeze is None else "unfreeze") + then
             case Scheduled(start_at=start_at):
                 return f"the start {moment(start_at, now)}"
             case Baking():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import sys
@@ -31,8 +32,10 @@ EXIT_UNREACHABLE = 4
 EXIT_CONFIG = 78
 EXIT_INTERRUPTED = 130
 
+#: A person waits; the daemon, which joins a group, has longer.
+CONNECT_SECONDS = 10.0
+
 _CONNECTION = "Connection"
-_ANSWER = "Answer"
 
 ConfigOption = Annotated[
     Path | None,
@@ -72,10 +75,24 @@ class _LastWord(logging.Handler):
         self.message = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.message = record.getMessage()
+        self.message = record.getMessage().strip().rstrip(":")
+
+    def __str__(self) -> str:
+        return f"\nits client library said: {self.message}" if self.message else ""
 
 
 _last_word = _LastWord()
+
+
+def prepare_process() -> None:
+    """Keep log lines off the output, and a terminal that cannot show a character from failing on it."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    library = logging.getLogger("aiokafka")
+    library.addHandler(_last_word)
+    library.propagate = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def kafka_settings(config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None) -> KafkaSettings:
@@ -89,22 +106,18 @@ def kafka_settings(config: Path | None, bootstrap_servers: str | None, topic_pre
         settings = load_settings(config, environ).kafka
     except BadInput as refused:
         fail(f"{refused}", EXIT_CONFIG)
+    changes: dict[str, Any] = {"start_seconds": min(settings.start_seconds, CONNECT_SECONDS)}
     if settings.client_id == KafkaSettings().client_id:
-        settings = settings.model_copy(update={"client_id": "rolloutctl"})  # brokers' logs tell the two apart
-    return settings
+        changes["client_id"] = "rolloutctl"  # brokers' logs tell the two apart
+    return settings.model_copy(update=changes)
 
 
 def perform(work: Coroutine[Any, Any, T]) -> T:
     """Return what `work` returns; trouble with Kafka and Ctrl-C end the process with their exit codes."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    library = logging.getLogger("aiokafka")
-    library.addHandler(_last_word)
-    library.propagate = False
     try:
         return asyncio.run(work)
     except EventLogUnavailable as trouble:
-        heard = f"\n  the client's last word: {_last_word.message}" if _last_word.message else ""
-        fail(f"cannot reach Kafka: {trouble}{heard}", EXIT_UNREACHABLE)
+        fail(f"{trouble}{_last_word}", EXIT_UNREACHABLE)
     except BadInput as refused:  # certificates that cannot be used show only on connecting
         fail(f"{refused}", EXIT_CONFIG)
     except KeyboardInterrupt:

@@ -1,0 +1,141 @@
+"""What `rolloutctl` refuses by itself, before Kafka is asked, with its exit codes; and plans, which need no Kafka."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from controller.cli.operator import app
+from controller.cli.surroundings import EXIT_CONFIG, EXIT_REJECTED, EXIT_USAGE
+from controller.plans import templates
+from schemas.terms import CommandVerb
+
+BROKEN_PLAN = """name: broken
+flag: new-checkout
+owner: payments
+stages:
+  - {percent: 10, bake: 1h}
+  - {percent: 5, bake: 1h}
+guardrails: [error_rate < 1%]
+"""
+GOOD_PLAN = BROKEN_PLAN.replace("percent: 5,", "percent: 100,").replace("broken", "good")
+
+
+def run(*arguments: str, text: str | None = None) -> tuple[int, str, str]:
+    """Return exit code, standard output and standard error of a call in this process."""
+    environ = {"ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1", "ROLLOUTD_CONFIG": None}
+    result = CliRunner().invoke(app, list(arguments), input=text, env=environ)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    """A file for a plan."""
+    return tmp_path / "plan.yaml"
+
+
+@pytest.mark.parametrize("verb", CommandVerb)
+def test_every_verb_has_its_command(verb: CommandVerb) -> None:
+    """Each verb of the contract can be typed, with dashes, and explains itself."""
+    code, out, _ = run(verb.value.replace("_", "-"), "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["promote", "new-checkout"], "needs --reason"),
+        (["promote-full", "new-checkout", "--reason", " "], "needs --reason"),
+        (["freeze", "--all"], "needs --reason"),
+        (["freeze", "--reason", "x"], "name a flag, or say --all"),
+        (["unfreeze", "new-checkout", "--all"], "name a flag, or say --all"),
+        (["freeze", "--all", "--reason", "x", "--id", "one"], "--id and --expected-revision are one flag's"),
+        (["pause", "not a key"], "is no flag key"),
+        (["pause", "new-checkout", "--id", "not an id"], "id: "),
+        (["pause", "new-checkout", "--as", ""], "issuer: "),
+        (["approve", "a/b"], "is no flag key"),
+        (["status", "a/b"], "is no flag key"),
+        (["decisions", "a\x1bb"], "is no flag key"),
+        (["start", "canary"], "say which flag with --flag"),
+        (["start", "no-such-plan"], "there is no such file, and no template"),
+        (["plan", "lint", "no-such-plan"], "there is no such file"),
+        (["plan", "templates", "no-such"], "there is no template"),
+        (["pause"], "Missing argument"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_as_usage(arguments: list[str], words: str) -> None:
+    """Exit code 2, a sentence that says how to mend it, and nothing on standard output."""
+    code, out, err = run(*arguments)
+    assert (code, out, words in err) == (EXIT_USAGE, "", True), err
+    assert "\x1b" not in err
+
+
+def test_a_bad_configuration_exits_78_with_its_place(tmp_path: Path) -> None:
+    """The settings are the daemon's, and so are their errors."""
+    config = tmp_path / "rolloutd.yaml"
+    config.write_text("kafka: {bootstrap_server: 127.0.0.1:9092}\n")
+    code, _, err = run("status", "--config", str(config))
+    assert code == EXIT_CONFIG
+    assert f"{config}:1:9: kafka.bootstrap_server: no such setting" in err
+
+
+def test_a_plan_with_errors_is_told_with_line_and_mend(plan_file: Path) -> None:
+    """Lint exits 1 and says where, what and how to mend it."""
+    plan_file.write_text(BROKEN_PLAN)
+    code, out, _ = run("plan", "lint", str(plan_file))
+    assert code == EXIT_REJECTED
+    assert f"{plan_file}:6:6: error: stages[1].percent: 5 % does not rise" in out
+    assert "order the stages by rising percent" in out
+    assert "would be refused" in out
+
+
+def test_lint_for_machines_is_one_document(plan_file: Path) -> None:
+    """The same findings under stable names."""
+    plan_file.write_text(BROKEN_PLAN)
+    code, out, _ = run("plan", "lint", str(plan_file), "--json")
+    document = json.loads(out)
+    assert code == EXIT_REJECTED
+    assert (document["file"], document["is_usable"]) == (str(plan_file), False)
+    first = document["findings"][0]
+    assert list(first) == ["file", "line", "column", "severity", "at", "message", "mend"]
+    assert (first["line"], first["severity"], first["at"]) == (6, "error", ["stages", 1, "percent"])
+
+
+def test_a_plan_can_come_from_standard_input() -> None:
+    """A dash reads the plan from a pipe."""
+    code, out, _ = run("plan", "lint", "-", text=GOOD_PLAN)
+    assert (code, out) == (0, "standard input: the plan can be started\n")
+
+
+def test_a_plan_with_errors_is_not_started(plan_file: Path) -> None:
+    """Start lints first: exit code 1, the findings on standard error, and Kafka is not even asked."""
+    plan_file.write_text(BROKEN_PLAN)
+    code, out, err = run("start", str(plan_file))
+    assert (code, out) == (EXIT_REJECTED, "")
+    assert f"{plan_file}:6:6: error:" in err
+    assert "nothing was sent" in err
+
+
+@pytest.mark.parametrize("name", templates())
+def test_a_template_printed_can_be_linted(name: str, plan_file: Path) -> None:
+    """What `plan templates NAME` prints is a plan to begin with, for the flag named."""
+    code, out, _ = run("plan", "templates", name, "--flag", "new-search")
+    assert code == 0
+    assert 'flag: "new-search"' in out
+    plan_file.write_text(out)
+    assert run("plan", "lint", str(plan_file))[0] == 0
+
+
+def test_templates_are_listed_for_people_and_machines() -> None:
+    """Both lists name all of them."""
+    _, table, _ = run("plan", "templates")
+    _, out, _ = run("plan", "templates", "--json")
+    names = [one["name"] for one in json.loads(out)["templates"]]
+    assert names == list(templates())
+    assert all(f"\n{name} " in table for name in names)

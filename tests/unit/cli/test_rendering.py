@@ -1,0 +1,181 @@
+"""How it looks: narrow, without codes when piped, and with nothing of others' words that could move a cursor."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import timedelta
+
+import pytest
+
+from controller.adapters.documents import alert_bytes, decision_bytes, state_bytes, to_judgement_record, to_state
+from controller.cli import rendering
+from controller.cli.orders import Event, as_decision, as_rollout, read_event
+from controller.cli.situation import Situation
+from controller.core.judgement import Gap
+from controller.core.rollout import AwaitingApproval, Gating, PublishDecision, RaiseAlert, RolledBack
+from schemas.command import Command
+from schemas.result import Result
+from schemas.terms import AlertKind, CommandStatus, CommandVerb, DecisionKind, HealthGap, HoldReason, Severity
+from tests.builders import HOUR, MINUTE, T0, make_advice, make_breach, make_judgement, make_report, make_rollout
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07 line\nforged \u202e"
+GATING = Gating(0, "gate-1", T0, T0 + HOUR)
+
+
+def make_decision_event(**overrides: object) -> Event:
+    """Return a hold with all its evidence, as published."""
+    judgement = make_judgement(metrics=(make_report(), make_breach(metric="latency_p99")))
+    fields = {"kind": DecisionKind.HOLD, "reason": "because", "judgement": judgement, "advice": make_advice(), **overrides}
+    effect = PublishDecision(from_percent=10, to_percent=10, stage=0, issuer="rolloutd", **fields)  # type: ignore[arg-type]
+    event = read_event(decision_bytes(effect, make_rollout(phase=GATING), "new-checkout/1/1", T0))
+    assert event is not None
+    return event
+
+
+def make_situation(**overrides: object) -> Situation:
+    """Return a held gate with its decision, a minute after `T0`."""
+    decision = as_decision(make_decision_event(reason=str(overrides.pop("reason", "because"))))
+    assert decision is not None
+    rollout = make_rollout(**{"phase": GATING, "hold": HoldReason.SIGNAL, **overrides})
+    return Situation(rollout, (decision,), T0 + MINUTE)
+
+
+def shown(one: Situation, width: int = 80) -> str:
+    """Return the view of one flag as a pipe gets it."""
+    stream = io.StringIO()
+    console = rendering.make_console(stream, is_coloured=True)
+    console.width = width
+    rendering.show_flag(console, one)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("reason", ["because", "a reason of many words " * 20, "x" * 300])
+def test_the_view_of_a_flag_fits_80_columns(reason: str) -> None:
+    """Long reasons fold; nothing is cut off."""
+    text = shown(make_situation(reason=reason))
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert reason.replace(" ", "") in "".join(text.split())
+
+
+def test_the_table_of_flags_fits_80_columns_and_keeps_long_keys_whole() -> None:
+    """A key of 128 characters folds rather than loses letters."""
+    key = "a" * 128
+    stream = io.StringIO()
+    console = rendering.make_console(stream, is_coloured=False)
+    console.width = 80
+    one = make_situation(phase=AwaitingApproval(0, "gate-1", T0, HoldReason.APPROVAL), flag_key=key)
+    console.print(rendering.status_table([one]))
+    lines = stream.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert "".join(line.split(" ")[0] for line in lines[1:]).startswith(key)
+
+
+def test_nothing_that_others_wrote_reaches_the_terminal_as_it_is() -> None:
+    """Escape sequences, line breaks and bidirectional overrides in a reason print as question marks or spaces."""
+    one = make_situation(reason=HOSTILE, phase=RolledBack(T0, HOSTILE), hold=None)
+    stream = io.StringIO()
+    console = rendering.make_console(stream, is_coloured=False)
+    event = make_decision_event(reason=HOSTILE)
+    console.print(rendering.event_line(event, T0))
+    console.print(rendering.status_table([one]))
+    text = shown(one) + stream.getvalue()
+    assert not any(char in text for char in "\x1b\x07\u202e")
+    assert not any(line.startswith("forged") for line in text.splitlines())
+
+
+def test_a_pipe_gets_no_codes_and_whole_lines() -> None:
+    """What is piped is for grep: one event is one line."""
+    stream = io.StringIO()
+    console = rendering.make_console(stream, is_coloured=True)
+    decision = as_decision(make_decision_event(reason="long " * 60, judgement=None, advice=None))
+    assert decision is not None
+    rendering.show_decision(console, decision, T0)
+    assert "\x1b" not in stream.getvalue()
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_a_breach_is_told_in_the_view_of_the_flag() -> None:
+    """What was found worse says YES in capitals, with both arms' numbers."""
+    text = shown(make_situation())
+    row = next(line for line in text.splitlines() if "latency_p99" in line)
+    assert row.split() == ["latency_p99", "guardrail", "0", "ms", "0", "ms", "YES", "NO"]
+    assert "because" in text
+
+
+def test_gaps_are_told() -> None:
+    """A gap in the evidence is named with its numbers."""
+    judgement = make_judgement(gaps=(Gap(HealthGap.STALE, "the freshest event is 90 s old"),))
+    decision = as_decision(make_decision_event(judgement=judgement))
+    assert decision is not None
+    text = shown(Situation(make_rollout(phase=GATING, hold=HoldReason.HEALTH), (decision,), T0 + MINUTE))
+    assert "stale: the freshest event is 90 s old" in text
+
+
+def test_status_for_machines_holds_the_document_as_published() -> None:
+    """The JSON form has the state document, the answer and the evidence, under stable names."""
+    one = make_situation()
+    state = to_state(one.rollout).model_dump(mode="json")
+    document = json.loads(rendering.to_json(rendering.status_document(one, state)))
+    assert list(document) == [
+        "flag", "at", "safe_to_advance", "why", "waits_for", "hold", "frozen", "overdue", "stage", "stages", "since",
+        "state", "judgement", "advice",
+    ]  # fmt: skip
+    assert document["safe_to_advance"] == "no"
+    assert document["state"] == state
+    seen = make_judgement(metrics=(make_report(), make_breach(metric="latency_p99")))
+    assert document["judgement"] == to_judgement_record(seen).model_dump(mode="json")
+    assert document["advice"]["choice"] == "proceed"
+
+
+def test_a_missing_result_is_unknown_to_machines_not_rejected() -> None:
+    """Without a result nobody knows: the same names as of a result, and the status says so."""
+    order = Command(
+        id="one", flag="new-checkout", verb=CommandVerb.PAUSE, issuer="ada", issued_at=T0, reason="", expected_revision=None
+    )
+    answer = Result(
+        command_id="one",
+        flag="new-checkout",
+        verb=CommandVerb.PAUSE,
+        status=CommandStatus.ACCEPTED,
+        reason="done",
+        revision=2,
+        at=T0,
+    )
+    known, unknown = rendering.result_document(order, answer), rendering.result_document(order, None)
+    assert list(known) == list(unknown)
+    assert (known["status"], unknown["status"]) == ("accepted", "unknown")
+
+
+def test_every_watched_event_is_one_line() -> None:
+    """State, decisions and alerts each have a line that names the flag; what is something else has none."""
+    rollout = make_rollout(phase=GATING)
+    alert = RaiseAlert(AlertKind.PAUSED, Severity.WARNING, "new-checkout paused at 10 %", "look", "key")
+    values = [
+        state_bytes(rollout, "new-checkout/1/0", T0),
+        alert_bytes(alert, rollout, "new-checkout/1/1", T0),
+    ]
+    events = [make_decision_event(), *(read_event(value) for value in values)]
+    for event in events:
+        assert event is not None
+        line = rendering.event_line(event, T0 + timedelta(seconds=1))
+        assert line is not None
+        assert "new-checkout" in line.plain
+        assert "\n" not in line.plain
+    assert rendering.event_line({"type": "org.example.other", "data": {}}, T0) is None
+
+
+def test_a_decision_that_lost_its_evidence_is_still_shown() -> None:
+    """A decision too large for Kafka was published without its largest members; the rest is told."""
+    event = make_decision_event()
+    del event["data"]["judgement"]
+    decision = as_decision(event)
+    assert decision is not None
+    assert decision.reason == "because"
+
+
+@pytest.mark.parametrize("value", [None, b"", b"[]", b"{", b'{"type": 1}', b'{"type": "x", "data": 3}', b"[" * 100_000])
+def test_what_is_no_event_is_passed_over(value: bytes | None) -> None:
+    """A stray record on one of our topics hides nothing and breaks nothing."""
+    assert read_event(value) is None
+    assert as_rollout({"type": "io.rolloutd.state.v1", "data": {"schema_version": 99}}) is None
