@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from schemas.terms import CommandVerb
+from tests.brokers import LocalKafka, RedisServer
+from tests.fault_server import Exchange, fault_server
+from tests.live import Client, DaemonProcess, Traffic, quick_plan
+
+#: What the issue promises, from SIGTERM to exit.
+EXIT_SECONDS = 5.0
+FLAG = "new-checkout"
+PREFIX = "stop."
+
+
+async def stop_seconds(daemon: DaemonProcess, *, again_after: float | None = None) -> float:
+    """Send SIGTERM, perhaps a second one, and return how long the process took to exit 0. Raises AssertionError."""
+    assert daemon.process is not None
+    began = time.monotonic()
+    daemon.send(signal.SIGTERM)
+    if again_after is not None:
+        await asyncio.sleep(again_after)
+        daemon.send(signal.SIGTERM)
+    code = await asyncio.to_thread(daemon.process.wait, 30)
+    took = time.monotonic() - began
+    assert code == 0, daemon.log_tail()
+    return took
+
+
+@asynccontextmanager
+async def running(kafka: str, redis_url: str, directory: Path, **environ: str) -> AsyncIterator[tuple[DaemonProcess, Client]]:
+    """A ready daemon with traffic on a started flag."""
+    async with (
+        DaemonProcess(kafka, redis_url, directory, prefix=PREFIX, **environ) as daemon,
+        Client(kafka, PREFIX) as client,
+    ):
+        answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG), wait_seconds=40)
+        assert answer.status == "accepted"
+        yield daemon, client
+
+
+@pytest.mark.real_kafka
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_sigterm_ends_it_in_time(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path, is_busy: bool) -> None:
+    """SIGTERM to exit 0 takes less than 5 s, idle and in the midst of traffic; what it had folded is saved."""
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
+        await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG), wait_seconds=40)
+        if not is_busy:
+            assert await stop_seconds(daemon) < EXIT_SECONDS
+        else:
+            async with Traffic(client, daemon, FLAG, per_second=500):
+                await asyncio.sleep(2)
+                assert await stop_seconds(daemon) < EXIT_SECONDS
+        assert daemon.log_lines("daemon_stopped"), daemon.log_tail()
+        assert not daemon.log_lines("stop_incomplete")
+
+
+@pytest.mark.parametrize("frozen", ["broker", "redis", "both"])
+async def test_sigterm_with_frozen_dependencies(
+    own_kafka: LocalKafka, own_redis: RedisServer, tmp_path: Path, frozen: str
+) -> None:
+    """With Kafka, Redis or both accepting connections and never answering, SIGTERM still ends it with 0 in less than 5 s."""
+    async with running(own_kafka.bootstrap, own_redis.url, tmp_path) as (daemon, client):
+        traffic = Traffic(client, daemon, FLAG, per_second=300)
+        await traffic.__aenter__()
+        await asyncio.sleep(1.5)
+        if frozen in ("broker", "both"):
+            own_kafka.pause()
+        if frozen in ("redis", "both"):
+            own_redis.pause()
+        try:
+            await asyncio.sleep(1.5)  # for calls to hang
+            took = await stop_seconds(daemon)
+        finally:
+            own_kafka.resume()
+            own_redis.resume()
+            await traffic.__aexit__(None, None, None)
+        assert took < EXIT_SECONDS
+
+
+async def test_sigterm_while_it_waits_for_its_surroundings(own_redis: RedisServer, tmp_path: Path) -> None:
+    """A daemon that never reached Kafka, because packets to it vanish, stops in time as well."""
+    with socket.socket() as hole:  # takes connections and never reads
+        hole.bind(("127.0.0.1", 0))
+        hole.listen(64)
+        port = hole.getsockname()[1]
+        daemon = DaemonProcess(f"127.0.0.1:{port}", own_redis.url, tmp_path, prefix=PREFIX)
+        daemon.spawn()
+        deadline = time.monotonic() + 40
+        while not daemon.log_lines("http_started") and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(1)
+        assert await stop_seconds(daemon) < EXIT_SECONDS
+
+
+@pytest.mark.real_kafka
+async def test_sigterm_with_a_hanging_model(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+    """A question that the model never answers does not hold the exit up."""
+
+    async def hang(exchange: Exchange) -> None:
+        await asyncio.Event().wait()
+
+    async with (
+        fault_server(hang) as model,
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, ROLLOUTD_ADVISOR__URL=model.url) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
+        plan = quick_plan(FLAG, advisor={"mode": "required", "deadline": "60s"})
+        await client.command(CommandVerb.START, FLAG, plan=plan, wait_seconds=40)
+        async with Traffic(client, daemon, FLAG, per_second=800):
+            deadline = time.monotonic() + 60
+            while not model.requests and time.monotonic() < deadline:
+                await asyncio.sleep(0.1)
+            assert model.requests, f"never asked\n{daemon.log_tail()}"
+            assert await stop_seconds(daemon) < EXIT_SECONDS
+
+
+@pytest.mark.real_kafka
+async def test_sigterm_with_open_connections(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+    """Clients that keep a connection, or half a request, open do not hold the exit up."""
+    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon:
+        idle = await asyncio.open_connection("127.0.0.1", daemon.port)
+        idle[1].write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await idle[0].readuntil(b"\r\n\r\n")
+        half = await asyncio.open_connection("127.0.0.1", daemon.port)
+        half[1].write(b"POST /ofrep/v1/evaluate/flags/f HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+        await half[1].drain()
+        assert await stop_seconds(daemon) < EXIT_SECONDS
+        for _, writer in (idle, half):
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+
+async def test_a_second_sigterm_does_not_wait(own_kafka: LocalKafka, own_redis: RedisServer, tmp_path: Path) -> None:
+    """Asked twice, it stops at once: what was not saved is counted again."""
+    async with running(own_kafka.bootstrap, own_redis.url, tmp_path) as (daemon, client):
+        async with Traffic(client, daemon, FLAG, per_second=300):
+            await asyncio.sleep(1.5)
+            own_redis.pause()
+            try:
+                await asyncio.sleep(1)
+                took = await stop_seconds(daemon, again_after=0.3)
+            finally:
+                own_redis.resume()
+        assert took < 1.5, "it waited for what Redis cannot take"
