@@ -59,7 +59,8 @@ def play(scenario: str) -> tuple[list[Decision], dict[str, Any]]:
     """Return the decisions and the final document of a scenario that ended as it must."""
     demo = start("--scenario", scenario, "--json")
     out, err = demo.communicate(timeout=LONGEST_SECONDS)
-    assert (demo.returncode, err) == (0, "")
+    if demo.returncode != 0 or err:
+        pytest.fail(f"{scenario} exited {demo.returncode}:\n{err}\n{out}", pytrace=False)
     wait_until_empty(demo.pid)
     *decisions, document = (json.loads(line) for line in out.splitlines())
     RolloutState.model_validate_json(json.dumps(document))
