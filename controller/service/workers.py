@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -173,9 +174,9 @@ class Workers:
         self._commands.pause(full)
         self._commands.resume([partition for partition in self._lanes if partition not in full])
 
-    def _spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         assert self._group is not None
-        return self._group.create_task(_as_coroutine(work), name=name)
+        return self._group.create_task(work, name=name)
 
     async def _obey(self, record: Record) -> None:
         """See one command through: answered, or refused with a reason. A mistake of ours is tried twice, then refused."""
@@ -299,7 +300,3 @@ class Workers:
                 self._log.exception("worker_stopped", flag_key=flag_key, restart_seconds=WORKER_RESTART_SECONDS)
             await asyncio.sleep(WORKER_RESTART_SECONDS)
             self._broken.pop(flag_key, None)
-
-
-async def _as_coroutine(work: Awaitable[None]) -> None:
-    await work
