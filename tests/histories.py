@@ -59,6 +59,7 @@ REQUIRED = make_plan(
     stages=tuple(replace(stage, approval=Approval.REQUIRED) for stage in _STAGES[:3]) + _STAGES[3:],
     advisor=replace(ADVISED, mode=AdvisorMode.REQUIRED),
 )
+APPROVED = make_plan(stages=tuple(replace(stage, approval=Approval.REQUIRED) for stage in _STAGES))
 OBSERVED = make_plan(stages=_STAGES, advisor=replace(ADVISED, mode=AdvisorMode.OBSERVE))
 NIGHTLY = make_plan(stages=_STAGES, advisor=ADVISED, freeze_windows=(_NIGHT,), expires_at=T0 + timedelta(days=5))
 STRICT = make_plan(
@@ -72,7 +73,7 @@ STRICT = make_plan(
         HealthGap.NO_TRAFFIC: GapPolicy.ROLL_BACK,
     },
 )
-PLANS = (PLAIN, CAN_HOLD, REQUIRED, OBSERVED, NIGHTLY, STRICT)
+PLANS = (PLAIN, CAN_HOLD, REQUIRED, APPROVED, OBSERVED, NIGHTLY, STRICT)
 
 _SIGNAL = make_report(role=MetricRole.SIGNAL, harm=Verdict.FAIL, safe=Verdict.FAIL)
 PASSING: tuple[Judgement, ...] = (
@@ -162,7 +163,6 @@ def event_near(
     count: int = 0,
 ) -> Event:
     """Return one event: mostly what the state waits for, else anything at all. `count` makes command ids distinct."""
-    at = _moment(rollout, now, pick, alphabet)
     if rollout is None or rollout.has_ended:
         kinds = "ccccjr"
     elif isinstance(rollout.phase, Baking | Scheduled):
@@ -174,7 +174,9 @@ def event_near(
         kinds = "cccjjt"
     else:
         kinds = "cccjt"
-    match pick(kinds):  # type: ignore[arg-type]
+    kind: str = pick(kinds)  # type: ignore[assignment, arg-type]
+    at = _moment(rollout, now, pick, alphabet, is_tick=kind == "t")
+    match kind:
         case "t":
             return Ticked(at)
         case "r":
@@ -187,10 +189,13 @@ def event_near(
             return _command(rollout, at, pick, alphabet, count)
 
 
-def _moment(rollout: Rollout | None, now: datetime, pick: Pick, alphabet: Alphabet) -> datetime:  # type: ignore[type-arg]
+def _moment(rollout: Rollout | None, now: datetime, pick: Pick, alphabet: Alphabet, *, is_tick: bool) -> datetime:  # type: ignore[type-arg]
+    """Return when it happens: a tick mostly at the deadline or about it, all else mostly soon."""
     deadline = None if rollout is None else next_deadline(rollout)
     due = now + MINUTE if deadline is None else max(deadline, now)
-    options = [due, due, now, now + SECOND, now + 2 * MINUTE, due - SECOND if due > now else now, due + HOUR]
+    options = [now, now + SECOND, now, now + 2 * MINUTE, now + SECOND, due]
+    if is_tick:
+        options = [due, due, now, now + SECOND, now + 2 * MINUTE, due - SECOND if due > now else now, due + HOUR]
     if alphabet.jumps_back:
         options += [now - HOUR, now - SECOND]
     chosen: datetime = pick(options)

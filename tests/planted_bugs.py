@@ -383,6 +383,20 @@ BUGS = (
         WORKERS_TESTS,
     ),
     Bug(
+        "a command is let go with the worker that died under it",
+        WORKER,
+        "self._inbox.appendleft((event, done))",
+        "done.cancel()",
+        WORKERS_TESTS,
+    ),
+    Bug(
+        "a backlog is read into memory",
+        WORKERS,
+        "        self._commands.pause(full)\n",
+        "",
+        WORKERS_TESTS,
+    ),
+    Bug(
         "a command of a lane that was lost starts a worker",
         WORKERS,
         "            if (record.topic, record.partition) not in self._lanes:\n                return",
@@ -392,8 +406,8 @@ BUGS = (
     Bug(
         "a foreign command is obeyed here",
         WORKERS,
-        "        if self._partition_of(command.flag_key) != record.partition:\n",
-        "        if False:\n",
+        "            if self._partition_of(flag_key) != record.partition:\n",
+        "            if False:\n",
         WORKERS_TESTS,
     ),
     Bug(

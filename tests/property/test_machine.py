@@ -45,6 +45,7 @@ from schemas.terms import AdvisorMode, CommandStatus, CommandVerb, HoldReason, O
 from tests.builders import T0, make_stages
 from tests.histories import (
     ANYTHING,
+    APPROVED,
     BREACHES,
     CAN_HOLD,
     GAPS,
@@ -463,7 +464,7 @@ _NEVER = timedelta(days=400)
 _COMPARABLE = Alphabet(
     plans=tuple(
         replace(plan, stages=tuple(replace(stage, max_bake=_NEVER) for stage in plan.stages), expires_at=None)
-        for plan in (CAN_HOLD, REQUIRED, OBSERVED, NIGHTLY)
+        for plan in (CAN_HOLD, REQUIRED, APPROVED, OBSERVED, NIGHTLY)
     ),
     judgements=(*PASSING, *(one for one in OPEN if one.statistics is not Verdict.FAIL), *BREACHES[:2]),
     verbs=(

@@ -338,24 +338,30 @@ async def test_a_raising_command_that_waited_too_long_is_refused() -> None:
     assert [result["status"] for result in world.results()] == ["accepted", "rejected"]
 
 
+@pytest.mark.parametrize(("outage_seconds", "percent"), [(0, 50), (300, 10)])
 @in_virtual_time
-async def test_evidence_that_waited_out_an_outage_is_stale() -> None:
-    """A look from before the outage is judged by the time it is now, and passes no gate."""
+async def test_evidence_that_waited_out_an_outage_is_stale(outage_seconds: int, percent: float) -> None:
+    """A look that passes a gate when it is fresh passes none after it waited for Redis: it is judged by the time it is."""
     world = World()
+    plan = make_plan(stages=make_stages(10, 50), guardrails=(make_guardrail(limit=0.2, margin=None),))
     async with world.worker() as worker:
-        await worker.submit(start(WATCHED))
-        await asyncio.sleep(11 * 60 + 1)
+        await worker.submit(start(plan))
+        for _ in range(10):
+            await asyncio.sleep(60)
+            await look(world, worker)
+        await asyncio.sleep(61)
         assert isinstance((await world.stored()).phase, Gating)
         world.rollouts.outage.is_down = True
-        worker.submit(order(CommandVerb.FREEZE, "freeze-1"))  # it blocks on Redis, and the look waits behind it
+        worker.submit(
+            order(CommandVerb.RESUME, "resume-1", after=11 * MINUTE)
+        )  # it needs an answer, and the look waits behind it
         await settled()
         assert worker.rollout is not None
         worker.see(worker.rollout.rollout_id, world.evidence(worker.rollout))
-        await asyncio.sleep(300)
-        worker.submit(order(CommandVerb.UNFREEZE, "unfreeze-1", after=16 * MINUTE))
+        await asyncio.sleep(outage_seconds)
         world.rollouts.outage.is_down = False
         await asyncio.sleep(10)
-        assert (await world.stored()).percent == 10
+        assert (await world.stored()).percent == percent
 
 
 @in_virtual_time
