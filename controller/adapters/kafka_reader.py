@@ -157,8 +157,8 @@ class KafkaReader:
     async def follow(self, start: Offsets) -> AsyncIterator[ConsumerRecord | EventLogUnavailable | None]:
         """Yield records from `start` on, for ever.
 
-        None means that nothing is new just now. EventLogUnavailable is given, not raised, about every three seconds while
-        Kafka does not answer; reading goes on by itself where it was once it is back.
+        About every three seconds without news Kafka is asked: None means that it answered, EventLogUnavailable, given and not
+        raised, that it did not. Once it is back, reading goes on by itself where it was.
         """
         consumer, loop = self._consumer, asyncio.get_running_loop()
         self._assign(start)
@@ -170,6 +170,7 @@ class KafkaReader:
                     # Nothing comes both when nothing is new and when the brokers are away: only asking tells.
                     asked = loop.time()
                     await self._ask(consumer.end_offsets(list(start)[:1]), "waiting for news")
+                    yield None
             except EventLogUnavailable as trouble:
                 yield trouble
                 continue
@@ -180,8 +181,6 @@ class KafkaReader:
             for records in batches.values():
                 for record in records:
                     yield record
-            if not batches:
-                yield None
 
     async def _between(self, starts: Offsets, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
         consumer, loop = self._consumer, asyncio.get_running_loop()

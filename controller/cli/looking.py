@@ -183,11 +183,11 @@ async def _watch(kafka: KafkaSettings, flag: str | None, *, is_json: bool) -> No
                     complain(f"{event}; still watching")
                 is_away = True
                 continue
-            if event is None:
-                continue
             if is_away:
                 complain("Kafka is back")
                 is_away = False
+            if event is None:
+                continue
             if is_json:
                 typer.echo(rendering.to_json(event))
             elif (text := rendering.event_line(event, datetime.now(UTC))) is not None:
