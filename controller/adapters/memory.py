@@ -526,7 +526,7 @@ class MemoryFlagPlane:
     async def serve(self, rollout: Rollout) -> None:
         self.outage.before()
         revision, percent = self._served.get(rollout.flag_key, (-1, None))
-        if rollout.revision > revision:
+        if rollout.revision >= revision:
             self._served[rollout.flag_key] = (rollout.revision, rollout.percent)
             if rollout.percent != percent:
                 self.history.append((rollout.flag_key, rollout.revision, rollout.percent))
