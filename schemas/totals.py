@@ -16,7 +16,12 @@ One hash per event partition, `<prefix>agg:{<topic>/<partition>/<epoch>}`. To lo
 | `holes` | offsets that hold no record for us: compacted away, transaction markers, or lost |
 | `tainted_from` | ms since the epoch since when records are known to be lost; empty for never |
 | `<flag>\|<rollout id>\|<visit>\|treatment` or `\|control` | one arm's totals as JSON; a number that is absent is 0 |
-| `<flag>\|<rollout id>\|<visit>\|<anything else>` | what ingest keeps beside the totals: membership sets, attribution |
+| `arms/<number>` | a bundle: one JSON object from such a name to such totals, of all flags whose CRC-32 leaves this number |
+| `joins`, and names with other first words before a `/` | what ingest keeps beside the totals: membership sets, attribution |
+
+An arm stands in a field of its own while there are few flags, and in its flag's bundle when there are many (ingest decides when
+it first writes the arm): a save carries a bounded number of fields. It may move from its bundle into a field of its own, in one
+save, never back. So an arm that has a field stands there, and one that has none stands in its bundle or is all zeros.
 
 It always holds that `next - start = counted + quarantined + late + ignored + holes`.
 
@@ -29,8 +34,9 @@ numbers mean (`controller/core/evidence.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, NamedTuple
+from zlib import crc32
 
 import msgspec
 
@@ -42,6 +48,10 @@ FORMAT = 1
 MAX_FIELDS_PER_SAVE = 3_000
 """Fields one save may carry, progress included. A save is one script with one HSET, and Lua hands a call at most 8,000 values
 (LUAI_MAXCSTACK); see ops/decisions/0002-one-hset.md. Whoever gathers more changed fields saves earlier."""
+
+BUNDLES = 1_024
+"""Into how many bundles flags are spread. With every arm of 10,000 flags changed a save has as many fields, of 20 arms each.
+More would leave a save less room for memberships, fewer would write more unchanged arms beside each changed one."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -63,6 +73,7 @@ class ArmCounts(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(ArmCounts)
+_bundle_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def encode_arm(counts: ArmCounts) -> bytes:
@@ -73,6 +84,31 @@ def encode_arm(counts: ArmCounts) -> bytes:
 def decode_arm(value: bytes) -> ArmCounts:
     """Return what an arm's field holds. Raises ValueError for anything `encode_arm` of this version cannot have written."""
     return _decoder.decode(value)
+
+
+def bundle_field(flag_key: str) -> str:
+    """Return the name of the field in which a flag's arms are bundled with those of others. Stable: it is stored."""
+    return f"arms/{crc32(flag_key.encode()) % BUNDLES}"
+
+
+def is_bundle_field(name: str) -> bool:
+    """Whether a field holds a bundle of arms."""
+    return name.startswith("arms/")
+
+
+def bundle_entry(name: str, value: bytes) -> bytes:
+    """Return what `encode_bundle` joins: one arm's field name and its totals as `encode_arm` gives them."""
+    return b'"%b":%b' % (name.encode(), value)  # names need no escapes: see part_field
+
+
+def encode_bundle(entries: Iterable[bytes]) -> bytes:
+    """Return the bytes of a bundle's field: one JSON object."""
+    return b"{%b}" % b",".join(entries)
+
+
+def decode_bundle(value: bytes) -> dict[str, bytes]:
+    """Return arm field name -> that arm's bytes, for `decode_arm`. Raises ValueError for what is no JSON object."""
+    return {name: bytes(raw) for name, raw in _bundle_decoder.decode(value).items()}
 
 
 class TotalsField(NamedTuple):

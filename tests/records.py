@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from controller.adapters.merged import Merger
 from controller.ports import Record
-from controller.service.counting import Directory, PartitionTotals
-from schemas.totals import ArmCounts, decode_arm, encode_arm, encode_progress, parse_field
+from controller.service.counting import FLAGS_WITH_OWN_FIELDS, Changes, Directory, PartitionTotals
+from schemas.totals import ArmCounts, decode_arm, encode_progress, parse_field
 from schemas.wire import decode_evaluation, decode_outcome
 from tests.builders import HOUR, T0
 
@@ -80,6 +81,7 @@ class Owner:
         stored: dict[str, bytes] | None = None,
         exact_limit: int = 1000,
         window_ms: int | None = 1_800_000,
+        flags_with_own_fields: int = FLAGS_WITH_OWN_FIELDS,
     ) -> None:
         """Load what is stored, or begin at offset 0."""
         self.totals = PartitionTotals(
@@ -87,6 +89,7 @@ class Owner:
             counts_exposures=counts_exposures,
             exact_limit=exact_limit,
             window_ms=window_ms if counts_exposures else None,
+            flags_with_own_fields=flags_with_own_fields,
         )
         if stored:
             self.totals.restore(int(stored["next"]), {name: value for name, value in stored.items() if name != "next"})
@@ -102,15 +105,13 @@ class Owner:
     def save(self, stored: dict[str, bytes]) -> bool:
         """Write what changed into `stored` and delete garbage; return False, and write nothing, when the fence is not ours."""
         fence = int(stored["next"]) if "next" in stored else None
-        lanes = self.totals.take_changed_lanes()
-        fields, garbage = self.totals.take_changed_sets()
+        changes = Changes()
+        for _ in self.totals.take_changed(changes):
+            pass
         if fence != self.expected:
             return False
-        for lane in lanes:
-            assert lane.counts is not None
-            fields[lane.field] = encode_arm(lane.counts)
-        stored |= fields | encode_progress(self.totals.records) | {"next": b"%d" % self.totals.position}
-        for name in garbage:
+        stored |= changes.fields | encode_progress(self.totals.records) | {"next": b"%d" % self.totals.position}
+        for name in changes.garbage:
             stored.pop(name, None)
         self.expected = self.totals.position
         return True
@@ -119,7 +120,7 @@ class Owner:
 def arms_in(stored: dict[str, bytes]) -> dict[tuple[str, int, str], ArmCounts]:
     """Return (flag key, visit, arm) -> totals of a hash; arms with nothing but zeros are left out."""
     found = {}
-    for name, value in stored.items():
+    for name, value in Merger().arms("", stored).items():
         parsed = parse_field(name)
         if parsed is not None and parsed.arm is not None and decode_arm(value) != ArmCounts():
             found[parsed.flag_key, parsed.visit, parsed.arm.value] = decode_arm(value)

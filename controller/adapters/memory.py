@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 from controller.adapters.merged import (
     Merger,
+    arms_of,
     check_totals_save,
     digest_of,
     fields_of,
@@ -141,9 +142,14 @@ class MemoryTotals:
         self.outage.after()
         hashes = [self.hashes.get(key, {}) for key in partition_keys]
         found: dict[str, dict[int, VisitTotals]] = {flag_key: {} for flag_key in wanted}
-        for visit in visits_of(wanted):
-            names = fields_of(visit)
-            raw = tuple(stored.get(name) for stored in hashes for name in names)
+        visits = visits_of(wanted)
+        names = fields_of(visits)
+        rows = [
+            self._merger.arms(key, {name: stored.get(name) for name in names})
+            for key, stored in zip(partition_keys, hashes, strict=True)
+        ]
+        for visit in visits:
+            raw = tuple(row.get(name) for row in rows for name in arms_of(visit))
             found[visit[0]][visit[2]] = self._merger.merge(visit, raw)
         progress = [progress_of(key, stored) for key, stored in zip(partition_keys, hashes, strict=True)]
         return found, [each for each in progress if each is not None]

@@ -15,7 +15,17 @@ from controller.core.evidence import ArmTotals, PartitionProgress, VisitTotals, 
 from controller.errors import BrokenInvariant
 from controller.ports import StoredPartition
 from schemas.terms import Arm
-from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, ArmCounts, arm_field, decode_arm, decode_progress
+from schemas.totals import (
+    FORMAT,
+    MAX_FIELDS_PER_SAVE,
+    ArmCounts,
+    arm_field,
+    bundle_field,
+    decode_arm,
+    decode_bundle,
+    decode_progress,
+    is_bundle_field,
+)
 
 VisitKey = tuple[str, str, int]
 """(flag key, rollout id, visit)"""
@@ -123,11 +133,46 @@ class Merger:
     """Merges visits over partitions and remembers the bytes it last saw: what did not change is not decoded again.
 
     `capacity`: visits remembered, least recently read dropped first; about 30 KB each at 8 partitions and 100 buckets per arm.
+    As many bundles are remembered, opened; what they hold is mostly the same bytes.
     """
 
     def __init__(self, capacity: int = 20_000) -> None:
         self._capacity = capacity
+        self._bundles: OrderedDict[tuple[str, str], tuple[bytes, dict[str, bytes]]] = OrderedDict()
         self._seen: OrderedDict[VisitKey, tuple[tuple[bytes | None, ...], list[ArmCounts | None], VisitTotals]] = OrderedDict()
+
+    def arms(self, partition_key: str, fields: Mapping[str, bytes | None]) -> dict[str, bytes]:
+        """Return the arms in a partition's fields, those in bundles too, by name; an arm's own field goes before its bundle.
+
+        Raises BrokenInvariant for a bundle that cannot be read.
+        """
+        bundled: dict[str, bytes] = {}
+        own: dict[str, bytes] = {}
+        for name, value in fields.items():
+            if value is None:
+                continue
+            if is_bundle_field(name):
+                bundled |= self._opened(partition_key, name, value)
+            else:
+                own[name] = value
+        return bundled | own
+
+    def _opened(self, partition_key: str, name: str, value: bytes) -> dict[str, bytes]:
+        digest = xxhash.xxh3_128_digest(value)  # in place of a copy: a bundle may be large, and opening it costs ten times this
+        key = (partition_key, name)
+        known = self._bundles.get(key)
+        if known is not None and known[0] == digest:
+            self._bundles.move_to_end(key)
+            return known[1]
+        try:
+            arms = decode_bundle(value)
+        except ValueError as error:
+            raise BrokenInvariant(f"{name} of {partition_key} cannot be read: {error}") from error
+        self._bundles[key] = (digest, arms)
+        self._bundles.move_to_end(key)
+        if len(self._bundles) > self._capacity:
+            self._bundles.popitem(last=False)
+        return arms
 
     def merge(self, visit: VisitKey, raw: tuple[bytes | None, ...]) -> VisitTotals:
         """Return one visit's totals over all partitions.
@@ -158,13 +203,22 @@ class Merger:
 
 
 def visits_of(wanted: Mapping[str, tuple[str, Sequence[int]]]) -> list[VisitKey]:
-    """Return the visits that a `Totals.read` asks for, in its order."""
-    return [(flag_key, rollout_id, visit) for flag_key, (rollout_id, visits) in wanted.items() for visit in visits]
+    """Return the visits that a `Totals.read` asks for, those that share a bundle together."""
+    visits = [(flag_key, rollout_id, visit) for flag_key, (rollout_id, visits) in wanted.items() for visit in visits]
+    return sorted(visits, key=lambda visit: bundle_field(visit[0]))
 
 
-def fields_of(visit: VisitKey) -> tuple[str, str]:
-    """Return the names of a visit's two fields, treatment first."""
+def arms_of(visit: VisitKey) -> tuple[str, str]:
+    """Return the names of a visit's two arms, treatment first."""
     return arm_field(*visit, Arm.TREATMENT), arm_field(*visit, Arm.CONTROL)
+
+
+def fields_of(visits: Iterable[VisitKey]) -> list[str]:
+    """Return the names of all fields in which the arms of these visits may stand: their own and their bundles."""
+    names: dict[str, None] = {}
+    for visit in visits:
+        names |= dict.fromkeys((*arms_of(visit), bundle_field(visit[0])))
+    return list(names)
 
 
 def progress_of(partition_key: str, fields: Mapping[str, bytes]) -> PartitionProgress | None:

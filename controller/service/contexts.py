@@ -5,7 +5,7 @@ A context is known here by its 64-bit digest alone. All sets of a partition shar
 
 | field | what stands in it |
 |---|---|
-| `set/<number>` | the set's name: `flag\|rollout\|visit\|kind`; `-` for the visit of an exposure outside every visit |
+| `sets/<chunk>` | names of 64 sets as JSON: number -> `flag\|rollout\|visit\|kind`, visit `-` for exposures in no visit |
 | `journal/<chunk>` | up to 256 entries of 12 bytes, little-endian: set number (u32), digest (u64) |
 | `filter/<number>/<layer>` | `words keys`: size of a Bloom filter and how many keys are in it |
 | `filter/<number>/<layer>/<part>` | 64 KiB of its bits |
@@ -24,6 +24,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
@@ -38,6 +39,8 @@ _NUMBERS_PER_CHUNK = 2 * _ENTRIES_PER_CHUNK
 _FULL_CHUNK = struct.Struct("<" + "IQ" * _ENTRIES_PER_CHUNK)
 _CLEANED_PER_SAVE = 8  # chunks; more would make a save long, fewer would never catch up with one new chunk per save
 _CLEAN_FROM = 16  # chunks: below that the garbage is not worth a write
+
+_SETS_PER_CHUNK = 64  # names in a field: 3 KB; flags come by the thousand at a start, and a save has few fields
 
 _PART_WORDS = 8192  # 64 KiB of filter in a field
 _WORDS_PER_KEY = 0.25  # 16 bits per key
@@ -217,6 +220,7 @@ class Memberships:
         self._by_number: dict[int, ContextSet] = {}
         self._next_number = 0
         self.new_names: list[ContextSet] = []
+        self._dropped: set[int] = set()  # numbers whose names are to be taken out of what is stored
         self._full: list[ContextSet] = []  # at the limit; one of them is sealed per save, as one filter is a large write
         self._live = 0  # journal entries that still say something
         self._garbage: list[str] = []  # fields to delete once what replaces them is saved
@@ -268,19 +272,28 @@ class Memberships:
             next_sealed = self._full[-1]
             largest = max(_FILTER_ROOM * len(next_sealed.exact), *(layer.capacity for layer in next_sealed.filters), 0)
             sealing = 2 + int(2 * largest * _WORDS_PER_KEY) // _PART_WORDS
-        return self.journal.changed + len(self.new_names) + _CLEANED_PER_SAVE + sealing
+        names = 2 + len(self.new_names) // _SETS_PER_CHUNK + len(self._dropped)  # new numbers follow one another
+        return self.journal.changed + names + _CLEANED_PER_SAVE + sealing
 
     def take_changed(self) -> tuple[dict[str, bytes], list[str]]:
         """Return the fields to write and the fields to delete after that; they count as done from here on."""
         self._clean()
         fields = self.journal.take_changed()
-        for contexts in self.new_names:
-            fields[f"set/{contexts.number}"] = contexts.name.encode()
+        fields |= self._names()
         if self._full:
             fields.update(self._seal(self._full.pop()))
         garbage = self._garbage
-        self.new_names, self._garbage = [], []
+        self.new_names, self._dropped, self._garbage = [], set(), []
         return fields, garbage
+
+    def _names(self) -> dict[str, bytes]:
+        """Return the chunks of names that have changed. An empty one is kept: its numbers may be given out again."""
+        numbers = self._dropped.union(contexts.number for contexts in self.new_names)
+        fields = {}
+        for chunk in sorted({number // _SETS_PER_CHUNK for number in numbers}):
+            held = map(self._by_number.get, range(chunk * _SETS_PER_CHUNK, (chunk + 1) * _SETS_PER_CHUNK))
+            fields[f"sets/{chunk}"] = msgspec.json.encode({each.number: each.name for each in held if each is not None})
+        return fields
 
     def drop(self, flag_key: str, rollout_id: str) -> None:
         """Forget every set of a rollout that is over; its entries become garbage."""
@@ -291,7 +304,7 @@ class Memberships:
             self._live -= len(contexts.exact)
             self._full = [full for full in self._full if full is not contexts]
             self.new_names = [new for new in self.new_names if new is not contexts]
-            self._garbage.append(f"set/{contexts.number}")
+            self._dropped.add(contexts.number)
             for layer, held in enumerate(contexts.filters):
                 self._garbage.extend(held.fields(f"filter/{contexts.number}/{layer}"))
 
@@ -301,9 +314,9 @@ class Memberships:
         layers: list[tuple[int, int]] = []
         for field, value in fields.items():
             match field.split("/"):
-                case "set", own_number:
-                    contexts = ContextSet(value.decode(), int(own_number), self._exact_limit)
-                    self._sets[contexts.name] = self._by_number[contexts.number] = contexts
+                case "sets", _:
+                    for number, name in msgspec.json.decode(value, type=dict[int, str]).items():
+                        self._sets[name] = self._by_number[number] = ContextSet(name, number, self._exact_limit)
                 case "journal", chunk:
                     chunks[int(chunk)] = value
                 case "filter", owner, layer:

@@ -14,9 +14,10 @@ nor on the arm, so both arms are sampled alike; `latency_all` has every value.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from math import ceil, inf, log
 
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
@@ -26,7 +27,21 @@ from controller.ports import Record
 from controller.service.contexts import ContextSet, Memberships, RecentExposures, digest_of
 from schemas.quarantine import Refusal, refusal
 from schemas.terms import Arm
-from schemas.totals import ArmCounts, PartitionCounts, arm_field, decode_arm, decode_progress, parse_field, part_field
+from schemas.totals import (
+    ArmCounts,
+    PartitionCounts,
+    arm_field,
+    bundle_entry,
+    bundle_field,
+    decode_arm,
+    decode_bundle,
+    decode_progress,
+    encode_arm,
+    encode_bundle,
+    is_bundle_field,
+    parse_field,
+    part_field,
+)
 from schemas.wire import EvaluationEvent, OutcomeEvent, RecordRefused
 
 Headers = Sequence[tuple[str, bytes]]
@@ -37,6 +52,16 @@ _LOG_GAMMA = log(GAMMA)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _CONVERSION = "conversion:"
+
+FLAGS_WITH_OWN_FIELDS = 250
+"""With more flags under rollout, arms that are counted for the first time go into bundles. Below, all arms in use fit into one
+save as fields of their own, which are smaller to write and easier to look at."""
+
+_ENCODED_AT_ONCE = 400  # arms with a full histogram take about 10 µs each: 4 ms between two looks at the loop
+_JOINED_AT_ONCE = 128  # bundles; a few KB each
+_CHECKED_PER_SAVE = 16  # bundles that are looked through for arms of visits that are over; 0.5 ms
+_TAKEN_OUT_PER_SAVE = 32  # such arms that get fields of their own, so that they are not written again and again
+_OVER_AFTER_MS = 600_000  # after a visit's end: by then even late events of it are rare
 
 
 # --- which flags count ----------------------------------------------------------------------------------------------------
@@ -125,6 +150,26 @@ class Directory:
 # --- totals of one flag in one partition ------------------------------------------------------------------------------------
 
 
+class Bundle:
+    """The arms of several flags that are stored in one field, encoded as of their last save."""
+
+    __slots__ = ("entries", "name")
+
+    def __init__(self, name: str) -> None:
+        """Start empty."""
+        self.name = name
+        self.entries: dict[str, bytes] = {}  # arm field name -> what `encode_bundle` takes
+
+
+@dataclass(slots=True)
+class Changes:
+    """What one save carries."""
+
+    fields: dict[str, bytes] = field(default_factory=dict)
+    garbage: list[str] = field(default_factory=list)  # fields to delete once it is written
+    flag_keys: frozenset[str] = frozenset()
+
+
 class Lane:
     """One arm of one flag in one visit, or outside every visit, in one partition."""
 
@@ -136,6 +181,7 @@ class Lane:
         "exposed",
         "field",
         "flag_key",
+        "home",
         "is_changed",
         "number",
         "opposite",
@@ -148,6 +194,7 @@ class Lane:
         self.arm = arm
         self.field = field_name
         self.counts = counts
+        self.home: Bundle | None = None  # where its totals are stored; None for a field of its own
         self.is_changed = False
         self.number = -1  # of `exposed`
         self.exposed: ContextSet | None = None
@@ -204,12 +251,15 @@ class Tally:
 
     def _open(self, visit: int | None, arm: Arm) -> None:
         partition, watched = self._partition, self.watched
+        partition.opened_lanes += 1
         flag_key, rollout_id = watched.flag_key, watched.rollout_id
         if visit is None:
             lane = Lane(flag_key, arm, "", None)
         else:
             name = arm_field(flag_key, rollout_id, visit, arm)
+            home = partition.home_of(flag_key, name)  # asked before the arm is adopted: what is stored stays where it is
             lane = Lane(flag_key, arm, name, partition.adopt(name))
+            lane.home = home
         named = partition.memberships.named
         if partition.recent is not None or partition.counts_exposures:
             lane.exposed = named(f"{flag_key}|{rollout_id}|{'-' if visit is None else visit}|{arm.value}")
@@ -228,6 +278,10 @@ class Tally:
         """Return all lanes there are."""
         return self._lanes.values()
 
+    def lane_of(self, visit: int, arm: Arm) -> Lane | None:
+        """Return one lane, None when nothing has been counted into its visit since the load."""
+        return self._lanes.get((visit, arm))
+
 
 # --- totals of one partition ------------------------------------------------------------------------------------------------
 
@@ -235,16 +289,31 @@ class Tally:
 class PartitionTotals:
     """Everything counted in one event partition, and what of it has changed since the last save."""
 
-    def __init__(self, directory: Directory, *, counts_exposures: bool, exact_limit: int, window_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        counts_exposures: bool,
+        exact_limit: int,
+        window_ms: int | None = None,
+        flags_with_own_fields: int = FLAGS_WITH_OWN_FIELDS,
+    ) -> None:
         """Start empty.
 
         `counts_exposures`: a partition of evaluations, else of outcomes. `window_ms` is the attribution window of an
         evaluation partition, None to remember no exposures.
         """
         self._directory = directory
+        self._flags_with_own_fields = flags_with_own_fields
+        self._bundles: dict[str, Bundle] = {}  # by their field
+        self._rewritten: dict[str, Bundle] = {}  # to be written although no arm of theirs may have changed
+        self._counted_lanes = 0  # how many of `changed` are in the next two
+        self._changed_own = 0
+        self._changed_bundles: set[str] = set()
         self._stored: dict[str, ArmCounts] = {}  # read on assignment, not yet asked for
         self._garbage: list[str] = []
         self._tallies: dict[str, Tally] = {}
+        self.opened_lanes = 0  # so far
         self._rollouts: dict[str, set[str]] = {}  # flag key -> rollouts with something stored
         self.counts_exposures = counts_exposures
         self.memberships = Memberships(exact_limit)
@@ -270,10 +339,13 @@ class PartitionTotals:
         try:
             self.records = decode_progress(fields)
             for name, value in fields.items():
-                parsed = parse_field(name)
-                if parsed is not None and parsed.arm is not None:
-                    self._stored[name] = decode_arm(value)
-                    self._rollouts.setdefault(parsed.flag_key, set()).add(parsed.rollout_id)
+                if is_bundle_field(name):
+                    bundle = self._bundles[name] = Bundle(name)
+                    for arm_name, arm_value in decode_bundle(value).items():
+                        self._restore_arm(arm_name, arm_value)
+                        bundle.entries[arm_name] = bundle_entry(arm_name, arm_value)
+                else:
+                    self._restore_arm(name, value)
             self.memberships.restore(fields)
             for name in self.memberships.names():
                 flag_key, rollout_id, _, kind = name.split("|")
@@ -288,6 +360,23 @@ class PartitionTotals:
         if not self.records.adds_up(next_offset):
             raise BrokenInvariant(f"stored records {self.records} do not add up to the fence {next_offset}")
         self.joins = fields.get("joins") == b"1"
+
+    def _restore_arm(self, name: str, value: bytes) -> None:
+        parsed = parse_field(name)
+        if parsed is not None and parsed.arm is not None:
+            self._stored[name] = decode_arm(value)
+            self._rollouts.setdefault(parsed.flag_key, set()).add(parsed.rollout_id)
+
+    def home_of(self, flag_key: str, name: str) -> Bundle | None:
+        """Return the bundle in which an arm is or will be stored, None for a field of its own."""
+        bundle_name = bundle_field(flag_key)
+        bundle = self._bundles.get(bundle_name)
+        if bundle is None or name not in bundle.entries:
+            if name in self._stored or len(self._directory.flags) <= self._flags_with_own_fields:
+                return None
+            if bundle is None:
+                bundle = self._bundles[bundle_name] = Bundle(bundle_name)
+        return bundle
 
     def adopt(self, arm_field_name: str) -> ArmCounts:
         """Return the stored totals of an arm, empty ones if there are none."""
@@ -305,6 +394,10 @@ class PartitionTotals:
         since = now_ms if records.freshest_ms is None else min(records.freshest_ms, now_ms)
         records.tainted_from_ms = since if records.tainted_from_ms is None else min(records.tainted_from_ms, since)
 
+    def close(self) -> None:
+        """Let go of all flags, without which what is counted here would only be freed by the garbage collector."""
+        self._tallies.clear()
+
     def take(self, watched: WatchedFlag) -> None:
         """Take a newer document of a flag; the totals of an older rollout of it are dropped."""
         tally = self._tallies.get(watched.flag_key)
@@ -315,17 +408,29 @@ class PartitionTotals:
                 self.drop(watched.flag_key, tally.watched.rollout_id)
 
     def drop(self, flag_key: str, rollout_id: str) -> None:
-        """Forget a rollout that is over; its fields are deleted after the next save."""
+        """Forget a rollout that is over; the next save writes its bundle without it, its own fields are deleted after that."""
         tally = self._tallies.get(flag_key)
         if tally is not None and tally.watched.rollout_id == rollout_id:
             del self._tallies[flag_key]
             gone = set(tally.lanes())
             self.changed = [lane for lane in self.changed if lane not in gone]
-            self._garbage.extend(lane.field for lane in gone if lane.counts is not None)
+            self._counted_lanes = self._changed_own = 0
+            self._changed_bundles = set()
+            for lane in gone:
+                if lane.counts is not None and lane.home is None:
+                    self._garbage.append(lane.field)
+                lane.counts = None  # should it be about to be encoded
         prefix = f"{flag_key}|{rollout_id}|"
+        bundle = self._bundles.get(bundle_field(flag_key))
+        entries = {} if bundle is None else bundle.entries
         for name in [name for name in self._stored if name.startswith(prefix)]:
             del self._stored[name]
-            self._garbage.append(name)
+            if name not in entries:
+                self._garbage.append(name)
+        if bundle is not None and (bundled := [name for name in entries if name.startswith(prefix)]):
+            for name in bundled:
+                del entries[name]
+            self._rewritten[bundle.name] = bundle
         self.memberships.drop(flag_key, rollout_id)
         for number in [n for n, exposure in self.exposure_of.items() if exposure[:2] == (flag_key, rollout_id)]:
             del self.exposure_of[number]
@@ -345,31 +450,88 @@ class PartitionTotals:
 
     @property
     def changed_fields(self) -> int:
-        """How many fields the next save will carry, about."""
+        """How many fields the next save will carry, or a few more."""
+        for lane in islice(self.changed, self._counted_lanes, None):
+            if lane.home is None:
+                self._changed_own += 1
+            else:
+                self._changed_bundles.add(lane.home.name)
+        self._counted_lanes = len(self.changed)
+        arms = self._changed_own + len(self._changed_bundles) + len(self._rewritten)
         recent = 0 if self.recent is None else self.recent.changed
-        return len(self.changed) + self.memberships.changed + recent
+        return arms + _TAKEN_OUT_PER_SAVE + self.memberships.changed + recent
 
-    def take_changed_lanes(self) -> list[Lane]:
-        """Return the lanes to write and begin the next batch; until they are encoded nothing may be folded."""
-        changed, self.changed = self.changed, []
-        for lane in changed:
+    def take_changed(self, changes: Changes) -> Iterator[None]:
+        """Put everything that has changed since the last save into `changes`, and begin the next batch.
+
+        Yields now and then, for others to run. Nothing may be folded before the end; rollouts may be taken and dropped.
+        """
+        lanes, self.changed = self.changed, []
+        for lane in lanes:
             lane.is_changed = False
         self._seen = set()
         self._untimed = set()
-        return changed
+        self._counted_lanes = self._changed_own = 0
+        self._changed_bundles = set()
+        changes.flag_keys = frozenset(lane.flag_key for lane in lanes)
+        rewritten, self._rewritten = self._rewritten, {}
+        self._take_changed_sets(changes)
+        fields = changes.fields
+        for begin in range(0, len(lanes), _ENCODED_AT_ONCE):
+            yield
+            for lane in lanes[begin : begin + _ENCODED_AT_ONCE]:
+                if lane.counts is None:
+                    continue  # dropped meanwhile
+                value = encode_arm(lane.counts)
+                home = lane.home
+                if home is None:
+                    fields[lane.field] = value
+                else:
+                    home.entries[lane.field] = bundle_entry(lane.field, value)
+                    rewritten[home.name] = home
+        yield
+        bundles = list(rewritten.values())
+        begin = self.position % max(1, len(bundles) - _CHECKED_PER_SAVE)  # not always the same ones
+        self._take_out(bundles[begin : begin + _CHECKED_PER_SAVE], fields)
+        for begin in range(0, len(bundles), _JOINED_AT_ONCE):
+            yield
+            for bundle in bundles[begin : begin + _JOINED_AT_ONCE]:
+                fields[bundle.name] = encode_bundle(bundle.entries.values())
 
-    def take_changed_sets(self) -> tuple[dict[str, bytes], list[str]]:
-        """Return the other fields to write, and the fields to delete after that."""
+    def _take_out(self, bundles: Iterable[Bundle], fields: dict[str, bytes]) -> None:
+        """Give arms of visits that are over fields of their own, in the same save that writes their bundles without them."""
+        until_ms = (self.records.freshest_ms or 0) - _OVER_AFTER_MS
+        taken = 0
+        for bundle in bundles:
+            for name in list(bundle.entries):
+                where = parse_field(name)
+                assert where is not None
+                watched = self._directory.flags.get(where.flag_key)
+                if watched is None or watched.rollout_id != where.rollout_id:
+                    continue
+                if not any(visit == where.visit and until < until_ms for _, until, visit in watched.intervals):
+                    continue
+                fields[name] = bundle.entries.pop(name)[len(name) + 3 :]
+                tally = self._tallies.get(where.flag_key)
+                lane = None if tally is None or where.arm is None else tally.lane_of(where.visit, where.arm)
+                if lane is not None:
+                    lane.home = None
+                taken += 1
+                if taken == _TAKEN_OUT_PER_SAVE:
+                    return
+
+    def _take_changed_sets(self, changes: Changes) -> None:
         fields, garbage = self.memberships.take_changed()
+        changes.fields |= fields
+        changes.garbage += garbage
         if self.recent is not None:
-            more, old = self.recent.take_changed()
-            fields.update(more)
-            garbage += old
+            fields, garbage = self.recent.take_changed()
+            changes.fields |= fields
+            changes.garbage += garbage
         if self.joins:
-            fields["joins"] = b"1"
-        garbage += self._garbage
+            changes.fields["joins"] = b"1"
+        changes.garbage += self._garbage
         self._garbage = []
-        return fields, garbage
 
     # - folding -
 

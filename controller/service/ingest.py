@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,18 +33,18 @@ from controller.core.rollout import Rollout
 from controller.errors import BrokenInvariant, EventLogTruncated, EventLogUnavailable, StoreUnavailable
 from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, Record, TopicPartition, Totals
-from controller.service.counting import DecodeEvaluation, DecodeOutcome, Directory, PartitionTotals, up_to
+from controller.service.counting import Changes, DecodeEvaluation, DecodeOutcome, Directory, PartitionTotals, up_to
 from controller.settings import CountingSettings
 from schemas.quarantine import MAX_REFUSALS, Refusal
 from schemas.terms import Recorded
-from schemas.totals import MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS, PartitionCounts, encode_arm, encode_progress
+from schemas.totals import MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS, PartitionCounts, encode_progress
 
 #: Fields left free in a save for what cannot be known before: progress, and the last outcome's 64 flags with all their sets.
 _SPARE_FIELDS = len(PROGRESS_FIELDS) + 700
 _LEAST_ROOM = 200  # fields; with less a save comes first, in place of ever smaller batches
-#: Fields one evaluation may change: its lane, the names of its flag's two sets, and parts of two journals.
-_FIELDS_PER_EVALUATION = 4
-_ENCODED_AT_ONCE = 400  # lanes with a full histogram take about 10 µs each: 4 ms between two looks at the loop
+#: Fields one evaluation may change: its arm or its bundle, and parts of two journals and of the list of names.
+_FIELDS_PER_EVALUATION = 2
+_FROZEN_FROM_LANES = 200  # opened in one go: only after a start, or when hundreds of flags change their stage at once
 _FOLDED_AT_ONCE = 1000  # records: 3 ms or so
 _RECORDED = (Recorded.COUNTED, Recorded.QUARANTINED, Recorded.LATE, Recorded.IGNORED)
 _SWEEP_SECONDS = 600.0  # by then the directory is newer than any hash that was loaded
@@ -59,7 +59,7 @@ Quarantine = Callable[[str, int, Sequence[Refusal]], Awaitable[None]]
 class Pacing:
     """What bounds counting in time and memory and is no operator's choice; the choices are `CountingSettings`."""
 
-    longest_flush_seconds: float = 1.0  # between two saves of a partition, however long saving takes
+    longest_flush_seconds: float = 2.0  # between two saves of a partition, however long saving takes
     saving_share: float = 0.2  # of the time that may go to saving: with many flags saves become rarer, not slower
     heartbeat_seconds: float = 0.9  # an idle partition is saved as often: silence of traffic is not silence of its owner
     commit_seconds: float = 1.0
@@ -190,9 +190,7 @@ class _Snapshot:
     owned: _Owned
     expected: int | None
     next_offset: int
-    fields: Mapping[str, bytes]
-    garbage: Sequence[str]
-    flag_keys: frozenset[str]
+    changes: Changes
     refusals: Sequence[Refusal]
 
 
@@ -387,6 +385,7 @@ class Ingest:
     def _let_go(self, owned: _Owned) -> None:
         owned.state = PartitionState.GONE
         owned.pending = []
+        owned.totals.close()
         if self._owned.get(owned.partition) is owned:
             del self._owned[owned.partition]
         number = owned.partition[1]
@@ -482,7 +481,7 @@ class Ingest:
         """Fold what a pair has at hand, outcomes and evaluations in the order of their timestamps where it matters."""
         folded = 0
         began = self._clock.monotonic()
-        with _no_collection():
+        with _no_collection(lambda: sum(owned.totals.opened_lanes for owned in pair.owned())):
             while folded < _FOLDED_AT_ONCE:
                 step = self._fold_outcomes(pair, now) + self._fold_evaluations(pair, now)
                 if step == 0:
@@ -595,9 +594,10 @@ class Ingest:
             if not ready:
                 continue
             is_full = any(owned.pending and self._room(owned) == 0 for owned in ready)
-            is_due = now >= pair.next_save_at and any(self._has_changed(owned) for owned in ready)
-            is_silent = any(now - owned.saved_at >= self._pacing.heartbeat_seconds for owned in ready)
-            if is_full or is_due or is_silent:
+            is_wanted = any(
+                self._has_changed(owned) or now - owned.saved_at >= self._pacing.heartbeat_seconds for owned in ready
+            )
+            if is_full or (is_wanted and now >= pair.next_save_at):
                 pair.saving = self._start(self._save(pair), f"save:{number}")
 
     def _has_changed(self, owned: _Owned) -> bool:
@@ -650,23 +650,17 @@ class Ingest:
         if now - owned.swept_at >= _SWEEP_SECONDS:
             owned.swept_at = now
             totals.drop_superseded()
-        lanes = totals.take_changed_lanes()
-        fields, garbage = totals.take_changed_sets()
-        for begin in range(0, len(lanes), _ENCODED_AT_ONCE):
-            if begin:
-                await asyncio.sleep(0)
-            for lane in lanes[begin : begin + _ENCODED_AT_ONCE]:
-                assert lane.counts is not None
-                fields[lane.field] = encode_arm(lane.counts)
+        changes = Changes()
+        for _ in totals.take_changed(changes):
+            await asyncio.sleep(0)
         records = totals.records
         records.end = max(totals.position, self._log.end_offset(owned.partition) or 0)
         records.reported_at_ms = self._now_ms()
         if not records.adds_up(totals.position):
             raise BrokenInvariant(f"{owned.key}: {records} does not add up to offset {totals.position}")
-        fields |= encode_progress(records)
+        changes.fields |= encode_progress(records)
         refusals, totals.refused = totals.refused, []
-        flag_keys = frozenset(lane.flag_key for lane in lanes)
-        return _Snapshot(owned, owned.saved, totals.position, fields, garbage, flag_keys, refusals)
+        return _Snapshot(owned, owned.saved, totals.position, changes, refusals)
 
     async def _write(self, snapshot: _Snapshot) -> None:
         """Save one partition, for as long as it takes and the partition is ours."""
@@ -679,7 +673,7 @@ class Ingest:
         while owned.state is PartitionState.READY:
             try:
                 stored = await self._totals.save(
-                    owned.key, expected=snapshot.expected, next_offset=snapshot.next_offset, fields=snapshot.fields
+                    owned.key, expected=snapshot.expected, next_offset=snapshot.next_offset, fields=snapshot.changes.fields
                 )
             except StoreUnavailable as trouble:
                 self.counters.save_troubles += 1
@@ -698,13 +692,13 @@ class Ingest:
         owned.saved = snapshot.next_offset
         owned.saved_at = now
         self.counters.saves += 1
-        self.counters.fields_saved += len(snapshot.fields)
+        self.counters.fields_saved += len(snapshot.changes.fields)
         self._metrics.flush_duration_seconds.observe(now - began)
         self._report(owned)
-        if snapshot.flag_keys:
-            self._on_counted(snapshot.flag_keys)
-        if snapshot.garbage:
-            await self._delete(owned, snapshot.garbage)
+        if snapshot.changes.flag_keys:
+            self._on_counted(snapshot.changes.flag_keys)
+        if snapshot.changes.garbage:
+            await self._delete(owned, snapshot.changes.garbage)
 
     def _report(self, owned: _Owned) -> None:
         """Bring the metrics up to date with what was saved; between saves the hot path touches none."""
@@ -729,6 +723,7 @@ class Ingest:
         self._logger.warning("fence_lost", topic_partition=owned.key, expected=owned.saved, offset=stored)
         owned.state = PartitionState.LOADING
         owned.pending = []
+        owned.totals.close()
         owned.totals = self._fresh_totals(owned.partition)
         self._start(self._load(owned), f"load:{owned.key}")
 
@@ -818,12 +813,19 @@ class Ingest:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector still: what is folded makes no cycles, and a pass in the midst of it costs 5 to 20 %."""
+def _no_collection(opened_lanes: Callable[[], int]) -> Iterator[None]:
+    """Keep the garbage collector still: what is folded makes no cycles, and a pass in the midst of it costs 5 to 20 %.
+
+    When many flags were met for the first time, what was made for them is kept from later collections too: it lives as long as
+    the partition is ours (`PartitionTotals.close`), and with 10,000 flags a pass over it would hold the loop up for a second.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
+    before = opened_lanes()
     try:
         yield
     finally:
+        if opened_lanes() - before >= _FROZEN_FROM_LANES:
+            gc.freeze()
         if was_enabled:
             gc.enable()

@@ -14,8 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from controller.ports import Record
-from controller.service.counting import Directory, PartitionTotals
-from schemas.totals import MAX_FIELDS_PER_SAVE, encode_arm, encode_progress
+from controller.service.counting import Changes, Directory, PartitionTotals
+from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 from schemas.wire import decode_evaluation, decode_outcome
 from tests.builders import MINUTE, T0, make_plan, make_rollout
 from tests.records import at_ms
@@ -134,12 +134,10 @@ class Counted:
     def save(self) -> None:
         """Encode what a save would carry."""
         began = time.process_time()
-        lanes = self.totals.take_changed_lanes()
-        fields, _ = self.totals.take_changed_sets()
-        for lane in lanes:
-            assert lane.counts is not None
-            fields[lane.field] = encode_arm(lane.counts)
-        fields |= encode_progress(self.totals.records)
+        changes = Changes()
+        for _ in self.totals.take_changed(changes):
+            pass
+        fields = changes.fields | encode_progress(self.totals.records)
         took = time.process_time() - began
         self.saves += 1
         self.fields += len(fields)

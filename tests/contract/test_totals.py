@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from controller.core.evidence import ArmTotals, PartitionProgress, VisitTotals
+from controller.errors import BrokenInvariant
 from controller.ports import NO_FENCE, Totals
 from schemas.terms import Arm
 from schemas.totals import (
@@ -12,8 +13,11 @@ from schemas.totals import (
     ArmCounts,
     PartitionCounts,
     arm_field,
+    bundle_entry,
+    bundle_field,
     decode_arm,
     encode_arm,
+    encode_bundle,
     encode_progress,
 )
 
@@ -183,6 +187,29 @@ async def test_reading_adds_up_the_partitions(totals: Totals) -> None:
     ]
 
 
+async def test_arms_are_found_in_their_bundles(totals: Totals) -> None:
+    """A read finds an arm in its flag's bundle as in a field of its own, whichever partition keeps it in which way."""
+    name = bundle_field("new-checkout")
+    stranger = arm_field("another", "start-1", 0, Arm.CONTROL)
+    bundle = encode_bundle(bundle_entry(arm, counts(exposures)) for arm, exposures in ((TREATMENT, 5), (stranger, 99)))
+    await totals.save(KEY, expected=None, next_offset=5, fields={**progress(5), name: bundle, CONTROL: counts(2)})
+    await totals.save(OTHER_KEY, expected=None, next_offset=5, fields={**progress(5), TREATMENT: counts(7)})
+    found, _ = await totals.read([KEY, OTHER_KEY], {"new-checkout": ("start-1", [0])})
+    assert (found["new-checkout"][0].treatment.exposures, found["new-checkout"][0].control.exposures) == (12, 2)
+
+    moved = {name: encode_bundle([bundle_entry(stranger, counts(99))]), TREATMENT: counts(6)}
+    await totals.save(KEY, expected=5, next_offset=6, fields={**progress(6), **moved})
+    found, _ = await totals.read([KEY, OTHER_KEY], {"new-checkout": ("start-1", [0])})
+    assert (found["new-checkout"][0].treatment.exposures, found["new-checkout"][0].control.exposures) == (13, 2)
+
+
+async def test_a_damaged_bundle_is_told_by_name(totals: Totals) -> None:
+    """A bundle that cannot be read is a broken invariant, not an arm of zeros."""
+    await totals.save(KEY, expected=None, next_offset=5, fields={**progress(5), bundle_field("new-checkout"): b"{"})
+    with pytest.raises(BrokenInvariant, match="arms/"):
+        await totals.read([KEY], {"new-checkout": ("start-1", [0])})
+
+
 async def test_reading_again_sees_what_changed_in_between(totals: Totals) -> None:
     """A second read gives the new totals of what changed and the same of what did not, although nothing is decoded twice."""
     wanted = {"new-checkout": ("start-1", [0])}
@@ -200,10 +227,17 @@ async def test_reading_again_sees_what_changed_in_between(totals: Totals) -> Non
 async def test_thousands_of_flags_are_read_at_once(totals: Totals) -> None:
     """A read of more visits than one command carries answers every one."""
     flags = 2_500
-    for at in range(0, flags, 1_000):
-        fields = {arm_field(f"flag-{n}", "r", 0, Arm.CONTROL): counts(n + 1) for n in range(at, min(at + 1_000, flags))}
+    bundles: dict[str, list[bytes]] = {}
+    for n in range(2_000, flags):
+        bundles.setdefault(bundle_field(f"flag-{n}"), []).append(
+            bundle_entry(arm_field(f"flag-{n}", "r", 0, Arm.CONTROL), counts(n + 1))
+        )
+    for at in range(0, 2_000, 1_000):
+        fields = {arm_field(f"flag-{n}", "r", 0, Arm.CONTROL): counts(n + 1) for n in range(at, at + 1_000)}
         expected = at or None
         assert await totals.save(KEY, expected=expected, next_offset=at + 1_000, fields={**progress(0), **fields}) is None
+    fields = {name: encode_bundle(entries) for name, entries in bundles.items()}
+    assert await totals.save(KEY, expected=2_000, next_offset=3_000, fields={**progress(0), **fields}) is None
     found, partitions = await totals.read([KEY], {f"flag-{n}": ("r", [0]) for n in range(flags)})
     assert [found[f"flag-{n}"][0].control.exposures for n in range(flags)] == [n + 1 for n in range(flags)]
     assert [each.next_offset for each in partitions] == [3_000]

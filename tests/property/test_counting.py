@@ -177,7 +177,13 @@ def interrupted(records: list[Record], data: st.DataObject, *, counts_exposures:
     flags = directory()
 
     def owner() -> Owner:
-        return Owner(flags, counts_exposures=counts_exposures, stored=stored, exact_limit=exact_limit)
+        return Owner(
+            flags,
+            counts_exposures=counts_exposures,
+            stored=stored,
+            exact_limit=exact_limit,
+            flags_with_own_fields=data.draw(st.sampled_from([0, 250])),
+        )
 
     one = owner()
     end = records[-1].offset + 1 if records else 0

@@ -1,18 +1,26 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.terms import Arm
 from schemas.totals import (
+    BUNDLES,
     ArmCounts,
     PartitionCounts,
     arm_field,
+    bundle_entry,
+    bundle_field,
     decode_arm,
+    decode_bundle,
     decode_progress,
     encode_arm,
+    encode_bundle,
     encode_progress,
+    is_bundle_field,
     parse_field,
     part_field,
 )
@@ -105,6 +113,29 @@ def test_field_names_say_whose_they_are() -> None:
     other = parse_field(part_field("f", "r", 0, "exposed.3"))
     assert other is not None
     assert (other.part, other.arm) == ("exposed.3", None)
+
+
+@given(st.dictionaries(st.sampled_from([arm_field(f"f{n}", "r", 0, arm) for n in range(3) for arm in Arm]), arms))
+def test_a_bundle_is_read_as_it_was_written(bundled: dict[str, ArmCounts]) -> None:
+    """Every arm of a bundle comes back under its name, and a bundle is JSON for whoever else looks."""
+    value = encode_bundle(bundle_entry(name, encode_arm(arm)) for name, arm in bundled.items())
+    assert {name: decode_arm(each) for name, each in decode_bundle(value).items()} == bundled
+    assert json.loads(value).keys() == bundled.keys()
+
+
+@pytest.mark.parametrize("value", [b"", b"[]", b"null", b'{"a":}', b"{1:2}", b"{}x"])
+def test_a_bundle_that_we_cannot_have_written_is_refused(value: bytes) -> None:
+    """What is no JSON object is refused."""
+    with pytest.raises(ValueError):
+        decode_bundle(value)
+
+
+def test_a_flag_keeps_its_bundle() -> None:
+    """The bundle of a flag is a matter of its name alone, on any machine and in any release: it is stored."""
+    assert bundle_field("new-checkout") == "arms/561"
+    names = {bundle_field(f"flag-{n}") for n in range(20_000)}
+    assert len(names) == BUNDLES
+    assert all(is_bundle_field(name) and parse_field(name) is None for name in names)
 
 
 @pytest.mark.parametrize("name", ["next", "seen", "a|b|c", "a|b|c|d", "a|b|-1|treatment", "a|b|0|c|d", "a|b|²|treatment"])

@@ -9,9 +9,9 @@ import pytest
 
 from controller.core.evidence import bucket_of
 from controller.errors import BrokenInvariant
-from controller.service.counting import Directory
+from controller.service.counting import Changes, Directory
 from schemas.terms import QuarantineReason
-from schemas.totals import ArmCounts, PartitionCounts, encode_progress
+from schemas.totals import BUNDLES, ArmCounts, PartitionCounts, bundle_field, decode_bundle, encode_progress
 from schemas.wire import decode_outcome
 from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_rollout, make_visit
 from tests.records import Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
@@ -32,14 +32,22 @@ def make_directory() -> Directory:
 class Counting:
     """One partition that is fed values and saved at will."""
 
-    def __init__(self, *, evaluations: bool = False, directory: Directory | None = None) -> None:
+    def __init__(
+        self, *, evaluations: bool = False, directory: Directory | None = None, flags_with_own_fields: int = 250
+    ) -> None:
         self.directory = directory or make_directory()
+        self.flags_with_own_fields = flags_with_own_fields
         self.stored: dict[str, bytes] = {}
         self.evaluations = evaluations
         self.owner = self.load()
 
     def load(self) -> Owner:
-        return Owner(self.directory, counts_exposures=self.evaluations, stored=self.stored)
+        return Owner(
+            self.directory,
+            counts_exposures=self.evaluations,
+            stored=self.stored,
+            flags_with_own_fields=self.flags_with_own_fields,
+        )
 
     def batch(self, *values: bytes | None, join: Owner | None = None) -> None:
         """Fold values as one batch and save."""
@@ -255,8 +263,10 @@ def test_a_hash_of_nonsense_is_refused() -> None:
     for name, value in (
         ("new-checkout|start-1|0|treatment", b"{"),
         ("journal/0", b"123"),
-        ("set/x", b"a|b|0|c"),
-        ("set/0", b"a"),
+        ("arms/0", b"{"),
+        ("arms/0", b'{"new-checkout|start-1|0|treatment":[]}'),
+        ("sets/0", b'{"x":"a|b|0|c"}'),
+        ("sets/0", b'{"0":"a"}'),
     ):
         with pytest.raises(BrokenInvariant):
             Owner(make_directory(), counts_exposures=True, stored={**good, name: value, "next": b"0"})
@@ -274,3 +284,114 @@ def test_superseded_rollouts_are_swept() -> None:
     counting.batch(evaluation("a", "on"))
     assert not any("start-1" in name or b"start-1" in value for name, value in counting.stored.items())
     assert counting.arms[TREATMENT].exposures == 1
+
+
+# --- where arms are stored ----------------------------------------------------------------------------------------------------
+
+
+def directory_of(flags: int) -> Directory:
+    """Return a directory of that many flags."""
+    directory = Directory()
+    for number in range(flags):
+        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}"), rollout_id="start-1"))
+    return directory
+
+
+def test_few_flags_have_a_field_per_arm() -> None:
+    """While there are few flags each arm stands under its own name, for people with a redis-cli."""
+    counting = Counting(directory=directory_of(2), flags_with_own_fields=2)
+    counting.batch(outcome("a", ("flag-0", "on"), ("flag-1", "off")))
+    assert {"flag-0|start-1|0|treatment", "flag-1|start-1|0|control"} < counting.stored.keys()
+    assert not any(name.startswith("arms/") for name in counting.stored)
+
+
+def test_many_flags_share_fields() -> None:
+    """Arms of more flags go into bundles: a save never has more fields than there are bundles and journals."""
+    counting = Counting(directory=directory_of(4_000))
+    values = [outcome("a", *((f"flag-{number}", "on") for number in range(at, at + 50))) for at in range(0, 4_000, 50)]
+    records = [make_record(number, value) for number, value in enumerate(values)]
+    counting.owner.fold(records)
+    expected = counting.owner.totals.changed_fields
+    assert counting.owner.save(counting.stored)
+    assert len(counting.arms) == 4_000
+    assert 500 < len(counting.stored) < expected < BUNDLES + 200
+
+
+def test_an_arm_stays_where_it_was_first_stored() -> None:
+    """More flags, or fewer, move no arm that has been stored: it would stand in two places."""
+    flags = directory_of(1)
+    counting = Counting(directory=flags, flags_with_own_fields=1)
+    counting.batch(outcome("a", ("flag-0", "on")))
+    flags.watch(make_rollout(plan=make_plan(flag_key="flag-1"), rollout_id="start-1"))
+    counting.owner = counting.load()
+    counting.batch(outcome("a", ("flag-0", "on"), ("flag-1", "on")))
+    del flags.flags["flag-0"]
+    counting.owner = counting.load()
+    counting.batch(outcome("b", ("flag-1", "on")))
+    assert "flag-0|start-1|0|treatment" in counting.stored
+    assert "flag-1|start-1|0|treatment" not in counting.stored
+    assert counting.arms["flag-0", 0, "treatment"].outcomes == 2
+    assert counting.arms["flag-1", 0, "treatment"].outcomes == 2
+
+
+@pytest.mark.parametrize("is_reloaded", [False, True])
+def test_visits_that_are_over_leave_their_bundle(is_reloaded: bool) -> None:
+    """Ten minutes after a visit its arms get fields of their own; what still comes late is counted on there."""
+    visits = (make_visit(left_at=T0 + HOUR), make_visit(stage=1, entered_at=T0 + HOUR, counts_from=T0 + HOUR))
+    counting = Counting(flags_with_own_fields=0)
+    counting.directory.flags.clear()
+    counting.directory.watch(make_rollout(visits=visits))
+    counting.batch(outcome("a", ON), outcome("a", ON, at=T0 + HOUR))
+    assert "new-checkout|start-1|0|treatment" not in counting.stored
+    if is_reloaded:
+        counting.owner = counting.load()
+    counting.batch(outcome("a", ON, at=T0 + HOUR + 11 * MINUTE))
+    bundle = decode_bundle(counting.stored[bundle_field("new-checkout")])
+    assert "new-checkout|start-1|0|treatment" in counting.stored
+    assert "new-checkout|start-1|0|treatment" not in bundle
+    assert "new-checkout|start-1|1|treatment" in bundle
+    for _ in range(2):
+        counting.batch(outcome("b", ON))
+        counting.owner = counting.load()
+    assert [counting.arms["new-checkout", visit, "treatment"].outcomes for visit in (0, 1)] == [3, 2]
+    assert "new-checkout|start-1|0|treatment" not in decode_bundle(counting.stored[bundle_field("new-checkout")])
+
+
+def test_a_rollout_that_is_over_is_written_out_of_its_bundle() -> None:
+    """The save after a drop has the bundle without it; nothing is deleted behind the fence's back."""
+    counting = Counting(flags_with_own_fields=0)
+    counting.batch(outcome("a", ON))
+    counting.owner.totals.drop("new-checkout", "start-1")
+    changes = Changes()
+    assert list(counting.owner.totals.take_changed(changes)) != []
+    assert changes.fields[bundle_field("new-checkout")] == b"{}"
+    assert changes.garbage == []
+
+
+def test_a_rollout_that_ends_while_a_save_is_encoded_does_not_come_back() -> None:
+    """Between two slices of encoding a drop takes effect for what is still to be encoded, and for the next save."""
+    counting = Counting(flags_with_own_fields=0)
+    counting.owner.fold([make_record(0, outcome("a", ON))])
+    changes = Changes()
+    encoding = counting.owner.totals.take_changed(changes)
+    next(encoding)
+    counting.owner.totals.drop("new-checkout", "start-1")
+    for _ in encoding:
+        pass
+    assert arms_in(changes.fields) == {}
+    counting.batch()
+    assert counting.arms == {}
+
+
+def test_names_of_sets_share_fields() -> None:
+    """Thousands of flags met at once name their sets in some fields, and give the names back after a load."""
+    counting = Counting(evaluations=True, directory=directory_of(300))
+    values = [evaluation_value("a", "on", time_ms=at_ms(AT), flag=f"flag-{number}") for number in range(300)]
+    counting.batch(*values)
+    assert len([name for name in counting.stored if name.startswith("sets/")]) == 10  # two sets per flag
+    counting.owner = counting.load()
+    counting.batch(*values)
+    assert {arm.exposures for arm in counting.arms.values()} == {1}
+    counting.owner.totals.drop("flag-7", "start-1")
+    counting.batch()
+    assert not any(b"flag-7|" in value for value in counting.stored.values())
