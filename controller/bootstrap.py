@@ -72,7 +72,9 @@ class Daemon:
             try_seconds=settings.redis.call_timeout_seconds,
             connections=settings.redis.max_connections,
         )
-        self._events = KafkaEventLog(settings.kafka, settings.kafka.event_topics, settings.kafka.events_group)
+        self._events = KafkaEventLog(
+            settings.kafka, settings.kafka.event_topics, settings.kafka.events_group, bare_records=True
+        )
         self._commands = KafkaEventLog(settings.kafka, [settings.kafka.topic("commands")], settings.kafka.commands_group)
         self._feed = KafkaStateFeed(settings.kafka, documents.read_state, overtaken=self._overtaken)
         app = make_app(

@@ -167,7 +167,7 @@ async def count(settings: KafkaSettings, store: Store, rollouts: list[Rollout], 
         nonlocal refused
         refused += sum(isinstance(one, Refusal) for one in refusals)
 
-    log = KafkaEventLog(settings, settings.event_topics, f"count-{uuid.uuid4().hex[:6]}")
+    log = KafkaEventLog(settings, settings.event_topics, f"count-{uuid.uuid4().hex[:6]}", bare_records=True)
     ingest = Ingest(
         log,
         RedisTotals(store),

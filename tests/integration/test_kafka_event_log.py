@@ -42,7 +42,7 @@ async def make_log() -> AsyncIterator[MakeLog]:
     made: list[KafkaEventLog] = []
 
     def make(settings: KafkaSettings, topics: Sequence[str] | None = None) -> KafkaEventLog:
-        member = KafkaEventLog(settings, topics or [settings.topic("evaluations")], settings.events_group)
+        member = KafkaEventLog(settings, topics or [settings.topic("evaluations")], settings.events_group, bare_records=True)
         made.append(member)
         return member
 
