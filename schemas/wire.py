@@ -17,11 +17,9 @@ import msgspec
 
 from schemas import evaluation, outcome
 from schemas.envelope import (
-    MAX_AHEAD_MS,
     MAX_ATTRIBUTE,
     MAX_CONTEXT_ID,
     MAX_OPENINGS,
-    EventTime,
     Headers,
     RecordRefused,
     binary_attributes,
@@ -30,9 +28,9 @@ from schemas.envelope import (
     is_context_id,
     is_name,
     is_structured,
-    milliseconds,
-    parse_time,
+    known_times,
     refuse,
+    time_in_ms,
 )
 from schemas.outcome import MAX_CONVERSIONS, MAX_DURATION_SECONDS, MAX_FLAGS
 from schemas.terms import QuarantineReason
@@ -63,13 +61,14 @@ class OutcomeEvent(msgspec.Struct, gc=False):
 # --- what is decoded ---------------------------------------------------------------------------------------------------------
 
 _Attribute = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ATTRIBUTE)]
+_ContextId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CONTEXT_ID)]
 _NOTHING = msgspec.Raw()
 
 
 class _EvaluationData(msgspec.Struct, gc=False):
     flag_key: str = msgspec.field(name="feature_flag.key")
     variant: str | None = msgspec.field(default=None, name="feature_flag.result.variant")
-    context_id: str | None = msgspec.field(default=None, name="feature_flag.context.id")
+    context_id: _ContextId | None = msgspec.field(default=None, name="feature_flag.context.id")
     value: msgspec.Raw = msgspec.field(default=_NOTHING, name="feature_flag.result.value")
     old_variant: str | None = msgspec.field(default=None, name="feature_flag.variant")
     old_value: msgspec.Raw = msgspec.field(default=_NOTHING, name="value")
@@ -81,7 +80,7 @@ class _EvaluatedFlag(msgspec.Struct, gc=False):
 
 
 class _OutcomeData(msgspec.Struct, gc=False):
-    context_id: str | None = msgspec.field(default=None, name="feature_flag.context.id")
+    context_id: _ContextId | None = msgspec.field(default=None, name="feature_flag.context.id")
     duration: Annotated[float, msgspec.Meta(ge=0, le=MAX_DURATION_SECONDS)] | None = msgspec.field(
         default=None, name="http.server.request.duration"
     )
@@ -100,7 +99,7 @@ class _EvaluationRecord(msgspec.Struct, gc=False):
     id: _Attribute
     source: _Attribute
     data: _EvaluationData
-    time: EventTime | None = None
+    time: str | None = None
 
 
 class _OutcomeRecord(msgspec.Struct, gc=False):
@@ -109,7 +108,7 @@ class _OutcomeRecord(msgspec.Struct, gc=False):
     id: _Attribute
     source: _Attribute
     data: _OutcomeData
-    time: EventTime | None = None
+    time: str | None = None
 
 
 _evaluation_record = msgspec.json.Decoder(_EvaluationRecord).decode
@@ -126,11 +125,11 @@ _SMALL = 2 * MAX_OPENINGS
 #: Names already found valid, so that a name costs one look-up instead of a pattern. Bounded, because senders choose
 #: names: 16,384 of at most 128 characters are at most 3 MB, and a flood of new ones costs a clearing now and then.
 _MAX_KNOWN_NAMES = 16_384
-_known_names: dict[str, str] = {}
+_known_names: set[str] = set()
 
 
-def _name(text: str, attribute: str) -> str:
-    """Return `text` as the one copy kept of that name, when it is a valid one."""
+def _name(text: str, attribute: str) -> None:
+    """Remember a name that was not met before, or refuse the record."""
     if not is_name(text):
         refuse(
             QuarantineReason.INVALID,
@@ -139,8 +138,7 @@ def _name(text: str, attribute: str) -> str:
         )
     if len(_known_names) >= _MAX_KNOWN_NAMES:
         _known_names.clear()
-    _known_names[text] = text
-    return text
+    _known_names.add(text)
 
 
 def _context(context_id: str | None, key: bytes | None) -> str:
@@ -182,12 +180,13 @@ def _variant_of_value(value: msgspec.Raw) -> str | None:
 # --- refusing ---------------------------------------------------------------------------------------------------------------
 
 
+_SEND_TIME = "send RFC 3339 with an offset, such as 2026-11-21T03:00:00Z"
 _SEE_SCHEMA = (QuarantineReason.INVALID, "see schemas/json")
 _SEND_CLOUDEVENT = (QuarantineReason.NOT_CLOUDEVENT, "send a CloudEvent 1.0 (specversion, type, source, id, data)")
 #: What msgspec says at the end of a complaint about the envelope. Anything else is about what stands in `data`.
 _BY_PLACE = {
     "`$.type`": (QuarantineReason.UNKNOWN_TYPE, "send the event type that belongs to this topic"),
-    "`$.time`": (QuarantineReason.BAD_TIME, "send RFC 3339 with an offset, such as 2026-11-21T03:00:00Z"),
+    "`$.time`": (QuarantineReason.BAD_TIME, _SEND_TIME),
     "`$.specversion`": _SEND_CLOUDEVENT,
     "`$.id`": _SEND_CLOUDEVENT,
     "`$.source`": _SEND_CLOUDEVENT,
@@ -228,10 +227,15 @@ def _binary_time(headers: Headers, timestamp_ms: int, expected_type: str) -> int
         refuse(QuarantineReason.UNKNOWN_TYPE, f"ce_type {attributes['type']}", f"this topic takes {expected_type}")
     if "time" not in attributes:
         return timestamp_ms
+    return _time(attributes["time"], "ce_time")
+
+
+def _time(text: str, attribute: str) -> int:
+    """Return the milliseconds of a time that was not met before, in this spelling."""
     try:
-        return milliseconds(parse_time(attributes["time"]))
+        return time_in_ms(text)
     except ValueError as error:
-        refuse(QuarantineReason.BAD_TIME, f"ce_time is {error}", "send an offset")
+        refuse(QuarantineReason.BAD_TIME, f"{attribute} is {error}", _SEND_TIME)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------------
@@ -248,7 +252,9 @@ def decode_evaluation(value: bytes | None, key: bytes | None, timestamp_ms: int,
         if not headers or is_structured(headers):
             record = _evaluation_record(value)
             data = record.data
-            time_ms = timestamp_ms if record.time is None else milliseconds(record.time)
+            time_ms = timestamp_ms
+            if record.time is not None:
+                time_ms = known_times.get(record.time) or _time(record.time, "time")
         else:
             time_ms = _binary_time(headers, timestamp_ms, evaluation.TYPE)
             data = _evaluation_data(value)
@@ -264,16 +270,16 @@ def decode_evaluation(value: bytes | None, key: bytes | None, timestamp_ms: int,
         if variant is None:
             refuse(QuarantineReason.INVALID, "no feature_flag.result.variant and no value", "send the variant that was served")
     context_id = data.context_id
-    if not context_id or len(context_id) > MAX_CONTEXT_ID or not context_id.isprintable():
+    if context_id is None or not context_id.isprintable():
         context_id = _context(context_id, key)
-    if timestamp_ms < 0 or time_ms > timestamp_ms + MAX_AHEAD_MS:
+    if not 0 <= time_ms <= timestamp_ms:
         check_time(time_ms, timestamp_ms)
-    return EvaluationEvent(
-        context_id,
-        _known_names.get(data.flag_key) or _name(data.flag_key, "feature_flag.key"),
-        _known_names.get(variant) or _name(variant, "feature_flag.result.variant"),
-        time_ms,
-    )
+    flag_key = data.flag_key
+    if flag_key not in _known_names:
+        _name(flag_key, "feature_flag.key")
+    if variant not in _known_names:
+        _name(variant, "feature_flag.result.variant")
+    return EvaluationEvent(context_id, flag_key, variant, time_ms)
 
 
 def decode_outcome(value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers) -> OutcomeEvent:
@@ -287,33 +293,37 @@ def decode_outcome(value: bytes | None, key: bytes | None, timestamp_ms: int, he
         if not headers or is_structured(headers):
             record = _outcome_record(value)
             data = record.data
-            time_ms = timestamp_ms if record.time is None else milliseconds(record.time)
+            time_ms = timestamp_ms
+            if record.time is not None:
+                time_ms = known_times.get(record.time) or _time(record.time, "time")
         else:
             time_ms = _binary_time(headers, timestamp_ms, outcome.TYPE)
             data = _outcome_data(value)
     except (ValueError, RecursionError) as error:
         raise _refusal(error) from None
     context_id = data.context_id
-    if not context_id or len(context_id) > MAX_CONTEXT_ID or not context_id.isprintable():
+    if context_id is None or not context_id.isprintable():
         context_id = _context(context_id, key)
-    if timestamp_ms < 0 or time_ms > timestamp_ms + MAX_AHEAD_MS:
+    if not 0 <= time_ms <= timestamp_ms:
         check_time(time_ms, timestamp_ms)
     flags: Sequence[tuple[str, str]] = ()
-    if data.flags:
-        flags = [
-            (
-                _known_names.get(flag.flag_key) or _name(flag.flag_key, "rolloutd.flags: feature_flag.key"),
-                _known_names.get(flag.variant) or _name(flag.variant, "rolloutd.flags: feature_flag.result.variant"),
-            )
-            for flag in data.flags
-        ]
-        if len(flags) > 1:
-            flags = list(dict.fromkeys(flags))
+    evaluated = data.flags
+    if evaluated:
+        for flag in evaluated:
+            if flag.flag_key not in _known_names:
+                _name(flag.flag_key, "rolloutd.flags: feature_flag.key")
+            if flag.variant not in _known_names:
+                _name(flag.variant, "rolloutd.flags: feature_flag.result.variant")
+        if len(evaluated) == 1:
+            flags = ((flag.flag_key, flag.variant),)
+        else:
+            flags = list(dict.fromkeys([(flag.flag_key, flag.variant) for flag in evaluated]))
     conversions: Sequence[str] = ()
     if data.conversions:
-        conversions = [_known_names.get(name) or _name(name, "rolloutd.conversions") for name in data.conversions]
-        if len(conversions) > 1:
-            conversions = list(dict.fromkeys(conversions))
+        for name in data.conversions:
+            if name not in _known_names:
+                _name(name, "rolloutd.conversions")
+        conversions = list(dict.fromkeys(data.conversions))
     duration = data.duration
     return OutcomeEvent(
         context_id,
