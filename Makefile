@@ -46,8 +46,12 @@ format: $(VENV)/.installed ## rewrite the code as ruff would have it
 	$(BIN)/ruff check --fix .
 
 .PHONY: chaos
-chaos: $(VENV)/.installed ## the long crash tests: hundreds of kill -9 and zombie rounds, up to an hour
-	$(PYTEST) -m "chaos" -o faulthandler_timeout=5400 -s $(ARGS)
+chaos: $(VENV)/.installed ## 200 kill -9 and 50 zombie rounds under traffic, then a recount: up to an hour (ARGS="--seed 1")
+	$(BIN)/python -m tests.chaos.rounds --kills 200 --zombies 50 $(ARGS)
+
+.PHONY: chaos-all
+chaos-all: $(VENV)/.installed ## every long crash test, also with planted bugs: hours (ARGS for pytest)
+	$(PYTEST) -m "chaos" -o faulthandler_timeout=7200 -s $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.installed ## events per second, breach to 0 % served, memory

@@ -35,6 +35,8 @@ from zlib import crc32
 import httpx
 import redis.asyncio
 from aiokafka import AIOKafkaProducer
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
 
 from schemas.plan import PlanDocument
 from schemas.terms import CommandVerb
@@ -416,7 +418,11 @@ class Chaos:
 
     async def _begin(self) -> None:
         self.daemons = [self._daemon(number) for number in range(self._replicas)]
-        self.store: Any = redis.asyncio.Redis.from_url(self.redis.url, socket_timeout=5)
+        # Killed and frozen servers are what this is about: look again for as long as they may be away.
+        retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 40)
+        self.store: Any = redis.asyncio.Redis.from_url(
+            self.redis.url, socket_timeout=5, retry=retry, retry_on_error=[redis.ConnectionError, redis.TimeoutError]
+        )
         await self.daemons[0].start()
         await asyncio.gather(*(daemon.start() for daemon in self.daemons[1:]))
         self.client = await Client(self.bootstrap, self.prefix).__aenter__()
@@ -518,8 +524,8 @@ class Chaos:
         found: dict[str, int] = {}
         for topic in (EVALUATIONS, OUTCOMES):
             for number in range(PARTITIONS):
-                stored = await self.store.hget(f"{self.prefix}agg:{{{self.prefix}{topic}/{number}/1}}", "next")
-                found[f"{topic}/{number}"] = int(stored or 0)
+                key = f"{self.prefix}agg:{{{self.prefix}{topic}/{number}/1}}"
+                found[f"{topic}/{number}"] = int(await self.store.hget(key, "next") or 0)
         return found
 
     async def fence_sum(self) -> int:
