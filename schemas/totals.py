@@ -135,7 +135,7 @@ def part_field(flag_key: str, rollout_id: str, visit: int, part: str) -> str:
 
 def arm_field(flag_key: str, rollout_id: str, visit: int, arm: Arm) -> str:
     """Return the name of the field that holds one arm's totals."""
-    return f"{flag_key}|{rollout_id}|{visit}|{arm.value}"
+    return f"{flag_key}|{rollout_id}|{visit}|{arm}"
 
 
 def parse_field(name: str) -> TotalsField | None:

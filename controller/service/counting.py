@@ -52,6 +52,7 @@ _LOG_GAMMA = log(GAMMA)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _CONVERSION = "conversion:"
+_TREATMENT, _CONTROL = Arm.TREATMENT, Arm.CONTROL
 
 FLAGS_WITH_OWN_FIELDS = 250
 """With more flags under rollout, arms that are counted for the first time go into bundles. Below, all arms in use fit into one
@@ -202,7 +203,7 @@ class Lane:
         self.errors: ContextSet | None = None  # the visit's, shared by both arms
         self.converted: dict[str, ContextSet] = {}  # the visit's, shared by both arms
         #: Makes one set of all lanes' contexts: (lane, context) is the context's digest xor this.
-        self.salt = digest_of(f"{field_name}|{arm.value}".encode())
+        self.salt = digest_of(f"{field_name}|{arm}".encode())
 
 
 class Tally:
@@ -242,37 +243,38 @@ class Tally:
     def _lane(self, visit: int | None, arm: Arm) -> Lane:
         found = self._lanes.get((visit, arm))
         if found is None:
-            for each in Arm:
-                self._open(visit, each)
-            for one, other in ((Arm.TREATMENT, Arm.CONTROL), (Arm.CONTROL, Arm.TREATMENT)):
-                self._lanes[visit, one].opposite = self._lanes[visit, other].exposed
+            self._open(visit)
             found = self._lanes[visit, arm]
         return found
 
-    def _open(self, visit: int | None, arm: Arm) -> None:
+    def _open(self, visit: int | None) -> None:
+        """Open both arms of a visit. 10,000 flags in eight partitions make this a matter of microseconds."""
         partition, watched = self._partition, self.watched
-        partition.opened_lanes += 1
         flag_key, rollout_id = watched.flag_key, watched.rollout_id
         if visit is None:
-            lane = Lane(flag_key, arm, "", None)
+            treatment, control = Lane(flag_key, _TREATMENT, "", None), Lane(flag_key, _CONTROL, "", None)
         else:
-            name = arm_field(flag_key, rollout_id, visit, arm)
-            home = partition.home_of(flag_key, name)  # asked before the arm is adopted: what is stored stays where it is
-            lane = Lane(flag_key, arm, name, partition.adopt(name))
-            lane.home = home
+            treatment = partition.lane(flag_key, _TREATMENT, arm_field(flag_key, rollout_id, visit, _TREATMENT))
+            control = partition.lane(flag_key, _CONTROL, arm_field(flag_key, rollout_id, visit, _CONTROL))
+        self._lanes[visit, _TREATMENT], self._lanes[visit, _CONTROL] = treatment, control
+        partition.opened_lanes += 2
         named = partition.memberships.named
-        if partition.recent is not None or partition.counts_exposures:
-            lane.exposed = named(f"{flag_key}|{rollout_id}|{'-' if visit is None else visit}|{arm.value}")
-            lane.number = lane.exposed.number
-            partition.exposure_of[lane.number] = (flag_key, rollout_id, arm)
-            self.numbers |= {lane.number}
-        if visit is not None and not partition.counts_exposures:
-            lane.errors = named(part_field(flag_key, rollout_id, visit, "errors"))
-            lane.converted = {
-                conversion: named(part_field(flag_key, rollout_id, visit, f"converted:{conversion}"))
-                for conversion in sorted(watched.conversions)
-            }
-        self._lanes[visit, arm] = lane
+        if partition.counts_exposures:
+            for lane in (treatment, control):
+                exposed = lane.exposed = named(
+                    lane.field or f"{flag_key}|{rollout_id}|-|{lane.arm}"  # an arm's contexts have the arm's name
+                )
+                lane.number = exposed.number
+                partition.exposure_of[exposed.number] = (flag_key, rollout_id, lane.arm)
+            treatment.opposite, control.opposite = control.exposed, treatment.exposed
+            self.numbers = self.numbers.union((treatment.number, control.number))
+        elif visit is not None:
+            treatment.errors = control.errors = named(part_field(flag_key, rollout_id, visit, "errors"))
+            if watched.conversions:
+                treatment.converted = control.converted = {
+                    conversion: named(part_field(flag_key, rollout_id, visit, f"converted:{conversion}"))
+                    for conversion in sorted(watched.conversions)
+                }
 
     def lanes(self) -> Iterable[Lane]:
         """Return all lanes there are."""
@@ -367,20 +369,21 @@ class PartitionTotals:
             self._stored[name] = decode_arm(value)
             self._rollouts.setdefault(parsed.flag_key, set()).add(parsed.rollout_id)
 
-    def home_of(self, flag_key: str, name: str) -> Bundle | None:
-        """Return the bundle in which an arm is or will be stored, None for a field of its own."""
-        bundle_name = bundle_field(flag_key)
-        bundle = self._bundles.get(bundle_name)
-        if bundle is None or name not in bundle.entries:
-            if name in self._stored or len(self._directory.flags) <= self._flags_with_own_fields:
-                return None
-            if bundle is None:
-                bundle = self._bundles[bundle_name] = Bundle(bundle_name)
-        return bundle
-
-    def adopt(self, arm_field_name: str) -> ArmCounts:
-        """Return the stored totals of an arm, empty ones if there are none."""
-        return self._stored.pop(arm_field_name, None) or ArmCounts()
+    def lane(self, flag_key: str, arm: Arm, name: str) -> Lane:
+        """Return the lane of the arm whose field is called `name`, with what is stored of it."""
+        counts = self._stored.pop(name, None)
+        lane = Lane(flag_key, arm, name, ArmCounts() if counts is None else counts)
+        bundle = None
+        if self._bundles or len(self._directory.flags) > self._flags_with_own_fields:
+            bundle_name = bundle_field(flag_key)
+            bundle = self._bundles.get(bundle_name)
+            if bundle is None or name not in bundle.entries:
+                if counts is not None or len(self._directory.flags) <= self._flags_with_own_fields:
+                    return lane  # what is stored in a field of its own stays there
+                if bundle is None:
+                    bundle = self._bundles[bundle_name] = Bundle(bundle_name)
+        lane.home = bundle
+        return lane
 
     def skip_to(self, offset: int, now_ms: int) -> None:
         """Go on at `offset`, because the log no longer has what lies before: recorded as holes and as a taint."""
