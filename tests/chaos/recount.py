@@ -497,16 +497,14 @@ def _verify_partition(world: World, place: Place, total: PartitionRecount, found
     found.ambiguous += total.counted.most - total.counted.least
     _verify_quarantine(world, place, total.quarantined_offsets, found)
     bundled: dict[str, dict[str, Any]] = {}
-    for field, value in stored.items():
-        if field.startswith("arms/"):
+    for key, value in stored.items():
+        if key.startswith("arms/"):
             bundled |= json.loads(value)
     for flag, document in world.documents.items():
         rollout_id = document["rollout_id"]
         for visit in range(len(document["visits"])):
             names = {arm: f"{flag}|{rollout_id}|{visit}|{arm}" for arm in ("treatment", "control")}
-            arms = {
-                arm: json.loads(stored[field]) if field in stored else bundled.get(field, {}) for arm, field in names.items()
-            }
+            arms = {arm: json.loads(stored[own]) if own in stored else bundled.get(own, {}) for arm, own in names.items()}
             named = {guardrail["metric"] for guardrail in document["plan"]["guardrails"]}
             _verify_visit(f"{name} {flag}|{visit}", (flag, rollout_id, visit), arms, named, total, found)
 
