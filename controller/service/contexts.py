@@ -368,6 +368,28 @@ class Memberships:
             self._garbage.append(self.journal.field(chunk))
 
 
+class Generation:
+    """The exposures of one slice of event time, and what is stored of them."""
+
+    __slots__ = ("exposed", "log")
+
+    def __init__(self, number: int) -> None:
+        """Start empty."""
+        self.exposed: dict[int, tuple[int, ...]] = {}  # digest -> set numbers, oldest first
+        self.log = EntryLog(f"recent/{number}")
+
+    def note(self, digest: int, before: tuple[int, ...], exposed: int, same_flag: frozenset[int]) -> None:
+        """Remember that a context was exposed to what set `exposed` stands for, after `before`, what `self.exposed` has of it.
+
+        `same_flag` are all set numbers of that flag: only its last exposure is kept.
+        """
+        if same_flag.isdisjoint(before):
+            self.exposed[digest] = (*before, exposed)
+        else:
+            self.exposed[digest] = (*(other for other in before if other not in same_flag), exposed)
+        self.log.tail += (exposed, digest)
+
+
 class RecentExposures:
     """Where each context was last exposed, over the attribution window, by slices of event time ("generations").
 
@@ -380,37 +402,20 @@ class RecentExposures:
     def __init__(self, window_ms: int) -> None:
         """Start empty."""
         self.generation_ms = max(1, window_ms // self.PER_WINDOW)
-        self._generations: dict[int, dict[int, tuple[int, ...]]] = {}
-        self._logs: dict[int, EntryLog] = {}
+        self._generations: dict[int, Generation] = {}
         self._newest = -1
         self._garbage: list[str] = []
 
-    def generation(self, number: int) -> dict[int, tuple[int, ...]] | None:
-        """Return the exposures of one generation, digest -> set numbers, oldest first; None when it is too old to matter."""
+    def generation(self, number: int) -> Generation | None:
+        """Return one generation, None when it is too old to matter."""
         found = self._generations.get(number)
         if found is None:
             # One more than the window needs, because the clocks of two apps differ.
             if number < self._newest - self.PER_WINDOW - 1:
                 return None
-            found = self._generations[number] = {}
-            self._logs[number] = EntryLog(f"recent/{number}")
+            found = self._generations[number] = Generation(number)
             self._expire(max(number, self._newest))
         return found
-
-    def note(self, number: int, digest: int, exposed: int, same_flag: frozenset[int]) -> None:
-        """Remember that a context was exposed to what set `exposed` stands for; `same_flag` are all set numbers of that flag.
-
-        `number` is a generation that `generation` did not refuse.
-        """
-        generation = self._generations[number]
-        before = generation.get(digest)
-        if before is None:
-            generation[digest] = (exposed,)
-        elif same_flag.isdisjoint(before):
-            generation[digest] = (*before, exposed)
-        else:
-            generation[digest] = (*(other for other in before if other not in same_flag), exposed)
-        self._logs[number].tail += (exposed, digest)
 
     def last(self, digest: int, time_ms: int) -> list[int]:
         """Return the set numbers of a context's exposures up to `time_ms`, newest generation first."""
@@ -419,24 +424,24 @@ class RecentExposures:
         for number in range(newest, newest - self.PER_WINDOW - 1, -1):
             generation = self._generations.get(number)
             if generation is not None:
-                exposed.extend(reversed(generation.get(digest, ())))
+                exposed.extend(reversed(generation.exposed.get(digest, ())))
         return exposed
 
     @property
     def contexts(self) -> int:
         """How many contexts are remembered, once per generation."""
-        return sum(map(len, self._generations.values()))
+        return sum(len(generation.exposed) for generation in self._generations.values())
 
     @property
     def changed(self) -> int:
         """How many fields the next save will carry."""
-        return sum(log.changed for log in self._logs.values())
+        return sum(generation.log.changed for generation in self._generations.values())
 
     def take_changed(self) -> tuple[dict[str, bytes], list[str]]:
         """Return the fields to write and the fields to delete after that; they count as done from here on."""
         fields: dict[str, bytes] = {}
-        for log in self._logs.values():
-            fields.update(log.take_changed())
+        for generation in self._generations.values():
+            fields.update(generation.log.take_changed())
         garbage, self._garbage = self._garbage, []
         return fields, garbage
 
@@ -450,13 +455,13 @@ class RecentExposures:
         for field, value in fields.items():
             kind, _, rest = field.partition("/")
             if kind == "recent":
-                generation, _, chunk = rest.partition("/")
-                chunks.setdefault(int(generation), {})[int(chunk)] = value
+                of, _, chunk = rest.partition("/")
+                chunks.setdefault(int(of), {})[int(chunk)] = value
         for number in sorted(chunks):
-            log = self._logs[number] = EntryLog(f"recent/{number}")
-            log.restore(chunks[number])
-            exposures = self._generations[number] = {}
-            for exposed, digest in log.entries():
+            generation = self._generations[number] = Generation(number)
+            generation.log.restore(chunks[number])
+            exposures = generation.exposed
+            for exposed, digest in generation.log.entries():
                 above = max(above, exposed + 1)
                 flag = flag_of.get(exposed)
                 if flag is not None:
@@ -470,5 +475,4 @@ class RecentExposures:
         """Drop the generations that no outcome can reach any more."""
         self._newest = newest
         for number in [number for number in self._generations if number < newest - self.PER_WINDOW - 1]:
-            del self._generations[number]
-            self._garbage.extend(self._logs.pop(number).fields())
+            self._garbage.extend(self._generations.pop(number).log.fields())

@@ -24,7 +24,7 @@ from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.core.rollout import Rollout, Visit
 from controller.errors import BrokenInvariant
 from controller.ports import Record
-from controller.service.contexts import ContextSet, Memberships, RecentExposures, digest_of
+from controller.service.contexts import ContextSet, Generation, Memberships, RecentExposures, digest_of
 from schemas.quarantine import Refusal, refusal
 from schemas.terms import Arm
 from schemas.totals import (
@@ -554,9 +554,8 @@ class PartitionTotals:
         counted = ignored = late = 0
         tallies, changed = self._tallies, self.changed
         recent = self.recent
-        generation_ms = 1 if recent is None else recent.generation_ms
-        generation_number = -1
-        generation: dict[int, tuple[int, ...]] | None = None
+        generation: Generation | None = None
+        generation_from = generation_until = 0  # an empty slice of time: look for the first event's
         digest_of_context, add = digest_of, self.memberships.add
         for record in batch:
             offset = record.offset
@@ -598,14 +597,15 @@ class PartitionTotals:
                     lane.is_changed = True
                     changed.append(lane)
             if recent is not None:
-                if time_ms // generation_ms != generation_number:
-                    generation_number = time_ms // generation_ms
-                    generation = recent.generation(generation_number)
+                if not generation_from <= time_ms < generation_until:
+                    generation_from = time_ms - time_ms % recent.generation_ms
+                    generation_until = generation_from + recent.generation_ms
+                    generation = recent.generation(time_ms // recent.generation_ms)
                 if generation is not None:
-                    last = generation.get(digest)
-                    if last is not None and lane.number in last:
+                    before = generation.exposed.get(digest, ())
+                    if lane.number in before:
                         continue  # exposed to this arm in this visit within this slice of time: nothing new
-                    recent.note(generation_number, digest, lane.number, tally.numbers)
+                    generation.note(digest, before, lane.number, tally.numbers)
             if counts is not None:
                 exposed = lane.exposed
                 assert exposed is not None
@@ -642,9 +642,12 @@ class PartitionTotals:
         seen, untimed = self._seen, self._untimed
         digest_of_context = digest_of
         room += len(changed) + len(memberships.new_names)
+        has_grown = True  # what counts against `room`, since it was last looked at
         for record in batch:
-            if len(changed) + len(memberships.new_names) >= room:
-                break
+            if has_grown:
+                has_grown = False
+                if len(changed) + len(memberships.new_names) >= room:
+                    break
             offset = record.offset
             if offset < position:
                 taken += 1
@@ -693,6 +696,7 @@ class PartitionTotals:
                     lane = tally.by_variant.get(variant)
                 else:
                     lane = tally.lane_at(variant, time_ms)
+                    has_grown = True
                 if lane is None:
                     self._directory.other_variants += 1
                     continue
@@ -702,7 +706,7 @@ class PartitionTotals:
                     continue
                 is_counted = True
                 if not lane.is_changed:
-                    lane.is_changed = True
+                    lane.is_changed = has_grown = True
                     changed.append(lane)
                 counts.outcomes += 1
                 errors = lane.errors
@@ -715,12 +719,14 @@ class PartitionTotals:
                     if bucket is None:
                         untimed.add(salted)
                     else:
-                        counts.latency[bucket] = counts.latency.get(bucket, 0) + 1
+                        latency = counts.latency
+                        latency[bucket] = latency[bucket] + 1 if bucket in latency else 1
                 elif bucket is not None and salted in untimed:
                     untimed.remove(salted)
                     counts.latency[bucket] = counts.latency.get(bucket, 0) + 1
                 if bucket is not None:
-                    counts.latency_all[bucket] = counts.latency_all.get(bucket, 0) + 1
+                    latency = counts.latency_all
+                    latency[bucket] = latency[bucket] + 1 if bucket in latency else 1
                 if event.is_error:
                     counts.errors += 1
                     if memberships.add(errors, digest):
