@@ -22,6 +22,7 @@ WORKER = "controller/service/worker.py"
 WORKERS = "controller/service/workers.py"
 ACTUATION = "controller/service/actuation.py"
 HISTORIES = "tests/property/test_machine.py"
+SCENARIOS = "tests/scenarios/test_scenarios.py"
 WORKER_TESTS = "tests/unit/service/test_worker.py"
 WORKERS_TESTS = "tests/unit/service/test_workers.py"
 ACTUATION_TESTS = "tests/unit/service/test_actuation.py"
@@ -182,6 +183,13 @@ BUGS = (
         "        isinstance(rollout.phase, Gating) and rollout.phase.advice and rollout.phase.advice.answer\n    ):\n",
         f"{HISTORIES}::test_i6_no_step_is_higher_with_advice_than_without",
     ),
+    Bug(
+        "an overdue question swallows the evidence that ends it",
+        MACHINE,
+        "return decide(_close_round(rollout, gate, None, now), event)",
+        "return _close_round(rollout, gate, None, now), ()",
+        SCENARIOS,
+    ),
     # I7
     Bug(
         "a pause keeps the revision",
@@ -209,8 +217,8 @@ BUGS = (
     Bug(
         "an asked round waits for its answer for ever",
         MACHINE,
-        "        ) if now >= until:\n            return _close_round(rollout, gate, None, now), ()",
-        "        ) if False:\n            return _close_round(rollout, gate, None, now), ()",
+        "        ) if now >= until:\n            return decide(_close_round(rollout, gate, None, now), event)",
+        "        ) if False:\n            return decide(_close_round(rollout, gate, None, now), event)",
         f"{HISTORIES}::test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes",
     ),
     Bug(

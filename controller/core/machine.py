@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from controller.core.judgement import Judgement, MetricReport
+from controller.core.judgement import Gap, Judgement, MetricReport
 from controller.core.rollout import (
     COMMAND_MAX_AGE,
     Aborted,
@@ -78,8 +78,8 @@ def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple
             return _breach(rollout, seen.breach, seen, now)
         case (_, CommandReceived() as command):
             return _obey(rollout, command, now)
-        case (Baking() | Gating() | AwaitingApproval() | Paused(), EvidenceJudged(judgement=seen)) if _is_split(rollout, seen):
-            return _close_for_gap(rollout, HealthGap.SRM, seen, now)
+        case (_, EvidenceJudged(judgement=seen)) if (gap := _urgent_gap(rollout, seen)) is not None:
+            return _close_for_gap(rollout, gap, seen, now)
         # Time. Evidence that comes before the tick of a deadline does not slip past it.
         case (Scheduled() | Baking() | Gating() | AwaitingApproval(), Ticked() | EvidenceJudged()) if _is_expired(rollout, now):
             return _pause(rollout, HoldReason.EXPIRED, "the plan has expired; its owner decides", now)
@@ -96,7 +96,7 @@ def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple
             Gating(advice=AdviceRound(is_closed=False, until=until)) as gate,
             Ticked() | EvidenceJudged() | AdviceReceived() | AdviceUnavailable(),
         ) if now >= until:
-            return _close_round(rollout, gate, None, now), ()
+            return decide(_close_round(rollout, gate, None, now), event)
         case (Gating() as gate, AdviceReceived() | AdviceUnavailable()) if _is_answer(event, gate):
             return _close_round(rollout, gate, event, now), ()
         case (Gating(advice=AdviceRound(is_closed=False)) as gate, Restarted()):
@@ -139,10 +139,9 @@ def is_frozen(rollout: Rollout, at: datetime) -> bool:
 
 def _judge_gate(rollout: Rollout, gate: Gating, judgement: Judgement, now: datetime) -> Outcome:
     """Close the gate, or hold with the first thing that is in the way."""
-    policies = {rollout.plan.gap_policies[gap.kind]: gap.kind for gap in reversed(judgement.gaps)}
-    for policy in (GapPolicy.ROLL_BACK, GapPolicy.PAUSE):  # the harshest of several counts
-        if policy in policies:
-            return _close_for_gap(rollout, policies[policy], judgement, now)
+    for gap in judgement.gaps:
+        if rollout.plan.gap_policies[gap.kind] is GapPolicy.PAUSE:
+            return _close_for_gap(rollout, gap, judgement, now)
     if not _passes(judgement):
         return _hold(rollout, *_why_not(judgement), judgement, now)
     if is_frozen(rollout, now):
@@ -238,22 +237,28 @@ def _withdraw(rollout: Rollout, asked: AwaitingApproval, judgement: Judgement, n
     return after, (decision, *_hold_alerts(after, reason, why, judgement))
 
 
-def _is_split(rollout: Rollout, judgement: Judgement) -> bool:
-    """Tell whether a sample ratio mismatch needs no gate: it is bad during the bake too, and while paused if it rolls back."""
-    policy = rollout.plan.gap_policies[HealthGap.SRM]
-    found = [gap for gap in judgement.gaps if gap.kind is HealthGap.SRM]
-    if policy is GapPolicy.WAIT or not found:
-        return False
-    return not isinstance(rollout.phase, Paused) or policy is GapPolicy.ROLL_BACK or found[0].treatment_missing
+def _urgent_gap(rollout: Rollout, judgement: Judgement) -> Gap | None:
+    """Return the gap that waits for nothing: at a gate one that rolls back; a broken split, which is bad at any moment, too.
+
+    While paused a broken split matters only if it lowers: everything else is standing still already.
+    """
+    if not isinstance(rollout.phase, Baking | Gating | AwaitingApproval | Paused):
+        return None
+    policies = rollout.plan.gap_policies
+    is_at_gate = isinstance(rollout.phase, Gating | AwaitingApproval)
+    splits = [gap for gap in judgement.gaps if gap.kind is HealthGap.SRM and policies[gap.kind] is not GapPolicy.WAIT]
+    lowering = [gap for gap in judgement.gaps if policies[gap.kind] is GapPolicy.ROLL_BACK and (is_at_gate or gap in splits)]
+    lowering += [gap for gap in splits if gap.treatment_missing]
+    pausing = [] if isinstance(rollout.phase, Paused) else splits
+    return next(iter((*lowering, *pausing)), None)
 
 
-def _close_for_gap(rollout: Rollout, kind: HealthGap, judgement: Judgement, now: datetime) -> Outcome:
+def _close_for_gap(rollout: Rollout, gap: Gap, judgement: Judgement, now: datetime) -> Outcome:
     """Pause or roll back, as the plan says. A treatment that went missing may have crashed before it could report."""
-    gap = next(gap for gap in judgement.gaps if gap.kind is kind)
     why = f"{gap.kind}: {gap.detail}"
-    if rollout.plan.gap_policies[kind] is GapPolicy.ROLL_BACK or gap.treatment_missing:
+    if rollout.plan.gap_policies[gap.kind] is GapPolicy.ROLL_BACK or gap.treatment_missing:
         return _roll_back(rollout, why, now, judgement=judgement)
-    alert = AlertKind.SRM if kind is HealthGap.SRM else AlertKind.PAUSED
+    alert = AlertKind.SRM if gap.kind is HealthGap.SRM else AlertKind.PAUSED
     return _pause(rollout, HoldReason.HEALTH, why, now, judgement=judgement, kind=alert)
 
 

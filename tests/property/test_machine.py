@@ -459,7 +459,8 @@ def strip(effect: object) -> object:
     return replace(effect, advice=None) if isinstance(effect, PublishDecision) else effect
 
 
-#: Who is ahead may complete, be restarted, step back or time out sooner: what depends on that is left to the test above.
+#: Who is ahead may complete, be restarted, step back, time out or ask a person sooner: what depends on that, and what the
+#: person says, is left to the test above.
 _NEVER = timedelta(days=400)
 _COMPARABLE = Alphabet(
     plans=tuple(
@@ -474,7 +475,6 @@ _COMPARABLE = Alphabet(
         CommandVerb.FREEZE,
         CommandVerb.UNFREEZE,
         CommandVerb.PROMOTE_FULL,
-        CommandVerb.APPROVE,
         CommandVerb.START,
     ),
     jumps_back=False,
