@@ -7,8 +7,9 @@ written over it. Does not belong here: consumer groups and publishing (`kafka.py
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
+import msgspec
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka import TopicPartition as KafkaPartition
@@ -123,13 +124,19 @@ class KafkaStateFeed:
                     self._tell_overtaken()
             batches = await consumer.getmany(timeout_ms=100, max_records=500)
             for records in batches.values():
-                for record in records:
-                    rollout = self._read(record)
-                    if rollout is not None:
-                        yield rollout
+                for rollout in self._newer(records):
+                    yield rollout
             if goal is not None and not self._caught_up.is_set() and await self._has_reached(consumer, goal):
                 self._caught_up.set()
                 log.info("state_caught_up", topic=self._topic, flags=len(self._revisions), corrupt=len(self._corrupt))
+
+    def _newer(self, records: Sequence[ConsumerRecord]) -> Iterator[Rollout]:
+        """Yield the documents that are newer than what their flags have; while catching up, of several only the newest."""
+        chosen = records if self._caught_up.is_set() else _not_outdone(records)
+        yield from filter(None, map(self._read, chosen))
+        if len(chosen) < len(records) and any(_key_of(record) in self._corrupt for record in chosen):
+            # What seemed to outdo others cannot be used: the best there is may be among those.
+            yield from filter(None, map(self._read, records))
 
     def _tell_overtaken(self) -> None:
         for flag_key, revision in self._last.items():
@@ -155,7 +162,7 @@ class KafkaStateFeed:
 
     def _read(self, record: ConsumerRecord) -> Rollout | None:
         """Return the document if it is newer than what its flag has; None, with the reason noted, if it is no use."""
-        key = (record.key or b"").decode(errors="replace")
+        key = _key_of(record)
         try:
             if record.value is None:
                 raise ValueError("deleted; what was decided last stays in force")  # noqa: TRY301
@@ -175,3 +182,43 @@ class KafkaStateFeed:
         self._revisions[key] = rollout.revision
         self._corrupt.pop(key, None)
         return rollout
+
+
+def _key_of(record: ConsumerRecord) -> str:
+    return (record.key or b"").decode(errors="replace")
+
+
+def _not_outdone(records: Sequence[ConsumerRecord]) -> Sequence[ConsumerRecord]:
+    """Leave out what a later record of the same flag outdoes by its revision: of a long history little is read whole.
+
+    Compaction leaves the newest segment as it is, up to a week of it. A document takes over a millisecond to read, its
+    revision four microseconds.
+    """
+    newest: dict[bytes | None, int] = {}
+    kept: list[ConsumerRecord] = []
+    for record in reversed(records):
+        revision = _revision_in(record.value)
+        if revision is None or revision >= newest.get(record.key, 0):
+            kept.append(record)
+            newest[record.key] = max(revision or 0, newest.get(record.key, 0))
+    kept.reverse()
+    return kept
+
+
+class _Document(msgspec.Struct):
+    revision: int
+
+
+class _Event(msgspec.Struct):
+    data: _Document
+
+
+_event = msgspec.json.Decoder(_Event).decode
+
+
+def _revision_in(value: bytes | None) -> int | None:
+    """Return the revision of a document, None where there seems to be none: reading it will say why."""
+    try:
+        return _event(value or b"").data.revision
+    except ValueError:
+        return None
