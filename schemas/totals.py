@@ -56,7 +56,7 @@ More would leave a save less room for memberships, fewer would write more unchan
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class ArmCounts(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+class ArmCounts(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """One arm's totals in one visit, of one partition. Mutable: ingest folds into it. Meanings: `core.evidence.ArmTotals`."""
 
     evaluations: Count = 0

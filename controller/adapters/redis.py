@@ -80,8 +80,8 @@ FIELDS_PER_CALL = 2_000
 VISITS_PER_READ = 600
 """Visits of one HMGET, with at most three fields each: two arms and their bundle."""
 
-VISITS_MERGED_AT_ONCE = 100
-"""Between two looks at the loop: 100 visits of 8 partitions take about 10 ms when every total has changed."""
+VISITS_MERGED_AT_ONCE = 20
+"""Between two looks at the loop: 20 visits of 8 partitions take about 10 ms when every total has changed."""
 
 DOCUMENTS_AT_ONCE = 200
 """Documents asked for together at start: far more than connections, far fewer than would keep the loop busy for long."""

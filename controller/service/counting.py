@@ -182,6 +182,7 @@ class Lane:
         "exposed",
         "field",
         "flag_key",
+        "head",
         "home",
         "is_changed",
         "number",
@@ -195,6 +196,7 @@ class Lane:
         self.arm = arm
         self.field = field_name
         self.counts = counts
+        self.head = b""  # of its entry in a bundle
         self.home: Bundle | None = None  # where its totals are stored; None for a field of its own
         self.is_changed = False
         self.number = -1  # of `exposed`
@@ -383,6 +385,7 @@ class PartitionTotals:
                 if bundle is None:
                     bundle = self._bundles[bundle_name] = Bundle(bundle_name)
         lane.home = bundle
+        lane.head = bundle_entry(name, b"")
         return lane
 
     def skip_to(self, offset: int, now_ms: int) -> None:
@@ -490,7 +493,7 @@ class PartitionTotals:
                 if home is None:
                     fields[lane.field] = value
                 else:
-                    home.entries[lane.field] = bundle_entry(lane.field, value)
+                    home.entries[lane.field] = lane.head + value
                     rewritten[home.name] = home
         yield
         bundles = list(rewritten.values())

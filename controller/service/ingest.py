@@ -44,7 +44,7 @@ _SPARE_FIELDS = len(PROGRESS_FIELDS) + 700
 _LEAST_ROOM = 200  # fields; with less a save comes first, in place of ever smaller batches
 #: Fields one evaluation may change: its arm or its bundle, and parts of two journals and of the list of names.
 _FIELDS_PER_EVALUATION = 2
-_FROZEN_FROM_LANES = 200  # opened in one go: only after a start, or when hundreds of flags change their stage at once
+_FROZEN_LANES = 500  # so many more at a time: rarely, for what else exists at that moment is never looked at again either
 _FOLDED_AT_ONCE = 1000  # records: 3 ms or so
 _RECORDED = (Recorded.COUNTED, Recorded.QUARANTINED, Recorded.LATE, Recorded.IGNORED)
 _SWEEP_SECONDS = 600.0  # by then the directory is newer than any hash that was loaded
@@ -238,6 +238,7 @@ class Ingest:
         self._is_blocked = False  # records are at hand and none could be folded
         self._has_ended = asyncio.Event()
         self._committed_at = 0.0
+        self._unfrozen_lanes = 0
         self._unknown_reported = 0
         self._logger = structlog.get_logger()
         self.directory = Directory(settings.seen_flags_limit)
@@ -481,12 +482,19 @@ class Ingest:
         """Fold what a pair has at hand, outcomes and evaluations in the order of their timestamps where it matters."""
         folded = 0
         began = self._clock.monotonic()
-        with _no_collection(lambda: sum(owned.totals.opened_lanes for owned in pair.owned())):
+        opened = sum(owned.totals.opened_lanes for owned in pair.owned())
+        with _no_collection():
             while folded < _FOLDED_AT_ONCE:
                 step = self._fold_outcomes(pair, now) + self._fold_evaluations(pair, now)
                 if step == 0:
                     break
                 folded += step
+            self._unfrozen_lanes += sum(owned.totals.opened_lanes for owned in pair.owned()) - opened
+            if self._unfrozen_lanes >= _FROZEN_LANES:
+                # What is made for a flag lives as long as its partition is ours (`PartitionTotals.close`). Of 10,000 flags it
+                # is two million objects, and a collection that looked at them would hold the loop up for a second.
+                gc.freeze()
+                self._unfrozen_lanes = 0
         if folded:
             self.counters.longest_fold_seconds = max(self.counters.longest_fold_seconds, self._clock.monotonic() - began)
         return folded
@@ -813,19 +821,12 @@ class Ingest:
 
 
 @contextmanager
-def _no_collection(opened_lanes: Callable[[], int]) -> Iterator[None]:
-    """Keep the garbage collector still: what is folded makes no cycles, and a pass in the midst of it costs 5 to 20 %.
-
-    When many flags were met for the first time, what was made for them is kept from later collections too: it lives as long as
-    the partition is ours (`PartitionTotals.close`), and with 10,000 flags a pass over it would hold the loop up for a second.
-    """
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector still: what is folded makes no cycles, and a pass in the midst of it costs 5 to 20 %."""
     was_enabled = gc.isenabled()
     gc.disable()
-    before = opened_lanes()
     try:
         yield
     finally:
-        if opened_lanes() - before >= _FROZEN_FROM_LANES:
-            gc.freeze()
         if was_enabled:
             gc.enable()
