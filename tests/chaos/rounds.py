@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import signal
@@ -587,9 +588,19 @@ def say(line: str) -> None:
 
 
 async def run(
-    bootstrap: str, *, kills: int, zombies: int, seed: int, directory: Path, package: Path | None = None, is_loud: bool = True
+    bootstrap: str,
+    *,
+    kills: int,
+    zombies: int,
+    seed: int,
+    directory: Path,
+    package: Path | None = None,
+    longest_seconds: float = math.inf,
 ) -> list[tuple[str, Figures, Findings]]:
-    """Run the rounds and return (kind, figures, findings) of each world."""
+    """Run the rounds and return (kind, figures, findings) of each world.
+
+    `longest_seconds`: no further round of a kind is begun after it; a busy machine then does fewer.
+    """
     done: list[tuple[str, Figures, Findings]] = []
     worlds = (
         ("kill -9", kills, 1, timedelta(seconds=1), Chaos.kill_round),
@@ -599,17 +610,18 @@ async def run(
         if rounds == 0:
             continue
         async with Chaos(bootstrap, directory, seed=seed, replicas=replicas, settle=settle, package=package) as chaos:
+            began = time.monotonic()
             for number in range(1, rounds + 1):
+                if time.monotonic() - began > longest_seconds:
+                    break
                 await act(chaos)
-                if is_loud:
-                    say(f"{kind} {number}/{rounds}: {chaos.apps.sent} records, {chaos.operators.sent} commands")
+                say(f"{kind} {number}/{rounds}: {chaos.apps.sent} records, {chaos.operators.sent} commands")
             findings = await chaos.finish()
         done.append((kind, chaos.figures, findings))
-        if is_loud:
-            say(f"{kind}: {chaos.figures.summary()}")
-            say(f"{kind}: {findings.summary()}")
-            for fault in findings.faults[:200]:
-                say(f"  FAULT {fault}")
+        say(f"{kind}: {chaos.figures.summary()}")
+        say(f"{kind}: {findings.summary()}")
+        for fault in findings.faults[:200]:
+            say(f"  FAULT {fault}")
     return done
 
 
