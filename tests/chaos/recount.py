@@ -177,6 +177,9 @@ class Timeline:
                 before = where
         if belongs is None and before is not None:
             return (None, before)
+        if belongs is not None and belongs[0] != self.stays[-1].rollout_id:
+            # Counted late, when its flag had a newer rollout, it counts for none: nobody will look at the old one again.
+            return (belongs, None)
         return (belongs,)
 
 

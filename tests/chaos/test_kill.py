@@ -47,11 +47,12 @@ async def test_kill9_loses_and_doubles_nothing(
 @pytest.mark.real_kafka
 async def test_kill9_of_a_static_member(kafka: str, tmp_path: Path) -> None:
     """A replica with a name of its own comes back to its partitions without waiting for its dead self's session to end."""
-    async with Chaos(kafka, tmp_path, seed=3, is_static=True, session_seconds=20.0) as chaos:
+    environ = {"ROLLOUTD_KAFKA__REQUEST_TIMEOUT_SECONDS": "70"}  # must exceed the session, which no round could wait for
+    async with Chaos(kafka, tmp_path, seed=3, is_static=True, session_seconds=60.0, environ=environ) as chaos:
         for _ in range(3):
             await chaos.kill_round()
         no_faults(await chaos.finish())
-    assert min(chaos.figures.busy_seconds) < 15.0, "below the session: nobody waited for it"
+    assert len(chaos.figures.busy_seconds) == 3, "within 30 s, half a session: nobody waited for it"
 
 
 @pytest.mark.real_kafka
@@ -157,12 +158,14 @@ def _effects_before_save(package: Path) -> None:
 
 
 def _several_writes(package: Path) -> None:
-    """Write the fence first and the totals in further calls, in place of one HSET."""
+    """Write totals field by field, and the fence after them, in place of one HSET."""
     _swap(
-        package / "controller/adapters/fenced_save.lua",
-        "redis.call('HSET', hash, fence, after, 'digest', digest, unpack(ARGV, 5))",
-        "for i = 5, #ARGV, 2 do redis.call('HSET', hash, ARGV[i], ARGV[i + 1]) end\n"
-        "redis.call('HSET', hash, fence, after, 'digest', digest)",
+        package / "controller/adapters/redis.py",
+        "        async def evaluate() -> Any:\n",
+        "        for name in list(fields)[1::2]:\n"
+        "            await self.client.hset(key, name, fields[name])\n"
+        "\n"
+        "        async def evaluate() -> Any:\n",
     )
 
 
@@ -211,17 +214,15 @@ async def test_zombie_rounds_notice(kafka: str, tmp_path: Path, package: Path) -
 @pytest.mark.long
 @pytest.mark.real_kafka
 async def test_cut_files_notice_several_writes(kafka: str, tmp_path: Path, package: Path) -> None:
-    """With several HSETs per save, a cut file ends with faults, or with a Redis that cannot be read."""
+    """With several HSETs per save, cut files end with faults."""
     _several_writes(package)
     async with Chaos(kafka, tmp_path, seed=10, command_pause=NO_COMMANDS, package=package) as chaos:
-        with suppress(TimeoutError, RuntimeError):
-            for _ in range(30):
-                await asyncio.sleep(chaos.dice.uniform(0.2, 0.6))
+        with suppress(TimeoutError):  # a partition that finds its totals broken stops for good
+            for _ in range(10):
+                await asyncio.sleep(chaos.dice.uniform(0.5, 1.5))
                 chaos.redis.kill9()
                 chaos.redis.cut_aof_tail(chaos.dice.randrange(100, 6_000))
                 chaos.daemons[0].kill9()
-                chaos.redis.start()
-                chaos.redis.kill9()
                 chaos.redis.start()
                 chaos.daemons[0].spawn()
                 await chaos.until_busy(await chaos.fence_sum(), 30)
