@@ -33,6 +33,7 @@ __all__ = [
     "LocalKafka",
     "LocalKafkaError",
     "MockKafka",
+    "OrphanGuard",
     "RedisInUse",
     "RedisServer",
     "announce",

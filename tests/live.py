@@ -29,7 +29,7 @@ from schemas.envelope import HEADERS, write
 from schemas.plan import PlanDocument
 from schemas.result import Result
 from schemas.terms import CommandVerb
-from tests.brokers import free_port
+from tests.brokers import OrphanGuard, free_port
 
 READY_SECONDS = 40.0
 
@@ -52,6 +52,7 @@ class DaemonProcess:
             **environ,
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self._guard: OrphanGuard | None = None
 
     @property
     def url(self) -> str:
@@ -61,8 +62,18 @@ class DaemonProcess:
     def spawn(self) -> None:
         """Start the process; it is not ready yet."""
         command = [str(Path(sys.executable).with_name("rolloutd")), "run"]
+        self._unguard()
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, env=self._environ, stdout=log, stderr=subprocess.STDOUT)
+        self._guard = OrphanGuard()
+        self._guard.watch(self.process.pid)
+
+    def _unguard(self) -> None:
+        """Watch no more over a process that has ended: its number may be given to another."""
+        if self._guard is not None and self.process is not None and self.process.poll() is not None:
+            self._guard.forget(self.process.pid)
+            self._guard.close()
+            self._guard = None
 
     async def start(self) -> Self:
         """Start the process and return once it is ready."""
@@ -110,6 +121,7 @@ class DaemonProcess:
         self.send(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
+        self._unguard()
 
     async def stop(self, seconds: float = 10.0) -> int:
         """End it with SIGTERM and return its exit code."""
@@ -117,6 +129,7 @@ class DaemonProcess:
         self.send(signal.SIGCONT)
         self.send(signal.SIGTERM)
         code: int = await asyncio.to_thread(self.process.wait, seconds)
+        self._unguard()
         return code
 
     async def __aenter__(self) -> Self:
