@@ -38,7 +38,7 @@ check: $(VENV)/.installed ## format, lint, types, import contracts, unit and pro
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	HYPOTHESIS_PROFILE=thorough $(PYTEST) -m "unit or property or spec" $(ARGS)
+	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-thorough} $(PYTEST) -m "unit or property or spec" $(ARGS)
 
 .PHONY: format
 format: $(VENV)/.installed ## rewrite the code as ruff would have it
