@@ -244,7 +244,12 @@ class Apps:
     async def _send(self, topic: str, context: str | None, value: bytes) -> None:
         self.sent += 1
         self._waiting += 1
-        sent = await self._producer.send(self._prefix + topic, value, context.encode() if context else None)
+        try:
+            sent = await self._producer.send(self._prefix + topic, value, context.encode() if context else None)
+        except BaseException:  # stopped while the broker was away: whether it is under way nobody knows
+            self._waiting -= 1
+            self.unacknowledged += 1
+            raise
         check = crc32(value)
 
         def note(done: asyncio.Future[Any]) -> None:
