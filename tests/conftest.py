@@ -63,18 +63,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_in_use] = {}
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark each test with what its directory stands for: at once, because `-m` selects before any sorting."""
+    marker = MARKER_OF_DIRECTORY.get(_directory(item))
+    if marker is not None:
+        item.add_marker(marker)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with what its directory stands for; fast directories first, in random order within each."""
+    """Run fast directories first, in random order within each."""
     order = list(MARKER_OF_DIRECTORY)
-    rank: dict[pytest.Item, int] = {}
-    for item in items:
-        directory = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
-        marker = MARKER_OF_DIRECTORY.get(directory)
-        if marker is not None:
-            item.add_marker(marker)
-        rank[item] = order.index(directory) if marker is not None else 0
-    items.sort(key=rank.__getitem__)
+    items.sort(key=lambda item: order.index(_directory(item)) if _directory(item) in order else 0)
+
+
+def _directory(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
 
 
 def pytest_report_header() -> list[str]:
