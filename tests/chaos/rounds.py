@@ -149,7 +149,7 @@ class Apps:
             await self._acknowledge_all()
 
     async def _acknowledge_all(self) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while self._waiting:
                 await asyncio.sleep(0.01)
 
