@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -187,6 +188,14 @@ def own_redis() -> Iterator[RedisServer]:
     """A Redis of the test's own with an append-only file, started, to kill, freeze, restart and cut."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _leaks_are_this_tests_own(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect garbage after a test with processes or sockets, so that what it left open fails it and not a later one."""
+    yield
+    if _directory(request.node) in ("integration", "e2e", "chaos"):
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

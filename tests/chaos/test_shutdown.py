@@ -97,11 +97,14 @@ async def test_sigterm_while_it_waits_for_its_surroundings(own_redis: RedisServe
         port = hole.getsockname()[1]
         daemon = DaemonProcess(f"127.0.0.1:{port}", own_redis.url, tmp_path, prefix=PREFIX)
         daemon.spawn()
-        deadline = time.monotonic() + 40
-        while not daemon.log_lines("http_started") and time.monotonic() < deadline:
-            await asyncio.sleep(0.1)
-        await asyncio.sleep(1)
-        assert await stop_seconds(daemon) < EXIT_SECONDS
+        try:
+            deadline = time.monotonic() + 40
+            while not daemon.log_lines("http_started") and time.monotonic() < deadline:
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(1)
+            assert await stop_seconds(daemon) < EXIT_SECONDS
+        finally:
+            daemon.kill9()
 
 
 @pytest.mark.real_kafka
