@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,7 +60,9 @@ async def measure(bootstrap: str, redis_url: str, directory: Path, rounds: int) 
     async with hanging, daemon, Client(bootstrap, prefix) as client:
         for number in range(rounds):
             for kind, mode in (("no model", "off"), ("hanging model", "can_hold")):
-                seconds[kind].append(await one_round(client, daemon, f"flag-{number}-{mode}", mode))
+                took = await one_round(client, daemon, f"flag-{number}-{mode}", mode)
+                print(f"{kind:14} round {number + 1}: {took * 1000:.0f} ms", flush=True)
+                seconds[kind].append(took)
     for kind, measured in seconds.items():
         ordered = sorted(measured)
         print(
@@ -71,8 +74,9 @@ async def measure(bootstrap: str, redis_url: str, directory: Path, rounds: int) 
 
 async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Accept, read, never answer."""
-    while await reader.read(65_536):
-        pass
+    with suppress(asyncio.CancelledError):  # the end of the benchmark
+        while await reader.read(65_536):
+            pass
     writer.close()
 
 

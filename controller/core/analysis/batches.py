@@ -1,7 +1,8 @@
 """From totals to batches: what is new since the last look is one batch, and feeds every test once.
 
-A batch never spans a visit. It is closed by its size or by time, never by what happened in it, so the tests stay exact; and it
-has observations in both arms, since a lone arm says nothing about a difference.
+A batch never spans a visit. For comparisons it is closed by its size or by time, never by what happened in it, so the tests
+stay exact; and it has observations in both arms, since a lone arm says nothing about a difference. A limit asks about treatment
+alone: its test takes what there is at every look, also when control has fallen silent.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def take_evidence(
         lost = _fell_back(tests.seen.get(index, VisitTotals()), totals)
         if lost is None:
             now = {arm: latencies[arm].tested for arm in Arm}
+            tests = _check_limits(rollout, tests, index, totals, now[Arm.TREATMENT], at)
             tests = _close_batch(rollout, tests, index, totals, now, at)
         elif index == present:
             behind = lost
@@ -88,7 +90,13 @@ def _enter_visit(rollout: Rollout, tests: GateTests, present: int, at: datetime)
         heard_at=None,
         seen=kept,
         ratios={index: test.in_new_visit() for index, test in tests.ratios.items()},
+        limits={number: _without_old_visits(test, present) for number, test in tests.limits.items()},
     )
+
+
+def _without_old_visits(test: LimitTest, present: int) -> LimitTest:
+    """Return the test without the marks of visits that are no longer followed."""
+    return replace(test, used={index: counts for index, counts in test.used.items() if index > present - KEPT_VISITS})
 
 
 def _oldest_in_force(rollout: Rollout, present: int) -> int:
@@ -145,46 +153,40 @@ def _close_batch(
 ) -> GateTests:
     """Return the tests after the open batch of one visit, or as they were while it is too small."""
     seen = tests.seen.get(index, VisitTotals())
-    size_t, size_c = _size(seen.treatment, totals.treatment), _size(seen.control, totals.control)
-    has_control = rollout.visits[index].percent < 100
-    is_full = size_t >= MIN_BATCH and (size_c >= MIN_BATCH or not has_control)
+    smaller = min(_size(seen.treatment, totals.treatment), _size(seen.control, totals.control))
     waited = at - (tests.closed_at or at)
-    has_both = size_t > 0 and (size_c > 0 or not has_control)
-    if not (is_full or (has_both and waited >= MAX_OPEN)):
+    if smaller < MIN_BATCH and not (smaller > 0 and waited >= MAX_OPEN):
         return tests
 
     is_present = index == tests.visit
-    horizon = sum((stage.settle + stage.bake for stage in rollout.plan.stages), timedelta())
-    released = released_mass((at - rollout.visits[0].entered_at).total_seconds(), max(horizon.total_seconds(), 1.0))
-    ratios, limits = dict(tests.ratios), dict(tests.limits)
+    released = _released(rollout, at)
+    ratios = dict(tests.ratios)
     before = {arm: ordered(seen.arm(arm).latency) for arm in Arm}
     for number, guardrail in enumerate(rollout.plan.guardrails):
-        if not guardrail.is_watched_at(rollout.visits[index].percent):
-            continue  # another limit is in force there
-        if guardrail.quantile is not None and not is_present:
-            continue  # its histogram is no longer kept
-        if guardrail.margin is not None:
-            log_null = log_tolerated(guardrail)
-            test = ratios.get(number) or RatioTest.fresh(len(harm_alternatives(log_null).log_effects))
-            place = _place(guardrail, before[Arm.CONTROL], test)
-            batch = _compared(guardrail, seen, totals, _Tails(before, now, place))
-            log_gate = log_tolerated_at_gate(guardrail, rollout.visits[index].percent)
-            ratios[number] = _compare(replace(test, place=place), batch, log_null, log_gate, released, is_present)
-        if guardrail.limit is not None and not guardrail.is_better_when_higher:
-            if guardrail.quantile is not None:
-                trials, events = _values_above(before[Arm.TREATMENT], now[Arm.TREATMENT], limit_bucket(guardrail))
-            else:
-                trials = totals.treatment.at_risk - seen.treatment.at_risk
-                events = totals.treatment.first_errors - seen.treatment.first_errors
-            share = limit_share(guardrail)
-            limits[number] = _check_limit(limits.get(number), share, trials, events, released)
+        if guardrail.margin is None or not _is_followed(guardrail, rollout.visits[index], is_present=is_present):
+            continue
+        log_null = log_tolerated(guardrail)
+        test = ratios.get(number) or RatioTest.fresh(len(harm_alternatives(log_null).log_effects))
+        place = _place(guardrail, before[Arm.CONTROL], test)
+        batch = _compared(guardrail, seen, totals, _Tails(before, now, place))
+        log_gate = log_tolerated_at_gate(guardrail, rollout.visits[index].percent)
+        ratios[number] = _compare(replace(test, place=place), batch, log_null, log_gate, released, is_present)
     used = VisitTotals(
         _used(totals.treatment, seen.treatment.exposures, keep_latency=is_present),
         _used(totals.control, seen.control.exposures, keep_latency=is_present),
     )
-    return replace(
-        tests, batches=tests.batches + 1, closed_at=at, seen={**tests.seen, index: used}, ratios=ratios, limits=limits
-    )
+    return replace(tests, batches=tests.batches + 1, closed_at=at, seen={**tests.seen, index: used}, ratios=ratios)
+
+
+def _released(rollout: Rollout, at: datetime) -> float:
+    """Return how much of the prior mass of a change has started by `at`."""
+    horizon = sum((stage.settle + stage.bake for stage in rollout.plan.stages), timedelta())
+    return released_mass((at - rollout.visits[0].entered_at).total_seconds(), max(horizon.total_seconds(), 1.0))
+
+
+def _is_followed(guardrail: Guardrail, visit: Visit, *, is_present: bool) -> bool:
+    """Tell whether a visit's events still reach a guardrail's tests: another limit may be in force, histograms are dropped."""
+    return guardrail.is_watched_at(visit.percent) and (is_present or guardrail.quantile is None)
 
 
 def _size(seen: ArmTotals, totals: ArmTotals) -> int:
@@ -287,9 +289,34 @@ def _compare(
     )
 
 
-def _check_limit(test: LimitTest | None, share: float, trials: int, events: int, released: float) -> LimitTest:
-    """Return one limit's test after a batch."""
-    test = test or LimitTest.fresh(len(LOG_RATIOS))
+def _check_limits(
+    rollout: Rollout, tests: GateTests, index: int, totals: VisitTotals, latency: Ordered, at: datetime
+) -> GateTests:
+    """Return the tests after what is new in treatment, against each limit; `latency` is the present visit's, of treatment.
+
+    No batch to wait for: a likelihood ratio against a fixed share is the same however the observations are cut.
+    """
+    limits = dict(tests.limits)
+    for number, guardrail in enumerate(rollout.plan.guardrails):
+        if guardrail.limit is None or guardrail.is_better_when_higher:
+            continue
+        if not _is_followed(guardrail, rollout.visits[index], is_present=index == tests.visit):
+            continue
+        if guardrail.quantile is not None:
+            counts = latency.total, latency.above(limit_bucket(guardrail))
+        else:
+            counts = totals.treatment.at_risk, totals.treatment.first_errors
+        test = limits.get(number) or LimitTest.fresh(len(LOG_RATIOS))
+        limits[number] = _check_limit(test, limit_share(guardrail), index, counts, _released(rollout, at))
+    return replace(tests, limits=limits)
+
+
+def _check_limit(test: LimitTest, share: float, index: int, counts: tuple[int, int], released: float) -> LimitTest:
+    """Return one limit's test after visit `index` has come to `counts`, trials and events.
+
+    Counts that have not grown, or that contradict each other after a recount, are left alone.
+    """
+    trials, events = (now - before for now, before in zip(counts, test.used.get(index, (0, 0)), strict=True))
     if not 0 <= events <= trials or trials == 0:
         return test
     increment = limit_increment(share, trials, events, is_above=True)
@@ -297,4 +324,5 @@ def _check_limit(test: LimitTest | None, share: float, trials: int, events: int,
         evidence=add_batch(test.evidence, released - test.released, increment),
         released=max(released, test.released),
         harmed=test.harmed + events,
+        used={**test.used, index: counts},
     )

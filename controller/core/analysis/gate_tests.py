@@ -48,11 +48,12 @@ class RatioTest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LimitTest:
-    """One guardrail against its absolute limit; its gate question needs nothing but totals."""
+    """One guardrail against its absolute limit: treatment alone. Its gate question needs nothing but totals."""
 
     evidence: Floats  # log evidence of harm per alternative, through the whole rollout
     released: float = 0.0
     harmed: int = 0
+    used: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # by visit: trials and events taken so far
 
     @classmethod
     def fresh(cls, alternatives: int) -> LimitTest:
@@ -96,7 +97,8 @@ def encode_tests(tests: GateTests) -> bytes:
     limits = []
     for index, limit in tests.limits.items():
         arrays.append(limit.evidence)
-        limits.append([index, len(limit.evidence), limit.released, limit.harmed])
+        used = [[visit, *counts] for visit, counts in limit.used.items()]
+        limits.append([index, len(limit.evidence), limit.released, limit.harmed, used])
     body = {
         "identity": tests.identity,
         "visit": tests.visit,
@@ -152,8 +154,13 @@ def decode_tests(encoded: bytes) -> GateTests:
                 for index, alternatives, released, counts, harmed, place in body["ratios"]
             },
             limits={
-                index: LimitTest(evidence=numbers.take(alternatives), released=released, harmed=harmed)
-                for index, alternatives, released, harmed in body["limits"]
+                index: LimitTest(
+                    evidence=numbers.take(alternatives),
+                    released=released,
+                    harmed=harmed,
+                    used={visit: (trials, events) for visit, trials, events in used},
+                )
+                for index, alternatives, released, harmed, used in body["limits"]
             },
             srm=srm,
             harm={visit: VisitHarm(*costs) for visit, *costs in body["harm"]},

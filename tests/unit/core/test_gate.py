@@ -325,6 +325,25 @@ def test_full_stage_still_judges_limits() -> None:
     assert watched.last().breach is not None
 
 
+def test_a_limit_is_judged_although_control_has_fallen_silent() -> None:
+    """A burst of treatment's failures that no control context accompanies is found at the first look."""
+    watched = watch(Guardrail("error_rate", limit=0.2))
+    assert feed(watched, 1, (205, 0), (195, 0)).breach is None
+    watched.treatment.add(191, 191)
+    assert watched.look().breach is not None
+
+
+def test_a_limit_takes_each_observation_once() -> None:
+    """Looking again at the same totals, before and after a stage, adds no evidence against a limit."""
+    watched = watch(Guardrail("error_rate", limit=0.01))
+    watched.treatment.add(100, 2)
+    first = metric(watched.look())
+    assert first.e_value > 1
+    assert metric(watched.look()).e_value == first.e_value
+    watched.go_on(50.0, 1)
+    assert metric(watched.look()).e_value == first.e_value
+
+
 def latencies(watched: Watched, looks: int, treatment: Any, control: Any, seed: int = 1) -> Judgement:
     """Return the last judgement of looks at 100 contexts in treatment and 900 in control with such latencies."""
     rng = np.random.default_rng(seed)
