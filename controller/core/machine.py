@@ -90,7 +90,7 @@ def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple
         case (Gating(until=until) as gate, Ticked() | EvidenceJudged()) if now >= until and not is_frozen(rollout, now):
             if rollout.hold is HoldReason.FROZEN:
                 return _thaw(rollout, gate, now), ()
-            return _pause(rollout, HoldReason.MAX_BAKE, "the gate is still undecided at max_bake", now)
+            return _pause(rollout, HoldReason.MAX_BAKE, _undecided(rollout, event), now)
         # Advice: late, absent and unreadable are one thing, `no advice`.
         case (
             Gating(advice=AdviceRound(is_closed=False, until=until)) as gate,
@@ -279,13 +279,22 @@ def _why_not(judgement: Judgement) -> tuple[HoldReason, str]:
     if judgement.gaps:
         return HoldReason.HEALTH, "; ".join(f"{gap.kind}: {gap.detail}" for gap in judgement.gaps)
     failing = [metric for metric in judgement.metrics if metric.harm is Verdict.FAIL or metric.safe is not Verdict.PASS]
-    return _statistical_hold(judgement), "; ".join(metric.reason for metric in failing)
+    return _statistical_hold(judgement), "; ".join(f"{metric.metric}: {metric.reason}" for metric in failing)
+
+
+def _undecided(rollout: Rollout, event: Event) -> str:
+    """Return why the gate's time ran out: by the evidence that comes with `event`, else by the hold last announced."""
+    said = "the gate is still undecided at max_bake"
+    if isinstance(event, EvidenceJudged) and not _passes(event.judgement):
+        return f"{said}: {_why_not(event.judgement)[1]}"
+    return said if rollout.hold is None else f"{said}, held for {rollout.hold}"
 
 
 def _advice_words(round_: AdviceRound) -> str:
     if round_.answer is None:
         return f"advice is required, and there is none in round {round_.number}"
-    return f"advice in round {round_.number}: {round_.answer.choice}: {'; '.join(round_.answer.reasons)}"
+    reasons = "; ".join(reason.rstrip(".") for reason in round_.answer.reasons)
+    return f"advice in round {round_.number}: {round_.answer.choice}: {reasons}"
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------------

@@ -236,16 +236,11 @@ def _metrics(course: Course) -> list[RenderableType]:
     metrics = list(judgement.metrics) if judgement is not None else []
     lines: list[RenderableType] = []
     for metric in metrics[:2]:
-        lines += [_bars(metric), _one_line(Text(f"   {_without_name(metric)}", "dim"))]
+        lines += [_bars(metric), _one_line(Text(f"   {metric.reason}", "dim"))]
     gaps = [] if judgement is None else [f"{gap.kind}: {gap.detail}" for gap in judgement.gaps]
     lines += [Text()] * (4 - len(lines))
     lines.append(_one_line(Text(f" not judged yet: {'; '.join(gaps)}", "yellow")) if gaps else Text())
     return lines
-
-
-def _without_name(metric: MetricReport) -> str:
-    """Return the report's sentence without the metric's name at its head, which stands in the line above."""
-    return metric.reason.removeprefix(metric.metric).removeprefix(":").strip()
 
 
 def _bars(metric: MetricReport) -> Text:

@@ -1,4 +1,7 @@
-"""From a guardrail's tests to its report: both verdicts, both arms with intervals, and one sentence with the numbers."""
+"""From a guardrail's tests to its report: both verdicts, both arms with intervals, and one sentence with the numbers.
+
+Sentences do not name their metric: whoever shows them has put it in front.
+"""
 
 from __future__ import annotations
 
@@ -178,8 +181,8 @@ def _answer_comparison(
 ) -> Answer:
     """Return whether treatment is worse than tolerated, and whether it is shown not to be worse than the gate's margin."""
     log_null = log_tolerated(guardrail)
-    what = _compared_what(guardrail, test)
-    log_harm, veto, found = 0.0, _too_few(0), what
+    place = _place(guardrail, test)
+    log_harm, veto, found = 0.0, _too_few(0), "worse than control"
     if test is not None:
         alternatives = harm_alternatives(log_null)
         log_harm = log_e_value(test.evidence, alternatives.log_weights, test.released)
@@ -187,13 +190,13 @@ def _answer_comparison(
         veto = _too_few(test.harmed)
         if veto is None and effect < MIN_HARM_RATIO:
             veto = f"it is about {_percent(effect - 1)} worse, less than {_percent(MIN_HARM_RATIO - 1)}"
-        found = f"{what}: treatment is about {effect:.2f} times as bad as control; this stage {_both(guardrail, test.counts)}"
+        found = f"{place}treatment is about {effect:.2f} times as bad as control; this stage {_both(guardrail, test.counts)}"
     if percent >= 100:
         return Answer(
-            Verdict.INCONCLUSIVE, log_harm, veto, found, Verdict.PASS, None, f"{what}: no control at 100 %, not asked"
+            Verdict.INCONCLUSIVE, log_harm, veto, found, Verdict.PASS, None, "no control at 100 %, not asked"
         )
     if test is None or test.counts.n_t == 0 or test.counts.n_c == 0:
-        return Answer(Verdict.NO_DATA, log_harm, veto, found, Verdict.NO_DATA, 0.0, f"{what}: nothing to compare yet")
+        return Answer(Verdict.NO_DATA, log_harm, veto, found, Verdict.NO_DATA, 0.0, "nothing to compare yet")
 
     log_gate = log_tolerated_at_gate(guardrail, percent)
     weights = safe_alternatives(log_gate).log_weights
@@ -204,7 +207,7 @@ def _answer_comparison(
         negligible = limit_log_e_value(NEGLIGIBLE_ERROR_RATE, arm.at_risk, min(arm.first_errors, arm.at_risk), is_above=False)
         ratio_threshold -= math.log1p(-NEGLIGIBLE_WEIGHT)
         log_safe = max(log_safe + math.log1p(-NEGLIGIBLE_WEIGHT), negligible + math.log(NEGLIGIBLE_WEIGHT))
-    said = f"{what}: {_both(guardrail, test.counts)}"
+    said = f"{place}{_both(guardrail, test.counts)}"
     bound = f"below {math.exp(log_gate):.2f} times control's"
     if log_safe >= -math.log(beta):
         return Answer(Verdict.INCONCLUSIVE, log_harm, veto, found, Verdict.PASS, log_safe, f"{said}: shown {bound}")
@@ -224,11 +227,11 @@ def _answer_comparison(
     )
 
 
-def _compared_what(guardrail: Guardrail, test: RatioTest | None) -> str:
-    if guardrail.quantile is not None:
-        place = "control's quantile" if test is None or test.place is None else f"control's {bucket_value(test.place):.3g} ms"
-        return f"{guardrail.metric} above {place}"
-    return guardrail.metric
+def _place(guardrail: Guardrail, test: RatioTest | None) -> str:
+    """Return where control's tail begins, to stand before what is said of a latency; nothing for other metrics."""
+    if guardrail.quantile is None or test is None or test.place is None:
+        return ""
+    return f"above control's {bucket_value(test.place):.3g} ms: "
 
 
 def _both(guardrail: Guardrail, counts: Counts) -> str:
