@@ -15,9 +15,9 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 import structlog
 
 from controller.adapters import documents
+from controller.adapters.advisor import make_advisor
 from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
 from controller.adapters.kafka_state import KafkaStateFeed
-from controller.adapters.openai import make_advisor
 from controller.adapters.redis import RedisRollouts, RedisTotals, Store
 from controller.adapters.state_topic import StateTopicPlane
 from controller.clock import SystemClock

@@ -292,16 +292,25 @@ class RedisSettings(_Section):
 
 
 class AdvisorSettings(_Section):
-    """The language model that is asked at gates: any OpenAI-compatible server, LocalAI first."""
+    """The language model that is asked at gates: any OpenAI-compatible server, LocalAI first, or Ollama."""
 
     url: Annotated[str, AfterValidator(_http_url)] | None = None
-    """Base address before `/v1/chat/completions`. None: nobody is asked; plans that require advice then hold."""
+    """Base address before `/v1/chat/completions` or `/api/chat`. None: nobody is asked; plans that require advice then hold."""
+    protocol: Literal["openai", "ollama"] = "openai"
+    """`openai`: chat completions, as LocalAI, llama.cpp's server and vLLM speak. `ollama`: its own `/api/chat`, which, other
+    than its OpenAI-compatible address, can be told how large a context to load."""
     model: str = Field(default="rolloutd-advisor", min_length=1, max_length=200)
     """Name of the model as the server knows it."""
     api_key: SecretStr | None = None
     """Sent as a bearer token. None: none is sent."""
     api_key_file: Path | None = None
     """File with the key. None: `api_key` is used."""
+    ca_file: Path | None = None
+    """PEM file of the authorities that may sign the server's certificate. None: the system's."""
+    certificate_file: Path | None = None
+    """PEM file with our client certificate. None: we show none."""
+    key_file: Path | None = None
+    """PEM file with the key of our certificate, without a password. None: it is in `certificate_file`."""
     deadline_seconds: Seconds = 30.0
     """The whole call, first byte to last. A small model on a CPU answers in 5 to 20 s; bakes are minutes to days."""
     connect_timeout_seconds: Seconds = 2.0
@@ -310,8 +319,14 @@ class AdvisorSettings(_Section):
     """More is cut off and counts as no advice. Ten times the longest answer the schema allows."""
     max_tokens: int = Field(default=512, ge=16, le=32_768)
     """Asked of the server: a model that never ends is stopped by it. The schema's answers take 150 to 300."""
+    context_tokens: int = Field(default=4_096, ge=512, le=1_000_000)
+    """Asked of Ollama, which cuts the head off what does not fit: 2,100 for the longest gate question, `max_tokens`, room."""
+    keep_alive: str = Field(default="30m", pattern=r"^(-1|[0-9]+(ms|s|m|h)?)$")
+    """Asked of Ollama: how long the model stays in memory after a question. -1: for ever. Loading takes seconds."""
     concurrency: int = Field(default=1, ge=1, le=64)
     """Questions under way at once. A local model answers one at a time anyway."""
+    questions_per_day: Count = 2_000
+    """Per replica and UTC day; explanations and looks for anomalies may use half. At 10 s each 2,000 take one CPU 6 h."""
     breaker_failures: Count = 3
     """Failures in a row after which the model is not asked for a while."""
     breaker_seconds: Seconds = 60.0

@@ -127,3 +127,8 @@ class AdviceRecord(Record):
     prompt_sha256: str
     latency_ms: Count
     raw: Text = Field(default="", description="The answer as received, capped.")
+    server: Text = Field(default="", description="Address of the server, without path and key.")
+    prompt: str = Field(default="", description="Name and version of the prompt's text.")
+    parameters: Text = Field(default="", description="What else was asked for, as JSON: enough to ask again.")
+    prompt_tokens: Count | None = Field(default=None, description="As the server counts; null where it does not.")
+    completion_tokens: Count | None = None

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,8 +70,8 @@ class FaultServer:
 
 
 @contextlib.asynccontextmanager
-async def fault_server(script: Script) -> AsyncIterator[FaultServer]:
-    """Serve on a free port of loopback; at the end everything still going on is cut off."""
+async def fault_server(script: Script, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[FaultServer]:
+    """Serve on a free port of loopback, with TLS if told how; at the end everything still going on is cut off."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,8 +93,8 @@ async def fault_server(script: Script) -> AsyncIterator[FaultServer]:
             tasks.discard(task)
             writer.close()
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-    running = FaultServer(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}", script)
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    running = FaultServer(f"{'http' if tls is None else 'https'}://127.0.0.1:{listener.sockets[0].getsockname()[1]}", script)
     try:
         yield running
     finally:
@@ -121,6 +122,14 @@ def completion(content: Any = None, *, finish_reason: Any = "stop") -> str:
     return json.dumps({"id": "chatcmpl-1", "object": "chat.completion", "model": "tiny", "choices": [choice]})
 
 
+def chat_response(content: Any = None, *, done_reason: Any = "stop", **fields: Any) -> str:
+    """Return the body of an answer as Ollama's `/api/chat` words it; `content` as for `completion`, `fields` are added."""
+    answer = GOOD_ANSWER if content is None else content
+    message = {"role": "assistant", "content": answer if isinstance(answer, str) else json.dumps(answer)}
+    said = {"model": "tiny", "created_at": "2026-11-21T03:00:00Z", "message": message, "done": True}
+    return json.dumps({**said, "done_reason": done_reason, "prompt_eval_count": 600, "eval_count": 40, **fields})
+
+
 def answering(body: bytes | str, *, status: str = "200 OK", **headers: str) -> Script:
     """Answer everything alike; header names with `_` for `-`."""
 
@@ -132,8 +141,15 @@ def answering(body: bytes | str, *, status: str = "200 OK", **headers: str) -> S
 
 
 def advising(content: Any = None, *, finish_reason: Any = "stop") -> Script:
-    """Answer with a chat completion."""
-    return answering(completion(content, finish_reason=finish_reason))
+    """Answer with a completion in the dialect of the address that was asked."""
+
+    async def script(exchange: Exchange) -> None:
+        if "/api/chat" in exchange.request.line:
+            await exchange.answer(chat_response(content, done_reason=finish_reason))
+        else:
+            await exchange.answer(completion(content, finish_reason=finish_reason))
+
+    return script
 
 
 def repeating(piece: bytes, *, head: bytes = b"", times: int | None = None, pause_seconds: float = 0.0) -> Script:

@@ -1,405 +1,67 @@
-"""Advice from any server that speaks OpenAI's chat completions: LocalAI, llama.cpp's server, vLLM, Ollama's `/v1`.
+"""The dialect of OpenAI's chat completions: LocalAI, llama.cpp's server, vLLM, Ollama's `/v1`.
 
-Belongs here: one bounded HTTP call, and which failures keep us from asking again. Does not belong here: what is asked
-(`prompts.py`), what an answer must look like (`schemas/advice.py`), and what advice may do (`core/machine.py`).
-
-Neither server nor model is trusted. One deadline covers waiting for a turn, connecting and the last byte; no more than
-`max_answer_bytes` are read, however many are sent, and in small pieces, so that the loop goes on. httpcore, the transport below
-httpx, knows no redirects, cookies, proxies of the environment or compression: what is not there cannot be turned against us.
-Whatever goes wrong is AdviceUnavailableError with a printable reason.
+Belongs here: how such a server words a request and a completion. Everything else about asking is `model_server.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import importlib
-import json
-import re
-import ssl
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from contextlib import aclosing, contextmanager
-from typing import Annotated, Any, cast
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-import httpcore
 import msgspec
 
-from controller.adapters.prompts import Prompt, gate_prompt
-from controller.core.judgement import Advice
-from controller.core.rollout import AskAdvice, Rollout
-from controller.errors import AdviceUnavailableError, ConfigInvalid
-from controller.ports import Clock
+from controller.adapters.model_server import SEED, Written, token_count
+from controller.adapters.prompts import Prompt
 from controller.settings import AdvisorSettings
-from schemas.advice import ANSWER_SCHEMA, parse_answer
-from schemas.terms import AdviceChoice
-
-#: Any will do: with temperature 0 it makes servers that sample anyway answer the same question alike.
-SEED = 7
-
-#: We give up this much before the gate's own deadline, so that the reason is ours and the circuit learns of it.
-MARGIN_SECONDS = 0.01
-
-#: An answer in the form has no run of white space longer than an indentation. Some JSON grammars let a model emit it for ever.
-MAX_WHITE_RUN = 512
-
-#: Kept of an answer with the decision: a complete usual one, or enough of an odd one to see what is odd.
-RAW_MAX_BYTES = 2_048
-
-#: What a server may say about its refusal, and how long we listen to it: the status alone already is the news.
-REFUSAL_MAX_BYTES = 4_096
-REFUSAL_SECONDS = 0.5
-REFUSAL_MAX_CHARS = 200
-
-#: What is parsed between two turns of the loop. The worst a server can send in as much, chunks of one byte, takes about 20 ms.
-PIECE_BYTES = 4_096
-CHUNKS_PER_TURN = 64
-
-#: Larger heads are refused: a proxy's cookies fit, and a head of nothing but tiny lines is parsed in about 20 ms.
-HEAD_MAX_BYTES = 8_192
-
-#: Only an operator mends these: a wrong key, a wrong address, a model the server does not have.
-LASTING_STATUSES = frozenset({401, 403, 404})
-
-_STATUS_WORDS = {
-    400: "refused the question",
-    401: "refused the key",
-    403: "refused the key",
-    404: "has no such model or address",
-    408: "gave up waiting",
-    429: "has too many questions",
-    503: "is not ready",
-}
-
-_WHITE_RUN = re.compile(rf"\s{{{MAX_WHITE_RUN + 1}}}")
-_WHITE_BYTES = b" \t\r\n"
 
 
-class ServerTrouble(AdviceUnavailableError):
-    """The server gave no completion at all: its fault or its surroundings', not the model's. The circuit counts these."""
+class OpenAIDialect:
+    """Words questions as `/v1/chat/completions` takes them."""
 
-    def __init__(self, reason: str, *, is_lasting: bool = False) -> None:
-        super().__init__(reason)
-        self.is_lasting = is_lasting  # it will not pass by itself
+    parameters_in = ("temperature", "seed", "max_tokens")
 
+    def address(self, base: str) -> str:
+        """Return the address to post to; `base` may or may not end in `/v1`."""
+        return f"{_root_of(base)}/v1/chat/completions"
 
-class Circuit:
-    """Keeps us from asking a server that is away: open for a while after failures in a row, then one question as a probe.
+    def models_address(self, base: str) -> str:
+        return f"{_root_of(base)}/v1/models"
 
-    Only ServerTrouble counts. An answer that cannot be used proves that the server is there, and must not let one flag's
-    text silence the advice of all others.
-    """
+    def request(self, settings: AdvisorSettings, prompt: Prompt, form: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
+        """Return the body of the request.
 
-    def __init__(self, clock: Clock, *, failures: int, seconds: float) -> None:
-        self._clock = clock
-        self._limit = failures
-        self._seconds = seconds
-        self._failures = 0
-        self._open_until: float | None = None  # monotonic; None: closed
-        self._is_probing = False
-        self._last_trouble = ""
-
-    @property
-    def why_open(self) -> str | None:
-        """Why no question is let through now; None when one is."""
-        if self._open_until is None:
-            return None
-        left = self._open_until - self._clock.monotonic()
-        if left > 0:
-            return f"not asked for another {left:.0f} s after: {self._last_trouble}"
-        return f"one question is out to see whether it works again after: {self._last_trouble}" if self._is_probing else None
-
-    def check(self) -> None:
-        """Raise AdviceUnavailableError while no question is let through."""
-        if (why := self.why_open) is not None:
-            raise AdviceUnavailableError(why)
-
-    @contextmanager
-    def attempt(self) -> Iterator[None]:
-        """Let one question through and learn from how it ends; cancelled, it teaches nothing. Raises like `check`."""
-        self.check()
-        is_probe = self._open_until is not None
-        self._is_probing = self._is_probing or is_probe
-        try:
-            yield
-        except ServerTrouble as trouble:
-            self._failed(trouble)
-            raise
-        except AdviceUnavailableError:
-            self._worked()
-            raise
-        else:
-            self._worked()
-        finally:
-            if is_probe:
-                self._is_probing = False
-
-    def _worked(self) -> None:
-        self._failures = 0
-        self._open_until = None
-
-    def _failed(self, trouble: ServerTrouble) -> None:
-        self._failures += 1
-        if trouble.is_lasting or self._failures >= self._limit or self._open_until is not None:
-            self._open_until = self._clock.monotonic() + self._seconds
-            self._last_trouble = str(trouble)
-
-
-class OpenAIAdvisor:
-    """Asks one model at one server. At most `concurrency` questions are out; waiting for a turn uses up the deadline."""
-
-    def __init__(self, settings: AdvisorSettings, clock: Clock, *, network: httpcore.AsyncNetworkBackend | None = None) -> None:
-        """Connect to nothing yet; `network` takes the place of the machine's. Raises ConfigInvalid without a usable address."""
-        if settings.url is None:
-            raise ConfigInvalid("advisor.url is not set: give the address of an OpenAI-compatible server")
-        if not settings.url.isascii():
-            raise ConfigInvalid(f"advisor.url is not ASCII: {settings.url!r}; write the host name as xn--..., escape the path")
-        self._settings = settings
-        self._clock = clock
-        self._endpoint = completions_url(settings.url)
-        parts = urlsplit(settings.url)
-        self._server = f"{parts.scheme}://{parts.netloc}"
-        self._circuit = Circuit(clock, failures=settings.breaker_failures, seconds=settings.breaker_seconds)
-        self._turns = asyncio.Semaphore(settings.concurrency)
-        # Without TLS a context that trusts nobody: the default one would read the authorities from disk.
-        is_tls = parts.scheme == "https"
-        self._connections = httpcore.AsyncConnectionPool(
-            ssl_context=ssl.create_default_context() if is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-            max_connections=None,  # questions are counted by turns
-            max_keepalive_connections=0,  # gates are minutes apart: a kept connection would be found dead when needed
-            network_backend=_BoundedNetwork(network or httpcore.AnyIOBackend()),
-        )
-        # Otherwise loaded by the first question, which would hold up the loop for 0.15 s.
-        importlib.import_module("anyio._backends._asyncio")
-
-    @property
-    def trouble(self) -> str | None:
-        """Why the model is not asked now; None while it is."""
-        return self._circuit.why_open
-
-    async def ask(self, rollout: Rollout, question: AskAdvice) -> Advice:
-        left = (question.until - self._clock.now()).total_seconds() - MARGIN_SECONDS
-        seconds = min(left, self._settings.deadline_seconds)
-        if seconds <= 0:
-            raise AdviceUnavailableError("the deadline was over before the model could be asked")
-        self._circuit.check()
-        deadline = asyncio.get_running_loop().time() + seconds
-        prompt = gate_prompt(rollout, question)
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise AdviceUnavailableError(f"earlier questions to the model took all of the {seconds:.1f} s") from None
-        try:
-            with self._circuit.attempt():
-                return await self._call(prompt, deadline)
-        finally:
-            self._turns.release()
-
-    async def close(self) -> None:
-        """Close what is open; a question still out ends in AdviceUnavailableError."""
-        await self._connections.aclose()
-
-    async def _call(self, prompt: Prompt, deadline: float) -> Advice:
-        """Ask once and read the answer."""
-        started = self._clock.monotonic()
-        try:
-            async with asyncio.timeout_at(deadline):
-                body = await self._post(json.dumps(completion_request(self._settings, prompt)).encode())
-        except TimeoutError:
-            took = self._clock.monotonic() - started
-            raise ServerTrouble(f"{self._server} gave no complete answer within {took:.1f} s") from None
-        except _NETWORK_ERRORS as error:
-            raise ServerTrouble(f"{self._server} {self._what_failed(error)}") from error
-        latency_ms = round(1000 * (self._clock.monotonic() - started))
-        content = _content(body, self._server)
-        try:
-            answer = parse_answer(content)
-        except ValueError as refusal:
-            raise AdviceUnavailableError(str(refusal)) from None
-        return Advice(
-            choice=AdviceChoice(answer.verdict),
-            confidence=answer.confidence,
-            reasons=tuple(answer.reasons),
-            model=self._settings.model,
-            prompt_sha256=prompt.sha256,
-            latency_ms=max(0, latency_ms),
-            raw=_printable(content).encode()[:RAW_MAX_BYTES].decode(errors="ignore"),
-        )
-
-    async def _post(self, question: bytes) -> bytes:
-        """Return the body of a 200 that says it is JSON. Raises ServerTrouble and `_NETWORK_ERRORS`."""
-        headers = {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",  # nothing to unpack, so nothing that grows
-            "Connection": "close",
-            "Content-Type": "application/json",
-            "User-Agent": "rolloutd",
+        The answer's form is asked for twice, here and in the prompt: servers keep little of a schema, or none. Not streamed,
+        because LocalAI doubles the first token of a streamed answer that follows a schema.
+        """
+        return {
+            "model": settings.model,
+            "messages": list(prompt.messages),
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": form},
+            },
+            "stream": False,
+            "temperature": 0,
+            "seed": SEED,
+            "max_tokens": max_tokens,
         }
-        if self._settings.api_key is not None:
-            headers["Authorization"] = f"Bearer {self._settings.api_key.get_secret_value()}"
-        # The deadline bounds everything after the connection.
-        timeouts = {"connect": self._settings.connect_timeout_seconds}
-        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-        async with self._connections.stream(
-            "POST", self._endpoint, headers=encoded, content=question, extensions={"timeout": timeouts}
-        ) as response:
-            if response.status != 200:
-                raise ServerTrouble(await self._refusal(response), is_lasting=response.status in LASTING_STATUSES)
-            media_type = _header(response, b"content-type").partition(";")[0].strip().lower()
-            if media_type != "application/json":
-                raise ServerTrouble(f"{self._server} answered with {_shown(media_type) or 'no content type'}, not JSON")
-            if _header(response, b"content-encoding").strip().lower() not in ("", "identity"):
-                raise ServerTrouble(f"{self._server} sent a packed answer, which was not asked for")
-            return await _read(response, self._settings.max_answer_bytes)
 
-    async def _refusal(self, response: httpcore.Response) -> str:
-        """Return status and, when it comes soon, what the server says about it; never our key."""
-        status = response.status
-        meaning = _STATUS_WORDS.get(status, "redirected us, which is not followed" if 300 <= status < 400 else "failed")
-        text = f"{self._server} {meaning} (HTTP {status})"
-        try:
-            async with asyncio.timeout(REFUSAL_SECONDS):
-                body = await _read(response, REFUSAL_MAX_BYTES)
-            message = msgspec.json.decode(body, type=_Refusal).message
-        except (*_NETWORK_ERRORS, TimeoutError, ServerTrouble, msgspec.MsgspecError, RecursionError):
-            return text  # nothing readable: the status stands alone
-        if self._settings.api_key is not None:
-            message = message.replace(self._settings.api_key.get_secret_value(), "***")
-        return f"{text}: {_shown(message)}" if message else text
+    def read(self, body: bytes, settings: AdvisorSettings) -> Written:
+        completion = msgspec.json.decode(body, type=_Completion)
+        choice, usage = completion.choices[0], completion.usage if isinstance(completion.usage, dict) else {}
+        return Written(
+            content=choice.message.content,
+            finish_reason=str(choice.finish_reason),
+            prompt_tokens=token_count(usage.get("prompt_tokens")),
+            completion_tokens=token_count(usage.get("completion_tokens")),
+        )
 
-    def _what_failed(self, error: Exception) -> str:
-        match error:
-            case httpcore.ConnectTimeout():
-                return f"accepted no connection within {self._settings.connect_timeout_seconds:.1f} s"
-            case httpcore.ConnectError():
-                return f"cannot be reached: {_shown(str(_root(error)))}"
-            case httpcore.ReadError() | httpcore.WriteError() | httpcore.RemoteProtocolError():
-                return f"broke off: {_shown(str(error)) or type(error).__name__}"
-            case _:
-                return f"cannot be asked: {_shown(str(error)) or type(error).__name__}"
+    def read_models(self, body: bytes) -> tuple[str, ...]:
+        return tuple(model.id for model in msgspec.json.decode(body, type=_Models).data)
 
 
-class NoAdvisor:
-    """Stands in where no model is configured: there is never advice."""
-
-    @property
-    def trouble(self) -> str | None:
-        """Nothing is wrong: nobody is to be asked."""
-        return None
-
-    async def ask(self, rollout: Rollout, question: AskAdvice) -> Advice:
-        raise AdviceUnavailableError("no model is configured: advisor.url is not set")
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-
-def make_advisor(settings: AdvisorSettings, clock: Clock) -> OpenAIAdvisor | NoAdvisor:
-    """Return the advisor that the settings name; connects to nothing yet."""
-    return NoAdvisor() if settings.url is None else OpenAIAdvisor(settings, clock)
-
-
-def completions_url(base: str) -> str:
-    """Return the address to post to; `base` may or may not end in `/v1`."""
-    return base.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
-
-
-def completion_request(settings: AdvisorSettings, prompt: Prompt) -> dict[str, Any]:
-    """Return the body of the request.
-
-    The answer's form is asked for twice, here and in the prompt: servers keep little of a schema, or none. Not streamed,
-    because LocalAI doubles the first token of a streamed answer that follows a schema.
-    """
-    return {
-        "model": settings.model,
-        "messages": list(prompt.messages),
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "advice", "strict": True, "schema": ANSWER_SCHEMA},
-        },
-        "stream": False,
-        "temperature": 0,
-        "seed": SEED,
-        "max_tokens": settings.max_tokens,
-    }
-
-
-# --- the network, in small pieces -----------------------------------------------------------------------------------------
-
-#: What a connection may end in. ValueError and OSError, because httpcore does not translate all that goes wrong below it: a
-#: host name that cannot be one, for example.
-_NETWORK_ERRORS = (
-    httpcore.NetworkError,
-    httpcore.TimeoutException,
-    httpcore.ProtocolError,
-    httpcore.UnsupportedProtocol,
-    httpcore.ConnectionNotAvailable,
-    OSError,
-    ValueError,
-)
-
-_INTERIM = re.compile(rb"HTTP/\d\.\d 1")
-
-
-class _BoundedStream(httpcore.AsyncNetworkStream):
-    """Reads little at a time, and only a response that begins with its own head.
-
-    The parser above it is thorough and slow: 64 KiB of one-byte chunks, of tiny header lines or of interim responses (1xx,
-    which we never ask for) would hold up the loop for a fifth of a second, the last for as long as the server likes.
-    """
-
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
-        self._stream = stream
-        self._head: bytes | None = b""  # as far as it has come; None: it is complete
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's signature
-        piece = await self._stream.read(min(max_bytes, PIECE_BYTES), timeout)
-        if self._head is not None:
-            self._head += piece
-            if _INTERIM.match(self._head):
-                raise httpcore.RemoteProtocolError("an interim response, which was not asked for")
-            if b"\r\n\r\n" in self._head[:HEAD_MAX_BYTES]:
-                self._head = None
-            elif len(self._head) >= HEAD_MAX_BYTES:
-                raise httpcore.RemoteProtocolError(f"more than {HEAD_MAX_BYTES} bytes of headers")
-        return piece
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        await self._stream.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> httpcore.AsyncNetworkStream:
-        return _BoundedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-
-class _BoundedNetwork(httpcore.AsyncNetworkBackend):
-    """Connects like the network it is given, with bounded streams."""
-
-    def __init__(self, network: httpcore.AsyncNetworkBackend) -> None:
-        self._network = network
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        return _BoundedStream(await self._network.connect_tcp(host, port, timeout, local_address, socket_options))
-
-
-# --- what comes back ------------------------------------------------------------------------------------------------------
+def _root_of(base: str) -> str:
+    return base.rstrip("/").removesuffix("/v1")
 
 
 class _Message(msgspec.Struct):
@@ -413,78 +75,12 @@ class _Choice(msgspec.Struct):
 
 class _Completion(msgspec.Struct):
     choices: Annotated[list[_Choice], msgspec.Meta(min_length=1, max_length=1)]
+    usage: Any = None  # a claim that is nice to have: no reason to refuse an answer
 
 
-class _RefusalDetail(msgspec.Struct):
-    message: str = ""
+class _Model(msgspec.Struct):
+    id: str
 
 
-class _Refusal(msgspec.Struct):
-    error: _RefusalDetail | str = ""
-    detail: str = ""
-
-    @property
-    def message(self) -> str:
-        """The server's words, wherever it keeps them."""
-        return (self.error if isinstance(self.error, str) else self.error.message) or self.detail
-
-
-def _header(response: httpcore.Response, name: bytes) -> str:
-    """Return a header's value, of several the first; empty when it is missing."""
-    return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), "")
-
-
-def _root(error: BaseException) -> BaseException:
-    """Return what the network said first: `connection refused` rather than `all connection attempts failed`."""
-    while (before := error.__cause__ or error.__context__) is not None:  # httpcore raises `from None`
-        error = before
-        while isinstance(error, BaseExceptionGroup):  # one per address of the host
-            error = error.exceptions[0]
-    return error
-
-
-async def _read(response: httpcore.Response, limit: int) -> bytes:
-    """Return the whole body. Raises ServerTrouble beyond `limit` bytes or in endless white space, and `_NETWORK_ERRORS`."""
-    body = bytearray()
-    white_run = count = 0
-    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_stream())) as chunks:
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > limit:
-                raise ServerTrouble(f"the answer is longer than {limit} bytes")
-            solid = len(chunk.rstrip(_WHITE_BYTES))
-            white_run = len(chunk) - solid if solid else white_run + len(chunk)
-            if white_run > MAX_WHITE_RUN:
-                raise ServerTrouble("the answer does not end: white space only")
-            count += 1
-            if count % CHUNKS_PER_TURN == 0:
-                await asyncio.sleep(0)
-    return bytes(body)
-
-
-def _content(body: bytes, server: str) -> str:
-    """Return what the model wrote.
-
-    Raises ServerTrouble unless `body` is a completion, AdviceUnavailableError unless the completion is whole.
-    """
-    try:
-        choice = msgspec.json.decode(body, type=_Completion).choices[0]
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ServerTrouble(f"{server} sent no chat completion: {_shown(str(error))}") from None
-    if choice.finish_reason != "stop":
-        raise AdviceUnavailableError(f"the answer was cut off: finish_reason {_shown(str(choice.finish_reason))}")
-    if choice.message.content is None:
-        raise AdviceUnavailableError("the model wrote nothing")
-    if _WHITE_RUN.search(choice.message.content):
-        raise AdviceUnavailableError(f"the answer has more than {MAX_WHITE_RUN} characters of white space in a row")
-    return choice.message.content
-
-
-def _printable(text: str) -> str:
-    """Return text with everything that could move a cursor as a space."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
-def _shown(text: str) -> str:
-    """Return a stranger's words fit for a log line and a reason."""
-    return _printable(text[:REFUSAL_MAX_CHARS]).strip()
+class _Models(msgspec.Struct):
+    data: Annotated[list[_Model], msgspec.Meta(max_length=10_000)]

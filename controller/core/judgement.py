@@ -111,3 +111,9 @@ class Advice:
     prompt_sha256: str
     latency_ms: int
     raw: str = ""  # the answer, capped
+    # Besides the evidence and the model, what it takes to ask for this opinion again; empty in advice of earlier releases.
+    server: str = ""  # its address without path and key
+    prompt: str = ""  # name and version of the prompt's text
+    parameters: str = ""  # what else was asked for, as JSON
+    prompt_tokens: int | None = None  # the server's counts, None where it gives none
+    completion_tokens: int | None = None

@@ -6,20 +6,26 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 import tracemalloc
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from controller.adapters.openai import OpenAIAdvisor
+from controller.adapters.advisor import ModelAdvisor
+from controller.adapters.prompts import gate_prompt
 from controller.clock import SystemClock
 from controller.core.judgement import Advice
 from controller.core.rollout import AskAdvice
-from controller.errors import AdviceUnavailableError
+from controller.errors import AdviceUnavailableError, ConfigInvalid
 from controller.settings import AdvisorSettings
+from schemas.advice import ANSWER_SCHEMA
 from tests import fault_server as faults
 from tests.builders import make_judgement, make_rollout
 from tests.fault_server import Exchange, FaultServer, Script
@@ -28,14 +34,17 @@ CLOCK = SystemClock()
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
+#: Both dialects share all but the words of request and completion; every fault is put before both.
+PROTOCOLS = ("openai", "ollama")
+
 #: Far above any deadline used here, far below what a hang would take: a busy machine must not fail a test.
 SOON_SECONDS = 10.0
 
 
-def make_advisor(url: str, **overrides: Any) -> OpenAIAdvisor:
+def make_advisor(url: str, **overrides: Any) -> ModelAdvisor:
     """Return an advisor that gives up after 10 s and never stops asking, unless told otherwise."""
     fields: dict[str, Any] = {"url": url, "model": "tiny", "deadline_seconds": 10.0, "breaker_failures": 1000}
-    return OpenAIAdvisor(AdvisorSettings(**{**fields, **overrides}), CLOCK)
+    return ModelAdvisor(AdvisorSettings(**{**fields, **overrides}), CLOCK)
 
 
 def make_question(seconds: float = 600.0) -> AskAdvice:
@@ -62,15 +71,89 @@ def free_port() -> int:
         return port
 
 
-async def test_good_answer_is_advice() -> None:
-    """A completion in the form becomes advice with model, prompt hash, latency and the answer as it came."""
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_good_answer_is_advice(protocol: str) -> None:
+    """A completion in the form becomes advice with all it takes to ask for it again, latency and the answer as it came."""
     async with faults.fault_server(faults.advising()) as server:
-        advice = await ask(server)
+        advice = await ask(server, protocol=protocol)
     assert (advice.choice, advice.confidence, advice.model) == ("proceed", 80, "tiny")
     assert advice.reasons == ("error_rate is alike in both arms",)
     assert len(advice.prompt_sha256) == 64
     assert advice.latency_ms >= 0
     assert json.loads(advice.raw) == faults.GOOD_ANSWER
+    assert (advice.server, advice.prompt) == (server.url, "gate-v1")
+    assert '"temperature":0' in advice.parameters
+
+
+async def test_ollama_is_told_how_large_a_context_to_load() -> None:
+    """Ollama gets the whole question at once, with form, context size and how long to stay loaded, on its own address."""
+    async with faults.fault_server(faults.advising()) as server:
+        advice = await ask(server.url + "/api", protocol="ollama", context_tokens=8192, max_tokens=99, keep_alive="-1")
+    (request,) = server.requests
+    body = json.loads(request.body)
+    assert request.line == "POST /api/chat HTTP/1.1"
+    assert (body["stream"], body["think"], body["keep_alive"], body["model"]) == (False, False, "-1", "tiny")
+    assert body["options"] == {"temperature": 0, "seed": 7, "num_ctx": 8192, "num_predict": 99}
+    assert body["format"]["properties"].keys() == {"reasons", "verdict", "confidence"}
+    assert (advice.prompt_tokens, advice.completion_tokens) == (600, 40)
+
+
+async def test_ollama_that_cut_the_question_is_no_advice() -> None:
+    """An answer to a prompt that filled the context may be one to half a question."""
+    async with faults.fault_server(faults.answering(faults.chat_response(prompt_eval_count=4090))) as server:
+        with pytest.raises(AdviceUnavailableError, match="context of 4096 tokens is full"):
+            await ask(server, protocol="ollama")
+
+
+async def test_ollama_that_streams_is_no_advice() -> None:
+    """The first line of a stream is no answer, and lines of JSON are no JSON."""
+    async with faults.fault_server(faults.answering(faults.chat_response("{", done=False))) as server:
+        with pytest.raises(AdviceUnavailableError, match="cut off: finish_reason not done"):
+            await ask(server, protocol="ollama")
+        server.script = faults.answering(f"{faults.chat_response('{', done=False)}\n{faults.chat_response('')}")
+        with pytest.raises(AdviceUnavailableError, match="no chat completion"):
+            await ask(server, protocol="ollama")
+        server.script = faults.answering('{"error": "llama runner process has terminated"}')
+        with pytest.raises(AdviceUnavailableError, match="no chat completion"):
+            await ask(server, protocol="ollama")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "line", "body"),
+    [
+        ("openai", "GET /v1/models HTTP/1.1", '{"object": "list", "data": [{"id": "tiny", "object": "model"}]}'),
+        ("ollama", "GET /api/tags HTTP/1.1", '{"models": [{"name": "tiny", "size": 1}]}'),
+    ],
+)
+async def test_models_are_listed(protocol: str, line: str, body: str) -> None:
+    """A server is asked which models it has where its dialect says so, and anything but a list is trouble."""
+    async with faults.fault_server(faults.answering(body)) as server:
+        advisor = make_advisor(server.url, protocol=protocol, api_key="secret-1")
+        assert await advisor.server.models(seconds=5.0) == ("tiny",)
+        server.script = faults.answering('{"data": {}, "models": 1}')
+        with pytest.raises(AdviceUnavailableError, match="no list of models"):
+            await advisor.server.models(seconds=5.0)
+        await advisor.close()
+    assert server.requests[0].line == line
+    assert server.requests[0].headers["authorization"] == "Bearer secret-1"
+
+
+async def test_the_day_has_a_budget() -> None:
+    """When the day's questions are used up nobody is asked, and questions that no gate waits for end at half of it."""
+    async with faults.fault_server(faults.advising()) as server:
+        advisor = make_advisor(server.url, questions_per_day=4)
+        prompt = gate_prompt(make_rollout(), make_question())
+        for _ in range(2):
+            await advisor.server.complete(prompt, ANSWER_SCHEMA, seconds=5.0, is_optional=True)
+        with pytest.raises(AdviceUnavailableError, match="the day's 2 questions are used up"):
+            await advisor.server.complete(prompt, ANSWER_SCHEMA, seconds=5.0, is_optional=True)
+        for _ in range(2):
+            await advisor.ask(make_rollout(), make_question())
+        with pytest.raises(AdviceUnavailableError, match="the day's 4 questions are used up"):
+            await advisor.ask(make_rollout(), make_question())
+        assert advisor.trouble is None
+        await advisor.close()
+    assert len(server.requests) == 4
 
 
 async def test_request_says_what_is_wanted() -> None:
@@ -96,8 +179,9 @@ SLOW: dict[str, tuple[Script, str]] = {
 }
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("fault", SLOW)
-async def test_slow_server_costs_no_more_than_the_deadline(fault: str) -> None:
+async def test_slow_server_costs_no_more_than_the_deadline(fault: str, protocol: str) -> None:
     """However a server stalls, the question ends at its deadline and the loop goes on meanwhile."""
     script, reason = SLOW[fault]
     turns = 0
@@ -112,7 +196,7 @@ async def test_slow_server_costs_no_more_than_the_deadline(fault: str) -> None:
     async with faults.fault_server(script) as server:
         started = time.monotonic()
         with pytest.raises(AdviceUnavailableError, match=reason):
-            await ask(server, deadline_seconds=0.4)
+            await ask(server, protocol=protocol, deadline_seconds=0.4)
         took = time.monotonic() - started
     counting.cancel()
     assert 0.35 < took < SOON_SECONDS
@@ -176,7 +260,13 @@ FAILING: dict[str, tuple[Script, str]] = {
     "a reset": (faults.reset, "broke off"),
     "a reset in the body": (faults.reset_in_body, "broke off"),
     "nothing": (faults.close_at_once, "broke off"),
-    "no content": (faults.answering('{"choices": [{"finish_reason": "stop", "message": {"content": null}}]}'), "wrote nothing"),
+    "no content": (
+        faults.answering(
+            '{"choices": [{"finish_reason": "stop", "message": {"content": null}}],'
+            ' "message": {"content": null}, "done": true, "done_reason": "stop"}'
+        ),
+        "wrote nothing",
+    ),
     "cut off by max_tokens": (faults.advising(finish_reason="length"), "cut off: finish_reason length"),
     "no finish reason": (faults.advising(finish_reason=None), "cut off"),
     "wrong schema": (faults.advising({"promote": True}), "not in the form"),
@@ -190,14 +280,15 @@ FAILING: dict[str, tuple[Script, str]] = {
 }
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("fault", FAILING)
-async def test_failing_server_is_no_advice(fault: str) -> None:
+async def test_failing_server_is_no_advice(fault: str, protocol: str) -> None:
     """Whatever a server sends in place of a whole answer in the form is no advice, with a reason fit for a log line."""
     script, reason = FAILING[fault]
     async with faults.fault_server(script) as server:
         async with asyncio.timeout(SOON_SECONDS):
             with pytest.raises(AdviceUnavailableError, match=reason) as refusal:
-                await ask(server, deadline_seconds=60.0)
+                await ask(server, protocol=protocol, deadline_seconds=60.0)
         assert len(server.requests) == 1  # never a second try, never another address
     assert str(refusal.value).isprintable()
     assert len(str(refusal.value)) < 500
@@ -259,6 +350,41 @@ async def test_plain_server_behind_https_is_no_advice() -> None:
     async with faults.fault_server(faults.advising()) as server:
         with pytest.raises(AdviceUnavailableError, match=r"cannot be reached|accepted no connection"):
             await ask(server.url.replace("http:", "https:"), connect_timeout_seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed certificate for loopback, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    directory = tmp_path_factory.mktemp("tls")
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
+    subject = ["-subj", "/CN=advisor", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    made = ["-newkey", "rsa:2048", "-noenc", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", "-x509", *subject, *made], check=True, capture_output=True)
+    return certificate, key
+
+
+async def test_private_authority_is_trusted_when_named(certificate: tuple[Path, Path]) -> None:
+    """A server with a certificate of one's own authority is asked once the settings name it, and refused before."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(*certificate)
+    async with faults.fault_server(faults.advising(), tls=tls) as server:
+        assert (await ask(server, ca_file=certificate[0])).choice == "proceed"
+        with pytest.raises(AdviceUnavailableError, match="certificate verify failed"):
+            await ask(server)
+        tls.verify_mode = ssl.CERT_REQUIRED
+        tls.load_verify_locations(certificate[0])
+        mutual = {"ca_file": certificate[0], "certificate_file": certificate[0], "key_file": certificate[1]}
+        assert (await ask(server, **mutual)).choice == "proceed"
+        with pytest.raises(AdviceUnavailableError):
+            await ask(server, ca_file=certificate[0])
+
+
+def test_certificates_that_cannot_be_used_are_refused_at_start(tmp_path: Path) -> None:
+    """A missing file of certificates is the operator's to mend, before anything is asked."""
+    with pytest.raises(ConfigInvalid, match="ca_file"):
+        make_advisor("https://advisor.invalid", ca_file=tmp_path / "none.pem")
 
 
 async def test_full_backlog_is_no_advice() -> None:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def test_one_kafka_version_everywhere() -> None:
 def test_compose_names_what_it_uses() -> None:
     """Images carry a version, volumes are declared, dependencies exist and each service says how to see its health."""
     services, volumes = _compose()["services"], _compose()["volumes"]
-    assert services.keys() == {"kafka", "redis", "localai", "rolloutd", "prometheus"}
+    assert services.keys() == {"kafka", "redis", "localai", "ollama", "rolloutd", "prometheus"}
     for name, service in services.items():
         if "build" not in service:
             tag = service["image"].partition(":")[2]
@@ -198,13 +199,31 @@ def test_prometheus_rules_use_metrics_that_exist() -> None:
 def test_compose_and_image_give_settings_that_exist() -> None:
     """The variables of the compose file and of the image are settings of the daemon, and it knows its name there."""
     environment = dict(re.findall(r"\b(ROLLOUTD_\w+)=(\S+)", _text("ops/Dockerfile")))
-    environment |= _compose()["services"]["rolloutd"]["environment"]
+    environment |= _interpolated(_compose()["services"]["rolloutd"]["environment"], {})
     settings = load_settings(None, environment)
     assert settings.kafka.bootstrap_servers == "kafka:9092"
     assert settings.advisor.model in _compose()["services"]["localai"]["command"]
     assert settings.http.port == 8080
     target = yaml.safe_load(_text("ops/prometheus/prometheus.yml"))["scrape_configs"][0]["static_configs"][0]["targets"][0]
     assert target.partition(":")[0] in settings.http.allowed_hosts
+
+
+def test_compose_brings_up_either_model_server() -> None:
+    """With the variables of `ops/ollama.env` rolloutd asks the server of that profile for the model that it fetches."""
+    variables = dict(re.findall(r"^(\w+)=(.+)$", _text("ops/ollama.env"), flags=re.MULTILINE))
+    services = _compose()["services"]
+    settings = load_settings(None, _interpolated(services["rolloutd"]["environment"], variables)).advisor
+    assert services["ollama"]["profiles"] == [variables["COMPOSE_PROFILES"]] == [settings.protocol]
+    assert settings.url == f"http://ollama:{services['ollama']['environment']['OLLAMA_HOST'].partition(':')[2]}"
+    assert f"ollama pull {settings.model})" in services["ollama"]["command"][0]
+
+
+def _interpolated(environment: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
+    """Return what compose makes of `${NAME:-default}`."""
+    return {
+        name: re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: variables.get(match[1], match[2]), value)
+        for name, value in environment.items()
+    }
 
 
 def test_make_offers_what_the_documents_name() -> None:

@@ -12,22 +12,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from controller.adapters.advisor import RAW_MAX_BYTES, ModelAdvisor, NoAdvisor, make_advisor
 from controller.adapters.memory import ManualClock
-from controller.adapters.openai import (
-    RAW_MAX_BYTES,
-    Circuit,
-    NoAdvisor,
-    OpenAIAdvisor,
-    ServerTrouble,
-    completion_request,
-    completions_url,
-    make_advisor,
-)
+from controller.adapters.model_server import Circuit, ServerTrouble
+from controller.adapters.openai import OpenAIDialect
 from controller.adapters.prompts import gate_prompt
 from controller.core.judgement import Advice
 from controller.core.rollout import AskAdvice
 from controller.errors import AdviceUnavailableError, ConfigInvalid
 from controller.settings import AdvisorSettings
+from schemas.advice import ANSWER_SCHEMA
 from schemas.terms import AdviceChoice
 from tests.builders import make_judgement, make_rollout
 from tests.fault_server import GOOD_ANSWER, completion
@@ -57,7 +51,7 @@ def read(*pieces: bytes, **overrides: Any) -> Advice:
 
     async def ask() -> Advice:
         network = httpcore.AsyncMockBackend(list(pieces))
-        advisor = OpenAIAdvisor(make_settings(**overrides), CLOCK, network=network)
+        advisor = ModelAdvisor(make_settings(**overrides), CLOCK, network=network)
         try:
             return await advisor.ask(make_rollout(), make_question())
         finally:
@@ -177,18 +171,18 @@ def test_any_response_is_no_advice(pieces: list[bytes]) -> None:
 @pytest.mark.parametrize("base", ["http://host:8080", "http://host:8080/", "http://host:8080/v1", "http://host:8080/v1/"])
 def test_address_may_end_in_the_version(base: str) -> None:
     """Both habits of writing a base address lead to the same place."""
-    assert completions_url(base) == "http://host:8080/v1/chat/completions"
+    assert OpenAIDialect().address(base) == "http://host:8080/v1/chat/completions"
 
 
 def test_path_before_the_version_is_kept() -> None:
     """A server behind a path of a gateway is asked there."""
-    assert completions_url("https://gateway/llm/v1") == "https://gateway/llm/v1/chat/completions"
+    assert OpenAIDialect().address("https://gateway/llm/v1") == "https://gateway/llm/v1/chat/completions"
 
 
 def test_same_question_is_the_same_request() -> None:
     """A question that is put again is put in the same words, for the same answer."""
     prompts = [gate_prompt(make_rollout(), make_question()) for _ in range(2)]
-    first, second = (completion_request(make_settings(), prompt) for prompt in prompts)
+    first, second = (OpenAIDialect().request(make_settings(), prompt, ANSWER_SCHEMA, 512) for prompt in prompts)
     assert first == second
     assert (first["temperature"], first["stream"]) == (0, False)
     assert json.dumps(first).count('"$') == 0  # LocalAI drops definitions and then does not hold to the rest
@@ -209,16 +203,16 @@ async def test_without_a_model_nobody_is_asked() -> None:
 
 def test_with_an_address_the_model_is_asked() -> None:
     """An address is all that it takes."""
-    assert isinstance(make_advisor(make_settings(), CLOCK), OpenAIAdvisor)
+    assert isinstance(make_advisor(make_settings(), CLOCK), ModelAdvisor)
     with pytest.raises(ConfigInvalid):
-        OpenAIAdvisor(AdvisorSettings(), CLOCK)
+        ModelAdvisor(AdvisorSettings(), CLOCK)
     with pytest.raises(ConfigInvalid, match="xn--"):
         make_advisor(make_settings(url="http://mod\u00e9le:8080"), CLOCK)
 
 
 async def test_question_that_is_over_is_not_asked() -> None:
     """A question whose time has passed ends at once."""
-    advisor = OpenAIAdvisor(make_settings(), CLOCK, network=httpcore.AsyncMockBackend([]))
+    advisor = ModelAdvisor(make_settings(), CLOCK, network=httpcore.AsyncMockBackend([]))
     with pytest.raises(AdviceUnavailableError, match="was over"):
         await advisor.ask(make_rollout(), make_question(until=CLOCK.now()))
     assert advisor.trouble is None
@@ -229,7 +223,7 @@ async def test_refused_key_opens_the_circuit_at_once() -> None:
     clock = ManualClock()
     question = make_question(until=clock.now() + timedelta(hours=1))
     network = httpcore.AsyncMockBackend([b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n"])
-    advisor = OpenAIAdvisor(make_settings(), clock, network=network)
+    advisor = ModelAdvisor(make_settings(), clock, network=network)
     with pytest.raises(AdviceUnavailableError, match="refused the key"):
         await advisor.ask(make_rollout(), question)
     with pytest.raises(AdviceUnavailableError, match=r"not asked for another 60 s after: .*refused the key"):
@@ -244,7 +238,7 @@ async def test_useless_answers_do_not_open_the_circuit() -> None:
     """One flag whose text makes the model talk nonsense does not silence the advice of the others."""
     body = completion("As you wish, master.").encode()
     network = httpcore.AsyncMockBackend([JSON_HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body])
-    advisor = OpenAIAdvisor(make_settings(breaker_failures=1), CLOCK, network=network)
+    advisor = ModelAdvisor(make_settings(breaker_failures=1), CLOCK, network=network)
     for _ in range(3):
         with pytest.raises(AdviceUnavailableError, match="not one JSON object"):
             await advisor.ask(make_rollout(), make_question())
