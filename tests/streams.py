@@ -20,6 +20,13 @@ PARTITIONS = ("flag.evaluations/0", "request.outcomes/0")
 Sampler = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
 
+def reference_prior() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return log rate ratios and log weights that published vectors were computed with; ours differ, the formulas must not."""
+    log_ratios = np.linspace(np.sqrt(0.05), np.sqrt(3.0), 32) ** 2
+    weights = np.gradient(log_ratios) / (1 + (log_ratios / 0.7) ** 2)
+    return log_ratios, np.log(weights / weights.sum())
+
+
 @dataclass(slots=True)
 class Counted:
     """One arm's growing totals. Every context makes one request, unless a test says otherwise."""

@@ -13,28 +13,35 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-#: Where the prior mass of a change goes: half to "broken from the start" (the usual case), a quarter to coarse slots (few
-#: events: a cheap bet matters more than an exact moment), a quarter to every moment (many events: the reverse).
-START_MASS = 0.5
-COARSE_MASS = 0.25
-FINE_MASS = 0.25
+#: Where the prior mass of a change goes: most to "broken from the start" (the usual case), a part to coarse slots (few
+#: events: a cheap bet matters more than an exact moment), a part to every moment (many events: the reverse).
+START_MASS = 0.8
+COARSE_MASS = 0.1
+FINE_MASS = 0.1
 COARSE_SLOTS = 1000
+#: Of the last two, what is spent evenly over the planned time; the rest is for a rollout that takes longer.
+WITHIN_PLAN = 0.8
 #: e-values are reported up to e^690, short of the largest double.
 LARGEST_LOG = 690.0
 
 
 def released_mass(elapsed_seconds: float, horizon_seconds: float) -> float:
-    """Return how much of the prior mass has started by now, in [0.5, 1): a function of time alone, so the bets are predictable.
+    """Return how much of the prior mass has started by now, in [0.8, 1): a function of time alone, so the bets are predictable.
 
-    The density of a change falls like horizon / (t + horizon)^2: about uniform over the planned time, and never used up when a
-    rollout takes longer than planned. Releasing by time, not by batch, makes a flag with few events pay for few restarts.
+    The density of a change is even over the planned time and falls like its square afterwards, so that it is never used up.
+    Releasing by time, not by batch, makes a flag with few events pay for few restarts.
     """
     elapsed = max(0.0, elapsed_seconds)
     slot = max(1.0, horizon_seconds / COARSE_SLOTS)
-    slot_began = math.floor(elapsed / slot) * slot
-    fine = FINE_MASS * elapsed / (elapsed + horizon_seconds)
-    coarse = COARSE_MASS * slot_began / (slot_began + horizon_seconds)
-    return START_MASS + coarse + fine
+    coarse = _changed_by(math.floor(elapsed / slot) * slot, horizon_seconds)
+    return START_MASS + COARSE_MASS * coarse + FINE_MASS * _changed_by(elapsed, horizon_seconds)
+
+
+def _changed_by(elapsed_seconds: float, horizon_seconds: float) -> float:
+    """Return the prior probability, in [0, 1), that a change that comes after the start has come by now."""
+    if elapsed_seconds <= horizon_seconds:
+        return WITHIN_PLAN * elapsed_seconds / horizon_seconds
+    return 1 - (1 - WITHIN_PLAN) * horizon_seconds / elapsed_seconds
 
 
 def add_batch(log_evidence: Floats, new_mass: float, increment: Floats) -> Floats:

@@ -15,10 +15,14 @@ import numpy as np
 
 from controller.core.analysis.change_point import Floats, log_sum_exp
 
-#: Log rate ratios betted on, 1.05 to 20.1, and their weights: dense and heavy where regressions are small and slow to see.
-LOG_RATIOS: Floats = np.linspace(math.sqrt(0.05), math.sqrt(3.0), 32) ** 2
-RATIO_WEIGHTS: Floats = np.gradient(LOG_RATIOS) / (1 + (LOG_RATIOS / 0.7) ** 2)
+#: Log rate ratios betted on, 1.05 to 20, and their weights. Evidence that suffices places a log ratio to about a third of
+#: itself, so the grid and the weights are even in its logarithm; the sizes that releases break by get five times the weight.
+LOG_RATIOS: Floats = np.exp(np.linspace(math.log(0.05), math.log(3.0), 32))
+RATIO_WEIGHTS: Floats = np.where((LOG_RATIOS > 0.17) & (LOG_RATIOS < 1.9), 1.0, 0.2)
 RATIO_WEIGHTS /= RATIO_WEIGHTS.sum()
+
+#: Of log odds ratios to a limit: even, since a release is usually far below its limits, or far above.
+_LIMIT_LOG_WEIGHTS: Floats = np.full(len(LOG_RATIOS), -math.log(len(LOG_RATIOS)))
 
 #: Where the likelihood of the ratio is kept for estimate and interval: 0.09 to 11.
 CURVE: Floats = np.linspace(-2.4, 2.4, 97)
@@ -149,7 +153,7 @@ def limit_alternatives(limit: float, is_above: bool) -> tuple[Floats, Floats, Al
     effects = LOG_RATIOS if is_above else -LOG_RATIOS
     odds = limit / (1 - limit) * np.exp(effects)
     shares = odds / (1 + odds)
-    return np.log(shares / limit), np.log((1 - shares) / (1 - limit)), Alternatives(effects, np.log(RATIO_WEIGHTS))
+    return np.log(shares / limit), np.log((1 - shares) / (1 - limit)), Alternatives(effects, _LIMIT_LOG_WEIGHTS)
 
 
 def limit_increment(limit: float, trials: int, events: int, *, is_above: bool) -> Floats:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from controller.core.analysis.change_point import (
+    START_MASS,
     add_batch,
     as_e_value,
     log_e_value,
@@ -15,24 +16,25 @@ from controller.core.analysis.change_point import (
     released_mass,
 )
 from controller.core.analysis.proportion import Counts, harm_alternatives, ratio_increment
+from tests.streams import reference_prior
 
 BATCHES = (Counts(1000, 12, 9000, 45), Counts(1000, 9, 9000, 50), Counts(500, 7, 4500, 20))
 
 
 def test_restarts_match_the_reference_vectors() -> None:
     """With half the mass at the first of three batches log E is 1.529538, 1.875363, 3.956923."""
-    alternatives = harm_alternatives(0.0)
-    evidence, released = np.full(len(alternatives.log_effects), -np.inf), 0.0
+    log_ratios, log_weights = reference_prior()
+    evidence, released = np.full(len(log_ratios), -np.inf), 0.0
     for batch, mass, vector in zip(BATCHES, (0.5, 0.25, 0.25), (1.529538, 1.875363, 3.956923), strict=True):
-        evidence = add_batch(evidence, mass, ratio_increment(alternatives.log_effects, 0.0, batch))
+        evidence = add_batch(evidence, mass, ratio_increment(log_ratios, 0.0, batch))
         released += mass
-        assert log_e_value(evidence, alternatives.log_weights, released) == pytest.approx(vector, abs=1e-6)
+        assert log_e_value(evidence, log_weights, released) == pytest.approx(vector, abs=1e-6)
 
 
 def test_mass_is_released_by_time_and_never_used_up() -> None:
-    """The released mass starts at one half, never falls and stays below 1, also long after the planned end."""
+    """The released mass starts at four fifths, never falls and stays below 1, also long after the planned end."""
     masses = [released_mass(seconds, 3600.0) for seconds in (-5, 0, 0.5, 10, 1800, 3600, 36_000, 1e9)]
-    assert masses[0] == masses[1] == 0.5
+    assert masses[0] == masses[1] == START_MASS
     assert masses == sorted(masses)
     assert masses[-1] < 1
 
