@@ -217,12 +217,14 @@ def _guardrails(document: PlanDocument, _: datetime | None) -> Iterator[Finding]
 
 def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
     """Limit and margins: there, and of a size that can be meant."""
-    is_share = not guardrail.metric.startswith("latency_")
+    is_share = not guardrail.metric.startswith("latency")
     if guardrail.limit is None and guardrail.compare is None:
         yield _error(
             at, f"{guardrail.metric} has neither limit nor compare", "add one, as in `limit: 1%` or `compare: {margin: 10%}`"
         )
-    if guardrail.limit is not None and is_share and not 0 < guardrail.limit < 1:
+    if guardrail.limit is not None and guardrail.metric == "latency":
+        yield _error((*at, "limit"), "latency as a whole has no absolute limit", "name a quantile, as in `latency_p99 < 200ms`")
+    elif guardrail.limit is not None and is_share and not 0 < guardrail.limit < 1:
         yield _error(
             (*at, "limit"),
             f"a limit of {guardrail.limit:g} means {guardrail.limit * 100:g} %",

@@ -19,8 +19,8 @@ from schemas.terms import AdvisorMode, Approval, GapPolicy, HealthGap, MetricRol
 TYPE = "io.rolloutd.plan.v1"
 
 #: Metrics that need no declaration; conversions are named by the apps, as `conversion:<name>`.
-METRICS = ("error_rate", "latency_p50", "latency_p90", "latency_p95", "latency_p99", "latency_p999")
-METRIC_PATTERN = r"^(error_rate|latency_p(50|90|95|99|999)|conversion:[A-Za-z0-9][A-Za-z0-9._:-]{0,116})$"
+METRICS = ("error_rate", "latency", "latency_p50", "latency_p90", "latency_p95", "latency_p99", "latency_p999")
+METRIC_PATTERN = r"^(error_rate|latency(?:_p(?:50|90|95|99|999))?|conversion:[A-Za-z0-9][A-Za-z0-9._:-]{0,116})$"
 _METRIC = re.compile(METRIC_PATTERN[:-1] + r"\Z", re.ASCII)
 
 
@@ -117,7 +117,7 @@ class GuardrailDocument(Strict):
 
 def _limit(metric: str, text: str) -> float:
     """Return a limit in the metric's own unit."""
-    if metric.startswith("latency_"):
+    if metric.startswith("latency"):
         try:
             return parse_duration(text) / timedelta(milliseconds=1)
         except ValueError:
@@ -129,6 +129,7 @@ def _limit(metric: str, text: str) -> float:
 
 
 _CLAUSE = re.compile(r"\s*([<>])\s*(?:control\s*([+-])\s*)?([0-9][^<>]*?)\s*", re.ASCII)
+_SHORTHANDS = ["error_rate < 1%", "latency_p99 < 200ms", "error_rate < control + 10%", "latency < control + 10%"]
 _SHORTHAND_HELP = "write it as in `error_rate < 1%`, `latency_p99 < 200ms` or `error_rate < control + 10%`"
 
 
@@ -168,8 +169,7 @@ Guardrail = Annotated[
     GuardrailDocument,
     BeforeValidator(
         guardrail_from_shorthand,
-        json_schema_input_type=GuardrailDocument
-        | Annotated[str, Field(examples=["error_rate < 1%", "latency_p99 < 200ms", "error_rate < control + 10%"])],
+        json_schema_input_type=GuardrailDocument | Annotated[str, Field(examples=_SHORTHANDS)],
     ),
 ]
 

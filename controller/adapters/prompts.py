@@ -186,7 +186,7 @@ def _better(metric: str) -> str:
 
 def _value(metric: str, value: float) -> str:
     """Return a metric's value with its unit: milliseconds for latency, percent for shares."""
-    return f"{_number(value)} ms" if metric.startswith("latency_") else _percent(value)
+    return f"{_number(value)} ms" if metric.startswith("latency") else _percent(value)
 
 
 def _percent(share: float) -> str:

@@ -229,7 +229,7 @@ def _estimate(metric: MetricRecord, arm: Arm) -> str:
     measured = metric.arms.get(arm)
     if measured is None or measured.estimate is None:
         return "–"
-    return f"{measured.estimate:,.0f} ms" if metric.metric.startswith("latency_") else f"{100 * measured.estimate:.3g} %"
+    return f"{measured.estimate:,.0f} ms" if metric.metric.startswith("latency") else f"{100 * measured.estimate:.3g} %"
 
 
 def status_document(one: Situation, state: Event) -> Event:

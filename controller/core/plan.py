@@ -30,8 +30,14 @@ class Stage:
         return self.percent < 100
 
 
+#: The metric that is slower anywhere, in place of at one quantile.
+DISTRIBUTION = "latency"
+
+
 @lru_cache(maxsize=64)  # asked several times at every look
 def _quantile_of(metric: str) -> float | None:
+    if metric == DISTRIBUTION:
+        return 0.9
     return float("0." + metric.removeprefix("latency_p")) if metric.startswith("latency_p") else None
 
 
@@ -44,7 +50,7 @@ class Guardrail:
     tolerates that treatment is up to 10 % worse. At least one of the two is set.
     """
 
-    metric: str  # error_rate | latency_p50 p90 p95 p99 p999 | conversion:<name>
+    metric: str  # error_rate | latency | latency_p50 p90 p95 p99 p999 | conversion:<name>
     role: MetricRole = MetricRole.GUARDRAIL
     limit: float | None = None
     margin: float | None = None
@@ -59,8 +65,13 @@ class Guardrail:
 
     @property
     def quantile(self) -> float | None:
-        """0.99 for `latency_p99`, None for metrics that are no latency quantile."""
+        """0.99 for `latency_p99`, None for metrics that are no latency; `latency` as a whole is shown by its p90."""
         return _quantile_of(self.metric)
+
+    @property
+    def is_distribution(self) -> bool:
+        """True for `latency`: harm is looked for at every level, not at one quantile."""
+        return self.metric == DISTRIBUTION
 
     @property
     def is_better_when_higher(self) -> bool:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from controller.core.analysis import sample_ratio
-from controller.core.analysis.change_point import add_batch, released_mass
+from controller.core.analysis.change_point import Floats, add_batch, released_mass
 from controller.core.analysis.gate_tests import GateTests, LimitTest, RatioTest
 from controller.core.analysis.latency import Ordered, Spread, margin_buckets, ordered, quantile_bucket
 from controller.core.analysis.proportion import (
@@ -26,6 +26,7 @@ from controller.core.analysis.proportion import (
     safe_alternatives,
 )
 from controller.core.analysis.questions import limit_bucket, limit_share, log_tolerated, log_tolerated_at_gate
+from controller.core.analysis.slowness import SHAPES, slowness_increment
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
 from controller.core.plan import Guardrail
 from controller.core.rollout import Rollout, Visit
@@ -165,12 +166,19 @@ def _close_batch(
     for number, guardrail in enumerate(rollout.plan.guardrails):
         if guardrail.margin is None or not _is_followed(guardrail, rollout.visits[index], is_present=is_present):
             continue
-        log_null = log_tolerated(guardrail)
-        test = ratios.get(number) or RatioTest.fresh(len(harm_alternatives(log_null).log_effects))
+        log_effects = harm_alternatives(log_tolerated(guardrail)).log_effects
+        test = ratios.get(number) or RatioTest.fresh(SHAPES if guardrail.is_distribution else len(log_effects))
         place = _place(guardrail, before[Arm.CONTROL], test)
         batch = _compared(guardrail, seen, totals, _Tails(before, now, place))
-        log_gate = log_tolerated_at_gate(guardrail, rollout.visits[index].percent)
-        ratios[number] = _compare(replace(test, place=place), batch, log_null, log_gate, released, is_present)
+        if guardrail.is_distribution:
+            increment = slowness_increment(before, now, margin_buckets(guardrail.margin))
+        else:
+            increment = None if batch is None else ratio_increment(log_effects, log_tolerated(guardrail), batch)
+        test = _look_for_harm(replace(test, place=place), increment, released)
+        if batch is not None:
+            log_gate = log_tolerated_at_gate(guardrail, rollout.visits[index].percent)
+            test = _add_up(test, batch, log_gate, is_present)
+        ratios[number] = test
     used = VisitTotals(
         _used(totals.treatment, seen.treatment.exposures, keep_latency=is_present),
         _used(totals.control, seen.control.exposures, keep_latency=is_present),
@@ -266,19 +274,17 @@ def _conversions(seen: ArmTotals, totals: ArmTotals, goal: str) -> tuple[int, in
     return totals.exposures - before, totals.converted.get(goal, 0) - before
 
 
-def _compare(
-    test: RatioTest, batch: Counts | None, log_null: float, log_gate: float, released: float, is_present: bool
-) -> RatioTest:
-    """Return one comparison after a batch."""
-    if batch is None:
+def _look_for_harm(test: RatioTest, increment: Floats | None, released: float) -> RatioTest:
+    """Return one comparison's test of harm after a batch's `increment`, None for a batch it can do nothing with."""
+    if increment is None:
         return test
-    increment = ratio_increment(harm_alternatives(log_null).log_effects, log_null, batch)
-    after = replace(
-        test,
-        evidence=add_batch(test.evidence, released - test.released, increment),
-        released=max(released, test.released),
-        harmed=test.harmed + batch.k_t,
-    )
+    evidence = add_batch(test.evidence, released - test.released, increment)
+    return replace(test, evidence=evidence, released=max(released, test.released))
+
+
+def _add_up(test: RatioTest, batch: Counts, log_gate: float, is_present: bool) -> RatioTest:
+    """Return one comparison with a batch's counts; what is shown at a gate is of the present visit alone."""
+    after = replace(test, harmed=test.harmed + batch.k_t)
     if not is_present:
         return after
     return replace(

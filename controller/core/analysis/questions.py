@@ -1,7 +1,7 @@
 """What a guardrail asks, in numbers: tolerated ratios, limits as shares, and each guardrail's part of the alpha budget.
 
 Budget. The plan's alpha is the probability of a false roll back over the whole rollout: all looks, all stages, all guardrails.
-It is split over guardrails by fixed weights (weighted Bonferroni), errors 0.5, latency 0.3, conversions 0.2, shared out among
+It is split over guardrails by fixed weights (weighted Bonferroni), errors 0.65, latency 0.25, conversions 0.1, shared out among
 the kinds the plan has; a guardrail's two questions (limit, comparison) average their e-values, which costs no alpha. Nothing is
 split over looks or stages: one e-process runs through the rollout, and only a step back begins anew, with an alpha of its own.
 Signals have a budget of the same size of their own, since a false one holds and does not roll back; observed metrics likewise.
@@ -19,7 +19,7 @@ from itertools import pairwise
 from controller.core.evidence import bucket_of
 from controller.core.plan import Guardrail
 
-_KIND_WEIGHTS = {"error_rate": 0.5, "latency": 0.3, "conversion": 0.2}
+_KIND_WEIGHTS = {"error_rate": 0.65, "latency": 0.25, "conversion": 0.1}
 
 #: (percent, margin): how much worse than control a release may still be when a gate passes it. Early gates ask little, because
 #: few contexts are at stake and few are there to ask; between the points the margin falls along a straight line in log percent.

@@ -36,6 +36,7 @@ from controller.core.analysis.questions import (
     log_tolerated,
     log_tolerated_at_gate,
 )
+from controller.core.analysis.slowness import SHAPE_LOG_WEIGHTS
 from controller.core.evidence import ArmTotals, VisitTotals, bucket_value
 from controller.core.judgement import ArmSummary, MetricReport
 from controller.core.plan import Guardrail
@@ -77,7 +78,7 @@ def report(
     if guardrail.limit is not None:
         answers.append(_answer_limit(guardrail, tests.limits.get(number), totals, latencies[Arm.TREATMENT], beta))
     if guardrail.margin is not None:
-        answers.append(_answer_comparison(guardrail, tests.ratios.get(number), totals, percent, beta))
+        answers.append(_answer_comparison(guardrail, tests.ratios.get(number), totals, latencies, percent, beta))
     threshold = 1 / (alpha * alpha_share)
     e_value = sum(as_e_value(answer.log_harm) for answer in answers) / len(answers)
     counted = sum(as_e_value(answer.log_harm) for answer in answers if answer.veto is None) / len(answers)
@@ -177,14 +178,22 @@ def _too_few(harmed: int) -> str | None:
 
 
 def _answer_comparison(
-    guardrail: Guardrail, test: RatioTest | None, totals: VisitTotals, percent: float, beta: float
+    guardrail: Guardrail,
+    test: RatioTest | None,
+    totals: VisitTotals,
+    latencies: Mapping[Arm, Spread],
+    percent: float,
+    beta: float,
 ) -> Answer:
     """Return whether treatment is worse than tolerated, and whether it is shown not to be worse than the gate's margin."""
-    log_null = log_tolerated(guardrail)
     place = _place(guardrail, test)
     log_harm, veto, found = 0.0, _too_few(0), "worse than control"
-    if test is not None:
-        alternatives = harm_alternatives(log_null)
+    if test is not None and guardrail.is_distribution:
+        log_harm = log_e_value(test.evidence, SHAPE_LOG_WEIGHTS, test.released)
+        veto = _too_few(test.harmed)
+        found = f"treatment is slower than control: {_quantiles(latencies)} in this stage"
+    elif test is not None:
+        alternatives = harm_alternatives(log_tolerated(guardrail))
         log_harm = log_e_value(test.evidence, alternatives.log_weights, test.released)
         effect = math.exp(mean_log_effect(test.evidence, alternatives.log_weights, alternatives.log_effects))
         veto = _too_few(test.harmed)
@@ -192,9 +201,7 @@ def _answer_comparison(
             veto = f"it is about {_percent(effect - 1)} worse, less than {_percent(MIN_HARM_RATIO - 1)}"
         found = f"{place}treatment is about {effect:.2f} times as bad as control; this stage {_both(guardrail, test.counts)}"
     if percent >= 100:
-        return Answer(
-            Verdict.INCONCLUSIVE, log_harm, veto, found, Verdict.PASS, None, "no control at 100 %, not asked"
-        )
+        return Answer(Verdict.INCONCLUSIVE, log_harm, veto, found, Verdict.PASS, None, "no control at 100 %, not asked")
     if test is None or test.counts.n_t == 0 or test.counts.n_c == 0:
         return Answer(Verdict.NO_DATA, log_harm, veto, found, Verdict.NO_DATA, 0.0, "nothing to compare yet")
 
@@ -225,6 +232,15 @@ def _answer_comparison(
         log_safe,
         f"{said}: not shown {bound} yet, {outlook}",
     )
+
+
+def _quantiles(latencies: Mapping[Arm, Spread]) -> str:
+    """Return both arms' latencies side by side, for people."""
+    said = []
+    for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+        both = [latencies[arm].every.quantile(q) for arm in (Arm.TREATMENT, Arm.CONTROL)]
+        said.append(f"{name} " + " against ".join("nothing" if ms is None else f"{ms:.3g} ms" for ms in both))
+    return ", ".join(said)
 
 
 def _place(guardrail: Guardrail, test: RatioTest | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -357,6 +358,28 @@ def latencies(watched: Watched, looks: int, treatment: Any, control: Any, seed: 
     return watched.last()
 
 
+def test_slowness_anywhere_is_found_and_within_the_margin_is_not() -> None:
+    """A quarter slower, or a slow path for one request in twenty, is a breach; 5 % against a margin of 10 % is not."""
+    guardrail = Guardrail("latency", margin=0.1)
+
+    def with_slow_path(rng: np.random.Generator, size: int) -> Any:
+        return lognormal(rng, size) * np.where(rng.random(size) < 0.05, 5.0, 1.0)
+
+    for slower in (lambda rng, size: 1.25 * lognormal(rng, size), with_slow_path):
+        breach = latencies(watch(guardrail), 60, slower, lognormal).breach
+        assert breach is not None
+        assert "slower than control: p50 " in breach.reason
+    for fine in (lognormal, lambda rng, size: 1.05 * lognormal(rng, size)):
+        assert latencies(watch(guardrail), 60, fine, lognormal).breach is None
+
+
+def test_equal_latencies_are_shown_as_a_whole() -> None:
+    """The gate is told that a release is not slower by the share of its requests above control's p90."""
+    report = metric(latencies(watch(Guardrail("latency", margin=0.1)), 60, lognormal, lognormal))
+    assert report.safe is Verdict.PASS
+    assert report.arms[Arm.TREATMENT].estimate == pytest.approx(40 * math.exp(0.6 * 1.2816), rel=0.05)
+
+
 def lognormal(rng: np.random.Generator, size: int) -> Any:
     """Return latencies with median 40 ms and p99 around 160 ms."""
     return rng.lognormal(np.log(40), 0.6, size)
@@ -457,7 +480,7 @@ def test_alpha_is_split_by_fixed_weights_within_a_role() -> None:
         )
     )
     parts = [1 / (0.01 * report.threshold) for report in judgement.metrics]
-    assert parts == pytest.approx([0.5, 0.15, 0.15, 0.2, 1.0])
+    assert parts == pytest.approx([0.65, 0.125, 0.125, 0.1, 1.0])
 
 
 # --- batches, and what is remembered ----------------------------------------------------------------------------------------
