@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from controller.adapters.documents import explain
 from controller.adapters.kafka_reader import KafkaReader
-from controller.cli import plan_files, rendering
+from controller.cli import plan_files, planning, rendering
 from controller.cli.looking import alerts, decisions, find_rollout, situation_of, status, watch
 from controller.cli.orders import Standings, give, read_standings, whoami
 from controller.cli.rendering import dashed
@@ -263,6 +263,7 @@ app.command(rich_help_panel=_LOOK)(watch)
 app.command(rich_help_panel=_LOOK)(decisions)
 app.command(rich_help_panel=_LOOK)(alerts)
 app.add_typer(plan_files.app, name="plan", rich_help_panel=_PLANS)
+planning.add_commands(app, _PLANS)
 
 
 # --- giving commands ----------------------------------------------------------------------------------------------------------
