@@ -38,7 +38,6 @@ MARKER_OF_DIRECTORY = {
     "integration": "integration",
     "e2e": "e2e",
     "chaos": "chaos",
-    "benchmarks": "benchmark",
 }
 
 # An existing Kafka to use in place of one we start, as host:port. Topics are unique per test, so it may be shared.

@@ -1,6 +1,6 @@
 """Validity of the gate's tests on random streams: false alarms first, then power. Seeded.
 
-More runs: benchmarks/false_alarms.py. A generous alpha makes false alarms frequent enough to count in few runs; bounds are
+More runs: benchmarks/detection.py. A generous alpha makes false alarms frequent enough to count in few runs; bounds are
 one-sided binomial at about 1 in 1000.
 """
 

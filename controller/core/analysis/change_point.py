@@ -15,9 +15,9 @@ Floats = NDArray[np.float64]
 
 #: Where the prior mass of a change goes: most to "broken from the start" (the usual case), a part to coarse slots (few
 #: events: a cheap bet matters more than an exact moment), a part to every moment (many events: the reverse).
-START_MASS = 0.8
-COARSE_MASS = 0.1
-FINE_MASS = 0.1
+START_MASS = 0.88
+COARSE_MASS = 0.06
+FINE_MASS = 0.06
 COARSE_SLOTS = 1000
 #: Of the last two, what is spent evenly over the planned time; the rest is for a rollout that takes longer.
 WITHIN_PLAN = 0.8
@@ -26,7 +26,7 @@ LARGEST_LOG = 690.0
 
 
 def released_mass(elapsed_seconds: float, horizon_seconds: float) -> float:
-    """Return how much of the prior mass has started by now, in [0.8, 1): a function of time alone, so the bets are predictable.
+    """Return how much of the prior mass has started by now, in [0.88, 1); a function of time alone: predictable.
 
     The density of a change is even over the planned time and falls like its square afterwards, so that it is never used up.
     Releasing by time, not by batch, makes a flag with few events pay for few restarts.

@@ -16,9 +16,9 @@ import numpy as np
 from controller.core.analysis.change_point import Floats, log_sum_exp
 
 #: Log rate ratios betted on, 1.05 to 20, and their weights. Evidence that suffices places a log ratio to about a third of
-#: itself, so the grid and the weights are even in its logarithm; the sizes that releases break by get five times the weight.
+#: itself, so grid and weights are even in its logarithm; the sizes that releases break by, 1.2 to 8, get ten times the weight.
 LOG_RATIOS: Floats = np.exp(np.linspace(math.log(0.05), math.log(3.0), 32))
-RATIO_WEIGHTS: Floats = np.where((LOG_RATIOS > 0.17) & (LOG_RATIOS < 1.9), 1.0, 0.2)
+RATIO_WEIGHTS: Floats = np.where((LOG_RATIOS > 0.17) & (LOG_RATIOS < 2.1), 1.0, 0.1)
 RATIO_WEIGHTS /= RATIO_WEIGHTS.sum()
 
 #: Of log odds ratios to a limit: even, since a release is usually far below its limits, or far above.

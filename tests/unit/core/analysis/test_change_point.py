@@ -32,7 +32,7 @@ def test_restarts_match_the_reference_vectors() -> None:
 
 
 def test_mass_is_released_by_time_and_never_used_up() -> None:
-    """The released mass starts at four fifths, never falls and stays below 1, also long after the planned end."""
+    """The released mass starts at its share, never falls and stays below 1, also long after the planned end."""
     masses = [released_mass(seconds, 3600.0) for seconds in (-5, 0, 0.5, 10, 1800, 3600, 36_000, 1e9)]
     assert masses[0] == masses[1] == START_MASS
     assert masses == sorted(masses)
