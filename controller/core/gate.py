@@ -15,6 +15,7 @@ from controller.core.analysis.batches import take_evidence
 from controller.core.analysis.change_point import as_e_value
 from controller.core.analysis.gate_tests import GateTests, VisitHarm, decode_tests, encode_tests
 from controller.core.analysis.latency import spread
+from controller.core.analysis.proportion import rate_interval
 from controller.core.analysis.questions import alpha_shares
 from controller.core.analysis.reports import report
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
@@ -172,7 +173,7 @@ def _listen(tests: GateTests, totals: VisitTotals, visit: Visit, at: datetime) -
 
 
 def _split_off(visit: Visit, totals: VisitTotals, srm_e_value: float) -> tuple[Gap, ...]:
-    """Return the gap of a sample ratio mismatch; treatment is missing below half of its decided share."""
+    """Return the gap of a sample ratio mismatch; treatment is missing when it is surely below half of its decided share."""
     threshold = 1 / sample_ratio.ALPHA_SRM
     exposed = totals.treatment.exposures + totals.control.exposures
     if srm_e_value < threshold:
@@ -183,7 +184,9 @@ def _split_off(visit: Visit, totals: VisitTotals, srm_e_value: float) -> tuple[G
         f"{100 * observed:.3g} % of {exposed:,} contexts saw treatment, {visit.percent:g} % were decided "
         f"(e-value {srm_e_value:.3g}, threshold {threshold:,.0f})"
     )
-    is_missing = exposed > 0 and observed < sample_ratio.MISSING_BELOW * decided
+    # A few contexts of a new stage may be few by chance, while the mismatch was found in an earlier one.
+    most = rate_interval(totals.treatment.exposures, exposed, sample_ratio.ALPHA_SRM)[1] if exposed else 1.0
+    is_missing = most < sample_ratio.MISSING_BELOW * decided
     return (Gap(HealthGap.SRM, detail, treatment_missing=is_missing),)
 
 
