@@ -40,7 +40,7 @@ from controller.web.flags import FlagBoard
 from controller.web.server import HttpServer
 from schemas import quarantine
 from schemas.terms import CommandStatus, QuarantineReason
-from schemas.wire import RecordRefused, decode_evaluation, decode_outcome
+from schemas.wire import RecordRefused, read_evaluations, read_outcomes
 
 #: What must work before this replica is ready, and what it can do without for a while.
 REQUIRED = ("http", "kafka", "redis", "state", "counting", "flags")
@@ -110,8 +110,8 @@ class Daemon:
             epoch=settings.kafka.topic_epoch,
             quarantine=self._quarantine,
             on_counted=self._on_counted,
-            decode_evaluation=decode_evaluation,
-            decode_outcome=decode_outcome,
+            read_evaluations=read_evaluations,
+            read_outcomes=read_outcomes,
         )
         self._workers = Workers(
             tools=self._tools,

@@ -63,7 +63,10 @@ class EventLog(Protocol):
         """Set what is awaited, bounded in time, before partitions are handed over: the moment for a last save."""
 
     async def fetch(self, max_records: int, timeout_seconds: float) -> Mapping[TopicPartition, Sequence[Record]]:
-        """Return what has arrived, at most `max_records`, waiting at most `timeout_seconds`; empty when nothing came."""
+        """Return what has arrived, at most `max_records`, waiting at most `timeout_seconds`; empty when nothing came.
+
+        Offsets rise within a partition's records.
+        """
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Read on from `offset`. Ignored for partitions no longer assigned."""

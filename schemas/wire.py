@@ -1,4 +1,4 @@
-"""The hot path: one Kafka record to one countable event, about a microsecond each.
+"""The hot path: Kafka records to countable events, about a microsecond each.
 
 The pydantic models in `evaluation.py` and `outcome.py` are the contract; what is decoded here is only the part that is
 counted, and `tests/property/test_wire.py` proves that both accept and refuse the same records. Checks that the two
@@ -10,8 +10,9 @@ wrong type refuses the record.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple, NoReturn, Protocol, TypeVar
 
 import msgspec
 
@@ -35,10 +36,18 @@ from schemas.envelope import (
 from schemas.outcome import MAX_CONVERSIONS, MAX_DURATION_SECONDS, MAX_FLAGS
 from schemas.terms import QuarantineReason
 
-__all__ = ["EvaluationEvent", "OutcomeEvent", "RecordRefused", "decode_evaluation", "decode_outcome"]
+__all__ = [
+    "EvaluationEvent",
+    "OutcomeEvent",
+    "RecordRefused",
+    "decode_evaluation",
+    "decode_outcome",
+    "read_evaluations",
+    "read_outcomes",
+]
 
 
-class EvaluationEvent(msgspec.Struct, gc=False):
+class EvaluationEvent(NamedTuple):
     """A context was served a variant."""
 
     context_id: str
@@ -47,7 +56,7 @@ class EvaluationEvent(msgspec.Struct, gc=False):
     time_ms: int  # since 1970 UTC
 
 
-class OutcomeEvent(msgspec.Struct, gc=False):
+class OutcomeEvent(NamedTuple):
     """What happened to one request."""
 
     context_id: str
@@ -56,6 +65,29 @@ class OutcomeEvent(msgspec.Struct, gc=False):
     is_error: bool
     latency_ms: float | None
     conversions: Sequence[str]  # distinct names
+
+
+class Readable(Protocol):
+    """What is read of a Kafka record."""
+
+    @property
+    def value(self) -> bytes | None:
+        """The event."""
+
+    @property
+    def key(self) -> bytes | None:
+        """The context id of an event that names none."""
+
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since 1970 UTC; the time of an event that names none."""
+
+    @property
+    def headers(self) -> Headers:
+        """The attributes of an event in binary mode."""
+
+
+R = TypeVar("R", bound=Readable)
 
 
 # --- what is decoded ---------------------------------------------------------------------------------------------------------
@@ -240,46 +272,143 @@ def _time(text: str, attribute: str) -> int:
 
 # --- decoding ---------------------------------------------------------------------------------------------------------------
 
+# The two readers are generators with one long body each, and yield plain tuples: a call per record and a named object would
+# cost as much as taking the JSON apart.
+
+
+def read_evaluations(records: Iterable[R], refused: Callable[[R, RecordRefused], None]) -> Iterator[tuple[str, str, str, int]]:
+    """Yield the fields of `EvaluationEvent` for each record that holds one, and tell `refused` of every other.
+
+    Nothing is raised, whatever the records hold.
+    """
+    decode, known_names, known_time = _evaluation_record, _known_names, known_times.get
+    for record in records:
+        value, timestamp_ms, headers = record.value, record.timestamp, record.headers
+        try:
+            if not value or len(value) > _SMALL or not value.isascii():
+                value = check_value(value)
+            time_ms = timestamp_ms
+            try:
+                if not headers or is_structured(headers):
+                    event = decode(value)
+                    data = event.data
+                    time = event.time
+                    if time is not None:
+                        time_ms = known_time(time) or _time(time, "time")
+                else:
+                    time_ms = _binary_time(headers, timestamp_ms, evaluation.TYPE)
+                    data = _evaluation_data(value)
+            except (ValueError, RecursionError) as error:
+                raise _refusal(error) from None
+            variant = data.variant
+            if variant is None:
+                variant = _old_variant(data)
+            context_id = data.context_id
+            if context_id is None or not context_id.isprintable():
+                context_id = _context(context_id, record.key)
+            if not 0 <= time_ms <= timestamp_ms:
+                check_time(time_ms, timestamp_ms)
+            flag_key = data.flag_key
+            if flag_key not in known_names:
+                _name(flag_key, "feature_flag.key")
+            if variant not in known_names:
+                _name(variant, "feature_flag.result.variant")
+        except RecordRefused as refusal:
+            refused(record, refusal)
+            continue
+        yield context_id, flag_key, variant, time_ms
+
+
+def _old_variant(data: _EvaluationData) -> str:
+    """Return the variant of an evaluation that does not name it where it should."""
+    variant = data.old_variant
+    if variant is None:
+        variant = _variant_of_value(data.value)
+    if variant is None:
+        variant = _variant_of_value(data.old_value)
+    if variant is None:
+        refuse(QuarantineReason.INVALID, "no feature_flag.result.variant and no value", "send the variant that was served")
+    return variant
+
+
+def read_outcomes(
+    records: Iterable[R], refused: Callable[[R, RecordRefused], None]
+) -> Iterator[tuple[R, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]]:
+    """Yield (record, fields of `OutcomeEvent`) for each record that holds one, and tell `refused` of every other.
+
+    Nothing is raised, whatever the records hold, and none is read before it is asked for.
+    """
+    decode, known_names, known_time = _outcome_record, _known_names, known_times.get
+    for record in records:
+        value, timestamp_ms, headers = record.value, record.timestamp, record.headers
+        try:
+            if not value or len(value) > _SMALL or not value.isascii():
+                value = check_value(value)
+            time_ms = timestamp_ms
+            try:
+                if not headers or is_structured(headers):
+                    event = decode(value)
+                    data = event.data
+                    time = event.time
+                    if time is not None:
+                        time_ms = known_time(time) or _time(time, "time")
+                else:
+                    time_ms = _binary_time(headers, timestamp_ms, outcome.TYPE)
+                    data = _outcome_data(value)
+            except (ValueError, RecursionError) as error:
+                raise _refusal(error) from None
+            context_id = data.context_id
+            if context_id is None or not context_id.isprintable():
+                context_id = _context(context_id, record.key)
+            if not 0 <= time_ms <= timestamp_ms:
+                check_time(time_ms, timestamp_ms)
+            flags: Sequence[tuple[str, str]] = ()
+            evaluated = data.flags
+            if evaluated:
+                for flag in evaluated:
+                    if flag.flag_key not in known_names:
+                        _name(flag.flag_key, "rolloutd.flags: feature_flag.key")
+                    if flag.variant not in known_names:
+                        _name(flag.variant, "rolloutd.flags: feature_flag.result.variant")
+                if len(evaluated) == 1:
+                    flags = ((flag.flag_key, flag.variant),)
+                else:
+                    flags = list(dict.fromkeys([(flag.flag_key, flag.variant) for flag in evaluated]))
+            conversions: Sequence[str] = ()
+            if data.conversions:
+                for name in data.conversions:
+                    if name not in known_names:
+                        _name(name, "rolloutd.conversions")
+                conversions = list(dict.fromkeys(data.conversions))
+            latency_ms = data.duration
+            if latency_ms is not None:
+                latency_ms *= 1000.0
+        except RecordRefused as refusal:
+            refused(record, refusal)
+            continue
+        yield record, context_id, time_ms, flags, data.error_type is not None, latency_ms, conversions
+
+
+@dataclass(frozen=True, slots=True)
+class _One:
+    """A record by its parts."""
+
+    value: bytes | None
+    key: bytes | None
+    timestamp: int
+    headers: Headers
+
+
+def _raise(record: Readable, refused: RecordRefused) -> NoReturn:
+    raise refused
+
 
 def decode_evaluation(value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers) -> EvaluationEvent:
     """Return the evaluation in one Kafka record. Raises RecordRefused, and nothing else, whatever the record holds.
 
     `timestamp_ms` is the record's own; it is the event's time where the event names none.
     """
-    if not value or len(value) > _SMALL or not value.isascii():
-        value = check_value(value)
-    try:
-        if not headers or is_structured(headers):
-            record = _evaluation_record(value)
-            data = record.data
-            time_ms = timestamp_ms
-            if record.time is not None:
-                time_ms = known_times.get(record.time) or _time(record.time, "time")
-        else:
-            time_ms = _binary_time(headers, timestamp_ms, evaluation.TYPE)
-            data = _evaluation_data(value)
-    except (ValueError, RecursionError) as error:
-        raise _refusal(error) from None
-    variant = data.variant
-    if variant is None:
-        variant = data.old_variant
-        if variant is None:
-            variant = _variant_of_value(data.value)
-        if variant is None:
-            variant = _variant_of_value(data.old_value)
-        if variant is None:
-            refuse(QuarantineReason.INVALID, "no feature_flag.result.variant and no value", "send the variant that was served")
-    context_id = data.context_id
-    if context_id is None or not context_id.isprintable():
-        context_id = _context(context_id, key)
-    if not 0 <= time_ms <= timestamp_ms:
-        check_time(time_ms, timestamp_ms)
-    flag_key = data.flag_key
-    if flag_key not in _known_names:
-        _name(flag_key, "feature_flag.key")
-    if variant not in _known_names:
-        _name(variant, "feature_flag.result.variant")
-    return EvaluationEvent(context_id, flag_key, variant, time_ms)
+    return EvaluationEvent(*next(read_evaluations([_One(value, key, timestamp_ms, headers)], _raise)))
 
 
 def decode_outcome(value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers) -> OutcomeEvent:
@@ -287,49 +416,4 @@ def decode_outcome(value: bytes | None, key: bytes | None, timestamp_ms: int, he
 
     `timestamp_ms` is the record's own; it is the event's time where the event names none.
     """
-    if not value or len(value) > _SMALL or not value.isascii():
-        value = check_value(value)
-    try:
-        if not headers or is_structured(headers):
-            record = _outcome_record(value)
-            data = record.data
-            time_ms = timestamp_ms
-            if record.time is not None:
-                time_ms = known_times.get(record.time) or _time(record.time, "time")
-        else:
-            time_ms = _binary_time(headers, timestamp_ms, outcome.TYPE)
-            data = _outcome_data(value)
-    except (ValueError, RecursionError) as error:
-        raise _refusal(error) from None
-    context_id = data.context_id
-    if context_id is None or not context_id.isprintable():
-        context_id = _context(context_id, key)
-    if not 0 <= time_ms <= timestamp_ms:
-        check_time(time_ms, timestamp_ms)
-    flags: Sequence[tuple[str, str]] = ()
-    evaluated = data.flags
-    if evaluated:
-        for flag in evaluated:
-            if flag.flag_key not in _known_names:
-                _name(flag.flag_key, "rolloutd.flags: feature_flag.key")
-            if flag.variant not in _known_names:
-                _name(flag.variant, "rolloutd.flags: feature_flag.result.variant")
-        if len(evaluated) == 1:
-            flags = ((flag.flag_key, flag.variant),)
-        else:
-            flags = list(dict.fromkeys([(flag.flag_key, flag.variant) for flag in evaluated]))
-    conversions: Sequence[str] = ()
-    if data.conversions:
-        for name in data.conversions:
-            if name not in _known_names:
-                _name(name, "rolloutd.conversions")
-        conversions = list(dict.fromkeys(data.conversions))
-    duration = data.duration
-    return OutcomeEvent(
-        context_id,
-        time_ms,
-        flags,
-        data.error_type is not None,
-        None if duration is None else duration * 1000.0,
-        conversions,
-    )
+    return OutcomeEvent(*next(read_outcomes([_One(value, key, timestamp_ms, headers)], _raise))[1:])

@@ -11,7 +11,7 @@ from controller.adapters.merged import Merger
 from controller.ports import Record
 from controller.service.counting import FLAGS_WITH_OWN_FIELDS, Changes, Directory, PartitionTotals
 from schemas.totals import ArmCounts, decode_arm, encode_progress, parse_field
-from schemas.wire import decode_evaluation, decode_outcome
+from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import HOUR, T0
 
 #: When records arrive unless a test says otherwise: after whatever happens in it.
@@ -98,9 +98,9 @@ class Owner:
     def fold(self, records: Sequence[Record], *, join: PartitionTotals | None = None) -> None:
         """Fold records, all of them."""
         if self.totals.counts_exposures:
-            self.totals.fold_evaluations(records, decode_evaluation)
+            self.totals.fold_evaluations(records, read_evaluations)
         else:
-            assert self.totals.fold_outcomes(records, decode_outcome, join=join) == len(records)
+            assert self.totals.fold_outcomes(records, read_outcomes, join=join) == len(records)
 
     def save(self, stored: dict[str, bytes]) -> bool:
         """Write what changed into `stored` and delete garbage; return False, and write nothing, when the fence is not ours."""

@@ -72,6 +72,11 @@ class EntryLog:
         return 0 if len(self.tail) == self._saved else 1 + len(self.tail) // _NUMBERS_PER_CHUNK
 
     @property
+    def added(self) -> int:
+        """How many entries were added since the last save."""
+        return (len(self.tail) - self._saved) // 2
+
+    @property
     def chunks(self) -> int:
         """How many chunks there are, as of the last save."""
         return len(self._chunks)
@@ -222,7 +227,7 @@ class Memberships:
         self.new_names: list[ContextSet] = []
         self._dropped: set[int] = set()  # numbers whose names are to be taken out of what is stored
         self._full: list[ContextSet] = []  # at the limit; one of them is sealed per save, as one filter is a large write
-        self._live = 0  # journal entries that still say something
+        self._live = 0  # journal entries that still say something, without those added since the last save
         self._garbage: list[str] = []  # fields to delete once what replaces them is saved
         self.journal = EntryLog("journal")
 
@@ -259,10 +264,13 @@ class Memberships:
             return False
         exact.add(digest)
         self.journal.tail += (contexts.number, digest)
-        self._live += 1
         if len(exact) == contexts.seal_at:
-            self._full.append(contexts)
+            self.note_full(contexts)
         return True
+
+    def note_full(self, contexts: ContextSet) -> None:
+        """Seal a set whose exact part has reached its limit, with one of the next saves."""
+        self._full.append(contexts)
 
     @property
     def changed(self) -> int:
@@ -277,6 +285,7 @@ class Memberships:
 
     def take_changed(self) -> tuple[dict[str, bytes], list[str]]:
         """Return the fields to write and the fields to delete after that; they count as done from here on."""
+        self._live += self.journal.added
         self._clean()
         fields = self.journal.take_changed()
         fields |= self._names()
@@ -378,16 +387,13 @@ class Generation:
         self.exposed: dict[int, tuple[int, ...]] = {}  # digest -> set numbers, oldest first
         self.log = EntryLog(f"recent/{number}")
 
-    def note(self, digest: int, before: tuple[int, ...], exposed: int, same_flag: frozenset[int]) -> None:
-        """Remember that a context was exposed to what set `exposed` stands for, after `before`, what `self.exposed` has of it.
 
-        `same_flag` are all set numbers of that flag: only its last exposure is kept.
-        """
-        if same_flag.isdisjoint(before):
-            self.exposed[digest] = (*before, exposed)
-        else:
-            self.exposed[digest] = (*(other for other in before if other not in same_flag), exposed)
-        self.log.tail += (exposed, digest)
+def last_of_each(before: tuple[int, ...], exposed: tuple[int, ...], same_flag: tuple[int, ...]) -> tuple[int, ...]:
+    """Return `before` and then `exposed`, without what `before` has of the same flag: its last exposure alone is kept."""
+    for other in same_flag:
+        if other in before:
+            return tuple(number for number in before if number not in same_flag) + exposed
+    return before + exposed
 
 
 class RecentExposures:

@@ -1,8 +1,8 @@
 """What one event partition adds up to: records in, totals per arm and what became of each record out.
 
-Plain synchronous code, the hot path of the daemon: no await, no object per event beyond the decoded one, and whatever
-depends on a flag's plan is looked up once and kept. Does not belong here: fetching and saving (`ingest.py`), sets of contexts
-(`contexts.py`), what the numbers mean (`core/evidence.py`).
+Plain synchronous code, the hot path of the daemon: no await, few calls and objects per event, and whatever depends on a
+flag's plan is looked up once and kept. The offsets of a batch's records rise. Does not belong here: fetching and saving
+(`ingest.py`), sets of contexts (`contexts.py`), what the numbers mean (`core/evidence.py`).
 
 The unit is the context. Per arm and visit: exposures are distinct contexts; a context is at risk once per batch, a batch being
 what lies between two saves of a partition, until its first error in that visit *in either arm* (one set per visit: with one per
@@ -13,18 +13,18 @@ nor on the arm, so both arms are sampled alike; `latency_all` has every value.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 from math import ceil, inf, log
 
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.core.rollout import Rollout, Visit
 from controller.errors import BrokenInvariant
 from controller.ports import Record
-from controller.service.contexts import ContextSet, Generation, Memberships, RecentExposures, digest_of
+from controller.service.contexts import ContextSet, Generation, Memberships, RecentExposures, digest_of, last_of_each
 from schemas.quarantine import Refusal, refusal
 from schemas.terms import Arm
 from schemas.totals import (
@@ -42,11 +42,14 @@ from schemas.totals import (
     parse_field,
     part_field,
 )
-from schemas.wire import EvaluationEvent, OutcomeEvent, RecordRefused
+from schemas.wire import RecordRefused
 
-Headers = Sequence[tuple[str, bytes]]
-DecodeEvaluation = Callable[[bytes | None, bytes | None, int, Headers], EvaluationEvent]
-DecodeOutcome = Callable[[bytes | None, bytes | None, int, Headers], OutcomeEvent]
+#: `schemas.wire.read_evaluations` and `read_outcomes`.
+ReadEvaluations = Callable[[Iterable[Record], Callable[[Record, RecordRefused], None]], Iterator[tuple[str, str, str, int]]]
+ReadOutcomes = Callable[
+    [Iterable[Record], Callable[[Record, RecordRefused], None]],
+    Iterator[tuple[Record, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]],
+]
 
 _LOG_GAMMA = log(GAMMA)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -172,40 +175,97 @@ class Changes:
 
 
 class Lane:
-    """One arm of one flag in one visit, or outside every visit, in one partition."""
+    """One arm of one flag in one visit, or outside every visit, in one partition.
+
+    The numbers are `ArmCounts`', here because they change with every event; `latency_again` is what `latency_all` has more
+    than `latency`.
+    """
 
     __slots__ = (
         "arm",
+        "at_risk",
         "converted",
-        "counts",
+        "converted_counts",
         "errors",
+        "evaluations",
         "exposed",
+        "exposures",
+        "failed",
         "field",
+        "first_errors",
         "flag_key",
-        "head",
         "home",
         "is_changed",
+        "is_counting",
+        "latency",
+        "latency_again",
         "number",
+        "numbers",
         "opposite",
+        "outcomes",
         "salt",
+        "switched",
     )
 
-    def __init__(self, flag_key: str, arm: Arm, field_name: str, counts: ArmCounts | None) -> None:
-        """`counts` is None outside every visit: nothing is counted there."""
+    def __init__(self, flag_key: str, arm: Arm, field_name: str, counts: ArmCounts | None, home: Bundle | None) -> None:
+        """`counts` is what was counted before, None outside every visit: nothing is counted there.
+
+        `home` is the bundle its totals are stored in; None for a field of its own.
+        """
         self.flag_key = flag_key
         self.arm = arm
         self.field = field_name
-        self.counts = counts
-        self.head = b""  # of its entry in a bundle
-        self.home: Bundle | None = None  # where its totals are stored; None for a field of its own
+        self.home = home
         self.is_changed = False
+        self.is_counting = counts is not None
+        if counts is None:
+            counts = _NOTHING_COUNTED
+        self.evaluations = counts.evaluations
+        self.exposures = counts.exposures
+        self.switched = counts.switched
+        self.outcomes = counts.outcomes
+        self.errors = counts.errors
+        self.at_risk = counts.at_risk
+        self.first_errors = counts.first_errors
+        self.converted_counts = counts.converted
+        self.latency = counts.latency
+        self.latency_again = {
+            bucket: count - counts.latency.get(bucket, 0)
+            for bucket, count in counts.latency_all.items()
+            if count != counts.latency.get(bucket, 0)
+        }
         self.number = -1  # of `exposed`
+        self.numbers: tuple[int, ...] = ()  # this number alone
         self.exposed: ContextSet | None = None
         self.opposite: ContextSet | None = None  # what the other arm's `exposed` is
-        self.errors: ContextSet | None = None  # the visit's, shared by both arms
-        self.converted: dict[str, ContextSet] = {}  # the visit's, shared by both arms
+        self.failed: ContextSet | None = None  # the visit's contexts with an error, shared by both arms
+        self.converted: Mapping[str, ContextSet] = _NONE_CONVERTED  # the visit's, shared by both arms
         #: Makes one set of all lanes' contexts: (lane, context) is the context's digest xor this.
         self.salt = digest_of(f"{field_name}|{arm}".encode())
+
+    def counts(self) -> ArmCounts:
+        """Return what was counted."""
+        latency_all = self.latency
+        if self.latency_again:
+            latency_all = dict(latency_all)
+            for bucket, count in self.latency_again.items():
+                latency_all[bucket] = latency_all.get(bucket, 0) + count
+        return ArmCounts(
+            self.evaluations,
+            self.exposures,
+            self.switched,
+            self.outcomes,
+            self.errors,
+            self.at_risk,
+            self.first_errors,
+            self.converted_counts,
+            self.latency,
+            latency_all,
+        )
+
+
+_NOTHING_COUNTED = ArmCounts()  # never changed
+_NONE_CONVERTED: Mapping[str, ContextSet] = {}
 
 
 class Tally:
@@ -216,8 +276,8 @@ class Tally:
     def __init__(self, partition: PartitionTotals, watched: WatchedFlag) -> None:
         """Start at no visit; the first event finds one."""
         self._partition = partition
-        self._lanes: dict[tuple[int | None, Arm], Lane] = {}
-        self.numbers: frozenset[int] = frozenset()  # of all its lanes' exposure sets
+        self._lanes: dict[int | None, tuple[Lane, Lane]] = {}  # by visit: treatment, control
+        self.numbers: tuple[int, ...] = ()  # of all its lanes' exposure sets
         self.take(watched)
 
     def take(self, watched: WatchedFlag) -> None:
@@ -235,56 +295,55 @@ class Tally:
         for begin, until, visit in reversed(watched.intervals):
             if begin <= time_ms < until:
                 self.from_ms, self.until_ms = begin, until
-                self.by_variant = {
-                    watched.control: self._lane(visit, Arm.CONTROL),
-                    watched.treatment: self._lane(visit, Arm.TREATMENT),
-                }
+                treatment, control = self._lanes.get(visit) or self._open(visit)
+                self.by_variant = {watched.control: control, watched.treatment: treatment}
                 return self.by_variant[variant]
-        return self._lane(None, Arm.TREATMENT if variant == watched.treatment else Arm.CONTROL)
+        treatment, control = self._lanes.get(None) or self._open(None)
+        return treatment if variant == watched.treatment else control
 
-    def _lane(self, visit: int | None, arm: Arm) -> Lane:
-        found = self._lanes.get((visit, arm))
-        if found is None:
-            self._open(visit)
-            found = self._lanes[visit, arm]
-        return found
-
-    def _open(self, visit: int | None) -> None:
+    def _open(self, visit: int | None) -> tuple[Lane, Lane]:
         """Open both arms of a visit. 10,000 flags in eight partitions make this a matter of microseconds."""
         partition, watched = self._partition, self.watched
         flag_key, rollout_id = watched.flag_key, watched.rollout_id
         if visit is None:
-            treatment, control = Lane(flag_key, _TREATMENT, "", None), Lane(flag_key, _CONTROL, "", None)
+            lanes = treatment, control = (
+                Lane(flag_key, _TREATMENT, "", None, None),
+                Lane(flag_key, _CONTROL, "", None, None),
+            )
         else:
-            treatment = partition.lane(flag_key, _TREATMENT, arm_field(flag_key, rollout_id, visit, _TREATMENT))
-            control = partition.lane(flag_key, _CONTROL, arm_field(flag_key, rollout_id, visit, _CONTROL))
-        self._lanes[visit, _TREATMENT], self._lanes[visit, _CONTROL] = treatment, control
+            lanes = treatment, control = (
+                partition.lane(flag_key, _TREATMENT, arm_field(flag_key, rollout_id, visit, _TREATMENT)),
+                partition.lane(flag_key, _CONTROL, arm_field(flag_key, rollout_id, visit, _CONTROL)),
+            )
+        self._lanes[visit] = lanes
         partition.opened_lanes += 2
         named = partition.memberships.named
         if partition.counts_exposures:
-            for lane in (treatment, control):
+            for lane in lanes:
                 exposed = lane.exposed = named(
                     lane.field or f"{flag_key}|{rollout_id}|-|{lane.arm}"  # an arm's contexts have the arm's name
                 )
                 lane.number = exposed.number
+                lane.numbers = (lane.number,)
                 partition.exposure_of[exposed.number] = (flag_key, rollout_id, lane.arm)
             treatment.opposite, control.opposite = control.exposed, treatment.exposed
-            self.numbers = self.numbers.union((treatment.number, control.number))
+            self.numbers += treatment.numbers + control.numbers
         elif visit is not None:
-            treatment.errors = control.errors = named(part_field(flag_key, rollout_id, visit, "errors"))
+            treatment.failed = control.failed = named(part_field(flag_key, rollout_id, visit, "errors"))
             if watched.conversions:
                 treatment.converted = control.converted = {
                     conversion: named(part_field(flag_key, rollout_id, visit, f"converted:{conversion}"))
                     for conversion in sorted(watched.conversions)
                 }
+        return lanes
 
     def lanes(self) -> Iterable[Lane]:
         """Return all lanes there are."""
-        return self._lanes.values()
+        return chain.from_iterable(self._lanes.values())
 
     def lane_of(self, visit: int, arm: Arm) -> Lane | None:
         """Return one lane, None when nothing has been counted into its visit since the load."""
-        return self._lanes.get((visit, arm))
+        return next((lane for lane in self._lanes.get(visit, ()) if lane.arm is arm), None)
 
 
 # --- totals of one partition ------------------------------------------------------------------------------------------------
@@ -374,19 +433,16 @@ class PartitionTotals:
     def lane(self, flag_key: str, arm: Arm, name: str) -> Lane:
         """Return the lane of the arm whose field is called `name`, with what is stored of it."""
         counts = self._stored.pop(name, None)
-        lane = Lane(flag_key, arm, name, ArmCounts() if counts is None else counts)
-        bundle = None
+        home = None
         if self._bundles or len(self._directory.flags) > self._flags_with_own_fields:
             bundle_name = bundle_field(flag_key)
-            bundle = self._bundles.get(bundle_name)
-            if bundle is None or name not in bundle.entries:
+            home = self._bundles.get(bundle_name)
+            if home is None or name not in home.entries:
                 if counts is not None or len(self._directory.flags) <= self._flags_with_own_fields:
-                    return lane  # what is stored in a field of its own stays there
-                if bundle is None:
-                    bundle = self._bundles[bundle_name] = Bundle(bundle_name)
-        lane.home = bundle
-        lane.head = bundle_entry(name, b"")
-        return lane
+                    home = None  # what is stored in a field of its own stays there
+                elif home is None:
+                    home = self._bundles[bundle_name] = Bundle(bundle_name)
+        return Lane(flag_key, arm, name, counts or ArmCounts(), home)
 
     def skip_to(self, offset: int, now_ms: int) -> None:
         """Go on at `offset`, because the log no longer has what lies before: recorded as holes and as a taint."""
@@ -423,9 +479,9 @@ class PartitionTotals:
             self._counted_lanes = self._changed_own = 0
             self._changed_bundles = set()
             for lane in gone:
-                if lane.counts is not None and lane.home is None:
+                if lane.is_counting and lane.home is None:
                     self._garbage.append(lane.field)
-                lane.counts = None  # should it be about to be encoded
+                lane.is_counting = False  # should it be about to be encoded
         prefix = f"{flag_key}|{rollout_id}|"
         bundle = self._bundles.get(bundle_field(flag_key))
         entries = {} if bundle is None else bundle.entries
@@ -486,14 +542,14 @@ class PartitionTotals:
         for begin in range(0, len(lanes), _ENCODED_AT_ONCE):
             yield
             for lane in lanes[begin : begin + _ENCODED_AT_ONCE]:
-                if lane.counts is None:
+                if not lane.is_counting:
                     continue  # dropped meanwhile
-                value = encode_arm(lane.counts)
+                value = encode_arm(lane.counts())
                 home = lane.home
                 if home is None:
                     fields[lane.field] = value
                 else:
-                    home.entries[lane.field] = lane.head + value
+                    home.entries[lane.field] = bundle_entry(lane.field, value)
                     rewritten[home.name] = home
         yield
         bundles = list(rewritten.values())
@@ -551,75 +607,89 @@ class PartitionTotals:
         self._rollouts.setdefault(flag_key, set()).add(watched.rollout_id)
         return tally
 
-    def fold_evaluations(self, batch: Sequence[Record], decode: DecodeEvaluation) -> None:
-        """Count evaluations. Records before the position are dropped: they were counted; a gap before a record is a hole."""
-        records, position, freshest = self.records, self.position, self.records.freshest_ms or 0
+    def _refuse(self, record: Record, refused: RecordRefused) -> None:
+        self.records.quarantined += 1
+        self.refused.append(refusal(record.offset, record.timestamp, record.value, refused))
+
+    def _move(self, batch: Sequence[Record]) -> None:
+        """Put the position behind a batch that begins at or after it; offsets that are missing there are holes."""
+        position = batch[-1].offset + 1
+        holes = position - self.position - len(batch)
+        if holes < 0:
+            raise BrokenInvariant(f"{len(batch)} records from offset {self.position} to {position}: some came twice")
+        self.records.holes += holes
+        self.position = position
+
+    def fold_evaluations(self, batch: Sequence[Record], read: ReadEvaluations) -> None:
+        """Count evaluations. Records before the position are dropped: they were counted; offsets left out are holes."""
+        batch = self._uncounted(batch)
+        if not batch:
+            return
+        records = self.records
+        freshest = records.freshest_ms or 0
         counted = ignored = late = 0
-        tallies, changed = self._tallies, self.changed
+        tallies, changed, memberships = self._tallies, self.changed, self.memberships
         recent = self.recent
+        journal = memberships.journal.tail
         generation: Generation | None = None
         generation_from = generation_until = 0  # an empty slice of time: look for the first event's
-        digest_of_context, add = digest_of, self.memberships.add
-        for record in batch:
-            offset = record.offset
-            if offset != position:
-                if offset < position:
-                    continue
-                records.holes += offset - position
-            position = offset + 1
-            try:
-                event = decode(record.value, record.key, record.timestamp, record.headers)
-            except RecordRefused as refused:
-                records.quarantined += 1
-                self.refused.append(refusal(offset, record.timestamp, record.value, refused))
-                continue
-            flag_key = event.flag_key
+        digest_of_context = digest_of
+        for context_id, flag_key, variant, time_ms in read(batch, self._refuse):
             tally = tallies.get(flag_key) or self._tally(flag_key)
             if tally is None:
                 ignored += 1
                 continue
-            time_ms = event.time_ms
             if time_ms > freshest:
                 freshest = time_ms
             if tally.from_ms <= time_ms < tally.until_ms:
-                lane = tally.by_variant.get(event.variant)
+                lane = tally.by_variant.get(variant)
             else:
-                lane = tally.lane_at(event.variant, time_ms)
+                lane = tally.lane_at(variant, time_ms)
             if lane is None:
                 ignored += 1
                 self._directory.other_variants += 1
                 continue
-            digest = digest_of_context(event.context_id.encode())
-            counts = lane.counts
-            if counts is None:
-                late += 1
-            else:
+            digest = digest_of_context(context_id.encode())
+            is_counting = lane.is_counting
+            if is_counting:
                 counted += 1
-                counts.evaluations += 1
+                lane.evaluations += 1
                 if not lane.is_changed:
                     lane.is_changed = True
                     changed.append(lane)
+            else:
+                late += 1
             if recent is not None:
                 if not generation_from <= time_ms < generation_until:
                     generation_from = time_ms - time_ms % recent.generation_ms
                     generation_until = generation_from + recent.generation_ms
                     generation = recent.generation(time_ms // recent.generation_ms)
                 if generation is not None:
-                    before = generation.exposed.get(digest, ())
-                    if lane.number in before:
+                    before = generation.exposed.get(digest)
+                    if before is None:
+                        generation.exposed[digest] = lane.numbers
+                    elif lane.number in before:
                         continue  # exposed to this arm in this visit within this slice of time: nothing new
-                    generation.note(digest, before, lane.number, tally.numbers)
-            if counts is not None:
+                    else:
+                        generation.exposed[digest] = last_of_each(before, lane.numbers, tally.numbers)
+                    generation.log.tail += (lane.number, digest)
+            if is_counting:
                 exposed = lane.exposed
                 assert exposed is not None
-                if add(exposed, digest):
-                    counts.exposures += 1
-                    opposite = lane.opposite
-                    assert opposite is not None
-                    if digest in opposite.exact or (opposite.filters and digest in opposite):
-                        counts.switched += 1
-        self.position = position
-        self.records.freshest_ms = freshest or None
+                exact = exposed.exact
+                if digest in exact or (exposed.filters and digest in exposed):
+                    continue
+                exact.add(digest)  # Memberships.add, without the call
+                journal += (lane.number, digest)
+                if len(exact) == exposed.seal_at:
+                    memberships.note_full(exposed)
+                lane.exposures += 1
+                opposite = lane.opposite
+                assert opposite is not None
+                if digest in opposite.exact or (opposite.filters and digest in opposite):
+                    lane.switched += 1
+        self._move(batch)
+        records.freshest_ms = freshest or None
         records.counted += counted
         records.ignored += ignored
         records.late += late
@@ -627,7 +697,7 @@ class PartitionTotals:
     def fold_outcomes(
         self,
         batch: Sequence[Record],
-        decode: DecodeOutcome,
+        read: ReadOutcomes,
         *,
         room: float = inf,
         join: PartitionTotals | None = None,
@@ -639,47 +709,34 @@ class PartitionTotals:
         (by its record's timestamp): the evaluations before it have not all been counted. `join` is the evaluation partition of
         the same number, None for none.
         """
-        records, position, freshest = self.records, self.position, self.records.freshest_ms or 0
-        counted = ignored = late = taken = 0
+        given = len(batch)
+        batch = self._uncounted(batch)
+        dropped = given - len(batch)
+        records = self.records
+        freshest = records.freshest_ms or 0
+        counted = ignored = late = 0
         tallies, changed, memberships = self._tallies, self.changed, self.memberships
         seen, untimed = self._seen, self._untimed
         digest_of_context = digest_of
         room += len(changed) + len(memberships.new_names)
         has_grown = True  # what counts against `room`, since it was last looked at
-        for record in batch:
+        for record, context_id, time_ms, named, is_error, latency_ms, conversions in read(batch, self._refuse):
             if has_grown:
                 has_grown = False
                 if len(changed) + len(memberships.new_names) >= room:
+                    batch = batch[: _index_of(batch, record.offset)]
                     break
-            offset = record.offset
-            if offset < position:
-                taken += 1
-                continue
-            try:
-                event = decode(record.value, record.key, record.timestamp, record.headers)
-            except RecordRefused as refused:
-                records.holes += offset - position
-                position = offset + 1
-                taken += 1
-                records.quarantined += 1
-                self.refused.append(refusal(offset, record.timestamp, record.value, refused))
-                continue
-            flags = event.flags
-            time_ms = event.time_ms
-            digest = digest_of_context(event.context_id.encode())
+            flags = named
+            digest = digest_of_context(context_id.encode())
             if not flags:
                 self.joins = True
                 if join is not None:
                     if record.timestamp > joinable_until_ms:
+                        batch = batch[: _index_of(batch, record.offset)]
                         break
                     flags = join.exposures(digest, time_ms)
                 if not flags:
                     self._directory.unjoined += 1
-            if offset != position:
-                records.holes += offset - position
-            position = offset + 1
-            taken += 1
-            latency_ms = event.latency_ms
             if latency_ms is None:
                 bucket = None
             elif latency_ms <= 0.001:
@@ -703,53 +760,59 @@ class PartitionTotals:
                 if lane is None:
                     self._directory.other_variants += 1
                     continue
-                counts = lane.counts
-                if counts is None:
+                if not lane.is_counting:
                     is_late = True
                     continue
                 is_counted = True
                 if not lane.is_changed:
                     lane.is_changed = has_grown = True
                     changed.append(lane)
-                counts.outcomes += 1
-                errors = lane.errors
-                assert errors is not None
+                lane.outcomes += 1
+                failed = lane.failed
+                assert failed is not None
                 salted = digest ^ lane.salt
                 if salted not in seen:
                     seen.add(salted)
-                    if digest not in errors.exact and not (errors.filters and digest in errors):
-                        counts.at_risk += 1
+                    if digest not in failed.exact and not (failed.filters and digest in failed):
+                        lane.at_risk += 1
                     if bucket is None:
                         untimed.add(salted)
                     else:
-                        latency = counts.latency
+                        latency = lane.latency
                         latency[bucket] = latency[bucket] + 1 if bucket in latency else 1
-                elif bucket is not None and salted in untimed:
-                    untimed.remove(salted)
-                    counts.latency[bucket] = counts.latency.get(bucket, 0) + 1
-                if bucket is not None:
-                    latency = counts.latency_all
-                    latency[bucket] = latency[bucket] + 1 if bucket in latency else 1
-                if event.is_error:
-                    counts.errors += 1
-                    if memberships.add(errors, digest):
-                        counts.first_errors += 1
-                for conversion in event.conversions:
+                elif bucket is not None:
+                    latency = lane.latency_again
+                    if salted in untimed:
+                        untimed.remove(salted)
+                        latency = lane.latency
+                    latency[bucket] = latency.get(bucket, 0) + 1
+                if is_error:
+                    lane.errors += 1
+                    if memberships.add(failed, digest):
+                        lane.first_errors += 1
+                for conversion in conversions:
                     converted = lane.converted.get(conversion)
                     if converted is not None and memberships.add(converted, digest):
-                        counts.converted[conversion] = counts.converted.get(conversion, 0) + 1
+                        lane.converted_counts[conversion] = lane.converted_counts.get(conversion, 0) + 1
             if is_counted:
                 counted += 1
             elif is_late:
                 late += 1
             else:
                 ignored += 1
-        self.position = position
-        self.records.freshest_ms = freshest or None
+        if batch:
+            self._move(batch)
+        records.freshest_ms = freshest or None
         records.counted += counted
         records.ignored += ignored
         records.late += late
-        return taken
+        return dropped + len(batch)
+
+    def _uncounted(self, batch: Sequence[Record]) -> Sequence[Record]:
+        """Return a batch without what lies before the position."""
+        if batch and batch[0].offset < self.position:
+            return batch[_index_of(batch, self.position) :]
+        return batch
 
     def exposures(self, digest: int, time_ms: int) -> list[tuple[str, str]]:
         """Return (flag key, variant) of a context's last exposure to each flag with a rollout, within the window."""
@@ -765,6 +828,11 @@ class PartitionTotals:
             if watched is not None and watched.rollout_id == rollout_id and flag_key not in found:
                 found[flag_key] = watched.treatment if arm is Arm.TREATMENT else watched.control
         return list(found.items())
+
+
+def _index_of(batch: Sequence[Record], offset: int) -> int:
+    """Return how many records of `batch` lie before `offset`."""
+    return bisect_left(batch, offset, key=lambda record: record.offset)
 
 
 def up_to(batch: Sequence[Record], timestamp_ms: float) -> int:

@@ -33,7 +33,7 @@ from controller.core.rollout import Rollout
 from controller.errors import BrokenInvariant, EventLogTruncated, EventLogUnavailable, StoreUnavailable
 from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, Record, TopicPartition, Totals
-from controller.service.counting import Changes, DecodeEvaluation, DecodeOutcome, Directory, PartitionTotals, up_to
+from controller.service.counting import Changes, Directory, PartitionTotals, ReadEvaluations, ReadOutcomes, up_to
 from controller.settings import CountingSettings
 from schemas.quarantine import MAX_REFUSALS, Refusal
 from schemas.terms import Recorded
@@ -210,8 +210,8 @@ class Ingest:
         epoch: int,
         quarantine: Quarantine,
         on_counted: Callable[[frozenset[str]], None],
-        decode_evaluation: DecodeEvaluation,
-        decode_outcome: DecodeOutcome,
+        read_evaluations: ReadEvaluations,
+        read_outcomes: ReadOutcomes,
         pacing: Pacing = Pacing(),
     ) -> None:
         """`topics` are the evaluations' and the outcomes'. `epoch` is part of the partitions' keys: a new one counts anew.
@@ -228,8 +228,8 @@ class Ingest:
         self._epoch = epoch
         self._quarantine = quarantine
         self._on_counted = on_counted
-        self._decode_evaluation = decode_evaluation
-        self._decode_outcome = decode_outcome
+        self._read_evaluations = read_evaluations
+        self._read_outcomes = read_outcomes
         self._window_ms = round(settings.attribution_window_seconds * 1000)
         self._owned: dict[TopicPartition, _Owned] = {}
         self._pairs: dict[int, _Pair] = {}
@@ -336,7 +336,8 @@ class Ingest:
         for partition, records in fetched.items():
             owned = self._owned.get(partition)
             if owned is not None and owned.state is PartitionState.READY and not owned.is_leaving and records:
-                owned.pending += records
+                last = owned.pending[-1].offset if owned.pending else -1
+                owned.pending += records if records[0].offset > last else [each for each in records if each.offset > last]
                 owned.delivered_at = now
         self._is_blocked = True
         since_pause = 0
@@ -528,7 +529,7 @@ class Ingest:
         if evaluations is not None and evaluations.state is not PartitionState.STOPPED:
             join = evaluations.totals
         taken = owned.totals.fold_outcomes(
-            batch, self._decode_outcome, room=room, join=join, joinable_until_ms=self._joinable_until(pair, now)
+            batch, self._read_outcomes, room=room, join=join, joinable_until_ms=self._joinable_until(pair, now)
         )
         if taken:
             owned.last_timestamp_ms = batch[taken - 1].timestamp
@@ -570,7 +571,7 @@ class Ingest:
             if not batch:
                 return 0
         # Refusals of a whole batch may go beyond what one quarantine record holds; the save splits them.
-        owned.totals.fold_evaluations(batch, self._decode_evaluation)
+        owned.totals.fold_evaluations(batch, self._read_evaluations)
         owned.last_timestamp_ms = batch[-1].timestamp
         del owned.pending[: len(batch)]
         return len(batch)

@@ -12,11 +12,12 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from controller.ports import Record
 from controller.service.counting import Changes, Directory, PartitionTotals
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
-from schemas.wire import decode_evaluation, decode_outcome
+from schemas.wire import RecordRefused, read_evaluations, read_outcomes
 from tests.builders import MINUTE, T0, make_plan, make_rollout
 from tests.records import at_ms
 
@@ -86,19 +87,21 @@ def directory_of(flags: int) -> Directory:
 def plain_evaluations(records: Sequence[Record]) -> None:
     """Decode and add into a dict: the loop to compare with."""
     totals: dict[tuple[str, str], int] = {}
-    for record in records:
-        event = decode_evaluation(record.value, record.key, record.timestamp, record.headers)
-        key = (event.flag_key, event.variant)
-        totals[key] = totals.get(key, 0) + 1
+    for _, flag_key, variant, _ in read_evaluations(records, nothing_is_refused):
+        totals[flag_key, variant] = totals.get((flag_key, variant), 0) + 1
 
 
 def plain_outcomes(records: Sequence[Record]) -> None:
     """Decode and add into a dict: the loop to compare with."""
     totals: dict[tuple[str, str], int] = {}
-    for record in records:
-        event = decode_outcome(record.value, record.key, record.timestamp, record.headers)
-        for key in event.flags:
+    for _, _, _, flags, *_ in read_outcomes(records, nothing_is_refused):
+        for key in flags:
             totals[key] = totals.get(key, 0) + 1
+
+
+def nothing_is_refused(record: Record, refused: RecordRefused) -> NoReturn:
+    """Raise what should not have happened."""
+    raise refused
 
 
 class Counted:
@@ -119,11 +122,11 @@ class Counted:
             left = room - self.totals.changed_fields
             if self.totals.counts_exposures:
                 batch = records[position : position + min(SLICE, left // 4)]
-                self.totals.fold_evaluations(batch, decode_evaluation)
+                self.totals.fold_evaluations(batch, read_evaluations)
                 position += len(batch)
             else:
                 batch = records[position : position + SLICE]
-                position += self.totals.fold_outcomes(batch, decode_outcome, room=left, join=self.join)
+                position += self.totals.fold_outcomes(batch, read_outcomes, room=left, join=self.join)
             now = time.process_time()
             if now - last_save >= SAVE_SECONDS or room - self.totals.changed_fields < 200:
                 self.save()
@@ -178,7 +181,7 @@ def measure(flags: int) -> None:
             join = None
             if name == "outcomes to be joined":
                 join = totals_of(directory, counts_exposures=True)
-                join.fold_evaluations(loads["evaluations"], decode_evaluation)
+                join.fold_evaluations(loads["evaluations"], read_evaluations)
             counted = Counted(totals_of(directory, counts_exposures=name == "evaluations"), join)
             seconds.append(counted.run(records))
             second = [Record(r.topic, 0, r.offset + EVENTS, r.timestamp, None, r.value, ()) for r in records]

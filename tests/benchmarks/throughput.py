@@ -40,7 +40,7 @@ from controller.settings import CountingSettings, KafkaSettings
 from schemas import evaluation, outcome
 from schemas.quarantine import Refusal
 from schemas.terms import Arm
-from schemas.wire import decode_evaluation, decode_outcome
+from schemas.wire import read_evaluations, read_outcomes
 from tests.brokers import RedisServer, create_topics_at, start_kafka
 from tests.builders import make_plan, make_rollout, make_visit
 
@@ -178,8 +178,8 @@ async def count(settings: KafkaSettings, store: Store, rollouts: list[Rollout], 
         epoch=1,
         quarantine=quarantine,
         on_counted=lambda flag_keys: None,
-        decode_evaluation=decode_evaluation,
-        decode_outcome=decode_outcome,
+        read_evaluations=read_evaluations,
+        read_outcomes=read_outcomes,
     )
     for rollout in rollouts:
         ingest.watch(rollout)

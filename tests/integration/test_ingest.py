@@ -16,7 +16,7 @@ from controller.metrics import Metrics
 from controller.service.ingest import Ingest
 from controller.settings import CountingSettings, KafkaSettings
 from schemas.quarantine import Refusal
-from schemas.wire import decode_evaluation, decode_outcome
+from schemas.wire import read_evaluations, read_outcomes
 from tests.brokers import RedisServer
 from tests.builders import MINUTE, T0, make_rollout
 from tests.conftest import CreateTopics
@@ -67,8 +67,8 @@ class Group:
             epoch=1,
             quarantine=self.quarantine,
             on_counted=lambda flag_keys: None,
-            decode_evaluation=decode_evaluation,
-            decode_outcome=decode_outcome,
+            read_evaluations=read_evaluations,
+            read_outcomes=read_outcomes,
         )
         ingest.watch(make_rollout())
         await log.start()

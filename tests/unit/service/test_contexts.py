@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.service.contexts import ContextSet, EntryLog, Filter, Memberships, RecentExposures, digest_of
+from controller.service.contexts import ContextSet, EntryLog, Filter, Memberships, RecentExposures, digest_of, last_of_each
 
 DIGESTS = st.integers(0, 2**64 - 1)
 NAME = "flag|start-1|0|treatment"
@@ -158,20 +158,21 @@ def test_a_torn_chunk_is_noticed() -> None:
         list(log.entries())
 
 
-def note(recent: RecentExposures, number: int, digest: int, exposed: int, same_flag: frozenset[int]) -> bool:
+def note(recent: RecentExposures, number: int, digest: int, exposed: int, same_flag: tuple[int, ...]) -> bool:
     """Note an exposure in a generation as the fold does; return whether the generation still matters."""
     generation = recent.generation(number)
     if generation is not None:
-        generation.note(digest, generation.exposed.get(digest, ()), exposed, same_flag)
+        generation.exposed[digest] = last_of_each(generation.exposed.get(digest, ()), (exposed,), same_flag)
+        generation.log.tail += (exposed, digest)
     return generation is not None
 
 
 def test_recent_exposures_keep_the_last_of_each_flag() -> None:
     """Within a slice of time the newest exposure of each flag is known, flags apart."""
     recent = RecentExposures(30_000)
-    assert note(recent, 0, 5, 1, frozenset({1, 2}))
-    assert note(recent, 0, 5, 3, frozenset({3}))
-    assert note(recent, 0, 5, 2, frozenset({1, 2}))
+    assert note(recent, 0, 5, 1, (1, 2))
+    assert note(recent, 0, 5, 3, (3,))
+    assert note(recent, 0, 5, 2, (1, 2))
     assert recent.last(5, 9_999) == [2, 3]
     assert recent.last(6, 9_999) == []
 
@@ -180,7 +181,7 @@ def test_recent_exposures_end_with_the_window() -> None:
     """An exposure is found through the window and at most a third longer; what is too old is deleted from the store."""
     recent, stored = RecentExposures(30_000), Stored()
     for number in range(8):
-        assert note(recent, number, number, 1, frozenset({1}))
+        assert note(recent, number, number, 1, (1,))
         stored.save(recent)
     assert recent.last(4, 74_999) == [1]
     assert recent.last(4, 79_999) == [1]
@@ -193,7 +194,7 @@ def test_recent_exposures_end_with_the_window() -> None:
 def test_recent_exposures_survive_a_reload(noted: list[tuple[int, int, int]]) -> None:
     """A reload gives back who was exposed to what, in the same order."""
     flag_of = {0: "a", 1: "a", 2: "b", 3: "c"}
-    numbers = {flag: frozenset(number for number, other in flag_of.items() if other == flag) for flag in "abc"}
+    numbers = {flag: tuple(number for number, other in flag_of.items() if other == flag) for flag in "abc"}
     recent, stored = RecentExposures(30_000), Stored()
     for generation, digest, exposed in noted:
         if note(recent, generation, digest, exposed, numbers[flag_of[exposed]]):

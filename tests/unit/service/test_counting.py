@@ -12,7 +12,7 @@ from controller.errors import BrokenInvariant
 from controller.service.counting import Changes, Directory
 from schemas.terms import QuarantineReason
 from schemas.totals import BUNDLES, ArmCounts, PartitionCounts, bundle_field, decode_bundle, encode_progress
-from schemas.wire import decode_outcome
+from schemas.wire import read_outcomes
 from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_rollout, make_visit
 from tests.records import Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
 
@@ -213,7 +213,7 @@ def test_outcomes_too_young_to_be_joined_are_left() -> None:
     join = Owner(directory, counts_exposures=True).totals
     values = [(outcome("a", ON), 50), (outcome("a"), 40), (outcome("a"), 41), (outcome("a", ON), 30)]
     batch = [make_record(number, value, timestamp_ms=at_ms(AT) + ms) for number, (value, ms) in enumerate(values)]
-    assert counting.owner.totals.fold_outcomes(batch, decode_outcome, join=join, joinable_until_ms=at_ms(AT) + 40) == 2
+    assert counting.owner.totals.fold_outcomes(batch, read_outcomes, join=join, joinable_until_ms=at_ms(AT) + 40) == 2
     assert counting.owner.totals.position == 2
 
 
@@ -224,9 +224,17 @@ def test_counting_stops_when_a_save_is_full() -> None:
         directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
     counting = Counting(directory=directory)
     batch = [make_record(number, outcome("a", (f"flag-{number}", "on"))) for number in range(50)]
-    taken = counting.owner.totals.fold_outcomes(batch, decode_outcome, room=30)
+    taken = counting.owner.totals.fold_outcomes(batch, read_outcomes, room=30)
     assert 0 < taken < 30
     assert counting.owner.totals.position == taken
+
+
+def test_a_record_twice_in_one_batch_is_our_own_mistake() -> None:
+    """A batch whose offsets do not rise stops the counting; it is never taken for so many more records."""
+    counting = Counting()
+    twice = [make_record(0, outcome("a", ON)), make_record(0, outcome("a", ON))]
+    with pytest.raises(BrokenInvariant, match="came twice"):
+        counting.owner.totals.fold_outcomes(twice, read_outcomes)
 
 
 def test_an_older_document_changes_nothing() -> None:

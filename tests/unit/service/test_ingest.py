@@ -18,7 +18,7 @@ from controller.service.ingest import Ingest, Pacing, PartitionState
 from controller.settings import CountingSettings
 from schemas.quarantine import Refusal
 from schemas.totals import PartitionCounts, decode_progress
-from schemas.wire import decode_evaluation, decode_outcome
+from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import HOUR, MINUTE, T0, make_rollout, make_visit
 from tests.records import arms_in, at_ms, evaluation_value, outcome_value
 
@@ -86,8 +86,8 @@ class Bench:
             epoch=1,
             quarantine=self.quarantine,
             on_counted=self.told.append,
-            decode_evaluation=decode_evaluation,
-            decode_outcome=decode_outcome,
+            read_evaluations=read_evaluations,
+            read_outcomes=read_outcomes,
             pacing=self.pacing,
         )
         ingest.watch(make_rollout())
