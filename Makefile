@@ -53,6 +53,14 @@ chaos: $(VENV)/.installed ## 200 kill -9 and 50 zombie rounds under traffic, the
 chaos-all: $(VENV)/.installed ## every long crash test, also with planted bugs: hours (ARGS for pytest)
 	$(PYTEST) -m "chaos" -o faulthandler_timeout=7200 -s $(ARGS)
 
+# In a virtual environment of its own: 34 MB of compiled inference that no other test needs, and no platform but Linux has.
+LLAMA := .cache/llama
+.PHONY: llama
+llama: $(VENV)/.installed ## the advisor against llama.cpp's real server with a tiny random model, 1,000 questions too
+	test -x $(LLAMA)/bin/python || "$(PYTHON)" -m venv $(LLAMA)
+	$(LLAMA)/bin/python -m pip install --quiet --require-hashes --requirement tests/llama.lock
+	ROLLOUTD_TEST_LLAMA_PYTHON=$(LLAMA)/bin/python $(PYTEST) -m "integration or long" -s tests/integration/test_llama_server.py $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.installed ## breach to 0 % served, events per second, evaluations per second; about ten minutes, machine to itself
 	PYTHONPATH=ops/kafka $(BIN)/python -m tests.benchmarks.breach
@@ -77,6 +85,7 @@ lock: ## resolve the newest allowed packages for Python 3.11 and up into the loc
 		--output-file ops/requirements-runtime.lock
 	echo hatchling | .cache/lock/bin/uv pip compile - --constraint requirements.lock $(LOCK_OPTIONS) \
 		--output-file ops/requirements-build.lock
+	printf 'xllamacpp\ngguf\n' | .cache/lock/bin/uv pip compile - $(LOCK_OPTIONS) --output-file tests/llama.lock
 
 # No index address and no path may end up in the files: they are read on other machines. UPGRADE= keeps what is pinned.
 UPGRADE ?= --upgrade

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from controller.adapters.documents import explain
 from controller.adapters.kafka_reader import KafkaReader
-from controller.cli import plan_files, planning, rendering
+from controller.cli import advisor, plan_files, planning, rendering
 from controller.cli.looking import alerts, decisions, find_rollout, situation_of, status, watch
 from controller.cli.orders import Standings, give, read_standings, whoami
 from controller.cli.rendering import dashed
@@ -62,7 +62,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_LOOK, _STEER, _PLANS = "Look", "Steer", "Plans"
+_LOOK, _STEER, _PLANS, _MODEL = "Look", "Steer", "Plans", "Model"
 
 #: Verbs that take a flag and nothing of their own, in the order of the help.
 _SIMPLE_VERBS = {
@@ -264,6 +264,7 @@ app.command(rich_help_panel=_LOOK)(decisions)
 app.command(rich_help_panel=_LOOK)(alerts)
 app.add_typer(plan_files.app, name="plan", rich_help_panel=_PLANS)
 planning.add_commands(app, _PLANS)
+app.add_typer(advisor.app, name="advisor", rich_help_panel=_MODEL)
 
 
 # --- giving commands ----------------------------------------------------------------------------------------------------------

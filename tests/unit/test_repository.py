@@ -69,7 +69,7 @@ def test_no_file_names_a_machine() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("lock_file", LOCK_FILES)
+@pytest.mark.parametrize("lock_file", [*LOCK_FILES, "tests/llama.lock"])
 def test_lock_files_hold_hashes_and_no_address(lock_file: str) -> None:
     """Every locked package is pinned and hashed; no index address, URL or path stands in the file."""
     text = _text(lock_file)

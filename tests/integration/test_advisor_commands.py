@@ -1,0 +1,119 @@
+"""`rolloutctl advisor` as an operator types it, against a server on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from controller.cli.operator import app
+from controller.cli.surroundings import EXIT_CONFIG, EXIT_REJECTED, EXIT_UNREACHABLE, EXIT_USAGE
+from tests import fault_server as faults
+from tests.fault_server import Exchange, Script
+
+MODELS = {
+    "GET /v1/models": '{"object": "list", "data": [{"id": "tiny"}]}',
+    "GET /api/tags": '{"models": [{"name": "tiny"}]}',
+}
+
+
+def serving(script: Script) -> Script:
+    """Answer questions by `script`, and say which models there are."""
+
+    async def serve(exchange: Exchange) -> None:
+        listed = next((body for line, body in MODELS.items() if exchange.request.line.startswith(line)), None)
+        if listed is None:
+            await script(exchange)
+        else:
+            await exchange.answer(listed)
+
+    return serve
+
+
+async def run(script: Script | None, *arguments: str, options: tuple[str, ...] = ("--model", "tiny")) -> tuple[int, str, str]:
+    """Return exit code, standard output and standard error of a call against a server; None: nobody is there."""
+    async with faults.fault_server(serving(script or faults.hang)) as server:
+        url = server.url if script is not None else "http://127.0.0.1:9"
+        environ = {"ROLLOUTD_CONFIG": None, "ROLLOUTD_ADVISOR__URL": None}
+        words = ["advisor", *arguments, "--url", url, *options]
+        result = await asyncio.to_thread(CliRunner().invoke, app, words, env=environ)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("protocol", ["openai", "ollama"])
+async def test_check_of_a_fit_server(protocol: str) -> None:
+    """A server that answers in the form is fit: exit 0, with model, time and what came."""
+    code, said, _ = await run(faults.advising(), "check", "--protocol", protocol)
+    assert code == 0
+    assert "tiny: listed" in said
+    assert "3 of 3 in the form" in said
+
+
+async def test_check_of_a_server_that_ignores_the_form() -> None:
+    """A server that answers, but not in the form, is unfit: exit 1, with the reason."""
+    code, said, _ = await run(faults.advising({"promote": True}), "check", "--json")
+    found = json.loads(said)
+    assert code == EXIT_REJECTED
+    assert (found["is_reached"], found["in_form"], found["questions"]) == (True, 0, 3)
+    assert "not in the form" in found["troubles"][0]
+
+
+async def test_check_of_a_model_that_is_not_there() -> None:
+    """A model that the server does not list is said so, with those it does."""
+    code, said, _ = await run(faults.answering("{}", status="404 Not Found"), "check", options=("--model", "other"))
+    assert code == EXIT_REJECTED
+    assert "other: not in its list: tiny" in said
+
+
+@pytest.mark.parametrize("command", ["check", "eval"])
+async def test_nobody_there(command: str) -> None:
+    """A server that is not reached is exit 4, with what the network says."""
+    code, said, complained = await run(None, command)
+    assert code == EXIT_UNREACHABLE
+    assert "cannot be reached" in said + complained
+
+
+@pytest.mark.parametrize("command", ["check", "eval"])
+async def test_nothing_configured(command: str) -> None:
+    """Without an address anywhere there is nobody to ask: exit 78."""
+    environ = {"ROLLOUTD_CONFIG": None, "ROLLOUTD_ADVISOR__URL": None}
+    result = await asyncio.to_thread(CliRunner().invoke, app, ["advisor", command], env=environ)
+    assert result.exit_code == EXIT_CONFIG
+    assert "no model is configured" in result.stderr
+    result = await asyncio.to_thread(CliRunner().invoke, app, ["advisor", command, "--url", "nowhere"], env=environ)
+    assert result.exit_code == EXIT_CONFIG
+
+
+async def test_eval_scores_and_writes_a_report(tmp_path: Path) -> None:
+    """Every case is put once; figures, report and document agree."""
+    page = tmp_path / "report.html"
+    code, said, _ = await run(faults.advising(), "eval", "--html", str(page))
+    assert code == 0
+    assert " ".join(said.split()).count("unsafe proceeds 100 %") == 1
+    assert "advisor.mode: observe" in said
+    assert page.read_text().startswith("<!doctype html>")
+    code, said, _ = await run(faults.advising(), "eval", "--json", "--kind", "drift", "--kind", "mixed")
+    document: dict[str, Any] = json.loads(said)
+    assert code == 0
+    assert {case["kind"] for case in document["cases"]} == {"drift", "mixed"}
+    assert document["unsafe_proceeds"]["share"] == 1.0
+
+
+async def test_eval_without_any_advice() -> None:
+    """A server that only ever fails scores nothing: exit 1, with its reason."""
+    code, said, _ = await run(faults.answering('{"error": "oom"}', status="500 E"), "eval", "--kind", "drift")
+    assert code == EXIT_REJECTED
+    assert "0 of 6" in said
+    assert "oom" in said
+
+
+async def test_eval_report_that_cannot_be_written() -> None:
+    """A report that cannot be written is a mistake of usage, said after the questions were put."""
+    code, _, complained = await run(faults.advising(), "eval", "--kind", "drift", "--html", "no/such/place.html")
+    assert code == EXIT_USAGE
+    assert "cannot be written" in complained

@@ -1,0 +1,146 @@
+"""The advisor against a real inference server: llama.cpp's own, with a tiny random model. `make llama` runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from controller.adapters.advisor import ModelAdvisor
+from controller.cli.operator import app
+from controller.clock import SystemClock
+from controller.errors import AdviceUnavailableError
+from controller.scorecard.cases import load_cases
+from controller.scorecard.report import seconds
+from controller.settings import AdvisorSettings
+
+ROOT = Path(__file__).parents[2]
+CLOCK = SystemClock()
+PYTHON_VARIABLE = "ROLLOUTD_TEST_LLAMA_PYTHON"
+QUESTIONS = 1_000
+
+
+def llama_python() -> str:
+    """Return an interpreter that has the server. Skips without one."""
+    named = os.environ.get(PYTHON_VARIABLE)
+    if named:
+        return str(Path(named).absolute())
+    if importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("gguf"):
+        return sys.executable
+    pytest.skip(f"no llama.cpp here: `make llama` installs it, or {PYTHON_VARIABLE} names a Python that has it")
+
+
+@pytest.fixture(scope="module")
+def llama_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a running llama.cpp server; it ends with its standard input, however the tests end."""
+    directory = tmp_path_factory.mktemp("llama")
+    with (
+        (directory / "log").open("w") as log,
+        subprocess.Popen(
+            [llama_python(), "-m", "tests.tiny_model", str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=ROOT,
+            text=True,
+        ) as server,
+    ):
+        assert server.stdout is not None
+        assert server.stdin is not None
+        try:
+            said = (line.strip() for line in server.stdout)
+            url = next((line.removeprefix("url=") for line in said if line.startswith("url=")), None)
+            assert url is not None, (directory / "log").read_text()[-2000:]
+            yield url
+        finally:
+            server.stdin.close()
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+def make_advisor(url: str) -> ModelAdvisor:
+    """Return an advisor that asks it all, one question at a time."""
+    settings = AdvisorSettings(url=url, model="tiny", deadline_seconds=60.0, breaker_failures=1_000, questions_per_day=10_000)
+    return ModelAdvisor(settings, CLOCK)
+
+
+async def ask_many(url: str, count: int) -> tuple[Counter[str], list[float], float]:
+    """Return what came of so many different questions, how long each took, and the longest the loop stood still, in seconds."""
+    advisor, outcomes, times = make_advisor(url), Counter[str](), []
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.perf_counter() - began - 0.01)
+
+    watching = asyncio.create_task(watch())
+    cases = load_cases()
+    for number in range(count):
+        case = cases[number % len(cases)]
+        plan = replace(case.rollout.plan, description=f"Question {number}. {case.rollout.plan.description}")
+        question = replace(case.question, until=CLOCK.now() + timedelta(minutes=5))
+        began = time.perf_counter()
+        try:
+            advice = await advisor.ask(replace(case.rollout, plan=plan), question)
+            outcomes[advice.choice] += 1
+            assert advice.prompt_tokens
+            assert advice.prompt_tokens > 1_000  # a byte is a token: the whole question has arrived
+            assert json.loads(advice.parameters) == {"temperature": 0, "seed": 7, "max_tokens": 512}
+        except AdviceUnavailableError as trouble:
+            outcomes[f"no advice: {trouble}"] += 1
+        times.append(time.perf_counter() - began)
+    watching.cancel()
+    await advisor.close()
+    return outcomes, sorted(times), longest
+
+
+async def test_a_real_server_answers_in_the_form(llama_url: str) -> None:
+    """llama.cpp's server keeps the schema we ask for, so that even random numbers give advice that can be read."""
+    outcomes, _, _ = await ask_many(llama_url, 12)
+    assert sum(outcomes.values()) == 12
+    assert sum(count for outcome, count in outcomes.items() if not outcome.startswith("no advice")) >= 10, outcomes
+
+
+async def test_commands_work_against_a_real_server(llama_url: str, tmp_path: Path) -> None:
+    """`advisor check` finds it fit, `advisor eval` scores it and writes its report."""
+    call = ["--url", llama_url, "--model", "tiny"]
+    environ = {"ROLLOUTD_CONFIG": None}
+    checked = await asyncio.to_thread(CliRunner().invoke, app, ["advisor", "check", "--json", *call], env=environ)
+    assert checked.exit_code == 0, checked.output
+    assert json.loads(checked.stdout)["in_form"] == 3
+    page = tmp_path / "report.html"
+    words = ["advisor", "eval", "--kind", "drift", "--html", str(page), "--json", *call]
+    scored = await asyncio.to_thread(CliRunner().invoke, app, words, env=environ)
+    assert scored.exit_code == 0, scored.output
+    assert json.loads(scored.stdout)["in_form"]["of"] == 6
+    assert "tiny" in page.read_text()
+
+
+@pytest.mark.long
+async def test_a_thousand_questions(llama_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 1,000 questions each is advice or counted as none, and the event loop never stands still for 50 ms."""
+    outcomes, times, longest = await ask_many(llama_url, QUESTIONS)
+    with capsys.disabled():
+        middle, late = (seconds(round(1000 * times[int(q * (len(times) - 1))])) for q in (0.5, 0.95))
+        sys.stdout.write(
+            f"\n{dict(outcomes)}; half within {middle}, 95 % within {late}; longest stall {1000 * longest:.0f} ms\n"
+        )
+    assert sum(outcomes.values()) == QUESTIONS
+    assert longest < 0.05
