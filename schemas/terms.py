@@ -100,10 +100,11 @@ class HealthGap(StrEnum):
     """Why the evidence cannot be judged yet; each has its own policy."""
 
     NO_TRAFFIC = "no_traffic"  # no exposures in an arm
-    NO_OUTCOMES = "no_outcomes"  # exposures arrive, outcomes do not
+    NO_OUTCOMES = "no_outcomes"  # exposures arrive, outcomes do not, or far fewer of treatment's
     BELOW_MIN_SAMPLE = "below_min_sample"
     STALE = "stale"  # the freshest event is old, or the consumer lags
     SRM = "srm"  # the observed share of treatment is not the decided one
+    MULTIPLE_EXPOSURE = "multiple_exposure"  # the same contexts saw both arms within one stage
     ACTUATION_DRIFT = "actuation_drift"  # a flag plane does not serve the decided percentage
     TAINTED = "tainted"  # a known gap in the event log touches this stage
 

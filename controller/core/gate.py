@@ -29,6 +29,12 @@ __all__ = ["REPORT_WITHIN", "GateTests", "decode_tests", "encode_tests", "judge"
 #: A partition whose owner has not written for longer than this may have nobody counting it; owners write every 100 ms under
 #: traffic and as a heartbeat without.
 REPORT_WITHIN = timedelta(seconds=10)
+#: Probability that one health question raises a false gap over a whole rollout. It holds, it does not roll back.
+ALPHA_HEALTH = 0.001
+#: Below this part of what control gives reason to expect, treatment's events count as missing.
+MISSING_BELOW = 0.5
+#: Up to this share of a stage's contexts may have seen both arms.
+SWITCHED_ABOVE = 0.01
 
 
 def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) -> tuple[Judgement, GateTests]:
@@ -61,6 +67,7 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
             *_too_little(stage, visit, totals),
             *_stale(plan, evidence, tests, visit, behind, at),
             *_split_off(visit, totals, srm_e_value),
+            *_in_both(totals),
             *_drift(evidence),
             *_tainted(visit, evidence.partitions),
         )
@@ -115,11 +122,43 @@ def _too_little(stage: Stage, visit: Visit, totals: VisitTotals) -> tuple[Gap, .
             gaps.append(Gap(HealthGap.NO_TRAFFIC, f"no context was exposed to {arm} in this stage"))
         elif counted.outcomes == 0:
             gaps.append(Gap(HealthGap.NO_OUTCOMES, f"{counted.exposures:,} contexts saw {arm}, none reported an outcome"))
+        elif arm is Arm.TREATMENT and visit.percent < 100 and (unheard := _unheard(totals)) is not None:
+            gaps.append(Gap(HealthGap.NO_OUTCOMES, unheard))
         elif counted.exposures < stage.min_sample:
             missing = stage.min_sample - counted.exposures
             detail = f"{arm} has {counted.exposures:,} of {stage.min_sample:,} contexts, {missing:,} are missing"
             gaps.append(Gap(HealthGap.BELOW_MIN_SAMPLE, detail))
     return tuple(gaps)
+
+
+def _unheard(totals: VisitTotals) -> str | None:
+    """Return what is said when treatment surely reports less than half of control's outcomes per context, else None.
+
+    Requests that die before they can report are missing from every rate. Outcomes of one context do not come independently:
+    where control has several each, so many count as one.
+    """
+    treatment, control = totals.treatment, totals.control
+    if not control.exposures or not control.outcomes:
+        return None
+    each = control.outcomes / control.exposures
+    expected = int(treatment.exposures * min(each, 1.0))
+    heard = min(int(treatment.outcomes / max(each, 1.0)), expected)
+    if not expected or rate_interval(heard, expected, ALPHA_HEALTH)[1] >= MISSING_BELOW:
+        return None
+    return (
+        f"{treatment.outcomes:,} outcomes of {treatment.exposures:,} contexts in treatment, "
+        f"{control.outcomes:,} of {control.exposures:,} in control: treatment's are missing"
+    )
+
+
+def _in_both(totals: VisitTotals) -> tuple[Gap, ...]:
+    """Return the gap of contexts that saw both arms: surely more than now and then a client's stale cache explains."""
+    exposed = totals.treatment.exposures + totals.control.exposures
+    switched = min(totals.treatment.switched + totals.control.switched, exposed)
+    if not switched or rate_interval(switched, exposed, ALPHA_HEALTH)[0] <= SWITCHED_ABOVE:
+        return ()
+    detail = f"{switched:,} of {exposed:,} contexts saw both arms in this stage: is the targeting key the same everywhere?"
+    return (Gap(HealthGap.MULTIPLE_EXPOSURE, detail),)
 
 
 def _stale(plan: Plan, evidence: Evidence, tests: GateTests, visit: Visit, behind: str | None, at: datetime) -> tuple[Gap, ...]:
@@ -185,8 +224,8 @@ def _split_off(visit: Visit, totals: VisitTotals, srm_e_value: float) -> tuple[G
         f"(e-value {srm_e_value:.3g}, threshold {threshold:,.0f})"
     )
     # A few contexts of a new stage may be few by chance, while the mismatch was found in an earlier one.
-    most = rate_interval(totals.treatment.exposures, exposed, sample_ratio.ALPHA_SRM)[1] if exposed else 1.0
-    is_missing = most < sample_ratio.MISSING_BELOW * decided
+    most = rate_interval(totals.treatment.exposures, exposed, ALPHA_HEALTH)[1] if exposed else 1.0
+    is_missing = most < MISSING_BELOW * decided
     return (Gap(HealthGap.SRM, detail, treatment_missing=is_missing),)
 
 

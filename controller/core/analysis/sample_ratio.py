@@ -15,8 +15,6 @@ LOG_WEIGHTS: Floats = np.log(_WEIGHTS / _WEIGHTS.sum())
 
 #: Probability of a false alarm over a whole rollout. Not part of the plan's alpha: an SRM holds, it does not roll back.
 ALPHA_SRM = 0.001
-#: Below this part of its decided share treatment counts as missing: it may crash before it can report anything.
-MISSING_BELOW = 0.5
 
 
 def no_evidence() -> Floats:

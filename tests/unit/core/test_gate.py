@@ -83,6 +83,26 @@ def test_exposures_without_outcomes_are_no_outcomes() -> None:
     assert gaps_of(look_at(replace(HEALTHY, treatment=silent))) == [HealthGap.NO_OUTCOMES]
 
 
+def test_far_fewer_outcomes_of_treatment_are_no_outcomes() -> None:
+    """A third of control's outcomes per context is a gap; as many, or few contexts that may report later, are none."""
+
+    def gaps(treatment: ArmTotals) -> list[HealthGap]:
+        return gaps_of(look_at(VisitTotals(treatment, make_arm(9000, 45, outcomes=27_000))))
+
+    assert gaps(make_arm(1000, 5, outcomes=1000)) == [HealthGap.NO_OUTCOMES]
+    assert gaps(make_arm(1000, 5, outcomes=3000)) == []
+    few = VisitTotals(make_arm(10, outcomes=8), make_arm(90, outcomes=270))
+    assert gaps_of(look_at(few)) == [HealthGap.BELOW_MIN_SAMPLE] * 2
+
+
+def test_contexts_that_see_both_arms_are_multiple_exposure() -> None:
+    """5 % of a stage's contexts in both arms is a gap, half a percent is what stale caches do."""
+    assert gaps_of(look_at(VisitTotals(make_arm(1000, 5, switched=300), make_arm(9000, 45, switched=200)))) == [
+        HealthGap.MULTIPLE_EXPOSURE
+    ]
+    assert gaps_of(look_at(VisitTotals(make_arm(1000, 5, switched=50), make_arm(9000, 45)))) == []
+
+
 def test_min_sample_is_reached_by_exactly_that_many_contexts() -> None:
     """100 contexts fulfil a min_sample of 100, 99 do not, in each arm."""
     assert gaps_of(look_at(VisitTotals(make_arm(100), make_arm(900)))) == []
