@@ -129,13 +129,21 @@ def _limit(metric: str, text: str) -> float:
 
 
 _CLAUSE = re.compile(r"\s*([<>])\s*(?:control\s*([+-])\s*)?([0-9][^<>]*?)\s*", re.ASCII)
+_TIMES_CONTROL = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*[x×*]?\s*control\b")
 _SHORTHANDS = ["error_rate < 1%", "latency_p99 < 200ms", "error_rate < control + 10%", "latency < control + 10%"]
 _SHORTHAND_HELP = "write it as in `error_rate < 1%`, `latency_p99 < 200ms` or `error_rate < control + 10%`"
+
+
+def _as_difference(times: re.Match[str]) -> str:
+    """Return `control + 100%` for `2x control`, and `control - 10%` for `0.9x control`."""
+    percent = round(100 * (float(times[1]) - 1), 6)
+    return f"control {'+' if percent >= 0 else '-'} {abs(percent):.15g}%"
 
 
 def guardrail_from_shorthand(value: Any) -> Any:
     """Return the mapping that a line like `error_rate < 1% and < control + 10%` stands for; other values as they are.
 
+    `< 1.1x control` is another way to write `< control + 10%`.
     Conversions are better when higher, so theirs read `conversion:purchase > 2%` and `> control - 5%`.
     Raises ValueError.
     """
@@ -148,7 +156,7 @@ def guardrail_from_shorthand(value: Any) -> Any:
     good, worse = (">", "-") if metric.startswith("conversion:") else ("<", "+")
     fields: dict[str, Any] = {"metric": metric}
     for clause in re.split(r"\band\b", value[match.end() :]):
-        part = _CLAUSE.fullmatch(clause)
+        part = _CLAUSE.fullmatch(_TIMES_CONTROL.sub(_as_difference, clause))
         if part is None:
             raise ValueError(f"{clause.strip()[:80]!r} is no bound: {_SHORTHAND_HELP}")
         if part[1] != good or part[2] not in (None, worse):

@@ -79,6 +79,7 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
                 totals,
                 latencies,
                 percent=visit.percent,
+                elapsed_seconds=(at - visit.counts_from).total_seconds(),
                 alpha_share=share,
                 alpha=plan.alpha,
                 beta=plan.beta,

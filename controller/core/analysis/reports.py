@@ -14,6 +14,7 @@ from controller.core.analysis.gate_tests import GateTests, LimitTest, RatioTest
 from controller.core.analysis.latency import Spread, margin_buckets, quantile_interval
 from controller.core.analysis.proportion import (
     Counts,
+    RatioEstimate,
     harm_alternatives,
     limit_alternatives,
     limit_growth,
@@ -64,21 +65,25 @@ def report(
     latencies: Mapping[Arm, Spread],
     *,
     percent: float,
+    elapsed_seconds: float,
     alpha_share: float,
     alpha: float,
     beta: float,
 ) -> MetricReport:
-    """Return one guardrail's report for a stage at `percent`.
+    """Return one guardrail's report for a stage at `percent` that has counted for `elapsed_seconds`.
 
     `alpha_share` is its part of `alpha`; intervals are at `alpha`. Evidence of harm is the whole rollout's, everything else
     the present visit's.
     """
     has_control = percent < 100
+    test = tests.ratios.get(number)
+    ratio = ratio_estimate(test.curve, alpha) if test is not None and has_control else None
     answers = []
     if guardrail.limit is not None:
-        answers.append(_answer_limit(guardrail, tests.limits.get(number), totals, latencies[Arm.TREATMENT], beta))
+        limit_test = tests.limits.get(number)
+        answers.append(_answer_limit(guardrail, limit_test, totals, latencies[Arm.TREATMENT], elapsed_seconds, beta))
     if guardrail.margin is not None:
-        answers.append(_answer_comparison(guardrail, tests.ratios.get(number), totals, latencies, percent, beta))
+        answers.append(_answer_comparison(guardrail, test, ratio, totals, latencies, percent, elapsed_seconds, beta))
     threshold = 1 / (alpha * alpha_share)
     e_value = sum(as_e_value(answer.log_harm) for answer in answers) / len(answers)
     counted = sum(as_e_value(answer.log_harm) for answer in answers if answer.veto is None) / len(answers)
@@ -94,15 +99,13 @@ def report(
         vetoes = [answer.veto for answer in answers if answer.veto is not None]
         if e_value >= threshold and vetoes:
             reason = f"{reason}; harm would be certain but does not count: {vetoes[0]}"
-    test = tests.ratios.get(number)
-    ratio = ratio_estimate(test.curve, alpha) if test is not None and has_control else None
     return MetricReport(
         metric=guardrail.metric,
         role=guardrail.role,
         on_breach=guardrail.on_breach,
         harm=harm,
         safe=safe,
-        arms=_arms(guardrail, tests.ratios.get(number), totals, latencies, alpha),
+        arms=_arms(guardrail, test, totals, latencies, alpha),
         e_value=e_value,
         threshold=threshold,
         e_value_safe=min((as_e_value(answer.log_safe) for answer in asked if answer.log_safe is not None), default=None),
@@ -127,7 +130,14 @@ def _worst(verdicts: list[Verdict]) -> Verdict:
 # --- against a limit ------------------------------------------------------------------------------------------------------
 
 
-def _answer_limit(guardrail: Guardrail, test: LimitTest | None, totals: VisitTotals, latency: Spread, beta: float) -> Answer:
+def _answer_limit(
+    guardrail: Guardrail,
+    test: LimitTest | None,
+    totals: VisitTotals,
+    latency: Spread,
+    elapsed_seconds: float,
+    beta: float,
+) -> Answer:
     """Return whether treatment is over its limit, and whether it is shown to be within it."""
     share = limit_share(guardrail)
     trials, events, what = _limit_counts(guardrail, totals.treatment, latency)
@@ -152,7 +162,7 @@ def _answer_limit(guardrail: Guardrail, test: LimitTest | None, totals: VisitTot
             limit_growth(share, (events + 0.5) / (trials + 1), is_above=is_floor),
             -math.log(beta),
         )
-        outlook = "not at this rate" if missing is None else f"about {missing:,} more treatment contexts at this rate"
+        outlook = "not at this rate" if missing is None else _outlook(missing, "treatment", trials, elapsed_seconds)
         shown = f"{said}: not shown yet, {outlook}"
     # The tests look for a beginning too: what broke a minute ago is found although the stage's own average is still fine.
     is_over = bool(trials) and events / trials > share
@@ -180,9 +190,11 @@ def _too_few(harmed: int) -> str | None:
 def _answer_comparison(
     guardrail: Guardrail,
     test: RatioTest | None,
+    ratio: RatioEstimate | None,
     totals: VisitTotals,
     latencies: Mapping[Arm, Spread],
     percent: float,
+    elapsed_seconds: float,
     beta: float,
 ) -> Answer:
     """Return whether treatment is worse than tolerated, and whether it is shown not to be worse than the gate's margin."""
@@ -222,7 +234,13 @@ def _answer_comparison(
     share, rate = n_t / (n_t + n_c), (k_t + k_c + 0.5) / (n_t + n_c + 1)
     missing = trials_until(test.safe, weights, safe_growth(log_gate, share, rate), ratio_threshold)
     unit = "control" if guardrail.is_better_when_higher else "treatment"
-    outlook = "out of reach" if missing is None else f"about {missing:,} more {unit} contexts if it is as good as control"
+    if missing is None:
+        outlook = "out of reach"
+    else:
+        outlook = f"{_outlook(missing, unit, n_t, elapsed_seconds)} if it is as good as control"
+    if guardrail.quantile is None and ratio is not None and ratio.high is not None:
+        worst = k_c / max(n_c, 1) * (ratio.high - 1)
+        outlook = f"{outlook}; a harm above +{100 * worst:.2g} pp is excluded by now"
     return Answer(
         Verdict.INCONCLUSIVE,
         log_harm,
@@ -232,6 +250,18 @@ def _answer_comparison(
         log_safe,
         f"{said}: not shown {bound} yet, {outlook}",
     )
+
+
+def _outlook(missing: int, arm: str, seen: int, elapsed_seconds: float) -> str:
+    """Return how many more contexts it takes, and how long that is at the traffic so far."""
+    said = f"about {missing:,} more {arm} contexts"
+    if seen <= 0 or elapsed_seconds <= 0:
+        return said
+    seconds = missing * elapsed_seconds / seen
+    for unit, length in (("days", 86_400.0), ("h", 3_600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= 1.5 * length or unit == "s":
+            return f"{said}, {seconds / length:,.0f} {unit} at this traffic"
+    raise AssertionError("seconds are the last unit")
 
 
 def _quantiles(latencies: Mapping[Arm, Spread]) -> str:

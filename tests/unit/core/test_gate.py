@@ -337,7 +337,8 @@ def test_rate_within_its_limit_is_shown_and_says_how_much_is_missing_before() ->
     watched = watch(Guardrail("error_rate", limit=0.01))
     early = metric(feed(watched, 3, (100, 0), (900, 3)))
     assert early.safe is Verdict.INCONCLUSIVE
-    assert "more treatment contexts at this rate" in early.reason
+    assert "more treatment contexts" in early.reason
+    assert "s at this traffic" in early.reason
     late = metric(feed(watched, 27, (111, 0), (900, 3)))
     assert late.safe is Verdict.PASS
 
@@ -518,11 +519,11 @@ def test_alpha_is_split_by_fixed_weights_within_a_role() -> None:
 
 
 def test_looking_again_changes_nothing() -> None:
-    """The same totals seen twice are one batch and give the same judgement."""
+    """The same totals seen twice are one batch and give the same answers; only the outlook in the words goes by time."""
     watched = watch(Guardrail("error_rate", margin=0.0))
     first = feed(watched, 5, (100, 3), (900, 9))
     again = watched.look()
-    assert again.metrics == first.metrics
+    assert [replace(report, reason="") for report in again.metrics] == [replace(report, reason="") for report in first.metrics]
     assert again.batches == first.batches == 5
 
 
