@@ -78,12 +78,22 @@ def load(source: str, flag: str | None) -> PlanDocument:
     return document if flag is None else document.model_copy(update={"flag": flag})
 
 
-def _checked(source: str, text: str) -> PlanDocument:
+def load_to_try(source: str) -> PlanDocument:
+    """Return a plan that is only tried out: a file, `-`, or a template's name, which needs no flag here.
+
+    Exits 1 when the plan has errors, 2 when there is no such plan.
+    """
+    if source != "-" and not Path(source).exists() and source in templates():
+        return template(source, "my-flag")
+    return _checked(*_read(source), refusal="the plan would be refused: mend it first")
+
+
+def _checked(source: str, text: str, refusal: str = "the plan would be refused: nothing was sent") -> PlanDocument:
     document, findings = lint_text(text, datetime.now(UTC))
     for finding in findings:
         complain(finding.located(source))
     if document is None or any(finding.is_error for finding in findings):
-        fail("the plan would be refused: nothing was sent", EXIT_REJECTED)
+        fail(refusal, EXIT_REJECTED)
     return document
 
 

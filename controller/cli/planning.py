@@ -5,11 +5,23 @@ What they do is imported when it is asked for: the engine's numpy takes 0.2 s, w
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from controller.cli.surroundings import EXIT_INTERRUPTED, EXIT_REJECTED, EXIT_USAGE, fail
+from controller.cli import plan_files
+from controller.cli.surroundings import EXIT_INTERRUPTED, EXIT_REJECTED, EXIT_USAGE, JsonOption, fail
+from controller.cli.worlds import (
+    ConversionOption,
+    ErrorRateOption,
+    LatencyOption,
+    TrafficOption,
+    begins_at,
+    effects_of,
+    world_of,
+)
 
 #: The help of `verdict`; the backspace keeps a paragraph's lines as they are.
 _VERDICT_HELP = (
@@ -47,6 +59,48 @@ def verdict(
         raise typer.Exit(EXIT_REJECTED)
 
 
+def simulate(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A file, - for standard input, or a template's name.")],
+    traffic: TrafficOption = None,
+    error_rate: ErrorRateOption = None,
+    latency: LatencyOption = None,
+    conversions: ConversionOption = None,
+    effects: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--effect",
+            metavar="METRIC=xFACTOR[@WHEN]",
+            help="What treatment does worse: errors=x2, latency=x1.3@stage2, "
+            "tail=x5@25h (the slowest 5 %), conversion:bought=x0.8. May be repeated.",
+            rich_help_panel="World",
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, max=100_000, help="Virtual rollouts per world.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same figures.")] = 1,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots, too.")] = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Try a plan on virtual rollouts: how long it takes, how often it errs, what a harm would cost. Needs no Kafka.
+
+    The daemon's own state machine and tests run in virtual time on drawn events, with a treatment as good as control and, given
+    --effect, with one that is not. What is left out, and what that does to the figures: ops/simulate.md.
+    """
+    from controller.adapters.documents import to_core_plan
+    from controller.cli.simulated import Asked, simulate_plan
+
+    document = plan_files.load_to_try(plan)
+    core = to_core_plan(document)
+    world = world_of(core, document.traffic, traffic, error_rate, latency, conversions)
+    if world is None:
+        fail("say how much traffic there is, as in --traffic 50/s, or `traffic:` in the plan (contexts per hour)", EXIT_USAGE)
+    try:
+        asked = Asked(core, *world, effects_of(effects or (), core), runs, seed, begins_at(core, datetime.now(UTC)))
+        simulate_plan(asked, is_json=is_json, html=html)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
 def add_commands(app: typer.Typer, panel: str) -> None:
     """Add these commands to an application, under a heading of its help."""
+    app.command(rich_help_panel=panel)(simulate)
     app.command(help=_VERDICT_HELP, rich_help_panel=panel)(verdict)

@@ -187,7 +187,7 @@ class Bench:
 def _introduction(watched: Watched) -> list[str]:
     """Return what is watched, once per stream: a metric that is missing by mistake should be seen to be."""
     errors = [f"error_rate by {watched.units}"] if watched.units else []
-    told = [f"watched: {', '.join(errors + (['latency_p99'] if watched.has_latency else []))}; compared with control"]
+    told = [f"watched: {', '.join(errors + (['latency'] if watched.has_latency else []))}; compared with control"]
     if watched.units == "outcomes":
         told.append(
             "contexts and contexts_with_error are not known: each outcome counts as a context of its own, so that users who "

@@ -31,7 +31,7 @@ from schemas.terms import Arm
 #: Compared with control at the strictest margin, which leaves the engine's own least harm; nothing absolute: a stream names
 #: no limits.
 ERROR_RATE = Guardrail("error_rate", margin=0.0)
-LATENCY = Guardrail("latency_p99", margin=0.0)
+LATENCY = Guardrail("latency", margin=0.0)
 
 #: Virtual time between two looks. The engine closes a batch that is too small after a minute: here after six looks.
 LOOK = timedelta(seconds=10)

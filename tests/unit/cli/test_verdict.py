@@ -70,7 +70,7 @@ def test_a_stream_waits_for_something_to_compare() -> None:
     empty = make_line(control={}, treatment={})
     first, second = answered(empty, make_line())
     assert first == {"stream": "s1", "verdict": "continue", "reasons": ["neither errors nor latency of both arms so far"]}
-    assert second["reasons"][0] == "watched: error_rate by contexts, latency_p99; compared with control"
+    assert second["reasons"][0] == "watched: error_rate by contexts, latency; compared with control"
 
 
 @pytest.mark.parametrize(

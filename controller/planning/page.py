@@ -1,0 +1,334 @@
+"""A page about virtual rollouts: one file of HTML with its plots as SVG, nothing loaded from elsewhere.
+
+Belongs here: what it looks like. The figures are `figures.py`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from html import escape
+
+from controller.core.plan import Plan
+from controller.planning.figures import Part, Scenario, Spread, time_to_find
+from controller.planning.simulation import Run
+from schemas.fields import format_duration
+
+WIDTH = 960
+_LEFT, _RIGHT = 64, 24
+#: More lines than this are a smear.
+_PATHS_DRAWN = 60
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1c2430;--dim:#667085;--line:#e4e7ec;--paper:#fff;--panel:#f8f9fb;
+--good:#2f855a;--bad:#c53030;--wait:#b7791f;--other:#8a94a6;--one:#2b6cb0}
+@media (prefers-color-scheme:dark){:root{--ink:#e6e9ef;--dim:#98a2b3;--line:#2f3746;--paper:#12161d;--panel:#191f29;
+--good:#4cb782;--bad:#f07171;--wait:#e0ac4f;--other:#7d8798;--one:#63a4e8}}
+*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+main{max-width:1040px;margin:0 auto;padding:40px 24px 64px}
+h1{font-size:26px;line-height:1.25;margin:0 0 4px;font-weight:650;letter-spacing:-.01em}
+h2{font-size:18px;margin:44px 0 2px;font-weight:620}
+p{margin:6px 0;max-width:76ch}.dim{color:var(--dim)}.small{font-size:13px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;margin:18px 0 8px}
+.tile{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
+.tile b{display:block;font-size:22px;line-height:1.3;font-weight:640;font-variant-numeric:tabular-nums}
+.tile span{color:var(--dim);font-size:13px}
+figure{margin:14px 0 0}svg{display:block;width:100%;height:auto;overflow:visible}
+svg text{fill:var(--dim);font-size:12.5px;font-family:inherit}
+svg text.ink{fill:var(--ink)}svg text.on{fill:var(--paper);font-weight:600}
+.grid{stroke:var(--line);stroke-width:1}.axis{stroke:var(--dim);stroke-width:1}
+table{border-collapse:collapse;margin-top:14px;width:100%;font-variant-numeric:tabular-nums;font-size:14px}
+th{font-weight:500;color:var(--dim);text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}
+td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}
+th:first-child,td:first-child{text-align:left;padding-left:0}
+.key{display:flex;flex-wrap:wrap;gap:6px 18px;margin:8px 0 0;font-size:13px;color:var(--dim)}
+.key i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px;vertical-align:-1px}
+""".strip()
+
+_ENDS: tuple[tuple[str, str, Callable[[Run], bool]], ...] = (
+    ("promoted", "--good", lambda run: run.ended == "completed"),
+    ("rolled back", "--bad", lambda run: run.ended == "rolled_back" or (run.ended == "paused" and run.found_at is not None)),
+    ("undecided at max_bake", "--wait", lambda run: run.ended == "undecided"),
+    ("otherwise", "--other", lambda run: run.ended in ("paused", "given_up") and run.found_at is None),
+)
+
+
+def page(plan: Plan, scenarios: Sequence[Scenario], assumed: Sequence[str], seed: int, starts_at: datetime) -> str:
+    """Return the page as HTML."""
+    runs = len(scenarios[0].runs)
+    world = scenarios[0].world
+    facts = [
+        f"{world.contexts_per_second:.3g} contexts per second in both arms",
+        f"control fails in {_percent(world.error_rate)}",
+        f"takes {world.latency_p50_ms:.3g} ms (p50) to {world.latency_p99_ms:.3g} ms (p99)",
+        *(f"converts {name} in {_percent(rate)}" for name, rate in world.conversions.items()),
+    ]
+    body = [
+        f"<h1>{escape(plan.name)} <span class='dim'>of {escape(plan.flag_key)}</span></h1>",
+        f"<p class='dim'>{runs:,} virtual rollouts each, by the daemon's own state machine and tests. {'; '.join(facts)}.</p>",
+    ]
+    if assumed:
+        body.append(f"<p class='dim small'>Assumed, since nobody said: {escape(', '.join(assumed))}.</p>")
+    for scenario in scenarios:
+        body += _section(plan, scenario)
+    body += _small_print(plan, seed, starts_at)
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>{escape(plan.name)}: simulated</title><style>{_STYLE}</style></head><body><main>"
+        + "\n".join(body)
+        + "</main></body></html>\n"
+    )
+
+
+def _section(plan: Plan, scenario: Scenario) -> Iterable[str]:
+    effects = ", ".join(str(effect) for effect in scenario.world.effects)
+    yield f"<h2>{'With ' + escape(effects) if effects else 'Treatment as good as control'}</h2>"
+    yield _tiles(scenario)
+    yield _figure(_ends(scenario), "How the rollouts end.")
+    yield _key(scenario)
+    longest = max(run.at - run.started_at for run in scenario.runs)
+    drawn = min(len(scenario.runs), _PATHS_DRAWN)
+    yield _figure(_paths(scenario, longest), f"What is served over time; {drawn} rollouts, one line each.")
+    if effects and (seconds := [value for run in scenario.runs if (value := time_to_find(run)) is not None]):
+        harmed = sum(run.harm_began_at is not None for run in scenario.runs)
+        caption = "Part of the rollouts in which the harm has been found, by the time since it began."
+        yield _figure(_found_within(seconds, harmed), caption)
+    yield _stage_table(plan, scenario)
+
+
+def _tiles(scenario: Scenario) -> str:
+    tiles = [("promoted", _percent(scenario.promoted.share), _between(scenario.promoted))]
+    if scenario.world.effects:
+        tiles.append(("harm found", _percent(scenario.found.share), _between(scenario.found)))
+        tiles.append(("promoted with the harm", _percent(scenario.missed.share), _between(scenario.missed)))
+        if (seconds := scenario.seconds_to_find) is not None:
+            tiles.append(("until it is found, median", _duration(seconds.median), f"90 % within {_duration(seconds.p90)}"))
+        if (contexts := scenario.harmed_contexts) is not None:
+            tiles.append(("contexts exposed to it, median", f"{contexts.median:,.0f}", f"90 % at most {contexts.p90:,.0f}"))
+        if (failures := scenario.extra_failures) is not None and failures.p90 >= 1:
+            tiles.append(("failed because of it, median", f"{failures.median:,.0f}", f"90 % at most {failures.p90:,.0f}"))
+    else:
+        tiles.append(("rolled back, falsely", _percent(scenario.false_alarm.share), _between(scenario.false_alarm)))
+    tiles.append(("undecided at max_bake", _percent(scenario.undecided.share), _between(scenario.undecided)))
+    if (through := scenario.seconds_to_complete) is not None:
+        tiles.append(("until promoted, median", _duration(through.median), f"90 % within {_duration(through.p90)}"))
+    return (
+        "<div class='tiles'>"
+        + "".join(f"<div class='tile'><b>{value}</b>{name}<br><span>{more}</span></div>" for name, value, more in tiles)
+        + "</div>"
+    )
+
+
+def _key(scenario: Scenario) -> str:
+    told = []
+    for name, colour, is_one in _ENDS:
+        part = scenario.part(is_one)
+        if part.count:
+            told.append(f"<span><i style='background:var({colour})'></i>{name} {part.count:,}</span>")
+    return f"<div class='key'>{''.join(told)}</div>"
+
+
+def _stage_table(plan: Plan, scenario: Scenario) -> str:
+    rows = []
+    for index, (stage, declared) in enumerate(zip(scenario.stages, plan.stages, strict=True), start=1):
+        seconds, contexts = stage.seconds, stage.contexts
+        cells = (
+            f"{index}: {stage.percent:g} %",
+            _duration(stage.planned.total_seconds()),
+            _duration((declared.settle + declared.max_bake).total_seconds()),
+            *_pair(seconds),
+            f"{stage.passed:,}",
+            f"{stage.undecided:,}",
+            "–" if contexts is None else f"{contexts.median:,.0f}",
+        )
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    heads = ("stage", "planned", "at most", "median", "90 % within", "passed", "undecided", "contexts in treatment")
+    return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table>"
+
+
+def _pair(seconds: Spread | None) -> tuple[str, str]:
+    return ("–", "–") if seconds is None else (_duration(seconds.median), _duration(seconds.p90))
+
+
+def _small_print(plan: Plan, seed: int, starts_at: datetime) -> Iterable[str]:
+    yield "<h2>What this is</h2>"
+    yield (
+        "<p class='dim small'>Totals are drawn per look; every request is a context of its own. Looks are far apart "
+        "where nothing can change, and dated late by at most 7 % where harm is found. "
+        "Advice says proceed and people approve at once. Intervals in brackets are at 95 %, for the number of runs alone. "
+        f"Seed {seed}; the rollouts begin on {starts_at:%Y-%m-%d %H:%M} UTC; plan version {escape(plan.version)}.</p>"
+    )
+
+
+# --- plots ------------------------------------------------------------------------------------------------------------------
+
+
+def _figure(drawing: str, caption: str) -> str:
+    return f"<figure>{drawing}<figcaption class='dim small'>{escape(caption)}</figcaption></figure>"
+
+
+def _svg(height: int, parts: Iterable[str], label: str) -> str:
+    inner = "".join(parts)
+    return f"<svg viewBox='0 0 {WIDTH} {height}' role='img' aria-label='{escape(label, quote=True)}'>{inner}</svg>"
+
+
+def _text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "") -> str:
+    style = f" class='{kind}'" if kind else ""
+    return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}'{style}>{escape(words)}</text>"
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
+    return f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' class='{kind}'/>"
+
+
+def _ends(scenario: Scenario) -> str:
+    """Return one bar, parted by how rollouts ended."""
+    parts, x = [], 0.0
+    for name, colour, is_one in _ENDS:
+        part = scenario.part(is_one)
+        width = part.share * WIDTH
+        if part.count == 0:
+            continue
+        parts.append(f"<rect x='{x:.1f}' y='0' width='{max(width - 2, 1):.1f}' height='30' rx='4' fill='var({colour})'/>")
+        if width > 90:
+            parts.append(
+                _text(x + width / 2, 20, f"{name} {_percent(part.share)}" if width > 220 else _percent(part.share), kind="on")
+            )
+        x += width
+    return _svg(34, parts, "how the rollouts end")
+
+
+def _paths(scenario: Scenario, longest: timedelta) -> str:
+    """Return the percentage served over time: on a root scale, so that first stages are seen."""
+    height, top, bottom = 270, 12, 34
+    whole = max(longest.total_seconds(), 1.0)
+    highest = max(percent for run in scenario.runs for _, percent in run.path)
+
+    def at_x(seconds: float) -> float:
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * seconds / whole
+
+    def at_y(percent: float) -> float:
+        return height - bottom - (height - top - bottom) * math.sqrt(percent / highest)
+
+    parts = []
+    for percent in (mark for mark in (0, 1, 5, 10, 25, 50, 75, 100) if mark <= highest):
+        parts += [
+            _rule(_LEFT, at_y(percent), WIDTH - _RIGHT, at_y(percent)),
+            _text(_LEFT - 10, at_y(percent) + 4, f"{percent} %", "end"),
+        ]
+    for seconds in _time_marks(whole):
+        parts += [
+            _rule(at_x(seconds), height - bottom, at_x(seconds), height - bottom + 5, "axis"),
+            _text(at_x(seconds), height - bottom + 20, _duration(seconds)),
+        ]
+    step = max(1, len(scenario.runs) // _PATHS_DRAWN)
+    shown = scenario.runs[::step][:_PATHS_DRAWN]
+    opacity = max(0.12, min(0.9, 6 / len(shown)))
+    for run in sorted(shown, key=lambda one: one.ended == "rolled_back"):
+        parts.append(_path(run, at_x, at_y, opacity))
+    return _svg(height, parts, "percentage served over time")
+
+
+def _path(run: Run, at_x: Callable[[float], float], at_y: Callable[[float], float], opacity: float) -> str:
+    colour = next((colour for _, colour, is_one in _ENDS if is_one(run)), "--other")
+    points = [f"M{at_x(0):.1f},{at_y(0):.1f}"]
+    for when, percent in run.path:
+        points.append(f"H{at_x(when.total_seconds()):.1f}V{at_y(percent):.1f}")
+    end = at_x((run.at - run.started_at).total_seconds())
+    points.append(f"H{end:.1f}")
+    y, solid = at_y(run.path[-1][1]), min(1, 3 * opacity)
+    dot = f"<circle cx='{end:.1f}' cy='{y:.1f}' r='3' fill='var({colour})' opacity='{solid:.2f}'/>"
+    return f"<path d='{''.join(points)}' fill='none' stroke='var({colour})' stroke-width='1.6' opacity='{opacity:.2f}'/>{dot}"
+
+
+def _found_within(seconds: Sequence[float], of: int) -> str:
+    """Return the part that has been found, by time since the harm began, on a log scale."""
+    height, top, bottom = 230, 16, 34
+    ordered = sorted(max(value, 1.0) for value in seconds)
+    low, high = math.log(ordered[0] * 0.7), math.log(ordered[-1] * 1.3)
+
+    def at_x(value: float) -> float:
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * (math.log(value) - low) / (high - low)
+
+    def at_y(share: float) -> float:
+        return height - bottom - (height - top - bottom) * share
+
+    parts = []
+    for percent in (0, 25, 50, 75, 100):
+        y = at_y(percent / 100)
+        parts += [_rule(_LEFT, y, WIDTH - _RIGHT, y), _text(_LEFT - 10, y + 4, f"{percent} %", "end")]
+    for value in _log_marks(math.exp(low), math.exp(high)):
+        parts += [
+            _rule(at_x(value), height - bottom, at_x(value), height - bottom + 5, "axis"),
+            _text(at_x(value), height - bottom + 20, _duration(value)),
+        ]
+    line = [f"M{_LEFT:.1f},{at_y(0):.1f}"]
+    for number, value in enumerate(ordered, start=1):
+        line.append(f"H{at_x(value):.1f}V{at_y(number / of):.1f}")
+    line.append(f"H{WIDTH - _RIGHT:.1f}")
+    curve = "".join(line)
+    parts.append(f"<path d='{curve}V{at_y(0):.1f}H{_LEFT}Z' fill='var(--one)' opacity='.12'/>")
+    parts.append(f"<path d='{curve}' fill='none' stroke='var(--one)' stroke-width='2'/>")
+    if len(ordered) * 2 >= of:
+        median = ordered[(of + 1) // 2 - 1]
+        x, y = at_x(median), at_y(0.5)
+        on_left = x > WIDTH * 0.7
+        parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4.5' fill='var(--one)'/>")
+        parts.append(
+            _text(x + (-10 if on_left else 10), y + 18, f"half by {_duration(median)}", "end" if on_left else "start", "ink")
+        )
+    return _svg(height, parts, "part found by time since the harm began")
+
+
+_STEPS = tuple(
+    timedelta(**step).total_seconds()
+    for step in (
+        {"seconds": 1},
+        {"seconds": 5},
+        {"seconds": 15},
+        {"minutes": 1},
+        {"minutes": 5},
+        {"minutes": 15},
+        {"hours": 1},
+        {"hours": 3},
+        {"hours": 6},
+        {"hours": 12},
+        {"days": 1},
+        {"days": 2},
+        {"days": 5},
+        {"days": 10},
+        {"days": 30},
+        {"days": 90},
+        {"days": 365},
+    )
+)
+
+
+def _time_marks(whole: float) -> list[float]:
+    """Return round times from zero on, at most nine."""
+    step = next((step for step in _STEPS if whole / step <= 8), _STEPS[-1])
+    return [step * number for number in range(int(whole / step) + 1)]
+
+
+def _log_marks(low: float, high: float) -> list[float]:
+    inside = [step for step in _STEPS if low <= step <= high]
+    return inside[:: max(1, len(inside) // 8)]
+
+
+# --- words ------------------------------------------------------------------------------------------------------------------
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _between(part: Part) -> str:
+    low, high = part.interval
+    return f"{part.count:,} of {part.of:,} ({100 * low:.2g} to {100 * high:.3g} %)"
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in its two largest units."""
+    return " ".join(format_duration(timedelta(seconds=round(seconds))).split()[:2])

@@ -1,0 +1,243 @@
+"""One plan in virtual time: `decide` and `judge` as the daemon runs them, on drawn totals, at looks that are far apart.
+
+The daemon looks at every flush, about once a second. The evidence at a look is the same however many came before it, so the
+simulation looks where it matters and skips the rest:
+
+- while some evidence of harm is there (an e-value of 3), looks follow each other at 7 % of the time since the stage, or the
+  harm in it, began, so a find is dated late by at most that; without evidence at 25 % while there is harm, else each time at
+  twice the time;
+- an undecided gate is looked at every 5 % of the stage's time;
+- the first look is when the smaller arm is expected to have a batch (8 contexts), at least a second after the begin.
+
+Fewer looks find a little less, and later: figures are on the careful side for harm, and a false roll back between two looks
+may go unseen, which `ops/simulate.md` puts in numbers. Advice always says proceed and people approve at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from controller.core.analysis.batches import MIN_BATCH
+from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
+from controller.core.gate import GateTests, judge
+from controller.core.judgement import Advice, Judgement
+from controller.core.machine import decide, next_deadline
+from controller.core.plan import Plan
+from controller.core.rollout import (
+    AdviceReceived,
+    AskAdvice,
+    AwaitingApproval,
+    CommandReceived,
+    Completed,
+    Event,
+    EvidenceJudged,
+    Gating,
+    Paused,
+    PublishDecision,
+    RolledBack,
+    Rollout,
+    Ticked,
+    Visit,
+)
+from controller.planning.world import Drawn, Effect, Source
+from schemas.terms import AdviceChoice, Arm, CommandVerb, DecisionKind, HoldReason
+
+WARM_E_VALUE = 3.0
+WARM_STEP = 0.07
+HARM_STEP = 0.25
+QUIET_STEP = 1.0
+GATE_STEP = 0.05
+SHORTEST_STEP = timedelta(seconds=1)
+#: Virtual time after which a run is given up: a plan may be frozen for ever.
+LONGEST = timedelta(days=3650)
+
+_TOPICS = ("flag.evaluations/0", "request.outcomes/0")
+_PROCEED = Advice(AdviceChoice.PROCEED, 100, ("simulated",), "simulated", "", 0)
+_ISSUER = "simulation"
+
+
+@dataclass(slots=True)
+class Run:
+    """One virtual rollout, after its end."""
+
+    ended: str  # completed | rolled_back | paused: undecided at max_bake, or another reason | given_up
+    reason: str
+    started_at: datetime
+    at: datetime  # of the end
+    stage: int  # the last one it was in, 0-based
+    stage_times: dict[int, timedelta] = field(default_factory=dict)  # from entering it to passing its gate
+    stage_contexts: dict[int, int] = field(default_factory=dict)  # of treatment, at its end
+    metric: str | None = None  # the guardrail that found harm
+    found_at: datetime | None = None  # when a guardrail first found harm, whatever it led to
+    harm_began_at: datetime | None = None  # None: it never came to that
+    harmed_contexts: int = 0  # of treatment since then
+    extra_failures: float = 0.0  # contexts that failed beyond control's rate, since then
+    looks: int = 0
+    path: list[tuple[timedelta, float]] = field(default_factory=list)  # since the begin, and the percentage served from then on
+
+    @property
+    def is_found(self) -> bool:
+        """Whether harm was found while there was some."""
+        return self.found_at is not None and self.harm_began_at is not None and self.found_at >= self.harm_began_at
+
+
+def run_once(plan: Plan, source: Source, starts_at: datetime, rng: np.random.Generator) -> Run:
+    """Return what becomes of one virtual rollout. `starts_at` is UTC; freeze windows and dates hold from there."""
+    return _Virtual(plan, source, starts_at, rng).run()
+
+
+class _Virtual:
+    """The loop, with what it has drawn so far."""
+
+    def __init__(self, plan: Plan, source: Source, starts_at: datetime, rng: np.random.Generator) -> None:
+        self._source = source
+        self._rng = rng
+        self._started_at = starts_at
+        self._at = starts_at
+        self._tests = GateTests()
+        self._visit = -1  # that the totals belong to
+        self._arms = {arm: Drawn() for arm in Arm}
+        self._drawn_until = starts_at
+        self._origin = starts_at  # looks are spaced by the time since
+        self._looks = 0
+        self._is_warm = False
+        self._run = Run("given_up", "still undecided after ten years", starts_at, starts_at, 0)
+        order = CommandReceived(starts_at, "start-1", CommandVerb.START, _ISSUER, "", starts_at, plan=plan)
+        started, _ = decide(None, order)
+        assert started is not None
+        self._rollout: Rollout = started
+        self._run.path.append((timedelta(0), started.percent))
+
+    def run(self) -> Run:
+        while not self._rollout.has_ended and not isinstance(self._rollout.phase, Paused):
+            deadline, look_at = next_deadline(self._rollout), self._next_look()
+            soonest = min((at for at in (deadline, look_at) if at is not None), default=None)
+            if soonest is None or soonest > self._started_at + LONGEST:
+                break
+            self._at = max(soonest, self._at)
+            if self._rollout.stage_index is not None:
+                self._draw()
+            if deadline is not None and deadline <= self._at:
+                self._handle(Ticked(self._at))
+            if self._rollout.stage_index is not None:
+                self._look()
+        return self._finished()
+
+    # --- when to look -----------------------------------------------------------------------------------------------------
+
+    def _next_look(self) -> datetime | None:
+        """Return when the next look is due, None outside of stages."""
+        rollout = self._rollout
+        if rollout.stage_index is None:
+            return None
+        visit = rollout.visits[-1]
+        self._enter(visit)
+        now = max(self._at, visit.counts_from)
+        first = max(timedelta(seconds=MIN_BATCH / self._slower_arm(visit)), SHORTEST_STEP)
+        rate = WARM_STEP if self._is_warm else HARM_STEP if self._active(visit, now) else QUIET_STEP
+        step = max((now - self._origin) * rate, first)
+        if isinstance(rollout.phase, Gating):
+            step = min(step, max((now - visit.counts_from) * GATE_STEP, SHORTEST_STEP))
+        changes = [
+            self._started_at + effect.after
+            for effect in self._source.world.effects
+            if effect.after is not None and self._started_at + effect.after > now
+        ]
+        return min((now + step, *changes))
+
+    def _slower_arm(self, visit: Visit) -> float:
+        """Return the contexts per second of the arm that gets fewer."""
+        share = visit.percent / 100
+        return self._source.world.contexts_per_second * (share if share == 1 else min(share, 1 - share))
+
+    def _enter(self, visit: Visit) -> None:
+        """Begin counting anew when the rollout is in another visit."""
+        index = len(self._rollout.visits) - 1
+        if index != self._visit:
+            self._visit = index
+            self._arms = {arm: Drawn() for arm in Arm}
+            self._drawn_until = visit.counts_from
+            self._origin = visit.counts_from
+            if self._active(visit, visit.entered_at):  # what is served while it settles does harm, and does not count
+                settled = (visit.counts_from - visit.entered_at).total_seconds()
+                self._run.harm_began_at = self._run.harm_began_at or visit.entered_at
+                self._run.harmed_contexts += round(self._source.world.contexts_per_second * visit.percent / 100 * settled)
+
+    def _active(self, visit: Visit, at: datetime) -> list[Effect]:
+        return [effect for effect in self._source.world.effects if effect.is_active(visit, at, self._started_at)]
+
+    # --- looking ----------------------------------------------------------------------------------------------------------
+
+    def _draw(self) -> None:
+        """Let happen what happens until now in the present visit."""
+        visit = self._rollout.visits[-1]
+        self._enter(visit)
+        active = self._active(visit, self._drawn_until)
+        treatment = self._arms[Arm.TREATMENT]
+        contexts, failed = treatment.contexts, treatment.failed
+        self._source.draw(self._arms, visit, self._drawn_until, self._at, active, self._rng)
+        if active:
+            run = self._run
+            run.harm_began_at = run.harm_began_at or self._drawn_until
+            run.harmed_contexts += treatment.contexts - contexts
+            run.extra_failures += treatment.failed - failed - (treatment.contexts - contexts) * self._source.world.error_rate
+        elif self._active(visit, self._at):
+            self._origin = self._at  # harm begins here: looks are spaced from now
+        self._drawn_until = max(self._at, visit.counts_from)
+
+    def _look(self) -> None:
+        self._enter(self._rollout.visits[-1])
+        at = self._at
+        totals = VisitTotals(self._arms[Arm.TREATMENT].totals(), self._arms[Arm.CONTROL].totals())
+        progress = tuple(PartitionProgress(name, 1, 1, at, at) for name in _TOPICS)
+        judgement, self._tests = judge(
+            self._rollout, Evidence(at, {self._visit: totals}, progress, len(_TOPICS)), self._tests, at
+        )
+        self._looks += 1
+        self._is_warm = any(metric.e_value >= WARM_E_VALUE for metric in judgement.metrics)
+        self._handle(EvidenceJudged(at, judgement))
+
+    def _handle(self, event: Event) -> None:
+        """Decide, and be the model and the people that it asks."""
+        before = self._rollout
+        after, effects = decide(before, event)
+        assert after is not None
+        self._rollout = after
+        if after.percent != before.percent:
+            self._run.path.append((self._at - self._started_at, after.percent))
+        judgement = event.judgement if isinstance(event, EvidenceJudged) else None
+        self._note(before, judgement, [effect for effect in effects if isinstance(effect, PublishDecision)])
+        for effect in effects:
+            if isinstance(effect, AskAdvice) and judgement is not None:
+                self._handle(AdviceReceived(self._at, effect.gate_id, effect.round, _PROCEED))
+                self._handle(EvidenceJudged(self._at, judgement))
+        if isinstance(self._rollout.phase, AwaitingApproval) and not isinstance(before.phase, AwaitingApproval):
+            revision = self._rollout.revision
+            self._handle(CommandReceived(self._at, f"approve-{revision}", CommandVerb.APPROVE, _ISSUER, "", self._at, revision))
+
+    def _note(self, before: Rollout, judgement: Judgement | None, decisions: Iterable[PublishDecision]) -> None:
+        run = self._run
+        for decision in decisions:
+            if judgement is not None and judgement.breach is not None and run.found_at is None:
+                run.found_at, run.metric = self._at, judgement.breach.metric
+            if decision.kind in (DecisionKind.ADVANCE, DecisionKind.COMPLETE) and before.stage_index is not None:
+                stage = before.stage_index
+                run.stage_times.setdefault(stage, self._at - before.visits[-1].entered_at)
+                run.stage_contexts.setdefault(stage, self._arms[Arm.TREATMENT].contexts)
+
+    def _finished(self) -> Run:
+        run, phase = self._run, self._rollout.phase
+        run.at, run.looks = self._at, self._looks
+        run.stage = self._rollout.visits[-1].stage if self._rollout.visits else 0
+        if isinstance(phase, Completed):
+            run.ended, run.reason = "completed", ""
+        elif isinstance(phase, RolledBack):
+            run.ended, run.reason = "rolled_back", phase.reason
+        elif isinstance(phase, Paused):
+            run.ended = "undecided" if phase.reason is HoldReason.MAX_BAKE else "paused"
+            run.reason = phase.reason.value
+        return run
