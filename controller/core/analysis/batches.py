@@ -52,6 +52,7 @@ def take_evidence(
     """
     present = len(rollout.visits) - 1
     tests = _enter_visit(rollout, tests, present, at)
+    released = _released(rollout, at)
     behind: str | None = None
     oldest = _oldest_in_force(rollout, present)
     for index in sorted(evidence.visits):
@@ -62,8 +63,8 @@ def take_evidence(
         lost = _fell_back(tests.seen.get(index, VisitTotals()), totals)
         if lost is None:
             now = {arm: latencies[arm].tested for arm in Arm}
-            tests = _check_limits(rollout, tests, index, totals, now[Arm.TREATMENT], at)
-            tests = _close_batch(rollout, tests, index, totals, now, at)
+            tests = _check_limits(rollout, tests, index, totals, now[Arm.TREATMENT], released)
+            tests = _close_batch(rollout, tests, index, totals, now, at, released)
         elif index == present:
             behind = lost
     return tests, behind
@@ -150,7 +151,13 @@ def _fell_back(seen: VisitTotals, totals: VisitTotals) -> str | None:
 
 
 def _close_batch(
-    rollout: Rollout, tests: GateTests, index: int, totals: VisitTotals, now: Mapping[Arm, Ordered], at: datetime
+    rollout: Rollout,
+    tests: GateTests,
+    index: int,
+    totals: VisitTotals,
+    now: Mapping[Arm, Ordered],
+    at: datetime,
+    released: float,
 ) -> GateTests:
     """Return the tests after the open batch of one visit, or as they were while it is too small."""
     seen = tests.seen.get(index, VisitTotals())
@@ -160,7 +167,6 @@ def _close_batch(
         return tests
 
     is_present = index == tests.visit
-    released = _released(rollout, at)
     ratios = dict(tests.ratios)
     before = {arm: ordered(seen.arm(arm).latency) for arm in Arm}
     for number, guardrail in enumerate(rollout.plan.guardrails):
@@ -296,7 +302,7 @@ def _add_up(test: RatioTest, batch: Counts, log_gate: float, is_present: bool) -
 
 
 def _check_limits(
-    rollout: Rollout, tests: GateTests, index: int, totals: VisitTotals, latency: Ordered, at: datetime
+    rollout: Rollout, tests: GateTests, index: int, totals: VisitTotals, latency: Ordered, released: float
 ) -> GateTests:
     """Return the tests after what is new in treatment, against each limit; `latency` is the present visit's, of treatment.
 
@@ -313,7 +319,7 @@ def _check_limits(
         else:
             counts = totals.treatment.at_risk, totals.treatment.first_errors
         test = limits.get(number) or LimitTest.fresh(len(LOG_RATIOS))
-        limits[number] = _check_limit(test, limit_share(guardrail), index, counts, _released(rollout, at))
+        limits[number] = _check_limit(test, limit_share(guardrail), index, counts, released)
     return replace(tests, limits=limits)
 
 
