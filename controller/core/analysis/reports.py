@@ -43,6 +43,8 @@ from controller.core.judgement import ArmSummary, MetricReport
 from controller.core.plan import Guardrail
 from schemas.terms import Arm, Verdict
 
+_ARMS = (Arm.TREATMENT, Arm.CONTROL)  # the order in which people read them
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -268,7 +270,7 @@ def _quantiles(latencies: Mapping[Arm, Spread]) -> str:
     """Return both arms' latencies side by side, for people."""
     said = []
     for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
-        both = [latencies[arm].every.quantile(q) for arm in (Arm.TREATMENT, Arm.CONTROL)]
+        both = [(latencies[arm].every if latencies[arm].every.total else latencies[arm].tested).quantile(q) for arm in _ARMS]
         said.append(f"{name} " + " against ".join("nothing" if ms is None else f"{ms:.3g} ms" for ms in both))
     return ", ".join(said)
 

@@ -56,11 +56,11 @@ def slowness_increment(before: Mapping[Arm, Ordered], now: Mapping[Arm, Ordered]
     above = edges + margin_buckets
     k_t = _between(now[Arm.TREATMENT], above) - _between(before[Arm.TREATMENT], above)
     k_c = _between(now[Arm.CONTROL], edges) - _between(past, edges)
-    p_t = -np.diff(_shaped_tails(tails), axis=1, prepend=1.0, append=0.0)
-    p_c = -np.diff(tails, prepend=1.0, append=0.0)
+    p_t = _shares(_shaped_tails(tails))
+    p_c = _shares(tails[None, :])
     share = n_t / (n_t + n_c)
     log_pooled = np.log(share * p_t + (1 - share) * p_c)
-    result: Floats = (np.log(p_t) - log_pooled) @ k_t + (np.log(p_c) - log_pooled) @ k_c
+    result: Floats = np.log(p_t) @ k_t + np.log(p_c) @ k_c - log_pooled @ (k_t + k_c)
     return result
 
 
@@ -74,10 +74,22 @@ def _levels(past: Ordered) -> tuple[NDArray[np.int64], Floats]:
 
 def _between(values: Ordered, edges: NDArray[np.int64]) -> Floats:
     """Return how many of `values` lie up to the first edge, between the edges, and above the last."""
+    up_to = np.empty(len(edges) + 2)
+    up_to[0], up_to[-1] = 0, values.total
     index = values.buckets.searchsorted(edges, side="right")
-    up_to = np.concatenate(([0], values.up_to))[index]
-    counts: Floats = np.diff(up_to, prepend=0, append=values.total).astype(np.float64)
+    up_to[1:-1] = values.up_to[index - 1] if len(values.up_to) else 0
+    up_to[1:-1][index == 0] = 0
+    counts: Floats = up_to[1:] - up_to[:-1]
     return counts
+
+
+def _shares(tails: Floats) -> Floats:
+    """Return the part up to the first edge, between the edges, and above the last: (shapes, edges + 1)."""
+    shares = np.empty((len(tails), tails.shape[1] + 1))
+    shares[:, 0] = 1 - tails[:, 0]
+    shares[:, 1:-1] = tails[:, :-1] - tails[:, 1:]
+    shares[:, -1] = tails[:, -1]
+    return shares
 
 
 def _shaped_tails(tails: Floats) -> Floats:
