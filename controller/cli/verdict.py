@@ -11,7 +11,7 @@ import re
 import sys
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, BinaryIO
@@ -19,10 +19,10 @@ from typing import Annotated, Any, BinaryIO
 import msgspec
 
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET, Histogram, bucket_of
-from controller.core.gate import decode_tests, encode_tests
+from controller.core.gate import HarmSeen, decode_tests, encode_tests
 from controller.core.judgement import Judgement
 from controller.core.streams import ArmSums, Dealt, Stream, Watched, begin, look
-from schemas.terms import Arm, HealthGap
+from schemas.terms import Arm
 
 #: A line of two arms with 1,000 buckets each has 30 KB.
 MAX_LINE_BYTES = 1_000_000
@@ -175,13 +175,13 @@ class Bench:
             if stream.looks:
                 self._streams.put(name, stream)
             raise
-        stream, judgement = look(stream, line.stage, line.share, sums)
-        breach = judgement.breach
+        stream, seen, judgement = look(stream, line.stage, line.share, sums)
+        breach = None if judgement is None else judgement.breach
         if breach is not None:
             why = self._rolled_back[name] = f"look {stream.looks}: {breach.metric}: {breach.reason}"
             return {"stream": name, "verdict": "roll_back", "reasons": [*notes, why]}
         self._streams.put(name, stream)
-        return {"stream": name, "verdict": "continue", "reasons": [*notes, *_reasons(judgement)]}
+        return {"stream": name, "verdict": "continue", "reasons": [*notes, *_reasons(stream, seen, judgement)]}
 
 
 def _introduction(watched: Watched) -> list[str]:
@@ -200,9 +200,15 @@ def _introduction(watched: Watched) -> list[str]:
     return told
 
 
-def _reasons(judgement: Judgement) -> list[str]:
-    splits = [f"srm: {gap.detail}; does not count here" for gap in judgement.gaps if gap.kind is HealthGap.SRM]
-    return [f"{metric.metric}: {metric.reason}" for metric in judgement.metrics] + splits
+def _reasons(stream: Stream, seen: Sequence[HarmSeen], judgement: Judgement | None) -> list[str]:
+    """Return how near each metric is to a roll back; the whole sentence where one has been looked for and not found."""
+    if judgement is None:
+        reasons = [f"{harm.metric}: e-value of harm {harm.e_value:.3g}, roll back at {harm.threshold:.4g}" for harm in seen]
+    else:
+        reasons = [f"{metric.metric}: {metric.reason}" for metric in judgement.metrics]
+    if stream.has_wrong_share:
+        reasons.append("srm: the contexts are not split as decided; does not count here")
+    return reasons
 
 
 def _check_against(stream: Stream, line: _Line, sums: dict[Arm, ArmSums]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from controller.core.analysis import sample_ratio
 from controller.core.analysis.batches import take_evidence
@@ -17,14 +18,14 @@ from controller.core.analysis.gate_tests import GateTests, VisitHarm, decode_tes
 from controller.core.analysis.latency import spread
 from controller.core.analysis.proportion import rate_interval
 from controller.core.analysis.questions import alpha_shares
-from controller.core.analysis.reports import report
+from controller.core.analysis.reports import harm_e_value, report
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
 from controller.core.judgement import Gap, Harm, Judgement, MetricReport
 from controller.core.plan import Plan, Stage
 from controller.core.rollout import Rollout, Visit
 from schemas.terms import Arm, HealthGap
 
-__all__ = ["REPORT_WITHIN", "GateTests", "decode_tests", "encode_tests", "judge"]
+__all__ = ["REPORT_WITHIN", "GateTests", "HarmSeen", "decode_tests", "encode_tests", "judge", "look_for_harm"]
 
 #: A partition whose owner has not written for longer than this may have nobody counting it; owners write every 100 ms under
 #: traffic and as a heartbeat without.
@@ -104,6 +105,38 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
         batches=tests.batches,
     )
     return judgement, tests
+
+
+class HarmSeen(NamedTuple):
+    """How near one guardrail is to a breach."""
+
+    metric: str
+    e_value: float  # of harm
+    threshold: float
+
+    @property
+    def is_possible(self) -> bool:
+        """True when `judge` may find a breach: it has vetoes, so it need not."""
+        return self.e_value >= self.threshold
+
+
+def look_for_harm(
+    rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime
+) -> tuple[tuple[HarmSeen, ...], GateTests]:
+    """Return how near each watched guardrail is to a breach, and the tests' state: a part of what `judge` does, for its price.
+
+    `judge` with that state and the same evidence says the rest, and changes no test.
+    """
+    visit = rollout.visits[-1]
+    totals = evidence.visits.get(len(rollout.visits) - 1, VisitTotals())
+    tests, _ = take_evidence(rollout, evidence, {arm: spread(totals.arm(arm)) for arm in Arm}, tests, at)
+    plan = rollout.plan
+    seen = tuple(
+        HarmSeen(guardrail.metric, harm_e_value(guardrail, number, tests), 1 / (plan.alpha * share))
+        for number, (guardrail, share) in enumerate(zip(plan.guardrails, alpha_shares(plan.guardrails), strict=True))
+        if guardrail.is_watched_at(visit.percent)
+    )
+    return seen, tests
 
 
 # --- health -----------------------------------------------------------------------------------------------------------------

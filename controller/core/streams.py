@@ -19,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from math import floor
+from math import floor, log
 
+from controller.core.analysis import sample_ratio
 from controller.core.evidence import ArmTotals, Evidence, Histogram, VisitTotals
-from controller.core.gate import GateTests, judge
+from controller.core.gate import GateTests, HarmSeen, judge, look_for_harm
 from controller.core.judgement import Judgement
 from controller.core.plan import Guardrail, Plan, Stage
 from controller.core.rollout import Baking, Rollout, Visit
@@ -106,6 +107,11 @@ class Stream:
     dealt: Mapping[Arm, Dealt] = field(default_factory=lambda: dict.fromkeys(Arm, Dealt()))
     tests: GateTests = field(default_factory=GateTests)
 
+    @property
+    def has_wrong_share(self) -> bool:
+        """Whether the observed share of treatment is surely not the decided one."""
+        return sample_ratio.log_e_value(self.tests.srm) >= -log(sample_ratio.ALPHA_SRM)
+
 
 def begin(name: str, watched: Watched, stage: int, share: float, alpha: float, looks_planned: int) -> Stream:
     """Return a stream before its first look.
@@ -141,8 +147,10 @@ def begin(name: str, watched: Watched, stage: int, share: float, alpha: float, l
     return Stream(watched, rollout, stage)
 
 
-def look(stream: Stream, stage: int, share: float, sums: Mapping[Arm, ArmSums]) -> tuple[Stream, Judgement]:
-    """Return the stream after one more look, and what the engine says of it.
+def look(
+    stream: Stream, stage: int, share: float, sums: Mapping[Arm, ArmSums]
+) -> tuple[Stream, tuple[HarmSeen, ...], Judgement | None]:
+    """Return the stream after one more look, how near each metric is to a breach, and where one is possible the judgement.
 
     `sums` never fall within a stage. Another `stage` begins a new visit, its totals at zero; so does another `share`, from
     where the totals stand. Lowering the share begins the tests anew, as it does in the daemon.
@@ -183,8 +191,11 @@ def look(stream: Stream, stage: int, share: float, sums: Mapping[Arm, ArmSums]) 
     totals = VisitTotals(dealt[Arm.TREATMENT].totals(), dealt[Arm.CONTROL].totals())
     at = _BEGAN + looks * LOOK
     evidence = Evidence(at, {len(stream.rollout.visits) - 1: totals}, (), 0)
-    judgement, tests = judge(stream.rollout, evidence, stream.tests, at)
-    return replace(stream, looks=looks, sums=known, dealt=dealt, tests=tests), judgement
+    seen, tests = look_for_harm(stream.rollout, evidence, stream.tests, at)
+    judgement = None
+    if any(harm.is_possible for harm in seen):
+        judgement, tests = judge(stream.rollout, evidence, tests, at)
+    return replace(stream, looks=looks, sums=known, dealt=dealt, tests=tests), seen, judgement
 
 
 def _in_new_visit(stream: Stream, share: float) -> Stream:

@@ -122,6 +122,29 @@ def report(
     )
 
 
+def harm_e_value(guardrail: Guardrail, number: int, tests: GateTests) -> float:
+    """Return the e-value of harm that `report` would give, and nothing else."""
+    log_e_values = []
+    if guardrail.limit is not None:
+        log_e_values.append(_log_limit_harm(guardrail, tests.limits.get(number)))
+    if guardrail.margin is not None:
+        log_e_values.append(_log_comparison_harm(guardrail, tests.ratios.get(number)))
+    return sum(as_e_value(log_e) for log_e in log_e_values) / len(log_e_values)
+
+
+def _log_limit_harm(guardrail: Guardrail, test: LimitTest | None) -> float:
+    if test is None:
+        return 0.0
+    return log_e_value(test.evidence, limit_alternatives(limit_share(guardrail), is_above=True)[2].log_weights, test.released)
+
+
+def _log_comparison_harm(guardrail: Guardrail, test: RatioTest | None) -> float:
+    if test is None:
+        return 0.0
+    weights = SHAPE_LOG_WEIGHTS if guardrail.is_distribution else harm_alternatives(log_tolerated(guardrail)).log_weights
+    return log_e_value(test.evidence, weights, test.released)
+
+
 def _worst(verdicts: list[Verdict]) -> Verdict:
     for verdict in (Verdict.NO_DATA, Verdict.INCONCLUSIVE):
         if verdict in verdicts:
@@ -144,10 +167,7 @@ def _answer_limit(
     share = limit_share(guardrail)
     trials, events, what = _limit_counts(guardrail, totals.treatment, latency)
     is_floor = guardrail.is_better_when_higher
-    log_harm, harmed = 0.0, 0
-    if test is not None:
-        log_harm = log_e_value(test.evidence, limit_alternatives(share, is_above=True)[2].log_weights, test.released)
-        harmed = test.harmed
+    log_harm, harmed = _log_limit_harm(guardrail, test), 0 if test is None else test.harmed
     if trials == 0:
         return Answer(Verdict.NO_DATA, log_harm, _too_few(harmed), what, Verdict.NO_DATA, 0.0, f"{what}: nothing measured")
     log_safe = limit_log_e_value(share, trials, events, is_above=is_floor)
@@ -201,14 +221,12 @@ def _answer_comparison(
 ) -> Answer:
     """Return whether treatment is worse than tolerated, and whether it is shown not to be worse than the gate's margin."""
     place = _place(guardrail, test)
-    log_harm, veto, found = 0.0, _too_few(0), "worse than control"
+    log_harm, veto, found = _log_comparison_harm(guardrail, test), _too_few(0), "worse than control"
     if test is not None and guardrail.is_distribution:
-        log_harm = log_e_value(test.evidence, SHAPE_LOG_WEIGHTS, test.released)
         veto = _too_few(test.harmed)
         found = f"treatment is slower than control: {_quantiles(latencies)} in this stage"
     elif test is not None:
         alternatives = harm_alternatives(log_tolerated(guardrail))
-        log_harm = log_e_value(test.evidence, alternatives.log_weights, test.released)
         effect = math.exp(mean_log_effect(test.evidence, alternatives.log_weights, alternatives.log_effects))
         veto = _too_few(test.harmed)
         if veto is None and effect < MIN_HARM_RATIO:

@@ -12,7 +12,7 @@ import pytest
 
 from controller.core.analysis.batches import KEPT_VISITS, MAX_OPEN, MIN_BATCH
 from controller.core.evidence import ArmTotals, VisitTotals, bucket_of
-from controller.core.gate import REPORT_WITHIN, GateTests, decode_tests, encode_tests, judge
+from controller.core.gate import REPORT_WITHIN, GateTests, decode_tests, encode_tests, judge, look_for_harm
 from controller.core.judgement import Judgement, MetricReport
 from controller.core.plan import Guardrail, Plan
 from controller.core.rollout import Baking, Rollout
@@ -513,6 +513,22 @@ def test_alpha_is_split_by_fixed_weights_within_a_role() -> None:
     )
     parts = [1 / (0.01 * report.threshold) for report in judgement.metrics]
     assert parts == pytest.approx([0.65, 0.125, 0.125, 0.1, 1.0])
+
+
+def test_looking_for_harm_alone_says_the_same_and_takes_the_same() -> None:
+    """`look_for_harm` has the e-values, thresholds and tests of `judge`, which then changes nothing any more."""
+    guardrails = (Guardrail("error_rate", limit=0.02, margin=0.1), Guardrail("latency", margin=0.1))
+    watched, alone = watch(*guardrails), watch(*guardrails)
+    for each in (watched, alone):
+        each.treatment.add(300, 9)
+        each.treatment.add_latencies([60.0] * 300)
+        each.control.add(900, 9)
+        each.control.add_latencies([40.0] * 900)
+    judgement = watched.look()
+    seen, tests = look_for_harm(alone.rollout, alone.evidence(), alone.tests, watched.at)
+    assert [tuple(harm) for harm in seen] == [(each.metric, each.e_value, each.threshold) for each in judgement.metrics]
+    again, _ = judge(alone.rollout, alone.evidence(), tests, watched.at)
+    assert again.metrics == judgement.metrics
 
 
 # --- batches, and what is remembered ----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def looked(*totals: Sums, stages: tuple[int, ...] | None = None, shares: tuple[f
     """Return a stream after these looks."""
     stream = make_stream(totals[0], share=shares[0] if shares else 0.1)
     for index, sums in enumerate(totals):
-        stream, _ = look(stream, stages[index] if stages else 0, shares[index] if shares else 0.1, sums)
+        stream, _, _ = look(stream, stages[index] if stages else 0, shares[index] if shares else 0.1, sums)
     return stream
 
 
@@ -93,8 +93,9 @@ def test_without_contexts_outcomes_are_the_units() -> None:
 def test_alpha_goes_whole_to_the_only_metric() -> None:
     """A stream without latency spends nothing on it."""
     sums = make_sums(arm(10), arm(90))
-    _, judgement = look(make_stream(sums, alpha=0.05), 0, 0.1, sums)
-    assert [metric.threshold for metric in judgement.metrics] == pytest.approx([20])
+    _, seen, judgement = look(make_stream(sums, alpha=0.05), 0, 0.1, sums)
+    assert [harm.threshold for harm in seen] == pytest.approx([20])
+    assert judgement is None
 
 
 def test_no_more_latencies_than_contexts_and_from_everywhere_in_the_distribution() -> None:
@@ -191,8 +192,8 @@ def is_rolled_back(looks: Iterator[tuple[int, float, Sums]], alpha: float) -> bo
     stream: Stream | None = None
     for stage, share, sums in looks:
         stream = stream or begin("s", Watched.among(sums), stage, share, alpha, 120)
-        stream, judgement = look(stream, stage, share, sums)
-        if judgement.breach is not None:
+        stream, _, judgement = look(stream, stage, share, sums)
+        if judgement is not None and judgement.breach is not None:
             return True
     return False
 
