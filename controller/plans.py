@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from importlib import resources
@@ -83,8 +83,13 @@ def load_plan(text: str, source_name: str, now: datetime | None = None) -> PlanD
     return document
 
 
-def lint_text(text: str, now: datetime | None = None) -> tuple[PlanDocument | None, list[Finding]]:
-    """Return the plan, None when it cannot be read, and everything to say about it, in the order of the text."""
+def lint_text(
+    text: str, now: datetime | None = None, further: Callable[[PlanDocument], Iterable[Finding]] | None = None
+) -> tuple[PlanDocument | None, list[Finding]]:
+    """Return the plan, None when it cannot be read, and everything to say about it, in the order of the text.
+
+    `further` is asked what else there is to say about a plan without errors.
+    """
     values, places, findings = _read(text)
     document = None
     if not any(finding.is_error for finding in findings if finding.at == ()):
@@ -94,6 +99,8 @@ def lint_text(text: str, now: datetime | None = None) -> tuple[PlanDocument | No
             findings += [_of_shape(fault, values) for fault in error.errors(include_url=False, include_context=False)]
         else:
             findings += lint(document, now)
+            if further is not None and not any(finding.is_error for finding in findings):
+                findings += further(document)
     placed = [_placed(finding, places) for finding in findings]
     return document, sorted(placed, key=lambda finding: (finding.line or 0, finding.column or 0))
 

@@ -11,6 +11,7 @@ import typer
 
 from controller.cli import rendering
 from controller.cli.surroundings import EXIT_REJECTED, EXIT_USAGE, JsonOption, check_flag, complain, fail, output
+from controller.cli.worlds import ConversionOption, ErrorRateOption, LatencyOption, TrafficOption
 from controller.errors import ConfigInvalid
 from controller.plans import MAX_BYTES, lint_text, template, template_text, templates
 from schemas.plan import PlanDocument
@@ -21,19 +22,38 @@ FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="The plan, YAM
 
 
 @app.command()
-def lint(file: FileArgument, is_json: JsonOption = False) -> None:
-    """Say everything that is wrong or doubtful about a plan, each with its line and how to mend it. Exits 1 on an error."""
+def lint(
+    file: FileArgument,
+    traffic: TrafficOption = None,
+    error_rate: ErrorRateOption = None,
+    latency: LatencyOption = None,
+    conversions: ConversionOption = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Say everything that is wrong or doubtful about a plan, each with its line and how to mend it. Exits 1 on an error.
+
+    Where traffic is stated, by --traffic or in the plan, a handful of virtual rollouts tells of gates that cannot decide.
+    """
+    from controller.cli.lint_words import Tryout, alpha_budget, alpha_lines
+
     source, text = _read(file)
-    document, findings = lint_text(text, datetime.now(UTC))
+    tried = Tryout(traffic, error_rate, latency, conversions, datetime.now(UTC))
+    document, findings = lint_text(text, datetime.now(UTC), tried)
     is_usable = document is not None and not any(finding.is_error for finding in findings)
     if is_json:
         told = [rendering.finding_document(finding, source) for finding in findings]
-        typer.echo(rendering.to_json({"file": source, "is_usable": is_usable, "findings": told}))
+        answer = {"file": source, "is_usable": is_usable, "findings": told}
+        if is_usable and document is not None:
+            answer |= {"alpha": alpha_budget(document), "simulated": tried.document()}
+        typer.echo(rendering.to_json(answer))
     else:
         console = output()
         for finding in findings:
             rendering.show_line(console, rendering.finding_line(finding, source))
         typer.echo(f"{source}: {'the plan can be started' if is_usable else 'the plan would be refused'}")
+        if is_usable and document is not None:
+            for line in (*alpha_lines(document), *tried.lines()):
+                typer.echo(line)
     if not is_usable:
         raise typer.Exit(EXIT_REJECTED)
 

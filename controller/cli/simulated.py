@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -125,7 +126,9 @@ def _rows(scenario: Scenario) -> list[tuple[str, str]]:
         if scenario.finders:
             rows.append(("found by", ", ".join(f"{metric} {count}" for metric, count in scenario.finders.most_common())))
     rows.append(("false alarm", part_words(scenario.false_alarm)))
-    rows.append(("undecided", f"{part_words(scenario.undecided)}: paused at max_bake"))
+    lacking = sum((stage.lacking for stage in scenario.stages), Counter[str]())
+    waited = f", waiting for {', '.join(name for name, _ in lacking.most_common(3))}" if lacking else ""
+    rows.append(("undecided", f"{part_words(scenario.undecided)}: paused at max_bake{waited}"))
     if scenario.otherwise.count:
         reasons = sorted({run.reason for run in scenario.runs if run.ended in ("paused", "given_up")})
         rows.append(("otherwise", f"{part_words(scenario.otherwise)}: {', '.join(reasons)}"))
@@ -214,6 +217,7 @@ def _scenario_document(scenario: Scenario) -> dict[str, Any]:
                 "seconds": _spread(stage.seconds),
                 "passed": stage.passed,
                 "undecided": stage.undecided,
+                "undecided_for": dict(stage.lacking),
                 "treatment_contexts": _spread(stage.contexts),
             }
             for stage in scenario.stages

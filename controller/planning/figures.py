@@ -69,6 +69,7 @@ class StageFigures:
     passed: int
     undecided: int  # runs that ended here at max_bake
     contexts: Spread | None  # of treatment, when it was passed
+    lacking: Counter[str]  # what the gates of the undecided ones waited for, by how often
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,7 @@ def summed_up(plan: Plan, world: World, runs: Sequence[Run]) -> Scenario:
             passed=sum(index in run.stage_times for run in runs),
             undecided=sum(run.ended == "undecided" and run.stage == index for run in runs),
             contexts=spread([run.stage_contexts[index] for run in runs if index in run.stage_contexts]),
+            lacking=Counter(name for run in runs if run.ended == "undecided" and run.stage == index for name in run.lacking),
         )
         for index, stage in enumerate(plan.stages)
     )

@@ -44,7 +44,7 @@ from controller.core.rollout import (
     Visit,
 )
 from controller.planning.world import Drawn, Effect, Source
-from schemas.terms import AdviceChoice, Arm, CommandVerb, DecisionKind, HoldReason
+from schemas.terms import AdviceChoice, Arm, CommandVerb, DecisionKind, HoldReason, Verdict
 
 WARM_E_VALUE = 3.0
 WARM_STEP = 0.07
@@ -77,6 +77,7 @@ class Run:
     harmed_contexts: int = 0  # of treatment since then
     extra_failures: float = 0.0  # contexts that failed beyond control's rate, since then
     looks: int = 0
+    lacking: tuple[str, ...] = ()  # where it ended undecided: the gaps, else the metrics that were not shown safe
     path: list[tuple[timedelta, float]] = field(default_factory=list)  # since the begin, and the percentage served from then on
 
     @property
@@ -105,6 +106,7 @@ class _Virtual:
         self._origin = starts_at  # looks are spaced by the time since
         self._looks = 0
         self._is_warm = False
+        self._judgement: Judgement | None = None
         self._run = Run("given_up", "still undecided after ten years", starts_at, starts_at, 0)
         order = CommandReceived(starts_at, "start-1", CommandVerb.START, _ISSUER, "", starts_at, plan=plan)
         started, _ = decide(None, order)
@@ -198,6 +200,7 @@ class _Virtual:
             self._rollout, Evidence(at, {self._visit: totals}, progress, len(_TOPICS)), self._tests, at
         )
         self._looks += 1
+        self._judgement = judgement
         self._is_warm = any(metric.e_value >= WARM_E_VALUE for metric in judgement.metrics)
         self._handle(EvidenceJudged(at, judgement))
 
@@ -240,4 +243,12 @@ class _Virtual:
         elif isinstance(phase, Paused):
             run.ended = "undecided" if phase.reason is HoldReason.MAX_BAKE else "paused"
             run.reason = phase.reason.value
+            if phase.reason is HoldReason.MAX_BAKE and self._judgement is not None:
+                run.lacking = _lacking(self._judgement)
         return run
+
+
+def _lacking(judgement: Judgement) -> tuple[str, ...]:
+    """Return what kept a gate from passing."""
+    gaps = tuple(dict.fromkeys(gap.kind.value for gap in judgement.gaps))
+    return gaps or tuple(metric.metric for metric in judgement.metrics if metric.safe is not Verdict.PASS)

@@ -1,0 +1,133 @@
+"""What `plan lint` says from a handful of virtual rollouts: gates that cannot decide, and harms that would be promoted.
+
+A handful, because lint answers in a second or two: what happens in a good part of them is told, with how often it did. For
+probabilities there is `simulate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from controller.core.plan import Plan
+from controller.planning.figures import Scenario, summed_up
+from controller.planning.simulation import Run, run_once
+from controller.planning.world import ERRORS, LATENCY, Effect, Source, World
+from controller.plans import Finding
+from schemas.fields import format_duration
+from schemas.terms import MetricRole, Severity
+
+HEALTHY_RUNS = 6
+HARMED_RUNS = 3
+#: Looks over all runs, of about half a millisecond each. Past it no further run is begun: lint stays quick whatever the plan.
+MOST_LOOKS = 1200
+#: A part of the runs this large is worth a warning: 2 of 6. Rarer trouble is for `simulate` to tell.
+WORTH_TELLING = 0.25
+#: A gate that takes this much longer than planned is worth a warning.
+LONGER = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Warnings, and how many rollouts they rest on."""
+
+    findings: tuple[Finding, ...]
+    rollouts: int
+
+
+def outlook(plan: Plan, world: World, starts_at: datetime) -> Outlook:
+    """Return the warnings about a plan in this world, which has no effects of its own; none about a blind plan."""
+    if plan.blind:
+        return Outlook((), 0)
+    budget = _Budget()
+    healthy = budget.spend(plan, world, HEALTHY_RUNS, starts_at)
+    findings = [*_false_alarms(healthy), *_undecided(plan, healthy)]
+    for effect, words in _harms(plan):
+        harmed = budget.spend(plan, replace(world, effects=(effect,)), HARMED_RUNS, starts_at)
+        findings += _missed(harmed, words)
+    return Outlook(tuple(findings), budget.rollouts)
+
+
+class _Budget:
+    """Runs virtual rollouts while there are looks left, and one of each world in any case."""
+
+    def __init__(self) -> None:
+        self.rollouts = 0
+        self._looks = MOST_LOOKS
+
+    def spend(self, plan: Plan, world: World, most: int, starts_at: datetime) -> Scenario:
+        source = Source(world, plan)
+        runs: list[Run] = []
+        for number in range(most):
+            if self._looks <= 0 and runs:
+                break
+            runs.append(run_once(plan, source, starts_at, np.random.default_rng([1, number])))
+            self._looks -= runs[-1].looks
+        self.rollouts += len(runs)
+        return summed_up(plan, world, runs)
+
+
+def _harms(plan: Plan) -> Iterator[tuple[Effect, str]]:
+    """Yield what nobody wants promoted, as far as the plan looks out for it."""
+    armed = [one for one in plan.guardrails if one.role is MetricRole.GUARDRAIL]
+    if any(one.metric == "error_rate" for one in armed):
+        yield Effect(ERRORS, 2.0), "fails twice as often as control"
+    if any(one.quantile is not None for one in armed):
+        yield Effect(LATENCY, 1.5), "takes half as long again as control"
+    for metric in dict.fromkeys(one.metric for one in armed if one.is_better_when_higher):
+        yield Effect(metric, 0.5), f"has half of control's {metric}"
+
+
+def _false_alarms(healthy: Scenario) -> Iterator[Finding]:
+    part = healthy.false_alarm
+    if part.share >= WORTH_TELLING:
+        metrics = sorted({run.metric for run in healthy.runs if run.metric is not None})
+        yield _warning(
+            ("guardrails",),
+            f"in {part.count} of {part.of} simulated rollouts {', '.join(metrics)} finds harm in a release as good as control",
+            "let the limit lie above what control does",
+        )
+
+
+def _undecided(plan: Plan, healthy: Scenario) -> Iterator[Finding]:
+    """Tell of gates that do not reach their verdict, and of those that take much longer than planned."""
+    for index, (stage, declared) in enumerate(zip(healthy.stages, plan.stages, strict=True)):
+        came = stage.passed + stage.undecided
+        per_second = f"at {healthy.world.contexts_per_second:.3g} contexts/s"
+        if came and stage.undecided / came >= WORTH_TELLING:
+            lacking = ", ".join(name for name, _ in stage.lacking.most_common(3))
+            yield _warning(
+                ("stages", index),
+                f"the gate is unlikely to decide {per_second}: in {stage.undecided} of {came} simulated rollouts of a release "
+                f"as good as control it is undecided at max_bake ({_rounded(declared.max_bake)}), for want of {lacking}",
+                "raise max_bake, expose more, or ask for less with a wider limit or `gate_margin`",
+            )
+        elif stage.seconds is not None and stage.seconds.median > LONGER * stage.planned.total_seconds():
+            yield _warning(
+                ("stages", index),
+                f"the gate takes about {_rounded(timedelta(seconds=stage.seconds.median))} {per_second}, where "
+                f"{_rounded(stage.planned)} are planned",
+                "expect it to wait, or bake longer",
+            )
+
+
+def _missed(harmed: Scenario, words: str) -> Iterator[Finding]:
+    part = harmed.missed
+    if part.of and part.share >= 0.5:
+        yield _warning(
+            ("guardrails",),
+            f"a release that {words} is promoted in {part.count} of {part.of} simulated rollouts",
+            "tighten the limit, or compare with control, as in `error_rate < control + 10%`",
+        )
+
+
+def _warning(at: tuple[str | int, ...], message: str, mend: str) -> Finding:
+    return Finding(at, Severity.WARNING, message, mend)
+
+
+def _rounded(duration: timedelta) -> str:
+    """Return a duration in its two largest units."""
+    return " ".join(format_duration(timedelta(seconds=round(duration.total_seconds()))).split()[:2])

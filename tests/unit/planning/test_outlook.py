@@ -1,0 +1,68 @@
+"""What a handful of virtual rollouts warns of."""
+
+from __future__ import annotations
+
+from controller.core.plan import Guardrail, Plan
+from controller.planning.outlook import HARMED_RUNS, HEALTHY_RUNS, MOST_LOOKS, outlook
+from controller.planning.world import World
+from tests.builders import HOUR, T0, make_plan, make_stage
+
+
+def steps(guardrail: Guardrail, **overrides: object) -> Plan:
+    """Return a plan of 10 and 100 %, an hour each and three at most, with one guardrail."""
+    stages = tuple(make_stage(percent=float(percent), bake=HOUR, max_bake=3 * HOUR) for percent in (10, 100))
+    return make_plan(**{"stages": stages, "guardrails": (guardrail,), **overrides})
+
+
+def told(plan: Plan, contexts_per_second: float, error_rate: float = 0.005) -> list[tuple[tuple[str | int, ...], str]]:
+    """Return place and words of each warning."""
+    seen = outlook(plan, World(contexts_per_second, error_rate, 50.0, 150.0), T0)
+    return [(finding.at, f"{finding.message}; {finding.mend}") for finding in seen.findings]
+
+
+def test_a_plan_that_works_is_not_warned_of() -> None:
+    """Traffic enough, a comparison that finds twice the errors."""
+    assert told(steps(Guardrail("error_rate", limit=0.02, margin=0.1)), 200.0) == []
+
+
+def test_a_gate_that_cannot_decide_is_named_with_what_it_lacks() -> None:
+    """A hundred times less traffic: the first gate stays undecided, for want of the error rate."""
+    [(at, words)] = told(steps(Guardrail("error_rate", limit=0.02, margin=0.1)), 1.0)
+    assert at == ("stages", 0)
+    assert "unlikely to decide at 1 contexts/s: in 6 of 6 simulated rollouts" in words
+    assert "undecided at max_bake (3h), for want of error_rate" in words
+    assert "raise max_bake" in words
+
+
+def test_a_gate_that_waits_long_is_told() -> None:
+    """It decides before max_bake, and long after its bake."""
+    [(at, words)] = told(steps(Guardrail("error_rate", margin=0.1), stages=(make_stage(bake=HOUR, max_bake=50 * HOUR),)), 5.0)
+    assert at == ("stages", 0)
+    assert "at 5 contexts/s, where 1h 1m are planned" in words
+
+
+def test_a_limit_far_above_control_lets_a_doubled_error_rate_pass() -> None:
+    """Twice control's errors stay below the limit: promoted, and said."""
+    [(at, words)] = told(steps(Guardrail("error_rate", limit=0.05)), 200.0)
+    assert at == ("guardrails",)
+    assert "a release that fails twice as often as control is promoted in 3 of 3" in words
+
+
+def test_a_limit_below_control_is_a_false_alarm() -> None:
+    """Control itself is over the limit: a release as good as it is rolled back."""
+    warnings = told(steps(Guardrail("error_rate", limit=0.002)), 200.0)
+    assert any("error_rate finds harm in a release as good as control" in words for _, words in warnings)
+
+
+def test_lint_stays_quick() -> None:
+    """However long the plan, no run is begun once the looks are used up; each world has one in any case."""
+    stages = tuple(make_stage(percent=float(percent), bake=100 * HOUR, max_bake=300 * HOUR) for percent in range(1, 100, 4))
+    seen = outlook(steps(Guardrail("error_rate", limit=0.05), stages=stages), World(200.0, 0.005, 50.0, 150.0), T0)
+    assert 2 <= seen.rollouts < HEALTHY_RUNS + HARMED_RUNS
+    assert MOST_LOOKS > 0
+
+
+def test_a_blind_plan_has_no_outlook() -> None:
+    """Nothing is measured, so nothing can be simulated."""
+    seen = outlook(steps(Guardrail("error_rate", limit=0.05), guardrails=(), blind=True), World(1.0, 0.005, 50.0, 150.0), T0)
+    assert (seen.findings, seen.rollouts) == ((), 0)
