@@ -59,7 +59,7 @@ LLAMA := .cache/llama
 llama: $(VENV)/.installed ## the advisor against llama.cpp's real server with a tiny random model, 1,000 questions too
 	test -x $(LLAMA)/bin/python || "$(PYTHON)" -m venv $(LLAMA)
 	$(LLAMA)/bin/python -m pip install --quiet --require-hashes --requirement tests/llama.lock
-	ROLLOUTD_TEST_LLAMA_PYTHON=$(LLAMA)/bin/python $(PYTEST) -m "integration or long" -s tests/integration/test_llama_server.py $(ARGS)
+	ROLLOUTD_TEST_LLAMA_PYTHON=$(LLAMA)/bin/python $(PYTEST) -m "integration or long" -o faulthandler_timeout=3600 -s tests/integration/test_llama_server.py $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.installed ## breach to 0 % served, events per second, evaluations per second; about ten minutes, machine to itself

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -51,16 +51,49 @@ ANSWER_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 
+#: An explanation for people: nothing reads it but them.
+CAUSE_MAX_CHARS = 400
+MAX_STEPS = 4
+STEP_MAX_CHARS = 200
+
+
+class ExplanationAnswer(BaseModel):
+    """The model's guess at why something happened, in its own words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    likely_cause: str = Field(min_length=1, max_length=CAUSE_MAX_CHARS)
+    next_steps: list[Annotated[str, Field(max_length=STEP_MAX_CHARS)]] = Field(max_length=MAX_STEPS)
+
+
+EXPLANATION_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "likely_cause": {"type": "string", "maxLength": CAUSE_MAX_CHARS},
+        "next_steps": {"type": "array", "items": {"type": "string", "maxLength": STEP_MAX_CHARS}, "maxItems": MAX_STEPS},
+    },
+    "required": ["likely_cause", "next_steps"],
+    "additionalProperties": False,
+}
+
 #: One Markdown fence around the whole answer. Small models add it from habit; what is inside is read as strictly as without.
 _FENCED = re.compile(r"```(?:json)?[ \t]*\r?\n(.*)\r?\n[ \t]*```\Z", re.DOTALL)
 
 
+FormT = TypeVar("FormT", bound=BaseModel)
+
+
 def parse_answer(answer: bytes | str) -> AdviceAnswer:
-    """Return the answer when it is exactly in the form; raise ValueError with the reason for anything else.
+    """Return the answer when it is exactly in the form; raise ValueError as `parse_form` does."""
+    return parse_form(answer, AdviceAnswer)
+
+
+def parse_form(answer: bytes | str, form: type[FormT]) -> FormT:
+    """Return what a model answered when it is exactly in the form; raise ValueError with the reason for anything else.
 
     Accepted besides the bare object: white space around it, and one Markdown fence around the whole. Refused: text before or
     after, more than `ANSWER_MAX_BYTES`, a key twice, missing or unknown, NaN, `80.0` or `"80"` for 80, too many or too long
-    reasons. Control characters in reasons are replaced by spaces: they end up in terminals and logs.
+    texts. Control characters in texts are replaced by spaces: they end up in terminals and logs.
     """
     raw = answer.encode("utf-8", "surrogatepass") if isinstance(answer, str) else answer
     if len(raw) > ANSWER_MAX_BYTES:
@@ -81,10 +114,10 @@ def parse_answer(answer: bytes | str) -> AdviceAnswer:
         raise ValueError("answer is nested too deeply") from None
     if not isinstance(fields, dict):
         raise ValueError("answer is not a JSON object")  # noqa: TRY004 - one kind of refusal, whatever is wrong
-    if isinstance(fields.get("reasons"), list):
-        fields["reasons"] = [_printable(reason) for reason in fields["reasons"]]
     try:
-        return AdviceAnswer.model_validate(fields)
+        return form.model_validate(_printable(fields))
+    except RecursionError:
+        raise ValueError("answer is nested too deeply") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:60]
@@ -105,8 +138,16 @@ def _no_constant(name: str) -> Any:
 
 
 def _printable(value: Any) -> Any:
-    """Return text with everything unprintable as a space; other values as they are."""
-    return "".join(char if char.isprintable() else " " for char in value) if isinstance(value, str) else value
+    """Return a value with everything unprintable in its texts as a space."""
+    match value:
+        case str():
+            return "".join(char if char.isprintable() else " " for char in value)
+        case list():
+            return [_printable(each) for each in value]
+        case dict():
+            return {key: _printable(each) for key, each in value.items()}
+        case _:
+            return value
 
 
 def _encodable(text: Any) -> Any:
@@ -132,3 +173,15 @@ class AdviceRecord(Record):
     parameters: Text = Field(default="", description="What else was asked for, as JSON: enough to ask again.")
     prompt_tokens: Count | None = Field(default=None, description="As the server counts; null where it does not.")
     completion_tokens: Count | None = None
+
+
+class ExplanationRecord(Record):
+    """A model's guess at why something happened; attached to an alert, acted on by nobody but people."""
+
+    likely_cause: Text
+    next_steps: list[Text]
+    model: Text
+    server: Text
+    prompt: str = Field(description="Name and version of the prompt's text.")
+    prompt_sha256: str
+    latency_ms: Count

@@ -19,13 +19,16 @@ from datetime import datetime, timedelta
 from functools import cache
 from importlib import resources
 from string import Template
+from typing import Any
 
 from controller.core.judgement import Advice, ArmSummary, Judgement, MetricReport
+from controller.core.plan import Plan
 from controller.core.rollout import AskAdvice, Rollout, Visit
-from schemas.advice import ANSWER_SCHEMA
+from schemas.advice import ANSWER_SCHEMA, EXPLANATION_SCHEMA
 from schemas.terms import Arm, Verdict
 
 GATE_VERSION = "gate-v1"
+EXPLAIN_VERSION = "explain-v1"
 
 #: Other people's words are cut here: a sentence or two say what a flag is for, more is room for instructions.
 NAME_MAX_CHARS = 64
@@ -36,6 +39,7 @@ REASON_MAX_CHARS = 120
 MAX_METRICS = 10
 MAX_VISITS = 6
 MAX_REASONS = 3
+MAX_RECORDS = 12
 
 #: Besides letters, marks and digits. Not among them: quotes (they end a quoted text), angle brackets, square brackets,
 #: braces, pipes and backslashes (servers read chat control tokens such as `<|im_end|>` and `[INST]` out of any text),
@@ -83,11 +87,38 @@ def gate_prompt(rollout: Rollout, question: AskAdvice) -> Prompt:
         visits=_visits(rollout.visits[: judgement.visit + 1], judgement.at),
         earlier=_earlier(question.earlier),
     )
-    messages = (
-        {"role": "system", "content": system.substitute(schema=json.dumps(ANSWER_SCHEMA))},
-        {"role": "user", "content": text},
+    return _prompt(GATE_VERSION, system.substitute(schema=json.dumps(ANSWER_SCHEMA)), text)
+
+
+def fill(version: str, form: Mapping[str, Any], **fields: object) -> Prompt:
+    """Return a packaged prompt with its fields filled in; text of others must have passed `quoted` before."""
+    system, body = _texts(version)
+    return _prompt(version, system.substitute(schema=json.dumps(form)), body.substitute(fields))
+
+
+def _prompt(version: str, system: str, question: str) -> Prompt:
+    messages = ({"role": "system", "content": system}, {"role": "user", "content": question})
+    return Prompt(version=version, messages=messages, sha256=_sha256(messages))
+
+
+def explanation_prompt(
+    plan: Plan, subject: str, judgement: Judgement | None, decisions: Sequence[tuple[str, float, float, str]]
+) -> Prompt:
+    """Return the question why something happened. `decisions` are (kind, from percent, to percent, reason), oldest first."""
+    records = [
+        f"- {kind}: {before:g} % to {after:g} %, {quoted(reason, DESCRIPTION_MAX_CHARS)}"
+        for kind, before, after, reason in decisions[-MAX_RECORDS:]
+    ]
+    return fill(
+        EXPLAIN_VERSION,
+        EXPLANATION_SCHEMA,
+        flag=quoted(plan.flag_key, NAME_MAX_CHARS),
+        plan=quoted(plan.name, NAME_MAX_CHARS),
+        description=quoted(plan.description, DESCRIPTION_MAX_CHARS),
+        subject=quoted(subject, DESCRIPTION_MAX_CHARS),
+        metrics="- none was published" if judgement is None else _metrics(judgement.metrics),
+        records="\n".join(records) or "- none",
     )
-    return Prompt(version=GATE_VERSION, messages=messages, sha256=_sha256(messages))
 
 
 def quoted(text: str, max_chars: int) -> str:

@@ -1,41 +1,20 @@
-"""`rolloutctl advisor`: is the model's server there and fit, and what is its advice worth. Needs no Kafka and no daemon."""
+"""`rolloutctl advisor`: is the model's server there and fit, and what is its advice worth. Needs no Kafka and no daemon.
+
+What the commands do is in `advising.py`, loaded when it is asked for: `roll-back` need not wait for an HTTP client and numpy.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import sys
-from collections.abc import Coroutine, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from controller.adapters.advisor import ModelAdvisor
-from controller.adapters.prompts import GATE_VERSION
-from controller.cli import rendering
-from controller.cli.surroundings import (
-    EXIT_CONFIG,
-    EXIT_INTERRUPTED,
-    EXIT_REJECTED,
-    EXIT_UNREACHABLE,
-    EXIT_USAGE,
-    ConfigOption,
-    JsonOption,
-    complain,
-    fail,
-    output,
-)
-from controller.clock import SystemClock
-from controller.errors import AdviceUnavailableError, BadInput
-from controller.scorecard.cases import Case, CaseKind, load_cases
-from controller.scorecard.report import Asked, percent, render, seconds, to_document
-from controller.scorecard.scoring import Answer, Score, put_cases, score
+from controller.cli.surroundings import EXIT_CONFIG, EXIT_REJECTED, EXIT_UNREACHABLE, ConfigOption, JsonOption, fail
+from controller.errors import BadInput
+from controller.scorecard.kinds import CaseKind
 from controller.settings import AdvisorSettings, load_settings
-
-T = TypeVar("T")
 
 app = typer.Typer(help="See whether the model's server is fit, and what its advice is worth.", no_args_is_help=True)
 
@@ -54,9 +33,6 @@ DeadlineOption = Annotated[
     float | None,
     typer.Option("--deadline", min=0.1, max=3600, help="Seconds per question; beats the settings.", rich_help_panel=_MODEL),
 ]
-
-#: One case of each of these is put by `check`: a short question, a long one, and one with text from elsewhere.
-_CHECKED_KINDS = (CaseKind.CLEAR_PASS, CaseKind.HIDDEN_HARM, CaseKind.LANGUAGE)
 
 
 def advisor_settings(
@@ -94,16 +70,6 @@ def patient(settings: AdvisorSettings) -> AdvisorSettings:
     return settings.model_copy(update={"breaker_failures": 1_000_000, "questions_per_day": 1_000_000, "breaker_seconds": 0.001})
 
 
-def perform(work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns; Ctrl-C and unusable certificates end the process with their exit codes."""
-    try:
-        return asyncio.run(work)
-    except BadInput as refused:
-        fail(f"{refused}", EXIT_CONFIG)
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
 @app.command()
 def check(
     is_json: JsonOption = False,
@@ -115,84 +81,14 @@ def check(
     config: ConfigOption = None,
 ) -> None:
     """Say what is reachable, which model, how fast, and whether it answers in the form. Exits 1 if unfit, 4 if not reached."""
+    from controller.cli import advising
+
     settings = patient(advisor_settings(config, url, model, protocol, key_file, deadline))
-    found = perform(_check(settings))
-    if is_json:
-        typer.echo(rendering.to_json(found))
-    else:
-        _show_check(found)
-    if not found["is_reached"]:
+    found = advising.check(settings, is_json=is_json)
+    if not found.is_reached:
         raise typer.Exit(EXIT_UNREACHABLE)
-    if found["in_form"] < found["questions"]:
+    if found.score.in_form.count < found.score.in_form.of:
         raise typer.Exit(EXIT_REJECTED)
-
-
-async def _check(settings: AdvisorSettings) -> dict[str, Any]:
-    clock = SystemClock()
-    advisor = ModelAdvisor(settings, clock)
-    began = clock.monotonic()
-    models: Sequence[str] = ()
-    try:
-        trouble = None
-        try:
-            models = await advisor.server.models(seconds=min(settings.deadline_seconds, 10.0))
-        except AdviceUnavailableError as why:
-            trouble = str(why)  # a server may be fit and list nothing: the questions tell
-        listed_ms = round(1000 * (clock.monotonic() - began))
-        answers = await put_cases(
-            advisor, _checked_cases(), clock, deadline_seconds=settings.deadline_seconds, on_answer=lambda _: None
-        )
-    finally:
-        await advisor.close()
-    figures = score(answers)
-    return {
-        "server": advisor.server.name,
-        "protocol": settings.protocol,
-        "is_reached": trouble is None or figures.in_form.count > 0,
-        "list_trouble": trouble,
-        "list_ms": listed_ms,
-        "model": settings.model,
-        "is_listed": settings.model in models if trouble is None else None,
-        "models": list(models),
-        "questions": figures.in_form.of,
-        "in_form": figures.in_form.count,
-        "troubles": sorted({answer.why_none for answer in answers if answer.why_none}),
-        "latency_ms": {"p50": figures.latency_p50_ms, "max": figures.latency_max_ms},
-        "tokens": {"prompt": figures.prompt_tokens, "completion": figures.completion_tokens},
-        "deadline_seconds": settings.deadline_seconds,
-    }
-
-
-def _checked_cases() -> list[Case]:
-    return [next(case for case in load_cases() if case.kind is kind) for kind in _CHECKED_KINDS]
-
-
-def _show_check(found: dict[str, Any]) -> None:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    reached = f"reached in {found['list_ms']} ms" if found["list_trouble"] is None else found["list_trouble"]
-    table.add_row("server", f"{found['server']}, as {found['protocol']}: {reached}")
-    match found["is_listed"]:
-        case True:
-            words = "listed"
-        case False:
-            words = f"not in its list: {rendering.shown(found['models']) or 'which is empty'}"
-        case _:
-            words = "not known whether it is there"
-    table.add_row("model", f"{found['model']}: {words}")
-    table.add_row("answers", f"{found['in_form']} of {found['questions']} in the form")
-    for trouble in found["troubles"]:
-        table.add_row("", trouble)
-    if found["in_form"]:
-        tokens = found["tokens"]
-        counted = "" if tokens["prompt"] is None else f"; {tokens['prompt']} tokens in, {tokens['completion']} out"
-        times = found["latency_ms"]
-        table.add_row("time", f"{seconds(times['p50'])}, {seconds(times['max'])} at most{counted}")
-        is_near = times["max"] > 500 * found["deadline_seconds"]
-        advice = ": more than half of it is used, give it more or take a smaller model" if is_near else ""
-        table.add_row("deadline", f"{found['deadline_seconds']:g} s{advice}")
-    output().print(table)
 
 
 @app.command("eval")
@@ -208,77 +104,8 @@ def evaluate(
     config: ConfigOption = None,
 ) -> None:
     """Put the packaged gate cases to a model and score its advice. Exits 1 when it gave none, 4 when it was not reached."""
+    from controller.cli import advising
+
     settings = patient(advisor_settings(config, url, model, protocol, key_file, deadline))
-    cases = [case for case in load_cases() if not kinds or case.kind in kinds]
-    asked = Asked(settings.model, _name_of(settings), GATE_VERSION, datetime.now(UTC))
-    answers = perform(_evaluate(settings, cases))
-    figures = score(answers)
-    if html is not None:
-        try:
-            html.write_text(render(asked, answers, figures), encoding="utf-8")
-        except OSError as error:
-            fail(f"{html}: cannot be written: {error}", EXIT_USAGE)
-    if is_json:
-        typer.echo(rendering.to_json(to_document(asked, answers, figures)))
-    else:
-        _show_score(asked, answers, figures)
-        if html is not None:
-            typer.echo(f"report: {html}")
-    if figures.in_form.count == 0:
+    if advising.evaluate(settings, kinds or tuple(CaseKind), html, is_json=is_json).in_form.count == 0:
         raise typer.Exit(EXIT_REJECTED)
-
-
-def _name_of(settings: AdvisorSettings) -> str:
-    return f"{settings.url} ({settings.protocol})"
-
-
-async def _evaluate(settings: AdvisorSettings, cases: Sequence[Case]) -> list[Answer]:
-    clock = SystemClock()
-    advisor = ModelAdvisor(settings, clock)
-    done = 0
-
-    def tell(answer: Answer) -> None:
-        nonlocal done
-        done += 1
-        if sys.stderr.isatty():
-            typer.echo(f"\r{done} of {len(cases)}  {answer.case.name:<48}", err=True, nl=done == len(cases))
-
-    try:
-        try:
-            await advisor.server.models(seconds=min(settings.deadline_seconds, 10.0))
-        except AdviceUnavailableError as why:
-            first = await put_cases(
-                advisor, cases[:1], clock, deadline_seconds=settings.deadline_seconds, on_answer=lambda _: None
-            )
-            if first and first[0].advice is None:
-                complain(f"{why}")
-                fail(first[0].why_none, EXIT_UNREACHABLE)
-        return await put_cases(advisor, cases, clock, deadline_seconds=settings.deadline_seconds, on_answer=tell)
-    finally:
-        await advisor.close()
-
-
-def _show_score(asked: Asked, answers: Sequence[Answer], figures: Score) -> None:
-    console = output()
-    console.print(f"{asked.model} at {asked.server}, {len(answers)} cases, prompt {asked.prompt}")
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, tally, words in (
-        ("in the form", figures.in_form, "answers that could be read, of all questions"),
-        ("agreement", figures.agreement, "answers that can be defended"),
-        ("unsafe proceeds", figures.unsafe_proceeds, "proceed where only caution can be defended"),
-        ("needless holds", figures.needless_holds, "caution where only proceed can be defended"),
-        ("injections", figures.injections, "instructions in names and texts that were followed"),
-    ):
-        table.add_row(name, percent(tally), f"{tally.count} of {tally.of}: {words}")
-    table.add_row("time", seconds(figures.latency_p50_ms), f"half; 95 % within {seconds(figures.latency_p95_ms)}")
-    if figures.prompt_tokens is not None:
-        table.add_row("tokens", str(figures.prompt_tokens), f"in, {figures.completion_tokens} out, on average")
-    console.print(table)
-    reasons = {answer.why_none for answer in answers if answer.why_none}
-    for reason in sorted(reasons)[:3]:
-        console.print(f"no advice: {rendering.printable(reason)}", soft_wrap=True)
-    mode, why = figures.suits
-    console.print(f"these figures support advisor.mode: {mode} ({why})", soft_wrap=True)

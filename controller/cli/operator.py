@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from controller.adapters.documents import explain
 from controller.adapters.kafka_reader import KafkaReader
-from controller.cli import advisor, plan_files, planning, rendering
+from controller.cli import advisor, drafts, plan_files, planning, rendering
 from controller.cli.looking import alerts, decisions, find_rollout, situation_of, status, watch
 from controller.cli.orders import Standings, give, read_standings, whoami
 from controller.cli.rendering import dashed
@@ -62,7 +62,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_LOOK, _STEER, _PLANS, _MODEL = "Look", "Steer", "Plans", "Model"
+_LOOK, _STEER, _PLANS, _DRAFT, _MODEL = "Look", "Steer", "Plans", "Draft", "Model"
 
 #: Verbs that take a flag and nothing of their own, in the order of the help.
 _SIMPLE_VERBS = {
@@ -264,6 +264,9 @@ app.command(rich_help_panel=_LOOK)(decisions)
 app.command(rich_help_panel=_LOOK)(alerts)
 app.add_typer(plan_files.app, name="plan", rich_help_panel=_PLANS)
 planning.add_commands(app, _PLANS)
+app.add_typer(drafts.app, name="suggest", rich_help_panel=_DRAFT)
+app.command(rich_help_panel=_DRAFT)(drafts.explain)
+app.command(rich_help_panel=_DRAFT)(drafts.changelog)
 app.add_typer(advisor.app, name="advisor", rich_help_panel=_MODEL)
 
 

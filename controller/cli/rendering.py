@@ -328,6 +328,11 @@ def _line(console: Console, text: Text) -> None:
     console.print(text, soft_wrap=not console.is_terminal or console.width < _NARROWEST)
 
 
+def plain(text: str) -> Text:
+    """Return text from elsewhere as one unstyled line."""
+    return Text(printable(text))
+
+
 def show_line(console: Console, text: Text) -> None:
     """Print one line: wrapped for a reader, whole for a pipe."""
     _line(console, text)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any, Self
@@ -23,6 +22,7 @@ from controller.core.analysis.proportion import rate_interval
 from controller.core.judgement import Advice, ArmSummary, Harm, Judgement, MetricReport
 from controller.core.plan import Plan, Stage
 from controller.core.rollout import AskAdvice, Gating, Rollout, Visit
+from controller.scorecard.kinds import CaseKind
 from schemas.terms import AdviceChoice, Arm, MetricRole, OnBreach, Verdict
 
 #: Stages of every case, in percent.
@@ -33,20 +33,6 @@ _BEGAN = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 _STAY = timedelta(hours=6)
 #: Spread of the alternatives that evidence is approximated with: one standard error of the comparison.
 _MIXTURE = 1.0
-
-
-class CaseKind(StrEnum):
-    """What a case tries."""
-
-    CLEAR_PASS = "clear_pass"  # noqa: S105  # a kind
-    HIDDEN_HARM = "hidden_harm"  # harm that the guardrails miss by design of the case
-    MIXED = "mixed"
-    LOW_DATA = "low_data"
-    DRIFT = "drift"
-    MISLEADING_TEXT = "misleading_text"
-    INJECTION = "injection"
-    LANGUAGE = "language"
-    ABSURD = "absurd"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from controller.scorecard.cases import CaseKind
+from controller.scorecard.kinds import CaseKind
 from controller.scorecard.scoring import Answer, Score, Tally
 
 _BAR_LEFT, _BAR_WIDTH, _ROW_HEIGHT = 120.0, 300.0, 28

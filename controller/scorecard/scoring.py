@@ -13,7 +13,8 @@ from math import ceil
 from controller.core.judgement import Advice
 from controller.errors import AdviceUnavailableError
 from controller.ports import Advisor, Clock
-from controller.scorecard.cases import Case, CaseKind
+from controller.scorecard.cases import Case
+from controller.scorecard.kinds import CaseKind
 from schemas.terms import AdviceChoice, AdvisorMode
 
 #: What a model must reach before it is worth a `hold`. Below them holds are mostly noise, which people learn to ignore.

@@ -138,6 +138,17 @@ async def test_a_rollout_is_steered_from_the_shell(
     assert "critical" in alerts.out
     assert "rolled back from 10 % to 0 %: it smells" in alerts.out
 
+    story = await rolloutctl("explain", FLAG)
+    assert story.code == 0, story.err
+    assert "roll back because of it smells" in " ".join(story.out.split())
+    assert "from the built-in template, no model" in story.out
+    written = await rolloutctl("changelog", FLAG, "--since", "1d")
+    assert written.code == 0, written.err
+    assert f"## {FLAG}" in written.out
+    assert "**roll back** 10 % → 0 %" in written.out
+    assert (await rolloutctl("changelog", "--since", "2001-01-01", "--json")).document["author"] == "template"
+    assert (await rolloutctl("changelog", FLAG, "--since", "2999-01-01")).code == EXIT_REJECTED
+
 
 async def test_an_approval_is_bound_to_what_was_seen(
     daemon: DaemonProcess, rolloutctl: Operator, kafka: str, topic_prefix: str, tmp_path: Path

@@ -36,10 +36,15 @@ def serving(script: Script) -> Script:
 
 async def run(script: Script | None, *arguments: str, options: tuple[str, ...] = ("--model", "tiny")) -> tuple[int, str, str]:
     """Return exit code, standard output and standard error of a call against a server; None: nobody is there."""
+    return await call(script, "advisor", *arguments, options=options)
+
+
+async def call(script: Script | None, *arguments: str, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
+    """Return how any command with a model went."""
     async with faults.fault_server(serving(script or faults.hang)) as server:
         url = server.url if script is not None else "http://127.0.0.1:9"
         environ = {"ROLLOUTD_CONFIG": None, "ROLLOUTD_ADVISOR__URL": None}
-        words = ["advisor", *arguments, "--url", url, *options]
+        words = [*arguments, "--url", url, *options]
         result = await asyncio.to_thread(CliRunner().invoke, app, words, env=environ)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout, result.stderr
@@ -117,3 +122,61 @@ async def test_eval_report_that_cannot_be_written() -> None:
     code, _, complained = await run(faults.advising(), "eval", "--kind", "drift", "--html", "no/such/place.html")
     assert code == EXIT_USAGE
     assert "cannot be written" in complained
+
+
+PLAN = {
+    "stages": [{"percent": percent, "bake_hours": 24, "approval": False} for percent in (5, 30, 100)],
+    "error_rate_limit_percent": 2,
+    "error_rate_margin_percent": 10,
+    "latency_margin_percent": 10,
+}
+SUGGEST_PLAN = ("suggest", "plan", "--flag", "new-checkout", "--risk", "medium", "--describe", "a new form")
+
+
+async def test_suggested_plan_can_be_started(tmp_path: Path) -> None:
+    """What `suggest plan` prints passes `plan lint` as it is, and says who drafted it."""
+    code, said, complained = await call(faults.advising(PLAN), *SUGGEST_PLAN, options=("--model", "tiny"))
+    assert code == 0
+    assert "percent: 30" in said
+    assert "drafted by the model tiny" in complained
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(said)
+    linted = await asyncio.to_thread(CliRunner().invoke, app, ["plan", "lint", str(plan)])
+    assert linted.exit_code == 0, linted.output
+
+
+@pytest.mark.parametrize("script", [None, faults.reset, faults.advising("no"), faults.advising({**PLAN, "stages": []})])
+async def test_suggested_plan_without_a_useful_model(script: Script | None) -> None:
+    """However the model fails, the template stands in, and the reason is said."""
+    code, said, complained = await call(script, *SUGGEST_PLAN)
+    assert code == 0
+    assert "percent: 25" in said
+    assert "from the built-in template, no model:" in complained
+
+
+async def test_suggested_targeting_is_tried_on_samples(tmp_path: Path) -> None:
+    """Rules for both flag planes, and a table of whom they meet."""
+    segments = tmp_path / "segments.yaml"
+    segments.write_text("{attributes: {tier: {values: [free, pro]}}, samples: [{targetingKey: u-1, tier: pro}, {tier: free}]}")
+    words = ("suggest", "targeting", "--describe", "who pays", "--segments", str(segments))
+    rules = {"rules": [{"attribute": "tier", "operator": "is_one_of", "values": ["pro"]}]}
+    code, said, _ = await call(faults.advising(rules), *words)
+    assert code == 0
+    assert '"contextName": "tier"' in said
+    assert "1 of 2 sample users match" in said
+    code, said, _ = await call(faults.advising(rules), *words, options=("--json",))
+    document = json.loads(said)
+    assert [sample["matches"] for sample in document["samples"]] == [True, False]
+    assert document["flagd"] == {"if": [{"and": [{"in": [{"var": "tier"}, ["pro"]]}]}, "on", "off"]}
+    code, _, complained = await call(None, *words, options=("--no-model",))
+    assert code == 0
+    assert "everybody would match" in complained
+    segments.write_text("attributes: 1")
+    assert (await call(None, *words))[0] == EXIT_USAGE
+
+
+async def test_suggestions_that_cannot_be_meant() -> None:
+    """A risk that does not exist and a changelog of nothing are mistakes of usage."""
+    assert (await call(None, *SUGGEST_PLAN, options=("--risk", "none")))[0] == EXIT_USAGE
+    assert (await call(None, "changelog"))[0] == EXIT_USAGE
+    assert (await call(None, "changelog", "--since", "yesterday"))[0] == EXIT_USAGE

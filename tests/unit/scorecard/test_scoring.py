@@ -13,7 +13,8 @@ from controller.adapters.memory import ManualClock
 from controller.core.judgement import Advice
 from controller.core.rollout import AskAdvice, Rollout
 from controller.errors import AdviceUnavailableError
-from controller.scorecard.cases import Case, CaseKind, load_cases
+from controller.scorecard.cases import Case, load_cases
+from controller.scorecard.kinds import CaseKind
 from controller.scorecard.report import Asked, render, to_document
 from controller.scorecard.scoring import Answer, Score, put_cases, score
 from schemas.terms import AdviceChoice, AdvisorMode

@@ -1,0 +1,59 @@
+"""Asking a model for a draft that our own code then checks, and saying who wrote what is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from controller.adapters.model_server import ModelServer
+from controller.adapters.prompts import Prompt
+from controller.errors import AdviceUnavailableError
+
+T = TypeVar("T")
+
+#: A draft is longer than a verdict at a gate, and a person waits for it once.
+MAX_TOKENS = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Who is asked for drafts."""
+
+    server: ModelServer
+    name: str
+    deadline_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Draft(Generic[T]):
+    """A draft and its author."""
+
+    content: T
+    author: str  # "template", or the model's name
+    why_template: str | None  # why no model wrote it; None when one did
+
+    @property
+    def origin(self) -> str:
+        """Who wrote it, in words that stand above it."""
+        if self.why_template is None:
+            return f"drafted by the model {self.author} and checked; read it before you use it"
+        return f"from the built-in template, no model: {self.why_template}"
+
+
+async def draft(
+    model: Model | None, prompt: Prompt, form: Mapping[str, Any], *, read: Callable[[str], T], template: Callable[[], T]
+) -> Draft[T]:
+    """Return what the model writes, if `read` accepts it; else the template's, with the reason.
+
+    `read` raises ValueError for what must not be shown as a draft.
+    """
+    if model is None:
+        return Draft(template(), "template", "no model is configured, or none was wanted")
+    try:
+        written = await model.server.complete(
+            prompt, form, seconds=model.deadline_seconds, max_tokens=MAX_TOKENS, is_optional=True
+        )
+        return Draft(read(written.content), model.name, None)
+    except (AdviceUnavailableError, ValueError) as refusal:
+        return Draft(template(), "template", f"{refusal}")

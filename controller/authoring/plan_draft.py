@@ -1,0 +1,202 @@
+"""A rollout plan from a few words: within bounds that the risk sets, whoever drafts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from controller.adapters.prompts import DESCRIPTION_MAX_CHARS, NAME_MAX_CHARS, Prompt, fill, quoted
+from controller.authoring.drafting import Draft, Model, draft
+from controller.plans import lint_text
+from schemas.advice import parse_form
+from schemas.fields import format_duration
+
+VERSION = "plan-v1"
+MAX_STAGES = 8
+MAX_BAKE_HOURS = 14 * 24
+
+
+class Risk(StrEnum):
+    """What it would mean if the change were wrong."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a plan for a risk must keep; the template of the risk keeps it with room."""
+
+    first_percent: int  # the first stage's, at most
+    stages: int  # at least
+    bake_hours: int  # each stage's, at least
+    margin_percent: int  # tolerated in any guardrail, at most
+    limit_percent: int  # absolute limit of the error rate, at most: all that judges 100 %, where there is no control
+    needs_approval: bool  # before the second stage is left, at the latest
+
+
+BOUNDS = {
+    Risk.LOW: Bounds(25, 2, 1, 50, 10, needs_approval=False),
+    Risk.MEDIUM: Bounds(10, 3, 4, 30, 5, needs_approval=False),
+    Risk.HIGH: Bounds(1, 4, 12, 20, 5, needs_approval=True),
+}
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class StageAnswer(_Form):
+    """One stage as a model drafts it: whole numbers, since no grammar bounds any other."""
+
+    percent: Annotated[int, Field(ge=1, le=100)]
+    bake_hours: Annotated[int, Field(ge=1, le=MAX_BAKE_HOURS)]
+    approval: bool
+
+
+class PlanAnswer(_Form):
+    """A plan as a model drafts it."""
+
+    stages: list[StageAnswer] = Field(min_length=1, max_length=MAX_STAGES)
+    error_rate_limit_percent: Annotated[int, Field(ge=1, le=50)]
+    error_rate_margin_percent: Annotated[int, Field(ge=1, le=100)]
+    latency_margin_percent: Annotated[int, Field(ge=1, le=100)]
+
+
+FORM: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "stages": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_STAGES,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "percent": {"type": "integer", "minimum": 1, "maximum": 100},
+                    "bake_hours": {"type": "integer", "minimum": 1, "maximum": MAX_BAKE_HOURS},
+                    "approval": {"type": "boolean"},
+                },
+                "required": ["percent", "bake_hours", "approval"],
+                "additionalProperties": False,
+            },
+        },
+        "error_rate_limit_percent": {"type": "integer", "minimum": 1, "maximum": 50},
+        "error_rate_margin_percent": {"type": "integer", "minimum": 1, "maximum": 100},
+        "latency_margin_percent": {"type": "integer", "minimum": 1, "maximum": 100},
+    },
+    "required": ["stages", "error_rate_limit_percent", "error_rate_margin_percent", "latency_margin_percent"],
+    "additionalProperties": False,
+}
+
+
+def _stages(*stages: tuple[int, int, bool]) -> list[StageAnswer]:
+    return [StageAnswer(percent=percent, bake_hours=hours, approval=approval) for percent, hours, approval in stages]
+
+
+TEMPLATES = {
+    Risk.LOW: PlanAnswer(
+        stages=_stages((10, 4, False), (50, 12, False), (100, 24, False)),
+        error_rate_limit_percent=5,
+        error_rate_margin_percent=20,
+        latency_margin_percent=25,
+    ),
+    Risk.MEDIUM: PlanAnswer(
+        stages=_stages((5, 12, False), (25, 24, False), (50, 24, False), (100, 24, False)),
+        error_rate_limit_percent=5,
+        error_rate_margin_percent=10,
+        latency_margin_percent=20,
+    ),
+    Risk.HIGH: PlanAnswer(
+        stages=_stages((1, 24, True), (5, 24, True), (25, 48, True), (50, 48, False), (100, 48, False)),
+        error_rate_limit_percent=2,
+        error_rate_margin_percent=10,
+        latency_margin_percent=10,
+    ),
+}
+
+
+async def draft_plan(model: Model | None, *, flag: str, risk: Risk, description: str, owner: str, now: datetime) -> Draft[str]:
+    """Return a plan as YAML that `plan lint` passes without an error."""
+
+    def read(content: str) -> str:
+        answer = parse_form(content, PlanAnswer)
+        _check(answer, BOUNDS[risk])
+        return written(answer)
+
+    def written(answer: PlanAnswer) -> str:
+        text = to_yaml(answer, flag=flag, risk=risk, description=description, owner=owner)
+        errors = [str(finding) for finding in lint_text(text, now)[1] if finding.is_error]
+        if errors:
+            raise ValueError("the drafted plan would be refused: " + "; ".join(errors))
+        return text
+
+    prompt = _prompt(flag, risk, description)
+    return await draft(model, prompt, FORM, read=read, template=lambda: written(TEMPLATES[risk]))
+
+
+def _prompt(flag: str, risk: Risk, description: str) -> Prompt:
+    bounds = BOUNDS[risk]
+    return fill(
+        VERSION,
+        FORM,
+        flag=quoted(flag, NAME_MAX_CHARS),
+        description=quoted(description, DESCRIPTION_MAX_CHARS),
+        risk=risk,
+        first=bounds.first_percent,
+        stages=bounds.stages,
+        bake=bounds.bake_hours,
+    )
+
+
+def _check(answer: PlanAnswer, bounds: Bounds) -> None:
+    """Refuse a plan that is bolder than the risk allows: a draft that must be made slower is worse than the template."""
+    percents = [stage.percent for stage in answer.stages]
+    faults = [
+        words
+        for words, is_met in (
+            (f"its first stage exceeds {bounds.first_percent} %", percents[0] <= bounds.first_percent),
+            (f"it has fewer than {bounds.stages} stages", len(percents) >= bounds.stages),
+            ("its percentages do not rise to 100", percents == sorted(set(percents)) and percents[-1] == 100),
+            (f"a stage bakes less than {bounds.bake_hours} h", all(s.bake_hours >= bounds.bake_hours for s in answer.stages)),
+            (
+                f"a margin exceeds {bounds.margin_percent} %",
+                max(answer.error_rate_margin_percent, answer.latency_margin_percent) <= bounds.margin_percent,
+            ),
+            (f"its limit exceeds {bounds.limit_percent} %", answer.error_rate_limit_percent <= bounds.limit_percent),
+            ("nobody approves its first stages", not bounds.needs_approval or any(s.approval for s in answer.stages[:2])),
+        )
+        if not is_met
+    ]
+    if faults:
+        raise ValueError("the drafted plan is too bold for the risk: " + "; ".join(faults))
+
+
+def to_yaml(answer: PlanAnswer, *, flag: str, risk: Risk, description: str, owner: str) -> str:
+    """Return the plan as a file to begin with."""
+    stages = []
+    for stage in answer.stages:
+        line: dict[str, Any] = {"percent": stage.percent, "bake": format_duration(timedelta(hours=stage.bake_hours))}
+        if stage.approval:
+            line["approval"] = "required"
+        stages.append(line)
+    plan = {
+        "name": f"{risk}-risk",
+        "flag": flag,
+        "description": " ".join(description.split())[:500],
+        "owner": owner,
+        "stages": stages,
+        "guardrails": [
+            f"error_rate < {answer.error_rate_limit_percent}% and < control + {answer.error_rate_margin_percent}%",
+            f"latency_p99 < control + {answer.latency_margin_percent}%",
+        ],
+        "advisor": {"mode": "can_hold"},
+    }
+    text: str = yaml.safe_dump(plan, sort_keys=False, allow_unicode=True, width=120)
+    return text

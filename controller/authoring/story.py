@@ -1,0 +1,213 @@
+"""What happened to a flag, told from its decisions: an explanation for whoever is paged, and a changelog for everybody else.
+
+What happened and on what evidence is always told by our own code, word for word from the audit log. A model adds its guess at
+the cause, or one paragraph, under its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controller.adapters.prompts import DESCRIPTION_MAX_CHARS, NAME_MAX_CHARS, explanation_prompt, fill, quoted
+from controller.authoring.drafting import Draft, Model, draft
+from controller.core.judgement import ArmSummary, Harm, Judgement, MetricReport
+from controller.core.rollout import Rollout
+from schemas.advice import EXPLANATION_SCHEMA, ExplanationAnswer, parse_form
+from schemas.decision import Decision, JudgementRecord
+from schemas.terms import DecisionKind, HealthGap, Verdict
+
+CHANGELOG_VERSION = "changelog-v1"
+SUMMARY_MAX_CHARS = 500
+MAX_TOLD = 40
+
+_LOWERING = (DecisionKind.ROLL_BACK, DecisionKind.STEP_BACK, DecisionKind.ABORT)
+_STOPPING = (*_LOWERING, DecisionKind.PAUSE, DecisionKind.HOLD)
+
+#: What a person looks at first, by what stands in the way.
+_STEPS_FOR_GAPS = {
+    HealthGap.NO_TRAFFIC: "see whether both variants are served at all: flag plane, targeting, the apps' provider",
+    HealthGap.NO_OUTCOMES: "see whether the apps publish request.outcomes with the context id they were served by",
+    HealthGap.BELOW_MIN_SAMPLE: "wait, or plan for the traffic there is: a larger first stage, a longer bake",
+    HealthGap.STALE: "look at consumer lag and at the apps' producers",
+    HealthGap.SRM: "compare who is served with who reports: a crash before the first event looks like this",
+    HealthGap.ACTUATION_DRIFT: "look at the flag plane: it does not serve what was decided",
+    HealthGap.TAINTED: "the event log has a gap in this stage: step back or promote with a reason",
+}
+
+
+class _Summary(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    summary: str = Field(min_length=1, max_length=SUMMARY_MAX_CHARS)
+
+
+_SUMMARY_FORM: dict[str, Any] = {
+    "type": "object",
+    "properties": {"summary": {"type": "string", "maxLength": SUMMARY_MAX_CHARS}},
+    "required": ["summary"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A rollout's story, and a guess at its cause."""
+
+    subject: Decision | None  # what most needs explaining; None when nothing was decided yet
+    decisions: Sequence[Decision]  # of this rollout, oldest first
+    guess: Draft[ExplanationAnswer]
+
+
+async def explain(model: Model | None, rollout: Rollout, decisions: Sequence[Decision]) -> Explanation:
+    """Return what happened to the rollout and why, as far as its decisions tell."""
+    mine = [one for one in decisions if one.rollout_id == rollout.rollout_id]
+    subject = subject_of(mine)
+    evidence = next((one.judgement for one in reversed(mine) if one.judgement is not None), None)
+    if subject is not None and subject.judgement is not None:
+        evidence = subject.judgement
+    prompt = explanation_prompt(
+        rollout.plan,
+        "nothing was decided yet" if subject is None else f"{_words(subject.kind)}: {subject.reason}",
+        None if evidence is None else to_core(evidence),
+        [(one.kind, one.from_percent, one.to_percent, one.reason) for one in mine],
+    )
+    guess = await draft(
+        model,
+        prompt,
+        EXPLANATION_SCHEMA,
+        read=lambda content: parse_form(content, ExplanationAnswer),
+        template=lambda: by_rule(rollout, subject, evidence),
+    )
+    return Explanation(subject, mine, guess)
+
+
+def subject_of(decisions: Sequence[Decision]) -> Decision | None:
+    """Return what most needs explaining: the newest lowering, else the newest stop, else the newest decision."""
+    for kinds in (_LOWERING, _STOPPING):
+        found = next((one for one in reversed(decisions) if one.kind in kinds), None)
+        if found is not None:
+            return found
+    return decisions[-1] if decisions else None
+
+
+def by_rule(rollout: Rollout, subject: Decision | None, evidence: JudgementRecord | None) -> ExplanationAnswer:
+    """Return what the records alone say."""
+    if subject is None:
+        return ExplanationAnswer(likely_cause="Nothing was decided about this rollout yet.", next_steps=[])
+    steps = [_STEPS_FOR_GAPS[gap.kind] for gap in evidence.gaps] if evidence is not None else []
+    failing = [] if evidence is None else [metric for metric in evidence.metrics if metric.harm is Verdict.FAIL]
+    for metric in failing:
+        where = "traces of slow requests" if metric.metric.startswith("latency") else "logs and traces of failed requests"
+        where = "the journey to it" if metric.metric.startswith("conversion:") else where
+        steps.append(f"compare {where} with treatment and control, beginning at {subject.at:%H:%M} UTC ({metric.metric})")
+    if subject.kind in _LOWERING and subject.issuer == "rolloutd":
+        steps.append("start a new rollout once the cause is mended; this one is over")
+    if subject.issuer != "rolloutd":
+        steps.append(f"ask {subject.issuer}, who gave the command")
+    if not steps:
+        steps.append(f"look at the evidence: rolloutctl decisions {rollout.flag_key}")
+    cause = f"By the records: {_words(subject.kind)} because of {subject.reason or 'an order without a reason'}"
+    return ExplanationAnswer(likely_cause=_cut(cause, 400), next_steps=[_cut(step, 200) for step in dict.fromkeys(steps)][:4])
+
+
+def to_core(record: JudgementRecord) -> Judgement:
+    """Return published evidence in the core's terms; what was not published is unknown."""
+    return Judgement(
+        at=record.at,
+        visit=record.visit,
+        gaps=(),
+        metrics=tuple(
+            MetricReport(
+                metric=metric.metric,
+                role=metric.role,
+                on_breach=metric.on_breach,
+                harm=metric.harm,
+                safe=metric.safe,
+                arms={
+                    arm: ArmSummary(each.trials, each.events, each.estimate, each.low, each.high)
+                    for arm, each in metric.arms.items()
+                },
+                e_value=metric.e_value or 0.0,
+                threshold=metric.threshold or 1.0,
+                e_value_safe=metric.e_value_safe,
+                threshold_safe=metric.threshold_safe,
+                margin=metric.margin,
+                limit=metric.limit,
+                reason=metric.reason,
+            )
+            for metric in record.metrics
+        ),
+        harm=Harm(record.harm.exposed_contexts, record.harm.failed_requests, record.harm.excess_failed_requests or 0.0),
+        exposures=record.exposures,
+    )
+
+
+# --- changelog --------------------------------------------------------------------------------------------------------------
+
+
+async def changelog(model: Model | None, decisions: Sequence[Decision], title: str) -> Draft[str]:
+    """Return Markdown: a paragraph by the model if there is one, then every transition from the audit log by flag."""
+    told = [one for one in decisions if one.kind is not DecisionKind.HOLD]
+    lines = [
+        f"- {quoted(one.flag, NAME_MAX_CHARS)} {_words(one.kind)}, {one.from_percent:g} % to {one.to_percent:g} %: "
+        f"{quoted(one.reason, DESCRIPTION_MAX_CHARS)}"
+        for one in told[-MAX_TOLD:]
+    ]
+    body = _body(told)
+
+    def read(content: str) -> str:
+        return f"{_markdown(' '.join(parse_form(content, _Summary).summary.split()))}\n\n{body}"
+
+    if not told:
+        return Draft(f"# {_markdown(title)}\n\n{body}", "template", "there is nothing to sum up")
+    written = await draft(
+        model,
+        fill(CHANGELOG_VERSION, _SUMMARY_FORM, records="\n".join(lines)),
+        _SUMMARY_FORM,
+        read=read,
+        template=lambda: body,
+    )
+    return Draft(f"# {_markdown(title)}\n\n{written.content}", written.author, written.why_template)
+
+
+def _body(decisions: Sequence[Decision]) -> str:
+    if not decisions:
+        return "Nothing changed.\n"
+    parts = []
+    for flag in sorted({one.flag for one in decisions}):
+        parts.append(f"## {_markdown(flag)}\n")
+        parts += [_entry(one) for one in decisions if one.flag == flag]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _entry(one: Decision) -> str:
+    moved = f"{one.from_percent:g} % → {one.to_percent:g} %" if one.from_percent != one.to_percent else f"{one.to_percent:g} %"
+    by = "" if one.issuer == "rolloutd" else f", by {_markdown(one.issuer)}"
+    why = f": {_markdown(one.reason)}" if one.reason else ""
+    return f"- {one.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC, **{_words(one.kind)}** {moved}{by}{why}"
+
+
+def since(decisions: Iterable[Decision], moment: datetime) -> list[Decision]:
+    """Return the decisions from a moment on, oldest first."""
+    return sorted((one for one in decisions if one.at >= moment), key=lambda one: (one.at, one.flag, one.revision))
+
+
+def _words(kind: DecisionKind) -> str:
+    return kind.value.replace("_", " ")
+
+
+def _cut(text: str, most: int) -> str:
+    line = "".join(char if char.isprintable() else " " for char in text)
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def _markdown(text: str) -> str:
+    """Return other people's text as one line that Markdown shows as it reads: nothing in it becomes a link, tag or image."""
+    line = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
+    return "".join(f"\\{char}" if char in "\\`*_[]<>#!|~&" else char for char in line)

@@ -1,0 +1,300 @@
+"""Commands that write drafts: `suggest plan`, `suggest targeting`, `explain`, `changelog`. None of them changes anything.
+
+Each works without a model, from a template, and says which it was. What drafts is in `controller/authoring`, loaded when it is
+asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from rich.table import Table
+
+from controller.adapters.kafka_reader import KafkaReader
+from controller.cli import rendering
+from controller.cli.advisor import KeyFileOption, ModelOption, ProtocolOption, UrlOption, advisor_settings, patient
+from controller.cli.looking import find_rollout
+from controller.cli.orders import as_decision, newest_events
+from controller.cli.surroundings import (
+    EXIT_REJECTED,
+    EXIT_USAGE,
+    AnyFlagArgument,
+    BootstrapOption,
+    ConfigOption,
+    FlagArgument,
+    JsonOption,
+    PrefixOption,
+    check_flag,
+    complain,
+    fail,
+    kafka_settings,
+    output,
+    perform,
+)
+from controller.core.rollout import Rollout
+from controller.errors import ConfigInvalid
+from controller.settings import AdvisorSettings, KafkaSettings
+from schemas.decision import Decision
+from schemas.fields import parse_duration
+
+if TYPE_CHECKING:
+    from controller.authoring.drafting import Model
+    from controller.authoring.targeting import Rule, Segments
+
+T = TypeVar("T")
+
+app = typer.Typer(help="Draft a plan or targeting rules; a person decides what becomes of them.", no_args_is_help=True)
+
+NoModelOption = Annotated[
+    bool, typer.Option("--no-model", help="Use the built-in template, whatever is configured.", rich_help_panel="Model")
+]
+DescribeOption = Annotated[str, typer.Option("--describe", "-d", help="In your own words.", show_default=False)]
+
+#: Decisions of one flag, or of all, that a story is told from.
+_MOST_DECISIONS = 5_000
+_MOST_SHOWN_SAMPLES = 50
+RISKS = ("low", "medium", "high")
+
+
+def _settings(
+    config: Path | None, url: str | None, model: str | None, protocol: str | None, key_file: Path | None, *, no_model: bool
+) -> AdvisorSettings | None:
+    """Return whom to ask for a draft, None for nobody."""
+    if no_model:
+        return None
+    settings = advisor_settings(config, url, model, protocol, key_file, None)
+    return None if settings.url is None else patient(settings)
+
+
+async def _asking(settings: AdvisorSettings | None, work: Callable[[Model | None], Awaitable[T]]) -> T:
+    """Return what `work` makes with a model, or without one."""
+    if settings is None:
+        return await work(None)
+    from controller.adapters.advisor import ModelAdvisor
+    from controller.authoring.drafting import Model
+    from controller.clock import SystemClock
+
+    advisor = ModelAdvisor(settings, SystemClock())
+    try:
+        return await work(Model(advisor.server, settings.model, settings.deadline_seconds))
+    finally:
+        await advisor.close()
+
+
+@app.command("plan")
+def suggest_plan(
+    flag: Annotated[str, typer.Option("--flag", help="The flag's key.", show_default=False)],
+    description: DescribeOption,
+    risk: Annotated[str, typer.Option("--risk", help="low, medium or high: what it would mean if it were wrong.")] = "medium",
+    owner: Annotated[str, typer.Option("--owner", help="Who is asked when the rollout needs a person.")] = "",
+    is_json: JsonOption = False,
+    no_model: NoModelOption = False,
+    url: UrlOption = None,
+    model: ModelOption = None,
+    protocol: ProtocolOption = None,
+    key_file: KeyFileOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Draft a plan that passes `plan lint`, within bounds that the risk sets: `suggest plan ... > plan.yaml`."""
+    from controller.authoring.plan_draft import Risk, draft_plan
+
+    check_flag(flag)
+    if risk not in RISKS:
+        fail(f"--risk is one of {', '.join(RISKS)}", EXIT_USAGE)
+    settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
+    now = datetime.now(UTC)
+    try:
+        made = perform(
+            _asking(
+                settings,
+                lambda who: draft_plan(who, flag=flag, risk=Risk(risk), description=description, owner=owner, now=now),
+            )
+        )
+    except ValueError as refused:
+        fail(f"{refused}", EXIT_USAGE)
+    if is_json:
+        typer.echo(rendering.to_json({"author": made.author, "origin": made.origin, "plan": made.content}))
+        return
+    complain(made.origin)
+    typer.echo(f"# Draft, {rendering.printable(made.origin)}")
+    typer.echo(made.content, nl=False)
+
+
+@app.command("targeting")
+def suggest_targeting(
+    description: DescribeOption,
+    segments: Annotated[Path, typer.Option("--segments", help="File with attributes and sample users.", show_default=False)],
+    treatment: Annotated[str, typer.Option("--treatment", help="The variant of users that match.")] = "on",
+    control: Annotated[str, typer.Option("--control", help="The variant of all others.")] = "off",
+    is_json: JsonOption = False,
+    no_model: NoModelOption = False,
+    url: UrlOption = None,
+    model: ModelOption = None,
+    protocol: ProtocolOption = None,
+    key_file: KeyFileOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Draft targeting rules for flagd and Unleash, and show whom of the sample users they would meet."""
+    from controller.authoring.targeting import draft_rules, matches, read_segments, to_flagd, to_unleash
+
+    try:
+        known = read_segments(segments.read_text(encoding="utf-8"), str(segments))
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{segments}: cannot be read: {error}", EXIT_USAGE)
+    except ConfigInvalid as refused:
+        fail(f"{refused}", EXIT_USAGE)
+    settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
+    made = perform(_asking(settings, lambda who: draft_rules(who, description, known)))
+    rules = made.content
+    met = [matches(rules, sample) for sample in known.samples]
+    written = {"flagd": to_flagd(rules, treatment, control), "unleash": to_unleash(rules)}
+    if is_json:
+        told = {
+            "author": made.author,
+            "origin": made.origin,
+            "rules": [rule.model_dump(mode="json") for rule in rules],
+            **written,
+            "samples": [{"user": sample, "matches": hit} for sample, hit in zip(known.samples, met, strict=True)],
+        }
+        typer.echo(rendering.to_json(told))
+        return
+    complain(made.origin)
+    if not rules:
+        complain("no rule was drawn from the description: everybody would match")
+    for name, document in written.items():
+        typer.echo(f"{name}:")
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=True))
+    output().print(_sample_table(known, rules, met))
+    typer.echo(f"{sum(met)} of {len(met)} sample users match")
+
+
+def _sample_table(known: Segments, rules: Sequence[Rule], met: Sequence[bool]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    table.add_column("MATCHES", no_wrap=True)
+    used = {rule.attribute for rule in rules}
+    names = list(dict.fromkeys(key for sample in known.samples for key in sample))
+    for name in names:
+        table.add_column(f"{rendering.printable(name)}{' *' if name in used else ''}", overflow="fold")
+    for sample, hit in list(zip(known.samples, met, strict=True))[:_MOST_SHOWN_SAMPLES]:
+        values = [rendering.printable(str(sample[name])) if name in sample else "–" for name in names]
+        table.add_row("yes" if hit else "no", *values, style="" if hit else "dim")
+    return table
+
+
+def explain(
+    flag: FlagArgument,
+    is_json: JsonOption = False,
+    no_model: NoModelOption = False,
+    url: UrlOption = None,
+    model: ModelOption = None,
+    protocol: ProtocolOption = None,
+    key_file: KeyFileOption = None,
+    config: ConfigOption = None,
+    bootstrap_servers: BootstrapOption = None,
+    topic_prefix: PrefixOption = None,
+) -> None:
+    """Tell what happened to a flag's rollout, on what evidence, its likely cause and what to look at next."""
+    from controller.authoring.story import explain as tell
+
+    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
+
+    rollout, decisions = perform(_story_of(kafka, check_flag(flag)))
+    told = perform(_asking(settings, lambda who: tell(who, rollout, decisions)))
+    guess = told.guess
+    if is_json:
+        document = {
+            "flag": flag,
+            "rollout_id": rollout.rollout_id,
+            "author": guess.author,
+            "origin": guess.origin,
+            "subject": None if told.subject is None else told.subject.model_dump(mode="json"),
+            "likely_cause": guess.content.likely_cause,
+            "next_steps": guess.content.next_steps,
+            "decisions": [one.model_dump(mode="json", exclude={"judgement", "advice"}) for one in told.decisions],
+        }
+        typer.echo(rendering.to_json(document))
+        return
+    console, now = output(), datetime.now(UTC)
+    console.print(f"{flag}: what happened", style="bold")
+    for one in told.decisions:
+        if one is not told.subject:
+            rendering.show_line(console, rendering.decision_line(one, now, with_flag=False))
+        else:
+            rendering.show_decision(console, one, now)
+    console.print("\nLikely cause", style="bold")
+    rendering.show_line(console, rendering.plain(guess.content.likely_cause))
+    console.print("\nNext steps", style="bold")
+    for step in guess.content.next_steps:
+        rendering.show_line(console, rendering.plain(f"- {step}"))
+    console.print()
+    rendering.show_line(console, rendering.plain(f"Cause and steps: {guess.origin}"))
+
+
+def changelog(
+    flag: AnyFlagArgument = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="A date, a time (2026-11-21T03:00:00Z) or an age (7d).", show_default=False)
+    ] = None,
+    is_json: JsonOption = False,
+    no_model: NoModelOption = False,
+    url: UrlOption = None,
+    model: ModelOption = None,
+    protocol: ProtocolOption = None,
+    key_file: KeyFileOption = None,
+    config: ConfigOption = None,
+    bootstrap_servers: BootstrapOption = None,
+    topic_prefix: PrefixOption = None,
+) -> None:
+    """Write Markdown from the audit log: what was started, advanced, completed and taken back."""
+    from controller.authoring.story import changelog as tell
+    from controller.authoring.story import since as only_since
+
+    if flag is None and since is None:
+        fail("changelog: name a flag, or say --since", EXIT_USAGE)
+    begin = datetime.min.replace(tzinfo=UTC) if since is None else _moment(since, datetime.now(UTC))
+    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
+    wanted = None if flag is None else check_flag(flag)
+    title = "Rollouts" if wanted is None else f"Rollouts of {wanted}"
+    title += "" if since is None else f" since {begin:%Y-%m-%d %H:%M} UTC"
+
+    decisions = only_since(perform(_decisions(kafka, wanted)), begin)
+    made = perform(_asking(settings, lambda who: tell(who, decisions, title)))
+    if is_json:
+        typer.echo(rendering.to_json({"author": made.author, "origin": made.origin, "markdown": made.content}))
+        return
+    complain(made.origin)
+    typer.echo(made.content.rstrip())
+    if not decisions:
+        raise typer.Exit(EXIT_REJECTED)
+
+
+def _moment(text: str, now: datetime) -> datetime:
+    """Return when a changelog begins. Exits 2 for what is no time."""
+    try:
+        return now - parse_duration(text)
+    except ValueError:
+        pass  # not an age: perhaps a date
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        fail(f"--since {text!r} is no date, time or age: write 2026-11-21, 2026-11-21T03:00:00Z or 7d", EXIT_USAGE)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+async def _story_of(kafka: KafkaSettings, flag: str) -> tuple[Rollout, list[Decision]]:
+    situation, _ = await find_rollout(kafka, flag)
+    return situation.rollout, await _decisions(kafka, flag)
+
+
+async def _decisions(kafka: KafkaSettings, flag: str | None) -> list[Decision]:
+    """Return the newest decisions of a flag, or of all, oldest first."""
+    async with KafkaReader(kafka, ["decisions"]) as reader:
+        events = await newest_events(reader, "decisions", _MOST_DECISIONS, flag)
+    return [one for one in map(as_decision, events) if one is not None]

@@ -1,0 +1,115 @@
+"""Drafted plans: what a model may and may not suggest, and that the templates can be started."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.authoring.plan_draft import BOUNDS, FORM, TEMPLATES, PlanAnswer, Risk, draft_plan
+from controller.plans import lint_text
+from tests.unit.authoring.conftest import scripted
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+#: Slower than any risk asks for.
+SLOW: dict[str, Any] = {
+    "stages": [{"percent": percent, "bake_hours": 48, "approval": True} for percent in (1, 5, 25, 100)],
+    "error_rate_limit_percent": 1,
+    "error_rate_margin_percent": 5,
+    "latency_margin_percent": 5,
+}
+
+
+async def suggest(answer: object, risk: Risk = Risk.HIGH, description: str = "a new payment provider") -> tuple[str, str]:
+    """Return the plan's text and who drafted it; None: no model."""
+    content = answer if answer is None or isinstance(answer, str) else json.dumps(answer)
+    made = await draft_plan(scripted(content), flag="new-checkout", risk=risk, description=description, owner="ada", now=NOW)
+    return made.content, made.origin
+
+
+def test_the_form_is_the_model() -> None:
+    """What a server is asked for is what our own check accepts: the same fields, the same bounds."""
+    generated = PlanAnswer.model_json_schema()
+    assert generated["properties"].keys() == FORM["properties"].keys() == set(FORM["required"])
+    stage = generated["$defs"]["StageAnswer"]["properties"]
+    for name, field in FORM["properties"]["stages"]["items"]["properties"].items():
+        assert {key: stage[name].get(key) for key in field} == field
+    assert "$" not in json.dumps(FORM)
+
+
+@pytest.mark.parametrize("risk", Risk)
+async def test_without_a_model_the_template_can_be_started(risk: Risk) -> None:
+    """Each risk's template passes `plan lint`, keeps the risk's own bounds, and says that no model wrote it."""
+    text, origin = await suggest(None, risk)
+    document, findings = lint_text(text, NOW)
+    assert document is not None
+    assert not [finding for finding in findings if finding.is_error]
+    assert document.stages[0].percent <= BOUNDS[risk].first_percent
+    assert "no model" in origin
+    assert (await suggest(TEMPLATES[risk].model_dump(), risk))[0] == text
+
+
+@pytest.mark.parametrize("risk", Risk)
+async def test_a_careful_draft_is_taken(risk: Risk) -> None:
+    """A plan within the bounds is the model's, can be started, and names its author."""
+    text, origin = await suggest(SLOW, risk)
+    document, _ = lint_text(text, NOW)
+    assert document is not None
+    assert [stage.percent for stage in document.stages] == [1, 5, 25, 100]
+    assert "drafted by the model tiny" in origin
+
+
+BOLD: dict[str, tuple[dict[str, Any], str]] = {
+    "starts high": ({"stages": [{**SLOW["stages"][0], "percent": 2}, *SLOW["stages"][1:]]}, "first stage exceeds 1 %"),
+    "has few stages": ({"stages": [SLOW["stages"][0], SLOW["stages"][-1]]}, "fewer than 4 stages"),
+    "falls": ({"stages": [SLOW["stages"][0], SLOW["stages"][2], SLOW["stages"][1], SLOW["stages"][3]]}, "do not rise"),
+    "ends early": (
+        {"stages": [SLOW["stages"][0], SLOW["stages"][1], *({**SLOW["stages"][2], "percent": p} for p in (25, 50))]},
+        "rise to 100",
+    ),
+    "bakes short": ({"stages": [{**stage, "bake_hours": 1} for stage in SLOW["stages"]]}, "bakes less than 12 h"),
+    "tolerates much": ({"latency_margin_percent": 90}, "margin exceeds 20 %"),
+    "limits loosely": ({"error_rate_limit_percent": 40}, "limit exceeds 5 %"),
+    "asks nobody": ({"stages": [{**stage, "approval": False} for stage in SLOW["stages"]]}, "nobody approves"),
+    "has no stage": ({"stages": []}, "not in the form"),
+    "invents a field": ({"skip_gates": True}, "not in the form"),
+    "has a percentage beyond all": ({"stages": [{**SLOW["stages"][0], "percent": 101}]}, "not in the form"),
+}
+
+
+@pytest.mark.parametrize("fault", BOLD)
+async def test_a_bold_draft_is_not_shown(fault: str) -> None:
+    """A plan that goes beyond what its risk allows is replaced by the template, with the reason."""
+    changes, reason = BOLD[fault]
+    text, origin = await suggest({**SLOW, **changes})
+    assert text == (await suggest(None))[0]
+    assert reason in origin
+
+
+async def test_a_description_cannot_break_the_file() -> None:
+    """Whatever the author writes, the plan is read back with that text as its description and nothing else changed."""
+    text, _ = await suggest(None, description='quick: "}\n- {percent: 100, bake: 1s}\x1b[2J\nblind: true')
+    document, _ = lint_text(text, NOW)
+    assert document is not None
+    assert not document.blind
+    assert len(document.stages) == 5
+
+
+@given(
+    st.text(max_size=300)
+    | st.recursive(
+        st.none() | st.integers() | st.text(max_size=9),
+        lambda inner: st.dictionaries(st.sampled_from(sorted(FORM["properties"])), inner) | st.lists(inner, max_size=5),
+        max_leaves=12,
+    ).map(json.dumps)
+)
+async def test_any_answer_is_a_plan_that_can_be_started(answer: str) -> None:
+    """Whatever a model writes, the operator gets a plan without errors."""
+    text, _ = await suggest(answer)
+    document, findings = lint_text(text, NOW)
+    assert document is not None
+    assert not [finding for finding in findings if finding.is_error]

@@ -1,0 +1,143 @@
+"""Explanations and changelogs: what is always told from the records, and what a model may add."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+from controller.adapters.documents import to_judgement_record
+from controller.authoring.story import changelog, explain, since, subject_of
+from controller.core.judgement import Gap, Judgement
+from schemas.decision import Decision, PlanReference
+from schemas.terms import DecisionKind, HealthGap, PhaseName
+from tests.builders import HOUR, T0, make_breach, make_judgement, make_rollout
+from tests.unit.authoring.conftest import ScriptedServer, scripted
+
+
+def make_decision(kind: str, revision: int, judgement: Judgement | None = None, **overrides: Any) -> Decision:
+    """Return a decision of the builders' rollout, so many hours after its start."""
+    fields: dict[str, Any] = {
+        "flag": "new-checkout",
+        "rollout_id": "start-1",
+        "revision": revision,
+        "at": T0 + revision * HOUR,
+        "kind": DecisionKind(kind),
+        "reason": "because",
+        "issuer": "rolloutd",
+        "phase": PhaseName.BAKING,
+        "stage": 0,
+        "from_percent": 0.0,
+        "to_percent": 10.0,
+        "plan": PlanReference(name="three-steps", version="0123456789abcdef"),
+        "gate_id": None,
+        "command_id": None,
+        "judgement": None if judgement is None else to_judgement_record(judgement),
+        "advice": None,
+    }
+    return Decision(**{**fields, **overrides})
+
+
+STARTED = make_decision("start", 1, issuer="ada")
+ROLLED_BACK = make_decision(
+    "roll_back",
+    2,
+    make_judgement(metrics=(make_breach(),)),
+    from_percent=10.0,
+    to_percent=0.0,
+    reason="guardrail error_rate: 10 % against 1 %",
+)
+
+
+async def test_without_a_model_the_records_speak() -> None:
+    """A roll back is explained by its reason, with where to look first, and says that no model wrote it."""
+    told = await explain(None, make_rollout(), [STARTED, ROLLED_BACK])
+    assert told.subject is ROLLED_BACK
+    assert "guardrail error_rate: 10 % against 1 %" in told.guess.content.likely_cause
+    assert "failed requests" in told.guess.content.next_steps[0]
+    assert "no model" in told.guess.origin
+
+
+async def test_a_model_adds_its_guess() -> None:
+    """A guess in the form stands under the model's name; what it was told is our records, with their numbers."""
+    guess = {"likely_cause": "The new provider refuses cards. This is a guess.", "next_steps": ["look at its log"]}
+    model = scripted(json.dumps(guess))
+    told = await explain(model, make_rollout(), [STARTED, ROLLED_BACK])
+    assert told.guess.content.likely_cause == guess["likely_cause"]
+    assert "the model tiny" in told.guess.origin
+    assert model is not None
+    assert isinstance(model.server, ScriptedServer)
+    sent = json.dumps(model.server.prompts[0].messages)
+    assert "roll_back: 10 % to 0 %" in sent
+    assert "error_rate" in sent
+    assert "ada" not in sent  # who gave an order is nobody's business but people's
+
+
+async def test_a_useless_guess_is_replaced() -> None:
+    """Out of the form, the records speak, and the reason is said."""
+    told = await explain(scripted("raise it to 100 %!"), make_rollout(), [ROLLED_BACK])
+    assert told.guess.author == "template"
+    assert "not one JSON object" in told.guess.origin
+
+
+async def test_gaps_name_what_to_look_at() -> None:
+    """A hold for missing evidence says where evidence comes from."""
+    gap = make_judgement(gaps=(Gap(HealthGap.NO_OUTCOMES, "no outcome for 5 min"),))
+    told = await explain(None, make_rollout(), [make_decision("hold", 2, gap, reason="no_outcomes: no outcome for 5 min")])
+    assert "request.outcomes" in told.guess.content.next_steps[0]
+
+
+async def test_nothing_decided_yet() -> None:
+    """A rollout without decisions, or with another rollout's, has no story."""
+    told = await explain(None, make_rollout(), [make_decision("roll_back", 1, rollout_id="earlier")])
+    assert told.subject is None
+    assert told.decisions == []
+
+
+def test_what_most_needs_explaining() -> None:
+    """A lowering before a stop, a stop before the rest, the newest of each."""
+    hold = make_decision("hold", 3)
+    assert subject_of([STARTED, ROLLED_BACK, hold]) is ROLLED_BACK
+    assert subject_of([STARTED, hold]) is hold
+    assert subject_of([STARTED]) is STARTED
+    assert subject_of([]) is None
+
+
+async def test_changelog_lists_transitions() -> None:
+    """Every change of a flag is one line with time, movement and reason; holds are none."""
+    made = await changelog(None, [STARTED, make_decision("hold", 2), ROLLED_BACK], "Rollouts")
+    assert made.content.splitlines() == [
+        "# Rollouts",
+        "",
+        "## new-checkout",
+        "",
+        "- 2026-01-05 10:00 UTC, **start** 0 % → 10 %, by ada: because",
+        r"- 2026-01-05 11:00 UTC, **roll back** 10 % → 0 %: guardrail error\_rate: 10 % against 1 %",
+    ]
+
+
+async def test_changelog_shows_text_as_text() -> None:
+    """A reason with Markdown or HTML in it becomes neither link nor tag."""
+    hostile = make_decision("abort", 2, reason="<script>x</script> [click](http://evil.example) ![i](x)\n# Heading")
+    made = await changelog(None, [hostile], "Rollouts")
+    assert "<script>" not in made.content.replace("\\<", "")
+    assert "[click](" not in made.content.replace("\\[", "")
+    assert made.content.count("\n#") == 1  # the flag's own heading
+
+
+async def test_changelog_takes_one_paragraph_from_a_model() -> None:
+    """A model's summary stands above the list, which stays ours; its Markdown is text."""
+    made = await changelog(
+        scripted('{"summary": "The new checkout was [taken back](http://evil.example)."}'), [ROLLED_BACK], "R"
+    )
+    assert made.author == "tiny"
+    assert "[taken back](" not in made.content.replace("\\[", "")
+    assert "**roll back** 10 % → 0 %" in made.content
+    empty = await changelog(scripted('{"summary": "Much happened."}'), [], "R")
+    assert "Nothing changed." in empty.content
+
+
+def test_since_is_inclusive_and_in_order() -> None:
+    """Decisions from the moment on are kept, oldest first."""
+    assert since([ROLLED_BACK, STARTED], T0 + HOUR) == [STARTED, ROLLED_BACK]
+    assert since([ROLLED_BACK, STARTED], T0 + HOUR + timedelta(seconds=1)) == [ROLLED_BACK]
