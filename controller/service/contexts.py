@@ -354,7 +354,7 @@ class Memberships:
         if not contexts.filters or contexts.filters[-1].keys + count > contexts.filters[-1].capacity:
             contexts.filters.append(Filter.for_keys(_FILTER_ROOM * count))
         contexts.filters[-1].update(contexts.exact, count)
-        contexts.exact = set()
+        contexts.exact.clear()
         self._live -= count
         self._note_size(contexts)
         return contexts.filters[-1].fields(f"filter/{contexts.number}/{len(contexts.filters) - 1}")

@@ -17,14 +17,15 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import chain, islice
+from itertools import chain
 from math import ceil, inf, log
+from sys import intern
 
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.core.rollout import Rollout, Visit
 from controller.errors import BrokenInvariant
 from controller.ports import Record
-from controller.service.contexts import ContextSet, Generation, Memberships, RecentExposures, digest_of, last_of_each
+from controller.service.contexts import ContextSet, Filter, Generation, Memberships, RecentExposures, digest_of, last_of_each
 from schemas.quarantine import Refusal, refusal
 from schemas.terms import Arm
 from schemas.totals import (
@@ -113,8 +114,8 @@ class WatchedFlag:
             flag_key=rollout.flag_key,
             rollout_id=rollout.rollout_id,
             revision=rollout.revision,
-            treatment=plan.treatment,
-            control=plan.control,
+            treatment=intern(plan.treatment),  # of 10,000 flags most have the same two variants
+            control=intern(plan.control),
             intervals=countable_intervals(rollout.visits),
             conversions=frozenset(
                 guardrail.metric.removeprefix(_CONVERSION)
@@ -188,10 +189,12 @@ class Lane:
         "converted_counts",
         "errors",
         "evaluations",
+        "exact",
         "exposed",
         "exposures",
         "failed",
         "field",
+        "filters",
         "first_errors",
         "flag_key",
         "home",
@@ -236,9 +239,11 @@ class Lane:
         }
         self.number = -1  # of `exposed`
         self.numbers: tuple[int, ...] = ()  # this number alone
-        self.exposed: ContextSet | None = None
-        self.opposite: ContextSet | None = None  # what the other arm's `exposed` is
-        self.failed: ContextSet | None = None  # the visit's contexts with an error, shared by both arms
+        self.exposed = _NO_SET
+        self.exact = _NO_SET.exact  # of `exposed`, and the next, too: with many flags memory that is far apart costs time
+        self.filters: Sequence[Filter] = ()
+        self.opposite = _NO_SET  # what the other arm's `exposed` is
+        self.failed = _NO_SET  # the visit's contexts with an error, shared by both arms
         self.converted: Mapping[str, ContextSet] = _NONE_CONVERTED  # the visit's, shared by both arms
         #: Makes one set of all lanes' contexts: (lane, context) is the context's digest xor this.
         self.salt = digest_of(f"{field_name}|{arm}".encode())
@@ -266,24 +271,40 @@ class Lane:
 
 _NOTHING_COUNTED = ArmCounts()  # never changed
 _NONE_CONVERTED: Mapping[str, ContextSet] = {}
+_NO_SET = ContextSet("", -1, 0)  # where a lane needs none
 
 
 class Tally:
     """One flag in one partition: its lanes, the present visit's at hand."""
 
-    __slots__ = ("_lanes", "_partition", "by_variant", "from_ms", "numbers", "until_ms", "watched")
+    __slots__ = (
+        "_lanes",
+        "_partition",
+        "control",
+        "control_variant",
+        "from_ms",
+        "has_one_visit",
+        "numbers",
+        "treatment",
+        "treatment_variant",
+        "until_ms",
+        "watched",
+    )
 
     def __init__(self, partition: PartitionTotals, watched: WatchedFlag) -> None:
         """Start at no visit; the first event finds one."""
         self._partition = partition
         self._lanes: dict[int | None, tuple[Lane, Lane]] = {}  # by visit: treatment, control
         self.numbers: tuple[int, ...] = ()  # of all its lanes' exposure sets
+        self.has_one_visit = False  # whether those are one visit's
         self.take(watched)
 
     def take(self, watched: WatchedFlag) -> None:
         """Take a newer document of the same rollout."""
         self.watched = watched
-        self.by_variant: dict[str, Lane] = {}
+        self.treatment_variant, self.control_variant = watched.treatment, watched.control
+        self.treatment: Lane | None = None
+        self.control: Lane | None = None
         self.from_ms: float = 0
         self.until_ms: float = 0  # an empty interval: look again
 
@@ -295,9 +316,8 @@ class Tally:
         for begin, until, visit in reversed(watched.intervals):
             if begin <= time_ms < until:
                 self.from_ms, self.until_ms = begin, until
-                treatment, control = self._lanes.get(visit) or self._open(visit)
-                self.by_variant = {watched.control: control, watched.treatment: treatment}
-                return self.by_variant[variant]
+                self.treatment, self.control = self._lanes.get(visit) or self._open(visit)
+                return self.treatment if variant == watched.treatment else self.control
         treatment, control = self._lanes.get(None) or self._open(None)
         return treatment if variant == watched.treatment else control
 
@@ -325,9 +345,11 @@ class Tally:
                 )
                 lane.number = exposed.number
                 lane.numbers = (lane.number,)
+                lane.exact, lane.filters = exposed.exact, exposed.filters
                 partition.exposure_of[exposed.number] = (flag_key, rollout_id, lane.arm)
             treatment.opposite, control.opposite = control.exposed, treatment.exposed
             self.numbers += treatment.numbers + control.numbers
+            self.has_one_visit = len(self._lanes) == 1
         elif visit is not None:
             treatment.failed = control.failed = named(part_field(flag_key, rollout_id, visit, "errors"))
             if watched.conversions:
@@ -370,9 +392,6 @@ class PartitionTotals:
         self._flags_with_own_fields = flags_with_own_fields
         self._bundles: dict[str, Bundle] = {}  # by their field
         self._rewritten: dict[str, Bundle] = {}  # to be written although no arm of theirs may have changed
-        self._counted_lanes = 0  # how many of `changed` are in the next two
-        self._changed_own = 0
-        self._changed_bundles: set[str] = set()
         self._stored: dict[str, ArmCounts] = {}  # read on assignment, not yet asked for
         self._garbage: list[str] = []
         self._tallies: dict[str, Tally] = {}
@@ -384,7 +403,8 @@ class PartitionTotals:
         self.exposure_of: dict[int, tuple[str, str, Arm]] = {}  # set number -> flag key, rollout id, arm
         self.position = 0  # the offset to read next
         self.records = PartitionCounts()
-        self.changed: list[Lane] = []
+        self.changed: list[Lane] = []  # with fields of their own
+        self.changed_in_bundles: list[Lane] = []
         self.refused: list[Refusal] = []
         self._seen: set[int] = set()  # (lane, context) with an outcome in this batch, see Lane.salt
         self._untimed: set[int] = set()  # of them those without a latency so far
@@ -476,8 +496,7 @@ class PartitionTotals:
             del self._tallies[flag_key]
             gone = set(tally.lanes())
             self.changed = [lane for lane in self.changed if lane not in gone]
-            self._counted_lanes = self._changed_own = 0
-            self._changed_bundles = set()
+            self.changed_in_bundles = [lane for lane in self.changed_in_bundles if lane not in gone]
             for lane in gone:
                 if lane.is_counting and lane.home is None:
                     self._garbage.append(lane.field)
@@ -511,15 +530,15 @@ class PartitionTotals:
                     self.drop(flag_key, rollout_id)
 
     @property
+    def has_changed(self) -> bool:
+        """Whether an arm has changed since the last save."""
+        return bool(self.changed or self.changed_in_bundles)
+
+    @property
     def changed_fields(self) -> int:
         """How many fields the next save will carry, or a few more."""
-        for lane in islice(self.changed, self._counted_lanes, None):
-            if lane.home is None:
-                self._changed_own += 1
-            else:
-                self._changed_bundles.add(lane.home.name)
-        self._counted_lanes = len(self.changed)
-        arms = self._changed_own + len(self._changed_bundles) + len(self._rewritten)
+        bundles = min(len(self.changed_in_bundles), len(self._bundles)) + len(self._rewritten)
+        arms = len(self.changed) + bundles
         recent = 0 if self.recent is None else self.recent.changed
         return arms + _TAKEN_OUT_PER_SAVE + self.memberships.changed + recent
 
@@ -528,13 +547,12 @@ class PartitionTotals:
 
         Yields now and then, for others to run. Nothing may be folded before the end; rollouts may be taken and dropped.
         """
-        lanes, self.changed = self.changed, []
+        lanes = self.changed + self.changed_in_bundles
+        self.changed, self.changed_in_bundles = [], []
         for lane in lanes:
             lane.is_changed = False
         self._seen = set()
         self._untimed = set()
-        self._counted_lanes = self._changed_own = 0
-        self._changed_bundles = set()
         changes.flag_keys = frozenset(lane.flag_key for lane in lanes)
         rewritten, self._rewritten = self._rewritten, {}
         self._take_changed_sets(changes)
@@ -628,7 +646,8 @@ class PartitionTotals:
         records = self.records
         freshest = records.freshest_ms or 0
         counted = ignored = late = 0
-        tallies, changed, memberships = self._tallies, self.changed, self.memberships
+        tallies, memberships = self._tallies, self.memberships
+        changed, bundled = self.changed, self.changed_in_bundles
         recent = self.recent
         journal = memberships.journal.tail
         generation: Generation | None = None
@@ -642,7 +661,10 @@ class PartitionTotals:
             if time_ms > freshest:
                 freshest = time_ms
             if tally.from_ms <= time_ms < tally.until_ms:
-                lane = tally.by_variant.get(variant)
+                if variant == tally.control_variant:
+                    lane = tally.control
+                else:
+                    lane = tally.treatment if variant == tally.treatment_variant else None
             else:
                 lane = tally.lane_at(variant, time_ms)
             if lane is None:
@@ -650,44 +672,43 @@ class PartitionTotals:
                 self._directory.other_variants += 1
                 continue
             digest = digest_of_context(context_id.encode())
-            is_counting = lane.is_counting
-            if is_counting:
+            is_first = False  # of this context to this flag, as far as the present visit goes
+            if lane.is_counting:
                 counted += 1
                 lane.evaluations += 1
                 if not lane.is_changed:
                     lane.is_changed = True
-                    changed.append(lane)
+                    (changed if lane.home is None else bundled).append(lane)
+                if digest not in lane.exact and not (lane.filters and digest in lane.exposed):
+                    lane.exact.add(digest)  # Memberships.add, without the call
+                    journal += (lane.number, digest)
+                    if len(lane.exact) == lane.exposed.seal_at:
+                        memberships.note_full(lane.exposed)
+                    lane.exposures += 1
+                    opposite = lane.opposite
+                    if digest in opposite.exact or (opposite.filters and digest in opposite):
+                        lane.switched += 1
+                    else:
+                        is_first = True
             else:
                 late += 1
-            if recent is not None:
-                if not generation_from <= time_ms < generation_until:
-                    generation_from = time_ms - time_ms % recent.generation_ms
-                    generation_until = generation_from + recent.generation_ms
-                    generation = recent.generation(time_ms // recent.generation_ms)
-                if generation is not None:
-                    before = generation.exposed.get(digest)
-                    if before is None:
-                        generation.exposed[digest] = lane.numbers
-                    elif lane.number in before:
-                        continue  # exposed to this arm in this visit within this slice of time: nothing new
-                    else:
-                        generation.exposed[digest] = last_of_each(before, lane.numbers, tally.numbers)
-                    generation.log.tail += (lane.number, digest)
-            if is_counting:
-                exposed = lane.exposed
-                assert exposed is not None
-                exact = exposed.exact
-                if digest in exact or (exposed.filters and digest in exposed):
-                    continue
-                exact.add(digest)  # Memberships.add, without the call
-                journal += (lane.number, digest)
-                if len(exact) == exposed.seal_at:
-                    memberships.note_full(exposed)
-                lane.exposures += 1
-                opposite = lane.opposite
-                assert opposite is not None
-                if digest in opposite.exact or (opposite.filters and digest in opposite):
-                    lane.switched += 1
+            if recent is None:
+                continue
+            if not generation_from <= time_ms < generation_until:
+                generation_from = time_ms - time_ms % recent.generation_ms
+                generation_until = generation_from + recent.generation_ms
+                generation = recent.generation(time_ms // recent.generation_ms)
+            if generation is not None:
+                before = generation.exposed.get(digest)
+                if before is None:
+                    generation.exposed[digest] = lane.numbers
+                elif is_first and tally.has_one_visit:
+                    generation.exposed[digest] = before + lane.numbers  # nothing of this flag is in there: no need to look
+                elif lane.number in before:
+                    continue  # exposed to this arm in this visit within this slice of time: nothing new
+                else:
+                    generation.exposed[digest] = last_of_each(before, lane.numbers, tally.numbers)
+                generation.log.tail += (lane.number, digest)
         self._move(batch)
         records.freshest_ms = freshest or None
         records.counted += counted
@@ -715,15 +736,16 @@ class PartitionTotals:
         records = self.records
         freshest = records.freshest_ms or 0
         counted = ignored = late = 0
-        tallies, changed, memberships = self._tallies, self.changed, self.memberships
+        tallies, memberships = self._tallies, self.memberships
+        changed, bundled = self.changed, self.changed_in_bundles
         seen, untimed = self._seen, self._untimed
         digest_of_context = digest_of
-        room += len(changed) + len(memberships.new_names)
+        room += len(changed) + len(bundled) + len(memberships.new_names)
         has_grown = True  # what counts against `room`, since it was last looked at
         for record, context_id, time_ms, named, is_error, latency_ms, conversions in read(batch, self._refuse):
             if has_grown:
                 has_grown = False
-                if len(changed) + len(memberships.new_names) >= room:
+                if len(changed) + len(bundled) + len(memberships.new_names) >= room:
                     batch = batch[: _index_of(batch, record.offset)]
                     break
             flags = named
@@ -753,7 +775,10 @@ class PartitionTotals:
                 if time_ms > freshest:
                     freshest = time_ms
                 if tally.from_ms <= time_ms < tally.until_ms:
-                    lane = tally.by_variant.get(variant)
+                    if variant == tally.control_variant:
+                        lane = tally.control
+                    else:
+                        lane = tally.treatment if variant == tally.treatment_variant else None
                 else:
                     lane = tally.lane_at(variant, time_ms)
                     has_grown = True
@@ -766,10 +791,9 @@ class PartitionTotals:
                 is_counted = True
                 if not lane.is_changed:
                     lane.is_changed = has_grown = True
-                    changed.append(lane)
+                    (changed if lane.home is None else bundled).append(lane)
                 lane.outcomes += 1
                 failed = lane.failed
-                assert failed is not None
                 salted = digest ^ lane.salt
                 if salted not in seen:
                     seen.add(salted)

@@ -614,7 +614,7 @@ class Ingest:
                 pair.saving = self._start(self._save(pair), f"save:{number}")
 
     def _has_changed(self, owned: _Owned) -> bool:
-        return owned.totals.position != owned.saved or bool(owned.totals.changed)
+        return owned.totals.position != owned.saved or owned.totals.has_changed
 
     async def _save(self, pair: _Pair) -> None:
         """Save both partitions as they are now, outcomes first."""
