@@ -241,14 +241,19 @@ def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
         yield _error((*at, "limit"), f"a limit of {guardrail.limit:g} ms is always exceeded", "write a latency, as in 200ms")
     if guardrail.compare is None:
         return
-    highest = 1.0 if guardrail.metric.startswith("conversion:") else 10.0
+    in_points = guardrail.compare.in_points
+    if in_points and guardrail.metric != "error_rate":
+        # Conversions come late: what a look compares is how many of those exposed so far convert now, not the final share.
+        yield _error((*at, "compare"), f"{guardrail.metric} is not compared in percentage points", "write the margin as in 10%")
+        return
+    highest = 1.0 if in_points or guardrail.metric.startswith("conversion:") else 10.0
     for name in ("margin", "gate_margin"):
         margin = getattr(guardrail.compare, name)
         if margin is not None and not 0 < margin < highest:
             yield _error(
                 (*at, "compare", name),
-                f"a margin of {margin:g} means {margin * 100:g} % worse than control",
-                "write the relative harm you tolerate, as in 10% or 0.1",
+                f"a margin of {margin:g} means {margin * 100:g} {'pp' if in_points else '%'} worse than control",
+                "write the harm you tolerate, as in 10% of control's value or 0.5pp",
             )
 
 

@@ -177,6 +177,12 @@ Duration = Annotated[
 """A length of time with its unit, at most ten years."""
 
 
+def parse_points(text: str) -> float | None:
+    """Return 0.005 for `0.5pp` or `0.5 pp`, percentage points, None for anything else."""
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*pp\s*", text, re.ASCII)
+    return None if match is None else float(Decimal(match[1]) / 100)
+
+
 def parse_share(text: str) -> float | None:
     """Return 0.01 for `1%` or `1 %`, None for anything else."""
     match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*%\s*", text, re.ASCII)

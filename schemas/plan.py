@@ -13,7 +13,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from schemas.fields import Count, Duration, Line, Moment, Name, Number, Strict, Switch, parse_duration, parse_share
+from schemas.fields import (
+    Count,
+    Duration,
+    Line,
+    Moment,
+    Name,
+    Number,
+    Strict,
+    Switch,
+    parse_duration,
+    parse_points,
+    parse_share,
+)
 from schemas.terms import AdvisorMode, Approval, GapPolicy, HealthGap, MetricRole, OnBreach
 
 TYPE = "io.rolloutd.plan.v1"
@@ -70,12 +82,18 @@ class StageDocument(Strict):
 
 
 class Comparison(Strict):
-    """How treatment may differ from control. Relative: 0.1 tolerates a metric that is 10 % worse than control's."""
+    """How treatment may differ from control: 0.1, or `10%`, tolerates a metric that is 10 % worse than control's.
+
+    With `in_points` the margins are of the metric itself: 0.005, or `0.5pp`, tolerates 1.5 % of errors where control has 1 %.
+    """
 
     margin: Number
     gate_margin: Number | None = Field(
-        default=None, description="The margin a gate asks for. None: 100 %, 50 %, 25 % by stage, tighter as it widens."
+        default=None,
+        description="The margin a gate asks for. None: 100 %, 50 %, 25 % by stage, tighter as it widens; in points four times, "
+        "twice, once the margin.",
     )
+    in_points: Switch = Field(default=False, description="Margins are percentage points of the metric, not parts of control's.")
 
 
 class GuardrailDocument(Strict):
@@ -108,11 +126,18 @@ class GuardrailDocument(Strict):
             fields["limit"] = _limit(metric, fields["limit"])
         compare = fields.get("compare")
         if isinstance(compare, dict):
-            fields["compare"] = {
-                name: share if isinstance(raw, str) and (share := parse_share(raw)) is not None else raw
-                for name, raw in compare.items()
-            }
+            fields["compare"] = _margins(compare)
         return fields
+
+
+def _margins(compare: dict[str, Any]) -> dict[str, Any]:
+    """Return a comparison whose margins are numbers; both are written in the same unit. Raises ValueError."""
+    written = {name: raw for name, raw in compare.items() if isinstance(raw, str)}
+    points = {name: share for name, raw in written.items() if (share := parse_points(raw)) is not None}
+    shares = {name: share for name, raw in written.items() if (share := parse_share(raw)) is not None}
+    if points and shares:
+        raise ValueError("margin and gate_margin have different units: write both as in 10%, or both as in 0.5pp")
+    return {**compare, **shares, **points, **({"in_points": True} if points else {})}
 
 
 def _limit(metric: str, text: str) -> float:
@@ -168,8 +193,10 @@ def guardrail_from_shorthand(value: Any) -> Any:
             fields["limit"] = _limit(metric, part[3])
         elif (margin := parse_share(part[3])) is not None:
             fields["compare"] = {"margin": margin}
+        elif (points := parse_points(part[3])) is not None:
+            fields["compare"] = {"margin": points, "in_points": True}
         else:
-            raise ValueError(f"{part[3][:40]!r} is no margin: write it as in `control {worse} 10%`")
+            raise ValueError(f"{part[3][:40]!r} is no margin: write it as in `control {worse} 10%` or `control {worse} 0.5pp`")
     return fields
 
 

@@ -130,6 +130,7 @@ def _core_guardrail(document: GuardrailDocument, *, last_with_control: float) ->
         limit=document.limit,
         margin=document.compare.margin if document.compare else None,
         gate_margin=document.compare.gate_margin if document.compare else None,
+        in_points=document.compare is not None and document.compare.in_points,
         on_breach=document.on_breach,
         from_percent=document.from_percent,
         to_percent=to_percent,
@@ -183,7 +184,7 @@ def from_core_plan(plan: Plan) -> PlanDocument:
                 limit=guardrail.limit,
                 compare=None
                 if guardrail.margin is None
-                else Comparison(margin=guardrail.margin, gate_margin=guardrail.gate_margin),
+                else Comparison(margin=guardrail.margin, gate_margin=guardrail.gate_margin, in_points=guardrail.in_points),
                 on_breach=guardrail.on_breach,
                 from_percent=guardrail.from_percent,
                 to_percent=guardrail.to_percent,

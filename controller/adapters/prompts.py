@@ -179,7 +179,8 @@ def _metric(report: MetricReport) -> str:
         parts.append(f"Harm in treatment / control: {_number(report.ratio)}{_range(report.ratio_low, report.ratio_high)}.")
     tolerated = []
     if report.margin is not None:
-        tolerated.append(f"up to {_percent(report.margin)} worse than control")
+        margin = f"{_number(100 * report.margin)} percentage points" if report.in_points else _percent(report.margin)
+        tolerated.append(f"up to {margin} worse than control")
     if report.limit is not None:
         tolerated.append(f"{'at least' if _is_wanted(report.metric) else 'at most'} {_value(report.metric, report.limit)}")
     if tolerated:

@@ -103,7 +103,7 @@ def guardrail_words(one: Guardrail) -> str:
     if one.limit is not None:
         bounds.append(f"{sign} {one.limit:g}ms" if one.quantile is not None else f"{sign} {_percent(one.limit)}")
     if one.margin is not None:
-        bounds.append(f"{sign} control {worse} {_percent(one.margin)}")
+        bounds.append(f"{sign} control {worse} {100 * one.margin:.3g}{'pp' if one.in_points else ' %'}")
     range_ = (
         f" (from {one.from_percent:g} to {one.to_percent:g} %)" if (one.from_percent, one.to_percent) != (0.0, 100.0) else ""
     )

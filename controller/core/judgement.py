@@ -37,6 +37,7 @@ class MetricReport:
     margin: float | None
     limit: float | None
     reason: str  # one sentence with the numbers
+    in_points: bool = False  # margins are differences of shares
     gate_margin: float | None = None  # relative harm that `safe` has to exclude; None where nothing is compared
     ratio: float | None = None  # harm rate of treatment over control's in this stay; for latency, of values in control's tail
     ratio_low: float | None = None  # interval at the plan's alpha, valid at any time; None: not bounded

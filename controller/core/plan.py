@@ -55,6 +55,7 @@ class Guardrail:
     limit: float | None = None
     margin: float | None = None
     gate_margin: float | None = None  # non-inferiority margin asked for at a gate; None: the engine's ladder by percent
+    in_points: bool = False  # both margins are differences of shares: 0.005 tolerates 1.5 % where control has 1 %
     on_breach: OnBreach = OnBreach.ROLL_BACK
     from_percent: float = 0.0  # watched only in stages of at least this percentage,
     to_percent: float = 100.0  # and at most this one: a limit that tightens is two guardrails

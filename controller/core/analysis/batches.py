@@ -20,12 +20,15 @@ from controller.core.analysis.proportion import (
     LOG_RATIOS,
     Counts,
     curve_increment,
+    excess_increment,
     harm_alternatives,
     limit_increment,
+    rates_above,
+    rates_below,
     ratio_increment,
     safe_alternatives,
 )
-from controller.core.analysis.questions import limit_bucket, limit_share, log_tolerated, log_tolerated_at_gate
+from controller.core.analysis.questions import gate_margin, limit_bucket, limit_share, log_tolerated, log_tolerated_at_gate
 from controller.core.analysis.slowness import SHAPES, slowness_increment
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
 from controller.core.plan import Guardrail
@@ -178,13 +181,11 @@ def _close_batch(
         batch = _compared(guardrail, seen, totals, _Tails(before, now, place))
         if guardrail.is_distribution:
             increment = slowness_increment(before, now, margin_buckets(guardrail.margin))
+            safe = _increments(guardrail, rollout.visits[index].percent, seen, batch)[1]
         else:
-            increment = None if batch is None else ratio_increment(log_effects, log_tolerated(guardrail), batch)
+            increment, safe = _increments(guardrail, rollout.visits[index].percent, seen, batch)
         test = _look_for_harm(replace(test, place=place), increment, released)
-        if batch is not None:
-            log_gate = log_tolerated_at_gate(guardrail, rollout.visits[index].percent)
-            test = _add_up(test, batch, log_gate, is_present)
-        ratios[number] = test
+        ratios[number] = test if batch is None else _add_up(test, batch, safe, is_present)
     used = VisitTotals(
         _used(totals.treatment, seen.treatment.exposures, keep_latency=is_present),
         _used(totals.control, seen.control.exposures, keep_latency=is_present),
@@ -236,13 +237,15 @@ def _place(guardrail: Guardrail, control_before: Ordered, test: RatioTest) -> in
     return test.place if found is None else found
 
 
-def _compared(guardrail: Guardrail, seen: VisitTotals, totals: VisitTotals, tails: _Tails) -> Counts | None:
+def _compared(guardrail: Guardrail, seen: VisitTotals, totals: VisitTotals, tails: _Tails | None) -> Counts | None:
     """Return the batch's counts with treatment's harm as the event, None when the batch cannot be used.
 
     Counts that contradict each other (more events than observations) come from a recount after lost writes: such a batch is
     left out.
     """
     if guardrail.quantile is not None:
+        if tails is None:
+            return None
         before, now, place = tails
         if place is None:
             return None
@@ -288,14 +291,38 @@ def _look_for_harm(test: RatioTest, increment: Floats | None, released: float) -
     return replace(test, evidence=evidence, released=max(released, test.released))
 
 
-def _add_up(test: RatioTest, batch: Counts, log_gate: float, is_present: bool) -> RatioTest:
+def _increments(
+    guardrail: Guardrail, percent: float, seen: VisitTotals, batch: Counts | None
+) -> tuple[Floats | None, Floats | None]:
+    """Return a batch's log e-values of harm and of "not worse than a gate at `percent` allows", None where it says nothing.
+
+    `seen` is the visit before the batch: with a margin in points, what is expected of control is its rate so far.
+    """
+    if batch is None:
+        return None, None
+    if not guardrail.in_points:
+        log_null, log_gate = log_tolerated(guardrail), log_tolerated_at_gate(guardrail, percent)
+        harm = ratio_increment(harm_alternatives(log_null).log_effects, log_null, batch)
+        return harm, ratio_increment(safe_alternatives(log_gate).log_effects, log_gate, batch)
+    past = _compared(guardrail, VisitTotals(), seen, None)
+    if past is None:
+        return None, None
+    expected = (past.k_c + 0.5) / (past.n_c + 1)
+    margin, at_gate = guardrail.margin or 0.0, gate_margin(guardrail, percent)
+    return (
+        excess_increment(rates_above(expected, margin), expected, margin, batch),
+        excess_increment(rates_below(expected, at_gate), expected, at_gate, batch),
+    )
+
+
+def _add_up(test: RatioTest, batch: Counts, safe: Floats | None, is_present: bool) -> RatioTest:
     """Return one comparison with a batch's counts; what is shown at a gate is of the present visit alone."""
     after = replace(test, harmed=test.harmed + batch.k_t)
     if not is_present:
         return after
     return replace(
         after,
-        safe=test.safe + ratio_increment(safe_alternatives(log_gate).log_effects, log_gate, batch),
+        safe=test.safe if safe is None else test.safe + safe,
         curve=test.curve + curve_increment(batch),
         counts=Counts(*(before + new for before, new in zip(test.counts, batch, strict=True))),
     )

@@ -59,20 +59,25 @@ def _kind_weight(guardrail: Guardrail) -> float:
 
 
 def log_tolerated(guardrail: Guardrail) -> float:
-    """Return the log of the rate ratio (harm over no harm) up to which treatment is not worse.
+    """Return the log of the rate ratio (harm over no harm) up to which treatment is not worse; 0 for a margin in points.
 
     For latency the margin is one of milliseconds and moves the place; then no ratio of shares above 1 is tolerated.
     """
     margin = guardrail.margin or 0.0
-    if guardrail.quantile is not None:
+    if guardrail.quantile is not None or guardrail.in_points:
         return 0.0
     return -math.log1p(-margin) if guardrail.is_better_when_higher else math.log1p(margin)
 
 
 def gate_margin(guardrail: Guardrail, percent: float) -> float:
-    """Return the relative harm a gate at `percent` must have excluded: the plan's, else the ladder's but at least `margin`."""
+    """Return the harm a gate at `percent` must have excluded: the plan's, else by the ladder and at least `margin`.
+
+    Relative, or a difference of shares for a margin in points.
+    """
     if guardrail.gate_margin is not None:
         return guardrail.gate_margin
+    if guardrail.in_points:
+        return (guardrail.margin or 0.0) * max(1.0, _ladder(percent) / GATE_MARGINS[-1][1])
     tolerated = 0.0 if guardrail.quantile is not None else math.expm1(log_tolerated(guardrail))
     return max(_ladder(percent), tolerated)
 

@@ -9,12 +9,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from controller.core.analysis.change_point import as_e_value, log_e_value, log_sum_exp, mean_log_effect
 from controller.core.analysis.gate_tests import GateTests, LimitTest, RatioTest
 from controller.core.analysis.latency import Spread, margin_buckets, quantile_interval
 from controller.core.analysis.proportion import (
     Counts,
     RatioEstimate,
+    excess_growth,
     harm_alternatives,
     limit_alternatives,
     limit_growth,
@@ -22,7 +25,6 @@ from controller.core.analysis.proportion import (
     limit_log_e_value,
     rate_interval,
     ratio_estimate,
-    safe_alternatives,
     safe_growth,
     trials_until,
 )
@@ -35,7 +37,6 @@ from controller.core.analysis.questions import (
     limit_bucket,
     limit_share,
     log_tolerated,
-    log_tolerated_at_gate,
 )
 from controller.core.analysis.slowness import SHAPE_LOG_WEIGHTS
 from controller.core.evidence import ArmTotals, VisitTotals, bucket_value
@@ -113,6 +114,7 @@ def report(
         e_value_safe=min((as_e_value(answer.log_safe) for answer in asked if answer.log_safe is not None), default=None),
         threshold_safe=1 / beta if asked else None,
         margin=guardrail.margin,
+        in_points=guardrail.in_points,
         limit=guardrail.limit,
         reason=reason,
         gate_margin=gate_margin(guardrail, percent) if guardrail.margin is not None and has_control else None,
@@ -229,17 +231,16 @@ def _answer_comparison(
         alternatives = harm_alternatives(log_tolerated(guardrail))
         effect = math.exp(mean_log_effect(test.evidence, alternatives.log_weights, alternatives.log_effects))
         veto = _too_few(test.harmed)
-        if veto is None and effect < MIN_HARM_RATIO:
+        if veto is None and effect < MIN_HARM_RATIO and not guardrail.in_points:
             veto = f"it is about {_percent(effect - 1)} worse, less than {_percent(MIN_HARM_RATIO - 1)}"
-        found = f"{place}treatment is about {effect:.2f} times as bad as control; this stage {_both(guardrail, test.counts)}"
+        than = "control" if not guardrail.in_points else f"control + {_points(guardrail.margin or 0)}"
+        found = f"{place}treatment is about {effect:.2f} times as bad as {than}; this stage {_both(guardrail, test.counts)}"
     if percent >= 100:
         return Answer(Verdict.INCONCLUSIVE, log_harm, veto, found, Verdict.PASS, None, "no control at 100 %, not asked")
     if test is None or test.counts.n_t == 0 or test.counts.n_c == 0:
         return Answer(Verdict.NO_DATA, log_harm, veto, found, Verdict.NO_DATA, 0.0, "nothing to compare yet")
 
-    log_gate = log_tolerated_at_gate(guardrail, percent)
-    weights = safe_alternatives(log_gate).log_weights
-    log_safe = log_sum_exp(weights + test.safe)
+    log_safe = log_sum_exp(test.safe) - math.log(len(test.safe))
     ratio_threshold = -math.log(beta)
     if guardrail.metric == "error_rate":
         arm = totals.treatment
@@ -247,12 +248,14 @@ def _answer_comparison(
         ratio_threshold -= math.log1p(-NEGLIGIBLE_WEIGHT)
         log_safe = max(log_safe + math.log1p(-NEGLIGIBLE_WEIGHT), negligible + math.log(NEGLIGIBLE_WEIGHT))
     said = f"{place}{_both(guardrail, test.counts)}"
-    bound = f"below {math.exp(log_gate):.2f} times control's"
+    at_gate = gate_margin(guardrail, percent)
+    bound = f"below control's + {_points(at_gate)}" if guardrail.in_points else f"below {1 + at_gate:.2f} times control's"
     if log_safe >= -math.log(beta):
         return Answer(Verdict.INCONCLUSIVE, log_harm, veto, found, Verdict.PASS, log_safe, f"{said}: shown {bound}")
     n_t, k_t, n_c, k_c = test.counts
     share, rate = n_t / (n_t + n_c), (k_t + k_c + 0.5) / (n_t + n_c + 1)
-    missing = trials_until(test.safe, weights, safe_growth(log_gate, share, rate), ratio_threshold)
+    growth = excess_growth(at_gate, share, rate) if guardrail.in_points else safe_growth(math.log1p(at_gate), share, rate)
+    missing = trials_until(test.safe, np.full(len(test.safe), -math.log(len(test.safe))), growth, ratio_threshold)
     unit = "control" if guardrail.is_better_when_higher else "treatment"
     if missing is None:
         outlook = "out of reach"
@@ -371,6 +374,10 @@ def _latency_arm(guardrail: Guardrail, test: RatioTest | None, latency: Spread, 
         low=low if low is None or estimate is None else min(low, estimate),
         high=high if high is None or estimate is None else max(high, estimate),
     )
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:.3g} pp"
 
 
 def _percent(share: float) -> str:

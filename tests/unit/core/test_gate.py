@@ -322,6 +322,18 @@ def test_gate_asks_for_more_as_the_percentage_grows() -> None:
     assert own.gate_margin == 0.7
 
 
+def test_margin_in_points_is_a_difference() -> None:
+    """Against control + 1 pp at 2 %, 5 % is a breach; 2.5 % is none although a quarter worse, and equal rates are shown."""
+    guardrail = Guardrail("error_rate", margin=0.01, in_points=True)
+    worse = feed(watch(guardrail), 60, (200, 10), (1800, 36))
+    assert worse.breach is not None
+    assert "as bad as control + 1 pp" in worse.breach.reason
+    assert feed(watch(guardrail), 60, (200, 5), (1800, 36)).breach is None
+    equal = metric(feed(watch(guardrail), 60, (200, 4), (1800, 36)))
+    assert (equal.harm, equal.safe) == (Verdict.INCONCLUSIVE, Verdict.PASS)
+    assert equal.gate_margin == pytest.approx(0.02)
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------------
 
 

@@ -72,6 +72,7 @@ def test_duration_is_written_in_whole_units() -> None:
         ("error_rate < 1.5 x control and < 1%", {"metric": "error_rate", "compare": {"margin": 0.5}, "limit": 0.01}),
         ("latency < 1.1x control", {"metric": "latency", "compare": {"margin": 0.1}}),
         ("conversion:purchase > 0.9x control", {"metric": "conversion:purchase", "compare": {"margin": 0.1}}),
+        ("error_rate < control + 0.5pp", {"metric": "error_rate", "compare": {"margin": 0.005, "in_points": True}}),
         ("error_rate < 0.9x control", None),
         ("error_rate > 1%", None),
         ("error_rate < control - 10%", None),

@@ -14,10 +14,13 @@ from controller.core.analysis.proportion import (
     CURVE,
     Counts,
     curve_increment,
+    excess_increment,
     harm_alternatives,
     limit_increment,
     limit_log_e_value,
     rate_interval,
+    rates_above,
+    rates_below,
     ratio_estimate,
     ratio_increment,
     safe_alternatives,
@@ -57,6 +60,28 @@ def test_mixture_matches_the_reference_vectors(margin: float, vectors: tuple[flo
     for batch, vector in zip(BATCHES, vectors, strict=True):
         evidence = evidence + ratio_increment(log_ratios, log_null, batch)
         assert log_sum_exp(log_weights + evidence) == pytest.approx(vector, abs=1e-6)
+
+
+@pytest.mark.parametrize("difference", [0.01, 0.2])
+@pytest.mark.parametrize("expected", [0.02, 0.4])
+@pytest.mark.parametrize("p_c", [0.02, 0.2, 0.45])
+def test_a_margin_in_points_is_exact_whatever_was_expected(difference: float, expected: float, p_c: float) -> None:
+    """Neither question's e-value expects to gain at the null's edge or within, also when control's rate was misjudged."""
+    n_t, n_c = 3, 5
+
+    def expectation_of(alternatives: Floats, p_t: float) -> Floats:
+        total = np.zeros(len(alternatives))
+        for k_t, k_c in itertools.product(range(n_t + 1), range(n_c + 1)):
+            probability = stats.binom.pmf(k_t, n_t, p_t) * stats.binom.pmf(k_c, n_c, p_c)
+            batch = Counts(n_t, k_t, n_c, k_c)
+            total += probability * np.exp(excess_increment(alternatives, expected, difference, batch))
+        return total
+
+    for better in (0.0, 0.5):
+        tolerated = (p_c + difference) * (1 - better)
+        assert expectation_of(rates_above(expected, difference), tolerated).max() <= 1 + 1e-9
+        too_bad = min(1.0, (p_c + difference) * (1 + better))
+        assert expectation_of(rates_below(expected, difference), too_bad).max() <= 1 + 1e-9
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.1, 1.0])
