@@ -7,7 +7,10 @@ means; and the daemon's own readers (`kafka.py`).
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from heapq import heappop, heappush
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +26,8 @@ from controller.settings import KafkaSettings
 _WINDOW = 200
 _LARGEST_WINDOW = 20_000
 _FOLLOW_MS = 250
+#: Records of one partition that may wait for those of others when several are merged.
+_READ_AHEAD = 20_000
 _ASK_EVERY_SECONDS = 3.0
 
 Offsets = Mapping[KafkaPartition, int]
@@ -97,6 +102,15 @@ class KafkaReader:
         partitions = [partition for topic in topics for partition in self._partitions(topic)]
         return await self._ask(self._consumer.end_offsets(partitions), "asking for the end of a topic")
 
+    async def offsets_at(self, at: datetime, *topics: str) -> dict[KafkaPartition, int]:
+        """Return the offset of the first record whose timestamp is not before `at`, of every partition; its end without one."""
+        ends = await self.ends(*topics)
+        wanted = dict.fromkeys(ends, round(at.timestamp() * 1000))
+        found: Mapping[KafkaPartition, Any] = await self._ask(
+            self._consumer.offsets_for_times(wanted), "asking for the offsets of a time"
+        )
+        return {partition: end if found.get(partition) is None else found[partition].offset for partition, end in ends.items()}
+
     async def _starts(self, partitions: Sequence[KafkaPartition]) -> dict[KafkaPartition, int]:
         return await self._ask(self._consumer.beginning_offsets(partitions), "asking for the beginning of a topic")
 
@@ -125,6 +139,64 @@ class KafkaReader:
         """Yield every record of these partitions before `ends`, in order within each."""
         async for record in self._between(await self._starts(list(ends)), ends):
             yield record
+
+    async def in_time_order(self, starts: Offsets, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
+        """Yield the records of several partitions from `starts` to before `ends`, merged by their timestamps.
+
+        Each partition's own order is kept; where its timestamps fall, the greatest so far counts. What is read ahead is bounded
+        per partition.
+        """
+        consumer, loop = self._consumer, asyncio.get_running_loop()
+        partitions = [partition for partition in ends if starts[partition] < ends[partition]]
+        positions = {partition: starts[partition] for partition in partitions}  # of those that are not read to their end
+        self._assign(positions)
+        waiting: dict[KafkaPartition, deque[ConsumerRecord]] = {partition: deque() for partition in partitions}
+        greatest = dict.fromkeys(partitions, 0)
+        heads: list[tuple[int, int, ConsumerRecord]] = []  # (timestamp, index of its partition, record): the next of each
+        bare = set(range(len(partitions)))  # indexes of partitions without a head
+        paused: set[KafkaPartition] = set()
+        patience = loop.time() + self._settings.call_seconds
+        while True:
+            for index in list(bare):
+                partition = partitions[index]
+                if waiting[partition]:
+                    record = waiting[partition].popleft()
+                    greatest[partition] = max(greatest[partition], record.timestamp)
+                    heappush(heads, (greatest[partition], index, record))
+                    bare.discard(index)
+                elif partition not in positions:
+                    bare.discard(index)
+            if not bare:
+                if not heads:
+                    return
+                _, index, record = heappop(heads)
+                bare.add(index)
+                yield record
+                patience = loop.time() + self._settings.call_seconds
+                continue
+            for partition in [one for one in paused if len(waiting[one]) < _READ_AHEAD // 2]:
+                paused.discard(partition)
+                consumer.resume(partition)
+            try:
+                batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
+            except KafkaError as error:
+                raise self._unavailable("reading", error) from error
+            for partition, records in batches.items():
+                waiting[partition].extend(record for record in records if record.offset < ends[partition])
+            for partition, before in list(positions.items()):
+                position = await consumer.position(partition)  # not the last record's offset: compaction leaves holes
+                if position != before:
+                    patience = loop.time() + self._settings.call_seconds
+                    positions[partition] = position
+                if position >= ends[partition]:
+                    consumer.pause(partition)
+                    paused.discard(partition)
+                    del positions[partition]
+                elif len(waiting[partition]) >= _READ_AHEAD:
+                    consumer.pause(partition)
+                    paused.add(partition)
+            if positions and loop.time() > patience:
+                raise self._unavailable("reading", TimeoutError())
 
     async def newest(self, topic: str, count: int, key: str | None = None) -> list[ConsumerRecord]:
         """Return the last `count` records, of one key if it is given, oldest first by their timestamps."""

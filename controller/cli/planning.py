@@ -5,14 +5,27 @@ What they do is imported when it is asked for: the engine's numpy takes 0.2 s, w
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from controller.cli import plan_files
-from controller.cli.surroundings import EXIT_INTERRUPTED, EXIT_REJECTED, EXIT_USAGE, JsonOption, fail
+from controller.cli.surroundings import (
+    EXIT_INTERRUPTED,
+    EXIT_REJECTED,
+    EXIT_USAGE,
+    BootstrapOption,
+    ConfigOption,
+    JsonOption,
+    PrefixOption,
+    check_flag,
+    fail,
+    perform,
+    reading_settings,
+)
 from controller.cli.worlds import (
     ConversionOption,
     ErrorRateOption,
@@ -22,6 +35,7 @@ from controller.cli.worlds import (
     effects_of,
     world_of,
 )
+from schemas.fields import parse_duration
 
 #: The help of `verdict`; the backspace keeps a paragraph's lines as they are.
 _VERDICT_HELP = (
@@ -100,7 +114,52 @@ def simulate(
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
+def backtest(
+    plan: Annotated[
+        str, typer.Argument(metavar="PLAN", help="A file, - for standard input, or a template's name with --flag.")
+    ],
+    begins: Annotated[
+        str, typer.Option("--from", metavar="TIME", help="When it would have started: ISO 8601, or as in 36h (ago).")
+    ],
+    ends: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Up to then; until now without.")] = None,
+    flag: Annotated[str | None, typer.Option("--flag", help="The recorded flag, in place of the plan's.")] = None,
+    every: Annotated[str, typer.Option("--every", metavar="DURATION", help="How often it would have looked.")] = "1s",
+    counts_split: Annotated[
+        bool, typer.Option("--srm", help="Hold the recorded split against the plan's: for records of this very plan.")
+    ] = False,
+    is_json: JsonOption = False,
+    config: ConfigOption = None,
+    bootstrap_servers: BootstrapOption = None,
+    topic_prefix: PrefixOption = None,
+) -> None:
+    """Run a plan over the recorded events of its flag: what would it have decided, when and why. Changes nothing in Kafka.
+
+    The daemon's own counting, state machine and tests go through the two event topics as fast as they can be read. Advice says
+    proceed and people approve at once. The records' split is what was served then: ops/simulate.md.
+    """
+    from controller.adapters.documents import to_core_plan
+    from controller.cli.backtesting import Recorded, go_through, time_of
+
+    document = plan_files.load_to_try(plan)
+    if flag is not None:
+        document = document.model_copy(update={"flag": check_flag(flag)})
+    now = datetime.now(UTC)
+    begins_at_, ends_at = time_of(begins, "--from", now), now if ends is None else min(time_of(ends, "--to", now), now)
+    if begins_at_ >= ends_at:
+        fail("--from lies before --to, and not in the future", EXIT_USAGE)
+    try:
+        step = parse_duration(every)
+    except ValueError:
+        step = timedelta(0)
+    if not timedelta(milliseconds=100) <= step <= timedelta(minutes=10):
+        fail(f"--every: {every!r}: write a duration from 100ms to 10m, as in 1s", EXIT_USAGE)
+    kafka, counting = reading_settings(config, bootstrap_servers, topic_prefix)
+    core = replace(to_core_plan(document), start_at=None, expires_at=None)
+    perform(go_through(Recorded(core, kafka, counting, begins_at_, ends_at, step, counts_split), is_json=is_json))
+
+
 def add_commands(app: typer.Typer, panel: str) -> None:
     """Add these commands to an application, under a heading of its help."""
     app.command(rich_help_panel=panel)(simulate)
+    app.command(rich_help_panel=panel)(backtest)
     app.command(help=_VERDICT_HELP, rich_help_panel=panel)(verdict)

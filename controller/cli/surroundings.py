@@ -17,7 +17,7 @@ from rich.console import Console
 
 from controller.cli.rendering import make_console
 from controller.errors import BadInput, EventLogUnavailable
-from controller.settings import KafkaSettings, load_settings
+from controller.settings import CountingSettings, KafkaSettings, load_settings
 from schemas.terms import NAME
 
 T = TypeVar("T")
@@ -97,19 +97,27 @@ def prepare_process() -> None:
 
 def kafka_settings(config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None) -> KafkaSettings:
     """Return how to reach Kafka: the daemon's settings, with the two shortcuts over them. Exits 78 when they cannot be used."""
+    return reading_settings(config, bootstrap_servers, topic_prefix)[0]
+
+
+def reading_settings(
+    config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None
+) -> tuple[KafkaSettings, CountingSettings]:
+    """Return how to reach Kafka, as `kafka_settings` does, and how the daemon counts what it reads there."""
     environ = dict(os.environ)
     if bootstrap_servers is not None:
         environ["ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS"] = bootstrap_servers
     if topic_prefix is not None:
         environ["ROLLOUTD_KAFKA__TOPIC_PREFIX"] = topic_prefix
     try:
-        settings = load_settings(config, environ).kafka
+        loaded = load_settings(config, environ)
     except BadInput as refused:
         fail(f"{refused}", EXIT_CONFIG)
+    settings = loaded.kafka
     changes: dict[str, Any] = {"start_seconds": min(settings.start_seconds, CONNECT_SECONDS)}
     if settings.client_id == KafkaSettings().client_id:
         changes["client_id"] = "rolloutctl"  # brokers' logs tell the two apart
-    return settings.model_copy(update=changes)
+    return settings.model_copy(update=changes), loaded.counting
 
 
 def perform(work: Coroutine[Any, Any, T]) -> T:

@@ -117,3 +117,20 @@ def test_virtual_rollouts_begin_on_a_monday_morning(now: datetime, day: int) -> 
     """The next one, so that freeze windows are met as in a working week; or when the plan says."""
     assert begins_at(make_plan(), now) == datetime(2026, 1, day, 9, tzinfo=UTC)
     assert begins_at(make_plan(start_at=now), now + timedelta(1)) == now
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--from"),
+        (["--from", "yesterday"], "is no time"),
+        (["--from", "1h", "--to", "2h"], "--from lies before --to"),
+        (["--from", "2h", "--every", "1d"], "write a duration from 100ms to 10m"),
+        (["--from", "2h", "--flag", "a/b"], "is no flag key"),
+    ],
+)
+def test_a_backtest_that_cannot_be_meant_is_refused(plan_file: str, arguments: list[str], words: str) -> None:
+    """Before Kafka is asked, with how to write it."""
+    result = CliRunner().invoke(app, ["backtest", plan_file, *arguments], env={"COLUMNS": "100"})
+    assert result.exit_code == EXIT_USAGE
+    assert words in result.stderr

@@ -1,0 +1,136 @@
+"""`rolloutctl backtest` on a real broker: recorded events of two topics and several partitions through a plan."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from controller.adapters.kafka_reader import KafkaReader
+from controller.settings import KafkaSettings
+from tests.conftest import CreateTopics
+from tests.records import at_ms, evaluation_value, outcome_value
+
+pytestmark = pytest.mark.real_kafka
+
+BEGAN = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
+SECONDS = 420
+
+PLAN = """name: short
+flag: new-checkout
+owner: payments
+stages:
+  - {percent: 50, bake: 2m, settle: 10s, min_sample: 50, max_bake: 10m}
+  - {percent: 100, bake: 1m, settle: 10s, min_sample: 50, max_bake: 10m}
+guardrails: [error_rate < 10%]
+"""
+
+
+@pytest.fixture
+async def settings(kafka: str, topic_prefix: str, create_topics: CreateTopics) -> KafkaSettings:
+    """Settings of a daemon whose topics exist."""
+    made = KafkaSettings(bootstrap_servers=kafka, topic_prefix=topic_prefix)
+    # Recorded two hours ago: the topics keep what is older than a broker's short retention would.
+    await create_topics(
+        made.topic("evaluations"), made.topic("outcomes"), made.topic("decisions"), configs={"retention.ms": "-1"}
+    )
+    return made
+
+
+@pytest.fixture
+async def producer(kafka: str) -> AsyncIterator[AIOKafkaProducer]:
+    """A plain producer."""
+    made = AIOKafkaProducer(bootstrap_servers=kafka, linger_ms=20)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def record(producer: AIOKafkaProducer, settings: KafkaSettings, worse: float) -> None:
+    """Write seven minutes of ten users a second; treatment fails `worse` times as often as the 2 % of control."""
+    lot = random.Random(3)
+    sent = []
+    for second in range(SECONDS):
+        for number in range(10):
+            user, variant = f"u{second}-{number}", lot.choice(["on", "off"])
+            time_ms = at_ms(BEGAN) + 1000 * second + 100 * number
+            is_error = lot.random() < 0.02 * (worse if variant == "on" else 1)
+            evaluated = evaluation_value(user, variant, time_ms=time_ms)
+            happened = outcome_value(user, time_ms=time_ms + 20, error=is_error)
+            sent.append(await producer.send(settings.topic("evaluations"), evaluated, user.encode(), timestamp_ms=time_ms))
+            sent.append(await producer.send(settings.topic("outcomes"), happened, user.encode(), timestamp_ms=time_ms + 20))
+    await asyncio.gather(*sent)
+
+
+async def rolloutctl(settings: KafkaSettings, *arguments: str) -> tuple[int, str, str]:
+    """Return exit code, standard output and standard error of the command as a process."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "controller.cli.operator",
+        *arguments,
+        "--bootstrap-servers",
+        settings.bootstrap_servers,
+        "--topic-prefix",
+        settings.topic_prefix,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 120)
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def test_what_was_recorded_is_decided_as_it_would_have_been(
+    settings: KafkaSettings, producer: AIOKafkaProducer, tmp_path: Path
+) -> None:
+    """Joined over partitions, in the order of time: a harm is rolled back when it shows, in words and for machines."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN)
+    await record(producer, settings, worse=20)
+    window = ("--from", BEGAN.isoformat(), "--to", (BEGAN + timedelta(seconds=SECONDS)).isoformat())
+    code, out, err = await rolloutctl(settings, "backtest", str(plan), *window, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert [one["kind"] for one in told["decided"]] == ["start", "roll_back"]
+    found_at = datetime.fromisoformat(told["decided"][-1]["at"])
+    assert BEGAN + timedelta(seconds=10) < found_at < BEGAN + timedelta(seconds=90)
+    assert told["decided"][-1]["metrics"][0]["harm"] == "fail"
+    code, out, err = await rolloutctl(settings, "backtest", str(plan), *window)
+    assert code == 0, err
+    assert "roll back" in out
+    assert "ended rolled back after" in out
+
+
+async def test_a_healthy_recording_is_promoted(settings: KafkaSettings, producer: AIOKafkaProducer, tmp_path: Path) -> None:
+    """Both stages pass, and every record of the window that was read is accounted for."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN)
+    await record(producer, settings, worse=1)
+    window = ("--from", BEGAN.isoformat(), "--to", (BEGAN + timedelta(seconds=SECONDS)).isoformat())
+    code, out, err = await rolloutctl(settings, "backtest", str(plan), *window, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    moves = [(one["kind"], one["to_percent"]) for one in told["decided"] if one["kind"] != "hold"]
+    assert moves == [("start", 50.0), ("advance", 100.0), ("complete", 100.0)]
+    assert told["records"]["counted"] == pytest.approx(2 * 10 * 180, abs=60)
+    assert told["records"]["refused"] == 0
+
+
+async def test_partitions_are_merged_by_time(settings: KafkaSettings, producer: AIOKafkaProducer) -> None:
+    """Records of two topics come in the order of their timestamps, all of them, and only those of the window."""
+    await record(producer, settings, worse=1)
+    async with KafkaReader(settings, ["evaluations", "outcomes"]) as reader:
+        starts = await reader.offsets_at(BEGAN + timedelta(seconds=100), "evaluations", "outcomes")
+        ends = await reader.offsets_at(BEGAN + timedelta(seconds=200), "evaluations", "outcomes")
+        stamps = [one.timestamp async for one in reader.in_time_order(starts, ends)]
+    assert len(stamps) == pytest.approx(2000, abs=2)
+    assert stamps == sorted(stamps)
+    assert stamps[0] >= at_ms(BEGAN + timedelta(seconds=100))
+    assert stamps[-1] < at_ms(BEGAN + timedelta(seconds=200))
