@@ -197,6 +197,7 @@ class Lane:
         "filters",
         "first_errors",
         "flag_key",
+        "head",
         "home",
         "is_changed",
         "is_counting",
@@ -219,6 +220,7 @@ class Lane:
         self.arm = arm
         self.field = field_name
         self.home = home
+        self.head = b"" if home is None else bundle_entry(field_name, b"")
         self.is_changed = False
         self.is_counting = counts is not None
         if counts is None:
@@ -549,26 +551,27 @@ class PartitionTotals:
         """
         lanes = self.changed + self.changed_in_bundles
         self.changed, self.changed_in_bundles = [], []
-        for lane in lanes:
-            lane.is_changed = False
         self._seen = set()
         self._untimed = set()
-        changes.flag_keys = frozenset(lane.flag_key for lane in lanes)
+        flag_keys = set()
         rewritten, self._rewritten = self._rewritten, {}
         self._take_changed_sets(changes)
         fields = changes.fields
         for begin in range(0, len(lanes), _ENCODED_AT_ONCE):
             yield
             for lane in lanes[begin : begin + _ENCODED_AT_ONCE]:
+                lane.is_changed = False
                 if not lane.is_counting:
                     continue  # dropped meanwhile
+                flag_keys.add(lane.flag_key)
                 value = encode_arm(lane.counts())
                 home = lane.home
                 if home is None:
                     fields[lane.field] = value
                 else:
-                    home.entries[lane.field] = bundle_entry(lane.field, value)
+                    home.entries[lane.field] = lane.head + value
                     rewritten[home.name] = home
+        changes.flag_keys = frozenset(flag_keys)
         yield
         bundles = list(rewritten.values())
         begin = self.position % max(1, len(bundles) - _CHECKED_PER_SAVE)  # not always the same ones
