@@ -82,6 +82,7 @@ class Daemon:
             self._health,
             self._metrics,
             describe=documents.rollout_to_json,
+            newest_evidence=self._newest_evidence,
             allowed_hosts=settings.http.allowed_hosts,
             max_body_bytes=settings.http.max_body_bytes,
         )
@@ -258,6 +259,13 @@ class Daemon:
         if worker is not None:
             self._state_plane.forget(flag_key)
             worker.republish_state()
+
+    def _newest_evidence(self, flag_key: str) -> bytes | None:
+        worker = self._workers.worker(flag_key)
+        if worker is None or worker.judgement is None or worker.rollout is None:
+            return None
+        is_of_this_rollout = worker.judgement.at >= worker.rollout.started_at
+        return documents.judgement_to_json(worker.judgement) if is_of_this_rollout else None
 
     def _on_counted(self, flag_keys: frozenset[str]) -> None:
         if flag_keys:

@@ -53,9 +53,17 @@ class MetricRecord(Record):
     threshold: Measured
     e_value_safe: Measured = Field(description="Of the test of safety; pass at or above `threshold_safe`.")
     threshold_safe: Measured
-    margin: Measured
+    margin: Measured = Field(description="Tolerated harm against control, relative unless `in_points`.")
     limit: Measured
     reason: str = Field(description="One sentence with the numbers.")
+    in_points: bool = Field(default=False, description="Margins are differences of shares: 0.005 is 0.5 percentage points.")
+    gate_margin: Measured = Field(default=None, description="The harm that `safe` has to exclude; null: nothing is compared.")
+    ratio: Measured = Field(
+        default=None,
+        description="Harm rate of treatment over control's in this stage; for latency, of values in control's tail.",
+    )
+    ratio_low: Measured = Field(default=None, description="Interval at the plan's alpha, valid at any time; null: not bounded.")
+    ratio_high: Measured = None
 
 
 class GapRecord(Record):

@@ -473,6 +473,11 @@ def to_judgement_record(judgement: Judgement) -> decision.JudgementRecord:
     )
 
 
+def judgement_to_json(judgement: Judgement) -> bytes:
+    """Return one look as JSON, as decisions carry it."""
+    return to_judgement_record(judgement).model_dump_json().encode()
+
+
 def alert_bytes(effect: RaiseAlert, rollout: Rollout, effect_id: str, at: datetime) -> bytes:
     """Return an alert with the harm so far."""
     record = alert.Alert(

@@ -18,6 +18,7 @@ import structlog
 
 from controller.core.evidence import Evidence
 from controller.core.gate import GateTests, decode_tests, encode_tests, judge
+from controller.core.judgement import Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.rollout import (
     AdviceReceived,
@@ -84,6 +85,7 @@ class FlagWorker:
     def __init__(self, flag_key: str, tools: Tools) -> None:
         self.flag_key = flag_key
         self.rollout: Rollout | None = None
+        self.judgement: Judgement | None = None  # the newest look, perhaps at the rollout before
         self._tools = tools
         self._token = 0
         self._tests: GateTests = decode_tests(b"")
@@ -195,6 +197,7 @@ class FlagWorker:
                 if self.rollout is None or self.rollout.stage_index is None or self.rollout.rollout_id != event.rollout_id:
                     return ()
                 judgement, tests = judge(self.rollout, event.evidence, self._tests, now)
+                self.judgement = judgement
                 after, effects = decide(self.rollout, EvidenceJudged(now, judgement))
             else:
                 after, effects = decide(self.rollout, replace(event, at=now))

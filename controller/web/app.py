@@ -23,7 +23,7 @@ from controller.metrics import Metrics
 from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, send_error
 from controller.web.flags import FlagBoard
 from controller.web.ofrep import EvaluateAll, EvaluateOne
-from controller.web.views import FlagdDocument, Healthz, MetricsPage, Readyz, RolloutDocuments
+from controller.web.views import FlagdDocument, Healthz, MetricsPage, NewestEvidence, Readyz, RolloutDocuments
 
 #: Names under which a daemon that listens on loopback is known.
 LOOPBACK_NAMES = ("localhost",)
@@ -35,12 +35,14 @@ def make_app(
     metrics: Metrics,
     *,
     describe: Callable[[Rollout], bytes],
+    newest_evidence: Callable[[str], bytes | None] = lambda _: None,
     allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Starlette:
     """Return the HTTP surface over these views.
 
-    `describe` writes a rollout as the state document's JSON. `allowed_hosts` are the names clients may call us by, without
+    `describe` writes a rollout as the state document's JSON, `newest_evidence` a flag's newest look, None when another replica
+    looks at it. `allowed_hosts` are the names clients may call us by, without
     port; `*.example.org` allows subdomains, `*` all. IP addresses need no entry, see `Guard`.
     """
     documents = RolloutDocuments(board, describe)
@@ -53,6 +55,7 @@ def make_app(
         Route("/metrics", MetricsPage(metrics), methods=["GET"]),
         Route("/rollouts", documents, methods=["GET"]),
         Route("/rollouts/{flag_key}", documents, methods=["GET"]),
+        Route("/rollouts/{flag_key}/evidence", NewestEvidence(board, newest_evidence), methods=["GET"]),
     ]
     app = Starlette(
         routes=routes,

@@ -125,3 +125,22 @@ class RolloutDocuments:
         if written is None or written[0] is not rollout:
             written = self._written[rollout.flag_key] = (rollout, self._describe(rollout))
         return written[1]
+
+
+class NewestEvidence:
+    """GET /rollouts/{flag}/evidence: the newest look at a rollout, as decisions carry it, also while nothing is decided."""
+
+    def __init__(self, board: FlagBoard, newest_evidence: Callable[[str], bytes | None]) -> None:
+        self._board = board
+        self._newest_evidence = newest_evidence
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the look; 404 where there is none here: the replica that runs the flag has it."""
+        flag_key: str = scope["path_params"]["flag_key"]
+        body = self._newest_evidence(flag_key)
+        if body is not None:
+            await send_tagged(scope, send, body, f'"{xxhash.xxh3_64_hexdigest(body)}"')
+        elif self._board.get(flag_key) is None:
+            await send_error(send, 404, "no rollout has this flag key")
+        else:
+            await send_error(send, 404, "not looked at here yet: ask the replica that runs this flag, or again in a second")

@@ -20,6 +20,9 @@ async def test_a_healthy_release_reaches_everybody(kafka: str, redis_url: str, t
         answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG))
         assert answer.status is CommandStatus.ACCEPTED, answer.reason
         async with Traffic(client, daemon, FLAG, per_second=800):
+            await daemon.until(FLAG, lambda doc: doc["percent"] == 50)
+            evidence = (await daemon.get(f"/rollouts/{FLAG}/evidence")).json()
+            assert [metric["metric"] for metric in evidence["metrics"]] == ["error_rate"]
             document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] in ("completed", "rolled_back", "paused"), 90)
         assert document["phase"]["name"] == "completed"
         decisions = [event["data"] for event in await client.read("rollout.decisions")]

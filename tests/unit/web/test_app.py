@@ -11,7 +11,15 @@ from controller.web.app import is_ours, make_app
 from tests.builders import make_plan, make_rollout
 from tests.unit.web.conftest import Surface, describe
 
-EVERY_PATH = ["/flagd/flags.json", "/healthz", "/readyz", "/metrics", "/rollouts", "/rollouts/new-checkout"]
+EVERY_PATH = [
+    "/flagd/flags.json",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/rollouts",
+    "/rollouts/new-checkout",
+    "/rollouts/new-checkout/evidence",
+]
 
 
 def test_no_route_changes_anything(surface: Surface) -> None:
@@ -180,6 +188,17 @@ async def test_flagd_never_gets_an_empty_document_by_mistake(surface: Surface, c
     response = await client.get("/flagd/flags.json")
     assert response.status_code == 503
     assert "flags" not in response.json()
+
+
+async def test_the_newest_look_is_shown_and_its_absence_explained(surface: Surface, client: httpx.AsyncClient) -> None:
+    """The evidence of a flag that is run here, 404 with the reason for one that is run elsewhere, and for none."""
+    shown = await client.get("/rollouts/new-checkout/evidence")
+    assert (shown.status_code, shown.json()) == (200, {"verdict": "inconclusive"})
+    assert (await client.get("/rollouts/other/evidence")).json()["error"] == "no rollout has this flag key"
+    surface.board.take(make_rollout(flag_key="elsewhere"))
+    answer = await client.get("/rollouts/elsewhere/evidence")
+    assert answer.status_code == 404
+    assert "the replica that runs this flag" in answer.json()["error"]
 
 
 async def test_rollouts_are_shown_as_on_the_state_topic(surface: Surface, client: httpx.AsyncClient) -> None:
