@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 import structlog
 
 from controller.adapters import documents
-from controller.adapters.advisor import make_advisor
+from controller.adapters.advisor import NoAdvisor, make_advisor
 from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
 from controller.adapters.kafka_state import KafkaStateFeed
 from controller.adapters.redis import RedisRollouts, RedisTotals, Store
@@ -27,6 +27,7 @@ from controller.health import Component, Health
 from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import OutboxEntry, Record
 from controller.service.actuation import Actuation
+from controller.service.commentary import Explainer, Lookout
 from controller.service.ingest import Ingest
 from controller.service.reporter import REPORT_EVERY_SECONDS, Reporter
 from controller.service.supervisor import Parts, Step, Supervisor
@@ -100,6 +101,7 @@ class Daemon:
             encode=documents.encode,
             on_transition=self._on_transition,
             newest_known=self._newest.get,
+            on_alert=self._on_alert,
         )
         self._ingest = Ingest(
             self._events,
@@ -126,6 +128,14 @@ class Daemon:
             event_partitions=self._event_partitions,
             released=self._released,
             actuation_drift=self._drift,
+        )
+        commentator = None if isinstance(self._advisor, NoAdvisor) else self._advisor
+        self._explainer = None if commentator is None else Explainer(commentator, self._metrics, self._comment)
+        look_seconds = settings.advisor.look_every_seconds
+        self._lookout = (
+            None
+            if look_seconds is None
+            else Lookout(lambda: self._workers.evidence, commentator, self._comment, every_seconds=look_seconds)
         )
         self._actuation = Actuation(planes, self._clock, raise_alert=self._alert, note_gap=self._note_gap)
         self._supervisor = Supervisor(self._parts(), self._health, settings.shutdown)
@@ -164,6 +174,8 @@ class Daemon:
                 ("health", self._watch_health),
                 ("stalls", stalls.run),
                 *watchdogs,
+                *([] if self._explainer is None else [("explainer", self._explainer.run)]),
+                *([] if self._lookout is None else [("lookout", self._lookout.run)]),
             ),
             drain=self._ingest.stop,
             close=(
@@ -274,6 +286,16 @@ class Daemon:
     def _alert(self, flag_key: str, alert: RaiseAlert) -> None:
         worker = self._workers.worker(flag_key)
         if worker is not None:
+            worker.alert(alert)
+
+    def _on_alert(self, rollout: Rollout, alert: RaiseAlert) -> None:
+        if self._explainer is not None:
+            self._explainer.want(rollout, alert)
+
+    def _comment(self, rollout: Rollout, alert: RaiseAlert) -> None:
+        """Publish what was found about a rollout, unless its flag has begun another by now."""
+        worker = self._workers.worker(rollout.flag_key)
+        if worker is not None and worker.rollout is not None and worker.rollout.rollout_id == rollout.rollout_id:
             worker.alert(alert)
 
     def _silent_seconds(self) -> float | None:

@@ -142,6 +142,15 @@ class Metrics:
         self.gate_duration_seconds = histogram("gate_duration_seconds", "From a gate's opening to its verdict.", _GATE)
         self.advice = counter("advice_total", "Answers of the language model.", outcome=(*AdviceChoice, "unavailable"))
         self.advice_duration_seconds = histogram("advice_duration_seconds", "From question to parsed answer or none.", _MODEL)
+        self.advice_agreement = counter(
+            "advice_agreement_total",
+            "Advice at the gates of rollouts that ended by their evidence, by whether the outcome agrees with it.",
+            choice=AdviceChoice,
+            agrees=("yes", "no"),
+        )
+        self.explanations = counter(
+            "explanations_total", "Explanations of alerts asked for.", outcome=("attached", "unavailable", "dropped")
+        )
         self.alerts = counter("alerts_total", "Alerts raised.", kind=AlertKind, severity=Severity)
         self.outbox_entries = plain_gauge("outbox_entries", "Effects saved and not yet known to be published.")
 

@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Protocol
 
 from controller.core.evidence import PartitionProgress, VisitTotals
-from controller.core.judgement import Advice
-from controller.core.rollout import AskAdvice, Rollout
+from controller.core.judgement import Advice, Explanation, Judgement
+from controller.core.rollout import AskAdvice, RaiseAlert, Rollout
 
 
 class Clock(Protocol):
@@ -201,6 +201,16 @@ class Advisor(Protocol):
 
     async def ask(self, rollout: Rollout, question: AskAdvice) -> Advice:
         """Return parsed advice before `question.until`. Raises AdviceUnavailableError for whatever else the server does."""
+
+
+class Commentator(Protocol):
+    """A language model that is asked what people may want to know. Nothing waits for it, and nothing follows from it."""
+
+    async def explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
+        """Return a guess at why an alert was raised. Raises AdviceUnavailableError."""
+
+    async def look_over(self, seen: Mapping[str, tuple[Rollout, Judgement]]) -> Sequence[tuple[str, str]]:
+        """Return (flag key, one sentence) for what is unusual in all evidence together. Raises AdviceUnavailableError."""
 
 
 class FlagPlane(Protocol):

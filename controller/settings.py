@@ -327,6 +327,9 @@ class AdvisorSettings(_Section):
     """Questions under way at once. A local model answers one at a time anyway."""
     questions_per_day: Count = 2_000
     """Per replica and UTC day; explanations and looks for anomalies may use half. At 10 s each 2,000 take one CPU 6 h."""
+    look_every_seconds: Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)] | None = 900.0
+    """How often the evidence of all rollouts is looked over for unusual movement, by rule and by the model if there is one;
+    what is found is an alert of kind `anomaly`, never an action. None: nobody looks."""
     breaker_failures: Count = 3
     """Failures in a row after which the model is not asked for a while."""
     breaker_seconds: Seconds = 60.0

@@ -76,6 +76,48 @@ EXPLANATION_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 
+#: What a look over all rollouts may find.
+MAX_FINDINGS = 3
+
+
+class Finding(BaseModel):
+    """One thing that is unusual; `rollout` is its number in the question."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    rollout: Annotated[int, Field(ge=1)]
+    what: Annotated[str, Field(min_length=1, max_length=REASON_MAX_CHARS)]
+
+
+class LookAnswer(BaseModel):
+    """The model's findings, usually none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    unusual: list[Finding] = Field(max_length=MAX_FINDINGS)
+
+
+LOOK_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "unusual": {
+            "type": "array",
+            "maxItems": MAX_FINDINGS,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "rollout": {"type": "integer", "minimum": 1},
+                    "what": {"type": "string", "maxLength": REASON_MAX_CHARS},
+                },
+                "required": ["rollout", "what"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["unusual"],
+    "additionalProperties": False,
+}
+
 #: One Markdown fence around the whole answer. Small models add it from habit; what is inside is read as strictly as without.
 _FENCED = re.compile(r"```(?:json)?[ \t]*\r?\n(.*)\r?\n[ \t]*```\Z", re.DOTALL)
 

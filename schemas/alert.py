@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from schemas.advice import ExplanationRecord
 from schemas.decision import HarmRecord
 from schemas.fields import Count, Moment, Name, Record
 from schemas.terms import AlertKind, PhaseName, Severity
@@ -26,3 +27,7 @@ class Alert(Record):
     phase: PhaseName
     percent: float = Field(description="Served to contexts as decided, after what the alert is about.")
     harm: HarmRecord | None = Field(description="What the rollout has cost so far; null when nothing was counted.")
+    explanation: ExplanationRecord | None = Field(
+        default=None,
+        description="A model's guess at the cause, on a later alert with the dedup key of the one it explains; null elsewhere.",
+    )

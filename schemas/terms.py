@@ -181,6 +181,7 @@ class AlertKind(StrEnum):
     COMPLETED = "completed"
     PLAN_EXPIRED = "plan_expired"
     FORCED = "forced"  # an operator went past a gate
+    ANOMALY = "anomaly"  # movement that no test is about; never an action
 
 
 class Recorded(StrEnum):

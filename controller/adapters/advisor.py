@@ -5,6 +5,7 @@ Belongs here: the Advisor port. How a server is asked is `model_server.py`, in w
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import httpcore
@@ -12,13 +13,22 @@ import httpcore
 from controller.adapters.model_server import Completion, Dialect, ModelServer, printable
 from controller.adapters.ollama import OllamaDialect
 from controller.adapters.openai import OpenAIDialect
-from controller.adapters.prompts import gate_prompt
-from controller.core.judgement import Advice
-from controller.core.rollout import AskAdvice, Rollout
+from controller.adapters.prompts import MAX_ROLLOUTS, explanation_prompt, gate_prompt, look_prompt
+from controller.core.judgement import Advice, Explanation, Judgement
+from controller.core.rollout import AskAdvice, RaiseAlert, Rollout
 from controller.errors import AdviceUnavailableError
 from controller.ports import Clock
 from controller.settings import AdvisorSettings
-from schemas.advice import ANSWER_SCHEMA, parse_answer
+from schemas.advice import (
+    ANSWER_SCHEMA,
+    EXPLANATION_SCHEMA,
+    LOOK_SCHEMA,
+    AdviceAnswer,
+    ExplanationAnswer,
+    FormT,
+    LookAnswer,
+    parse_form,
+)
 from schemas.terms import AdviceChoice
 
 #: We give up this much before the gate's own deadline, so that the reason is ours and the circuit learns of it.
@@ -37,6 +47,7 @@ class ModelAdvisor:
         """Connect to nothing yet; `network` takes the place of the machine's. Raises ConfigInvalid."""
         self._settings = settings
         self._clock = clock
+        self._looked_at: Mapping[str, Judgement] = {}
         self.server = ModelServer(settings, clock, DIALECTS[settings.protocol](), network=network)
 
     @property
@@ -50,10 +61,7 @@ class ModelAdvisor:
             raise AdviceUnavailableError("the deadline was over before the model could be asked")
         prompt = gate_prompt(rollout, question)
         completion = await self.server.complete(prompt, ANSWER_SCHEMA, seconds=left)
-        try:
-            answer = parse_answer(completion.content)
-        except ValueError as refusal:
-            raise AdviceUnavailableError(str(refusal)) from None
+        answer = _read(completion, AdviceAnswer)
         return Advice(
             choice=AdviceChoice(answer.verdict),
             confidence=answer.confidence,
@@ -69,9 +77,49 @@ class ModelAdvisor:
             completion_tokens=completion.completion_tokens,
         )
 
+    async def explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
+        visits = rollout.visits
+        percents = (0.0, *(visit.percent for visit in visits))
+        records = [("enters", percents[n], visit.percent, f"stage {visit.stage + 1}") for n, visit in enumerate(visits)]
+        prompt = explanation_prompt(rollout.plan, alert.summary, alert.judgement, records)
+        completion = await self.server.complete(
+            prompt, EXPLANATION_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
+        )
+        answer = _read(completion, ExplanationAnswer)
+        return Explanation(
+            likely_cause=answer.likely_cause,
+            next_steps=tuple(answer.next_steps),
+            model=self._settings.model,
+            server=self.server.name,
+            prompt=prompt.version,
+            prompt_sha256=prompt.sha256,
+            latency_ms=completion.latency_ms,
+        )
+
+    async def look_over(self, seen: Mapping[str, tuple[Rollout, Judgement]]) -> Sequence[tuple[str, str]]:
+        # Those nearest to an alarm first: a prompt has room for a dozen.
+        ordered = sorted(seen.values(), key=lambda each: (-_nearness(each[1]), each[0].flag_key))[:MAX_ROLLOUTS]
+        prompt = look_prompt(ordered, self._looked_at)
+        self._looked_at = {key: judgement for key, (_, judgement) in seen.items()}
+        completion = await self.server.complete(prompt, LOOK_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True)
+        found = _read(completion, LookAnswer).unusual
+        return [(ordered[one.rollout - 1][0].flag_key, one.what) for one in found if one.rollout <= len(ordered)]
+
     async def close(self) -> None:
         """Close what is open; a question still out ends in AdviceUnavailableError."""
         await self.server.close()
+
+
+def _read(completion: Completion, form: type[FormT]) -> FormT:
+    try:
+        return parse_form(completion.content, form)
+    except ValueError as refusal:
+        raise AdviceUnavailableError(str(refusal)) from None
+
+
+def _nearness(judgement: Judgement) -> float:
+    """Return how near the nearest metric is to its alarm, as a share of it."""
+    return max((metric.e_value / metric.threshold for metric in judgement.metrics), default=0.0)
 
 
 class NoAdvisor:

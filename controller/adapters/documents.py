@@ -39,7 +39,7 @@ from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable
 from controller.plans import lint
 from controller.ports import OutboxEntry
 from schemas import alert, decision, result, state
-from schemas.advice import AdviceRecord
+from schemas.advice import AdviceRecord, ExplanationRecord
 from schemas.command import TYPE as COMMAND_TYPE
 from schemas.command import Command
 from schemas.envelope import Headers, RecordRefused, check_time, check_value, parse_json, refuse, write
@@ -493,6 +493,7 @@ def alert_bytes(effect: RaiseAlert, rollout: Rollout, effect_id: str, at: dateti
         phase=rollout.phase.name,
         percent=rollout.percent,
         harm=_of(decision.HarmRecord, effect.judgement and effect.judgement.harm),
+        explanation=_of(ExplanationRecord, effect.explanation),
     )
     return _event(alert.TYPE, effect_id, rollout.flag_key, at, record)
 

@@ -232,6 +232,7 @@ class ModelServer:
         self._circuit = Circuit(clock, failures=settings.breaker_failures, seconds=settings.breaker_seconds)
         self._budget = Budget(clock, settings.questions_per_day)
         self._turns = asyncio.Semaphore(settings.concurrency)
+        self._giving_way: set[asyncio.Timeout] = set()  # of questions that no gate waits for
         self._connections = httpcore.AsyncConnectionPool(
             ssl_context=_tls(settings, is_used=parts.scheme == "https"),
             max_connections=None,  # questions are counted by turns
@@ -258,8 +259,27 @@ class ModelServer:
         """Return what the model writes, within `seconds` from now, the settings' deadline at most.
 
         `form` is the JSON Schema asked for; whether the answer keeps it is for the caller to see. `is_optional`: no gate waits
-        for it. Raises AdviceUnavailableError for whatever goes wrong.
+        for it, and it is called off when one asks and there is no other turn. Raises AdviceUnavailableError for whatever goes
+        wrong.
         """
+        if not is_optional:
+            if self._turns.locked():
+                for optional in self._giving_way:
+                    optional.reschedule(asyncio.get_running_loop().time())
+            return await self._complete(prompt, form, seconds, max_tokens, is_optional=False)
+        way = asyncio.timeout(None)
+        try:
+            async with way:
+                self._giving_way.add(way)
+                return await self._complete(prompt, form, seconds, max_tokens, is_optional=True)
+        except TimeoutError:
+            raise AdviceUnavailableError("gave way to a gate's question") from None
+        finally:
+            self._giving_way.discard(way)
+
+    async def _complete(
+        self, prompt: Prompt, form: Mapping[str, Any], seconds: float, max_tokens: int | None, *, is_optional: bool
+    ) -> Completion:
         seconds = min(seconds, self._settings.deadline_seconds)
         if seconds <= 0:
             raise AdviceUnavailableError("the deadline was over before the model could be asked")

@@ -24,11 +24,12 @@ from typing import Any
 from controller.core.judgement import Advice, ArmSummary, Judgement, MetricReport
 from controller.core.plan import Plan
 from controller.core.rollout import AskAdvice, Rollout, Visit
-from schemas.advice import ANSWER_SCHEMA, EXPLANATION_SCHEMA
+from schemas.advice import ANSWER_SCHEMA, EXPLANATION_SCHEMA, LOOK_SCHEMA
 from schemas.terms import Arm, Verdict
 
 GATE_VERSION = "gate-v1"
 EXPLAIN_VERSION = "explain-v1"
+LOOK_VERSION = "look-v1"
 
 #: Other people's words are cut here: a sentence or two say what a flag is for, more is room for instructions.
 NAME_MAX_CHARS = 64
@@ -40,6 +41,8 @@ MAX_METRICS = 10
 MAX_VISITS = 6
 MAX_REASONS = 3
 MAX_RECORDS = 12
+MAX_ROLLOUTS = 12
+MAX_METRICS_IN_A_LOOK = 3
 
 #: Besides letters, marks and digits. Not among them: quotes (they end a quoted text), angle brackets, square brackets,
 #: braces, pipes and backslashes (servers read chat control tokens such as `<|im_end|>` and `[INST]` out of any text),
@@ -121,6 +124,24 @@ def explanation_prompt(
     )
 
 
+def look_prompt(seen: Sequence[tuple[Rollout, Judgement]], before: Mapping[str, Judgement]) -> Prompt:
+    """Return the question what is unusual in all evidence together; rollouts are numbered from 1, at most `MAX_ROLLOUTS`."""
+    lines = []
+    for number, (rollout, judgement) in enumerate(seen[:MAX_ROLLOUTS], 1):
+        lines.append(f"{number}. {quoted(rollout.flag_key, NAME_MAX_CHARS)}, {_percent(rollout.percent / 100)} of users:")
+        known = {metric.metric: metric for metric in before[rollout.flag_key].metrics} if rollout.flag_key in before else {}
+        nearest = _nearest_to_alarm(judgement.metrics, MAX_METRICS_IN_A_LOOK)
+        lines += [f"  {_metric(report)}{_before(known.get(report.metric))}" for report in nearest]
+    return fill(LOOK_VERSION, LOOK_SCHEMA, rollouts="\n".join(lines))
+
+
+def _before(report: MetricReport | None) -> str:
+    if report is None:
+        return ""
+    arms = (f"{arm}: {_value(report.metric, one.estimate)}" for arm, one in report.arms.items() if one.estimate is not None)
+    return f" Before: {', '.join(arms) or 'nothing measured'}."
+
+
 def quoted(text: str, max_chars: int) -> str:
     """Return other people's text as one line in double quotes that nothing inside can end.
 
@@ -160,15 +181,20 @@ _SAFE_WORDS = {
 
 def _metrics(reports: Sequence[MetricReport]) -> str:
     """Return one line per metric, those nearest to an alarm first when there are too many."""
-
-    def distance(index: int) -> tuple[bool, float]:
-        return reports[index].harm is not Verdict.FAIL, -reports[index].e_value / reports[index].threshold
-
-    kept = [reports[index] for index in sorted(sorted(range(len(reports)), key=distance)[:MAX_METRICS])]
+    kept = _nearest_to_alarm(reports, MAX_METRICS)
     lines = [_metric(report) for report in kept]
     if len(reports) > len(kept):
         lines.append(f"- and {len(reports) - len(kept)} more metrics, all further from an alarm than these")
     return "\n".join(lines) or "- none: this stage is judged by time alone"
+
+
+def _nearest_to_alarm(reports: Sequence[MetricReport], most: int) -> list[MetricReport]:
+    """Return so many of the metrics, in their own order."""
+
+    def distance(index: int) -> tuple[bool, float]:
+        return reports[index].harm is not Verdict.FAIL, -reports[index].e_value / reports[index].threshold
+
+    return [reports[index] for index in sorted(sorted(range(len(reports)), key=distance)[:most])]
 
 
 def _metric(report: MetricReport) -> str:

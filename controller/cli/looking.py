@@ -34,8 +34,9 @@ from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
 from schemas.decision import Decision
 
-#: Decisions looked at for the evidence of a stage: a pause and a resume by hand come without any.
-_DECISIONS_FOR_STATUS = 20
+#: Decisions looked at for the evidence of a stage, since a pause and a resume by hand come without any, and for all advice
+#: of a rollout.
+_DECISIONS_FOR_STATUS = 200
 
 LastOption = Annotated[int, typer.Option("--last", "-n", min=1, max=10_000, help="How many, newest last.")]
 

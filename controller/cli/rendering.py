@@ -7,6 +7,7 @@ terminal's cursor or forge a line.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TextIO
@@ -143,6 +144,8 @@ def show_flag(console: Console, one: Situation) -> None:
     blind = ", BLIND: no evidence is looked at" if rollout.plan.blind else ""
     plan = f"{rollout.plan.name}{owner}, started {moment(rollout.started_at, now)}{blind}"
     _fact(console, "plan", Text(printable(plan)))
+    if one.advised:
+        _fact(console, "advice so far", Text(_advice_record(one)))
     _show_evidence(console, one, told=why)
 
 
@@ -199,6 +202,16 @@ def _show_evidence(console: Console, one: Situation, *, told: str) -> None:
     _fact(console, "harm so far", Text(_harm_words(seen)))
 
 
+def _advice_record(one: Situation) -> str:
+    """Return what the model advised at the gates, and once the rollout has ended, whether that was right."""
+    gates = f"{len(one.advised)} gate{'s' if len(one.advised) > 1 else ''}"
+    if one.advice_agreement is not None:
+        agreed, _ = one.advice_agreement
+        return f"agreed with the outcome at {agreed} of {gates}"
+    counts = Counter(choice.value.replace("_", " ") for choice in one.advised)
+    return f"{', '.join(f'{choice} at {count}' for choice, count in counts.items())} of {gates}"
+
+
 def _harm_words(seen: JudgementRecord) -> str:
     harm = seen.harm
     excess = "" if harm.excess_failed_requests is None else f", {harm.excess_failed_requests:,.1f} above control's rate"
@@ -252,6 +265,9 @@ def status_document(one: Situation, state: Event) -> Event:
         "advice": None
         if one.judged_by is None or one.judged_by.advice is None
         else one.judged_by.advice.model_dump(mode="json"),
+        "advice_agreement": None
+        if one.advice_agreement is None
+        else dict(zip(("agreed", "of"), one.advice_agreement, strict=True)),
     }
 
 

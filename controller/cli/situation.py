@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+from controller.core.agreement import agrees, is_outcome
 from controller.core.machine import is_frozen, next_deadline
 from controller.core.rollout import (
     Aborted,
@@ -27,7 +28,7 @@ from controller.core.rollout import (
 from controller.core.timeline import frozen_until
 from schemas.decision import Decision, JudgementRecord
 from schemas.fields import format_duration
-from schemas.terms import HoldReason
+from schemas.terms import AdviceChoice, HoldReason
 
 #: A deadline is acted on within a second; one this far behind says that nobody is at work.
 OVERDUE_AFTER = timedelta(seconds=15)
@@ -83,6 +84,24 @@ class Situation:
     def judgement(self) -> JudgementRecord | None:
         """The newest published evidence of the present stay."""
         return None if self.judged_by is None else self.judged_by.judgement
+
+    @property
+    def advised(self) -> Sequence[AdviceChoice]:
+        """The last advice at each of this rollout's gates, oldest first, as far as its decisions are known."""
+        by_gate = {
+            one.gate_id: one.advice.choice
+            for one in self.decisions
+            if one.rollout_id == self.rollout.rollout_id and one.advice is not None and one.gate_id is not None
+        }
+        return tuple(by_gate.values())
+
+    @property
+    def advice_agreement(self) -> tuple[int, int] | None:
+        """How many of `advised` agree with how the rollout ended, of how many; None while it has not, or people ended it."""
+        ended = next((one for one in reversed(self.decisions) if one.rollout_id == self.rollout.rollout_id), None)
+        if ended is None or not self.advised or not is_outcome(ended.kind, ended.issuer):
+            return None
+        return sum(agrees(choice, ended.kind) for choice in self.advised), len(self.advised)
 
     @property
     def stage_number(self) -> int | None:

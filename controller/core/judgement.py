@@ -102,6 +102,19 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """The model's guess at why something happened: for people, acted on by nobody else."""
+
+    likely_cause: str
+    next_steps: tuple[str, ...]
+    model: str
+    server: str
+    prompt: str  # name and version of the prompt's text
+    prompt_sha256: str
+    latency_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Advice:
     """The model's opinion, parsed and bounded."""
 

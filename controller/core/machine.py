@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from controller.core.judgement import Gap, Judgement, MetricReport
 from controller.core.rollout import (
     COMMAND_MAX_AGE,
+    CONTROLLER,
     Aborted,
     AdviceReceived,
     AdviceRound,
@@ -61,8 +62,6 @@ Outcome = tuple[Rollout, tuple[Effect, ...]]
 
 #: A hold whose reason changes is announced at most this often, so that evidence on the edge cannot flood the audit log.
 HOLD_ANNOUNCED_EVERY = timedelta(minutes=1)
-#: Who decided, where no operator did.
-CONTROLLER = "rolloutd"
 
 
 def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple[Effect, ...]]:

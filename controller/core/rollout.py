@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from controller.core.judgement import Advice, Judgement
+from controller.core.judgement import Advice, Explanation, Judgement
 from controller.core.plan import Plan, Stage
 from schemas.terms import (
     AlertKind,
@@ -259,6 +259,7 @@ class RaiseAlert:
     action: str  # what to do now, one sentence
     dedup_key: str
     judgement: Judgement | None = None  # carries the harm accounting
+    explanation: Explanation | None = None  # comes later, on an alert of its own with the same dedup key
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +286,9 @@ class AskAdvice:
 
 Effect = PublishDecision | RaiseAlert | AnswerCommand | AskAdvice
 
+
+#: Who decided, where no operator did.
+CONTROLLER = "rolloutd"
 
 #: Verbs that raise exposure or open the way to it are refused when older than this: an order from before an outage is not
 #: an order for now.

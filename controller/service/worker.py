@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import structlog
 
+from controller.core.agreement import agrees, is_outcome
 from controller.core.evidence import Evidence
 from controller.core.gate import GateTests, decode_tests, encode_tests, judge
 from controller.core.judgement import Judgement
@@ -39,7 +40,7 @@ from controller.core.rollout import (
 from controller.errors import AdviceUnavailableError, EventLogUnavailable, StoreUnavailable
 from controller.metrics import Metrics
 from controller.ports import Advisor, Clock, OutboxEntry, Publisher, Rollouts
-from schemas.terms import CommandStatus
+from schemas.terms import AdviceChoice, CommandStatus, DecisionKind
 
 Message = PublishDecision | RaiseAlert | AnswerCommand | Rollout
 
@@ -68,6 +69,7 @@ class Tools:
     encode: Callable[[Message, str, Rollout | None, str, datetime], OutboxEntry]  # message, flag, rollout, effect id, at
     on_transition: Callable[[Rollout], None]  # serve it, and tell ingest: synchronous, so that 0 % is served at once
     newest_known: Callable[[str], Rollout | None]  # the state topic's document, to recover from
+    on_alert: Callable[[Rollout, RaiseAlert], None] = lambda _rollout, _alert: None  # somebody may explain it, later
     retry_seconds: float = 0.2  # first wait after Redis or Kafka failed; doubles up to 5 s
 
 
@@ -93,6 +95,7 @@ class FlagWorker:
         self._ticked_at = float("-inf")
         self._inbox: deque[tuple[Event, asyncio.Future[None] | None]] = deque()
         self._look: Look | None = None
+        self._advised: dict[str, AdviceChoice] = {}  # by gate, the last word at each; since this process runs the flag
         self._wake = asyncio.Event()
         self._outbox: deque[OutboxEntry] = deque()
         self._outbox_wake = asyncio.Event()
@@ -132,7 +135,8 @@ class FlagWorker:
     def alert(self, alert: RaiseAlert) -> None:
         """Publish an alert that no transition caused. A crash may forget it; its cause is then seen again."""
         if self.rollout is not None:
-            self._send([self._entry(alert, self.rollout, f"{alert.dedup_key}/{self.rollout.revision}")])
+            suffix = "" if alert.explanation is None else "/explained"
+            self._send([self._entry(alert, self.rollout, f"{alert.dedup_key}/{self.rollout.revision}{suffix}")])
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -384,6 +388,7 @@ class FlagWorker:
                 case PublishDecision():
                     self._tools.metrics.decisions.of(effect.kind).inc()
                     self._log.info("decision_made", **decision_line(effect, self.rollout))
+                    self._note_advice(effect)
                 case AnswerCommand():
                     self._tools.metrics.commands.of(effect.verb, effect.status).inc()
                     self._log.info(
@@ -395,6 +400,8 @@ class FlagWorker:
                     )
                 case RaiseAlert():
                     self._tools.metrics.alerts.of(effect.kind, effect.severity).inc()
+                    if self.rollout is not None:
+                        self._tools.on_alert(self.rollout, effect)
                 case AskAdvice():
                     self._log.info("advice_asked", gate_id=effect.gate_id, round=effect.round)
         after = self.rollout
@@ -405,6 +412,17 @@ class FlagWorker:
             and not isinstance(after.phase, Gating)
         ):
             self._tools.metrics.gate_duration_seconds.observe((after.updated_at - before.phase.since).total_seconds())
+
+    def _note_advice(self, decision: PublishDecision) -> None:
+        """Keep the last advice of each gate, and count it as right or wrong once the evidence has ended the rollout."""
+        if decision.kind is DecisionKind.START:
+            self._advised.clear()
+        if decision.advice is not None and decision.gate_id is not None:
+            self._advised[decision.gate_id] = decision.advice.choice
+        if is_outcome(decision.kind, decision.issuer):
+            for choice in self._advised.values():
+                self._tools.metrics.advice_agreement.of(choice, "yes" if agrees(choice, decision.kind) else "no").inc()
+            self._advised.clear()
 
     def _effect_id(self, rollout: Rollout | None, n: int | str) -> str:
         return f"{self.flag_key}/{0 if rollout is None else rollout.revision}/{n}"

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
+from controller.core.judgement import Judgement
 from controller.core.rollout import CommandReceived, Rollout
 from controller.errors import BadInput, CommandRefused, OperatingTrouble
 from controller.ports import EventLog, OutboxEntry, Record, TopicPartition, Totals
@@ -106,6 +107,18 @@ class Workers:
     def rollouts(self) -> Mapping[str, Rollout]:
         """The rollouts that run here."""
         return {key: worker.rollout for key, worker in self._workers.items() if worker.rollout is not None}
+
+    @property
+    def evidence(self) -> Mapping[str, tuple[Rollout, Judgement]]:
+        """The newest look at the present stay of each rollout that is in a stage here."""
+        seen = {}
+        for key, worker in self._workers.items():
+            rollout, judgement = worker.rollout, worker.judgement
+            if rollout is None or judgement is None or rollout.stage_index is None or judgement.at < rollout.started_at:
+                continue
+            if judgement.visit == len(rollout.visits) - 1:
+                seen[key] = (rollout, judgement)
+        return seen
 
     @property
     def pending_effects(self) -> int:

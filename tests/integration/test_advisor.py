@@ -22,10 +22,11 @@ from controller.adapters.advisor import ModelAdvisor
 from controller.adapters.prompts import gate_prompt
 from controller.clock import SystemClock
 from controller.core.judgement import Advice
-from controller.core.rollout import AskAdvice
+from controller.core.rollout import AskAdvice, RaiseAlert
 from controller.errors import AdviceUnavailableError, ConfigInvalid
 from controller.settings import AdvisorSettings
 from schemas.advice import ANSWER_SCHEMA
+from schemas.terms import AlertKind, Severity
 from tests import fault_server as faults
 from tests.builders import make_judgement, make_rollout
 from tests.fault_server import Exchange, FaultServer, Script
@@ -463,6 +464,28 @@ async def test_waiting_for_a_turn_uses_up_the_deadline() -> None:
         await asyncio.gather(first, return_exceptions=True)
         await advisor.close()
     assert len(server.requests) == 1
+
+
+async def test_a_gate_goes_before_what_nobody_waits_for() -> None:
+    """A gate's question calls off an explanation that has the only turn, which is then no advice and no fault of the server."""
+    async with faults.fault_server(faults.hang) as server:
+        advisor = make_advisor(server.url, breaker_failures=1)
+        alert = RaiseAlert(AlertKind.ROLLED_BACK, Severity.CRITICAL, "rolled back", "look", "key", make_judgement())
+        optional = [asyncio.create_task(advisor.explain(make_rollout(), alert)) for _ in range(3)]
+        while not server.requests:
+            await asyncio.sleep(0.005)
+        server.script = faults.advising()
+        async with asyncio.timeout(SOON_SECONDS):
+            assert (await advisor.ask(make_rollout(), make_question())).choice == "proceed"
+            ended = await asyncio.gather(*optional, return_exceptions=True)
+        assert [str(end) for end in ended] == ["gave way to a gate's question"] * 3
+        assert advisor.trouble is None
+        server.script = faults.advising({"likely_cause": "a cause", "next_steps": ["a step"]})
+        explanation = await advisor.explain(make_rollout(), alert)
+        assert (explanation.likely_cause, explanation.next_steps, explanation.prompt) == ("a cause", ("a step",), "explain-v1")
+        server.script = faults.advising({"unusual": [{"rollout": 1, "what": "odd"}, {"rollout": 2, "what": "nobody's"}]})
+        assert await advisor.look_over({"f": (make_rollout(), make_judgement())}) == [("new-checkout", "odd")]
+        await advisor.close()
 
 
 async def test_cancelling_passes_through_and_frees_the_turn() -> None:

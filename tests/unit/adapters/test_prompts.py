@@ -15,7 +15,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from controller.adapters.prompts import DESCRIPTION_MAX_CHARS, MAX_METRICS, MAX_VISITS, Prompt, gate_prompt, quoted
+from controller.adapters.prompts import (
+    DESCRIPTION_MAX_CHARS,
+    MAX_METRICS,
+    MAX_METRICS_IN_A_LOOK,
+    MAX_ROLLOUTS,
+    MAX_VISITS,
+    Prompt,
+    explanation_prompt,
+    gate_prompt,
+    look_prompt,
+    quoted,
+)
 from controller.core.judgement import Harm
 from controller.core.rollout import AskAdvice, Gating, Rollout
 from schemas.advice import ANSWER_SCHEMA
@@ -256,6 +267,36 @@ def test_injection_stays_in_its_quotes(injection: str, place: str) -> None:
     hostile, harmless = question(injection), question("harmless")
     assert outside_quotes(hostile) == outside_quotes(harmless)
     assert hostile.count("</data>") == 1
+
+
+@pytest.mark.parametrize("injection", INJECTIONS)
+@pytest.mark.parametrize("place", ["flag_key", "name", "description", "metric", "subject", "record"])
+def test_injection_stays_in_its_quotes_of_other_prompts(injection: str, place: str) -> None:
+    """The same holds for the questions that only people read the answers of."""
+
+    def question(text: str) -> str:
+        plan = make_plan(**{place: text} if place in ("name", "description", "flag_key") else {})
+        rollout = make_rollout(plan=plan, flag_key=text if place == "flag_key" else "f")
+        judgement = make_judgement(metrics=(make_report(metric=text if place == "metric" else "error_rate"),))
+        records = [("roll_back", 10.0, 0.0, text if place == "record" else "r")]
+        explained = explanation_prompt(plan, text if place == "subject" else "s", judgement, records)
+        looked = look_prompt([(rollout, judgement)], {})
+        return "\n".join(message["content"] for prompt in (explained, looked) for message in prompt.messages)
+
+    assert outside_quotes(question(injection)) == outside_quotes(question("harmless"))
+
+
+def test_a_look_tells_what_was_before() -> None:
+    """Rollouts are numbered, with their metrics nearest to an alarm and what the last look saw; a dozen fit."""
+    judgement = make_judgement(metrics=tuple(make_report(metric=f"conversion:{n}", e_value=n) for n in range(9)))
+    seen = [(make_rollout(plan=make_plan(flag_key=f"flag-{n}")), judgement) for n in range(50)]
+    text = look_prompt(seen, {"flag-0": judgement}).messages[1]["content"]
+    assert text.count("flag-") == MAX_ROLLOUTS
+    assert '1. "flag-0", 10 % of users:' in text
+    assert text.count("Before: treatment: 1 %, control: 1 %.") == MAX_METRICS_IN_A_LOOK
+    assert '"conversion:8"' in text
+    assert '"conversion:1"' not in text
+    assert len(text) < 12_000
 
 
 @given(st.text(max_size=600), st.integers(5, 300))

@@ -119,7 +119,7 @@ def test_status_for_machines_holds_the_document_as_published() -> None:
     document = json.loads(rendering.to_json(rendering.status_document(one, state)))
     assert list(document) == [
         "flag", "at", "safe_to_advance", "why", "waits_for", "hold", "frozen", "overdue", "stage", "stages", "since",
-        "state", "judgement", "advice",
+        "state", "judgement", "advice", "advice_agreement",
     ]  # fmt: skip
     assert document["safe_to_advance"] == "no"
     assert document["state"] == state
@@ -179,3 +179,13 @@ def test_what_is_no_event_is_passed_over(value: bytes | None) -> None:
     """A stray record on one of our topics hides nothing and breaks nothing."""
     assert read_event(value) is None
     assert as_rollout({"type": "io.rolloutd.state.v1", "data": {"schema_version": 99}}) is None
+
+
+def test_advice_is_one_line_of_a_flags_view() -> None:
+    """What the model advised so far stands in the view, and once the rollout has ended, how often it was right."""
+    decision = as_decision(make_decision_event())
+    assert decision is not None
+    so_far = decision.model_copy(update={"gate_id": "g-1"})
+    assert "advice so far proceed at 1 of 1 gate" in " ".join(shown(Situation(make_rollout(), (so_far,), T0)).split())
+    ended = so_far.model_copy(update={"kind": DecisionKind.COMPLETE, "issuer": "rolloutd"})
+    assert "agreed with the outcome at 1 of 1 gate" in " ".join(shown(Situation(make_rollout(), (ended,), T0)).split())

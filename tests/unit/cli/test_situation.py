@@ -24,12 +24,34 @@ from controller.core.rollout import (
     Rollout,
     Scheduled,
 )
+from schemas.advice import AdviceRecord
 from schemas.decision import Decision, PlanReference
 from schemas.terms import DecisionKind, HoldReason
-from tests.builders import HOUR, MINUTE, T0, make_judgement, make_plan, make_rollout
+from tests.builders import HOUR, MINUTE, T0, make_advice, make_judgement, make_plan, make_rollout
 
 BAKING = Baking(0, T0 + 11 * MINUTE)
 GATING = Gating(0, "gate-1", T0, T0 + HOUR)
+
+
+def advised(revision: int, choice: str, gate_id: str, **overrides: object) -> Decision:
+    """Return a hold at a gate that a model had advised on."""
+    advice = AdviceRecord.model_validate(make_advice(choice), from_attributes=True)
+    return make_decision("r", revision=revision).model_copy(update={"advice": advice, "gate_id": gate_id, **overrides})
+
+
+def test_advice_so_far_and_at_the_end() -> None:
+    """The last word at each gate counts; once the evidence has ended the rollout, it is held against how it ended."""
+    gates = [advised(2, "hold", "g-1"), advised(3, "proceed", "g-1"), advised(4, "proceed", "g-2"), advised(5, "hold", "g-3")]
+    so_far = make_situation(make_rollout(), *gates)
+    assert list(so_far.advised) == ["proceed", "proceed", "hold"]
+    assert so_far.advice_agreement is None
+    completed = make_decision("done", revision=6).model_copy(update={"kind": DecisionKind.COMPLETE})
+    assert make_situation(make_rollout(), *gates, completed).advice_agreement == (2, 3)
+    back = completed.model_copy(update={"kind": DecisionKind.ROLL_BACK})
+    assert make_situation(make_rollout(), *gates, back).advice_agreement == (1, 3)
+    by_hand = back.model_copy(update={"issuer": "ada"})
+    assert make_situation(make_rollout(), *gates, by_hand).advice_agreement is None
+    assert make_situation(make_rollout(), completed).advice_agreement is None
 
 
 def make_situation(rollout: Rollout, *decisions: Decision, now: datetime = T0 + MINUTE) -> Situation:

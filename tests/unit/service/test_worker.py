@@ -17,9 +17,19 @@ from hypothesis import strategies as st
 from controller.adapters import documents
 from controller.adapters.memory import MemoryAdvisor, MemoryPublisher, MemoryRollouts
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
-from controller.core.judgement import Advice
+from controller.core.judgement import Advice, Explanation
 from controller.core.plan import AdvisorPolicy, Plan
-from controller.core.rollout import AskAdvice, AwaitingApproval, Baking, Gating, Paused, RolledBack, Rollout, Scheduled
+from controller.core.rollout import (
+    AskAdvice,
+    AwaitingApproval,
+    Baking,
+    Gating,
+    Paused,
+    RaiseAlert,
+    RolledBack,
+    Rollout,
+    Scheduled,
+)
 from controller.metrics import Metrics
 from controller.ports import OutboxEntry
 from controller.service import worker as worker_module
@@ -722,6 +732,52 @@ async def test_an_answer_is_heeded() -> None:
         await look(world, worker)
         assert (await world.stored()).percent == 50
         assert [question.round for question in world.advisor.asked] == [1, 2]
+
+
+@in_virtual_time
+async def test_advice_is_held_against_the_outcome() -> None:
+    """When the evidence ends a rollout, the last advice of each of its gates is counted as right or wrong."""
+    world = World(advisor=MemoryAdvisor(make_advice("hold"), make_advice("proceed"), make_advice("hold")))
+    async with world.worker() as worker:
+        await worker.submit(start(replace(WATCHED, advisor=CAN_HOLD)))
+        await asyncio.sleep(11 * 60 + 1)
+        for _ in range(2):
+            await look(world, worker)
+            await asyncio.sleep(301)
+        for _ in range(3):
+            await look(world, worker)
+        assert (await world.stored()).percent == 50
+        world.contexts += 2000
+        await asyncio.sleep(120)  # past settle
+        await look(world, worker, errors=900)
+        assert (await world.stored()).percent == 0
+    counted = world.metrics.registry.get_sample_value
+    labels = {"choice": "proceed", "agrees": "no"}
+    assert counted("rolloutd_advice_agreement_total", labels) == 1
+    assert counted("rolloutd_advice_agreement_total", {"choice": "hold", "agrees": "yes"}) == 0
+
+
+@in_virtual_time
+async def test_an_alert_is_told_to_who_may_explain_it() -> None:
+    """Whoever explains hears of an alert once it is saved, with the rollout as it is then; what they add has its own id."""
+    heard: list[tuple[Rollout, RaiseAlert]] = []
+    world = World()
+    async with world.worker(on_alert=lambda rollout, alert: heard.append((rollout, alert))) as worker:
+        await worker.submit(start(WATCHED))
+        await asyncio.sleep(11 * 60 + 1)
+        await look(world, worker, errors=900)
+        (rollout, alert) = heard[-1]
+        assert isinstance(rollout.phase, RolledBack)
+        assert alert.judgement is not None
+        guess = Explanation("a cause", ("a step",), "tiny", "http://m", "explain-v1", "0" * 64, 5)
+        worker.alert(replace(alert, explanation=guess))
+        await settled()
+    first, later = world.published("alerts")
+    said = json.loads(later.value)["data"]
+    assert first.effect_id != later.effect_id
+    assert json.loads(first.value)["data"]["explanation"] is None
+    assert said["dedup_key"] == json.loads(first.value)["data"]["dedup_key"]
+    assert said["explanation"]["likely_cause"] == "a cause"
 
 
 @in_virtual_time
