@@ -14,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import repeat
+from operator import lt
 from typing import Annotated, Any, BinaryIO
 
 import msgspec
@@ -225,10 +227,10 @@ def _check_against(stream: Stream, line: _Line, sums: dict[Arm, ArmSums]) -> Non
             if had is not None and has is not None and has < had:
                 raise _fallen(f"{arm.value}.{name}", has, had)
         if before.latency is not None and now.latency is not None:
-            counts = [now.latency.get(bucket, 0) for bucket in before.latency]
-            for values, count in zip(before.latency.values(), counts, strict=True):
-                if count < values:
-                    raise _fallen(f"{arm.value}.latency.buckets", count, values)
+            counts = map(now.latency.get, before.latency, repeat(0))
+            if any(map(lt, counts, before.latency.values())):
+                bucket, values = next(one for one in before.latency.items() if now.latency.get(one[0], 0) < one[1])
+                raise _fallen(f"{arm.value}.latency.buckets", now.latency.get(bucket, 0), values)
 
 
 def _fallen(at: str, has: int, had: int) -> _BadLine:

@@ -23,7 +23,7 @@ import numpy as np
 
 from controller.core.analysis.batches import MIN_BATCH
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
-from controller.core.gate import GateTests, judge
+from controller.core.gate import GateTests, judge, look_for_harm
 from controller.core.judgement import Advice, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import Plan
@@ -31,6 +31,7 @@ from controller.core.rollout import (
     AdviceReceived,
     AskAdvice,
     AwaitingApproval,
+    Baking,
     CommandReceived,
     Completed,
     Event,
@@ -196,10 +197,15 @@ class _Virtual:
         at = self._at
         totals = VisitTotals(self._arms[Arm.TREATMENT].totals(), self._arms[Arm.CONTROL].totals())
         progress = tuple(PartitionProgress(name, 1, 1, at, at) for name in _TOPICS)
-        judgement, self._tests = judge(
-            self._rollout, Evidence(at, {self._visit: totals}, progress, len(_TOPICS)), self._tests, at
-        )
+        evidence = Evidence(at, {self._visit: totals}, progress, len(_TOPICS))
         self._looks += 1
+        if isinstance(self._rollout.phase, Baking):
+            # While a stage bakes nothing but a breach leads anywhere, and where none is possible the report costs for nothing.
+            seen, self._tests = look_for_harm(self._rollout, evidence, self._tests, at)
+            self._is_warm = any(harm.e_value >= WARM_E_VALUE for harm in seen)
+            if not any(harm.is_possible for harm in seen):
+                return
+        judgement, self._tests = judge(self._rollout, evidence, self._tests, at)
         self._judgement = judgement
         self._is_warm = any(metric.e_value >= WARM_E_VALUE for metric in judgement.metrics)
         self._handle(EvidenceJudged(at, judgement))
