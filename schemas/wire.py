@@ -299,7 +299,8 @@ def read_evaluations(records: Iterable[R], refused: Callable[[R, RecordRefused],
                     time_ms = _binary_time(headers, timestamp_ms, evaluation.TYPE)
                     data = _evaluation_data(value)
             except (ValueError, RecursionError) as error:
-                raise _refusal(error) from None
+                refused(record, _refusal(error))
+                continue
             variant = data.variant
             if variant is None:
                 variant = _old_variant(data)
@@ -356,7 +357,8 @@ def read_outcomes(
                     time_ms = _binary_time(headers, timestamp_ms, outcome.TYPE)
                     data = _outcome_data(value)
             except (ValueError, RecursionError) as error:
-                raise _refusal(error) from None
+                refused(record, _refusal(error))
+                continue
             context_id = data.context_id
             if context_id is None or not context_id.isprintable():
                 context_id = _context(context_id, record.key)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -681,8 +682,8 @@ class Ingest:
         began = self._clock.monotonic()
         if snapshot.refusals:
             await self._publish_refusals(snapshot)
-            for refusal in snapshot.refusals:
-                self._metrics.quarantined.of(refusal.reason).inc()
+            for reason, count in Counter(refusal.reason for refusal in snapshot.refusals).items():
+                self._metrics.quarantined.of(reason).inc(count)
         while owned.state is PartitionState.READY:
             try:
                 stored = await self._totals.save(
