@@ -82,7 +82,7 @@ def _progress(world: World, runs: int, *, is_json: bool) -> Any:
 def _show_world(console: Console, asked: Asked) -> None:
     plan, world = asked.plan, asked.world
     console.print(
-        Text(f"{plan.name} of {plan.flag_key}", "bold"), f" {asked.runs} virtual rollouts each, seed {asked.seed}", sep=""
+        Text(f"{plan.name} of {plan.flag_key}", "bold"), f": {asked.runs} virtual rollouts each, seed {asked.seed}", sep=""
     )
     console.print(f"control: {world_words(world, plan)}")
     if asked.assumed:

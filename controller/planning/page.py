@@ -156,7 +156,7 @@ def _small_print(plan: Plan, seed: int, starts_at: datetime) -> Iterable[str]:
     yield "<h2>What this is</h2>"
     yield (
         "<p class='dim small'>Totals are drawn per look; every request is a context of its own. Looks are far apart "
-        "where nothing can change, and dated late by at most 7 % where harm is found. "
+        "where nothing can change, so what is found is dated about a tenth late. "
         "Advice says proceed and people approve at once. Intervals in brackets are at 95 %, for the number of runs alone. "
         f"Seed {seed}; the rollouts begin on {starts_at:%Y-%m-%d %H:%M} UTC; plan version {escape(plan.version)}.</p>"
     )
@@ -305,6 +305,13 @@ _STEPS = tuple(
     )
 )
 
+_LOG_MARKS = (
+    *(1.0, 2.0, 5.0, 10.0, 20.0, 40.0),
+    *(60.0 * minutes for minutes in (1, 2, 3, 5, 7, 10, 15, 20, 30, 45)),
+    *(3600.0 * hours for hours in (1, 2, 3, 4, 6, 9, 12, 18)),
+    *(86400.0 * days for days in (1, 2, 3, 5, 7, 14, 28, 90, 365)),
+)
+
 
 def _time_marks(whole: float) -> list[float]:
     """Return round times from zero on, at most nine."""
@@ -313,8 +320,8 @@ def _time_marks(whole: float) -> list[float]:
 
 
 def _log_marks(low: float, high: float) -> list[float]:
-    inside = [step for step in _STEPS if low <= step <= high]
-    return inside[:: max(1, len(inside) // 8)]
+    inside = [mark for mark in _LOG_MARKS if low <= mark <= high]
+    return inside[:: -(-len(inside) // 9) or 1]
 
 
 # --- words ------------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from controller.core.analysis.questions import limit_bucket
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET, ArmTotals, bucket_of
 from controller.core.plan import Guardrail, Plan
 from controller.core.rollout import Visit
+from schemas.fields import format_duration
 from schemas.terms import Arm
 
 ERRORS, LATENCY, TAIL = "errors", "latency", "tail"
@@ -48,7 +49,13 @@ class Effect:
 
     def __str__(self) -> str:
         """Return it as it is written on the command line."""
-        from_when = f"@stage{self.stage + 1}" if self.stage is not None else "" if self.after is None else f"@{self.after}"
+        from_when = (
+            f"@stage{self.stage + 1}"
+            if self.stage is not None
+            else ""
+            if self.after is None
+            else f"@{format_duration(self.after)}"
+        )
         return f"{self.metric}=x{self.factor:g}{from_when}"
 
 

@@ -93,3 +93,16 @@ def test_at_full_exposure_there_is_no_control() -> None:
 def test_effects_begin_when_they_are_told_to(effect: Effect, stage: int, minutes: int, is_active: bool) -> None:
     """At once, from a stage on, or after some time."""
     assert effect.is_active(make_visit(stage=stage), T0 + minutes * MINUTE, T0) is is_active
+
+
+@pytest.mark.parametrize(
+    ("effect", "written"),
+    [
+        (Effect("errors", 2.0), "errors=x2"),
+        (Effect("latency", 1.25, stage=1), "latency=x1.25@stage2"),
+        (Effect("tail", 5.0, after=timedelta(hours=25)), "tail=x5@1d 1h"),
+    ],
+)
+def test_effects_read_as_they_are_written(effect: Effect, written: str) -> None:
+    """What is told is what could have been typed."""
+    assert str(effect) == written
