@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from math import floor, log
+from typing import NamedTuple
 
 from controller.core.analysis import sample_ratio
 from controller.core.evidence import ArmTotals, Evidence, Histogram, VisitTotals
@@ -174,20 +175,19 @@ def look(
     looks = stream.looks + 1
     before = stream.sums
     known = {arm: _filled(before[arm], sums[arm]) for arm in Arm}
-    dealt = dict(stream.dealt)
     if stream.watched.units == "contexts":
-        dealt = _deal_contexts(dealt, before, known)
+        observed = _deal_contexts(stream.dealt, before, known)
     elif stream.watched.units == "outcomes":
-        for arm in Arm:
-            dealt[arm] = replace(
-                dealt[arm],
-                at_risk=dealt[arm].at_risk + _gained(before[arm].outcomes, known[arm].outcomes),
-                first_errors=dealt[arm].first_errors + _gained(before[arm].errors, known[arm].errors),
+        observed = {
+            arm: _Observed(
+                _gained(before[arm].outcomes, known[arm].outcomes), _gained(before[arm].errors, known[arm].errors), 0.0
             )
-    for arm in Arm:
-        if new := _gained(before[arm].contexts, known[arm].contexts):
-            dealt[arm] = replace(dealt[arm], exposures=dealt[arm].exposures + new, spare=dealt[arm].spare + new)
-        dealt[arm] = _deal_latency(dealt[arm], before[arm], known[arm], _GOLDEN * looks % 1)
+            for arm in Arm
+        }
+    else:
+        observed = dict.fromkeys(Arm, _Observed(0, 0, 0.0))
+    start = _GOLDEN * looks % 1
+    dealt = {arm: _add_look(stream.dealt[arm], observed[arm], before[arm], known[arm], start) for arm in Arm}
     totals = VisitTotals(dealt[Arm.TREATMENT].totals(), dealt[Arm.CONTROL].totals())
     at = _BEGAN + looks * LOOK
     evidence = Evidence(at, {len(stream.rollout.visits) - 1: totals}, (), 0)
@@ -224,8 +224,18 @@ def _gained(before: int | None, now: int | None) -> int:
     return (now or 0) - (before or 0)
 
 
-def _deal_contexts(dealt: Mapping[Arm, Dealt], before: Mapping[Arm, ArmSums], now: Mapping[Arm, ArmSums]) -> dict[Arm, Dealt]:
-    """Return both arms with the contexts of this look dealt out, as the module's first lines say."""
+class _Observed(NamedTuple):
+    """What one look adds to an arm."""
+
+    at_risk: int
+    first_errors: int
+    owed: float  # the part of a returning context that is left over
+
+
+def _deal_contexts(
+    dealt: Mapping[Arm, Dealt], before: Mapping[Arm, ArmSums], now: Mapping[Arm, ArmSums]
+) -> dict[Arm, _Observed]:
+    """Return the contexts of this look, dealt to both arms as the module's first lines say."""
     new = {arm: _gained(before[arm].contexts, now[arm].contexts) for arm in Arm}
     failed = {arm: _gained(before[arm].contexts_with_error, now[arm].contexts_with_error) for arm in Arm}
     standing = sum(dealt[arm].standing for arm in Arm)
@@ -233,51 +243,61 @@ def _deal_contexts(dealt: Mapping[Arm, Dealt], before: Mapping[Arm, ArmSums], no
     if all(now[arm].outcomes is not None for arm in Arm):
         outcomes = sum(_gained(before[arm].outcomes, now[arm].outcomes) for arm in Arm)
         returned = min(max(outcomes - sum(new.values()), 0), standing)
-    shown = _with_returned(dealt, new, returned / standing if standing else 0.0)
-    if any(failed[arm] > shown[arm][0] for arm in Arm):
-        shown = _with_returned(dealt, new, 1.0)  # more have failed than were thought to be there
-    after = {}
-    for arm in Arm:
-        active, owed = shown[arm]
-        had = dealt[arm]
-        after[arm] = replace(
-            had,
-            at_risk=had.at_risk + max(active, failed[arm]),
-            first_errors=had.first_errors + failed[arm],
-            standing=max(had.standing + new[arm] - failed[arm], 0.0),
-            owed=owed,
-        )
-    return after
+    observed = _with_returned(dealt, new, failed, returned / standing if standing else 0.0)
+    if any(one.first_errors > one.at_risk for one in observed.values()):
+        observed = _with_returned(dealt, new, failed, 1.0)  # more have failed than were thought to be there
+    return {arm: one._replace(at_risk=max(one.at_risk, one.first_errors)) for arm, one in observed.items()}
 
 
-def _with_returned(dealt: Mapping[Arm, Dealt], new: Mapping[Arm, int], part: float) -> dict[Arm, tuple[int, float]]:
-    """Return per arm the contexts that were there when `part` of the standing ones came back, and what of one is left."""
-    shown = {}
+def _with_returned(
+    dealt: Mapping[Arm, Dealt], new: Mapping[Arm, int], failed: Mapping[Arm, int], part: float
+) -> dict[Arm, _Observed]:
+    """Return what there was if `part` of the contexts that have not failed came back."""
+    observed = {}
     for arm in Arm:
         returned = dealt[arm].owed + part * dealt[arm].standing
-        shown[arm] = (new[arm] + floor(returned), returned - floor(returned))
-    return shown
+        observed[arm] = _Observed(new[arm] + floor(returned), failed[arm], returned - floor(returned))
+    return observed
 
 
-def _deal_latency(dealt: Dealt, before: ArmSums, now: ArmSums, start: float) -> Dealt:
-    """Return an arm with its new latencies, no more than there are contexts without one.
+def _add_look(had: Dealt, observed: _Observed, before: ArmSums, now: ArmSums, start: float) -> Dealt:
+    """Return an arm after a look. Of its new latencies no more are taken than there are contexts without one.
 
     `start`, in [0, 1), says where in the first step of the sorted values the first is taken.
     """
-    if now.latency is None or now.latency is before.latency:
-        return dealt
-    was = before.latency or {}
-    count = sum(now.latency.values()) - sum(was.values())
-    spare = count if now.contexts is None else dealt.spare
-    if count <= spare and dealt.has_all_latency:
-        return replace(dealt, latency=now.latency, spare=spare - count)
-    gained = {bucket: more for bucket, values in now.latency.items() if (more := values - was.get(bucket, 0))}
-    taken = dict(dealt.latency)
+    new = _gained(before.contexts, now.contexts)
+    latency, has_all, spare = had.latency, had.has_all_latency, had.spare + new
+    if now.latency is not None and now.latency is not before.latency:
+        was = before.latency or {}
+        count = sum(now.latency.values()) - sum(was.values())
+        most = count if now.contexts is None else spare
+        if count <= most and has_all:
+            latency = now.latency
+        else:
+            gained = {bucket: more for bucket, values in now.latency.items() if (more := values - was.get(bucket, 0))}
+            latency, has_all, count = _thinned_onto(latency, gained, most, start), False, min(count, most)
+        spare = max(spare - count, 0)
+    return Dealt(
+        exposures=had.exposures + new,
+        at_risk=had.at_risk + observed.at_risk,
+        first_errors=had.first_errors + observed.first_errors,
+        latency=latency,
+        has_all_latency=has_all,
+        standing=max(had.standing + new - observed.first_errors, 0.0),
+        owed=observed.owed,
+        spare=spare,
+    )
+
+
+def _thinned_onto(latency: Histogram, gained: Mapping[int, int], most: int, start: float) -> Histogram:
+    """Return `latency` with `most` of the gained values, or one more or less, evenly from the sorted ones; all if fewer."""
+    count = sum(gained.values())
+    taken = dict(latency)
     passed = chosen = 0
     for bucket in sorted(gained):
         passed += gained[bucket]
-        up_to = min(passed, floor(passed * spare / count + start)) if count > spare else passed
+        up_to = min(passed, floor(passed * most / count + start)) if count > most else passed
         if up_to > chosen:
             taken[bucket] = taken.get(bucket, 0) + up_to - chosen
             chosen = up_to
-    return replace(dealt, latency=taken, has_all_latency=False, spare=max(spare - chosen, 0))
+    return taken
