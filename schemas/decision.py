@@ -38,6 +38,9 @@ class ArmRecord(Record):
     estimate: Measured = Field(description="null: nothing measured.")
     low: Measured
     high: Measured
+    repeats: Measured = Field(
+        default=1.0, description="Errors per context that failed: by how much counting requests would overstate the evidence."
+    )
 
 
 class MetricRecord(Record):
@@ -64,6 +67,12 @@ class MetricRecord(Record):
     )
     ratio_low: Measured = Field(default=None, description="Interval at the plan's alpha, valid at any time; null: not bounded.")
     ratio_high: Measured = None
+    difference_low: Measured = Field(
+        default=None,
+        description="Interval of treatment's value minus control's, in the metric's unit, at twice the plan's alpha; null: not "
+        "bounded.",
+    )
+    difference_high: Measured = None
 
 
 class GapRecord(Record):

@@ -18,6 +18,7 @@ class ArmSummary:
     estimate: float | None  # None: nothing measured
     low: float | None  # interval at the plan's alpha, valid at any time
     high: float | None
+    repeats: float = 1.0  # errors per context that failed: by how much counting requests would overstate the evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,25 @@ class MetricReport:
     ratio: float | None = None  # harm rate of treatment over control's in this stay; for latency, of values in control's tail
     ratio_low: float | None = None  # interval at the plan's alpha, valid at any time; None: not bounded
     ratio_high: float | None = None
+
+    @property
+    def difference_low(self) -> float | None:
+        """The least that treatment's value may exceed control's by, in the metric's unit; None: not bounded.
+
+        Both arms' intervals hold at once with probability 1 - 2 alpha, hence so does this, at any time.
+        """
+        low, high = self._end(Arm.TREATMENT, "low"), self._end(Arm.CONTROL, "high")
+        return None if low is None or high is None else low - high
+
+    @property
+    def difference_high(self) -> float | None:
+        """The most that treatment's value may exceed control's by, see `difference_low`."""
+        high, low = self._end(Arm.TREATMENT, "high"), self._end(Arm.CONTROL, "low")
+        return None if low is None or high is None else high - low
+
+    def _end(self, arm: Arm, name: str) -> float | None:
+        end: float | None = getattr(self.arms[arm], name) if arm in self.arms else None
+        return end
 
     @property
     def is_breach(self) -> bool:

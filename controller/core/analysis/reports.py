@@ -348,7 +348,14 @@ def _share_arm(guardrail: Guardrail, arm: ArmTotals, alpha: float) -> ArmSummary
     first_errors = min(arm.first_errors, arm.at_risk)
     low, high = rate_interval(first_errors, arm.at_risk, alpha)
     repeats = estimate / (first_errors / arm.at_risk) if first_errors else 1.0
-    return ArmSummary(arm.outcomes, errors, estimate, min(low * repeats, estimate), max(min(high * repeats, 1.0), estimate))
+    return ArmSummary(
+        arm.outcomes,
+        errors,
+        estimate,
+        min(low * repeats, estimate),
+        max(min(high * repeats, 1.0), estimate),
+        repeats=errors / first_errors if first_errors else 1.0,
+    )
 
 
 def _latency_arm(guardrail: Guardrail, test: RatioTest | None, latency: Spread, arm: Arm, alpha: float) -> ArmSummary:

@@ -334,6 +334,19 @@ def test_margin_in_points_is_a_difference() -> None:
     assert equal.gate_margin == pytest.approx(0.02)
 
 
+def test_report_says_how_far_apart_the_arms_may_be_and_how_often_one_context_failed() -> None:
+    """Difference and its bounds in the metric's unit, and errors per failing context."""
+    watched = watch(Guardrail("error_rate", margin=0.1), percent=50.0)
+    watched.treatment.add(10_000, 300, errors=900)
+    watched.control.add(10_000, 100)
+    report = metric(watched.look())
+    assert report.arms[Arm.TREATMENT].repeats == 3.0
+    assert report.arms[Arm.CONTROL].repeats == 1.0
+    assert report.difference_low is not None
+    assert report.difference_high is not None
+    assert 0 < report.difference_low < 900 / 10_600 - 0.01 < report.difference_high
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------------
 
 
