@@ -118,6 +118,7 @@ class Alphabet:
     plans: Sequence[Plan] = PLANS
     judgements: Sequence[Judgement] = JUDGEMENTS
     verbs: Sequence[CommandVerb] = tuple(CommandVerb)
+    answers: Sequence[Advice | None] = (*ADVICE, None)  # None: no advice
     jumps_back: bool = True
     is_untidy: bool = True  # stale gates, revisions and visits, old and repeated commands
 
@@ -217,7 +218,7 @@ def _answer(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabe
     if alphabet.is_untidy:
         gate_id = pick((gate_id, gate_id, gate_id, "earlier"))
         number = pick((number, number, number, number - 1, number + 1))
-    advice: Advice | None = pick((*ADVICE, None))
+    advice: Advice | None = pick(alphabet.answers)
     if advice is None:
         return AdviceUnavailable(at, gate_id, number, "no answer")
     return AdviceReceived(at, gate_id, number, advice)

@@ -21,6 +21,7 @@ TIMELINE = "controller/core/timeline.py"
 WORKER = "controller/service/worker.py"
 WORKERS = "controller/service/workers.py"
 ACTUATION = "controller/service/actuation.py"
+ADVICE = "tests/property/test_advice.py"
 HISTORIES = "tests/property/test_machine.py"
 SCENARIOS = "tests/scenarios/test_scenarios.py"
 WORKER_TESTS = "tests/unit/service/test_worker.py"
@@ -256,6 +257,23 @@ BUGS = (
         "phase=Baking(stage_index, counts_from + stage.bake),",
         "phase=Baking(stage_index, now + stage.bake),",
         f"{HISTORIES}::test_i19_a_clock_set_back_never_shortens_a_bake",
+    ),
+    # I6, with raw answers
+    Bug(
+        "proceed passes a gate that does not",
+        MACHINE,
+        "    if not _passes(judgement):\n        return _hold(",
+        "    has_yes = gate.advice and gate.advice.answer and gate.advice.answer.choice is AdviceChoice.PROCEED\n"
+        "    if not _passes(judgement) and not has_yes:\n        return _hold(",
+        f"{HISTORIES}::test_i6_no_step_is_higher_with_advice_than_without",
+    ),
+    Bug(
+        "proceed is approval enough",
+        MACHINE,
+        "    if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED:",
+        "    has_yes = gate.advice and gate.advice.answer and gate.advice.answer.choice is AdviceChoice.PROCEED\n"
+        "    if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED and not has_yes:",
+        f"{ADVICE}::test_i6_raw_answers_in_some_histories",
     ),
     # Freezes and ids
     Bug(

@@ -470,7 +470,7 @@ def strip(effect: object) -> object:
 #: Who is ahead may complete, be restarted, step back, time out or ask a person sooner: what depends on that, and what the
 #: person says, is left to the test above.
 _NEVER = timedelta(days=400)
-_COMPARABLE = Alphabet(
+COMPARABLE = Alphabet(
     plans=tuple(
         replace(plan, stages=tuple(replace(stage, max_bake=_NEVER) for stage in plan.stages), expires_at=None)
         for plan in (CAN_HOLD, REQUIRED, APPROVED, OBSERVED, NIGHTLY)
@@ -490,13 +490,13 @@ _COMPARABLE = Alphabet(
 )
 
 
-@invariant(VERY_MANY, _COMPARABLE)
+@invariant(VERY_MANY, COMPARABLE)
 def test_i6_no_history_is_higher_with_advice_than_without_an_advisor(steps: Iterator[Step]) -> None:
     """A whole history with any advice is at no moment above the same one with the advisor off; a breach leads both to 0 %."""
     compare(steps, is_silent=False)
 
 
-@invariant(VERY_MANY, _COMPARABLE)
+@invariant(VERY_MANY, COMPARABLE)
 def test_i6_no_history_is_higher_with_advice_than_with_a_model_that_is_away(steps: Iterator[Step]) -> None:
     """A whole history with any advice is at no moment above the same one when `can_hold` gets no answer at all."""
     compare(steps, is_silent=True)
