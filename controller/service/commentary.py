@@ -22,6 +22,8 @@ from schemas.terms import AdvisorMode, AlertKind, Severity
 
 #: Alerts that wait for an explanation. More at once are an incident, in which people do not read guesses.
 WAITING_LIMIT = 20
+#: What a breach sets in motion (0 % served everywhere, alerts out) has the machine to itself first.
+EXPLAIN_AFTER_SECONDS = 1.0
 
 EXPLAINED = frozenset(
     {
@@ -43,8 +45,11 @@ Raise = Callable[[Rollout, RaiseAlert], None]  # publish, unless another rollout
 class Explainer:
     """Asks why alerts were raised, and raises each again with the guess: same kind, same dedup key, for information."""
 
-    def __init__(self, model: Commentator, metrics: Metrics, raise_alert: Raise) -> None:
+    def __init__(
+        self, model: Commentator, metrics: Metrics, raise_alert: Raise, *, after_seconds: float = EXPLAIN_AFTER_SECONDS
+    ) -> None:
         self._model = model
+        self._after_seconds = after_seconds
         self._metrics = metrics
         self._raise_alert = raise_alert
         self._waiting: asyncio.Queue[tuple[Rollout, RaiseAlert]] = asyncio.Queue(WAITING_LIMIT)
@@ -63,6 +68,7 @@ class Explainer:
         """Explain what waits, until cancelled."""
         while True:
             rollout, alert = await self._waiting.get()
+            await asyncio.sleep(self._after_seconds)
             log = self._log.bind(flag_key=rollout.flag_key, kind=alert.kind)
             try:
                 explanation = await self._model.explain(rollout, alert)

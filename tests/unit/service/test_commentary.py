@@ -65,7 +65,7 @@ class Alerts:
 async def explained(model: Scripted, *wanted: tuple[Rollout, RaiseAlert]) -> list[RaiseAlert]:
     """Return what is raised after these alerts wanted explaining."""
     alerts = Alerts()
-    explainer = Explainer(model, Metrics(version="0"), alerts)
+    explainer = Explainer(model, Metrics(version="0"), alerts, after_seconds=0)
     for rollout, alert in wanted:
         explainer.want(rollout, alert)
     running = asyncio.create_task(explainer.run())
