@@ -21,11 +21,13 @@ from typer.testing import CliRunner
 from controller.adapters.advisor import ModelAdvisor
 from controller.cli.operator import app
 from controller.clock import SystemClock
+from controller.core.rollout import RaiseAlert
 from controller.errors import AdviceUnavailableError
 from controller.scorecard.cases import load_cases
 from controller.scorecard.report import seconds
 from controller.settings import AdvisorSettings
-from tests.builders import make_advice
+from schemas.terms import AlertKind, Severity
+from tests.builders import make_advice, make_judgement, make_rollout
 
 ROOT = Path(__file__).parents[2]
 CLOCK = SystemClock()
@@ -136,6 +138,36 @@ async def test_commands_work_against_a_real_server(llama_url: str, tmp_path: Pat
     assert scored.exit_code == 0, scored.output
     assert json.loads(scored.stdout)["in_form"]["of"] == 6
     assert "tiny" in page.read_text()
+
+
+async def test_drafts_come_from_a_real_server(llama_url: str, tmp_path: Path) -> None:
+    """The forms of drafts are ones that llama.cpp takes: what fails is a random answer's content, never the request."""
+    segments = tmp_path / "segments.yaml"
+    segments.write_text(
+        "{attributes: {tier: {values: [free, pro]}, orders: {type: number}}, samples: [{tier: pro, orders: 3}]}"
+    )
+    for words in (
+        ["suggest", "plan", "--flag", "new-checkout", "--risk", "low", "--describe", "a new form"],
+        ["suggest", "targeting", "--describe", "pro users", "--segments", str(segments)],
+    ):
+        call = [*words, "--json", "--url", llama_url, "--model", "tiny"]
+        made = await asyncio.to_thread(CliRunner().invoke, app, call, env={"ROLLOUTD_CONFIG": None})
+        assert made.exit_code == 0, made.output
+        origin = json.loads(made.stdout)["origin"]
+        assert "HTTP" not in origin, origin
+        assert "cannot be reached" not in origin, origin
+
+
+async def test_explanations_and_looks_come_from_a_real_server(llama_url: str) -> None:
+    """The forms that nobody waits for are ones that llama.cpp takes, too."""
+    advisor = make_advisor(llama_url)
+    try:
+        alert = RaiseAlert(AlertKind.ROLLED_BACK, Severity.CRITICAL, "rolled back", "look", "key", make_judgement())
+        asked = (advisor.explain(make_rollout(), alert), advisor.look_over({"f": (make_rollout(), make_judgement())}))
+        troubles = [str(end) for end in await asyncio.gather(*asked, return_exceptions=True) if isinstance(end, Exception)]
+    finally:
+        await advisor.close()
+    assert [trouble for trouble in troubles if "HTTP" in trouble] == []
 
 
 @pytest.mark.long
