@@ -149,7 +149,7 @@ def _one_sided_weights() -> tuple[Floats, Floats]:
     return above, below
 
 
-_ABOVE, _BELOW = _one_sided_weights()
+_ONE_SIDED: Floats = np.concatenate(_one_sided_weights())
 
 
 class RatioEstimate(NamedTuple):
@@ -169,9 +169,8 @@ def ratio_estimate(curve: Floats, alpha: float) -> RatioEstimate | None:
     if curve[peak] - curve.min() < 1e-12:
         return None
     likelihood = np.exp(curve - curve[peak])
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # ruled out far away: inf or nan, both not kept
-        worst = np.maximum(_ABOVE @ likelihood, _BELOW @ likelihood) / likelihood
-    kept = np.flatnonzero(worst < 2 / alpha)
+    above, below = (_ONE_SIDED @ likelihood).reshape(2, len(CURVE))
+    kept = np.flatnonzero(np.maximum(above, below) < 2 / alpha * likelihood)
     low, high = int(kept[0]), int(kept[-1])
     place = float(CURVE[peak])
     if 0 < peak < len(CURVE) - 1:  # a parabola through the top three finds the peak between the grid's points
