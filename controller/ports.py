@@ -213,6 +213,23 @@ class Commentator(Protocol):
         """Return (flag key, one sentence) for what is unusual in all evidence together. Raises AdviceUnavailableError."""
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a flag plane serves for one flag, as read from it."""
+
+    percent: float | None  # share of contexts that get treatment; None: the plane does not know the flag
+    difference: str | None  # in words, what is not as decided; None: all is
+    edited_by: str | None = None  # who changed it after we wrote it last; None: nobody, or the plane cannot tell
+
+    @classmethod
+    def compared(cls, percent: float | None, decided: float, *, edited_by: str | None = None) -> Served:
+        """Return what a plane serves that knows nothing but percentages."""
+        if percent == decided:
+            return cls(percent, None)
+        serves = "does not know the flag" if percent is None else f"serves {percent:g} %"
+        return cls(percent, f"{serves}, decided is {decided:g} %", edited_by)
+
+
 class FlagPlane(Protocol):
     """A system that serves flags to apps."""
 
@@ -221,13 +238,13 @@ class FlagPlane(Protocol):
         """A short name for logs, alerts and metrics."""
 
     async def serve(self, rollout: Rollout) -> None:
-        """Make the plane serve `rollout.percent`; idempotent. An older revision than the plane has seen changes nothing.
+        """Make the plane serve what `rollout` says; idempotent. An older revision than the plane has seen changes nothing.
 
         Raises FlagPlaneUnavailable when it is not known to be served.
         """
 
-    async def served_percent(self, flag_key: str) -> float | None:
-        """Return what the plane serves now, None when it does not know the flag."""
+    async def look(self, rollout: Rollout) -> Served:
+        """Return what the plane serves now, compared with what `rollout` says. Raises FlagPlaneUnavailable."""
 
 
 class StateFeed(Protocol):

@@ -178,6 +178,7 @@ class AlertKind(StrEnum):
     SIGNAL_REGRESSION = "signal_regression"
     SRM = "srm"
     NOT_ACTUATED = "not_actuated"
+    FOREIGN_EDIT = "foreign_edit"  # somebody changed a flag in its plane behind our back
     COMPLETED = "completed"
     PLAN_EXPIRED = "plan_expired"
     FORCED = "forced"  # an operator went past a gate

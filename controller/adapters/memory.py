@@ -35,7 +35,7 @@ from controller.errors import (
     OperatingTrouble,
     StoreUnavailable,
 )
-from controller.ports import NO_FENCE, OutboxEntry, Record, StoredPartition, StoredRollout, TopicPartition
+from controller.ports import NO_FENCE, OutboxEntry, Record, Served, StoredPartition, StoredRollout, TopicPartition
 from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE
 
 
@@ -524,6 +524,7 @@ class MemoryFlagPlane:
         self.outage = Outage(FlagPlaneUnavailable)
         self.history: list[tuple[str, int, float]] = []  # (flag key, revision, percent), each change once
         self._served: dict[str, tuple[int, float]] = {}
+        self._edited: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -534,19 +535,23 @@ class MemoryFlagPlane:
         revision, percent = self._served.get(rollout.flag_key, (-1, None))
         if rollout.revision >= revision:
             self._served[rollout.flag_key] = (rollout.revision, rollout.percent)
+            self._edited.discard(rollout.flag_key)
             if rollout.percent != percent:
                 self.history.append((rollout.flag_key, rollout.revision, rollout.percent))
         self.outage.after()
 
-    async def served_percent(self, flag_key: str) -> float | None:
+    async def look(self, rollout: Rollout) -> Served:
         self.outage.before()
         self.outage.after()
-        return self._served[flag_key][1] if flag_key in self._served else None
+        served = self._served.get(rollout.flag_key)
+        editor = "somebody" if rollout.flag_key in self._edited else None
+        return Served.compared(None if served is None else served[1], rollout.percent, edited_by=editor)
 
     def meddle(self, flag_key: str, percent: float) -> None:
         """Serve another percentage than was decided, as a person in the plane's own console can."""
         revision, _ = self._served.get(flag_key, (-1, None))
         self._served[flag_key] = (revision, percent)
+        self._edited.add(flag_key)
 
 
 class MemoryAdvisor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable, FlagPlaneUnavailable
-from controller.ports import OutboxEntry, Publisher
+from controller.ports import OutboxEntry, Publisher, Served
 
 #: The outbox and the way back through the follower take some tens of milliseconds; only then do we publish ourselves.
 ECHO_SECONDS = 1.0
@@ -49,9 +49,9 @@ class StateTopicPlane:
             except EventLogUnavailable as trouble:
                 raise FlagPlaneUnavailable(f"the state topic cannot be written: {trouble}") from trouble
 
-    async def served_percent(self, flag_key: str) -> float | None:
-        standing = self._standing.get(flag_key)
-        return None if standing is None else standing.percent
+    async def look(self, rollout: Rollout) -> Served:
+        standing = self._standing.get(rollout.flag_key)
+        return Served.compared(None if standing is None else standing.percent, rollout.percent)
 
     def _stands(self, rollout: Rollout) -> bool:
         standing = self._standing.get(rollout.flag_key)

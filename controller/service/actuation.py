@@ -1,7 +1,9 @@
 """Makes every flag plane serve what was decided, and says when one does not.
 
-Level-triggered: it compares and repairs, so that a lost call, a restart or a foreign edit needs no case of its own. Lowering
-goes first, always. Which percentage is right is decided elsewhere.
+Level-triggered: it compares and repairs, so that a lost call or a restart needs no case of its own. Lowering goes first,
+always. Which percentage is right is decided elsewhere, with one exception: who lowers a flag in the plane's own console
+probably knows something, so a foreign edit downwards stays until a decision changes the percentage or somebody puts it
+back. A foreign edit upwards is undone at once.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import structlog
 
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import FlagPlaneUnavailable
-from controller.ports import Clock, FlagPlane
+from controller.ports import Clock, FlagPlane, Served
 from schemas.terms import AlertKind, Severity
 
 
@@ -26,6 +28,14 @@ class _Gap:
     since: datetime
     why: str
     is_alerted: bool = False
+
+
+@dataclass(slots=True)
+class _Edit:
+    """What somebody did to a flag in its plane, and what was decided when we saw it first."""
+
+    decided_percent: float
+    difference: str
 
 
 class Actuation:
@@ -55,6 +65,7 @@ class Actuation:
         self._call_seconds = call_seconds
         self._wanted: dict[str, Rollout] = {}
         self._gaps: dict[tuple[str, str], _Gap] = {}
+        self._edits: dict[tuple[str, str], _Edit] = {}
         self._wakes = {plane.name: asyncio.Event() for plane in self._planes}
         self._log = structlog.get_logger()
 
@@ -70,8 +81,9 @@ class Actuation:
         """Leave flags to the replica that runs them now."""
         for flag_key in flag_keys:
             self._wanted.pop(flag_key, None)
-            for gap in [gap for gap in self._gaps if gap[0] == flag_key]:
-                del self._gaps[gap]
+            for plane in self._planes:
+                self._gaps.pop((flag_key, plane.name), None)
+                self._edits.pop((flag_key, plane.name), None)
 
     def drift(self, rollout: Rollout) -> str | None:
         """Return in words which plane does not serve the decided percentage, None when all do."""
@@ -134,13 +146,48 @@ class Actuation:
         """Return None once the plane serves what was decided, else why it does not."""
         try:
             async with asyncio.timeout(self._call_seconds):
-                served = await plane.served_percent(rollout.flag_key)
-                if served != rollout.percent:
+                served = await plane.look(rollout)
+                if served.edited_by is not None and self._stays(plane, rollout, served):
+                    return f"{served.difference}: changed there by {served.edited_by}"
+                if served.difference is not None:
                     await plane.serve(rollout)
-                    served = await plane.served_percent(rollout.flag_key)
+                    served = await plane.look(rollout)
         except (FlagPlaneUnavailable, TimeoutError) as trouble:
             return str(trouble) or f"no answer within {self._call_seconds:g} s"
-        return None if served == rollout.percent else f"serves {served} %, decided is {rollout.percent:g} %"
+        if served.difference is None:
+            self._edits.pop((rollout.flag_key, plane.name), None)
+        return served.difference
+
+    def _stays(self, plane: FlagPlane, rollout: Rollout, served: Served) -> bool:
+        """Tell people about a foreign edit; return whether it is left as it is."""
+        if served.difference is None or rollout.flag_key not in self._wanted:
+            return False
+        key = (rollout.flag_key, plane.name)
+        is_lower = served.percent is not None and served.percent < rollout.percent
+        known = self._edits.get(key)
+        if known is not None and is_lower and known.decided_percent != rollout.percent:
+            return False  # decided anew since
+        if known is None or known.difference != served.difference:
+            self._edits[key] = _Edit(rollout.percent, served.difference)
+            what_to_do = (
+                f"put it back to {rollout.percent:g} %, or decide anew: rolloutctl step-back, promote or roll-back"
+                if is_lower
+                else f"nothing: it was put back to {rollout.percent:g} %. Ask {served.edited_by} to use rolloutctl"
+            )
+            self._log.warning(
+                "foreign_edit", flag_key=key[0], plane=plane.name, editor=served.edited_by, found=served.difference
+            )
+            self._raise_alert(
+                rollout.flag_key,
+                RaiseAlert(
+                    AlertKind.FOREIGN_EDIT,
+                    Severity.WARNING,
+                    f"{rollout.flag_key}: {served.edited_by} changed the flag in {plane.name}, which {served.difference}",
+                    what_to_do,
+                    f"{rollout.flag_key}/{rollout.rollout_id}/{plane.name}/{AlertKind.FOREIGN_EDIT}/{served.difference}",
+                ),
+            )
+        return is_lower
 
     def _report(self, plane: FlagPlane) -> None:
         """Alarm what was decided and this plane does not serve."""

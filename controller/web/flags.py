@@ -17,21 +17,12 @@ import msgspec
 import structlog
 import xxhash
 
-from controller.core.rollout import Aborted, Paused, RolledBack, Rollout, Scheduled
-from controller.ports import StateFeed
+from controller.core.rollout import Rollout
+from controller.core.serving import percent_to_serve
+from controller.ports import Served, StateFeed
 from controller.web.bucketing import WEIGHT_TOTAL, Generation, bucketer, weight_of
 
 _log = structlog.get_logger(__name__)
-
-
-def percent_to_serve(rollout: Rollout) -> float:
-    """Return the percentage a plane must serve, in [0, 100].
-
-    It is the decided one. That nothing is served before the start and after a rollback is stated here once more, since
-    this is the last place where a mistake anywhere else can be kept from the users.
-    """
-    phase = rollout.phase.held if isinstance(rollout.phase, Paused) else rollout.phase
-    return 0.0 if isinstance(phase, Scheduled | RolledBack | Aborted) else rollout.percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +76,9 @@ class FlagBoard:
     async def serve(self, rollout: Rollout) -> None:
         self.take(rollout)
 
-    async def served_percent(self, flag_key: str) -> float | None:
-        flag = self._flags.get(flag_key)
-        return None if flag is None else flag.percent
+    async def look(self, rollout: Rollout) -> Served:
+        flag = self._flags.get(rollout.flag_key)
+        return Served.compared(None if flag is None else flag.percent, percent_to_serve(rollout))
 
     def take(self, rollout: Rollout) -> bool:
         """Serve `rollout` from now on unless a newer revision is known; return whether it was taken.

@@ -201,13 +201,13 @@ async def test_a_plane_never_serves_an_older_revision() -> None:
     """Serving is idempotent, an older revision changes nothing, and meddling shows."""
     plane = MemoryFlagPlane("unleash")
     rollout = make_rollout(revision=3, percent=10.0)
-    assert await plane.served_percent(rollout.flag_key) is None
+    assert (await plane.look(rollout)).percent is None
     for each in (rollout, rollout, replace(rollout, revision=2, percent=50.0)):
         await plane.serve(each)
-    assert await plane.served_percent(rollout.flag_key) == 10.0
+    assert (await plane.look(rollout)).percent == 10.0
     assert plane.history == [(rollout.flag_key, 3, 10.0)]
     plane.meddle(rollout.flag_key, 99.0)
-    assert await plane.served_percent(rollout.flag_key) == 99.0
+    assert (await plane.look(rollout)).percent == 99.0
     plane.outage.is_down = True
     with pytest.raises(FlagPlaneUnavailable):
         await plane.serve(replace(rollout, revision=4))

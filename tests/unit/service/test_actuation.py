@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 from controller.adapters.memory import MemoryFlagPlane
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
-from controller.ports import FlagPlane
+from controller.ports import FlagPlane, Served
 from controller.service.actuation import Actuation
 from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_plan, make_rollout
@@ -18,6 +18,11 @@ from tests.virtual_time import LoopClock, in_virtual_time, settled
 def decided(flag_key: str = "new-checkout", percent: float = 10.0, revision: int = 1) -> Rollout:
     """Return a document with this percentage."""
     return make_rollout(plan=make_plan(flag_key=flag_key), percent=percent, revision=revision)
+
+
+async def served(plane: FlagPlane, flag_key: str = "new-checkout") -> float | None:
+    """Return the percentage a plane serves."""
+    return (await plane.look(decided(flag_key))).percent
 
 
 class Told:
@@ -64,21 +69,62 @@ async def test_what_is_decided_is_served_at_once() -> None:
         actuation.want(decided(percent=50, revision=2))
         actuation.want(decided(percent=10, revision=1))
         await settled()
-        assert [await plane.served_percent("new-checkout") for plane in planes] == [50, 50]
+        assert [await served(plane) for plane in planes] == [50, 50]
     assert [plane.history for plane in planes] == [[("new-checkout", 2, 50.0)]] * 2
 
 
 @in_virtual_time
-async def test_a_foreign_edit_is_undone_within_a_period() -> None:
-    """What somebody changed in the plane's own console is put right within five seconds."""
-    plane = MemoryFlagPlane()
-    async with Told().running(plane) as actuation:
+async def test_a_foreign_edit_upwards_is_undone_within_a_period() -> None:
+    """What somebody raised in the plane's own console is lowered within five seconds, and one warning names the person."""
+    plane, told = MemoryFlagPlane(), Told()
+    async with told.running(plane) as actuation:
         actuation.want(decided())
         await settled()
         plane.meddle("new-checkout", 100)
         await asyncio.sleep(5.1)
-        assert await plane.served_percent("new-checkout") == 10
+        assert await served(plane) == 10
         assert actuation.gaps == {}
+    assert [(alert.kind, alert.severity) for _, alert in told.alerts] == [(AlertKind.FOREIGN_EDIT, Severity.WARNING)]
+    assert "somebody" in told.alerts[0][1].summary
+
+
+@in_virtual_time
+async def test_a_foreign_edit_downwards_stays_until_decided_anew() -> None:
+    """The lower value wins: it is told once and counts as drift, until it is put back or another percentage is decided."""
+    plane, told = MemoryFlagPlane(), Told()
+    async with told.running(plane) as actuation:
+        actuation.want(decided(percent=25, revision=1))
+        await settled()
+        plane.meddle("new-checkout", 5)
+        await asyncio.sleep(5.1)
+        actuation.want(decided(percent=25, revision=2))  # held because of it: a new revision, not another percentage
+        await asyncio.sleep(60)
+        assert await served(plane) == 5
+        assert "by somebody" in (actuation.drift(decided()) or "")
+        assert [alert.kind for _, alert in told.alerts] == [AlertKind.FOREIGN_EDIT, AlertKind.NOT_ACTUATED]
+        plane.meddle("new-checkout", 25)
+        await asyncio.sleep(5.1)
+        assert actuation.drift(decided()) is None
+        plane.meddle("new-checkout", 7)
+        await asyncio.sleep(5.1)
+        assert await served(plane) == 7
+        actuation.want(decided(percent=50, revision=3))
+        await settled()
+        assert await served(plane) == 50
+
+
+@in_virtual_time
+async def test_a_rollback_lowers_whatever_somebody_else_wrote() -> None:
+    """A flag that somebody lowered goes to zero all the same."""
+    plane = MemoryFlagPlane()
+    async with Told().running(plane) as actuation:
+        actuation.want(decided(percent=25, revision=1))
+        await settled()
+        plane.meddle("new-checkout", 5)
+        await asyncio.sleep(5.1)
+        actuation.want(make_rollout(revision=2, phase=RolledBack(T0, "because"), percent=0.0))
+        await settled()
+        assert await served(plane) == 0
 
 
 @in_virtual_time
@@ -112,7 +158,7 @@ async def test_a_hanging_plane_holds_up_no_other() -> None:
         await settled()
         actuation.want(decided(percent=0, revision=2))
         await settled()
-        assert await quick.served_percent("new-checkout") == 0
+        assert await served(quick) == 0
 
 
 @in_virtual_time
@@ -129,9 +175,9 @@ async def test_lowering_goes_first_also_in_the_middle_of_a_round() -> None:
         await asyncio.sleep(3)
         actuation.want(decided(percent=0, revision=2))
         await asyncio.sleep(2.5)
-        assert await plane.served_percent("new-checkout") == 0
+        assert await served(plane) == 0
         await asyncio.sleep(60)
-        assert [await plane.served_percent(f"flag-{number}") for number in range(40)] == [20] * 40
+        assert [await served(plane, f"flag-{number}") for number in range(40)] == [20] * 40
 
 
 @in_virtual_time
@@ -143,7 +189,7 @@ async def test_a_lost_reply_is_looked_up() -> None:
         actuation.want(decided())
         await asyncio.sleep(5.1)
         assert actuation.gaps == {}
-        assert await plane.served_percent("new-checkout") == 10
+        assert await served(plane) == 10
 
 
 @in_virtual_time
@@ -156,10 +202,10 @@ async def test_a_flag_that_moved_away_is_left_alone() -> None:
 
         drop: Actuation | None = None
 
-        async def served_percent(self, flag_key: str) -> float | None:
+        async def look(self, rollout: Rollout) -> Served:
             if self.drop is not None:
-                self.drop.drop([flag_key])
-            return await super().served_percent(flag_key)
+                self.drop.drop([rollout.flag_key])
+            return await super().look(rollout)
 
     failing = Dropping("failing")
     async with told.running(plane, failing) as actuation:

@@ -7,9 +7,10 @@ import pytest
 
 from controller.adapters.memory import MemoryStateFeed
 from controller.core.rollout import Aborted, Completed, Paused, Phase, RolledBack, Scheduled
-from controller.ports import FlagPlane
+from controller.core.serving import percent_to_serve
+from controller.ports import FlagPlane, Served
 from controller.web.bucketing import Generation
-from controller.web.flags import FlagBoard, percent_to_serve
+from controller.web.flags import FlagBoard
 from schemas.terms import HoldReason
 from tests.builders import T0, make_plan, make_rollout
 from tests.unit.web.conftest import HandClock, Surface
@@ -24,10 +25,11 @@ async def test_it_is_a_flag_plane() -> None:
     """The board serves what it is told and says so, and does not know other flags."""
     board = make_board()
     plane: FlagPlane = board
-    await plane.serve(make_rollout(percent=25.0))
+    rollout = make_rollout(percent=25.0)
+    assert (await plane.look(rollout)).difference == "does not know the flag, decided is 25 %"
+    await plane.serve(rollout)
     assert plane.name == "ofrep"
-    assert await plane.served_percent("new-checkout") == 25.0
-    assert await plane.served_percent("other") is None
+    assert await plane.look(rollout) == Served(25.0, None)
 
 
 def test_an_older_revision_changes_nothing() -> None:
