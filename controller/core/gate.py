@@ -54,8 +54,8 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
 
     latencies = {arm: spread(totals.arm(arm)) for arm in Arm}
     tests, behind = take_evidence(rollout, evidence, latencies, tests, at)
-    tests = _listen(tests, totals, visit, at)
-    tests = replace(tests, harm=_count_harm(rollout, evidence, tests.harm))
+    heard, heard_at = _listen(tests, totals, visit, at)
+    tests = replace(tests, heard=heard, heard_at=heard_at, harm=_count_harm(rollout, evidence, tests.harm))
     exposures = {Arm.TREATMENT: totals.treatment.exposures, Arm.CONTROL: totals.control.exposures}
     exposed = sum(exposures.values())
     srm_e_value = as_e_value(sample_ratio.log_e_value(tests.srm))
@@ -177,7 +177,7 @@ def _unheard(totals: VisitTotals) -> str | None:
     each = control.outcomes / control.exposures
     expected = int(treatment.exposures * min(each, 1.0))
     heard = min(int(treatment.outcomes / max(each, 1.0)), expected)
-    if not expected or rate_interval(heard, expected, ALPHA_HEALTH)[1] >= MISSING_BELOW:
+    if heard >= MISSING_BELOW * expected or rate_interval(heard, expected, ALPHA_HEALTH)[1] >= MISSING_BELOW:
         return None
     return (
         f"{treatment.outcomes:,} outcomes of {treatment.exposures:,} contexts in treatment, "
@@ -189,7 +189,7 @@ def _in_both(totals: VisitTotals) -> tuple[Gap, ...]:
     """Return the gap of contexts that saw both arms: surely more than now and then a client's stale cache explains."""
     exposed = totals.treatment.exposures + totals.control.exposures
     switched = min(totals.treatment.switched + totals.control.switched, exposed)
-    if not switched or rate_interval(switched, exposed, ALPHA_HEALTH)[0] <= SWITCHED_ABOVE:
+    if switched <= SWITCHED_ABOVE * exposed or rate_interval(switched, exposed, ALPHA_HEALTH)[0] <= SWITCHED_ABOVE:
         return ()
     detail = f"{switched:,} of {exposed:,} contexts saw both arms in this stage: is the targeting key the same everywhere?"
     return (Gap(HealthGap.MULTIPLE_EXPOSURE, detail),)
@@ -237,12 +237,12 @@ def _freshest_by_topic(partitions: tuple[PartitionProgress, ...]) -> Mapping[str
     return freshest
 
 
-def _listen(tests: GateTests, totals: VisitTotals, visit: Visit, at: datetime) -> GateTests:
-    """Return the tests knowing since when the present visit's events have stood still."""
+def _listen(tests: GateTests, totals: VisitTotals, visit: Visit, at: datetime) -> tuple[int, datetime]:
+    """Return how many events the present visit has, and since when it has stood still."""
     heard = sum(totals.arm(arm).evaluations + totals.arm(arm).outcomes for arm in Arm)
     if tests.heard_at is None:
-        return replace(tests, heard=heard, heard_at=at if heard else max(visit.counts_from, visit.entered_at))
-    return replace(tests, heard=heard, heard_at=at) if heard > tests.heard else tests
+        return heard, at if heard else max(visit.counts_from, visit.entered_at)
+    return (heard, at) if heard > tests.heard else (tests.heard, tests.heard_at)
 
 
 def _split_off(visit: Visit, totals: VisitTotals, srm_e_value: float) -> tuple[Gap, ...]:

@@ -7,6 +7,7 @@ alone: its test takes what there is at every look, also when control has fallen 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -94,6 +95,7 @@ def _enter_visit(rollout: Rollout, tests: GateTests, present: int, at: datetime)
         heard=0,
         heard_at=None,
         seen=kept,
+        latencies=None,
         ratios={index: test.in_new_visit() for index, test in tests.ratios.items()},
         limits={number: _without_old_visits(test, present) for number, test in tests.limits.items()},
     )
@@ -128,8 +130,8 @@ def _count_exposures(tests: GateTests, index: int, visit: Visit, totals: VisitTo
     if visit.percent < 100:
         srm = sample_ratio.add_exposures(srm, visit.percent / 100, treatment, control)
     now_seen = VisitTotals(
-        replace(seen.treatment, exposures=seen.treatment.exposures + treatment),
-        replace(seen.control, exposures=seen.control.exposures + control),
+        _used(seen.treatment, seen.treatment.exposures + treatment, keep_latency=True),
+        _used(seen.control, seen.control.exposures + control, keep_latency=True),
     )
     return replace(tests, srm=srm, seen={**tests.seen, index: now_seen})
 
@@ -171,7 +173,9 @@ def _close_batch(
 
     is_present = index == tests.visit
     ratios = dict(tests.ratios)
-    before = {arm: ordered(seen.arm(arm).latency) for arm in Arm}
+    before = tests.latencies if is_present else None
+    if before is None:
+        before = {arm: ordered(seen.arm(arm).latency) for arm in Arm}
     for number, guardrail in enumerate(rollout.plan.guardrails):
         if guardrail.margin is None or not _is_followed(guardrail, rollout.visits[index], is_present=is_present):
             continue
@@ -184,13 +188,19 @@ def _close_batch(
             safe = _increments(guardrail, rollout.visits[index].percent, seen, batch)[1]
         else:
             increment, safe = _increments(guardrail, rollout.visits[index].percent, seen, batch)
-        test = _look_for_harm(replace(test, place=place), increment, released)
-        ratios[number] = test if batch is None else _add_up(test, batch, safe, is_present)
+        ratios[number] = _after(test, place, batch, increment, safe, released, is_present=is_present)
     used = VisitTotals(
         _used(totals.treatment, seen.treatment.exposures, keep_latency=is_present),
         _used(totals.control, seen.control.exposures, keep_latency=is_present),
     )
-    return replace(tests, batches=tests.batches + 1, closed_at=at, seen={**tests.seen, index: used}, ratios=ratios)
+    return replace(
+        tests,
+        batches=tests.batches + 1,
+        closed_at=at,
+        seen={**tests.seen, index: used},
+        ratios=ratios,
+        latencies=now if is_present else tests.latencies,
+    )
 
 
 def _released(rollout: Rollout, at: datetime) -> float:
@@ -283,12 +293,30 @@ def _conversions(seen: ArmTotals, totals: ArmTotals, goal: str) -> tuple[int, in
     return totals.exposures - before, totals.converted.get(goal, 0) - before
 
 
-def _look_for_harm(test: RatioTest, increment: Floats | None, released: float) -> RatioTest:
-    """Return one comparison's test of harm after a batch's `increment`, None for a batch it can do nothing with."""
-    if increment is None:
-        return test
-    evidence = add_batch(test.evidence, released - test.released, increment)
-    return replace(test, evidence=evidence, released=max(released, test.released))
+def _after(
+    test: RatioTest,
+    place: int | None,
+    batch: Counts | None,
+    increment: Floats | None,
+    safe: Floats | None,
+    released: float,
+    *,
+    is_present: bool,
+) -> RatioTest:
+    """Return one comparison's test after a batch; None is what the batch can say nothing about.
+
+    What is shown at a gate is of the present visit alone.
+    """
+    is_shown = is_present and batch is not None
+    return RatioTest(
+        evidence=test.evidence if increment is None else add_batch(test.evidence, released - test.released, increment),
+        safe=test.safe + safe if is_shown and safe is not None else test.safe,
+        curve=test.curve + curve_increment(batch) if is_present and batch is not None else test.curve,
+        released=test.released if increment is None else max(released, test.released),
+        counts=Counts(*map(operator.add, test.counts, batch)) if is_present and batch is not None else test.counts,
+        harmed=test.harmed if batch is None else test.harmed + batch.k_t,
+        place=place,
+    )
 
 
 def _increments(
@@ -312,19 +340,6 @@ def _increments(
     return (
         excess_increment(rates_above(expected, margin), expected, margin, batch),
         excess_increment(rates_below(expected, at_gate), expected, at_gate, batch),
-    )
-
-
-def _add_up(test: RatioTest, batch: Counts, safe: Floats | None, is_present: bool) -> RatioTest:
-    """Return one comparison with a batch's counts; what is shown at a gate is of the present visit alone."""
-    after = replace(test, harmed=test.harmed + batch.k_t)
-    if not is_present:
-        return after
-    return replace(
-        after,
-        safe=test.safe if safe is None else test.safe + safe,
-        curve=test.curve + curve_increment(batch),
-        counts=Counts(*(before + new for before, new in zip(test.counts, batch, strict=True))),
     )
 
 

@@ -58,7 +58,10 @@ def log_e_value(log_evidence: Floats, log_weights: Floats, released: float) -> f
     """Return the log of the mixture's e-value; `released` is the mass started so far, the rest counts as it is."""
     total = log_sum_exp(log_weights + log_evidence)
     pocket = 1.0 - released
-    return total if pocket <= 0 else float(np.logaddexp(total, math.log(pocket)))
+    if pocket <= 0:
+        return total
+    low, high = sorted((total, math.log(pocket)))
+    return high + math.log1p(math.exp(low - high))
 
 
 def mean_log_effect(log_evidence: Floats, log_weights: Floats, log_effects: Floats) -> float:
@@ -76,8 +79,8 @@ def mean_log_effect(log_evidence: Floats, log_weights: Floats, log_effects: Floa
 
 def log_sum_exp(values: Floats) -> float:
     """Return log(sum(exp(values))) without overflow; -inf for nothing but -inf."""
-    top = float(values.max())
-    return top if top == -math.inf else top + math.log(float(np.exp(values - top).sum()))
+    top = float(values[values.argmax()])
+    return top if top == -math.inf else top + math.log(np.add.reduce(np.exp(values - top)))
 
 
 def as_e_value(log_value: float) -> float:

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from controller.core.analysis.change_point import Floats
+from controller.core.analysis.latency import Ordered
 from controller.core.analysis.proportion import CURVE, NOTHING, SAFE_POINTS, Counts
 from controller.core.analysis.sample_ratio import no_evidence
 from controller.core.evidence import ArmTotals, VisitTotals
+from schemas.terms import Arm
 
 VERSION = 1
 _HEADER = struct.Struct("<BI")  # version, length of the compressed JSON; float64 numbers follow
@@ -81,6 +83,7 @@ class GateTests:
     heard: int = 0  # raw events of the present visit at the last look, and since when it is that many
     heard_at: datetime | None = None
     seen: Mapping[int, VisitTotals] = field(default_factory=dict)  # per visit, what the tests have used up
+    latencies: Mapping[Arm, Ordered] | None = None  # the present visit's in `seen`, ready for use; None: to be made from it
     ratios: Mapping[int, RatioTest] = field(default_factory=dict)  # by index into Plan.guardrails
     limits: Mapping[int, LimitTest] = field(default_factory=dict)
     srm: Floats = field(default_factory=no_evidence)

@@ -29,6 +29,7 @@ CURVE: Floats = np.linspace(-2.4, 2.4, 97)
 _CURVE_RATIOS: Floats = np.exp(CURVE)
 
 SAFE_POINTS = 8
+SAFE_LOG_WEIGHTS: Floats = np.full(SAFE_POINTS, -math.log(SAFE_POINTS))
 
 
 class Counts(NamedTuple):
@@ -72,7 +73,7 @@ def harm_alternatives(log_null: float) -> Alternatives:
 def safe_alternatives(log_null: float) -> Alternatives:
     """Return ratios below `log_null` > 0, down to its mirror image: what a release that is not worse looks like."""
     steps = np.arange(1, SAFE_POINTS + 1)
-    return Alternatives(log_null * (1 - 2 * steps / SAFE_POINTS), np.full(SAFE_POINTS, -math.log(SAFE_POINTS)))
+    return Alternatives(log_null * (1 - 2 * steps / SAFE_POINTS), SAFE_LOG_WEIGHTS)
 
 
 def ratio_increment(log_ratios: Floats, log_null: float, batch: Counts) -> Floats:

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 from controller.core.evidence import bucket_of
 from controller.core.plan import Guardrail
+from schemas.terms import MetricRole
 
 _KIND_WEIGHTS = {"error_rate": 0.65, "latency": 0.25, "conversion": 0.1}
 
@@ -38,13 +40,16 @@ MIN_HARM_RATIO = 1.10  # the size the evidence speaks of: with enough traffic +1
 
 def alpha_shares(guardrails: Sequence[Guardrail]) -> tuple[float, ...]:
     """Return each guardrail's part of its role's alpha; the parts of one role add up to 1."""
-    weights = [_kind_weight(guardrail) for guardrail in guardrails]
+    return _shares(tuple((guardrail.role, _kind(guardrail)) for guardrail in guardrails))
+
+
+@lru_cache(maxsize=256)
+def _shares(asked: tuple[tuple[MetricRole, str], ...]) -> tuple[float, ...]:
+    """Return the parts of alpha, by role and kind."""
     shares = []
-    for guardrail, weight in zip(guardrails, weights, strict=True):
-        peers = [other for other in guardrails if other.role is guardrail.role]
-        kinds = {_kind(other) for other in peers}
-        alike = sum(1 for other in peers if _kind(other) == _kind(guardrail))
-        shares.append(weight / sum(_KIND_WEIGHTS[kind] for kind in kinds) / alike)
+    for role, kind in asked:
+        kinds = {other for other_role, other in asked if other_role is role}
+        shares.append(_KIND_WEIGHTS[kind] / sum(_KIND_WEIGHTS[other] for other in kinds) / asked.count((role, kind)))
     return tuple(shares)
 
 
@@ -52,10 +57,6 @@ def _kind(guardrail: Guardrail) -> str:
     if guardrail.quantile is not None:
         return "latency"
     return "conversion" if guardrail.is_better_when_higher else "error_rate"
-
-
-def _kind_weight(guardrail: Guardrail) -> float:
-    return _KIND_WEIGHTS[_kind(guardrail)]
 
 
 def log_tolerated(guardrail: Guardrail) -> float:

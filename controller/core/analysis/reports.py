@@ -9,12 +9,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from controller.core.analysis.change_point import as_e_value, log_e_value, log_sum_exp, mean_log_effect
 from controller.core.analysis.gate_tests import GateTests, LimitTest, RatioTest
 from controller.core.analysis.latency import Spread, margin_buckets, quantile_interval
 from controller.core.analysis.proportion import (
+    SAFE_LOG_WEIGHTS,
     Counts,
     RatioEstimate,
     excess_growth,
@@ -48,16 +47,36 @@ _ARMS = (Arm.TREATMENT, Arm.CONTROL)  # the order in which people read them
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One question's answers; a guardrail asks one or two (limit, comparison)."""
+class Suspicion:
+    """One question's evidence of harm, once there is enough of it to act."""
 
-    harm: Verdict  # NO_DATA or INCONCLUSIVE; FAIL is found by adding up
-    log_harm: float  # log e-value of harm
-    veto: str | None  # why harm would not count now
-    found: str  # what is said when harm is found
-    safe: Verdict
-    log_safe: float | None  # None: not asked at this stage
-    shown: str  # what is said of safety, either way
+    log_harm: float  # log e-value
+    veto: str | None  # why it does not count all the same
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """One question's answer on whether treatment is shown to be no worse."""
+
+    verdict: Verdict
+    log_e_value: float | None  # None: not asked at this stage
+    shown: str  # what is said of it, either way
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Everything that one guardrail's questions are about, at one look."""
+
+    guardrail: Guardrail
+    limit: LimitTest | None
+    ratio: RatioTest | None
+    totals: VisitTotals
+    latencies: Mapping[Arm, Spread]
+    percent: float
+    elapsed_seconds: float
+    alpha: float
+    beta: float
 
 
 def report(
@@ -78,41 +97,51 @@ def report(
     `alpha_share` is its part of `alpha`; intervals are at `alpha`. Evidence of harm is the whole rollout's, everything else
     the present visit's.
     """
+    look = _Look(
+        guardrail,
+        tests.limits.get(number),
+        tests.ratios.get(number),
+        totals,
+        latencies,
+        percent,
+        elapsed_seconds,
+        alpha,
+        beta,
+    )
     has_control = percent < 100
-    test = tests.ratios.get(number)
-    ratio = ratio_estimate(test.curve, alpha) if test is not None and has_control else None
+    ratio = ratio_estimate(look.ratio.curve, alpha) if look.ratio is not None and has_control else None
     answers = []
     if guardrail.limit is not None:
-        limit_test = tests.limits.get(number)
-        answers.append(_answer_limit(guardrail, limit_test, totals, latencies[Arm.TREATMENT], elapsed_seconds, beta))
+        answers.append(_against_limit(look))
     if guardrail.margin is not None:
-        answers.append(_answer_comparison(guardrail, test, ratio, totals, latencies, percent, elapsed_seconds, beta))
+        answers.append(_against_control(look, ratio))
     threshold = 1 / (alpha * alpha_share)
-    e_value = sum(as_e_value(answer.log_harm) for answer in answers) / len(answers)
-    counted = sum(as_e_value(answer.log_harm) for answer in answers if answer.veto is None) / len(answers)
-    asked = [answer for answer in answers if answer.log_safe is not None]
-    safe = _worst([answer.safe for answer in answers])
-    if counted >= threshold:
-        harm = safe = Verdict.FAIL  # what is found harmful is not shown safe, whatever an earlier stage had shown
-        culprit = max((answer for answer in answers if answer.veto is None), key=lambda answer: answer.log_harm)
-        reason = f"{culprit.found}; e-value {_number(e_value)} against {_number(threshold)}"
-    else:
-        harm = Verdict.NO_DATA if all(answer.harm is Verdict.NO_DATA for answer in answers) else Verdict.INCONCLUSIVE
-        reason = "; ".join(answer.shown for answer in answers)
-        vetoes = [answer.veto for answer in answers if answer.veto is not None]
-        if e_value >= threshold and vetoes:
-            reason = f"{reason}; harm would be certain but does not count: {vetoes[0]}"
+    e_value = harm_e_value(guardrail, number, tests)
+    safe = _worst([answer.verdict for answer in answers])
+    harm = Verdict.NO_DATA if all(answer.verdict is Verdict.NO_DATA for answer in answers) else Verdict.INCONCLUSIVE
+    reason = "; ".join(answer.shown for answer in answers)
+    if e_value >= threshold:
+        suspicions = _suspicions(look)
+        counting = [suspicion for suspicion in suspicions if suspicion.veto is None]
+        if sum(as_e_value(suspicion.log_harm) for suspicion in counting) / len(suspicions) >= threshold:
+            harm = safe = Verdict.FAIL  # what is found harmful is not shown safe, whatever an earlier stage had shown
+            culprit = max(counting, key=lambda suspicion: suspicion.log_harm)
+            reason = f"{culprit.found}; e-value {_number(e_value)} against {_number(threshold)}"
+        else:
+            veto = next(suspicion.veto for suspicion in suspicions if suspicion.veto is not None)
+            reason = f"{reason}; harm would be certain but does not count: {veto}"
+    log_safes = [answer.log_e_value for answer in answers if answer.log_e_value is not None]
     return MetricReport(
         metric=guardrail.metric,
         role=guardrail.role,
         on_breach=guardrail.on_breach,
         harm=harm,
         safe=safe,
-        arms=_arms(guardrail, test, totals, latencies, alpha),
+        arms=_arms(guardrail, look.ratio, totals, latencies, alpha),
         e_value=e_value,
         threshold=threshold,
-        e_value_safe=min((as_e_value(answer.log_safe) for answer in asked if answer.log_safe is not None), default=None),
-        threshold_safe=1 / beta if asked else None,
+        e_value_safe=as_e_value(min(log_safes)) if log_safes else None,
+        threshold_safe=1 / beta if log_safes else None,
         margin=guardrail.margin,
         in_points=guardrail.in_points,
         limit=guardrail.limit,
@@ -125,13 +154,13 @@ def report(
 
 
 def harm_e_value(guardrail: Guardrail, number: int, tests: GateTests) -> float:
-    """Return the e-value of harm that `report` would give, and nothing else."""
-    log_e_values = []
+    """Return the e-value of harm: the mean over the guardrail's questions."""
+    e_values = []
     if guardrail.limit is not None:
-        log_e_values.append(_log_limit_harm(guardrail, tests.limits.get(number)))
+        e_values.append(as_e_value(_log_limit_harm(guardrail, tests.limits.get(number))))
     if guardrail.margin is not None:
-        log_e_values.append(_log_comparison_harm(guardrail, tests.ratios.get(number)))
-    return sum(as_e_value(log_e) for log_e in log_e_values) / len(log_e_values)
+        e_values.append(as_e_value(_log_comparison_harm(guardrail, tests.ratios.get(number))))
+    return sum(e_values) / len(e_values)
 
 
 def _log_limit_harm(guardrail: Guardrail, test: LimitTest | None) -> float:
@@ -154,125 +183,122 @@ def _worst(verdicts: list[Verdict]) -> Verdict:
     return Verdict.PASS
 
 
-# --- against a limit ------------------------------------------------------------------------------------------------------
+# --- is it worse ------------------------------------------------------------------------------------------------------------
 
 
-def _answer_limit(
-    guardrail: Guardrail,
-    test: LimitTest | None,
-    totals: VisitTotals,
-    latency: Spread,
-    elapsed_seconds: float,
-    beta: float,
-) -> Answer:
-    """Return whether treatment is over its limit, and whether it is shown to be within it."""
-    share = limit_share(guardrail)
-    trials, events, what = _limit_counts(guardrail, totals.treatment, latency)
-    is_floor = guardrail.is_better_when_higher
-    log_harm, harmed = _log_limit_harm(guardrail, test), 0 if test is None else test.harmed
-    if trials == 0:
-        return Answer(Verdict.NO_DATA, log_harm, _too_few(harmed), what, Verdict.NO_DATA, 0.0, f"{what}: nothing measured")
-    log_safe = limit_log_e_value(share, trials, events, is_above=is_floor)
-    rate = events / trials
-    said = f"{what} {_percent(rate)} ({events:,} of {trials:,}), {'at least' if is_floor else 'limit'} {_percent(share)}"
-    if log_safe >= -math.log(beta):
-        safe, shown = Verdict.PASS, f"{said}: shown"
-    else:
-        safe = Verdict.INCONCLUSIVE
-        _, _, alternatives = limit_alternatives(share, is_above=is_floor)
-        missing = trials_until(
-            limit_increment(share, trials, events, is_above=is_floor),
-            alternatives.log_weights,
-            limit_growth(share, (events + 0.5) / (trials + 1), is_above=is_floor),
-            -math.log(beta),
-        )
-        outlook = "not at this rate" if missing is None else _outlook(missing, "treatment", trials, elapsed_seconds)
-        shown = f"{said}: not shown yet, {outlook}"
+def _suspicions(look: _Look) -> list[Suspicion]:
+    """Return what each question has to say of harm, in the order of `harm_e_value`'s."""
+    suspicions = []
+    if look.guardrail.limit is not None:
+        suspicions.append(_over_limit(look))
+    if look.guardrail.margin is not None:
+        suspicions.append(_worse_than_control(look))
+    return suspicions
+
+
+def _over_limit(look: _Look) -> Suspicion:
+    said, trials, events = _limit_counts(look)
     # The tests look for a beginning too: what broke a minute ago is found although the stage's own average is still fine.
-    is_over = bool(trials) and events / trials > share
+    is_over = bool(trials) and events / trials > limit_share(look.guardrail)
     when = "over the limit" if is_over else "over the limit of late, though not on the stage's average"
-    return Answer(Verdict.INCONCLUSIVE, log_harm, _too_few(harmed), f"{said}: {when}", safe, log_safe, shown)
+    harmed = 0 if look.limit is None else look.limit.harmed
+    return Suspicion(_log_limit_harm(look.guardrail, look.limit), _too_few(harmed), f"{said}: {when}")
 
 
-def _limit_counts(guardrail: Guardrail, arm: ArmTotals, latency: Spread) -> tuple[int, int, str]:
-    """Return (observations, events, what the share is called)."""
-    if guardrail.quantile is not None:
-        return latency.tested.total, latency.tested.above(limit_bucket(guardrail)), f"treatment above {guardrail.limit:g} ms:"
-    if guardrail.is_better_when_higher:
-        goal = guardrail.metric.removeprefix("conversion:")
-        return arm.exposures, min(arm.converted.get(goal, 0), arm.exposures), f"treatment converting {goal}:"
-    return arm.at_risk, min(arm.first_errors, arm.at_risk), "treatment failing:"
+def _worse_than_control(look: _Look) -> Suspicion:
+    guardrail, test = look.guardrail, look.ratio
+    log_harm = _log_comparison_harm(guardrail, test)
+    if test is None:
+        return Suspicion(log_harm, _too_few(0), "worse than control")
+    if guardrail.is_distribution:
+        found = f"treatment is slower than control: {_quantiles(look.latencies)} in this stage"
+        return Suspicion(log_harm, _too_few(test.harmed), found)
+    alternatives = harm_alternatives(log_tolerated(guardrail))
+    effect = math.exp(mean_log_effect(test.evidence, alternatives.log_weights, alternatives.log_effects))
+    veto = _too_few(test.harmed)
+    if veto is None and effect < MIN_HARM_RATIO and not guardrail.in_points:
+        veto = f"it is about {_percent(effect - 1)} worse, less than {_percent(MIN_HARM_RATIO - 1)}"
+    than = "control" if not guardrail.in_points else f"control + {_points(guardrail.margin or 0)}"
+    place, stage = _place(guardrail, test), _both(guardrail, test.counts)
+    return Suspicion(log_harm, veto, f"{place}treatment is about {effect:.2f} times as bad as {than}; this stage {stage}")
 
 
 def _too_few(harmed: int) -> str | None:
     return None if harmed >= MIN_HARMED else f"only {harmed} bad events in treatment, {MIN_HARMED} are asked for"
 
 
-# --- against control --------------------------------------------------------------------------------------------------------
+# --- is it shown not to be worse ----------------------------------------------------------------------------------------------
 
 
-def _answer_comparison(
-    guardrail: Guardrail,
-    test: RatioTest | None,
-    ratio: RatioEstimate | None,
-    totals: VisitTotals,
-    latencies: Mapping[Arm, Spread],
-    percent: float,
-    elapsed_seconds: float,
-    beta: float,
-) -> Answer:
-    """Return whether treatment is worse than tolerated, and whether it is shown not to be worse than the gate's margin."""
-    place = _place(guardrail, test)
-    log_harm, veto, found = _log_comparison_harm(guardrail, test), _too_few(0), "worse than control"
-    if test is not None and guardrail.is_distribution:
-        veto = _too_few(test.harmed)
-        found = f"treatment is slower than control: {_quantiles(latencies)} in this stage"
-    elif test is not None:
-        alternatives = harm_alternatives(log_tolerated(guardrail))
-        effect = math.exp(mean_log_effect(test.evidence, alternatives.log_weights, alternatives.log_effects))
-        veto = _too_few(test.harmed)
-        if veto is None and effect < MIN_HARM_RATIO and not guardrail.in_points:
-            veto = f"it is about {_percent(effect - 1)} worse, less than {_percent(MIN_HARM_RATIO - 1)}"
-        than = "control" if not guardrail.in_points else f"control + {_points(guardrail.margin or 0)}"
-        found = f"{place}treatment is about {effect:.2f} times as bad as {than}; this stage {_both(guardrail, test.counts)}"
-    if percent >= 100:
-        return Answer(Verdict.INCONCLUSIVE, log_harm, veto, found, Verdict.PASS, None, "no control at 100 %, not asked")
+def _against_limit(look: _Look) -> Safety:
+    """Return whether treatment is shown to be within its limit."""
+    guardrail = look.guardrail
+    share, is_floor = limit_share(guardrail), guardrail.is_better_when_higher
+    said, trials, events = _limit_counts(look)
+    if trials == 0:
+        return Safety(Verdict.NO_DATA, 0.0, f"{said}: nothing measured")
+    increment = limit_increment(share, trials, events, is_above=is_floor)
+    log_weights = limit_alternatives(share, is_above=is_floor)[2].log_weights
+    log_safe, goal = log_sum_exp(log_weights + increment), -math.log(look.beta)
+    if log_safe >= goal:
+        return Safety(Verdict.PASS, log_safe, f"{said}: shown")
+    growth = limit_growth(share, (events + 0.5) / (trials + 1), is_above=is_floor)
+    missing = trials_until(increment, log_weights, growth, goal)
+    outlook = "not at this rate" if missing is None else _outlook(missing, "treatment", trials, look.elapsed_seconds)
+    return Safety(Verdict.INCONCLUSIVE, log_safe, f"{said}: not shown yet, {outlook}")
+
+
+def _limit_counts(look: _Look) -> tuple[str, int, int]:
+    """Return (both counts and the limit in words, observations, events)."""
+    guardrail, arm = look.guardrail, look.totals.treatment
+    if guardrail.quantile is not None:
+        tested = look.latencies[Arm.TREATMENT].tested
+        trials, events, what = tested.total, tested.above(limit_bucket(guardrail)), f"treatment above {guardrail.limit:g} ms:"
+    elif guardrail.is_better_when_higher:
+        goal = guardrail.metric.removeprefix("conversion:")
+        trials, events = arm.exposures, min(arm.converted.get(goal, 0), arm.exposures)
+        what = f"treatment converting {goal}:"
+    else:
+        trials, events, what = arm.at_risk, min(arm.first_errors, arm.at_risk), "treatment failing:"
+    if trials == 0:
+        return what.removesuffix(":"), 0, 0
+    bound = "at least" if guardrail.is_better_when_higher else "limit"
+    share = _percent(limit_share(guardrail))
+    return f"{what} {_percent(events / trials)} ({events:,} of {trials:,}), {bound} {share}", trials, events
+
+
+def _against_control(look: _Look, ratio: RatioEstimate | None) -> Safety:
+    """Return whether treatment is shown not to be worse than control by the gate's margin."""
+    guardrail, test = look.guardrail, look.ratio
+    if look.percent >= 100:
+        return Safety(Verdict.PASS, None, "no control at 100 %, not asked")
     if test is None or test.counts.n_t == 0 or test.counts.n_c == 0:
-        return Answer(Verdict.NO_DATA, log_harm, veto, found, Verdict.NO_DATA, 0.0, "nothing to compare yet")
-
+        return Safety(Verdict.NO_DATA, 0.0, "nothing to compare yet")
     log_safe = log_sum_exp(test.safe) - math.log(len(test.safe))
-    ratio_threshold = -math.log(beta)
+    goal = ratio_goal = -math.log(look.beta)
     if guardrail.metric == "error_rate":
-        arm = totals.treatment
+        arm = look.totals.treatment
         negligible = limit_log_e_value(NEGLIGIBLE_ERROR_RATE, arm.at_risk, min(arm.first_errors, arm.at_risk), is_above=False)
-        ratio_threshold -= math.log1p(-NEGLIGIBLE_WEIGHT)
+        ratio_goal -= math.log1p(-NEGLIGIBLE_WEIGHT)
         log_safe = max(log_safe + math.log1p(-NEGLIGIBLE_WEIGHT), negligible + math.log(NEGLIGIBLE_WEIGHT))
-    said = f"{place}{_both(guardrail, test.counts)}"
-    at_gate = gate_margin(guardrail, percent)
+    said = f"{_place(guardrail, test)}{_both(guardrail, test.counts)}"
+    at_gate = gate_margin(guardrail, look.percent)
     bound = f"below control's + {_points(at_gate)}" if guardrail.in_points else f"below {1 + at_gate:.2f} times control's"
-    if log_safe >= -math.log(beta):
-        return Answer(Verdict.INCONCLUSIVE, log_harm, veto, found, Verdict.PASS, log_safe, f"{said}: shown {bound}")
+    if log_safe >= goal:
+        return Safety(Verdict.PASS, log_safe, f"{said}: shown {bound}")
     n_t, k_t, n_c, k_c = test.counts
     share, rate = n_t / (n_t + n_c), (k_t + k_c + 0.5) / (n_t + n_c + 1)
     growth = excess_growth(at_gate, share, rate) if guardrail.in_points else safe_growth(math.log1p(at_gate), share, rate)
-    missing = trials_until(test.safe, np.full(len(test.safe), -math.log(len(test.safe))), growth, ratio_threshold)
+    missing = trials_until(test.safe, SAFE_LOG_WEIGHTS, growth, ratio_goal)
     unit = "control" if guardrail.is_better_when_higher else "treatment"
     if missing is None:
         outlook = "out of reach"
     else:
-        outlook = f"{_outlook(missing, unit, n_t, elapsed_seconds)} if it is as good as control"
+        outlook = f"{_outlook(missing, unit, n_t, look.elapsed_seconds)} if it is as good as control"
     if guardrail.quantile is None and ratio is not None and ratio.high is not None:
         worst = k_c / max(n_c, 1) * (ratio.high - 1)
         outlook = f"{outlook}; a harm above +{100 * worst:.2g} pp is excluded by now"
-    return Answer(
-        Verdict.INCONCLUSIVE,
-        log_harm,
-        veto,
-        found,
-        Verdict.INCONCLUSIVE,
-        log_safe,
-        f"{said}: not shown {bound} yet, {outlook}",
-    )
+    return Safety(Verdict.INCONCLUSIVE, log_safe, f"{said}: not shown {bound} yet, {outlook}")
 
 
 def _outlook(missing: int, arm: str, seen: int, elapsed_seconds: float) -> str:
