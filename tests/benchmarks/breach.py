@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import statistics
 import tempfile
 import time
@@ -102,7 +103,8 @@ async def one_round(client: Client, daemon: DaemonProcess, flag_key: str, mode: 
             await apps.emit_outcome(user, variants[user], now, is_error=False)
         if mode == "can_hold":
             await daemon.until(flag_key, lambda document: bool(document["phase"].get("advice")) or is_asked(daemon, flag_key))
-        await asyncio.sleep(1.0)
+        # Not in step with anything that happens once a second.
+        await asyncio.sleep(random.uniform(1.0, 2.0))
         treated = [user for user in users[400:] if variants[user] == "on"]
         assert await serves_treatment(http, flag_key, treated[0])
         began, now = time.perf_counter(), datetime.now(UTC)
