@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from typing import Protocol
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import structlog
@@ -19,13 +20,14 @@ from controller.adapters.advisor import NoAdvisor, make_advisor
 from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
 from controller.adapters.kafka_state import KafkaStateFeed
 from controller.adapters.redis import RedisRollouts, RedisTotals, Store
+from controller.adapters.redis_plane import RedisPlane
 from controller.adapters.state_topic import StateTopicPlane
 from controller.clock import SystemClock
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
 from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
 from controller.health import Component, Health
 from controller.metrics import EVENT_TOPICS, Metrics
-from controller.ports import OutboxEntry, Record
+from controller.ports import FlagPlane, OutboxEntry, Record
 from controller.service.actuation import Actuation
 from controller.service.commentary import Explainer, Lookout
 from controller.service.ingest import Ingest
@@ -34,7 +36,7 @@ from controller.service.supervisor import Parts, Step, Supervisor
 from controller.service.watchdog import ConsumerWatchdog, StallMeter
 from controller.service.worker import Tools
 from controller.service.workers import ReadCommand, Workers
-from controller.settings import RedisSettings, Settings
+from controller.settings import RedisPlaneSettings, RedisSettings, Settings
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
@@ -48,6 +50,13 @@ REQUIRED = ("http", "kafka", "redis", "state", "counting", "flags")
 OPTIONAL = ("actuation", "outbox")
 
 
+class OutsidePlane(FlagPlane, Protocol):
+    """A plane that holds connections of its own."""
+
+    async def close(self) -> None:
+        """Drop them, within a deadline."""
+
+
 class Daemon:
     """One replica. Nothing is connected before `run`."""
 
@@ -59,7 +68,8 @@ class Daemon:
         self._board = FlagBoard(generation=Generation(settings.http.bucketing), flag_set_id=settings.environment)
         self._publisher = KafkaPublisher(settings.kafka)
         self._state_plane = StateTopicPlane(self._publisher, self._state_entry)
-        planes = (self._board, self._state_plane)
+        self._outside_planes = make_outside_planes(settings)
+        planes: tuple[FlagPlane, ...] = (self._board, self._state_plane, *self._outside_planes)
         self._metrics = Metrics(version=version("rolloutd"), planes=[plane.name for plane in planes])
         self._metrics.watch(percents=self._board.percents, components=self._components)
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
@@ -186,6 +196,7 @@ class Daemon:
                 ("publisher", self._publisher.stop),
                 ("redis", self._store.close),
                 ("advisor", self._advisor.close),
+                *((plane.name, plane.close) for plane in self._outside_planes),
             ),
         )
 
@@ -383,9 +394,18 @@ class Daemon:
             await asyncio.sleep(REPORT_EVERY_SECONDS)
 
 
-def redis_url(settings: RedisSettings) -> str:
-    """Return the address with everything redis-py takes from it: user, password, authorities."""
-    parts = urlsplit(settings.url)
+def make_outside_planes(settings: Settings) -> Sequence[OutsidePlane]:
+    """Return the planes that the settings name, besides those that are always there. Raises ConfigInvalid."""
+    planes: list[OutsidePlane] = []
+    keys = settings.planes.redis
+    if keys.url is not None:
+        planes.append(RedisPlane(redis_url(keys), key_prefix=keys.key_prefix, call_seconds=keys.call_timeout_seconds))
+    return planes
+
+
+def redis_url(settings: RedisSettings | RedisPlaneSettings) -> str:
+    """Return the address with everything redis-py takes from it: user, password, authorities. There must be one."""
+    parts = urlsplit(settings.url or "")
     netloc, query = parts.netloc, parts.query
     if settings.password is not None:
         user = quote(settings.username or "", safe="")

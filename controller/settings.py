@@ -66,6 +66,12 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def _named_section(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that stands under each name of a mapping such as `dict[PlaneName, HttpPlaneSettings]`, else None."""
+    inner = get_args(annotation)[1] if get_origin(annotation) is dict else None
+    return inner if _is_section(inner) else None
+
+
 class _Section(BaseModel):
     """A frozen part of the settings: unknown keys are refused, `<secret>_file` is read into `<secret>`.
 
@@ -81,7 +87,8 @@ class _Section(BaseModel):
             return values
         merged = dict(values)
         for name, field in cls.model_fields.items():
-            if _is_section(field.annotation) and name in merged and merged[name] is None:
+            is_part = _is_section(field.annotation) or _named_section(field.annotation) is not None
+            if is_part and name in merged and merged[name] is None:
                 del merged[name]
             file_name = f"{name}_file"
             if SecretStr not in (field.annotation, *get_args(field.annotation)) or merged.get(file_name) is None:
@@ -355,6 +362,80 @@ class HttpSettings(_Section):
     """More are answered 503; it bounds what idle connections can cost."""
 
 
+class RedisPlaneSettings(_Section):
+    """Redis keys that simple readers ask for: `flag:<key>` and `flag:<key>:rollout`. See ops/planes.md."""
+
+    url: Annotated[str, AfterValidator(_redis_url)] | None = None
+    """`redis://host:port/db`, `rediss://` for TLS, `unix:///path`; it may be another Redis than ours. None: no such plane.
+    A single Redis, not a cluster: the keys of a flag lie in different slots and could not be written as one."""
+    username: str | None = None
+    """ACL user. None: Redis' `default`."""
+    password: SecretStr | None = None
+    """None: no authentication."""
+    password_file: Path | None = None
+    """File with the password. None: `password` is used."""
+    ca_file: Path | None = None
+    """PEM file of the authorities for `rediss://`. None: the system's."""
+    key_prefix: str = Field(default="flag:", pattern=r"^[A-Za-z0-9._:-]{0,64}$")
+    """Put before every key; `flag:` is the convention."""
+    call_timeout_seconds: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = 0.5
+    """Deadline of one command. A plane is looked at again every few seconds, so nothing is repeated before."""
+
+
+class FilePlaneSettings(_Section):
+    """A file of flag definitions that another program reads. The file is ours alone. See ops/planes.md."""
+
+    path: Path
+    """The file; its directory must exist and be ours to write, since the file is replaced as a whole. A temporary file and a
+    lock file `.<name>.lock` stand beside it."""
+    format: Literal["flagd", "go-feature-flag"] = "flagd"
+    """Whose definitions: flagd's JSON, or GO Feature Flag's, which are JSON or YAML by the file's ending."""
+
+    @model_validator(mode="after")
+    def _known_ending(self) -> Self:
+        endings = {"flagd": (".json",), "go-feature-flag": (".json", ".yaml", ".yml")}[self.format]
+        if self.path.suffix not in endings:
+            raise ValueError(f"a {self.format} file ends in {' or '.join(endings)}: its readers go by that")
+        return self
+
+
+class HttpPlaneSettings(_Section):
+    """A flag system that is told by one HTTP call, worded by a template. See ops/planes.md."""
+
+    template: str = Field(min_length=1, max_length=1_000)
+    """One of ours (`launchdarkly`, `flagsmith`, `growthbook`, `webhook`) or the path of a template file."""
+    values: dict[str, str] = {}
+    """What the template asks for, by name: project, environment, address. Never a secret; those are shown in the open."""
+    secret: SecretStr | None = None
+    """The access token, or the key that requests are signed with, as the template uses it. None: it uses none."""
+    secret_file: Path | None = None
+    """File with the secret. None: `secret` is used."""
+    ca_file: Path | None = None
+    """PEM file of the authorities that may sign the server's certificate. None: the system's."""
+    allow_plain_http: bool = False
+    """Whether `http://` may be used to other hosts than loopback: whoever listens could then read the secret."""
+    call_timeout_seconds: Annotated[float, Field(gt=0, le=3, allow_inf_nan=False)] = 1.0
+    """Deadline of one exchange, first byte to last. Reading, writing and reading back fit into 3 s together."""
+    look_every_seconds: Annotated[float, Field(ge=1, le=3_600, allow_inf_nan=False)] = 30.0
+    """How often the served percentage is read back while nothing changes: it bounds how long a foreign edit lasts, and
+    spares what most such services limit, the number of calls."""
+    max_answer_bytes: int = Field(default=1_000_000, ge=1_024, le=10_000_000)
+    """Longer answers are refused; a flag with thousands of targeted users is long."""
+
+
+PlaneName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
+
+
+class PlanesSettings(_Section):
+    """Further systems that serve flags, besides OFREP, flagd's HTTP document and the state topic, which are always there."""
+
+    redis: RedisPlaneSettings = RedisPlaneSettings()
+    files: dict[PlaneName, FilePlaneSettings] = {}
+    """Files by a name of yours; the plane is then called `file:<name>`."""
+    http: dict[PlaneName, HttpPlaneSettings] = {}
+    """HTTP calls by a name of yours; the plane is then called `http:<name>`."""
+
+
 class CountingSettings(_Section):
     """Reading events and keeping totals."""
 
@@ -421,6 +502,7 @@ class Settings(_Section):
     redis: RedisSettings = RedisSettings()
     advisor: AdvisorSettings = AdvisorSettings()
     http: HttpSettings = HttpSettings()
+    planes: PlanesSettings = PlanesSettings()
     counting: CountingSettings = CountingSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
@@ -468,6 +550,8 @@ def _masked(section: BaseModel, plain: dict[str, Any]) -> dict[str, Any]:
             shown[name] = MASK if getattr(section, f"{name}_file", None) is None else None
         elif isinstance(actual, BaseModel):
             shown[name] = _masked(actual, value)
+        elif _named_section(type(section).model_fields[name].annotation) is not None:
+            shown[name] = {key: _masked(inner, value[key]) for key, inner in actual.items()}
         else:
             shown[name] = value
     return shown
@@ -553,18 +637,16 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str], places: dict[_P
 
 def _annotation_at(steps: tuple[str, ...]) -> Any:
     """Return the type of the setting at a path, None when there is none or it is a whole section."""
-    model: type[BaseModel] = Settings
-    for index, step in enumerate(steps):
-        field = model.model_fields.get(step)
-        if field is None:
+    annotation: Any = Settings
+    for step in steps:
+        named = _named_section(annotation)
+        if named is not None:
+            annotation = named  # the step is a name of the operator's
+        elif _is_section(annotation) and step in annotation.model_fields:
+            annotation = annotation.model_fields[step].annotation
+        else:
             return None
-        annotation: Any = field.annotation
-        if index == len(steps) - 1:
-            return None if _is_section(annotation) else annotation
-        if not _is_section(annotation):
-            return None
-        model = annotation
-    return None
+    return None if _is_section(annotation) or _named_section(annotation) is not None else annotation
 
 
 def _is_collection(annotation: Any) -> bool:
@@ -578,7 +660,7 @@ def _settings_below(model: type[BaseModel], at: tuple[str, ...] = ()) -> list[st
         annotation: Any = field.annotation
         if _is_section(annotation):
             found += _settings_below(annotation, (*at, name))
-        else:
+        elif _named_section(annotation) is None:
             found.append(PREFIX + "__".join((*at, name)).upper())
     return found
 
@@ -608,7 +690,8 @@ def _nearest_key(at: _Path) -> str:
 
     model: Any = Settings
     for step in at[:-1]:
-        model = model.model_fields[str(step)].annotation
+        named = _named_section(model)
+        model = named if named is not None else model.model_fields[str(step)].annotation
     near = difflib.get_close_matches(str(at[-1]), list(model.model_fields), n=1)
     return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(model.model_fields)}"
 

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from controller.core.flagd import WEIGHT_TOTAL
 from controller.embedded.scenarios import FLAG_KEY, SCENARIOS, Fault, Service
 from controller.settings import TopicNames
-from controller.web.bucketing import WEIGHT_TOTAL, Generation, bucketer
+from controller.web.bucketing import Generation, bucketer
 from schemas import evaluation, outcome
 from schemas.envelope import HEADERS
 

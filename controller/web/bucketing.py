@@ -15,8 +15,7 @@ from enum import StrEnum
 
 import mmh3
 
-#: Buckets, and the sum of the weights in the flagd document: steps of 0.01 %.
-WEIGHT_TOTAL = 10_000
+from controller.core.flagd import WEIGHT_TOTAL
 
 
 class Generation(StrEnum):
@@ -26,13 +25,6 @@ class Generation(StrEnum):
     # flagd-core 2, provider-flagd from 0.6: CBOR of [flag key, targeting key]. The one flagd is moving to, so a fleet that
     # starts with it is not shuffled by an upgrade; it also keeps apart what concatenation confuses ("a" + "b1", "ab" + "1").
     V3 = "v3"
-
-
-def weight_of(percent: float) -> int:
-    """Return how many of the `WEIGHT_TOTAL` buckets are in treatment at `percent`, in [0, 100], to the nearest 0.01."""
-    if not 0 <= percent <= 100:
-        raise ValueError(f"a percentage lies in [0, 100], not at {percent}")
-    return round(percent * (WEIGHT_TOTAL / 100))
 
 
 def bucketer(flag_key: str, generation: Generation) -> Callable[[str], int]:

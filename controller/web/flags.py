@@ -11,16 +11,16 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import structlog
 import xxhash
 
+from controller.core.flagd import definition_of, metadata_of, weight_of
 from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve
 from controller.ports import Served, StateFeed
-from controller.web.bucketing import WEIGHT_TOTAL, Generation, bucketer, weight_of
+from controller.web.bucketing import Generation, bucketer
 
 _log = structlog.get_logger(__name__)
 
@@ -185,7 +185,7 @@ class FlagBoard:
         # STATIC lets clients keep the answer, so only what cannot become worse may say so: control, after the end.
         needs_key = not (rollout.has_ended and weight == 0)
         treatment, control = rollout.plan.treatment, rollout.plan.control
-        metadata = {"version": str(rollout.revision), "rolloutd.rollout_id": rollout.rollout_id}
+        metadata = metadata_of(rollout)
 
         def answer(variant: str, value: bool) -> bytes:
             return msgspec.json.encode(
@@ -198,14 +198,6 @@ class FlagBoard:
                 }
             )
 
-        definition: dict[str, Any] = {
-            "state": "ENABLED",
-            "variants": {treatment: True, control: False},
-            "defaultVariant": control,
-            # Integers, always with the same sum, treatment first: see bucketing.py.
-            "targeting": {"fractional": [[treatment, weight], [control, WEIGHT_TOTAL - weight]]},
-            "metadata": metadata,
-        }
         return ServedFlag(
             rollout=rollout,
             percent=percent,
@@ -214,5 +206,5 @@ class FlagBoard:
             needs_key=needs_key,
             treatment=answer(treatment, True),
             control=answer(control, False),
-            definition=msgspec.json.encode(rollout.flag_key) + b":" + msgspec.json.encode(definition),
+            definition=msgspec.json.encode(rollout.flag_key) + b":" + msgspec.json.encode(definition_of(rollout)),
         )

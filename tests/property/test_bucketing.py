@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from controller.web.bucketing import WEIGHT_TOTAL, Generation, bucketer, weight_of
+from controller.core.flagd import WEIGHT_TOTAL, weight_of
+from controller.web.bucketing import Generation, bucketer
 
 generations = st.sampled_from(Generation)
 flag_keys = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")
@@ -33,6 +34,15 @@ def test_buckets_are_those_of_flagd(targeting_key: str) -> None:
     v2, v3 = VECTORS[targeting_key]
     assert bucketer("new-checkout", Generation.V2)(targeting_key) == v2
     assert bucketer("new-checkout", Generation.V3)(targeting_key) == v3
+
+
+def test_the_generations_disagree_about_users_as_flagd_does() -> None:
+    """At 25 % generation 2 lets one of the four known contexts in, generation 3 three: a fleet must have one of them."""
+    let_in = {
+        generation: {key for key in VECTORS if bucketer("new-checkout", generation)(key) < weight_of(25)}
+        for generation in Generation
+    }
+    assert let_in == {Generation.V2: {"user-2"}, Generation.V3: {"user-2", "user-3", "user-42"}}
 
 
 @given(flag_keys, targeting_keys)

@@ -237,3 +237,34 @@ def test_certificates_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match=r"kafka\.security"):
         kafka.security.ssl_context()
     assert Settings().kafka.security.ssl_context() is None
+
+
+def test_sections_by_name_are_settings_like_others(config: Path) -> None:
+    """Planes with names of the operator's are read from file and variables, checked, and shown without their secrets."""
+    config.write_text(
+        "planes:\n  files:\n    edge: {path: flags/edge.json}\n"
+        "  http:\n    ld: {template: launchdarkly, values: {project: shop}}\n"
+    )
+    environ = {"ROLLOUTD_PLANES__HTTP__LD__SECRET": "hunter2", "ROLLOUTD_PLANES__FILES__RELAY__PATH": "relay.json"}
+    settings = load_settings(config, environ)
+    assert settings.planes.http["ld"].secret == SecretStr("hunter2")
+    assert {name: str(file.path) for name, file in settings.planes.files.items()} == {
+        "edge": "flags/edge.json",
+        "relay": "relay.json",
+    }
+    shown = yaml.safe_load(show(settings))["planes"]["http"]["ld"]
+    assert (shown["secret"], shown["values"]) == (MASK, {"project": "shop"})
+
+
+def test_faults_in_sections_by_name_are_named_with_their_place(config: Path) -> None:
+    """A mistyped key, a bad name and a file its readers would not understand are told apart."""
+    config.write_text("planes:\n  http:\n    ld: {templat: x}\n    BAD: {template: x}\n  files: {a: {path: flags.yaml}}\n")
+    lines = faults(config, {"ROLLOUTD_PLANES__HTTP__LD__SECRT": "x", "ROLLOUTD_PLANES__HTTP__LD": "x"})
+    for expected in (
+        "ROLLOUTD_PLANES__HTTP__LD: no such setting",
+        "ROLLOUTD_PLANES__HTTP__LD__SECRT: no such setting",
+        f"{config}:3:10: planes.http.ld.templat: no such setting; did you mean template?",
+        f"{config}:5:11: planes.files.a: a flagd file ends in .json: its readers go by that",
+    ):
+        assert any(line.startswith(expected) for line in lines), f"{expected} not in:\n" + "\n".join(lines)
+    assert any("planes.http.BAD" in line for line in lines)
