@@ -61,6 +61,10 @@ llama: $(VENV)/.installed ## the advisor against llama.cpp's real server with a 
 	$(LLAMA)/bin/python -m pip install --quiet --require-hashes --requirement tests/llama.lock
 	ROLLOUTD_TEST_LLAMA_PYTHON=$(LLAMA)/bin/python $(PYTEST) -m "integration or long" -o faulthandler_timeout=3600 -s tests/integration/test_llama_server.py $(ARGS)
 
+.PHONY: flag-readers
+flag-readers: $(VENV)/.installed ## GO Feature Flag's own evaluation of the file we write; builds it with Go, two minutes the first time
+	$(PYTEST) -m long -s tests/integration/test_go_feature_flag.py $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.installed ## breach to 0 % served, events per second, evaluations per second; about ten minutes, machine to itself
 	PYTHONPATH=ops/kafka $(BIN)/python -m tests.benchmarks.breach

@@ -17,6 +17,7 @@ import structlog
 
 from controller.adapters import documents
 from controller.adapters.advisor import NoAdvisor, make_advisor
+from controller.adapters.file_plane import FilePlane
 from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
 from controller.adapters.kafka_state import KafkaStateFeed
 from controller.adapters.redis import RedisRollouts, RedisTotals, Store
@@ -68,8 +69,9 @@ class Daemon:
         self._board = FlagBoard(generation=Generation(settings.http.bucketing), flag_set_id=settings.environment)
         self._publisher = KafkaPublisher(settings.kafka)
         self._state_plane = StateTopicPlane(self._publisher, self._state_entry)
+        self._file_planes = [FilePlane(name, file) for name, file in settings.planes.files.items()]
         self._outside_planes = make_outside_planes(settings)
-        planes: tuple[FlagPlane, ...] = (self._board, self._state_plane, *self._outside_planes)
+        planes: tuple[FlagPlane, ...] = (self._board, self._state_plane, *self._file_planes, *self._outside_planes)
         self._metrics = Metrics(version=version("rolloutd"), planes=[plane.name for plane in planes])
         self._metrics.watch(percents=self._board.percents, components=self._components)
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
@@ -183,6 +185,7 @@ class Daemon:
                 ("actuation", self._actuation.run),
                 ("health", self._watch_health),
                 ("stalls", stalls.run),
+                *((plane.name, plane.keep) for plane in self._file_planes),
                 *watchdogs,
                 *([] if self._explainer is None else [("explainer", self._explainer.run)]),
                 *([] if self._lookout is None else [("lookout", self._lookout.run)]),
@@ -269,6 +272,8 @@ class Daemon:
         if known is None or rollout.revision >= known.revision:
             self._newest[rollout.flag_key] = rollout
             self._board.take(rollout)
+            for plane in self._file_planes:
+                plane.take(rollout)
             self._ingest.watch(rollout)
 
     def _on_transition(self, rollout: Rollout) -> None:

@@ -118,7 +118,11 @@ class RedisPlane:
                 f"was written by revision {keys.revision}, newer than ours, {rollout.revision}; if that is an old "
                 f"installation's, delete {self._names(rollout.flag_key)[2]}",
             )
-        return Served.compared(keys.percent, decided, edited_by="a client of Redis" if keys.is_edited else None)
+        edited_by = "a client of Redis" if keys.is_edited else None
+        if keys.percent == decided and keys.revision < rollout.revision:
+            # The marker has to follow: a late writer of a revision in between would be taken for the newest.
+            return Served(keys.percent, f"is not marked as revision {rollout.revision}", edited_by)
+        return Served.compared(keys.percent, decided, edited_by=edited_by)
 
     async def close(self) -> None:
         """Drop all connections."""

@@ -4,7 +4,7 @@ Treatment comes first and the sum of the weights never changes, so a higher perc
 is in falls out, and lowering it removes the last in first. Weights are integers, because flagd takes a fraction for the
 default variant. How contexts fall into buckets is `web/bucketing.py`.
 
-Source: flagd's flag schema, https://flagd.dev/schema/v0/flags.json.
+Source: flagd's flag schema, which `SCHEMA` names.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 
 from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve
+
+#: What a document of definitions says of itself.
+SCHEMA = "https://flagd.dev/schema/v0/flags.json"
 
 #: Buckets, and the sum of the weights: steps of 0.01 %.
 WEIGHT_TOTAL = 10_000

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 import xxhash
 
-from controller.core.flagd import definition_of, metadata_of, weight_of
+from controller.core.flagd import SCHEMA, definition_of, metadata_of, weight_of
 from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve
 from controller.ports import Served, StateFeed
@@ -173,7 +173,7 @@ class FlagBoard:
             definitions = b",".join(flag.definition for flag in self.flags)
             tag = f'"{xxhash.xxh3_64_hexdigest(definitions)}"'
             metadata = msgspec.json.encode({"flagSetId": self._flag_set_id, "version": tag.strip('"')})
-            body = b'{"$schema":"https://flagd.dev/schema/v0/flags.json","flags":{%b},"metadata":%b}' % (definitions, metadata)
+            body = b'{"$schema":"%b","flags":{%b},"metadata":%b}' % (SCHEMA.encode(), definitions, metadata)
             self._document = (body, tag)
         return self._document
 

