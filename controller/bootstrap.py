@@ -18,6 +18,7 @@ import structlog
 from controller.adapters import documents
 from controller.adapters.advisor import NoAdvisor, make_advisor
 from controller.adapters.file_plane import FilePlane
+from controller.adapters.http_plane import HttpPlane
 from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
 from controller.adapters.kafka_state import KafkaStateFeed
 from controller.adapters.redis import RedisRollouts, RedisTotals, Store
@@ -28,7 +29,7 @@ from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
 from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
 from controller.health import Component, Health
 from controller.metrics import EVENT_TOPICS, Metrics
-from controller.ports import FlagPlane, OutboxEntry, Record
+from controller.ports import Clock, FlagPlane, OutboxEntry, Record
 from controller.service.actuation import Actuation
 from controller.service.commentary import Explainer, Lookout
 from controller.service.ingest import Ingest
@@ -70,7 +71,7 @@ class Daemon:
         self._publisher = KafkaPublisher(settings.kafka)
         self._state_plane = StateTopicPlane(self._publisher, self._state_entry)
         self._file_planes = [FilePlane(name, file) for name, file in settings.planes.files.items()]
-        self._outside_planes = make_outside_planes(settings)
+        self._outside_planes = make_outside_planes(settings, self._clock)
         planes: tuple[FlagPlane, ...] = (self._board, self._state_plane, *self._file_planes, *self._outside_planes)
         self._metrics = Metrics(version=version("rolloutd"), planes=[plane.name for plane in planes])
         self._metrics.watch(percents=self._board.percents, components=self._components)
@@ -399,12 +400,13 @@ class Daemon:
             await asyncio.sleep(REPORT_EVERY_SECONDS)
 
 
-def make_outside_planes(settings: Settings) -> Sequence[OutsidePlane]:
+def make_outside_planes(settings: Settings, clock: Clock) -> Sequence[OutsidePlane]:
     """Return the planes that the settings name, besides those that are always there. Raises ConfigInvalid."""
     planes: list[OutsidePlane] = []
     keys = settings.planes.redis
     if keys.url is not None:
         planes.append(RedisPlane(redis_url(keys), key_prefix=keys.key_prefix, call_seconds=keys.call_timeout_seconds))
+    planes += [HttpPlane(name, http, clock) for name, http in settings.planes.http.items()]
     return planes
 
 

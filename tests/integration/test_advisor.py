@@ -6,10 +6,8 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import socket
 import ssl
-import subprocess
 import time
 import tracemalloc
 from datetime import timedelta
@@ -351,19 +349,6 @@ async def test_plain_server_behind_https_is_no_advice() -> None:
     async with faults.fault_server(faults.advising()) as server:
         with pytest.raises(AdviceUnavailableError, match=r"cannot be reached|accepted no connection"):
             await ask(server.url.replace("http:", "https:"), connect_timeout_seconds=1.0)
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A self-signed certificate for loopback, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    directory = tmp_path_factory.mktemp("tls")
-    certificate, key = directory / "certificate.pem", directory / "key.pem"
-    subject = ["-subj", "/CN=advisor", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
-    made = ["-newkey", "rsa:2048", "-noenc", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(["openssl", "req", "-x509", *subject, *made], check=True, capture_output=True)
-    return certificate, key
 
 
 async def test_private_authority_is_trusted_when_named(certificate: tuple[Path, Path]) -> None:
