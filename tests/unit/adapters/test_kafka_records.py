@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from aiokafka.consumer.fetcher import FetchError, FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from hypothesis import given
+from hypothesis import strategies as st
 
 from controller.adapters.kafka_records import leave_bare
 
@@ -29,18 +32,23 @@ class Position:
         self.position = offset
 
 
-def batch(*, base: int, producer_id: int = -1, is_transactional: bool = False) -> bytes:
-    """Return a record batch of two records, as a broker stores it, from offset `base`."""
+def batch(*, base: int, producer_id: int = -1, is_transactional: bool = False, left: Sequence[int] = (0, 1)) -> bytes:
+    """Return a record batch, as a broker stores it, from offset `base`: two records, or those that compaction has `left`."""
     builder = DefaultRecordBatchBuilder(2, 0, is_transactional, producer_id, 0, 0, 1 << 16)
-    builder.append(0, timestamp=1_000 + base, key=b"k", value=b"v%d" % base, headers=[("content-type", b"x"), ("none", None)])
-    builder.append(1, timestamp=2_000 + base, key=None, value=None, headers=[])
+    for number in left:
+        if number % 2 == 0:
+            headers = [("content-type", b"x"), ("none", None)]
+            builder.append(number, timestamp=1_000 + base, key=b"k", value=b"v%d" % (base + number), headers=headers)
+        else:
+            builder.append(number, timestamp=2_000 + base, key=None, value=None, headers=[])
     return base.to_bytes(8, "big") + bytes(builder.build())[8:]
 
 
-def fetched(content: bytes, *, bare: bool, aborted: list[tuple[int, int]] | None = None) -> FetchResult:
-    """Return one fetch of a partition; with `bare`, as `leave_bare` leaves it."""
+def fetched(content: bytes, *, bare: bool, aborted: list[tuple[int, int]] | None = None, at: int = 0) -> FetchResult:
+    """Return one fetch of a partition from offset `at`; with `bare`, as `leave_bare` leaves it."""
     position = Position()
-    records = PartitionRecords(PARTITION, MemoryRecords(content), aborted, 0, None, None, True, 1)
+    position.position = at
+    records = PartitionRecords(PARTITION, MemoryRecords(content), aborted, at, None, None, True, 1)
     result = FetchResult(
         PARTITION,
         assignment=SimpleNamespace(active=True, state_value=lambda partition: position),
@@ -77,6 +85,38 @@ def test_a_broken_checksum_is_found_in_bare_records() -> None:
     content[-2] ^= 1
     with pytest.raises(CorruptRecordException):
         fetched(bytes(content), bare=True).getall()
+
+
+batches = st.lists(st.sets(st.integers(0, 6), min_size=1).map(sorted), min_size=1, max_size=4)
+
+
+@given(batches, st.integers(0, 30), st.sampled_from([-1, 7]), st.lists(st.none() | st.integers(1, 9), max_size=12))
+def test_each_call_hands_out_what_the_wrapped_ones_would_have_been(
+    left: list[list[int]], at: int, producer_id: int, counts: list[int | None]
+) -> None:
+    """Wherever the fetch begins, whatever compaction left and however many are asked for: same records, same position after."""
+    content = b"".join(
+        batch(base=10 * index, left=numbers, producer_id=producer_id, is_transactional=producer_id > 0)
+        for index, numbers in enumerate(left)
+    )
+    aborted = [(7, 10)] if producer_id > 0 else None  # of four transactions the second and what follows without its end
+    wrapped, bare = (fetched(content, bare=each, aborted=aborted, at=at) for each in (False, True))
+    for count in counts:
+        plain, quick = wrapped.getall(count), bare.getall(count)
+        assert [record.offset for record in quick] == [record.offset for record in plain]
+        assert bare._assignment.state_value(PARTITION).position == wrapped._assignment.state_value(PARTITION).position
+        assert bare.has_more() == wrapped.has_more()
+        if not bare.has_more():
+            return  # the fetcher forgets it then
+
+
+def test_a_fetch_that_was_read_from_before_goes_on_one_by_one() -> None:
+    """Records that came while a call waited are wrapped; the next call goes on behind them."""
+    result = fetched(batch(base=0) + batch(base=2), bare=False)
+    assert [record.offset for record in result.getall(1)] == [0]
+    leave_bare(SimpleNamespace(_fetcher=SimpleNamespace(_records={PARTITION: result})))
+    assert [record.offset for record in result.getall(2)] == [1, 2]
+    assert [record.offset for record in result.getall(2)] == [3]
 
 
 async def test_whatever_the_fetcher_holds_is_left_alone_unless_it_is_known() -> None:
