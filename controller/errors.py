@@ -37,7 +37,7 @@ class ConfigInvalid(BadInput):
 class CommandRefused(BadInput):
     """A command that gets its one result, `rejected`, because it cannot be meant as it stands."""
 
-    def __init__(self, *, command_id: str, flag_key: str, verb: CommandVerb, reason: str) -> None:
+    def __init__(self, *, command_id: str, flag_key: str, verb: CommandVerb | None, reason: str) -> None:
         super().__init__(reason)
         self.command_id = command_id
         self.flag_key = flag_key
@@ -46,7 +46,7 @@ class CommandRefused(BadInput):
 
 
 class CommandUnreadable(BadInput):
-    """A record of the command topic that names no flag, id and verb; there is nobody to answer, so it goes to quarantine."""
+    """A record of the command topic that names no flag and id; there is nobody to answer, so it goes to quarantine."""
 
     def __init__(self, reason: QuarantineReason, detail: str) -> None:
         super().__init__(detail)

@@ -40,6 +40,8 @@ from schemas.terms import (
 
 #: What a label value outside its list becomes: the event is still counted, the series do not multiply.
 OTHER = "other"
+#: The label of a command whose verb nobody knows.
+UNKNOWN_VERB = "unknown"
 #: Logical topic names, as in the architecture; a prefix in front of them is the operator's and is not repeated here.
 EVENT_TOPICS = ("evaluations", "outcomes")
 READ_TOPICS = (*EVENT_TOPICS, "commands", "state")
@@ -138,7 +140,7 @@ class Metrics:
         self.decision_duration_seconds = histogram(
             "decision_duration_seconds", "From an event's arrival at its flag's worker to the saved decision.", _FAST
         )
-        self.commands = counter("commands_total", "Commands answered.", verb=CommandVerb, status=CommandStatus)
+        self.commands = counter("commands_total", "Commands answered.", verb=(*CommandVerb, UNKNOWN_VERB), status=CommandStatus)
         self.gate_duration_seconds = histogram("gate_duration_seconds", "From a gate's opening to its verdict.", _GATE)
         self.advice = counter("advice_total", "Answers of the language model.", outcome=(*AdviceChoice, "unavailable"))
         self.advice_duration_seconds = histogram("advice_duration_seconds", "From question to parsed answer or none.", _MODEL)

@@ -15,7 +15,7 @@ class Result(Record):
 
     command_id: Name
     flag: Name
-    verb: CommandVerb
+    verb: CommandVerb | None = Field(description="null: the command had none that is known.")
     status: CommandStatus
     reason: str
     revision: Count = Field(description="Of the rollout after the command; 0 when the flag has none.")

@@ -398,16 +398,13 @@ def _moment(time_ms: int) -> datetime:
 
 
 def _not_a_command(fields: dict[str, Any], reason: str) -> CommandRefused | CommandUnreadable:
-    """Return the refusal that can be answered when there is an id, a flag and a verb to answer to."""
+    """Return the refusal that can be answered when there is an id and a flag to answer to."""
     command_id, flag_key, verb = (fields.get(name) for name in ("id", "flag", "verb"))
     # It may quote keys of the record: nothing in it may forge a line of a log or a terminal.
     reason = "".join(char if char.isprintable() else "?" for char in reason[:REASON_MAX])
     if not all(isinstance(name, str) and NAME.match(name) for name in (command_id, flag_key)):
         return CommandUnreadable(QuarantineReason.INVALID, reason)
-    try:
-        known_verb = CommandVerb(verb)  # type: ignore[arg-type]
-    except ValueError:
-        return CommandUnreadable(QuarantineReason.INVALID, reason)
+    known_verb = CommandVerb(verb) if isinstance(verb, str) and verb in set(CommandVerb) else None
     return CommandRefused(command_id=str(command_id), flag_key=str(flag_key), verb=known_verb, reason=reason)
 
 

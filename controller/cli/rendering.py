@@ -363,7 +363,7 @@ def result_line(answer: Result) -> Text:
     why = "" if answer.reason == "done" else f": {printable(answer.reason)}"
     return Text.assemble(
         (answer.status.value, "bold green" if is_accepted else "bold red"),
-        f"  {dashed(answer.verb)} {answer.flag}{why} (revision {answer.revision})",
+        f"  {'unknown verb' if answer.verb is None else dashed(answer.verb)} {answer.flag}{why} (revision {answer.revision})",
     )
 
 

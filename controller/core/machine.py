@@ -22,6 +22,7 @@ from controller.core.rollout import (
     AwaitingApproval,
     Baking,
     CommandReceived,
+    CommandUnusable,
     Completed,
     Effect,
     Ended,
@@ -66,8 +67,8 @@ HOLD_ANNOUNCED_EVERY = timedelta(minutes=1)
 
 def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple[Effect, ...]]:
     """Return the rollout after `event`, and what the world must be told. Pure; None stands for a flag never started."""
-    if isinstance(event, CommandReceived) and event.refusal is not None:
-        return rollout, (_rejected(event, 0 if rollout is None else rollout.revision, event.refusal),)
+    if isinstance(event, CommandUnusable):
+        return rollout, (_rejected(event, 0 if rollout is None else rollout.revision, event.why),)
     if rollout is None:
         return _begin(None, event) if isinstance(event, CommandReceived) else (None, ())
     now = max(event.at, rollout.updated_at)  # a clock set back never takes bake time away, or gives it
@@ -761,5 +762,5 @@ def _accepted(command: CommandReceived, rollout: Rollout, reason: str = "done") 
     return AnswerCommand(command.command_id, command.verb, CommandStatus.ACCEPTED, reason, rollout.revision)
 
 
-def _rejected(command: CommandReceived, revision: int, reason: str) -> AnswerCommand:
+def _rejected(command: CommandReceived | CommandUnusable, revision: int, reason: str) -> AnswerCommand:
     return AnswerCommand(command.command_id, command.verb, CommandStatus.REJECTED, reason, revision)

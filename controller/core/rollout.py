@@ -218,7 +218,16 @@ class CommandReceived:
     issued_at: datetime
     expected_revision: int | None = None
     plan: Plan | None = None  # for `start`; for `restart` it may replace the pinned one
-    refusal: str | None = None  # why it cannot be meant as it stands: it is answered and not obeyed
+
+
+@dataclass(frozen=True, slots=True)
+class CommandUnusable:
+    """A command that cannot be meant as it stands: it is answered and not obeyed."""
+
+    at: datetime
+    command_id: str
+    verb: CommandVerb | None  # None: none that is known
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +237,7 @@ class Restarted:
     at: datetime
 
 
-Event = Ticked | Restarted | EvidenceJudged | AdviceReceived | AdviceUnavailable | CommandReceived
+Event = Ticked | Restarted | EvidenceJudged | AdviceReceived | AdviceUnavailable | CommandReceived | CommandUnusable
 
 # --- effects: imperative; each gets the id `flag/revision/n` when it is saved -----------------------------------------------
 
@@ -267,7 +276,7 @@ class AnswerCommand:
     """The one result of a command id."""
 
     command_id: str
-    verb: CommandVerb
+    verb: CommandVerb | None
     status: CommandStatus
     reason: str
     revision: int  # after the command

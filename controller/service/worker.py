@@ -27,6 +27,7 @@ from controller.core.rollout import (
     AnswerCommand,
     AskAdvice,
     CommandReceived,
+    CommandUnusable,
     Effect,
     Event,
     EvidenceJudged,
@@ -38,7 +39,7 @@ from controller.core.rollout import (
     Ticked,
 )
 from controller.errors import AdviceUnavailableError, EventLogUnavailable, StoreUnavailable
-from controller.metrics import Metrics
+from controller.metrics import UNKNOWN_VERB, Metrics
 from controller.ports import Advisor, Clock, OutboxEntry, Publisher, Rollouts
 from schemas.terms import AdviceChoice, CommandStatus, DecisionKind
 
@@ -193,7 +194,7 @@ class FlagWorker:
     async def _handle(self, event: Event | Look) -> tuple[Effect, ...]:
         """Decide, save, then act. A save that somebody else overtook is decided again on what they saved."""
         while True:
-            if isinstance(event, CommandReceived) and await self._is_answered(event):
+            if isinstance(event, CommandReceived | CommandUnusable) and await self._is_answered(event):
                 return ()
             now = self._now()  # not when it was queued: an outage since then must neither shorten a bake nor freshen evidence
             tests = self._tests
@@ -284,7 +285,7 @@ class FlagWorker:
     def _entry(self, message: Message, rollout: Rollout | None, effect_id: str) -> OutboxEntry:
         return self._tools.encode(message, self.flag_key, rollout, effect_id, self._now())
 
-    async def _is_answered(self, command: CommandReceived) -> bool:
+    async def _is_answered(self, command: CommandReceived | CommandUnusable) -> bool:
         """Give a repeated command the answer it got the first time."""
         answer = await self._persistently(lambda: self._tools.rollouts.answer_to(self.flag_key, command.command_id))
         if answer is None:
@@ -390,7 +391,7 @@ class FlagWorker:
                     self._log.info("decision_made", **decision_line(effect, self.rollout))
                     self._note_advice(effect)
                 case AnswerCommand():
-                    self._tools.metrics.commands.of(effect.verb, effect.status).inc()
+                    self._tools.metrics.commands.of(effect.verb or UNKNOWN_VERB, effect.status).inc()
                     self._log.info(
                         "command_answered",
                         command_id=effect.command_id,

@@ -16,7 +16,7 @@ import structlog
 
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
 from controller.core.judgement import Judgement
-from controller.core.rollout import CommandReceived, Rollout
+from controller.core.rollout import CommandReceived, CommandUnusable, Rollout
 from controller.errors import BadInput, CommandRefused, OperatingTrouble
 from controller.ports import EventLog, OutboxEntry, Record, TopicPartition, Totals
 from controller.service.worker import FlagWorker, Tools
@@ -199,7 +199,8 @@ class Workers:
             if self._partition_of(fault.flag_key) != record.partition:
                 await self._refuse(record, fault)  # its flag runs elsewhere, and there is no order to forward
                 return
-            order, flag_key = self._as_refused(fault), fault.flag_key
+            order: CommandReceived | CommandUnusable = self._as_refused(fault)
+            flag_key = fault.flag_key
         except BadInput as fault:
             await self._refuse(record, fault)
             return
@@ -222,10 +223,9 @@ class Workers:
         why = f"the controller failed on this command: {failure}"
         await self._refuse(record, CommandRefused(command_id=order.command_id, flag_key=flag_key, verb=order.verb, reason=why))
 
-    def _as_refused(self, fault: CommandRefused) -> CommandReceived:
+    def _as_refused(self, fault: CommandRefused) -> CommandUnusable:
         """Return the event by which the flag's worker answers it: saved like any answer, so that a repeat gets the same one."""
-        now = self._tools.clock.now()
-        return CommandReceived(now, fault.command_id, fault.verb, "", "", issued_at=now, refusal=fault.reason)
+        return CommandUnusable(self._tools.clock.now(), fault.command_id, fault.verb, fault.reason)
 
     async def _commit_done(self) -> None:
         """Commit up to the oldest command that is still under way."""

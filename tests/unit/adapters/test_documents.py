@@ -204,14 +204,18 @@ def test_shortest_emergency_command_works_and_keeps_its_id_when_replayed() -> No
         ({**FIELDS, "verb": "start", "plan": {**PLAN, "guardrails": []}}, "no guardrail"),
         ({**FIELDS, "verb": "start", "plan": {**PLAN, "expires_at": "2026-01-01T00:00:00Z"}}, "expired"),
         ({**FIELDS, "flag": "g"}, "key"),
+        ({**FIELDS, "verb": "explode"}, "verb.*roll_back"),
+        ({**FIELDS, "verb": ["pause"]}, "verb"),
+        ({**FIELDS, "verb": None}, "verb"),
         ({**FIELDS, "\u202eevil\x1b": 1}, "evil"),
     ],
 )
 def test_command_that_can_be_answered_is_refused_by_an_answer(fields: dict[str, Any], said: str) -> None:
-    """A command with an id, a flag and a verb is refused with a printable reason to answer it by."""
+    """A command with an id and a flag is refused with a printable reason to answer it by, also when its verb is unknown."""
     with pytest.raises(CommandRefused, match=said) as refusal:
         read(fields, key=b"f")
-    assert (refusal.value.command_id, refusal.value.verb) == ("c-1", CommandVerb(fields["verb"]))
+    known = fields["verb"] if fields["verb"] in list(CommandVerb) else None
+    assert (refusal.value.command_id, refusal.value.verb) == ("c-1", known)
     assert refusal.value.reason.isprintable()
 
 
@@ -223,9 +227,7 @@ def test_command_that_can_be_answered_is_refused_by_an_answer(fields: dict[str, 
         b"{",
         b"[]",
         b"\xff",
-        b'{"verb": "explode", "flag": "f", "id": "c"}',
-        b'{"verb": ["pause"], "flag": "f", "id": "c"}',
-        b'{"verb": {}, "flag": "f", "id": "c"}',
+        b'{"verb": "explode", "flag": "f", "id": "c d"}',
         b'{"verb": "pause"}',
         b'{"verb": "pause", "flag": "a b"}',
         b'{"verb": "pause", "flag": "f", "id": 7}',
@@ -234,7 +236,7 @@ def test_command_that_can_be_answered_is_refused_by_an_answer(fields: dict[str, 
     ],
 )
 def test_record_that_names_no_command_is_unreadable(value: bytes | None) -> None:
-    """A record without id, flag and verb can only be quarantined."""
+    """A record without id and flag can only be quarantined."""
     with pytest.raises(CommandUnreadable):
         documents.read_command(value, (), None, T0_MS)
 

@@ -200,15 +200,6 @@ def test_a_fresh_command_is_fresh_whatever_another_replica_s_clock_said() -> Non
     assert after(ahead, make_command(CommandVerb.PROMOTE, at=T0)).phase == Completed(T0 + HOUR)
 
 
-def test_a_command_that_cannot_be_meant_is_answered_and_not_obeyed() -> None:
-    """A refusal that was found on reading is the answer, of whatever verb."""
-    before = in_phase(PhaseName.BAKING)
-    rollout, (answer,) = decide(before, make_command(CommandVerb.ROLL_BACK, refusal="no reason given"))
-    assert rollout is before
-    assert isinstance(answer, AnswerCommand)
-    assert (answer.status, answer.reason) == (CommandStatus.REJECTED, "no reason given")
-
-
 def test_who_and_why_stand_in_the_decision() -> None:
     """A command's decision names its issuer, reason, id, and the percentages before and after."""
     _, effects = decide(in_phase(PhaseName.BAKING), make_command(CommandVerb.STEP_BACK))

@@ -3,16 +3,16 @@ from __future__ import annotations
 import pytest
 
 from controller.core.machine import decide
-from controller.core.rollout import AnswerCommand
+from controller.core.rollout import AnswerCommand, CommandUnusable
 from schemas.terms import CommandStatus, CommandVerb
-from tests.builders import make_command, make_rollout
+from tests.builders import T0, make_rollout
 
 
-@pytest.mark.parametrize("verb", list(CommandVerb))
-def test_an_order_that_cannot_be_meant_is_answered_and_changes_nothing(verb: CommandVerb) -> None:
+@pytest.mark.parametrize("verb", [*CommandVerb, None])
+def test_an_order_that_cannot_be_meant_is_answered_and_changes_nothing(verb: CommandVerb | None) -> None:
     """A command that came with its refusal is rejected with that reason, whatever it asks for and wherever the rollout is."""
     for rollout in (None, make_rollout()):
-        after, effects = decide(rollout, make_command(verb, refusal="start needs a `plan`"))
+        after, effects = decide(rollout, CommandUnusable(T0, "command-1", verb, "start needs a `plan`"))
         assert after is rollout
         revision = 0 if rollout is None else rollout.revision
         assert effects == (AnswerCommand("command-1", verb, CommandStatus.REJECTED, "start needs a `plan`", revision),)
