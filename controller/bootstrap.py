@@ -29,7 +29,7 @@ from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
 from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
 from controller.health import Component, Health
 from controller.metrics import EVENT_TOPICS, Metrics
-from controller.ports import Clock, FlagPlane, OutboxEntry, Record
+from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record
 from controller.service.actuation import Actuation
 from controller.service.commentary import Explainer, Lookout
 from controller.service.ingest import Ingest
@@ -97,6 +97,7 @@ class Daemon:
             self._metrics,
             describe=documents.rollout_to_json,
             newest_evidence=self._newest_evidence,
+            plane_standings=self._plane_standings,
             allowed_hosts=settings.http.allowed_hosts,
             max_body_bytes=settings.http.max_body_bytes,
         )
@@ -150,7 +151,10 @@ class Daemon:
             if look_seconds is None
             else Lookout(lambda: self._workers.evidence, commentator, self._comment, every_seconds=look_seconds)
         )
-        self._actuation = Actuation(planes, self._clock, raise_alert=self._alert, note_gap=self._note_gap)
+        self._actuation = Actuation(
+            planes, self._clock, raise_alert=self._alert, note_gap=self._note_gap, note_attempt=self._note_attempt
+        )
+        self._metrics.watch(converged=self._actuation.converged)
         self._supervisor = Supervisor(self._parts(), self._health, settings.shutdown)
         self._log = structlog.get_logger()
 
@@ -296,6 +300,9 @@ class Daemon:
         is_of_this_rollout = worker.judgement.at >= worker.rollout.started_at
         return documents.judgement_to_json(worker.judgement) if is_of_this_rollout else None
 
+    def _plane_standings(self, flag_key: str) -> Sequence[PlaneStanding] | None:
+        return self._actuation.standings(flag_key)
+
     def _on_counted(self, flag_keys: frozenset[str]) -> None:
         if flag_keys:
             self._workers.counted()
@@ -323,6 +330,11 @@ class Daemon:
 
     def _note_gap(self, plane: str, seconds: float) -> None:
         self._metrics.actuation_gap_seconds.of(plane).set(seconds)
+
+    def _note_attempt(self, plane: str, is_served: bool) -> None:
+        self._metrics.actuations.of(plane, "served" if is_served else "failed").inc()
+        if not is_served:
+            self._metrics.dependency_errors.of("flag_plane").inc()
 
     # --- commands -------------------------------------------------------------------------------------------------------
 

@@ -82,6 +82,7 @@ class _Watched(Collector):
     def __init__(self) -> None:
         self.percents: Callable[[], Mapping[str, float]] = dict
         self.components: Callable[[], Iterable[Component]] = tuple
+        self.converged: Callable[[], Mapping[tuple[str, str], bool]] = dict
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         percent = GaugeMetricFamily(
@@ -90,6 +91,12 @@ class _Watched(Collector):
         for flag_key, value in self.percents().items():
             percent.add_metric([flag_key], value)
         yield percent
+        converged = GaugeMetricFamily(
+            "rolloutd_plane_converged", "1 while a flag plane serves what was decided.", labels=["flag_key", "plane"]
+        )
+        for (flag_key, plane), is_converged in self.converged().items():
+            converged.add_metric([flag_key, plane], float(is_converged))
+        yield converged
         ready = GaugeMetricFamily("rolloutd_component_ready", "1 while the component does its work.", labels=["component"])
         for component in self.components():
             ready.add_metric([component.name], float(component.why_not is None))
@@ -182,9 +189,15 @@ class Metrics:
         *,
         percents: Callable[[], Mapping[str, float]] | None = None,
         components: Callable[[], Iterable[Component]] | None = None,
+        converged: Callable[[], Mapping[tuple[str, str], bool]] | None = None,
     ) -> None:
-        """Read `rolloutd_percent` and `rolloutd_component_ready` from here at each scrape, maybe in another thread."""
+        """Read the gauges that live elsewhere from here at each scrape, maybe in another thread.
+
+        `percents` is by flag key, `converged` by flag key and plane.
+        """
         if percents is not None:
             self._watched.percents = percents
         if components is not None:
             self._watched.components = components
+        if converged is not None:
+            self._watched.converged = converged

@@ -230,6 +230,19 @@ class Served:
         return cls(percent, f"{serves}, decided is {decided:g} %", edited_by)
 
 
+@dataclass(frozen=True, slots=True)
+class PlaneStanding:
+    """Whether a flag plane serves what was decided for one flag, as of the last look."""
+
+    plane: str
+    is_converged: bool
+    decided_percent: float
+    percent: float | None  # as read last; None: nothing was read yet, or the plane does not know the flag
+    why: str | None  # why it has not converged
+    since: datetime | None  # since when it has not
+    looked_at: datetime | None  # when it last answered; None: not yet
+
+
 class FlagPlane(Protocol):
     """A system that serves flags to apps."""
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from controller.adapters.kafka_reader import KafkaReader
 from controller.cli import rendering
 from controller.cli.orders import Event, Standings, as_alert, as_decision, follow_events, newest_events, read_standings
+from controller.cli.plane_lines import ask_planes, plane_line
 from controller.cli.situation import Situation
 from controller.cli.surroundings import (
     EXIT_REJECTED,
@@ -38,6 +39,16 @@ from schemas.decision import Decision
 #: of a rollout.
 _DECISIONS_FOR_STATUS = 200
 
+DaemonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--daemon",
+        metavar="URL",
+        envvar="ROLLOUTCTL_DAEMON",
+        help="A daemon's HTTP address, http://127.0.0.1:8080: with a flag, also says whether each flag plane serves what was "
+        "decided. The replica that runs the flag knows.",
+    ),
+]
 LastOption = Annotated[int, typer.Option("--last", "-n", min=1, max=10_000, help="How many, newest last.")]
 
 
@@ -49,6 +60,7 @@ def situation_of(rollout: Rollout, decisions: Sequence[Decision] = ()) -> Situat
 def status(
     flag: AnyFlagArgument = None,
     is_json: JsonOption = False,
+    daemon: DaemonOption = None,
     config: ConfigOption = None,
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
@@ -57,10 +69,14 @@ def status(
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     if flag is not None:
         one, state = perform(find_rollout(kafka, check_flag(flag)))
+        planes, why_none = (None, "") if daemon is None else ask_planes(daemon, flag)
         if is_json:
-            typer.echo(rendering.to_json(rendering.status_document(one, state)))
+            told = {} if planes is None else {"planes": planes}
+            typer.echo(rendering.to_json({**rendering.status_document(one, state), **told}))
         else:
-            rendering.show_flag(output(), one)
+            rendering.show_flag(output(), one, [plane_line(plane) for plane in planes or ()])
+        if why_none:
+            complain(f"flag planes: {why_none}")
         return
     standings = perform(_standings(kafka))
     situations = [situation_of(rollout) for rollout in standings.rollouts.values()]

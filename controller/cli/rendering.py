@@ -115,8 +115,8 @@ def phase_text(rollout: Rollout) -> Text:
     return Text(name.value.replace("_", " "), _PHASE_STYLES.get(name, "cyan"))
 
 
-def show_flag(console: Console, one: Situation) -> None:
-    """Show all that is known of one flag, its answer first."""
+def show_flag(console: Console, one: Situation, planes: Sequence[Text] = ()) -> None:
+    """Show all that is known of one flag, its answer first; `planes` are lines of a daemon's about its flag planes."""
     rollout, now = one.rollout, one.now
     headline = Text(f"{rollout.flag_key}  ", "bold")
     headline.append_text(phase_text(rollout))
@@ -140,6 +140,8 @@ def show_flag(console: Console, one: Situation) -> None:
         _fact(console, "frozen", Text(printable(one.frozen)))
     _fact(console, "since", Text(moment(one.since, now)))
     _fact(console, "journey", _journey(one))
+    for place, line in enumerate(planes):
+        _fact(console, "" if place else "flag planes", line)
     owner = f", owner {rollout.plan.owner}" if rollout.plan.owner else ""
     blind = ", BLIND: no evidence is looked at" if rollout.plan.blind else ""
     plan = f"{rollout.plan.name}{owner}, started {moment(rollout.started_at, now)}{blind}"

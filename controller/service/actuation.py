@@ -16,8 +16,9 @@ from datetime import datetime, timedelta
 import structlog
 
 from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.serving import percent_to_serve
 from controller.errors import FlagPlaneUnavailable
-from controller.ports import Clock, FlagPlane, Served
+from controller.ports import Clock, FlagPlane, PlaneStanding, Served
 from schemas.terms import AlertKind, Severity
 
 
@@ -51,10 +52,12 @@ class Actuation:
         period_seconds: float = 5.0,
         alarm_after: timedelta = timedelta(seconds=10),
         call_seconds: float = 3.0,
+        note_attempt: Callable[[str, bool], None] = lambda plane, is_served: None,
     ) -> None:
         """`period_seconds` bounds how long a foreign edit lasts; a gap older than `alarm_after` is an alarm.
 
-        `note_gap` takes a plane's name and the age of its oldest gap in seconds, 0 for none.
+        `note_gap` takes a plane's name and the age of its oldest gap in seconds, 0 for none; `note_attempt` a plane's name and
+        whether it serves what it was told.
         """
         self._planes = tuple(planes)
         self._clock = clock
@@ -63,9 +66,11 @@ class Actuation:
         self._period_seconds = period_seconds
         self._alarm_after = alarm_after
         self._call_seconds = call_seconds
+        self._note_attempt = note_attempt
         self._wanted: dict[str, Rollout] = {}
         self._gaps: dict[tuple[str, str], _Gap] = {}
         self._edits: dict[tuple[str, str], _Edit] = {}
+        self._looks: dict[tuple[str, str], tuple[float | None, datetime]] = {}  # percentage read, and when
         self._wakes = {plane.name: asyncio.Event() for plane in self._planes}
         self._log = structlog.get_logger()
 
@@ -84,6 +89,7 @@ class Actuation:
             for plane in self._planes:
                 self._gaps.pop((flag_key, plane.name), None)
                 self._edits.pop((flag_key, plane.name), None)
+                self._looks.pop((flag_key, plane.name), None)
 
     def drift(self, rollout: Rollout) -> str | None:
         """Return in words which plane does not serve the decided percentage, None when all do."""
@@ -98,6 +104,34 @@ class Actuation:
     def gaps(self) -> Mapping[tuple[str, str], str]:
         """(flag key, plane) of everything decided and not actuated."""
         return {key: gap.why for key, gap in self._gaps.items()}
+
+    def standings(self, flag_key: str) -> Sequence[PlaneStanding] | None:
+        """Return how each plane stands to what was decided for a flag; None when another replica runs it."""
+        wanted = self._wanted.get(flag_key)
+        return None if wanted is None else [self._standing(wanted, plane.name) for plane in self._planes]
+
+    def converged(self) -> Mapping[tuple[str, str], bool]:
+        """Return for each (flag key, plane) whether it serves what was decided; safe to call from another thread."""
+        return {
+            (wanted.flag_key, plane.name): self._standing(wanted, plane.name).is_converged
+            for wanted in list(self._wanted.values())
+            for plane in self._planes
+        }
+
+    def _standing(self, wanted: Rollout, plane: str) -> PlaneStanding:
+        key = (wanted.flag_key, plane)
+        gap = self._gaps.get(key)
+        percent, looked_at = self._looks.get(key, (None, None))
+        why = "not looked at yet" if gap is None and looked_at is None else None if gap is None else gap.why
+        return PlaneStanding(
+            plane=plane,
+            is_converged=why is None,
+            decided_percent=percent_to_serve(wanted),
+            percent=percent,
+            why=why,
+            since=None if gap is None else gap.since,
+            looked_at=looked_at,
+        )
 
     async def run(self) -> None:
         """Reconcile every plane at every change and every period, until cancelled. A slow plane holds up no other."""
@@ -144,19 +178,30 @@ class Actuation:
 
     async def _make_serve(self, plane: FlagPlane, rollout: Rollout) -> str | None:
         """Return None once the plane serves what was decided, else why it does not."""
+        is_told = False
         try:
             async with asyncio.timeout(self._call_seconds):
-                served = await plane.look(rollout)
+                served = await self._look(plane, rollout)
                 if served.edited_by is not None and self._stays(plane, rollout, served):
                     return f"{served.difference}: changed there by {served.edited_by}"
                 if served.difference is not None:
+                    is_told = True
                     await plane.serve(rollout)
-                    served = await plane.look(rollout)
+                    served = await self._look(plane, rollout)
         except (FlagPlaneUnavailable, TimeoutError) as trouble:
+            self._note_attempt(plane.name, False)
             return str(trouble) or f"no answer within {self._call_seconds:g} s"
+        if is_told:
+            self._note_attempt(plane.name, served.difference is None)
         if served.difference is None:
             self._edits.pop((rollout.flag_key, plane.name), None)
         return served.difference
+
+    async def _look(self, plane: FlagPlane, rollout: Rollout) -> Served:
+        served = await plane.look(rollout)
+        if rollout.flag_key in self._wanted:
+            self._looks[rollout.flag_key, plane.name] = (served.percent, self._clock.now())
+        return served
 
     def _stays(self, plane: FlagPlane, rollout: Rollout, served: Served) -> bool:
         """Tell people about a foreign edit; return whether it is left as it is."""

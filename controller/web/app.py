@@ -6,7 +6,7 @@ Every route reads. The two POSTs are OFREP's evaluations, which change nothing; 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 
 from starlette.applications import Starlette
@@ -20,10 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from controller.core.rollout import Rollout
 from controller.health import Health
 from controller.metrics import Metrics
+from controller.ports import PlaneStanding
 from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, send_error
 from controller.web.flags import FlagBoard
 from controller.web.ofrep import EvaluateAll, EvaluateOne
-from controller.web.views import FlagdDocument, Healthz, MetricsPage, NewestEvidence, Readyz, RolloutDocuments
+from controller.web.views import FlagdDocument, Healthz, MetricsPage, NewestEvidence, PlaneStandings, Readyz, RolloutDocuments
 
 #: Names under which a daemon that listens on loopback is known.
 LOOPBACK_NAMES = ("localhost",)
@@ -36,14 +37,15 @@ def make_app(
     *,
     describe: Callable[[Rollout], bytes],
     newest_evidence: Callable[[str], bytes | None] = lambda _: None,
+    plane_standings: Callable[[str], Sequence[PlaneStanding] | None] = lambda _: None,
     allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Starlette:
     """Return the HTTP surface over these views.
 
-    `describe` writes a rollout as the state document's JSON, `newest_evidence` a flag's newest look, None when another replica
-    looks at it. `allowed_hosts` are the names clients may call us by, without
-    port; `*.example.org` allows subdomains, `*` all. IP addresses need no entry, see `Guard`.
+    `describe` writes a rollout as the state document's JSON; `newest_evidence` a flag's newest look, and `plane_standings` how
+    its planes stand, are None when another replica runs it. `allowed_hosts` are the names clients may call us by, without port;
+    `*.example.org` allows subdomains, `*` all. IP addresses need no entry, see `Guard`.
     """
     documents = RolloutDocuments(board, describe)
     routes = [  # the first match is taken: most frequent first
@@ -56,6 +58,7 @@ def make_app(
         Route("/rollouts", documents, methods=["GET"]),
         Route("/rollouts/{flag_key}", documents, methods=["GET"]),
         Route("/rollouts/{flag_key}/evidence", NewestEvidence(board, newest_evidence), methods=["GET"]),
+        Route("/rollouts/{flag_key}/planes", PlaneStandings(board, plane_standings), methods=["GET"]),
     ]
     app = Starlette(
         routes=routes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import xxhash
@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from controller.core.rollout import Rollout
 from controller.health import Health
 from controller.metrics import Metrics
+from controller.ports import PlaneStanding
 from controller.web.answers import header, send_bytes, send_error, send_json, send_tagged
 from controller.web.flags import FlagBoard
 
@@ -144,3 +145,25 @@ class NewestEvidence:
             await send_error(send, 404, "no rollout has this flag key")
         else:
             await send_error(send, 404, "not looked at here yet: ask the replica that runs this flag, or again in a second")
+
+
+class PlaneStandings:
+    """GET /rollouts/{flag}/planes: whether each flag plane serves what was decided, and why not."""
+
+    def __init__(self, board: FlagBoard, standings: Callable[[str], Sequence[PlaneStanding] | None]) -> None:
+        self._board = board
+        self._standings = standings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one entry per plane; 404 where there is none here: the replica that runs the flag has them."""
+        flag_key: str = scope["path_params"]["flag_key"]
+        found = self._standings(flag_key)
+        if found is not None:
+            body = msgspec.json.encode(
+                {"flag": flag_key, "is_converged": all(one.is_converged for one in found), "planes": found}
+            )
+            await send_json(send, 200, body)
+        elif self._board.get(flag_key) is None:
+            await send_error(send, 404, "no rollout has this flag key")
+        else:
+            await send_error(send, 404, "another replica runs this flag: ask that one, or again in a second")

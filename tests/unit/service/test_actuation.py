@@ -31,12 +31,17 @@ class Told:
     def __init__(self) -> None:
         self.alerts: list[tuple[str, RaiseAlert]] = []
         self.gaps: dict[str, float] = {}
+        self.attempts: list[tuple[str, bool]] = []
 
     @asynccontextmanager
     async def running(self, *planes: FlagPlane) -> AsyncIterator[Actuation]:
         """Run an actuation loop over `planes`."""
         actuation = Actuation(
-            planes, LoopClock(), raise_alert=lambda key, alert: self.alerts.append((key, alert)), note_gap=self.gaps.__setitem__
+            planes,
+            LoopClock(),
+            raise_alert=lambda key, alert: self.alerts.append((key, alert)),
+            note_gap=self.gaps.__setitem__,
+            note_attempt=lambda plane, is_served: self.attempts.append((plane, is_served)),
         )
         task = asyncio.create_task(actuation.run())
         await settled()
@@ -228,3 +233,26 @@ async def test_rolled_back_is_served_as_zero() -> None:
             actuation.want(rollout)
             await settled()
     assert [percent for _, _, percent in plane.history] == [10, 0]
+
+
+@in_virtual_time
+async def test_each_plane_says_whether_it_has_converged() -> None:
+    """Per flag and plane: what was decided, what was read, why not and since when; nothing of another replica's flags."""
+    good, away, told = MemoryFlagPlane("good"), MemoryFlagPlane("away"), Told()
+    away.outage.is_down = True
+    async with told.running(good, away) as actuation:
+        assert actuation.standings("new-checkout") is None
+        actuation.want(decided(percent=50))
+        await settled()
+        standings = actuation.standings("new-checkout")
+        assert standings is not None
+        assert [(one.plane, one.is_converged, one.decided_percent, one.percent) for one in standings] == [
+            ("good", True, 50.0, 50.0),
+            ("away", False, 50.0, None),
+        ]
+        assert (standings[0].why, standings[0].since) == (None, None)
+        assert (standings[1].since, standings[1].looked_at) == (T0, None)
+        assert actuation.converged() == {("new-checkout", "good"): True, ("new-checkout", "away"): False}
+        assert told.attempts == [("good", True), ("away", False)]
+        actuation.drop(["new-checkout"])
+        assert (actuation.standings("new-checkout"), actuation.converged()) == (None, {})

@@ -12,10 +12,11 @@ from starlette.applications import Starlette
 from controller.core.rollout import Rollout
 from controller.health import Health
 from controller.metrics import Metrics
+from controller.ports import PlaneStanding
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
-from tests.builders import make_rollout
+from tests.builders import T0, make_rollout
 
 
 class HandClock:
@@ -43,6 +44,15 @@ class Surface:
 LOOKS = {"new-checkout": b'{"verdict":"inconclusive"}'}
 
 
+#: How the planes of a flag stand that this replica runs.
+STANDINGS = {
+    "new-checkout": [
+        PlaneStanding("ofrep", True, 10.0, 10.0, None, None, T0),
+        PlaneStanding("redis", False, 10.0, 25.0, "serves 25 %, decided is 10 %", T0, T0),
+    ]
+}
+
+
 def describe(rollout: Rollout) -> bytes:
     """Write what tells documents apart."""
     return b'{"flag_key":"%b","revision":%d}' % (rollout.flag_key.encode(), rollout.revision)
@@ -58,9 +68,8 @@ def surface() -> Surface:
     health = Health(required=["event_log"], optional=["advisor"])
     metrics = Metrics(version="1.2.3", planes=["ofrep"])
     metrics.watch(percents=board.percents, components=health.components.values)
-    return Surface(
-        clock, board, health, metrics, make_app(board, health, metrics, describe=describe, newest_evidence=LOOKS.get)
-    )
+    app = make_app(board, health, metrics, describe=describe, newest_evidence=LOOKS.get, plane_standings=STANDINGS.get)
+    return Surface(clock, board, health, metrics, app)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ EVERY_PATH = [
     "/rollouts",
     "/rollouts/new-checkout",
     "/rollouts/new-checkout/evidence",
+    "/rollouts/new-checkout/planes",
 ]
 
 
@@ -225,3 +226,23 @@ async def test_head_is_answered_as_get(client: httpx.AsyncClient) -> None:
 def test_a_document_is_json(surface: Surface) -> None:
     """The fixture's documents are what the tests above compare."""
     assert json.loads(describe(make_rollout())) == {"flag_key": "new-checkout", "revision": 1}
+
+
+async def test_the_planes_of_a_flag_are_shown(surface: Surface, client: httpx.AsyncClient) -> None:
+    """Each plane with what was read there and why it differs; a flag of another replica, and an unknown one, are told apart."""
+    surface.board.take(make_rollout(plan=make_plan(flag_key="elsewhere")))
+    shown = (await client.get("/rollouts/new-checkout/planes")).json()
+    assert (shown["flag"], shown["is_converged"]) == ("new-checkout", False)
+    assert shown["planes"][1] == {
+        "plane": "redis",
+        "is_converged": False,
+        "decided_percent": 10.0,
+        "percent": 25.0,
+        "why": "serves 25 %, decided is 10 %",
+        "since": "2026-01-05T09:00:00Z",
+        "looked_at": "2026-01-05T09:00:00Z",
+    }
+    elsewhere, unknown = await client.get("/rollouts/elsewhere/planes"), await client.get("/rollouts/nope/planes")
+    assert (elsewhere.status_code, unknown.status_code) == (404, 404)
+    assert "another replica runs this flag" in elsewhere.json()["error"]
+    assert "no rollout has this flag key" in unknown.json()["error"]

@@ -1,0 +1,48 @@
+"""What a running daemon says of its flag planes: asked over HTTP, since no topic carries it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from rich.text import Text
+
+from controller.cli.rendering import printable
+
+#: A person waits, and the rest of the status is there without it.
+DEADLINE_SECONDS = 2.0
+MAX_BYTES = 1_000_000
+
+
+def ask_planes(daemon: str, flag: str) -> tuple[list[dict[str, Any]] | None, str]:
+    """Return one entry per plane as the daemon at this address answers them, or None and why there are none."""
+    address = f"{daemon.rstrip('/')}/rollouts/{quote(flag, safe='')}/planes"
+    try:
+        with httpx.stream("GET", address, timeout=DEADLINE_SECONDS, trust_env=False) as answer:
+            body = b""
+            for chunk in answer.iter_raw():
+                body += chunk
+                if len(body) > MAX_BYTES:
+                    return None, f"the answer is longer than {MAX_BYTES} bytes"
+        said = json.loads(body)
+        if answer.status_code == 200:
+            planes = [entry for entry in said["planes"] if isinstance(entry, dict)]
+            return planes, ""
+        return None, f"{daemon} answered {answer.status_code}: {said['error']}"
+    except (httpx.HTTPError, httpx.InvalidURL) as trouble:
+        return None, f"{daemon} cannot be asked: {trouble}"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None, f"{daemon} does not answer as rolloutd does"
+
+
+def plane_line(plane: dict[str, Any]) -> Text:
+    """Return one plane in one line: its name, and what keeps it from serving what was decided."""
+    name = printable(str(plane.get("plane")))
+    if plane.get("is_converged"):
+        return Text(f"{name}: serves {plane.get('percent')} %")
+    since = str(plane.get("since") or "")[11:19]
+    return Text(
+        f"{name}: NOT CONVERGED{f' since {since} UTC' if since else ''}: {printable(str(plane.get('why')))}", "bold red"
+    )
