@@ -13,25 +13,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from importlib import resources
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from controller.core.serving import EARLIER_SUFFIX
 from controller.errors import ConfigInvalid
 from schemas.fields import format_duration
 from schemas.plan import (
     AdvisorDocument,
     Comparison,
+    ConditionDocument,
     FreezeWindowDocument,
     GuardrailDocument,
     PlanDocument,
     StageDocument,
     Variants,
+    VariantShare,
 )
-from schemas.terms import AdvisorMode, MetricRole, Severity
+from schemas.terms import NAME, AdvisorMode, ControlArm, MetricRole, Severity
 
 Path = tuple[str | int, ...]
 Places = dict[Path, tuple[int, int]]
@@ -102,7 +105,7 @@ def lint_text(
             if further is not None and not any(finding.is_error for finding in findings):
                 findings += further(document)
     placed = [_placed(finding, places) for finding in findings]
-    return document, sorted(placed, key=lambda finding: (finding.line or 0, finding.column or 0))
+    return document, sorted(placed, key=lambda finding: (finding.line or 0, finding.column or 0, not finding.is_error))
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------------
@@ -110,7 +113,7 @@ def lint_text(
 
 def lint(document: PlanDocument, now: datetime | None = None) -> list[Finding]:
     """Return what is wrong or doubtful about a plan of the right form; without errors among it, the plan can work."""
-    rules = (_stages, _guardrails, _watched, _freeze_windows, _dates, _traffic, _rest)
+    rules = (_stages, _rings, _audiences, _variants, _guardrails, _watched, _freeze_windows, _dates, _traffic, _rest)
     return [finding for rule in rules for finding in rule(document, now)]
 
 
@@ -171,18 +174,134 @@ def _stages(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
                 f"{stage.min_sample} samples prove nothing",
                 "write at least 1, better 100; a ramp without evidence says `blind: true`",
             )
-    for index, (before, after) in enumerate(pairwise(document.stages), start=1):
-        if after.percent <= before.percent:
-            yield _error(
-                ("stages", index, "percent"),
-                f"{_percent(after.percent)} does not rise above the {_percent(before.percent)} of the stage before",
-                "order the stages by rising percent",
-            )
-    if document.stages and document.stages[-1].percent < 100:
+    last = document.stages[-1] if document.stages else None
+    if last is not None and (last.percent < 100 or last.audience is not None):
         yield _warning(
             ("stages", len(document.stages) - 1, "percent"),
-            f"the rollout completes at {_percent(document.stages[-1].percent)}",
+            f"the rollout completes at {_percent(last.percent)}" + (f" of {last.audience}" if last.audience else ""),
             "add a stage of 100 % if everybody is to get it",
+        )
+
+
+def _rings(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """That each stage reaches somebody the ones before did not, and can be compared as it asks."""
+    reached: dict[str | None, float] = {}
+    for index, stage in enumerate(document.stages):
+        at: Path = ("stages", index)
+        before, everybody = reached.get(stage.audience), reached.get(None)
+        if stage.audience is not None and stage.audience not in document.audiences:
+            near = difflib.get_close_matches(stage.audience, document.audiences, n=1)
+            yield _error(
+                (*at, "audience"),
+                f"there is no audience {stage.audience!r}",
+                f"did you mean {near[0]}?" if near else "describe it under `audiences`",
+            )
+        elif before is not None and stage.percent <= before:
+            of = "" if stage.audience is None else f" of {stage.audience}"
+            yield _error(
+                (*at, "percent"),
+                f"{_percent(stage.percent)}{of} does not rise above the {_percent(before)} of an earlier stage",
+                "order the stages by rising percent" if stage.audience is None else "let each audience's percent only rise",
+            )
+        elif stage.audience is not None and everybody is not None and stage.percent <= everybody:
+            yield _error(
+                (*at, "percent"),
+                f"{_percent(stage.percent)} of {stage.audience} reaches nobody: {_percent(everybody)} of everybody have it",
+                "put the stage before that one, or raise its percent above it",
+            )
+        reached[stage.audience] = max(stage.percent, before or 0.0)
+        if stage.control is ControlArm.EQUAL and stage.percent > 50:
+            yield _error(
+                (*at, "control"),
+                f"beside {_percent(stage.percent)} no control arm of equal size has room",
+                "write `control: rest`, or a percent of at most 50",
+            )
+
+
+def _audiences(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Each audience in itself: used, and possible."""
+    used = {stage.audience for stage in document.stages}
+    for name, clauses in document.audiences.items():
+        at: Path = ("audiences", name)
+        if name not in used:
+            yield _warning(
+                at, "no stage names this audience", "name it in a stage, as in `audience: " + name + "`, or remove it"
+            )
+        for conditions in clauses:
+            for attribute, why in _contradictions(conditions):
+                yield _error(at, f"nobody belongs to it: {attribute} {why}", "mend the condition, or part them into two lists")
+
+
+def _contradictions(conditions: Sequence[ConditionDocument]) -> Iterator[tuple[str, str]]:
+    """Yield (attribute, why) for bounds of one list that nothing can meet together."""
+    for attribute in dict.fromkeys(condition.attribute for condition in conditions):
+        own = [condition for condition in conditions if condition.attribute == attribute]
+        least = [condition.gte for condition in own if condition.gte is not None]
+        most = [condition.lte for condition in own if condition.lte is not None]
+        after = [condition.after for condition in own if condition.after is not None]
+        before = [condition.before for condition in own if condition.before is not None]
+        if least and most and max(least) > min(most):
+            yield attribute, f"would be at least {max(least):g} and at most {min(most):g}"
+        if after and before and max(after) >= min(before):
+            yield attribute, f"would be after {max(after)} and before {min(before)}"
+        listed = [
+            {(type(value) is bool, value) for value in ([condition.eq] if condition.one_of is None else condition.one_of)}
+            for condition in own
+            if condition.eq is not None or condition.one_of is not None
+        ]
+        if listed and not set.intersection(*listed):
+            yield attribute, "would be two different values at once"
+
+
+_JSON_KINDS = ((bool, "a boolean"), ((int, float), "a number"), (str, "a string"), (dict, "an object"))
+
+
+def _json_kind(value: Any) -> str:
+    return next((name for kind, name in _JSON_KINDS if isinstance(value, kind)), "null" if value is None else "a list")
+
+
+def _variants(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """That every variant has its own name, and the values are what any flag plane can serve."""
+    variants = document.variants
+    served = [share.name for share in variants.split] or [variants.treatment]
+    if variants.treatment == variants.control:
+        yield _error(
+            ("variants",),
+            f"both arms are {variants.control!r}",
+            "name the variant to roll out and the one it replaces",
+        )
+        return
+    needs_more = any(stage.audience is not None or stage.control is ControlArm.EQUAL for stage in document.stages)
+    more = [variants.unassigned, *(name + EARLIER_SUFFIX for name in served)] if needs_more else []
+    names = [variants.control, *served, *more]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield _error(("variants",), f"two variants are called {name!r}", "give each a name of its own")
+    if any(not NAME.match(name) for name in more):
+        yield _error(
+            ("variants",),
+            f"with {EARLIER_SUFFIX!r} at its end a variant's name is too long",
+            "shorten it: contexts of earlier audiences are served under such a name",
+        )
+    if not variants.values:
+        if variants.split:
+            yield _error(
+                ("variants", "split"),
+                f"{', '.join(served)} would all be served true",
+                "say what each is under `values`, control too, as in `values: {off: blue, a: red, b: green}`",
+            )
+        return
+    for name in sorted({variants.control, *served} - set(variants.values)):
+        yield _error(("variants", "values"), f"there is no value for {name}", f"add `{name}: ...`")
+    for name, value in variants.values.items():
+        at: Path = ("variants", "values", name)
+        if name not in (variants.control, *served):
+            yield _error(at, "no such variant is served", f"there are: {', '.join((variants.control, *served))}")
+        elif _json_kind(value) in ("null", "a list"):
+            yield _error(at, f"{_json_kind(value)} is no flag's value", "write a boolean, string, number or object")
+    kinds = {_json_kind(value) for value in variants.values.values()}
+    if len(kinds) > 1 and not kinds & {"null", "a list"}:
+        yield _error(
+            ("variants", "values"), f"the values are {' and '.join(sorted(kinds))}", "make them of one type: apps read one"
         )
 
 
@@ -343,8 +462,8 @@ def _traffic(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     if document.traffic is None or document.blind:
         return
     for index, stage in enumerate(document.stages):
-        if not 0 < stage.percent <= 100:
-            continue
+        if not 0 < stage.percent <= 100 or stage.audience is not None:
+            continue  # how many belong to an audience is not known
         smaller = stage.percent if stage.percent == 100 else min(stage.percent, 100 - stage.percent)
         per_hour = document.traffic * smaller / 100
         needed = timedelta(hours=min(stage.min_sample / per_hour, 80_000_000))
@@ -370,13 +489,7 @@ def _about(duration: timedelta) -> str:
 
 
 def _rest(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
-    """Arms, advisor, owner."""
-    if document.variants.treatment == document.variants.control:
-        yield _error(
-            ("variants",),
-            f"both arms are {document.variants.control!r}",
-            "name the variant to roll out and the one it replaces",
-        )
+    """Advisor, freshness, owner."""
     if document.advisor.mode is not AdvisorMode.OFF and document.advisor.deadline <= timedelta(0):
         yield _error(("advisor", "deadline"), "the model gets no time to answer", "write a duration, as in 30s")
     if document.fresh_within <= timedelta(0):
@@ -422,8 +535,9 @@ def _read(text: str) -> tuple[Any, Places, list[Finding]]:
                 return None, {}, [_json_fault(error)]
             is_json = False
     try:
-        # JSON allows tabs between its tokens, YAML does not; inside JSON's strings there are none.
-        root = yaml.compose(text.replace("\t", " ") if is_json else text, Loader=_PlanLoader)
+        # JSON allows tabs between its tokens and any character in its strings, YAML does not; only places are read off it.
+        readable = yaml.reader.Reader.NON_PRINTABLE.sub("?", text.replace("\t", " ")) if is_json else text
+        root = yaml.compose(readable, Loader=_PlanLoader)
         if root is None:
             return None, {}, [_error((), "the text is empty", "`rolloutctl plan templates` shows plans to begin with")]
         walk = _Walk()
@@ -530,6 +644,9 @@ def _placed(finding: Finding, places: Places) -> Finding:
 _MODELS: dict[Path, type[BaseModel]] = {
     (): PlanDocument,
     ("variants",): Variants,
+    ("variants", "split", "*"): VariantShare,
+    ("audiences", "*", "*"): ConditionDocument,
+    ("audiences", "*", "*", "*"): ConditionDocument,
     ("stages", "*"): StageDocument,
     ("guardrails", "*"): GuardrailDocument,
     ("guardrails", "*", "compare"): Comparison,
@@ -540,13 +657,24 @@ _MODELS: dict[Path, type[BaseModel]] = {
 
 def _keys_at(at: Path) -> Sequence[str]:
     """Return the keys that a mapping at this path may have."""
-    model = _MODELS.get(tuple("*" if isinstance(step, int) else step for step in at))
+    model = _MODELS.get(
+        tuple("*" if isinstance(step, int) or at[:place] == ("audiences",) else step for place, step in enumerate(at))
+    )
     return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _at(at: Path, values: Any) -> Path:
+    """Return where a fault stands in the text; an audience of plain conditions was read as a list of one list."""
+    if at[:1] == ("audiences",) and len(at) > 3:
+        audience = values["audiences"][at[1]]
+        if not any(isinstance(item, list) for item in audience):
+            return (*at[:2], *at[3:])
+    return at
 
 
 def _of_shape(fault: Any, values: Any) -> Finding:
     """Return pydantic's finding in our words."""
-    at: Path = tuple(step for step in fault["loc"] if step != "[key]")
+    at: Path = _at(tuple(step for step in fault["loc"] if step != "[key]"), values)
     message = str(fault["msg"]).removeprefix("Value error, ")
     match fault["type"]:
         case "extra_forbidden":

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StrictBool, model_validator
 
 from schemas.fields import (
     Count,
@@ -26,7 +26,17 @@ from schemas.fields import (
     parse_points,
     parse_share,
 )
-from schemas.terms import AdvisorMode, Approval, GapPolicy, HealthGap, MetricRole, OnBreach
+from schemas.terms import (
+    AdvisorMode,
+    Approval,
+    ControlArm,
+    FlagType,
+    GapPolicy,
+    HealthGap,
+    MetricRole,
+    OnBreach,
+    Operator,
+)
 
 TYPE = "io.rolloutd.plan.v1"
 
@@ -50,17 +60,41 @@ Metric = Annotated[
 ]
 
 
+class VariantShare(Strict):
+    """One of the variants that treatment is divided among."""
+
+    name: Name
+    weight: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 1
+
+
 class Variants(Strict):
-    """The flag's variants that are compared."""
+    """The flag's variants: the two arms that are compared, and what each name stands for."""
 
     treatment: Name = "on"
     control: Name = "off"
+    unassigned: Name = Field(
+        default="unassigned",
+        description="Served, with control's value, to contexts in neither arm: outside the stage's audience, or outside an "
+        "equal-size control arm. Not counted.",
+    )
+    split: list[VariantShare] = Field(
+        default=[],
+        max_length=20,
+        description="Divides treatment among several variants by weight; together they are the treatment arm. Fixed for a "
+        "rollout, so that nobody changes variants.",
+    )
+    values: dict[Name, JsonValue] = Field(
+        default={},
+        max_length=21,
+        description="What apps get, by variant: a boolean, string, number or object each, all of one type. Default: true for "
+        "treatment, false for control.",
+    )
 
 
 class StageDocument(Strict):
     """One step of the plan."""
 
-    percent: Number = Field(description="Share of contexts in treatment, 0 < percent <= 100, in steps of 0.01.")
+    percent: Number = Field(description="Share of the audience in treatment, 0 < percent <= 100, in steps of 0.01.")
     bake: Duration = Field(description="The least time the stage gathers evidence, from the end of `settle`.")
     settle: Duration = Field(
         default=parse_duration("1m"),
@@ -78,6 +112,15 @@ class StageDocument(Strict):
     )
     approval: Approval = Field(
         default=Approval.NOT_REQUIRED, description="Whether a person must agree before the stage is left."
+    )
+    audience: Name | None = Field(
+        default=None,
+        description="Whom `percent` is a share of: one of `audiences`. None: everybody. Audiences of earlier stages keep what "
+        "they have got.",
+    )
+    control: ControlArm = Field(
+        default=ControlArm.REST,
+        description="Who is compared with treatment: the rest of the audience, or as many contexts as treatment has.",
     )
 
 
@@ -235,6 +278,118 @@ class FreezeWindowDocument(Strict):
         return self
 
 
+ATTRIBUTE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", re.ASCII)
+_VERSION_RANGE = re.compile(
+    r"(=|!=|<=|>=|<|>|\^|~)\s*v?(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){0,2}(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?\Z", re.ASCII
+)
+
+_Text = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+#: Beyond it planes that know only floats would compare other numbers than the plan names.
+_Whole = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
+_Fraction = Annotated[float, Field(strict=True, ge=-(2**53), le=2**53)]
+_Scalar = StrictBool | _Whole | _Fraction | _Text
+
+
+def _in_a_list(value: Any) -> Any:
+    """Return one text as a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
+_Texts = Annotated[
+    list[_Text],
+    BeforeValidator(_in_a_list, json_schema_input_type=list[_Text] | _Text),
+    Field(min_length=1, max_length=100),
+]
+
+
+def _comparable_moment(value: Any) -> str:
+    """Return a date, or a moment in UTC to the second, as the text that contexts' attributes are compared with."""
+    refusal = f"{str(value)[:40]!r} is no moment; write it as in 2026-03-01 or 2026-03-01T12:00:00Z"
+    if not isinstance(value, str):
+        raise ValueError(refusal)  # noqa: TRY004 - pydantic's own kind
+    try:
+        written = datetime.fromisoformat(value)
+        moment = written.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(refusal) from None
+    if _DATE.match(value):
+        return value
+    if written.tzinfo is None:
+        raise ValueError(refusal)
+    if moment.microsecond:
+        raise ValueError(f"{value[:40]!r} is finer than a second; moments are compared to the second")
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+_ComparableMoment = Annotated[
+    str,
+    BeforeValidator(
+        _comparable_moment, json_schema_input_type=Annotated[str, Field(examples=["2026-03-01", "2026-03-01T12:00:00Z"])]
+    ),
+]
+
+
+def _version_range(text: str) -> str:
+    if not _VERSION_RANGE.match(text):
+        raise ValueError(f"{text[:40]!r} is no version range; write it as in `>= 2.4.0`, `^2.0.0` or `~2.4.0`")
+    return text
+
+
+class ConditionDocument(Strict):
+    """One thing that must be so of a context's attribute; a missing attribute, or one of another type, is never so.
+
+    Exactly one of the operators is given.
+    """
+
+    attribute: Annotated[str, Field(pattern=ATTRIBUTE_PATTERN)] = Field(
+        description="A top-level attribute of the evaluation context; `targetingKey` is the context's id."
+    )
+    eq: _Scalar | None = Field(default=None, description="Equal, and of the same type.")
+    one_of: list[_Scalar] | None = Field(default=None, alias="in", min_length=1, max_length=2000, description="Equal to one.")
+    gte: Number | None = Field(default=None, description="A number of at least this.")
+    lte: Number | None = Field(default=None, description="A number of at most this.")
+    starts_with: _Texts | None = Field(default=None, description="A text that starts with this, or with one of these.")
+    ends_with: _Texts | None = Field(default=None, description="A text that ends with this, or with one of these.")
+    sem_ver: Annotated[str, AfterValidator(_version_range)] | None = Field(
+        default=None,
+        description="A version in this range. Versions as in SemVer 2.0; `v` in front and missing parts are allowed.",
+        examples=[">= 2.4.0", "^2.0.0", "~2.4.0"],
+    )
+    before: _ComparableMoment | None = Field(
+        default=None, description="A date, or RFC 3339 time in UTC, before this one. Compared to the second, as written."
+    )
+    after: _ComparableMoment | None = Field(default=None, description="A date, or RFC 3339 time in UTC, of this one or later.")
+
+    @model_validator(mode="after")
+    def _has_one_operator(self) -> ConditionDocument:
+        given = [operator.value for operator in Operator if self.operand(operator) is not None]
+        if len(given) != 1:
+            names = ", ".join(operator.value for operator in Operator)
+            raise ValueError(f"{' and '.join(given) or 'no operator'} in one condition; write exactly one of {names}")
+        return self
+
+    def operand(self, operator: Operator) -> Any:
+        """Return what the attribute is compared with by `operator`, None when it is not."""
+        return self.one_of if operator is Operator.IN else getattr(self, operator.value)
+
+
+def _clauses(value: Any) -> Any:
+    """Return conditions that all must hold as the one list of such; lists of conditions as they are."""
+    if not isinstance(value, list) or any(isinstance(item, list) for item in value):
+        return value
+    return [value]
+
+
+_Conditions = Annotated[list[ConditionDocument], Field(min_length=1, max_length=20)]
+AudienceDocument = Annotated[
+    list[_Conditions],
+    BeforeValidator(_clauses, json_schema_input_type=list[_Conditions] | _Conditions),
+    Field(min_length=1, max_length=20),
+]
+"""Conditions that all must hold; or lists of such conditions, one of which must hold."""
+
+
 class AdvisorDocument(Strict):
     """What the language model may do at this plan's gates."""
 
@@ -255,7 +410,11 @@ class PlanDocument(Strict):
     flag: Name = Field(description="The flag's key.")
     description: Line = ""
     owner: Line = Field(default="", description="Who is asked when the rollout needs a person.")
+    type: FlagType = FlagType.RELEASE
     variants: Variants = Variants()
+    audiences: dict[Name, AudienceDocument] = Field(
+        default={}, max_length=50, description="Groups of contexts that stages name, by their attributes."
+    )
     stages: list[StageDocument] = Field(max_length=100)
     guardrails: list[Guardrail] = Field(default=[], max_length=50)
     advisor: AdvisorDocument = AdvisorDocument()

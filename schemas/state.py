@@ -1,8 +1,8 @@
 """The document of one rollout, on `rollout.state` (compacted, keyed by flag): what apps may follow, and what we recover from.
 
-Serve `percent` of contexts the treatment variant, and nothing else follows from it; an older `revision` than one already seen
-is to be ignored. `schema_version` grows with every change of this form: readers refuse a version they do not know, and every
-release reads its own and the one before.
+Serve `percent` of contexts the treatment variant, and nothing else follows from it; what audiences get besides stands in the
+plan's stages up to the present one. An older `revision` than one already seen is to be ignored. `schema_version` grows with
+every change of this form: readers refuse a version they do not know, and every release reads its own and the one before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from schemas.terms import HoldReason
 
 TYPE = "io.rolloutd.state.v1"
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+#: 1, without audiences, flag types and values, is a version 2 that leaves them out.
+READ_VERSIONS: Final = (1, 2)
 
 
 class ScheduledPhase(Strict):
@@ -135,11 +137,19 @@ class FreezeRecord(Strict):
 class RolloutState(Strict):
     """The document of one rollout after a transition."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     flag: Name
     rollout_id: str = Field(description="The id of the command that started it.")
     revision: Count = Field(description="Grows by one per transition, over all rollouts of the flag.")
-    percent: Number = Field(ge=0, le=100, description="Decided: the share of contexts that get treatment.")
+    percent: Number = Field(
+        ge=0, le=100, description="Decided: the share of all contexts that get treatment, whatever audience they belong to."
+    )
+    stage_percent: Number | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Decided: the share of the present stage's audience that gets treatment; `percent` where it has none.",
+    )
     phase: PhaseRecord
     hold: HoldReason | None = Field(description="Why it does not move; null while nothing is in the way.")
     freeze: FreezeRecord | None

@@ -134,6 +134,36 @@ class HoldReason(StrEnum):
     EXPIRED = "expired"
 
 
+class FlagType(StrEnum):
+    """What a flag is for, hence how long it lives and what people expect of its switch."""
+
+    RELEASE = "release"  # brings a change to everybody, then goes
+    EXPERIMENT = "experiment"  # compares variants, then goes
+    OPS = "ops"  # stays: switches a costly or risky part off in an emergency
+    PERMISSION = "permission"  # stays: who may use something
+
+
+class ControlArm(StrEnum):
+    """Who is compared with treatment."""
+
+    REST = "rest"  # everybody of the stage's audience who is not in treatment
+    EQUAL = "equal"  # as many as are in treatment; the others are not counted
+
+
+class Operator(StrEnum):
+    """How an attribute of a context is compared; see `controller.core.audience` for what each means exactly."""
+
+    EQ = "eq"
+    IN = "in"
+    GTE = "gte"
+    LTE = "lte"
+    STARTS_WITH = "starts_with"
+    ENDS_WITH = "ends_with"
+    SEM_VER = "sem_ver"
+    BEFORE = "before"
+    AFTER = "after"
+
+
 class AdvisorMode(StrEnum):
     """What advice may do. It can never advance a failing gate, roll back, or delay a breach."""
 

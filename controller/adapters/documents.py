@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from controller.core.audience import Audience, Condition
 from controller.core.judgement import Advice, Judgement
 from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow, Guardrail, Plan, Stage
 from controller.core.rollout import (
@@ -35,6 +37,7 @@ from controller.core.rollout import (
     Scheduled,
     Visit,
 )
+from controller.core.serving import percent_to_serve
 from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, DocumentUnreadable
 from controller.plans import lint
 from controller.ports import OutboxEntry
@@ -47,14 +50,16 @@ from schemas.envelope import read as open_envelope
 from schemas.plan import (
     AdvisorDocument,
     Comparison,
+    ConditionDocument,
     FreezeWindowDocument,
     GuardrailDocument,
     PlanDocument,
     StageDocument,
     Variants,
+    VariantShare,
     Weekday,
 )
-from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, HealthGap, QuarantineReason
+from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, HealthGap, Operator, QuarantineReason
 
 #: CloudEvents `source` of everything we write.
 SOURCE = "/rolloutd"
@@ -86,6 +91,8 @@ def to_core_plan(document: PlanDocument) -> Plan:
                 min_sample=stage.min_sample,
                 max_bake=3 * stage.bake if stage.max_bake is None else stage.max_bake,
                 approval=stage.approval,
+                audience=stage.audience,
+                control=stage.control,
             )
             for stage in document.stages
         ),
@@ -108,6 +115,14 @@ def to_core_plan(document: PlanDocument) -> Plan:
         description=document.description,
         expires_at=document.expires_at,
         start_at=document.start_at,
+        flag_type=document.type,
+        audiences=tuple(
+            Audience(name, tuple(tuple(_core_condition(condition) for condition in clause) for clause in clauses))
+            for name, clauses in document.audiences.items()
+        ),
+        unassigned=document.variants.unassigned,
+        split=tuple((share.name, share.weight) for share in document.variants.split),
+        values=_of_one_type(document.variants.values),
         blind=document.blind,
     )
     return replace(plan, version=plan_version(plan))
@@ -135,6 +150,21 @@ def _core_guardrail(document: GuardrailDocument, *, last_with_control: float) ->
         from_percent=document.from_percent,
         to_percent=to_percent,
     )
+
+
+def _core_condition(document: ConditionDocument) -> Condition:
+    given = next(operator for operator in Operator if document.operand(operator) is not None)  # the schema asks for one
+    operand = document.operand(given)
+    return Condition(document.attribute, given, tuple(operand) if isinstance(operand, list) else (operand,))
+
+
+def _of_one_type(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with all numbers as floats if one is: typed clients refuse an integer for a float."""
+    has_float = any(isinstance(value, float) for value in values.values())
+    return {
+        name: float(value) if has_float and isinstance(value, int) and not isinstance(value, bool) else value
+        for name, value in values.items()
+    }
 
 
 def _core_window(document: FreezeWindowDocument) -> FreezeWindow:
@@ -165,7 +195,18 @@ def from_core_plan(plan: Plan) -> PlanDocument:
         flag=plan.flag_key,
         description=plan.description,
         owner=plan.owner,
-        variants=Variants(treatment=plan.treatment, control=plan.control),
+        type=plan.flag_type,
+        variants=Variants(
+            treatment=plan.treatment,
+            control=plan.control,
+            unassigned=plan.unassigned,
+            split=[VariantShare(name=name, weight=weight) for name, weight in plan.split],
+            values=dict(plan.values),
+        ),
+        audiences={
+            audience.name: [[_condition_document(condition) for condition in conditions] for conditions in audience.any_of]
+            for audience in plan.audiences
+        },
         stages=[
             StageDocument(
                 percent=stage.percent,
@@ -174,6 +215,8 @@ def from_core_plan(plan: Plan) -> PlanDocument:
                 min_sample=stage.min_sample,
                 max_bake=stage.max_bake,
                 approval=stage.approval,
+                audience=stage.audience,
+                control=stage.control,
             )
             for stage in plan.stages
         ],
@@ -209,6 +252,14 @@ def from_core_plan(plan: Plan) -> PlanDocument:
     )
 
 
+_LISTED = frozenset({Operator.IN, Operator.STARTS_WITH, Operator.ENDS_WITH})
+
+
+def _condition_document(condition: Condition) -> ConditionDocument:
+    operand = list(condition.values) if condition.operator in _LISTED else condition.values[0]
+    return ConditionDocument.model_validate({"attribute": condition.attribute, condition.operator.value: operand})
+
+
 def _window_document(window: FreezeWindow) -> FreezeWindowDocument:
     is_within_a_day = window.minutes <= 24 * 60
     return FreezeWindowDocument(
@@ -238,7 +289,8 @@ def to_state(rollout: Rollout) -> state.RolloutState:
         flag=rollout.flag_key,
         rollout_id=rollout.rollout_id,
         revision=rollout.revision,
-        percent=rollout.percent,
+        percent=percent_to_serve(rollout),
+        stage_percent=rollout.percent,
         phase=_PHASE_RECORD.validate_python(rollout.phase, from_attributes=True),
         hold=rollout.hold,
         freeze=_of(state.FreezeRecord, rollout.freeze),
@@ -258,7 +310,7 @@ def from_state(document: state.RolloutState) -> Rollout:
         revision=document.revision,
         plan=replace(to_core_plan(document.plan), version=document.plan_version),
         phase=_phase(document.phase),
-        percent=document.percent,
+        percent=document.percent if document.stage_percent is None else document.stage_percent,
         visits=tuple(Visit(**_fields(visit)) for visit in document.visits),
         started_at=document.started_at,
         updated_at=document.updated_at,
@@ -317,9 +369,9 @@ def read_state(value: bytes) -> Rollout:
 
 def _read_state(fields: Any) -> Rollout:
     version = fields.get("schema_version") if isinstance(fields, dict) else None
-    if version != state.SCHEMA_VERSION:
+    if isinstance(version, bool) or version not in state.READ_VERSIONS:
         raise DocumentUnreadable(
-            f"rollout document has schema_version {version!r}, this release reads {state.SCHEMA_VERSION}: "
+            f"rollout document has schema_version {version!r}, this release reads up to {state.SCHEMA_VERSION}: "
             "run the release that wrote it, or a newer one"
         )
     try:

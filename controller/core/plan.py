@@ -6,23 +6,28 @@ rollout keeps the plan it started with, so these values are frozen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
+from typing import Any
 
-from schemas.terms import AdvisorMode, Approval, GapPolicy, HealthGap, MetricRole, OnBreach
+from controller.core.audience import Audience
+from schemas.terms import AdvisorMode, Approval, ControlArm, FlagType, GapPolicy, HealthGap, MetricRole, OnBreach
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One step of the plan."""
 
-    percent: float  # of contexts in treatment, 0 < percent <= 100, in steps of 0.01
+    percent: float  # of the audience's contexts in treatment, 0 < percent <= 100, in steps of 0.01
     bake: timedelta  # the least time the stage gathers evidence, counted from the end of `settle`
     settle: timedelta  # time for apps to pick the new percentage up; events inside it do not count
     min_sample: int  # distinct exposed contexts per arm before anything is concluded, at least 1
     max_bake: timedelta  # counted like `bake`; past it an undecided gate pauses the rollout
     approval: Approval = Approval.NOT_REQUIRED
+    audience: str | None = None  # whom `percent` is a share of, by its name in Plan.audiences; None: everybody
+    control: ControlArm = ControlArm.REST
 
     @property
     def has_control(self) -> bool:
@@ -113,9 +118,9 @@ class Plan:
     name: str
     version: str  # hash of the canonical wire form: names exactly what was decided by
     flag_key: str
-    treatment: str  # variant name
+    treatment: str  # variant name; with `split` the name of the arm
     control: str  # variant name
-    stages: tuple[Stage, ...]  # percent strictly rising
+    stages: tuple[Stage, ...]  # percent strictly rising within each audience
     guardrails: tuple[Guardrail, ...]
     advisor: AdvisorPolicy = AdvisorPolicy()
     freeze_windows: tuple[FreezeWindow, ...] = ()
@@ -127,7 +132,21 @@ class Plan:
     description: str = ""
     expires_at: datetime | None = None  # past it a running rollout pauses and asks for its owner
     start_at: datetime | None = None
+    flag_type: FlagType = FlagType.RELEASE
+    audiences: tuple[Audience, ...] = ()
+    unassigned: str = "unassigned"  # variant name of contexts that are in neither arm and get control's value
+    split: tuple[tuple[str, int], ...] = ()  # (variant, weight): what treatment is divided among; empty: not divided
+    values: Mapping[str, Any] = field(default_factory=dict)  # JSON by variant name; empty: true and false
     blind: bool = False  # a timed ramp without evidence: stages end by bake alone. Said loudly wherever it is shown
+
+    def audience(self, name: str | None) -> Audience | None:
+        """Return an audience by its name, None for everybody. Raises KeyError for an unknown name."""
+        if name is None:
+            return None
+        found = next((audience for audience in self.audiences if audience.name == name), None)
+        if found is None:
+            raise KeyError(name)
+        return found
 
     def guardrails_at(self, percent: float) -> tuple[Guardrail, ...]:
         """Return the guardrails that a stage of `percent` is judged by, in the plan's order."""

@@ -269,3 +269,105 @@ def test_template_text_keeps_its_comments() -> None:
     text = template_text("default", "new-checkout")
     assert text.startswith("# ")
     assert load_plan(text, "default.yaml").flag == "new-checkout"
+
+
+# --- audiences and variants -------------------------------------------------------------------------------------------------
+
+BETA = {"beta": [{"attribute": "plan", "in": ["pro"]}]}
+
+
+def rings(*stages: tuple[float, str | None]) -> list[dict[str, Any]]:
+    """Return stages of these percentages and audiences."""
+    return [stage(percent=percent, audience=audience) for percent, audience in stages]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"stages": rings((100, "bta"))}, "stages[0].audience: there is no audience 'bta'; did you mean beta?"),
+        ({"stages": rings((50, "beta"), (50, "beta"))}, "stages[1].percent: 50 % of beta does not rise above the 50 %"),
+        ({"stages": rings((50, "beta"), (10, None), (20, "beta"))}, "stages[2].percent: 20 % of beta does not rise"),
+        ({"stages": rings((50, None), (20, "beta"))}, "20 % of beta reaches nobody: 50 % of everybody have it"),
+        ({"stages": [stage(percent=51, control="equal")]}, "stages[0].control: beside 51 % no control arm of equal size"),
+        ({"variants": {"treatment": "off"}}, "both arms are 'off'"),
+        ({"stages": rings((9, "beta")), "variants": {"unassigned": "on"}}, "two variants are called 'on'"),
+        ({"stages": rings((9, "beta")), "variants": {"control": "on-earlier"}}, "two variants are called 'on-earlier'"),
+        ({"stages": rings((9, "beta")), "variants": {"treatment": "x" * 128}}, "a variant's name is too long"),
+        ({"variants": {"split": [{"name": "a"}, {"name": "b"}]}}, "a, b would all be served true"),
+        ({"variants": {"split": [{"name": "a"}, {"name": "a"}], "values": {"off": 1, "a": 2}}}, "two variants are called 'a'"),
+        ({"variants": {"values": {"on": 1}}}, "variants.values: there is no value for off"),
+        ({"variants": {"values": {"on": 1, "off": 2, "of": 3}}}, "variants.values.of: no such variant is served"),
+        ({"variants": {"values": {"on": 1, "off": "1"}}}, "the values are a number and a string"),
+        ({"variants": {"values": {"on": True, "off": 0}}}, "the values are a boolean and a number"),
+        ({"variants": {"values": {"on": [1], "off": [2]}}}, "a list is no flag's value"),
+        ({"variants": {"values": {"on": None, "off": None}}}, "null is no flag's value"),
+        (
+            {"audiences": {"beta": [{"attribute": "age", "gte": 5}, {"attribute": "age", "lte": 4}]}},
+            "nobody belongs to it: age would be at least 5",
+        ),
+        (
+            {
+                "audiences": {
+                    "beta": [{"attribute": "since", "after": "2026-02-01"}, {"attribute": "since", "before": "2026-01-01"}]
+                }
+            },
+            "since would be after 2026-02-01 and before 2026-01-01",
+        ),
+        (
+            {"audiences": {"beta": [{"attribute": "a", "eq": 1}, {"attribute": "a", "in": ["1", True]}]}},
+            "a would be two different values at once",
+        ),
+    ],
+)
+def test_faults_of_audiences_and_variants(overrides: dict[str, Any], said: str) -> None:
+    """What no plane could serve as it is meant is told before it starts."""
+    assert any(said in error for error in errors_of(**{"audiences": BETA, **overrides}))
+
+
+def test_rings_from_the_inside_out_have_no_findings() -> None:
+    """Each audience rises on its own; one that is everybody's percentage already may not follow."""
+    stages = rings((100, "beta"), (10, None), (50, None), (100, None))
+    guardrails = ["error_rate < 1%"]
+    document = PlanDocument.model_validate({**PLAN, "stages": stages, "audiences": BETA, "guardrails": guardrails})
+    assert lint(document, T0) == []
+
+
+def test_audience_that_no_stage_names_is_told() -> None:
+    """It is no fault, but perhaps a stage was to name it."""
+    findings = lint(PlanDocument.model_validate({**PLAN, "audiences": BETA}), T0)
+    assert [str(finding) for finding in findings] == [
+        "audiences.beta: no stage names this audience; name it in a stage, as in `audience: beta`, or remove it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ("{attribute: a, eq: 1, in: [2]}", "eq and in in one condition; write exactly one of eq, in,"),
+        ("{attribute: a}", "no operator in one condition"),
+        ("{attribute: a, start_with: x}", "unknown key; did you mean"),
+        ("{attribute: a.b, eq: 1}", "does not fit"),
+        ("{attribute: a, before: tomorrow}", "'tomorrow' is no moment; write it as in 2026-03-01"),
+        ("{attribute: a, before: 2026-02-30}", "is no moment"),
+        ("{attribute: a, after: '2026-03-01T12:00:00'}", "is no moment"),
+        ("{attribute: a, after: '2026-03-01T12:00:00.5Z'}", "finer than a second"),
+        ("{attribute: a, sem_ver: 2.0.0}", "is no version range; write it as in `>= 2.4.0`"),
+        ("{attribute: a, in: []}", "at least 1 item"),
+        ("{attribute: a, gte: 'five'}", "valid number"),
+    ],
+)
+@pytest.mark.parametrize("form", ["[{}]", "[[{}]]"])
+def test_faults_of_conditions_stand_on_their_line(form: str, condition: str, said: str) -> None:
+    """Whichever form an audience has, a fault is found where it is written."""
+    audience = form.format(f"\n    {condition}")
+    text = f"name: p\nflag: f\nstages: []\naudiences:\n  beta: {audience}\n"
+    errors = [finding for finding in lint_text(text)[1] if finding.at[:2] == ("audiences", "beta")]
+    assert [finding.line for finding in errors] == [6], errors
+    assert said in str(errors[0])
+
+
+def test_both_forms_of_an_audience_are_one() -> None:
+    """Conditions side by side are one list of conditions that all must hold."""
+    condition = {"attribute": "plan", "in": ["pro"]}
+    one, other = (PlanDocument.model_validate({**PLAN, "audiences": {"b": form}}) for form in ([condition], [[condition]]))
+    assert one == other

@@ -125,7 +125,7 @@ def test_pinned_version_outlives_a_change_of_the_hash() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema_version": 2},
+        {"schema_version": 3},
         {"schema_version": None},
         {"schema_version": "1"},
         {"percent": "all"},

@@ -1,0 +1,188 @@
+"""Who belongs to an audience: conditions on a context's attributes, and exactly what each operator means.
+
+The meaning is chosen so that it can be written in the rules of every flag plane and comes out the same there: no operator
+converts types, and a missing attribute, or one of a type the operator does not know, never matches. In JsonLogic's words see
+`controller/flagd.py`; the tests hold both against each other.
+
+| operator | matches when the attribute is |
+|---|---|
+| `eq`, `in` | equal to a value and of its type; 1 and 1.0 are equal, 1 and true are not |
+| `gte`, `lte` | a number of at least, at most the value |
+| `starts_with`, `ends_with` | a text that starts, ends with one of the values, code point by code point |
+| `sem_ver` | a text that is a version in the range; ordered as SemVer 2.0 says, `v` in front and missing parts allowed |
+| `before`, `after` | a text that looks like a date or RFC 3339 time, and comes before the value, or not before it |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import eq, ge, gt, le, lt, ne
+
+from schemas.terms import Operator
+
+Scalar = str | int | float | bool
+
+Attributes = Mapping[str, object]
+"""What is known of a context, as JSON has it; its id stands under `targetingKey`."""
+
+#: Moments are compared to the second: `2026-03-01T12:00:00`.
+MOMENT_LENGTH = 19
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that must be so of an attribute."""
+
+    attribute: str
+    operator: Operator
+    values: tuple[Scalar, ...]  # one of them suffices; for `sem_ver` a range such as `>= 2.4.0`; at least one
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """A group of contexts that stages may name."""
+
+    name: str
+    any_of: tuple[tuple[Condition, ...], ...]  # in one of these all conditions must hold
+
+
+def matcher(audience: Audience) -> Callable[[Attributes], bool]:
+    """Return the function that tells whether a context with these attributes belongs to the audience. It never raises."""
+    clauses = tuple(tuple((one.attribute, _test(one)) for one in conditions) for conditions in audience.any_of)
+
+    def matches(attributes: Attributes) -> bool:
+        return any(all(test(attributes.get(attribute)) for attribute, test in conditions) for conditions in clauses)
+
+    return matches
+
+
+_Test = Callable[[object], bool]
+
+
+def _test(condition: Condition) -> _Test:
+    """Return the test of one attribute's value, None for an attribute that is not there."""
+    match condition.operator:
+        case Operator.EQ | Operator.IN:
+            return _equal_to_one_of(condition.values)
+        case Operator.GTE:
+            least = condition.values[0]
+            return lambda value: _is_number(value) and value >= least  # type: ignore[operator]
+        case Operator.LTE:
+            most = condition.values[0]
+            return lambda value: _is_number(value) and value <= most  # type: ignore[operator]
+        case Operator.STARTS_WITH:
+            starts = tuple(map(str, condition.values))
+            return lambda value: isinstance(value, str) and value.startswith(starts)
+        case Operator.ENDS_WITH:
+            ends = tuple(map(str, condition.values))
+            return lambda value: isinstance(value, str) and value.endswith(ends)
+        case Operator.SEM_VER:
+            ranges = [_version_test(*version_range(str(text))) for text in condition.values]
+            return lambda value: isinstance(value, str) and any(test(value) for test in ranges)
+        case Operator.BEFORE:
+            edge = comparable_moment(str(condition.values[0]))
+            return lambda value: _looks_like_moment(value) and value[:MOMENT_LENGTH] < edge  # type: ignore[index]
+        case Operator.AFTER:
+            edge = comparable_moment(str(condition.values[0]))
+            return lambda value: _looks_like_moment(value) and value[:MOMENT_LENGTH] >= edge  # type: ignore[index]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _equal_to_one_of(values: tuple[Scalar, ...]) -> _Test:
+    """Return the test for equality without conversion: Python takes true for 1."""
+    switches = frozenset(value for value in values if isinstance(value, bool))
+    numbers = frozenset(value for value in values if _is_number(value))
+    texts = frozenset(value for value in values if isinstance(value, str))
+
+    def test(value: object) -> bool:
+        if isinstance(value, str):
+            return value in texts
+        if isinstance(value, bool):
+            return value in switches
+        return isinstance(value, int | float) and value in numbers
+
+    return test
+
+
+# --- moments ----------------------------------------------------------------------------------------------------------------
+
+
+def comparable_moment(text: str) -> str:
+    """Return a condition's date, or moment in UTC, as an attribute's first `MOMENT_LENGTH` characters are compared with it.
+
+    Midnight is the bare date: so a date in an attribute is its own midnight, before everything later that day.
+    """
+    return text.removesuffix("Z").removesuffix("T00:00:00")
+
+
+def _looks_like_moment(value: object) -> bool:
+    return isinstance(value, str) and value[4:5] == "-" and value[7:8] == "-"
+
+
+# --- versions ---------------------------------------------------------------------------------------------------------------
+
+_VERSION = re.compile(
+    r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
+    r"(?:-((?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)(?:\.(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*))?"
+    r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?\Z",
+    re.ASCII,
+)
+_RANGE = re.compile(r"(=|!=|<=|>=|<|>|\^|~)\s*(.+)\Z", re.DOTALL)
+#: Longer texts are no versions: reading a number of a million digits takes its time.
+_VERSION_MAX = 256
+
+_Version = tuple[int, int, int, tuple[object, ...]]
+_COMPARISONS: Mapping[str, Callable[[_Version, _Version], bool]] = {
+    "=": eq,
+    "!=": ne,
+    "<": lt,
+    "<=": le,
+    ">": gt,
+    ">=": ge,
+    "^": lambda mine, edge: mine[0] == edge[0],
+    "~": lambda mine, edge: mine[:2] == edge[:2],
+}
+
+
+def version_range(text: str) -> tuple[str, str]:
+    """Return (comparison, version) of a range such as `>= 2.4.0`. Raises ValueError."""
+    found = _RANGE.match(text)
+    if found is None or _version(found[2]) is None:
+        raise ValueError(f"{text[:40]!r} is no version range")
+    return found[1], found[2]
+
+
+def _version_test(comparison: str, text: str) -> Callable[[str], bool]:
+    compare, edge = _COMPARISONS[comparison], _version(text)
+    assert edge is not None
+
+    def test(value: str) -> bool:
+        mine = _version(value)
+        return mine is not None and compare(mine, edge)
+
+    return test
+
+
+def _version(text: str) -> _Version | None:
+    """Return a version in the order of SemVer 2.0 section 11, None for a text that is none.
+
+    As flagd reads it: a leading `v` is dropped, and `1` and `1.2` stand for `1.0.0` and `1.2.0`. Build metadata says nothing.
+    """
+    if len(text) > _VERSION_MAX:
+        return None
+    text = text[1:] if text[:1] in ("v", "V") else text
+    numbers = text.partition("-")[0].partition("+")[0]
+    padded = numbers + ".0" * (2 - numbers.count(".")) + text[len(numbers) :]
+    found = _VERSION.match(padded)
+    if found is None:
+        return None
+    major, minor, patch = (int(part) for part in found.groups()[:3])
+    if found[4] is None:
+        return major, minor, patch, (1,)  # a release comes after all its pre-releases
+    parts = tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in found[4].split("."))
+    return major, minor, patch, (0, parts)
