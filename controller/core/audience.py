@@ -173,12 +173,7 @@ def _version(text: str) -> _Version | None:
 
     As flagd reads it: a leading `v` is dropped, and `1` and `1.2` stand for `1.0.0` and `1.2.0`. Build metadata says nothing.
     """
-    if len(text) > _VERSION_MAX:
-        return None
-    text = text[1:] if text[:1] in ("v", "V") else text
-    numbers = text.partition("-")[0].partition("+")[0]
-    padded = numbers + ".0" * (2 - numbers.count(".")) + text[len(numbers) :]
-    found = _VERSION.match(padded)
+    found = _VERSION.match(full_version(text)) if len(text) <= _VERSION_MAX else None
     if found is None:
         return None
     major, minor, patch = (int(part) for part in found.groups()[:3])
@@ -186,3 +181,10 @@ def _version(text: str) -> _Version | None:
         return major, minor, patch, (1,)  # a release comes after all its pre-releases
     parts = tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in found[4].split("."))
     return major, minor, patch, (0, parts)
+
+
+def full_version(text: str) -> str:
+    """Return `2.4.0` for `v2.4`: without `v` in front, and with all three numbers."""
+    text = text[1:] if text[:1] in ("v", "V") else text
+    numbers = text.partition("-")[0].partition("+")[0]
+    return numbers + ".0" * (2 - numbers.count(".")) + text[len(numbers) :]

@@ -2,41 +2,50 @@
 
 Treatment comes first and the sum of the weights never changes, so a higher percentage only adds buckets at the end: nobody who
 is in falls out, and lowering it removes the last in first. Weights are integers, because flagd takes a fraction for the
-default variant. How contexts fall into buckets is `web/bucketing.py`.
+default variant. How contexts fall into buckets is `web/bucketing.py`, who belongs to a ring and what it serves is said by
+`core/serving.py`; here is the same as JsonLogic, the words that flagd and its providers evaluate.
 
-Source: flagd's flag schema, which `SCHEMA` names.
+JsonLogic converts types as JavaScript does, each implementation a little differently; audiences convert nothing. So rules that
+would convert begin with a test of the type, made of what all implementations agree about.
+
+Source: flagd's flag schema, which `SCHEMA` names; jsonlogic.com.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from controller.core.audience import MOMENT_LENGTH, Audience, Condition, comparable_moment, full_version, version_range
 from controller.core.rollout import Rollout
-from controller.core.serving import percent_to_serve
+from controller.core.serving import (
+    EARLIER_SUFFIX,
+    WEIGHT_TOTAL,
+    Part,
+    Ring,
+    Serving,
+    serving,
+    weight_of,
+)
+from schemas.terms import Operator
+
+__all__ = ["SCHEMA", "SPLIT_SALT", "WEIGHT_TOTAL", "definition_of", "metadata_of", "weight_of"]
 
 #: What a document of definitions says of itself.
 SCHEMA = "https://flagd.dev/schema/v0/flags.json"
 
-#: Buckets, and the sum of the weights: steps of 0.01 %.
-WEIGHT_TOTAL = 10_000
-
-
-def weight_of(percent: float) -> int:
-    """Return how many of the `WEIGHT_TOTAL` buckets are in treatment at `percent`, in [0, 100], to the nearest 0.01."""
-    if not 0 <= percent <= 100:
-        raise ValueError(f"a percentage lies in [0, 100], not at {percent}")
-    return round(percent * (WEIGHT_TOTAL / 100))
+#: Between flag key and targeting key in the text whose hash draws one of the variants that treatment is divided among:
+#: another hash than the bucket's, so that those keep their proportions at every percentage.
+SPLIT_SALT = "/split/"
 
 
 def definition_of(rollout: Rollout) -> dict[str, Any]:
     """Return the definition that stands under the flag's key. Evaluators refuse other keys: what is ours is metadata."""
-    treatment, control = rollout.plan.treatment, rollout.plan.control
-    weight = weight_of(percent_to_serve(rollout))
+    served = serving(rollout)
     return {
         "state": "ENABLED",
-        "variants": {treatment: True, control: False},
-        "defaultVariant": control,
-        "targeting": {"fractional": [[treatment, weight], [control, WEIGHT_TOTAL - weight]]},
+        "variants": dict(served.values),
+        "defaultVariant": served.control if served.unassigned not in served.values else served.unassigned,
+        "targeting": _targeting(served),
         "metadata": metadata_of(rollout),
     }
 
@@ -44,3 +53,103 @@ def definition_of(rollout: Rollout) -> dict[str, Any]:
 def metadata_of(rollout: Rollout) -> dict[str, str]:
     """Return what clients get beside a variant; flagd allows text, numbers and booleans."""
     return {"version": str(rollout.revision), "rolloutd.rollout_id": rollout.rollout_id}
+
+
+# --- rings ------------------------------------------------------------------------------------------------------------------
+
+
+def _targeting(served: Serving) -> dict[str, Any]:
+    """Return the rule that gives what `core.serving.assign` gives: the first ring that a context belongs to decides."""
+    *narrower, last = served.rings
+    branches: list[Any] = []
+    for ring in narrower:
+        assert ring.audience is not None  # behind a ring of everybody there is none
+        branches += [_belongs(ring.audience), _drawn(served, ring)]
+    if last.audience is not None:
+        branches += [_belongs(last.audience), _drawn(served, last), served.unassigned]
+    else:
+        branches.append(_drawn(served, last))
+    return {"if": branches} if len(branches) > 1 else branches[0]
+
+
+def _drawn(served: Serving, ring: Ring) -> dict[str, Any]:
+    """Return the variant of a context of the ring's audience by its buckets."""
+    suffix = "" if ring.is_compared else EARLIER_SUFFIX
+    treated = Part.TREATMENT if ring.is_compared else Part.EARLIER
+    names = {Part.CONTROL: served.control, Part.UNASSIGNED: served.unassigned, treated: served.treatment + suffix}
+    drawn = {"fractional": [[names[part], weight] for part, weight in ring.slices]}
+    if not served.split:
+        return drawn
+    # `fractional` by an expression hashes its value in place of flag key and targeting key.
+    salted = {"cat": [{"var": "$flagd.flagKey"}, SPLIT_SALT, {"var": "targetingKey"}]}
+    divided = {"fractional": [salted, *([name + suffix, weight] for name, weight in served.split)]}
+    return {"if": [{"===": [drawn, names[treated]]}, divided, drawn]}
+
+
+# --- audiences --------------------------------------------------------------------------------------------------------------
+
+_SWITCHES = ["true", "false", "True", "False"]  # how JavaScript, Go and Python write a boolean
+
+
+def _belongs(audience: Audience) -> dict[str, Any]:
+    """Return the rule that is true as `core.audience.matcher` is."""
+    return _any([_all([_rule(condition) for condition in conditions]) for conditions in audience.any_of])
+
+
+def _rule(condition: Condition) -> dict[str, Any]:
+    attribute = {"var": condition.attribute}
+    first = condition.values[0]
+    match condition.operator:
+        case Operator.EQ | Operator.IN:
+            texts = [value for value in condition.values if isinstance(value, str)]
+            listed = [{"in": [attribute, texts]}] if texts else []
+            return _any([*listed, *(_equals(attribute, value) for value in condition.values if not isinstance(value, str))])
+        case Operator.GTE:
+            return _all([*_is_number(attribute), {">=": [attribute, first]}])
+        case Operator.LTE:
+            return _all([*_is_number(attribute), {"<=": [attribute, first]}])
+        case Operator.STARTS_WITH | Operator.ENDS_WITH:
+            return _any([{condition.operator.value: [attribute, text]} for text in condition.values])
+        case Operator.SEM_VER:
+            ranges = [version_range(str(text)) for text in condition.values]
+            compared = [{"sem_ver": [attribute, comparison, full_version(version)]} for comparison, version in ranges]
+            return _all([_is_text(attribute), _any(compared)])
+        case Operator.BEFORE:
+            return _all([*_looks_like_moment(attribute), {"<": [_second_of(attribute), comparable_moment(str(first))]}])
+        case Operator.AFTER:
+            return _all([*_looks_like_moment(attribute), {">=": [_second_of(attribute), comparable_moment(str(first))]}])
+
+
+def _all(rules: list[dict[str, Any]]) -> dict[str, Any]:
+    return rules[0] if len(rules) == 1 else {"and": rules}
+
+
+def _any(rules: list[dict[str, Any]]) -> dict[str, Any]:
+    return rules[0] if len(rules) == 1 else {"or": rules}
+
+
+def _equals(attribute: dict[str, str], value: float | bool) -> dict[str, Any]:
+    """Return that the attribute is this number or boolean; Python's `===` takes true for 1."""
+    is_switch = {"in": [{"cat": [attribute]}, _SWITCHES]}
+    same = {"===": [attribute, value]}
+    if isinstance(value, bool):
+        return {"and": [same, is_switch]}
+    return {"and": [same, {"!": [is_switch]}]} if value in (0, 1) else same
+
+
+def _is_number(attribute: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the rules that a number alone meets: it is what it is as a number, and no boolean."""
+    return [{"===": [{"+": [attribute]}, attribute]}, {"!": [{"in": [{"cat": [attribute]}, _SWITCHES]}]}]
+
+
+def _is_text(attribute: dict[str, str]) -> dict[str, Any]:
+    return {"===": [{"cat": [attribute]}, attribute]}
+
+
+def _looks_like_moment(attribute: dict[str, str]) -> list[dict[str, Any]]:
+    dashes = [{"===": [{"substr": [attribute, place, 1]}, "-"]} for place in (4, 7)]
+    return [_is_text(attribute), *dashes]
+
+
+def _second_of(attribute: dict[str, str]) -> dict[str, Any]:
+    return {"substr": [attribute, 0, MOMENT_LENGTH]}

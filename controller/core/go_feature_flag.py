@@ -12,19 +12,20 @@ from typing import Any
 
 from controller.core.flagd import metadata_of
 from controller.core.rollout import Rollout
-from controller.core.serving import percent_to_serve
+from controller.core.serving import percent_to_serve, variant_values
 
 
 def definition_of(rollout: Rollout) -> dict[str, Any]:
     """Return the definition that stands under the flag's key."""
     treatment, control = rollout.plan.treatment, rollout.plan.control
+    values = variant_values(rollout.plan)
     percent = percent_to_serve(rollout)
     if percent in (0, 100):
         rule: dict[str, Any] = {"variation": treatment if percent else control}
     else:
         rule = {"percentage": {treatment: percent, control: round(100 - percent, 2)}}
     return {
-        "variations": {treatment: True, control: False},
+        "variations": {treatment: values.get(treatment, True), control: values[control]},
         "defaultRule": rule,
         "version": str(rollout.revision),
         "metadata": metadata_of(rollout),

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 import mmh3
 
-from controller.core.flagd import WEIGHT_TOTAL
+from controller.core.flagd import SPLIT_SALT, WEIGHT_TOTAL
 
 
 class Generation(StrEnum):
@@ -39,6 +39,18 @@ def bucketer(flag_key: str, generation: Generation) -> Callable[[str], int]:
         return lambda targeting_key: digest(plain + targeting_key.encode(), 0, False) * WEIGHT_TOTAL >> 32
     pair = b"\x82" + _cbor_text(flag_key)
     return lambda targeting_key: digest(pair + _cbor_text(targeting_key), 0, False) * WEIGHT_TOTAL >> 32
+
+
+def lot_drawer(flag_key: str, generation: Generation) -> Callable[[str], int]:
+    """Return the function from targeting key to the 32-bit hash that draws one of the variants treatment is divided among.
+
+    It is the hash of another text than the bucket's, so it says nothing of the bucket. Errors as `bucketer`.
+    """
+    digest: Callable[[bytes, int, bool], int] = mmh3.hash
+    salted = flag_key + SPLIT_SALT
+    if generation == Generation.V2:
+        return lambda targeting_key: digest((salted + targeting_key).encode(), 0, False)
+    return lambda targeting_key: digest(_cbor_text(salted + targeting_key), 0, False)
 
 
 def _cbor_text(text: str) -> bytes:

@@ -2,7 +2,7 @@
 
 OFREP, the flagd document and the read-only views answer from here. Fed twice: by the flag's worker at once, and by the
 compacted state topic, which every replica follows; the higher revision wins. Bytes of answers are made when a revision
-arrives, so that an evaluation is one hash and one comparison.
+arrives, so that an evaluation is one hash and one comparison; with audiences, a few comparisons more.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import msgspec
 import structlog
 import xxhash
 
+from controller.core.audience import Attributes
 from controller.core.flagd import SCHEMA, definition_of, metadata_of, weight_of
 from controller.core.rollout import Rollout
-from controller.core.serving import percent_to_serve
+from controller.core.serving import Part, Serving, chooser, counted_as_treatment, percent_to_serve, serving
 from controller.ports import Served, StateFeed
-from controller.web.bucketing import Generation, bucketer
+from controller.web.bucketing import Generation, bucketer, lot_drawer
 
 _log = structlog.get_logger(__name__)
 
@@ -30,17 +31,50 @@ class ServedFlag:
     """One flag at one revision, with every answer about it already written."""
 
     rollout: Rollout
-    percent: float
+    serving: Serving
+    percent: float  # of everybody, whatever audience they belong to
     weight: int  # buckets below this are in treatment
     bucket: Callable[[str], int]
     needs_key: bool  # False: every context gets the same, for good
     treatment: bytes  # OFREP's successful evaluation, as JSON
     control: bytes
     definition: bytes  # flagd's definition, as `"key":{...}`
+    rings: RingedAnswers | None = None  # None: treatment below `weight`, else control
 
-    def evaluate(self, targeting_key: str) -> bytes:
-        """Return OFREP's answer for one context. Raises UnicodeEncodeError for a key that is no Unicode text."""
+    @property
+    def reads_attributes(self) -> bool:
+        """Whether more of a context than its targeting key decides."""
+        return self.rings is not None and self.rings.reads_attributes
+
+    def evaluate(self, targeting_key: str, attributes: Attributes | None = None) -> bytes:
+        """Return OFREP's answer for one context; `attributes` may be left out where none are read.
+
+        Raises UnicodeEncodeError for a key that is no Unicode text.
+        """
+        if self.rings is not None:
+            return self.rings.evaluate(targeting_key, self.bucket(targeting_key), attributes or {})
         return self.treatment if self.bucket(targeting_key) < self.weight else self.control
+
+    def treats(self, answer: bytes) -> bool:
+        """Return whether an answer of `evaluate` is treatment."""
+        return answer is self.treatment or (self.rings is not None and answer in self.rings.treatments)
+
+
+@dataclass(frozen=True, slots=True)
+class RingedAnswers:
+    """The answers of a flag that more than one split of everybody decides about."""
+
+    choose: Callable[[int, Attributes], Part]
+    draw: Callable[[str], int] | None  # the lot by targeting key; None: treatment is not divided
+    name: Callable[[Part, int], str]
+    answers: Mapping[str, bytes]  # by variant
+    treatments: frozenset[bytes]
+    reads_attributes: bool
+
+    def evaluate(self, targeting_key: str, bucket: int, attributes: Attributes) -> bytes:
+        """Return OFREP's answer for one context."""
+        part = self.choose(bucket, attributes)
+        return self.answers[self.name(part, self.draw(targeting_key) if self.draw is not None else 0)]
 
 
 class FlagBoard:
@@ -78,7 +112,10 @@ class FlagBoard:
 
     async def look(self, rollout: Rollout) -> Served:
         flag = self._flags.get(rollout.flag_key)
-        return Served.compared(None if flag is None else flag.percent, percent_to_serve(rollout))
+        served = Served.compared(None if flag is None else flag.percent, percent_to_serve(rollout))
+        if flag is not None and served.difference is None and flag.serving != serving(rollout):
+            return Served(flag.percent, f"serves the audiences and variants of revision {flag.rollout.revision}")
+        return served
 
     def take(self, rollout: Rollout) -> bool:
         """Serve `rollout` from now on unless a newer revision is known; return whether it was taken.
@@ -88,7 +125,7 @@ class FlagBoard:
         """
         known = self._flags.get(rollout.flag_key)
         if known is not None and rollout.revision <= known.rollout.revision:
-            said, saying = ((one.rollout_id, percent_to_serve(one)) for one in (known.rollout, rollout))
+            said, saying = ((one.rollout_id, serving(one)) for one in (known.rollout, rollout))
             if rollout.revision < known.rollout.revision or said == saying:
                 return False
             _log.error(
@@ -98,7 +135,7 @@ class FlagBoard:
                 percents=[known.percent, percent_to_serve(rollout)],
                 rollout_ids=[known.rollout.rollout_id, rollout.rollout_id],
             )
-            if percent_to_serve(rollout) >= known.percent:
+            if _exposure(rollout) >= _exposure(known.rollout):
                 return False
         self._flags[rollout.flag_key] = self._prepare(rollout)
         self._document = None
@@ -181,30 +218,50 @@ class FlagBoard:
 
     def _prepare(self, rollout: Rollout) -> ServedFlag:
         percent = percent_to_serve(rollout)
-        weight = weight_of(percent)
+        served = serving(rollout)
         # STATIC lets clients keep the answer, so only what cannot become worse may say so: control, after the end.
-        needs_key = not (rollout.has_ended and weight == 0)
-        treatment, control = rollout.plan.treatment, rollout.plan.control
+        needs_key = not (rollout.has_ended and served.is_off)
+        reason = "STATIC" if not needs_key else "SPLIT" if served.is_plain else "TARGETING_MATCH"
         metadata = metadata_of(rollout)
 
-        def answer(variant: str, value: bool) -> bytes:
+        def answer(variant: str) -> bytes:
             return msgspec.json.encode(
                 {
                     "key": rollout.flag_key,
-                    "value": value,
-                    "reason": "SPLIT" if needs_key else "STATIC",
+                    "value": served.values[variant],
+                    "reason": reason,
                     "variant": variant,
                     "metadata": {"flagSetId": self._flag_set_id, **metadata},
                 }
             )
 
+        answers = {variant: answer(variant) for variant in served.values}
+        is_plain = served.is_plain and not served.split
         return ServedFlag(
             rollout=rollout,
+            serving=served,
             percent=percent,
-            weight=weight,
+            weight=weight_of(percent),
             bucket=bucketer(rollout.flag_key, self._generation),
             needs_key=needs_key,
-            treatment=answer(treatment, True),
-            control=answer(control, False),
+            treatment=answers[counted_as_treatment(rollout.plan)[0]],
+            control=answers[served.control],
             definition=msgspec.json.encode(rollout.flag_key) + b":" + msgspec.json.encode(definition_of(rollout)),
+            rings=None if is_plain else self._ringed(rollout.flag_key, served, answers),
         )
+
+    def _ringed(self, flag_key: str, served: Serving, answers: Mapping[str, bytes]) -> RingedAnswers:
+        untreated = (served.control, served.unassigned)
+        return RingedAnswers(
+            choose=chooser(served),
+            draw=lot_drawer(flag_key, self._generation) if served.split else None,
+            name=served.name,
+            answers=answers,
+            treatments=frozenset(answer for variant, answer in answers.items() if variant not in untreated),
+            reads_attributes=any(ring.audience is not None for ring in served.rings),
+        )
+
+
+def _exposure(rollout: Rollout) -> tuple[float, float]:
+    """Return what tells which of two documents gives treatment to fewer."""
+    return percent_to_serve(rollout), sum(ring.percent for ring in serving(rollout).rings)

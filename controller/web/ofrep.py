@@ -1,12 +1,16 @@
 """OFREP 0.3.0: single and bulk evaluation over HTTP, for any OpenFeature client.
 
-Evaluation follows the decided percentage by the context's targeting key alone; other attributes are accepted and not read.
+Evaluation follows the decided percentage by the context's targeting key; other attributes are read for flags with audiences
+alone.
 A POST here changes nothing: it is how the protocol carries a context.
 
 Source: open-feature/protocol, service/openapi.yaml.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import xxhash
@@ -36,8 +40,13 @@ class _Bulk(msgspec.Struct, gc=False):
     context: _Context
 
 
+class _Attributes(msgspec.Struct, gc=False):
+    context: dict[str, Any]
+
+
 _decode_single = msgspec.json.Decoder(_Single).decode
 _decode_bulk = msgspec.json.Decoder(_Bulk).decode
+_decode_attributes = msgspec.json.Decoder(_Attributes).decode
 
 
 class _Unusable(BadInput):
@@ -80,11 +89,11 @@ class EvaluateOne:
             await self._refuse(send, 404, failure("FLAG_NOT_FOUND", "no rollout has this flag key", key))
             return
         try:
-            answer = _evaluate(flag, _read_single(body))
+            answer = answer_one(flag, body)
         except _Unusable as trouble:
             await self._refuse(send, 400, failure(trouble.code, str(trouble), key))
             return
-        (self._treated if answer is flag.treatment else self._untreated).inc()
+        (self._treated if flag.treats(answer) else self._untreated).inc()
         await send_json(send, 200, answer)
 
     async def _refuse(self, send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
@@ -111,25 +120,28 @@ class EvaluateAll:
             return
         try:
             targeting_key = _read_bulk(body)
+            flags = tuple(self._board.flags)
+            attributes = _read_attributes(body) if any(flag.reads_attributes for flag in flags) else None
         except _Unusable as trouble:
             await send_json(send, 400, failure(trouble.code, str(trouble)))
             return
         answers = [
-            flag.evaluate(targeting_key)
+            flag.evaluate(targeting_key, attributes)
             if targeting_key
             else failure("TARGETING_KEY_MISSING", _NO_KEY, flag.rollout.flag_key)
             if flag.needs_key
             else flag.control
-            for flag in self._board.flags
+            for flag in flags
         ]
         answer = b'{"flags":[%b]}' % b",".join(answers)
         await send_tagged(scope, send, answer, f'"{xxhash.xxh3_64_hexdigest(answer)}"')
 
 
-def _evaluate(flag: ServedFlag, targeting_key: str) -> bytes:
-    """Return the answer for one context; an empty targeting key is none, as for flagd. Raises _Unusable."""
+def answer_one(flag: ServedFlag, body: bytes) -> bytes:
+    """Return the answer to a single evaluation; an empty targeting key is none, as for flagd. Raises BadInput."""
+    targeting_key = _read_single(body)
     if targeting_key:
-        return flag.evaluate(targeting_key)
+        return flag.evaluate(targeting_key, _read_attributes(body) if flag.reads_attributes else None)
     if flag.needs_key:
         raise _Unusable("TARGETING_KEY_MISSING", _NO_KEY)
     return flag.control
@@ -148,6 +160,14 @@ def _read_bulk(body: bytes) -> str:
     """Return the targeting key of a bulk evaluation, empty for none. Raises _Unusable."""
     try:
         return _decode_bulk(body).context.targeting_key
+    except (ValueError, msgspec.DecodeError, RecursionError) as error:
+        raise _unusable(error) from None
+
+
+def _read_attributes(body: bytes) -> Mapping[str, Any]:
+    """Return everything that an evaluation says of its context, the targeting key among it. Raises _Unusable."""
+    try:
+        return _decode_attributes(body).context
     except (ValueError, msgspec.DecodeError, RecursionError) as error:
         raise _unusable(error) from None
 
