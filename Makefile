@@ -65,6 +65,22 @@ llama: $(VENV)/.installed ## the advisor against llama.cpp's real server with a 
 flag-readers: $(VENV)/.installed ## GO Feature Flag's own evaluation of the file we write; builds it with Go, two minutes the first time
 	$(PYTEST) -m long -s tests/integration/test_go_feature_flag.py $(ARGS)
 
+# A server of 400 npm packages, its database and its Python SDK, which agrees with few of our own versions. A Node.js of 22 comes
+# with them; to fetch it any Node.js with npm will do. PostgreSQL is the machine's (Debian: apt-get install npm postgresql).
+UNLEASH := .cache/unleash
+export npm_config_update_notifier := false
+.PHONY: unleash
+unleash: $(VENV)/.installed ## the Unleash plane against a real Unleash on PostgreSQL, seen by its SDK: about three minutes
+	mkdir -p $(UNLEASH)
+	cmp -s tests/unleash/package-lock.json $(UNLEASH)/installed.json || { \
+		cp tests/unleash/package.json tests/unleash/package-lock.json $(UNLEASH)/ && \
+		npm ci --prefix $(UNLEASH) --ignore-scripts --no-audit --no-fund --loglevel=error && \
+		cp tests/unleash/package-lock.json $(UNLEASH)/installed.json; }
+	test -x $(UNLEASH)/venv/bin/python || "$(PYTHON)" -m venv $(UNLEASH)/venv
+	$(UNLEASH)/venv/bin/python -m pip install --quiet --require-hashes --requirement tests/unleash/requirements.lock
+	ROLLOUTD_TEST_UNLEASH=$(UNLEASH) $(PYTEST) -s -m "contract or integration" tests/contract/test_unleash.py \
+		tests/integration/test_unleash_sdk.py tests/integration/test_unleash_faults.py $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.installed ## breach to 0 % served, events per second, evaluations per second; about ten minutes, machine to itself
 	PYTHONPATH=ops/kafka $(BIN)/python -m tests.benchmarks.breach
@@ -90,6 +106,7 @@ lock: ## resolve the newest allowed packages for Python 3.11 and up into the loc
 	echo hatchling | .cache/lock/bin/uv pip compile - --constraint requirements.lock $(LOCK_OPTIONS) \
 		--output-file ops/requirements-build.lock
 	printf 'xllamacpp\ngguf\n' | .cache/lock/bin/uv pip compile - $(LOCK_OPTIONS) --output-file tests/llama.lock
+	echo UnleashClient | .cache/lock/bin/uv pip compile - $(LOCK_OPTIONS) --output-file tests/unleash/requirements.lock
 
 # No index address and no path may end up in the files: they are read on other machines. UPGRADE= keeps what is pinned.
 UPGRADE ?= --upgrade

@@ -24,6 +24,7 @@ from controller.adapters.kafka_state import KafkaStateFeed
 from controller.adapters.redis import RedisRollouts, RedisTotals, Store
 from controller.adapters.redis_plane import RedisPlane
 from controller.adapters.state_topic import StateTopicPlane
+from controller.adapters.unleash import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
 from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
@@ -418,6 +419,8 @@ def make_outside_planes(settings: Settings, clock: Clock) -> Sequence[OutsidePla
     keys = settings.planes.redis
     if keys.url is not None:
         planes.append(RedisPlane(redis_url(keys), key_prefix=keys.key_prefix, call_seconds=keys.call_timeout_seconds))
+    if settings.planes.unleash.url is not None:
+        planes.append(UnleashPlane(settings.planes.unleash, clock))
     planes += [HttpPlane(name, http, clock) for name, http in settings.planes.http.items()]
     return planes
 

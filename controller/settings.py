@@ -48,7 +48,7 @@ def _http_url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("give an address like http://127.0.0.1:8081")
     if parts.username or parts.password:
-        raise ValueError("keep the secret out of the address: use api_key or api_key_file")
+        raise ValueError("keep the secret out of the address: there is a setting of its own for it, and one for a file")
     return value.rstrip("/")
 
 
@@ -423,6 +423,58 @@ class HttpPlaneSettings(_Section):
     """Longer answers are refused; a flag with thousands of targeted users is long."""
 
 
+class UnleashSettings(_Section):
+    """The flag plane of apps that use Unleash (self-hosted 7.x or 8.x), driven through its Admin API."""
+
+    url: Annotated[str, AfterValidator(_http_url)] | None = None
+    """Base address before `/api/admin`. None: no Unleash is driven."""
+    token: SecretStr | None = None
+    """Admin API token, sent as it is. Give it this project and environment alone where your Unleash can do that. None: `url`
+    must be None too."""
+    token_file: Path | None = None
+    """File with the token. None: `token` is used."""
+    project: str = Field(default="default", pattern=NAME_PATTERN)
+    """Project that holds the flags."""
+    environment: str = Field(default="production", pattern=NAME_PATTERN)
+    """Environment whose exposure is decided here. Others are not touched."""
+    create_flags: bool = False
+    """Make a flag that Unleash does not have. False: it must exist, so that a mistyped key is found at once."""
+    flag_type: Literal["release", "experiment", "operational", "kill-switch", "permission"] = "release"
+    """Type of a flag that we make."""
+    stickiness: str = Field(default="userId", pattern=NAME_PATTERN)
+    """Context field by which users are in or out; it must be what the apps report as context id. Unleash's own `default` falls
+    back to the session and then to chance, which would move users about."""
+    archive_after_days: float | None = Field(default=None, ge=1, le=3_650, allow_inf_nan=False)
+    """Archive a flag this long after its rollout ended, a completed one only if no SDK has asked for it as long, since an
+    archived flag is off. None: flags are never archived."""
+    ca_file: Path | None = None
+    """PEM file of the authorities that may sign the server's certificate. None: the system's."""
+    certificate_file: Path | None = None
+    """PEM file with our client certificate. None: we show none."""
+    key_file: Path | None = None
+    """PEM file with the key of our certificate, without a password. None: it is in `certificate_file`."""
+    connect_timeout_seconds: Seconds = 1.0
+    """A server that accepts no connection by then is away."""
+    request_timeout_seconds: Annotated[float, Field(gt=0, le=5, allow_inf_nan=False)] = 2.0
+    """One request, first byte to last. A look and a write together must fit into a reconcile period of 5 s."""
+    max_backoff_seconds: Annotated[float, Field(ge=1, le=600, allow_inf_nan=False)] = 30.0
+    """Longest wait between tries while the server fails. Lowering a flag is tried at once and every 5 s all the same."""
+    max_answer_bytes: int = Field(default=1_000_000, ge=16_384, le=100_000_000)
+    """A longer answer is refused. A flag with all its strategies and segments takes some kilobytes."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.url is not None and self.token is None:
+            raise ValueError("url needs token (or token_file): an Admin API token")
+        if self.token is not None and not (
+            self.token.get_secret_value().isascii() and self.token.get_secret_value().isprintable()
+        ):
+            raise ValueError("token is not one line of ASCII: copy it from Unleash once more")
+        if self.key_file and not self.certificate_file:
+            raise ValueError("key_file needs certificate_file")
+        return self
+
+
 PlaneName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
 
 
@@ -430,6 +482,7 @@ class PlanesSettings(_Section):
     """Further systems that serve flags, besides OFREP, flagd's HTTP document and the state topic, which are always there."""
 
     redis: RedisPlaneSettings = RedisPlaneSettings()
+    unleash: UnleashSettings = UnleashSettings()
     files: dict[PlaneName, FilePlaneSettings] = {}
     """Files by a name of yours; the plane is then called `file:<name>`."""
     http: dict[PlaneName, HttpPlaneSettings] = {}

@@ -25,6 +25,7 @@ from tests.brokers import (
     start_redis,
     why_not,
 )
+from tests.unleash.server import INSTALLED_VARIABLE, UnleashServer, installed
 
 TESTS = Path(__file__).parent
 
@@ -92,7 +93,14 @@ def pytest_report_header() -> list[str]:
         reason = why_not()
         kafka = "local Apache Kafka from Maven" if reason is None else f"MOCK ONLY, NO REAL KAFKA: {reason}"
     redis_outlook = "in Docker" if docker_trouble() is None else describe_local_redis()
-    return [f"kafka, if a test asks: {kafka}", f"redis, if a test asks: {redis_outlook}"]
+    unleash = (
+        "as `make unleash` installed it" if INSTALLED_VARIABLE in os.environ else "FAKE ONLY; `make unleash` for a real one"
+    )
+    return [
+        f"kafka, if a test asks: {kafka}",
+        f"redis, if a test asks: {redis_outlook}",
+        f"unleash, if a test asks: {unleash}",
+    ]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -135,6 +143,13 @@ def redis_in_use(request: pytest.FixtureRequest) -> Iterator[RedisInUse]:
     request.config.stash[_in_use]["Redis"] = server.description
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def real_unleash() -> Iterator[UnleashServer]:
+    """A real Unleash with a PostgreSQL of its own that all tests share. Skips where `make unleash` did not install one."""
+    with UnleashServer(installed()) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

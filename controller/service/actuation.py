@@ -51,10 +51,11 @@ class Actuation:
         note_gap: Callable[[str, float], None],
         period_seconds: float = 5.0,
         alarm_after: timedelta = timedelta(seconds=10),
-        call_seconds: float = 3.0,
+        call_seconds: float = 10.0,
         note_attempt: Callable[[str, bool], None] = lambda plane, is_served: None,
     ) -> None:
         """`period_seconds` bounds how long a foreign edit lasts; a gap older than `alarm_after` is an alarm.
+        `call_seconds` bounds a look, a write of several requests and a look again; each request is bounded by its plane.
 
         `note_gap` takes a plane's name and the age of its oldest gap in seconds, 0 for none; `note_attempt` a plane's name and
         whether it serves what it was told.
@@ -217,7 +218,7 @@ class Actuation:
             what_to_do = (
                 f"put it back to {rollout.percent:g} %, or decide anew: rolloutctl step-back, promote or roll-back"
                 if is_lower
-                else f"nothing: it was put back to {rollout.percent:g} %. Ask {served.edited_by} to use rolloutctl"
+                else f"nothing, unless an alert follows that it could not be put back. Ask {served.edited_by} to use rolloutctl"
             )
             self._log.warning(
                 "foreign_edit", flag_key=key[0], plane=plane.name, editor=served.edited_by, found=served.difference

@@ -1,5 +1,6 @@
 """What the checkout promises besides code: lock files, compose file, alert rules, scripts, and no trace of a machine."""
 
+import json
 import re
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_no_file_names_a_machine() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("lock_file", [*LOCK_FILES, "tests/llama.lock"])
+@pytest.mark.parametrize("lock_file", [*LOCK_FILES, "tests/llama.lock", "tests/unleash/requirements.lock"])
 def test_lock_files_hold_hashes_and_no_address(lock_file: str) -> None:
     """Every locked package is pinned and hashed; no index address, URL or path stands in the file."""
     text = _text(lock_file)
@@ -79,6 +80,16 @@ def test_lock_files_hold_hashes_and_no_address(lock_file: str) -> None:
     for requirement in requirements:
         assert re.match(r"[A-Za-z0-9._-]+==\S+", requirement), requirement
         assert "--hash=sha256:" in requirement, requirement
+
+
+def test_the_npm_lock_file_holds_hashes_and_no_address() -> None:
+    """Every npm package is pinned by its hash, and where it came from does not stand in the file."""
+    lock = json.loads(_text("tests/unleash/package-lock.json"))
+    declared = json.loads(_text("tests/unleash/package.json"))
+    assert lock["packages"][""]["dependencies"] == declared["dependencies"]
+    for name, package in lock["packages"].items():
+        assert "resolved" not in package, name
+        assert name == "" or package["integrity"].startswith("sha512-"), name
 
 
 def test_lock_files_cover_what_is_declared() -> None:
