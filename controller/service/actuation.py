@@ -55,6 +55,7 @@ class Actuation:
         note_attempt: Callable[[str, bool], None] = lambda plane, is_served: None,
     ) -> None:
         """`period_seconds` bounds how long a foreign edit lasts; a gap older than `alarm_after` is an alarm.
+
         `call_seconds` bounds a look, a write of several requests and a look again; each request is bounded by its plane.
 
         `note_gap` takes a plane's name and the age of its oldest gap in seconds, 0 for none; `note_attempt` a plane's name and

@@ -1,10 +1,10 @@
 """How fast harm is stopped: from producing the events that cross a guardrail's boundary to 0 % being served.
 
-`python -m tests.benchmarks.breach [--rounds 20] [--plane unleash]` on a Kafka as the tests find it. Each round starts a rollout of
-its own, lets healthy traffic in, then sends a burst of failed treatment requests; the clock runs from before the burst's first
-record is sent until a user who was in treatment is served control over OFREP, or until a real Unleash (`make unleash` installs
-it) says by its Admin API that the flag lets in nobody. Half the rounds do it while a model that never answers is being asked.
-Prints the medians of both, and their ratio.
+`python -m tests.benchmarks.breach [--rounds 20] [--plane unleash]` on a Kafka as the tests find it. Each round starts a rollout
+of its own, lets healthy traffic in, then sends a burst of failed treatment requests; the clock runs from before the burst's
+first record is sent until a user who was in treatment is served control over OFREP, or until a real Unleash (`make unleash`
+installs it) says by its Admin API that the flag lets in nobody. Half the rounds do it while a model that never answers is being
+asked. Prints the medians of both, and their ratio.
 """
 
 from __future__ import annotations
