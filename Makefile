@@ -101,7 +101,7 @@ lock: ## resolve the newest allowed packages for Python 3.11 and up into the loc
 	"$(PYTHON)" -m venv .cache/lock
 	.cache/lock/bin/pip install --quiet "uv==$(UV_VERSION)"
 	.cache/lock/bin/uv pip compile pyproject.toml --all-extras $(LOCK_OPTIONS) --output-file requirements.lock
-	.cache/lock/bin/uv pip compile pyproject.toml --constraint requirements.lock $(LOCK_OPTIONS) \
+	.cache/lock/bin/uv pip compile pyproject.toml --extra otlp --constraint requirements.lock $(LOCK_OPTIONS) \
 		--output-file ops/requirements-runtime.lock
 	echo hatchling | .cache/lock/bin/uv pip compile - --constraint requirements.lock $(LOCK_OPTIONS) \
 		--output-file ops/requirements-build.lock

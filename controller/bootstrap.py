@@ -23,6 +23,7 @@ from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id,
 from controller.adapters.kafka_state import KafkaStateFeed
 from controller.adapters.redis import RedisRollouts, RedisTotals, Store
 from controller.adapters.redis_plane import RedisPlane
+from controller.adapters.shared_topic import SharedTopic, streams, topic_of
 from controller.adapters.state_topic import StateTopicPlane
 from controller.adapters.unleash import UnleashPlane
 from controller.clock import SystemClock
@@ -45,8 +46,9 @@ from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from controller.web.server import HttpServer
 from schemas import quarantine
+from schemas.formats import evaluation_reader, outcome_reader
 from schemas.terms import CommandStatus, QuarantineReason
-from schemas.wire import RecordRefused, read_evaluations, read_outcomes
+from schemas.wire import RecordRefused
 
 #: What must work before this replica is ready, and what it can do without for a while.
 REQUIRED = ("http", "kafka", "redis", "state", "counting", "flags")
@@ -87,9 +89,10 @@ class Daemon:
             try_seconds=settings.redis.call_timeout_seconds,
             connections=settings.redis.max_connections,
         )
-        self._events = KafkaEventLog(
-            settings.kafka, settings.kafka.event_topics, settings.kafka.events_group, bare_records=True
-        )
+        event_topics = settings.kafka.event_topics
+        self._streams = streams(event_topics)
+        is_shared = settings.kafka.is_one_topic
+        self._events = KafkaEventLog(settings.kafka, sorted(set(event_topics)), settings.kafka.events_group, bare_records=True)
         self._commands = KafkaEventLog(settings.kafka, [settings.kafka.topic("commands")], settings.kafka.commands_group)
         self._feed = KafkaStateFeed(settings.kafka, documents.read_state, overtaken=self._overtaken)
         app = make_app(
@@ -119,17 +122,17 @@ class Daemon:
             on_alert=self._on_alert,
         )
         self._ingest = Ingest(
-            self._events,
+            SharedTopic(self._events) if is_shared else self._events,
             totals,
             clock=self._clock,
             metrics=self._metrics,
             settings=settings.counting,
-            topics=settings.kafka.event_topics,
+            topics=self._streams,
             epoch=settings.kafka.topic_epoch,
             quarantine=self._quarantine,
             on_counted=self._on_counted,
-            read_evaluations=read_evaluations,
-            read_outcomes=read_outcomes,
+            read_evaluations=evaluation_reader(settings.kafka.formats.evaluations, of_spans=is_shared),
+            read_outcomes=outcome_reader(settings.kafka.formats.outcomes),
         )
         self._workers = Workers(
             tools=self._tools,
@@ -225,7 +228,7 @@ class Daemon:
 
     def _event_partitions(self) -> tuple[str, ...]:
         kafka = self._settings.kafka
-        counts = ((topic, self._partitions[name]) for topic, name in zip(kafka.event_topics, EVENT_TOPICS, strict=True))
+        counts = ((topic, self._partitions[name]) for topic, name in zip(self._streams, EVENT_TOPICS, strict=True))
         return tuple(f"{topic}/{number}/{kafka.topic_epoch}" for topic, count in counts for number in range(count))
 
     def _watchdog(self, name: str, log: KafkaEventLog) -> ConsumerWatchdog:
@@ -358,6 +361,7 @@ class Daemon:
 
     async def _quarantine(self, topic: str, partition: int, refusals: Sequence[quarantine.Refusal]) -> None:
         """Return once the quarantine has what was refused. Raises EventLogUnavailable."""
+        topic = topic_of(topic)
         place = quarantine.key(topic, partition).decode()
         effect_id = f"{place}/{refusals[0].offset}-{refusals[-1].offset}"
         value = quarantine.encode(topic, partition, refusals)

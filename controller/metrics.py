@@ -136,6 +136,9 @@ class Metrics:
         )
         self.quarantined = counter("quarantined_total", "Records refused, of all topics.", reason=QuarantineReason)
         self.unknown_flag_events = plain_counter("unknown_flag_events_total", "Evaluations of flags without a rollout.")
+        self.scattered_contexts = plain_counter(
+            "scattered_contexts_total", "Times a sampled context was met in another partition of a topic than before."
+        )
         self.lag_records = gauge("lag_records", "Records in our partitions that are not read yet.", topic=READ_TOPICS)
         self.partitions_owned = gauge("partitions_owned", "Partitions this replica reads.", topic=READ_TOPICS)
         self.rebalances = plain_counter("rebalances_total", "Times the assignment of partitions changed.")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ from pydantic import (
 )
 
 from controller.errors import ConfigInvalid
+from schemas.formats import EventFormat
 from schemas.terms import NAME_PATTERN
 
 PREFIX = "ROLLOUTD_"
@@ -185,9 +187,29 @@ class TopicNames(_Section):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         names = list(self.model_dump().values())
+        if self.evaluations == self.outcomes:
+            names.remove(self.outcomes)  # spans are both: see KafkaSettings
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two topics are both called {name!r}: give each its own name")
+        return self
+
+
+class EventFormats(_Section):
+    """How the two event topics are written; see ops/formats.md for what must be configured at the sender."""
+
+    evaluations: EventFormat = EventFormat.ROLLOUTD
+    """`rolloutd`: our CloudEvents. `otlp_json`, `otlp_proto`: logs as the OpenTelemetry Collector's Kafka exporter writes
+    them, or spans, if the topic is the outcomes' as well. `go_feature_flag`: what its Kafka exporter writes."""
+    outcomes: EventFormat = EventFormat.ROLLOUTD
+    """`rolloutd`, or `otlp_json`, `otlp_proto` for spans as the Collector's Kafka exporter writes them."""
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if self.outcomes is EventFormat.GO_FEATURE_FLAG:
+            raise ValueError("GO Feature Flag exports no outcomes: let apps send them, or take them from spans")
+        if EventFormat.OTLP_PROTO in (self.evaluations, self.outcomes) and find_spec("opentelemetry.proto") is None:
+            raise ValueError("otlp_proto needs the extra `otlp`, as in pip install 'rolloutd[otlp]'; otlp_json needs none")
         return self
 
 
@@ -202,6 +224,8 @@ class KafkaSettings(_Section):
     """Put before every topic name, e.g. `staging.`: several environments on one cluster. Empty: none."""
     topics: TopicNames = TopicNames()
     """Topic names, where they must differ from the contract's."""
+    formats: EventFormats = EventFormats()
+    """How the records of the event topics are written. Ours unless an instrumented fleet writes them already."""
     topic_epoch: int = Field(default=1, ge=1)
     """Raise by one after an event topic was deleted and made anew: its offsets start over, and so does counting."""
     group_id: KafkaName = "rolloutd"
@@ -246,6 +270,8 @@ class KafkaSettings(_Section):
             raise ValueError("request_timeout_seconds must exceed session_timeout_seconds")
         if self.revoke_seconds >= self.session_timeout_seconds:
             raise ValueError("revoke_seconds must be less than session_timeout_seconds")
+        if self.is_one_topic and not (self.formats.outcomes.is_otlp and self.formats.evaluations is self.formats.outcomes):
+            raise ValueError("topics.evaluations and topics.outcomes may be one only if both formats are the same OTLP one")
         return self
 
     def topic(self, logical: str) -> str:
@@ -259,6 +285,11 @@ class KafkaSettings(_Section):
     def event_topics(self) -> tuple[str, str]:
         """Full names of the two topics that are counted: evaluations, outcomes."""
         return self.topic("evaluations"), self.topic("outcomes")
+
+    @property
+    def is_one_topic(self) -> bool:
+        """True when one topic holds the evaluations and the outcomes: spans are both."""
+        return self.topics.evaluations == self.topics.outcomes
 
     @property
     def events_group(self) -> str:

@@ -243,3 +243,4 @@ class QuarantineReason(StrEnum):
     NO_CONTEXT = "no_context"  # neither a context id nor a record key
     BAD_TIME = "bad_time"  # outside the accepted window around the record's arrival
     BAD_CHECKSUM = "bad_checksum"  # the broker's own record does not check out
+    NOT_OTLP = "not_otlp"  # on a topic set to OTLP: not an export in its encoding, or none of its signal

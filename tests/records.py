@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from controller.adapters.merged import Merger
 from controller.ports import Record
-from controller.service.counting import FLAGS_WITH_OWN_FIELDS, Changes, Directory, PartitionTotals
+from controller.service.counting import (
+    FLAGS_WITH_OWN_FIELDS,
+    Changes,
+    Directory,
+    PartitionTotals,
+    ReadEvaluations,
+    ReadOutcomes,
+)
+from schemas.envelope import RecordRefused
+from schemas.formats import Contents, Packed
 from schemas.totals import ArmCounts, decode_arm, encode_progress, parse_field
-from schemas.wire import read_evaluations, read_outcomes
+from schemas.wire import Readable, decode_evaluation, decode_outcome, read_evaluations, read_outcomes
 from tests.builders import HOUR, T0
 
 #: When records arrive unless a test says otherwise: after whatever happens in it.
@@ -70,6 +79,23 @@ def make_record(
     return Record(topic, partition, offset, timestamp_ms, None, value, ())
 
 
+def _unpacked(decode: Callable[..., tuple[Any, ...]]) -> Callable[[Readable], Contents[Any]]:
+    def unpack(record: Readable) -> Contents[Any]:
+        events, refused = [], None
+        for line in (record.value or b"").splitlines():
+            try:
+                events.append(tuple(decode(line, None, record.timestamp, ())))
+            except RecordRefused as problem:
+                refused = refused or problem
+        return Contents(events, refused)
+
+    return unpack
+
+
+#: Readers of a format that only tests know: our own events, several to a record, one a line.
+LINES: tuple[ReadEvaluations, ReadOutcomes] = (Packed(_unpacked(decode_evaluation)), Packed(_unpacked(decode_outcome)))
+
+
 class Owner:
     """Counts one partition by hand: the steps `Ingest` takes, one call each, so that a test chooses what lies between them."""
 
@@ -82,14 +108,18 @@ class Owner:
         exact_limit: int = 1000,
         window_ms: int | None = 1_800_000,
         flags_with_own_fields: int = FLAGS_WITH_OWN_FIELDS,
+        readers: tuple[ReadEvaluations, ReadOutcomes] = (read_evaluations, read_outcomes),
+        number: int = 0,
     ) -> None:
         """Load what is stored, or begin at offset 0."""
+        self.read_evaluations, self.read_outcomes = readers
         self.totals = PartitionTotals(
             directory,
             counts_exposures=counts_exposures,
             exact_limit=exact_limit,
             window_ms=window_ms if counts_exposures else None,
             flags_with_own_fields=flags_with_own_fields,
+            number=number,
         )
         if stored:
             self.totals.restore(int(stored["next"]), {name: value for name, value in stored.items() if name != "next"})
@@ -98,9 +128,9 @@ class Owner:
     def fold(self, records: Sequence[Record], *, join: PartitionTotals | None = None) -> None:
         """Fold records, all of them."""
         if self.totals.counts_exposures:
-            self.totals.fold_evaluations(records, read_evaluations)
+            assert self.totals.fold_evaluations(records, self.read_evaluations) == len(records)
         else:
-            assert self.totals.fold_outcomes(records, read_outcomes, join=join) == len(records)
+            assert self.totals.fold_outcomes(records, self.read_outcomes, join=join) == len(records)
 
     def save(self, stored: dict[str, bytes]) -> bool:
         """Write what changed into `stored` and delete garbage; return False, and write nothing, when the fence is not ours."""

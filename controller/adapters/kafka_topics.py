@@ -92,6 +92,8 @@ async def ensure_topics(settings: KafkaSettings) -> dict[str, int]:
         # All topics are listed, never asked for by name: a broker that makes topics on demand would make them wrongly.
         present = _partition_counts(await admin.describe_topics())
         missing = {logical: name for logical, name in names.items() if name not in present}
+        if settings.is_one_topic:
+            missing.pop("outcomes", None)  # spans are both, and Kafka refuses to make a topic twice at once
         _refuse_unequal(settings, present)
         if missing and settings.create_topics:
             partitions = next((present[name] for name in settings.event_topics if name in present), settings.partitions)

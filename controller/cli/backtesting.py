@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import typer
 from aiokafka import ConsumerRecord
@@ -25,9 +25,10 @@ from controller.planning.backtest import Backtest, Source
 from controller.settings import CountingSettings, KafkaSettings
 from schemas.decision import Decision
 from schemas.fields import parse_duration
+from schemas.formats import evaluation_reader, outcome_reader
 from schemas.terms import Arm, DecisionKind, Verdict
 
-_EVENT_TOPICS = ("evaluations", "outcomes")
+_EVENT_TOPICS: tuple[Literal["evaluations"], Literal["outcomes"]] = ("evaluations", "outcomes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +59,23 @@ def time_of(text: str, option: str, now: datetime) -> datetime:
 
 async def go_through(asked: Recorded, *, is_json: bool) -> None:
     """Feed what was recorded to the plan, and tell what it would have decided."""
-    async with KafkaReader(asked.kafka, _EVENT_TOPICS) as reader:
-        starts = await reader.offsets_at(asked.begins, *_EVENT_TOPICS)
-        ends = await reader.offsets_at(asked.ends, *_EVENT_TOPICS)
-        kinds = {asked.kafka.topic(logical): logical for logical in _EVENT_TOPICS}
-        sources = {(one.topic, one.partition): Source(kinds[one.topic], one.partition) for one in starts}  # type: ignore[arg-type]  # one of _EVENT_TOPICS
+    is_shared = asked.kafka.is_one_topic
+    topics = _EVENT_TOPICS[:1] if is_shared else _EVENT_TOPICS
+    async with KafkaReader(asked.kafka, topics) as reader:
+        starts = await reader.offsets_at(asked.begins, *topics)
+        ends = await reader.offsets_at(asked.ends, *topics)
+        sources = {
+            (one.topic, one.partition): [
+                Source(logical, one.partition) for logical in _EVENT_TOPICS if asked.kafka.topic(logical) == one.topic
+            ]
+            for one in starts
+        }
         test = Backtest(
             asked.plan,
             asked.begins,
-            list(sources.values()),
+            [source for both in sources.values() for source in both],
+            read_evaluations=evaluation_reader(asked.kafka.formats.evaluations, of_spans=is_shared),
+            read_outcomes=outcome_reader(asked.kafka.formats.outcomes),
             exact_limit=asked.counting.exact_set_limit,
             window_ms=round(asked.counting.attribution_window_seconds * 1000),
             counts_split=asked.counts_split,
@@ -84,7 +93,8 @@ async def go_through(asked: Recorded, *, is_json: bool) -> None:
                 batch = {}
                 until += max(1, -((until - at) // asked.every)) * asked.every
                 _tell_progress(done, total, is_json=is_json)
-            batch.setdefault(sources[record.topic, record.partition], []).append(record)
+            for source in sources[record.topic, record.partition]:
+                batch.setdefault(source, []).append(record)
             done += 1
         if not test.is_over:
             test.advance(min(until, max(asked.ends, asked.begins)), batch)

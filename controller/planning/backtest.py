@@ -32,9 +32,9 @@ from controller.core.rollout import (
     Ticked,
 )
 from controller.ports import Record
-from controller.service.counting import Changes, Directory, PartitionTotals, WatchedFlag
+from controller.service.counting import Changes, Directory, PartitionTotals, ReadEvaluations, ReadOutcomes, WatchedFlag
+from schemas import wire
 from schemas.terms import AdviceChoice, Arm, CommandVerb, HealthGap
-from schemas.wire import read_evaluations, read_outcomes
 
 _PROCEED = Advice(AdviceChoice.PROCEED, 100, ("assumed",), "assumed", "", 0)
 _ISSUER = "backtest"
@@ -77,6 +77,8 @@ class Backtest:
         exact_limit: int,
         window_ms: int,
         counts_split: bool = False,
+        read_evaluations: ReadEvaluations = wire.read_evaluations,
+        read_outcomes: ReadOutcomes = wire.read_outcomes,
     ) -> None:
         """Start the plan at `starts_at`, UTC.
 
@@ -87,6 +89,7 @@ class Backtest:
         self.judgement: Judgement | None = None
         self.judged_at = starts_at
         self._counts_split = counts_split
+        self._read_evaluations, self._read_outcomes = read_evaluations, read_outcomes
         self._directory = Directory()
         self._tests = GateTests()
         self._merger = Merger()
@@ -155,9 +158,10 @@ class Backtest:
             self._are_begun.add(source)
             totals.start_at(records[0].offset)
         if source.kind == "evaluations":
-            totals.fold_evaluations(records, read_evaluations)
+            totals.fold_evaluations(records, self._read_evaluations)
         else:
-            totals.fold_outcomes(records, read_outcomes, join=self._totals.get(Source("evaluations", source.partition)))
+            evaluations = self._totals.get(Source("evaluations", source.partition))
+            totals.fold_outcomes(records, self._read_outcomes, join=evaluations)
         totals.refused.clear()
         changes = Changes()
         for _ in totals.take_changed(changes):

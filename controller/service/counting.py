@@ -14,20 +14,22 @@ nor on the arm, so both arms are sampled alike; `latency_all` has every value.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from math import ceil, inf, log
 from sys import intern
+from typing import Any
 
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.core.rollout import Rollout, Visit
 from controller.errors import BrokenInvariant
 from controller.ports import Record
 from controller.service.contexts import ContextSet, Filter, Generation, Memberships, RecentExposures, digest_of, last_of_each
+from schemas.formats import Contents, EvaluationFields, EvaluationReader, OutcomeFields, OutcomeReader, Packed
 from schemas.quarantine import Refusal, refusal
-from schemas.terms import Arm
+from schemas.terms import Arm, QuarantineReason
 from schemas.totals import (
     ArmCounts,
     PartitionCounts,
@@ -45,12 +47,9 @@ from schemas.totals import (
 )
 from schemas.wire import RecordRefused
 
-#: `schemas.wire.read_evaluations` and `read_outcomes`.
-ReadEvaluations = Callable[[Iterable[Record], Callable[[Record, RecordRefused], None]], Iterator[tuple[str, str, str, int]]]
-ReadOutcomes = Callable[
-    [Iterable[Record], Callable[[Record, RecordRefused], None]],
-    Iterator[tuple[Record, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]],
-]
+#: One event a record, as `schemas.wire` reads them, or many.
+ReadEvaluations = EvaluationReader[Record] | Packed[EvaluationFields]
+ReadOutcomes = OutcomeReader[Record] | Packed[OutcomeFields]
 
 _LOG_GAMMA = log(GAMMA)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -67,6 +66,14 @@ _JOINED_AT_ONCE = 128  # bundles; a few KB each
 _CHECKED_PER_SAVE = 16  # bundles that are looked through for arms of visits that are over; 0.5 ms
 _TAKEN_OUT_PER_SAVE = 32  # such arms that get fields of their own, so that they are not written again and again
 _OVER_AFTER_MS = 600_000  # after a visit's end: by then even late events of it are rare
+
+MAX_FIELDS_PER_RECORD = 1_500
+"""Fields one record of many events may change: half of what a save carries, so that after a save there is always room."""
+_ENTRIES_PER_FIELD = 128  # memberships; a journal's chunk takes twice as many, but there are two journals
+_SETS_PER_FIELD = 32  # names of sets; half of what a field takes, because their numbers need not begin with one
+_FIELDS_BESIDES = 8  # the ends of journals and of the list of names
+_SCATTER_MASK = 63  # one context in 64 is watched for appearing in two partitions
+_MAX_SCATTER = 16_384  # of those; beyond, watching begins anew
 
 
 # --- which flags count ----------------------------------------------------------------------------------------------------
@@ -135,6 +142,8 @@ class Directory:
     seen: dict[str, None] = field(default_factory=dict)  # the first `seen_limit` names of those
     other_variants: int = 0  # of a known flag, neither treatment nor control
     unjoined: int = 0  # outcomes without flags whose context had no exposure within the window
+    scattered: int = 0  # sightings of a sampled context in another partition of a topic than before, in packed formats
+    homes: dict[tuple[bool, int], int] = field(default_factory=dict)  # (of evaluations, context's digest) -> partition
 
     def watch(self, rollout: Rollout) -> WatchedFlag | None:
         """Take a document; return None, and change nothing, when it is not newer than the one known."""
@@ -144,6 +153,19 @@ class Directory:
         watched = self.flags[rollout.flag_key] = WatchedFlag.of(rollout)
         self.seen.pop(rollout.flag_key, None)
         return watched
+
+    def sight(self, of_evaluations: bool, digest: int, partition: int) -> None:
+        """Notice a context that appears in more than one partition: it would be counted once in each."""
+        if digest & _SCATTER_MASK:
+            return
+        home = self.homes.get((of_evaluations, digest))
+        if home == partition:
+            return
+        if home is not None:
+            self.scattered += 1
+        elif len(self.homes) >= _MAX_SCATTER:
+            self.homes.clear()
+        self.homes[of_evaluations, digest] = partition
 
     def unknown(self, flag_key: str) -> None:
         """Count a flag without a rollout."""
@@ -384,13 +406,15 @@ class PartitionTotals:
         exact_limit: int,
         window_ms: int | None = None,
         flags_with_own_fields: int = FLAGS_WITH_OWN_FIELDS,
+        number: int = 0,
     ) -> None:
         """Start empty.
 
         `counts_exposures`: a partition of evaluations, else of outcomes. `window_ms` is the attribution window of an
-        evaluation partition, None to remember no exposures.
+        evaluation partition, None to remember no exposures. `number` is the partition's own.
         """
         self._directory = directory
+        self._number = number
         self._flags_with_own_fields = flags_with_own_fields
         self._bundles: dict[str, Bundle] = {}  # by their field
         self._rewritten: dict[str, Bundle] = {}  # to be written although no arm of theirs may have changed
@@ -641,11 +665,26 @@ class PartitionTotals:
         self.records.holes += holes
         self.position = position
 
-    def fold_evaluations(self, batch: Sequence[Record], read: ReadEvaluations) -> None:
-        """Count evaluations. Records before the position are dropped: they were counted; offsets left out are holes."""
+    def fold_evaluations(self, batch: Sequence[Record], read: ReadEvaluations, *, room: float = inf) -> int:
+        """Count evaluations and return how many records were taken: all, or of a packed format as many as `room` allows.
+
+        Records before the position are dropped: they were counted; offsets left out are holes. `room` is as for outcomes.
+        """
+        given = len(batch)
         batch = self._uncounted(batch)
-        if not batch:
-            return
+        if isinstance(read, Packed):
+            return given - len(batch) + self._fold_packed_evaluations(batch, read, room)
+        if batch:
+            counted, late, ignored = self._count_evaluations(read(batch, self._refuse))
+            self._move(batch)
+            records = self.records
+            records.counted += counted
+            records.late += late
+            records.ignored += ignored
+        return given
+
+    def _count_evaluations(self, events: Iterable[EvaluationFields]) -> tuple[int, int, int]:
+        """Count evaluations and return how many of them were counted, late and ignored."""
         records = self.records
         freshest = records.freshest_ms or 0
         counted = ignored = late = 0
@@ -656,7 +695,7 @@ class PartitionTotals:
         generation: Generation | None = None
         generation_from = generation_until = 0  # an empty slice of time: look for the first event's
         digest_of_context = digest_of
-        for context_id, flag_key, variant, time_ms in read(batch, self._refuse):
+        for context_id, flag_key, variant, time_ms in events:
             tally = tallies.get(flag_key) or self._tally(flag_key)
             if tally is None:
                 ignored += 1
@@ -712,11 +751,8 @@ class PartitionTotals:
                 else:
                     generation.exposed[digest] = last_of_each(before, lane.numbers, tally.numbers)
                 generation.log.tail += (lane.number, digest)
-        self._move(batch)
         records.freshest_ms = freshest or None
-        records.counted += counted
-        records.ignored += ignored
-        records.late += late
+        return counted, late, ignored
 
     def fold_outcomes(
         self,
@@ -736,8 +772,30 @@ class PartitionTotals:
         given = len(batch)
         batch = self._uncounted(batch)
         dropped = given - len(batch)
+        if isinstance(read, Packed):
+            return dropped + self._fold_packed_outcomes(batch, read, room, join, joinable_until_ms)
+        stopped_at, counted, late, ignored = self._count_outcomes(read(batch, self._refuse), room, join, joinable_until_ms)
+        if stopped_at is not None:
+            batch = batch[: _index_of(batch, stopped_at.offset)]
+        if batch:
+            self._move(batch)
+        records = self.records
+        records.counted += counted
+        records.late += late
+        records.ignored += ignored
+        return dropped + len(batch)
+
+    def _count_outcomes(
+        self,
+        events: Iterable[tuple[Record, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]],
+        room: float,
+        join: PartitionTotals | None,
+        joinable_until_ms: float,
+    ) -> tuple[Record | None, int, int, int]:
+        """Count outcomes; return the record that had to wait, None for none, and how many were counted, late and ignored."""
         records = self.records
         freshest = records.freshest_ms or 0
+        stopped_at: Record | None = None
         counted = ignored = late = 0
         tallies, memberships = self._tallies, self.memberships
         changed, bundled = self.changed, self.changed_in_bundles
@@ -745,11 +803,11 @@ class PartitionTotals:
         digest_of_context = digest_of
         room += len(changed) + len(bundled) + len(memberships.new_names)
         has_grown = True  # what counts against `room`, since it was last looked at
-        for record, context_id, time_ms, named, is_error, latency_ms, conversions in read(batch, self._refuse):
+        for record, context_id, time_ms, named, is_error, latency_ms, conversions in events:
             if has_grown:
                 has_grown = False
                 if len(changed) + len(bundled) + len(memberships.new_names) >= room:
-                    batch = batch[: _index_of(batch, record.offset)]
+                    stopped_at = record
                     break
             flags = named
             digest = digest_of_context(context_id.encode())
@@ -757,7 +815,7 @@ class PartitionTotals:
                 self.joins = True
                 if join is not None:
                     if record.timestamp > joinable_until_ms:
-                        batch = batch[: _index_of(batch, record.offset)]
+                        stopped_at = record
                         break
                     flags = join.exposures(digest, time_ms)
                 if not flags:
@@ -827,13 +885,90 @@ class PartitionTotals:
                 late += 1
             else:
                 ignored += 1
-        if batch:
-            self._move(batch)
         records.freshest_ms = freshest or None
-        records.counted += counted
-        records.ignored += ignored
-        records.late += late
-        return dropped + len(batch)
+        return stopped_at, counted, late, ignored
+
+    # - folding records of many events: all of a record's or none, and the record falls in one class -
+
+    def _fold_packed_evaluations(self, batch: Sequence[Record], packed: Packed[EvaluationFields], room: float) -> int:
+        """Count records of many evaluations and return how many records were taken."""
+        limit = room + self.changed_fields
+        for taken, record in enumerate(batch):
+            contents = packed.unpack(record)
+            fields = self._fields_of([(flag_key, at) for _, flag_key, _, at in contents.events], 2 * len(contents.events))
+            if fields > MAX_FIELDS_PER_RECORD:
+                contents, fields = _too_many_fields(fields), 0
+            if self.changed_fields + fields > limit:
+                return taken
+            for context_id, _, _, _ in contents.events:
+                self._directory.sight(True, digest_of(context_id.encode()), self._number)
+            self._classify(record, contents.refused, *self._count_evaluations(contents.events))
+        return len(batch)
+
+    def _fold_packed_outcomes(
+        self,
+        batch: Sequence[Record],
+        packed: Packed[OutcomeFields],
+        room: float,
+        join: PartitionTotals | None,
+        joinable_until_ms: float,
+    ) -> int:
+        """Count records of many outcomes and return how many records were taken."""
+        limit = room + self.changed_fields
+        for taken, record in enumerate(batch):
+            contents = packed.unpack(record)
+            if join is not None and record.timestamp > joinable_until_ms and not all(event[2] for event in contents.events):
+                self.joins = True
+                return taken
+            # Joined here, not while counting: what a record changes has to be known before any of it is counted.
+            events = [self._joined(event, join) for event in contents.events]
+            pairs = [(flag_key, event[1]) for event in events for flag_key, _ in event[2]]
+            fields = self._fields_of(pairs, sum(len(event[2]) * (event[3] + len(event[5])) for event in events))
+            if fields > MAX_FIELDS_PER_RECORD:
+                contents, events, fields = _too_many_fields(fields), [], 0
+            if self.changed_fields + fields > limit:
+                return taken
+            for context_id, *_ in events:
+                self._directory.sight(False, digest_of(context_id.encode()), self._number)
+            _, counted, late, ignored = self._count_outcomes(((record, *event) for event in events), inf, None, inf)
+            self._classify(record, contents.refused, counted, late, ignored)
+        return len(batch)
+
+    def _joined(self, event: OutcomeFields, join: PartitionTotals | None) -> OutcomeFields:
+        """Return an outcome with the flags of its context's exposures, when it names none and there are some."""
+        context_id, time_ms, flags, is_error, latency_ms, conversions = event
+        if flags:
+            return event
+        self.joins = True
+        if join is not None:
+            flags = join.exposures(digest_of(context_id.encode()), time_ms)
+        return context_id, time_ms, flags, is_error, latency_ms, conversions
+
+    def _fields_of(self, touched: Sequence[tuple[str, int]], entries: int) -> int:
+        """Return how many fields a record may change, at most: `touched` are (flag key, time), `entries` new memberships."""
+        if not touched:
+            return 0
+        earliest, latest = min(at for _, at in touched), max(at for _, at in touched)
+        arms = names = 0
+        for flag_key in {flag_key for flag_key, _ in touched}:
+            watched = self._directory.flags.get(flag_key)
+            if watched is not None:
+                visits = sum(begin <= latest and earliest < until for begin, until, _ in watched.intervals)
+                arms += 2 * visits
+                names += (visits + 1) * (2 + len(watched.conversions))
+        return min(arms, len(touched)) + names // _SETS_PER_FIELD + entries // _ENTRIES_PER_FIELD + _FIELDS_BESIDES
+
+    def _classify(self, record: Record, refused: RecordRefused | None, counted: int, late: int, ignored: int) -> None:
+        """Put a record whose events were counted into its one class, and the position behind it."""
+        if refused is not None:
+            self._refuse(record, refused)  # which counts it as quarantined, whatever else was in it
+        elif counted:
+            self.records.counted += 1
+        elif late:
+            self.records.late += 1
+        else:
+            self.records.ignored += 1
+        self._move((record,))
 
     def _uncounted(self, batch: Sequence[Record]) -> Sequence[Record]:
         """Return a batch without what lies before the position."""
@@ -855,6 +990,17 @@ class PartitionTotals:
             if watched is not None and watched.rollout_id == rollout_id and flag_key not in found:
                 found[flag_key] = watched.treatment if arm is Arm.TREATMENT else watched.control
         return list(found.items())
+
+
+def _too_many_fields(fields: int) -> Contents[Any]:
+    return Contents(
+        (),
+        RecordRefused(
+            QuarantineReason.TOO_LARGE,
+            f"it may change {fields} totals, at most {MAX_FIELDS_PER_RECORD} are changed by one record",
+            "lower the Collector's send_batch_max_size",
+        ),
+    )
 
 
 def _index_of(batch: Sequence[Record], offset: int) -> int:

@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate
 from math import inf
 from typing import Any
 
@@ -36,6 +37,7 @@ from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, Record, TopicPartition, Totals
 from controller.service.counting import Changes, Directory, PartitionTotals, ReadEvaluations, ReadOutcomes, up_to
 from controller.settings import CountingSettings
+from schemas.formats import Packed
 from schemas.quarantine import MAX_REFUSALS, Refusal
 from schemas.terms import Recorded
 from schemas.totals import MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS, PartitionCounts, encode_progress
@@ -47,8 +49,11 @@ _LEAST_ROOM = 200  # fields; with less a save comes first, in place of ever smal
 _FIELDS_PER_EVALUATION = 2
 _FROZEN_LANES = 500  # so many more at a time: rarely, for what else exists at that moment is never looked at again either
 _FOLDED_AT_ONCE = 1000  # records: 3 ms or so
+_PACKED_BYTES_AT_ONCE = 128 * 1024  # of records that hold many events: 10 ms or so; a single one may be larger
+_PACKED_BYTES_PENDING = 16 * 1024 * 1024  # of such records, fetched and not yet folded, per partition
 _RECORDED = (Recorded.COUNTED, Recorded.QUARANTINED, Recorded.LATE, Recorded.IGNORED)
 _COLLECTED_FROM_OBJECTS = 20_000
+_SCATTERED = "a context's events are in several partitions and it is counted once in each: see ops/formats.md"
 _SWEEP_SECONDS = 600.0  # by then the directory is newer than any hash that was loaded
 
 
@@ -231,6 +236,7 @@ class Ingest:
         self._on_counted = on_counted
         self._read_evaluations = read_evaluations
         self._read_outcomes = read_outcomes
+        self._has_packed = isinstance(read_evaluations, Packed) or isinstance(read_outcomes, Packed)
         self._window_ms = round(settings.attribution_window_seconds * 1000)
         self._owned: dict[TopicPartition, _Owned] = {}
         self._pairs: dict[int, _Pair] = {}
@@ -242,6 +248,7 @@ class Ingest:
         self._committed_at = 0.0
         self._unfrozen_lanes = 0
         self._unknown_reported = 0
+        self._scattered_reported = 0
         self._logger = structlog.get_logger()
         self.directory = Directory(settings.seen_flags_limit)
         self.counters = IngestCounters()
@@ -346,7 +353,7 @@ class Ingest:
             folded = self._fold(pair, now)
             if folded:
                 self._is_blocked = False
-            since_pause += folded
+            since_pause += folded if not self._has_packed else _FOLDED_AT_ONCE
             if since_pause >= _FOLDED_AT_ONCE:
                 since_pause = 0
                 await asyncio.sleep(0)
@@ -387,6 +394,7 @@ class Ingest:
             counts_exposures=partition[0] == self._evaluations_topic,
             exact_limit=self._settings.exact_set_limit,
             window_ms=self._window_ms,
+            number=partition[1],
         )
 
     def _let_go(self, owned: _Owned) -> None:
@@ -413,12 +421,14 @@ class Ingest:
 
     def _pace_fetching(self) -> None:
         """Stop fetching what cannot be folded, and go on once half of it is gone."""
-        limit = self._pacing.pending_records
         for owned in self._owned.values():
-            if not owned.is_paused and len(owned.pending) >= limit:
+            fullness = len(owned.pending) / self._pacing.pending_records
+            if self._has_packed:
+                fullness = max(fullness, sum(len(record.value or b"") for record in owned.pending) / _PACKED_BYTES_PENDING)
+            if not owned.is_paused and fullness >= 1:
                 self._log.pause([owned.partition])
                 owned.is_paused = True
-            elif owned.is_paused and 2 * len(owned.pending) < limit:
+            elif owned.is_paused and fullness < 0.5:
                 self._log.resume([owned.partition])
                 owned.is_paused = False
 
@@ -492,9 +502,9 @@ class Ingest:
         with _no_collection():
             while folded < _FOLDED_AT_ONCE:
                 step = self._fold_outcomes(pair, now) + self._fold_evaluations(pair, now)
-                if step == 0:
-                    break
                 folded += step
+                if step == 0 or self._has_packed:
+                    break
             self._unfrozen_lanes += sum(owned.totals.opened_lanes for owned in pair.owned()) - opened
             if self._unfrozen_lanes >= _FROZEN_LANES:
                 # What is made for a flag lives as long as its partition is ours (`PartitionTotals.close`). Of 10,000 flags it
@@ -524,7 +534,7 @@ class Ingest:
         room = self._room(owned)
         if room == 0:
             return 0
-        batch = owned.pending[: self._settings.fetch_max_records]
+        batch = self._at_hand(owned, self._settings.fetch_max_records, self._read_outcomes)
         evaluations = pair.evaluations
         join = None
         if evaluations is not None and evaluations.state is not PartitionState.STOPPED:
@@ -562,20 +572,30 @@ class Ingest:
         owned = pair.evaluations
         if owned is None:
             return 0
-        count = min(self._room(owned) // _FIELDS_PER_EVALUATION, self._settings.fetch_max_records)
+        room = self._room(owned)
+        count = min(room // _FIELDS_PER_EVALUATION, self._settings.fetch_max_records)
         if count == 0:
             return 0
-        batch = owned.pending[:count]
+        batch = self._at_hand(owned, count, self._read_evaluations)
         until = self._exposable_until(pair, now)
         if batch[-1].timestamp > until:
             batch = batch[: up_to(batch, until)]
             if not batch:
                 return 0
         # Refusals of a whole batch may go beyond what one quarantine record holds; the save splits them.
-        owned.totals.fold_evaluations(batch, self._read_evaluations)
-        owned.last_timestamp_ms = batch[-1].timestamp
-        del owned.pending[: len(batch)]
-        return len(batch)
+        taken = owned.totals.fold_evaluations(batch, self._read_evaluations, room=room)
+        if taken:
+            owned.last_timestamp_ms = batch[taken - 1].timestamp
+            del owned.pending[:taken]
+        return taken
+
+    def _at_hand(self, owned: _Owned, count: int, read: ReadEvaluations | ReadOutcomes) -> list[Record]:
+        """Return at most `count` records to fold next; of a packed format a bounded number of bytes, at least one record."""
+        batch = owned.pending[:count]
+        if isinstance(read, Packed):
+            sizes = accumulate(len(record.value or b"") for record in batch)
+            batch = batch[: max(1, sum(size <= _PACKED_BYTES_AT_ONCE for size in sizes))]
+        return batch
 
     def _exposable_until(self, pair: _Pair, now: float) -> float:
         """Return the timestamp up to which evaluations may be folded without running ahead of outcomes that need them.
@@ -729,6 +749,11 @@ class Ingest:
         unknown = self.directory.unknown_flags
         self._metrics.unknown_flag_events.inc(unknown - self._unknown_reported)
         self._unknown_reported = unknown
+        scattered = self.directory.scattered
+        if scattered and not self._scattered_reported:
+            self._logger.warning("contexts_scattered", topic=owned.partition[0], reason=_SCATTERED)
+        self._metrics.scattered_contexts.inc(scattered - self._scattered_reported)
+        self._scattered_reported = scattered
 
     def _begin_anew(self, owned: _Owned, stored: int) -> None:
         """Drop a partition's memory, because somebody else has counted it, and load it again."""

@@ -12,10 +12,11 @@ from controller.core.evidence import bucket_of
 from controller.core.rollout import Rollout
 from controller.core.timeline import locate
 from controller.ports import Record
-from controller.service.counting import Directory, WatchedFlag
+from controller.service.counting import Directory, ReadEvaluations, ReadOutcomes, WatchedFlag
 from schemas.totals import ArmCounts, decode_progress
+from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_rollout, make_visit
-from tests.records import Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
+from tests.records import LINES, Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
 
 VISITS = (
     make_visit(entered_at=T0, counts_from=T0 + MINUTE, left_at=T0 + HOUR),
@@ -171,7 +172,14 @@ def recount(events: list[Evaluated | Happened | None]) -> Recount:
 between = st.sampled_from(["fold", "fold", "save", "save", "crash", "zombie", "reread"])
 
 
-def interrupted(records: list[Record], data: st.DataObject, *, counts_exposures: bool, exact_limit: int) -> dict[str, bytes]:
+def interrupted(
+    records: list[Record],
+    data: st.DataObject,
+    *,
+    counts_exposures: bool,
+    exact_limit: int,
+    readers: tuple[ReadEvaluations, ReadOutcomes] = (read_evaluations, read_outcomes),
+) -> dict[str, bytes]:
     """Return the hash after counting `records` in random batches through random interruptions."""
     stored: dict[str, bytes] = {}
     flags = directory()
@@ -183,6 +191,7 @@ def interrupted(records: list[Record], data: st.DataObject, *, counts_exposures:
             stored=stored,
             exact_limit=exact_limit,
             flags_with_own_fields=data.draw(st.sampled_from([0, 250])),
+            readers=readers,
         )
 
     one = owner()
@@ -257,6 +266,34 @@ def test_outcomes_are_counted_exactly_once(
     """Whatever the batches, crashes, zombies and repeats, outcomes add up to the naive recount, sealed sets too."""
     stored = interrupted(written([*events]), data, counts_exposures=False, exact_limit=exact_limit)
     check([*events], stored)
+
+
+@given(
+    st.lists(st.tuples(gaps, st.lists(evaluated | poison, max_size=6)), max_size=12)
+    | st.lists(st.tuples(gaps, st.lists(happened | poison, max_size=6)), max_size=12),
+    st.data(),
+)
+def test_records_of_many_events_are_counted_exactly_once(
+    bundles: list[tuple[int, list[Evaluated | Happened | None]]], data: st.DataObject
+) -> None:
+    """Events add up to the same totals however they are packed, and each record falls in one class: its worst event's."""
+    records, offset = [], 0
+    classes = dict.fromkeys(("counted", "quarantined", "late", "ignored"), 0)
+    for gap, events in bundles:
+        value = b"\n".join(record.value or b"" for record in written([(0, event) for event in events]))
+        records.append(make_record(offset + gap, value, timestamp_ms=at_ms(T0 + 3 * HOUR)))
+        offset += gap + 1
+        alone = recount(events).classes
+        name = next((name for name in ("quarantined", "counted", "late") if alone[name]), "ignored")
+        classes[name] += 1
+    counts_exposures = any(isinstance(event, Evaluated) for _, events in bundles for event in events)
+    stored = interrupted(records, data, counts_exposures=counts_exposures, exact_limit=3, readers=LINES)
+    expected = recount([event for _, events in bundles for event in events])
+    assert {name: without_batches(arm) for name, arm in arms_in(stored).items()} == expected.arms
+    if bundles:
+        progress = decode_progress(stored)
+        assert {name: getattr(progress, name) for name in classes} == classes
+        assert progress.adds_up(int(stored["next"]))
 
 
 @given(times)

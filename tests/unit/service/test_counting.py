@@ -9,12 +9,12 @@ import pytest
 
 from controller.core.evidence import bucket_of
 from controller.errors import BrokenInvariant
-from controller.service.counting import Changes, Directory
+from controller.service.counting import MAX_FIELDS_PER_RECORD, Changes, Directory
 from schemas.terms import QuarantineReason
 from schemas.totals import BUNDLES, ArmCounts, PartitionCounts, bundle_field, decode_bundle, encode_progress
 from schemas.wire import read_outcomes
 from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_rollout, make_visit
-from tests.records import Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
+from tests.records import LINES, Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
 
 ON, OFF = ("new-checkout", "on"), ("new-checkout", "off")
 AT = T0 + 10 * MINUTE
@@ -403,3 +403,105 @@ def test_names_of_sets_share_fields() -> None:
     counting.owner.totals.drop("flag-7", "start-1")
     counting.batch()
     assert not any(b"flag-7|" in value for value in counting.stored.values())
+
+
+# --- records of many events -----------------------------------------------------------------------------------------------
+
+
+def make_packing(*, evaluations: bool, directory: Directory | None = None, number: int = 0) -> Owner:
+    """Return the owner of a partition whose records hold an event a line."""
+    return Owner(directory or make_directory(), counts_exposures=evaluations, readers=LINES, number=number)
+
+
+def packed(*values: bytes) -> bytes:
+    """Return the value of a record that holds these events."""
+    return b"\n".join(values)
+
+
+def test_a_record_with_a_bad_event_is_quarantined_and_its_good_ones_count() -> None:
+    """One refusal tells of the record, which is in no other class; what could be used in it was used."""
+    owner = make_packing(evaluations=True)
+    late = evaluation_value("a", "on", time_ms=at_ms(T0 - HOUR))
+    good = evaluation_value("a", "on", time_ms=at_ms(AT))
+    unknown = evaluation_value("a", "on", time_ms=at_ms(AT), flag="other")
+    owner.fold(
+        [
+            make_record(0, packed(good, b"{", good, b"[")),
+            make_record(1, packed(late, unknown, good)),
+            make_record(2, packed(unknown, late)),
+            make_record(3, packed(unknown)),
+            make_record(4, b""),
+        ]
+    )
+    records = owner.totals.records
+    assert (records.quarantined, records.counted, records.late, records.ignored) == (1, 1, 1, 2)
+    assert records.adds_up(owner.totals.position)
+    assert [refusal.offset for refusal in owner.totals.refused] == [0]
+    stored: dict[str, bytes] = {}
+    assert owner.save(stored)
+    assert arms_in(stored)[TREATMENT] == ArmCounts(evaluations=3, exposures=1)
+
+
+@pytest.mark.parametrize("evaluations", [True, False])
+def test_a_record_is_folded_whole_or_not_at_all(evaluations: bool) -> None:
+    """A record that changes more fields than there is room for waits for the next save, with all its events."""
+    directory = Directory()
+    for number in range(60):
+        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
+    owner = make_packing(evaluations=evaluations, directory=directory)
+
+    def event(number: int) -> bytes:
+        if evaluations:
+            return evaluation_value("a", "on", time_ms=at_ms(AT), flag=f"flag-{number}")
+        return outcome("a", (f"flag-{number}", "on"))
+
+    batch = [make_record(index, packed(*(event(20 * index + at) for at in range(20)))) for index in range(3)]
+    if evaluations:
+        taken = owner.totals.fold_evaluations(batch, LINES[0], room=60)
+    else:
+        taken = owner.totals.fold_outcomes(batch, LINES[1], room=60)
+    assert 0 < taken < 3
+    assert owner.totals.position == taken
+    assert len(owner.totals.changed) == 20 * taken
+
+
+def test_a_record_that_no_save_could_carry_is_refused() -> None:
+    """A record with more flags under rollout than one save has fields for stops nobody: it is set aside with its reason."""
+    directory = Directory()
+    count = MAX_FIELDS_PER_RECORD + 1
+    for number in range(count):
+        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
+    owner = make_packing(evaluations=False, directory=directory)
+    values = [outcome("a", (f"flag-{number}", "on")) for number in range(count)]
+    owner.fold([make_record(0, packed(*values)), make_record(1, packed(*values[:100]))])
+    assert [refusal.reason for refusal in owner.totals.refused] == [QuarantineReason.TOO_LARGE]
+    assert (owner.totals.records.quarantined, owner.totals.records.counted) == (1, 1)
+
+
+def test_packed_outcomes_without_flags_are_joined() -> None:
+    """An outcome in a record of many is joined to its context's exposures, and waits for evaluations as a whole record."""
+    directory = make_directory()
+    exposures = make_packing(evaluations=True, directory=directory)
+    exposures.fold([make_record(0, evaluation_value("a", "on", time_ms=at_ms(AT)))])
+    owner = make_packing(evaluations=False, directory=directory)
+    record = make_record(0, packed(outcome("a", ON), outcome("a"), outcome("b")), timestamp_ms=at_ms(AT))
+    early = at_ms(AT) - 1
+    assert owner.totals.fold_outcomes([record], LINES[1], join=exposures.totals, joinable_until_ms=early) == 0
+    owner.fold([record], join=exposures.totals)
+    stored: dict[str, bytes] = {}
+    assert owner.save(stored)
+    assert arms_in(stored)[TREATMENT].outcomes == 2
+    assert stored["joins"] == b"1"
+    assert directory.unjoined == 1
+
+
+def test_contexts_in_several_partitions_are_noticed() -> None:
+    """Of packed formats, whose senders may not key by context, a sample of contexts is watched for a second partition."""
+    directory = make_directory()
+    owners = [make_packing(evaluations=True, directory=directory, number=number) for number in range(2)]
+    values = [evaluation_value(f"u{number}", "on", time_ms=at_ms(AT)) for number in range(600)]
+    owners[0].fold([make_record(0, packed(*values[:300])), make_record(1, packed(*values[:300]))])
+    owners[1].fold([make_record(0, packed(*values[300:]))])
+    assert directory.scattered == 0
+    owners[1].fold([make_record(1, packed(*values[:300]))])
+    assert 0 < directory.scattered < 30

@@ -14,13 +14,14 @@ import pytest
 from controller.adapters.memory import ManualClock, MemoryBroker, MemoryEventLog, MemoryTotals
 from controller.errors import EventLogUnavailable
 from controller.metrics import Metrics
+from controller.service.counting import ReadEvaluations, ReadOutcomes
 from controller.service.ingest import Ingest, Pacing, PartitionState
 from controller.settings import CountingSettings
 from schemas.quarantine import Refusal
 from schemas.totals import PartitionCounts, decode_progress
 from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import HOUR, MINUTE, T0, make_rollout, make_visit
-from tests.records import arms_in, at_ms, evaluation_value, outcome_value
+from tests.records import LINES, arms_in, at_ms, evaluation_value, outcome_value
 
 EVALUATIONS, OUTCOMES = TOPICS = ("flag.evaluations", "request.outcomes")
 NOW = T0 + 10 * MINUTE
@@ -59,6 +60,7 @@ class Bench:
     partitions: int = 1
     settings: CountingSettings = field(default_factory=make_settings)
     pacing: Pacing = field(default_factory=make_pacing)
+    readers: tuple[ReadEvaluations, ReadOutcomes] = (read_evaluations, read_outcomes)
 
     def __post_init__(self) -> None:
         self.broker = MemoryBroker(ManualClock(NOW), dict.fromkeys(TOPICS, self.partitions))
@@ -86,8 +88,8 @@ class Bench:
             epoch=1,
             quarantine=self.quarantine,
             on_counted=self.told.append,
-            read_evaluations=read_evaluations,
-            read_outcomes=read_outcomes,
+            read_evaluations=self.readers[0],
+            read_outcomes=self.readers[1],
             pacing=self.pacing,
         )
         ingest.watch(make_rollout())
@@ -544,3 +546,20 @@ async def test_the_log_being_away_is_waited_for() -> None:
         await until(lambda: ingest.counters.fetch_troubles > 3)
         bench.broker.outage.is_down = False
         await until(bench.is_all_saved)
+
+
+async def test_large_records_of_many_events_are_counted() -> None:
+    """However large records of many events are, and more than may wait in memory, all are counted."""
+    bench = Bench(readers=LINES)
+    event = evaluation_value("a", "on", time_ms=at_ms(NOW))
+    value = b"\n".join([event] * (300_000 // len(event)))
+    outcome = outcome_value("a", time_ms=at_ms(NOW), flags=[ON], latency_ms=5.0)
+    for _ in range(100):  # 30 MB: more than may wait
+        bench.broker.append(EVALUATIONS, value, timestamp_ms=at_ms(NOW))
+    bench.broker.append(OUTCOMES, b"\n".join([outcome, b"{"]), timestamp_ms=at_ms(NOW))
+    async with bench.running():
+        await until(bench.is_all_saved, seconds=60)
+    assert bench.progress(EVALUATIONS).counted == 100
+    assert bench.progress(OUTCOMES).quarantined == 1
+    assert len(bench.quarantined) == 1
+    assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].outcomes == 1

@@ -1,0 +1,119 @@
+"""One Kafka topic that is counted twice: spans hold evaluations and outcomes, so their topic stands for both.
+
+To ingest it looks like two logs with the same records, each with a fence of its own; what is one record to Kafka is then
+counted by each exactly once, wherever the other stands. The second log is called `<topic>#outcomes`, which no topic can be:
+that name appears in Redis and in ingest's logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+from controller.ports import EventLog, Record, TopicPartition
+
+_SECOND = "#outcomes"
+
+
+def streams(topics: tuple[str, str]) -> tuple[str, str]:
+    """Return what ingest calls the evaluations' and the outcomes' topic, told apart when they are one."""
+    evaluations, outcomes = topics
+    return (evaluations, outcomes + _SECOND) if evaluations == outcomes else topics
+
+
+def topic_of(stream: str) -> str:
+    """Return the Kafka topic of a stream."""
+    return stream.removesuffix(_SECOND)
+
+
+class SharedTopic:
+    """`controller.ports.EventLog` over another one's single topic: every partition appears in both streams.
+
+    Kafka is read once, from the lower of the two positions; a stream never gets a record below its own.
+    """
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._next: dict[TopicPartition, int] = {}  # by stream: the offset it is to get next, once it was sought
+        self._paused: set[TopicPartition] = set()
+
+    @property
+    def assignment(self) -> frozenset[TopicPartition]:
+        assigned = frozenset(stream for partition in self._log.assignment for stream in _streams_of(partition))
+        for gone in self._next.keys() - assigned:
+            del self._next[gone]
+        self._paused &= assigned
+        return assigned
+
+    def on_revoked(self, callback: Callable[[frozenset[TopicPartition]], Awaitable[None]]) -> None:
+        async def revoked(partitions: frozenset[TopicPartition]) -> None:
+            leaving = frozenset(stream for partition in partitions for stream in _streams_of(partition))
+            try:
+                await callback(leaving)
+            finally:
+                for stream in leaving:
+                    self._next.pop(stream, None)
+                self._paused -= leaving
+
+        self._log.on_revoked(revoked)
+
+    async def fetch(self, max_records: int, timeout_seconds: float) -> Mapping[TopicPartition, Sequence[Record]]:
+        fetched: dict[TopicPartition, Sequence[Record]] = {}
+        for partition, records in (await self._log.fetch(max_records, timeout_seconds)).items():
+            for stream in _streams_of(partition):
+                following = self._next.get(stream)
+                if following is None or stream in self._paused:
+                    continue  # not sought yet, or to be read again when it is resumed
+                new = records if records[0].offset >= following else [one for one in records if one.offset >= following]
+                if new:
+                    fetched[stream] = new
+                    self._next[stream] = new[-1].offset + 1
+        return fetched
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self._next[partition] = offset
+        self._go_back(_partition_of(partition))
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        self._paused.update(partitions)
+        self._log.pause([one for one in _partitions_of(partitions) if self._paused.issuperset(_streams_of(one))])
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        self._paused.difference_update(partitions)
+        for partition in _partitions_of(partitions):
+            self._log.resume([partition])
+            self._go_back(partition)
+
+    def _go_back(self, partition: TopicPartition) -> None:
+        """Read on from where the stream stands that is behind. A paused one is come back for."""
+        standing = [self._next[one] for one in _streams_of(partition) if one in self._next and one not in self._paused]
+        if standing:
+            self._log.seek(partition, min(standing))
+
+    async def bounds(self, partition: TopicPartition) -> tuple[int, int]:
+        return await self._log.bounds(_partition_of(partition))
+
+    def end_offset(self, partition: TopicPartition) -> int | None:
+        return self._log.end_offset(_partition_of(partition))
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        return await self._log.committed(_partition_of(partition))
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        lowest: dict[TopicPartition, int] = {}
+        for stream, offset in offsets.items():
+            partition = _partition_of(stream)
+            lowest[partition] = min(offset, lowest.get(partition, offset))
+        await self._log.commit(lowest)
+
+
+def _streams_of(partition: TopicPartition) -> tuple[TopicPartition, TopicPartition]:
+    topic, number = partition
+    return (topic, number), (topic + _SECOND, number)
+
+
+def _partition_of(stream: TopicPartition) -> TopicPartition:
+    return topic_of(stream[0]), stream[1]
+
+
+def _partitions_of(partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
+    return list(dict.fromkeys(map(_partition_of, partitions)))
