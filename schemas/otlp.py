@@ -265,7 +265,8 @@ class Encoding:
                 if log.event_name and log.event_name not in EVENT_NAMES:
                     continue
                 found = self._attributes(log.attributes, _OF_EVALUATION)
-                if not log.event_name and found.get(_NAME) not in EVENT_NAMES:
+                name = log.event_name or found.get(_NAME)
+                if not isinstance(name, str) or name not in EVENT_NAMES:
                     continue
                 if _BODY_VALUE not in found and log.body is not None:
                     body = self.plain(log.body)

@@ -120,6 +120,12 @@ def test_an_event_named_by_attribute_with_its_value_in_the_body() -> None:
     assert unpack(JSON_LOGS, logs(record)).events == [("u1", "f", "false", AT)]
 
 
+def test_an_event_named_by_something_that_is_no_text() -> None:
+    """A name that is a list is nobody's event, and raises nothing."""
+    record = {"attributes": [{"key": "event.name", "value": {"arrayValue": {"values": []}}}]}
+    assert unpack(JSON_LOGS, logs(record)) == Contents([])
+
+
 def test_a_time_that_is_not_told() -> None:
     """The time of observing stands in for the event's, the record's own timestamp for both."""
     observed, nothing = evaluation(), evaluation()
