@@ -43,6 +43,7 @@ from controller.service.workers import ReadCommand, Workers
 from controller.settings import RedisPlaneSettings, RedisSettings, Settings
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
+from controller.web.event_stream import EventStreams, StreamLimits
 from controller.web.flags import FlagBoard
 from controller.web.server import HttpServer
 from schemas import quarantine
@@ -104,7 +105,9 @@ class Daemon:
             plane_standings=self._plane_standings,
             allowed_hosts=settings.http.allowed_hosts,
             max_body_bytes=settings.http.max_body_bytes,
+            stream_limits=StreamLimits(streams=settings.http.max_event_streams),
         )
+        self._event_streams: EventStreams = app.state.event_streams
         self._http = HttpServer(
             app, host=settings.http.host, port=settings.http.port, max_connections=settings.http.max_connections
         )
@@ -201,7 +204,7 @@ class Daemon:
             ),
             drain=self._ingest.stop,
             close=(
-                ("http", lambda: self._http.stop(settings.shutdown.close_seconds)),
+                ("http", self._stop_http),
                 ("events", self._events.stop),
                 ("commands", self._commands.stop),
                 ("state_feed", self._feed.stop),
@@ -211,6 +214,10 @@ class Daemon:
                 *((plane.name, plane.close) for plane in self._outside_planes),
             ),
         )
+
+    async def _stop_http(self) -> None:
+        self._event_streams.end()
+        await self._http.stop(self._settings.shutdown.close_seconds)
 
     # --- before anything runs -------------------------------------------------------------------------------------------
 

@@ -176,6 +176,10 @@ class Metrics:
         self.evaluations = counter(
             "evaluations_total", "Flag evaluations answered over OFREP.", outcome=("treatment", "control", "refused")
         )
+        self.event_streams = plain_gauge("event_streams", "OFREP clients that are told of changes as they happen.")
+        self.event_streams_ended = counter(
+            "event_streams_ended_total", "Event streams that were not what the client wanted.", why=("refused", "slow")
+        )
 
         # The process.
         self.stall_seconds = histogram("stall_seconds", "How late the event loop woke a timer.", _FAST)

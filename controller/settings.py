@@ -391,6 +391,15 @@ class HttpSettings(_Section):
     """Larger requests are refused. CloudEvents and evaluation contexts stay far below."""
     max_connections: Count = 1_000
     """More are answered 503; it bounds what idle connections can cost."""
+    max_event_streams: int = Field(default=200, ge=0, le=100_000)
+    """OFREP clients told of changes as they happen, each on a connection of its own that stays open; more are answered 503 and
+    poll. Keep it well below `max_connections`. 0: the stream is not offered."""
+
+    @model_validator(mode="after")
+    def _leave_room(self) -> Self:
+        if self.max_event_streams >= self.max_connections:
+            raise ValueError("max_event_streams must be less than max_connections, or streams take every connection")
+        return self
 
 
 class RedisPlaneSettings(_Section):

@@ -22,6 +22,7 @@ from controller.health import Health
 from controller.metrics import Metrics
 from controller.ports import PlaneStanding
 from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, send_error
+from controller.web.event_stream import ADVERTISED, DEFAULT_LIMITS, PATH, EventStreams, StreamLimits
 from controller.web.flags import FlagBoard
 from controller.web.ofrep import EvaluateAll, EvaluateOne
 from controller.web.views import FlagdDocument, Healthz, MetricsPage, NewestEvidence, PlaneStandings, Readyz, RolloutDocuments
@@ -40,17 +41,22 @@ def make_app(
     plane_standings: Callable[[str], Sequence[PlaneStanding] | None] = lambda _: None,
     allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
     max_body_bytes: int = MAX_BODY_BYTES,
+    stream_limits: StreamLimits = DEFAULT_LIMITS,
 ) -> Starlette:
     """Return the HTTP surface over these views.
 
     `describe` writes a rollout as the state document's JSON; `newest_evidence` a flag's newest look, and `plane_standings` how
     its planes stand, are None when another replica runs it. `allowed_hosts` are the names clients may call us by, without port;
-    `*.example.org` allows subdomains, `*` all. IP addresses need no entry, see `Guard`.
+    `*.example.org` allows subdomains, `*` all. IP addresses need no entry, see `Guard`. What is in `app.state.event_streams` is
+    to be ended before the server stops.
     """
+    streams = EventStreams(board, metrics, stream_limits)
+    advertised = ADVERTISED if stream_limits.streams else b""
     documents = RolloutDocuments(board, describe)
     routes = [  # the first match is taken: most frequent first
         Route("/ofrep/v1/evaluate/flags/{key:path}", EvaluateOne(board, metrics, max_body_bytes), methods=["POST"]),
-        Route("/ofrep/v1/evaluate/flags", EvaluateAll(board, max_body_bytes), methods=["POST"]),
+        Route("/ofrep/v1/evaluate/flags", EvaluateAll(board, max_body_bytes, advertised), methods=["POST"]),
+        Route(PATH, streams, methods=["GET"]),
         Route("/flagd/flags.json", FlagdDocument(board), methods=["GET"]),
         Route("/healthz", Healthz(health), methods=["GET"]),
         Route("/readyz", Readyz(health, board), methods=["GET"]),
@@ -65,6 +71,7 @@ def make_app(
         middleware=[Middleware(Guard, allowed_hosts=allowed_hosts)],
         exception_handlers={HTTPException: _say_why, Exception: _say_nothing},
     )
+    app.state.event_streams = streams
     app.router.redirect_slashes = False  # a redirect would repeat the caller's Host
     return app
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import msgspec
 import structlog
@@ -104,6 +106,8 @@ class FlagBoard:
         self._doubt: str | None = "the state topic has not been read to its end yet"
         self._flags: dict[str, ServedFlag] = {}
         self._document: tuple[bytes, str] | None = None
+        self._listeners: set[asyncio.Event] = set()
+        self.changed_at = datetime.min.replace(tzinfo=UTC)  # newest transition served
 
     # --- written by the flag's worker and the state feed ---
 
@@ -139,6 +143,8 @@ class FlagBoard:
                 return False
         self._flags[rollout.flag_key] = self._prepare(rollout)
         self._document = None
+        self.changed_at = max(self.changed_at, rollout.updated_at)
+        self._tell_listeners()
         return True
 
     async def keep_trust(
@@ -170,6 +176,7 @@ class FlagBoard:
         """Answer from now on: everything decided so far is known here."""
         self._beaten_at = None
         self._doubt = None
+        self._tell_listeners()
 
     def doubt(self, why: str) -> None:
         """Answer nothing until `trust`."""
@@ -180,7 +187,21 @@ class FlagBoard:
         if self.why_not is None:
             self._beaten_at = self._monotonic()
 
+    def _tell_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.set()
+
     # --- read by the endpoints ---
+
+    @contextmanager
+    def changes(self) -> Iterator[asyncio.Event]:
+        """Give an event that is set whenever something is served otherwise, or can be trusted again; its reader clears it."""
+        changed = asyncio.Event()
+        self._listeners.add(changed)
+        try:
+            yield changed
+        finally:
+            self._listeners.discard(changed)
 
     @property
     def why_not(self) -> str | None:

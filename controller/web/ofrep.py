@@ -9,8 +9,11 @@ Source: open-feature/protocol, service/openapi.yaml.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
 import xxhash
@@ -24,6 +27,8 @@ from controller.web.flags import FlagBoard, ServedFlag
 _NO_KEY = "the evaluation context has no targetingKey, and this flag is served to a share of contexts"
 #: A client that finds us not yet able to answer asks again after this.
 _RETRY_AFTER = (b"retry-after", b"1")
+#: What a change takes at most from one replica to another while all is well.
+_CATCH_UP_SECONDS = 1.0
 #: An unknown key comes back in the answer, but not the whole of a hostile one.
 _MAX_ECHO = 128
 
@@ -104,9 +109,11 @@ class EvaluateOne:
 class EvaluateAll:
     """POST /ofrep/v1/evaluate/flags: every flag for one context, with an ETag over the answer."""
 
-    def __init__(self, board: FlagBoard, max_body_bytes: int) -> None:
+    def __init__(self, board: FlagBoard, max_body_bytes: int, event_streams: bytes = b"") -> None:
+        """`event_streams` is the JSON list of where clients hear of changes; empty for nowhere."""
         self._board = board
         self._max_body_bytes = max_body_bytes
+        self._tail = b',"eventStreams":%b' % event_streams if event_streams else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one bulk evaluation, or 304 when nothing changed for this context."""
@@ -118,6 +125,7 @@ class EvaluateAll:
         if (why_not := self._board.why_not) is not None:
             await send_json(send, 503, failure("GENERAL", why_not), _RETRY_AFTER)
             return
+        await self._catch_up(scope)
         try:
             targeting_key = _read_bulk(body)
             flags = tuple(self._board.flags)
@@ -133,8 +141,25 @@ class EvaluateAll:
             else flag.control
             for flag in flags
         ]
-        answer = b'{"flags":[%b]}' % b",".join(answers)
+        answer = b'{"flags":[%b]%b}' % (b",".join(answers), self._tail)
         await send_tagged(scope, send, answer, f'"{xxhash.xxh3_64_hexdigest(answer)}"')
+
+    async def _catch_up(self, scope: Scope) -> None:
+        """Wait a moment when another replica told the client of a change that has not reached us.
+
+        The event's time comes back in the query. Answered at once, the client would keep what it has until the next change.
+        """
+        query: bytes = scope["query_string"]
+        if b"flagConfigLastModified=" not in query:
+            return
+        told = parse_qs(query.decode("latin-1")).get("flagConfigLastModified", [""])[0]
+        if not (told.isascii() and told.isdigit() and len(told) < 12):
+            return
+        with suppress(TimeoutError), self._board.changes() as changed:
+            async with asyncio.timeout(_CATCH_UP_SECONDS):
+                while int(self._board.changed_at.timestamp()) < int(told):
+                    await changed.wait()
+                    changed.clear()
 
 
 def answer_one(flag: ServedFlag, body: bytes) -> bytes:

@@ -55,6 +55,7 @@ class _Protocol(HttpToolsProtocol):
         self._is_in_head = True
         self._head_bytes = 0
         super().on_message_begin()
+        self.scope["extensions"] = {"rolloutd.abort": {"call": self.transport.abort}}
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False

@@ -36,7 +36,7 @@ def test_no_route_changes_anything(surface: Surface) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
-@pytest.mark.parametrize("path", EVERY_PATH)
+@pytest.mark.parametrize("path", [*EVERY_PATH, "/ofrep/v1/sse"])
 async def test_other_methods_are_not_allowed(client: httpx.AsyncClient, method: str, path: str) -> None:
     """405 in JSON, with the methods that are."""
     response = await client.request(method, path)
