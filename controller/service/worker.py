@@ -18,7 +18,7 @@ import structlog
 
 from controller.core.agreement import agrees, is_outcome
 from controller.core.evidence import Evidence
-from controller.core.gate import GateTests, decode_tests, encode_tests, judge
+from controller.core.gate import GateTests, decode_tests, encode_tests, judge, look_for_harm
 from controller.core.judgement import Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.rollout import (
@@ -47,6 +47,9 @@ Message = PublishDecision | RaiseAlert | AnswerCommand | Rollout
 
 #: The tests' state is saved with every transition, and otherwise this often: a crash forgets only where batches were cut.
 TESTS_SAVED_EVERY_SECONDS = 1.0
+#: Away from a gate a look asks for harm alone, nearly all that it can lead to, at a third of the price. Gaps, intervals and
+#: words are asked for this often.
+JUDGED_EVERY_SECONDS = 1.0
 #: A deadline that changed nothing (frozen, say) is looked at again this often.
 TICK_EVERY_SECONDS = 0.1
 #: Effects that may wait for Kafka; beyond it nothing that raises exposure is saved, lowering always is.
@@ -93,6 +96,7 @@ class FlagWorker:
         self._token = 0
         self._tests: GateTests = decode_tests(b"")
         self._tests_saved_at = 0.0
+        self._judged_at = float("-inf")
         self._ticked_at = float("-inf")
         self._inbox: deque[tuple[Event, asyncio.Future[None] | None]] = deque()
         self._look: Look | None = None
@@ -197,13 +201,16 @@ class FlagWorker:
             if isinstance(event, CommandReceived | CommandUnusable) and await self._is_answered(event):
                 return ()
             now = self._now()  # not when it was queued: an outage since then must neither shorten a bake nor freshen evidence
+            after: Rollout | None
+            effects: tuple[Effect, ...]
             tests = self._tests
             if isinstance(event, Look):
                 if self.rollout is None or self.rollout.stage_index is None or self.rollout.rollout_id != event.rollout_id:
                     return ()
-                judgement, tests = judge(self.rollout, event.evidence, self._tests, now)
-                self.judgement = judgement
-                after, effects = decide(self.rollout, EvidenceJudged(now, judgement))
+                judgement, tests = self._judge(self.rollout, event.evidence, now)
+                after, effects = self.rollout, ()
+                if judgement is not None:
+                    after, effects = decide(self.rollout, EvidenceJudged(now, judgement))
             else:
                 after, effects = decide(self.rollout, replace(event, at=now))
             if self._would_overflow(after):
@@ -215,6 +222,19 @@ class FlagWorker:
             await self._load()
             if any(isinstance(effect, AskAdvice) for effect in effects):
                 event = Restarted(now)  # saved perhaps, and asked by nobody: the next look asks
+
+    def _judge(self, rollout: Rollout, evidence: Evidence, now: datetime) -> tuple[Judgement | None, GateTests]:
+        """Return the judgement of one look, None where the tests say that it would change nothing, and the tests after it."""
+        since = self._tools.clock.monotonic() - self._judged_at
+        is_new = self.judgement is None or self.judgement.at < rollout.updated_at
+        tests = self._tests
+        if not is_new and since < JUDGED_EVERY_SECONDS and not isinstance(rollout.phase, Gating):
+            seen, tests = look_for_harm(rollout, evidence, tests, now)
+            if not any(harm.is_possible for harm in seen):
+                return None, tests
+        self.judgement, tests = judge(rollout, evidence, tests, now)
+        self._judged_at = self._tools.clock.monotonic()
+        return self.judgement, tests
 
     def _would_overflow(self, after: Rollout | None) -> bool:
         """Tell whether this must wait for the outbox: only what raises exposure ever does."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from openfeature.contrib.tools.flagd.core import FlagdCore
 from openfeature.evaluation_context import EvaluationContext
 
-from controller.core.audience import Audience, Condition, matcher
+from controller.core.audience import Audience, Condition, Scalar, matcher
 from controller.core.plan import Plan
 from controller.core.rollout import Rollout
 from controller.core.serving import assign, serving
@@ -94,7 +94,8 @@ def test_one_condition_means_the_same_in_flagd(condition: Condition, value: Any)
 @pytest.mark.parametrize("operator", Operator)
 def test_a_context_without_the_attribute_is_outside(operator: Operator) -> None:
     """What is not known of a context matches nothing, on any plane."""
-    edges = {Operator.GTE: -1e9, Operator.LTE: 1e9, Operator.SEM_VER: "!= 1.0.0"}
+    edges: dict[Operator, Scalar] = {Operator.GTE: -1e9, Operator.LTE: 1e9, Operator.SEM_VER: "!= 1.0.0"}
+    value: Scalar
     for value in {edges.get(operator, "2000-01-01"), edges.get(operator, "3000-01-01")}:
         board = board_of(only(Condition("it", operator, (value,))))
         assert by_flagd(board, "user-1", {})[0] == by_ofrep(board, "user-1", {})[0] == "unassigned"
