@@ -44,6 +44,7 @@ from controller.settings import RedisPlaneSettings, RedisSettings, Settings
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
+from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
 from controller.web.flags import FlagBoard
 from controller.web.server import HttpServer
 from schemas import quarantine
@@ -111,6 +112,7 @@ class Daemon:
         self._http = HttpServer(
             app, host=settings.http.host, port=settings.http.port, max_connections=settings.http.max_connections
         )
+        self._flagd_sync = make_flagd_sync(settings, self._board)
         self._advisor = make_advisor(settings.advisor, self._clock)
         totals = RedisTotals(self._store)
         self._tools = Tools(
@@ -170,6 +172,9 @@ class Daemon:
         await self._http.start()
         self._health.ready("http")
         self._log.info("http_started", port=self._http.port)
+        if self._flagd_sync is not None:
+            await self._flagd_sync.start()
+            self._log.info("flagd_sync_started", port=self._flagd_sync.port)
         return await self._supervisor.run()
 
     def _parts(self) -> Parts:
@@ -205,6 +210,7 @@ class Daemon:
             drain=self._ingest.stop,
             close=(
                 ("http", self._stop_http),
+                *([] if self._flagd_sync is None else [("flagd_sync", self._flagd_sync.stop)]),
                 ("events", self._events.stop),
                 ("commands", self._commands.stop),
                 ("state_feed", self._feed.stop),
@@ -422,6 +428,15 @@ class Daemon:
             if self._settings.advisor.url is not None:
                 reporter.say("advisor", self._advisor.trouble or "")
             await asyncio.sleep(REPORT_EVERY_SECONDS)
+
+
+def make_flagd_sync(settings: Settings, board: FlagBoard) -> FlagdSyncServer | None:
+    """Return flagd's gRPC sync source, None when it is not offered. Raises ConfigInvalid."""
+    wanted = settings.flagd_sync
+    if wanted.port is None:
+        return None
+    address = SyncAddress(wanted.host, wanted.port, wanted.certificate_file, wanted.key_file, wanted.max_streams)
+    return FlagdSyncServer(board, address, flag_set_id=settings.environment)
 
 
 def make_outside_planes(settings: Settings, clock: Clock) -> Sequence[OutsidePlane]:

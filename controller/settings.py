@@ -402,6 +402,27 @@ class HttpSettings(_Section):
         return self
 
 
+class FlagdSyncSettings(_Section):
+    """flagd's gRPC sync source: for flagd, and for providers that evaluate in the app. Needs the extra `rolloutd[grpc]`."""
+
+    port: int | None = Field(default=None, ge=0, le=65_535)
+    """Port to listen on; flagd's own is 8015, 0 takes a free one. None: it is not offered, and grpcio need not be there."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Loopback, because anyone who can connect may read every rollout; 0.0.0.0 in a container."""
+    certificate_file: Path | None = None
+    """PEM file with our certificate. None: no TLS."""
+    key_file: Path | None = None
+    """PEM file with the key of our certificate. None: it is in `certificate_file`."""
+    max_streams: Count = 200
+    """Clients synced at once; more are refused, and try again."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.key_file and not self.certificate_file:
+            raise ValueError("key_file needs certificate_file")
+        return self
+
+
 class RedisPlaneSettings(_Section):
     """Redis keys that simple readers ask for: `flag:<key>` and `flag:<key>:rollout`. See ops/planes.md."""
 
@@ -595,6 +616,7 @@ class Settings(_Section):
     redis: RedisSettings = RedisSettings()
     advisor: AdvisorSettings = AdvisorSettings()
     http: HttpSettings = HttpSettings()
+    flagd_sync: FlagdSyncSettings = FlagdSyncSettings()
     planes: PlanesSettings = PlanesSettings()
     counting: CountingSettings = CountingSettings()
     watchdog: WatchdogSettings = WatchdogSettings()

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 import redis.asyncio
+from openfeature.schemas.protobuf.flagd.sync.v1 import sync_pb2, sync_pb2_grpc
 
 from schemas.terms import CommandVerb
+from tests.brokers import free_port
 from tests.fault_server import Exchange, fault_server
 from tests.live import Client, DaemonProcess, quick_plan
 
@@ -59,11 +62,13 @@ async def test_every_plane_serves_what_is_decided(
         flags = json.loads(path.read_text())["flags"] if path.exists() else {}
         return flags[FLAG]["targeting"]["fractional"][0][1] if FLAG in flags else None
 
-    async with fault_server(receive) as receiver:
+    sync_port = free_port()
+    async with fault_server(receive) as receiver, grpc.aio.insecure_channel(f"127.0.0.1:{sync_port}") as channel:
         planes = {
             "ROLLOUTD_PLANES__REDIS__URL": redis_url,
             "ROLLOUTD_PLANES__REDIS__KEY_PREFIX": f"{topic_prefix}flag:",
             "ROLLOUTD_PLANES__FILES__EDGE__PATH": str(path),
+            "ROLLOUTD_FLAGD_SYNC__PORT": str(sync_port),
             "ROLLOUTD_PLANES__HTTP__OURS__TEMPLATE": "webhook",
             "ROLLOUTD_PLANES__HTTP__OURS__SECRET": SECRET,
             "ROLLOUTD_PLANES__HTTP__OURS__VALUES": json.dumps({"url": f"{receiver.url}/hook"}),
@@ -86,6 +91,11 @@ async def test_every_plane_serves_what_is_decided(
             async with asyncio.timeout(20):
                 while await redis_client.get(share) != b"10":
                     await asyncio.sleep(0.05)
+
+            synced = await sync_pb2_grpc.FlagSyncServiceStub(channel).FetchAllFlags(sync_pb2.FetchAllFlagsRequest())
+            assert json.loads(synced.flag_configuration)["flags"][FLAG]["targeting"] == {
+                "fractional": [["on", 1000], ["off", 9000]]
+            }
 
             is_away = True
             await client.command(CommandVerb.PAUSE, FLAG, reason="lunch")

@@ -1,0 +1,165 @@
+"""flagd's gRPC sync source, `flagd.sync.v1.FlagSyncService`: a full snapshot at once, then one for each change.
+
+For flagd itself (`--sources` with `"provider":"grpc"`) and for providers that evaluate in the app's own process. Nothing is
+queued: a client gets the newest document, however many were between. While the flags are not to be trusted nothing is sent,
+and new streams are refused: flagd then keeps what it has.
+
+The three messages are written by hand, which is shorter than what a generator makes of them: of a request nothing is needed,
+and an answer is one text. `GetMetadata` is left out on purpose: clients go without it, but fail on an empty answer to it.
+
+Source: open-feature/flagd-schemas, flagd/sync/v1/sync.proto.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from controller.errors import ConfigInvalid
+from controller.web.flags import FlagBoard
+
+SERVICE = "flagd.sync.v1.FlagSyncService"
+SELECTOR = "flagd-selector"
+
+#: A client that has not taken a document by then is dropped; it comes back.
+SLOW_SECONDS = 5.0
+#: Clients that went away without a word are found by pings; those of a client are allowed as often.
+PING_MS = 30_000
+#: Requests hold at most a name and a selector.
+MAX_REQUEST_BYTES = 65_536
+#: After this, calls still open at the end are cut.
+GRACE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class SyncAddress:
+    """Where to listen, and as whom."""
+
+    host: str = "127.0.0.1"
+    port: int = 0  # 0 takes a free one
+    certificate_file: Path | None = None  # None: no TLS
+    key_file: Path | None = None
+    max_streams: int = 200
+
+
+class FlagdSyncServer:
+    """Serves the board's document over gRPC between `start` and `stop`."""
+
+    def __init__(self, board: FlagBoard, address: SyncAddress, *, flag_set_id: str) -> None:
+        """Raises ConfigInvalid when grpcio is not installed, or certificates cannot be read."""
+        try:
+            self._grpc: Any = importlib.import_module("grpc")
+            importlib.import_module("grpc.aio")
+        except ImportError as error:
+            raise ConfigInvalid("flagd_sync.port is set, and grpcio is not installed: pip install 'rolloutd[grpc]'") from error
+        self._board = board
+        self._address = address
+        self._flag_set_id = flag_set_id
+        self._streams = 0
+        self._server: Any = None
+        self._credentials = self._read_credentials()
+        self.port = address.port
+
+    async def start(self) -> None:
+        """Return once calls are accepted. Raises ConfigInvalid when the address cannot be had."""
+        grpc, address = self._grpc, self._address
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 0),  # a taken port is to be noticed
+                ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+                ("grpc.keepalive_time_ms", PING_MS),
+                ("grpc.keepalive_timeout_ms", PING_MS // 3),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", PING_MS // 3),
+            ],
+            maximum_concurrent_rpcs=address.max_streams + 16,
+        )
+        handlers = {
+            "SyncFlags": grpc.unary_stream_rpc_method_handler(self._sync_flags),
+            "FetchAllFlags": grpc.unary_unary_rpc_method_handler(self._fetch_all_flags),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        where = f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+        try:
+            if self._credentials is None:
+                self.port = self._server.add_insecure_port(where)
+            else:
+                self.port = self._server.add_secure_port(where, self._credentials)
+        except RuntimeError as error:
+            raise ConfigInvalid(
+                f"cannot listen on {where}: free the port, or set flagd_sync.host and flagd_sync.port to an address of this "
+                "machine"
+            ) from error
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """End every stream and stop listening."""
+        if self._server is not None:
+            await self._server.stop(GRACE_SECONDS)
+
+    # --- calls ----------------------------------------------------------------------------------------------------------
+
+    async def _sync_flags(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        await self._check(context)
+        if self._streams >= self._address.max_streams:
+            await context.abort(self._grpc.StatusCode.RESOURCE_EXHAUSTED, "as many streams are open as are allowed")
+        self._streams += 1
+        try:
+            with self._board.changes() as changed:
+                sent: str | None = None
+                while True:
+                    body, tag = self._board.flagd_document()
+                    if self._board.why_not is None and tag != sent:
+                        await self._write(context, body)
+                        sent = tag
+                    await changed.wait()
+                    changed.clear()
+        finally:
+            self._streams -= 1
+        yield b""  # never reached: what makes this a stream for grpc.aio
+
+    async def _fetch_all_flags(self, request: bytes, context: Any) -> bytes:
+        await self._check(context)
+        return _message(self._board.flagd_document()[0])
+
+    async def _check(self, context: Any) -> None:
+        """End the call unless it can be answered."""
+        codes = self._grpc.StatusCode
+        if (why_not := self._board.why_not) is not None:
+            await context.abort(codes.UNAVAILABLE, why_not)
+        wanted = dict(context.invocation_metadata() or ()).get(SELECTOR, "")
+        name, _, flag_set = str(wanted).partition("=")
+        if name.strip() == "flagSetId" and flag_set.strip() != self._flag_set_id:
+            await context.abort(codes.NOT_FOUND, f"there is one flag set here: {self._flag_set_id}")
+
+    async def _write(self, context: Any, body: bytes) -> None:
+        try:
+            async with asyncio.timeout(SLOW_SECONDS):
+                await context.write(_message(body))
+        except TimeoutError:
+            await context.abort(self._grpc.StatusCode.RESOURCE_EXHAUSTED, "did not take the flags in time")
+
+    def _read_credentials(self) -> Any:
+        address = self._address
+        if address.certificate_file is None:
+            return None
+        try:
+            certificate = address.certificate_file.read_bytes()
+            key = (address.key_file or address.certificate_file).read_bytes()
+        except OSError as error:
+            raise ConfigInvalid(f"flagd_sync: certificate_file or key_file cannot be read: {error}") from error
+        return self._grpc.ssl_server_credentials([(key, certificate)])
+
+
+def _message(flag_configuration: bytes) -> bytes:
+    """Return a SyncFlagsResponse, which a FetchAllFlagsResponse is alike: field 1, length-delimited."""
+    length, rest = bytearray(), len(flag_configuration)
+    while rest >= 0x80:
+        length.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    length.append(rest)
+    return b"\x0a" + bytes(length) + flag_configuration

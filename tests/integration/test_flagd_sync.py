@@ -1,0 +1,215 @@
+"""The gRPC sync source and its real clients: OpenFeature's flagd provider, evaluating in its own process."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import importlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from openfeature import api
+from openfeature.contrib.provider.flagd import FlagdProvider
+from openfeature.contrib.provider.flagd.config import ResolverType
+from openfeature.evaluation_context import EvaluationContext
+from openfeature.schemas.protobuf.flagd.sync.v1 import sync_pb2, sync_pb2_grpc
+
+from controller.core.rollout import RolledBack
+from controller.errors import ConfigInvalid
+from controller.web.bucketing import Generation
+from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
+from controller.web.flags import FlagBoard
+from tests.builders import T0, make_rollout
+
+USERS = [f"user-{number}" for number in range(500)]
+
+
+@pytest.fixture
+def board() -> FlagBoard:
+    """A trusted board with one flag at 10 %."""
+    board = FlagBoard(generation=Generation.V3)
+    board.take(make_rollout())
+    board.trust()
+    return board
+
+
+@pytest.fixture
+async def server(board: FlagBoard) -> AsyncIterator[FlagdSyncServer]:
+    """The sync source on a free port, for two streams."""
+    server = FlagdSyncServer(board, SyncAddress(max_streams=2), flag_set_id="production")
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def stub(server: FlagdSyncServer) -> AsyncIterator[Any]:
+    """A client made by the protocol's own generator."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield sync_pb2_grpc.FlagSyncServiceStub(channel)
+
+
+def share_of(response: Any) -> int:
+    """Return the treatment's weight in a snapshot."""
+    weight: int = json.loads(response.flag_configuration)["flags"]["new-checkout"]["targeting"]["fractional"][0][1]
+    return weight
+
+
+async def test_a_real_provider_follows_every_change(board: FlagBoard, server: FlagdSyncServer) -> None:
+    """A provider that evaluates in the app sees each percentage as OFREP serves it, without polling, and nobody falls out."""
+    provider = FlagdProvider(
+        resolver_type=ResolverType.IN_PROCESS, host="127.0.0.1", port=server.port, tls=False, deadline_ms=10_000
+    )
+    await asyncio.to_thread(api.set_provider_and_wait, provider)
+    client = api.get_client()
+
+    def treated() -> set[str]:
+        return {user for user in USERS if client.get_boolean_value("new-checkout", False, EvaluationContext(user))}
+
+    def by_ofrep() -> set[str]:
+        flag = board.get("new-checkout")
+        assert flag is not None
+        return {user for user in USERS if json.loads(flag.evaluate(user))["value"]}
+
+    try:
+        before: set[str] = set()
+        for revision, percent in enumerate([1.0, 10.0, 25.0, 50.0, 100.0], start=2):
+            board.take(make_rollout(revision=revision, percent=percent))
+            wanted, started = by_ofrep(), time.monotonic()
+            while await asyncio.to_thread(treated) != wanted:
+                assert time.monotonic() - started < 10, "the provider did not follow"
+            assert before <= wanted
+            before = wanted
+        board.take(make_rollout(revision=9, percent=100.0, phase=RolledBack(T0, "breach")))
+        started = time.monotonic()
+        while await asyncio.to_thread(treated):
+            assert time.monotonic() - started < 10, "the provider did not follow the roll back"
+    finally:
+        await asyncio.to_thread(api.shutdown)
+        api.clear_providers()
+
+
+async def test_a_stream_begins_with_everything_and_repeats_nothing(board: FlagBoard, stub: Any) -> None:
+    """The first message is the whole document; an older or repeated revision sends nothing, many changes at once the last."""
+    stream = stub.SyncFlags(sync_pb2.SyncFlagsRequest(provider_id="test"))
+    assert share_of(await stream.read()) == 1_000
+    board.take(make_rollout())
+    board.take(make_rollout(revision=0, percent=50.0))
+    for revision in range(2, 50):
+        board.take(make_rollout(revision=revision, percent=float(revision)))
+    assert share_of(await stream.read()) == 4_900
+    assert json.loads((await stub.FetchAllFlags(sync_pb2.FetchAllFlagsRequest())).flag_configuration)["flags"].keys() == {
+        "new-checkout"
+    }
+    stream.cancel()
+
+
+async def code_of(call: Any) -> grpc.StatusCode:
+    """Return the status that a call ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await call
+    code: grpc.StatusCode = ended.value.code()
+    return code
+
+
+async def test_nothing_is_sent_while_it_cannot_be_trusted(board: FlagBoard, stub: Any) -> None:
+    """New streams are refused, an open one is silent until the doubt is over; then it gets what changed meanwhile."""
+    stream = stub.SyncFlags(sync_pb2.SyncFlagsRequest())
+    await stream.read()
+    board.doubt("reading again")
+    board.take(make_rollout(revision=2, percent=50.0))
+    assert await code_of(stub.SyncFlags(sync_pb2.SyncFlagsRequest()).read()) is grpc.StatusCode.UNAVAILABLE
+    assert await code_of(stub.FetchAllFlags(sync_pb2.FetchAllFlagsRequest())) is grpc.StatusCode.UNAVAILABLE
+    reading = asyncio.ensure_future(stream.read())
+    await asyncio.wait([reading], timeout=0.2)
+    assert not reading.done()
+    board.trust()
+    assert share_of(await reading) == 5_000
+    stream.cancel()
+
+
+async def test_what_is_not_here_is_refused(stub: Any) -> None:
+    """Metadata is unimplemented, as clients want it; another flag set, and one stream too many, are refused."""
+    assert await code_of(stub.GetMetadata(sync_pb2.GetMetadataRequest())) is grpc.StatusCode.UNIMPLEMENTED
+    other = stub.SyncFlags(sync_pb2.SyncFlagsRequest(), metadata=(("flagd-selector", "flagSetId=staging"),))
+    assert await code_of(other.read()) is grpc.StatusCode.NOT_FOUND
+    streams = [
+        stub.SyncFlags(sync_pb2.SyncFlagsRequest(), metadata=(("flagd-selector", "flagSetId=production"),)) for _ in range(2)
+    ]
+    for stream in streams:
+        await stream.read()
+    assert await code_of(stub.SyncFlags(sync_pb2.SyncFlagsRequest()).read()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    streams[0].cancel()
+    async with asyncio.timeout(5):
+        while True:  # until the server has noticed
+            try:
+                await stub.SyncFlags(sync_pb2.SyncFlagsRequest()).read()
+                break
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.01)
+    streams[1].cancel()
+
+
+async def test_stopping_does_not_wait_for_clients(board: FlagBoard) -> None:
+    """With streams open the server is gone within a second, and starts again on the same port."""
+    server = FlagdSyncServer(board, SyncAddress(), flag_set_id="production")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stream = sync_pb2_grpc.FlagSyncServiceStub(channel).SyncFlags(sync_pb2.SyncFlagsRequest())
+        await stream.read()
+        started = time.monotonic()
+        await server.stop()
+        assert time.monotonic() - started < 1.0
+    again = FlagdSyncServer(board, SyncAddress(port=server.port), flag_set_id="production")
+    await again.start()
+    await again.stop()
+
+
+async def test_it_proves_who_it_is(board: FlagBoard, certificate: tuple[Path, Path]) -> None:
+    """With a certificate it speaks TLS only."""
+    address = SyncAddress(certificate_file=certificate[0], key_file=certificate[1])
+    server = FlagdSyncServer(board, address, flag_set_id="production")
+    await server.start()
+    try:
+        credentials = grpc.ssl_channel_credentials(certificate[0].read_bytes())
+        async with grpc.aio.secure_channel(f"127.0.0.1:{server.port}", credentials) as channel:
+            stub = sync_pb2_grpc.FlagSyncServiceStub(channel)
+            assert share_of(await stub.FetchAllFlags(sync_pb2.FetchAllFlagsRequest())) == 1_000
+    finally:
+        await server.stop()
+
+
+async def test_what_cannot_work_is_the_operators_to_mend(
+    board: FlagBoard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A taken port, a missing certificate and a missing grpcio are said at start, with the mend."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = FlagdSyncServer(board, SyncAddress(port=taken.getsockname()[1]), flag_set_id="production")
+        with pytest.raises(ConfigInvalid, match=r"flagd_sync\.port"):
+            await server.start()
+        await server.stop()
+    with pytest.raises(ConfigInvalid, match="certificate_file"):
+        FlagdSyncServer(board, SyncAddress(certificate_file=tmp_path / "missing.pem"), flag_set_id="production")
+    monkeypatch.setattr(importlib, "import_module", without_grpc(importlib.import_module))
+    with pytest.raises(ConfigInvalid, match=r"pip install 'rolloutd\[grpc\]'"):
+        FlagdSyncServer(board, SyncAddress(), flag_set_id="production")
+
+
+def without_grpc(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return an import that knows no grpcio."""
+
+    def pretend(name: str) -> Any:
+        if name.partition(".")[0] == "grpc":
+            raise builtins.ImportError(name)
+        return load(name)
+
+    return pretend

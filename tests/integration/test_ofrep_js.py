@@ -1,0 +1,137 @@
+"""OpenFeature's OFREP clients for JavaScript, server and web, against the real server; from npm, where there is Node.js."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.core.rollout import RolledBack
+from controller.health import Health
+from controller.metrics import Metrics
+from controller.web.app import make_app
+from controller.web.bucketing import Generation
+from controller.web.flags import FlagBoard
+from controller.web.server import HttpServer
+from tests.builders import T0, make_rollout
+
+SOURCE = Path(__file__).parents[1] / "ofrep_js"
+USERS = [f"user-{number}" for number in range(300)]
+
+
+@pytest.fixture(scope="session")
+def installed() -> Path:
+    """The directory that has the clients installed, kept between runs; skips, saying why, where they cannot be had."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("OFREP NOT tried with JavaScript clients: no node and npm on PATH")
+    lock = (SOURCE / "package-lock.json").read_bytes()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rolloutd"
+    cache = base / f"ofrep-js-{hashlib.sha256(lock).hexdigest()[:16]}"
+    if not (cache / "installed").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(SOURCE / name, cache / name)
+        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        try:
+            done = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=240, check=False)
+        except subprocess.TimeoutExpired:
+            pytest.skip("OFREP NOT tried with JavaScript clients: npm did not install them within 240 s")
+        if done.returncode != 0:
+            pytest.skip(f"OFREP NOT tried with JavaScript clients: npm cannot install them: {done.stderr[-300:]}")
+        (cache / "installed").touch()
+    return cache
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[tuple[FlagBoard, str]]:
+    """A trusted board behind the real server, and its address."""
+    board = FlagBoard(generation=Generation.V3)
+    board.trust()
+    app = make_app(board, Health(()), Metrics(version="1"), describe=lambda rollout: b"{}")
+    server = HttpServer(app, port=0)
+    await server.start()
+    yield board, f"http://127.0.0.1:{server.port}"
+    app.state.event_streams.end()
+    await server.stop(2.0)
+
+
+@asynccontextmanager
+async def client(installed: Path, kind: str, address: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a client; it ends with its standard input."""
+    program = str(SOURCE / "clients.mjs")
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        "node", program, kind, address, "new-checkout", cwd=installed, stdin=pipe, stdout=pipe, limit=1 << 20
+    )
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(10):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def line_of(process: asyncio.subprocess.Process) -> Any:
+    """Return what the client says next."""
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        return json.loads(await process.stdout.readline())
+
+
+async def test_a_server_side_client_sees_the_decided_share(installed: Path, served: tuple[FlagBoard, str]) -> None:
+    """From 1 to 100 % the share is right and everyone stays in; at 0 % nobody is in; variant, reason and metadata arrive."""
+    board, address = served
+
+    async with client(installed, "server", address) as process:
+
+        async def details() -> list[dict[str, Any]]:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(USERS).encode() + b"\n")
+            answer: list[dict[str, Any]] = await line_of(process)
+            return answer
+
+        before: set[str] = set()
+        found: list[dict[str, Any]] = []
+        for revision, percent in enumerate([1.0, 10.0, 25.0, 50.0, 100.0], start=1):
+            board.take(make_rollout(revision=revision, percent=percent))
+            found = await details()
+            now = {user for user, one in zip(USERS, found, strict=True) if one["value"]}
+            share = percent / 100
+            assert abs(len(now) - len(USERS) * share) <= 4 * math.sqrt(len(USERS) * share * (1 - share))
+            assert before <= now
+            before = now
+        metadata = {"flagSetId": "rolloutd", "version": "5", "rolloutd.rollout_id": "start-1"}
+        assert found[0] == {"value": True, "variant": "on", "reason": "SPLIT", "flagMetadata": metadata}
+        board.take(make_rollout(revision=6, percent=100.0, phase=RolledBack(T0, "breach")))
+        assert not any(one["value"] for one in await details())
+        board.doubt("reading again")
+        assert {one["errorCode"] for one in await details()} == {"GENERAL"}
+
+
+async def test_a_web_client_is_told_of_changes(installed: Path, served: tuple[FlagBoard, str]) -> None:
+    """Without polling, it sees rises and a roll back in the moment of each."""
+    board, address = served
+    board.take(make_rollout(percent=0.0))
+    async with client(installed, "web", address) as process:
+        assert await line_of(process) is False
+        for revision, percent in ((2, 100.0), (3, 0.0), (4, 100.0)):
+            board.take(make_rollout(revision=revision, percent=percent))
+            started = time.monotonic()
+            assert await line_of(process) is (percent > 0)
+            assert time.monotonic() - started < 5.0  # it measures 0.02 s; the machine may be busy
