@@ -24,6 +24,7 @@ from typing import Any
 
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.core.rollout import Rollout, Visit
+from controller.core.serving import counted_as_treatment, uncounted_variants
 from controller.errors import BrokenInvariant
 from controller.ports import Record
 from controller.service.contexts import ContextSet, Filter, Generation, Memberships, RecentExposures, digest_of, last_of_each
@@ -108,20 +109,23 @@ class WatchedFlag:
     flag_key: str
     rollout_id: str
     revision: int
-    treatment: str
+    treatment: str  # variants
     control: str
     intervals: tuple[tuple[int, float, int], ...]  # see countable_intervals
     conversions: frozenset[str]  # the ones a guardrail names; others are not counted, so that senders create no fields
+    more_treatments: frozenset[str] = frozenset()  # the other variants that treatment is divided among
+    uncounted: frozenset[str] = frozenset()  # served to contexts in neither arm
 
     @classmethod
     def of(cls, rollout: Rollout) -> WatchedFlag:
         """Return what counting needs of a rollout."""
         plan = rollout.plan
+        treatment, *more_treatments = counted_as_treatment(plan)
         return cls(
             flag_key=rollout.flag_key,
             rollout_id=rollout.rollout_id,
             revision=rollout.revision,
-            treatment=intern(plan.treatment),  # of 10,000 flags most have the same two variants
+            treatment=intern(treatment),  # of 10,000 flags most have the same two variants
             control=intern(plan.control),
             intervals=countable_intervals(rollout.visits),
             conversions=frozenset(
@@ -129,6 +133,8 @@ class WatchedFlag:
                 for guardrail in plan.guardrails
                 if guardrail.metric.startswith(_CONVERSION)
             ),
+            more_treatments=frozenset(more_treatments),
+            uncounted=frozenset(uncounted_variants(plan)),
         )
 
 
@@ -140,7 +146,7 @@ class Directory:
     flags: dict[str, WatchedFlag] = field(default_factory=dict)
     unknown_flags: int = 0  # evaluations and outcomes' flags without a rollout
     seen: dict[str, None] = field(default_factory=dict)  # the first `seen_limit` names of those
-    other_variants: int = 0  # of a known flag, neither treatment nor control
+    other_variants: int = 0  # of a known flag, none that its plan serves
     unjoined: int = 0  # outcomes without flags whose context had no exposure within the window
     scattered: int = 0  # sightings of a sampled context in another partition of a topic than before, in packed formats
     homes: dict[tuple[bool, int], int] = field(default_factory=dict)  # (of evaluations, context's digest) -> partition
@@ -296,6 +302,8 @@ class Lane:
 _NOTHING_COUNTED = ArmCounts()  # never changed
 _NONE_CONVERTED: Mapping[str, ContextSet] = {}
 _NO_SET = ContextSet("", -1, 0)  # where a lane needs none
+_UNCOUNTED = -1  # among a tally's visits: contexts in neither arm
+_NEITHER = "neither"  # what their set is called
 
 
 class Tally:
@@ -308,6 +316,7 @@ class Tally:
         "control_variant",
         "from_ms",
         "has_one_visit",
+        "more_treatments",
         "numbers",
         "treatment",
         "treatment_variant",
@@ -318,7 +327,7 @@ class Tally:
     def __init__(self, partition: PartitionTotals, watched: WatchedFlag) -> None:
         """Start at no visit; the first event finds one."""
         self._partition = partition
-        self._lanes: dict[int | None, tuple[Lane, Lane]] = {}  # by visit: treatment, control
+        self._lanes: dict[int | None, tuple[Lane, ...]] = {}  # by visit: treatment, control; and who is in neither arm
         self.numbers: tuple[int, ...] = ()  # of all its lanes' exposure sets
         self.has_one_visit = False  # whether those are one visit's
         self.take(watched)
@@ -327,6 +336,7 @@ class Tally:
         """Take a newer document of the same rollout."""
         self.watched = watched
         self.treatment_variant, self.control_variant = watched.treatment, watched.control
+        self.more_treatments = watched.more_treatments
         self.treatment: Lane | None = None
         self.control: Lane | None = None
         self.from_ms: float = 0
@@ -335,15 +345,35 @@ class Tally:
     def lane_at(self, variant: str, time_ms: int) -> Lane | None:
         """Return the lane of an event, None for a variant that is neither arm; keep the visit's lanes at hand."""
         watched = self.watched
-        if variant not in (watched.treatment, watched.control):
+        is_treatment = variant == watched.treatment or variant in watched.more_treatments
+        if not is_treatment and variant != watched.control:
             return None
         for begin, until, visit in reversed(watched.intervals):
             if begin <= time_ms < until:
                 self.from_ms, self.until_ms = begin, until
                 self.treatment, self.control = self._lanes.get(visit) or self._open(visit)
-                return self.treatment if variant == watched.treatment else self.control
+                return self.treatment if is_treatment else self.control
         treatment, control = self._lanes.get(None) or self._open(None)
-        return treatment if variant == watched.treatment else control
+        return treatment if is_treatment else control
+
+    def uncounted_lane(self, variant: str) -> Lane | None:
+        """Return the lane of a context in neither arm, None for a variant that the plan does not serve.
+
+        Nothing is counted there; but what such a context does afterwards is not to be joined to an arm it was in before.
+        """
+        if variant not in self.watched.uncounted:
+            return None
+        if (lanes := self._lanes.get(_UNCOUNTED)) is None:
+            partition, watched = self._partition, self.watched
+            lane = Lane(watched.flag_key, _CONTROL, "", None, None)
+            if partition.counts_exposures:
+                exposed = lane.exposed = partition.memberships.named(f"{watched.flag_key}|{watched.rollout_id}|-|{_NEITHER}")
+                lane.number, lane.numbers = exposed.number, (exposed.number,)
+                partition.exposure_of[exposed.number] = (watched.flag_key, watched.rollout_id, None)
+                self.numbers += lane.numbers
+            lanes = self._lanes[_UNCOUNTED] = (lane,)
+            self.has_one_visit = False
+        return lanes[0]
 
     def _open(self, visit: int | None) -> tuple[Lane, Lane]:
         """Open both arms of a visit. 10,000 flags in eight partitions make this a matter of microseconds."""
@@ -426,7 +456,7 @@ class PartitionTotals:
         self.counts_exposures = counts_exposures
         self.memberships = Memberships(exact_limit)
         self.recent = RecentExposures(window_ms) if window_ms is not None and counts_exposures else None
-        self.exposure_of: dict[int, tuple[str, str, Arm]] = {}  # set number -> flag key, rollout id, arm
+        self.exposure_of: dict[int, tuple[str, str, Arm | None]] = {}  # set number -> flag key, rollout id, arm
         self.position = 0  # the offset to read next
         self.records = PartitionCounts()
         self.changed: list[Lane] = []  # with fields of their own
@@ -459,8 +489,9 @@ class PartitionTotals:
             for name in self.memberships.names():
                 flag_key, rollout_id, _, kind = name.split("|")
                 self._rollouts.setdefault(flag_key, set()).add(rollout_id)
-                if kind in (Arm.TREATMENT, Arm.CONTROL):
-                    self.exposure_of[self.memberships.named(name).number] = (flag_key, rollout_id, Arm(kind))
+                if kind in (Arm.TREATMENT, Arm.CONTROL, _NEITHER):
+                    arm = None if kind == _NEITHER else Arm(kind)
+                    self.exposure_of[self.memberships.named(name).number] = (flag_key, rollout_id, arm)
             if self.recent is not None:
                 flag_of = {number: exposure[0] for number, exposure in self.exposure_of.items()}
                 self.memberships.reserve(self.recent.restore(fields, flag_of))
@@ -706,13 +737,17 @@ class PartitionTotals:
                 if variant == tally.control_variant:
                     lane = tally.control
                 else:
-                    lane = tally.treatment if variant == tally.treatment_variant else None
+                    is_treatment = variant == tally.treatment_variant or variant in tally.more_treatments
+                    lane = tally.treatment if is_treatment else None
             else:
                 lane = tally.lane_at(variant, time_ms)
             if lane is None:
                 ignored += 1
-                self._directory.other_variants += 1
-                continue
+                lane = tally.uncounted_lane(variant)
+                if lane is None:
+                    self._directory.other_variants += 1
+                    continue
+                late -= 1  # what below counts as late
             digest = digest_of_context(context_id.encode())
             is_first = False  # of this context to this flag, as far as the present visit goes
             if lane.is_counting:
@@ -839,12 +874,13 @@ class PartitionTotals:
                     if variant == tally.control_variant:
                         lane = tally.control
                     else:
-                        lane = tally.treatment if variant == tally.treatment_variant else None
+                        is_treatment = variant == tally.treatment_variant or variant in tally.more_treatments
+                        lane = tally.treatment if is_treatment else None
                 else:
                     lane = tally.lane_at(variant, time_ms)
                     has_grown = True
                 if lane is None:
-                    self._directory.other_variants += 1
+                    self._directory.other_variants += variant not in tally.watched.uncounted
                     continue
                 if not lane.is_counting:
                     is_late = True
@@ -980,7 +1016,7 @@ class PartitionTotals:
         """Return (flag key, variant) of a context's last exposure to each flag with a rollout, within the window."""
         if self.recent is None:
             return []
-        found: dict[str, str] = {}
+        found: dict[str, str | None] = {}
         for number in self.recent.last(digest, time_ms):
             exposure = self.exposure_of.get(number)
             if exposure is None:
@@ -988,8 +1024,8 @@ class PartitionTotals:
             flag_key, rollout_id, arm = exposure
             watched = self._directory.flags.get(flag_key)
             if watched is not None and watched.rollout_id == rollout_id and flag_key not in found:
-                found[flag_key] = watched.treatment if arm is Arm.TREATMENT else watched.control
-        return list(found.items())
+                found[flag_key] = None if arm is None else watched.treatment if arm is Arm.TREATMENT else watched.control
+        return [(flag_key, variant) for flag_key, variant in found.items() if variant is not None]
 
 
 def _too_many_fields(fields: int) -> Contents[Any]:

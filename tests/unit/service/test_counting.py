@@ -7,13 +7,14 @@ from datetime import datetime
 
 import pytest
 
+from controller.core.audience import Audience, Condition
 from controller.core.evidence import bucket_of
 from controller.errors import BrokenInvariant
 from controller.service.counting import MAX_FIELDS_PER_RECORD, Changes, Directory
-from schemas.terms import QuarantineReason
+from schemas.terms import Operator, QuarantineReason
 from schemas.totals import BUNDLES, ArmCounts, PartitionCounts, bundle_field, decode_bundle, encode_progress
 from schemas.wire import read_outcomes
-from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_rollout, make_visit
+from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_rollout, make_stage, make_visit
 from tests.records import LINES, Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
 
 ON, OFF = ("new-checkout", "on"), ("new-checkout", "off")
@@ -151,6 +152,49 @@ def test_other_variants_are_ignored_and_seen() -> None:
     counting = Counting(evaluations=True)
     counting.batch(evaluation("a", "blue"))
     assert (counting.records.ignored, counting.directory.other_variants, counting.arms) == (1, 1, {})
+
+
+def make_ringed_directory() -> Directory:
+    """Return a directory of one flag in a stage with an audience, whose treatment is divided in two."""
+    audience = Audience("staff", ((Condition("staff", Operator.EQ, (True,)),),))
+    plan = make_plan(stages=(make_stage(audience="staff"),), audiences=(audience,), split=(("red", 1), ("blue", 1)))
+    directory = Directory()
+    directory.watch(make_rollout(plan=plan))
+    return directory
+
+
+def test_the_variants_of_a_divided_treatment_are_one_arm() -> None:
+    """Whichever of them a context was served, it is in treatment; in time and late."""
+    counting = Counting(evaluations=True, directory=make_ringed_directory())
+    counting.batch(evaluation("a", "red"), evaluation("b", "blue"), evaluation("c", "blue", T0), evaluation("d", "off"))
+    assert (counting.arms[TREATMENT].exposures, counting.arms[CONTROL].exposures, counting.records.late) == (2, 1, 1)
+    outcomes = Counting(directory=counting.directory)
+    outcomes.batch(outcome("a", ("new-checkout", "red")), outcome("b", ("new-checkout", "blue")))
+    assert outcomes.arms[TREATMENT].outcomes == 2
+
+
+def test_who_is_in_neither_arm_is_not_counted() -> None:
+    """Contexts outside the audience, and those of earlier rings, are known variants, and touch no arm."""
+    counting = Counting(evaluations=True, directory=make_ringed_directory())
+    counting.batch(evaluation("a", "unassigned"), evaluation("b", "red-earlier"), evaluation("c", "on"))
+    assert (counting.records.ignored, counting.records.late, counting.directory.other_variants, counting.arms) == (3, 0, 1, {})
+    outcomes = Counting(directory=counting.directory)
+    outcomes.batch(outcome("a", ("new-checkout", "unassigned")), outcome("b", ("new-checkout", "blue-earlier")))
+    assert (outcomes.records.ignored, outcomes.arms) == (2, {})
+    assert counting.directory.other_variants == 1
+
+
+@pytest.mark.parametrize("is_reloaded", [False, True])
+def test_an_outcome_is_not_joined_to_an_arm_its_context_has_left(is_reloaded: bool) -> None:
+    """Staff who were compared in their own ring are in no arm of the next: their outcomes belong to none either."""
+    directory = make_ringed_directory()
+    exposures = Counting(evaluations=True, directory=directory)
+    exposures.batch(evaluation("a", "red"), evaluation("a", "red-earlier", AT + MINUTE))
+    exposures.batch(evaluation("b", "red"), evaluation("b", "red-earlier"), evaluation("b", "blue", AT + MINUTE))
+    counting = Counting(directory=directory)
+    join = exposures.load() if is_reloaded else exposures.owner
+    counting.batch(outcome("a", at=AT + 2 * MINUTE), outcome("b", at=AT + 2 * MINUTE), join=join)
+    assert (counting.arms[TREATMENT].outcomes, directory.unjoined) == (1, 1)
 
 
 def test_only_conversions_a_guardrail_names_are_counted() -> None:
