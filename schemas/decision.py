@@ -81,6 +81,9 @@ class GapRecord(Record):
     kind: HealthGap
     detail: str
     treatment_missing: bool = Field(description="srm only: treatment is far below its share.")
+    is_observed: bool = Field(
+        default=False, description="actuation_drift only: exposures show it, whatever the planes say of themselves."
+    )
 
 
 class HarmRecord(Record):

@@ -91,7 +91,17 @@ values = st.one_of(
     st.sampled_from([[], [1], ["DE"], {}, {"DE": 1}]),
     st.text(max_size=5),
 )
-contexts = st.dictionaries(st.sampled_from(ATTRIBUTES[:-1]), values, max_size=6)
+#: Half of the contexts belong to the half of the audiences that ask for little: rings that do not meet show nothing.
+_MEMBER = {"beta": True, "country": "DE"}
+_easy = st.sampled_from(
+    [((Condition("beta", Operator.EQ, (True,)),),), ((Condition("country", Operator.STARTS_WITH, ("D",)),),)]
+)
+contexts = st.builds(
+    lambda base, drawn: base | drawn,
+    st.sampled_from([{}, {"beta": True}, _MEMBER, _MEMBER]),
+    st.dictionaries(st.sampled_from(ATTRIBUTES[2:-1]), values, max_size=6)
+    | st.dictionaries(st.sampled_from(ATTRIBUTES[:-1]), values, max_size=6),
+)
 splits = st.just(()) | st.lists(st.integers(1, 5), min_size=1, max_size=3).map(
     lambda weights: tuple((f"red-{number}", weight) for number, weight in enumerate(weights))
 )
@@ -100,7 +110,7 @@ splits = st.just(()) | st.lists(st.integers(1, 5), min_size=1, max_size=3).map(
 @st.composite
 def audiences(draw: st.DrawFn) -> tuple[Audience, ...]:
     """Draw up to three audiences."""
-    return tuple(Audience(f"ring-{number}", draw(clauses)) for number in range(draw(st.integers(0, 3))))
+    return tuple(Audience(f"ring-{number}", draw(_easy | clauses)) for number in range(draw(st.integers(0, 3))))
 
 
 @st.composite

@@ -83,7 +83,9 @@ PASSING: tuple[Judgement, ...] = (
 )
 GAPS = tuple(make_judgement(gaps=(Gap(kind, f"{kind} for a test"),)) for kind in HealthGap)
 MISSING = make_judgement(gaps=(Gap(HealthGap.SRM, "treatment is away", treatment_missing=True),))
+DRIFTED = make_judgement(gaps=(Gap(HealthGap.ACTUATION_DRIFT, "the share is that of before", is_observed=True),))
 OPEN: tuple[Judgement, ...] = (
+    DRIFTED,
     *(make_judgement(metrics=(make_report(safe=safe),)) for safe in (Verdict.INCONCLUSIVE, Verdict.NO_DATA, Verdict.ERROR)),
     make_judgement(metrics=(make_report(), _SIGNAL)),
     *(gap for gap in GAPS if gap.gaps[0].kind is not HealthGap.SRM),

@@ -28,6 +28,12 @@ WORKER_TESTS = "tests/unit/service/test_worker.py"
 WORKERS_TESTS = "tests/unit/service/test_workers.py"
 ACTUATION_TESTS = "tests/unit/service/test_actuation.py"
 TIMELINE_TESTS = "tests/unit/core/test_timeline.py"
+SERVING = "controller/core/serving.py"
+SERVING_TESTS = "tests/unit/core/test_serving.py"
+FLAGD = "controller/core/flagd.py"
+RULES_TESTS = "tests/property/test_rules.py"
+DRIFT = "controller/core/analysis/drift.py"
+DRIFT_TESTS = "tests/unit/core/test_drift.py"
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,43 @@ class Bug:
 
 
 BUGS = (
+    # audiences
+    Bug(
+        "the newest ring decides in place of the widest",
+        SERVING,
+        "    rings.sort(key=lambda ring: (-ring.percent, not ring.is_compared))\n",
+        "",
+        f"{SERVING_TESTS}::test_widening_takes_nobody_out_and_changes_nobodys_variant",
+    ),
+    Bug(
+        "who was in before is counted in the ring of a later stage",
+        SERVING,
+        "return (Part.EARLIER, weight), (Part.UNASSIGNED, WEIGHT_TOTAL - weight)",
+        "return (Part.TREATMENT, weight), (Part.CONTROL, WEIGHT_TOTAL - weight)",
+        f"{SERVING_TESTS}::test_of_who_counts_exactly_the_decided_share_has_treatment",
+    ),
+    Bug(
+        "flagd takes a text for a number",
+        FLAGD,
+        'return [{"===": [{"+": [attribute]}, attribute]}, {"!":',
+        'return [{"!":',
+        f"{RULES_TESTS}::test_one_condition_means_the_same_in_flagd",
+    ),
+    # the closed loop
+    Bug(
+        "each stay may raise a false drift anew",
+        DRIFT,
+        "return stay * (stay + 1) / ALPHA_DRIFT",
+        "return 1 / ALPHA_DRIFT",
+        f"{DRIFT_TESTS}::test_alpha_is_shared_out_over_all_stays",
+    ),
+    Bug(
+        "control says nothing of a drift",
+        DRIFT,
+        " + _scaled_log(control, (1 - before) / (1 - decided))",
+        "",
+        f"{DRIFT_TESTS}::test_the_e_value_expects_no_more_than_it_stakes",
+    ),
     # I1
     Bug(
         "a restart closes the gate as passed",

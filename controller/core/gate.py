@@ -6,12 +6,13 @@ and people, is decided in `machine.py`. Formulas are in `analysis/`, budgets and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from controller.core.analysis import sample_ratio
+from controller.core.analysis import drift, sample_ratio
 from controller.core.analysis.batches import take_evidence
 from controller.core.analysis.change_point import as_e_value
 from controller.core.analysis.gate_tests import GateTests, VisitHarm, decode_tests, encode_tests
@@ -23,6 +24,7 @@ from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, Vis
 from controller.core.judgement import Gap, Harm, Judgement, MetricReport
 from controller.core.plan import Plan, Stage
 from controller.core.rollout import Rollout, Visit
+from controller.core.serving import decided_share, share_before
 from schemas.terms import Arm, HealthGap
 
 __all__ = ["REPORT_WITHIN", "GateTests", "HarmSeen", "decode_tests", "encode_tests", "judge", "look_for_harm"]
@@ -67,7 +69,7 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
         gaps = (
             *_too_little(stage, visit, totals),
             *_stale(plan, evidence, tests, visit, behind, at),
-            *_split_off(visit, totals, srm_e_value),
+            *_split_off(rollout, totals, srm_e_value),
             *_in_both(totals),
             *_drift(evidence),
             *_tainted(visit, evidence.partitions),
@@ -245,22 +247,53 @@ def _listen(tests: GateTests, totals: VisitTotals, visit: Visit, at: datetime) -
     return (heard, at) if heard > tests.heard else (tests.heard, tests.heard_at)
 
 
-def _split_off(visit: Visit, totals: VisitTotals, srm_e_value: float) -> tuple[Gap, ...]:
-    """Return the gap of a sample ratio mismatch; treatment is missing when it is surely below half of its decided share."""
-    threshold = 1 / sample_ratio.ALPHA_SRM
-    exposed = totals.treatment.exposures + totals.control.exposures
-    if srm_e_value < threshold:
+def _split_off(rollout: Rollout, totals: VisitTotals, srm_e_value: float) -> tuple[Gap, ...]:
+    """Return the gap of an observed share that is not the decided one: apps go by an earlier decision, else a mismatch.
+
+    Treatment is missing when it is surely below half of its decided share.
+    """
+    visit, observed = rollout.visits[-1], totals.treatment.exposures
+    exposed = observed + totals.control.exposures
+    is_mismatch = srm_e_value >= 1 / sample_ratio.ALPHA_SRM
+    said = f"{100 * observed / max(exposed, 1):.3g} % of {exposed:,} contexts saw treatment"
+    decided = decided_share(rollout.plan, visit)
+    if (before := _still_before(rollout, totals, is_mismatch=is_mismatch)) is not None:
+        asked = "everybody" if decided is None else f"{100 * decided:g} %"
+        detail = (
+            f"{said}, {asked} was decided: the share is that of the stay before, {100 * before:g} %, as if nothing had changed"
+        )
+        return (Gap(HealthGap.ACTUATION_DRIFT, detail, is_observed=True),)
+    if decided is None:
+        if not exposed or rate_interval(totals.control.exposures, exposed, drift.ALPHA_DRIFT)[0] <= drift.STRAGGLERS:
+            return ()
+        detail = f"{said}, everybody was to: somebody else changes the flag, or some apps do not follow it"
+        return (Gap(HealthGap.ACTUATION_DRIFT, detail, is_observed=True),)
+    if not is_mismatch:
         return ()
-    observed = totals.treatment.exposures / exposed if exposed else 0.0
-    decided = visit.percent / 100
     detail = (
-        f"{100 * observed:.3g} % of {exposed:,} contexts saw treatment, {visit.percent:g} % were decided "
-        f"(e-value {srm_e_value:.3g}, threshold {threshold:,.0f})"
+        f"{said}, {100 * decided:g} % were decided (e-value {srm_e_value:.3g}, threshold {1 / sample_ratio.ALPHA_SRM:,.0f})"
     )
     # A few contexts of a new stage may be few by chance, while the mismatch was found in an earlier one.
-    most = rate_interval(totals.treatment.exposures, exposed, ALPHA_HEALTH)[1] if exposed else 1.0
-    is_missing = most < MISSING_BELOW * decided
-    return (Gap(HealthGap.SRM, detail, treatment_missing=is_missing),)
+    most = rate_interval(observed, exposed, ALPHA_HEALTH)[1] if exposed else 1.0
+    return (Gap(HealthGap.SRM, detail, treatment_missing=most < MISSING_BELOW * decided),)
+
+
+def _still_before(rollout: Rollout, totals: VisitTotals, *, is_mismatch: bool) -> float | None:
+    """Return the share of the stay before when it is what is surely observed in place of the decided one, else None.
+
+    That there is a mismatch at all may be known from the sample ratio already; then it is enough that the share before is
+    the likelier one. A treatment that reported in the stay before is not too broken to report in this one.
+    """
+    before = share_before(rollout.plan, rollout.visits)
+    treatment, control = totals.treatment.exposures, totals.control.exposures
+    if before is None or treatment + control == 0:
+        return None
+    decided = decided_share(rollout.plan, rollout.visits[-1]) or 1.0
+    log_e_value = drift.log_e_value(before, decided, treatment, control)
+    if log_e_value < math.log(drift.threshold(len(rollout.visits))) and not (is_mismatch and log_e_value > 0):
+        return None
+    low, high = rate_interval(treatment, treatment + control, ALPHA_HEALTH)
+    return before if low <= before <= high else None
 
 
 def _drift(evidence: Evidence) -> tuple[Gap, ...]:

@@ -75,6 +75,7 @@ class Gap:
 
     kind: HealthGap
     detail: str  # one sentence with the numbers
+    is_observed: bool = False  # actuation drift only: exposures show it, whatever the planes say of themselves
     treatment_missing: bool = False  # SRM only: treatment is far below its share, as when it crashes before it can report
 
 

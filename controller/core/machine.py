@@ -101,6 +101,11 @@ def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple
             return _close_round(rollout, gate, event, now), ()
         case (Gating(advice=AdviceRound(is_closed=False)) as gate, Restarted()):
             return _reopen_round(rollout, gate, now), ()
+        # Exposures that do not follow the decision: nobody would hear of it before the bake is over.
+        case (Baking(), EvidenceJudged(judgement=seen)) if _is_told_in_bake(rollout, seen):
+            return _hold(rollout, *_why_not(replace(seen, gaps=_observed_drift(seen))), seen, now)
+        case (Baking(), EvidenceJudged(judgement=seen)) if _is_over_in_bake(rollout, seen, now):
+            return _move(rollout, now, hold=None), ()
         # The gate itself. A look at an earlier stay says nothing of this one.
         case (Gating() as gate, EvidenceJudged(judgement=seen)) if seen.visit == len(rollout.visits) - 1:
             return _judge_gate(rollout, gate, seen, now)
@@ -260,6 +265,22 @@ def _close_for_gap(rollout: Rollout, gap: Gap, judgement: Judgement, now: dateti
         return _roll_back(rollout, why, now, judgement=judgement)
     alert = AlertKind.SRM if gap.kind is HealthGap.SRM else AlertKind.PAUSED
     return _pause(rollout, HoldReason.HEALTH, why, now, judgement=judgement, kind=alert)
+
+
+def _observed_drift(judgement: Judgement) -> tuple[Gap, ...]:
+    return tuple(gap for gap in judgement.gaps if gap.kind is HealthGap.ACTUATION_DRIFT and gap.is_observed)
+
+
+def _is_told_in_bake(rollout: Rollout, judgement: Judgement) -> bool:
+    is_current = judgement.visit == len(rollout.visits) - 1
+    return is_current and rollout.hold is None and bool(_observed_drift(judgement))
+
+
+def _is_over_in_bake(rollout: Rollout, judgement: Judgement, now: datetime) -> bool:
+    """Tell whether what was told has passed; on the edge, not before a minute has gone by."""
+    is_current = judgement.visit == len(rollout.visits) - 1
+    has_waited = now - rollout.updated_at >= HOLD_ANNOUNCED_EVERY
+    return is_current and rollout.hold is HoldReason.HEALTH and has_waited and not _observed_drift(judgement)
 
 
 def _statistical_hold(judgement: Judgement) -> HoldReason:
@@ -447,6 +468,10 @@ def _thaw(rollout: Rollout, gate: Gating, now: datetime) -> Rollout:
     hold = None if rollout.hold is HoldReason.FROZEN else rollout.hold
     return _move(rollout, now, phase=replace(gate, until=now + _gate_time(rollout, gate.stage)), hold=hold)
 
+
+_DRIFT_ACTION = (
+    "see whether the planes serve the flag and the apps follow them; if they ask more rarely than settle, lengthen it"
+)
 
 #: Verbs that raise exposure or open the way to it; all others only ever make it more careful, however late they come.
 _RAISING = frozenset(
@@ -657,7 +682,7 @@ def _hold_alerts(rollout: Rollout, reason: HoldReason, why: str, judgement: Judg
                 AlertKind.HEALTH_GAP,
                 Severity.WARNING,
                 summary,
-                "see whether events arrive in both arms",
+                _DRIFT_ACTION if _observed_drift(judgement) else "see whether events arrive in both arms",
                 judgement,
             ),
         )

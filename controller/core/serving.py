@@ -22,7 +22,7 @@ business (flagd's hash: `controller/web/bucketing.py`), which ring applies and w
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
@@ -196,6 +196,18 @@ def decided_share(plan: Plan, visit: Visit) -> float | None:
         return visit.percent / 100
     weight = weight_of(visit.percent)
     return weight / (weight + _control_weight(weight, ControlArm.EQUAL))
+
+
+def share_before(plan: Plan, visits: Sequence[Visit]) -> float | None:
+    """Return the share of treatment that would still be observed had the planes kept what the stay before asked for.
+
+    None where that says nothing: in the first stay, where it cannot be told from a treatment too broken to report, and where
+    the decision left the share as it was.
+    """
+    if len(visits) < 2:
+        return None
+    before, present = (decided_share(plan, visit) or 1.0 for visit in visits[-2:])
+    return None if before == present else before
 
 
 def counted_as_treatment(plan: Plan) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ from schemas.terms import AdviceChoice, Arm, CommandVerb, HealthGap
 
 _PROCEED = Advice(AdviceChoice.PROCEED, 100, ("assumed",), "assumed", "", 0)
 _ISSUER = "backtest"
+#: What is recorded was dealt by whoever dealt it then; the plan's shares are held against it on request only.
+_OF_THE_SPLIT = (HealthGap.SRM, HealthGap.ACTUATION_DRIFT)
 
 
 class Source(NamedTuple):
@@ -144,7 +146,7 @@ class Backtest:
             return
         judgement, self._tests = judge(self._now(), self._evidence(), self._tests, at)
         if not self._counts_split:
-            judgement = replace(judgement, gaps=tuple(gap for gap in judgement.gaps if gap.kind is not HealthGap.SRM))
+            judgement = replace(judgement, gaps=tuple(gap for gap in judgement.gaps if gap.kind not in _OF_THE_SPLIT))
         self.judgement, self.judged_at = judgement, at
         self._handle(EvidenceJudged(at, judgement))
 

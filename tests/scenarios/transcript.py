@@ -202,6 +202,8 @@ def _judgement(what: str, visit: int, now: datetime, plan: Plan) -> Judgement:
             metrics = (make_report(role=MetricRole.SIGNAL, harm=Verdict.FAIL, safe=Verdict.FAIL, reason="p90 rose"),)
         case "breach":
             metrics = (make_breach(on_breach=plan.guardrails[0].on_breach),)
+        case "drift":
+            metrics, gaps = (make_report(),), (Gap(HealthGap.ACTUATION_DRIFT, "nobody follows", is_observed=True),)
         case gap:
             metrics, gaps = (make_report(),), (Gap(HealthGap(gap), "for a test"),)
     return make_judgement(visit=visit, at=now, metrics=metrics, gaps=gaps)

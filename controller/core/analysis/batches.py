@@ -34,6 +34,7 @@ from controller.core.analysis.slowness import SHAPES, slowness_increment
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
 from controller.core.plan import Guardrail
 from controller.core.rollout import Rollout, Visit
+from controller.core.serving import decided_share
 from schemas.terms import Arm
 
 #: Observations each arm must have before a batch is closed. With one treatment observation per batch the observed share is all
@@ -63,7 +64,7 @@ def take_evidence(
         if not oldest <= index <= present:
             continue
         visit, totals = rollout.visits[index], evidence.visits[index]
-        tests = _count_exposures(tests, index, visit, totals)
+        tests = _count_exposures(tests, index, decided_share(rollout.plan, visit), totals)
         lost = _fell_back(tests.seen.get(index, VisitTotals()), totals)
         if lost is None:
             now = {arm: latencies[arm].tested for arm in Arm}
@@ -114,21 +115,26 @@ def _oldest_in_force(rollout: Rollout, present: int) -> int:
     """
     oldest = max(0, present - KEPT_VISITS + 1)
     for index in range(present, oldest, -1):
-        if rollout.visits[index].percent < rollout.visits[index - 1].percent:
+        before, after = rollout.visits[index - 1], rollout.visits[index]
+        # A wider audience often begins at a lower percentage: that is an advance, and the stage says so.
+        if (after.stage, after.percent) < (before.stage, before.percent):
             return index
     return oldest
 
 
-def _count_exposures(tests: GateTests, index: int, visit: Visit, totals: VisitTotals) -> GateTests:
-    """Return the tests after new exposures: the sample-ratio test is additive and needs no batch."""
+def _count_exposures(tests: GateTests, index: int, share: float | None, totals: VisitTotals) -> GateTests:
+    """Return the tests after new exposures: the sample-ratio test is additive and needs no batch.
+
+    `share` is the decided one of treatment, None where there is no control.
+    """
     seen = tests.seen.get(index, VisitTotals())
     treatment = max(0, totals.treatment.exposures - seen.treatment.exposures)
     control = max(0, totals.control.exposures - seen.control.exposures)
     if treatment + control == 0:
         return tests
     srm = tests.srm
-    if visit.percent < 100:
-        srm = sample_ratio.add_exposures(srm, visit.percent / 100, treatment, control)
+    if share is not None:
+        srm = sample_ratio.add_exposures(srm, share, treatment, control)
     now_seen = VisitTotals(
         _used(seen.treatment, seen.treatment.exposures + treatment, keep_latency=True),
         _used(seen.control, seen.control.exposures + control, keep_latency=True),
