@@ -499,9 +499,7 @@ class UnleashSettings(_Section):
     environment: str = Field(default="production", pattern=NAME_PATTERN)
     """Environment whose exposure is decided here. Others are not touched."""
     create_flags: bool = False
-    """Make a flag that Unleash does not have. False: it must exist, so that a mistyped key is found at once."""
-    flag_type: Literal["release", "experiment", "operational", "kill-switch", "permission"] = "release"
-    """Type of a flag that we make."""
+    """Make a flag that Unleash does not have, of the plan's type. False: it must exist, so that a mistyped key is found."""
     stickiness: str = Field(default="userId", pattern=NAME_PATTERN)
     """Context field by which users are in or out; it must be what the apps report as context id. Unleash's own `default` falls
     back to the session and then to chance, which would move users about."""

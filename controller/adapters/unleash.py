@@ -14,11 +14,13 @@ from typing import Any
 import structlog
 
 from controller.adapters.unleash_api import Away, Feature, Overtaken, Refused, UnleashApi
+from controller.adapters.unleash_rules import Unservable
 from controller.adapters.unleash_strategy import Content, Ours, State, Trail, Wanted, compare, follow, wanted
 from controller.core.rollout import Completed, Ended, Rollout
 from controller.errors import FlagPlaneUnavailable
 from controller.ports import Clock, Served
 from controller.settings import UnleashSettings
+from schemas.terms import FlagType
 
 #: What `look` read is used by a `serve` right after it; later, somebody may have changed the flag.
 READ_SECONDS = 1.0
@@ -29,6 +31,15 @@ AWAY_SECONDS = 6.0
 #: A flag whose rollout ended this long ago, and that was as decided, is looked at less often.
 SETTLED_AFTER = timedelta(days=1)
 SETTLED_SECONDS = 60.0
+
+
+#: Unleash's names for what a flag is for.
+FLAG_TYPES = {
+    FlagType.RELEASE: "release",
+    FlagType.EXPERIMENT: "experiment",
+    FlagType.OPS: "operational",
+    FlagType.PERMISSION: "permission",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +90,11 @@ class UnleashPlane:
     # --- looking --------------------------------------------------------------------------------------------------------
 
     async def look(self, rollout: Rollout) -> Served:
-        asked = wanted(rollout, stickiness=self._settings.stickiness)
+        asked = self._wanted(rollout)
         if self._is_settled(rollout):
             return Served(asked.served_percent, None)
         feature = await self._api.feature(rollout.flag_key, is_urgent=self._is_lowering(asked))
-        state = None if feature is None else self._state(feature)
+        state = None if feature is None else self._state(feature, asked)
         self._read[rollout.flag_key] = _Read(self._clock.monotonic(), state, None)
         self._percents[rollout.flag_key] = 0.0 if state is None else state.percent
         self._due.discard(rollout.flag_key)
@@ -96,6 +107,12 @@ class UnleashPlane:
         if served.difference is None and self._has_long_ended(rollout):
             self._settled[rollout.flag_key] = (rollout, self._clock.monotonic())
         return served
+
+    def _wanted(self, rollout: Rollout) -> Wanted:
+        try:
+            return wanted(rollout, stickiness=self._settings.stickiness)
+        except Unservable as refusal:
+            raise FlagPlaneUnavailable(f"{self._where} cannot serve the plan of {rollout.flag_key}: {refusal}") from None
 
     async def _compared(self, asked: Wanted, state: State | None) -> Served:
         if state is None:
@@ -114,7 +131,8 @@ class UnleashPlane:
             if asked.percent == 0 and not state.ours and not trail.has_been_ours:
                 return Served(state.percent, None)  # never ours: what others let in there is theirs
             editor = trail.editor if asked.percent > 0 or state.percent > 0 else None
-        percent = 0.0 if found.is_lower else state.percent
+        # Of several strategies nobody can say a share of all: certainly fewer counts as none, anything else as everybody.
+        percent = 0.0 if found.is_lower else state.percent if len(asked.parts) == 1 else 100.0
         return Served(percent, " and ".join(found.faults), editor)
 
     async def _trail(self, asked: Wanted, state: State | None) -> Trail:
@@ -133,10 +151,10 @@ class UnleashPlane:
         self._read[asked.flag_key] = _Read(read.at, read.state, trail)
         return trail
 
-    def _state(self, feature: Feature) -> State:
+    def _state(self, feature: Feature, asked: Wanted) -> State:
         for environment in feature.environments:
             if environment.name == self._settings.environment:
-                return State.of(environment)
+                return State.of(environment, passive=asked.passive)
         there = ", ".join(each.name for each in feature.environments) or "none"
         raise FlagPlaneUnavailable(
             f"{self._where} has no environment {self._settings.environment!r}, only {there}: see planes.unleash.environment"
@@ -150,7 +168,7 @@ class UnleashPlane:
     # --- writing --------------------------------------------------------------------------------------------------------
 
     async def serve(self, rollout: Rollout) -> None:
-        asked = wanted(rollout, stickiness=self._settings.stickiness)
+        asked = self._wanted(rollout)
         self._settled.pop(rollout.flag_key, None)
         is_lowering = self._is_lowering(asked)
         refusal = self._refused.get(rollout.flag_key)
@@ -178,7 +196,7 @@ class UnleashPlane:
         if state is None:
             if asked.percent == 0:
                 return
-            state = await self._create(asked)
+            state = await self._create(rollout, asked)
         if asked.percent == 0 and not state.ours:
             trail = read.trail or await self._trail_now(asked, state)
             if not trail.has_been_ours:
@@ -204,26 +222,25 @@ class UnleashPlane:
         read = self._read.pop(asked.flag_key, None)
         if read is None or self._clock.monotonic() - read.at > READ_SECONDS:
             feature = await self._api.feature(asked.flag_key, is_urgent=is_urgent)
-            read = _Read(self._clock.monotonic(), None if feature is None else self._state(feature), None)
+            read = _Read(self._clock.monotonic(), None if feature is None else self._state(feature, asked), None)
             self._percents[asked.flag_key] = 0.0 if read.state is None else read.state.percent
         return read
 
-    async def _create(self, asked: Wanted) -> State:
-        settings = self._settings
-        if not settings.create_flags:
+    async def _create(self, rollout: Rollout, asked: Wanted) -> State:
+        if not self._settings.create_flags:
             raise FlagPlaneUnavailable(
                 f"{self._where} does not have the flag {asked.flag_key}, or has it archived: create or revive it there, or set "
                 "planes.unleash.create_flags"
             )
-        await self._api.create(asked.flag_key, settings.flag_type, "Rolled out by rolloutd")
+        await self._api.create(asked.flag_key, FLAG_TYPES[rollout.plan.flag_type], "Rolled out by rolloutd")
         self._log.info("flag_created", flag_key=asked.flag_key, plane=self.name)
         return await self._again(asked)
 
     async def _switch_off(self, asked: Wanted, state: State) -> None:
         """Let nobody in: first by the strategy, which is acknowledged soonest, then by the environment's switch."""
         for each in state.ours:
-            if each.content.percent > 0 or each.mark.says != "off":
-                await self._patch(asked, each, _at_zero(each.content), is_urgent=True)
+            if each.content.rollout != "0" or each.mark.says != "off":
+                await self._patch(asked, each, each.content.at_zero, is_urgent=True)
         if state.is_on:
             await self._api.switch(asked.flag_key, on=False)
 
@@ -232,7 +249,7 @@ class UnleashPlane:
         wanted_of = dict(enumerate(asked.parts, 1))
         has_written = False
         for each in state.ours:
-            content = wanted_of.get(each.mark.part) or _at_zero(each.content)
+            content = wanted_of.get(each.mark.part) or each.content.at_zero
             if content.percent < each.content.percent:
                 await self._patch(asked, each, content, is_urgent=True)
                 has_written = True
@@ -272,14 +289,16 @@ class UnleashPlane:
         there = state.parts()
         for number, content in enumerate(asked.parts, 1):
             if number not in there:
-                await self._add(asked, number, content if state.is_on else _at_zero(content))
+                await self._add(asked, number, content if state.is_on else content.at_zero)
             elif there[number].content.is_disabled:
-                await self._patch(asked, there[number], _at_zero(content))
+                await self._patch(asked, there[number], content.at_zero)
         if len(there) < len(asked.parts) or any(each.content.is_disabled for each in there.values()):
             state = await self._again(asked)
             there = state.parts()
         for each in state.surplus(asked):
             await self._api.delete_strategy(asked.flag_key, each.strategy.id)
+        if not state.is_in_order:
+            await self._api.sort_strategies(asked.flag_key, [each.strategy.id for each in state.ours])
         if not there.keys() >= set(range(1, len(asked.parts) + 1)):
             raise Overtaken(f"{self._where}: a strategy of {asked.flag_key} is gone again; it is looked at again")
         if not state.is_on and asked.served_percent > 0:
@@ -289,14 +308,14 @@ class UnleashPlane:
                 await self._patch(asked, there[number], content)
 
     async def _add(self, asked: Wanted, part: int, content: Content) -> None:
-        body = {"name": content.name, "title": asked.mark(part, content), **content.fields()}
+        body = {"name": content.name, "title": asked.mark(part, content), "sortOrder": part, **content.fields()}
         added = await self._api.add_strategy(asked.flag_key, body)
         self._log.info("strategy_added", flag_key=asked.flag_key, plane=self.name, strategy=added.id)
 
     async def _again(self, asked: Wanted) -> State:
         """Read the flag anew in the middle of writing. Raises Overtaken when somebody else has gone on meanwhile."""
         feature = await self._api.feature(asked.flag_key, is_urgent=False)
-        state = None if feature is None else self._state(feature)
+        state = None if feature is None else self._state(feature, asked)
         if state is None or (state.newest is not None and asked.is_late_for(state.newest)):
             raise Overtaken(f"{self._where}: {asked.flag_key} was changed by others while we wrote; it is looked at again")
         return state
@@ -306,7 +325,7 @@ class UnleashPlane:
         changes: dict[str, Any] = {f"/{name}": value for name, value in content.fields().items()}
         changes["/title"] = asked.mark(each.mark.part, content)
         expect: Mapping[str, Any] = {}
-        if content.percent > 0:
+        if content.rollout != "0":
             strategy = each.strategy
             expect = {
                 "/title": strategy.title,
@@ -351,15 +370,3 @@ class UnleashPlane:
             self._log.warning("not_archived", flag_key=rollout.flag_key, plane=self.name, error=str(refusal))
         else:
             self._log.info("flag_archived", flag_key=rollout.flag_key, plane=self.name)
-
-
-def _at_zero(content: Content) -> Content:
-    """Return the same letting nobody in."""
-    return Content(
-        rollout="0",
-        stickiness=content.stickiness,
-        group=content.group,
-        constraints=content.constraints,
-        variants=content.variants,
-        segments=content.segments,
-    )

@@ -198,6 +198,11 @@ class UnleashApi:
                 raise Overtaken(f"{self.name}: somebody deleted the strategy while we wrote; it is looked at again") from None
             raise
 
+    async def sort_strategies(self, flag_key: str, strategy_ids: Sequence[str]) -> None:
+        """Put strategies in this order. Raises FlagPlaneUnavailable."""
+        order = [{"id": each, "sortOrder": place} for place, each in enumerate(strategy_ids, 1)]
+        await self._send("POST", f"{self._here(flag_key)}/strategies/set-sort-order", order)
+
     async def delete_strategy(self, flag_key: str, strategy_id: str) -> None:
         """Remove a strategy; one that is gone is no fault. Raises FlagPlaneUnavailable."""
         try:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import floor, isfinite
+from math import isfinite
 from typing import Any, Self
 
 import xxhash
 
 from controller.adapters.unleash_api import Change, Environment, Strategy
+from controller.adapters.unleash_rules import Rule, is_fractional, rules
 from controller.core.rollout import Aborted, RolledBack, Rollout
-from controller.core.serving import percent_to_serve
+from controller.core.serving import serving
 
 NAME = "flexibleRollout"
 _MARK = re.compile(
@@ -44,11 +45,13 @@ class Content:
     segments: tuple[int, ...] = ()
     is_disabled: bool = False
     name: str = NAME
+    gives_treatment: bool = field(default=True, compare=False)  # False: it only tells who is control or nothing
 
     @classmethod
-    def of(cls, strategy: Strategy) -> Self:
-        """Return what Unleash says."""
+    def of(cls, strategy: Strategy, *, passive: frozenset[str] = frozenset()) -> Self:
+        """Return what Unleash says; `passive` are the names of variants that are not treatment."""
         parameters = strategy.parameters
+        names = {str(each.get("name")) for each in strategy.variants or ()}
         return cls(
             rollout=str(parameters.get("rollout", "")),
             stickiness=str(parameters.get("stickiness", "")),
@@ -58,18 +61,24 @@ class Content:
             segments=tuple(sorted(strategy.segments or ())),
             is_disabled=bool(strategy.disabled),
             name=strategy.name,
+            gives_treatment=not names or not names <= passive,
         )
 
     @property
     def percent(self) -> float:
-        """Share of the users it lets in, at most."""
-        if self.is_disabled:
+        """Share of users that it gives treatment, at most."""
+        if self.is_disabled or not self.gives_treatment:
             return 0.0
         try:
             percent = float(self.rollout) if self.name == NAME else 100.0
         except ValueError:
             return 100.0  # nobody can tell what an SDK makes of it
         return min(max(percent, 0.0), 100.0) if isfinite(percent) else 100.0
+
+    @property
+    def at_zero(self) -> Self:
+        """The same letting nobody in."""
+        return replace(self, rollout="0", is_disabled=False, name=NAME)
 
     @property
     def digest(self) -> str:
@@ -124,8 +133,10 @@ class Wanted:
     """What one rollout asks of Unleash."""
 
     flag_key: str
-    percent: float  # decided
-    parts: tuple[Content, ...]  # a user whom any of them lets in is in; one at least
+    percent: float  # decided, of the widest ring
+    parts: tuple[Content, ...]  # in order: the first that lets a user in decides; one at least
+    passive: frozenset[str]  # names of variants that are not treatment
+    is_fractional: bool  # Unleash cannot serve what was decided
     is_off: bool  # rolled back or aborted: the environment is switched off, whatever else may stand there
     revision: int
     rollout: str
@@ -135,14 +146,9 @@ class Wanted:
         """What can be served of it: whole percents, rounded down."""
         return max(part.percent for part in self.parts)
 
-    @property
-    def is_fractional(self) -> bool:
-        """True when Unleash cannot serve what was decided."""
-        return self.served_percent < self.percent
-
     def mark(self, part: int, content: Content) -> str:
         """Return the title for a strategy of ours with this content."""
-        says = "off" if self.is_off else f"{content.percent:.0f} %"
+        says = "off" if self.is_off else f"{content.rollout} %"
         return str(Mark(says, self.revision, self.rollout, part, content.digest))
 
     def is_late_for(self, mark: Mark) -> bool:
@@ -158,18 +164,31 @@ class Wanted:
 
 
 def wanted(rollout: Rollout, *, stickiness: str) -> Wanted:
-    """Return what a rollout asks of Unleash. The group id is the flag key and never changes: it decides who is in."""
-    percent = percent_to_serve(rollout)
-    # A percentage is in steps of 0.01, and 29 may well be 28.999999999999996 where it was computed.
-    whole = floor(round(percent, 6))
-    content = Content(rollout=str(whole), stickiness=stickiness, group=rollout.flag_key)
+    """Return what a rollout asks of Unleash. Raises Unservable.
+
+    The group id is the flag key and never changes: it decides who is in.
+    """
+    served = serving(rollout)
     return Wanted(
         flag_key=rollout.flag_key,
-        percent=percent,
-        parts=(content,),
+        percent=max(ring.percent for ring in served.rings),
+        parts=tuple(_content(rule, rollout.flag_key, stickiness) for rule in rules(served, stickiness=stickiness)),
+        passive=frozenset({served.control, served.unassigned}),
+        is_fractional=is_fractional(served),
         is_off=isinstance(rollout.phase, RolledBack | Aborted),
         revision=rollout.revision,
         rollout=_digest(rollout.rollout_id),
+    )
+
+
+def _content(rule: Rule, flag_key: str, stickiness: str) -> Content:
+    return Content(
+        rollout=str(rule.percent),
+        stickiness=stickiness,
+        group=flag_key,
+        constraints=tuple(sorted(_constraint(each) for each in rule.constraints)),
+        variants=tuple(sorted(_canonical(each) for each in rule.variants)),
+        gives_treatment=rule.gives_treatment,
     )
 
 
@@ -194,14 +213,20 @@ class State:
     is_on: bool
     ours: tuple[Ours, ...]  # by part, the oldest first
     others: tuple[Strategy, ...]  # enabled ones that we did not write
+    is_in_order: bool  # ours stand in the order of their parts
 
     @classmethod
-    def of(cls, environment: Environment) -> Self:
-        """Return what stands there."""
+    def of(cls, environment: Environment, *, passive: frozenset[str] = frozenset()) -> Self:
+        """Return what stands there; `passive` are the names of variants that are not treatment."""
         marked = [(each, Mark.read(each.title)) for each in environment.strategies]
-        ours = [Ours(each, mark, Content.of(each)) for each, mark in marked if mark is not None]
+        ours = [Ours(each, mark, Content.of(each, passive=passive)) for each, mark in marked if mark is not None]
         others = [each for each, mark in marked if mark is None and not each.disabled]
-        return cls(environment.enabled, tuple(sorted(ours, key=lambda each: (each.mark.part, each.strategy.id))), tuple(others))
+        return cls(
+            is_on=environment.enabled,
+            ours=tuple(sorted(ours, key=lambda each: (each.mark.part, each.strategy.id))),
+            others=tuple(others),
+            is_in_order=[each.mark.part for each in ours] == sorted(each.mark.part for each in ours),
+        )
 
     @cached_property
     def percent(self) -> float:
@@ -242,7 +267,7 @@ def compare(asked: Wanted, state: State, *, environment: str) -> Comparison:
     """Compare what stands in Unleash with what is wanted."""
     faults: list[str] = []
     found = state.parts()
-    is_edited = any(each.is_edited for each in state.ours)
+    is_edited = any(each.is_edited for each in state.ours) or not state.is_in_order
     is_lower = False
     newest = state.newest
     if newest is not None and asked.is_late_for(newest):
@@ -261,8 +286,14 @@ def compare(asked: Wanted, state: State, *, environment: str) -> Comparison:
             elif there.content != content:
                 faults.append(_difference(there.content, content))
                 is_lower = is_lower or _is_narrower(there.content, content)
+    if len(asked.parts) > 1:
+        is_lower = all(_is_at_most(found.get(part), content) for part, content in enumerate(asked.parts, 1))
     if state.surplus(asked):
         faults.append("has more strategies of ours than wanted")
+        is_lower = False
+    if not state.is_in_order:
+        faults.append("has our strategies in another order")
+        is_lower = False
     is_off_by_hand = asked.served_percent > 0 and not state.is_on
     if is_off_by_hand:
         faults.append(f"is switched off in {environment}")
@@ -275,7 +306,17 @@ def compare(asked: Wanted, state: State, *, environment: str) -> Comparison:
             "the plan's stages whole ones"
         )
     needs_editor = is_edited or is_off_by_hand or (bool(state.others) and state.is_on) or not state.ours
-    return Comparison(tuple(faults), needs_editor=bool(faults) and needs_editor, is_lower=is_lower)
+    return Comparison(tuple(faults), bool(faults) and needs_editor, is_lower and not (state.others and state.is_on))
+
+
+def _is_at_most(there: Ours | None, content: Content) -> bool:
+    """True when a strategy of several certainly gives treatment to nobody who is not to have it, and else is as wanted."""
+    if there is None or there.content.is_disabled:
+        return content.gives_treatment
+    found = there.content
+    if not content.gives_treatment or found == content:
+        return found == content
+    return found.percent <= content.percent and replace(found, rollout=content.rollout) == content
 
 
 def _difference(there: Content, content: Content) -> str:

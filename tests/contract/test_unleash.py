@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,10 +14,14 @@ from pydantic import SecretStr
 
 from controller.adapters.unleash import UnleashPlane
 from controller.clock import SystemClock
-from controller.core.rollout import Aborted, Completed, Paused, Scheduled
+from controller.core.audience import Audience, Condition
+from controller.core.plan import Plan
+from controller.core.rollout import Aborted, Completed, Paused, RolledBack, Scheduled
 from controller.errors import FlagPlaneUnavailable
-from schemas.terms import HoldReason
-from tests.builders import T0
+from controller.ports import Served
+from schemas.terms import ControlArm, HoldReason, Operator
+from tests.audiences import at_stage
+from tests.builders import T0, make_plan, make_stage
 from tests.unleash.fake import FakeUnleash
 from tests.unleash.given import decided, make_settings, rolled_back
 from tests.unleash.server import BACKEND_TOKEN, INSTALLED_VARIABLE, Console
@@ -108,6 +113,105 @@ async def test_before_the_start_nothing_is_written(plane: UnleashPlane, console:
     environment = await console.environment(flag_key)
     assert environment["enabled"]
     assert [each["title"] for each in environment["strategies"]] == ["for testers"]
+
+
+# --- audiences and variants -------------------------------------------------------------------------------------------------
+
+
+def ringed(flag_key: str) -> Plan:
+    """Return a plan that goes from staff to half of the customers in two variants, and then to a quarter of everybody."""
+    staff = Audience("staff", ((Condition("email", Operator.ENDS_WITH, ("@corp.example",)),),))
+    customers = Audience("customers", ((Condition("plan", Operator.EQ, ("pro",)),), (Condition("age", Operator.GTE, (18.0,)),)))
+    stages = (
+        make_stage(percent=100.0, audience="staff"),
+        make_stage(percent=20.0, audience="customers", control=ControlArm.EQUAL),
+        make_stage(percent=25.0),
+    )
+    split, values = (("red", 1), ("blue", 2)), {"red": {"hue": 0}, "blue": {"hue": 240}, "off": {"hue": None}}
+    return make_plan(flag_key=flag_key, stages=stages, audiences=(staff, customers), split=split, values=values)
+
+
+async def test_audiences_and_variants_are_strategies_in_order(plane: UnleashPlane, console: Console, flag_key: str) -> None:
+    """Ring after ring, each strategy has its place, its audience as constraints and its variants with their payloads."""
+    plan = ringed(flag_key)
+    for stage in (0, 1, 2, 1):
+        rollout = replace(at_stage(plan, stage), revision=stage + 1 if stage < 3 else 4)
+        rollout = replace(rollout, rollout_id=f"start-{stage}-{uuid.uuid4().hex[:4]}")
+        await plane.serve(rollout)
+        assert (await plane.look(rollout)).difference is None
+    strategies = (await console.environment(flag_key))["strategies"]
+    told = [
+        (
+            each["parameters"]["rollout"],
+            [constraint["contextName"] for constraint in each["constraints"]],
+            {variant["name"]: variant["weight"] for variant in each["variants"]},
+        )
+        for each in strategies
+    ]
+    arms = [
+        ("20", {"red": 333, "blue": 667}),
+        ("80", {"unassigned": 1000}),
+        ("100", {"off": 1000}),
+    ]
+    assert told == [
+        ("100", ["email"], {"red-earlier": 333, "blue-earlier": 667}),
+        *((rollout, ["plan"], variants) for rollout, variants in arms),
+        *((rollout, ["age"], variants) for rollout, variants in arms),
+        ("100", [], {"unassigned": 1000}),
+    ]
+    blue = next(each for each in strategies[1]["variants"] if each["name"] == "blue")
+    assert blue["payload"] == {"type": "json", "value": '{"hue": 240}'}
+    last = rolled_back(flag_key, 9)
+    await plane.serve(last)
+    served = await plane.look(last)
+    assert (served.percent, served.difference) == (0.0, None)
+    await plane.serve(decided(flag_key, 10, 10, rollout_id="start-9"))
+    assert (await console.strategy(flag_key))["parameters"]["rollout"] == "10"  # the other strategies are gone
+
+
+async def test_edits_of_one_strategy_among_several(plane: UnleashPlane, console: Console, flag_key: str) -> None:
+    """Less treatment counts as lower; an arm that is changed, or another order, is an edit to be undone."""
+    rollout = replace(at_stage(ringed(flag_key), 1), rollout_id="start-1")
+    await plane.serve(rollout)
+    strategies = (await console.environment(flag_key))["strategies"]
+
+    async def edited(index: int, path: str, value: Any) -> Served:
+        patch = [{"op": "replace", "path": path, "value": value}]
+        await console.here("PATCH", flag_key, f"/strategies/{strategies[index]['id']}", patch)
+        return await plane.look(rollout)
+
+    served = await edited(1, "/parameters/rollout", "5")
+    assert (served.percent, served.edited_by) == (0.0, "admin")
+    served = await edited(1, "/parameters/rollout", "60")
+    assert (served.percent, served.edited_by) == (100.0, "admin")
+    await plane.serve(rollout)
+    assert (await plane.look(rollout)).difference is None
+    served = await edited(3, "/parameters/rollout", "90")
+    assert (served.percent, served.edited_by) == (100.0, "admin")
+    await plane.serve(rollout)
+    order = [{"id": each["id"], "sortOrder": -place} for place, each in enumerate(strategies)]
+    await console.here("POST", flag_key, "/strategies/set-sort-order", order)
+    served = await plane.look(rollout)
+    assert (served.percent, served.difference) == (100.0, "has our strategies in another order")
+    await plane.serve(rollout)
+    assert (await plane.look(rollout)).difference is None
+    assert [each["id"] for each in (await console.environment(flag_key))["strategies"]] == [each["id"] for each in strategies]
+
+
+async def test_a_plan_beyond_unleash_is_refused_and_its_rollback_is_not(plane: UnleashPlane, flag_key: str) -> None:
+    """An audience that takes too many strategies is refused by name; rolling back needs no words for it."""
+    ages = Condition("age", Operator.IN, tuple(float(age) for age in range(40)))
+    plan = make_plan(
+        flag_key=flag_key,
+        stages=(make_stage(percent=10.0, audience="some"),),
+        audiences=(Audience("some", ((ages,),)),),
+    )
+    rollout = at_stage(plan, 0)
+    with pytest.raises(FlagPlaneUnavailable, match=r"cannot serve the plan of .*81 strategies.*room for 30"):
+        await plane.look(rollout)
+    over = replace(rollout, phase=RolledBack(T0, "x"), percent=0.0, revision=2)
+    await plane.serve(over)
+    assert (await plane.look(over)).difference is None
 
 
 # --- what people do -------------------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import subprocess
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from math import sqrt
 from typing import Any, Self
@@ -14,7 +16,14 @@ from typing import Any, Self
 import mmh3
 
 from controller.adapters.unleash import UnleashPlane
+from controller.adapters.unleash_strategy import wanted
 from controller.clock import SystemClock
+from controller.core.audience import Audience, Condition
+from controller.core.rollout import Rollout
+from controller.core.serving import EARLIER_SUFFIX, Part, Serving, chooser, serving
+from schemas.terms import ControlArm, Operator
+from tests.audiences import at_stage
+from tests.builders import make_plan, make_stage
 from tests.unleash.given import decided, make_settings, rolled_back
 from tests.unleash.server import BACKEND_TOKEN, HERE, UnleashServer, installed
 
@@ -45,13 +54,16 @@ class Sdk:
     def __exit__(self, *error: object) -> None:
         self._process.communicate(timeout=10)
 
-    async def ask(self, flag_key: str, users: Sequence[dict[str, Any]]) -> list[bool | str]:
-        """Return what each user is served, as the SDK knows the flag now."""
+    async def ask(
+        self, flag_key: str, users: Sequence[dict[str, Any]], state: dict[str, Any] | None = None
+    ) -> list[bool | str]:
+        """Return what each user is served, as the SDK knows the flag now, or as `state` has it."""
+        asked = {"flag": flag_key, "users": users, **({} if state is None else {"state": state})}
 
         def exchange() -> list[bool | str]:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
-            self._process.stdin.write(json.dumps({"flag": flag_key, "users": users}) + "\n")
+            self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
             answers: list[bool | str] = json.loads(self._process.stdout.readline())
             return answers
@@ -92,3 +104,102 @@ async def test_real_users_go_in_stage_by_stage_and_all_out_again(
         assert (await plane.look(rolled_back(flag_key, 6))).difference is None
         assert await sdk.users_in(flag_key, 0) == set()
     await plane.close()
+
+
+# --- audiences: the SDK's own engine against the reference -------------------------------------------------------------------
+
+COUNTRIES, PLANS = ("DE", "FR", "", "de"), ("pro", "free", "pro-annual")
+VERSIONS = ("1.2.3", "2.4.0", "2.4.0-rc.1", "2.5.1", "3.0.0-0", "3.0.0", "10.0.0")
+MOMENTS = ("2026-02-28T23:59:59Z", "2026-03-01T00:00:00Z", "2026-03-01T12:00:00Z", "2027-01-01T00:00:00Z")
+AGES = (0, 17, 18, 17.5, 99)
+RANGES = [f"{comparison} {version}" for comparison in ("=", "!=", "<", "<=", ">", ">=", "^", "~") for version in ("2.4.0", "3")]
+
+
+def draw_context(chance: random.Random) -> dict[str, Any]:
+    """Return what is known of a user: any of the attributes may be missing."""
+    every: dict[str, Any] = {
+        "country": chance.choice(COUNTRIES),
+        "plan": chance.choice(PLANS),
+        "app": chance.choice(VERSIONS),
+        "registered": chance.choice(MOMENTS),
+        "age": chance.choice(AGES),
+        "targetingKey": f"user-{chance.randrange(10_000)}",
+    }
+    return {name: value for name, value in every.items() if name == "targetingKey" or chance.random() < 0.8}
+
+
+def draw_condition(chance: random.Random) -> Condition:
+    """Return one of every kind of condition."""
+    return chance.choice(
+        [
+            Condition("country", Operator.EQ, ("DE",)),
+            Condition("country", Operator.IN, ("FR", "de")),
+            Condition("age", Operator.IN, (17, 17.5, 99)),
+            Condition("age", Operator.GTE, (17.5,)),
+            Condition("age", Operator.LTE, (18.0,)),
+            Condition("plan", Operator.STARTS_WITH, ("pro", "x")),
+            Condition("plan", Operator.ENDS_WITH, ("annual", "ee")),
+            Condition("app", Operator.SEM_VER, (chance.choice(RANGES),)),
+            Condition("registered", Operator.BEFORE, (chance.choice(["2026-03-01", "2026-03-01T12:00:00Z"]),)),
+            Condition("registered", Operator.AFTER, (chance.choice(["2026-03-01", "2026-03-01T12:00:00Z"]),)),
+            Condition("targetingKey", Operator.IN, tuple(f"user-{number}" for number in range(0, 10_000, 3))[:250]),
+        ]
+    )
+
+
+def draw_rollout(chance: random.Random) -> Rollout:
+    """Return a rollout in any stage of a plan that opens rings, in whole percents."""
+    audiences = tuple(
+        Audience(f"ring-{number}", tuple((draw_condition(chance),) for _ in range(chance.choice((1, 1, 2)))))
+        for number in range(2)
+    )
+    stages, reached = [], dict.fromkeys((None, "ring-0", "ring-1"), 0)
+    for _ in range(chance.randint(1, 4)):
+        name = chance.choice(list(reached))
+        if reached[name] >= 100:
+            continue
+        reached[name] = chance.randint(reached[name] + 1, 100)
+        control = chance.choice(list(ControlArm)) if reached[name] <= 50 else ControlArm.REST
+        stages.append(make_stage(percent=float(reached[name]), audience=name, control=control))
+    split = chance.choice([(), (("red", 1), ("blue", 2))])
+    values = {"red": {"hue": 0}, "blue": {"hue": 240}, "off": {}} if split else {}
+    plan = make_plan(stages=tuple(stages), audiences=audiences, split=split, values=values)
+    return at_stage(plan, chance.randrange(len(stages)))
+
+
+async def test_every_rule_means_the_same_to_unleash(real_unleash: UnleashServer) -> None:
+    """The SDK's own engine serves each user the part that the reference does, whatever the audiences, arms and stages."""
+    chance = random.Random(7)
+    seen: Counter[str] = Counter()
+    with Sdk(real_unleash.url) as sdk:
+        for _ in range(60):
+            rollout = draw_rollout(chance)
+            served = serving(rollout)
+            asked = wanted(rollout, stickiness="userId")
+            strategies = [{"name": part.name, **part.fields()} for part in asked.parts]
+            state = {"version": 2, "features": [{"name": rollout.flag_key, "enabled": True, "strategies": strategies}]}
+            contexts = [draw_context(chance) for _ in range(200)]
+            users = [
+                {
+                    "userId": context["targetingKey"],
+                    "properties": {name: str(value) for name, value in context.items() if name != "targetingKey"},
+                }
+                for context in contexts
+            ]
+            choose = chooser(served)
+            for context, answer in zip(contexts, await sdk.ask(rollout.flag_key, users, state), strict=True):
+                bucket = mmh3.hash(f"{rollout.flag_key}:{context['targetingKey']}", 0, signed=False) % 100 * 100
+                part = choose(bucket, context)
+                assert answer in names_of(served, part), (context, part, answer, asked.parts, served.rings)
+                seen[part] += 1
+    assert min(seen[part] for part in Part) > 100, seen
+
+
+def names_of(served: Serving, part: Part) -> set[bool | str]:
+    """Return what a user of this part may be served; a share of everybody is a matter of in or out."""
+    drawn: set[bool | str] = {name for name, _ in served.split} or {served.treatment}
+    if served.is_plain:
+        return (drawn if served.split else {True}) if part is Part.TREATMENT else {False}
+    if part is Part.TREATMENT:
+        return set(drawn)
+    return {f"{name}{EARLIER_SUFFIX}" for name in drawn} if part is Part.EARLIER else {served.name(part)}

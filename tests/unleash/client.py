@@ -1,7 +1,8 @@
 """Unleash's own Python SDK in a process of its own: says which users a flag lets in, as it knows the flag at that moment.
 
 `python client.py URL TOKEN`, in an environment of `requirements.lock`. Reads one JSON object a line: `flag`, `users` (their
-contexts, in order). Writes one JSON list a line: for each user, false, or the name of the variant, or true without variants.
+contexts, in order), and maybe `state`, what a server would send, to be asked in place of the server's. Writes one JSON list a
+line: for each user, false, or the name of the variant, or true without variants.
 """
 
 from __future__ import annotations
@@ -11,6 +12,13 @@ import logging
 import sys
 
 from UnleashClient import UnleashClient
+from yggdrasil_engine.engine import UnleashEngine
+
+
+def evaluated(engine: UnleashEngine, flag_key: str, context: dict[str, object]) -> bool | str:
+    """Return what the SDK's engine finds."""
+    variant = engine.get_variant(flag_key, context).variant
+    return str(variant.name) if variant.enabled else bool(variant.feature_enabled)
 
 
 def main(url: str, token: str) -> None:
@@ -28,7 +36,13 @@ def main(url: str, token: str) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         answers: list[bool | str] = []
+        engine = UnleashEngine()
+        if "state" in asked:
+            engine.take_state(json.dumps(asked["state"]))
         for context in asked["users"]:
+            if "state" in asked:
+                answers.append(evaluated(engine, asked["flag"], context))
+                continue
             variant = client.get_variant(asked["flag"], context)
             answers.append(variant["name"] if variant["enabled"] else variant["feature_enabled"])
         sys.stdout.write(json.dumps(answers) + "\n")

@@ -133,6 +133,13 @@ class FakeUnleash:
                 return 200, None
             case "POST", [flag_key, "environments", environment, "strategies"]:
                 return 200, self._add(flag_key, environment, body)
+            case "POST", [flag_key, "environments", environment, "strategies", "set-sort-order"]:
+                places = {each["id"]: each["sortOrder"] for each in body}
+                for each in self._here(flag_key, environment)["strategies"]:
+                    each["sortOrder"] = places.get(each["id"], each["sortOrder"])
+                self._sort(flag_key, environment)
+                self._tell("strategy-order-changed", flag_key, environment)
+                return 200, None
             case "PATCH", [flag_key, "environments", environment, "strategies", strategy_id]:
                 return 200, self._patch(flag_key, environment, strategy_id, body)
             case "DELETE", [flag_key, "environments", environment, "strategies", strategy_id]:
@@ -183,9 +190,15 @@ class FakeUnleash:
                 **body,
             }
         )
-        self._here(flag_key, environment)["strategies"].append(strategy)
+        others = self._here(flag_key, environment)["strategies"]
+        strategy.setdefault("sortOrder", max((each["sortOrder"] for each in others), default=-1) + 1)
+        others.append(strategy)
+        self._sort(flag_key, environment)
         self._tell("feature-strategy-add", flag_key, environment, after=strategy)
         return strategy
+
+    def _sort(self, flag_key: str, environment: str) -> None:
+        self._here(flag_key, environment)["strategies"].sort(key=lambda each: int(each["sortOrder"]))
 
     def _patch(self, flag_key: str, environment: str, strategy_id: str, patch: Any) -> dict[str, Any]:
         here = self._here(flag_key, environment)

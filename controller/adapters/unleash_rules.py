@@ -1,0 +1,224 @@
+"""Who is served what, as Unleash can say it: strategies in order, each with constraints, a percentage and variants.
+
+The first strategy that lets a user in decides, and all use one group id, so that a user's bucket is the same in each. A share
+of everybody is one strategy, and `is_enabled` is the answer. With audiences or an arm of equal size that is not enough: who is
+not in treatment must be told whether they are control or nothing. Then everybody of an audience is let in by some strategy, and
+the variant's name is the answer: apps ask `get_variant`.
+
+Unleash's contexts are texts, so types are not told apart; and its SDKs read whole versions (`2.4.0`) and RFC 3339 moments
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from json import dumps
+from math import floor
+from typing import Any
+
+from controller.core.audience import Audience, Condition, full_version, version_range
+from controller.core.serving import EARLIER_SUFFIX, Part, Ring, Serving
+from schemas.terms import Operator
+
+#: Unleash's own limit for one flag in one environment.
+MAX_RULES = 30
+#: What the weights of a strategy's variants add up to.
+VARIANT_WEIGHTS = 1_000
+
+Constraint = Mapping[str, Any]
+
+
+class Unservable(ValueError):
+    """Unleash has no words for it; the message says for what, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One strategy: lets in who meets all constraints and lies in the lowest `percent` of the buckets."""
+
+    percent: int
+    constraints: tuple[Constraint, ...] = ()
+    variants: tuple[Mapping[str, Any], ...] = ()  # none: being let in says it all
+    gives_treatment: bool = True
+
+
+def is_simple(served: Serving) -> bool:
+    """Return whether `is_enabled` says all there is to say."""
+    return served.is_plain and not served.split and served.values.get(served.treatment) is True
+
+
+def is_fractional(served: Serving) -> bool:
+    """Return whether a share is no whole percent, the only ones that Unleash has; it is then rounded down."""
+    return any(weight % 100 for ring in served.rings for _, weight in ring.slices)
+
+
+def rules(served: Serving, *, stickiness: str) -> tuple[Rule, ...]:
+    """Return the strategies for what is to be served, at least one. Raises Unservable."""
+    if served.is_plain:
+        percent = floor(served.rings[0].slices[0][1] / 100)
+        variants = () if is_simple(served) else _variants(served, Part.TREATMENT, stickiness)
+        return (Rule(percent, variants=variants),)
+    found: list[Rule] = []
+    for ring in served.rings:
+        for constraints in _clauses(ring.audience, stickiness):
+            found += [
+                Rule(percent, constraints, _variants(served, part, stickiness), part in (Part.TREATMENT, Part.EARLIER))
+                for part, percent in _ends(ring)
+            ]
+    if served.rings[-1].audience is not None:
+        found.append(Rule(100, (), _variants(served, Part.UNASSIGNED, stickiness), gives_treatment=False))
+    if len(found) > MAX_RULES:
+        raise Unservable(
+            f"it takes {len(found)} strategies, and Unleash has room for {MAX_RULES}: use fewer or simpler audiences"
+        )
+    return tuple(found)
+
+
+def _ends(ring: Ring) -> Iterator[tuple[Part, int]]:
+    """Yield (part, percentage of buckets up to its end) from the lowest up; treatment and an equal arm are rounded down."""
+    for index, (part, weight) in enumerate(ring.slices):
+        if index == 0:
+            end = floor(weight / 100)
+        elif index == len(ring.slices) - 1:
+            end = 100
+        else:
+            end = 100 - floor(ring.slices[-1][1] / 100)
+        if weight:
+            yield part, end
+
+
+# --- variants ---------------------------------------------------------------------------------------------------------------
+
+
+def _variants(served: Serving, part: Part, stickiness: str) -> tuple[Mapping[str, Any], ...]:
+    if part in (Part.CONTROL, Part.UNASSIGNED):
+        shares = [(served.name(part), VARIANT_WEIGHTS)]
+    else:
+        suffix = EARLIER_SUFFIX if part is Part.EARLIER else ""
+        shares = [(name + suffix, weight) for name, weight in _thousandths(served.split or ((served.treatment, 1),))]
+    return tuple(
+        {
+            "name": name,
+            "weight": weight,
+            # Unleash gives what is left to the variable ones: so all but one are fixed.
+            "weightType": "variable" if index == len(shares) - 1 else "fix",
+            "stickiness": stickiness,
+            **_payload(served.values.get(name)),
+        }
+        for index, (name, weight) in enumerate(shares)
+    )
+
+
+def _thousandths(split: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return the weights as parts of 1000, to the nearest; what is left goes to the last."""
+    total, left, found = sum(weight for _, weight in split), VARIANT_WEIGHTS, []
+    for name, weight in split[:-1]:
+        share = min(left, round(VARIANT_WEIGHTS * weight / total))
+        left -= share
+        found.append((name, share))
+    return [*found, (split[-1][0], left)]
+
+
+def _payload(value: Any) -> dict[str, Any]:
+    """Return a value as Unleash has it; its `json` is for objects and lists alone."""
+    match value:
+        case None:
+            return {}
+        case bool():
+            kind, text = "string", "true" if value else "false"
+        case str():
+            kind, text = "string", value
+        case int() | float():
+            kind, text = "number", dumps(value)
+        case _:
+            kind, text = "json", dumps(value, sort_keys=True)
+    return {"payload": {"type": kind, "value": text}}
+
+
+# --- constraints ------------------------------------------------------------------------------------------------------------
+
+
+def _clauses(audience: Audience | None, stickiness: str) -> Iterator[tuple[Constraint, ...]]:
+    """Yield sets of constraints, one of which a user of the audience meets whole."""
+    if audience is None:
+        yield ()
+        return
+    for conditions in audience.any_of:
+        for choice in product(*(_alternatives(condition, stickiness) for condition in conditions)):
+            yield tuple(constraint for constraints in choice for constraint in constraints)
+
+
+def _alternatives(condition: Condition, stickiness: str) -> list[tuple[Constraint, ...]]:
+    """Return what a condition comes to: one of these, of each all. Raises Unservable."""
+    field = stickiness if condition.attribute == "targetingKey" else condition.attribute
+    values = condition.values
+
+    def one(operator: str, value: object) -> tuple[Constraint, ...]:
+        return ({"contextName": field, "operator": operator, "value": str(value)},)
+
+    def several(operator: str, texts: Sequence[str]) -> tuple[Constraint, ...]:
+        if "" in texts:
+            raise Unservable(f"Unleash cannot compare {condition.attribute!r} with an empty text: leave it out")
+        return ({"contextName": field, "operator": operator, "values": list(texts)},)
+
+    match condition.operator:
+        case Operator.EQ | Operator.IN:
+            texts = [_text(value) for value in values if isinstance(value, str | bool)]
+            numbers = [value for value in values if not isinstance(value, str | bool)]
+            return [*([several("IN", texts)] if texts else []), *(one("NUM_EQ", dumps(number)) for number in numbers)]
+        case Operator.GTE:
+            return [one("NUM_GTE", dumps(values[0]))]
+        case Operator.LTE:
+            return [one("NUM_LTE", dumps(values[0]))]
+        case Operator.STARTS_WITH:
+            return [several("STR_STARTS_WITH", [str(value) for value in values])]
+        case Operator.ENDS_WITH:
+            return [several("STR_ENDS_WITH", [str(value) for value in values])]
+        case Operator.SEM_VER:
+            return [
+                tuple(constraint for name, version in choice for constraint in one(name, version))
+                for text in values
+                for choice in _version_choices(*version_range(str(text)))
+            ]
+        case Operator.BEFORE:
+            return [one("DATE_BEFORE", _moment(str(values[0])))]
+        case Operator.AFTER:  # not before it; Unleash's is later than
+            return [one("DATE_AFTER", _moment(str(values[0]), timedelta(milliseconds=-1)))]
+
+
+def _text(value: str | bool) -> str:
+    return value if isinstance(value, str) else dumps(value)
+
+
+def _version_choices(comparison: str, text: str) -> list[list[tuple[str, str]]]:
+    """Return a range in the three comparisons that every SDK has; a pre-release `-0` comes before all others."""
+    version = full_version(text).partition("+")[0]
+    equal, lower, higher = ("SEMVER_EQ", version), ("SEMVER_LT", version), ("SEMVER_GT", version)
+    match comparison:
+        case "=":
+            return [[equal]]
+        case "!=":
+            return [[lower], [higher]]
+        case "<":
+            return [[lower]]
+        case "<=":
+            return [[lower], [equal]]
+        case ">":
+            return [[higher]]
+        case ">=":
+            return [[higher], [equal]]
+        case _:
+            major, minor = (int(number) for number in version.split("-")[0].split(".")[:2])
+            first = f"{major}.0.0-0" if comparison == "^" else f"{major}.{minor}.0-0"
+            end = f"{major + 1}.0.0-0" if comparison == "^" else f"{major}.{minor + 1}.0-0"
+            return [[("SEMVER_GT", first), ("SEMVER_LT", end)], [("SEMVER_EQ", first)]]
+
+
+def _moment(text: str, shift: timedelta = timedelta(0)) -> str:
+    """Return a date or moment as RFC 3339 in UTC."""
+    at = datetime.fromisoformat(text)
+    at = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC) + shift
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
