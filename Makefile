@@ -27,6 +27,10 @@ help: ## list the targets
 demo: $(VENV)/.installed ## watch a rollout in the terminal: embedded Kafka and Redis, synthetic apps (ARGS="--scenario errors")
 	$(BIN)/rolloutd demo $(ARGS)
 
+.PHONY: example-fastapi
+example-fastapi: $(VENV)/.installed ## a FastAPI app whose new checkout is rolled out by its requests (BAD=1: and rolled back)
+	@BAD=$(BAD) PYTHONPATH=ops/examples $(BIN)/python -m checkout.run
+
 .PHONY: test
 test: $(VENV)/.installed ## every test but the long ones, fast first, on the best Kafka this machine can have (ARGS for pytest)
 	@allowance="$$(PYTHONPATH=ops/kafka $(BIN)/python -m tests.brokers)"; \

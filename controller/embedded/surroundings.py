@@ -53,17 +53,7 @@ class Surroundings:
 
     async def start(self, scenario: Scenario, seed: int, advisor: AdvisorAddress | None) -> None:
         """Return when the daemon is ready and the apps have traffic. Raises ChildFailed and ConfigInvalid."""
-        if find_spec("confluent_kafka") is None:
-            raise ConfigInvalid("the demo's broker is missing: install the extra `demo`, as in pip install 'rolloutd[demo]'")
-        port = store.free_port()
-        broker = self._tree.start_python("broker", "-m", "controller.embedded.broker")
-        redis = self._tree.start("store", store.command(port))
-        self.bootstrap = (await _until(broker, lambda: _ADDRESS.search(broker.output()), "gave no address"))[1]
-        await _until(redis, lambda: store.answers(port), "did not answer")
-        self.redis_url = f"redis://{LOOPBACK}:{port}/0"
-        http_port = store.free_port()
-        self.http_url = f"http://{LOOPBACK}:{http_port}"
-        daemon = self._start_daemon(http_port, advisor)
+        daemon = await self._start_servers(advisor)
         options = {
             "bootstrap": self.bootstrap,
             "flags_url": f"{self.http_url}/flagd/flags.json",
@@ -72,11 +62,32 @@ class Surroundings:
             "requests_per_second": REQUESTS_PER_SECOND,
         }
         self.apps = self._tree.start_python("apps", "-m", "controller.embedded.apps", json.dumps(options))
+        await self._until_ready(daemon)
+        await until(self.apps, lambda: self.read_report().requests, "made no requests")
+
+    async def start_without_apps(self) -> None:
+        """Return when the daemon is ready; whoever calls brings apps of their own. Raises ChildFailed and ConfigInvalid."""
+        await self._until_ready(await self._start_servers(None))
+
+    async def _start_servers(self, advisor: AdvisorAddress | None) -> Child:
+        """Start broker, store and daemon, and return the daemon, which is not ready yet."""
+        if find_spec("confluent_kafka") is None:
+            raise ConfigInvalid("the demo's broker is missing: install the extra `demo`, as in pip install 'rolloutd[demo]'")
+        port = store.free_port()
+        broker = self._tree.start_python("broker", "-m", "controller.embedded.broker")
+        redis = self._tree.start("store", store.command(port))
+        self.bootstrap = (await until(broker, lambda: _ADDRESS.search(broker.output()), "gave no address"))[1]
+        await until(redis, lambda: store.answers(port), "did not answer")
+        self.redis_url = f"redis://{LOOPBACK}:{port}/0"
+        http_port = store.free_port()
+        self.http_url = f"http://{LOOPBACK}:{http_port}"
+        return self._start_daemon(http_port, advisor)
+
+    async def _until_ready(self, daemon: Child) -> None:
         async with httpx.AsyncClient(timeout=1.0) as client:
             patience = _Patience(daemon, "was not ready")
             while not await _is_ready(client, self.http_url):
                 await patience.moment()
-        await _until(self.apps, lambda: self.read_report().requests, "made no requests")
 
     def _start_daemon(self, http_port: int, advisor: AdvisorAddress | None) -> Child:
         settings = {
@@ -132,8 +143,8 @@ class _Patience:
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _until(child: Child, ask: Callable[[], T | None], complaint: str) -> T:
-    """Return what `ask` gives once it is something. Raises ChildFailed."""
+async def until(child: Child, ask: Callable[[], T | None], complaint: str) -> T:
+    """Return what `ask` gives once it is something, of a child that is coming up. Raises ChildFailed."""
     patience = _Patience(child, complaint)
     while not (answer := ask()):
         await patience.moment()

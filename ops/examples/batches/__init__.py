@@ -1,0 +1,1 @@
+"""A Prefect flow whose new transform rolloutd rolls out: see README.md."""

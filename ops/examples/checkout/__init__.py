@@ -1,0 +1,1 @@
+"""A FastAPI service whose new checkout rolloutd rolls out: see README.md."""
