@@ -6,10 +6,12 @@ On a real socket, with periods and waits a tenth of production's.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ import pytest
 from controller.adapters.unleash import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.rollout import RaiseAlert
-from controller.errors import FlagPlaneUnavailable
+from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.service.actuation import Actuation
 from schemas.terms import AlertKind
 from tests import fault_server
@@ -158,6 +160,20 @@ async def test_an_outage_makes_no_storm_and_a_rollback_goes_through_right_after_
         assert took < 1.0 + PERIOD_SECONDS + 0.2  # urgent calls are a second apart
 
 
+async def test_a_slow_server_is_written_to_all_the_same(fake: FakeUnleash) -> None:
+    """Where every request takes most of its time limit, flags are raised, and a rollback needs two requests, not more."""
+    loop = Loop(fake)
+    fake.pauses.append(("", partial(asyncio.sleep, 0.7 * REQUEST_SECONDS)))
+    async with loop.running():
+        loop.actuation.want(decided(FLAG, 50))
+        await until(lambda: fake.percent(FLAG) == 50)
+        await asyncio.sleep(PERIOD_SECONDS)
+        loop.actuation.want(rolled_back(FLAG, 2))
+        took = await until(lambda: fake.percent(FLAG) == 0)
+        print(f"{0.7 * REQUEST_SECONDS:.2f} s for each request: rollback served after {took:.2f} s")  # noqa: T201
+        assert took < 4 * 0.7 * REQUEST_SECONDS + 0.3  # what was under way may have to end first
+
+
 async def test_what_cannot_be_written_holds_up_no_other_flag(fake: FakeUnleash) -> None:
     """A flag whose every write fails at the server does not keep the flags behind it from being raised."""
     fake.faults.append((f"(POST|PATCH) .*features/{FLAG}", TROUBLES["5xx"][0]))
@@ -296,3 +312,21 @@ async def _as_zombie(
     fake.pauses.append(("", maybe_stop))
     await plane.look(decided(flag_key, 25))
     await plane.serve(decided(flag_key, 25))
+
+
+async def test_a_private_authority_is_trusted_when_named(fake: FakeUnleash, certificate: tuple[Path, Path]) -> None:
+    """Unleash behind a certificate of one's own authority is asked once the settings name it, and refused before."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(*certificate)
+    async with fault_server.fault_server(
+        answering('{"name": "NotFoundError", "message": ""}', status="404 X"), tls=tls
+    ) as server:
+        trusting = UnleashPlane(make_settings(server.url, ca_file=certificate[0]), SystemClock())
+        assert (await trusting.look(rolled_back(FLAG, 1))).difference is None
+        await trusting.close()
+        distrusting = UnleashPlane(make_settings(server.url), SystemClock())
+        with pytest.raises(FlagPlaneUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            await distrusting.look(rolled_back(FLAG, 1))
+        await distrusting.close()
+    with pytest.raises(ConfigInvalid, match="ca_file, certificate_file or key_file cannot be used"):
+        UnleashPlane(make_settings(server.url, ca_file=certificate[0].with_name("none.pem")), SystemClock())

@@ -10,7 +10,9 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from math import sqrt
+from pathlib import Path
 from typing import Any, Self
 
 import mmh3
@@ -21,11 +23,12 @@ from controller.clock import SystemClock
 from controller.core.audience import Audience, Condition
 from controller.core.rollout import Rollout
 from controller.core.serving import EARLIER_SUFFIX, Part, Serving, chooser, serving
-from schemas.terms import ControlArm, Operator
+from schemas.terms import CommandVerb, ControlArm, Operator
 from tests.audiences import at_stage
 from tests.builders import make_plan, make_stage
+from tests.live import Client, DaemonProcess, quick_plan
 from tests.unleash.given import decided, make_settings, rolled_back
-from tests.unleash.server import BACKEND_TOKEN, HERE, UnleashServer, installed
+from tests.unleash.server import ADMIN_TOKEN, BACKEND_TOKEN, ENVIRONMENT, HERE, UnleashServer, installed
 
 INSTALLED = installed()
 USERS = [f"user-{number}" for number in range(10_000)]
@@ -104,6 +107,41 @@ async def test_real_users_go_in_stage_by_stage_and_all_out_again(
         assert (await plane.look(rolled_back(flag_key, 6))).difference is None
         assert await sdk.users_in(flag_key, 0) == set()
     await plane.close()
+
+
+def _stands_at(percent: int, document: dict[str, Any]) -> bool:
+    return bool(document["percent"] == percent)
+
+
+async def test_a_rollout_by_the_daemon_reaches_real_users(
+    real_unleash: UnleashServer, kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """The installed daemon takes a flag from 1 to 100 % and back to 0 by commands, and the SDK's users follow each time."""
+    flag_key = f"flag-{uuid.uuid4().hex[:8]}"
+    fields = {"URL": real_unleash.url, "TOKEN": ADMIN_TOKEN, "ENVIRONMENT": ENVIRONMENT, "CREATE_FLAGS": "true"}
+    environ = {f"ROLLOUTD_PLANES__UNLEASH__{name}": value for name, value in fields.items()}
+    daemon = DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, **environ)
+    percents = (1, 10, 25, 50, 100)
+    stages = [
+        {"percent": percent, "bake": "300s", "settle": "1s", "min_sample": 50, "max_bake": "400s"} for percent in percents
+    ]
+    before: set[str] = set()
+    with Sdk(real_unleash.url) as sdk:
+        async with daemon, Client(kafka, topic_prefix) as client:
+            await client.command(CommandVerb.START, flag_key, plan=quick_plan(flag_key, stages=stages))
+            for percent in percents:
+                await daemon.until(flag_key, partial(_stands_at, percent))
+                users = await sdk.users_in(flag_key, percent)
+                assert abs(len(users) / len(USERS) - percent / 100) <= 4 * sqrt(
+                    percent / 100 * (1 - percent / 100) / len(USERS)
+                )
+                assert before <= users
+                before = users
+                if percent < 100:
+                    await client.command(CommandVerb.PROMOTE, flag_key)
+            assert 'rolloutd_actuation_gap_seconds{plane="unleash"} 0.0' in (await daemon.get("/metrics")).text
+            await client.command(CommandVerb.ROLL_BACK, flag_key)
+            assert await sdk.users_in(flag_key, 0) == set()
 
 
 # --- audiences: the SDK's own engine against the reference -------------------------------------------------------------------

@@ -116,6 +116,10 @@ def test_every_fault_is_named_at_once_with_its_place_and_mend(config: Path) -> N
         ("kafka: {security: {username: u, password: p}}\n", "PLAINTEXT sends no username and password"),
         ("kafka: {security: {ca_file: /x}}\n", "PLAINTEXT uses no certificates"),
         ("advisor: {url: 'localhost:8081'}\n", "advisor.url: give an address like http://"),
+        ("planes: {unleash: {url: 'http://h'}}\n", "planes.unleash: url needs token (or token_file)"),
+        ("planes: {unleash: {url: 'http://h', token: \"a\\nb\"}}\n", "token is not one line of ASCII"),
+        ("planes: {unleash: {url: 'http://u:p@h', token: t}}\n", "keep the secret out of the address"),
+        ("planes: {unleash: {key_file: /x}}\n", "planes.unleash: key_file needs certificate_file"),
         ("redis: {url: 'http://h'}\n", "redis.url: give an address like redis://"),
     ],
 )
