@@ -6,7 +6,7 @@ Every call is bounded in time by the adapter (one deadline, from settings) and r
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -228,6 +228,12 @@ class Served:
             return cls(percent, None)
         serves = "does not know the flag" if percent is None else f"serves {percent:g} %"
         return cls(percent, f"{serves}, decided is {decided:g} %", edited_by)
+
+    def short_of(self, beyond: str | None) -> Served:
+        """Return the same from a plane of percentages alone, when more than that was decided: `beyond`, in words."""
+        if beyond is None or self.difference is not None:
+            return self
+        return replace(self, difference=f"cannot serve {beyond}; everybody else gets the decided {self.percent or 0:g} %")
 
 
 @dataclass(frozen=True, slots=True)

@@ -547,6 +547,12 @@ class PlanesSettings(_Section):
     http: dict[PlaneName, HttpPlaneSettings] = {}
     """HTTP calls by a name of yours; the plane is then called `http:<name>`."""
 
+    @property
+    def of_shares_alone(self) -> tuple[str, ...]:
+        """Names of the planes that can serve nothing but a share of everybody: no audiences, no divided treatment."""
+        files = (f"file:{name}" for name, file in self.files.items() if file.format != "flagd")
+        return (*(("redis",) if self.redis.url is not None else ()), *files, *(f"http:{name}" for name in self.http))
+
 
 class CountingSettings(_Section):
     """Reading events and keeping totals."""

@@ -28,7 +28,7 @@ import yaml
 
 from controller.core import flagd, go_feature_flag
 from controller.core.rollout import Rollout
-from controller.core.serving import percent_to_serve
+from controller.core.serving import percent_to_serve, serving
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Served
 from controller.settings import FilePlaneSettings
@@ -96,7 +96,7 @@ class FilePlane:
             return Served(percent, f"{why}delete the flag from {self._path}")
         edited_by = "somebody who writes to the file" if _is_edited(found) else None
         if found == self._definition(rollout):
-            return Served(percent, None)
+            return Served(percent, None).short_of(None if self._is_flagd else serving(rollout).beyond_share)
         if percent == decided:
             return Served(percent, f"does not serve revision {rollout.revision} as it was written", edited_by)
         return Served.compared(percent, decided, edited_by=edited_by)

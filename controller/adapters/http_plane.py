@@ -31,7 +31,7 @@ from controller.adapters.backoff import Backoff
 from controller.adapters.http_template import HttpTemplate, Request, load_template
 from controller.adapters.model_server import printable
 from controller.core.rollout import Rollout
-from controller.core.serving import percent_to_serve
+from controller.core.serving import percent_to_serve, serving
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Clock, Served
 from controller.settings import HttpPlaneSettings
@@ -98,6 +98,9 @@ class HttpPlane:
         await self._http.aclose()
 
     async def look(self, rollout: Rollout) -> Served:
+        return (await self._look(rollout)).short_of(serving(rollout).beyond_share)
+
+    async def _look(self, rollout: Rollout) -> Served:
         memory = self._memory(rollout)
         decided = percent_to_serve(rollout)
         if rollout.revision < memory.revision:
@@ -123,7 +126,7 @@ class HttpPlane:
 
     async def serve(self, rollout: Rollout) -> None:
         memory = self._memory(rollout)
-        if rollout.revision < memory.revision:
+        if rollout.revision < memory.revision or self._is_settled(memory, rollout):
             return
         scope = await self._read(rollout)
         request = self._template.write_request(scope)
@@ -140,6 +143,12 @@ class HttpPlane:
 
     def _memory(self, rollout: Rollout) -> _Memory:
         return self._memories.setdefault(rollout.flag_key, _Memory())
+
+    def _is_settled(self, memory: _Memory, rollout: Rollout) -> bool:
+        """Whether the percentage is known to stand there: where more was decided it is not sent again and again."""
+        if memory.revision != rollout.revision or memory.percent != percent_to_serve(rollout):
+            return False
+        return memory.seen is not None and memory.seen.difference is None if self._template.reads else memory.is_told
 
     def _believed(self, memory: _Memory, rollout: Rollout) -> Served:
         """Return what a plane that tells nothing is believed to serve: what it acknowledged last."""

@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError
 
 from controller.core.rollout import Rollout
-from controller.core.serving import percent_to_serve
+from controller.core.serving import percent_to_serve, serving
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Served
 
@@ -122,7 +122,7 @@ class RedisPlane:
         if keys.percent == decided and keys.revision < rollout.revision:
             # The marker has to follow: a late writer of a revision in between would be taken for the newest.
             return Served(keys.percent, f"is not marked as revision {rollout.revision}", edited_by)
-        return Served.compared(keys.percent, decided, edited_by=edited_by)
+        return Served.compared(keys.percent, decided, edited_by=edited_by).short_of(serving(rollout).beyond_share)
 
     async def close(self) -> None:
         """Drop all connections."""

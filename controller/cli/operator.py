@@ -46,6 +46,7 @@ from controller.cli.surroundings import (
     output,
     perform,
     prepare_process,
+    say_beyond_planes,
 )
 from controller.core.rollout import AwaitingApproval
 from controller.settings import KafkaSettings
@@ -122,6 +123,7 @@ def start(
     """Start a rollout by a plan, after checking the plan."""
     manner = _manner(config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json)
     document = plan_files.load(plan, flag)
+    say_beyond_planes(document, config)
     _carry_out([_order(CommandVerb.START, document.flag, manner, revision, document)], manner)
 
 
@@ -210,6 +212,8 @@ def restart(
     """Start anew a rollout that has ended, by its own plan or another."""
     manner = _manner(config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json)
     document = None if plan is None else plan_files.load(plan, check_flag(flag))
+    if document is not None:
+        say_beyond_planes(document, config)
     _carry_out([_order(CommandVerb.RESTART, flag, manner, revision, document)], manner)
 
 

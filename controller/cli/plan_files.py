@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 
 from controller.cli import rendering
-from controller.cli.surroundings import EXIT_REJECTED, EXIT_USAGE, JsonOption, check_flag, complain, fail, output
+from controller.cli.surroundings import (
+    EXIT_REJECTED,
+    EXIT_USAGE,
+    ConfigOption,
+    JsonOption,
+    check_flag,
+    complain,
+    fail,
+    output,
+    say_beyond_planes,
+)
 from controller.cli.worlds import ConversionOption, ErrorRateOption, LatencyOption, TrafficOption
 from controller.errors import ConfigInvalid
 from controller.plans import MAX_BYTES, lint_text, template, template_text, templates
@@ -29,6 +39,7 @@ def lint(
     latency: LatencyOption = None,
     conversions: ConversionOption = None,
     is_json: JsonOption = False,
+    config: ConfigOption = None,
 ) -> None:
     """Say everything that is wrong or doubtful about a plan, each with its line and how to mend it. Exits 1 on an error.
 
@@ -54,8 +65,9 @@ def lint(
         if is_usable and document is not None:
             for line in (*alpha_lines(document), *tried.lines()):
                 typer.echo(line)
-    if not is_usable:
+    if not is_usable or document is None:
         raise typer.Exit(EXIT_REJECTED)
+    say_beyond_planes(document, config)
 
 
 @app.command("templates")

@@ -15,9 +15,12 @@ import structlog
 import typer
 from rich.console import Console
 
+from controller.adapters.documents import to_core_plan
 from controller.cli.rendering import make_console
+from controller.core.serving import beyond_share_of
 from controller.errors import BadInput, EventLogUnavailable
 from controller.settings import CountingSettings, KafkaSettings, load_settings
+from schemas.plan import PlanDocument
 from schemas.terms import NAME
 
 T = TypeVar("T")
@@ -118,6 +121,20 @@ def reading_settings(
     if settings.client_id == KafkaSettings().client_id:
         changes["client_id"] = "rolloutctl"  # brokers' logs tell the two apart
     return settings.model_copy(update=changes), loaded.counting
+
+
+def say_beyond_planes(document: PlanDocument, config: Path | None) -> None:
+    """Warn when the settings, as far as they can be read here, name flag planes that cannot serve all of it."""
+    try:
+        planes = load_settings(config, os.environ).planes.of_shares_alone
+    except BadInput:
+        return  # whoever needs them to be right says so
+    beyond = beyond_share_of(to_core_plan(document))
+    if beyond is not None and planes:
+        complain(
+            f"warning: {', '.join(planes)} cannot serve {beyond}: a stage that has any holds with actuation_drift; "
+            "let apps ask over OFREP or flagd, or leave it out"
+        )
 
 
 def perform(work: Coroutine[Any, Any, T]) -> T:

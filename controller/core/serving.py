@@ -104,6 +104,19 @@ class Serving:
         """True when nobody gets treatment."""
         return all(ring.percent == 0 for ring in self.rings)
 
+    @property
+    def beyond_share(self) -> str | None:
+        """What a plane cannot serve that knows nothing but a share of everybody, in words; None when that is all there is."""
+        if self.is_off:
+            return None
+        has_gap = any(ring.is_compared and any(part is Part.UNASSIGNED for part, _ in ring.slices) for ring in self.rings)
+        more = (
+            ("an audience", any(ring.audience is not None for ring in self.rings)),
+            ("a control arm of equal size", has_gap),
+            ("treatment divided among variants", bool(self.split)),
+        )
+        return ", ".join(words for words, is_there in more if is_there) or None
+
     def name(self, part: Part, lot: int = 0) -> str:
         """Return the variant that is served to a context of this part.
 
@@ -186,6 +199,16 @@ def percent_to_serve(rollout: Rollout) -> float:
     if not rollout.plan.audiences:
         return rollout.percent
     return next((ring.percent for ring in serving(rollout).rings if ring.audience is None), 0.0)
+
+
+def beyond_share_of(plan: Plan) -> str | None:
+    """Return in words what of a plan no plane can serve that knows nothing but a share of everybody; None for nothing."""
+    more = (
+        ("audiences", any(stage.audience is not None for stage in plan.stages)),
+        ("control arms of equal size", any(stage.control is ControlArm.EQUAL for stage in plan.stages)),
+        ("treatment divided among variants", bool(plan.split)),
+    )
+    return ", ".join(words for words, is_there in more if is_there) or None
 
 
 def decided_share(plan: Plan, visit: Visit) -> float | None:

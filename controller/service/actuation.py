@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from controller.core.rollout import RaiseAlert, Rollout
-from controller.core.serving import percent_to_serve
+from controller.core.serving import percent_to_serve, serving
 from controller.errors import FlagPlaneUnavailable
 from controller.ports import Clock, FlagPlane, PlaneStanding, Served
 from schemas.terms import AlertKind, Severity
@@ -210,14 +210,15 @@ class Actuation:
         if served.difference is None or rollout.flag_key not in self._wanted:
             return False
         key = (rollout.flag_key, plane.name)
-        is_lower = served.percent is not None and served.percent < rollout.percent
+        is_switched_off = served.percent == 0 and not serving(rollout).is_off  # an audience is no percentage of everybody
+        is_lower = is_switched_off or (served.percent is not None and served.percent < percent_to_serve(rollout))
         known = self._edits.get(key)
-        if known is not None and is_lower and known.decided_percent != rollout.percent:
+        if known is not None and is_lower and known.decided_percent != percent_to_serve(rollout):
             return False  # decided anew since
         if known is None or known.difference != served.difference:
-            self._edits[key] = _Edit(rollout.percent, served.difference)
+            self._edits[key] = _Edit(percent_to_serve(rollout), served.difference)
             what_to_do = (
-                f"put it back to {rollout.percent:g} %, or decide anew: rolloutctl step-back, promote or roll-back"
+                f"put it back to {percent_to_serve(rollout):g} %, or decide anew: rolloutctl step-back, promote or roll-back"
                 if is_lower
                 else f"nothing, unless an alert follows that it could not be put back. Ask {served.edited_by} to use rolloutctl"
             )

@@ -19,13 +19,15 @@ from openfeature.contrib.provider.flagd.config import ResolverType
 from openfeature.evaluation_context import EvaluationContext
 
 from controller.adapters.file_plane import FilePlane
+from controller.core.audience import Audience, Condition
 from controller.core.rollout import RolledBack, Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import FlagPlane, Served
 from controller.settings import FilePlaneSettings
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
-from tests.builders import T0, make_plan, make_rollout
+from schemas.terms import Operator
+from tests.builders import T0, make_plan, make_rollout, make_stage
 
 FORMATS = [("flagd", "flags.json"), ("go-feature-flag", "flags.json"), ("go-feature-flag", "flags.yaml")]
 SOMEBODY = "somebody who writes to the file"
@@ -229,6 +231,23 @@ async def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert real.stat().st_mode & 0o777 == 0o640
     assert set(read(real)) == {"new-checkout"}
+
+
+async def test_audiences_stand_in_a_flagd_file_and_nowhere_else(tmp_path: Path) -> None:
+    """The file holds the rules that flagd's HTTP document holds; GO Feature Flag gets nobody in, and says what is missing."""
+    staff = Audience("staff", ((Condition("email", Operator.ENDS_WITH, ("@corp.example",)),),))
+    stages = (make_stage(percent=50.0, audience="staff"), make_stage(percent=100.0))
+    rollout = make_rollout(plan=make_plan(stages=stages, audiences=(staff,)))
+    flagd, goff = make_plane(tmp_path / "flags.json"), make_plane(tmp_path / "flags.yaml", "go-feature-flag")
+    assert (await serve(flagd, rollout)).difference is None
+    board = FlagBoard(generation=Generation.V3)
+    board.take(rollout)
+    definition = read(tmp_path / "flags.json")["new-checkout"]
+    assert definition["targeting"] == json.loads(board.flagd_document()[0])["flags"]["new-checkout"]["targeting"]
+    assert await serve(goff, rollout) == Served(0.0, "cannot serve an audience; everybody else gets the decided 0 %")
+    assert read(tmp_path / "flags.yaml")["new-checkout"]["defaultRule"] == {"variation": "off"}
+    edit(tmp_path / "flags.json", lambda flag: flag["targeting"]["if"].__setitem__(0, True))
+    assert (await flagd.look(rollout)).edited_by == SOMEBODY
 
 
 def test_a_flagd_client_in_file_mode_sees_what_ofrep_serves(tmp_path: Path) -> None:

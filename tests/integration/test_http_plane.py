@@ -28,7 +28,7 @@ from controller.core.rollout import RolledBack, Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import FlagPlane, Served
 from controller.settings import HttpPlaneSettings
-from tests.builders import T0, make_rollout
+from tests.builders import T0, make_plan, make_rollout
 from tests.fault_server import Exchange, Script, answering, fault_server, hang, hang_in_body, repeating, reset
 
 SECRET = "token-3f9a"
@@ -322,6 +322,23 @@ async def test_a_lost_answer_does_not_make_our_own_change_a_strangers() -> None:
             await plane.serve(make_rollout(revision=2, percent=50.0))
         clock.seconds += 31
         assert await plane.look(make_rollout(revision=2, percent=50.0)) == Served(50.0, None)
+
+
+async def test_what_a_percentage_cannot_say_is_sent_once_and_complained_of(template: Path) -> None:
+    """Divided treatment is not told to a system that knows percentages alone; the percentage is, and not again and again."""
+    state = {"percent": 0}
+
+    async def script(exchange: Exchange) -> None:
+        if exchange.request.body:
+            state.update(json.loads(exchange.request.body))
+        await exchange.answer(json.dumps(state))
+
+    rollout = make_rollout(plan=make_plan(split=(("red", 1), ("blue", 1))))
+    async with fault_server(script) as server, plane_at(template, values={"base": server.url}) as plane:
+        for _ in range(3):
+            served = await serve(plane, rollout)
+            assert served.difference == "cannot serve treatment divided among variants; everybody else gets the decided 10 %"
+        assert [request.line.split(" ")[0] for request in server.requests].count("PUT") == 1
 
 
 # --- what fails -------------------------------------------------------------------------------------------------------------

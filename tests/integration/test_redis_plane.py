@@ -8,11 +8,13 @@ import pytest
 import redis.asyncio
 
 from controller.adapters.redis_plane import RedisPlane
+from controller.core.audience import Audience, Condition
 from controller.core.rollout import RolledBack, Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import FlagPlane, Served
+from schemas.terms import Operator
 from tests.brokers import RedisServer
-from tests.builders import T0, make_plan, make_rollout
+from tests.builders import T0, make_plan, make_rollout, make_stage
 
 
 @pytest.fixture
@@ -144,3 +146,15 @@ def test_an_address_that_cannot_be_opened_is_refused_at_start() -> None:
     """What redis-py would only say at the first call is said by the settings."""
     with pytest.raises(ConfigInvalid, match=r"planes\.redis\.url"):
         RedisPlane("redis://127.0.0.1:notaport/0")
+
+
+async def test_audiences_are_not_given_to_everybody(plane: RedisPlane, redis_client: redis.asyncio.Redis) -> None:
+    """What keys cannot say is served to nobody, and said in words; a roll back needs no such words."""
+    staff = Audience("staff", ((Condition("email", Operator.ENDS_WITH, ("@corp.example",)),),))
+    stages = (make_stage(percent=100.0, audience="staff"), make_stage(percent=100.0))
+    rollout = make_rollout(plan=make_plan(stages=stages, audiences=(staff,)), percent=100.0)
+    served = await serve(plane, rollout)
+    assert served == Served(0.0, "cannot serve an audience; everybody else gets the decided 0 %")
+    assert await found(redis_client) == [b"false", b"0"]
+    ended = make_rollout(plan=rollout.plan, revision=2, phase=RolledBack(T0, "breach"))
+    assert await serve(plane, ended) == Served(0.0, None)

@@ -166,3 +166,14 @@ def test_lint_warns_of_a_gate_that_cannot_decide_with_its_line(plan_file: Path) 
     told = json.loads(out)
     assert told["simulated"]["rollouts"] > 0
     assert any("unlikely to decide" in finding["message"] for finding in told["findings"])
+
+
+def test_lint_warns_of_planes_that_cannot_serve_a_plan(plan_file: Path, tmp_path: Path) -> None:
+    """Where the settings name a plane of percentages alone, what of the plan it cannot serve is said before the start."""
+    plan_file.write_text(GOOD_PLAN.replace("bake: 1h}", "bake: 1h, control: equal}", 1))
+    settings = tmp_path / "rolloutd.yaml"
+    settings.write_text("planes: {redis: {url: 'redis://127.0.0.1/1'}, http: {ld: {template: launchdarkly}}}\n")
+    code, _, err = run("plan", "lint", str(plan_file), "--config", str(settings))
+    assert code == 0
+    assert "warning: redis, http:ld cannot serve control arms of equal size" in err
+    assert run("plan", "lint", str(plan_file))[2] == ""

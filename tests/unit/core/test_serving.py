@@ -18,6 +18,7 @@ from controller.core.serving import (
     WEIGHT_TOTAL,
     Part,
     assign,
+    beyond_share_of,
     chooser,
     decided_share,
     percent_to_serve,
@@ -188,3 +189,16 @@ def test_every_variant_served_has_a_value(plan: Plan, context: dict[str, Any], b
     for stage in range(len(plan.stages)):
         flag = serving(at_stage(plan, stage))
         assert assign(flag, bucket, context, lot) in flag.values
+
+
+def test_what_planes_of_percentages_cannot_serve_is_named() -> None:
+    """Stage by stage, and for a plan as a whole; where nobody gets treatment, or all do, a percentage is enough."""
+    by_stage = [serving(at_stage(rings(), stage)).beyond_share for stage in range(4)]
+    assert by_stage == ["an audience", "an audience", "an audience", None]
+    assert beyond_share_of(rings()) == "audiences"
+    equal = make_plan(stages=make_stages(1, 60, control=ControlArm.EQUAL), split=(("red", 1), ("blue", 3)))
+    assert serving(at_stage(equal, 0)).beyond_share == "a control arm of equal size, treatment divided among variants"
+    assert serving(at_stage(equal, 1)).beyond_share == "treatment divided among variants"
+    assert serving(replace(at_stage(equal, 0), phase=RolledBack(T0, "why"))).beyond_share is None
+    assert beyond_share_of(equal) == "control arms of equal size, treatment divided among variants"
+    assert (beyond_share_of(make_plan()), serving(make_rollout()).beyond_share) == (None, None)

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from controller.adapters.memory import MemoryFlagPlane
+from controller.core.audience import Audience, Condition
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
 from controller.ports import FlagPlane, Served
 from controller.service.actuation import Actuation
-from schemas.terms import AlertKind, Severity
-from tests.builders import T0, make_plan, make_rollout
+from schemas.terms import AlertKind, Operator, Severity
+from tests.builders import T0, make_plan, make_rollout, make_stage
 from tests.virtual_time import LoopClock, in_virtual_time, settled
 
 
@@ -256,3 +257,32 @@ async def test_each_plane_says_whether_it_has_converged() -> None:
         assert told.attempts == [("good", True), ("away", False)]
         actuation.drop(["new-checkout"])
         assert (actuation.standings("new-checkout"), actuation.converged()) == (None, {})
+
+
+@in_virtual_time
+async def test_an_edit_in_a_stage_for_an_audience_is_measured_by_what_everybody_gets() -> None:
+    """While only staff has it, a share of everybody is a rise and is undone; a flag switched off stays off."""
+    staff = Audience("staff", ((Condition("email", Operator.ENDS_WITH, ("@corp.example",)),),))
+    stages = (make_stage(percent=50.0, audience="staff"), make_stage(percent=100.0))
+    rollout = make_rollout(plan=make_plan(stages=stages, audiences=(staff,)))
+    raised, off, told = EditedPlane("raised", 5.0), EditedPlane("off", 0.0), Told()
+    async with told.running(raised, off) as actuation:
+        actuation.want(rollout)
+        await settled()
+    assert (raised.served_count, off.served_count) == (1, 0)
+    assert [alert.kind for _, alert in told.alerts] == [AlertKind.FOREIGN_EDIT] * 2
+
+
+class EditedPlane:
+    """Serves what somebody else set, until it is told."""
+
+    def __init__(self, name: str, percent: float) -> None:
+        self.name = name
+        self.percent = percent
+        self.served_count = 0
+
+    async def serve(self, rollout: Rollout) -> None:
+        self.served_count += 1
+
+    async def look(self, rollout: Rollout) -> Served:
+        return Served(None, None) if self.served_count else Served(self.percent, "is not as it was written", "somebody")
