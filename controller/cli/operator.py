@@ -150,6 +150,23 @@ for _verb, _help_text in _SIMPLE_VERBS.items():
     _add_simple_verb(_verb, _help_text)
 
 
+@app.command(rich_help_panel=_STEER)
+def kill(
+    flag: FlagArgument,
+    reason: ReasonOption = "kill switch",
+    issuer: IssuerOption = None,
+    command_id: IdOption = None,
+    seconds: TimeoutOption = 15.0,
+    is_json: JsonOption = False,
+    config: ConfigOption = None,
+    bootstrap_servers: BootstrapOption = None,
+    topic_prefix: PrefixOption = None,
+) -> None:
+    """Switch a flag off for everybody, also one whose rollout is complete: `roll-back` that needs no words."""
+    manner = _manner(config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json)
+    _carry_out([_order(CommandVerb.ROLL_BACK, flag, manner)], manner)
+
+
 def _add_answer_verb(verb: CommandVerb, help_text: str) -> None:
     def command(
         flag: FlagArgument,

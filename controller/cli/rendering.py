@@ -94,7 +94,7 @@ def status_table(situations: Iterable[Situation]) -> Table:
             rollout.flag_key,
             phase_text(rollout),
             stage,
-            f"{rollout.percent:g} %",
+            rollout.served_words,
             about(one.now - one.since),
             Text(printable(_short_wait(one))),
         )
@@ -120,7 +120,7 @@ def show_flag(console: Console, one: Situation, planes: Sequence[Text] = ()) -> 
     rollout, now = one.rollout, one.now
     headline = Text(f"{rollout.flag_key}  ", "bold")
     headline.append_text(phase_text(rollout))
-    headline.append(f", {rollout.percent:g} % served")
+    headline.append(f", {rollout.served_words} served")
     if one.stage_number is not None:
         headline.append(f", stage {one.stage_number} of {len(rollout.plan.stages)}")
     headline.append(f", revision {rollout.revision}")
@@ -167,7 +167,8 @@ def _journey(one: Situation) -> Text:
         is_here = index == reached and not rollout.has_ended
         is_done = index < reached or rollout.phase.name is PhaseName.COMPLETED
         mark = ">" if is_here else "*" if is_done else "."
-        line.append(f"{mark} {stage.percent:g} %", "bold" if is_here else "dim" if not is_done else "")
+        of = "" if stage.audience is None else f" of {stage.audience}"
+        line.append(f"{mark} {stage.percent:g} %{of}", "bold" if is_here else "dim" if not is_done else "")
         line.append("   ")
     return line
 
@@ -337,7 +338,7 @@ def brief(one: Situation) -> Text:
     rollout = one.rollout
     stage = "" if one.stage_number is None else f", stage {one.stage_number} of {len(rollout.plan.stages)}"
     waits = "" if rollout.has_ended else f"; waits for {one.waits_for}"
-    rest = f", {rollout.percent:g} % served{stage}, revision {rollout.revision}{waits}"
+    rest = f", {rollout.served_words} served{stage}, revision {rollout.revision}{waits}"
     return Text.assemble(phase_text(rollout), printable(rest))
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from controller.core.agreement import agrees, is_outcome
-from controller.core.machine import is_frozen, next_deadline
+from controller.core.machine import AFTER_COMPLETION, is_frozen, next_deadline
 from controller.core.rollout import (
     Aborted,
     AwaitingApproval,
@@ -176,7 +176,7 @@ class Situation:
             case Paused():
                 return "resume, promote, roll-back or abort"
             case Completed():
-                return "nothing; remove the flag from the code"
+                return f"nothing; {AFTER_COMPLETION[rollout.plan.flag_type]}"
             case RolledBack():
                 return "nothing; find the cause, then start anew"
             case _:

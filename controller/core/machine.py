@@ -6,6 +6,7 @@ outcome; every change of phase, stage, percent or hold goes through `_move`, whi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -51,6 +52,7 @@ from schemas.terms import (
     CommandStatus,
     CommandVerb,
     DecisionKind,
+    FlagType,
     GapPolicy,
     HealthGap,
     HoldReason,
@@ -60,6 +62,14 @@ from schemas.terms import (
 )
 
 Outcome = tuple[Rollout, tuple[Effect, ...]]
+
+#: What is left to do for people once a flag is where its plan wanted it.
+AFTER_COMPLETION: Mapping[FlagType, str] = {
+    FlagType.RELEASE: "remove the flag from the code",
+    FlagType.EXPERIMENT: "read what it showed; then remove the flag from the code",
+    FlagType.OPS: "keep the flag: `rolloutctl kill` switches it off at once",
+    FlagType.PERMISSION: "keep the flag: `rolloutctl kill` takes it from everybody at once",
+}
 
 #: A hold whose reason changes is announced at most this often, so that evidence on the edge cannot flood the audit log.
 HOLD_ANNOUNCED_EVERY = timedelta(minutes=1)
@@ -526,7 +536,7 @@ def _roll_back(
 ) -> Outcome:
     after = _move(rollout, now, phase=RolledBack(now, why), percent=0.0, hold=None, freeze=None)
     decision = _decision(rollout, after, DecisionKind.ROLL_BACK, why, judgement=judgement, command=command)
-    summary = f"{rollout.flag_key} rolled back from {rollout.percent:g} % to 0 %: {why}"
+    summary = f"{rollout.flag_key} rolled back from {rollout.served_words} to 0 %: {why}"
     return after, (
         decision,
         _alert(
@@ -562,7 +572,7 @@ def _step_back(
     if was_paused and isinstance(rollout.phase, Paused) and isinstance(after.phase, Baking):
         after = replace(after, phase=Paused(now, rollout.phase.reason, after.phase), hold=rollout.hold)
     if command is None:
-        summary = f"{rollout.flag_key} stepped back from {rollout.percent:g} % to {after.percent:g} %: {why}"
+        summary = f"{rollout.flag_key} stepped back from {rollout.served_words} to {after.served_words}: {why}"
         effects = (
             *effects,
             _alert(after, AlertKind.STEPPED_BACK, Severity.CRITICAL, summary, "find the cause before it goes on", judgement),
@@ -588,10 +598,10 @@ def _advance(
     else:
         after = _move(rollout, now, phase=Completed(now), hold=None, freeze=None)
         decision = _decision(rollout, after, DecisionKind.COMPLETE, why, judgement=judgement, gate=gate, command=command)
-        summary = f"{rollout.flag_key} completed at {after.percent:g} %"
+        summary = f"{rollout.flag_key} completed at {after.served_words}"
         effects = (
             decision,
-            _alert(after, AlertKind.COMPLETED, Severity.INFO, summary, "remove the flag from the code", judgement),
+            _alert(after, AlertKind.COMPLETED, Severity.INFO, summary, AFTER_COMPLETION[after.plan.flag_type], judgement),
         )
     return after, (*effects, *(_forced(after, order) for order in forced))
 
@@ -642,7 +652,7 @@ def _await_person(rollout: Rollout, gate: Gating, reason: HoldReason, why: str, 
         after,
         kind,
         Severity.WARNING,
-        f"{rollout.flag_key} at {rollout.percent:g} % waits for a person: {why}",
+        f"{rollout.flag_key} at {rollout.served_words} waits for a person: {why}",
         action,
         judgement,
     )
@@ -661,7 +671,7 @@ def _hold(rollout: Rollout, reason: HoldReason, why: str, judgement: Judgement, 
 
 def _hold_alerts(rollout: Rollout, reason: HoldReason, why: str, judgement: Judgement) -> tuple[Effect, ...]:
     """Waiting for enough data is no news; silence, a broken split and a regressed signal are."""
-    summary = f"{rollout.flag_key} holds at {rollout.percent:g} %: {why}"
+    summary = f"{rollout.flag_key} holds at {rollout.served_words}: {why}"
     if reason is HoldReason.SIGNAL:
         return (
             _alert(
@@ -712,7 +722,7 @@ def _pause(
     action = "look at the evidence; then resume, promote or roll back"
     if reason is HoldReason.EXPIRED:
         kind, action = AlertKind.PLAN_EXPIRED, "decide, as its owner: promote, roll back or abort"
-    summary = f"{rollout.flag_key} paused at {rollout.percent:g} %: {why}"
+    summary = f"{rollout.flag_key} paused at {rollout.served_words}: {why}"
     return after, (
         decision,
         _alert(after, kind, severity, summary, action, judgement),
@@ -779,7 +789,7 @@ def _alert(
 
 
 def _forced(rollout: Rollout, command: CommandReceived) -> RaiseAlert:
-    summary = f"{rollout.flag_key} was moved past a gate to {rollout.percent:g} % by {command.issuer}: {command.reason}"
+    summary = f"{rollout.flag_key} was moved past a gate to {rollout.served_words} by {command.issuer}: {command.reason}"
     return _alert(rollout, AlertKind.FORCED, Severity.WARNING, summary, "know that this stage was not judged", None)
 
 

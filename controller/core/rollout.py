@@ -163,6 +163,12 @@ class Rollout:
         return None if self.stage_index is None else self.plan.stages[self.stage_index]
 
     @property
+    def served_words(self) -> str:
+        """`10 %`, and in a stage with an audience `10 % of beta`."""
+        audience = self.plan.stages[self.visits[-1].stage].audience if self.visits and self.percent else None
+        return f"{self.percent:g} %" + ("" if audience is None else f" of {audience}")
+
+    @property
     def has_ended(self) -> bool:
         """True once nothing but a new start, or a roll back after completion, can change it."""
         return isinstance(self.phase, Ended)

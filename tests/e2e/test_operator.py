@@ -197,7 +197,7 @@ async def test_a_watcher_sees_what_happens_and_leaves_quietly(
     async with asyncio.timeout(60):
         first = (await watcher.stdout.readline()).decode()
         assert first.startswith(f"now       {FLAG}  baking, 10 % served")
-        assert (await rolloutctl("roll-back", FLAG, "--reason", "it smells", "--timeout", PATIENCE)).code == 0
+        assert (await rolloutctl("kill", FLAG, "--timeout", PATIENCE)).code == 0
         lines = [(await watcher.stdout.readline()).decode() for _ in range(3)]
         assert {line.split()[0] for line in lines} == {"state", "decision", "alert"}
         watcher.send_signal(signal.SIGINT)

@@ -231,7 +231,7 @@ def test_what_is_no_plan_is_refused_not_run(text: str) -> None:
 
 def test_each_template_loads_and_says_what_it_does() -> None:
     """Every template is a plan without errors and tells what it does in one line."""
-    assert set(templates()) == {"blind", "canary", "default", "percentage", "ring"}
+    assert set(templates()) == {"audiences", "blind", "canary", "default", "percentage", "ring"}
     for name, description in templates().items():
         assert description
         assert "\n" not in description
@@ -247,6 +247,10 @@ def test_templates_are_the_journeys_they_are_named_for() -> None:
     assert percents["percentage"] == [1, 5, 10, 25, 50, 75, 100]
     assert percents["canary"] == [1, 5, 100]
     assert percents["ring"] == [1, 5, 50, 100]
+    stages = template("audiences", "f").stages
+    assert [(stage.percent, stage.audience) for stage in stages] == [
+        *((100, "staff"), (50, "beta"), (5, None), (50, None), (100, None))
+    ]
     assert template("blind", "f").blind
 
 

@@ -33,6 +33,15 @@ def test_the_plan_can_be_started() -> None:
     assert [str(finding) for finding in findings if finding.is_error] == []
 
 
+def test_the_plan_with_audiences_can_be_started() -> None:
+    """So does the one that shows all of audiences and values."""
+    plan = re.search(r"```yaml\n(.*?)```", (ROOT / "ops" / "audiences.md").read_text(), re.DOTALL)
+    assert plan is not None
+    document, findings = lint_text(plan[1], datetime(2026, 11, 21, tzinfo=UTC))
+    assert document is not None
+    assert findings == []
+
+
 def test_the_events_are_counted() -> None:
     """The README's evaluation and outcome are accepted as they stand."""
     events = shown_events()

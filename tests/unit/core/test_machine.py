@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from controller.core.audience import Audience, Condition
 from controller.core.judgement import Gap
 from controller.core.machine import decide, is_frozen, next_deadline
 from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow
@@ -39,11 +40,13 @@ from schemas.terms import (
     CommandStatus,
     CommandVerb,
     DecisionKind,
+    FlagType,
     GapPolicy,
     HealthGap,
     HoldReason,
     MetricRole,
     OnBreach,
+    Operator,
     PhaseName,
     Severity,
     Verdict,
@@ -59,6 +62,7 @@ from tests.builders import (
     make_plan,
     make_report,
     make_rollout,
+    make_stage,
     make_stages,
 )
 
@@ -499,3 +503,28 @@ def test_a_clock_set_back_does_not_turn_time_back() -> None:
     rollout = replace(make_rollout(), updated_at=T0 + HOUR)
     paused = after(rollout, make_command(CommandVerb.PAUSE, at=T0))
     assert (paused.updated_at, paused.phase) == (T0 + HOUR, Paused(T0 + HOUR, HoldReason.OPERATOR, rollout.phase))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("flag_type", FlagType)
+def test_completion_says_what_is_left_to_do_by_the_flags_type(flag_type: FlagType) -> None:
+    """A release leaves the code; an ops flag stays, and its kill switch works on long after."""
+    plan = make_plan(stages=make_stages(100), flag_type=flag_type)
+    gate = Gating(0, "gate-1", T0, T0 + HOUR)
+    completed, effects = decide(make_rollout(plan=plan, phase=gate), EvidenceJudged(T0 + MINUTE, make_judgement()))
+    assert completed is not None
+    assert isinstance(completed.phase, Completed)
+    (told,) = (effect for effect in effects if isinstance(effect, RaiseAlert))
+    assert ("remove the flag" in told.action) == (flag_type in (FlagType.RELEASE, FlagType.EXPERIMENT))
+    killed, _ = decide(completed, make_command(CommandVerb.ROLL_BACK, at=T0 + 24 * HOUR, reason="kill switch"))
+    assert killed is not None
+    assert (killed.percent, type(killed.phase)) == (0, RolledBack)
+
+
+def test_what_is_told_of_an_audience_names_it() -> None:
+    """All of staff is not everybody: who is paged must not think so."""
+    staff = Audience("staff", ((Condition("staff", Operator.EQ, (True,)),),))
+    plan = make_plan(stages=(make_stage(percent=100.0, audience="staff"), make_stage(percent=1.0)), audiences=(staff,))
+    seen = make_judgement(metrics=(make_breach(),))
+    _, effects = decide(make_rollout(plan=plan), EvidenceJudged(T0 + MINUTE, seen))
+    (told,) = (effect for effect in effects if isinstance(effect, RaiseAlert))
+    assert "rolled back from 100 % of staff to 0 %" in told.summary
