@@ -430,6 +430,14 @@ class Daemon:
             await asyncio.sleep(REPORT_EVERY_SECONDS)
 
 
+def check_parts(settings: Settings) -> None:
+    """Raise ConfigInvalid for what shows only when a part is made: templates, certificates, directories, packages."""
+    for name, file in settings.planes.files.items():
+        FilePlane(name, file)
+    make_outside_planes(settings, SystemClock())
+    make_flagd_sync(settings, FlagBoard(generation=Generation(settings.http.bucketing)))
+
+
 def make_flagd_sync(settings: Settings, board: FlagBoard) -> FlagdSyncServer | None:
     """Return flagd's gRPC sync source, None when it is not offered. Raises ConfigInvalid."""
     wanted = settings.flagd_sync

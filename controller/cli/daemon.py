@@ -53,7 +53,13 @@ def run(config: ConfigOption = None) -> None:
 @config.command()
 def check(config: ConfigOption = None) -> None:
     """Check the settings without connecting to anything: every fault with its place. Exits 78 on one."""
-    _settings(config)
+    from controller.bootstrap import check_parts
+
+    settings = _settings(config)
+    try:
+        check_parts(settings)
+    except BadInput as refused:
+        _refuse(refused)
     typer.echo("the configuration is valid")
 
 

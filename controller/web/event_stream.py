@@ -87,6 +87,7 @@ class EventStreams:
             abort: Callable[[], None] | None = scope.get("extensions", {}).get("rolloutd.abort", {}).get("call")
             if abort is not None:
                 abort()  # closing in order would wait for what the client does not take
+                await asyncio.sleep(0)  # until uvicorn knows: it would complain of an answer without an end
         finally:
             self._open -= 1
             self._open_gauge.set(self._open)

@@ -7,7 +7,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from typer.testing import CliRunner
 
+from controller.cli.daemon import app as daemon
 from controller.errors import ConfigInvalid
 from controller.settings import MASK, Settings, load_settings, show
 
@@ -276,3 +278,22 @@ def test_faults_in_sections_by_name_are_named_with_their_place(config: Path) -> 
     ):
         assert any(line.startswith(expected) for line in lines), f"{expected} not in:\n" + "\n".join(lines)
     assert any("planes.http.BAD" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            "planes: {http: {ld: {template: launchdarkly, secret: x}}}",
+            "planes.http.ld: template launchdarkly: values: it needs",
+        ),
+        ("planes: {files: {edge: {path: /nonexistent/flags.json}}}", "planes.files.edge.path: /nonexistent is no directory"),
+        ("flagd_sync: {port: 0, certificate_file: /nonexistent}", "flagd_sync: certificate_file or key_file cannot be read"),
+    ],
+)
+def test_config_check_finds_what_only_making_a_part_shows(config: Path, text: str, why: str) -> None:
+    """`rolloutd config check` refuses templates, directories and certificates that `run` would refuse."""
+    config.write_text(text)
+    result = CliRunner().invoke(daemon, ["config", "check", "--config", str(config)], env={"ROLLOUTD_CONFIG": None})
+    assert result.exit_code == 78
+    assert why in result.stderr
