@@ -24,6 +24,7 @@ from typing import Any
 from controller.core.judgement import Advice, ArmSummary, Judgement, MetricReport
 from controller.core.plan import Plan
 from controller.core.rollout import AskAdvice, Rollout, Visit
+from controller.core.serving import decided_share
 from schemas.advice import ANSWER_SCHEMA, EXPLANATION_SCHEMA, LOOK_SCHEMA
 from schemas.terms import Arm, Verdict
 
@@ -83,6 +84,7 @@ def gate_prompt(rollout: Rollout, question: AskAdvice) -> Prompt:
         min_sample=stage.min_sample,
         exposures=", ".join(f"{arm} {judgement.exposures.get(arm, 0)}" for arm in Arm),
         share="not measured" if judgement.observed_share is None else _percent(judgement.observed_share),
+        decided=_percent(decided_share(plan, visit) or 1.0),
         split=_number(judgement.srm_e_value),
         harm=_harm(judgement),
         alpha=_percent(plan.alpha),

@@ -38,9 +38,12 @@ SCHEMA = "https://flagd.dev/schema/v0/flags.json"
 SPLIT_SALT = "/split/"
 
 
-def definition_of(rollout: Rollout) -> dict[str, Any]:
-    """Return the definition that stands under the flag's key. Evaluators refuse other keys: what is ours is metadata."""
-    served = serving(rollout)
+def definition_of(rollout: Rollout, served: Serving | None = None) -> dict[str, Any]:
+    """Return the definition that stands under the flag's key. Evaluators refuse other keys: what is ours is metadata.
+
+    `served` is what `serving` says of the rollout, where that is known already.
+    """
+    served = served or serving(rollout)
     return {
         "state": "ENABLED",
         "variants": dict(served.values),

@@ -270,6 +270,8 @@ def _rings(plan: Plan, present: int, percent: float) -> tuple[Ring, ...]:
     Sorted so, the first ring that a context belongs to is the one with the most buckets, and it counts for the present stage
     exactly when no wider ring has it already. Behind a ring of everybody nothing is left to decide.
     """
+    if not plan.audiences:
+        return (Ring(None, percent, is_compared=True, control=plan.stages[present].control),)
     newest: dict[str | None, Stage] = {}
     for stage in plan.stages[: present + 1]:
         newest[stage.audience] = stage

@@ -19,6 +19,7 @@ from controller.core.analysis.questions import limit_bucket
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET, ArmTotals, bucket_of
 from controller.core.plan import Guardrail, Plan
 from controller.core.rollout import Visit
+from controller.core.serving import decided_share
 from schemas.fields import format_duration
 from schemas.terms import Arm
 
@@ -101,6 +102,7 @@ class Source:
     def __init__(self, world: World, plan: Plan) -> None:
         """Lay out the latency buckets that the plan's guardrails need."""
         self.world = world
+        self._plan = plan
         self._goals = tuple(
             guardrail.metric.removeprefix("conversion:") for guardrail in plan.guardrails if guardrail.is_better_when_higher
         )
@@ -121,12 +123,12 @@ class Source:
         seconds = (until - max(since, visit.counts_from)).total_seconds()
         if seconds <= 0:
             return
-        share = visit.percent / 100
+        share, compared = visit.percent / 100, decided_share(self._plan, visit)
         factors = {effect.metric: effect.factor for effect in active}
         expected = self.world.contexts_per_second * seconds
         self._add(onto[Arm.TREATMENT], int(rng.poisson(expected * share)), factors, rng)
-        if share < 1:
-            self._add(onto[Arm.CONTROL], int(rng.poisson(expected * (1 - share))), {}, rng)
+        if compared is not None:
+            self._add(onto[Arm.CONTROL], int(rng.poisson(expected * share * (1 - compared) / compared)), {}, rng)
 
     def _add(self, arm: Drawn, contexts: int, factors: Mapping[str, float], rng: np.random.Generator) -> None:
         arm.contexts += contexts

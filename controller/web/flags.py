@@ -267,7 +267,7 @@ class FlagBoard:
             needs_key=needs_key,
             treatment=answers[counted_as_treatment(rollout.plan)[0]],
             control=answers[served.control],
-            definition=msgspec.json.encode(rollout.flag_key) + b":" + msgspec.json.encode(definition_of(rollout)),
+            definition=msgspec.json.encode(rollout.flag_key) + b":" + msgspec.json.encode(definition_of(rollout, served)),
             rings=None if is_plain else self._ringed(rollout.flag_key, served, answers),
         )
 

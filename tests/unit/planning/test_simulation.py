@@ -11,7 +11,7 @@ from controller.core.plan import AdvisorPolicy, FreezeWindow, Guardrail, Plan
 from controller.planning.figures import Part, simulate, spread
 from controller.planning.simulation import Run, run_once
 from controller.planning.world import Effect, Source, World
-from schemas.terms import AdvisorMode, Approval, OnBreach
+from schemas.terms import AdvisorMode, Approval, ControlArm, OnBreach
 from tests.builders import HOUR, MINUTE, T0, make_plan, make_stage
 
 HEALTHY = World(50.0, 0.005, 50.0, 150.0)
@@ -116,3 +116,11 @@ def test_intervals_and_quantiles_of_few_runs() -> None:
     assert values is not None
     assert (values.median, values.p90) == (2.0, 4.0)
     assert spread([]) is None
+
+
+def test_an_arm_of_equal_size_is_drawn_as_it_is_served() -> None:
+    """Control is as small as treatment, and the split that is observed is the decided one."""
+    equal = {"bake": HOUR, "max_bake": 3 * HOUR, "control": ControlArm.EQUAL}
+    stages = tuple(make_stage(percent=float(percent), **equal) for percent in (10, 50))
+    run = ran(three_steps(stages=stages), world=World(400.0, 0.005, 50.0, 150.0))
+    assert (run.ended, run.lacking) == ("completed", ())
