@@ -129,23 +129,23 @@ async def _is_ready(client: httpx.AsyncClient, http_url: str) -> bool:
 
 
 class _Patience:
-    """Waits for one child to come up, at most `START_SECONDS`."""
+    """Waits for one child to come up."""
 
-    def __init__(self, child: Child, complaint: str) -> None:
-        self._child, self._complaint = child, complaint
-        self._until = time.monotonic() + START_SECONDS
+    def __init__(self, child: Child, complaint: str, seconds: float = START_SECONDS) -> None:
+        self._child, self._complaint, self._seconds = child, complaint, seconds
+        self._until = time.monotonic() + seconds
 
     async def moment(self) -> None:
         """Wait a moment. Raises ChildFailed when the child has ended or took too long."""
         self._child.check()
         if time.monotonic() > self._until:
-            raise self._child.failed(f"{self._complaint} within {START_SECONDS:g} s")
+            raise self._child.failed(f"{self._complaint} within {self._seconds:g} s")
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def until(child: Child, ask: Callable[[], T | None], complaint: str) -> T:
+async def until(child: Child, ask: Callable[[], T | None], complaint: str, seconds: float = START_SECONDS) -> T:
     """Return what `ask` gives once it is something, of a child that is coming up. Raises ChildFailed."""
-    patience = _Patience(child, complaint)
+    patience = _Patience(child, complaint, seconds)
     while not (answer := ask()):
         await patience.moment()
     return answer

