@@ -195,7 +195,9 @@ class FilePlane:
         else:
             body = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         mode = self._path.stat().st_mode & 0o777 if self._path.exists() else 0o644
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        temporary = self._path.with_name(
+            f".{self._path.name}.tmp"
+        )  # one name, under the lock: a crash leaves one behind at most
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
             with os.fdopen(descriptor, "wb") as file:

@@ -212,12 +212,24 @@ async def test_a_disk_that_refuses_is_said_in_words(tmp_path: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(FlagPlaneUnavailable, match="another process holds the lock"):
             await plane.serve(make_rollout(revision=2, percent=50.0))
-    os.symlink("/dev/full", tmp_path / f".flags.json.{os.getpid()}.tmp")
+    os.symlink("/dev/full", tmp_path / ".flags.json.tmp")
     with pytest.raises(FlagPlaneUnavailable, match=r"flags\.json"):
         await plane.serve(make_rollout(revision=2, percent=50.0))
     assert path.read_bytes() == before
     await plane.serve(make_rollout(revision=2, percent=50.0))
     assert await plane.look(make_rollout(revision=2, percent=50.0)) == Served(50.0, None)
+
+
+async def test_what_a_crash_left_behind_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Killed while it writes, a daemon leaves the old file whole; half of a new one beside it is written over."""
+    path = tmp_path / "flags.json"
+    plane = make_plane(path)
+    await plane.serve(make_rollout())
+    (tmp_path / ".flags.json.tmp").write_text('{"flags": {"new-che')
+    assert await make_plane(path).look(make_rollout()) == Served(10.0, None)
+    await make_plane(path).serve(make_rollout(revision=2, percent=50.0))
+    assert await plane.look(make_rollout(revision=2, percent=50.0)) == Served(50.0, None)
+    assert sorted(os.listdir(tmp_path)) == [".flags.json.lock", "flags.json"]
 
 
 async def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
