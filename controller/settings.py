@@ -504,8 +504,8 @@ class UnleashSettings(_Section):
     """Context field by which users are in or out; it must be what the apps report as context id. Unleash's own `default` falls
     back to the session and then to chance, which would move users about."""
     archive_after_days: float | None = Field(default=None, ge=1, le=3_650, allow_inf_nan=False)
-    """Archive a flag this long after its rollout ended, a completed one only if no SDK has asked for it as long, since an
-    archived flag is off. None: flags are never archived."""
+    """Archive a flag this long after its rollout ended. Archived is off in every environment: so only if no SDK has asked for
+    it as long wherever it is on, and nobody else has an enabled strategy here. None: flags are never archived."""
     ca_file: Path | None = None
     """PEM file of the authorities that may sign the server's certificate. None: the system's."""
     certificate_file: Path | None = None

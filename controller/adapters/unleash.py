@@ -16,7 +16,7 @@ import structlog
 from controller.adapters.unleash_api import Away, Feature, Overtaken, Refused, UnleashApi
 from controller.adapters.unleash_rules import Unservable
 from controller.adapters.unleash_strategy import Content, Ours, State, Trail, Wanted, compare, follow, wanted
-from controller.core.rollout import Completed, Ended, Rollout
+from controller.core.rollout import Ended, Rollout
 from controller.errors import FlagPlaneUnavailable
 from controller.ports import Clock, Served
 from controller.settings import UnleashSettings
@@ -98,7 +98,7 @@ class UnleashPlane:
         self._read[rollout.flag_key] = _Read(self._clock.monotonic(), state, None)
         self._percents[rollout.flag_key] = 0.0 if state is None else state.percent
         self._due.discard(rollout.flag_key)
-        if self._is_due_for_archive(rollout, feature):
+        if self._is_due_for_archive(rollout, feature, state):
             if state is None:
                 return Served(0.0, None)
             self._due.add(rollout.flag_key)
@@ -237,12 +237,21 @@ class UnleashPlane:
         return await self._again(asked)
 
     async def _switch_off(self, asked: Wanted, state: State) -> None:
-        """Let nobody in: first by the strategy, which is acknowledged soonest, then by the environment's switch."""
+        """Let nobody in: first by the strategies, which are acknowledged soonest, then by the environment's switch.
+
+        What cannot be written to a strategy does not keep us from the switch.
+        """
+        trouble: FlagPlaneUnavailable | None = None
         for each in state.ours:
             if each.content.rollout != "0" or each.mark.says != "off":
-                await self._patch(asked, each, each.content.at_zero, is_urgent=True)
+                try:
+                    await self._patch(asked, each, each.content.at_zero, is_urgent=True)
+                except FlagPlaneUnavailable as failure:
+                    trouble = failure
         if state.is_on:
             await self._api.switch(asked.flag_key, on=False)
+        if trouble is not None:
+            raise trouble
 
     async def _lower(self, asked: Wanted, state: State) -> bool:
         """Bring down what of ours lets in more than wanted; return whether anything did. Nothing stands before it."""
@@ -346,20 +355,21 @@ class UnleashPlane:
         known = self._settled.get(rollout.flag_key)
         return known is not None and known[0] == rollout and self._clock.monotonic() - known[1] < SETTLED_SECONDS
 
-    def _is_due_for_archive(self, rollout: Rollout, feature: Feature | None) -> bool:
-        """True when its time is up and, where it is on for users, nobody asks for it any more."""
+    def _is_due_for_archive(self, rollout: Rollout, feature: Feature | None, state: State | None) -> bool:
+        """True when its time is up, the flag is ours alone, and nobody asks for it where it is on, in any environment."""
         days = self._settings.archive_after_days
         if days is None or not isinstance(rollout.phase, Ended):
             return False
-        if (rollout.flag_key, rollout.rollout_id) in self._archived and feature is not None:
-            return False  # tried: it is there again because somebody revived it, or it was refused
         at = self._clock.now() - timedelta(days=days)
         if rollout.phase.at > at:
             return False
-        if feature is None or not isinstance(rollout.phase, Completed):
-            return True
-        seen = [each.last_seen_at for each in feature.environments if each.last_seen_at is not None]
-        return bool(seen) and max(seen) <= at  # never seen: its SDKs report nothing, so nobody can tell
+        if feature is None or state is None:
+            return True  # it is gone, by us or before us
+        if (rollout.flag_key, rollout.rollout_id) in self._archived:
+            return False  # tried: it was refused, or it is here again because somebody revived it
+        # Never seen: its SDKs report nothing, so nobody can tell.
+        is_used = any(each.enabled and (each.last_seen_at is None or each.last_seen_at > at) for each in feature.environments)
+        return bool(state.ours) and not state.others and not is_used
 
     async def _archive(self, rollout: Rollout) -> None:
         """Archive once; a refusal is told in the log and no more, since the flag serves what was decided."""

@@ -352,6 +352,7 @@ def _is_narrower(there: Content, content: Content) -> bool:
 
 _STRATEGY_CHANGES = ("feature-strategy-add", "feature-strategy-update")
 _SWITCHES = {"feature-environment-enabled": True, "feature-environment-disabled": False}
+_CREATION = "feature-created"
 _REMOVALS = ("feature-strategy-remove", "feature-archived", "feature-deleted", "feature-project-change")
 
 
@@ -378,6 +379,8 @@ def follow(changes: Sequence[Change], *, environment: str) -> Trail:
             editor = editor or name
         elif change.type in _REMOVALS:
             editor = editor or name
+        elif change.type == _CREATION:
+            break  # what came before was another flag of this name
     return Trail(None, has_been_ours=False)
 
 

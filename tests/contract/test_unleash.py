@@ -430,10 +430,31 @@ async def test_a_flag_is_archived_at_the_end_of_its_life(url: str, console: Cons
     await plane.serve(completed)
     served = await plane.look(completed)  # nobody knows whether apps still ask: the SDKs reported nothing
     assert (served.percent, served.difference) == (100.0, None)
+    elsewhere = Console(url, environment="production")
+    await elsewhere.add(flag_key, 100)
+    await elsewhere.here("POST", flag_key, "/on")
     aborted = decided(flag_key, 0, 2, phase=Aborted(ago, "not wanted"))
+    await plane.serve(aborted)
+    assert (await plane.look(aborted)).difference is None  # on in another environment
+    await elsewhere.here("POST", flag_key, "/off")
+    await elsewhere.close()
+    aborted = replace(aborted, revision=3)
     assert "to be archived" in ((await plane.look(aborted)).difference or "")
     await plane.serve(aborted)
     assert (await plane.look(aborted)).difference is None
     with pytest.raises(AssertionError, match="404"):
         await console.environment(flag_key)
+    await plane.close()
+
+
+async def test_a_flag_that_was_never_ours_is_not_archived(url: str, console: Console, flag_key: str) -> None:
+    """An aborted rollout that never reached Unleash is no reason to archive somebody's flag."""
+    plane = UnleashPlane(make_settings(url, archive_after_days=30), SystemClock())
+    await console.create(flag_key)
+    await console.add(flag_key, 40, title="for testers")
+    await console.here("POST", flag_key, "/on")
+    aborted = decided(flag_key, 0, 2, phase=Aborted(SystemClock().now() - timedelta(days=31), "not wanted"))
+    assert (await plane.look(aborted)).difference is None
+    await plane.serve(aborted)
+    assert (await console.environment(flag_key))["enabled"]
     await plane.close()

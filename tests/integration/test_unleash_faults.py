@@ -18,7 +18,7 @@ import pytest
 
 from controller.adapters.unleash import UnleashPlane
 from controller.clock import SystemClock
-from controller.core.rollout import RaiseAlert
+from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.service.actuation import Actuation
 from schemas.terms import AlertKind
@@ -206,6 +206,70 @@ async def test_a_refused_write_is_not_repeated_at_once(fake: FakeUnleash, consol
         assert len([each for each in fake.server.requests if each.line.startswith("PATCH")]) >= 5
         fake.faults.clear()
         await until(lambda: fake.percent(FLAG) == 0)
+
+
+async def test_a_strategy_that_cannot_be_written_is_switched_off_with_its_environment(fake: FakeUnleash) -> None:
+    """A rollback whose patch fails lets nobody in all the same."""
+    loop = Loop(fake)
+    async with loop.running():
+        loop.actuation.want(decided(FLAG, 50))
+        await until(lambda: fake.percent(FLAG) == 50)
+        fake.faults.append(("PATCH", answering('{"name": "BadDataError", "message": "no"}', status="400 X")))
+        loop.actuation.want(rolled_back(FLAG, 2))
+        await until(lambda: fake.percent(FLAG) == 0)
+
+
+async def test_a_crash_at_any_request_is_finished_by_a_successor_and_never_exposes_more(fake: FakeUnleash) -> None:
+    """Killed at any request on the way to 10, 50 and 0 %: never more than was decided, and the next process blames nobody."""
+    crashes = 0
+    for steps in ((10,), (10, 50), (10, 50, 0), (10, 0, 5)):
+        for crash_at in range(9):
+            flag_key = f"flag-{len(steps)}-{steps[-1]}-{crash_at}"
+            documents = [
+                rolled_back(flag_key, number) if percent == 0 else decided(flag_key, percent, number)
+                for number, percent in enumerate(steps, 1)
+            ]
+            for document in documents[:-1]:
+                await _serve_whole(fake, document)
+            last, before = documents[-1], fake.percent(flag_key)
+            first = UnleashPlane(make_settings(fake.url), SystemClock())
+            crash, count = asyncio.Event(), iter(range(100))
+            fake.pauses.append(("", partial(_crash_at, crash_at, count, crash)))
+            task = asyncio.create_task(_look_and_serve(first, last))
+            waiting = asyncio.create_task(crash.wait())
+            await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+            crashes += not task.done()
+            task.cancel()
+            waiting.cancel()
+            await asyncio.wait([task, waiting])
+            await first.close()
+            fake.pauses.clear()
+            assert fake.percent(flag_key) <= max(before, last.percent)
+            second = UnleashPlane(make_settings(fake.url), SystemClock())
+            assert (await second.look(last)).edited_by is None
+            await second.serve(last)
+            assert (await second.look(last)).difference is None
+            assert fake.percent(flag_key) == last.percent
+            await second.close()
+    print(f"{crashes} crashes")  # noqa: T201
+    assert crashes >= 15
+
+
+async def _crash_at(crash_at: int, count: Any, crash: asyncio.Event) -> None:
+    if next(count) == crash_at:
+        crash.set()
+        await asyncio.get_running_loop().create_future()
+
+
+async def _look_and_serve(plane: UnleashPlane, rollout: Rollout) -> None:
+    await plane.look(rollout)
+    await plane.serve(rollout)
+
+
+async def _serve_whole(fake: FakeUnleash, rollout: Rollout) -> None:
+    plane = UnleashPlane(make_settings(fake.url), SystemClock())
+    await plane.serve(rollout)
+    await plane.close()
 
 
 async def test_the_audit_trail_may_be_closed_to_us(fake: FakeUnleash, console: Console) -> None:

@@ -151,6 +151,8 @@ def test_the_audit_trail_is_followed_back_to_our_last_write() -> None:
     assert trail(on, mine) == Trail(None, has_been_ours=True)
     assert trail(off, mine) == Trail("ada", has_been_ours=True)
     assert trail(archived, off, mine) == Trail("ada", has_been_ours=True)
+    created = make_change(8, "feature-created", environment=None)
+    assert trail(edit, created, mine) == Trail(None, has_been_ours=False)
     nobody = make_change(6, "feature-strategy-update", edited, None)  # type: ignore[arg-type]
     assert trail(nobody, mine) == Trail("somebody", has_been_ours=True)
     garbage = make_change(6, "feature-strategy-update", data=["?"])
