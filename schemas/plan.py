@@ -280,8 +280,12 @@ class FreezeWindowDocument(Strict):
 
 ATTRIBUTE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", re.ASCII)
+_N = "(0|[1-9][0-9]{0,8})"
+_PRE = r"(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+#: As in SemVer 2.0, except that numbers may be missing where no pre-release follows.
 _VERSION_RANGE = re.compile(
-    r"(=|!=|<=|>=|<|>|\^|~)\s*v?(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){0,2}(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?\Z", re.ASCII
+    rf"(=|!=|<=|>=|<|>|\^|~)\s*v?({_N}(\.{_N}){{0,2}}|{_N}\.{_N}\.{_N}-{_PRE}(\.{_PRE})*)\Z",
+    re.ASCII,
 )
 
 _Text = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
@@ -331,7 +335,7 @@ _ComparableMoment = Annotated[
 
 
 def _version_range(text: str) -> str:
-    if not _VERSION_RANGE.match(text):
+    if len(text) > 100 or not _VERSION_RANGE.match(text):
         raise ValueError(f"{text[:40]!r} is no version range; write it as in `>= 2.4.0`, `^2.0.0` or `~2.4.0`")
     return text
 
@@ -353,7 +357,7 @@ class ConditionDocument(Strict):
     ends_with: _Texts | None = Field(default=None, description="A text that ends with this, or with one of these.")
     sem_ver: Annotated[str, AfterValidator(_version_range)] | None = Field(
         default=None,
-        description="A version in this range. Versions as in SemVer 2.0; `v` in front and missing parts are allowed.",
+        description="A version in this range. Versions as in SemVer 2.0; `v` in front and missing numbers are allowed.",
         examples=[">= 2.4.0", "^2.0.0", "~2.4.0"],
     )
     before: _ComparableMoment | None = Field(

@@ -9,7 +9,7 @@ converts types, and a missing attribute, or one of a type the operator does not 
 | `eq`, `in` | equal to a value and of its type; 1 and 1.0 are equal, 1 and true are not |
 | `gte`, `lte` | a number of at least, at most the value |
 | `starts_with`, `ends_with` | a text that starts, ends with one of the values, code point by code point |
-| `sem_ver` | a text that is a version in the range; ordered as SemVer 2.0 says, `v` in front and missing parts allowed |
+| `sem_ver` | a text that is a version in the range; ordered as SemVer 2.0 says, `v` in front and missing numbers allowed |
 | `before`, `after` | a text that looks like a date or RFC 3339 time, and comes before the value, or not before it |
 """
 
@@ -132,6 +132,7 @@ _VERSION = re.compile(
     r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?\Z",
     re.ASCII,
 )
+_NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+)?\Z", re.ASCII)
 _RANGE = re.compile(r"(=|!=|<=|>=|<|>|\^|~)\s*(.+)\Z", re.DOTALL)
 #: Longer texts are no versions: reading a number of a million digits takes its time.
 _VERSION_MAX = 256
@@ -171,7 +172,8 @@ def _version_test(comparison: str, text: str) -> Callable[[str], bool]:
 def _version(text: str) -> _Version | None:
     """Return a version in the order of SemVer 2.0 section 11, None for a text that is none.
 
-    As flagd reads it: a leading `v` is dropped, and `1` and `1.2` stand for `1.0.0` and `1.2.0`. Build metadata says nothing.
+    As flagd reads it: a leading `v` is dropped, and `1` and `1.2` stand for `1.0.0` and `1.2.0`, but a pre-release needs all
+    three numbers: `2026-03-01` is no version. Build metadata says nothing.
     """
     found = _VERSION.match(full_version(text)) if len(text) <= _VERSION_MAX else None
     if found is None:
@@ -184,7 +186,6 @@ def _version(text: str) -> _Version | None:
 
 
 def full_version(text: str) -> str:
-    """Return `2.4.0` for `v2.4`: without `v` in front, and with all three numbers."""
+    """Return `2.4.0` for `v2.4`: without `v` in front, and with all three numbers unless more than numbers follows."""
     text = text[1:] if text[:1] in ("v", "V") else text
-    numbers = text.partition("-")[0].partition("+")[0]
-    return numbers + ".0" * (2 - numbers.count(".")) + text[len(numbers) :]
+    return text + ".0" * (2 - text.count(".")) if _NUMBERS.match(text) else text

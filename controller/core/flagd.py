@@ -116,7 +116,7 @@ def _rule(condition: Condition) -> dict[str, Any]:
         case Operator.SEM_VER:
             ranges = [version_range(str(text)) for text in condition.values]
             compared = [{"sem_ver": [attribute, comparison, full_version(version)]} for comparison, version in ranges]
-            return _all([_is_text(attribute), _any(compared)])
+            return _all([_is_text(attribute), _has_no_lone_suffix(attribute), _any(compared)])
         case Operator.BEFORE:
             return _all([*_looks_like_moment(attribute), {"<": [_second_of(attribute), comparable_moment(str(first))]}])
         case Operator.AFTER:
@@ -141,12 +141,22 @@ def _equals(attribute: dict[str, str], value: float | bool) -> dict[str, Any]:
 
 
 def _is_number(attribute: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the rules that a number alone meets: it is what it is as a number, and no boolean."""
-    return [{"===": [{"+": [attribute]}, attribute]}, {"!": [{"in": [{"cat": [attribute]}, _SWITCHES]}]}]
+    """Return the rules that a number alone meets. Arithmetic comes last: some evaluators fail on what is none."""
+    return [
+        {"!": [_is_text(attribute)]},
+        {"in": [{"substr": [{"cat": [attribute]}, 0, 1]}, list("-0123456789")]},
+        {"!": [{"var": f"{attribute['var']}.length"}]},  # a list of one number is written like it
+        {"===": [{"+": [attribute]}, attribute]},
+    ]
 
 
 def _is_text(attribute: dict[str, str]) -> dict[str, Any]:
     return {"===": [{"cat": [attribute]}, attribute]}
+
+
+def _has_no_lone_suffix(attribute: dict[str, str]) -> dict[str, Any]:
+    """Return that a text without a dot has no pre-release or build: some evaluators read `2026-03-01` as version 2026.0.0."""
+    return {"or": [{"in": [".", attribute]}, {"!": [{"or": [{"in": [mark, attribute]} for mark in "-+"]}]}]}
 
 
 def _looks_like_moment(attribute: dict[str, str]) -> list[dict[str, Any]]:
