@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from controller.embedded.processes import ProcessTree
+from controller.embedded.surroundings import Surroundings
 
 ROOT = Path(__file__).parents[2]
 LONGEST_SECONDS = 120.0
@@ -58,3 +63,63 @@ def test_the_prefect_example_ends_as_the_chosen_version_must(bad: str, end: str)
     assert code == 0, said
     assert end in said
     assert "guardrail error_rate" in said if bad else "gate has passed" in said
+
+
+KCAT = """#!{python}
+# What the README uses of kcat, for machines without it: each line of standard input becomes a record.
+import argparse, sys
+from confluent_kafka import Producer
+parser = argparse.ArgumentParser()
+parser.add_argument("-P", action="store_true", required=True)
+for name in ("-b", "-t", "-k"):
+    parser.add_argument(name, required=True)
+parser.add_argument("-X", default="topic.partitioner=consistent_random")
+given = parser.parse_args()
+producer = Producer({{"bootstrap.servers": given.b, "partitioner": given.X.partition("=")[2]}})
+for line in sys.stdin.read().splitlines():
+    producer.produce(given.t, line, given.k)
+sys.exit(producer.flush(10))
+"""
+
+
+def plain_commands() -> list[str]:
+    """Return the commands of the examples' README, one a paragraph, without the line that names the addresses."""
+    text = (ROOT / "ops" / "examples" / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```sh\n(KAFKA=.*?)```", text, re.DOTALL)
+    assert block is not None
+    return block[1].split("\n\n")[1:]
+
+
+async def test_the_plain_commands_work_as_they_stand(tmp_path: Path) -> None:
+    """Copied into a shell, the README's curl and kcat start a rollout, serve, count and stop it."""
+    programs = os.environ["PATH"]
+    if shutil.which("kcat") is None:
+        stand_in = tmp_path / "kcat"
+        stand_in.write_text(KCAT.format(python=sys.executable))
+        stand_in.chmod(0o755)
+        programs = f"{tmp_path}{os.pathsep}{programs}"
+    start, ask, served, ended, look, stop = plain_commands()
+    with ProcessTree() as tree:
+        surroundings = Surroundings(tree)
+        await surroundings.start_without_apps()
+        environ = {**os.environ, "PATH": programs, "KAFKA": surroundings.bootstrap, "ROLLOUTD": surroundings.http_url}
+
+        async def type_in(command: str) -> str:
+            shell = ["bash", "-euo", "pipefail", "-c", command]
+            done = await asyncio.to_thread(subprocess.run, shell, env=environ, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            return str(done.stdout)
+
+        async def until_said(command: str, words: str) -> None:
+            async with asyncio.timeout(30):
+                while words not in await type_in(command):
+                    await asyncio.sleep(0.2)
+
+        await type_in(start)
+        await until_said(ask, '"variant":"on"')
+        await asyncio.sleep(1.5)  # while settling, nothing is counted
+        await type_in(served)
+        await type_in(ended)
+        await until_said(look, '"treatment":1')
+        await type_in(stop)
+        await until_said(ask, '"variant":"off"')
