@@ -131,6 +131,9 @@ class Decision(Record):
     stage: Tally | None = Field(description="0 for the first.")
     from_percent: float
     to_percent: float
+    audience: str | None = Field(
+        default=None, description="Whom `to_percent` is a share of; null: everybody. `from_percent` may be that of another one."
+    )
     plan: PlanReference
     gate_id: str | None
     command_id: str | None

@@ -496,6 +496,7 @@ def decision_bytes(effect: PublishDecision, rollout: Rollout, effect_id: str, at
         stage=effect.stage,
         from_percent=effect.from_percent,
         to_percent=effect.to_percent,
+        audience=None if effect.stage is None else rollout.plan.stages[effect.stage].audience,
         plan=decision.PlanReference(name=rollout.plan.name, version=rollout.plan.version),
         gate_id=effect.gate_id,
         command_id=effect.command_id,

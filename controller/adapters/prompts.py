@@ -22,7 +22,7 @@ from string import Template
 from typing import Any
 
 from controller.core.judgement import Advice, ArmSummary, Judgement, MetricReport
-from controller.core.plan import Plan
+from controller.core.plan import Plan, Stage
 from controller.core.rollout import AskAdvice, Rollout, Visit
 from controller.core.serving import decided_share
 from schemas.advice import ANSWER_SCHEMA, EXPLANATION_SCHEMA, LOOK_SCHEMA
@@ -77,8 +77,8 @@ def gate_prompt(rollout: Rollout, question: AskAdvice) -> Prompt:
         description=quoted(plan.description, DESCRIPTION_MAX_CHARS),
         stage=visit.stage + 1,
         stages=len(plan.stages),
-        percent=_percent(visit.percent / 100),
-        next_step=f"{_percent(following[0].percent / 100)} of users" if following else "the rollout is complete",
+        served=_share_of(stage, visit.percent),
+        next_step=_share_of(following[0], following[0].percent) if following else "the rollout is complete",
         gathered=_duration(judgement.at - visit.counts_from),
         bake=_duration(stage.bake),
         min_sample=stage.min_sample,
@@ -283,6 +283,12 @@ def _harm(judgement: Judgement) -> str:
         f"{harm.exposed_contexts} users saw the treatment, {harm.failed_requests} of its requests failed, "
         f"{_number(harm.excess_failed_requests)} more than control's rate would have given"
     )
+
+
+def _share_of(stage: Stage, percent: float) -> str:
+    """Return how much of whom a stage exposes; the audience's name is its author's."""
+    of = "users" if stage.audience is None else f"the audience {quoted(stage.audience, NAME_MAX_CHARS)}"
+    return f"{_percent(percent / 100)} of {of}"
 
 
 def _visits(visits: Sequence[Visit], at: datetime) -> str:

@@ -280,6 +280,7 @@ def status_document(one: Situation, state: Event) -> Event:
 def decision_line(one: Decision, now: datetime, *, with_flag: bool) -> Text:
     """Return a decision as one line."""
     moved = f"{one.from_percent:g} -> {one.to_percent:g} %" if one.from_percent != one.to_percent else f"{one.to_percent:g} %"
+    moved += "" if one.audience is None else f" of {printable(one.audience)}"
     by = "" if one.issuer == "rolloutd" else f" (by {one.issuer})"
     return Text.assemble(
         (f"{clock(one.at, now)}  ", "dim"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 
 from schemas.terms import CommandStatus, CommandVerb
@@ -44,3 +45,33 @@ async def test_a_harmful_release_is_rolled_back(kafka: str, redis_url: str, topi
         assert alerts[0]["harm"]["failed_requests"] > 0
         flags = (await daemon.get("/flagd/flags.json")).json()["flags"]
         assert flags[FLAG]["targeting"]["fractional"][0][1] == 0
+
+
+async def test_an_audience_is_served_and_nobody_else(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+    """All of staff get the new layout over OFREP, others the old one, uncounted; a kill takes it from staff too."""
+    plan = quick_plan(
+        FLAG,
+        audiences={"staff": [{"attribute": "email", "ends_with": "@corp.example"}]},
+        variants={"values": {"on": {"layout": 2}, "off": {"layout": 1}}},
+        stages=[{"percent": 100, "bake": "1h", "audience": "staff"}, {"percent": 100, "bake": "1h"}],
+    )
+    people = {"ann": {"email": "ann@corp.example"}, "bob": {"email": "bob@home.example"}, "cid": {}}
+    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+
+        async def served() -> dict[str, tuple[str, int]]:
+            found = {}
+            async with httpx.AsyncClient() as http:
+                for name, attributes in people.items():
+                    asked = {"context": {"targetingKey": name, **attributes}}
+                    answer = (await http.post(f"{daemon.url}/ofrep/v1/evaluate/flags/{FLAG}", json=asked)).json()
+                    found[name] = (answer["variant"], answer["value"]["layout"])
+            return found
+
+        answer = await client.command(CommandVerb.START, FLAG, plan=plan)
+        assert answer.status is CommandStatus.ACCEPTED, answer.reason
+        document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "baking")
+        assert (document["percent"], document["stage_percent"]) == (0, 100)
+        assert await served() == {"ann": ("on", 2), "bob": ("unassigned", 1), "cid": ("unassigned", 1)}
+        await client.command(CommandVerb.ROLL_BACK, FLAG)
+        await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back")
+        assert await served() == {"ann": ("off", 1), "bob": ("off", 1), "cid": ("off", 1)}
