@@ -105,7 +105,7 @@ def exports(requests: Iterable[Request], encoding: EventFormat, *, with_logs: bo
     return written
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Way:
     """One way to write the traffic."""
 
@@ -204,32 +204,37 @@ async def test_every_format_gives_the_same_totals(kafka: str, own_redis: RedisSe
     """OTLP JSON, OTLP protobuf, spans alone, GO Feature Flag and our own events give identical totals for the same traffic."""
     requests = make_traffic()
     store = Store.connect(own_redis.url)
-    producer = AIOKafkaProducer(bootstrap_servers=kafka, acks="all", linger_ms=5)
-    await producer.start()
-    found: dict[str, dict[Arm, tuple[object, ...]]] = {}
+    members = {way: Member(kafka, topic_prefix, way, store) for way in ways(requests)}
     try:
-        for way in ways(requests):
-            member = Member(kafka, topic_prefix, way, store)
-            await ensure_topics(member.settings)
-            poison: list[Written] = [("outcomes", number, b"{") for number in range(PARTITIONS)]
-            records = [*poison, *way.written, *poison]
-            futures = [
-                await producer.send(member.settings.topic(topic), value, partition=partition, timestamp_ms=AT_MS + 10_000)
-                for topic, partition, value in records
-            ]
-            await asyncio.gather(*futures)
-            arms = await member.count(len(records) * (1 + way.is_one_topic))
-            found[way.name] = {arm: told(totals) for arm, totals in arms.items()}
-            assert {(topic, partition) for topic, partition, _ in member.refused} == {
-                (stream, number)
-                for stream in (member.streams if way.is_one_topic else member.streams[1:])
-                for number in range(PARTITIONS)
-            }
-            assert len(member.refused) == len(poison) * 2 * (1 + way.is_one_topic)
+        counted = await asyncio.gather(*(written_and_counted(kafka, way, member) for way, member in members.items()))
     finally:
-        await producer.stop()
         await store.close()
+    found = {way.name: {arm: told(totals) for arm, totals in arms.items()} for way, arms in zip(members, counted, strict=True)}
     assert len(found) == 6
     assert sum(one.flags[0] == (FLAG, "on") for one in requests) == found["ours"][Arm.TREATMENT][0]
     for name, arms_found in found.items():
         assert arms_found == found["ours"], name
+
+
+async def written_and_counted(kafka: str, way: Way, member: Member) -> dict[Arm, ArmTotals]:
+    """Write one way's records, with poison before and after, and return the arms; the poison alone is refused."""
+    await ensure_topics(member.settings)
+    poison: list[Written] = [("outcomes", number, b"{") for number in range(PARTITIONS)]
+    records = [*poison, *way.written, *poison]
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, acks="all", linger_ms=5)
+    await producer.start()
+    try:
+        sent = [
+            await producer.send(member.settings.topic(topic), value, partition=partition, timestamp_ms=AT_MS + 10_000)
+            for topic, partition, value in records
+        ]
+        await asyncio.gather(*sent)
+    finally:
+        await producer.stop()
+    arms = await member.count(len(records) * (1 + way.is_one_topic))
+    poisoned = member.streams if way.is_one_topic else member.streams[1:]
+    assert {(topic, partition) for topic, partition, _ in member.refused} == {
+        (stream, number) for stream in poisoned for number in range(PARTITIONS)
+    }
+    assert len(member.refused) == 2 * len(poison) * len(poisoned)
+    return arms
