@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import time
@@ -8,10 +9,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import grpc.aio
 import pytest
+from openfeature.schemas.protobuf.flagd.sync.v1 import sync_pb2, sync_pb2_grpc
 
 from schemas.terms import CommandVerb
-from tests.brokers import LocalKafka, RedisServer
+from tests.brokers import LocalKafka, RedisServer, free_port
 from tests.fault_server import Exchange, fault_server
 from tests.live import Client, DaemonProcess, Traffic, quick_plan
 
@@ -131,16 +134,26 @@ async def test_sigterm_with_a_hanging_model(kafka: str, redis_url: str, topic_pr
 
 @pytest.mark.real_kafka
 async def test_sigterm_with_open_connections(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
-    """Clients that keep a connection, or half a request, open do not hold the exit up."""
-    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon:
+    """Clients that keep a connection, half a request or a stream open, over HTTP or gRPC, do not hold the exit up."""
+    sync_port = free_port()
+    offered = {"ROLLOUTD_FLAGD_SYNC__PORT": str(sync_port)}
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, **offered) as daemon,
+        grpc.aio.insecure_channel(f"127.0.0.1:{sync_port}") as channel,
+    ):
         idle = await asyncio.open_connection("127.0.0.1", daemon.port)
         idle[1].write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await idle[0].readuntil(b"\r\n\r\n")
         half = await asyncio.open_connection("127.0.0.1", daemon.port)
         half[1].write(b"POST /ofrep/v1/evaluate/flags/f HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         await half[1].drain()
+        stream = await asyncio.open_connection("127.0.0.1", daemon.port)
+        stream[1].write(b"GET /ofrep/v1/sse HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await stream[0].readuntil(b"refetchEvaluation")
+        synced = sync_pb2_grpc.FlagSyncServiceStub(channel).SyncFlags(sync_pb2.SyncFlagsRequest())
+        assert json.loads((await synced.read()).flag_configuration)["flags"] == {}
         assert await stop_seconds(daemon) < EXIT_SECONDS
-        for _, writer in (idle, half):
+        for _, writer in (idle, half, stream):
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
