@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import sys
 from collections.abc import AsyncIterator
@@ -15,8 +16,10 @@ from aiokafka import AIOKafkaProducer
 
 from controller.adapters.kafka_reader import KafkaReader
 from controller.settings import KafkaSettings
+from schemas.formats import EventFormat
 from tests.conftest import CreateTopics
 from tests.records import at_ms, evaluation_value, outcome_value
+from tests.telemetry import Request, export_of_spans
 
 pytestmark = pytest.mark.real_kafka
 
@@ -69,7 +72,7 @@ async def record(producer: AIOKafkaProducer, settings: KafkaSettings, worse: flo
     await asyncio.gather(*sent)
 
 
-async def rolloutctl(settings: KafkaSettings, *arguments: str) -> tuple[int, str, str]:
+async def rolloutctl(settings: KafkaSettings, *arguments: str, **environ: str) -> tuple[int, str, str]:
     """Return exit code, standard output and standard error of the command as a process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -80,6 +83,7 @@ async def rolloutctl(settings: KafkaSettings, *arguments: str) -> tuple[int, str
         settings.bootstrap_servers,
         "--topic-prefix",
         settings.topic_prefix,
+        env={**os.environ, **environ},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -120,6 +124,32 @@ async def test_a_healthy_recording_is_promoted(settings: KafkaSettings, producer
     moves = [(one["kind"], one["to_percent"]) for one in told["decided"] if one["kind"] != "hold"]
     assert moves == [("start", 50.0), ("advance", 100.0), ("complete", 100.0)]
     assert told["records"]["counted"] == pytest.approx(2 * 10 * 180, abs=60)
+    assert told["records"]["refused"] == 0
+
+
+async def test_recorded_spans_are_gone_through(
+    settings: KafkaSettings, producer: AIOKafkaProducer, create_topics: CreateTopics, tmp_path: Path
+) -> None:
+    """One topic of spans for evaluations and outcomes is counted as both."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN)
+    topic = f"{settings.topic_prefix}otlp_spans"
+    await create_topics(topic, configs={"retention.ms": "-1"})
+    for second in range(60):
+        time_ms = at_ms(BEGAN) + 1000 * second
+        spans = [
+            Request(f"u{second}-{number}", [("new-checkout", "on" if number % 2 else "off")], time_ms, error=bool(number % 2))
+            for number in range(10)
+        ]
+        await producer.send(topic, export_of_spans(spans, EventFormat.OTLP_JSON), timestamp_ms=time_ms + 500)
+    await producer.flush()
+    window = ("--from", BEGAN.isoformat(), "--to", (BEGAN + timedelta(seconds=60)).isoformat())
+    names = {f"ROLLOUTD_KAFKA__TOPICS__{name}": "otlp_spans" for name in ("EVALUATIONS", "OUTCOMES")}
+    formats = {f"ROLLOUTD_KAFKA__FORMATS__{name}": "otlp_json" for name in ("EVALUATIONS", "OUTCOMES")}
+    code, out, err = await rolloutctl(settings, "backtest", str(plan), *window, "--json", **names, **formats)
+    assert code == 0, err
+    told = json.loads(out)
+    assert [one["kind"] for one in told["decided"]] == ["start", "roll_back"]
     assert told["records"]["refused"] == 0
 
 
