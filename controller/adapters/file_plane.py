@@ -36,6 +36,9 @@ from controller.settings import FilePlaneSettings
 WRITTEN = "rolloutd.written"
 """In a definition's metadata: the percentage it stands for, and a digest of all the rest of it, as we wrote it."""
 
+SOMEBODY = "somebody who writes to the file"
+"""A file does not say who."""
+
 MAX_BYTES = 50_000_000
 """A longer file is not ours: 10,000 flags take 4 MB."""
 
@@ -50,11 +53,12 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """The file as read: the whole document and, in it, the flags. Both empty for a missing file."""
+    """The file as read: the whole document and, in it, the flags."""
 
     document: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
     broken: str | None = None  # why it could not be understood
+    is_missing: bool = False
 
 
 class FilePlane:
@@ -68,6 +72,7 @@ class FilePlane:
         self._is_yaml = self._path.suffix != ".json"
         self._define = flagd.definition_of if self._is_flagd else go_feature_flag.definition_of
         self._known: dict[str, Rollout] = {}
+        self._stood: dict[str, int] = {}  # by flag, the revision that stood in the file when we saw or wrote it last
         self._changed = asyncio.Event()
         self._read_at: tuple[int, ...] | None = None
         self._content = _Content()
@@ -86,15 +91,18 @@ class FilePlane:
         content = await asyncio.to_thread(self._in_words, self._read)
         decided = percent_to_serve(rollout)
         if content.broken is not None:
-            return Served(None, f"cannot be read: {content.broken}", "somebody who writes to the file")
+            return Served(None, f"cannot be read: {content.broken}", SOMEBODY)
         found = content.flags.get(rollout.flag_key)
+        if found is None and not content.is_missing and rollout.flag_key in self._stood:
+            return Served.compared(0.0, decided, edited_by=SOMEBODY)  # who deletes a flag switches it off
         if found is None:
             return Served.compared(None, decided)
+        self._stood[rollout.flag_key] = _revision_in(found)
         percent, revision = _percent_in(found, rollout), _revision_in(found)
         if revision > rollout.revision:
             why = f"was written by revision {revision}, newer than ours, {rollout.revision}; if that is an old installation's, "
             return Served(percent, f"{why}delete the flag from {self._path}")
-        edited_by = "somebody who writes to the file" if _is_edited(found) else None
+        edited_by = SOMEBODY if _is_edited(found) else None
         if found == self._definition(rollout):
             return Served(percent, None).short_of(None if self._is_flagd else serving(rollout).beyond_share)
         if percent == decided:
@@ -136,7 +144,7 @@ class FilePlane:
         try:
             status = self._path.stat()
         except FileNotFoundError:
-            return _Content()
+            return _Content(is_missing=True)
         read_at = (status.st_ino, status.st_mtime_ns, status.st_size)
         with self._reading:
             if read_at != self._read_at:
@@ -162,11 +170,13 @@ class FilePlane:
         with self._locked():
             content = self._read()
             flags = dict(content.flags)
-            if content.broken is not None:
-                rollouts = {**self._known, **rollouts}  # nothing of it can be kept
+            if content.broken is not None or content.is_missing:  # nothing of it can be kept
+                rollouts = {**self._known, **rollouts}
+                self._stood.clear()
             for key, rollout in rollouts.items():
                 if self._has_to_be_written(flags.get(key), rollout, is_decided=is_decided):
                     flags[key] = self._definition(rollout)
+                    self._stood[key] = rollout.revision
             if flags == content.flags and content.broken is None:
                 return
             flags = dict(sorted(flags.items()))
@@ -175,7 +185,7 @@ class FilePlane:
 
     def _has_to_be_written(self, found: Any, rollout: Rollout, *, is_decided: bool) -> bool:
         if found is None:
-            return True
+            return is_decided or self._stood.get(rollout.flag_key, -1) < rollout.revision
         revision = _revision_in(found)
         if revision == rollout.revision:
             # Of two documents of one revision the lower percentage is served.

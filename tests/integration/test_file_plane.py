@@ -134,6 +134,38 @@ async def test_an_edit_by_others_is_recognised_after_a_restart_too(
     assert await after_restart.look(make_rollout(revision=1000)) == Served(10.0, None)
 
 
+@pytest.mark.parametrize(("form", "name"), FORMATS)
+async def test_a_flag_deleted_from_the_file_is_switched_off(tmp_path: Path, form: str, name: str) -> None:
+    """Who deletes a flag means to switch it off, and no replica puts it back before something new is decided."""
+    path = tmp_path / name
+    plane, other = make_plane(path, form), make_rollout(plan=make_plan(flag_key="other"))
+    await serve(plane, make_rollout())
+    await plane.serve(other)
+    document = yaml.safe_load(path.read_text("utf-8"))
+    del document.get("flags", document)["new-checkout"]
+    path.write_text(yaml.safe_dump(document) if path.suffix == ".yaml" else json.dumps(document), "utf-8")
+    served = await plane.look(make_rollout())
+    assert (served.percent, served.edited_by) == (0.0, SOMEBODY)
+    await kept(plane)
+    assert set(read(path)) == {"other"}
+    plane.take(make_rollout(revision=2, percent=50.0))
+    await kept(plane)
+    assert await plane.look(make_rollout(revision=2, percent=50.0)) == Served(50.0, None)
+    path.unlink()
+    assert await plane.look(other) == Served(None, "does not know the flag, decided is 10 %"), "a lost file is nobody's edit"
+    await kept(plane)
+    assert set(read(path)) == {"other", "new-checkout"}
+
+
+async def kept(plane: FilePlane) -> None:
+    """Let the plane write once what it noted."""
+    keeping = asyncio.create_task(plane.keep())
+    await asyncio.sleep(0.3)
+    keeping.cancel()
+    with suppress(asyncio.CancelledError):
+        await keeping
+
+
 async def test_what_others_keep_in_the_file_is_left_alone(tmp_path: Path) -> None:
     """Somebody else's flag and the document's own entries outlive our writes; a flag that becomes ours is taken over."""
     path = tmp_path / "flags.json"
