@@ -66,8 +66,11 @@ BUGS = (
     Bug(
         "flagd takes a text for a number",
         FLAGD,
-        'return [{"===": [{"+": [attribute]}, attribute]}, {"!":',
-        'return [{"!":',
+        '        {"!": [_is_text(attribute)]},\n'
+        '        {"in": [{"substr": [{"cat": [attribute]}, 0, 1]}, list("-0123456789")]},\n'
+        """        {"!": [{"var": f"{attribute['var']}.length"}]},  # a list of one number is written like it\n"""
+        '        {"===": [{"+": [attribute]}, attribute]},\n',
+        "",
         f"{RULES_TESTS}::test_one_condition_means_the_same_in_flagd",
     ),
     # the closed loop
@@ -179,7 +182,7 @@ BUGS = (
     Bug(
         "a repeated command is obeyed again",
         WORKER,
-        "if isinstance(event, CommandReceived) and await self._is_answered(event):",
+        "if isinstance(event, CommandReceived | CommandUnusable) and await self._is_answered(event):",
         "if False:",
         WORKER_TESTS,
     ),
@@ -187,10 +190,10 @@ BUGS = (
         "a command that lost the race to its own repeat is obeyed again",
         WORKER,
         """        while True:
-            if isinstance(event, CommandReceived) and await self._is_answered(event):
+            if isinstance(event, CommandReceived | CommandUnusable) and await self._is_answered(event):
                 return ()
 """,
-        """        if isinstance(event, CommandReceived) and await self._is_answered(event):
+        """        if isinstance(event, CommandReceived | CommandUnusable) and await self._is_answered(event):
             return ()
         while True:
 """,
@@ -380,8 +383,8 @@ BUGS = (
     Bug(
         "evidence is as fresh as when it was read",
         WORKER,
-        "judge(self.rollout, event.evidence, self._tests, now)",
-        "judge(self.rollout, event.evidence, self._tests, event.evidence.at)",
+        "self._judge(self.rollout, event.evidence, now)",
+        "self._judge(self.rollout, event.evidence, event.evidence.at)",
         WORKER_TESTS,
     ),
     Bug(
