@@ -51,10 +51,11 @@ class RecordRefused(Exception):
     """A record that cannot be used; it goes to quarantine and the next one is read.
 
     Made from a reason, the problem and how to mend it. Whatever the problem quotes from the record is escaped and cut when
-    it is read, so that refusing is cheap and the detail may be logged and shown as it is.
+    it is first read, so that refusing is cheap and the detail may be logged and shown as it is.
     """
 
     args: tuple[QuarantineReason, str, str]
+    _detail: str | None = None
 
     @property
     def reason(self) -> QuarantineReason:
@@ -64,8 +65,10 @@ class RecordRefused(Exception):
     @property
     def detail(self) -> str:
         """What is wrong, where, and how to mend it: printable ASCII, bounded."""
-        _, problem, mend = self.args
-        return f"{ascii(problem[:_MAX_QUOTED])[1:-1][:_MAX_QUOTED]}; {mend}"
+        if self._detail is None:
+            _, problem, mend = self.args
+            self._detail = f"{ascii(problem[:_MAX_QUOTED])[1:-1][:_MAX_QUOTED]}; {mend}"
+        return self._detail
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"

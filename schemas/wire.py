@@ -235,13 +235,31 @@ _BY_PLACE = {
 }
 
 
+#: Refusals told before. A sender that is wrong is wrong in the same way again and again, and in a flood of poison what is
+#: made of each refusal costs more than what a good record adds to the totals. Bounded, because senders choose what some of the
+#: problems quote.
+_known_refusals: dict[tuple[bool, str], RecordRefused] = {}
+_MAX_KNOWN_REFUSALS = 1024
+_MAX_KNOWN_PROBLEM = 200
+
+
 def _refusal(error: Exception) -> RecordRefused:
     """Return why msgspec refused a record; its messages end with the place, as in ` - at `$.data.feature_flag.key``."""
     problem = str(error)
-    if isinstance(error, msgspec.ValidationError):
+    is_invalid = isinstance(error, msgspec.ValidationError)
+    refused = _known_refusals.get((is_invalid, problem))
+    if refused is not None:
+        return refused
+    if is_invalid:
         reason, mend = _BY_PLACE.get(problem.rpartition(" - at ")[2], _SEE_SCHEMA)
-        return RecordRefused(reason, problem, mend)
-    return RecordRefused(QuarantineReason.NOT_JSON, problem, "send one UTF-8 JSON object per record")
+    else:
+        reason, mend = QuarantineReason.NOT_JSON, "send one UTF-8 JSON object per record"
+    refused = RecordRefused(reason, problem, mend)
+    if len(problem) <= _MAX_KNOWN_PROBLEM:
+        if len(_known_refusals) >= _MAX_KNOWN_REFUSALS:
+            _known_refusals.clear()
+        _known_refusals[is_invalid, problem] = refused
+    return refused
 
 
 def _binary_time(headers: Headers, timestamp_ms: int, expected_type: str) -> int:
@@ -402,7 +420,7 @@ class _One:
 
 
 def _raise(record: Readable, refused: RecordRefused) -> NoReturn:
-    raise refused
+    raise RecordRefused(*refused.args)  # not the one that may be told again: it would keep this record by its traceback
 
 
 def decode_evaluation(value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers) -> EvaluationEvent:

@@ -7,7 +7,7 @@ import pytest
 
 from schemas import evaluation, outcome
 from schemas.terms import QuarantineReason
-from schemas.wire import EvaluationEvent, OutcomeEvent, RecordRefused, decode_evaluation, decode_outcome
+from schemas.wire import EvaluationEvent, OutcomeEvent, RecordRefused, _known_refusals, decode_evaluation, decode_outcome
 
 ARRIVAL = 1_795_230_000_000  # 2026-11-21T03:00:00Z
 STRUCTURED = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
@@ -174,3 +174,30 @@ def test_hostile_text_is_escaped_in_the_detail() -> None:
         evaluated(value)
     assert "\\x1b" in refused.value.detail
     assert len(refused.value.detail) < 400
+
+
+def test_a_refusal_told_again_says_the_same_of_another_record() -> None:
+    """Senders are wrong in the same way again and again: reason and words are those of the first time, whoever else came."""
+    details = []
+    for _ in range(2):
+        for wrong in (b"{", event("io.rolloutd.nope.v1", SERVED), event(evaluation.TYPE, {**SERVED, "feature_flag.key": 7})):
+            with pytest.raises(RecordRefused) as refused:
+                evaluated(wrong)
+            details.append((refused.value.reason, refused.value.detail))
+    assert details[:3] == details[3:]
+    assert [reason for reason, _ in details[:3]] == [
+        QuarantineReason.NOT_JSON,
+        QuarantineReason.UNKNOWN_TYPE,
+        QuarantineReason.INVALID,
+    ]
+
+
+def test_a_flood_of_different_refusals_is_not_kept() -> None:
+    """What senders choose is remembered up to a bound, and nothing that is long."""
+    for number in range(3000):
+        with pytest.raises(RecordRefused, match=f"io.rolloutd.nope.v{number}'"):
+            evaluated(event(f"io.rolloutd.nope.v{number}", SERVED))
+    with pytest.raises(RecordRefused):
+        evaluated(event("x" * 1000, SERVED))
+    assert 0 < len(_known_refusals) <= 1024
+    assert max(len(problem) for _, problem in _known_refusals) <= 200
