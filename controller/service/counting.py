@@ -462,6 +462,7 @@ class PartitionTotals:
         self.changed: list[Lane] = []  # with fields of their own
         self.changed_in_bundles: list[Lane] = []
         self.refused: list[Refusal] = []
+        self._refusing: list[tuple[Record, RecordRefused]] = []  # not yet taken down; empty between two folds
         self._seen: set[int] = set()  # (lane, context) with an outcome in this batch, see Lane.salt
         self._untimed: set[int] = set()  # of them those without a latency so far
         self.joins = False  # an outcome without flags was seen: this partition and its pair go hand in hand
@@ -684,8 +685,14 @@ class PartitionTotals:
         return tally
 
     def _refuse(self, record: Record, refused: RecordRefused) -> None:
-        self.records.quarantined += 1
-        self.refused.append(refusal(record.offset, record.timestamp, record.value, refused))
+        self._refusing.append((record, refused))
+
+    def _keep_refusals(self) -> None:
+        """Take down what was refused: a batch's at once, because hashing now and then finds its code out of the caches."""
+        if self._refusing:
+            self.records.quarantined += len(self._refusing)
+            self.refused += [refusal(each.offset, each.timestamp, each.value, why) for each, why in self._refusing]
+            self._refusing = []
 
     def _move(self, batch: Sequence[Record]) -> None:
         """Put the position behind a batch that begins at or after it; offsets that are missing there are holes."""
@@ -707,6 +714,7 @@ class PartitionTotals:
             return given - len(batch) + self._fold_packed_evaluations(batch, read, room)
         if batch:
             counted, late, ignored = self._count_evaluations(read(batch, self._refuse))
+            self._keep_refusals()
             self._move(batch)
             records = self.records
             records.counted += counted
@@ -810,6 +818,7 @@ class PartitionTotals:
         if isinstance(read, Packed):
             return dropped + self._fold_packed_outcomes(batch, read, room, join, joinable_until_ms)
         stopped_at, counted, late, ignored = self._count_outcomes(read(batch, self._refuse), room, join, joinable_until_ms)
+        self._keep_refusals()
         if stopped_at is not None:
             batch = batch[: _index_of(batch, stopped_at.offset)]
         if batch:
@@ -998,6 +1007,7 @@ class PartitionTotals:
         """Put a record whose events were counted into its one class, and the position behind it."""
         if refused is not None:
             self._refuse(record, refused)  # which counts it as quarantined, whatever else was in it
+            self._keep_refusals()
         elif counted:
             self.records.counted += 1
         elif late:

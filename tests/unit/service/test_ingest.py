@@ -69,6 +69,7 @@ class Bench:
         self.is_quarantine_down = False
         self.told: list[frozenset[str]] = []
         self.members: list[tuple[Ingest, MemoryEventLog]] = []
+        self.metrics = Metrics(version="test")
 
     async def quarantine(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
         if self.is_quarantine_down:
@@ -82,7 +83,7 @@ class Bench:
             log,
             self.totals,
             clock=TickingClock(),
-            metrics=Metrics(version="test"),
+            metrics=self.metrics,
             settings=self.settings,
             topics=TOPICS,
             epoch=1,
@@ -489,6 +490,30 @@ async def test_unknown_flags_cost_one_counter() -> None:
         assert len(ingest.directory.seen) == 10
     assert bench.progress(EVALUATIONS).ignored == 2000
     assert sum(len(name) + len(value) for name, value in bench.stored(EVALUATIONS).items()) < 400
+
+
+def series_of(metrics: Metrics) -> set[tuple[str, str]]:
+    """Return the series of /metrics: names with their labels."""
+    return {
+        (sample.name, str(sorted(sample.labels.items()))) for family in metrics.registry.collect() for sample in family.samples
+    }
+
+
+async def test_unknown_flags_add_no_series() -> None:
+    """/metrics has the same series after a thousand flags without a rollout as before: a sender of names cannot grow it."""
+    bench = Bench()
+    bench.evaluate("a")
+    bench.happen("a", ON)
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        before = series_of(bench.metrics)
+        for number in range(1000):
+            bench.evaluate("a", flag=f"flag-{number}")
+            bench.happen("a", (f"flag-{number}", "on"))
+        await until(bench.is_all_saved)
+        assert ingest.directory.unknown_flags == 2000
+    assert series_of(bench.metrics) == before
+    assert len(before) > 10
 
 
 async def test_the_next_rollout_drops_the_last_ones_fields() -> None:
