@@ -64,13 +64,10 @@ BUGS = (
         f"{SERVING_TESTS}::test_of_who_counts_exactly_the_decided_share_has_treatment",
     ),
     Bug(
-        "flagd takes a text for a number",
+        "flagd takes nothing for a number",
         FLAGD,
-        '        {"!": [_is_text(attribute)]},\n'
-        '        {"in": [{"substr": [{"cat": [attribute]}, 0, 1]}, list("-0123456789")]},\n'
-        """        {"!": [{"var": f"{attribute['var']}.length"}]},  # a list of one number is written like it\n"""
-        '        {"===": [{"+": [attribute]}, attribute]},\n',
-        "",
+        '_all([{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+": [attribute]}, attribute]}])',
+        '{"!!": [True]}',
         f"{RULES_TESTS}::test_one_condition_means_the_same_in_flagd",
     ),
     # the closed loop

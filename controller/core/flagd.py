@@ -6,7 +6,8 @@ default variant. How contexts fall into buckets is `web/bucketing.py`, who belon
 `core/serving.py`; here is the same as JsonLogic, the words that flagd and its providers evaluate.
 
 JsonLogic converts types as JavaScript does, each implementation a little differently; audiences convert nothing. So rules that
-would convert begin with a test of the type, made of what all implementations agree about.
+would convert begin with a test of the type, made of what flagd's evaluators for Go, Python and JavaScript can do: Go's fails on
+text operators with a boolean, JavaScript's on arithmetic with a text, and Python takes true for 1.
 
 Source: flagd's flag schema, which `SCHEMA` names; jsonlogic.com.
 """
@@ -91,7 +92,9 @@ def _drawn(served: Serving, ring: Ring) -> dict[str, Any]:
 
 # --- audiences --------------------------------------------------------------------------------------------------------------
 
-_SWITCHES = ["true", "false", "True", "False"]  # how JavaScript, Go and Python write a boolean
+#: True where the evaluator is Python's, to which 1 and true are equal: there a boolean is told by how it is written, which
+#: Go's evaluator cannot do with one. JSON has no other way to know.
+_TAKES_TRUE_FOR_1 = {"===": [1, True]}
 
 
 def _belongs(audience: Audience) -> dict[str, Any]:
@@ -105,7 +108,7 @@ def _rule(condition: Condition) -> dict[str, Any]:
     match condition.operator:
         case Operator.EQ | Operator.IN:
             texts = [value for value in condition.values if isinstance(value, str)]
-            listed = [{"in": [attribute, texts]}] if texts else []
+            listed = [_all([_is_text(attribute), {"in": [attribute, texts]}])] if texts else []
             return _any([*listed, *(_equals(attribute, value) for value in condition.values if not isinstance(value, str))])
         case Operator.GTE:
             return _all([*_is_number(attribute), {">=": [attribute, first]}])
@@ -124,7 +127,11 @@ def _rule(condition: Condition) -> dict[str, Any]:
 
 
 def _all(rules: list[dict[str, Any]]) -> dict[str, Any]:
-    return rules[0] if len(rules) == 1 else {"and": rules}
+    """Return that all hold, each asked only where those before it do: `and` asks all of them in earlier evaluators for Go."""
+    *guards, last = rules
+    for guard in reversed(guards):
+        last = {"if": [guard, last, False]}
+    return last
 
 
 def _any(rules: list[dict[str, Any]]) -> dict[str, Any]:
@@ -132,26 +139,29 @@ def _any(rules: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _equals(attribute: dict[str, str], value: float | bool) -> dict[str, Any]:
-    """Return that the attribute is this number or boolean; Python's `===` takes true for 1."""
-    is_switch = {"in": [{"cat": [attribute]}, _SWITCHES]}
+    """Return that the attribute is this number or boolean, and not the one for the other."""
     same = {"===": [attribute, value]}
-    if isinstance(value, bool):
-        return {"and": [same, is_switch]}
-    return {"and": [same, {"!": [is_switch]}]} if value in (0, 1) else same
+    if value not in (0, 1):
+        return same
+    is_switch = _is_written_as_switch(attribute)
+    is_kind = is_switch if isinstance(value, bool) else {"!": [is_switch]}
+    return _all([same, {"if": [_TAKES_TRUE_FOR_1, is_kind, True]}])
+
+
+def _is_written_as_switch(attribute: dict[str, str]) -> dict[str, Any]:
+    return {"in": [{"cat": [attribute]}, ["True", "False"]]}
 
 
 def _is_number(attribute: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the rules that a number alone meets. Arithmetic comes last: some evaluators fail on what is none."""
-    return [
-        {"!": [_is_text(attribute)]},
-        {"in": [{"substr": [{"cat": [attribute]}, 0, 1]}, list("-0123456789")]},
-        {"!": [{"var": f"{attribute['var']}.length"}]},  # a list of one number is written like it
-        {"===": [{"+": [attribute]}, attribute]},
-    ]
+    """Return the rules that a number alone meets. Arithmetic with what is none fails in some evaluators."""
+    converted = _all([{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+": [attribute]}, attribute]}])
+    others = [{"!==": [attribute, other]} for other in (True, False, None)]
+    return [{"!": [_is_text(attribute)]}, {"if": [_TAKES_TRUE_FOR_1, converted, {"and": others}]}]
 
 
 def _is_text(attribute: dict[str, str]) -> dict[str, Any]:
-    return {"===": [{"cat": [attribute]}, attribute]}
+    """Return what a text alone meets: flagd's own operators do not convert."""
+    return {"starts_with": [attribute, ""]}
 
 
 def _has_no_lone_suffix(attribute: dict[str, str]) -> dict[str, Any]:
