@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,42 @@ def test_evaluations_and_outcomes_of_the_sdks_spans(encoding: EventFormat) -> No
         ("u1", AT, (("new-checkout", "on"), ("search", "off")), False, 123.0, ("paid",)),
         ("u2", AT + 1, (("new-checkout", "off"),), True, 5.0, ()),
     ]
+
+
+#: Values of records that a Collector 0.155.0 wrote, configured as ops/formats.md says: spans, and logs grouped by context.
+COLLECTORS_SPANS_JSON = b"""{"resourceSpans":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":
+"checkout-api"}}]},"scopeSpans":[{"scope":{"name":"asgi"},"spans":[{"traceId":"d67e0f4d8ef86e96dcbd03e1798f4734","spanId":
+"a2f930fdbfc9a30d","flags":256,"name":"GET /checkout","kind":2,"startTimeUnixNano":"1795270704670000000","endTimeUnixNano":
+"1795270704680000000","events":[{"timeUnixNano":"1795270704680000000","name":"feature_flag.evaluation","attributes":[{"key":
+"feature_flag.key","value":{"stringValue":"f"}},{"key":"feature_flag.result.variant","value":{"stringValue":"on"}},{"key":
+"feature_flag.context.id","value":{"stringValue":"u3"}}]}],"status":{}}]}]}]}"""
+COLLECTORS_SPANS_PROTO = b64decode(
+    "Cv0BEtgBEs0BegBagQEaFxIDCgFmChBmZWF0dXJlX2ZsYWcua2V5GiMSBAoCb24KG2ZlYXR1cmVfZmxhZy5yZXN1bHQudmFyaWFudBofEgQKAnUxChdmZWF0"
+    "dXJlX2ZsYWcuY29udGV4dC5pZBIXZmVhdHVyZV9mbGFnLmV2YWx1YXRpb24JAB/IIDUV6hhBAB/IIDUV6hg5gIgvIDUV6hgwAioNR0VUIC9jaGVja291dIUB"
+    "AAEAACIAEgh/kE22Nwrm5QoQqqAYa3C3aLj7YeQ4m2dHSwoGCgRhc2dpCiAKHhIOCgxjaGVja291dC1hcGkKDHNlcnZpY2UubmFtZQ=="
+)
+COLLECTORS_LOGS_JSON = b"""{"resourceLogs":[{"resource":{"attributes":[{"key":"feature_flag.context.id","value":{"stringValue":
+"u1"}}]},"scopeLogs":[{"scope":{"name":"openfeature"},"logRecords":[{"timeUnixNano":"1795270704680000000",
+"observedTimeUnixNano":"1795270704854299308","body":{},"attributes":[{"key":"feature_flag.key","value":{"stringValue":"f"}},
+{"key":"feature_flag.result.variant","value":{"stringValue":"on"}},{"key":"feature_flag.result.reason","value":{"stringValue":
+"split"}}],"eventName":"feature_flag.evaluation"}]}]}]}"""
+
+
+def test_what_a_collector_wrote() -> None:
+    """Records of a real Collector are read: the context on the resource, where it was grouped, or on the span event."""
+    at = 1_795_270_704_680
+
+    def arrived(reader: object, value: bytes) -> list[Any]:
+        assert isinstance(reader, Packed)
+        contents: Contents[Any] = reader.unpack(Arrived(value, timestamp=at + 60_000))
+        assert contents.refused is None
+        return list(contents.events)
+
+    assert arrived(JSON_LOGS, COLLECTORS_LOGS_JSON) == [("u1", "f", "on", at)]
+    assert arrived(JSON_SPANS, COLLECTORS_SPANS_JSON) == [("u3", "f", "on", at)]
+    assert arrived(JSON_OUTCOMES, COLLECTORS_SPANS_JSON) == [("u3", at, (("f", "on"),), False, 10.0, ())]
+    ((context, _, flags, is_error, latency_ms, _),) = arrived(outcome_reader(EventFormat.OTLP_PROTO), COLLECTORS_SPANS_PROTO)
+    assert (context, flags, is_error, latency_ms) == ("u1", (("f", "on"),), False, 10.0)
 
 
 @pytest.mark.parametrize(
