@@ -47,6 +47,9 @@ _LEAST_ROOM = 200  # fields; with less a save comes first, in place of ever smal
 #: Fields one evaluation may change: its arm or its bundle, and parts of two journals and of the list of names.
 _FIELDS_PER_EVALUATION = 2
 _FROZEN_LANES = 500  # so many more at a time: rarely, for what else exists at that moment is never looked at again either
+#: Refused records that wait for a save at most, of one partition: 2.5 MB. With fewer a flood of poison would save more often
+#: than good traffic does, and each save costs as much as a thousand records.
+_REFUSALS_PER_SAVE = 4 * MAX_REFUSALS
 _FOLDED_AT_ONCE = 1000  # records: 3 ms or so
 _PACKED_BYTES_AT_ONCE = 128 * 1024  # of records that hold many events: 10 ms or so; a single one may be larger
 _PACKED_BYTES_PENDING = 16 * 1024 * 1024  # of such records, fetched and not yet folded, per partition
@@ -519,7 +522,7 @@ class Ingest:
         totals = owned.totals
         if owned.state is not PartitionState.READY or owned.is_busy or owned.is_leaving or not owned.pending:
             return 0
-        if len(totals.refused) >= MAX_REFUSALS:
+        if len(totals.refused) >= _REFUSALS_PER_SAVE:
             return 0
         if totals.position - (owned.saved or totals.records.start) >= self._settings.max_unsaved_records:
             return 0

@@ -492,6 +492,22 @@ async def test_unknown_flags_cost_one_counter() -> None:
     assert sum(len(name) + len(value) for name, value in bench.stored(EVALUATIONS).items()) < 400
 
 
+async def test_refusals_that_wait_for_the_quarantine_are_bounded() -> None:
+    """With the quarantine away, poison is read up to a bound and waits; later each refusal is there once, in order."""
+    bench = Bench()
+    bench.is_quarantine_down = True
+    for _ in range(6000):
+        bench.broker.append(EVALUATIONS, b"{", key=b"a", timestamp_ms=at_ms(NOW))
+    async with bench.running() as ingest:
+        await until(lambda: any(view.next_offset >= 2000 for view in ingest.views()))
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        assert max(view.next_offset for view in ingest.views()) <= 5000  # of one save that waits, and as many for the next
+        bench.is_quarantine_down = False
+        await until(bench.is_all_saved)
+    assert [one.offset for _, _, refusals in bench.quarantined for one in refusals] == list(range(6000))
+
+
 def series_of(metrics: Metrics) -> set[tuple[str, str]]:
     """Return the series of /metrics: names with their labels."""
     return {
