@@ -9,14 +9,8 @@ from typing import Any
 
 from controller.adapters.merged import Merger
 from controller.ports import Record
-from controller.service.counting import (
-    FLAGS_WITH_OWN_FIELDS,
-    Changes,
-    Directory,
-    PartitionTotals,
-    ReadEvaluations,
-    ReadOutcomes,
-)
+from controller.service.counting import FLAGS_WITH_OWN_FIELDS, Changes, PartitionTotals, ReadEvaluations, ReadOutcomes
+from controller.service.directory import Directory
 from schemas.envelope import RecordRefused
 from schemas.formats import Contents, Packed
 from schemas.totals import ArmCounts, decode_arm, encode_progress, parse_field

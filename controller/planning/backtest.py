@@ -32,7 +32,8 @@ from controller.core.rollout import (
     Ticked,
 )
 from controller.ports import Record
-from controller.service.counting import Changes, Directory, PartitionTotals, ReadEvaluations, ReadOutcomes, WatchedFlag
+from controller.service.counting import Changes, PartitionTotals, ReadEvaluations, ReadOutcomes
+from controller.service.directory import Directory, WatchedFlag
 from schemas import wire
 from schemas.terms import AdviceChoice, Arm, CommandVerb, HealthGap
 

@@ -1,8 +1,8 @@
 """What one event partition adds up to: records in, totals per arm and what became of each record out.
 
 Plain synchronous code, the hot path of the daemon: no await, few calls and objects per event, and whatever depends on a
-flag's plan is looked up once and kept. The offsets of a batch's records rise. Does not belong here: fetching and saving
-(`ingest.py`), sets of contexts (`contexts.py`), what the numbers mean (`core/evidence.py`).
+flag's plan is looked up once and kept (`directory.py`, `lanes.py`). The offsets of a batch's records rise. Does not belong
+here: fetching and saving (`ingest.py`), sets of contexts (`contexts.py`), what the numbers mean (`core/evidence.py`).
 
 The unit is the context. Per arm and visit: exposures are distinct contexts; a context is at risk once per batch, a batch being
 what lies between two saves of a partition, until its first error in that visit *in either arm* (one set per visit: with one per
@@ -16,25 +16,21 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from itertools import chain
 from math import ceil, inf, log
-from sys import intern
 from typing import Any
 
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
-from controller.core.rollout import Rollout, Visit
-from controller.core.serving import counted_as_treatment, uncounted_variants
 from controller.errors import BrokenInvariant
 from controller.ports import Record
-from controller.service.contexts import ContextSet, Filter, Generation, Memberships, RecentExposures, digest_of, last_of_each
+from controller.service.contexts import Generation, Memberships, RecentExposures, digest_of, last_of_each
+from controller.service.directory import Directory, WatchedFlag
+from controller.service.lanes import NEITHER, Bundle, Lane, Tally
 from schemas.formats import Contents, EvaluationFields, EvaluationReader, OutcomeFields, OutcomeReader, Packed
 from schemas.quarantine import Refusal, refusal
 from schemas.terms import Arm, QuarantineReason
 from schemas.totals import (
     ArmCounts,
     PartitionCounts,
-    arm_field,
     bundle_entry,
     bundle_field,
     decode_arm,
@@ -44,7 +40,6 @@ from schemas.totals import (
     encode_bundle,
     is_bundle_field,
     parse_field,
-    part_field,
 )
 from schemas.wire import RecordRefused
 
@@ -53,10 +48,6 @@ ReadEvaluations = EvaluationReader[Record] | Packed[EvaluationFields]
 ReadOutcomes = OutcomeReader[Record] | Packed[OutcomeFields]
 
 _LOG_GAMMA = log(GAMMA)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
-_CONVERSION = "conversion:"
-_TREATMENT, _CONTROL = Arm.TREATMENT, Arm.CONTROL
 
 FLAGS_WITH_OWN_FIELDS = 250
 """With more flags under rollout, arms that are counted for the first time go into bundles. Below, all arms in use fit into one
@@ -73,125 +64,6 @@ MAX_FIELDS_PER_RECORD = 1_500
 _ENTRIES_PER_FIELD = 128  # memberships; a journal's chunk takes twice as many, but there are two journals
 _SETS_PER_FIELD = 32  # names of sets; half of what a field takes, because their numbers need not begin with one
 _FIELDS_BESIDES = 8  # the ends of journals and of the list of names
-_SCATTER_MASK = 63  # one context in 64 is watched for appearing in two partitions
-_MAX_SCATTER = 16_384  # of those; beyond, watching begins anew
-
-
-# --- which flags count ----------------------------------------------------------------------------------------------------
-
-
-def countable_intervals(visits: Sequence[Visit]) -> tuple[tuple[int, float, int], ...]:
-    """Return (from, until, visit) in ms since the epoch, oldest first: what `core.timeline.locate` says, for event times in ms.
-
-    `until` is exclusive, infinity while the visit lasts. Empty intervals are left out.
-    """
-    intervals = []
-    for index, visit in enumerate(visits):
-        ends = [later.entered_at for later in visits[index + 1 :]]
-        if visit.left_at is not None:
-            ends.append(visit.left_at)
-        begin = _up_to_ms(max(visit.entered_at, visit.counts_from))
-        until = min((_up_to_ms(end) for end in ends), default=inf)
-        if begin < until:
-            intervals.append((begin, until, index))
-    return tuple(intervals)
-
-
-def _up_to_ms(at: datetime) -> int:
-    """Return the first whole millisecond that is not before `at`."""
-    return -((_EPOCH - at) // _MILLISECOND)
-
-
-@dataclass(frozen=True, slots=True)
-class WatchedFlag:
-    """What counting needs of a rollout."""
-
-    flag_key: str
-    rollout_id: str
-    revision: int
-    treatment: str  # variants
-    control: str
-    intervals: tuple[tuple[int, float, int], ...]  # see countable_intervals
-    conversions: frozenset[str]  # the ones a guardrail names; others are not counted, so that senders create no fields
-    more_treatments: frozenset[str] = frozenset()  # the other variants that treatment is divided among
-    uncounted: frozenset[str] = frozenset()  # served to contexts in neither arm
-
-    @classmethod
-    def of(cls, rollout: Rollout) -> WatchedFlag:
-        """Return what counting needs of a rollout."""
-        plan = rollout.plan
-        treatment, *more_treatments = counted_as_treatment(plan)
-        return cls(
-            flag_key=rollout.flag_key,
-            rollout_id=rollout.rollout_id,
-            revision=rollout.revision,
-            treatment=intern(treatment),  # of 10,000 flags most have the same two variants
-            control=intern(plan.control),
-            intervals=countable_intervals(rollout.visits),
-            conversions=frozenset(
-                guardrail.metric.removeprefix(_CONVERSION)
-                for guardrail in plan.guardrails
-                if guardrail.metric.startswith(_CONVERSION)
-            ),
-            more_treatments=frozenset(more_treatments),
-            uncounted=frozenset(uncounted_variants(plan)),
-        )
-
-
-@dataclass(slots=True)
-class Directory:
-    """The flags that have a rollout, and what is told of the others. One for all partitions of a process."""
-
-    seen_limit: int = 100
-    flags: dict[str, WatchedFlag] = field(default_factory=dict)
-    unknown_flags: int = 0  # evaluations and outcomes' flags without a rollout
-    seen: dict[str, None] = field(default_factory=dict)  # the first `seen_limit` names of those
-    other_variants: int = 0  # of a known flag, none that its plan serves
-    unjoined: int = 0  # outcomes without flags whose context had no exposure within the window
-    scattered: int = 0  # sightings of a sampled context in another partition of a topic than before, in packed formats
-    homes: dict[tuple[bool, int], int] = field(default_factory=dict)  # (of evaluations, context's digest) -> partition
-
-    def watch(self, rollout: Rollout) -> WatchedFlag | None:
-        """Take a document; return None, and change nothing, when it is not newer than the one known."""
-        known = self.flags.get(rollout.flag_key)
-        if known is not None and rollout.revision <= known.revision:
-            return None
-        watched = self.flags[rollout.flag_key] = WatchedFlag.of(rollout)
-        self.seen.pop(rollout.flag_key, None)
-        return watched
-
-    def sight(self, of_evaluations: bool, digest: int, partition: int) -> None:
-        """Notice a context that appears in more than one partition: it would be counted once in each."""
-        if digest & _SCATTER_MASK:
-            return
-        home = self.homes.get((of_evaluations, digest))
-        if home == partition:
-            return
-        if home is not None:
-            self.scattered += 1
-        elif len(self.homes) >= _MAX_SCATTER:
-            self.homes.clear()
-        self.homes[of_evaluations, digest] = partition
-
-    def unknown(self, flag_key: str) -> None:
-        """Count a flag without a rollout."""
-        self.unknown_flags += 1
-        if len(self.seen) < self.seen_limit:
-            self.seen[flag_key] = None
-
-
-# --- totals of one flag in one partition ------------------------------------------------------------------------------------
-
-
-class Bundle:
-    """The arms of several flags that are stored in one field, encoded as of their last save."""
-
-    __slots__ = ("entries", "name")
-
-    def __init__(self, name: str) -> None:
-        """Start empty."""
-        self.name = name
-        self.entries: dict[str, bytes] = {}  # arm field name -> what `encode_bundle` takes
 
 
 @dataclass(slots=True)
@@ -201,228 +73,6 @@ class Changes:
     fields: dict[str, bytes] = field(default_factory=dict)
     garbage: list[str] = field(default_factory=list)  # fields to delete once it is written
     flag_keys: frozenset[str] = frozenset()
-
-
-class Lane:
-    """One arm of one flag in one visit, or outside every visit, in one partition.
-
-    The numbers are `ArmCounts`', here because they change with every event; `latency_again` is what `latency_all` has more
-    than `latency`.
-    """
-
-    __slots__ = (
-        "arm",
-        "at_risk",
-        "converted",
-        "converted_counts",
-        "errors",
-        "evaluations",
-        "exact",
-        "exposed",
-        "exposures",
-        "failed",
-        "field",
-        "filters",
-        "first_errors",
-        "flag_key",
-        "head",
-        "home",
-        "is_changed",
-        "is_counting",
-        "latency",
-        "latency_again",
-        "number",
-        "numbers",
-        "opposite",
-        "outcomes",
-        "salt",
-        "switched",
-    )
-
-    def __init__(self, flag_key: str, arm: Arm, field_name: str, counts: ArmCounts | None, home: Bundle | None) -> None:
-        """`counts` is what was counted before, None outside every visit: nothing is counted there.
-
-        `home` is the bundle its totals are stored in; None for a field of its own.
-        """
-        self.flag_key = flag_key
-        self.arm = arm
-        self.field = field_name
-        self.home = home
-        self.head = b"" if home is None else bundle_entry(field_name, b"")
-        self.is_changed = False
-        self.is_counting = counts is not None
-        if counts is None:
-            counts = _NOTHING_COUNTED
-        self.evaluations = counts.evaluations
-        self.exposures = counts.exposures
-        self.switched = counts.switched
-        self.outcomes = counts.outcomes
-        self.errors = counts.errors
-        self.at_risk = counts.at_risk
-        self.first_errors = counts.first_errors
-        self.converted_counts = counts.converted
-        self.latency = counts.latency
-        self.latency_again = {
-            bucket: count - counts.latency.get(bucket, 0)
-            for bucket, count in counts.latency_all.items()
-            if count != counts.latency.get(bucket, 0)
-        }
-        self.number = -1  # of `exposed`
-        self.numbers: tuple[int, ...] = ()  # this number alone
-        self.exposed = _NO_SET
-        self.exact = _NO_SET.exact  # of `exposed`, and the next, too: with many flags memory that is far apart costs time
-        self.filters: Sequence[Filter] = ()
-        self.opposite = _NO_SET  # what the other arm's `exposed` is
-        self.failed = _NO_SET  # the visit's contexts with an error, shared by both arms
-        self.converted: Mapping[str, ContextSet] = _NONE_CONVERTED  # the visit's, shared by both arms
-        #: Makes one set of all lanes' contexts: (lane, context) is the context's digest xor this.
-        self.salt = digest_of(f"{field_name}|{arm}".encode())
-
-    def counts(self) -> ArmCounts:
-        """Return what was counted."""
-        latency_all = self.latency
-        if self.latency_again:
-            latency_all = dict(latency_all)
-            for bucket, count in self.latency_again.items():
-                latency_all[bucket] = latency_all.get(bucket, 0) + count
-        return ArmCounts(
-            self.evaluations,
-            self.exposures,
-            self.switched,
-            self.outcomes,
-            self.errors,
-            self.at_risk,
-            self.first_errors,
-            self.converted_counts,
-            self.latency,
-            latency_all,
-        )
-
-
-_NOTHING_COUNTED = ArmCounts()  # never changed
-_NONE_CONVERTED: Mapping[str, ContextSet] = {}
-_NO_SET = ContextSet("", -1, 0)  # where a lane needs none
-_UNCOUNTED = -1  # among a tally's visits: contexts in neither arm
-_NEITHER = "neither"  # what their set is called
-
-
-class Tally:
-    """One flag in one partition: its lanes, the present visit's at hand."""
-
-    __slots__ = (
-        "_lanes",
-        "_partition",
-        "control",
-        "control_variant",
-        "from_ms",
-        "has_one_visit",
-        "more_treatments",
-        "numbers",
-        "treatment",
-        "treatment_variant",
-        "until_ms",
-        "watched",
-    )
-
-    def __init__(self, partition: PartitionTotals, watched: WatchedFlag) -> None:
-        """Start at no visit; the first event finds one."""
-        self._partition = partition
-        self._lanes: dict[int | None, tuple[Lane, ...]] = {}  # by visit: treatment, control; and who is in neither arm
-        self.numbers: tuple[int, ...] = ()  # of all its lanes' exposure sets
-        self.has_one_visit = False  # whether those are one visit's
-        self.take(watched)
-
-    def take(self, watched: WatchedFlag) -> None:
-        """Take a newer document of the same rollout."""
-        self.watched = watched
-        self.treatment_variant, self.control_variant = watched.treatment, watched.control
-        self.more_treatments = watched.more_treatments
-        self.treatment: Lane | None = None
-        self.control: Lane | None = None
-        self.from_ms: float = 0
-        self.until_ms: float = 0  # an empty interval: look again
-
-    def lane_at(self, variant: str, time_ms: int) -> Lane | None:
-        """Return the lane of an event, None for a variant that is neither arm; keep the visit's lanes at hand."""
-        watched = self.watched
-        is_treatment = variant == watched.treatment or variant in watched.more_treatments
-        if not is_treatment and variant != watched.control:
-            return None
-        for begin, until, visit in reversed(watched.intervals):
-            if begin <= time_ms < until:
-                self.from_ms, self.until_ms = begin, until
-                self.treatment, self.control = self._lanes.get(visit) or self._open(visit)
-                return self.treatment if is_treatment else self.control
-        treatment, control = self._lanes.get(None) or self._open(None)
-        return treatment if is_treatment else control
-
-    def uncounted_lane(self, variant: str) -> Lane | None:
-        """Return the lane of a context in neither arm, None for a variant that the plan does not serve.
-
-        Nothing is counted there; but what such a context does afterwards is not to be joined to an arm it was in before.
-        """
-        if variant not in self.watched.uncounted:
-            return None
-        if (lanes := self._lanes.get(_UNCOUNTED)) is None:
-            partition, watched = self._partition, self.watched
-            lane = Lane(watched.flag_key, _CONTROL, "", None, None)
-            if partition.counts_exposures:
-                exposed = lane.exposed = partition.memberships.named(f"{watched.flag_key}|{watched.rollout_id}|-|{_NEITHER}")
-                lane.number, lane.numbers = exposed.number, (exposed.number,)
-                partition.exposure_of[exposed.number] = (watched.flag_key, watched.rollout_id, None)
-                self.numbers += lane.numbers
-            lanes = self._lanes[_UNCOUNTED] = (lane,)
-            self.has_one_visit = False
-        return lanes[0]
-
-    def _open(self, visit: int | None) -> tuple[Lane, Lane]:
-        """Open both arms of a visit. 10,000 flags in eight partitions make this a matter of microseconds."""
-        partition, watched = self._partition, self.watched
-        flag_key, rollout_id = watched.flag_key, watched.rollout_id
-        if visit is None:
-            lanes = treatment, control = (
-                Lane(flag_key, _TREATMENT, "", None, None),
-                Lane(flag_key, _CONTROL, "", None, None),
-            )
-        else:
-            lanes = treatment, control = (
-                partition.lane(flag_key, _TREATMENT, arm_field(flag_key, rollout_id, visit, _TREATMENT)),
-                partition.lane(flag_key, _CONTROL, arm_field(flag_key, rollout_id, visit, _CONTROL)),
-            )
-        self._lanes[visit] = lanes
-        partition.opened_lanes += 2
-        named = partition.memberships.named
-        if partition.counts_exposures:
-            for lane in lanes:
-                exposed = lane.exposed = named(
-                    lane.field or f"{flag_key}|{rollout_id}|-|{lane.arm}"  # an arm's contexts have the arm's name
-                )
-                lane.number = exposed.number
-                lane.numbers = (lane.number,)
-                lane.exact, lane.filters = exposed.exact, exposed.filters
-                partition.exposure_of[exposed.number] = (flag_key, rollout_id, lane.arm)
-            treatment.opposite, control.opposite = control.exposed, treatment.exposed
-            self.numbers += treatment.numbers + control.numbers
-            self.has_one_visit = len(self._lanes) == 1
-        elif visit is not None:
-            treatment.failed = control.failed = named(part_field(flag_key, rollout_id, visit, "errors"))
-            if watched.conversions:
-                treatment.converted = control.converted = {
-                    conversion: named(part_field(flag_key, rollout_id, visit, f"converted:{conversion}"))
-                    for conversion in sorted(watched.conversions)
-                }
-        return lanes
-
-    def lanes(self) -> Iterable[Lane]:
-        """Return all lanes there are."""
-        return chain.from_iterable(self._lanes.values())
-
-    def lane_of(self, visit: int, arm: Arm) -> Lane | None:
-        """Return one lane, None when nothing has been counted into its visit since the load."""
-        return next((lane for lane in self._lanes.get(visit, ()) if lane.arm is arm), None)
-
-
-# --- totals of one partition ------------------------------------------------------------------------------------------------
 
 
 class PartitionTotals:
@@ -490,8 +140,8 @@ class PartitionTotals:
             for name in self.memberships.names():
                 flag_key, rollout_id, _, kind = name.split("|")
                 self._rollouts.setdefault(flag_key, set()).add(rollout_id)
-                if kind in (Arm.TREATMENT, Arm.CONTROL, _NEITHER):
-                    arm = None if kind == _NEITHER else Arm(kind)
+                if kind in (Arm.TREATMENT, Arm.CONTROL, NEITHER):
+                    arm = None if kind == NEITHER else Arm(kind)
                     self.exposure_of[self.memberships.named(name).number] = (flag_key, rollout_id, arm)
             if self.recent is not None:
                 flag_of = {number: exposure[0] for number, exposure in self.exposure_of.items()}

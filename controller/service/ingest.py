@@ -34,7 +34,8 @@ from controller.core.rollout import Rollout
 from controller.errors import BrokenInvariant, EventLogTruncated, EventLogUnavailable, StoreUnavailable
 from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, Record, TopicPartition, Totals
-from controller.service.counting import Changes, Directory, PartitionTotals, ReadEvaluations, ReadOutcomes, up_to
+from controller.service.counting import Changes, PartitionTotals, ReadEvaluations, ReadOutcomes, up_to
+from controller.service.directory import Directory
 from controller.settings import CountingSettings
 from schemas.formats import Packed
 from schemas.quarantine import MAX_REFUSALS, Refusal

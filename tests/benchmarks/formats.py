@@ -9,7 +9,8 @@ import time
 from collections.abc import Sequence
 
 from controller.ports import Record
-from controller.service.counting import Directory, ReadEvaluations, ReadOutcomes
+from controller.service.counting import ReadEvaluations, ReadOutcomes
+from controller.service.directory import Directory
 from schemas.formats import EventFormat, evaluation_reader, outcome_reader
 from tests.builders import MINUTE, T0, make_rollout
 from tests.records import Owner, at_ms, evaluation_value, make_record, outcome_value

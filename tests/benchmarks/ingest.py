@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from controller.ports import Record
-from controller.service.counting import Changes, Directory, PartitionTotals
+from controller.service.counting import Changes, PartitionTotals
+from controller.service.directory import Directory
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 from schemas.wire import RecordRefused, read_evaluations, read_outcomes
 from tests.builders import MINUTE, T0, make_plan, make_rollout

@@ -12,7 +12,8 @@ from controller.core.evidence import bucket_of
 from controller.core.rollout import Rollout
 from controller.core.timeline import locate
 from controller.ports import Record
-from controller.service.counting import Directory, ReadEvaluations, ReadOutcomes, WatchedFlag
+from controller.service.counting import ReadEvaluations, ReadOutcomes
+from controller.service.directory import Directory, WatchedFlag
 from schemas.totals import ArmCounts, decode_progress
 from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_rollout, make_visit

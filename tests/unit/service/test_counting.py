@@ -10,7 +10,8 @@ import pytest
 from controller.core.audience import Audience, Condition
 from controller.core.evidence import bucket_of
 from controller.errors import BrokenInvariant
-from controller.service.counting import MAX_FIELDS_PER_RECORD, Changes, Directory
+from controller.service.counting import MAX_FIELDS_PER_RECORD, Changes
+from controller.service.directory import Directory
 from schemas.terms import Operator, QuarantineReason
 from schemas.totals import BUNDLES, ArmCounts, PartitionCounts, bundle_field, decode_bundle, encode_progress
 from schemas.wire import read_outcomes

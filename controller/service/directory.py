@@ -1,0 +1,122 @@
+"""Which flags count, and where in time: what counting needs of each rollout, looked up once per document and kept.
+
+Belongs here also what is noticed of everything else: flags nobody knows, variants nobody plans, contexts in two partitions.
+Does not belong here: anything counted (`lanes.py`, `counting.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from math import inf
+from sys import intern
+
+from controller.core.rollout import Rollout, Visit
+from controller.core.serving import counted_as_treatment, uncounted_variants
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_CONVERSION = "conversion:"
+_SCATTER_MASK = 63  # one context in 64 is watched for appearing in two partitions
+_MAX_SCATTER = 16_384  # of those; beyond, watching begins anew
+
+
+def countable_intervals(visits: Sequence[Visit]) -> tuple[tuple[int, float, int], ...]:
+    """Return (from, until, visit) in ms since the epoch, oldest first: what `core.timeline.locate` says, for event times in ms.
+
+    `until` is exclusive, infinity while the visit lasts. Empty intervals are left out.
+    """
+    intervals = []
+    for index, visit in enumerate(visits):
+        ends = [later.entered_at for later in visits[index + 1 :]]
+        if visit.left_at is not None:
+            ends.append(visit.left_at)
+        begin = _up_to_ms(max(visit.entered_at, visit.counts_from))
+        until = min((_up_to_ms(end) for end in ends), default=inf)
+        if begin < until:
+            intervals.append((begin, until, index))
+    return tuple(intervals)
+
+
+def _up_to_ms(at: datetime) -> int:
+    """Return the first whole millisecond that is not before `at`."""
+    return -((_EPOCH - at) // _MILLISECOND)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedFlag:
+    """What counting needs of a rollout."""
+
+    flag_key: str
+    rollout_id: str
+    revision: int
+    treatment: str  # variants
+    control: str
+    intervals: tuple[tuple[int, float, int], ...]  # see countable_intervals
+    conversions: frozenset[str]  # the ones a guardrail names; others are not counted, so that senders create no fields
+    more_treatments: frozenset[str] = frozenset()  # the other variants that treatment is divided among
+    uncounted: frozenset[str] = frozenset()  # served to contexts in neither arm
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> WatchedFlag:
+        """Return what counting needs of a rollout."""
+        plan = rollout.plan
+        treatment, *more_treatments = counted_as_treatment(plan)
+        return cls(
+            flag_key=rollout.flag_key,
+            rollout_id=rollout.rollout_id,
+            revision=rollout.revision,
+            treatment=intern(treatment),  # of 10,000 flags most have the same two variants
+            control=intern(plan.control),
+            intervals=countable_intervals(rollout.visits),
+            conversions=frozenset(
+                guardrail.metric.removeprefix(_CONVERSION)
+                for guardrail in plan.guardrails
+                if guardrail.metric.startswith(_CONVERSION)
+            ),
+            more_treatments=frozenset(more_treatments),
+            uncounted=frozenset(uncounted_variants(plan)),
+        )
+
+
+@dataclass(slots=True)
+class Directory:
+    """The flags that have a rollout, and what is told of the others. One for all partitions of a process."""
+
+    seen_limit: int = 100
+    flags: dict[str, WatchedFlag] = field(default_factory=dict)
+    unknown_flags: int = 0  # evaluations and outcomes' flags without a rollout
+    seen: dict[str, None] = field(default_factory=dict)  # the first `seen_limit` names of those
+    other_variants: int = 0  # of a known flag, none that its plan serves
+    unjoined: int = 0  # outcomes without flags whose context had no exposure within the window
+    scattered: int = 0  # sightings of a sampled context in another partition of a topic than before, in packed formats
+    homes: dict[tuple[bool, int], int] = field(default_factory=dict)  # (of evaluations, context's digest) -> partition
+
+    def watch(self, rollout: Rollout) -> WatchedFlag | None:
+        """Take a document; return None, and change nothing, when it is not newer than the one known."""
+        known = self.flags.get(rollout.flag_key)
+        if known is not None and rollout.revision <= known.revision:
+            return None
+        watched = self.flags[rollout.flag_key] = WatchedFlag.of(rollout)
+        self.seen.pop(rollout.flag_key, None)
+        return watched
+
+    def sight(self, of_evaluations: bool, digest: int, partition: int) -> None:
+        """Notice a context that appears in more than one partition: it would be counted once in each."""
+        if digest & _SCATTER_MASK:
+            return
+        home = self.homes.get((of_evaluations, digest))
+        if home == partition:
+            return
+        if home is not None:
+            self.scattered += 1
+        elif len(self.homes) >= _MAX_SCATTER:
+            self.homes.clear()
+        self.homes[of_evaluations, digest] = partition
+
+    def unknown(self, flag_key: str) -> None:
+        """Count a flag without a rollout."""
+        self.unknown_flags += 1
+        if len(self.seen) < self.seen_limit:
+            self.seen[flag_key] = None
