@@ -101,15 +101,19 @@ async def test_the_broker_goes_and_comes_back(own_kafka: LocalKafka, tmp_path: P
 
 @pytest.mark.real_kafka
 async def test_an_order_nobody_can_read_is_set_aside(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
-    """A record of the command topic that is no command goes to quarantine, and the next one is obeyed."""
+    """What is no command goes to quarantine, one with an unknown verb is rejected, and the next one is obeyed."""
     async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
-        order = make_command(CommandVerb.PAUSE, "f").model_dump_json().replace('"pause"', '"dance"')
-        for value in (order.encode(), b"\xff\x00", b"", b"[" * 10_000):
+        order = make_command(CommandVerb.PAUSE, "f")
+        unknown = order.model_dump_json().replace('"pause"', '"dance"').encode()
+        for value in (unknown, b"\xff\x00", b"", b"[" * 10_000):
             await client.producer.send_and_wait(f"{topic_prefix}rollout.commands", value, b"f")
         answer = await client.command(CommandVerb.START, "f", plan=quick_plan("f"))
         assert answer.status == "accepted"
         refused = [one for event in await client.read("rollout.quarantine") for one in event["data"]["refusals"]]
-        assert len(refused) == 4
+        assert len(refused) == 3
+        answers = {event["id"]: event["data"] for event in await client.read("rollout.results")}
+        assert (answers[order.id]["status"], answers[order.id]["verb"]) == ("rejected", None)
+        assert "roll_back" in answers[order.id]["reason"]
         assert await daemon.stop() == 0
 
 
