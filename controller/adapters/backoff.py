@@ -6,7 +6,9 @@ Belongs here: how long to wait. What counts as a failure is each adapter's to sa
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 from controller.ports import Clock
 
@@ -14,6 +16,21 @@ from controller.ports import Clock
 URGENT_SECONDS = 1.0
 #: What a server may ask us to wait at most, by Retry-After: a wrong clock of its must not silence us for a day.
 MAX_ASKED_SECONDS = 600.0
+
+
+def asked_seconds(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Return how long Retry-After asks us to wait, given in seconds or as a date; None without a readable one.
+
+    `headers` by names in lower case, or by any, as httpx has them.
+    """
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        until = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds())
 
 
 class Backoff:

@@ -20,14 +20,12 @@ import json
 import secrets
 import ssl
 from dataclasses import dataclass, field
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
-from controller.adapters.backoff import Backoff
+from controller.adapters.backoff import Backoff, asked_seconds
 from controller.adapters.http_template import HttpTemplate, Request, load_template
 from controller.adapters.model_server import printable
 from controller.core.rollout import Rollout
@@ -238,7 +236,7 @@ class HttpPlane:
         if status == 401:
             return self._failed(self._backoff, f"{words}; is the secret of {self.name} right?")
         if status == 429 or status >= 500:
-            return self._failed(self._backoff, words, self._asked_seconds(response))
+            return self._failed(self._backoff, words, asked_seconds(response.headers, self._clock.now()))
         # A matter of this flag (unknown, archived, in conflict, approval wanted): the others are not kept waiting.
         backoff = self._flag_backoffs.setdefault(
             rollout.flag_key, Backoff(self._clock, first_seconds=FIRST_BACKOFF_SECONDS, max_seconds=MAX_BACKOFF_SECONDS)
@@ -248,17 +246,6 @@ class HttpPlane:
     def _failed(self, backoff: Backoff, why: str, asked_seconds: float | None = None) -> FlagPlaneUnavailable:
         backoff.failed(why, asked_seconds=asked_seconds)
         return FlagPlaneUnavailable(why)
-
-    def _asked_seconds(self, response: httpx.Response) -> float | None:
-        """Return how long Retry-After asks us to wait, given in seconds or as a date; None without a readable one."""
-        value = response.headers.get("retry-after", "").strip()
-        if value.isascii() and value.isdigit():
-            return float(value[:9])
-        try:
-            until = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - self._clock.now()).total_seconds())
 
     def _shown(self, text: str) -> str:
         """Return a stranger's words fit for a log line and an alert: our secret is not among them."""

@@ -28,6 +28,7 @@ import httpcore
 import msgspec
 
 from controller.adapters.prompts import Prompt
+from controller.adapters.tls import client_context
 from controller.errors import AdviceUnavailableError, ConfigInvalid
 from controller.ports import Clock
 from controller.settings import AdvisorSettings
@@ -234,7 +235,7 @@ class ModelServer:
         self._turns = asyncio.Semaphore(settings.concurrency)
         self._giving_way: set[asyncio.Timeout] = set()  # of questions that no gate waits for
         self._connections = httpcore.AsyncConnectionPool(
-            ssl_context=_tls(settings, is_used=parts.scheme == "https"),
+            ssl_context=client_context(settings, "advisor", is_used=parts.scheme == "https"),
             max_connections=None,  # questions are counted by turns
             max_keepalive_connections=0,  # gates are minutes apart: a kept connection would be found dead when needed
             network_backend=_BoundedNetwork(network or httpcore.AnyIOBackend()),
@@ -401,20 +402,6 @@ class ModelServer:
                 return f"broke off: {_shown(str(error)) or type(error).__name__}"
             case _:
                 return f"cannot be asked: {_shown(str(error)) or type(error).__name__}"
-
-
-def _tls(settings: AdvisorSettings, *, is_used: bool) -> ssl.SSLContext:
-    """Return how we check the server, and show who we are."""
-    if not is_used:
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody: the default one would read the authorities from disk
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-        if settings.certificate_file is not None:
-            # An empty password in place of none: OpenSSL would ask for it on the terminal.
-            context.load_cert_chain(settings.certificate_file, settings.key_file, password="")
-    except (OSError, ValueError) as error:
-        raise ConfigInvalid(f"advisor: ca_file, certificate_file or key_file cannot be used: {error}") from error
-    return context
 
 
 # --- the network, in small pieces -----------------------------------------------------------------------------------------

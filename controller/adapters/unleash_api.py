@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import ssl
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from controller.adapters.backoff import Backoff
+from controller.adapters.backoff import Backoff, asked_seconds
 from controller.adapters.model_server import printable
+from controller.adapters.tls import client_context
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Clock
 from controller.settings import UnleashSettings
@@ -129,7 +128,7 @@ class UnleashApi:
         self._http = httpx.AsyncClient(
             headers={"Authorization": self._token, "Accept-Encoding": "identity", "User-Agent": "rolloutd"},
             timeout=httpx.Timeout(settings.request_timeout_seconds, connect=settings.connect_timeout_seconds),
-            verify=_tls(settings),
+            verify=client_context(settings, "planes.unleash", is_used=not settings.url.startswith("http:")),
             trust_env=False,
             limits=httpx.Limits(max_connections=4, keepalive_expiry=KEEP_ALIVE_SECONDS),
         )
@@ -284,14 +283,15 @@ class UnleashApi:
             return self._failed(
                 f"{self.name} does not know our token ({words}): give planes.unleash.token an admin token of it"
             )
+        asked = asked_seconds(response.headers, self._clock.now())
         if status == 429:
-            return self._failed(f"{self.name} asks us to be slower ({words})", asked_seconds=self._asked_seconds(response))
+            return self._failed(f"{self.name} asks us to be slower ({words})", asked_seconds=asked)
         if 300 <= status < 400:
             return self._failed(
                 f"{self.name} redirects us ({words}), which is not followed: give planes.unleash.url its address"
             )
         if status >= 500 and _TEST_FAILED not in problem.message:
-            return self._failed(f"{self.name} failed ({words})", asked_seconds=self._asked_seconds(response))
+            return self._failed(f"{self.name} failed ({words})", asked_seconds=asked)
         if status == 403:
             what_to_do = (
                 f"give planes.unleash.token an admin token that may read and change flags of project {settings.project} in "
@@ -303,31 +303,6 @@ class UnleashApi:
     def _failed(self, why: str, *, asked_seconds: float | None = None) -> Away:
         self._backoff.failed(why, asked_seconds=asked_seconds)
         return Away(why)
-
-    def _asked_seconds(self, response: httpx.Response) -> float | None:
-        """Return how long Retry-After asks us to wait, given in seconds or as a date; None without a readable one."""
-        value = response.headers.get("retry-after", "").strip()
-        if value.isascii() and value.isdigit():
-            return float(value[:9])
-        try:
-            until = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - self._clock.now()).total_seconds())
-
-
-def _tls(settings: UnleashSettings) -> ssl.SSLContext:
-    """Return how we check the server, and show who we are."""
-    if settings.url is not None and settings.url.startswith("http:"):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody: the default one would read the authorities from disk
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-        if settings.certificate_file is not None:
-            # An empty password in place of none: OpenSSL would ask for it on the terminal.
-            context.load_cert_chain(settings.certificate_file, settings.key_file, password="")
-    except (OSError, ValueError) as error:
-        raise ConfigInvalid(f"planes.unleash: ca_file, certificate_file or key_file cannot be used: {error}") from error
-    return context
 
 
 def _shown(text: str) -> str:
