@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import math
-import os
-import shutil
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +20,7 @@ from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from controller.web.server import HttpServer
+from tests import npm_packages
 from tests.builders import T0, make_rollout
 
 SOURCE = Path(__file__).parents[1] / "ofrep_js"
@@ -33,24 +30,7 @@ USERS = [f"user-{number}" for number in range(300)]
 @pytest.fixture(scope="session")
 def installed() -> Path:
     """The directory that has the clients installed, kept between runs; skips, saying why, where they cannot be had."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("OFREP NOT tried with JavaScript clients: no node and npm on PATH")
-    lock = (SOURCE / "package-lock.json").read_bytes()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rolloutd"
-    cache = base / f"ofrep-js-{hashlib.sha256(lock).hexdigest()[:16]}"
-    if not (cache / "installed").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(SOURCE / name, cache / name)
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        try:
-            done = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=240, check=False)
-        except subprocess.TimeoutExpired:
-            pytest.skip("OFREP NOT tried with JavaScript clients: npm did not install them within 240 s")
-        if done.returncode != 0:
-            pytest.skip(f"OFREP NOT tried with JavaScript clients: npm cannot install them: {done.stderr[-300:]}")
-        (cache / "installed").touch()
-    return cache
+    return npm_packages.installed(SOURCE, "ofrep-js", "OFREP NOT tried with JavaScript clients")
 
 
 @pytest.fixture

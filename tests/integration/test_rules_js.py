@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -20,6 +18,7 @@ from controller.core.serving import assign, serving
 from controller.plans import template
 from controller.web.bucketing import Generation, bucketer, lot_drawer
 from schemas.terms import Operator
+from tests import npm_packages
 from tests.audiences import MOMENTS, NUMBERS, TEXTS, VERSIONS, at_stage
 from tests.builders import make_plan, make_stage
 
@@ -58,24 +57,7 @@ OPERANDS: dict[Operator, list[tuple[Scalar, ...]]] = {
 @pytest.fixture(scope="session")
 def evaluator() -> Path:
     """The directory that has the evaluator installed, kept between runs; skips, saying why, where it cannot be had."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("rules NOT tried in flagd's evaluator for JavaScript: no node and npm on PATH")
-    lock = (SOURCE / "package-lock.json").read_bytes()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rolloutd"
-    cache = base / f"flagd-js-{hashlib.sha256(lock).hexdigest()[:16]}"
-    if not (cache / "installed").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(SOURCE / name, cache / name)
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        try:
-            done = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=240, check=False)
-        except subprocess.TimeoutExpired:
-            pytest.skip("rules NOT tried in flagd's evaluator for JavaScript: npm did not install it within 240 s")
-        if done.returncode != 0:
-            pytest.skip(f"rules NOT tried in flagd's evaluator for JavaScript: npm cannot install it: {done.stderr[-300:]}")
-        (cache / "installed").touch()
-    return cache
+    return npm_packages.installed(SOURCE, "flagd-js", "rules NOT tried in flagd's evaluator for JavaScript")
 
 
 def evaluate(evaluator: Path, flags: dict[str, Any], cases: list[tuple[str, dict[str, Any]]]) -> list[str]:
