@@ -28,7 +28,7 @@ from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
 from controller.web.flags import FlagBoard
 from tests.builders import T0, make_rollout
 
-USERS = [f"user-{number}" for number in range(500)]
+USERS = [f"user-{number}" for number in range(10_000)]
 
 
 @pytest.fixture
