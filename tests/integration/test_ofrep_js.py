@@ -24,7 +24,7 @@ from tests import npm_packages
 from tests.builders import T0, make_rollout
 
 SOURCE = Path(__file__).parents[1] / "ofrep_js"
-USERS = [f"user-{number}" for number in range(300)]
+USERS = [f"user-{number}" for number in range(10_000)]
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,7 @@ async def client(installed: Path, kind: str, address: str) -> AsyncIterator[asyn
     program = str(SOURCE / "clients.mjs")
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        "node", program, kind, address, "new-checkout", cwd=installed, stdin=pipe, stdout=pipe, limit=1 << 20
+        "node", program, kind, address, "new-checkout", cwd=installed, stdin=pipe, stdout=pipe, limit=1 << 24
     )
     try:
         yield process
@@ -70,7 +70,7 @@ async def client(installed: Path, kind: str, address: str) -> AsyncIterator[asyn
 async def line_of(process: asyncio.subprocess.Process) -> Any:
     """Return what the client says next."""
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         return json.loads(await process.stdout.readline())
 
 

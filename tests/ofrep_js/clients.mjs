@@ -19,7 +19,13 @@ if (kind === "server") {
       const { value, variant, reason, errorCode, flagMetadata } = await client.getBooleanDetails(flag, false, { targetingKey });
       return { value, variant, reason, errorCode, flagMetadata };
     };
-    say(await Promise.all(JSON.parse(line).map(evaluate)));
+    const keys = JSON.parse(line);
+    const details = [];
+    // A hundred at a time: an app has no more requests under way, and a server no more connections for one client.
+    while (details.length < keys.length) {
+      details.push(...(await Promise.all(keys.slice(details.length, details.length + 100).map(evaluate))));
+    }
+    say(details);
   }
 } else {
   globalThis.EventSource = installed("eventsource").EventSource;
