@@ -16,7 +16,7 @@ from controller.core.analysis import drift, sample_ratio
 from controller.core.analysis.batches import take_evidence
 from controller.core.analysis.change_point import as_e_value
 from controller.core.analysis.gate_tests import GateTests, VisitHarm, decode_tests, encode_tests
-from controller.core.analysis.latency import spread
+from controller.core.analysis.latency import Spread
 from controller.core.analysis.proportion import rate_interval
 from controller.core.analysis.questions import alpha_shares
 from controller.core.analysis.reports import harm_e_value, report
@@ -54,7 +54,7 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
     plan = rollout.plan
     stage = plan.stages[visit.stage]
 
-    latencies = {arm: spread(totals.arm(arm)) for arm in Arm}
+    latencies = {arm: Spread(totals.arm(arm)) for arm in Arm}
     tests, behind = take_evidence(rollout, evidence, latencies, tests, at)
     heard, heard_at = _listen(tests, totals, visit, at)
     tests = replace(tests, heard=heard, heard_at=heard_at, harm=_count_harm(rollout, evidence, tests.harm))
@@ -131,7 +131,7 @@ def look_for_harm(
     """
     visit = rollout.visits[-1]
     totals = evidence.visits.get(len(rollout.visits) - 1, VisitTotals())
-    tests, _ = take_evidence(rollout, evidence, {arm: spread(totals.arm(arm)) for arm in Arm}, tests, at)
+    tests, _ = take_evidence(rollout, evidence, {arm: Spread(totals.arm(arm)) for arm in Arm}, tests, at)
     plan = rollout.plan
     seen = tuple(
         HarmSeen(guardrail.metric, harm_e_value(guardrail, number, tests), 1 / (plan.alpha * share))

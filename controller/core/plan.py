@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
 from controller.core.audience import Audience
@@ -39,7 +38,6 @@ class Stage:
 DISTRIBUTION = "latency"
 
 
-@lru_cache(maxsize=64)  # asked several times at every look
 def _quantile_of(metric: str) -> float | None:
     if metric == DISTRIBUTION:
         return 0.9
@@ -64,25 +62,25 @@ class Guardrail:
     on_breach: OnBreach = OnBreach.ROLL_BACK
     from_percent: float = 0.0  # watched only in stages of at least this percentage,
     to_percent: float = 100.0  # and at most this one: a limit that tightens is two guardrails
+    # What `metric` says, read once since every look asks it dozens of times.
+    #: 0.99 for `latency_p99`, None for metrics that are no latency; `latency` as a whole is shown by its p90.
+    quantile: float | None = field(init=False, repr=False, compare=False)
+    #: True for conversions: there a fall is the harm.
+    is_better_when_higher: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Read the metric's name."""
+        object.__setattr__(self, "quantile", _quantile_of(self.metric))
+        object.__setattr__(self, "is_better_when_higher", self.metric.startswith("conversion:"))
 
     def is_watched_at(self, percent: float) -> bool:
         """True when a stage of `percent` is judged by this guardrail."""
         return self.from_percent <= percent <= self.to_percent
 
     @property
-    def quantile(self) -> float | None:
-        """0.99 for `latency_p99`, None for metrics that are no latency; `latency` as a whole is shown by its p90."""
-        return _quantile_of(self.metric)
-
-    @property
     def is_distribution(self) -> bool:
         """True for `latency`: harm is looked for at every level, not at one quantile."""
         return self.metric == DISTRIBUTION
-
-    @property
-    def is_better_when_higher(self) -> bool:
-        """True for conversions: there a fall is the harm."""
-        return self.metric.startswith("conversion:")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,13 @@ from controller.core.analysis.latency import Ordered, Spread, margin_buckets, or
 from controller.core.analysis.proportion import (
     LOG_RATIOS,
     Counts,
+    comparison_increments,
     curve_increment,
     excess_increment,
     harm_alternatives,
     limit_increment,
     rates_above,
     rates_below,
-    ratio_increment,
-    safe_alternatives,
 )
 from controller.core.analysis.questions import gate_margin, limit_bucket, limit_share, log_tolerated, log_tolerated_at_gate
 from controller.core.analysis.slowness import SHAPES, slowness_increment
@@ -45,6 +44,8 @@ MAX_OPEN = timedelta(seconds=60)
 #: Visits whose totals are still followed. Later events of older ones no longer reach the tests.
 KEPT_VISITS = 4
 
+_ARMS = (Arm.TREATMENT, Arm.CONTROL)
+
 
 def take_evidence(
     rollout: Rollout, evidence: Evidence, latencies: Mapping[Arm, Spread], tests: GateTests, at: datetime
@@ -57,22 +58,66 @@ def take_evidence(
     """
     present = len(rollout.visits) - 1
     tests = _enter_visit(rollout, tests, present, at)
-    released = _released(rollout, at)
     behind: str | None = None
     oldest = _oldest_in_force(rollout, present)
     for index in sorted(evidence.visits):
-        if not oldest <= index <= present:
-            continue
-        visit, totals = rollout.visits[index], evidence.visits[index]
-        tests = _count_exposures(tests, index, decided_share(rollout.plan, visit), totals)
-        lost = _fell_back(tests.seen.get(index, VisitTotals()), totals)
-        if lost is None:
-            now = {arm: latencies[arm].tested for arm in Arm}
-            tests = _check_limits(rollout, tests, index, totals, now[Arm.TREATMENT], released)
-            tests = _close_batch(rollout, tests, index, totals, now, at, released)
-        elif index == present:
-            behind = lost
+        if oldest <= index <= present:
+            tests, lost = _take_visit(rollout, tests, index, evidence.visits[index], latencies, at)
+            behind = lost if index == present else behind
     return tests, behind
+
+
+def _take_visit(
+    rollout: Rollout, tests: GateTests, index: int, totals: VisitTotals, present: Mapping[Arm, Spread], at: datetime
+) -> tuple[GateTests, str | None]:
+    """Return the tests after everything new in one visit's totals, and a sentence when they fell back.
+
+    `present` are the latencies of the present visit's totals.
+    """
+    is_present = index == tests.visit
+    known = tests.seen.get(index, VisitTotals())
+    seen = _with_exposures(known, totals)
+    before = tests.latencies if is_present else None
+    latencies = _Latencies(
+        before=before or {arm: ordered(seen.arm(arm).latency) for arm in Arm},
+        now={arm: present[arm].tested if is_present else ordered(totals.arm(arm).latency) for arm in Arm},
+    )
+    lost = _fell_back(seen, totals, latencies)
+    srm = _checked_share(tests.srm, decided_share(rollout.plan, rollout.visits[index]), known, seen)
+    marks = tests.seen if seen is known else {**tests.seen, index: seen}
+    if lost is not None:
+        return replace(tests, srm=srm, seen=marks), lost
+
+    released = _released(rollout, at)
+    limits = _check_limits(rollout, tests, index, totals, latencies.now[Arm.TREATMENT], released)
+    if not _is_full(tests, seen, totals, latencies, at):
+        return replace(tests, srm=srm, seen=marks, limits=limits), None
+    used = VisitTotals(
+        _used(totals.treatment, seen.treatment.exposures, keep_latency=is_present),
+        _used(totals.control, seen.control.exposures, keep_latency=is_present),
+    )
+    tests = replace(
+        tests,
+        srm=srm,
+        seen={**marks, index: used},
+        limits=limits,
+        ratios=_compare(rollout, tests, index, seen, totals, latencies, released),
+        latencies=latencies.now if is_present else tests.latencies,
+        batches=tests.batches + 1,
+        closed_at=at,
+    )
+    return tests, None
+
+
+class _Latencies(NamedTuple):
+    """One visit's latencies: what was used up before, and what there is now."""
+
+    before: Mapping[Arm, Ordered]
+    now: Mapping[Arm, Ordered]
+
+    def gained(self, arm: Arm) -> int:
+        """Return how many values are new."""
+        return self.now[arm].total - self.before[arm].total
 
 
 def _enter_visit(rollout: Rollout, tests: GateTests, present: int, at: datetime) -> GateTests:
@@ -122,90 +167,96 @@ def _oldest_in_force(rollout: Rollout, present: int) -> int:
     return oldest
 
 
-def _count_exposures(tests: GateTests, index: int, share: float | None, totals: VisitTotals) -> GateTests:
-    """Return the tests after new exposures: the sample-ratio test is additive and needs no batch.
-
-    `share` is the decided one of treatment, None where there is no control.
-    """
-    seen = tests.seen.get(index, VisitTotals())
-    treatment = max(0, totals.treatment.exposures - seen.treatment.exposures)
-    control = max(0, totals.control.exposures - seen.control.exposures)
-    if treatment + control == 0:
-        return tests
-    srm = tests.srm
-    if share is not None:
-        srm = sample_ratio.add_exposures(srm, share, treatment, control)
-    now_seen = VisitTotals(
-        _used(seen.treatment, seen.treatment.exposures + treatment, keep_latency=True),
-        _used(seen.control, seen.control.exposures + control, keep_latency=True),
+def _with_exposures(seen: VisitTotals, totals: VisitTotals) -> VisitTotals:
+    """Return `seen` with the exposures there are now: they need no batch. Fewer than before are no news."""
+    treatment = max(seen.treatment.exposures, totals.treatment.exposures)
+    control = max(seen.control.exposures, totals.control.exposures)
+    if (treatment, control) == (seen.treatment.exposures, seen.control.exposures):
+        return seen
+    return VisitTotals(
+        _used(seen.treatment, treatment, keep_latency=True),
+        _used(seen.control, control, keep_latency=True),
     )
-    return replace(tests, srm=srm, seen={**tests.seen, index: now_seen})
 
 
-def _fell_back(seen: VisitTotals, totals: VisitTotals) -> str | None:
+def _checked_share(srm: Floats, share: float | None, before: VisitTotals, now: VisitTotals) -> Floats:
+    """Return the sample-ratio test after new exposures; `share` is the decided one of treatment, None without a control."""
+    treatment = now.treatment.exposures - before.treatment.exposures
+    control = now.control.exposures - before.control.exposures
+    if share is None or treatment + control == 0:
+        return srm
+    return sample_ratio.add_exposures(srm, share, treatment, control)
+
+
+def _fell_back(seen: VisitTotals, totals: VisitTotals, latencies: _Latencies) -> str | None:
     """Return what is below its mark, None when nothing is."""
-    for name, before, now in (
-        ("treatment", seen.treatment, totals.treatment),
-        ("control", seen.control, totals.control),
-    ):
+    for arm in _ARMS:
+        before, now = seen.arm(arm), totals.arm(arm)
         marks = [
             ("contexts with an outcome", before.at_risk, now.at_risk),
             ("first errors", before.first_errors, now.first_errors),
             ("exposures", before.exposures, now.exposures),
-            ("latency values", sum(before.latency.values()), sum(now.latency.values())),
+            ("latency values", latencies.before[arm].total, latencies.now[arm].total),
             *((f"conversions {goal}", count, now.converted.get(goal, 0)) for goal, count in before.converted.items()),
         ]
         for what, mark, count in marks:
             if count < mark:
-                return f"{name}'s {what} fell back to {count:,} from {mark:,} already judged: waiting for the recount"
+                return f"{arm}'s {what} fell back to {count:,} from {mark:,} already judged: waiting for the recount"
     return None
 
 
-def _close_batch(
+def _is_full(tests: GateTests, seen: VisitTotals, totals: VisitTotals, latencies: _Latencies, at: datetime) -> bool:
+    """Tell whether the open batch of a visit is to be closed."""
+    smaller = min(_size(seen.arm(arm), totals.arm(arm), latencies.gained(arm)) for arm in _ARMS)
+    return smaller >= MIN_BATCH or (smaller > 0 and at - (tests.closed_at or at) >= MAX_OPEN)
+
+
+def _size(seen: ArmTotals, totals: ArmTotals, gained: int) -> int:
+    """Return the observations in the open batch: contexts at risk, or the latency values gained where those are more."""
+    is_counted = bool(seen.latency) or not seen.at_risk  # a left visit's were dropped: all of them would look new
+    return max(totals.at_risk - seen.at_risk, gained if is_counted else 0)
+
+
+def _compare(
     rollout: Rollout,
     tests: GateTests,
     index: int,
+    seen: VisitTotals,
     totals: VisitTotals,
-    now: Mapping[Arm, Ordered],
-    at: datetime,
+    latencies: _Latencies,
     released: float,
-) -> GateTests:
-    """Return the tests after the open batch of one visit, or as they were while it is too small."""
-    seen = tests.seen.get(index, VisitTotals())
-    smaller = min(_size(seen.treatment, totals.treatment), _size(seen.control, totals.control))
-    waited = at - (tests.closed_at or at)
-    if smaller < MIN_BATCH and not (smaller > 0 and waited >= MAX_OPEN):
-        return tests
-
+) -> dict[int, RatioTest]:
+    """Return the comparisons with control after the open batch of one visit."""
     is_present = index == tests.visit
+    visit = rollout.visits[index]
     ratios = dict(tests.ratios)
-    before = tests.latencies if is_present else None
-    if before is None:
-        before = {arm: ordered(seen.arm(arm).latency) for arm in Arm}
     for number, guardrail in enumerate(rollout.plan.guardrails):
-        if guardrail.margin is None or not _is_followed(guardrail, rollout.visits[index], is_present=is_present):
+        if guardrail.margin is None or not _is_followed(guardrail, visit, is_present=is_present):
             continue
-        log_effects = harm_alternatives(log_tolerated(guardrail)).log_effects
-        test = ratios.get(number) or RatioTest.fresh(SHAPES if guardrail.is_distribution else len(log_effects))
-        place = _place(guardrail, before[Arm.CONTROL], test)
-        batch = _compared(guardrail, seen, totals, _Tails(before, now, place))
+        test = ratios.get(number) or RatioTest.fresh(_alternatives(guardrail))
+        place = _place(guardrail, latencies.before[Arm.CONTROL], test)
+        batch = _compared(guardrail, seen, totals, latencies, place)
+        added = _added(guardrail, visit.percent, seen, batch)
         if guardrail.is_distribution:
-            increment = slowness_increment(before, now, margin_buckets(guardrail.margin))
-            safe = _increments(guardrail, rollout.visits[index].percent, seen, batch)[1]
-        else:
-            increment, safe = _increments(guardrail, rollout.visits[index].percent, seen, batch)
-        ratios[number] = _after(test, place, batch, increment, safe, released, is_present=is_present)
-    used = VisitTotals(
-        _used(totals.treatment, seen.treatment.exposures, keep_latency=is_present),
-        _used(totals.control, seen.control.exposures, keep_latency=is_present),
-    )
-    return replace(
-        tests,
-        batches=tests.batches + 1,
-        closed_at=at,
-        seen={**tests.seen, index: used},
-        ratios=ratios,
-        latencies=now if is_present else tests.latencies,
+            slowness = slowness_increment(latencies.before, latencies.now, margin_buckets(guardrail.margin))
+            added = added._replace(harm=slowness)
+        ratios[number] = _after(test, place, batch, added, released, is_present=is_present)
+    return ratios
+
+
+def _alternatives(guardrail: Guardrail) -> int:
+    """Return how many alternatives of harm there are."""
+    return SHAPES if guardrail.is_distribution else len(harm_alternatives(log_tolerated(guardrail)).log_effects)
+
+
+def _used(totals: ArmTotals, exposures: int, *, keep_latency: bool) -> ArmTotals:
+    """Return what of an arm's totals is to be remembered as used up."""
+    return ArmTotals(
+        exposures=exposures,
+        at_risk=totals.at_risk,
+        first_errors=totals.first_errors,
+        converted=totals.converted,
+        latency=totals.latency if keep_latency else {},
     )
 
 
@@ -220,31 +271,6 @@ def _is_followed(guardrail: Guardrail, visit: Visit, *, is_present: bool) -> boo
     return guardrail.is_watched_at(visit.percent) and (is_present or guardrail.quantile is None)
 
 
-def _size(seen: ArmTotals, totals: ArmTotals) -> int:
-    """Return the observations in the open batch: contexts at risk, or latency values where those are more."""
-    latency = sum(totals.latency.values()) - sum(seen.latency.values()) if seen.latency or not seen.at_risk else 0
-    return max(totals.at_risk - seen.at_risk, latency)
-
-
-def _used(totals: ArmTotals, exposures: int, *, keep_latency: bool) -> ArmTotals:
-    """Return what of an arm's totals is to be remembered as used up."""
-    return ArmTotals(
-        exposures=exposures,
-        at_risk=totals.at_risk,
-        first_errors=totals.first_errors,
-        converted=totals.converted,
-        latency=totals.latency if keep_latency else {},
-    )
-
-
-class _Tails(NamedTuple):
-    """The latencies of a batch: what was used up before, what there is now, and where control's tail begins."""
-
-    before: Mapping[Arm, Ordered]
-    now: Mapping[Arm, Ordered]
-    place: int | None
-
-
 def _place(guardrail: Guardrail, control_before: Ordered, test: RatioTest) -> int | None:
     """Return the bucket above which latency counts as slow in this batch: from control's past alone, so it is predictable."""
     if guardrail.quantile is None:
@@ -253,18 +279,18 @@ def _place(guardrail: Guardrail, control_before: Ordered, test: RatioTest) -> in
     return test.place if found is None else found
 
 
-def _compared(guardrail: Guardrail, seen: VisitTotals, totals: VisitTotals, tails: _Tails | None) -> Counts | None:
+def _compared(
+    guardrail: Guardrail, seen: VisitTotals, totals: VisitTotals, latencies: _Latencies | None = None, place: int | None = None
+) -> Counts | None:
     """Return the batch's counts with treatment's harm as the event, None when the batch cannot be used.
 
-    Counts that contradict each other (more events than observations) come from a recount after lost writes: such a batch is
-    left out.
+    Of latencies the harm is to be above `place`. Counts that contradict each other (more events than observations) come from a
+    recount after lost writes: such a batch is left out.
     """
     if guardrail.quantile is not None:
-        if tails is None:
+        if latencies is None or place is None:
             return None
-        before, now, place = tails
-        if place is None:
-            return None
+        before, now = latencies
         shifted = place + margin_buckets(guardrail.margin or 0)
         n_t, k_t = _values_above(before[Arm.TREATMENT], now[Arm.TREATMENT], shifted)
         n_c, k_c = _values_above(before[Arm.CONTROL], now[Arm.CONTROL], place)
@@ -299,60 +325,56 @@ def _conversions(seen: ArmTotals, totals: ArmTotals, goal: str) -> tuple[int, in
     return totals.exposures - before, totals.converted.get(goal, 0) - before
 
 
-def _after(
-    test: RatioTest,
-    place: int | None,
-    batch: Counts | None,
-    increment: Floats | None,
-    safe: Floats | None,
-    released: float,
-    *,
-    is_present: bool,
-) -> RatioTest:
-    """Return one comparison's test after a batch; None is what the batch can say nothing about.
+class _Added(NamedTuple):
+    """A batch's log e-values of harm and of "not worse than its gate allows", and its part of the curve; None: says nothing."""
 
-    What is shown at a gate is of the present visit alone.
+    harm: Floats | None = None
+    safe: Floats | None = None
+    curve: Floats | None = None
+
+
+def _added(guardrail: Guardrail, percent: float, seen: VisitTotals, batch: Counts | None) -> _Added:
+    """Return what a batch adds to a comparison of rates in a stage at `percent`.
+
+    `seen` is the visit before the batch: with a margin in points, what is expected of control is its rate so far.
     """
-    is_shown = is_present and batch is not None
+    if batch is None:
+        return _Added()
+    if not guardrail.in_points:
+        return _Added(*comparison_increments(log_tolerated(guardrail), log_tolerated_at_gate(guardrail, percent), batch))
+    curve = curve_increment(batch)
+    past = _compared(guardrail, VisitTotals(), seen)
+    if past is None:
+        return _Added(curve=curve)
+    expected = (past.k_c + 0.5) / (past.n_c + 1)
+    margin, at_gate = guardrail.margin or 0.0, gate_margin(guardrail, percent)
+    return _Added(
+        excess_increment(rates_above(expected, margin), expected, margin, batch),
+        excess_increment(rates_below(expected, at_gate), expected, at_gate, batch),
+        curve,
+    )
+
+
+def _after(
+    test: RatioTest, place: int | None, batch: Counts | None, added: _Added, released: float, *, is_present: bool
+) -> RatioTest:
+    """Return one comparison's test after a batch. What is shown at a gate is of the present visit alone."""
+    harm, safe, curve = added if is_present else _Added(harm=added.harm)
     return RatioTest(
-        evidence=test.evidence if increment is None else add_batch(test.evidence, released - test.released, increment),
-        safe=test.safe + safe if is_shown and safe is not None else test.safe,
-        curve=test.curve + curve_increment(batch) if is_present and batch is not None else test.curve,
-        released=test.released if increment is None else max(released, test.released),
+        evidence=test.evidence if harm is None else add_batch(test.evidence, released - test.released, harm),
+        safe=test.safe if safe is None else test.safe + safe,
+        curve=test.curve if curve is None else test.curve + curve,
+        released=test.released if harm is None else max(released, test.released),
         counts=Counts(*map(operator.add, test.counts, batch)) if is_present and batch is not None else test.counts,
         harmed=test.harmed if batch is None else test.harmed + batch.k_t,
         place=place,
     )
 
 
-def _increments(
-    guardrail: Guardrail, percent: float, seen: VisitTotals, batch: Counts | None
-) -> tuple[Floats | None, Floats | None]:
-    """Return a batch's log e-values of harm and of "not worse than a gate at `percent` allows", None where it says nothing.
-
-    `seen` is the visit before the batch: with a margin in points, what is expected of control is its rate so far.
-    """
-    if batch is None:
-        return None, None
-    if not guardrail.in_points:
-        log_null, log_gate = log_tolerated(guardrail), log_tolerated_at_gate(guardrail, percent)
-        harm = ratio_increment(harm_alternatives(log_null).log_effects, log_null, batch)
-        return harm, ratio_increment(safe_alternatives(log_gate).log_effects, log_gate, batch)
-    past = _compared(guardrail, VisitTotals(), seen, None)
-    if past is None:
-        return None, None
-    expected = (past.k_c + 0.5) / (past.n_c + 1)
-    margin, at_gate = guardrail.margin or 0.0, gate_margin(guardrail, percent)
-    return (
-        excess_increment(rates_above(expected, margin), expected, margin, batch),
-        excess_increment(rates_below(expected, at_gate), expected, at_gate, batch),
-    )
-
-
 def _check_limits(
     rollout: Rollout, tests: GateTests, index: int, totals: VisitTotals, latency: Ordered, released: float
-) -> GateTests:
-    """Return the tests after what is new in treatment, against each limit; `latency` is the present visit's, of treatment.
+) -> Mapping[int, LimitTest]:
+    """Return the tests against each limit after what is new in treatment; `latency` is treatment's.
 
     No batch to wait for: a likelihood ratio against a fixed share is the same however the observations are cut.
     """
@@ -368,7 +390,7 @@ def _check_limits(
             counts = totals.treatment.at_risk, totals.treatment.first_errors
         test = limits.get(number) or LimitTest.fresh(len(LOG_RATIOS))
         limits[number] = _check_limit(test, limit_share(guardrail), index, counts, released)
-    return replace(tests, limits=limits)
+    return limits
 
 
 def _check_limit(test: LimitTest, share: float, index: int, counts: tuple[int, int], released: float) -> LimitTest:

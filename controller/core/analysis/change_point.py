@@ -79,8 +79,7 @@ def mean_log_effect(log_evidence: Floats, log_weights: Floats, log_effects: Floa
 
 def log_sum_exp(values: Floats) -> float:
     """Return log(sum(exp(values))) without overflow; -inf for nothing but -inf."""
-    top = float(values[values.argmax()])
-    return top if top == -math.inf else top + math.log(np.add.reduce(np.exp(values - top)))
+    return float(np.logaddexp.reduce(values))
 
 
 def as_e_value(log_value: float) -> float:

@@ -7,6 +7,7 @@ than of control's lies above a place that was fixed beforehand. Edges of buckets
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -39,11 +40,18 @@ class Ordered(NamedTuple):
         return bucket_value(int(self.buckets[self.up_to.searchsorted(rank)]))
 
 
-class Spread(NamedTuple):
-    """One arm's latencies, made ready."""
+class Spread:
+    """One arm's latencies, made ready when they are asked for: only people and reports look at every value."""
 
-    tested: Ordered  # one value per context and batch
-    every: Ordered
+    def __init__(self, arm: ArmTotals) -> None:
+        """Take an arm's histograms."""
+        self.tested = ordered(arm.latency)  # one value per context and batch
+        self._all = arm.latency_all
+
+    @cached_property
+    def every(self) -> Ordered:
+        """All values, also several of one context."""
+        return ordered(self._all)
 
 
 def ordered(histogram: Histogram) -> Ordered:
@@ -54,11 +62,6 @@ def ordered(histogram: Histogram) -> Ordered:
     order = buckets.argsort()
     up_to = counts[order].cumsum()
     return Ordered(buckets[order], up_to, int(up_to[-1]) if size else 0)
-
-
-def spread(arm: ArmTotals) -> Spread:
-    """Return an arm's latencies, made ready once for all questions of a look."""
-    return Spread(ordered(arm.latency), ordered(arm.latency_all))
 
 
 def quantile_bucket(past: Ordered, q: float) -> int | None:
@@ -85,32 +88,35 @@ def quantile_interval(values: Ordered, q: float, alpha: float) -> tuple[float | 
         return None, None
     # The prior's weight in observations; tightest near 20 values above the quantile, which is when a gate looks.
     a, b = 20.0, 20.0 * q / tail
-    constant = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) - math.lgamma(a + b + total) - math.log(1 / alpha)
+    constant = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) - math.lgamma(a + b + total) + math.log(alpha)
+    constant -= total * math.log(q)
+    log_odds = math.log(tail / q)
 
-    def is_rejected(events: int) -> bool:
-        fitted = math.lgamma(a + events) + math.lgamma(b + total - events)
-        return constant + fitted - events * math.log(tail) - (total - events) * math.log(q) >= 0
+    def excess(above: float) -> float:
+        """Return by how much a place with so many values above it is rejected: convex, least where tail * total are."""
+        return constant + math.lgamma(a + above) + math.lgamma(b + total - above) - above * log_odds
 
-    # A bucket is too low when significantly more than the tail lies above it, too high when less lies at or above it. The
-    # further from the quantile, the surer: each end is found by halving.
-    size = len(values.buckets)
-    middle = int(values.up_to.searchsorted(total - total * tail))
-    first_kept, left = min(middle, size - 1), 0
-    while left < first_kept:
-        probe = (left + first_kept) // 2
-        if is_rejected(total - int(values.up_to[probe])):
-            left = probe + 1
-        else:
-            first_kept = probe
-    last_kept, right = min(middle, size - 1), size - 1
-    while last_kept < right:
-        probe = (last_kept + right + 1) // 2
-        if is_rejected(total - int(values.up_to[probe - 1])):
-            right = probe - 1
-        else:
-            last_kept = probe
-    # The end is open when even nothing below (above) the outermost bucket would not be rejected as the quantile's place.
-    return (
-        bucket_value(int(values.buckets[first_kept])) if is_rejected(total) else None,
-        bucket_value(int(values.buckets[last_kept])) if is_rejected(0) else None,
-    )
+    # Where a normal distribution in place of the binomial would have the ends of what is kept.
+    middle = total * tail
+    width = math.sqrt(2 * (middle + a) * q * (0.5 * math.log1p(middle / a) - math.log(alpha)))
+
+    def bound(above: float) -> float:
+        """Return where `excess` is 0, by Newton's method from `above`, on the same side of its least value."""
+        for _ in range(50):
+            slope = math.log((a + above - 0.5) / (b + total - above - 0.5)) - log_odds  # lgamma'(x) is nearly log(x - 0.5)
+            step = excess(above) / slope
+            above = min(max(above - step, 0.0), total)
+            if step * step <= 1e-6 * width:  # what is left is about step^2 / width, and what is counted is whole
+                break
+        return above
+
+    # A bucket is too low when significantly more than the tail lies above it, too high when less lies at or above it. An end is
+    # open when even nothing below (above) the outermost bucket would not be rejected as the quantile's place.
+    low = high = None
+    if excess(total) >= 0:
+        most = bound(min(middle + width, total))
+        low = bucket_value(int(values.buckets[values.up_to.searchsorted(total - most, side="right")]))
+    if excess(0) >= 0:
+        fewest = bound(max(middle - width, 0.0))
+        high = bucket_value(int(values.buckets[values.up_to.searchsorted(total - fewest)]))
+    return low, high

@@ -73,10 +73,10 @@ class _Look:
     ratio: RatioTest | None
     totals: VisitTotals
     latencies: Mapping[Arm, Spread]
-    percent: float
     elapsed_seconds: float
     alpha: float
     beta: float
+    at_gate: float | None  # the margin of a gate in this stage; None where nothing is compared
 
 
 def report(
@@ -97,18 +97,18 @@ def report(
     `alpha_share` is its part of `alpha`; intervals are at `alpha`. Evidence of harm is the whole rollout's, everything else
     the present visit's.
     """
+    has_control = percent < 100
     look = _Look(
         guardrail,
         tests.limits.get(number),
         tests.ratios.get(number),
         totals,
         latencies,
-        percent,
         elapsed_seconds,
         alpha,
         beta,
+        gate_margin(guardrail, percent) if guardrail.margin is not None and has_control else None,
     )
-    has_control = percent < 100
     ratio = ratio_estimate(look.ratio.curve, alpha) if look.ratio is not None and has_control else None
     answers = []
     if guardrail.limit is not None:
@@ -146,7 +146,7 @@ def report(
         in_points=guardrail.in_points,
         limit=guardrail.limit,
         reason=reason,
-        gate_margin=gate_margin(guardrail, percent) if guardrail.margin is not None and has_control else None,
+        gate_margin=look.at_gate,
         ratio=None if ratio is None else ratio.estimate,
         ratio_low=None if ratio is None else ratio.low,
         ratio_high=None if ratio is None else ratio.high,
@@ -270,7 +270,8 @@ def _limit_counts(look: _Look) -> tuple[str, int, int]:
 def _against_control(look: _Look, ratio: RatioEstimate | None) -> Safety:
     """Return whether treatment is shown not to be worse than control by the gate's margin."""
     guardrail, test = look.guardrail, look.ratio
-    if look.percent >= 100:
+    at_gate = look.at_gate
+    if at_gate is None:
         return Safety(Verdict.PASS, None, "no control at 100 %, not asked")
     if test is None or test.counts.n_t == 0 or test.counts.n_c == 0:
         return Safety(Verdict.NO_DATA, 0.0, "nothing to compare yet")
@@ -282,7 +283,6 @@ def _against_control(look: _Look, ratio: RatioEstimate | None) -> Safety:
         ratio_goal -= math.log1p(-NEGLIGIBLE_WEIGHT)
         log_safe = max(log_safe + math.log1p(-NEGLIGIBLE_WEIGHT), negligible + math.log(NEGLIGIBLE_WEIGHT))
     said = f"{_place(guardrail, test)}{_both(guardrail, test.counts)}"
-    at_gate = gate_margin(guardrail, look.percent)
     bound = f"below control's + {_points(at_gate)}" if guardrail.in_points else f"below {1 + at_gate:.2f} times control's"
     if log_safe >= goal:
         return Safety(Verdict.PASS, log_safe, f"{said}: shown {bound}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from controller.core.analysis.change_point import Floats, log_sum_exp
@@ -28,7 +30,14 @@ def add_exposures(state: Floats, decided_share: float, treatment: int, control: 
     Additive for one share, so the size of batches does not matter.
     Source: M. Lindon, A. Malek, NeurIPS 2022 (arXiv 2011.03567).
     """
-    result: Floats = state + treatment * LOG_FACTORS - (treatment + control) * np.log1p(decided_share * (_FACTORS - 1))
+    result: Floats = state + treatment * LOG_FACTORS - (treatment + control) * _log_means(decided_share)
+    return result
+
+
+@lru_cache(maxsize=64)
+def _log_means(decided_share: float) -> Floats:
+    """Return, per factor, the log of what it makes of the probabilities of both arms together."""
+    result: Floats = np.log1p(decided_share * (_FACTORS - 1))
     return result
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from controller.core.analysis.latency import margin_buckets, ordered, quantile_bucket, quantile_interval
-from controller.core.evidence import bucket_of, quantile
+from controller.core.evidence import bucket_of, bucket_value, quantile
 
 
 def histogram_of(values: object) -> dict[int, int]:
@@ -63,6 +64,37 @@ def test_quantile_interval_holds_the_truth(q: float) -> None:
                 misses += 1
                 break
     assert misses <= 4  # expected 1 at most; 5 or more have probability 0.004
+
+
+def kept_places(histogram: dict[int, int], q: float, alpha: float) -> tuple[float | None, float | None]:
+    """Return what `quantile_interval` should: each bucket asked for itself, with distributions from scipy."""
+    total, buckets = sum(histogram.values()), sorted(histogram)
+
+    def is_kept(above: int) -> bool:
+        mixture = stats.betabinom.logpmf(above, total, 20.0, 20.0 * q / (1 - q))
+        return bool(mixture - stats.binom.logpmf(above, total, 1 - q) < np.log(1 / alpha))
+
+    up_to = np.cumsum([histogram[bucket] for bucket in buckets])
+    above = [total - int(count) for count in up_to]
+    at_or_above = [total, *above[:-1]]
+    low = next(bucket for bucket, count in zip(buckets, above, strict=True) if is_kept(count) or count <= total * (1 - q))
+    high = next(
+        bucket
+        for bucket, count in zip(reversed(buckets), reversed(at_or_above), strict=True)
+        if is_kept(count) or count >= total * (1 - q)
+    )
+    return None if is_kept(total) else bucket_value(low), None if is_kept(0) else bucket_value(high)
+
+
+@pytest.mark.parametrize("q", [0.5, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("size", [1, 30, 400, 3000, 100_000])
+def test_quantile_interval_ends_where_the_mixture_rejects(q: float, size: int) -> None:
+    """Both ends are those that asking every bucket in turn finds, at any size and for any shape of histogram."""
+    rng = np.random.default_rng([7, size])
+    for _ in range(10):
+        shares = rng.dirichlet(np.full(int(rng.integers(1, 60)), 10 ** rng.uniform(-1, 1)))
+        histogram = {bucket: int(count) for bucket, count in enumerate(rng.multinomial(size, shares)) if count}
+        assert quantile_interval(ordered(histogram), q, 0.01) == kept_places(histogram, q, 0.01)
 
 
 def test_quantile_interval_narrows() -> None:

@@ -13,6 +13,7 @@ from controller.core.analysis.change_point import Floats, log_sum_exp
 from controller.core.analysis.proportion import (
     CURVE,
     Counts,
+    comparison_increments,
     curve_increment,
     excess_increment,
     harm_alternatives,
@@ -168,6 +169,16 @@ def test_curve_is_additive() -> None:
     both = Counts(300, 4, 2700, 31)
     assert np.allclose(curve_increment(one) + curve_increment(two), curve_increment(both))
     assert len(curve_increment(one)) == len(CURVE)
+
+
+@pytest.mark.parametrize("batch", [Counts(10, 0, 90, 0), Counts(50, 3, 450, 11), Counts(9, 9, 1, 0)])
+def test_a_comparison_in_one_pass_is_its_three_parts(batch: Counts) -> None:
+    """Harm, safety and the curve of a batch are what each formula gives alone."""
+    log_null, log_gate = math.log1p(0.1), math.log1p(0.5)
+    added = comparison_increments(log_null, log_gate, batch)
+    assert np.allclose(added.harm, ratio_increment(harm_alternatives(log_null).log_effects, log_null, batch), rtol=1e-13)
+    assert np.allclose(added.safe, ratio_increment(safe_alternatives(log_gate).log_effects, log_gate, batch), rtol=1e-13)
+    assert np.allclose(added.curve, curve_increment(batch), rtol=1e-13)
 
 
 @pytest.mark.parametrize(
