@@ -105,6 +105,7 @@ class HealthGap(StrEnum):
     STALE = "stale"  # the freshest event is old, or the consumer lags
     SRM = "srm"  # the observed share of treatment is not the decided one
     MULTIPLE_EXPOSURE = "multiple_exposure"  # the same contexts saw both arms within one stage
+    REPEATED_OUTCOMES = "repeated_outcomes"  # outcomes arrive that had arrived before, byte for byte
     ACTUATION_DRIFT = "actuation_drift"  # a flag plane does not serve the decided percentage
     TAINTED = "tainted"  # a known gap in the event log touches this stage
 

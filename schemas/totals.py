@@ -69,6 +69,8 @@ class ArmCounts(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, 
     converted: dict[str, Count] = {}  # conversion name -> distinct contexts
     latency: dict[int, Count] = {}  # log bucket -> values, one per context and batch
     latency_all: dict[int, Count] = {}  # log bucket -> values, every one
+    checked: Count = 0
+    repeated: Count = 0
 
 
 _encoder = msgspec.json.Encoder()

@@ -34,6 +34,8 @@ FLAGD = "controller/core/flagd.py"
 RULES_TESTS = "tests/property/test_rules.py"
 DRIFT = "controller/core/analysis/drift.py"
 DRIFT_TESTS = "tests/unit/core/test_drift.py"
+REPEATS = "controller/service/repeats.py"
+REPEATS_TESTS = "tests/unit/service/test_repeats.py"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,28 @@ BUGS = (
         '_all([{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+": [attribute]}, attribute]}])',
         '{"!!": [True]}',
         f"{RULES_TESTS}::test_one_condition_means_the_same_in_flagd",
+    ),
+    # repetition
+    Bug(
+        "a record that is read again counts as sent again",
+        REPEATS,
+        "        return first != record.offset",
+        "        return first is not None",
+        f"{REPEATS_TESTS}::test_a_record_read_again_is_no_second_one",
+    ),
+    Bug(
+        "what is remembered of records grows without end",
+        REPEATS,
+        "if len(self._offsets) >= REMEMBERED:",
+        "if False:",
+        f"{REPEATS_TESTS}::test_memory_is_bounded_and_reaches_back_as_far_as_promised",
+    ),
+    Bug(
+        "repeated outcomes are found and nobody is told before the gate",
+        MACHINE,
+        "gap.kind is HealthGap.REPEATED_OUTCOMES or (",
+        "(",
+        f"{SCENARIOS}::test_the_machine_does_as_the_transcript_says",
     ),
     # the closed loop
     Bug(

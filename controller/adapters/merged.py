@@ -103,6 +103,8 @@ def to_core(counts: ArmCounts) -> ArmTotals:
         counts.converted,
         counts.latency,
         counts.latency_all,
+        counts.checked,
+        counts.repeated,
     )
 
 
@@ -126,6 +128,8 @@ def merge_arms(parts: Iterable[ArmCounts]) -> ArmTotals:
         converted=converted,
         latency=merge_histograms(part.latency for part in parts if part.latency),
         latency_all=merge_histograms(part.latency_all for part in parts if part.latency_all),
+        checked=sum(part.checked for part in parts),
+        repeated=sum(part.repeated for part in parts),
     )
 
 

@@ -35,6 +35,7 @@ _STEPS_FOR_GAPS = {
     HealthGap.BELOW_MIN_SAMPLE: "wait, or plan for the traffic there is: a larger first stage, a longer bake",
     HealthGap.STALE: "look at consumer lag and at the apps' producers",
     HealthGap.SRM: "compare who is served with who reports: a crash before the first event looks like this",
+    HealthGap.REPEATED_OUTCOMES: "look for a producer that sends outcomes again, or a topic that is being replayed",
     HealthGap.ACTUATION_DRIFT: "look at the flag plane: it does not serve what was decided",
     HealthGap.TAINTED: "the event log has a gap in this stage: step back or promote with a reason",
 }

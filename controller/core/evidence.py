@@ -82,6 +82,8 @@ class ArmTotals:
     converted: Mapping[str, int] = field(default_factory=dict)  # conversion name -> distinct contexts
     latency: Histogram = field(default_factory=dict)  # one value per context and batch
     latency_all: Histogram = field(default_factory=dict)  # every value
+    checked: int = 0  # outcomes, all of about one context in 64, that were looked at for repetition
+    repeated: int = 0  # of them those that had come before, byte for byte; there may be more that were not recognised
 
     def __add__(self, other: ArmTotals) -> ArmTotals:
         """Return the totals of both, as over two partitions."""
@@ -98,6 +100,8 @@ class ArmTotals:
             },
             latency=merge_histograms((self.latency, other.latency)),
             latency_all=merge_histograms((self.latency_all, other.latency_all)),
+            checked=self.checked + other.checked,
+            repeated=self.repeated + other.repeated,
         )
 
 

@@ -38,6 +38,9 @@ ALPHA_HEALTH = 0.001
 MISSING_BELOW = 0.5
 #: Up to this share of a stage's contexts may have seen both arms.
 SWITCHED_ABOVE = 0.01
+#: Up to this share of an arm's outcomes may have come before: brokers that fail over and producers that start anew send a few
+#: twice. Verdicts stand on contexts and hardly move; rates and latencies as people see them do, and so does who trusts them.
+REPEATED_ABOVE = 0.05
 
 
 def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) -> tuple[Judgement, GateTests]:
@@ -71,6 +74,7 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
             *_stale(plan, evidence, tests, visit, behind, at),
             *_split_off(rollout, totals, srm_e_value),
             *_in_both(totals),
+            *_repeated(totals),
             *_drift(evidence),
             *_tainted(visit, evidence.partitions),
         )
@@ -195,6 +199,29 @@ def _in_both(totals: VisitTotals) -> tuple[Gap, ...]:
         return ()
     detail = f"{switched:,} of {exposed:,} contexts saw both arms in this stage: is the targeting key the same everywhere?"
     return (Gap(HealthGap.MULTIPLE_EXPOSURE, detail),)
+
+
+def _repeated(totals: VisitTotals) -> tuple[Gap, ...]:
+    """Return a gap per arm of whose outcomes surely more than a few had come before.
+
+    Outcomes of one context do not come independently, and one sender may repeat all of its own: where contexts have several
+    each, so many count as one.
+    """
+    gaps = []
+    for arm in Arm:
+        counted = totals.arm(arm)
+        each = max(counted.outcomes / max(counted.exposures, 1), 1.0)
+        checked = int(counted.checked / each)
+        repeated = min(int(counted.repeated / each), checked)
+        if repeated <= REPEATED_ABOVE * checked or rate_interval(repeated, checked, ALPHA_HEALTH)[0] <= REPEATED_ABOVE:
+            continue
+        detail = (
+            f"{100 * counted.repeated / counted.checked:.3g} % of {arm}'s outcomes had come before, byte for byte "
+            f"({counted.repeated:,} of {counted.checked:,} that were looked at): is a topic replayed, or does a producer send "
+            "again what has arrived? enable.idempotence=true ends that, and an id of its own tells each event from every other"
+        )
+        gaps.append(Gap(HealthGap.REPEATED_OUTCOMES, detail))
+    return tuple(gaps)
 
 
 def _stale(plan: Plan, evidence: Evidence, tests: GateTests, visit: Visit, behind: str | None, at: datetime) -> tuple[Gap, ...]:

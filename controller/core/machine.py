@@ -111,9 +111,9 @@ def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple
             return _close_round(rollout, gate, event, now), ()
         case (Gating(advice=AdviceRound(is_closed=False)) as gate, Restarted()):
             return _reopen_round(rollout, gate, now), ()
-        # Exposures that do not follow the decision: nobody would hear of it before the bake is over.
+        # What somebody has to mend, and would not hear of before the bake is over.
         case (Baking(), EvidenceJudged(judgement=seen)) if _is_told_in_bake(rollout, seen):
-            return _hold(rollout, *_why_not(replace(seen, gaps=_observed_drift(seen))), seen, now)
+            return _hold(rollout, *_why_not(replace(seen, gaps=_to_be_told(seen))), seen, now)
         case (Baking(), EvidenceJudged(judgement=seen)) if _is_over_in_bake(rollout, seen, now):
             return _move(rollout, now, hold=None), ()
         # The gate itself. A look at an earlier stay says nothing of this one.
@@ -277,20 +277,25 @@ def _close_for_gap(rollout: Rollout, gap: Gap, judgement: Judgement, now: dateti
     return _pause(rollout, HoldReason.HEALTH, why, now, judgement=judgement, kind=alert)
 
 
-def _observed_drift(judgement: Judgement) -> tuple[Gap, ...]:
-    return tuple(gap for gap in judgement.gaps if gap.kind is HealthGap.ACTUATION_DRIFT and gap.is_observed)
+def _to_be_told(judgement: Judgement) -> tuple[Gap, ...]:
+    """Return the gaps that time does not close: exposures that do not follow the decision, outcomes that are sent again."""
+    return tuple(
+        gap
+        for gap in judgement.gaps
+        if gap.kind is HealthGap.REPEATED_OUTCOMES or (gap.kind is HealthGap.ACTUATION_DRIFT and gap.is_observed)
+    )
 
 
 def _is_told_in_bake(rollout: Rollout, judgement: Judgement) -> bool:
     is_current = judgement.visit == len(rollout.visits) - 1
-    return is_current and rollout.hold is None and bool(_observed_drift(judgement))
+    return is_current and rollout.hold is None and bool(_to_be_told(judgement))
 
 
 def _is_over_in_bake(rollout: Rollout, judgement: Judgement, now: datetime) -> bool:
     """Tell whether what was told has passed; on the edge, not before a minute has gone by."""
     is_current = judgement.visit == len(rollout.visits) - 1
     has_waited = now - rollout.updated_at >= HOLD_ANNOUNCED_EVERY
-    return is_current and rollout.hold is HoldReason.HEALTH and has_waited and not _observed_drift(judgement)
+    return is_current and rollout.hold is HoldReason.HEALTH and has_waited and not _to_be_told(judgement)
 
 
 def _statistical_hold(judgement: Judgement) -> HoldReason:
@@ -479,6 +484,10 @@ def _thaw(rollout: Rollout, gate: Gating, now: datetime) -> Rollout:
     return _move(rollout, now, phase=replace(gate, until=now + _gate_time(rollout, gate.stage)), hold=hold)
 
 
+_REPEATS_ACTION = (
+    "find who sends outcomes a second time: a replay into the live topic, or producers without enable.idempotence; "
+    "the share falls as new outcomes come in, and `promote` does not wait for that"
+)
 _DRIFT_ACTION = (
     "see whether the planes serve the flag and the apps follow them; if they ask more rarely than settle, lengthen it"
 )
@@ -669,6 +678,14 @@ def _hold(rollout: Rollout, reason: HoldReason, why: str, judgement: Judgement, 
     return after, (decision, *_hold_alerts(after, reason, why, judgement))
 
 
+def _health_action(judgement: Judgement) -> str:
+    """Return what to do about the gap that somebody has to mend, else about events that do not arrive."""
+    kinds = {gap.kind for gap in _to_be_told(judgement)}
+    if HealthGap.ACTUATION_DRIFT in kinds:
+        return _DRIFT_ACTION
+    return _REPEATS_ACTION if HealthGap.REPEATED_OUTCOMES in kinds else "see whether events arrive in both arms"
+
+
 def _hold_alerts(rollout: Rollout, reason: HoldReason, why: str, judgement: Judgement) -> tuple[Effect, ...]:
     """Waiting for enough data is no news; silence, a broken split and a regressed signal are."""
     summary = f"{rollout.flag_key} holds at {rollout.served_words}: {why}"
@@ -692,7 +709,7 @@ def _hold_alerts(rollout: Rollout, reason: HoldReason, why: str, judgement: Judg
                 AlertKind.HEALTH_GAP,
                 Severity.WARNING,
                 summary,
-                _DRIFT_ACTION if _observed_drift(judgement) else "see whether events arrive in both arms",
+                _health_action(judgement),
                 judgement,
             ),
         )

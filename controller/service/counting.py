@@ -25,6 +25,7 @@ from controller.ports import Record
 from controller.service.contexts import Generation, Memberships, RecentExposures, digest_of, last_of_each
 from controller.service.directory import Directory, WatchedFlag
 from controller.service.lanes import NEITHER, Bundle, Lane, Tally
+from controller.service.repeats import NOT_LOOKED_AT, RecentRecords
 from schemas.formats import Contents, EvaluationFields, EvaluationReader, OutcomeFields, OutcomeReader, Packed
 from schemas.quarantine import Refusal, refusal
 from schemas.terms import Arm, QuarantineReason
@@ -115,6 +116,7 @@ class PartitionTotals:
         self._refusing: list[tuple[Record, RecordRefused]] = []  # not yet taken down; empty between two folds
         self._seen: set[int] = set()  # (lane, context) with an outcome in this batch, see Lane.salt
         self._untimed: set[int] = set()  # of them those without a latency so far
+        self._recent_records = RecentRecords()
         self.joins = False  # an outcome without flags was seen: this partition and its pair go hand in hand
 
     # - what is stored -
@@ -576,12 +578,24 @@ class PartitionTotals:
                         lane.converted_counts[conversion] = lane.converted_counts.get(conversion, 0) + 1
             if is_counted:
                 counted += 1
+                if not digest & NOT_LOOKED_AT:
+                    self._look_for_repetition(record, time_ms, flags)
             elif is_late:
                 late += 1
             else:
                 ignored += 1
         records.freshest_ms = freshest or None
         return stopped_at, counted, late, ignored
+
+    def _look_for_repetition(self, record: Record, time_ms: int, flags: Iterable[tuple[str, str]]) -> None:
+        """Count an outcome that has been counted as one that was looked at, and as repeated if it had come before."""
+        came_before = self._recent_records.came_before(record)
+        for flag_key, variant in flags:
+            tally = self._tallies.get(flag_key)
+            lane = None if tally is None else tally.lane_at(variant, time_ms)
+            if lane is not None and lane.is_counting:
+                lane.checked += 1
+                lane.repeated += came_before
 
     # - folding records of many events: all of a record's or none, and the record falls in one class -
 

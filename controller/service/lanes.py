@@ -42,6 +42,7 @@ class Lane:
     __slots__ = (
         "arm",
         "at_risk",
+        "checked",
         "converted",
         "converted_counts",
         "errors",
@@ -64,6 +65,7 @@ class Lane:
         "numbers",
         "opposite",
         "outcomes",
+        "repeated",
         "salt",
         "switched",
     )
@@ -89,6 +91,8 @@ class Lane:
         self.errors = counts.errors
         self.at_risk = counts.at_risk
         self.first_errors = counts.first_errors
+        self.checked = counts.checked
+        self.repeated = counts.repeated
         self.converted_counts = counts.converted
         self.latency = counts.latency
         self.latency_again = {
@@ -125,6 +129,8 @@ class Lane:
             self.converted_counts,
             self.latency,
             latency_all,
+            self.checked,
+            self.repeated,
         )
 
 

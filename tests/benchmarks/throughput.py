@@ -48,7 +48,7 @@ from tests.brokers import RedisServer, create_topics_at, start_kafka
 from tests.builders import make_plan, make_rollout, make_visit
 
 PARTITIONS = 4
-FIELDS = ("evaluations", "exposures", "outcomes", "errors", "first_errors")
+FIELDS = ("evaluations", "exposures", "outcomes", "errors", "first_errors", "repeated")
 
 
 @dataclass

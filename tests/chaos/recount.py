@@ -231,6 +231,7 @@ class ArmRecount:
     switched: int = 0
     outcomes: Span = field(default_factory=Span)
     errors: Span = field(default_factory=Span)
+    copies: int = 0  # outcomes whose record, byte for byte, had come before
     first_errors: int = 0
     converted: Counter[str] = field(default_factory=Counter)
     latency_all: dict[int, Span] = field(default_factory=lambda: defaultdict(Span))
@@ -294,7 +295,10 @@ class Recount:
     def outcomes(self, records: Sequence[Read]) -> PartitionRecount:
         """Return what a partition of outcomes adds up to; the evaluations of all partitions must have been added up before."""
         total = PartitionRecount()
+        written: set[bytes | None] = set()
         for record in _in_order(records, total):
+            is_copy = record.value in written
+            written.add(record.value)
             event = _event(record.value, "io.rolloutd.outcome.v1")
             data = event["data"] if event is not None else {}
             named = [
@@ -325,6 +329,7 @@ class Recount:
             for flag, arm, places in spots:
                 for place, is_certain in _counting(places):
                     self._add_outcome(total, (flag, *place), arm, context, data, is_certain=is_certain)
+                    total.arms[flag, *place, arm].copies += is_copy
         return total
 
     def _add_outcome(
@@ -552,6 +557,12 @@ def _verify_visit(
         at_risk, first_errors = counts.get("at_risk", 0), counts.get("first_errors", 0)
         found.expect(first_errors <= at_risk, f"{name}|{arm}: {at_risk} at risk, {first_errors} first errors")
         found.expect(at_risk <= counts.get("outcomes", 0), f"{name}|{arm}: more at risk than outcomes: {at_risk}")
+        # Of a sample, and what is remembered does not outlive a crash: never more than there are.
+        checked, repeated = counts.get("checked", 0), counts.get("repeated", 0)
+        found.expect(checked <= counts.get("outcomes", 0), f"{name}|{arm}: more checked than outcomes: {checked}")
+        found.expect(
+            repeated <= min(own.copies, checked), f"{name}|{arm}: repeated is {repeated} of {checked}, recounted {own.copies}"
+        )
         if is_exact:
             found.expect(
                 first_errors == own.first_errors, f"{name}|{arm}: first_errors is {first_errors}, recounted {own.first_errors}"

@@ -252,6 +252,6 @@ async def test_reading_nothing_still_gives_progress(totals: Totals) -> None:
 
 async def test_an_arm_survives_the_way_through_the_store(totals: Totals) -> None:
     """What ingest folds into comes back equal from the store, ready to be folded into further."""
-    arm = ArmCounts(1, 2, 3, 4, 5, 6, 7, {"signup": 8}, {-349: 9, 930: 10}, {0: 11})
+    arm = ArmCounts(1, 2, 3, 4, 5, 6, 7, {"signup": 8}, {-349: 9, 930: 10}, {0: 11}, 12, 13)
     await totals.save(KEY, expected=None, next_offset=1, fields={TREATMENT: encode_arm(arm)})
     assert decode_arm((await totals.load(KEY)).fields[TREATMENT]) == arm

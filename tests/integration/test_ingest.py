@@ -12,10 +12,15 @@ from aiokafka import AIOKafkaProducer
 from controller.adapters.kafka import KafkaEventLog
 from controller.adapters.redis import RedisTotals, Store
 from controller.clock import SystemClock
+from controller.core.evidence import Evidence
+from controller.core.gate import GateTests, judge
 from controller.metrics import Metrics
+from controller.service.contexts import digest_of
 from controller.service.ingest import Ingest
+from controller.service.repeats import NOT_LOOKED_AT
 from controller.settings import CountingSettings, KafkaSettings
 from schemas.quarantine import Refusal
+from schemas.terms import HealthGap
 from schemas.wire import read_evaluations, read_outcomes
 from tests.brokers import RedisServer
 from tests.builders import MINUTE, T0, make_rollout
@@ -187,3 +192,41 @@ async def test_members_come_go_and_crash_and_each_event_counts_once(
     assert len(group.refused) == poison
     assert sum(each.next_offset for each in progress) == len(events)
     assert len(progress) == 2 * PARTITIONS
+
+
+async def test_a_replay_of_a_part_of_the_outcomes_is_told(
+    kafka: str, own_redis: RedisServer, topic_prefix: str, create_topics: CreateTopics
+) -> None:
+    """A third of treatment's outcomes sent again come back as that share, and the gate names arm and share."""
+    store = Store.connect(own_redis.url)
+    group = Group(kafka, topic_prefix, store)
+    await create_topics(*group.settings.event_topics, partitions=PARTITIONS)
+    evaluations, outcomes = group.settings.event_topics
+    sample = [f"u{number}" for number in range(20_000) if not digest_of(f"u{number}".encode()) & NOT_LOOKED_AT]
+    events: list[tuple[str, str, bytes]] = []
+    again: list[tuple[str, str, bytes]] = []
+    for number, context in enumerate(sample):
+        arm = ("on", "off")[number % 2]
+        events.append((evaluations, context, evaluation_value(context, arm, time_ms=AT_MS)))
+        happened = outcomes, context, outcome_value(context, time_ms=AT_MS, flags=[("new-checkout", arm)], latency_ms=7.0)
+        events.append(happened)
+        if number % 6 == 0:
+            again.append(happened)
+    try:
+        member = await group.add()
+        await produce(kafka, events)
+        await until_counted(group, len(events))
+        await produce(kafka, again)
+        await until_counted(group, len(events) + len(again))
+        await group.stop(member)
+    finally:
+        await group.close()
+    visits, progress = await group.totals.read(group.keys, {"new-checkout": ("start-1", [0])})
+    await store.close()
+    treatment, control = visits["new-checkout"][0].treatment, visits["new-checkout"][0].control
+    assert (treatment.checked, treatment.repeated) == (treatment.outcomes, len(again))
+    assert (control.checked, control.repeated) == (control.outcomes, 0)
+    evidence = Evidence(T0 + 5 * MINUTE, visits["new-checkout"], tuple(progress), len(progress))
+    judgement, _ = judge(make_rollout(), evidence, GateTests(), T0 + 5 * MINUTE)
+    (gap,) = [gap for gap in judgement.gaps if gap.kind is HealthGap.REPEATED_OUTCOMES]
+    assert gap.detail.startswith(f"{100 * len(again) / treatment.checked:.3g} % of treatment's outcomes had come before")

@@ -23,7 +23,8 @@ VISITS = (
     make_visit(entered_at=T0, counts_from=T0 + MINUTE, left_at=T0 + HOUR),
     make_visit(stage=1, entered_at=T0 + HOUR, counts_from=T0 + HOUR + MINUTE),
 )
-CONTEXTS = [f"u{number}" for number in range(3)]  # few, so that they meet themselves
+LOOKED_AT = "u125"  # for repetition, by its digest
+CONTEXTS = ["u0", "u1", LOOKED_AT]  # few, so that they meet themselves
 FLAGS = ("new-checkout", "search", "nobody-knows")
 CONVERSION = "paid"
 
@@ -153,6 +154,7 @@ def recount(events: list[Evaluated | Happened | None]) -> Recount:
                     seen[variant].add(event.context)
                 continue
             arm.outcomes += 1
+            arm.checked += event.context == LOOKED_AT
             if event.latency_ms is not None:
                 bucket = bucket_of(event.latency_ms / 1000 * 1000.0)
                 arm.latency_all[bucket] = arm.latency_all.get(bucket, 0) + 1
@@ -225,6 +227,7 @@ def without_batches(arm: ArmCounts) -> ArmCounts:
     assert arm.first_errors <= arm.at_risk <= arm.outcomes
     assert sum(arm.latency.values()) <= sum(arm.latency_all.values())
     assert arm.latency.keys() <= arm.latency_all.keys()
+    assert arm.repeated <= max(arm.checked - 1, 0)  # what is remembered of copies does not outlive a crash
     return ArmCounts(
         evaluations=arm.evaluations,
         exposures=arm.exposures,
@@ -234,6 +237,7 @@ def without_batches(arm: ArmCounts) -> ArmCounts:
         first_errors=arm.first_errors,
         converted=arm.converted,
         latency_all=arm.latency_all,
+        checked=arm.checked,
     )
 
 

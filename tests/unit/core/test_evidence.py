@@ -84,6 +84,8 @@ totals = st.builds(
     converted=st.dictionaries(st.sampled_from(["bought", "signed-up"]), numbers),
     latency=histograms,
     latency_all=histograms,
+    checked=numbers,
+    repeated=numbers,
 )
 
 

@@ -103,6 +103,33 @@ def test_contexts_that_see_both_arms_are_multiple_exposure() -> None:
     assert gaps_of(look_at(VisitTotals(make_arm(1000, 5, switched=50), make_arm(9000, 45)))) == []
 
 
+def test_outcomes_that_come_again_are_repeated_outcomes() -> None:
+    """An arm of which surely more than one in twenty came before is named with its share; one in a hundred is let pass."""
+    control = make_arm(9000, 45, checked=2000, repeated=20)
+    (gap,) = look_at(VisitTotals(make_arm(1000, 5, checked=200, repeated=40), control)).gaps
+    assert gap.kind is HealthGap.REPEATED_OUTCOMES
+    assert gap.detail.startswith("20 % of treatment's outcomes had come before, byte for byte (40 of 200 that were looked at)")
+    both = VisitTotals(make_arm(1000, 5, checked=200, repeated=40), make_arm(9000, 45, checked=2000, repeated=1000))
+    assert gaps_of(look_at(both)) == [HealthGap.REPEATED_OUTCOMES] * 2
+    assert look_at(VisitTotals(make_arm(1000, 5, checked=200, repeated=11), control)).gaps == ()  # 5.5 %, not surely
+
+
+def test_a_few_contexts_with_many_outcomes_are_no_repetition() -> None:
+    """Fifty outcomes a context say as much as one: what a single eager sender repeats is not the arm's share."""
+    of_one = make_arm(1000, 5, outcomes=50_000, checked=800, repeated=150)
+    assert look_at(VisitTotals(of_one, make_arm(9000, 45, outcomes=450_000))).gaps == ()
+
+
+def test_a_tolerated_share_of_repetitions_is_hardly_ever_a_gap() -> None:
+    """At exactly 5 % repeated, 300 stages looked at 50 times each hold at most as often as the health tests' alpha allows."""
+    rng = np.random.default_rng(17)
+    held = 0
+    for copies in rng.binomial(40, 0.05, (300, 50)).cumsum(axis=1).tolist():
+        arms = [make_arm(1000, 5, checked=40 * (look + 1), repeated=count) for look, count in enumerate(copies)]
+        held += any(look_at(VisitTotals(arm, make_arm(9000, 45))).gaps for arm in arms)
+    assert held <= 3
+
+
 def test_min_sample_is_reached_by_exactly_that_many_contexts() -> None:
     """100 contexts fulfil a min_sample of 100, 99 do not, in each arm."""
     assert gaps_of(look_at(VisitTotals(make_arm(100), make_arm(900)))) == []
