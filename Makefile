@@ -90,7 +90,7 @@ flag-readers: $(VENV)/.installed ## GO Feature Flag's own evaluation of the file
 UNLEASH := .cache/unleash
 export npm_config_update_notifier := false
 .PHONY: unleash
-unleash: $(VENV)/.installed ## the Unleash plane against a real Unleash on PostgreSQL, seen by its SDK: three minutes, five the first time
+unleash: $(VENV)/.installed ## the Unleash plane against a real Unleash on PostgreSQL, seen by its SDK; one rollout seen by flagd's and OFREP's clients, too: four minutes, six the first time
 	mkdir -p $(UNLEASH)
 	cmp -s tests/unleash/package-lock.json $(UNLEASH)/installed.json || { \
 		cp tests/unleash/package.json tests/unleash/package-lock.json $(UNLEASH)/ && \

@@ -13,10 +13,6 @@ from typing import Any
 
 import pytest
 import yaml
-from openfeature import api
-from openfeature.contrib.provider.flagd import FlagdProvider
-from openfeature.contrib.provider.flagd.config import ResolverType
-from openfeature.evaluation_context import EvaluationContext
 
 from controller.adapters.file_plane import FilePlane
 from controller.core.audience import Audience, Condition
@@ -28,6 +24,7 @@ from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from schemas.terms import Operator
 from tests.builders import T0, make_plan, make_rollout, make_stage
+from tests.flag_clients import flagd_file, openfeature_client, users_in
 
 FORMATS = [("flagd", "flags.json"), ("go-feature-flag", "flags.json"), ("go-feature-flag", "flags.yaml")]
 SOMEBODY = "somebody who writes to the file"
@@ -294,7 +291,7 @@ async def test_audiences_stand_in_a_flagd_file_and_nowhere_else(tmp_path: Path) 
     assert (await flagd.look(rollout)).edited_by == SOMEBODY
 
 
-def test_a_flagd_client_in_file_mode_sees_what_ofrep_serves(tmp_path: Path) -> None:
+async def test_a_flagd_client_in_file_mode_sees_what_ofrep_serves(tmp_path: Path) -> None:
     """OpenFeature's flagd provider evaluates the file for 500 users as rolloutd itself does, at every percentage."""
     path = tmp_path / "flags.json"
     plane, board = make_plane(path), FlagBoard(generation=Generation.V3)
@@ -302,24 +299,19 @@ def test_a_flagd_client_in_file_mode_sees_what_ofrep_serves(tmp_path: Path) -> N
     before: set[str] = set()
     for revision, percent in enumerate([1.0, 10.0, 33.33, 100.0], start=1):
         rollout = make_rollout(revision=revision, percent=percent)
-        asyncio.run(plane.serve(rollout))
+        await plane.serve(rollout)
         board.take(rollout)
-        now = flagd_treats(path, users)
+        now = await flagd_treats(path, users)
         flag = board.get("new-checkout")
         assert flag is not None
         assert now == {user for user in users if json.loads(flag.evaluate(user))["value"]}
         assert before <= now
         before = now
-    asyncio.run(plane.serve(make_rollout(revision=5, percent=33.33, phase=RolledBack(T0, "breach"))))
-    assert flagd_treats(path, users) == set()
+    await plane.serve(make_rollout(revision=5, percent=33.33, phase=RolledBack(T0, "breach")))
+    assert await flagd_treats(path, users) == set()
 
 
-def flagd_treats(path: Path, users: list[str]) -> set[str]:
+async def flagd_treats(path: Path, users: list[str]) -> set[str]:
     """Return the users whom a flagd client in file mode puts into treatment."""
-    api.set_provider_and_wait(FlagdProvider(resolver_type=ResolverType.FILE, offline_flag_source_path=str(path)))
-    client = api.get_client()
-    try:
-        return {user for user in users if client.get_boolean_value("new-checkout", False, EvaluationContext(user))}
-    finally:
-        api.shutdown()
-        api.clear_providers()
+    async with openfeature_client(flagd_file(path)) as client:
+        return await asyncio.to_thread(users_in, client, "new-checkout", users)

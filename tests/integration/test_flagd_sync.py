@@ -15,10 +15,6 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from openfeature import api
-from openfeature.contrib.provider.flagd import FlagdProvider
-from openfeature.contrib.provider.flagd.config import ResolverType
-from openfeature.evaluation_context import EvaluationContext
 from openfeature.schemas.protobuf.flagd.sync.v1 import sync_pb2, sync_pb2_grpc
 
 from controller.core.rollout import RolledBack
@@ -27,6 +23,7 @@ from controller.web.bucketing import Generation
 from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
 from controller.web.flags import FlagBoard
 from tests.builders import T0, make_rollout
+from tests.flag_clients import flagd_sync, openfeature_client, users_in
 
 USERS = [f"user-{number}" for number in range(10_000)]
 
@@ -64,36 +61,25 @@ def share_of(response: Any) -> int:
 
 async def test_a_real_provider_follows_every_change(board: FlagBoard, server: FlagdSyncServer) -> None:
     """A provider that evaluates in the app sees each percentage as OFREP serves it, without polling, and nobody falls out."""
-    provider = FlagdProvider(
-        resolver_type=ResolverType.IN_PROCESS, host="127.0.0.1", port=server.port, tls=False, deadline_ms=10_000
-    )
-    await asyncio.to_thread(api.set_provider_and_wait, provider)
-    client = api.get_client()
-
-    def treated() -> set[str]:
-        return {user for user in USERS if client.get_boolean_value("new-checkout", False, EvaluationContext(user))}
 
     def by_ofrep() -> set[str]:
         flag = board.get("new-checkout")
         assert flag is not None
         return {user for user in USERS if json.loads(flag.evaluate(user))["value"]}
 
-    try:
+    async with openfeature_client(flagd_sync(server.port)) as client:
         before: set[str] = set()
         for revision, percent in enumerate([1.0, 10.0, 25.0, 50.0, 100.0], start=2):
             board.take(make_rollout(revision=revision, percent=percent))
             wanted, started = by_ofrep(), time.monotonic()
-            while await asyncio.to_thread(treated) != wanted:
+            while await asyncio.to_thread(users_in, client, "new-checkout", USERS) != wanted:
                 assert time.monotonic() - started < 10, "the provider did not follow"
             assert before <= wanted
             before = wanted
         board.take(make_rollout(revision=9, percent=100.0, phase=RolledBack(T0, "breach")))
         started = time.monotonic()
-        while await asyncio.to_thread(treated):
+        while await asyncio.to_thread(users_in, client, "new-checkout", USERS):
             assert time.monotonic() - started < 10, "the provider did not follow the roll back"
-    finally:
-        await asyncio.to_thread(api.shutdown)
-        api.clear_providers()
 
 
 async def test_a_stream_begins_with_everything_and_repeats_nothing(board: FlagBoard, stub: Any) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +17,16 @@ from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from controller.web.server import HttpServer
-from tests import npm_packages
 from tests.builders import T0, make_rollout
+from tests.flag_clients import details_of, installed_ofrep_clients, line_of, ofrep_client
 
-SOURCE = Path(__file__).parents[1] / "ofrep_js"
 USERS = [f"user-{number}" for number in range(10_000)]
 
 
 @pytest.fixture(scope="session")
 def installed() -> Path:
     """The directory that has the clients installed, kept between runs; skips, saying why, where they cannot be had."""
-    return npm_packages.installed(SOURCE, "ofrep-js", "OFREP NOT tried with JavaScript clients")
+    return installed_ofrep_clients()
 
 
 @pytest.fixture
@@ -46,51 +42,16 @@ async def served() -> AsyncIterator[tuple[FlagBoard, str]]:
     await server.stop(2.0)
 
 
-@asynccontextmanager
-async def client(installed: Path, kind: str, address: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a client; it ends with its standard input."""
-    program = str(SOURCE / "clients.mjs")
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        "node", program, kind, address, "new-checkout", cwd=installed, stdin=pipe, stdout=pipe, limit=1 << 24
-    )
-    try:
-        yield process
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            async with asyncio.timeout(10):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-
-
-async def line_of(process: asyncio.subprocess.Process) -> Any:
-    """Return what the client says next."""
-    assert process.stdout is not None
-    async with asyncio.timeout(60):
-        return json.loads(await process.stdout.readline())
-
-
 async def test_a_server_side_client_sees_the_decided_share(installed: Path, served: tuple[FlagBoard, str]) -> None:
     """From 1 to 100 % the share is right and everyone stays in; at 0 % nobody is in; variant, reason and metadata arrive."""
     board, address = served
 
-    async with client(installed, "server", address) as process:
-
-        async def details() -> list[dict[str, Any]]:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(USERS).encode() + b"\n")
-            answer: list[dict[str, Any]] = await line_of(process)
-            return answer
-
+    async with ofrep_client(installed, "server", address, "new-checkout") as process:
         before: set[str] = set()
         found: list[dict[str, Any]] = []
         for revision, percent in enumerate([1.0, 10.0, 25.0, 50.0, 100.0], start=1):
             board.take(make_rollout(revision=revision, percent=percent))
-            found = await details()
+            found = await details_of(process, USERS)
             now = {user for user, one in zip(USERS, found, strict=True) if one["value"]}
             share = percent / 100
             assert abs(len(now) - len(USERS) * share) <= 4 * math.sqrt(len(USERS) * share * (1 - share))
@@ -99,16 +60,16 @@ async def test_a_server_side_client_sees_the_decided_share(installed: Path, serv
         metadata = {"flagSetId": "rolloutd", "version": "5", "rolloutd.rollout_id": "start-1"}
         assert found[0] == {"value": True, "variant": "on", "reason": "SPLIT", "flagMetadata": metadata}
         board.take(make_rollout(revision=6, percent=100.0, phase=RolledBack(T0, "breach")))
-        assert not any(one["value"] for one in await details())
+        assert not any(one["value"] for one in await details_of(process, USERS))
         board.doubt("reading again")
-        assert {one["errorCode"] for one in await details()} == {"GENERAL"}
+        assert {one["errorCode"] for one in await details_of(process, USERS)} == {"GENERAL"}
 
 
 async def test_a_web_client_is_told_of_changes(installed: Path, served: tuple[FlagBoard, str]) -> None:
     """Without polling, it sees rises and a roll back in the moment of each."""
     board, address = served
     board.take(make_rollout(percent=0.0))
-    async with client(installed, "web", address) as process:
+    async with ofrep_client(installed, "web", address, "new-checkout") as process:
         assert await line_of(process) is False
         for revision, percent in ((2, 100.0), (3, 0.0), (4, 100.0)):
             board.take(make_rollout(revision=revision, percent=percent))

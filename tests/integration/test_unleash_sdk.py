@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
@@ -25,7 +26,9 @@ from controller.core.rollout import Rollout
 from controller.core.serving import EARLIER_SUFFIX, Part, Serving, chooser, serving
 from schemas.terms import CommandVerb, ControlArm, Operator
 from tests.audiences import at_stage
+from tests.brokers import free_port
 from tests.builders import make_plan, make_stage
+from tests.flag_clients import details_of, flagd_sync, installed_ofrep_clients, ofrep_client, openfeature_client, users_in
 from tests.live import Client, DaemonProcess, quick_plan
 from tests.unleash.given import decided, make_settings, rolled_back
 from tests.unleash.server import ADMIN_TOKEN, BACKEND_TOKEN, ENVIRONMENT, HERE, UnleashServer, installed
@@ -86,6 +89,12 @@ class Sdk:
         return {user for user, answer in zip(USERS, answers, strict=True) if answer}
 
 
+def near(users: set[str], percent: int) -> bool:
+    """Tell whether so many users are what a percentage gives, within four standard errors."""
+    share = percent / 100
+    return abs(len(users) / len(USERS) - share) <= 4 * sqrt(share * (1 - share) / len(USERS))
+
+
 async def test_real_users_go_in_stage_by_stage_and_all_out_again(
     real_unleash: UnleashServer,
 ) -> None:
@@ -99,8 +108,7 @@ async def test_real_users_go_in_stage_by_stage_and_all_out_again(
             served = await plane.look(rollout)
             assert (served.percent, served.difference) == (percent, None)
             users = await sdk.users_in(flag_key, percent)
-            share, error = len(users) / len(USERS), sqrt(percent / 100 * (1 - percent / 100) / len(USERS))
-            assert abs(share - percent / 100) <= 4 * error
+            assert near(users, percent)
             assert before <= users
             before = users
         await plane.serve(rolled_back(flag_key, 6))
@@ -113,35 +121,55 @@ def _stands_at(percent: int, document: dict[str, Any]) -> bool:
     return bool(document["percent"] == percent)
 
 
-async def test_a_rollout_by_the_daemon_reaches_real_users(
+async def test_one_rollout_reaches_users_of_unleash_flagd_and_ofrep(
     real_unleash: UnleashServer, kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """The installed daemon takes a flag from 1 to 100 % and back to 0 by commands, and the SDK's users follow each time."""
+    """The installed daemon takes a flag from 1 to 100 % and back to 0; three kinds of clients follow, and none loses a user.
+
+    Unleash's SDK asks the server that the daemon writes to; flagd's and OFREP's ask the daemon, and agree with each other.
+    """
     flag_key = f"flag-{uuid.uuid4().hex[:8]}"
     fields = {"URL": real_unleash.url, "TOKEN": ADMIN_TOKEN, "ENVIRONMENT": ENVIRONMENT, "CREATE_FLAGS": "true"}
     environ = {f"ROLLOUTD_PLANES__UNLEASH__{name}": value for name, value in fields.items()}
-    daemon = DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, **environ)
+    sync_port = free_port()
+    daemon = DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, ROLLOUTD_FLAGD_SYNC__PORT=str(sync_port), **environ)
     percents = (1, 10, 25, 50, 100)
     stages = [
         {"percent": percent, "bake": "300s", "settle": "1s", "min_sample": 50, "max_bake": "400s"} for percent in percents
     ]
-    before: set[str] = set()
-    with Sdk(real_unleash.url) as sdk:
-        async with daemon, Client(kafka, topic_prefix) as client:
-            await client.command(CommandVerb.START, flag_key, plan=quick_plan(flag_key, stages=stages))
+    before = {"unleash": set[str](), "flagd": set[str](), "ofrep": set[str]()}
+    async with (
+        daemon,
+        Client(kafka, topic_prefix) as operator,
+        openfeature_client(flagd_sync(sync_port)) as flagd,
+        ofrep_client(installed_ofrep_clients(), "server", daemon.url, flag_key) as ofrep,
+    ):
+        with Sdk(real_unleash.url) as sdk:
+
+            async def seen(percent: int) -> dict[str, set[str]]:
+                """Return who is in, by client, once the daemon stands at `percent` and Unleash's SDK has asked again."""
+                by_ofrep = await details_of(ofrep, USERS)
+                return {
+                    "unleash": await sdk.users_in(flag_key, percent),
+                    "ofrep": {user for user, one in zip(USERS, by_ofrep, strict=True) if one["value"]},
+                    "flagd": await asyncio.to_thread(users_in, flagd, flag_key, USERS),
+                }
+
+            await operator.command(CommandVerb.START, flag_key, plan=quick_plan(flag_key, stages=stages))
             for percent in percents:
                 await daemon.until(flag_key, partial(_stands_at, percent))
-                users = await sdk.users_in(flag_key, percent)
-                assert abs(len(users) / len(USERS) - percent / 100) <= 4 * sqrt(
-                    percent / 100 * (1 - percent / 100) / len(USERS)
-                )
-                assert before <= users
-                before = users
+                now = await seen(percent)
+                shares = ", ".join(f"{name} {100 * len(users) / len(USERS):.2f} %" for name, users in now.items())
+                sys.stdout.write(f"decided {percent} %: {shares}\n")
+                assert all(near(users, percent) for users in now.values())
+                assert all(before[name] <= users for name, users in now.items())
+                assert now["flagd"] == now["ofrep"]
+                before = now
                 if percent < 100:
-                    await client.command(CommandVerb.PROMOTE, flag_key)
+                    await operator.command(CommandVerb.PROMOTE, flag_key)
             assert 'rolloutd_actuation_gap_seconds{plane="unleash"} 0.0' in (await daemon.get("/metrics")).text
-            await client.command(CommandVerb.ROLL_BACK, flag_key)
-            assert await sdk.users_in(flag_key, 0) == set()
+            await operator.command(CommandVerb.ROLL_BACK, flag_key)
+            assert not any((await seen(0)).values())
 
 
 # --- audiences: the SDK's own engine against the reference -------------------------------------------------------------------
