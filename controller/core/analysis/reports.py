@@ -6,8 +6,9 @@ Sentences do not name their metric: whoever shows them has put it in front.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from controller.core.analysis.change_point import as_e_value, log_e_value, log_sum_exp, mean_log_effect
 from controller.core.analysis.gate_tests import GateTests, LimitTest, RatioTest
@@ -137,7 +138,7 @@ def report(
         on_breach=guardrail.on_breach,
         harm=harm,
         safe=safe,
-        arms=_arms(guardrail, look.ratio, totals, latencies, alpha),
+        arms=_Arms(look),
         e_value=e_value,
         threshold=threshold,
         e_value_safe=as_e_value(min(log_safes)) if log_safes else None,
@@ -338,18 +339,34 @@ def _both(guardrail: Guardrail, counts: Counts) -> str:
 # --- the arms ---------------------------------------------------------------------------------------------------------------
 
 
-def _arms(
-    guardrail: Guardrail, test: RatioTest | None, totals: VisitTotals, latencies: Mapping[Arm, Spread], alpha: float
-) -> Mapping[Arm, ArmSummary]:
-    """Return both arms of the present visit."""
-    return {
-        arm: (
-            _latency_arm(guardrail, test, latencies[arm], arm, alpha)
-            if guardrail.quantile is not None
-            else _share_arm(guardrail, totals.arm(arm), alpha)
-        )
-        for arm in Arm
-    }
+class _Arms(Mapping[Arm, ArmSummary]):
+    """Both arms of the present visit, summed up when somebody reads them.
+
+    Verdicts do not stand on them, their intervals cost a quarter of a look, and most looks lead to no decision that tells them.
+    """
+
+    def __init__(self, look: _Look) -> None:
+        """Take what they are made of, which never changes."""
+        self._look = look
+
+    @cached_property
+    def _summaries(self) -> dict[Arm, ArmSummary]:
+        look = self._look
+        if look.guardrail.quantile is None:
+            return {arm: _share_arm(look.guardrail, look.totals.arm(arm), look.alpha) for arm in Arm}
+        return {arm: _latency_arm(look.guardrail, look.ratio, look.latencies[arm], arm, look.alpha) for arm in Arm}
+
+    def __getitem__(self, arm: Arm) -> ArmSummary:
+        return self._summaries[arm]
+
+    def __iter__(self) -> Iterator[Arm]:
+        return iter(self._summaries)
+
+    def __len__(self) -> int:
+        return len(self._summaries)
+
+    def __repr__(self) -> str:
+        return repr(self._summaries)
 
 
 def _share_arm(guardrail: Guardrail, arm: ArmTotals, alpha: float) -> ArmSummary:
