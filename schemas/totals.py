@@ -7,7 +7,7 @@ One hash per event partition, `<prefix>agg:{<topic>/<partition>/<epoch>}`. To lo
 |---|---|
 | `next` | the fence: the offset to read next. Everything else in the hash is what the records before it add up to |
 | `digest` | of the arguments of the last save: how a repeated save is recognised as already done |
-| `format` | version of this layout, `1` |
+| `format` | version of this layout: `2`; `1` is without `checked` and `repeated`, and is read |
 | `start` | the offset counting began at |
 | `end` | the log's end when its owner last looked; `end - next` is the lag |
 | `freshest` | greatest event time counted, ms since the epoch; empty before the first |
@@ -42,7 +42,7 @@ import msgspec
 
 from schemas.terms import Arm
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout. A hash with a greater one was written by a newer rolloutd and is refused, never guessed at."""
 
 MAX_FIELDS_PER_SAVE = 3_000

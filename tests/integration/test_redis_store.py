@@ -15,7 +15,7 @@ from controller.adapters.redis import ANSWERS_KEPT, ANSWERS_PRUNED_EVERY, RedisR
 from controller.errors import BrokenInvariant, ConfigInvalid, StoreUnavailable
 from controller.ports import OutboxEntry, StoredRollout
 from schemas.terms import Arm
-from schemas.totals import MAX_FIELDS_PER_SAVE, ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
+from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
 from tests.brokers import RedisServer
 from tests.builders import make_rollout
 
@@ -243,11 +243,13 @@ async def test_a_foreign_key_under_our_name_is_a_broken_invariant(store: Store) 
     await store.client.hset(HASH, "next", "5")
     with pytest.raises(BrokenInvariant, match="not written by rolloutd"):
         await totals.load(KEY)
-    await store.client.hset(HASH, mapping={"format": "2", **fields(5)})
+    await store.client.hset(HASH, mapping={"format": str(FORMAT + 1), **fields(5)})
     with pytest.raises(BrokenInvariant, match="upgrade"):
         await totals.load(KEY)
     with pytest.raises(BrokenInvariant, match="upgrade"):
         await totals.read([KEY], {})
+    await store.client.hset(HASH, "format", "1")
+    assert (await totals.load(KEY)).next_offset == 5  # what an earlier rolloutd has written is read
 
 
 async def test_an_unreadable_document_stops_its_flag_only(store: Store) -> None:
@@ -305,7 +307,7 @@ async def test_an_operator_can_read_the_hash(store: Store) -> None:
     del stored[b"digest"]
     assert stored == {
         b"next": b"814",
-        b"format": b"1",
+        b"format": b"2",
         b"start": b"2",
         b"end": b"900",
         b"freshest": b"5",
