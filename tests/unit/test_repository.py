@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from local_kafka import kafka_version
 
 from controller.metrics import Metrics
 from controller.settings import load_settings
+from schemas.terms import AlertKind, HealthGap, HoldReason
 from tests.brokers import KAFKA_IMAGE
 from tests.conftest import MARKER_OF_DIRECTORY
 
@@ -244,6 +246,13 @@ def test_make_offers_what_the_documents_name() -> None:
     assert {"demo", "test", "check", "chaos", "bench", "lock", "schemas"} <= explained
     for document in ("README.md", "CONTRIBUTING.md"):
         assert set(re.findall(r"`make ([a-z-]+)", _text(document))) <= explained, document
+
+
+@pytest.mark.parametrize(("section", "words"), [("Alerts", AlertKind), ("Gaps", HealthGap), ("Holds", HoldReason)])
+def test_a_person_can_look_up_every_word_of_an_alert(section: str, words: type[StrEnum]) -> None:
+    """`ops/alerts.md` has a row for each kind of alert, each gap and each hold, and for nothing else."""
+    text = _text("ops/alerts.md").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([a-z_]+)` \|", text, flags=re.MULTILINE)) == sorted(words)
 
 
 @pytest.mark.parametrize("script", [".ci/run", "ops/kafka/local-kafka"])
