@@ -406,7 +406,7 @@ def others(runs: int, seed: int) -> bool:
     print(f"side by side, alpha 1 %, share 10 %, base rate 1 %, {runs} runs: false alarms; under drift; delay at x2")
     kinds: dict[str, Callable[[], Test]] = {
         "rolloutd": lambda: Ours(runs),
-        "asymptotic confidence sequence": lambda: AsymptoticSequence(runs),
+        "gbstats sequential": lambda: AsymptoticSequence(runs),
         "z-test at every look": lambda: RepeatedZ(runs),
         "above 2 x control": lambda: Threshold(runs),
     }
