@@ -572,6 +572,11 @@ class CountingSettings(_Section):
     seen_flags_limit: int = Field(default=1_000, ge=0, le=100_000)
     """Unknown flag keys remembered for `rolloutctl status`; the rest is one counter."""
 
+    @property
+    def attribution_window_ms(self) -> int:
+        """The attribution window in whole milliseconds, as event times are."""
+        return round(self.attribution_window_seconds * 1000)
+
 
 class WatchdogSettings(_Section):
     """When the daemon stops trusting its own consumer."""

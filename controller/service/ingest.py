@@ -20,11 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from itertools import accumulate
 from math import inf
 from typing import Any
 
@@ -33,81 +30,27 @@ import structlog
 from controller.core.rollout import Rollout
 from controller.errors import BrokenInvariant, EventLogTruncated, EventLogUnavailable, StoreUnavailable
 from controller.metrics import Metrics
-from controller.ports import Clock, EventLog, Record, TopicPartition, Totals
-from controller.service.counting import Changes, PartitionTotals, ReadEvaluations, ReadOutcomes, up_to
+from controller.ports import Clock, EventLog, TopicPartition, Totals
+from controller.service.counting import Changes, PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.service.directory import Directory
+from controller.service.folding import FOLDED_AT_ONCE, Folding
+from controller.service.partitions import Owned, Pacing, Pair, PartitionState, PartitionView
 from controller.settings import CountingSettings
-from schemas.formats import Packed
 from schemas.quarantine import MAX_REFUSALS, Refusal
 from schemas.terms import QuarantineReason, Recorded
-from schemas.totals import MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS, PartitionCounts, encode_progress
+from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 
-#: Fields left free in a save for what cannot be known before: progress, and the last outcome's 64 flags with all their sets.
-_SPARE_FIELDS = len(PROGRESS_FIELDS) + 700
-_LEAST_ROOM = 200  # fields; with less a save comes first, in place of ever smaller batches
-#: Fields one evaluation may change: its arm or its bundle, and parts of two journals and of the list of names.
-_FIELDS_PER_EVALUATION = 2
-_FROZEN_LANES = 500  # so many more at a time: rarely, for what else exists at that moment is never looked at again either
-#: Refused records that wait for a save at most, of one partition: 2.5 MB. With fewer a flood of poison would save more often
-#: than good traffic does, and each save costs as much as a thousand records.
-_REFUSALS_PER_SAVE = 4 * MAX_REFUSALS
-_FOLDED_AT_ONCE = 1000  # records: 3 ms or so
-_PACKED_BYTES_AT_ONCE = 128 * 1024  # of records that hold many events: 10 ms or so; a single one may be larger
-_PACKED_BYTES_PENDING = 16 * 1024 * 1024  # of such records, fetched and not yet folded, per partition
+_PACKED_BYTES_PENDING = 16 * 1024 * 1024  # of records that hold many events, fetched and not yet folded, per partition
 _RECORDED = (Recorded.COUNTED, Recorded.QUARANTINED, Recorded.LATE, Recorded.IGNORED)
 _COLLECTED_FROM_OBJECTS = 20_000
 _SCATTERED = "a context's events are in several partitions and it is counted once in each: see ops/formats.md"
+_PACING = Pacing()
 _SWEEP_SECONDS = 600.0  # by then the directory is newer than any hash that was loaded
 
 
 #: Publishes refusals of one topic partition, at most `MAX_REFUSALS`, and returns once they are acknowledged. Raises
 #: EventLogUnavailable; a repeat is harmless.
 Quarantine = Callable[[str, int, Sequence[Refusal]], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Pacing:
-    """What bounds counting in time and memory and is no operator's choice; the choices are `CountingSettings`."""
-
-    longest_flush_seconds: float = 2.0  # between two saves of a partition, however long saving takes
-    saving_share: float = 0.2  # of the time that may go to saving: with many flags saves become rarer, not slower
-    heartbeat_seconds: float = 0.9  # an idle partition is saved as often: silence of traffic is not silence of its owner
-    commit_seconds: float = 1.0
-    pending_records: int = 5_000  # fetched and not yet folded, per partition; beyond, its fetching pauses
-    join_grace_seconds: float = 0.25  # an outcome waits so long for evaluations that may be under way, when none are there
-    join_patience_seconds: float = 5.0  # and so long for evaluations that the log says are there and that do not come
-    revoke_seconds: float = 2.0  # for the last save before a partition is handed over
-    drain_seconds: float = 2.0  # for the last saves at the end
-    retry_seconds: float = 0.2  # between two tries of a call that failed within its own deadline
-
-
-class PartitionState(StrEnum):
-    """Where a partition stands."""
-
-    LOADING = "loading"
-    READY = "ready"
-    STOPPED = "stopped"  # a person is needed
-    GONE = "gone"  # not ours any more
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionView:
-    """One partition as operators and the watchdog see it."""
-
-    topic: str
-    partition: int
-    state: PartitionState
-    next_offset: int  # folded up to here
-    saved_offset: int | None
-    end_offset: int | None
-    records: PartitionCounts
-    unmoved_seconds: float  # since the saved offset last moved, or the partition was last seen without lag
-    trouble: str  # why it is stopped, else empty
-
-    @property
-    def lag(self) -> int | None:
-        """Records not yet saved, None when the log's end is not known."""
-        return None if self.end_offset is None else max(0, self.end_offset - (self.saved_offset or 0))
 
 
 @dataclass(slots=True)
@@ -122,82 +65,13 @@ class IngestCounters:
     fetch_troubles: int = 0
     gaps: int = 0
     late_revokes: int = 0  # partitions handed over without a last save; they are counted again from the fence
-    longest_fold_seconds: float = 0.0
-
-
-class _Owned:
-    """One partition that is assigned to us."""
-
-    __slots__ = (
-        "delivered_at",
-        "holes_seen",
-        "is_busy",
-        "is_counting_exposures",
-        "is_leaving",
-        "is_paused",
-        "key",
-        "last_timestamp_ms",
-        "loaded",
-        "moved_at",
-        "partition",
-        "pending",
-        "reported",
-        "saved",
-        "saved_at",
-        "state",
-        "swept_at",
-        "totals",
-        "trouble",
-    )
-
-    def __init__(self, partition: TopicPartition, key: str, totals: PartitionTotals, now: float) -> None:
-        self.partition = partition
-        self.key = key
-        self.totals = totals
-        self.state = PartitionState.LOADING
-        self.trouble = ""
-        self.loaded: tuple[PartitionTotals, int | None] | None = None  # with the fence found, None for none
-        self.saved: int | None = None  # the fence we expect to find
-        self.saved_at = now
-        self.moved_at = now
-        self.swept_at = now
-        self.holes_seen = 0
-        self.reported = (0, 0, 0, 0)  # counted, quarantined, late, ignored, as far as the metrics know
-        self.pending: list[Record] = []
-        self.is_counting_exposures = totals.counts_exposures
-        self.is_paused = False
-        self.is_busy = False  # being encoded: nothing may be folded
-        self.is_leaving = False  # being handed over: nothing more is folded
-        self.last_timestamp_ms: float = -inf  # of the last record folded
-        self.delivered_at = now  # when the log last gave a record
-
-
-class _Pair:
-    """The partitions of one number, of both topics, as far as they are ours."""
-
-    __slots__ = ("encode_seconds", "evaluations", "held_since", "next_save_at", "outcomes", "saving")
-
-    def __init__(self) -> None:
-        self.evaluations: _Owned | None = None
-        self.outcomes: _Owned | None = None
-        self.saving: asyncio.Task[None] | None = None
-        self.next_save_at = 0.0
-        self.encode_seconds = 0.0
-        self.held_since: float | None = None  # an outcome waits for evaluations since then
-
-    def owned(self) -> Iterator[_Owned]:
-        """Yield the partitions, outcomes first: saved in this order, exposures are never stored ahead of their outcomes."""
-        if self.outcomes is not None:
-            yield self.outcomes
-        if self.evaluations is not None:
-            yield self.evaluations
 
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
     """A consistent state of one partition, ready to be saved."""
 
-    owned: _Owned
+    owned: Owned
     expected: int | None
     next_offset: int
     changes: Changes
@@ -221,7 +95,7 @@ class Ingest:
         on_counted: Callable[[frozenset[str]], None],
         read_evaluations: ReadEvaluations,
         read_outcomes: ReadOutcomes,
-        pacing: Pacing = Pacing(),
+        pacing: Pacing = _PACING,
     ) -> None:
         """`topics` are the evaluations' and the outcomes'. `epoch` is part of the partitions' keys: a new one counts anew.
 
@@ -237,19 +111,15 @@ class Ingest:
         self._epoch = epoch
         self._quarantine = quarantine
         self._on_counted = on_counted
-        self._read_evaluations = read_evaluations
-        self._read_outcomes = read_outcomes
-        self._has_packed = isinstance(read_evaluations, Packed) or isinstance(read_outcomes, Packed)
-        self._window_ms = round(settings.attribution_window_seconds * 1000)
-        self._owned: dict[TopicPartition, _Owned] = {}
-        self._pairs: dict[int, _Pair] = {}
+        self._folding = Folding(log, clock, settings, pacing, read_evaluations=read_evaluations, read_outcomes=read_outcomes)
+        self._owned: dict[TopicPartition, Owned] = {}
+        self._pairs: dict[int, Pair] = {}
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
         self._is_blocked = False  # records are at hand and none could be folded
         self._has_ended = asyncio.Event()
         self._committed_at = 0.0
-        self._unfrozen_lanes = 0
         self._unknown_reported = 0
         self._scattered_reported = 0
         self._logger = structlog.get_logger()
@@ -308,6 +178,11 @@ class Ingest:
         ]
 
     @property
+    def longest_fold_seconds(self) -> float:
+        """How long one fold has kept the loop to itself at most."""
+        return self._folding.longest_seconds
+
+    @property
     def is_caught_up(self) -> bool:
         """True when every assigned partition is ready or stopped."""
         return all(
@@ -353,11 +228,11 @@ class Ingest:
         self._is_blocked = True
         since_pause = 0
         for pair in list(self._pairs.values()):
-            folded = self._fold(pair, now)
+            folded = self._folding.fold(pair, now)
             if folded:
                 self._is_blocked = False
-            since_pause += folded if not self._has_packed else _FOLDED_AT_ONCE
-            if since_pause >= _FOLDED_AT_ONCE:
+            since_pause += folded if not self._folding.has_packed else FOLDED_AT_ONCE
+            if since_pause >= FOLDED_AT_ONCE:
                 since_pause = 0
                 await asyncio.sleep(0)
         self._pace_fetching()
@@ -382,9 +257,9 @@ class Ingest:
             if topic not in (self._evaluations_topic, self._outcomes_topic):
                 raise BrokenInvariant(f"{topic} is assigned to ingest, which counts no such topic")
             key = f"{topic}/{number}/{self._epoch}"
-            owned = _Owned(partition, key, self._fresh_totals(partition), self._clock.monotonic())
+            owned = Owned(partition, key, self._fresh_totals(partition), self._clock.monotonic())
             self._owned[partition] = owned
-            pair = self._pairs.setdefault(number, _Pair())
+            pair = self._pairs.setdefault(number, Pair())
             if owned.is_counting_exposures:
                 pair.evaluations = owned
             else:
@@ -396,11 +271,11 @@ class Ingest:
             self.directory,
             counts_exposures=partition[0] == self._evaluations_topic,
             exact_limit=self._settings.exact_set_limit,
-            window_ms=self._window_ms,
+            window_ms=self._settings.attribution_window_ms,
             number=partition[1],
         )
 
-    def _let_go(self, owned: _Owned) -> None:
+    def _let_go(self, owned: Owned) -> None:
         owned.state = PartitionState.GONE
         owned.pending = []
         owned.totals.close()
@@ -426,7 +301,7 @@ class Ingest:
         """Stop fetching what cannot be folded, and go on once half of it is gone."""
         for owned in self._owned.values():
             fullness = len(owned.pending) / self._pacing.pending_records
-            if self._has_packed:
+            if self._folding.has_packed:
                 fullness = max(fullness, sum(len(record.value or b"") for record in owned.pending) / _PACKED_BYTES_PENDING)
             if not owned.is_paused and fullness >= 1:
                 self._log.pause([owned.partition])
@@ -437,7 +312,7 @@ class Ingest:
 
     # - taking a partition on -
 
-    async def _load(self, owned: _Owned) -> None:
+    async def _load(self, owned: Owned) -> None:
         """Read a partition's hash and check it against the log; the loop seeks and declares it ready."""
         while owned.state is PartitionState.LOADING:
             try:
@@ -495,131 +370,6 @@ class Ingest:
             owned.state = PartitionState.READY
             self._logger.info("partition_ready", topic_partition=owned.key, offset=owned.totals.position)
 
-    # - folding -
-
-    def _fold(self, pair: _Pair, now: float) -> int:
-        """Fold what a pair has at hand, outcomes and evaluations in the order of their timestamps where it matters."""
-        folded = 0
-        began = self._clock.monotonic()
-        opened = sum(owned.totals.opened_lanes for owned in pair.owned())
-        with _no_collection():
-            while folded < _FOLDED_AT_ONCE:
-                step = self._fold_outcomes(pair, now) + self._fold_evaluations(pair, now)
-                folded += step
-                if step == 0 or self._has_packed:
-                    break
-            self._unfrozen_lanes += sum(owned.totals.opened_lanes for owned in pair.owned()) - opened
-            if self._unfrozen_lanes >= _FROZEN_LANES:
-                # What is made for a flag lives as long as its partition is ours (`PartitionTotals.close`). Of 10,000 flags it
-                # is two million objects, and a collection that looked at them would hold the loop up for a second.
-                gc.freeze()
-                self._unfrozen_lanes = 0
-        if folded:
-            self.counters.longest_fold_seconds = max(self.counters.longest_fold_seconds, self._clock.monotonic() - began)
-        return folded
-
-    def _room(self, owned: _Owned) -> int:
-        """Return how many more fields may change before the next save; 0 when nothing may be folded now."""
-        totals = owned.totals
-        if owned.state is not PartitionState.READY or owned.is_busy or owned.is_leaving or not owned.pending:
-            return 0
-        if len(totals.refused) >= _REFUSALS_PER_SAVE:
-            return 0
-        if totals.position - (owned.saved or totals.records.start) >= self._settings.max_unsaved_records:
-            return 0
-        room = MAX_FIELDS_PER_SAVE - _SPARE_FIELDS - totals.changed_fields
-        return room if room >= _LEAST_ROOM else 0
-
-    def _fold_outcomes(self, pair: _Pair, now: float) -> int:
-        owned = pair.outcomes
-        if owned is None:
-            return 0
-        room = self._room(owned)
-        if room == 0:
-            return 0
-        batch = self._at_hand(owned, self._settings.fetch_max_records, self._read_outcomes)
-        evaluations = pair.evaluations
-        join = None
-        if evaluations is not None and evaluations.state is not PartitionState.STOPPED:
-            join = evaluations.totals
-        taken = owned.totals.fold_outcomes(
-            batch, self._read_outcomes, room=room, join=join, joinable_until_ms=self._joinable_until(pair, now)
-        )
-        if taken:
-            owned.last_timestamp_ms = batch[taken - 1].timestamp
-            del owned.pending[:taken]
-            pair.held_since = None
-        elif pair.held_since is None:
-            pair.held_since = now
-        return taken
-
-    def _joinable_until(self, pair: _Pair, now: float) -> float:
-        """Return the timestamp up to which every evaluation has been folded, as far as can be known."""
-        owned = pair.evaluations
-        if owned is None or owned.state is PartitionState.STOPPED:
-            return inf
-        if owned.state is not PartitionState.READY:
-            return -inf
-        if owned.pending:
-            return owned.pending[0].timestamp - 1
-        waited = 0.0 if pair.held_since is None else now - pair.held_since
-        end = self._log.end_offset(owned.partition)
-        if end is not None and owned.totals.position >= end:
-            # All there is has been folded. What is under way may still be older than the outcome: that is what grace is for.
-            return inf if waited >= self._pacing.join_grace_seconds else owned.last_timestamp_ms
-        # The log has more, or may have: a transaction's marker is counted in its end and never comes, so patience has an end.
-        patience = self._pacing.join_patience_seconds
-        return inf if min(waited, now - owned.delivered_at) >= patience else owned.last_timestamp_ms - 1
-
-    def _fold_evaluations(self, pair: _Pair, now: float) -> int:
-        owned = pair.evaluations
-        if owned is None:
-            return 0
-        room = self._room(owned)
-        count = min(room // _FIELDS_PER_EVALUATION, self._settings.fetch_max_records)
-        if count == 0:
-            return 0
-        batch = self._at_hand(owned, count, self._read_evaluations)
-        until = self._exposable_until(pair, now)
-        if batch[-1].timestamp > until:
-            batch = batch[: up_to(batch, until)]
-            if not batch:
-                return 0
-        # Refusals of a whole batch may go beyond what one quarantine record holds; the save splits them.
-        taken = owned.totals.fold_evaluations(batch, self._read_evaluations, room=room)
-        if taken:
-            owned.last_timestamp_ms = batch[taken - 1].timestamp
-            del owned.pending[:taken]
-        return taken
-
-    def _at_hand(self, owned: _Owned, count: int, read: ReadEvaluations | ReadOutcomes) -> list[Record]:
-        """Return at most `count` records to fold next; of a packed format a bounded number of bytes, at least one record."""
-        batch = owned.pending[:count]
-        if isinstance(read, Packed):
-            sizes = accumulate(len(record.value or b"") for record in batch)
-            batch = batch[: max(1, sum(size <= _PACKED_BYTES_AT_ONCE for size in sizes))]
-        return batch
-
-    def _exposable_until(self, pair: _Pair, now: float) -> float:
-        """Return the timestamp up to which evaluations may be folded without running ahead of outcomes that need them.
-
-        A pair that has never joined is only kept within a third of the window, so that the first join finds its exposures.
-        """
-        owned = pair.outcomes
-        if owned is None or owned.state is PartitionState.STOPPED:
-            return inf
-        if owned.state is not PartitionState.READY:
-            return inf if now - owned.delivered_at >= self._pacing.join_patience_seconds else -inf
-        ahead = 0 if owned.totals.joins else self._window_ms // 3
-        if owned.pending:
-            return owned.pending[0].timestamp + ahead
-        end = self._log.end_offset(owned.partition)
-        if end is not None and owned.totals.position >= end:
-            return inf
-        if now - owned.delivered_at >= self._pacing.join_patience_seconds:
-            return inf
-        return owned.last_timestamp_ms + ahead
-
     # - saving -
 
     def _save_what_is_due(self, now: float) -> None:
@@ -630,17 +380,17 @@ class Ingest:
             ready = [owned for owned in pair.owned() if owned.state is PartitionState.READY and not owned.is_leaving]
             if not ready:
                 continue
-            is_full = any(owned.pending and self._room(owned) == 0 for owned in ready)
+            is_full = any(owned.pending and self._folding.room(owned) == 0 for owned in ready)
             is_wanted = any(
                 self._has_changed(owned) or now - owned.saved_at >= self._pacing.heartbeat_seconds for owned in ready
             )
             if is_full or (is_wanted and now >= pair.next_save_at):
                 pair.saving = self._start(self._save(pair), f"save:{number}")
 
-    def _has_changed(self, owned: _Owned) -> bool:
+    def _has_changed(self, owned: Owned) -> bool:
         return owned.totals.position != owned.saved or owned.totals.has_changed
 
-    async def _save(self, pair: _Pair) -> None:
+    async def _save(self, pair: Pair) -> None:
         """Save both partitions as they are now, outcomes first."""
         began = self._clock.monotonic()
         ready = [owned for owned in pair.owned() if owned.state is PartitionState.READY]
@@ -664,7 +414,7 @@ class Ingest:
         pair.next_save_at = began + min(pause, self._pacing.longest_flush_seconds)
         await self._commit(now)
 
-    async def _look_for_lost_records(self, owned: _Owned) -> None:
+    async def _look_for_lost_records(self, owned: Owned) -> None:
         """Tell offsets that never held a record for us from records that the log forgot before we read them."""
         holes = owned.totals.records.holes
         if holes == owned.holes_seen:
@@ -680,7 +430,7 @@ class Ingest:
             self._logger.error("records_lost", topic_partition=owned.key, from_offset=owned.saved, to_offset=first)
             owned.totals.taint(self._now_ms())
 
-    async def _encode(self, owned: _Owned) -> _Snapshot:
+    async def _encode(self, owned: Owned) -> _Snapshot:
         """Return the partition's state; looks at the loop now and then, nothing is folded meanwhile."""
         totals = owned.totals
         now = self._clock.monotonic()
@@ -739,7 +489,7 @@ class Ingest:
         if snapshot.changes.garbage:
             await self._delete(owned, snapshot.changes.garbage)
 
-    def _report(self, owned: _Owned) -> None:
+    def _report(self, owned: Owned) -> None:
         """Bring the metrics up to date with what was saved; between saves the hot path touches none."""
         topic = "evaluations" if owned.is_counting_exposures else "outcomes"
         totals = owned.totals.records
@@ -760,7 +510,7 @@ class Ingest:
         self._metrics.scattered_contexts.inc(scattered - self._scattered_reported)
         self._scattered_reported = scattered
 
-    def _begin_anew(self, owned: _Owned, stored: int) -> None:
+    def _begin_anew(self, owned: Owned, stored: int) -> None:
         """Drop a partition's memory, because somebody else has counted it, and load it again."""
         self.counters.fences_lost += 1
         self._metrics.fence_conflicts.inc()
@@ -786,7 +536,7 @@ class Ingest:
             else:
                 del left[:MAX_REFUSALS]
 
-    async def _delete(self, owned: _Owned, garbage: Iterable[str]) -> None:
+    async def _delete(self, owned: Owned, garbage: Iterable[str]) -> None:
         """Delete fields nothing refers to any more. What a failure leaves behind is found again at the next load."""
         names = list(garbage)
         try:
@@ -830,7 +580,7 @@ class Ingest:
             for owned in leaving:
                 self._let_go(owned)
 
-    async def _save_last(self, pair: _Pair) -> None:
+    async def _save_last(self, pair: Pair) -> None:
         """Wait for the save under way, then save what came after it."""
         if pair.saving is not None and not pair.saving.done():
             await asyncio.wait({pair.saving})
@@ -854,15 +604,3 @@ class Ingest:
 
     def _now_ms(self) -> int:
         return int(self._clock.now().timestamp() * 1000)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector still: what is folded makes no cycles, and a pass in the midst of it costs 5 to 20 %."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from controller.health import Health
 from controller.metrics import Metrics
 from controller.service.actuation import Actuation
-from controller.service.ingest import Ingest, PartitionState
+from controller.service.ingest import Ingest
+from controller.service.partitions import PartitionState
 from controller.service.workers import Workers
 
 REPORT_EVERY_SECONDS = 1.0

@@ -202,7 +202,7 @@ async def count(settings: KafkaSettings, store: Store, rollouts: list[Rollout], 
     await ingest.stop()
     await running
     await log.stop()
-    return *spent, refused, ingest.counters.longest_fold_seconds
+    return *spent, refused, ingest.longest_fold_seconds
 
 
 def cpu_seconds() -> float:

@@ -15,7 +15,8 @@ from controller.adapters.memory import ManualClock, MemoryBroker, MemoryEventLog
 from controller.errors import EventLogUnavailable
 from controller.metrics import Metrics
 from controller.service.counting import ReadEvaluations, ReadOutcomes
-from controller.service.ingest import Ingest, Pacing, PartitionState
+from controller.service.ingest import Ingest
+from controller.service.partitions import Pacing, PartitionState
 from controller.settings import CountingSettings
 from schemas.quarantine import Refusal
 from schemas.totals import PartitionCounts, decode_progress

@@ -1,0 +1,193 @@
+"""In which order a pair's records are folded, how many at a time, and which have to wait.
+
+Outcomes without flags are joined to the exposures of their context, so both partitions of a pair are folded in the order of
+their records' timestamps where it matters. Plain synchronous code between two looks at the loop. Belongs here: order, waiting,
+bounds. Does not belong here: what a record adds up to (`counting.py`), fetching and saving (`ingest.py`).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from math import inf
+
+from controller.ports import Clock, EventLog, Record
+from controller.service.counting import ReadEvaluations, ReadOutcomes, up_to
+from controller.service.partitions import Owned, Pacing, Pair, PartitionState
+from controller.settings import CountingSettings
+from schemas.formats import Packed
+from schemas.quarantine import MAX_REFUSALS
+from schemas.totals import MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS
+
+#: Fields left free in a save for what cannot be known before: progress, and the last outcome's 64 flags with all their sets.
+_SPARE_FIELDS = len(PROGRESS_FIELDS) + 700
+_LEAST_ROOM = 200  # fields; with less a save comes first, in place of ever smaller batches
+#: Fields one evaluation may change: its arm or its bundle, and parts of two journals and of the list of names.
+_FIELDS_PER_EVALUATION = 2
+_FROZEN_LANES = 500  # so many more at a time: rarely, for what else exists at that moment is never looked at again either
+#: Refused records that wait for a save at most, of one partition: 2.5 MB. With fewer a flood of poison would save more often
+#: than good traffic does, and each save costs as much as a thousand records.
+_REFUSALS_PER_SAVE = 4 * MAX_REFUSALS
+FOLDED_AT_ONCE = 1000  # records: 3 ms or so
+_PACKED_BYTES_AT_ONCE = 128 * 1024  # of records that hold many events: 10 ms or so; a single one may be larger
+
+
+class Folding:
+    """Folds what pairs of partitions have at hand."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        clock: Clock,
+        settings: CountingSettings,
+        pacing: Pacing,
+        *,
+        read_evaluations: ReadEvaluations,
+        read_outcomes: ReadOutcomes,
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self._settings = settings
+        self._pacing = pacing
+        self._read_evaluations = read_evaluations
+        self._read_outcomes = read_outcomes
+        self.has_packed = isinstance(read_evaluations, Packed) or isinstance(read_outcomes, Packed)
+        self._unfrozen_lanes = 0
+        self.longest_seconds = 0.0  # that one call kept the loop to itself
+
+    def fold(self, pair: Pair, now: float) -> int:
+        """Fold what a pair has at hand, outcomes and evaluations in the order of their timestamps where it matters."""
+        folded = 0
+        began = self._clock.monotonic()
+        opened = sum(owned.totals.opened_lanes for owned in pair.owned())
+        with _no_collection():
+            while folded < FOLDED_AT_ONCE:
+                step = self._fold_outcomes(pair, now) + self._fold_evaluations(pair, now)
+                folded += step
+                if step == 0 or self.has_packed:
+                    break
+            self._unfrozen_lanes += sum(owned.totals.opened_lanes for owned in pair.owned()) - opened
+            if self._unfrozen_lanes >= _FROZEN_LANES:
+                # What is made for a flag lives as long as its partition is ours (`PartitionTotals.close`). Of 10,000 flags it
+                # is two million objects, and a collection that looked at them would hold the loop up for a second.
+                gc.freeze()
+                self._unfrozen_lanes = 0
+        if folded:
+            self.longest_seconds = max(self.longest_seconds, self._clock.monotonic() - began)
+        return folded
+
+    def room(self, owned: Owned) -> int:
+        """Return how many more fields may change before the next save; 0 when nothing may be folded now."""
+        totals = owned.totals
+        if owned.state is not PartitionState.READY or owned.is_busy or owned.is_leaving or not owned.pending:
+            return 0
+        if len(totals.refused) >= _REFUSALS_PER_SAVE:
+            return 0
+        if totals.position - (owned.saved or totals.records.start) >= self._settings.max_unsaved_records:
+            return 0
+        room = MAX_FIELDS_PER_SAVE - _SPARE_FIELDS - totals.changed_fields
+        return room if room >= _LEAST_ROOM else 0
+
+    def _fold_outcomes(self, pair: Pair, now: float) -> int:
+        owned = pair.outcomes
+        if owned is None:
+            return 0
+        room = self.room(owned)
+        if room == 0:
+            return 0
+        batch = self._at_hand(owned, self._settings.fetch_max_records, self._read_outcomes)
+        evaluations = pair.evaluations
+        join = None
+        if evaluations is not None and evaluations.state is not PartitionState.STOPPED:
+            join = evaluations.totals
+        taken = owned.totals.fold_outcomes(
+            batch, self._read_outcomes, room=room, join=join, joinable_until_ms=self._joinable_until(pair, now)
+        )
+        if taken:
+            owned.last_timestamp_ms = batch[taken - 1].timestamp
+            del owned.pending[:taken]
+            pair.held_since = None
+        elif pair.held_since is None:
+            pair.held_since = now
+        return taken
+
+    def _joinable_until(self, pair: Pair, now: float) -> float:
+        """Return the timestamp up to which every evaluation has been folded, as far as can be known."""
+        owned = pair.evaluations
+        if owned is None or owned.state is PartitionState.STOPPED:
+            return inf
+        if owned.state is not PartitionState.READY:
+            return -inf
+        if owned.pending:
+            return owned.pending[0].timestamp - 1
+        waited = 0.0 if pair.held_since is None else now - pair.held_since
+        end = self._log.end_offset(owned.partition)
+        if end is not None and owned.totals.position >= end:
+            # All there is has been folded. What is under way may still be older than the outcome: that is what grace is for.
+            return inf if waited >= self._pacing.join_grace_seconds else owned.last_timestamp_ms
+        # The log has more, or may have: a transaction's marker is counted in its end and never comes, so patience has an end.
+        patience = self._pacing.join_patience_seconds
+        return inf if min(waited, now - owned.delivered_at) >= patience else owned.last_timestamp_ms - 1
+
+    def _fold_evaluations(self, pair: Pair, now: float) -> int:
+        owned = pair.evaluations
+        if owned is None:
+            return 0
+        room = self.room(owned)
+        count = min(room // _FIELDS_PER_EVALUATION, self._settings.fetch_max_records)
+        if count == 0:
+            return 0
+        batch = self._at_hand(owned, count, self._read_evaluations)
+        until = self._exposable_until(pair, now)
+        if batch[-1].timestamp > until:
+            batch = batch[: up_to(batch, until)]
+            if not batch:
+                return 0
+        # Refusals of a whole batch may go beyond what one quarantine record holds; the save splits them.
+        taken = owned.totals.fold_evaluations(batch, self._read_evaluations, room=room)
+        if taken:
+            owned.last_timestamp_ms = batch[taken - 1].timestamp
+            del owned.pending[:taken]
+        return taken
+
+    def _at_hand(self, owned: Owned, count: int, read: ReadEvaluations | ReadOutcomes) -> list[Record]:
+        """Return at most `count` records to fold next; of a packed format a bounded number of bytes, at least one record."""
+        batch = owned.pending[:count]
+        if isinstance(read, Packed):
+            sizes = accumulate(len(record.value or b"") for record in batch)
+            batch = batch[: max(1, sum(size <= _PACKED_BYTES_AT_ONCE for size in sizes))]
+        return batch
+
+    def _exposable_until(self, pair: Pair, now: float) -> float:
+        """Return the timestamp up to which evaluations may be folded without running ahead of outcomes that need them.
+
+        A pair that has never joined is only kept within a third of the window, so that the first join finds its exposures.
+        """
+        owned = pair.outcomes
+        if owned is None or owned.state is PartitionState.STOPPED:
+            return inf
+        if owned.state is not PartitionState.READY:
+            return inf if now - owned.delivered_at >= self._pacing.join_patience_seconds else -inf
+        ahead = 0 if owned.totals.joins else self._settings.attribution_window_ms // 3
+        if owned.pending:
+            return owned.pending[0].timestamp + ahead
+        end = self._log.end_offset(owned.partition)
+        if end is not None and owned.totals.position >= end:
+            return inf
+        if now - owned.delivered_at >= self._pacing.join_patience_seconds:
+            return inf
+        return owned.last_timestamp_ms + ahead
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector still: what is folded makes no cycles, and a pass in the midst of it costs 5 to 20 %."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,131 @@
+"""One event partition in our hands, and the pair it belongs to: where each stands between the log, memory and the store.
+
+Belongs here: state and its names. Does not belong here: what is done with it (`folding.py`, `ingest.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from math import inf
+
+from controller.ports import Record, TopicPartition
+from controller.service.counting import PartitionTotals
+from schemas.totals import PartitionCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """What bounds counting in time and memory and is no operator's choice; the choices are `CountingSettings`."""
+
+    longest_flush_seconds: float = 2.0  # between two saves of a partition, however long saving takes
+    saving_share: float = 0.2  # of the time that may go to saving: with many flags saves become rarer, not slower
+    heartbeat_seconds: float = 0.9  # an idle partition is saved as often: silence of traffic is not silence of its owner
+    commit_seconds: float = 1.0
+    pending_records: int = 5_000  # fetched and not yet folded, per partition; beyond, its fetching pauses
+    join_grace_seconds: float = 0.25  # an outcome waits so long for evaluations that may be under way, when none are there
+    join_patience_seconds: float = 5.0  # and so long for evaluations that the log says are there and that do not come
+    revoke_seconds: float = 2.0  # for the last save before a partition is handed over
+    drain_seconds: float = 2.0  # for the last saves at the end
+    retry_seconds: float = 0.2  # between two tries of a call that failed within its own deadline
+
+
+class PartitionState(StrEnum):
+    """Where a partition stands."""
+
+    LOADING = "loading"
+    READY = "ready"
+    STOPPED = "stopped"  # a person is needed
+    GONE = "gone"  # not ours any more
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionView:
+    """One partition as operators and the watchdog see it."""
+
+    topic: str
+    partition: int
+    state: PartitionState
+    next_offset: int  # folded up to here
+    saved_offset: int | None
+    end_offset: int | None
+    records: PartitionCounts
+    unmoved_seconds: float  # since the saved offset last moved, or the partition was last seen without lag
+    trouble: str  # why it is stopped, else empty
+
+    @property
+    def lag(self) -> int | None:
+        """Records not yet saved, None when the log's end is not known."""
+        return None if self.end_offset is None else max(0, self.end_offset - (self.saved_offset or 0))
+
+
+class Owned:
+    """One partition that is assigned to us."""
+
+    __slots__ = (
+        "delivered_at",
+        "holes_seen",
+        "is_busy",
+        "is_counting_exposures",
+        "is_leaving",
+        "is_paused",
+        "key",
+        "last_timestamp_ms",
+        "loaded",
+        "moved_at",
+        "partition",
+        "pending",
+        "reported",
+        "saved",
+        "saved_at",
+        "state",
+        "swept_at",
+        "totals",
+        "trouble",
+    )
+
+    def __init__(self, partition: TopicPartition, key: str, totals: PartitionTotals, now: float) -> None:
+        """Start with nothing loaded; `key` is the name its hash is stored under, `now` monotonic seconds."""
+        self.partition = partition
+        self.key = key
+        self.totals = totals
+        self.state = PartitionState.LOADING
+        self.trouble = ""
+        self.loaded: tuple[PartitionTotals, int | None] | None = None  # with the fence found, None for none
+        self.saved: int | None = None  # the fence we expect to find
+        self.saved_at = now
+        self.moved_at = now
+        self.swept_at = now
+        self.holes_seen = 0
+        self.reported = (0, 0, 0, 0)  # counted, quarantined, late, ignored, as far as the metrics know
+        self.pending: list[Record] = []
+        self.is_counting_exposures = totals.counts_exposures
+        self.is_paused = False
+        self.is_busy = False  # being encoded: nothing may be folded
+        self.is_leaving = False  # being handed over: nothing more is folded
+        self.last_timestamp_ms: float = -inf  # of the last record folded
+        self.delivered_at = now  # when the log last gave a record
+
+
+class Pair:
+    """The partitions of one number, of both topics, as far as they are ours."""
+
+    __slots__ = ("encode_seconds", "evaluations", "held_since", "next_save_at", "outcomes", "saving")
+
+    def __init__(self) -> None:
+        """Start with neither."""
+        self.evaluations: Owned | None = None
+        self.outcomes: Owned | None = None
+        self.saving: asyncio.Task[None] | None = None
+        self.next_save_at = 0.0
+        self.encode_seconds = 0.0
+        self.held_since: float | None = None  # an outcome waits for evaluations since then
+
+    def owned(self) -> Iterator[Owned]:
+        """Yield the partitions, outcomes first: saved in this order, exposures are never stored ahead of their outcomes."""
+        if self.outcomes is not None:
+            yield self.outcomes
+        if self.evaluations is not None:
+            yield self.evaluations
