@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import product
+from itertools import chain, product
 from json import dumps
-from math import floor
+from math import floor, prod
 from typing import Any
 
 from controller.core.audience import Audience, Condition, full_version, version_range
@@ -63,7 +63,7 @@ def rules(served: Serving, *, stickiness: str) -> tuple[Rule, ...]:
         return (Rule(percent, variants=variants),)
     found: list[Rule] = []
     for ring in served.rings:
-        for constraints in _clauses(ring.audience, stickiness):
+        for constraints in constraint_sets(ring.audience, stickiness=stickiness):
             found += [
                 Rule(percent, constraints, _variants(served, part, stickiness), part in (Part.TREATMENT, Part.EARLIER))
                 for part, percent in _ends(ring)
@@ -71,9 +71,7 @@ def rules(served: Serving, *, stickiness: str) -> tuple[Rule, ...]:
     if served.rings[-1].audience is not None:
         found.append(Rule(100, (), _variants(served, Part.UNASSIGNED, stickiness), gives_treatment=False))
     if len(found) > MAX_RULES:
-        raise Unservable(
-            f"it takes {len(found)} strategies, and Unleash has room for {MAX_RULES}: use fewer or simpler audiences"
-        )
+        raise _no_room("it", len(found))
     return tuple(found)
 
 
@@ -141,14 +139,22 @@ def _payload(value: Any) -> dict[str, Any]:
 # --- constraints ------------------------------------------------------------------------------------------------------------
 
 
-def _clauses(audience: Audience | None, stickiness: str) -> Iterator[tuple[Constraint, ...]]:
-    """Yield sets of constraints, one of which a user of the audience meets whole."""
+def constraint_sets(audience: Audience | None, *, stickiness: str) -> list[tuple[Constraint, ...]]:
+    """Return sets of constraints, one of which a user of the audience meets whole; None: everybody. Raises Unservable.
+
+    A set is a strategy's, so there are `MAX_RULES` at most. They are counted before they are made: conditions multiply them.
+    """
     if audience is None:
-        yield ()
-        return
-    for conditions in audience.any_of:
-        for choice in product(*(_alternatives(condition, stickiness) for condition in conditions)):
-            yield tuple(constraint for constraints in choice for constraint in constraints)
+        return [()]
+    clauses = [[_alternatives(condition, stickiness) for condition in conditions] for conditions in audience.any_of]
+    count = sum(prod(map(len, clause)) for clause in clauses)
+    if count > MAX_RULES:
+        raise _no_room(f"the audience {audience.name!r}", count)
+    return [tuple(chain.from_iterable(choice)) for clause in clauses for choice in product(*clause)]
+
+
+def _no_room(what: str, count: int) -> Unservable:
+    return Unservable(f"{what} takes {count} strategies, and Unleash has room for {MAX_RULES}: use fewer or simpler audiences")
 
 
 def _alternatives(condition: Condition, stickiness: str) -> list[tuple[Constraint, ...]]:

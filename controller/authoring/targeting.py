@@ -1,53 +1,63 @@
-"""Targeting rules from a few words: for flagd and for Unleash, tried on sample users before anyone uses them.
+"""An audience from a few words: conditions as plans have them, tried on sample users before anyone uses them.
 
-A user gets the treatment when every rule matches. A text, number or version that a user does not have matches no rule, except
-`is_not_one_of`; the written rules are made so that flagd and Unleash agree on that.
+Here is which conditions a file of attributes allows. What they mean is said by `core/audience.py`, how a plan writes them by
+`schemas/plan.py`, and how flag planes do by `core/flagd.py` and `adapters/unleash_rules.py`.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
+from controller.adapters.documents import to_core_plan
 from controller.adapters.prompts import DESCRIPTION_MAX_CHARS, NAME_MAX_CHARS, Prompt, fill, quoted
+from controller.adapters.unleash_rules import constraint_sets
 from controller.authoring.drafting import Draft, Model, draft
+from controller.core.audience import Attributes, Audience, Scalar, matcher
+from controller.core.flagd import belongs
 from controller.errors import ConfigInvalid
+from controller.plans import lint_text
 from schemas.advice import parse_form
+from schemas.plan import ATTRIBUTE_PATTERN
+from schemas.terms import Operator
 
-VERSION = "targeting-v1"
-MAX_RULES = 8
+VERSION = "targeting-v2"
+MAX_CONDITIONS = 8
 MAX_VALUES = 20
+MAX_VALUE_CHARS = 100
 MAX_ATTRIBUTES = 40
 MAX_SEGMENTS_BYTES = 200_000
 
-_SEMVER = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\Z", re.ASCII)
+#: What an attribute of a type may be compared by.
+OPERATORS = {
+    "text": (Operator.EQ, Operator.IN, Operator.STARTS_WITH, Operator.ENDS_WITH),
+    "number": (Operator.EQ, Operator.IN, Operator.GTE, Operator.LTE),
+    "version": (Operator.SEM_VER,),
+    "date": (Operator.BEFORE, Operator.AFTER),
+}
+_SEVERAL = (Operator.IN, Operator.STARTS_WITH, Operator.ENDS_WITH)
+
+#: Unleash's field for the context's id: the default of `planes.unleash.stickiness`.
+_STICKINESS = "userId"
+
+#: At most 15 digits before the point: what every plane's floats hold.
+_NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?\Z", re.ASCII)
 _WORD = re.compile(r"\w+(?:[.@-]\w+)*")
 
-
-class Operator(StrEnum):
-    """How a user's attribute is compared."""
-
-    IS_ONE_OF = "is_one_of"
-    IS_NOT_ONE_OF = "is_not_one_of"
-    STARTS_WITH = "starts_with"
-    ENDS_WITH = "ends_with"
-    AT_LEAST = "at_least"
-    LESS_THAN = "less_than"
-    NEWER_THAN = "newer_than"
-    OLDER_THAN = "older_than"
+#: Stands around an audience when it is linted.
+_PLAN = {"name": "draft", "flag": "draft", "guardrails": ["error_rate < 1%"]}
 
 
-OPERATORS = {
-    "text": (Operator.IS_ONE_OF, Operator.IS_NOT_ONE_OF, Operator.STARTS_WITH, Operator.ENDS_WITH),
-    "number": (Operator.AT_LEAST, Operator.LESS_THAN),
-    "version": (Operator.NEWER_THAN, Operator.OLDER_THAN),
-}
-_LISTING = (Operator.IS_ONE_OF, Operator.IS_NOT_ONE_OF)
+_Value = Annotated[str, Field(min_length=1, max_length=MAX_VALUE_CHARS)]
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------------
 
 
 class Attribute(BaseModel):
@@ -55,8 +65,9 @@ class Attribute(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: Literal["text", "number", "version"] = "text"
-    values: list[str] = Field(default=[], max_length=200)  # all there are; empty: any
+    type: Literal["text", "number", "version", "date"] = "text"
+    #: All there are; empty: any.
+    values: list[_Value] = Field(default=[], max_length=200)
 
     @model_validator(mode="after")
     def _listed_texts(self) -> Self:
@@ -65,31 +76,30 @@ class Attribute(BaseModel):
         return self
 
 
+def _scalar(value: object) -> object:
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError("is none of a text, a number, true, false and null")
+
+
 class Segments(BaseModel):
-    """The file: which attributes there are, and users to try rules on."""
+    """The file: which attributes there are, and users to try an audience on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attributes: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], Attribute] = Field(
+    attributes: dict[Annotated[str, Field(pattern=ATTRIBUTE_PATTERN)], Attribute] = Field(
         min_length=1, max_length=MAX_ATTRIBUTES
     )
-    samples: list[dict[str, str | int | float | bool | None]] = Field(min_length=1, max_length=200)
+    samples: list[dict[str, Annotated[Scalar | None, PlainValidator(_scalar)]]] = Field(min_length=1, max_length=200)
 
 
-class Rule(BaseModel):
-    """One condition."""
+class _Loader(yaml.SafeLoader):
+    """Reads dates as the texts they are to an app."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    attribute: str = Field(max_length=64)
-    operator: Operator
-    values: list[Annotated[str, Field(max_length=100)]] = Field(min_length=1, max_length=MAX_VALUES)
-
-
-class _Rules(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rules: list[Rule] = Field(max_length=MAX_RULES)
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the form that PyYAML asks for
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def read_segments(text: str, source: str) -> Segments:
@@ -97,55 +107,100 @@ def read_segments(text: str, source: str) -> Segments:
     if len(text) > MAX_SEGMENTS_BYTES:
         raise ConfigInvalid(f"{source}: larger than {MAX_SEGMENTS_BYTES} bytes")
     try:
-        return Segments.model_validate(yaml.safe_load(text))
+        segments = Segments.model_validate(yaml.load(text, _Loader))  # noqa: S506 - derived from SafeLoader
     except yaml.YAMLError as error:
         raise ConfigInvalid(f"{source}: not YAML: {error}") from None
     except ValidationError as error:
         faults = (
-            f"{source}: {'.'.join(str(part) for part in fault['loc']) or 'file'}: {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False)
+            f"{source}: {'.'.join(str(part) for part in fault['loc']) or 'file'}: {_told(fault)}"
+            for fault in error.errors(include_url=False)
         )
         raise ConfigInvalid("\n".join(faults)) from None
+    if misfits := [f"{source}: {misfit}" for misfit in _misfits(segments)]:
+        raise ConfigInvalid("\n".join(misfits))
+    return segments
 
 
-async def draft_rules(model: Model | None, description: str, segments: Segments) -> Draft[tuple[Rule, ...]]:
-    """Return rules that use only what the file knows."""
+def _told(fault: Any) -> str:
+    if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
+        return f"{_kind(fault['input'])}: put it in quotes"
+    return str(fault["msg"]).removeprefix("Value error, ")
 
-    def read(content: str) -> tuple[Rule, ...]:
-        rules = tuple(parse_form(content, _Rules).rules)
-        for rule in rules:
-            check_rule(rule, segments)
-        return rules
 
+def _misfits(segments: Segments) -> Iterator[str]:
+    """Yield what samples have of another type than the file says: flag planes differ on whether they convert it."""
+    for number, sample in enumerate(segments.samples):
+        for name, value in sample.items():
+            attribute = segments.attributes.get(name)
+            if attribute is None or value is None:
+                continue
+            if attribute.type == "number" and isinstance(value, str | bool):
+                yield f"samples.{number}.{name}: {_kind(value)}, and {name} is a number"
+            elif attribute.type != "number" and not isinstance(value, str):
+                yield f"samples.{number}.{name}: {_kind(value)}, and {name} is a {attribute.type}: put it in quotes"
+
+
+def _kind(value: Scalar) -> str:
+    kind = "text" if isinstance(value, str) else "truth value" if isinstance(value, bool) else "number"
+    return f"{str(value)[:40]!r} is read as a {kind}"
+
+
+# --- what a model writes ----------------------------------------------------------------------------------------------------
+
+
+class ConditionAnswer(BaseModel):
+    """One condition as a model drafts it: values as texts, whatever the attribute's type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attribute: str = Field(max_length=64)
+    operator: Operator
+    values: list[_Value] = Field(min_length=1, max_length=MAX_VALUES)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    conditions: list[ConditionAnswer] = Field(max_length=MAX_CONDITIONS)
+
+
+async def draft_audience(model: Model | None, description: str, segments: Segments, name: str) -> Draft[Suggestion]:
+    """Return an audience that uses only what the file knows."""
     return await draft(
         model,
         _prompt(description, segments),
         _form(segments),
-        read=read,
-        template=lambda: by_words(description, segments),
+        read=lambda content: suggest(parse_form(content, _Answer).conditions, segments, name),
+        template=lambda: suggest(by_words(description, segments), segments, name),
     )
 
 
 def _form(segments: Segments) -> dict[str, Any]:
+    types = {attribute.type for attribute in segments.attributes.values()}
+    operators = [operator.value for operator in Operator if any(operator in OPERATORS[kind] for kind in types)]
     return {
         "type": "object",
         "properties": {
-            "rules": {
+            "conditions": {
                 "type": "array",
-                "maxItems": MAX_RULES,
+                "maxItems": MAX_CONDITIONS,
                 "items": {
                     "type": "object",
                     "properties": {
                         "attribute": {"type": "string", "enum": list(segments.attributes)},
-                        "operator": {"type": "string", "enum": [operator.value for operator in Operator]},
-                        "values": {"type": "array", "items": {"type": "string", "maxLength": 100}, "maxItems": MAX_VALUES},
+                        "operator": {"type": "string", "enum": operators},
+                        "values": {
+                            "type": "array",
+                            "items": {"type": "string", "maxLength": MAX_VALUE_CHARS},
+                            "maxItems": MAX_VALUES,
+                        },
                     },
                     "required": ["attribute", "operator", "values"],
                     "additionalProperties": False,
                 },
             }
         },
-        "required": ["rules"],
+        "required": ["conditions"],
         "additionalProperties": False,
     }
 
@@ -158,125 +213,86 @@ def _prompt(description: str, segments: Segments) -> Prompt:
     return fill(VERSION, _form(segments), attributes="\n".join(lines), description=quoted(description, DESCRIPTION_MAX_CHARS))
 
 
-def check_rule(rule: Rule, segments: Segments) -> None:
-    """Refuse a rule that could not mean what it says. Raises ValueError."""
-    attribute = segments.attributes.get(rule.attribute)
-    if attribute is None:
-        raise ValueError(f"a rule uses {rule.attribute!r}, which is no attribute of the file")
-    if rule.operator not in OPERATORS[attribute.type]:
-        raise ValueError(f"a rule compares the {attribute.type} {rule.attribute} with {rule.operator}")
-    if rule.operator not in _LISTING and len(rule.values) != 1:
-        raise ValueError(f"a rule gives {rule.operator} more than one value")
-    if attribute.values and rule.operator in _LISTING and (unknown := set(rule.values) - set(attribute.values)):
-        raise ValueError(f"a rule gives {rule.attribute} a value it never has: {sorted(unknown)[0]!r}")
-    for value in rule.values:
-        if attribute.type == "number" and _number(value) is None:
-            raise ValueError(f"a rule compares the number {rule.attribute} with {value!r}")
-        if attribute.type == "version" and _version(value) is None:
-            raise ValueError(f"a rule compares the version {rule.attribute} with {value!r}")
-
-
-def by_words(description: str, segments: Segments) -> tuple[Rule, ...]:
-    """Return rules for the listed values that the description names as whole words: all that a template can know."""
+def by_words(description: str, segments: Segments) -> list[ConditionAnswer]:
+    """Return conditions for the listed values that the description names as whole words: all that a template can know."""
     words = {word.casefold() for word in _WORD.findall(description)}
-    rules = []
+    found = []
     for name, attribute in segments.attributes.items():
         named = [value for value in attribute.values if value.casefold() in words]
         if named:
-            rules.append(Rule(attribute=name, operator=Operator.IS_ONE_OF, values=named[:MAX_VALUES]))
-    return tuple(rules[:MAX_RULES])
+            found.append(ConditionAnswer(attribute=name, operator=Operator.IN, values=named[:MAX_VALUES]))
+    return found[:MAX_CONDITIONS]
 
 
-# --- what rules mean, and how flag planes write them ------------------------------------------------------------------------
+# --- what becomes of it -----------------------------------------------------------------------------------------------------
 
 
-def matches(rules: Sequence[Rule], user: Mapping[str, object]) -> bool:
-    """Tell whether a user gets the treatment."""
-    return all(_is_met(rule, user.get(rule.attribute)) for rule in rules)
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A drafted audience, as the core has it and as plans and flag planes write it."""
+
+    audience: Audience | None  # None: everybody
+    block: Mapping[str, Any]  # a plan's `audiences`; none for everybody
+    unleash: Sequence[Mapping[str, Any]]  # strategies, of each what it asks for; one suffices
+
+    def includes(self, user: Attributes) -> bool:
+        """Tell whether a user belongs to the audience."""
+        return self.audience is None or matcher(self.audience)(user)
+
+    def to_yaml(self) -> str:
+        """Return the block as it stands in a plan."""
+        return _to_yaml({"audiences": self.block})
+
+    def to_flagd(self, treatment: str, control: str) -> dict[str, Any] | None:
+        """Return the `targeting` of a flagd flag, None for everybody."""
+        return None if self.audience is None else {"if": [belongs(self.audience), treatment, control]}
 
 
-def _is_met(rule: Rule, value: object) -> bool:
-    match rule.operator:
-        case Operator.IS_ONE_OF:
-            return isinstance(value, str) and value in rule.values
-        case Operator.IS_NOT_ONE_OF:
-            return value not in rule.values
-        case Operator.STARTS_WITH:
-            return isinstance(value, str) and value.startswith(rule.values[0])
-        case Operator.ENDS_WITH:
-            return isinstance(value, str) and value.endswith(rule.values[0])
-        case Operator.AT_LEAST | Operator.LESS_THAN:
-            limit = _number(rule.values[0])
-            if limit is None or isinstance(value, bool) or not isinstance(value, int | float):
-                return False
-            return value >= limit if rule.operator is Operator.AT_LEAST else value < limit
-        case Operator.NEWER_THAN | Operator.OLDER_THAN:
-            edge, mine = _version(rule.values[0]), _version(value) if isinstance(value, str) else None
-            if edge is None or mine is None:
-                return False
-            return mine > edge if rule.operator is Operator.NEWER_THAN else mine < edge
+def suggest(conditions: Sequence[ConditionAnswer], segments: Segments, name: str) -> Suggestion:
+    """Return the audience of whom all conditions hold, everybody if there are none.
+
+    Raises ValueError for conditions that the file does not allow, a plan would not pass with, or Unleash has no room for.
+    """
+    written = [_condition(one, segments) for one in conditions]
+    block = {name: written} if written else {}
+    audience = _as_in_a_plan(name, block) if written else None
+    strategies = [{"constraints": list(constraints)} for constraints in constraint_sets(audience, stickiness=_STICKINESS)]
+    return Suggestion(audience, block, strategies)
 
 
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if abs(number) < 1e15 else None
+def _condition(answer: ConditionAnswer, segments: Segments) -> dict[str, Any]:
+    """Return a condition as plans write it. Raises ValueError for one that could not mean what it says."""
+    attribute, operator = segments.attributes.get(answer.attribute), answer.operator
+    if attribute is None:
+        raise ValueError(f"a condition uses {answer.attribute!r}, which is no attribute of the file")
+    if operator not in OPERATORS[attribute.type]:
+        raise ValueError(f"a condition compares the {attribute.type} {answer.attribute} by {operator}")
+    if operator not in _SEVERAL and len(answer.values) != 1:
+        raise ValueError(f"a condition gives {operator} more than one value")
+    is_equality = operator in (Operator.EQ, Operator.IN)
+    if attribute.values and is_equality and (unknown := set(answer.values) - set(attribute.values)):
+        raise ValueError(f"a condition gives {answer.attribute} a value it never has: {min(unknown)!r}")
+    is_number = attribute.type == "number"
+    values = [_number(value, answer.attribute) if is_number else value for value in answer.values]
+    return {"attribute": answer.attribute, operator.value: values if operator in _SEVERAL else values[0]}
 
 
-def _version(text: str) -> tuple[int, ...] | None:
-    found = _SEMVER.match(text)
-    return tuple(int(part) for part in found.groups()) if found else None
+def _number(text: str, attribute: str) -> int | float:
+    if _NUMBER.match(text) is None:
+        raise ValueError(f"a condition compares the number {attribute} with {text!r}")
+    return float(text) if "." in text else int(text)
 
 
-def to_flagd(rules: Sequence[Rule], treatment: str, control: str) -> dict[str, Any] | None:
-    """Return the `targeting` of a flagd flag, None for everybody."""
-    if not rules:
-        return None
-    return {"if": [{"and": [_flagd(rule) for rule in rules]}, treatment, control]}
+def _as_in_a_plan(name: str, block: Mapping[str, Any]) -> Audience:
+    """Return what a plan with this block has. Raises ValueError with what `plan lint` refuses it for."""
+    stages = [{"percent": 100, "bake": "1h", "audience": name}]
+    document, findings = lint_text(_to_yaml({**_PLAN, "audiences": block, "stages": stages}))
+    errors = [str(finding) for finding in findings if finding.is_error]
+    if document is None or errors:
+        raise ValueError("the drafted audience would be refused: " + "; ".join(errors))
+    return to_core_plan(document).audiences[0]
 
 
-def _flagd(rule: Rule) -> dict[str, Any]:
-    variable = {"var": rule.attribute}
-    match rule.operator:
-        case Operator.IS_ONE_OF:
-            return {"in": [variable, list(rule.values)]}
-        case Operator.IS_NOT_ONE_OF:
-            return {"!": [{"in": [variable, list(rule.values)]}]}
-        case Operator.STARTS_WITH | Operator.ENDS_WITH:
-            return {rule.operator.value: [variable, rule.values[0]]}
-        case Operator.NEWER_THAN:
-            return {"sem_ver": [variable, ">", rule.values[0]]}
-        case Operator.OLDER_THAN:
-            return {"sem_ver": [variable, "<", rule.values[0]]}
-        case Operator.AT_LEAST | Operator.LESS_THAN:
-            compared = {">=" if rule.operator is Operator.AT_LEAST else "<": [variable, _number(rule.values[0])]}
-            return {"and": [{"!=": [variable, None]}, compared]}  # JsonLogic takes nothing for 0
-
-
-_UNLEASH = {
-    Operator.IS_ONE_OF: "IN",
-    Operator.IS_NOT_ONE_OF: "NOT_IN",
-    Operator.STARTS_WITH: "STR_STARTS_WITH",
-    Operator.ENDS_WITH: "STR_ENDS_WITH",
-    Operator.AT_LEAST: "NUM_GTE",
-    Operator.LESS_THAN: "NUM_LT",
-    Operator.NEWER_THAN: "SEMVER_GT",
-    Operator.OLDER_THAN: "SEMVER_LT",
-}
-_ONE_VALUE = (Operator.AT_LEAST, Operator.LESS_THAN, Operator.NEWER_THAN, Operator.OLDER_THAN)
-
-
-def to_unleash(rules: Sequence[Rule]) -> list[dict[str, Any]]:
-    """Return the constraints of an Unleash strategy; none for everybody."""
-    return [
-        {
-            "contextName": rule.attribute,
-            "operator": _UNLEASH[rule.operator],
-            "inverted": False,
-            "caseInsensitive": False,
-            **({"value": rule.values[0]} if rule.operator in _ONE_VALUE else {"values": list(rule.values)}),
-        }
-        for rule in rules
-    ]
+def _to_yaml(document: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    return text

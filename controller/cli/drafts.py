@@ -41,10 +41,11 @@ from controller.errors import ConfigInvalid
 from controller.settings import AdvisorSettings, KafkaSettings
 from schemas.decision import Decision
 from schemas.fields import parse_duration
+from schemas.terms import NAME
 
 if TYPE_CHECKING:
     from controller.authoring.drafting import Model
-    from controller.authoring.targeting import Rule, Segments
+    from controller.authoring.targeting import Segments, Suggestion
 
 T = TypeVar("T")
 
@@ -131,6 +132,7 @@ def suggest_targeting(
     segments: Annotated[Path, typer.Option("--segments", help="File with attributes and sample users.", show_default=False)],
     treatment: Annotated[str, typer.Option("--treatment", help="The variant of users that match.")] = "on",
     control: Annotated[str, typer.Option("--control", help="The variant of all others.")] = "off",
+    name: Annotated[str, typer.Option("--name", help="What the audience is called in a plan.")] = "suggested",
     is_json: JsonOption = False,
     no_model: NoModelOption = False,
     url: UrlOption = None,
@@ -139,9 +141,11 @@ def suggest_targeting(
     key_file: KeyFileOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Draft targeting rules for flagd and Unleash, and show whom of the sample users they would meet."""
-    from controller.authoring.targeting import draft_rules, matches, read_segments, to_flagd, to_unleash
+    """Draft an audience for plans, flagd and Unleash, and show who of the sample users would belong to it."""
+    from controller.authoring.targeting import draft_audience, read_segments
 
+    if NAME.match(name) is None:
+        fail(f"--name {name!r} is no name: up to 128 of A-Z a-z 0-9 . _ : -, beginning with a letter or digit", EXIT_USAGE)
     try:
         known = read_segments(segments.read_text(encoding="utf-8"), str(segments))
     except (OSError, UnicodeDecodeError) as error:
@@ -149,34 +153,35 @@ def suggest_targeting(
     except ConfigInvalid as refused:
         fail(f"{refused}", EXIT_USAGE)
     settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
-    made = perform(_asking(settings, lambda who: draft_rules(who, description, known)))
-    rules = made.content
-    met = [matches(rules, sample) for sample in known.samples]
-    written = {"flagd": to_flagd(rules, treatment, control), "unleash": to_unleash(rules)}
+    made = perform(_asking(settings, lambda who: draft_audience(who, description, known, name)))
+    drafted = made.content
+    met = [drafted.includes(sample) for sample in known.samples]
+    written = {"flagd": drafted.to_flagd(treatment, control), "unleash": drafted.unleash}
     if is_json:
         told = {
             "author": made.author,
             "origin": made.origin,
-            "rules": [rule.model_dump(mode="json") for rule in rules],
+            "audiences": drafted.block,
             **written,
             "samples": [{"user": sample, "matches": hit} for sample, hit in zip(known.samples, met, strict=True)],
         }
         typer.echo(rendering.to_json(told))
         return
     complain(made.origin)
-    if not rules:
-        complain("no rule was drawn from the description: everybody would match")
-    for name, document in written.items():
-        typer.echo(f"{name}:")
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=True))
-    output().print(_sample_table(known, rules, met))
+    if drafted.audience is None:
+        complain("no condition was drawn from the description: everybody would match")
+    typer.echo(drafted.to_yaml(), nl=False)
+    for plane, document in written.items():
+        typer.echo(f"{plane}: {json.dumps(document, ensure_ascii=True)}")
+    output().print(_sample_table(known, drafted, met))
     typer.echo(f"{sum(met)} of {len(met)} sample users match")
 
 
-def _sample_table(known: Segments, rules: Sequence[Rule], met: Sequence[bool]) -> Table:
+def _sample_table(known: Segments, drafted: Suggestion, met: Sequence[bool]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
     table.add_column("MATCHES", no_wrap=True)
-    used = {rule.attribute for rule in rules}
+    clauses = () if drafted.audience is None else drafted.audience.any_of
+    used = {condition.attribute for clause in clauses for condition in clause}
     names = list(dict.fromkeys(key for sample in known.samples for key in sample))
     for name in names:
         table.add_column(f"{rendering.printable(name)}{' *' if name in used else ''}", overflow="fold")

@@ -29,7 +29,7 @@ from controller.core.serving import (
 )
 from schemas.terms import Operator
 
-__all__ = ["SCHEMA", "SPLIT_SALT", "WEIGHT_TOTAL", "definition_of", "metadata_of", "weight_of"]
+__all__ = ["SCHEMA", "SPLIT_SALT", "WEIGHT_TOTAL", "belongs", "definition_of", "metadata_of", "weight_of"]
 
 #: What a document of definitions says of itself.
 SCHEMA = "https://flagd.dev/schema/v0/flags.json"
@@ -68,9 +68,9 @@ def _targeting(served: Serving) -> dict[str, Any]:
     branches: list[Any] = []
     for ring in narrower:
         assert ring.audience is not None  # behind a ring of everybody there is none
-        branches += [_belongs(ring.audience), _drawn(served, ring)]
+        branches += [belongs(ring.audience), _drawn(served, ring)]
     if last.audience is not None:
-        branches += [_belongs(last.audience), _drawn(served, last), served.unassigned]
+        branches += [belongs(last.audience), _drawn(served, last), served.unassigned]
     else:
         branches.append(_drawn(served, last))
     return {"if": branches} if len(branches) > 1 else branches[0]
@@ -97,7 +97,7 @@ def _drawn(served: Serving, ring: Ring) -> dict[str, Any]:
 _TAKES_TRUE_FOR_1 = {"===": [1, True]}
 
 
-def _belongs(audience: Audience) -> dict[str, Any]:
+def belongs(audience: Audience) -> dict[str, Any]:
     """Return the rule that is true as `core.audience.matcher` is."""
     return _any([_all([_rule(condition) for condition in conditions]) for conditions in audience.any_of])
 

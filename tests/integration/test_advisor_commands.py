@@ -155,22 +155,31 @@ async def test_suggested_plan_without_a_useful_model(script: Script | None) -> N
 
 
 async def test_suggested_targeting_is_tried_on_samples(tmp_path: Path) -> None:
-    """Rules for both flag planes, and a table of whom they meet."""
+    """An audience for plans and both flag planes, and a table of who belongs to it."""
     segments = tmp_path / "segments.yaml"
     segments.write_text("{attributes: {tier: {values: [free, pro]}}, samples: [{targetingKey: u-1, tier: pro}, {tier: free}]}")
-    words = ("suggest", "targeting", "--describe", "who pays", "--segments", str(segments))
-    rules = {"rules": [{"attribute": "tier", "operator": "is_one_of", "values": ["pro"]}]}
-    code, said, _ = await call(faults.advising(rules), *words)
+    words = ("suggest", "targeting", "--describe", "who pays", "--segments", str(segments), "--name", "payers")
+    drafted = {"conditions": [{"attribute": "tier", "operator": "eq", "values": ["pro"]}]}
+    code, said, _ = await call(faults.advising(drafted), *words)
     assert code == 0
     assert '"contextName": "tier"' in said
     assert "1 of 2 sample users match" in said
-    code, said, _ = await call(faults.advising(rules), *words, options=("--json",))
+    plan = tmp_path / "plan.yaml"
+    stages = "stages: [{percent: 100, bake: 1d, audience: payers}, {percent: 100, bake: 1d}]\nguardrails: [error_rate < 1%]\n"
+    plan.write_text(f"name: paid\nflag: new-checkout\n{said[: said.index('flagd:')]}{stages}")
+    linted = await asyncio.to_thread(CliRunner().invoke, app, ["plan", "lint", str(plan)])
+    assert linted.exit_code == 0, linted.output
+    code, said, _ = await call(faults.advising(drafted), *words, options=("--json",))
     document = json.loads(said)
     assert [sample["matches"] for sample in document["samples"]] == [True, False]
-    assert document["flagd"] == {"if": [{"and": [{"in": [{"var": "tier"}, ["pro"]]}]}, "on", "off"]}
-    code, _, complained = await call(None, *words, options=("--no-model",))
+    assert document["audiences"] == {"payers": [{"attribute": "tier", "eq": "pro"}]}
+    assert document["flagd"]["if"][1:] == ["on", "off"]
+    assert document["unleash"] == [{"constraints": [{"contextName": "tier", "operator": "IN", "values": ["pro"]}]}]
+    code, said, complained = await call(None, *words, options=("--no-model",))
     assert code == 0
     assert "everybody would match" in complained
+    assert "2 of 2 sample users match" in said
+    assert (await call(None, *words, options=("--name", "who pays")))[0] == EXIT_USAGE
     segments.write_text("attributes: 1")
     assert (await call(None, *words))[0] == EXIT_USAGE
 

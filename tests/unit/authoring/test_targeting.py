@@ -1,29 +1,35 @@
-"""Drafted targeting: what rules mean, that both flag planes mean the same, and what a model may not make up."""
+"""A drafted audience: plans and both flag planes take it and mean the same by it, and a model may not make anything up."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from openfeature.contrib.tools.flagd.core import FlagdCore
+from openfeature.evaluation_context import EvaluationContext
 
 from controller.authoring.targeting import (
     OPERATORS,
-    Operator,
-    Rule,
-    Segments,
+    ConditionAnswer,
+    Suggestion,
     by_words,
-    check_rule,
-    draft_rules,
-    matches,
+    draft_audience,
     read_segments,
-    to_flagd,
-    to_unleash,
+    suggest,
 )
 from controller.errors import ConfigInvalid
+from controller.plans import lint_text
+from schemas.terms import Operator
 from tests.unit.authoring.conftest import ScriptedServer, scripted
+
+logging.getLogger("openfeature.contrib").setLevel(logging.CRITICAL)  # it logs each text that is no version
 
 FILE = """
 attributes:
@@ -31,189 +37,276 @@ attributes:
   tier: {values: [free, pro]}
   email: {}
   orders: {type: number}
-  app_version: {type: version}
+  app-version: {type: version}
+  joined: {type: date}
 samples:
-  - {targetingKey: u-1, country: de, tier: pro, email: a@corp.example, orders: 12, app_version: 2.4.1}
-  - {targetingKey: u-2, country: us, tier: free, email: b@mail.example, orders: 0, app_version: 2.3.9}
-  - {targetingKey: u-3}
+  - {targetingKey: u-1, country: de, tier: pro, email: a@corp.example, orders: 12, app-version: 2.4.1, joined: 2026-03-01}
+  - {targetingKey: u-2, country: us, tier: free, email: b@mail.example, orders: 0, app-version: 2.3.9, joined: 2026-02-28}
+  - {targetingKey: u-3, country: null}
 """
 SEGMENTS = read_segments(FILE, "segments.yaml")
 
 
-def rule(attribute: str, operator: str, *values: str) -> Rule:
-    """Return one condition."""
-    return Rule(attribute=attribute, operator=Operator(operator), values=list(values))
+def condition(attribute: str, operator: str, *values: str) -> ConditionAnswer:
+    """Return one condition, as a model writes it."""
+    return ConditionAnswer(attribute=attribute, operator=Operator(operator), values=list(values))
 
 
-def who(*rules: Rule) -> list[int]:
-    """Return the numbers of the sample users that match."""
-    return [number for number, user in enumerate(SEGMENTS.samples, 1) if matches(rules, user)]
+def drafted(*conditions: ConditionAnswer) -> Suggestion:
+    """Return what becomes of conditions."""
+    return suggest(conditions, SEGMENTS, "suggested")
 
 
-@pytest.mark.parametrize(
-    ("one", "expected"),
-    [
-        (rule("country", "is_one_of", "de", "fr"), [1]),
-        (rule("country", "is_not_one_of", "de"), [2, 3]),
-        (rule("email", "ends_with", "@corp.example"), [1]),
-        (rule("email", "starts_with", "b@"), [2]),
-        (rule("orders", "at_least", "12"), [1]),
-        (rule("orders", "less_than", "12"), [2]),
-        (rule("app_version", "newer_than", "2.4.0"), [1]),
-        (rule("app_version", "older_than", "2.4.0"), [2]),
-    ],
-)
-def test_each_operator_means_what_it_says(one: Rule, expected: list[int]) -> None:
-    """Who lacks an attribute matches nothing about it, except that it is not one of some values."""
-    assert who(one) == expected
+def who(suggestion: Suggestion) -> list[int]:
+    """Return the numbers of the sample users that belong to an audience."""
+    return [number for number, user in enumerate(SEGMENTS.samples, 1) if suggestion.includes(user)]
 
 
-def test_all_rules_must_match() -> None:
-    """Several rules narrow the audience; none is everybody."""
-    assert who(rule("country", "is_one_of", "de", "us"), rule("tier", "is_one_of", "free")) == [2]
-    assert who() == [1, 2, 3]
-    assert to_flagd((), "on", "off") is None
-    assert to_unleash(()) == []
+def in_a_plan(block: str) -> list[str]:
+    """Return what `plan lint` says of a plan with this block pasted in."""
+    stages = "stages: [{percent: 100, bake: 1d, audience: suggested}, {percent: 100, bake: 1d}]\n"
+    plan = f"name: p\nflag: f\nowner: o\n{block}{stages}guardrails: ['error_rate < 1%']\n"
+    return [str(finding) for finding in lint_text(plan)[1]]
 
 
-def json_logic(logic: Any, user: dict[str, Any]) -> Any:
-    """Return what JsonLogic with flagd's operators gives, of those that are written here."""
-    if not isinstance(logic, dict):
-        return logic
-    ((name, arguments),) = logic.items()
-    if name == "var":
-        return user.get(arguments)
-    values = arguments if isinstance(arguments, list) else [arguments]
-    if name == "if":
-        return values[1] if json_logic(values[0], user) else values[2]
-    if name == "and":
-        return all(json_logic(each, user) for each in values)
-    first, *rest = [json_logic(each, user) if isinstance(each, dict) else each for each in values]
-    match name:
-        case "!":
-            return not first
-        case "!=":
-            return first != rest[0]
-        case "in":
-            return first in rest[0]
-        case "starts_with":
-            return isinstance(first, str) and first.startswith(rest[0])
-        case "ends_with":
-            return isinstance(first, str) and first.endswith(rest[0])
-        case ">=":
-            return (first or 0) >= rest[0]  # nothing is 0 in JsonLogic
-        case "<":
-            return (first or 0) < rest[0]
-        case "sem_ver":
-            if not isinstance(first, str):
-                return False
-            mine, edge = ([int(part) for part in text.split(".")] for text in (first, rest[1]))
-            return mine > edge if rest[0] == ">" else mine < edge
-    raise AssertionError(f"operator {name} is not written here")
+def by_flagd(targeting: dict[str, Any], user: dict[str, Any]) -> bool:
+    """Tell whether flagd's evaluator gives a user the treatment."""
+    flag = {"state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "off", "targeting": targeting}
+    core = FlagdCore()
+    core.set_flags(json.dumps({"flags": {"f": flag}}))
+    return core.resolve_boolean_value("f", False, EvaluationContext("u", user)).value
 
 
-def unleash(constraint: dict[str, Any], user: dict[str, Any]) -> bool:
-    """Return what Unleash makes of one constraint, of those that are written here."""
-    mine = user.get(constraint["contextName"])
-    match constraint["operator"]:
+def by_unleash(strategies: Sequence[Any], user: dict[str, Any]) -> bool:
+    """Tell whether one of the strategies lets a user in."""
+    return any(all(is_met(constraint, user) for constraint in each["constraints"]) for each in strategies)
+
+
+def is_met(constraint: dict[str, Any], user: dict[str, Any]) -> bool:
+    """Return what Unleash makes of one constraint, of those that are written here; contexts are texts to it."""
+    if (known := user.get(constraint["contextName"])) is None:
+        return False
+    mine = str(known)
+    kind, _, comparison = constraint["operator"].partition("_")
+    match kind:
         case "IN":
             return mine in constraint["values"]
-        case "NOT_IN":
-            return mine not in constraint["values"]
-        case "STR_STARTS_WITH":
-            return mine is not None and str(mine).startswith(tuple(constraint["values"]))
-        case "STR_ENDS_WITH":
-            return mine is not None and str(mine).endswith(tuple(constraint["values"]))
-        case "NUM_GTE":
-            return mine is not None and mine >= float(constraint["value"])
-        case "NUM_LT":
-            return mine is not None and mine < float(constraint["value"])
-        case "SEMVER_GT" | "SEMVER_LT":
-            if mine is None:
-                return False
-            own, edge = ([int(part) for part in text.split(".")] for text in (mine, constraint["value"]))
-            return own > edge if constraint["operator"] == "SEMVER_GT" else own < edge
+        case "STR":
+            starts = comparison == "STARTS_WITH"
+            return any(mine.startswith(text) if starts else mine.endswith(text) for text in constraint["values"])
+        case "NUM":
+            return compare(comparison, float(mine), float(constraint["value"]))
+        case "SEMVER":
+            own, edge = (tuple(map(int, text.split("."))) for text in (mine, constraint["value"]))
+            return compare(comparison, own, edge)
+        case "DATE":
+            at, edge_at = (datetime.fromisoformat(text) for text in (mine, constraint["value"]))
+            return at < edge_at if comparison == "BEFORE" else at > edge_at
     raise AssertionError(f"operator {constraint['operator']} is not written here")
 
 
-versions = st.tuples(*[st.integers(0, 12)] * 3).map(lambda parts: ".".join(map(str, parts)))
-numbers = st.integers(-5, 30)
-texts = st.sampled_from(["de", "fr", "us", "d", "e", "defr"])
+def compare(comparison: str, mine: Any, edge: Any) -> bool:
+    """Return what Unleash says of two numbers or versions."""
+    held = {"EQ": mine == edge, "GT": mine > edge, "LT": mine < edge, "GTE": mine >= edge, "LTE": mine <= edge}
+    return bool(held[comparison])
+
+
+# --- what is written --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "written", "expected"),
+    [
+        (condition("tier", "eq", "pro"), {"eq": "pro"}, [1]),
+        (condition("country", "in", "de", "fr"), {"in": ["de", "fr"]}, [1]),
+        (condition("email", "ends_with", "@corp.example"), {"ends_with": ["@corp.example"]}, [1]),
+        (condition("email", "starts_with", "b@", "c@"), {"starts_with": ["b@", "c@"]}, [2]),
+        (condition("orders", "eq", "0"), {"eq": 0}, [2]),
+        (condition("orders", "in", "12", "-1.5"), {"in": [12, -1.5]}, [1]),
+        (condition("orders", "gte", "11.5"), {"gte": 11.5}, [1]),
+        (condition("orders", "lte", "12"), {"lte": 12}, [1, 2]),
+        (condition("app-version", "sem_ver", ">= 2.4.0"), {"sem_ver": ">= 2.4.0"}, [1]),
+        (condition("app-version", "sem_ver", "~2.3"), {"sem_ver": "~2.3"}, [2]),
+        (condition("joined", "before", "2026-03-01"), {"before": "2026-03-01"}, [2]),
+        (condition("joined", "after", "2026-03-01"), {"after": "2026-03-01"}, [1]),
+    ],
+)
+def test_each_operator_is_a_plans(one: ConditionAnswer, written: dict[str, Any], expected: list[int]) -> None:
+    """Values become the attribute's type, and who lacks the attribute does not match."""
+    made = drafted(one)
+    assert made.block == {"suggested": [{"attribute": one.attribute, **written}]}
+    assert who(made) == expected
+
+
+def test_all_conditions_must_hold() -> None:
+    """Several conditions narrow the audience; none is everybody, on every plane, and asks for no audience."""
+    assert who(drafted(condition("country", "in", "de", "us"), condition("tier", "eq", "free"))) == [2]
+    everybody = drafted()
+    assert who(everybody) == [1, 2, 3]
+    assert everybody.to_flagd("on", "off") is None
+    assert everybody.unleash == [{"constraints": []}]
+    assert everybody.to_yaml() == "audiences: {}\n"
+
+
+def test_the_block_is_a_plans() -> None:
+    """What is printed says in YAML what was drafted, and passes `plan lint` where it is pasted, texts quoted as they need."""
+    made = drafted(
+        condition("email", "starts_with", "on", "12", "2026-03-01", "ä: ["), condition("joined", "after", "2026-03-01")
+    )
+    assert yaml.safe_load(made.to_yaml()) == {"audiences": made.block}
+    assert in_a_plan(made.to_yaml()) == []
+    assert in_a_plan(made.to_yaml().replace("'2026-03-01'", "soon")) != []
+
+
+def test_treatment_and_control_are_named_for_flagd() -> None:
+    """The rule gives one variant or the other; Unleash has no word for a range and gets two strategies."""
+    made = drafted(condition("tier", "eq", "pro"), condition("app-version", "sem_ver", ">= 2.4.0"))
+    targeting = made.to_flagd("new", "old")
+    assert targeting is not None
+    assert targeting["if"][1:] == ["new", "old"]
+    tier = {"contextName": "tier", "operator": "IN", "values": ["pro"]}
+    assert made.unleash == [
+        {"constraints": [tier, {"contextName": "app-version", "operator": operator, "value": "2.4.0"}]}
+        for operator in ("SEMVER_GT", "SEMVER_EQ")
+    ]
+
+
+MIDNIGHT = datetime(2026, 3, 1, tzinfo=UTC)
+operands = {
+    "country": st.sampled_from(["de", "fr", "us"]),
+    "email": st.sampled_from(["a@corp.example", "b@mail.example", "a", "example"]),
+    "orders": st.integers(-3, 3).map(str) | st.sampled_from(["0.5", "-1.50"]),
+    "app-version": st.tuples(*[st.integers(0, 2)] * 3).map(lambda parts: ".".join(map(str, parts))),
+    "joined": st.integers(-30, 30).map(lambda hours: f"{MIDNIGHT + timedelta(hours=hours):%Y-%m-%dT%H:%M:%SZ}"),
+}
+comparisons = st.sampled_from(["=", "!=", "<", "<=", ">", ">="])
 
 
 @st.composite
-def rules_and_user(draw: st.DrawFn) -> tuple[list[Rule], dict[str, Any]]:
-    """Draw conditions on a text, a number and a version, and a user that has some of them."""
-    rules = []
-    for _ in range(draw(st.integers(0, 4))):
-        kind, name, values = draw(
-            st.sampled_from([("text", "country", texts), ("number", "orders", numbers.map(str)), ("version", "app", versions)])
-        )
-        operator = draw(st.sampled_from(OPERATORS[kind]))
-        many = operator in (Operator.IS_ONE_OF, Operator.IS_NOT_ONE_OF)
-        rules.append(
-            Rule(attribute=name, operator=operator, values=draw(st.lists(values, min_size=1, max_size=3 if many else 1)))
-        )
-    user = {"country": draw(texts), "orders": draw(numbers), "app": draw(versions)}
-    return rules, {name: value for name, value in user.items() if draw(st.booleans())}
+def conditions_and_user(draw: st.DrawFn) -> tuple[list[ConditionAnswer], dict[str, Any]]:
+    """Draw conditions on attributes of every type, and a user that has some of them."""
+    conditions = []
+    for name in draw(st.lists(st.sampled_from(sorted(operands)), unique=True, max_size=3)):
+        operator = draw(st.sampled_from(OPERATORS[SEGMENTS.attributes[name].type]))
+        is_list = operator in (Operator.IN, Operator.STARTS_WITH, Operator.ENDS_WITH)
+        values = draw(st.lists(operands[name], min_size=1, max_size=3 if is_list else 1))
+        if operator is Operator.SEM_VER:
+            values = [f"{draw(comparisons)} {values[0]}"]
+        conditions.append(ConditionAnswer(attribute=name, operator=operator, values=values))
+    user: dict[str, Any] = {name: draw(values) for name, values in operands.items() if draw(st.booleans())}
+    return conditions, {**user, "orders": float(user["orders"])} if "orders" in user else user
 
 
-@given(rules_and_user())
-def test_both_flag_planes_mean_the_same(drawn: tuple[list[Rule], dict[str, Any]]) -> None:
+@given(conditions_and_user())
+def test_both_flag_planes_mean_the_same(drawn: tuple[list[ConditionAnswer], dict[str, Any]]) -> None:
     """What is shown of the sample users is what flagd and Unleash would serve them."""
-    rules, user = drawn
-    expected = matches(rules, user)
-    written = to_flagd(rules, "on", "off")
-    assert (written is None or json_logic(written, user) == "on") == expected
-    assert all(unleash(constraint, user) for constraint in to_unleash(rules)) == expected
+    conditions, user = drawn
+    made = drafted(*conditions)
+    targeting = made.to_flagd("on", "off")
+    assert (targeting is None or by_flagd(targeting, user)) == made.includes(user)
+    assert by_unleash(made.unleash, user) == made.includes(user)
+
+
+# --- what a model may not make up -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("made_up", "reason"),
     [
-        (rule("password", "is_one_of", "x"), "no attribute of the file"),
-        (rule("country", "is_one_of", "at"), "a value it never has: 'at'"),
-        (rule("country", "at_least", "3"), "compares the text country with at_least"),
-        (rule("orders", "at_least", "many"), "compares the number orders with 'many'"),
-        (rule("orders", "at_least", "nan"), "compares the number orders"),
-        (rule("app_version", "newer_than", "latest"), "compares the version app_version"),
-        (rule("email", "ends_with", "a", "b"), "more than one value"),
+        ([condition("password", "eq", "x")], "no attribute of the file"),
+        ([condition("country", "eq", "at")], "a value it never has: 'at'"),
+        ([condition("country", "in", "de", "at")], "a value it never has: 'at'"),
+        ([condition("country", "gte", "3")], "compares the text country by gte"),
+        ([condition("app-version", "eq", "2.4.0")], "compares the version app-version by eq"),
+        ([condition("joined", "gte", "2026-03-01")], "compares the date joined by gte"),
+        ([condition("orders", "gte", "many")], "compares the number orders with 'many'"),
+        ([condition("orders", "gte", "nan")], "compares the number orders"),
+        ([condition("orders", "in", "1", "1e999")], "compares the number orders"),
+        ([condition("orders", "eq", "9" * 16)], "compares the number orders"),
+        ([condition("app-version", "sem_ver", "latest")], "'latest' is no version range"),
+        ([condition("app-version", "sem_ver", "2.4.0")], "'2.4.0' is no version range"),
+        ([condition("joined", "before", "yesterday")], "'yesterday' is no moment"),
+        ([condition("email", "eq", "a", "b")], "gives eq more than one value"),
+        ([condition("orders", "gte", "5"), condition("orders", "lte", "4")], "nobody belongs to it"),
+        ([condition("tier", "eq", "pro"), condition("tier", "eq", "free")], "two different values at once"),
+        ([condition("orders", "in", *map(str, range(20)))] * 2, "'suggested' takes 400 strategies"),
+        ([condition("orders", "in", *map(str, range(20)))] * 8, "takes 25600000000 strategies"),
     ],
 )
-async def test_a_rule_that_is_made_up_is_not_shown(made_up: Rule, reason: str) -> None:
-    """A model that uses what the file does not know is replaced by the template, with the reason."""
+async def test_what_is_made_up_is_not_shown(made_up: list[ConditionAnswer], reason: str) -> None:
+    """A model that uses what the file does not know, or what nobody meets, is replaced by the template, with the reason."""
     with pytest.raises(ValueError, match=reason):
-        check_rule(made_up, SEGMENTS)
-    answer = json.dumps({"rules": [made_up.model_dump(mode="json")]})
-    made = await draft_rules(scripted(answer), "pro users", SEGMENTS)
+        drafted(*made_up)
+    answer = json.dumps({"conditions": [one.model_dump(mode="json") for one in made_up]})
+    made = await draft_audience(scripted(answer), "pro users", SEGMENTS, "suggested")
     assert made.author == "template"
     assert reason in made.origin
+    assert who(made.content) == [1]
+
+
+@pytest.mark.parametrize(
+    ("operator", "values"),
+    [("not_in", ["de"]), ("is_not_one_of", ["de"]), ("", ["de"]), ("in", []), ("in", [""]), ("in", ["x" * 101]), ("eq", [1])],
+)
+async def test_what_the_form_does_not_have_is_not_taken(operator: str, values: list[Any]) -> None:
+    """There is no operator that matches whom nothing is known of, so there is no `not`; and values are texts."""
+    answer = json.dumps({"conditions": [{"attribute": "country", "operator": operator, "values": values}]})
+    made = await draft_audience(scripted(answer), "pro users", SEGMENTS, "suggested")
+    assert made.author == "template"
+    assert "not in the form" in made.origin
 
 
 async def test_a_sound_answer_is_taken() -> None:
-    """Rules that use what the file knows are the model's."""
-    answer = {"rules": [{"attribute": "email", "operator": "ends_with", "values": ["@corp.example"]}]}
-    made = await draft_rules(scripted(json.dumps(answer)), "our own people", SEGMENTS)
+    """Conditions that use what the file knows are the model's."""
+    answer = {"conditions": [{"attribute": "email", "operator": "ends_with", "values": ["@corp.example"]}]}
+    made = await draft_audience(scripted(json.dumps(answer)), "our own people", SEGMENTS, "staff")
     assert (made.author, made.why_template) == ("tiny", None)
-    assert who(*made.content) == [1]
+    assert list(made.content.block) == ["staff"]
+    assert who(made.content) == [1]
 
 
 async def test_no_user_of_the_file_is_told_to_the_model() -> None:
-    """Samples are for trying rules on: what stands in them about people does not go into the prompt."""
-    model = scripted('{"rules": []}')
-    assert model is not None
-    await draft_rules(model, "pro users", SEGMENTS)
-    assert isinstance(model.server, ScriptedServer)
-    sent = json.dumps(model.server.prompts[0].messages)
+    """Samples are for trying an audience on: what stands in them about people does not go into the prompt."""
+    sent = json.dumps(await asked(FILE))
     assert "u-1" not in sent
     assert "corp.example" not in sent
     assert "country" in sent
 
 
+async def test_the_model_is_offered_what_the_file_can_use() -> None:
+    """The form has the operators of the types that there are, and no others; all its values are texts."""
+    offered = json.loads((await asked("{attributes: {a: {type: date}, b: {type: version}}, samples: [{}]}"))["form"])
+    item = offered["properties"]["conditions"]["items"]["properties"]
+    assert item["attribute"]["enum"] == ["a", "b"]
+    assert item["operator"]["enum"] == ["sem_ver", "before", "after"]
+    assert item["values"]["items"]["type"] == "string"
+
+
+async def asked(text: str) -> dict[str, str]:
+    """Return what a model is told about a file, with the form of its answer."""
+    model = scripted('{"conditions": []}')
+    assert model is not None
+    await draft_audience(model, "pro users", read_segments(text, "segments.yaml"), "suggested")
+    assert isinstance(model.server, ScriptedServer)
+    (prompt,) = model.server.prompts
+    system, question = (message["content"] for message in prompt.messages)
+    return {"system": system, "question": question, "form": next(line for line in system.splitlines() if line[:1] == "{")}
+
+
 def test_the_template_knows_whole_words_only() -> None:
     """Without a model, listed values that stand in the description are used, and nothing is guessed."""
-    assert by_words("pro customers in DE", SEGMENTS) == (rule("country", "is_one_of", "de"), rule("tier", "is_one_of", "pro"))
-    assert by_words("professionals in Denmark", SEGMENTS) == ()
+    assert by_words("pro customers in DE", SEGMENTS) == [condition("country", "in", "de"), condition("tier", "in", "pro")]
+    assert by_words("professionals in Denmark", SEGMENTS) == []
+
+
+@given(st.text(max_size=200))
+async def test_any_answer_gives_an_audience_of_the_file(answer: str) -> None:
+    """Whatever a model writes, there is a draft."""
+    made = await draft_audience(scripted(answer), "pro users", SEGMENTS, "suggested")
+    assert who(made.content) == [1]
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,20 +316,30 @@ def test_the_template_knows_whole_words_only() -> None:
         ("attributes: {}", "attributes"),
         ("{attributes: {a: {type: colour}}, samples: [{}]}", "attributes.a.type"),
         ("{attributes: {a: {type: number, values: ['1']}}, samples: [{}]}", "only texts"),
+        (
+            "{attributes: {a: {values: [no]}}, samples: [{}]}",
+            "attributes.a.values.0: 'False' is read as a truth value: put it in",
+        ),
+        ("{attributes: {a: {values: ['']}}, samples: [{}]}", "attributes.a.values.0"),
         ("{attributes: {'a b': {}}, samples: [{}]}", "attributes"),
         ("a: [", "not YAML"),
         ("{attributes: {a: {}}, samples: []}", "samples"),
+        ("{attributes: {a: {}}, samples: [{b: [1]}]}", "samples.0.b: is none of a text, a number"),
+        ("{attributes: {a: {}}, samples: [{b: .nan}]}", "samples.0.b: is none of a text, a number"),
+        (
+            "{attributes: {a: {}}, samples: [{a: no}]}",
+            "samples.0.a: 'False' is read as a truth value, and a is a text: put it in",
+        ),
+        (
+            "{attributes: {a: {type: version}}, samples: [{}, {a: 2.4}]}",
+            "samples.1.a: '2.4' is read as a number, and a is a ver",
+        ),
+        ("{attributes: {a: {type: date}}, samples: [{a: 2026}]}", "samples.0.a: '2026' is read as a number, and a is a date"),
+        ("{attributes: {a: {type: number}}, samples: [{a: '2'}]}", "samples.0.a: '2' is read as a text, and a is a number"),
+        ("{attributes: {a: {type: number}}, samples: [{a: true}]}", "samples.0.a: 'True' is read as a truth value"),
     ],
 )
 def test_a_broken_file_is_refused(text: str, reason: str) -> None:
     """What is wrong with the file is said with its place."""
     with pytest.raises(ConfigInvalid, match=reason):
         read_segments(text, "segments.yaml")
-
-
-@given(st.text(max_size=200))
-async def test_any_answer_gives_rules_of_the_file(answer: str) -> None:
-    """Whatever a model writes, the rules use what the file knows."""
-    made = await draft_rules(scripted(answer), "pro users", SEGMENTS)
-    for one in made.content:
-        check_rule(one, Segments.model_validate(SEGMENTS.model_dump()))
