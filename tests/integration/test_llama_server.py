@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from typer.testing import CliRunner
 
 from controller.adapters.advisor import ModelAdvisor
@@ -25,9 +26,10 @@ from controller.core.rollout import RaiseAlert
 from controller.errors import AdviceUnavailableError
 from controller.scorecard.cases import load_cases
 from controller.scorecard.report import seconds
-from controller.settings import AdvisorSettings
+from controller.settings import AdvisorSettings, KafkaSettings
 from schemas.terms import AlertKind, Severity
 from tests.builders import make_advice, make_judgement, make_rollout
+from tests.conftest import CreateTopics
 
 ROOT = Path(__file__).parents[2]
 CLOCK = SystemClock()
@@ -168,6 +170,28 @@ async def test_explanations_and_looks_come_from_a_real_server(llama_url: str) ->
     finally:
         await advisor.close()
     assert [trouble for trouble in troubles if "HTTP" in trouble] == []
+
+
+async def test_the_story_of_a_rollout_is_told_by_a_real_server(
+    llama_url: str, kafka: str, topic_prefix: str, create_topics: CreateTopics
+) -> None:
+    """`explain` and `changelog` read Kafka and ask: what fails is a random answer's content, never the request."""
+    settings = KafkaSettings(bootstrap_servers=kafka, topic_prefix=topic_prefix)
+    await create_topics(settings.topic("state"), settings.topic("decisions"))
+    async with AIOKafkaProducer(bootstrap_servers=kafka) as producer:
+        for topic, example in (("state", "state.json"), ("decisions", "decision.json")):
+            event = (ROOT / "schemas" / "examples" / example).read_bytes()
+            await producer.send_and_wait(settings.topic(topic), event, b"new-checkout")
+    for words in (["explain", "new-checkout"], ["changelog", "new-checkout"]):
+        call = [*words, "--json", "--url", llama_url, "--model", "tiny"]
+        call += ["--bootstrap-servers", kafka, "--topic-prefix", topic_prefix]
+        environ = {"ROLLOUTD_CONFIG": None, "ROLLOUTD_ADVISOR__DEADLINE_SECONDS": "120"}
+        told = await asyncio.to_thread(CliRunner().invoke, app, call, env=environ)
+        assert told.exit_code == 0, told.output
+        story = json.loads(told.stdout)
+        assert "HTTP" not in story["origin"], story["origin"]
+        assert "cannot be reached" not in story["origin"], story["origin"]
+        assert "no model is configured" not in story["origin"], story["origin"]
 
 
 @pytest.mark.long
