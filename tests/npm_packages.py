@@ -1,4 +1,4 @@
-"""JavaScript that tests run, installed from a lock file with npm and kept between runs."""
+"""JavaScript that tests run, installed with npm and kept between runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,28 @@ def installed(source: Path, cache_name: str, not_tried: str) -> Path:
 
     `not_tried` begins the reason: what goes without a test then.
     """
+    files = {name: (source / name).read_bytes() for name in ("package.json", "package-lock.json")}
+    version = hashlib.sha256(files["package-lock.json"]).hexdigest()[:16]
+    return _kept(f"{cache_name}-{version}", files, ["ci"], not_tried)
+
+
+def installed_package(package: str, not_tried: str) -> Path:
+    """Return the directory that has one package, named with its version; skips the test where that cannot be had."""
+    return _kept(
+        package.replace("/", "-"), {"package.json": b'{"private": true}'}, ["install", "--no-save", package], not_tried
+    )
+
+
+def _kept(cache_name: str, files: Mapping[str, bytes], words: Sequence[str], not_tried: str) -> Path:
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip(f"{not_tried}: no node and npm on PATH")
-    lock = (source / "package-lock.json").read_bytes()
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rolloutd"
-    cache = base / f"{cache_name}-{hashlib.sha256(lock).hexdigest()[:16]}"
+    cache = base / cache_name
     if not (cache / "installed").exists():
         cache.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(source / name, cache / name)
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        for name, content in files.items():
+            (cache / name).write_bytes(content)
+        command = ["npm", *words, "--no-audit", "--no-fund", "--ignore-scripts"]
         try:
             done = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=240, check=False)
         except subprocess.TimeoutExpired:

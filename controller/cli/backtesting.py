@@ -77,7 +77,7 @@ async def go_through(asked: Recorded, *, is_json: bool) -> None:
             read_evaluations=evaluation_reader(asked.kafka.formats.evaluations, of_spans=is_shared),
             read_outcomes=outcome_reader(asked.kafka.formats.outcomes),
             exact_limit=asked.counting.exact_set_limit,
-            window_ms=round(asked.counting.attribution_window_seconds * 1000),
+            window_ms=asked.counting.attribution_window_ms,
             counts_split=asked.counts_split,
         )
         total = sum(ends[one] - starts[one] for one in starts)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from schemas import generate
+from tests import npm_packages
 
 PARSER = "@asyncapi/parser@3.6.3"
 JUDGE = """
@@ -27,21 +26,7 @@ process.exit(document && errors.length === 0 ? 0 : 1);
 @pytest.fixture(scope="session")
 def parser() -> Path:
     """The directory that has the parser installed, kept between runs; skips, saying why, where it cannot be had."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("AsyncAPI document NOT judged by its parser: no node and npm on PATH")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rolloutd" / PARSER.replace("/", "-")
-    if not (cache / "installed").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        (cache / "package.json").write_text('{"private": true}')
-        command = ["npm", "install", "--no-audit", "--no-fund", "--no-save", "--ignore-scripts", PARSER]
-        try:
-            installed = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=240, check=False)
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"AsyncAPI document NOT judged by its parser: npm did not install {PARSER} within 240 s")
-        if installed.returncode != 0:
-            pytest.skip(f"AsyncAPI document NOT judged by its parser: npm cannot install {PARSER}: {installed.stderr[-200:]}")
-        (cache / "installed").touch()
-    return cache
+    return npm_packages.installed_package(PARSER, "AsyncAPI document NOT judged by its parser")
 
 
 def judged(parser: Path, document: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:

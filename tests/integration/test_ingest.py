@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -134,13 +134,18 @@ async def produce(bootstrap: str, events: Sequence[tuple[str, str, bytes]]) -> N
         await producer.stop()
 
 
-async def test_members_come_go_and_crash_and_each_event_counts_once(
-    kafka: str, own_redis: RedisServer, topic_prefix: str, create_topics: CreateTopics
-) -> None:
-    """Through rebalances, crashes and a stop in order, totals equal a recount of what was produced."""
+@pytest.fixture
+async def group(kafka: str, own_redis: RedisServer, topic_prefix: str, create_topics: CreateTopics) -> AsyncIterator[Group]:
+    """A group without members, its topics there."""
     store = Store.connect(own_redis.url)
     group = Group(kafka, topic_prefix, store)
     await create_topics(*group.settings.event_topics, partitions=PARTITIONS)
+    yield group
+    await store.close()
+
+
+async def test_members_come_go_and_crash_and_each_event_counts_once(group: Group) -> None:
+    """Through rebalances, crashes and a stop in order, totals equal a recount of what was produced."""
     evaluations, outcomes = group.settings.event_topics
     chance = random.Random(11)
     events: list[tuple[str, str, bytes]] = []
@@ -163,25 +168,24 @@ async def test_members_come_go_and_crash_and_each_event_counts_once(
             events.append((outcomes, context, b"{"))
     steps = [events[begin : begin + len(events) // 5 + 1] for begin in range(0, len(events), len(events) // 5 + 1)]
     try:
-        await produce(kafka, steps[0])
+        await produce(group.settings.bootstrap_servers, steps[0])
         first = await group.add()
         await until_counted(group, len(steps[0]))
-        producing = asyncio.create_task(produce(kafka, steps[1]))
+        producing = asyncio.create_task(produce(group.settings.bootstrap_servers, steps[1]))
         second = await group.add()
         await producing
         await until_counted(group, len(steps[0]) + 1)
         await group.crash(first)
-        await produce(kafka, steps[2])
+        await produce(group.settings.bootstrap_servers, steps[2])
         third = await group.add()
-        await produce(kafka, steps[3])
+        await produce(group.settings.bootstrap_servers, steps[3])
         await group.stop(second)
-        await produce(kafka, steps[4])
+        await produce(group.settings.bootstrap_servers, steps[4])
         await until_counted(group, len(events))
         await group.stop(third)
     finally:
         await group.close()
     totals, progress = await group.totals.read(group.keys, {"new-checkout": ("start-1", [0])})
-    await store.close()
     treatment, control = totals["new-checkout"][0].treatment, totals["new-checkout"][0].control
     for arm, found in (("on", treatment), ("off", control)):
         assert found.exposures == sum(variant == arm for variant in arms.values())
@@ -194,13 +198,8 @@ async def test_members_come_go_and_crash_and_each_event_counts_once(
     assert len(progress) == 2 * PARTITIONS
 
 
-async def test_a_replay_of_a_part_of_the_outcomes_is_told(
-    kafka: str, own_redis: RedisServer, topic_prefix: str, create_topics: CreateTopics
-) -> None:
+async def test_a_replay_of_a_part_of_the_outcomes_is_told(group: Group) -> None:
     """A third of treatment's outcomes sent again come back as that share, and the gate names arm and share."""
-    store = Store.connect(own_redis.url)
-    group = Group(kafka, topic_prefix, store)
-    await create_topics(*group.settings.event_topics, partitions=PARTITIONS)
     evaluations, outcomes = group.settings.event_topics
     sample = [f"u{number}" for number in range(20_000) if not digest_of(f"u{number}".encode()) & NOT_LOOKED_AT]
     events: list[tuple[str, str, bytes]] = []
@@ -214,15 +213,14 @@ async def test_a_replay_of_a_part_of_the_outcomes_is_told(
             again.append(happened)
     try:
         member = await group.add()
-        await produce(kafka, events)
+        await produce(group.settings.bootstrap_servers, events)
         await until_counted(group, len(events))
-        await produce(kafka, again)
+        await produce(group.settings.bootstrap_servers, again)
         await until_counted(group, len(events) + len(again))
         await group.stop(member)
     finally:
         await group.close()
     visits, progress = await group.totals.read(group.keys, {"new-checkout": ("start-1", [0])})
-    await store.close()
     treatment, control = visits["new-checkout"][0].treatment, visits["new-checkout"][0].control
     assert (treatment.checked, treatment.repeated) == (treatment.outcomes, len(again))
     assert (control.checked, control.repeated) == (control.outcomes, 0)
