@@ -149,6 +149,8 @@ class KafkaEventLog:
         try:
             async with asyncio.timeout(settings.start_seconds):
                 await consumer.start()
+            if self._bare_records:
+                leave_bare(consumer)
         except BaseException as error:
             await self._close()
             if isinstance(error, TimeoutError | KafkaError | OSError):
@@ -228,8 +230,6 @@ class KafkaEventLog:
         if self._is_duelling():
             raise self._fenced()
         self._give_again(consumer, loop.time())
-        if self._bare_records:
-            leave_bare(consumer)
         try:
             batches: Mapping[KafkaPartition, Sequence[ConsumerRecord]] = {}
             if not consumer._subscription.reassignment_in_progress:

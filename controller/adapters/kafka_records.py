@@ -7,6 +7,7 @@ transactions.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
@@ -21,15 +22,22 @@ _IS_KNOWN = all(hasattr(getattr(fetcher, name, None), method) for name, method i
 
 
 def leave_bare(consumer: AIOKafkaConsumer) -> None:
-    """Let `getmany` hand out what has been fetched by now as it was read; what comes later is wrapped, until called again.
+    """Let `getmany` of a started consumer hand out records as they were read.
 
     For a consumer that is read by `getmany` alone. Where aiokafka is not as known, nothing happens, and a ConsumerRecord has
     the same names.
     """
-    fetched = getattr(getattr(consumer, "_fetcher", None), "_records", None)
-    if not _IS_KNOWN or not isinstance(fetched, dict):
-        return
-    for result in fetched.values():
+    owner: Any = getattr(consumer, "_fetcher", None)
+    fetched = getattr(owner, "_records", None)
+    if _IS_KNOWN and isinstance(fetched, dict):
+        owner._records = _Fetched(fetched)
+
+
+class _Fetched(OrderedDict[Any, Any]):
+    """What was fetched and not yet handed out, by partition: results are changed as they come in, before any is read."""
+
+    def __setitem__(self, partition: Any, result: Any) -> None:
+        super().__setitem__(partition, result)
         records: Any = getattr(result, "_partition_records", None)  # a FetchError has none, nor has a result that was used up
         if type(records) is fetcher.PartitionRecords and "getall" not in vars(result):
             batches = records._records = _Batches(records)  # in vain where some were read before: the rest comes one by one

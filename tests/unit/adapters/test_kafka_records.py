@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -56,8 +58,15 @@ def fetched(content: bytes, *, bare: bool, aborted: list[tuple[int, int]] | None
         backoff=0,
     )
     if bare:
-        leave_bare(SimpleNamespace(_fetcher=SimpleNamespace(_records={PARTITION: result})))
+        bare_fetcher()._records[PARTITION] = result
     return result
+
+
+def bare_fetcher(**fetched_before: Any) -> Any:
+    """Return what `leave_bare` made of a fetcher that holds some results."""
+    fetcher = SimpleNamespace(_records=OrderedDict(fetched_before))
+    leave_bare(SimpleNamespace(_fetcher=fetcher))
+    return fetcher
 
 
 def test_bare_records_are_the_wrapped_ones_without_topic_and_partition() -> None:
@@ -111,10 +120,10 @@ def test_each_call_hands_out_what_the_wrapped_ones_would_have_been(
 
 
 def test_a_fetch_that_was_read_from_before_goes_on_one_by_one() -> None:
-    """Records that came while a call waited are wrapped; the next call goes on behind them."""
+    """What was there before the records were left bare is wrapped as far as it was read; the next call goes on behind it."""
     result = fetched(batch(base=0) + batch(base=2), bare=False)
     assert [record.offset for record in result.getall(1)] == [0]
-    leave_bare(SimpleNamespace(_fetcher=SimpleNamespace(_records={PARTITION: result})))
+    bare_fetcher(begun=result)
     assert [record.offset for record in result.getall(2)] == [1, 2]
     assert [record.offset for record in result.getall(2)] == [3]
 
@@ -124,8 +133,9 @@ async def test_whatever_the_fetcher_holds_is_left_alone_unless_it_is_known() -> 
     used_up = fetched(b"", bare=False)
     used_up.getall()
     error = FetchError(error=ValueError(), backoff=0)
-    leave_bare(SimpleNamespace(_fetcher=SimpleNamespace(_records={PARTITION: used_up, TopicPartition("t", 0): error})))
+    assert bare_fetcher(used_up=used_up)._records == {"used_up": used_up}
+    bare_fetcher()._records[PARTITION] = error
     leave_bare(SimpleNamespace(_fetcher=None))
     consumer = AIOKafkaConsumer(bootstrap_servers="localhost:1")
-    leave_bare(consumer)
+    leave_bare(consumer)  # it has no fetcher yet
     await asyncio.wait_for(consumer.stop(), 5)
