@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -34,6 +35,7 @@ from xxhash import xxh3_64_intdigest
 digest_of = xxh3_64_intdigest
 
 _ENTRY = struct.Struct("<IQ")
+_ENTRIES = np.dtype([("number", "<u4"), ("digest", "<u8")])
 _ENTRIES_PER_CHUNK = 256  # 3 KiB: what a quiet partition rewrites per save at most, and few enough fields for a busy one
 _NUMBERS_PER_CHUNK = 2 * _ENTRIES_PER_CHUNK
 _FULL_CHUNK = struct.Struct("<" + "IQ" * _ENTRIES_PER_CHUNK)
@@ -120,6 +122,20 @@ class EntryLog:
                 yield from _ENTRY.iter_unpack(chunk)
             except struct.error as error:
                 raise ValueError(f"a chunk of {self._prefix} has {len(chunk)} bytes: {error}") from error
+
+    def read_on(self, place: tuple[int, int]) -> tuple[list[int], tuple[int, int]]:
+        """Return numbers and digests, flat, from `place` to the end of its chunk, and the place to go on at.
+
+        A place is (chunk, entries before it in the chunk); nothing comes at the end of the log. Only for a log whose chunks
+        stay where they are.
+        """
+        chunk, before = place
+        while chunk < self._next and before >= _ENTRIES_PER_CHUNK:  # what was the tail has been cut into chunks
+            chunk, before = chunk + 1, before - _ENTRIES_PER_CHUNK
+        if chunk == self._next:
+            return self.tail[2 * before :], (chunk, len(self.tail) // 2)
+        content = self._chunks.get(chunk, b"")
+        return list(chain.from_iterable(_ENTRY.iter_unpack(content[before * _ENTRY.size :]))), (chunk + 1, 0)
 
     def remove_oldest(self, count: int) -> list[tuple[int, bytes]]:
         """Take the oldest full chunks out, at most `count`, and return them with their numbers; never the one being filled."""
@@ -378,29 +394,64 @@ class Memberships:
 
 
 class Generation:
-    """The exposures of one slice of event time, and what is stored of them."""
+    """The exposures of one slice of event time: what is stored of them, and an index by context, made when joins want one.
 
-    __slots__ = ("exposed", "log")
+    Most producers name the flags in their outcomes; for them the log alone is kept.
+    """
+
+    __slots__ = ("_exposed", "_indexed_to", "_noted", "log")
 
     def __init__(self, number: int) -> None:
         """Start empty."""
-        self.exposed: dict[int, tuple[int, ...]] = {}  # digest -> set numbers, oldest first
+        #: Set number and digest of each exposure that may be the last one of its context to its flag, in order. Within a slice
+        #: of time a context's repeated exposures to one arm are in it twice at most.
         self.log = EntryLog(f"recent/{number}")
+        self._noted: set[int] = set()  # (lane, context) of `note`, see Lane.salt: the context's last lane of each flag
+        self._exposed: dict[int, tuple[int, ...]] = {}  # digest -> set numbers, oldest first, as far as the log is indexed
+        self._indexed_to = (0, 0)
 
+    def note(self, number: int, digest: int, salt: int, salts: Iterable[int]) -> None:
+        """Log an exposure unless it is known to be its context's last to this flag; `salts` are those of all its lanes.
 
-def last_of_each(before: tuple[int, ...], exposed: tuple[int, ...], same_flag: tuple[int, ...]) -> tuple[int, ...]:
-    """Return `before` and then `exposed`, without what `before` has of the same flag: its last exposure alone is kept."""
-    for other in same_flag:
-        if other in before:
-            return tuple(number for number in before if number not in same_flag) + exposed
-    return before + exposed
+        The very first of a context to a flag goes straight into `log.tail`: nothing has to be looked up or remembered.
+        """
+        exposure = digest ^ salt
+        if exposure in self._noted:
+            return
+        for other in salts:
+            self._noted.discard(digest ^ other)
+        self._noted.add(exposure)
+        self.log.tail += (number, digest)
+
+    def index(self, at_least: int) -> int:
+        """Index `at_least` more entries, or all there are; return how many it were."""
+        indexed, exposed = 0, self._exposed
+        while indexed < at_least:
+            entries, place = self.log.read_on(self._indexed_to)
+            if place == self._indexed_to:
+                break
+            self._indexed_to = place
+            indexed += len(entries) // 2
+            for number, digest in zip(entries[::2], entries[1::2], strict=True):
+                before = exposed.get(digest)
+                if before is None:
+                    exposed[digest] = (number,)
+                elif number not in before:
+                    exposed[digest] = (*before, number)
+                elif before[-1] != number:
+                    exposed[digest] = (*(other for other in before if other != number), number)
+        return indexed
+
+    def last(self, digest: int) -> Iterable[int]:
+        """Return the set numbers of a context's exposures, newest first, of what is indexed."""
+        return reversed(self._exposed.get(digest, ()))
 
 
 class RecentExposures:
     """Where each context was last exposed, over the attribution window, by slices of event time ("generations").
 
     A window is three generations, so an exposure is found for at least the window and at most a third longer. Whether it is
-    found depends on event times alone. Within a generation only the last exposure of each flag is kept.
+    found depends on event times alone.
     """
 
     PER_WINDOW = 3
@@ -423,20 +474,23 @@ class RecentExposures:
             self._expire(max(number, self._newest))
         return found
 
+    def catch_up(self, at_least: int) -> bool:
+        """Index `at_least` more exposures, or all there are; return whether nothing is left, so that `last` finds them."""
+        for generation in self._generations.values():
+            at_least -= generation.index(at_least)
+            if at_least <= 0:
+                return False
+        return True
+
     def last(self, digest: int, time_ms: int) -> list[int]:
-        """Return the set numbers of a context's exposures up to `time_ms`, newest generation first."""
+        """Return the set numbers of a context's exposures up to `time_ms`, newest first, of what is indexed."""
         newest = time_ms // self.generation_ms
         exposed: list[int] = []
         for number in range(newest, newest - self.PER_WINDOW - 1, -1):
             generation = self._generations.get(number)
             if generation is not None:
-                exposed.extend(reversed(generation.exposed.get(digest, ())))
+                exposed.extend(generation.last(digest))
         return exposed
-
-    @property
-    def contexts(self) -> int:
-        """How many contexts are remembered, once per generation."""
-        return sum(len(generation.exposed) for generation in self._generations.values())
 
     @property
     def changed(self) -> int:
@@ -451,11 +505,8 @@ class RecentExposures:
         garbage, self._garbage = self._garbage, []
         return fields, garbage
 
-    def restore(self, fields: Mapping[str, bytes], flag_of: Mapping[int, str]) -> int:
-        """Take over what is stored and return a number above all set numbers in it.
-
-        `flag_of` names the flag of each set number; entries of unknown ones are skipped.
-        """
+    def restore(self, fields: Mapping[str, bytes]) -> int:
+        """Take over what is stored and return a number above all set numbers in it. Raises ValueError for a cut chunk."""
         chunks: dict[int, dict[int, bytes]] = {}
         above = 0
         for field, value in fields.items():
@@ -463,16 +514,10 @@ class RecentExposures:
             if kind == "recent":
                 of, _, chunk = rest.partition("/")
                 chunks.setdefault(int(of), {})[int(chunk)] = value
+                above = max(above, 1 + int(np.frombuffer(value, _ENTRIES)["number"].max(initial=0)))
         for number in sorted(chunks):
             generation = self._generations[number] = Generation(number)
             generation.log.restore(chunks[number])
-            exposures = generation.exposed
-            for exposed, digest in generation.log.entries():
-                above = max(above, exposed + 1)
-                flag = flag_of.get(exposed)
-                if flag is not None:
-                    before = exposures.get(digest, ())
-                    exposures[digest] = (*(other for other in before if flag_of[other] != flag), exposed)
         if chunks:
             self._expire(max(chunks))
         return above

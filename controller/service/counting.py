@@ -22,7 +22,7 @@ from typing import Any
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.errors import BrokenInvariant
 from controller.ports import Record
-from controller.service.contexts import Generation, Memberships, RecentExposures, digest_of, last_of_each
+from controller.service.contexts import Generation, Memberships, RecentExposures, digest_of
 from controller.service.directory import Directory, WatchedFlag
 from controller.service.lanes import NEITHER, Bundle, Lane, Tally
 from controller.service.repeats import NOT_LOOKED_AT, RecentRecords
@@ -56,6 +56,7 @@ save as fields of their own, which are smaller to write and easier to look at.""
 
 _ENCODED_AT_ONCE = 400  # arms with a full histogram take about 10 µs each: 4 ms between two looks at the loop
 _JOINED_AT_ONCE = 128  # bundles; a few KB each
+_INDEXED_AT_ONCE = 20_000  # recent exposures, when the first outcome without flags comes: 10 ms or so
 _CHECKED_PER_SAVE = 16  # bundles that are looked through for arms of visits that are over; 0.5 ms
 _TAKEN_OUT_PER_SAVE = 32  # such arms that get fields of their own, so that they are not written again and again
 _OVER_AFTER_MS = 600_000  # after a visit's end: by then even late events of it are rare
@@ -146,8 +147,7 @@ class PartitionTotals:
                     arm = None if kind == NEITHER else Arm(kind)
                     self.exposure_of[self.memberships.named(name).number] = (flag_key, rollout_id, arm)
             if self.recent is not None:
-                flag_of = {number: exposure[0] for number, exposure in self.exposure_of.items()}
-                self.memberships.reserve(self.recent.restore(fields, flag_of))
+                self.memberships.reserve(self.recent.restore(fields))
         except (ValueError, KeyError) as error:
             raise BrokenInvariant(f"what is stored cannot be read: {error}") from error
         if not self.records.adds_up(next_offset):
@@ -409,7 +409,7 @@ class PartitionTotals:
                     continue
                 late -= 1  # what below counts as late
             digest = digest_of_context(context_id.encode())
-            is_first = False  # of this context to this flag, as far as the present visit goes
+            is_first = False  # of this context to this flag in the present visit
             if lane.is_counting:
                 counted += 1
                 lane.evaluations += 1
@@ -436,16 +436,10 @@ class PartitionTotals:
                 generation_until = generation_from + recent.generation_ms
                 generation = recent.generation(time_ms // recent.generation_ms)
             if generation is not None:
-                before = generation.exposed.get(digest)
-                if before is None:
-                    generation.exposed[digest] = lane.numbers
-                elif is_first and tally.has_one_visit:
-                    generation.exposed[digest] = before + lane.numbers  # nothing of this flag is in there: no need to look
-                elif lane.number in before:
-                    continue  # exposed to this arm in this visit within this slice of time: nothing new
+                if is_first and tally.has_one_visit:
+                    generation.log.tail += (lane.number, digest)
                 else:
-                    generation.exposed[digest] = last_of_each(before, lane.numbers, tally.numbers)
-                generation.log.tail += (lane.number, digest)
+                    generation.note(lane.number, digest, lane.salt, tally.salts)
         records.freshest_ms = freshest or None
         return counted, late, ignored
 
@@ -460,9 +454,9 @@ class PartitionTotals:
     ) -> int:
         """Count outcomes and return how many records were taken.
 
-        Fewer than given when `room` more fields have changed, and when one without flags is younger than `joinable_until_ms`
-        (by its record's timestamp): the evaluations before it have not all been counted. `join` is the evaluation partition of
-        the same number, None for none.
+        Fewer than given when `room` more fields have changed, when one without flags is younger than `joinable_until_ms` (by
+        its record's timestamp): the evaluations before it have not all been counted, and while exposures are not all indexed:
+        each call indexes some more. `join` is the evaluation partition of the same number, None for none.
         """
         given = len(batch)
         batch = self._uncounted(batch)
@@ -499,6 +493,7 @@ class PartitionTotals:
         digest_of_context = digest_of
         room += len(changed) + len(bundled) + len(memberships.new_names)
         has_grown = True  # what counts against `room`, since it was last looked at
+        finds_exposures = False
         for record, context_id, time_ms, named, is_error, latency_ms, conversions in events:
             if has_grown:
                 has_grown = False
@@ -510,7 +505,8 @@ class PartitionTotals:
             if not flags:
                 self.joins = True
                 if join is not None:
-                    if record.timestamp > joinable_until_ms:
+                    finds_exposures = finds_exposures or join.finds_exposures()
+                    if record.timestamp > joinable_until_ms or not finds_exposures:
                         stopped_at = record
                         break
                     flags = join.exposures(digest, time_ms)
@@ -626,9 +622,10 @@ class PartitionTotals:
         limit = room + self.changed_fields
         for taken, record in enumerate(batch):
             contents = packed.unpack(record)
-            if join is not None and record.timestamp > joinable_until_ms and not all(event[2] for event in contents.events):
+            if not all(event[2] for event in contents.events):
                 self.joins = True
-                return taken
+                if join is not None and (record.timestamp > joinable_until_ms or not join.finds_exposures()):
+                    return taken
             # Joined here, not while counting: what a record changes has to be known before any of it is counted.
             events = [self._joined(event, join) for event in contents.events]
             pairs = [(flag_key, event[1]) for event in events for flag_key, _ in event[2]]
@@ -648,7 +645,6 @@ class PartitionTotals:
         context_id, time_ms, flags, is_error, latency_ms, conversions = event
         if flags:
             return event
-        self.joins = True
         if join is not None:
             flags = join.exposures(digest_of(context_id.encode()), time_ms)
         return context_id, time_ms, flags, is_error, latency_ms, conversions
@@ -685,6 +681,10 @@ class PartitionTotals:
         if batch and batch[0].offset < self.position:
             return batch[_index_of(batch, self.position) :]
         return batch
+
+    def finds_exposures(self) -> bool:
+        """Index some more of the exposures that were folded; return whether that is all of them."""
+        return self.recent is None or self.recent.catch_up(_INDEXED_AT_ONCE)
 
     def exposures(self, digest: int, time_ms: int) -> list[tuple[str, str]]:
         """Return (flag key, variant) of a context's last exposure to each flag with a rollout, within the window."""

@@ -62,7 +62,6 @@ class Lane:
         "latency",
         "latency_again",
         "number",
-        "numbers",
         "opposite",
         "outcomes",
         "repeated",
@@ -101,7 +100,6 @@ class Lane:
             if count != counts.latency.get(bucket, 0)
         }
         self.number = -1  # of `exposed`
-        self.numbers: tuple[int, ...] = ()  # this number alone
         self.exposed = _NO_SET
         self.exact = _NO_SET.exact  # of `exposed`, and the next, too: with many flags memory that is far apart costs time
         self.filters: Sequence[Filter] = ()
@@ -109,7 +107,7 @@ class Lane:
         self.failed = _NO_SET  # the visit's contexts with an error, shared by both arms
         self.converted: Mapping[str, ContextSet] = _NONE_CONVERTED  # the visit's, shared by both arms
         #: Makes one set of all lanes' contexts: (lane, context) is the context's digest xor this.
-        self.salt = digest_of(f"{field_name}|{arm}".encode())
+        self.salt = digest_of(field_name.encode())
 
     def counts(self) -> ArmCounts:
         """Return what was counted."""
@@ -152,7 +150,7 @@ class Tally:
         "from_ms",
         "has_one_visit",
         "more_treatments",
-        "numbers",
+        "salts",
         "treatment",
         "treatment_variant",
         "until_ms",
@@ -163,7 +161,7 @@ class Tally:
         """Start at no visit; the first event finds one."""
         self._partition = partition
         self._lanes: dict[int | None, tuple[Lane, ...]] = {}  # by visit: treatment, control; and who is in neither arm
-        self.numbers: tuple[int, ...] = ()  # of all its lanes' exposure sets
+        self.salts: tuple[int, ...] = ()  # of all its lanes with exposures
         self.has_one_visit = False  # whether those are one visit's
         self.take(watched)
 
@@ -202,10 +200,7 @@ class Tally:
             partition, watched = self._partition, self.watched
             lane = Lane(watched.flag_key, _CONTROL, "", None, None)
             if partition.counts_exposures:
-                exposed = lane.exposed = partition.memberships.named(f"{watched.flag_key}|{watched.rollout_id}|-|{NEITHER}")
-                lane.number, lane.numbers = exposed.number, (exposed.number,)
-                partition.exposure_of[exposed.number] = (watched.flag_key, watched.rollout_id, None)
-                self.numbers += lane.numbers
+                self._expose(lane, f"{watched.flag_key}|{watched.rollout_id}|-|{NEITHER}", None)
             lanes = self._lanes[_UNCOUNTED] = (lane,)
             self.has_one_visit = False
         return lanes[0]
@@ -229,15 +224,8 @@ class Tally:
         named = partition.memberships.named
         if partition.counts_exposures:
             for lane in lanes:
-                exposed = lane.exposed = named(
-                    lane.field or f"{flag_key}|{rollout_id}|-|{lane.arm}"  # an arm's contexts have the arm's name
-                )
-                lane.number = exposed.number
-                lane.numbers = (lane.number,)
-                lane.exact, lane.filters = exposed.exact, exposed.filters
-                partition.exposure_of[exposed.number] = (flag_key, rollout_id, lane.arm)
+                self._expose(lane, lane.field or f"{flag_key}|{rollout_id}|-|{lane.arm}", lane.arm)
             treatment.opposite, control.opposite = control.exposed, treatment.exposed
-            self.numbers += treatment.numbers + control.numbers
             self.has_one_visit = len(self._lanes) == 1
         elif visit is not None:
             treatment.failed = control.failed = named(part_field(flag_key, rollout_id, visit, "errors"))
@@ -247,6 +235,15 @@ class Tally:
                     for conversion in sorted(watched.conversions)
                 }
         return lanes
+
+    def _expose(self, lane: Lane, name: str, arm: Arm | None) -> None:
+        """Give a lane its set of exposed contexts; one that counts has its own name for it, as for its totals."""
+        watched = self.watched
+        exposed = lane.exposed = self._partition.memberships.named(name)
+        lane.number, lane.exact, lane.filters = exposed.number, exposed.exact, exposed.filters
+        lane.salt = digest_of(name.encode())
+        self.salts += (lane.salt,)
+        self._partition.exposure_of[exposed.number] = (watched.flag_key, watched.rollout_id, arm)
 
     def lanes(self) -> Iterable[Lane]:
         """Return all lanes there are."""

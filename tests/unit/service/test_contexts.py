@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator, Mapping
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.service.contexts import ContextSet, EntryLog, Filter, Memberships, RecentExposures, digest_of, last_of_each
+from controller.service.contexts import ContextSet, EntryLog, Filter, Memberships, RecentExposures, digest_of
 
 DIGESTS = st.integers(0, 2**64 - 1)
 NAME = "flag|start-1|0|treatment"
@@ -158,31 +160,48 @@ def test_a_torn_chunk_is_noticed() -> None:
         list(log.entries())
 
 
-def note(recent: RecentExposures, number: int, digest: int, exposed: int, same_flag: tuple[int, ...]) -> bool:
+FLAG_OF = {0: "a", 1: "a", 2: "b", 3: "c"}  # set number -> flag; flag "a" has two lanes
+
+
+def note(recent: RecentExposures, generation: int, digest: int, exposed: int) -> bool:
     """Note an exposure in a generation as the fold does; return whether the generation still matters."""
-    generation = recent.generation(number)
-    if generation is not None:
-        generation.exposed[digest] = last_of_each(generation.exposed.get(digest, ()), (exposed,), same_flag)
-        generation.log.tail += (exposed, digest)
-    return generation is not None
+    found = recent.generation(generation)
+    if found is not None:
+        salts = [number << 32 for number, flag in FLAG_OF.items() if flag == FLAG_OF[exposed]]
+        found.note(exposed, digest, exposed << 32, salts)
+    return found is not None
+
+
+def last_of_each_flag(recent: RecentExposures, digest: int, time_ms: int) -> dict[str, int]:
+    """Return the set each flag's last exposure fell into, as a join asks for it."""
+    while not recent.catch_up(2):
+        pass
+    found: dict[str, int] = {}
+    for number in recent.last(digest, time_ms):
+        found.setdefault(FLAG_OF[number], number)
+    return found
 
 
 def test_recent_exposures_keep_the_last_of_each_flag() -> None:
-    """Within a slice of time the newest exposure of each flag is known, flags apart."""
+    """Within a slice of time the newest exposure of each flag is known, flags apart, and each is stored when it changes."""
     recent = RecentExposures(30_000)
-    assert note(recent, 0, 5, 1, (1, 2))
-    assert note(recent, 0, 5, 3, (3,))
-    assert note(recent, 0, 5, 2, (1, 2))
-    assert recent.last(5, 9_999) == [2, 3]
-    assert recent.last(6, 9_999) == []
+    for exposed, expected in ((0, {"a": 0}), (2, {"a": 0, "b": 2}), (1, {"a": 1, "b": 2}), (0, {"a": 0, "b": 2})):
+        assert note(recent, 0, 5, exposed)
+        assert note(recent, 0, 5, exposed)
+        assert last_of_each_flag(recent, 5, 9_999) == expected
+    assert last_of_each_flag(recent, 6, 9_999) == {}
+    generation = recent.generation(0)
+    assert generation is not None
+    assert generation.log.added == 4
 
 
 def test_recent_exposures_end_with_the_window() -> None:
     """An exposure is found through the window and at most a third longer; what is too old is deleted from the store."""
     recent, stored = RecentExposures(30_000), Stored()
     for number in range(8):
-        assert note(recent, number, number, 1, (1,))
+        assert note(recent, number, number, 1)
         stored.save(recent)
+    assert recent.catch_up(99)
     assert recent.last(4, 74_999) == [1]
     assert recent.last(4, 79_999) == [1]
     assert recent.last(3, 79_999) == []
@@ -190,20 +209,64 @@ def test_recent_exposures_end_with_the_window() -> None:
     assert sorted(stored) == [f"recent/{number}/0" for number in range(3, 8)]
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.integers(0, 3)), max_size=60))
-def test_recent_exposures_survive_a_reload(noted: list[tuple[int, int, int]]) -> None:
-    """A reload gives back who was exposed to what, in the same order."""
-    flag_of = {0: "a", 1: "a", 2: "b", 3: "c"}
-    numbers = {flag: tuple(number for number, other in flag_of.items() if other == flag) for flag in "abc"}
+def test_recent_exposures_are_indexed_by_the_slice() -> None:
+    """However many there are when the first join comes, a call indexes a bounded number of them."""
     recent, stored = RecentExposures(30_000), Stored()
-    for generation, digest, exposed in noted:
-        if note(recent, generation, digest, exposed, numbers[flag_of[exposed]]):
+    for digest in range(2_000):
+        note(recent, digest % 2, digest, digest % 4)
+        if digest % 700 == 0:
             stored.save(recent)
+    calls = 1
+    while not recent.catch_up(300):
+        calls += 1
+    assert 2_000 / (300 + 256) < calls <= 2_000 / 256
+    assert all(recent.last(digest, 19_999) == [digest % 4] for digest in range(2_000))
+    stored.save(recent)
+    assert [generation.index(1) for generation in map(recent.generation, (0, 1)) if generation] == [
+        0,
+        0,
+    ]  # what moves into chunks is not indexed again
+
+
+noted = st.lists(
+    st.tuples(st.integers(0, 9), st.integers(0, 5), st.sampled_from(sorted(FLAG_OF)), st.sampled_from(["", "save", "ask"])),
+    max_size=60,
+)
+
+
+@given(noted, st.integers(1, 400))
+def test_recent_exposures_are_the_last_ones_noted(noted: list[tuple[int, int, int, str]], repeated: int) -> None:
+    """Whenever it is saved, asked or loaded again: of each flag the last exposure in the newest slice of time is known."""
+    recent, stored = RecentExposures(30_000), Stored()
+    expected: dict[tuple[int, int], dict[str, int]] = {}
+    for generation, digest, exposed, then in noted:
+        if not note(recent, generation, digest, exposed):
+            continue
+        expected.setdefault((generation, digest), {})[FLAG_OF[exposed]] = exposed
+        for other in range(repeated if then == "save" else 0):  # enough for several chunks, now and then
+            note(recent, generation, 1_000 + other, 3)
+        if then == "save":
+            stored.save(recent)
+        elif then == "ask":
+            last_of_each_flag(recent, digest, 99_999)
+    stored.save(recent)
     again = RecentExposures(30_000)
-    again.restore(stored, flag_of)
+    assert again.restore(stored) == max((entry for _, entry in numbers_stored(stored)), default=-1) + 1
+    oldest = max((generation for generation, _ in expected), default=0) - RecentExposures.PER_WINDOW - 1
     for digest in range(6):
-        for time_ms in range(0, 100_000, 10_000):
-            assert again.last(digest, time_ms) == recent.last(digest, time_ms)
+        for newest in range(10):
+            wanted: dict[str, int] = {}
+            for generation in range(newest, max(oldest, newest - 3) - 1, -1):
+                wanted = {**expected.get((generation, digest), {}), **wanted}
+            for each in (recent, again):
+                assert last_of_each_flag(each, digest, newest * 10_000) == wanted
+
+
+def numbers_stored(stored: Mapping[str, bytes]) -> Iterator[tuple[str, int]]:
+    """Yield (field, set number) of all recent exposures that are stored."""
+    for name, value in stored.items():
+        for number, _ in struct.iter_unpack("<IQ", value):
+            yield name, number
 
 
 def test_an_empty_set_holds_nobody() -> None:

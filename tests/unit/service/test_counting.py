@@ -240,6 +240,34 @@ def test_joins_find_the_exposure_of_the_outcomes_past() -> None:
     assert (counting.records.counted, counting.records.ignored, directory.unjoined) == (1, 1, 1)
 
 
+def test_joins_find_what_came_last_within_a_slice_of_time() -> None:
+    """Back and forth between the arms, in and out of a visit: each change is known, the last one to arrive counts."""
+    directory = make_directory()
+    exposures = Counting(evaluations=True, directory=directory)
+    exposures.batch(evaluation("a", "off", T0), evaluation("a", "on", T0 + MINUTE), evaluation("a", "off", T0))
+    exposures.batch(evaluation("b", "on"), evaluation("b", "on"), evaluation("b", "off"), evaluation("b", "on"))
+    counting = Counting(directory=directory)
+    for join in (exposures.owner, exposures.load()):
+        counting.batch(outcome("a"), outcome("b"), join=join)
+    assert (counting.arms[CONTROL].outcomes, counting.arms[TREATMENT].outcomes) == (2, 2)
+
+
+def test_joins_wait_until_all_exposures_are_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first outcome without flags may come after millions of exposures: some are indexed with each call, none is missed."""
+    monkeypatch.setattr("controller.service.counting._INDEXED_AT_ONCE", 100)
+    directory = make_directory()
+    exposures = Counting(evaluations=True, directory=directory)
+    for begin in range(0, 1_000, 300):
+        exposures.batch(*(evaluation(f"u{number}", "on") for number in range(begin, begin + 300)))
+    counting = Counting(directory=directory)
+    batch = [make_record(number, outcome(f"u{number}", *flags)) for number, flags in enumerate([(ON,), (), ()])]
+    taken: list[int] = []
+    while counting.owner.totals.position < len(batch):
+        taken.append(counting.owner.totals.fold_outcomes(batch[sum(taken) :], read_outcomes, join=exposures.owner.totals))
+    assert taken == [1, 0, 0, 0, 0, 2]
+    assert (counting.owner.totals.records.counted, directory.unjoined) == (3, 0)
+
+
 def test_joins_skip_the_exposures_of_an_earlier_rollout() -> None:
     """Who was exposed in a flag's last rollout has not been exposed in this one."""
     directory = make_directory()
