@@ -30,7 +30,7 @@ _FROZEN_LANES = 500  # so many more at a time: rarely, for what else exists at t
 #: Refused records that wait for a save at most, of one partition: 2.5 MB. With fewer a flood of poison would save more often
 #: than good traffic does, and each save costs as much as a thousand records.
 _REFUSALS_PER_SAVE = 4 * MAX_REFUSALS
-FOLDED_AT_ONCE = 1000  # records: 3 ms or so
+FOLDED_AT_ONCE = 1000  # records of a partition: 4 ms or so
 _PACKED_BYTES_AT_ONCE = 128 * 1024  # of records that hold many events: 10 ms or so; a single one may be larger
 
 
@@ -54,6 +54,7 @@ class Folding:
         self._read_evaluations = read_evaluations
         self._read_outcomes = read_outcomes
         self.has_packed = isinstance(read_evaluations, Packed) or isinstance(read_outcomes, Packed)
+        self._slice = min(FOLDED_AT_ONCE, settings.fetch_max_records)
         self._unfrozen_lanes = 0
         self.longest_seconds = 0.0  # that one call kept the loop to itself
 
@@ -97,7 +98,7 @@ class Folding:
         room = self.room(owned)
         if room == 0:
             return 0
-        batch = self._at_hand(owned, self._settings.fetch_max_records, self._read_outcomes)
+        batch = self._at_hand(owned, self._slice, self._read_outcomes)
         evaluations = pair.evaluations
         join = None
         if evaluations is not None and evaluations.state is not PartitionState.STOPPED:
@@ -136,7 +137,7 @@ class Folding:
         if owned is None:
             return 0
         room = self.room(owned)
-        count = min(room // _FIELDS_PER_EVALUATION, self._settings.fetch_max_records)
+        count = min(room // _FIELDS_PER_EVALUATION, self._slice)
         if count == 0:
             return 0
         batch = self._at_hand(owned, count, self._read_evaluations)

@@ -41,6 +41,7 @@ from schemas.terms import QuarantineReason, Recorded
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 
 _PACKED_BYTES_PENDING = 16 * 1024 * 1024  # of records that hold many events, fetched and not yet folded, per partition
+_FOLDED_BEFORE_PAUSE = 2 * FOLDED_AT_ONCE  # by one pair as a rule; then others get the loop
 _RECORDED = (Recorded.COUNTED, Recorded.QUARANTINED, Recorded.LATE, Recorded.IGNORED)
 _COLLECTED_FROM_OBJECTS = 20_000
 _SCATTERED = "a context's events are in several partitions and it is counted once in each: see ops/formats.md"
@@ -211,13 +212,33 @@ class Ingest:
     async def _round(self) -> None:
         self._follow_assignment()
         self._begin_loaded()
+        enough = self._pacing.pending_records // 2  # below what pauses a partition: aiokafka drops what it read ahead of one
+        if self._is_blocked or not any(len(owned.pending) >= enough for owned in self._owned.values()):
+            await self._fetch()
+        now = self._clock.monotonic()
+        self._is_blocked = True
+        since_pause = 0
+        for pair in list(self._pairs.values()):
+            folded = self._folding.fold(pair, now)
+            if folded:
+                self._is_blocked = False
+            since_pause += folded if not self._folding.has_packed else _FOLDED_BEFORE_PAUSE
+            if since_pause >= _FOLDED_BEFORE_PAUSE:
+                since_pause = 0
+                await asyncio.sleep(0)
+        self._pace_fetching()
+        self._save_what_is_due(self._clock.monotonic())
+        await asyncio.sleep(0)  # a log that always has records must not keep the loop to itself
+
+    async def _fetch(self) -> None:
+        """Take from the log what it has, and wait a little for it if nothing can be done meanwhile."""
         try:
             fetched = await self._log.fetch(self._settings.fetch_max_records, self._wait_seconds())
         except EventLogUnavailable as trouble:
             self.counters.fetch_troubles += 1
             self._logger.warning("fetch_failed", error=str(trouble))
-            fetched = {}
             await asyncio.sleep(self._pacing.retry_seconds)
+            return
         now = self._clock.monotonic()
         for partition, records in fetched.items():
             owned = self._owned.get(partition)
@@ -225,19 +246,6 @@ class Ingest:
                 last = owned.pending[-1].offset if owned.pending else -1
                 owned.pending += records if records[0].offset > last else [each for each in records if each.offset > last]
                 owned.delivered_at = now
-        self._is_blocked = True
-        since_pause = 0
-        for pair in list(self._pairs.values()):
-            folded = self._folding.fold(pair, now)
-            if folded:
-                self._is_blocked = False
-            since_pause += folded if not self._folding.has_packed else FOLDED_AT_ONCE
-            if since_pause >= FOLDED_AT_ONCE:
-                since_pause = 0
-                await asyncio.sleep(0)
-        self._pace_fetching()
-        self._save_what_is_due(self._clock.monotonic())
-        await asyncio.sleep(0)  # a log that always has records must not keep the loop to itself
 
     def _wait_seconds(self) -> float:
         """Return how long a fetch may wait: not at all with records at hand, else about until the next save."""
@@ -384,8 +392,17 @@ class Ingest:
             is_wanted = any(
                 self._has_changed(owned) or now - owned.saved_at >= self._pacing.heartbeat_seconds for owned in ready
             )
-            if is_full or (is_wanted and now >= pair.next_save_at):
+            if is_full or (
+                is_wanted and now >= pair.next_save_at + (self._pacing.backlog_seconds if self._is_behind(pair) else 0)
+            ):
                 pair.saving = self._start(self._save(pair), f"save:{number}")
+
+    def _is_behind(self, pair: Pair) -> bool:
+        """Whether the log has more of a pair than is kept at hand: then throughput matters more than the latest totals."""
+        return any(
+            (self._log.end_offset(owned.partition) or 0) - owned.totals.position >= self._pacing.pending_records
+            for owned in pair.owned()
+        )
 
     def _has_changed(self, owned: Owned) -> bool:
         return owned.totals.position != owned.saved or owned.totals.has_changed
@@ -400,19 +417,19 @@ class Ingest:
         try:
             for owned in ready:
                 owned.is_busy = True
-            encoding_began = self._clock.monotonic()
-            snapshots = [await self._encode(owned) for owned in ready]
-            pair.encode_seconds = self._clock.monotonic() - encoding_began
+            pair.encode_seconds = 0.0
+            snapshots = [await self._encode(owned, pair) for owned in ready]
         finally:
             for owned in ready:
                 owned.is_busy = False
         for snapshot in snapshots:
             await self._write(snapshot)
-        now = self._clock.monotonic()
-        spent = sum(each.encode_seconds for each in self._pairs.values()) + now - began - pair.encode_seconds
+        # Time of the loop's own, not what passed: while much is folded a save waits for its turns, and is not to come later for
+        # that. Writing takes about as much of it as encoding.
+        spent = 2 * sum(each.encode_seconds for each in self._pairs.values())
         pause = max(self._settings.flush_interval_seconds, spent / self._pacing.saving_share)
         pair.next_save_at = began + min(pause, self._pacing.longest_flush_seconds)
-        await self._commit(now)
+        await self._commit(self._clock.monotonic())
 
     async def _look_for_lost_records(self, owned: Owned) -> None:
         """Tell offsets that never held a record for us from records that the log forgot before we read them."""
@@ -430,7 +447,7 @@ class Ingest:
             self._logger.error("records_lost", topic_partition=owned.key, from_offset=owned.saved, to_offset=first)
             owned.totals.taint(self._now_ms())
 
-    async def _encode(self, owned: Owned) -> _Snapshot:
+    async def _encode(self, owned: Owned, pair: Pair) -> _Snapshot:
         """Return the partition's state; looks at the loop now and then, nothing is folded meanwhile."""
         totals = owned.totals
         now = self._clock.monotonic()
@@ -438,7 +455,13 @@ class Ingest:
             owned.swept_at = now
             totals.drop_superseded()
         changes = Changes()
-        for _ in totals.take_changed(changes):
+        steps = totals.take_changed(changes)
+        while True:
+            began = self._clock.monotonic()
+            is_done = next(steps, True)
+            pair.encode_seconds += self._clock.monotonic() - began
+            if is_done:
+                break
             await asyncio.sleep(0)
         records = totals.records
         records.end = max(totals.position, self._log.end_offset(owned.partition) or 0)
