@@ -22,9 +22,7 @@ class Pacing:
 
     longest_flush_seconds: float = 2.0  # between two saves of a partition, however long saving takes
     saving_share: float = 0.2  # of the time that may go to saving: with many flags saves become rarer, not slower
-    backlog_seconds: float = (
-        0.4  # longer, while there is a backlog: a save takes as long as some hundred events
-    )
+    backlog_seconds: float = 0.4  # longer, while there is a backlog: a save takes as long as some hundred events
     heartbeat_seconds: float = 0.9  # an idle partition is saved as often: silence of traffic is not silence of its owner
     commit_seconds: float = 1.0
     pending_records: int = 5_000  # fetched and not yet folded, per partition; beyond, its fetching pauses
