@@ -1,6 +1,6 @@
 """Events per second end to end on one core, against the ceiling of an aiokafka daemon in the same run.
 
-`python -m tests.benchmarks.throughput [--events 600000] [--flags 20] [--known 20] [--poison 0.1] [--unknown 0]` on a real
+`python -m tests.benchmarks.throughput [--events 1200000] [--flags 20] [--known 20] [--poison 0.1] [--unknown 0]` on a real
 Kafka. Fills both event topics (4 partitions each, keyed by context, about 250 bytes an event), then reads them twice, pinned
 to one core: once with bare `getmany` and nothing else, once with the daemon's own ingest, totals saved in Redis. The totals
 are then compared, field by field, with a recount made while the events were written. Prints rates, their ratio, what Redis
@@ -286,9 +286,9 @@ async def run(options: argparse.Namespace, bootstrap: str, server: RedisServer) 
 def main() -> int:
     """Read the options, start the servers, measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=600_000)
+    parser.add_argument("--events", type=int, default=1_200_000, help="enough that the wait for the last save does not show")
     parser.add_argument("--flags", type=int, default=20, help="flags that events are about")
-    parser.add_argument("--contexts", type=int, default=20_000, help="users; each flag sees all of them sooner or later")
+    parser.add_argument("--contexts", type=int, default=40_000, help="users; each flag sees all of them sooner or later")
     parser.add_argument("--known", type=int, default=None, help="flags with a rollout; default: those of --flags")
     parser.add_argument("--poison", type=float, default=0.0, help="share of records that are refused")
     parser.add_argument(
