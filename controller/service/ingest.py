@@ -108,6 +108,8 @@ class Ingest:
         self._metrics = metrics
         self._settings = settings
         self._pacing = pacing
+        # At hand of a partition: with less, what a fetch brings does not pause it. aiokafka would drop what it has read ahead.
+        self._plenty = FOLDED_AT_ONCE + max(0, pacing.pending_records - settings.fetch_max_records)
         self._evaluations_topic, self._outcomes_topic = topics
         self._epoch = epoch
         self._quarantine = quarantine
@@ -212,8 +214,7 @@ class Ingest:
     async def _round(self) -> None:
         self._follow_assignment()
         self._begin_loaded()
-        enough = self._pacing.pending_records // 2  # below what pauses a partition: aiokafka drops what it read ahead of one
-        if self._is_blocked or not any(len(owned.pending) >= enough for owned in self._owned.values()):
+        if not any(len(one.pending) >= self._plenty and (one.is_busy or not self._is_blocked) for one in self._owned.values()):
             await self._fetch()
         now = self._clock.monotonic()
         self._is_blocked = True
@@ -392,9 +393,8 @@ class Ingest:
             is_wanted = any(
                 self._has_changed(owned) or now - owned.saved_at >= self._pacing.heartbeat_seconds for owned in ready
             )
-            if is_full or (
-                is_wanted and now >= pair.next_save_at + (self._pacing.backlog_seconds if self._is_behind(pair) else 0)
-            ):
+            due_at = pair.next_save_at + (self._pacing.backlog_seconds if self._is_behind(pair) else 0.0)
+            if is_full or (is_wanted and now >= due_at):
                 pair.saving = self._start(self._save(pair), f"save:{number}")
 
     def _is_behind(self, pair: Pair) -> bool:

@@ -266,6 +266,37 @@ async def test_an_outage_of_the_store_stops_fetching_at_a_bound_and_loses_nothin
     assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].exposures == 500
 
 
+async def test_a_backlog_is_saved_less_often_and_its_end_at_once() -> None:
+    """While the log has much more than was folded, catching up comes first; what was caught up with is saved as ever."""
+    bench = Bench(settings=make_settings(fetch_max_records=10), pacing=make_pacing(pending_records=20, backlog_seconds=1000.0))
+    for number in range(500):
+        bench.evaluate(f"u{number}")
+    fences = set()
+    async with bench.running():
+        async with asyncio.timeout(5):
+            while not bench.is_all_saved():
+                fences.add(bench.fence(EVALUATIONS))
+                await asyncio.sleep(0)
+    assert fences <= {-1, *range(481, 501)}
+
+
+async def test_a_busy_partition_is_never_paused() -> None:
+    """What is at hand is folded before more is fetched: a pause would throw away what the client has read ahead."""
+    bench = Bench(settings=CountingSettings())
+    for _ in range(12_000):
+        bench.evaluate("a")
+    ingest, log = bench.make()
+    paused: list[object] = []
+    log.pause = paused.append  # type: ignore[method-assign, assignment]
+    task = asyncio.create_task(ingest.run())
+    await log.start()
+    await until(lambda: bench.fence(EVALUATIONS) == 12_000)
+    await ingest.stop()
+    await task
+    await log.stop()
+    assert paused == []
+
+
 async def test_the_fence_waits_for_the_quarantine() -> None:
     """A refused record is acknowledged by the quarantine before the fence moves past it; the rest of its batch counts."""
     bench = Bench()
