@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
@@ -55,20 +56,17 @@ class RecordRefused(Exception):
     """
 
     args: tuple[QuarantineReason, str, str]
-    _detail: str | None = None
 
-    @property
+    @cached_property
     def reason(self) -> QuarantineReason:
         """Why it was refused."""
         return self.args[0]
 
-    @property
+    @cached_property
     def detail(self) -> str:
         """What is wrong, where, and how to mend it: printable ASCII, bounded."""
-        if self._detail is None:
-            _, problem, mend = self.args
-            self._detail = f"{ascii(problem[:_MAX_QUOTED])[1:-1][:_MAX_QUOTED]}; {mend}"
-        return self._detail
+        _, problem, mend = self.args
+        return f"{ascii(problem[:_MAX_QUOTED])[1:-1][:_MAX_QUOTED]}; {mend}"
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
