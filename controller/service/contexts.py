@@ -35,7 +35,6 @@ from xxhash import xxh3_64_intdigest
 digest_of = xxh3_64_intdigest
 
 _ENTRY = struct.Struct("<IQ")
-_ENTRIES = np.dtype([("number", "<u4"), ("digest", "<u8")])
 _ENTRIES_PER_CHUNK = 256  # 3 KiB: what a quiet partition rewrites per save at most, and few enough fields for a busy one
 _NUMBERS_PER_CHUNK = 2 * _ENTRIES_PER_CHUNK
 _FULL_CHUNK = struct.Struct("<" + "IQ" * _ENTRIES_PER_CHUNK)
@@ -514,10 +513,10 @@ class RecentExposures:
             if kind == "recent":
                 of, _, chunk = rest.partition("/")
                 chunks.setdefault(int(of), {})[int(chunk)] = value
-                above = max(above, 1 + int(np.frombuffer(value, _ENTRIES)["number"].max(initial=0)))
         for number in sorted(chunks):
             generation = self._generations[number] = Generation(number)
             generation.log.restore(chunks[number])
+            above = max(above, 1 + max((exposed for exposed, _ in generation.log.entries()), default=-1))
         if chunks:
             self._expire(max(chunks))
         return above

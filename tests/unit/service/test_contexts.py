@@ -222,10 +222,8 @@ def test_recent_exposures_are_indexed_by_the_slice() -> None:
     assert 2_000 / (300 + 256) < calls <= 2_000 / 256
     assert all(recent.last(digest, 19_999) == [digest % 4] for digest in range(2_000))
     stored.save(recent)
-    assert [generation.index(1) for generation in map(recent.generation, (0, 1)) if generation] == [
-        0,
-        0,
-    ]  # what moves into chunks is not indexed again
+    found = [recent.generation(number) for number in (0, 1)]  # what moves into chunks is not indexed again
+    assert [generation.index(1) for generation in found if generation] == [0, 0]
 
 
 noted = st.lists(
@@ -251,7 +249,7 @@ def test_recent_exposures_are_the_last_ones_noted(noted: list[tuple[int, int, in
             last_of_each_flag(recent, digest, 99_999)
     stored.save(recent)
     again = RecentExposures(30_000)
-    assert again.restore(stored) == max((entry for _, entry in numbers_stored(stored)), default=-1) + 1
+    assert again.restore(stored) == max(numbers_stored(stored), default=-1) + 1
     oldest = max((generation for generation, _ in expected), default=0) - RecentExposures.PER_WINDOW - 1
     for digest in range(6):
         for newest in range(10):
@@ -262,11 +260,11 @@ def test_recent_exposures_are_the_last_ones_noted(noted: list[tuple[int, int, in
                 assert last_of_each_flag(each, digest, newest * 10_000) == wanted
 
 
-def numbers_stored(stored: Mapping[str, bytes]) -> Iterator[tuple[str, int]]:
-    """Yield (field, set number) of all recent exposures that are stored."""
-    for name, value in stored.items():
+def numbers_stored(stored: Mapping[str, bytes]) -> Iterator[int]:
+    """Yield the set numbers of all recent exposures that are stored."""
+    for value in stored.values():
         for number, _ in struct.iter_unpack("<IQ", value):
-            yield name, number
+            yield number
 
 
 def test_an_empty_set_holds_nobody() -> None:
