@@ -405,22 +405,21 @@ class Generation:
         #: Set number and digest of each exposure that may be the last one of its context to its flag, in order. Within a slice
         #: of time a context's repeated exposures to one arm are in it twice at most.
         self.log = EntryLog(f"recent/{number}")
-        self._noted: set[int] = set()  # (lane, context) of `note`, see Lane.salt: the context's last lane of each flag
+        self._noted: dict[str, dict[int, int]] = {}  # flag key -> digest -> the set number `note` logged last
         self._exposed: dict[int, tuple[int, ...]] = {}  # digest -> set numbers, oldest first, as far as the log is indexed
         self._indexed_to = (0, 0)
 
-    def note(self, number: int, digest: int, salt: int, salts: Iterable[int]) -> None:
-        """Log an exposure unless it is known to be its context's last to this flag; `salts` are those of all its lanes.
+    def note(self, flag_key: str, number: int, digest: int) -> None:
+        """Log an exposure to a flag unless it is known to be its context's last.
 
         The very first of a context to a flag goes straight into `log.tail`: nothing has to be looked up or remembered.
         """
-        exposure = digest ^ salt
-        if exposure in self._noted:
-            return
-        for other in salts:
-            self._noted.discard(digest ^ other)
-        self._noted.add(exposure)
-        self.log.tail += (number, digest)
+        noted = self._noted.get(flag_key)
+        if noted is None:
+            noted = self._noted[flag_key] = {}
+        if noted.get(digest) != number:
+            noted[digest] = number
+            self.log.tail += (number, digest)
 
     def index(self, at_least: int) -> int:
         """Index `at_least` more entries, or all there are; return how many it were."""

@@ -439,7 +439,7 @@ class PartitionTotals:
                 if is_first and tally.has_one_visit:
                     generation.log.tail += (lane.number, digest)
                 else:
-                    generation.note(lane.number, digest, lane.salt, tally.salts)
+                    generation.note(flag_key, lane.number, digest)
         records.freshest_ms = freshest or None
         return counted, late, ignored
 

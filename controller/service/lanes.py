@@ -150,7 +150,6 @@ class Tally:
         "from_ms",
         "has_one_visit",
         "more_treatments",
-        "salts",
         "treatment",
         "treatment_variant",
         "until_ms",
@@ -161,8 +160,7 @@ class Tally:
         """Start at no visit; the first event finds one."""
         self._partition = partition
         self._lanes: dict[int | None, tuple[Lane, ...]] = {}  # by visit: treatment, control; and who is in neither arm
-        self.salts: tuple[int, ...] = ()  # of all its lanes with exposures
-        self.has_one_visit = False  # whether those are one visit's
+        self.has_one_visit = False  # whether all its lanes with exposures are one visit's
         self.take(watched)
 
     def take(self, watched: WatchedFlag) -> None:
@@ -241,8 +239,6 @@ class Tally:
         watched = self.watched
         exposed = lane.exposed = self._partition.memberships.named(name)
         lane.number, lane.exact, lane.filters = exposed.number, exposed.exact, exposed.filters
-        lane.salt = digest_of(name.encode())
-        self.salts += (lane.salt,)
         self._partition.exposure_of[exposed.number] = (watched.flag_key, watched.rollout_id, arm)
 
     def lanes(self) -> Iterable[Lane]:

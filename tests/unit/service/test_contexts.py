@@ -167,8 +167,7 @@ def note(recent: RecentExposures, generation: int, digest: int, exposed: int) ->
     """Note an exposure in a generation as the fold does; return whether the generation still matters."""
     found = recent.generation(generation)
     if found is not None:
-        salts = [number << 32 for number, flag in FLAG_OF.items() if flag == FLAG_OF[exposed]]
-        found.note(exposed, digest, exposed << 32, salts)
+        found.note(FLAG_OF[exposed], exposed, digest)
     return found is not None
 
 
