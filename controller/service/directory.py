@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from math import inf
 from sys import intern
+from typing import Final
 
 from controller.core.rollout import Rollout, Visit
 from controller.core.serving import counted_as_treatment, uncounted_variants
@@ -21,11 +21,14 @@ _CONVERSION = "conversion:"
 _SCATTER_MASK = 63  # one context in 64 is watched for appearing in two partitions
 _MAX_SCATTER = 16_384  # of those; beyond, watching begins anew
 
+#: When a visit ends that lasts: later than any event. Not infinity, because integers compare faster with each other.
+OPEN_END_MS: Final = 2**62 - 1
 
-def countable_intervals(visits: Sequence[Visit]) -> tuple[tuple[int, float, int], ...]:
+
+def countable_intervals(visits: Sequence[Visit]) -> tuple[tuple[int, int, int], ...]:
     """Return (from, until, visit) in ms since the epoch, oldest first: what `core.timeline.locate` says, for event times in ms.
 
-    `until` is exclusive, infinity while the visit lasts. Empty intervals are left out.
+    `until` is exclusive, `OPEN_END_MS` while the visit lasts. Empty intervals are left out.
     """
     intervals = []
     for index, visit in enumerate(visits):
@@ -33,7 +36,7 @@ def countable_intervals(visits: Sequence[Visit]) -> tuple[tuple[int, float, int]
         if visit.left_at is not None:
             ends.append(visit.left_at)
         begin = _up_to_ms(max(visit.entered_at, visit.counts_from))
-        until = min((_up_to_ms(end) for end in ends), default=inf)
+        until = min((_up_to_ms(end) for end in ends), default=OPEN_END_MS)
         if begin < until:
             intervals.append((begin, until, index))
     return tuple(intervals)
@@ -53,7 +56,7 @@ class WatchedFlag:
     revision: int
     treatment: str  # variants
     control: str
-    intervals: tuple[tuple[int, float, int], ...]  # see countable_intervals
+    intervals: tuple[tuple[int, int, int], ...]  # see countable_intervals
     conversions: frozenset[str]  # the ones a guardrail names; others are not counted, so that senders create no fields
     more_treatments: frozenset[str] = frozenset()  # the other variants that treatment is divided among
     uncounted: frozenset[str] = frozenset()  # served to contexts in neither arm
