@@ -24,6 +24,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -419,7 +420,9 @@ class Generation:
             noted = self._noted[flag_key] = {}
         if noted.get(digest) != number:
             noted[digest] = number
-            self.log.tail += (number, digest)
+            tail = self.log.tail
+            tail.append(number)
+            tail.append(digest)
 
     def index(self, at_least: int) -> int:
         """Index `at_least` more entries, or all there are; return how many it were."""
@@ -452,7 +455,7 @@ class RecentExposures:
     found depends on event times alone.
     """
 
-    PER_WINDOW = 3
+    PER_WINDOW: ClassVar = 3
 
     def __init__(self, window_ms: int) -> None:
         """Start empty."""

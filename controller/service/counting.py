@@ -24,7 +24,7 @@ from controller.errors import BrokenInvariant
 from controller.ports import Record
 from controller.service.contexts import Generation, Memberships, RecentExposures, digest_of
 from controller.service.directory import Directory, WatchedFlag
-from controller.service.lanes import NEITHER, Bundle, Lane, Tally
+from controller.service.lanes import NEITHER, NONE_SEEN, Bundle, Lane, Tally
 from controller.service.repeats import NOT_LOOKED_AT, RecentRecords
 from schemas.formats import Contents, EvaluationFields, EvaluationReader, OutcomeFields, OutcomeReader, Packed
 from schemas.quarantine import Refusal, refusal
@@ -115,8 +115,6 @@ class PartitionTotals:
         self.changed_in_bundles: list[Lane] = []
         self.refused: list[Refusal] = []
         self._refusing: list[tuple[Record, RecordRefused]] = []  # not yet taken down; empty between two folds
-        self._seen: set[int] = set()  # (lane, context) with an outcome in this batch, see Lane.salt
-        self._untimed: set[int] = set()  # of them those without a latency so far
         self._recent_records = RecentRecords()
         self.joins = False  # an outcome without flags was seen: this partition and its pair go hand in hand
 
@@ -259,8 +257,6 @@ class PartitionTotals:
         """
         lanes = self.changed + self.changed_in_bundles
         self.changed, self.changed_in_bundles = [], []
-        self._seen = set()
-        self._untimed = set()
         flag_keys = set()
         rewritten, self._rewritten = self._rewritten, {}
         self._take_changed_sets(changes)
@@ -269,6 +265,7 @@ class PartitionTotals:
             yield
             for lane in lanes[begin : begin + _ENCODED_AT_ONCE]:
                 lane.is_changed = False
+                lane.seen = NONE_SEEN
                 if not lane.is_counting:
                     continue  # dropped meanwhile
                 flag_keys.add(lane.flag_key)
@@ -418,7 +415,8 @@ class PartitionTotals:
                     (changed if lane.home is None else bundled).append(lane)
                 if digest not in lane.exact and not (lane.filters and digest in lane.exposed):
                     lane.exact.add(digest)  # Memberships.add, without the call
-                    journal += (lane.number, digest)
+                    journal.append(lane.number)
+                    journal.append(digest)
                     if len(lane.exact) == lane.exposed.seal_at:
                         memberships.note_full(lane.exposed)
                     lane.exposures += 1
@@ -437,7 +435,9 @@ class PartitionTotals:
                 generation = recent.generation(time_ms // recent.generation_ms)
             if generation is not None:
                 if is_first and tally.has_one_visit:
-                    generation.log.tail += (lane.number, digest)
+                    tail = generation.log.tail
+                    tail.append(lane.number)
+                    tail.append(digest)
                 else:
                     generation.note(flag_key, lane.number, digest)
         records.freshest_ms = freshest or None
@@ -489,7 +489,6 @@ class PartitionTotals:
         counted = ignored = late = 0
         tallies, memberships = self._tallies, self.memberships
         changed, bundled = self.changed, self.changed_in_bundles
-        seen, untimed = self._seen, self._untimed
         digest_of_context = digest_of
         room += len(changed) + len(bundled) + len(memberships.new_names)
         has_grown = True  # what counts against `room`, since it was last looked at
@@ -545,23 +544,23 @@ class PartitionTotals:
                 is_counted = True
                 if not lane.is_changed:
                     lane.is_changed = has_grown = True
+                    lane.seen = {}
                     (changed if lane.home is None else bundled).append(lane)
                 lane.outcomes += 1
                 failed = lane.failed
-                salted = digest ^ lane.salt
-                if salted not in seen:
-                    seen.add(salted)
+                seen = lane.seen
+                is_timed = seen.get(digest)
+                if is_timed is None:
+                    seen[digest] = bucket is not None
                     if digest not in failed.exact and not (failed.filters and digest in failed):
                         lane.at_risk += 1
-                    if bucket is None:
-                        untimed.add(salted)
-                    else:
+                    if bucket is not None:
                         latency = lane.latency
                         latency[bucket] = latency[bucket] + 1 if bucket in latency else 1
                 elif bucket is not None:
                     latency = lane.latency_again
-                    if salted in untimed:
-                        untimed.remove(salted)
+                    if not is_timed:
+                        seen[digest] = True
                         latency = lane.latency
                     latency[bucket] = latency.get(bucket, 0) + 1
                 if is_error:

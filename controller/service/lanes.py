@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from controller.service.contexts import ContextSet, Filter, digest_of
+from controller.service.contexts import ContextSet, Filter
 from controller.service.directory import WatchedFlag
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, arm_field, bundle_entry, part_field
@@ -65,7 +65,7 @@ class Lane:
         "opposite",
         "outcomes",
         "repeated",
-        "salt",
+        "seen",
         "switched",
     )
 
@@ -106,8 +106,8 @@ class Lane:
         self.opposite = _NO_SET  # what the other arm's `exposed` is
         self.failed = _NO_SET  # the visit's contexts with an error, shared by both arms
         self.converted: Mapping[str, ContextSet] = _NONE_CONVERTED  # the visit's, shared by both arms
-        #: Makes one set of all lanes' contexts: (lane, context) is the context's digest xor this.
-        self.salt = digest_of(field_name.encode())
+        #: Contexts with an outcome in this batch, and whether one of them had a latency; begun with the batch's first outcome.
+        self.seen = NONE_SEEN
 
     def counts(self) -> ArmCounts:
         """Return what was counted."""
@@ -133,6 +133,7 @@ class Lane:
 
 
 _NOTHING_COUNTED = ArmCounts()  # never changed
+NONE_SEEN: dict[int, bool] = {}  # never changed, either
 _NONE_CONVERTED: Mapping[str, ContextSet] = {}
 _NO_SET = ContextSet("", -1, 0)  # where a lane needs none
 _UNCOUNTED = -1  # among a tally's visits: contexts in neither arm
@@ -170,8 +171,8 @@ class Tally:
         self.more_treatments = watched.more_treatments
         self.treatment: Lane | None = None
         self.control: Lane | None = None
-        self.from_ms: float = 0
-        self.until_ms: float = 0  # an empty interval: look again
+        self.from_ms = 0
+        self.until_ms = 0  # an empty interval: look again
 
     def lane_at(self, variant: str, time_ms: int) -> Lane | None:
         """Return the lane of an event, None for a variant that is neither arm; keep the visit's lanes at hand."""
