@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import NamedTuple, NoReturn, Protocol, TypeVar
 
 import msgspec
 
 from schemas import evaluation, outcome
 from schemas.envelope import (
     MAX_ATTRIBUTE,
-    MAX_CONTEXT_ID,
     MAX_OPENINGS,
     Headers,
     RecordRefused,
@@ -33,7 +32,14 @@ from schemas.envelope import (
     refuse,
     time_in_ms,
 )
-from schemas.outcome import MAX_CONVERSIONS, MAX_DURATION_SECONDS, MAX_FLAGS
+from schemas.structs import (
+    EvaluationData,
+    decode_evaluation_data,
+    decode_evaluation_record,
+    decode_outcome_data,
+    decode_outcome_record,
+    decode_text,
+)
 from schemas.terms import QuarantineReason
 
 __all__ = [
@@ -89,65 +95,6 @@ class Readable(Protocol):
 
 R = TypeVar("R", bound=Readable)
 
-
-# --- what is decoded ---------------------------------------------------------------------------------------------------------
-
-_Attribute = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ATTRIBUTE)]
-_ContextId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CONTEXT_ID)]
-_NOTHING = msgspec.Raw()
-
-
-class _EvaluationData(msgspec.Struct, gc=False):
-    flag_key: str = msgspec.field(name="feature_flag.key")
-    variant: str | None = msgspec.field(default=None, name="feature_flag.result.variant")
-    context_id: _ContextId | None = msgspec.field(default=None, name="feature_flag.context.id")
-    value: msgspec.Raw = msgspec.field(default=_NOTHING, name="feature_flag.result.value")
-    old_variant: str | None = msgspec.field(default=None, name="feature_flag.variant")
-    old_value: msgspec.Raw = msgspec.field(default=_NOTHING, name="value")
-
-
-class _EvaluatedFlag(msgspec.Struct, gc=False):
-    flag_key: str = msgspec.field(name="feature_flag.key")
-    variant: str = msgspec.field(name="feature_flag.result.variant")
-
-
-class _OutcomeData(msgspec.Struct, gc=False):
-    context_id: _ContextId | None = msgspec.field(default=None, name="feature_flag.context.id")
-    duration: Annotated[float, msgspec.Meta(ge=0, le=MAX_DURATION_SECONDS)] | None = msgspec.field(
-        default=None, name="http.server.request.duration"
-    )
-    error_type: _Attribute | None = msgspec.field(default=None, name="error.type")
-    flags: Annotated[list[_EvaluatedFlag], msgspec.Meta(max_length=MAX_FLAGS)] | None = msgspec.field(
-        default=None, name="rolloutd.flags"
-    )
-    conversions: Annotated[list[str], msgspec.Meta(max_length=MAX_CONVERSIONS)] | None = msgspec.field(
-        default=None, name="rolloutd.conversions"
-    )
-
-
-class _EvaluationRecord(msgspec.Struct, gc=False):
-    specversion: Literal["1.0"]
-    type: Literal["io.rolloutd.evaluation.v1"]
-    id: _Attribute
-    source: _Attribute
-    data: _EvaluationData
-    time: str | None = None
-
-
-class _OutcomeRecord(msgspec.Struct, gc=False):
-    specversion: Literal["1.0"]
-    type: Literal["io.rolloutd.outcome.v1"]
-    id: _Attribute
-    source: _Attribute
-    data: _OutcomeData
-    time: str | None = None
-
-
-_evaluation_record = msgspec.json.Decoder(_EvaluationRecord).decode
-_evaluation_data = msgspec.json.Decoder(_EvaluationData).decode
-_outcome_record = msgspec.json.Decoder(_OutcomeRecord).decode
-_outcome_data = msgspec.json.Decoder(_OutcomeData).decode
-_text = msgspec.json.Decoder(str).decode
 
 #: Below this many bytes a record cannot hold more opening brackets than `check_value` allows.
 _SMALL = 2 * MAX_OPENINGS
@@ -206,7 +153,7 @@ def _variant_of_value(value: msgspec.Raw) -> str | None:
             "feature_flag.result.variant is absent and the value is neither a boolean nor a string",
             "send feature_flag.result.variant",
         )
-    return _text(content)
+    return decode_text(content)
 
 
 # --- refusing ---------------------------------------------------------------------------------------------------------------
@@ -299,7 +246,7 @@ def read_evaluations(records: Iterable[R], refused: Callable[[R, RecordRefused],
 
     Nothing is raised, whatever the records hold.
     """
-    decode, known_names, known_time = _evaluation_record, _known_names, known_times.get
+    decode, known_names, known_time = decode_evaluation_record, _known_names, known_times.get
     for record in records:
         value, timestamp_ms, headers = record.value, record.timestamp, record.headers
         try:
@@ -315,7 +262,7 @@ def read_evaluations(records: Iterable[R], refused: Callable[[R, RecordRefused],
                         time_ms = known_time(time) or _time(time, "time")
                 else:
                     time_ms = _binary_time(headers, timestamp_ms, evaluation.TYPE)
-                    data = _evaluation_data(value)
+                    data = decode_evaluation_data(value)
             except (ValueError, RecursionError) as error:
                 refused(record, _refusal(error))
                 continue
@@ -338,7 +285,7 @@ def read_evaluations(records: Iterable[R], refused: Callable[[R, RecordRefused],
         yield context_id, flag_key, variant, time_ms
 
 
-def _old_variant(data: _EvaluationData) -> str:
+def _old_variant(data: EvaluationData) -> str:
     """Return the variant of an evaluation that does not name it where it should."""
     variant = data.old_variant
     if variant is None:
@@ -357,7 +304,7 @@ def read_outcomes(
 
     Nothing is raised, whatever the records hold, and none is read before it is asked for.
     """
-    decode, known_names, known_time = _outcome_record, _known_names, known_times.get
+    decode, known_names, known_time = decode_outcome_record, _known_names, known_times.get
     for record in records:
         value, timestamp_ms, headers = record.value, record.timestamp, record.headers
         try:
@@ -373,7 +320,7 @@ def read_outcomes(
                         time_ms = known_time(time) or _time(time, "time")
                 else:
                     time_ms = _binary_time(headers, timestamp_ms, outcome.TYPE)
-                    data = _outcome_data(value)
+                    data = decode_outcome_data(value)
             except (ValueError, RecursionError) as error:
                 refused(record, _refusal(error))
                 continue

@@ -1,0 +1,81 @@
+"""What msgspec decodes of an event: the part that is counted, with what the contract says of its fields.
+
+Checks that the contract makes and msgspec cannot are in `wire.py`. These classes are of msgspec's own kind and stay interpreted
+where `wire.py` is compiled (`ops/decisions/0010-compiled.md`): hence a file of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from schemas.envelope import MAX_ATTRIBUTE, MAX_CONTEXT_ID
+from schemas.outcome import MAX_CONVERSIONS, MAX_DURATION_SECONDS, MAX_FLAGS
+
+_Attribute = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ATTRIBUTE)]
+_ContextId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CONTEXT_ID)]
+_NOTHING = msgspec.Raw()
+
+
+class EvaluationData(msgspec.Struct, gc=False):
+    """What is read of an evaluation: `old_variant` and `old_value` are OpenTelemetry's former names."""
+
+    flag_key: str = msgspec.field(name="feature_flag.key")
+    variant: str | None = msgspec.field(default=None, name="feature_flag.result.variant")
+    context_id: _ContextId | None = msgspec.field(default=None, name="feature_flag.context.id")
+    value: msgspec.Raw = msgspec.field(default=_NOTHING, name="feature_flag.result.value")
+    old_variant: str | None = msgspec.field(default=None, name="feature_flag.variant")
+    old_value: msgspec.Raw = msgspec.field(default=_NOTHING, name="value")
+
+
+class EvaluatedFlag(msgspec.Struct, gc=False):
+    """One of the flags an outcome names."""
+
+    flag_key: str = msgspec.field(name="feature_flag.key")
+    variant: str = msgspec.field(name="feature_flag.result.variant")
+
+
+class OutcomeData(msgspec.Struct, gc=False):
+    """What is read of an outcome."""
+
+    context_id: _ContextId | None = msgspec.field(default=None, name="feature_flag.context.id")
+    duration: Annotated[float, msgspec.Meta(ge=0, le=MAX_DURATION_SECONDS)] | None = msgspec.field(
+        default=None, name="http.server.request.duration"
+    )
+    error_type: _Attribute | None = msgspec.field(default=None, name="error.type")
+    flags: Annotated[list[EvaluatedFlag], msgspec.Meta(max_length=MAX_FLAGS)] | None = msgspec.field(
+        default=None, name="rolloutd.flags"
+    )
+    conversions: Annotated[list[str], msgspec.Meta(max_length=MAX_CONVERSIONS)] | None = msgspec.field(
+        default=None, name="rolloutd.conversions"
+    )
+
+
+class EvaluationRecord(msgspec.Struct, gc=False):
+    """An evaluation in structured mode."""
+
+    specversion: Literal["1.0"]
+    type: Literal["io.rolloutd.evaluation.v1"]
+    id: _Attribute
+    source: _Attribute
+    data: EvaluationData
+    time: str | None = None
+
+
+class OutcomeRecord(msgspec.Struct, gc=False):
+    """An outcome in structured mode."""
+
+    specversion: Literal["1.0"]
+    type: Literal["io.rolloutd.outcome.v1"]
+    id: _Attribute
+    source: _Attribute
+    data: OutcomeData
+    time: str | None = None
+
+
+decode_evaluation_record = msgspec.json.Decoder(EvaluationRecord).decode
+decode_evaluation_data = msgspec.json.Decoder(EvaluationData).decode
+decode_outcome_record = msgspec.json.Decoder(OutcomeRecord).decode
+decode_outcome_data = msgspec.json.Decoder(OutcomeData).decode
+decode_text = msgspec.json.Decoder(str).decode
