@@ -34,6 +34,7 @@ from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record
 from controller.service.actuation import Actuation
 from controller.service.commentary import Explainer, Lookout
+from controller.service.counting import IS_COMPILED
 from controller.service.ingest import Ingest
 from controller.service.reporter import REPORT_EVERY_SECONDS, Reporter
 from controller.service.supervisor import Parts, Step, Supervisor
@@ -78,7 +79,7 @@ class Daemon:
         self._file_planes = [FilePlane(name, file) for name, file in settings.planes.files.items()]
         self._outside_planes = make_outside_planes(settings, self._clock)
         planes: tuple[FlagPlane, ...] = (self._board, self._state_plane, *self._file_planes, *self._outside_planes)
-        self._metrics = Metrics(version=version("rolloutd"), planes=[plane.name for plane in planes])
+        self._metrics = Metrics(version=version("rolloutd"), is_compiled=IS_COMPILED, planes=[plane.name for plane in planes])
         self._metrics.watch(percents=self._board.percents, components=self._components)
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
         self._stored_flags: frozenset[str] = frozenset()

@@ -106,7 +106,14 @@ class _Watched(Collector):
 class Metrics:
     """All metrics, registered in `registry`. `planes` names the configured flag planes, the values of that label."""
 
-    def __init__(self, *, version: str, planes: Iterable[str] = ("ofrep",), registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        version: str,
+        is_compiled: bool = False,
+        planes: Iterable[str] = ("ofrep",),
+        registry: CollectorRegistry | None = None,
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that no query here needs
         planes = tuple(planes)
         # A registry of our own: two daemons in one process, as in tests, do not meet.
@@ -186,8 +193,10 @@ class Metrics:
         self.dependency_errors = counter(
             "dependency_errors_total", "Calls that failed or came too late.", dependency=DEPENDENCIES
         )
-        build = Gauge("rolloutd_build_info", "1; the version is in the labels.", ["version", "python"], registry=registry)
-        build.labels(version, platform.python_version()).set(1)
+        build = Gauge(
+            "rolloutd_build_info", "1; the version is in the labels.", ["version", "python", "counting"], registry=registry
+        )
+        build.labels(version, platform.python_version(), "compiled" if is_compiled else "interpreted").set(1)
         self._watched = _Watched()
         registry.register(self._watched)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sysconfig
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
@@ -60,8 +61,19 @@ _in_use = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make room for what the summary will say."""
+    """Make room for what the summary will say; refuse to test what was compiled from other sources than these."""
     config.stash[_in_use] = {}
+    stale = [source for source, made in compiled_modules() if made.stat().st_mtime < source.stat().st_mtime]
+    if stale:
+        names = ", ".join(str(source.relative_to(TESTS.parent)) for source in stale)
+        pytest.exit(f"newer than what was compiled from it: {names}; `make compiled`, or `make interpreted`", returncode=4)
+
+
+def compiled_modules() -> list[tuple[Path, Path]]:
+    """Return (source, what was compiled from it) of all modules that run compiled in this interpreter."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    sources = (source for package in ("schemas", "controller") for source in (TESTS.parent / package).rglob("*.py"))
+    return [(source, made) for source in sources if (made := source.with_suffix(suffix)).exists()]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -83,7 +95,7 @@ def _directory(item: pytest.Item) -> str:
 
 
 def pytest_report_header() -> list[str]:
-    """Say before the first test which brokers this machine can offer; nothing is started for it."""
+    """Say before the first test which brokers this machine can offer, nothing is started for it, and how counting runs."""
     given = os.environ.get(GIVEN_KAFKA_VARIABLE)
     if given:
         kafka = f"{given}, given by {GIVEN_KAFKA_VARIABLE}"
@@ -100,6 +112,7 @@ def pytest_report_header() -> list[str]:
         f"kafka, if a test asks: {kafka}",
         f"redis, if a test asks: {redis_outlook}",
         f"unleash, if a test asks: {unleash}",
+        f"counting: {'compiled' if compiled_modules() else 'interpreted'}",
     ]
 
 

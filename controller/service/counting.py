@@ -17,7 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf, log
-from typing import Any
+from typing import Any, Final
 
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.errors import BrokenInvariant
@@ -43,6 +43,9 @@ from schemas.totals import (
     parse_field,
 )
 from schemas.wire import RecordRefused
+
+IS_COMPILED: Final = not __file__.endswith(".py")
+"""Whether these loops run compiled: ops/decisions/0010-compiled.md."""
 
 #: One event a record, as `schemas.wire` reads them, or many.
 ReadEvaluations = EvaluationReader[Record] | Packed[EvaluationFields]

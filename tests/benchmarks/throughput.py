@@ -38,6 +38,7 @@ from controller.clock import SystemClock
 from controller.core.evidence import ArmTotals
 from controller.core.rollout import Rollout
 from controller.metrics import Metrics
+from controller.service.counting import IS_COMPILED
 from controller.service.ingest import Ingest
 from controller.settings import CountingSettings, KafkaSettings
 from schemas import evaluation, outcome
@@ -301,7 +302,7 @@ def main() -> int:
     kafka = start_kafka()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     try:
-        print(f"Kafka: {kafka.description}")
+        print(f"Kafka: {kafka.description}; counting: {'compiled' if IS_COMPILED else 'interpreted, see make compiled'}")
         with RedisServer() as server:
             return asyncio.run(run(options, kafka.bootstrap, server))
     finally:

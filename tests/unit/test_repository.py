@@ -171,6 +171,16 @@ def test_image_is_built_from_locked_packages() -> None:
         assert "--require-hashes" in install or "--no-deps" in install, install
 
 
+def test_what_is_compiled_is_there() -> None:
+    """The modules that are named for the compiler exist, the image compiles them, and nothing compiled is committed."""
+    hook = tomllib.loads(_text("pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["mypyc"]
+    assert hook["include"]
+    for name in hook["include"]:
+        assert name in _tracked_files(), name
+    assert "HATCH_BUILD_HOOK_ENABLE_MYPYC=1" in _text("ops/Dockerfile")
+    assert not [name for name in _tracked_files() if name.endswith(".so")]
+
+
 def test_build_context_is_an_allow_list() -> None:
     """The Docker build sees nothing of the checkout but what the image needs."""
     lines = [line for line in _text(".dockerignore").splitlines() if line and not line.startswith("#")]
