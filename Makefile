@@ -107,7 +107,8 @@ unleash: $(READY) ## the Unleash plane against a real Unleash on PostgreSQL, see
 .PHONY: compiled
 compiled: $(VENV)/.compiled ## compile what every event passes through: a fifth less CPU; needs a C compiler, takes a minute
 
-$(VENV)/.compiled: $(VENV)/.installed $(wildcard schemas/*.py controller/service/*.py)
+# Types of other modules become checks in these, hence all that they import.
+$(VENV)/.compiled: $(VENV)/.installed $(wildcard schemas/*.py controller/*.py controller/core/*.py controller/service/*.py)
 	@command -v cc >/dev/null || { echo "no C compiler on PATH (Debian: apt-get install gcc libc6-dev python3-dev)" >&2; exit 1; }
 	@echo "compiling the counting loop (a minute)"
 	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .

@@ -38,7 +38,7 @@ class Record:
     timestamp: int  # ms since the epoch, by producer or broker
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    headers: Sequence[tuple[str, bytes | None]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,13 @@ def test_in_binary_mode_source_and_id_are_headers() -> None:
     assert came_before(2, b"1", b"b")
 
 
+def test_a_header_may_have_no_value() -> None:
+    """Kafka's headers may be null: such a record is looked at like any other, compiled as well as interpreted."""
+    recent, headers = RecentRecords(), [("ce_id", b"1"), ("ce_source", None), ("baggage", None)]
+    came_before = [recent.came_before(replace(make_record(offset, b"{}"), headers=headers)) for offset in range(2)]
+    assert came_before == [False, True]
+
+
 def test_memory_is_bounded_and_reaches_back_as_far_as_promised() -> None:
     """A copy after `REMEMBERED` others is still seen, one after twice as many no longer, and no more than that are kept."""
     recent = RecentRecords()
