@@ -24,6 +24,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from time import sleep
 from typing import ClassVar
 
 import msgspec
@@ -39,6 +40,7 @@ _ENTRY = struct.Struct("<IQ")
 _ENTRIES_PER_CHUNK = 256  # 3 KiB: what a quiet partition rewrites per save at most, and few enough fields for a busy one
 _NUMBERS_PER_CHUNK = 2 * _ENTRIES_PER_CHUNK
 _FULL_CHUNK = struct.Struct("<" + "IQ" * _ENTRIES_PER_CHUNK)
+_CHUNKS_AT_ONCE = 32  # a few ms, about the interpreter's own interval; handing over more often would wait that long for each turn
 _CLEANED_PER_SAVE = 8  # chunks; more would make a save long, fewer would never catch up with one new chunk per save
 _CLEAN_FROM = 16  # chunks: below that the garbage is not worth a write
 
@@ -116,8 +118,14 @@ class EntryLog:
         self._next = max(chunks, default=-1) + 1
 
     def entries(self) -> Iterator[tuple[int, int]]:
-        """Yield all entries that were written, oldest first. Raises ValueError for a chunk that is cut."""
-        for chunk in self._chunks.values():
+        """Yield all entries that were written, oldest first. Raises ValueError for a chunk that is cut.
+
+        Lets other threads run now and then: a thread that restores a million contexts would keep the event loop waiting,
+        because compiled code does not hand over by itself as the interpreter does.
+        """
+        for number, chunk in enumerate(self._chunks.values(), 1):
+            if number % _CHUNKS_AT_ONCE == 0:
+                sleep(0)
             try:
                 yield from _ENTRY.iter_unpack(chunk)
             except struct.error as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from random import Random
 
@@ -158,6 +160,22 @@ def test_a_torn_chunk_is_noticed() -> None:
     log.restore({0: b"123"})
     with pytest.raises(ValueError, match="journal"):
         list(log.entries())
+
+
+def test_restoring_lets_other_threads_run() -> None:
+    """While a thread takes over a large journal, others get turns: compiled code would keep them waiting until it is done."""
+    fields = {"sets/0": b'{"0":"new-checkout|start-1|0|treatment"}'}
+    for chunk in range(2_000):
+        fields[f"journal/{chunk}"] = b"".join(struct.pack("<IQ", 0, chunk << 8 | each) for each in range(256))
+    sets = Memberships(20_000)
+    thread = threading.Thread(target=sets.restore, args=(fields,))
+    turns = 0
+    thread.start()
+    while thread.is_alive():
+        turns += 1
+        time.sleep(0.0001)
+    assert len(sets.named("new-checkout|start-1|0|treatment").exact) == 512_000
+    assert turns > 10
 
 
 FLAG_OF = {0: "a", 1: "a", 2: "b", 3: "c"}  # set number -> flag; flag "a" has two lanes
