@@ -40,7 +40,7 @@ _ENTRY = struct.Struct("<IQ")
 _ENTRIES_PER_CHUNK = 256  # 3 KiB: what a quiet partition rewrites per save at most, and few enough fields for a busy one
 _NUMBERS_PER_CHUNK = 2 * _ENTRIES_PER_CHUNK
 _FULL_CHUNK = struct.Struct("<" + "IQ" * _ENTRIES_PER_CHUNK)
-_CHUNKS_AT_ONCE = 32  # a few ms, about the interpreter's own interval; handing over more often would wait that long for each turn
+_CHUNKS_AT_ONCE = 32  # a few ms, as the interpreter's own interval; handing over more often would wait that long for each turn
 _CLEANED_PER_SAVE = 8  # chunks; more would make a save long, fewer would never catch up with one new chunk per save
 _CLEAN_FROM = 16  # chunks: below that the garbage is not worth a write
 
