@@ -1,7 +1,6 @@
 """What msgspec decodes of an event: the part that is counted, with what the contract says of its fields.
 
-Checks that the contract makes and msgspec cannot are in `wire.py`. These classes are of msgspec's own kind and stay interpreted
-where `wire.py` is compiled (`ops/decisions/0010-compiled.md`): hence a file of their own.
+Checks that the contract makes and msgspec cannot are in `wire.py`.
 """
 
 from __future__ import annotations
