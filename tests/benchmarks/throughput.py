@@ -171,11 +171,9 @@ async def ceiling(settings: KafkaSettings, events: int) -> tuple[float, float]:
     return spent
 
 
-async def count(
-    settings: KafkaSettings, url: str, prefix: str, rollouts: list[Rollout], events: int
-) -> tuple[float, float, int, float]:
+async def count(settings: KafkaSettings, url: str, rollouts: list[Rollout], events: int) -> tuple[float, float, int, float]:
     """Return (seconds, CPU seconds, refusals, longest fold in seconds) of counting everything, the last total saved."""
-    store = connect(url, prefix)
+    store = connect(url, settings)
     refused = 0
 
     async def quarantine(topic: str, partition: int, refusals: Any) -> None:
@@ -218,9 +216,9 @@ async def count(
     return *spent, refused, ingest.longest_fold_seconds
 
 
-def connect(url: str, prefix: str) -> Store:
-    """Return a store of this run's totals."""
-    return Store.connect(url, prefix=prefix, deadline_seconds=10, try_seconds=5)
+def connect(url: str, settings: KafkaSettings) -> Store:
+    """Return a store of the totals of what these topics hold."""
+    return Store.connect(url, prefix=settings.topic_prefix, deadline_seconds=10, try_seconds=5)
 
 
 def alone(work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
@@ -284,24 +282,42 @@ async def differences(store: Store, settings: KafkaSettings, rollouts: list[Roll
     return wrong
 
 
-async def run(options: argparse.Namespace, bootstrap: str, server: RedisServer) -> int:
-    """Measure and print; return the exit code."""
+async def prepare(options: argparse.Namespace, bootstrap: str) -> tuple[KafkaSettings, Recount, int]:
+    """Make topics of their own and write all events; return how to reach them, the recount and the bytes written."""
     prefix = f"t{uuid.uuid4().hex[:6]}."
     settings = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
     await create_topics_at(bootstrap, *settings.event_topics, partitions=PARTITIONS)
     recount, size = await asyncio.to_thread(fill, bootstrap, prefix, options)
+    return settings, recount, size
+
+
+async def is_exact(url: str, settings: KafkaSettings, rollouts: list[Rollout], recount: Recount, refused: int) -> bool:
+    """Return whether the totals and the number of refusals equal the recount, printing what does not."""
+    if refused != recount.poison:
+        print(f"differs: {refused} quarantined, {recount.poison} poison records written")
+        return False
+    store = connect(url, settings)
+    wrong = await differences(store, settings, rollouts, recount)
+    await store.close()
+    if wrong:
+        print(f"{wrong} totals differ")
+    return not wrong
+
+
+async def run(options: argparse.Namespace, bootstrap: str, server: RedisServer) -> int:
+    """Measure and print; return the exit code."""
+    settings, recount, size = await prepare(options, bootstrap)
     print(f"{options.events} events, {size / options.events:.0f} bytes each, {options.known} known flags, "
           f"{recount.poison} poison, {recount.unknown} of unknown flags")  # fmt: skip
     rollouts = make_rollouts(options)
     client = redis.asyncio.Redis.from_url(server.url)
-    store = connect(server.url, prefix)
     ratios = []
     after = await asyncio.to_thread(alone, ceiling, settings, options.events)
     for number in range(options.rounds):
         await client.flushall()
         before = after
         counted, counted_cpu, refused, longest = await asyncio.to_thread(
-            alone, count, settings, server.url, prefix, rollouts, options.events
+            alone, count, settings, server.url, rollouts, options.events
         )
         after = await asyncio.to_thread(alone, ceiling, settings, options.events)
         seconds, cpu = ((one + other) / 2 for one, other in zip(before, after, strict=True))
@@ -313,15 +329,9 @@ async def run(options: argparse.Namespace, bootstrap: str, server: RedisServer) 
             f"ratio {seconds / counted:.2f} ({cpu / counted_cpu:.2f} by CPU); quarantined {refused}, "
             f"Redis holds {held / 1024:,.0f} KiB, longest fold {longest * 1000:.1f} ms"
         )
-        if refused != recount.poison:
-            print(f"differs: {refused} quarantined, {recount.poison} poison records written")
-            return 1
-        wrong = await differences(store, settings, rollouts, recount)
-        if wrong:
-            print(f"{wrong} totals differ")
+        if not await is_exact(server.url, settings, rollouts, recount, refused):
             return 1
     print(f"every total equals the recount; ratio, median of {options.rounds}: {statistics.median(ratios):.2f}")
-    await store.close()
     await client.aclose()
     return 0
 
@@ -329,36 +339,23 @@ async def run(options: argparse.Namespace, bootstrap: str, server: RedisServer) 
 async def compare(options: argparse.Namespace, bootstrap: str, server: RedisServer) -> int:
     """Count good events and as many with poison among them at the same time, compare their CPU time; return the exit code."""
     rollouts = make_rollouts(options)
-    both = []
-    for poison in (0.0, options.beside_poison):
-        prefix = f"t{uuid.uuid4().hex[:6]}."
-        settings = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
-        await create_topics_at(bootstrap, *settings.event_topics, partitions=PARTITIONS)
-        chosen = argparse.Namespace(**{**vars(options), "poison": poison})
-        recount, _ = await asyncio.to_thread(fill, bootstrap, prefix, chosen)
-        both.append((settings, prefix, recount))
+    good = await prepare(options, bootstrap)
+    bad = await prepare(argparse.Namespace(**{**vars(options), "poison": options.beside_poison}), bootstrap)
     client = redis.asyncio.Redis.from_url(server.url)
     slower = []
     for number in range(options.rounds):
         await client.flushall()
-        good, bad = await asyncio.gather(
-            *(
-                asyncio.to_thread(alone, count, settings, server.url, prefix, rollouts, options.events)
-                for settings, prefix, _ in both
-            )
+        counted = await asyncio.gather(
+            *(asyncio.to_thread(alone, count, settings, server.url, rollouts, options.events) for settings, _, _ in (good, bad))
         )
-        slower.append(bad[1] / good[1] - 1)
-        each = [1e6 * cpu / options.events for cpu in (good[1], bad[1])]
+        each = [1e6 * cpu / options.events for _, cpu, _, _ in counted]
+        slower.append(each[1] / each[0] - 1)
         print(
             f"round {number + 1}: {each[0]:.2f} µs of CPU an event, {each[1]:.2f} with {options.beside_poison:.0%} poison, "
-            f"{slower[-1]:+.1%}; quarantined {bad[2]} of {both[1][2].poison}"
+            f"{slower[-1]:+.1%}; quarantined {counted[1][2]} of {bad[1].poison}"
         )
-        for (settings, prefix, recount), refused in zip(both, (good[2], bad[2]), strict=True):
-            store = connect(server.url, prefix)
-            wrong = await differences(store, settings, rollouts, recount)
-            await store.close()
-            if wrong or refused != recount.poison:
-                print(f"{wrong} totals differ; {refused} quarantined, {recount.poison} poison records written")
+        for (settings, recount, _), (_, _, refused, _) in zip((good, bad), counted, strict=True):
+            if not await is_exact(server.url, settings, rollouts, recount, refused):
                 return 1
     await client.aclose()
     print(f"every total equals the recount; slower with poison, median of {options.rounds}: {statistics.median(slower):+.1%}")
