@@ -514,10 +514,10 @@ def compare(steps: Iterator[Step], *, is_silent: bool) -> None:
             assert step.after is plain is None
             continue
         assert step.after.percent <= plain.percent
-        if HoldReason.MAX_BAKE in (step.after.hold, plain.hold):
-            return  # a tick came to the end of even this wait: one has timed out, and what a person says is said to that one
         if isinstance(event, EvidenceJudged) and event.judgement.breach is not None and not plain.has_ended:
             assert step.after.percent == plain.percent == 0
+        if HoldReason.MAX_BAKE in (step.after.hold, plain.hold):
+            return  # a tick came to the end of even this wait: one has timed out, and what a person says is said to that one
 
 
 def follow(plain: Rollout | None, event: Event, *, is_silent: bool) -> Rollout | None:
