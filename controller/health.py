@@ -1,14 +1,19 @@
 """What is known about the process's own state: each part reports here, the HTTP surface and the supervisor read.
 
 Three questions with three answers: is it alive (nothing broken that a restart mends), is it ready (everything it needs to
-do its work has started and caught up), and is it degraded (something it can do without for a while is away). Values only:
-what to do about them is the supervisor's.
+do its work has started and caught up), and is it degraded (something it can do without for a while is away). And one list:
+faults that were contained in the smallest thing they can be blamed on. Values only: what to do about them is the supervisor's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+import structlog
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +73,78 @@ class Health:
 
     def _set(self, name: str, why_not: str | None) -> None:
         self._components[name] = Component(name, self._components[name].is_required, why_not)
+
+
+# --- faults: what is contained, and how to take it away ---------------------------------------------------------------
+
+
+class Scope(StrEnum):
+    """The smallest thing a fault can be blamed on. Everything outside it goes on."""
+
+    RECORD = "record"  # one record of a topic, named `topic/partition/offset`
+    COMMAND = "command"  # one command, named by its id
+    FLAG = "flag"  # one flag, named by its key
+    PARTITION = "partition"  # one event partition, named `topic/partition`
+    PLANE = "plane"  # one flag plane
+    DEPENDENCY = "dependency"  # kafka, redis, quarantine, the model
+    CLOCK = "clock"  # this replica's clock against others'
+    PART = "part"  # one loop of this process, restarted by the supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that does not work, kept apart from everything that does."""
+
+    scope: Scope
+    name: str
+    why: str  # one sentence for a person
+    remedy: str  # what to do about it, a command where there is one; empty: it passes by itself
+    since: datetime
+    times: int = 1  # how often it was reported
+
+
+class Faults:
+    """Every fault that is contained now. Each is logged when it begins and when it ends, and shown until then.
+
+    Bounded: of each scope at most `MOST_PER_SCOPE` are kept by name, others are counted in `more`. Safe to read from
+    another thread.
+    """
+
+    MOST_PER_SCOPE: Final = 100
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        """`now` gives UTC time."""
+        self._now = now
+        self._faults: dict[tuple[Scope, str], Fault] = {}
+        self._log = structlog.get_logger()
+        self.reported: dict[Scope, int] = dict.fromkeys(Scope, 0)  # reports so far, for a counter
+        self.more: dict[Scope, int] = dict.fromkeys(Scope, 0)  # reports that found no room
+
+    def report(self, scope: Scope, name: str, why: str, remedy: str = "") -> None:
+        """Note a fault, or that it is still there. The first reason's time is kept, the newest reason is shown."""
+        self.reported[scope] += 1
+        known = self._faults.get((scope, name))
+        if known is not None:
+            self._faults[scope, name] = replace(known, why=why, remedy=remedy, times=known.times + 1)
+            return
+        if sum(key[0] is scope for key in self._faults) >= self.MOST_PER_SCOPE:
+            self.more[scope] += 1
+            return
+        self._faults[scope, name] = Fault(scope, name, why, remedy, self._now())
+        self._log.error("fault_contained", scope=scope.value, name=name, error=why, remedy=remedy)
+
+    def clear(self, scope: Scope, name: str) -> None:
+        """Note that a fault is over. One that was never reported is none."""
+        gone = self._faults.pop((scope, name), None)
+        if gone is not None:
+            seconds = round((self._now() - gone.since).total_seconds(), 3)
+            self._log.info("fault_cleared", scope=scope.value, name=name, seconds=seconds, times=gone.times)
+
+    def of(self, scope: Scope, name: str) -> Fault | None:
+        """Return one fault, None when there is none."""
+        return self._faults.get((scope, name))
+
+    @property
+    def current(self) -> tuple[Fault, ...]:
+        """Every fault there is now, oldest first."""
+        return tuple(sorted(self._faults.values(), key=lambda fault: fault.since))

@@ -83,11 +83,33 @@ class EventLog(Protocol):
     def end_offset(self, partition: TopicPartition) -> int | None:
         """Return the offset after the last record as of the latest fetch, without I/O; None when not known."""
 
+    def heard_at(self, partition: TopicPartition) -> float | None:
+        """Return when the brokers last answered for this partition, with records or without: monotonic seconds.
+
+        None: never since it was assigned. Without I/O. This is what tells a quiet topic from a broker that hangs.
+        """
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Return the offset after the last record of each, asked of the brokers now. Raises EventLogUnavailable."""
+
     async def committed(self, partition: TopicPartition) -> int | None:
         """Return the group's committed offset, None for none."""
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit next offsets: for lag tools, and for command topics. Failure is logged and counted, never raised."""
+
+
+class Topology(Protocol):
+    """What the topics look like now: kept up to date while running, because topics grow and are made anew."""
+
+    def partitions(self, logical: str) -> int:
+        """Return how many partitions a topic has, by its logical name (`commands`, `evaluations`, ...), as last heard.
+
+        Raises KeyError for a topic that was never heard of.
+        """
+
+    def topic_id(self, logical: str) -> str | None:
+        """Return what tells this topic from another that had its name before; None when brokers do not say."""
 
 
 NO_FENCE = -1

@@ -1,0 +1,53 @@
+"""Faults are contained: named, bounded, logged once at each end."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from controller.health import Faults, Scope
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class _Time:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def test_a_fault_keeps_its_beginning_and_shows_its_newest_reason() -> None:
+    """A fault that is reported again began when it began."""
+    time = _Time()
+    faults = Faults(time)
+    faults.report(Scope.FLAG, "checkout", "its document cannot be read", "rolloutd repair flag checkout")
+    time.now += timedelta(seconds=5)
+    faults.report(Scope.FLAG, "checkout", "it still cannot be read", "rolloutd repair flag checkout")
+    (fault,) = faults.current
+    assert (fault.since, fault.why, fault.times) == (START, "it still cannot be read", 2)
+
+
+def test_a_fault_is_logged_once_when_it_begins_and_once_when_it_ends() -> None:
+    """A fault that lasts does not flood the log."""
+    faults = Faults(_Time())
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(10):
+            faults.report(Scope.PLANE, "unleash", "401")
+        faults.clear(Scope.PLANE, "unleash")
+        faults.clear(Scope.PLANE, "unleash")
+    assert [line["event"] for line in lines] == ["fault_contained", "fault_cleared"]
+
+
+def test_the_list_is_bounded_by_scope_and_counts_what_found_no_room() -> None:
+    """A flood of faults of one kind neither fills the memory nor hides the other kinds."""
+    faults = Faults(_Time())
+    for number in range(1_000):
+        faults.report(Scope.COMMAND, f"id-{number}", "no such flag")
+    faults.report(Scope.CLOCK, "redis", "31 s ahead")
+    assert len(faults.current) == Faults.MOST_PER_SCOPE + 1
+    assert faults.more[Scope.COMMAND] == 900
+    assert faults.reported[Scope.COMMAND] == 1_000
+    assert faults.of(Scope.CLOCK, "redis") is not None
