@@ -34,6 +34,7 @@ TESTS = Path(__file__).parent
 MARKER_OF_DIRECTORY = {
     "unit": "unit",
     "property": "property",
+    "hostile": "hostile",
     "scenarios": "unit",
     "spec": "spec",
     "contract": "contract",

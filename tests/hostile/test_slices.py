@@ -1,0 +1,67 @@
+"""A million hostile cases against the edges, in slices; and a short siege of a real daemon.
+
+For longer, by command: `python -m tests.hostile.siege --minutes 20`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.edges import EDGES, RECORDS_OF, Ofrep, run
+from tests.hostile.siege import Siege, problems
+
+#: Cases of each edge, a batch of records being as many cases as it has records.
+CASES = {
+    "evaluations": 300_000,
+    "outcomes": 300_000,
+    "otlp logs": 60_000,
+    "otlp spans": 60_000,
+    "go feature flag": 60_000,
+    "commands": 50_000,
+    "plans": 6_000,
+    "rollout documents": 50_000,
+    "stored totals": 20_000,
+    "model answers": 100_000,
+}
+SLICES = 4
+
+
+def test_the_slices_are_a_million_cases() -> None:
+    """What is promised is what is run."""
+    assert sum(CASES.values()) >= 1_000_000
+    assert CASES.keys() == EDGES.keys()
+
+
+@pytest.mark.parametrize("part", range(SLICES))
+@pytest.mark.parametrize("edge", EDGES)
+def test_no_hostile_case_gets_further_than_a_refusal(edge: str, part: int) -> None:
+    """Nothing is raised, nothing stands still, and what is honest beside it is counted."""
+    report = run(edge, EDGES[edge], seed=part, cases=CASES[edge] // RECORDS_OF.get(edge, 1) // SLICES)
+    print(report)
+    assert len(report.outcomes) > 1, f"{report}: hostile cases that all end alike have lost their teeth"
+
+
+@pytest.fixture
+def ofrep() -> Iterator[Ofrep]:
+    """OFREP without a socket."""
+    edge = Ofrep()
+    yield edge
+    edge.close()
+
+
+def test_no_hostile_request_gets_further_than_an_error_answer(ofrep: Ofrep) -> None:
+    """Every evaluation request is answered in OFREP's own words."""
+    report = run("ofrep", ofrep, seed=1, cases=4_000)
+    assert report.outcomes["200"]
+    assert report.outcomes["400"]
+
+
+@pytest.mark.real_kafka
+async def test_a_short_siege(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+    """Under fire from all sides the process lives, counts what is honest exactly, and rolls back."""
+    figures = await Siege(kafka, redis_url, tmp_path, seed=1, prefix=topic_prefix).run(30)
+    print(figures)
+    assert not problems(figures, is_timed=False), str(figures)
