@@ -70,6 +70,10 @@ class FailingRelease:
         self.traffic.error_rates["on"] = 0.9
         self._failing_at = time.monotonic()
 
+    def fail_again(self) -> None:
+        """Count from now how long it takes to be noticed; whatever failed, failed before."""
+        self._failing_at = time.monotonic()
+
     async def fail_in(self, partitions: Sequence[int], requests: int = 400) -> None:
         """Let requests fail whose events all land in these partitions."""
         self._failing_at = time.monotonic()

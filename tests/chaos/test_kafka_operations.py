@@ -112,6 +112,36 @@ async def test_a_topic_is_deleted_and_made_again(
         await release.is_noticed(within_seconds=20.0)  # producers and consumers hear of it within 10 s
 
 
+async def test_a_topic_is_made_again_and_outgrows_the_old_fence(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Offsets of a new topic are not those of the old one, even where they look as if they followed."""
+    async with releasing(kafka, redis_url, topic_prefix, tmp_path) as release:
+        release.daemon.kill9()
+        release.traffic.is_reporting = False
+        await asyncio.sleep(1)
+        ends = await ends_of(kafka, [topic_prefix + name for name in EVENT_TOPICS])
+        await make_anew(kafka, *(topic_prefix + name for name in EVENT_TOPICS))
+        await release.client.producer.client.force_metadata_update()
+        await release.fail_in([0, 1, 2, 3], requests=4 * max(ends.values()) + 400)
+        await release.daemon.start()
+        release.fail_again()
+        await release.is_noticed(within_seconds=25.0)  # a killed member's session lasts 10 s
+
+
+async def ends_of(bootstrap: str, names: list[str]) -> dict[TopicPartition, int]:
+    """Return the offset after the last record of each partition."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=None)
+    await consumer.start()
+    try:
+        for name in names:
+            await consumer._client._wait_on_metadata(name)
+        partitions = [TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name)]
+        return dict(await consumer.end_offsets(partitions))
+    finally:
+        await consumer.stop()
+
+
 async def test_records_are_deleted_below_the_reader(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
     """Records that are deleted while the daemon runs cost nothing but themselves."""
     async with releasing(kafka, redis_url, topic_prefix, tmp_path) as release:
@@ -136,15 +166,7 @@ async def test_retention_passes_the_fence_while_the_daemon_is_away(
 
 async def delete_all_records(bootstrap: str, names: list[str]) -> None:
     """Delete every record there is now."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=None)
-    await consumer.start()
-    try:
-        for name in names:
-            await consumer._client._wait_on_metadata(name)
-        partitions = [TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name)]
-        ends = await consumer.end_offsets(partitions)
-    finally:
-        await consumer.stop()
+    ends = await ends_of(bootstrap, names)
     async with administrator(bootstrap) as admin:
         await admin.delete_records({partition: RecordsToDelete(before_offset=end) for partition, end in ends.items()})
 

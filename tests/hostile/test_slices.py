@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.edges import EDGES, RECORDS_OF, Ofrep, run
+from tests.hostile.servers import SERVERS
 from tests.hostile.siege import Siege, problems
 
 #: Cases of each edge, a batch of records being as many cases as it has records.
@@ -57,6 +58,18 @@ def test_no_hostile_request_gets_further_than_an_error_answer(ofrep: Ofrep) -> N
     report = run("ofrep", ofrep, seed=1, cases=4_000)
     assert report.outcomes["200"]
     assert report.outcomes["400"]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_no_hostile_answer_gets_further_than_an_adapter(name: str) -> None:
+    """What a model or a flag plane answers is used, or it is that server's own trouble."""
+    edge = SERVERS[name]()
+    try:
+        report = run(name, edge, seed=1, cases=1_500)
+    finally:
+        edge.close()
+    print(report)
+    assert len(report.outcomes) > 1, f"{report}: every answer was refused: these cases have lost their teeth"
 
 
 @pytest.mark.real_kafka
