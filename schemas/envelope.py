@@ -87,6 +87,17 @@ CONTEXT_ID_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2
 _HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+#: The same in text for people, with the marks that turn the direction of what follows.
+_FORGING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def without_control_characters(text: str) -> str:
+    """Return `text` with a space for each tab and line end, and `?` for all else that could forge output."""
+    if text.isprintable():
+        return text
+    return _FORGING.sub(lambda found: " " if found[0] in "\t\n\r\u2028\u2029" else "?", text)
+
+
 def is_name(text: str) -> bool:
     """Return whether `text` may name a flag, a variant or a conversion (`terms.NAME_PATTERN`)."""
     return NAME.match(text) is not None
