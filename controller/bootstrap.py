@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from typing import Protocol
@@ -49,6 +48,7 @@ from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
 from controller.web.flags import FlagBoard
 from controller.web.server import HttpServer
 from schemas import quarantine
+from schemas.envelope import time_of
 from schemas.formats import evaluation_reader, outcome_reader
 from schemas.terms import CommandStatus, QuarantineReason
 from schemas.wire import RecordRefused
@@ -357,9 +357,10 @@ class Daemon:
     # --- commands -------------------------------------------------------------------------------------------------------
 
     def _read_command(self, record: Record) -> ReadCommand:
-        command = documents.read_command(record.value, record.headers, record.key, record.timestamp)
+        now = self._clock.now()
+        command = documents.read_command(record.value, record.headers, record.key, record.timestamp, now)
         entry = OutboxEntry("", command.id, "commands", command.flag, documents.command_bytes(command))
-        return ReadCommand(command.flag, documents.to_command_event(command, self._clock.now()), entry)
+        return ReadCommand(command.flag, documents.to_command_event(command, now), entry)
 
     def _command_partition(self, flag_key: str) -> int:
         return partition_of(flag_key, self._partitions["commands"])
@@ -387,7 +388,7 @@ class Daemon:
             # No worker of ours has the flag, so nobody keeps the answer: only what stands in the record goes into it, and a
             # record that is read again after a crash gets the same one.
             answer = AnswerCommand(fault.command_id, fault.verb, CommandStatus.REJECTED, fault.reason, 0)
-            at = datetime.fromtimestamp(max(record.timestamp, 0) / 1000, UTC)
+            at = time_of(record.timestamp)
             entry = documents.encode(answer, fault.flag_key, None, fault.command_id, at)
             tell = partial(self._publisher.publish, [entry])
         else:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from itertools import combinations
 from typing import Any
@@ -20,10 +20,14 @@ from zoneinfo import ZoneInfo
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from controller.core.plan import FreezeWindow
 from controller.core.serving import EARLIER_SUFFIX
+from controller.core.timeline import frozen_until
 from controller.errors import ConfigInvalid
 from schemas.fields import format_duration
 from schemas.plan import (
+    SMALLEST_LIMIT,
+    SMALLEST_MARGIN,
     AdvisorDocument,
     Comparison,
     ConditionDocument,
@@ -113,8 +117,34 @@ def lint_text(
 
 def lint(document: PlanDocument, now: datetime | None = None) -> list[Finding]:
     """Return what is wrong or doubtful about a plan of the right form; without errors among it, the plan can work."""
-    rules = (_stages, _rings, _audiences, _variants, _guardrails, _watched, _freeze_windows, _dates, _traffic, _rest)
+    rules = (
+        *(_stages, _rings, _audiences, _variants, _guardrails, _watched),
+        *(_zones, _freeze_windows, _dates, _traffic, _rest),
+    )
     return [finding for rule in rules for finding in rule(document, now)]
+
+
+def unrunnable(document: PlanDocument) -> list[Finding]:
+    """Return why a plan of the right form could not be run at all, in whichever phase.
+
+    For plans of rollouts under way: less than `lint` asks for, so that a rule that a later release
+    adds there stops none of them.
+    """
+    rules = (_reachable, _limits, _zones)
+    return [finding for rule in rules for finding in rule(document, None)]
+
+
+def _reachable(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """That there are stages, each of a share of somebody."""
+    if not document.stages:
+        yield _error(("stages",), "there is no stage", "a rollout needs one")
+    for index, stage in enumerate(document.stages):
+        if not 0 < stage.percent <= 100:
+            what = f"{_percent(stage.percent)} is not in (0, 100]"
+            yield _error(("stages", index, "percent"), what, "it is a share")
+        if stage.audience is not None and stage.audience not in document.audiences:
+            what = f"there is no audience {stage.audience!r}"
+            yield _error(("stages", index, "audience"), what, "a stage needs its audience")
 
 
 def _error(at: Path, message: str, mend: str) -> Finding:
@@ -129,13 +159,16 @@ def _percent(value: float) -> str:
     return f"{value:.10g} %"
 
 
+def _nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the word that may have been meant. Comparing takes the square of a length, so long words are cut."""
+    names = {name[:40]: name for name in known}
+    near = difflib.get_close_matches(word[:40], names, n=1)
+    return names[near[0]] if near else None
+
+
 def _is_in_steps(percent: float) -> bool:
     """Return whether a percentage is a multiple of 0.01, as flag planes can serve it."""
     return percent == round(percent, 2)
-
-
-def _max_bake(stage: StageDocument) -> timedelta:
-    return 3 * stage.bake if stage.max_bake is None else stage.max_bake
 
 
 def _stages(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
@@ -186,15 +219,17 @@ def _stages(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
 def _rings(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     """That each stage reaches somebody the ones before did not, and can be compared as it asks."""
     reached: dict[str | None, float] = {}
+    unknown = 0
     for index, stage in enumerate(document.stages):
         at: Path = ("stages", index)
         before, everybody = reached.get(stage.audience), reached.get(None)
         if stage.audience is not None and stage.audience not in document.audiences:
-            near = difflib.get_close_matches(stage.audience, document.audiences, n=1)
+            unknown += 1
+            near = _nearest(stage.audience, document.audiences) if unknown <= 3 else None
             yield _error(
                 (*at, "audience"),
                 f"there is no audience {stage.audience!r}",
-                f"did you mean {near[0]}?" if near else "describe it under `audiences`",
+                f"did you mean {near}?" if near else "describe it under `audiences`",
             )
         elif before is not None and stage.percent <= before:
             of = "" if stage.audience is None else f" of {stage.audience}"
@@ -341,6 +376,12 @@ def _guardrails(document: PlanDocument, _: datetime | None) -> Iterator[Finding]
             )
 
 
+def _limits(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Each guardrail in itself."""
+    for index, guardrail in enumerate(document.guardrails):
+        yield from _bounds(guardrail, ("guardrails", index))
+
+
 def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
     """Limit and margins: there, and of a size that can be meant."""
     is_share = not guardrail.metric.startswith("latency")
@@ -350,13 +391,13 @@ def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
         )
     if guardrail.limit is not None and guardrail.metric == "latency":
         yield _error((*at, "limit"), "latency as a whole has no absolute limit", "name a quantile, as in `latency_p99 < 200ms`")
-    elif guardrail.limit is not None and is_share and not 0 < guardrail.limit < 1:
+    elif guardrail.limit is not None and is_share and not SMALLEST_LIMIT <= guardrail.limit < 1:
         yield _error(
             (*at, "limit"),
             f"a limit of {guardrail.limit:g} means {guardrail.limit * 100:g} %",
             "write a share, as in 1% or 0.01",
         )
-    elif guardrail.limit is not None and guardrail.limit <= 0:
+    elif guardrail.limit is not None and not is_share and guardrail.limit < SMALLEST_LIMIT:
         yield _error((*at, "limit"), f"a limit of {guardrail.limit:g} ms is always exceeded", "write a latency, as in 200ms")
     if guardrail.compare is None:
         return
@@ -365,10 +406,11 @@ def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
         # Conversions come late: what a look compares is how many of those exposed so far convert now, not the final share.
         yield _error((*at, "compare"), f"{guardrail.metric} is not compared in percentage points", "write the margin as in 10%")
         return
-    highest = 1.0 if in_points or guardrail.metric.startswith("conversion:") else 10.0
+    # Tolerating that nearly all conversions go away is no comparison, and its ratio of rates nearly infinite.
+    highest = 0.999 if guardrail.metric.startswith("conversion:") else 1.0 if in_points else 10.0
     for name in ("margin", "gate_margin"):
         margin = getattr(guardrail.compare, name)
-        if margin is not None and not 0 < margin < highest:
+        if margin is not None and not SMALLEST_MARGIN <= margin < highest:
             yield _error(
                 (*at, "compare", name),
                 f"a margin of {margin:g} means {margin * 100:g} {'pp' if in_points else '%'} worse than control",
@@ -403,30 +445,72 @@ def _watched(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
 
 _WEEK_MINUTES = 7 * 24 * 60
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+#: Moments in winter and in summer, from which is seen whether windows of several zones ever leave a gap.
+_SEASONS = (datetime(2026, 1, 5, tzinfo=UTC), datetime(2026, 7, 6, tzinfo=UTC))
+_NEVER_THAWED = timedelta(days=50)
 
 
-def _freeze_windows(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
-    """That time zones exist, and that a week has a minute in which something may advance."""
-    frozen: dict[str, set[int]] = {}
+def _zones(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """That time zones exist."""
     for index, window in enumerate(document.freeze_windows):
-        try:
-            ZoneInfo(window.timezone)
-        except (OSError, ValueError, KeyError):  # not found, a directory, or a name that leaves the tree
+        if not _is_zone(window.timezone):
             yield _error(
                 ("freeze_windows", index, "timezone"),
                 f"unknown time zone {window.timezone!r}",
                 "write an IANA name, as in Europe/Berlin",
             )
-            continue
-        minutes = frozen.setdefault(window.timezone, set())
-        for day in window.days:
-            start = _DAYS.index(day) * 24 * 60 + _minute(window.begins)
-            minutes.update((start + minute) % _WEEK_MINUTES for minute in range(min(_length(window), _WEEK_MINUTES)))
-    for zone, minutes in frozen.items():
-        if len(minutes) == _WEEK_MINUTES:
-            yield _error(
-                ("freeze_windows",), f"the windows in {zone} freeze the whole week", "leave a time in which it may advance"
-            )
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (OSError, ValueError, KeyError):  # not found, a directory, or a name that leaves the tree
+        return False
+    return True
+
+
+def _freeze_windows(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """That a week has a minute in which something may advance."""
+    by_zone: dict[str, list[FreezeWindow]] = {}
+    for window in document.freeze_windows:
+        if _is_zone(window.timezone):
+            by_zone.setdefault(window.timezone, []).append(_core_window(window))
+    whole = [zone for zone, windows in by_zone.items() if _is_whole_week(windows)]
+    for zone in whole:
+        yield _error(
+            ("freeze_windows",), f"the windows in {zone} freeze the whole week", "leave a time in which it may advance"
+        )
+    together = tuple(window for windows in by_zone.values() for window in windows)
+    if not whole and any((frozen_until(together, at) or at) - at > _NEVER_THAWED for at in _SEASONS):
+        yield _error(
+            ("freeze_windows",),
+            f"the windows in {', '.join(by_zone)[:200]} together freeze whole weeks",
+            "leave a time in which it may advance",
+        )
+
+
+def _is_whole_week(windows: Sequence[FreezeWindow]) -> bool:
+    """Return whether windows of one zone leave no minute of a week."""
+    starts = sorted(
+        ((day - 1) * 24 * 60 + window.start_minute, window.minutes) for window in windows for day in window.weekdays
+    )
+    reached = starts[0][0] if starts else 0
+    # The second time round is what a window of the week before still covers.
+    for week in (0, _WEEK_MINUTES):
+        for start, minutes in starts:
+            if start + week > reached:
+                return False
+            reached = max(reached, start + week + minutes)
+    return reached >= starts[0][0] + _WEEK_MINUTES if starts else False
+
+
+def _core_window(window: FreezeWindowDocument) -> FreezeWindow:
+    return FreezeWindow(
+        frozenset(_DAYS.index(day) + 1 for day in window.days),
+        _minute(window.begins),
+        min(_length(window), _WEEK_MINUTES),
+        window.timezone,
+    )
 
 
 def _minute(clock: str) -> int:
@@ -462,7 +546,7 @@ def _traffic(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     if document.traffic is None or document.blind:
         return
     for index, stage in enumerate(document.stages):
-        if not 0 < stage.percent <= 100 or stage.audience is not None:
+        if not 0 < stage.percent <= 100 or not _is_in_steps(stage.percent) or stage.audience is not None:
             continue  # how many belong to an audience is not known
         smaller = stage.percent if stage.percent == 100 else min(stage.percent, 100 - stage.percent)
         per_hour = document.traffic * smaller / 100
@@ -472,10 +556,10 @@ def _traffic(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
             f"min_sample {stage.min_sample} takes about {_about(needed)}"
         )
         at: Path = ("stages", index, "min_sample" if "min_sample" in stage.model_fields_set else "percent")
-        if needed > _max_bake(stage):
+        if needed > stage.longest_bake:
             yield _error(
                 at,
-                f"{told}, longer than max_bake ({_about(_max_bake(stage))}): the gate would never pass",
+                f"{told}, longer than max_bake ({_about(stage.longest_bake)}): the gate would never pass",
                 "ask for fewer samples, expose more, or raise max_bake",
             )
         elif needed > stage.bake:
@@ -679,8 +763,8 @@ def _of_shape(fault: Any, values: Any) -> Finding:
     match fault["type"]:
         case "extra_forbidden":
             known = _keys_at(at[:-1])
-            near = difflib.get_close_matches(str(at[-1]), known, n=1)
-            return _error(at, "unknown key", f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}")
+            near = _nearest(str(at[-1]), known)
+            return _error(at, "unknown key", f"did you mean {near}?" if near else f"there are: {', '.join(known)}")
         case "missing":
             return _error(at, "is missing", f"add `{at[-1]}: ...`")
         case "value_error":

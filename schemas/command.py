@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from schemas.envelope import without_control_characters
 from schemas.fields import Count, Line, Moment, Name, Strict
 from schemas.plan import PlanDocument
 from schemas.terms import CommandVerb
@@ -16,13 +18,39 @@ TYPE = "io.rolloutd.command.v1"
 NEEDS_REASON = frozenset({CommandVerb.PROMOTE, CommandVerb.PROMOTE_FULL, CommandVerb.FREEZE})
 
 
+#: Who decides where no operator does: the audit log and the statistics of advice go by this name.
+CONTROLLER_NAME = "rolloutd"
+
+
+def _not_the_controller(issuer: str) -> str:
+    """Refuse no name at all, and the controller's own: in any letters, and with any that do not show."""
+    if not issuer.strip():
+        raise ValueError("issuer is blank; say who asks")
+    plain = unicodedata.normalize("NFKC", issuer).casefold()
+    name = "".join(char for char in plain if char.isalnum() or char in ":/")
+    if name == CONTROLLER_NAME or name.startswith((f"{CONTROLLER_NAME}:", f"{CONTROLLER_NAME}/")):
+        raise ValueError(f"issuer {CONTROLLER_NAME!r} is the controller's own name; give yours")
+    return issuer
+
+
+Issuer = Annotated[
+    str,
+    Field(min_length=1, max_length=200),
+    AfterValidator(without_control_characters),
+    AfterValidator(_not_the_controller),
+]
+
+
 class Command(Strict):
     """One order. Its id is answered exactly once on `rollout.results`, also when it is read again."""
 
     id: Name = Field(description="Chosen by the issuer; unique for ever.")
     flag: Name = Field(description="The flag's key; also the record's key.")
     verb: CommandVerb
-    issuer: Annotated[str, Field(min_length=1, max_length=200)] = Field(description="Who asks: a person or a system.")
+    issuer: Issuer = Field(
+        description="Who asks: a person or a system. `rolloutd`, and what begins with `rolloutd:` or `rolloutd/`, is the "
+        "controller's own."
+    )
     reason: Line = Field(default="", description="Required for promote, promote_full and freeze.")
     issued_at: Moment = Field(
         description="An order that could raise exposure is refused when older than ten minutes: it was not for now."

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from schemas.envelope import Name
+from schemas.envelope import Name, without_control_characters
 
 __all__ = [
+    "LARGEST_INTEGER",
     "LONGEST",
     "Count",
     "Duration",
@@ -22,9 +23,12 @@ __all__ = [
     "Moment",
     "Name",
     "Number",
+    "PlanMoment",
     "Record",
+    "StoredMoment",
     "Strict",
     "Switch",
+    "at_most",
     "format_duration",
     "parse_duration",
     "parse_share",
@@ -43,10 +47,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_by_name=True, serialize_by_alias=True)
 
 
-Line = Annotated[str, Field(max_length=1000)]
-"""Text for people."""
+Line = Annotated[str, Field(max_length=1000), AfterValidator(without_control_characters)]
+"""Text for people. What could forge a line of a log or a terminal is replaced where it is read."""
 
-Count = Annotated[int, Field(strict=True, ge=0)]
+#: Integers beyond it are not the same in every reader of JSON.
+LARGEST_INTEGER: Final = 2**53
+
+Count = Annotated[int, Field(strict=True, ge=0, le=LARGEST_INTEGER)]
 Number = Annotated[float, Field(strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
 
@@ -71,6 +78,34 @@ Moment = Annotated[
     AfterValidator(_in_utc),
 ]
 """A moment, RFC 3339 with its offset; kept in UTC, to the microsecond."""
+
+#: Dates in a plan lie between: whatever a plan adds to one stays a date.
+FIRST_PLAN_YEAR: Final = 2000
+LAST_PLAN_YEAR: Final = 2199
+
+
+def _near_now(value: datetime) -> datetime:
+    if not FIRST_PLAN_YEAR <= value.year <= LAST_PLAN_YEAR:
+        raise ValueError(f"{value.year} is not a year from {FIRST_PLAN_YEAR} to {LAST_PLAN_YEAR}; check the date")
+    return value
+
+
+PlanMoment = Annotated[Moment, AfterValidator(_near_now)]
+"""A date in a plan."""
+
+
+def _of_a_rollout(value: datetime) -> datetime:
+    if not 1970 <= value.year <= LAST_STORED_YEAR:
+        raise ValueError(f"{value.year} is not a year from 1970 to {LAST_STORED_YEAR}")
+    return value
+
+
+#: Centuries after the last date of a plan and all that its durations add up to, and long before the last datetime: the core
+#: may add to whatever it has read.
+LAST_STORED_YEAR: Final = 2999
+
+StoredMoment = Annotated[Moment, AfterValidator(_of_a_rollout)]
+"""A moment in a rollout's document."""
 
 #: Microseconds by unit. Months and years have no fixed length and are not accepted.
 _MICROSECONDS = {
@@ -109,11 +144,17 @@ _ISO_8601 = re.compile(
 LONGEST = timedelta(days=3650)
 
 
+#: Characters of a duration.
+_MAX_WRITTEN = 100
+
+
 def parse_duration(text: str) -> timedelta:
     """Return the duration that `text` writes: `24h`, `30s`, `1w 2d`, `1.5 hours`, or ISO 8601 as in `P1DT12H`.
 
     Exact to the microsecond. Raises ValueError, also for a plain number (of what?) and for more than ten years.
     """
+    if len(text) > _MAX_WRITTEN:
+        raise ValueError(f"a duration has at most {_MAX_WRITTEN} characters")
     microseconds = _iso_8601(text) if text.startswith("P") else _amounts(text)
     if microseconds is None:
         raise ValueError(f"{text[:40]!r} is no duration: write it as in 30s, 24h, 1w 2d or P1DT12H")
@@ -160,6 +201,8 @@ def format_duration(duration: timedelta) -> str:
 
 def _read_duration(value: Any) -> Any:
     if isinstance(value, timedelta):
+        if not timedelta(0) <= value <= LONGEST:
+            raise ValueError("a duration is from 0 s to ten years")
         return value
     if isinstance(value, str):
         return parse_duration(value)
@@ -170,11 +213,23 @@ Duration = Annotated[
     timedelta,
     BeforeValidator(
         _read_duration,
-        json_schema_input_type=Annotated[str, Field(examples=["30s", "24h", "1w 2d", "P1DT12H"], max_length=100)],
+        json_schema_input_type=Annotated[str, Field(examples=["30s", "24h", "1w 2d", "P1DT12H"], max_length=_MAX_WRITTEN)],
     ),
     PlainSerializer(format_duration, return_type=str),
 ]
 """A length of time with its unit, at most ten years."""
+
+
+def at_most(longest: str) -> AfterValidator:
+    """Return what refuses a `Duration` that is longer than `longest`, written as in `30d`."""
+    bound = parse_duration(longest)
+
+    def check(value: timedelta) -> timedelta:
+        if value > bound:
+            raise ValueError(f"{format_duration(value)} is longer than {longest}; write at most {longest}")
+        return value
+
+    return AfterValidator(check)
 
 
 def parse_points(text: str) -> float | None:

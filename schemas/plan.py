@@ -9,19 +9,23 @@ from __future__ import annotations
 import difflib
 import re
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StrictBool, model_validator
 
 from schemas.fields import (
+    LARGEST_INTEGER,
+    LONGEST,
     Count,
     Duration,
     Line,
-    Moment,
     Name,
     Number,
+    PlanMoment,
     Strict,
     Switch,
+    at_most,
     parse_duration,
     parse_points,
     parse_share,
@@ -50,7 +54,7 @@ def _known_metric(metric: str) -> str:
     """Return `metric`, or say which one may have been meant."""
     if _METRIC.match(metric):
         return metric
-    near = difflib.get_close_matches(metric, METRICS, n=1)
+    near = difflib.get_close_matches(metric[:40], METRICS, n=1)
     meant = f"did you mean {near[0]}?" if near else f"known are {', '.join(METRICS)} and conversion:<name>"
     raise ValueError(f"unknown metric {metric[:80]!r}; {meant}")
 
@@ -65,6 +69,42 @@ class VariantShare(Strict):
 
     name: Name
     weight: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 1
+
+
+#: Of the values of all variants together: every client of every plane gets them.
+MAX_VALUES_BYTES = 64 * 1024
+MAX_VALUES_DEPTH = 10
+
+
+def _of_bounded_size(values: Any) -> Any:
+    """Refuse values that are too large, nested too deep, or that no two readers of JSON take for the same.
+
+    Before anything else is done with them, because everything else recurses.
+    """
+    if not isinstance(values, dict):
+        return values
+    size = 0
+    left: list[tuple[Any, int]] = [(values, 0)]
+    while left:
+        value, depth = left.pop()
+        inner: list[Any] = []
+        if isinstance(value, str):
+            size += len(value.encode())  # raises UnicodeEncodeError, a ValueError, for half a character
+        elif isinstance(value, dict):
+            inner = [*value, *value.values()]
+        elif isinstance(value, list):
+            inner = value
+        elif isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"{value} is not JSON")
+        elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise ValueError("an integer is beyond 2^53; write it as a string")
+        size += 1 + len(inner)
+        if depth > MAX_VALUES_DEPTH:
+            raise ValueError(f"the values are nested deeper than {MAX_VALUES_DEPTH}")
+        if size > MAX_VALUES_BYTES:
+            raise ValueError(f"the values have more than {MAX_VALUES_BYTES // 1024} KiB")
+        left += [(each, depth + 1) for each in inner]
+    return values
 
 
 class Variants(Strict):
@@ -83,18 +123,21 @@ class Variants(Strict):
         description="Divides treatment among several variants by weight; together they are the treatment arm. Fixed for a "
         "rollout, so that nobody changes variants.",
     )
-    values: dict[Name, JsonValue] = Field(
+    values: Annotated[dict[Name, JsonValue], BeforeValidator(_of_bounded_size)] = Field(
         default={},
         max_length=21,
         description="What apps get, by variant: a boolean, string, number or object each, all of one type. Default: true for "
-        "treatment, false for control.",
+        "treatment, false for control. Together at most 64 KiB, nested at most 10 deep; integers up to 2^53.",
     )
 
 
 class StageDocument(Strict):
     """One step of the plan."""
 
-    percent: Number = Field(description="Share of the audience in treatment, 0 < percent <= 100, in steps of 0.01.")
+    percent: Number = Field(
+        description="Share of the audience in treatment, 0 < percent <= 100, in steps of 0.01.",
+        json_schema_extra={"exclusiveMinimum": 0, "maximum": 100},
+    )
     bake: Duration = Field(description="The least time the stage gathers evidence, from the end of `settle`.")
     settle: Duration = Field(
         default=parse_duration("1m"),
@@ -102,13 +145,14 @@ class StageDocument(Strict):
         description="Time for apps to pick the new percentage up; events inside it do not count. "
         "A minute covers the polling interval of most SDKs.",
     )
-    min_sample: Annotated[int, Field(strict=True)] = Field(
+    min_sample: Annotated[int, Field(strict=True, ge=-(10**9), le=10**9)] = Field(
         default=100,
+        json_schema_extra={"minimum": 1},
         description="Distinct contexts per arm before anything is concluded. Below about 100 an error rate of 1 % has "
         "one error to show.",
     )
     max_bake: Duration | None = Field(
-        default=None, description="Past it an undecided gate pauses the rollout. None: three times `bake`."
+        default=None, description="Past it an undecided gate pauses the rollout. None: three times `bake`, at most ten years."
     )
     approval: Approval = Field(
         default=Approval.NOT_REQUIRED, description="Whether a person must agree before the stage is left."
@@ -123,6 +167,19 @@ class StageDocument(Strict):
         description="Who is compared with treatment: the rest of the audience, or as many contexts as treatment has.",
     )
 
+    @property
+    def longest_bake(self) -> timedelta:
+        """`max_bake`, or what stands for it: three times `bake`, but no longer than a duration may be."""
+        return min(3 * self.bake, LONGEST) if self.max_bake is None else self.max_bake
+
+
+#: Below a millionth nothing is tolerated that a test could tell from nothing. How much is too much depends on the metric.
+Margin = Annotated[Number, Field(le=10, json_schema_extra={"minimum": 1e-6})]
+SMALLEST_MARGIN = 1e-6
+#: A latency is at most a day, as that of an outcome.
+LARGEST_LIMIT = 86_400_000.0
+SMALLEST_LIMIT = 1e-6
+
 
 class Comparison(Strict):
     """How treatment may differ from control: 0.1, or `10%`, tolerates a metric that is 10 % worse than control's.
@@ -130,8 +187,8 @@ class Comparison(Strict):
     With `in_points` the margins are of the metric itself: 0.005, or `0.5pp`, tolerates 1.5 % of errors where control has 1 %.
     """
 
-    margin: Number
-    gate_margin: Number | None = Field(
+    margin: Margin
+    gate_margin: Margin | None = Field(
         default=None,
         description="The margin a gate asks for. None: 100 %, 50 %, 25 % by stage, tighter as it widens; in points four times, "
         "twice, once the margin.",
@@ -139,20 +196,23 @@ class Comparison(Strict):
     in_points: Switch = Field(default=False, description="Margins are percentage points of the metric, not parts of control's.")
 
 
+Percentage = Annotated[Number, Field(json_schema_extra={"minimum": 0, "maximum": 100})]
+
+
 class GuardrailDocument(Strict):
     """One metric that is watched, and what a regression of it does."""
 
     metric: Metric
     role: MetricRole = MetricRole.GUARDRAIL
-    limit: Number | None = Field(
+    limit: Annotated[Number, Field(le=LARGEST_LIMIT, json_schema_extra={"minimum": SMALLEST_LIMIT})] | None = Field(
         default=None,
         description="Absolute bound: a share in [0, 1] (or `1%`) of error_rate and conversions, milliseconds (or "
         "`200ms`) of latency.",
     )
     compare: Comparison | None = Field(default=None, description="Comparison with control; none without it.")
     on_breach: OnBreach = OnBreach.ROLL_BACK
-    from_percent: Number = Field(default=0.0, description="Watched in stages of at least this percentage.")
-    to_percent: Number | None = Field(
+    from_percent: Percentage = Field(default=0.0, description="Watched in stages of at least this percentage.")
+    to_percent: Percentage | None = Field(
         default=None,
         description="And of at most this one. None: to the end; without `limit`, while there is a control.",
     )
@@ -196,6 +256,8 @@ def _limit(metric: str, text: str) -> float:
     return share
 
 
+#: Characters of a guardrail in one line. The patterns below try many ways to divide a text that does not fit.
+_MAX_SHORTHAND = 200
 _CLAUSE = re.compile(r"\s*([<>])\s*(?:control\s*([+-])\s*)?([0-9][^<>]*?)\s*", re.ASCII)
 _TIMES_CONTROL = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*[x×*]?\s*control\b")
 _SHORTHANDS = ["error_rate < 1%", "latency_p99 < 200ms", "error_rate < control + 10%", "latency < control + 10%"]
@@ -217,6 +279,8 @@ def guardrail_from_shorthand(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
+    if len(value) > _MAX_SHORTHAND:
+        raise ValueError(f"a guardrail in one line has at most {_MAX_SHORTHAND} characters; {_SHORTHAND_HELP}")
     match = re.match(r"\s*([A-Za-z0-9._:-]+)\s*(?=[<>])", value, re.ASCII)
     if match is None:
         raise ValueError(f"{value[:80]!r} is no guardrail: {_SHORTHAND_HELP}")
@@ -263,7 +327,9 @@ class FreezeWindowDocument(Strict):
     ends: ClockTime | None = Field(
         default=None, alias="to", description="Local time; not after `from`: on the next day. Or give `lasts`."
     )
-    lasts: Duration | None = Field(default=None, description="Length in whole minutes, for windows beyond a day.")
+    lasts: Annotated[Duration, at_most("7d")] | None = Field(
+        default=None, description="Length in whole minutes, for windows beyond a day; at most a week."
+    )
     timezone: str = Field(default="UTC", max_length=64, description="IANA name, as in Europe/Berlin.")
 
     @model_validator(mode="after")
@@ -351,8 +417,8 @@ class ConditionDocument(Strict):
     )
     eq: _Scalar | None = Field(default=None, description="Equal, and of the same type.")
     one_of: list[_Scalar] | None = Field(default=None, alias="in", min_length=1, max_length=2000, description="Equal to one.")
-    gte: Number | None = Field(default=None, description="A number of at least this.")
-    lte: Number | None = Field(default=None, description="A number of at most this.")
+    gte: _Fraction | None = Field(default=None, description="A number of at least this.")
+    lte: _Fraction | None = Field(default=None, description="A number of at most this.")
     starts_with: _Texts | None = Field(default=None, description="A text that starts with this, or with one of these.")
     ends_with: _Texts | None = Field(default=None, description="A text that ends with this, or with one of these.")
     sem_ver: Annotated[str, AfterValidator(_version_range)] | None = Field(
@@ -398,13 +464,16 @@ class AdvisorDocument(Strict):
     """What the language model may do at this plan's gates."""
 
     mode: AdvisorMode = AdvisorMode.CAN_HOLD
-    deadline: Duration = Field(
+    deadline: Annotated[Duration, at_most("1h")] = Field(
         default=parse_duration("30s"),
         validate_default=True,
-        description="For one question, from asking to the parsed answer. A small model on a CPU answers in 5 to 20 s.",
+        description="For one question, from asking to the parsed answer; at most 1h. A small model on a CPU answers in "
+        "5 to 20 s.",
     )
-    hold_rounds: Count = Field(default=3, description="Holds by advice before a person decides.")
-    hold_for: Duration = Field(default=parse_duration("10m"), validate_default=True, description="Between two rounds.")
+    hold_rounds: Annotated[Count, Field(le=1000)] = Field(default=3, description="Holds by advice before a person decides.")
+    hold_for: Annotated[Duration, at_most("30d")] = Field(
+        default=parse_duration("10m"), validate_default=True, description="Between two rounds; at most 30d."
+    )
 
 
 class PlanDocument(Strict):
@@ -426,20 +495,23 @@ class PlanDocument(Strict):
     health: dict[HealthGap, GapPolicy] = Field(
         default={}, description="What a gap in the evidence does at a gate. Default: pause on srm, wait on the others."
     )
-    alpha: Number = Field(default=0.01, gt=0, lt=1, description="Probability of a false roll back over the whole rollout.")
-    beta: Number = Field(default=0.05, gt=0, lt=1, description="Probability that a gate passes a release as bad as its margin.")
-    fresh_within: Duration = Field(
+    alpha: Number = Field(default=0.01, ge=1e-9, le=0.5, description="Probability of a false roll back over the whole rollout.")
+    beta: Number = Field(
+        default=0.05, ge=1e-9, le=0.5, description="Probability that a gate passes a release as bad as its margin."
+    )
+    fresh_within: Annotated[Duration, at_most("30d")] = Field(
         default=parse_duration("1m"),
         validate_default=True,
-        description="The freshest event of a judged stage is at most this old.",
+        description="The freshest event of a judged stage is at most this old; at most 30d.",
     )
-    start_at: Moment | None = Field(default=None, description="Begin then. None: at once.")
-    expires_at: Moment | None = Field(default=None, description="Past it a running rollout pauses and asks for its owner.")
+    start_at: PlanMoment | None = Field(default=None, description="Begin then. None: at once.")
+    expires_at: PlanMoment | None = Field(default=None, description="Past it a running rollout pauses and asks for its owner.")
     blind: Switch = Field(
         default=False, description="A timed ramp without evidence: stages end by bake alone. Nothing rolls it back."
     )
     traffic: Number | None = Field(
         default=None,
-        gt=0,
+        ge=1e-6,
+        le=1e12,
         description="Distinct contexts expected per hour, both arms together. Only `plan lint` uses it.",
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from schemas.advice import AdviceRecord
-from schemas.fields import Count, Moment, Name, Number, Strict, Switch
+from schemas.fields import Count, Name, Number, StoredMoment, Strict, Switch
 from schemas.plan import PlanDocument
 from schemas.terms import HoldReason
 
@@ -27,7 +27,7 @@ class ScheduledPhase(Strict):
     """Accepted; 0 % is served until the start."""
 
     name: Literal["scheduled"]
-    start_at: Moment
+    start_at: StoredMoment
 
 
 class BakingPhase(Strict):
@@ -35,17 +35,17 @@ class BakingPhase(Strict):
 
     name: Literal["baking"]
     stage: Count
-    until: Moment
+    until: StoredMoment
 
 
 class AdviceRoundRecord(Strict):
     """Where the question to the model stands."""
 
     number: Count
-    until: Moment
+    until: StoredMoment
     answer: AdviceRecord | None
     is_closed: Switch
-    held_until: Moment | None
+    held_until: StoredMoment | None
 
 
 class GatingPhase(Strict):
@@ -54,8 +54,8 @@ class GatingPhase(Strict):
     name: Literal["gating"]
     stage: Count
     gate_id: str
-    since: Moment
-    until: Moment
+    since: StoredMoment
+    until: StoredMoment
     advice: AdviceRoundRecord | None
 
 
@@ -65,7 +65,7 @@ class AwaitingApprovalPhase(Strict):
     name: Literal["awaiting_approval"]
     stage: Count
     gate_id: str
-    since: Moment
+    since: StoredMoment
     reason: HoldReason
 
 
@@ -73,7 +73,7 @@ class PausedPhase(Strict):
     """Stopped where it is; guardrails stay armed."""
 
     name: Literal["paused"]
-    since: Moment
+    since: StoredMoment
     reason: HoldReason
     held: Annotated[ScheduledPhase | BakingPhase | GatingPhase | AwaitingApprovalPhase, Field(discriminator="name")] = Field(
         description="What was interrupted."
@@ -84,14 +84,14 @@ class CompletedPhase(Strict):
     """The last gate passed; the last stage's percentage stays."""
 
     name: Literal["completed"]
-    at: Moment
+    at: StoredMoment
 
 
 class RolledBackPhase(Strict):
     """0 %, because of a fault."""
 
     name: Literal["rolled_back"]
-    at: Moment
+    at: StoredMoment
     reason: str
 
 
@@ -99,7 +99,7 @@ class AbortedPhase(Strict):
     """0 %, because an operator wanted it so."""
 
     name: Literal["aborted"]
-    at: Moment
+    at: StoredMoment
     reason: str
 
 
@@ -121,15 +121,15 @@ class VisitRecord(Strict):
 
     stage: Count = Field(description="0 for the first.")
     percent: Number
-    entered_at: Moment
-    counts_from: Moment = Field(description="Events before it do not count.")
-    left_at: Moment | None
+    entered_at: StoredMoment
+    counts_from: StoredMoment = Field(description="Events before it do not count.")
+    left_at: StoredMoment | None
 
 
 class FreezeRecord(Strict):
     """An operator's stop to all advancing."""
 
-    since: Moment
+    since: StoredMoment
     issuer: str
     reason: str
 
@@ -154,7 +154,7 @@ class RolloutState(Strict):
     hold: HoldReason | None = Field(description="Why it does not move; null while nothing is in the way.")
     freeze: FreezeRecord | None
     visits: list[VisitRecord] = Field(description="Oldest first: the timeline that gives each event its stage.")
-    started_at: Moment
-    updated_at: Moment
+    started_at: StoredMoment
+    updated_at: StoredMoment
     plan_version: str = Field(description="Names exactly what is decided by; pinned with the plan at the start.")
     plan: PlanDocument

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from controller.core.plan import FreezeWindow
@@ -23,42 +25,103 @@ def locate(visits: Sequence[Visit], event_time: datetime) -> int | None:
     return None
 
 
-def frozen_until(windows: Sequence[FreezeWindow], at: datetime) -> datetime | None:
-    """Return when the freeze window around `at` ends, None when no window covers it.
+#: Freezes are worked out for so many days at a time: nearly every question is about the present fortnight.
+_DAYS_AT_ONCE = 14
+#: A freeze is followed no further. Windows that together freeze every week never end.
+_FOLLOWED = timedelta(days=56)
+#: Windows apply between these years; at the ends of what a datetime holds there is no day before or after.
+_FIRST_YEAR, _LAST_YEAR = 1900, 9900
+_DAY_MINUTES = 24 * 60
+_MINUTE = timedelta(minutes=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_DAY = _EPOCH.date().toordinal()
 
-    Overlapping and touching windows are one. `at` is UTC-aware, and so is the answer. Where a daylight-saving change skips or
-    repeats a local time, a window starts at the earliest and ends at the latest that it may mean: none is lost.
+Interval = tuple[int, int]
+"""Beginning and end in seconds since 1970 UTC."""
+
+
+def frozen_until(windows: Sequence[FreezeWindow], at: datetime) -> datetime | None:
+    """Return when the freeze around `at` ends, None when no window covers it.
+
+    Overlapping and touching windows are one; a freeze of more than eight weeks is followed no further than that. `at` is
+    UTC-aware, and so is the answer. Where a daylight-saving change skips or repeats a local time, a window starts at the
+    earliest and ends at the latest that it may mean: none is lost.
     """
+    if not windows or not _FIRST_YEAR < at.year < _LAST_YEAR:
+        return None
+    windows = tuple(windows)
+    horizon = at + _FOLLOWED
     end: datetime | None = None
     probe = at
-    # Each round either extends the end or stops; a week of touching windows has at most 8 starts per window.
-    for _ in range(8 * len(windows) + 1):
-        later = max((until for window in windows if (until := _window_end(window, probe))), default=None)
-        if later is None or (end is not None and later <= end):
-            return end
+    while (later := _end_in_block(windows, probe)) is not None and later > probe:
         end = probe = later
+        if later >= horizon:
+            break
     return end
 
 
-def _window_end(window: FreezeWindow, at: datetime) -> datetime | None:
-    """Return the end of the occurrence of `window` that covers `at`, None if none does."""
-    zone = ZoneInfo(window.timezone)
-    today = at.astimezone(zone).date()
-    days_back = window.minutes // (24 * 60) + 1
-    latest: datetime | None = None
-    for back in range(days_back + 1):
-        day = today - timedelta(days=back)
-        if day.isoweekday() not in window.weekdays:
+def _end_in_block(windows: tuple[FreezeWindow, ...], at: datetime) -> datetime | None:
+    """Return the end, as far as its days say, of the freeze around `at`."""
+    second = (at - _EPOCH) // timedelta(seconds=1)
+    starts, ends = _freezes(windows, second // (86_400 * _DAYS_AT_ONCE))
+    place = bisect_right(starts, second) - 1
+    if place < 0 or second >= ends[place]:
+        return None
+    return _EPOCH + timedelta(seconds=ends[place])
+
+
+@lru_cache(maxsize=1024)
+def _freezes(windows: tuple[FreezeWindow, ...], block: int) -> tuple[list[int], list[int]]:
+    """Return beginnings and ends, rising, of all freezes that reach into a block of days; none touch each other."""
+    first = _EPOCH_DAY + block * _DAYS_AT_ONCE
+    starts: list[int] = []
+    ends: list[int] = []
+    for start, end in sorted({each for window in windows for each in _occurrences(window, first)}):
+        if ends and start <= ends[-1]:
+            ends[-1] = max(ends[-1], end)
+        elif start < end:
+            starts.append(start)
+            ends.append(end)
+    return starts, ends
+
+
+def _occurrences(window: FreezeWindow, first: int) -> Iterator[Interval]:
+    """Yield the occurrences of a window that may reach into the block whose first day, as an ordinal, is `first`.
+
+    A local day may lie a day before or after the one in UTC.
+    """
+    zone = _zone(window.timezone)
+    days = range(first - window.minutes // _DAY_MINUTES - 2, first + _DAYS_AT_ONCE + 2)
+    offset = _offset(window.timezone, days.start, days.stop + window.minutes // _DAY_MINUTES + 1)
+    for day in days:
+        if (day - 1) % 7 + 1 not in window.weekdays:
             continue
-        midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - local, as the plan says it
-        start, _ = _in_utc(midnight + timedelta(minutes=window.start_minute), zone)
-        _, end = _in_utc(midnight + timedelta(minutes=window.start_minute + window.minutes), zone)
-        if start <= at < end and (latest is None or end > latest):
-            latest = end
-    return latest
+        if offset is not None:
+            start = ((day - _EPOCH_DAY) * _DAY_MINUTES + window.start_minute) * 60 - offset
+            yield start, start + window.minutes * 60
+            continue
+        midnight = datetime.combine(date.fromordinal(day), datetime.min.time())
+        begins = midnight + window.start_minute * _MINUTE
+        yield _in_utc(begins, zone)[0], _in_utc(begins + window.minutes * _MINUTE, zone)[1]
 
 
-def _in_utc(local: datetime, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """Return the earliest and the latest moment that a clock on the wall of `zone` may mean by `local`."""
-    meant = sorted(local.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-    return meant[0], meant[1]
+@lru_cache(maxsize=1024)
+def _zone(name: str) -> ZoneInfo:
+    """Return a time zone. ZoneInfo itself remembers eight, and reads the file of every other again."""
+    return ZoneInfo(name)
+
+
+@lru_cache(maxsize=1024)
+def _offset(zone_name: str, first: int, last: int) -> int | None:
+    """Return the zone's seconds ahead of UTC from one day to another, None when they change in between."""
+    zone = _zone(zone_name)
+    noons = (datetime.fromordinal(day).replace(hour=12, tzinfo=UTC) for day in range(first - 1, last + 2))
+    offsets = {noon.astimezone(zone).utcoffset() for noon in noons}
+    only = offsets.pop()
+    return only // timedelta(seconds=1) if not offsets and only is not None else None
+
+
+def _in_utc(local: datetime, zone: ZoneInfo) -> Interval:
+    """Return the earliest and the latest second that a clock on the wall of `zone` may mean by `local`."""
+    meant = sorted(local.replace(tzinfo=zone, fold=fold) - _EPOCH for fold in (0, 1))
+    return meant[0] // timedelta(seconds=1), meant[1] // timedelta(seconds=1)

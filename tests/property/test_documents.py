@@ -21,6 +21,7 @@ from controller.core.rollout import (
     Freeze,
     Gating,
     Paused,
+    Phase,
     RolledBack,
     Rollout,
     Scheduled,
@@ -30,7 +31,7 @@ from controller.errors import CommandRefused, CommandUnreadable, ConfigInvalid, 
 from controller.plans import lint, load_plan
 from schemas.advice import AdviceAnswer, parse_answer
 from schemas.fields import LONGEST, format_duration, parse_duration
-from schemas.plan import METRICS, PlanDocument
+from schemas.plan import LARGEST_LIMIT, METRICS, PlanDocument
 from schemas.terms import (
     AdviceChoice,
     AdvisorMode,
@@ -48,9 +49,12 @@ pytestmark = pytest.mark.property
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,20}", fullmatch=True)
 lines = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
-moments = st.datetimes(datetime(1970, 1, 2), datetime(9000, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - zone is given beside
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp"]), max_size=50)
+moments = st.datetimes(datetime(1970, 1, 2), datetime(2900, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - zone is given beside
+dates = st.datetimes(datetime(2000, 1, 1), datetime(2199, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001 - zone is given beside
 durations = st.timedeltas(timedelta(0), LONGEST)
 finite = st.floats(allow_nan=False, allow_infinity=False)
+at_most_ten = st.floats(max_value=10, allow_nan=False, allow_infinity=False)
 shares = st.floats(0, 100)
 maybe_moments = st.none() | moments
 
@@ -59,7 +63,7 @@ stages = st.builds(
     percent=shares,
     bake=durations,
     settle=durations,
-    min_sample=st.integers(-1, 2**40),
+    min_sample=st.integers(0, 10**9),
     max_bake=durations,
     approval=st.sampled_from(Approval),
 )
@@ -68,13 +72,13 @@ stages = st.builds(
 @st.composite
 def guardrails(draw: st.DrawFn) -> Guardrail:
     """Draw a guardrail; a gate's margin exists only beside a margin, as in the document."""
-    margin = draw(st.none() | finite)
+    margin = draw(st.none() | at_most_ten)
     return Guardrail(
         metric=draw(st.sampled_from(METRICS) | names.map("conversion:{}".format)),
         role=draw(st.sampled_from(MetricRole)),
-        limit=draw(st.none() | finite),
+        limit=draw(st.none() | st.floats(max_value=LARGEST_LIMIT, allow_nan=False, allow_infinity=False)),
         margin=margin,
-        gate_margin=None if margin is None else draw(st.none() | finite),
+        gate_margin=None if margin is None else draw(st.none() | at_most_ten),
         on_breach=draw(st.sampled_from(OnBreach)),
         from_percent=draw(shares),
         to_percent=draw(shares),
@@ -93,28 +97,28 @@ plain_plans = st.builds(
     advisor=st.builds(
         AdvisorPolicy,
         mode=st.sampled_from(AdvisorMode),
-        deadline=durations,
-        hold_rounds=st.integers(0, 100),
-        hold_for=durations,
+        deadline=st.timedeltas(timedelta(0), timedelta(hours=1)),
+        hold_rounds=st.integers(0, 1000),
+        hold_for=st.timedeltas(timedelta(0), timedelta(days=30)),
     ),
     freeze_windows=st.lists(
         st.builds(
             FreezeWindow,
             weekdays=st.frozensets(st.integers(1, 7), min_size=1),
             start_minute=st.integers(0, 1439),
-            minutes=st.integers(1, 100_000),
+            minutes=st.integers(1, 7 * 24 * 60),
             timezone=st.sampled_from(["UTC", "Europe/Berlin"]),
         ),
         max_size=2,
     ).map(tuple),
     gap_policies=st.fixed_dictionaries({gap: st.sampled_from(GapPolicy) for gap in HealthGap}),
-    alpha=st.floats(0, 1, exclude_min=True, exclude_max=True),
-    beta=st.floats(0, 1, exclude_min=True, exclude_max=True),
-    fresh_within=durations,
-    owner=lines,
-    description=lines,
-    expires_at=maybe_moments,
-    start_at=maybe_moments,
+    alpha=st.floats(1e-9, 0.5),
+    beta=st.floats(1e-9, 0.5),
+    fresh_within=st.timedeltas(timedelta(0), timedelta(days=30)),
+    owner=texts,
+    description=texts,
+    expires_at=st.none() | dates,
+    start_at=st.none() | dates,
     blind=st.booleans(),
 )
 payloads = st.dictionaries(names, st.booleans() | lines | finite | st.dictionaries(lines, lines, max_size=2), max_size=3)
@@ -140,43 +144,68 @@ advice = st.builds(
     latency_ms=st.integers(0, 10**9),
     raw=lines,
 )
-stage_indexes = st.integers(0, 9)
 reasons = st.sampled_from(HoldReason)
-interruptible = st.one_of(
-    st.builds(Scheduled, moments),
-    st.builds(Baking, stage_indexes, moments),
-    st.builds(
-        Gating,
-        stage_indexes,
-        lines,
-        moments,
-        moments,
-        st.none() | st.builds(AdviceRound, st.integers(1, 9), moments, st.none() | advice, st.booleans(), maybe_moments),
-    ),
-    st.builds(AwaitingApproval, stage_indexes, lines, moments, reasons),
+rounds = st.builds(
+    AdviceRound, st.integers(1, 9), moments, st.none() | advice, st.booleans(), maybe_moments
 )
-phases = st.one_of(
-    interruptible,
-    st.builds(Paused, moments, reasons, interruptible),
-    st.builds(Completed, moments),
-    st.builds(RolledBack, moments, lines),
-    st.builds(Aborted, moments, lines),
-)
+
+
+def phases(stages: int) -> st.SearchStrategy[Phase]:
+    """Draw any phase of a plan of so many stages."""
+    indexes = st.integers(0, stages - 1)
+    interruptible = st.one_of(
+        st.builds(Scheduled, moments),
+        st.builds(Baking, indexes, moments),
+        st.builds(Gating, indexes, lines, moments, moments, st.none() | rounds),
+        st.builds(AwaitingApproval, indexes, lines, moments, reasons),
+    )
+    return st.one_of(
+        interruptible,
+        st.builds(Paused, moments, reasons, interruptible),
+        st.builds(Completed, moments),
+        st.builds(RolledBack, moments, lines),
+        st.builds(Aborted, moments, lines),
+    )
+
+
+@st.composite
+def runnable_plans(draw: st.DrawFn) -> Plan:
+    """Draw a plan that a rollout can have: stages that rise, and guardrails with a bound."""
+    plan = draw(plans())
+    if not plan.audiences:
+        weights = draw(st.lists(st.integers(1, 10_000), min_size=1, max_size=4, unique=True))
+        bakes = [draw(st.timedeltas(timedelta(seconds=1), LONGEST)) for _ in weights]
+        rising = tuple(
+            Stage(
+                weight / 100,
+                bake,
+                draw(st.timedeltas(timedelta(0), bake - timedelta(microseconds=1))),
+                draw(st.integers(1, 10**9)),
+                draw(st.timedeltas(bake, LONGEST)),
+            )
+            for weight, bake in zip(sorted(weights), bakes, strict=True)
+        )
+        plan = replace(plan, stages=rising)
+    sound = tuple(
+        replace(guardrail, metric="error_rate", limit=draw(st.floats(1e-6, 0.999)), margin=None, gate_margin=None)
+        for guardrail in plan.guardrails
+    )
+    return replace(plan, guardrails=sound)
 
 
 @st.composite
 def rollouts(draw: st.DrawFn) -> Rollout:
     """Draw a rollout in any phase; its flag is its plan's."""
-    plan = draw(plans())
-    visits = st.builds(Visit, st.integers(0, max(len(plan.stages) - 1, 0)), shares, moments, moments, maybe_moments)
+    plan = draw(runnable_plans())
+    visits = st.builds(Visit, st.integers(0, len(plan.stages) - 1), shares, moments, moments, maybe_moments)
     return Rollout(
         flag_key=plan.flag_key,
         rollout_id=draw(lines),
         revision=draw(st.integers(0, 2**53)),
         plan=plan,
-        phase=draw(phases),
+        phase=draw(phases(len(plan.stages))),
         percent=draw(shares),
-        visits=tuple(draw(st.lists(visits, max_size=3 if plan.stages else 0))),
+        visits=tuple(draw(st.lists(visits, min_size=1, max_size=3))),
         started_at=draw(moments),
         updated_at=draw(moments),
         hold=draw(st.none() | reasons),
