@@ -343,7 +343,7 @@ class Ingest:
                         self._logger.error(
                             "records_lost", topic_partition=owned.key, from_offset=stored.next_offset, to_offset=first
                         )
-                        totals.skip_to(first, self._now_ms())
+                        totals.skip_to(first, end)
             except (StoreUnavailable, EventLogUnavailable) as trouble:
                 self._logger.warning("load_failed", topic_partition=owned.key, error=str(trouble))
                 await asyncio.sleep(self._pacing.retry_seconds)
@@ -445,7 +445,7 @@ class Ingest:
         if owned.saved is not None and first > owned.saved:
             self.counters.gaps += 1
             self._logger.error("records_lost", topic_partition=owned.key, from_offset=owned.saved, to_offset=first)
-            owned.totals.taint(self._now_ms())
+            owned.totals.lose(owned.totals.records.last_ms or 0, is_over=False)
 
     async def _encode(self, owned: Owned, pair: Pair) -> _Snapshot:
         """Return the partition's state; looks at the loop now and then, nothing is folded meanwhile."""

@@ -317,7 +317,11 @@ async def test_an_operator_can_read_the_hash(store: Store) -> None:
         b"late": b"0",
         b"ignored": b"0",
         b"holes": b"0",
+        b"last": b"",
+        b"losses": b"[]",
         b"tainted_from": b"",
+        b"topic_id": b"",
+        b"rebased": b"",
         b"new-checkout|start-1|0|treatment": b'{"evaluations":812,"exposures":400,"errors":3,"converted":{"signup":7},'
         b'"latency":{"231":17,"240":3}}',
     }

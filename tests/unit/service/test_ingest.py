@@ -340,7 +340,7 @@ async def test_records_eaten_by_retention_are_a_recorded_gap() -> None:
         assert ingest.counters.gaps == 1
     progress = bench.progress(EVALUATIONS)
     assert (progress.holes, progress.counted) == (5, 5)
-    assert progress.tainted_from_ms == at_ms(NOW)
+    assert progress.losses == [(at_ms(NOW), at_ms(NOW + MINUTE))]
 
 
 async def test_offsets_without_records_are_holes_and_no_taint() -> None:
@@ -352,7 +352,7 @@ async def test_offsets_without_records_are_holes_and_no_taint() -> None:
     async with bench.running():
         await until(bench.is_all_saved)
     progress = bench.progress(EVALUATIONS)
-    assert (progress.holes, progress.counted, progress.tainted_from_ms) == (3, 2, None)
+    assert (progress.holes, progress.counted, progress.losses) == (3, 2, [])
 
 
 async def test_a_shorter_log_than_counted_stops_the_partition() -> None:
