@@ -34,6 +34,8 @@ MAX_BYTES = 256 * 1024
 MAX_OPENINGS = 512
 #: How far an event may be ahead of its record's timestamp: clocks of apps differ by seconds, not by minutes.
 MAX_AHEAD_MS = 5 * 60 * 1000
+#: The end of the year 9999 in milliseconds since 1970: no time beyond it is read or shown anywhere.
+MAX_TIME_MS = 253_402_300_799_999
 #: Characters of `id`, `source`, `subject` and the like.
 MAX_ATTRIBUTE = 1024
 MAX_CONTEXT_ID = 256
@@ -173,7 +175,7 @@ def format_time(when: datetime) -> str:
 
 def time_of(time_ms: int) -> datetime:
     """Return milliseconds since 1970 as a time; outside the years 1970 to 9999 the nearer end."""
-    return _EPOCH + timedelta(milliseconds=min(max(time_ms, 0), 253_402_300_799_999))
+    return _EPOCH + timedelta(milliseconds=min(max(time_ms, 0), MAX_TIME_MS))
 
 
 def _checked_time(text: str) -> str:
@@ -285,21 +287,46 @@ def check_value(value: bytes | None) -> bytes:
     return value
 
 
-def check_time(time_ms: int, timestamp_ms: int) -> int:
-    """Return `time_ms` unless it is more than five minutes ahead of the record's own timestamp, or that is missing."""
+def check_time(time_ms: int, timestamp_ms: int, latest_ms: int = MAX_TIME_MS) -> int:
+    """Return an event's time when both it and its record's own timestamp can be true.
+
+    Neither is before 1970 or after `latest_ms`, and the event is at most five minutes ahead of its
+    record. The record's timestamp needs a bound, too: with CreateTime, Kafka's default, its
+    producer chose it, and one that is ahead would make every event after it look old.
+    Raises RecordRefused.
+    """
     if timestamp_ms < 0:
         refuse(
             QuarantineReason.BAD_TIME,
             "the record has no timestamp",
             "use a producer that sets one (message format v1 or newer)",
         )
+    if timestamp_ms > latest_ms:
+        refuse(
+            QuarantineReason.BAD_TIME,
+            f"the record's timestamp is {_ahead(timestamp_ms, latest_ms)}",
+            "set the producer's clock, or let the topic use message.timestamp.type=LogAppendTime",
+        )
+    if time_ms < 0:
+        refuse(QuarantineReason.BAD_TIME, "time is before 1970", "set the sender's clock")
     if time_ms > timestamp_ms + MAX_AHEAD_MS:
         refuse(
             QuarantineReason.BAD_TIME,
             f"time is {(time_ms - timestamp_ms) // 1000} s ahead of the record's timestamp",
             "set the sender's clock; at most 300 s are accepted",
         )
+    if time_ms > latest_ms:
+        ahead = _ahead(time_ms, latest_ms)
+        refuse(QuarantineReason.BAD_TIME, f"time is {ahead}", "set the sender's clock")
     return time_ms
+
+
+def _ahead(time_ms: int, latest_ms: int) -> str:
+    """Return how far a time lies beyond the latest one that is accepted."""
+    if time_ms > MAX_TIME_MS:
+        return "after the year 9999"
+    seconds = max((time_ms - latest_ms) // 1000, 1)
+    return f"{seconds} s after {format_time(time_of(latest_ms))}, the latest accepted"
 
 
 def _not_a_number(text: str) -> NoReturn:
@@ -326,10 +353,18 @@ def explain(error: ValidationError) -> str:
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
-def read(value: bytes | None, timestamp_ms: int, headers: Headers, types: Sequence[str]) -> Envelope:
+def read(
+    value: bytes | None,
+    timestamp_ms: int,
+    headers: Headers,
+    types: Sequence[str],
+    *,
+    latest_ms: int = MAX_TIME_MS,
+) -> Envelope:
     """Return the event in one Kafka record, structured or binary, when its type is one of `types`.
 
-    `timestamp_ms` is the record's own. Raises RecordRefused, and nothing else, for anything that is not such an event.
+    `timestamp_ms` is the record's own, `latest_ms` the latest time accepted of it and of the event.
+    Raises RecordRefused, and nothing else, for anything that is not such an event.
     """
     if is_structured(headers):
         document = parse_json(check_value(value))
@@ -350,7 +385,8 @@ def read(value: bytes | None, timestamp_ms: int, headers: Headers, types: Sequen
     if not isinstance(data, dict):
         refuse(QuarantineReason.INVALID, "data is not an object", "send `data` as a JSON object, not as text or data_base64")
     time_ms = timestamp_ms if event.time is None else milliseconds(parse_time(event.time))
-    return Envelope(event.type, event.source, event.id, check_time(time_ms, timestamp_ms), data)
+    check_time(time_ms, timestamp_ms, latest_ms)
+    return Envelope(event.type, event.source, event.id, time_ms, data)
 
 
 def write(

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from schemas import go_feature_flag, wire
-from schemas.envelope import RecordRefused
+from schemas.envelope import MAX_TIME_MS, RecordRefused
 from schemas.wire import Readable
 
 E_co = TypeVar("E_co", covariant=True)
@@ -45,19 +45,44 @@ class Contents(Generic[E_co]):
     refused: RecordRefused | None = None  # about those that cannot: the first one's, and how many
 
 
+class Unpack(Protocol[E_co]):
+    """Returns what one record holds, and raises nothing, whatever that is."""
+
+    def __call__(self, record: Readable, *, latest_ms: int = MAX_TIME_MS) -> Contents[E_co]:
+        """`latest_ms` is the latest time accepted of the record and of each of its events."""
+
+
 @dataclass(frozen=True, slots=True)
 class Packed(Generic[E_co]):
-    """A format whose records hold many events each; `unpack` raises nothing, whatever the record holds."""
+    """A format whose records hold many events each."""
 
-    unpack: Callable[[Readable], Contents[E_co]]
+    unpack: Unpack[E_co]
 
 
-#: Of a format with one event a record: yields the events, and tells of each record that holds none.
-EvaluationReader = Callable[[Iterable[R], Callable[[R, RecordRefused], None]], Iterator[EvaluationFields]]
-OutcomeReader = Callable[
-    [Iterable[R], Callable[[R, RecordRefused], None]],
-    Iterator[tuple[R, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]],
-]
+class EvaluationReader(Protocol[R]):
+    """Yields evaluations, of a format with one a record, and reports each record without one."""
+
+    def __call__(
+        self,
+        records: Iterable[R],
+        refused: Callable[[R, RecordRefused], None],
+        *,
+        latest_ms: int = MAX_TIME_MS,
+    ) -> Iterator[EvaluationFields]:
+        """`latest_ms` is the latest time accepted of a record and of its event."""
+
+
+class OutcomeReader(Protocol[R]):
+    """Yields outcomes, of a format with one a record, and reports each record without one."""
+
+    def __call__(
+        self,
+        records: Iterable[R],
+        refused: Callable[[R, RecordRefused], None],
+        *,
+        latest_ms: int = MAX_TIME_MS,
+    ) -> Iterator[tuple[R, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]]:
+        """`latest_ms` is the latest time accepted of a record and of its event."""
 
 
 def evaluation_reader(event_format: EventFormat, *, of_spans: bool = False) -> EvaluationReader[R] | Packed[EvaluationFields]:

@@ -13,7 +13,16 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from schemas.envelope import MAX_CONTEXT_ID, RecordRefused, check_time, check_value, is_context_id, is_name, refuse
+from schemas.envelope import (
+    MAX_CONTEXT_ID,
+    MAX_TIME_MS,
+    RecordRefused,
+    check_time,
+    check_value,
+    is_context_id,
+    is_name,
+    refuse,
+)
 from schemas.terms import QuarantineReason
 from schemas.wire import Readable
 
@@ -36,21 +45,27 @@ class _FeatureEvent(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_FeatureEvent).decode
 
 
-def read_evaluations(records: Iterable[R], refused: Callable[[R, RecordRefused], None]) -> Iterator[tuple[str, str, str, int]]:
+def read_evaluations(
+    records: Iterable[R],
+    refused: Callable[[R, RecordRefused], None],
+    *,
+    latest_ms: int = MAX_TIME_MS,
+) -> Iterator[tuple[str, str, str, int]]:
     """Yield (context id, flag key, variant, time in ms) of each record, and tell `refused` of every one that holds none.
 
-    Nothing is raised, whatever the records hold.
+    `latest_ms` is the latest time accepted of a record and of its event. Nothing is
+    raised, whatever the records hold.
     """
     for record in records:
         try:
-            event = _read(record)
+            event = _read(record, latest_ms)
         except RecordRefused as refusal:
             refused(record, refusal)
             continue
         yield event
 
 
-def _read(record: Readable) -> tuple[str, str, str, int]:
+def _read(record: Readable, latest_ms: int) -> tuple[str, str, str, int]:
     try:
         event = _decode(check_value(record.value))
     except msgspec.ValidationError as error:
@@ -69,4 +84,5 @@ def _read(record: Readable) -> tuple[str, str, str, int]:
             refuse(QuarantineReason.INVALID, f"{attribute} is not a name: {text!r}", "use up to 128 of A-Z a-z 0-9 . _ : -")
     date = event.creation_date
     time_ms = int(date * 1000 if date < _FIRST_MS else date)
-    return context_id, event.key, event.variation, check_time(time_ms, record.timestamp)
+    check_time(time_ms, record.timestamp, latest_ms)
+    return context_id, event.key, event.variation, time_ms

@@ -26,7 +26,14 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from schemas.envelope import RecordRefused, check_time, is_context_id, is_name, refuse
+from schemas.envelope import (
+    MAX_TIME_MS,
+    RecordRefused,
+    check_time,
+    is_context_id,
+    is_name,
+    refuse,
+)
 from schemas.formats import Contents, EvaluationFields, OutcomeFields
 from schemas.outcome import MAX_CONVERSIONS, MAX_DURATION_SECONDS, MAX_FLAGS
 from schemas.terms import QuarantineReason
@@ -249,14 +256,22 @@ class _Evaluated(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Readers of one encoding; each takes a record and raises nothing, whatever it holds."""
+    """Readers of one encoding; each takes a record and raises nothing, whatever it holds.
+
+    `latest_ms` is the latest time accepted of the record and of each of its events.
+    """
 
     decode_logs: Callable[[bytes], Any]  # raises ValueError or RecursionError
     decode_traces: Callable[[bytes], Any]
     plain: Callable[[Any], Any]
     name: str
 
-    def evaluations_of_logs(self, record: Readable) -> Contents[EvaluationFields]:
+    def evaluations_of_logs(
+        self,
+        record: Readable,
+        *,
+        latest_ms: int = MAX_TIME_MS,
+    ) -> Contents[EvaluationFields]:
         """Return the evaluations among log records."""
         problems = _Problems()
         events: list[EvaluationFields] = []
@@ -274,7 +289,8 @@ class Encoding:
                 try:
                     evaluated = _evaluated(found)
                     if evaluated is not None:
-                        at = _time_ms(log.time_unix_nano or log.observed_time_unix_nano, record.timestamp)
+                        since = log.time_unix_nano or log.observed_time_unix_nano
+                        at = _time_ms(since, record.timestamp, latest_ms)
                         context_id = _context(evaluated.context_id or common)
                         events.append((context_id, evaluated.flag_key, evaluated.variant, at))
                 except RecordRefused as refused:
@@ -283,7 +299,12 @@ class Encoding:
             return Contents((), refused)
         return Contents(events, problems.told(len(events)))
 
-    def evaluations_of_spans(self, record: Readable) -> Contents[EvaluationFields]:
+    def evaluations_of_spans(
+        self,
+        record: Readable,
+        *,
+        latest_ms: int = MAX_TIME_MS,
+    ) -> Contents[EvaluationFields]:
         """Return the evaluations among span events, of spans of any kind."""
         problems = _Problems()
         events: list[EvaluationFields] = []
@@ -295,7 +316,8 @@ class Encoding:
                     try:
                         evaluated = _evaluated(self._attributes(event.attributes, _OF_EVALUATION))
                         if evaluated is not None:
-                            at = _time_ms(event.time_unix_nano or span.end_time_unix_nano, record.timestamp)
+                            since = event.time_unix_nano or span.end_time_unix_nano
+                            at = _time_ms(since, record.timestamp, latest_ms)
                             context_id = _context(evaluated.context_id or of_span or common)
                             events.append((context_id, evaluated.flag_key, evaluated.variant, at))
                     except RecordRefused as refused:
@@ -304,7 +326,12 @@ class Encoding:
             return Contents((), refused)
         return Contents(events, problems.told(len(events)))
 
-    def outcomes_of_spans(self, record: Readable) -> Contents[OutcomeFields]:
+    def outcomes_of_spans(
+        self,
+        record: Readable,
+        *,
+        latest_ms: int = MAX_TIME_MS,
+    ) -> Contents[OutcomeFields]:
         """Return the outcomes among spans: one a context that evaluated something in a server span, nearly always one."""
         problems = _Problems()
         events: list[OutcomeFields] = []
@@ -312,14 +339,20 @@ class Encoding:
             for span, common in self._spans(record.value):
                 if span.kind == _SERVER:
                     try:
-                        events.extend(self._outcomes(span, common, record.timestamp))
+                        events.extend(self._outcomes(span, common, record.timestamp, latest_ms))
                     except RecordRefused as refused:
                         problems.add(refused)
         except RecordRefused as refused:
             return Contents((), refused)
         return Contents(events, problems.told(len(events)))
 
-    def _outcomes(self, span: Any, common: Any, timestamp_ms: int) -> list[OutcomeFields]:
+    def _outcomes(
+        self,
+        span: Any,
+        common: Any,
+        timestamp_ms: int,
+        latest_ms: int,
+    ) -> list[OutcomeFields]:
         """Return a server span's outcomes; none when no context is named, by `common` either. Raises RecordRefused."""
         found = self._attributes(span.attributes, _OF_SPAN)
         common = found.get(_CONTEXT) or common
@@ -337,7 +370,7 @@ class Encoding:
         if sum(map(len, flags.values())) > MAX_FLAGS:
             refuse(QuarantineReason.INVALID, f"a span with more than {MAX_FLAGS} flags", "evaluate fewer in one request")
         is_error = found.get(_ERROR_TYPE) is not None or (span.status is not None and span.status.code == _ERROR)
-        time_ms = _time_ms(span.end_time_unix_nano, timestamp_ms)
+        time_ms = _time_ms(span.end_time_unix_nano, timestamp_ms, latest_ms)
         latency_ms = _latency_ms(span)
         conversions = _conversions(found.get(_CONVERSIONS))
         return [(context, time_ms, tuple(named), is_error, latency_ms, conversions) for context, named in flags.items()]
@@ -454,9 +487,10 @@ def _context(context_id: Any) -> str:
     return context_id
 
 
-def _time_ms(nanoseconds: int, timestamp_ms: int) -> int:
+def _time_ms(nanoseconds: int, timestamp_ms: int, latest_ms: int) -> int:
     """Return an event's time; the record's own timestamp where the event has none. Raises RecordRefused."""
-    return check_time(nanoseconds // 1_000_000 if nanoseconds else timestamp_ms, timestamp_ms)
+    time_ms = nanoseconds // 1_000_000 if nanoseconds else timestamp_ms
+    return check_time(time_ms, timestamp_ms, latest_ms)
 
 
 def _latency_ms(span: Any) -> float | None:

@@ -20,6 +20,7 @@ from schemas import evaluation, outcome
 from schemas.envelope import (
     MAX_ATTRIBUTE,
     MAX_OPENINGS,
+    MAX_TIME_MS,
     Headers,
     RecordRefused,
     binary_attributes,
@@ -241,10 +242,16 @@ def _time(text: str, attribute: str) -> int:
 # cost as much as taking the JSON apart.
 
 
-def read_evaluations(records: Iterable[R], refused: Callable[[R, RecordRefused], None]) -> Iterator[tuple[str, str, str, int]]:
+def read_evaluations(
+    records: Iterable[R],
+    refused: Callable[[R, RecordRefused], None],
+    *,
+    latest_ms: int = MAX_TIME_MS,
+) -> Iterator[tuple[str, str, str, int]]:
     """Yield the fields of `EvaluationEvent` for each record that holds one, and tell `refused` of every other.
 
-    Nothing is raised, whatever the records hold.
+    `latest_ms` is the latest time accepted of a record and of its event. Nothing is
+    raised, whatever the records hold.
     """
     decode, known_names, known_time = decode_evaluation_record, _known_names, known_times.get
     for record in records:
@@ -272,8 +279,8 @@ def read_evaluations(records: Iterable[R], refused: Callable[[R, RecordRefused],
             context_id = data.context_id
             if context_id is None or not context_id.isprintable():
                 context_id = _context(context_id, record.key)
-            if not 0 <= time_ms <= timestamp_ms:
-                check_time(time_ms, timestamp_ms)
+            if not 0 <= time_ms <= timestamp_ms <= latest_ms:
+                check_time(time_ms, timestamp_ms, latest_ms)
             flag_key = data.flag_key
             if flag_key not in known_names:
                 _name(flag_key, "feature_flag.key")
@@ -298,11 +305,15 @@ def _old_variant(data: EvaluationData) -> str:
 
 
 def read_outcomes(
-    records: Iterable[R], refused: Callable[[R, RecordRefused], None]
+    records: Iterable[R],
+    refused: Callable[[R, RecordRefused], None],
+    *,
+    latest_ms: int = MAX_TIME_MS,
 ) -> Iterator[tuple[R, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]]:
     """Yield (record, fields of `OutcomeEvent`) for each record that holds one, and tell `refused` of every other.
 
-    Nothing is raised, whatever the records hold, and none is read before it is asked for.
+    `latest_ms` is the latest time accepted of a record and of its event. Nothing is
+    raised, whatever the records hold, and none is read before it is asked for.
     """
     decode, known_names, known_time = decode_outcome_record, _known_names, known_times.get
     for record in records:
@@ -327,8 +338,8 @@ def read_outcomes(
             context_id = data.context_id
             if context_id is None or not context_id.isprintable():
                 context_id = _context(context_id, record.key)
-            if not 0 <= time_ms <= timestamp_ms:
-                check_time(time_ms, timestamp_ms)
+            if not 0 <= time_ms <= timestamp_ms <= latest_ms:
+                check_time(time_ms, timestamp_ms, latest_ms)
             flags: Sequence[tuple[str, str]] = ()
             evaluated = data.flags
             if evaluated:
@@ -370,17 +381,35 @@ def _raise(record: Readable, refused: RecordRefused) -> NoReturn:
     raise RecordRefused(*refused.args)  # not the one that may be told again: it would keep this record by its traceback
 
 
-def decode_evaluation(value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers) -> EvaluationEvent:
+def decode_evaluation(
+    value: bytes | None,
+    key: bytes | None,
+    timestamp_ms: int,
+    headers: Headers,
+    *,
+    latest_ms: int = MAX_TIME_MS,
+) -> EvaluationEvent:
     """Return the evaluation in one Kafka record. Raises RecordRefused, and nothing else, whatever the record holds.
 
     `timestamp_ms` is the record's own; it is the event's time where the event names none.
+    `latest_ms` is the latest time accepted of both.
     """
-    return EvaluationEvent(*next(read_evaluations([_One(value, key, timestamp_ms, headers)], _raise)))
+    record = _One(value, key, timestamp_ms, headers)
+    return EvaluationEvent(*next(read_evaluations([record], _raise, latest_ms=latest_ms)))
 
 
-def decode_outcome(value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers) -> OutcomeEvent:
+def decode_outcome(
+    value: bytes | None,
+    key: bytes | None,
+    timestamp_ms: int,
+    headers: Headers,
+    *,
+    latest_ms: int = MAX_TIME_MS,
+) -> OutcomeEvent:
     """Return the outcome in one Kafka record. Raises RecordRefused, and nothing else, whatever the record holds.
 
     `timestamp_ms` is the record's own; it is the event's time where the event names none.
+    `latest_ms` is the latest time accepted of both.
     """
-    return OutcomeEvent(*next(read_outcomes([_One(value, key, timestamp_ms, headers)], _raise))[1:])
+    record = _One(value, key, timestamp_ms, headers)
+    return OutcomeEvent(*next(read_outcomes([record], _raise, latest_ms=latest_ms))[1:])

@@ -11,8 +11,8 @@ from controller.adapters.merged import Merger
 from controller.ports import Record
 from controller.service.counting import FLAGS_WITH_OWN_FIELDS, Changes, PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.service.directory import Directory
-from schemas.envelope import RecordRefused
-from schemas.formats import Contents, Packed
+from schemas.envelope import MAX_TIME_MS, RecordRefused
+from schemas.formats import Contents, Packed, Unpack
 from schemas.totals import ArmCounts, decode_arm, encode_progress, parse_field
 from schemas.wire import Readable, decode_evaluation, decode_outcome, read_evaluations, read_outcomes
 from tests.builders import HOUR, T0
@@ -73,12 +73,12 @@ def make_record(
     return Record(topic, partition, offset, timestamp_ms, None, value, ())
 
 
-def _unpacked(decode: Callable[..., tuple[Any, ...]]) -> Callable[[Readable], Contents[Any]]:
-    def unpack(record: Readable) -> Contents[Any]:
+def _unpacked(decode: Callable[..., tuple[Any, ...]]) -> Unpack[Any]:
+    def unpack(record: Readable, *, latest_ms: int = MAX_TIME_MS) -> Contents[Any]:
         events, refused = [], None
         for line in (record.value or b"").splitlines():
             try:
-                events.append(tuple(decode(line, None, record.timestamp, ())))
+                events.append(tuple(decode(line, None, record.timestamp, (), latest_ms=latest_ms)))
             except RecordRefused as problem:
                 refused = refused or problem
         return Contents(events, refused)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from schemas import envelope, evaluation, outcome
-from schemas.envelope import Headers, RecordRefused, is_context_id
+from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS, Headers, RecordRefused, is_context_id
 from schemas.evaluation import Evaluation
 from schemas.outcome import Outcome
 from schemas.terms import QuarantineReason
@@ -55,17 +57,31 @@ def context_of(context_id: str | None, key: bytes | None) -> str:
     return text
 
 
-def judge_evaluation(value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers) -> EvaluationEvent:
+def judge_evaluation(
+    value: bytes | None,
+    key: bytes | None,
+    timestamp_ms: int,
+    headers: Headers,
+    *,
+    latest_ms: int = MAX_TIME_MS,
+) -> EvaluationEvent:
     """Return what the pydantic contract makes of a record. Raises RecordRefused or ValidationError."""
-    event = envelope.read(value, timestamp_ms, headers, [evaluation.TYPE])
+    event = envelope.read(value, timestamp_ms, headers, [evaluation.TYPE], latest_ms=latest_ms)
     told = Evaluation.model_validate(event.data)
     assert told.variant is not None
     return EvaluationEvent(context_of(told.context_id, key), told.flag_key, told.variant, event.time_ms)
 
 
-def judge_outcome(value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers) -> OutcomeEvent:
+def judge_outcome(
+    value: bytes | None,
+    key: bytes | None,
+    timestamp_ms: int,
+    headers: Headers,
+    *,
+    latest_ms: int = MAX_TIME_MS,
+) -> OutcomeEvent:
     """Return what the pydantic contract makes of a record. Raises RecordRefused or ValidationError."""
-    event = envelope.read(value, timestamp_ms, headers, [outcome.TYPE])
+    event = envelope.read(value, timestamp_ms, headers, [outcome.TYPE], latest_ms=latest_ms)
     told = Outcome.model_validate(event.data)
     return OutcomeEvent(
         context_of(told.context_id, key),
@@ -77,13 +93,13 @@ def judge_outcome(value: bytes | None, key: bytes | None, timestamp_ms: int, hea
     )
 
 
-Judge = Callable[[bytes | None, bytes | None, int, Headers], EvaluationEvent | OutcomeEvent]
+Judge = Callable[..., EvaluationEvent | OutcomeEvent]
 
 
-def meaning(judge: Judge, *record: Any) -> tuple[Any, ...] | None:
+def meaning(judge: Judge, *record: Any, latest_ms: int = MAX_TIME_MS) -> tuple[Any, ...] | None:
     """Return what `judge` reads from a record, None when it refuses. Any other exception is a failed test."""
     try:
-        event = judge(*record)
+        event = judge(*record, latest_ms=latest_ms)
     except (RecordRefused, ValidationError):
         return None
     if isinstance(event, EvaluationEvent):
@@ -285,6 +301,59 @@ def test_near_the_contract_both_agree(record: tuple[Any, ...]) -> None:
     assert_agree(*record)
 
 
+NEAR = st.sampled_from([0, 1, -1, MAX_AHEAD_MS, MAX_AHEAD_MS + 1, -MAX_AHEAD_MS, 10**9, -(10**12)])
+#: Moments that a broken clock or an attacker writes into a record, in the year 10209 among others.
+FAR = st.sampled_from(
+    [
+        *(-(2**63), -1, 0, 1, MAX_TIME_MS, MAX_TIME_MS + 1),
+        *(260_000_000_000_000, 2**53, 2**62, 2**63 - 1),
+    ]
+)
+
+
+def fast_path_of(event_type: str) -> Judge:
+    """Return the fast path of an event type."""
+    return decode_evaluation if event_type == evaluation.TYPE else decode_outcome
+
+
+@settings(max_examples=500)
+@given(
+    st.sampled_from([evaluation.TYPE, outcome.TYPE]),
+    FAR | NEAR.map(ARRIVAL.__add__),
+    st.none() | NEAR.map(ARRIVAL.__add__) | st.integers(-62_135_596_800_000, MAX_TIME_MS),
+    st.booleans(),
+    st.sampled_from([MAX_TIME_MS, ARRIVAL, ARRIVAL + MAX_AHEAD_MS]) | NEAR.map(ARRIVAL.__add__),
+)
+def test_a_time_nobody_can_vouch_for_refuses_the_record(
+    event_type: str, timestamp_ms: int, event_ms: int | None, is_binary: bool, latest_ms: int
+) -> None:
+    """Neither a record's timestamp nor its event's time is taken before 1970 or past the latest."""
+    attributes, data = good(event_type)
+    said = dict(attributes)
+    del said["time"]
+    if event_ms is not None:
+        at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=event_ms)
+        said["time"] = at.isoformat(timespec="milliseconds")
+    if is_binary:
+        headers = [("ce_" + name, text.encode()) for name, text in said.items()]
+        record = (structured(data), b"u-42", timestamp_ms, headers)
+    else:
+        record = (structured([*said.items(), ("data", data)]), b"u-42", timestamp_ms, [])
+    for fast, contract in PAIRS:
+        told = meaning(fast, *record, latest_ms=latest_ms)
+        assert told == meaning(contract, *record, latest_ms=latest_ms)
+    time_ms = timestamp_ms if event_ms is None else event_ms
+    is_credible = (
+        0 <= timestamp_ms <= min(latest_ms, MAX_TIME_MS)
+        and 0 <= time_ms <= min(latest_ms, MAX_TIME_MS)
+        and time_ms <= timestamp_ms + MAX_AHEAD_MS
+    )
+    bounded = partial(fast_path_of(event_type), latest_ms=latest_ms)
+    refused = refusal_of(bounded, *record)
+    assert (refused is None) is is_credible
+    assert refused is None or refused.reason is QuarantineReason.BAD_TIME
+
+
 def good(event_type: str) -> tuple[Document, Document]:
     """Return the attributes and the data of a plain valid event."""
     attributes: Document = [("specversion", "1.0"), ("type", event_type), ("source", "/shop"), ("id", "1")]
@@ -364,7 +433,8 @@ def test_of_a_repeated_name_the_last_counts(record: tuple[Any, ...], data: st.Da
         judged = meaning(contract, value, *rest)
         if told != judged:
             assert told is None
-            pairs = json.loads(value, object_pairs_hook=list, parse_constant=Token)
+            readers: dict[str, Any] = {"parse_constant": Token, "parse_int": Token}
+            pairs = json.loads(value, object_pairs_hook=list, **readers)
             said = [render(reading).encode() for reading in itertools.islice(readings(pairs), 64)]
             assert any(meaning(contract, one, *rest) is None for one in said)
 

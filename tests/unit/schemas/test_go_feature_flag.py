@@ -79,3 +79,24 @@ def test_what_is_no_evaluation_is_refused(value: bytes | None, reason: Quarantin
     (refused,) = read(value)
     assert isinstance(refused, RecordRefused)
     assert refused.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("timestamp_ms", "latest_ms"),
+    [
+        (AT * 1000, AT * 1000 - 1),
+        (2**62, 2**61),
+        (-1, 2**61),
+    ],
+)
+def test_a_record_from_the_future_is_refused(timestamp_ms: int, latest_ms: int) -> None:
+    """The record's timestamp is the exporter's; past the latest accepted the record is refused."""
+    refusals: list[RecordRefused] = []
+    record = Arrived(feature(), timestamp=timestamp_ms)
+    events = read_evaluations(
+        [record],
+        lambda _, refused: refusals.append(refused),
+        latest_ms=latest_ms,
+    )
+    assert not list(events)
+    assert [refused.reason for refused in refusals] == [QuarantineReason.BAD_TIME]

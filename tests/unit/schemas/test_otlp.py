@@ -286,3 +286,37 @@ def test_numbers_beyond_any_clock_are_refused() -> None:
         contents = unpack(JSON_LOGS, value)
         assert not contents.events
         assert contents.refused is not None
+
+
+@pytest.mark.parametrize("encoding", [EventFormat.OTLP_JSON, EventFormat.OTLP_PROTO])
+@pytest.mark.parametrize(
+    ("timestamp_ms", "latest_ms"),
+    [
+        (AT + 1, AT),
+        (AT, AT - 1),
+        (2**62, 2**61),
+        (-1, 2**61),
+    ],
+)
+def test_records_from_the_future_give_no_events(
+    encoding: EventFormat,
+    timestamp_ms: int,
+    latest_ms: int,
+) -> None:
+    """A record's timestamp is its producer's; past the latest accepted no event of it is taken."""
+    logs_of, spans_of = export_of_logs(REQUESTS, encoding), export_of_spans(REQUESTS, encoding)
+    for reader, value in (
+        (evaluation_reader(encoding), logs_of),
+        (evaluation_reader(encoding, of_spans=True), spans_of),
+        (outcome_reader(encoding), spans_of),
+    ):
+        assert isinstance(reader, Packed)
+        record = Arrived(value, timestamp=AT + 60_000)
+        sound: Contents[Any] = reader.unpack(record, latest_ms=AT + 60_000)
+        assert sound.events
+        assert sound.refused is None
+        record = Arrived(value, timestamp=timestamp_ms)
+        contents: Contents[Any] = reader.unpack(record, latest_ms=latest_ms)
+        assert not contents.events
+        assert contents.refused is not None
+        assert contents.refused.reason is QuarantineReason.BAD_TIME

@@ -43,6 +43,38 @@ def test_without_a_time_the_record_s_timestamp_counts() -> None:
     assert evaluated(event(evaluation.TYPE, SERVED)).time_ms == ARRIVAL
 
 
+@pytest.mark.parametrize(
+    ("timestamp_ms", "detail"),
+    [
+        (
+            ARRIVAL + 1_000_000,
+            "the record's timestamp is 700 s after 2026-11-21T03:05:00.000Z, the latest accepted",
+        ),
+        (260_000_000_000_000, "the record's timestamp is after the year 9999"),
+        (2**63 - 1, "the record's timestamp is after the year 9999"),
+        (-1, "the record has no timestamp"),
+    ],
+)
+def test_a_record_from_the_future_is_refused_and_says_so(timestamp_ms: int, detail: str) -> None:
+    """A record's own timestamp is its producer's: past the latest accepted it is refused."""
+    value = event(evaluation.TYPE, SERVED, time="2026-11-21T03:00:00Z")
+    with pytest.raises(RecordRefused) as refused:
+        decode_evaluation(value, b"u-42", timestamp_ms, STRUCTURED, latest_ms=ARRIVAL + 300_000)
+    assert refused.value.reason is QuarantineReason.BAD_TIME
+    assert refused.value.detail.startswith(detail)
+
+
+@pytest.mark.parametrize("latest_ms", [ARRIVAL, ARRIVAL + 299_999])
+def test_an_event_ahead_of_its_record_is_held_to_the_same_bound(latest_ms: int) -> None:
+    """An event may be five minutes ahead of its record, but not of the latest accepted time."""
+    value = event(evaluation.TYPE, SERVED, time="2026-11-21T03:05:00Z")
+    ahead = ARRIVAL + 300_000
+    assert decode_evaluation(value, b"u", ARRIVAL, STRUCTURED, latest_ms=ahead).time_ms == ahead
+    with pytest.raises(RecordRefused, match="the latest accepted") as refused:
+        decode_evaluation(value, b"u", ARRIVAL, STRUCTURED, latest_ms=latest_ms)
+    assert refused.value.reason is QuarantineReason.BAD_TIME
+
+
 def test_without_a_context_id_the_record_key_is_the_context() -> None:
     """Producers that key by context need not repeat it."""
     data = {"feature_flag.key": "new-checkout", "feature_flag.result.variant": "on"}
