@@ -43,6 +43,7 @@ _FULL_CHUNK = struct.Struct("<" + "IQ" * _ENTRIES_PER_CHUNK)
 _CHUNK_ENTRIES = np.dtype([("number", "<u4"), ("digest", "<u8")])
 _CHUNKS_AT_ONCE = 128  # a few ms, as the interpreter's own interval; handing over more often would wait that long for each turn
 _CLEANED_PER_SAVE = 8  # chunks; more would make a save long, fewer would never catch up with one new chunk per save
+_LOOKED_AT_PER_SAVE = 200  # chunks; one with nothing alive costs some 10 µs
 _CLEAN_FROM = 16  # chunks: below that the garbage is not worth a write
 
 _SETS_PER_CHUNK = 64  # names in a field: 3 KB; flags come by the thousand at a start, and a save has few fields
@@ -164,10 +165,13 @@ class EntryLog:
         content = self._chunks.get(chunk, b"")
         return list(chain.from_iterable(_ENTRY.iter_unpack(content[before * _ENTRY.size :]))), (chunk + 1, 0)
 
-    def remove_oldest(self, count: int) -> list[tuple[int, bytes]]:
-        """Take the oldest full chunks out, at most `count`, and return them with their numbers; never the one being filled."""
-        oldest = [chunk for chunk in self._chunks if chunk != self._next][:count]
-        return [(chunk, self._chunks.pop(chunk)) for chunk in oldest]
+    def take_oldest(self, most: int) -> Iterator[tuple[int, bytes]]:
+        """Take the oldest full chunks out one by one, at most `most`; never the one being filled.
+
+        Yields their numbers and contents; who stops early leaves the others where they are.
+        """
+        for chunk in [chunk for chunk in self._chunks if chunk != self._next][:most]:
+            yield chunk, self._chunks.pop(chunk)
 
 
 class Filter:
@@ -284,6 +288,7 @@ class Memberships:
         self.new_names: list[ContextSet] = []
         self._dropped: set[int] = set()  # numbers whose names are to be taken out of what is stored
         self._full: list[ContextSet] = []  # at the limit; one of them is sealed per save, as one filter is a large write
+        self._sealed = 0  # members in filters
         self._live = 0  # journal entries that still say something, without those added since the last save
         self._garbage: list[str] = []  # fields to delete once what replaces them is saved
         self.journal = EntryLog("journal")
@@ -372,6 +377,7 @@ class Memberships:
             self.new_names = [new for new in self.new_names if new is not contexts]
             self._dropped.add(contexts.number)
             for layer, held in enumerate(contexts.filters):
+                self._sealed -= held.keys
                 self._garbage.extend(held.fields(f"filter/{contexts.number}/{layer}"))
 
     def restore(self, fields: Mapping[str, bytes]) -> None:
@@ -395,6 +401,7 @@ class Memberships:
         for numbers, digests in self.journal.arrays():
             self._restore_entries(numbers, digests)
         self._live = sum(len(held.exact) for held in self._sets.values())
+        self._sealed = sum(layer.keys for held in self._sets.values() for layer in held.filters)
         for held in self._sets.values():
             self._note_size(held)
         self._full = [held for held in self._sets.values() if len(held.exact) >= held.seal_at]
@@ -423,11 +430,7 @@ class Memberships:
     @property
     def load(self) -> int:
         """Memory in use, in exact memberships of about 100 bytes; one in a filter takes an eighth."""
-        sealed = 0
-        for contexts in self._sets.values():
-            for layer in contexts.filters:
-                sealed += layer.keys
-        return self._live + self.journal.added + sealed // _FILTER_ROOM
+        return self._live + self.journal.added + self._sealed // _FILTER_ROOM
 
     def seal_early(self) -> bool:
         """Let the next save seal the largest set that is worth it; return whether there is one."""
@@ -466,6 +469,7 @@ class Memberships:
         contexts.filters[-1].update(contexts.exact, count)
         contexts.exact.clear()
         self._live -= count
+        self._sealed += count
         self._note_size(contexts)
         return contexts.filters[-1].fields(f"filter/{contexts.number}/{len(contexts.filters) - 1}")
 
@@ -477,14 +481,23 @@ class Memberships:
     def _clean(self) -> None:
         """Rewrite the oldest chunks when less than half of all entries are alive."""
         chunks = self.journal.chunks
-        if chunks < _CLEAN_FROM or 2 * self._live >= chunks * _ENTRIES_PER_CHUNK:
+        if chunks < _CLEAN_FROM and self._live:
             return
-        for chunk, content in self.journal.remove_oldest(_CLEANED_PER_SAVE):
+        if 2 * self._live >= chunks * _ENTRIES_PER_CHUNK:
+            return
+        cleaned = 0
+        for chunk, content in self.journal.take_oldest(_LOOKED_AT_PER_SAVE):
+            self._garbage.append(self.journal.field(chunk))
+            entries = np.frombuffer(content, dtype=_CHUNK_ENTRIES)
+            if self._by_number.keys().isdisjoint(entries["number"].tolist()):
+                continue  # of rollouts that are over: nothing to write again
             for number, digest in _ENTRY.iter_unpack(content):
                 contexts = self._by_number.get(number)
                 if contexts is not None and digest in contexts.exact:
                     self.journal.tail += (number, digest)
-            self._garbage.append(self.journal.field(chunk))
+            cleaned += 1
+            if cleaned == _CLEANED_PER_SAVE:
+                break
 
 
 def _exact_members(contexts: ContextSet) -> int:
@@ -643,6 +656,12 @@ class RecentExposures:
     def entries(self) -> int:
         """How many exposures are remembered."""
         return sum([generation.entries for generation in self._generations.values()])
+
+    def clear(self) -> None:
+        """Forget every exposure: no set that one could name is left."""
+        for generation in self._generations.values():
+            self._garbage.extend(generation.log.fields())
+        self._generations.clear()
 
     def forget_oldest(self) -> bool:
         """Forget the oldest slice of time but for the newest one; return whether there was one."""

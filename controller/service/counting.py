@@ -26,7 +26,7 @@ from controller.service.contexts import Generation, Memberships, RecentExposures
 from controller.service.directory import OPEN_END_MS, Directory, WatchedFlag
 from controller.service.lanes import NEITHER, NONE_SEEN, Bundle, Lane, Tally
 from controller.service.repeats import NOT_LOOKED_AT, RecentRecords
-from schemas.envelope import MAX_AHEAD_MS
+from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS
 from schemas.formats import Contents, EvaluationFields, EvaluationReader, OutcomeFields, OutcomeReader, Packed
 from schemas.quarantine import Refusal, refusal
 from schemas.terms import Arm, QuarantineReason
@@ -66,8 +66,11 @@ _TAKEN_OUT_PER_SAVE = 32  # such arms that get fields of their own, so that they
 _AFTER_A_LOSS = 32  # records whose timestamps say when a loss was over
 _OVER_AFTER_MS = 600_000  # after a visit's end: by then even late events of it are rare
 
+_REPORT_IT = "report this record to the maintainers; it was left out, and counting went on"
+
 MAX_FIELDS_PER_RECORD = 1_500
 """Fields one record of many events may change: half of what a save carries, so that after a save there is always room."""
+_CLOSE_AGAIN = 20  # a twentieth more, and the next flag is closed
 _EXPOSURES_PER_MEMBERSHIP = 4  # by memory, unless outcomes without flags have them indexed
 _ENTRIES_PER_FIELD = 128  # memberships; a journal's chunk takes twice as many, but there are two journals
 _SETS_PER_FIELD = 32  # names of sets; half of what a field takes, because their numbers need not begin with one
@@ -123,14 +126,17 @@ class PartitionTotals:
         self._refusing: list[tuple[Record, RecordRefused]] = []  # not yet taken down; empty between two folds
         self._recent_records = RecentRecords()
         self.now_ms: int = OPEN_END_MS  # by our clock; nothing that was counted is younger
+        self._latest_ms: int = MAX_TIME_MS  # that is accepted of a record and its event
+        self._closed_at = 0  # load at which the last flag was closed
         self.full_flags: dict[str, None] = {}  # whose new contexts the budget has no room for
         self.joins = False  # an outcome without flags was seen: this partition and its pair go hand in hand
 
     def set_time(self, now_ms: int) -> None:
         """Take the time by our own clock: what events say of theirs is believed up to it."""
         self.now_ms = now_ms
+        self._latest_ms = now_ms + MAX_AHEAD_MS
         if self.recent is not None:
-            self.recent.set_time(now_ms, now_ms + MAX_AHEAD_MS)
+            self.recent.set_time(now_ms, self._latest_ms)
 
     # - what is stored -
 
@@ -263,11 +269,13 @@ class PartitionTotals:
         self.memberships.drop(flag_key, rollout_id)
         for number in [n for n, exposure in self.exposure_of.items() if exposure[:2] == (flag_key, rollout_id)]:
             del self.exposure_of[number]
+        if self.recent is not None and not self.exposure_of:
+            self.recent.clear()
         self._rollouts.get(flag_key, set()).discard(rollout_id)
         self.full_flags.pop(flag_key, None)
 
     def drop_superseded(self) -> None:
-        """Drop what is stored of rollouts other than the one each flag has now.
+        """Drop what is stored of rollouts other than the one each flag has now, and of those over.
 
         Only to be called when the directory is known to be newer than the hash: a replica that lags behind would take a
         newer rollout for an older one.
@@ -275,8 +283,26 @@ class PartitionTotals:
         for flag_key, rollout_ids in list(self._rollouts.items()):
             watched = self._directory.flags.get(flag_key)
             if watched is not None:
-                for rollout_id in rollout_ids - {watched.rollout_id}:
-                    self.drop(flag_key, rollout_id)
+                gone = rollout_ids - {watched.rollout_id}
+            elif flag_key in self._directory.over:
+                gone = set(rollout_ids)
+            else:
+                continue  # its document may not have been readable: it is not known to be over
+            for rollout_id in gone:
+                self.drop(flag_key, rollout_id)
+            if not rollout_ids:
+                del self._rollouts[flag_key]
+
+    def drop_flag(self, flag_key: str) -> None:
+        """Drop everything of a flag, of whichever rollouts."""
+        for rollout_id in list(self._rollouts.get(flag_key, ())):
+            self.drop(flag_key, rollout_id)
+        self._rollouts.pop(flag_key, None)
+
+    def expire_exposures(self, time_ms: int) -> None:
+        """Drop the exposures that no outcome from `time_ms` on can reach."""
+        if self.recent is not None:
+            self.recent.expire_at(time_ms)
 
     def keep_budget(self, most: int) -> list[str]:
         """Keep the contexts of this partition within `most`; return the flags that are closed by it.
@@ -287,13 +313,18 @@ class PartitionTotals:
         """
         recent = self.recent
         load = self.memberships.load
-        remembered = 0 if recent is None else recent.entries // _EXPOSURES_PER_MEMBERSHIP
-        if load + remembered <= most:
+        if recent is not None:
+            load += recent.entries // _EXPOSURES_PER_MEMBERSHIP
+        if load <= most:
+            self._closed_at = 0
             return []
         if recent is not None and recent.forget_oldest():
             return []
         if self.memberships.seal_early():
             return []
+        if load < self._closed_at + self._closed_at // _CLOSE_AGAIN:
+            return []  # the flag that was closed last was the one that grew
+        self._closed_at = load
         closed = self.memberships.close_largest()
         if closed is None:
             return []
@@ -399,6 +430,13 @@ class PartitionTotals:
     def _refuse(self, record: Record, refused: RecordRefused) -> None:
         self._refusing.append((record, refused))
 
+    def set_aside(self, record: Record, why: str) -> None:
+        """Refuse the next record unread: counting it is what failed."""
+        if record.offset >= self.position:
+            self._refuse(record, RecordRefused(QuarantineReason.INVALID, why, _REPORT_IT))
+            self._keep_refusals()
+            self._move((record,))
+
     def _keep_refusals(self) -> None:
         """Take down what was refused: a batch's at once, because hashing now and then finds its code out of the caches."""
         if self._refusing:
@@ -433,7 +471,7 @@ class PartitionTotals:
         if isinstance(read, Packed):
             return given - len(batch) + self._fold_packed_evaluations(batch, read, room)
         if batch:
-            counted, late, ignored = self._count_evaluations(read(batch, self._refuse))
+            counted, late, ignored = self._count_evaluations(read(batch, self._refuse, latest_ms=self._latest_ms))
             self._keep_refusals()
             self._move(batch)
             records = self.records
@@ -534,7 +572,9 @@ class PartitionTotals:
         dropped = given - len(batch)
         if isinstance(read, Packed):
             return dropped + self._fold_packed_outcomes(batch, read, room, join, joinable_until_ms)
-        stopped_at, counted, late, ignored = self._count_outcomes(read(batch, self._refuse), room, join, joinable_until_ms)
+        stopped_at, counted, late, ignored = self._count_outcomes(
+            read(batch, self._refuse, latest_ms=self._latest_ms), room, join, joinable_until_ms
+        )
         self._keep_refusals()
         if stopped_at is not None:
             batch = batch[: _index_of(batch, stopped_at.offset)]
@@ -669,7 +709,7 @@ class PartitionTotals:
         """Count records of many evaluations and return how many records were taken."""
         limit = room + self.changed_fields
         for taken, record in enumerate(batch):
-            contents = packed.unpack(record)
+            contents = packed.unpack(record, latest_ms=self._latest_ms)
             fields = self._fields_of([(flag_key, at) for _, flag_key, _, at in contents.events], 2 * len(contents.events))
             if fields > MAX_FIELDS_PER_RECORD:
                 contents, fields = _too_many_fields(fields), 0
@@ -691,7 +731,7 @@ class PartitionTotals:
         """Count records of many outcomes and return how many records were taken."""
         limit = room + self.changed_fields
         for taken, record in enumerate(batch):
-            contents = packed.unpack(record)
+            contents = packed.unpack(record, latest_ms=self._latest_ms)
             if not all(event[2] for event in contents.events):
                 self.joins = True
                 if join is not None and (record.timestamp > joinable_until_ms or not join.finds_exposures()):
