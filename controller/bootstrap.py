@@ -28,8 +28,15 @@ from controller.adapters.state_topic import StateTopicPlane
 from controller.adapters.unleash import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
-from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
-from controller.health import Component, Health
+from controller.errors import (
+    BadInput,
+    CommandRefused,
+    CommandUnreadable,
+    ConfigInvalid,
+    EventLogUnavailable,
+    StoreUnavailable,
+)
+from controller.health import Component, Faults, Health
 from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record
 from controller.service.actuation import Actuation
@@ -71,6 +78,7 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._clock = SystemClock()
+        self._faults = Faults(self._clock.now)
         advised = () if settings.advisor.url is None else ("advisor",)
         self._health = Health(REQUIRED, (*OPTIONAL, *advised))
         self._board = FlagBoard(generation=Generation(settings.http.bucketing), flag_set_id=settings.environment)
@@ -115,7 +123,7 @@ class Daemon:
         )
         self._flagd_sync = make_flagd_sync(settings, self._board)
         self._advisor = make_advisor(settings.advisor, self._clock)
-        totals = RedisTotals(self._store)
+        totals = RedisTotals(self._store, self._faults)
         self._tools = Tools(
             rollouts=RedisRollouts(self._store),
             publisher=self._publisher,
@@ -139,6 +147,7 @@ class Daemon:
             on_counted=self._on_counted,
             read_evaluations=evaluation_reader(settings.kafka.formats.evaluations, of_spans=is_shared),
             read_outcomes=outcome_reader(settings.kafka.formats.outcomes),
+            faults=self._faults,
         )
         self._workers = Workers(
             tools=self._tools,
@@ -429,6 +438,27 @@ class Daemon:
             if self._settings.advisor.url is not None:
                 reporter.say("advisor", self._advisor.trouble or "")
             await asyncio.sleep(REPORT_EVERY_SECONDS)
+
+
+async def discard_partition(settings: Settings, topic: str, number: int) -> bool:
+    """Delete what is stored of one event partition; return whether there was something.
+
+    Raises ConfigInvalid for a topic that is not counted, StoreUnavailable when it is not known to be done.
+    """
+    counted = streams(settings.kafka.event_topics)
+    if topic not in counted:
+        raise ConfigInvalid(f"{topic} is not counted; counted are {' and '.join(counted)}")
+    store = Store.connect(
+        redis_url(settings.redis),
+        prefix=settings.redis.key_prefix,
+        is_cluster=settings.redis.is_cluster,
+        deadline_seconds=2 * settings.redis.call_timeout_seconds,
+        try_seconds=settings.redis.call_timeout_seconds,
+    )
+    try:
+        return await RedisTotals(store).discard(f"{topic}/{number}/{settings.kafka.topic_epoch}")
+    finally:
+        await store.close()
 
 
 def check_parts(settings: Settings) -> None:

@@ -143,6 +143,7 @@ class Ingest:
         self._committed_at = 0.0
         self._given_back_at = 0.0
         self._unknown_reported = 0
+        self._dropped_reported = 0
         self._scattered_reported = 0
         self._logger = structlog.get_logger()
         self.directory = Directory(settings.seen_flags_limit)
@@ -750,6 +751,9 @@ class Ingest:
         of_topic = [each for each in self._owned.values() if each.is_counting_exposures == owned.is_counting_exposures]
         self._metrics.partitions_owned.of(topic).set(len(of_topic))
         self._report_lag()
+        self._metrics.refusals_waiting.set(self.refusals.waiting)
+        self._metrics.refusals_dropped.inc(self.refusals.dropped - self._dropped_reported)
+        self._dropped_reported = self.refusals.dropped
         unknown = self.directory.unknown_flags
         self._metrics.unknown_flag_events.inc(unknown - self._unknown_reported)
         self._unknown_reported = unknown
