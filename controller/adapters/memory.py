@@ -327,12 +327,6 @@ class MemoryBroker:
         self._first[partition] = max(first, self._first[partition])
         self._records[partition] = [record for record in self._records[partition] if record.offset >= first]
 
-    def recreate(self, topic: str) -> None:
-        """Delete a topic and make it again under its name."""
-        for partition in range(self.topics[topic]):
-            self.cut((topic, partition), 0)
-            self._first[topic, partition] = 0
-
     def cut(self, partition: TopicPartition, end: int) -> None:
         """Forget every record from offset `end` on, as an unclean election does."""
         kept = [record for record in self._records[partition] if record.offset < end]
@@ -390,7 +384,6 @@ class MemoryEventLog:
         self._broker = broker
         self._positions: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
-        self._heard: dict[TopicPartition, float] = {}
         self._paused: set[TopicPartition] = set()
         self._arrived = asyncio.Event()
         self._revoked: Callable[[frozenset[TopicPartition]], Awaitable[None]] | None = None
@@ -419,7 +412,6 @@ class MemoryEventLog:
             del self._positions[partition]
             self._paused.discard(partition)
             self._ends.pop(partition, None)
-            self._heard.pop(partition, None)
         for partition in partitions - self.assignment:
             self._positions[partition] = self._broker.bounds(partition)[0]
         self.wake()
@@ -449,7 +441,6 @@ class MemoryEventLog:
         for partition in sorted(self._positions):
             first, end = self._broker.bounds(partition)
             self._ends[partition] = end
-            self._heard[partition] = self._broker.clock.monotonic()
             if partition in self._paused or left == 0:
                 continue
             records = self._broker.read(partition, max(first, self._positions[partition]), left)
@@ -477,13 +468,6 @@ class MemoryEventLog:
 
     def end_offset(self, partition: TopicPartition) -> int | None:
         return self._ends.get(partition)
-
-    def heard_at(self, partition: TopicPartition) -> float | None:
-        return self._heard.get(partition)
-
-    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        self._broker.outage.before()
-        return {partition: self._broker.bounds(partition)[1] for partition in partitions}
 
     async def committed(self, partition: TopicPartition) -> int | None:
         self._broker.outage.before()

@@ -246,8 +246,7 @@ async def test_a_foreign_key_under_our_name_is_a_broken_invariant(store: Store) 
     await store.client.hset(HASH, mapping={"format": str(FORMAT + 1), **fields(5)})
     with pytest.raises(BrokenInvariant, match="upgrade"):
         await totals.load(KEY)
-    with pytest.raises(BrokenInvariant, match="upgrade"):
-        await totals.read([KEY], {})
+    assert await totals.read([KEY], {}) == ({}, [])  # which costs nobody else anything
     await store.client.hset(HASH, "format", "1")
     assert (await totals.load(KEY)).next_offset == 5  # what an earlier rolloutd has written is read
 

@@ -453,7 +453,7 @@ async def test_a_topic_made_again_is_counted_on_from_its_beginning() -> None:
         bench.happen(f"u{number}", ON, at=NOW - MINUTE)
     async with bench.running():
         await until(bench.is_all_saved)
-    bench.broker.recreate(OUTCOMES)
+    await bench.broker.remake(OUTCOMES)
     bench.topology.ids = {"evaluations": "one", "outcomes": "two"}
     for number in range(50):
         bench.happen(f"v{number}", ON, error=True)
@@ -474,18 +474,22 @@ async def test_a_topic_made_again_is_counted_on_from_its_beginning() -> None:
         assert (ingest.counters.rebases, ingest.counters.fences_lost) == (0, 0)
 
 
-async def test_a_topic_made_again_while_it_is_counted() -> None:
-    """The change is found without a restart, whether the topic is shorter by then or longer."""
+@pytest.mark.parametrize("is_noticed", [True, False])
+async def test_a_topic_made_again_while_it_is_counted(is_noticed: bool) -> None:
+    """The change is found without a restart, whether the log assigns the partitions again or says nothing."""
     bench = Bench()
     bench.topology.ids = {"evaluations": "one", "outcomes": "one"}
     for number in range(10):
         bench.happen(f"u{number}", ON)
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
-        bench.broker.recreate(OUTCOMES)
+        bench.topology.ids["outcomes"] = "two"
+        if is_noticed:
+            await bench.broker.remake(OUTCOMES)
+        else:
+            bench.broker.cut((OUTCOMES, 0), 0)
         for number in range(20):
             bench.happen(f"v{number}", ON)
-        bench.topology.ids["outcomes"] = "two"
         await until(lambda: bench.progress(OUTCOMES).rebased == 1 and bench.fence(OUTCOMES) == 20)
         assert ingest.counters.rebases == 1
         assert bench.progress(OUTCOMES).counted == 20
