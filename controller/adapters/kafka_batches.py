@@ -8,18 +8,18 @@ gigabytes. It also trusts what a batch says of itself. So each fetched set of ba
   too large. Reading goes on behind it.
 - A batch whose header cannot be true is replaced by one whose checksum is wrong: a broken record, at which the partition stops.
 
-Belongs here: the wire formats of record batches. Does not belong here: which consumer is watched, and when (`kafka_records.py`).
+Belongs here: the wire formats of record batches. Does not belong here: which consumer is watched, and when
+(`kafka_records.py`).
 
 Source: Apache Kafka, `DefaultRecordBatch` and `AbstractLegacyRecordBatch`; RFC 8878 (Zstandard); the LZ4 frame format 1.6.
 """
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from struct import Struct
-from struct import error as StructError
 from typing import Final
 
 import cramjam
@@ -44,13 +44,13 @@ _MOST_OF_LEGACY: Final = 16 * 1024 * 1024
 
 _LOG_OVERHEAD: Final = 12  # offset and length, which precede every batch of every format
 _MAGIC: Final = 16  # where the format's number is
-_HEADER: Final = Struct(">qiibIhiqqqhii")
-_START: Final = Struct(">qi")
+_HEADER: Final = struct.Struct(">qiibIhiqqqhii")
+_START: Final = struct.Struct(">qi")
 _CRC_FROM: Final = 21
-_LENGTH: Final = Struct(">i")
+_LENGTH: Final = struct.Struct(">i")
 _LEAST_LEGACY: Final = 14
 _CODEC_MASK, _LOG_APPEND_TIME, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20
-_GZIP, _SNAPPY, _LZ4, _ZSTD = 1, 2, 3, 4
+_GZIP, _SNAPPY, _LZ4, _ZSTD, _NO_CODEC = 1, 2, 3, 4, 7
 _XERIAL: Final = bytes((0x82,)) + b"SNAPPY\0"
 _GZIP_RATIO: Final = 1032  # DEFLATE cannot do better
 _LEAST_RECORD: Final = 7  # bytes: seven fields of at least one byte
@@ -114,8 +114,8 @@ def is_plain(content: bytes, offset: int) -> bool:
 def make_safe(content: bytes, offset: int, budget: Budget, *, is_careful: bool = False) -> MadeSafe:
     """Return what aiokafka may unpack of a set of batches that was fetched from `offset` on.
 
-    May take a second for bombs: call it in a thread. With `is_careful` every record is read as well, and one that aiokafka would
-    stumble over is handed on as one to refuse.
+    May take a second for bombs: call it in a thread. With `is_careful` every record is read as well, and
+    one that aiokafka would stumble over is handed on as one to refuse.
     """
     safe = MadeSafe(b"")
     made: list[bytes] = []
@@ -158,7 +158,7 @@ def following_offset(content: bytes) -> int | None:
         return None
     base, length = _START.unpack_from(content)
     end = _LOG_OVERHEAD + length
-    if _LEAST_LEGACY <= length and len(content) - end > _LOG_OVERHEAD:
+    if length >= _LEAST_LEGACY and len(content) - end > _LOG_OVERHEAD:
         following = int(_START.unpack_from(content, end)[0])
         if base < following < base + (1 << 31):
             return following
@@ -195,8 +195,6 @@ def _safe_batch(batch: bytes, offset: int, budget: Budget, safe: MadeSafe, is_ca
         return [batch], True  # the consumer finds it, before it unpacks anything
     try:
         unpacked = payload if codec == 0 else _unpacked(codec, payload, min(most, MOST_UNPACKED), budget)
-        if len(unpacked) < count * _LEAST_RECORD:
-            raise Unpackable(f"{count} records in {len(unpacked)} bytes")
         if len(unpacked) <= _PIECE and not is_careful:
             budget.handed_on -= len(unpacked)
             return [_batch_of(header, delta, count, bytes(unpacked))], True
@@ -368,9 +366,8 @@ def _safe_legacy(batch: bytes, base: int, magic: int, budget: Budget, safe: Made
     payload = memoryview(b"")
     try:
         payload = _wrapped(batch, magic)
-        if codec > _LZ4 or (codec == _LZ4 and magic == 0):
-            raise Unpackable(f"codec {codec} in a message of format {magic}")
-        unpacked = _unpacked(codec, payload, min(_most(codec, payload), _MOST_OF_LEGACY), budget)
+        known = codec if codec < _LZ4 or (codec == _LZ4 and magic == 1) else _NO_CODEC
+        unpacked = _unpacked(known, payload, min(_most(codec, payload), _MOST_OF_LEGACY), budget)
         _check_wrapped(unpacked, magic)
     except Unpackable as fault:
         safe.refused.append(RefusedBatch(base, 1, str(fault)))
@@ -389,7 +386,7 @@ def _wrapped(batch: bytes, magic: int) -> memoryview:
         key_size = _LENGTH.unpack_from(view, position)[0]
         position += 4 + max(key_size, 0)
         size = _LENGTH.unpack_from(view, position)[0]
-    except StructError:
+    except struct.error:
         raise Unpackable("it ends within its key") from None
     if size < 0 or position + 4 + size > len(view):
         raise Unpackable(f"a value of {size} bytes in a message of {len(view)}")
@@ -440,7 +437,7 @@ def _most(codec: int, payload: memoryview) -> int:
             return _most_of_lz4(payload)
         if codec == _ZSTD:
             return _most_of_zstd(payload)
-    except (Unpackable, IndexError, StructError):
+    except (Unpackable, IndexError, struct.error):
         pass
     return MOST_UNPACKED + 1
 
@@ -530,18 +527,7 @@ def _most_of_zstd(payload: memoryview) -> int:
 def _unpacked(codec: int, payload: memoryview, most: int, budget: Budget) -> memoryview:
     """Return what was compressed, at most `most` bytes. Raises Unpackable when it is more, or is not of the codec's form."""
     try:
-        if codec == _GZIP:
-            unpacked = _gunzip(payload, most)
-        elif codec == _SNAPPY:
-            unpacked = _unsnap(payload, most)
-        elif codec == _LZ4:
-            into = bytearray(most)
-            unpacked = memoryview(into)[: cramjam.lz4.decompress_into(bytes(payload), into)]
-        elif codec == _ZSTD:
-            into = bytearray(most)
-            unpacked = memoryview(into)[: cramjam.zstd.decompress_into(bytes(payload), into)]
-        else:
-            raise Unpackable(f"codec {codec}, which Kafka does not have")
+        unpacked = _unpack(codec, payload, most)
     except Unpackable:
         budget.unpacked -= most
         raise
@@ -551,6 +537,18 @@ def _unpacked(codec: int, payload: memoryview, most: int, budget: Budget) -> mem
         raise Unpackable(why) from None
     budget.unpacked -= len(unpacked)
     return unpacked
+
+
+def _unpack(codec: int, payload: memoryview, most: int) -> memoryview:
+    if codec == _GZIP:
+        return _gunzip(payload, most)
+    if codec == _SNAPPY:
+        return _unsnap(payload, most)
+    if codec not in (_LZ4, _ZSTD):
+        raise Unpackable(f"codec {codec}, which its format does not have")
+    into = bytearray(most)  # pages that are not written to take no memory
+    unpack = cramjam.lz4.decompress_into if codec == _LZ4 else cramjam.zstd.decompress_into
+    return memoryview(into)[: unpack(bytes(payload), into)]
 
 
 def _gunzip(payload: memoryview, most: int) -> memoryview:

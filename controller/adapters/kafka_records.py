@@ -11,6 +11,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from operator import attrgetter, lt
@@ -46,6 +47,15 @@ _offset_of = attrgetter("offset")
 # --- what a consumer is given -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Careful:
+    """What is known of a partition that is read carefully."""
+
+    was_read: bool = False
+    offset: int = -1  # from which on it was fetched last
+    following: int | None = None  # the offset behind the first batch of that
+
+
 class Guard:
     """Makes safe whatever brokers answer to the fetches of one consumer, before aiokafka looks at it."""
 
@@ -63,11 +73,29 @@ class Guard:
         """
         self._heard = heard
         self._refused = refused
-        self.careful: dict[KafkaPartition, int | None] = {}
-        """Partitions whose records are all read before they are given out, each with the offset behind its first batch."""
+        self.careful: dict[KafkaPartition, _Careful] = {}
+        """Partitions whose records are all read before they are given out, until one is."""
+        self._is_careful = False
         client: Any = consumer._client
         self._send = client.send
         client.send = self._guarded
+
+    def read_carefully(self, partition: KafkaPartition) -> None:
+        """Read every record of a partition before it is given out: aiokafka stumbled over one."""
+        self.careful.setdefault(partition, _Careful())
+
+    def read_everything_carefully(self) -> None:
+        """Read every record of every partition before it is given out, for good."""
+        self._is_careful = True
+
+    def is_read_carefully(self, partition: KafkaPartition) -> bool:
+        """Whether what was given out last had been read."""
+        return partition in self.careful and self.careful[partition].was_read
+
+    def following(self, partition: KafkaPartition, offset: int) -> int | None:
+        """Return the offset behind the batch that a careful fetch from `offset` on began with, None when it cannot be told."""
+        careful = self.careful.get(partition)
+        return careful.following if careful is not None and careful.offset == offset else None
 
     async def _guarded(self, node: int, request: Any, **more: Any) -> Any:
         response = await self._send(node, request, **more)
@@ -98,9 +126,9 @@ class Guard:
         return safe
 
     async def _safe_content(self, partition: KafkaPartition, content: bytes, offset: int, budget: Budget) -> bytes:
-        is_careful = partition in self.careful
+        is_careful = self._is_careful or partition in self.careful
         if is_careful and content:
-            self.careful[partition] = following_offset(content)
+            self.careful[partition] = _Careful(True, offset, following_offset(content))
         if not content or (not is_careful and is_plain(content, offset)):
             return content
         if budget.is_spent:
