@@ -411,7 +411,7 @@ class KafkaEventLog:
             _seek(consumer, partition, offset)
 
     async def _read_up_to_corrupt(
-        self, consumer: AIOKafkaConsumer, error: KafkaError, max_records: int
+        self, consumer: Any, error: KafkaError, max_records: int
     ) -> Mapping[KafkaPartition, Sequence[ConsumerRecord]]:
         """Return what precedes a record that cannot be read; when nothing does, stop reading its partition.
 

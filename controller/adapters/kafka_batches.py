@@ -561,11 +561,11 @@ def _gunzip(payload: memoryview, most: int) -> memoryview:
             found += member.decompress(left, min(_PIECE, most + 1 - len(found)))
             if len(found) > most:
                 raise Unpackable(f"it unpacks to more than {most} bytes")
-            if not member.eof and not member.unconsumed_tail:
-                found += member.flush()
-                if not member.eof:
-                    raise Unpackable("a gzip member is cut")
             left = member.unconsumed_tail
+            if not left:
+                break
+        if not member.eof:
+            raise Unpackable("a gzip member is cut")
         left = member.unused_data.lstrip(b"\0")  # padding is allowed
     return memoryview(found)
 

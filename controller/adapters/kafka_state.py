@@ -66,6 +66,7 @@ class KafkaStateFeed:
         self._caught_up = asyncio.Event()
         self._last_heard: float | None = None
         self._consumer: AIOKafkaConsumer | None = None
+        self._is_stale = False
 
     @property
     def corrupt(self) -> Mapping[str, str]:
@@ -96,6 +97,10 @@ class KafkaStateFeed:
                 await self.stop()
             await asyncio.sleep(self._retry_seconds)
 
+    def read_again(self) -> None:
+        """Read the topic from its beginning once more: it was made anew, and may have grown past where we read."""
+        self._is_stale = True
+
     async def stop(self) -> None:
         """Disconnect within `stop_seconds`; `documents` does it too when its reader goes."""
         consumer, self._consumer = self._consumer, None
@@ -115,6 +120,7 @@ class KafkaStateFeed:
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
         self._consumer = consumer
+        self._is_stale = False
         guard = Guard(consumer)
         stumbled: dict[KafkaPartition, int] = {}
         at_once = 500
@@ -140,7 +146,7 @@ class KafkaStateFeed:
                 if await self._has_reached(consumer, ends):
                     self._last_heard = checked
                     self._tell_overtaken()
-            dead = dead_part(consumer)
+            dead = "the topic that was read" if self._is_stale else dead_part(consumer)
             if dead is not None:
                 raise KafkaError(f"{dead} has ended")
             try:

@@ -192,7 +192,7 @@ def test_a_header_that_cannot_be_true_is_a_broken_record(header: dict[str, int])
 
 
 def test_a_batch_before_what_was_asked_for_is_broken() -> None:
-    """aiokafka would go back to it for ever."""
+    """Aiokafka would go back to it for ever."""
     with pytest.raises(CorruptRecordException):
         records_of(make_safe(batch([b"a"]), 5, Budget()).content)
 
