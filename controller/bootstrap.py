@@ -20,6 +20,7 @@ from controller.adapters.file_plane import FilePlane
 from controller.adapters.http_plane import HttpPlane
 from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
 from controller.adapters.kafka_state import KafkaStateFeed
+from controller.adapters.kafka_topology import KafkaTopology
 from controller.adapters.redis import RedisRollouts, RedisTotals, Store
 from controller.adapters.redis_plane import RedisPlane
 from controller.adapters.shared_topic import SharedTopic, streams, topic_of
@@ -27,8 +28,15 @@ from controller.adapters.state_topic import StateTopicPlane
 from controller.adapters.unleash import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
-from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
-from controller.health import Component, Health
+from controller.errors import (
+    BadInput,
+    CommandRefused,
+    CommandUnreadable,
+    ConfigInvalid,
+    EventLogUnavailable,
+    StoreUnavailable,
+)
+from controller.health import Component, Faults, Health
 from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record
 from controller.service.actuation import Actuation
@@ -71,6 +79,7 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._clock = SystemClock()
+        self._faults = Faults(self._clock.now)
         advised = () if settings.advisor.url is None else ("advisor",)
         self._health = Health(REQUIRED, (*OPTIONAL, *advised))
         self._board = FlagBoard(generation=Generation(settings.http.bucketing), flag_set_id=settings.environment)
@@ -83,7 +92,7 @@ class Daemon:
         self._metrics.watch(percents=self._board.percents, components=self._components)
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
         self._stored_flags: frozenset[str] = frozenset()
-        self._partitions: dict[str, int] = {}
+        self._topology = KafkaTopology(settings.kafka, self._faults, remade=self._topic_remade)
         self._store = Store.connect(
             redis_url(settings.redis),
             prefix=settings.redis.key_prefix,
@@ -95,8 +104,12 @@ class Daemon:
         event_topics = settings.kafka.event_topics
         self._streams = streams(event_topics)
         is_shared = settings.kafka.is_one_topic
-        self._events = KafkaEventLog(settings.kafka, sorted(set(event_topics)), settings.kafka.events_group, bare_records=True)
-        self._commands = KafkaEventLog(settings.kafka, [settings.kafka.topic("commands")], settings.kafka.commands_group)
+        self._events = KafkaEventLog(
+            settings.kafka, sorted(set(event_topics)), settings.kafka.events_group, faults=self._faults, bare_records=True
+        )
+        self._commands = KafkaEventLog(
+            settings.kafka, [settings.kafka.topic("commands")], settings.kafka.commands_group, faults=self._faults
+        )
         self._feed = KafkaStateFeed(settings.kafka, documents.read_state, overtaken=self._overtaken)
         app = make_app(
             self._board,
@@ -115,7 +128,7 @@ class Daemon:
         )
         self._flagd_sync = make_flagd_sync(settings, self._board)
         self._advisor = make_advisor(settings.advisor, self._clock)
-        totals = RedisTotals(self._store)
+        totals = RedisTotals(self._store, self._faults)
         self._tools = Tools(
             rollouts=RedisRollouts(self._store),
             publisher=self._publisher,
@@ -139,6 +152,8 @@ class Daemon:
             on_counted=self._on_counted,
             read_evaluations=evaluation_reader(settings.kafka.formats.evaluations, of_spans=is_shared),
             read_outcomes=outcome_reader(settings.kafka.formats.outcomes),
+            faults=self._faults,
+            topology=self._topology,
         )
         self._workers = Workers(
             tools=self._tools,
@@ -202,6 +217,7 @@ class Daemon:
                 ("workers", self._workers.run),
                 ("actuation", self._actuation.run),
                 ("health", self._watch_health),
+                ("topology", self._topology.run),
                 ("stalls", stalls.run),
                 *((plane.name, plane.keep) for plane in self._file_planes),
                 *watchdogs,
@@ -216,6 +232,7 @@ class Daemon:
                 ("commands", self._commands.stop),
                 ("state_feed", self._feed.stop),
                 ("publisher", self._publisher.stop),
+                ("topology", self._topology.stop),
                 ("redis", self._store.close),
                 ("advisor", self._advisor.close),
                 *((plane.name, plane.close) for plane in self._outside_planes),
@@ -229,7 +246,15 @@ class Daemon:
     # --- before anything runs -------------------------------------------------------------------------------------------
 
     async def _prepare_topics(self) -> None:
-        self._partitions.update(await ensure_topics(self._settings.kafka))
+        await self._topology.begin(await ensure_topics(self._settings.kafka))
+
+    def _topic_remade(self, logical: str) -> None:
+        """A topic was deleted and made anew: whoever reads it begins afresh."""
+        name = self._settings.kafka.topic(logical)
+        self._events.topic_remade(name)
+        self._commands.topic_remade(name)
+        if logical == "state":
+            self._feed.read_again()
 
     async def _prepare_redis(self) -> None:
         for warning in await self._store.check_server():
@@ -242,7 +267,7 @@ class Daemon:
 
     def _event_partitions(self) -> tuple[str, ...]:
         kafka = self._settings.kafka
-        counts = ((topic, self._partitions[name]) for topic, name in zip(self._streams, EVENT_TOPICS, strict=True))
+        counts = ((topic, self._topology.partitions(name)) for topic, name in zip(self._streams, EVENT_TOPICS, strict=True))
         return tuple(f"{topic}/{number}/{kafka.topic_epoch}" for topic, count in counts for number in range(count))
 
     def _watchdog(self, name: str, log: KafkaEventLog) -> ConsumerWatchdog:
@@ -363,7 +388,7 @@ class Daemon:
         return ReadCommand(command.flag, documents.to_command_event(command, now), entry)
 
     def _command_partition(self, flag_key: str) -> int:
-        return partition_of(flag_key, self._partitions["commands"])
+        return partition_of(flag_key, self._topology.partitions("commands"))
 
     def _known_flags(self) -> Sequence[str]:
         return sorted({*self._newest, *self._stored_flags})
@@ -430,6 +455,27 @@ class Daemon:
             if self._settings.advisor.url is not None:
                 reporter.say("advisor", self._advisor.trouble or "")
             await asyncio.sleep(REPORT_EVERY_SECONDS)
+
+
+async def discard_partition(settings: Settings, topic: str, number: int) -> bool:
+    """Delete what is stored of one event partition; return whether there was something.
+
+    Raises ConfigInvalid for a topic that is not counted, StoreUnavailable when it is not known to be done.
+    """
+    counted = streams(settings.kafka.event_topics)
+    if topic not in counted:
+        raise ConfigInvalid(f"{topic} is not counted; counted are {' and '.join(counted)}")
+    store = Store.connect(
+        redis_url(settings.redis),
+        prefix=settings.redis.key_prefix,
+        is_cluster=settings.redis.is_cluster,
+        deadline_seconds=2 * settings.redis.call_timeout_seconds,
+        try_seconds=settings.redis.call_timeout_seconds,
+    )
+    try:
+        return await RedisTotals(store).discard(f"{topic}/{number}/{settings.kafka.topic_epoch}")
+    finally:
+        await store.close()
 
 
 def check_parts(settings: Settings) -> None:

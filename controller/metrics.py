@@ -142,11 +142,15 @@ class Metrics:
             "events_total", "Event records read, by the one class each falls into.", topic=EVENT_TOPICS, **{"class": Recorded}
         )
         self.quarantined = counter("quarantined_total", "Records refused, of all topics.", reason=QuarantineReason)
+        self.refusals_waiting = plain_gauge("refusals_waiting", "Refusals whose details wait for the quarantine topic.")
+        self.refusals_dropped = plain_counter(
+            "refusals_dropped_total", "Refusals whose details were given up; they are counted all the same."
+        )
         self.unknown_flag_events = plain_counter("unknown_flag_events_total", "Evaluations of flags without a rollout.")
         self.scattered_contexts = plain_counter(
             "scattered_contexts_total", "Times a sampled context was met in another partition of a topic than before."
         )
-        self.lag_records = gauge("lag_records", "Records in our partitions that are not read yet.", topic=READ_TOPICS)
+        self.lag_records = gauge("lag_records", "Records in our partitions that are not read and saved yet.", topic=READ_TOPICS)
         self.partitions_owned = gauge("partitions_owned", "Partitions this replica reads.", topic=READ_TOPICS)
         self.rebalances = plain_counter("rebalances_total", "Times the assignment of partitions changed.")
         self.flush_duration_seconds = histogram("flush_duration_seconds", "Time to save one partition's totals.", _FAST)

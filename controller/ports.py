@@ -123,12 +123,22 @@ class Totals(Protocol):
         """Return everything stored for one partition."""
 
     async def save(
-        self, partition_key: str, *, expected: int | None, next_offset: int, fields: Mapping[str, bytes]
+        self,
+        partition_key: str,
+        *,
+        expected: int | None,
+        next_offset: int,
+        fields: Mapping[str, bytes],
+        rebased: int = 0,
     ) -> int | None:
         """Write `fields` and the new fence in one atomic step; return None when written, now or by an earlier try.
 
         Returns the stored fence instead, and writes nothing, when it is not `expected` (None: no fence yet), or when somebody
         else brought it to `next_offset`: what the caller holds in memory is void, load again and read on from there.
+        `rebased` is what must stand in the field of this name, 0 for nothing: a part of the fence,
+        because a log that was made again has the offsets of the one before. `fields` may hold a
+        greater one; in that save alone the fence may move back.
+
         `next_offset` equal to `expected` is a heartbeat. Safe to repeat with the same arguments: a repeat is told from another
         writer's save by a digest of them. Raises StoreUnavailable when the outcome is unknown, and ValueError for more than
         `schemas.totals.MAX_FIELDS_PER_SAVE` fields.
@@ -143,6 +153,14 @@ class Totals(Protocol):
         """Return merged totals and the partitions' progress, one round trip per partition.
 
         `wanted` is flag key -> (rollout id, visits); the answer is flag key -> visit -> totals. Missing fields are zeros.
+        A partition whose progress cannot be read is missing in the answer, one whose part of a visit
+        cannot be read is named by `VisitTotals.unreadable`; neither raises.
+        """
+
+    async def discard(self, partition_key: str) -> bool:
+        """Delete everything stored for one partition; return whether there was something.
+
+        Its owner then finds no fence, and counts again what the log still has.
         """
 
 

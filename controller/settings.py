@@ -571,6 +571,11 @@ class CountingSettings(_Section):
     """Members a set of contexts holds exactly per partition, flag, stage and purpose; beyond, a Bloom filter takes over.
     Exact up to 16,384, about 1.4 MB in memory: most stages end below it, without one wrong answer, and asking a filter
     costs ten times as much. A flag with a million users needs the filters; its sets then take 2 bytes per user."""
+    max_contexts_per_partition: int = Field(default=2_000_000, ge=1_000, le=1_000_000_000)
+    """Memberships one event partition holds in memory, of about 100 bytes each (in filters 12, in
+    the attribution window 25). Beyond it the partition gives up, in this order: exposures of the
+    older part of the attribution window, exactness of its largest sets, and new contexts of the flag
+    that has most: its exposures and conversions stand still, its errors and latencies count on."""
     seen_flags_limit: int = Field(default=1_000, ge=0, le=100_000)
     """Unknown flag keys remembered for `rolloutctl status`; the rest is one counter."""
 

@@ -14,7 +14,12 @@ One hash per event partition, `<prefix>agg:{<topic>/<partition>/<epoch>}`. To lo
 | `reported_at` | when the owner last wrote, ms since the epoch, by its own clock |
 | `counted` `quarantined` `late` `ignored` | records by the class they fell into |
 | `holes` | offsets that hold no record for us: compacted away, transaction markers, or lost |
-| `tainted_from` | ms since the epoch since when records are known to be lost; empty for never |
+| `last` | timestamp of the last record read, ms since the epoch; empty before the first |
+| `losses` | JSON list of `[from, to]`, ms since the epoch: records of this time are known to be lost. `from` 0 is the \
+beginning of time, `to` null means that no record behind the loss was read yet |
+| `tainted_from` | end of the last loss, for readers that do not know `losses`; empty for none |
+| `topic_id` | what the brokers call the topic that was counted; empty when they did not say |
+| `rebased` | how often counting moved to another log under the same name: part of the fence; empty for never |
 | `<flag>\|<rollout id>\|<visit>\|treatment` or `\|control` | one arm's totals as JSON; a number that is absent is 0 |
 | `arms/<number>` | a bundle: one JSON object from such a name to such totals, of all flags whose CRC-32 leaves this number |
 | `joins`, and names with other first words before a `/` | what ingest keeps beside the totals: membership sets, attribution |
@@ -52,6 +57,9 @@ MAX_FIELDS_PER_SAVE = 3_000
 BUNDLES = 1_024
 """Into how many bundles flags are spread. With every arm of 10,000 flags changed a save has as many fields, of 20 arms each.
 More would leave a save less room for memberships, fewer would write more unchanged arms beside each changed one."""
+
+MOST_DIGITS = 19
+"""Digits of a number in a hash: those of the greatest offset that Kafka has."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -148,8 +156,18 @@ def parse_field(name: str) -> TotalsField | None:
     return TotalsField(words[0], words[1], int(words[2]), words[3])
 
 
+MOST_LOSSES = 32
+"""Losses kept per partition; beyond, the two oldest become one that covers both."""
+
+Loss = tuple[int, int | None]
+"""From and to in ms since the epoch, both included; None: not over yet."""
+
+
 class PartitionCounts(msgspec.Struct):
-    """How far one partition has been counted and what became of its records. Mutable, for ingest; the fence is not in here."""
+    """How far one partition has been counted and what became of its records.
+
+    Mutable, for ingest; the fence is not in here.
+    """
 
     start: int = 0  # offset
     end: int = 0  # offset
@@ -160,11 +178,43 @@ class PartitionCounts(msgspec.Struct):
     late: int = 0
     ignored: int = 0
     holes: int = 0
-    tainted_from_ms: int | None = None
+    last_ms: int | None = None  # timestamp of the last record read
+    losses: list[Loss] = []  # oldest first; at most the last one is open
+    topic_id: str = ""
+    rebased: int = 0
 
     def adds_up(self, next_offset: int) -> bool:
-        """Whether every offset from `start` to before `next_offset` fell into exactly one class (invariant I2)."""
-        return next_offset - self.start == self.counted + self.quarantined + self.late + self.ignored + self.holes
+        """Whether every offset since `start` fell into exactly one class (invariant I2)."""
+        classes = self.counted + self.quarantined + self.late + self.ignored + self.holes
+        return next_offset - self.start == classes
+
+    @property
+    def has_open_loss(self) -> bool:
+        """Whether records are lost and none behind them was read yet."""
+        return bool(self.losses) and self.losses[-1][1] is None
+
+    def note_loss(self, from_ms: int, to_ms: int | None) -> None:
+        """Record that records of this time are lost; one that touches the last loss extends it."""
+        if to_ms is not None:
+            to_ms = max(from_ms, to_ms)
+        if self.losses:
+            last_from, last_to = self.losses[-1]
+            if last_to is None or from_ms <= last_to:
+                from_ms = min(from_ms, last_from)
+                if to_ms is not None and last_to is not None:
+                    to_ms = max(to_ms, last_to)
+                del self.losses[-1]
+        self.losses.append((from_ms, to_ms))
+        if len(self.losses) > MOST_LOSSES:
+            (oldest, one), (_, two), *others = self.losses
+            ends = None if one is None or two is None else max(one, two)
+            self.losses = [(oldest, ends), *others]
+
+    def end_loss(self, to_ms: int) -> None:
+        """Close the open loss, if there is one: a record of this time lies behind it."""
+        if self.losses and self.losses[-1][1] is None:
+            from_ms, _ = self.losses[-1]
+            self.losses[-1] = (from_ms, max(from_ms, to_ms))
 
 
 PROGRESS_FIELDS = (
@@ -177,17 +227,38 @@ PROGRESS_FIELDS = (
     "late",
     "ignored",
     "holes",
+    "last",
+    "losses",
     "tainted_from",
+    "topic_id",
+    "rebased",
 )
-"""Names of the hash's fields that hold `PartitionCounts`, in its order."""
+"""Names of the hash's fields that hold `PartitionCounts`."""
+
+_loss_decoder = msgspec.json.Decoder(list[Loss])
 
 
 def encode_progress(counts: PartitionCounts) -> dict[str, bytes]:
     """Return the progress fields of a partition's hash."""
-    return {
-        name: b"" if number is None else b"%d" % number
-        for name, number in zip(PROGRESS_FIELDS, msgspec.structs.astuple(counts), strict=True)
-    }
+    ends = [counts.reported_at_ms if to_ms is None else to_ms for _, to_ms in counts.losses]
+    numbers = (
+        counts.start,
+        counts.end,
+        counts.freshest_ms,
+        counts.reported_at_ms,
+        counts.counted,
+        counts.quarantined,
+        counts.late,
+        counts.ignored,
+        counts.holes,
+        counts.last_ms,
+    )
+    encoded = {name: b"" if number is None else b"%d" % number for name, number in zip(PROGRESS_FIELDS, numbers, strict=False)}
+    encoded["losses"] = _encoder.encode(counts.losses)
+    encoded["tainted_from"] = b"%d" % max(ends) if ends else b""
+    encoded["topic_id"] = counts.topic_id.encode()
+    encoded["rebased"] = rebased_field(counts.rebased)
+    return encoded
 
 
 def decode_progress(fields: Mapping[str, bytes]) -> PartitionCounts:
@@ -195,26 +266,54 @@ def decode_progress(fields: Mapping[str, bytes]) -> PartitionCounts:
 
     Raises ValueError naming the field that is missing or is no number.
     """
+    freshest = _number_or_unknown(fields, "freshest")
+    reported_at = parse_number(fields, "reported_at")
     return PartitionCounts(
-        start=_number(fields, "start"),
-        end=_number(fields, "end"),
-        freshest_ms=_number_or_unknown(fields, "freshest"),
-        reported_at_ms=_number(fields, "reported_at"),
-        counted=_number(fields, "counted"),
-        quarantined=_number(fields, "quarantined"),
-        late=_number(fields, "late"),
-        ignored=_number(fields, "ignored"),
-        holes=_number(fields, "holes"),
-        tainted_from_ms=_number_or_unknown(fields, "tainted_from"),
+        start=parse_number(fields, "start"),
+        end=parse_number(fields, "end"),
+        freshest_ms=freshest,
+        reported_at_ms=reported_at,
+        counted=parse_number(fields, "counted"),
+        quarantined=parse_number(fields, "quarantined"),
+        late=parse_number(fields, "late"),
+        ignored=parse_number(fields, "ignored"),
+        holes=parse_number(fields, "holes"),
+        last_ms=_number_or_unknown(fields, "last") if "last" in fields else freshest,
+        losses=_losses(fields, reported_at),
+        topic_id=fields.get("topic_id", b"").decode(),
+        rebased=parse_number(fields, "rebased") if fields.get("rebased") else 0,
     )
 
 
+def rebased_field(rebased: int) -> bytes:
+    """Return what stands in the field `rebased`: nothing for 0, as in a hash without the field."""
+    return b"%d" % rebased if rebased else b""
+
+
+def _losses(fields: Mapping[str, bytes], reported_at_ms: int) -> list[Loss]:
+    """Return the losses of a hash.
+
+    One without `losses` was written by an older release, which kept the first loss's beginning
+    alone: everything from there to its last save is taken for lost.
+    """
+    value = fields.get("losses")
+    if value is None:
+        since = _number_or_unknown(fields, "tainted_from")
+        return [] if since is None else [(since, max(since, reported_at_ms))]
+    losses = _loss_decoder.decode(value)
+    for from_ms, to_ms in losses:
+        if from_ms < 0 or (to_ms is not None and to_ms < from_ms):
+            raise ValueError(f"field 'losses' of a partition's hash holds [{from_ms}, {to_ms}]")
+    return losses
+
+
 def _number_or_unknown(fields: Mapping[str, bytes], name: str) -> int | None:
-    return None if fields.get(name) == b"" else _number(fields, name)
+    return None if fields.get(name) == b"" else parse_number(fields, name)
 
 
-def _number(fields: Mapping[str, bytes], name: str) -> int:
+def parse_number(fields: Mapping[str, bytes], name: str) -> int:
+    """Return the number in a field. Raises ValueError naming the field when it holds none."""
     value = fields.get(name)
-    if value is None or not value.isdigit():
-        raise ValueError(f"field {name!r} of a partition's hash is {value!r}, not a number")
+    if value is None or not value.isdigit() or len(value) > MOST_DIGITS:
+        raise ValueError(f"field {name!r} of a partition's hash is {value!r:.100}, not a number")
     return int(value)

@@ -144,7 +144,7 @@ class Owner:
 def arms_in(stored: dict[str, bytes]) -> dict[tuple[str, int, str], ArmCounts]:
     """Return (flag key, visit, arm) -> totals of a hash; arms with nothing but zeros are left out."""
     found = {}
-    for name, value in Merger().arms("", stored).items():
+    for name, value in Merger().arms("", stored)[0].items():
         parsed = parse_field(name)
         if parsed is not None and parsed.arm is not None and decode_arm(value) != ArmCounts():
             found[parsed.flag_key, parsed.visit, parsed.arm.value] = decode_arm(value)

@@ -16,12 +16,12 @@ from datetime import UTC, datetime, timedelta
 
 from controller.adapters.merged import (
     Merger,
-    arms_of,
+    ReadFaults,
+    Reading,
     check_totals_save,
     digest_of,
     fields_of,
     outbox_number,
-    progress_of,
     stored_partition,
     visits_of,
 )
@@ -35,8 +35,9 @@ from controller.errors import (
     OperatingTrouble,
     StoreUnavailable,
 )
+from controller.health import Faults
 from controller.ports import NO_FENCE, OutboxEntry, Record, Served, StoredPartition, StoredRollout, TopicPartition
-from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE
+from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, rebased_field
 
 
 @dataclass(slots=True)
@@ -91,10 +92,12 @@ class MemoryTotals:
 
     max_fields = MAX_FIELDS_PER_SAVE
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Faults | None = None) -> None:
+        """What `read` cannot read is reported to `faults`."""
         self.hashes: dict[str, dict[str, bytes]] = {}
         self.outage = Outage(StoreUnavailable)
         self._merger = Merger()
+        self._faults = ReadFaults(faults)
 
     async def load(self, partition_key: str) -> StoredPartition:
         self.outage.before()
@@ -103,21 +106,34 @@ class MemoryTotals:
         return stored_partition(partition_key, fields)
 
     async def save(
-        self, partition_key: str, *, expected: int | None, next_offset: int, fields: Mapping[str, bytes]
+        self,
+        partition_key: str,
+        *,
+        expected: int | None,
+        next_offset: int,
+        fields: Mapping[str, bytes],
+        rebased: int = 0,
     ) -> int | None:
-        check_totals_save(expected, next_offset, fields)
+        check_totals_save(expected, next_offset, fields, rebased)
         self.outage.before()
-        answer = self._save(partition_key, expected, next_offset, fields)
+        answer = self._save(partition_key, expected, next_offset, fields, rebased)
         self.outage.after()
         return answer
 
-    def _save(self, partition_key: str, expected: int | None, next_offset: int, fields: Mapping[str, bytes]) -> int | None:
+    def _save(
+        self,
+        partition_key: str,
+        expected: int | None,
+        next_offset: int,
+        fields: Mapping[str, bytes],
+        rebased: int,
+    ) -> int | None:
         stored = self.hashes.get(partition_key, {})
         digest = digest_of(expected, next_offset, fields).encode()
         fence = int(stored["next"]) if "next" in stored else None
         if fence == next_offset and stored["digest"] == digest:
             return None
-        if fence != expected:
+        if fence != expected or stored.get("rebased", b"") != rebased_field(rebased):
             return NO_FENCE if fence is None else fence
         self.hashes[partition_key] = {
             **stored,
@@ -135,24 +151,28 @@ class MemoryTotals:
             stored.pop(name, None)
         self.outage.after()
 
+    async def discard(self, partition_key: str) -> bool:
+        self.outage.before()
+        gone = self.hashes.pop(partition_key, None)
+        self.outage.after()
+        return gone is not None
+
     async def read(
         self, partition_keys: Sequence[str], wanted: Mapping[str, tuple[str, Sequence[int]]]
     ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Sequence[PartitionProgress]]:
         self.outage.before()
         self.outage.after()
         hashes = [self.hashes.get(key, {}) for key in partition_keys]
-        found: dict[str, dict[int, VisitTotals]] = {flag_key: {} for flag_key in wanted}
         visits = visits_of(wanted)
         names = fields_of(visits)
-        rows = [
-            self._merger.arms(key, {name: stored.get(name) for name in names})
-            for key, stored in zip(partition_keys, hashes, strict=True)
-        ]
+        reading = Reading(self._merger, partition_keys, wanted)
+        reading.take_heads(hashes)
+        for stored in hashes:
+            reading.take_row({name: stored.get(name) for name in names})
         for visit in visits:
-            raw = tuple(row.get(name) for row in rows for name in arms_of(visit))
-            found[visit[0]][visit[2]] = self._merger.merge(visit, raw)
-        progress = [progress_of(key, stored) for key, stored in zip(partition_keys, hashes, strict=True)]
-        return found, [each for each in progress if each is not None]
+            reading.merge(visit)
+        self._faults.note(reading.unreadable, reading.damaged)
+        return reading.found, reading.progress
 
 
 # --- rollouts -------------------------------------------------------------------------------------------------------------
@@ -307,6 +327,32 @@ class MemoryBroker:
         self._first[partition] = max(first, self._first[partition])
         self._records[partition] = [record for record in self._records[partition] if record.offset >= first]
 
+    def cut(self, partition: TopicPartition, end: int) -> None:
+        """Forget every record from offset `end` on, as an unclean election does."""
+        kept = [record for record in self._records[partition] if record.offset < end]
+        self._records[partition] = kept
+        self._next[partition] = end
+
+    async def grow(self, topic: str, partitions: int) -> None:
+        """Give a topic more partitions, as `kafka-topics --alter` does, and share all out anew."""
+        if partitions < self.topics[topic]:
+            raise ValueError("a topic never gets fewer partitions")
+        self.topics[topic] = partitions
+        for group in list(self._members):
+            await self._rebalance(group)
+
+    async def remake(self, topic: str) -> None:
+        """Delete a topic with its records and make it again: offsets start over, its partitions are revoked and assigned."""
+        for where in [(topic, number) for number in range(self.topics[topic])]:
+            self._records[where] = []
+            self._first[where] = self._next[where] = 0
+            for committed in self._committed.values():
+                committed.pop(where, None)
+        for group, members in list(self._members.items()):
+            for member in members:
+                await member.reassign(frozenset(one for one in member.assignment if one[0] != topic))
+            await self._rebalance(group)
+
     def records(self, topic: str) -> list[Record]:
         """Return all records kept, partition by partition."""
         return [record for partition in range(self.topics[topic]) for record in self._records[(topic, partition)]]
@@ -358,6 +404,7 @@ class MemoryEventLog:
         self._broker = broker
         self._positions: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
+        self._heard: dict[TopicPartition, float] = {}
         self._paused: set[TopicPartition] = set()
         self._arrived = asyncio.Event()
         self._revoked: Callable[[frozenset[TopicPartition]], Awaitable[None]] | None = None
@@ -386,6 +433,7 @@ class MemoryEventLog:
             del self._positions[partition]
             self._paused.discard(partition)
             self._ends.pop(partition, None)
+            self._heard.pop(partition, None)
         for partition in partitions - self.assignment:
             self._positions[partition] = self._broker.bounds(partition)[0]
         self.wake()
@@ -417,6 +465,7 @@ class MemoryEventLog:
             self._ends[partition] = end
             if partition in self._paused or left == 0:
                 continue
+            self._note_answered([partition])
             records = self._broker.read(partition, max(first, self._positions[partition]), left)
             if records:
                 found[partition] = records
@@ -438,10 +487,23 @@ class MemoryEventLog:
 
     async def bounds(self, partition: TopicPartition) -> tuple[int, int]:
         self._broker.outage.before()
+        self._note_answered([partition])
         return self._broker.bounds(partition)
 
     def end_offset(self, partition: TopicPartition) -> int | None:
         return self._ends.get(partition)
+
+    def heard_at(self, partition: TopicPartition) -> float | None:
+        return self._heard.get(partition)
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        self._broker.outage.before()
+        self._note_answered(partitions)
+        return {partition: self._broker.bounds(partition)[1] for partition in partitions}
+
+    def _note_answered(self, partitions: Sequence[TopicPartition]) -> None:
+        now = self._broker.clock.monotonic()
+        self._heard.update((one, now) for one in partitions if one in self._positions)
 
     async def committed(self, partition: TopicPartition) -> int | None:
         self._broker.outage.before()

@@ -47,20 +47,21 @@ from redis.exceptions import (
 from controller.adapters.documents import rollout_from_json, rollout_to_json
 from controller.adapters.merged import (
     Merger,
-    arms_of,
+    ReadFaults,
+    Reading,
     check_totals_save,
     digest_of,
     fields_of,
     outbox_number,
-    progress_of,
     stored_partition,
     visits_of,
 )
 from controller.core.evidence import PartitionProgress, VisitTotals
 from controller.core.rollout import Rollout
 from controller.errors import BrokenInvariant, ConfigInvalid, StoreUnavailable
+from controller.health import Faults
 from controller.ports import NO_FENCE, OutboxEntry, StoredPartition, StoredRollout
-from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS
+from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS, rebased_field
 
 T = TypeVar("T")
 
@@ -76,6 +77,12 @@ LONGEST_PAUSE_SECONDS = 0.25
 
 FIELDS_PER_CALL = 2_000
 """Fields of one HDEL: about 1 ms of the server's one thread."""
+
+FIELDS_PER_SLICE = 300
+"""Fields of one HSCAN of a partition's hash, of 3 KB each: 1 MB, and filters of 64 KB each: 20 MB."""
+
+LOADS_TRIED = 5
+"""A hash that is written to while it is read is read again so many times: only a zombie writes then."""
 
 VISITS_PER_READ = 200
 """Visits of one HMGET: two arms each, and their bundles. With 10,000 flags a reply of 8 partitions has 2 MB."""
@@ -192,14 +199,24 @@ class Store:
             raise StoreUnavailable(f"{purpose}: {text}") from error
 
     async def fenced_save(
-        self, key: str, *, fence: str, expected: int | None, after: int, fields: Mapping[str, bytes], purpose: str
+        self,
+        key: str,
+        *,
+        fence: str,
+        expected: int | None,
+        after: int,
+        fields: Mapping[str, bytes],
+        purpose: str,
+        guard: tuple[str, str] = ("", ""),
     ) -> tuple[bool, int | None]:
         """Write `fields` and the fence `after`, if the stored fence is `expected` (None: no fence).
 
-        Returns (True, after) when written, now or by an earlier try; (False, the stored fence or None) when not.
+        `guard` is a second field and what must stand in it (nothing, for a field that is missing).
+        Returns (True, after) when written, now or by an earlier try; (False, the stored fence or
+        None) when not.
         """
         words: list[str | bytes] = [fence, "" if expected is None else str(expected), str(after)]
-        words.append(digest_of(expected, after, fields))
+        words += (digest_of(expected, after, fields), *guard)
         for name, value in fields.items():
             words += (name, value)
 
@@ -294,25 +311,60 @@ class RedisTotals:
 
     max_fields = MAX_FIELDS_PER_SAVE
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, faults: Faults | None = None) -> None:
+        """What `read` cannot read is reported to `faults`."""
         self._store = store
         self._merger = Merger()
+        self._faults = ReadFaults(faults)
 
     def _key(self, partition_key: str) -> str:
         return f"{self._store.prefix}agg:{{{partition_key}}}"
 
     async def load(self, partition_key: str) -> StoredPartition:
-        key = self._key(partition_key)
-        raw = await self._store.call(
-            f"load totals of {partition_key}", lambda: self._store.client.hgetall(key), times_deadline=5
-        )
-        fields = {name.decode(): value for name, value in raw.items()}
+        """Return the hash, read in slices: however large it is, each call has a deadline it can meet.
+
+        What is read is one moment's: a save in between changes the digest, and reading begins again.
+        """
+        for _ in range(LOADS_TRIED):
+            before = await self._version(partition_key)
+            raw = await self._slices(partition_key)
+            if await self._version(partition_key) == before:
+                break
+        else:
+            raise StoreUnavailable(f"load totals of {partition_key}: somebody keeps writing them")
+        try:
+            fields = {name.decode(): value for name, value in raw.items()}
+        except UnicodeDecodeError as error:
+            raise BrokenInvariant(f"the hash of {partition_key} has a field that we did not write: {error}") from error
         return stored_partition(partition_key, fields)
 
+    async def _version(self, partition_key: str) -> list[bytes | None]:
+        key = self._key(partition_key)
+        purpose = f"load the fence of {partition_key}"
+        version: list[bytes | None] = await self._store.call(purpose, lambda: self._store.client.hmget(key, ["next", "digest"]))
+        return version
+
+    async def _slices(self, partition_key: str) -> dict[bytes, bytes]:
+        key, purpose = self._key(partition_key), f"load totals of {partition_key}"
+        raw: dict[bytes, bytes] = {}
+        cursor = 0
+        while True:
+            scan = partial(self._store.client.hscan, key, cursor, count=FIELDS_PER_SLICE)
+            cursor, some = await self._store.call(purpose, scan, times_deadline=5)
+            raw |= some
+            if cursor == 0:
+                return raw
+
     async def save(
-        self, partition_key: str, *, expected: int | None, next_offset: int, fields: Mapping[str, bytes]
+        self,
+        partition_key: str,
+        *,
+        expected: int | None,
+        next_offset: int,
+        fields: Mapping[str, bytes],
+        rebased: int = 0,
     ) -> int | None:
-        check_totals_save(expected, next_offset, fields)
+        check_totals_save(expected, next_offset, fields, rebased)
         is_done, stored = await self._store.fenced_save(
             self._key(partition_key),
             fence="next",
@@ -320,6 +372,7 @@ class RedisTotals:
             after=next_offset,
             fields={"format": b"%d" % FORMAT, **fields},
             purpose=f"save totals of {partition_key}",
+            guard=("rebased", rebased_field(rebased).decode()),
         )
         if is_done:
             return None
@@ -330,43 +383,49 @@ class RedisTotals:
         for chunk in _chunks(fields, FIELDS_PER_CALL):
             await self._store.call(f"drop totals of {partition_key}", partial(self._store.client.hdel, key, *chunk))
 
+    async def discard(self, partition_key: str) -> bool:
+        key = self._key(partition_key)
+        # UNLINK frees the memory in another thread: a hash of 80 MB would hold the server up.
+        gone: int = await self._store.call(f"discard totals of {partition_key}", lambda: self._store.client.unlink(key))
+        return gone > 0
+
     async def read(
         self, partition_keys: Sequence[str], wanted: Mapping[str, tuple[str, Sequence[int]]]
     ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Sequence[PartitionProgress]]:
-        visits = visits_of(wanted)
-        found: dict[str, dict[int, VisitTotals]] = {flag_key: {} for flag_key in wanted}
-        progress: list[PartitionProgress] | None = None
+        reading = Reading(self._merger, partition_keys, wanted)
         # Without visits there is still one round, for the progress.
-        for chunk in _chunks(visits, VISITS_PER_READ) or [[]]:
+        for number, chunk in enumerate(_chunks(visits_of(wanted), VISITS_PER_READ) or [[]]):
             names = fields_of(chunk)
             rows = await self._read_rows(partition_keys, [*_HEAD, *names])
-            if progress is None:  # of the first round: never ahead of what later rounds read
-                heads = (dict(zip(_HEAD, row, strict=False)) for row in rows)
-                progress = [
-                    each
-                    for key, head in zip(partition_keys, heads, strict=True)
-                    if (each := progress_of(key, {name: value for name, value in head.items() if value is not None}))
-                ]
-            arms = []
-            for key, row in zip(partition_keys, rows, strict=True):
-                arms.append(self._merger.arms(key, dict(zip(names, row[len(_HEAD) :], strict=True))))
+            if number == 0:  # of the first round: never ahead of what later rounds read
+                reading.take_heads(row if isinstance(row, Exception) else dict(zip(_HEAD, row, strict=False)) for row in rows)
+            reading.begin_rows()
+            for row in rows:
+                values = [] if isinstance(row, Exception) else row[len(_HEAD) :]
+                reading.take_row(dict(zip(names, values, strict=False)))
                 await asyncio.sleep(0)
             for some in _chunks(chunk, VISITS_MERGED_AT_ONCE):
                 await asyncio.sleep(0)  # nobody else runs while totals are decoded
                 for visit in some:
-                    raw = tuple(of_partition.get(name) for of_partition in arms for name in arms_of(visit))
-                    found[visit[0]][visit[2]] = self._merger.merge(visit, raw)
-        return found, progress or []
+                    reading.merge(visit)
+        self._faults.note(reading.unreadable, reading.damaged)
+        return reading.found, reading.progress
 
-    async def _read_rows(self, partition_keys: Sequence[str], names: Sequence[str]) -> list[list[bytes | None]]:
-        """Return one row of values per partition, all asked for at once."""
+    async def _read_rows(self, partition_keys: Sequence[str], names: Sequence[str]) -> list[list[bytes | None] | Exception]:
+        """Return one row of values per partition, all asked for at once.
 
-        async def ask() -> list[list[bytes | None]]:
+        A row is an exception where the key holds something else than a hash.
+        """
+
+        async def ask() -> list[list[bytes | None] | Exception]:
             async with self._store.client.pipeline(transaction=False) as pipeline:
                 for key in partition_keys:
                     pipeline.hmget(self._key(key), names)
-                rows: list[list[bytes | None]] = await pipeline.execute()
-                return rows
+                rows: list[list[bytes | None] | Exception] = await pipeline.execute(raise_on_error=False)
+            for row in rows:
+                if isinstance(row, Exception) and not str(row).startswith("WRONGTYPE"):
+                    raise row
+            return rows
 
         return await self._store.call("read totals", ask) if partition_keys else []
 

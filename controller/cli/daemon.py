@@ -1,4 +1,4 @@
-"""The daemon's command: `rolloutd run`, `rolloutd demo`, `rolloutd config check|show`."""
+"""The daemon's command: `rolloutd run`, `demo`, `config check|show`, `repair partition`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from controller.cli.demo import demo
-from controller.errors import BadInput
+from controller.errors import BadInput, RolloutdError
 from controller.settings import Settings, load_settings, show
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 config = typer.Typer(help="What the daemon would run with.", no_args_is_help=True)
 app.add_typer(config, name="config")
+repair = typer.Typer(help="Take away what a fault left behind.", no_args_is_help=True)
+app.add_typer(repair, name="repair")
 app.command()(demo)
 
 ConfigOption = Annotated[
@@ -31,6 +33,9 @@ ConfigOption = Annotated[
 
 #: As in sysexits.h: the configuration cannot be used. A supervisor should not restart on it.
 EXIT_CONFIG = 78
+#: As in sysexits.h: something outside does not answer; the same command may work later.
+EXIT_TROUBLE = 75
+_LONGEST_NUMBER = 9  # digits
 
 
 @app.command()
@@ -67,6 +72,45 @@ def check(config: ConfigOption = None) -> None:
 def show_settings(config: ConfigOption = None) -> None:
     """Print every setting in force, secrets masked."""
     typer.echo(show(_settings(config)), nl=False)
+
+
+@repair.command("partition")
+def repair_partition(
+    partition: Annotated[str, typer.Argument(help="Topic and number: flag.evaluations/3", show_default=False)],
+    config: ConfigOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+) -> None:
+    """Discard what is stored of one event partition, so that it is counted again from the log.
+
+    For a partition that `/readyz` shows as stopped because what is stored cannot be read. Nothing has
+    to be stopped or restarted. Exits 78 when the partition or the configuration cannot be used, 75
+    when Redis does not answer.
+    """
+    from controller.bootstrap import discard_partition
+
+    settings = _settings(config)
+    topic, _, number = partition.rpartition("/")
+    if not topic or not (number.isascii() and number.isdigit()) or len(number) > _LONGEST_NUMBER:
+        _refuse(BadInput(f"{partition!r} names no partition: write TOPIC/NUMBER, as in flag.evaluations/3"))
+    typer.echo(
+        f"This deletes the totals of {topic}/{int(number)}: everything counted in it, for every flag.\n"
+        "Its owner then counts again what Kafka still has. Stages whose first records Kafka no longer\n"
+        "has become tainted, and a person decides how they go on. Other partitions are not touched."
+    )
+    if not yes and not typer.confirm("Discard it?"):
+        raise typer.Abort
+    try:
+        was_there = asyncio.run(discard_partition(settings, topic, int(number)))
+    except BadInput as refused:
+        _refuse(refused)
+    except RolloutdError as trouble:
+        typer.echo(f"not known to be done, try again: {trouble}", err=True)
+        raise typer.Exit(EXIT_TROUBLE) from trouble
+    typer.echo(
+        f"{topic}/{int(number)} is discarded: its owner takes it up again within seconds"
+        if was_there
+        else f"nothing is stored of {topic}/{int(number)}"
+    )
 
 
 def _settings(path: Path | None) -> Settings:

@@ -111,10 +111,32 @@ class VisitTotals:
 
     treatment: ArmTotals = ArmTotals()
     control: ArmTotals = ArmTotals()
+    #: Partitions whose part of this visit is stored and cannot be read: it is missing above.
+    unreadable: tuple[str, ...] = ()
 
     def arm(self, arm: Arm) -> ArmTotals:
         """Return one arm by name."""
         return self.treatment if arm is Arm.TREATMENT else self.control
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A time of which records are known to be lost in one partition."""
+
+    since: datetime | None  # time of the last record before the loss; None: the beginning of time
+    until: datetime | None  # of the first one behind it; None: none was read yet
+
+    def touches(self, begin: datetime, end: datetime) -> bool:
+        """Whether any moment of [begin, end] may have lost records."""
+        is_after = self.since is not None and self.since > end
+        is_before = self.until is not None and self.until < begin
+        return not (is_after or is_before)
+
+    def __str__(self) -> str:
+        """Return the time in words."""
+        since = "the beginning" if self.since is None else self.since.isoformat(timespec="seconds")
+        until = "now" if self.until is None else self.until.isoformat(timespec="seconds")
+        return f"{since} to {until}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +148,7 @@ class PartitionProgress:
     end_offset: int  # of the log when last looked at
     freshest: datetime | None  # greatest event time counted, None before the first
     reported_at: datetime  # when its owner last wrote, by the owner's clock
-    tainted_from: datetime | None = None  # set when records are known to be lost: evidence since then has a hole
+    losses: tuple[Loss, ...] = ()  # of records, oldest first
 
 
 @dataclass(frozen=True, slots=True)

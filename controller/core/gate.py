@@ -32,6 +32,7 @@ __all__ = ["REPORT_WITHIN", "GateTests", "HarmSeen", "decode_tests", "encode_tes
 #: A partition whose owner has not written for longer than this may have nobody counting it; owners write every 100 ms under
 #: traffic and as a heartbeat without.
 REPORT_WITHIN = timedelta(seconds=10)
+_LOSSES_SHOWN = 8  # partitions named in a gap's detail
 #: Probability that one health question raises a false gap over a whole rollout. It holds, it does not roll back.
 ALPHA_HEALTH = 0.001
 #: Below this part of what control gives reason to expect, treatment's events count as missing.
@@ -76,7 +77,7 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
             *_in_both(totals),
             *_repeated(totals),
             *_drift(evidence),
-            *_tainted(visit, evidence.partitions),
+            *_tainted(visit, evidence.partitions, at),
         )
         metrics = tuple(
             report(
@@ -237,6 +238,9 @@ def _stale(plan: Plan, evidence: Evidence, tests: GateTests, visit: Visit, behin
         silence = at - partition.reported_at
         if silence > REPORT_WITHIN:
             details.append(f"{partition.topic_partition} was last reported {silence.total_seconds():.0f} s ago")
+        elif -silence > REPORT_WITHIN:
+            ahead = f"{-silence.total_seconds():.0f} s ahead"
+            details.append(f"{partition.topic_partition} reports from a clock {ahead}")
         lag = partition.end_offset - partition.next_offset
         if lag > 0 and (partition.freshest is None or at - partition.freshest > plan.fresh_within):
             details.append(f"{partition.topic_partition} lags {lag:,} records behind")
@@ -245,6 +249,10 @@ def _stale(plan: Plan, evidence: Evidence, tests: GateTests, visit: Visit, behin
             details.append(f"no event was counted from {topic} yet")
         elif at - freshest > plan.fresh_within:
             details.append(f"the freshest event of {topic} is {(at - freshest).total_seconds():.0f} s old")
+        elif freshest - at > plan.fresh_within:
+            # It says nothing of how old the others are.
+            ahead = f"{(freshest - at).total_seconds():.0f} s ahead"
+            details.append(f"the freshest event of {topic} is {ahead} of this clock")
     if not evidence.partitions and not evidence.expected_partitions:
         details.append("no event partition is known")
     heard_at = tests.heard_at or visit.counts_from
@@ -252,6 +260,9 @@ def _stale(plan: Plan, evidence: Evidence, tests: GateTests, visit: Visit, behin
         details.append(f"nothing was counted for this stage for {(at - heard_at).total_seconds():.0f} s")
     if behind is not None:
         details.append(behind)
+    unreadable = sorted({name for totals in evidence.visits.values() for name in totals.unreadable})
+    if unreadable:
+        details.append(f"stored totals cannot be read in {', '.join(unreadable[:_LOSSES_SHOWN])}")
     return (Gap(HealthGap.STALE, "; ".join(details)),) if details else ()
 
 
@@ -327,14 +338,22 @@ def _drift(evidence: Evidence) -> tuple[Gap, ...]:
     return () if evidence.actuation_drift is None else (Gap(HealthGap.ACTUATION_DRIFT, evidence.actuation_drift),)
 
 
-def _tainted(visit: Visit, partitions: tuple[PartitionProgress, ...]) -> tuple[Gap, ...]:
-    """Return the gap of lost records: one found since the stage was entered. A stage entered after the loss counts whole."""
-    holes = [
-        f"{partition.topic_partition} since {partition.tainted_from.isoformat(timespec='seconds')}"
-        for partition in partitions
-        if partition.tainted_from is not None and partition.tainted_from >= visit.entered_at
-    ]
-    return (Gap(HealthGap.TAINTED, f"records are lost in {', '.join(holes)}"),) if holes else ()
+def _tainted(visit: Visit, partitions: tuple[PartitionProgress, ...], at: datetime) -> tuple[Gap, ...]:
+    """Return the gap of lost records: any that may have fallen into the visit.
+
+    A stage entered after the records that were lost counts whole, whenever the loss was found.
+    """
+    end = at if visit.left_at is None else visit.left_at
+    lost = []
+    for partition in partitions:
+        touching = [str(loss) for loss in partition.losses if loss.touches(visit.entered_at, end)]
+        if touching:
+            lost.append(f"{partition.topic_partition} from {', '.join(touching[-3:])}")
+    if not lost:
+        return ()
+    shown = "; ".join(lost[:_LOSSES_SHOWN])
+    more = f"; and in {len(lost) - _LOSSES_SHOWN} more" if len(lost) > _LOSSES_SHOWN else ""
+    return (Gap(HealthGap.TAINTED, f"records are lost in {shown}{more}"),)
 
 
 # --- what it cost -----------------------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ class Backtest:
         for _ in totals.take_changed(changes):
             pass  # nobody else runs here
         self._arms[source].update(
-            {name: value for name, value in self._merger.arms("", changes.fields).items() if name in self._wanted()}
+            {name: value for name, value in self._merger.arms("", changes.fields)[0].items() if name in self._wanted()}
         )
 
     def _wanted(self) -> set[str]:

@@ -40,16 +40,21 @@ _ENTRY = struct.Struct("<IQ")
 _ENTRIES_PER_CHUNK = 256  # 3 KiB: what a quiet partition rewrites per save at most, and few enough fields for a busy one
 _NUMBERS_PER_CHUNK = 2 * _ENTRIES_PER_CHUNK
 _FULL_CHUNK = struct.Struct("<" + "IQ" * _ENTRIES_PER_CHUNK)
-_CHUNKS_AT_ONCE = 32  # a few ms, as the interpreter's own interval; handing over more often would wait that long for each turn
+_CHUNK_ENTRIES = np.dtype([("number", "<u4"), ("digest", "<u8")])
+_CHUNKS_AT_ONCE = 128  # a few ms, as the interpreter's own interval; handing over more often would wait that long for each turn
 _CLEANED_PER_SAVE = 8  # chunks; more would make a save long, fewer would never catch up with one new chunk per save
+_LOOKED_AT_PER_SAVE = 200  # chunks; one with nothing alive costs some 10 µs
 _CLEAN_FROM = 16  # chunks: below that the garbage is not worth a write
 
 _SETS_PER_CHUNK = 64  # names in a field: 3 KB; flags come by the thousand at a start, and a save has few fields
+
+_SEALED_EARLY_FROM = 1_024  # members; of fewer a filter would be mostly empty
 
 _PART_WORDS = 8192  # 64 KiB of filter in a field
 _WORDS_PER_KEY = 0.25  # 16 bits per key
 _FILTER_ROOM = 8  # a new filter takes so many times what is sealed into it: few filters to ask, each written a few times
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the digest a second time
+_NO_END = 2**62 - 1
 _ALL_BITS = 0xFFFFFFFFFFFFFFFF
 _TWO_BITS = tuple((1 << (i & 63)) | (1 << (i >> 6)) for i in range(4096))
 _TWO_BITS_ARRAY = np.array(_TWO_BITS, dtype=np.uint64)
@@ -85,6 +90,11 @@ class EntryLog:
         """How many chunks there are, as of the last save."""
         return len(self._chunks)
 
+    @property
+    def entries_kept(self) -> int:
+        """How many entries there are, about."""
+        return len(self._chunks) * _ENTRIES_PER_CHUNK + len(self.tail) // 2
+
     def take_changed(self) -> dict[str, bytes]:
         """Return the fields to write; they count as written from here on."""
         fields: dict[str, bytes] = {}
@@ -117,19 +127,29 @@ class EntryLog:
         self._chunks = {chunk: chunks[chunk] for chunk in sorted(chunks)}
         self._next = max(chunks, default=-1) + 1
 
-    def entries(self) -> Iterator[tuple[int, int]]:
-        """Yield all entries that were written, oldest first. Raises ValueError for a chunk that is cut.
+    def arrays(self) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint64]]]:
+        """Yield numbers and digests of all entries that were written, oldest first, in slices.
 
-        Lets other threads run now and then: a thread that restores a million contexts would keep the event loop waiting,
-        because compiled code does not hand over by itself as the interpreter does.
+        Raises ValueError for a chunk that is cut. Lets other threads run now and then: a thread that
+        restores a million contexts would keep the event loop waiting, because compiled code does not
+        hand over by itself as the interpreter does.
         """
-        for number, chunk in enumerate(self._chunks.values(), 1):
-            if number % _CHUNKS_AT_ONCE == 0:
+        chunks = list(self._chunks.values())
+        for begin in range(0, len(chunks), _CHUNKS_AT_ONCE):
+            if begin:
                 sleep(0)
-            try:
-                yield from _ENTRY.iter_unpack(chunk)
-            except struct.error as error:
-                raise ValueError(f"a chunk of {self._prefix} has {len(chunk)} bytes: {error}") from error
+            some = chunks[begin : begin + _CHUNKS_AT_ONCE]
+            for chunk in some:
+                if len(chunk) % _ENTRY.size:
+                    raise ValueError(f"a chunk of {self._prefix} has {len(chunk)} bytes: it is cut")
+            entries = np.frombuffer(b"".join(some), dtype=_CHUNK_ENTRIES)
+            if len(entries):
+                yield entries["number"].astype(np.uint32), entries["digest"].astype(np.uint64)
+
+    def entries(self) -> Iterator[tuple[int, int]]:
+        """Yield all entries that were written, oldest first. Raises ValueError for a cut chunk."""
+        for numbers, digests in self.arrays():
+            yield from zip(numbers.tolist(), digests.tolist(), strict=True)
 
     def read_on(self, place: tuple[int, int]) -> tuple[list[int], tuple[int, int]]:
         """Return numbers and digests, flat, from `place` to the end of its chunk, and the place to go on at.
@@ -145,10 +165,13 @@ class EntryLog:
         content = self._chunks.get(chunk, b"")
         return list(chain.from_iterable(_ENTRY.iter_unpack(content[before * _ENTRY.size :]))), (chunk + 1, 0)
 
-    def remove_oldest(self, count: int) -> list[tuple[int, bytes]]:
-        """Take the oldest full chunks out, at most `count`, and return them with their numbers; never the one being filled."""
-        oldest = [chunk for chunk in self._chunks if chunk != self._next][:count]
-        return [(chunk, self._chunks.pop(chunk)) for chunk in oldest]
+    def take_oldest(self, most: int) -> Iterator[tuple[int, bytes]]:
+        """Take the oldest full chunks out one by one, at most `most`; never the one being filled.
+
+        Yields their numbers and contents; who stops early leaves the others where they are.
+        """
+        for chunk in [chunk for chunk in self._chunks if chunk != self._next][:most]:
+            yield chunk, self._chunks.pop(chunk)
 
 
 class Filter:
@@ -189,6 +212,17 @@ class Filter:
         bits = _TWO_BITS[digest >> 32 & 4095] | _TWO_BITS[digest >> 44 & 4095]
         return view[spread & last] & bits == bits
 
+    def has(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return for each digest whether it was added, or looks so."""
+        last = np.uint64(len(self.words) - 1)
+        low, middle, high = np.uint64(4095), np.uint64(32), np.uint64(44)
+        spread = digests * np.uint64(_MULTIPLIER)
+        found = np.ones(len(digests), dtype=np.bool_)
+        for at, source in ((digests, spread), (spread, digests)):
+            bits = _TWO_BITS_ARRAY[source >> middle & low] | _TWO_BITS_ARRAY[source >> high & low]
+            found &= self.words[at & last] & bits == bits
+        return found
+
     def update(self, digests: Iterable[int], count: int) -> None:
         """Add `count` digests. 100,000 take about 10 ms: the reason for numpy here."""
         last = np.uint64(len(self.words) - 1)
@@ -212,6 +246,8 @@ class Filter:
     def restored(cls, prefix: str, fields: Mapping[str, bytes]) -> Filter:
         """Return the filter stored under `prefix`. Raises ValueError when a part is missing or of the wrong size."""
         words, keys = (int(number) for number in fields[prefix].split())
+        if words.bit_count() != 1 or words > len(fields) * _PART_WORDS or keys < 0:
+            raise ValueError(f"filter {prefix!r} cannot have {words} words and {keys} keys")
         parts = [fields.get(f"{prefix}/{part}", b"") for part in range(-(-words // _PART_WORDS))]
         bits = np.frombuffer(b"".join(parts), dtype="<u8").astype(np.uint64)
         if len(bits) != words:
@@ -222,7 +258,7 @@ class Filter:
 class ContextSet:
     """A set of contexts: `exact` holds the newest, `filters` what did not fit."""
 
-    __slots__ = ("exact", "filters", "name", "number", "seal_at")
+    __slots__ = ("exact", "filters", "is_full", "name", "number", "seal_at")
 
     def __init__(self, name: str, number: int, seal_at: int) -> None:
         """Start empty. At `seal_at` exact members those go into a filter."""
@@ -231,6 +267,7 @@ class ContextSet:
         self.seal_at = seal_at
         self.exact: set[int] = set()
         self.filters: list[Filter] = []
+        self.is_full = False  # by the partition's budget: it takes no new contexts
 
     def __contains__(self, digest: int) -> bool:
         """Whether the context is in the set."""
@@ -251,6 +288,7 @@ class Memberships:
         self.new_names: list[ContextSet] = []
         self._dropped: set[int] = set()  # numbers whose names are to be taken out of what is stored
         self._full: list[ContextSet] = []  # at the limit; one of them is sealed per save, as one filter is a large write
+        self._sealed = 0  # members in filters
         self._live = 0  # journal entries that still say something, without those added since the last save
         self._garbage: list[str] = []  # fields to delete once what replaces them is saved
         self.journal = EntryLog("journal")
@@ -282,7 +320,7 @@ class Memberships:
     def add(self, contexts: ContextSet, digest: int) -> bool:
         """Put a context into a set; return whether it was not in there yet."""
         exact = contexts.exact
-        if digest in exact:
+        if digest in exact or contexts.is_full:
             return False
         if contexts.filters and any(digest in layer for layer in contexts.filters):
             return False
@@ -339,6 +377,7 @@ class Memberships:
             self.new_names = [new for new in self.new_names if new is not contexts]
             self._dropped.add(contexts.number)
             for layer, held in enumerate(contexts.filters):
+                self._sealed -= held.keys
                 self._garbage.extend(held.fields(f"filter/{contexts.number}/{layer}"))
 
     def restore(self, fields: Mapping[str, bytes]) -> None:
@@ -359,18 +398,68 @@ class Memberships:
             if set_number in self._by_number:
                 self._by_number[set_number].filters.append(Filter.restored(f"filter/{set_number}/{position}", fields))
         self.journal.restore(chunks)
-        # A dropped set's number may be given out again only when no entry is left that would then mean another set.
-        for number, digest in self.journal.entries():
-            held = self._by_number.get(number)
-            # What is in a filter was journalled before it went there; a context that looks like one in a filter never was.
-            if held is not None and digest not in held:
-                held.exact.add(digest)
-            if number >= self._next_number:
-                self._next_number = number + 1
+        for numbers, digests in self.journal.arrays():
+            self._restore_entries(numbers, digests)
         self._live = sum(len(held.exact) for held in self._sets.values())
+        self._sealed = sum(layer.keys for held in self._sets.values() for layer in held.filters)
         for held in self._sets.values():
             self._note_size(held)
         self._full = [held for held in self._sets.values() if len(held.exact) >= held.seal_at]
+
+    def _restore_entries(self, numbers: NDArray[np.uint32], digests: NDArray[np.uint64]) -> None:
+        """Put journal entries into their sets, a set's together."""
+        order = np.argsort(numbers, kind="stable")
+        numbers, digests = numbers[order], digests[order]
+        begins = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()]
+        for begin, end in zip(begins, [*begins[1:], len(numbers)], strict=True):
+            contexts = self._by_number.get(int(numbers[begin]))
+            if contexts is None:
+                continue
+            some = digests[begin:end]
+            # What is in a filter was journalled before it went there; a context that looks like one
+            # in a filter never was.
+            for layer in contexts.filters:
+                some = some[~layer.has(some)]
+            contexts.exact.update(some.tolist())
+        # A dropped set's number may be given out again only when no entry is left that would then
+        # mean another set.
+        self._next_number = max(self._next_number, int(numbers[-1]) + 1)
+
+    # - budget -
+
+    @property
+    def load(self) -> int:
+        """Memory in use, in exact memberships of about 100 bytes; one in a filter takes an eighth."""
+        return self._live + self.journal.added + self._sealed // _FILTER_ROOM
+
+    def seal_early(self) -> bool:
+        """Let the next save seal the largest set that is worth it; return whether there is one."""
+        if self._full:
+            return True
+        largest = max(self._sets.values(), key=_exact_members, default=None)
+        if largest is None or len(largest.exact) < _SEALED_EARLY_FROM:
+            return False
+        self._full.append(largest)
+        return True
+
+    def close_largest(self) -> str | None:
+        """Let the sets of the flag with most contexts take no new ones; return the flag, None for none.
+
+        Contexts with an error are always taken: without them a failing release would look better.
+        """
+        sizes: dict[str, int] = {}
+        for name, contexts in self._sets.items():
+            if not contexts.is_full and not name.endswith("|errors"):
+                flag_key = name.split("|", 1)[0]
+                keys = sum([layer.keys for layer in contexts.filters])
+                sizes[flag_key] = sizes.get(flag_key, 0) + len(contexts.exact) + keys
+        if not sizes:
+            return None
+        largest = max(sizes, key=sizes.__getitem__)
+        for name, contexts in self._sets.items():
+            if name.startswith(f"{largest}|") and not name.endswith("|errors"):
+                contexts.is_full = True
+        return largest
 
     def _seal(self, contexts: ContextSet) -> dict[str, bytes]:
         """Move the exact part of a set into its last filter, or into a new one when that is full; return the fields."""
@@ -380,6 +469,7 @@ class Memberships:
         contexts.filters[-1].update(contexts.exact, count)
         contexts.exact.clear()
         self._live -= count
+        self._sealed += count
         self._note_size(contexts)
         return contexts.filters[-1].fields(f"filter/{contexts.number}/{len(contexts.filters) - 1}")
 
@@ -391,14 +481,27 @@ class Memberships:
     def _clean(self) -> None:
         """Rewrite the oldest chunks when less than half of all entries are alive."""
         chunks = self.journal.chunks
-        if chunks < _CLEAN_FROM or 2 * self._live >= chunks * _ENTRIES_PER_CHUNK:
+        if chunks < _CLEAN_FROM and self._live:
             return
-        for chunk, content in self.journal.remove_oldest(_CLEANED_PER_SAVE):
+        if 2 * self._live >= chunks * _ENTRIES_PER_CHUNK:
+            return
+        cleaned = 0
+        for chunk, content in self.journal.take_oldest(_LOOKED_AT_PER_SAVE):
+            self._garbage.append(self.journal.field(chunk))
+            entries = np.frombuffer(content, dtype=_CHUNK_ENTRIES)
+            if self._by_number.keys().isdisjoint(entries["number"].tolist()):
+                continue  # of rollouts that are over: nothing to write again
             for number, digest in _ENTRY.iter_unpack(content):
                 contexts = self._by_number.get(number)
                 if contexts is not None and digest in contexts.exact:
                     self.journal.tail += (number, digest)
-            self._garbage.append(self.journal.field(chunk))
+            cleaned += 1
+            if cleaned == _CLEANED_PER_SAVE:
+                break
+
+
+def _exact_members(contexts: ContextSet) -> int:
+    return len(contexts.exact)
 
 
 class Generation:
@@ -431,6 +534,11 @@ class Generation:
             tail = self.log.tail
             tail.append(number)
             tail.append(digest)
+
+    @property
+    def entries(self) -> int:
+        """How many exposures are logged."""
+        return self.log.entries_kept
 
     def index(self, at_least: int) -> int:
         """Index `at_least` more entries, or all there are; return how many it were."""
@@ -470,17 +578,27 @@ class RecentExposures:
         self.generation_ms = max(1, window_ms // self.PER_WINDOW)
         self._generations: dict[int, Generation] = {}
         self._newest = -1
+        self._present = _NO_END  # the generation of this moment, and the last one that may be opened
+        self._latest = _NO_END
         self._garbage: list[str] = []
+
+    def set_time(self, now_ms: int, latest_ms: int) -> None:
+        """Let nothing later than `latest_ms` be remembered, nor anything expire before its time.
+
+        One timestamp from the future would else expire everything that outcomes still need.
+        """
+        self._present = now_ms // self.generation_ms
+        self._latest = latest_ms // self.generation_ms
 
     def generation(self, number: int) -> Generation | None:
         """Return one generation, None when it is too old to matter."""
         found = self._generations.get(number)
         if found is None:
             # One more than the window needs, because the clocks of two apps differ.
-            if number < self._newest - self.PER_WINDOW - 1:
+            if number < self._newest - self.PER_WINDOW - 1 or number > self._latest:
                 return None
             found = self._generations[number] = Generation(number)
-            self._expire(max(number, self._newest))
+            self._expire(max(min(number, self._present), self._newest))
         return found
 
     def catch_up(self, at_least: int) -> bool:
@@ -526,10 +644,35 @@ class RecentExposures:
         for number in sorted(chunks):
             generation = self._generations[number] = Generation(number)
             generation.log.restore(chunks[number])
-            above = max(above, 1 + max((exposed for exposed, _ in generation.log.entries()), default=-1))
-        if chunks:
-            self._expire(max(chunks))
+            for numbers, _ in generation.log.arrays():
+                above = max(above, 1 + int(numbers.max()))
+            if number > self._latest:  # stored by a release that took any time for true
+                self._garbage.extend(self._generations.pop(number).log.fields())
+        if self._generations:
+            self._expire(min(max(self._generations), self._present))
         return above
+
+    @property
+    def entries(self) -> int:
+        """How many exposures are remembered."""
+        return sum([generation.entries for generation in self._generations.values()])
+
+    def clear(self) -> None:
+        """Forget every exposure: no set that one could name is left."""
+        for generation in self._generations.values():
+            self._garbage.extend(generation.log.fields())
+        self._generations.clear()
+
+    def forget_oldest(self) -> bool:
+        """Forget the oldest slice of time but for the newest one; return whether there was one."""
+        if len(self._generations) < 2:
+            return False
+        self._garbage.extend(self._generations.pop(min(self._generations)).log.fields())
+        return True
+
+    def expire_at(self, time_ms: int) -> None:
+        """Drop what no outcome of this time or later can reach."""
+        self._expire(max(self._newest, min(time_ms // self.generation_ms, self._present)))
 
     def _expire(self, newest: int) -> None:
         """Drop the generations that no outcome can reach any more."""

@@ -23,9 +23,10 @@ from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.errors import BrokenInvariant
 from controller.ports import Record
 from controller.service.contexts import Generation, Memberships, RecentExposures, digest_of
-from controller.service.directory import Directory, WatchedFlag
+from controller.service.directory import OPEN_END_MS, Directory, WatchedFlag
 from controller.service.lanes import NEITHER, NONE_SEEN, Bundle, Lane, Tally
 from controller.service.repeats import NOT_LOOKED_AT, RecentRecords
+from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS
 from schemas.formats import Contents, EvaluationFields, EvaluationReader, OutcomeFields, OutcomeReader, Packed
 from schemas.quarantine import Refusal, refusal
 from schemas.terms import Arm, QuarantineReason
@@ -62,10 +63,15 @@ _JOINED_AT_ONCE = 128  # bundles; a few KB each
 _INDEXED_AT_ONCE = 20_000  # recent exposures, when the first outcome without flags comes: 10 ms or so
 _CHECKED_PER_SAVE = 16  # bundles that are looked through for arms of visits that are over; 0.5 ms
 _TAKEN_OUT_PER_SAVE = 32  # such arms that get fields of their own, so that they are not written again and again
+_AFTER_A_LOSS = 32  # records whose timestamps say when a loss was over
 _OVER_AFTER_MS = 600_000  # after a visit's end: by then even late events of it are rare
+
+_REPORT_IT = "report this record to the maintainers; it was left out, and counting went on"
 
 MAX_FIELDS_PER_RECORD = 1_500
 """Fields one record of many events may change: half of what a save carries, so that after a save there is always room."""
+_CLOSE_AGAIN = 20  # a twentieth more, and the next flag is closed
+_EXPOSURES_PER_MEMBERSHIP = 4  # by memory, unless outcomes without flags have them indexed
 _ENTRIES_PER_FIELD = 128  # memberships; a journal's chunk takes twice as many, but there are two journals
 _SETS_PER_FIELD = 32  # names of sets; half of what a field takes, because their numbers need not begin with one
 _FIELDS_BESIDES = 8  # the ends of journals and of the list of names
@@ -119,7 +125,18 @@ class PartitionTotals:
         self.refused: list[Refusal] = []
         self._refusing: list[tuple[Record, RecordRefused]] = []  # not yet taken down; empty between two folds
         self._recent_records = RecentRecords()
+        self.now_ms: int = OPEN_END_MS  # by our clock; nothing that was counted is younger
+        self._latest_ms: int = MAX_TIME_MS  # that is accepted of a record and its event
+        self._closed_at = 0  # load at which the last flag was closed
+        self.full_flags: dict[str, None] = {}  # whose new contexts the budget has no room for
         self.joins = False  # an outcome without flags was seen: this partition and its pair go hand in hand
+
+    def set_time(self, now_ms: int) -> None:
+        """Take the time by our own clock: what events say of theirs is believed up to it."""
+        self.now_ms = now_ms
+        self._latest_ms = now_ms + MAX_AHEAD_MS
+        if self.recent is not None:
+            self.recent.set_time(now_ms, self._latest_ms)
 
     # - what is stored -
 
@@ -128,7 +145,10 @@ class PartitionTotals:
         self.position = self.records.start = offset
 
     def restore(self, next_offset: int, fields: Mapping[str, bytes]) -> None:
-        """Take over a stored hash. Raises BrokenInvariant when it cannot be what we wrote, or does not add up."""
+        """Take over a stored hash. Raises BrokenInvariant when it cannot be what we wrote, or does not add up.
+
+        What it says of times to come is not believed: an earlier release may have counted it.
+        """
         self.position = next_offset
         try:
             self.records = decode_progress(fields)
@@ -151,8 +171,13 @@ class PartitionTotals:
                 self.memberships.reserve(self.recent.restore(fields))
         except (ValueError, KeyError) as error:
             raise BrokenInvariant(f"what is stored cannot be read: {error}") from error
-        if not self.records.adds_up(next_offset):
-            raise BrokenInvariant(f"stored records {self.records} do not add up to the fence {next_offset}")
+        records = self.records
+        if not records.adds_up(next_offset):
+            raise BrokenInvariant(f"stored records {records} do not add up to the fence {next_offset}")
+        if records.freshest_ms is not None:
+            records.freshest_ms = min(records.freshest_ms, self.now_ms)
+        if records.last_ms is not None:
+            records.last_ms = min(records.last_ms, self.now_ms)
         self.joins = fields.get("joins") == b"1"
 
     def _restore_arm(self, name: str, value: bytes) -> None:
@@ -175,17 +200,35 @@ class PartitionTotals:
                     home = self._bundles[bundle_name] = Bundle(bundle_name)
         return Lane(flag_key, arm, name, counts or ArmCounts(), home)
 
-    def skip_to(self, offset: int, now_ms: int) -> None:
-        """Go on at `offset`, because the log no longer has what lies before: recorded as holes and as a taint."""
+    def skip_to(self, offset: int, end: int) -> None:
+        """Go on at `offset`, because the log no longer has what lies before: holes, and a loss.
+
+        `end` is the offset after the last record of the log.
+        """
         self.records.holes += offset - self.position
         self.position = offset
-        self.taint(now_ms)
+        self.lose(self.records.last_ms or 0, is_over=offset >= end)
 
-    def taint(self, now_ms: int) -> None:
-        """Record that events are known to be lost since the freshest one counted: whatever came after it may be missing."""
+    def rebase(self, offset: int, end: int) -> None:
+        """Go on at `offset` of another log: what was counted stays, its records are not there any more.
+
+        Classes begin again, so that they add up to offsets of one log; time in between is a loss.
+        """
         records = self.records
-        since = now_ms if records.freshest_ms is None else min(records.freshest_ms, now_ms)
-        records.tainted_from_ms = since if records.tainted_from_ms is None else min(records.tainted_from_ms, since)
+        self.position = offset
+        self.records = PartitionCounts(
+            start=offset,
+            freshest_ms=records.freshest_ms,
+            last_ms=records.last_ms,
+            losses=records.losses,
+            topic_id=records.topic_id,
+            rebased=records.rebased + 1,
+        )
+        self.lose(records.last_ms or 0, is_over=offset >= end)
+
+    def lose(self, from_ms: int, *, is_over: bool) -> None:
+        """Note that records are lost since `from_ms`, up to now or to the next record that is read."""
+        self.records.note_loss(from_ms, self.now_ms if is_over else None)
 
     def close(self) -> None:
         """Let go of all flags, without which what is counted here would only be freed by the garbage collector."""
@@ -226,10 +269,13 @@ class PartitionTotals:
         self.memberships.drop(flag_key, rollout_id)
         for number in [n for n, exposure in self.exposure_of.items() if exposure[:2] == (flag_key, rollout_id)]:
             del self.exposure_of[number]
+        if self.recent is not None and not self.exposure_of:
+            self.recent.clear()
         self._rollouts.get(flag_key, set()).discard(rollout_id)
+        self.full_flags.pop(flag_key, None)
 
     def drop_superseded(self) -> None:
-        """Drop what is stored of rollouts other than the one each flag has now.
+        """Drop what is stored of rollouts other than the one each flag has now, and of those over.
 
         Only to be called when the directory is known to be newer than the hash: a replica that lags behind would take a
         newer rollout for an older one.
@@ -237,8 +283,53 @@ class PartitionTotals:
         for flag_key, rollout_ids in list(self._rollouts.items()):
             watched = self._directory.flags.get(flag_key)
             if watched is not None:
-                for rollout_id in rollout_ids - {watched.rollout_id}:
-                    self.drop(flag_key, rollout_id)
+                gone = rollout_ids - {watched.rollout_id}
+            elif flag_key in self._directory.over:
+                gone = set(rollout_ids)
+            else:
+                continue  # its document may not have been readable: it is not known to be over
+            for rollout_id in gone:
+                self.drop(flag_key, rollout_id)
+            if not rollout_ids:
+                del self._rollouts[flag_key]
+
+    def drop_flag(self, flag_key: str) -> None:
+        """Drop everything of a flag, of whichever rollouts."""
+        for rollout_id in list(self._rollouts.get(flag_key, ())):
+            self.drop(flag_key, rollout_id)
+        self._rollouts.pop(flag_key, None)
+
+    def expire_exposures(self, time_ms: int) -> None:
+        """Drop the exposures that no outcome from `time_ms` on can reach."""
+        if self.recent is not None:
+            self.recent.expire_at(time_ms)
+
+    def keep_budget(self, most: int) -> list[str]:
+        """Keep the contexts of this partition within `most`; return the flags that are closed by it.
+
+        What is given up, in this order, a step per save: exposures of the older part of the
+        attribution window; exactness of the largest sets; new contexts of the flag that has most.
+        Its exposures and conversions then stand still here, its outcomes and errors go on.
+        """
+        recent = self.recent
+        load = self.memberships.load
+        if recent is not None:
+            load += recent.entries // _EXPOSURES_PER_MEMBERSHIP
+        if load <= most:
+            self._closed_at = 0
+            return []
+        if recent is not None and recent.forget_oldest():
+            return []
+        if self.memberships.seal_early():
+            return []
+        if load < self._closed_at + self._closed_at // _CLOSE_AGAIN:
+            return []  # the flag that was closed last was the one that grew
+        self._closed_at = load
+        closed = self.memberships.close_largest()
+        if closed is None:
+            return []
+        self.full_flags[closed] = None
+        return [closed]
 
     @property
     def has_changed(self) -> bool:
@@ -339,6 +430,13 @@ class PartitionTotals:
     def _refuse(self, record: Record, refused: RecordRefused) -> None:
         self._refusing.append((record, refused))
 
+    def set_aside(self, record: Record, why: str) -> None:
+        """Refuse the next record unread: counting it is what failed."""
+        if record.offset >= self.position:
+            self._refuse(record, RecordRefused(QuarantineReason.INVALID, why, _REPORT_IT))
+            self._keep_refusals()
+            self._move((record,))
+
     def _keep_refusals(self) -> None:
         """Take down what was refused: a batch's at once, because hashing now and then finds its code out of the caches."""
         if self._refusing:
@@ -352,8 +450,16 @@ class PartitionTotals:
         holes = position - self.position - len(batch)
         if holes < 0:
             raise BrokenInvariant(f"{len(batch)} records from offset {self.position} to {position}: some came twice")
-        self.records.holes += holes
+        records = self.records
+        records.holes += holes
         self.position = position
+        if records.losses and records.losses[-1][1] is None:
+            # Of the first few, because one of them may have been sent late.
+            ends = max([record.timestamp for record in batch[:_AFTER_A_LOSS]])
+            records.end_loss(min(ends, self.now_ms) if ends >= 0 else self.now_ms)
+        last_ms = batch[-1].timestamp
+        if last_ms >= 0:
+            records.last_ms = last_ms if last_ms < self.now_ms else self.now_ms
 
     def fold_evaluations(self, batch: Sequence[Record], read: ReadEvaluations, *, room: float = inf) -> int:
         """Count evaluations and return how many records were taken: all, or of a packed format as many as `room` allows.
@@ -365,7 +471,7 @@ class PartitionTotals:
         if isinstance(read, Packed):
             return given - len(batch) + self._fold_packed_evaluations(batch, read, room)
         if batch:
-            counted, late, ignored = self._count_evaluations(read(batch, self._refuse))
+            counted, late, ignored = self._count_evaluations(read(batch, self._refuse, latest_ms=self._latest_ms))
             self._keep_refusals()
             self._move(batch)
             records = self.records
@@ -416,7 +522,7 @@ class PartitionTotals:
                 if not lane.is_changed:
                     lane.is_changed = True
                     (changed if lane.home is None else bundled).append(lane)
-                if digest not in lane.exact and not (lane.filters and digest in lane.exposed):
+                if digest not in lane.exact and not (lane.filters and digest in lane.exposed) and not lane.exposed.is_full:
                     lane.exact.add(digest)  # Memberships.add, without the call
                     journal.append(lane.number)
                     journal.append(digest)
@@ -443,7 +549,7 @@ class PartitionTotals:
                     tail.append(digest)
                 else:
                     generation.note(flag_key, lane.number, digest)
-        records.freshest_ms = freshest or None
+        records.freshest_ms = min(freshest, self.now_ms) or None
         return counted, late, ignored
 
     def fold_outcomes(
@@ -466,7 +572,9 @@ class PartitionTotals:
         dropped = given - len(batch)
         if isinstance(read, Packed):
             return dropped + self._fold_packed_outcomes(batch, read, room, join, joinable_until_ms)
-        stopped_at, counted, late, ignored = self._count_outcomes(read(batch, self._refuse), room, join, joinable_until_ms)
+        stopped_at, counted, late, ignored = self._count_outcomes(
+            read(batch, self._refuse, latest_ms=self._latest_ms), room, join, joinable_until_ms
+        )
         self._keep_refusals()
         if stopped_at is not None:
             batch = batch[: _index_of(batch, stopped_at.offset)]
@@ -582,7 +690,7 @@ class PartitionTotals:
                 late += 1
             else:
                 ignored += 1
-        records.freshest_ms = freshest or None
+        records.freshest_ms = min(freshest, self.now_ms) or None
         return stopped_at, counted, late, ignored
 
     def _look_for_repetition(self, record: Record, time_ms: int, flags: Iterable[tuple[str, str]]) -> None:
@@ -601,7 +709,7 @@ class PartitionTotals:
         """Count records of many evaluations and return how many records were taken."""
         limit = room + self.changed_fields
         for taken, record in enumerate(batch):
-            contents = packed.unpack(record)
+            contents = packed.unpack(record, latest_ms=self._latest_ms)
             fields = self._fields_of([(flag_key, at) for _, flag_key, _, at in contents.events], 2 * len(contents.events))
             if fields > MAX_FIELDS_PER_RECORD:
                 contents, fields = _too_many_fields(fields), 0
@@ -623,7 +731,7 @@ class PartitionTotals:
         """Count records of many outcomes and return how many records were taken."""
         limit = room + self.changed_fields
         for taken, record in enumerate(batch):
-            contents = packed.unpack(record)
+            contents = packed.unpack(record, latest_ms=self._latest_ms)
             if not all(event[2] for event in contents.events):
                 self.joins = True
                 if join is not None and (record.timestamp > joinable_until_ms or not join.finds_exposures()):

@@ -12,11 +12,14 @@ from datetime import UTC, datetime, timedelta
 from sys import intern
 from typing import Final
 
-from controller.core.rollout import Rollout, Visit
+from controller.core.rollout import Ended, Rollout, Visit
 from controller.core.serving import counted_as_treatment, uncounted_variants
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+#: An ended rollout is counted on and kept for so long: late evidence and questions still find it. An
+#: hour is two attribution windows, and longer than anybody's look at what has just happened.
+KEPT_AFTER_END_MS: Final = 3_600_000
 _CONVERSION = "conversion:"
 _SCATTER_MASK = 63  # one context in 64 is watched for appearing in two partitions
 _MAX_SCATTER = 16_384  # of those; beyond, watching begins anew
@@ -60,6 +63,11 @@ class WatchedFlag:
     conversions: frozenset[str]  # the ones a guardrail names; others are not counted, so that senders create no fields
     more_treatments: frozenset[str] = frozenset()  # the other variants that treatment is divided among
     uncounted: frozenset[str] = frozenset()  # served to contexts in neither arm
+    ended_ms: int | None = None  # None: it has not
+
+    def is_over(self, now_ms: int) -> bool:
+        """Whether it ended so long ago that its totals are given back."""
+        return self.ended_ms is not None and now_ms - self.ended_ms >= KEPT_AFTER_END_MS
 
     @classmethod
     def of(cls, rollout: Rollout) -> WatchedFlag:
@@ -80,6 +88,7 @@ class WatchedFlag:
             ),
             more_treatments=frozenset(more_treatments),
             uncounted=frozenset(uncounted_variants(plan)),
+            ended_ms=_up_to_ms(rollout.phase.at) if isinstance(rollout.phase, Ended) else None,
         )
 
 
@@ -89,6 +98,7 @@ class Directory:
 
     seen_limit: int = 100
     flags: dict[str, WatchedFlag] = field(default_factory=dict)
+    over: dict[str, int] = field(default_factory=dict)  # flag -> revision of its ended rollout
     unknown_flags: int = 0  # evaluations and outcomes' flags without a rollout
     seen: dict[str, None] = field(default_factory=dict)  # the first `seen_limit` names of those
     other_variants: int = 0  # of a known flag, none that its plan serves
@@ -96,14 +106,34 @@ class Directory:
     scattered: int = 0  # sightings of a sampled context in another partition of a topic than before, in packed formats
     homes: dict[tuple[bool, int], int] = field(default_factory=dict)  # (of evaluations, context's digest) -> partition
 
-    def watch(self, rollout: Rollout) -> WatchedFlag | None:
-        """Take a document; return None, and change nothing, when it is not newer than the one known."""
-        known = self.flags.get(rollout.flag_key)
+    def watch(self, rollout: Rollout, now_ms: int = 0) -> WatchedFlag | None:
+        """Take a document; return None when there is nothing new to count by.
+
+        That is one not newer than the one known, and of a flag that is not counted, one that was
+        over long before `now_ms`.
+        """
+        flag_key = rollout.flag_key
+        known = self.flags.get(flag_key)
         if known is not None and rollout.revision <= known.revision:
             return None
-        watched = self.flags[rollout.flag_key] = WatchedFlag.of(rollout)
-        self.seen.pop(rollout.flag_key, None)
+        if rollout.revision <= self.over.get(flag_key, -1):
+            return None
+        watched = WatchedFlag.of(rollout)
+        self.seen.pop(flag_key, None)
+        if known is None and watched.is_over(now_ms):
+            self.over[flag_key] = watched.revision
+            return None
+        self.over.pop(flag_key, None)
+        self.flags[flag_key] = watched
         return watched
+
+    def end(self, now_ms: int) -> list[WatchedFlag]:
+        """Stop counting for rollouts that are over by `now_ms`, and return them."""
+        over = [watched for watched in self.flags.values() if watched.is_over(now_ms)]
+        for watched in over:
+            del self.flags[watched.flag_key]
+            self.over[watched.flag_key] = watched.revision
+        return over
 
     def sight(self, of_evaluations: bool, digest: int, partition: int) -> None:
         """Notice a context that appears in more than one partition: it would be counted once in each."""
@@ -119,7 +149,9 @@ class Directory:
         self.homes[of_evaluations, digest] = partition
 
     def unknown(self, flag_key: str) -> None:
-        """Count a flag without a rollout."""
+        """Count a flag without a rollout; one whose rollout ended is no surprise."""
+        if flag_key in self.over:
+            return
         self.unknown_flags += 1
         if len(self.seen) < self.seen_limit:
             self.seen[flag_key] = None

@@ -8,7 +8,7 @@ bounds. Does not belong here: what a record adds up to (`counting.py`), fetching
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from math import inf
@@ -17,6 +17,7 @@ from controller.ports import Clock, EventLog, Record
 from controller.service.counting import ReadEvaluations, ReadOutcomes, up_to
 from controller.service.partitions import Owned, Pacing, Pair, PartitionState
 from controller.settings import CountingSettings
+from schemas.envelope import MAX_AHEAD_MS
 from schemas.formats import Packed
 from schemas.quarantine import MAX_REFUSALS
 from schemas.totals import MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS
@@ -56,12 +57,16 @@ class Folding:
         self.has_packed = isinstance(read_evaluations, Packed) or isinstance(read_outcomes, Packed)
         self._slice = min(FOLDED_AT_ONCE, settings.fetch_max_records)
         self._unfrozen_lanes = 0
+        self._now_ms = 0
         self.longest_seconds = 0.0  # that one call kept the loop to itself
 
     def fold(self, pair: Pair, now: float) -> int:
         """Fold what a pair has at hand, outcomes and evaluations in the order of their timestamps where it matters."""
         folded = 0
         began = self._clock.monotonic()
+        self._now_ms = int(self._clock.now().timestamp() * 1000)
+        for owned in pair.owned():
+            owned.totals.set_time(self._now_ms)
         opened = sum(owned.totals.opened_lanes for owned in pair.owned())
         with _no_collection():
             while folded < FOLDED_AT_ONCE:
@@ -86,7 +91,7 @@ class Folding:
             return 0
         if len(totals.refused) >= _REFUSALS_PER_SAVE:
             return 0
-        if totals.position - (owned.saved or totals.records.start) >= self._settings.max_unsaved_records:
+        if totals.position - owned.counted_from >= self._settings.max_unsaved_records:
             return 0
         room = MAX_FIELDS_PER_SAVE - _SPARE_FIELDS - totals.changed_fields
         return room if room >= _LEAST_ROOM else 0
@@ -103,11 +108,21 @@ class Folding:
         join = None
         if evaluations is not None and evaluations.state is not PartitionState.STOPPED:
             join = evaluations.totals
-        taken = owned.totals.fold_outcomes(
-            batch, self._read_outcomes, room=room, join=join, joinable_until_ms=self._joinable_until(pair, now)
-        )
+        joinable_until_ms = self._joinable_until(pair, now)
+        with _blamed(owned, batch):
+            if batch[0].offset in owned.poisoned:
+                owned.totals.set_aside(batch[0], owned.poisoned[batch[0].offset])
+                taken = 1
+            else:
+                taken = owned.totals.fold_outcomes(
+                    batch,
+                    self._read_outcomes,
+                    room=room,
+                    join=join,
+                    joinable_until_ms=joinable_until_ms,
+                )
         if taken:
-            owned.last_timestamp_ms = batch[taken - 1].timestamp
+            owned.last_timestamp_ms = min(batch[taken - 1].timestamp, self._now_ms + MAX_AHEAD_MS)
             del owned.pending[:taken]
             pair.held_since = None
         elif pair.held_since is None:
@@ -143,18 +158,28 @@ class Folding:
         batch = self._at_hand(owned, count, self._read_evaluations)
         until = self._exposable_until(pair, now)
         if batch[-1].timestamp > until:
+            head = batch[0]
             batch = batch[: up_to(batch, until)]
+            if not batch and head.timestamp > self._now_ms + MAX_AHEAD_MS:
+                batch = [head]  # nothing is to wait for a time that will not come: it is refused
             if not batch:
                 return 0
         # Refusals of a whole batch may go beyond what one quarantine record holds; the save splits them.
-        taken = owned.totals.fold_evaluations(batch, self._read_evaluations, room=room)
+        with _blamed(owned, batch):
+            if batch[0].offset in owned.poisoned:
+                owned.totals.set_aside(batch[0], owned.poisoned[batch[0].offset])
+                taken = 1
+            else:
+                taken = owned.totals.fold_evaluations(batch, self._read_evaluations, room=room)
         if taken:
-            owned.last_timestamp_ms = batch[taken - 1].timestamp
+            owned.last_timestamp_ms = min(batch[taken - 1].timestamp, self._now_ms + MAX_AHEAD_MS)
             del owned.pending[:taken]
         return taken
 
     def _at_hand(self, owned: Owned, count: int, read: ReadEvaluations | ReadOutcomes) -> list[Record]:
         """Return at most `count` records to fold next; of a packed format a bounded number of bytes, at least one record."""
+        if owned.pending[0].offset <= owned.careful_to:
+            return owned.pending[:1]
         batch = owned.pending[:count]
         if isinstance(read, Packed):
             sizes = accumulate(len(record.value or b"") for record in batch)
@@ -180,6 +205,24 @@ class Folding:
         if now - owned.delivered_at >= self._pacing.join_patience_seconds:
             return inf
         return owned.last_timestamp_ms + ahead
+
+
+class FoldingFailed(Exception):
+    """A mistake of ours in one partition's records; which it was is this one's cause."""
+
+    def __init__(self, owned: Owned, batch: Sequence[Record]) -> None:
+        super().__init__(f"offsets {batch[0].offset} to {batch[-1].offset} of {owned.key}")
+        self.owned = owned
+        self.first, self.last = batch[0].offset, batch[-1].offset
+
+
+@contextmanager
+def _blamed(owned: Owned, batch: Sequence[Record]) -> Iterator[None]:
+    """Say which partition and records an exception came from."""
+    try:
+        yield
+    except Exception as mistake:
+        raise FoldingFailed(owned, batch) from mistake
 
 
 @contextmanager

@@ -6,11 +6,15 @@ What is counted is `counting.py`'s; here is the order in which things happen, wh
    fence. Only then are its records taken; those that came earlier are dropped, the seek brings them back.
 2. Records are folded into totals in memory. About every 100 ms what changed is written *as absolute totals, together with the
    offset to read next*, if the stored fence is still the one we began from. The next batch folds meanwhile.
-3. Refused records are acknowledged by the quarantine topic before the fence moves past them. A crash in between publishes
-   them again, with the same topic, partition and offset: readers drop repeats by these.
+3. Refused records are counted with the fence. Their details go to the quarantine topic, before the fence moves while that
+   answers within two seconds; else they wait in memory, bounded, and the fence moves on. A crash costs the details of those
+   that wait and publishes others again, with the same topic, partition and offset: readers drop repeats by these.
 4. Somebody else's fence means that memory is void: load again, seek there. A save of unknown outcome is repeated with the
    same arguments until it is known; meanwhile folding goes on until a bound is met, then fetching stops. Nothing is lost.
-5. Kafka's committed offset follows, for lag tools only. It is never read.
+5. Whatever fails in one partition stops that one alone: it is loaded again, from what is saved, and a record that cannot be
+   counted is set aside. A log that lost records or was made again is counted on, and what is missing is noted as a loss:
+   evidence of that time passes no gate by itself, and guardrails go on. See ops/decisions/0011-made-again.md.
+6. Kafka's committed offset follows, for lag tools only. It is never read.
 
 Evaluations and outcomes of the same partition number are a pair: outcomes without flags are joined to the exposures of their
 context. See ops/decisions/0003-attribution.md.
@@ -20,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -28,15 +32,17 @@ from typing import Any
 import structlog
 
 from controller.core.rollout import Rollout
-from controller.errors import BrokenInvariant, EventLogTruncated, EventLogUnavailable, StoreUnavailable
+from controller.errors import BrokenInvariant, EventLogUnavailable, OperatingTrouble, StoreUnavailable
+from controller.health import Faults, Scope
 from controller.metrics import Metrics
-from controller.ports import Clock, EventLog, TopicPartition, Totals
+from controller.ports import Clock, EventLog, TopicPartition, Topology, Totals
 from controller.service.counting import Changes, PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.service.directory import Directory
-from controller.service.folding import FOLDED_AT_ONCE, Folding
-from controller.service.partitions import Owned, Pacing, Pair, PartitionState, PartitionView
+from controller.service.folding import FOLDED_AT_ONCE, Folding, FoldingFailed
+from controller.service.partitions import TRIES, Owned, Pacing, Pair, PartitionState, PartitionView
+from controller.service.refusals import Quarantine, RefusalBacklog
 from controller.settings import CountingSettings
-from schemas.quarantine import MAX_REFUSALS, Refusal
+from schemas.quarantine import Refusal
 from schemas.terms import QuarantineReason, Recorded
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 
@@ -45,13 +51,15 @@ _FOLDED_BEFORE_PAUSE = 2 * FOLDED_AT_ONCE  # by one pair as a rule; then others 
 _RECORDED = (Recorded.COUNTED, Recorded.QUARANTINED, Recorded.LATE, Recorded.IGNORED)
 _COLLECTED_FROM_OBJECTS = 20_000
 _SCATTERED = "a context's events are in several partitions and it is counted once in each: see ops/formats.md"
+_REBASED = "look at the flags in a stage: it is tainted, and a person decides how it goes on"
+_OVER_BUDGET = "end the rollout when you can, or raise counting.max_contexts_per_partition"
 _PACING = Pacing()
 _SWEEP_SECONDS = 600.0  # by then the directory is newer than any hash that was loaded
 
 
-#: Publishes refusals of one topic partition, at most `MAX_REFUSALS`, and returns once they are acknowledged. Raises
-#: EventLogUnavailable; a repeat is harmless.
-Quarantine = Callable[[str, int, Sequence[Refusal]], Awaitable[None]]
+_EXPOSURES_KEPT_MS = 3_600_000  # beyond their window, in a partition without traffic
+_NOTICE_SECONDS = 600.0  # so long a rebase is shown as a fault; the loss it left is in the evidence
+_SHRUNK_TIMES = 3  # a log ends before what we counted: once may be a follower that became leader
 
 
 @dataclass(slots=True)
@@ -62,9 +70,10 @@ class IngestCounters:
     fields_saved: int = 0
     save_troubles: int = 0  # tries with unknown outcome
     fences_lost: int = 0  # somebody else had counted
-    quarantine_troubles: int = 0
     fetch_troubles: int = 0
     gaps: int = 0
+    rebases: int = 0  # partitions counted on in another log
+    mistakes: int = 0  # of ours, each contained in a partition
     late_revokes: int = 0  # partitions handed over without a last save; they are counted again from the fence
 
 
@@ -77,6 +86,10 @@ class _Snapshot:
     next_offset: int
     changes: Changes
     refusals: Sequence[Refusal]
+    totals: PartitionTotals
+    rebased: int  # expected in the store
+    last_ms: int
+    at: float
 
 
 class Ingest:
@@ -97,11 +110,16 @@ class Ingest:
         read_evaluations: ReadEvaluations,
         read_outcomes: ReadOutcomes,
         pacing: Pacing = _PACING,
+        faults: Faults | None = None,
+        topology: Topology | None = None,
     ) -> None:
         """`topics` are the evaluations' and the outcomes'. `epoch` is part of the partitions' keys: a new one counts anew.
 
-        `on_counted` is told which flags' totals have just been saved.
+        `on_counted` is told which flags' totals have just been saved. What is contained in one
+        partition or flag is reported to `faults`. `topology` says which topic it is that has a name.
         """
+        self._faults = Faults(clock.now) if faults is None else faults
+        self._topology = topology
         self._log = log
         self._totals = totals
         self._clock = clock
@@ -112,7 +130,7 @@ class Ingest:
         self._plenty = FOLDED_AT_ONCE + max(0, pacing.pending_records - settings.fetch_max_records)
         self._evaluations_topic, self._outcomes_topic = topics
         self._epoch = epoch
-        self._quarantine = quarantine
+        self.refusals = RefusalBacklog(quarantine, self._faults, retry_seconds=pacing.retry_seconds)
         self._on_counted = on_counted
         self._folding = Folding(log, clock, settings, pacing, read_evaluations=read_evaluations, read_outcomes=read_outcomes)
         self._owned: dict[TopicPartition, Owned] = {}
@@ -123,7 +141,9 @@ class Ingest:
         self._is_blocked = False  # records are at hand and none could be folded
         self._has_ended = asyncio.Event()
         self._committed_at = 0.0
+        self._given_back_at = 0.0
         self._unknown_reported = 0
+        self._dropped_reported = 0
         self._scattered_reported = 0
         self._logger = structlog.get_logger()
         self.directory = Directory(settings.seen_flags_limit)
@@ -136,17 +156,18 @@ class Ingest:
 
         To be told of every rollout there is before `run`: what is folded before its flag is known is ignored for good.
         """
-        watched = self.directory.watch(rollout)
+        watched = self.directory.watch(rollout, self._now_ms())
         if watched is not None:
             for owned in self._owned.values():
                 owned.totals.take(watched)
 
     def forget(self, flag_key: str) -> None:
-        """Count no longer for a flag, and delete what is stored of its rollout in the partitions we own."""
-        watched = self.directory.flags.pop(flag_key, None)
-        if watched is not None:
-            for owned in self._owned.values():
-                owned.totals.drop(flag_key, watched.rollout_id)
+        """Count no longer for a flag that was deleted, and delete what is stored of it in the partitions we own."""
+        self.directory.flags.pop(flag_key, None)
+        self.directory.over.pop(flag_key, None)
+        for owned in self._owned.values():
+            owned.totals.drop_flag(flag_key)
+        self._faults.clear(Scope.FLAG, flag_key)
 
     async def stop(self) -> None:
         """Let `run` save what was folded, under one deadline, and return once it has ended; at once if it never began."""
@@ -163,11 +184,13 @@ class Ingest:
                 partition=owned.partition[1],
                 state=owned.state,
                 next_offset=owned.totals.position,
-                saved_offset=owned.saved,
-                end_offset=self._log.end_offset(owned.partition),
+                saved_offset=owned.counted_from if owned.is_rebased else owned.saved,
+                end_offset=self._end_of(owned),
                 records=owned.totals.records,
                 unmoved_seconds=now - owned.moved_at,
                 trouble=owned.trouble,
+                unsaved_seconds=0.0 if owned.unsaved_since is None else max(0.0, now - owned.unsaved_since),
+                heard_seconds=self._unheard_seconds(owned, now),
             )
             for owned in self._owned.values()
         ]
@@ -203,6 +226,8 @@ class Ingest:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
+                self._start(self.refusals.run(), "refusals")
+                self._start(self._follow_ends(), "ends")
                 while not self._is_stopping:
                     await self._round()
                 await self._drain()
@@ -220,7 +245,12 @@ class Ingest:
         self._is_blocked = True
         since_pause = 0
         for pair in list(self._pairs.values()):
-            folded = self._folding.fold(pair, now)
+            try:
+                folded = self._folding.fold(pair, now)
+            except FoldingFailed as failed:
+                self._isolate(failed)
+                self._fail(pair, failed.__cause__ or failed)
+                continue
             if folded:
                 self._is_blocked = False
             since_pause += folded if not self._folding.has_packed else _FOLDED_BEFORE_PAUSE
@@ -229,6 +259,7 @@ class Ingest:
                 await asyncio.sleep(0)
         self._pace_fetching()
         self._save_what_is_due(self._clock.monotonic())
+        self._give_back(now)
         await asyncio.sleep(0)  # a log that always has records must not keep the loop to itself
 
     async def _fetch(self) -> None:
@@ -287,6 +318,8 @@ class Ingest:
     def _let_go(self, owned: Owned) -> None:
         owned.state = PartitionState.GONE
         owned.pending = []
+        if owned.is_faulty:
+            self._faults.clear(Scope.PARTITION, owned.name)
         owned.totals.close()
         if self._owned.get(owned.partition) is owned:
             del self._owned[owned.partition]
@@ -321,50 +354,207 @@ class Ingest:
 
     # - taking a partition on -
 
-    async def _load(self, owned: Owned) -> None:
-        """Read a partition's hash and check it against the log; the loop seeks and declares it ready."""
-        while owned.state is PartitionState.LOADING:
+    async def _load(self, owned: Owned, after_seconds: float = 0.0) -> None:
+        """Read a partition's hash and check it against the log; the loop seeks and declares it ready.
+
+        What fails is tried again, and after some times slowly, for as long as the partition is ours:
+        somebody may have repaired it.
+        """
+        if after_seconds:
+            await asyncio.sleep(after_seconds)
+        tries = 0
+        while owned.state in (PartitionState.LOADING, PartitionState.STOPPED) and owned.loaded is None:
             try:
-                stored = await self._totals.load(owned.key)
-                first, end = await self._log.bounds(owned.partition)
-                totals = self._fresh_totals(owned.partition)
-                if stored.next_offset is None:
-                    totals.start_at(first)
-                else:
-                    # In a thread: a hash with a million contexts takes a second, and other partitions go on counting.
-                    await asyncio.to_thread(totals.restore, stored.next_offset, stored.fields)
-                    if stored.next_offset > end:
-                        raise EventLogTruncated(
-                            f"counted up to offset {stored.next_offset}, but the log ends at {end}: the topic was recreated or "
-                            f"truncated; set a new epoch to begin the count anew"
-                        )
-                    if stored.next_offset < first:
-                        self.counters.gaps += 1
-                        self._logger.error(
-                            "records_lost", topic_partition=owned.key, from_offset=stored.next_offset, to_offset=first
-                        )
-                        totals.skip_to(first, self._now_ms())
-            except (StoreUnavailable, EventLogUnavailable) as trouble:
+                owned.loaded = await self._take_over(owned)
+                owned.state = PartitionState.LOADING
+            except OperatingTrouble as trouble:
                 self._logger.warning("load_failed", topic_partition=owned.key, error=str(trouble))
                 await asyncio.sleep(self._pacing.retry_seconds)
-            except BrokenInvariant as broken:
+            except Exception as mistake:
                 # This partition alone: the others' evidence goes on, and gates see that one does not report.
-                owned.trouble = str(broken)
-                if owned.state is PartitionState.LOADING:
-                    owned.state = PartitionState.STOPPED
-                self._log.pause([owned.partition])
-                self._logger.exception("partition_stopped", topic_partition=owned.key)
-            else:
-                owned.loaded = (totals, stored.next_offset)
-                return
+                tries += 1
+                self._note_failure(owned, mistake)
+                if isinstance(mistake, BrokenInvariant) or tries >= TRIES:
+                    self._stop_partition(owned)
+                is_stopped = owned.state is PartitionState.STOPPED
+                pacing = self._pacing
+                await asyncio.sleep(pacing.stopped_seconds if is_stopped else pacing.failed_seconds)
+
+    async def _take_over(self, owned: Owned) -> tuple[PartitionTotals, int | None, int]:
+        """Return a partition's totals as stored, at the place in the log to go on at, and its fence."""
+        stored = await self._totals.load(owned.key)
+        first, end = await self._log.bounds(owned.partition)
+        owned.end, owned.bounds_at = end, self._clock.monotonic()
+        totals = self._fresh_totals(owned.partition)
+        totals.set_time(self._now_ms())
+        topic_id = self._topic_id(owned) or ""
+        if stored.next_offset is None:
+            totals.start_at(first)
+            if first > 0:
+                self._note_lost(owned, 0, first)
+                totals.lose(0, is_over=first >= end)
+            totals.records.topic_id = topic_id
+            return totals, None, 0
+        # In a thread: a hash with a million contexts takes a second, and other partitions go on counting.
+        await asyncio.to_thread(totals.restore, stored.next_offset, stored.fields)
+        records = totals.records
+        rebased = records.rebased
+        if records.topic_id and topic_id and records.topic_id != topic_id:
+            why = f"the topic was made again: its id was {records.topic_id} and is {topic_id}"
+            self._rebase(owned, totals, first, end, why)
+        elif stored.next_offset > end:
+            why = f"the log ends at {end}, before offset {stored.next_offset} that was counted"
+            self._rebase(owned, totals, end, end, why)
+        elif stored.next_offset < first:
+            self._note_lost(owned, stored.next_offset, first)
+            totals.skip_to(first, end)
+        if topic_id:
+            totals.records.topic_id = topic_id
+        return totals, stored.next_offset, rebased
+
+    def _rebase(self, owned: Owned, totals: PartitionTotals, offset: int, end: int, why: str) -> None:
+        """Count on in another log than the one that is stored, and say so."""
+        self.counters.rebases += 1
+        fence = totals.position
+        totals.rebase(offset, end)
+        owned.rebased_at = self._clock.monotonic()
+        owned.is_faulty = True
+        self._logger.error("partition_rebased", topic_partition=owned.key, from_offset=fence, to_offset=offset, reason=why)
+        self._faults.report(Scope.PARTITION, owned.name, f"{why}; counting goes on at {offset}", _REBASED)
+
+    def _note_lost(self, owned: Owned, offset: int, first: int) -> None:
+        self.counters.gaps += 1
+        self._logger.error("records_lost", topic_partition=owned.key, from_offset=offset, to_offset=first)
+
+    def _topic_id(self, owned: Owned) -> str | None:
+        if self._topology is None:
+            return None
+        return self._topology.topic_id("evaluations" if owned.is_counting_exposures else "outcomes")
+
+    # - mistakes of ours -
+
+    def _isolate(self, failed: FoldingFailed) -> None:
+        """Find out which record cannot be counted: count them one by one, and set it aside when found."""
+        owned = failed.owned
+        owned.careful_to = max(owned.careful_to, failed.last)
+        if failed.first == failed.last:
+            owned.poisoned[failed.first] = f"rolloutd failed on this record: {failed.__cause__!r}"
+            self._logger.error("record_set_aside", topic_partition=owned.key, offset=failed.first)
+
+    def _fail(self, pair: Pair, mistake: BaseException) -> None:
+        """Load a pair again after a mistake of ours: what is in memory may be half a change."""
+        for owned in pair.owned():
+            if owned.state is not PartitionState.READY:
+                continue
+            self._note_failure(owned, mistake)
+            # Progress ends the row: a record that was set aside, or another place.
+            owned.failures = owned.failures + 1 if owned.totals.position <= owned.failed_at else 1
+            owned.failed_at = max(owned.failed_at, owned.totals.position)
+            is_searching = len(owned.poisoned) > 0 or owned.careful_to >= 0
+            self._reload(owned, self._pacing.failed_seconds)
+            if owned.failures > TRIES * (2 if is_searching else 1):
+                self._stop_partition(owned)
+
+    def _note_failure(self, owned: Owned, mistake: BaseException) -> None:
+        self.counters.mistakes += 1
+        owned.is_faulty = True
+        owned.trouble = str(mistake) or repr(mistake)
+        why = f"it cannot be counted: {owned.trouble}"
+        self._faults.report(Scope.PARTITION, owned.name, why, f"rolloutd repair partition {owned.name}")
+        self._logger.error("partition_failed", topic_partition=owned.key, exc_info=mistake)
+
+    def _stop_partition(self, owned: Owned) -> None:
+        """Leave a partition alone, but for a try now and then; gates see that it does not report."""
+        if owned.state is PartitionState.LOADING:
+            owned.state = PartitionState.STOPPED
+            self._log.pause([owned.partition])
+            owned.is_paused = True
+            self._logger.error("partition_stopped", topic_partition=owned.key, error=owned.trouble)
+
+    def _reload(self, owned: Owned, after_seconds: float = 0.0) -> None:
+        """Drop a partition's memory and load it again."""
+        owned.state = PartitionState.LOADING
+        owned.loaded = None
+        owned.pending = []
+        owned.unsaved_since = None
+        owned.totals.close()
+        owned.totals = self._fresh_totals(owned.partition)
+        self._start(self._load(owned, after_seconds), f"load:{owned.key}")
+
+    # - what the log says of itself -
+
+    async def _follow_ends(self) -> None:
+        """Ask where the log ends, also while nothing is read or saved: lag must not look like none."""
+        while True:
+            await asyncio.sleep(self._pacing.ends_seconds)
+            before = {owned.partition: owned.totals.position for owned in self._owned.values()}
+            if not before:
+                continue
+            try:
+                ends = await self._log.ends(list(before))
+            except EventLogUnavailable as trouble:
+                self._logger.warning("ends_unknown", error=str(trouble))
+                continue
+            except Exception:  # of ours; the next round asks again
+                self._logger.exception("ends_unknown")
+                continue
+            for partition, end in ends.items():
+                owned = self._owned.get(partition)
+                if owned is not None and partition in before:
+                    self._take_end(owned, before[partition], end)
+            self._report_lag()
+
+    def _take_end(self, owned: Owned, position: int, end: int) -> None:
+        """Note where the log ends, and load a partition again whose log is another one by now."""
+        owned.end, owned.asked_at = end, self._clock.monotonic()
+        if owned.state is not PartitionState.READY or owned.is_leaving:
+            return
+        owned.shrunk = owned.shrunk + 1 if end < position else 0
+        stored, topic_id = owned.totals.records.topic_id, self._topic_id(owned)
+        is_another = bool(stored and topic_id and stored != topic_id)
+        if owned.shrunk >= _SHRUNK_TIMES or is_another:
+            owned.shrunk = 0
+            self._logger.warning("log_changed", topic_partition=owned.key, offset=position, end=end)
+            self._reload(owned)
+
+    def _end_of(self, owned: Owned) -> int | None:
+        """Return the offset after the last record, as far as it is known."""
+        fetched = self._log.end_offset(owned.partition)
+        if owned.end is None or fetched is None:
+            return owned.end if fetched is None else fetched
+        return max(owned.end, fetched)
+
+    def _unheard_seconds(self, owned: Owned, now: float) -> float | None:
+        """Return how long the brokers have said nothing about a partition; None: they never did."""
+        heard = [self._log.heard_at(owned.partition), owned.bounds_at]
+        if owned.is_paused:
+            heard.append(owned.asked_at)  # it is not fetched, so only this is asked
+        known = [at for at in heard if at is not None]
+        return max(0.0, now - max(known)) if known else None
+
+    # - giving back -
+
+    def _give_back(self, now: float) -> None:
+        """Free what was counted for rollouts that ended long enough ago."""
+        if now - self._given_back_at < self._pacing.sweep_seconds:
+            return
+        self._given_back_at = now
+        for watched in self.directory.end(self._now_ms()):
+            for owned in self._owned.values():
+                owned.totals.drop(watched.flag_key, watched.rollout_id)
+            self._faults.clear(Scope.FLAG, watched.flag_key)
+            self._logger.info("totals_freed", flag_key=watched.flag_key, rollout_id=watched.rollout_id)
 
     def _begin_loaded(self) -> None:
         """Seek to the fences that were loaded. Right before a fetch, so that what it returns was read from there."""
         for owned in self._owned.values():
             if owned.loaded is None or owned.state is not PartitionState.LOADING:
                 continue
-            owned.totals, owned.saved = owned.loaded
+            owned.totals, owned.saved, owned.saved_rebased = owned.loaded
             owned.loaded = None
+            owned.saved_last_ms = owned.totals.records.last_ms or 0
+            owned.unsaved_since = None
+            owned.trouble = ""
             now = self._clock.monotonic()
             owned.saved_at = owned.moved_at = owned.delivered_at = owned.swept_at = now
             stored = owned.totals.records
@@ -389,26 +579,27 @@ class Ingest:
             ready = [owned for owned in pair.owned() if owned.state is PartitionState.READY and not owned.is_leaving]
             if not ready:
                 continue
+            for owned in ready:
+                if owned.unsaved_since is None and owned.has_changed:
+                    owned.unsaved_since = now
             is_full = any(owned.pending and self._folding.room(owned) == 0 for owned in ready)
-            is_wanted = any(
-                self._has_changed(owned) or now - owned.saved_at >= self._pacing.heartbeat_seconds for owned in ready
-            )
+            is_wanted = any(owned.has_changed or now - owned.saved_at >= self._pacing.heartbeat_seconds for owned in ready)
             due_at = pair.next_save_at + (self._pacing.backlog_seconds if self._is_behind(pair) else 0.0)
             if is_full or (is_wanted and now >= due_at):
                 pair.saving = self._start(self._save(pair), f"save:{number}")
 
     def _is_behind(self, pair: Pair) -> bool:
         """Whether the log has more of a pair than is kept at hand: then throughput matters more than the latest totals."""
-        return any(
-            (self._log.end_offset(owned.partition) or 0) - owned.totals.position >= self._pacing.pending_records
-            for owned in pair.owned()
-        )
-
-    def _has_changed(self, owned: Owned) -> bool:
-        return owned.totals.position != owned.saved or owned.totals.has_changed
+        return any((self._end_of(owned) or 0) - owned.totals.position >= self._pacing.pending_records for owned in pair.owned())
 
     async def _save(self, pair: Pair) -> None:
         """Save both partitions as they are now, outcomes first."""
+        try:
+            await self._save_both(pair)
+        except Exception as mistake:  # of ours: nothing outside raises anything else than trouble
+            self._fail(pair, mistake)
+
+    async def _save_both(self, pair: Pair) -> None:
         began = self._clock.monotonic()
         ready = [owned for owned in pair.owned() if owned.state is PartitionState.READY]
         for owned in ready:
@@ -433,7 +624,8 @@ class Ingest:
 
     async def _look_for_lost_records(self, owned: Owned) -> None:
         """Tell offsets that never held a record for us from records that the log forgot before we read them."""
-        holes = owned.totals.records.holes
+        totals = owned.totals
+        holes = totals.records.holes
         if holes == owned.holes_seen:
             return
         try:
@@ -441,11 +633,13 @@ class Ingest:
         except EventLogUnavailable as trouble:
             self._logger.warning("bounds_unknown", topic_partition=owned.key, error=str(trouble))
             return  # asked again before the next save
+        if owned.totals is not totals:
+            return
         owned.holes_seen = holes
-        if owned.saved is not None and first > owned.saved:
-            self.counters.gaps += 1
-            self._logger.error("records_lost", topic_partition=owned.key, from_offset=owned.saved, to_offset=first)
-            owned.totals.taint(self._now_ms())
+        if owned.saved is not None and not owned.is_rebased and first > owned.saved:
+            self._note_lost(owned, owned.saved, first)
+            is_over = totals.position > first
+            totals.records.note_loss(owned.saved_last_ms, (totals.records.last_ms or 0) if is_over else None)
 
     async def _encode(self, owned: Owned, pair: Pair) -> _Snapshot:
         """Return the partition's state; looks at the loop now and then, nothing is folded meanwhile."""
@@ -454,6 +648,14 @@ class Ingest:
         if now - owned.swept_at >= _SWEEP_SECONDS:
             owned.swept_at = now
             totals.drop_superseded()
+            if totals.position >= (self._end_of(owned) or 0):
+                totals.expire_exposures(self._now_ms() - _EXPOSURES_KEPT_MS)
+        for flag_key in totals.keep_budget(self._settings.max_contexts_per_partition):
+            why = (
+                f"its contexts fill {owned.name}: new ones are no longer recorded there, "
+                "and its exposures and conversions stand still"
+            )
+            self._faults.report(Scope.FLAG, flag_key, why, _OVER_BUDGET)
         changes = Changes()
         steps = totals.take_changed(changes)
         while True:
@@ -464,28 +666,48 @@ class Ingest:
                 break
             await asyncio.sleep(0)
         records = totals.records
-        records.end = max(totals.position, self._log.end_offset(owned.partition) or 0)
-        records.reported_at_ms = self._now_ms()
+        records.end = max(totals.position, self._end_of(owned) or 0)
+        unheard = self._unheard_seconds(owned, now)
+        if unheard is not None:
+            # A broker that hangs says nothing, and then neither do we: whoever judges sees the silence.
+            records.reported_at_ms = max(0, self._now_ms() - int(unheard * 1000))
         if not records.adds_up(totals.position):
             raise BrokenInvariant(f"{owned.key}: {records} does not add up to offset {totals.position}")
         changes.fields |= encode_progress(records)
         refusals, totals.refused = totals.refused, []
-        return _Snapshot(owned, owned.saved, totals.position, changes, refusals)
+        last_ms = records.last_ms or 0
+        return _Snapshot(
+            owned,
+            owned.saved,
+            totals.position,
+            changes,
+            refusals,
+            totals,
+            owned.saved_rebased,
+            last_ms,
+            now,
+        )
 
     async def _write(self, snapshot: _Snapshot) -> None:
         """Save one partition, for as long as it takes and the partition is ours."""
         owned = snapshot.owned
         began = self._clock.monotonic()
         if snapshot.refusals:
-            await self._publish_refusals(snapshot)
+            topic, number = owned.partition
+            self.refusals.add(topic, number, snapshot.refusals)
+            await self.refusals.flushed(self._pacing.quarantine_seconds)
             reasons = [refusal.reason for refusal in snapshot.refusals]
             for reason in QuarantineReason:  # with a Counter each refusal would cost the hash of an enum, which is not C
                 if count := reasons.count(reason):
                     self._metrics.quarantined.of(reason).inc(count)
-        while owned.state is PartitionState.READY:
+        while owned.state is PartitionState.READY and owned.totals is snapshot.totals:
             try:
                 stored = await self._totals.save(
-                    owned.key, expected=snapshot.expected, next_offset=snapshot.next_offset, fields=snapshot.changes.fields
+                    owned.key,
+                    expected=snapshot.expected,
+                    next_offset=snapshot.next_offset,
+                    fields=snapshot.changes.fields,
+                    rebased=snapshot.rebased,
                 )
             except StoreUnavailable as trouble:
                 self.counters.save_troubles += 1
@@ -498,11 +720,17 @@ class Ingest:
             break
         else:
             return
+        if owned.totals is not snapshot.totals:
+            return  # loaded again meanwhile
         now = self._clock.monotonic()
-        if snapshot.next_offset != owned.saved or snapshot.next_offset >= (self._log.end_offset(owned.partition) or 0):
+        if snapshot.next_offset != owned.saved or snapshot.next_offset >= (self._end_of(owned) or 0):
             owned.moved_at = now
         owned.saved = snapshot.next_offset
+        owned.saved_rebased = owned.totals.records.rebased
+        owned.saved_last_ms = snapshot.last_ms
         owned.saved_at = now
+        owned.unsaved_since = snapshot.at if owned.has_changed else None
+        self._note_recovery(owned, now)
         self.counters.saves += 1
         self.counters.fields_saved += len(snapshot.changes.fields)
         self._metrics.flush_duration_seconds.observe(now - began)
@@ -522,8 +750,10 @@ class Ingest:
         owned.reported = recorded
         of_topic = [each for each in self._owned.values() if each.is_counting_exposures == owned.is_counting_exposures]
         self._metrics.partitions_owned.of(topic).set(len(of_topic))
-        lags = [(self._log.end_offset(each.partition) or each.totals.position) - each.totals.position for each in of_topic]
-        self._metrics.lag_records.of(topic).set(max(0, sum(lags)))
+        self._report_lag()
+        self._metrics.refusals_waiting.set(self.refusals.waiting)
+        self._metrics.refusals_dropped.inc(self.refusals.dropped - self._dropped_reported)
+        self._dropped_reported = self.refusals.dropped
         unknown = self.directory.unknown_flags
         self._metrics.unknown_flag_events.inc(unknown - self._unknown_reported)
         self._unknown_reported = unknown
@@ -533,31 +763,31 @@ class Ingest:
         self._metrics.scattered_contexts.inc(scattered - self._scattered_reported)
         self._scattered_reported = scattered
 
+    def _report_lag(self) -> None:
+        """Bring the lag up to date with what is known of the log: records that are not saved yet."""
+        for topic, is_of_exposures in (("evaluations", True), ("outcomes", False)):
+            lags = [
+                max(0, (self._end_of(each) or 0) - each.counted_from)
+                for each in self._owned.values()
+                if each.is_counting_exposures == is_of_exposures
+            ]
+            self._metrics.lag_records.of(topic).set(sum(lags))
+
+    def _note_recovery(self, owned: Owned, now: float) -> None:
+        """Take a partition's fault back, once it has been saved beyond the place where it failed."""
+        if not owned.is_faulty or owned.totals.position < owned.failed_at:
+            return
+        if owned.rebased_at is not None and now - owned.rebased_at < _NOTICE_SECONDS:
+            return
+        owned.is_faulty, owned.rebased_at, owned.failures = False, None, 0
+        self._faults.clear(Scope.PARTITION, owned.name)
+
     def _begin_anew(self, owned: Owned, stored: int) -> None:
         """Drop a partition's memory, because somebody else has counted it, and load it again."""
         self.counters.fences_lost += 1
         self._metrics.fence_conflicts.inc()
         self._logger.warning("fence_lost", topic_partition=owned.key, expected=owned.saved, offset=stored)
-        owned.state = PartitionState.LOADING
-        owned.pending = []
-        owned.totals.close()
-        owned.totals = self._fresh_totals(owned.partition)
-        self._start(self._load(owned), f"load:{owned.key}")
-
-    async def _publish_refusals(self, snapshot: _Snapshot) -> None:
-        """Return once the quarantine has acknowledged every refusal, or the partition is not ours any more."""
-        owned = snapshot.owned
-        topic, number = owned.partition
-        left = list(snapshot.refusals)
-        while left and owned.state is PartitionState.READY:
-            try:
-                await self._quarantine(topic, number, left[:MAX_REFUSALS])
-            except EventLogUnavailable as trouble:
-                self.counters.quarantine_troubles += 1
-                self._logger.warning("quarantine_failed", topic_partition=owned.key, error=str(trouble))
-                await asyncio.sleep(self._pacing.retry_seconds)
-            else:
-                del left[:MAX_REFUSALS]
+        self._reload(owned)
 
     async def _delete(self, owned: Owned, garbage: Iterable[str]) -> None:
         """Delete fields nothing refers to any more. What a failure leaves behind is found again at the next load."""
@@ -607,7 +837,7 @@ class Ingest:
         """Wait for the save under way, then save what came after it."""
         if pair.saving is not None and not pair.saving.done():
             await asyncio.wait({pair.saving})
-        if any(owned.state is PartitionState.READY and self._has_changed(owned) for owned in pair.owned()):
+        if any(owned.state is PartitionState.READY and owned.has_changed for owned in pair.owned()):
             await self._save(pair)
 
     async def _drain(self) -> None:
@@ -617,11 +847,14 @@ class Ingest:
         try:
             async with asyncio.timeout(self._pacing.drain_seconds):
                 await asyncio.gather(*(self._save_last(pair) for pair in self._pairs.values()))
+                await self.refusals.flushed(self._pacing.drain_seconds)
         except TimeoutError:
             self._logger.warning("drained_unsaved")
         finally:
             for owned in list(self._owned.values()):
                 self._let_go(owned)
+            if self.refusals.waiting:
+                self._logger.error("refusals_lost", refusals=self.refusals.waiting)
             for task in self._tasks:
                 task.cancel()
 

@@ -30,6 +30,11 @@ class Pacing:
     join_patience_seconds: float = 5.0  # and so long for evaluations that the log says are there and that do not come
     revoke_seconds: float = 2.0  # for the last save before a partition is handed over
     drain_seconds: float = 2.0  # for the last saves at the end
+    quarantine_seconds: float = 2.0  # a save waits at most so long for its refusals to be written
+    ends_seconds: float = 1.0  # between two questions where the log ends
+    sweep_seconds: float = 60.0  # between two looks for rollouts that ended
+    failed_seconds: float = 0.5  # before a partition is loaded again after a mistake of ours
+    stopped_seconds: float = 10.0  # between two tries of a partition that is stopped
     retry_seconds: float = 0.2  # between two tries of a call that failed within its own deadline
 
 
@@ -38,7 +43,7 @@ class PartitionState(StrEnum):
 
     LOADING = "loading"
     READY = "ready"
-    STOPPED = "stopped"  # a person is needed
+    STOPPED = "stopped"  # a person is needed; it is tried again now and then
     GONE = "gone"  # not ours any more
 
 
@@ -55,6 +60,8 @@ class PartitionView:
     records: PartitionCounts
     unmoved_seconds: float  # since the saved offset last moved, or the partition was last seen without lag
     trouble: str  # why it is stopped, else empty
+    unsaved_seconds: float = 0.0  # age of the oldest change that is counted and not saved
+    heard_seconds: float | None = None  # since the brokers last answered for it; None: never
 
     @property
     def lag(self) -> int | None:
@@ -62,14 +69,25 @@ class PartitionView:
         return None if self.end_offset is None else max(0, self.end_offset - (self.saved_offset or 0))
 
 
+TRIES = 3
+"""Mistakes of ours in one partition, one after the other, before it counts as stopped."""
+
+
 class Owned:
     """One partition that is assigned to us."""
 
     __slots__ = (
+        "asked_at",
+        "bounds_at",
+        "careful_to",
         "delivered_at",
+        "end",
+        "failed_at",
+        "failures",
         "holes_seen",
         "is_busy",
         "is_counting_exposures",
+        "is_faulty",
         "is_leaving",
         "is_paused",
         "key",
@@ -78,13 +96,19 @@ class Owned:
         "moved_at",
         "partition",
         "pending",
+        "poisoned",
+        "rebased_at",
         "reported",
         "saved",
         "saved_at",
+        "saved_last_ms",
+        "saved_rebased",
+        "shrunk",
         "state",
         "swept_at",
         "totals",
         "trouble",
+        "unsaved_since",
     )
 
     def __init__(self, partition: TopicPartition, key: str, totals: PartitionTotals, now: float) -> None:
@@ -94,7 +118,8 @@ class Owned:
         self.totals = totals
         self.state = PartitionState.LOADING
         self.trouble = ""
-        self.loaded: tuple[PartitionTotals, int | None] | None = None  # with the fence found, None for none
+        #: With the fence found, None for none, and how often it was rebased.
+        self.loaded: tuple[PartitionTotals, int | None, int] | None = None
         self.saved: int | None = None  # the fence we expect to find
         self.saved_at = now
         self.moved_at = now
@@ -108,6 +133,40 @@ class Owned:
         self.is_leaving = False  # being handed over: nothing more is folded
         self.last_timestamp_ms: float = -inf  # of the last record folded
         self.delivered_at = now  # when the log last gave a record
+        self.saved_rebased = 0  # a part of the fence we expect to find
+        self.saved_last_ms = 0  # timestamp of the last record that is saved
+        self.unsaved_since: float | None = None  # when the oldest unsaved change was counted
+        self.end: int | None = None  # of the log, as asked for
+        self.asked_at: float | None = None  # when that was answered
+        self.bounds_at: float | None = None  # when the brokers answered the load
+        self.shrunk = 0  # times in a row that the log ended before our position
+        self.failures = 0  # mistakes of ours since it last got beyond the place of the first
+        self.failed_at = 0  # position of the last one
+        self.careful_to = -1  # up to this offset records are counted one by one: one of them fails
+        self.poisoned: dict[int, str] = {}  # offset of a record that cannot be counted -> why
+        self.is_faulty = False  # reported as a fault
+        self.rebased_at: float | None = None  # when it was last rebased
+
+    @property
+    def name(self) -> str:
+        """Topic and partition, as faults are named."""
+        return f"{self.partition[0]}/{self.partition[1]}"
+
+    @property
+    def is_rebased(self) -> bool:
+        """Whether it counts another log than the one that is stored; not yet saved."""
+        return self.totals.records.rebased != self.saved_rebased
+
+    @property
+    def counted_from(self) -> int:
+        """The offset from which on nothing is saved yet."""
+        return self.totals.records.start if self.saved is None or self.is_rebased else self.saved
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether there is something to save."""
+        totals = self.totals
+        return totals.position != self.saved or totals.has_changed or self.is_rebased
 
 
 class Pair:

@@ -92,7 +92,7 @@ def arms_in(stored: StoredPartition) -> dict[str, bytes]:
     """Return every arm by its name, and check that none stands in two places."""
     own = [name for name in stored.fields if parse_field(name) is not None]
     bundles = [decode_bundle(value) for name, value in stored.fields.items() if is_bundle_field(name)]
-    arms = Merger().arms(KEY, stored.fields)
+    arms, _ = Merger().arms(KEY, stored.fields)
     assert len(own) + sum(map(len, bundles)) == sum(parse_field(name) is not None for name in arms)
     return arms
 

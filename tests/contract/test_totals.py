@@ -4,8 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from controller.core.evidence import ArmTotals, PartitionProgress, VisitTotals
-from controller.errors import BrokenInvariant
+from controller.core.evidence import ArmTotals, Loss, PartitionProgress, VisitTotals
 from controller.ports import NO_FENCE, Totals
 from schemas.terms import Arm
 from schemas.totals import (
@@ -155,7 +154,14 @@ async def test_reading_adds_up_the_partitions(totals: Totals) -> None:
     two = ArmCounts(exposures=4, errors=1, converted={"signup": 2, "pay": 1}, latency={11: 5})
     fields = {
         **encode_progress(
-            PartitionCounts(start=2, end=9, freshest_ms=60_000, reported_at_ms=61_000, counted=4, tainted_from_ms=5_000)
+            PartitionCounts(
+                start=2,
+                end=9,
+                freshest_ms=60_000,
+                reported_at_ms=61_000,
+                counted=4,
+                losses=[(0, 1_000), (5_000, None)],
+            )
         ),
         TREATMENT: encode_arm(one),
         arm_field("new-checkout", "an-older-one", 0, Arm.TREATMENT): counts(99),
@@ -181,7 +187,10 @@ async def test_reading_adds_up_the_partitions(totals: Totals) -> None:
             end_offset=9,
             freshest=datetime(1970, 1, 1, 0, 1, tzinfo=UTC),
             reported_at=datetime(1970, 1, 1, 0, 1, 1, tzinfo=UTC),
-            tainted_from=datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC),
+            losses=(
+                Loss(None, datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)),
+                Loss(datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC), None),
+            ),
         ),
         PartitionProgress("flag.evaluations/4", 5, 5, None, datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)),
     ]
@@ -203,11 +212,55 @@ async def test_arms_are_found_in_their_bundles(totals: Totals) -> None:
     assert (found["new-checkout"][0].treatment.exposures, found["new-checkout"][0].control.exposures) == (13, 2)
 
 
-async def test_a_damaged_bundle_is_told_by_name(totals: Totals) -> None:
-    """A bundle that cannot be read is a broken invariant, not an arm of zeros."""
-    await totals.save(KEY, expected=None, next_offset=5, fields={**progress(5), bundle_field("new-checkout"): b"{"})
-    with pytest.raises(BrokenInvariant, match="arms/"):
-        await totals.read([KEY], {"new-checkout": ("start-1", [0])})
+async def test_a_damaged_bundle_costs_its_flags_in_its_partition(totals: Totals) -> None:
+    """A bundle that cannot be read is left out and named; other partitions and flags are read."""
+    name = bundle_field("new-checkout")
+    other = next(f"f{n}" for n in range(99) if bundle_field(f"f{n}") != name)
+    arm = arm_field(other, "start-1", 0, Arm.TREATMENT)
+    damaged = {**progress(5), name: b"{", arm: counts(2)}
+    await totals.save(KEY, expected=None, next_offset=5, fields=damaged)
+    await totals.save(OTHER_KEY, expected=None, next_offset=5, fields={**progress(5), TREATMENT: counts(7)})
+    found, partitions = await totals.read([KEY, OTHER_KEY], {"new-checkout": ("start-1", [0]), other: ("start-1", [0])})
+    assert found["new-checkout"][0].treatment.exposures == 7
+    assert found["new-checkout"][0].unreadable == ("flag.evaluations/3",)
+    assert found[other] == {0: VisitTotals(ArmTotals(evaluations=2, exposures=2))}
+    assert len(partitions) == 2
+
+
+@pytest.mark.parametrize("damage", [{"end": b"?"}, {"losses": b"["}, {"freshest": b"9" * 99}])
+async def test_a_damaged_partition_costs_itself(totals: Totals, damage: dict[str, bytes]) -> None:
+    """A head that cannot be read takes its partition out of the answer and nothing else."""
+    fields = {**progress(5), TREATMENT: counts(5)}
+    await totals.save(KEY, expected=None, next_offset=5, fields=fields | damage)
+    await totals.save(OTHER_KEY, expected=None, next_offset=5, fields=fields)
+    found, partitions = await totals.read([KEY, OTHER_KEY], {"new-checkout": ("start-1", [0])})
+    assert [each.topic_partition for each in partitions] == ["flag.evaluations/4"]
+    assert found["new-checkout"][0].treatment.exposures == 5
+
+
+async def test_a_log_made_again_has_a_fence_of_its_own(totals: Totals) -> None:
+    """A rebase moves the fence back; who still counts the log before cannot save, at any offset."""
+    await totals.save(KEY, expected=None, next_offset=9, fields=progress(9))
+    rebase = {**progress(2), "rebased": b"1"}
+    for _ in range(2):  # also when its answer was lost
+        assert await totals.save(KEY, expected=9, next_offset=2, fields=rebase) is None
+    later = {**progress(9), "rebased": b"1"}
+    assert await totals.save(KEY, expected=2, next_offset=9, fields=later, rebased=1) is None
+    assert await totals.save(KEY, expected=9, next_offset=12, fields=progress(12)) == 9
+    assert (await totals.load(KEY)).next_offset == 9
+    with pytest.raises(ValueError, match="only moves forward"):
+        await totals.save(KEY, expected=9, next_offset=5, fields=later, rebased=1)
+
+
+async def test_a_discarded_partition_is_as_if_never_counted(totals: Totals) -> None:
+    """A discard deletes everything of one partition, and says whether there was something."""
+    await totals.save(KEY, expected=None, next_offset=5, fields=progress(5))
+    await totals.save(OTHER_KEY, expected=None, next_offset=5, fields=progress(5))
+    assert await totals.discard(KEY)
+    assert not await totals.discard(KEY)
+    assert (await totals.load(KEY)).next_offset is None
+    assert (await totals.load(OTHER_KEY)).next_offset == 5
+    assert await totals.save(KEY, expected=5, next_offset=6, fields=progress(6)) == NO_FENCE
 
 
 async def test_reading_again_sees_what_changed_in_between(totals: Totals) -> None:

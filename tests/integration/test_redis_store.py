@@ -246,8 +246,7 @@ async def test_a_foreign_key_under_our_name_is_a_broken_invariant(store: Store) 
     await store.client.hset(HASH, mapping={"format": str(FORMAT + 1), **fields(5)})
     with pytest.raises(BrokenInvariant, match="upgrade"):
         await totals.load(KEY)
-    with pytest.raises(BrokenInvariant, match="upgrade"):
-        await totals.read([KEY], {})
+    assert await totals.read([KEY], {}) == ({}, [])  # which costs nobody else anything
     await store.client.hset(HASH, "format", "1")
     assert (await totals.load(KEY)).next_offset == 5  # what an earlier rolloutd has written is read
 
@@ -317,7 +316,11 @@ async def test_an_operator_can_read_the_hash(store: Store) -> None:
         b"late": b"0",
         b"ignored": b"0",
         b"holes": b"0",
+        b"last": b"",
+        b"losses": b"[]",
         b"tainted_from": b"",
+        b"topic_id": b"",
+        b"rebased": b"",
         b"new-checkout|start-1|0|treatment": b'{"evaluations":812,"exposures":400,"errors":3,"converted":{"signup":7},'
         b'"latency":{"231":17,"240":3}}',
     }

@@ -47,10 +47,52 @@ def test_what_did_not_change_is_not_decoded_again() -> None:
     assert merger.merge(("f", "r", 0), raw) is merger.merge(("f", "r", 0), tuple(raw))
 
 
-def test_totals_that_cannot_be_read_name_their_flag() -> None:
-    """A damaged field is a broken invariant, with flag and visit in the message."""
-    with pytest.raises(BrokenInvariant, match="new-checkout, visit 2"):
-        Merger().merge(("new-checkout", "r", 2), (b"{", None))
+def test_a_damaged_arm_costs_its_partition_alone() -> None:
+    """An arm that cannot be read leaves out both arms of its partition, and says which it was."""
+    merger = Merger()
+    arm = encode_arm(ArmCounts(exposures=3))
+    for _ in range(2):  # also from memory
+        totals = merger.merge(("f", "r", 2), (arm, b"{", arm, arm))
+        assert (totals.treatment.exposures, totals.control.exposures) == (3, 3)
+        assert totals.unreadable == ("0",)
+    assert merger.merge(("f", "r", 2), (arm, b"{", arm, None)).unreadable == ("0",)
+    healed = merger.merge(("f", "r", 2), (arm, arm, arm, arm))
+    assert (healed.treatment.exposures, healed.unreadable) == (6, ())
+
+
+@pytest.mark.parametrize("at", [253_402_300_799_999, 253_402_300_800_000, 10**15, 10**18])
+def test_a_moment_beyond_the_calendar_is_its_end(at: int) -> None:
+    """No stored time can raise, not even one after the year 9999."""
+    counts = PartitionCounts(freshest_ms=at, reported_at_ms=at, losses=[(at, None)])
+    fields = {**encode_progress(counts), "format": b"2", "next": b"0"}
+    progress = progress_of("e/0/1", fields)
+    assert progress is not None
+    assert progress.freshest is not None
+    assert progress.freshest.year == progress.reported_at.year == 9999
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"next": b"-1"},
+        {"next": b"9" * 5000},
+        {"freshest": b"soon"},
+        {"counted": b"9" * 30},
+        {"losses": b"[[5,1]]"},
+        {"losses": b"{"},
+        {"losses": b"[[-1,1]]"},
+        {"topic_id": b"\xff"},
+        {"rebased": b"x"},
+        {"format": b"3"},
+        {"format": b""},
+    ],
+    ids=str,
+)
+def test_any_damage_of_the_progress_is_a_broken_invariant(damage: dict[str, bytes]) -> None:
+    """Whatever stands in a head, reading it raises one exception, which is contained."""
+    fields = {**encode_progress(PartitionCounts()), "format": b"2", "next": b"0"}
+    with pytest.raises(BrokenInvariant, match="e/0/1"):
+        progress_of("e/0/1", fields | damage)
 
 
 def test_progress_that_cannot_be_read_names_its_partition() -> None:

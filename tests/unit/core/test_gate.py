@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from controller.core.analysis.batches import KEPT_VISITS, MAX_OPEN, MIN_BATCH
-from controller.core.evidence import ArmTotals, VisitTotals, bucket_of
+from controller.core.evidence import ArmTotals, Loss, VisitTotals, bucket_of
 from controller.core.gate import REPORT_WITHIN, GateTests, decode_tests, encode_tests, judge, look_for_harm
 from controller.core.judgement import Judgement, MetricReport
 from controller.core.plan import Guardrail, Plan
 from controller.core.rollout import Baking, Rollout
 from schemas.terms import Arm, HealthGap, MetricRole, Verdict
-from tests.builders import T0, make_plan, make_rollout, make_stages, make_visit
+from tests.builders import HOUR, T0, make_plan, make_rollout, make_stages, make_visit
 from tests.streams import Watched, make_arm, make_evidence, make_progress
 
 NOW = T0 + timedelta(minutes=5)
@@ -71,7 +71,11 @@ def test_healthy_evidence_has_no_gap() -> None:
 @pytest.mark.parametrize("arm", ["treatment", "control"])
 def test_arm_without_exposures_is_no_traffic(arm: str) -> None:
     """Nobody exposed in either arm is `no_traffic`, and nothing else about that arm."""
-    judgement = look_at(replace(HEALTHY, **{arm: ArmTotals()}))
+    nobody = ArmTotals()
+    is_treatment = arm == "treatment"
+    judgement = look_at(
+        replace(HEALTHY, treatment=nobody) if is_treatment else replace(HEALTHY, control=nobody)
+    )
     assert HealthGap.NO_TRAFFIC in gaps_of(judgement)
     assert HealthGap.NO_OUTCOMES not in gaps_of(judgement)
     assert HealthGap.BELOW_MIN_SAMPLE not in gaps_of(judgement)
@@ -226,10 +230,40 @@ def test_drift_of_a_flag_plane_is_a_gap() -> None:
 
 
 def test_loss_taints_the_stage_it_fell_into_and_no_later_one() -> None:
-    """Records lost since the stage was entered taint it; a loss before it does not."""
+    """Records lost while the stage lasts taint it, the end included; a loss that was over does not."""
     entered = make_rollout().visits[0].entered_at
-    assert gaps_of(look_at(partitions=make_progress(NOW, tainted_from=entered))) == [HealthGap.TAINTED]
-    assert look_at(partitions=make_progress(NOW, tainted_from=entered - timedelta(microseconds=1))).gaps == ()
+    moment = timedelta(microseconds=1)
+    for loss in (
+        Loss(None, entered),
+        Loss(entered - HOUR, None),
+        Loss(None, None),
+        Loss(entered - HOUR, entered + HOUR),
+        Loss(NOW, None),
+    ):
+        judgement = look_at(partitions=make_progress(NOW, losses=(loss,)))
+        assert gaps_of(judgement) == [HealthGap.TAINTED], loss
+    for loss in (Loss(None, entered - moment), Loss(NOW + moment, None)):
+        assert look_at(partitions=make_progress(NOW, losses=(loss,))).gaps == ()
+
+
+def test_a_second_loss_taints_as_the_first_one_did() -> None:
+    """A loss long ago hides none of the present stage (F25)."""
+    entered = make_rollout().visits[0].entered_at
+    losses = (Loss(None, entered - 10 * HOUR), Loss(entered, entered))
+    assert gaps_of(look_at(partitions=make_progress(NOW, losses=losses))) == [HealthGap.TAINTED]
+
+
+def test_times_from_the_future_prove_nothing() -> None:
+    """A freshest event or a report that is ahead of the clock is no sign of freshness."""
+    ahead = NOW + timedelta(days=1)
+    assert gaps_of(look_at(partitions=make_progress(NOW, freshest=ahead))) == [HealthGap.STALE]
+    assert gaps_of(look_at(partitions=make_progress(NOW, reported_at=ahead))) == [HealthGap.STALE]
+
+
+def test_totals_that_cannot_be_read_hold_the_gate() -> None:
+    """What is missing in one partition is a gap, however good the rest looks."""
+    totals = replace(HEALTHY, unreadable=("flag.evaluations/3",))
+    assert gaps_of(look_at(totals)) == [HealthGap.STALE]
 
 
 def test_blind_plan_asks_only_whether_it_is_actuated() -> None:
