@@ -117,6 +117,7 @@ class _Order:
     hops: int
     fetched_at: float
     why_not: str = ""  # why it is refused unseen
+    is_queued: bool = False  # what comes later for its flag waits behind it
     is_done: bool = False
 
     def finish(self) -> None:
@@ -353,17 +354,22 @@ class Workers:
 
     def _take(self, partition: TopicPartition, lane: _Lane, order: _Order) -> None:
         """Begin with a command, or let it wait until all that matter more are read."""
-        limit = FLAG_LOWERING_LIMIT if order.verb in ALWAYS_ACCEPTED else FLAG_COMMANDS_LIMIT
         if not self._is_known(order.flag_key) or lane.queued[order.flag_key]:
+            lane.queued[order.flag_key] += 1
+            order.is_queued = True
             self._let_wait(lane, order)
-        elif self._waiting[order.flag_key] >= limit:
-            order.why_not = (
-                f"{self._waiting[order.flag_key]} commands of this flag wait to be carried out: "
-                "send it again when they are answered"
-            )
+        elif self._is_too_much(order):
             self._let_wait(lane, order)
         else:
             self._begin(partition, lane, order)
+
+    def _is_too_much(self, order: _Order) -> bool:
+        """Tell whether enough commands of the flag are under way, and note it."""
+        waiting = self._waiting[order.flag_key]
+        if waiting < (FLAG_LOWERING_LIMIT if order.verb in ALWAYS_ACCEPTED else FLAG_COMMANDS_LIMIT):
+            return False
+        order.why_not = f"{waiting} commands of this flag wait to be carried out: send it again when they are answered"
+        return True
 
     def _is_known(self, flag_key: str) -> bool:
         """True for a flag that may have a rollout, as far as is known without asking."""
@@ -595,7 +601,6 @@ class Workers:
     def _let_wait(self, lane: _Lane, order: _Order) -> None:
         assert order.record is not None
         lane.strangers.append(order)
-        lane.queued[order.flag_key] += 1
         lane.stranger_bytes += len(order.record.value or b"")
         lane.arrived.set()
 
@@ -639,14 +644,17 @@ class Workers:
             flag_key = order.flag_key
             try:
                 fault = await self._why_not(order, order.record)
+                if fault is None and not order.why_not and self._is_too_much(order):
+                    fault = await self._why_not(order, order.record)
             except OperatingTrouble as error:
                 trouble = error
                 break
             lane.strangers.popleft()
             lane.stranger_bytes -= len(order.record.value or b"")
-            lane.queued[flag_key] -= 1
-            if not lane.queued[flag_key]:
-                del lane.queued[flag_key]
+            if order.is_queued:
+                lane.queued[flag_key] -= 1
+                if not lane.queued[flag_key]:
+                    del lane.queued[flag_key]
             if fault is None:
                 self._begin(partition, lane, order)
             else:

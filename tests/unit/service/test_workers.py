@@ -67,7 +67,7 @@ class Replica:
                 metrics=Metrics(version="test"),
                 encode=documents.encode,
                 on_transition=cluster.transitions.append,
-                newest_known=lambda _: None,
+                newest_known=cluster.newest.get,
                 faults=self.faults,
             ),
             commands=self.log,
@@ -78,7 +78,7 @@ class Replica:
             forward=cluster.forward,
             partition_of=cluster.partition_of,
             command_partitions=lambda: cluster.partitions,
-            known_flags=lambda: sorted({rollout.flag_key for rollout in cluster.transitions}),
+            known_flags=lambda: sorted({*cluster.newest, *(each.flag_key for each in cluster.transitions)}),
             event_partitions=lambda: [EVENTS],
             released=self.released.append,
             actuation_drift=lambda _: None,
@@ -99,6 +99,7 @@ class Cluster:
         self.totals = MemoryTotals()
         self.publisher = MemoryPublisher()
         self.transitions: list[Rollout] = []
+        self.newest: dict[str, Rollout] = {}  # the state topic
         self.partitions = PARTITIONS
         self._count = 0
 
