@@ -36,7 +36,7 @@ from controller.errors import (
     EventLogUnavailable,
     StoreUnavailable,
 )
-from controller.health import Component, Faults, Health
+from controller.health import Component, Faults, Health, Scope
 from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record
 from controller.service.actuation import Actuation
@@ -47,7 +47,7 @@ from controller.service.reporter import REPORT_EVERY_SECONDS, Reporter
 from controller.service.supervisor import Parts, Step, Supervisor
 from controller.service.watchdog import ConsumerWatchdog, StallMeter
 from controller.service.worker import Tools
-from controller.service.workers import ReadCommand, Workers
+from controller.service.workers import Peeked, ReadCommand, Workers
 from controller.settings import RedisPlaneSettings, RedisSettings, Settings
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
@@ -130,7 +130,7 @@ class Daemon:
         self._advisor = make_advisor(settings.advisor, self._clock)
         totals = RedisTotals(self._store, self._faults)
         self._tools = Tools(
-            rollouts=RedisRollouts(self._store),
+            rollouts=RedisRollouts(self._store, unreadable=self._unreadable),
             publisher=self._publisher,
             advisor=self._advisor,
             clock=self._clock,
@@ -138,6 +138,7 @@ class Daemon:
             encode=documents.encode,
             on_transition=self._on_transition,
             newest_known=self._newest.get,
+            faults=self._faults,
             on_alert=self._on_alert,
         )
         self._ingest = Ingest(
@@ -159,10 +160,12 @@ class Daemon:
             tools=self._tools,
             commands=self._commands,
             totals=totals,
+            peek=self._peek_command,
             read_command=self._read_command,
-            refuse=self._refuse_command,
+            refuse=self._refuse_commands,
             forward=self._publish_persistently,
             partition_of=self._command_partition,
+            command_partitions=self._command_partitions,
             known_flags=self._known_flags,
             event_partitions=self._event_partitions,
             released=self._released,
@@ -381,14 +384,38 @@ class Daemon:
 
     # --- commands -------------------------------------------------------------------------------------------------------
 
+    def _peek_command(self, record: Record) -> Peeked | None:
+        peeked = documents.peek_command(record.value, record.headers, record.key)
+        return None if peeked is None else Peeked(*peeked)
+
     def _read_command(self, record: Record) -> ReadCommand:
         now = self._clock.now()
-        command = documents.read_command(record.value, record.headers, record.key, record.timestamp, now)
-        entry = OutboxEntry("", command.id, "commands", command.flag, documents.command_bytes(command))
-        return ReadCommand(command.flag, documents.to_command_event(command, now), entry)
+        source = (record.value, record.headers, record.key, record.timestamp)
+        try:
+            command = documents.read_command(*source, now)
+            event = documents.to_command_event(command, now)
+        except BadInput:
+            raise
+        except Exception as mistake:  # ours: refused by the command, and nothing else is touched
+            self._log.exception("command_not_read", partition=record.partition, offset=record.offset)
+            raise documents.refusal_by_mistake(*source, mistake) from mistake
+
+        def copy() -> OutboxEntry:
+            value = documents.command_bytes(command, hops=1)
+            return OutboxEntry("", f"{command.flag}/{command.id}/hop", "commands", command.flag, value)
+
+        return ReadCommand(command.flag, event, copy)
+
+    def _command_partitions(self) -> int:
+        return self._topology.partitions("commands")
 
     def _command_partition(self, flag_key: str) -> int:
-        return partition_of(flag_key, self._topology.partitions("commands"))
+        return partition_of(flag_key, self._command_partitions())
+
+    def _unreadable(self, flag_key: str, why: str) -> None:
+        """One flag's document cannot be read: the others start, and it is served as the state topic says."""
+        remedy = f"rolloutd repair flag {flag_key}, or run the release that wrote it"
+        self._faults.report(Scope.FLAG, flag_key, f"what is stored for it cannot be read: {why}", remedy)
 
     def _known_flags(self) -> Sequence[str]:
         return sorted({*self._newest, *self._stored_flags})
@@ -407,22 +434,30 @@ class Daemon:
         value = quarantine.encode(topic, partition, refusals)
         await self._publisher.publish([OutboxEntry("", effect_id, "quarantine", place, value)])
 
-    async def _refuse_command(self, record: Record, fault: BadInput) -> None:
-        """Answer a command that cannot be obeyed, or set aside a record that is none. Repeated until Kafka has it."""
-        if isinstance(fault, CommandRefused):
-            # No worker of ours has the flag, so nobody keeps the answer: only what stands in the record goes into it, and a
-            # record that is read again after a crash gets the same one.
-            answer = AnswerCommand(fault.command_id, fault.verb, CommandStatus.REJECTED, fault.reason, 0)
-            at = time_of(record.timestamp)
-            entry = documents.encode(answer, fault.flag_key, None, fault.command_id, at)
-            tell = partial(self._publisher.publish, [entry])
-        else:
+    async def _refuse_commands(self, refused: Sequence[tuple[Record, BadInput]]) -> None:
+        """Answer commands that are not carried out, set aside records that are none. Until Kafka has it."""
+        entries: list[OutboxEntry] = []
+        aside: dict[tuple[str, int], list[quarantine.Refusal]] = {}
+        for record, fault in refused:
+            if isinstance(fault, CommandRefused):
+                entries.append(self._refusal(record, fault))
+                continue
             reason = fault.reason if isinstance(fault, CommandUnreadable) else QuarantineReason.INVALID
-            refused_record = RecordRefused(reason, str(fault), "see schemas/json/command.schema.json")
-            refused = quarantine.refusal(record.offset, record.timestamp, record.value, refused_record)
-            tell = partial(self._quarantine, record.topic, record.partition, [refused])
+            unusable = RecordRefused(reason, str(fault), "see schemas/json/command.schema.json")
+            refusal = quarantine.refusal(record.offset, record.timestamp, record.value, unusable)
+            aside.setdefault((record.topic, record.partition), []).append(refusal)
             self._metrics.quarantined.of(reason).inc()
-        await self._persistently(tell)
+        if entries:
+            await self._persistently(partial(self._publisher.publish, entries))
+        for (topic, partition), refusals in aside.items():
+            await self._persistently(partial(self._quarantine, topic, partition, refusals))
+
+    def _refusal(self, record: Record, fault: CommandRefused) -> OutboxEntry:
+        # Nobody keeps the answer: only what stands in the record goes into it, and a record that is read
+        # again after a crash gets the same one.
+        answer = AnswerCommand(fault.command_id, fault.verb, CommandStatus.REJECTED, fault.reason, 0)
+        at = time_of(record.timestamp)
+        return documents.encode(answer, fault.flag_key, None, fault.command_id, at)
 
     async def _publish_persistently(self, entry: OutboxEntry) -> None:
         await self._persistently(partial(self._publisher.publish, [entry]))

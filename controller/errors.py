@@ -12,7 +12,8 @@ RolloutdError
 |   +-- FlagPlaneUnavailable   not known to be served
 +-- BrokenInvariant          our own: stop the worker, turn health red
     +-- EventLogTruncated      the log is not the one we counted: a person must name a new epoch
-    +-- DocumentUnreadable     a stored rollout is not ours to read: a newer release wrote it, or it was damaged
+    +-- DocumentUnreadable     a stored rollout is not ours to read: it was damaged
+        +-- DocumentNewer        or a newer release wrote it: it is never written over
 
 A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the contract refuses it, it goes to quarantine.
 """
@@ -84,3 +85,7 @@ class EventLogTruncated(BrokenInvariant):
 
 class DocumentUnreadable(BrokenInvariant):
     """A stored rollout document has an unknown version or is not one: never guessed at."""
+
+
+class DocumentNewer(DocumentUnreadable):
+    """A newer release wrote it. Whatever it says stays as it is."""

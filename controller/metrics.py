@@ -26,6 +26,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from controller.core.invariants import RULES
 from controller.health import Component
 from schemas.terms import (
     AdviceChoice,
@@ -175,6 +176,9 @@ class Metrics:
             "explanations_total", "Explanations of alerts asked for.", outcome=("attached", "unavailable", "dropped")
         )
         self.alerts = counter("alerts_total", "Alerts raised.", kind=AlertKind, severity=Severity)
+        self.invariant_violations = counter(
+            "invariant_violations_total", "Decisions that would have broken an invariant.", invariant=RULES
+        )
         self.outbox_entries = plain_gauge("outbox_entries", "Effects saved and not yet known to be published.")
 
         # Actuating.

@@ -186,13 +186,21 @@ class StoredRollout:
     token: int  # grows by one with every save; the compare-and-set is on it
     tests: bytes  # the sequential tests' state, opaque here; b"" for none
     outbox: Sequence[OutboxEntry]
+    #: Why the document cannot be read; empty: it can, or there is none. `rollout` is then what the outbox
+    #: still holds of it, None for nothing.
+    trouble: str = ""
+    is_newer: bool = False  # a newer release wrote it: never to be written over
 
 
 class Rollouts(Protocol):
     """The flags' hashes: document, tests' state, answers and outbox, written together."""
 
     async def load(self, flag_key: str) -> StoredRollout:
-        """Return what is stored; a flag never seen has no rollout and token 0."""
+        """Return what is stored; a flag never seen has no rollout and token 0.
+
+        A document that cannot be read is described in `trouble`. Raises DocumentUnreadable when not even
+        the token can be read.
+        """
 
     async def save(
         self,
@@ -222,7 +230,7 @@ class Rollouts(Protocol):
     async def newer_than(self, revisions: Mapping[str, int]) -> Sequence[Rollout]:
         """Return the stored rollouts whose revision exceeds the one given for their flag, 0 for a flag not named.
 
-        A document that cannot be read is left out: whoever loads it says so.
+        A document that cannot be read is left out and reported: it concerns its flag alone.
         """
 
 

@@ -214,6 +214,7 @@ class AlertKind(StrEnum):
     PLAN_EXPIRED = "plan_expired"
     FORCED = "forced"  # an operator went past a gate
     ANOMALY = "anomaly"  # movement that no test is about; never an action
+    FLAG_BROKEN = "flag_broken"  # its worker has stopped, or what is stored for it cannot be read
 
 
 class Recorded(StrEnum):

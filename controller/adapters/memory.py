@@ -8,6 +8,7 @@ but `MemoryEventLog.fetch`, which waits for records on the running loop's time.
 from __future__ import annotations
 
 import asyncio
+import copy
 import zlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -188,6 +189,8 @@ class _Flag:
     tests: bytes = b""
     outbox: dict[str, OutboxEntry] = field(default_factory=dict)
     answers: dict[str, bytes] = field(default_factory=dict)
+    trouble: str = ""
+    is_newer: bool = False
 
 
 class MemoryRollouts:
@@ -202,8 +205,34 @@ class MemoryRollouts:
         self.outage.after()
         flag = self._flags.get(flag_key, _Flag())
         return StoredRollout(
-            flag.rollout, flag.token, flag.tests, sorted(flag.outbox.values(), key=lambda entry: outbox_number(entry.field))
+            None if flag.trouble else flag.rollout,
+            flag.token,
+            flag.tests,
+            sorted(flag.outbox.values(), key=lambda entry: outbox_number(entry.field)),
+            flag.trouble,
+            flag.is_newer,
         )
+
+    def damage(self, flag_key: str, trouble: str, *, is_newer: bool = False) -> None:
+        """Make a flag's document unreadable, until it is written or discarded."""
+        flag = self._flags.setdefault(flag_key, _Flag())
+        flag.trouble, flag.is_newer = trouble, is_newer
+
+    def snapshot(self) -> object:
+        """Return all that is stored, for `restore`."""
+        return copy.deepcopy(self._flags)
+
+    def restore(self, snapshot: object) -> None:
+        """Fall back to a snapshot, as a stale replica that is promoted does."""
+        assert isinstance(snapshot, dict)
+        self._flags = copy.deepcopy(snapshot)
+
+    async def discard(self, flag_key: str) -> bool:
+        """Delete everything stored for a flag; False when there was nothing."""
+        self.outage.before()
+        gone = self._flags.pop(flag_key, None)
+        self.outage.after()
+        return gone is not None
 
     async def save(
         self,
@@ -244,6 +273,8 @@ class MemoryRollouts:
             tests=flag.tests if tests is None else tests,
             outbox={**flag.outbox, **{entry.field: entry for entry in outbox}},
             answers=flag.answers if answer is None else {**flag.answers, answer[0]: answer[1]},
+            trouble=flag.trouble if rollout is None else "",
+            is_newer=flag.is_newer and rollout is None,
         )
         return True
 
@@ -269,7 +300,8 @@ class MemoryRollouts:
     async def newer_than(self, revisions: Mapping[str, int]) -> Sequence[Rollout]:
         self.outage.before()
         self.outage.after()
-        stored = (self._flags[flag_key].rollout for flag_key in sorted(self._flags))
+        readable = (self._flags[key] for key in sorted(self._flags) if not self._flags[key].trouble)
+        stored = (flag.rollout for flag in readable)
         return [each for each in stored if each is not None and each.revision > revisions.get(each.flag_key, 0)]
 
 

@@ -31,6 +31,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 import redis.asyncio
+import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -44,7 +45,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from controller.adapters.documents import rollout_from_json, rollout_to_json
+from controller.adapters.documents import read_state, rollout_from_json, rollout_to_json
 from controller.adapters.merged import (
     Merger,
     ReadFaults,
@@ -58,12 +59,21 @@ from controller.adapters.merged import (
 )
 from controller.core.evidence import PartitionProgress, VisitTotals
 from controller.core.rollout import Rollout
-from controller.errors import BrokenInvariant, ConfigInvalid, StoreUnavailable
+from controller.errors import (
+    BrokenInvariant,
+    ConfigInvalid,
+    DocumentNewer,
+    DocumentUnreadable,
+    StoreUnavailable,
+)
 from controller.health import Faults
 from controller.ports import NO_FENCE, OutboxEntry, StoredPartition, StoredRollout
+from schemas.terms import NAME
 from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS, rebased_field
 
 T = TypeVar("T")
+
+_log = structlog.get_logger()
 
 _SCRIPT = resources.files("controller.adapters").joinpath("fenced_save.lua").read_text()
 _SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()  # the name Redis gives it
@@ -436,8 +446,10 @@ _HEAD = ("next", "format", *PROGRESS_FIELDS)
 class RedisRollouts:
     """The `Rollouts` port."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, unreadable: Callable[[str, str], None] = lambda _flag_key, _why: None) -> None:
+        """`unreadable` is called with flag and reason for each document that `newer_than` leaves out."""
         self._store = store
+        self._unreadable = unreadable
 
     def _key(self, flag_key: str) -> str:
         return f"{self._store.prefix}ro:{{{flag_key}}}"
@@ -446,16 +458,40 @@ class RedisRollouts:
         key = self._key(flag_key)
         raw = await self._store.call(f"load {flag_key}", lambda: self._store.client.hgetall(key))
         try:
-            document = raw.get(b"document")
-            outbox = [_entry(name.decode(), value) for name, value in raw.items() if name.startswith(b"outbox:")]
-            return StoredRollout(
-                rollout=None if document is None else rollout_from_json(document),
-                token=int(raw.get(b"token", 0)),
-                tests=raw.get(b"tests", b""),
-                outbox=sorted(outbox, key=lambda entry: outbox_number(entry.field)),
-            )
+            token = int(raw.get(b"token", 0))
         except ValueError as error:
-            raise BrokenInvariant(f"what is stored for {flag_key} cannot be read: {error}") from error
+            # Nothing can be compared and set: only a person may take this away.
+            raise DocumentUnreadable(f"the token stored for {flag_key} is damaged: {error}") from error
+        outbox = _readable_entries(flag_key, raw)
+        rollout, trouble, is_newer = None, "", False
+        try:
+            document = raw.get(b"document")
+            rollout = None if document is None else rollout_from_json(document)
+        except DocumentUnreadable as error:
+            trouble, is_newer = str(error), isinstance(error, DocumentNewer)
+            rollout = None if is_newer else _newest_of(outbox)
+        except Exception as error:  # damage of any kind concerns this flag alone
+            trouble, rollout = repr(error), _newest_of(outbox)
+        return StoredRollout(
+            rollout=rollout,
+            token=token,
+            tests=raw.get(b"tests", b""),
+            outbox=outbox,
+            trouble=trouble,
+            is_newer=is_newer,
+        )
+
+    async def discard(self, flag_key: str) -> bool:
+        """Delete everything stored for a flag; False when there was nothing.
+
+        Its workers then go on from the newest document of the state topic. Answers to its commands are
+        gone, and so are effects that were not published.
+        """
+        key = self._key(flag_key)
+        gone = await self._store.call(f"discard {flag_key}", lambda: self._store.client.delete(key))
+        index = f"{self._store.prefix}flags"
+        listed = await self._store.call(f"discard {flag_key}", lambda: self._store.client.srem(index, flag_key))
+        return bool(gone or listed)
 
     async def save(
         self,
@@ -519,23 +555,36 @@ class RedisRollouts:
         names = await self._store.call(
             "list the flags", lambda: self._store.client.smembers(f"{self._store.prefix}flags"), times_deadline=5
         )
-        return sorted(name.decode() for name in names)
+        # What is no name was never written by us: it can be no flag's.
+        texts = (name.decode(errors="replace") for name in names)
+        return sorted(text for text in texts if NAME.match(text))
 
     async def newer_than(self, revisions: Mapping[str, int]) -> Sequence[Rollout]:
         newer: list[Rollout] = []
         for flag_keys in _chunks(await self.flag_keys(), DOCUMENTS_AT_ONCE):
             for flag_key, document in zip(flag_keys, await asyncio.gather(*map(self._document, flag_keys)), strict=True):
                 # Read whole only where needed: of ten thousand flags a crash left a few unpublished.
-                with suppress(ValueError):
+                if isinstance(document, Exception):
+                    self._unreadable(flag_key, str(document))
+                    continue
+                try:
                     if document is not None and _revision_of(document).revision > revisions.get(flag_key, 0):
                         newer.append(rollout_from_json(document))
+                except Exception as error:  # damage of any kind concerns this flag alone
+                    self._unreadable(flag_key, str(error))
         return newer
 
-    async def _document(self, flag_key: str) -> bytes | None:
+    async def _document(self, flag_key: str) -> bytes | Exception | None:
+        """Return a document, or why there is none to be had: a hash that is none, say."""
         key = self._key(flag_key)
-        document: bytes | None = await self._store.call(
-            f"read the document of {flag_key}", lambda: self._store.client.hget(key, "document"), times_deadline=5
-        )
+        try:
+            document: bytes | None = await self._store.call(
+                f"read the document of {flag_key}",
+                lambda: self._store.client.hget(key, "document"),
+                times_deadline=5,
+            )
+        except BrokenInvariant as damage:
+            return damage
         return document
 
 
@@ -564,6 +613,33 @@ def _entry(name: str, stored: bytes) -> OutboxEntry:
     head, _, value = stored.partition(b"\n")
     known = msgspec.json.decode(head, type=_EntryHead)
     return OutboxEntry(field=name, effect_id=known.effect_id, topic=known.topic, key=known.key, value=value)
+
+
+def _readable_entries(flag_key: str, raw: Mapping[bytes, bytes]) -> list[OutboxEntry]:
+    """Return the effects stored for a flag, oldest first, without those that are damaged."""
+    outbox = []
+    for name, value in raw.items():
+        if name.startswith(b"outbox:"):
+            try:
+                entry = _entry(name.decode(), value)
+                outbox_number(entry.field)
+            except ValueError as error:
+                _log.error("effect_unreadable", flag_key=flag_key, field=repr(name), error=str(error))
+            else:
+                outbox.append(entry)
+    return sorted(outbox, key=lambda entry: outbox_number(entry.field))
+
+
+def _newest_of(outbox: Sequence[OutboxEntry]) -> Rollout | None:
+    """Return the newest document that still waits to be published: a second copy of what is stored."""
+    newest: Rollout | None = None
+    for entry in outbox:
+        if entry.topic == "state":
+            with suppress(DocumentUnreadable):
+                rollout = read_state(entry.value)
+                if newest is None or rollout.revision > newest.revision:
+                    newest = rollout
+    return newest
 
 
 def _chunks(items: Iterable[T], size: int) -> list[list[T]]:

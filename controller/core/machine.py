@@ -12,8 +12,10 @@ from datetime import datetime, timedelta
 
 from controller.core.judgement import Gap, Judgement, MetricReport
 from controller.core.rollout import (
+    CLOCK_TOLERANCE,
     COMMAND_MAX_AGE,
     CONTROLLER,
+    LOWERING_MAX_AGE,
     Aborted,
     AdviceReceived,
     AdviceRound,
@@ -376,10 +378,15 @@ def _begin(previous: Rollout | None, command: CommandReceived) -> tuple[Rollout 
 
 
 def _obey(rollout: Rollout, command: CommandReceived, now: datetime) -> tuple[Rollout | None, tuple[Effect, ...]]:
-    """Do what the operator asks, or say why not. Lowering always works, whatever revision was seen."""
+    """Do what the operator asks, or say why not.
+
+    Lowering works whatever revision was seen, if it is meant for this rollout.
+    """
     verb, phase = command.verb, rollout.phase
     if verb in (CommandVerb.START, CommandVerb.RESTART) and rollout.has_ended:
         return _begin(rollout, command)
+    if verb not in _RAISING and (why := _for_another_time(rollout, command)) is not None:
+        return rollout, (_rejected(command, rollout.revision, why),)
     if verb not in ALWAYS_ACCEPTED:
         if command.expected_revision not in (None, rollout.revision):
             return rollout, (_rejected(command, rollout.revision, _stale(command, rollout.revision)),)
@@ -514,6 +521,26 @@ _OUTDATED = (
 def _is_outdated(command: CommandReceived) -> bool:
     """Tell whether a command is too old, by the clock it was received by: another replica's may have run ahead."""
     return command.at - command.issued_at > COMMAND_MAX_AGE
+
+
+def _for_another_time(rollout: Rollout, command: CommandReceived) -> str | None:
+    """Return why an order that raises nothing is not one for this rollout; None when it may be.
+
+    Offsets and answers can be lost together, and then last week's orders are read again: none may lower
+    this week's rollout. An operator with a slow clock must be heard all the same: what arrives now is
+    believed for a day, and whoever names the present revision has seen it.
+    """
+    if command.expected_revision == rollout.revision:
+        return None
+    issued = command.issued_at.isoformat(timespec="seconds")
+    again = f"send it again, with the clock set or with expected_revision {rollout.revision}"
+    if command.at - command.issued_at > LOWERING_MAX_AGE:
+        hours = LOWERING_MAX_AGE // timedelta(hours=1)
+        return f"issued at {issued}, more than {hours} h ago: not an order for now; {again}"
+    if command.is_backlog and command.issued_at < rollout.started_at - CLOCK_TOLERANCE:
+        began = rollout.started_at.isoformat(timespec="seconds")
+        return f"issued at {issued}, before this rollout began at {began}: for an earlier one; {again}"
+    return None
 
 
 def _stale(command: CommandReceived, revision: int) -> str:
@@ -676,6 +703,18 @@ def _hold(rollout: Rollout, reason: HoldReason, why: str, judgement: Judgement, 
     gate = rollout.phase if isinstance(rollout.phase, Gating) else None
     decision = _decision(rollout, after, DecisionKind.HOLD, why, judgement=judgement, gate=gate)
     return after, (decision, *_hold_alerts(after, reason, why, judgement))
+
+
+def hold_back(rollout: Rollout, why: str, judgement: Judgement | None, now: datetime) -> Outcome:
+    """Return the rollout where it stands, held and said why once: this replica may raise nothing now."""
+    now = max(now, rollout.updated_at)
+    is_recent = rollout.hold is not None and now - rollout.updated_at < HOLD_ANNOUNCED_EVERY
+    if rollout.hold is HoldReason.HEALTH or is_recent or rollout.has_ended:
+        return rollout, ()
+    after = _move(rollout, now, hold=HoldReason.HEALTH)
+    gate = rollout.phase if isinstance(rollout.phase, Gating) else None
+    why = f"everything else has passed; {why}"
+    return after, (_decision(rollout, after, DecisionKind.HOLD, why, judgement=judgement, gate=gate),)
 
 
 def _health_action(judgement: Judgement) -> str:

@@ -224,6 +224,9 @@ class CommandReceived:
     issued_at: datetime
     expected_revision: int | None = None
     plan: Plan | None = None  # for `start`; for `restart` it may replace the pinned one
+    #: It was in the log before this replica read there, so it may be read a second time. False: it was sent
+    #: just now, whatever its issuer's clock says.
+    is_backlog: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +289,8 @@ class AnswerCommand:
     status: CommandStatus
     reason: str
     revision: int  # after the command
+    digest: str = ""  # of what the command asked for; empty until it is known
+    event: str = ""  # id of the result's event where it is not the command's: a second use of an id
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,3 +313,11 @@ CONTROLLER = "rolloutd"
 #: Verbs that raise exposure or open the way to it are refused when older than this: an order from before an outage is not
 #: an order for now.
 COMMAND_MAX_AGE = timedelta(minutes=10)
+
+#: All other verbs only ever make it more careful, so an outage of hours does not make them void. After a day
+#: nobody remembers them: what is that old was read again, from a log whose offsets were lost or mirrored.
+LOWERING_MAX_AGE = timedelta(hours=24)
+
+#: What was issued before the present rollout began is for an earlier one. Clocks of laptops differ by seconds
+#: to minutes; one that is slower than this is believed for what arrives now, see `is_backlog`.
+CLOCK_TOLERANCE = timedelta(minutes=5)

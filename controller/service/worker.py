@@ -6,6 +6,8 @@ Which flags run here, and where their events come from, is `workers.py`. What is
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,13 +21,15 @@ import structlog
 from controller.core.agreement import agrees, is_outcome
 from controller.core.evidence import Evidence
 from controller.core.gate import GateTests, decode_tests, encode_tests, judge, look_for_harm
+from controller.core.invariants import Transition, Violation, raises_exposure, violations
 from controller.core.judgement import Judgement
-from controller.core.machine import decide, next_deadline
+from controller.core.machine import decide, hold_back, next_deadline
 from controller.core.rollout import (
     AdviceReceived,
     AdviceUnavailable,
     AnswerCommand,
     AskAdvice,
+    Baking,
     CommandReceived,
     CommandUnusable,
     Effect,
@@ -38,10 +42,23 @@ from controller.core.rollout import (
     Rollout,
     Ticked,
 )
-from controller.errors import AdviceUnavailableError, EventLogUnavailable, StoreUnavailable
+from controller.errors import (
+    AdviceUnavailableError,
+    DocumentUnreadable,
+    EventLogUnavailable,
+    StoreUnavailable,
+)
+from controller.health import Faults, Scope
 from controller.metrics import UNKNOWN_VERB, Metrics
-from controller.ports import Advisor, Clock, OutboxEntry, Publisher, Rollouts
-from schemas.terms import AdviceChoice, CommandStatus, DecisionKind
+from controller.ports import Advisor, Clock, OutboxEntry, Publisher, Rollouts, StoredRollout
+from schemas.terms import (
+    ALWAYS_ACCEPTED,
+    AdviceChoice,
+    AlertKind,
+    CommandStatus,
+    DecisionKind,
+    Severity,
+)
 
 Message = PublishDecision | RaiseAlert | AnswerCommand | Rollout
 
@@ -56,6 +73,8 @@ TICK_EVERY_SECONDS = 0.1
 OUTBOX_LIMIT = 200
 #: More than any decision has: the token and the place in the save number the outbox's fields, rising for ever.
 EFFECTS_PER_SAVE = 100
+#: Alerts and repeated answers wait in memory alone; of more than this the oldest are dropped.
+UNSAVED_LIMIT = 200
 LONGEST_RETRY_SECONDS = 5.0
 
 T = TypeVar("T")
@@ -73,7 +92,9 @@ class Tools:
     encode: Callable[[Message, str, Rollout | None, str, datetime], OutboxEntry]  # message, flag, rollout, effect id, at
     on_transition: Callable[[Rollout], None]  # serve it, and tell ingest: synchronous, so that 0 % is served at once
     newest_known: Callable[[str], Rollout | None]  # the state topic's document, to recover from
+    faults: Faults  # what is contained in a flag or a command
     on_alert: Callable[[Rollout, RaiseAlert], None] = lambda _rollout, _alert: None  # somebody may explain it, later
+    why_not_raise: Callable[[], str | None] = lambda: None  # why this replica may raise nothing now
     retry_seconds: float = 0.2  # first wait after Redis or Kafka failed; doubles up to 5 s
 
 
@@ -104,6 +125,11 @@ class FlagWorker:
         self._wake = asyncio.Event()
         self._outbox: deque[OutboxEntry] = deque()
         self._outbox_wake = asyncio.Event()
+        self._held_back = ""  # why nothing was raised, as logged last
+        self._baking: tuple[str, int, float, float] | None = None  # see `_note_bake`
+        self._violated: set[tuple[str, int]] = set()  # (invariant, revision), each reported once
+        self.urgent = asyncio.Event()  # an order that lowers waits: no pause before a restart
+        self.has_failed = False  # orders that lower go before evidence, which may be what it fails on
         self._log = structlog.get_logger().bind(flag_key=flag_key)
 
     # --- what others call ---------------------------------------------------------------------------------------------
@@ -123,6 +149,8 @@ class FlagWorker:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._inbox.append((event, done))
         self._wake.set()
+        if isinstance(event, CommandReceived) and event.verb in ALWAYS_ACCEPTED:
+            self.urgent.set()
         return done
 
     def abandon(self) -> None:
@@ -132,24 +160,42 @@ class FlagWorker:
             if done is not None:
                 done.cancel()
 
+    def let_go(self, why: Exception) -> None:
+        """Tell whoever waits for a command that it will not be carried out here."""
+        while self._inbox:
+            _, done = self._inbox.popleft()
+            if done is not None and not done.done():
+                done.set_exception(why)
+
     def republish_state(self) -> None:
         """Say again where the rollout is: somebody late wrote an older document over it."""
         if self.rollout is not None:
             self._send([self._entry(self.rollout, self.rollout, self._effect_id(self.rollout, 0))])
 
     def alert(self, alert: RaiseAlert) -> None:
-        """Publish an alert that no transition caused. A crash may forget it; its cause is then seen again."""
-        if self.rollout is not None:
-            suffix = "" if alert.explanation is None else "/explained"
-            self._send([self._entry(alert, self.rollout, f"{alert.dedup_key}/{self.rollout.revision}{suffix}")])
+        """Publish an alert that no transition caused; Redis need not be there. Never waits.
+
+        A crash may forget it; its cause is then seen again. While Kafka is away it waits in memory, the
+        same one once and `UNSAVED_LIMIT` at most.
+        """
+        rollout = self.rollout or self._tools.newest_known(self.flag_key)
+        if rollout is None:
+            return
+        suffix = "" if alert.explanation is None else "/explained"
+        effect_id = f"{alert.dedup_key}/{rollout.revision}{suffix}"
+        if not any(entry.effect_id == effect_id for entry in self._outbox):
+            self._send([self._entry(alert, rollout, effect_id)])
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Recover, then handle events until cancelled."""
-        await self._load()
+        self._look = None  # from before a failure, perhaps its cause
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._publish_outbox(), name=f"outbox:{self.flag_key}")
+            await self._load()
+            if not self.has_failed:
+                self._tools.faults.clear(Scope.FLAG, self.flag_key)  # what start-up could not read
             await self._handle(Restarted(self._now()))
             while True:
                 event, done = await self._next()
@@ -173,6 +219,8 @@ class FlagWorker:
         """Return what happens next: evidence before commands, so that no queue stands before a breach."""
         while True:
             self._wake.clear()
+            if self.has_failed and self._is_next_urgent():
+                return self._inbox.popleft()
             if self._look is not None:
                 look, self._look = self._look, None
                 return look, None
@@ -188,6 +236,10 @@ class FlagWorker:
             except TimeoutError:
                 continue
 
+    def _is_next_urgent(self) -> bool:
+        event = self._inbox[0][0] if self._inbox else None
+        return isinstance(event, CommandReceived) and event.verb in ALWAYS_ACCEPTED
+
     def _seconds_to_deadline(self) -> float | None:
         deadline = None if self.rollout is None else next_deadline(self.rollout)
         if deadline is None:
@@ -196,32 +248,133 @@ class FlagWorker:
         return max((deadline - self._now()).total_seconds(), TICK_EVERY_SECONDS - since_tick)
 
     async def _handle(self, event: Event | Look) -> tuple[Effect, ...]:
-        """Decide, save, then act. A save that somebody else overtook is decided again on what they saved."""
+        """Decide, save, then act. A save that was overtaken is decided again on what was saved."""
         while True:
-            if isinstance(event, CommandReceived | CommandUnusable) and await self._is_answered(event):
-                return ()
-            now = self._now()  # not when it was queued: an outage since then must neither shorten a bake nor freshen evidence
-            after: Rollout | None
-            effects: tuple[Effect, ...]
-            tests = self._tests
-            if isinstance(event, Look):
-                if self.rollout is None or self.rollout.stage_index is None or self.rollout.rollout_id != event.rollout_id:
+            bond: Bond | None = None
+            if isinstance(event, CommandReceived | CommandUnusable):
+                bond = await self._bind(event)
+                if bond is None:
                     return ()
-                judgement, tests = self._judge(self.rollout, event.evidence, now)
-                after, effects = self.rollout, ()
-                if judgement is not None:
-                    after, effects = decide(self.rollout, EvidenceJudged(now, judgement))
-            else:
-                after, effects = decide(self.rollout, replace(event, at=now))
-            if self._would_overflow(after):
-                self._log.error("outbox_full", entries=len(self._outbox), limit=OUTBOX_LIMIT)
-                after, tests = self.rollout, self._tests
-                effects = (self._outbox_full(event),) if isinstance(event, CommandReceived) else ()
+            # Not when it was queued: an outage since then must neither shorten a bake nor freshen evidence.
+            now = self._now()
+            outcome = self._decide(event, bond, now)
+            if outcome is None:
+                return ()
+            after, effects, tests = outcome
             if await self._save(after, effects, tests):
                 return effects
             await self._load()
             if any(isinstance(effect, AskAdvice) for effect in effects):
                 event = Restarted(now)  # saved perhaps, and asked by nobody: the next look asks
+
+    def _decide(
+        self, event: Event | Look, bond: Bond | None, now: datetime
+    ) -> tuple[Rollout | None, tuple[Effect, ...], GateTests] | None:
+        """Return what follows from an event, None for a look that says nothing: pure but for what it logs."""
+        tests, judgement = self._tests, None
+        decided: Event
+        if isinstance(event, Look):
+            if self.rollout is None or self.rollout.stage_index is None:
+                return None
+            if self.rollout.rollout_id != event.rollout_id:
+                return None
+            judgement, tests = self._judge(self.rollout, event.evidence, now)
+            if judgement is None:
+                return self.rollout, (), tests
+            decided = EvidenceJudged(now, judgement)
+        else:
+            decided = replace(event, at=now)
+        if bond is not None and bond.refusal:
+            return self.rollout, (self._rejected(decided, bond.refusal, bond),), tests
+        after, effects = decide(self.rollout, decided)
+        if (why := self._why_not_raise(after)) is not None:
+            after, effects, tests = self._stay(decided, judgement, why, now)
+        found = self._broken_rules(Transition(self.rollout, decided, after, effects), now)
+        if any(one.forbids for one in found):
+            why = f"the controller would break its own rule {found[0].rule}: {found[0].why}"
+            after, tests = self.rollout, self._tests
+            is_command = isinstance(decided, CommandReceived)
+            effects = (self._rejected(decided, why, None),) if is_command else ()
+        if bond is not None:
+            effects = tuple(
+                replace(effect, digest=bond.digest, event=bond.event) if isinstance(effect, AnswerCommand) else effect
+                for effect in effects
+            )
+        return after, effects, tests
+
+    def _why_not_raise(self, after: Rollout | None) -> str | None:
+        """Return why this cannot be saved now; None for all that does not raise exposure."""
+        if after is None or not raises_exposure(self.rollout, after):
+            self._held_back = ""
+            return None
+        if len(self._outbox) >= OUTBOX_LIMIT:
+            self._log.error("outbox_full", entries=len(self._outbox), limit=OUTBOX_LIMIT)
+            return _OUTBOX_FULL
+        why = self._tools.why_not_raise()
+        if why is not None and why != self._held_back:
+            self._held_back = why
+            self._log.warning("raising_held_back", error=why)
+        return why
+
+    def _stay(
+        self, event: Event, judgement: Judgement | None, why: str, now: datetime
+    ) -> tuple[Rollout | None, tuple[Effect, ...], GateTests]:
+        """Return the rollout as it stands, a command refused, and at a gate why it is held."""
+        if isinstance(event, CommandReceived):
+            return self.rollout, (self._rejected(event, why, None),), self._tests
+        if why == _OUTBOX_FULL or self.rollout is None:
+            return self.rollout, (), self._tests  # even the reason would wait in the outbox
+        held, effects = hold_back(self.rollout, why, judgement, now)
+        return held, effects, self._tests
+
+    def _rejected(self, event: Event, why: str, bond: Bond | None) -> AnswerCommand:
+        assert isinstance(event, CommandReceived | CommandUnusable)
+        revision = 0 if self.rollout is None else self.rollout.revision
+        answer = AnswerCommand(event.command_id, event.verb, CommandStatus.REJECTED, why, revision)
+        return answer if bond is None else replace(answer, digest=bond.digest, event=bond.event)
+
+    def _broken_rules(self, transition: Transition, now: datetime) -> list[Violation]:
+        """Return the rules that a transition would break, each reported once; nearly always none."""
+        if transition.after is transition.before and not transition.effects:
+            return []
+        found = violations(
+            transition,
+            now=now,
+            outbox=len(self._outbox),
+            outbox_limit=OUTBOX_LIMIT,
+            bake_left_seconds=self._bake_left_seconds(),
+        )
+        revision = 0 if self.rollout is None else self.rollout.revision
+        for one in found:
+            if (one.rule, revision) in self._violated:
+                continue
+            self._violated.add((one.rule, revision))
+            self._tools.metrics.invariant_violations.of(one.rule).inc()
+            self._log.error("invariant_violated", invariant=one.rule, error=one.why, is_saved=not one.forbids)
+            why = f"a decision would break invariant {one.rule}: {one.why}"
+            self._tools.faults.report(Scope.FLAG, self.flag_key, why, "report it with the log; decide by hand")
+        if self._violated and not found and transition.after is not transition.before:
+            self._violated.clear()
+            self._tools.faults.clear(Scope.FLAG, self.flag_key)
+        return found
+
+    def _note_bake(self, rollout: Rollout | None) -> None:
+        """Keep by the clock that nobody can set when a bake was met here, and how much was left of it."""
+        if rollout is None or not isinstance(rollout.phase, Baking):
+            self._baking = None
+            return
+        known = self._baking
+        if known is not None and known[:2] == (rollout.rollout_id, rollout.revision):
+            return
+        left = (rollout.phase.until - self._now()).total_seconds()
+        self._baking = (rollout.rollout_id, rollout.revision, self._tools.clock.monotonic(), left)
+
+    def _bake_left_seconds(self) -> float | None:
+        """Return what is left of the bake by the monotonic clock; None when no bake lasts."""
+        if self._baking is None:
+            return None
+        _, _, since, left = self._baking
+        return left - (self._tools.clock.monotonic() - since)
 
     def _judge(self, rollout: Rollout, evidence: Evidence, now: datetime) -> tuple[Judgement | None, GateTests]:
         """Return the judgement of one look, None where the tests say that it would change nothing, and the tests after it."""
@@ -235,17 +388,6 @@ class FlagWorker:
         self.judgement, tests = judge(rollout, evidence, tests, now)
         self._judged_at = self._tools.clock.monotonic()
         return self.judgement, tests
-
-    def _would_overflow(self, after: Rollout | None) -> bool:
-        """Tell whether this must wait for the outbox: only what raises exposure ever does."""
-        before = 0.0 if self.rollout is None else self.rollout.percent
-        return len(self._outbox) >= OUTBOX_LIMIT and after is not None and after.percent > before
-
-    def _outbox_full(self, command: CommandReceived) -> AnswerCommand:
-        """Return the answer to a command that would raise exposure now: every command gets one."""
-        reason = "Kafka takes no records and the outbox is full: nothing is raised until it is empty; send it again then"
-        revision = 0 if self.rollout is None else self.rollout.revision
-        return AnswerCommand(command.command_id, command.verb, CommandStatus.REJECTED, reason, revision)
 
     async def _save(self, after: Rollout | None, effects: Sequence[Effect], tests: GateTests) -> bool:
         """Save state and effects in one step, before any effect. False: not known to be saved; look, and decide again.
@@ -279,6 +421,7 @@ class FlagWorker:
             self._log.warning("save_overtaken", token=self._token)
             return False
         self.rollout, self._tests, self._token, self._tests_saved_at = after, tests, self._token + 1, now
+        self._note_bake(after)
         if is_transition and after is not None:
             self._tools.on_transition(after)
         self._send(entries)
@@ -294,44 +437,143 @@ class FlagWorker:
         entries: list[OutboxEntry] = []
         answer: tuple[str, bytes] | None = None
         for n, message in enumerate(messages):
-            is_answer = isinstance(message, AnswerCommand)
-            effect_id = message.command_id if isinstance(message, AnswerCommand) else self._effect_id(after, n)
-            entry = replace(self._entry(message, after, effect_id), field=f"outbox:{(self._token + 1) * EFFECTS_PER_SAVE + n}")
+            effect_id = self._effect_id(after, n)
+            number = (self._token + 1) * EFFECTS_PER_SAVE + n
+            entry = replace(self._entry(message, after, effect_id), field=f"outbox:{number}")
             entries.append(entry)
-            if is_answer:
-                answer = (effect_id, entry.value)
+            if isinstance(message, AnswerCommand):
+                key = message.command_id if not message.event else _second_key(message.command_id, message.digest)
+                answer = (key, entry.value)
         return entries, answer
 
     def _entry(self, message: Message, rollout: Rollout | None, effect_id: str) -> OutboxEntry:
         return self._tools.encode(message, self.flag_key, rollout, effect_id, self._now())
 
-    async def _is_answered(self, command: CommandReceived | CommandUnusable) -> bool:
-        """Give a repeated command the answer it got the first time."""
-        answer = await self._persistently(lambda: self._tools.rollouts.answer_to(self.flag_key, command.command_id))
-        if answer is None:
-            return False
-        self._log.info("command_repeated", command_id=command.command_id)
-        self._send([OutboxEntry("", command.command_id, "results", self.flag_key, answer)])
-        return True
+    async def _bind(self, command: CommandReceived | CommandUnusable) -> Bond | None:
+        """Tie an id to what it asks for; None when exactly this was answered, and gets that answer again.
 
-    # --- recovery -----------------------------------------------------------------------------------------------------
+        An id that comes a second time asking for something else was used twice by mistake: that is
+        refused. But an order that lowers is carried out, under an id of its own: a script that rolls
+        back under the same id in each rollout must not be told "accepted" by the rollout before.
+        """
+        digest = digest_of(command)
+        first = await self._answer(command.command_id)
+        if first is None:
+            return Bond(digest)
+        used = read_answer(first)
+        if used.is_for(command, digest):
+            self._repeat(command, first, command.command_id)
+            return None
+        event = f"{command.command_id}/{digest[:SHORT_DIGEST]}"
+        second = await self._answer(_second_key(command.command_id, digest))
+        if second is not None:
+            self._repeat(command, second, event)
+            return None
+        self._log.warning("command_id_used_twice", command_id=command.command_id, verb=command.verb)
+        if isinstance(command, CommandReceived) and command.verb in ALWAYS_ACCEPTED:
+            return Bond(digest, event)
+        verb = used.verb or "another command"
+        return Bond(digest, event, f"this id was used for {verb} at {used.at}: use a new id")
+
+    async def _answer(self, key: str) -> bytes | None:
+        return await self._persistently(lambda: self._tools.rollouts.answer_to(self.flag_key, key))
+
+    def _repeat(self, command: CommandReceived | CommandUnusable, answer: bytes, event: str) -> None:
+        """Give a repeated command the answer it got the first time."""
+        self._log.info("command_repeated", command_id=command.command_id)
+        self._send([OutboxEntry("", f"{self.flag_key}/{event}", "results", self.flag_key, answer)])
+
+    # --- recovery -------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        """Read what is stored. A newer document in the state topic wins: Redis may have lost its last second, or everything."""
+        """Read what is stored; a newer document known elsewhere wins.
+
+        Redis may have lost its last second, or everything. Raises DocumentUnreadable where nothing that
+        can be read is known, or what is stored is a newer release's.
+        """
         stored = await self._persistently(lambda: self._tools.rollouts.load(self.flag_key))
         known = self._tools.newest_known(self.flag_key)
+        lost = self._lost(stored, known)
+        if stored.trouble:
+            rescued = stored.rollout
+            if rescued is not None and (known is None or rescued.revision > known.revision):
+                known = rescued  # its own copy in the outbox
+            if stored.is_newer or known is None:
+                raise DocumentUnreadable(f"what is stored for {self.flag_key} cannot be read: {stored.trouble}")
+            self._log.error("recovered_from_damage", error=stored.trouble, revision=known.revision)
+            stored = replace(stored, rollout=None)
+        is_damaged = bool(stored.trouble)
         while known is not None and (stored.rollout is None or known.revision > stored.rollout.revision):
             self._log.warning("recovered_from_state_topic", revision=known.revision, token=stored.token)
-            await self._persistently(
-                partial(self._tools.rollouts.save, self.flag_key, expected_token=stored.token, rollout=known, tests=b"")
-            )
+            await self._restore(known, lost, stored.token)
             stored = await self._persistently(lambda: self._tools.rollouts.load(self.flag_key))
-        rollout, self._token, self._tests = stored.rollout, stored.token, decode_tests(stored.tests)
+            lost = self._lost(stored, known)
+        rollout, self._token = stored.rollout, stored.token
+        self._tests = self._decoded(stored.tests)
         self.rollout = rollout
-        self._outbox = deque(entry for entry in self._outbox if not entry.field)  # repeated answers and alerts wait on
+        self._note_bake(rollout)
+        # What waits in memory alone: alerts, answers given again, and what Redis has lost. The receivers
+        # drop what they have by its id.
+        waiting = [entry for entry in self._outbox if not entry.field]
+        waiting += [replace(entry, field="") for entry in lost]
+        self._outbox = deque(waiting)
         self._send(stored.outbox)
         if rollout is not None:
             self._tools.on_transition(rollout)
+            if is_damaged:
+                self._alert_recovery(rollout)
+
+    def _lost(self, stored: StoredRollout, known: Rollout | None) -> list[OutboxEntry]:
+        """Return effects that were saved, are not known to be published, and are in the store no more.
+
+        Redis fell back, or another replica has published them: receivers drop what they have by its id.
+        Not so a state topic, which ends with what is written last: older documents stay out of it.
+        """
+        kept = {entry.effect_id for entry in stored.outbox}
+        lost = [entry for entry in self._outbox if entry.field and entry.effect_id not in kept]
+        newest = known
+        if stored.rollout is not None and (known is None or stored.rollout.revision > known.revision):
+            newest = stored.rollout
+        current = self._effect_id(newest, 0)
+        return [entry for entry in lost if entry.topic != "state" or entry.effect_id == current]
+
+    async def _restore(self, known: Rollout, lost: Sequence[OutboxEntry], token: int) -> None:
+        """Store the newest document again, and what is still to be published about it.
+
+        The effects get new numbers: the tokens that theirs are from will be used again.
+        """
+        first = (token + 1) * EFFECTS_PER_SAVE
+        again = [replace(entry, field=f"outbox:{first + n}") for n, entry in enumerate(lost[:EFFECTS_PER_SAVE])]
+        await self._persistently(
+            partial(
+                self._tools.rollouts.save,
+                self.flag_key,
+                expected_token=token,
+                rollout=known,
+                tests=b"",
+                outbox=again,
+            )
+        )
+
+    def _decoded(self, tests: bytes) -> GateTests:
+        """Return the stored state of the tests; the initial one where it is damaged: evidence starts again."""
+        try:
+            return decode_tests(tests)
+        except Exception as damage:  # whatever is in those bytes
+            self._log.error("tests_unreadable", error=repr(damage))
+            return decode_tests(b"")
+
+    def _alert_recovery(self, rollout: Rollout) -> None:
+        self.alert(
+            RaiseAlert(
+                AlertKind.FLAG_BROKEN,
+                Severity.WARNING,
+                f"what was stored of {self.flag_key} was damaged; it goes on from revision "
+                f"{rollout.revision}, at {rollout.served_words}",
+                "check that this is where it should be; roll back if not",
+                f"{self.flag_key}/{rollout.rollout_id}/{len(rollout.visits)}/{AlertKind.FLAG_BROKEN}",
+            )
+        )
 
     async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat an idempotent call to Redis until it answers. Until then nothing is decided: the flag stays where it is."""
@@ -348,18 +590,34 @@ class FlagWorker:
 
     def _send(self, entries: Sequence[OutboxEntry]) -> None:
         self._outbox.extend(entries)
+        unsaved = [entry for entry in self._outbox if not entry.field]
+        if len(unsaved) > UNSAVED_LIMIT:
+            dropped = {id(entry) for entry in unsaved[:-UNSAVED_LIMIT]}
+            self._outbox = deque(entry for entry in self._outbox if id(entry) not in dropped)
+            self._log.error("unsaved_effects_dropped", entries=len(dropped))
         self._outbox_wake.set()
 
     async def _publish_outbox(self) -> None:
-        """Publish saved effects in order, and only then forget them. Kafka away means they wait, not that they are lost."""
+        """Publish saved effects in order, and only then forget them. Kafka away means they wait.
+
+        While Redis is away they are published all the same, and forgotten when it is back: what was
+        published is not published again meanwhile.
+        """
         wait = self._tools.retry_seconds
+        published: set[OutboxEntry] = set()  # only to be settled; a field alone may be used again
         while True:
             if not self._outbox:
                 self._outbox_wake.clear()
                 await self._outbox_wake.wait()
             batch = list(self._outbox)
+            published.intersection_update(batch)
+            new = [entry for entry in batch if entry not in published]
             try:
-                await self._tools.publisher.publish(batch)
+                if new:
+                    await self._tools.publisher.publish(new)
+                    published.update(entry for entry in new if entry.field)
+                    sent = {id(entry) for entry in new if not entry.field}
+                    self._outbox = deque(entry for entry in self._outbox if id(entry) not in sent)
                 fields = [entry.field for entry in batch if entry.field]
                 if fields:
                     await self._tools.rollouts.settle(self.flag_key, fields)
@@ -450,6 +708,74 @@ class FlagWorker:
 
     def _now(self) -> datetime:
         return self._tools.clock.now()
+
+
+#: Digits of a digest that tell two uses of one id apart.
+SHORT_DIGEST = 16
+_OUTBOX_FULL = "Kafka takes no records and the outbox is full: nothing is raised until it is empty; send it again then"
+
+
+@dataclass(frozen=True, slots=True)
+class Bond:
+    """What a command's answer is bound to, besides its id."""
+
+    digest: str  # of what it asks for
+    event: str = ""  # id of the result's event; empty: the command's own, which is used for the first time
+    refusal: str = ""  # why it is not carried out
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What an id was used for."""
+
+    digest: str  # empty: answered by a release that kept none
+    verb: str | None
+    at: str
+
+    def is_for(self, command: CommandReceived | CommandUnusable, digest: str) -> bool:
+        """Tell whether the command is the one that was answered."""
+        if self.digest:
+            return self.digest == digest
+        if self.verb is not None and self.verb != command.verb:
+            return False
+        if isinstance(command, CommandUnusable) or command.verb not in ALWAYS_ACCEPTED:
+            return True
+        try:
+            return command.issued_at <= datetime.fromisoformat(self.at)
+        except ValueError:
+            return True
+
+
+def digest_of(command: CommandReceived | CommandUnusable) -> str:
+    """Return what tells a command from another under its id: 32 hex digits of all that it asks for.
+
+    When it was issued is left out, so that whoever repeats a command for want of an answer gets the
+    answer; but not for one that lowers, where a repeat is harmless and an order not carried out is not.
+    """
+    asked: list[object] = [command.verb]
+    if isinstance(command, CommandUnusable):
+        asked += ["unusable", command.why]
+    else:
+        plan = None if command.plan is None else command.plan.version
+        asked += [command.issuer, command.reason, command.expected_revision, plan]
+        if command.verb in ALWAYS_ACCEPTED:
+            asked.append(command.issued_at.timestamp())
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+
+
+def read_answer(answer: bytes) -> Used:
+    """Return what a stored result says of the command it answered."""
+    try:
+        event = json.loads(answer)
+        data = event["data"]
+        return Used(event.get("rolloutddigest", ""), data.get("verb"), data.get("at", ""))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Used("", None, "")  # damaged: whoever asks gets it as it is
+
+
+def _second_key(command_id: str, digest: str) -> str:
+    """Return what the answer of a second use of an id is kept by; `#` is in no id."""
+    return f"{command_id}#{digest[:SHORT_DIGEST]}"
 
 
 def decision_line(decision: PublishDecision, rollout: Rollout | None) -> dict[str, object]:

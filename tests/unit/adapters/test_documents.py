@@ -302,7 +302,7 @@ def test_result_has_its_commands_id_and_needs_no_rollout() -> None:
     effect = AnswerCommand("c-1", CommandVerb.PAUSE, CommandStatus.REJECTED, "there is no rollout", 0)
     entry = documents.encode(effect, "f", None, "ignored", T0)
     event = json.loads(entry.value)
-    assert (entry.topic, entry.key, entry.effect_id, event["id"]) == ("results", "f", "c-1", "c-1")
+    assert (entry.topic, entry.key, entry.effect_id, event["id"]) == ("results", "f", "f/c-1", "c-1")
     assert Result.model_validate(event["data"]).reason == "there is no rollout"
 
 

@@ -30,6 +30,7 @@ from controller.core.rollout import (
     Rollout,
     Scheduled,
 )
+from controller.health import Faults
 from controller.metrics import Metrics
 from controller.ports import OutboxEntry
 from controller.service import worker as worker_module
@@ -70,6 +71,7 @@ class World:
         self.newest = newest
         self.contexts = 1000
         self.metrics = Metrics(version="test")
+        self.faults = Faults(self.clock.now)
 
     def tools(self, **overrides: Any) -> Tools:
         """Return what the worker is given."""
@@ -82,6 +84,7 @@ class World:
             "encode": documents.encode,
             "on_transition": self.transitions.append,
             "newest_known": lambda _: self.newest,
+            "faults": self.faults,
         }
         return Tools(**{**fields, **overrides})
 
@@ -169,7 +172,7 @@ async def test_a_start_is_saved_served_published_and_answered() -> None:
         await worker.submit(start())
         await settled()
         assert (await world.stored()) == worker.rollout == world.transitions[-1]
-    assert [entry.effect_id for entry in world.publisher.published] == [f"{FLAG}/1/0", f"{FLAG}/1/1", "start-1"]
+    assert [entry.effect_id for entry in world.publisher.published] == [f"{FLAG}/1/0", f"{FLAG}/1/1", f"{FLAG}/start-1"]
     assert world.results()[0]["status"] == "accepted"
     assert await world.unpublished() == []
 
@@ -277,11 +280,11 @@ async def test_a_crash_between_save_and_publish_loses_nothing() -> None:
     world.publisher.outage.is_down = True
     async with world.worker() as worker:
         await worker.submit(start())
-    assert [entry.effect_id for entry in await world.unpublished()] == [f"{FLAG}/1/0", f"{FLAG}/1/1", "start-1"]
+    assert [entry.effect_id for entry in await world.unpublished()] == [f"{FLAG}/1/0", f"{FLAG}/1/1", f"{FLAG}/start-1"]
     world.publisher.outage.is_down = False
     async with world.worker():
         await asyncio.sleep(1)
-    assert [entry.effect_id for entry in world.publisher.published] == [f"{FLAG}/1/0", f"{FLAG}/1/1", "start-1"]
+    assert [entry.effect_id for entry in world.publisher.published] == [f"{FLAG}/1/0", f"{FLAG}/1/1", f"{FLAG}/start-1"]
     assert await world.unpublished() == []
 
 
@@ -314,7 +317,7 @@ async def test_kafka_away_delays_effects_and_forgets_none() -> None:
         world.publisher.outage.is_down = False
         await asyncio.sleep(10)
         assert worker.pending_effects == len(await world.unpublished()) == 0
-    assert [entry.effect_id for entry in world.published("results")] == ["start-1", "pause-1"]
+    assert [entry.effect_id for entry in world.published("results")] == [f"{FLAG}/start-1", f"{FLAG}/pause-1"]
 
 
 @in_virtual_time
@@ -459,7 +462,7 @@ async def test_two_replicas_with_the_same_command_obey_it_once() -> None:
             await first.submit(order(CommandVerb.PROMOTE, "promote-1"))
             await settled()
         assert (await world.stored()).percent == 50
-    values = {entry.value for entry in world.publisher.published if entry.effect_id == "promote-1"}
+    values = {entry.value for entry in world.publisher.published if entry.effect_id == f"{FLAG}/promote-1"}
     assert len(values) == 1
 
 
@@ -486,7 +489,7 @@ async def test_a_save_whose_reply_was_lost_happens_once() -> None:
         assert (await world.stored()).percent == 50
         assert (await world.stored()).revision == 2
         assert worker.rollout == await world.stored()
-    assert len({entry.value for entry in world.publisher.published if entry.effect_id == "promote-1"}) == 1
+    assert len({entry.value for entry in world.publisher.published if entry.effect_id == f"{FLAG}/promote-1"}) == 1
 
 
 @in_virtual_time
@@ -525,7 +528,7 @@ async def test_a_repeated_command_gets_the_answer_it_got_and_does_nothing() -> N
         assert (await world.stored()).percent == 50
         assert (await world.stored()).revision == 2
     for command_id in ("start-1", "promote-1"):
-        values = [entry.value for entry in world.publisher.published if entry.effect_id == command_id]
+        values = [entry.value for entry in world.publisher.published if entry.effect_id == f"{FLAG}/{command_id}"]
         assert len(values) >= 2
         assert len(set(values)) == 1
 
@@ -573,7 +576,7 @@ def test_any_order_of_commands_repeats_and_crashes_gives_each_id_one_answer(
         for entry in world.publisher.published:
             values.setdefault(entry.effect_id, set()).add(entry.value)
         assert all(len(each) == 1 for each in values.values())
-        assert {entry.effect_id for entry in world.published("results")} == ids
+        assert {entry.effect_id for entry in world.published("results")} == {f"{FLAG}/{one}" for one in ids}
         assert await world.unpublished() == []
         stored = await world.rollouts.load(FLAG)
         revisions = [json.loads(entry.value)["data"]["revision"] for entry in world.published("state")]
@@ -603,7 +606,9 @@ async def test_a_full_outbox_blocks_raising_and_never_lowering(monkeypatch: pyte
         assert (await world.stored()).percent == 0
         world.publisher.outage.is_down = False
         await asyncio.sleep(10)
-    assert [(entry.effect_id) for entry in world.published("results")] == ["start-1", "promote-1", "roll-back-1"]
+    assert [(entry.effect_id) for entry in world.published("results")] == [
+        f"{FLAG}/{one}" for one in ("start-1", "promote-1", "roll-back-1")
+    ]
     assert [result["status"] for result in world.results()] == ["accepted", "rejected", "accepted"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -24,11 +24,12 @@ from controller.adapters.memory import (
 )
 from controller.core.rollout import Baking, RolledBack, Rollout
 from controller.errors import BadInput, CommandRefused
+from controller.health import Faults
 from controller.metrics import Metrics
 from controller.ports import OutboxEntry, Record
 from controller.service import workers as workers_module
 from controller.service.worker import Tools
-from controller.service.workers import ReadCommand, Workers
+from controller.service.workers import Peeked, ReadCommand, Workers
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
 from tests.builders import T0, make_guardrail, make_plan, make_stages
@@ -56,6 +57,7 @@ class Replica:
         self.log = MemoryEventLog(cluster.broker, "deciders", [TOPIC])
         self.refused: list[tuple[Record, BadInput]] = []
         self.released: list[str] = []
+        self.faults = Faults(cluster.clock.now)
         self.workers = Workers(
             tools=Tools(
                 rollouts=cluster.rollouts,
@@ -65,23 +67,26 @@ class Replica:
                 metrics=Metrics(version="test"),
                 encode=documents.encode,
                 on_transition=cluster.transitions.append,
-                newest_known=lambda _: None,
+                newest_known=cluster.newest.get,
+                faults=self.faults,
             ),
             commands=self.log,
             totals=cluster.totals,
+            peek=cluster.peek,
             read_command=cluster.read_command,
             refuse=self.refuse,
             forward=cluster.forward,
-            partition_of=partition_of,
-            known_flags=lambda: sorted({rollout.flag_key for rollout in cluster.transitions}),
+            partition_of=cluster.partition_of,
+            command_partitions=lambda: cluster.partitions,
+            known_flags=lambda: sorted({*cluster.newest, *(each.flag_key for each in cluster.transitions)}),
             event_partitions=lambda: [EVENTS],
             released=self.released.append,
             actuation_drift=lambda _: None,
         )
 
-    async def refuse(self, record: Record, fault: BadInput) -> None:
+    async def refuse(self, refused: Sequence[tuple[Record, BadInput]]) -> None:
         """Note what could not be read."""
-        self.refused.append((record, fault))
+        self.refused += refused
 
 
 class Cluster:
@@ -94,7 +99,13 @@ class Cluster:
         self.totals = MemoryTotals()
         self.publisher = MemoryPublisher()
         self.transitions: list[Rollout] = []
+        self.newest: dict[str, Rollout] = {}  # the state topic
+        self.partitions = PARTITIONS
         self._count = 0
+
+    def partition_of(self, flag_key: str) -> int:
+        """Return a flag's partition as the topic is now."""
+        return zlib.crc32(flag_key.encode()) % self.partitions
 
     @asynccontextmanager
     async def replica(self) -> AsyncIterator[Replica]:
@@ -123,20 +134,29 @@ class Cluster:
             TOPIC,
             json.dumps({**command, "issued_at": now}).encode(),
             key=flag_key.encode(),
-            partition=partition_of(flag_key) if partition is None else partition,
+            partition=self.partition_of(flag_key) if partition is None else partition,
             timestamp_ms=round(self.clock.now().timestamp() * 1000),
         )
 
     def read_command(self, record: Record) -> ReadCommand:
         """Read a record as the daemon does."""
         command = documents.read_command(record.value, record.headers, record.key, record.timestamp)
-        entry = OutboxEntry("", command.id, "commands", command.flag, documents.command_bytes(command))
-        return ReadCommand(command.flag, documents.to_command_event(command, self.clock.now()), entry)
+
+        def copy() -> OutboxEntry:
+            return OutboxEntry("", command.id, "commands", command.flag, documents.command_bytes(command, hops=1))
+
+        return ReadCommand(command.flag, documents.to_command_event(command, self.clock.now()), copy)
+
+    def peek(self, record: Record) -> Peeked | None:
+        """Look at a record as the daemon does."""
+        peeked = documents.peek_command(record.value, record.headers, record.key)
+        return None if peeked is None else Peeked(*peeked)
 
     async def forward(self, entry: OutboxEntry) -> None:
         """Put a command onto its flag's own partition."""
         now = round(self.clock.now().timestamp() * 1000)
-        self.broker.append(TOPIC, entry.value, key=entry.key.encode(), partition=partition_of(entry.key), timestamp_ms=now)
+        partition = self.partition_of(entry.key)
+        self.broker.append(TOPIC, entry.value, key=entry.key.encode(), partition=partition, timestamp_ms=now)
 
     async def count(self, rollout: Rollout, *, errors: int) -> None:
         """Save totals as ingest does: 1000 contexts saw treatment, so many failed; control as decided."""
@@ -273,6 +293,8 @@ async def test_no_more_commands_are_read_than_are_obeyed(monkeypatch: pytest.Mon
     monkeypatch.setattr(workers_module, "COMMANDS_PER_FETCH", 5)
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
+        cluster.order("start", flag)
+        await cluster.passes(3)
         cluster.rollouts.outage.is_down = True
         for _ in range(40):
             cluster.order("pause", flag)
@@ -282,7 +304,7 @@ async def test_no_more_commands_are_read_than_are_obeyed(monkeypatch: pytest.Mon
         assert len(worker._inbox) <= 10
         cluster.rollouts.outage.is_down = False
         await cluster.passes(60)
-    assert len(cluster.results()) == 40
+    assert len(cluster.results()) == 41
 
 
 @in_virtual_time
@@ -426,7 +448,7 @@ async def test_a_worker_that_breaks_is_red_and_begun_anew() -> None:
             return await real_save(flag_key, **kwargs)
 
         cluster.rollouts.save = save  # type: ignore[method-assign]
-        cluster.order("pause", flag)
+        cluster.order("freeze", flag)
         cluster.order("pause", other)
         await cluster.passes(1)
         assert set(replica.workers.broken) == {flag}

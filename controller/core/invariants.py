@@ -1,0 +1,290 @@
+"""Rules that no transition may break, whatever decided it: checked in production before each save.
+
+They say again, from the outside and each on its own, what `machine.py` is built to do. A transition that
+would raise exposure against one of them is not saved. Pure, one small function per rule; the numbers are
+those of the specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from controller.core.machine import decide, is_frozen
+from controller.core.plan import AdvisorPolicy
+from controller.core.rollout import (
+    Aborted,
+    AnswerCommand,
+    Baking,
+    CommandReceived,
+    CommandUnusable,
+    Completed,
+    Effect,
+    Event,
+    EvidenceJudged,
+    Gating,
+    Paused,
+    PublishDecision,
+    RolledBack,
+    Rollout,
+    Scheduled,
+    Ticked,
+)
+from schemas.terms import AdvisorMode, Arm, CommandStatus, CommandVerb, DecisionKind, HealthGap
+
+#: Labels of the counter, one per function below.
+RULES = ("I1", "I4", "I4'", "I5", "I6", "I7", "I14", "I16", "I17", "I19")
+#: A gate decides at the first event past its deadline; so much may lie between the two clocks' readings.
+GATE_EPSILON = timedelta(seconds=1)
+#: A bake ends by a timer that may fire a little early.
+BAKE_EPSILON_SECONDS = 1.0
+
+_RAISED_BY = frozenset({DecisionKind.START, DecisionKind.ADVANCE, DecisionKind.COMPLETE})
+_MAY_RAISE = frozenset(
+    {
+        CommandVerb.START,
+        CommandVerb.RESTART,
+        CommandVerb.APPROVE,
+        CommandVerb.PROMOTE,
+        CommandVerb.PROMOTE_FULL,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One decision, before it is saved."""
+
+    before: Rollout | None
+    event: Event
+    after: Rollout | None
+    effects: tuple[Effect, ...]
+
+    @property
+    def decision(self) -> PublishDecision | None:
+        """The decision that goes to the audit log; None where nothing was decided."""
+        return next((each for each in self.effects if isinstance(each, PublishDecision)), None)
+
+    @property
+    def is_raise(self) -> bool:
+        """True when more contexts may see treatment after it."""
+        return self.after is not None and raises_exposure(self.before, self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A rule that a transition breaks."""
+
+    rule: str
+    why: str  # with the numbers
+    forbids: bool  # True: it must not be saved; False: it only lowers or holds
+
+
+def raises_exposure(before: Rollout | None, after: Rollout) -> bool:
+    """Tell whether more contexts may see treatment: a higher percentage, or a later stage of one rollout."""
+    if before is None or before.rollout_id != after.rollout_id:
+        return after.percent > (0.0 if before is None else before.percent)
+    if after.percent > before.percent:
+        return True
+    if after.stage_index is None or before.stage_index is None:
+        return False
+    return after.stage_index > before.stage_index  # 50 % of a small audience to 10 % of everybody
+
+
+def violations(
+    transition: Transition,
+    *,
+    now: datetime,
+    outbox: int,
+    outbox_limit: int,
+    bake_left_seconds: float | None,
+) -> list[Violation]:
+    """Return every rule that the transition breaks; empty when all is well.
+
+    `outbox` are effects that wait for Kafka; `bake_left_seconds` is what is left of the bake by the
+    monotonic clock of this process, None when none lasts.
+    """
+    is_raise = transition.is_raise
+    found: Iterator[tuple[str, str | None]] = iter(
+        (
+            ("I1", raise_without_cause(transition)),
+            ("I4", revived(transition)),
+            ("I4'", too_small_a_sample(transition)),
+            ("I5", answers(transition)),
+            ("I6", higher_with_advice(transition)),
+            ("I7", revision(transition)),
+            ("I14", outbox_overflow(transition, outbox, outbox_limit)),
+            ("I16", gate_past_deadline(transition, now)),
+            ("I17", advance_despite_gaps(transition)),
+            ("I19", shortened_bake(transition, bake_left_seconds)),
+        )
+    )
+    forbidding = ("I4", "I19")
+    return [Violation(rule, why, is_raise or rule in forbidding) for rule, why in found if why is not None]
+
+
+def raise_without_cause(transition: Transition) -> str | None:
+    """I1: percent rises only with a decision that names a passed gate or a command; one stage per gate."""
+    before, after = transition.before, transition.after
+    if after is None or not transition.is_raise:
+        return None
+    decision = transition.decision
+    if decision is None or decision.kind not in _RAISED_BY:
+        kind = "no decision" if decision is None else f"a decision to {decision.kind}"
+        return f"{kind} raises to {after.percent:g} %"
+    event = transition.event
+    if isinstance(event, CommandReceived):
+        if event.verb not in _MAY_RAISE or decision.command_id != event.command_id:
+            return f"command {event.command_id} ({event.verb}) raises to {after.percent:g} %"
+        return None
+    if before is None or before.rollout_id != after.rollout_id:
+        return f"{type(event).__name__} starts a rollout"
+    if isinstance(event, Ticked) and isinstance(before.phase, Scheduled):
+        return None if after.stage_index == 0 else f"its start leads to stage {after.stage_index}"
+    if not isinstance(event, EvidenceJudged) or not isinstance(before.phase, Gating):
+        return f"{type(event).__name__} in phase {before.phase.name} raises to {after.percent:g} %"
+    if decision.gate_id != before.phase.gate_id:
+        return f"gate {decision.gate_id} is named, {before.phase.gate_id} was asked"
+    if after.stage_index != before.phase.stage + 1:
+        return f"one gate leads from stage {before.phase.stage} to {after.stage_index}"
+    return None
+
+
+def revived(transition: Transition) -> str | None:
+    """I4: rollback is monotone: after it percent stays 0 until a start with a new rollout id."""
+    before, after = transition.before, transition.after
+    if before is None or not isinstance(before.phase, RolledBack | Aborted):
+        return None
+    if after is None:
+        return "a rollout that has ended is forgotten"
+    if after.rollout_id == before.rollout_id:
+        if after.percent != 0 or not isinstance(after.phase, RolledBack | Aborted):
+            return f"{before.phase.name} becomes {after.phase.name} at {after.percent:g} %"
+        return None
+    event = transition.event
+    is_start = isinstance(event, CommandReceived) and event.verb in (CommandVerb.START, CommandVerb.RESTART)
+    return None if is_start else f"{type(event).__name__} starts rollout {after.rollout_id}"
+
+
+def too_small_a_sample(transition: Transition) -> str | None:
+    """I4': no verdict without the minimum sample in both arms; at 100 % there is one arm."""
+    before, event = transition.before, transition.event
+    if before is None or not isinstance(event, EvidenceJudged) or before.plan.blind:
+        return None
+    if not _has_passed(transition) or before.stage is None:
+        return None
+    arms = [Arm.TREATMENT, Arm.CONTROL] if before.percent < 100 else [Arm.TREATMENT]
+    few = [arm for arm in arms if event.judgement.exposures.get(arm, 0) < before.stage.min_sample]
+    if not few:
+        return None
+    counted = ", ".join(f"{arm} {event.judgement.exposures.get(arm, 0)}" for arm in few)
+    return f"a gate passes with {counted} of {before.stage.min_sample} contexts"
+
+
+def answers(transition: Transition) -> str | None:
+    """I5: each command gets exactly one result, and a rejected one changes nothing."""
+    given = [each for each in transition.effects if isinstance(each, AnswerCommand)]
+    event = transition.event
+    if not isinstance(event, CommandReceived | CommandUnusable):
+        return f"{type(event).__name__} answers {given[0].command_id}" if given else None
+    if [each.command_id for each in given] != [event.command_id]:
+        return f"command {event.command_id} gets {len(given)} answers"
+    if given[0].status is CommandStatus.REJECTED and transition.after is not transition.before:
+        return f"command {event.command_id} is rejected and changes the rollout"
+    return None
+
+
+def higher_with_advice(transition: Transition) -> str | None:
+    """I6: for any advice, percent with it is at most percent without an advisor."""
+    before, after = transition.before, transition.after
+    if before is None or after is None or before.rollout_id != after.rollout_id:
+        return None
+    if before.plan.advisor.mode is AdvisorMode.OFF or not transition.is_raise:
+        return None
+    plain, _ = decide(without_advice(before), transition.event)
+    if plain is not None and after.percent <= plain.percent:
+        return None
+    lower = 0.0 if plain is None else plain.percent
+    return f"{after.percent:g} % with advice, {lower:g} % without"
+
+
+def without_advice(rollout: Rollout) -> Rollout:
+    """Return the same moment of the same rollout under a plan without an advisor."""
+    plan = replace(rollout.plan, advisor=AdvisorPolicy(mode=AdvisorMode.OFF))
+    phase = rollout.phase
+    if isinstance(phase, Gating):
+        phase = replace(phase, advice=None)
+    elif isinstance(phase, Paused) and isinstance(phase.held, Gating):
+        phase = replace(phase, held=replace(phase.held, advice=None))
+    return replace(rollout, plan=plan, phase=phase)
+
+
+def revision(transition: Transition) -> str | None:
+    """I7: the revision grows by 1 per transition; the same revision is the same document."""
+    before, after = transition.before, transition.after
+    if after is None or after is before:
+        return None
+    was = 0 if before is None else before.revision
+    if after.revision == was + 1:
+        return None
+    if before is not None and after.revision == was and _seen(before) == _seen(after):
+        return None  # where the question to the model stands is no transition
+    return f"revision {was} is followed by {after.revision}"
+
+
+def outbox_overflow(transition: Transition, outbox: int, limit: int) -> str | None:
+    """I14: the outbox is bounded; when it is full the controller stops raising, never lowering."""
+    if outbox < limit or not transition.is_raise:
+        return None
+    return f"exposure rises while {outbox} effects wait"
+
+
+def gate_past_deadline(transition: Transition, now: datetime) -> str | None:
+    """I16: the gate decides at latest at its deadline, whatever the model does."""
+    before, after = transition.before, transition.after
+    if before is None or not isinstance(before.phase, Gating) or after is None:
+        return None
+    if not isinstance(transition.event, Ticked | EvidenceJudged) or is_frozen(before, now):
+        return None
+    if now < before.phase.until + GATE_EPSILON or not isinstance(after.phase, Gating):
+        return None
+    if after.phase.gate_id != before.phase.gate_id or after.phase.until > now:
+        return None
+    return f"gate {before.phase.gate_id} is open {now - before.phase.until} after its deadline"
+
+
+def advance_despite_gaps(transition: Transition) -> str | None:
+    """I17: no advance on stale, tainted, too small or otherwise incomplete evidence."""
+    event = transition.event
+    if not isinstance(event, EvidenceJudged) or not event.judgement.gaps or not _has_passed(transition):
+        return None
+    kinds = ", ".join(sorted({HealthGap(gap.kind).value for gap in event.judgement.gaps}))
+    return f"a gate passes with gaps: {kinds}"
+
+
+def shortened_bake(transition: Transition, bake_left_seconds: float | None) -> str | None:
+    """I19: a bake is never shortened by any clock: the monotonic clock of this process has seen it pass."""
+    before, after = transition.before, transition.after
+    if before is None or after is None or bake_left_seconds is None:
+        return None
+    if not isinstance(before.phase, Baking) or not isinstance(after.phase, Gating):
+        return None
+    if bake_left_seconds <= BAKE_EPSILON_SECONDS:
+        return None
+    return f"the gate opens {bake_left_seconds:.0f} s before the bake is over"
+
+
+def _has_passed(transition: Transition) -> bool:
+    """Tell whether evidence let the rollout go on."""
+    after = transition.after
+    if after is None or transition.before is None:
+        return False
+    is_complete = isinstance(after.phase, Completed) and not isinstance(transition.before.phase, Completed)
+    return transition.is_raise or is_complete
+
+
+def _seen(rollout: Rollout) -> object:
+    """Return all of a document but where the question to the model stands."""
+    phase = replace(rollout.phase, advice=None) if isinstance(rollout.phase, Gating) else rollout.phase
+    return replace(rollout, phase=phase)
