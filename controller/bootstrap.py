@@ -21,15 +21,24 @@ from controller.adapters.file_plane import FilePlane
 from controller.adapters.http_plane import HttpPlane
 from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
 from controller.adapters.kafka_state import KafkaStateFeed
-from controller.adapters.redis import RedisRollouts, RedisTotals, Store
+from controller.adapters.redis import SHARED_PREFIX, Identity, RedisRollouts, RedisTotals, Store
 from controller.adapters.redis_plane import RedisPlane
 from controller.adapters.shared_topic import SharedTopic, streams, topic_of
 from controller.adapters.state_topic import StateTopicPlane
 from controller.adapters.unleash import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
-from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
-from controller.health import Component, Health
+from controller.errors import (
+    BadInput,
+    CommandRefused,
+    CommandUnreadable,
+    ConfigInvalid,
+    EventLogUnavailable,
+    ForeignDocument,
+    OperatingTrouble,
+    StoreUnavailable,
+)
+from controller.health import Component, Faults, Health, Scope
 from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record
 from controller.service.actuation import Actuation
@@ -41,7 +50,7 @@ from controller.service.supervisor import Parts, Step, Supervisor
 from controller.service.watchdog import ConsumerWatchdog, StallMeter
 from controller.service.worker import Tools
 from controller.service.workers import ReadCommand, Workers
-from controller.settings import RedisPlaneSettings, RedisSettings, Settings
+from controller.settings import RedisPlaneSettings, RedisSettings, Settings, open_doors
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
@@ -57,6 +66,11 @@ from schemas.wire import RecordRefused
 REQUIRED = ("http", "kafka", "redis", "state", "counting", "flags")
 OPTIONAL = ("actuation", "outbox")
 
+IDENTITY_SECONDS = 60.0
+"""How often it is asked whether Redis still holds our keys and not another environment's."""
+
+_OWN_TOPICS = "Give each environment its own kafka.topic_prefix, or its own Kafka"
+
 
 class OutsidePlane(FlagPlane, Protocol):
     """A plane that holds connections of its own."""
@@ -71,9 +85,13 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._clock = SystemClock()
+        self._faults = Faults(self._clock.now)
         advised = () if settings.advisor.url is None else ("advisor",)
         self._health = Health(REQUIRED, (*OPTIONAL, *advised))
         self._board = FlagBoard(generation=Generation(settings.http.bucketing), flag_set_id=settings.environment)
+        self._source = documents.source_of(settings.environment)
+        self._encode = partial(documents.encode, source=self._source)
+        self._identity: Identity | None = None
         self._publisher = KafkaPublisher(settings.kafka)
         self._state_plane = StateTopicPlane(self._publisher, self._state_entry)
         self._file_planes = [FilePlane(name, file) for name, file in settings.planes.files.items()]
@@ -86,10 +104,12 @@ class Daemon:
         self._partitions: dict[str, int] = {}
         self._store = Store.connect(
             redis_url(settings.redis),
-            prefix=settings.redis.key_prefix,
+            prefix=settings.redis_key_prefix,
             is_cluster=settings.redis.is_cluster,
             deadline_seconds=2 * settings.redis.call_timeout_seconds,
             try_seconds=settings.redis.call_timeout_seconds,
+            connect_seconds=settings.redis.connect_timeout_seconds,
+            health_check_seconds=settings.redis.health_check_seconds,
             connections=settings.redis.max_connections,
         )
         event_topics = settings.kafka.event_topics
@@ -97,7 +117,8 @@ class Daemon:
         is_shared = settings.kafka.is_one_topic
         self._events = KafkaEventLog(settings.kafka, sorted(set(event_topics)), settings.kafka.events_group, bare_records=True)
         self._commands = KafkaEventLog(settings.kafka, [settings.kafka.topic("commands")], settings.kafka.commands_group)
-        self._feed = KafkaStateFeed(settings.kafka, documents.read_state, overtaken=self._overtaken)
+        self._foreign_state: tuple[str, str] | None = None  # a flag of another environment, and its name
+        self._feed = KafkaStateFeed(settings.kafka, self._read_state, overtaken=self._overtaken)
         app = make_app(
             self._board,
             self._health,
@@ -122,7 +143,7 @@ class Daemon:
             advisor=self._advisor,
             clock=self._clock,
             metrics=self._metrics,
-            encode=documents.encode,
+            encode=self._encode,
             on_transition=self._on_transition,
             newest_known=self._newest.get,
             on_alert=self._on_alert,
@@ -170,6 +191,8 @@ class Daemon:
 
     async def run(self) -> int:
         """Serve HTTP at once, then bring up the rest and run until stopped; return the exit code."""
+        for warning in open_doors(self._settings):
+            self._log.warning("open_door", warning=warning)
         await self._http.start()
         self._health.ready("http")
         self._log.info("http_started", port=self._http.port)
@@ -203,6 +226,7 @@ class Daemon:
                 ("actuation", self._actuation.run),
                 ("health", self._watch_health),
                 ("stalls", stalls.run),
+                ("identity", self._watch_identity),
                 *((plane.name, plane.keep) for plane in self._file_planes),
                 *watchdogs,
                 *([] if self._explainer is None else [("explainer", self._explainer.run)]),
@@ -234,8 +258,22 @@ class Daemon:
     async def _prepare_redis(self) -> None:
         for warning in await self._store.check_server():
             self._log.warning("redis_warning", warning=warning)
-        identity = await cluster_id(self._settings.kafka)
-        await self._store.check_identity(identity or self._settings.environment, self._settings.kafka.topic_epoch)
+        settings = self._settings
+        identity = Identity(
+            await cluster_id(settings.kafka) or settings.environment,
+            settings.kafka.topic_prefix,
+            settings.environment,
+            settings.former_environments,
+        )
+        if settings.redis.key_prefix is None and await self._store.has_shared_data():
+            self._log.warning(
+                "redis_warning",
+                warning=f"keys under {SHARED_PREFIX!r} may be this environment's, from before keys named it; they "
+                f"are not used: all is counted again from Kafka under {self._store.prefix!r}. To go on with "
+                f"them, set redis.key_prefix to {SHARED_PREFIX!r}",
+            )
+        await self._store.check_identity(identity, settings.kafka.topic_epoch)
+        self._identity = identity
 
     async def _read_flags(self) -> None:
         self._stored_flags = frozenset(await self._tools.rollouts.flag_keys())
@@ -257,9 +295,7 @@ class Daemon:
         )
 
     def _state_entry(self, rollout: Rollout) -> OutboxEntry:
-        return documents.encode(
-            rollout, rollout.flag_key, rollout, f"{rollout.flag_key}/{rollout.revision}/0", self._clock.now()
-        )
+        return self._encode(rollout, rollout.flag_key, rollout, f"{rollout.flag_key}/{rollout.revision}/0", self._clock.now())
 
     # --- what parts tell each other -------------------------------------------------------------------------------------
 
@@ -277,6 +313,7 @@ class Daemon:
         Events must not be counted by an older document: those of a new stage would count for the one before, for good.
         """
         await self._feed.caught_up()
+        self._refuse_foreign_state()
         unpublished: Sequence[Rollout] | None = None
         while unpublished is None:
             try:
@@ -288,6 +325,35 @@ class Daemon:
         for rollout in unpublished:
             self._log.info("decided_unpublished", flag_key=rollout.flag_key, revision=rollout.revision)
             self._learn(rollout)
+
+    def _read_state(self, value: bytes) -> Rollout:
+        """Return the rollout of a record of the state topic. Raises DocumentUnreadable."""
+        names = (self._settings.environment, *self._settings.former_environments)
+        try:
+            return documents.read_state(value, names)
+        except ForeignDocument as foreign:
+            if self._foreign_state is None:
+                self._foreign_state = (documents.read_state(value).flag_key, foreign.environment)
+                flag_key, _ = self._foreign_state
+                self._faults.report(Scope.FLAG, flag_key, self._foreign_state_words(), _OWN_TOPICS)
+            raise
+
+    def _foreign_state_words(self) -> str:
+        assert self._foreign_state is not None
+        flag_key, environment = self._foreign_state
+        return (
+            f"{self._settings.kafka.topic('state')} holds the rollout of {flag_key} of environment {environment!r}, and "
+            f"this is {self._settings.environment!r}: two environments on the same topics would undo each other's decisions"
+        )
+
+    def _refuse_foreign_state(self) -> None:
+        """Raise ConfigInvalid when the state topic is another environment's."""
+        if self._foreign_state is not None:
+            environment = self._foreign_state[1]
+            raise ConfigInvalid(
+                f"{self._foreign_state_words()}. {_OWN_TOPICS}; or, if {environment!r} is this environment's "
+                "former name, add it to former_environments"
+            )
 
     def _learn(self, rollout: Rollout) -> None:
         """Serve a document and count by it, whoever decided it; an older one than known changes nothing."""
@@ -378,7 +444,7 @@ class Daemon:
         topic = topic_of(topic)
         place = quarantine.key(topic, partition).decode()
         effect_id = f"{place}/{refusals[0].offset}-{refusals[-1].offset}"
-        value = quarantine.encode(topic, partition, refusals)
+        value = quarantine.encode(topic, partition, refusals, source=self._source)
         await self._publisher.publish([OutboxEntry("", effect_id, "quarantine", place, value)])
 
     async def _refuse_command(self, record: Record, fault: BadInput) -> None:
@@ -388,7 +454,7 @@ class Daemon:
             # record that is read again after a crash gets the same one.
             answer = AnswerCommand(fault.command_id, fault.verb, CommandStatus.REJECTED, fault.reason, 0)
             at = datetime.fromtimestamp(max(record.timestamp, 0) / 1000, UTC)
-            entry = documents.encode(answer, fault.flag_key, None, fault.command_id, at)
+            entry = self._encode(answer, fault.flag_key, None, fault.command_id, at)
             tell = partial(self._publisher.publish, [entry])
         else:
             reason = fault.reason if isinstance(fault, CommandUnreadable) else QuarantineReason.INVALID
@@ -420,6 +486,24 @@ class Daemon:
 
     def _give_up(self, why: str) -> None:
         self._supervisor.give_up(why)
+
+    async def _watch_identity(self) -> None:
+        """Ask now and then whether this Redis still is ours: an address may come to name another."""
+        while True:
+            await asyncio.sleep(IDENTITY_SECONDS)
+            if self._identity is None:
+                continue
+            epoch = self._settings.kafka.topic_epoch
+            try:
+                why = await self._store.look_at_identity(self._identity, epoch)
+            except (OperatingTrouble, BadInput) as trouble:
+                self._log.warning("identity_not_read", error=str(trouble))
+                continue
+            if why is None:
+                self._faults.clear(Scope.DEPENDENCY, "redis_identity")
+            else:
+                remedy = "give redis.url its former address and restart; flags stay as they are, nothing is decided"
+                self._faults.report(Scope.DEPENDENCY, "redis_identity", why, remedy)
 
     async def _watch_health(self) -> None:
         """Say once a second how the parts do, and let go of rollouts that ended long ago."""

@@ -13,6 +13,7 @@ RolloutdError
 +-- BrokenInvariant          our own: stop the worker, turn health red
     +-- EventLogTruncated      the log is not the one we counted: a person must name a new epoch
     +-- DocumentUnreadable     a stored rollout is not ours to read: a newer release wrote it, or it was damaged
+        +-- ForeignDocument      another environment's rolloutd wrote it
 
 A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the contract refuses it, it goes to quarantine.
 """
@@ -84,3 +85,11 @@ class EventLogTruncated(BrokenInvariant):
 
 class DocumentUnreadable(BrokenInvariant):
     """A stored rollout document has an unknown version or is not one: never guessed at."""
+
+
+class ForeignDocument(DocumentUnreadable):
+    """A rollout document that the rolloutd of another environment wrote."""
+
+    def __init__(self, environment: str) -> None:
+        super().__init__(f"the document was written by the rolloutd of environment {environment!r}")
+        self.environment = environment
