@@ -51,7 +51,7 @@ from controller.service.watchdog import ConsumerWatchdog, StallMeter
 from controller.service.worker import Tools
 from controller.service.workers import ReadCommand, Workers
 from controller.settings import RedisPlaneSettings, RedisSettings, Settings, open_doors
-from controller.web.app import make_app
+from controller.web.app import make_app, make_ops_app
 from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
 from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
@@ -65,6 +65,9 @@ from schemas.wire import RecordRefused
 #: What must work before this replica is ready, and what it can do without for a while.
 REQUIRED = ("http", "kafka", "redis", "state", "counting", "flags")
 OPTIONAL = ("actuation", "outbox")
+
+OPS_CONNECTIONS = 64
+"""Connections of the port for probes: some kubelets, some Prometheus servers, and room for people."""
 
 IDENTITY_SECONDS = 60.0
 """How often it is asked whether Redis still holds our keys and not another environment's."""
@@ -129,11 +132,17 @@ class Daemon:
             allowed_hosts=settings.http.allowed_hosts,
             max_body_bytes=settings.http.max_body_bytes,
             stream_limits=StreamLimits(streams=settings.http.max_event_streams),
+            max_bulk_per_second=settings.http.max_bulk_per_second,
         )
         self._event_streams: EventStreams = app.state.event_streams
         self._http = HttpServer(
-            app, host=settings.http.host, port=settings.http.port, max_connections=settings.http.max_connections
+            app,
+            host=settings.http.host,
+            port=settings.http.port,
+            max_connections=settings.http.max_connections,
+            max_per_client=settings.http.connections_per_client,
         )
+        self._ops_http = self._make_ops_http()
         self._flagd_sync = make_flagd_sync(settings, self._board)
         self._advisor = make_advisor(settings.advisor, self._clock)
         totals = RedisTotals(self._store)
@@ -193,6 +202,9 @@ class Daemon:
         """Serve HTTP at once, then bring up the rest and run until stopped; return the exit code."""
         for warning in open_doors(self._settings):
             self._log.warning("open_door", warning=warning)
+        if self._ops_http is not None:  # first of all: what can be asked must not wait for anything
+            await self._ops_http.start()
+            self._log.info("ops_http_started", port=self._ops_http.port)
         await self._http.start()
         self._health.ready("http")
         self._log.info("http_started", port=self._http.port)
@@ -235,6 +247,7 @@ class Daemon:
             drain=self._ingest.stop,
             close=(
                 ("http", self._stop_http),
+                *([] if self._ops_http is None else [("ops_http", self._ops_http.stop)]),
                 *([] if self._flagd_sync is None else [("flagd_sync", self._flagd_sync.stop)]),
                 ("events", self._events.stop),
                 ("commands", self._commands.stop),
@@ -244,6 +257,24 @@ class Daemon:
                 ("advisor", self._advisor.close),
                 *((plane.name, plane.close) for plane in self._outside_planes),
             ),
+        )
+
+    def _make_ops_http(self) -> HttpServer | None:
+        """Return the server for probes and scrapers alone, None when there is to be none."""
+        http = self._settings.http
+        if http.ops_port is None:
+            return None
+        app = make_ops_app(self._board, self._health, self._metrics, allowed_hosts=http.allowed_hosts)
+        return HttpServer(
+            app,
+            host=http.host if http.ops_host is None else http.ops_host,
+            port=http.ops_port,
+            max_connections=OPS_CONNECTIONS,
+            max_per_client=OPS_CONNECTIONS // 4,
+            head_seconds=3.0,
+            keep_alive_seconds=5,
+            backlog=OPS_CONNECTIONS,
+            setting="http.ops_host and http.ops_port",
         )
 
     async def _stop_http(self) -> None:

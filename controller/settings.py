@@ -399,7 +399,19 @@ class HttpSettings(_Section):
     max_body_bytes: int = Field(default=65_536, ge=1_024, le=10_000_000)
     """Larger requests are refused. CloudEvents and evaluation contexts stay far below."""
     max_connections: Count = 1_000
-    """More are answered 503; it bounds what idle connections can cost."""
+    """More are answered 503; it bounds what idle connections can cost. At the limit the connection that
+    has been idle longest gives way to a new one."""
+    max_connections_per_client: int | None = Field(default=None, ge=0)
+    """Connections of one client address, or of one IPv6 /64; more are answered 503. None: a quarter of
+    `max_connections`. 0: no limit, for a daemon behind a proxy, which makes all clients one."""
+    max_bulk_per_second: float = Field(default=200.0, ge=0, le=1_000_000, allow_inf_nan=False)
+    """Bulk evaluations of one client address per second, twice as many at once; more are answered 429.
+    A page asks once, an app that polls twice a minute. 0: no limit, as behind a proxy."""
+    ops_port: int | None = Field(default=None, ge=0, le=65_535)
+    """A second port for /healthz, /readyz and /metrics alone, with connections of its own: probes are
+    answered whatever clients do to `port`. 0 takes a free one. None: only `port` answers them."""
+    ops_host: str | None = None
+    """Address of the second port. None: as `host`."""
     max_event_streams: int = Field(default=200, ge=0, le=100_000)
     """OFREP clients told of changes as they happen, each on a connection of its own that stays open; more are answered 503 and
     poll. Keep it well below `max_connections`. 0: the stream is not offered."""
@@ -408,7 +420,15 @@ class HttpSettings(_Section):
     def _leave_room(self) -> Self:
         if self.max_event_streams >= self.max_connections:
             raise ValueError("max_event_streams must be less than max_connections, or streams take every connection")
+        if self.ops_port and self.ops_port == self.port:
+            raise ValueError("ops_port must be another port than port")
         return self
+
+    @property
+    def connections_per_client(self) -> int:
+        """Connections that one client may hold; 0: as many as there are."""
+        limit = self.max_connections_per_client
+        return max(1, self.max_connections // 4) if limit is None else limit
 
 
 class FlagdSyncSettings(_Section):
