@@ -192,7 +192,12 @@ class Daemon:
             else Lookout(lambda: self._workers.evidence, commentator, self._comment, every_seconds=look_seconds)
         )
         self._actuation = Actuation(
-            planes, self._clock, raise_alert=self._alert, note_gap=self._note_gap, note_attempt=self._note_attempt
+            planes,
+            self._clock,
+            raise_alert=self._alert,
+            note_gap=self._note_gap,
+            note_attempt=self._note_attempt,
+            faults=self._faults,
         )
         self._metrics.watch(converged=self._actuation.converged)
         self._supervisor = Supervisor(self._parts(), self._health, settings.shutdown)
