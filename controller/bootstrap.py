@@ -21,7 +21,7 @@ from controller.adapters.http_plane import HttpPlane
 from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
 from controller.adapters.kafka_state import KafkaStateFeed
 from controller.adapters.kafka_topology import KafkaTopology
-from controller.adapters.redis import RedisRollouts, RedisTotals, Store
+from controller.adapters.redis import SHARED_PREFIX, Identity, RedisRollouts, RedisTotals, Store
 from controller.adapters.redis_plane import RedisPlane
 from controller.adapters.shared_topic import SharedTopic, streams, topic_of
 from controller.adapters.state_topic import StateTopicPlane
@@ -34,6 +34,8 @@ from controller.errors import (
     CommandUnreadable,
     ConfigInvalid,
     EventLogUnavailable,
+    ForeignDocument,
+    OperatingTrouble,
     StoreUnavailable,
 )
 from controller.health import Component, Faults, Health, Scope
@@ -48,8 +50,8 @@ from controller.service.supervisor import Parts, Step, Supervisor
 from controller.service.watchdog import ConsumerWatchdog, StallMeter
 from controller.service.worker import Tools
 from controller.service.workers import Peeked, ReadCommand, Workers
-from controller.settings import RedisPlaneSettings, RedisSettings, Settings
-from controller.web.app import make_app
+from controller.settings import RedisPlaneSettings, RedisSettings, Settings, open_doors
+from controller.web.app import make_app, make_ops_app
 from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
 from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
@@ -64,6 +66,14 @@ from schemas.wire import RecordRefused
 #: What must work before this replica is ready, and what it can do without for a while.
 REQUIRED = ("http", "kafka", "redis", "state", "counting", "flags")
 OPTIONAL = ("actuation", "outbox")
+
+OPS_CONNECTIONS = 64
+"""Connections of the port for probes: some kubelets, some Prometheus servers, and room for people."""
+
+IDENTITY_SECONDS = 60.0
+"""How often it is asked whether Redis still holds our keys and not another environment's."""
+
+_OWN_TOPICS = "Give each environment its own kafka.topic_prefix, or its own Kafka"
 
 
 class OutsidePlane(FlagPlane, Protocol):
@@ -83,6 +93,9 @@ class Daemon:
         advised = () if settings.advisor.url is None else ("advisor",)
         self._health = Health(REQUIRED, (*OPTIONAL, *advised))
         self._board = FlagBoard(generation=Generation(settings.http.bucketing), flag_set_id=settings.environment)
+        self._source = documents.source_of(settings.environment)
+        self._encode = partial(documents.encode, source=self._source)
+        self._identity: Identity | None = None
         self._publisher = KafkaPublisher(settings.kafka)
         self._state_plane = StateTopicPlane(self._publisher, self._state_entry)
         self._file_planes = [FilePlane(name, file) for name, file in settings.planes.files.items()]
@@ -95,10 +108,12 @@ class Daemon:
         self._topology = KafkaTopology(settings.kafka, self._faults, remade=self._topic_remade)
         self._store = Store.connect(
             redis_url(settings.redis),
-            prefix=settings.redis.key_prefix,
+            prefix=settings.redis_key_prefix,
             is_cluster=settings.redis.is_cluster,
             deadline_seconds=2 * settings.redis.call_timeout_seconds,
             try_seconds=settings.redis.call_timeout_seconds,
+            connect_seconds=settings.redis.connect_timeout_seconds,
+            health_check_seconds=settings.redis.health_check_seconds,
             connections=settings.redis.max_connections,
         )
         event_topics = settings.kafka.event_topics
@@ -110,7 +125,8 @@ class Daemon:
         self._commands = KafkaEventLog(
             settings.kafka, [settings.kafka.topic("commands")], settings.kafka.commands_group, faults=self._faults
         )
-        self._feed = KafkaStateFeed(settings.kafka, documents.read_state, overtaken=self._overtaken)
+        self._foreign_state: tuple[str, str] | None = None  # a flag of another environment, and its name
+        self._feed = KafkaStateFeed(settings.kafka, self._read_state, overtaken=self._overtaken)
         app = make_app(
             self._board,
             self._health,
@@ -121,11 +137,17 @@ class Daemon:
             allowed_hosts=settings.http.allowed_hosts,
             max_body_bytes=settings.http.max_body_bytes,
             stream_limits=StreamLimits(streams=settings.http.max_event_streams),
+            max_bulk_per_second=settings.http.max_bulk_per_second,
         )
         self._event_streams: EventStreams = app.state.event_streams
         self._http = HttpServer(
-            app, host=settings.http.host, port=settings.http.port, max_connections=settings.http.max_connections
+            app,
+            host=settings.http.host,
+            port=settings.http.port,
+            max_connections=settings.http.max_connections,
+            max_per_client=settings.http.connections_per_client,
         )
+        self._ops_http = self._make_ops_http()
         self._flagd_sync = make_flagd_sync(settings, self._board)
         self._advisor = make_advisor(settings.advisor, self._clock)
         totals = RedisTotals(self._store, self._faults)
@@ -135,7 +157,7 @@ class Daemon:
             advisor=self._advisor,
             clock=self._clock,
             metrics=self._metrics,
-            encode=documents.encode,
+            encode=self._encode,
             on_transition=self._on_transition,
             newest_known=self._newest.get,
             faults=self._faults,
@@ -180,7 +202,12 @@ class Daemon:
             else Lookout(lambda: self._workers.evidence, commentator, self._comment, every_seconds=look_seconds)
         )
         self._actuation = Actuation(
-            planes, self._clock, raise_alert=self._alert, note_gap=self._note_gap, note_attempt=self._note_attempt
+            planes,
+            self._clock,
+            raise_alert=self._alert,
+            note_gap=self._note_gap,
+            note_attempt=self._note_attempt,
+            faults=self._faults,
         )
         self._metrics.watch(converged=self._actuation.converged)
         self._supervisor = Supervisor(self._parts(), self._health, settings.shutdown)
@@ -188,6 +215,11 @@ class Daemon:
 
     async def run(self) -> int:
         """Serve HTTP at once, then bring up the rest and run until stopped; return the exit code."""
+        for warning in open_doors(self._settings):
+            self._log.warning("open_door", warning=warning)
+        if self._ops_http is not None:  # first of all: what can be asked must not wait for anything
+            await self._ops_http.start()
+            self._log.info("ops_http_started", port=self._ops_http.port)
         await self._http.start()
         self._health.ready("http")
         self._log.info("http_started", port=self._http.port)
@@ -222,6 +254,7 @@ class Daemon:
                 ("health", self._watch_health),
                 ("topology", self._topology.run),
                 ("stalls", stalls.run),
+                ("identity", self._watch_identity),
                 *((plane.name, plane.keep) for plane in self._file_planes),
                 *watchdogs,
                 *([] if self._explainer is None else [("explainer", self._explainer.run)]),
@@ -230,6 +263,7 @@ class Daemon:
             drain=self._ingest.stop,
             close=(
                 ("http", self._stop_http),
+                *([] if self._ops_http is None else [("ops_http", self._ops_http.stop)]),
                 *([] if self._flagd_sync is None else [("flagd_sync", self._flagd_sync.stop)]),
                 ("events", self._events.stop),
                 ("commands", self._commands.stop),
@@ -240,6 +274,24 @@ class Daemon:
                 ("advisor", self._advisor.close),
                 *((plane.name, plane.close) for plane in self._outside_planes),
             ),
+        )
+
+    def _make_ops_http(self) -> HttpServer | None:
+        """Return the server for probes and scrapers alone, None when there is to be none."""
+        http = self._settings.http
+        if http.ops_port is None:
+            return None
+        app = make_ops_app(self._board, self._health, self._metrics, allowed_hosts=http.allowed_hosts)
+        return HttpServer(
+            app,
+            host=http.host if http.ops_host is None else http.ops_host,
+            port=http.ops_port,
+            max_connections=OPS_CONNECTIONS,
+            max_per_client=OPS_CONNECTIONS // 4,
+            head_seconds=3.0,
+            keep_alive_seconds=5,
+            backlog=OPS_CONNECTIONS,
+            setting="http.ops_host and http.ops_port",
         )
 
     async def _stop_http(self) -> None:
@@ -262,8 +314,22 @@ class Daemon:
     async def _prepare_redis(self) -> None:
         for warning in await self._store.check_server():
             self._log.warning("redis_warning", warning=warning)
-        identity = await cluster_id(self._settings.kafka)
-        await self._store.check_identity(identity or self._settings.environment, self._settings.kafka.topic_epoch)
+        settings = self._settings
+        identity = Identity(
+            await cluster_id(settings.kafka) or settings.environment,
+            settings.kafka.topic_prefix,
+            settings.environment,
+            settings.former_environments,
+        )
+        if settings.redis.key_prefix is None and await self._store.has_shared_data():
+            self._log.warning(
+                "redis_warning",
+                warning=f"keys under {SHARED_PREFIX!r} may be this environment's, from before keys named it; they "
+                f"are not used: all is counted again from Kafka under {self._store.prefix!r}. To go on with "
+                f"them, set redis.key_prefix to {SHARED_PREFIX!r}",
+            )
+        await self._store.check_identity(identity, settings.kafka.topic_epoch)
+        self._identity = identity
 
     async def _read_flags(self) -> None:
         self._stored_flags = frozenset(await self._tools.rollouts.flag_keys())
@@ -285,9 +351,7 @@ class Daemon:
         )
 
     def _state_entry(self, rollout: Rollout) -> OutboxEntry:
-        return documents.encode(
-            rollout, rollout.flag_key, rollout, f"{rollout.flag_key}/{rollout.revision}/0", self._clock.now()
-        )
+        return self._encode(rollout, rollout.flag_key, rollout, f"{rollout.flag_key}/{rollout.revision}/0", self._clock.now())
 
     # --- what parts tell each other -------------------------------------------------------------------------------------
 
@@ -305,6 +369,7 @@ class Daemon:
         Events must not be counted by an older document: those of a new stage would count for the one before, for good.
         """
         await self._feed.caught_up()
+        self._refuse_foreign_state()
         unpublished: Sequence[Rollout] | None = None
         while unpublished is None:
             try:
@@ -316,6 +381,35 @@ class Daemon:
         for rollout in unpublished:
             self._log.info("decided_unpublished", flag_key=rollout.flag_key, revision=rollout.revision)
             self._learn(rollout)
+
+    def _read_state(self, value: bytes) -> Rollout:
+        """Return the rollout of a record of the state topic. Raises DocumentUnreadable."""
+        names = (self._settings.environment, *self._settings.former_environments)
+        try:
+            return documents.read_state(value, names)
+        except ForeignDocument as foreign:
+            if self._foreign_state is None:
+                self._foreign_state = (documents.read_state(value).flag_key, foreign.environment)
+                flag_key, _ = self._foreign_state
+                self._faults.report(Scope.FLAG, flag_key, self._foreign_state_words(), _OWN_TOPICS)
+            raise
+
+    def _foreign_state_words(self) -> str:
+        assert self._foreign_state is not None
+        flag_key, environment = self._foreign_state
+        return (
+            f"{self._settings.kafka.topic('state')} holds the rollout of {flag_key} of environment {environment!r}, and "
+            f"this is {self._settings.environment!r}: two environments on the same topics would undo each other's decisions"
+        )
+
+    def _refuse_foreign_state(self) -> None:
+        """Raise ConfigInvalid when the state topic is another environment's."""
+        if self._foreign_state is not None:
+            environment = self._foreign_state[1]
+            raise ConfigInvalid(
+                f"{self._foreign_state_words()}. {_OWN_TOPICS}; or, if {environment!r} is this environment's "
+                "former name, add it to former_environments"
+            )
 
     def _learn(self, rollout: Rollout) -> None:
         """Serve a document and count by it, whoever decided it; an older one than known changes nothing."""
@@ -431,7 +525,7 @@ class Daemon:
         topic = topic_of(topic)
         place = quarantine.key(topic, partition).decode()
         effect_id = f"{place}/{refusals[0].offset}-{refusals[-1].offset}"
-        value = quarantine.encode(topic, partition, refusals)
+        value = quarantine.encode(topic, partition, refusals, source=self._source)
         await self._publisher.publish([OutboxEntry("", effect_id, "quarantine", place, value)])
 
     async def _refuse_commands(self, refused: Sequence[tuple[Record, BadInput]]) -> None:
@@ -457,7 +551,7 @@ class Daemon:
         # again after a crash gets the same one.
         answer = AnswerCommand(fault.command_id, fault.verb, CommandStatus.REJECTED, fault.reason, 0)
         at = time_of(record.timestamp)
-        return documents.encode(answer, fault.flag_key, None, fault.command_id, at)
+        return self._encode(answer, fault.flag_key, None, fault.command_id, at)
 
     async def _publish_persistently(self, entry: OutboxEntry) -> None:
         await self._persistently(partial(self._publisher.publish, [entry]))
@@ -481,6 +575,24 @@ class Daemon:
 
     def _give_up(self, why: str) -> None:
         self._supervisor.give_up(why)
+
+    async def _watch_identity(self) -> None:
+        """Ask now and then whether this Redis still is ours: an address may come to name another."""
+        while True:
+            await asyncio.sleep(IDENTITY_SECONDS)
+            if self._identity is None:
+                continue
+            epoch = self._settings.kafka.topic_epoch
+            try:
+                why = await self._store.look_at_identity(self._identity, epoch)
+            except (OperatingTrouble, BadInput) as trouble:
+                self._log.warning("identity_not_read", error=str(trouble))
+                continue
+            if why is None:
+                self._faults.clear(Scope.DEPENDENCY, "redis_identity")
+            else:
+                remedy = "give redis.url its former address and restart; flags stay as they are, nothing is decided"
+                self._faults.report(Scope.DEPENDENCY, "redis_identity", why, remedy)
 
     async def _watch_health(self) -> None:
         """Say once a second how the parts do, and let go of rollouts that ended long ago."""

@@ -14,6 +14,7 @@ RolloutdError
     +-- EventLogTruncated      the log is not the one we counted: a person must name a new epoch
     +-- DocumentUnreadable     a stored rollout is not ours to read: it was damaged
         +-- DocumentNewer        or a newer release wrote it: it is never written over
+        +-- ForeignDocument      or another environment's rolloutd wrote it
 
 A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the contract refuses it, it goes to quarantine.
 """
@@ -89,3 +90,11 @@ class DocumentUnreadable(BrokenInvariant):
 
 class DocumentNewer(DocumentUnreadable):
     """A newer release wrote it. Whatever it says stays as it is."""
+
+
+class ForeignDocument(DocumentUnreadable):
+    """A rollout document that the rolloutd of another environment wrote."""
+
+    def __init__(self, environment: str) -> None:
+        super().__init__(f"the document was written by the rolloutd of environment {environment!r}")
+        self.environment = environment

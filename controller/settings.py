@@ -8,6 +8,8 @@ Does not belong here: plans (operators publish them), and anything a formula fix
 
 from __future__ import annotations
 
+import hashlib
+import ipaddress
 import json
 import ssl
 from collections.abc import Mapping
@@ -41,7 +43,12 @@ NOT_SETTINGS_PREFIXES = ("ROLLOUTD_TEST_", "ROLLOUTD_ALLOW_")
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 KafkaName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+EnvironmentName = Annotated[str, Field(pattern=NAME_PATTERN)]
 MASK = "********"
+
+DEFAULT_ENVIRONMENT = "production"
+DEFAULT_KEY_PREFIX = "rolloutd:"
+MAX_KEY_PREFIX = 64
 
 
 def _http_url(value: str) -> str:
@@ -317,8 +324,10 @@ class RedisSettings(_Section):
     """PEM file of the authorities for `rediss://`. None: the system's."""
     is_cluster: bool = False
     """Whether the address is a node of a Redis Cluster. Keys carry hash tags either way."""
-    key_prefix: str = Field(default="rolloutd:", pattern=r"^[A-Za-z0-9._:-]{0,64}$")
-    """Put before every key, so that an ACL can name what is ours; braces would break the hash tags."""
+    key_prefix: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._:-]{1,64}$")
+    """Put before every key, so that an ACL can name what is ours; braces would break the hash tags.
+    None: made of `environment` and `kafka.topic_prefix`, so that two environments never share a key:
+    `rolloutd:` for production without a topic prefix, else as `rolloutd:staging.:staging:`."""
     connect_timeout_seconds: Seconds = 2.0
     """Deadline for a new connection."""
     call_timeout_seconds: Seconds = 1.0
@@ -326,7 +335,7 @@ class RedisSettings(_Section):
     max_connections: Count = 16
     """Connections kept at most; more callers wait."""
     health_check_seconds: Seconds = 15.0
-    """A connection idle for this long is tried before use."""
+    """A connection idle for this long is tried with a PING before use."""
 
 
 class AdvisorSettings(_Section):
@@ -390,7 +399,19 @@ class HttpSettings(_Section):
     max_body_bytes: int = Field(default=65_536, ge=1_024, le=10_000_000)
     """Larger requests are refused. CloudEvents and evaluation contexts stay far below."""
     max_connections: Count = 1_000
-    """More are answered 503; it bounds what idle connections can cost."""
+    """More are answered 503; it bounds what idle connections can cost. At the limit the connection that
+    has been idle longest gives way to a new one."""
+    max_connections_per_client: int | None = Field(default=None, ge=0)
+    """Connections of one client address, or of one IPv6 /64; more are answered 503. None: a quarter of
+    `max_connections`. 0: no limit, for a daemon behind a proxy, which makes all clients one."""
+    max_bulk_per_second: float = Field(default=200.0, ge=0, le=1_000_000, allow_inf_nan=False)
+    """Bulk evaluations of one client address per second, twice as many at once; more are answered 429.
+    A page asks once, an app that polls twice a minute. 0: no limit, as behind a proxy."""
+    ops_port: int | None = Field(default=None, ge=0, le=65_535)
+    """A second port for /healthz, /readyz and /metrics alone, with connections of its own: probes are
+    answered whatever clients do to `port`. 0 takes a free one. None: only `port` answers them."""
+    ops_host: str | None = None
+    """Address of the second port. None: as `host`."""
     max_event_streams: int = Field(default=200, ge=0, le=100_000)
     """OFREP clients told of changes as they happen, each on a connection of its own that stays open; more are answered 503 and
     poll. Keep it well below `max_connections`. 0: the stream is not offered."""
@@ -399,7 +420,15 @@ class HttpSettings(_Section):
     def _leave_room(self) -> Self:
         if self.max_event_streams >= self.max_connections:
             raise ValueError("max_event_streams must be less than max_connections, or streams take every connection")
+        if self.ops_port and self.ops_port == self.port:
+            raise ValueError("ops_port must be another port than port")
         return self
+
+    @property
+    def connections_per_client(self) -> int:
+        """Connections that one client may hold; 0: as many as there are."""
+        limit = self.max_connections_per_client
+        return max(1, self.max_connections // 4) if limit is None else limit
 
 
 class FlagdSyncSettings(_Section):
@@ -626,8 +655,11 @@ class LogSettings(_Section):
 class Settings(_Section):
     """Everything, read once."""
 
-    environment: str = Field(default="production", pattern=NAME_PATTERN)
+    environment: str = Field(default=DEFAULT_ENVIRONMENT, pattern=NAME_PATTERN)
     """Which environment this daemon serves; on every decision and alert. One daemon serves one."""
+    former_environments: tuple[EnvironmentName, ...] = ()
+    """Names that this environment had before. What they left on the state topic and in Redis is
+    taken over; without their name here a start on it is refused, since it may be another's."""
     kafka: KafkaSettings = KafkaSettings()
     redis: RedisSettings = RedisSettings()
     advisor: AdvisorSettings = AdvisorSettings()
@@ -638,6 +670,65 @@ class Settings(_Section):
     watchdog: WatchdogSettings = WatchdogSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     log: LogSettings = LogSettings()
+
+    @property
+    def redis_key_prefix(self) -> str:
+        """What every Redis key begins with: as set, or made so that no other environment has it."""
+        prefix, topic_prefix = self.redis.key_prefix, self.kafka.topic_prefix
+        if prefix is not None:
+            return prefix
+        if self.environment == DEFAULT_ENVIRONMENT and not topic_prefix:
+            return DEFAULT_KEY_PREFIX  # what was written before prefixes were made stays valid
+        words = f"{topic_prefix}:{self.environment}" if topic_prefix else self.environment
+        made = f"{DEFAULT_KEY_PREFIX}{words}:"
+        if len(made) <= MAX_KEY_PREFIX:
+            return made
+        digest = hashlib.sha256(words.encode()).hexdigest()[:16]
+        return f"{DEFAULT_KEY_PREFIX}{words[:24]}:{digest}:"
+
+
+def open_doors(settings: Settings) -> list[str]:
+    """Return what in these settings lets strangers in, one sentence each with what to do."""
+    found: list[str] = []
+    kafka, redis = settings.kafka, settings.redis
+    servers = [server.strip() for server in kafka.bootstrap_servers.split(",")]
+    far = [server for server in servers if not _is_loopback(urlsplit(f"//{server}").hostname)]
+    if far and not kafka.security.uses_sasl and kafka.security.certificate_file is None:
+        how = "encrypted, but" if kafka.security.uses_tls else "PLAINTEXT and"
+        found.append(
+            f"Kafka at {far[0]} is {how} asks nobody who they are: whoever reaches it and can write "
+            f"{kafka.topic('commands')} may promote any flag, as long as commands are not signed. "
+            "Set kafka.security.protocol to SASL_SSL and grant the rights of ops/security.md"
+        )
+    elif far and not kafka.security.uses_tls:
+        found.append(
+            f"Kafka at {far[0]} is asked over {kafka.security.protocol}: whoever listens reads the "
+            "password or changes records. Set kafka.security.protocol to SASL_SSL"
+        )
+    for name, address, password in (
+        ("redis", redis.url, redis.password),
+        ("planes.redis", settings.planes.redis.url, settings.planes.redis.password),
+    ):
+        parts = urlsplit(address or "")
+        if parts.scheme in ("", "unix") or _is_loopback(parts.hostname):
+            continue
+        if not (password is not None and password.get_secret_value()):
+            found.append(
+                f"Redis at {parts.netloc} is used without a password: whoever reaches it may change "
+                f"what is served. Set {name}.username and {name}.password_file, see ops/security.md"
+            )
+        elif parts.scheme == "redis":
+            found.append(f"Redis at {parts.netloc} is sent our password in the open: use rediss:// in {name}.url")
+    return found
+
+
+def _is_loopback(host: str | None) -> bool:
+    if host is None or host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 # --- reading --------------------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def key(topic: str, partition: int) -> bytes:
     return f"{topic}/{partition}".encode()
 
 
-def encode(topic: str, partition: int, refusals: Sequence[Refusal]) -> bytes:
+def encode(topic: str, partition: int, refusals: Sequence[Refusal], *, source: str = "/rolloutd") -> bytes:
     """Return the value of one quarantine record, a structured CloudEvent; send it with `envelope.HEADERS`.
 
     `refusals` are 1 to 500 of one topic partition, by offset. The same refusals give the same bytes, id included, so that a
@@ -116,7 +116,7 @@ def encode(topic: str, partition: int, refusals: Sequence[Refusal]) -> bytes:
     place = f"{topic}/{partition}"
     return write(
         TYPE,
-        source="/rolloutd",
+        source=source,
         id=f"{place}/{refusals[0].offset}-{refusals[-1].offset}",
         time=time_of(max(one.timestamp_ms for one in refusals)),
         subject=place,

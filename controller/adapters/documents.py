@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -38,7 +38,14 @@ from controller.core.rollout import (
     Visit,
 )
 from controller.core.serving import percent_to_serve
-from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, DocumentNewer, DocumentUnreadable
+from controller.errors import (
+    BrokenInvariant,
+    CommandRefused,
+    CommandUnreadable,
+    DocumentNewer,
+    DocumentUnreadable,
+    ForeignDocument,
+)
 from controller.plans import lint, unrunnable
 from controller.ports import OutboxEntry
 from schemas import alert, decision, result, state
@@ -71,7 +78,7 @@ from schemas.plan import (
 )
 from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, HealthGap, Operator, QuarantineReason
 
-#: CloudEvents `source` of everything we write.
+#: CloudEvents `source` of what we write, as it is without an environment and was in early releases.
 SOURCE = "/rolloutd"
 #: Characters of a refusal that quotes from a command: enough for a handful of faults in its plan.
 REASON_MAX = 2000
@@ -369,14 +376,26 @@ def rollout_from_json(document: bytes) -> Rollout:
     return _read_state(fields)
 
 
-def read_state(value: bytes) -> Rollout:
-    """Return the rollout of a record of `rollout.state`, as written by `state_bytes`. Raises DocumentUnreadable."""
+def source_of(environment: str) -> str:
+    """Return the CloudEvents `source` of everything that the rolloutd of an environment writes."""
+    return f"{SOURCE}/{environment}"
+
+
+def read_state(value: bytes, environments: Collection[str] | None = None) -> Rollout:
+    """Return the rollout of a record of `rollout.state`, as written by `state_bytes`.
+
+    `environments` are the names that its writer may have had; None: any. A record that names none
+    is taken: early releases wrote so. Raises DocumentUnreadable, ForeignDocument for another name.
+    """
     try:
         event = json.loads(value)
     except (ValueError, RecursionError) as error:
         raise DocumentUnreadable(f"state record is not JSON: {error}") from None
     if not isinstance(event, dict) or event.get("type") != state.TYPE:
         raise DocumentUnreadable(f"state record is no event of type {state.TYPE}")
+    writer, _, environment = str(event.get("source")).rpartition("/")
+    if environments is not None and writer == SOURCE and environment not in environments:
+        raise ForeignDocument(environment)
     return _read_state(event.get("data"))
 
 
@@ -608,7 +627,7 @@ def to_command_event(command: Command, at: datetime) -> CommandReceived:
 # --- what goes out --------------------------------------------------------------------------------------------------------
 
 
-def decision_bytes(effect: PublishDecision, rollout: Rollout, effect_id: str, at: datetime) -> bytes:
+def decision_bytes(effect: PublishDecision, rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE) -> bytes:
     """Return a decision with all its evidence; `rollout` is the one after it."""
     record = decision.Decision(
         flag=rollout.flag_key,
@@ -629,7 +648,7 @@ def decision_bytes(effect: PublishDecision, rollout: Rollout, effect_id: str, at
         judgement=None if effect.judgement is None else to_judgement_record(effect.judgement),
         advice=_of(AdviceRecord, effect.advice),
     )
-    return _event(decision.TYPE, effect_id, rollout.flag_key, at, record)
+    return _event(decision.TYPE, effect_id, rollout.flag_key, at, record, source)
 
 
 def to_judgement_record(judgement: Judgement) -> decision.JudgementRecord:
@@ -654,7 +673,7 @@ def judgement_to_json(judgement: Judgement) -> bytes:
     return to_judgement_record(judgement).model_dump_json().encode()
 
 
-def alert_bytes(effect: RaiseAlert, rollout: Rollout, effect_id: str, at: datetime) -> bytes:
+def alert_bytes(effect: RaiseAlert, rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE) -> bytes:
     """Return an alert with the harm so far."""
     record = alert.Alert(
         flag=rollout.flag_key,
@@ -671,10 +690,10 @@ def alert_bytes(effect: RaiseAlert, rollout: Rollout, effect_id: str, at: dateti
         harm=_of(decision.HarmRecord, effect.judgement and effect.judgement.harm),
         explanation=_of(ExplanationRecord, effect.explanation),
     )
-    return _event(alert.TYPE, effect_id, rollout.flag_key, at, record)
+    return _event(alert.TYPE, effect_id, rollout.flag_key, at, record, source)
 
 
-def result_bytes(effect: AnswerCommand, flag_key: str, at: datetime) -> bytes:
+def result_bytes(effect: AnswerCommand, flag_key: str, at: datetime, source: str = SOURCE) -> bytes:
     """Return the one result of a command; the event's id is the command's, unless that was used before.
 
     What the id is bound to goes along as the extension `rolloutddigest`.
@@ -688,43 +707,62 @@ def result_bytes(effect: AnswerCommand, flag_key: str, at: datetime) -> bytes:
         revision=effect.revision,
         at=at,
     )
-    value = _event(result.TYPE, effect.event or effect.command_id, flag_key, at, record)
+    value = _event(result.TYPE, effect.event or effect.command_id, flag_key, at, record, source)
     return _extended(value, "rolloutddigest", effect.digest) if effect.digest else value
 
 
-def state_bytes(rollout: Rollout, effect_id: str, at: datetime) -> bytes:
+def state_bytes(rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE) -> bytes:
     """Return the rollout document as an event for the compacted topic; `read_state` gives the rollout back."""
-    return _event(state.TYPE, effect_id, rollout.flag_key, at, to_state(rollout))
+    return _event(state.TYPE, effect_id, rollout.flag_key, at, to_state(rollout), source)
 
 
 def _of(kind: type[RecordT], value: object | None) -> RecordT | None:
     return None if value is None else kind.model_validate(value, from_attributes=True)
 
 
-def _event(event_type: str, event_id: str, flag_key: str, at: datetime, record: BaseModel) -> bytes:
+def _event(
+    event_type: str,
+    event_id: str,
+    flag_key: str,
+    at: datetime,
+    record: BaseModel,
+    source: str = SOURCE,
+) -> bytes:
     """Return a structured CloudEvent."""
     data = msgspec.Raw(record.model_dump_json().encode())
-    value, _ = write(event_type, source=SOURCE, id=event_id, time=at, subject=flag_key, data=data)
+    value, _ = write(event_type, source=source, id=event_id, time=at, subject=flag_key, data=data)
     return value
 
 
 Message = PublishDecision | RaiseAlert | AnswerCommand | Rollout
 
 
-def encode(message: Message, flag_key: str, rollout: Rollout | None, effect_id: str, at: datetime) -> OutboxEntry:
-    """Return a message as the record it is published by; `rollout` is the flag's after it, None when it has none.
+def encode(
+    message: Message,
+    flag_key: str,
+    rollout: Rollout | None,
+    effect_id: str,
+    at: datetime,
+    *,
+    source: str = SOURCE,
+) -> OutboxEntry:
+    """Return a message as the record it is published by; `rollout` is the flag's after it.
 
-    Only an answer can do without a rollout. Every value is a structured CloudEvent whose id is `effect_id`, an answer's
-    that of its command. The entry has no field yet: whoever saves it in the outbox names it.
+    Only an answer can do without a rollout. Every value is a structured CloudEvent of `source`,
+    whose id is `effect_id`, an answer's that of its command. The entry has no field yet: whoever
+    saves it in the outbox names it.
     """
     if isinstance(message, AnswerCommand):
         # Ids of commands are unique per flag: the effect's id, which publishers drop repeats by, has both.
         answer_id = f"{flag_key}/{message.event or message.command_id}"
-        return OutboxEntry("", answer_id, "results", flag_key, result_bytes(message, flag_key, at))
+        return OutboxEntry("", answer_id, "results", flag_key, result_bytes(message, flag_key, at, source))
     if isinstance(message, Rollout):
-        return OutboxEntry("", effect_id, "state", flag_key, state_bytes(message, effect_id, at))
+        state_event = state_bytes(message, effect_id, at, source)
+        return OutboxEntry("", effect_id, "state", flag_key, state_event)
     if rollout is None:
         raise BrokenInvariant(f"{type(message).__name__} for {flag_key}, which has no rollout")
     if isinstance(message, PublishDecision):
-        return OutboxEntry("", effect_id, "decisions", flag_key, decision_bytes(message, rollout, effect_id, at))
-    return OutboxEntry("", effect_id, "alerts", flag_key, alert_bytes(message, rollout, effect_id, at))
+        value = decision_bytes(message, rollout, effect_id, at, source)
+        return OutboxEntry("", effect_id, "decisions", flag_key, value)
+    value = alert_bytes(message, rollout, effect_id, at, source)
+    return OutboxEntry("", effect_id, "alerts", flag_key, value)

@@ -178,7 +178,7 @@ class HttpTemplate:
                 said = line.is_.value(scope) if isinstance(line.is_, Text) else line.is_
                 try:
                     percent = round(100 * float(said) / line.of, 6)
-                except (TypeError, ValueError):
+                except (TypeError, ValueError, OverflowError):
                     return None
                 return percent if 0 <= percent <= 100 else None
         return None

@@ -8,7 +8,7 @@ Belongs here: keys, calls, deadlines, and what Redis's errors mean to us. Does n
 | `<prefix>agg:{<topic>/<partition>/<epoch>}` | hash: fence and totals of one event partition |
 | `<prefix>ro:{<flag>}` | hash: `token`, `digest`, `document`, `tests`, `outbox:<n>`, `answer:<command id>` of one flag |
 | `<prefix>flags` | set: every flag that has a hash |
-| `<prefix>identity` | hash: the Kafka cluster that these keys belong to, and the `epoch` of the count |
+| `<prefix>identity` | hash: the Kafka cluster, topic prefix and environment these keys belong to, and the count's `epoch` |
 
 Braces are literal: a key's hash tag, so that Redis Cluster spreads partitions and flags over its nodes. No command touches two
 keys.
@@ -25,6 +25,7 @@ import random
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from typing import Any, Self, TypeVar
@@ -111,6 +112,65 @@ back after a thousand later ones of its flag is treated as new; all that raise e
 _PREFIX = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 
 
+#: Before prefixes were made of the environment's name everybody had this one, and no identity said whose it was.
+SHARED_PREFIX = "rolloutd:"
+
+
+class RightMissing(StoreUnavailable):
+    """Our Redis user may not run a command, or not on this key; it passes once the right is granted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose keys stand under a prefix: an environment is all three of these together."""
+
+    cluster_id: str
+    topic_prefix: str
+    environment: str
+    former_environments: tuple[str, ...] = ()  # names that this environment had before
+
+    @property
+    def fields(self) -> dict[str, bytes]:
+        """As they are stored."""
+        return {
+            "cluster_id": self.cluster_id.encode(),
+            "topic_prefix": self.topic_prefix.encode(),
+            "environment": self.environment.encode(),
+        }
+
+    def why_not(self, stored: Mapping[bytes, bytes], prefix: str) -> str | None:
+        """Return why `stored` is another environment's, with what to do; None when it is this one's."""
+        cluster, topics, name = (_text_in(stored, field) for field in ("cluster_id", "topic_prefix", "environment"))
+        at = f"Redis under prefix {prefix!r}"
+        another = "set redis.key_prefix to a prefix of this environment's own, or redis.url to its own Redis"
+        if cluster != self.cluster_id:
+            return f"{at} belongs to Kafka cluster {cluster!r}, not to {self.cluster_id!r}: {another}"
+        adopt = (
+            f"If it is this environment's, stop every replica and run `redis-cli HSET {prefix}identity topic_prefix "
+            f'"{self.topic_prefix}" environment "{self.environment}"`'
+        )
+        if topics is None or name is None:
+            if self.topic_prefix and prefix == SHARED_PREFIX:
+                return (
+                    f"{at} was written before keys named their environment, perhaps by the one without a topic prefix; "
+                    f"this one has kafka.topic_prefix {self.topic_prefix!r}: {another}. {adopt}"
+                )
+            return None
+        if topics != self.topic_prefix:
+            return f"{at} belongs to topic prefix {topics!r}, not to {self.topic_prefix!r}: {another}. {adopt}"
+        if name not in (self.environment, *self.former_environments):
+            return (
+                f"{at} belongs to environment {name!r}, not to {self.environment!r}: {another}. "
+                f"If {name!r} is this environment's former name, add it to former_environments"
+            )
+        return None
+
+
+def _text_in(stored: Mapping[bytes, bytes], field: str) -> str | None:
+    value = stored.get(field.encode())
+    return None if value is None else value.decode(errors="replace")
+
+
 class Store:
     """One Redis or Redis Cluster, with the discipline every call keeps; what `RedisTotals` and `RedisRollouts` stand on."""
 
@@ -121,6 +181,7 @@ class Store:
         self.client = client
         self.prefix = prefix
         self._deadline_seconds = deadline_seconds
+        self._why_foreign: str | None = None
 
     @classmethod
     def connect(
@@ -131,16 +192,20 @@ class Store:
         is_cluster: bool = False,
         deadline_seconds: float = 2.0,
         try_seconds: float = 0.5,
+        connect_seconds: float | None = None,
+        health_check_seconds: float = 15.0,
         connections: int = 8,
     ) -> Self:
         """Return a store; nothing is connected before the first call.
 
         `url` is redis:// or rediss:// with user, password and database as redis-py takes them. `deadline_seconds` bounds a call
-        with all its tries (loading a whole hash has five times as long), `try_seconds` the silence of the server within one.
+        with all its tries (loading a whole hash has five times as long), `try_seconds` the silence of the server within one,
+        `connect_seconds` making a connection (None: the same). One idle for `health_check_seconds` is tried before use.
         """
         options: dict[str, Any] = {
             "socket_timeout": try_seconds,
-            "socket_connect_timeout": try_seconds,
+            "socket_connect_timeout": try_seconds if connect_seconds is None else connect_seconds,
+            "health_check_interval": health_check_seconds,
             "socket_keepalive": True,
             "retry": Retry(NoBackoff(), 0),  # repeats are ours; a client of redis-py's default sends up to ten
             "protocol": 2,  # nothing here needs RESP3, and proxies without HELLO refuse it
@@ -166,11 +231,20 @@ class Store:
         except (TimeoutError, RedisError, OSError) as error:
             raise StoreUnavailable(f"Redis connections did not close: {error}") from error
 
-    async def call(self, purpose: str, make: Callable[[], Awaitable[T]], *, times_deadline: float = 1.0) -> T:
+    async def call(
+        self,
+        purpose: str,
+        make: Callable[[], Awaitable[T]],
+        *,
+        times_deadline: float = 1.0,
+        is_identity: bool = False,
+    ) -> T:
         """Return what `make()` gives, tried again while trouble may pass and the deadline lasts. It must bear repeating.
 
         Raises StoreUnavailable, or BrokenInvariant for what Redis can only answer to a mistake of ours.
         """
+        if self._why_foreign is not None and not is_identity:
+            raise StoreUnavailable(f"{purpose}: {self._why_foreign}")
         task = asyncio.current_task()
         cancels_before = 0 if task is None else task.cancelling()
         seconds = self._deadline_seconds * times_deadline
@@ -205,7 +279,9 @@ class Store:
                 await self.client.connection_pool.disconnect(inuse_connections=False)
         elif isinstance(error, ResponseError) and text.startswith(("WRONGTYPE", "ROLLOUTD")):
             raise BrokenInvariant(f"{purpose}: {text}") from error
-        elif isinstance(error, OutOfMemoryError | NoPermissionError | AuthenticationError) or text.startswith(_NO_USE_TO_RETRY):
+        elif isinstance(error, NoPermissionError):
+            raise RightMissing(f"{purpose}: {text}: grant the right to our user, see ops/security.md") from error
+        elif isinstance(error, OutOfMemoryError | AuthenticationError) or text.startswith(_NO_USE_TO_RETRY):
             raise StoreUnavailable(f"{purpose}: {text}") from error
 
     async def fenced_save(
@@ -246,7 +322,13 @@ class Store:
 
         Raises ConfigInvalid when it cannot be used: too old, or set to evict keys when memory is short.
         """
-        answer = await self.call("look at the Redis server", self._info)
+        try:
+            answer = await self.call("look at the Redis server", self._info)
+        except RightMissing as missing:
+            return [
+                f"{missing}. Without INFO nothing is known of this Redis: see that it is 7.0 or later, "
+                "that maxmemory-policy is noeviction and that appendonly is yes"
+            ]
         warnings: list[str] = []
         for node, info in answer.items():
             version = str(info.get("redis_version", "0"))
@@ -272,40 +354,77 @@ class Store:
             return {f"Redis at {node}": info for node, info in found.items()}
         return {"Redis": await self.client.info()}
 
-    async def check_identity(self, cluster_id: str, epoch: int) -> None:
-        """Tie this prefix to one Kafka cluster, or check that it is tied to the one given.
+    async def check_identity(self, identity: Identity, epoch: int) -> None:
+        """Tie this prefix to one environment, or check that it is tied to the one given.
 
-        `epoch` (at least 1) is the configured epoch of the count: a greater one than stored is adopted, because an operator
-        begins a new count so. Raises ConfigInvalid for another cluster or a smaller epoch: then it is the wrong Redis, an old
-        copy of it, or an old configuration.
+        `epoch` (at least 1) is the configured epoch of the count: a greater one than stored is
+        adopted, because an operator begins a new count so. Raises ConfigInvalid for another
+        environment or a smaller epoch: then it is the wrong Redis, an old copy of it, or an old
+        configuration.
         """
         key = f"{self.prefix}identity"
         while True:
-            stored = await self.call("read the identity", lambda: self.client.hgetall(key))
-            known_cluster = stored.get(b"cluster_id", b"").decode(errors="replace")
-            known_epoch = int(stored[b"epoch"]) if b"epoch" in stored else None
-            if known_epoch is not None and known_cluster != cluster_id:
-                raise ConfigInvalid(
-                    f"Redis under prefix {self.prefix!r} belongs to Kafka cluster {known_cluster!r}, not to {cluster_id!r}: "
-                    "name another prefix or the right Redis"
-                )
-            if known_epoch is not None and known_epoch > epoch:
-                raise ConfigInvalid(
-                    f"Redis under prefix {self.prefix!r} is at epoch {known_epoch} and the configuration at {epoch}: "
-                    "the configuration is out of date"
-                )
-            if known_epoch == epoch:
-                return
-            is_done, _ = await self.fenced_save(
+            stored = await self._stored_identity()
+            known_epoch = _epoch_in(stored, key)
+            if known_epoch is not None:
+                if (why := identity.why_not(stored, self.prefix)) is not None:
+                    raise ConfigInvalid(why)
+                if known_epoch > epoch:
+                    raise ConfigInvalid(
+                        f"Redis under prefix {self.prefix!r} is at epoch {known_epoch} and the "
+                        f"configuration at {epoch}: the configuration is out of date"
+                    )
+                fields = identity.fields
+                if known_epoch == epoch and all(stored.get(name.encode()) == value for name, value in fields.items()):
+                    return
+            # Read again afterwards: of two environments that come at once one finds the other's name.
+            await self.fenced_save(
                 key,
                 fence="epoch",
                 expected=known_epoch,
                 after=epoch,
-                fields={"cluster_id": cluster_id.encode()},
+                fields=identity.fields,
                 purpose="write the identity",
             )
-            if is_done:
-                return
+
+    async def look_at_identity(self, identity: Identity, epoch: int) -> str | None:
+        """Return why this Redis is not ours any more, None while it is; to be asked while running.
+
+        While it is not, every other call is refused with StoreUnavailable: nothing is counted or
+        decided on another environment's data. A Redis that was emptied is claimed again. Raises
+        StoreUnavailable.
+        """
+        stored = await self._stored_identity()
+        self._why_foreign = identity.why_not(stored, self.prefix) if stored else None
+        if not stored:
+            await self.check_identity(identity, epoch)
+        return self._why_foreign
+
+    async def has_shared_data(self) -> bool:
+        """Whether the prefix that everybody had once holds data, and it is not this prefix."""
+        if self.prefix == SHARED_PREFIX or await self._stored_identity():
+            return False
+        key = f"{SHARED_PREFIX}identity"
+        try:
+            stored = await self.call("read an identity", lambda: self.client.hgetall(key))
+        except StoreUnavailable:
+            return False  # no right to read there: then nothing of ours stands there
+        return bool(stored) and b"environment" not in stored
+
+    async def _stored_identity(self) -> Mapping[bytes, bytes]:
+        key = f"{self.prefix}identity"
+        stored: Mapping[bytes, bytes] = await self.call("read the identity", lambda: self.client.hgetall(key), is_identity=True)
+        return stored
+
+
+def _epoch_in(stored: Mapping[bytes, bytes], key: str) -> int | None:
+    """Return the stored epoch, None for none. Raises ConfigInvalid for what is no number."""
+    value = stored.get(b"epoch")
+    if value is None:
+        return None
+    if not value.isdigit():
+        raise ConfigInvalid(f"{key} in Redis is damaged: its epoch is no number; see `redis-cli HGETALL {key}`")
+    return int(value)
 
 
 #: Beginnings of answers that another try within a second or two does not change.

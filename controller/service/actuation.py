@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -18,8 +19,18 @@ import structlog
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import FlagPlaneUnavailable
+from controller.health import Faults, Scope
 from controller.ports import Clock, FlagPlane, PlaneStanding, Served
 from schemas.terms import AlertKind, Severity
+
+MOST_DOUBLINGS = 4
+"""Of the period, while a plane fails unexpectedly at a flag: 5 s become 80 s at most. What is decided
+anew, and 0 %, is tried at once all the same."""
+
+WHY_MAX_CHARS = 200
+"""Repeated of an exception's words, which may be a stranger's."""
+
+_REMEDY = "other planes go on and it is tried again; the log line plane_failed says where it happened"
 
 
 @dataclass(slots=True)
@@ -29,6 +40,7 @@ class _Gap:
     since: datetime
     why: str
     is_alerted: bool = False
+    is_trouble: bool = False  # it did not answer as a plane does; else it answered, and serves something else
 
 
 @dataclass(slots=True)
@@ -37,6 +49,16 @@ class _Edit:
 
     decided_percent: float
     difference: str
+
+
+@dataclass(slots=True)
+class _Failure:
+    """A plane failed at a flag as no plane should: by an exception that is not the port's."""
+
+    rollout: Rollout
+    why: str
+    times: int  # in a row
+    until: float  # monotonic; not tried again before
 
 
 class Actuation:
@@ -53,15 +75,18 @@ class Actuation:
         alarm_after: timedelta = timedelta(seconds=10),
         call_seconds: float = 10.0,
         note_attempt: Callable[[str, bool], None] = lambda plane, is_served: None,
+        faults: Faults | None = None,
     ) -> None:
         """`period_seconds` bounds how long a foreign edit lasts; a gap older than `alarm_after` is an alarm.
 
         `call_seconds` bounds a look, a write of several requests and a look again; each request is bounded by its plane.
 
         `note_gap` takes a plane's name and the age of its oldest gap in seconds, 0 for none; `note_attempt` a plane's name and
-        whether it serves what it was told.
+        whether it serves what it was told. A plane in trouble is one of `faults`, until it answers again.
         """
         self._planes = tuple(planes)
+        self._faults = Faults(clock.now) if faults is None else faults
+        self._failures: dict[tuple[str, str], _Failure] = {}
         self._clock = clock
         self._raise_alert = raise_alert
         self._note_gap = note_gap
@@ -92,6 +117,7 @@ class Actuation:
                 self._gaps.pop((flag_key, plane.name), None)
                 self._edits.pop((flag_key, plane.name), None)
                 self._looks.pop((flag_key, plane.name), None)
+                self._failures.pop((flag_key, plane.name), None)
 
     def drift(self, rollout: Rollout) -> str | None:
         """Return in words which plane does not serve the decided percentage, None when all do."""
@@ -142,15 +168,39 @@ class Actuation:
                 tasks.create_task(self._keep(plane), name=f"actuate:{plane.name}")
 
     async def _keep(self, plane: FlagPlane) -> None:
+        """Reconcile one plane for ever: whatever goes wrong in it is its own trouble and no other's."""
         wake = self._wakes[plane.name]
         while True:
-            await self._reconcile(plane)
-            self._report(plane)
             try:
+                await self._reconcile(plane)
+                self._report(plane)
+                self._note_faults(plane)
+            except Exception as error:
+                self._log.exception("plane_failed", plane=plane.name)
+                self._faults.report(Scope.PLANE, plane.name, _in_words(error), _REMEDY)
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._period_seconds):
                     await wake.wait()
-            except TimeoutError:
-                continue
+
+    def _note_faults(self, plane: FlagPlane) -> None:
+        """Keep the list of faults true after a round."""
+        now = self._clock.now()
+        failure = next((each for (_, name), each in self._failures.items() if name == plane.name), None)
+        trouble = next(
+            (
+                gap.why
+                for (_, name), gap in self._gaps.items()
+                if name == plane.name and gap.is_trouble and now - gap.since >= self._alarm_after
+            ),
+            None,
+        )
+        if failure is not None:
+            self._faults.report(Scope.PLANE, plane.name, failure.why, _REMEDY)
+        elif trouble is not None:
+            remedy = f"see whether {plane.name} is reachable; rolloutctl status shows which flags wait for it"
+            self._faults.report(Scope.PLANE, plane.name, trouble, remedy)
+        else:
+            self._faults.clear(Scope.PLANE, plane.name)
 
     async def _reconcile(self, plane: FlagPlane) -> None:
         """Look at every flag once. Lowering goes first: a plane's slow calls must not keep a rolled-back flag up."""
@@ -165,39 +215,63 @@ class Actuation:
         """Look at what was not looked at yet. False: something newer is wanted meanwhile, which may have to go first."""
         unseen = [wanted for key, wanted in self._wanted.items() if seen.get(key) is not wanted]
         for rollout in sorted(unseen, key=lambda wanted: wanted.percent):
-            why = await self._make_serve(plane, rollout)
+            why, is_trouble = await self._make_serve(plane, rollout)
             seen[rollout.flag_key] = rollout
             if rollout.flag_key not in self._wanted:
                 continue  # another replica's now, and so are its gaps
             key = (rollout.flag_key, plane.name)
             if why is not None:
-                self._gaps.setdefault(key, _Gap(self._clock.now(), why)).why = why
+                gap = self._gaps.setdefault(key, _Gap(self._clock.now(), why))
+                gap.why, gap.is_trouble = why, is_trouble
             elif self._gaps.pop(key, None) is not None:
                 self._log.info("actuated", flag_key=rollout.flag_key, plane=plane.name, percent=rollout.percent)
             if wake.is_set():
                 return False
         return True
 
-    async def _make_serve(self, plane: FlagPlane, rollout: Rollout) -> str | None:
-        """Return None once the plane serves what was decided, else why it does not."""
+    async def _make_serve(self, plane: FlagPlane, rollout: Rollout) -> tuple[str | None, bool]:
+        """Return why the plane does not serve what was decided, None once it does, and whether it is in trouble."""
+        failure = self._failures.get((rollout.flag_key, plane.name))
+        is_known = failure is not None and failure.rollout is rollout and rollout.percent > 0
+        if failure is not None and is_known and self._clock.monotonic() < failure.until:
+            return failure.why, True
         is_told = False
         try:
             async with asyncio.timeout(self._call_seconds):
                 served = await self._look(plane, rollout)
                 if served.edited_by is not None and self._stays(plane, rollout, served):
-                    return f"{served.difference}: changed there by {served.edited_by}"
+                    return f"{served.difference}: changed there by {served.edited_by}", False
                 if served.difference is not None:
                     is_told = True
                     await plane.serve(rollout)
                     served = await self._look(plane, rollout)
         except (FlagPlaneUnavailable, TimeoutError) as trouble:
             self._note_attempt(plane.name, False)
-            return str(trouble) or f"no answer within {self._call_seconds:g} s"
+            return str(trouble) or f"no answer within {self._call_seconds:g} s", True
+        except (Exception, asyncio.CancelledError) as error:
+            # A mistake of ours, or an answer that nobody thought of: this plane's trouble and this flag's.
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            self._note_attempt(plane.name, False)
+            return self._note_failure(plane, rollout, _in_words(error)), True
+        self._failures.pop((rollout.flag_key, plane.name), None)
         if is_told:
             self._note_attempt(plane.name, served.difference is None)
         if served.difference is None:
             self._edits.pop((rollout.flag_key, plane.name), None)
-        return served.difference
+        return served.difference, False
+
+    def _note_failure(self, plane: FlagPlane, rollout: Rollout, why: str) -> str:
+        """Keep a flag that its plane cannot cope with from being tried every few seconds for ever."""
+        key = (rollout.flag_key, plane.name)
+        known = self._failures.get(key)
+        times = 1 if known is None or known.rollout is not rollout else known.times + 1
+        if known is None or known.why != why:  # once: the same traceback every minute tells nothing
+            self._log.exception("plane_failed", plane=plane.name, flag_key=rollout.flag_key)
+        wait = self._period_seconds * (2 ** min(times - 1, MOST_DOUBLINGS) - 0.5)
+        self._failures[key] = _Failure(rollout, why, times, self._clock.monotonic() + wait)
+        return why
 
     async def _look(self, plane: FlagPlane, rollout: Rollout) -> Served:
         served = await plane.look(rollout)
@@ -245,8 +319,10 @@ class Actuation:
         for flag_key, gap in gaps.items():
             if gap.is_alerted or now - gap.since < self._alarm_after:
                 continue
+            rollout = self._wanted.get(flag_key)
+            if rollout is None:
+                continue  # another replica's since
             gap.is_alerted = True
-            rollout = self._wanted[flag_key]
             summary = f"{flag_key}: decided {rollout.percent:g} %, but {plane.name} {gap.why}"
             self._log.error("not_actuated", flag_key=flag_key, plane=plane.name, error=gap.why)
             self._raise_alert(
@@ -259,3 +335,9 @@ class Actuation:
                     f"{flag_key}/{rollout.rollout_id}/{plane.name}/{AlertKind.NOT_ACTUATED}",
                 ),
             )
+
+
+def _in_words(error: BaseException) -> str:
+    """Return an exception that nobody expected as one printable line."""
+    said = "".join(char if char.isprintable() else " " for char in str(error)[:WHY_MAX_CHARS])
+    return f"failed unexpectedly: {type(error).__name__}: {said.strip()}".removesuffix(": ")

@@ -38,19 +38,18 @@ class BodyRefused(BadInput):
 
 async def read_body(receive: Receive, max_bytes: int, within_seconds: float = BODY_SECONDS) -> bytes:
     """Return the whole body. Raises BodyRefused past `max_bytes` or `within_seconds`, and when the client has left."""
-    body = b""
+    body = bytearray()
     try:
         async with asyncio.timeout(within_seconds):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise BodyRefused(400, "the client left before its request was complete")
-                part: bytes = message.get("body", b"")
-                body += part
+                body += message.get("body", b"")
                 if len(body) > max_bytes:
                     raise BodyRefused(413, f"the body is longer than {max_bytes} bytes")
                 if not message.get("more_body", False):
-                    return body
+                    return bytes(body)
     except TimeoutError:
         raise BodyRefused(408, f"the body did not arrive within {within_seconds:g} s") from None
 

@@ -42,6 +42,7 @@ def make_app(
     allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
     max_body_bytes: int = MAX_BODY_BYTES,
     stream_limits: StreamLimits = DEFAULT_LIMITS,
+    max_bulk_per_second: float = 0.0,
 ) -> Starlette:
     """Return the HTTP surface over these views.
 
@@ -55,7 +56,11 @@ def make_app(
     documents = RolloutDocuments(board, describe)
     routes = [  # the first match is taken: most frequent first
         Route("/ofrep/v1/evaluate/flags/{key:path}", EvaluateOne(board, metrics, max_body_bytes), methods=["POST"]),
-        Route("/ofrep/v1/evaluate/flags", EvaluateAll(board, max_body_bytes, advertised), methods=["POST"]),
+        Route(
+            "/ofrep/v1/evaluate/flags",
+            EvaluateAll(board, max_body_bytes, advertised, per_second=max_bulk_per_second),
+            methods=["POST"],
+        ),
         Route(PATH, streams, methods=["GET"]),
         Route("/flagd/flags.json", FlagdDocument(board), methods=["GET"]),
         Route("/healthz", Healthz(health), methods=["GET"]),
@@ -73,6 +78,27 @@ def make_app(
     )
     app.state.event_streams = streams
     app.router.redirect_slashes = False  # a redirect would repeat the caller's Host
+    return app
+
+
+def make_ops_app(
+    board: FlagBoard,
+    health: Health,
+    metrics: Metrics,
+    *,
+    allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
+) -> Starlette:
+    """Return what probes and scrapers ask for, and nothing else: for a port of its own."""
+    app = Starlette(
+        routes=[
+            Route("/healthz", Healthz(health), methods=["GET"]),
+            Route("/readyz", Readyz(health, board), methods=["GET"]),
+            Route("/metrics", MetricsPage(metrics), methods=["GET"]),
+        ],
+        middleware=[Middleware(Guard, allowed_hosts=allowed_hosts)],
+        exception_handlers={HTTPException: _say_why, Exception: _say_nothing},
+    )
+    app.router.redirect_slashes = False
     return app
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -106,6 +106,7 @@ class FlagBoard:
         self._doubt: str | None = "the state topic has not been read to its end yet"
         self._flags: dict[str, ServedFlag] = {}
         self._document: tuple[bytes, str] | None = None
+        self._in_order: tuple[ServedFlag, ...] | None = None
         self._listeners: set[asyncio.Event] = set()
         self.changed_at = datetime.min.replace(tzinfo=UTC)  # newest transition served
 
@@ -143,6 +144,7 @@ class FlagBoard:
                 return False
         self._flags[rollout.flag_key] = self._prepare(rollout)
         self._document = None
+        self._in_order = None
         self.changed_at = max(self.changed_at, rollout.updated_at)
         self._tell_listeners()
         return True
@@ -217,9 +219,11 @@ class FlagBoard:
         return self._flags.get(flag_key)
 
     @property
-    def flags(self) -> Iterable[ServedFlag]:
-        """Every flag with a rollout, in the order of their keys."""
-        return tuple(flag for _, flag in sorted(self._flags.items()))
+    def flags(self) -> Sequence[ServedFlag]:
+        """Every flag with a rollout, in the order of their keys: the same tuple until one changes."""
+        if self._in_order is None:
+            self._in_order = tuple(flag for _, flag in sorted(self._flags.items()))
+        return self._in_order
 
     def percents(self) -> Mapping[str, float]:
         """Return the served percentage by flag key; safe to call from another thread."""

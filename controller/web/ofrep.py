@@ -10,7 +10,9 @@ Source: open-feature/protocol, service/openapi.yaml.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
@@ -22,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from controller.errors import BadInput
 from controller.metrics import Metrics
 from controller.web.answers import CLOSE, BodyRefused, read_body, send_json, send_tagged
+from controller.web.clients import RateLimit, client_of
 from controller.web.flags import FlagBoard, ServedFlag
 
 _NO_KEY = "the evaluation context has no targetingKey, and this flag is served to a share of contexts"
@@ -29,6 +32,11 @@ _NO_KEY = "the evaluation context has no targetingKey, and this flag is served t
 _RETRY_AFTER = (b"retry-after", b"1")
 #: What a change takes at most from one replica to another while all is well.
 _CATCH_UP_SECONDS = 1.0
+#: Work of a bulk evaluation between two turns of the loop, and between two looks at the clock.
+_SLICE_SECONDS = 0.001
+_FLAGS_PER_SLICE = 20
+#: How often a bulk evaluation is made again because something changed while it was made.
+_ATTEMPTS = 3
 #: An unknown key comes back in the answer, but not the whole of a hostile one.
 _MAX_ECHO = 128
 
@@ -109,14 +117,31 @@ class EvaluateOne:
 class EvaluateAll:
     """POST /ofrep/v1/evaluate/flags: every flag for one context, with an ETag over the answer."""
 
-    def __init__(self, board: FlagBoard, max_body_bytes: int, event_streams: bytes = b"") -> None:
-        """`event_streams` is the JSON list of where clients hear of changes; empty for nowhere."""
+    def __init__(
+        self,
+        board: FlagBoard,
+        max_body_bytes: int,
+        event_streams: bytes = b"",
+        *,
+        per_second: float = 0.0,
+    ) -> None:
+        """`event_streams` is the JSON list of where clients hear of changes; empty for nowhere.
+
+        `per_second` is what one client may ask for, 0: as much as it likes.
+        """
         self._board = board
+        self._rate = RateLimit(per_second)
         self._max_body_bytes = max_body_bytes
         self._tail = b',"eventStreams":%b' % event_streams if event_streams else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one bulk evaluation, or 304 when nothing changed for this context."""
+        wait = self._rate.seconds_to_wait(client_of(scope.get("client")))
+        if wait:
+            why = "too many bulk evaluations from this address: see http.max_bulk_per_second"
+            retry_after = (b"retry-after", str(math.ceil(wait)).encode())
+            await send_json(send, 429, failure("GENERAL", why), retry_after, CLOSE)
+            return
         try:
             body = await read_body(receive, self._max_body_bytes)
         except BodyRefused as refusal:
@@ -127,22 +152,33 @@ class EvaluateAll:
             return
         await self._catch_up(scope)
         try:
-            targeting_key = _read_bulk(body)
-            flags = tuple(self._board.flags)
-            attributes = _read_attributes(body) if any(flag.reads_attributes for flag in flags) else None
+            answer = await self._answer(body)
         except _Unusable as trouble:
             await send_json(send, 400, failure(trouble.code, str(trouble)))
             return
-        answers = [
-            flag.evaluate(targeting_key, attributes)
-            if targeting_key
-            else failure("TARGETING_KEY_MISSING", _NO_KEY, flag.rollout.flag_key)
-            if flag.needs_key
-            else flag.control
-            for flag in flags
-        ]
-        answer = b'{"flags":[%b]%b}' % (b",".join(answers), self._tail)
+        if (why_not := self._board.why_not) is not None:  # it may have come to doubt meanwhile
+            await send_json(send, 503, failure("GENERAL", why_not), _RETRY_AFTER)
+            return
         await send_tagged(scope, send, answer, f'"{xxhash.xxh3_64_hexdigest(answer)}"')
+
+    async def _answer(self, body: bytes) -> bytes:
+        """Return the answer as JSON. Raises _Unusable.
+
+        With thousands of flags this takes tens of milliseconds, in which a rollback must not wait: the
+        loop has its turns in between, and what changed in them is answered again.
+        """
+        targeting_key = _read_bulk(body)
+        attributes: Mapping[str, Any] | None = None
+        answers: list[bytes] = []
+        flags: Sequence[ServedFlag] = ()
+        for _attempt in range(_ATTEMPTS):
+            if self._board.flags is flags:
+                break
+            flags = self._board.flags
+            if attributes is None and any(flag.reads_attributes for flag in flags):
+                attributes = _read_attributes(body)
+            answers = await _evaluated(flags, targeting_key, attributes)
+        return b'{"flags":[%b]%b}' % (b",".join(answers), self._tail)
 
     async def _catch_up(self, scope: Scope) -> None:
         """Wait a moment when another replica told the client of a change that has not reached us.
@@ -160,6 +196,25 @@ class EvaluateAll:
                 while int(self._board.changed_at.timestamp()) < int(told):
                     await changed.wait()
                     changed.clear()
+
+
+async def _evaluated(flags: Sequence[ServedFlag], targeting_key: str, attributes: Mapping[str, Any] | None) -> list[bytes]:
+    """Return each flag's answer for one context, giving the loop a turn after each slice of work."""
+    answers: list[bytes] = []
+    began = time.perf_counter()
+    for start in range(0, len(flags), _FLAGS_PER_SLICE):
+        if time.perf_counter() - began > _SLICE_SECONDS:
+            await asyncio.sleep(0)
+            began = time.perf_counter()
+        answers += [
+            flag.evaluate(targeting_key, attributes)
+            if targeting_key
+            else failure("TARGETING_KEY_MISSING", _NO_KEY, flag.rollout.flag_key)
+            if flag.needs_key
+            else flag.control
+            for flag in flags[start : start + _FLAGS_PER_SLICE]
+        ]
+    return answers
 
 
 def answer_one(flag: ServedFlag, body: bytes) -> bytes:

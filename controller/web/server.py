@@ -5,25 +5,101 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import Iterator
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from controller.errors import ConfigInvalid
+from controller.web.clients import client_of
 
 #: Seconds an idle connection is kept between two requests; longer than the 5 s at which flagd polls.
 _KEEP_ALIVE_SECONDS = 15
+#: At the cap a connection that has sent no whole request for this long gives way to a new one.
+_SILENT_SECONDS = 1.0
+#: Requests sent ahead on one connection. HTTP clients send none; thousands in one packet would be
+#: taken apart in one turn of the loop.
+_MAX_AHEAD = 16
 #: The longest head of a request, apart from what its first read brought (at most 256 KiB). Cookies are not for us.
 _MAX_HEAD_BYTES = 32 * 1024
+#: Said to a client that holds as many connections as one may.
+_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 #: Of the time given to `stop`, what closing what is left may take after the requests under way were cancelled.
 _CLOSING_SECONDS = 0.5
+
+
+class _Seats:
+    """Who holds the connections, and who gives way when there is no room for another.
+
+    Connections that wait for their client (for its first request, or the next) are kept in the order
+    in which they began to wait; those with a request under way never give way.
+    """
+
+    def __init__(self, limit: int, per_client: int) -> None:
+        """`per_client` is what one client may hold; 0: as many as there are."""
+        self._limit = limit
+        self._per_client = per_client
+        self._held: Counter[str] = Counter()
+        self._waiting: dict[_Protocol, float] = {}  # since when, oldest first
+
+    def take(self, connection: _Protocol) -> bool:
+        """Give a new connection its place; return False when there is none for this client."""
+        client = connection.client_key
+        self._held[client] += 1
+        is_welcome = not self._per_client or self._held[client] <= self._per_client
+        if not is_welcome:
+            is_welcome = self._give_way(connection, client)
+        elif len(connection.connections) >= self._limit:
+            self._give_way(connection)
+        self.wait(connection)
+        return is_welcome
+
+    def leave(self, connection: _Protocol) -> None:
+        """Take a place back; done twice it is done once."""
+        self._waiting.pop(connection, None)
+        client = connection.client_key
+        if client in self._held and not connection.has_left:
+            connection.has_left = True
+            self._held[client] -= 1
+            if not self._held[client]:
+                del self._held[client]
+
+    def wait(self, connection: _Protocol) -> None:
+        """The connection waits for its client from now on."""
+        self._waiting.pop(connection, None)
+        self._waiting[connection] = connection.loop.time()
+
+    def work(self, connection: _Protocol) -> None:
+        """The connection has a request under way."""
+        self._waiting.pop(connection, None)
+
+    def _give_way(self, newcomer: _Protocol, client: str | None = None) -> bool:
+        """Close the connection that has waited longest, of this client if one is given."""
+        silent_since = newcomer.loop.time() - _SILENT_SECONDS
+        for connection, since in self._waiting.items():
+            is_idle = connection.is_idle or since <= silent_since
+            if is_idle and (client is None or connection.client_key == client):
+                break
+        else:
+            return False
+        self.leave(connection)
+        connection.connections.discard(connection)
+        if connection.transport.get_write_buffer_size():
+            connection.transport.abort()
+        else:
+            connection.transport.close()
+        return True
 
 
 class _Protocol(HttpToolsProtocol):
     """uvicorn's protocol with what it lacks: bounds on a request's head, on idling, and on connections as such."""
 
+    seats: _Seats
+    client_key = ""
+    has_left = False
     head_seconds = 10.0
     _is_in_head = False
     _head_bytes = 0
@@ -31,14 +107,24 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
         super().connection_made(transport)
-        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
+        self.client_key = client_of(self.client)
+        if not self.seats.take(self):
+            self.transport.write(_TOO_MANY)
+            self.transport.close()
+        elif self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
             transport.abort()  # at the limit uvicorn still says 503; past it each connection would cost a file descriptor
         else:
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.seats.leave(self)
         super().connection_lost(exc)
+
+    @property
+    def is_idle(self) -> bool:
+        """True between an answer and the next request."""
+        return self.timeout_keep_alive_task is not None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -52,6 +138,8 @@ class _Protocol(HttpToolsProtocol):
             self._start_timer()
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= _MAX_AHEAD:
+            raise httptools.HttpParserError("too many requests sent ahead")
         self._is_in_head = True
         self._head_bytes = 0
         super().on_message_begin()
@@ -59,7 +147,13 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
+        self.seats.work(self)
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.is_idle:
+            self.seats.wait(self)
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():
@@ -107,15 +201,25 @@ class HttpServer:
         host: str = "127.0.0.1",
         port: int = 8080,
         max_connections: int = 1_000,
+        max_per_client: int = 0,
         head_seconds: float = 10.0,
+        keep_alive_seconds: int = _KEEP_ALIVE_SECONDS,
         backlog: int = 512,
+        setting: str = "http.host and http.port",
     ) -> None:
-        """`head_seconds` is what a client may take from connecting, or from a request's first byte, to the end of its head."""
+        """`head_seconds` is what a client may take from connecting, or from a request's first byte, to the end of its head.
+
+        `max_per_client` bounds the connections of one client address, 0: not at all. `setting` names
+        what an operator changes when the address cannot be had.
+        """
         self._app = app
         self._host = host
         self._port = port
         self._max_connections = max_connections
+        self._max_per_client = max_per_client
         self._head_seconds = head_seconds
+        self._keep_alive_seconds = keep_alive_seconds
+        self._setting = setting
         self._backlog = backlog
         self._uvicorn: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
@@ -132,7 +236,14 @@ class HttpServer:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 self._app,
-                http=type("_BoundedProtocol", (_Protocol,), {"head_seconds": self._head_seconds}),
+                http=type(
+                    "_BoundedProtocol",
+                    (_Protocol,),
+                    {
+                        "head_seconds": self._head_seconds,
+                        "seats": _Seats(self._max_connections, self._max_per_client),
+                    },
+                ),
                 loop="none",  # the caller's
                 lifespan="off",
                 ws="none",
@@ -142,7 +253,7 @@ class HttpServer:
                 server_header=False,
                 proxy_headers=False,
                 limit_concurrency=self._max_connections,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=self._keep_alive_seconds,
                 timeout_graceful_shutdown=3,
                 backlog=self._backlog,
             )
@@ -186,6 +297,6 @@ class HttpServer:
         except (OSError, OverflowError) as error:
             listener.close()
             raise ConfigInvalid(
-                f"cannot listen on {self._host}:{self._port} ({error}): free the port, or set http.host and http.port "
+                f"cannot listen on {self._host}:{self._port} ({error}): free the port, or set {self._setting} "
                 "to an address of this machine"
             ) from error

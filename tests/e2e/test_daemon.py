@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import httpx
 import pytest
 
 from schemas.terms import CommandStatus, CommandVerb
+from tests.brokers import free_port
 from tests.live import Client, DaemonProcess, Traffic, quick_plan
 
 pytestmark = pytest.mark.real_kafka
@@ -75,3 +77,29 @@ async def test_an_audience_is_served_and_nobody_else(kafka: str, redis_url: str,
         await client.command(CommandVerb.ROLL_BACK, FLAG)
         await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back")
         assert await served() == {"ann": ("off", 1), "bob": ("off", 1), "cid": ("off", 1)}
+
+
+async def test_probes_are_answered_on_a_port_of_their_own(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """With every connection of the main port taken, health, readiness and metrics are answered."""
+    ops = free_port()
+    daemon = DaemonProcess(
+        kafka,
+        redis_url,
+        tmp_path,
+        prefix=topic_prefix,
+        ROLLOUTD_HTTP__OPS_PORT=str(ops),
+        ROLLOUTD_HTTP__MAX_CONNECTIONS="10",
+        ROLLOUTD_HTTP__MAX_EVENT_STREAMS="9",
+        ROLLOUTD_HTTP__MAX_CONNECTIONS_PER_CLIENT="0",
+    )
+    async with daemon, httpx.AsyncClient() as http, contextlib.AsyncExitStack() as stack:
+        for _ in range(9):  # streams are never idle, so none of them gives way
+            await stack.enter_async_context(http.stream("GET", f"{daemon.url}/ofrep/v1/sse"))
+        async with httpx.AsyncClient() as probe:
+            assert (await probe.get(f"{daemon.url}/healthz")).status_code == 503
+            for path in ("/healthz", "/readyz", "/metrics"):
+                answer = await probe.get(f"http://127.0.0.1:{ops}{path}")
+                assert answer.status_code == 200, path
+            assert (await probe.get(f"http://127.0.0.1:{ops}/rollouts")).status_code == 404

@@ -27,9 +27,19 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(max_connections: int = 100, head_seconds: float = 10.0) -> AsyncIterator[HttpServer]:
+async def running(
+    max_connections: int = 100,
+    head_seconds: float = 10.0,
+    max_per_client: int = 0,
+) -> AsyncIterator[HttpServer]:
     """A started server on a free port."""
-    server = HttpServer(echo, port=0, max_connections=max_connections, head_seconds=head_seconds)
+    server = HttpServer(
+        echo,
+        port=0,
+        max_connections=max_connections,
+        head_seconds=head_seconds,
+        max_per_client=max_per_client,
+    )
     await server.start()
     try:
         yield server
@@ -37,9 +47,11 @@ async def running(max_connections: int = 100, head_seconds: float = 10.0) -> Asy
         await server.stop(0.5)
 
 
-async def connect(server: HttpServer, sent: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Open a connection and send these bytes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+async def connect(
+    server: HttpServer, sent: bytes = b"", client: str = "127.0.0.1"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a connection from a client's address and send these bytes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, local_addr=(client, 0))
     writer.write(sent)
     return reader, writer
 
@@ -145,6 +157,106 @@ async def test_connections_are_capped() -> None:
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"http://127.0.0.1:{server.port}/")).status_code == 200
     assert closed >= 1
+
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+HANGING = b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+async def answer_of(reader: asyncio.StreamReader) -> bytes:
+    """Return the status line of the next answer, and read it to its end; empty when closed."""
+    async with asyncio.timeout(3):
+        status = await reader.readline()
+        while status and (line := await reader.readline()) not in (b"\r\n", b""):
+            if line.startswith(b"content-length:"):
+                length = int(line.partition(b":")[2])
+        if status:
+            await reader.readexactly(length)
+    return status
+
+
+async def test_idle_connections_give_way() -> None:
+    """Clients that keep connections open and ping now and then do not lock out a newcomer."""
+    async with running(max_connections=10) as server:
+        held = [await connect(server, REQUEST) for _ in range(9)]
+        for reader, _ in held:
+            assert b" 200 " in await answer_of(reader)
+        for _round in range(3):
+            reader, writer = await connect(server, REQUEST)
+            assert b" 200 " in await answer_of(reader)
+            held.append((reader, writer))
+        gone = [await answer_of(reader) for reader, _ in held[:3]]
+        held[-1][1].write(REQUEST)
+        assert b" 200 " in await answer_of(held[-1][0])
+        for _, writer in held:
+            writer.close()
+    assert gone == [b"", b"", b""], "the oldest idle ones give way"
+
+
+async def test_half_requests_give_way_to_whole_ones() -> None:
+    """Connections that dribble a request are closed for a newcomer; those that work are not."""
+    async with running(max_connections=10) as server:
+        working = await connect(server, HANGING)
+        slow = [await connect(server, b"GET / HTTP/1.1\r\nho") for _ in range(8)]
+        await asyncio.sleep(1.1)
+        for _round in range(4):
+            reader, writer = await connect(server, REQUEST)
+            assert b" 200 " in await answer_of(reader)
+            writer.close()
+        assert not working[0].at_eof()
+        for _, writer in [working, *slow]:
+            writer.close()
+
+
+async def test_one_client_leaves_room_for_others() -> None:
+    """A client with as many requests under way as one may have is refused, others are answered."""
+    async with running(max_connections=100, max_per_client=3) as server:
+        held = [await connect(server, HANGING) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        reader, writer = await connect(server, REQUEST)
+        assert (await answer_of(reader)).startswith(b"HTTP/1.1 503")
+        writer.close()
+        reader, writer = await connect(server, REQUEST, client="127.0.0.2")
+        assert b" 200 " in await answer_of(reader)
+        writer.close()
+        held[0][1].close()
+        await asyncio.sleep(0.05)
+        reader, writer = await connect(server, REQUEST)
+        assert b" 200 " in await answer_of(reader), "a place that was left is free"
+        again, more = await connect(server, REQUEST)
+        assert b" 200 " in await answer_of(again), "its own idle connection gave way"
+        for each in (writer, more, *(writer for _, writer in held)):
+            each.close()
+
+
+async def test_probes_have_a_port_of_their_own() -> None:
+    """With every connection of the main port busy, a server beside it still answers."""
+    async with running(max_connections=10) as main, running(max_connections=10) as ops:
+        held = [await connect(main, HANGING) for _ in range(9)]
+        await asyncio.sleep(0.05)
+        reader, writer = await connect(main, REQUEST)
+        assert (await answer_of(reader)).startswith(b"HTTP/1.1 503")
+        probe, asking = await connect(ops, REQUEST)
+        assert b" 200 " in await answer_of(probe)
+        for each in (writer, asking, *(writer for _, writer in held)):
+            each.close()
+
+
+async def test_requests_sent_ahead_are_few() -> None:
+    """Thousands of requests in one packet are not taken apart in one turn of the loop."""
+    async with running() as server:
+        reader, writer = await connect(server, REQUEST * 7_000)
+        answers = b""
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(5):
+                while part := await reader.read(65_536):
+                    answers += part
+        writer.close()
+        assert answers.count(b"HTTP/1.1 200") < 100
+        reader, writer = await connect(server, REQUEST * 10)
+        for _ in range(10):
+            assert b" 200 " in await answer_of(reader)
+        writer.close()
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost"])

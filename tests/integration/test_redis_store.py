@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import redis.asyncio
 import redis.exceptions
 
-from controller.adapters.redis import ANSWERS_KEPT, ANSWERS_PRUNED_EVERY, RedisRollouts, RedisTotals, Store
+from controller.adapters.redis import ANSWERS_KEPT, ANSWERS_PRUNED_EVERY, Identity, RedisRollouts, RedisTotals, Store
 from controller.errors import BrokenInvariant, ConfigInvalid, StoreUnavailable
 from controller.ports import OutboxEntry, StoredRollout
 from schemas.terms import Arm
@@ -19,6 +19,7 @@ from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, ArmCounts, PartitionCoun
 from tests.brokers import RedisServer
 from tests.builders import make_rollout
 
+OURS = Identity("one", "", "production")
 KEY = "flag.evaluations/3/1"
 HASH = "rolloutd:agg:{flag.evaluations/3/1}"
 FIELD = arm_field("new-checkout", "start-1", 0, Arm.TREATMENT)
@@ -30,6 +31,12 @@ def fields(exposures: int) -> dict[str, bytes]:
         **encode_progress(PartitionCounts(end=exposures, counted=exposures)),
         FIELD: encode_arm(ArmCounts(exposures=exposures)),
     }
+
+
+def store_url(store: Store) -> str:
+    """Return the address of a store's server."""
+    where = store.client.connection_pool.connection_kwargs
+    return f"redis://{where['host']}:{where['port']}/0"
 
 
 @pytest.fixture
@@ -282,7 +289,7 @@ async def test_a_cancelled_call_leaves_the_next_one_its_own_answer(store: Store)
 async def test_the_file_holds_no_transaction(store: Store, own_redis: RedisServer) -> None:
     """Whatever we save reaches the append-only file as single commands: no MULTI that a torn tail could keep a part of."""
     totals, rollouts = RedisTotals(store), RedisRollouts(store)
-    await store.check_identity("cluster", 1)
+    await store.check_identity(OURS, 1)
     await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
     await totals.save(KEY, expected=5, next_offset=5, fields=fields(5))
     await totals.drop(KEY, [FIELD])
@@ -351,19 +358,106 @@ async def test_answers_are_kept_newest_first_and_bounded(store: Store) -> None:
 
 async def test_another_kafka_cluster_is_refused(store: Store) -> None:
     """A prefix belongs to one Kafka cluster; two replicas that start together both find it theirs."""
-    await asyncio.gather(*(store.check_identity("one", 1) for _ in range(4)))
-    await store.check_identity("one", 1)
+    await asyncio.gather(*(store.check_identity(OURS, 1) for _ in range(4)))
+    await store.check_identity(OURS, 1)
     with pytest.raises(ConfigInvalid, match="belongs to Kafka cluster 'one'"):
-        await store.check_identity("two", 1)
+        await store.check_identity(replace(OURS, cluster_id="two"), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"topic_prefix": "staging."}, "belongs to topic prefix '', not to 'staging.'"),
+        ({"environment": "staging"}, "belongs to environment 'production', not to 'staging'"),
+        ({"cluster_id": "two"}, "belongs to Kafka cluster 'one', not to 'two'"),
+    ],
+)
+async def test_another_environment_is_refused(store: Store, change: dict[str, str], why: str) -> None:
+    """A prefix belongs to one environment: cluster, topic prefix and name; the message says more."""
+    await store.check_identity(OURS, 1)
+    with pytest.raises(ConfigInvalid, match=why) as refusal:
+        await store.check_identity(replace(OURS, **change), 1)
+    assert "set redis.key_prefix" in str(refusal.value)
+    await store.check_identity(OURS, 1)
+
+
+async def test_a_former_name_is_taken_over(store: Store) -> None:
+    """An environment that was renamed keeps its data, once its former name is in the settings."""
+    await store.check_identity(OURS, 1)
+    renamed = Identity("one", "", "live", former_environments=("production",))
+    await store.check_identity(renamed, 1)
+    assert await store.client.hget("rolloutd:identity", "environment") == b"live"
+    with pytest.raises(ConfigInvalid, match="former name"):
+        await store.check_identity(OURS, 1)
+
+
+async def test_an_identity_of_an_early_release_goes_to_whom_it_can_belong(store: Store) -> None:
+    """Without names in it, the shared prefix is not given to an environment with a topic prefix."""
+    early = {"cluster_id": "one", "epoch": "1", "digest": "x"}
+    await store.client.hset("rolloutd:identity", mapping=early)
+    staging = Identity("one", "staging.", "staging")
+    with pytest.raises(ConfigInvalid, match="HSET rolloutd:identity topic_prefix"):
+        await store.check_identity(staging, 1)
+    await store.check_identity(OURS, 1)
+    with pytest.raises(ConfigInvalid, match="topic prefix ''"):
+        await store.check_identity(staging, 1)
+    own = Store.connect(store_url(store), prefix="staging:")
+    await own.client.hset("staging:identity", mapping=early)
+    await own.check_identity(staging, 1)
+    assert await own.client.hget("staging:identity", "topic_prefix") == b"staging."
+    await own.close()
+
+
+async def test_a_damaged_identity_is_named(store: Store) -> None:
+    """An epoch that is no number is the operator's to fix, and not an exception of ours."""
+    await store.client.hset("rolloutd:identity", mapping={"cluster_id": "one", "epoch": "x"})
+    with pytest.raises(ConfigInvalid, match="damaged"):
+        await store.check_identity(OURS, 1)
+
+
+async def test_nothing_is_decided_on_a_redis_that_became_another(store: Store) -> None:
+    """While the identity is another's, calls are refused unsent; when it is ours again, they go on."""
+    rollouts = RedisRollouts(store)
+    await store.check_identity(OURS, 1)
+    assert await store.look_at_identity(OURS, 1) is None
+    await store.client.hset("rolloutd:identity", "environment", "staging")
+    why = await store.look_at_identity(OURS, 1)
+    assert why is not None
+    assert "belongs to environment 'staging'" in why
+    with pytest.raises(StoreUnavailable, match="belongs to environment 'staging'"):
+        await rollouts.save("f", expected_token=0, rollout=make_rollout())
+    assert await store.client.exists("rolloutd:ro:{f}", "rolloutd:flags") == 0
+    await store.client.hset("rolloutd:identity", "environment", "production")
+    assert await store.look_at_identity(OURS, 1) is None
+    assert await rollouts.save("f", expected_token=0, rollout=make_rollout())
+
+
+async def test_an_emptied_redis_is_claimed_again(store: Store) -> None:
+    """A Redis that lost everything is still ours: the identity is written again."""
+    await store.check_identity(OURS, 1)
+    await store.client.flushall()
+    assert await store.look_at_identity(OURS, 1) is None
+    assert await store.client.hget("rolloutd:identity", "environment") == b"production"
+
+
+async def test_data_under_the_prefix_of_early_releases_is_noticed(store: Store) -> None:
+    """Who comes with a prefix of its own and finds data that names nobody is told of it."""
+    own = Store.connect(store_url(store), prefix="rolloutd:staging:")
+    assert not await own.has_shared_data()
+    await store.client.hset("rolloutd:identity", mapping={"cluster_id": "one", "epoch": "1"})
+    assert await own.has_shared_data()
+    await own.check_identity(Identity("one", "", "staging"), 1)
+    assert not await own.has_shared_data()
+    await own.close()
 
 
 async def test_an_epoch_rises_and_never_falls(store: Store) -> None:
     """A greater epoch is an operator's new count; a smaller one is an old configuration."""
-    await store.check_identity("one", 1)
-    await store.check_identity("one", 3)
+    await store.check_identity(OURS, 1)
+    await store.check_identity(OURS, 3)
     with pytest.raises(ConfigInvalid, match="out of date"):
-        await store.check_identity("one", 2)
-    await store.check_identity("one", 3)
+        await store.check_identity(OURS, 2)
+    await store.check_identity(OURS, 3)
 
 
 async def test_a_server_that_evicts_is_refused(store: Store) -> None:
@@ -418,7 +512,7 @@ async def test_everything_works_on_a_cluster() -> None:
         store = Store.connect(one.url.removesuffix("/0"), is_cluster=True, deadline_seconds=5)
         totals, rollouts = RedisTotals(store), RedisRollouts(store)
         assert list(await store.check_server()) == []
-        await store.check_identity("one", 1)
+        await store.check_identity(OURS, 1)
         keys = [f"flag.evaluations/{partition}/1" for partition in range(8)]
         for key in keys:
             assert await totals.save(key, expected=None, next_offset=5, fields=fields(5)) is None

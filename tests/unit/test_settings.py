@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from controller.cli.daemon import app as daemon
 from controller.errors import ConfigInvalid
-from controller.settings import MASK, Settings, load_settings, show
+from controller.settings import MASK, Settings, load_settings, open_doors, show
 
 
 @pytest.fixture
@@ -297,3 +297,62 @@ def test_config_check_finds_what_only_making_a_part_shows(config: Path, text: st
     result = CliRunner().invoke(daemon, ["config", "check", "--config", str(config)], env={"ROLLOUTD_CONFIG": None})
     assert result.exit_code == 78
     assert why in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "topic_prefix", "made"),
+    [
+        ("production", "", "rolloutd:"),
+        ("staging", "", "rolloutd:staging:"),
+        ("production", "shop.", "rolloutd:shop.:production:"),
+        ("staging", "staging.", "rolloutd:staging.:staging:"),
+    ],
+)
+def test_a_redis_prefix_is_made_of_the_environment(environment: str, topic_prefix: str, made: str) -> None:
+    """Two environments never share a key unless somebody says so; the default stays what it was."""
+    kafka = {"topic_prefix": topic_prefix}
+    settings = Settings.model_validate({"environment": environment, "kafka": kafka})
+    assert settings.redis_key_prefix == made
+    said = Settings.model_validate({"environment": environment, "redis": {"key_prefix": "x:"}})
+    assert said.redis_key_prefix == "x:"
+
+
+def test_a_long_name_makes_a_prefix_of_its_own() -> None:
+    """A prefix that would be too long is cut and told from others by a digest."""
+    long = [f"{'e' * 120}{number}" for number in range(2)]
+    made = {Settings(environment=name).redis_key_prefix for name in long}
+    assert len(made) == 2
+    assert all(len(prefix) <= 64 for prefix in made)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, []),
+        ({"kafka": {"bootstrap_servers": "[::1]:9092,localhost:9093"}}, []),
+        ({"kafka": {"bootstrap_servers": "127.0.0.1:9092, kafka:9092"}}, ["rollout.commands may"]),
+        (
+            {"kafka": {"bootstrap_servers": "kafka:9092", "security": {"protocol": "SSL"}}},
+            ["encrypted, but asks nobody"],
+        ),
+        (
+            {
+                "kafka": {
+                    "bootstrap_servers": "kafka:9092",
+                    "security": {"protocol": "SASL_SSL", "username": "u", "password": "p"},
+                }
+            },
+            [],
+        ),
+        ({"redis": {"url": "redis://10.0.0.7:6379/0"}}, ["without a password"]),
+        ({"redis": {"url": "redis://cache:6379/0", "password": "p"}}, ["in the open"]),
+        ({"redis": {"url": "rediss://cache:6379/0", "password": "p"}}, []),
+        ({"redis": {"url": "unix:///run/redis.sock"}}, []),
+        ({"planes": {"redis": {"url": "redis://cache:6379/1"}}}, ["planes.redis.username"]),
+    ],
+)
+def test_open_doors_are_named(values: dict[str, object], words: list[str]) -> None:
+    """Kafka that asks nobody who they are, and Redis without a password, are named off loopback."""
+    found = open_doors(Settings.model_validate(values))
+    assert len(found) == len(words)
+    assert all(word in line for word, line in zip(words, found, strict=True))

@@ -23,7 +23,7 @@ from controller.core.rollout import (
     RolledBack,
     Scheduled,
 )
-from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, DocumentUnreadable
+from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, DocumentUnreadable, ForeignDocument
 from controller.plans import template, templates
 from schemas.command import Command
 from schemas.decision import Decision
@@ -114,6 +114,21 @@ def test_rollout_survives_its_document(phase: Phase) -> None:
     rollout = make_rollout(phase=phase, freeze=Freeze(T0, "ada", "incident"), hold=HoldReason.FROZEN)
     assert documents.rollout_from_json(documents.rollout_to_json(rollout)) == rollout
     assert documents.read_state(documents.state_bytes(rollout, "new-checkout/1/0", T0)) == rollout
+
+
+def test_another_environments_document_is_refused() -> None:
+    """A record says which environment wrote it; only its own is read, and what says nothing."""
+    rollout = make_rollout()
+    source = documents.source_of("staging")
+    entry = documents.encode(rollout, rollout.flag_key, rollout, "f/1/0", T0, source=source)
+    assert json.loads(entry.value)["source"] == "/rolloutd/staging"
+    assert documents.read_state(entry.value) == rollout
+    assert documents.read_state(entry.value, ("live", "staging")) == rollout
+    with pytest.raises(ForeignDocument, match="staging") as refusal:
+        documents.read_state(entry.value, ("production",))
+    assert refusal.value.environment == "staging"
+    early = documents.state_bytes(rollout, "f/1/0", T0)
+    assert documents.read_state(early, ("production",)) == rollout
 
 
 def test_pinned_version_outlives_a_change_of_the_hash() -> None:

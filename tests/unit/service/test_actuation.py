@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+
+import pytest
 
 from controller.adapters.memory import MemoryFlagPlane
 from controller.core.audience import Audience, Condition
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
+from controller.errors import BrokenInvariant
+from controller.health import Faults, Scope
 from controller.ports import FlagPlane, Served
 from controller.service.actuation import Actuation
 from schemas.terms import AlertKind, Operator, Severity
@@ -33,6 +37,8 @@ class Told:
         self.alerts: list[tuple[str, RaiseAlert]] = []
         self.gaps: dict[str, float] = {}
         self.attempts: list[tuple[str, bool]] = []
+        self.faults = Faults(lambda: T0)
+        self.raise_alert: Callable[[str, RaiseAlert], None] = lambda key, alert: self.alerts.append((key, alert))
 
     @asynccontextmanager
     async def running(self, *planes: FlagPlane) -> AsyncIterator[Actuation]:
@@ -40,9 +46,10 @@ class Told:
         actuation = Actuation(
             planes,
             LoopClock(),
-            raise_alert=lambda key, alert: self.alerts.append((key, alert)),
+            raise_alert=self.raise_alert,
             note_gap=self.gaps.__setitem__,
             note_attempt=lambda plane, is_served: self.attempts.append((plane, is_served)),
+            faults=self.faults,
         )
         task = asyncio.create_task(actuation.run())
         await settled()
@@ -53,6 +60,23 @@ class Told:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+
+
+class BrokenPlane(MemoryFlagPlane):
+    """Raises what nobody expects, for one flag, as long as `error` is set."""
+
+    def __init__(self, error: BaseException | None, *, flag_key: str = "new-checkout") -> None:
+        super().__init__("broken")
+        self.error = error
+        self.flag_key = flag_key
+        self.looks = 0
+
+    async def look(self, rollout: Rollout) -> Served:
+        if rollout.flag_key == self.flag_key:
+            self.looks += 1
+            if self.error is not None:
+                raise self.error
+        return await super().look(rollout)
 
 
 class SlowPlane(MemoryFlagPlane):
@@ -286,3 +310,82 @@ class EditedPlane:
 
     async def look(self, rollout: Rollout) -> Served:
         return Served(None, None) if self.served_count else Served(self.percent, "is not as it was written", "somebody")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError("float division by zero"),
+        RecursionError("too deep"),
+        MemoryError(),
+        KeyError("\x1b[31mname"),
+        UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+        BrokenInvariant("a mistake of ours"),
+        asyncio.CancelledError(),
+        ExceptionGroup("several", [OverflowError("1e999")]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@in_virtual_time
+async def test_whatever_a_plane_raises_is_its_own_trouble(error: BaseException) -> None:
+    """A mistake in one plane at one flag is a gap and a fault; other flags and planes are served."""
+    told = Told()
+    broken, whole = BrokenPlane(error), MemoryFlagPlane("whole")
+    async with told.running(broken, whole) as actuation:
+        actuation.want(decided())
+        actuation.want(decided("other-flag", percent=25))
+        await settled()
+        assert [await served(plane, "other-flag") for plane in (broken, whole)] == [25, 25]
+        assert await served(whole) == 10
+        why = actuation.gaps["new-checkout", "broken"]
+        assert type(error).__name__ in why
+        assert why.isprintable()
+        (fault,) = told.faults.current
+        assert (fault.scope, fault.name, fault.why) == (Scope.PLANE, "broken", why)
+        assert fault.remedy
+        await asyncio.sleep(60)
+        assert [alert.kind for _, alert in told.alerts] == [AlertKind.NOT_ACTUATED]
+        broken.error = None
+        await asyncio.sleep(90)
+        assert actuation.gaps == {}
+        assert told.faults.current == ()
+
+
+@in_virtual_time
+async def test_a_flag_that_breaks_its_plane_is_tried_less_and_less() -> None:
+    """Not every five seconds for ever; what is decided anew is tried at once, and 0 % every time."""
+    told = Told()
+    broken = BrokenPlane(ZeroDivisionError())
+    async with told.running(broken) as actuation:
+        actuation.want(decided())
+        await asyncio.sleep(600)
+        assert 5 <= broken.looks <= 15
+        before = broken.looks
+        actuation.want(decided(percent=20, revision=2))
+        await settled()
+        assert broken.looks == before + 1
+        actuation.want(decided(percent=0, revision=3))
+        await settled()
+        before = broken.looks
+        await asyncio.sleep(20.1)
+        assert broken.looks >= before + 4
+
+
+@in_virtual_time
+async def test_what_fails_beside_the_planes_ends_no_plane() -> None:
+    """An alert that cannot be raised is noted as the plane's fault, and the plane goes on."""
+    told = Told()
+    plane = MemoryFlagPlane()
+
+    def fail(key: str, alert: RaiseAlert) -> None:
+        raise KeyError(key)
+
+    told.raise_alert = fail
+    async with told.running(plane) as actuation:
+        actuation.want(decided())
+        await settled()
+        plane.meddle("new-checkout", 100)
+        await asyncio.sleep(5.1)
+        actuation.want(decided(percent=50, revision=2))
+        await asyncio.sleep(5.1)
+        assert await served(plane) == 50

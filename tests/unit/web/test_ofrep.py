@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -10,9 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from controller.adapters.documents import rollout_to_json
+from controller.core.audience import Audience, Condition
 from controller.core.rollout import RolledBack
+from controller.health import Health
+from controller.metrics import Metrics
+from controller.web import ofrep
 from controller.web.answers import MAX_BODY_BYTES, BodyRefused, read_body
-from tests.builders import T0, make_plan, make_rollout
+from controller.web.app import make_app
+from schemas.terms import Operator
+from tests.builders import T0, make_plan, make_rollout, make_stage
 from tests.unit.web.conftest import Surface
 
 ONE = "/ofrep/v1/evaluate/flags/new-checkout"
@@ -95,6 +103,88 @@ async def test_an_unknown_flag_is_not_found(client: httpx.AsyncClient, key: str)
     assert response.status_code == 404
     assert response.json()["errorCode"] == "FLAG_NOT_FOUND"
     assert len(response.content) < 1_000
+
+
+_HOSTILE = (
+    b"[" * 65_000,
+    b'{"context":' + b'{"a":' * 13_000,
+    b'{"context":{"targetingKey":"u","a":' + b"[" * 900 + b"]" * 900 + b"}}",
+    b'{"context":{"targetingKey":"u","a":' + b"9" * 60_000 + b"}}",
+    b'{"context":{"targetingKey":"u","a":0.' + b"9" * 60_000 + b"}}",
+    b'{"context":{"targetingKey":"u","a":1e' + b"9" * 60_000 + b"}}",
+    b'{"context":{"targetingKey":"' + b"\\u00e9" * 10_000 + b'"}}',
+    b'{"context":{"targetingKey":"u",' + b'"a":1,' * 10_000 + b'"a":1}}',
+    b'{"context":{' + b",".join(b'"k%d":[]' % n for n in range(5_000)) + b"}}",
+    b'{"context":{"targetingKey":"u"},"more":[' + b"0," * 30_000 + b"0]}",
+)
+
+
+@pytest.mark.parametrize("body", _HOSTILE, ids=range(len(_HOSTILE)))
+@pytest.mark.parametrize("path", [ONE, ALL])
+async def test_no_body_holds_up_the_loop(surface: Surface, client: httpx.AsyncClient, path: str, body: bytes) -> None:
+    """The worst that fits into a body is read within a fraction of the 50 ms that a stall may take."""
+    audiences = (Audience("staff", ((Condition("email", Operator.ENDS_WITH, ("@x",)),),)),)
+    plan = make_plan(audiences=audiences, stages=(make_stage(audience="staff"),))
+    surface.board.take(make_rollout(revision=2, plan=plan))
+    assert len(body) <= MAX_BODY_BYTES
+    took = []
+    for _ in range(5):  # the machine may be busy: the best of some
+        began = time.thread_time()
+        assert (await client.post(path, content=body)).status_code in (200, 400)
+        took.append(time.thread_time() - began)
+    assert min(took) < 0.05
+
+
+async def test_a_bulk_evaluation_lets_others_have_their_turn(
+    surface: Surface, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of flags are answered in slices; what is rolled back meanwhile is answered as such."""
+    monkeypatch.setattr(ofrep, "_SLICE_SECONDS", 0.0)  # a slice is a few flags, on any machine
+    for number in range(1_000):
+        surface.board.take(make_rollout(flag_key=f"flag-{number:04}", percent=100.0))
+    turns = 0
+    is_over = False
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while not is_over:
+            turns += 1
+            if turns == 20:
+                surface.board.take(make_rollout(flag_key="flag-0000", percent=0.0, revision=2, phase=RolledBack(T0, "x")))
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count_turns())
+    await asyncio.sleep(0)
+    answer = (await client.post(ALL, json=context())).json()
+    is_over = True
+    await counting
+    answers = {one["key"]: one["variant"] for one in answer["flags"]}
+    assert len(answers) == 1_001
+    assert answers["flag-0000"] == "off"
+    assert answers["flag-0001"] == "on"
+    assert turns > 40
+
+
+async def test_one_client_cannot_ask_for_everything_all_the_time(surface: Surface) -> None:
+    """Past its rate a client is answered 429 and told when to ask again; another one is answered."""
+    app = make_app(
+        surface.board,
+        Health([]),
+        Metrics(version="1", is_compiled=False, planes=[]),
+        describe=rollout_to_json,
+        max_bulk_per_second=1.0,
+    )
+    statuses = []
+    for peer in ("10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2"):
+        transport = httpx.ASGITransport(app, client=(peer, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as one:
+            response = await one.post(ALL, json=context())
+            statuses.append(response.status_code)
+            if response.status_code == 429:
+                assert response.headers["retry-after"] == "1"
+                assert response.json()["errorCode"] == "GENERAL"
+            assert (await one.post(ONE, json=context())).status_code == 200
+    assert statuses == [200, 200, 429, 200]
 
 
 async def test_control_for_good_needs_no_targeting_key(surface: Surface, client: httpx.AsyncClient) -> None:
