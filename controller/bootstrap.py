@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -29,7 +30,7 @@ from controller.adapters.unleash import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
 from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
-from controller.health import Component, Health
+from controller.health import Component, Faults, Health, Scope
 from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record
 from controller.service.actuation import Actuation
@@ -71,8 +72,9 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._clock = SystemClock()
+        self._faults = Faults(self._clock.now)
         advised = () if settings.advisor.url is None else ("advisor",)
-        self._health = Health(REQUIRED, (*OPTIONAL, *advised))
+        self._health = Health(REQUIRED, (*OPTIONAL, *advised), now=self._clock.now)
         self._board = FlagBoard(generation=Generation(settings.http.bucketing), flag_set_id=settings.environment)
         self._publisher = KafkaPublisher(settings.kafka)
         self._state_plane = StateTopicPlane(self._publisher, self._state_entry)
@@ -165,7 +167,7 @@ class Daemon:
             planes, self._clock, raise_alert=self._alert, note_gap=self._note_gap, note_attempt=self._note_attempt
         )
         self._metrics.watch(converged=self._actuation.converged)
-        self._supervisor = Supervisor(self._parts(), self._health, settings.shutdown)
+        self._supervisor = Supervisor(self._parts(), self._health, settings.shutdown, self._faults)
         self._log = structlog.get_logger()
 
     async def run(self) -> int:
@@ -207,6 +209,10 @@ class Daemon:
                 *watchdogs,
                 *([] if self._explainer is None else [("explainer", self._explainer.run)]),
                 *([] if self._lookout is None else [("lookout", self._lookout.run)]),
+            ),
+            early=(("trust", self._keep_trust),),
+            expendable=frozenset(
+                {"explainer", "lookout", "stalls", *(plane.name for plane in self._file_planes)}
             ),
             drain=self._ingest.stop,
             close=(
@@ -265,11 +271,13 @@ class Daemon:
 
     async def _follow_state(self) -> None:
         """Let every document of the state topic reach all who go by it: other replicas decide too."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._board.keep_trust(self._feed, silent_seconds=self._silent_seconds), name="trust")
-            async for document in self._feed.documents():
-                self._learn(document)
+        async with aclosing(self._feed.documents()) as documents_read:
+            async for document in documents_read:
+                self._learn_alone(document)
                 await self._state_plane.note(document)
+
+    async def _keep_trust(self) -> None:
+        await self._board.keep_trust(self._feed, silent_seconds=self._silent_seconds)
 
     async def _catch_up(self) -> None:
         """Return once everything decided is known: the state topic to its end, and what a crash kept from it.
@@ -287,7 +295,16 @@ class Daemon:
                 await asyncio.sleep(1.0)
         for rollout in unpublished:
             self._log.info("decided_unpublished", flag_key=rollout.flag_key, revision=rollout.revision)
+            self._learn_alone(rollout)
+
+    def _learn_alone(self, rollout: Rollout) -> None:
+        """Learn a document from the topic. One that cannot be used stops its own flag only."""
+        try:
             self._learn(rollout)
+        except Exception as error:  # the edge of one flag: the topic would bring it again for ever
+            why = f"revision {rollout.revision} cannot be used: {type(error).__name__}: {error}"
+            self._log.exception("document_unusable", flag_key=rollout.flag_key)
+            self._faults.report(Scope.FLAG, rollout.flag_key, why[:300], "see document_unusable in the log")
 
     def _learn(self, rollout: Rollout) -> None:
         """Serve a document and count by it, whoever decided it; an older one than known changes nothing."""

@@ -136,7 +136,18 @@ class Workers:
     # --- the loops ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Follow the command topic and the totals until cancelled."""
+        """Follow the command topic and the totals until cancelled.
+
+        May be run again after it failed: flags are taken up from what is stored, commands from what
+        is committed.
+        """
+        for flag_key, worker in list(self._workers.items()):
+            worker.abandon()
+            self._released(flag_key)
+        self._workers.clear()
+        self._tasks.clear()
+        self._lanes.clear()
+        self._last_seen.clear()
         async with asyncio.TaskGroup() as group:
             self._group = group
             group.create_task(self._follow_commands(), name="commands")

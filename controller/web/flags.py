@@ -104,6 +104,7 @@ class FlagBoard:
         self._monotonic = monotonic
         self._beaten_at: float | None = None
         self._doubt: str | None = "the state topic has not been read to its end yet"
+        self._was_trusted = False
         self._flags: dict[str, ServedFlag] = {}
         self._document: tuple[bytes, str] | None = None
         self._listeners: set[asyncio.Event] = set()
@@ -160,8 +161,9 @@ class FlagBoard:
         nothing is newer than what was read, None for never; after standing still that must have been said anew.
         """
         await feed.caught_up()
-        while True:
+        if not self._was_trusted:  # else this was restarted, perhaps while it doubted
             self.trust()
+        while True:
             while self.why_not is None:
                 self.beat()
                 await asyncio.sleep(beat_seconds)
@@ -170,10 +172,12 @@ class FlagBoard:
             # Polled: the brokers' word comes with no event.
             while (silent := silent_seconds()) is None or silent > self._monotonic() - doubted_at:  # noqa: ASYNC110
                 await asyncio.sleep(beat_seconds)
+            self.trust()
             _log.info("flags_trusted_again", duration_ms=round(1e3 * (self._monotonic() - doubted_at)))
 
     def trust(self) -> None:
         """Answer from now on: everything decided so far is known here."""
+        self._was_trusted = True
         self._beaten_at = None
         self._doubt = None
         self._tell_listeners()

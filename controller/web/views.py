@@ -44,7 +44,7 @@ class Readyz:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 200 while ready (also when degraded), 503 else."""
         flags_why_not = self._board.why_not
-        is_ready = self._health.is_ready and flags_why_not is None
+        is_ready = self._health.is_working and flags_why_not is None
         components = {
             part.name: {"ready": part.why_not is None, "required": part.is_required, "why_not": part.why_not}
             for part in self._health.components.values()
