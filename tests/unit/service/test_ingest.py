@@ -649,13 +649,17 @@ async def test_a_run_that_was_cut_short_can_be_run_again() -> None:
     await until(lambda: bench.fence(EVALUATIONS) >= 0)
     for number in range(50, 100):
         bench.evaluate(f"user-{number}")
-    await asyncio.sleep(0)
+    bench.totals.outage.is_down = True
+    await until(lambda: ingest.counters.save_troubles > 0)  # what changed was taken, and not saved
     task.cancel()
     await asyncio.wait([task])
+    bench.totals.outage.is_down = False
     task = asyncio.create_task(ingest.run())
     await until(bench.is_all_saved)
     counted = [bench.progress(EVALUATIONS, partition).counted for partition in range(2)]
     assert sum(counted) == 100
+    arms = [arms_in(bench.stored(EVALUATIONS, partition)) for partition in range(2)]
+    assert sum(arm["new-checkout", 0, "treatment"].exposures for arm in arms) == 100
     await ingest.stop()
     await task
     await log.stop()
