@@ -84,7 +84,7 @@ class FlagdDocument:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the document, or 304 when the client has it."""
-        if (why_not := self._board.why_not) is not None:
+        if (why_not := self._board.why_no_document) is not None:
             await send_error(send, 503, why_not, (b"retry-after", b"1"))
             return
         body, tag = self._board.flagd_document()
