@@ -27,23 +27,25 @@ from controller.adapters.redis_plane import RedisPlane
 from controller.adapters.shared_topic import SharedTopic, streams, topic_of
 from controller.adapters.state_topic import StateTopicPlane
 from controller.adapters.unleash import UnleashPlane
-from controller.clock import SystemClock
+from controller.clock import AgreedClock, SystemClock
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
 from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
 from controller.health import Component, Faults, Health, Scope
 from controller.metrics import EVENT_TOPICS, Metrics
-from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record
+from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record, TopicPartition
 from controller.service.actuation import Actuation
 from controller.service.commentary import Explainer, Lookout
 from controller.service.counting import IS_COMPILED
 from controller.service.ingest import Ingest
-from controller.service.reporter import REPORT_EVERY_SECONDS, Reporter
+from controller.service.pulse import Pulse
+from controller.service.reporter import REPORT_EVERY_SECONDS, STATE_TOPIC, Reporter, Signs
+from controller.service.sight import Sight, Unseen, View, Waiting
 from controller.service.supervisor import Parts, Step, Supervisor
 from controller.service.watchdog import ConsumerWatchdog, StallMeter
 from controller.service.worker import Tools
 from controller.service.workers import ReadCommand, Workers
 from controller.settings import RedisPlaneSettings, RedisSettings, Settings
-from controller.web.app import make_app
+from controller.web.app import make_app, make_ops_app
 from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
 from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
@@ -55,8 +57,10 @@ from schemas.terms import CommandStatus, QuarantineReason
 from schemas.wire import RecordRefused
 
 #: What must work before this replica is ready, and what it can do without for a while.
-REQUIRED = ("http", "kafka", "redis", "state", "counting", "flags")
-OPTIONAL = ("actuation", "outbox")
+REQUIRED = ("http", "kafka", "redis", "state", "counting", "saves", "flags", "serving")
+OPTIONAL = ("actuation", "outbox", "rollouts", "quarantine", "clock")
+#: A process that has not started by then may be kept from it by an outage.
+STARTING_SECONDS = 30.0
 
 
 class OutsidePlane(FlagPlane, Protocol):
@@ -71,18 +75,31 @@ class Daemon:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._clock = SystemClock()
+        self._clock = AgreedClock(SystemClock(), max_skew_seconds=settings.clock.max_skew_seconds)
         self._faults = Faults(self._clock.now)
         advised = () if settings.advisor.url is None else ("advisor",)
         self._health = Health(REQUIRED, (*OPTIONAL, *advised), now=self._clock.now)
-        self._board = FlagBoard(generation=Generation(settings.http.bucketing), flag_set_id=settings.environment)
+        self._board = FlagBoard(
+            generation=Generation(settings.http.bucketing),
+            flag_set_id=settings.environment,
+            lease_seconds=settings.http.lease_seconds,
+            when_stale=settings.http.when_stale,
+            now=self._clock.now,
+        )
         self._publisher = KafkaPublisher(settings.kafka)
         self._state_plane = StateTopicPlane(self._publisher, self._state_entry)
         self._file_planes = [FilePlane(name, file) for name, file in settings.planes.files.items()]
         self._outside_planes = make_outside_planes(settings, self._clock)
         planes: tuple[FlagPlane, ...] = (self._board, self._state_plane, *self._file_planes, *self._outside_planes)
         self._metrics = Metrics(version=version("rolloutd"), is_compiled=IS_COMPILED, planes=[plane.name for plane in planes])
-        self._metrics.watch(percents=self._board.percents, components=self._components)
+        self._metrics.watch(
+            percents=self._board.percents,
+            components=self._components,
+            faults=lambda: self._faults.counts,
+            faults_reported=lambda: dict(self._faults.reported),
+            skews=self._clock.skews,
+        )
+        self._began_at = self._clock.monotonic()
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
         self._stored_flags: frozenset[str] = frozenset()
         self._partitions: dict[str, int] = {}
@@ -110,11 +127,14 @@ class Daemon:
             allowed_hosts=settings.http.allowed_hosts,
             max_body_bytes=settings.http.max_body_bytes,
             stream_limits=StreamLimits(streams=settings.http.max_event_streams),
+            faults=self._faults,
+            has_metrics=settings.http.ops_port is None,
         )
         self._event_streams: EventStreams = app.state.event_streams
         self._http = HttpServer(
             app, host=settings.http.host, port=settings.http.port, max_connections=settings.http.max_connections
         )
+        self._ops_http = self._make_ops_server()
         self._flagd_sync = make_flagd_sync(settings, self._board)
         self._advisor = make_advisor(settings.advisor, self._clock)
         totals = RedisTotals(self._store)
@@ -167,11 +187,30 @@ class Daemon:
             planes, self._clock, raise_alert=self._alert, note_gap=self._note_gap, note_attempt=self._note_attempt
         )
         self._metrics.watch(converged=self._actuation.converged)
+        self._pulse = Pulse(
+            self._clock,
+            self._faults,
+            ask=self._store.ask_time,
+            broker_skew=lambda: getattr(self._publisher, "clock_skew_seconds", None),
+        )
+        self._sight = Sight(
+            self._clock,
+            views=self._views,
+            expected_partitions=lambda: len(self._event_partitions()) if self._partitions else 0,
+            also_blind=self._why_all_blind,
+            send=self._send_alerts,
+            count=self._metrics.unwatched_rollouts.set,
+            note=lambda alert: self._metrics.alerts.of(alert.kind, alert.severity).inc(),
+        )
+        self._reporter = Reporter(self._metrics, self._health, self._faults)
         self._supervisor = Supervisor(self._parts(), self._health, settings.shutdown, self._faults)
         self._log = structlog.get_logger()
 
     async def run(self) -> int:
         """Serve HTTP at once, then bring up the rest and run until stopped; return the exit code."""
+        if self._ops_http is not None:
+            await self._ops_http.start()
+            self._log.info("ops_http_started", port=self._ops_http.port)
         await self._http.start()
         self._health.ready("http")
         self._log.info("http_started", port=self._http.port)
@@ -203,14 +242,18 @@ class Daemon:
                 ("ingest", self._count_events),
                 ("workers", self._workers.run),
                 ("actuation", self._actuation.run),
-                ("health", self._watch_health),
+                ("pulse", self._pulse.run),
                 ("stalls", stalls.run),
                 *((plane.name, plane.keep) for plane in self._file_planes),
                 *watchdogs,
                 *([] if self._explainer is None else [("explainer", self._explainer.run)]),
                 *([] if self._lookout is None else [("lookout", self._lookout.run)]),
             ),
-            early=(("trust", self._keep_trust),),
+            early=(
+                ("trust", self._keep_trust),
+                ("sight", self._sight.run),
+                ("health", self._watch_health),
+            ),
             expendable=frozenset(
                 {"explainer", "lookout", "stalls", *(plane.name for plane in self._file_planes)}
             ),
@@ -230,7 +273,8 @@ class Daemon:
 
     async def _stop_http(self) -> None:
         self._event_streams.end()
-        await self._http.stop(self._settings.shutdown.close_seconds)
+        servers = [self._http] if self._ops_http is None else [self._http, self._ops_http]
+        await asyncio.gather(*(one.stop(self._settings.shutdown.close_seconds) for one in servers))
 
     # --- before anything runs -------------------------------------------------------------------------------------------
 
@@ -242,6 +286,7 @@ class Daemon:
             self._log.warning("redis_warning", warning=warning)
         identity = await cluster_id(self._settings.kafka)
         await self._store.check_identity(identity or self._settings.environment, self._settings.kafka.topic_epoch)
+        await self._pulse.look()  # nothing is decided before the clocks were compared
 
     async def _read_flags(self) -> None:
         self._stored_flags = frozenset(await self._tools.rollouts.flag_keys())
@@ -438,14 +483,96 @@ class Daemon:
     def _give_up(self, why: str) -> None:
         self._supervisor.give_up(why)
 
+    # --- how it stands -------------------------------------------------------------------------------
+
     async def _watch_health(self) -> None:
-        """Say once a second how the parts do, and let go of rollouts that ended long ago."""
-        reporter = Reporter(self._metrics, self._health)
+        """Report once a second how everything stands."""
         while True:
-            reporter.report(self._ingest, self._workers, self._actuation)
-            if self._settings.advisor.url is not None:
-                reporter.say("advisor", self._advisor.trouble or "")
+            counters = self._ingest.counters
+            self._reporter.count_troubles(counters.save_troubles, counters.fetch_troubles)
+            if self._supervisor.is_running:  # before, the steps say what they wait for
+                self._reporter.report(self._signs())
             await asyncio.sleep(REPORT_EVERY_SECONDS)
+
+    def _signs(self) -> Signs:
+        """Return how everything stands now."""
+        now = self._clock.monotonic()
+        heard_at = self._store.heard_at
+        counts = self._partitions
+        return Signs(
+            brokers={
+                STATE_TOPIC: self._feed.silent_seconds,
+                "events": _silence(self._events, now),
+                "commands": _silence(self._commands, now),
+            },
+            store_seconds=None if heard_at is None else now - heard_at,
+            store_trouble=self._pulse.trouble,
+            partitions=self._ingest.views(),
+            expected={topic: counts[topic] for topic in EVENT_TOPICS if topic in counts},
+            owned_commands=len(self._workers.owned),
+            effects=self._workers.pending_effects,
+            effects_seconds=self._workers.outbox_seconds,
+            broken=self._workers.broken,
+            gaps=self._actuation.gaps,
+            not_served=self._board.why_not or self._board.why_stale,
+            clocks=self._clock.why_not(),
+            advisor=self._advisor.trouble,
+        )
+
+    def _why_not_raise(self) -> str | None:
+        """Return why this replica must not raise exposure now: its clock or its word is in doubt (I11)."""
+        silent = self._feed.silent_seconds
+        limit = self._settings.kafka.session_timeout_seconds / 2
+        if silent is None or silent > limit:
+            age = "ever" if silent is None else f"for {silent:.1f} s"
+            return f"no broker has said {age} that nothing newer was decided elsewhere: at most {limit:g} s is trusted"
+        return self._clock.why_not()
+
+    def _views(self) -> Sequence[View]:
+        """Return every live rollout that this replica should see: those nobody took up here, too."""
+        views: list[View] = list(self._workers.watch_views())
+        known = {view.flag_key for view in views}
+        owned = {number for _, number in self._workers.owned}
+        is_late = self._clock.monotonic() - self._began_at > STARTING_SECONDS
+        for flag_key, rollout in list(self._newest.items()):
+            if flag_key in known or rollout.has_ended:
+                continue
+            is_ours = bool(owned) and self._command_partition(flag_key) in owned
+            # While this replica cannot start, it does not know who else runs the flag: after a while
+            # it says what it sees, under a key that all replicas share.
+            if is_ours or (is_late and not self._health.has_started):
+                views.append(Unseen(flag_key, rollout))
+        return views
+
+    def _why_all_blind(self) -> str | None:
+        """Return what keeps every guardrail from seeing: topics that are not counted whole."""
+        fault = self._faults.of(Scope.DEPENDENCY, "kafka topics")
+        return None if fault is None else fault.why
+
+    async def _send_alerts(self, waiting: Sequence[Waiting]) -> None:
+        """Return once Kafka has the alerts. Raises EventLogUnavailable."""
+        entries = []
+        for one in waiting:
+            effect_id = f"{one.alert.dedup_key}/{one.at.timestamp():.3f}"
+            flag_key = one.rollout.flag_key
+            entries.append(documents.encode(one.alert, flag_key, one.rollout, effect_id, one.at))
+        await self._publisher.publish(entries)
+
+    def _make_ops_server(self) -> HttpServer | None:
+        """Return the server of probes and monitors, None when they are on the main port."""
+        http = self._settings.http
+        if http.ops_port is None:
+            return None
+        hosts = http.allowed_hosts
+        app = make_ops_app(self._board, self._health, self._metrics, self._faults, allowed_hosts=hosts)
+        return HttpServer(app, host=http.host, port=http.ops_port, max_connections=64)
+
+
+def _silence(log: KafkaEventLog, now: float) -> float | None:
+    """Return for how long the brokers have not answered for some partition of a consumer's."""
+    ask: Callable[[TopicPartition], float | None] = getattr(log, "heard_at", lambda _: None)
+    known = [at for at in map(ask, log.assignment) if at is not None]
+    return now - min(known) if known else None
 
 
 def check_parts(settings: Settings) -> None:

@@ -214,6 +214,7 @@ class AlertKind(StrEnum):
     PLAN_EXPIRED = "plan_expired"
     FORCED = "forced"  # an operator went past a gate
     ANOMALY = "anomaly"  # movement that no test is about; never an action
+    UNWATCHED = "unwatched"  # guardrails of a live stage cannot see; info: they can again
 
 
 class Recorded(StrEnum):

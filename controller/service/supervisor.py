@@ -78,6 +78,8 @@ class Supervisor:
     ) -> None:
         """`end_process` is the last resort: it takes an exit code and asks nobody."""
         self._faults = faults
+        self.is_running = False
+        """Whether every part was started: what is known of them then is more than a step says."""
         self._end_process = end_process
         self._parts = parts
         self._health = health
@@ -161,6 +163,7 @@ class Supervisor:
                 await self._persist(step)
             for name, loop in self._parts.loops:
                 start(name, loop)
+            self.is_running = True
             self._log.info("daemon_started")
             await asyncio.Event().wait()
         finally:

@@ -104,6 +104,7 @@ class FlagWorker:
         self._wake = asyncio.Event()
         self._outbox: deque[OutboxEntry] = deque()
         self._outbox_wake = asyncio.Event()
+        self._publishing_since: float | None = None
         self._log = structlog.get_logger().bind(flag_key=flag_key)
 
     # --- what others call ---------------------------------------------------------------------------------------------
@@ -112,6 +113,12 @@ class FlagWorker:
     def pending_effects(self) -> int:
         """Effects saved and not yet known to be published."""
         return len(self._outbox)
+
+    @property
+    def outbox_seconds(self) -> float:
+        """For how long what waits has been tried to be published; 0 when nothing waits."""
+        since = self._publishing_since
+        return 0.0 if since is None else self._tools.clock.monotonic() - since
 
     def see(self, rollout_id: str, evidence: Evidence) -> None:
         """Take new totals of a rollout; only the newest wait."""
@@ -355,8 +362,11 @@ class FlagWorker:
         wait = self._tools.retry_seconds
         while True:
             if not self._outbox:
+                self._publishing_since = None
                 self._outbox_wake.clear()
                 await self._outbox_wake.wait()
+            if self._publishing_since is None:
+                self._publishing_since = self._tools.clock.monotonic()
             batch = list(self._outbox)
             try:
                 await self._tools.publisher.publish(batch)
@@ -369,6 +379,7 @@ class FlagWorker:
                 wait = min(2 * wait, LONGEST_RETRY_SECONDS)
                 continue
             wait = self._tools.retry_seconds
+            self._publishing_since = None
             done = {id(entry) for entry in batch}
             self._outbox = deque(entry for entry in self._outbox if id(entry) not in done)
 

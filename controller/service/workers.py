@@ -49,6 +49,16 @@ class _Lane:
     done_to: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class WatchView:
+    """Whether a live rollout of this replica is watched."""
+
+    flag_key: str
+    rollout: Rollout
+    evidence: Evidence | None  # the newest that its worker was shown; None: none yet
+    looked_at: float | None  # monotonic seconds of it
+
+
 class Workers:
     """Starts, feeds and stops the flag workers of this replica."""
 
@@ -88,6 +98,7 @@ class Workers:
         self._group: asyncio.TaskGroup | None = None
         self._counted = asyncio.Event()
         self._last_seen: dict[str, tuple[object, float]] = {}
+        self._watched: dict[str, tuple[Evidence, float]] = {}
         self._broken: dict[str, str] = {}
         self._log = structlog.get_logger()
 
@@ -125,9 +136,23 @@ class Workers:
         """Effects saved and not yet published, over all flags."""
         return sum(worker.pending_effects for worker in self._workers.values())
 
+    @property
+    def outbox_seconds(self) -> float:
+        """For how long the oldest of them has been tried."""
+        return max((worker.outbox_seconds for worker in self._workers.values()), default=0.0)
+
     def worker(self, flag_key: str) -> FlagWorker | None:
         """Return the worker of a flag that runs here."""
         return self._workers.get(flag_key)
+
+    def watch_views(self) -> Sequence[WatchView]:
+        """Return how well each rollout that runs here and has not ended is watched."""
+        views = []
+        for flag_key, rollout in self.rollouts.items():
+            if not rollout.has_ended:
+                evidence, looked_at = self._watched.get(flag_key, (None, None))
+                views.append(WatchView(flag_key, rollout, evidence, looked_at))
+        return views
 
     def counted(self) -> None:
         """Note that new totals were saved: somebody should look."""
@@ -148,6 +173,7 @@ class Workers:
         self._tasks.clear()
         self._lanes.clear()
         self._last_seen.clear()
+        self._watched.clear()
         async with asyncio.TaskGroup() as group:
             self._group = group
             group.create_task(self._follow_commands(), name="commands")
@@ -294,7 +320,9 @@ class Workers:
         if worker is not None:
             drift = self._actuation_drift(rollout)
             now, expected = self._tools.clock.now(), len(self._event_partitions())
-            worker.see(rollout.rollout_id, Evidence(now, visits, tuple(progress), expected, drift))
+            evidence = Evidence(now, visits, tuple(progress), expected, drift)
+            self._watched[flag_key] = (evidence, self._tools.clock.monotonic())
+            worker.see(rollout.rollout_id, evidence)
 
     # --- starting and stopping ------------------------------------------------------------------------------------------
 
@@ -309,6 +337,7 @@ class Workers:
         worker = self._workers.pop(flag_key)
         self._broken.pop(flag_key, None)
         self._last_seen.pop(flag_key, None)
+        self._watched.pop(flag_key, None)
         task.cancel()
         await asyncio.wait([task])
         worker.abandon()

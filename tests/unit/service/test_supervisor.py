@@ -88,7 +88,7 @@ class Daemon:
 
 async def _tick() -> None:
     while True:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
 
 
 async def hang() -> None:
