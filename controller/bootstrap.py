@@ -148,6 +148,7 @@ class Daemon:
             on_transition=self._on_transition,
             newest_known=self._newest.get,
             on_alert=self._on_alert,
+            why_not_raise=self._why_not_raise,
         )
         self._ingest = Ingest(
             SharedTopic(self._events) if is_shared else self._events,

@@ -74,6 +74,7 @@ class Tools:
     on_transition: Callable[[Rollout], None]  # serve it, and tell ingest: synchronous, so that 0 % is served at once
     newest_known: Callable[[str], Rollout | None]  # the state topic's document, to recover from
     on_alert: Callable[[Rollout, RaiseAlert], None] = lambda _rollout, _alert: None  # somebody may explain it, later
+    why_not_raise: Callable[[], str | None] = lambda: None  # why this replica may raise nothing now
     retry_seconds: float = 0.2  # first wait after Redis or Kafka failed; doubles up to 5 s
 
 
