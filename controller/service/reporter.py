@@ -113,11 +113,7 @@ STATE_TOPIC: Final = "the state topic"
 
 def why_kafka(signs: Signs) -> str:
     """Return who has not been answered by the brokers, empty while all are."""
-    silent = {
-        who: seconds
-        for who, seconds in signs.brokers.items()
-        if seconds is not None and seconds > SILENT_AFTER_SECONDS
-    }
+    silent = {who: seconds for who, seconds in signs.brokers.items() if seconds is not None and seconds > SILENT_AFTER_SECONDS}
     return _some(f"no broker has answered about {who} for {age:.0f} s" for who, age in silent.items())
 
 
@@ -141,9 +137,7 @@ def why_state(signs: Signs) -> str:
 
 def why_counting(signs: Signs) -> str:
     """Return which partitions are not counted, empty while all of ours are."""
-    stopped = [
-        f"{_name(one)}: {one.trouble}" for one in signs.partitions if one.state is PartitionState.STOPPED
-    ]
+    stopped = [f"{_name(one)}: {one.trouble}" for one in signs.partitions if one.state is PartitionState.STOPPED]
     loading = sum(one.state is PartitionState.LOADING for one in signs.partitions)
     return _some(stopped) or (f"{loading} partitions are being taken over" if loading else "")
 

@@ -98,14 +98,10 @@ def why_unwatched(
         silence = now - partition.reported_at
         stands = standing_seconds.get(partition.topic_partition, 0.0)
         if silence > REPORTED_WITHIN:
-            reasons.append(
-                f"{partition.topic_partition} was last reported {silence.total_seconds():.0f} s ago"
-            )
+            reasons.append(f"{partition.topic_partition} was last reported {silence.total_seconds():.0f} s ago")
         elif stands > MOVED_WITHIN_SECONDS:
             waiting = partition.end_offset - partition.next_offset
-            reasons.append(
-                f"{partition.topic_partition} has stood still for {stands:.0f} s with {waiting:,} records waiting"
-            )
+            reasons.append(f"{partition.topic_partition} has stood still for {stands:.0f} s with {waiting:,} records waiting")
     return _some(reasons) or None
 
 
@@ -171,11 +167,7 @@ class Sight:
     @property
     def unwatched(self) -> Mapping[str, str]:
         """Flags whose rollout nobody sees now, and why."""
-        return {
-            flag_key: episode.why
-            for flag_key, episode in self._episodes.items()
-            if episode.alerted_at is not None
-        }
+        return {flag_key: episode.why for flag_key, episode in self._episodes.items() if episode.alerted_at is not None}
 
     async def run(self) -> None:
         """Look once a second, and send what is to be said, until cancelled."""
@@ -201,9 +193,7 @@ class Sight:
             if known is None or known[0] != rollout.rollout_id:
                 known = self._seen_first[view.flag_key] = (rollout.rollout_id, now)
             looked_at = known[1] if view.looked_at is None else max(view.looked_at, known[1])
-            why = blind or why_unwatched(
-                view.evidence, now - looked_at, expected, self._clock.now(), standing
-            )
+            why = blind or why_unwatched(view.evidence, now - looked_at, expected, self._clock.now(), standing)
             self._follow(rollout, why, now)
         for flag_key in list(self._episodes.keys() - here):
             self._end(self._episodes[flag_key], now, "it has ended, or another replica runs it now")

@@ -72,14 +72,10 @@ class Bench:
             now = self.clock.now()
             for name, one in self.partitions.items():
                 if one.is_reporting:
-                    self._progress[name] = PartitionProgress(
-                        name, one.next_offset, one.end_offset, now, now
-                    )
+                    self._progress[name] = PartitionProgress(name, one.next_offset, one.end_offset, now, now)
             there = tuple(self._progress[name] for name, one in self.partitions.items() if one.is_there)
             evidence = Evidence(now, {}, there, self.expected)
-            self._view = WatchView(
-                self.rollout.flag_key, self.rollout, evidence, self.clock.monotonic()
-            )
+            self._view = WatchView(self.rollout.flag_key, self.rollout, evidence, self.clock.monotonic())
         view = self._view or WatchView(self.rollout.flag_key, self.rollout, None, None)
         return [replace(view, rollout=self.rollout)]
 
