@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from importlib.metadata import version
 from typing import Protocol
@@ -26,7 +27,7 @@ from controller.adapters.redis_plane import RedisPlane
 from controller.adapters.shared_topic import SharedTopic, streams, topic_of
 from controller.adapters.state_topic import StateTopicPlane
 from controller.adapters.unleash import UnleashPlane
-from controller.clock import SystemClock
+from controller.clock import AgreedClock, SystemClock
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
 from controller.errors import (
     BadInput,
@@ -40,12 +41,14 @@ from controller.errors import (
 )
 from controller.health import Component, Faults, Health, Scope
 from controller.metrics import EVENT_TOPICS, Metrics
-from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record
+from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record, TopicPartition
 from controller.service.actuation import Actuation
 from controller.service.commentary import Explainer, Lookout
 from controller.service.counting import IS_COMPILED
 from controller.service.ingest import Ingest
-from controller.service.reporter import REPORT_EVERY_SECONDS, Reporter
+from controller.service.pulse import Pulse
+from controller.service.reporter import REPORT_EVERY_SECONDS, STATE_TOPIC, Reporter, Signs
+from controller.service.sight import Sight, Unseen, View, Waiting
 from controller.service.supervisor import Parts, Step, Supervisor
 from controller.service.watchdog import ConsumerWatchdog, StallMeter
 from controller.service.worker import Tools
@@ -64,8 +67,10 @@ from schemas.terms import CommandStatus, QuarantineReason
 from schemas.wire import RecordRefused
 
 #: What must work before this replica is ready, and what it can do without for a while.
-REQUIRED = ("http", "kafka", "redis", "state", "counting", "flags")
-OPTIONAL = ("actuation", "outbox")
+REQUIRED = ("http", "kafka", "redis", "state", "counting", "saves", "flags", "serving")
+OPTIONAL = ("actuation", "outbox", "rollouts", "quarantine", "clock")
+#: A process that has not started by then may be kept from it by an outage.
+STARTING_SECONDS = 30.0
 
 OPS_CONNECTIONS = 64
 """Connections of the port for probes: some kubelets, some Prometheus servers, and room for people."""
@@ -88,11 +93,17 @@ class Daemon:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._clock = SystemClock()
+        self._clock = AgreedClock(SystemClock(), max_skew_seconds=settings.clock.max_skew_seconds)
         self._faults = Faults(self._clock.now)
         advised = () if settings.advisor.url is None else ("advisor",)
-        self._health = Health(REQUIRED, (*OPTIONAL, *advised))
-        self._board = FlagBoard(generation=Generation(settings.http.bucketing), flag_set_id=settings.environment)
+        self._health = Health(REQUIRED, (*OPTIONAL, *advised), now=self._clock.now)
+        self._board = FlagBoard(
+            generation=Generation(settings.http.bucketing),
+            flag_set_id=settings.environment,
+            lease_seconds=settings.http.lease_seconds,
+            when_stale=settings.http.when_stale,
+            now=self._clock.now,
+        )
         self._source = documents.source_of(settings.environment)
         self._encode = partial(documents.encode, source=self._source)
         self._identity: Identity | None = None
@@ -102,7 +113,14 @@ class Daemon:
         self._outside_planes = make_outside_planes(settings, self._clock)
         planes: tuple[FlagPlane, ...] = (self._board, self._state_plane, *self._file_planes, *self._outside_planes)
         self._metrics = Metrics(version=version("rolloutd"), is_compiled=IS_COMPILED, planes=[plane.name for plane in planes])
-        self._metrics.watch(percents=self._board.percents, components=self._components)
+        self._metrics.watch(
+            percents=self._board.percents,
+            components=self._components,
+            faults=lambda: self._faults.counts,
+            faults_reported=lambda: dict(self._faults.reported),
+            skews=self._clock.skews,
+        )
+        self._began_at = self._clock.monotonic()
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
         self._stored_flags: frozenset[str] = frozenset()
         self._topology = KafkaTopology(settings.kafka, self._faults, remade=self._topic_remade)
@@ -138,6 +156,8 @@ class Daemon:
             max_body_bytes=settings.http.max_body_bytes,
             stream_limits=StreamLimits(streams=settings.http.max_event_streams),
             max_bulk_per_second=settings.http.max_bulk_per_second,
+            faults=self._faults,
+            has_metrics=settings.http.ops_port is None,
         )
         self._event_streams: EventStreams = app.state.event_streams
         self._http = HttpServer(
@@ -162,6 +182,7 @@ class Daemon:
             newest_known=self._newest.get,
             faults=self._faults,
             on_alert=self._on_alert,
+            why_not_raise=self._why_not_raise,
         )
         self._ingest = Ingest(
             SharedTopic(self._events) if is_shared else self._events,
@@ -210,7 +231,23 @@ class Daemon:
             faults=self._faults,
         )
         self._metrics.watch(converged=self._actuation.converged)
-        self._supervisor = Supervisor(self._parts(), self._health, settings.shutdown)
+        self._pulse = Pulse(
+            self._clock,
+            self._faults,
+            ask=self._store.ask_time,
+            broker_skew=lambda: getattr(self._publisher, "clock_skew_seconds", None),
+        )
+        self._sight = Sight(
+            self._clock,
+            views=self._views,
+            expected_partitions=lambda: len(self._event_partitions()) if self._topology.counts else 0,
+            also_blind=self._why_all_blind,
+            send=self._send_alerts,
+            count=self._metrics.unwatched_rollouts.set,
+            note=lambda alert: self._metrics.alerts.of(alert.kind, alert.severity).inc(),
+        )
+        self._reporter = Reporter(self._metrics, self._health, self._faults)
+        self._supervisor = Supervisor(self._parts(), self._health, settings.shutdown, self._faults)
         self._log = structlog.get_logger()
 
     async def run(self) -> int:
@@ -253,6 +290,7 @@ class Daemon:
                 ("actuation", self._actuation.run),
                 ("health", self._watch_health),
                 ("topology", self._topology.run),
+                ("pulse", self._pulse.run),
                 ("stalls", stalls.run),
                 ("identity", self._watch_identity),
                 *((plane.name, plane.keep) for plane in self._file_planes),
@@ -260,6 +298,12 @@ class Daemon:
                 *([] if self._explainer is None else [("explainer", self._explainer.run)]),
                 *([] if self._lookout is None else [("lookout", self._lookout.run)]),
             ),
+            early=(
+                ("trust", self._keep_trust),
+                ("sight", self._sight.run),
+                ("health", self._watch_health),
+            ),
+            expendable=frozenset({"explainer", "lookout", "stalls", *(plane.name for plane in self._file_planes)}),
             drain=self._ingest.stop,
             close=(
                 ("http", self._stop_http),
@@ -281,7 +325,8 @@ class Daemon:
         http = self._settings.http
         if http.ops_port is None:
             return None
-        app = make_ops_app(self._board, self._health, self._metrics, allowed_hosts=http.allowed_hosts)
+        hosts = http.allowed_hosts
+        app = make_ops_app(self._board, self._health, self._metrics, self._faults, allowed_hosts=hosts)
         return HttpServer(
             app,
             host=http.host if http.ops_host is None else http.ops_host,
@@ -296,7 +341,8 @@ class Daemon:
 
     async def _stop_http(self) -> None:
         self._event_streams.end()
-        await self._http.stop(self._settings.shutdown.close_seconds)
+        servers = [self._http] if self._ops_http is None else [self._http, self._ops_http]
+        await asyncio.gather(*(one.stop(self._settings.shutdown.close_seconds) for one in servers))
 
     # --- before anything runs -------------------------------------------------------------------------------------------
 
@@ -330,6 +376,7 @@ class Daemon:
             )
         await self._store.check_identity(identity, settings.kafka.topic_epoch)
         self._identity = identity
+        await self._pulse.look()  # nothing is decided before the clocks were compared
 
     async def _read_flags(self) -> None:
         self._stored_flags = frozenset(await self._tools.rollouts.flag_keys())
@@ -357,11 +404,13 @@ class Daemon:
 
     async def _follow_state(self) -> None:
         """Let every document of the state topic reach all who go by it: other replicas decide too."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._board.keep_trust(self._feed, silent_seconds=self._silent_seconds), name="trust")
-            async for document in self._feed.documents():
-                self._learn(document)
+        async with aclosing(self._feed.documents()) as documents_read:
+            async for document in documents_read:
+                self._learn_alone(document)
                 await self._state_plane.note(document)
+
+    async def _keep_trust(self) -> None:
+        await self._board.keep_trust(self._feed, silent_seconds=self._silent_seconds)
 
     async def _catch_up(self) -> None:
         """Return once everything decided is known: the state topic to its end, and what a crash kept from it.
@@ -380,7 +429,16 @@ class Daemon:
                 await asyncio.sleep(1.0)
         for rollout in unpublished:
             self._log.info("decided_unpublished", flag_key=rollout.flag_key, revision=rollout.revision)
+            self._learn_alone(rollout)
+
+    def _learn_alone(self, rollout: Rollout) -> None:
+        """Learn a document from the topic. One that cannot be used stops its own flag only."""
+        try:
             self._learn(rollout)
+        except Exception as error:  # the edge of one flag: the topic would bring it again for ever
+            why = f"revision {rollout.revision} cannot be used: {type(error).__name__}: {error}"
+            self._log.exception("document_unusable", flag_key=rollout.flag_key)
+            self._faults.report(Scope.FLAG, rollout.flag_key, why[:300], "see document_unusable in the log")
 
     def _read_state(self, value: bytes) -> Rollout:
         """Return the rollout of a record of the state topic. Raises DocumentUnreadable."""
@@ -594,14 +652,87 @@ class Daemon:
                 remedy = "give redis.url its former address and restart; flags stay as they are, nothing is decided"
                 self._faults.report(Scope.DEPENDENCY, "redis_identity", why, remedy)
 
+    # --- how it stands -------------------------------------------------------------------------------
+
     async def _watch_health(self) -> None:
-        """Say once a second how the parts do, and let go of rollouts that ended long ago."""
-        reporter = Reporter(self._metrics, self._health)
+        """Report once a second how everything stands."""
         while True:
-            reporter.report(self._ingest, self._workers, self._actuation)
-            if self._settings.advisor.url is not None:
-                reporter.say("advisor", self._advisor.trouble or "")
+            counters = self._ingest.counters
+            self._reporter.count_troubles(counters.save_troubles, counters.fetch_troubles)
+            if self._supervisor.is_running:  # before, the steps say what they wait for
+                self._reporter.report(self._signs())
             await asyncio.sleep(REPORT_EVERY_SECONDS)
+
+    def _signs(self) -> Signs:
+        """Return how everything stands now."""
+        now = self._clock.monotonic()
+        heard_at = self._store.heard_at
+        counts = self._topology.counts
+        return Signs(
+            brokers={
+                STATE_TOPIC: self._feed.silent_seconds,
+                "events": _silence(self._events, now),
+                "commands": _silence(self._commands, now),
+            },
+            store_seconds=None if heard_at is None else now - heard_at,
+            store_trouble=self._pulse.trouble,
+            partitions=self._ingest.views(),
+            expected={topic: counts[topic] for topic in EVENT_TOPICS if topic in counts},
+            owned_commands=len(self._workers.owned),
+            effects=self._workers.pending_effects,
+            effects_seconds=self._workers.outbox_seconds,
+            broken=self._workers.broken,
+            gaps=self._actuation.gaps,
+            not_served=self._board.why_not or self._board.why_stale,
+            clocks=self._clock.why_not(),
+            advisor=self._advisor.trouble,
+        )
+
+    def _why_not_raise(self) -> str | None:
+        """Return why this replica must not raise exposure now: its clock or its word is in doubt (I11)."""
+        silent = self._feed.silent_seconds
+        limit = self._settings.kafka.session_timeout_seconds / 2
+        if silent is None or silent > limit:
+            age = "ever" if silent is None else f"for {silent:.1f} s"
+            return f"no broker has said {age} that nothing newer was decided elsewhere: at most {limit:g} s is trusted"
+        return self._clock.why_not()
+
+    def _views(self) -> Sequence[View]:
+        """Return every live rollout that this replica should see: those nobody took up here, too."""
+        views: list[View] = list(self._workers.watch_views())
+        known = {view.flag_key for view in views}
+        owned = {number for _, number in self._workers.owned}
+        is_late = self._clock.monotonic() - self._began_at > STARTING_SECONDS
+        for flag_key, rollout in list(self._newest.items()):
+            if flag_key in known or rollout.has_ended:
+                continue
+            is_ours = bool(owned) and self._command_partition(flag_key) in owned
+            # While this replica cannot start, it does not know who else runs the flag: after a while
+            # it says what it sees, under a key that all replicas share.
+            if is_ours or (is_late and not self._health.has_started):
+                views.append(Unseen(flag_key, rollout))
+        return views
+
+    def _why_all_blind(self) -> str | None:
+        """Return what keeps every guardrail from seeing: topics that are not counted whole."""
+        fault = self._faults.of(Scope.DEPENDENCY, "kafka topics")
+        return None if fault is None else fault.why
+
+    async def _send_alerts(self, waiting: Sequence[Waiting]) -> None:
+        """Return once Kafka has the alerts. Raises EventLogUnavailable."""
+        entries = []
+        for one in waiting:
+            effect_id = f"{one.alert.dedup_key}/{one.at.timestamp():.3f}"
+            flag_key = one.rollout.flag_key
+            entries.append(self._encode(one.alert, flag_key, one.rollout, effect_id, one.at))
+        await self._publisher.publish(entries)
+
+
+def _silence(log: KafkaEventLog, now: float) -> float | None:
+    """Return for how long the brokers have not answered for some partition of a consumer's."""
+    ask: Callable[[TopicPartition], float | None] = getattr(log, "heard_at", lambda _: None)
+    known = [at for at in map(ask, log.assignment) if at is not None]
+    return now - min(known) if known else None
 
 
 async def discard_partition(settings: Settings, topic: str, number: int) -> bool:
@@ -614,7 +745,7 @@ async def discard_partition(settings: Settings, topic: str, number: int) -> bool
         raise ConfigInvalid(f"{topic} is not counted; counted are {' and '.join(counted)}")
     store = Store.connect(
         redis_url(settings.redis),
-        prefix=settings.redis.key_prefix,
+        prefix=settings.redis_key_prefix,
         is_cluster=settings.redis.is_cluster,
         deadline_seconds=2 * settings.redis.call_timeout_seconds,
         try_seconds=settings.redis.call_timeout_seconds,

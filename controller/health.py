@@ -1,15 +1,16 @@
 """What is known about the process's own state: each part reports here, the HTTP surface and the supervisor read.
 
-Three questions with three answers: is it alive (nothing broken that a restart mends), is it ready (everything it needs to
-do its work has started and caught up), and is it degraded (something it can do without for a while is away). And one list:
-faults that were contained in the smallest thing they can be blamed on. Values only: what to do about them is the supervisor's.
+Four questions with four answers: is it alive (a restart would not help), has it started (everything
+it needs was ready once), is it working (everything it needs is ready now), and is it degraded
+(anything is not ready). And one list: faults that were contained in the smallest thing they can be
+blamed on. Values only: what to do about them is the supervisor's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
@@ -23,26 +24,44 @@ class Component:
     name: str
     is_required: bool  # False: without it the flags stay where they are, and are still served
     why_not: str | None  # None: ready; else what it waits for or what failed
+    since: datetime  # when it became ready, or stopped being so
 
 
 class Health:
-    """The process's state, written by its parts. All names are known at the start, so a part that never reports is seen."""
+    """The process's state, written by its parts.
 
-    def __init__(self, required: Iterable[str], optional: Iterable[str] = ()) -> None:
-        self._components = {name: Component(name, True, "not started") for name in required}
-        self._components |= {name: Component(name, False, "not started") for name in optional}
+    All names are known at the start, so a part that never reports is visible.
+    """
+
+    def __init__(
+        self,
+        required: Iterable[str],
+        optional: Iterable[str] = (),
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`now` gives UTC time."""
+        self._now = now
+        began = now()
+        self._components = {name: Component(name, True, "not started", began) for name in required}
+        self._components |= {name: Component(name, False, "not started", began) for name in optional}
+        self._starting = {name for name, one in self._components.items() if one.is_required}
         self._broken: list[str] = []
 
     def ready(self, name: str) -> None:
         """The component does its work. Raises KeyError for a name that was not announced."""
         self._set(name, None)
+        self._starting.discard(name)
 
     def not_ready(self, name: str, why: str) -> None:
-        """The component waits or has failed; `why` is one sentence for a person. Raises KeyError like `ready`."""
+        """The component waits or has failed; `why` is one sentence for a person.
+
+        Raises KeyError like `ready`.
+        """
         self._set(name, why)
 
     def broken(self, why: str) -> None:
-        """An invariant does not hold: from now on the process is not alive, and only a restart mends it."""
+        """Note that only a restart helps: from now on the process is not alive."""
         if why not in self._broken and len(self._broken) < 20:  # the first reasons tell the story
             self._broken.append(why)
 
@@ -53,17 +72,22 @@ class Health:
 
     @property
     def trouble(self) -> tuple[str, ...]:
-        """Which invariants broke; empty while alive."""
+        """Why only a restart helps; empty while alive."""
         return tuple(self._broken)
 
     @property
     def is_alive(self) -> bool:
-        """False once an invariant broke."""
+        """False once only a restart helps."""
         return not self._broken
 
     @property
-    def is_ready(self) -> bool:
-        """True while alive and every required component is ready."""
+    def has_started(self) -> bool:
+        """True once every required component has been ready: what failed later is an outage."""
+        return not self._starting
+
+    @property
+    def is_working(self) -> bool:
+        """True while alive and every required component is ready: it counts and decides."""
         return self.is_alive and all(part.why_not is None for part in self._components.values() if part.is_required)
 
     @property
@@ -72,7 +96,10 @@ class Health:
         return any(part.why_not is not None for part in self._components.values())
 
     def _set(self, name: str, why_not: str | None) -> None:
-        self._components[name] = Component(name, self._components[name].is_required, why_not)
+        known = self._components[name]
+        is_same_state = (known.why_not is None) == (why_not is None)
+        since = known.since if is_same_state else self._now()
+        self._components[name] = Component(name, known.is_required, why_not, since)
 
 
 # --- faults: what is contained, and how to take it away ---------------------------------------------------------------
@@ -143,6 +170,17 @@ class Faults:
     def of(self, scope: Scope, name: str) -> Fault | None:
         """Return one fault, None when there is none."""
         return self._faults.get((scope, name))
+
+    @property
+    def degrading(self) -> bool:
+        """Whether a fault lasts of anything but single records and commands, which are over."""
+        return any(scope not in (Scope.RECORD, Scope.COMMAND) for scope, _ in list(self._faults))
+
+    @property
+    def counts(self) -> Mapping[Scope, int]:
+        """How many faults of each scope there are now; safe to call from another thread."""
+        scopes = [scope for scope, _ in list(self._faults)]
+        return {scope: scopes.count(scope) for scope in Scope}
 
     @property
     def current(self) -> tuple[Fault, ...]:

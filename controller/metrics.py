@@ -23,11 +23,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from controller.core.invariants import RULES
-from controller.health import Component
+from controller.health import Component, Scope
 from schemas.terms import (
     AdviceChoice,
     AlertKind,
@@ -47,6 +47,8 @@ UNKNOWN_VERB = "unknown"
 EVENT_TOPICS = ("evaluations", "outcomes")
 READ_TOPICS = (*EVENT_TOPICS, "commands", "state")
 DEPENDENCIES = ("kafka", "redis", "advisor", "flag_plane")
+#: Clocks that ours is compared with, as in `controller.clock`.
+CLOCKS = ("wall", "redis", "kafka")
 
 # Bucket edges in seconds. Fast things are promised in tens of milliseconds; a gate may wait for people over a weekend.
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -84,8 +86,11 @@ class _Watched(Collector):
         self.percents: Callable[[], Mapping[str, float]] = dict
         self.components: Callable[[], Iterable[Component]] = tuple
         self.converged: Callable[[], Mapping[tuple[str, str], bool]] = dict
+        self.faults: Callable[[], Mapping[Scope, int]] = dict
+        self.faults_reported: Callable[[], Mapping[Scope, int]] = dict
+        self.skews: Callable[[], Mapping[str, float]] = dict
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         percent = GaugeMetricFamily(
             "rolloutd_percent", "Percentage of contexts that the daemon serves the treatment to.", labels=["flag_key"]
         )
@@ -102,6 +107,25 @@ class _Watched(Collector):
         for component in self.components():
             ready.add_metric([component.name], float(component.why_not is None))
         yield ready
+        faults = GaugeMetricFamily("rolloutd_faults", "Faults that are contained now.", labels=["scope"])
+        # Not rolloutd_faults_total: to OpenMetrics a gauge and a counter of one name are one metric.
+        reported = CounterMetricFamily("rolloutd_fault_reports", "Reports of contained faults.", labels=["scope"])
+        now, total = self.faults(), self.faults_reported()
+        for scope in Scope:
+            faults.add_metric([scope.value], now.get(scope, 0))
+            reported.add_metric([scope.value], total.get(scope, 0))
+        yield faults
+        yield reported
+        skew = GaugeMetricFamily(
+            "rolloutd_clock_skew_seconds",
+            "By how much another clock is ahead of the time that decisions go by.",
+            labels=["against"],
+        )
+        skews = self.skews()
+        for against in CLOCKS:
+            if against in skews:
+                skew.add_metric([against], skews[against])
+        yield skew
 
 
 class Metrics:
@@ -153,6 +177,10 @@ class Metrics:
         )
         self.lag_records = gauge("lag_records", "Records in our partitions that are not read and saved yet.", topic=READ_TOPICS)
         self.partitions_owned = gauge("partitions_owned", "Partitions this replica reads.", topic=READ_TOPICS)
+        self.partitions_expected = gauge("partitions_expected", "Partitions that the topic has.", topic=EVENT_TOPICS)
+        self.save_age_seconds = plain_gauge(
+            "save_age_seconds", "Time since totals were saved, of the partition that waits longest."
+        )
         self.rebalances = plain_counter("rebalances_total", "Times the assignment of partitions changed.")
         self.flush_duration_seconds = histogram("flush_duration_seconds", "Time to save one partition's totals.", _FAST)
         self.fence_conflicts = plain_counter("fence_conflicts_total", "Saves refused because another replica had counted on.")
@@ -181,6 +209,9 @@ class Metrics:
         )
         self.outbox_entries = plain_gauge("outbox_entries", "Effects saved and not yet known to be published.")
 
+        self.outbox_age_seconds = plain_gauge("outbox_age_seconds", "For how long the oldest of those effects has been tried.")
+        self.unwatched_rollouts = plain_gauge("unwatched_rollouts", "Rollouts in a stage here whose guardrails cannot see.")
+
         # Actuating.
         self.actuation_gap_seconds = gauge(
             "actuation_gap_seconds", "Time for which a plane has not served what was decided, worst flag.", plane=planes
@@ -201,6 +232,10 @@ class Metrics:
         self.dependency_errors = counter(
             "dependency_errors_total", "Calls that failed or came too late.", dependency=DEPENDENCIES
         )
+        self.dependency_up = gauge("dependency_up", "1 while it answers.", dependency=("kafka", "redis"))
+        self.state_silence_seconds = plain_gauge(
+            "state_silence_seconds", "Time since a broker said that the known decisions are the newest."
+        )
         build = Gauge(
             "rolloutd_build_info", "1; the version is in the labels.", ["version", "python", "counting"], registry=registry
         )
@@ -214,10 +249,13 @@ class Metrics:
         percents: Callable[[], Mapping[str, float]] | None = None,
         components: Callable[[], Iterable[Component]] | None = None,
         converged: Callable[[], Mapping[tuple[str, str], bool]] | None = None,
+        faults: Callable[[], Mapping[Scope, int]] | None = None,
+        faults_reported: Callable[[], Mapping[Scope, int]] | None = None,
+        skews: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         """Read the gauges that live elsewhere from here at each scrape, maybe in another thread.
 
-        `percents` is by flag key, `converged` by flag key and plane.
+        `percents` is by flag key, `converged` by flag key and plane, `skews` by clock.
         """
         if percents is not None:
             self._watched.percents = percents
@@ -225,3 +263,9 @@ class Metrics:
             self._watched.components = components
         if converged is not None:
             self._watched.converged = converged
+        if faults is not None:
+            self._watched.faults = faults
+        if faults_reported is not None:
+            self._watched.faults_reported = faults_reported
+        if skews is not None:
+            self._watched.skews = skews

@@ -390,6 +390,20 @@ class HttpSettings(_Section):
     """Address to listen on. Loopback, because anyone who can connect may read every rollout; 0.0.0.0 in a container."""
     port: int = Field(default=8080, ge=0, le=65_535)
     """Port to listen on; 0 takes a free one."""
+    ops_port: int | None = Field(default=8081, ge=0, le=65_535)
+    """Port for liveness, readiness and metrics, which flag traffic can then not starve; 0 takes a
+    free one. None: they are on `port` alone."""
+    ops_host: str | None = None
+    """Address of the second port. None: as `host`."""
+    lease_seconds: Annotated[float, Field(ge=5, le=86_400, allow_inf_nan=False)] = 30.0
+    """A replica that has heard for longer than this from no broker that its flags are the newest says
+    so: `/readyz` names it, and answers are marked as stale. 30 s rides out a broker's restart."""
+    when_stale: Literal["serve_last", "serve_control", "refuse"] = "serve_last"
+    """What such a replica serves. `serve_last`: the last decision it knows, since in an outage of Kafka
+    all replicas are stale and nobody can decide otherwise; a replica that is cut off alone may then
+    serve what has been rolled back elsewhere. `serve_control`: control to everybody, which takes the
+    treatment from all users in every longer outage of Kafka. `refuse`: 503, so that clients go to
+    another replica, or by what they have. A flagd document is kept back (503) in both of these."""
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host headers answered, without ports: a web page elsewhere cannot reach us by rebinding its name. `*.example.org`
     matches subdomains, `*` everything. Also add what the apps and Prometheus call us."""
@@ -407,11 +421,6 @@ class HttpSettings(_Section):
     max_bulk_per_second: float = Field(default=200.0, ge=0, le=1_000_000, allow_inf_nan=False)
     """Bulk evaluations of one client address per second, twice as many at once; more are answered 429.
     A page asks once, an app that polls twice a minute. 0: no limit, as behind a proxy."""
-    ops_port: int | None = Field(default=None, ge=0, le=65_535)
-    """A second port for /healthz, /readyz and /metrics alone, with connections of its own: probes are
-    answered whatever clients do to `port`. 0 takes a free one. None: only `port` answers them."""
-    ops_host: str | None = None
-    """Address of the second port. None: as `host`."""
     max_event_streams: int = Field(default=200, ge=0, le=100_000)
     """OFREP clients told of changes as they happen, each on a connection of its own that stays open; more are answered 503 and
     poll. Keep it well below `max_connections`. 0: the stream is not offered."""
@@ -429,6 +438,15 @@ class HttpSettings(_Section):
         """Connections that one client may hold; 0: as many as there are."""
         limit = self.max_connections_per_client
         return max(1, self.max_connections // 4) if limit is None else limit
+
+
+class ClockSettings(_Section):
+    """How far the clocks of machines may differ."""
+
+    max_skew_seconds: Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False)] = 5.0
+    """This machine's clock, Redis's and the brokers' are compared all the time. Beyond this many
+    seconds nothing is raised until they agree; lowering goes on. NTP keeps machines within
+    milliseconds, so 5 s is a fault and no noise, and it is small against the shortest bakes."""
 
 
 class FlagdSyncSettings(_Section):
@@ -664,6 +682,7 @@ class Settings(_Section):
     redis: RedisSettings = RedisSettings()
     advisor: AdvisorSettings = AdvisorSettings()
     http: HttpSettings = HttpSettings()
+    clock: ClockSettings = ClockSettings()
     flagd_sync: FlagdSyncSettings = FlagdSyncSettings()
     planes: PlanesSettings = PlanesSettings()
     counting: CountingSettings = CountingSettings()

@@ -215,6 +215,7 @@ class AlertKind(StrEnum):
     FORCED = "forced"  # an operator went past a gate
     ANOMALY = "anomaly"  # movement that no test is about; never an action
     FLAG_BROKEN = "flag_broken"  # its worker has stopped, or what is stored for it cannot be read
+    UNWATCHED = "unwatched"  # guardrails of a live stage cannot see; info: they can again
 
 
 class Recorded(StrEnum):

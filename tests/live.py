@@ -40,6 +40,7 @@ class DaemonProcess:
     def __init__(self, bootstrap: str, redis_url: str, directory: Path, *, prefix: str, **environ: str) -> None:
         """`prefix` keeps topics, group and Redis keys apart from other tests'; `environ` are further ROLLOUTD_ variables."""
         self.port = free_port()
+        self.ops_port = free_port()
         self.log_path = directory / f"rolloutd-{self.port}.log"
         self._environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("ROLLOUTD_")},
@@ -49,6 +50,7 @@ class DaemonProcess:
             "ROLLOUTD_REDIS__URL": redis_url,
             "ROLLOUTD_REDIS__KEY_PREFIX": prefix,
             "ROLLOUTD_HTTP__PORT": str(self.port),
+            "ROLLOUTD_HTTP__OPS_PORT": str(self.ops_port),
             **environ,
         }
         self.process: subprocess.Popen[bytes] | None = None
@@ -58,6 +60,11 @@ class DaemonProcess:
     def url(self) -> str:
         """Base address of its HTTP surface."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ops_url(self) -> str:
+        """Base address of what probes and monitors ask."""
+        return f"http://127.0.0.1:{self.ops_port}"
 
     def spawn(self) -> None:
         """Start the process; it is not ready yet."""
@@ -144,9 +151,16 @@ class DaemonProcess:
     # --- what it serves ---
 
     async def get(self, path: str) -> httpx.Response:
-        """GET from its HTTP surface."""
+        """GET from its HTTP surface, metrics from the port of probes and monitors."""
+        base = self.ops_url if path == "/metrics" else self.url
         async with httpx.AsyncClient() as client:
-            return await client.get(f"{self.url}{path}", timeout=5)
+            return await client.get(f"{base}{path}", timeout=5)
+
+    async def standing(self) -> dict[str, Any]:
+        """Return what /readyz says of everything."""
+        async with httpx.AsyncClient() as client:
+            body: dict[str, Any] = (await client.get(f"{self.ops_url}/readyz", timeout=5)).json()
+            return body
 
     async def rollout(self, flag_key: str) -> dict[str, Any] | None:
         """Return the rollout's document as served, None while there is none."""

@@ -7,7 +7,7 @@ written over it. Does not belong here: consumer groups and publishing (`kafka.py
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -81,7 +81,7 @@ class KafkaStateFeed:
     async def caught_up(self) -> None:
         await self._caught_up.wait()
 
-    async def documents(self) -> AsyncIterator[Rollout]:
+    async def documents(self) -> AsyncGenerator[Rollout, None]:
         while True:
             try:
                 async for rollout in self._follow():

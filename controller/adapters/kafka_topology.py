@@ -202,6 +202,11 @@ class KafkaTopology:
     def topic_id(self, logical: str) -> str | None:
         return self._ids.get(logical)
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Partitions by logical name, as last heard; empty before `begin`."""
+        return dict(self._partitions)
+
     async def begin(self, counts: Mapping[str, int]) -> None:
         """Take the partition counts, by logical name, that topics had when they were checked, and look up the rest.
 

@@ -26,6 +26,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from importlib import resources
 from typing import Any, Self, TypeVar
@@ -182,6 +183,8 @@ class Store:
         self.prefix = prefix
         self._deadline_seconds = deadline_seconds
         self._why_foreign: str | None = None
+        self.heard_at: float | None = None
+        """When Redis last answered a call, in seconds of the loop's clock; None: never."""
 
     @classmethod
     def connect(
@@ -263,6 +266,7 @@ class Store:
                         # it finishes: whoever was to stop would go on for ever, and whoever waits for that, wait.
                         if task is not None and task.cancelling() > cancels_before:
                             raise asyncio.CancelledError
+                        self.heard_at = asyncio.get_running_loop().time()
                         return answer
                     await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -317,6 +321,14 @@ class Store:
             return True, after
         return False, int(answer[1]) if len(answer) > 1 and answer[1] is not None else None
 
+    async def ask_time(self) -> datetime:
+        """Return Redis's wall clock: the lightest call there is, so it also shows that Redis answers.
+
+        Within half the deadline of a call. Raises StoreUnavailable.
+        """
+        seconds, microseconds = await self.call("ask Redis for the time", self.client.time, times_deadline=0.5)
+        return datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC)
+
     async def check_server(self) -> Sequence[str]:
         """Return what an operator should know about this Redis, one sentence each; nothing for one that is as it should be.
 
@@ -326,8 +338,10 @@ class Store:
             answer = await self.call("look at the Redis server", self._info)
         except RightMissing as missing:
             return [
-                f"{missing}. Without INFO nothing is known of this Redis: see that it is 7.0 or later, "
-                "that maxmemory-policy is noeviction and that appendonly is yes"
+                (
+                    f"{missing}. Without INFO nothing is known of this Redis: see that it is 7.0 or later, "
+                    "that maxmemory-policy is noeviction and that appendonly is yes"
+                )
             ]
         warnings: list[str] = []
         for node, info in answer.items():

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from controller.adapters.documents import explain
 from controller.adapters.kafka_reader import KafkaReader
 from controller.cli import advisor, drafts, plan_files, planning, rendering
+from controller.cli.doctor import doctor
 from controller.cli.looking import alerts, decisions, find_rollout, situation_of, status, watch
 from controller.cli.orders import Standings, give, read_standings, whoami
 from controller.cli.rendering import dashed
@@ -283,6 +284,7 @@ app.command(rich_help_panel=_LOOK)(status)
 app.command(rich_help_panel=_LOOK)(watch)
 app.command(rich_help_panel=_LOOK)(decisions)
 app.command(rich_help_panel=_LOOK)(alerts)
+app.command(rich_help_panel=_LOOK)(doctor)
 app.add_typer(plan_files.app, name="plan", rich_help_panel=_PLANS)
 planning.add_commands(app, _PLANS)
 app.add_typer(drafts.app, name="suggest", rich_help_panel=_DRAFT)

@@ -95,6 +95,7 @@ class Surroundings:
             "KAFKA__BOOTSTRAP_SERVERS": self.bootstrap,
             "REDIS__URL": self.redis_url,
             "HTTP__PORT": str(http_port),
+            "HTTP__OPS_PORT": "0",  # a free one: nobody here asks it
         }
         if advisor is not None:
             settings |= {"ADVISOR__URL": advisor.url, "ADVISOR__MODEL": advisor.model}

@@ -191,6 +191,7 @@ class Ingest:
                 trouble=owned.trouble,
                 unsaved_seconds=0.0 if owned.unsaved_since is None else max(0.0, now - owned.unsaved_since),
                 heard_seconds=self._unheard_seconds(owned, now),
+                counts_exposures=owned.is_counting_exposures,
             )
             for owned in self._owned.values()
         ]
@@ -217,7 +218,15 @@ class Ingest:
         )
 
     async def run(self) -> None:
-        """Count until `stop`. Raises what a broken invariant of ours raises; trouble outside is waited for."""
+        """Count until `stop`. Raises what a broken invariant of ours raises; trouble outside is waited for.
+
+        May be run again after it failed: what is in memory may be half a save, so all is loaded again.
+        """
+        for owned in list(self._owned.values()):
+            self._let_go(owned)
+            self._log.resume([owned.partition])
+        self._tasks.clear()
+        self._has_ended.clear()
         self._log.on_revoked(self._hand_over)
         gc.freeze()  # what exists by now lives as long as the process: collections need not look at it
         # Records come by the hundred and die young without a collection's help; at the usual 700 new objects a pass would

@@ -62,6 +62,7 @@ class PartitionView:
     trouble: str  # why it is stopped, else empty
     unsaved_seconds: float = 0.0  # age of the oldest change that is counted and not saved
     heard_seconds: float | None = None  # since the brokers last answered for it; None: never
+    counts_exposures: bool = True  # evaluations; else outcomes
 
     @property
     def lag(self) -> int | None:

@@ -16,7 +16,6 @@ from enum import Enum
 
 import structlog
 
-from controller.errors import EventLogUnavailable
 from controller.ports import Clock, TopicPartition
 from controller.settings import WatchdogSettings
 
@@ -115,7 +114,7 @@ class ConsumerWatchdog:
     ) -> None:
         """Watch the consumer called `name`.
 
-        `progress` and `rebuild` may raise EventLogUnavailable. `seconds_since_fetch`: None when nobody ever read.
+        `progress` and `rebuild` may raise anything. `seconds_since_fetch`: None when nobody ever read.
         `give_up` is called once, with the reason, and should end the process with EXIT_CONSUMER_STUCK.
         """
         self._settings = settings
@@ -146,8 +145,8 @@ class ConsumerWatchdog:
         if is_reading:
             try:
                 progress = await self._progress()
-            except EventLogUnavailable as error:
-                self._log.info("progress_unknown", reason=str(error))
+            except Exception as error:  # no answer, of whatever kind: the judge counts how long
+                self._log.info("progress_unknown", reason=str(error) or type(error).__name__)
         remedy = self._judge.judge(self._clock.monotonic(), progress, is_reading=is_reading)
         if remedy is Remedy.NONE:
             return True
@@ -159,8 +158,8 @@ class ConsumerWatchdog:
         self._log.warning("consumer_stuck", stuck=stuck, rebuilds=self._judge.rebuilds)
         try:
             await self._rebuild()
-        except EventLogUnavailable as error:
-            self._log.warning("rebuild_failed", reason=str(error))
+        except Exception as error:  # a client that is broken in whatever way is tried again
+            self._log.warning("rebuild_failed", reason=str(error) or type(error).__name__)
             self._judge.rebuilt(self._clock.monotonic(), succeeded=False)
         else:
             self._judge.rebuilt(self._clock.monotonic(), succeeded=True)

@@ -130,6 +130,7 @@ class FlagWorker:
         self._violated: set[tuple[str, int]] = set()  # (invariant, revision), each reported once
         self.urgent = asyncio.Event()  # an order that lowers waits: no pause before a restart
         self.has_failed = False  # orders that lower go before evidence, which may be what it fails on
+        self._publishing_since: float | None = None
         self._log = structlog.get_logger().bind(flag_key=flag_key)
 
     # --- what others call ---------------------------------------------------------------------------------------------
@@ -138,6 +139,12 @@ class FlagWorker:
     def pending_effects(self) -> int:
         """Effects saved and not yet known to be published."""
         return len(self._outbox)
+
+    @property
+    def outbox_seconds(self) -> float:
+        """For how long what waits has been tried to be published; 0 when nothing waits."""
+        since = self._publishing_since
+        return 0.0 if since is None else self._tools.clock.monotonic() - since
 
     def see(self, rollout_id: str, evidence: Evidence) -> None:
         """Take new totals of a rollout; only the newest wait."""
@@ -607,8 +614,11 @@ class FlagWorker:
         published: set[OutboxEntry] = set()  # only to be settled; a field alone may be used again
         while True:
             if not self._outbox:
+                self._publishing_since = None
                 self._outbox_wake.clear()
                 await self._outbox_wake.wait()
+            if self._publishing_since is None:
+                self._publishing_since = self._tools.clock.monotonic()
             batch = list(self._outbox)
             published.intersection_update(batch)
             new = [entry for entry in batch if entry not in published]
@@ -627,6 +637,7 @@ class FlagWorker:
                 wait = min(2 * wait, LONGEST_RETRY_SECONDS)
                 continue
             wait = self._tools.retry_seconds
+            self._publishing_since = None
             done = {id(entry) for entry in batch}
             self._outbox = deque(entry for entry in self._outbox if id(entry) not in done)
 

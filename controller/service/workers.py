@@ -267,6 +267,11 @@ class Workers:
         """Effects saved and not yet published, over all flags."""
         return sum(run.worker.pending_effects for run in self._runs.values())
 
+    @property
+    def outbox_seconds(self) -> float:
+        """For how long the oldest of them has been tried."""
+        return max((run.worker.outbox_seconds for run in self._runs.values()), default=0.0)
+
     def worker(self, flag_key: str) -> FlagWorker | None:
         """Return the worker of a flag that runs here."""
         run = self._runs.get(flag_key)

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller.core.rollout import Rollout
-from controller.health import Health
+from controller.health import Faults, Health
 from controller.metrics import Metrics
 from controller.ports import PlaneStanding
 from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, send_error
@@ -43,8 +43,12 @@ def make_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     stream_limits: StreamLimits = DEFAULT_LIMITS,
     max_bulk_per_second: float = 0.0,
+    faults: Faults | None = None,
+    has_metrics: bool = True,
 ) -> Starlette:
     """Return the HTTP surface over these views.
+
+    `has_metrics`: whether /metrics is here, and not on a port of its own (`make_ops_app`).
 
     `describe` writes a rollout as the state document's JSON; `newest_evidence` a flag's newest look, and `plane_standings` how
     its planes stand, are None when another replica runs it. `allowed_hosts` are the names clients may call us by, without port;
@@ -64,20 +68,15 @@ def make_app(
         Route(PATH, streams, methods=["GET"]),
         Route("/flagd/flags.json", FlagdDocument(board), methods=["GET"]),
         Route("/healthz", Healthz(health), methods=["GET"]),
-        Route("/readyz", Readyz(health, board), methods=["GET"]),
-        Route("/metrics", MetricsPage(metrics), methods=["GET"]),
+        Route("/readyz", Readyz(health, board, faults), methods=["GET"]),
+        *([Route("/metrics", MetricsPage(metrics), methods=["GET"])] if has_metrics else []),
         Route("/rollouts", documents, methods=["GET"]),
         Route("/rollouts/{flag_key}", documents, methods=["GET"]),
         Route("/rollouts/{flag_key}/evidence", NewestEvidence(board, newest_evidence), methods=["GET"]),
         Route("/rollouts/{flag_key}/planes", PlaneStandings(board, plane_standings), methods=["GET"]),
     ]
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, allowed_hosts=allowed_hosts)],
-        exception_handlers={HTTPException: _say_why, Exception: _say_nothing},
-    )
+    app = _guarded(routes, allowed_hosts)
     app.state.event_streams = streams
-    app.router.redirect_slashes = False  # a redirect would repeat the caller's Host
     return app
 
 
@@ -85,20 +84,29 @@ def make_ops_app(
     board: FlagBoard,
     health: Health,
     metrics: Metrics,
+    faults: Faults,
     *,
     allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
 ) -> Starlette:
-    """Return what probes and scrapers ask for, and nothing else: for a port of its own."""
+    """Return what probes and monitors ask, for a port that flag traffic cannot starve."""
+    alive = Healthz(health)
+    routes = [
+        Route("/livez", alive, methods=["GET"]),
+        Route("/healthz", alive, methods=["GET"]),
+        Route("/readyz", Readyz(health, board, faults), methods=["GET"]),
+        Route("/metrics", MetricsPage(metrics), methods=["GET"]),
+    ]
+    return _guarded(routes, allowed_hosts)
+
+
+def _guarded(routes: Sequence[Route], allowed_hosts: Iterable[str]) -> Starlette:
+    """Return an application over these routes, with what stands before all of them."""
     app = Starlette(
-        routes=[
-            Route("/healthz", Healthz(health), methods=["GET"]),
-            Route("/readyz", Readyz(health, board), methods=["GET"]),
-            Route("/metrics", MetricsPage(metrics), methods=["GET"]),
-        ],
+        routes=list(routes),
         middleware=[Middleware(Guard, allowed_hosts=allowed_hosts)],
         exception_handlers={HTTPException: _say_why, Exception: _say_nothing},
     )
-    app.router.redirect_slashes = False
+    app.router.redirect_slashes = False  # a redirect would repeat the caller's Host
     return app
 
 

@@ -113,7 +113,7 @@ class FlagdSyncServer:
                 sent: str | None = None
                 while True:
                     body, tag = self._board.flagd_document()
-                    if self._board.why_not is None and tag != sent:
+                    if self._board.why_no_document is None and tag != sent:
                         await self._write(context, body)
                         sent = tag
                     await changed.wait()
@@ -129,7 +129,7 @@ class FlagdSyncServer:
     async def _check(self, context: Any) -> None:
         """End the call unless it can be answered."""
         codes = self._grpc.StatusCode
-        if (why_not := self._board.why_not) is not None:
+        if (why_not := self._board.why_no_document) is not None:
             await context.abort(codes.UNAVAILABLE, why_not)
         wanted = dict(context.invocation_metadata() or ()).get(SELECTOR, "")
         name, _, flag_set = str(wanted).partition("=")

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import msgspec
 import structlog
@@ -26,6 +27,9 @@ from controller.ports import Served, StateFeed
 from controller.web.bucketing import Generation, bucketer, lot_drawer
 
 _log = structlog.get_logger(__name__)
+
+#: What is served when the lease has run out; see `http.when_stale`.
+WhenStale = Literal["serve_last", "serve_control", "refuse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,9 @@ class RingedAnswers:
 class FlagBoard:
     """What is served now, for every flag with a rollout. Implements `controller.ports.FlagPlane`.
 
+    Its word is a lease: once no broker has said for `lease_seconds` that nothing newer was decided, the
+    board is stale, and says so in every answer. What it serves then is `when_stale`.
+
     It answers only while it can be trusted: not before the state topic has been read to its end (older documents may
     hold a higher percentage than the last decision), and not after the whole process stood still for
     `max_pause_seconds` (somebody else may have decided meanwhile) until the topic has been read again. An outage of
@@ -96,14 +103,23 @@ class FlagBoard:
         generation: Generation,
         flag_set_id: str = "rolloutd",
         max_pause_seconds: float = 5.0,
+        lease_seconds: float = 30.0,
+        when_stale: WhenStale = "serve_last",
         monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._generation = Generation(generation)  # settings hold the word
         self._flag_set_id = flag_set_id
         self._max_pause_seconds = max_pause_seconds
+        self._lease_seconds = lease_seconds
+        self._when_stale = when_stale
         self._monotonic = monotonic
+        self._now = now
+        self._stale_since: datetime | None = None
+        self._stale_flags: dict[str, ServedFlag] = {}
         self._beaten_at: float | None = None
         self._doubt: str | None = "the state topic has not been read to its end yet"
+        self._was_trusted = False
         self._flags: dict[str, ServedFlag] = {}
         self._document: tuple[bytes, str] | None = None
         self._in_order: tuple[ServedFlag, ...] | None = None
@@ -162,20 +178,24 @@ class FlagBoard:
         nothing is newer than what was read, None for never; after standing still that must have been said anew.
         """
         await feed.caught_up()
-        while True:
+        if not self._was_trusted:  # else this was restarted, perhaps while it doubted
             self.trust()
-            while self.why_not is None:
+        while True:
+            while self._why_doubted is None:
                 self.beat()
+                self.note_silence(silent_seconds())
                 await asyncio.sleep(beat_seconds)
-            _log.warning("flags_doubted", reason=self.why_not)
+            _log.warning("flags_doubted", reason=self._why_doubted)
             doubted_at = self._monotonic()
             # Polled: the brokers' word comes with no event.
             while (silent := silent_seconds()) is None or silent > self._monotonic() - doubted_at:  # noqa: ASYNC110
                 await asyncio.sleep(beat_seconds)
+            self.trust()
             _log.info("flags_trusted_again", duration_ms=round(1e3 * (self._monotonic() - doubted_at)))
 
     def trust(self) -> None:
         """Answer from now on: everything decided so far is known here."""
+        self._was_trusted = True
         self._beaten_at = None
         self._doubt = None
         self._tell_listeners()
@@ -186,8 +206,31 @@ class FlagBoard:
 
     def beat(self) -> None:
         """Note that the process is running. From the first call on, several are needed per `max_pause_seconds`."""
-        if self.why_not is None:
+        if self._why_doubted is None:
             self._beaten_at = self._monotonic()
+
+    def note_silence(self, seconds: float | None) -> None:
+        """Take how long ago the brokers last said that nothing is newer; None: not known.
+
+        Answers and their tags change when the lease runs out and when it is renewed, not in between.
+        """
+        if seconds is None:
+            return
+        if seconds <= self._lease_seconds:
+            if self._stale_since is not None:
+                _log.info("lease_renewed", stale_since=self._stale_since.isoformat())
+                self._stale_since = None
+                self._restate()
+        elif self._stale_since is None:
+            self._stale_since = self._now() - timedelta(seconds=seconds)
+            _log.error("lease_expired", seconds=round(seconds, 1), when_stale=self._when_stale)
+            self._restate()
+
+    def _restate(self) -> None:
+        self._stale_flags.clear()
+        self._in_order = None
+        self._document = None
+        self._tell_listeners()
 
     def _tell_listeners(self) -> None:
         for listener in self._listeners:
@@ -208,6 +251,32 @@ class FlagBoard:
     @property
     def why_not(self) -> str | None:
         """Why nothing can be answered now; None while it can."""
+        if self._when_stale == "refuse" and self._stale_since is not None:
+            return self._why_doubted or self.why_stale
+        return self._why_doubted
+
+    @property
+    def why_no_document(self) -> str | None:
+        """Why there is no document of definitions now: it cannot say that all get control."""
+        return self.why_not or (None if self._when_stale == "serve_last" else self.why_stale)
+
+    @property
+    def stale_since(self) -> datetime | None:
+        """When the brokers were last heard, while that is longer ago than the lease; else None."""
+        return self._stale_since
+
+    @property
+    def why_stale(self) -> str | None:
+        """Why what is served may be out of date; None while the lease holds."""
+        if self._stale_since is None:
+            return None
+        return (
+            f"no broker has said since {self._stale_since:%Y-%m-%d %H:%M:%S} UTC that these flags are the newest: "
+            "something else may have been decided by another replica"
+        )
+
+    @property
+    def _why_doubted(self) -> str | None:
         if self._doubt is None and self._beaten_at is not None:
             pause = self._monotonic() - self._beaten_at
             if pause > self._max_pause_seconds:
@@ -216,13 +285,23 @@ class FlagBoard:
 
     def get(self, flag_key: str) -> ServedFlag | None:
         """Return the flag as served, None when it has no rollout."""
-        return self._flags.get(flag_key)
+        flag = self._flags.get(flag_key)
+        return flag if flag is None or self._stale_since is None else self._as_stale(flag)
+
+    def _as_stale(self, flag: ServedFlag) -> ServedFlag:
+        """Return what is served of a flag while the lease has run out; written once."""
+        key = flag.rollout.flag_key
+        stale = self._stale_flags.get(key)
+        if stale is None or stale.rollout is not flag.rollout:
+            stale = self._stale_flags[key] = self._prepare(flag.rollout, is_stale=True)
+        return stale
 
     @property
     def flags(self) -> Sequence[ServedFlag]:
         """Every flag with a rollout, in the order of their keys: the same tuple until one changes."""
         if self._in_order is None:
-            self._in_order = tuple(flag for _, flag in sorted(self._flags.items()))
+            flags = (flag for _, flag in sorted(self._flags.items()))
+            self._in_order = tuple(flags if self._stale_since is None else map(self._as_stale, flags))
         return self._in_order
 
     def percents(self) -> Mapping[str, float]:
@@ -233,21 +312,30 @@ class FlagBoard:
         """Return flagd's flag definitions as JSON, and their ETag. Without a flag it says so: an empty body would not."""
         if self._document is None:
             definitions = b",".join(flag.definition for flag in self.flags)
-            tag = f'"{xxhash.xxh3_64_hexdigest(definitions)}"'
-            metadata = msgspec.json.encode({"flagSetId": self._flag_set_id, "version": tag.strip('"')})
+            stale = self._stale_metadata()
+            tag = f'"{xxhash.xxh3_64_hexdigest(definitions + str(stale or "").encode())}"'
+            of_set = {"flagSetId": self._flag_set_id, "version": tag.strip('"'), **stale}
+            metadata = msgspec.json.encode(of_set)
             body = b'{"$schema":"%b","flags":{%b},"metadata":%b}' % (SCHEMA.encode(), definitions, metadata)
             self._document = (body, tag)
         return self._document
 
     # --- making the answers ---
 
-    def _prepare(self, rollout: Rollout) -> ServedFlag:
+    def _stale_metadata(self) -> dict[str, str]:
+        since = self._stale_since
+        return {} if since is None else {"stale_since": since.isoformat(timespec="seconds")}
+
+    def _prepare(self, rollout: Rollout, *, is_stale: bool = False) -> ServedFlag:
         percent = percent_to_serve(rollout)
         served = serving(rollout)
         # STATIC lets clients keep the answer, so only what cannot become worse may say so: control, after the end.
         needs_key = not (rollout.has_ended and served.is_off)
         reason = "STATIC" if not needs_key else "SPLIT" if served.is_plain else "TARGETING_MATCH"
         metadata = metadata_of(rollout)
+        if is_stale:
+            reason, metadata = "STALE", {**metadata, **self._stale_metadata()}
+        gives_control = is_stale and self._when_stale == "serve_control"
 
         def answer(variant: str) -> bytes:
             return msgspec.json.encode(
@@ -266,13 +354,13 @@ class FlagBoard:
             rollout=rollout,
             serving=served,
             percent=percent,
-            weight=weight_of(percent),
+            weight=0 if gives_control else weight_of(percent),
             bucket=bucketer(rollout.flag_key, self._generation),
-            needs_key=needs_key,
+            needs_key=needs_key and not gives_control,
             treatment=answers[counted_as_treatment(rollout.plan)[0]],
             control=answers[served.control],
             definition=msgspec.json.encode(rollout.flag_key) + b":" + msgspec.json.encode(definition_of(rollout, served)),
-            rings=None if is_plain else self._ringed(rollout.flag_key, served, answers),
+            rings=None if is_plain or gives_control else self._ringed(rollout.flag_key, served, answers),
         )
 
     def _ringed(self, flag_key: str, served: Serving, answers: Mapping[str, bytes]) -> RingedAnswers:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
 import xxhash
@@ -11,7 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.types import Receive, Scope, Send
 
 from controller.core.rollout import Rollout
-from controller.health import Health
+from controller.health import Faults, Health
 from controller.metrics import Metrics
 from controller.ports import PlaneStanding
 from controller.web.answers import header, send_bytes, send_error, send_json, send_tagged
@@ -22,41 +24,83 @@ _DOCUMENTS_PER_TURN = 50
 
 
 class Healthz:
-    """GET /healthz: whether a restart would help. That the event loop turns is shown by answering at all."""
+    """GET /healthz and /livez: whether a restart would help. That the event loop turns is shown by answering at all."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 200 while alive, 503 with the broken invariants else."""
+        """Answer 200 while alive, 503 with why only a restart helps else."""
         status = 200 if self._health.is_alive else 503
         body = {"alive": self._health.is_alive, "trouble": self._health.trouble}
         await send_json(send, status, msgspec.json.encode(body))
 
 
 class Readyz:
-    """GET /readyz: whether the daemon does its work, with each component and why not."""
+    """GET /readyz: whether this replica may be sent evaluations, and in full how everything stands.
 
-    def __init__(self, health: Health, board: FlagBoard) -> None:
+    The status is about serving alone, because a load balancer goes by it: an outage of Kafka or Redis
+    meets all replicas at once, and each still serves the last decision. Whether it counts and decides is
+    in the body (`working`), and in the status with `?strict=1`, for monitors.
+    See ops/decisions/0012-health.md.
+    """
+
+    def __init__(self, health: Health, board: FlagBoard, faults: Faults | None = None) -> None:
         self._health = health
         self._board = board
+        self._faults = faults
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 200 while ready (also when degraded), 503 else."""
-        flags_why_not = self._board.why_not
-        is_ready = self._health.is_ready and flags_why_not is None
+        """Answer 200 while evaluations are answered, 503 else; with `strict=1` 503 also when degraded."""
+        is_strict = parse_qs(scope["query_string"].decode("latin-1")).get("strict") == ["1"]
+        body = self.report()
+        is_ok = body["ready"] and not (is_strict and body["degraded"])
+        await send_json(send, 200 if is_ok else 503, msgspec.json.encode(body))
+
+    def report(self) -> dict[str, Any]:
+        """Return the body."""
+        health, board = self._health, self._board
+        why_not_served = board.why_not
+        why_serving = why_not_served or board.why_stale
         components = {
-            part.name: {"ready": part.why_not is None, "required": part.is_required, "why_not": part.why_not}
-            for part in self._health.components.values()
+            part.name: {
+                "ready": part.why_not is None,
+                "required": part.is_required,
+                "why_not": part.why_not,
+                "since": part.since,
+            }
+            for part in health.components.values()
         }
-        components["flags"] = {"ready": flags_why_not is None, "required": True, "why_not": flags_why_not}
-        body = {
-            "ready": is_ready,
-            "degraded": self._health.is_degraded or flags_why_not is not None,
-            "trouble": self._health.trouble,
+        reported = health.components.get("serving")
+        since = reported.since if reported is not None else None
+        components["serving"] = {
+            "ready": why_serving is None,
+            "required": True,
+            "why_not": why_serving,
+            "since": board.stale_since or since,
+        }
+        faults = () if self._faults is None else self._faults.current
+        is_faulty = self._faults is not None and self._faults.degrading
+        return {
+            "ready": health.is_alive and health.has_started and why_not_served is None,
+            "working": health.is_working and why_serving is None,
+            "degraded": health.is_degraded or why_serving is not None or is_faulty,
+            "starting": not health.has_started,
+            "trouble": health.trouble,
             "components": components,
+            "faults": [
+                {
+                    "scope": fault.scope.value,
+                    "name": fault.name,
+                    "why": fault.why,
+                    "remedy": fault.remedy,
+                    "since": fault.since,
+                    "times": fault.times,
+                }
+                for fault in faults
+            ],
+            "more_faults": 0 if self._faults is None else sum(self._faults.more.values()),
         }
-        await send_json(send, 200 if is_ready else 503, msgspec.json.encode(body))
 
 
 class MetricsPage:
@@ -84,7 +128,7 @@ class FlagdDocument:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the document, or 304 when the client has it."""
-        if (why_not := self._board.why_not) is not None:
+        if (why_not := self._board.why_no_document) is not None:
             await send_error(send, 503, why_not, (b"retry-after", b"1"))
             return
         body, tag = self._board.flagd_document()

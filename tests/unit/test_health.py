@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from controller.health import Health
 
 
-def test_nothing_is_ready_before_it_says_so() -> None:
+def test_nothing_is_working_before_it_says_so() -> None:
     """A part that never reports keeps the process unready, and is named."""
     health = Health(required=["event_log"], optional=["advisor"])
-    assert not health.is_ready
+    assert not health.is_working
     assert [part.name for part in health.components.values() if part.why_not == "not started"] == ["event_log", "advisor"]
 
 
@@ -16,7 +18,7 @@ def test_optional_parts_only_degrade() -> None:
     """Without the advisor the flags are served and judged all the same."""
     health = Health(required=["event_log"], optional=["advisor"])
     health.ready("event_log")
-    assert health.is_ready
+    assert health.is_working
     assert health.is_degraded
     health.ready("advisor")
     assert not health.is_degraded
@@ -27,10 +29,10 @@ def test_a_part_can_fail_and_recover() -> None:
     health = Health(required=["event_log"])
     health.ready("event_log")
     health.not_ready("event_log", "no broker answers")
-    assert not health.is_ready
+    assert not health.is_working
     assert health.components["event_log"].why_not == "no broker answers"
     health.ready("event_log")
-    assert health.is_ready
+    assert health.is_working
 
 
 def test_a_broken_invariant_is_final() -> None:
@@ -39,8 +41,33 @@ def test_a_broken_invariant_is_final() -> None:
     for number in range(100):
         health.broken(f"reason {number // 2}")
     assert not health.is_alive
-    assert not health.is_ready
+    assert not health.is_working
     assert health.trouble == tuple(f"reason {number}" for number in range(20))
+
+
+def test_an_outage_is_not_a_start() -> None:
+    """What was ready once has started: a dependency that goes away later does not undo it."""
+    health = Health(required=["kafka", "redis"], optional=["advisor"])
+    health.ready("kafka")
+    assert not health.has_started
+    health.ready("redis")
+    assert health.has_started
+    health.not_ready("redis", "no answer")
+    assert health.has_started
+    assert not health.is_working
+
+
+def test_a_component_says_since_when() -> None:
+    """The time is that of the change, not of the newest report."""
+    times = [datetime(2026, 1, 1, hour, tzinfo=UTC) for hour in range(5)]
+    health = Health(required=["kafka"], now=iter(times).__next__)
+    health.ready("kafka")
+    health.not_ready("kafka", "silent for 5 s")
+    since = health.components["kafka"].since
+    health.not_ready("kafka", "silent for 6 s")
+    assert health.components["kafka"].since == since == times[2]
+    health.ready("kafka")
+    assert health.components["kafka"].since == times[3]
 
 
 def test_an_unannounced_part_is_a_mistake() -> None:

@@ -212,12 +212,36 @@ def test_prometheus_rules_use_metrics_that_exist() -> None:
     for family in Metrics(version="0").registry.collect():
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}.get(family.type, [""])
         labels = {label for sample in family.samples for label in sample.labels}
+        if family.name == "rolloutd_component_ready":
+            labels = {"component"}  # which components there are is wired elsewhere
         exported.update({family.name + suffix: labels for suffix in suffixes})
     groups = yaml.safe_load(_text("ops/prometheus/rules.yml"))["groups"]
     for rule in (rule for group in groups for rule in group["rules"]):
         for metric, matchers in re.findall(r"(rolloutd_[a-z0-9_]+)(?:\{([^}]*)\})?", rule["expr"]):
             assert metric in exported, f"{rule['alert']}: {metric} is not exported"
             assert set(re.findall(r"(\w+)\s*[=!]~?", matchers)) <= exported[metric], f"{rule['alert']}: labels of {metric}"
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "unwatched_rollouts",
+        "dependency_up",
+        "save_age_seconds",
+        "state_silence_seconds",
+        "clock_skew_seconds",
+        "faults{",
+        "fault_reports_total",
+        "partitions_expected",
+        'component="quarantine"',
+        "lag_records",
+        "outbox_age_seconds",
+    ],
+)
+def test_each_kind_of_blindness_has_a_rule(trouble: str) -> None:
+    """What rolloutd measures of its own sight, somebody is called for."""
+    groups = yaml.safe_load(_text("ops/prometheus/rules.yml"))["groups"]
+    assert [rule for group in groups for rule in group["rules"] if trouble in rule["expr"]]
 
 
 def test_compose_and_image_give_settings_that_exist() -> None:
@@ -227,9 +251,12 @@ def test_compose_and_image_give_settings_that_exist() -> None:
     settings = load_settings(None, environment)
     assert settings.kafka.bootstrap_servers == "kafka:9092"
     assert settings.advisor.model in _compose()["services"]["localai"]["command"]
-    assert settings.http.port == 8080
+    assert (settings.http.port, settings.http.ops_port) == (8080, 8081)
     target = yaml.safe_load(_text("ops/prometheus/prometheus.yml"))["scrape_configs"][0]["static_configs"][0]["targets"][0]
     assert target.partition(":")[0] in settings.http.allowed_hosts
+    assert target.partition(":")[2] == str(settings.http.ops_port)
+    (probe,) = [word for word in _compose()["services"]["rolloutd"]["healthcheck"]["test"] if "://" in word]
+    assert f":{settings.http.ops_port}/livez" in probe
 
 
 def test_compose_brings_up_either_model_server() -> None:

@@ -73,9 +73,7 @@ def test_arm_without_exposures_is_no_traffic(arm: str) -> None:
     """Nobody exposed in either arm is `no_traffic`, and nothing else about that arm."""
     nobody = ArmTotals()
     is_treatment = arm == "treatment"
-    judgement = look_at(
-        replace(HEALTHY, treatment=nobody) if is_treatment else replace(HEALTHY, control=nobody)
-    )
+    judgement = look_at(replace(HEALTHY, treatment=nobody) if is_treatment else replace(HEALTHY, control=nobody))
     assert HealthGap.NO_TRAFFIC in gaps_of(judgement)
     assert HealthGap.NO_OUTCOMES not in gaps_of(judgement)
     assert HealthGap.BELOW_MIN_SAMPLE not in gaps_of(judgement)

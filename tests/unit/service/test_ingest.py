@@ -980,3 +980,30 @@ async def test_large_records_of_many_events_are_counted() -> None:
     assert bench.progress(OUTCOMES).quarantined == 1
     assert len(bench.quarantined) == 1
     assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].outcomes == 1
+
+
+async def test_a_run_that_was_cut_short_can_be_run_again() -> None:
+    """Started again after it ended in the middle, ingest counts what was not saved, each record once."""
+    bench = Bench(partitions=2)
+    ingest, log = bench.make()
+    task = asyncio.create_task(ingest.run())
+    await log.start()
+    for number in range(50):
+        bench.evaluate(f"user-{number}")
+    await until(lambda: bench.fence(EVALUATIONS) >= 0)
+    for number in range(50, 100):
+        bench.evaluate(f"user-{number}")
+    bench.totals.outage.is_down = True
+    await until(lambda: ingest.counters.save_troubles > 0)  # what changed was taken, and not saved
+    task.cancel()
+    await asyncio.wait([task])
+    bench.totals.outage.is_down = False
+    task = asyncio.create_task(ingest.run())
+    await until(bench.is_all_saved)
+    counted = [bench.progress(EVALUATIONS, partition).counted for partition in range(2)]
+    assert sum(counted) == 100
+    arms = [arms_in(bench.stored(EVALUATIONS, partition)) for partition in range(2)]
+    assert sum(arm["new-checkout", 0, "treatment"].exposures for arm in arms) == 100
+    await ingest.stop()
+    await task
+    await log.stop()

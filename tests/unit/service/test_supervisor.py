@@ -11,11 +11,19 @@ from typing import Any
 
 import pytest
 
-from controller.errors import EventLogUnavailable
-from controller.health import Health
-from controller.service.supervisor import EXIT_BROKEN, Parts, Step, Supervisor
+from controller.errors import BrokenInvariant, ConfigInvalid, EventLogUnavailable
+from controller.health import Faults, Health, Scope
+from controller.service.supervisor import (
+    EXIT_BROKEN,
+    FAILURES_LIMIT,
+    STEP_FAILURES_LIMIT,
+    Parts,
+    Step,
+    Supervisor,
+)
 from controller.service.watchdog import EXIT_CONSUMER_STUCK
 from controller.settings import ShutdownSettings
+from tests.builders import T0
 from tests.virtual_time import in_virtual_time, settled
 
 SETTINGS = ShutdownSettings()
@@ -28,6 +36,7 @@ class Daemon:
         self.story: list[str] = []
         self.ended: list[int] = []
         self.health = Health(["kafka", "state"])
+        self.faults = Faults(lambda: T0)
         fields: dict[str, Any] = {
             "steps": [Step("kafka", "preparing topics", self.does("prepare"))],
             "follow": self.runs("follow"),
@@ -38,7 +47,13 @@ class Daemon:
             "on_hangup": lambda: self.story.append("hangup"),
         }
         # The last resort waits in a thread, for real seconds: far more than a test takes.
-        self.supervisor = Supervisor(Parts(**{**fields, **parts}), self.health, SETTINGS, end_process=self.ended.append)
+        self.supervisor = Supervisor(
+            Parts(**{**fields, **parts}),
+            self.health,
+            SETTINGS,
+            self.faults,
+            end_process=self.ended.append,
+        )
 
     def does(self, what: str) -> Callable[[], Awaitable[None]]:
         """Return something that is done at once."""
@@ -73,7 +88,7 @@ class Daemon:
 
 async def _tick() -> None:
     while True:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
 
 
 async def hang() -> None:
@@ -102,7 +117,7 @@ async def test_up_in_order_and_down_in_order() -> None:
     running = asyncio.create_task(daemon.run())
     await settled()
     assert daemon.story == ["prepare", "follow", "caught up", "ingest", "workers"]
-    assert daemon.health.is_ready
+    assert daemon.health.is_working
     daemon.story.clear()
     send(signal.SIGTERM)
     assert await running == 0
@@ -118,7 +133,7 @@ async def test_nothing_runs_before_the_state_topic_is_read() -> None:
     running = asyncio.create_task(daemon.run())
     await asyncio.sleep(60)
     assert daemon.story == ["prepare", "follow"]
-    assert not daemon.health.is_ready
+    assert not daemon.health.is_working
     send(signal.SIGTERM)
     assert await running == 0
 
@@ -136,12 +151,12 @@ async def test_surroundings_that_are_away_at_start_are_waited_for() -> None:
     daemon = Daemon(steps=[Step("kafka", "preparing topics", prepare)])
     running = asyncio.create_task(daemon.run())
     await asyncio.sleep(1)
-    assert daemon.health.components["kafka"].why_not == "no broker"
+    assert daemon.health.components["kafka"].why_not == "preparing topics: no broker"
     assert daemon.story == []
     await asyncio.sleep(120)
     pauses = [later - earlier for earlier, later in pairwise(tries)]
     assert pauses == pytest.approx([0.5, 1, 2, 4, 8, 10, 10], abs=0.01)
-    assert daemon.health.is_ready
+    assert daemon.health.is_working
     send(signal.SIGINT)
     assert await running == 0
 
@@ -213,40 +228,144 @@ async def test_a_second_signal_ends_at_once() -> None:
     await running
 
 
+class Failing:
+    """A part that fails at the times it is told to, and then runs."""
+
+    def __init__(self, *errors: BaseException | None, after_seconds: float = 0.0) -> None:
+        self.errors = list(errors)
+        self.after_seconds = after_seconds
+        self.starts: list[float] = []
+
+    async def __call__(self) -> None:
+        """Fail, end (None), or run for ever once no errors are left."""
+        self.starts.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self.after_seconds)
+        if not self.errors:
+            await asyncio.Event().wait()
+        error = self.errors.pop(0)
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError("a mistake of ours"),
+        BrokenInvariant("totals do not add up"),
+        ExceptionGroup("tasks", [KeyError("deep inside")]),
+        asyncio.CancelledError(),
+        None,
+    ],
+    ids=["mistake", "invariant", "group", "cancelled inside", "ended"],
+)
+def test_a_part_that_fails_is_restarted_alone(error: BaseException | None) -> None:
+    """Whatever ends a part, its siblings are not touched, it runs again after a second, and it is shown for a minute."""
+
+    @in_virtual_time
+    async def story() -> None:
+        part = Failing(error)
+        daemon = Daemon()
+        daemon = Daemon(loops=[("ingest", daemon.runs("ingest")), ("workers", part)])
+        running = asyncio.create_task(daemon.run())
+        await asyncio.sleep(5)
+        assert part.starts == pytest.approx([0, 1], abs=0.1)
+        fault = daemon.faults.of(Scope.PART, "workers")
+        assert fault is not None
+        assert fault.times == 1
+        assert daemon.health.is_alive
+        assert not any("cancelled" in line for line in daemon.story)
+        await asyncio.sleep(60)
+        assert daemon.faults.of(Scope.PART, "workers") is None
+        send(signal.SIGTERM)
+        assert await running == 0
+
+    story()
+
+
 @in_virtual_time
-async def test_a_part_that_breaks_stops_everything_and_is_raised() -> None:
-    """A loop that ends by a mistake takes the others down in order, and whoever started us sees the mistake."""
+async def test_a_part_that_fails_again_and_again_ends_the_process() -> None:
+    """After five failures within five minutes a new process is asked for, in order, by exit code 70."""
+    part = Failing(*[ZeroDivisionError("a mistake of ours")] * 100)
+    daemon = Daemon(loops=[("workers", part)])
+    assert await daemon.run() == EXIT_BROKEN
+    assert part.starts == pytest.approx([0, 1, 3, 7, 15], abs=0.1)
+    assert len(part.starts) == FAILURES_LIMIT
+    assert not daemon.health.is_alive
+    assert "workers failed 5 times" in daemon.health.trouble[0]
+    assert "drain" in daemon.story
 
-    async def broken() -> None:
-        await asyncio.sleep(1)
-        raise ZeroDivisionError("a mistake of ours")
 
-    daemon = Daemon()
-    daemon.supervisor._parts = Parts(
-        steps=(),
-        follow=daemon.runs("follow"),
-        caught_up=daemon.does("caught up"),
-        loops=[("ingest", daemon.runs("ingest")), ("workers", broken)],
-        drain=daemon.does("drain"),
-        close=[("redis", daemon.does("close redis"))],
+@in_virtual_time
+async def test_a_part_that_fails_now_and_then_goes_on_for_ever() -> None:
+    """A failure every eighty seconds is reported each time and ends nothing; the pauses do not grow."""
+    part = Failing(*[ZeroDivisionError("now and then")] * 20, after_seconds=80)
+    daemon = Daemon(loops=[("workers", part)])
+    running = asyncio.create_task(daemon.run())
+    await asyncio.sleep(700)
+    assert daemon.health.is_alive
+    assert {round(later - earlier) for earlier, later in pairwise(part.starts)} == {81}
+    send(signal.SIGTERM)
+    assert await running == 0
+
+
+@in_virtual_time
+async def test_an_expendable_part_never_ends_the_process() -> None:
+    """What flags do without may fail for ever: every 30 s it is tried again."""
+    part = Failing(*[ValueError("no model")] * 1_000)
+    daemon = Daemon(loops=[("explainer", part)], expendable=frozenset({"explainer"}))
+    running = asyncio.create_task(daemon.run())
+    await asyncio.sleep(300)
+    assert daemon.health.is_alive
+    assert 10 < len(part.starts) < 18
+    send(signal.SIGTERM)
+    assert await running == 0
+
+
+@in_virtual_time
+async def test_a_step_that_fails_by_a_mistake_is_tried_again() -> None:
+    """An unexpected failure at start may be of the moment; ten in a row are not, and the exit code is 70."""
+    passing, lasting = Failing(*[KeyError("x")] * 3), Failing(*[KeyError("x")] * 100)
+    passing.errors.append(None)
+    daemon = Daemon(steps=[Step("kafka", "preparing topics", passing)])
+    running = asyncio.create_task(daemon.run())
+    await asyncio.sleep(60)
+    assert daemon.health.is_working
+    assert daemon.faults.current == ()
+    send(signal.SIGTERM)
+    assert await running == 0
+    daemon = Daemon(steps=[Step("kafka", "preparing topics", lasting)])
+    assert await daemon.run() == EXIT_BROKEN
+    assert len(lasting.starts) == STEP_FAILURES_LIMIT
+
+
+@in_virtual_time
+async def test_a_bad_configuration_is_fatal_at_start() -> None:
+    """What only an operator can change is raised at once, after an orderly stop."""
+    daemon = Daemon(steps=[Step("kafka", "looking", Failing(ConfigInvalid("wrong Redis")))])
+    with pytest.RaisesGroup(ConfigInvalid):  # the group is the test's own
+        await daemon.run()
+    assert "close redis" in daemon.story
+
+
+@in_virtual_time
+async def test_what_was_decided_is_followed_before_redis_is_there() -> None:
+    """The state topic is read right after Kafka was reached: flags are served while later steps wait."""
+
+    async def no_redis() -> None:
+        raise EventLogUnavailable("no Redis")
+
+    other = Daemon()  # lends its story
+    daemon = Daemon(
+        steps=[Step("kafka", "x", other.does("prepare")), Step("state", "y", no_redis)],
+        follow=other.runs("follow"),
+        early=[("sight", other.runs("sight"))],
     )
-    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
-        await daemon.run()
-    assert "ingest cancelled" in daemon.story
-    assert daemon.story[-1] == "close redis"
-    assert daemon.supervisor._exit_code(ZeroDivisionError()) == EXIT_BROKEN
-
-
-@in_virtual_time
-async def test_a_loop_that_ends_is_a_mistake() -> None:
-    """None of the loops may end on its own: silence is not success."""
-    daemon = Daemon(loops=[("ingest", _at_once)])
-    with pytest.raises(ExceptionGroup):
-        await daemon.run()
-
-
-async def _at_once() -> None:
-    return
+    running = asyncio.create_task(daemon.run())
+    await asyncio.sleep(30)
+    assert sorted(other.story) == ["follow", "prepare", "sight"]
+    assert not daemon.health.has_started
+    send(signal.SIGTERM)
+    assert await running == 0
 
 
 @in_virtual_time

@@ -128,10 +128,10 @@ class Consumer:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.progress: Progress | EventLogUnavailable = {ZERO: (5, 9)}
+        self.progress: Progress | Exception = {ZERO: (5, 9)}
         self.since_fetch: float | None = 0.1
         self.rebuilds = 0
-        self.rebuild_error: EventLogUnavailable | None = None
+        self.rebuild_error: Exception | None = None
         self.given_up: list[str] = []
         self.watchdog = ConsumerWatchdog(
             "events",
@@ -146,7 +146,7 @@ class Consumer:
 
     async def show(self) -> Progress:
         """Return the progress, or raise."""
-        if isinstance(self.progress, EventLogUnavailable):
+        if isinstance(self.progress, Exception):
             raise self.progress
         return self.progress
 
@@ -171,11 +171,12 @@ async def test_a_stuck_consumer_is_rebuilt_and_then_given_up() -> None:
     assert consumer.clock.monotonic() == pytest.approx(Consumer().clock.monotonic() + 40.0, abs=2.0)
 
 
-async def test_rebuilding_against_no_broker_goes_on() -> None:
-    """A rebuild that fails is no reason to give up."""
+@pytest.mark.parametrize("error", [EventLogUnavailable, AttributeError, AssertionError])
+async def test_rebuilding_against_no_broker_goes_on(error: type[Exception]) -> None:
+    """A rebuild that fails, in whatever way, is no reason to give up and ends no watch."""
     consumer = Consumer()
-    consumer.progress = EventLogUnavailable("away")
-    consumer.rebuild_error = EventLogUnavailable("still away")
+    consumer.progress = error("away")
+    consumer.rebuild_error = error("still away")
     for _ in range(200):
         assert await consumer.watchdog.look()
         consumer.clock.advance(timedelta(seconds=1))

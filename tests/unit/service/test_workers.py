@@ -511,3 +511,29 @@ async def test_a_publisher_that_breaks_costs_no_command_its_answer() -> None:
         await cluster.passes(20)
         assert cluster.results() == {"c1": "accepted", "c2": "accepted", "c3": "accepted"}
         assert cluster.committed(flag) == 3
+
+
+@in_virtual_time
+async def test_workers_that_were_cut_short_can_be_run_again() -> None:
+    """Started again after they ended in the middle, the workers take up their flags and obey what comes."""
+    cluster = Cluster()
+    replica = Replica(cluster)
+    await replica.log.start()
+    task = asyncio.create_task(replica.workers.run())
+    await cluster.passes(2)
+    cluster.order("start", FLAGS[0])
+    await cluster.passes(2)
+    task.cancel()
+    await asyncio.wait([task])
+    task = asyncio.create_task(replica.workers.run())
+    await cluster.passes(3)
+    assert set(replica.workers.rollouts) == {FLAGS[0]}
+    assert replica.released == [FLAGS[0]]
+    cluster.order("roll_back", FLAGS[0])
+    await cluster.passes(3)
+    rollout = await cluster.stored(FLAGS[0])
+    assert rollout is not None
+    assert rollout.percent == 0
+    task.cancel()
+    await asyncio.wait([task])
+    await replica.log.stop()

@@ -10,7 +10,7 @@ import pytest
 from starlette.applications import Starlette
 
 from controller.core.rollout import Rollout
-from controller.health import Health
+from controller.health import Faults, Health
 from controller.metrics import Metrics
 from controller.ports import PlaneStanding
 from controller.web.app import make_app
@@ -38,6 +38,7 @@ class Surface:
     health: Health
     metrics: Metrics
     app: Starlette
+    faults: Faults
 
 
 #: What was seen of a flag at the last look.
@@ -68,8 +69,17 @@ def surface() -> Surface:
     health = Health(required=["event_log"], optional=["advisor"])
     metrics = Metrics(version="1.2.3", planes=["ofrep"])
     metrics.watch(percents=board.percents, components=health.components.values)
-    app = make_app(board, health, metrics, describe=describe, newest_evidence=LOOKS.get, plane_standings=STANDINGS.get)
-    return Surface(clock, board, health, metrics, app)
+    faults = Faults(lambda: T0)
+    app = make_app(
+        board,
+        health,
+        metrics,
+        describe=describe,
+        newest_evidence=LOOKS.get,
+        plane_standings=STANDINGS.get,
+        faults=faults,
+    )
+    return Surface(clock, board, health, metrics, app, faults)
 
 
 @pytest.fixture

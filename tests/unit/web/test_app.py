@@ -6,8 +6,12 @@ import httpx
 import pytest
 from starlette.routing import Route
 
+from controller.health import Scope
 from controller.web.answers import SECURITY_HEADERS
-from controller.web.app import is_ours, make_app
+from controller.web.app import is_ours, make_app, make_ops_app
+from controller.web.bucketing import Generation
+from controller.web.flags import FlagBoard
+from controller.web.views import Readyz
 from tests.builders import make_plan, make_rollout
 from tests.unit.web.conftest import Surface, describe
 
@@ -140,7 +144,9 @@ async def test_readiness_names_what_is_missing(surface: Surface, client: httpx.A
     """Each component stands there with why not; only required ones make it unready, the others degraded."""
     response = await client.get("/readyz")
     assert response.status_code == 503
-    assert response.json()["components"]["event_log"] == {"ready": False, "required": True, "why_not": "not started"}
+    event_log = response.json()["components"]["event_log"]
+    assert event_log.pop("since")
+    assert event_log == {"ready": False, "required": True, "why_not": "not started"}
     surface.health.ready("event_log")
     response = await client.get("/readyz")
     assert (response.status_code, response.json()["ready"], response.json()["degraded"]) == (200, True, True)
@@ -149,7 +155,78 @@ async def test_readiness_names_what_is_missing(surface: Surface, client: httpx.A
     surface.board.doubt("reading again")
     response = await client.get("/readyz")
     assert response.status_code == 503
-    assert response.json()["components"]["flags"]["why_not"] == "reading again"
+    assert response.json()["components"]["serving"]["why_not"] == "reading again"
+
+
+async def test_an_outage_is_told_and_takes_nobody_out_of_the_load_balancer(surface: Surface, client: httpx.AsyncClient) -> None:
+    """With Redis or Kafka away the last decision is served: 200, degraded, not working; for monitors 503."""
+    surface.health.ready("event_log")
+    surface.health.ready("advisor")
+    body = (await client.get("/readyz")).json()
+    assert (body["ready"], body["working"], body["degraded"], body["starting"]) == (True, True, False, False)
+    surface.health.not_ready("event_log", "no broker has answered for 7 s")
+    response = await client.get("/readyz")
+    body = response.json()
+    assert response.status_code == 200
+    assert (body["ready"], body["working"], body["degraded"]) == (True, False, True)
+    assert (await client.get("/readyz?strict=1")).status_code == 503
+    surface.health.ready("event_log")
+    assert (await client.get("/readyz?strict=1")).status_code == 200
+    assert (await client.get("/readyz?strict=0")).status_code == 200
+
+
+async def test_contained_faults_are_listed_and_degrade(surface: Surface, client: httpx.AsyncClient) -> None:
+    """Each with its scope, name, reason and remedy; one refused command is no degradation."""
+    surface.health.ready("event_log")
+    surface.health.ready("advisor")
+    surface.faults.report(Scope.COMMAND, "id-1", "no such flag")
+    assert (await client.get("/readyz")).json()["degraded"] is False
+    surface.faults.report(Scope.FLAG, "checkout", "cannot be read", "rolloutd repair flag checkout")
+    body = (await client.get("/readyz")).json()
+    assert body["degraded"] is True
+    assert body["ready"] is True
+    fault = body["faults"][1]
+    assert fault.pop("since")
+    assert fault == {
+        "scope": "flag",
+        "name": "checkout",
+        "why": "cannot be read",
+        "remedy": "rolloutd repair flag checkout",
+        "times": 1,
+    }
+
+
+async def test_a_stale_lease_is_told_and_refused_only_where_that_is_wanted(surface: Surface, client: httpx.AsyncClient) -> None:
+    """A replica that no broker has answered for half a minute says since when."""
+    surface.health.ready("event_log")
+    surface.health.ready("advisor")
+    surface.board.note_silence(31.0)
+    response = await client.get("/readyz")
+    serving = response.json()["components"]["serving"]
+    assert (response.status_code, serving["ready"]) == (200, False)
+    assert serving["since"] is not None
+    assert response.json()["working"] is False
+    refusing = FlagBoard(generation=Generation.V3, when_stale="refuse")
+    refusing.trust()
+    refusing.note_silence(31.0)
+    assert Readyz(surface.health, refusing).report()["ready"] is False
+
+
+async def test_probes_and_metrics_have_an_application_of_their_own(surface: Surface) -> None:
+    """Liveness, readiness and metrics, and nothing else; the main one then has no metrics."""
+    ops = make_ops_app(surface.board, surface.health, surface.metrics, surface.faults)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=ops), base_url="http://localhost") as client:
+        for path in ("/livez", "/healthz", "/metrics"):
+            answer = await client.get(path)
+            assert answer.status_code == 200
+            _assert_guarded(answer)
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/rollouts")).status_code == 404
+        assert (await client.get("/livez", headers={"host": "evil.example"})).status_code == 421
+    main = make_app(surface.board, surface.health, surface.metrics, describe=describe, has_metrics=False)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=main), base_url="http://localhost") as client:
+        assert (await client.get("/metrics")).status_code == 404
+        assert (await client.get("/healthz")).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from controller.core.rollout import Aborted, Completed, Paused, Phase, RolledBac
 from controller.core.serving import percent_to_serve
 from controller.ports import FlagPlane, Served
 from controller.web.bucketing import Generation
-from controller.web.flags import FlagBoard
+from controller.web.flags import FlagBoard, WhenStale
 from schemas.terms import HoldReason
 from tests.builders import T0, make_plan, make_rollout
 from tests.unit.web.conftest import HandClock, Surface
@@ -207,3 +208,96 @@ async def test_after_standing_still_it_waits_for_news() -> None:
     await asyncio.wait([reading, trusting])
     assert frozen is not None
     assert still is not None
+
+
+# --- the lease ------------------------------------------------------------------------------------------
+
+
+def leased(when_stale: WhenStale = "serve_last") -> FlagBoard:
+    """Return a trusted board with one flag at 100 %, whose wall clock stands at T0."""
+    board = FlagBoard(generation=Generation.V3, when_stale=when_stale, now=lambda: T0)
+    board.take(make_rollout(percent=100.0))
+    board.trust()
+    return board
+
+
+def answered(board: FlagBoard) -> dict[str, Any]:
+    """Return the answer for one user."""
+    flag = board.get("new-checkout")
+    assert flag is not None
+    answer: dict[str, Any] = json.loads(flag.evaluate("user-1"))
+    return answer
+
+
+def test_a_board_without_word_from_the_brokers_says_so() -> None:
+    """After the lease the last decision is served, with the reason STALE and since when; heard again, it is as before."""
+    board = leased()
+    before = answered(board)
+    board.note_silence(30.0)
+    assert answered(board) == before
+    board.note_silence(30.1)
+    stale = answered(board)
+    assert (stale["variant"], stale["reason"]) == ("on", "STALE")
+    assert stale["metadata"]["stale_since"] == "2026-01-05T08:59:29+00:00"
+    assert [flag.rollout.flag_key for flag in board.flags] == ["new-checkout"]
+    assert "another replica" in (board.why_stale or "")
+    assert board.why_not is None
+    board.note_silence(0.2)
+    assert answered(board) == before
+    assert board.why_stale is None
+
+
+def test_staleness_changes_tags_twice_and_not_in_between() -> None:
+    """A client that asks every second gets the document when the lease ends and when it is renewed."""
+    board = leased()
+    silences = [0.0, 29.0, 31.0, 32.0, 500.0, 0.1, 0.2]
+    tags = []
+    with board.changes() as changed:
+        for seconds in silences:
+            board.note_silence(seconds)
+            tags.append((board.flagd_document()[1], changed.is_set()))
+            changed.clear()
+    first, _, stale, same, still, back, _ = [tag for tag, _ in tags]
+    assert first == back != stale == same == still
+    assert [is_told for _, is_told in tags] == [False, False, True, False, False, True, False]
+
+
+def test_a_stale_document_says_so() -> None:
+    """flagd's document carries since when nothing was heard; its definitions are the last known."""
+    board = leased()
+    board.note_silence(31.0)
+    document = json.loads(board.flagd_document()[0])
+    assert document["metadata"]["stale_since"] == "2026-01-05T08:59:29+00:00"
+    assert board.why_no_document is None
+
+
+def test_a_decision_taken_while_stale_is_served_and_outlives_it() -> None:
+    """Our own worker may still roll back: that is served at once, and not marked once the brokers answer."""
+    board = leased()
+    board.note_silence(31.0)
+    assert answered(board)["variant"] == "on"
+    board.take(make_rollout(revision=2, phase=RolledBack(T0, "guardrail"), percent=0.0))
+    assert (answered(board)["variant"], answered(board)["reason"]) == ("off", "STALE")
+    board.note_silence(0.1)
+    assert (answered(board)["variant"], answered(board)["reason"]) == ("off", "STATIC")
+
+
+def test_control_is_served_while_stale_where_that_is_wanted() -> None:
+    """With `serve_control` nobody is in treatment, with or without a key; documents are kept back."""
+    board = leased("serve_control")
+    board.note_silence(31.0)
+    assert (answered(board)["variant"], answered(board)["reason"]) == ("off", "STALE")
+    flag = board.get("new-checkout")
+    assert flag is not None
+    assert not flag.needs_key
+    assert board.why_not is None
+    assert board.why_no_document is not None
+
+
+def test_nothing_is_served_while_stale_where_that_is_wanted() -> None:
+    """With `refuse` the board answers nothing until the brokers are heard again."""
+    board = leased("refuse")
+    board.note_silence(31.0)
+    assert "another replica" in (board.why_not or "")
+    board.note_silence(1.0)
+    assert board.why_not is None

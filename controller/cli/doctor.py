@@ -1,0 +1,116 @@
+"""`rolloutctl doctor`: what a replica says is wrong with it, and how to fix it. Asks over HTTP, changes nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Final
+
+import httpx
+import typer
+from rich.text import Text
+
+from controller.cli import rendering
+from controller.cli.rendering import printable
+from controller.cli.surroundings import EXIT_REJECTED, JsonOption, complain, output
+
+DEADLINE_SECONDS: Final = 5.0
+MAX_BYTES: Final = 1_000_000
+
+UrlOption = Annotated[
+    list[str],
+    typer.Option(
+        "--url",
+        metavar="URL",
+        envvar="ROLLOUTCTL_OPS",
+        help="The address of a replica's probes, http.ops_port of its settings; repeat it for several replicas.",
+    ),
+]
+
+
+def doctor(url: UrlOption = ["http://127.0.0.1:8081"], is_json: JsonOption = False) -> None:  # noqa: B006  # typer's way
+    """Show what is wrong with a replica and how to fix it. Exits 0 when nothing is, else 1."""
+    is_well = True
+    for address in url:
+        body, trouble = ask_standing(address)
+        if body is None:
+            complain(trouble)
+            is_well = False
+            continue
+        is_well = is_well and not body.get("degraded", True)
+        if is_json:
+            typer.echo(rendering.to_json({"url": address, **body}))
+            continue
+        console = output()
+        if len(url) > 1:
+            rendering.show_line(console, Text(printable(address), "bold"))
+        for line in lines_of(body):
+            rendering.show_line(console, line)
+    if not is_well:
+        raise typer.Exit(EXIT_REJECTED)
+
+
+def ask_standing(address: str) -> tuple[dict[str, Any] | None, str]:
+    """Return what /readyz of this address says, or None and why it says nothing."""
+    try:
+        with httpx.stream("GET", f"{address.rstrip('/')}/readyz", timeout=DEADLINE_SECONDS, trust_env=False) as answer:
+            content = b""
+            for chunk in answer.iter_raw():
+                content += chunk
+                if len(content) > MAX_BYTES:
+                    return None, f"{address}: the answer is longer than {MAX_BYTES} bytes"
+        body = json.loads(content)
+        if not isinstance(body.get("components"), dict) or not isinstance(body.get("faults", []), list):
+            raise TypeError("no components")
+    except (httpx.HTTPError, httpx.InvalidURL) as trouble:
+        return None, (f"{address} cannot be asked: {trouble}. Does the replica run, and is this its http.ops_port?")
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None, f"{address} does not answer as rolloutd does"
+    return body, ""
+
+
+def lines_of(body: dict[str, Any]) -> list[Text]:
+    """Return a replica's own report for a person: the verdict, components that fail, faults."""
+    lines = [_verdict(body)]
+    for name, part in body["components"].items():
+        if not isinstance(part, dict):
+            continue
+        label = printable(str(name)).ljust(10)
+        if part.get("ready"):
+            lines.append(Text.assemble((f"{label} ", "green"), ("ready", "green")))
+            continue
+        style = "bold red" if part.get("required") else "yellow"
+        since = _time_of(part.get("since"))
+        lines.append(Text(f"{label} {printable(str(part.get('why_not')))}{since}", style))
+    for reason in body.get("trouble") or ():
+        lines.append(Text(f"only a restart helps: {printable(str(reason))}", "bold red"))
+    for fault in body.get("faults") or ():
+        if isinstance(fault, dict):
+            lines += _fault_lines(fault)
+    if more := body.get("more_faults"):
+        lines.append(Text(f"and {printable(str(more))} more faults that were not kept"))
+    return lines
+
+
+def _verdict(body: dict[str, Any]) -> Text:
+    if not body.get("ready"):
+        why = "it is starting" if body.get("starting") else "it answers no evaluations"
+        return Text(f"NOT READY: {why}", "bold red")
+    if not body.get("working"):
+        return Text("SERVES the last decisions, and does not count or decide", "bold red")
+    if body.get("degraded"):
+        return Text("WORKS, with faults", "yellow")
+    return Text("WORKS", "green")
+
+
+def _fault_lines(fault: dict[str, Any]) -> list[Text]:
+    times = fault.get("times")
+    often = f", {times} times" if isinstance(times, int) and times > 1 else ""
+    what = printable(f"{fault.get('scope')} {fault.get('name')}: {fault.get('why')}")
+    lines = [Text(f"FAULT {what}{_time_of(fault.get('since'))}{often}", "bold red")]
+    if fault.get("remedy"):
+        lines.append(Text(f"      fix: {printable(str(fault['remedy']))}"))
+    return lines
+
+
+def _time_of(since: object) -> str:
+    return f" (since {printable(since[:19].replace('T', ' '))} UTC)" if isinstance(since, str) else ""

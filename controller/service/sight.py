@@ -1,0 +1,289 @@
+"""Whether anybody sees what a live stage does, and saying so within ten seconds when nobody does.
+
+A rollout is unwatched while its guardrails cannot see: totals that cannot be read, partitions that
+nobody counts or that stand still, saves that fail. A gate notices that at the end of a bake; here it is
+noticed during it. Nothing is changed by it (a flag that nobody watches stays where it is), but people are
+alerted, through Kafka alone, so that it works with Redis away.
+
+Belongs here: the judgement, which is pure, and the loop that repeats it. Does not belong here: where the
+evidence comes from, and how an alert is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final, Protocol
+
+import structlog
+
+from controller.core.evidence import Evidence
+from controller.core.rollout import RaiseAlert, Rollout
+from controller.errors import OperatingTrouble
+from controller.ports import Clock
+from schemas.terms import AlertKind, Severity
+
+LOOK_EVERY_SECONDS: Final = 1.0
+#: Totals are read every second.
+LOOKED_WITHIN_SECONDS: Final = 5.0
+#: A partition's owner writes once a second at least, and under load every two seconds.
+REPORTED_WITHIN: Final = timedelta(seconds=7)
+#: A fence moves with every save; so long means that nothing is folded.
+MOVED_WITHIN_SECONDS: Final = 7.0
+#: A reason has to last: partitions that move from one replica to another are between two owners.
+CONFIRMED_AFTER_SECONDS: Final = 2.0
+REPEATED_EVERY_SECONDS: Final = 300.0
+#: Alerts kept while Kafka takes none. All they say is said again every five minutes.
+WAITING_LIMIT: Final = 500
+_SENT_AT_ONCE: Final = 50
+_NAMED: Final = 3
+
+log = structlog.get_logger(__name__)
+
+
+class View(Protocol):
+    """One rollout as the replica that runs it sees it; `controller.service.workers.WatchView` is one."""
+
+    @property
+    def flag_key(self) -> str: ...
+
+    @property
+    def rollout(self) -> Rollout: ...
+
+    @property
+    def evidence(self) -> Evidence | None: ...
+
+    @property
+    def looked_at(self) -> float | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """A rollout of which this replica has only the document: nobody has taken it up here yet."""
+
+    flag_key: str
+    rollout: Rollout
+    evidence: None = None
+    looked_at: None = None
+
+
+def needs_watching(rollout: Rollout) -> bool:
+    """Return whether somebody is exposed and a guardrail is to see it."""
+    return rollout.stage_index is not None and rollout.percent > 0 and not rollout.plan.blind
+
+
+def why_unwatched(
+    evidence: Evidence | None,
+    seconds_since_look: float,
+    expected_partitions: int,
+    now: datetime,
+    standing_seconds: Mapping[str, float],
+) -> str | None:
+    """Return why guardrails cannot see, None while they can.
+
+    `standing_seconds`: by partition, for how long its fence has stood while the log went on.
+    """
+    if seconds_since_look > LOOKED_WITHIN_SECONDS:
+        return f"its totals have not been read for {seconds_since_look:.0f} s"
+    if evidence is None:
+        return None  # it was taken up a moment ago
+    reasons = []
+    missing = max(expected_partitions, evidence.expected_partitions) - len(evidence.partitions)
+    if missing > 0:
+        total = missing + len(evidence.partitions)
+        reasons.append(f"{missing} of {total} event partitions are not counted")
+    for partition in evidence.partitions:
+        silence = now - partition.reported_at
+        stands = standing_seconds.get(partition.topic_partition, 0.0)
+        if silence > REPORTED_WITHIN:
+            reasons.append(f"{partition.topic_partition} was last reported {silence.total_seconds():.0f} s ago")
+        elif stands > MOVED_WITHIN_SECONDS:
+            waiting = partition.end_offset - partition.next_offset
+            reasons.append(f"{partition.topic_partition} has stood still for {stands:.0f} s with {waiting:,} records waiting")
+    return _some(reasons) or None
+
+
+@dataclass(slots=True)
+class _Episode:
+    """A time in which nobody sees one rollout."""
+
+    rollout: Rollout
+    why: str
+    since: float  # monotonic seconds
+    alerted_at: float | None = None  # None: not confirmed yet
+
+
+@dataclass(slots=True)
+class _Stand:
+    """Where a partition's fence stands, and since when it stands there with records waiting."""
+
+    offset: int
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An alert on its way to Kafka."""
+
+    rollout: Rollout
+    alert: RaiseAlert
+    at: datetime = field(compare=False)
+
+
+class Sight:
+    """Watches the watching, for as long as `run` runs."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        views: Callable[[], Iterable[View]],
+        expected_partitions: Callable[[], int],
+        also_blind: Callable[[], str | None],
+        send: Callable[[Sequence[Waiting]], Awaitable[None]],
+        count: Callable[[int], None] = lambda unwatched: None,
+        note: Callable[[RaiseAlert], None] = lambda alert: None,
+    ) -> None:
+        """`also_blind` is a reason that holds for every rollout, None for none.
+
+        `send` returns once Kafka has the alerts, and raises OperatingTrouble. `count` takes how many
+        rollouts are unwatched, `note` each alert as it is raised.
+        """
+        self._clock = clock
+        self._views = views
+        self._expected_partitions = expected_partitions
+        self._also_blind = also_blind
+        self._send = send
+        self._count = count
+        self._note = note
+        self._seen_first: dict[str, tuple[str, float]] = {}  # by flag: rollout, since when
+        self._stands: dict[str, _Stand] = {}
+        self._episodes: dict[str, _Episode] = {}
+        self._waiting: list[Waiting] = []
+        self._wake = asyncio.Event()
+
+    @property
+    def unwatched(self) -> Mapping[str, str]:
+        """Flags whose rollout nobody sees now, and why."""
+        return {flag_key: episode.why for flag_key, episode in self._episodes.items() if episode.alerted_at is not None}
+
+    async def run(self) -> None:
+        """Look once a second, and send what is to be said, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._send_alerts(), name="sight:alerts")
+            while True:
+                self.look()
+                await asyncio.sleep(LOOK_EVERY_SECONDS)
+
+    def look(self) -> None:
+        """Judge every rollout once."""
+        now = self._clock.monotonic()
+        views = [view for view in self._views() if needs_watching(view.rollout)]
+        blind = self._also_blind()
+        expected = self._expected_partitions()
+        standing = self._standing(views, now)
+        here = {view.flag_key for view in views}
+        for flag_key in self._seen_first.keys() - here:
+            del self._seen_first[flag_key]
+        for view in views:
+            rollout = view.rollout
+            known = self._seen_first.get(view.flag_key)
+            if known is None or known[0] != rollout.rollout_id:
+                known = self._seen_first[view.flag_key] = (rollout.rollout_id, now)
+            looked_at = known[1] if view.looked_at is None else max(view.looked_at, known[1])
+            why = blind or why_unwatched(view.evidence, now - looked_at, expected, self._clock.now(), standing)
+            self._follow(rollout, why, now)
+        for flag_key in list(self._episodes.keys() - here):
+            self._end(self._episodes[flag_key], now, "it has ended, or another replica runs it now")
+        self._count(len(self.unwatched))
+
+    def _standing(self, views: Sequence[View], now: float) -> Mapping[str, float]:
+        """Return for how long each partition's fence has stood with records waiting."""
+        newest: dict[str, tuple[int, bool]] = {}
+        for view in views:
+            for one in () if view.evidence is None else view.evidence.partitions:
+                known, _ = newest.get(one.topic_partition, (-1, False))
+                if one.next_offset >= known:
+                    newest[one.topic_partition] = (one.next_offset, one.end_offset > one.next_offset)
+        for gone in self._stands.keys() - newest.keys():
+            del self._stands[gone]
+        for partition, (offset, has_more) in newest.items():
+            stand = self._stands.get(partition)
+            if stand is None or stand.offset != offset or not has_more:
+                self._stands[partition] = _Stand(offset, now)
+        return {partition: now - stand.since for partition, stand in self._stands.items()}
+
+    def _follow(self, rollout: Rollout, why: str | None, now: float) -> None:
+        """Begin, repeat or end the alert about one rollout."""
+        episode = self._episodes.get(rollout.flag_key)
+        if episode is not None and episode.rollout.rollout_id != rollout.rollout_id:
+            self._end(episode, now, "another rollout has begun")
+            episode = None
+        if why is None:
+            if episode is not None:
+                self._end(episode, now, "guardrails see again")
+            return
+        if episode is None:
+            episode = self._episodes[rollout.flag_key] = _Episode(rollout, why, now)
+        episode.rollout, episode.why = rollout, why
+        is_new = episode.alerted_at is None
+        if is_new and now - episode.since < CONFIRMED_AFTER_SECONDS:
+            return
+        if not is_new and now - (episode.alerted_at or now) < REPEATED_EVERY_SECONDS:
+            return
+        episode.alerted_at = now
+        if is_new:
+            log.error("rollout_unwatched", flag_key=rollout.flag_key, percent=rollout.percent, reason=why)
+        self._raise(
+            rollout,
+            Severity.CRITICAL,
+            f"{rollout.flag_key}: {rollout.served_words} is served and nobody sees what it does: {why}",
+            "`rolloutctl doctor` says what is broken; if it cannot be fixed now, roll back: "
+            f"`rolloutctl roll-back {rollout.flag_key}`",
+        )
+
+    def _end(self, episode: _Episode, now: float, why: str) -> None:
+        """Say that it is over, if it was said that it had begun."""
+        rollout = episode.rollout
+        del self._episodes[rollout.flag_key]
+        if episode.alerted_at is None:
+            return
+        seconds = now - episode.since
+        log.info("rollout_watched_again", flag_key=rollout.flag_key, seconds=round(seconds), reason=why)
+        self._raise(
+            rollout,
+            Severity.INFO,
+            f"{rollout.flag_key}: no longer unwatched after {seconds:.0f} s: {why}",
+            "nothing: what happened meanwhile is counted, and judged, as far as Kafka still has it",
+        )
+
+    def _raise(self, rollout: Rollout, severity: Severity, summary: str, action: str) -> None:
+        key = f"{rollout.flag_key}/{rollout.rollout_id}/{AlertKind.UNWATCHED}"
+        alert = RaiseAlert(AlertKind.UNWATCHED, severity, summary, action, key)
+        self._waiting.append(Waiting(rollout, alert, self._clock.now()))
+        del self._waiting[:-WAITING_LIMIT]
+        self._note(alert)
+        self._wake.set()
+
+    async def _send_alerts(self) -> None:
+        """Hand alerts to Kafka in order. While it takes none, they wait; the judging goes on."""
+        while True:
+            if not self._waiting:
+                self._wake.clear()
+                await self._wake.wait()
+            batch = self._waiting[:_SENT_AT_ONCE]
+            try:
+                await self._send(batch)
+            except OperatingTrouble as trouble:
+                log.warning("sight_alerts_wait", error=str(trouble), alerts=len(self._waiting))
+                await asyncio.sleep(LOOK_EVERY_SECONDS)
+            else:
+                sent = {id(one) for one in batch}
+                self._waiting = [one for one in self._waiting if id(one) not in sent]
+
+
+def _some(reasons: Sequence[str]) -> str:
+    more = len(reasons) - _NAMED
+    return "; ".join(reasons[:_NAMED]) + (f"; and {more} more" if more > 0 else "")

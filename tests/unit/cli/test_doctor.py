@@ -1,0 +1,110 @@
+"""What `rolloutctl doctor` makes of a replica's own report, and of what is none."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from controller.cli.doctor import lines_of
+from controller.cli.operator import app
+
+HEALTHY: dict[str, Any] = {
+    "ready": True,
+    "working": True,
+    "degraded": False,
+    "starting": False,
+    "trouble": [],
+    "components": {"kafka": {"ready": True, "required": True, "why_not": None, "since": "2026-01-05T09:00:00Z"}},
+    "faults": [],
+    "more_faults": 0,
+}
+AWAY = {"ready": False, "required": True, "why_not": "Redis has not answered for 7 s", "since": "2026-01-05T09:00:00Z"}
+FAULT = {
+    "scope": "flag",
+    "name": "checkout",
+    "why": "its document cannot be read",
+    "remedy": "rolloutd repair flag checkout",
+    "since": "2026-01-05T09:00:00Z",
+    "times": 3,
+}
+
+
+@pytest.fixture
+def replica() -> Iterator[Callable[[bytes], str]]:
+    """Serve one body, whatever is asked, and return the address."""
+    servers = []
+
+    def serve(body: bytes) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield serve
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_replica_that_is_well_is_zero(replica: Callable[[bytes], str]) -> None:
+    """One line with the verdict, one per component, exit code 0; as JSON the whole report."""
+    address = replica(json.dumps(HEALTHY).encode())
+    result = CliRunner().invoke(app, ["doctor", "--url", address])
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == "WORKS"
+    result = CliRunner().invoke(app, ["doctor", "--url", address, "--json"])
+    assert json.loads(result.stdout)["components"]["kafka"]["ready"] is True
+
+
+def test_what_is_wrong_is_said_with_its_remedy(replica: Callable[[bytes], str]) -> None:
+    """Components with why and since when, faults with what to do, exit code 1; several replicas, the worst counts."""
+    components = {**HEALTHY["components"], "redis": AWAY}
+    sick = {**HEALTHY, "working": False, "degraded": True, "components": components, "faults": [FAULT]}
+    addresses = [replica(json.dumps(body).encode()) for body in (HEALTHY, sick)]
+    result = CliRunner().invoke(app, ["doctor", "--url", addresses[0], "--url", addresses[1]])
+    assert result.exit_code == 1
+    said = " ".join(result.stdout.split())
+    assert "SERVES the last decisions, and does not count or decide" in said
+    assert "redis Redis has not answered for 7 s (since 2026-01-05 09:00:00 UTC)" in said
+    assert "FAULT flag checkout: its document cannot be read (since 2026-01-05 09:00:00 UTC), 3 times" in said
+    assert "fix: rolloutd repair flag checkout" in said
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"<html>", b"[" * 100_000, b'{"components": 1}', b"x" * 2_000_000])
+def test_what_is_no_replica_is_said(replica: Callable[[bytes], str], body: bytes) -> None:
+    """Another server on that port, or nonsense, is one sentence and exit code 1, never a traceback."""
+    result = CliRunner().invoke(app, ["doctor", "--url", replica(body)])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_nobody_there_is_said() -> None:
+    """A refused connection names the setting."""
+    result = CliRunner().invoke(app, ["doctor", "--url", "http://127.0.0.1:1"])
+    assert result.exit_code == 1
+    assert "http.ops_port" in result.stderr
+
+
+def test_text_of_a_replica_cannot_control_the_terminal() -> None:
+    """Reasons and names may come from records: control codes are shown, not sent."""
+    hostile = {**FAULT, "name": "a\x1b[31mb", "why": "x\x07y"}
+    sick = {**HEALTHY, "faults": [hostile], "components": {"\x1b[2J": {**AWAY, "why_not": "\x1b]0;t"}}}
+    assert not any("\x1b" in line.plain or "\x07" in line.plain for line in lines_of(sick))
