@@ -369,11 +369,7 @@ def rollout_from_json(document: bytes) -> Rollout:
 
     Raises DocumentUnreadable for a version this release does not know, and for everything that is no such document.
     """
-    try:
-        fields = json.loads(document)
-    except (ValueError, RecursionError) as error:
-        raise DocumentUnreadable(f"rollout document is not JSON: {error}") from None
-    return _read_state(fields)
+    return _read_state(_parsed(document, "rollout document"))
 
 
 def source_of(environment: str) -> str:
@@ -387,16 +383,27 @@ def read_state(value: bytes, environments: Collection[str] | None = None) -> Rol
     `environments` are the names that its writer may have had; None: any. A record that names none
     is taken: early releases wrote so. Raises DocumentUnreadable, ForeignDocument for another name.
     """
-    try:
-        event = json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise DocumentUnreadable(f"state record is not JSON: {error}") from None
+    event = _parsed(value, "state record")
     if not isinstance(event, dict) or event.get("type") != state.TYPE:
         raise DocumentUnreadable(f"state record is no event of type {state.TYPE}")
     writer, _, environment = str(event.get("source")).rpartition("/")
     if environments is not None and writer == SOURCE and environment not in environments:
         raise ForeignDocument(environment)
     return _read_state(event.get("data"))
+
+
+def _parsed(written: bytes, what: str) -> Any:
+    """Return JSON that is Unicode text throughout: half a surrogate pair cannot be served or stored again.
+
+    Raises DocumentUnreadable.
+    """
+    try:
+        fields = json.loads(written.decode())
+        if b"\\ud" in written.lower():  # an escape that may be half of a pair
+            json.dumps(fields, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise DocumentUnreadable(f"{what} is not JSON: {str(error)[:200]}") from None
+    return fields
 
 
 def _read_state(fields: Any) -> Rollout:

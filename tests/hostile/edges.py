@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -72,12 +71,11 @@ def run(name: str, edge: Edge, seed: int, cases: int) -> Report:
     gc.collect()
     for number in range(cases):
         material = Hostile(seed * 1_000_003 + number)
-        began = time.thread_time()
         try:
             outcome = edge(material)
         except Exception as fault:
             raise AssertionError(f"{name}: seed {seed}, case {number}: {type(fault).__name__}: {fault}") from fault
-        spent = time.thread_time() - began
+        spent = material.longest_seconds
         report.cases += 1
         report.outcomes[outcome] += 1
         if spent > report.longest_seconds:
@@ -134,7 +132,8 @@ def _counted(event_format: EventFormat, *, evaluations: bool, make: Callable[[Ho
         records = [_record(material, offset, make(material)) for offset in range(_RECORDS_AT_ONCE)]
         good = _good(event_format, evaluations=evaluations)
         records[honest_at] = Record("t", 0, honest_at, now_ms, b"user-9", good, [])
-        _fold(totals, records, event_format, evaluations=evaluations, now_ms=now_ms)
+        with material.timed():
+            _fold(totals, records, event_format, evaluations=evaluations, now_ms=now_ms)
         progress = totals.records
         assert progress.adds_up(totals.position), progress
         assert totals.position == _RECORDS_AT_ONCE
@@ -154,13 +153,13 @@ def _counted(event_format: EventFormat, *, evaluations: bool, make: Callable[[Ho
 def _fold(
     totals: PartitionTotals, records: Sequence[Record], event_format: EventFormat, *, evaluations: bool, now_ms: int
 ) -> None:
-    latest_ms = now_ms + MAX_AHEAD_MS
+    totals.set_time(now_ms)
     while totals.position < records[-1].offset + 1:
         left = records[totals.position :]
         if evaluations:
-            taken = totals.fold_evaluations(left, evaluation_reader(event_format), latest_ms=latest_ms)
+            taken = totals.fold_evaluations(left, evaluation_reader(event_format))
         else:
-            taken = totals.fold_outcomes(left, outcome_reader(event_format), latest_ms=latest_ms)
+            taken = totals.fold_outcomes(left, outcome_reader(event_format))
         assert taken, "a fold with room takes at least one record"
 
 
@@ -199,14 +198,14 @@ def commands(material: Hostile) -> str:
         event = {"specversion": "1.0", "type": "io.rolloutd.command.v1", "source": "/ops", "id": "c-1", "data": fields}
         fields = event
     key = material.dice.choice((None, b"new-checkout", _key(material)))
+    record = (material.bytes_of(fields), material.headers(), key, material.timestamp_ms())
     try:
-        command = documents.read_command(
-            material.bytes_of(fields), material.headers(), key, material.timestamp_ms(), now=datetime.now(UTC)
-        )
+        with material.timed():
+            command = documents.read_command(*record, now=datetime.now(UTC))
     except BadInput as fault:
         return _refused(fault)
     forwarded = documents.command_bytes(command)
-    issued_ms = int(command.issued_at.timestamp() * 1000)
+    issued_ms = max(int(command.issued_at.timestamp() * 1000), 0)
     assert documents.read_command(forwarded, (), command.flag.encode(), issued_ms) == command
     event_ = documents.to_command_event(command, datetime.now(UTC))
     _live(None, event_)
@@ -220,7 +219,8 @@ def plans(material: Hostile) -> str:
     text = material.dumps(written).decode("utf-8", "surrogatepass")
     if material.dice.random() < 0.1:
         text = material.torn(text.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
-    document, findings = lint_text(text, _NOW)
+    with material.timed():
+        document, findings = lint_text(text, _NOW)
     assert all(finding.message and finding.mend for finding in findings)
     if document is None or any(finding.is_error for finding in findings):
         return "refused"
@@ -264,11 +264,11 @@ def rollout_documents(material: Hostile) -> str:
     if not _ROLLOUT_DOCUMENTS:
         _ROLLOUT_DOCUMENTS.extend(documents.rollout_to_json(rollout) for rollout in honest.rollouts())
     document = json.loads(material.dice.choice(_ROLLOUT_DOCUMENTS))
+    is_stored = material.dice.random() < 0.5
+    written = material.bytes_of(document if is_stored else {"type": "io.rolloutd.state.v1", "data": document})
     try:
-        if material.dice.random() < 0.5:
-            rollout = documents.rollout_from_json(material.bytes_of(document))
-        else:
-            rollout = documents.read_state(material.bytes_of({"type": "io.rolloutd.state.v1", "data": document}))
+        with material.timed():
+            rollout = (documents.rollout_from_json if is_stored else documents.read_state)(written)
     except DocumentUnreadable as fault:
         return _refused(fault)
     board = FlagBoard(generation=Generation.V3)
@@ -334,7 +334,8 @@ def model_answers(material: Hostile) -> str:
         fences = ("```json\n{}\n```", "Sure! {}", "{} {}", "<think>hmm</think>{}")
         content = material.dice.choice(fences).replace("{}", content)
     try:
-        answer = parse_answer(content)
+        with material.timed():
+            answer = parse_answer(content)
     except ValueError as fault:
         return _refused(fault)
     assert 0 <= answer.confidence <= 100
@@ -359,7 +360,9 @@ class Ofrep:
         """Put one hostile request; whatever it is, the answer is one of ours."""
         path = material.dice.choice(("/flag-baking", "", "/flag-gating", "/" + "a" * 3_000, "/%00", "/flag-baking/x"))
         content = material.bytes_of(honest.ofrep())
-        answer = self._loop.run_until_complete(self._client.post(f"/ofrep/v1/evaluate/flags{path}", content=content))
+        with material.timed():
+            posting = self._client.post(f"/ofrep/v1/evaluate/flags{path}", content=content)
+            answer = self._loop.run_until_complete(posting)
         assert answer.status_code in (200, 304, 400, 404, 408, 413, 429), answer.text
         answer.json()
         return str(answer.status_code)

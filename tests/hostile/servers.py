@@ -89,7 +89,8 @@ class HostileServer:
     def __call__(self, material: Hostile) -> str:
         """Ask once."""
         self._material = material
-        outcome: str = self._loop.run_until_complete(self._ask())
+        with material.timed():
+            outcome: str = self._loop.run_until_complete(self._ask())
         return outcome
 
     def _honest(self, line: str) -> Any:
