@@ -295,6 +295,9 @@ class Workers:
     async def run(self) -> None:
         """Follow the command topic and the totals until cancelled."""
         # Of a run before this one nothing is left: its tasks are gone, and so is what waited for them.
+        for flag_key, run in self._runs.items():
+            run.worker.abandon()
+            self._released(flag_key)
         self._runs.clear()
         self._lanes.clear()
         self._waiting.clear()
