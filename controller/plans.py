@@ -406,7 +406,8 @@ def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
         # Conversions come late: what a look compares is how many of those exposed so far convert now, not the final share.
         yield _error((*at, "compare"), f"{guardrail.metric} is not compared in percentage points", "write the margin as in 10%")
         return
-    # Tolerating that nearly all conversions go away is no comparison, and its ratio of rates nearly infinite.
+    # Tolerating that nearly all conversions go away is no comparison, and its ratio of rates
+    # nearly infinite.
     highest = 0.999 if guardrail.metric.startswith("conversion:") else 1.0 if in_points else 10.0
     for name in ("margin", "gate_margin"):
         margin = getattr(guardrail.compare, name)
@@ -445,7 +446,8 @@ def _watched(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
 
 _WEEK_MINUTES = 7 * 24 * 60
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-#: Moments in winter and in summer, from which is seen whether windows of several zones ever leave a gap.
+#: Moments in winter and in summer, from which is seen whether windows of several zones ever leave
+#: a gap.
 _SEASONS = (datetime(2026, 1, 5, tzinfo=UTC), datetime(2026, 7, 6, tzinfo=UTC))
 _NEVER_THAWED = timedelta(days=50)
 

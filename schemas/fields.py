@@ -100,8 +100,8 @@ def _of_a_rollout(value: datetime) -> datetime:
     return value
 
 
-#: Centuries after the last date of a plan and all that its durations add up to, and long before the last datetime: the core
-#: may add to whatever it has read.
+#: Centuries after the last date of a plan and all that its durations add up to, and long before
+#: the last datetime: the core may add to whatever it has read.
 LAST_STORED_YEAR: Final = 2999
 
 StoredMoment = Annotated[Moment, AfterValidator(_of_a_rollout)]

@@ -173,7 +173,8 @@ class StageDocument(Strict):
         return min(3 * self.bake, LONGEST) if self.max_bake is None else self.max_bake
 
 
-#: Below a millionth nothing is tolerated that a test could tell from nothing. How much is too much depends on the metric.
+#: Below a millionth nothing is tolerated that a test could tell from nothing. How much is too much
+#: depends on the metric.
 Margin = Annotated[Number, Field(le=10, json_schema_extra={"minimum": 1e-6})]
 SMALLEST_MARGIN = 1e-6
 #: A latency is at most a day, as that of an outcome.
@@ -256,7 +257,8 @@ def _limit(metric: str, text: str) -> float:
     return share
 
 
-#: Characters of a guardrail in one line. The patterns below try many ways to divide a text that does not fit.
+#: Characters of a guardrail in one line. The patterns below try many ways to divide a text that
+#: does not fit.
 _MAX_SHORTHAND = 200
 _CLAUSE = re.compile(r"\s*([<>])\s*(?:control\s*([+-])\s*)?([0-9][^<>]*?)\s*", re.ASCII)
 _TIMES_CONTROL = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*[x×*]?\s*control\b")
@@ -311,7 +313,7 @@ Guardrail = Annotated[
     GuardrailDocument,
     BeforeValidator(
         guardrail_from_shorthand,
-        json_schema_input_type=GuardrailDocument | Annotated[str, Field(examples=_SHORTHANDS)],
+        json_schema_input_type=GuardrailDocument | Annotated[str, Field(examples=_SHORTHANDS, max_length=_MAX_SHORTHAND)],
     ),
 ]
 
@@ -368,16 +370,20 @@ def _in_a_list(value: Any) -> Any:
 
 _Texts = Annotated[
     list[_Text],
-    BeforeValidator(_in_a_list, json_schema_input_type=list[_Text] | _Text),
+    BeforeValidator(_in_a_list, json_schema_input_type=Annotated[list[_Text], Field(max_length=100)] | _Text),
     Field(min_length=1, max_length=100),
 ]
+
+
+#: Characters of a date or a moment, with room for a fraction that is refused by name.
+_MAX_MOMENT = 64
 
 
 def _comparable_moment(value: Any) -> str:
     """Return a date, or a moment in UTC to the second, as the text that contexts' attributes are compared with."""
     refusal = f"{str(value)[:40]!r} is no moment; write it as in 2026-03-01 or 2026-03-01T12:00:00Z"
-    if not isinstance(value, str):
-        raise ValueError(refusal)  # noqa: TRY004 - pydantic's own kind
+    if not isinstance(value, str) or len(value) > _MAX_MOMENT:
+        raise ValueError(refusal)
     try:
         written = datetime.fromisoformat(value)
         moment = written.astimezone(UTC)
@@ -395,13 +401,14 @@ def _comparable_moment(value: Any) -> str:
 _ComparableMoment = Annotated[
     str,
     BeforeValidator(
-        _comparable_moment, json_schema_input_type=Annotated[str, Field(examples=["2026-03-01", "2026-03-01T12:00:00Z"])]
+        _comparable_moment,
+        json_schema_input_type=Annotated[str, Field(examples=["2026-03-01", "2026-03-01T12:00:00Z"], max_length=_MAX_MOMENT)],
     ),
 ]
 
 
 def _version_range(text: str) -> str:
-    if len(text) > 100 or not _VERSION_RANGE.match(text):
+    if not _VERSION_RANGE.match(text):
         raise ValueError(f"{text[:40]!r} is no version range; write it as in `>= 2.4.0`, `^2.0.0` or `~2.4.0`")
     return text
 
@@ -421,7 +428,7 @@ class ConditionDocument(Strict):
     lte: _Fraction | None = Field(default=None, description="A number of at most this.")
     starts_with: _Texts | None = Field(default=None, description="A text that starts with this, or with one of these.")
     ends_with: _Texts | None = Field(default=None, description="A text that ends with this, or with one of these.")
-    sem_ver: Annotated[str, AfterValidator(_version_range)] | None = Field(
+    sem_ver: Annotated[str, Field(max_length=100), AfterValidator(_version_range)] | None = Field(
         default=None,
         description="A version in this range. Versions as in SemVer 2.0; `v` in front and missing numbers are allowed.",
         examples=[">= 2.4.0", "^2.0.0", "~2.4.0"],
@@ -454,7 +461,10 @@ def _clauses(value: Any) -> Any:
 _Conditions = Annotated[list[ConditionDocument], Field(min_length=1, max_length=20)]
 AudienceDocument = Annotated[
     list[_Conditions],
-    BeforeValidator(_clauses, json_schema_input_type=list[_Conditions] | _Conditions),
+    BeforeValidator(
+        _clauses,
+        json_schema_input_type=Annotated[list[_Conditions], Field(max_length=20)] | _Conditions,
+    ),
     Field(min_length=1, max_length=20),
 ]
 """Conditions that all must hold; or lists of such conditions, one of which must hold."""

@@ -82,7 +82,8 @@ from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, HealthGap, Operato
 SOURCE = "/rolloutd"
 #: Characters of a refusal that quotes from a command: enough for a handful of faults in its plan.
 REASON_MAX = 2000
-#: What is said of a command that made our reader fail: a mistake of ours, which no test has foreseen.
+#: What is said of a command that made our reader fail: a mistake of ours, which no test has
+#: foreseen.
 UNFORESEEN = "this release cannot read it"
 MAX_AHEAD = timedelta(milliseconds=MAX_AHEAD_MS)
 
@@ -466,9 +467,9 @@ def read_command(
     for a bare object to a hash of the record (so a replay has the same id) and its timestamp. A bare `issuer` may be left
     out where a command always works: at 3 a.m. `{"verb": "roll_back"}` with the flag as key is enough.
 
-    `now` is the reader's clock, None for none: a command from the future is refused, since its age would never count.
-    Raises CommandRefused when the command can be answered, with the reason; CommandUnreadable for everything else, and
-    nothing else, whatever the record holds.
+    `now` is the reader's clock, None for none: a command from the future is refused, since its age
+    would never count. Raises CommandRefused when the command can be answered, with the reason;
+    CommandUnreadable for everything else, and nothing else, whatever the record holds.
     """
     try:
         fields = _command_fields(value, headers, key, timestamp_ms)
@@ -484,7 +485,8 @@ def read_command(
     if now is None or command.issued_at - now <= MAX_AHEAD:
         return command
     if command.verb in ALWAYS_ACCEPTED:
-        # It lowers, so a clock must not stop it, ours perhaps. The record's time is the same when it is read again.
+        # It lowers, so a clock must not stop it, ours perhaps. The record's time is the same when
+        # it is read again.
         return command.model_copy(update={"issued_at": min(_moment(timestamp_ms), now)})
     ahead = int((command.issued_at - now).total_seconds())
     raise _not_a_command(

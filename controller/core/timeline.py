@@ -25,11 +25,13 @@ def locate(visits: Sequence[Visit], event_time: datetime) -> int | None:
     return None
 
 
-#: Freezes are worked out for so many days at a time: nearly every question is about the present fortnight.
+#: Freezes are worked out for so many days at a time: nearly every question is about the present
+#: fortnight.
 _DAYS_AT_ONCE = 14
 #: A freeze is followed no further. Windows that together freeze every week never end.
 _FOLLOWED = timedelta(days=56)
-#: Windows apply between these years; at the ends of what a datetime holds there is no day before or after.
+#: Windows apply between these years; at the ends of what a datetime holds there is no day before
+#: or after.
 _FIRST_YEAR, _LAST_YEAR = 1900, 9900
 _DAY_MINUTES = 24 * 60
 _MINUTE = timedelta(minutes=1)
@@ -43,9 +45,10 @@ Interval = tuple[int, int]
 def frozen_until(windows: Sequence[FreezeWindow], at: datetime) -> datetime | None:
     """Return when the freeze around `at` ends, None when no window covers it.
 
-    Overlapping and touching windows are one; a freeze of more than eight weeks is followed no further than that. `at` is
-    UTC-aware, and so is the answer. Where a daylight-saving change skips or repeats a local time, a window starts at the
-    earliest and ends at the latest that it may mean: none is lost.
+    Overlapping and touching windows are one; a freeze of more than eight weeks is followed no
+    further than that. `at` is UTC-aware, and so is the answer. Where a daylight-saving change
+    skips or repeats a local time, a window starts at the earliest and ends at the latest that it
+    may mean: none is lost.
     """
     if not windows or not _FIRST_YEAR < at.year < _LAST_YEAR:
         return None
@@ -70,7 +73,7 @@ def _end_in_block(windows: tuple[FreezeWindow, ...], at: datetime) -> datetime |
     return _EPOCH + timedelta(seconds=ends[place])
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _freezes(windows: tuple[FreezeWindow, ...], block: int) -> tuple[list[int], list[int]]:
     """Return beginnings and ends, rising, of all freezes that reach into a block of days; none touch each other."""
     first = _EPOCH_DAY + block * _DAYS_AT_ONCE
@@ -111,7 +114,7 @@ def _zone(name: str) -> ZoneInfo:
     return ZoneInfo(name)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _offset(zone_name: str, first: int, last: int) -> int | None:
     """Return the zone's seconds ahead of UTC from one day to another, None when they change in between."""
     zone = _zone(zone_name)
