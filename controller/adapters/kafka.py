@@ -788,6 +788,9 @@ class KafkaPublisher:
             await self._discard(producer)
             raise
         is_stale = False
+        for index in range(len(records)):
+            if index not in pending:
+                failures.setdefault(index, "the producer was closed")
         for index, future in pending.items():
             if not future.done():
                 failures[index] = "no acknowledgement in time"
