@@ -35,14 +35,12 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
     ConsumerStoppedError,
-    CorruptRecordException,
     KafkaError,
     MessageSizeTooLargeError,
-    RecordTooLargeError,
 )
 
 from controller.adapters.kafka_batches import RefusedBatch
-from controller.adapters.kafka_records import Guard, leave_bare, name_faults
+from controller.adapters.kafka_records import UNREADABLE, Guard, leave_bare, name_faults
 from controller.adapters.kafka_topics import client_options, cluster_id, ensure_topics, partition_of
 from controller.errors import BrokenInvariant, EventLogUnavailable
 from controller.health import Faults, Scope
@@ -66,7 +64,6 @@ CountTrouble = Callable[[str], None]
 
 _HEADERS = list(HEADERS)  # everything we write is a structured CloudEvent
 _NAMED_PARTITION = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
-UNREADABLE = (CorruptRecordException, RecordTooLargeError)  # the second when a batch says that it is longer than it is
 _CORRUPT_RETRY_SECONDS = 5.0  # a bit flipped on the wire is gone at the next try; one on the disk stays
 _CORRUPT_LONGEST_RETRY_SECONDS = 60.0  # doubled up to this: another replica of the partition may take over
 _FENCED_INSTANCE = "82"  # FENCED_INSTANCE_ID, which aiokafka 0.14 does not know by name
@@ -788,6 +785,9 @@ class KafkaPublisher:
             await self._discard(producer)
             raise
         is_stale = False
+        for index in range(len(records)):
+            if index not in pending:
+                failures.setdefault(index, "the producer was closed")
         for index, future in pending.items():
             if not future.done():
                 failures[index] = "no acknowledgement in time"

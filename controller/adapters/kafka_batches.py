@@ -16,6 +16,7 @@ Source: Apache Kafka, `DefaultRecordBatch` and `AbstractLegacyRecordBatch`; RFC 
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator
@@ -546,37 +547,48 @@ def _unpack(codec: int, payload: memoryview, most: int) -> memoryview:
         return _unsnap(payload, most)
     if codec not in (_LZ4, _ZSTD):
         raise Unpackable(f"codec {codec}, which its format does not have")
-    into = bytearray(most)  # pages that are not written to take no memory
+    into = _room(most)
     unpack = cramjam.lz4.decompress_into if codec == _LZ4 else cramjam.zstd.decompress_into
-    return memoryview(into)[: unpack(bytes(payload), into)]
+    return into[: unpack(bytes(payload), into)]
+
+
+def _room(size: int) -> memoryview:
+    """Return as many bytes to write to, of which those that are not written take no memory.
+
+    A bytearray would be filled with zeros, and the event loop would wait for that: Python does it under its lock.
+    """
+    return memoryview(bytearray(size) if size <= _PIECE else mmap.mmap(-1, size))
 
 
 def _gunzip(payload: memoryview, most: int) -> memoryview:
     """Return what gzip members hold, one behind the other."""
-    found = bytearray()
+    into = _room(most)
+    size = 0
     left = bytes(payload)
     while left:
         member = zlib.decompressobj(wbits=31)
         while not member.eof:
-            found += member.decompress(left, min(_PIECE, most + 1 - len(found)))
-            if len(found) > most:
+            piece = member.decompress(left, min(_PIECE, most + 1 - size))
+            if size + len(piece) > most:
                 raise Unpackable(f"it unpacks to more than {most} bytes")
+            into[size : size + len(piece)] = piece
+            size += len(piece)
             left = member.unconsumed_tail
             if not left:
                 break
         if not member.eof:
             raise Unpackable("a gzip member is cut")
         left = member.unused_data.lstrip(b"\0")  # padding is allowed
-    return memoryview(found)
+    return into[:size]
 
 
 def _unsnap(payload: memoryview, most: int) -> memoryview:
     blocks = list(_snappy_blocks(payload))
     if sum(size for size, _ in blocks) > most:
         raise Unpackable(f"it unpacks to more than {most} bytes")
-    into = bytearray(sum(size for size, _ in blocks))
+    into = _room(sum(size for size, _ in blocks))
     position = 0
     for size, block in blocks:
         if size:
-            position += cramjam.snappy.decompress_raw_into(bytes(block), memoryview(into)[position : position + size])
-    return memoryview(into)[:position]
+            position += cramjam.snappy.decompress_raw_into(bytes(block), into[position : position + size])
+    return into[:position]

@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaConnectionError
 
-from controller.adapters.kafka_records import Guard, name_faults
+from controller.adapters.kafka_records import UNREADABLE, Guard, name_faults
 from controller.adapters.kafka_topics import client_options, partition_of
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
@@ -44,6 +44,7 @@ class KafkaReader:
         self._settings = settings
         self._topics = {logical: settings.topic(logical) for logical in topics}
         self._consumer: Any = None
+        self._guard: Guard | None = None
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -55,8 +56,7 @@ class KafkaReader:
             isolation_level="read_committed",
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
-        guard = Guard(self._consumer)
-        guard.read_everything_carefully()  # a person looks: what cannot be read is shown as too large, and speed is no matter
+        self._guard = Guard(self._consumer)
         try:
             async with asyncio.timeout(settings.start_seconds):
                 await self._consumer.start()
@@ -184,7 +184,8 @@ class KafkaReader:
             try:
                 batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
             except Exception as error:
-                raise self._unavailable("reading", error) from error
+                self._read_carefully(positions, error)
+                continue
             for partition, records in batches.items():
                 waiting[partition].extend(record for record in records if record.offset < ends[partition])
             for partition, before in list(positions.items()):
@@ -238,6 +239,7 @@ class KafkaReader:
         """
         consumer, loop = self._consumer, asyncio.get_running_loop()
         self._assign(start)
+        positions = dict(start)
         asked = loop.time()
         while True:
             try:
@@ -251,12 +253,16 @@ class KafkaReader:
                 yield trouble
                 continue
             except Exception as error:
-                yield self._unavailable("reading", error)
-                await asyncio.sleep(_FOLLOW_MS / 1000)
+                try:
+                    self._read_carefully(positions, error)
+                except EventLogUnavailable as trouble:
+                    yield trouble
+                    await asyncio.sleep(_FOLLOW_MS / 1000)
                 continue
-            for records in batches.values():
+            for partition, records in batches.items():
                 for record in records:
                     yield record
+                    positions[partition] = record.offset + 1
 
     async def _between(self, starts: Offsets, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
         consumer, loop = self._consumer, asyncio.get_running_loop()
@@ -267,7 +273,8 @@ class KafkaReader:
             try:
                 batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
             except Exception as error:
-                raise self._unavailable("reading", error) from error
+                self._read_carefully(positions, error)
+                continue
             for partition, records in batches.items():
                 for record in records:
                     if partition in positions and record.offset < ends[partition]:
@@ -284,6 +291,14 @@ class KafkaReader:
                         positions[partition] = position
             if positions and loop.time() > patience:
                 raise self._unavailable("reading", TimeoutError())
+
+    def _read_carefully(self, positions: Offsets, error: Exception) -> None:
+        """Go back, and from now on look at every record before it is read. Raises EventLogUnavailable when that is no help."""
+        if self._guard is None or self._guard.is_careful or not isinstance(error, UNREADABLE):
+            raise self._unavailable("reading", error) from error
+        self._guard.read_everything_carefully()
+        for partition, offset in positions.items():
+            self._consumer.seek(partition, offset)
 
     def _assign(self, starts: Offsets) -> None:
         self._consumer.assign(list(starts))

@@ -21,7 +21,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.consumer import fetcher
-from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.errors import CorruptRecordException, KafkaError, RecordTooLargeError
 from aiokafka.protocol.fetch import FetchRequest
 
 from controller.adapters.kafka_batches import (
@@ -40,6 +40,9 @@ _IS_KNOWN = all(hasattr(getattr(fetcher, name, None), method) for name, method i
 
 #: One thread for all consumers, so that of all bombs one at a time takes memory.
 _unpacker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unpack")
+
+#: What `getmany` raises for a record that cannot be read; the second when a batch says that it is longer than it is.
+UNREADABLE = (CorruptRecordException, RecordTooLargeError)
 
 _offset_of = attrgetter("offset")
 
@@ -75,7 +78,8 @@ class Guard:
         self._refused = refused
         self.careful: dict[KafkaPartition, _Careful] = {}
         """Partitions whose records are all read before they are given out, until one is."""
-        self._is_careful = False
+        self.is_careful = False
+        """Whether every record of every partition is read before it is given out."""
         client: Any = consumer._client
         self._send = client.send
         client.send = self._guarded
@@ -86,7 +90,7 @@ class Guard:
 
     def read_everything_carefully(self) -> None:
         """Read every record of every partition before it is given out, for good."""
-        self._is_careful = True
+        self.is_careful = True
 
     def is_read_carefully(self, partition: KafkaPartition) -> bool:
         """Whether what was given out last had been read."""
@@ -126,7 +130,7 @@ class Guard:
         return safe
 
     async def _safe_content(self, partition: KafkaPartition, content: bytes, offset: int, budget: Budget) -> bytes:
-        is_careful = self._is_careful or partition in self.careful
+        is_careful = self.is_careful or partition in self.careful
         if is_careful and content:
             self.careful[partition] = _Careful(True, offset, following_offset(content))
         if not content or (not is_careful and is_plain(content, offset)):

@@ -16,7 +16,6 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
 from controller.adapters.kafka import (
-    UNREADABLE,
     CountTrouble,
     dead_part,
     ignore,
@@ -25,7 +24,7 @@ from controller.adapters.kafka import (
     stop_in_time,
     tasks_of,
 )
-from controller.adapters.kafka_records import Guard, name_faults
+from controller.adapters.kafka_records import UNREADABLE, Guard, name_faults
 from controller.adapters.kafka_topics import client_options
 from controller.core.rollout import Rollout
 from controller.settings import KafkaSettings

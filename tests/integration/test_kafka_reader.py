@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 
+from controller.adapters.kafka_batches import REFUSED_SIZE
 from controller.adapters.kafka_reader import KafkaReader
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
 from tests.conftest import CreateTopics
+from tests.integration.test_kafka_faults import batch_of, produce, sealed
 
 pytestmark = pytest.mark.real_kafka
 
@@ -96,3 +98,25 @@ async def test_missing_topics_are_named(settings: KafkaSettings) -> None:
         with pytest.raises(EventLogUnavailable, match=f"has no topic {settings.topic('alerts')}: start rolloutd"):
             async with KafkaReader(settings, ["decisions", "alerts"]):
                 pass
+
+
+async def test_a_record_that_aiokafka_cannot_read_hides_no_other(settings: KafkaSettings, producer: AIOKafkaProducer) -> None:
+    """A header's name that is no text: the record is shown as one that is too large, and those around it as they are."""
+    topic = settings.topic("decisions")
+    await producer.send_and_wait(topic, b"before", partition=0)
+    odd = sealed(batch_of([b"odd"], header="name").replace(b"name", b"n\xffme"))
+    await produce(settings.bootstrap_servers, topic, odd)
+    await producer.send_and_wait(topic, b"after", partition=0)
+    async with KafkaReader(settings, ["decisions"]) as reader:
+        values = [record.value async for record in reader.read_to(await reader.ends("decisions"))]
+        assert [len(value) for value in values] == [6, REFUSED_SIZE, 5]
+        newest = await reader.newest("decisions", 3)
+        assert [len(record.value) for record in newest] == [6, REFUSED_SIZE, 5]
+    async with KafkaReader(settings, ["decisions"]) as reader:
+        seen = []
+        async for record in reader.follow(dict.fromkeys(await reader.ends("decisions"), 0)):
+            if isinstance(record, ConsumerRecord):
+                seen.append(len(record.value))
+            if len(seen) == 3:
+                break
+        assert seen == [6, REFUSED_SIZE, 5]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from controller.adapters.kafka_state import KafkaStateFeed
 from controller.core.rollout import Rollout
@@ -14,6 +15,7 @@ from controller.settings import KafkaSettings
 from tests.brokers import LocalKafka, create_topics_at
 from tests.builders import make_rollout
 from tests.conftest import CreateTopics
+from tests.integration.test_kafka_faults import batch_of, produce, sealed
 
 pytestmark = pytest.mark.real_kafka
 
@@ -209,3 +211,69 @@ async def test_an_older_document_written_last_is_reported(
     await replica.until(lambda: (replica.feed.silent_seconds or 99) < 0.2)
     assert replica.overtaken == []
     assert replica.given.count(("flag-1", 4)) == 1
+
+
+async def test_a_topic_that_grows_or_is_made_anew_is_read_whole(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, follow: Callable[[KafkaSettings], Replica]
+) -> None:
+    """New partitions are followed; a new topic of the same name is read from its beginning, also when nobody tells."""
+    settings = settings_for(kafka, topic_prefix)
+    topic = settings.topic("state")
+    await create_topics(topic, partitions=1)
+    await write(kafka, settings, [("a", b"a 1"), ("b", b"b 1"), ("c", b"c 1")])
+    replica = follow(settings)
+    await replica.until(lambda: len(replica.given) == 3)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.create_partitions({topic: NewPartitions(6)})
+    # A key of the partition that is new: of the eight one is.
+    await write(kafka, settings, [(f"k{number}", b"k%d 1" % number) for number in range(20)])
+    await replica.until(lambda: len(replica.given) == 23)
+    await admin.delete_topics([topic])
+    await asyncio.sleep(1.0)
+    await create_topics(topic, partitions=6)
+    await admin.close()
+    await write(kafka, settings, [("c", b"c 2")])
+    await replica.until(lambda: ("c", 2) in replica.given)
+    replica.feed.read_again()  # as the topology says, when the new topic has grown past where the old one was read
+    await write(kafka, settings, [("c", b"c 3")])
+    await replica.until(lambda: ("c", 3) in replica.given)
+
+
+async def test_a_record_that_cannot_be_read_stops_no_other_flag(
+    own_kafka: LocalKafka, topic_prefix: str, follow: Callable[[KafkaSettings], Replica]
+) -> None:
+    """Broken on the disk, or with a header that is no text: it is passed by, and the feed catches up."""
+    settings = settings_for(own_kafka.bootstrap, topic_prefix)
+    topic = settings.topic("state")
+    await create_topics_at(own_kafka.bootstrap, topic, partitions=1)
+    await write(own_kafka.bootstrap, settings, [("a", b"a 1"), ("b", b"b 77777"), ("c", b"c 1")])
+    odd = batch_of([b"odd 1"], header="name").replace(b"name", b"n\xffme")
+    await produce(own_kafka.bootstrap, topic, sealed(odd))
+    await write(own_kafka.bootstrap, settings, [("d", b"d 1")])
+    own_kafka.terminate()
+    segment = next(one for one in own_kafka.directory.rglob("*.log") if one.parent.name == f"{topic}-0")
+    segment.write_bytes(segment.read_bytes().replace(b"b 77777", b"b 77778"))
+    await asyncio.to_thread(own_kafka.start)
+    replica = follow(settings)
+    await replica.until(lambda: ("d", 1) in replica.given)
+    assert replica.given == [("a", 1), ("c", 1), ("d", 1)]
+    async with asyncio.timeout(10):
+        await replica.feed.caught_up()
+
+
+async def test_a_silent_broker_is_waited_for(
+    own_kafka: LocalKafka, topic_prefix: str, follow: Callable[[KafkaSettings], Replica]
+) -> None:
+    """Frozen for ten seconds, the brokers are asked again and again, and the feed goes on by itself."""
+    settings = settings_for(own_kafka.bootstrap, topic_prefix)
+    await create_topics_at(own_kafka.bootstrap, settings.topic("state"), partitions=2)
+    replica = follow(settings)
+    await write(own_kafka.bootstrap, settings, [("a", b"a 1")])
+    await replica.until(lambda: replica.given == [("a", 1)])
+    own_kafka.pause()
+    await asyncio.sleep(10.0)
+    assert not replica.task.done()
+    own_kafka.resume()
+    await write(own_kafka.bootstrap, settings, [("a", b"a 2")])
+    await replica.until(lambda: replica.given == [("a", 1), ("a", 2)])

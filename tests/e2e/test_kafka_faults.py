@@ -1,0 +1,85 @@
+"""The daemon as a process, while Kafka hangs and while its topics hold what was made to break it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from schemas.terms import CommandStatus, CommandVerb
+from tests.brokers import LocalKafka
+from tests.integration.test_kafka_faults import BOMBS, batch_of, bomb, produce, sealed
+from tests.live import Client, DaemonProcess, Traffic, quick_plan
+
+pytestmark = pytest.mark.real_kafka
+
+FLAG = "new-checkout"
+STAGES = [{"percent": 50, "bake": "1h", "settle": "0.3s", "min_sample": 50}]
+#: What a bomb of each codec unpacks to: beyond our cap, or for snappy as much as a broker's limit of 1 MB lets through.
+SIZES = {"gzip": 300_000_000, "zstd": 300_000_000, "lz4": 80_000_000, "snappy": 20_000_000}
+
+
+def most_megabytes(pid: int) -> float:
+    """Return the most memory that a process has had so far."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+async def test_bombs_cost_neither_memory_nor_time(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+    """Bombs of every codec in every topic we read: a harmful release among them is rolled back, by the same process."""
+    bombs = [await asyncio.to_thread(bomb, codec, SIZES[codec]) for codec in BOMBS]
+    bombs += [await asyncio.to_thread(bomb, codec, 60_000_000) for codec in ("gzip", "zstd")]
+    odd = sealed(batch_of([b"one", b"two"], header="name").replace(b"name", b"n\xffme", 1))
+    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+        answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
+        assert answer.status is CommandStatus.ACCEPTED, answer.reason
+        assert daemon.process is not None
+        async with Traffic(client, daemon, FLAG) as traffic:
+            await asyncio.sleep(2)
+            before = most_megabytes(daemon.process.pid)
+            for topic in ("flag.evaluations", "request.outcomes", "rollout.commands"):
+                for number, each in enumerate([*bombs, odd]):
+                    await produce(kafka, topic_prefix + topic, each, partition=number % 4)
+            traffic.error_rates["on"] = 0.6
+            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 40)
+        assert document["percent"] == 0
+        assert (await client.command(CommandVerb.ABORT, FLAG)).command_id
+        assert most_megabytes(daemon.process.pid) - before < 150
+        stalls = [line["duration_ms"] for line in daemon.log_lines("loop_stalled")]
+        assert max(stalls, default=0) < 250
+        assert daemon.log_lines("batch_refused")
+        assert await daemon.stop() == 0
+
+
+async def test_a_broker_that_hangs_ends_nothing(
+    own_kafka: LocalKafka, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Frozen for half a minute, longer than the watchdog waits: apps are served throughout, and then harm is seen again."""
+    bootstrap = own_kafka.bootstrap
+    async with (
+        DaemonProcess(bootstrap, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(bootstrap, topic_prefix) as client,
+    ):
+        answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
+        assert answer.status is CommandStatus.ACCEPTED, answer.reason
+        await daemon.until(FLAG, lambda doc: doc["percent"] == 50)
+        own_kafka.pause()
+        try:
+            frozen_at = time.monotonic()
+            async with httpx.AsyncClient() as http:
+                while time.monotonic() - frozen_at < 32:
+                    asked = {"context": {"targetingKey": "ann"}}
+                    served = await http.post(f"{daemon.url}/ofrep/v1/evaluate/flags/{FLAG}", json=asked, timeout=2)
+                    assert served.status_code == 200
+                    assert daemon.process is not None
+                    assert daemon.process.poll() is None, daemon.log_tail()
+                    await asyncio.sleep(0.5)
+        finally:
+            own_kafka.resume()
+        async with Traffic(client, daemon, FLAG, error_rates={"on": 0.6, "off": 0.05}):
+            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 60)
+        assert document["percent"] == 0
+        assert await daemon.stop() == 0
