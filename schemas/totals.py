@@ -199,10 +199,10 @@ class PartitionCounts(msgspec.Struct):
             to_ms = max(from_ms, to_ms)
         if self.losses:
             last_from, last_to = self.losses[-1]
-            if last_to is None or from_ms <= last_to:
+            if last_to is None or (to_ms is not None and from_ms <= last_to):
                 from_ms = min(from_ms, last_from)
-                if to_ms is not None and last_to is not None:
-                    to_ms = max(to_ms, last_to)
+                if to_ms is not None:
+                    to_ms = max(to_ms, last_from if last_to is None else last_to)
                 del self.losses[-1]
         self.losses.append((from_ms, to_ms))
         if len(self.losses) > MOST_LOSSES:

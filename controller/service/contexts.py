@@ -93,7 +93,8 @@ class EntryLog:
     @property
     def entries_kept(self) -> int:
         """How many entries there are, about."""
-        return len(self._chunks) * _ENTRIES_PER_CHUNK + len(self.tail) // 2
+        full = len(self._chunks) - (self._next in self._chunks)
+        return full * _ENTRIES_PER_CHUNK + len(self.tail) // 2
 
     def take_changed(self) -> dict[str, bytes]:
         """Return the fields to write; they count as written from here on."""

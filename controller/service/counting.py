@@ -309,7 +309,8 @@ class PartitionTotals:
 
         What is given up, in this order, a step per save: exposures of the older part of the
         attribution window; exactness of the largest sets; new contexts of the flag that has most.
-        Its exposures and conversions then stand still here, its outcomes and errors go on.
+        Its exposures and conversions then stand still here, and an outcome that names no flag finds
+        only contexts that were known before; outcomes that name their flags, and errors, go on.
         """
         recent = self.recent
         load = self.memberships.load
@@ -522,7 +523,9 @@ class PartitionTotals:
                 if not lane.is_changed:
                     lane.is_changed = True
                     (changed if lane.home is None else bundled).append(lane)
-                if digest not in lane.exact and not (lane.filters and digest in lane.exposed) and not lane.exposed.is_full:
+                if digest not in lane.exact and not (lane.filters and digest in lane.exposed):
+                    if lane.exposed.is_full:
+                        continue
                     lane.exact.add(digest)  # Memberships.add, without the call
                     journal.append(lane.number)
                     journal.append(digest)
@@ -536,6 +539,8 @@ class PartitionTotals:
                         is_first = True
             else:
                 late += 1
+                if lane.exposed.is_full:
+                    continue
             if recent is None:
                 continue
             if not generation_from <= time_ms < generation_until:

@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 
-from controller.adapters.kafka import KafkaEventLog
+from controller.adapters.kafka import KafkaEventLog, ensure_topics
+from controller.adapters.kafka_topology import KafkaTopology
 from controller.adapters.redis import RedisTotals, Store
 from controller.clock import SystemClock
 from controller.core.evidence import Evidence
 from controller.core.gate import GateTests, judge
+from controller.health import Faults, Scope
 from controller.metrics import Metrics
 from controller.service.contexts import digest_of
 from controller.service.ingest import Ingest
@@ -22,7 +25,7 @@ from controller.settings import CountingSettings, KafkaSettings
 from schemas.quarantine import Refusal
 from schemas.terms import HealthGap
 from schemas.wire import read_evaluations, read_outcomes
-from tests.brokers import RedisServer
+from tests.brokers import RedisServer, create_topics_at
 from tests.builders import MINUTE, T0, make_rollout
 from tests.conftest import CreateTopics
 from tests.records import at_ms, evaluation_value, outcome_value
@@ -50,6 +53,12 @@ class Group:
         self.refused: set[tuple[str, int, int]] = set()
         self.tasks: list[asyncio.Task[None]] = []
         self.members: list[tuple[Ingest, KafkaEventLog]] = []
+        self.faults = Faults(SystemClock().now)
+        self.topology = KafkaTopology(self.settings, self.faults, remade=self._remade, refresh_seconds=0.2)
+
+    def _remade(self, logical: str) -> None:
+        for _, log in self.members:
+            log.topic_remade(self.settings.topic(logical))
 
     @property
     def keys(self) -> list[str]:
@@ -74,6 +83,8 @@ class Group:
             on_counted=lambda flag_keys: None,
             read_evaluations=read_evaluations,
             read_outcomes=read_outcomes,
+            faults=self.faults,
+            topology=self.topology,
         )
         ingest.watch(make_rollout())
         await log.start()
@@ -102,6 +113,7 @@ class Group:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await asyncio.gather(*(log.stop() for _, log in self.members))
+        await self.topology.stop()
 
     async def counted(self) -> int:
         """Return how many records the fences have passed."""
@@ -228,3 +240,118 @@ async def test_a_replay_of_a_part_of_the_outcomes_is_told(group: Group) -> None:
     judgement, _ = judge(make_rollout(), evidence, GateTests(), T0 + 5 * MINUTE)
     (gap,) = [gap for gap in judgement.gaps if gap.kind is HealthGap.REPEATED_OUTCOMES]
     assert gap.detail.startswith(f"{100 * len(again) / treatment.checked:.3g} % of treatment's outcomes had come before")
+
+
+@pytest.mark.parametrize("is_running", [True, False], ids=["running", "stopped"])
+async def test_a_topic_made_again_is_counted_on(group: Group, kafka: str, is_running: bool) -> None:
+    """Deleted and made again, past the old fences before anybody looks: every new record counts, the loss is noted."""
+    await group.topology.begin(await ensure_topics(group.settings))
+    refreshing = asyncio.create_task(group.topology.run())
+    member = await group.add()
+    topic = group.settings.topic("outcomes")
+    flags = [("new-checkout", "on")]
+    old = [outcome_value(f"u{n}", time_ms=AT_MS, flags=flags) for n in range(100)]
+    await produce(kafka, [(topic, f"u{n}", value) for n, value in enumerate(old)])
+    await until_counted(group, 100)
+    if not is_running:
+        await group.stop(member)
+    before = group.topology.topic_id("outcomes")
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.delete_topics([topic])
+    await admin.close()
+    await create_topics_at(kafka, topic, partitions=PARTITIONS)
+    async with asyncio.timeout(30):
+        while group.topology.topic_id("outcomes") in (None, before):
+            await asyncio.sleep(0.1)
+    new = [outcome_value(f"v{n}", time_ms=AT_MS, flags=flags, error=True) for n in range(500)]
+    await produce(kafka, [(topic, f"v{n}", value) for n, value in enumerate(new)])
+    if not is_running:
+        await group.add()
+    await until_counted(group, 500)
+    totals, progress = await group.totals.read(group.keys, {"new-checkout": ("start-1", [0])})
+    treatment, control = totals["new-checkout"][0].treatment, totals["new-checkout"][0].control
+    for arm, found in (("on", treatment), ("off", control)):
+        assert found.exposures == sum(variant == arm for variant in arms.values())
+        assert found.evaluations == found.outcomes == outcome_count[arm]
+        assert found.first_errors == len(failed[arm])
+        assert sum(found.latency_all.values()) == outcome_count[arm]
+        assert found.switched == 0
+    assert len(group.refused) == poison
+    assert sum(each.next_offset for each in progress) == len(events)
+    assert len(progress) == 2 * PARTITIONS
+
+
+async def test_a_replay_of_a_part_of_the_outcomes_is_told(group: Group) -> None:
+    """A third of treatment's outcomes sent again come back as that share, and the gate names arm and share."""
+    evaluations, outcomes = group.settings.event_topics
+    sample = [f"u{number}" for number in range(20_000) if not digest_of(f"u{number}".encode()) & NOT_LOOKED_AT]
+    events: list[tuple[str, str, bytes]] = []
+    again: list[tuple[str, str, bytes]] = []
+    for number, context in enumerate(sample):
+        arm = ("on", "off")[number % 2]
+        events.append((evaluations, context, evaluation_value(context, arm, time_ms=AT_MS)))
+        happened = outcomes, context, outcome_value(context, time_ms=AT_MS, flags=[("new-checkout", arm)], latency_ms=7.0)
+        events.append(happened)
+        if number % 6 == 0:
+            again.append(happened)
+    try:
+        member = await group.add()
+        await produce(group.settings.bootstrap_servers, events)
+        await until_counted(group, len(events))
+        await produce(group.settings.bootstrap_servers, again)
+        await until_counted(group, len(events) + len(again))
+        await group.stop(member)
+    finally:
+        await group.close()
+    visits, progress = await group.totals.read(group.keys, {"new-checkout": ("start-1", [0])})
+    treatment, control = visits["new-checkout"][0].treatment, visits["new-checkout"][0].control
+    assert (treatment.checked, treatment.repeated) == (treatment.outcomes, len(again))
+    assert (control.checked, control.repeated) == (control.outcomes, 0)
+    evidence = Evidence(T0 + 5 * MINUTE, visits["new-checkout"], tuple(progress), len(progress))
+    judgement, _ = judge(make_rollout(), evidence, GateTests(), T0 + 5 * MINUTE)
+    (gap,) = [gap for gap in judgement.gaps if gap.kind is HealthGap.REPEATED_OUTCOMES]
+    assert gap.detail.startswith(f"{100 * len(again) / treatment.checked:.3g} % of treatment's outcomes had come before")
+
+
+@pytest.mark.parametrize("is_running", [True, False], ids=["running", "stopped"])
+async def test_a_topic_made_again_is_counted_on(group: Group, kafka: str, is_running: bool) -> None:
+    """Deleted and made again, past the old fences before anybody looks: every new record counts, the loss is noted."""
+    await group.topology.begin(await ensure_topics(group.settings))
+    refreshing = asyncio.create_task(group.topology.run())
+    member = await group.add()
+    topic = group.settings.topic("outcomes")
+    flags = [("new-checkout", "on")]
+    old = [outcome_value(f"u{n}", time_ms=AT_MS, flags=flags) for n in range(100)]
+    await produce(kafka, [(topic, f"u{n}", value) for n, value in enumerate(old)])
+    await until_counted(group, 100)
+    if not is_running:
+        await group.stop(member)
+    before = group.topology.topic_id("outcomes")
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.delete_topics([topic])
+    await admin.close()
+    await create_topics_at(kafka, topic, partitions=PARTITIONS)
+    async with asyncio.timeout(30):
+        while group.topology.topic_id("outcomes") in (None, before):
+            await asyncio.sleep(0.1)
+    new = [outcome_value(f"v{n}", time_ms=AT_MS, flags=flags, error=True) for n in range(500)]
+    await produce(kafka, [(topic, f"v{n}", value) for n, value in enumerate(new)])
+    if not is_running:
+        await group.add()
+    try:
+        await until_counted(group, 500, 45)
+    except TimeoutError:
+        for i, _ in group.members:
+            for v in i.views(): print("VIEW", v)
+            print(i.counters)
+        raise
+    totals, progress = await group.totals.read(group.keys, {"new-checkout": ("start-1", [0])})
+    treatment = totals["new-checkout"][0].treatment
+    assert (treatment.outcomes, treatment.first_errors) == (600, 500)
+    made_again = [each for each in progress if each.topic_partition.startswith(topic)]
+    assert all(len(each.losses) == 1 for each in made_again)
+    assert all(group.faults.of(Scope.PARTITION, each.topic_partition) for each in made_again)
+    assert not any(each.losses for each in progress if each not in made_again)
+    refreshing.cancel()

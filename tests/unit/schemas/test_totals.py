@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from schemas.terms import Arm
 from schemas.totals import (
     BUNDLES,
+    MOST_LOSSES,
     ArmCounts,
     PartitionCounts,
     arm_field,
@@ -142,3 +143,49 @@ def test_a_flag_keeps_its_bundle() -> None:
 def test_other_fields_are_nobodys(name: str) -> None:
     """A partition's own fields, and names that we never give, belong to no rollout."""
     assert parse_field(name) is None
+
+
+moments = st.integers(0, 10**6)
+losses = st.lists(st.tuples(moments, st.none() | moments), max_size=60)
+
+
+@given(losses)
+def test_losses_cover_all_that_was_lost_in_bounded_room(lost: list[tuple[int, int | None]]) -> None:
+    """However many losses there are, few intervals stand for them, and no moment of one is left out."""
+    counts = PartitionCounts()
+    ended: list[tuple[int, int]] = []
+    open_since: int | None = None
+    for from_ms, to_ms in lost:
+        counts.note_loss(from_ms, to_ms)
+        if to_ms is None:
+            open_since = from_ms if open_since is None else min(open_since, from_ms)
+        else:
+            ended.append((from_ms, max(from_ms, to_ms)))
+            if open_since is not None:  # whoever notes an end has read up to there
+                ended.append((open_since, max(open_since, to_ms)))
+                open_since = None
+    assert len(counts.losses) <= MOST_LOSSES
+    for from_ms, to_ms in ended:
+        assert any(since <= from_ms and (until is None or to_ms <= until) for since, until in counts.losses)
+    if open_since is not None:
+        assert any(since <= open_since and until is None for since, until in counts.losses)
+    assert decode_progress(encode_progress(counts)).losses == counts.losses
+
+
+def test_an_open_loss_ends_with_the_next_record() -> None:
+    """It ends once, and never before it began."""
+    counts = PartitionCounts()
+    counts.end_loss(7)
+    counts.note_loss(5, None)
+    assert counts.has_open_loss
+    counts.end_loss(3)
+    counts.end_loss(9)
+    assert counts.losses == [(5, 5)]
+
+
+def test_earlier_releases_find_the_end_of_the_last_loss() -> None:
+    """To them a stage is tainted that was entered before it."""
+    counts = PartitionCounts(reported_at_ms=9, losses=[(1, 4), (5, 7)])
+    assert encode_progress(counts)["tainted_from"] == b"7"
+    counts.note_loss(8, None)
+    assert encode_progress(counts)["tainted_from"] == b"9"

@@ -578,3 +578,116 @@ def test_contexts_in_several_partitions_are_noticed() -> None:
     assert directory.scattered == 0
     owners[1].fold([make_record(1, packed(*values[:300]))])
     assert 0 < directory.scattered < 30
+
+
+def churn(counting: Counting, begin: int, count: int, *, flag: str = "new-checkout") -> None:
+    """Expose `count` new contexts, a save per 500."""
+    for first in range(begin, begin + count, 500):
+        counting.batch(
+            *(
+                evaluation_value(f"u{n}", "on" if n % 2 else "off", time_ms=at_ms(AT), flag=flag)
+                for n in range(first, min(first + 500, begin + count))
+            )
+        )
+        counting.owner.totals.keep_budget(4_000)
+
+
+def test_contexts_of_a_partition_are_bounded() -> None:
+    """Beyond the budget a partition gives up exactness, then new contexts of the largest flag, never memory."""
+    directory = make_directory()
+    directory.watch(make_rollout(flag_key="small"))
+    counting = Counting(evaluations=True, directory=directory)
+    churn(counting, 0, 100, flag="small")
+    churn(counting, 0, 100_000)
+    totals = counting.owner.totals
+    assert list(totals.full_flags) == ["new-checkout"]
+    held = counting.arms[TREATMENT].exposures + counting.arms[CONTROL].exposures
+    assert 4_000 < held < 100_000
+    assert totals.memberships.load < 2 * 4_000
+    before = totals.memberships.load
+    churn(counting, 100_000, 20_000)
+    assert counting.arms[TREATMENT].exposures + counting.arms[CONTROL].exposures == held
+    assert totals.memberships.load <= before
+    churn(counting, 1_000_000, 100, flag="small")  # others count on
+    assert counting.arms["small", 0, "treatment"].exposures == 100
+
+
+def test_a_flag_without_room_for_contexts_still_shows_its_errors() -> None:
+    """The budget takes no error from a flag: what fails is counted, whatever else stands still."""
+    counting = Counting()
+    failing = [outcome(f"u{number}", ON, error=True, conversions=["paid"]) for number in range(3_000)]
+    for first in range(0, 3_000, 500):
+        counting.batch(*failing[first : first + 500])
+        counting.owner.totals.keep_budget(1_000)
+    assert list(counting.owner.totals.full_flags) == ["new-checkout"]
+    arm = counting.arms[TREATMENT]
+    assert (arm.errors, arm.first_errors, arm.at_risk) == (3_000, 3_000, 3_000)
+    assert arm.converted["paid"] < 3_000
+
+
+def test_the_attribution_window_is_given_up_first() -> None:
+    """Over budget the older exposures go before any membership does."""
+    counting = Counting(evaluations=True)
+    counting.batch(*(evaluation(f"u{number}", "on", AT - 5 * MINUTE) for number in range(1_000)))
+    counting.batch(*(evaluation(f"v{number}", "on", AT) for number in range(1_000)))
+    totals = counting.owner.totals
+    assert totals.recent is not None
+    assert totals.recent.entries >= 2_000
+    assert totals.keep_budget(600) == []
+    assert totals.recent.entries < 2_000
+    assert totals.full_flags == {}
+    counting.batch(evaluation("w", "on"))
+    assert counting.arms[TREATMENT].exposures == 2_001
+
+
+def test_a_hash_of_an_earlier_release_is_read() -> None:
+    """Without the fields that were added since, with the taint that became losses."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "on"))
+    stored = counting.stored
+    for name in ("last", "losses", "topic_id", "rebased"):
+        del stored[name]
+    stored["tainted_from"], stored["reported_at"] = b"1000", b"5000"
+    records = counting.load().totals.records
+    assert records.losses == [(1000, 5000)]
+    assert (records.last_ms, records.topic_id, records.rebased) == (at_ms(AT), "", 0)
+    stored["tainted_from"] = b""
+    assert counting.load().totals.records.losses == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"journal/0": b"123"},
+        {"journal/x": b""},
+        {"recent/0/0": b"1"},
+        {"recent/0": b""},
+        {"sets/0": b"{"},
+        {"sets/0": b'{"0": "no name"}'},
+        {"sets/0": b'{"0": "a|b|0|\xff"}'},
+        {"filter/0/0": b"999999999999999999 1"},
+        {"filter/0/0": b"3 1"},
+        {"filter/0/0": b""},
+        {"arms/1": b"[]"},
+        {"new-checkout|start-1|0|treatment": b"{"},
+        {"losses": b"x"},
+    ],
+    ids=str,
+)
+def test_any_damage_of_what_is_stored_is_a_broken_invariant(damage: dict[str, bytes]) -> None:
+    """Whatever stands in a hash, loading it raises one exception, which stops that partition alone."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "on"))
+    counting.stored |= damage
+    with pytest.raises(BrokenInvariant, match="cannot be read"):
+        counting.load()
+
+
+def test_an_empty_chunk_holds_nothing() -> None:
+    """A field without bytes is no entry and no damage."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "on"))
+    counting.stored |= {"journal/7": b"", "recent/0/7": b""}
+    counting.owner = counting.load()
+    counting.batch(evaluation("a", "on"))
+    assert counting.arms[TREATMENT].exposures == 1
