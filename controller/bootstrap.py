@@ -20,6 +20,7 @@ from controller.adapters.file_plane import FilePlane
 from controller.adapters.http_plane import HttpPlane
 from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
 from controller.adapters.kafka_state import KafkaStateFeed
+from controller.adapters.kafka_topology import KafkaTopology
 from controller.adapters.redis import RedisRollouts, RedisTotals, Store
 from controller.adapters.redis_plane import RedisPlane
 from controller.adapters.shared_topic import SharedTopic, streams, topic_of
@@ -84,7 +85,7 @@ class Daemon:
         self._metrics.watch(percents=self._board.percents, components=self._components)
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
         self._stored_flags: frozenset[str] = frozenset()
-        self._partitions: dict[str, int] = {}
+        self._topology = KafkaTopology(settings.kafka, self._faults, remade=self._topic_remade)
         self._store = Store.connect(
             redis_url(settings.redis),
             prefix=settings.redis.key_prefix,
@@ -96,8 +97,12 @@ class Daemon:
         event_topics = settings.kafka.event_topics
         self._streams = streams(event_topics)
         is_shared = settings.kafka.is_one_topic
-        self._events = KafkaEventLog(settings.kafka, sorted(set(event_topics)), settings.kafka.events_group, bare_records=True)
-        self._commands = KafkaEventLog(settings.kafka, [settings.kafka.topic("commands")], settings.kafka.commands_group)
+        self._events = KafkaEventLog(
+            settings.kafka, sorted(set(event_topics)), settings.kafka.events_group, faults=self._faults, bare_records=True
+        )
+        self._commands = KafkaEventLog(
+            settings.kafka, [settings.kafka.topic("commands")], settings.kafka.commands_group, faults=self._faults
+        )
         self._feed = KafkaStateFeed(settings.kafka, documents.read_state, overtaken=self._overtaken)
         app = make_app(
             self._board,
@@ -206,6 +211,7 @@ class Daemon:
                 ("workers", self._workers.run),
                 ("actuation", self._actuation.run),
                 ("health", self._watch_health),
+                ("topology", self._topology.run),
                 ("stalls", stalls.run),
                 *((plane.name, plane.keep) for plane in self._file_planes),
                 *watchdogs,
@@ -220,6 +226,7 @@ class Daemon:
                 ("commands", self._commands.stop),
                 ("state_feed", self._feed.stop),
                 ("publisher", self._publisher.stop),
+                ("topology", self._topology.stop),
                 ("redis", self._store.close),
                 ("advisor", self._advisor.close),
                 *((plane.name, plane.close) for plane in self._outside_planes),
@@ -233,7 +240,15 @@ class Daemon:
     # --- before anything runs -------------------------------------------------------------------------------------------
 
     async def _prepare_topics(self) -> None:
-        self._partitions.update(await ensure_topics(self._settings.kafka))
+        await self._topology.begin(await ensure_topics(self._settings.kafka))
+
+    def _topic_remade(self, logical: str) -> None:
+        """A topic was deleted and made anew: whoever reads it begins afresh."""
+        name = self._settings.kafka.topic(logical)
+        self._events.topic_remade(name)
+        self._commands.topic_remade(name)
+        if logical == "state":
+            self._feed.read_again()
 
     async def _prepare_redis(self) -> None:
         for warning in await self._store.check_server():
@@ -246,7 +261,7 @@ class Daemon:
 
     def _event_partitions(self) -> tuple[str, ...]:
         kafka = self._settings.kafka
-        counts = ((topic, self._partitions[name]) for topic, name in zip(self._streams, EVENT_TOPICS, strict=True))
+        counts = ((topic, self._topology.partitions(name)) for topic, name in zip(self._streams, EVENT_TOPICS, strict=True))
         return tuple(f"{topic}/{number}/{kafka.topic_epoch}" for topic, count in counts for number in range(count))
 
     def _watchdog(self, name: str, log: KafkaEventLog) -> ConsumerWatchdog:
@@ -382,7 +397,7 @@ class Daemon:
         return ReadCommand(command.flag, event, copy)
 
     def _command_partitions(self) -> int:
-        return self._partitions["commands"]
+        return self._topology.partitions("commands")
 
     def _command_partition(self, flag_key: str) -> int:
         return partition_of(flag_key, self._command_partitions())

@@ -10,6 +10,9 @@ What aiokafka does not do for us, and this module therefore does:
 - An offset that retention has eaten is reset to the oldest one silently. Here such a partition is revoked and assigned
   again, so that its owner looks at the log's bounds and finds the gap.
 - A rebalance opens partitions before the listener has run, and a listener's exception is swallowed.
+- It raises what it stumbles over: AttributeError, AssertionError, KeyError, struct.error. From here comes only
+  EventLogUnavailable.
+- What it unpacks, and what a batch says of itself, knows no bounds: see `kafka_records.py`.
 """
 
 from __future__ import annotations
@@ -18,20 +21,31 @@ import asyncio
 import hashlib
 import json
 import re
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import ConsumerStoppedError, CorruptRecordException, KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    CorruptRecordException,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordTooLargeError,
+)
 
-from controller.adapters.kafka_records import leave_bare
+from controller.adapters.kafka_batches import RefusedBatch
+from controller.adapters.kafka_records import Guard, leave_bare, name_faults
 from controller.adapters.kafka_topics import client_options, cluster_id, ensure_topics, partition_of
 from controller.errors import BrokenInvariant, EventLogUnavailable
+from controller.health import Faults, Scope
 from controller.ports import OutboxEntry, Record, TopicPartition
 from controller.settings import KafkaSettings
 from schemas.envelope import HEADERS
@@ -52,12 +66,27 @@ CountTrouble = Callable[[str], None]
 
 _HEADERS = list(HEADERS)  # everything we write is a structured CloudEvent
 _NAMED_PARTITION = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
+UNREADABLE = (CorruptRecordException, RecordTooLargeError)  # the second when a batch says that it is longer than it is
 _CORRUPT_RETRY_SECONDS = 5.0  # a bit flipped on the wire is gone at the next try; one on the disk stays
+_CORRUPT_LONGEST_RETRY_SECONDS = 60.0  # doubled up to this: another replica of the partition may take over
 _FENCED_INSTANCE = "82"  # FENCED_INSTANCE_ID, which aiokafka 0.14 does not know by name
 _DUEL_JOINS = 6  # joins within _DUEL_HEARTBEATS heartbeats that no honest rebalancing needs
 _DUEL_HEARTBEATS = 10
 _COORDINATOR_TASKS = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
 _STOP_GRACE_SECONDS = 0.2  # at most, of each of three steps, for tasks whose connections were just cut
+_SKEWS_KEPT = 8  # of the newest acknowledgements, the one that came quickest tells the broker's clock best
+
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class _Broken:
+    """A record that cannot be read, at which its partition stands still."""
+
+    offset: int | None  # None: nobody has said yet where the partition is to be read
+    retry_at: float  # on the loop's clock
+    times: int = 1
+    following: int | None = None  # the offset behind its batch, None when that cannot be told
 
 
 def ignore(trouble: str) -> None:
@@ -78,20 +107,26 @@ class KafkaEventLog:
         group_id: str,
         *,
         count: CountTrouble = ignore,
+        faults: Faults | None = None,
         bare_records: bool = False,
     ) -> None:
         """Belong to `group_id` once started. `topics` are full names; those of equal partition counts are assigned alike.
 
         `bare_records`: `fetch` leaves out each record's `topic` and `partition`, which are its key, and takes half the time.
+        `faults` gets partitions that stand still at a record that cannot be read.
         """
         self._settings = settings
         self._topics = tuple(topics)
         self._group_id = group_id
         self._count = count
+        self._faults = faults
         self._bare_records = bare_records
         self._log = log.bind(group=group_id)
         self._revoked: Callable[[frozenset[TopicPartition]], Awaitable[None]] | None = None
-        self._consumer: AIOKafkaConsumer | None = None
+        self._consumer: AIOKafkaConsumer | None = None  # one that has started, never one that is about to
+        self._guard: Guard | None = None  # of that consumer
+        self._joining: AIOKafkaConsumer | None = None
+        self._joined: frozenset[TopicPartition] = frozenset()  # what the joining one was given so far
         self._switching = asyncio.Lock()  # one start, stop or rebuild at a time; never held while records are read
         self._is_wanted = False
         self._is_broken = False
@@ -99,7 +134,9 @@ class KafkaEventLog:
         self._returning: set[TopicPartition] = set()  # taken away from the owner, to be given back at the next fetch
         self._positions: dict[TopicPartition, int] = {}  # next offset of what was sought or read
         self._paused: set[TopicPartition] = set()
-        self._corrupt: dict[TopicPartition, float] = {}  # when to try again, on the loop's clock
+        self._corrupt: dict[TopicPartition, _Broken] = {}
+        self._heard: dict[TopicPartition, float] = {}  # when brokers answered last, on the loop's clock
+        self._remade: set[str] = set()  # topics that were made anew, to be taken away from their owner
         self._joined_at: deque[float] = deque(maxlen=_DUEL_JOINS)
         self._last_fetch: float | None = None
 
@@ -144,33 +181,46 @@ class KafkaEventLog:
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
         consumer.subscribe(list(self._topics), listener=_Listener(self, consumer))
-        self._consumer = consumer
+        guard = Guard(consumer, heard=partial(self._note_heard, consumer), refused=self._note_refused)
+        self._joining, self._joined = consumer, frozenset()
         self._is_broken = False
         try:
             async with asyncio.timeout(settings.start_seconds):
                 await consumer.start()
-            if self._bare_records:
-                leave_bare(consumer)
+            (leave_bare if self._bare_records else name_faults)(consumer)
         except BaseException as error:
-            await self._close()
-            if isinstance(error, TimeoutError | KafkaError | OSError):
+            self._joining = None
+            await self._end(consumer, self._settings.stop_seconds)
+            if not must_pass(error):
                 raise self._unavailable("joining the group", error) from error
             raise
+        # No await from here: nobody sees a consumer without its partitions, or partitions without their consumer.
+        self._joining = None
+        self._consumer, self._guard = consumer, guard
+        self._assign(self._joined)
         self._log.info("consumer_started", partitions=_shown(self._assignment))
 
     async def _close(self) -> None:
         """Give everything back and let the consumer go. A static member keeps its partitions until its session ends."""
-        consumer, self._consumer = self._consumer, None
+        consumer, self._consumer, self._guard = self._consumer, None, None
         if consumer is None:
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.stop_seconds
         await self._give_back(self._assignment, self._settings.stop_seconds / 2)
-        self._positions.clear()
+        self._forget()
+        self._heard.clear()
+        await self._end(consumer, deadline - loop.time())
+
+    async def _end(self, consumer: AIOKafkaConsumer, seconds: float) -> None:
+        await stop_in_time("consumer", consumer.stop(), consumer._client, lambda: tasks_of(consumer), seconds)
+
+    def _forget(self) -> None:
+        """Forget what was asked for partitions that may be another member's by now."""
         self._paused.clear()
-        self._corrupt.clear()
         self._returning.clear()
-        await stop_in_time("consumer", consumer.stop(), consumer._client, lambda: tasks_of(consumer), deadline - loop.time())
+        for partition in list(self._corrupt):
+            self._read_again(partition)
 
     # --- assignment ---
 
@@ -196,15 +246,45 @@ class KafkaEventLog:
             self._assignment -= partitions
             for partition in partitions:
                 self._positions.pop(partition, None)
+                self._heard.pop(partition, None)
+                self._read_again(partition)
 
     def _take_over(self, consumer: AIOKafkaConsumer, partitions: Iterable[KafkaPartition]) -> None:
-        if consumer is self._consumer:
-            self._returning.clear()
-            self._paused.clear()
-            self._corrupt.clear()
-            self._assignment = frozenset((one.topic, one.partition) for one in partitions)
-            self._joined_at.append(asyncio.get_running_loop().time())
-            self._log.info("partitions_assigned", partitions=_shown(self._assignment))
+        assigned = frozenset((one.topic, one.partition) for one in partitions)
+        if consumer is self._joining:
+            self._joined = assigned
+        elif consumer is self._consumer:
+            self._assign(assigned)
+
+    def _assign(self, partitions: frozenset[TopicPartition]) -> None:
+        self._forget()
+        self._assignment = partitions
+        self._joined_at.append(asyncio.get_running_loop().time())
+        self._log.info("partitions_assigned", partitions=_shown(partitions))
+
+    async def _lose(self, consumer: AIOKafkaConsumer) -> None:
+        """Hand over what a consumer had, because its group is being shared out again."""
+        if consumer is self._joining:
+            self._joined = frozenset()
+        elif consumer is self._consumer:
+            await self._give_back(self._assignment, self._settings.revoke_seconds)
+
+    def topic_remade(self, topic: str) -> None:
+        """Note that a topic, by its full name, was deleted and made again: its owner shall load its partitions afresh.
+
+        They are taken away at the next fetch, and given back at the one after.
+        """
+        if topic in self._topics:
+            self._remade.add(topic)
+
+    async def _take_away_remade(self) -> None:
+        partitions = frozenset(one for one in self._assignment if one[0] in self._remade)
+        self._remade.clear()
+        if partitions:
+            self._count("topic_remade")
+            self._log.error("topic_remade", partitions=_shown(partitions))
+            await self._give_back(partitions, self._settings.revoke_seconds)
+            self._returning |= partitions
 
     def _is_duelling(self) -> bool:
         """Whether another process uses our static member id.
@@ -230,6 +310,31 @@ class KafkaEventLog:
         if self._is_duelling():
             raise self._fenced()
         self._give_again(consumer, loop.time())
+        await self._take_away_remade()
+        try:
+            batches = await self._read(consumer, max_records, timeout_seconds)
+        except UNREADABLE as error:
+            batches = await self._read_up_to_corrupt(consumer, error, max_records)
+        except BaseException as error:
+            if must_pass(error):
+                raise
+            if consumer is not self._consumer:
+                return {}  # replaced meanwhile, and what it says no longer matters
+            self._rewind(consumer)
+            if _FENCED_INSTANCE in str(error) and self._settings.static_member_id is not None:
+                raise self._fenced() from error
+            # With anything but a refusal aiokafka fell over its own feet, or over the network. Put back, and begin again.
+            self._is_broken = not (isinstance(error, KafkaError) and _is_refusal(error))
+            raise self._unavailable("reading", error) from error
+        return await self._owned(consumer, batches) if consumer is self._consumer else {}
+
+    async def _read(
+        self, consumer: AIOKafkaConsumer, max_records: int, timeout_seconds: float
+    ) -> Mapping[KafkaPartition, Sequence[ConsumerRecord]]:
+        """Return what has arrived. Raises whatever aiokafka raises, and KafkaError when a part of it has died in silence."""
+        dead = dead_part(consumer)
+        if dead is not None:
+            raise KafkaError(f"{dead} has ended")
         try:
             batches: Mapping[KafkaPartition, Sequence[ConsumerRecord]] = {}
             if not consumer._subscription.reassignment_in_progress:
@@ -240,20 +345,7 @@ class KafkaEventLog:
                     batches = await consumer.getmany(timeout_ms=round(timeout_seconds * 1000), max_records=max_records)
         except (TimeoutError, ConsumerStoppedError):
             return {}
-        except CorruptRecordException as error:
-            batches = await self._read_up_to_corrupt(consumer, error, max_records)
-        except KafkaError as error:
-            self._rewind(consumer)
-            if _FENCED_INSTANCE in str(error) and self._settings.static_member_id is not None:
-                raise self._fenced() from error
-            self._is_broken = not _is_refusal(error)
-            raise self._unavailable("reading", error) from error
-        except (AssertionError, RuntimeError, ValueError, TypeError, LookupError) as error:
-            # aiokafka fell over its own feet, or over a record it cannot take apart. Put back, and begin anew.
-            self._rewind(consumer)
-            self._is_broken = True
-            raise self._unavailable("reading", error) from error
-        return await self._owned(consumer, batches)
+        return batches
 
     async def _owned(
         self, consumer: AIOKafkaConsumer, batches: Mapping[KafkaPartition, Sequence[ConsumerRecord]]
@@ -271,6 +363,10 @@ class KafkaEventLog:
                 jumped.append((partition, expected, first))
             self._positions[partition] = records[-1].offset + 1
             fetched[partition] = records
+            if partition in self._corrupt:
+                self._read_again(partition)
+            if self._guard is not None:
+                self._guard.careful.pop(partition, None)
         for partition, expected, first in jumped:
             if await self._has_left_the_log(partition, expected, first):
                 fetched.pop(partition)
@@ -293,9 +389,9 @@ class KafkaEventLog:
             self._returning.clear()
             self._assignment |= back
             self._log.warning("partitions_left_the_log", partitions=_shown(back))
-        for partition, until in list(self._corrupt.items()):
-            if now >= until and partition not in self._paused:
-                self._corrupt[partition] = now + _CORRUPT_RETRY_SECONDS
+        for partition, broken in self._corrupt.items():
+            if now >= broken.retry_at and partition not in self._paused:
+                broken.retry_at = now + _retry_seconds(broken.times)
                 _resume(consumer, partition)
 
     async def _revive(self, timeout_seconds: float) -> None:
@@ -315,17 +411,25 @@ class KafkaEventLog:
             _seek(consumer, partition, offset)
 
     async def _read_up_to_corrupt(
-        self, consumer: AIOKafkaConsumer, error: CorruptRecordException, max_records: int
+        self, consumer: Any, error: KafkaError, max_records: int
     ) -> Mapping[KafkaPartition, Sequence[ConsumerRecord]]:
-        """Return what precedes a record that does not check out; when nothing does, stop reading its partition.
+        """Return what precedes a record that cannot be read; when nothing does, stop reading its partition.
 
-        The others go on, and it is tried again. One by one, because the call that raises forgets what it has read.
+        First the partition is fetched once more and read carefully: a record that only aiokafka cannot read becomes one to
+        refuse. What does not check out even so stops its partition. The others go on, and it is tried again. One by one,
+        because the call that raises forgets what it has read.
         """
+        if consumer is not self._consumer:
+            return {}
         self._rewind(consumer)
-        named = _NAMED_PARTITION.search(str(error))
-        if named is None:
+        partition, guard = named_partition(error), self._guard
+        if partition is None or guard is None:
+            self._is_broken = True
             raise self._unavailable("reading", error) from error
-        partition = KafkaPartition(named[1], int(named[2]))
+        if not guard.is_read_carefully(partition):
+            self._log.warning("record_not_read", topic=partition.topic, partition=partition.partition, reason=str(error))
+            guard.read_carefully(partition)
+            return {}
         records: list[ConsumerRecord] = []
         try:
             async with asyncio.timeout(self._settings.call_seconds):
@@ -334,31 +438,69 @@ class KafkaEventLog:
                     if partition not in one:
                         break
                     records += one[partition]
-        except CorruptRecordException:
-            if not records and partition in self._positions:
-                self._set_aside(consumer, partition)
-        except (TimeoutError, ConsumerStoppedError, KafkaError) as again:
+        except UNREADABLE as again:
+            if not records:
+                self._set_aside(consumer, partition, str(again))
+        except Exception as again:
             log.info("corrupt_not_read", topic=partition.topic, partition=partition.partition, reason=str(again))
         return {partition: records} if records else {}
 
-    def _set_aside(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
+    def _set_aside(self, consumer: AIOKafkaConsumer, partition: TopicPartition, why: str) -> None:
+        """Stop reading a partition for a while. From the second time at the same record on it is reported as a fault."""
         self._count("record_corrupt")
-        _seek(consumer, partition, self._positions[partition])
+        offset = self._positions.get(partition)
+        if offset is not None:
+            _seek(consumer, partition, offset)
         _pause(consumer, partition)
-        self._corrupt[partition] = asyncio.get_running_loop().time() + _CORRUPT_RETRY_SECONDS
-        self._log.error("record_corrupt", topic=partition[0], partition=partition[1], offset=self._positions[partition])
+        known = self._corrupt.get(partition)
+        times = known.times + 1 if known is not None and known.offset == offset else 1
+        following = None if self._guard is None or offset is None else self._guard.following(KafkaPartition(*partition), offset)
+        retry_at = asyncio.get_running_loop().time() + _retry_seconds(times)
+        self._corrupt[partition] = _Broken(offset, retry_at, times, following)
+        self._log.error("record_corrupt", topic=partition[0], partition=partition[1], offset=offset, attempt=times)
+        if times > 1 and self._faults is not None:
+            place = f"{partition[0]}/{partition[1]}"
+            behind = (offset or 0) + 1 if following is None else following
+            self._faults.report(
+                Scope.PARTITION,
+                place,
+                f"the record at offset {offset} of {place} cannot be read ({why}): nothing behind it is read",
+                "repair the broker's disk, or give up everything before offset "
+                f"{behind} with `kafka-delete-records --offset-json-file`",
+            )
+
+    def _read_again(self, partition: TopicPartition) -> None:
+        """Forget that a partition stood still."""
+        if self._corrupt.pop(partition, None) is not None and self._faults is not None:
+            self._faults.clear(Scope.PARTITION, f"{partition[0]}/{partition[1]}")
 
     @property
     def corrupt(self) -> Mapping[TopicPartition, int | None]:
-        """Partitions that stand still at a record that does not check out, with the offset; `seek` leads past it."""
+        """Partitions that stand still at a record that cannot be read, with the offset; `skip` leads past it."""
         return {partition: self._positions.get(partition) for partition in self._corrupt}
+
+    def skip(self, partition: TopicPartition, offset: int) -> int:
+        """Give up the batch at `offset`, at which the partition stands still, and return the offset to read next.
+
+        Raises ValueError when it does not stand still there. A batch is broken as a whole, so all of its records are given up.
+        """
+        broken = self._corrupt.get(partition)
+        if broken is None or broken.offset != offset:
+            raise ValueError(f"{partition[0]}/{partition[1]} does not stand still at offset {offset}")
+        following = offset + 1 if broken.following is None else max(broken.following, offset + 1)
+        self._count("record_skipped")
+        self._log.error("record_skipped", topic=partition[0], partition=partition[1], from_offset=offset, to_offset=following)
+        self.seek(partition, following)
+        return following
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         if self._consumer is None or partition not in self._assignment:
             return
         self._positions[partition] = offset
-        if self._corrupt.pop(partition, None) is not None and partition not in self._paused:
-            _resume(self._consumer, partition)
+        if partition in self._corrupt:
+            self._read_again(partition)
+            if partition not in self._paused:
+                _resume(self._consumer, partition)
         _seek(self._consumer, partition, offset)
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
@@ -377,14 +519,27 @@ class KafkaEventLog:
 
     async def bounds(self, partition: TopicPartition) -> tuple[int, int]:
         asked = KafkaPartition(*partition)
-        consumer = self._running()
-        try:
-            async with asyncio.timeout(self._settings.call_seconds):
-                first = await consumer.beginning_offsets([asked])
-                end = await consumer.end_offsets([asked])
-        except (TimeoutError, KafkaError) as error:
-            raise self._unavailable(f"looking up the bounds of {_shown([partition])}", error) from error
-        return first[asked], end[asked]
+
+        async def ask(consumer: AIOKafkaConsumer) -> tuple[int, int]:
+            first = await consumer.beginning_offsets([asked])
+            end = await consumer.end_offsets([asked])
+            return int(first[asked]), int(end[asked])
+
+        found = await self._ask(f"looking up the bounds of {_shown([partition])}", ask)
+        self._note_answered((partition,))
+        return found
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        async def ask(consumer: AIOKafkaConsumer) -> Mapping[TopicPartition, int]:
+            ends = await consumer.end_offsets([KafkaPartition(*one) for one in partitions])
+            return {one: int(ends[KafkaPartition(*one)]) for one in partitions}
+
+        found = await self._ask("looking up end offsets", ask) if partitions else {}
+        self._note_answered(found)
+        return found
+
+    def heard_at(self, partition: TopicPartition) -> float | None:
+        return self._heard.get(partition)
 
     def end_offset(self, partition: TopicPartition) -> int | None:
         if self._consumer is None or partition not in self._assignment:
@@ -393,18 +548,16 @@ class KafkaEventLog:
         try:
             stable: int | None = self._consumer.last_stable_offset(asked)
             end: int | None = self._consumer.highwater(asked)
-        except (AssertionError, AttributeError):  # being assigned anew at this moment
+        except Exception:  # being assigned anew at this moment
             return None
         return end if stable is None or stable < 0 else stable
 
     async def committed(self, partition: TopicPartition) -> int | None:
-        consumer = self._running()
-        try:
-            async with asyncio.timeout(self._settings.call_seconds):
-                offset: int | None = await consumer.committed(KafkaPartition(*partition))
-        except (TimeoutError, KafkaError) as error:
-            raise self._unavailable(f"looking up the committed offset of {_shown([partition])}", error) from error
-        return offset
+        async def ask(consumer: AIOKafkaConsumer) -> int | None:
+            offset: int | None = await consumer.committed(KafkaPartition(*partition))
+            return offset
+
+        return await self._ask(f"looking up the committed offset of {_shown([partition])}", ask)
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         consumer = self._consumer
@@ -414,7 +567,9 @@ class KafkaEventLog:
         try:
             async with asyncio.timeout(self._settings.call_seconds):
                 await consumer.commit(ours)
-        except (TimeoutError, KafkaError) as error:
+        except BaseException as error:
+            if must_pass(error):
+                raise
             self._count("commit_failed")
             self._log.warning("commit_failed", error_type=type(error).__name__, reason=str(error))
 
@@ -436,14 +591,32 @@ class KafkaEventLog:
             for partition, offset in self._positions.items()
             if partition in self._assignment and partition not in self._paused and partition not in self._corrupt
         }
-        try:
-            async with asyncio.timeout(self._settings.call_seconds):
-                ends = await consumer.end_offsets([KafkaPartition(*one) for one in read])
-        except (TimeoutError, KafkaError) as error:
-            raise self._unavailable("looking up end offsets", error) from error
-        return {one: (self._positions.get(one, offset), ends[KafkaPartition(*one)]) for one, offset in read.items()}
+        ends = await self.ends(list(read))
+        return {one: (self._positions.get(one, offset), ends[one]) for one, offset in read.items()}
 
     # --- helpers ---
+
+    async def _ask(self, doing: str, ask: Callable[[AIOKafkaConsumer], Awaitable[_T]]) -> _T:
+        """Return what the brokers answer. Raises EventLogUnavailable for whatever goes wrong, within `call_seconds`."""
+        consumer = self._running()
+        try:
+            async with asyncio.timeout(self._settings.call_seconds):
+                return await ask(consumer)
+        except BaseException as error:
+            if must_pass(error):
+                raise
+            raise self._unavailable(doing, error) from error
+
+    def _note_heard(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
+        if consumer is self._consumer and partition in self._assignment:
+            self._heard[partition] = asyncio.get_running_loop().time()
+
+    def _note_answered(self, partitions: Iterable[TopicPartition]) -> None:
+        now = asyncio.get_running_loop().time()
+        self._heard.update((partition, now) for partition in partitions if partition in self._assignment)
+
+    def _note_refused(self, partition: TopicPartition, batch: RefusedBatch) -> None:
+        self._count("batch_refused")
 
     def _running(self) -> AIOKafkaConsumer:
         if self._consumer is None:
@@ -469,8 +642,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka sh
         self._consumer = consumer
 
     async def on_partitions_revoked(self, revoked: Iterable[KafkaPartition]) -> None:
-        if self._event_log._consumer is self._consumer:
-            await self._event_log._give_back(self._event_log._assignment, self._event_log._settings.revoke_seconds)
+        await self._event_log._lose(self._consumer)
 
     async def on_partitions_assigned(self, assigned: Iterable[KafkaPartition]) -> None:
         self._event_log._take_over(self._consumer, assigned)
@@ -491,7 +663,10 @@ class KafkaPublisher:
         self._count = count
         self._producer: AIOKafkaProducer | None = None
         self._switching = asyncio.Lock()
-        self._acknowledged: dict[str, None] = {}  # effects of a batch that failed elsewhere: not written twice
+        # Effects of a batch that failed elsewhere, by id and content: not written twice. An id alone may come again with other
+        # content, when Redis has fallen back.
+        self._acknowledged: dict[tuple[str, bytes], None] = {}
+        self._skews: deque[tuple[float, float]] = deque(maxlen=_SKEWS_KEPT)  # (seconds on the way, seconds ahead)
 
     async def start(self) -> None:
         """Connect. Raises EventLogUnavailable; `publish` connects too, so a failure here may be ignored."""
@@ -504,28 +679,47 @@ class KafkaPublisher:
             await self._close(producer)
 
     async def publish(self, entries: Sequence[OutboxEntry]) -> None:
-        left = [entry for entry in entries if entry.effect_id not in self._acknowledged]
+        identities = [(entry.effect_id, hashlib.sha256(entry.value).digest()) for entry in entries]
         records: list[tuple[str, bytes | None, bytes | None]] = []
+        fit: list[tuple[OutboxEntry, tuple[str, bytes]]] = []
         unfit: list[str] = []
-        for entry in left:
+        for entry, identity in zip(entries, identities, strict=True):
+            if identity in self._acknowledged:
+                continue
             value = self._fit(entry, unfit)
             if value is not None:
                 records.append((entry.topic, entry.key.encode(), value))
-        fit = [entry for entry in left if entry.effect_id not in unfit]
+                fit.append((entry, identity))
         failures = await self._send(records)
-        failed = [(entry, failures[index]) for index, entry in enumerate(fit) if index in failures]
+        failed = [(entry, failures[index]) for index, (entry, _) in enumerate(fit) if index in failures]
         if failed or unfit:
-            for entry in fit:
-                self._acknowledged[entry.effect_id] = None
-            for entry, _ in failed:
-                del self._acknowledged[entry.effect_id]
+            for index, (_, identity) in enumerate(fit):
+                if index not in failures:
+                    self._acknowledged[identity] = None
             while len(self._acknowledged) > 10_000:
                 del self._acknowledged[next(iter(self._acknowledged))]
             reasons = sorted({f"{self._settings.topic(entry.topic)}: {why}" for entry, why in failed})
             reasons += [f"{effect_id} is larger than {self._settings.max_record_bytes} bytes" for effect_id in unfit]
             raise EventLogUnavailable(f"{len(failed) + len(unfit)} of {len(entries)} not published: {'; '.join(reasons)}")
-        for entry in entries:
-            self._acknowledged.pop(entry.effect_id, None)
+        for identity in identities:
+            self._acknowledged.pop(identity, None)
+
+    @property
+    def clock_skew_seconds(self) -> float | None:
+        """By how much our clock is ahead of the brokers', in seconds, negative when behind; None while that is not known.
+
+        Known from records whose topics have `message.timestamp.type=LogAppendTime`, to within the time an answer takes.
+        """
+        return min(self._skews)[1] if self._skews else None
+
+    def _note_clock(self, sent_at: float, acknowledged: asyncio.Future[Any]) -> None:
+        """Compare clocks by one acknowledgement: the broker's stamp lies between the sending and this moment."""
+        if acknowledged.cancelled() or acknowledged.exception() is not None:
+            return
+        stamp = acknowledged.result()
+        if getattr(stamp, "timestamp_type", None) == 1 and (stamp.timestamp or -1) >= 0:
+            now = time.time()
+            self._skews.append((now - sent_at, (sent_at + now) / 2 - stamp.timestamp / 1000))
 
     async def publish_raw(self, topic: str, key: bytes | None, value: bytes | None) -> None:
         """Return once one record is acknowledged. `topic` is a logical name. Raises EventLogUnavailable."""
@@ -572,13 +766,13 @@ class KafkaPublisher:
                 async with asyncio.timeout_at(deadline):
                     for index in indexes:
                         _, key, value = records[index]
+                        sent_at = time.time()
                         pending[index] = await producer.send(name, value, key, headers=_HEADERS)
+                        pending[index].add_done_callback(partial(self._note_clock, sent_at))
             except TimeoutError:
                 why = "the topic is missing, has no leader, or its queue is full"
-            except MessageSizeTooLargeError as error:
-                why = f"{error}"
-            except KafkaError as error:
-                why = str(error)
+            except Exception as error:
+                why = str(error) or type(error).__name__
             else:
                 return
             failures.update({index: why for index in indexes if index not in pending})
@@ -601,7 +795,7 @@ class KafkaPublisher:
             elif future.cancelled():
                 failures[index] = "the producer was closed"
             elif (error := future.exception()) is not None:
-                failures[index] = str(error)
+                failures[index] = str(error) or type(error).__name__
                 # After an error of its own, an idempotent producer refuses everything; a new one has new sequences.
                 is_stale = is_stale or not isinstance(error, MessageSizeTooLargeError)
         if is_stale:
@@ -628,9 +822,9 @@ class KafkaPublisher:
                     await producer.start()
             except BaseException as error:
                 await self._close(producer)
-                if isinstance(error, TimeoutError | KafkaError | OSError):
+                if not must_pass(error):
                     self._count("publish_failed")
-                    why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+                    why = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
                     raise EventLogUnavailable(f"connecting to {settings.bootstrap_servers}: {why}") from error
                 raise
             self._producer = producer
@@ -732,23 +926,55 @@ def tasks_of(client: AIOKafkaConsumer | AIOKafkaProducer) -> list[asyncio.Task[A
     return [task for task in found if isinstance(task, asyncio.Task)]
 
 
+def named_partition(error: KafkaError) -> KafkaPartition | None:
+    """Return the partition that an error of reading is about, None when it names none."""
+    named = _NAMED_PARTITION.search(str(error))
+    return None if named is None else KafkaPartition(named[1], int(named[2]))
+
+
+def must_pass(error: BaseException) -> bool:
+    """Whether this is not the client's trouble: we are cancelled, or the process ends.
+
+    aiokafka also lets out the CancelledError of a task of its own that was ended.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return not isinstance(error, Exception)
+
+
+def dead_part(consumer: AIOKafkaConsumer) -> str | None:
+    """Return which background task of a started consumer has ended, after which it would wait for ever; None for none."""
+    for name, task in (
+        ("the fetching of records", getattr(getattr(consumer, "_fetcher", None), "_fetch_task", None)),
+        ("the following of the cluster", getattr(consumer._client, "_sync_task", None)),
+    ):
+        if isinstance(task, asyncio.Task) and task.done():
+            return name
+    return None
+
+
+def _retry_seconds(times: int) -> float:
+    return min(_CORRUPT_RETRY_SECONDS * 2.0 ** (times - 1), _CORRUPT_LONGEST_RETRY_SECONDS)
+
+
 def _is_refusal(error: KafkaError) -> bool:
     """Whether the brokers said no for a reason that a new connection would meet again."""
     return "Authorization" in type(error).__name__ or "Authentication" in type(error).__name__
 
 
 def _seek(consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int) -> None:
-    with suppress(KafkaError, AssertionError, AttributeError):  # no longer assigned: nothing to put back
+    with suppress(Exception):  # no longer assigned: nothing to put back
         consumer.seek(KafkaPartition(*partition), offset)
 
 
 def _pause(consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
-    with suppress(KafkaError, AssertionError):  # no longer assigned
+    with suppress(Exception):  # no longer assigned
         consumer.pause(KafkaPartition(*partition))
 
 
 def _resume(consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
-    with suppress(KafkaError, AssertionError):  # no longer assigned
+    with suppress(Exception):  # no longer assigned
         consumer.resume(KafkaPartition(*partition))
 
 

@@ -16,8 +16,9 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka import TopicPartition as KafkaPartition
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError
 
+from controller.adapters.kafka_records import Guard, name_faults
 from controller.adapters.kafka_topics import client_options, partition_of
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
@@ -54,14 +55,17 @@ class KafkaReader:
             isolation_level="read_committed",
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
+        guard = Guard(self._consumer)
+        guard.read_everything_carefully()  # a person looks: what cannot be read is shown as too large, and speed is no matter
         try:
             async with asyncio.timeout(settings.start_seconds):
                 await self._consumer.start()
+                name_faults(self._consumer)
                 # All topics are listed, none is asked for by name: some brokers make a topic that is asked for.
                 present = await self._consumer.topics()
                 for name in set(self._topics.values()) & set(present):
                     await self._consumer._client._wait_on_metadata(name)
-        except (TimeoutError, KafkaError, OSError) as error:
+        except Exception as error:
             await self._close()
             raise self._unavailable("connecting", error) from error
         except BaseException:
@@ -118,7 +122,7 @@ class KafkaReader:
         try:
             async with asyncio.timeout(self._settings.call_seconds):
                 offsets: dict[KafkaPartition, int] = await answer
-        except (TimeoutError, KafkaError, OSError) as error:
+        except Exception as error:
             raise self._unavailable(doing, error) from error
         return offsets
 
@@ -179,7 +183,7 @@ class KafkaReader:
                 consumer.resume(partition)
             try:
                 batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
-            except KafkaError as error:
+            except Exception as error:
                 raise self._unavailable("reading", error) from error
             for partition, records in batches.items():
                 waiting[partition].extend(record for record in records if record.offset < ends[partition])
@@ -246,7 +250,7 @@ class KafkaReader:
             except EventLogUnavailable as trouble:
                 yield trouble
                 continue
-            except KafkaError as error:
+            except Exception as error:
                 yield self._unavailable("reading", error)
                 await asyncio.sleep(_FOLLOW_MS / 1000)
                 continue
@@ -262,7 +266,7 @@ class KafkaReader:
         while positions:
             try:
                 batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
-            except KafkaError as error:
+            except Exception as error:
                 raise self._unavailable("reading", error) from error
             for partition, records in batches.items():
                 for record in records:

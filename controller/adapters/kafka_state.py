@@ -15,7 +15,17 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
-from controller.adapters.kafka import CountTrouble, ignore, stop_in_time, tasks_of
+from controller.adapters.kafka import (
+    UNREADABLE,
+    CountTrouble,
+    dead_part,
+    ignore,
+    must_pass,
+    named_partition,
+    stop_in_time,
+    tasks_of,
+)
+from controller.adapters.kafka_records import Guard, name_faults
 from controller.adapters.kafka_topics import client_options
 from controller.core.rollout import Rollout
 from controller.settings import KafkaSettings
@@ -56,6 +66,7 @@ class KafkaStateFeed:
         self._caught_up = asyncio.Event()
         self._last_heard: float | None = None
         self._consumer: AIOKafkaConsumer | None = None
+        self._is_stale = False
 
     @property
     def corrupt(self) -> Mapping[str, str]:
@@ -75,13 +86,20 @@ class KafkaStateFeed:
             try:
                 async for rollout in self._follow():
                     yield rollout
-            except (TimeoutError, KafkaError, OSError) as error:
+            except BaseException as error:
+                if must_pass(error):
+                    raise
+                # Of whatever type, it is the client's trouble: reading what a document holds raises nothing.
                 # Revisions are kept, so that reading from the beginning again repeats nothing.
                 self._count("state_feed_lost")
                 log.warning("state_feed_lost", topic=self._topic, error_type=type(error).__name__, reason=str(error))
             finally:
                 await self.stop()
             await asyncio.sleep(self._retry_seconds)
+
+    def read_again(self) -> None:
+        """Read the topic from its beginning once more: it was made anew, and may have grown past where we read."""
+        self._is_stale = True
 
     async def stop(self) -> None:
         """Disconnect within `stop_seconds`; `documents` does it too when its reader goes."""
@@ -102,8 +120,13 @@ class KafkaStateFeed:
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
         self._consumer = consumer
+        self._is_stale = False
+        guard = Guard(consumer)
+        stumbled: dict[KafkaPartition, int] = {}
+        at_once = 500
         async with asyncio.timeout(settings.start_seconds):
             await consumer.start()
+            name_faults(consumer)
             partitions = [KafkaPartition(self._topic, number) for number in await self._partitions(consumer)]
         consumer.assign(partitions)
         loop = asyncio.get_running_loop()
@@ -117,18 +140,56 @@ class KafkaStateFeed:
                     numbers = await self._partitions(consumer)
                 if len(numbers) != len(partitions):
                     raise KafkaError(f"{self._topic} has {len(numbers)} partitions now: reading it anew")
+                await self._check_positions(consumer, ends)
                 checked = loop.time()
                 goal = goal or ends
                 if await self._has_reached(consumer, ends):
                     self._last_heard = checked
                     self._tell_overtaken()
-            batches = await consumer.getmany(timeout_ms=100, max_records=500)
+            dead = "the topic that was read" if self._is_stale else dead_part(consumer)
+            if dead is not None:
+                raise KafkaError(f"{dead} has ended")
+            try:
+                batches = await consumer.getmany(timeout_ms=100, max_records=at_once)
+            except UNREADABLE as error:
+                at_once = 1  # the call that raises forgets what it has read
+                await self._pass_unreadable(consumer, guard, stumbled, error)
+                continue
             for records in batches.values():
                 for rollout in self._newer(records):
                     yield rollout
             if goal is not None and not self._caught_up.is_set() and await self._has_reached(consumer, goal):
                 self._caught_up.set()
                 log.info("state_caught_up", topic=self._topic, flags=len(self._revisions), corrupt=len(self._corrupt))
+
+    async def _pass_unreadable(
+        self, consumer: AIOKafkaConsumer, guard: Guard, stumbled: dict[KafkaPartition, int], error: KafkaError
+    ) -> None:
+        """Read the same again, every record with care; what cannot be read even so is passed by.
+
+        Its flag keeps the document that it has, and gets the next one. Standing still would stop every flag.
+        """
+        partition = named_partition(error)
+        if partition is None:
+            raise error
+        async with asyncio.timeout(self._settings.call_seconds):
+            position: int = await consumer.position(partition)
+        if stumbled.get(partition) == position and guard.is_read_carefully(partition):
+            following = guard.following(partition, position) or position + 1
+            self._count("state_unreadable")
+            log.error("state_unreadable", partition=partition.partition, offset=position, reason=str(error))
+            consumer.seek(partition, max(following, position + 1))
+            return
+        stumbled[partition] = position
+        guard.read_everything_carefully()
+        consumer.seek(partition, position)
+
+    async def _check_positions(self, consumer: AIOKafkaConsumer, ends: Mapping[KafkaPartition, int]) -> None:
+        """Raise KafkaError when a partition ends before what was read of it: the topic was made anew, or truncated."""
+        for partition, end in ends.items():
+            position = await consumer.position(partition)
+            if position > end:
+                raise KafkaError(f"{self._topic} ends at {end}, and was read up to {position}: reading it anew")
 
     def _newer(self, records: Sequence[ConsumerRecord]) -> Iterator[Rollout]:
         """Yield the documents that are newer than what their flags have; while catching up, of several only the newest."""

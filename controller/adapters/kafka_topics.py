@@ -13,36 +13,47 @@ from typing import Any
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import TopicAlreadyExistsError, for_code
 from aiokafka.partitioner import murmur2
 
-from controller.errors import ConfigInvalid, EventLogUnavailable
+from controller.errors import ConfigInvalid, EventLogUnavailable, RolloutdError
 from controller.settings import KafkaSettings, TopicNames
 
 log = structlog.get_logger(__name__)
 
 _USUAL_COPIES = 3  # survives one broker in maintenance and one lost
-_HOUR = 3_600_000  # ms
+_MINUTE = 60_000  # ms
+_HOUR = 60 * _MINUTE
 _WEEK = 7 * 24 * _HOUR
+
+_BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
 
 #: What a topic we make is configured with; the rest is the broker's choice. Events are kept for a week, so that a
 #: replica that was away for a long weekend misses none. Decisions are the audit log. State is compacted early and
-#: often: every replica reads it from its beginning when it starts.
+#: often: every replica reads it from its beginning when it starts. What we write has the broker's time: it is then in order
+#: for whoever reads it by time, and tells us how wrong our own clock is.
 TOPIC_CONFIGS: Mapping[str, Mapping[str, str]] = {
     "evaluations": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
     "outcomes": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
     "commands": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
-    "results": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
-    "decisions": {"cleanup.policy": "delete", "retention.ms": str(2 * 366 * 24 * _HOUR)},
-    "alerts": {"cleanup.policy": "delete", "retention.ms": str(90 * 24 * _HOUR)},
+    "results": {"cleanup.policy": "delete", "retention.ms": str(_WEEK), **_BROKERS_TIME},
+    "decisions": {"cleanup.policy": "delete", "retention.ms": str(2 * 366 * 24 * _HOUR), **_BROKERS_TIME},
+    "alerts": {"cleanup.policy": "delete", "retention.ms": str(90 * 24 * _HOUR), **_BROKERS_TIME},
     "state": {
         "cleanup.policy": "compact",
         "min.cleanable.dirty.ratio": "0.1",
         "segment.ms": str(24 * _HOUR),
         "delete.retention.ms": str(_WEEK),
     },
-    "quarantine": {"cleanup.policy": "delete", "retention.ms": str(2 * _WEEK)},
+    "quarantine": {"cleanup.policy": "delete", "retention.ms": str(2 * _WEEK), **_BROKERS_TIME},
 }
+
+#: A record from the future makes honest ones look old. Brokers since Kafka 3.6 can refuse those whose timestamp is further
+#: ahead than this; by itself Kafka 4 takes an hour and older ones take any.
+_MOST_AHEAD = {"message.timestamp.after.max.ms": str(5 * _MINUTE)}
+_MOST_AHEAD_OF_BROKER = "log.message.timestamp.after.max.ms"
+_TIMED_BY_PRODUCERS = ("evaluations", "outcomes", "commands")
+_DEFAULT_CONFIG = 5  # `config_source` of what nobody has set; before version 1 of the answer it is True
 
 #: Cleanup that would be silent loss: compaction drops events, deletion drops what we recover from.
 _RUINOUS_POLICY = {"evaluations": "compact", "outcomes": "compact", "commands": "compact", "state": "delete"}
@@ -113,15 +124,18 @@ async def _admin(settings: KafkaSettings, doing: str) -> AsyncIterator[AIOKafkaA
         async with asyncio.timeout(settings.start_seconds):
             await admin.start()
             yield admin
+    except RolloutdError:
+        raise
     except TimeoutError as error:
         raise EventLogUnavailable(f"{doing}: no answer from {settings.bootstrap_servers} in time") from error
-    except KafkaError as error:
-        raise EventLogUnavailable(f"{doing}: {settings.bootstrap_servers}: {error}") from error
+    except Exception as error:  # aiokafka raises what it stumbles over: the surroundings' trouble all the same
+        why = str(error) or type(error).__name__
+        raise EventLogUnavailable(f"{doing}: {settings.bootstrap_servers}: {why}") from error
     finally:
         try:
             async with asyncio.timeout(settings.stop_seconds):
                 await admin.close()
-        except (TimeoutError, KafkaError) as error:
+        except Exception as error:
             log.warning("kafka_close_failed", client="admin", error_type=type(error).__name__, reason=str(error))
 
 
@@ -129,14 +143,18 @@ async def _create(
     admin: AIOKafkaAdminClient, settings: KafkaSettings, missing: Mapping[str, str], event_partitions: int
 ) -> None:
     """Ask for the missing topics; what is refused is reported by name. A topic made by somebody else meanwhile is fine."""
-    brokers = len((await admin.describe_cluster())["brokers"])
-    copies = settings.replication_factor or min(_USUAL_COPIES, brokers)
+    brokers = (await admin.describe_cluster())["brokers"]
+    copies = settings.replication_factor or min(_USUAL_COPIES, len(brokers))
+    ahead = await _most_ahead(admin, brokers)
     wanted = [
         NewTopic(
             name,
             event_partitions if logical in ("evaluations", "outcomes") else settings.partitions,
             copies,
-            topic_configs=dict(TOPIC_CONFIGS[logical]),
+            topic_configs={
+                **TOPIC_CONFIGS[logical],
+                **(ahead if logical in _TIMED_BY_PRODUCERS else {}),
+            },
         )
         for logical, name in missing.items()
     ]
@@ -158,6 +176,22 @@ async def _create(
             f"topics could not be created: {'; '.join(refused)}. Grant CREATE on them, or have them made "
             "with `kafka-topics --create` and set kafka.create_topics to false"
         )
+
+
+async def _most_ahead(admin: AIOKafkaAdminClient, brokers: list[dict[str, Any]]) -> Mapping[str, str]:
+    """Return what bounds timestamps ahead of the broker's clock: nothing where it is set for all topics, or not known."""
+    broker = str(brokers[0]["node_id"])
+    resource = ConfigResource(ConfigResourceType.BROKER, broker, {_MOST_AHEAD_OF_BROKER: ""})
+    try:
+        code, _message, _type, _name, entries = (await admin.describe_configs([resource]))[0].resources[0]
+    except Exception as error:  # a broker that does not say is no reason to have no topics
+        log.info("broker_limits_unknown", error_type=type(error).__name__, reason=str(error))
+        return {}
+    if code != 0:
+        log.info("broker_limits_unknown", error_type=for_code(code).__name__)
+        return {}
+    is_default = any(entry[0] == _MOST_AHEAD_OF_BROKER and entry[3] in (_DEFAULT_CONFIG, True) for entry in entries)
+    return _MOST_AHEAD if is_default else {}
 
 
 async def _wait_for(admin: AIOKafkaAdminClient, names: Mapping[str, str], were_created: bool) -> dict[str, int]:
@@ -199,7 +233,7 @@ async def _refuse_ruinous_policies(admin: AIOKafkaAdminClient, names: Mapping[st
     ]
     try:
         answers = await admin.describe_configs(resources)
-    except (KafkaError, AttributeError) as error:
+    except Exception as error:
         log.info("topic_policies_unknown", error_type=type(error).__name__, reason=str(error))
         return
     logical_of = {name: logical for logical, name in names.items()}

@@ -330,14 +330,6 @@ class MemoryBroker:
                 member.wake()
         return record
 
-    async def grow(self, topic: str, partitions: int) -> None:
-        """Give a topic more partitions, and share them out, as an operator does while all runs."""
-        if partitions < self.topics[topic]:
-            raise ValueError("a topic never loses partitions")
-        self.topics[topic] = partitions
-        for group in list(self._members):
-            await self._rebalance(group)
-
     def skip(self, partition: TopicPartition, count: int = 1) -> None:
         """Use up `count` offsets without a record, as transaction markers and compaction do."""
         self._next[partition] += count
@@ -346,6 +338,26 @@ class MemoryBroker:
         """Forget every record before offset `first`, as retention does."""
         self._first[partition] = max(first, self._first[partition])
         self._records[partition] = [record for record in self._records[partition] if record.offset >= first]
+
+    async def grow(self, topic: str, partitions: int) -> None:
+        """Give a topic more partitions, as `kafka-topics --alter` does, and share all out anew."""
+        if partitions < self.topics[topic]:
+            raise ValueError("a topic never gets fewer partitions")
+        self.topics[topic] = partitions
+        for group in list(self._members):
+            await self._rebalance(group)
+
+    async def remake(self, topic: str) -> None:
+        """Delete a topic with its records and make it again: offsets start over, its partitions are revoked and assigned."""
+        for where in [(topic, number) for number in range(self.topics[topic])]:
+            self._records[where] = []
+            self._first[where] = self._next[where] = 0
+            for committed in self._committed.values():
+                committed.pop(where, None)
+        for group, members in list(self._members.items()):
+            for member in members:
+                await member.reassign(frozenset(one for one in member.assignment if one[0] != topic))
+            await self._rebalance(group)
 
     def records(self, topic: str) -> list[Record]:
         """Return all records kept, partition by partition."""
@@ -398,6 +410,7 @@ class MemoryEventLog:
         self._broker = broker
         self._positions: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
+        self._heard: dict[TopicPartition, float] = {}
         self._paused: set[TopicPartition] = set()
         self._arrived = asyncio.Event()
         self._revoked: Callable[[frozenset[TopicPartition]], Awaitable[None]] | None = None
@@ -426,6 +439,7 @@ class MemoryEventLog:
             del self._positions[partition]
             self._paused.discard(partition)
             self._ends.pop(partition, None)
+            self._heard.pop(partition, None)
         for partition in partitions - self.assignment:
             self._positions[partition] = self._broker.bounds(partition)[0]
         self.wake()
@@ -457,6 +471,7 @@ class MemoryEventLog:
             self._ends[partition] = end
             if partition in self._paused or left == 0:
                 continue
+            self._note_answered([partition])
             records = self._broker.read(partition, max(first, self._positions[partition]), left)
             if records:
                 found[partition] = records
@@ -478,10 +493,23 @@ class MemoryEventLog:
 
     async def bounds(self, partition: TopicPartition) -> tuple[int, int]:
         self._broker.outage.before()
+        self._note_answered([partition])
         return self._broker.bounds(partition)
 
     def end_offset(self, partition: TopicPartition) -> int | None:
         return self._ends.get(partition)
+
+    def heard_at(self, partition: TopicPartition) -> float | None:
+        return self._heard.get(partition)
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        self._broker.outage.before()
+        self._note_answered(partitions)
+        return {partition: self._broker.bounds(partition)[1] for partition in partitions}
+
+    def _note_answered(self, partitions: Sequence[TopicPartition]) -> None:
+        now = self._broker.clock.monotonic()
+        self._heard.update((one, now) for one in partitions if one in self._positions)
 
     async def committed(self, partition: TopicPartition) -> int | None:
         self._broker.outage.before()

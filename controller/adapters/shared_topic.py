@@ -95,6 +95,13 @@ class SharedTopic:
     def end_offset(self, partition: TopicPartition) -> int | None:
         return self._log.end_offset(_partition_of(partition))
 
+    def heard_at(self, partition: TopicPartition) -> float | None:
+        return self._log.heard_at(_partition_of(partition))
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        ends = await self._log.ends(_partitions_of(partitions))
+        return {stream: ends[_partition_of(stream)] for stream in partitions}
+
     async def committed(self, partition: TopicPartition) -> int | None:
         return await self._log.committed(_partition_of(partition))
 

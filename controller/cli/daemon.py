@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 config = typer.Typer(help="What the daemon would run with.", no_args_is_help=True)
 app.add_typer(config, name="config")
+repair = typer.Typer(help="Take away what a fault left behind.", no_args_is_help=True)
+app.add_typer(repair, name="repair")
 app.command()(demo)
 
 ConfigOption = Annotated[
@@ -48,6 +50,22 @@ def run(config: ConfigOption = None) -> None:
     finally:
         stream.close()
     raise typer.Exit(code)
+
+
+@repair.command("flag")
+def repair_one_flag(
+    flag: Annotated[str, typer.Argument(help="The flag's key", show_default=False)],
+    config: ConfigOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+) -> None:
+    """Discard what Redis holds of one flag, so that it goes on from the state topic's newest document.
+
+    For a flag that `/readyz` shows as unreadable. Nothing has to be stopped or restarted. Exits 78 when
+    the name or the configuration cannot be used, 75 when Redis does not answer.
+    """
+    from controller.cli.repair_flag import repair_flag
+
+    repair_flag(flag, _settings(config), is_asked=not yes)
 
 
 @config.command()

@@ -195,7 +195,8 @@ class LocalKafka:
 
     `ports`: one per broker; None draws free ones. The ports and data directories stay the same over restarts.
     `directory`: where data and logs go, kept afterwards; None is a temporary one, removed by `stop`.
-    `heap_megabytes`: the Java heap of each broker. `settings`: broker properties on top of ours.
+    `heap_megabytes`: the Java heap of each broker. `settings`: broker properties on top of ours; an empty one is left
+    to the broker.
     `java_options`: extra options of the Java machine. We start with its quick compiler only, a third off the start-up;
     over 300,000 records that cost no throughput. Give `-XX:TieredStopAtLevel=4` for sustained load.
     """
@@ -442,7 +443,7 @@ class LocalKafka:
             "num.recovery.threads.per.data.dir": "1",
             **self._settings,
         }
-        return "".join(f"{key}={value}\n" for key, value in properties.items())
+        return "".join(f"{key}={value}\n" for key, value in properties.items() if value)
 
     def _log_tail(self, broker: int) -> str:
         try:

@@ -104,6 +104,39 @@ async def test_a_missing_topic_fails_in_time_and_holds_up_no_other(
     assert len(await read_all(kafka, settings.topic("decisions"))) == 2
 
 
+async def test_the_same_id_with_other_content_is_written(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, make_publisher: MakePublisher
+) -> None:
+    """An effect that was acknowledged within a failed batch is not written twice; one that took its id over is."""
+    settings = settings_for(kafka, topic_prefix, call_seconds=1.0)
+    await create_topics(settings.topic("decisions"))
+    publisher = make_publisher(settings)
+    missing = OutboxEntry("outbox:9", "f/9/0", "alerts", "f", b"no topic")
+    for _ in range(2):
+        with pytest.raises(EventLogUnavailable):
+            await publisher.publish([entry(1, value=b"first"), missing])
+    await publisher.publish([entry(1, value=b"second")])
+    await publisher.publish([entry(1, value=b"first")])  # acknowledged above: the batch it failed with is settled by this
+    values = [value for _, _, value in await read_all(kafka, settings.topic("decisions"))]
+    assert values == [b"first", b"second"]
+
+
+async def test_the_brokers_clock_is_noted(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, make_publisher: MakePublisher
+) -> None:
+    """Records with the broker's own time say how far our clock is from it; others say nothing."""
+    settings = settings_for(kafka, topic_prefix)
+    await create_topics(settings.topic("state"))
+    await create_topics(settings.topic("decisions"), configs={"message.timestamp.type": "LogAppendTime"})
+    publisher = make_publisher(settings)
+    await publisher.publish([entry(1, "state")])
+    assert publisher.clock_skew_seconds is None
+    for number in range(3):
+        await publisher.publish([entry(number)])
+    assert publisher.clock_skew_seconds is not None
+    assert abs(publisher.clock_skew_seconds) < 0.5
+
+
 async def test_a_silent_broker_costs_the_deadline_and_nothing_arrives_late(
     own_kafka: LocalKafka, topic_prefix: str, make_publisher: MakePublisher
 ) -> None:

@@ -1,17 +1,19 @@
 """The topics of a real cluster: made when missing, checked when there, and keyed as everybody else keys them."""
 
 import asyncio
+import time
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import InvalidTimestampError
 
 from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
 from controller.errors import ConfigInvalid, EventLogUnavailable
 from controller.settings import KafkaSettings, TopicNames
 from tests.brokers import LocalKafka, MockKafka
-from tests.conftest import CreateTopics
+from tests.conftest import CreateTopics, require_local_kafka
 
 
 def settings_for(bootstrap: str, prefix: str, **changes: object) -> KafkaSettings:
@@ -53,6 +55,32 @@ async def test_missing_topics_are_made_as_they_must_be(kafka: str, topic_prefix:
     names = [settings.topic(logical) for logical in TopicNames.model_fields]
     expected = {name: "compact" if name.endswith("rollout.state") else "delete" for name in names}
     assert await policies(kafka, *names) == expected
+
+
+@pytest.mark.parametrize("is_limit_set", [False, True])
+async def test_records_from_the_future_are_refused_unless_the_broker_says_otherwise(
+    topic_prefix: str, is_limit_set: bool
+) -> None:
+    """Event and command topics take nothing an hour ahead; a limit that somebody set for the whole broker is left."""
+    require_local_kafka()
+    limit = {} if is_limit_set else {"log.message.timestamp.after.max.ms": ""}
+    with LocalKafka(settings=limit) as broker:
+        settings = settings_for(broker.bootstrap, topic_prefix)
+        await ensure_topics(settings)
+        producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap)
+        await producer.start()
+        refused = []
+        try:
+            for logical in ("evaluations", "commands", "state", "results"):
+                now = round(time.time() * 1000)
+                await producer.send_and_wait(settings.topic(logical), b"{}", b"k", timestamp_ms=now + 240_000)
+                try:
+                    await producer.send_and_wait(settings.topic(logical), b"{}", b"k", timestamp_ms=now + 1_800_000)
+                except InvalidTimestampError:
+                    refused.append(logical)
+        finally:
+            await producer.stop()
+    assert refused == ([] if is_limit_set else ["evaluations", "commands"])
 
 
 @pytest.mark.real_kafka
