@@ -242,7 +242,8 @@ def _command(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphab
             command_id = pick((command_id, command_id, command_id, rollout.rollout_id))
     needs_plan = verb is CommandVerb.START or (verb is CommandVerb.RESTART and pick((True, False)))
     plan = pick(alphabet.plans) if needs_plan and pick((True, True, True, not alphabet.is_untidy)) else None
-    return CommandReceived(at, command_id, verb, "ada", "because", issued_at, expected, plan)
+    is_backlog = alphabet.is_untidy and pick((False, False, True))
+    return CommandReceived(at, command_id, verb, "ada", "because", issued_at, expected, plan, is_backlog)
 
 
 def _likely_verbs(rollout: Rollout | None) -> tuple[CommandVerb, ...]:

@@ -55,6 +55,22 @@ def run(config: ConfigOption = None) -> None:
     raise typer.Exit(code)
 
 
+@repair.command("flag")
+def repair_one_flag(
+    flag: Annotated[str, typer.Argument(help="The flag's key", show_default=False)],
+    config: ConfigOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+) -> None:
+    """Discard what Redis holds of one flag, so that it goes on from the state topic's newest document.
+
+    For a flag that `/readyz` shows as unreadable. Nothing has to be stopped or restarted. Exits 78 when
+    the name or the configuration cannot be used, 75 when Redis does not answer.
+    """
+    from controller.cli.repair_flag import repair_flag
+
+    repair_flag(flag, _settings(config), is_asked=not yes)
+
+
 @config.command()
 def check(config: ConfigOption = None) -> None:
     """Check the settings without connecting to anything: every fault with its place. Exits 78 on one."""

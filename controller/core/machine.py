@@ -383,9 +383,11 @@ def _obey(rollout: Rollout, command: CommandReceived, now: datetime) -> tuple[Ro
     Lowering works whatever revision was seen, if it is meant for this rollout.
     """
     verb, phase = command.verb, rollout.phase
-    if verb in (CommandVerb.START, CommandVerb.RESTART) and rollout.has_ended:
+    is_start = verb in (CommandVerb.START, CommandVerb.RESTART)
+    if is_start and rollout.has_ended:
         return _begin(rollout, command)
-    if verb not in _RAISING and (why := _for_another_time(rollout, command)) is not None:
+    is_late = verb in _RAISING and _is_outdated(command)  # said below: its limit is the shorter one
+    if not (is_start or is_late) and (why := _for_another_time(rollout, command)) is not None:
         return rollout, (_rejected(command, rollout.revision, why),)
     if verb not in ALWAYS_ACCEPTED:
         if command.expected_revision not in (None, rollout.revision):
@@ -524,7 +526,7 @@ def _is_outdated(command: CommandReceived) -> bool:
 
 
 def _for_another_time(rollout: Rollout, command: CommandReceived) -> str | None:
-    """Return why an order that raises nothing is not one for this rollout; None when it may be.
+    """Return why an order is not one for this rollout; None when it may be.
 
     Offsets and answers can be lost together, and then last week's orders are read again: none may lower
     this week's rollout. An operator with a slow clock must be heard all the same: what arrives now is

@@ -69,6 +69,8 @@ TESTS_SAVED_EVERY_SECONDS = 1.0
 JUDGED_EVERY_SECONDS = 1.0
 #: A deadline that changed nothing (frozen, say) is looked at again this often.
 TICK_EVERY_SECONDS = 0.1
+#: What is left of a wait may be less than a clock can tell: waiting for it would never end.
+SHORTEST_WAIT_SECONDS = 1e-6
 #: Effects that may wait for Kafka; beyond it nothing that raises exposure is saved, lowering always is.
 OUTBOX_LIMIT = 200
 #: More than any decision has: the token and the place in the save number the outbox's fields, rising for ever.
@@ -126,7 +128,7 @@ class FlagWorker:
         self._outbox: deque[OutboxEntry] = deque()
         self._outbox_wake = asyncio.Event()
         self._held_back = ""  # why nothing was raised, as logged last
-        self._baking: tuple[str, int, float, float] | None = None  # see `_note_bake`
+        self._baking: tuple[object, float, float] | None = None  # see `_note_bake`
         self._violated: set[tuple[str, int]] = set()  # (invariant, revision), each reported once
         self.urgent = asyncio.Event()  # an order that lowers waits: no pause before a restart
         self.has_failed = False  # orders that lower go before evidence, which may be what it fails on
@@ -252,7 +254,8 @@ class FlagWorker:
         if deadline is None:
             return None
         since_tick = self._tools.clock.monotonic() - self._ticked_at
-        return max((deadline - self._now()).total_seconds(), TICK_EVERY_SECONDS - since_tick)
+        wait = max((deadline - self._now()).total_seconds(), TICK_EVERY_SECONDS - since_tick)
+        return wait if wait > SHORTEST_WAIT_SECONDS else 0.0
 
     async def _handle(self, event: Event | Look) -> tuple[Effect, ...]:
         """Decide, save, then act. A save that was overtaken is decided again on what was saved."""
@@ -365,22 +368,21 @@ class FlagWorker:
             self._tools.faults.clear(Scope.FLAG, self.flag_key)
         return found
 
-    def _note_bake(self, rollout: Rollout | None) -> None:
-        """Keep by the clock that nobody can set when a bake was met here, and how much was left of it."""
+    def _note_bake(self, rollout: Rollout | None, at: datetime) -> None:
+        """Keep by the clock that nobody can set when a bake was met here, and how much was left of it `at`."""
         if rollout is None or not isinstance(rollout.phase, Baking):
             self._baking = None
             return
-        known = self._baking
-        if known is not None and known[:2] == (rollout.rollout_id, rollout.revision):
-            return
-        left = (rollout.phase.until - self._now()).total_seconds()
-        self._baking = (rollout.rollout_id, rollout.revision, self._tools.clock.monotonic(), left)
+        bake = (rollout.rollout_id, len(rollout.visits), rollout.phase.until)
+        if self._baking is None or self._baking[0] != bake:
+            left = (rollout.phase.until - at).total_seconds()
+            self._baking = (bake, self._tools.clock.monotonic(), left)
 
     def _bake_left_seconds(self) -> float | None:
         """Return what is left of the bake by the monotonic clock; None when no bake lasts."""
         if self._baking is None:
             return None
-        _, _, since, left = self._baking
+        _, since, left = self._baking
         return left - (self._tools.clock.monotonic() - since)
 
     def _judge(self, rollout: Rollout, evidence: Evidence, now: datetime) -> tuple[Judgement | None, GateTests]:
@@ -428,7 +430,8 @@ class FlagWorker:
             self._log.warning("save_overtaken", token=self._token)
             return False
         self.rollout, self._tests, self._token, self._tests_saved_at = after, tests, self._token + 1, now
-        self._note_bake(after)
+        if after is not None:
+            self._note_bake(after, after.updated_at)
         if is_transition and after is not None:
             self._tools.on_transition(after)
         self._send(entries)
@@ -518,7 +521,7 @@ class FlagWorker:
         rollout, self._token = stored.rollout, stored.token
         self._tests = self._decoded(stored.tests)
         self.rollout = rollout
-        self._note_bake(rollout)
+        self._note_bake(rollout, self._now())
         # What waits in memory alone: alerts, answers given again, and what Redis has lost. The receivers
         # drop what they have by its id.
         waiting = [entry for entry in self._outbox if not entry.field]

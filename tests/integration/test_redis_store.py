@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -11,13 +12,14 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 
+from controller.adapters.documents import encode
 from controller.adapters.redis import ANSWERS_KEPT, ANSWERS_PRUNED_EVERY, Identity, RedisRollouts, RedisTotals, Store
-from controller.errors import BrokenInvariant, ConfigInvalid, StoreUnavailable
+from controller.errors import BrokenInvariant, ConfigInvalid, DocumentUnreadable, StoreUnavailable
 from controller.ports import OutboxEntry, StoredRollout
 from schemas.terms import Arm
 from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
 from tests.brokers import RedisServer
-from tests.builders import make_rollout
+from tests.builders import T0, make_rollout
 
 OURS = Identity("one", "", "production")
 KEY = "flag.evaluations/3/1"
@@ -264,8 +266,9 @@ async def test_an_unreadable_document_stops_its_flag_only(store: Store) -> None:
     await rollouts.save("good", expected_token=0, rollout=make_rollout())
     await rollouts.save("bad", expected_token=0, rollout=make_rollout())
     await store.client.hset("rolloutd:ro:{bad}", "document", "{")
-    with pytest.raises(BrokenInvariant):
-        await rollouts.load("bad")
+    stored = await rollouts.load("bad")
+    assert stored.rollout is None
+    assert "not JSON" in stored.trouble
     assert (await rollouts.load("good")).rollout == make_rollout()
 
 
@@ -551,3 +554,67 @@ async def _key_in_an_empty_slot(node: redis.asyncio.Redis) -> tuple[str, int]:
         if slot <= 8191 and not await _ask(node, "CLUSTER COUNTKEYSINSLOT", slot):
             return key, slot
     raise AssertionError("a thousand keys and no empty slot")
+
+
+# --- what cannot be read concerns one flag --------------------------------------------------------------------------------
+
+
+async def test_damage_of_any_kind_is_left_out_of_start_up_and_reported(store: Store) -> None:
+    """A newer schema_version, no JSON, numbers beyond any clock, another type of key: the other flags are found."""
+    told: dict[str, str] = {}
+    client = store.client
+    rollouts = RedisRollouts(store, unreadable=told.__setitem__)
+    good = make_rollout()
+    names = ("newer", "no-json", "too-long", "no-hash", "good")
+    for name in names:
+        rollout = replace(good, flag_key=name, plan=replace(good.plan, flag_key=name), revision=3)
+        await rollouts.save(name, expected_token=0, rollout=rollout)
+
+    def key(name: str) -> str:
+        return f"{store.prefix}ro:{{{name}}}"
+
+    document = json.loads(await client.hget(key("newer"), "document"))
+    await client.hset(key("newer"), "document", json.dumps(document | {"schema_version": 99}))
+    await client.hset(key("no-json"), "document", b"\xff{")
+    document["plan"]["stages"][0]["bake"] = "P9999999D"
+    await client.hset(key("too-long"), "document", json.dumps(document))
+    await client.delete(key("no-hash"))
+    await client.set(key("no-hash"), "a string")
+    await client.sadd(f"{store.prefix}flags", b"\xff\xfe", "not a name")
+    assert [rollout.flag_key for rollout in await rollouts.newer_than({})] == ["good"]
+    assert set(told) == {"newer", "no-json", "too-long", "no-hash"}
+    assert "schema_version 99" in told["newer"]
+
+
+async def test_a_damaged_document_is_described_and_its_copy_in_the_outbox_found(store: Store) -> None:
+    """Loading says what is wrong and whether a newer release wrote it; what waits to be published is a second copy."""
+    rollouts, client = RedisRollouts(store), store.client
+    rollout = make_rollout(revision=2)
+    entry = replace(encode(rollout, "new-checkout", rollout, "new-checkout/2/0", T0), field="outbox:100")
+    await rollouts.save("new-checkout", expected_token=0, rollout=rollout, outbox=[entry])
+    key = f"{store.prefix}ro:{{new-checkout}}"
+    await client.hset(key, "document", b"{}")
+    await client.hset(key, "outbox:101", b"not an effect")
+    stored = await rollouts.load("new-checkout")
+    assert (stored.rollout, stored.token, stored.is_newer) == (rollout, 1, False)
+    assert stored.trouble
+    assert stored.outbox == [entry]
+    await client.hset(key, "document", b'{"schema_version": 99}')
+    stored = await rollouts.load("new-checkout")
+    assert (stored.rollout, stored.is_newer) == (None, True)
+    await client.hset(key, "token", b"x")
+    with pytest.raises(DocumentUnreadable, match="token"):
+        await rollouts.load("new-checkout")
+
+
+async def test_a_discarded_flag_leaves_nothing(store: Store) -> None:
+    """Document, answers, effects and the name in the index go, whatever they are; other flags stay."""
+    rollouts, client = RedisRollouts(store), store.client
+    for name in ("new-checkout", "other"):
+        rollout = replace(make_rollout(), flag_key=name)
+        await rollouts.save(name, expected_token=0, rollout=rollout, answer=("c", b"{}"))
+    assert await rollouts.discard("new-checkout")
+    assert not await rollouts.discard("new-checkout")
+    assert list(await rollouts.flag_keys()) == ["other"]
+    assert await client.exists(f"{store.prefix}ro:{{new-checkout}}") == 0
+    assert (await rollouts.load("new-checkout")).token == 0

@@ -20,7 +20,9 @@ from controller.core.rollout import (
     AskAdvice,
     AwaitingApproval,
     Baking,
+    CommandReceived,
     Completed,
+    Effect,
     EvidenceJudged,
     Freeze,
     Gating,
@@ -528,3 +530,54 @@ def test_what_is_told_of_an_audience_names_it() -> None:
     _, effects = decide(make_rollout(plan=plan), EvidenceJudged(T0 + MINUTE, seen))
     (told,) = (effect for effect in effects if isinstance(effect, RaiseAlert))
     assert "rolled back from 100 % of staff to 0 %" in told.summary
+
+
+# --- orders for another time ------------------------------------------------------------------------------------------
+
+
+def issued(verb: CommandVerb, ago: timedelta, **overrides: object) -> CommandReceived:
+    """Return a command received five hours after `T0`, issued so long before."""
+    at = T0 + 5 * HOUR
+    return make_command(verb, **{"at": at, "issued_at": at - ago, **overrides})
+
+
+@pytest.mark.parametrize("verb", [CommandVerb.ROLL_BACK, CommandVerb.ABORT, CommandVerb.PAUSE, CommandVerb.STEP_BACK])
+@pytest.mark.parametrize("phase", [None, Completed(T0 + HOUR)])
+def test_an_order_read_again_lowers_no_later_rollout(verb: CommandVerb, phase: Completed | None) -> None:
+    """Issued before the rollout began and in the log before we read there: rejected, and it says for which one it was."""
+    rollout = make_rollout(phase=phase, percent=10.0)
+    assert status(decide(rollout, issued(verb, timedelta(hours=5, minutes=6), is_backlog=True))) is CommandStatus.REJECTED
+    after, effects = decide(rollout, issued(verb, timedelta(hours=5, minutes=6), is_backlog=True))
+    assert after is rollout
+    assert isinstance(effects[-1], AnswerCommand)
+    assert "before this rollout began at 2026-01-05T09:00:00" in effects[-1].reason
+
+
+@pytest.mark.parametrize(
+    ("ago", "overrides"),
+    [
+        (timedelta(hours=4), {"is_backlog": True}),  # during the rollout: an outage of hours makes it no less an order
+        (timedelta(hours=5, minutes=4), {"is_backlog": True}),  # clocks differ by minutes
+        (timedelta(hours=23), {}),  # sent just now by a clock that is slow by nearly a day
+        (timedelta(days=40), {"expected_revision": 1, "is_backlog": True}),  # whoever names the revision has seen it
+    ],
+)
+def test_an_order_for_this_rollout_lowers_it_late_and_by_a_slow_clock(ago: timedelta, overrides: dict[str, object]) -> None:
+    """An operator with a slow clock is heard: 0 % is served."""
+    after, effects = decide(make_rollout(), issued(CommandVerb.ROLL_BACK, ago, **overrides))
+    assert after is not None
+    assert after.percent == 0
+    assert status((after, effects)) is CommandStatus.ACCEPTED
+
+
+def test_an_order_of_more_than_a_day_ago_is_none_for_now() -> None:
+    """Whatever was read again after a day lowers nothing, also in the rollout it was for."""
+    rollout = make_rollout(started_at=T0 - 90 * HOUR)
+    assert status(decide(rollout, issued(CommandVerb.ROLL_BACK, timedelta(hours=25)))) is CommandStatus.REJECTED
+    assert status(decide(rollout, issued(CommandVerb.ROLL_BACK, timedelta(hours=23)))) is CommandStatus.ACCEPTED
+
+
+def status(outcome: tuple[Rollout | None, tuple[Effect, ...]]) -> CommandStatus:
+    """Return how the command was answered."""
+    (answer,) = (effect for effect in outcome[1] if isinstance(effect, AnswerCommand))
+    return answer.status
