@@ -46,6 +46,9 @@ SOMEBODY = "somebody who writes to the file"
 MAX_BYTES = 50_000_000
 """A longer file is not ours: 10,000 flags take 4 MB."""
 
+UNSETTLED_NS = 50_000_000
+"""A file that changed this recently is read again: clocks of file systems tick every 1 to 10 ms."""
+
 LOCK_SECONDS = 1.0
 """What another writer may take; a write takes milliseconds."""
 
@@ -166,7 +169,9 @@ class FilePlane:
         with self._reading:
             if read_at != self._read_at:
                 self._content = self._parse(status.st_size)
-                self._read_at = read_at
+                # Two writes within a tick of the file system's clock may look alike: number, time and size.
+                is_settled = abs(time.time_ns() - status.st_mtime_ns) > UNSETTLED_NS
+                self._read_at = read_at if is_settled else None
             return self._content
 
     def _parse(self, size: int) -> _Content:
