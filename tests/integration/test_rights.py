@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import redis.asyncio
+import yaml
 
 from controller.adapters.redis import Identity, RedisRollouts, RedisTotals, RightMissing, Store
 from controller.adapters.redis_plane import RedisPlane
 from controller.errors import FlagPlaneUnavailable, StoreUnavailable
 from controller.ports import OutboxEntry
 from schemas.totals import PartitionCounts, encode_progress
-from tests.brokers import RedisServer
+from tests.brokers import RedisServer, free_port, redis_binary
 from tests.builders import make_rollout
 
 GUIDE = (Path(__file__).parents[2] / "ops" / "security.md").read_text(encoding="utf-8")
@@ -191,3 +196,42 @@ async def test_the_planes_rights_are_enough(own_redis: RedisServer) -> None:
     with pytest.raises(FlagPlaneUnavailable, match=r"(?i)permissions"):
         await outside.look(rollout)
     await outside.close()
+
+
+async def test_composes_redis_comes_up_with_its_users(tmp_path: Path) -> None:
+    """The script in docker-compose.yml makes the users that it means to, whatever the password."""
+    compose = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
+    service = compose["services"]["redis"]
+    port = free_port()
+    script = (
+        service["command"][-1]
+        .replace("$$", "$")
+        .replace("/tmp/", f"{tmp_path}/")
+        .replace("exec redis-server", f"exec {redis_binary()} --port {port} --dir {tmp_path} --bind 127.0.0.1")
+    )
+    environ = {**os.environ, "REDIS_PASSWORD": "p%s/w\\n'd"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(["sh", "-ec", script], env=environ, stdout=log, stderr=log)
+    try:
+        probe = redis.asyncio.Redis(port=port, username="probe", password="none", protocol=2)
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(redis.exceptions.ConnectionError):
+                    assert await probe.ping()
+                    break
+                await asyncio.sleep(0.05)
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            await probe.get("rolloutd:identity")
+        await probe.aclose()
+        stranger = redis.asyncio.Redis(port=port, protocol=2)
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            await stranger.ping()
+        await stranger.aclose()
+        password = quote("p%s/w\\n'd", safe="")
+        store = Store.connect(f"redis://rolloutd:{password}@127.0.0.1:{port}/0")
+        assert list(await store.check_server()) == []
+        await store.check_identity(IDENTITY, 1)
+        await store.close()
+    finally:
+        process.kill()
+        process.wait()
