@@ -8,7 +8,6 @@ import inspect
 import os
 import re
 import shlex
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -211,7 +210,7 @@ async def test_composes_redis_comes_up_with_its_users(tmp_path: Path) -> None:
     )
     environ = {**os.environ, "REDIS_PASSWORD": "p%s/w\\n'd"}
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(["sh", "-ec", script], env=environ, stdout=log, stderr=log)
+        process = await asyncio.create_subprocess_exec("sh", "-ec", script, env=environ, stdout=log, stderr=log)
     try:
         probe = redis.asyncio.Redis(port=port, username="probe", password="none", protocol=2)
         async with asyncio.timeout(10):
@@ -234,4 +233,4 @@ async def test_composes_redis_comes_up_with_its_users(tmp_path: Path) -> None:
         await store.close()
     finally:
         process.kill()
-        process.wait()
+        await process.wait()
