@@ -766,10 +766,12 @@ def check_parts(settings: Settings) -> None:
 
 def make_flagd_sync(settings: Settings, board: FlagBoard) -> FlagdSyncServer | None:
     """Return flagd's gRPC sync source, None when it is not offered. Raises ConfigInvalid."""
-    wanted = settings.flagd_sync
-    if wanted.port is None:
+    flagd_sync = settings.flagd_sync
+    if flagd_sync.port is None:
         return None
-    address = SyncAddress(wanted.host, wanted.port, wanted.certificate_file, wanted.key_file, wanted.max_streams)
+    address = SyncAddress(
+        flagd_sync.host, flagd_sync.port, flagd_sync.certificate_file, flagd_sync.key_file, flagd_sync.max_streams
+    )
     return FlagdSyncServer(board, address, flag_set_id=settings.environment)
 
 

@@ -117,7 +117,14 @@ def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogS
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
         if settings.format == "json"
         # repr: text from outside cannot send control codes to a person's terminal
-        else [structlog.dev.ConsoleRenderer(colors=os.isatty(descriptor), repr_native_str=True)]
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=os.isatty(descriptor),
+                repr_native_str=True,
+                # rich would print every local variable: secrets, and megabytes for minutes
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
     )
     structlog.configure(
         processors=[

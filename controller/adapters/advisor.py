@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import httpcore
 
-from controller.adapters.model_server import Completion, Dialect, ModelServer, printable
+from controller.adapters.model_server import Completion, Dialect, ModelServer, nothing_else, printable
 from controller.adapters.ollama import OllamaDialect
 from controller.adapters.openai import OpenAIDialect
 from controller.adapters.prompts import MAX_ROLLOUTS, explanation_prompt, gate_prompt, look_prompt
@@ -59,6 +59,10 @@ class ModelAdvisor:
         left = (question.until - self._clock.now()).total_seconds() - MARGIN_SECONDS
         if left <= 0:
             raise AdviceUnavailableError("the deadline was over before the model could be asked")
+        with nothing_else():
+            return await self._ask(rollout, question, left)
+
+    async def _ask(self, rollout: Rollout, question: AskAdvice, left: float) -> Advice:
         prompt = gate_prompt(rollout, question)
         completion = await self.server.complete(prompt, ANSWER_SCHEMA, seconds=left)
         answer = _read(completion, AdviceAnswer)
@@ -78,6 +82,10 @@ class ModelAdvisor:
         )
 
     async def explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
+        with nothing_else():
+            return await self._explain(rollout, alert)
+
+    async def _explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
         visits = rollout.visits
         percents = (0.0, *(visit.percent for visit in visits))
         records = [("enters", percents[n], visit.percent, f"stage {visit.stage + 1}") for n, visit in enumerate(visits)]
@@ -97,6 +105,10 @@ class ModelAdvisor:
         )
 
     async def look_over(self, seen: Mapping[str, tuple[Rollout, Judgement]]) -> Sequence[tuple[str, str]]:
+        with nothing_else():
+            return await self._look_over(seen)
+
+    async def _look_over(self, seen: Mapping[str, tuple[Rollout, Judgement]]) -> Sequence[tuple[str, str]]:
         # Those nearest to an alarm first: a prompt has room for a dozen.
         ordered = sorted(seen.values(), key=lambda each: (-_nearness(each[1]), each[0].flag_key))[:MAX_ROLLOUTS]
         prompt = look_prompt(ordered, self._looked_at)

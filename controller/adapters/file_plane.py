@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import glob
 import json
 import os
+import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -42,8 +46,14 @@ SOMEBODY = "somebody who writes to the file"
 MAX_BYTES = 50_000_000
 """A longer file is not ours: 10,000 flags take 4 MB."""
 
+UNSETTLED_NS = 50_000_000
+"""A file that changed this recently is read again: clocks of file systems tick every 1 to 10 ms."""
+
 LOCK_SECONDS = 1.0
 """What another writer may take; a write takes milliseconds."""
+
+MODE = 0o644
+"""Of a new file: for everybody to read, for us to write."""
 
 REFRESH_SECONDS = 5.0
 """How often documents of other replicas' flags are written again when the disk refused them."""
@@ -77,9 +87,16 @@ class FilePlane:
         self._read_at: tuple[int, ...] | None = None
         self._content = _Content()
         self._reading = threading.Lock()
+        self._is_cleared = False
         directory = self._path.parent
         if not os.access(directory, os.W_OK | os.X_OK):
             raise ConfigInvalid(f"planes.files.{name}.path: {directory} is no directory that we may write to")
+        if (why := _open_to_others(directory)) is not None:
+            _log.warning(
+                "open_door",
+                warning=f"planes.files.{name}.path: {why}: whoever can write there decides what is served; "
+                "make it a directory of rolloutd's own user with mode 0755",
+            )
 
     # --- the port -------------------------------------------------------------------------------------------------------
 
@@ -126,6 +143,9 @@ class FilePlane:
                 await asyncio.to_thread(self._in_words, self._write, dict(self._known), False)
             except FlagPlaneUnavailable as trouble:
                 _log.warning("flag_file_not_written", plane=self.name, error=str(trouble))
+            except Exception as error:  # what stands in the file may be anything, and is this plane's trouble alone
+                why = f"{type(error).__name__}: {error}"[:200]
+                _log.error("flag_file_not_written", plane=self.name, error=why)
             with suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_SECONDS):
                     await self._changed.wait()
@@ -149,7 +169,9 @@ class FilePlane:
         with self._reading:
             if read_at != self._read_at:
                 self._content = self._parse(status.st_size)
-                self._read_at = read_at
+                # Two writes within a tick of the file system's clock may look alike: number, time and size.
+                is_settled = abs(time.time_ns() - status.st_mtime_ns) > UNSETTLED_NS
+                self._read_at = read_at if is_settled else None
             return self._content
 
     def _parse(self, size: int) -> _Content:
@@ -168,6 +190,7 @@ class FilePlane:
     def _write(self, rollouts: Mapping[str, Rollout], is_decided: bool) -> None:
         """Bring these flags up to date in one replacement. `is_decided`: also undo an edit of the same revision."""
         with self._locked():
+            self._clear_temporaries()
             content = self._read()
             flags = dict(content.flags)
             if content.broken is not None or content.is_missing:  # nothing of it can be kept
@@ -204,15 +227,16 @@ class FilePlane:
             body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
         else:
             body = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        mode = self._path.stat().st_mode & 0o777 if self._path.exists() else 0o644
-        temporary = self._path.with_name(
-            f".{self._path.name}.tmp"
-        )  # one name, under the lock: a crash leaves one behind at most
+        mode = self._mode()
+        # A name that nobody can foresee, and a file that was not there before: in a directory that others
+        # may write to, a link or a file of theirs would otherwise be ours to fill, or stay theirs.
+        temporary = self._path.with_name(f"{self._temporary_prefix}{secrets.token_hex(16)}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(body.encode())
                 file.flush()
+                os.fchmod(file.fileno(), mode)  # whatever our umask is: its readers are other users
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)
         finally:
@@ -222,6 +246,28 @@ class FilePlane:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+    def _mode(self) -> int:
+        """Return the file's mode: as an operator set it on a file of ours, without a right to write for others."""
+        with suppress(OSError):
+            status = self._path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                return stat.S_IMODE(status.st_mode) & 0o755
+        return MODE
+
+    @property
+    def _temporary_prefix(self) -> str:
+        return f".{self._path.name}.rolloutd-"
+
+    def _clear_temporaries(self) -> None:
+        """Remove what a crash in the middle of a write left behind; under the lock there is no other."""
+        if self._is_cleared:
+            return
+        before = self._path.with_name(f".{self._path.name}.tmp")  # the name in early releases
+        for left in before, *self._path.parent.glob(f"{glob.escape(self._temporary_prefix)}*.tmp"):
+            with suppress(OSError):
+                left.unlink()
+        self._is_cleared = True
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -244,6 +290,18 @@ class FilePlane:
             os.close(descriptor)  # and with it the lock
 
 
+def _open_to_others(directory: Path) -> str | None:
+    """Return why others may replace files in a directory, None when they may not."""
+    status = directory.stat()
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"{directory} belongs to user {status.st_uid}"
+    if status.st_mode & stat.S_IWOTH:
+        return f"{directory} may be written by everybody"
+    if status.st_mode & stat.S_IWGRP and status.st_gid != 0:
+        return f"{directory} may be written by group {status.st_gid}"
+    return None
+
+
 def _metadata_in(definition: Any) -> dict[str, Any]:
     metadata = definition.get("metadata") if isinstance(definition, dict) else None
     return metadata if isinstance(metadata, dict) else {}
@@ -252,7 +310,8 @@ def _metadata_in(definition: Any) -> dict[str, Any]:
 def _revision_in(definition: Any) -> int:
     """Return the revision a definition was written by, -1 when it does not say."""
     version = str(_metadata_in(definition).get("version", ""))
-    return int(version) if version.isascii() and version.isdigit() else -1
+    is_number = version.isascii() and version.isdigit() and len(version) <= 15
+    return int(version) if is_number else -1
 
 
 def _is_edited(definition: Any) -> bool:
@@ -272,7 +331,8 @@ def _percent_in(definition: Any, rollout: Rollout) -> float | None:
     """Return the share of treatment in a definition of either format, None when others wrote it and it is no plain split."""
     mark = _metadata_in(definition).get(WRITTEN)
     if mark is not None and not _is_edited(definition):
-        return float(str(mark).partition(" ")[0])
+        with suppress(ValueError):  # whoever writes to the file can make the digest fit as well
+            return float(str(mark).partition(" ")[0])
     match definition:
         case {"state": "DISABLED"} | {"disable": True}:
             return 0.0

@@ -205,6 +205,27 @@ class Budget:
         self._asked += 1
 
 
+@contextmanager
+def nothing_else() -> Iterator[None]:
+    """Let nothing but AdviceUnavailableError out: no answer, and no mistake of ours in reading it, may end a gate.
+
+    A cancellation that nobody asked for, as libraries let slip now and then, is such a mistake too.
+    """
+    task = asyncio.current_task()
+    cancels_before = 0 if task is None else task.cancelling()
+    try:
+        yield
+    except AdviceUnavailableError:
+        raise
+    except asyncio.CancelledError as error:
+        if task is None or task.cancelling() > cancels_before:
+            raise
+        raise ServerTrouble("the question was broken off from within") from error
+    except Exception as error:
+        said = _shown(str(error))
+        raise ServerTrouble(f"asking failed unexpectedly: {type(error).__name__}: {said}") from error
+
+
 class ModelServer:
     """Asks one model at one server. At most `concurrency` questions are out; waiting for a turn uses up the deadline."""
 
@@ -294,7 +315,7 @@ class ModelServer:
         try:
             self._circuit.check()  # it may have opened while we waited: that question costs nothing
             self._budget.take(is_optional=is_optional)
-            with self._circuit.attempt():
+            with self._circuit.attempt(), nothing_else():
                 request = self._dialect.request(self._settings, prompt, form, max_tokens or self._settings.max_tokens)
                 return await self._ask(request, deadline)
         finally:
@@ -303,7 +324,8 @@ class ModelServer:
     async def models(self, *, seconds: float) -> tuple[str, ...]:
         """Return the models the server says it has. Raises AdviceUnavailableError. Neither circuit nor budget know of it."""
         deadline = asyncio.get_running_loop().time() + seconds
-        body, _ = await self._bounded(b"GET", self._dialect.models_address(self._base), None, deadline)
+        with nothing_else():
+            body, _ = await self._bounded(b"GET", self._dialect.models_address(self._base), None, deadline)
         try:
             return tuple(_shown(name) for name in self._dialect.read_models(body))
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:

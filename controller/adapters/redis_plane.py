@@ -35,6 +35,9 @@ SHARE, MARKER = ":rollout", ":rolloutd"
 
 CONNECTIONS = 4
 
+MAX_DIGITS = 15
+"""Of a revision: somebody else may have written anything there."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
@@ -61,7 +64,8 @@ class _Keys:
     def revision(self) -> int:
         """The revision that was written last, -1 for none."""
         digits = self.marker.partition(" ")[0]
-        return int(digits) if digits.isascii() and digits.isdigit() else -1
+        is_number = digits.isascii() and digits.isdigit() and len(digits) <= MAX_DIGITS
+        return int(digits) if is_number else -1
 
     @property
     def is_edited(self) -> bool:

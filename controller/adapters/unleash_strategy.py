@@ -400,15 +400,16 @@ def _strategy(data: Any) -> Strategy | None:
     if not isinstance(data, Mapping):
         return None
     try:
-        return Strategy(
+        strategy = Strategy(
             id=str(data["id"]),
             name=str(data["name"]),
-            title=data.get("title"),
+            title=None if data.get("title") is None else str(data["title"]),
             disabled=bool(data.get("disabled")),
             parameters=dict(data.get("parameters") or {}),
-            constraints=list(data.get("constraints") or ()),
-            variants=list(data.get("variants") or ()),
-            segments=list(data.get("segments") or ()),
+            constraints=[dict(each) for each in data.get("constraints") or ()],
+            variants=[dict(each) for each in data.get("variants") or ()],
+            segments=[int(each) for each in data.get("segments") or ()],
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
+    return strategy

@@ -9,10 +9,12 @@ back. A foreign edit upwards is undone at once.
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import structlog
 
@@ -176,7 +178,7 @@ class Actuation:
                 self._report(plane)
                 self._note_faults(plane)
             except Exception as error:
-                self._log.exception("plane_failed", plane=plane.name)
+                self._log.error("plane_failed", plane=plane.name, error=_in_words(error), where=_where(error))
                 self._faults.report(Scope.PLANE, plane.name, _in_words(error), _REMEDY)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._period_seconds):
@@ -254,7 +256,7 @@ class Actuation:
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
             self._note_attempt(plane.name, False)
-            return self._note_failure(plane, rollout, _in_words(error)), True
+            return self._note_failure(plane, rollout, error), True
         self._failures.pop((rollout.flag_key, plane.name), None)
         if is_told:
             self._note_attempt(plane.name, served.difference is None)
@@ -262,13 +264,13 @@ class Actuation:
             self._edits.pop((rollout.flag_key, plane.name), None)
         return served.difference, False
 
-    def _note_failure(self, plane: FlagPlane, rollout: Rollout, why: str) -> str:
+    def _note_failure(self, plane: FlagPlane, rollout: Rollout, error: BaseException) -> str:
         """Keep a flag that its plane cannot cope with from being tried every few seconds for ever."""
-        key = (rollout.flag_key, plane.name)
+        key, why = (rollout.flag_key, plane.name), _in_words(error)
         known = self._failures.get(key)
         times = 1 if known is None or known.rollout is not rollout else known.times + 1
-        if known is None or known.why != why:  # once: the same traceback every minute tells nothing
-            self._log.exception("plane_failed", plane=plane.name, flag_key=rollout.flag_key)
+        if known is None or known.why != why:  # once: the same line every minute tells nothing
+            self._log.error("plane_failed", plane=plane.name, flag_key=rollout.flag_key, error=why, where=_where(error))
         wait = self._period_seconds * (2 ** min(times - 1, MOST_DOUBLINGS) - 0.5)
         self._failures[key] = _Failure(rollout, why, times, self._clock.monotonic() + wait)
         return why
@@ -341,3 +343,14 @@ def _in_words(error: BaseException) -> str:
     """Return an exception that nobody expected as one printable line."""
     said = "".join(char if char.isprintable() else " " for char in str(error)[:WHY_MAX_CHARS])
     return f"failed unexpectedly: {type(error).__name__}: {said.strip()}".removesuffix(": ")
+
+
+def _where(error: BaseException) -> str:
+    """Return the innermost places that an exception came through.
+
+    No traceback: one that holds megabytes of somebody's answer takes a console minutes to print.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))[-3:]
+    return " < ".join(
+        f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}" for frame, line in reversed(frames)
+    )

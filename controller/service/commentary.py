@@ -71,27 +71,30 @@ class Explainer:
             await asyncio.sleep(self._after_seconds)
             log = self._log.bind(flag_key=rollout.flag_key, kind=alert.kind)
             try:
-                explanation = await self._model.explain(rollout, alert)
+                await self._explain(rollout, alert)
             except AdviceUnavailableError as trouble:
                 self._metrics.explanations.of("unavailable").inc()
                 log.info("explanation_unavailable", error=str(trouble))
-                continue
             except Exception:  # a mistake of ours in what nobody waits for must not stop what everybody does
+                self._metrics.explanations.of("unavailable").inc()
                 log.exception("explanation_failed")
-                continue
-            self._metrics.explanations.of("attached").inc()
-            log.info("alert_explained", advisor_model=explanation.model, duration_ms=explanation.latency_ms)
-            steps = "; ".join(step.rstrip(".") for step in explanation.next_steps)
-            self._raise_alert(
-                rollout,
-                replace(
-                    alert,
-                    severity=Severity.INFO,
-                    summary=f"a guess by the model {explanation.model}: {explanation.likely_cause}",
-                    action=steps or alert.action,
-                    explanation=explanation,
-                ),
-            )
+
+    async def _explain(self, rollout: Rollout, alert: RaiseAlert) -> None:
+        explanation = await self._model.explain(rollout, alert)
+        log = self._log.bind(flag_key=rollout.flag_key, kind=alert.kind)
+        steps = "; ".join(step.rstrip(".") for step in explanation.next_steps)
+        self._raise_alert(
+            rollout,
+            replace(
+                alert,
+                severity=Severity.INFO,
+                summary=f"a guess by the model {explanation.model}: {explanation.likely_cause}",
+                action=steps or alert.action,
+                explanation=explanation,
+            ),
+        )
+        self._metrics.explanations.of("attached").inc()
+        log.info("alert_explained", advisor_model=explanation.model, duration_ms=explanation.latency_ms)
 
 
 class Lookout:

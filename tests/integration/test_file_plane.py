@@ -6,6 +6,8 @@ import asyncio
 import fcntl
 import json
 import os
+import resource
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -241,16 +243,21 @@ async def test_a_disk_that_refuses_is_said_in_words(tmp_path: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(FlagPlaneUnavailable, match="another process holds the lock"):
             await plane.serve(make_rollout(revision=2, percent=50.0))
-    os.symlink("/dev/full", tmp_path / ".flags.json.tmp")
-    with pytest.raises(FlagPlaneUnavailable, match=r"flags\.json"):
-        await plane.serve(make_rollout(revision=2, percent=50.0))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(FlagPlaneUnavailable, match=r"flags\.json"):
+            await plane.serve(make_rollout(revision=2, percent=50.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == [".flags.json.lock", "flags.json"]
     await plane.serve(make_rollout(revision=2, percent=50.0))
     assert await plane.look(make_rollout(revision=2, percent=50.0)) == Served(50.0, None)
 
 
 async def test_what_a_crash_left_behind_is_in_nobodys_way(tmp_path: Path) -> None:
-    """Killed while it writes, a daemon leaves the old file whole; half of a new one beside it is written over."""
+    """Killed while it writes, a daemon leaves the old file whole; half of a new one beside it is removed."""
     path = tmp_path / "flags.json"
     plane = make_plane(path)
     await plane.serve(make_rollout())
@@ -262,11 +269,11 @@ async def test_what_a_crash_left_behind_is_in_nobodys_way(tmp_path: Path) -> Non
 
 
 async def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
-    """Where the path is a link, what it points to is replaced, with the mode it had."""
+    """Where the path is a link, what it points to is replaced, with the mode it had, but nobody else may write."""
     (tmp_path / "real").mkdir()
     real, link = tmp_path / "real" / "flags.json", tmp_path / "flags.json"
     real.write_text("{}")
-    real.chmod(0o640)
+    real.chmod(0o660)
     link.symlink_to(real)
     await make_plane(link).serve(make_rollout())
     assert link.is_symlink()
@@ -315,3 +322,70 @@ async def flagd_treats(path: Path, users: list[str]) -> set[str]:
     """Return the users whom a flagd client in file mode puts into treatment."""
     async with openfeature_client(flagd_file(path)) as client:
         return await asyncio.to_thread(users_in, client, "new-checkout", users)
+
+
+async def test_a_planted_link_or_file_is_neither_followed_nor_kept(tmp_path: Path) -> None:
+    """Where others may write, nothing that they put in our way is written through or becomes the file."""
+    theirs = tmp_path / "theirs"
+    theirs.write_text("untouched")
+    path = tmp_path / "flags.json"
+    names = [".flags.json.tmp", ".flags.json.rolloutd-0.tmp", ".flags.json.rolloutd-1.tmp"]
+    (tmp_path / names[0]).symlink_to(theirs)
+    (tmp_path / names[1]).symlink_to(theirs)
+    (tmp_path / names[2]).write_text("planted")
+    (tmp_path / names[2]).chmod(0o666)
+    planted = (tmp_path / names[2]).stat().st_ino
+    plane = make_plane(path, "flagd")
+    await plane.serve(make_rollout())
+    assert theirs.read_text() == "untouched"
+    status = path.lstat()
+    assert status.st_ino != planted
+    assert stat.S_ISREG(status.st_mode)
+    assert status.st_uid == os.geteuid()
+    assert (await plane.look(make_rollout())).difference is None
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o027, 0o077])
+async def test_readers_may_read_whatever_our_umask_is(tmp_path: Path, mask: int) -> None:
+    """The file is for its readers, who are other users, and for nobody to write but us."""
+    path = tmp_path / "flags.json"
+    before = os.umask(mask)
+    try:
+        await make_plane(path, "flagd").serve(make_rollout())
+        await make_plane(path, "flagd").serve(make_rollout(revision=2, percent=50.0))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+async def test_what_a_crash_left_behind_is_cleared(tmp_path: Path) -> None:
+    """Half a file of a process that was killed does not stay for ever."""
+    (tmp_path / ".flags.json.rolloutd-3f9a.tmp").write_text("{")
+    await make_plane(tmp_path / "flags.json", "flagd").serve(make_rollout())
+    assert sorted(os.listdir(tmp_path)) == [".flags.json.lock", "flags.json"]
+
+
+async def test_a_directory_that_others_may_write_to_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The operator is told, since who can write there decides what is served."""
+    make_plane(tmp_path / "flags.json", "flagd")
+    assert "open_door" not in capsys.readouterr().out
+    tmp_path.chmod(0o777)
+    make_plane(tmp_path / "flags.json", "flagd")
+    assert "may be written by everybody" in capsys.readouterr().out
+
+
+async def test_a_mark_that_is_no_number_is_no_percentage(tmp_path: Path) -> None:
+    """Who writes to the file can make a digest fit; the plane still knows what to make of it."""
+    path = tmp_path / "flags.json"
+    plane = make_plane(path, "flagd")
+    await plane.serve(make_rollout())
+    document = json.loads(path.read_text())
+    definition = document["flags"]["new-checkout"]
+    digest = definition["metadata"]["rolloutd.written"].split(" ")[1]
+    for number, mark in enumerate(("x", "1e999999", "9" * 6_000)):
+        definition["metadata"]["rolloutd.written"] = f"{mark} {digest}"
+        path.write_text(json.dumps(document) + " " * number)
+        assert (await plane.look(make_rollout())).difference is not None
+    definition["metadata"]["version"] = "9" * 6_000
+    path.write_text(json.dumps(document))
+    assert (await plane.look(make_rollout())).difference is not None

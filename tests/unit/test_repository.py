@@ -152,6 +152,47 @@ def test_compose_confines_rolloutd() -> None:
     assert service["depends_on"].keys() == {"kafka", "redis"}
 
 
+def test_compose_lets_nobody_reach_more_than_they_need() -> None:
+    """The model, which comes from the internet, meets rolloutd alone; so do Kafka, Redis and Prometheus."""
+    services, networks = _compose()["services"], _compose()["networks"]
+    inside = {name: set(service["networks"]) for name, service in services.items()}
+    for name, joined in inside.items():
+        assert joined <= networks.keys(), name
+        neighbors = {other for other in inside if other != name and joined & inside[other]}
+        if name != "rolloutd":
+            assert neighbors - {"localai", "ollama"} == {"rolloutd"}, name
+            assert name in ("localai", "ollama") or not neighbors & {"localai", "ollama"}, name
+    is_internal = {name: bool(network and network.get("internal")) for name, network in networks.items()}
+    for name, service in services.items():
+        leads_out = any(not is_internal[network] for network in inside[name])
+        assert leads_out == (bool(service.get("ports")) or "downloads" in inside[name]), name
+    for name, joined in inside.items():
+        for network in joined - {"downloads"}:
+            assert is_internal[network] or [each for each in inside if network in inside[each]] == [name]
+
+
+def test_compose_bounds_what_each_service_takes() -> None:
+    """One service out of hand takes neither the machine's memory nor its process numbers."""
+    for name, service in _compose()["services"].items():
+        assert service["mem_limit"], name
+        assert service["pids_limit"] > 0, name
+
+
+def test_compose_gives_redis_a_password_and_a_user_with_the_documented_rights() -> None:
+    """No default password stands in the file, `default` is off, and rolloutd's rights are ops/security.md's."""
+    services = _compose()["services"]
+    asked = r"^\$\{REDIS_PASSWORD:\?.+\}$"
+    assert re.match(asked, services["redis"]["environment"]["REDIS_PASSWORD"])
+    assert re.match(asked, services["rolloutd"]["environment"]["ROLLOUTD_REDIS__PASSWORD"])
+    assert services["rolloutd"]["environment"]["ROLLOUTD_REDIS__USERNAME"] == "rolloutd"
+    script = services["redis"]["command"][-1]
+    assert "user default off" in script
+    (documented,) = re.findall(r"^ACL SETUSER rolloutd .* -@all (.*)$", _text("ops/security.md"), re.MULTILINE)
+    assert f"'{documented}'" in script
+    assert "ports" not in services["redis"]
+    assert ".env" in _text(".gitignore").splitlines()
+
+
 def test_compose_keeps_redis_durable() -> None:
     """Redis appends to a file, syncs it every second, keeps it in a volume and never evicts a total."""
     service = _compose()["services"]["redis"]
@@ -270,9 +311,10 @@ def test_compose_brings_up_either_model_server() -> None:
 
 
 def _interpolated(environment: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
-    """Return what compose makes of `${NAME:-default}`."""
+    """Return what compose makes of `${NAME:-default}`, and of `${NAME:?why}` with the name for a value."""
+    given = {"REDIS_PASSWORD": "REDIS_PASSWORD", **variables}
     return {
-        name: re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: variables.get(match[1], match[2]), value)
+        name: re.sub(r"\$\{(\w+):[-?]([^}]*)\}", lambda match: given.get(match[1], match[2]), value)
         for name, value in environment.items()
     }
 

@@ -1,7 +1,10 @@
 """Settings: what is accepted, what is refused and how the refusal reads."""
 
-from collections.abc import Iterator
+import ast
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -9,9 +12,20 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
+from controller import settings as settings_module
+from controller.adapters.tls import Certificates
 from controller.cli.daemon import app as daemon
 from controller.errors import ConfigInvalid
-from controller.settings import MASK, Settings, load_settings, open_doors, show
+from controller.settings import (
+    MASK,
+    RedisSettings,
+    Settings,
+    TopicNames,
+    UnleashSettings,
+    load_settings,
+    open_doors,
+    show,
+)
 
 
 @pytest.fixture
@@ -356,3 +370,69 @@ def test_open_doors_are_named(values: dict[str, object], words: list[str]) -> No
     found = open_doors(Settings.model_validate(values))
     assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))
+
+
+# --- nothing is documented and not read -----------------------------------------------------------------------------------
+
+
+def sections(model: type[BaseModel] = Settings, name: str = "settings") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield every section with the name that it has in the one above."""
+    yield name, model
+    for inner, field in model.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from sections(kind, inner)
+
+
+def sources() -> dict[str, str]:
+    """Return what reads settings, by file. Of settings.py the properties and functions, without its checks."""
+    package = Path(settings_module.__file__).parent
+    found = {path.name: path.read_text() for path in package.rglob("*.py") if path.name != "settings.py"}
+    for node in ast.walk(ast.parse(Path(settings_module.__file__).read_text())):
+        if isinstance(node, ast.ClassDef):
+            methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+            read = [each for each in methods if not any("validator" in ast.dump(one) for one in each.decorator_list)]
+            found[f"settings.py {node.name}"] = "\n".join(ast.unparse(each) for each in read)
+        elif isinstance(node, ast.FunctionDef) and node.name == "open_doors":
+            found["settings.py open_doors"] = ast.unparse(node)
+    return found
+
+
+def is_read(name: str, section: str, model: type[BaseModel], files: Mapping[str, str]) -> bool:
+    """Return whether some file reads a setting: by its section's name, or where the section's class is known."""
+    for file, text in files.items():
+        if re.search(rf"\b_?{section}\.{name}\b", text):
+            return True
+        is_at_home = file == f"settings.py {model.__name__}" or re.search(rf"\b{model.__name__}\b", text)
+        if is_at_home and re.search(rf"\.{name}\b", text):
+            return True
+        if is_at_home and "client_context(" in text and hasattr(Certificates, name):
+            return True  # handed on whole
+    return False
+
+
+def test_every_setting_is_read() -> None:
+    """A setting that is documented and does nothing misleads whoever sets it."""
+    files = sources()
+    unread = []
+    for section, model in sections():
+        if model is TopicNames:
+            continue  # read by `KafkaSettings.topic`, by name
+        for name, field in model.model_fields.items():
+            secret = model.model_fields.get(name.removesuffix("_file"))
+            if secret is not None and name.endswith("_file") and "SecretStr" in str(secret.annotation):
+                continue  # read by the section itself
+            is_part = any(
+                isinstance(kind, type) and issubclass(kind, BaseModel)
+                for kind in (field.annotation, *get_args(field.annotation))
+            )
+            if not is_part and not is_read(name, section, model, files):
+                unread.append(f"{section}.{name}")
+    assert unread == []
+
+
+def test_a_setting_that_nothing_reads_is_found() -> None:
+    """What the test above would have found: another section's setting of the same name does not count."""
+    files = {"unleash_api.py": "def f(settings: UnleashSettings): return settings.connect_timeout_seconds"}
+    assert not is_read("connect_timeout_seconds", "redis", RedisSettings, files)
+    assert is_read("connect_timeout_seconds", "unleash", UnleashSettings, files)

@@ -18,11 +18,11 @@ from controller.adapters.model_server import Circuit, ServerTrouble
 from controller.adapters.openai import OpenAIDialect
 from controller.adapters.prompts import gate_prompt
 from controller.core.judgement import Advice
-from controller.core.rollout import AskAdvice
+from controller.core.rollout import AskAdvice, RaiseAlert
 from controller.errors import AdviceUnavailableError, ConfigInvalid
 from controller.settings import AdvisorSettings
 from schemas.advice import ANSWER_SCHEMA
-from schemas.terms import AdviceChoice
+from schemas.terms import AdviceChoice, AlertKind, Severity
 from tests.builders import make_judgement, make_rollout
 from tests.fault_server import GOOD_ANSWER, completion
 
@@ -323,3 +323,62 @@ def test_late_failure_of_an_earlier_question_counts_once_more() -> None:
     trouble = ServerTrouble("it hangs")
     assert not earlier.__exit__(ServerTrouble, trouble, None)
     assert circuit.why_open == "not asked for another 60 s after: it hangs"
+
+
+class BrokenNetwork(httpcore.AsyncMockBackend):
+    """Raises what no network should."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__([])
+        self._error = error
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError("x"),
+        RuntimeError("\x1b[2J"),
+        MemoryError(),
+        RecursionError(),
+        AttributeError("'NoneType' object has no attribute 'x'"),
+        asyncio.CancelledError(),
+        ExceptionGroup("several", [KeyError("y")]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_whatever_goes_wrong_in_asking_is_no_advice(error: BaseException) -> None:
+    """A mistake in our own code or a library's ends no gate: it is no advice, with a printable reason."""
+    advisor = ModelAdvisor(make_settings(), CLOCK, network=BrokenNetwork(error))
+    alert = RaiseAlert(AlertKind.ROLLED_BACK, Severity.CRITICAL, "x", "y", "z", make_judgement())
+    for ask in (
+        advisor.ask(make_rollout(), make_question()),
+        advisor.explain(make_rollout(), alert),
+        advisor.look_over({"new-checkout": (make_rollout(), make_judgement())}),
+    ):
+        with pytest.raises(AdviceUnavailableError) as refusal:
+            await ask
+        assert str(refusal.value).isprintable()
+    assert advisor.trouble is not None, "the circuit counts it, too"
+    await advisor.close()
+
+
+async def test_a_cancelled_question_stays_cancelled() -> None:
+    """Who stops the daemon stops its questions."""
+    started = asyncio.Event()
+
+    class Hanging(httpcore.AsyncMockBackend):
+        async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+            started.set()
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
+
+    advisor = ModelAdvisor(make_settings(), CLOCK, network=Hanging([]))
+    asking = asyncio.create_task(advisor.ask(make_rollout(), make_question()))
+    await started.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await advisor.close()

@@ -94,6 +94,26 @@ async def test_no_explanation_is_no_loss(trouble: Exception) -> None:
     assert len(model.asked) == 2
 
 
+async def test_an_explanation_that_cannot_be_raised_ends_nothing() -> None:
+    """The next alert is explained all the same."""
+    raised: list[RaiseAlert] = []
+
+    def raise_alert(rollout: Rollout, alert: RaiseAlert) -> None:
+        raised.append(alert)
+        if len(raised) == 1:
+            raise KeyError("no worker")
+
+    explainer = Explainer(Scripted(), Metrics(version="0"), raise_alert, after_seconds=0)
+    for _ in range(2):
+        explainer.want(ROLLOUT, ALERT)
+    running = asyncio.create_task(explainer.run())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not running.done()
+    running.cancel()
+    assert len(raised) == 2
+
+
 async def test_only_alerts_with_evidence_are_explained() -> None:
     """Not asked about: what people did themselves, good news, and plans without a model."""
     model = Scripted()

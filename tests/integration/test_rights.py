@@ -1,0 +1,236 @@
+"""The rights that ops/security.md lists are enough, and each of them is needed: on a real Redis and a real Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import re
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import redis.asyncio
+import yaml
+
+from controller.adapters.redis import Identity, RedisRollouts, RedisTotals, RightMissing, Store
+from controller.adapters.redis_plane import RedisPlane
+from controller.errors import FlagPlaneUnavailable, StoreUnavailable
+from controller.ports import OutboxEntry
+from schemas.totals import PartitionCounts, encode_progress
+from tests.brokers import RedisServer, free_port, redis_binary
+from tests.builders import make_rollout
+
+GUIDE = (Path(__file__).parents[2] / "ops" / "security.md").read_text(encoding="utf-8")
+PARTITION = "flag.evaluations/3/1"
+FIELDS = encode_progress(PartitionCounts(end=5, counted=5))
+IDENTITY = Identity("one", "", "production")
+
+Call = Callable[[Store, RedisTotals, RedisRollouts], Awaitable[object]]
+
+
+def rules_of(user: str) -> list[str]:
+    """Return what the guide gives a Redis user, word by word, with a password of the test's."""
+    (line,) = re.findall(rf"^ACL SETUSER {user} .*$", GUIDE, flags=re.MULTILINE)
+    return shlex.split(line.replace(">PASSWORD", ">secret").replace("{*", "'{'*"))[3:]
+
+
+async def grant(server: RedisServer, user: str, rules: list[str]) -> None:
+    """Make a user with these rights and no others."""
+    admin = redis.asyncio.Redis.from_url(server.url)
+    await admin.execute_command("ACL", "SETUSER", user, "reset", *rules)
+    await admin.aclose()
+
+
+def url_of(server: RedisServer, user: str) -> str:
+    """Return the server's address for a user."""
+    return server.url.replace("redis://", f"redis://{user}:secret@").removesuffix("/0") + "/1"
+
+
+@pytest.fixture
+async def store(own_redis: RedisServer) -> AsyncIterator[Store]:
+    """A store that comes as the guide's user."""
+    await grant(own_redis, "rolloutd", rules_of("rolloutd"))
+    store = Store.connect(url_of(own_redis, "rolloutd"), health_check_seconds=0.001)
+    yield store
+    await store.close()
+
+
+def entry(number: int) -> OutboxEntry:
+    """Return an effect."""
+    return OutboxEntry(f"outbox:{number}", "f/1/0", "decisions", "f", b"{}")
+
+
+async def prune(store: Store, totals: RedisTotals, rollouts: RedisRollouts) -> None:
+    """Leave out old answers, as every some saves do."""
+    await rollouts._prune_answers("f")
+
+
+#: Every call there is, in an order in which each can work, by the name of what is called.
+CALLS: dict[str, Call] = {
+    "check_server": lambda store, totals, rollouts: store.check_server(),
+    "check_identity": lambda store, totals, rollouts: store.check_identity(IDENTITY, 1),
+    "look_at_identity": lambda store, totals, rollouts: store.look_at_identity(IDENTITY, 1),
+    "has_shared_data": lambda store, totals, rollouts: store.has_shared_data(),
+    "totals.save": lambda store, totals, rollouts: totals.save(PARTITION, expected=None, next_offset=5, fields=FIELDS),
+    "totals.load": lambda store, totals, rollouts: totals.load(PARTITION),
+    "totals.read": lambda store, totals, rollouts: totals.read([PARTITION], {"f": ("start-1", [0])}),
+    "totals.drop": lambda store, totals, rollouts: totals.drop(PARTITION, ["gone"]),
+    "rollouts.save": lambda store, totals, rollouts: rollouts.save(
+        "f", expected_token=0, rollout=make_rollout(), outbox=[entry(0)], answer=("c", b"y")
+    ),
+    "rollouts.load": lambda store, totals, rollouts: rollouts.load("f"),
+    "rollouts.answer_to": lambda store, totals, rollouts: rollouts.answer_to("f", "c"),
+    "rollouts.settle": lambda store, totals, rollouts: rollouts.settle("f", ["outbox:0"]),
+    "rollouts.flag_keys": lambda store, totals, rollouts: rollouts.flag_keys(),
+    "rollouts.newer_than": lambda store, totals, rollouts: rollouts.newer_than({}),
+    "rollouts.prune": prune,
+}
+
+
+def test_every_call_is_tried() -> None:
+    """A call that is added to the adapters is tried with the guide's rights too."""
+    found = {"check_server", "check_identity", "look_at_identity", "has_shared_data"}
+    for prefix, adapter in (("totals", RedisTotals), ("rollouts", RedisRollouts)):
+        methods = inspect.getmembers(adapter, inspect.iscoroutinefunction)
+        found |= {f"{prefix}.{name}" for name, _ in methods if not name.startswith("_")}
+    assert found - CALLS.keys() == set(), "give these calls their place in CALLS"
+
+
+async def test_the_listed_rights_are_enough(store: Store) -> None:
+    """Every call works with the guide's rights, without a warning."""
+    totals, rollouts = RedisTotals(store), RedisRollouts(store)
+    assert list(await store.check_server()) == []
+    for name, call in CALLS.items():
+        try:
+            await call(store, totals, rollouts)
+        except StoreUnavailable as trouble:
+            pytest.fail(f"{name}: {trouble}")
+
+
+async def test_the_listed_rights_reach_nothing_else(store: Store) -> None:
+    """Other keys, other commands and other users are out of reach."""
+    for words in (
+        ("GET", "flag:new-checkout"),
+        ("HSET", "rolloutd:staging:identity", "environment", "x"),
+        ("DEL", "rolloutd:identity"),
+        ("FLUSHALL",),
+        ("KEYS", "*"),
+        ("CONFIG", "GET", "*"),
+        ("ACL", "LIST"),
+        ("SCRIPT", "FLUSH"),
+        ("PUBLISH", "a", "b"),
+    ):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            await store.client.execute_command(*words)
+
+
+NEEDED = [word for word in rules_of("rolloutd") if word.startswith("+")]
+#: Rights that redis-py can do without, or that another stands in for.
+SOFT = {"+client|setinfo", "+evalsha"}
+
+
+@pytest.mark.parametrize("right", [right for right in NEEDED if right not in SOFT])
+async def test_each_listed_right_is_needed_and_named(own_redis: RedisServer, right: str) -> None:
+    """Without any one of them some call fails, in words that name the command."""
+    rules = [word for word in rules_of("rolloutd") if word != right]
+    await grant(own_redis, "rolloutd", rules)
+    store = Store.connect(url_of(own_redis, "rolloutd"), health_check_seconds=0.001, deadline_seconds=0.3)
+    totals, rollouts = RedisTotals(store), RedisRollouts(store)
+    said: list[str] = list(await warnings_of(store))
+    for call in CALLS.values():
+        await asyncio.sleep(0.002)  # long enough for the connection to count as idle
+        try:
+            await call(store, totals, rollouts)
+        except StoreUnavailable as trouble:
+            said.append(str(trouble))
+    await store.close()
+    command = right.removeprefix("+")
+    if command in ("hset", "hmget"):  # the script's own command: Redis says which script, not which command
+        assert any("permission" in words for words in said), said
+    else:
+        assert any(command in words.lower() for words in said), said
+
+
+async def warnings_of(store: Store) -> list[str]:
+    """Return what `check_server` warns of; nothing when it fails."""
+    try:
+        return list(await store.check_server())
+    except StoreUnavailable:
+        return []
+
+
+async def test_a_start_without_info_goes_on_with_a_warning(own_redis: RedisServer) -> None:
+    """INFO is a dangerous command to some: without it the start says what to check by hand."""
+    await grant(own_redis, "rolloutd", [word for word in rules_of("rolloutd") if word != "+info"])
+    store = Store.connect(url_of(own_redis, "rolloutd"))
+    (warning,) = await store.check_server()
+    assert "'info' command" in warning
+    assert "noeviction" in warning
+    await store.close()
+
+
+async def test_a_missing_right_is_told_from_an_outage(own_redis: RedisServer) -> None:
+    """It is not tried again for a second first: nobody grants a right that fast."""
+    await grant(own_redis, "rolloutd", ["on", ">secret", "~*", "+ping", "+select", "+client|setname"])
+    store = Store.connect(url_of(own_redis, "rolloutd"), deadline_seconds=5)
+    with pytest.raises(RightMissing, match=r"'hgetall' command.*ops/security\.md"):
+        await store.check_identity(IDENTITY, 1)
+    await store.close()
+
+
+async def test_the_planes_rights_are_enough(own_redis: RedisServer) -> None:
+    """The plane for simple readers works with its rights, and cannot touch rolloutd's own keys."""
+    await grant(own_redis, "flags", rules_of("flags"))
+    plane = RedisPlane(url_of(own_redis, "flags"))
+    rollout = make_rollout()
+    await plane.look(rollout)
+    await plane.serve(rollout)
+    assert (await plane.look(rollout)).percent == rollout.percent
+    await plane.close()
+    outside = RedisPlane(url_of(own_redis, "flags"), key_prefix="rolloutd:")
+    with pytest.raises(FlagPlaneUnavailable, match=r"(?i)permissions"):
+        await outside.look(rollout)
+    await outside.close()
+
+
+async def test_composes_redis_comes_up_with_its_users(tmp_path: Path) -> None:
+    """The script in docker-compose.yml makes the users that it means to, whatever the password."""
+    compose = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
+    service = compose["services"]["redis"]
+    port = free_port()
+    script = (
+        service["command"][-1]
+        .replace("$$", "$")
+        .replace("/tmp/", f"{tmp_path}/")
+        .replace("exec redis-server", f"exec {redis_binary()} --port {port} --dir {tmp_path} --bind 127.0.0.1")
+    )
+    environ = {**os.environ, "REDIS_PASSWORD": "p%s/w\\n'd"}
+    with (tmp_path / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec("sh", "-ec", script, env=environ, stdout=log, stderr=log)
+    try:
+        probe = redis.asyncio.Redis(port=port, username="probe", password="none", protocol=2)
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(redis.exceptions.ConnectionError):
+                    assert await probe.ping()
+                    break
+                await asyncio.sleep(0.05)
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            await probe.get("rolloutd:identity")
+        await probe.aclose()
+        stranger = redis.asyncio.Redis(port=port, protocol=2)
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            await stranger.ping()
+        await stranger.aclose()
+        password = quote("p%s/w\\n'd", safe="")
+        store = Store.connect(f"redis://rolloutd:{password}@127.0.0.1:{port}/0")
+        assert list(await store.check_server()) == []
+        await store.check_identity(IDENTITY, 1)
+        await store.close()
+    finally:
+        process.kill()
+        await process.wait()
