@@ -28,6 +28,7 @@ from controller.adapters.shared_topic import SharedTopic, streams, topic_of
 from controller.adapters.state_topic import StateTopicPlane
 from controller.adapters.unleash import UnleashPlane
 from controller.clock import AgreedClock, SystemClock
+from controller.core.healing import AHEAD_AT_MOST_SECONDS, seconds_ahead
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
 from controller.errors import BadInput, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
 from controller.health import Component, Faults, Health, Scope
@@ -101,6 +102,7 @@ class Daemon:
         )
         self._began_at = self._clock.monotonic()
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
+        self._times_ahead: set[str] = set()
         self._stored_flags: frozenset[str] = frozenset()
         self._partitions: dict[str, int] = {}
         self._store = Store.connect(
@@ -493,7 +495,22 @@ class Daemon:
             self._reporter.count_troubles(counters.save_troubles, counters.fetch_troubles)
             if self._supervisor.is_running:  # before, the steps say what they wait for
                 self._reporter.report(self._signs())
+                self._report_times_ahead()
             await asyncio.sleep(REPORT_EVERY_SECONDS)
+
+    def _report_times_ahead(self) -> None:
+        """Name the rollouts whose stored times lie ahead: they stand still until they are brought back."""
+        now = self._clock.now()
+        for flag_key, rollout in self._workers.rollouts.items():
+            ahead = seconds_ahead(rollout, now)
+            if ahead > AHEAD_AT_MOST_SECONDS:
+                self._times_ahead.add(flag_key)
+                why = f"its last transition is {ahead:.0f} s ahead of the clocks, so nothing about it moves"
+                remedy = "it is brought back by itself once the clocks agree: see the fault of scope clock"
+                self._faults.report(Scope.FLAG, flag_key, why, remedy)
+            elif flag_key in self._times_ahead:
+                self._times_ahead.discard(flag_key)
+                self._faults.clear(Scope.FLAG, flag_key)
 
     def _signs(self) -> Signs:
         """Return how everything stands now."""

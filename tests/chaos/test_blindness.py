@@ -136,10 +136,11 @@ async def test_brokers_that_hang_are_seen_and_the_lease_runs_out(
         own_kafka.pause()
 
         async def kafka_is_away() -> bool:
-            return not (await daemon.standing())["components"]["kafka"]["ready"]
+            components = (await daemon.standing())["components"]
+            return not components["kafka"]["ready"]
 
         async def is_stale() -> bool:
-            return (await answer(daemon))["reason"] == "STALE"
+            return bool((await answer(daemon))["reason"] == "STALE")
 
         try:
             await until(kafka_is_away, SEEN_WITHIN, "kafka is not ready")
