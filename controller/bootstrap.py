@@ -6,7 +6,7 @@ How the parts are started, watched and stopped is `service/supervisor.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import partial
@@ -199,7 +199,7 @@ class Daemon:
         self._sight = Sight(
             self._clock,
             views=self._views,
-            expected_partitions=lambda: len(self._event_partitions()) if self._partitions else 0,
+            expected_partitions=lambda: sum(self._expected().values()),
             also_blind=self._why_all_blind,
             send=self._send_alerts,
             count=self._metrics.unwatched_rollouts.set,
@@ -258,7 +258,10 @@ class Daemon:
                 ("health", self._watch_health),
             ),
             expendable=frozenset(
-                {"explainer", "lookout", "stalls", *(plane.name for plane in self._file_planes)}
+                {
+                    *("explainer", "lookout", "stalls", "health", "sight", "pulse"),
+                    *(plane.name for plane in self._file_planes),
+                }
             ),
             drain=self._ingest.stop,
             close=(
@@ -516,7 +519,6 @@ class Daemon:
         """Return how everything stands now."""
         now = self._clock.monotonic()
         heard_at = self._store.heard_at
-        counts = self._partitions
         return Signs(
             brokers={
                 STATE_TOPIC: self._feed.silent_seconds,
@@ -526,7 +528,7 @@ class Daemon:
             store_seconds=None if heard_at is None else now - heard_at,
             store_trouble=self._pulse.trouble,
             partitions=self._ingest.views(),
-            expected={topic: counts[topic] for topic in EVENT_TOPICS if topic in counts},
+            expected=self._expected(),
             owned_commands=len(self._workers.owned),
             effects=self._workers.pending_effects,
             effects_seconds=self._workers.outbox_seconds,
@@ -536,6 +538,15 @@ class Daemon:
             clocks=self._clock.why_not(),
             advisor=self._advisor.trouble,
         )
+
+    def _expected(self) -> Mapping[str, int]:
+        """Return how many partitions each event topic has, by logical name; nothing before that is known."""
+        try:
+            keys = self._event_partitions()
+        except KeyError:
+            return {}
+        topics = [key.rsplit("/", 2)[0] for key in keys]
+        return {name: topics.count(stream) for stream, name in zip(self._streams, EVENT_TOPICS, strict=True)}
 
     def _why_not_raise(self) -> str | None:
         """Return why this replica must not raise exposure now: its clock or its word is in doubt (I11)."""
