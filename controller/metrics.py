@@ -108,9 +108,7 @@ class _Watched(Collector):
         yield ready
         faults = GaugeMetricFamily("rolloutd_faults", "Faults that are contained now.", labels=["scope"])
         # Not rolloutd_faults_total: to OpenMetrics a gauge and a counter of one name are one metric.
-        reported = CounterMetricFamily(
-            "rolloutd_fault_reports", "Reports of contained faults.", labels=["scope"]
-        )
+        reported = CounterMetricFamily("rolloutd_fault_reports", "Reports of contained faults.", labels=["scope"])
         now, total = self.faults(), self.faults_reported()
         for scope in Scope:
             faults.add_metric([scope.value], now.get(scope, 0))
@@ -174,9 +172,7 @@ class Metrics:
         )
         self.lag_records = gauge("lag_records", "Records in our partitions that are not read yet.", topic=READ_TOPICS)
         self.partitions_owned = gauge("partitions_owned", "Partitions this replica reads.", topic=READ_TOPICS)
-        self.partitions_expected = gauge(
-            "partitions_expected", "Partitions that the topic has.", topic=EVENT_TOPICS
-        )
+        self.partitions_expected = gauge("partitions_expected", "Partitions that the topic has.", topic=EVENT_TOPICS)
         self.save_age_seconds = plain_gauge(
             "save_age_seconds", "Time since totals were saved, of the partition that waits longest."
         )
@@ -205,12 +201,8 @@ class Metrics:
         self.alerts = counter("alerts_total", "Alerts raised.", kind=AlertKind, severity=Severity)
         self.outbox_entries = plain_gauge("outbox_entries", "Effects saved and not yet known to be published.")
 
-        self.outbox_age_seconds = plain_gauge(
-            "outbox_age_seconds", "For how long the oldest of those effects has been tried."
-        )
-        self.unwatched_rollouts = plain_gauge(
-            "unwatched_rollouts", "Rollouts in a stage here whose guardrails cannot see."
-        )
+        self.outbox_age_seconds = plain_gauge("outbox_age_seconds", "For how long the oldest of those effects has been tried.")
+        self.unwatched_rollouts = plain_gauge("unwatched_rollouts", "Rollouts in a stage here whose guardrails cannot see.")
 
         # Actuating.
         self.actuation_gap_seconds = gauge(
@@ -232,9 +224,7 @@ class Metrics:
         self.dependency_errors = counter(
             "dependency_errors_total", "Calls that failed or came too late.", dependency=DEPENDENCIES
         )
-        self.dependency_up = gauge(
-            "dependency_up", "1 while it answers.", dependency=("kafka", "redis")
-        )
+        self.dependency_up = gauge("dependency_up", "1 while it answers.", dependency=("kafka", "redis"))
         self.state_silence_seconds = plain_gauge(
             "state_silence_seconds", "Time since a broker said that the known decisions are the newest."
         )

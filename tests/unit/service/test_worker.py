@@ -921,7 +921,7 @@ async def test_a_stage_that_a_wrong_clock_entered_tomorrow_does_not_stand_still(
         assert isinstance((await world.stored()).phase, Baking)
         await asyncio.sleep(5)
         assert isinstance((await world.stored()).phase, Gating)
-    assert [entry.topic for entry in world.publisher.published][0] == "state"
+    assert world.publisher.published[0].topic == "state"
 
 
 @in_virtual_time

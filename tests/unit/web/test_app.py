@@ -158,9 +158,7 @@ async def test_readiness_names_what_is_missing(surface: Surface, client: httpx.A
     assert response.json()["components"]["serving"]["why_not"] == "reading again"
 
 
-async def test_an_outage_is_told_and_takes_nobody_out_of_the_load_balancer(
-    surface: Surface, client: httpx.AsyncClient
-) -> None:
+async def test_an_outage_is_told_and_takes_nobody_out_of_the_load_balancer(surface: Surface, client: httpx.AsyncClient) -> None:
     """With Redis or Kafka away the last decision is served: 200, degraded, not working; for monitors 503."""
     surface.health.ready("event_log")
     surface.health.ready("advisor")
@@ -198,9 +196,7 @@ async def test_contained_faults_are_listed_and_degrade(surface: Surface, client:
     }
 
 
-async def test_a_stale_lease_is_told_and_refused_only_where_that_is_wanted(
-    surface: Surface, client: httpx.AsyncClient
-) -> None:
+async def test_a_stale_lease_is_told_and_refused_only_where_that_is_wanted(surface: Surface, client: httpx.AsyncClient) -> None:
     """A replica that no broker has answered for half a minute says since when."""
     surface.health.ready("event_log")
     surface.health.ready("advisor")
