@@ -6,7 +6,7 @@ How the parts are started, watched and stopped is `service/supervisor.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from controller.adapters.shared_topic import SharedTopic, streams, topic_of
 from controller.adapters.state_topic import StateTopicPlane
 from controller.adapters.unleash import UnleashPlane
 from controller.clock import AgreedClock, SystemClock
+from controller.core.healing import AHEAD_AT_MOST_SECONDS, seconds_ahead
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
 from controller.errors import (
     BadInput,
@@ -122,6 +123,7 @@ class Daemon:
         )
         self._began_at = self._clock.monotonic()
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
+        self._times_ahead: set[str] = set()
         self._stored_flags: frozenset[str] = frozenset()
         self._topology = KafkaTopology(settings.kafka, self._faults, remade=self._topic_remade)
         self._store = Store.connect(
@@ -240,7 +242,7 @@ class Daemon:
         self._sight = Sight(
             self._clock,
             views=self._views,
-            expected_partitions=lambda: len(self._event_partitions()) if self._topology.counts else 0,
+            expected_partitions=lambda: sum(self._expected().values()),
             also_blind=self._why_all_blind,
             send=self._send_alerts,
             count=self._metrics.unwatched_rollouts.set,
@@ -303,7 +305,12 @@ class Daemon:
                 ("sight", self._sight.run),
                 ("health", self._watch_health),
             ),
-            expendable=frozenset({"explainer", "lookout", "stalls", *(plane.name for plane in self._file_planes)}),
+            expendable=frozenset(
+                {
+                    *("explainer", "lookout", "stalls", "health", "sight", "pulse"),
+                    *(plane.name for plane in self._file_planes),
+                }
+            ),
             drain=self._ingest.stop,
             close=(
                 ("http", self._stop_http),
@@ -661,13 +668,27 @@ class Daemon:
             self._reporter.count_troubles(counters.save_troubles, counters.fetch_troubles)
             if self._supervisor.is_running:  # before, the steps say what they wait for
                 self._reporter.report(self._signs())
+                self._report_times_ahead()
             await asyncio.sleep(REPORT_EVERY_SECONDS)
+
+    def _report_times_ahead(self) -> None:
+        """Name the rollouts whose stored times lie ahead: they stand still until they are brought back."""
+        now = self._clock.now()
+        for flag_key, rollout in self._workers.rollouts.items():
+            ahead = seconds_ahead(rollout, now)
+            if ahead > AHEAD_AT_MOST_SECONDS:
+                self._times_ahead.add(flag_key)
+                why = f"its last transition is {ahead:.0f} s ahead of the clocks, so nothing about it moves"
+                remedy = "it is brought back by itself once the clocks agree: see the fault of scope clock"
+                self._faults.report(Scope.FLAG, flag_key, why, remedy)
+            elif flag_key in self._times_ahead:
+                self._times_ahead.discard(flag_key)
+                self._faults.clear(Scope.FLAG, flag_key)
 
     def _signs(self) -> Signs:
         """Return how everything stands now."""
         now = self._clock.monotonic()
         heard_at = self._store.heard_at
-        counts = self._topology.counts
         return Signs(
             brokers={
                 STATE_TOPIC: self._feed.silent_seconds,
@@ -677,7 +698,7 @@ class Daemon:
             store_seconds=None if heard_at is None else now - heard_at,
             store_trouble=self._pulse.trouble,
             partitions=self._ingest.views(),
-            expected={topic: counts[topic] for topic in EVENT_TOPICS if topic in counts},
+            expected=self._expected(),
             owned_commands=len(self._workers.owned),
             effects=self._workers.pending_effects,
             effects_seconds=self._workers.outbox_seconds,
@@ -687,6 +708,15 @@ class Daemon:
             clocks=self._clock.why_not(),
             advisor=self._advisor.trouble,
         )
+
+    def _expected(self) -> Mapping[str, int]:
+        """Return how many partitions each event topic has, by logical name; nothing before that is known."""
+        try:
+            keys = self._event_partitions()
+        except KeyError:
+            return {}
+        topics = [key.rsplit("/", 2)[0] for key in keys]
+        return {name: topics.count(stream) for stream, name in zip(self._streams, EVENT_TOPICS, strict=True)}
 
     def _why_not_raise(self) -> str | None:
         """Return why this replica must not raise exposure now: its clock or its word is in doubt (I11)."""

@@ -60,7 +60,7 @@ def ask_standing(address: str) -> tuple[dict[str, Any] | None, str]:
                     return None, f"{address}: the answer is longer than {MAX_BYTES} bytes"
         body = json.loads(content)
         if not isinstance(body.get("components"), dict) or not isinstance(body.get("faults", []), list):
-            raise TypeError("no components")
+            return None, f"{address} does not answer as rolloutd does"
     except (httpx.HTTPError, httpx.InvalidURL) as trouble:
         return None, (f"{address} cannot be asked: {trouble}. Does the replica run, and is this its http.ops_port?")
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -81,8 +81,8 @@ def lines_of(body: dict[str, Any]) -> list[Text]:
         style = "bold red" if part.get("required") else "yellow"
         since = _time_of(part.get("since"))
         lines.append(Text(f"{label} {printable(str(part.get('why_not')))}{since}", style))
-    for reason in body.get("trouble") or ():
-        lines.append(Text(f"only a restart helps: {printable(str(reason))}", "bold red"))
+    hopeless = [f"only a restart helps: {printable(str(why))}" for why in body.get("trouble") or ()]
+    lines += [Text(line, "bold red") for line in hopeless]
     for fault in body.get("faults") or ():
         if isinstance(fault, dict):
             lines += _fault_lines(fault)

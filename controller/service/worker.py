@@ -21,6 +21,7 @@ import structlog
 from controller.core.agreement import agrees, is_outcome
 from controller.core.evidence import Evidence
 from controller.core.gate import GateTests, decode_tests, encode_tests, judge, look_for_harm
+from controller.core.healing import AHEAD_AT_MOST_SECONDS, healed, seconds_ahead
 from controller.core.invariants import Transition, Violation, raises_exposure, violations
 from controller.core.judgement import Judgement
 from controller.core.machine import decide, hold_back, next_deadline
@@ -205,10 +206,12 @@ class FlagWorker:
             await self._load()
             if not self.has_failed:
                 self._tools.faults.clear(Scope.FLAG, self.flag_key)  # what start-up could not read
+            await self._heal()
             await self._handle(Restarted(self._now()))
             while True:
                 event, done = await self._next()
                 try:
+                    await self._heal()
                     effects = await self._handle(event)
                 except asyncio.CancelledError:
                     if done is not None and not isinstance(event, Look):
@@ -595,6 +598,24 @@ class FlagWorker:
                 self._log.warning("store_unavailable", error=str(trouble), retry_seconds=wait)
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(2 * wait, LONGEST_RETRY_SECONDS)
+
+    async def _heal(self) -> None:
+        """Bring times back that a wrong clock wrote: the rollout would stand still until they come.
+
+        Only while the clocks agree: else it may be ours that is wrong.
+        """
+        while self.rollout is not None:
+            now = self._now()
+            ahead = seconds_ahead(self.rollout, now)
+            if ahead <= AHEAD_AT_MOST_SECONDS or self._tools.why_not_raise() is not None:
+                return
+            self._log.error("times_brought_back", seconds=round(ahead), revision=self.rollout.revision)
+            heard_at = self._tests.heard_at
+            heard_at = None if heard_at is None else min(heard_at, now)
+            tests = replace(self._tests, heard_at=heard_at)
+            if await self._save(healed(self.rollout, now), (), tests):
+                return
+            await self._load()
 
     # --- effects ------------------------------------------------------------------------------------------------------
 

@@ -136,10 +136,11 @@ async def test_brokers_that_hang_are_seen_and_the_lease_runs_out(
         own_kafka.pause()
 
         async def kafka_is_away() -> bool:
-            return not (await daemon.standing())["components"]["kafka"]["ready"]
+            components = (await daemon.standing())["components"]
+            return not components["kafka"]["ready"]
 
         async def is_stale() -> bool:
-            return (await answer(daemon))["reason"] == "STALE"
+            return bool((await answer(daemon))["reason"] == "STALE")
 
         try:
             await until(kafka_is_away, SEEN_WITHIN, "kafka is not ready")
@@ -153,4 +154,44 @@ async def test_brokers_that_hang_are_seen_and_the_lease_runs_out(
         finally:
             own_kafka.resume()
         await until(works, 40, "working again")
+        assert await answer(daemon) == before
+
+
+async def test_a_restart_without_redis_serves_and_calls_for_help(
+    kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Started while Redis is away, a replica serves what the state topic says, and says that nobody watches."""
+    async with (
+        DaemonProcess(kafka, own_redis.url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
+        await start(client)
+        await daemon.until(FLAG, lambda document: document["percent"] == 10)
+        before = await answer(daemon)
+        assert await daemon.stop() == 0
+        own_redis.pause()
+        daemon.spawn()
+
+        async def serves() -> bool:
+            try:
+                return await answer(daemon) == before
+            except httpx.HTTPError:
+                return False
+
+        await until(serves, 20, "the last decision is served")
+        body = await daemon.standing()
+        assert (body["ready"], body["starting"], body["working"]) == (False, True, False)
+        assert "Redis" in body["components"]["redis"]["why_not"]
+
+        async def is_alerted() -> bool:
+            return await unwatched(client) == ["critical"]
+
+        await until(is_alerted, 60, "an alert")
+        own_redis.resume()
+        await daemon.ready()
+
+        async def is_over() -> bool:
+            return await unwatched(client) == ["critical", "info"]
+
+        await until(is_over, ALERTED_WITHIN, "word that it is over")
         assert await answer(daemon) == before

@@ -49,6 +49,7 @@ from tests.builders import (
     make_rollout,
     make_stages,
     make_totals,
+    make_visit,
 )
 from tests.virtual_time import LoopClock, in_virtual_time, settled
 
@@ -902,3 +903,37 @@ async def test_the_state_can_be_said_again() -> None:
         await settled()
     states = [entry for entry in world.publisher.published if entry.topic == "state"]
     assert [entry.effect_id for entry in states] == [f"{FLAG}/1/0"] * 2
+
+
+@in_virtual_time
+async def test_a_stage_that_a_wrong_clock_entered_tomorrow_does_not_stand_still() -> None:
+    """Taken over by a replica whose clock is right, it is brought back to now, bakes its whole time and goes on."""
+    world = World()
+    day = timedelta(days=1)
+    visit = make_visit(entered_at=T0 + day, counts_from=T0 + day + MINUTE)
+    phase = Baking(0, T0 + day + 11 * MINUTE)
+    ahead = make_rollout(plan=PLAN, phase=phase, visits=(visit,), updated_at=T0 + day)
+    await world.rollouts.save(FLAG, expected_token=0, rollout=ahead)
+    doubts = ["the clocks disagree"]
+    async with world.worker(why_not_raise=lambda: doubts[0] if doubts else None) as worker:
+        assert worker.rollout == ahead
+        doubts.clear()
+    async with world.worker(why_not_raise=lambda: None):
+        stored = await world.stored()
+        assert stored.revision == ahead.revision + 1
+        assert stored.visits[-1].entered_at == stored.updated_at == world.clock.now()
+        await asyncio.sleep(11 * 60 - 1)
+        assert isinstance((await world.stored()).phase, Baking)
+        await asyncio.sleep(5)
+        assert isinstance((await world.stored()).phase, Gating)
+    assert world.publisher.published[0].topic == "state"
+
+
+@in_virtual_time
+async def test_a_few_seconds_between_two_clocks_change_nothing() -> None:
+    """Within the tolerance a rollout is taken over as it is."""
+    world = World()
+    ahead = make_rollout(plan=PLAN, updated_at=T0 + timedelta(seconds=8))
+    await world.rollouts.save(FLAG, expected_token=0, rollout=ahead)
+    async with world.worker():
+        assert await world.stored() == ahead

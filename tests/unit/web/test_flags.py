@@ -263,7 +263,7 @@ def test_staleness_changes_tags_twice_and_not_in_between() -> None:
 
 
 def test_a_stale_document_says_so() -> None:
-    """Flagd's document carries since when nothing was heard; its definitions are the last known."""
+    """The document for flagd carries since when nothing was heard; its definitions are the last known."""
     board = leased()
     board.note_silence(31.0)
     document = json.loads(board.flagd_document()[0])

@@ -1,0 +1,42 @@
+"""Asking a real Redis for the time: what answers, what does not, and how long that takes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from controller.adapters.redis import Store
+from controller.errors import StoreUnavailable
+from tests.brokers import RedisServer
+
+
+async def test_redis_says_what_time_it_is(own_redis: RedisServer) -> None:
+    """Within a second of this machine's time, which is Redis's machine too; and it counts as an answer."""
+    store = Store.connect(own_redis.url)
+    assert store.heard_at is None
+    at = await store.ask_time()
+    assert abs((at - datetime.now(UTC)).total_seconds()) < 1
+    heard_at = store.heard_at
+    assert heard_at is not None
+    assert abs(asyncio.get_running_loop().time() - heard_at) < 1
+    await store.close()
+
+
+async def test_a_redis_that_hangs_is_given_up_in_time(own_redis: RedisServer) -> None:
+    """No answer is trouble within half a call's deadline, and does not count as one."""
+    store = Store.connect(own_redis.url, deadline_seconds=2.0, try_seconds=1.0)
+    await store.ask_time()
+    heard_at = store.heard_at
+    own_redis.pause()
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="ask Redis for the time"):
+        await store.ask_time()
+    assert time.monotonic() - began < 2
+    assert store.heard_at == heard_at
+    own_redis.resume()
+    await store.ask_time()
+    assert store.heard_at != heard_at
+    await store.close()
