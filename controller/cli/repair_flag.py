@@ -73,7 +73,7 @@ async def _discard(settings: Settings, flag: str) -> bool:
 def _rollouts(settings: Settings) -> tuple[RedisRollouts, Callable[[], Awaitable[None]]]:
     store = Store.connect(
         redis_url(settings.redis),
-        prefix=settings.redis.key_prefix,
+        prefix=settings.redis_key_prefix,
         is_cluster=settings.redis.is_cluster,
         deadline_seconds=2 * settings.redis.call_timeout_seconds,
         try_seconds=settings.redis.call_timeout_seconds,
