@@ -77,7 +77,7 @@ MAX_VALUES_DEPTH = 10
 
 
 def _of_bounded_size(values: Any) -> Any:
-    """Refuse values that are too large, nested too deep, or that no two readers of JSON take for the same.
+    """Refuse values that are too large, too deep, or not the same to every reader of JSON.
 
     Before anything else is done with them, because everything else recurses.
     """
@@ -89,7 +89,7 @@ def _of_bounded_size(values: Any) -> Any:
         value, depth = left.pop()
         inner: list[Any] = []
         if isinstance(value, str):
-            size += len(value.encode())  # raises UnicodeEncodeError, a ValueError, for half a character
+            size += len(value.encode())  # raises a ValueError for half a character
         elif isinstance(value, dict):
             inner = [*value, *value.values()]
         elif isinstance(value, list):
@@ -127,7 +127,7 @@ class Variants(Strict):
         default={},
         max_length=21,
         description="What apps get, by variant: a boolean, string, number or object each, all of one type. Default: true for "
-        "treatment, false for control. Together at most 64 KiB, nested at most 10 deep; integers up to 2^53.",
+        "treatment, false for control. Together at most 64 KiB, at most 10 deep; integers to 2^53.",
     )
 
 
@@ -152,7 +152,8 @@ class StageDocument(Strict):
         "one error to show.",
     )
     max_bake: Duration | None = Field(
-        default=None, description="Past it an undecided gate pauses the rollout. None: three times `bake`, at most ten years."
+        default=None,
+        description="Past it an undecided gate pauses the rollout. None: three times `bake`, or ten years.",
     )
     approval: Approval = Field(
         default=Approval.NOT_REQUIRED, description="Whether a person must agree before the stage is left."
@@ -169,7 +170,7 @@ class StageDocument(Strict):
 
     @property
     def longest_bake(self) -> timedelta:
-        """`max_bake`, or what stands for it: three times `bake`, but no longer than a duration may be."""
+        """`max_bake`, or in its place three times `bake`, but no longer than a duration may be."""
         return min(3 * self.bake, LONGEST) if self.max_bake is None else self.max_bake
 
 
@@ -197,6 +198,10 @@ class Comparison(Strict):
     in_points: Switch = Field(default=False, description="Margins are percentage points of the metric, not parts of control's.")
 
 
+Limit = Annotated[
+    Number,
+    Field(le=LARGEST_LIMIT, json_schema_extra={"minimum": SMALLEST_LIMIT}),
+]
 Percentage = Annotated[Number, Field(json_schema_extra={"minimum": 0, "maximum": 100})]
 
 
@@ -205,14 +210,17 @@ class GuardrailDocument(Strict):
 
     metric: Metric
     role: MetricRole = MetricRole.GUARDRAIL
-    limit: Annotated[Number, Field(le=LARGEST_LIMIT, json_schema_extra={"minimum": SMALLEST_LIMIT})] | None = Field(
+    limit: Limit | None = Field(
         default=None,
         description="Absolute bound: a share in [0, 1] (or `1%`) of error_rate and conversions, milliseconds (or "
         "`200ms`) of latency.",
     )
     compare: Comparison | None = Field(default=None, description="Comparison with control; none without it.")
     on_breach: OnBreach = OnBreach.ROLL_BACK
-    from_percent: Percentage = Field(default=0.0, description="Watched in stages of at least this percentage.")
+    from_percent: Percentage = Field(
+        default=0.0,
+        description="Watched in stages of at least this percentage.",
+    )
     to_percent: Percentage | None = Field(
         default=None,
         description="And of at most this one. None: to the end; without `limit`, while there is a control.",
@@ -282,7 +290,8 @@ def guardrail_from_shorthand(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if len(value) > _MAX_SHORTHAND:
-        raise ValueError(f"a guardrail in one line has at most {_MAX_SHORTHAND} characters; {_SHORTHAND_HELP}")
+        said = f"a guardrail in one line has at most {_MAX_SHORTHAND} characters"
+        raise ValueError(f"{said}; {_SHORTHAND_HELP}")
     match = re.match(r"\s*([A-Za-z0-9._:-]+)\s*(?=[<>])", value, re.ASCII)
     if match is None:
         raise ValueError(f"{value[:80]!r} is no guardrail: {_SHORTHAND_HELP}")
@@ -313,7 +322,11 @@ Guardrail = Annotated[
     GuardrailDocument,
     BeforeValidator(
         guardrail_from_shorthand,
-        json_schema_input_type=GuardrailDocument | Annotated[str, Field(examples=_SHORTHANDS, max_length=_MAX_SHORTHAND)],
+        json_schema_input_type=GuardrailDocument
+        | Annotated[
+            str,
+            Field(examples=_SHORTHANDS, max_length=_MAX_SHORTHAND),
+        ],
     ),
 ]
 
@@ -330,7 +343,8 @@ class FreezeWindowDocument(Strict):
         default=None, alias="to", description="Local time; not after `from`: on the next day. Or give `lasts`."
     )
     lasts: Annotated[Duration, at_most("7d")] | None = Field(
-        default=None, description="Length in whole minutes, for windows beyond a day; at most a week."
+        default=None,
+        description="Length in whole minutes, for windows beyond a day; at most a week.",
     )
     timezone: str = Field(default="UTC", max_length=64, description="IANA name, as in Europe/Berlin.")
 
@@ -370,7 +384,10 @@ def _in_a_list(value: Any) -> Any:
 
 _Texts = Annotated[
     list[_Text],
-    BeforeValidator(_in_a_list, json_schema_input_type=Annotated[list[_Text], Field(max_length=100)] | _Text),
+    BeforeValidator(
+        _in_a_list,
+        json_schema_input_type=Annotated[list[_Text], Field(max_length=100)] | _Text,
+    ),
     Field(min_length=1, max_length=100),
 ]
 
@@ -402,7 +419,10 @@ _ComparableMoment = Annotated[
     str,
     BeforeValidator(
         _comparable_moment,
-        json_schema_input_type=Annotated[str, Field(examples=["2026-03-01", "2026-03-01T12:00:00Z"], max_length=_MAX_MOMENT)],
+        json_schema_input_type=Annotated[
+            str,
+            Field(examples=["2026-03-01", "2026-03-01T12:00:00Z"], max_length=_MAX_MOMENT),
+        ],
     ),
 ]
 
@@ -477,12 +497,17 @@ class AdvisorDocument(Strict):
     deadline: Annotated[Duration, at_most("1h")] = Field(
         default=parse_duration("30s"),
         validate_default=True,
-        description="For one question, from asking to the parsed answer; at most 1h. A small model on a CPU answers in "
-        "5 to 20 s.",
+        description="For one question, from asking to the parsed answer; at most 1h. A small model "
+        "on a CPU answers in 5 to 20 s.",
     )
-    hold_rounds: Annotated[Count, Field(le=1000)] = Field(default=3, description="Holds by advice before a person decides.")
+    hold_rounds: Annotated[Count, Field(le=1000)] = Field(
+        default=3,
+        description="Holds by advice before a person decides.",
+    )
     hold_for: Annotated[Duration, at_most("30d")] = Field(
-        default=parse_duration("10m"), validate_default=True, description="Between two rounds; at most 30d."
+        default=parse_duration("10m"),
+        validate_default=True,
+        description="Between two rounds; at most 30d.",
     )
 
 
@@ -505,9 +530,17 @@ class PlanDocument(Strict):
     health: dict[HealthGap, GapPolicy] = Field(
         default={}, description="What a gap in the evidence does at a gate. Default: pause on srm, wait on the others."
     )
-    alpha: Number = Field(default=0.01, ge=1e-9, le=0.5, description="Probability of a false roll back over the whole rollout.")
+    alpha: Number = Field(
+        default=0.01,
+        ge=1e-9,
+        le=0.5,
+        description="Probability of a false roll back over the whole rollout.",
+    )
     beta: Number = Field(
-        default=0.05, ge=1e-9, le=0.5, description="Probability that a gate passes a release as bad as its margin."
+        default=0.05,
+        ge=1e-9,
+        le=0.5,
+        description="Probability that a gate passes a release as bad as its margin.",
     )
     fresh_within: Annotated[Duration, at_most("30d")] = Field(
         default=parse_duration("1m"),
@@ -515,7 +548,10 @@ class PlanDocument(Strict):
         description="The freshest event of a judged stage is at most this old; at most 30d.",
     )
     start_at: PlanMoment | None = Field(default=None, description="Begin then. None: at once.")
-    expires_at: PlanMoment | None = Field(default=None, description="Past it a running rollout pauses and asks for its owner.")
+    expires_at: PlanMoment | None = Field(
+        default=None,
+        description="Past it a running rollout pauses and asks for its owner.",
+    )
     blind: Switch = Field(
         default=False, description="A timed ramp without evidence: stages end by bake alone. Nothing rolls it back."
     )

@@ -75,7 +75,7 @@ def _end_in_block(windows: tuple[FreezeWindow, ...], at: datetime) -> datetime |
 
 @lru_cache(maxsize=256)
 def _freezes(windows: tuple[FreezeWindow, ...], block: int) -> tuple[list[int], list[int]]:
-    """Return beginnings and ends, rising, of all freezes that reach into a block of days; none touch each other."""
+    """Return beginnings and ends, rising, of the freezes that reach into a block; none touch."""
     first = _EPOCH_DAY + block * _DAYS_AT_ONCE
     starts: list[int] = []
     ends: list[int] = []
@@ -89,9 +89,10 @@ def _freezes(windows: tuple[FreezeWindow, ...], block: int) -> tuple[list[int], 
 
 
 def _occurrences(window: FreezeWindow, first: int) -> Iterator[Interval]:
-    """Yield the occurrences of a window that may reach into the block whose first day, as an ordinal, is `first`.
+    """Yield the occurrences of a window that may reach into a block of days.
 
-    A local day may lie a day before or after the one in UTC.
+    `first` is the block's first day, as an ordinal. A local day may lie a day before or after the
+    one in UTC.
     """
     zone = _zone(window.timezone)
     days = range(first - window.minutes // _DAY_MINUTES - 2, first + _DAYS_AT_ONCE + 2)
@@ -110,21 +111,22 @@ def _occurrences(window: FreezeWindow, first: int) -> Iterator[Interval]:
 
 @lru_cache(maxsize=1024)
 def _zone(name: str) -> ZoneInfo:
-    """Return a time zone. ZoneInfo itself remembers eight, and reads the file of every other again."""
+    """Return a time zone. ZoneInfo itself remembers eight, and reads every other file again."""
     return ZoneInfo(name)
 
 
 @lru_cache(maxsize=4096)
 def _offset(zone_name: str, first: int, last: int) -> int | None:
-    """Return the zone's seconds ahead of UTC from one day to another, None when they change in between."""
+    """Return the zone's seconds ahead of UTC between two days, None when they change."""
     zone = _zone(zone_name)
-    noons = (datetime.fromordinal(day).replace(hour=12, tzinfo=UTC) for day in range(first - 1, last + 2))
+    days = range(first - 1, last + 2)
+    noons = (datetime.fromordinal(day).replace(hour=12, tzinfo=UTC) for day in days)
     offsets = {noon.astimezone(zone).utcoffset() for noon in noons}
     only = offsets.pop()
     return only // timedelta(seconds=1) if not offsets and only is not None else None
 
 
 def _in_utc(local: datetime, zone: ZoneInfo) -> Interval:
-    """Return the earliest and the latest second that a clock on the wall of `zone` may mean by `local`."""
+    """Return the earliest and the latest second that a clock in `zone` may mean by `local`."""
     meant = sorted(local.replace(tzinfo=zone, fold=fold) - _EPOCH for fold in (0, 1))
     return meant[0] // timedelta(seconds=1), meant[1] // timedelta(seconds=1)
