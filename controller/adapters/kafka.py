@@ -315,15 +315,15 @@ class KafkaEventLog:
         except BaseException as error:
             if must_pass(error):
                 raise
-            if consumer is not self._consumer:
-                return {}  # replaced meanwhile, and what it says no longer matters
+            if self._has_replaced(consumer):
+                return {}
             self._rewind(consumer)
             if _FENCED_INSTANCE in str(error) and self._settings.static_member_id is not None:
                 raise self._fenced() from error
             # With anything but a refusal aiokafka fell over its own feet, or over the network. Put back, and begin again.
             self._is_broken = not (isinstance(error, KafkaError) and _is_refusal(error))
             raise self._unavailable("reading", error) from error
-        return await self._owned(consumer, batches) if consumer is self._consumer else {}
+        return {} if self._has_replaced(consumer) else await self._owned(consumer, batches)
 
     async def _read(
         self, consumer: AIOKafkaConsumer, max_records: int, timeout_seconds: float
@@ -402,6 +402,10 @@ class KafkaEventLog:
         else:
             await self.start()
 
+    def _has_replaced(self, consumer: AIOKafkaConsumer) -> bool:
+        """Whether another consumer, or none, is there by now: what this one says no longer matters."""
+        return consumer is not self._consumer
+
     def _rewind(self, consumer: AIOKafkaConsumer) -> None:
         """Put every partition back to what its owner has seen."""
         for partition, offset in self._positions.items():
@@ -416,7 +420,7 @@ class KafkaEventLog:
         refuse. What does not check out even so stops its partition. The others go on, and it is tried again. One by one,
         because the call that raises forgets what it has read.
         """
-        if consumer is not self._consumer:
+        if self._has_replaced(consumer):
             return {}
         self._rewind(consumer)
         partition, guard = named_partition(error), self._guard

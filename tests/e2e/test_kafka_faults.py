@@ -8,7 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
+from controller.adapters.kafka_topics import partition_of
 from schemas.terms import CommandStatus, CommandVerb
 from tests.brokers import LocalKafka
 from tests.integration.test_kafka_faults import BOMBS, batch_of, bomb, produce, sealed
@@ -83,3 +85,37 @@ async def test_a_broker_that_hangs_ends_nothing(
             document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 60)
         assert document["percent"] == 0
         assert await daemon.stop() == 0
+
+
+class NewPartitionsOnly(Traffic):
+    """Apps whose users all are in partitions that were added."""
+
+    async def request(self, user: str) -> None:
+        """Serve one request, of a user whose events go to the partitions from 4 on."""
+        number = 0
+        while partition_of(f"{user}-{number}", 8) < 4:
+            number += 1
+        await super().request(f"{user}-{number}")
+
+
+async def test_partitions_added_to_every_topic_are_judged_and_obeyed(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Harm that is only in new partitions rolls the release back, and commands go on working, without a restart."""
+    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+        for flag in (FLAG, "other"):
+            answer = await client.command(CommandVerb.START, flag, plan=quick_plan(flag, stages=STAGES))
+            assert answer.status is CommandStatus.ACCEPTED, answer.reason
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+        await admin.start()
+        topics = ("flag.evaluations", "request.outcomes", "rollout.commands")
+        await admin.create_partitions({topic_prefix + topic: NewPartitions(8) for topic in topics})
+        await admin.close()
+        await asyncio.sleep(12)  # producers notice new partitions as late as we do
+        await client.producer.client.force_metadata_update()
+        async with NewPartitionsOnly(client, daemon, FLAG, error_rates={"on": 0.6, "off": 0.05}):
+            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 30)
+        assert document["percent"] == 0
+        answer = await client.command(CommandVerb.ROLL_BACK, "other")
+        assert answer.status is CommandStatus.ACCEPTED
+        assert (await daemon.until("other", lambda doc: doc["percent"] == 0))["percent"] == 0

@@ -191,6 +191,16 @@ def test_a_header_that_cannot_be_true_is_a_broken_record(header: dict[str, int])
         records_of(safe.content)
 
 
+def test_a_batch_too_short_for_its_header_is_broken() -> None:
+    """The client would read its header beyond it."""
+    short = batch([b"a"])[:40]
+    short = short[:8] + (len(short) - 12).to_bytes(4, "big") + short[12:]
+    for content in (short, batch([b"a"]) + short):
+        assert not is_plain(content, 0)
+        with pytest.raises(CorruptRecordException):
+            records_of(make_safe(content, 0, Budget()).content)
+
+
 def test_a_batch_before_what_was_asked_for_is_broken() -> None:
     """Aiokafka would go back to it for ever."""
     with pytest.raises(CorruptRecordException):

@@ -42,7 +42,7 @@ class Broken:
 
     def __init__(self, fault: BaseException) -> None:
         self._subscription = SimpleNamespace(reassignment_in_progress=False)
-        self._client = SimpleNamespace(close=self._closed)
+        self._client = self.client = SimpleNamespace(close=self._closed)
         self._fault = fault
 
     async def _closed(self) -> None:
@@ -115,7 +115,6 @@ async def test_publishing_says_that_it_failed(fault: BaseException) -> None:
     """A producer that raises is given up, and the effects are kept by whoever published them."""
     publisher = KafkaPublisher(SETTINGS)
     publisher._producer = Broken(fault)
-    publisher._producer.client = publisher._producer._client
     with pytest.raises(EventLogUnavailable):
         await publisher.publish([OutboxEntry("outbox:1", "f/1/0", "decisions", "f", b"{}")])
     await publisher.stop()
