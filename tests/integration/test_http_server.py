@@ -166,7 +166,7 @@ HANGING = b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n"
 async def answer_of(reader: asyncio.StreamReader) -> bytes:
     """Return the status line of the next answer, and read it to its end; empty when closed."""
     async with asyncio.timeout(3):
-        status = await reader.readline()
+        status, length = await reader.readline(), 0
         while status and (line := await reader.readline()) not in (b"\r\n", b""):
             if line.startswith(b"content-length:"):
                 length = int(line.partition(b":")[2])
