@@ -168,8 +168,7 @@ class Ingest:
                 records=owned.totals.records,
                 unmoved_seconds=now - owned.moved_at,
                 trouble=owned.trouble,
-                counts_exposures=owned.is_counting_exposures,
-                unsaved_seconds=now - owned.saved_at,
+                saved_seconds=now - owned.saved_at,
             )
             for owned in self._owned.values()
         ]

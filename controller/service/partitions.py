@@ -55,9 +55,7 @@ class PartitionView:
     records: PartitionCounts
     unmoved_seconds: float  # since the saved offset last moved, or the partition was last seen without lag
     trouble: str  # why it is stopped, else empty
-    counts_exposures: bool = True  # evaluations; else outcomes
-    unsaved_seconds: float = 0.0  # since it was last saved, heartbeats too
-    heard_seconds: float | None = None  # since the brokers last answered for it; None: not known
+    saved_seconds: float = 0.0  # since it was last saved; idle partitions are saved, too
 
     @property
     def lag(self) -> int | None:
