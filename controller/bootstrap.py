@@ -698,6 +698,7 @@ class Daemon:
             store_seconds=None if heard_at is None else now - heard_at,
             store_trouble=self._pulse.trouble,
             partitions=self._ingest.views(),
+            topics=dict(zip(self._streams, EVENT_TOPICS, strict=True)),
             expected=self._expected(),
             owned_commands=len(self._workers.owned),
             effects=self._workers.pending_effects,

@@ -192,6 +192,7 @@ class Ingest:
                 unsaved_seconds=0.0 if owned.unsaved_since is None else max(0.0, now - owned.unsaved_since),
                 heard_seconds=self._unheard_seconds(owned, now),
                 counts_exposures=owned.is_counting_exposures,
+                saved_seconds=now - owned.saved_at,
             )
             for owned in self._owned.values()
         ]

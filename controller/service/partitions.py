@@ -63,6 +63,7 @@ class PartitionView:
     unsaved_seconds: float = 0.0  # age of the oldest change that is counted and not saved
     heard_seconds: float | None = None  # since the brokers last answered for it; None: never
     counts_exposures: bool = True  # evaluations; else outcomes
+    saved_seconds: float = 0.0  # since it was last saved; idle partitions are saved, too
 
     @property
     def lag(self) -> int | None:

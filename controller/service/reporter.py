@@ -38,6 +38,7 @@ class Signs:
     store_seconds: float | None  # since Redis answered
     store_trouble: str | None  # why it did not
     partitions: Sequence[PartitionView]
+    topics: Mapping[str, str]  # logical name, by that in `partitions`
     expected: Mapping[str, int]  # partitions that exist, by logical topic
     owned_commands: int
     effects: int  # saved and not published
@@ -92,7 +93,7 @@ class Reporter:
             metrics.partitions_owned.of(topic).set(len(of_topic))
         for topic, count in signs.expected.items():
             metrics.partitions_expected.of(topic).set(count)
-        metrics.save_age_seconds.set(max((one.unsaved_seconds for one in signs.partitions), default=0.0))
+        metrics.save_age_seconds.set(max((one.saved_seconds for one in signs.partitions), default=0.0))
         metrics.state_silence_seconds.set(signs.brokers.get(STATE_TOPIC) or 0.0)
         metrics.dependency_up.of("kafka").set(not why_kafka(signs))
         metrics.dependency_up.of("redis").set(not why_redis(signs))
@@ -145,10 +146,10 @@ def why_counting(signs: Signs) -> str:
 def why_saves(signs: Signs) -> str:
     """Return which totals are not saved: what is not saved, no guardrail can see."""
     late = sorted(
-        (one for one in signs.partitions if one.unsaved_seconds > SAVED_WITHIN_SECONDS),
-        key=lambda one: -one.unsaved_seconds,
+        (one for one in signs.partitions if one.saved_seconds > SAVED_WITHIN_SECONDS),
+        key=lambda one: -one.saved_seconds,
     )
-    return _some(f"{_name(one)} was last saved {one.unsaved_seconds:.0f} s ago" for one in late)
+    return _some(f"{_name(one)} was last saved {one.saved_seconds:.0f} s ago" for one in late)
 
 
 def why_outbox(signs: Signs) -> str:
@@ -159,10 +160,10 @@ def why_outbox(signs: Signs) -> str:
 
 
 def _by_topic(signs: Signs) -> Mapping[str, list[PartitionView]]:
-    """Return our partitions by logical topic, which their order in `EVENT_TOPICS` tells."""
+    """Return our partitions by logical topic."""
     found: dict[str, list[PartitionView]] = {topic: [] for topic in EVENT_TOPICS}
     for one in signs.partitions:
-        found[EVENT_TOPICS[0] if one.counts_exposures else EVENT_TOPICS[1]].append(one)
+        found[signs.topics[one.topic]].append(one)
     return found
 
 

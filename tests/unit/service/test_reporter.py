@@ -29,7 +29,7 @@ def make_view(**overrides: Any) -> PartitionView:
         "records": PartitionCounts(),
         "unmoved_seconds": 0.0,
         "trouble": "",
-        "unsaved_seconds": 0.1,
+        "saved_seconds": 0.1,
     }
     return PartitionView(**{**fields, **overrides})
 
@@ -40,7 +40,8 @@ def make_signs(**overrides: Any) -> Signs:
         "brokers": {STATE_TOPIC: 0.5, "events": 0.1, "commands": None},
         "store_seconds": 0.3,
         "store_trouble": None,
-        "partitions": [make_view(), make_view(topic="request.outcomes", counts_exposures=False)],
+        "partitions": [make_view(), make_view(topic="request.outcomes")],
+        "topics": {"flag.evaluations": "evaluations", "request.outcomes": "outcomes"},
         "expected": {"evaluations": 1, "outcomes": 1},
         "owned_commands": 4,
         "effects": 0,
@@ -82,7 +83,7 @@ def test_everything_well_is_ready_and_working() -> None:
         ({"store_seconds": 5.0, "store_trouble": "timed out"}, "redis", "Redis has not answered for 5 s: timed out"),
         ({"store_seconds": None}, "redis", "Redis has not answered yet"),
         (
-            {"partitions": [make_view(unsaved_seconds=6.0)]},
+            {"partitions": [make_view(saved_seconds=6.0)]},
             "saves",
             "flag.evaluations/0 was last saved 6 s ago",
         ),
@@ -136,7 +137,7 @@ def test_a_quarantine_that_takes_nothing_is_a_component() -> None:
 def test_a_long_list_is_cut() -> None:
     """A hundred partitions that fail alike are five names and a number."""
     bench = Bench()
-    views = [make_view(partition=number, unsaved_seconds=9.0) for number in range(100)]
+    views = [make_view(partition=number, saved_seconds=9.0) for number in range(100)]
     why = bench.not_ready(make_signs(partitions=views))["saves"]
     assert why.count("was last saved") == 5
     assert why.endswith("and 95 more")
@@ -145,7 +146,7 @@ def test_a_long_list_is_cut() -> None:
 def test_the_gauges_follow() -> None:
     """Save age, silence, outbox and dependencies are metrics that a rule can look at."""
     bench = Bench()
-    signs = make_signs(partitions=[make_view(unsaved_seconds=7.0)], effects=2, effects_seconds=6.5)
+    signs = make_signs(partitions=[make_view(saved_seconds=7.0)], effects=2, effects_seconds=6.5)
     signs = replace(signs, brokers={STATE_TOPIC: 12.0}, store_seconds=11.0)
     bench.not_ready(signs)
     text = generate_latest(bench.metrics.registry).decode()
