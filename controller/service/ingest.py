@@ -184,7 +184,7 @@ class Ingest:
                 partition=owned.partition[1],
                 state=owned.state,
                 next_offset=owned.totals.position,
-                saved_offset=owned.counted_from if owned.is_rebased else owned.saved,
+                saved_offset=None if owned.saved is None else owned.counted_from,
                 end_offset=self._end_of(owned),
                 records=owned.totals.records,
                 unmoved_seconds=now - owned.moved_at,
@@ -780,6 +780,7 @@ class Ingest:
                 max(0, (self._end_of(each) or 0) - each.counted_from)
                 for each in self._owned.values()
                 if each.is_counting_exposures == is_of_exposures
+                and (each.state is PartitionState.READY or each.saved is not None)
             ]
             self._metrics.lag_records.of(topic).set(sum(lags))
 

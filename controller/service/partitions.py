@@ -162,7 +162,9 @@ class Owned:
     @property
     def counted_from(self) -> int:
         """The offset from which on nothing is saved yet."""
-        return self.totals.records.start if self.saved is None or self.is_rebased else self.saved
+        if self.state is PartitionState.READY and (self.saved is None or self.is_rebased):
+            return self.totals.records.start
+        return self.saved or 0
 
     @property
     def has_changed(self) -> bool:

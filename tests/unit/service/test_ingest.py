@@ -43,7 +43,7 @@ class TickingClock(ManualClock):
 
     def monotonic(self) -> float:
         self._monotonic += 0.002
-        return self._monotonic
+        return self._monotonic + super().monotonic()
 
 
 def make_pacing(**overrides: float) -> Pacing:
@@ -130,6 +130,7 @@ class Bench:
     async def running(self) -> AsyncIterator[Ingest]:
         """Run one more member until the end of the block, then stop it in order."""
         ingest, log = self.make()
+        self.members.append((ingest, log))
         task = asyncio.create_task(ingest.run())
         await log.start()
         try:
@@ -668,11 +669,12 @@ async def test_an_owner_that_hears_nothing_reports_nothing() -> None:
         bench.clock.advance(timedelta(seconds=1))
         await until(lambda: bench.progress(OUTCOMES).reported_at_ms > 0 and ingest.counters.saves > saves + 4)
         before = bench.progress(OUTCOMES).reported_at_ms
+        bench.clock.advance(timedelta(seconds=30))
         saves = ingest.counters.saves
         await until(lambda: ingest.counters.saves > saves + 12)
         after = bench.progress(OUTCOMES).reported_at_ms
         assert after <= before
-        assert all((view.heard_seconds or 0) > 0.5 for view in ingest.views())
+        assert min(view.heard_seconds or 0 for view in ingest.views()) > 30
 
 
 async def test_lag_is_the_logs_also_while_nothing_can_be_saved() -> None:
@@ -680,6 +682,7 @@ async def test_lag_is_the_logs_also_while_nothing_can_be_saved() -> None:
     bench = Bench(settings=make_settings(max_unsaved_records=50, fetch_max_records=10), pacing=make_pacing(pending_records=20))
     async with bench.running() as ingest:
         await until(lambda: bench.fence(EVALUATIONS) == 0)
+        bench.members[0][1].end_offset = lambda partition: 0  # type: ignore[method-assign]
         bench.totals.outage.is_down = True
         for number in range(5000):
             bench.evaluate(f"u{number}")
