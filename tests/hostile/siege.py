@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import itertools
 import json
 import re
@@ -106,7 +107,7 @@ class Siege:
                 ROLLOUTD_ADVISOR__DEADLINE_SECONDS="2",
                 ROLLOUTD_PLANES__HTTP__HOSTILE__TEMPLATE="webhook",
                 ROLLOUTD_PLANES__HTTP__HOSTILE__VALUES=json.dumps({"url": hostile_server.url}),
-                ROLLOUTD_PLANES__HTTP__HOSTILE__SECRET="secret",
+                ROLLOUTD_PLANES__HTTP__HOSTILE__SECRET="whsec_" + base64.b64encode(bytes(32)).decode(),
                 ROLLOUTD_PLANES__UNLEASH__URL=hostile_server.url,
                 ROLLOUTD_PLANES__UNLEASH__TOKEN="secret",
             )
