@@ -124,6 +124,7 @@ class KafkaEventLog:
         self._guard: Guard | None = None  # of that consumer
         self._joining: AIOKafkaConsumer | None = None
         self._joined: frozenset[TopicPartition] = frozenset()  # what the joining one was given so far
+        self._starting: asyncio.Future[None] | None = None  # of the joining one
         self._switching = asyncio.Lock()  # one start, stop or rebuild at a time; never held while records are read
         self._is_wanted = False
         self._is_broken = False
@@ -149,6 +150,8 @@ class KafkaEventLog:
     async def stop(self) -> None:
         """Leave the group, after a last save; returns within `stop_seconds`, whatever the brokers or the save do."""
         self._is_wanted = False
+        if self._starting is not None:
+            self._starting.cancel()  # waiting for brokers that do not answer takes longer than we have
         async with self._switching:
             await self._close()
 
@@ -182,8 +185,9 @@ class KafkaEventLog:
         self._joining, self._joined = consumer, frozenset()
         self._is_broken = False
         try:
+            self._starting = asyncio.ensure_future(consumer.start())  # a task of its own, so that `stop` can end it
             async with asyncio.timeout(settings.start_seconds):
-                await consumer.start()
+                await self._starting
             (leave_bare if self._bare_records else name_faults)(consumer)
         except BaseException as error:
             self._joining = None

@@ -186,6 +186,52 @@ async def test_a_broker_that_hangs_for_long_ends_nothing(
     assert gave_up == []
 
 
+async def test_stopping_waits_for_no_start(own_kafka: LocalKafka, topic_prefix: str, members: list[Member]) -> None:
+    """While a consumer is being brought back and no broker answers, `stop` still ends within its time."""
+    topic = f"{topic_prefix}events"
+    await create_topics_at(own_kafka.bootstrap, topic, partitions=1)
+    member = Member(own_kafka.bootstrap, topic_prefix, [topic], stop_seconds=1.0)
+    members.append(member)
+    own_kafka.pause()
+    reading = asyncio.create_task(member.log.start())
+    try:
+        await asyncio.sleep(0.5)
+        assert not reading.done()
+        began = time.monotonic()
+        await member.log.stop()
+        assert time.monotonic() - began < 1.5
+        with pytest.raises(EventLogUnavailable):
+            await reading
+    finally:
+        own_kafka.resume()
+
+
+async def test_a_part_of_the_client_that_died_is_noticed(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, members: list[Member]
+) -> None:
+    """Where aiokafka would wait for ever, reading says so and comes back."""
+    topic = f"{topic_prefix}events"
+    await create_topics(topic, partitions=1)
+    member = Member(kafka, topic_prefix, [topic])
+    members.append(member)
+    await member.log.start()
+    for part in ("_fetcher", "_client"):
+        consumer = member.log._consumer
+        assert consumer is not None
+        task = consumer._fetcher._fetch_task if part == "_fetcher" else consumer._client._sync_task
+        task.cancel()
+        await asyncio.wait([task])
+        before = len(member.troubles)
+        await member.until(lambda before=before: len(member.troubles) > before)  # type: ignore[misc]
+        assert "has ended" in member.troubles[-1]
+        rebuilt = len(member.counted)
+        await member.until(lambda rebuilt=rebuilt: len(member.counted) > rebuilt)  # type: ignore[misc]
+        await member.until(lambda: (topic, 0) in member.log.assignment)
+    member.log.seek((topic, 0), 0)
+    await produce(kafka, topic, batch_of([b"after"]))
+    await member.until(lambda: member.values == [b"after"])
+
+
 async def test_added_partitions_are_assigned(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, members: list[Member]
 ) -> None:
