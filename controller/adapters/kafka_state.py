@@ -88,8 +88,9 @@ class KafkaStateFeed:
             except BaseException as error:
                 if must_pass(error):
                     raise
-                # Of whatever type, it is the client's trouble: reading what a document holds raises nothing.
-                # Revisions are kept, so that reading from the beginning again repeats nothing.
+                # Of whatever type, it is the client's trouble: reading what a document holds raises
+                # nothing. Revisions are kept, so that reading from the beginning again repeats
+                # nothing.
                 self._count("state_feed_lost")
                 log.warning("state_feed_lost", topic=self._topic, error_type=type(error).__name__, reason=str(error))
             finally:
@@ -97,7 +98,10 @@ class KafkaStateFeed:
             await asyncio.sleep(self._retry_seconds)
 
     def read_again(self) -> None:
-        """Read the topic from its beginning once more: it was made anew, and may have grown past where we read."""
+        """Read the topic from its beginning once more.
+
+        It was made anew, and may have grown past where we read.
+        """
         self._is_stale = True
 
     async def stop(self) -> None:
@@ -166,7 +170,8 @@ class KafkaStateFeed:
     ) -> None:
         """Read the same again, every record with care; what cannot be read even so is passed by.
 
-        Its flag keeps the document that it has, and gets the next one. Standing still would stop every flag.
+        Its flag keeps the document that it has, and gets the next one. Standing still would stop
+        every flag.
         """
         partition = named_partition(error)
         if partition is None:
@@ -184,7 +189,10 @@ class KafkaStateFeed:
         consumer.seek(partition, position)
 
     async def _check_positions(self, consumer: AIOKafkaConsumer, ends: Mapping[KafkaPartition, int]) -> None:
-        """Raise KafkaError when a partition ends before what was read of it: the topic was made anew, or truncated."""
+        """Raise KafkaError when a partition ends before what was read of it.
+
+        The topic was made anew, or truncated.
+        """
         for partition, end in ends.items():
             position = await consumer.position(partition)
             if position > end:
