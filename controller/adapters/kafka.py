@@ -10,8 +10,8 @@ What aiokafka does not do for us, and this module therefore does:
 - An offset that retention has eaten is reset to the oldest one silently. Here such a partition is revoked and assigned
   again, so that its owner looks at the log's bounds and finds the gap.
 - A rebalance opens partitions before the listener has run, and a listener's exception is swallowed.
-- It raises what it stumbles over: AttributeError, AssertionError, KeyError, struct.error. From here comes only
-  EventLogUnavailable.
+- It raises what it stumbles over: AttributeError, AssertionError, KeyError, struct.error.
+  From here comes only EventLogUnavailable.
 - What it unpacks, and what a batch says of itself, knows no bounds: see `kafka_records.py`.
 """
 
@@ -120,10 +120,13 @@ class KafkaEventLog:
         self._bare_records = bare_records
         self._log = log.bind(group=group_id)
         self._revoked: Callable[[frozenset[TopicPartition]], Awaitable[None]] | None = None
-        self._consumer: AIOKafkaConsumer | None = None  # one that has started, never one that is about to
+        # One that has started, never one that is about to.
+        self._consumer: AIOKafkaConsumer | None = None
         self._guard: Guard | None = None  # of that consumer
         self._joining: AIOKafkaConsumer | None = None
-        self._joined: frozenset[TopicPartition] = frozenset()  # what the joining one was given so far
+        # What the joining one was given so far.
+        self._joined: frozenset[TopicPartition] = frozenset()
+        self._starting: asyncio.Future[None] | None = None  # of the joining one
         self._switching = asyncio.Lock()  # one start, stop or rebuild at a time; never held while records are read
         self._is_wanted = False
         self._is_broken = False
@@ -132,8 +135,10 @@ class KafkaEventLog:
         self._positions: dict[TopicPartition, int] = {}  # next offset of what was sought or read
         self._paused: set[TopicPartition] = set()
         self._corrupt: dict[TopicPartition, _Broken] = {}
-        self._heard: dict[TopicPartition, float] = {}  # when brokers answered last, on the loop's clock
-        self._remade: set[str] = set()  # topics that were made anew, to be taken away from their owner
+        # When brokers answered last, on the loop's clock.
+        self._heard: dict[TopicPartition, float] = {}
+        # Topics that were made anew, to be taken away from their owner.
+        self._remade: set[str] = set()
         self._joined_at: deque[float] = deque(maxlen=_DUEL_JOINS)
         self._last_fetch: float | None = None
 
@@ -149,6 +154,9 @@ class KafkaEventLog:
     async def stop(self) -> None:
         """Leave the group, after a last save; returns within `stop_seconds`, whatever the brokers or the save do."""
         self._is_wanted = False
+        if self._starting is not None:
+            # Waiting for brokers that do not answer takes longer than we have.
+            self._starting.cancel()
         async with self._switching:
             await self._close()
 
@@ -182,8 +190,10 @@ class KafkaEventLog:
         self._joining, self._joined = consumer, frozenset()
         self._is_broken = False
         try:
+            # A task of its own, so that `stop` can end it.
+            self._starting = asyncio.ensure_future(consumer.start())
             async with asyncio.timeout(settings.start_seconds):
-                await consumer.start()
+                await self._starting
             (leave_bare if self._bare_records else name_faults)(consumer)
         except BaseException as error:
             self._joining = None
@@ -191,7 +201,8 @@ class KafkaEventLog:
             if not must_pass(error):
                 raise self._unavailable("joining the group", error) from error
             raise
-        # No await from here: nobody sees a consumer without its partitions, or partitions without their consumer.
+        # No await from here: nobody sees a consumer without its partitions, or partitions without
+        # their consumer.
         self._joining = None
         self._consumer, self._guard = consumer, guard
         self._assign(self._joined)
@@ -267,7 +278,9 @@ class KafkaEventLog:
             await self._give_back(self._assignment, self._settings.revoke_seconds)
 
     def topic_remade(self, topic: str) -> None:
-        """Note that a topic, by its full name, was deleted and made again: its owner shall load its partitions afresh.
+        """Note that a topic, by its full name, was deleted and made again.
+
+        Its owner shall load its partitions afresh.
 
         They are taken away at the next fetch, and given back at the one after.
         """
@@ -320,7 +333,8 @@ class KafkaEventLog:
             self._rewind(consumer)
             if _FENCED_INSTANCE in str(error) and self._settings.static_member_id is not None:
                 raise self._fenced() from error
-            # With anything but a refusal aiokafka fell over its own feet, or over the network. Put back, and begin again.
+            # With anything but a refusal aiokafka fell over its own feet, or over the network. Put
+            # back, and begin again.
             self._is_broken = not (isinstance(error, KafkaError) and _is_refusal(error))
             raise self._unavailable("reading", error) from error
         return {} if self._has_replaced(consumer) else await self._owned(consumer, batches)
@@ -328,7 +342,10 @@ class KafkaEventLog:
     async def _read(
         self, consumer: AIOKafkaConsumer, max_records: int, timeout_seconds: float
     ) -> Mapping[KafkaPartition, Sequence[ConsumerRecord]]:
-        """Return what has arrived. Raises whatever aiokafka raises, and KafkaError when a part of it has died in silence."""
+        """Return what has arrived.
+
+        Raises whatever aiokafka raises, and KafkaError when a part of it has died in silence.
+        """
         dead = dead_part(consumer)
         if dead is not None:
             raise KafkaError(f"{dead} has ended")
@@ -403,7 +420,10 @@ class KafkaEventLog:
             await self.start()
 
     def _has_replaced(self, consumer: AIOKafkaConsumer) -> bool:
-        """Whether another consumer, or none, is there by now: what this one says no longer matters."""
+        """Whether another consumer, or none, is there by now.
+
+        What this one says no longer matters.
+        """
         return consumer is not self._consumer
 
     def _rewind(self, consumer: AIOKafkaConsumer) -> None:
@@ -414,11 +434,14 @@ class KafkaEventLog:
     async def _read_up_to_corrupt(
         self, consumer: Any, error: KafkaError, max_records: int
     ) -> Mapping[KafkaPartition, Sequence[ConsumerRecord]]:
-        """Return what precedes a record that cannot be read; when nothing does, stop reading its partition.
+        """Return what precedes a record that cannot be read.
 
-        First the partition is fetched once more and read carefully: a record that only aiokafka cannot read becomes one to
-        refuse. What does not check out even so stops its partition. The others go on, and it is tried again. One by one,
-        because the call that raises forgets what it has read.
+        When nothing does, stop reading its partition.
+
+        First the partition is fetched once more and read carefully: a record that only aiokafka
+        cannot read becomes one to refuse. What does not check out even so stops its partition. The
+        others go on, and it is tried again. One by one, because the call that raises forgets what
+        it has read.
         """
         if self._has_replaced(consumer):
             return {}
@@ -447,7 +470,10 @@ class KafkaEventLog:
         return {partition: records} if records else {}
 
     def _set_aside(self, consumer: AIOKafkaConsumer, partition: TopicPartition, why: str) -> None:
-        """Stop reading a partition for a while. From the second time at the same record on it is reported as a fault."""
+        """Stop reading a partition for a while.
+
+        From the second time at the same record on it is reported as a fault.
+        """
         self._count("record_corrupt")
         offset = self._positions.get(partition)
         if offset is not None:
@@ -477,13 +503,17 @@ class KafkaEventLog:
 
     @property
     def corrupt(self) -> Mapping[TopicPartition, int | None]:
-        """Partitions that stand still at a record that cannot be read, with the offset; `skip` leads past it."""
+        """Partitions that stand still at a record that cannot be read, with the offset.
+
+        `skip` leads past it.
+        """
         return {partition: self._positions.get(partition) for partition in self._corrupt}
 
     def skip(self, partition: TopicPartition, offset: int) -> int:
-        """Give up the batch at `offset`, at which the partition stands still, and return the offset to read next.
+        """Give up the batch at which the partition stands still; return the offset to read next.
 
-        Raises ValueError when it does not stand still there. A batch is broken as a whole, so all of its records are given up.
+        Raises ValueError when it does not stand still there. A batch is broken as a whole, so all
+        of its records are given up.
         """
         broken = self._corrupt.get(partition)
         if broken is None or broken.offset != offset:
@@ -598,7 +628,10 @@ class KafkaEventLog:
     # --- helpers ---
 
     async def _ask(self, doing: str, ask: Callable[[AIOKafkaConsumer], Awaitable[_T]]) -> _T:
-        """Return what the brokers answer. Raises EventLogUnavailable for whatever goes wrong, within `call_seconds`."""
+        """Return what the brokers answer.
+
+        Raises EventLogUnavailable for whatever goes wrong, within `call_seconds`.
+        """
         consumer = self._running()
         try:
             async with asyncio.timeout(self._settings.call_seconds):
@@ -664,10 +697,11 @@ class KafkaPublisher:
         self._count = count
         self._producer: AIOKafkaProducer | None = None
         self._switching = asyncio.Lock()
-        # Effects of a batch that failed elsewhere, by id and content: not written twice. An id alone may come again with other
-        # content, when Redis has fallen back.
+        # Effects of a batch that failed elsewhere, by id and content: not written twice. An id
+        # alone may come again with other content, when Redis has fallen back.
         self._acknowledged: dict[tuple[str, bytes], None] = {}
-        self._skews: deque[tuple[float, float]] = deque(maxlen=_SKEWS_KEPT)  # (seconds on the way, seconds ahead)
+        # Of acknowledgements: (seconds they took, seconds we were ahead).
+        self._skews: deque[tuple[float, float]] = deque(maxlen=_SKEWS_KEPT)
 
     async def start(self) -> None:
         """Connect. Raises EventLogUnavailable; `publish` connects too, so a failure here may be ignored."""
@@ -707,14 +741,20 @@ class KafkaPublisher:
 
     @property
     def clock_skew_seconds(self) -> float | None:
-        """By how much our clock is ahead of the brokers', in seconds, negative when behind; None while that is not known.
+        """By how much our clock is ahead of the brokers', in seconds, negative when behind.
 
-        Known from records whose topics have `message.timestamp.type=LogAppendTime`, to within the time an answer takes.
+        None while that is not known.
+
+        Known from records whose topics have `message.timestamp.type=LogAppendTime`, to within the
+        time an answer takes.
         """
         return min(self._skews)[1] if self._skews else None
 
     def _note_clock(self, sent_at: float, acknowledged: asyncio.Future[Any]) -> None:
-        """Compare clocks by one acknowledgement: the broker's stamp lies between the sending and this moment."""
+        """Compare clocks by one acknowledgement.
+
+        The broker's stamp lies between the sending and this moment.
+        """
         if acknowledged.cancelled() or acknowledged.exception() is not None:
             return
         stamp = acknowledged.result()
@@ -948,7 +988,10 @@ def must_pass(error: BaseException) -> bool:
 
 
 def dead_part(consumer: AIOKafkaConsumer) -> str | None:
-    """Return which background task of a started consumer has ended, after which it would wait for ever; None for none."""
+    """Return which task of a started consumer has ended, None when all run.
+
+    Without it the consumer would wait for ever.
+    """
     for name, task in (
         ("the fetching of records", getattr(getattr(consumer, "_fetcher", None), "_fetch_task", None)),
         ("the following of the cluster", getattr(consumer._client, "_sync_task", None)),

@@ -1,17 +1,20 @@
 """What brokers hand us, made safe before aiokafka unpacks it: bytes in, bytes out.
 
-aiokafka unpacks a whole batch at once, on the event loop and without a limit: one megabyte of compressed zeros becomes
-gigabytes. It also trusts what a batch says of itself. So each fetched set of batches is walked here first.
+aiokafka unpacks a whole batch at once, on the event loop and without a limit: one megabyte of
+compressed zeros becomes gigabytes. It also trusts what a batch says of itself. So each fetched set
+of batches is walked here first.
 
 - A batch that may unpack to much is unpacked under a cap, and handed on uncompressed, in pieces.
-- A batch that unpacks to more than the cap, or that cannot be unpacked, becomes one record that every reader of ours refuses as
-  too large. Reading goes on behind it.
-- A batch whose header cannot be true is replaced by one whose checksum is wrong: a broken record, at which the partition stops.
+- A batch that unpacks to more than the cap, or that cannot be unpacked, becomes one record that
+  every reader of ours refuses as too large. Reading goes on behind it.
+- A batch whose header cannot be true is replaced by one whose checksum is wrong: a broken record,
+  at which the partition stops.
 
-Belongs here: the wire formats of record batches. Does not belong here: which consumer is watched, and when
-(`kafka_records.py`).
+Belongs here: the wire formats of record batches. Does not belong here: which consumer is watched,
+and when (`kafka_records.py`).
 
-Source: Apache Kafka, `DefaultRecordBatch` and `AbstractLegacyRecordBatch`; RFC 8878 (Zstandard); the LZ4 frame format 1.6.
+Source: Apache Kafka, `DefaultRecordBatch` and `AbstractLegacyRecordBatch`; RFC 8878 (Zstandard);
+the LZ4 frame format 1.6.
 """
 
 from __future__ import annotations
@@ -26,21 +29,26 @@ from typing import Final
 import cramjam
 from aiokafka.record.util import calc_crc32c
 
-#: Bytes that one batch may unpack to. Producers make batches of at most some megabytes: the broker's limit of 1 MB holds for
-#: what is compressed, and events compress to a tenth or a twentieth. This is three times as much.
+#: Bytes that one batch may unpack to. Producers make batches of at most some megabytes: the
+#: broker's limit of 1 MB holds for what is compressed, and events compress to a tenth or a
+#: twentieth. This is three times as much.
 MOST_UNPACKED: Final = 64 * 1024 * 1024
 #: A batch that cannot unpack to more is left to aiokafka: a quarter of a millisecond on the loop.
 LEFT_ALONE: Final = 256 * 1024
-#: Unpacked bytes handed on of one answer; what is left is fetched again. Bounds what waits in memory to be counted.
+#: Unpacked bytes handed on of one answer; what is left is fetched again. Bounds what waits in
+#: memory to be counted.
 MOST_HANDED_ON: Final = 16 * 1024 * 1024
-#: An unpacked batch is handed on in pieces of about this size, because aiokafka copies a whole batch to read one record.
+#: An unpacked batch is handed on in pieces of about this size, because aiokafka copies a whole
+#: batch to read one record.
 _PIECE: Final = 1024 * 1024
-#: Larger than any reader of ours takes, so that a record of this size is refused as too large. A test compares it with
-#: `schemas.otlp.MAX_BYTES`, the largest of them, whose module is slow to import.
+#: Larger than any reader of ours takes, so that a record of this size is refused as too large. A
+#: test compares it with `schemas.otlp.MAX_BYTES`, the largest of them, whose module is slow to
+#: import.
 REFUSED_SIZE: Final = 1024 * 1024 + 1
 #: A record larger than this is cut to `REFUSED_SIZE`: it is refused either way, and costs less.
 _LARGEST_RECORD: Final = 2 * REFUSED_SIZE
-#: Old message formats are rare, and are checked but not taken apart: aiokafka unpacks up to this much on the loop.
+#: Old message formats are rare, and are checked but not taken apart: aiokafka unpacks up to this
+#: much on the loop.
 _MOST_OF_LEGACY: Final = 16 * 1024 * 1024
 
 _LOG_OVERHEAD: Final = 12  # offset and length, which precede every batch of every format
@@ -92,8 +100,12 @@ class MadeSafe:
 
 
 def is_plain(content: bytes, offset: int) -> bool:
-    """Whether every batch of what was fetched from `offset` on may be left as it is: some microseconds' work."""
-    # One unpacking per batch and no call: producers that do not batch send a batch with every record.
+    """Whether every batch of what was fetched from `offset` on may be left as it is.
+
+    Some microseconds' work.
+    """
+    # One unpacking per batch and no call: producers that do not batch send a batch with every
+    # record.
     unpack, position, size, following = _GLANCE.unpack_from, 0, len(content), 0
     while size - position >= _HEADER.size:
         base, length, magic, attributes, delta, count = unpack(content, position)
@@ -111,7 +123,8 @@ def is_plain(content: bytes, offset: int) -> bool:
             if codec > _ZSTD or _most(codec, payload) > LEFT_ALONE:
                 return False
         position = end
-    # What is left is the beginning of a batch, cut off. One that says it ends here, or that is all there is, is not.
+    # What is left is the beginning of a batch, cut off. One that says it ends here, or that is all
+    # there is, is not.
     if size - position >= _LOG_OVERHEAD and position + _LOG_OVERHEAD + _START.unpack_from(content, position)[1] <= size:
         return False
     return position > 0
@@ -120,8 +133,8 @@ def is_plain(content: bytes, offset: int) -> bool:
 def make_safe(content: bytes, offset: int, budget: Budget, *, is_careful: bool = False) -> MadeSafe:
     """Return what aiokafka may unpack of a set of batches that was fetched from `offset` on.
 
-    May take a second for bombs: call it in a thread. With `is_careful` every record is read as well, and
-    one that aiokafka would stumble over is handed on as one to refuse.
+    May take a second for bombs: call it in a thread. With `is_careful` every record is read as
+    well, and one that aiokafka would stumble over is handed on as one to refuse.
     """
     safe = MadeSafe(b"")
     made: list[bytes] = []
@@ -131,7 +144,8 @@ def make_safe(content: bytes, offset: int, budget: Budget, *, is_careful: bool =
         end = position + _LOG_OVERHEAD + length
         if end > size and length > 0:
             if not made:
-                made.append(content[position:])  # the consumer then says that a record is larger than a fetch
+                # The consumer then says that a record is larger than a fetch.
+                made.append(content[position:])
             break
         if made and budget.is_spent:
             break
@@ -159,7 +173,10 @@ def make_safe(content: bytes, offset: int, budget: Budget, *, is_careful: bool =
 
 
 def following_offset(content: bytes) -> int | None:
-    """Return the offset behind the first batch, as far as can be told from what surrounds it; None when it cannot."""
+    """Return the offset behind the first batch, as far as can be told from what surrounds it.
+
+    None when it cannot.
+    """
     if len(content) < _HEADER.size:
         return None
     base, length = _START.unpack_from(content)
@@ -174,11 +191,15 @@ def following_offset(content: bytes) -> int | None:
     return base + delta + 1 if 0 <= delta < 1_000_000 else None
 
 
-# --- format v2: record batches ------------------------------------------------------------------------------------------
+# --- format v2: record batches
+# ------------------------------------------------------------------------------------------
 
 
 def _is_plausible(base: int, delta: int, count: int, following: int) -> bool:
-    """Whether a header can be true: compaction leaves fewer records than offsets, and never more."""
+    """Whether a header can be true.
+
+    Compaction leaves fewer records than offsets, and never more.
+    """
     return base >= following and base >= 0 and delta >= 0 and 0 <= count <= delta + 1
 
 
@@ -190,6 +211,8 @@ def _safe_batch(batch: bytes, offset: int, budget: Budget, safe: MadeSafe, is_ca
     if attributes & _CONTROL:
         return [batch], True
     payload = memoryview(batch)[_HEADER.size :]
+    if count == 0 and not payload:
+        return [_batch_of(header, delta, 0, b"")], True  # compaction left its header alone
     most = len(payload) if codec == 0 else _most(codec, payload)
     if codec <= _ZSTD and most <= LEFT_ALONE and not is_careful:
         budget.handed_on -= most
@@ -214,7 +237,7 @@ def _safe_batch(batch: bytes, offset: int, budget: Budget, safe: MadeSafe, is_ca
 def _in_pieces(
     header: tuple[int, ...], unpacked: memoryview, offset: int, budget: Budget, is_careful: bool
 ) -> tuple[list[bytes], bool]:
-    """Return unpacked records from `offset` on, as batches of about a megabyte, and whether these are all."""
+    """Return unpacked records from `offset` on in batches, and whether these are all."""
     base, delta, count = header[0], header[6], header[12]
     pieces: list[bytes] = []
     piece = bytearray()
@@ -238,9 +261,12 @@ def _in_pieces(
 
 
 def _records(content: memoryview, count: int, most: int, is_careful: bool) -> Iterator[tuple[bytes | memoryview, int]]:
-    """Yield each record and its offset's distance from the batch's. Raises Unpackable where the records do not add up.
+    """Yield each record and its offset's distance from the batch's.
 
-    One that is too large for any reader is cut; a careful reading replaces what aiokafka would stumble over.
+    Raises Unpackable where the records do not add up.
+
+    One that is too large for any reader is cut; a careful reading replaces what aiokafka would
+    stumble over.
     """
     position, before = 0, -1
     for _ in range(count):
@@ -249,7 +275,8 @@ def _records(content: memoryview, count: int, most: int, is_careful: bool) -> It
         end = position + length
         if length < _LEAST_RECORD - 1 or end > len(content):
             raise Unpackable(f"a record of {length} bytes in a batch of {len(content)}")
-        is_known = content[position] < 0x80  # unused bits: aiokafka reads them as a number of any length
+        # Unused bits: aiokafka reads them as a number of any length.
+        is_known = content[position] < 0x80
         _, at = _varint(content, position + 1)
         timestamp = content[position + 1 : at]
         record_delta, at = _varint(content, at)
@@ -257,7 +284,10 @@ def _records(content: memoryview, count: int, most: int, is_careful: bool) -> It
             raise Unpackable(f"a record has offset {record_delta} within its batch, after {before} and of {most}")
         before = record_delta
         if length > _LARGEST_RECORD or not is_known or (is_careful and not _is_sound(content[at:end])):
-            yield _record_of(bytes(timestamp), record_delta, b"", _filler(content[at:end])), record_delta
+            yield (
+                _record_of(bytes(timestamp), record_delta, b"", _filler(content[at:end])),
+                record_delta,
+            )
         else:
             yield content[start:end], record_delta
         position = end
@@ -266,7 +296,10 @@ def _records(content: memoryview, count: int, most: int, is_careful: bool) -> It
 
 
 def _is_sound(rest: memoryview) -> bool:
-    """Whether a record's key, value and headers are what they say: all in there, and header names are text."""
+    """Whether a record's key, value and headers are what they say.
+
+    All in there, and header names are text.
+    """
     try:
         position = 0
         for _ in range(2):
@@ -289,7 +322,21 @@ def _is_sound(rest: memoryview) -> bool:
 
 def _batch_of(header: tuple[int, ...], delta: int, count: int, records: bytes) -> bytes:
     """Return an uncompressed batch with these records, all else as in `header`."""
-    base, _, epoch, magic, _, attributes, _, first_at, most_at, producer, producer_epoch, sequence, _ = header
+    (
+        base,
+        _,
+        epoch,
+        magic,
+        _,
+        attributes,
+        _,
+        first_at,
+        most_at,
+        producer,
+        producer_epoch,
+        sequence,
+        _,
+    ) = header
     attributes &= ~_CODEC_MASK
     whole = bytearray(
         _HEADER.pack(
@@ -332,12 +379,15 @@ def _record_of(timestamp: bytes, offset_delta: int, key: bytes, value: bytes) ->
 
 
 def _filler(content: memoryview) -> bytes:
-    """Return a value that every reader refuses as too large, with the beginning of what it stands for."""
+    """Return a value that readers refuse as too large: the beginning of what it stands for."""
     return bytes(content[:REFUSED_SIZE]).ljust(REFUSED_SIZE, b"\0")
 
 
 def _varint(content: memoryview, position: int) -> tuple[int, int]:
-    """Return a zigzag varint and the position behind it. Raises Unpackable beyond the end or ten bytes."""
+    """Return a zigzag varint and the position behind it.
+
+    Raises Unpackable beyond the end or ten bytes.
+    """
     value = shift = 0
     while True:
         if position >= len(content) or shift > 63:
@@ -360,11 +410,12 @@ def _zigzag(number: int) -> bytes:
     return bytes(encoded)
 
 
-# --- formats v0 and v1: messages that may wrap others -----------------------------------------------------------------------
+# --- formats v0 and v1: messages that may wrap others
+# -----------------------------------------------------------------------
 
 
 def _safe_legacy(batch: bytes, base: int, magic: int, budget: Budget, safe: MadeSafe) -> bytes:
-    """Return a message as it is, or one record to refuse when what it wraps is too much or cannot be."""
+    """Return a message as it is, or one record to refuse in place of what it wraps."""
     codec = batch[_MAGIC + 1] & _CODEC_MASK
     if not codec or zlib.crc32(memoryview(batch)[_MAGIC:]) != int.from_bytes(batch[12:16], "big"):
         budget.handed_on -= len(batch)
@@ -400,7 +451,7 @@ def _wrapped(batch: bytes, magic: int) -> memoryview:
 
 
 def _check_wrapped(content: memoryview, magic: int) -> None:
-    """Raise Unpackable unless `content` is whole messages of the same format, none of them compressed once more."""
+    """Raise Unpackable unless `content` is whole, uncompressed messages of the same format."""
     position = 0
     least = _MAGIC + 2 + (8 if magic == 1 else 0) + 8
     while position < len(content):
@@ -429,11 +480,15 @@ def _wrapped_value(message: memoryview, magic: int) -> None:
         raise Unpackable("a message within it does not add up")
 
 
-# --- how much a codec's bytes unpack to, and unpacking under a cap -----------------------------------------------------------
+# --- how much a codec's bytes unpack to, and unpacking under a cap
+# -----------------------------------------------------------
 
 
 def _most(codec: int, payload: memoryview) -> int:
-    """Return how many bytes this cannot unpack to more than; for what is not of the codec's form, any number."""
+    """Return how many bytes this cannot unpack to more than.
+
+    For what is not of the codec's form, any number.
+    """
     try:
         if codec == _GZIP:
             return _GZIP_RATIO * len(payload)
@@ -449,7 +504,7 @@ def _most(codec: int, payload: memoryview) -> int:
 
 
 def _snappy_blocks(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield (bytes unpacked, block) of raw snappy, or of the stream of blocks that Java's library writes."""
+    """Yield (bytes unpacked, block) of raw snappy, or of Java's stream of such blocks."""
     if bytes(payload[:8]) != _XERIAL:
         yield _snappy_size(payload), payload
         return
@@ -475,7 +530,10 @@ def _snappy_size(block: memoryview) -> int:
 
 
 def _most_of_lz4(payload: memoryview) -> int:
-    """Walk the blocks of LZ4 frames: each unpacks to at most the size that its frame names, and to 255 times its own."""
+    """Walk the blocks of LZ4 frames.
+
+    Each unpacks to at most the size that its frame names, and to 255 times its own.
+    """
     position, most = 0, 0
     while position < len(payload):
         magic = int.from_bytes(payload[position : position + 4], "little")
@@ -504,7 +562,10 @@ def _most_of_lz4(payload: memoryview) -> int:
 
 
 def _most_of_zstd(payload: memoryview) -> int:
-    """Walk the blocks of Zstandard frames: each unpacks to at most 128 KB, also one of four bytes that repeats a byte."""
+    """Walk the blocks of Zstandard frames.
+
+    Each unpacks to at most 128 KB, also one of four bytes that repeats a byte.
+    """
     position, most = 0, 0
     while position < len(payload):
         magic = int.from_bytes(payload[position : position + 4], "little")
@@ -531,7 +592,10 @@ def _most_of_zstd(payload: memoryview) -> int:
 
 
 def _unpacked(codec: int, payload: memoryview, most: int, budget: Budget) -> memoryview:
-    """Return what was compressed, at most `most` bytes. Raises Unpackable when it is more, or is not of the codec's form."""
+    """Return what was compressed, at most `most` bytes.
+
+    Raises Unpackable when it is more, or is not of the codec's form.
+    """
     try:
         unpacked = _unpack(codec, payload, most)
     except Unpackable:
@@ -560,7 +624,8 @@ def _unpack(codec: int, payload: memoryview, most: int) -> memoryview:
 def _room(size: int) -> memoryview:
     """Return as many bytes to write to, of which those that are not written take no memory.
 
-    A bytearray would be filled with zeros, and the event loop would wait for that: Python does it under its lock.
+    A bytearray would be filled with zeros, and the event loop would wait for that: Python does it
+    under its lock.
     """
     return memoryview(bytearray(size) if size <= _PIECE else mmap.mmap(-1, size))
 

@@ -293,7 +293,10 @@ class KafkaReader:
                 raise self._unavailable("reading", TimeoutError())
 
     def _read_carefully(self, positions: Offsets, error: Exception) -> None:
-        """Go back, and from now on look at every record before it is read. Raises EventLogUnavailable when that is no help."""
+        """Go back, and from now on look at every record before it is read.
+
+        Raises EventLogUnavailable when that is no help.
+        """
         if self._guard is None or self._guard.is_careful or not isinstance(error, UNREADABLE):
             raise self._unavailable("reading", error) from error
         self._guard.read_everything_carefully()

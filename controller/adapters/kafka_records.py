@@ -1,8 +1,11 @@
-"""What a consumer of aiokafka is given and hands out: made safe before it is unpacked, and bare of what we do not need.
+"""What a consumer of aiokafka is given and hands out.
 
-Belongs here: the one place that reaches into how aiokafka takes records in and hands them out. It says what it is given to
-unpack, what a record becomes and how many come at a time; which ones come, in what order and up to where stays `getmany`'s own
-business: positions, checksums, aborted transactions. Does not belong here: the bytes themselves (`kafka_batches.py`).
+Made safe before it is unpacked, and bare of what we do not need.
+
+Belongs here: the one place that reaches into how aiokafka takes records in and hands them out. It
+says what it is given to unpack, what a record becomes and how many come at a time; which ones come,
+in what order and up to where stays `getmany`'s own business: positions, checksums, aborted
+transactions. Does not belong here: the bytes themselves (`kafka_batches.py`).
 """
 
 from __future__ import annotations
@@ -41,13 +44,15 @@ _IS_KNOWN = all(hasattr(getattr(fetcher, name, None), method) for name, method i
 #: One thread for all consumers, so that of all bombs one at a time takes memory.
 _unpacker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unpack")
 
-#: What `getmany` raises for a record that cannot be read; the second when a batch says that it is longer than it is.
+#: What `getmany` raises for a record that cannot be read; the second when a batch says that it is
+#: longer than it is.
 UNREADABLE = (CorruptRecordException, RecordTooLargeError)
 
 _offset_of = attrgetter("offset")
 
 
-# --- what a consumer is given -------------------------------------------------------------------------------------------
+# --- what a consumer is given
+# -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class _Careful:
 
 
 class Guard:
-    """Makes safe whatever brokers answer to the fetches of one consumer, before aiokafka looks at it."""
+    """Makes safe what brokers answer to one consumer's fetches, before aiokafka looks at it."""
 
     def __init__(
         self,
@@ -71,8 +76,8 @@ class Guard:
     ) -> None:
         """Watch a consumer that was not started yet.
 
-        `heard` is called with each partition that the brokers answered for, and `refused` with each batch of which nothing
-        but one record is left, which readers refuse.
+        `heard` is called with each partition that the brokers answered for, and `refused` with each
+        batch of which nothing but one record is left, which readers refuse.
         """
         self._heard = heard
         self._refused = refused
@@ -97,7 +102,7 @@ class Guard:
         return partition in self.careful and self.careful[partition].was_read
 
     def following(self, partition: KafkaPartition, offset: int) -> int | None:
-        """Return the offset behind the batch that a careful fetch from `offset` on began with, None when it cannot be told."""
+        """Return the offset behind the first batch of a careful fetch from `offset`, None if unknown."""
         careful = self.careful.get(partition)
         return careful.following if careful is not None and careful.offset == offset else None
 
@@ -112,7 +117,10 @@ class Guard:
         return response
 
     async def _safe_topics(self, request: Any, topics: Sequence[Any]) -> list[Any]:
-        """Return the answer's topics; partitions that were not asked for are left out, aiokafka would stop at them."""
+        """Return the answer's topics.
+
+        Partitions that were not asked for are left out, aiokafka would stop at them.
+        """
         offsets = {(topic, number): offset for topic, partitions in request.topics for number, offset, _ in partitions}
         budget = Budget()
         safe: list[Any] = []
@@ -153,11 +161,12 @@ class Guard:
         return made.content
 
 
-# --- what a consumer hands out ------------------------------------------------------------------------------------------
+# --- what a consumer hands out
+# ------------------------------------------------------------------------------------------
 
 
 def name_faults(consumer: AIOKafkaConsumer) -> None:
-    """Let `getmany` of a started consumer name the partition that cannot be read, whatever it stumbles over.
+    """Let `getmany` of a started consumer name the partition that cannot be read.
 
     It then raises CorruptRecordException with the partition in its message, and nothing else.
     """
@@ -165,7 +174,7 @@ def name_faults(consumer: AIOKafkaConsumer) -> None:
 
 
 def leave_bare(consumer: AIOKafkaConsumer) -> None:
-    """Let `getmany` of a started consumer hand out records as they were read, and name faults like `name_faults`.
+    """Let `getmany` of a started consumer hand out records as read, and name faults as above.
 
     For a consumer that is read by `getmany` alone. Where aiokafka is not as known, nothing happens, and a ConsumerRecord has
     the same names.
@@ -191,7 +200,8 @@ class _Fetched(OrderedDict[Any, Any]):
         if type(records) is fetcher.PartitionRecords and "getall" not in vars(result):
             drain = result.getall
             if self.is_bare:
-                batches = records._records = _Batches(records)  # in vain where some were read before: the rest comes one by one
+                # In vain where some were read before: the rest comes one by one.
+                batches = records._records = _Batches(records)
                 records._consumer_record = _as_read
                 drain = partial(_drain, result, batches)
             result.getall = partial(_named, partition, drain)
@@ -202,7 +212,10 @@ class _FetchedBare(_Fetched):
 
 
 def _named(partition: Any, drain: Callable[..., list[Any]], max_records: int | None = None) -> list[Any]:
-    """Return what `drain` gives. Raises CorruptRecordException for whatever it raises, and for offsets that do not rise."""
+    """Return what `drain` gives.
+
+    Raises CorruptRecordException for whatever it raises, and for offsets that do not rise.
+    """
     try:
         records = drain(max_records)
     except Exception as error:
@@ -246,7 +259,10 @@ class _Batches:
         return None if batch is None else _Batch(batch, self)
 
     def slices(self, batch: Any) -> Iterator[_Slice]:
-        """Yield what a batch has from the position on. Raises CorruptRecordException for a record beyond its batch."""
+        """Yield what a batch has from the position on.
+
+        Raises CorruptRecordException for a record beyond its batch.
+        """
         records = chain(batch)  # an iterator of its own: islice asks for one each time, and a batch gives one once
         while taken := list(islice(records, self.wanted)):
             position = self._owner.next_fetch_offset

@@ -88,8 +88,9 @@ class KafkaStateFeed:
             except BaseException as error:
                 if must_pass(error):
                     raise
-                # Of whatever type, it is the client's trouble: reading what a document holds raises nothing.
-                # Revisions are kept, so that reading from the beginning again repeats nothing.
+                # Of whatever type, it is the client's trouble: reading what a document holds raises
+                # nothing. Revisions are kept, so that reading from the beginning again repeats
+                # nothing.
                 self._count("state_feed_lost")
                 log.warning("state_feed_lost", topic=self._topic, error_type=type(error).__name__, reason=str(error))
             finally:
@@ -97,7 +98,10 @@ class KafkaStateFeed:
             await asyncio.sleep(self._retry_seconds)
 
     def read_again(self) -> None:
-        """Read the topic from its beginning once more: it was made anew, and may have grown past where we read."""
+        """Read the topic from its beginning once more.
+
+        It was made anew, and may have grown past where we read.
+        """
         self._is_stale = True
 
     async def stop(self) -> None:
@@ -131,8 +135,10 @@ class KafkaStateFeed:
         loop = asyncio.get_running_loop()
         checked = loop.time() - self._retry_seconds
         goal: Mapping[KafkaPartition, int] | None = None
+        awaited: tuple[float, Mapping[KafkaPartition, int]] | None = None  # when ends were asked for, and they
         while self._consumer is consumer:
             if loop.time() - checked >= self._retry_seconds:
+                asked = loop.time()
                 # getmany returns nothing both when nothing is new and when the broker is away: only asking tells.
                 async with asyncio.timeout(settings.call_seconds):
                     ends = await consumer.end_offsets(partitions)
@@ -142,9 +148,7 @@ class KafkaStateFeed:
                 await self._check_positions(consumer, ends)
                 checked = loop.time()
                 goal = goal or ends
-                if await self._has_reached(consumer, ends):
-                    self._last_heard = checked
-                    self._tell_overtaken()
+                awaited = awaited or (asked, ends)
             dead = "the topic that was read" if self._is_stale else dead_part(consumer)
             if dead is not None:
                 raise KafkaError(f"{dead} has ended")
@@ -157,6 +161,10 @@ class KafkaStateFeed:
             for records in batches.values():
                 for rollout in self._newer(records):
                     yield rollout
+            if awaited is not None and await self._has_reached(consumer, awaited[1]):
+                # All that there was when we asked has been read: in a busy topic there is always more by now.
+                self._last_heard, awaited = awaited[0], None
+                self._tell_overtaken()
             if goal is not None and not self._caught_up.is_set() and await self._has_reached(consumer, goal):
                 self._caught_up.set()
                 log.info("state_caught_up", topic=self._topic, flags=len(self._revisions), corrupt=len(self._corrupt))
@@ -166,7 +174,8 @@ class KafkaStateFeed:
     ) -> None:
         """Read the same again, every record with care; what cannot be read even so is passed by.
 
-        Its flag keeps the document that it has, and gets the next one. Standing still would stop every flag.
+        Its flag keeps the document that it has, and gets the next one. Standing still would stop
+        every flag.
         """
         partition = named_partition(error)
         if partition is None:
@@ -184,7 +193,10 @@ class KafkaStateFeed:
         consumer.seek(partition, position)
 
     async def _check_positions(self, consumer: AIOKafkaConsumer, ends: Mapping[KafkaPartition, int]) -> None:
-        """Raise KafkaError when a partition ends before what was read of it: the topic was made anew, or truncated."""
+        """Raise KafkaError when a partition ends before what was read of it.
+
+        The topic was made anew, or truncated.
+        """
         for partition, end in ends.items():
             position = await consumer.position(partition)
             if position > end:

@@ -30,8 +30,8 @@ _BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
 
 #: What a topic we make is configured with; the rest is the broker's choice. Events are kept for a week, so that a
 #: replica that was away for a long weekend misses none. Decisions are the audit log. State is compacted early and
-#: often: every replica reads it from its beginning when it starts. What we write has the broker's time: it is then in order
-#: for whoever reads it by time, and tells us how wrong our own clock is.
+#: often: every replica reads it from its beginning when it starts. What we write has the broker's
+#: time: it is then in order for whoever reads it by time, and tells us how wrong our own clock is.
 TOPIC_CONFIGS: Mapping[str, Mapping[str, str]] = {
     "evaluations": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
     "outcomes": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
@@ -48,8 +48,9 @@ TOPIC_CONFIGS: Mapping[str, Mapping[str, str]] = {
     "quarantine": {"cleanup.policy": "delete", "retention.ms": str(2 * _WEEK), **_BROKERS_TIME},
 }
 
-#: A record from the future makes honest ones look old. Brokers since Kafka 3.6 can refuse those whose timestamp is further
-#: ahead than this; by itself Kafka 4 takes an hour and older ones take any.
+#: A record from the future makes honest ones look old. Brokers since Kafka 3.6 can refuse those
+#: whose timestamp is further ahead than this; by itself Kafka 4 takes an hour and older ones take
+#: any.
 _MOST_AHEAD = {"message.timestamp.after.max.ms": str(5 * _MINUTE)}
 _MOST_AHEAD_OF_BROKER = "log.message.timestamp.after.max.ms"
 _TIMED_BY_PRODUCERS = ("evaluations", "outcomes", "commands")
@@ -128,7 +129,8 @@ async def _admin(settings: KafkaSettings, doing: str) -> AsyncIterator[AIOKafkaA
         raise
     except TimeoutError as error:
         raise EventLogUnavailable(f"{doing}: no answer from {settings.bootstrap_servers} in time") from error
-    except Exception as error:  # aiokafka raises what it stumbles over: the surroundings' trouble all the same
+    # aiokafka raises what it stumbles over: the surroundings' trouble all the same.
+    except Exception as error:
         why = str(error) or type(error).__name__
         raise EventLogUnavailable(f"{doing}: {settings.bootstrap_servers}: {why}") from error
     finally:
@@ -179,7 +181,10 @@ async def _create(
 
 
 async def _most_ahead(admin: AIOKafkaAdminClient, brokers: list[dict[str, Any]]) -> Mapping[str, str]:
-    """Return what bounds timestamps ahead of the broker's clock: nothing where it is set for all topics, or not known."""
+    """Return what bounds timestamps ahead of the broker's clock.
+
+    Nothing where it is set for all topics, or not known.
+    """
     broker = str(brokers[0]["node_id"])
     resource = ConfigResource(ConfigResourceType.BROKER, broker, {_MOST_AHEAD_OF_BROKER: ""})
     try:

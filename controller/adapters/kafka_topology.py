@@ -1,9 +1,10 @@
 """What our topics look like now: how many partitions each has, and which topic of its name it is.
 
-Belongs here: asking the cluster every few seconds, and telling who must know. Does not belong here: making topics, and what is
-refused at start (`kafka_topics.py`).
+Belongs here: asking the cluster every few seconds, and telling who must know. Does not belong here:
+making topics, and what is refused at start (`kafka_topics.py`).
 
-aiokafka speaks the Metadata request up to version 5, which does not name topic ids. Version 10 does (KIP-516, Kafka 2.8).
+aiokafka speaks the Metadata request up to version 5, which does not name topic ids. Version 10 does
+(KIP-516, Kafka 2.8).
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ from controller.settings import KafkaSettings, TopicNames
 
 log = structlog.get_logger(__name__)
 
-#: A topic that was made anew is to be noticed within 10 s. One request for eight topics costs a broker nothing.
+#: A topic that was made anew is to be noticed within 10 s. One request for eight topics costs a
+#: broker nothing.
 REFRESH_SECONDS = 5.0
 _FAULT = "kafka topics"
 _NO_ID = UUID(int=0)
 
 
-# --- the request --------------------------------------------------------------------------------------------------------
+# --- the request
+# --------------------------------------------------------------------------------------------------------
 
 
 class _Id:
@@ -131,7 +134,10 @@ class _Question(RequestStruct):  # type: ignore[misc]
 
 
 class _Ask(Request[MetadataRequest_v1 | MetadataRequest_v4 | MetadataRequest_v5 | _Question]):  # type: ignore[misc]
-    """Metadata of some topics, in the newest version that the broker and we know. It makes no topic."""
+    """Metadata of some topics, in the newest version that the broker and we know.
+
+    It makes no topic.
+    """
 
     API_KEY = 3
 
@@ -144,7 +150,8 @@ class _Ask(Request[MetadataRequest_v1 | MetadataRequest_v4 | MetadataRequest_v5 
             return _Question(topics, False, False, False, {})
         if request_struct_class.API_VERSION >= 4:
             return request_struct_class(self._names, False)
-        return request_struct_class(None)  # all topics: a broker would make those that are asked for by name
+        # All topics: a broker would make those that are asked for by name.
+        return request_struct_class(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +172,23 @@ async def _look_up(client: Any, names: list[str]) -> dict[str, _Topic]:
             identity = topic.get("topic_id", _NO_ID)
             found[topic["topic"]] = _Topic(len(topic["partitions"]), None if identity == _NO_ID else str(identity))
         elif topic["topic"] in names:
-            log.info("topic_not_seen", topic=topic["topic"], reason=for_code(topic["error_code"]).__name__)
+            log.info(
+                "topic_not_seen",
+                topic=topic["topic"],
+                reason=for_code(topic["error_code"]).__name__,
+            )
     return {name: found[name] for name in names if name in found}
 
 
-# --- keeping up ---------------------------------------------------------------------------------------------------------
+# --- keeping up
+# ---------------------------------------------------------------------------------------------------------
 
 
 class KafkaTopology:
     """Our topics as they are: `controller.ports.Topology`, kept up to date by `run`.
 
-    A topic that cannot be seen keeps what it had: it may be on its way back, and flags must belong to a replica meanwhile.
+    A topic that cannot be seen keeps what it had: it may be on its way back, and flags must belong
+    to a replica meanwhile.
     """
 
     def __init__(
@@ -186,7 +199,7 @@ class KafkaTopology:
         remade: Callable[[str], object] = lambda logical: None,
         refresh_seconds: float = REFRESH_SECONDS,
     ) -> None:
-        """`remade` is told the logical name of each topic that has become another one of the same name."""
+        """`remade` is told the logical name of each topic that has become another topic."""
         self._settings = settings
         self._faults = faults
         self._remade = remade
@@ -208,7 +221,7 @@ class KafkaTopology:
         return dict(self._partitions)
 
     async def begin(self, counts: Mapping[str, int]) -> None:
-        """Take the partition counts, by logical name, that topics had when they were checked, and look up the rest.
+        """Take the partition counts, by logical name, as checked at start, and look up the rest.
 
         Raises EventLogUnavailable.
         """
@@ -225,7 +238,10 @@ class KafkaTopology:
                 log.warning("topology_unknown", error=str(trouble))
 
     async def refresh(self) -> None:
-        """Look once, and tell of what has changed. Raises EventLogUnavailable within `call_seconds`."""
+        """Look once, and tell of what has changed.
+
+        Raises EventLogUnavailable within `call_seconds`.
+        """
         try:
             async with asyncio.timeout(self._settings.call_seconds):
                 if self._client is None:
@@ -261,7 +277,10 @@ class KafkaTopology:
         self._client = client
 
     def _take(self, found: Mapping[str, _Topic]) -> None:
-        """Note what was found. First all of it, then who must know is told: they ask for what is new."""
+        """Note what was found. First all of it, then who must know is told.
+
+        They ask for what is new.
+        """
         remade = []
         for logical, name in self._names.items():
             topic = found.get(name)
@@ -269,7 +288,12 @@ class KafkaTopology:
                 continue
             before = self._partitions.get(logical)
             if before is not None and before != topic.partitions:
-                log.warning("topic_partitions_changed", topic=name, before=before, partitions=topic.partitions)
+                log.warning(
+                    "topic_partitions_changed",
+                    topic=name,
+                    before=before,
+                    partitions=topic.partitions,
+                )
             self._partitions[logical] = topic.partitions
             if topic.topic_id is not None:
                 known = self._ids.get(logical)
@@ -282,7 +306,10 @@ class KafkaTopology:
             self._remade(logical)
 
     def _report(self, found: Mapping[str, _Topic]) -> None:
-        """Report what a person must repair: topics that are gone, and event topics that do not match."""
+        """Report what a person must repair.
+
+        Topics that are gone, and event topics that do not match.
+        """
         missing = sorted({name for name in self._names.values() if name not in found})
         evaluations, outcomes = self._settings.event_topics
         if missing:

@@ -374,7 +374,10 @@ class MemoryBroker:
             await self._rebalance(group)
 
     async def remake(self, topic: str) -> None:
-        """Delete a topic with its records and make it again: offsets start over, its partitions are revoked and assigned."""
+        """Delete a topic with its records and make it again.
+
+        Offsets start over, its partitions are revoked and assigned.
+        """
         for where in [(topic, number) for number in range(self.topics[topic])]:
             self._records[where] = []
             self._first[where] = self._next[where] = 0

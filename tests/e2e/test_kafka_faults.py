@@ -1,4 +1,4 @@
-"""The daemon as a process, while Kafka hangs and while its topics hold what was made to break it."""
+"""The daemon as a process, while Kafka hangs, grows, and holds what was made to break it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ pytestmark = pytest.mark.real_kafka
 
 FLAG = "new-checkout"
 STAGES = [{"percent": 50, "bake": "1h", "settle": "0.3s", "min_sample": 50}]
-#: What a bomb of each codec unpacks to: beyond our cap, or for snappy as much as a broker's limit of 1 MB lets through.
+#: What a bomb of each codec unpacks to: beyond our cap, or for snappy as much as a broker's limit
+#: of 1 MB lets through.
 SIZES = {"gzip": 300_000_000, "zstd": 300_000_000, "lz4": 80_000_000, "snappy": 20_000_000}
 
 
@@ -31,11 +32,17 @@ def most_megabytes(pid: int) -> float:
 
 
 async def test_bombs_cost_neither_memory_nor_time(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
-    """Bombs of every codec in every topic we read: a harmful release among them is rolled back, by the same process."""
+    """Bombs of every codec in every topic we read.
+
+    A harmful release among them is rolled back, by the same process.
+    """
     bombs = [await asyncio.to_thread(bomb, codec, SIZES[codec]) for codec in BOMBS]
     bombs += [await asyncio.to_thread(bomb, codec, 60_000_000) for codec in ("gzip", "zstd")]
     odd = sealed(batch_of([b"one", b"two"], header="name").replace(b"name", b"n\xffme", 1))
-    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
         answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
         assert answer.status is CommandStatus.ACCEPTED, answer.reason
         assert daemon.process is not None
@@ -59,7 +66,10 @@ async def test_bombs_cost_neither_memory_nor_time(kafka: str, redis_url: str, to
 async def test_a_broker_that_hangs_ends_nothing(
     own_kafka: LocalKafka, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Frozen for half a minute, longer than the watchdog waits: apps are served throughout, and then harm is seen again."""
+    """Frozen for half a minute, longer than the watchdog waits.
+
+    Apps are served throughout, and then harm is seen again.
+    """
     bootstrap = own_kafka.bootstrap
     async with (
         DaemonProcess(bootstrap, redis_url, tmp_path, prefix=topic_prefix) as daemon,
@@ -101,8 +111,11 @@ class NewPartitionsOnly(Traffic):
 async def test_partitions_added_to_every_topic_are_judged_and_obeyed(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Harm that is only in new partitions rolls the release back, and commands go on working, without a restart."""
-    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+    """Harm in new partitions alone rolls the release back, and commands work, with no restart."""
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
         for flag in (FLAG, "other"):
             answer = await client.command(CommandVerb.START, flag, plan=quick_plan(flag, stages=STAGES))
             assert answer.status is CommandStatus.ACCEPTED, answer.reason

@@ -1,4 +1,4 @@
-"""The event log against brokers that hang, topics that change under it, and records made to break a reader."""
+"""The event log against hanging brokers, changing topics, and records that break readers."""
 
 from __future__ import annotations
 
@@ -124,7 +124,10 @@ async def produce(bootstrap: str, topic: str, batch: bytes, partition: int = 0) 
 async def test_a_broker_that_hangs_for_long_ends_nothing(
     own_kafka: LocalKafka, topic_prefix: str, members: list[Member]
 ) -> None:
-    """Frozen for longer than the watchdog waits: every call says so at a bounded pace, and it comes back by itself."""
+    """Frozen for longer than the watchdog waits.
+
+    Every call says so at a bounded pace, and it comes back by itself.
+    """
     topic = f"{topic_prefix}events"
     await create_topics_at(own_kafka.bootstrap, topic, partitions=2)
     member = Member(own_kafka.bootstrap, topic_prefix, [topic], call_seconds=1.0, start_seconds=4.0)
@@ -186,6 +189,52 @@ async def test_a_broker_that_hangs_for_long_ends_nothing(
     assert gave_up == []
 
 
+async def test_stopping_waits_for_no_start(own_kafka: LocalKafka, topic_prefix: str, members: list[Member]) -> None:
+    """While a consumer is being started and no broker answers, `stop` ends within its time."""
+    topic = f"{topic_prefix}events"
+    await create_topics_at(own_kafka.bootstrap, topic, partitions=1)
+    member = Member(own_kafka.bootstrap, topic_prefix, [topic], stop_seconds=1.0)
+    members.append(member)
+    own_kafka.pause()
+    reading = asyncio.create_task(member.log.start())
+    try:
+        await asyncio.sleep(0.5)
+        assert not reading.done()
+        began = time.monotonic()
+        await member.log.stop()
+        assert time.monotonic() - began < 1.5
+        with pytest.raises(EventLogUnavailable):
+            await reading
+    finally:
+        own_kafka.resume()
+
+
+async def test_a_part_of_the_client_that_died_is_noticed(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, members: list[Member]
+) -> None:
+    """Where aiokafka would wait for ever, reading says so and comes back."""
+    topic = f"{topic_prefix}events"
+    await create_topics(topic, partitions=1)
+    member = Member(kafka, topic_prefix, [topic])
+    members.append(member)
+    await member.log.start()
+    for part in ("_fetcher", "_client"):
+        consumer = member.log._consumer
+        assert consumer is not None
+        task = consumer._fetcher._fetch_task if part == "_fetcher" else consumer._client._sync_task
+        task.cancel()
+        await asyncio.wait([task])
+        before = len(member.troubles)
+        await member.until(lambda before=before: len(member.troubles) > before)  # type: ignore[misc]
+        assert "has ended" in member.troubles[-1]
+        rebuilt = len(member.counted)
+        await member.until(lambda rebuilt=rebuilt: len(member.counted) > rebuilt)  # type: ignore[misc]
+        await member.until(lambda: (topic, 0) in member.log.assignment)
+    member.log.seek((topic, 0), 0)
+    await produce(kafka, topic, batch_of([b"after"]))
+    await member.until(lambda: member.values == [b"after"])
+
+
 async def test_added_partitions_are_assigned(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, members: list[Member]
 ) -> None:
@@ -207,7 +256,10 @@ async def test_added_partitions_are_assigned(
 async def test_a_topic_made_anew_is_taken_away_and_given_back(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, members: list[Member]
 ) -> None:
-    """Told that a topic is another one, its partitions are revoked at once and given back: their owner loads them afresh."""
+    """Told that a topic is another one, its partitions are revoked at once and given back.
+
+    Their owner loads them afresh.
+    """
     topic = f"{topic_prefix}events"
     await create_topics(topic, partitions=2)
     member = Member(kafka, topic_prefix, [topic])
@@ -262,7 +314,10 @@ BOMBS = {
 
 
 def bomb(codec: str, size: int) -> bytes:
-    """Return a batch of one record of `size` zeros that brokers take: of snappy as large as they allow."""
+    """Return a batch of one record of `size` zeros that brokers take.
+
+    Of snappy as large as they allow.
+    """
     import zlib
 
     number = BOMBS[codec][0]
@@ -286,7 +341,7 @@ def bomb(codec: str, size: int) -> bytes:
 async def test_a_bomb_holds_nothing_up(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, members: list[Member], codec: str
 ) -> None:
-    """Between honest records of one partition, a bomb within the broker's limit is one record to refuse; the loop goes on."""
+    """A bomb between honest records is one record to refuse, and the loop goes on."""
     topic = f"{topic_prefix}events"
     await create_topics(topic, partitions=1, configs={"max.message.bytes": "8000000"})
     await produce(kafka, topic, batch_of([b"before"]))
@@ -317,7 +372,10 @@ async def test_a_bomb_holds_nothing_up(
 async def test_a_header_name_that_is_no_text_is_one_record_to_refuse(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, members: list[Member]
 ) -> None:
-    """Brokers take any bytes as a header's name; aiokafka cannot read such a record, and reading goes on behind it."""
+    """Brokers take any bytes as a header's name.
+
+    aiokafka cannot read such a record, and reading goes on behind it.
+    """
     topic = f"{topic_prefix}events"
     await create_topics(topic, partitions=1)
     odd = batch_of([b"one", b"two"], header="name").replace(b"name", b"n\xffme", 1)
@@ -336,7 +394,10 @@ async def test_a_header_name_that_is_no_text_is_one_record_to_refuse(
 async def test_a_record_broken_on_disk_is_reported_and_can_be_skipped(
     own_kafka: LocalKafka, topic_prefix: str, members: list[Member]
 ) -> None:
-    """A broken batch stops its partition; at the second try it is a fault with a remedy, and `skip` leads past the batch."""
+    """A broken batch stops its partition.
+
+    At the second try it is a fault with a remedy, and `skip` leads past the batch.
+    """
     topic = f"{topic_prefix}events"
     await create_topics_at(own_kafka.bootstrap, topic, partitions=2)
     for values in ([b"first"], [b"DAMAGED", b"with it"], [b"behind"]):

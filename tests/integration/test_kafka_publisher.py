@@ -107,7 +107,10 @@ async def test_a_missing_topic_fails_in_time_and_holds_up_no_other(
 async def test_the_same_id_with_other_content_is_written(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_publisher: MakePublisher
 ) -> None:
-    """An effect that was acknowledged within a failed batch is not written twice; one that took its id over is."""
+    """An effect that was acknowledged within a failed batch is not written twice.
+
+    One that took its id over is.
+    """
     settings = settings_for(kafka, topic_prefix, call_seconds=1.0)
     await create_topics(settings.topic("decisions"))
     publisher = make_publisher(settings)
@@ -116,7 +119,8 @@ async def test_the_same_id_with_other_content_is_written(
         with pytest.raises(EventLogUnavailable):
             await publisher.publish([entry(1, value=b"first"), missing])
     await publisher.publish([entry(1, value=b"second")])
-    await publisher.publish([entry(1, value=b"first")])  # acknowledged above: the batch it failed with is settled by this
+    # Acknowledged above: the batch it failed with is settled by this.
+    await publisher.publish([entry(1, value=b"first")])
     values = [value for _, _, value in await read_all(kafka, settings.topic("decisions"))]
     assert values == [b"first", b"second"]
 

@@ -101,7 +101,10 @@ async def test_missing_topics_are_named(settings: KafkaSettings) -> None:
 
 
 async def test_a_record_that_aiokafka_cannot_read_hides_no_other(settings: KafkaSettings, producer: AIOKafkaProducer) -> None:
-    """A header's name that is no text: the record is shown as one that is too large, and those around it as they are."""
+    """A header's name that is no text.
+
+    The record is shown as one that is too large, and those around it as they are.
+    """
     topic = settings.topic("decisions")
     await producer.send_and_wait(topic, b"before", partition=0)
     odd = sealed(batch_of([b"odd"], header="name").replace(b"name", b"n\xffme"))

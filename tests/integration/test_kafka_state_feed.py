@@ -216,7 +216,10 @@ async def test_an_older_document_written_last_is_reported(
 async def test_a_topic_that_grows_or_is_made_anew_is_read_whole(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, follow: Callable[[KafkaSettings], Replica]
 ) -> None:
-    """New partitions are followed; a new topic of the same name is read from its beginning, also when nobody tells."""
+    """New partitions are followed.
+
+    A new topic of the same name is read from its beginning, also when nobody tells.
+    """
     settings = settings_for(kafka, topic_prefix)
     topic = settings.topic("state")
     await create_topics(topic, partitions=1)
@@ -235,7 +238,8 @@ async def test_a_topic_that_grows_or_is_made_anew_is_read_whole(
     await admin.close()
     await write(kafka, settings, [("c", b"c 2")])
     await replica.until(lambda: ("c", 2) in replica.given)
-    replica.feed.read_again()  # as the topology says, when the new topic has grown past where the old one was read
+    # As the topology says, when the new topic has grown past where the old one was read.
+    replica.feed.read_again()
     await write(kafka, settings, [("c", b"c 3")])
     await replica.until(lambda: ("c", 3) in replica.given)
 
@@ -243,7 +247,10 @@ async def test_a_topic_that_grows_or_is_made_anew_is_read_whole(
 async def test_a_record_that_cannot_be_read_stops_no_other_flag(
     own_kafka: LocalKafka, topic_prefix: str, follow: Callable[[KafkaSettings], Replica]
 ) -> None:
-    """Broken on the disk, or with a header that is no text: it is passed by, and the feed catches up."""
+    """Broken on the disk, or with a header that is no text.
+
+    It is passed by, and the feed catches up.
+    """
     settings = settings_for(own_kafka.bootstrap, topic_prefix)
     topic = settings.topic("state")
     await create_topics_at(own_kafka.bootstrap, topic, partitions=1)
@@ -265,7 +272,7 @@ async def test_a_record_that_cannot_be_read_stops_no_other_flag(
 async def test_a_silent_broker_is_waited_for(
     own_kafka: LocalKafka, topic_prefix: str, follow: Callable[[KafkaSettings], Replica]
 ) -> None:
-    """Frozen for ten seconds, the brokers are asked again and again, and the feed goes on by itself."""
+    """After brokers were frozen for ten seconds the feed goes on by itself."""
     settings = settings_for(own_kafka.bootstrap, topic_prefix)
     await create_topics_at(own_kafka.bootstrap, settings.topic("state"), partitions=2)
     replica = follow(settings)
@@ -277,3 +284,33 @@ async def test_a_silent_broker_is_waited_for(
     own_kafka.resume()
     await write(own_kafka.bootstrap, settings, [("a", b"a 2")])
     await replica.until(lambda: replica.given == [("a", 1), ("a", 2)])
+
+
+async def test_a_busy_topic_is_no_silence(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, follow: Callable[[KafkaSettings], Replica]
+) -> None:
+    """While records come faster than ends are asked for, the brokers are heard all the same."""
+    settings = settings_for(kafka, topic_prefix)
+    await create_topics(settings.topic("state"))
+    replica = follow(settings)
+    await replica.until(lambda: replica.feed.silent_seconds is not None)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, linger_ms=0)
+    await producer.start()
+
+    async def keep_busy() -> None:
+        for revision in range(1, 1_000_000):
+            await producer.send(settings.topic("state"), f"checkout {revision}".encode(), b"checkout")
+            await asyncio.sleep(0.002)
+
+    busy = asyncio.create_task(keep_busy())
+    try:
+        longest = 0.0
+        for _ in range(30):
+            await asyncio.sleep(0.1)
+            longest = max(longest, replica.feed.silent_seconds or 0.0)
+        assert len(replica.given) > 100
+        assert longest < 2.0, "three seconds of records, and nothing was heard for most of them"
+    finally:
+        busy.cancel()
+        await asyncio.wait([busy])
+        await producer.stop()

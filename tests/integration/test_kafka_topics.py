@@ -61,7 +61,10 @@ async def test_missing_topics_are_made_as_they_must_be(kafka: str, topic_prefix:
 async def test_records_from_the_future_are_refused_unless_the_broker_says_otherwise(
     topic_prefix: str, is_limit_set: bool
 ) -> None:
-    """Event and command topics take nothing an hour ahead; a limit that somebody set for the whole broker is left."""
+    """Event and command topics take nothing an hour ahead.
+
+    A limit that somebody set for the whole broker is left.
+    """
     require_local_kafka()
     limit = {} if is_limit_set else {"log.message.timestamp.after.max.ms": ""}
     with LocalKafka(settings=limit) as broker:

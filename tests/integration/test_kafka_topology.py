@@ -1,4 +1,4 @@
-"""Partition counts and topic ids of a real Kafka, kept up to date while topics grow, go and come back."""
+"""Partition counts and topic ids of a real Kafka, while topics grow, go and come back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ class Watched:
 
     def __init__(self, bootstrap: str, prefix: str) -> None:
         self.settings = KafkaSettings.model_validate(
-            {"bootstrap_servers": bootstrap, "topic_prefix": prefix, "partitions": 2, "call_seconds": 2.0}
+            {
+                "bootstrap_servers": bootstrap,
+                "topic_prefix": prefix,
+                "partitions": 2,
+                "call_seconds": 2.0,
+            }
         )
         self.faults = Faults(lambda: datetime.now(UTC))
         self.remade: list[str] = []
@@ -52,7 +57,10 @@ async def admin(kafka: str) -> AsyncIterator[AIOKafkaAdminClient]:
 
 
 async def test_counts_follow_topics_that_grow(kafka: str, topic_prefix: str, admin: AIOKafkaAdminClient) -> None:
-    """Added partitions are seen; while the two event topics differ that is reported, with the command that repairs it."""
+    """Added partitions are seen.
+
+    While the two event topics differ that is reported, with the command that repairs it.
+    """
     watched = Watched(kafka, topic_prefix)
     topology, settings = watched.topology, watched.settings
     with pytest.raises(KeyError):
@@ -60,7 +68,10 @@ async def test_counts_follow_topics_that_grow(kafka: str, topic_prefix: str, adm
     await topology.begin(await ensure_topics(settings))
     assert topology.partitions("commands") == 2
     await admin.create_partitions(
-        {settings.topic("commands"): NewPartitions(6), settings.topic("evaluations"): NewPartitions(4)}
+        {
+            settings.topic("commands"): NewPartitions(6),
+            settings.topic("evaluations"): NewPartitions(4),
+        }
     )
     await watched.until(lambda: topology.partitions("commands") == 6 and topology.partitions("evaluations") == 4)
     assert topology.partitions("outcomes") == 2
@@ -75,7 +86,10 @@ async def test_counts_follow_topics_that_grow(kafka: str, topic_prefix: str, adm
 
 
 async def test_a_topic_of_the_same_name_is_another_one(kafka: str, topic_prefix: str, admin: AIOKafkaAdminClient) -> None:
-    """A topic that is gone keeps its count and is reported; made anew it has another id, and whoever reads it is told."""
+    """A topic that is gone keeps its count and is reported.
+
+    Made anew it has another id, and whoever reads it is told.
+    """
     watched = Watched(kafka, topic_prefix)
     topology, name = watched.topology, watched.settings.topic("evaluations")
     await topology.begin(await ensure_topics(watched.settings))

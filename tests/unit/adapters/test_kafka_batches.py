@@ -1,4 +1,7 @@
-"""Batches made safe hold the records they held; what cannot be unpacked becomes one record that readers refuse."""
+"""Batches made safe hold the records they held.
+
+What cannot be unpacked becomes one record that readers refuse.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,10 @@ def test_refused_records_are_too_large_for_every_reader() -> None:
 @pytest.mark.parametrize("codec", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("size", [1, 2_000, 40_000])
 def test_honest_batches_hold_the_records_they_held(codec: int, size: int) -> None:
-    """Of every codec, small or large, from the first record on or from the middle: what aiokafka reads is the same."""
+    """Of every codec, small or large, from the first record on or from the middle.
+
+    What aiokafka reads is the same.
+    """
     draw = random.Random(size)
     values = [draw.randbytes(size // 4) * 4 for _ in range(120)]
     content = batch(values, codec) + batch([b"next", None], base=120, headers=[("h", b"x"), ("n", None)])
@@ -114,7 +120,10 @@ def test_honest_batches_hold_the_records_they_held(codec: int, size: int) -> Non
 
 @pytest.mark.parametrize("kind", list(BOMBS))
 def test_a_bomb_becomes_one_record_to_refuse(kind: str) -> None:
-    """More than the cap is not unpacked: one record of the batch's last offset, and reading goes on behind it."""
+    """More than the cap is not unpacked.
+
+    One record of the batch's last offset, and reading goes on behind it.
+    """
     codec, pack = BOMBS[kind]
     bomb = raw_batch(pack(bytes(MOST_UNPACKED + 1)), codec, base=3, delta=4, count=1)
     content = batch([b"a", b"b", b"c"]) + bomb + batch([b"after"], base=8)
@@ -125,7 +134,8 @@ def test_a_bomb_becomes_one_record_to_refuse(kind: str) -> None:
     assert [(one.offset, one.records) for one in safe.refused] == [(7, 1)]
     records = records_of(safe.content)
     rest = safe.content
-    if records[-1].offset == 7:  # unpacking it took all there is for one answer; the rest is fetched again
+    # Unpacking it took all there is for one answer; the rest is fetched again.
+    if records[-1].offset == 7:
         rest = make_safe(content[len(batch([b"a", b"b", b"c"])) + len(bomb) :], 8, Budget()).content
         records += records_of(rest)
     assert [one.offset for one in records] == [0, 1, 2, 7, 8]
@@ -162,7 +172,7 @@ def test_no_more_is_handed_on_than_may_wait() -> None:
 
 
 def test_many_small_bombs_are_handed_on_a_few_at_a_time() -> None:
-    """A thousand batches that unpack to a quarter of a megabyte each do not wait in memory together."""
+    """A thousand batches of a quarter of a megabyte each do not wait in memory together."""
     one = batch([bytes(LEFT_ALONE - 200)], 4)
     content = b"".join(at(base, one) for base in range(1000))
     assert is_plain(at(0, one), 0)
@@ -191,6 +201,16 @@ def test_a_header_that_cannot_be_true_is_a_broken_record(header: dict[str, int])
         records_of(safe.content)
 
 
+@pytest.mark.parametrize("codec", [0, 1, 2, 3, 4])
+def test_what_compaction_left_of_a_batch_is_no_record(codec: int) -> None:
+    """A batch without records, whatever codec it had, is passed by."""
+    content = raw_batch(b"", codec, count=0, delta=4) + batch([b"after"], base=5)
+    for is_careful in (False, True):
+        safe = make_safe(content, 0, Budget(), is_careful=is_careful)
+        assert safe.refused == []
+        assert [one.offset for one in records_of(safe.content)] == [5]
+
+
 def test_a_batch_too_short_for_its_header_is_broken() -> None:
     """The client would read its header beyond it."""
     short = batch([b"a"])[:40]
@@ -208,7 +228,10 @@ def test_a_batch_before_what_was_asked_for_is_broken() -> None:
 
 
 def test_records_that_aiokafka_stumbles_over_are_refused_one_by_one() -> None:
-    """A header's name that is no text, or a length of two gigabytes: that record is refused, its neighbors are read."""
+    """A header's name that is no text, or a length of two gigabytes.
+
+    That record is refused, its neighbors are read.
+    """
     good = batch([b"a", b"b", b"c"], headers=[("name", b"x")])
     bad = good.replace(b"name", b"n\xffme", 2).replace(b"n\xffme", b"name", 1)
     assert bad != good
@@ -225,7 +248,10 @@ def test_records_that_aiokafka_stumbles_over_are_refused_one_by_one() -> None:
 @pytest.mark.parametrize("codec", [1, 2, 3])
 @pytest.mark.parametrize("magic", [0, 1])
 def test_old_messages_are_left_or_refused(codec: int, magic: int) -> None:
-    """A wrapper of honest messages stays; a bomb, and one that wraps another wrapper, become one record to refuse."""
+    """A wrapper of honest messages stays.
+
+    A bomb, and one that wraps another wrapper, become one record to refuse.
+    """
     if (magic, codec) == (0, 3):
         pytest.skip("format v0 has no LZ4")
 
@@ -244,7 +270,10 @@ def test_old_messages_are_left_or_refused(codec: int, magic: int) -> None:
 @pytest.mark.parametrize("kind", list(BOMBS))
 @given(data=st.data())
 def test_whatever_was_damaged_reading_goes_on(kind: str, data: st.DataObject) -> None:
-    """Bytes changed under a right checksum: a careful reading gives records, or names a broken one; it never fails."""
+    """Bytes changed under a right checksum: a careful reading gives records, or names a broken one.
+
+    It never fails.
+    """
     codec, pack = BOMBS[kind]
     plain = batch([b"one", b"two" * 50, None], headers=[("name", b"x")])
     is_inside = data.draw(st.booleans())

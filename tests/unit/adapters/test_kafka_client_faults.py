@@ -1,4 +1,7 @@
-"""Whatever the Kafka client raises, of whatever type, is trouble that passes; only cancelling us passes through."""
+"""Whatever the Kafka client raises, of whatever type, is trouble that passes.
+
+Only cancelling us passes through.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,14 @@ class Broken:
                 async def later() -> Any:
                     raise fault
 
-                if name in ("seek", "pause", "resume", "assignment", "last_stable_offset", "highwater"):
+                if name in (
+                    "seek",
+                    "pause",
+                    "resume",
+                    "assignment",
+                    "last_stable_offset",
+                    "highwater",
+                ):
                     raise fault if isinstance(fault, Exception) else AssertionError
                 return later()
 
@@ -75,7 +85,9 @@ def make_log(fault: BaseException) -> KafkaEventLog:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-async def test_every_call_of_the_event_log_says_that_it_is_unavailable(fault: BaseException) -> None:
+async def test_every_call_of_the_event_log_says_that_it_is_unavailable(
+    fault: BaseException,
+) -> None:
     """Reading, asking, committing, pausing, stopping: nothing but EventLogUnavailable comes out."""
     log = make_log(fault)
     calls: list[Callable[[], Awaitable[object]]] = [

@@ -1,4 +1,7 @@
-"""The event log in memory says what the real one says: who answered when, and where partitions end."""
+"""The event log in memory says what the real one says.
+
+Who answered when, and where partitions end.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ PARTITION = ("events", 0)
 
 
 async def test_the_brokers_answers_are_noted_by_partition() -> None:
-    """A fetch, a look at the bounds and a look at the ends count; a paused partition is heard of by the latter alone."""
+    """A fetch, a look at the bounds and a look at the ends count.
+
+    A paused partition is heard of by the latter alone.
+    """
     clock = ManualClock()
     broker = MemoryBroker(clock, {"events": 1})
     member = MemoryEventLog(broker, "g", ["events"])
@@ -52,7 +58,10 @@ async def test_a_shared_topic_answers_for_both_of_its_streams() -> None:
 
 
 async def test_a_topic_grows_and_is_made_anew_under_its_readers() -> None:
-    """New partitions are assigned; those of a topic made anew are revoked first, and begin at nothing."""
+    """New partitions are assigned.
+
+    Those of a topic made anew are revoked first, and begin at nothing.
+    """
     broker = MemoryBroker(ManualClock(), {"events": 1})
     member = MemoryEventLog(broker, "g", ["events"])
     revoked: list[frozenset[tuple[str, int]]] = []
