@@ -136,6 +136,23 @@ def why_state(signs: Signs) -> str:
     return f"what is decided elsewhere has not been heard of for {seconds:.0f} s"
 
 
+def why_word_is_old(silent_seconds: float | None, session_timeout_seconds: float) -> str | None:
+    """Return why this replica's word about its flags is too old to raise anything by (I11), else None.
+
+    After a session timeout another replica may have taken the flags over; half of it leaves time to
+    act. `silent_seconds` is since a broker said that nothing newer was decided, None for never.
+    """
+    limit = session_timeout_seconds / 2
+    if silent_seconds is None:
+        return "no broker has said yet that nothing newer was decided elsewhere"
+    if silent_seconds <= limit:
+        return None
+    return (
+        f"no broker has said for {silent_seconds:.1f} s that nothing newer was decided elsewhere; "
+        f"at most {limit:g} s are trusted"
+    )
+
+
 def why_counting(signs: Signs) -> str:
     """Return which partitions are not counted, empty while all of ours are."""
     stopped = [f"{_name(one)}: {one.trouble}" for one in signs.partitions if one.state is PartitionState.STOPPED]
