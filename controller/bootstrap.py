@@ -556,9 +556,15 @@ class Daemon:
         return {name: topics.count(stream) for stream, name in zip(self._streams, EVENT_TOPICS, strict=True)}
 
     def _why_not_raise(self) -> str | None:
-        """Return why this replica must not raise exposure now: its word or its clock is in doubt."""
+        """Return why this replica must not raise exposure now: its word, clock or store is in doubt."""
         session_timeout = self._settings.kafka.session_timeout_seconds
-        return why_word_is_old(self._feed.silent_seconds, session_timeout) or self._clock.why_not()
+        # Reported by whoever asks Redis now and then whose keys it holds.
+        strange = self._faults.of(Scope.DEPENDENCY, "redis_identity")
+        return (
+            why_word_is_old(self._feed.silent_seconds, session_timeout)
+            or self._clock.why_not()
+            or (None if strange is None else strange.why)
+        )
 
     def _views(self) -> Sequence[View]:
         """Return every live rollout that this replica should see, taken up or not."""
