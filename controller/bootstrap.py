@@ -585,7 +585,9 @@ class Daemon:
     def _why_all_blind(self) -> str | None:
         """Return what keeps every guardrail from seeing: topics that are not counted whole."""
         fault = self._faults.of(Scope.DEPENDENCY, "kafka topics")
-        return None if fault is None else fault.why
+        if fault is None or not any(topic in fault.why for topic in self._settings.kafka.event_topics):
+            return None  # another topic's trouble blinds nobody
+        return fault.why
 
     async def _send_alerts(self, waiting: Sequence[Waiting]) -> None:
         """Return once Kafka has the alerts. Raises EventLogUnavailable."""
