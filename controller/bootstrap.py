@@ -48,7 +48,13 @@ from controller.service.commentary import Explainer, Lookout
 from controller.service.counting import IS_COMPILED
 from controller.service.ingest import Ingest
 from controller.service.pulse import Pulse
-from controller.service.reporter import REPORT_EVERY_SECONDS, STATE_TOPIC, Reporter, Signs
+from controller.service.reporter import (
+    REPORT_EVERY_SECONDS,
+    STATE_TOPIC,
+    Reporter,
+    Signs,
+    why_word_is_old,
+)
 from controller.service.sight import Sight, Unseen, View, Waiting
 from controller.service.supervisor import Parts, Step, Supervisor
 from controller.service.watchdog import ConsumerWatchdog, StallMeter
@@ -720,16 +726,18 @@ class Daemon:
         return {name: topics.count(stream) for stream, name in zip(self._streams, EVENT_TOPICS, strict=True)}
 
     def _why_not_raise(self) -> str | None:
-        """Return why this replica must not raise exposure now: its clock or its word is in doubt (I11)."""
-        silent = self._feed.silent_seconds
-        limit = self._settings.kafka.session_timeout_seconds / 2
-        if silent is None or silent > limit:
-            age = "ever" if silent is None else f"for {silent:.1f} s"
-            return f"no broker has said {age} that nothing newer was decided elsewhere: at most {limit:g} s is trusted"
-        return self._clock.why_not()
+        """Return why this replica must not raise exposure now: its word, clock or store is in doubt."""
+        session_timeout = self._settings.kafka.session_timeout_seconds
+        # Reported by whoever asks Redis now and then whose keys it holds.
+        strange = self._faults.of(Scope.DEPENDENCY, "redis_identity")
+        return (
+            why_word_is_old(self._feed.silent_seconds, session_timeout)
+            or self._clock.why_not()
+            or (None if strange is None else strange.why)
+        )
 
     def _views(self) -> Sequence[View]:
-        """Return every live rollout that this replica should see: those nobody took up here, too."""
+        """Return every live rollout that this replica should see, taken up or not."""
         views: list[View] = list(self._workers.watch_views())
         known = {view.flag_key for view in views}
         owned = {number for _, number in self._workers.owned}
@@ -747,7 +755,9 @@ class Daemon:
     def _why_all_blind(self) -> str | None:
         """Return what keeps every guardrail from seeing: topics that are not counted whole."""
         fault = self._faults.of(Scope.DEPENDENCY, "kafka topics")
-        return None if fault is None else fault.why
+        if fault is None or not any(topic in fault.why for topic in self._settings.kafka.event_topics):
+            return None  # another topic's trouble blinds nobody
+        return fault.why
 
     async def _send_alerts(self, waiting: Sequence[Waiting]) -> None:
         """Return once Kafka has the alerts. Raises EventLogUnavailable."""

@@ -1,8 +1,8 @@
 """The real clock behind `controller.ports.Clock`, and how it agrees with the clocks of others.
 
-Decisions are compared with times that other machines wrote: when a stage began, when an event happened,
-when a partition was last reported. So their time is not one machine's wall clock, but what most clocks
-say: this machine's, Redis's, and the brokers', once they are known.
+Decisions are compared with times that other machines wrote: when a stage began, when an event
+happened, when a partition was last reported. So their time is not one machine's wall clock, but
+what most clocks say: this machine's, Redis's, and the brokers', once they are known.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ BROKER: Final = "kafka"
 class SystemClock:
     """Wall time as it was at start, carried on by the monotonic clock.
 
-    A wall clock that is set, by hand or by NTP, therefore shortens no bake and moves no deadline within this process;
-    `drift` says how far off it has become. A process that starts reads the wall clock afresh, and the rollouts'
-    own times keep it from going back.
+    A wall clock that is set, by hand or by NTP, therefore shortens no bake and moves no deadline
+    within this process; `drift` says how far off it has become. A process that starts reads the
+    wall clock afresh, and the rollouts' own times keep it from going back.
     """
 
     def __init__(
@@ -68,9 +68,10 @@ class AgreedClock:
     majority says which is wrong, time goes on as it did, or from the start at the earlier one; and
     `why_not` says so, for nothing must be raised by a time that is in doubt.
 
-    Never runs backwards once `compare` was called, which is before anything is decided: a correction
-    back is made by passing at half speed. A correction forward is made at once. It follows a
-    disagreement, during which nothing was raised, so it shortens no bake that began in it.
+    Never runs backwards once `compare` was called, which is before anything is decided: a
+    correction back is made by passing at half speed. A correction forward is made at once. It
+    follows a disagreement, during which nothing was raised, so it shortens no bake that began in
+    it.
     """
 
     def __init__(self, local: _Local, *, max_skew_seconds: float = 5.0) -> None:
@@ -104,7 +105,7 @@ class AgreedClock:
             self.compared_at = answered_at
 
     def note(self, against: str, ahead_seconds: float | None) -> None:
-        """Take how far another clock is ahead of this process's uncorrected time; None: not known."""
+        """Take how far another clock is ahead of this process's uncorrected time, or None."""
         if ahead_seconds is None:
             self._ahead.pop(against, None)
         else:

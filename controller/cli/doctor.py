@@ -1,4 +1,4 @@
-"""`rolloutctl doctor`: what a replica says is wrong with it, and how to fix it. Asks over HTTP, changes nothing."""
+"""`rolloutctl doctor`: what a replica says is wrong with it, and how to fix it. Only asks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UrlOption = Annotated[
         "--url",
         metavar="URL",
         envvar="ROLLOUTCTL_OPS",
-        help="The address of a replica's probes, http.ops_port of its settings; repeat it for several replicas.",
+        help="Where a replica's probes are (its http.ops_port); repeat it for several replicas.",
     ),
 ]
 

@@ -19,8 +19,8 @@ from controller.health import Faults, Scope
 ASK_EVERY_SECONDS: Final = 1.0
 CLOCKS: Final = "clocks"
 _REMEDY: Final = (
-    "nothing is raised until they agree: check time synchronization (chronyc tracking) on this machine, "
-    "on Redis's and on the brokers'"
+    "nothing is raised until they agree: check time synchronization (chronyc tracking) on this "
+    "machine, on Redis's and on the brokers'"
 )
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,7 @@ class ComparedClock(Protocol):
 
 
 class Pulse:
-    """Compares clocks for as long as `run` runs. `trouble` is why Redis did not answer the last time."""
+    """Compares clocks for as long as `run` runs; `trouble` is why Redis did not answer last."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Says once a second how the parts do: what `/readyz` answers, and the gauges of `/metrics`.
 
-Reads, decides nothing. What it is shown is a `Signs`; when a silence or an age counts as a failure is
-here, in one place. A failure is to be seen within five seconds.
+Reads, decides nothing. What it is shown is a `Signs`; when a silence or an age counts as a failure
+is here, in one place. A failure is to be seen within five seconds.
 """
 
 from __future__ import annotations
@@ -114,8 +114,12 @@ STATE_TOPIC: Final = "the state topic"
 
 def why_kafka(signs: Signs) -> str:
     """Return who has not been answered by the brokers, empty while all are."""
-    silent = {who: seconds for who, seconds in signs.brokers.items() if seconds is not None and seconds > SILENT_AFTER_SECONDS}
-    return _some(f"no broker has answered about {who} for {age:.0f} s" for who, age in silent.items())
+    known = {who: seconds for who, seconds in signs.brokers.items() if seconds is not None}
+    return _some(
+        f"no broker has answered about {who} for {seconds:.0f} s"
+        for who, seconds in known.items()
+        if seconds > SILENT_AFTER_SECONDS
+    )
 
 
 def why_redis(signs: Signs) -> str:
@@ -136,11 +140,30 @@ def why_state(signs: Signs) -> str:
     return f"what is decided elsewhere has not been heard of for {seconds:.0f} s"
 
 
+def why_word_is_old(silent_seconds: float | None, session_timeout_seconds: float) -> str | None:
+    """Return why this replica's word is too old to raise anything by (I11), else None.
+
+    After a session timeout another replica may have taken the flags over; half of it leaves time to
+    act. `silent_seconds` is since a broker said that nothing newer was decided, None for never.
+    """
+    limit = session_timeout_seconds / 2
+    if silent_seconds is None:
+        return "no broker has said yet that nothing newer was decided elsewhere"
+    if silent_seconds <= limit:
+        return None
+    return (
+        f"no broker has said for {silent_seconds:.1f} s that nothing newer was decided elsewhere; "
+        f"at most {limit:g} s are trusted"
+    )
+
+
 def why_counting(signs: Signs) -> str:
     """Return which partitions are not counted, empty while all of ours are."""
-    stopped = [f"{_name(one)}: {one.trouble}" for one in signs.partitions if one.state is PartitionState.STOPPED]
+    stopped = [one for one in signs.partitions if one.state is PartitionState.STOPPED]
     loading = sum(one.state is PartitionState.LOADING for one in signs.partitions)
-    return _some(stopped) or (f"{loading} partitions are being taken over" if loading else "")
+    return _some(f"{_name(one)}: {one.trouble}" for one in stopped) or (
+        f"{loading} partitions are being taken over" if loading else ""
+    )
 
 
 def why_saves(signs: Signs) -> str:

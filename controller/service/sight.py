@@ -1,12 +1,12 @@
 """Whether anybody sees what a live stage does, and saying so within ten seconds when nobody does.
 
 A rollout is unwatched while its guardrails cannot see: totals that cannot be read, partitions that
-nobody counts or that stand still, saves that fail. A gate notices that at the end of a bake; here it is
-noticed during it. Nothing is changed by it (a flag that nobody watches stays where it is), but people are
-alerted, through Kafka alone, so that it works with Redis away.
+nobody counts or that stand still, saves that fail. A gate notices that at the end of a bake; here
+it is noticed during it. Nothing is changed by it (a flag that nobody watches stays where it is),
+but people are alerted, through Kafka alone, so that it works with Redis away.
 
-Belongs here: the judgement, which is pure, and the loop that repeats it. Does not belong here: where the
-evidence comes from, and how an alert is written.
+Belongs here: the judgement, which is pure, and the loop that repeats it. Does not belong here:
+where the evidence comes from, and how an alert is written.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 class View(Protocol):
-    """One rollout as the replica that runs it sees it; `controller.service.workers.WatchView` is one."""
+    """One rollout as the replica that runs it sees it: `controller.service.workers.WatchView`."""
 
     @property
     def flag_key(self) -> str: ...
@@ -148,8 +148,8 @@ class Sight:
     ) -> None:
         """`also_blind` is a reason that holds for every rollout, None for none.
 
-        `send` returns once Kafka has the alerts, and raises OperatingTrouble. `count` takes how many
-        rollouts are unwatched, `note` each alert as it is raised.
+        `send` returns once Kafka has the alerts, and raises OperatingTrouble. `count` takes how
+        many rollouts are unwatched, `note` each alert as it is raised.
         """
         self._clock = clock
         self._views = views

@@ -1,12 +1,12 @@
 """Starts the parts in order, keeps them running, and stops them in bounded time whatever hangs.
 
-The order is the point. Up: what was decided is known before anything is counted or decided. Down: no
-new work, a last save, then the connections. What the parts are is `controller/bootstrap.py`.
+The order is the point. Up: what was decided is known before anything is counted or decided. Down:
+no new work, a last save, then the connections. What the parts are is `controller/bootstrap.py`.
 
 A part that fails, by whatever exception, is restarted alone, with growing pauses, and stands in the
-list of faults until it has run for a while; its siblings go on. Fail static is the reason: a process
-that ends serves no flags. It ends by itself only when a part it cannot work without fails again and
-again, when a step at start does, and when a watchdog gives up.
+list of faults until it has run for a while; its siblings go on. Fail static is the reason: a
+process that ends serves no flags. It ends by itself only when a part it cannot work without fails
+again and again, when a step at start does, and when a watchdog gives up.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 10.0
 FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS = 1.0, 30.0
 #: A part that ran for so long is taken for healthy again.
 HEALTHY_AFTER_SECONDS = 60.0
-#: So many failures of one part within so long, although it was restarted: a new process may do better.
+#: So many failures of one part within so long, although it was restarted: a new process may do
+#: better.
 FAILURES_LIMIT, FAILURES_WITHIN_SECONDS = 5, 300.0
 #: Unexpected failures of one step at start: more than any passing trouble has.
 STEP_FAILURES_LIMIT = 10
@@ -113,8 +114,8 @@ class Supervisor:
             self._log.error("process_failed", exc_info=failure)
             self.give_up(f"{type(failure).__name__}: {failure}", EXIT_BROKEN)
         seconds = self._settings.drain_seconds + self._settings.close_seconds + 0.3
-        # Not called off: what this returns to has tasks to cancel and threads to join, and those may
-        # hang as well.
+        # Not called off: what this returns to has tasks to cancel and threads to join, and those
+        # may hang as well.
         self._end_at_the_latest(seconds, self._exit_code(failure))
         await self._shut_down(work)
         for signal_number in with_signals:

@@ -24,7 +24,7 @@ _DOCUMENTS_PER_TURN = 50
 
 
 class Healthz:
-    """GET /healthz and /livez: whether a restart would help. That the event loop turns is shown by answering at all."""
+    """GET /healthz and /livez: whether a restart would help. An answer shows that the loop turns."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -39,9 +39,9 @@ class Healthz:
 class Readyz:
     """GET /readyz: whether this replica may be sent evaluations, and in full how everything stands.
 
-    The status is about serving alone, because a load balancer goes by it: an outage of Kafka or Redis
-    meets all replicas at once, and each still serves the last decision. Whether it counts and decides is
-    in the body (`working`), and in the status with `?strict=1`, for monitors.
+    The status is about serving alone, because a load balancer goes by it: an outage of Kafka or
+    Redis meets all replicas at once, and each still serves the last decision. Whether it counts and
+    decides is in the body (`working`), and in the status with `?strict=1`, for monitors.
     See ops/decisions/0012-health.md.
     """
 
@@ -51,7 +51,7 @@ class Readyz:
         self._faults = faults
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 200 while evaluations are answered, 503 else; with `strict=1` 503 also when degraded."""
+        """Answer 200 while evaluations are answered, 503 else; `strict=1` asks for more."""
         is_strict = parse_qs(scope["query_string"].decode("latin-1")).get("strict") == ["1"]
         body = self.report()
         is_ok = body["ready"] and not (is_strict and body["degraded"])

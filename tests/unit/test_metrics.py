@@ -5,7 +5,7 @@ import re
 from prometheus_client import generate_latest
 from prometheus_client.samples import Sample
 
-from controller.health import Health
+from controller.health import Health, Scope
 from controller.metrics import Metrics
 from schemas.terms import CommandStatus, CommandVerb, Recorded
 
@@ -82,3 +82,23 @@ def test_the_text_is_small_and_has_no_second_series() -> None:
     assert "_created" not in text
     assert 'rolloutd_build_info{counting="interpreted",python="' in text
     assert len(text) < 64 * 1024
+
+
+def test_faults_and_clocks_are_read_where_they_live() -> None:
+    """One series per scope from the start, one per clock that is known; no two metrics share a name."""
+    metrics = Metrics(version="1.2.3")
+    metrics.watch(
+        faults=lambda: {Scope.FLAG: 2},
+        faults_reported=lambda: {Scope.FLAG: 5},
+        skews=lambda: {"redis": 31.5},
+    )
+    text = generate_latest(metrics.registry).decode()
+    for line in (
+        'rolloutd_faults{scope="flag"} 2.0',
+        'rolloutd_faults{scope="clock"} 0.0',
+        'rolloutd_fault_reports_total{scope="flag"} 5.0',
+        'rolloutd_clock_skew_seconds{against="redis"} 31.5',
+    ):
+        assert line in text
+    names = [family.name for family in metrics.registry.collect()]
+    assert len(names) == len(set(names))

@@ -12,7 +12,13 @@ from controller.bootstrap import OPTIONAL, REQUIRED
 from controller.health import Faults, Health, Scope
 from controller.metrics import Metrics
 from controller.service.partitions import PartitionState, PartitionView
-from controller.service.reporter import QUARANTINE, STATE_TOPIC, Reporter, Signs
+from controller.service.reporter import (
+    QUARANTINE,
+    STATE_TOPIC,
+    Reporter,
+    Signs,
+    why_word_is_old,
+)
 from schemas.totals import PartitionCounts
 from tests.builders import T0
 
@@ -163,3 +169,10 @@ def test_the_gauges_follow() -> None:
         assert line in text
     bench.not_ready(make_signs())
     assert 'rolloutd_dependency_up{dependency="redis"} 1.0' in generate_latest(bench.metrics.registry).decode()
+
+
+@pytest.mark.parametrize(("silent", "is_old"), [(None, True), (0.0, False), (5.0, False), (5.1, True), (900.0, True)])
+def test_nothing_is_raised_by_an_old_word(silent: float | None, *, is_old: bool) -> None:
+    """Half of a session timeout: after the whole of it another replica may have the flags."""
+    why = why_word_is_old(silent, 10.0)
+    assert (why is not None) is is_old
