@@ -369,7 +369,7 @@ async def test_another_kafka_cluster_is_refused(store: Store) -> None:
         ({"cluster_id": "two"}, "belongs to Kafka cluster 'one', not to 'two'"),
     ],
 )
-async def test_another_environment_is_refused(store: Store, change: dict[str, str], why: str) -> None:
+async def test_another_environment_is_refused(store: Store, change: dict[str, Any], why: str) -> None:
     """A prefix belongs to one environment: cluster, topic prefix and name; the message says more."""
     await store.check_identity(OURS, 1)
     with pytest.raises(ConfigInvalid, match=why) as refusal:
