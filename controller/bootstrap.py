@@ -37,7 +37,7 @@ from controller.errors import (
     ConfigInvalid,
     EventLogUnavailable,
     ForeignDocument,
-    OperatingTrouble,
+    RolloutdError,
     StoreUnavailable,
 )
 from controller.health import Component, Faults, Health, Scope
@@ -390,6 +390,7 @@ class Daemon:
         await self._store.check_identity(identity, settings.kafka.topic_epoch)
         self._identity = identity
         await self._pulse.look()  # nothing is decided before the clocks were compared
+        self._log.info("redis_ready", key_prefix=self._store.prefix, environment=settings.environment)
 
     async def _read_flags(self) -> None:
         self._stored_flags = frozenset(await self._tools.rollouts.flag_keys())
@@ -656,7 +657,7 @@ class Daemon:
             epoch = self._settings.kafka.topic_epoch
             try:
                 why = await self._store.look_at_identity(self._identity, epoch)
-            except (OperatingTrouble, BadInput) as trouble:
+            except RolloutdError as trouble:
                 self._log.warning("identity_not_read", error=str(trouble))
                 continue
             if why is None:

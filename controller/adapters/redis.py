@@ -337,12 +337,8 @@ class Store:
         try:
             answer = await self.call("look at the Redis server", self._info)
         except RightMissing as missing:
-            return [
-                (
-                    f"{missing}. Without INFO nothing is known of this Redis: see that it is 7.0 or later, "
-                    "that maxmemory-policy is noeviction and that appendonly is yes"
-                )
-            ]
+            what_to_check = "that it is 7.0 or later, that maxmemory-policy is noeviction and appendonly yes"
+            return [f"{missing}. Without INFO nothing is known of this Redis: see {what_to_check}"]
         warnings: list[str] = []
         for node, info in answer.items():
             version = str(info.get("redis_version", "0"))

@@ -12,7 +12,7 @@ import typer
 
 from controller.cli.demo import demo
 from controller.errors import BadInput, RolloutdError
-from controller.settings import Settings, load_settings, show
+from controller.settings import Settings, load_settings, open_doors, show
 
 app = typer.Typer(
     help="Watches every flag event and moves the flag only when the evidence says no harm.",
@@ -81,6 +81,8 @@ def check(config: ConfigOption = None) -> None:
         check_parts(settings)
     except BadInput as refused:
         _refuse(refused)
+    for warning in open_doors(settings):
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo("the configuration is valid")
 
 

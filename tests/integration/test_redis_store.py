@@ -12,10 +12,13 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 
+from controller import bootstrap
 from controller.adapters.documents import encode
 from controller.adapters.redis import ANSWERS_KEPT, ANSWERS_PRUNED_EVERY, Identity, RedisRollouts, RedisTotals, Store
 from controller.errors import BrokenInvariant, ConfigInvalid, DocumentUnreadable, StoreUnavailable
+from controller.health import Scope
 from controller.ports import OutboxEntry, StoredRollout
+from controller.settings import Settings
 from schemas.terms import Arm
 from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
 from tests.brokers import RedisServer
@@ -375,7 +378,7 @@ async def test_another_kafka_cluster_is_refused(store: Store) -> None:
         ({"cluster_id": "two"}, "belongs to Kafka cluster 'one', not to 'two'"),
     ],
 )
-async def test_another_environment_is_refused(store: Store, change: dict[str, str], why: str) -> None:
+async def test_another_environment_is_refused(store: Store, change: dict[str, Any], why: str) -> None:
     """A prefix belongs to one environment: cluster, topic prefix and name; the message says more."""
     await store.check_identity(OURS, 1)
     with pytest.raises(ConfigInvalid, match=why) as refusal:
@@ -433,6 +436,38 @@ async def test_nothing_is_decided_on_a_redis_that_became_another(store: Store) -
     await store.client.hset("rolloutd:identity", "environment", "production")
     assert await store.look_at_identity(OURS, 1) is None
     assert await rollouts.save("f", expected_token=0, rollout=make_rollout())
+
+
+async def test_a_running_daemon_notices_that_redis_became_another(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a fault with what to do, nothing is decided meanwhile, and it passes by itself."""
+    monkeypatch.setattr(bootstrap, "IDENTITY_SECONDS", 0.02)
+    daemon = bootstrap.Daemon(Settings.model_validate({"redis": {"url": own_redis.url}}))
+    daemon._identity = OURS
+    store = daemon._store
+    await store.check_identity(OURS, 1)
+    watching = asyncio.create_task(daemon._watch_identity())
+
+    async def fault(*, expected: bool) -> None:
+        async with asyncio.timeout(5):
+            while (daemon._faults.of(Scope.DEPENDENCY, "redis_identity") is not None) != expected:
+                await asyncio.sleep(0.01)
+
+    for name, other in (("environment", "staging"), ("cluster_id", "two"), ("topic_prefix", "x.")):
+        ours = await store.client.hget("rolloutd:identity", name)
+        await store.client.hset("rolloutd:identity", name, other)
+        await fault(expected=True)
+        with pytest.raises(StoreUnavailable, match="belongs to"):
+            await RedisRollouts(store).load("f")
+        await store.client.hset("rolloutd:identity", name, ours)
+        await fault(expected=False)
+        assert (await RedisRollouts(store).load("f")).rollout is None
+    own_redis.kill9()
+    await asyncio.sleep(0.2)
+    assert not watching.done(), "an outage is not the end of it"
+    watching.cancel()
+    await store.close()
 
 
 async def test_an_emptied_redis_is_claimed_again(store: Store) -> None:

@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -40,7 +41,7 @@ def rules_of(user: str) -> list[str]:
 
 async def grant(server: RedisServer, user: str, rules: list[str]) -> None:
     """Make a user with these rights and no others."""
-    admin = redis.asyncio.Redis.from_url(server.url)
+    admin: Any = redis.asyncio.Redis.from_url(server.url)
     await admin.execute_command("ACL", "SETUSER", user, "reset", *rules)
     await admin.aclose()
 

@@ -436,3 +436,11 @@ def test_a_setting_that_nothing_reads_is_found() -> None:
     files = {"unleash_api.py": "def f(settings: UnleashSettings): return settings.connect_timeout_seconds"}
     assert not is_read("connect_timeout_seconds", "redis", RedisSettings, files)
     assert is_read("connect_timeout_seconds", "unleash", UnleashSettings, files)
+
+
+def test_config_check_names_open_doors() -> None:
+    """An operator hears of them before the daemon runs; the configuration can be used all the same."""
+    environ = {"ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": "kafka:9092"}
+    result = CliRunner().invoke(daemon, ["config", "check"], env=environ)
+    assert result.exit_code == 0
+    assert "warning: Kafka at kafka:9092 is PLAINTEXT" in result.output
