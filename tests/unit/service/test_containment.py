@@ -16,7 +16,7 @@ from controller.adapters import documents
 from controller.core.rollout import Baking, RolledBack, Rollout
 from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable
 from controller.health import Scope
-from controller.ports import Record
+from controller.ports import OutboxEntry, Record
 from controller.service import workers as workers_module
 from controller.service.workers import Peeked
 from tests.unit.service.test_workers import FLAGS, TOPIC, Cluster, Replica, partition_of
@@ -365,6 +365,14 @@ async def test_a_command_is_forwarded_once_at_most() -> None:
         cluster.order("start", flag)
         await cluster.passes(3)
         replica.workers._partition_of = lambda _: 3  # never where a copy arrives
+        real_forward, forwarded = replica.workers._forward, [0]
+
+        async def forward(entry: OutboxEntry) -> None:
+            forwarded[0] += 1
+            if forwarded[0] < 10:  # for ever, else
+                await real_forward(entry)
+
+        replica.workers._forward = forward
         cluster.order("roll_back", flag)
         await cluster.passes(10)
         assert await percent_of(cluster, flag) == 0
@@ -460,7 +468,10 @@ async def test_an_honest_order_does_not_wait_behind_a_flood() -> None:
         await cluster.passes(3)
         refused_at: list[int] = []
 
+        read_before: list[int] = []
+
         async def refuse(refused: Sequence[Any]) -> None:
+            read_before.append(sum(len(lane.open) for lane in replica.workers._lanes.values()))
             refused_at.extend(record.offset for record, _ in refused)
             await asyncio.sleep(0.05)  # Kafka takes its time
 
@@ -474,6 +485,7 @@ async def test_an_honest_order_does_not_wait_behind_a_flood() -> None:
                 break
         assert await percent_of(cluster, flag) == 0
         assert len(refused_at) < 500
+        assert min(read_before) >= 5000  # all is read before the first of them is answered
         await cluster.passes(30)
         assert len(refused_at) == 5000
     assert cluster.committed(flag) == 5002

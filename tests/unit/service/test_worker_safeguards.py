@@ -262,8 +262,11 @@ async def test_an_alert_needs_no_redis() -> None:
     async with world.worker() as worker:
         await worker.submit(start())
         await settled()
-        world.rollouts.outage.is_down = True
+        world.publisher.outage.is_down = True
+        await worker.submit(order(CommandVerb.PAUSE, "p"))
+        world.rollouts.outage.is_down = True  # what it has published cannot be settled
         worker.alert(an_alert())
+        world.publisher.outage.is_down = False
         await asyncio.sleep(60)
         sent = [entry for entry in world.publisher.published if entry.topic == "alerts"]
         assert len(sent) == 1
