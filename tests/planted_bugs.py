@@ -643,13 +643,6 @@ BUGS = (
         WORKERS_TESTS,
     ),
     Bug(
-        "a command is let go with the worker that died under it",
-        WORKER,
-        "self._inbox.appendleft((event, done))",
-        "done.cancel()",
-        WORKERS_TESTS,
-    ),
-    Bug(
         "a backlog is read into memory",
         WORKERS,
         "        self._commands.pause(full)\n",
