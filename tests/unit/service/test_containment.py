@@ -17,7 +17,7 @@ from controller.core.rollout import Baking, RolledBack, Rollout
 from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable
 from controller.health import Scope
 from controller.ports import OutboxEntry, Record
-from controller.service import workers as workers_module
+from controller.service.worker import FlagWorker
 from controller.service.workers import Peeked
 from tests.unit.service.test_workers import FLAGS, TOPIC, Cluster, Replica, partition_of
 from tests.virtual_time import in_virtual_time
@@ -81,7 +81,7 @@ async def test_a_peek_that_fails_is_a_command_read_in_full() -> None:
     def peek(_record: Record) -> Peeked | None:
         raise OverflowError("a mistake of ours")
 
-    cluster.peek = peek  # type: ignore[method-assign]
+    cluster.peek = peek  # type: ignore[method-assign, assignment]
     async with cluster.replica():
         cluster.order("start", flag)
         await cluster.passes(3)
@@ -136,7 +136,7 @@ async def test_totals_of_one_flag_that_cannot_be_read_blind_no_other() -> None:
                 raise BrokenInvariant("totals cannot be read")
             return await real_read(keys, wanted)
 
-        cluster.totals.read = read  # type: ignore[method-assign]
+        cluster.totals.read = read  # type: ignore[method-assign, assignment]
         await cluster.passes(5)
         assert isinstance((await cluster.stored(other) or rollout).phase, RolledBack)
         (fault,) = replica.faults.current
@@ -183,8 +183,8 @@ class Poison:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
         self.flag, self.failures, self.is_on = flag, 0, True
-        self._real = workers_module.FlagWorker._seconds_to_deadline
-        monkeypatch.setattr(workers_module.FlagWorker, "_seconds_to_deadline", self._failing())
+        self._real = FlagWorker._seconds_to_deadline
+        monkeypatch.setattr(FlagWorker, "_seconds_to_deadline", self._failing())
 
     def _failing(self) -> Any:
         """Return what fails when it is this flag's turn."""
@@ -236,7 +236,7 @@ async def test_a_roll_back_does_not_wait_for_the_restart_of_a_failing_worker(mon
         def fail(*_: Any) -> Any:
             raise OverflowError("a mistake of ours in judging")
 
-        monkeypatch.setattr(workers_module.FlagWorker, "_judge", fail)
+        monkeypatch.setattr(FlagWorker, "_judge", fail)
         await cluster.passes(600)
         cluster.order("roll_back", flag)
         await cluster.passes(1.5)

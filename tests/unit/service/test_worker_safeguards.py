@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
+from controller.core import machine
 from controller.core.rollout import (
     AnswerCommand,
     Baking,
@@ -299,7 +300,7 @@ async def test_alerts_wait_for_kafka_bounded() -> None:
 
 def planted(monkeypatch: pytest.MonkeyPatch, bug: Any) -> None:
     """Let the machine decide with a mistake in it."""
-    real = worker_module.decide
+    real = machine.decide
 
     def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple[Effect, ...]]:
         return bug(event, *real(rollout, event))  # type: ignore[no-any-return]
