@@ -42,15 +42,23 @@ Issuer = Annotated[
 
 
 class Command(Strict):
-    """One order. Its id is answered exactly once on `rollout.results`, also when it is read again."""
+    """One order. Its id is answered exactly once on `rollout.results`, also when it is read again.
 
-    id: Name = Field(description="Chosen by the issuer; unique for ever.")
+    An id belongs to its flag and to what it asks for: verb, issuer, reason, expected_revision and plan. The
+    same again gets the same answer. Used for something else it is rejected, with a result whose event has an
+    id of its own; but pause, roll_back and abort are carried out under it, and so are they when they were
+    issued at another time.
+    """
+
+    id: Name = Field(description="Chosen by the issuer; unique for ever among the commands of its flag.")
     flag: Name = Field(description="The flag's key; also the record's key.")
     verb: CommandVerb
     issuer: Issuer = Field(description="Who asks: a person or a system. Not `rolloutd`, the controller's own name.")
     reason: Line = Field(default="", description="Required for promote, promote_full and freeze.")
     issued_at: Moment = Field(
-        description="An order that could raise exposure is refused when older than ten minutes: it was not for now."
+        description="An order that could raise exposure is refused when older than ten minutes: it was not for now. "
+        "One that lowers or holds is refused when older than a day, or when it is read again and was issued more than "
+        "five minutes before the present rollout began; unless it names the present revision."
     )
     expected_revision: Count | None = Field(
         default=None,

@@ -111,7 +111,7 @@ async def test_one_unreadable_document_stops_its_flag_alone_also_at_start(
             await client.command(CommandVerb.START, flag, plan=slow_plan(flag))
         assert await daemon.stop() == 0
         key = f"{topic_prefix}ro:{{newer}}"
-        document = json.loads(await store.hget(key, "document"))
+        document = json.loads(await store.hget(key, "document") or b"")
         newer = json.dumps(document | {"schema_version": 99, "revision": 50}).encode()
         await store.hset(key, "document", newer)
         await store.hset(f"{topic_prefix}ro:{{damaged}}", "document", json.dumps(document | {"revision": 50, "visits": 7}))

@@ -16,8 +16,8 @@ from controller.adapters import documents
 from controller.core.rollout import Baking, RolledBack, Rollout
 from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable
 from controller.health import Scope
-from controller.ports import Record
-from controller.service import workers as workers_module
+from controller.ports import OutboxEntry, Record
+from controller.service.worker import FlagWorker
 from controller.service.workers import Peeked
 from tests.unit.service.test_workers import FLAGS, TOPIC, Cluster, Replica, partition_of
 from tests.virtual_time import in_virtual_time
@@ -81,7 +81,7 @@ async def test_a_peek_that_fails_is_a_command_read_in_full() -> None:
     def peek(_record: Record) -> Peeked | None:
         raise OverflowError("a mistake of ours")
 
-    cluster.peek = peek  # type: ignore[method-assign]
+    cluster.peek = peek  # type: ignore[method-assign, assignment]
     async with cluster.replica():
         cluster.order("start", flag)
         await cluster.passes(3)
@@ -136,7 +136,7 @@ async def test_totals_of_one_flag_that_cannot_be_read_blind_no_other() -> None:
                 raise BrokenInvariant("totals cannot be read")
             return await real_read(keys, wanted)
 
-        cluster.totals.read = read  # type: ignore[method-assign]
+        cluster.totals.read = read  # type: ignore[method-assign, assignment]
         await cluster.passes(5)
         assert isinstance((await cluster.stored(other) or rollout).phase, RolledBack)
         (fault,) = replica.faults.current
@@ -183,8 +183,8 @@ class Poison:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
         self.flag, self.failures, self.is_on = flag, 0, True
-        self._real = workers_module.FlagWorker._seconds_to_deadline
-        monkeypatch.setattr(workers_module.FlagWorker, "_seconds_to_deadline", self._failing())
+        self._real = FlagWorker._seconds_to_deadline
+        monkeypatch.setattr(FlagWorker, "_seconds_to_deadline", self._failing())
 
     def _failing(self) -> Any:
         """Return what fails when it is this flag's turn."""
@@ -236,7 +236,7 @@ async def test_a_roll_back_does_not_wait_for_the_restart_of_a_failing_worker(mon
         def fail(*_: Any) -> Any:
             raise OverflowError("a mistake of ours in judging")
 
-        monkeypatch.setattr(workers_module.FlagWorker, "_judge", fail)
+        monkeypatch.setattr(FlagWorker, "_judge", fail)
         await cluster.passes(600)
         cluster.order("roll_back", flag)
         await cluster.passes(1.5)
@@ -365,6 +365,14 @@ async def test_a_command_is_forwarded_once_at_most() -> None:
         cluster.order("start", flag)
         await cluster.passes(3)
         replica.workers._partition_of = lambda _: 3  # never where a copy arrives
+        real_forward, forwarded = replica.workers._forward, [0]
+
+        async def forward(entry: OutboxEntry) -> None:
+            forwarded[0] += 1
+            if forwarded[0] < 10:  # for ever, else
+                await real_forward(entry)
+
+        replica.workers._forward = forward
         cluster.order("roll_back", flag)
         await cluster.passes(10)
         assert await percent_of(cluster, flag) == 0
@@ -460,7 +468,10 @@ async def test_an_honest_order_does_not_wait_behind_a_flood() -> None:
         await cluster.passes(3)
         refused_at: list[int] = []
 
+        read_before: list[int] = []
+
         async def refuse(refused: Sequence[Any]) -> None:
+            read_before.append(sum(len(lane.open) for lane in replica.workers._lanes.values()))
             refused_at.extend(record.offset for record, _ in refused)
             await asyncio.sleep(0.05)  # Kafka takes its time
 
@@ -474,6 +485,7 @@ async def test_an_honest_order_does_not_wait_behind_a_flood() -> None:
                 break
         assert await percent_of(cluster, flag) == 0
         assert len(refused_at) < 500
+        assert min(read_before) >= 5000  # all is read before the first of them is answered
         await cluster.passes(30)
         assert len(refused_at) == 5000
     assert cluster.committed(flag) == 5002

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
+from controller.core import machine
 from controller.core.rollout import (
     AnswerCommand,
     Baking,
@@ -262,8 +263,11 @@ async def test_an_alert_needs_no_redis() -> None:
     async with world.worker() as worker:
         await worker.submit(start())
         await settled()
-        world.rollouts.outage.is_down = True
+        world.publisher.outage.is_down = True
+        await worker.submit(order(CommandVerb.PAUSE, "p"))
+        world.rollouts.outage.is_down = True  # what it has published cannot be settled
         worker.alert(an_alert())
+        world.publisher.outage.is_down = False
         await asyncio.sleep(60)
         sent = [entry for entry in world.publisher.published if entry.topic == "alerts"]
         assert len(sent) == 1
@@ -296,7 +300,7 @@ async def test_alerts_wait_for_kafka_bounded() -> None:
 
 def planted(monkeypatch: pytest.MonkeyPatch, bug: Any) -> None:
     """Let the machine decide with a mistake in it."""
-    real = worker_module.decide
+    real = machine.decide
 
     def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple[Effect, ...]]:
         return bug(event, *real(rollout, event))  # type: ignore[no-any-return]
