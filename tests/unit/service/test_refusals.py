@@ -68,6 +68,22 @@ async def test_refusals_are_published_once_in_order_and_in_batches() -> None:
     assert (backlog.waiting, backlog.waiting_bytes, backlog.dropped) == (0, 0, 0)
 
 
+async def test_a_save_waits_for_its_own_refusals_alone() -> None:
+    """While others keep adding, who waits is done as soon as what was there before is published."""
+    bench = Bench()
+    async with bench.running() as backlog:
+        backlog.add("e", 0, make_refusals(0, 1))
+        waiting = asyncio.create_task(backlog.flushed(60))
+        offset = 1
+        while not waiting.done():
+            assert offset < 100
+            backlog.add("o", 1, make_refusals(offset, 1))
+            offset += 1
+            await asyncio.sleep(0)
+        assert backlog.waiting > 0
+    assert bench.published[0] == ("e", 0, [0])
+
+
 async def test_nobody_waits_for_a_quarantine_that_is_known_to_be_away() -> None:
     """After a failed try waiting ends at once; when it is back all is published and the fault is over."""
     bench = Bench(trouble=EventLogUnavailable("down"))
