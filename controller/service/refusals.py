@@ -1,9 +1,9 @@
 """Refused records on their way to the quarantine: counting does not wait for it.
 
-A refusal is counted with its offset, in the partition's hash. Its details wait here, in memory, until
-the quarantine topic has them. What a crash costs is the details of those that wait; what a flood costs
-while the topic is away is the details of the oldest, which are counted and logged. Belongs here: the
-backlog. Does not belong here: what was refused and why (`counting.py`), how it is written
+A refusal is counted with its offset, in the partition's hash. Its details wait here, in memory,
+until the quarantine topic has them. What a crash costs is the details of those that wait; what a
+flood costs while the topic is away is the details of the oldest, which are counted and logged.
+Belongs here: the backlog. Does not belong here: what was refused and why (`counting.py`), how it is written
 (`schemas/quarantine.py`).
 """
 
@@ -29,7 +29,9 @@ MOST_BYTES = 16 * 1024 * 1024
 """What waits at most, of all partitions together: a minute of a flood that is a tenth poison."""
 _BYTES_BESIDES = 400  # of a refusal, beside its body and detail
 _NAME = "quarantine"
-_REMEDY = "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"
+_REMEDY = (
+    "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"
+)
 _MISTAKES = 3  # of ours with one batch; then its details are given up
 
 
@@ -55,8 +57,9 @@ class RefusalBacklog:
         self._retry_seconds = retry_seconds
         self._lots: deque[_Lot] = deque()
         self._arrived = asyncio.Event()
-        self._emptied = asyncio.Event()
-        self._emptied.set()
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()  # by what they wait for
+        self._added = 0
+        self._settled = 0  # published or dropped, in the order they came
         self._log = structlog.get_logger()
         self.waiting = 0
         self.waiting_bytes = 0
@@ -67,30 +70,38 @@ class RefusalBacklog:
     def add(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
         """Let refusals be published; the oldest that wait are given up when there are too many."""
         lot = _Lot(topic, partition, list(refusals))
+        self._added += len(lot.refusals)
         self._lots.append(lot)
         self.waiting += len(lot.refusals)
         self.waiting_bytes += lot.size
         while len(self._lots) > 1 and self._is_too_much():
             self._drop(self._lots.popleft())
-        self._emptied.clear()
         self._arrived.set()
 
     async def flushed(self, seconds: float) -> None:
-        """Return once nothing waits, after `seconds` at the latest, at once while nothing gets through."""
-        if self.is_away or self._emptied.is_set():
+        """Return once all that was added by now is there, at the latest after `seconds`.
+
+        At once while nothing gets through: that is known from the last try.
+        """
+        if self.is_away or self._settled >= self._added:
             return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._emptied.wait()
-        except TimeoutError:
-            pass
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append((self._added, waiter))
+        await asyncio.wait({waiter}, timeout=seconds)
+
+    def _settle(self, count: int) -> None:
+        """Note that refusals wait no longer, and let go on who waited for them."""
+        self._settled += count
+        while self._waiters and (self.is_away or self._waiters[0][0] <= self._settled):
+            _, waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def run(self) -> None:
         """Publish what comes, for ever."""
         mistakes = 0
         while True:
             if not self._lots:
-                self._emptied.set()
                 self._arrived.clear()
                 await self._arrived.wait()
             lot = self._lots[0]
@@ -117,6 +128,7 @@ class RefusalBacklog:
 
     async def _wait(self, trouble: Exception) -> None:
         self.is_away = True
+        self._settle(0)  # nobody waits for what does not get through
         self.troubles += 1
         self._log.warning("quarantine_failed", waiting=self.waiting, error=str(trouble))
         why = (
@@ -133,6 +145,7 @@ class RefusalBacklog:
         self.waiting -= len(lot.refusals)
         self.waiting_bytes -= lot.size
         self._lots.popleft()
+        self._settle(len(batch))
         rest = lot.refusals[len(batch) :]
         if rest:
             left = _Lot(lot.topic, lot.partition, rest)
@@ -147,6 +160,7 @@ class RefusalBacklog:
     def _drop(self, lot: _Lot) -> None:
         self.waiting -= len(lot.refusals)
         self.waiting_bytes -= lot.size
+        self._settle(len(lot.refusals))
         self._note_dropped(lot.topic, lot.partition, lot.refusals)
 
     def _note_dropped(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:

@@ -68,8 +68,24 @@ async def test_refusals_are_published_once_in_order_and_in_batches() -> None:
     assert (backlog.waiting, backlog.waiting_bytes, backlog.dropped) == (0, 0, 0)
 
 
+async def test_a_save_waits_for_its_own_refusals_alone() -> None:
+    """While others keep adding, who waits is done as soon as what was there before is published."""
+    bench = Bench()
+    async with bench.running() as backlog:
+        backlog.add("e", 0, make_refusals(0, 1))
+        waiting = asyncio.create_task(backlog.flushed(60))
+        offset = 1
+        while not waiting.done():
+            assert offset < 100
+            backlog.add("o", 1, make_refusals(offset, 1))
+            offset += 1
+            await asyncio.sleep(0)
+        assert backlog.waiting > 0
+    assert bench.published[0] == ("e", 0, [0])
+
+
 async def test_nobody_waits_for_a_quarantine_that_is_known_to_be_away() -> None:
-    """After a failed try waiting ends at once; when it is back all is published and the fault is over."""
+    """After a failed try waiting ends at once; once it is back all is published."""
     bench = Bench(trouble=EventLogUnavailable("down"))
     async with bench.running() as backlog:
         backlog.add("e", 0, make_refusals(0, 2))
@@ -85,7 +101,7 @@ async def test_nobody_waits_for_a_quarantine_that_is_known_to_be_away() -> None:
 
 
 async def test_a_backlog_is_bounded_and_says_what_it_dropped() -> None:
-    """Beyond the bound the oldest are given up, with partition and offsets in the log; none is dropped silently."""
+    """Beyond the bound the oldest are given up, with partition and offsets in the log."""
     bench = Bench(trouble=EventLogUnavailable("down"))
     with capture_logs() as logs:
         async with bench.running() as backlog:
@@ -98,13 +114,17 @@ async def test_a_backlog_is_bounded_and_says_what_it_dropped() -> None:
     assert waiting == MOST_REFUSALS
     assert backlog.dropped == 30_000 - MOST_REFUSALS
     dropped = [log for log in logs if log["event"] == "refusals_dropped"]
-    assert [(log["from_offset"], log["to_offset"]) for log in dropped] == [(1000 * lot, 1000 * lot + 999) for lot in range(10)]
+    assert [(log["from_offset"], log["to_offset"]) for log in dropped] == [
+        (1000 * lot, 1000 * lot + 999) for lot in range(10)
+    ]
     offsets = [offset for _, _, some in bench.published for offset in some]
     assert offsets == list(range(10_000, 30_000))
 
 
 @pytest.mark.parametrize("mistake", [ValueError("a bug"), KeyError("a bug")])
-async def test_a_batch_that_cannot_be_written_does_not_keep_those_behind_it(mistake: Exception) -> None:
+async def test_a_batch_that_cannot_be_written_does_not_keep_those_behind_it(
+    mistake: Exception,
+) -> None:
     """A mistake of ours with one batch costs that batch, after some tries."""
     bench = Bench(trouble=mistake)
     async with bench.running() as backlog:
