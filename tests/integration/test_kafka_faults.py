@@ -107,16 +107,26 @@ def sealed(batch: bytes) -> bytes:
     return bytes(whole)
 
 
+#: What a broker answers for a topic that was just made: it does not know it yet, or does not lead it.
+_NOT_YET = (3, 5, 6)
+
+
 async def produce(bootstrap: str, topic: str, batch: bytes, partition: int = 0) -> None:
     """Send a batch as it is. What the broker refuses fails the test."""
     client = AIOKafkaClient(bootstrap_servers=bootstrap)
     await client.bootstrap()
     try:
         await client._wait_on_metadata(topic)
-        node = client.cluster.leader_for_partition(KafkaPartition(topic, partition))
-        request = ProduceRequest(None, -1, 10_000, [(topic, [(partition, batch)])])
-        answer = await client.send(node, request)
-        assert answer.topics[0][1][0][1] == 0, answer
+        code = _NOT_YET[0]
+        async with asyncio.timeout(20):
+            while code in _NOT_YET:
+                node = client.cluster.leader_for_partition(KafkaPartition(topic, partition))
+                request = ProduceRequest(None, -1, 10_000, [(topic, [(partition, batch)])])
+                code = (await client.send(node, request)).topics[0][1][0][1]
+                if code in _NOT_YET:
+                    await asyncio.sleep(0.2)
+                    await client.force_metadata_update()
+        assert code == 0
     finally:
         await client.close()
 
