@@ -313,7 +313,7 @@ class Daemon:
             ),
             expendable=frozenset(
                 {
-                    *("explainer", "lookout", "stalls", "health", "sight", "pulse"),
+                    *("explainer", "lookout", "stalls", "health", "sight", "pulse", "identity", "topology"),
                     *(plane.name for plane in self._file_planes),
                 }
             ),
