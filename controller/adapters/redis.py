@@ -617,7 +617,7 @@ class RedisRollouts:
         gone, and so are effects that were not published.
         """
         key = self._key(flag_key)
-        gone = await self._store.call(f"discard {flag_key}", lambda: self._store.client.delete(key))
+        gone = await self._store.call(f"discard {flag_key}", lambda: self._store.client.unlink(key))
         index = f"{self._store.prefix}flags"
         listed = await self._store.call(f"discard {flag_key}", lambda: self._store.client.srem(index, flag_key))
         return bool(gone or listed)

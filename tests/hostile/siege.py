@@ -436,11 +436,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--directory", type=Path, help="where the daemon's log is kept")
     arguments = parser.parse_args()
     began = datetime.now(UTC)
     with LocalKafka() as kafka, RedisServer() as store, tempfile.TemporaryDirectory() as directory:
         prefix = f"s{uuid.uuid4().hex[:8]}."
-        siege = Siege(kafka.bootstrap, store.url, Path(directory), seed=arguments.seed, prefix=prefix)
+        keep = arguments.directory or Path(directory)
+        siege = Siege(kafka.bootstrap, store.url, keep, seed=arguments.seed, prefix=prefix)
         figures = asyncio.run(siege.run(timedelta(minutes=arguments.minutes).total_seconds()))
     found = problems(figures, is_timed=True)
     print(f"seed {arguments.seed}, {began:%Y-%m-%d %H:%M} UTC\n{figures}")

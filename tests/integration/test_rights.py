@@ -89,12 +89,15 @@ CALLS: dict[str, Call] = {
     "rollouts.flag_keys": lambda store, totals, rollouts: rollouts.flag_keys(),
     "rollouts.newer_than": lambda store, totals, rollouts: rollouts.newer_than({}),
     "rollouts.prune": prune,
+    "ask_time": lambda store, totals, rollouts: store.ask_time(),
+    "totals.discard": lambda store, totals, rollouts: totals.discard(PARTITION),
+    "rollouts.discard": lambda store, totals, rollouts: rollouts.discard("f"),
 }
 
 
 def test_every_call_is_tried() -> None:
     """A call that is added to the adapters is tried with the guide's rights too."""
-    found = {"check_server", "check_identity", "look_at_identity", "has_shared_data"}
+    found = {"check_server", "check_identity", "look_at_identity", "has_shared_data", "ask_time"}
     for prefix, adapter in (("totals", RedisTotals), ("rollouts", RedisRollouts)):
         methods = inspect.getmembers(adapter, inspect.iscoroutinefunction)
         found |= {f"{prefix}.{name}" for name, _ in methods if not name.startswith("_")}
