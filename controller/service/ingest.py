@@ -394,6 +394,12 @@ class Ingest:
         """Return a partition's totals as stored, at the place in the log to go on at, and its fence."""
         stored = await self._totals.load(owned.key)
         first, end = await self._log.bounds(owned.partition)
+        for _ in range(_SHRUNK_TIMES - 1):
+            if stored.next_offset is None or stored.next_offset <= end:
+                break
+            # A broker that has just become leader may know less than was read already, for a moment.
+            await asyncio.sleep(self._pacing.ends_seconds)
+            first, end = await self._log.bounds(owned.partition)
         owned.end, owned.bounds_at = end, self._clock.monotonic()
         totals = self._fresh_totals(owned.partition)
         totals.set_time(self._now_ms())

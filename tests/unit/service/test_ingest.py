@@ -16,7 +16,7 @@ from controller.core.rollout import Aborted
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.metrics import Metrics
-from controller.ports import Record
+from controller.ports import Record, TopicPartition
 from controller.service.counting import ReadEvaluations, ReadOutcomes
 from controller.service.ingest import Ingest
 from controller.service.partitions import Pacing, PartitionState
@@ -51,8 +51,8 @@ def make_pacing(**overrides: float) -> Pacing:
     quick = Pacing(
         retry_seconds=0,
         ends_seconds=0,
-        failed_seconds=0,
-        stopped_seconds=0,
+        failed_seconds=0.02,
+        stopped_seconds=0.1,
         join_grace_seconds=0.05,
         heartbeat_seconds=0.1,
     )
@@ -511,6 +511,32 @@ async def test_a_log_that_was_cut_is_counted_on_from_its_end() -> None:
     assert (arm.outcomes, arm.first_errors) == (11, 1)
     progress = bench.progress(OUTCOMES)
     assert (progress.start, progress.counted, progress.losses) == (6, 1, [(at_ms(NOW), at_ms(NOW))])
+
+
+async def test_an_end_that_is_behind_for_a_moment_is_no_cut() -> None:
+    """A broker that says once that the log ends earlier is asked again: nothing is counted twice."""
+    bench = Bench()
+    for number in range(10):
+        bench.happen(f"u{number}", ON)
+    async with bench.running():
+        await until(bench.is_all_saved)
+    bounds = bench.broker.bounds
+    answers = iter([(0, 4), (0, 7)])
+    ingest, log = bench.make()
+
+    async def lagging(partition: TopicPartition) -> tuple[int, int]:
+        return next(answers, bounds(partition)) if partition[0] == OUTCOMES else bounds(partition)
+
+    log.bounds = lagging  # type: ignore[method-assign]
+    task = asyncio.create_task(ingest.run())
+    await log.start()
+    bench.happen("v", ON)
+    await until(bench.is_all_saved)
+    await ingest.stop()
+    await task
+    await log.stop()
+    assert ingest.counters.rebases == 0
+    assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].outcomes == 11
 
 
 async def test_a_topics_id_is_adopted_when_none_is_known() -> None:
