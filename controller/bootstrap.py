@@ -358,7 +358,13 @@ class Daemon:
 
     def _read_command(self, record: Record) -> ReadCommand:
         now = self._clock.now()
-        command = documents.read_command(record.value, record.headers, record.key, record.timestamp, now)
+        command = documents.read_command(
+            record.value,
+            record.headers,
+            record.key,
+            record.timestamp,
+            now,
+        )
         entry = OutboxEntry("", command.id, "commands", command.flag, documents.command_bytes(command))
         return ReadCommand(command.flag, documents.to_command_event(command, now), entry)
 

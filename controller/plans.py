@@ -160,7 +160,7 @@ def _percent(value: float) -> str:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the word that may have been meant. Comparing takes the square of a length, so long words are cut."""
+    """Return the word that may have been meant; what follows 40 characters is not compared."""
     names = {name[:40]: name for name in known}
     near = difflib.get_close_matches(word[:40], names, n=1)
     return names[near[0]] if near else None
@@ -406,7 +406,8 @@ def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
         # Conversions come late: what a look compares is how many of those exposed so far convert now, not the final share.
         yield _error((*at, "compare"), f"{guardrail.metric} is not compared in percentage points", "write the margin as in 10%")
         return
-    # Tolerating that nearly all conversions go away is no comparison, and its ratio of rates nearly infinite.
+    # Tolerating that nearly all conversions go away is no comparison, and its ratio of rates
+    # nearly infinite.
     highest = 0.999 if guardrail.metric.startswith("conversion:") else 1.0 if in_points else 10.0
     for name in ("margin", "gate_margin"):
         margin = getattr(guardrail.compare, name)
@@ -445,7 +446,8 @@ def _watched(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
 
 _WEEK_MINUTES = 7 * 24 * 60
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-#: Moments in winter and in summer, from which is seen whether windows of several zones ever leave a gap.
+#: Moments in winter and in summer, from which is seen whether windows of several zones ever leave
+#: a gap.
 _SEASONS = (datetime(2026, 1, 5, tzinfo=UTC), datetime(2026, 7, 6, tzinfo=UTC))
 _NEVER_THAWED = timedelta(days=50)
 
@@ -464,7 +466,7 @@ def _zones(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
 def _is_zone(name: str) -> bool:
     try:
         ZoneInfo(name)
-    except (OSError, ValueError, KeyError):  # not found, a directory, or a name that leaves the tree
+    except (OSError, ValueError, KeyError):  # not found, a directory, or outside the tree
         return False
     return True
 
@@ -478,10 +480,13 @@ def _freeze_windows(document: PlanDocument, _: datetime | None) -> Iterator[Find
     whole = [zone for zone, windows in by_zone.items() if _is_whole_week(windows)]
     for zone in whole:
         yield _error(
-            ("freeze_windows",), f"the windows in {zone} freeze the whole week", "leave a time in which it may advance"
+            ("freeze_windows",),
+            f"the windows in {zone} freeze the whole week",
+            "leave a time in which it may advance",
         )
     together = tuple(window for windows in by_zone.values() for window in windows)
-    if not whole and any((frozen_until(together, at) or at) - at > _NEVER_THAWED for at in _SEASONS):
+    lasting = [(frozen_until(together, at) or at) - at for at in _SEASONS]
+    if not whole and max(lasting) > _NEVER_THAWED:
         yield _error(
             ("freeze_windows",),
             f"the windows in {', '.join(by_zone)[:200]} together freeze whole weeks",
@@ -491,9 +496,8 @@ def _freeze_windows(document: PlanDocument, _: datetime | None) -> Iterator[Find
 
 def _is_whole_week(windows: Sequence[FreezeWindow]) -> bool:
     """Return whether windows of one zone leave no minute of a week."""
-    starts = sorted(
-        ((day - 1) * 24 * 60 + window.start_minute, window.minutes) for window in windows for day in window.weekdays
-    )
+    pairs = ((window, (day - 1) * 24 * 60) for window in windows for day in window.weekdays)
+    starts = sorted((midnight + window.start_minute, window.minutes) for window, midnight in pairs)
     reached = starts[0][0] if starts else 0
     # The second time round is what a window of the week before still covers.
     for week in (0, _WEEK_MINUTES):
@@ -546,11 +550,14 @@ def _traffic(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     if document.traffic is None or document.blind:
         return
     for index, stage in enumerate(document.stages):
-        if not 0 < stage.percent <= 100 or not _is_in_steps(stage.percent) or stage.audience is not None:
+        if not 0 < stage.percent <= 100 or not _is_in_steps(stage.percent):
+            continue  # said elsewhere, and a share of nearly nothing would divide by zero
+        if stage.audience is not None:
             continue  # how many belong to an audience is not known
         smaller = stage.percent if stage.percent == 100 else min(stage.percent, 100 - stage.percent)
         per_hour = document.traffic * smaller / 100
         needed = timedelta(hours=min(stage.min_sample / per_hour, 80_000_000))
+        longest = _about(stage.longest_bake)
         told = (
             f"{document.traffic:g} contexts per hour give the smaller arm {per_hour:g} per hour: "
             f"min_sample {stage.min_sample} takes about {_about(needed)}"
@@ -559,7 +566,7 @@ def _traffic(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
         if needed > stage.longest_bake:
             yield _error(
                 at,
-                f"{told}, longer than max_bake ({_about(stage.longest_bake)}): the gate would never pass",
+                f"{told}, longer than max_bake ({longest}): the gate would never pass",
                 "ask for fewer samples, expose more, or raise max_bake",
             )
         elif needed > stage.bake:
@@ -764,7 +771,8 @@ def _of_shape(fault: Any, values: Any) -> Finding:
         case "extra_forbidden":
             known = _keys_at(at[:-1])
             near = _nearest(str(at[-1]), known)
-            return _error(at, "unknown key", f"did you mean {near}?" if near else f"there are: {', '.join(known)}")
+            mend = f"did you mean {near}?" if near else f"there are: {', '.join(known)}"
+            return _error(at, "unknown key", mend)
         case "missing":
             return _error(at, "is missing", f"add `{at[-1]}: ...`")
         case "value_error":

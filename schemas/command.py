@@ -23,7 +23,7 @@ CONTROLLER_NAME = "rolloutd"
 
 
 def _not_the_controller(issuer: str) -> str:
-    """Refuse no name at all, and the controller's own: in any letters, and with any that do not show."""
+    """Refuse no name at all, and the controller's own, also in letters that only look like it."""
     if not issuer.strip():
         raise ValueError("issuer is blank; say who asks")
     plain = unicodedata.normalize("NFKC", issuer).casefold()
@@ -47,10 +47,7 @@ class Command(Strict):
     id: Name = Field(description="Chosen by the issuer; unique for ever.")
     flag: Name = Field(description="The flag's key; also the record's key.")
     verb: CommandVerb
-    issuer: Issuer = Field(
-        description="Who asks: a person or a system. `rolloutd`, and what begins with `rolloutd:` or `rolloutd/`, is the "
-        "controller's own."
-    )
+    issuer: Issuer = Field(description="Who asks: a person or a system. Not `rolloutd`, the controller's own name.")
     reason: Line = Field(default="", description="Required for promote, promote_full and freeze.")
     issued_at: Moment = Field(
         description="An order that could raise exposure is refused when older than ten minutes: it was not for now."

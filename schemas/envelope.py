@@ -88,11 +88,11 @@ _HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 
 
 #: The same in text for people, with the marks that turn the direction of what follows.
-_FORGING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_FORGING = re.compile(_HOSTILE.pattern.replace("[", "[\u061c\u200e\u200f"))
 
 
 def without_control_characters(text: str) -> str:
-    """Return `text` with a space for each tab and line end, and `?` for all else that could forge output."""
+    """Return `text` with a space for each line end and tab, `?` for all else that forges output."""
     if text.isprintable():
         return text
     return _FORGING.sub(lambda found: " " if found[0] in "\t\n\r\u2028\u2029" else "?", text)

@@ -86,7 +86,8 @@ LAST_PLAN_YEAR: Final = 2199
 
 def _near_now(value: datetime) -> datetime:
     if not FIRST_PLAN_YEAR <= value.year <= LAST_PLAN_YEAR:
-        raise ValueError(f"{value.year} is not a year from {FIRST_PLAN_YEAR} to {LAST_PLAN_YEAR}; check the date")
+        years = f"{FIRST_PLAN_YEAR} to {LAST_PLAN_YEAR}"
+        raise ValueError(f"{value.year} is not a year from {years}; check the date")
     return value
 
 
@@ -100,8 +101,8 @@ def _of_a_rollout(value: datetime) -> datetime:
     return value
 
 
-#: Centuries after the last date of a plan and all that its durations add up to, and long before the last datetime: the core
-#: may add to whatever it has read.
+#: Centuries after the last date of a plan and all that its durations add up to, and long before
+#: the last datetime: the core may add to whatever it has read.
 LAST_STORED_YEAR: Final = 2999
 
 StoredMoment = Annotated[Moment, AfterValidator(_of_a_rollout)]
@@ -213,7 +214,10 @@ Duration = Annotated[
     timedelta,
     BeforeValidator(
         _read_duration,
-        json_schema_input_type=Annotated[str, Field(examples=["30s", "24h", "1w 2d", "P1DT12H"], max_length=_MAX_WRITTEN)],
+        json_schema_input_type=Annotated[
+            str,
+            Field(examples=["30s", "24h", "1w 2d", "P1DT12H"], max_length=_MAX_WRITTEN),
+        ],
     ),
     PlainSerializer(format_duration, return_type=str),
 ]
@@ -226,7 +230,8 @@ def at_most(longest: str) -> AfterValidator:
 
     def check(value: timedelta) -> timedelta:
         if value > bound:
-            raise ValueError(f"{format_duration(value)} is longer than {longest}; write at most {longest}")
+            told = format_duration(value)
+            raise ValueError(f"{told} is longer than {longest}; write at most {longest}")
         return value
 
     return AfterValidator(check)

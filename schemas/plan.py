@@ -77,7 +77,7 @@ MAX_VALUES_DEPTH = 10
 
 
 def _of_bounded_size(values: Any) -> Any:
-    """Refuse values that are too large, nested too deep, or that no two readers of JSON take for the same.
+    """Refuse values that are too large, too deep, or not the same to every reader of JSON.
 
     Before anything else is done with them, because everything else recurses.
     """
@@ -89,7 +89,7 @@ def _of_bounded_size(values: Any) -> Any:
         value, depth = left.pop()
         inner: list[Any] = []
         if isinstance(value, str):
-            size += len(value.encode())  # raises UnicodeEncodeError, a ValueError, for half a character
+            size += len(value.encode())  # raises a ValueError for half a character
         elif isinstance(value, dict):
             inner = [*value, *value.values()]
         elif isinstance(value, list):
@@ -127,7 +127,7 @@ class Variants(Strict):
         default={},
         max_length=21,
         description="What apps get, by variant: a boolean, string, number or object each, all of one type. Default: true for "
-        "treatment, false for control. Together at most 64 KiB, nested at most 10 deep; integers up to 2^53.",
+        "treatment, false for control. Together at most 64 KiB, at most 10 deep; integers to 2^53.",
     )
 
 
@@ -152,7 +152,8 @@ class StageDocument(Strict):
         "one error to show.",
     )
     max_bake: Duration | None = Field(
-        default=None, description="Past it an undecided gate pauses the rollout. None: three times `bake`, at most ten years."
+        default=None,
+        description="Past it an undecided gate pauses the rollout. None: three times `bake`, or ten years.",
     )
     approval: Approval = Field(
         default=Approval.NOT_REQUIRED, description="Whether a person must agree before the stage is left."
@@ -169,11 +170,12 @@ class StageDocument(Strict):
 
     @property
     def longest_bake(self) -> timedelta:
-        """`max_bake`, or what stands for it: three times `bake`, but no longer than a duration may be."""
+        """`max_bake`, or in its place three times `bake`, but no longer than a duration may be."""
         return min(3 * self.bake, LONGEST) if self.max_bake is None else self.max_bake
 
 
-#: Below a millionth nothing is tolerated that a test could tell from nothing. How much is too much depends on the metric.
+#: Below a millionth nothing is tolerated that a test could tell from nothing. How much is too much
+#: depends on the metric.
 Margin = Annotated[Number, Field(le=10, json_schema_extra={"minimum": 1e-6})]
 SMALLEST_MARGIN = 1e-6
 #: A latency is at most a day, as that of an outcome.
@@ -196,6 +198,10 @@ class Comparison(Strict):
     in_points: Switch = Field(default=False, description="Margins are percentage points of the metric, not parts of control's.")
 
 
+Limit = Annotated[
+    Number,
+    Field(le=LARGEST_LIMIT, json_schema_extra={"minimum": SMALLEST_LIMIT}),
+]
 Percentage = Annotated[Number, Field(json_schema_extra={"minimum": 0, "maximum": 100})]
 
 
@@ -204,14 +210,17 @@ class GuardrailDocument(Strict):
 
     metric: Metric
     role: MetricRole = MetricRole.GUARDRAIL
-    limit: Annotated[Number, Field(le=LARGEST_LIMIT, json_schema_extra={"minimum": SMALLEST_LIMIT})] | None = Field(
+    limit: Limit | None = Field(
         default=None,
         description="Absolute bound: a share in [0, 1] (or `1%`) of error_rate and conversions, milliseconds (or "
         "`200ms`) of latency.",
     )
     compare: Comparison | None = Field(default=None, description="Comparison with control; none without it.")
     on_breach: OnBreach = OnBreach.ROLL_BACK
-    from_percent: Percentage = Field(default=0.0, description="Watched in stages of at least this percentage.")
+    from_percent: Percentage = Field(
+        default=0.0,
+        description="Watched in stages of at least this percentage.",
+    )
     to_percent: Percentage | None = Field(
         default=None,
         description="And of at most this one. None: to the end; without `limit`, while there is a control.",
@@ -256,7 +265,8 @@ def _limit(metric: str, text: str) -> float:
     return share
 
 
-#: Characters of a guardrail in one line. The patterns below try many ways to divide a text that does not fit.
+#: Characters of a guardrail in one line. The patterns below try many ways to divide a text that
+#: does not fit.
 _MAX_SHORTHAND = 200
 _CLAUSE = re.compile(r"\s*([<>])\s*(?:control\s*([+-])\s*)?([0-9][^<>]*?)\s*", re.ASCII)
 _TIMES_CONTROL = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*[x×*]?\s*control\b")
@@ -280,7 +290,8 @@ def guardrail_from_shorthand(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if len(value) > _MAX_SHORTHAND:
-        raise ValueError(f"a guardrail in one line has at most {_MAX_SHORTHAND} characters; {_SHORTHAND_HELP}")
+        said = f"a guardrail in one line has at most {_MAX_SHORTHAND} characters"
+        raise ValueError(f"{said}; {_SHORTHAND_HELP}")
     match = re.match(r"\s*([A-Za-z0-9._:-]+)\s*(?=[<>])", value, re.ASCII)
     if match is None:
         raise ValueError(f"{value[:80]!r} is no guardrail: {_SHORTHAND_HELP}")
@@ -311,7 +322,11 @@ Guardrail = Annotated[
     GuardrailDocument,
     BeforeValidator(
         guardrail_from_shorthand,
-        json_schema_input_type=GuardrailDocument | Annotated[str, Field(examples=_SHORTHANDS)],
+        json_schema_input_type=GuardrailDocument
+        | Annotated[
+            str,
+            Field(examples=_SHORTHANDS, max_length=_MAX_SHORTHAND),
+        ],
     ),
 ]
 
@@ -328,7 +343,8 @@ class FreezeWindowDocument(Strict):
         default=None, alias="to", description="Local time; not after `from`: on the next day. Or give `lasts`."
     )
     lasts: Annotated[Duration, at_most("7d")] | None = Field(
-        default=None, description="Length in whole minutes, for windows beyond a day; at most a week."
+        default=None,
+        description="Length in whole minutes, for windows beyond a day; at most a week.",
     )
     timezone: str = Field(default="UTC", max_length=64, description="IANA name, as in Europe/Berlin.")
 
@@ -368,16 +384,23 @@ def _in_a_list(value: Any) -> Any:
 
 _Texts = Annotated[
     list[_Text],
-    BeforeValidator(_in_a_list, json_schema_input_type=list[_Text] | _Text),
+    BeforeValidator(
+        _in_a_list,
+        json_schema_input_type=Annotated[list[_Text], Field(max_length=100)] | _Text,
+    ),
     Field(min_length=1, max_length=100),
 ]
+
+
+#: Characters of a date or a moment, with room for a fraction that is refused by name.
+_MAX_MOMENT = 64
 
 
 def _comparable_moment(value: Any) -> str:
     """Return a date, or a moment in UTC to the second, as the text that contexts' attributes are compared with."""
     refusal = f"{str(value)[:40]!r} is no moment; write it as in 2026-03-01 or 2026-03-01T12:00:00Z"
-    if not isinstance(value, str):
-        raise ValueError(refusal)  # noqa: TRY004 - pydantic's own kind
+    if not isinstance(value, str) or len(value) > _MAX_MOMENT:
+        raise ValueError(refusal)
     try:
         written = datetime.fromisoformat(value)
         moment = written.astimezone(UTC)
@@ -395,13 +418,17 @@ def _comparable_moment(value: Any) -> str:
 _ComparableMoment = Annotated[
     str,
     BeforeValidator(
-        _comparable_moment, json_schema_input_type=Annotated[str, Field(examples=["2026-03-01", "2026-03-01T12:00:00Z"])]
+        _comparable_moment,
+        json_schema_input_type=Annotated[
+            str,
+            Field(examples=["2026-03-01", "2026-03-01T12:00:00Z"], max_length=_MAX_MOMENT),
+        ],
     ),
 ]
 
 
 def _version_range(text: str) -> str:
-    if len(text) > 100 or not _VERSION_RANGE.match(text):
+    if not _VERSION_RANGE.match(text):
         raise ValueError(f"{text[:40]!r} is no version range; write it as in `>= 2.4.0`, `^2.0.0` or `~2.4.0`")
     return text
 
@@ -421,7 +448,7 @@ class ConditionDocument(Strict):
     lte: _Fraction | None = Field(default=None, description="A number of at most this.")
     starts_with: _Texts | None = Field(default=None, description="A text that starts with this, or with one of these.")
     ends_with: _Texts | None = Field(default=None, description="A text that ends with this, or with one of these.")
-    sem_ver: Annotated[str, AfterValidator(_version_range)] | None = Field(
+    sem_ver: Annotated[str, Field(max_length=100), AfterValidator(_version_range)] | None = Field(
         default=None,
         description="A version in this range. Versions as in SemVer 2.0; `v` in front and missing numbers are allowed.",
         examples=[">= 2.4.0", "^2.0.0", "~2.4.0"],
@@ -454,7 +481,10 @@ def _clauses(value: Any) -> Any:
 _Conditions = Annotated[list[ConditionDocument], Field(min_length=1, max_length=20)]
 AudienceDocument = Annotated[
     list[_Conditions],
-    BeforeValidator(_clauses, json_schema_input_type=list[_Conditions] | _Conditions),
+    BeforeValidator(
+        _clauses,
+        json_schema_input_type=Annotated[list[_Conditions], Field(max_length=20)] | _Conditions,
+    ),
     Field(min_length=1, max_length=20),
 ]
 """Conditions that all must hold; or lists of such conditions, one of which must hold."""
@@ -467,12 +497,17 @@ class AdvisorDocument(Strict):
     deadline: Annotated[Duration, at_most("1h")] = Field(
         default=parse_duration("30s"),
         validate_default=True,
-        description="For one question, from asking to the parsed answer; at most 1h. A small model on a CPU answers in "
-        "5 to 20 s.",
+        description="For one question, from asking to the parsed answer; at most 1h. A small model "
+        "on a CPU answers in 5 to 20 s.",
     )
-    hold_rounds: Annotated[Count, Field(le=1000)] = Field(default=3, description="Holds by advice before a person decides.")
+    hold_rounds: Annotated[Count, Field(le=1000)] = Field(
+        default=3,
+        description="Holds by advice before a person decides.",
+    )
     hold_for: Annotated[Duration, at_most("30d")] = Field(
-        default=parse_duration("10m"), validate_default=True, description="Between two rounds; at most 30d."
+        default=parse_duration("10m"),
+        validate_default=True,
+        description="Between two rounds; at most 30d.",
     )
 
 
@@ -495,9 +530,17 @@ class PlanDocument(Strict):
     health: dict[HealthGap, GapPolicy] = Field(
         default={}, description="What a gap in the evidence does at a gate. Default: pause on srm, wait on the others."
     )
-    alpha: Number = Field(default=0.01, ge=1e-9, le=0.5, description="Probability of a false roll back over the whole rollout.")
+    alpha: Number = Field(
+        default=0.01,
+        ge=1e-9,
+        le=0.5,
+        description="Probability of a false roll back over the whole rollout.",
+    )
     beta: Number = Field(
-        default=0.05, ge=1e-9, le=0.5, description="Probability that a gate passes a release as bad as its margin."
+        default=0.05,
+        ge=1e-9,
+        le=0.5,
+        description="Probability that a gate passes a release as bad as its margin.",
     )
     fresh_within: Annotated[Duration, at_most("30d")] = Field(
         default=parse_duration("1m"),
@@ -505,7 +548,10 @@ class PlanDocument(Strict):
         description="The freshest event of a judged stage is at most this old; at most 30d.",
     )
     start_at: PlanMoment | None = Field(default=None, description="Begin then. None: at once.")
-    expires_at: PlanMoment | None = Field(default=None, description="Past it a running rollout pauses and asks for its owner.")
+    expires_at: PlanMoment | None = Field(
+        default=None,
+        description="Past it a running rollout pauses and asks for its owner.",
+    )
     blind: Switch = Field(
         default=False, description="A timed ramp without evidence: stages end by bake alone. Nothing rolls it back."
     )

@@ -120,7 +120,7 @@ class VisitRecord(Strict):
     """One stay in a stage."""
 
     stage: Count = Field(description="0 for the first.")
-    percent: Number
+    percent: Number = Field(ge=0, le=100)
     entered_at: StoredMoment
     counts_from: StoredMoment = Field(description="Events before it do not count.")
     left_at: StoredMoment | None

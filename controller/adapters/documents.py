@@ -74,7 +74,8 @@ from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, HealthGap, Operato
 SOURCE = "/rolloutd"
 #: Characters of a refusal that quotes from a command: enough for a handful of faults in its plan.
 REASON_MAX = 2000
-#: What is said of a command that made our reader fail: a mistake of ours, which no test has foreseen.
+#: What is said of a command that made our reader fail: a mistake of ours, which no test has
+#: foreseen.
 UNFORESEEN = "this release cannot read it"
 MAX_AHEAD = timedelta(milliseconds=MAX_AHEAD_MS)
 
@@ -383,8 +384,8 @@ def _read_state(fields: Any) -> Rollout:
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if isinstance(version, bool) or version not in state.READ_VERSIONS:
         raise DocumentUnreadable(
-            f"rollout document has schema_version {str(version)[:40]!r}, this release reads up to {state.SCHEMA_VERSION}: "
-            "run the release that wrote it, or a newer one"
+            f"rollout document has schema_version {str(version)[:40]!r}, this release reads up to "
+            f"{state.SCHEMA_VERSION}: run the release that wrote it, or a newer one"
         )
     try:
         document = state.RolloutState.model_validate(fields)
@@ -392,13 +393,17 @@ def _read_state(fields: Any) -> Rollout:
         return from_state(document)
     except ValidationError as error:
         raise DocumentUnreadable(f"rollout document is damaged: {explain(error)}") from None
-    except (ArithmeticError, LookupError, RecursionError, MemoryError, TypeError, ValueError) as error:
+    except _UNREADABLE as error:
         # Numbers and nesting that no test has foreseen: its flag stops, and no other.
-        raise DocumentUnreadable(f"rollout document is damaged: {type(error).__name__}: {error}"[:500]) from error
+        why = f"rollout document is damaged: {type(error).__name__}: {error}"
+        raise DocumentUnreadable(why[:500]) from error
+
+
+_UNREADABLE = (ArithmeticError, LookupError, RecursionError, MemoryError, TypeError, ValueError)
 
 
 def _check_coherent(document: state.RolloutState) -> None:
-    """Refuse a document whose parts do not fit together: the machine relies on that they do. Raises DocumentUnreadable."""
+    """Raise DocumentUnreadable for a document whose parts do not fit: the machine relies on it."""
     problems = [str(finding) for finding in unrunnable(document.plan)[:3]]
     stages = len(document.plan.stages)
     phase = document.phase.held if isinstance(document.phase, state.PausedPhase) else document.phase
@@ -438,9 +443,9 @@ def read_command(
     for a bare object to a hash of the record (so a replay has the same id) and its timestamp. A bare `issuer` may be left
     out where a command always works: at 3 a.m. `{"verb": "roll_back"}` with the flag as key is enough.
 
-    `now` is the reader's clock, None for none: a command from the future is refused, since its age would never count.
-    Raises CommandRefused when the command can be answered, with the reason; CommandUnreadable for everything else, and
-    nothing else, whatever the record holds.
+    `now` is the reader's clock, None for none: a command from the future is refused, since its age
+    would never count. Raises CommandRefused when the command can be answered, with the reason;
+    CommandUnreadable for everything else, and nothing else, whatever the record holds.
     """
     try:
         fields = _command_fields(value, headers, key, timestamp_ms)
@@ -448,24 +453,25 @@ def read_command(
         raise CommandUnreadable(refusal.reason, refusal.detail) from None
     try:
         command = _command(fields, key)
-        to_command_event(command, command.issued_at)  # so that whoever obeys it need not fear the plan
+        to_command_event(command, command.issued_at)  # whoever obeys it need not fear its plan
     except (CommandRefused, CommandUnreadable):
         raise
-    except Exception as error:  # one record must not end the reader of all others: the edge to what anybody may write
-        raise _not_a_command(fields, f"{UNFORESEEN} ({type(error).__name__}): please report it") from error
+    except Exception as error:  # the edge to what anybody may write: one record ends no other
+        why = f"{UNFORESEEN} ({type(error).__name__}): please report it"
+        raise _not_a_command(fields, why) from error
     if now is None or command.issued_at - now <= MAX_AHEAD:
         return command
     if command.verb in ALWAYS_ACCEPTED:
-        # It lowers, so a clock must not stop it, ours perhaps. The record's time is the same when it is read again.
+        # It lowers, so a clock must not stop it, ours perhaps. The record's time is the same when
+        # it is read again.
         return command.model_copy(update={"issued_at": min(_moment(timestamp_ms), now)})
     ahead = int((command.issued_at - now).total_seconds())
-    raise _not_a_command(
-        fields, f"issued {ahead} s in the future: set the clock of the issuer, or of this controller, and send it again"
-    )
+    why = f"issued {ahead} s in the future: set the clock of the issuer, or of this controller"
+    raise _not_a_command(fields, f"{why}, and send it again")
 
 
 def _command(fields: dict[str, Any], key: bytes | None) -> Command:
-    """Return the command of these fields. Raises CommandRefused, or CommandUnreadable where there is no id to answer."""
+    """Return the command of these fields. Raises CommandRefused or CommandUnreadable."""
     if key and fields["flag"] != key.decode("utf-8", "replace"):
         raise _not_a_command(fields, "the command's flag is not the record's key: keep one, or make them equal")
     try:

@@ -25,11 +25,13 @@ def locate(visits: Sequence[Visit], event_time: datetime) -> int | None:
     return None
 
 
-#: Freezes are worked out for so many days at a time: nearly every question is about the present fortnight.
+#: Freezes are worked out for so many days at a time: nearly every question is about the present
+#: fortnight.
 _DAYS_AT_ONCE = 14
 #: A freeze is followed no further. Windows that together freeze every week never end.
 _FOLLOWED = timedelta(days=56)
-#: Windows apply between these years; at the ends of what a datetime holds there is no day before or after.
+#: Windows apply between these years; at the ends of what a datetime holds there is no day before
+#: or after.
 _FIRST_YEAR, _LAST_YEAR = 1900, 9900
 _DAY_MINUTES = 24 * 60
 _MINUTE = timedelta(minutes=1)
@@ -43,9 +45,10 @@ Interval = tuple[int, int]
 def frozen_until(windows: Sequence[FreezeWindow], at: datetime) -> datetime | None:
     """Return when the freeze around `at` ends, None when no window covers it.
 
-    Overlapping and touching windows are one; a freeze of more than eight weeks is followed no further than that. `at` is
-    UTC-aware, and so is the answer. Where a daylight-saving change skips or repeats a local time, a window starts at the
-    earliest and ends at the latest that it may mean: none is lost.
+    Overlapping and touching windows are one; a freeze of more than eight weeks is followed no
+    further than that. `at` is UTC-aware, and so is the answer. Where a daylight-saving change
+    skips or repeats a local time, a window starts at the earliest and ends at the latest that it
+    may mean: none is lost.
     """
     if not windows or not _FIRST_YEAR < at.year < _LAST_YEAR:
         return None
@@ -70,9 +73,9 @@ def _end_in_block(windows: tuple[FreezeWindow, ...], at: datetime) -> datetime |
     return _EPOCH + timedelta(seconds=ends[place])
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _freezes(windows: tuple[FreezeWindow, ...], block: int) -> tuple[list[int], list[int]]:
-    """Return beginnings and ends, rising, of all freezes that reach into a block of days; none touch each other."""
+    """Return beginnings and ends, rising, of the freezes that reach into a block; none touch."""
     first = _EPOCH_DAY + block * _DAYS_AT_ONCE
     starts: list[int] = []
     ends: list[int] = []
@@ -86,9 +89,10 @@ def _freezes(windows: tuple[FreezeWindow, ...], block: int) -> tuple[list[int], 
 
 
 def _occurrences(window: FreezeWindow, first: int) -> Iterator[Interval]:
-    """Yield the occurrences of a window that may reach into the block whose first day, as an ordinal, is `first`.
+    """Yield the occurrences of a window that may reach into a block of days.
 
-    A local day may lie a day before or after the one in UTC.
+    `first` is the block's first day, as an ordinal. A local day may lie a day before or after the
+    one in UTC.
     """
     zone = _zone(window.timezone)
     days = range(first - window.minutes // _DAY_MINUTES - 2, first + _DAYS_AT_ONCE + 2)
@@ -107,21 +111,22 @@ def _occurrences(window: FreezeWindow, first: int) -> Iterator[Interval]:
 
 @lru_cache(maxsize=1024)
 def _zone(name: str) -> ZoneInfo:
-    """Return a time zone. ZoneInfo itself remembers eight, and reads the file of every other again."""
+    """Return a time zone. ZoneInfo itself remembers eight, and reads every other file again."""
     return ZoneInfo(name)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _offset(zone_name: str, first: int, last: int) -> int | None:
-    """Return the zone's seconds ahead of UTC from one day to another, None when they change in between."""
+    """Return the zone's seconds ahead of UTC between two days, None when they change."""
     zone = _zone(zone_name)
-    noons = (datetime.fromordinal(day).replace(hour=12, tzinfo=UTC) for day in range(first - 1, last + 2))
+    days = range(first - 1, last + 2)
+    noons = (datetime.fromordinal(day).replace(hour=12, tzinfo=UTC) for day in days)
     offsets = {noon.astimezone(zone).utcoffset() for noon in noons}
     only = offsets.pop()
     return only // timedelta(seconds=1) if not offsets and only is not None else None
 
 
 def _in_utc(local: datetime, zone: ZoneInfo) -> Interval:
-    """Return the earliest and the latest second that a clock on the wall of `zone` may mean by `local`."""
+    """Return the earliest and the latest second that a clock in `zone` may mean by `local`."""
     meant = sorted(local.replace(tzinfo=zone, fold=fold) - _EPOCH for fold in (0, 1))
     return meant[0] // timedelta(seconds=1), meant[1] // timedelta(seconds=1)

@@ -145,9 +145,7 @@ advice = st.builds(
     raw=lines,
 )
 reasons = st.sampled_from(HoldReason)
-rounds = st.builds(
-    AdviceRound, st.integers(1, 9), moments, st.none() | advice, st.booleans(), maybe_moments
-)
+rounds = st.builds(AdviceRound, st.integers(1, 9), moments, st.none() | advice, st.booleans(), maybe_moments)
 
 
 def phases(stages: int) -> st.SearchStrategy[Phase]:

@@ -375,3 +375,19 @@ def test_both_forms_of_an_audience_are_one() -> None:
     condition = {"attribute": "plan", "in": ["pro"]}
     one, other = (PlanDocument.model_validate({**PLAN, "audiences": {"b": form}}) for form in ([condition], [[condition]]))
     assert one == other
+
+
+def test_windows_that_freeze_the_whole_week_together_are_refused() -> None:
+    """No zone's windows do so alone: Sunday to Wednesday in one, the rest of the week in another."""
+    first = {"days": ["sun"], "from": "00:00", "lasts": "4d", "timezone": "UTC"}
+    second = {"days": ["wed"], "from": "12:00", "lasts": "4d 12h", "timezone": "Europe/Berlin"}
+    (said,) = errors_of(freeze_windows=[first, second])
+    assert "the windows in UTC, Europe/Berlin together freeze whole weeks" in said
+    assert not errors_of(freeze_windows=[first, {**second, "lasts": "2d"}])
+
+
+@pytest.mark.parametrize("lasts", ["6d 23h 59m", "7d"])
+def test_one_window_may_not_be_as_long_as_a_week(lasts: str) -> None:
+    """A window that begins again when it ends leaves no minute; one minute is enough."""
+    errors = errors_of(freeze_windows=[{"days": ["mon"], "from": "00:00", "lasts": lasts}])
+    assert ["freeze the whole week" in error for error in errors] == [True] * (lasts == "7d")

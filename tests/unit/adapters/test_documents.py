@@ -9,6 +9,7 @@ import pytest
 
 from controller.adapters import documents
 from controller.core.rollout import (
+    CONTROLLER,
     Aborted,
     AdviceRound,
     AnswerCommand,
@@ -25,7 +26,7 @@ from controller.core.rollout import (
 )
 from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, DocumentUnreadable
 from controller.plans import template, templates
-from schemas.command import Command
+from schemas.command import CONTROLLER_NAME, Command
 from schemas.decision import Decision
 from schemas.plan import PlanDocument
 from schemas.result import Result
@@ -246,6 +247,100 @@ def test_bare_command_without_a_usable_time_is_unreadable(timestamp_ms: int) -> 
     """A bare command needs the record's timestamp, because its age decides whether it is still meant."""
     with pytest.raises(CommandUnreadable):
         read({"verb": "roll_back", "flag": "f"}, timestamp_ms=timestamp_ms)
+
+
+@pytest.mark.parametrize("verb", ["resume", "unfreeze", "freeze", "reject"])
+def test_a_command_from_the_future_is_refused(verb: str) -> None:
+    """Its age would never count: it could be sent again for ever."""
+    fields = {**FIELDS, "verb": verb, "issued_at": "2026-01-05T09:05:01Z"}
+    value = json.dumps(fields).encode()
+    with pytest.raises(CommandRefused, match="issued 301 s in the future: set the clock"):
+        documents.read_command(value, (), None, T0_MS, T0)
+    late = documents.read_command(value, (), None, T0_MS, T0 + timedelta(seconds=1))
+    assert late.issued_at == T0 + timedelta(seconds=301)
+    assert documents.read_command(value, (), None, T0_MS) == late  # nobody's clock to compare with
+
+
+@pytest.mark.parametrize("verb", ["roll_back", "pause", "abort"])
+def test_what_always_works_takes_the_records_time_for_one_in_the_future(verb: str) -> None:
+    """No clock stands before a roll back; its age counts from its record, the same whenever it is read."""
+    fields = {**FIELDS, "verb": verb, "issued_at": "2036-01-05T09:00:00Z"}
+    value = json.dumps(fields).encode()
+    for now in (T0, T0 + 400 * HOUR):
+        assert documents.read_command(value, (), None, T0_MS, now).issued_at == T0
+    assert documents.read_command(value, (), None, T0_MS + 3_600_000, T0).issued_at == T0
+
+
+@pytest.mark.parametrize(
+    "issuer",
+    [
+        *("rolloutd", "ROLLOUTD", " rolloutd ", "rollout\u200bd", "\uff52olloutd", "rolloutd:gate"),
+        *("Rolloutd/gate", "rolloutd\n", "rolloutd : x"),
+    ],
+)
+def test_the_controllers_own_name_is_nobody_elses(issuer: str) -> None:
+    """What it decided by itself stands under it in the audit log, and counts for how good advice is."""
+    assert CONTROLLER_NAME == CONTROLLER
+    for verb in ("roll_back", "pause", "resume"):
+        with pytest.raises(CommandRefused, match="'rolloutd' is the controller's own name; give yours"):
+            read({**FIELDS, "verb": verb, "issuer": issuer})
+
+
+@pytest.mark.parametrize("issuer", ["rolloutd demo", "rolloutd-ci", "rolloutdx", "ada", "\u0430da", "\U0001f916"])
+def test_other_names_are_the_issuers_business(issuer: str) -> None:
+    """A name that begins alike is another one."""
+    assert read({**FIELDS, "issuer": issuer}).issuer == issuer
+
+
+def test_an_issuer_has_a_name() -> None:
+    """Blanks are none."""
+    with pytest.raises(CommandRefused, match="issuer is blank"):
+        read({**FIELDS, "issuer": " \u3000 "})
+
+
+def test_text_that_could_forge_output_is_read_without_it() -> None:
+    """Line ends, colours and marks that turn the direction do not get into logs, alerts and terminals."""
+    hostile = "ok\n[31m\x1b\u202egnp\u200f\x00\u2028end\tof"
+    plain = "ok [31m??gnp?? end of"
+    plan = {**PLAN, "description": hostile, "owner": hostile}
+    command = read({**FIELDS, "verb": "start", "issuer": hostile, "reason": hostile, "plan": plan})
+    assert command.plan is not None
+    texts = (command.issuer, command.reason, command.plan.description, command.plan.owner)
+    assert texts == (plain,) * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"flag": "other"}, "its plan of new-checkout"),
+        ({"visits": []}, "a stage that it has not visited"),
+        ({"phase": {"name": "baking", "stage": 7, "until": "2026-01-05T09:00:00Z"}}, "beyond the last of 3"),
+        ({"updated_at": "9999-12-31T23:59:59Z"}, "9999 is not a year from 1970 to 2999"),
+        ({"revision": 2**53 + 1}, "less than or equal to 9007199254740992"),
+    ],
+)
+def test_a_document_whose_parts_do_not_fit_is_refused(change: dict[str, Any], said: str) -> None:
+    """The machine relies on it that stages exist and times can be added to."""
+    fields = {**json.loads(documents.rollout_to_json(make_rollout())), **change}
+    with pytest.raises(DocumentUnreadable, match=said):
+        documents.rollout_from_json(json.dumps(fields).encode())
+
+
+def test_the_plan_of_a_stored_rollout_can_be_run() -> None:
+    """No stage, an unknown audience or time zone, a guardrail without a bound: each would end its worker."""
+    fields = json.loads(documents.rollout_to_json(make_rollout()))
+    window = {"days": ["mon"], "from": "00:00", "to": "01:00", "timezone": "Mars/Base"}
+    stage = fields["plan"]["stages"][0]
+    for change, said in (
+        ({"stages": []}, "there is no stage"),
+        ({"stages": [{**stage, "audience": "gone"}]}, "there is no audience 'gone'"),
+        ({"stages": [{**stage, "percent": 5e-324 - 1}]}, "not in \\(0, 100\\]"),
+        ({"guardrails": [{"metric": "error_rate"}]}, "neither limit nor compare"),
+        ({"freeze_windows": [window]}, "unknown time zone 'Mars/Base'"),
+    ):
+        document = {**fields, "plan": {**fields["plan"], **change}}
+        with pytest.raises(DocumentUnreadable, match=said):
+            documents.rollout_from_json(json.dumps(document).encode())
 
 
 def test_command_becomes_the_cores_event() -> None:

@@ -1,13 +1,16 @@
 """The written form of a plan: shorthand, units and what is refused."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from schemas.fields import format_duration, parse_duration
+from schemas.command import Command
+from schemas.fields import LONGEST, format_duration, parse_duration
 from schemas.plan import GuardrailDocument, PlanDocument, guardrail_from_shorthand
+from schemas.state import RolloutState
 
 
 def plan_with(**overrides: Any) -> PlanDocument:
@@ -152,3 +155,71 @@ def test_written_plan_reads_back() -> None:
         expires_at="2027-01-01T00:00:00+01:00",
     )
     assert PlanDocument.model_validate_json(plan.model_dump_json()) == plan
+
+
+_BOUNDS: dict[str, tuple[set[str], ...]] = {
+    "number": ({"minimum", "enum", "exclusiveMinimum"}, {"maximum", "enum"}),
+    "integer": ({"minimum", "enum"}, {"maximum", "enum"}),
+    "string": ({"maxLength", "pattern", "enum", "const", "format"},),
+    "array": ({"maxItems"},),
+}
+
+
+def unbounded(node: Any, kinds: set[str], at: str = "") -> Iterator[str]:
+    """Yield the places of a JSON schema where a value may be of any size."""
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from unbounded(item, kinds, f"{at}[{index}]")
+    elif isinstance(node, dict):
+        kind = node.get("type")
+        has_kind = isinstance(kind, str) and kind in kinds
+        if has_kind and not all(bounds & set(node) for bounds in _BOUNDS[kind]):
+            yield at
+        for key, item in node.items():
+            if key not in ("default", "examples"):
+                yield from unbounded(item, kinds, f"{at}.{key}")
+
+
+@pytest.mark.parametrize("model", [PlanDocument, Command])
+def test_nothing_in_a_plan_or_a_command_is_of_any_size(model: type[BaseModel]) -> None:
+    """Every number has both bounds, every text and list a longest: what is new needs them too."""
+    assert not list(unbounded(model.model_json_schema(), set(_BOUNDS)))
+
+
+def test_no_number_in_a_stored_rollout_is_of_any_size() -> None:
+    """A damaged document must not bring a number that arithmetic fails on."""
+    assert not list(unbounded(RolloutState.model_json_schema(), {"number", "integer"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"traffic": 9e-7}, "traffic"),
+        ({"traffic": 1.1e12}, "traffic"),
+        ({"stages": [{"percent": 1, "bake": "1h", "min_sample": 10**9 + 1}]}, "min_sample"),
+        ({"advisor": {"hold_rounds": 1001}}, "hold_rounds"),
+        ({"advisor": {"hold_for": "30d 1us"}}, "longer than 30d"),
+        ({"advisor": {"deadline": "61m"}}, "longer than 1h"),
+        ({"fresh_within": "31d"}, "longer than 30d"),
+        ({"alpha": 1e-10}, "alpha"),
+        ({"beta": 0.51}, "beta"),
+        ({"start_at": "1999-12-31T23:59:59Z"}, "1999 is not a year from 2000 to 2199"),
+        ({"expires_at": "2200-01-01T00:00:00Z"}, "2200 is not a year from 2000 to 2199"),
+        ({"guardrails": [{"metric": "error_rate", "compare": {"margin": 10.1}}]}, "margin"),
+        ({"guardrails": ["error_rate < 1" + " " * 200]}, "at most 200 characters"),
+        ({"variants": {"values": {"on": "x" * 65_536, "off": ""}}}, "more than 64 KiB"),
+        ({"variants": {"values": {"on": 2**53 + 1, "off": 0}}}, "beyond 2.53"),
+        ({"variants": {"values": {"on": {"a": "\ud800"}, "off": {}}}}, "surrogates not allowed"),
+    ],
+)
+def test_what_is_beyond_a_bound_is_refused_by_name(change: dict[str, Any], said: str) -> None:
+    """The message says which value, and where it ends."""
+    with pytest.raises(ValidationError, match=said):
+        plan_with(**change)
+
+
+def test_the_longest_bake_has_a_default_within_its_bound() -> None:
+    """Three times a bake of four years is more than ten, which no reader takes."""
+    stages = [{"percent": 1, "bake": bake} for bake in ("1h", "1217d", "3650d")]
+    longest = [stage.longest_bake for stage in plan_with(stages=stages).stages]
+    assert longest == [timedelta(hours=3), LONGEST, LONGEST]
