@@ -140,7 +140,9 @@ class _Virtual:
         visit = rollout.visits[-1]
         self._enter(visit)
         now = max(self._at, visit.counts_from)
-        first = max(timedelta(seconds=MIN_BATCH / self._slower_arm(visit)), SHORTEST_STEP)
+        # Traffic may be so thin that the first batch would come after the last datetime.
+        seconds = min(MIN_BATCH / self._slower_arm(visit), LONGEST.total_seconds())
+        first = max(timedelta(seconds=seconds), SHORTEST_STEP)
         rate = WARM_STEP if self._is_warm else HARM_STEP if self._active(visit, now) else QUIET_STEP
         step = max((now - self._origin) * rate, first)
         if isinstance(rollout.phase, Gating):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import pytest
+
 from controller.core.plan import Guardrail, Plan
 from controller.planning.outlook import HARMED_RUNS, HEALTHY_RUNS, MOST_LOOKS, outlook
 from controller.planning.world import World
@@ -66,3 +70,12 @@ def test_a_blind_plan_has_no_outlook() -> None:
     """Nothing is measured, so nothing can be simulated."""
     seen = outlook(steps(Guardrail("error_rate", limit=0.05), guardrails=(), blind=True), World(1.0, 0.005, 50.0, 150.0), T0)
     assert (seen.findings, seen.rollouts) == ((), 0)
+
+
+@pytest.mark.parametrize("per_hour", [1e-6, 1e12])
+@pytest.mark.parametrize("percent", [0.01, 99.99, 100.0])
+def test_any_traffic_that_a_plan_may_state_can_be_tried(per_hour: float, percent: float) -> None:
+    """From one context in a century to more than there are people: warnings, and no exception."""
+    longest = timedelta(days=3650)
+    stages = (make_stage(percent=percent, bake=longest, settle=longest / 2, max_bake=longest),)
+    told(steps(Guardrail("error_rate", limit=0.02), stages=stages), per_hour / 3600)

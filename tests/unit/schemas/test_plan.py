@@ -171,9 +171,8 @@ def unbounded(node: Any, kinds: set[str], at: str = "") -> Iterator[str]:
         for index, item in enumerate(node):
             yield from unbounded(item, kinds, f"{at}[{index}]")
     elif isinstance(node, dict):
-        kind = node.get("type")
-        has_kind = isinstance(kind, str) and kind in kinds
-        if has_kind and not all(bounds & set(node) for bounds in _BOUNDS[kind]):
+        kind = str(node.get("type"))
+        if kind in kinds and not all(bounds & set(node) for bounds in _BOUNDS[kind]):
             yield at
         for key, item in node.items():
             if key not in ("default", "examples"):
