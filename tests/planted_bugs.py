@@ -28,6 +28,7 @@ WORKER_TESTS = "tests/unit/service/test_worker.py"
 WORKERS_TESTS = "tests/unit/service/test_workers.py"
 ACTUATION_TESTS = "tests/unit/service/test_actuation.py"
 TIMELINE_TESTS = "tests/unit/core/test_timeline.py"
+FREEZE_TESTS = "tests/property/test_freeze_windows.py"
 SERVING = "controller/core/serving.py"
 SERVING_TESTS = "tests/unit/core/test_serving.py"
 FLAGD = "controller/core/flagd.py"
@@ -375,9 +376,38 @@ BUGS = (
     Bug(
         "a window past midnight is lost in the morning",
         TIMELINE,
-        "days_back = window.minutes // (24 * 60) + 1",
-        "days_back = 0",
+        "yield start, start + window.minutes * 60",
+        "yield start, start + min(window.minutes, _DAY_MINUTES - window.start_minute) * 60",
         TIMELINE_TESTS,
+    ),
+    Bug(
+        "a freeze ends with the fortnight it was worked out for",
+        TIMELINE,
+        "        end = probe = later\n",
+        "        return later\n",
+        FREEZE_TESTS,
+    ),
+    # The contract
+    Bug(
+        "a record's own timestamp is believed",
+        "schemas/envelope.py",
+        "if timestamp_ms > latest_ms:",
+        "if False:",
+        "tests/unit/schemas/test_wire.py",
+    ),
+    Bug(
+        "a default is stored that its reader refuses",
+        "schemas/plan.py",
+        "min(3 * self.bake, LONGEST)",
+        "3 * self.bake",
+        "tests/unit/schemas/test_plan.py",
+    ),
+    Bug(
+        "a command of the future never grows old",
+        "controller/adapters/documents.py",
+        "command.issued_at - now <= MAX_AHEAD:",
+        "True:",
+        "tests/unit/adapters/test_documents.py",
     ),
     # The shell
     Bug(
