@@ -56,6 +56,7 @@ from schemas.envelope import (
     write,
 )
 from schemas.envelope import read as open_envelope
+from schemas.fields import LARGEST_INTEGER
 from schemas.plan import (
     AdvisorDocument,
     Comparison,
@@ -399,6 +400,9 @@ def _read_state(fields: Any) -> Rollout:
         raise DocumentUnreadable(why[:500]) from error
 
 
+#: Each transition adds one, and no reader of JSON may take two revisions for the same.
+LARGEST_REVISION = LARGEST_INTEGER // 2
+
 _UNREADABLE = (ArithmeticError, LookupError, RecursionError, MemoryError, TypeError, ValueError)
 
 
@@ -408,6 +412,8 @@ def _check_coherent(document: state.RolloutState) -> None:
     stages = len(document.plan.stages)
     phase = document.phase.held if isinstance(document.phase, state.PausedPhase) else document.phase
     stage = getattr(phase, "stage", None)
+    if document.revision > LARGEST_REVISION:
+        problems.append(f"revision {document.revision} leaves no room for the next ones")
     if document.flag != document.plan.flag:
         problems.append(f"it is of {document.flag}, its plan of {document.plan.flag}")
     if stage is not None and not document.visits:

@@ -199,7 +199,7 @@ def rollouts(draw: st.DrawFn) -> Rollout:
     return Rollout(
         flag_key=plan.flag_key,
         rollout_id=draw(lines),
-        revision=draw(st.integers(0, 2**53)),
+        revision=draw(st.integers(0, 2**52)),
         plan=plan,
         phase=draw(phases(len(plan.stages))),
         percent=draw(shares),

@@ -317,6 +317,7 @@ def test_text_that_could_forge_output_is_read_without_it() -> None:
         ({"phase": {"name": "baking", "stage": 7, "until": "2026-01-05T09:00:00Z"}}, "beyond the last of 3"),
         ({"updated_at": "9999-12-31T23:59:59Z"}, "9999 is not a year from 1970 to 2999"),
         ({"revision": 2**53 + 1}, "less than or equal to 9007199254740992"),
+        ({"revision": 2**53}, "leaves no room for the next ones"),
     ],
 )
 def test_a_document_whose_parts_do_not_fit_is_refused(change: dict[str, Any], said: str) -> None:
