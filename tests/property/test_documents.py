@@ -50,8 +50,9 @@ pytestmark = pytest.mark.property
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,20}", fullmatch=True)
 lines = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp"]), max_size=50)
-moments = st.datetimes(datetime(1970, 1, 2), datetime(2900, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - zone is given beside
-dates = st.datetimes(datetime(2000, 1, 1), datetime(2199, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001 - zone is given beside
+utc = st.just(UTC)
+moments = st.datetimes(datetime(1970, 1, 2), datetime(2900, 1, 1), timezones=utc)  # noqa: DTZ001
+dates = st.datetimes(datetime(2000, 1, 1), datetime(2199, 12, 31), timezones=utc)  # noqa: DTZ001
 durations = st.timedeltas(timedelta(0), LONGEST)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 at_most_ten = st.floats(max_value=10, allow_nan=False, allow_infinity=False)
@@ -76,7 +77,7 @@ def guardrails(draw: st.DrawFn) -> Guardrail:
     return Guardrail(
         metric=draw(st.sampled_from(METRICS) | names.map("conversion:{}".format)),
         role=draw(st.sampled_from(MetricRole)),
-        limit=draw(st.none() | st.floats(max_value=LARGEST_LIMIT, allow_nan=False, allow_infinity=False)),
+        limit=draw(st.none() | finite.filter(lambda limit: limit <= LARGEST_LIMIT)),
         margin=margin,
         gate_margin=None if margin is None else draw(st.none() | at_most_ten),
         on_breach=draw(st.sampled_from(OnBreach)),
@@ -145,7 +146,8 @@ advice = st.builds(
     raw=lines,
 )
 reasons = st.sampled_from(HoldReason)
-rounds = st.builds(AdviceRound, st.integers(1, 9), moments, st.none() | advice, st.booleans(), maybe_moments)
+answers = st.none() | advice
+rounds = st.builds(AdviceRound, st.integers(1, 9), moments, answers, st.booleans(), maybe_moments)
 
 
 def phases(stages: int) -> st.SearchStrategy[Phase]:
@@ -184,10 +186,7 @@ def runnable_plans(draw: st.DrawFn) -> Plan:
             for weight, bake in zip(sorted(weights), bakes, strict=True)
         )
         plan = replace(plan, stages=rising)
-    sound = tuple(
-        replace(guardrail, metric="error_rate", limit=draw(st.floats(1e-6, 0.999)), margin=None, gate_margin=None)
-        for guardrail in plan.guardrails
-    )
+    sound = tuple(Guardrail("error_rate", guardrail.role, limit=draw(st.floats(1e-6, 0.999))) for guardrail in plan.guardrails)
     return replace(plan, guardrails=sound)
 
 
@@ -195,7 +194,8 @@ def runnable_plans(draw: st.DrawFn) -> Plan:
 def rollouts(draw: st.DrawFn) -> Rollout:
     """Draw a rollout in any phase; its flag is its plan's."""
     plan = draw(runnable_plans())
-    visits = st.builds(Visit, st.integers(0, len(plan.stages) - 1), shares, moments, moments, maybe_moments)
+    indexes = st.integers(0, len(plan.stages) - 1)
+    visits = st.builds(Visit, indexes, shares, moments, moments, maybe_moments)
     return Rollout(
         flag_key=plan.flag_key,
         rollout_id=draw(lines),

@@ -50,7 +50,7 @@ def plain_end(window: FreezeWindow, at: datetime) -> datetime | None:
         day = today - timedelta(days=back)
         if day.isoweekday() not in window.weekdays:
             continue
-        midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - local, as the plan says it
+        midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - local
         start, _ = in_utc(midnight + timedelta(minutes=window.start_minute), zone)
         _, end = in_utc(midnight + timedelta(minutes=window.start_minute + window.minutes), zone)
         if start <= at < end and (latest is None or end > latest):
@@ -59,14 +59,14 @@ def plain_end(window: FreezeWindow, at: datetime) -> datetime | None:
 
 
 def in_utc(local: datetime, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """Return the earliest and the latest moment that a clock on the wall of `zone` may mean by `local`."""
+    """Return the earliest and the latest moment that a clock in `zone` may mean by `local`."""
     meant = sorted(local.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
     return meant[0], meant[1]
 
 
 # --- windows ------------------------------------------------------------------------------------
 
-#: With changes of half an hour, of two hours, of a whole day, in a month of fasting, and with seconds in their offsets.
+#: With changes of half an hour, two hours, a whole day, in Ramadan, and with odd seconds.
 ODD_ZONES = (
     *("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Antarctica/Troll"),
     *("Pacific/Apia", "Africa/Casablanca", "Africa/Monrovia", "Asia/Kolkata", "America/St_Johns"),
@@ -86,14 +86,18 @@ CHANGES = [
     *(datetime(2026, 2, 15, 2, tzinfo=UTC), datetime(1972, 1, 7, 0, 44, 30, tzinfo=UTC)),
 ]
 moments = st.one_of(
-    st.tuples(st.sampled_from(CHANGES), st.integers(-10_000, 10_000)).map(lambda near: near[0] + timedelta(minutes=near[1])),
-    st.datetimes(datetime(1971, 1, 1), datetime(2199, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001 - zone is given beside
+    st.builds(
+        lambda change, minutes: change + timedelta(minutes=minutes),
+        st.sampled_from(CHANGES),
+        st.integers(-10_000, 10_000),
+    ),
+    st.integers(366, 83_000).map(lambda days: datetime(1970, 1, 1, 5, 7, tzinfo=UTC) + timedelta(days)),
 )
 
 
 @settings(max_examples=400)
 @given(st.lists(windows, min_size=1, max_size=5), moments)
-@example([FreezeWindow(frozenset({5}), 0, 1440, "Pacific/Apia")], datetime(2011, 12, 30, 10, tzinfo=UTC))
+@example([FreezeWindow(frozenset({5}), 0, 1440, "Pacific/Apia")], CHANGES[5])
 @example([FreezeWindow(frozenset(range(1, 8)), 0, 1440, "UTC")], datetime(2026, 1, 5, tzinfo=UTC))
 def test_a_freeze_ends_when_it_ends_plainly(drawn: list[FreezeWindow], at: datetime) -> None:
     """Days worked out together and remembered say the same as each moment worked out by itself."""
@@ -111,13 +115,13 @@ def test_a_freeze_ends_when_it_ends_plainly(drawn: list[FreezeWindow], at: datet
     | st.sampled_from([datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]),
 )
 def test_at_any_moment_there_is_an_answer(drawn: list[FreezeWindow], at: datetime) -> None:
-    """From the first datetime to the last nothing is raised, and no freeze ends before it is asked about."""
+    """From the first datetime to the last nothing is raised, and no freeze ends in the past."""
     until = frozen_until(drawn, at)
     assert until is None or until > at
 
 
 def fifty_windows() -> PlanDocument:
-    """Return a plan with as many windows as it may have, each in a zone of its own and nearly a week long."""
+    """Return a plan with as many windows as it may have, each in a zone of its own."""
     zones = sorted(zone for zone in available_timezones() if "/" in zone)[:50]
     days = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
     frozen = [

@@ -378,7 +378,7 @@ def test_both_forms_of_an_audience_are_one() -> None:
 
 
 def test_windows_that_freeze_the_whole_week_together_are_refused() -> None:
-    """No zone's windows do so alone: Sunday to Wednesday in one, the rest of the week in another."""
+    """No zone's windows do so alone: Sunday to Wednesday in one, the rest in another."""
     first = {"days": ["sun"], "from": "00:00", "lasts": "4d", "timezone": "UTC"}
     second = {"days": ["wed"], "from": "12:00", "lasts": "4d 12h", "timezone": "Europe/Berlin"}
     (said,) = errors_of(freeze_windows=[first, second])
