@@ -35,7 +35,8 @@ from schemas.terms import AdvisorMode, Arm, CommandStatus, CommandVerb, Decision
 
 #: Labels of the counter, one per function below.
 RULES = ("I1", "I4", "I4'", "I5", "I6", "I7", "I14", "I16", "I17", "I19")
-#: A gate decides at the first event past its deadline; so much may lie between the two clocks' readings.
+#: A gate decides at the first event past its deadline; so much may lie between the two clocks'
+#: readings.
 GATE_EPSILON = timedelta(seconds=1)
 #: A bake ends by a timer that may fire a little early.
 BAKE_EPSILON_SECONDS = 1.0

@@ -224,8 +224,8 @@ class CommandReceived:
     issued_at: datetime
     expected_revision: int | None = None
     plan: Plan | None = None  # for `start`; for `restart` it may replace the pinned one
-    #: It was in the log before this replica read there, so it may be read a second time. False: it was sent
-    #: just now, whatever its issuer's clock says.
+    #: It was in the log before this replica read there, so it may be read a second time. False: it
+    #: was sent just now, whatever its issuer's clock says.
     is_backlog: bool = False
 
 
@@ -310,14 +310,16 @@ Effect = PublishDecision | RaiseAlert | AnswerCommand | AskAdvice
 #: Who decided, where no operator did.
 CONTROLLER = "rolloutd"
 
-#: Verbs that raise exposure or open the way to it are refused when older than this: an order from before an outage is not
-#: an order for now.
+#: Verbs that raise exposure or open the way to it are refused when older than this: an order from
+#: before an outage is not an order for now.
 COMMAND_MAX_AGE = timedelta(minutes=10)
 
-#: All other verbs only ever make it more careful, so an outage of hours does not make them void. After a day
-#: nobody remembers them: what is that old was read again, from a log whose offsets were lost or mirrored.
+#: All other verbs only ever make it more careful, so an outage of hours does not make them void.
+#: After a day nobody remembers them: what is that old was read again, from a log whose offsets were
+#: lost or mirrored.
 LOWERING_MAX_AGE = timedelta(hours=24)
 
-#: What was issued before the present rollout began is for an earlier one. Clocks of laptops differ by seconds
-#: to minutes; one that is slower than this is believed for what arrives now, see `is_backlog`.
+#: What was issued before the present rollout began is for an earlier one. Clocks of laptops differ
+#: by seconds to minutes; one that is slower than this is believed for what arrives now, see
+#: `is_backlog`.
 CLOCK_TOLERANCE = timedelta(minutes=5)

@@ -63,18 +63,21 @@ from schemas.terms import (
 
 Message = PublishDecision | RaiseAlert | AnswerCommand | Rollout
 
-#: The tests' state is saved with every transition, and otherwise this often: a crash forgets only where batches were cut.
+#: The tests' state is saved with every transition, and otherwise this often: a crash forgets only
+#: where batches were cut.
 TESTS_SAVED_EVERY_SECONDS = 1.0
-#: Away from a gate a look asks for harm alone, nearly all that it can lead to, at a third of the price. Gaps, intervals and
-#: words are asked for this often.
+#: Away from a gate a look asks for harm alone, nearly all that it can lead to, at a third of the
+#: price. Gaps, intervals and words are asked for this often.
 JUDGED_EVERY_SECONDS = 1.0
 #: A deadline that changed nothing (frozen, say) is looked at again this often.
 TICK_EVERY_SECONDS = 0.1
 #: What is left of a wait may be less than a clock can tell: waiting for it would never end.
 SHORTEST_WAIT_SECONDS = 1e-6
-#: Effects that may wait for Kafka; beyond it nothing that raises exposure is saved, lowering always is.
+#: Effects that may wait for Kafka; beyond it nothing that raises exposure is saved, lowering always
+#: is.
 OUTBOX_LIMIT = 200
-#: More than any decision has: the token and the place in the save number the outbox's fields, rising for ever.
+#: More than any decision has: the token and the place in the save number the outbox's fields,
+#: rising for ever.
 EFFECTS_PER_SAVE = 100
 #: Alerts and repeated answers wait in memory alone; of more than this the oldest are dropped.
 UNSAVED_LIMIT = 200
@@ -268,7 +271,8 @@ class FlagWorker:
                 bond = await self._bind(event)
                 if bond is None:
                     return ()
-            # Not when it was queued: an outage since then must neither shorten a bake nor freshen evidence.
+            # Not when it was queued: an outage since then must neither shorten a bake nor freshen
+            # evidence.
             now = self._now()
             outcome = self._decide(event, bond, now)
             if outcome is None:
@@ -525,8 +529,8 @@ class FlagWorker:
         self._tests = self._decoded(stored.tests)
         self.rollout = rollout
         self._note_bake(rollout, self._now())
-        # What waits in memory alone: alerts, answers given again, and what Redis has lost. The receivers
-        # drop what they have by its id.
+        # What waits in memory alone: alerts, answers given again, and what Redis has lost. The
+        # receivers drop what they have by its id.
         waiting = [entry for entry in self._outbox if not entry.field]
         waiting += [replace(entry, field="") for entry in lost]
         self._outbox = deque(waiting)

@@ -50,8 +50,8 @@ from schemas.terms import (
     Severity,
 )
 
-#: A worker that stopped by a mistake of ours is restarted after this: its flag must not stay without
-#: guardrails. Each failure in a row doubles it. An order that lowers does not wait for it.
+#: A worker that stopped by a mistake of ours is restarted after this: its flag must not stay
+#: without guardrails. Each failure in a row doubles it. An order that lowers does not wait for it.
 WORKER_RESTART_SECONDS = 5.0
 LONGEST_RESTART_SECONDS = 300.0
 #: A worker that ran for this long works: its fault is over. Longer than most mistakes need to show.
@@ -60,8 +60,8 @@ STEADY_SECONDS = 10.0
 NEW_ROW_SECONDS = 600.0
 #: Kafka may take this long for the alert that a worker stopped; the next failure tries again.
 ALERT_SECONDS = 5.0
-#: Totals are read this often at most, at least every `LOOK_EVERY_SECONDS`, and never for more than a
-#: tenth of the time.
+#: Totals are read this often at most, at least every `LOOK_EVERY_SECONDS`, and never for more than
+#: a tenth of the time.
 LOOK_AT_MOST_EVERY_SECONDS = 0.1
 LOOK_EVERY_SECONDS = 1.0
 LOOK_TIME_SHARE = 0.1
@@ -81,8 +81,8 @@ FLAG_LOWERING_LIMIT = 200
 #: Commands of flags that do not exist wait here, because whatever comes for others goes first.
 STRANGERS_LIMIT = 30_000
 STRANGERS_BYTES = 16 * 1024 * 1024
-STRANGERS_AT_ONCE = 100
-#: Reading a hundred commands takes about 10 ms: between so many the loop gets its turn.
+STRANGERS_AT_ONCE = 50
+#: Reading a command takes about 0.1 ms: between so many the loop gets its turn.
 READ_AT_ONCE = 20
 #: A fault that is over by itself, such as a refused command, is shown for this long.
 SHOWN_SECONDS = 3600.0
@@ -232,7 +232,7 @@ class Workers:
         self._broken: dict[str, str] = {}
         self._log = structlog.get_logger()
 
-    # --- what others see ------------------------------------------------------------------------------
+    # --- what others see --------------------------------------------------------------------------
 
     @property
     def broken(self) -> Mapping[str, str]:
@@ -290,7 +290,7 @@ class Workers:
         """Note that new totals were saved: they are to be read."""
         self._counted.set()
 
-    # --- the loops ------------------------------------------------------------------------------------
+    # --- the loops --------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Follow the command topic and the totals until cancelled."""
@@ -345,7 +345,8 @@ class Workers:
                     order = self._order(record, now)
                     lane.open.append(order)
                     taken.append((partition, lane, order))
-        # Within a flag the order stays: `roll_back, start` means the opposite of `start, roll_back`.
+        # Within a flag the order stays: `roll_back, start` means the opposite of `start,
+        # roll_back`.
         urgent = {order.flag_key for _, _, order in taken if order.verb in ALWAYS_ACCEPTED}
         for partition, lane, order in sorted(taken, key=lambda each: each[2].flag_key not in urgent):
             self._take(partition, lane, order)
@@ -383,7 +384,7 @@ class Workers:
         """True for a flag that may have a rollout, as far as is known without asking."""
         return flag_key in self._runs or flag_key in self._known or flag_key in self._indexed or self._waiting[flag_key] > 0
 
-    # --- partitions ---------------------------------------------------------------------------------------
+    # --- partitions -------------------------------------------------------------------------------
 
     async def _take_assignment(self) -> None:
         """Take over partitions that came, and stop the workers of those that went."""
@@ -490,7 +491,7 @@ class Workers:
             self._committed_at = now
             await self._commands.commit(offsets)
 
-    # --- one command --------------------------------------------------------------------------------------
+    # --- one command ------------------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         assert self._group is not None
@@ -543,10 +544,10 @@ class Workers:
         else:
             flag_key = command.flag_key
             if order.hops == 0 and self._partition_of(flag_key) != record.partition:
-                # kcat and others partition keys in their own way, and topics grow: another partition's
-                # replica runs the flag. A copy that is forwarded is not forwarded again: whoever has it
-                # carries it out, because two workers of one flag are safe and a command that goes round
-                # in circles is not.
+                # kcat and others partition keys in their own way, and topics grow: another
+                # partition's replica runs the flag. A copy that is forwarded is not forwarded
+                # again: whoever has it carries it out, because two workers of one flag are safe and
+                # a command that goes round in circles is not.
                 await self._forward(command.copy())
                 return True
             is_backlog = record.offset < lane.end or order.hops > 0
@@ -604,7 +605,7 @@ class Workers:
     def _count_refused(self, verb: CommandVerb | None) -> None:
         self._tools.metrics.commands.of(verb or UNKNOWN_VERB, CommandStatus.REJECTED).inc()
 
-    # --- commands of flags that do not exist --------------------------------------------------------------
+    # --- commands of flags that do not exist ------------------------------------------------------
 
     def _let_wait(self, lane: _Lane, order: _Order) -> None:
         assert order.record is not None
@@ -722,7 +723,7 @@ class Workers:
             reason = next(effect.reason for effect in effects if isinstance(effect, AnswerCommand))
         return CommandRefused(command_id=event.command_id, flag_key=command.flag_key, verb=event.verb, reason=reason)
 
-    # --- totals -------------------------------------------------------------------------------------------
+    # --- totals -----------------------------------------------------------------------------------
 
     async def _look_at_totals(self) -> None:
         """Read the totals of all live rollouts, and give each worker what is new, or a second old."""
@@ -830,7 +831,7 @@ class Workers:
             run.worker.see(rollout.rollout_id, evidence)
             self._watched[flag_key] = (evidence, self._tools.clock.monotonic())
 
-    # --- starting and stopping ----------------------------------------------------------------------------
+    # --- starting and stopping --------------------------------------------------------------------
 
     def _start(self, flag_key: str) -> _Run:
         run = self._runs.get(flag_key)
@@ -916,7 +917,7 @@ class Workers:
         else:
             run.is_alerted = True
 
-    # --- faults -------------------------------------------------------------------------------------------
+    # --- faults -----------------------------------------------------------------------------------
 
     def _forgive(self) -> None:
         """Clear the fault of each worker that runs again."""
