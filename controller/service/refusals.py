@@ -29,9 +29,7 @@ MOST_BYTES = 16 * 1024 * 1024
 """What waits at most, of all partitions together: a minute of a flood that is a tenth poison."""
 _BYTES_BESIDES = 400  # of a refusal, beside its body and detail
 _NAME = "quarantine"
-_REMEDY = (
-    "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"
-)
+_REMEDY = "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"
 _MISTAKES = 3  # of ours with one batch; then its details are given up
 
 
