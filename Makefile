@@ -71,6 +71,10 @@ format: $(VENV)/.installed ## rewrite the code as ruff would have it
 chaos: $(READY) ## 200 kill -9 and 50 zombie rounds under traffic, then a recount: up to an hour (ARGS="--seed 1")
 	$(BIN)/python -m tests.chaos.rounds --kills 200 --zombies 50 $(ARGS)
 
+.PHONY: siege
+siege: $(READY) ## twenty minutes of hostile input from all sides against one daemon (ARGS="--minutes 5 --seed 1")
+	PYTHONPATH=ops/kafka $(BIN)/python -m tests.hostile.siege $(ARGS)
+
 .PHONY: chaos-all
 chaos-all: $(READY) ## every long crash test, also with planted bugs: hours (ARGS for pytest)
 	$(PYTEST) -m "chaos" -o faulthandler_timeout=7200 -s $(ARGS)

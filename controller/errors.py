@@ -11,7 +11,6 @@ RolloutdError
 |   +-- AdviceUnavailableError   the model: late, absent, unparsable; never retried within a round
 |   +-- FlagPlaneUnavailable   not known to be served
 +-- BrokenInvariant          our own: stop the worker, turn health red
-    +-- EventLogTruncated      the log is not the one we counted: a person must name a new epoch
     +-- DocumentUnreadable     a stored rollout is not ours to read: it was damaged
         +-- DocumentNewer        or a newer release wrote it: it is never written over
         +-- ForeignDocument      or another environment's rolloutd wrote it
@@ -78,10 +77,6 @@ class FlagPlaneUnavailable(OperatingTrouble):
 
 class BrokenInvariant(RolloutdError):
     """We are wrong about something we rely on."""
-
-
-class EventLogTruncated(BrokenInvariant):
-    """The fence lies outside the log: the topic was recreated, truncated, or is another one."""
 
 
 class DocumentUnreadable(BrokenInvariant):

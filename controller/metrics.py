@@ -205,7 +205,7 @@ class Metrics:
         )
         self.alerts = counter("alerts_total", "Alerts raised.", kind=AlertKind, severity=Severity)
         self.invariant_violations = counter(
-            "invariant_violations_total", "Decisions that would have broken an invariant.", invariant=RULES
+            "invariant_violations_total", "Saves and decisions that would have broken an invariant.", invariant=("I2", *RULES)
         )
         self.outbox_entries = plain_gauge("outbox_entries", "Effects saved and not yet known to be published.")
 

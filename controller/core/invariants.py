@@ -31,10 +31,10 @@ from controller.core.rollout import (
     Scheduled,
     Ticked,
 )
-from schemas.terms import AdvisorMode, Arm, CommandStatus, CommandVerb, DecisionKind, HealthGap
+from schemas.terms import AdvisorMode, Arm, CommandStatus, CommandVerb, DecisionKind, HealthGap, OnBreach
 
 #: Labels of the counter, one per function below.
-RULES = ("I1", "I4", "I4'", "I5", "I6", "I7", "I14", "I16", "I17", "I19")
+RULES = ("I1", "I3", "I4", "I4'", "I5", "I6", "I7", "I14", "I16", "I17", "I19")
 #: A gate decides at the first event past its deadline; so much may lie between the two clocks'
 #: readings.
 GATE_EPSILON = timedelta(seconds=1)
@@ -110,6 +110,7 @@ def violations(
     found: Iterator[tuple[str, str | None]] = iter(
         (
             ("I1", raise_without_cause(transition)),
+            ("I3", breach_unanswered(transition)),
             ("I4", revived(transition)),
             ("I4'", too_small_a_sample(transition)),
             ("I5", answers(transition)),
@@ -150,6 +151,20 @@ def raise_without_cause(transition: Transition) -> str | None:
     if after.stage_index != before.phase.stage + 1:
         return f"one gate leads from stage {before.phase.stage} to {after.stage_index}"
     return None
+
+
+def breach_unanswered(transition: Transition) -> str | None:
+    """I3: a breach leads, in the same step, to 0 %, to the stage below, or to a pause, as the plan says."""
+    before, after, event = transition.before, transition.after, transition.event
+    if before is None or after is None or not isinstance(event, EvidenceJudged):
+        return None
+    found = event.judgement.breach
+    if found is None or before.has_ended or isinstance(before.phase, Scheduled):
+        return None
+    is_lower = after.percent < before.percent or (after.stage_index or 0) < (before.stage_index or 0)
+    if is_lower or (found.on_breach is OnBreach.PAUSE and isinstance(after.phase, Paused)):
+        return None
+    return f"{found.metric} is breached and {before.percent:g} % becomes {after.percent:g} %"
 
 
 def revived(transition: Transition) -> str | None:

@@ -688,7 +688,10 @@ class Ingest:
             # A broker that hangs says nothing, and then neither do we: whoever judges sees the silence.
             records.reported_at_ms = max(0, self._now_ms() - int(unheard * 1000))
         if not records.adds_up(totals.position):
-            raise BrokenInvariant(f"{owned.key}: {records} does not add up to offset {totals.position}")
+            self._metrics.invariant_violations.of("I2").inc()
+            why = f"{records} does not add up to offset {totals.position}"
+            self._logger.error("invariant_violated", invariant="I2", topic_partition=owned.key, error=why)
+            raise BrokenInvariant(f"{owned.key}: {why}")
         changes.fields |= encode_progress(records)
         refusals, totals.refused = totals.refused, []
         last_ms = records.last_ms or 0

@@ -23,12 +23,13 @@ from controller.core.rollout import (
     Rollout,
     Ticked,
 )
-from schemas.terms import AdviceChoice, AdvisorMode, Arm, CommandStatus, CommandVerb, HealthGap
+from schemas.terms import AdviceChoice, AdvisorMode, Arm, CommandStatus, CommandVerb, HealthGap, OnBreach
 from tests.builders import (
     HOUR,
     MINUTE,
     T0,
     make_advice,
+    make_breach,
     make_command,
     make_judgement,
     make_plan,
@@ -112,6 +113,16 @@ def test_i1_more_contexts_at_a_lower_percentage_is_a_raise() -> None:
     """From 50 % of a small audience to 10 % of everybody: the later stage counts."""
     passed = advance()
     assert check(replace(raised(passed, percent=5.0), effects=())) == ["I1"]
+
+
+@pytest.mark.parametrize("on_breach", OnBreach)
+def test_i3_a_breach_that_changes_nothing(on_breach: OnBreach) -> None:
+    """A breach that leaves the flag where it is breaks the rule; what the machine does about it does not."""
+    before = make_rollout(phase=Baking(1, T0 + 2 * HOUR))
+    seen = make_judgement(at=T0 + 61 * MINUTE, visit=1, metrics=(make_breach(on_breach=on_breach),))
+    event = EvidenceJudged(seen.at, seen)
+    assert check(Transition(before, event, before, ())) == ["I3"]
+    assert check(decided(before, event)) == []
 
 
 def test_i4_a_roll_back_that_is_undone() -> None:
@@ -215,4 +226,4 @@ def test_what_raises_is_forbidden_and_what_lowers_is_not() -> None:
 
 def test_every_rule_has_a_label() -> None:
     """The counter knows each rule by its name."""
-    assert len(set(RULES)) == len(RULES) == 10
+    assert len(set(RULES)) == len(RULES) == 11
