@@ -145,7 +145,9 @@ def _counted(event_format: EventFormat, *, evaluations: bool, make: Callable[[Ho
         stored = changes.fields | encode_progress(progress)
         again = _totals(_directory(now), counts_exposures=evaluations)
         again.restore(totals.position, stored)
-        return "counted" if progress.counted > 1 else "refused" if progress.quarantined else "ignored"
+        if progress.quarantined == 0:
+            return "none refused"
+        return "some refused" if progress.counted > 1 else "all refused but the honest one"
 
     return edge
 

@@ -42,7 +42,8 @@ def test_no_hostile_case_gets_further_than_a_refusal(edge: str, part: int) -> No
     """Nothing is raised, nothing stands still, and what is honest beside it is counted."""
     report = run(edge, EDGES[edge], seed=part, cases=CASES[edge] // RECORDS_OF.get(edge, 1) // SLICES)
     print(report)
-    assert len(report.outcomes) > 1, f"{report}: hostile cases that all end alike have lost their teeth"
+    assert any("refused" in word for word in report.outcomes), f"{report}: cases without a refusal have lost their teeth"
+    assert report.outcomes.keys() - {"refused", "all refused but the honest one"}, f"{report}: nothing gets in at all"
 
 
 @pytest.fixture
