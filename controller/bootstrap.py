@@ -243,7 +243,7 @@ class Daemon:
             self._clock,
             self._faults,
             ask=self._store.ask_time,
-            broker_skew=lambda: getattr(self._publisher, "clock_skew_seconds", None),
+            read_broker=lambda: self._publisher.clock_reading,
         )
         self._sight = Sight(
             self._clock,

@@ -118,11 +118,6 @@ class AgreedClock:
             self._was_compared = True
             self._offset = self._target  # nothing was decided yet: no need to approach it
 
-    def note_broker(self, skew_seconds: float | None) -> None:
-        """Take how far this machine's wall clock is ahead of the brokers', None when not known."""
-        drift = self._local.drift().total_seconds()
-        self.note(BROKER, None if skew_seconds is None else drift - skew_seconds)
-
     def skews(self) -> Mapping[str, float]:
         """Return by clock how many seconds it is ahead of this one; safe in another thread."""
         offset = self._offset

@@ -25,6 +25,15 @@ class Clock(Protocol):
         """Return seconds of a clock that nobody can set."""
 
 
+@dataclass(frozen=True, slots=True)
+class ClockReading:
+    """What another machine's clock said, and between which two moments of our monotonic clock."""
+
+    at: datetime  # UTC
+    asked_at: float
+    answered_at: float
+
+
 # --- counting -------------------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -44,7 +45,7 @@ from controller.adapters.kafka_records import UNREADABLE, Guard, leave_bare, nam
 from controller.adapters.kafka_topics import client_options, cluster_id, ensure_topics, partition_of
 from controller.errors import BrokenInvariant, EventLogUnavailable
 from controller.health import Faults, Scope
-from controller.ports import OutboxEntry, Record, TopicPartition
+from controller.ports import ClockReading, OutboxEntry, Record, TopicPartition
 from controller.settings import KafkaSettings
 from schemas.envelope import HEADERS
 
@@ -71,7 +72,9 @@ _DUEL_JOINS = 6  # joins within _DUEL_HEARTBEATS heartbeats that no honest rebal
 _DUEL_HEARTBEATS = 10
 _COORDINATOR_TASKS = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
 _STOP_GRACE_SECONDS = 0.2  # at most, of each of three steps, for tasks whose connections were just cut
-_SKEWS_KEPT = 8  # of the newest acknowledgements, the one that came quickest tells the broker's clock best
+_READINGS_KEPT = 8  # of the newest acknowledgements, the one that came quickest tells the broker's clock best
+_READING_SECONDS = 600.0
+_YEAR_2000_MS = 946_684_800_000
 
 _T = TypeVar("_T")
 
@@ -700,8 +703,7 @@ class KafkaPublisher:
         # Effects of a batch that failed elsewhere, by id and content: not written twice. An id
         # alone may come again with other content, when Redis has fallen back.
         self._acknowledged: dict[tuple[str, bytes], None] = {}
-        # Of acknowledgements: (seconds they took, seconds we were ahead).
-        self._skews: deque[tuple[float, float]] = deque(maxlen=_SKEWS_KEPT)
+        self._clock_readings: deque[ClockReading] = deque(maxlen=_READINGS_KEPT)
 
     async def start(self) -> None:
         """Connect. Raises EventLogUnavailable; `publish` connects too, so a failure here may be ignored."""
@@ -740,27 +742,25 @@ class KafkaPublisher:
             self._acknowledged.pop(identity, None)
 
     @property
-    def clock_skew_seconds(self) -> float | None:
-        """By how much our clock is ahead of the brokers', in seconds, negative when behind.
+    def clock_reading(self) -> ClockReading | None:
+        """What the brokers' clock said, by the quickest of the newest answers; None while that is not known.
 
-        None while that is not known.
-
-        Known from records whose topics have `message.timestamp.type=LogAppendTime`, to within the
-        time an answer takes.
+        Known from records whose topics have `message.timestamp.type=LogAppendTime`. A reading stays true while
+        clocks only pass; it is forgotten after ten minutes, because the brokers' may have been set since.
         """
-        return min(self._skews)[1] if self._skews else None
+        oldest = time.monotonic() - _READING_SECONDS
+        new = [one for one in self._clock_readings if one.answered_at >= oldest]
+        return min(new, key=lambda one: one.answered_at - one.asked_at, default=None)
 
-    def _note_clock(self, sent_at: float, acknowledged: asyncio.Future[Any]) -> None:
-        """Compare clocks by one acknowledgement.
-
-        The broker's stamp lies between the sending and this moment.
-        """
+    def _note_clock(self, asked_at: float, acknowledged: asyncio.Future[Any]) -> None:
+        """Read the brokers' clock off one acknowledgement: its stamp lies between sending and this moment."""
         if acknowledged.cancelled() or acknowledged.exception() is not None:
             return
         stamp = acknowledged.result()
-        if getattr(stamp, "timestamp_type", None) == 1 and (stamp.timestamp or -1) >= 0:
-            now = time.time()
-            self._skews.append((now - sent_at, (sent_at + now) / 2 - stamp.timestamp / 1000))
+        # librdkafka's mock cluster stamps everything with 0: no clock of a broker stands before 2000.
+        if getattr(stamp, "timestamp_type", None) == 1 and (stamp.timestamp or 0) > _YEAR_2000_MS:
+            at = datetime.fromtimestamp(stamp.timestamp / 1000, UTC)
+            self._clock_readings.append(ClockReading(at, asked_at, time.monotonic()))
 
     async def publish_raw(self, topic: str, key: bytes | None, value: bytes | None) -> None:
         """Return once one record is acknowledged. `topic` is a logical name. Raises EventLogUnavailable."""
@@ -807,9 +807,9 @@ class KafkaPublisher:
                 async with asyncio.timeout_at(deadline):
                     for index in indexes:
                         _, key, value = records[index]
-                        sent_at = time.time()
+                        asked_at = time.monotonic()
                         pending[index] = await producer.send(name, value, key, headers=_HEADERS)
-                        pending[index].add_done_callback(partial(self._note_clock, sent_at))
+                        pending[index].add_done_callback(partial(self._note_clock, asked_at))
             except TimeoutError:
                 why = "the topic is missing, has no leader, or its queue is full"
             except Exception as error:

@@ -15,6 +15,7 @@ import structlog
 
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
+from controller.ports import ClockReading
 
 ASK_EVERY_SECONDS: Final = 1.0
 CLOCKS: Final = "clocks"
@@ -33,7 +34,7 @@ class ComparedClock(Protocol):
 
     def compare(self, against: str, at: datetime, asked_at: float, answered_at: float) -> None: ...
 
-    def note_broker(self, skew_seconds: float | None) -> None: ...
+    def note(self, against: str, ahead_seconds: float | None) -> None: ...
 
     def why_not(self) -> str | None: ...
 
@@ -47,16 +48,13 @@ class Pulse:
         faults: Faults,
         *,
         ask: Callable[[], Awaitable[datetime]],
-        broker_skew: Callable[[], float | None],
+        read_broker: Callable[[], ClockReading | None],
     ) -> None:
-        """`ask` returns Redis's time or raises OperatingTrouble.
-
-        `broker_skew` is by how many seconds this machine's wall clock is ahead of the brokers'.
-        """
+        """`ask` returns Redis's time or raises OperatingTrouble; `read_broker` what the brokers' clock said last."""
         self._clock = clock
         self._faults = faults
         self._ask = ask
-        self._broker_skew = broker_skew
+        self._read_broker = read_broker
         self.trouble: str | None = None
 
     async def run(self) -> None:
@@ -78,7 +76,11 @@ class Pulse:
             raise
         self.trouble = None
         self._clock.compare("redis", at, asked_at, self._clock.monotonic())
-        self._clock.note_broker(self._broker_skew())
+        broker = self._read_broker()
+        if broker is None:
+            self._clock.note("kafka", None)
+        else:
+            self._clock.compare("kafka", broker.at, broker.asked_at, broker.answered_at)
         why = self._clock.why_not()
         if why is None:
             self._faults.clear(Scope.CLOCK, CLOCKS)

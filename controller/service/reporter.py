@@ -140,13 +140,17 @@ def why_state(signs: Signs) -> str:
     return f"what is decided elsewhere has not been heard of for {seconds:.0f} s"
 
 
+_SHORTEST_WORD_SECONDS = 3.0
+
+
 def why_word_is_old(silent_seconds: float | None, session_timeout_seconds: float) -> str | None:
     """Return why this replica's word is too old to raise anything by (I11), else None.
 
     After a session timeout another replica may have taken the flags over; half of it leaves time to
-    act. `silent_seconds` is since a broker said that nothing newer was decided, None for never.
+    act, and with very short sessions three seconds: brokers are asked once a second. `silent_seconds`
+    is since a broker said that nothing newer was decided, None for never.
     """
-    limit = session_timeout_seconds / 2
+    limit = max(session_timeout_seconds / 2, _SHORTEST_WORD_SECONDS)
     if silent_seconds is None:
         return "no broker has said yet that nothing newer was decided elsewhere"
     if silent_seconds <= limit:

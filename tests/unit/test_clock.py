@@ -96,7 +96,8 @@ class Replica:
         said = self.world.true + timedelta(seconds=self.world.errors["redis"])
         self.clock.compare("redis", said, self.monotonic() - 0.005, self.monotonic() + 0.005)
         if with_broker:
-            self.clock.note_broker(self.error_seconds - self.world.errors["kafka"])
+            at = self.world.true + timedelta(seconds=self.world.errors["kafka"])
+            self.clock.compare("kafka", at, self.monotonic() - 0.005, self.monotonic() + 0.005)
 
     def error(self) -> float:
         """Return by how much the agreed time is wrong."""
@@ -252,3 +253,17 @@ def test_no_visit_begins_in_the_future(error: float) -> None:
     assert rollout is not None
     assert rollout.visits[-1].stage == 1
     assert rollout.visits[-1].entered_at <= max(world.true, T0) + timedelta(seconds=0.1)
+
+
+def test_a_wall_clock_that_is_set_does_not_take_the_brokers_with_it() -> None:
+    """What the brokers said a while ago still holds when somebody sets this machine's clock."""
+    world = World()
+    replica = world.replica(0.0)
+    replica.compare(with_broker=True)
+    said = (world.true, replica.monotonic() - 0.005, replica.monotonic() + 0.005)
+    world.passes(60)
+    replica.error_seconds = 86_400.0
+    replica.compare()
+    replica.clock.compare("kafka", *said)
+    assert replica.error() == pytest.approx(0, abs=0.02)
+    assert "this machine's clock is 86400.0 s ahead" in (replica.clock.why_not() or "")

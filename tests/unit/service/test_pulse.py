@@ -10,6 +10,7 @@ from controller.adapters.memory import ManualClock
 from controller.clock import AgreedClock
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
+from controller.ports import ClockReading
 from controller.service.pulse import CLOCKS, Pulse
 
 
@@ -41,7 +42,7 @@ async def test_a_disagreement_is_a_fault_until_it_is_over() -> None:
     machine = Machine()
     redis = Redis(machine)
     clock, faults = AgreedClock(machine), Faults(machine.now)
-    pulse = Pulse(clock, faults, ask=redis.time, broker_skew=lambda: None)
+    pulse = Pulse(clock, faults, ask=redis.time, read_broker=lambda: None)
     redis.ahead = timedelta(seconds=31)
     await pulse.look()
     fault = faults.of(Scope.CLOCK, CLOCKS)
@@ -59,7 +60,11 @@ async def test_the_brokers_clock_counts_once_it_is_known() -> None:
     machine = Machine()
     redis = Redis(machine)
     clock = AgreedClock(machine)
-    pulse = Pulse(clock, Faults(machine.now), ask=redis.time, broker_skew=lambda: 60.0)
+
+    def read() -> ClockReading:
+        return ClockReading(machine.now() - timedelta(seconds=60), machine.monotonic(), machine.monotonic())
+
+    pulse = Pulse(clock, Faults(machine.now), ask=redis.time, read_broker=read)
     redis.ahead = timedelta(seconds=-60)
     await pulse.look()
     assert clock.now() == machine.now() - timedelta(seconds=60)
@@ -69,7 +74,7 @@ async def test_an_outage_of_redis_is_remembered_until_it_answers() -> None:
     """Why Redis did not answer is kept for /readyz."""
     machine = Machine()
     redis = Redis(machine)
-    pulse = Pulse(AgreedClock(machine), Faults(machine.now), ask=redis.time, broker_skew=lambda: None)
+    pulse = Pulse(AgreedClock(machine), Faults(machine.now), ask=redis.time, read_broker=lambda: None)
     redis.is_down = True
     with pytest.raises(StoreUnavailable):
         await pulse.look()

@@ -176,3 +176,9 @@ def test_nothing_is_raised_by_an_old_word(silent: float | None, *, is_old: bool)
     """Half of a session timeout: after the whole of it another replica may have the flags."""
     why = why_word_is_old(silent, 10.0)
     assert (why is not None) is is_old
+
+
+def test_a_short_session_does_not_ask_for_word_more_often_than_it_comes() -> None:
+    """Brokers are asked once a second: with sessions of two seconds half of one would be over again and again."""
+    assert why_word_is_old(1.4, 2.0) is None
+    assert why_word_is_old(3.1, 2.0) is not None
