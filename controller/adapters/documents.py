@@ -413,7 +413,7 @@ def _read_state(fields: Any) -> Rollout:
     if isinstance(version, bool) or version not in state.READ_VERSIONS:
         is_newer = isinstance(version, int) and version > state.SCHEMA_VERSION
         raise (DocumentNewer if is_newer else DocumentUnreadable)(
-            f"rollout document has schema_version {str(version)[:40]!r}, this release reads up to "
+            f"rollout document has schema_version {repr(version)[:40]}, this release reads up to "
             f"{state.SCHEMA_VERSION}: run the release that wrote it, or a newer one"
         )
     try:

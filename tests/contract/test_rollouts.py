@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from controller.ports import OutboxEntry, Rollouts, StoredRollout
-from tests.builders import make_rollout
+from tests.builders import make_plan, make_rollout
 
 FLAG = "new-checkout"
 
@@ -121,7 +121,9 @@ async def test_flags_do_not_touch_each_other(rollouts: Rollouts) -> None:
 
 async def test_what_is_newer_than_known_is_found(rollouts: Rollouts) -> None:
     """Asked with the revisions known, the store names the rollouts that went on, and those nobody knew."""
-    ahead, level, unheard_of = (replace(make_rollout(), flag_key=key, revision=3) for key in ("ahead", "level", "unheard-of"))
+    ahead, level, unheard_of = (
+        make_rollout(plan=make_plan(flag_key=key), revision=3) for key in ("ahead", "level", "unheard-of")
+    )
     for rollout in (ahead, level, unheard_of):
         await rollouts.save(rollout.flag_key, expected_token=0, rollout=rollout)
     await rollouts.save("never-started", expected_token=0, tests=b"a")
