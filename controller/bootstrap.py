@@ -149,7 +149,11 @@ class Daemon:
             settings.kafka, sorted(set(event_topics)), settings.kafka.events_group, faults=self._faults, bare_records=True
         )
         self._commands = KafkaEventLog(
-            settings.kafka, [settings.kafka.topic("commands")], settings.kafka.commands_group, faults=self._faults
+            settings.kafka,
+            [settings.kafka.topic("commands")],
+            settings.kafka.commands_group,
+            faults=self._faults,
+            reads_committed=False,
         )
         self._foreign_state: tuple[str, str] | None = None  # a flag of another environment, and its name
         self._feed = KafkaStateFeed(settings.kafka, self._read_state, overtaken=self._overtaken)
@@ -287,6 +291,7 @@ class Daemon:
                 Step("kafka", "preparing topics", self._prepare_topics),
                 Step("redis", "looking at Redis", self._prepare_redis),
                 Step("flags", "reading which flags there are", self._read_flags),
+                Step("state", "reading whose decisions these are", self._check_environment),
                 Step("counting", "joining the group that counts", self._events.start),
                 Step("flags", "joining the group that decides", self._commands.start),
             ),
@@ -473,6 +478,18 @@ class Daemon:
             f"{self._settings.kafka.topic('state')} holds the rollout of {flag_key} of environment {environment!r}, and "
             f"this is {self._settings.environment!r}: two environments on the same topics would undo each other's decisions"
         )
+
+    async def _check_environment(self) -> None:
+        """Refuse another environment's topics before any group is joined: its replicas would lose partitions.
+
+        Raises ConfigInvalid, and EventLogUnavailable while the state topic has not been read to its end.
+        """
+        try:
+            async with asyncio.timeout(self._settings.kafka.call_seconds):
+                await self._feed.caught_up()
+        except TimeoutError:
+            raise EventLogUnavailable(f"{self._settings.kafka.topic('state')} has not been read to its end yet") from None
+        self._refuse_foreign_state()
 
     def _refuse_foreign_state(self) -> None:
         """Raise ConfigInvalid when the state topic is another environment's."""

@@ -186,3 +186,14 @@ class Faults:
     def current(self) -> tuple[Fault, ...]:
         """Every fault there is now, oldest first."""
         return tuple(sorted(self._faults.values(), key=lambda fault: fault.since))
+
+
+#: What the reason of a partition ends with that a newer release wrote.
+UPGRADE_FIRST: Final = "upgrade it"
+
+
+def partition_remedy(topic_partition: str, why: str) -> str:
+    """Return what takes a partition's fault away: what a newer release wrote is never discarded."""
+    if why.endswith(UPGRADE_FIRST):
+        return "finish the upgrade of this replica; do not discard the partition"
+    return f"rolloutd repair partition {topic_partition}"

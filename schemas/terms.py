@@ -66,6 +66,9 @@ class CommandVerb(StrEnum):
     UNFREEZE = "unfreeze"
 
 
+#: Verbs that end in 0 %: nothing of their flag but a start may stand before them.
+FINAL = frozenset({CommandVerb.ROLL_BACK, CommandVerb.ABORT})
+
 #: Verbs that only ever lower or hold exposure: they work whatever revision the operator has seen.
 ALWAYS_ACCEPTED = frozenset({CommandVerb.PAUSE, CommandVerb.ROLL_BACK, CommandVerb.ABORT})
 

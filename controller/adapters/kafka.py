@@ -109,11 +109,15 @@ class KafkaEventLog:
         count: CountTrouble = ignore,
         faults: Faults | None = None,
         bare_records: bool = False,
+        reads_committed: bool = True,
     ) -> None:
         """Belong to `group_id` once started. `topics` are full names; those of equal partition counts are assigned alike.
 
         `bare_records`: `fetch` leaves out each record's `topic` and `partition`, which are its key, and takes half the time.
         `faults` gets partitions that stand still at a record that cannot be read.
+
+        `reads_committed`: leave out what a transaction aborted. False reads all at once: orders are written without
+        transactions, and one that a stranger leaves open would hold them up for as long as it lasts.
         """
         self._settings = settings
         self._topics = tuple(topics)
@@ -121,6 +125,7 @@ class KafkaEventLog:
         self._count = count
         self._faults = faults
         self._bare_records = bare_records
+        self._reads_committed = reads_committed
         self._log = log.bind(group=group_id)
         self._revoked: Callable[[frozenset[TopicPartition]], Awaitable[None]] | None = None
         # One that has started, never one that is about to.
@@ -179,7 +184,7 @@ class KafkaEventLog:
             group_instance_id=settings.static_member_id,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            isolation_level="read_committed",
+            isolation_level="read_committed" if self._reads_committed else "read_uncommitted",
             partition_assignment_strategy=(RangePartitionAssignor,),
             session_timeout_ms=round(settings.session_timeout_seconds * 1000),
             heartbeat_interval_ms=round(settings.heartbeat_interval_seconds * 1000),

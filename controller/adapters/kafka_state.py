@@ -119,7 +119,8 @@ class KafkaStateFeed:
             **client_options(settings),
             group_id=None,
             auto_offset_reset="earliest",
-            isolation_level="read_committed",
+            # We write without transactions: one that a stranger leaves open must not keep what was decided from us.
+            isolation_level="read_uncommitted",
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
         self._consumer = consumer

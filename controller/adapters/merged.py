@@ -20,7 +20,7 @@ from controller.core.evidence import (
     merge_histograms,
 )
 from controller.errors import BrokenInvariant
-from controller.health import Faults, Scope
+from controller.health import UPGRADE_FIRST, Faults, Scope, partition_remedy
 from controller.ports import StoredPartition
 from schemas.terms import Arm
 from schemas.totals import (
@@ -90,7 +90,7 @@ def check_format(partition_key: str, fields: Mapping[str, bytes]) -> None:
         raise BrokenInvariant(f"the hash of {partition_key} has no format: it was not written by rolloutd")
     if int(stored) > FORMAT:
         raise BrokenInvariant(
-            f"the hash of {partition_key} has format {int(stored)} and this rolloutd knows {FORMAT}: upgrade it"
+            f"the hash of {partition_key} has format {int(stored)} and this rolloutd knows {FORMAT}: {UPGRADE_FIRST}"
         )
 
 
@@ -132,7 +132,7 @@ class ReadFaults:
         for partition_key, why in partitions.items():
             name = topic_partition_of(partition_key)
             found.add((Scope.PARTITION, name))
-            self._faults.report(Scope.PARTITION, name, why, repair_command(name))
+            self._faults.report(Scope.PARTITION, name, why, partition_remedy(name, why))
         for flag_key, why in flags.items():
             found.add((Scope.FLAG, flag_key))
             self._faults.report(Scope.FLAG, flag_key, why, _REMEDY_OF_FLAG)
@@ -142,11 +142,6 @@ class ReadFaults:
 
 
 _REMEDY_OF_FLAG = "restore the hash from a backup, or discard it with `rolloutd repair partition`"
-
-
-def repair_command(topic_partition: str) -> str:
-    """Return the command that discards what is stored of a partition."""
-    return f"rolloutd repair partition {topic_partition}"
 
 
 def to_core(counts: ArmCounts) -> ArmTotals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -46,6 +47,7 @@ def run(config: ConfigOption = None) -> None:
 
     settings = _settings(config)
     stream = configure_logs(settings.log)
+    raise_descriptor_limit()
     try:
         code = asyncio.run(Daemon(settings).run())
     except* BadInput as refused:
@@ -53,6 +55,13 @@ def run(config: ConfigOption = None) -> None:
     finally:
         stream.close()
     raise typer.Exit(code)
+
+
+def raise_descriptor_limit() -> None:
+    """Take as many file descriptors as we may have: the soft limit is 1,024 on most machines, for old programs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @repair.command("flag")

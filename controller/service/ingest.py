@@ -33,7 +33,7 @@ import structlog
 
 from controller.core.rollout import Rollout
 from controller.errors import BrokenInvariant, EventLogUnavailable, OperatingTrouble, StoreUnavailable
-from controller.health import Faults, Scope
+from controller.health import Faults, Scope, partition_remedy
 from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, TopicPartition, Topology, Totals
 from controller.service.counting import Changes, PartitionTotals, ReadEvaluations, ReadOutcomes
@@ -476,7 +476,7 @@ class Ingest:
         owned.is_faulty = True
         owned.trouble = str(mistake) or repr(mistake)
         why = f"it cannot be counted: {owned.trouble}"
-        self._faults.report(Scope.PARTITION, owned.name, why, f"rolloutd repair partition {owned.name}")
+        self._faults.report(Scope.PARTITION, owned.name, why, partition_remedy(owned.name, why))
         self._logger.error("partition_failed", topic_partition=owned.key, exc_info=mistake)
 
     def _stop_partition(self, owned: Owned) -> None:

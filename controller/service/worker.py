@@ -54,9 +54,11 @@ from controller.metrics import UNKNOWN_VERB, Metrics
 from controller.ports import Advisor, Clock, OutboxEntry, Publisher, Rollouts, StoredRollout
 from schemas.terms import (
     ALWAYS_ACCEPTED,
+    FINAL,
     AdviceChoice,
     AlertKind,
     CommandStatus,
+    CommandVerb,
     DecisionKind,
     Severity,
 )
@@ -82,6 +84,8 @@ EFFECTS_PER_SAVE = 100
 #: Alerts and repeated answers wait in memory alone; of more than this the oldest are dropped.
 UNSAVED_LIMIT = 200
 LONGEST_RETRY_SECONDS = 5.0
+
+_NOT_OVERTAKEN = FINAL | {CommandVerb.START, CommandVerb.RESTART}
 
 T = TypeVar("T")
 
@@ -160,11 +164,24 @@ class FlagWorker:
     def submit(self, event: Event) -> asyncio.Future[None]:
         """Queue an event; the future is done once its outcome is saved."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._inbox.append((event, done))
+        self._inbox.insert(self._place_of(event), (event, done))
         self._wake.set()
         if isinstance(event, CommandReceived) and event.verb in ALWAYS_ACCEPTED:
             self.urgent.set()
         return done
+
+    def _place_of(self, event: Event) -> int:
+        """Return an event's place in the inbox: a roll back overtakes all but roll backs and starts.
+
+        What it is to lower may be started by an order before it.
+        """
+        if not (isinstance(event, CommandReceived) and event.verb in FINAL):
+            return len(self._inbox)
+        for place in range(len(self._inbox), 0, -1):
+            waiting = self._inbox[place - 1][0]
+            if isinstance(waiting, CommandReceived) and waiting.verb in _NOT_OVERTAKEN:
+                return place
+        return 0
 
     def abandon(self) -> None:
         """Let go of what waits: the replica that runs the flag now reads it again from the command topic."""
@@ -214,6 +231,7 @@ class FlagWorker:
             while True:
                 event, done = await self._next()
                 try:
+                    await self._follow_state_topic()
                     await self._heal()
                     effects = await self._handle(event)
                 except asyncio.CancelledError:
@@ -501,6 +519,23 @@ class FlagWorker:
         self._send([OutboxEntry("", f"{self.flag_key}/{event}", "results", self.flag_key, answer)])
 
     # --- recovery -------------------------------------------------------------------------------------------
+
+    async def _follow_state_topic(self) -> None:
+        """Go on from a document that is newer than ours: what is decided next must be the newest.
+
+        Another replica may have decided it; then it is stored as well. If nobody did, a stranger wrote to
+        `rollout.state`: all serve it, and a roll back with a lower revision would change nothing.
+        """
+        known = self._tools.newest_known(self.flag_key)
+        if known is None or self.rollout is None or known.revision <= self.rollout.revision:
+            return
+        stored = await self._persistently(lambda: self._tools.rollouts.load(self.flag_key))
+        if not stored.trouble and (stored.rollout is None or stored.rollout.revision < known.revision):
+            held = 0 if stored.rollout is None else stored.rollout.revision
+            why = f"rollout.state has revision {known.revision}, Redis {held}: no worker decided it"
+            self._tools.metrics.invariant_violations.of("I7").inc()
+            self._log.error("invariant_violated", invariant="I7", error=why, is_saved=True)
+        await self._load()
 
     async def _load(self) -> None:
         """Read what is stored; a newer document known elsewhere wins.

@@ -43,6 +43,7 @@ from controller.ports import EventLog, OutboxEntry, Record, TopicPartition, Tota
 from controller.service.worker import FlagWorker, Tools
 from schemas.terms import (
     ALWAYS_ACCEPTED,
+    FINAL,
     AlertKind,
     CommandStatus,
     CommandVerb,
@@ -373,7 +374,9 @@ class Workers:
             self._begin(partition, lane, order)
 
     def _is_too_much(self, order: _Order) -> bool:
-        """Tell whether enough commands of the flag are under way, and note it."""
+        """Tell whether enough commands of the flag are under way, and note it. A roll back is never too much."""
+        if order.verb in FINAL:
+            return False
         waiting = self._waiting[order.flag_key]
         if waiting < (FLAG_LOWERING_LIMIT if order.verb in ALWAYS_ACCEPTED else FLAG_COMMANDS_LIMIT):
             return False

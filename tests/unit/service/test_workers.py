@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -541,3 +542,49 @@ async def test_workers_that_were_cut_short_can_be_run_again() -> None:
     task.cancel()
     await asyncio.wait([task])
     await replica.log.stop()
+
+
+async def test_a_roll_back_overtakes_a_flood_of_pauses() -> None:
+    """However many orders of its flag wait, a roll back is neither refused nor kept waiting."""
+    cluster = Cluster()
+    async with cluster.replica():
+        cluster.order("start", FLAGS[0])
+        await cluster.passes(2)
+        for _ in range(250):
+            cluster.order("pause", FLAGS[0])
+        cluster.order("roll_back", FLAGS[0])
+        await cluster.passes(1)
+        rollout = await cluster.stored(FLAGS[0])
+        assert rollout is not None
+        assert rollout.percent == 0
+        assert cluster.results()["c252"] == "accepted"
+
+
+async def test_a_roll_back_does_not_overtake_the_start_before_it() -> None:
+    """`start, roll_back` means 0 %: the order of these two is kept."""
+    cluster = Cluster()
+    async with cluster.replica():
+        cluster.order("start", FLAGS[0])
+        cluster.order("pause", FLAGS[0])
+        cluster.order("roll_back", FLAGS[0])
+        await cluster.passes(2)
+        rollout = await cluster.stored(FLAGS[0])
+        assert rollout is not None
+        assert rollout.percent == 0
+        assert rollout.rollout_id == "c1"
+
+
+async def test_a_roll_back_beats_a_strangers_document_in_the_state_topic() -> None:
+    """A higher revision that no worker decided is served by all: the roll back gets a higher one still."""
+    cluster = Cluster()
+    async with cluster.replica():
+        cluster.order("start", FLAGS[0])
+        await cluster.passes(2)
+        ours = await cluster.stored(FLAGS[0])
+        assert ours is not None
+        cluster.newest[FLAGS[0]] = replace(ours, revision=1_000, percent=100.0)
+        cluster.order("roll_back", FLAGS[0])
+        await cluster.passes(2)
+        rollout = await cluster.stored(FLAGS[0])
+        assert rollout is not None
+        assert (rollout.percent, rollout.revision) == (0.0, 1_001)
