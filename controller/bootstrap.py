@@ -392,10 +392,24 @@ class Daemon:
                 f"are not used: all is counted again from Kafka under {self._store.prefix!r}. To go on with "
                 f"them, set redis.key_prefix to {SHARED_PREFIX!r}",
             )
+        await self._refuse_to_leave_data_behind()
         await self._store.check_identity(identity, settings.kafka.topic_epoch)
         self._identity = identity
         await self._pulse.look()  # nothing is decided before the clocks were compared
         self._log.info("redis_ready", key_prefix=self._store.prefix, environment=settings.environment)
+
+    async def _refuse_to_leave_data_behind(self) -> None:
+        """Raise ConfigInvalid when a former name's data stand under a prefix that this name does not get."""
+        settings = self._settings
+        if settings.redis.key_prefix is not None or await self._store.environment_at(self._store.prefix) is not None:
+            return
+        for former in settings.former_environments:
+            prefix = settings.made_key_prefix(former)
+            if prefix != self._store.prefix and await self._store.environment_at(prefix) == former:
+                raise ConfigInvalid(
+                    f"Redis holds the data of {former!r}, which former_environments says was this environment, under "
+                    f"{prefix!r}: set redis.key_prefix to {prefix!r} to go on with them"
+                )
 
     async def _read_flags(self) -> None:
         self._stored_flags = frozenset(await self._tools.rollouts.flag_keys())

@@ -693,12 +693,15 @@ class Settings(_Section):
     @property
     def redis_key_prefix(self) -> str:
         """What every Redis key begins with: as set, or made so that no other environment has it."""
-        prefix, topic_prefix = self.redis.key_prefix, self.kafka.topic_prefix
-        if prefix is not None:
-            return prefix
-        if self.environment == DEFAULT_ENVIRONMENT and not topic_prefix:
+        prefix = self.redis.key_prefix
+        return self.made_key_prefix(self.environment) if prefix is None else prefix
+
+    def made_key_prefix(self, environment: str) -> str:
+        """Return the prefix that an environment of this name has on our topics where none is set."""
+        topic_prefix = self.kafka.topic_prefix
+        if environment == DEFAULT_ENVIRONMENT and not topic_prefix:
             return DEFAULT_KEY_PREFIX  # what was written before prefixes were made stays valid
-        words = f"{topic_prefix}:{self.environment}" if topic_prefix else self.environment
+        words = f"{topic_prefix}:{environment}" if topic_prefix else environment
         made = f"{DEFAULT_KEY_PREFIX}{words}:"
         if len(made) <= MAX_KEY_PREFIX:
             return made

@@ -410,6 +410,15 @@ class Store:
             await self.check_identity(identity, epoch)
         return self._why_foreign
 
+    async def environment_at(self, prefix: str) -> str | None:
+        """Return the environment whose data stand under another prefix; None for none, or none that we may read."""
+        key = f"{prefix}identity"
+        try:
+            stored = await self.call("read an identity", lambda: self.client.hgetall(key))
+        except StoreUnavailable:
+            return None
+        return _text_in(stored, "environment")
+
     async def has_shared_data(self) -> bool:
         """Whether the prefix that everybody had once holds data, and it is not this prefix."""
         if self.prefix == SHARED_PREFIX or await self._stored_identity():

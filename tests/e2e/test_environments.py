@@ -130,3 +130,30 @@ async def test_another_environment_on_our_topics_is_refused(
     client = redis.asyncio.Redis.from_url(redis_url)
     assert await client.hget(f"{topic_prefix}identity", "environment") == b"live"
     await client.aclose()
+
+
+async def test_a_new_name_leaves_no_data_behind(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+    """A renamed environment whose made key prefix would change is told which prefix keeps its data."""
+    production = DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix)
+    renamed = DaemonProcess(
+        kafka,
+        redis_url,
+        tmp_path,
+        prefix=topic_prefix,
+        ROLLOUTD_ENVIRONMENT="live",
+        ROLLOUTD_FORMER_ENVIRONMENTS='["production"]',
+    )
+    for daemon in (production, renamed):
+        del daemon._environ["ROLLOUTD_REDIS__KEY_PREFIX"]
+    async with production, Client(kafka, topic_prefix) as operator:
+        await operator.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
+        await production.until(FLAG, lambda document: document["percent"] == 1)
+        assert await production.stop() == 0
+    why = await refused(renamed)
+    kept = f"rolloutd:{topic_prefix}:production:"
+    assert f"set redis.key_prefix to '{kept}'" in why
+    renamed._environ["ROLLOUTD_REDIS__KEY_PREFIX"] = kept
+    async with renamed:
+        document = await renamed.rollout(FLAG)
+        assert document is not None
+        assert document["percent"] == 1

@@ -75,6 +75,7 @@ CALLS: dict[str, Call] = {
     "check_server": lambda store, totals, rollouts: store.check_server(),
     "check_identity": lambda store, totals, rollouts: store.check_identity(IDENTITY, 1),
     "look_at_identity": lambda store, totals, rollouts: store.look_at_identity(IDENTITY, 1),
+    "environment_at": lambda store, totals, rollouts: store.environment_at("rolloutd:"),
     "has_shared_data": lambda store, totals, rollouts: store.has_shared_data(),
     "totals.save": lambda store, totals, rollouts: totals.save(PARTITION, expected=None, next_offset=5, fields=FIELDS),
     "totals.load": lambda store, totals, rollouts: totals.load(PARTITION),
@@ -97,7 +98,7 @@ CALLS: dict[str, Call] = {
 
 def test_every_call_is_tried() -> None:
     """A call that is added to the adapters is tried with the guide's rights too."""
-    found = {"check_server", "check_identity", "look_at_identity", "has_shared_data", "ask_time"}
+    found = {"check_server", "check_identity", "look_at_identity", "has_shared_data", "environment_at", "ask_time"}
     for prefix, adapter in (("totals", RedisTotals), ("rollouts", RedisRollouts)):
         methods = inspect.getmembers(adapter, inspect.iscoroutinefunction)
         found |= {f"{prefix}.{name}" for name, _ in methods if not name.startswith("_")}
