@@ -37,6 +37,7 @@ EXIT_CONFIG = 78
 #: As in sysexits.h: something outside does not answer; the same command may work later.
 EXIT_TROUBLE = 75
 _LONGEST_NUMBER = 9  # digits
+_DESCRIPTORS = 65_536
 
 
 @app.command()
@@ -58,10 +59,11 @@ def run(config: ConfigOption = None) -> None:
 
 
 def raise_descriptor_limit() -> None:
-    """Take as many file descriptors as we may have: the soft limit is 1,024 on most machines, for old programs."""
+    """Take up to 65,536 file descriptors where we may: the soft limit is 1,024 on most machines, for old programs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @repair.command("flag")
