@@ -79,6 +79,9 @@ OPTIONAL = ("actuation", "outbox", "rollouts", "quarantine", "clock")
 #: A process that has not started by then may be kept from it by an outage.
 STARTING_SECONDS = 30.0
 
+QUARANTINE_SECONDS = 5.0
+"""For so long a refused record of the command topic stays uncommitted, for the quarantine to have it."""
+
 OPS_CONNECTIONS = 64
 """Connections of the port for probes: some kubelets, some Prometheus servers, and room for people."""
 
@@ -301,7 +304,6 @@ class Daemon:
                 ("ingest", self._count_events),
                 ("workers", self._workers.run),
                 ("actuation", self._actuation.run),
-                ("health", self._watch_health),
                 ("topology", self._topology.run),
                 ("pulse", self._pulse.run),
                 ("stalls", stalls.run),
@@ -619,6 +621,9 @@ class Daemon:
 
     def _released(self, flag_key: str) -> None:
         self._actuation.drop([flag_key])
+        if flag_key in self._times_ahead:
+            self._times_ahead.discard(flag_key)
+            self._faults.clear(Scope.FLAG, flag_key)
 
     def _drift(self, rollout: Rollout) -> str | None:
         return self._actuation.drift(rollout)
@@ -632,7 +637,10 @@ class Daemon:
         await self._publisher.publish([OutboxEntry("", effect_id, "quarantine", place, value)])
 
     async def _refuse_commands(self, refused: Sequence[tuple[Record, BadInput]]) -> None:
-        """Answer commands that are not carried out, set aside records that are none. Until Kafka has it."""
+        """Answer commands that are not carried out, until Kafka has it; set aside records that are none.
+
+        Those wait with ingest's while the quarantine is away: it must keep no command from its answer.
+        """
         entries: list[OutboxEntry] = []
         aside: dict[tuple[str, int], list[quarantine.Refusal]] = {}
         for record, fault in refused:
@@ -644,10 +652,12 @@ class Daemon:
             refusal = quarantine.refusal(record.offset, record.timestamp, record.value, unusable)
             aside.setdefault((record.topic, record.partition), []).append(refusal)
             self._metrics.quarantined.of(reason).inc()
+        for (topic, partition), refusals in aside.items():
+            self._ingest.refusals.add(topic, partition, refusals)
         if entries:
             await self._persistently(partial(self._publisher.publish, entries))
-        for (topic, partition), refusals in aside.items():
-            await self._persistently(partial(self._quarantine, topic, partition, refusals))
+        if aside:
+            await self._ingest.refusals.flushed(QUARANTINE_SECONDS)
 
     def _refusal(self, record: Record, fault: CommandRefused) -> OutboxEntry:
         # Nobody keeps the answer: only what stands in the record goes into it, and a record that is read

@@ -668,7 +668,7 @@ BUGS = (
     Bug(
         "a commit passes an open command",
         WORKERS,
-        "while lane.open and lane.open[0].is_done:",
+        "while lane.open and self._is_over(lane):",
         "while lane.open:",
         WORKERS_TESTS,
     ),

@@ -237,6 +237,7 @@ class CommandUnusable:
     command_id: str
     verb: CommandVerb | None  # None: none that is known
     why: str
+    digest: str = ""  # of a command that could be meant and is refused; empty: it follows from this
 
 
 @dataclass(frozen=True, slots=True)

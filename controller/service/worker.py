@@ -130,6 +130,7 @@ class FlagWorker:
         self._judged_at = float("-inf")
         self._ticked_at = float("-inf")
         self._inbox: deque[tuple[Event, asyncio.Future[None] | None]] = deque()
+        self._refusals: deque[tuple[Event, asyncio.Future[None] | None]] = deque()  # after all others
         self._look: Look | None = None
         self._advised: dict[str, AdviceChoice] = {}  # by gate, the last word at each; since this process runs the flag
         self._wake = asyncio.Event()
@@ -183,17 +184,33 @@ class FlagWorker:
                 return place
         return 0
 
+    def refuse(self, command: CommandReceived, why: str) -> asyncio.Future[None]:
+        """Queue a refusal behind all that is to be carried out; the future is done once it is saved.
+
+        It is kept as the command's answer: whoever reads the command again gives the same.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        refusal = CommandUnusable(command.at, command.command_id, command.verb, why, digest_of(command))
+        self._refusals.append((refusal, done))
+        self._wake.set()
+        return done
+
+    @property
+    def has_reported(self) -> bool:
+        """True while a fault of the flag is shown that this worker reported of itself."""
+        return bool(self._violated)
+
     def abandon(self) -> None:
         """Let go of what waits: the replica that runs the flag now reads it again from the command topic."""
-        while self._inbox:
-            _, done = self._inbox.popleft()
+        while self._inbox or self._refusals:
+            _, done = (self._inbox or self._refusals).popleft()
             if done is not None:
                 done.cancel()
 
     def let_go(self, why: Exception) -> None:
         """Tell whoever waits for a command that it will not be carried out here."""
-        while self._inbox:
-            _, done = self._inbox.popleft()
+        while self._inbox or self._refusals:
+            _, done = (self._inbox or self._refusals).popleft()
             if done is not None and not done.done():
                 done.set_exception(why)
 
@@ -263,6 +280,8 @@ class FlagWorker:
             if wait is not None and wait <= 0:
                 self._ticked_at = self._tools.clock.monotonic()
                 return Ticked(self._now()), None
+            if self._refusals:
+                return self._refusals.popleft()
             try:
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
@@ -826,6 +845,8 @@ def digest_of(command: CommandReceived | CommandUnusable) -> str:
     When it was issued is left out, so that whoever repeats a command for want of an answer gets the
     answer; but not for one that lowers, where a repeat is harmless and an order not carried out is not.
     """
+    if isinstance(command, CommandUnusable) and command.digest:
+        return command.digest
     asked: list[object] = [command.verb]
     if isinstance(command, CommandUnusable):
         asked += ["unusable", command.why]

@@ -10,6 +10,7 @@ in `Faults`, and everything else goes on. What waits, and what it may cost:
 |---|---|---|
 | commands of flags that exist | with their worker | `FLAG_COMMANDS_LIMIT` a flag, `OPEN_COMMANDS_LIMIT` a partition |
 | all others, and those beyond it | `_Lane.strangers` | `STRANGERS_LIMIT`, `STRANGERS_BYTES` a partition |
+| refusals that Kafka has to take | `_refusals` | `REFUSALS_LIMIT`; beyond it the oldest go while Kafka is away |
 
 Commands of flags that exist go first: whoever floods the topic with others delays only them.
 """
@@ -83,6 +84,10 @@ FLAG_LOWERING_LIMIT = 200
 STRANGERS_LIMIT = 30_000
 STRANGERS_BYTES = 16 * 1024 * 1024
 STRANGERS_AT_ONCE = 50
+#: Refusals that wait for Kafka. While it takes none for so long, the oldest beyond it are given up:
+#: what is refused must not keep an order that lowers from being read.
+REFUSALS_LIMIT = 20_000
+REFUSALS_AWAY_SECONDS = 5.0
 #: Reading a command takes about 0.1 ms: between so many the loop gets its turn.
 READ_AT_ONCE = 20
 #: A fault that is over by itself, such as a refused command, is shown for this long.
@@ -119,7 +124,9 @@ class _Order:
     fetched_at: float
     why_not: str = ""  # why it is refused unseen
     is_queued: bool = False  # what comes later for its flag waits behind it
+    is_refused: bool = False  # only Kafka has still to take its refusal
     is_done: bool = False
+    refusal: _Refusal | None = None  # told once it is committed: no next owner may obey it after a "no"
 
     def finish(self) -> None:
         """Let the offset be committed."""
@@ -138,6 +145,7 @@ class _Lane:
     stranger_bytes: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     done_to: int | None = None
+    untold: list[_Refusal] = field(default_factory=list)  # of orders up to `done_to`
     task: asyncio.Task[None] | None = None  # answers the strangers
 
     @property
@@ -150,6 +158,17 @@ class _Lane:
         """True when no more commands are to be read for now."""
         is_busy = self.busy >= OPEN_COMMANDS_LIMIT or len(self.open) >= UNCOMMITTED_LIMIT
         return is_busy or self.has_enough_strangers
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A command that is not carried out, until Kafka has why."""
+
+    partition: TopicPartition
+    lane: _Lane
+    order: _Order
+    record: Record
+    fault: BadInput
 
 
 @dataclass(slots=True)
@@ -216,6 +235,10 @@ class Workers:
         self._runs: dict[str, _Run] = {}
         self._lanes: dict[TopicPartition, _Lane] = {}
         self._waiting: Counter[str] = Counter()  # commands under way, by flag
+        self._refusals: deque[_Refusal] = deque()
+        self._refused = asyncio.Event()
+        self._refusing_since: float | None = None  # monotonic seconds of what is tried now
+        self._given_up = 0  # refusals, in all
         self._group: asyncio.TaskGroup | None = None
         self._counted = asyncio.Event()
         self._idle = asyncio.Event()  # everything that has come is read
@@ -298,15 +321,28 @@ class Workers:
         # Of a run before this one nothing is left: its tasks are gone, and so is what waited for them.
         for flag_key, run in self._runs.items():
             run.worker.abandon()
+            self._clear_faults(flag_key, run)
             self._released(flag_key)
+        for partition in self._lanes:
+            self._tools.faults.clear(Scope.PARTITION, _named(partition))
         self._runs.clear()
         self._lanes.clear()
         self._waiting.clear()
-        self._placed = None
+        self._refusals.clear()
+        self._last_seen.clear()
+        self._watched.clear()
+        self._unseen.clear()
+        self._broken.clear()
+        self._homes.clear()
+        self._indexed, self._indexed_at = frozenset(), float("-inf")
+        self._placed, self._refusing_since = None, None
+        self._placed_at = self._committed_at = float("-inf")
+        self._idle.clear()
         async with asyncio.TaskGroup() as group:
             self._group = group
             group.create_task(self._follow_commands(), name="commands")
             group.create_task(self._look_at_totals(), name="totals")
+            group.create_task(self._send_refusals(), name="refusals")
 
     async def _follow_commands(self) -> None:
         """Hand each command to its flag's worker, and commit what is done."""
@@ -486,13 +522,31 @@ class Workers:
             return
         offsets: dict[TopicPartition, int] = {}
         for partition, lane in self._lanes.items():
-            while lane.open and lane.open[0].is_done:
-                lane.done_to = lane.open.popleft().offset + 1
+            while lane.open and self._is_over(lane):
+                order = lane.open.popleft()
+                lane.done_to = order.offset + 1
+                if order.refusal is not None:
+                    lane.untold.append(order.refusal)
             if lane.done_to is not None:
-                offsets[partition], lane.done_to = lane.done_to, None
+                offsets[partition] = lane.done_to
         if offsets:
             self._committed_at = now
             await self._commands.commit(offsets)
+            for partition in offsets:
+                lane = self._lanes[partition]
+                lane.done_to, untold, lane.untold = None, lane.untold, []
+                for refusal in untold:
+                    refusal.order.finish()
+                    self._let_refuse(refusal)
+
+    def _is_over(self, lane: _Lane) -> bool:
+        """Tell whether the oldest command may be committed."""
+        oldest = lane.open[0]
+        if oldest.is_done or oldest.refusal is not None:
+            return True
+        # It waits for its refusal alone, and would hold up all others.
+        is_held_up = oldest.is_refused and self._is_refusing_in_vain
+        return is_held_up and len(lane.open) >= UNCOMMITTED_LIMIT
 
     # --- one command ------------------------------------------------------------------------------
 
@@ -502,8 +556,9 @@ class Workers:
 
     def _begin(self, partition: TopicPartition, lane: _Lane, order: _Order) -> None:
         """See a command through beside all others."""
-        self._waiting[order.flag_key] += 1
-        lane.busy += 1
+        if not order.why_not:  # else it is only refused
+            self._waiting[order.flag_key] += 1
+            lane.busy += 1
         self._spawn(self._see_through(partition, lane, order), f"command:{order.offset}")
 
     async def _see_through(self, partition: TopicPartition, lane: _Lane, order: _Order) -> None:
@@ -522,15 +577,17 @@ class Workers:
             self._report_for_a_while(Scope.COMMAND, where, why, "see whether it is still wanted; send it again")
             order.finish()
         finally:
-            lane.busy -= 1
-            self._waiting[order.flag_key] -= 1
-            if not self._waiting[order.flag_key]:
-                del self._waiting[order.flag_key]
+            if not order.why_not:
+                lane.busy -= 1
+                self._waiting[order.flag_key] -= 1
+                if not self._waiting[order.flag_key]:
+                    del self._waiting[order.flag_key]
 
     async def _obey(self, partition: TopicPartition, lane: _Lane, order: _Order, record: Record) -> bool:
-        """Carry a command out, forward it, or refuse it. False: its partition went, another replica reads it.
+        """Carry a command out, forward it, or refuse it.
 
-        A mistake of ours is tried twice, then refused.
+        False: its refusal waits for Kafka, or its partition went and another replica reads it. A mistake
+        of ours is tried twice, then refused.
         """
         event: CommandReceived | CommandUnusable
         try:
@@ -538,12 +595,13 @@ class Workers:
         except CommandRefused as fault:
             flag_key = fault.flag_key
             if order.hops == 0 and self._partition_of(flag_key) != record.partition:
-                await self._refuse([(record, fault)])  # its flag runs elsewhere; there is no order to forward
-                return True
+                # Its flag runs elsewhere; there is no order to forward.
+                self._let_refuse(_Refusal(partition, lane, order, record, fault))
+                return False
             event = self._as_refused(fault)
         except BadInput as fault:
-            await self._refuse([(record, fault)])
-            return True
+            self._let_refuse(_Refusal(partition, lane, order, record, fault))
+            return False
         else:
             flag_key = command.flag_key
             if order.hops == 0 and self._partition_of(flag_key) != record.partition:
@@ -555,16 +613,20 @@ class Workers:
                 return True
             is_backlog = record.offset < lane.end or order.hops > 0
             event = replace(command.event, is_backlog=is_backlog)
+        lowers = isinstance(event, CommandReceived) and event.verb in ALWAYS_ACCEPTED and not order.why_not
         failure, attempts = "", 0
         while attempts < 2:
             if self._lanes.get(partition) is not lane:
                 return False  # handed over: whoever runs the flag now reads it, for it is not committed
             run = self._start(flag_key)
-            if run.standing_still:
+            if run.standing_still and (attempts or not lowers):  # what lowers has it loaded once more
                 failure = run.standing_still
                 break
             try:
-                await run.worker.submit(event)
+                if order.why_not and isinstance(event, CommandReceived):
+                    await run.worker.refuse(event, order.why_not)
+                else:
+                    await run.worker.submit(event)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
@@ -576,17 +638,15 @@ class Workers:
                 self._log.exception("command_failed", flag_key=flag_key, attempt=attempts)
             else:
                 return True
-        await self._refuse_for_fault(record, event, flag_key, failure)
-        return True
-
-    async def _refuse_for_fault(
-        self, record: Record, event: CommandReceived | CommandUnusable, flag_key: str, why: str
-    ) -> None:
-        """Answer a command that we cannot carry out, though it says nothing wrong."""
-        self._report_for_a_while(Scope.COMMAND, event.command_id, f"{flag_key}: {why}", _SEND_AGAIN)
-        refused = CommandRefused(command_id=event.command_id, flag_key=flag_key, verb=event.verb, reason=why)
-        await self._refuse([(record, refused)])
-        self._count_refused(event.verb)
+        # We cannot carry it out, though it says nothing wrong.
+        self._report_for_a_while(Scope.COMMAND, event.command_id, f"{flag_key}: {failure}", _SEND_AGAIN)
+        refused = CommandRefused(command_id=event.command_id, flag_key=flag_key, verb=event.verb, reason=failure)
+        refusal = _Refusal(partition, lane, order, record, refused)
+        if lowers:
+            self._let_refuse(refusal)
+        else:
+            order.record, order.refusal = None, refusal
+        return False
 
     def _read(self, record: Record) -> ReadCommand:
         """Return the command in a record. Raises BadInput, also for one that we fail on."""
@@ -628,6 +688,9 @@ class Workers:
                 await lane.arrived.wait()
             if not lane.has_enough_strangers:
                 await self._idle.wait()
+            if len(self._refusals) >= REFUSALS_LIMIT and not self._is_refusing_in_vain:
+                await asyncio.sleep(LOOK_AT_MOST_EVERY_SECONDS)  # Kafka takes its time
+                continue
             try:
                 newest = lane.strangers[min(len(lane.strangers), STRANGERS_AT_ONCE) - 1].fetched_at
                 if self._indexed_at <= newest:
@@ -646,21 +709,15 @@ class Workers:
 
     async def _answer_some(self, partition: TopicPartition, lane: _Lane) -> None:
         """Answer the oldest strangers together."""
-        refused: list[tuple[_Order, Record, BadInput]] = []
-        trouble: OperatingTrouble | None = None
         for number in range(min(len(lane.strangers), STRANGERS_AT_ONCE)):
             if number % READ_AT_ONCE == READ_AT_ONCE - 1:
                 await asyncio.sleep(0)
             order = lane.strangers[0]
             assert order.record is not None
             flag_key = order.flag_key
-            try:
-                fault = await self._why_not(order, order.record)
-                if fault is None and not order.why_not and self._is_too_much(order):
-                    fault = await self._why_not(order, order.record)
-            except OperatingTrouble as error:
-                trouble = error
-                break
+            fault = self._why_not(order, order.record)
+            if fault is None and not order.why_not:
+                self._is_too_much(order)
             lane.strangers.popleft()
             lane.stranger_bytes -= len(order.record.value or b"")
             if order.is_queued:
@@ -670,13 +727,82 @@ class Workers:
             if fault is None:
                 self._begin(partition, lane, order)
             else:
-                refused.append((order, order.record, fault))
-        await self._refuse_all([(record, fault) for _, record, fault in refused])
-        for order, _, fault in refused:
-            order.finish()
-            self._count_refused(fault.verb if isinstance(fault, CommandRefused) else None)
-        if trouble is not None:
-            raise trouble
+                self._let_refuse(_Refusal(partition, lane, order, order.record, fault))
+
+    def _why_not(self, order: _Order, record: Record) -> BadInput | None:
+        """Return why a command is refused here and now; None when a worker has to see it.
+
+        The worker also answers what is too much, and keeps that answer: read again by the next owner,
+        the command must not be carried out after all.
+        """
+        if not order.why_not and self._is_known(order.flag_key):
+            return None
+        try:
+            command = self._read(record)
+        except CommandRefused as fault:
+            if order.why_not or not self._is_known(fault.flag_key):
+                return fault
+            order.flag_key = fault.flag_key
+            return None
+        except BadInput as fault:
+            return fault
+        event = command.event
+        order.flag_key = command.flag_key
+        if order.why_not or self._is_known(command.flag_key):
+            return None
+        after, effects = decide(None, event)
+        if after is not None:
+            return None
+        reason = next(effect.reason for effect in effects if isinstance(effect, AnswerCommand))
+        return CommandRefused(command_id=event.command_id, flag_key=command.flag_key, verb=event.verb, reason=reason)
+
+    # --- refusals ---------------------------------------------------------------------------------
+
+    @property
+    def _is_refusing_in_vain(self) -> bool:
+        """True once Kafka has taken no refusal for some time."""
+        since = self._refusing_since
+        return since is not None and self._tools.clock.monotonic() - since >= REFUSALS_AWAY_SECONDS
+
+    def _let_refuse(self, refusal: _Refusal) -> None:
+        """Let a command be refused once Kafka takes it: it is committed then, and holds up nothing until then."""
+        refusal.order.record, refusal.order.is_refused = None, True
+        self._refusals.append(refusal)
+        while len(self._refusals) > REFUSALS_LIMIT and self._is_refusing_in_vain:
+            self._give_up(self._refusals.popleft())
+        self._refused.set()
+
+    def _give_up(self, refusal: _Refusal) -> None:
+        refusal.order.finish()
+        self._given_up += 1
+        if self._given_up % 1000 == 1:
+            where = _named(refusal.partition)
+            self._log.error("command_refusals_dropped", partition=where, offset=refusal.order.offset, in_all=self._given_up)
+            why = f"{self._given_up:,} refused commands got no answer in all: Kafka took none for too long"
+            self._report_for_a_while(Scope.PARTITION, where, why, _SEND_AGAIN)
+
+    async def _send_refusals(self) -> None:
+        """Tell Kafka what is refused, for ever. What a crash leaves is not committed, and read again."""
+        while True:
+            if not self._refusals:
+                self._refused.clear()
+                await self._refused.wait()
+            batch = [self._refusals.popleft() for _ in range(min(len(self._refusals), STRANGERS_AT_ONCE))]
+            # Of a partition that went, another replica answers what is not committed.
+            batch = [one for one in batch if one.order.is_done or self._lanes.get(one.partition) is one.lane]
+            if self._refusing_since is None:
+                self._refusing_since = self._tools.clock.monotonic()
+            try:
+                await self._refuse_all([(one.record, one.fault) for one in batch])
+            except OperatingTrouble as trouble:
+                self._log.warning("refusals_wait", error=str(trouble))
+                self._refusals.extendleft(reversed(batch))
+                await asyncio.sleep(LOOK_EVERY_SECONDS)
+                continue
+            self._refusing_since = None
+            for one in batch:
+                one.order.finish()
+                self._count_refused(one.fault.verb if isinstance(one.fault, CommandRefused) else None)
 
     async def _refuse_all(self, refused: Sequence[tuple[Record, BadInput]]) -> None:
         """Refuse many together; one that we fail on costs no other its answer."""
@@ -696,35 +822,6 @@ class Workers:
             name = f"{record.topic}/{record.partition}/{record.offset}"
             why = f"it could not even be refused: {mistake!r}"
             self._report_for_a_while(Scope.COMMAND, name, why, _SEND_AGAIN)
-
-    async def _why_not(self, order: _Order, record: Record) -> BadInput | None:
-        """Return why a command is refused here and now; None when a worker has to see it."""
-        if not order.why_not and self._is_known(order.flag_key):
-            return None
-        try:
-            command = self._read(record)
-        except CommandRefused as fault:
-            if order.why_not or not self._is_known(fault.flag_key):
-                return fault
-            order.flag_key = fault.flag_key
-            return None
-        except BadInput as fault:
-            return fault
-        event, reason = command.event, order.why_not
-        order.flag_key = command.flag_key
-        if reason:
-            # Read again, after offsets were lost, say: what was answered gets its answer.
-            known = await self._tools.rollouts.answer_to(command.flag_key, event.command_id)
-            if known is not None:
-                return None
-        elif self._is_known(command.flag_key):
-            return None
-        else:
-            after, effects = decide(None, event)
-            if after is not None:
-                return None
-            reason = next(effect.reason for effect in effects if isinstance(effect, AnswerCommand))
-        return CommandRefused(command_id=event.command_id, flag_key=command.flag_key, verb=event.verb, reason=reason)
 
     # --- totals -----------------------------------------------------------------------------------
 
@@ -812,6 +909,8 @@ class Workers:
             self._tools.faults.clear(Scope.FLAG, flag_key)
 
     def _report_unseen(self, flag_key: str, mistake: Exception) -> None:
+        if flag_key not in self._runs:
+            return  # handed over while its totals were read
         if flag_key not in self._unseen:
             self._log.error("evidence_not_shown", flag_key=flag_key, error=repr(mistake))
         self._unseen.add(flag_key)
@@ -847,14 +946,19 @@ class Workers:
         run = self._runs.pop(flag_key)
         self._last_seen.pop(flag_key, None)
         self._watched.pop(flag_key, None)
-        self._unseen.discard(flag_key)
-        if self._broken.pop(flag_key, None) is not None or run.failures:
-            self._tools.faults.clear(Scope.FLAG, flag_key)
         if run.task is not None:
             run.task.cancel()
             await asyncio.wait([run.task])
         run.worker.abandon()
+        self._clear_faults(flag_key, run)
         self._released(flag_key)
+
+    def _clear_faults(self, flag_key: str, run: _Run) -> None:
+        """Clear what was reported of a flag that runs here no more: its next owner sees for itself."""
+        is_broken = self._broken.pop(flag_key, None) is not None or run.failures > 0
+        if is_broken or flag_key in self._unseen or run.worker.has_reported:
+            self._tools.faults.clear(Scope.FLAG, flag_key)
+        self._unseen.discard(flag_key)
 
     async def _keep_running(self, flag_key: str, run: _Run) -> None:
         """Run a worker. When it fails, its flag is reported and taken up again from what is stored."""

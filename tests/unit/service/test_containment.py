@@ -14,9 +14,10 @@ import structlog
 
 from controller.adapters import documents
 from controller.core.rollout import Baking, RolledBack, Rollout
-from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable
+from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, EventLogUnavailable
 from controller.health import Scope
 from controller.ports import OutboxEntry, Record
+from controller.service import workers as workers_module
 from controller.service.worker import FlagWorker
 from controller.service.workers import Peeked
 from tests.unit.service.test_workers import FLAGS, TOPIC, Cluster, Replica, partition_of
@@ -34,6 +35,15 @@ async def percent_of(cluster: Cluster, flag: str) -> float | None:
     """Return what is decided for a flag."""
     rollout = await cluster.stored(flag)
     return None if rollout is None else rollout.percent
+
+
+#: A record of a known flag that is no command.
+BAD_ID = json.dumps({"verb": "freeze", "id": "no id!"}).encode()
+
+
+def reasons(cluster: Cluster) -> list[str]:
+    """Return why each command was answered as it was."""
+    return [json.loads(entry.value)["data"]["reason"] for entry in cluster.publisher.distinct("results")]
 
 
 def alerts(cluster: Cluster) -> list[str]:
@@ -320,6 +330,115 @@ async def test_a_flag_that_cannot_be_read_stands_still_alone(is_newer: bool) -> 
     assert cluster.committed(flag) == 3
 
 
+@in_virtual_time
+async def test_a_roll_back_of_a_repaired_flag_is_obeyed_at_once() -> None:
+    """The flag stood still for long and was repaired: an order that lowers does not wait for the next try."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica():
+        cluster.order("start", flag)
+        await cluster.passes(3)
+    rollout = await cluster.stored(flag)
+    assert rollout is not None
+    cluster.rollouts.damage(flag, "no JSON")
+    async with cluster.replica() as replica:
+        await cluster.passes(400)
+        cluster.order("promote", flag)
+        await cluster.passes(1)
+        assert [str(fault) for _, fault in replica.refused if "repair flag" in str(fault)]
+        cluster.newest[flag] = rollout
+        cluster.order("roll_back", flag)
+        await cluster.passes(1)
+        assert cluster.results()["c3"] == "accepted"
+        assert await percent_of(cluster, flag) == 0
+        assert len(replica.refused) == 1
+
+
+# --- what is over with a flag that went, or with a run ----------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_flag_that_is_handed_over_leaves_no_fault() -> None:
+    """Its blind guardrails and its broken rules are reported by who runs it: not by who ran it, for ever."""
+    cluster, blind, wrong, late = Cluster(), FLAGS[0], FLAGS[1], FLAGS[2]
+    async with cluster.replica() as replica:
+        for flag in (blind, wrong, late):
+            cluster.order("start", flag)
+        await cluster.passes(3)
+        reading = asyncio.Event()
+
+        async def read(keys: Sequence[str], wanted: Mapping[str, Any]) -> Any:
+            if late in wanted and len(wanted) == 1:
+                reading.set()
+                await asyncio.sleep(2)  # it is handed over meanwhile
+            raise BrokenInvariant("totals cannot be read")
+
+        cluster.totals.read = read  # type: ignore[method-assign, assignment]
+        worker = replica.workers.worker(wrong)
+        assert worker is not None
+        worker._violated.add(("I1", 1))
+        replica.faults.report(Scope.FLAG, wrong, "a decision would break invariant I1")
+        await cluster.passes(5)
+        reading.clear()
+        await reading.wait()
+        assert {fault.name for fault in replica.faults.current} >= {blind, wrong}
+        await replica.log.reassign(frozenset())
+        await cluster.passes(10)
+        assert replica.workers.rollouts == {}
+        assert replica.faults.current == ()
+
+
+@in_virtual_time
+async def test_a_run_begins_without_the_faults_of_the_run_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part is restarted while a worker is broken: when that works again, nothing says that it does not."""
+    cluster, flag = Cluster(), FLAGS[0]
+    replica = Replica(cluster)
+    await replica.log.start()
+    task = asyncio.create_task(replica.workers.run())
+    await cluster.passes(2)
+    cluster.order("start", flag)
+    await cluster.passes(3)
+    poison = Poison(monkeypatch, flag)
+    cluster.order("freeze", flag)
+    await cluster.passes(2)
+    assert set(replica.workers.broken) == {flag}
+    replica.workers._unseen.add("flag-gone")
+    task.cancel()
+    await asyncio.wait([task])
+    poison.is_on = False
+    task = asyncio.create_task(replica.workers.run())
+    await cluster.passes(0)
+    assert replica.workers.broken == {}
+    assert replica.workers._unseen == set()
+    assert replica.faults.current == ()
+    await cluster.passes(5)
+    assert cluster.results()["c2"] == "accepted"
+    task.cancel()
+    await asyncio.wait([task])
+    await replica.log.stop()
+
+
+@in_virtual_time
+async def test_a_commit_that_fails_is_tried_again() -> None:
+    """What is done stays done: the next commit tells the brokers, though nothing else happens."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica:
+        cluster.order("start", flag)
+        await cluster.passes(3)
+        real_commit = replica.log.commit
+
+        async def commit(offsets: Mapping[Any, int]) -> None:
+            del offsets
+            raise EventLogUnavailable("no broker answers")
+
+        replica.log.commit = commit  # type: ignore[method-assign]
+        cluster.order("freeze", flag)
+        await cluster.passes(3)
+        assert cluster.committed(flag) == 1
+        replica.log.commit = real_commit  # type: ignore[method-assign]
+        await cluster.passes(5)
+        assert cluster.committed(flag) == 2
+
+
 # --- B1: the command topic grows --------------------------------------------------------------------------------------
 
 
@@ -540,13 +659,165 @@ async def test_of_one_flag_only_so_many_commands_wait() -> None:
             cluster.order("promote", flag)
         cluster.order("roll_back", flag)
         await cluster.passes(10)
-        assert len(replica.refused) == 50
-        assert all("send it again" in str(fault) for _, fault in replica.refused)
+        assert len(cluster.results()) == 1
         gate.set()
         await cluster.passes(10)
         assert await percent_of(cluster, flag) == 0
-        assert len(cluster.results()) == 102
+        assert len(cluster.results()) == 152
+        assert sum("send it again" in reason for reason in reasons(cluster)) == 50
+        assert replica.refused == []
     assert cluster.committed(flag) == 152
+
+
+@in_virtual_time
+async def test_a_command_refused_as_too_much_is_not_carried_out_by_the_next_owner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its refusal is kept as its answer: read again behind an uncommitted record, it gets the same."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica:
+        cluster.order("start", flag)
+        await cluster.passes(3)
+
+        async def refuse(refused: Sequence[Any]) -> None:
+            if any(isinstance(fault, CommandUnreadable) for _, fault in refused):
+                await asyncio.Event().wait()  # Kafka takes none of it
+            replica.refused.extend(refused)
+
+        replica.workers._refuse = refuse
+        real_save, gate = cluster.rollouts.save, asyncio.Event()
+
+        async def save(*args: Any, **kwargs: Any) -> bool:
+            await gate.wait()
+            return await real_save(*args, **kwargs)
+
+        cluster.rollouts.save = save  # type: ignore[method-assign]
+        cluster.broker.append(TOPIC, BAD_ID, key=flag.encode(), partition=0)
+        for _ in range(100):
+            cluster.order("unfreeze", flag)
+        cluster.order("promote", flag)  # c102
+        await cluster.passes(10)
+        gate.set()
+        await cluster.passes(10)
+        told = [fault.command_id for _, fault in replica.refused if isinstance(fault, CommandRefused)]
+        assert "c102" in told or cluster.results()["c102"] == "rejected"
+        assert await percent_of(cluster, flag) == 10
+        assert cluster.committed(flag) == 1
+    cluster.publisher.published.clear()
+    monkeypatch.setattr(workers_module, "COMMANDS_PER_FETCH", 20)  # fewer wait at once, there
+    async with cluster.replica():
+        await cluster.passes(10)
+        assert await percent_of(cluster, flag) == 10
+        assert cluster.results()["c102"] == "rejected"
+    assert cluster.committed(flag) == 103
+
+
+@in_virtual_time
+async def test_a_command_refused_for_a_fault_is_not_carried_out_by_the_next_owner() -> None:
+    """Nothing keeps that refusal, so it is told once the command is committed: not behind an open one."""
+    cluster, flag = Cluster(), FLAGS[0]
+    open_flag = next(name for number in range(99) if partition_of(name := f"other-{number}") == 0)
+    async with cluster.replica():
+        cluster.order("start", flag)
+        cluster.order("start", open_flag)
+        await cluster.passes(3)
+    rollout = await cluster.stored(flag)
+    assert rollout is not None
+    cluster.rollouts.damage(flag, "no JSON")
+    real_save, gate = cluster.rollouts.save, asyncio.Event()
+
+    async def save(flag_key: str, **kwargs: Any) -> bool:
+        if flag_key == open_flag and not gate.is_set():
+            await asyncio.Event().wait()
+        return await real_save(flag_key, **kwargs)
+
+    cluster.rollouts.save = save  # type: ignore[method-assign]
+    async with cluster.replica() as first:
+        await cluster.passes(3)
+        cluster.order("freeze", open_flag)  # stays open
+        cluster.order("promote", flag)  # c4
+        await cluster.passes(5)
+        assert cluster.committed(flag) == 2
+    gate.set()
+    cluster.newest[flag] = rollout
+    async with cluster.replica() as second:
+        await cluster.passes(10)
+        told = [fault.command_id for _, fault in (*first.refused, *second.refused) if isinstance(fault, CommandRefused)]
+        assert (cluster.results().get("c4"), told) == ("accepted", [])
+    assert cluster.committed(flag) == 4
+
+
+# --- refusals that Kafka does not take --------------------------------------------------------------------------------
+
+
+async def never(_refused: Sequence[Any]) -> None:
+    """Refuse as while Kafka takes nothing."""
+    await asyncio.Event().wait()
+
+
+@in_virtual_time
+async def test_records_that_cannot_be_set_aside_keep_no_roll_back_waiting() -> None:
+    """The quarantine is away: 220 roll backs of a flag without a proper id wait for it, an honest one is obeyed."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica:
+        cluster.order("start", flag)
+        await cluster.passes(3)
+        real_refuse, replica.workers._refuse = replica.workers._refuse, never
+        for number in range(220):
+            value = json.dumps({"verb": "roll_back", "id": f"bad id {number}!"}).encode()
+            cluster.broker.append(TOPIC, value, key=flag.encode(), partition=0)
+        await cluster.passes(3)
+        cluster.order("roll_back", flag)
+        await cluster.passes(1)
+        assert await percent_of(cluster, flag) == 0
+        assert cluster.results() == {"c1": "accepted", "c2": "accepted"}
+        assert not replica.workers._waiting
+        assert cluster.committed(flag) == 1
+        replica.workers._refuse = real_refuse
+    async with cluster.replica() as replica:
+        await cluster.passes(5)
+        assert len(replica.refused) == 220
+    assert cluster.committed(flag) == 222
+
+
+@in_virtual_time
+async def test_answers_that_kafka_does_not_take_keep_no_roll_back_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many refusals wait, the oldest are given up, loudly, before commands are read no more."""
+    for limit, value in (("STRANGERS_LIMIT", 50), ("REFUSALS_LIMIT", 60), ("UNCOMMITTED_LIMIT", 100)):
+        monkeypatch.setattr(workers_module, limit, value)
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica:
+        cluster.order("start", flag)
+        await cluster.passes(3)
+        replica.workers._refuse = never
+        for number in range(500):
+            cluster.order("promote", f"nobody-{number}", partition=0)
+        cluster.order("roll_back", flag)
+        await cluster.passes(20)
+        assert await percent_of(cluster, flag) == 0
+        fault = replica.faults.of(Scope.PARTITION, f"{TOPIC}/0")
+        assert fault is not None
+        assert "got no answer" in fault.why
+
+
+@in_virtual_time
+async def test_while_kafka_takes_its_time_no_refusal_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow is not away: what is refused waits, and each gets its answer."""
+    for limit, value in (("STRANGERS_LIMIT", 50), ("REFUSALS_LIMIT", 60), ("UNCOMMITTED_LIMIT", 100)):
+        monkeypatch.setattr(workers_module, limit, value)
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica:
+
+        async def refuse(refused: Sequence[Any]) -> None:
+            await asyncio.sleep(2)
+            replica.refused.extend(refused)
+
+        replica.workers._refuse = refuse
+        for number in range(500):
+            cluster.order("promote", f"nobody-{number}", partition=0)
+        await cluster.passes(60)
+        assert len(replica.refused) == 500
+    assert cluster.committed(flag) == 500
 
 
 # --- B7: what is read a second time -----------------------------------------------------------------------------------
