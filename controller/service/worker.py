@@ -82,6 +82,10 @@ EFFECTS_PER_SAVE = 100
 #: Alerts and repeated answers wait in memory alone; of more than this the oldest are dropped.
 UNSAVED_LIMIT = 200
 LONGEST_RETRY_SECONDS = 5.0
+#: Who reports a fault of the flag, and alone clears it. At start-up documents are read that cannot
+#: be; that is over once a worker has read it.
+START_UP = "start-up"
+_INVARIANTS = "invariants"
 
 T = TypeVar("T")
 
@@ -172,6 +176,7 @@ class FlagWorker:
             _, done = self._inbox.popleft()
             if done is not None:
                 done.cancel()
+        self._tools.faults.clear(Scope.FLAG, self.flag_key, reporter=_INVARIANTS)
 
     def let_go(self, why: Exception) -> None:
         """Tell whoever waits for a command that it will not be carried out here."""
@@ -207,8 +212,7 @@ class FlagWorker:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._publish_outbox(), name=f"outbox:{self.flag_key}")
             await self._load()
-            if not self.has_failed:
-                self._tools.faults.clear(Scope.FLAG, self.flag_key)  # what start-up could not read
+            self._tools.faults.clear(Scope.FLAG, self.flag_key, reporter=START_UP)
             await self._heal()
             await self._handle(Restarted(self._now()))
             while True:
@@ -369,10 +373,11 @@ class FlagWorker:
             self._tools.metrics.invariant_violations.of(one.rule).inc()
             self._log.error("invariant_violated", invariant=one.rule, error=one.why, is_saved=not one.forbids)
             why = f"a decision would break invariant {one.rule}: {one.why}"
-            self._tools.faults.report(Scope.FLAG, self.flag_key, why, "report it with the log; decide by hand")
+            remedy = "report it with the log; decide by hand"
+            self._tools.faults.report(Scope.FLAG, self.flag_key, why, remedy, reporter=_INVARIANTS)
         if self._violated and not found and transition.after is not transition.before:
             self._violated.clear()
-            self._tools.faults.clear(Scope.FLAG, self.flag_key)
+            self._tools.faults.clear(Scope.FLAG, self.flag_key, reporter=_INVARIANTS)
         return found
 
     def _note_bake(self, rollout: Rollout | None, at: datetime) -> None:

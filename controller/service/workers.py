@@ -297,7 +297,9 @@ class Workers:
         # Of a run before this one nothing is left: its tasks are gone, and so is what waited for them.
         for flag_key, run in self._runs.items():
             run.worker.abandon()
+            self._tools.faults.clear(Scope.FLAG, flag_key, reporter=_WORKER)
             self._released(flag_key)
+        self._broken.clear()
         self._runs.clear()
         self._lanes.clear()
         self._waiting.clear()
@@ -393,7 +395,7 @@ class Workers:
             lane = self._lanes.pop(partition)
             if lane.task is not None:
                 lane.task.cancel()
-            self._tools.faults.clear(Scope.PARTITION, _named(partition))
+            self._tools.faults.clear(Scope.PARTITION, _named(partition), reporter=_COMMANDS)
             for flag_key in [key for key in self._runs if self._home(key) == partition[1]]:
                 await self._stop(flag_key)
         for partition in assigned - set(self._lanes):
@@ -403,7 +405,7 @@ class Workers:
                 if not isinstance(trouble, OperatingTrouble):
                     self._log.exception("commands_not_taken_over", partition=partition[1])
                     why = f"its commands cannot be taken over: {trouble!r}"
-                    self._tools.faults.report(Scope.PARTITION, _named(partition), why)
+                    self._tools.faults.report(Scope.PARTITION, _named(partition), why, reporter=_COMMANDS)
                 self._log.warning("commands_not_ready", partition=partition[1], error=str(trouble))
 
     async def _take_over(self, partition: TopicPartition) -> None:
@@ -431,7 +433,7 @@ class Workers:
             remedy = "nothing, unless commands given lately have no answer: then send them again"
             self._report_for_a_while(Scope.PARTITION, _named(partition), why, remedy)
         else:
-            self._tools.faults.clear(Scope.PARTITION, _named(partition))
+            self._tools.faults.clear(Scope.PARTITION, _named(partition), reporter=_COMMANDS)
         self._log.info("commands_taken_over", partition=partition[1], offset=start)
 
     async def _place_flags(self) -> None:
@@ -758,6 +760,9 @@ class Workers:
         }
         for flag_key in self._watched.keys() - live.keys():
             del self._watched[flag_key]
+        for flag_key in self._unseen - wanted.keys():
+            self._unseen.discard(flag_key)
+            self._tools.faults.clear(Scope.FLAG, flag_key, reporter=_LOOKING)
         if not wanted:
             return
         keys = self._event_partitions()
@@ -806,7 +811,7 @@ class Workers:
         self._last_seen[flag_key] = (visits, now)
         if flag_key in self._unseen:
             self._unseen.discard(flag_key)
-            self._tools.faults.clear(Scope.FLAG, flag_key)
+            self._tools.faults.clear(Scope.FLAG, flag_key, reporter=_LOOKING)
 
     def _report_unseen(self, flag_key: str, mistake: Exception) -> None:
         if flag_key not in self._unseen:
@@ -814,7 +819,7 @@ class Workers:
         self._unseen.add(flag_key)
         why = f"its totals cannot be read, so its guardrails are blind: {mistake!r}"
         remedy = f"rolloutctl pause {flag_key}, or roll it back, until they can"
-        self._tools.faults.report(Scope.FLAG, flag_key, why, remedy)
+        self._tools.faults.report(Scope.FLAG, flag_key, why, remedy, reporter=_LOOKING)
 
     def _show(
         self,
@@ -845,8 +850,9 @@ class Workers:
         self._last_seen.pop(flag_key, None)
         self._watched.pop(flag_key, None)
         self._unseen.discard(flag_key)
-        if self._broken.pop(flag_key, None) is not None or run.failures:
-            self._tools.faults.clear(Scope.FLAG, flag_key)
+        self._broken.pop(flag_key, None)
+        for reporter in (_LOOKING, _WORKER):
+            self._tools.faults.clear(Scope.FLAG, flag_key, reporter=reporter)
         if run.task is not None:
             run.task.cancel()
             await asyncio.wait([run.task])
@@ -877,7 +883,8 @@ class Workers:
                 remedy = f"rolloutd repair flag {flag_key}, or run the release that wrote it"
                 run.standing_still = f"{why}; remedy: {remedy}"
                 run.worker.let_go(CommandsNotHeard(run.standing_still))
-            self._tools.faults.report(Scope.FLAG, flag_key, f"its worker stopped: {why}", remedy)
+            stopped = f"its worker stopped: {why}"
+            self._tools.faults.report(Scope.FLAG, flag_key, stopped, remedy, reporter=_WORKER)
             self._log.error(
                 "worker_stopped",
                 flag_key=flag_key,
@@ -926,15 +933,15 @@ class Workers:
             if run.restarted_at is not None and now - run.restarted_at >= STEADY_SECONDS:
                 run.restarted_at = None
                 run.worker.has_failed = False
-                self._tools.faults.clear(Scope.FLAG, flag_key)
+                self._tools.faults.clear(Scope.FLAG, flag_key, reporter=_WORKER)
 
     def _report_for_a_while(self, scope: Scope, name: str, why: str, remedy: str) -> None:
         """Report what is over already: shown for an hour."""
-        self._tools.faults.report(scope, name, why, remedy)
+        self._tools.faults.report(scope, name, why, remedy, reporter=_COMMANDS)
         self._shown.pop((scope, name), None)
         self._shown[scope, name] = self._tools.clock.monotonic() + SHOWN_SECONDS
         if len(self._shown) > 10 * self._tools.faults.MOST_PER_SCOPE:
-            self._tools.faults.clear(*self._forget_oldest())
+            self._tools.faults.clear(*self._forget_oldest(), reporter=_COMMANDS)
 
     def _forget_oldest(self) -> tuple[Scope, str]:
         oldest = next(iter(self._shown))
@@ -944,13 +951,17 @@ class Workers:
     def _forget_shown(self) -> None:
         now = self._tools.clock.monotonic()
         while self._shown and next(iter(self._shown.values())) <= now:
-            self._tools.faults.clear(*self._forget_oldest())
+            self._tools.faults.clear(*self._forget_oldest(), reporter=_COMMANDS)
 
 
 class CommandsNotHeard(Exception):
     """A flag stands still: what waits for its worker waits in vain."""
 
 
+#: Who reports a fault, and alone clears it.
+_COMMANDS = "commands"
+_LOOKING = "looking"
+_WORKER = "worker"
 _SEND_AGAIN = "send it again in another form; report this with the log if it goes on"
 
 

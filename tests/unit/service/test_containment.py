@@ -13,12 +13,16 @@ import pytest
 import structlog
 
 from controller.adapters import documents
+from controller.adapters.memory import MemoryRollouts
+from controller.bootstrap import Daemon
 from controller.core.rollout import Baking, RolledBack, Rollout
 from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable
 from controller.health import Scope
 from controller.ports import OutboxEntry, Record
 from controller.service.worker import FlagWorker
 from controller.service.workers import Peeked
+from controller.settings import Settings
+from tests.builders import make_plan, make_rollout
 from tests.unit.service.test_workers import FLAGS, TOPIC, Cluster, Replica, partition_of
 from tests.virtual_time import in_virtual_time
 
@@ -318,6 +322,48 @@ async def test_a_flag_that_cannot_be_read_stands_still_alone(is_newer: bool) -> 
         assert await cluster.stored(flag) == rollout
         assert replica.faults.of(Scope.FLAG, flag) is None
     assert cluster.committed(flag) == 3
+
+
+async def test_damage_found_at_start_up_is_over_on_replicas_that_do_not_run_the_flag() -> None:
+    """Whoever runs it has repaired it: the state topic brings a newer document, or the store is asked again."""
+    daemon = Daemon(Settings.model_validate({}))
+    rollouts = MemoryRollouts()
+    daemon._tools = replace(daemon._tools, rollouts=rollouts)
+
+    def faults() -> list[tuple[str, str]]:
+        return [(fault.name, fault.reporter) for fault in daemon._faults.current]
+
+    for flag in FLAGS.values():
+        rollouts.damage(flag, "schema_version 99")
+        daemon._unreadable(flag, "schema_version 99")
+    daemon._faults.report(Scope.FLAG, FLAGS[1], "its worker stopped", reporter="worker")
+    await daemon._read_damaged_again()
+    assert len(faults()) == len(FLAGS) + 1
+    daemon._learn_alone(make_rollout(plan=make_plan(flag_key=FLAGS[0])))
+    assert (FLAGS[0], "start-up") not in faults()
+    await rollouts.discard(FLAGS[1])
+    await daemon._read_damaged_again()
+    assert (FLAGS[1], "start-up") not in faults()
+    assert (FLAGS[1], "worker") in faults()
+    assert len(faults()) == len(FLAGS) - 1
+
+
+@in_virtual_time
+async def test_a_stopped_worker_takes_no_other_part_s_fault_away() -> None:
+    """It runs again and its own fault is over; what ingest found is there as before."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica:
+        cluster.order("start", flag)
+        await cluster.passes(3)
+        replica.faults.report(Scope.FLAG, flag, "its contexts fill the partition", reporter="budget")
+        worker = replica.workers.worker(flag)
+        assert worker is not None
+        real, worker._decide = worker._decide, None  # type: ignore[assignment]
+        await cluster.passes(3)
+        assert {fault.reporter for fault in replica.faults.current} == {"budget", "worker"}
+        worker._decide = real  # type: ignore[method-assign]
+        await cluster.passes(60)
+        assert {fault.reporter for fault in replica.faults.current} == {"budget"}
 
 
 # --- B1: the command topic grows --------------------------------------------------------------------------------------
