@@ -6,6 +6,8 @@ How the parts are started, watched and stopped is `service/supervisor.py`.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -85,9 +87,9 @@ OPS_CONNECTIONS = 64
 """Connections of the port for probes: some kubelets, some Prometheus servers, and room for people."""
 
 IDENTITY_SECONDS = 60.0
+"""How often it is asked whether Redis still holds our keys and not another environment's."""
 #: Who reports a fault of a flag, and alone clears it.
 _STATE, _FOREIGN, _TIMES = "state", "foreign", "times"
-"""How often it is asked whether Redis still holds our keys and not another environment's."""
 
 _OWN_TOPICS = "Give each environment its own kafka.topic_prefix, or its own Kafka"
 
@@ -255,6 +257,7 @@ class Daemon:
             views=self._views,
             expected_partitions=lambda: sum(self._expected().values()),
             also_blind=self._why_all_blind,
+            replica=settings.kafka.static_member_id or f"{socket.gethostname()}.{os.getpid()}",
             send=self._send_alerts,
             count=self._metrics.unwatched_rollouts.set,
             note=lambda alert: self._metrics.alerts.of(alert.kind, alert.severity).inc(),
@@ -746,6 +749,7 @@ class Daemon:
             effects=self._workers.pending_effects,
             effects_seconds=self._workers.outbox_seconds,
             broken=self._workers.broken,
+            unsaved=self._workers.unsaved,
             gaps=self._actuation.gaps,
             not_served=self._board.why_not or self._board.why_stale,
             clocks=self._clock.why_not(),
@@ -783,9 +787,9 @@ class Daemon:
                 continue
             is_ours = bool(owned) and self._command_partition(flag_key) in owned
             # While this replica cannot start, it does not know who else runs the flag: after a while
-            # it says what it sees, under a key that all replicas share.
+            # it says so, under a key of its own.
             if is_ours or (is_late and not self._health.has_started):
-                views.append(Unseen(flag_key, rollout))
+                views.append(Unseen(flag_key, rollout, is_ours=is_ours))
         return views
 
     def _why_all_blind(self) -> str | None:

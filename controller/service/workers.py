@@ -172,6 +172,9 @@ class WatchView:
     rollout: Rollout
     evidence: Evidence | None  # the newest that its worker was shown; None: none yet
     looked_at: float | None  # monotonic seconds of it
+    handled_at: float | None = None  # when its worker last saw a look through, saved
+    trouble: str = ""  # why its worker sees nothing: stopped by a mistake, or nothing is saved
+    is_ours: bool = True
 
 
 class Workers:
@@ -240,6 +243,12 @@ class Workers:
         return dict(self._broken)
 
     @property
+    def unsaved(self) -> Mapping[str, str]:
+        """Flags of which nothing is decided because the store fails, and why."""
+        whys = ((key, run.worker.unsaved) for key, run in self._runs.items())
+        return {key: why for key, why in whys if why is not None}
+
+    @property
     def owned(self) -> frozenset[TopicPartition]:
         """The command partitions whose flags run here."""
         return frozenset(self._lanes)
@@ -283,7 +292,12 @@ class Workers:
         for flag_key, rollout in self.rollouts.items():
             if not rollout.has_ended:
                 evidence, looked_at = self._watched.get(flag_key, (None, None))
-                views.append(WatchView(flag_key, rollout, evidence, looked_at))
+                worker = self._runs[flag_key].worker
+                trouble = worker.unsaved or ""
+                if (mistake := self._broken.get(flag_key)) is not None:
+                    trouble = f"its worker stopped: {mistake}"
+                view = WatchView(flag_key, rollout, evidence, looked_at, worker.seen_at, trouble)
+                views.append(view)
         return views
 
     def counted(self) -> None:
