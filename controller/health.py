@@ -158,10 +158,19 @@ class Faults:
         if known is not None:
             faults[key] = replace(known, why=why, remedy=remedy, times=known.times + 1)
             return
-        if len(faults) >= self.MOST_KEPT:
+        is_full = len(faults) >= self.MOST_KEPT
+        if is_full:
             del faults[next(iter(faults))]
         faults[key] = Fault(scope, name, why, remedy, self._now(), reporter=reporter)
-        self._log.error("fault_contained", scope=scope.value, name=name, reporter=reporter, error=why, remedy=remedy)
+        if not is_full:  # thousands that take turns must not flood the log
+            self._log.error(
+                "fault_contained",
+                scope=scope.value,
+                name=name,
+                reporter=reporter,
+                error=why,
+                remedy=remedy,
+            )
 
     def clear(self, scope: Scope, name: str, *, reporter: str = "") -> None:
         """Note that what this reporter reported is over. What it never reported is no fault."""

@@ -70,6 +70,16 @@ def test_a_flood_of_old_faults_hides_no_later_one_and_more_falls_again() -> None
     assert faults.more[Scope.COMMAND] == 0
 
 
+def test_thousands_of_faults_that_take_turns_do_not_flood_the_log() -> None:
+    """Redis takes the saves of no flag, and each says so every few seconds."""
+    faults = Faults(_Time())
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            for number in range(3 * Faults.MOST_KEPT):
+                faults.report(Scope.FLAG, f"flag-{number}", "it is not saved", reporter="saving")
+    assert len(lines) == Faults.MOST_KEPT
+
+
 def test_each_reporter_clears_only_its_own_fault() -> None:
     """Two parts find something wrong with one flag: both are shown, and one that is over hides none."""
     faults = Faults(_Time())
