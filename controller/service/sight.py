@@ -186,7 +186,7 @@ class Sight:
         self._replica = replica
         self._count = count
         self._note = note
-        self._seen_first: dict[str, tuple[str, float]] = {}  # by flag: rollout, since when
+        self._seen_first: dict[str, tuple[str, bool, float]] = {}  # by flag: rollout, whether ours, since when
         self._stands: dict[str, _Stand] = {}
         self._episodes: dict[str, _Episode] = {}
         self._waiting: list[Waiting] = []
@@ -220,9 +220,9 @@ class Sight:
         for view in views:
             rollout = view.rollout
             known = self._seen_first.get(view.flag_key)
-            if known is None or known[0] != rollout.rollout_id:
-                known = self._seen_first[view.flag_key] = (rollout.rollout_id, now)
-            looked_at = known[1] if view.looked_at is None else max(view.looked_at, known[1])
+            if known is None or known[:2] != (rollout.rollout_id, view.is_ours):
+                known = self._seen_first[view.flag_key] = (rollout.rollout_id, view.is_ours, now)
+            looked_at = known[2] if view.looked_at is None else max(view.looked_at, known[2])
             why = (
                 blind
                 or view.trouble
@@ -235,7 +235,7 @@ class Sight:
                     waiting,
                 )
             )
-            handled_at = known[1] if view.handled_at is None else max(view.handled_at, known[1])
+            handled_at = known[2] if view.handled_at is None else max(view.handled_at, known[2])
             if not why and now - handled_at > HANDLED_WITHIN_SECONDS:
                 why = f"its worker has seen no look through for {now - handled_at:.0f} s"
             self._follow(rollout, why or None, now, is_ours=view.is_ours)
@@ -285,7 +285,7 @@ class Sight:
         episode.alerted_at = now
         if not is_ours:
             if is_new:
-                log.warning("rollout_not_seen", flag_key=rollout.flag_key, percent=rollout.percent, reason=why)
+                log.warning("rollout_unwatched", flag_key=rollout.flag_key, percent=rollout.percent, reason=why)
             self._raise(
                 rollout,
                 Severity.WARNING,
