@@ -6,6 +6,8 @@ How the parts are started, watched and stopped is `service/supervisor.py`.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -35,8 +37,10 @@ from controller.errors import (
     CommandRefused,
     CommandUnreadable,
     ConfigInvalid,
+    DocumentUnreadable,
     EventLogUnavailable,
     ForeignDocument,
+    OperatingTrouble,
     RolloutdError,
     StoreUnavailable,
 )
@@ -58,7 +62,7 @@ from controller.service.reporter import (
 from controller.service.sight import Sight, Unseen, View, Waiting
 from controller.service.supervisor import Parts, Step, Supervisor
 from controller.service.watchdog import ConsumerWatchdog, StallMeter
-from controller.service.worker import Tools
+from controller.service.worker import START_UP, Tools
 from controller.service.workers import Peeked, ReadCommand, Workers
 from controller.settings import RedisPlaneSettings, RedisSettings, Settings, open_doors
 from controller.web.app import make_app, make_ops_app
@@ -87,6 +91,8 @@ OPS_CONNECTIONS = 64
 
 IDENTITY_SECONDS = 60.0
 """How often it is asked whether Redis still holds our keys and not another environment's."""
+#: Who reports a fault of a flag, and alone clears it.
+_STATE, _FOREIGN, _TIMES = "state", "foreign", "times"
 
 _OWN_TOPICS = "Give each environment its own kafka.topic_prefix, or its own Kafka"
 
@@ -133,6 +139,7 @@ class Daemon:
         self._began_at = self._clock.monotonic()
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
         self._times_ahead: set[str] = set()
+        self._damaged: set[str] = set()  # flags whose document start-up could not read
         self._stored_flags: frozenset[str] = frozenset()
         self._topology = KafkaTopology(settings.kafka, self._faults, remade=self._topic_remade)
         self._store = Store.connect(
@@ -257,6 +264,7 @@ class Daemon:
             views=self._views,
             expected_partitions=lambda: sum(self._expected().values()),
             also_blind=self._why_all_blind,
+            replica=settings.kafka.static_member_id or f"{socket.gethostname()}.{os.getpid()}",
             send=self._send_alerts,
             count=self._metrics.unwatched_rollouts.set,
             note=lambda alert: self._metrics.alerts.of(alert.kind, alert.severity).inc(),
@@ -473,7 +481,12 @@ class Daemon:
         except Exception as error:  # the edge of one flag: the topic would bring it again for ever
             why = f"revision {rollout.revision} cannot be used: {type(error).__name__}: {error}"
             self._log.exception("document_unusable", flag_key=rollout.flag_key)
-            self._faults.report(Scope.FLAG, rollout.flag_key, why[:300], "see document_unusable in the log")
+            remedy = "see document_unusable in the log"
+            self._faults.report(Scope.FLAG, rollout.flag_key, why[:300], remedy, reporter=_STATE)
+        else:
+            self._faults.clear(Scope.FLAG, rollout.flag_key, reporter=_STATE)
+            # Whoever runs it has written a document that can be read.
+            self._readable(rollout.flag_key)
 
     def _read_state(self, value: bytes) -> Rollout:
         """Return the rollout of a record of the state topic. Raises DocumentUnreadable."""
@@ -484,7 +497,8 @@ class Daemon:
             if self._foreign_state is None:
                 self._foreign_state = (documents.read_state(value).flag_key, foreign.environment)
                 flag_key, _ = self._foreign_state
-                self._faults.report(Scope.FLAG, flag_key, self._foreign_state_words(), _OWN_TOPICS)
+                why = self._foreign_state_words()
+                self._faults.report(Scope.FLAG, flag_key, why, _OWN_TOPICS, reporter=_FOREIGN)
             raise
 
     def _foreign_state_words(self) -> str:
@@ -614,7 +628,24 @@ class Daemon:
     def _unreadable(self, flag_key: str, why: str) -> None:
         """One flag's document cannot be read: the others start, and it is served as the state topic says."""
         remedy = f"rolloutd repair flag {flag_key}, or run the release that wrote it"
-        self._faults.report(Scope.FLAG, flag_key, f"what is stored for it cannot be read: {why}", remedy)
+        why = f"what is stored for it cannot be read: {why}"
+        self._damaged.add(flag_key)
+        self._faults.report(Scope.FLAG, flag_key, why, remedy, reporter=START_UP)
+
+    def _readable(self, flag_key: str) -> None:
+        """One flag's document can be read again, or is gone."""
+        self._damaged.discard(flag_key)
+        self._faults.clear(Scope.FLAG, flag_key, reporter=START_UP)
+
+    async def _read_damaged_again(self) -> None:
+        """Ask for what start-up could not read: another replica may run the flag, and have repaired it."""
+        for flag_key in sorted(self._damaged):
+            try:
+                stored = await self._tools.rollouts.load(flag_key)
+            except DocumentUnreadable:
+                continue
+            if not stored.trouble:
+                self._readable(flag_key)
 
     def _known_flags(self) -> Sequence[str]:
         return sorted({*self._newest, *self._stored_flags})
@@ -693,6 +724,10 @@ class Daemon:
         """Ask now and then whether this Redis still is ours: an address may come to name another."""
         while True:
             await asyncio.sleep(IDENTITY_SECONDS)
+            try:
+                await self._read_damaged_again()
+            except OperatingTrouble as trouble:
+                self._log.warning("damaged_not_read", error=str(trouble))
             if self._identity is None:
                 continue
             epoch = self._settings.kafka.topic_epoch
@@ -728,10 +763,13 @@ class Daemon:
                 self._times_ahead.add(flag_key)
                 why = f"its last transition is {ahead:.0f} s ahead of the clocks, so nothing about it moves"
                 remedy = "it is brought back by itself once the clocks agree: see the fault of scope clock"
-                self._faults.report(Scope.FLAG, flag_key, why, remedy)
+                self._faults.report(Scope.FLAG, flag_key, why, remedy, reporter=_TIMES)
             elif flag_key in self._times_ahead:
                 self._times_ahead.discard(flag_key)
-                self._faults.clear(Scope.FLAG, flag_key)
+                self._faults.clear(Scope.FLAG, flag_key, reporter=_TIMES)
+        for flag_key in self._times_ahead - self._workers.rollouts.keys():
+            self._times_ahead.discard(flag_key)  # another replica runs it now
+            self._faults.clear(Scope.FLAG, flag_key, reporter=_TIMES)
 
     def _signs(self) -> Signs:
         """Return how everything stands now."""
@@ -752,6 +790,7 @@ class Daemon:
             effects=self._workers.pending_effects,
             effects_seconds=self._workers.outbox_seconds,
             broken=self._workers.broken,
+            unsaved=self._workers.unsaved,
             gaps=self._actuation.gaps,
             not_served=self._board.why_not or self._board.why_stale,
             clocks=self._clock.why_not(),
@@ -789,9 +828,9 @@ class Daemon:
                 continue
             is_ours = bool(owned) and self._command_partition(flag_key) in owned
             # While this replica cannot start, it does not know who else runs the flag: after a while
-            # it says what it sees, under a key that all replicas share.
+            # it says so, under a key of its own.
             if is_ours or (is_late and not self._health.has_started):
-                views.append(Unseen(flag_key, rollout))
+                views.append(Unseen(flag_key, rollout, is_ours=is_ours))
         return views
 
     def _why_all_blind(self) -> str | None:

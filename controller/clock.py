@@ -14,6 +14,8 @@ from typing import Final, Protocol
 
 #: While time has to go back it passes at half speed: it never stands still and never falls.
 BACK_AT_RATE: Final = 0.5
+#: A small correction forward is spread: what waits for a time waits at most a tenth less.
+FORWARD_AT_RATE: Final = 0.1
 WALL: Final = "wall"  # this machine's own wall clock, in `AgreedClock.skews`
 STORE: Final = "redis"
 BROKER: Final = "kafka"
@@ -69,9 +71,10 @@ class AgreedClock:
     `why_not` says so, for nothing must be raised by a time that is in doubt.
 
     Never runs backwards once `compare` was called, which is before anything is decided: a
-    correction back is made by passing at half speed. A correction forward is made at once. It
-    follows a disagreement, during which nothing was raised, so it shortens no bake that began in
-    it.
+    correction back is made by passing at half speed. A correction forward within the tolerance, a
+    Redis that fails over to a replica with a better clock, say, is made by passing a tenth faster. A
+    larger one is made at once, and so is any that follows a disagreement, during which nothing was
+    raised: it shortens no bake that began in it.
     """
 
     def __init__(self, local: _Local, *, max_skew_seconds: float = 5.0) -> None:
@@ -81,6 +84,7 @@ class AgreedClock:
         self._offset = 0.0  # of this clock to `local`, as it was at `_moved_at`
         self._target = 0.0
         self._moved_at = local.monotonic()
+        self._is_jump = False  # a correction forward is made at once
         self._has_agreed = False
         self._was_compared = False
         self.compared_at: float | None = None
@@ -106,6 +110,7 @@ class AgreedClock:
 
     def note(self, against: str, ahead_seconds: float | None) -> None:
         """Take how far another clock is ahead of this process's uncorrected time, or None."""
+        was_in_doubt = self._spread() > self.max_skew_seconds
         if ahead_seconds is None:
             self._ahead.pop(against, None)
         else:
@@ -114,6 +119,9 @@ class AgreedClock:
         offset = self._move()
         is_first = len(self._ahead) >= 2 and not self._was_compared
         self._target = self._agreed(offset)
+        is_in_doubt = was_in_doubt or self._spread() > self.max_skew_seconds
+        is_large = self._target - offset > self.max_skew_seconds
+        self._is_jump = is_in_doubt or is_large
         if is_first:
             self._was_compared = True
             self._offset = self._target  # nothing was decided yet: no need to approach it
@@ -128,7 +136,7 @@ class AgreedClock:
         if not self._was_compared:
             return "this replica's clock has not been compared with Redis's yet"
         ahead = dict(self._ahead)
-        if max(ahead.values()) - min(ahead.values()) <= self.max_skew_seconds:
+        if self._spread() <= self.max_skew_seconds:
             return None
         offset = self._move()
         said = ", ".join(
@@ -137,6 +145,11 @@ class AgreedClock:
             if abs(seconds - offset) > 0.05
         )
         return f"the clocks disagree by more than {self.max_skew_seconds:g} s: {said}"
+
+    def _spread(self) -> float:
+        """Return by how much the clocks that are known differ at most."""
+        ahead = list(self._ahead.values())
+        return max(ahead) - min(ahead) if ahead else 0.0
 
     def _agreed(self, offset: float) -> float:
         """Return the offset that the clocks agree on; `offset` is that of now."""
@@ -156,6 +169,9 @@ class AgreedClock:
         if self._target < self._offset:
             slowed = self._offset - BACK_AT_RATE * (now - self._moved_at)
             self._offset = max(self._target, slowed)
+        elif not self._is_jump:
+            quickened = self._offset + FORWARD_AT_RATE * (now - self._moved_at)
+            self._offset = min(self._target, quickened)
         else:
             self._offset = self._target
         self._moved_at = now

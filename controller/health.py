@@ -128,64 +128,90 @@ class Fault:
     remedy: str  # what to do about it, a command where there is one; empty: it passes by itself
     since: datetime
     times: int = 1  # how often it was reported
+    reporter: str = ""  # the part that reported it, and that alone clears it
 
 
 class Faults:
     """Every fault that is contained now. Each is logged when it begins and when it ends, and shown until then.
 
-    Bounded: of each scope at most `MOST_PER_SCOPE` are kept by name, others are counted in `more`. Safe to read from
-    another thread.
+    Several parts may find something wrong with one flag: each clears only what it reported itself.
+    Bounded: of each scope the newest `MOST_PER_SCOPE` are shown and `MOST_KEPT` are kept, the oldest
+    give way. Safe to read from another thread.
     """
 
     MOST_PER_SCOPE: Final = 100
+    MOST_KEPT: Final = 1_000
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         """`now` gives UTC time."""
         self._now = now
-        self._faults: dict[tuple[Scope, str], Fault] = {}
+        # By scope; by name and reporter, oldest first.
+        self._faults: dict[Scope, dict[tuple[str, str], Fault]] = {scope: {} for scope in Scope}
         self._log = structlog.get_logger()
         self.reported: dict[Scope, int] = dict.fromkeys(Scope, 0)  # reports so far, for a counter
-        self.more: dict[Scope, int] = dict.fromkeys(Scope, 0)  # reports that found no room
 
-    def report(self, scope: Scope, name: str, why: str, remedy: str = "") -> None:
+    def report(self, scope: Scope, name: str, why: str, remedy: str = "", *, reporter: str = "") -> None:
         """Note a fault, or that it is still there. The first reason's time is kept, the newest reason is shown."""
         self.reported[scope] += 1
-        known = self._faults.get((scope, name))
+        faults, key = self._faults[scope], (name, reporter)
+        known = faults.get(key)
         if known is not None:
-            self._faults[scope, name] = replace(known, why=why, remedy=remedy, times=known.times + 1)
+            faults[key] = replace(known, why=why, remedy=remedy, times=known.times + 1)
             return
-        if sum(key[0] is scope for key in self._faults) >= self.MOST_PER_SCOPE:
-            self.more[scope] += 1
-            return
-        self._faults[scope, name] = Fault(scope, name, why, remedy, self._now())
-        self._log.error("fault_contained", scope=scope.value, name=name, error=why, remedy=remedy)
+        is_full = len(faults) >= self.MOST_KEPT
+        if is_full:
+            del faults[next(iter(faults))]
+        faults[key] = Fault(scope, name, why, remedy, self._now(), reporter=reporter)
+        if not is_full:  # thousands that take turns must not flood the log
+            self._log.error(
+                "fault_contained",
+                scope=scope.value,
+                name=name,
+                reporter=reporter,
+                error=why,
+                remedy=remedy,
+            )
 
-    def clear(self, scope: Scope, name: str) -> None:
-        """Note that a fault is over. One that was never reported is none."""
-        gone = self._faults.pop((scope, name), None)
+    def clear(self, scope: Scope, name: str, *, reporter: str = "") -> None:
+        """Note that what this reporter reported is over. What it never reported is no fault."""
+        gone = self._faults[scope].pop((name, reporter), None)
         if gone is not None:
             seconds = round((self._now() - gone.since).total_seconds(), 3)
-            self._log.info("fault_cleared", scope=scope.value, name=name, seconds=seconds, times=gone.times)
+            self._log.info(
+                "fault_cleared",
+                scope=scope.value,
+                name=name,
+                reporter=reporter,
+                seconds=seconds,
+                times=gone.times,
+            )
 
-    def of(self, scope: Scope, name: str) -> Fault | None:
-        """Return one fault, None when there is none."""
-        return self._faults.get((scope, name))
+    def of(self, scope: Scope, name: str, *, reporter: str | None = None) -> Fault | None:
+        """Return one fault, None when there is none; of several reporters, without one named, the oldest."""
+        if reporter is not None:
+            return self._faults[scope].get((name, reporter))
+        return next((one for (of, _), one in self._faults[scope].items() if of == name), None)
 
     @property
     def degrading(self) -> bool:
         """Whether a fault lasts of anything but single records and commands, which are over."""
-        return any(scope not in (Scope.RECORD, Scope.COMMAND) for scope, _ in list(self._faults))
+        return any(self._faults[scope] for scope in Scope if scope not in (Scope.RECORD, Scope.COMMAND))
 
     @property
     def counts(self) -> Mapping[Scope, int]:
         """How many faults of each scope there are now; safe to call from another thread."""
-        scopes = [scope for scope, _ in list(self._faults)]
-        return {scope: scopes.count(scope) for scope in Scope}
+        return {scope: len(faults) for scope, faults in self._faults.items()}
+
+    @property
+    def more(self) -> Mapping[Scope, int]:
+        """How many faults of each scope are there now and are not shown."""
+        return {scope: max(count - self.MOST_PER_SCOPE, 0) for scope, count in self.counts.items()}
 
     @property
     def current(self) -> tuple[Fault, ...]:
-        """Every fault there is now, oldest first."""
-        return tuple(sorted(self._faults.values(), key=lambda fault: fault.since))
+        """The newest faults of each scope that there are now, oldest first."""
+        shown = (list(faults.values())[-self.MOST_PER_SCOPE :] for faults in self._faults.values())
+        return tuple(sorted((one for some in shown for one in some), key=lambda fault: fault.since))
 
 
 #: What the reason of a partition ends with that a newer release wrote.

@@ -65,6 +65,7 @@ CountTrouble = Callable[[str], None]
 
 _HEADERS = list(HEADERS)  # everything we write is a structured CloudEvent
 _NAMED_PARTITION = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
+_RECORDS = "records"  # who reports a partition that stands still at a record, and alone clears it
 _CORRUPT_RETRY_SECONDS = 5.0  # a bit flipped on the wire is gone at the next try; one on the disk stays
 _CORRUPT_LONGEST_RETRY_SECONDS = 60.0  # doubled up to this: another replica of the partition may take over
 _FENCED_INSTANCE = "82"  # FENCED_INSTANCE_ID, which aiokafka 0.14 does not know by name
@@ -502,12 +503,13 @@ class KafkaEventLog:
                 f"the record at offset {offset} of {place} cannot be read ({why}): nothing behind it is read",
                 "repair the broker's disk, or give up everything before offset "
                 f"{behind} with `kafka-delete-records --offset-json-file`",
+                reporter=_RECORDS,
             )
 
     def _read_again(self, partition: TopicPartition) -> None:
         """Forget that a partition stood still."""
         if self._corrupt.pop(partition, None) is not None and self._faults is not None:
-            self._faults.clear(Scope.PARTITION, f"{partition[0]}/{partition[1]}")
+            self._faults.clear(Scope.PARTITION, f"{partition[0]}/{partition[1]}", reporter=_RECORDS)
 
     @property
     def corrupt(self) -> Mapping[TopicPartition, int | None]:

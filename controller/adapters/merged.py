@@ -132,15 +132,17 @@ class ReadFaults:
         for partition_key, why in partitions.items():
             name = topic_partition_of(partition_key)
             found.add((Scope.PARTITION, name))
-            self._faults.report(Scope.PARTITION, name, why, partition_remedy(name, why))
+            self._faults.report(Scope.PARTITION, name, why, partition_remedy(name, why), reporter=_READING)
         for flag_key, why in flags.items():
             found.add((Scope.FLAG, flag_key))
-            self._faults.report(Scope.FLAG, flag_key, why, _REMEDY_OF_FLAG)
+            self._faults.report(Scope.FLAG, flag_key, why, _REMEDY_OF_FLAG, reporter=_READING)
         for scope, name in self._reported - found:
-            self._faults.clear(scope, name)
+            self._faults.clear(scope, name, reporter=_READING)
         self._reported = found
 
 
+#: Who reports: a partition's owner reports for itself.
+_READING = "reading"
 _REMEDY_OF_FLAG = "restore the hash from a backup, or discard it with `rolloutd repair partition`"
 
 

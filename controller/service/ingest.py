@@ -53,6 +53,8 @@ _COLLECTED_FROM_OBJECTS = 20_000
 _SCATTERED = "a context's events are in several partitions and it is counted once in each: see ops/formats.md"
 _REBASED = "look at the flags in a stage: it is tainted, and a person decides how it goes on"
 _OVER_BUDGET = "end the rollout when you can, or raise counting.max_contexts_per_partition"
+#: Who reports a fault, and alone clears it.
+_COUNTING, _BUDGET = "counting", "budget"
 _PACING = Pacing()
 _SWEEP_SECONDS = 600.0  # by then the directory is newer than any hash that was loaded
 
@@ -167,7 +169,7 @@ class Ingest:
         self.directory.over.pop(flag_key, None)
         for owned in self._owned.values():
             owned.totals.drop_flag(flag_key)
-        self._faults.clear(Scope.FLAG, flag_key)
+        self._faults.clear(Scope.FLAG, flag_key, reporter=_BUDGET)
 
     async def stop(self) -> None:
         """Let `run` save what was folded, under one deadline, and return once it has ended; at once if it never began."""
@@ -329,7 +331,7 @@ class Ingest:
         owned.state = PartitionState.GONE
         owned.pending = []
         if owned.is_faulty:
-            self._faults.clear(Scope.PARTITION, owned.name)
+            self._faults.clear(Scope.PARTITION, owned.name, reporter=_COUNTING)
         owned.totals.close()
         if self._owned.get(owned.partition) is owned:
             del self._owned[owned.partition]
@@ -436,7 +438,8 @@ class Ingest:
         owned.rebased_at = self._clock.monotonic()
         owned.is_faulty = True
         self._logger.error("partition_rebased", topic_partition=owned.key, from_offset=fence, to_offset=offset, reason=why)
-        self._faults.report(Scope.PARTITION, owned.name, f"{why}; counting goes on at {offset}", _REBASED)
+        why = f"{why}; counting goes on at {offset}"
+        self._faults.report(Scope.PARTITION, owned.name, why, _REBASED, reporter=_COUNTING)
 
     def _note_lost(self, owned: Owned, offset: int, first: int) -> None:
         self.counters.gaps += 1
@@ -476,7 +479,7 @@ class Ingest:
         owned.is_faulty = True
         owned.trouble = str(mistake) or repr(mistake)
         why = f"it cannot be counted: {owned.trouble}"
-        self._faults.report(Scope.PARTITION, owned.name, why, partition_remedy(owned.name, why))
+        self._faults.report(Scope.PARTITION, owned.name, why, partition_remedy(owned.name, why), reporter=_COUNTING)
         self._logger.error("partition_failed", topic_partition=owned.key, exc_info=mistake)
 
     def _stop_partition(self, owned: Owned) -> None:
@@ -558,7 +561,7 @@ class Ingest:
         for watched in self.directory.end(self._now_ms()):
             for owned in self._owned.values():
                 owned.totals.drop(watched.flag_key, watched.rollout_id)
-            self._faults.clear(Scope.FLAG, watched.flag_key)
+            self._faults.clear(Scope.FLAG, watched.flag_key, reporter=_BUDGET)
             self._logger.info("totals_freed", flag_key=watched.flag_key, rollout_id=watched.rollout_id)
 
     def _begin_loaded(self) -> None:
@@ -671,7 +674,7 @@ class Ingest:
                 f"its contexts fill {owned.name}: new ones are no longer recorded there, "
                 "and its exposures and conversions stand still"
             )
-            self._faults.report(Scope.FLAG, flag_key, why, _OVER_BUDGET)
+            self._faults.report(Scope.FLAG, flag_key, why, _OVER_BUDGET, reporter=_BUDGET)
         changes = Changes()
         steps = totals.take_changed(changes)
         while True:
@@ -800,7 +803,7 @@ class Ingest:
         if owned.rebased_at is not None and now - owned.rebased_at < _NOTICE_SECONDS:
             return
         owned.is_faulty, owned.rebased_at, owned.failures = False, None, 0
-        self._faults.clear(Scope.PARTITION, owned.name)
+        self._faults.clear(Scope.PARTITION, owned.name, reporter=_COUNTING)
 
     def _begin_anew(self, owned: Owned, stored: int) -> None:
         """Drop a partition's memory, because somebody else has counted it, and load it again."""

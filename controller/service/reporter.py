@@ -44,6 +44,7 @@ class Signs:
     effects: int  # saved and not published
     effects_seconds: float  # for how long the oldest of them has been tried
     broken: Mapping[str, str] = field(default_factory=dict)  # why, by flag
+    unsaved: Mapping[str, str] = field(default_factory=dict)  # why, by flag: its state is not saved
     gaps: Mapping[tuple[str, str], str] = field(default_factory=dict)  # why, by flag and plane
     not_served: str | None = None
     clocks: str | None = None
@@ -67,7 +68,8 @@ class Reporter:
         self._say("counting", why_counting(signs))
         self._say("saves", why_saves(signs))
         self._say("flags", "")
-        self._say("rollouts", _some(f"{key}: {why}" for key, why in signs.broken.items()))
+        stopped = {**signs.unsaved, **signs.broken}
+        self._say("rollouts", _some(f"{key}: {why}" for key, why in stopped.items()))
         self._say("outbox", why_outbox(signs))
         gaps = (f"{key} on {plane} {why}" for (key, plane), why in signs.gaps.items())
         self._say("actuation", _some(gaps))

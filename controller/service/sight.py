@@ -28,10 +28,14 @@ from schemas.terms import AlertKind, Severity
 LOOK_EVERY_SECONDS: Final = 1.0
 #: Totals are read every second.
 LOOKED_WITHIN_SECONDS: Final = 5.0
+#: A worker is shown totals every second, and has saved what follows from them in milliseconds.
+HANDLED_WITHIN_SECONDS: Final = 5.0
 #: A partition's owner writes once a second at least, and under load every two seconds.
 REPORTED_WITHIN: Final = timedelta(seconds=7)
 #: A fence moves with every save; so long means that nothing is folded.
 MOVED_WITHIN_SECONDS: Final = 7.0
+#: Records wait for so long, and nothing newer than so old is counted: it crawls behind its log.
+BEHIND_SECONDS: Final = 60.0
 #: A reason has to last: partitions that move from one replica to another are between two owners.
 CONFIRMED_AFTER_SECONDS: Final = 2.0
 REPEATED_EVERY_SECONDS: Final = 300.0
@@ -39,6 +43,8 @@ REPEATED_EVERY_SECONDS: Final = 300.0
 WAITING_LIMIT: Final = 500
 _SENT_AT_ONCE: Final = 50
 _NAMED: Final = 3
+
+_NOTHING: Final[Mapping[str, float]] = {}
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +64,15 @@ class View(Protocol):
     @property
     def looked_at(self) -> float | None: ...
 
+    @property
+    def handled_at(self) -> float | None: ...
+
+    @property
+    def trouble(self) -> str: ...
+
+    @property
+    def is_ours(self) -> bool: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
@@ -67,6 +82,9 @@ class Unseen:
     rollout: Rollout
     evidence: None = None
     looked_at: None = None
+    handled_at: None = None
+    trouble: str = ""
+    is_ours: bool = True  # False: this replica cannot start, so another may run and watch it
 
 
 def needs_watching(rollout: Rollout) -> bool:
@@ -80,10 +98,12 @@ def why_unwatched(
     expected_partitions: int,
     now: datetime,
     standing_seconds: Mapping[str, float],
+    waiting_seconds: Mapping[str, float] = _NOTHING,
 ) -> str | None:
     """Return why guardrails cannot see, None while they can.
 
-    `standing_seconds`: by partition, for how long its fence has stood while the log went on.
+    `standing_seconds`: by partition, for how long its fence has stood while the log went on;
+    `waiting_seconds`: for how long records have waited there without a break.
     """
     if seconds_since_look > LOOKED_WITHIN_SECONDS:
         return f"its totals have not been read for {seconds_since_look:.0f} s"
@@ -102,6 +122,10 @@ def why_unwatched(
         elif stands > MOVED_WITHIN_SECONDS:
             waiting = partition.end_offset - partition.next_offset
             reasons.append(f"{partition.topic_partition} has stood still for {stands:.0f} s with {waiting:,} records waiting")
+        elif waiting_seconds.get(partition.topic_partition, 0.0) > BEHIND_SECONDS and partition.freshest:
+            age = (now - partition.freshest).total_seconds()
+            if age > BEHIND_SECONDS:
+                reasons.append(f"{partition.topic_partition} is counted {age:.0f} s behind its log")
     return _some(reasons) or None
 
 
@@ -113,6 +137,7 @@ class _Episode:
     why: str
     since: float  # monotonic seconds
     alerted_at: float | None = None  # None: not confirmed yet
+    is_ours: bool = True
 
 
 @dataclass(slots=True)
@@ -121,6 +146,7 @@ class _Stand:
 
     offset: int
     since: float
+    waiting_since: float  # since when records have waited, wherever it stood
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +169,11 @@ class Sight:
         expected_partitions: Callable[[], int],
         also_blind: Callable[[], str | None],
         send: Callable[[Sequence[Waiting]], Awaitable[None]],
+        replica: str = "",
         count: Callable[[int], None] = lambda unwatched: None,
         note: Callable[[RaiseAlert], None] = lambda alert: None,
     ) -> None:
-        """`also_blind` is a reason that holds for every rollout, None for none.
+        """`also_blind` is a reason that holds for every rollout, None for none. `replica` names us.
 
         `send` returns once Kafka has the alerts, and raises OperatingTrouble. `count` takes how
         many rollouts are unwatched, `note` each alert as it is raised.
@@ -156,9 +183,10 @@ class Sight:
         self._expected_partitions = expected_partitions
         self._also_blind = also_blind
         self._send = send
+        self._replica = replica
         self._count = count
         self._note = note
-        self._seen_first: dict[str, tuple[str, float]] = {}  # by flag: rollout, since when
+        self._seen_first: dict[str, tuple[str, bool, float]] = {}  # by flag: rollout, whether ours, since when
         self._stands: dict[str, _Stand] = {}
         self._episodes: dict[str, _Episode] = {}
         self._waiting: list[Waiting] = []
@@ -166,8 +194,9 @@ class Sight:
 
     @property
     def unwatched(self) -> Mapping[str, str]:
-        """Flags whose rollout nobody sees now, and why."""
-        return {flag_key: episode.why for flag_key, episode in self._episodes.items() if episode.alerted_at is not None}
+        """Flags whose rollout nobody sees now, and why. Not those that another replica may see."""
+        said = ((key, one) for key, one in self._episodes.items() if one.alerted_at is not None)
+        return {flag_key: episode.why for flag_key, episode in said if episode.is_ours}
 
     async def run(self) -> None:
         """Look once a second, and send what is to be said, until cancelled."""
@@ -184,17 +213,32 @@ class Sight:
         blind = self._also_blind()
         expected = self._expected_partitions()
         standing = self._standing(views, now)
+        waiting = {partition: now - one.waiting_since for partition, one in self._stands.items()}
         here = {view.flag_key for view in views}
         for flag_key in self._seen_first.keys() - here:
             del self._seen_first[flag_key]
         for view in views:
             rollout = view.rollout
             known = self._seen_first.get(view.flag_key)
-            if known is None or known[0] != rollout.rollout_id:
-                known = self._seen_first[view.flag_key] = (rollout.rollout_id, now)
-            looked_at = known[1] if view.looked_at is None else max(view.looked_at, known[1])
-            why = blind or why_unwatched(view.evidence, now - looked_at, expected, self._clock.now(), standing)
-            self._follow(rollout, why, now)
+            if known is None or known[:2] != (rollout.rollout_id, view.is_ours):
+                known = self._seen_first[view.flag_key] = (rollout.rollout_id, view.is_ours, now)
+            looked_at = known[2] if view.looked_at is None else max(view.looked_at, known[2])
+            why = (
+                blind
+                or view.trouble
+                or why_unwatched(
+                    view.evidence,
+                    now - looked_at,
+                    expected,
+                    self._clock.now(),
+                    standing,
+                    waiting,
+                )
+            )
+            handled_at = known[2] if view.handled_at is None else max(view.handled_at, known[2])
+            if not why and now - handled_at > HANDLED_WITHIN_SECONDS:
+                why = f"its worker has seen no look through for {now - handled_at:.0f} s"
+            self._follow(rollout, why or None, now, is_ours=view.is_ours)
         for flag_key in list(self._episodes.keys() - here):
             self._end(self._episodes[flag_key], now, "it has ended, or another replica runs it now")
         self._count(len(self.unwatched))
@@ -211,22 +255,27 @@ class Sight:
             del self._stands[gone]
         for partition, (offset, has_more) in newest.items():
             stand = self._stands.get(partition)
-            if stand is None or stand.offset != offset or not has_more:
-                self._stands[partition] = _Stand(offset, now)
+            if stand is None or not has_more:
+                self._stands[partition] = _Stand(offset, now, now)
+            elif stand.offset != offset:
+                self._stands[partition] = _Stand(offset, now, stand.waiting_since)
         return {partition: now - stand.since for partition, stand in self._stands.items()}
 
-    def _follow(self, rollout: Rollout, why: str | None, now: float) -> None:
+    def _follow(self, rollout: Rollout, why: str | None, now: float, *, is_ours: bool) -> None:
         """Begin, repeat or end the alert about one rollout."""
         episode = self._episodes.get(rollout.flag_key)
         if episode is not None and episode.rollout.rollout_id != rollout.rollout_id:
             self._end(episode, now, "another rollout has begun")
+            episode = None
+        if episode is not None and episode.is_ours != is_ours:
+            self._end(episode, now, "this replica has started" if is_ours else "this replica starts again")
             episode = None
         if why is None:
             if episode is not None:
                 self._end(episode, now, "guardrails see again")
             return
         if episode is None:
-            episode = self._episodes[rollout.flag_key] = _Episode(rollout, why, now)
+            episode = self._episodes[rollout.flag_key] = _Episode(rollout, why, now, is_ours=is_ours)
         episode.rollout, episode.why = rollout, why
         is_new = episode.alerted_at is None
         if is_new and now - episode.since < CONFIRMED_AFTER_SECONDS:
@@ -234,6 +283,18 @@ class Sight:
         if not is_new and now - (episode.alerted_at or now) < REPEATED_EVERY_SECONDS:
             return
         episode.alerted_at = now
+        if not is_ours:
+            if is_new:
+                log.warning("rollout_unwatched", flag_key=rollout.flag_key, percent=rollout.percent, reason=why)
+            self._raise(
+                rollout,
+                Severity.WARNING,
+                f"{rollout.flag_key}: {rollout.served_words} is served and this replica cannot see "
+                "whether anybody watches: it has not started",
+                "`rolloutctl doctor` against this replica says what it waits for",
+                self._replica,
+            )
+            return
         if is_new:
             log.error("rollout_unwatched", flag_key=rollout.flag_key, percent=rollout.percent, reason=why)
         self._raise(
@@ -252,6 +313,16 @@ class Sight:
             return
         seconds = now - episode.since
         log.info("rollout_watched_again", flag_key=rollout.flag_key, seconds=round(seconds), reason=why)
+        if not episode.is_ours:
+            self._raise(
+                rollout,
+                Severity.INFO,
+                f"{rollout.flag_key}: this replica could not see for {seconds:.0f} s whether anybody "
+                f"watches; that is over: {why}",
+                "nothing",
+                self._replica,
+            )
+            return
         self._raise(
             rollout,
             Severity.INFO,
@@ -259,8 +330,11 @@ class Sight:
             "nothing: what happened meanwhile is counted, and judged, as far as Kafka still has it",
         )
 
-    def _raise(self, rollout: Rollout, severity: Severity, summary: str, action: str) -> None:
+    def _raise(self, rollout: Rollout, severity: Severity, summary: str, action: str, replica: str = "") -> None:
+        """`replica`: who alone says so; empty where it is the same whichever replica says it."""
         key = f"{rollout.flag_key}/{rollout.rollout_id}/{AlertKind.UNWATCHED}"
+        if replica:
+            key = f"{key}/{replica}"
         alert = RaiseAlert(AlertKind.UNWATCHED, severity, summary, action, key)
         self._waiting.append(Waiting(rollout, alert, self._clock.now()))
         del self._waiting[:-WAITING_LIMIT]

@@ -84,6 +84,13 @@ EFFECTS_PER_SAVE = 100
 #: Alerts and repeated answers wait in memory alone; of more than this the oldest are dropped.
 UNSAVED_LIMIT = 200
 LONGEST_RETRY_SECONDS = 5.0
+#: Who reports a fault of the flag, and alone clears it. At start-up documents are read that cannot
+#: be; that is over once a worker has read it.
+START_UP = "start-up"
+_INVARIANTS = "invariants"
+_SAVING = "saving"
+#: A store that fails for longer than this is a fault of the flag: nothing is decided meanwhile.
+UNSAVED_SECONDS = 3.0
 
 _NOT_OVERTAKEN = FINAL | {CommandVerb.START, CommandVerb.RESTART}
 
@@ -142,6 +149,12 @@ class FlagWorker:
         self.urgent = asyncio.Event()  # an order that lowers waits: no pause before a restart
         self.has_failed = False  # orders that lower go before evidence, which may be what it fails on
         self._publishing_since: float | None = None
+        #: Monotonic seconds at which a look was last seen through, what it led to saved.
+        self.seen_at: float | None = None
+        #: Since when the store takes or gives nothing for this flag, and why; None while it does.
+        self.trouble_since: float | None = None
+        self.trouble = ""
+        self._is_unsaved = False  # the trouble is of a save: only a save shows that it is over
         self._log = structlog.get_logger().bind(flag_key=flag_key)
 
     # --- what others call ---------------------------------------------------------------------------------------------
@@ -195,17 +208,14 @@ class FlagWorker:
         self._wake.set()
         return done
 
-    @property
-    def has_reported(self) -> bool:
-        """True while a fault of the flag is shown that this worker reported of itself."""
-        return bool(self._violated)
-
     def abandon(self) -> None:
         """Let go of what waits: the replica that runs the flag now reads it again from the command topic."""
         while self._inbox or self._refusals:
             _, done = (self._inbox or self._refusals).popleft()
             if done is not None:
                 done.cancel()
+        self._tools.faults.clear(Scope.FLAG, self.flag_key, reporter=_INVARIANTS)
+        self._store_works()
 
     def let_go(self, why: Exception) -> None:
         """Tell whoever waits for a command that it will not be carried out here."""
@@ -241,8 +251,7 @@ class FlagWorker:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._publish_outbox(), name=f"outbox:{self.flag_key}")
             await self._load()
-            if not self.has_failed:
-                self._tools.faults.clear(Scope.FLAG, self.flag_key)  # what start-up could not read
+            self._tools.faults.clear(Scope.FLAG, self.flag_key, reporter=START_UP)
             await self._heal()
             await self._handle(Restarted(self._now()))
             while True:
@@ -259,11 +268,19 @@ class FlagWorker:
                     if done is not None and not done.done():
                         done.set_exception(mistake)
                     raise
+                self._finished(event)
                 for effect in effects:
                     if isinstance(effect, AskAdvice):
                         self._ask(tasks, effect)
                 if done is not None and not done.done():
                     done.set_result(None)
+
+    def _finished(self, event: Event | Look) -> None:
+        """Note that an event was seen through."""
+        if self.rollout is None or self.rollout.stage_index is None:
+            self._store_works()  # nothing is watched, and nothing is left to be saved
+        elif isinstance(event, Look) and self.trouble_since is None:
+            self.seen_at = self._tools.clock.monotonic()
 
     async def _next(self) -> tuple[Event | Look, asyncio.Future[None] | None]:
         """Return what happens next: evidence before commands, so that no queue stands before a breach."""
@@ -406,10 +423,11 @@ class FlagWorker:
             self._tools.metrics.invariant_violations.of(one.rule).inc()
             self._log.error("invariant_violated", invariant=one.rule, error=one.why, is_saved=not one.forbids)
             why = f"a decision would break invariant {one.rule}: {one.why}"
-            self._tools.faults.report(Scope.FLAG, self.flag_key, why, "report it with the log; decide by hand")
+            remedy = "report it with the log; decide by hand"
+            self._tools.faults.report(Scope.FLAG, self.flag_key, why, remedy, reporter=_INVARIANTS)
         if self._violated and not found and transition.after is not transition.before:
             self._violated.clear()
-            self._tools.faults.clear(Scope.FLAG, self.flag_key)
+            self._tools.faults.clear(Scope.FLAG, self.flag_key, reporter=_INVARIANTS)
         return found
 
     def _note_bake(self, rollout: Rollout | None, at: datetime) -> None:
@@ -451,7 +469,7 @@ class FlagWorker:
         before, now = self.rollout, self._tools.clock.monotonic()
         is_changed = after is not before
         is_due = tests is not self._tests and now - self._tests_saved_at >= TESTS_SAVED_EVERY_SECONDS
-        if not (is_changed or effects or is_due):
+        if not (is_changed or effects or is_due or self._is_unsaved):
             self._tests = tests
             return True
         is_transition = after is not None and (before is None or after.revision != before.revision)
@@ -468,8 +486,10 @@ class FlagWorker:
             )
         except StoreUnavailable as trouble:
             self._log.warning("save_unknown", token=self._token, error=str(trouble))
+            self._store_fails(trouble, is_save=True)
             await asyncio.sleep(self._tools.retry_seconds * random.uniform(0.5, 1.0))
             return False
+        self._store_works()
         if not is_saved:
             self._log.warning("save_overtaken", token=self._token)
             return False
@@ -651,11 +671,42 @@ class FlagWorker:
         wait = self._tools.retry_seconds
         while True:
             try:
-                return await call()
+                answer = await call()
             except StoreUnavailable as trouble:
                 self._log.warning("store_unavailable", error=str(trouble), retry_seconds=wait)
+                self._store_fails(trouble)
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(2 * wait, LONGEST_RETRY_SECONDS)
+            else:
+                if not self._is_unsaved:
+                    self._store_works()
+                return answer
+
+    @property
+    def unsaved(self) -> str | None:
+        """Why nothing is decided, once the store has failed for too long; None while it works."""
+        if self.trouble_since is None:
+            return None
+        seconds = self._tools.clock.monotonic() - self.trouble_since
+        if seconds <= UNSAVED_SECONDS:
+            return None
+        word = "saved" if self._is_unsaved else "read"
+        return f"its state has not been {word} for {seconds:.0f} s: {self.trouble}"
+
+    def _store_fails(self, trouble: StoreUnavailable, *, is_save: bool = False) -> None:
+        """Note that the store took or gave nothing; a fault once that lasts."""
+        if self.trouble_since is None:
+            self.trouble_since = self._tools.clock.monotonic()
+        self.trouble, self._is_unsaved = str(trouble), self._is_unsaved or is_save
+        if (why := self.unsaved) is not None:
+            remedy = "see whether Redis takes writes of this flag's key: `rolloutctl doctor`"
+            self._tools.faults.report(Scope.FLAG, self.flag_key, why, remedy, reporter=_SAVING)
+
+    def _store_works(self) -> None:
+        """Note that it took what was to be saved, or that nothing is to be."""
+        if self.trouble_since is not None:
+            self.trouble_since, self.trouble, self._is_unsaved = None, "", False
+            self._tools.faults.clear(Scope.FLAG, self.flag_key, reporter=_SAVING)
 
     async def _heal(self) -> None:
         """Bring times back that a wrong clock wrote: the rollout would stand still until they come.

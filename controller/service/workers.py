@@ -192,6 +192,9 @@ class WatchView:
     rollout: Rollout
     evidence: Evidence | None  # the newest that its worker was shown; None: none yet
     looked_at: float | None  # monotonic seconds of it
+    handled_at: float | None = None  # when its worker last saw a look through, saved
+    trouble: str = ""  # why its worker sees nothing: stopped by a mistake, or nothing is saved
+    is_ours: bool = True
 
 
 class Workers:
@@ -264,6 +267,12 @@ class Workers:
         return dict(self._broken)
 
     @property
+    def unsaved(self) -> Mapping[str, str]:
+        """Flags of which nothing is decided because the store fails, and why."""
+        whys = ((key, run.worker.unsaved) for key, run in self._runs.items())
+        return {key: why for key, why in whys if why is not None}
+
+    @property
     def owned(self) -> frozenset[TopicPartition]:
         """The command partitions whose flags run here."""
         return frozenset(self._lanes)
@@ -307,7 +316,12 @@ class Workers:
         for flag_key, rollout in self.rollouts.items():
             if not rollout.has_ended:
                 evidence, looked_at = self._watched.get(flag_key, (None, None))
-                views.append(WatchView(flag_key, rollout, evidence, looked_at))
+                worker = self._runs[flag_key].worker
+                trouble = worker.unsaved or ""
+                if (mistake := self._broken.get(flag_key)) is not None:
+                    trouble = f"its worker stopped: {mistake}"
+                view = WatchView(flag_key, rollout, evidence, looked_at, worker.seen_at, trouble)
+                views.append(view)
         return views
 
     def counted(self) -> None:
@@ -321,10 +335,10 @@ class Workers:
         # Of a run before this one nothing is left: its tasks are gone, and so is what waited for them.
         for flag_key, run in self._runs.items():
             run.worker.abandon()
-            self._clear_faults(flag_key, run)
+            self._clear_faults(flag_key)
             self._released(flag_key)
         for partition in self._lanes:
-            self._tools.faults.clear(Scope.PARTITION, _named(partition))
+            self._tools.faults.clear(Scope.PARTITION, _named(partition), reporter=_COMMANDS)
         self._runs.clear()
         self._lanes.clear()
         self._waiting.clear()
@@ -432,7 +446,7 @@ class Workers:
             lane = self._lanes.pop(partition)
             if lane.task is not None:
                 lane.task.cancel()
-            self._tools.faults.clear(Scope.PARTITION, _named(partition))
+            self._tools.faults.clear(Scope.PARTITION, _named(partition), reporter=_COMMANDS)
             for flag_key in [key for key in self._runs if self._home(key) == partition[1]]:
                 await self._stop(flag_key)
         for partition in assigned - set(self._lanes):
@@ -442,7 +456,7 @@ class Workers:
                 if not isinstance(trouble, OperatingTrouble):
                     self._log.exception("commands_not_taken_over", partition=partition[1])
                     why = f"its commands cannot be taken over: {trouble!r}"
-                    self._tools.faults.report(Scope.PARTITION, _named(partition), why)
+                    self._tools.faults.report(Scope.PARTITION, _named(partition), why, reporter=_COMMANDS)
                 self._log.warning("commands_not_ready", partition=partition[1], error=str(trouble))
 
     async def _take_over(self, partition: TopicPartition) -> None:
@@ -470,7 +484,7 @@ class Workers:
             remedy = "nothing, unless commands given lately have no answer: then send them again"
             self._report_for_a_while(Scope.PARTITION, _named(partition), why, remedy)
         else:
-            self._tools.faults.clear(Scope.PARTITION, _named(partition))
+            self._tools.faults.clear(Scope.PARTITION, _named(partition), reporter=_COMMANDS)
         self._log.info("commands_taken_over", partition=partition[1], offset=start)
 
     async def _place_flags(self) -> None:
@@ -858,6 +872,9 @@ class Workers:
         }
         for flag_key in self._watched.keys() - live.keys():
             del self._watched[flag_key]
+        for flag_key in self._unseen - wanted.keys():
+            self._unseen.discard(flag_key)
+            self._tools.faults.clear(Scope.FLAG, flag_key, reporter=_LOOKING)
         if not wanted:
             return
         keys = self._event_partitions()
@@ -906,7 +923,7 @@ class Workers:
         self._last_seen[flag_key] = (visits, now)
         if flag_key in self._unseen:
             self._unseen.discard(flag_key)
-            self._tools.faults.clear(Scope.FLAG, flag_key)
+            self._tools.faults.clear(Scope.FLAG, flag_key, reporter=_LOOKING)
 
     def _report_unseen(self, flag_key: str, mistake: Exception) -> None:
         if flag_key not in self._runs:
@@ -916,7 +933,7 @@ class Workers:
         self._unseen.add(flag_key)
         why = f"its totals cannot be read, so its guardrails are blind: {mistake!r}"
         remedy = f"rolloutctl pause {flag_key}, or roll it back, until they can"
-        self._tools.faults.report(Scope.FLAG, flag_key, why, remedy)
+        self._tools.faults.report(Scope.FLAG, flag_key, why, remedy, reporter=_LOOKING)
 
     def _show(
         self,
@@ -950,15 +967,15 @@ class Workers:
             run.task.cancel()
             await asyncio.wait([run.task])
         run.worker.abandon()
-        self._clear_faults(flag_key, run)
+        self._clear_faults(flag_key)
         self._released(flag_key)
 
-    def _clear_faults(self, flag_key: str, run: _Run) -> None:
+    def _clear_faults(self, flag_key: str) -> None:
         """Clear what was reported of a flag that runs here no more: its next owner sees for itself."""
-        is_broken = self._broken.pop(flag_key, None) is not None or run.failures > 0
-        if is_broken or flag_key in self._unseen or run.worker.has_reported:
-            self._tools.faults.clear(Scope.FLAG, flag_key)
         self._unseen.discard(flag_key)
+        self._broken.pop(flag_key, None)
+        for reporter in (_LOOKING, _WORKER):
+            self._tools.faults.clear(Scope.FLAG, flag_key, reporter=reporter)
 
     async def _keep_running(self, flag_key: str, run: _Run) -> None:
         """Run a worker. When it fails, its flag is reported and taken up again from what is stored."""
@@ -984,7 +1001,8 @@ class Workers:
                 remedy = f"rolloutd repair flag {flag_key}, or run the release that wrote it"
                 run.standing_still = f"{why}; remedy: {remedy}"
                 run.worker.let_go(CommandsNotHeard(run.standing_still))
-            self._tools.faults.report(Scope.FLAG, flag_key, f"its worker stopped: {why}", remedy)
+            stopped = f"its worker stopped: {why}"
+            self._tools.faults.report(Scope.FLAG, flag_key, stopped, remedy, reporter=_WORKER)
             self._log.error(
                 "worker_stopped",
                 flag_key=flag_key,
@@ -1033,15 +1051,15 @@ class Workers:
             if run.restarted_at is not None and now - run.restarted_at >= STEADY_SECONDS:
                 run.restarted_at = None
                 run.worker.has_failed = False
-                self._tools.faults.clear(Scope.FLAG, flag_key)
+                self._tools.faults.clear(Scope.FLAG, flag_key, reporter=_WORKER)
 
     def _report_for_a_while(self, scope: Scope, name: str, why: str, remedy: str) -> None:
         """Report what is over already: shown for an hour."""
-        self._tools.faults.report(scope, name, why, remedy)
+        self._tools.faults.report(scope, name, why, remedy, reporter=_COMMANDS)
         self._shown.pop((scope, name), None)
         self._shown[scope, name] = self._tools.clock.monotonic() + SHOWN_SECONDS
         if len(self._shown) > 10 * self._tools.faults.MOST_PER_SCOPE:
-            self._tools.faults.clear(*self._forget_oldest())
+            self._tools.faults.clear(*self._forget_oldest(), reporter=_COMMANDS)
 
     def _forget_oldest(self) -> tuple[Scope, str]:
         oldest = next(iter(self._shown))
@@ -1051,13 +1069,17 @@ class Workers:
     def _forget_shown(self) -> None:
         now = self._tools.clock.monotonic()
         while self._shown and next(iter(self._shown.values())) <= now:
-            self._tools.faults.clear(*self._forget_oldest())
+            self._tools.faults.clear(*self._forget_oldest(), reporter=_COMMANDS)
 
 
 class CommandsNotHeard(Exception):
     """A flag stands still: what waits for its worker waits in vain."""
 
 
+#: Who reports a fault, and alone clears it.
+_COMMANDS = "commands"
+_LOOKING = "looking"
+_WORKER = "worker"
 _SEND_AGAIN = "send it again in another form; report this with the log if it goes on"
 
 

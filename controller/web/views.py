@@ -92,6 +92,7 @@ class Readyz:
                 {
                     "scope": fault.scope.value,
                     "name": fault.name,
+                    "reporter": fault.reporter,
                     "why": fault.why,
                     "remedy": fault.remedy,
                     "since": fault.since,

@@ -20,10 +20,12 @@ import yaml
 from controller.adapters.redis import Identity, RedisRollouts, RedisTotals, RightMissing, Store
 from controller.adapters.redis_plane import RedisPlane
 from controller.errors import FlagPlaneUnavailable, StoreUnavailable
+from controller.health import Scope
 from controller.ports import OutboxEntry
 from schemas.totals import PartitionCounts, encode_progress
 from tests.brokers import RedisServer, free_port, redis_binary
 from tests.builders import make_rollout
+from tests.unit.service.test_worker import WATCHED, World, start
 
 GUIDE = (Path(__file__).parents[2] / "ops" / "security.md").read_text(encoding="utf-8")
 PARTITION = "flag.evaluations/3/1"
@@ -184,6 +186,37 @@ async def test_a_missing_right_is_told_from_an_outage(own_redis: RedisServer) ->
     store = Store.connect(url_of(own_redis, "rolloutd"), deadline_seconds=5)
     with pytest.raises(RightMissing, match=r"'hgetall' command.*ops/security\.md"):
         await store.check_identity(IDENTITY, 1)
+    await store.close()
+
+
+async def test_a_right_to_save_that_a_running_worker_loses_is_a_fault(own_redis: RedisServer) -> None:
+    """Everything else of Redis works: the flag says so, and goes on once the right is back."""
+    rules = rules_of("rolloutd")
+    await grant(own_redis, "rolloutd", rules)
+    store = Store.connect(url_of(own_redis, "rolloutd"), deadline_seconds=0.5)
+    world = World()
+    async with world.worker(rollouts=RedisRollouts(store)) as worker:
+        await worker.submit(start(WATCHED, at=world.clock.now(), issued_at=world.clock.now()))
+        assert worker.rollout is not None
+
+        async def until(*, failing: bool) -> None:
+            async with asyncio.timeout(15):
+                while (world.faults.of(Scope.FLAG, worker.flag_key) is not None) != failing:
+                    assert worker.rollout is not None
+                    worker.see(worker.rollout.rollout_id, world.evidence(worker.rollout))
+                    await asyncio.sleep(0.5)
+
+        read_only = ["%R~rolloutd:ro:{*" if word == "~rolloutd:ro:{*" else word for word in rules]
+        assert read_only != rules
+        await grant(own_redis, "rolloutd", read_only)
+        await until(failing=True)
+        assert "its state has not been saved for" in (worker.unsaved or "")
+        seen_at = worker.seen_at
+        await grant(own_redis, "rolloutd", rules)
+        await until(failing=False)
+        assert worker.unsaved is None
+        await asyncio.sleep(0.5)
+        assert (worker.seen_at or 0) > (seen_at or 0)
     await store.close()
 
 

@@ -267,3 +267,42 @@ def test_a_wall_clock_that_is_set_does_not_take_the_brokers_with_it() -> None:
     replica.clock.compare("kafka", *said)
     assert replica.error() == pytest.approx(0, abs=0.02)
     assert "this machine's clock is 86400.0 s ahead" in (replica.clock.why_not() or "")
+
+
+@pytest.mark.parametrize("with_broker", [True, False])
+def test_a_fail_over_within_the_tolerance_shortens_no_bake_by_a_jump(*, with_broker: bool) -> None:
+    """Redis fails over from 4 s behind to the right time: time passes a little faster until it is right."""
+    world = World()
+    replica = world.replica(0.0)
+    world.errors["redis"] = -4.0
+    world.errors["kafka"] = -4.0
+    replica.compare(with_broker=with_broker)
+    assert replica.error() == pytest.approx(-4, abs=0.02)
+    world.passes(60)
+    replica.compare(with_broker=with_broker)
+    world.errors["redis"] = 0.0
+    world.errors["kafka"] = 0.0
+    before = replica.clock.now()
+    for _ in range(60):
+        world.passes(1)
+        replica.compare(with_broker=with_broker)
+        now = replica.clock.now()
+        assert (now - before).total_seconds() <= 1.2
+        assert replica.clock.why_not() is None
+        before = now
+    assert replica.error() == pytest.approx(0, abs=0.02)
+
+
+def test_a_correction_forward_that_ends_a_disagreement_is_made_at_once() -> None:
+    """Nothing was raised while it lasted, and events of now must not lie in the future."""
+    world = World()
+    replica = world.replica(0.0)
+    world.errors["redis"] = -4.0
+    replica.compare()
+    replica.error_seconds = 300.0
+    replica.compare()
+    assert replica.clock.why_not() is not None
+    replica.error_seconds = world.errors["redis"] = 0.0
+    replica.compare()
+    assert replica.clock.why_not() is None
+    assert replica.error() == pytest.approx(0, abs=0.02)

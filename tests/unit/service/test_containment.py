@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -13,13 +14,19 @@ import pytest
 import structlog
 
 from controller.adapters import documents
-from controller.core.rollout import Baking, RolledBack, Rollout
-from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, EventLogUnavailable
+from controller.adapters.memory import MemoryRollouts
+from controller.bootstrap import Daemon
+from controller.core.rollout import Baking, RaiseAlert, RolledBack, Rollout
+from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
 from controller.health import Scope
 from controller.ports import OutboxEntry, Record
 from controller.service import workers as workers_module
+from controller.service.sight import Sight, Waiting
 from controller.service.worker import FlagWorker
 from controller.service.workers import Peeked
+from controller.settings import Settings
+from schemas.terms import Severity
+from tests.builders import make_plan, make_rollout
 from tests.unit.service.test_workers import FLAGS, TOPIC, Cluster, Replica, partition_of
 from tests.virtual_time import in_virtual_time
 
@@ -373,10 +380,7 @@ async def test_a_flag_that_is_handed_over_leaves_no_fault() -> None:
             raise BrokenInvariant("totals cannot be read")
 
         cluster.totals.read = read  # type: ignore[method-assign, assignment]
-        worker = replica.workers.worker(wrong)
-        assert worker is not None
-        worker._violated.add(("I1", 1))
-        replica.faults.report(Scope.FLAG, wrong, "a decision would break invariant I1")
+        replica.faults.report(Scope.FLAG, wrong, "a decision would break invariant I1", reporter="invariants")
         await cluster.passes(5)
         reading.clear()
         await reading.wait()
@@ -437,6 +441,181 @@ async def test_a_commit_that_fails_is_tried_again() -> None:
         replica.log.commit = real_commit  # type: ignore[method-assign]
         await cluster.passes(5)
         assert cluster.committed(flag) == 2
+
+
+async def test_damage_found_at_start_up_is_over_on_replicas_that_do_not_run_the_flag() -> None:
+    """Whoever runs it has repaired it: the state topic brings a newer document, or the store is asked again."""
+    daemon = Daemon(Settings.model_validate({}))
+    rollouts = MemoryRollouts()
+    daemon._tools = replace(daemon._tools, rollouts=rollouts)
+
+    def faults() -> list[tuple[str, str]]:
+        return [(fault.name, fault.reporter) for fault in daemon._faults.current]
+
+    for flag in FLAGS.values():
+        rollouts.damage(flag, "schema_version 99")
+        daemon._unreadable(flag, "schema_version 99")
+    daemon._faults.report(Scope.FLAG, FLAGS[1], "its worker stopped", reporter="worker")
+    await daemon._read_damaged_again()
+    assert len(faults()) == len(FLAGS) + 1
+    daemon._learn_alone(make_rollout(plan=make_plan(flag_key=FLAGS[0])))
+    assert (FLAGS[0], "start-up") not in faults()
+    await rollouts.discard(FLAGS[1])
+    await daemon._read_damaged_again()
+    assert (FLAGS[1], "start-up") not in faults()
+    assert (FLAGS[1], "worker") in faults()
+    assert len(faults()) == len(FLAGS) - 1
+
+
+@in_virtual_time
+async def test_a_stopped_worker_takes_no_other_part_s_fault_away() -> None:
+    """It runs again and its own fault is over; what ingest found is there as before."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica:
+        cluster.order("start", flag)
+        await cluster.passes(3)
+        replica.faults.report(Scope.FLAG, flag, "its contexts fill the partition", reporter="budget")
+        worker = replica.workers.worker(flag)
+        assert worker is not None
+        real, worker._decide = worker._decide, None  # type: ignore[assignment]
+        await cluster.passes(3)
+        assert {fault.reporter for fault in replica.faults.current} == {"budget", "worker"}
+        worker._decide = real  # type: ignore[method-assign]
+        await cluster.passes(60)
+        assert {fault.reporter for fault in replica.faults.current} == {"budget"}
+
+
+# --- a worker that is shown everything, and judges or saves nothing -------------------------------
+
+
+@asynccontextmanager
+async def watched(cluster: Cluster, replica: Replica) -> AsyncIterator[list[RaiseAlert]]:
+    """Watch the watching, as the daemon does."""
+    alerts: list[RaiseAlert] = []
+
+    async def send(waiting: Sequence[Waiting]) -> None:
+        alerts.extend(one.alert for one in waiting)
+
+    sight = Sight(
+        cluster.clock,
+        views=replica.workers.watch_views,
+        expected_partitions=lambda: 1,
+        also_blind=lambda: None,
+        send=send,
+    )
+    task = asyncio.create_task(sight.run())
+    try:
+        yield alerts
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def in_a_stage(cluster: Cluster, flag: str) -> Rollout:
+    """Start a rollout, and go on until some are served the treatment."""
+    cluster.order("start", flag)
+    await cluster.passes(1)
+    rollout = await cluster.stored(flag)
+    assert rollout is not None
+    assert rollout.percent > 0
+    return rollout
+
+
+async def counting(cluster: Cluster, rollout: Rollout, seconds: int) -> None:
+    """Count on for so long: the totals are saved and read as ever."""
+    for second in range(seconds):
+        await cluster.count(rollout, errors=10 + second % 2)
+        await cluster.passes(1)
+
+
+@in_virtual_time
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_a_flag_that_cannot_be_saved_while_its_totals_are_is_unwatched(*, is_read: bool) -> None:
+    """Only the rollouts' hashes cannot be written: an alert, a fault and a reason."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica, watched(cluster, replica) as alerts:
+        rollout = await in_a_stage(cluster, flag)
+        await counting(cluster, rollout, 10)
+        assert alerts == []
+        assert replica.workers.unsaved == {}
+        real_save = cluster.rollouts.save
+
+        async def save(*_: Any, **__: Any) -> bool:
+            raise StoreUnavailable("no permission")
+
+        if is_read:
+            cluster.rollouts.save = save  # type: ignore[method-assign]
+        else:
+            cluster.rollouts.outage.is_down = True
+        await counting(cluster, rollout, 12)
+        (alert,) = alerts
+        assert alert.severity is Severity.CRITICAL
+        assert "its state has not been" in alert.summary
+        fault = replica.faults.of(Scope.FLAG, flag, reporter="saving")
+        assert fault is not None
+        assert replica.faults.degrading
+        assert "its state has not been saved for" in replica.workers.unsaved[flag]
+        cluster.rollouts.save = real_save  # type: ignore[method-assign]
+        cluster.rollouts.outage.is_down = False
+        await counting(cluster, rollout, 12)
+        assert [alert.severity for alert in alerts] == [Severity.CRITICAL, Severity.INFO]
+        assert replica.faults.current == ()
+        assert replica.workers.unsaved == {}
+
+
+@in_virtual_time
+async def test_a_save_that_fails_for_a_moment_is_no_fault() -> None:
+    """A second of an outage is nothing that anybody has to know."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica, watched(cluster, replica) as alerts:
+        rollout = await in_a_stage(cluster, flag)
+        await counting(cluster, rollout, 5)
+        cluster.rollouts.outage.is_down = True
+        await counting(cluster, rollout, 1)
+        cluster.rollouts.outage.is_down = False
+        await counting(cluster, rollout, 20)
+        assert alerts == []
+        assert replica.faults.reported[Scope.FLAG] == 0
+
+
+@in_virtual_time
+async def test_a_rollout_whose_worker_is_dead_for_two_minutes_is_unwatched() -> None:
+    """It is shown its totals, and nobody judges them; a failing restart ends no alert."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica, watched(cluster, replica) as alerts:
+        rollout = await in_a_stage(cluster, flag)
+        await counting(cluster, rollout, 5)
+        worker = replica.workers.worker(flag)
+        assert worker is not None
+        real, worker._judge = worker._judge, None  # type: ignore[assignment]
+        await counting(cluster, rollout, 10)
+        (alert,) = alerts
+        assert alert.severity is Severity.CRITICAL
+        assert "its worker stopped" in alert.summary
+        await counting(cluster, rollout, 110)
+        assert len(alerts) == 1
+        worker._judge = real  # type: ignore[method-assign]
+        await counting(cluster, rollout, 90)
+        assert [alert.severity for alert in alerts] == [Severity.CRITICAL, Severity.INFO]
+
+
+@in_virtual_time
+async def test_a_rollout_whose_worker_hangs_is_unwatched() -> None:
+    """It waits for something that never comes, and nothing fails."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica, watched(cluster, replica) as alerts:
+        rollout = await in_a_stage(cluster, flag)
+        await counting(cluster, rollout, 5)
+        worker = replica.workers.worker(flag)
+        assert worker is not None
+
+        async def hang() -> None:
+            await asyncio.Event().wait()
+
+        worker._heal = hang  # type: ignore[method-assign]
+        await counting(cluster, rollout, 10)
+        (alert,) = alerts
+        assert "its worker has seen no look through for" in alert.summary
 
 
 # --- B1: the command topic grows --------------------------------------------------------------------------------------

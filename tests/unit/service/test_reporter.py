@@ -72,6 +72,13 @@ class Bench:
         return {name: one.why_not for name, one in self.health.components.items() if one.why_not is not None}
 
 
+def test_a_flag_whose_state_is_not_saved_is_named() -> None:
+    """Redis answers and totals are saved: it shows nowhere else."""
+    unsaved = {"checkout": "its state has not been saved for 5 s: no permission"}
+    why = Bench().not_ready(make_signs(unsaved=unsaved))
+    assert why == {"rollouts": "checkout: its state has not been saved for 5 s: no permission"}
+
+
 def test_everything_well_is_ready_and_working() -> None:
     """Each component is reported: none stays at `not started`."""
     bench = Bench()

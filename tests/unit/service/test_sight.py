@@ -16,7 +16,7 @@ from controller.adapters.memory import ManualClock
 from controller.core.evidence import Evidence, PartitionProgress
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
 from controller.errors import EventLogUnavailable
-from controller.service.sight import Sight, Unseen, View, Waiting, needs_watching, why_unwatched
+from controller.service.sight import LOOKED_WITHIN_SECONDS, Sight, Unseen, View, Waiting, needs_watching, why_unwatched
 from controller.service.workers import WatchView
 from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_plan, make_rollout
@@ -33,6 +33,7 @@ class Counting:
     end_offset: int = 100
     is_reporting: bool = True
     is_there: bool = True
+    lag: timedelta = timedelta(0)
 
 
 class Bench:
@@ -45,6 +46,9 @@ class Bench:
         self.is_readable = True
         self.blind: str | None = None
         self.is_taken_up = True
+        self.is_handling = True
+        self.is_ours = True
+        self.trouble = ""
         self.expected = len(PARTITIONS)
         self.sent: list[RaiseAlert] = []
         self.raised: list[RaiseAlert] = []
@@ -58,6 +62,7 @@ class Bench:
             expected_partitions=lambda: self.expected,
             also_blind=lambda: self.blind,
             send=self.send,
+            replica="pod-1",
             count=self.counts.append,
             note=self.raised.append,
         )
@@ -67,15 +72,20 @@ class Bench:
         if self.rollout is None:
             return []
         if not self.is_taken_up:
-            return [Unseen(self.rollout.flag_key, self.rollout)]
+            return [Unseen(self.rollout.flag_key, self.rollout, is_ours=self.is_ours)]
         if self.is_readable:
             now = self.clock.now()
             for name, one in self.partitions.items():
                 if one.is_reporting:
-                    self._progress[name] = PartitionProgress(name, one.next_offset, one.end_offset, now, now)
+                    freshest = now - one.lag
+                    self._progress[name] = PartitionProgress(name, one.next_offset, one.end_offset, freshest, now)
             there = tuple(self._progress[name] for name, one in self.partitions.items() if one.is_there)
             evidence = Evidence(now, {}, there, self.expected)
-            self._view = WatchView(self.rollout.flag_key, self.rollout, evidence, self.clock.monotonic())
+            looked_at = self.clock.monotonic()
+            handled_at = None if self._view is None else self._view.handled_at
+            if self.is_handling:
+                handled_at = looked_at
+            self._view = WatchView(self.rollout.flag_key, self.rollout, evidence, looked_at, handled_at, self.trouble)
         view = self._view or WatchView(self.rollout.flag_key, self.rollout, None, None)
         return [replace(view, rollout=self.rollout)]
 
@@ -121,6 +131,14 @@ def _more_partitions(bench: Bench) -> None:
     bench.expected = 6
 
 
+def _hangs(bench: Bench) -> None:
+    bench.is_handling = False
+
+
+def _stopped(bench: Bench) -> None:
+    bench.trouble = "its worker stopped: KeyError()"
+
+
 def _topics_unequal(bench: Bench) -> None:
     bench.blind = "flag.evaluations has 4 partitions and request.outcomes 2"
 
@@ -134,6 +152,8 @@ def _topics_unequal(bench: Bench) -> None:
         (_stands_still, "request.outcomes/1 has stood still for"),
         (_more_partitions, "2 of 6 event partitions are not counted"),
         (_topics_unequal, "flag.evaluations has 4 partitions"),
+        (_hangs, "its worker has seen no look through for"),
+        (_stopped, "its worker stopped: KeyError()"),
     ],
 )
 def test_whatever_blinds_the_guardrails_is_alerted_within_ten_seconds(breaks: object, why: str) -> None:
@@ -154,6 +174,7 @@ def test_whatever_blinds_the_guardrails_is_alerted_within_ten_seconds(breaks: ob
     assert bench.counts[-1] == 1
     fresh = Bench()
     bench.partitions, bench.is_readable, bench.blind, bench.expected = fresh.partitions, True, None, 4
+    bench.is_handling, bench.trouble = True, ""
     assert bench.seconds_to_alert() <= 2
     over = bench.raised[-1]
     assert (over.kind, over.severity, over.dedup_key) == (alert.kind, Severity.INFO, alert.dedup_key)
@@ -277,3 +298,52 @@ def test_an_alert_can_be_written_as_the_topic_wants_it() -> None:
     entry = documents.encode(bench.raised[0], "new-checkout", make_rollout(), "id-1", T0)
     assert entry.topic == "alerts"
     assert b'"kind":"unwatched"' in entry.value
+
+
+def test_a_replica_that_cannot_start_warns_under_a_key_of_its_own() -> None:
+    """Others may watch: it neither pages for all flags nor closes the alert of another."""
+    bench = Bench()
+    bench.is_taken_up = bench.is_ours = False
+    bench.seconds_to_alert()
+    (alert,) = bench.raised
+    assert alert.severity is Severity.WARNING
+    assert "this replica cannot see whether anybody watches" in alert.summary
+    assert alert.dedup_key.endswith("/unwatched/pod-1")
+    assert bench.counts[-1] == 0
+    bench.is_ours = True
+    bench.seconds_to_alert()
+    over = bench.raised[1]
+    assert (over.severity, over.dedup_key) == (Severity.INFO, alert.dedup_key)
+    assert bench.seconds_to_alert() > LOOKED_WITHIN_SECONDS  # it has only just begun to run the flag
+    critical = bench.raised[2]
+    assert critical.severity is Severity.CRITICAL
+    assert critical.dedup_key.endswith("/unwatched")
+
+
+def test_a_partition_that_crawls_far_behind_its_log_is_unwatched() -> None:
+    """It moves at every look, and what it counts is an hour old: no breach of now is seen."""
+    bench = Bench()
+    bench.passes(10)
+    behind = bench.partitions["request.outcomes/1"]
+    behind.lag = timedelta(hours=1)
+    behind.end_offset += 1_000_000
+    for _ in range(55):
+        behind.next_offset += 10
+        bench.passes(1)
+    assert bench.raised == []
+    for _ in range(15):
+        behind.next_offset += 10
+        bench.passes(1)
+    (alert,) = bench.raised
+    assert "request.outcomes/1 is counted 3600 s behind its log" in alert.summary
+    behind.lag = timedelta(seconds=30)
+    bench.passes(1)
+    assert bench.raised[-1].severity is Severity.INFO
+
+
+def test_old_events_of_a_log_that_is_counted_to_its_end_are_no_lag() -> None:
+    """Nothing happens for an hour: what was counted last is old, and nothing waits."""
+    bench = Bench()
+    bench.partitions["request.outcomes/1"].lag = timedelta(hours=1)
+    bench.passes(300)
+    assert bench.raised == []

@@ -103,6 +103,7 @@ class Cluster:
         self.newest: dict[str, Rollout] = {}  # the state topic
         self.partitions = PARTITIONS
         self._count = 0
+        self._fence: int | None = None  # of the one event partition
 
     def partition_of(self, flag_key: str) -> int:
         """Return a flag's partition as the topic is now."""
@@ -163,7 +164,9 @@ class Cluster:
         """Save totals as ingest does: 1000 contexts saw treatment, so many failed; control as decided."""
         now_ms = round(self.clock.now().timestamp() * 1000)
         others = round(1000 * (100 - rollout.percent) / rollout.percent)
-        fields = encode_progress(PartitionCounts(end=1, freshest_ms=now_ms, reported_at_ms=now_ms, counted=1))
+        fields = encode_progress(
+            PartitionCounts(end=1 + (self._fence or 0), freshest_ms=now_ms, reported_at_ms=now_ms, counted=1)
+        )
         for arm, contexts, failed in ((Arm.TREATMENT, 1000, errors), (Arm.CONTROL, others, others // 100)):
             counts = ArmCounts(
                 evaluations=contexts,
@@ -176,7 +179,8 @@ class Cluster:
                 latency_all={198: contexts},
             )
             fields[arm_field(rollout.flag_key, rollout.rollout_id, len(rollout.visits) - 1, arm)] = encode_arm(counts)
-        assert await self.totals.save(EVENTS, expected=None, next_offset=1, fields=fields) is None
+        expected, self._fence = self._fence, 1 if self._fence is None else self._fence + 1
+        assert await self.totals.save(EVENTS, expected=expected, next_offset=self._fence, fields=fields) is None
 
     async def passes(self, seconds: float) -> None:
         """Let time go by."""

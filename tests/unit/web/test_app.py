@@ -192,6 +192,7 @@ async def test_contained_faults_are_listed_and_degrade(surface: Surface, client:
         "name": "checkout",
         "why": "cannot be read",
         "remedy": "rolloutd repair flag checkout",
+        "reporter": "",
         "times": 1,
     }
 
