@@ -417,18 +417,14 @@ class KafkaEventLog:
                 self._guard.careful.pop(KafkaPartition(*partition), None)
         return fetched
 
-    async def _left_the_log(
-        self, jumped: Mapping[TopicPartition, tuple[int, int]]
-    ) -> frozenset[TopicPartition]:
+    async def _left_the_log(self, jumped: Mapping[TopicPartition, tuple[int, int]]) -> frozenset[TopicPartition]:
         """Return whose (expected, first) offsets show that the expected one no longer exists.
 
         Ends of transactions and compaction leave harmless holes, too. Raises EventLogUnavailable.
         """
         ahead = [one for one, (expected, first) in jumped.items() if first > expected]
         starts = await self._starts(ahead) if ahead else {}
-        return frozenset(
-            one for one, (expected, _) in jumped.items() if starts.get(one, expected + 1) > expected
-        )
+        return frozenset(one for one, (expected, _) in jumped.items() if starts.get(one, expected + 1) > expected)
 
     def _give_again(self, consumer: AIOKafkaConsumer, now: float) -> None:
         """Assign again what was taken away, and try corrupt partitions again when their time has come."""
@@ -658,8 +654,9 @@ class KafkaEventLog:
     async def progress(self) -> Mapping[TopicPartition, tuple[int, int]]:
         """Return (next offset, end offset), asked of the brokers, of each partition that is being read; for the watchdog.
 
-        Left out: partitions not sought yet, paused, or corrupt, which have reason to stand still. They are asked for all
-        the same: of what is not fetched the brokers say nothing else. Raises EventLogUnavailable, also while the group is rebalancing: no partition at all and no answer are two things.
+        Left out: partitions not sought yet, paused, or corrupt, which have reason to stand still. They are asked for
+        all the same: of what is not fetched the brokers say nothing else. Raises EventLogUnavailable, also
+        while the group is rebalancing: no partition at all and no answer are two things.
         """
         consumer = self._running()
         if consumer._subscription.reassignment_in_progress:
@@ -667,11 +664,7 @@ class KafkaEventLog:
         positions = {one: offset for one, offset in self._positions.items() if one in self._assignment}
         ends = await self.ends(list(positions))
         standing = self._paused | self._corrupt.keys()
-        return {
-            one: (self._positions.get(one, offset), ends[one])
-            for one, offset in positions.items()
-            if one not in standing
-        }
+        return {one: (self._positions.get(one, offset), ends[one]) for one, offset in positions.items() if one not in standing}
 
     # --- helpers ---
 
