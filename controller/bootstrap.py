@@ -499,10 +499,13 @@ class Daemon:
         self._actuation.want(rollout)
 
     def _overtaken(self, flag_key: str) -> None:
-        """The state topic ends with an older document: somebody late wrote over the newest one."""
+        """The state topic ends with an older document, written late, or with none: it was made anew.
+
+        The newest one stands there again once it was read there.
+        """
+        self._state_plane.forget(flag_key)
         worker = self._workers.worker(flag_key)
         if worker is not None:
-            self._state_plane.forget(flag_key)
             worker.republish_state()
 
     def _newest_evidence(self, flag_key: str) -> bytes | None:
