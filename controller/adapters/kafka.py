@@ -654,17 +654,20 @@ class KafkaEventLog:
     async def progress(self) -> Mapping[TopicPartition, tuple[int, int]]:
         """Return (next offset, end offset), asked of the brokers, of each partition that is being read; for the watchdog.
 
-        Left out: partitions not sought yet, paused, or corrupt, which have reason to stand still. They are asked for
-        all the same: of what is not fetched the brokers say nothing else. Raises EventLogUnavailable, also
-        while the group is rebalancing: no partition at all and no answer are two things.
+        Left out: partitions not sought yet, paused, or corrupt, which have reason to stand still. Raises
+        EventLogUnavailable, also while the group is rebalancing: no partition at all and no answer are two things.
         """
         consumer = self._running()
         if consumer._subscription.reassignment_in_progress:
             raise EventLogUnavailable(f"{self._group_id}: the group is rebalancing")
         positions = {one: offset for one, offset in self._positions.items() if one in self._assignment}
-        ends = await self.ends(list(positions))
-        standing = self._paused | self._corrupt.keys()
-        return {one: (self._positions.get(one, offset), ends[one]) for one, offset in positions.items() if one not in standing}
+        standing = [one for one in positions if one in self._paused or one in self._corrupt]
+        read = {one: offset for one, offset in positions.items() if one not in standing}
+        ends = await self.ends(list(read))
+        # What is not fetched is asked for all the same: else nothing would be heard of it.
+        with suppress(EventLogUnavailable):
+            await self.ends(standing)
+        return {one: (self._positions.get(one, offset), ends[one]) for one, offset in read.items()}
 
     # --- helpers ---
 
