@@ -85,6 +85,8 @@ OPS_CONNECTIONS = 64
 IDENTITY_SECONDS = 60.0
 """How often it is asked whether Redis still holds our keys and not another environment's."""
 
+_REFUSED_SHOWN = 20  # records of the state topic: whoever may write there makes up keys
+_REFUSED_REMEDY = "see state_refused in the log; the next decision about the flag writes a good one"
 _OWN_TOPICS = "Give each environment its own kafka.topic_prefix, or its own Kafka"
 
 
@@ -130,6 +132,7 @@ class Daemon:
         self._began_at = self._clock.monotonic()
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
         self._times_ahead: set[str] = set()
+        self._state_refused: dict[str, str] = {}  # by flag, what was reported of its record
         self._stored_flags: frozenset[str] = frozenset()
         self._topology = KafkaTopology(settings.kafka, self._faults, remade=self._topic_remade)
         self._store = Store.connect(
@@ -679,6 +682,7 @@ class Daemon:
             if self._supervisor.is_running:  # before, the steps say what they wait for
                 self._reporter.report(self._signs())
                 self._report_times_ahead()
+                self._report_refused_state()
             await asyncio.sleep(REPORT_EVERY_SECONDS)
 
     def _report_times_ahead(self) -> None:
@@ -694,6 +698,22 @@ class Daemon:
             elif flag_key in self._times_ahead:
                 self._times_ahead.discard(flag_key)
                 self._faults.clear(Scope.FLAG, flag_key)
+
+    def _report_refused_state(self) -> None:
+        """Name the flags whose newest record of the state topic is of no use; some, our own first."""
+        corrupt = self._feed.corrupt
+        shown = sorted(corrupt, key=lambda flag_key: flag_key not in self._newest)[:_REFUSED_SHOWN]
+        for flag_key in self._state_refused.keys() - set(shown):
+            why = self._state_refused.pop(flag_key)
+            fault = self._faults.of(Scope.FLAG, flag_key)
+            if fault is not None and fault.why == why:  # else it is another's by now
+                self._faults.clear(Scope.FLAG, flag_key)
+        topic = self._settings.kafka.topic("state")
+        for flag_key in shown:
+            if self._faults.of(Scope.FLAG, flag_key) is None:
+                why = f"its newest record in {topic} is of no use: {corrupt[flag_key]}"[:300]
+                self._state_refused[flag_key] = why
+                self._faults.report(Scope.FLAG, flag_key, why, _REFUSED_REMEDY)
 
     def _signs(self) -> Signs:
         """Return how everything stands now."""

@@ -31,6 +31,9 @@ from controller.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
+_CORRUPT_KEPT = 1_000  # keys of records that are of no use: whoever may write there makes them up
+_KEY_KEPT = 500  # characters; no flag's key is longer
+
 
 class KafkaStateFeed:
     """The compacted state topic, followed from its first record: `controller.ports.StateFeed`, with stop.
@@ -250,7 +253,9 @@ class KafkaStateFeed:
             if rollout.flag_key != key:
                 raise ValueError(f"the document is of flag {rollout.flag_key!r}")  # noqa: TRY301
         except Exception as error:
-            self._corrupt[key] = str(error)
+            is_kept = len(key) <= _KEY_KEPT and (key in self._revisions or len(self._corrupt) < _CORRUPT_KEPT)
+            if key in self._corrupt or is_kept:
+                self._corrupt[key] = str(error)
             self._count("state_refused")
             log.warning(
                 "state_refused", flag_key=key, partition=record.partition, offset=record.offset, reason=str(error)[:500]

@@ -200,3 +200,33 @@ async def test_a_state_topic_made_again_is_filled_again(kafka: str, redis_url: s
         plane = next(each for each in standings["planes"] if each["plane"] == "state_topic")
         assert plane["percent"] == 50, plane
         assert await daemon.stop() == 0
+
+
+async def test_a_state_record_of_no_use_is_shown_until_a_good_one_comes(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """The flag is named as a fault; of keys that somebody made up a bounded number is."""
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
+        answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
+        assert answer.status is CommandStatus.ACCEPTED, answer.reason
+        state = f"{topic_prefix}rollout.state"
+        for number in range(150):
+            await client.producer.send(state, b"{", b"made-up-%d" % number)
+        await client.producer.send_and_wait(state, b"{", FLAG.encode())
+
+        async def shown() -> list[str]:
+            faults = (await daemon.standing())["faults"]
+            return [one["name"] for one in faults if "is of no use" in one["why"]]
+
+        async with asyncio.timeout(15):
+            while FLAG not in await shown():
+                await asyncio.sleep(0.5)
+        assert len(await shown()) <= 20
+        await client.command(CommandVerb.FREEZE, FLAG)
+        async with asyncio.timeout(15):
+            while FLAG in await shown():
+                await asyncio.sleep(0.5)
+        assert await daemon.stop() == 0
