@@ -92,8 +92,10 @@ OPS_CONNECTIONS = 64
 IDENTITY_SECONDS = 60.0
 """How often it is asked whether Redis still holds our keys and not another environment's."""
 #: Who reports a fault of a flag, and alone clears it.
-_STATE, _FOREIGN, _TIMES = "state", "foreign", "times"
+_STATE, _FOREIGN, _TIMES, _REFUSED = "state", "foreign", "times", "state-topic"
 
+_REFUSED_SHOWN = 20  # records of the state topic: whoever may write there makes up keys
+_REFUSED_REMEDY = "see state_refused in the log; the next decision about the flag writes a good one"
 _OWN_TOPICS = "Give each environment its own kafka.topic_prefix, or its own Kafka"
 
 
@@ -140,6 +142,7 @@ class Daemon:
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
         self._times_ahead: set[str] = set()
         self._damaged: set[str] = set()  # flags whose document start-up could not read
+        self._state_refused: frozenset[str] = frozenset()  # flags whose record of the state topic was reported
         self._stored_flags: frozenset[str] = frozenset()
         self._topology = KafkaTopology(settings.kafka, self._faults, remade=self._topic_remade)
         self._store = Store.connect(
@@ -546,10 +549,13 @@ class Daemon:
         self._actuation.want(rollout)
 
     def _overtaken(self, flag_key: str) -> None:
-        """The state topic ends with an older document: somebody late wrote over the newest one."""
+        """The state topic ends with an older document, written late, or with none: it was made anew.
+
+        The newest one stands there again once it was read there.
+        """
+        self._state_plane.forget(flag_key)
         worker = self._workers.worker(flag_key)
         if worker is not None:
-            self._state_plane.forget(flag_key)
             worker.republish_state()
 
     def _newest_evidence(self, flag_key: str) -> bytes | None:
@@ -752,6 +758,7 @@ class Daemon:
             if self._supervisor.is_running:  # before, the steps say what they wait for
                 self._reporter.report(self._signs())
                 self._report_times_ahead()
+                self._report_refused_state()
             await asyncio.sleep(REPORT_EVERY_SECONDS)
 
     def _report_times_ahead(self) -> None:
@@ -770,6 +777,18 @@ class Daemon:
         for flag_key in self._times_ahead - self._workers.rollouts.keys():
             self._times_ahead.discard(flag_key)  # another replica runs it now
             self._faults.clear(Scope.FLAG, flag_key, reporter=_TIMES)
+
+    def _report_refused_state(self) -> None:
+        """Name the flags whose newest record of the state topic is of no use; some, our own first."""
+        corrupt = self._feed.corrupt
+        shown = sorted(corrupt, key=lambda flag_key: flag_key not in self._newest)[:_REFUSED_SHOWN]
+        for flag_key in self._state_refused.difference(shown):
+            self._faults.clear(Scope.FLAG, flag_key, reporter=_REFUSED)
+        self._state_refused = frozenset(shown)
+        topic = self._settings.kafka.topic("state")
+        for flag_key in shown:
+            why = f"its newest record in {topic} is of no use: {corrupt[flag_key]}"[:300]
+            self._faults.report(Scope.FLAG, flag_key, why, _REFUSED_REMEDY, reporter=_REFUSED)
 
     def _signs(self) -> Signs:
         """Return how everything stands now."""

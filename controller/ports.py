@@ -92,6 +92,13 @@ class EventLog(Protocol):
     def end_offset(self, partition: TopicPartition) -> int | None:
         """Return the offset after the last record as of the latest fetch, without I/O; None when not known."""
 
+    def position(self, partition: TopicPartition) -> int | None:
+        """Return the offset to read next, without I/O; None before the partition was sought or read.
+
+        All records before it were given. It may be beyond the last of them: the end of a
+        transaction and what compaction removed take up offsets and never come.
+        """
+
     def heard_at(self, partition: TopicPartition) -> float | None:
         """Return when the brokers last answered for this partition, with records or without: monotonic seconds.
 

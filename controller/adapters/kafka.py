@@ -373,36 +373,64 @@ class KafkaEventLog:
     async def _owned(
         self, consumer: AIOKafkaConsumer, batches: Mapping[KafkaPartition, Sequence[ConsumerRecord]]
     ) -> Mapping[TopicPartition, Sequence[Record]]:
-        """Note how far each partition was read. One that is not its owner's yet, or that jumped, is put back."""
-        jumped: list[tuple[TopicPartition, int, int]] = []
-        fetched: dict[TopicPartition, Sequence[Record]] = {}
+        """Note how far each partition was read. One that is not its owner's yet, or that jumped, is put back.
+
+        Positions move last, and from there to the owner nothing is awaited: it never sees a
+        position whose records it was not given, and no failure loses any.
+        """
+        reached: dict[TopicPartition, int] = {}
+        jumped: dict[TopicPartition, tuple[int, int]] = {}
         for partition, records in batches.items():
             first = records[0].offset
             if partition not in self._assignment:
                 _seek(consumer, partition, first)
                 continue
+            # Behind the last record, and behind the end of a transaction that follows it.
+            reached[partition] = max(records[-1].offset + 1, _position(consumer, partition) or 0)
             expected = self._positions.get(partition)
             if expected is not None and first != expected:
-                jumped.append((partition, expected, first))
-            self._positions[partition] = records[-1].offset + 1
-            fetched[partition] = records
+                jumped[partition] = (expected, first)
+        for partition, expected in self._positions.items():
+            position = _position(consumer, partition)
+            if position is None or position <= expected or partition in self._corrupt:
+                continue
+            if partition not in batches:
+                reached[partition], jumped[partition] = position, (expected, position)
+        before = {partition: self._positions.get(partition) for partition in reached}
+        try:
+            for partition in await self._left_the_log(jumped):
+                del reached[partition]
+                await self._give_back(frozenset((partition,)), self._settings.revoke_seconds)
+                self._returning.add(partition)
+        except BaseException:
+            self._rewind(consumer)
+            for partition in batches.keys() - self._positions.keys():
+                _seek(consumer, partition, batches[partition][0].offset)
+            raise
+        if self._has_replaced(consumer):
+            return {}
+        fetched: dict[TopicPartition, Sequence[Record]] = {}
+        for partition, position in reached.items():
+            if partition not in self._assignment or self._positions.get(partition) != before[partition]:
+                continue  # taken away, or sought, while the brokers were asked
+            self._positions[partition] = position
+            if partition not in batches:
+                continue
+            fetched[partition] = batches[KafkaPartition(*partition)]
             if partition in self._corrupt:
                 self._read_again(partition)
             if self._guard is not None:
-                self._guard.careful.pop(partition, None)
-        for partition, expected, first in jumped:
-            if await self._has_left_the_log(partition, expected, first):
-                fetched.pop(partition)
-                await self._give_back(frozenset((partition,)), self._settings.revoke_seconds)
-                self._returning.add(partition)
+                self._guard.careful.pop(KafkaPartition(*partition), None)
         return fetched
 
-    async def _has_left_the_log(self, partition: TopicPartition, expected: int, first: int) -> bool:
-        """Whether `expected` no longer exists. Ends of transactions and compaction leave harmless holes, too."""
-        if first < expected:
-            return True
-        start, _ = await self.bounds(partition)
-        return start > expected
+    async def _left_the_log(self, jumped: Mapping[TopicPartition, tuple[int, int]]) -> frozenset[TopicPartition]:
+        """Return whose (expected, first) offsets show that the expected one no longer exists.
+
+        Ends of transactions and compaction leave harmless holes, too. Raises EventLogUnavailable.
+        """
+        ahead = [one for one, (expected, first) in jumped.items() if first > expected]
+        starts = await self._starts(ahead) if ahead else {}
+        return frozenset(one for one, (expected, _) in jumped.items() if starts.get(one, expected + 1) > expected)
 
     def _give_again(self, consumer: AIOKafkaConsumer, now: float) -> None:
         """Assign again what was taken away, and try corrupt partitions again when their time has come."""
@@ -570,6 +598,15 @@ class KafkaEventLog:
         self._note_answered((partition,))
         return found
 
+    async def _starts(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        async def ask(consumer: AIOKafkaConsumer) -> Mapping[TopicPartition, int]:
+            starts = await consumer.beginning_offsets([KafkaPartition(*one) for one in partitions])
+            return {one: int(starts[KafkaPartition(*one)]) for one in partitions}
+
+        found = await self._ask("looking up first offsets", ask)
+        self._note_answered(found)
+        return found
+
     async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         async def ask(consumer: AIOKafkaConsumer) -> Mapping[TopicPartition, int]:
             ends = await consumer.end_offsets([KafkaPartition(*one) for one in partitions])
@@ -578,6 +615,9 @@ class KafkaEventLog:
         found = await self._ask("looking up end offsets", ask) if partitions else {}
         self._note_answered(found)
         return found
+
+    def position(self, partition: TopicPartition) -> int | None:
+        return self._positions.get(partition)
 
     def heard_at(self, partition: TopicPartition) -> float | None:
         return self._heard.get(partition)
@@ -627,12 +667,13 @@ class KafkaEventLog:
         consumer = self._running()
         if consumer._subscription.reassignment_in_progress:
             raise EventLogUnavailable(f"{self._group_id}: the group is rebalancing")
-        read = {
-            partition: offset
-            for partition, offset in self._positions.items()
-            if partition in self._assignment and partition not in self._paused and partition not in self._corrupt
-        }
+        positions = {one: offset for one, offset in self._positions.items() if one in self._assignment}
+        standing = [one for one in positions if one in self._paused or one in self._corrupt]
+        read = {one: offset for one, offset in positions.items() if one not in standing}
         ends = await self.ends(list(read))
+        # What is not fetched is asked for all the same: else nothing would be heard of it.
+        with suppress(EventLogUnavailable):
+            await self.ends(standing)
         return {one: (self._positions.get(one, offset), ends[one]) for one, offset in read.items()}
 
     # --- helpers ---
@@ -1015,6 +1056,14 @@ def _retry_seconds(times: int) -> float:
 def _is_refusal(error: KafkaError) -> bool:
     """Whether the brokers said no for a reason that a new connection would meet again."""
     return "Authorization" in type(error).__name__ or "Authentication" in type(error).__name__
+
+
+def _position(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | None:
+    """Return where the consumer reads on; unlike its last record that is behind ends of transactions."""
+    with suppress(Exception):  # no longer assigned, or not known yet
+        state = consumer._subscription.subscription.assignment.state_value(KafkaPartition(*partition))
+        return int(state.position) if state.has_valid_position else None
+    return None
 
 
 def _seek(consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int) -> None:

@@ -31,11 +31,15 @@ from controller.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
+_CORRUPT_KEPT = 1_000  # keys of records that are of no use: whoever may write there makes them up
+_KEY_KEPT = 500  # characters; no flag's key is longer
+
 
 class KafkaStateFeed:
     """The compacted state topic, followed from its first record: `controller.ports.StateFeed`, with stop.
 
-    Per flag only documents with a higher revision than any before are given. What cannot be used (not a document,
+    Per flag only documents with a higher revision than any before are given; and the newest once
+    more, when it came back after the topic had lost it. What cannot be used (not a document,
     another flag's key, deleted) stops that flag only: `corrupt` names it until a good document arrives.
     """
 
@@ -51,7 +55,7 @@ class KafkaStateFeed:
         """Read with `decode`, which raises any Exception for what is no document; `retry_seconds` between connections.
 
         `overtaken` is told, once a second, of a flag whose last record in the topic is older than one before it: somebody
-        late wrote it, and compaction would keep only that.
+        late wrote it, and compaction would keep only that. Also of one that the topic no longer has: it was made anew.
         """
         self._settings = settings
         self._topic = settings.topic("state")
@@ -61,6 +65,7 @@ class KafkaStateFeed:
         self._retry_seconds = retry_seconds
         self._revisions: dict[str, int] = {}  # by flag, the newest seen
         self._last: dict[str, int] = {}  # by flag, that of the last record
+        self._lost: set[str] = set()  # flags whose newest document the topic does not end with
         self._corrupt: dict[str, str] = {}
         self._caught_up = asyncio.Event()
         self._last_heard: float | None = None
@@ -133,6 +138,9 @@ class KafkaStateFeed:
             name_faults(consumer)
             partitions = [KafkaPartition(self._topic, number) for number in await self._partitions(consumer)]
         consumer.assign(partitions)
+        # Read from its beginning: what it does not have any more is not there.
+        self._last.clear()
+        self._corrupt.clear()
         loop = asyncio.get_running_loop()
         checked = loop.time() - self._retry_seconds
         goal: Mapping[KafkaPartition, int] | None = None
@@ -212,11 +220,14 @@ class KafkaStateFeed:
             yield from filter(None, map(self._read, records))
 
     def _tell_overtaken(self) -> None:
-        for flag_key, revision in self._last.items():
-            if revision < self._revisions.get(flag_key, revision):
-                self._count("state_overtaken")
-                log.warning("state_overtaken", flag_key=flag_key, revision=self._revisions[flag_key], last=revision)
-                self._overtaken(flag_key)
+        for flag_key, revision in self._revisions.items():
+            last = self._last.get(flag_key)
+            if last == revision or (last is None and flag_key in self._corrupt):
+                continue
+            self._lost.add(flag_key)
+            self._count("state_overtaken")
+            log.warning("state_overtaken", flag_key=flag_key, revision=revision, last=last)
+            self._overtaken(flag_key)
 
     async def _partitions(self, consumer: AIOKafkaConsumer) -> list[int]:
         """Return the topic's partition numbers. Raises KafkaError when it is missing."""
@@ -243,16 +254,23 @@ class KafkaStateFeed:
             if rollout.flag_key != key:
                 raise ValueError(f"the document is of flag {rollout.flag_key!r}")  # noqa: TRY301
         except Exception as error:
-            self._corrupt[key] = str(error)
+            is_kept = len(key) <= _KEY_KEPT and (key in self._revisions or len(self._corrupt) < _CORRUPT_KEPT)
+            if key in self._corrupt or is_kept:
+                self._corrupt[key] = str(error)
             self._count("state_refused")
             log.warning(
                 "state_refused", flag_key=key, partition=record.partition, offset=record.offset, reason=str(error)[:500]
             )
             return None
         self._last[key] = rollout.revision
-        if rollout.revision <= self._revisions.get(key, -1):
+        known = self._revisions.get(key, -1)
+        if rollout.revision == known and key in self._lost:
+            self._lost.discard(key)
+            return rollout
+        if rollout.revision <= known:
             return None  # an older copy written late by a zombie, or one we had before a reconnection
         self._revisions[key] = rollout.revision
+        self._lost.discard(key)
         self._corrupt.pop(key, None)
         return rollout
 

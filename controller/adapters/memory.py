@@ -479,9 +479,9 @@ class MemoryEventLog:
 
     async def fetch(self, max_records: int, timeout_seconds: float) -> Mapping[TopicPartition, Sequence[Record]]:
         self._broker.outage.before()
+        await asyncio.sleep(0)  # a reader in a loop must not starve the writers
         found = self._take(max_records)
         if found or timeout_seconds <= 0:
-            await asyncio.sleep(0)  # a reader in a loop must not starve the writers
             return found
         self._arrived.clear()
         try:
@@ -504,8 +504,11 @@ class MemoryEventLog:
             records = self._broker.read(partition, max(first, self._positions[partition]), left)
             if records:
                 found[partition] = records
-                self._positions[partition] = records[-1].offset + 1
                 left -= len(records)
+            # With all that there is, what takes up offsets behind the last record is passed, too.
+            has_all = left > 0 and self._positions[partition] >= first
+            following = records[-1].offset + 1 if records else self._positions[partition]
+            self._positions[partition] = max(following, end) if has_all else following
         return found
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
@@ -527,6 +530,9 @@ class MemoryEventLog:
 
     def end_offset(self, partition: TopicPartition) -> int | None:
         return self._ends.get(partition)
+
+    def position(self, partition: TopicPartition) -> int | None:
+        return self._positions.get(partition)
 
     def heard_at(self, partition: TopicPartition) -> float | None:
         return self._heard.get(partition)

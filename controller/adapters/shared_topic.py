@@ -95,6 +95,12 @@ class SharedTopic:
     def end_offset(self, partition: TopicPartition) -> int | None:
         return self._log.end_offset(_partition_of(partition))
 
+    def position(self, partition: TopicPartition) -> int | None:
+        following = self._next.get(partition)
+        if following is None or partition in self._paused:
+            return following  # what was read meanwhile was not for it
+        return max(following, self._log.position(_partition_of(partition)) or 0)
+
     def heard_at(self, partition: TopicPartition) -> float | None:
         return self._log.heard_at(_partition_of(partition))
 

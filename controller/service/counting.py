@@ -209,6 +209,11 @@ class PartitionTotals:
         self.position = offset
         self.lose(self.records.last_ms or 0, is_over=offset >= end)
 
+    def pass_holes(self, offset: int) -> None:
+        """Go on at `offset`, because the log holds no record for us before it: holes, and no loss."""
+        self.records.holes += offset - self.position
+        self.position = offset
+
     def rebase(self, offset: int, end: int) -> None:
         """Go on at `offset` of another log: what was counted stays, its records are not there any more.
 

@@ -622,6 +622,7 @@ class Ingest:
         began = self._clock.monotonic()
         ready = [owned for owned in pair.owned() if owned.state is PartitionState.READY]
         for owned in ready:
+            self._pass_holes(owned)
             await self._look_for_lost_records(owned)
         snapshots = []
         try:
@@ -640,6 +641,17 @@ class Ingest:
         pause = max(self._settings.flush_interval_seconds, spent / self._pacing.saving_share)
         pair.next_save_at = began + min(pause, self._pacing.longest_flush_seconds)
         await self._commit(self._clock.monotonic())
+
+    def _pass_holes(self, owned: Owned) -> None:
+        """Go past offsets behind the last record that hold none for us: the end of a transaction.
+
+        Otherwise the partition would seem to stand still with records waiting.
+        """
+        position = self._log.position(owned.partition)
+        if owned.is_leaving or owned.pending or position is None:
+            return  # one that is leaving takes no more of what is read
+        if position > owned.totals.position:
+            owned.totals.pass_holes(position)
 
     async def _look_for_lost_records(self, owned: Owned) -> None:
         """Tell offsets that never held a record for us from records that the log forgot before we read them."""

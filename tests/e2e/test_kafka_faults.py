@@ -8,7 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from controller.adapters.kafka_topics import partition_of
 from schemas.terms import CommandStatus, CommandVerb
@@ -132,3 +133,100 @@ async def test_partitions_added_to_every_topic_are_judged_and_obeyed(
         answer = await client.command(CommandVerb.ROLL_BACK, "other")
         assert answer.status is CommandStatus.ACCEPTED
         assert (await daemon.until("other", lambda doc: doc["percent"] == 0))["percent"] == 0
+
+
+async def test_a_transaction_alone_blinds_and_ends_nothing(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Behind one transaction nothing more comes: no lag, no rebuild, and nobody is alerted."""
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, ROLLOUTD_WATCHDOG__STUCK_AFTER_SECONDS="7") as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
+        answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
+        assert answer.status is CommandStatus.ACCEPTED, answer.reason
+        producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=f"{topic_prefix}tx")
+        await producer.start()
+        try:
+            async with producer.transaction():
+                for topic in ("flag.evaluations", "request.outcomes", "rollout.commands"):
+                    await producer.send(topic_prefix + topic, b"no event", key=b"", partition=0)
+            await producer.begin_transaction()
+            await (await producer.send(f"{topic_prefix}flag.evaluations", b"aborted", partition=1))
+            await producer.abort_transaction()
+        finally:
+            await producer.stop()
+        await asyncio.sleep(12)
+        metrics = (await daemon.get("/metrics")).text
+        lags = [line for line in metrics.splitlines() if line.startswith("rolloutd_lag_records{")]
+        assert lags
+        assert all(line.endswith((" 0.0", " 0")) for line in lags), lags
+        kinds = [alert["data"]["kind"] for alert in await client.read("rollout.alerts")]
+        assert "unwatched" not in kinds
+        assert daemon.log_lines("consumer_stuck") == []
+        assert await daemon.stop() == 0
+
+
+async def test_a_state_topic_made_again_is_filled_again(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+    """Deleted and made again, it soon ends with what was decided, and its plane serves that."""
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
+        answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
+        assert answer.status is CommandStatus.ACCEPTED, answer.reason
+        before = await daemon.until(FLAG, lambda document: document["percent"] == 50)
+        await asyncio.sleep(2)
+        state = f"{topic_prefix}rollout.state"
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+        await admin.start()
+        try:
+            await admin.delete_topics([state])
+            await asyncio.sleep(2)
+            compact = {"cleanup.policy": "compact"}
+            await admin.create_topics([NewTopic(state, 4, 1, topic_configs=compact)])
+        finally:
+            await admin.close()
+        written: list[dict[str, object]] = []
+        async with asyncio.timeout(40):
+            while not written:
+                await asyncio.sleep(1)
+                written = [each["data"] for each in await client.read("rollout.state")]
+        assert (written[-1]["flag"], written[-1]["revision"]) == (FLAG, before["revision"])
+        await asyncio.sleep(5)
+        written = [each["data"] for each in await client.read("rollout.state")]
+        assert len(written) < 10, "it is written again only as long as it is missing"
+        standings = (await daemon.get(f"/rollouts/{FLAG}/planes")).json()
+        plane = next(each for each in standings["planes"] if each["plane"] == "state_topic")
+        assert plane["percent"] == 50, plane
+        assert await daemon.stop() == 0
+
+
+async def test_a_state_record_of_no_use_is_shown_until_a_good_one_comes(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """The flag is named as a fault; of keys that somebody made up a bounded number is."""
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
+        answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
+        assert answer.status is CommandStatus.ACCEPTED, answer.reason
+        state = f"{topic_prefix}rollout.state"
+        for number in range(150):
+            await client.producer.send(state, b"{", b"made-up-%d" % number)
+        await client.producer.send_and_wait(state, b"{", FLAG.encode())
+
+        async def shown() -> list[str]:
+            faults = (await daemon.standing())["faults"]
+            return [one["name"] for one in faults if "is of no use" in one["why"]]
+
+        async with asyncio.timeout(15):
+            while FLAG not in await shown():
+                await asyncio.sleep(0.5)
+        assert len(await shown()) <= 20
+        await client.command(CommandVerb.FREEZE, FLAG)
+        async with asyncio.timeout(15):
+            while FLAG in await shown():
+                await asyncio.sleep(0.5)
+        assert await daemon.stop() == 0

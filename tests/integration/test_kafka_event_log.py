@@ -11,9 +11,11 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from controller.adapters.kafka import KafkaEventLog
+from controller.clock import SystemClock
 from controller.errors import BrokenInvariant, EventLogUnavailable
 from controller.ports import EventLog, Record, TopicPartition
-from controller.settings import KafkaSettings
+from controller.service.watchdog import ConsumerWatchdog
+from controller.settings import KafkaSettings, WatchdogSettings
 from tests.brokers import LocalKafka, create_topics_at
 from tests.conftest import CreateTopics
 
@@ -430,6 +432,141 @@ async def test_aborted_records_are_not_read(
     assert await read(member, 1) == [b"last"]
     assert await member.fetch(10, 0.3) == {}
     assert member.assignment == {(topic, 0)}
+
+
+@pytest.mark.parametrize("topic", ["evaluations", "commands"])
+@pytest.mark.parametrize("is_committed", [True, False], ids=["committed", "aborted"])
+async def test_the_end_of_a_transaction_is_no_record_that_waits(
+    kafka: str,
+    topic_prefix: str,
+    create_topics: CreateTopics,
+    make_log: MakeLog,
+    topic: str,
+    is_committed: bool,
+) -> None:
+    """In silence behind a transaction the position is the end, and the watchdog rebuilds nothing."""
+    settings = settings_for(kafka, topic_prefix)
+    name = settings.topic(topic)
+    await create_topics(name, partitions=2)
+    member = make_log(settings, [name])
+    await member.start()
+    for number in (0, 1):
+        member.seek((name, number), 0)
+    rebuilds: list[float] = []
+
+    async def rebuild() -> None:
+        rebuilds.append(time.monotonic())
+
+    watchdog = ConsumerWatchdog(
+        "events",
+        WatchdogSettings(check_interval_seconds=0.2, stuck_after_seconds=2.0),
+        SystemClock(),
+        progress=member.progress,
+        seconds_since_fetch=member.seconds_since_fetch,
+        rebuild=rebuild,
+        give_up=lambda why: None,
+    )
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=f"{topic_prefix}tx")
+    await producer.start()
+    watching = asyncio.create_task(watchdog.run())
+    seen: list[bytes | None] = []
+    try:
+        await producer.begin_transaction()
+        for number in (0, 1):
+            await (await producer.send(name, b"%d" % number, partition=number))
+        # While it is open, the log ends before it.
+        await watch_for(member, seen, 3.0)
+        await (producer.commit_transaction() if is_committed else producer.abort_transaction())
+        await watch_for(member, seen, 6.0)
+    finally:
+        watching.cancel()
+        await producer.stop()
+    assert sorted(filter(None, seen)) == ([b"0", b"1"] if is_committed else [])
+    assert rebuilds == []
+    assert await member.progress() == {(name, 0): (2, 2), (name, 1): (2, 2)}
+    assert [member.position((name, number)) for number in (0, 1)] == [2, 2]
+    assert member.assignment == {(name, 0), (name, 1)}
+    await produce(kafka, name, [b"next"])
+    assert await read(member, 1) == [b"next"]
+
+
+async def watch_for(member: KafkaEventLog, seen: list[bytes | None], seconds: float) -> None:
+    """Fetch for so long, and note what came."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for records in (await fetch(member)).values():
+            seen.extend(record.value for record in records)
+
+
+@pytest.mark.parametrize("fault", [EventLogUnavailable("no answer in time"), RuntimeError("ours")])
+async def test_a_look_up_that_fails_loses_no_record(
+    kafka: str,
+    topic_prefix: str,
+    create_topics: CreateTopics,
+    make_log: MakeLog,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+) -> None:
+    """What came with records behind a hole is given again when the hole could not be looked at."""
+    settings = settings_for(kafka, topic_prefix)
+    name = settings.topic("evaluations")
+    await create_topics(name, partitions=2)
+    member = make_log(settings)
+    await member.start()
+    for number in (0, 1):
+        member.seek((name, number), 0)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=f"{topic_prefix}tx")
+    await producer.start()
+    try:
+        await producer.begin_transaction()
+        await (await producer.send(name, b"aborted", partition=0))
+        await producer.abort_transaction()
+        async with producer.transaction():
+            await producer.send(name, b"behind", partition=0)
+    finally:
+        await producer.stop()
+    await produce(kafka, name, [b"a", b"b", b"c"], partition=1)
+    ask = member._ask
+    failed: list[str] = []
+
+    async def fail_once(doing: str, do: Callable[..., Awaitable[object]]) -> object:
+        if not failed:
+            failed.append(doing)
+            raise fault
+        return await ask(doing, do)
+
+    monkeypatch.setattr(member, "_ask", fail_once)
+    values: list[bytes | None] = []
+    async with asyncio.timeout(20):
+        while len(values) < 4:
+            try:
+                fetched = await member.fetch(500, 0.3)
+            except (EventLogUnavailable, RuntimeError):
+                continue
+            for records in fetched.values():
+                values.extend(record.value for record in records)
+    assert failed
+    assert sorted(filter(None, values)) == [b"a", b"b", b"behind", b"c"]
+
+
+async def test_a_paused_partition_is_heard_of(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog
+) -> None:
+    """Brokers that answer are not silent about a partition that is not fetched for now."""
+    settings = settings_for(kafka, topic_prefix)
+    name = settings.topic("commands")
+    await create_topics(name, partitions=2)
+    member = make_log(settings, [name])
+    await member.start()
+    for number in (0, 1):
+        member.seek((name, number), 0)
+    await until(lambda: member.heard_at((name, 0)) is not None, member)
+    member.pause([(name, 0)])
+    paused_at = asyncio.get_running_loop().time()
+    assert await member.progress() == {(name, 1): (0, 0)}
+    heard_at = member.heard_at((name, 0))
+    assert heard_at is not None
+    assert heard_at >= paused_at
 
 
 async def test_a_broken_checksum_stops_its_partition_only(own_kafka: LocalKafka, topic_prefix: str, make_log: MakeLog) -> None:

@@ -31,7 +31,8 @@ class Reader:
 
     def __init__(self) -> None:
         self.decoded = 0
-        self.feed = KafkaStateFeed(KafkaSettings(), self.decode)
+        self.overtaken: list[str] = []
+        self.feed = KafkaStateFeed(KafkaSettings(), self.decode, overtaken=self.overtaken.append)
         self.flag_key = "f"
 
     def decode(self, value: bytes) -> Rollout:
@@ -69,3 +70,19 @@ def test_a_document_of_no_use_hides_nothing(useless: FakeRecord) -> None:
     assert list(reader.feed.corrupt) == ["f"]
     assert reader.given(written("f", 10)) == [10]
     assert not reader.feed.corrupt
+
+
+def test_what_the_topic_lost_is_reported_and_given_again_when_it_is_back() -> None:
+    """A flag that a topic made anew does not have is to be published, and then stands there again."""
+    reader = Reader()
+    assert reader.given(written("f", 3)) == [3]
+    reader.feed._tell_overtaken()
+    assert reader.overtaken == []
+    reader.feed._last.clear()  # as a reading from the beginning does
+    reader.feed._tell_overtaken()
+    assert reader.overtaken == ["f"]
+    assert reader.given(written("f", 2)) == []
+    assert reader.given(written("f", 3)) == [3]
+    assert reader.given(written("f", 3)) == []
+    reader.feed._tell_overtaken()
+    assert reader.overtaken == ["f"]

@@ -77,6 +77,22 @@ async def test_a_paused_stream_misses_nothing() -> None:
     assert offsets(await log.fetch(10, 0)) == {SECOND: [2]}
 
 
+async def test_offsets_without_a_record_are_passed_by_each_stream_that_reads() -> None:
+    """Behind the end of a transaction both positions are the log's, a paused one's when resumed."""
+    log, below, broker = await make_log(2)
+    log.seek(FIRST, 0)
+    log.seek(SECOND, 0)
+    log.pause([SECOND])
+    broker.skip(("spans", 0))
+    await log.fetch(10, 0)
+    assert [below.position(("spans", 0)), log.position(FIRST), log.position(SECOND)] == [3, 3, 0]
+    log.resume([SECOND])
+    assert log.position(SECOND) == 0
+    await log.fetch(10, 0)
+    assert [log.position(FIRST), log.position(SECOND)] == [3, 3]
+    assert log.position(("spans", 9)) is None
+
+
 async def test_the_lower_position_is_committed() -> None:
     """Lag tools see the stream that is behind."""
     log, _, broker = await make_log(5)

@@ -1036,3 +1036,22 @@ async def test_a_run_that_was_cut_short_can_be_run_again() -> None:
     await ingest.stop()
     await task
     await log.stop()
+
+
+async def test_the_end_of_a_transaction_is_no_lag() -> None:
+    """Offsets behind the last record that hold none are holes, and the fence moves past them."""
+    bench = Bench()
+    bench.evaluate("a")
+    bench.happen("a", ON)
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        for topic in TOPICS:
+            bench.broker.skip((topic, 0), 2)
+        await until(bench.is_all_saved)
+        assert [view.lag for view in ingest.views()] == [0, 0]
+        bench.evaluate("b")
+        await until(bench.is_all_saved)
+    progress = bench.progress(EVALUATIONS)
+    assert (progress.counted, progress.holes, progress.losses) == (2, 2, [])
+    assert int(bench.stored(EVALUATIONS)["end"]) == 4
+    assert bench.progress(OUTCOMES).holes == 2
