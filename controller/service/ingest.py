@@ -38,7 +38,13 @@ from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, TopicPartition, Topology, Totals
 from controller.service.counting import Changes, PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.service.directory import Directory
-from controller.service.folding import FOLDED_AT_ONCE, Folding, FoldingFailed
+from controller.service.folding import (
+    CAREFUL_RECORDS,
+    FOLDED_AT_ONCE,
+    Folding,
+    FoldingFailed,
+    failure_of,
+)
 from controller.service.partitions import TRIES, Owned, Pacing, Pair, PartitionState, PartitionView
 from controller.service.refusals import Quarantine, RefusalBacklog
 from controller.settings import CountingSettings
@@ -132,7 +138,15 @@ class Ingest:
         self._epoch = epoch
         self.refusals = RefusalBacklog(quarantine, self._faults, retry_seconds=pacing.retry_seconds)
         self._on_counted = on_counted
-        self._folding = Folding(log, clock, settings, pacing, read_evaluations=read_evaluations, read_outcomes=read_outcomes)
+        self._folding = Folding(
+            log,
+            clock,
+            settings,
+            pacing,
+            read_evaluations=read_evaluations,
+            read_outcomes=read_outcomes,
+            trial=self._trial_totals,
+        )
         self._owned: dict[TopicPartition, Owned] = {}
         self._pairs: dict[int, Pair] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -261,9 +275,12 @@ class Ingest:
                 self._isolate(failed)
                 self._fail(pair, failed.__cause__ or failed)
                 continue
+            finally:
+                self._report_set_aside(pair)
             if folded:
                 self._is_blocked = False
-            since_pause += folded if not self._folding.has_packed else _FOLDED_BEFORE_PAUSE
+            is_slow = self._folding.has_packed or any(one.is_careful for one in pair.owned())
+            since_pause += _FOLDED_BEFORE_PAUSE if is_slow else folded
             if since_pause >= _FOLDED_BEFORE_PAUSE:
                 since_pause = 0
                 await asyncio.sleep(0)
@@ -316,9 +333,17 @@ class Ingest:
                 pair.outcomes = owned
             self._start(self._load(owned), f"load:{key}")
 
+    def _trial_totals(self, partition: TopicPartition) -> PartitionTotals:
+        """Return totals to try records on: what is noticed there besides counts nowhere."""
+        known = self.directory
+        return self._totals_with(Directory(0, flags=known.flags, over=known.over), partition)
+
     def _fresh_totals(self, partition: TopicPartition) -> PartitionTotals:
+        return self._totals_with(self.directory, partition)
+
+    def _totals_with(self, directory: Directory, partition: TopicPartition) -> PartitionTotals:
         return PartitionTotals(
-            self.directory,
+            directory,
             counts_exposures=partition[0] == self._evaluations_topic,
             exact_limit=self._settings.exact_set_limit,
             window_ms=self._settings.attribution_window_ms,
@@ -331,6 +356,7 @@ class Ingest:
         if owned.is_faulty:
             self._faults.clear(Scope.PARTITION, owned.name)
         owned.totals.close()
+        owned.end_trial()
         if self._owned.get(owned.partition) is owned:
             del self._owned[owned.partition]
         number = owned.partition[1]
@@ -433,6 +459,8 @@ class Ingest:
         self.counters.rebases += 1
         fence = totals.position
         totals.rebase(offset, end)
+        owned.set_failures_behind(2**63)  # offsets of a log that is not there any more
+        owned.failed_at = 0
         owned.rebased_at = self._clock.monotonic()
         owned.is_faulty = True
         self._logger.error("partition_rebased", topic_partition=owned.key, from_offset=fence, to_offset=offset, reason=why)
@@ -450,12 +478,30 @@ class Ingest:
     # - mistakes of ours -
 
     def _isolate(self, failed: FoldingFailed) -> None:
-        """Find out which record cannot be counted: count them one by one, and set it aside when found."""
+        """Find out which records cannot be counted: try them one by one, and set aside what fails.
+
+        One that fails on what was counted and not on the trial's totals is known for the next time;
+        what lies before it is saved first then, so that each such failure moves the fence.
+        """
         owned = failed.owned
-        owned.careful_to = max(owned.careful_to, failed.last)
+        owned.careful_to = max(owned.careful_to, failed.last + CAREFUL_RECORDS)
         if failed.first == failed.last:
-            owned.poisoned[failed.first] = f"rolloutd failed on this record: {failed.__cause__!r}"
-            self._logger.error("record_set_aside", topic_partition=owned.key, offset=failed.first)
+            owned.poisoned[failed.first] = failure_of(failed.__cause__)
+            owned.save_at = max(owned.save_at, failed.first + 1)
+
+    def _report_set_aside(self, pair: Pair) -> None:
+        for owned in pair.owned():
+            if owned.set_aside:
+                (offset, why), records = owned.set_aside[0], len(owned.set_aside)
+                owned.set_aside = []
+                self.counters.mistakes += records
+                self._logger.error(
+                    "record_set_aside",
+                    topic_partition=owned.key,
+                    offset=offset,
+                    records=records,
+                    error=why,
+                )
 
     def _fail(self, pair: Pair, mistake: BaseException) -> None:
         """Load a pair again after a mistake of ours: what is in memory may be half a change."""
@@ -745,6 +791,7 @@ class Ingest:
         if snapshot.next_offset != owned.saved or snapshot.next_offset >= (self._end_of(owned) or 0):
             owned.moved_at = now
         owned.saved = snapshot.next_offset
+        owned.set_failures_behind(snapshot.next_offset)
         owned.saved_rebased = owned.totals.records.rebased
         owned.saved_last_ms = snapshot.last_ms
         owned.saved_at = now

@@ -101,14 +101,17 @@ class Owned:
         "poisoned",
         "rebased_at",
         "reported",
+        "save_at",
         "saved",
         "saved_at",
         "saved_last_ms",
         "saved_rebased",
+        "set_aside",
         "shrunk",
         "state",
         "swept_at",
         "totals",
+        "trial",
         "trouble",
         "unsaved_since",
     )
@@ -144,8 +147,11 @@ class Owned:
         self.shrunk = 0  # times in a row that the log ended before our position
         self.failures = 0  # mistakes of ours since it last got beyond the place of the first
         self.failed_at = 0  # position of the last one
-        self.careful_to = -1  # up to this offset records are counted one by one: one of them fails
-        self.poisoned: dict[int, str] = {}  # offset of a record that cannot be counted -> why
+        self.careful_to = -1  # up to this offset records are tried one by one: some may fail
+        self.trial: PartitionTotals | None = None  # on which they are tried first
+        self.poisoned: dict[int, str] = {}  # offset of a record that failed all the same -> why
+        self.save_at = -1  # what is counted up to here is saved before more is tried
+        self.set_aside: list[tuple[int, str]] = []  # records and why, not yet reported
         self.is_faulty = False  # reported as a fault
         self.rebased_at: float | None = None  # when it was last rebased
 
@@ -165,6 +171,27 @@ class Owned:
         if self.state is PartitionState.READY and (self.saved is None or self.is_rebased):
             return self.totals.records.start
         return self.saved or 0
+
+    @property
+    def is_careful(self) -> bool:
+        """Whether its next records are tried before they are counted."""
+        return self.careful_to >= self.totals.position
+
+    def end_trial(self) -> None:
+        """Let go of what records were tried on."""
+        if self.trial is not None:
+            self.trial.close()
+            self.trial = None
+
+    def set_failures_behind(self, offset: int) -> None:
+        """Forget which records failed before `offset`: the fence has passed them."""
+        if self.poisoned:
+            self.poisoned = {where: why for where, why in self.poisoned.items() if where >= offset}
+        if self.careful_to < offset:
+            self.careful_to = -1
+            self.end_trial()
+        if self.save_at <= offset:
+            self.save_at = -1
 
     @property
     def has_changed(self) -> bool:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+import structlog
 
 from controller.adapters.memory import ManualClock, MemoryBroker, MemoryEventLog, MemoryTotals
 from controller.core.rollout import Aborted
@@ -17,7 +18,7 @@ from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.metrics import Metrics
 from controller.ports import Record, TopicPartition
-from controller.service.counting import ReadEvaluations, ReadOutcomes
+from controller.service.counting import PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.service.ingest import Ingest
 from controller.service.partitions import Pacing, PartitionState
 from controller.settings import CountingSettings
@@ -622,6 +623,122 @@ async def test_a_record_that_cannot_be_counted_is_set_aside() -> None:
     details = [one.detail for _, _, refusals in bench.quarantined for one in refusals]
     assert len(details) == 2
     assert all("ZeroDivisionError" in detail for detail in details)
+
+
+def failing_on(poison: bytes) -> ReadEvaluations:
+    """Return a reader whose records with `poison` fail in the midst of counting."""
+
+    def read(
+        records: Iterable[Record],
+        refused: Callable[[Record, RecordRefused], None],
+        *,
+        latest_ms: int = MAX_TIME_MS,
+    ) -> Iterator[EvaluationFields]:
+        for record in records:
+            for event in read_evaluations([record], refused, latest_ms=latest_ms):
+                if poison in (record.value or b""):
+                    yield (None, *event[1:])  # type: ignore[misc]
+                yield event
+
+    return read
+
+
+async def test_a_tenth_of_records_that_cannot_be_counted_costs_one_load() -> None:
+    """Records that fail while they are counted are found in one go, and all others count once."""
+    bench = Bench(
+        settings=CountingSettings(fetch_max_records=100),
+        pacing=Pacing(),
+        readers=(failing_on(b"poison"), read_outcomes),
+    )
+    for number in range(1000):
+        bench.evaluate(f"poison{number}" if number % 10 == 5 else f"u{number}")
+        bench.happen(f"u{number}")
+    loads = 0
+    load = bench.totals.load
+
+    async def counting_loads(partition_key: str) -> Any:
+        nonlocal loads
+        loads += partition_key.startswith(EVALUATIONS)
+        return await load(partition_key)
+
+    bench.totals.load = counting_loads  # type: ignore[method-assign]
+    async with bench.running() as ingest:
+        with structlog.testing.capture_logs():
+            await until(bench.is_all_saved, seconds=3)
+        assert loads == 2  # at the start, and after the first failure
+        assert ingest.counters.mistakes >= 100
+        [owned] = [one for one in ingest._owned.values() if one.is_counting_exposures]
+        assert owned.poisoned == {}
+        await until(lambda: not bench.faults.current)
+    arm = arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"]
+    assert (arm.exposures, arm.evaluations) == (900, 900)
+    assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].outcomes == 900
+    refused = [one for _, _, refusals in bench.quarantined for one in refusals]
+    assert sorted({one.offset for one in refused}) == list(range(5, 1000, 10))
+    assert all("rolloutd failed on this record" in one.detail for one in refused)
+
+
+async def test_each_failure_that_no_trial_shows_moves_the_fence() -> None:
+    """A record that fails on what was counted alone is saved up to, set aside and gone past."""
+    bench = Bench(settings=make_settings(fetch_max_records=100))
+    ingest, log = bench.make()
+    fold = PartitionTotals.fold_evaluations
+
+    def failing(totals: PartitionTotals, batch: Sequence[Record], *args: Any, **more: Any) -> int:
+        taken = fold(totals, batch, *args, **more)
+        is_real = any(owned.totals is totals for owned in ingest._owned.values())
+        if is_real and any(b"poison" in (record.value or b"") for record in batch):
+            raise ZeroDivisionError("a bug")
+        return taken
+
+    for number in range(100):
+        bench.evaluate(f"poison{number}" if number % 10 == 5 else f"u{number}")
+    fences: list[int] = []
+    load = bench.totals.load
+
+    async def noting(partition_key: str) -> Any:
+        if partition_key.startswith(EVALUATIONS):
+            fences.append(bench.fence(EVALUATIONS))
+        return await load(partition_key)
+
+    bench.totals.load = noting  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartitionTotals, "fold_evaluations", failing)
+        task = asyncio.create_task(ingest.run())
+        await log.start()
+        with structlog.testing.capture_logs():
+            await until(bench.is_all_saved)
+        await ingest.stop()
+        await task
+    await log.stop()
+    arm = arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"]
+    assert (arm.exposures, arm.evaluations) == (90, 90)
+    assert bench.progress(EVALUATIONS).quarantined == 10
+    assert fences == [-1, -1, -1, *range(6, 96, 10)]
+
+
+async def test_what_failed_in_a_log_is_not_blamed_on_its_successor() -> None:
+    """A topic that was made again has other records at the offsets that were set aside."""
+    bench = Bench(readers=(failing_on(b"poison"), read_outcomes))
+    bench.topology.ids = {"evaluations": "one", "outcomes": "one"}
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        bench.totals.outage.is_down = True
+        for _ in range(20):
+            bench.evaluate("poison")
+        with structlog.testing.capture_logs():
+            await until(lambda: ingest.counters.mistakes > 0)
+        [owned] = [one for one in ingest._owned.values() if one.is_counting_exposures]
+        owned.poisoned[2] = "it failed in the other log"
+        bench.topology.ids["evaluations"] = "two"
+        bench.broker.cut((EVALUATIONS, 0), 0)
+        bench.totals.outage.is_down = False
+        await until(lambda: bench.progress(EVALUATIONS).rebased == 1)
+        for number in range(5):
+            bench.evaluate(f"u{number}")
+        await until(bench.is_all_saved)
+        assert owned.failed_at == 0
+    assert bench.progress(EVALUATIONS).counted == 5
 
 
 async def test_a_save_that_fails_by_a_mistake_of_ours_stops_its_pair_alone() -> None:
