@@ -513,8 +513,10 @@ class Ingest:
             owned.failures = owned.failures + 1 if owned.totals.position <= owned.failed_at else 1
             owned.failed_at = max(owned.failed_at, owned.totals.position)
             is_searching = len(owned.poisoned) > 0 or owned.careful_to >= 0
-            self._reload(owned, self._pacing.failed_seconds)
-            if owned.failures > TRIES * (2 if is_searching else 1):
+            is_stopping = owned.failures > TRIES * (2 if is_searching else 1)
+            pacing = self._pacing
+            self._reload(owned, pacing.stopped_seconds if is_stopping else pacing.failed_seconds)
+            if is_stopping:
                 self._stop_partition(owned)
 
     def _note_failure(self, owned: Owned, mistake: BaseException) -> None:

@@ -741,6 +741,32 @@ async def test_what_failed_in_a_log_is_not_blamed_on_its_successor() -> None:
     assert bench.progress(EVALUATIONS).counted == 5
 
 
+async def test_a_partition_that_stopped_is_tried_again_rarely() -> None:
+    """While saving fails by a mistake of ours, a stopped partition is loaded every 10 s."""
+    bench = Bench(pacing=make_pacing(failed_seconds=0.01, stopped_seconds=10))
+    loads = 0
+    load = bench.totals.load
+
+    async def counting_loads(partition_key: str) -> Any:
+        nonlocal loads
+        loads += partition_key.startswith(EVALUATIONS)
+        return await load(partition_key)
+
+    async def failing(partition_key: str, **arguments: Any) -> int | None:
+        raise KeyError("a bug")
+
+    bench.totals.load = counting_loads  # type: ignore[method-assign]
+    bench.totals.save = failing  # type: ignore[method-assign]
+    bench.evaluate("a")
+    async with bench.running() as ingest:
+        with structlog.testing.capture_logs():
+            await until(lambda: any(one.state is PartitionState.STOPPED for one in ingest.views()))
+        before = loads
+        await asyncio.sleep(0.3)
+        assert all(one.state is PartitionState.STOPPED for one in ingest.views())
+        assert loads == before
+
+
 async def test_a_save_that_fails_by_a_mistake_of_ours_stops_its_pair_alone() -> None:
     """Whatever a save raises, other partitions go on, and the pair does once it is over."""
     bench = Bench(partitions=2)
