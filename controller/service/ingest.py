@@ -94,7 +94,6 @@ class _Snapshot:
     refusals: Sequence[Refusal]
     totals: PartitionTotals
     rebased: int  # expected in the store
-    last_ms: int
     at: float
 
 
@@ -616,13 +615,13 @@ class Ingest:
                 continue
             owned.totals, owned.saved, owned.saved_rebased = owned.loaded
             owned.loaded = None
-            owned.saved_last_ms = owned.totals.records.last_ms or 0
             owned.unsaved_since = None
             owned.trouble = ""
             now = self._clock.monotonic()
             owned.saved_at = owned.moved_at = owned.delivered_at = owned.swept_at = now
             stored = owned.totals.records
             owned.holes_seen = stored.holes
+            owned.looked_to, owned.looked_last_ms = owned.totals.position, stored.last_ms or 0
             owned.reported = (stored.counted, stored.quarantined, stored.late, stored.ignored)
             owned.last_timestamp_ms = -inf
             owned.pending = []
@@ -687,10 +686,17 @@ class Ingest:
         await self._commit(self._clock.monotonic())
 
     async def _look_for_lost_records(self, owned: Owned) -> None:
-        """Tell offsets that never held a record for us from records that the log forgot before we read them."""
+        """Tell offsets that never held a record for us from records that the log forgot unread.
+
+        They are lost if the log begins behind the place up to which all holes are accounted for.
+        The fence is no such place: a save goes on while the log does not answer, or while more is
+        folded, and may already lie behind the holes.
+        """
         totals = owned.totals
-        holes = totals.records.holes
+        holes, position = totals.records.holes, totals.position
+        last_ms = totals.records.last_ms or 0
         if holes == owned.holes_seen:
+            owned.looked_to, owned.looked_last_ms = position, last_ms
             return
         try:
             first, _ = await self._log.bounds(owned.partition)
@@ -699,11 +705,13 @@ class Ingest:
             return  # asked again before the next save
         if owned.totals is not totals:
             return
-        owned.holes_seen = holes
-        if owned.saved is not None and not owned.is_rebased and first > owned.saved:
-            self._note_lost(owned, owned.saved, first)
+        if first > owned.looked_to:
+            self._note_lost(owned, owned.looked_to, first)
             is_over = totals.position > first
-            totals.records.note_loss(owned.saved_last_ms, (totals.records.last_ms or 0) if is_over else None)
+            to_ms = (totals.records.last_ms or 0) if is_over else None
+            totals.records.note_loss(owned.looked_last_ms, to_ms)
+        owned.holes_seen = holes
+        owned.looked_to, owned.looked_last_ms = position, last_ms
 
     async def _encode(self, owned: Owned, pair: Pair) -> _Snapshot:
         """Return the partition's state; looks at the loop now and then, nothing is folded meanwhile."""
@@ -742,7 +750,6 @@ class Ingest:
             raise BrokenInvariant(f"{owned.key}: {why}")
         changes.fields |= encode_progress(records)
         refusals, totals.refused = totals.refused, []
-        last_ms = records.last_ms or 0
         return _Snapshot(
             owned,
             owned.saved,
@@ -751,7 +758,6 @@ class Ingest:
             refusals,
             totals,
             owned.saved_rebased,
-            last_ms,
             now,
         )
 
@@ -795,7 +801,6 @@ class Ingest:
         owned.saved = snapshot.next_offset
         owned.set_failures_behind(snapshot.next_offset)
         owned.saved_rebased = owned.totals.records.rebased
-        owned.saved_last_ms = snapshot.last_ms
         owned.saved_at = now
         owned.unsaved_since = snapshot.at if owned.has_changed else None
         self._note_recovery(owned, now)

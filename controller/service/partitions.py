@@ -95,6 +95,8 @@ class Owned:
         "key",
         "last_timestamp_ms",
         "loaded",
+        "looked_last_ms",
+        "looked_to",
         "moved_at",
         "partition",
         "pending",
@@ -104,7 +106,6 @@ class Owned:
         "save_at",
         "saved",
         "saved_at",
-        "saved_last_ms",
         "saved_rebased",
         "set_aside",
         "shrunk",
@@ -130,6 +131,8 @@ class Owned:
         self.moved_at = now
         self.swept_at = now
         self.holes_seen = 0
+        self.looked_to = 0  # up to this position all holes are accounted for
+        self.looked_last_ms = 0  # timestamp of the last record before it
         self.reported = (0, 0, 0, 0)  # counted, quarantined, late, ignored, as far as the metrics know
         self.pending: list[Record] = []
         self.is_counting_exposures = totals.counts_exposures
@@ -139,7 +142,6 @@ class Owned:
         self.last_timestamp_ms: float = -inf  # of the last record folded
         self.delivered_at = now  # when the log last gave a record
         self.saved_rebased = 0  # a part of the fence we expect to find
-        self.saved_last_ms = 0  # timestamp of the last record that is saved
         self.unsaved_since: float | None = None  # when the oldest unsaved change was counted
         self.end: int | None = None  # of the log, as asked for
         self.asked_at: float | None = None  # when that was answered

@@ -412,6 +412,52 @@ async def test_offsets_without_records_are_holes_and_no_taint() -> None:
     assert (progress.holes, progress.counted, progress.losses) == (3, 2, [])
 
 
+@pytest.mark.parametrize("trouble", ["unanswered", "overtaken"])
+async def test_a_loss_is_noted_although_a_save_has_gone_past_it(trouble: str) -> None:
+    """What the log forgot is a loss also if it did not answer before a save, or more was folded."""
+    bench = Bench()
+    ingest, log = bench.make()
+    task = asyncio.create_task(ingest.run())
+    await log.start()
+    bench.evaluate("a", at=NOW - MINUTE)
+    await until(bench.is_all_saved)
+    bounds = log.bounds
+    is_told = False
+
+    def lose(first: int) -> None:
+        for _ in range(9):
+            bench.evaluate("b")
+        bench.broker.truncate((EVALUATIONS, 0), first)
+
+    async def failing(partition: TopicPartition) -> tuple[int, int]:
+        nonlocal is_told
+        if partition[0] == EVALUATIONS and not is_told:
+            is_told = True
+            if trouble == "unanswered":
+                raise EventLogUnavailable("no answer")
+            answer = await bounds(partition)
+            lose(12)
+            [owned] = [one for one in ingest._owned.values() if one.is_counting_exposures]
+            await until(lambda: owned.totals.position > 12)
+            return answer
+        return await bounds(partition)
+
+    log.bounds = failing  # type: ignore[method-assign]
+    if trouble == "unanswered":
+        lose(6)
+    else:
+        bench.broker.skip((EVALUATIONS, 0), 3)
+        bench.evaluate("c")
+    await until(lambda: is_told and bench.is_all_saved())
+    bench.evaluate("d")
+    await until(lambda: bench.progress(EVALUATIONS).losses != [])
+    await ingest.stop()
+    await task
+    await log.stop()
+    began = NOW - MINUTE if trouble == "unanswered" else NOW
+    assert bench.progress(EVALUATIONS).losses == [(at_ms(began), at_ms(NOW))]
+
+
 async def test_each_loss_is_noted_and_not_the_first_alone() -> None:
     """A second loss in the same partition is a second interval, closed by the first record behind it."""
     bench = Bench()
