@@ -73,14 +73,12 @@ class IngestCounters:
     """What happened since the start, for metrics."""
 
     saves: int = 0
-    fields_saved: int = 0
     save_troubles: int = 0  # tries with unknown outcome
     fences_lost: int = 0  # somebody else had counted
     fetch_troubles: int = 0
     gaps: int = 0
     rebases: int = 0  # partitions counted on in another log
     mistakes: int = 0  # of ours, each contained in a partition
-    late_revokes: int = 0  # partitions handed over without a last save; they are counted again from the fence
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +172,6 @@ class Ingest:
             for owned in self._owned.values():
                 owned.totals.take(watched)
 
-    def forget(self, flag_key: str) -> None:
-        """Count no longer for a flag that was deleted, and delete what is stored of it in the partitions we own."""
-        self.directory.flags.pop(flag_key, None)
-        self.directory.over.pop(flag_key, None)
-        for owned in self._owned.values():
-            owned.totals.drop_flag(flag_key)
-        self._faults.clear(Scope.FLAG, flag_key)
-
     async def stop(self) -> None:
         """Let `run` save what was folded, under one deadline, and return once it has ended; at once if it never began."""
         self._is_stopping = True
@@ -210,26 +200,10 @@ class Ingest:
             for owned in self._owned.values()
         ]
 
-    def stalled(self, seconds: float) -> list[PartitionView]:
-        """Return the partitions that have records to count and have not moved for `seconds`, stopped ones aside."""
-        return [
-            view
-            for view in self.views()
-            if view.state is not PartitionState.STOPPED and view.unmoved_seconds >= seconds and view.lag != 0
-        ]
-
     @property
     def longest_fold_seconds(self) -> float:
         """How long one fold has kept the loop to itself at most."""
         return self._folding.longest_seconds
-
-    @property
-    def is_caught_up(self) -> bool:
-        """True when every assigned partition is ready or stopped."""
-        return all(
-            partition in self._owned and self._owned[partition].state in (PartitionState.READY, PartitionState.STOPPED)
-            for partition in self._log.assignment
-        )
 
     async def run(self) -> None:
         """Count until `stop`. Raises what a broken invariant of ours raises; trouble outside is waited for.
@@ -805,7 +779,6 @@ class Ingest:
         owned.unsaved_since = snapshot.at if owned.has_changed else None
         self._note_recovery(owned, now)
         self.counters.saves += 1
-        self.counters.fields_saved += len(snapshot.changes.fields)
         self._metrics.flush_duration_seconds.observe(now - began)
         self._report(owned)
         if snapshot.changes.flag_keys:
@@ -901,7 +874,6 @@ class Ingest:
                 await asyncio.gather(*(self._save_last(pair) for pair in pairs.values()))
         except TimeoutError:
             late = [owned for owned in leaving if owned.totals.position != owned.saved]
-            self.counters.late_revokes += len(late)
             self._logger.warning("handed_over_unsaved", topic_partitions=[owned.key for owned in late])
         finally:
             for owned in leaving:

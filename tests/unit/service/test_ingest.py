@@ -1143,19 +1143,6 @@ async def test_the_next_rollout_drops_the_last_ones_fields() -> None:
     assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].exposures == 1
 
 
-async def test_a_forgotten_flag_is_unknown_again() -> None:
-    """After `forget` a flag's events are ignored and its fields are deleted."""
-    bench = Bench()
-    bench.evaluate("a")
-    async with bench.running() as ingest:
-        await until(bench.is_all_saved)
-        ingest.forget("new-checkout")
-        bench.evaluate("b")
-        await until(bench.is_all_saved)
-        await until(lambda: not arms_in(bench.stored(EVALUATIONS)))
-        assert ingest.directory.unknown_flags == 1
-
-
 @pytest.mark.parametrize("flags", [600, 3000])
 async def test_more_flags_than_fit_in_one_save(flags: int) -> None:
     """Counting saves early when more fields have changed than one save may carry."""
