@@ -298,12 +298,6 @@ class PartitionTotals:
             if not rollout_ids:
                 del self._rollouts[flag_key]
 
-    def drop_flag(self, flag_key: str) -> None:
-        """Drop everything of a flag, of whichever rollouts."""
-        for rollout_id in list(self._rollouts.get(flag_key, ())):
-            self.drop(flag_key, rollout_id)
-        self._rollouts.pop(flag_key, None)
-
     def expire_exposures(self, time_ms: int) -> None:
         """Drop the exposures that no outcome from `time_ms` on can reach."""
         if self.recent is not None:

@@ -8,13 +8,13 @@ bounds. Does not belong here: what a record adds up to (`counting.py`), fetching
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from math import inf
 
-from controller.ports import Clock, EventLog, Record
-from controller.service.counting import ReadEvaluations, ReadOutcomes, up_to
+from controller.ports import Clock, EventLog, Record, TopicPartition
+from controller.service.counting import PartitionTotals, ReadEvaluations, ReadOutcomes, up_to
 from controller.service.partitions import Owned, Pacing, Pair, PartitionState
 from controller.settings import CountingSettings
 from schemas.envelope import MAX_AHEAD_MS
@@ -32,7 +32,13 @@ _FROZEN_LANES = 500  # so many more at a time: rarely, for what else exists at t
 #: than good traffic does, and each save costs as much as a thousand records.
 _REFUSALS_PER_SAVE = 4 * MAX_REFUSALS
 FOLDED_AT_ONCE = 1000  # records of a partition: 4 ms or so
+#: So many records after one that failed are tried first, which takes several times as long as
+#: counting them; a failure that comes unawares costs a load of the partition.
+CAREFUL_RECORDS = 10_000
+_TRIED_AT_ONCE = 100  # records that are tried first: 10 ms or so
 _PACKED_BYTES_AT_ONCE = 128 * 1024  # of records that hold many events: 10 ms or so; a single one may be larger
+
+_Fold = Callable[[PartitionTotals], int]
 
 
 class Folding:
@@ -47,7 +53,10 @@ class Folding:
         *,
         read_evaluations: ReadEvaluations,
         read_outcomes: ReadOutcomes,
+        trial: Callable[[TopicPartition], PartitionTotals],
     ) -> None:
+        """`trial` makes empty totals on which records are tried, and which are never saved."""
+        self._trial = trial
         self._log = log
         self._clock = clock
         self._settings = settings
@@ -67,12 +76,13 @@ class Folding:
         self._now_ms = int(self._clock.now().timestamp() * 1000)
         for owned in pair.owned():
             owned.totals.set_time(self._now_ms)
+        is_careful = any(owned.is_careful for owned in pair.owned())
         opened = sum(owned.totals.opened_lanes for owned in pair.owned())
         with _no_collection():
             while folded < FOLDED_AT_ONCE:
                 step = self._fold_outcomes(pair, now) + self._fold_evaluations(pair, now)
                 folded += step
-                if step == 0 or self.has_packed:
+                if step == 0 or self.has_packed or (is_careful and folded >= _TRIED_AT_ONCE):
                     break
             self._unfrozen_lanes += sum(owned.totals.opened_lanes for owned in pair.owned()) - opened
             if self._unfrozen_lanes >= _FROZEN_LANES:
@@ -93,6 +103,8 @@ class Folding:
             return 0
         if totals.position - owned.counted_from >= self._settings.max_unsaved_records:
             return 0
+        if owned.counted_from < owned.save_at <= totals.position:
+            return 0
         room = MAX_FIELDS_PER_SAVE - _SPARE_FIELDS - totals.changed_fields
         return room if room >= _LEAST_ROOM else 0
 
@@ -110,17 +122,17 @@ class Folding:
             join = evaluations.totals
         joinable_until_ms = self._joinable_until(pair, now)
         with _blamed(owned, batch):
-            if batch[0].offset in owned.poisoned:
-                owned.totals.set_aside(batch[0], owned.poisoned[batch[0].offset])
-                taken = 1
-            else:
-                taken = owned.totals.fold_outcomes(
+
+            def fold(totals: PartitionTotals) -> int:
+                return totals.fold_outcomes(
                     batch,
                     self._read_outcomes,
                     room=room,
                     join=join,
                     joinable_until_ms=joinable_until_ms,
                 )
+
+            taken = 1 if self._sets_aside(owned, batch[0], fold) else fold(owned.totals)
         if taken:
             owned.last_timestamp_ms = min(batch[taken - 1].timestamp, self._now_ms + MAX_AHEAD_MS)
             del owned.pending[:taken]
@@ -166,15 +178,48 @@ class Folding:
                 return 0
         # Refusals of a whole batch may go beyond what one quarantine record holds; the save splits them.
         with _blamed(owned, batch):
-            if batch[0].offset in owned.poisoned:
-                owned.totals.set_aside(batch[0], owned.poisoned[batch[0].offset])
-                taken = 1
-            else:
-                taken = owned.totals.fold_evaluations(batch, self._read_evaluations, room=room)
+
+            def fold(totals: PartitionTotals) -> int:
+                return totals.fold_evaluations(batch, self._read_evaluations, room=room)
+
+            taken = 1 if self._sets_aside(owned, batch[0], fold) else fold(owned.totals)
         if taken:
             owned.last_timestamp_ms = min(batch[taken - 1].timestamp, self._now_ms + MAX_AHEAD_MS)
             del owned.pending[:taken]
         return taken
+
+    def _sets_aside(self, owned: Owned, record: Record, fold: _Fold) -> bool:
+        """Set the next record aside if it cannot be counted. Near a failure each is tried first.
+
+        It is tried on totals that are never saved, because one that fails may leave half a change:
+        so one load serves for all the records that fail, however many there are.
+        """
+        if record.offset > owned.careful_to:
+            return False
+        why = owned.poisoned.get(record.offset) or self._failure(owned, fold)
+        if why is None:
+            return False
+        owned.totals.set_aside(record, why)
+        owned.set_aside.append((record.offset, why))
+        owned.careful_to = max(owned.careful_to, record.offset + CAREFUL_RECORDS)
+        return True
+
+    def _failure(self, owned: Owned, fold: _Fold) -> str | None:
+        """Return why a record cannot be counted, None when it can, as far as a trial shows."""
+        trial = owned.trial
+        is_usable = trial is not None and trial.position - trial.records.start <= CAREFUL_RECORDS
+        if trial is not None and is_usable and _failure_on(trial, fold, self._now_ms) is None:
+            return None
+        # An earlier failure may have spoiled those totals: it has to fail on empty ones, too.
+        empty = self._trial(owned.partition)
+        empty.start_at(owned.pending[0].offset)
+        why = _failure_on(empty, fold, self._now_ms)
+        if trial is None or why is None:
+            owned.end_trial()
+            owned.trial = empty
+        else:
+            empty.close()
+        return why
 
     def _at_hand(self, owned: Owned, count: int, read: ReadEvaluations | ReadOutcomes) -> list[Record]:
         """Return at most `count` records to fold next; of a packed format a bounded number of bytes, at least one record."""
@@ -205,6 +250,20 @@ class Folding:
         if now - owned.delivered_at >= self._pacing.join_patience_seconds:
             return inf
         return owned.last_timestamp_ms + ahead
+
+
+def _failure_on(totals: PartitionTotals, fold: _Fold, now_ms: int) -> str | None:
+    totals.set_time(now_ms)
+    try:
+        fold(totals)
+    except Exception as mistake:
+        return failure_of(mistake)
+    return None
+
+
+def failure_of(mistake: BaseException | None) -> str:
+    """Return what the quarantine says of a record that a mistake of ours keeps from counting."""
+    return f"rolloutd failed on this record: {mistake!r}"
 
 
 class FoldingFailed(Exception):

@@ -38,7 +38,13 @@ from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, TopicPartition, Topology, Totals
 from controller.service.counting import Changes, PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.service.directory import Directory
-from controller.service.folding import FOLDED_AT_ONCE, Folding, FoldingFailed
+from controller.service.folding import (
+    CAREFUL_RECORDS,
+    FOLDED_AT_ONCE,
+    Folding,
+    FoldingFailed,
+    failure_of,
+)
 from controller.service.partitions import TRIES, Owned, Pacing, Pair, PartitionState, PartitionView
 from controller.service.refusals import Quarantine, RefusalBacklog
 from controller.settings import CountingSettings
@@ -69,14 +75,12 @@ class IngestCounters:
     """What happened since the start, for metrics."""
 
     saves: int = 0
-    fields_saved: int = 0
     save_troubles: int = 0  # tries with unknown outcome
     fences_lost: int = 0  # somebody else had counted
     fetch_troubles: int = 0
     gaps: int = 0
     rebases: int = 0  # partitions counted on in another log
     mistakes: int = 0  # of ours, each contained in a partition
-    late_revokes: int = 0  # partitions handed over without a last save; they are counted again from the fence
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,6 @@ class _Snapshot:
     refusals: Sequence[Refusal]
     totals: PartitionTotals
     rebased: int  # expected in the store
-    last_ms: int
     at: float
 
 
@@ -134,7 +137,15 @@ class Ingest:
         self._epoch = epoch
         self.refusals = RefusalBacklog(quarantine, self._faults, retry_seconds=pacing.retry_seconds)
         self._on_counted = on_counted
-        self._folding = Folding(log, clock, settings, pacing, read_evaluations=read_evaluations, read_outcomes=read_outcomes)
+        self._folding = Folding(
+            log,
+            clock,
+            settings,
+            pacing,
+            read_evaluations=read_evaluations,
+            read_outcomes=read_outcomes,
+            trial=self._trial_totals,
+        )
         self._owned: dict[TopicPartition, Owned] = {}
         self._pairs: dict[int, Pair] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -162,14 +173,6 @@ class Ingest:
         if watched is not None:
             for owned in self._owned.values():
                 owned.totals.take(watched)
-
-    def forget(self, flag_key: str) -> None:
-        """Count no longer for a flag that was deleted, and delete what is stored of it in the partitions we own."""
-        self.directory.flags.pop(flag_key, None)
-        self.directory.over.pop(flag_key, None)
-        for owned in self._owned.values():
-            owned.totals.drop_flag(flag_key)
-        self._faults.clear(Scope.FLAG, flag_key, reporter=_BUDGET)
 
     async def stop(self) -> None:
         """Let `run` save what was folded, under one deadline, and return once it has ended; at once if it never began."""
@@ -199,26 +202,10 @@ class Ingest:
             for owned in self._owned.values()
         ]
 
-    def stalled(self, seconds: float) -> list[PartitionView]:
-        """Return the partitions that have records to count and have not moved for `seconds`, stopped ones aside."""
-        return [
-            view
-            for view in self.views()
-            if view.state is not PartitionState.STOPPED and view.unmoved_seconds >= seconds and view.lag != 0
-        ]
-
     @property
     def longest_fold_seconds(self) -> float:
         """How long one fold has kept the loop to itself at most."""
         return self._folding.longest_seconds
-
-    @property
-    def is_caught_up(self) -> bool:
-        """True when every assigned partition is ready or stopped."""
-        return all(
-            partition in self._owned and self._owned[partition].state in (PartitionState.READY, PartitionState.STOPPED)
-            for partition in self._log.assignment
-        )
 
     async def run(self) -> None:
         """Count until `stop`. Raises what a broken invariant of ours raises; trouble outside is waited for.
@@ -263,9 +250,12 @@ class Ingest:
                 self._isolate(failed)
                 self._fail(pair, failed.__cause__ or failed)
                 continue
+            finally:
+                self._report_set_aside(pair)
             if folded:
                 self._is_blocked = False
-            since_pause += folded if not self._folding.has_packed else _FOLDED_BEFORE_PAUSE
+            is_slow = self._folding.has_packed or any(one.is_careful for one in pair.owned())
+            since_pause += _FOLDED_BEFORE_PAUSE if is_slow else folded
             if since_pause >= _FOLDED_BEFORE_PAUSE:
                 since_pause = 0
                 await asyncio.sleep(0)
@@ -318,9 +308,17 @@ class Ingest:
                 pair.outcomes = owned
             self._start(self._load(owned), f"load:{key}")
 
+    def _trial_totals(self, partition: TopicPartition) -> PartitionTotals:
+        """Return totals to try records on: what is noticed there besides counts nowhere."""
+        known = self.directory
+        return self._totals_with(Directory(0, flags=known.flags, over=known.over), partition)
+
     def _fresh_totals(self, partition: TopicPartition) -> PartitionTotals:
+        return self._totals_with(self.directory, partition)
+
+    def _totals_with(self, directory: Directory, partition: TopicPartition) -> PartitionTotals:
         return PartitionTotals(
-            self.directory,
+            directory,
             counts_exposures=partition[0] == self._evaluations_topic,
             exact_limit=self._settings.exact_set_limit,
             window_ms=self._settings.attribution_window_ms,
@@ -333,6 +331,7 @@ class Ingest:
         if owned.is_faulty:
             self._faults.clear(Scope.PARTITION, owned.name, reporter=_COUNTING)
         owned.totals.close()
+        owned.end_trial()
         if self._owned.get(owned.partition) is owned:
             del self._owned[owned.partition]
         number = owned.partition[1]
@@ -435,6 +434,8 @@ class Ingest:
         self.counters.rebases += 1
         fence = totals.position
         totals.rebase(offset, end)
+        owned.set_failures_behind(2**63)  # offsets of a log that is not there any more
+        owned.failed_at = 0
         owned.rebased_at = self._clock.monotonic()
         owned.is_faulty = True
         self._logger.error("partition_rebased", topic_partition=owned.key, from_offset=fence, to_offset=offset, reason=why)
@@ -453,12 +454,30 @@ class Ingest:
     # - mistakes of ours -
 
     def _isolate(self, failed: FoldingFailed) -> None:
-        """Find out which record cannot be counted: count them one by one, and set it aside when found."""
+        """Find out which records cannot be counted: try them one by one, and set aside what fails.
+
+        One that fails on what was counted and not on the trial's totals is known for the next time;
+        what lies before it is saved first then, so that each such failure moves the fence.
+        """
         owned = failed.owned
-        owned.careful_to = max(owned.careful_to, failed.last)
+        owned.careful_to = max(owned.careful_to, failed.last + CAREFUL_RECORDS)
         if failed.first == failed.last:
-            owned.poisoned[failed.first] = f"rolloutd failed on this record: {failed.__cause__!r}"
-            self._logger.error("record_set_aside", topic_partition=owned.key, offset=failed.first)
+            owned.poisoned[failed.first] = failure_of(failed.__cause__)
+            owned.save_at = max(owned.save_at, failed.first + 1)
+
+    def _report_set_aside(self, pair: Pair) -> None:
+        for owned in pair.owned():
+            if owned.set_aside:
+                (offset, why), records = owned.set_aside[0], len(owned.set_aside)
+                owned.set_aside = []
+                self.counters.mistakes += records
+                self._logger.error(
+                    "record_set_aside",
+                    topic_partition=owned.key,
+                    offset=offset,
+                    records=records,
+                    error=why,
+                )
 
     def _fail(self, pair: Pair, mistake: BaseException) -> None:
         """Load a pair again after a mistake of ours: what is in memory may be half a change."""
@@ -470,8 +489,10 @@ class Ingest:
             owned.failures = owned.failures + 1 if owned.totals.position <= owned.failed_at else 1
             owned.failed_at = max(owned.failed_at, owned.totals.position)
             is_searching = len(owned.poisoned) > 0 or owned.careful_to >= 0
-            self._reload(owned, self._pacing.failed_seconds)
-            if owned.failures > TRIES * (2 if is_searching else 1):
+            is_stopping = owned.failures > TRIES * (2 if is_searching else 1)
+            pacing = self._pacing
+            self._reload(owned, pacing.stopped_seconds if is_stopping else pacing.failed_seconds)
+            if is_stopping:
                 self._stop_partition(owned)
 
     def _note_failure(self, owned: Owned, mistake: BaseException) -> None:
@@ -571,13 +592,13 @@ class Ingest:
                 continue
             owned.totals, owned.saved, owned.saved_rebased = owned.loaded
             owned.loaded = None
-            owned.saved_last_ms = owned.totals.records.last_ms or 0
             owned.unsaved_since = None
             owned.trouble = ""
             now = self._clock.monotonic()
             owned.saved_at = owned.moved_at = owned.delivered_at = owned.swept_at = now
             stored = owned.totals.records
             owned.holes_seen = stored.holes
+            owned.looked_to, owned.looked_last_ms = owned.totals.position, stored.last_ms or 0
             owned.reported = (stored.counted, stored.quarantined, stored.late, stored.ignored)
             owned.last_timestamp_ms = -inf
             owned.pending = []
@@ -654,10 +675,17 @@ class Ingest:
             owned.totals.pass_holes(position)
 
     async def _look_for_lost_records(self, owned: Owned) -> None:
-        """Tell offsets that never held a record for us from records that the log forgot before we read them."""
+        """Tell offsets that never held a record for us from records that the log forgot unread.
+
+        They are lost if the log begins behind the place up to which all holes are accounted for.
+        The fence is no such place: a save goes on while the log does not answer, or while more is
+        folded, and may already lie behind the holes.
+        """
         totals = owned.totals
-        holes = totals.records.holes
+        holes, position = totals.records.holes, totals.position
+        last_ms = totals.records.last_ms or 0
         if holes == owned.holes_seen:
+            owned.looked_to, owned.looked_last_ms = position, last_ms
             return
         try:
             first, _ = await self._log.bounds(owned.partition)
@@ -666,11 +694,13 @@ class Ingest:
             return  # asked again before the next save
         if owned.totals is not totals:
             return
-        owned.holes_seen = holes
-        if owned.saved is not None and not owned.is_rebased and first > owned.saved:
-            self._note_lost(owned, owned.saved, first)
+        if first > owned.looked_to:
+            self._note_lost(owned, owned.looked_to, first)
             is_over = totals.position > first
-            totals.records.note_loss(owned.saved_last_ms, (totals.records.last_ms or 0) if is_over else None)
+            to_ms = (totals.records.last_ms or 0) if is_over else None
+            totals.records.note_loss(owned.looked_last_ms, to_ms)
+        owned.holes_seen = holes
+        owned.looked_to, owned.looked_last_ms = position, last_ms
 
     async def _encode(self, owned: Owned, pair: Pair) -> _Snapshot:
         """Return the partition's state; looks at the loop now and then, nothing is folded meanwhile."""
@@ -709,7 +739,6 @@ class Ingest:
             raise BrokenInvariant(f"{owned.key}: {why}")
         changes.fields |= encode_progress(records)
         refusals, totals.refused = totals.refused, []
-        last_ms = records.last_ms or 0
         return _Snapshot(
             owned,
             owned.saved,
@@ -718,7 +747,6 @@ class Ingest:
             refusals,
             totals,
             owned.saved_rebased,
-            last_ms,
             now,
         )
 
@@ -760,13 +788,12 @@ class Ingest:
         if snapshot.next_offset != owned.saved or snapshot.next_offset >= (self._end_of(owned) or 0):
             owned.moved_at = now
         owned.saved = snapshot.next_offset
+        owned.set_failures_behind(snapshot.next_offset)
         owned.saved_rebased = owned.totals.records.rebased
-        owned.saved_last_ms = snapshot.last_ms
         owned.saved_at = now
         owned.unsaved_since = snapshot.at if owned.has_changed else None
         self._note_recovery(owned, now)
         self.counters.saves += 1
-        self.counters.fields_saved += len(snapshot.changes.fields)
         self._metrics.flush_duration_seconds.observe(now - began)
         self._report(owned)
         if snapshot.changes.flag_keys:
@@ -862,7 +889,6 @@ class Ingest:
                 await asyncio.gather(*(self._save_last(pair) for pair in pairs.values()))
         except TimeoutError:
             late = [owned for owned in leaving if owned.totals.position != owned.saved]
-            self.counters.late_revokes += len(late)
             self._logger.warning("handed_over_unsaved", topic_partitions=[owned.key for owned in late])
         finally:
             for owned in leaving:

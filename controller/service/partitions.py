@@ -95,20 +95,24 @@ class Owned:
         "key",
         "last_timestamp_ms",
         "loaded",
+        "looked_last_ms",
+        "looked_to",
         "moved_at",
         "partition",
         "pending",
         "poisoned",
         "rebased_at",
         "reported",
+        "save_at",
         "saved",
         "saved_at",
-        "saved_last_ms",
         "saved_rebased",
+        "set_aside",
         "shrunk",
         "state",
         "swept_at",
         "totals",
+        "trial",
         "trouble",
         "unsaved_since",
     )
@@ -127,6 +131,8 @@ class Owned:
         self.moved_at = now
         self.swept_at = now
         self.holes_seen = 0
+        self.looked_to = 0  # up to this position all holes are accounted for
+        self.looked_last_ms = 0  # timestamp of the last record before it
         self.reported = (0, 0, 0, 0)  # counted, quarantined, late, ignored, as far as the metrics know
         self.pending: list[Record] = []
         self.is_counting_exposures = totals.counts_exposures
@@ -136,7 +142,6 @@ class Owned:
         self.last_timestamp_ms: float = -inf  # of the last record folded
         self.delivered_at = now  # when the log last gave a record
         self.saved_rebased = 0  # a part of the fence we expect to find
-        self.saved_last_ms = 0  # timestamp of the last record that is saved
         self.unsaved_since: float | None = None  # when the oldest unsaved change was counted
         self.end: int | None = None  # of the log, as asked for
         self.asked_at: float | None = None  # when that was answered
@@ -144,8 +149,11 @@ class Owned:
         self.shrunk = 0  # times in a row that the log ended before our position
         self.failures = 0  # mistakes of ours since it last got beyond the place of the first
         self.failed_at = 0  # position of the last one
-        self.careful_to = -1  # up to this offset records are counted one by one: one of them fails
-        self.poisoned: dict[int, str] = {}  # offset of a record that cannot be counted -> why
+        self.careful_to = -1  # up to this offset records are tried one by one: some may fail
+        self.trial: PartitionTotals | None = None  # on which they are tried first
+        self.poisoned: dict[int, str] = {}  # offset of a record that failed all the same -> why
+        self.save_at = -1  # what is counted up to here is saved before more is tried
+        self.set_aside: list[tuple[int, str]] = []  # records and why, not yet reported
         self.is_faulty = False  # reported as a fault
         self.rebased_at: float | None = None  # when it was last rebased
 
@@ -165,6 +173,27 @@ class Owned:
         if self.state is PartitionState.READY and (self.saved is None or self.is_rebased):
             return self.totals.records.start
         return self.saved or 0
+
+    @property
+    def is_careful(self) -> bool:
+        """Whether its next records are tried before they are counted."""
+        return self.careful_to >= self.totals.position
+
+    def end_trial(self) -> None:
+        """Let go of what records were tried on."""
+        if self.trial is not None:
+            self.trial.close()
+            self.trial = None
+
+    def set_failures_behind(self, offset: int) -> None:
+        """Forget which records failed before `offset`: the fence has passed them."""
+        if self.poisoned:
+            self.poisoned = {where: why for where, why in self.poisoned.items() if where >= offset}
+        if self.careful_to < offset:
+            self.careful_to = -1
+            self.end_trial()
+        if self.save_at <= offset:
+            self.save_at = -1
 
     @property
     def has_changed(self) -> bool:

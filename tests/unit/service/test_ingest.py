@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+import structlog
 
 from controller.adapters.memory import ManualClock, MemoryBroker, MemoryEventLog, MemoryTotals
 from controller.core.rollout import Aborted
@@ -17,7 +18,7 @@ from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.metrics import Metrics
 from controller.ports import Record, TopicPartition
-from controller.service.counting import ReadEvaluations, ReadOutcomes
+from controller.service.counting import PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.service.ingest import Ingest
 from controller.service.partitions import Pacing, PartitionState
 from controller.settings import CountingSettings
@@ -411,6 +412,52 @@ async def test_offsets_without_records_are_holes_and_no_taint() -> None:
     assert (progress.holes, progress.counted, progress.losses) == (3, 2, [])
 
 
+@pytest.mark.parametrize("trouble", ["unanswered", "overtaken"])
+async def test_a_loss_is_noted_although_a_save_has_gone_past_it(trouble: str) -> None:
+    """What the log forgot is a loss also if it did not answer before a save, or more was folded."""
+    bench = Bench()
+    ingest, log = bench.make()
+    task = asyncio.create_task(ingest.run())
+    await log.start()
+    bench.evaluate("a", at=NOW - MINUTE)
+    await until(bench.is_all_saved)
+    bounds = log.bounds
+    is_told = False
+
+    def lose(first: int) -> None:
+        for _ in range(9):
+            bench.evaluate("b")
+        bench.broker.truncate((EVALUATIONS, 0), first)
+
+    async def failing(partition: TopicPartition) -> tuple[int, int]:
+        nonlocal is_told
+        if partition[0] == EVALUATIONS and not is_told:
+            is_told = True
+            if trouble == "unanswered":
+                raise EventLogUnavailable("no answer")
+            answer = await bounds(partition)
+            lose(12)
+            [owned] = [one for one in ingest._owned.values() if one.is_counting_exposures]
+            await until(lambda: owned.totals.position > 12)
+            return answer
+        return await bounds(partition)
+
+    log.bounds = failing  # type: ignore[method-assign]
+    if trouble == "unanswered":
+        lose(6)
+    else:
+        bench.broker.skip((EVALUATIONS, 0), 3)
+        bench.evaluate("c")
+    await until(lambda: is_told and bench.is_all_saved())
+    bench.evaluate("d")
+    await until(lambda: bench.progress(EVALUATIONS).losses != [])
+    await ingest.stop()
+    await task
+    await log.stop()
+    began = NOW - MINUTE if trouble == "unanswered" else NOW
+    assert bench.progress(EVALUATIONS).losses == [(at_ms(began), at_ms(NOW))]
+
+
 async def test_each_loss_is_noted_and_not_the_first_alone() -> None:
     """A second loss in the same partition is a second interval, closed by the first record behind it."""
     bench = Bench()
@@ -622,6 +669,148 @@ async def test_a_record_that_cannot_be_counted_is_set_aside() -> None:
     details = [one.detail for _, _, refusals in bench.quarantined for one in refusals]
     assert len(details) == 2
     assert all("ZeroDivisionError" in detail for detail in details)
+
+
+def failing_on(poison: bytes) -> ReadEvaluations:
+    """Return a reader whose records with `poison` fail in the midst of counting."""
+
+    def read(
+        records: Iterable[Record],
+        refused: Callable[[Record, RecordRefused], None],
+        *,
+        latest_ms: int = MAX_TIME_MS,
+    ) -> Iterator[EvaluationFields]:
+        for record in records:
+            for event in read_evaluations([record], refused, latest_ms=latest_ms):
+                if poison in (record.value or b""):
+                    yield (None, *event[1:])  # type: ignore[misc]
+                yield event
+
+    return read
+
+
+async def test_a_tenth_of_records_that_cannot_be_counted_costs_one_load() -> None:
+    """Records that fail while they are counted are found in one go, and all others count once."""
+    bench = Bench(
+        settings=CountingSettings(fetch_max_records=100),
+        pacing=Pacing(),
+        readers=(failing_on(b"poison"), read_outcomes),
+    )
+    for number in range(1000):
+        bench.evaluate(f"poison{number}" if number % 10 == 5 else f"u{number}")
+        bench.happen(f"u{number}")
+    loads = 0
+    load = bench.totals.load
+
+    async def counting_loads(partition_key: str) -> Any:
+        nonlocal loads
+        loads += partition_key.startswith(EVALUATIONS)
+        return await load(partition_key)
+
+    bench.totals.load = counting_loads  # type: ignore[method-assign]
+    async with bench.running() as ingest:
+        with structlog.testing.capture_logs():
+            await until(bench.is_all_saved, seconds=3)
+        assert loads == 2  # at the start, and after the first failure
+        assert ingest.counters.mistakes >= 100
+        [owned] = [one for one in ingest._owned.values() if one.is_counting_exposures]
+        assert owned.poisoned == {}
+        await until(lambda: not bench.faults.current)
+    arm = arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"]
+    assert (arm.exposures, arm.evaluations) == (900, 900)
+    assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].outcomes == 900
+    refused = [one for _, _, refusals in bench.quarantined for one in refusals]
+    assert sorted({one.offset for one in refused}) == list(range(5, 1000, 10))
+    assert all("rolloutd failed on this record" in one.detail for one in refused)
+
+
+async def test_each_failure_that_no_trial_shows_moves_the_fence() -> None:
+    """A record that fails on what was counted alone is saved up to, set aside and gone past."""
+    bench = Bench(settings=make_settings(fetch_max_records=100))
+    ingest, log = bench.make()
+    fold = PartitionTotals.fold_evaluations
+
+    def failing(totals: PartitionTotals, batch: Sequence[Record], *args: Any, **more: Any) -> int:
+        taken = fold(totals, batch, *args, **more)
+        is_real = any(owned.totals is totals for owned in ingest._owned.values())
+        if is_real and any(b"poison" in (record.value or b"") for record in batch):
+            raise ZeroDivisionError("a bug")
+        return taken
+
+    for number in range(100):
+        bench.evaluate(f"poison{number}" if number % 10 == 5 else f"u{number}")
+    fences: list[int] = []
+    load = bench.totals.load
+
+    async def noting(partition_key: str) -> Any:
+        if partition_key.startswith(EVALUATIONS):
+            fences.append(bench.fence(EVALUATIONS))
+        return await load(partition_key)
+
+    bench.totals.load = noting  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartitionTotals, "fold_evaluations", failing)
+        task = asyncio.create_task(ingest.run())
+        await log.start()
+        with structlog.testing.capture_logs():
+            await until(bench.is_all_saved)
+        await ingest.stop()
+        await task
+    await log.stop()
+    arm = arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"]
+    assert (arm.exposures, arm.evaluations) == (90, 90)
+    assert bench.progress(EVALUATIONS).quarantined == 10
+    assert fences == [-1, -1, -1, *range(6, 96, 10)]
+
+
+async def test_what_failed_in_a_log_is_not_blamed_on_its_successor() -> None:
+    """A topic that was made again has other records at the offsets that were set aside."""
+    bench = Bench(readers=(failing_on(b"poison"), read_outcomes))
+    bench.topology.ids = {"evaluations": "one", "outcomes": "one"}
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        bench.totals.outage.is_down = True
+        for _ in range(20):
+            bench.evaluate("poison")
+        with structlog.testing.capture_logs():
+            await until(lambda: ingest.counters.mistakes > 0)
+        [owned] = [one for one in ingest._owned.values() if one.is_counting_exposures]
+        owned.poisoned[2] = "it failed in the other log"
+        bench.topology.ids["evaluations"] = "two"
+        bench.broker.cut((EVALUATIONS, 0), 0)
+        bench.totals.outage.is_down = False
+        await until(lambda: bench.progress(EVALUATIONS).rebased == 1)
+        for number in range(5):
+            bench.evaluate(f"u{number}")
+        await until(bench.is_all_saved)
+        assert owned.failed_at == 0
+    assert bench.progress(EVALUATIONS).counted == 5
+
+
+async def test_a_partition_that_stopped_is_tried_again_rarely() -> None:
+    """While saving fails by a mistake of ours, a stopped partition is loaded every 10 s."""
+    bench = Bench(pacing=make_pacing(failed_seconds=0.01, stopped_seconds=10))
+    loads = 0
+    load = bench.totals.load
+
+    async def counting_loads(partition_key: str) -> Any:
+        nonlocal loads
+        loads += partition_key.startswith(EVALUATIONS)
+        return await load(partition_key)
+
+    async def failing(partition_key: str, **arguments: Any) -> int | None:
+        raise KeyError("a bug")
+
+    bench.totals.load = counting_loads  # type: ignore[method-assign]
+    bench.totals.save = failing  # type: ignore[method-assign]
+    bench.evaluate("a")
+    async with bench.running() as ingest:
+        with structlog.testing.capture_logs():
+            await until(lambda: any(one.state is PartitionState.STOPPED for one in ingest.views()))
+        before = loads
+        await asyncio.sleep(0.3)
+        assert all(one.state is PartitionState.STOPPED for one in ingest.views())
+        assert loads == before
 
 
 async def test_a_save_that_fails_by_a_mistake_of_ours_stops_its_pair_alone() -> None:
@@ -952,19 +1141,6 @@ async def test_the_next_rollout_drops_the_last_ones_fields() -> None:
     names = [name for name in bench.stored(EVALUATIONS) if name.startswith("new-checkout|")]
     assert names == ["new-checkout|start-2|0|treatment"]
     assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].exposures == 1
-
-
-async def test_a_forgotten_flag_is_unknown_again() -> None:
-    """After `forget` a flag's events are ignored and its fields are deleted."""
-    bench = Bench()
-    bench.evaluate("a")
-    async with bench.running() as ingest:
-        await until(bench.is_all_saved)
-        ingest.forget("new-checkout")
-        bench.evaluate("b")
-        await until(bench.is_all_saved)
-        await until(lambda: not arms_in(bench.stored(EVALUATIONS)))
-        assert ingest.directory.unknown_flags == 1
 
 
 @pytest.mark.parametrize("flags", [600, 3000])
