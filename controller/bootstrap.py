@@ -774,6 +774,8 @@ def _silence(log: KafkaEventLog, now: float) -> float | None:
     """Return for how long the brokers have not answered for some partition of a consumer's."""
     ask: Callable[[TopicPartition], float | None] = getattr(log, "heard_at", lambda _: None)
     known = [at for at in map(ask, log.assignment) if at is not None]
+    if not known and log.heard_before is not None:  # the consumer is made again, and again
+        known = [log.heard_before]
     return now - min(known) if known else None
 
 

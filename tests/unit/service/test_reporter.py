@@ -72,6 +72,15 @@ class Bench:
         return {name: one.why_not for name, one in self.health.components.items() if one.why_not is not None}
 
 
+def test_a_replica_that_has_no_events_to_count_is_ready_while_kafka_is_there() -> None:
+    """Others have them all: there are more replicas than partitions."""
+    bench = Bench()
+    assert bench.not_ready(make_signs(partitions=[])) == {}
+    silent = make_signs(partitions=[], brokers={"events": 4.1})
+    why = bench.not_ready(silent)["counting"]
+    assert why.startswith("none is counted here, and it is not known whether others count them: ")
+
+
 def test_everything_well_is_ready_and_working() -> None:
     """Each component is reported: none stays at `not started`."""
     bench = Bench()
