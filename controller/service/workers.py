@@ -230,6 +230,7 @@ class Workers:
         self._unseen: set[str] = set()  # flags that could not be shown their totals
         self._shown: dict[tuple[Scope, str], float] = {}  # faults that are over, and until when they are shown
         self._broken: dict[str, str] = {}
+        self._followed_at: float | None = None
         self._log = structlog.get_logger()
 
     # --- what others see --------------------------------------------------------------------------
@@ -243,6 +244,11 @@ class Workers:
     def owned(self) -> frozenset[TopicPartition]:
         """The command partitions whose flags run here."""
         return frozenset(self._lanes)
+
+    @property
+    def followed_at(self) -> float | None:
+        """When the loop that follows commands came round last, in monotonic seconds."""
+        return self._followed_at
 
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
@@ -312,6 +318,7 @@ class Workers:
         while True:
             try:
                 await self._take_assignment()
+                self._followed_at = self._tools.clock.monotonic()
                 await self._place_flags()
                 self._hold_back()
                 await self._fetch_commands()
