@@ -6,11 +6,9 @@ How the parts are started, watched and stopped is `service/supervisor.py`.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import Protocol
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
@@ -48,6 +46,7 @@ from controller.health import Component, Faults, Health, Scope
 from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record, TopicPartition
 from controller.service.actuation import Actuation
+from controller.service.claims import Claims, replica_name
 from controller.service.commentary import Explainer, Lookout
 from controller.service.counting import IS_COMPILED
 from controller.service.ingest import Ingest
@@ -59,7 +58,7 @@ from controller.service.reporter import (
     Signs,
     why_word_is_old,
 )
-from controller.service.sight import Sight, Unseen, View, Waiting
+from controller.service.sight import Holder, Sight, Unseen, View, Waiting, needs_watching
 from controller.service.supervisor import Parts, Step, Supervisor
 from controller.service.watchdog import ConsumerWatchdog, StallMeter
 from controller.service.worker import START_UP, Tools
@@ -96,6 +95,10 @@ _STATE, _FOREIGN, _TIMES, _REFUSED = "state", "foreign", "times", "state-topic"
 
 _REFUSED_SHOWN = 20  # records of the state topic: whoever may write there makes up keys
 _REFUSED_REMEDY = "see state_refused in the log; the next decision about the flag writes a good one"
+
+WORKED_WITHIN_SECONDS = 3.0
+"""A replica claims its command partitions while the loop that follows them came round so lately."""
+
 _OWN_TOPICS = "Give each environment its own kafka.topic_prefix, or its own Kafka"
 
 
@@ -262,15 +265,26 @@ class Daemon:
             ask=self._store.ask_time,
             read_broker=lambda: self._publisher.clock_reading,
         )
+        self._claims = Claims(
+            self._clock,
+            self._store,
+            self._faults,
+            replica=replica_name(),
+            working=self._working_partitions,
+            topic=settings.kafka.topic("commands"),
+        )
         self._sight = Sight(
             self._clock,
             views=self._views,
             expected_partitions=lambda: sum(self._expected().values()),
             also_blind=self._why_all_blind,
-            replica=settings.kafka.static_member_id or f"{socket.gethostname()}.{os.getpid()}",
             send=self._send_alerts,
             count=self._metrics.unwatched_rollouts.set,
             note=lambda alert: self._metrics.alerts.of(alert.kind, alert.severity).inc(),
+            holders=self._holders,
+            newest=self._newest.get,
+            store_trouble=lambda: self._claims.trouble,
+            faults=self._faults,
         )
         self._reporter = Reporter(self._metrics, self._health, self._faults)
         self._supervisor = Supervisor(self._parts(), self._health, settings.shutdown, self._faults)
@@ -326,12 +340,14 @@ class Daemon:
             ),
             early=(
                 ("trust", self._keep_trust),
+                ("claims", self._claims.run),
                 ("sight", self._sight.run),
                 ("health", self._watch_health),
             ),
             expendable=frozenset(
                 {
                     *("explainer", "lookout", "stalls", "health", "sight", "pulse", "identity", "topology"),
+                    "claims",
                     *(plane.name for plane in self._file_planes),
                 }
             ),
@@ -629,7 +645,7 @@ class Daemon:
         return self._topology.partitions("commands")
 
     def _command_partition(self, flag_key: str) -> int:
-        return partition_of(flag_key, self._command_partitions())
+        return _home(flag_key, self._command_partitions())
 
     def _unreadable(self, flag_key: str, why: str) -> None:
         """One flag's document cannot be read: the others start, and it is served as the state topic says."""
@@ -846,11 +862,42 @@ class Daemon:
             if flag_key in known or rollout.has_ended:
                 continue
             is_ours = bool(owned) and self._command_partition(flag_key) in owned
-            # While this replica cannot start, it does not know who else runs the flag: after a while
-            # it says so, under a key of its own.
-            if is_ours or (is_late and not self._health.has_started):
-                views.append(Unseen(flag_key, rollout, is_ours=is_ours))
+            # While this replica cannot start, it may not know who else runs the flag: after a while
+            # it says what it sees, under a key that all replicas share.
+            is_anybodys = is_late and not self._health.has_started
+            if is_ours or (is_anybodys and not self._is_known(flag_key)):
+                views.append(Unseen(flag_key, rollout))
         return views
+
+    def _is_known(self, flag_key: str) -> bool:
+        """Return whether the claims say who runs a flag that is not ours, or that nobody does."""
+        try:
+            is_claimed, why = self._claims.judge(self._command_partition(flag_key), is_owned=False)
+        except KeyError:
+            return False
+        return is_claimed or why is not None
+
+    def _working_partitions(self) -> Sequence[int]:
+        """Return the command partitions whose flags run here, as far as their loop still turns."""
+        at = self._workers.followed_at
+        if at is None or self._clock.monotonic() - at > WORKED_WITHIN_SECONDS:
+            return ()
+        return sorted(number for _, number in self._workers.owned)
+
+    def _holders(self) -> Sequence[Holder]:
+        """Return of every live rollout that is known who runs it."""
+        owned = {number for _, number in self._workers.owned}
+        found = []
+        for flag_key, rollout in list(self._newest.items()):
+            if not needs_watching(rollout):
+                continue
+            try:
+                number = self._command_partition(flag_key)
+            except KeyError:  # nobody has said yet how many there are
+                continue
+            is_claimed, why = self._claims.judge(number, is_owned=number in owned)
+            found.append(Holder(flag_key, rollout, is_claimed, why))
+        return found
 
     def _why_all_blind(self) -> str | None:
         """Return what keeps every guardrail from seeing: topics that are not counted whole."""
@@ -869,10 +916,18 @@ class Daemon:
         await self._publisher.publish(entries)
 
 
+@lru_cache(maxsize=50_000)
+def _home(flag_key: str, partitions: int) -> int:
+    """Return a flag's partition. Remembered: live flags are looked at every second."""
+    return partition_of(flag_key, partitions)
+
+
 def _silence(log: KafkaEventLog, now: float) -> float | None:
     """Return for how long the brokers have not answered for some partition of a consumer's."""
     ask: Callable[[TopicPartition], float | None] = getattr(log, "heard_at", lambda _: None)
     known = [at for at in map(ask, log.assignment) if at is not None]
+    if not known and log.heard_before is not None:  # the consumer is made again, and again
+        known = [log.heard_before]
     return now - min(known) if known else None
 
 

@@ -146,6 +146,8 @@ class KafkaEventLog:
         self._corrupt: dict[TopicPartition, _Broken] = {}
         # When brokers answered last, on the loop's clock.
         self._heard: dict[TopicPartition, float] = {}
+        # When they answered last about what was taken from us, until the group has spoken again.
+        self._heard_before: float | None = None
         # Topics that were made anew, to be taken away from their owner.
         self._remade: set[str] = set()
         self._joined_at: deque[float] = deque(maxlen=_DUEL_JOINS)
@@ -261,6 +263,9 @@ class KafkaEventLog:
             self._log.warning("revoke_failed", error_type=type(error).__name__, reason=str(error))
         finally:
             self._assignment -= partitions
+            heard = [self._heard[one] for one in partitions if one in self._heard]
+            if heard and not self._assignment:
+                self._heard_before = min(heard)
             for partition in partitions:
                 self._positions.pop(partition, None)
                 self._heard.pop(partition, None)
@@ -275,6 +280,7 @@ class KafkaEventLog:
 
     def _assign(self, partitions: frozenset[TopicPartition]) -> None:
         self._forget()
+        self._heard_before = None
         self._assignment = partitions
         self._joined_at.append(asyncio.get_running_loop().time())
         self._log.info("partitions_assigned", partitions=_shown(partitions))
@@ -621,6 +627,14 @@ class KafkaEventLog:
 
     def heard_at(self, partition: TopicPartition) -> float | None:
         return self._heard.get(partition)
+
+    @property
+    def heard_before(self) -> float | None:
+        """When the brokers answered last, while this member waits for its group to give it anything.
+
+        None: the group has spoken since.
+        """
+        return self._heard_before
 
     def end_offset(self, partition: TopicPartition) -> int | None:
         if self._consumer is None or partition not in self._assignment:

@@ -8,6 +8,7 @@ Belongs here: keys, calls, deadlines, and what Redis's errors mean to us. Does n
 | `<prefix>agg:{<topic>/<partition>/<epoch>}` | hash: fence and totals of one event partition |
 | `<prefix>ro:{<flag>}` | hash: `token`, `digest`, `document`, `tests`, `outbox:<n>`, `answer:<command id>` of one flag |
 | `<prefix>flags` | set: every flag that has a hash |
+| `<prefix>claims` | hash: by command partition, who works on it and when it said so |
 | `<prefix>identity` | hash: the Kafka cluster, topic prefix and environment these keys belong to, and the count's `epoch` |
 
 Braces are literal: a key's hash tag, so that Redis Cluster spreads partitions and flags over its nodes. No command touches two
@@ -328,6 +329,25 @@ class Store:
         """
         seconds, microseconds = await self.call("ask Redis for the time", self.client.time, times_deadline=0.5)
         return datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC)
+
+    async def claim(self, partitions: Sequence[int], value: bytes) -> None:
+        """Write one value for each command partition. Raises StoreUnavailable."""
+        mapping = {str(partition): value for partition in partitions}
+        key = f"{self.prefix}claims"
+        await self.call("claim partitions", lambda: self.client.hset(key, mapping=mapping), times_deadline=0.5)
+
+    async def claims(self) -> Mapping[int, bytes]:
+        """Return the newest claim of every command partition. Raises StoreUnavailable."""
+        key = f"{self.prefix}claims"
+        stored: Mapping[bytes, bytes] = await self.call("read the claims", lambda: self.client.hgetall(key), times_deadline=0.5)
+        known = {field: value for field, value in stored.items() if field.isdigit()}
+        return {int(field): value for field, value in known.items() if len(field) < 10}
+
+    async def drop_claims(self, partitions: Sequence[int]) -> None:
+        """Forget command partitions. Raises StoreUnavailable."""
+        fields = [str(partition) for partition in partitions]
+        key = f"{self.prefix}claims"
+        await self.call("drop claims", lambda: self.client.hdel(key, *fields), times_deadline=0.5)
 
     async def check_server(self) -> Sequence[str]:
         """Return what an operator should know about this Redis, one sentence each; nothing for one that is as it should be.

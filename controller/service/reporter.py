@@ -164,7 +164,12 @@ def why_word_is_old(silent_seconds: float | None, session_timeout_seconds: float
 
 
 def why_counting(signs: Signs) -> str:
-    """Return which partitions are not counted, empty while all of ours are."""
+    """Return which partitions are not counted, empty while all of ours are.
+
+    Having none is as it should be where others have them all, which without Kafka nobody knows.
+    """
+    if not signs.partitions and (away := why_kafka(signs)):
+        return f"none is counted here, and it is not known whether others count them: {away}"
     stopped = [one for one in signs.partitions if one.state is PartitionState.STOPPED]
     loading = sum(one.state is PartitionState.LOADING for one in signs.partitions)
     return _some(f"{_name(one)}: {one.trouble}" for one in stopped) or (

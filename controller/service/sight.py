@@ -22,6 +22,7 @@ import structlog
 from controller.core.evidence import Evidence
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import OperatingTrouble
+from controller.health import Faults, Scope
 from controller.ports import Clock
 from schemas.terms import AlertKind, Severity
 
@@ -38,6 +39,8 @@ MOVED_WITHIN_SECONDS: Final = 7.0
 BEHIND_SECONDS: Final = 60.0
 #: A reason has to last: partitions that move from one replica to another are between two owners.
 CONFIRMED_AFTER_SECONDS: Final = 2.0
+#: A replica that has just begun to see a rollout waits this long before it alerts.
+GRACE_SECONDS: Final = 10.0
 REPEATED_EVERY_SECONDS: Final = 300.0
 #: Alerts kept while Kafka takes none. All they say is said again every five minutes.
 WAITING_LIMIT: Final = 500
@@ -45,6 +48,9 @@ _SENT_AT_ONCE: Final = 50
 _NAMED: Final = 3
 
 _NOTHING: Final[Mapping[str, float]] = {}
+
+#: Who reports a fault of a flag, and alone clears it.
+_REPORTER: Final = "sight"
 
 log = structlog.get_logger(__name__)
 
@@ -70,9 +76,6 @@ class View(Protocol):
     @property
     def trouble(self) -> str: ...
 
-    @property
-    def is_ours(self) -> bool: ...
-
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
@@ -84,7 +87,16 @@ class Unseen:
     looked_at: None = None
     handled_at: None = None
     trouble: str = ""
-    is_ours: bool = True  # False: this replica cannot start, so another may run and watch it
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What is known of who runs a live rollout, by the claims of all replicas."""
+
+    flag_key: str
+    rollout: Rollout
+    is_claimed: bool  # by a replica that is there; False: by none, or that is not known
+    why: str | None = None  # why nobody runs it; None: somebody does, or that is not known
 
 
 def needs_watching(rollout: Rollout) -> bool:
@@ -137,7 +149,6 @@ class _Episode:
     why: str
     since: float  # monotonic seconds
     alerted_at: float | None = None  # None: not confirmed yet
-    is_ours: bool = True
 
 
 @dataclass(slots=True)
@@ -169,11 +180,17 @@ class Sight:
         expected_partitions: Callable[[], int],
         also_blind: Callable[[], str | None],
         send: Callable[[Sequence[Waiting]], Awaitable[None]],
-        replica: str = "",
         count: Callable[[int], None] = lambda unwatched: None,
         note: Callable[[RaiseAlert], None] = lambda alert: None,
+        holders: Callable[[], Iterable[Holder]] = tuple,
+        newest: Callable[[str], Rollout | None] = lambda flag_key: None,
+        store_trouble: Callable[[], str | None] = lambda: None,
+        faults: Faults | None = None,
     ) -> None:
-        """`also_blind` is a reason that holds for every rollout, None for none. `replica` names us.
+        """`also_blind` is a reason that holds for every rollout, None for none.
+
+        `views` are the rollouts that are to be seen here, `holders` says of any who runs it, and
+        `newest` is the newest document of a flag. `store_trouble` is why the store cannot be used.
 
         `send` returns once Kafka has the alerts, and raises OperatingTrouble. `count` takes how
         many rollouts are unwatched, `note` each alert as it is raised.
@@ -183,20 +200,24 @@ class Sight:
         self._expected_partitions = expected_partitions
         self._also_blind = also_blind
         self._send = send
-        self._replica = replica
         self._count = count
         self._note = note
-        self._seen_first: dict[str, tuple[str, bool, float]] = {}  # by flag: rollout, whether ours, since when
+        self._holders = holders
+        self._newest = newest
+        self._store_trouble = store_trouble
+        self._faults = faults
+        self._seen_first: dict[str, tuple[str, float]] = {}  # by flag: rollout, since when
         self._stands: dict[str, _Stand] = {}
         self._episodes: dict[str, _Episode] = {}
         self._waiting: list[Waiting] = []
+        self._unheld: frozenset[str] = frozenset()  # flags that nobody runs
+        self._sending: list[Waiting] = []
         self._wake = asyncio.Event()
 
     @property
     def unwatched(self) -> Mapping[str, str]:
-        """Flags whose rollout nobody sees now, and why. Not those that another replica may see."""
-        said = ((key, one) for key, one in self._episodes.items() if one.alerted_at is not None)
-        return {flag_key: episode.why for flag_key, episode in said if episode.is_ours}
+        """Flags whose rollout nobody sees now, and why."""
+        return {flag_key: one.why for flag_key, one in self._episodes.items() if one.alerted_at is not None}
 
     async def run(self) -> None:
         """Look once a second, and send what is to be said, until cancelled."""
@@ -215,14 +236,18 @@ class Sight:
         standing = self._standing(views, now)
         waiting = {partition: now - one.waiting_since for partition, one in self._stands.items()}
         here = {view.flag_key for view in views}
+        holders = {one.flag_key: one for one in self._holders() if needs_watching(one.rollout)}
+        away = [one for key, one in holders.items() if key not in here and one.why is not None]
         for flag_key in self._seen_first.keys() - here:
             del self._seen_first[flag_key]
+        self._unheld = frozenset(key for key, one in holders.items() if one.why is not None)
         for view in views:
             rollout = view.rollout
             known = self._seen_first.get(view.flag_key)
-            if known is None or known[:2] != (rollout.rollout_id, view.is_ours):
-                known = self._seen_first[view.flag_key] = (rollout.rollout_id, view.is_ours, now)
-            looked_at = known[2] if view.looked_at is None else max(view.looked_at, known[2])
+            if known is None or known[0] != rollout.rollout_id:
+                known = self._seen_first[view.flag_key] = (rollout.rollout_id, now)
+            since = known[1]
+            looked_at = since if view.looked_at is None else max(view.looked_at, since)
             why = (
                 blind
                 or view.trouble
@@ -234,14 +259,37 @@ class Sight:
                     standing,
                     waiting,
                 )
+                or None
             )
-            handled_at = known[2] if view.handled_at is None else max(view.handled_at, known[2])
-            if not why and now - handled_at > HANDLED_WITHIN_SECONDS:
+            handled_at = since if view.handled_at is None else max(view.handled_at, since)
+            if why is None and now - handled_at > HANDLED_WITHIN_SECONDS:
                 why = f"its worker has seen no look through for {now - handled_at:.0f} s"
-            self._follow(rollout, why or None, now, is_ours=view.is_ours)
-        for flag_key in list(self._episodes.keys() - here):
-            self._end(self._episodes[flag_key], now, "it has ended, or another replica runs it now")
+            holder = holders.get(view.flag_key)
+            if why is None and holder is not None:
+                why = holder.why
+            if why is None and view.evidence is None and self._goes_on(rollout):
+                continue  # taken up a moment ago: it is not known yet whether it is seen
+            self._follow(rollout, why, now, judged_since=since)
+        for one in away:
+            self._follow(one.rollout, one.why, now)
+        for flag_key in list(self._episodes.keys() - here - {one.flag_key for one in away}):
+            self._end_elsewhere(self._episodes[flag_key], holders.get(flag_key), now)
         self._count(len(self.unwatched))
+
+    def _goes_on(self, rollout: Rollout) -> bool:
+        """Return whether there is an episode of this very rollout."""
+        episode = self._episodes.get(rollout.flag_key)
+        return episode is not None and episode.rollout.rollout_id == rollout.rollout_id
+
+    def _end_elsewhere(self, episode: _Episode, holder: Holder | None, now: float) -> None:
+        """End what is not to be seen here any more, if somebody else sees it or it is over."""
+        newest = self._newest(episode.rollout.flag_key)
+        if newest is not None and newest.rollout_id != episode.rollout.rollout_id:
+            self._end(episode, now, "another rollout has begun")
+        elif newest is not None and not needs_watching(newest):
+            self._end(episode, now, "it has ended")
+        elif holder is not None and holder.is_claimed:
+            self._end(episode, now, "another replica runs it now")
 
     def _standing(self, views: Sequence[View], now: float) -> Mapping[str, float]:
         """Return for how long each partition's fence has stood with records waiting."""
@@ -261,49 +309,64 @@ class Sight:
                 self._stands[partition] = _Stand(offset, now, stand.waiting_since)
         return {partition: now - stand.since for partition, stand in self._stands.items()}
 
-    def _follow(self, rollout: Rollout, why: str | None, now: float, *, is_ours: bool) -> None:
-        """Begin, repeat or end the alert about one rollout."""
+    def _follow(
+        self,
+        rollout: Rollout,
+        why: str | None,
+        now: float,
+        judged_since: float | None = None,
+    ) -> None:
+        """Begin, repeat or end the alert about one rollout.
+
+        `judged_since`: when this replica began to see it; None: no grace is needed.
+        """
         episode = self._episodes.get(rollout.flag_key)
         if episode is not None and episode.rollout.rollout_id != rollout.rollout_id:
             self._end(episode, now, "another rollout has begun")
             episode = None
-        if episode is not None and episode.is_ours != is_ours:
-            self._end(episode, now, "this replica has started" if is_ours else "this replica starts again")
             episode = None
         if why is None:
             if episode is not None:
                 self._end(episode, now, "guardrails see again")
             return
         if episode is None:
-            episode = self._episodes[rollout.flag_key] = _Episode(rollout, why, now, is_ours=is_ours)
+            episode = self._episodes[rollout.flag_key] = _Episode(rollout, why, now)
+        said = episode.why
         episode.rollout, episode.why = rollout, why
         is_new = episode.alerted_at is None
-        if is_new and now - episode.since < CONFIRMED_AFTER_SECONDS:
+        is_young = judged_since is not None and now - judged_since < GRACE_SECONDS
+        if is_new and (is_young or now - episode.since < CONFIRMED_AFTER_SECONDS):
             return
+        action = self._action(rollout.flag_key)
+        if self._faults is not None and (is_new or said != why):
+            self._faults.report(Scope.FLAG, rollout.flag_key, why, action, reporter=_REPORTER)
         if not is_new and now - (episode.alerted_at or now) < REPEATED_EVERY_SECONDS:
             return
         episode.alerted_at = now
-        if not is_ours:
-            if is_new:
-                log.warning("rollout_unwatched", flag_key=rollout.flag_key, percent=rollout.percent, reason=why)
-            self._raise(
-                rollout,
-                Severity.WARNING,
-                f"{rollout.flag_key}: {rollout.served_words} is served and this replica cannot see "
-                "whether anybody watches: it has not started",
-                "`rolloutctl doctor` against this replica says what it waits for",
-                self._replica,
-            )
-            return
         if is_new:
             log.error("rollout_unwatched", flag_key=rollout.flag_key, percent=rollout.percent, reason=why)
         self._raise(
             rollout,
             Severity.CRITICAL,
             f"{rollout.flag_key}: {rollout.served_words} is served and nobody sees what it does: {why}",
-            "`rolloutctl doctor` says what is broken; if it cannot be fixed now, roll back: "
-            f"`rolloutctl roll-back {rollout.flag_key}`",
+            action,
         )
+
+    def _action(self, flag_key: str) -> str:
+        """Return what helps now: a command helps only where somebody can carry it out."""
+        if self._store_trouble() is not None:
+            waits, first = "Redis", "free or restore Redis"
+        elif flag_key in self._unheld:
+            waits = "a replica"
+            first = (
+                "`rolloutctl doctor` says what each replica waits for: bring one back, and see "
+                "whether others than rolloutd are in the consumer group of the commands"
+            )
+        else:
+            first = "`rolloutctl doctor` says what is broken; if it cannot be fixed now, roll back"
+            return f"{first}: `rolloutctl roll-back {flag_key}`"
+        lower = "until then lower the flag in its flag plane"
+        return f"{first}; {lower}: a roll-back by command waits for {waits}"
 
     def _end(self, episode: _Episode, now: float, why: str) -> None:
         """Say that it is over, if it was said that it had begun."""
@@ -311,18 +374,10 @@ class Sight:
         del self._episodes[rollout.flag_key]
         if episode.alerted_at is None:
             return
+        if self._faults is not None:
+            self._faults.clear(Scope.FLAG, rollout.flag_key, reporter=_REPORTER)
         seconds = now - episode.since
         log.info("rollout_watched_again", flag_key=rollout.flag_key, seconds=round(seconds), reason=why)
-        if not episode.is_ours:
-            self._raise(
-                rollout,
-                Severity.INFO,
-                f"{rollout.flag_key}: this replica could not see for {seconds:.0f} s whether anybody "
-                f"watches; that is over: {why}",
-                "nothing",
-                self._replica,
-            )
-            return
         self._raise(
             rollout,
             Severity.INFO,
@@ -330,12 +385,15 @@ class Sight:
             "nothing: what happened meanwhile is counted, and judged, as far as Kafka still has it",
         )
 
-    def _raise(self, rollout: Rollout, severity: Severity, summary: str, action: str, replica: str = "") -> None:
-        """`replica`: who alone says so; empty where it is the same whichever replica says it."""
+    def _raise(self, rollout: Rollout, severity: Severity, summary: str, action: str) -> None:
         key = f"{rollout.flag_key}/{rollout.rollout_id}/{AlertKind.UNWATCHED}"
-        if replica:
-            key = f"{key}/{replica}"
         alert = RaiseAlert(AlertKind.UNWATCHED, severity, summary, action, key)
+        if severity is Severity.CRITICAL:
+            # What waits for Kafka is said once: all of it would come at the same moment.
+            sending = {id(one) for one in self._sending}
+            waiting = self._waiting
+            said = {id(one) for one in waiting if one.alert.dedup_key == key} - sending
+            self._waiting = [one for one in waiting if id(one) not in said]
         self._waiting.append(Waiting(rollout, alert, self._clock.now()))
         del self._waiting[:-WAITING_LIMIT]
         self._note(alert)
@@ -347,9 +405,12 @@ class Sight:
             if not self._waiting:
                 self._wake.clear()
                 await self._wake.wait()
-            batch = self._waiting[:_SENT_AT_ONCE]
+            batch = self._sending = self._waiting[:_SENT_AT_ONCE]
             try:
-                await self._send(batch)
+                try:
+                    await self._send(batch)
+                finally:
+                    self._sending = []
             except OperatingTrouble as trouble:
                 log.warning("sight_alerts_wait", error=str(trouble), alerts=len(self._waiting))
                 await asyncio.sleep(LOOK_EVERY_SECONDS)

@@ -194,7 +194,6 @@ class WatchView:
     looked_at: float | None  # monotonic seconds of it
     handled_at: float | None = None  # when its worker last saw a look through, saved
     trouble: str = ""  # why its worker sees nothing: stopped by a mistake, or nothing is saved
-    is_ours: bool = True
 
 
 class Workers:
@@ -257,6 +256,7 @@ class Workers:
         self._unseen: set[str] = set()  # flags that could not be shown their totals
         self._shown: dict[tuple[Scope, str], float] = {}  # faults that are over, and until when they are shown
         self._broken: dict[str, str] = {}
+        self._followed_at: float | None = None
         self._log = structlog.get_logger()
 
     # --- what others see --------------------------------------------------------------------------
@@ -276,6 +276,11 @@ class Workers:
     def owned(self) -> frozenset[TopicPartition]:
         """The command partitions whose flags run here."""
         return frozenset(self._lanes)
+
+    @property
+    def followed_at(self) -> float | None:
+        """When the loop that follows commands came round last, in monotonic seconds."""
+        return self._followed_at
 
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
@@ -363,6 +368,7 @@ class Workers:
         while True:
             try:
                 await self._take_assignment()
+                self._followed_at = self._tools.clock.monotonic()
                 await self._place_flags()
                 self._hold_back()
                 await self._fetch_commands()

@@ -11,9 +11,12 @@ from typing import Any
 import httpx
 import pytest
 import redis.asyncio
+from aiokafka import AIOKafkaConsumer
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
 from schemas.terms import CommandVerb
 from tests.brokers import LocalKafka, RedisServer
+from tests.chaos.failing_release import FailingRelease
 from tests.live import Client, DaemonProcess, quick_plan
 
 pytestmark = pytest.mark.real_kafka
@@ -160,7 +163,7 @@ async def test_brokers_that_hang_are_seen_and_the_lease_runs_out(
 async def test_a_restart_without_redis_serves_and_calls_for_help(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Started while Redis is away, a replica serves what the state topic says, and says that it sees nobody watch."""
+    """Started while Redis is away, a replica serves what the state topic says, and says that nobody watches."""
     async with (
         DaemonProcess(kafka, own_redis.url, tmp_path, prefix=topic_prefix) as daemon,
         Client(kafka, topic_prefix) as client,
@@ -184,14 +187,59 @@ async def test_a_restart_without_redis_serves_and_calls_for_help(
         assert "Redis" in body["components"]["redis"]["why_not"]
 
         async def is_alerted() -> bool:
-            return await unwatched(client) == ["warning"]
+            return await unwatched(client) == ["critical"]
 
         await until(is_alerted, 60, "an alert")
         own_redis.resume()
         await daemon.ready()
 
         async def is_over() -> bool:
-            return await unwatched(client) == ["warning", "info"]
+            return await unwatched(client) == ["critical", "info"]
 
         await until(is_over, ALERTED_WITHIN, "word that it is over")
         assert await answer(daemon) == before
+
+
+async def test_strangers_who_take_the_commands_are_seen(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+    """Foreign members of our group own every partition of the commands: nobody runs the flag."""
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+        FailingRelease(client, daemon) as release,
+    ):
+        await asyncio.sleep(5)  # longer than a claim takes to be known
+        strangers = [
+            AIOKafkaConsumer(
+                f"{topic_prefix}rollout.commands",
+                bootstrap_servers=kafka,
+                group_id=f"{topic_prefix}rolloutd.commands",
+                client_id=f"a-stranger-{number}",  # the assignor goes by name
+                partition_assignment_strategy=(RangePartitionAssignor,),
+                enable_auto_commit=False,
+            )
+            for number in range(4)
+        ]
+        try:
+            await asyncio.gather(*(stranger.start() for stranger in strangers))
+
+            async def all_are_taken() -> bool:
+                metrics = (await daemon.get("/metrics")).text
+                return 'rolloutd_partitions_owned{topic="commands"} 0.0' in metrics
+
+            await until(all_are_taken, 30, "no command partition is the daemon's")
+            release.fail()
+            noticed = await release.is_noticed(ALERTED_WITHIN)
+            assert noticed.how == "alert"
+            body = await daemon.standing()
+            assert body["degraded"] is True
+            whys = [one["why"] for one in body["faults"] if one["reporter"] == "sight"]
+            assert len(whys) == 1
+            assert "no replica runs this flag" in whys[0]
+            await asyncio.sleep(20)
+            assert await unwatched(client) == ["critical"]
+        finally:
+            await asyncio.gather(*(stranger.stop() for stranger in strangers))
+        await daemon.until("release", lambda document: document["phase"]["name"] == "rolled_back")
+        async with asyncio.timeout(ALERTED_WITHIN):
+            while await unwatched(client) != ["critical", "info"]:
+                await asyncio.sleep(0.5)

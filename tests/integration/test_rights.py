@@ -93,6 +93,9 @@ CALLS: dict[str, Call] = {
     "rollouts.newer_than": lambda store, totals, rollouts: rollouts.newer_than({}),
     "rollouts.prune": prune,
     "ask_time": lambda store, totals, rollouts: store.ask_time(),
+    "claim": lambda store, totals, rollouts: store.claim([0, 3], b"1 a"),
+    "claims": lambda store, totals, rollouts: store.claims(),
+    "drop_claims": lambda store, totals, rollouts: store.drop_claims([3]),
     "totals.discard": lambda store, totals, rollouts: totals.discard(PARTITION),
     "rollouts.discard": lambda store, totals, rollouts: rollouts.discard("f"),
 }
@@ -101,6 +104,7 @@ CALLS: dict[str, Call] = {
 def test_every_call_is_tried() -> None:
     """A call that is added to the adapters is tried with the guide's rights too."""
     found = {"check_server", "check_identity", "look_at_identity", "has_shared_data", "environment_at", "ask_time"}
+    found |= {"claim", "claims", "drop_claims"}
     for prefix, adapter in (("totals", RedisTotals), ("rollouts", RedisRollouts)):
         methods = inspect.getmembers(adapter, inspect.iscoroutinefunction)
         found |= {f"{prefix}.{name}" for name, _ in methods if not name.startswith("_")}

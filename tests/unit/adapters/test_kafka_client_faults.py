@@ -16,6 +16,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 
 from controller.adapters.kafka import KafkaEventLog, KafkaPublisher
 from controller.adapters.kafka_state import KafkaStateFeed
+from controller.bootstrap import _silence
 from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable
 from controller.ports import OutboxEntry
@@ -109,6 +110,27 @@ async def test_every_call_of_the_event_log_says_that_it_is_unavailable(
     with pytest.raises(EventLogUnavailable):
         await calls[0]()
     await log.stop()
+
+
+async def test_silence_outlasts_a_consumer_that_is_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A consumer that cannot join has heard nothing since the one before it did."""
+    log = make_log(OSError(9, "Bad file descriptor"))
+    log._heard[PARTITION] = 1.0
+
+    async def fail() -> None:
+        raise EventLogUnavailable("no broker answers")
+
+    monkeypatch.setattr(log, "_open", fail)
+    assert _silence(log, 5.0) == 4.0
+    for _ in range(2):
+        with pytest.raises(EventLogUnavailable):
+            await log.rebuild()
+        assert log.assignment == frozenset()
+        assert _silence(log, 9.0) == 8.0
+    log._assign(frozenset())  # others have all partitions: that is the brokers' word
+    assert _silence(log, 10.0) is None
 
 
 async def test_cancelling_us_passes_through() -> None:

@@ -79,6 +79,15 @@ def test_a_flag_whose_state_is_not_saved_is_named() -> None:
     assert why == {"rollouts": "checkout: its state has not been saved for 5 s: no permission"}
 
 
+def test_a_replica_that_has_no_events_to_count_is_ready_while_kafka_is_there() -> None:
+    """Others have them all: there are more replicas than partitions."""
+    bench = Bench()
+    assert bench.not_ready(make_signs(partitions=[])) == {}
+    silent = make_signs(partitions=[], brokers={"events": 4.1})
+    why = bench.not_ready(silent)["counting"]
+    assert why.startswith("none is counted here, and it is not known whether others count them: ")
+
+
 def test_everything_well_is_ready_and_working() -> None:
     """Each component is reported: none stays at `not started`."""
     bench = Bench()

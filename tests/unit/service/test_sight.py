@@ -16,7 +16,16 @@ from controller.adapters.memory import ManualClock
 from controller.core.evidence import Evidence, PartitionProgress
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
 from controller.errors import EventLogUnavailable
-from controller.service.sight import LOOKED_WITHIN_SECONDS, Sight, Unseen, View, Waiting, needs_watching, why_unwatched
+from controller.health import Faults, Scope
+from controller.service.sight import (
+    Holder,
+    Sight,
+    Unseen,
+    View,
+    Waiting,
+    needs_watching,
+    why_unwatched,
+)
 from controller.service.workers import WatchView
 from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_plan, make_rollout
@@ -47,13 +56,16 @@ class Bench:
         self.blind: str | None = None
         self.is_taken_up = True
         self.is_handling = True
-        self.is_ours = True
         self.trouble = ""
         self.expected = len(PARTITIONS)
         self.sent: list[RaiseAlert] = []
         self.raised: list[RaiseAlert] = []
         self.counts: list[int] = []
         self.is_kafka_down = False
+        self.newest: Rollout | None = None
+        self.holders: list[Holder] = []
+        self.store_trouble: str | None = None
+        self.faults = Faults(self.clock.now)
         self._progress: dict[str, PartitionProgress] = {}
         self._view: WatchView | None = None
         self.sight = Sight(
@@ -62,9 +74,12 @@ class Bench:
             expected_partitions=lambda: self.expected,
             also_blind=lambda: self.blind,
             send=self.send,
-            replica="pod-1",
             count=self.counts.append,
             note=self.raised.append,
+            holders=lambda: self.holders,
+            newest=lambda flag_key: self.newest,
+            store_trouble=lambda: self.store_trouble,
+            faults=self.faults,
         )
 
     def views(self) -> Sequence[View]:
@@ -72,7 +87,7 @@ class Bench:
         if self.rollout is None:
             return []
         if not self.is_taken_up:
-            return [Unseen(self.rollout.flag_key, self.rollout, is_ours=self.is_ours)]
+            return [Unseen(self.rollout.flag_key, self.rollout)]
         if self.is_readable:
             now = self.clock.now()
             for name, one in self.partitions.items():
@@ -170,7 +185,7 @@ def test_whatever_blinds_the_guardrails_is_alerted_within_ten_seconds(breaks: ob
     assert why in alert.summary
     assert "10 % is served" in alert.summary
     assert "rolloutctl roll-back new-checkout" in alert.action
-    assert [line["event"] for line in lines] == ["rollout_unwatched"]
+    assert [line["event"] for line in lines] == ["fault_contained", "rollout_unwatched"]
     assert bench.counts[-1] == 1
     fresh = Bench()
     bench.partitions, bench.is_readable, bench.blind, bench.expected = fresh.partitions, True, None, 4
@@ -211,7 +226,7 @@ def test_a_rollout_that_no_worker_has_taken_up_is_unwatched() -> None:
     """With Redis away from the start there is the state topic's document alone: that is judged."""
     bench = Bench()
     bench.is_taken_up = False
-    assert bench.seconds_to_alert() <= 10
+    assert bench.seconds_to_alert() <= 11  # ten seconds after it was first seen
     assert "have not been read" in bench.raised[0].summary
 
 
@@ -235,12 +250,12 @@ def test_what_needs_no_watching_is_never_unwatched(rollout: Rollout) -> None:
 
 
 def test_a_rollout_that_leaves_while_unwatched_is_closed() -> None:
-    """Another replica has it, or it ended: the alert does not stay open for ever."""
+    """It ended: the alert does not stay open for ever."""
     bench = Bench()
     bench.passes(5)
     bench.is_readable = False
     bench.passes(20)
-    bench.rollout = None
+    bench.rollout, bench.newest = None, make_rollout(phase=RolledBack(T0, "guardrail"))
     bench.passes(1)
     assert [alert.severity for alert in bench.raised] == [Severity.CRITICAL, Severity.INFO]
 
@@ -258,6 +273,89 @@ def test_the_next_rollout_of_a_flag_is_judged_afresh() -> None:
     assert bench.raised[-1].dedup_key != bench.raised[0].dedup_key
 
 
+def test_an_episode_outlasts_the_loss_of_its_partition() -> None:
+    """No longer ours and nobody's: open, repeated, a fault; closed by another replica's claim."""
+    bench = Bench()
+    bench.passes(20)
+    rollout, bench.rollout = bench.rollout, None
+    assert rollout is not None
+    bench.newest = rollout
+    bench.passes(60)
+    assert bench.raised == []  # nothing is known of who runs it
+    bench.holders = [Holder("new-checkout", rollout, False, "no replica runs this flag: nobody")]
+    assert bench.seconds_to_alert() <= 3
+    assert "no replica runs this flag" in bench.raised[0].summary
+    fault = bench.faults.of(Scope.FLAG, "new-checkout", reporter="sight")
+    assert fault is not None
+    assert "no replica runs this flag" in fault.why
+    assert bench.faults.degrading
+    bench.holders = []  # Redis away: unknown again
+    bench.passes(60)
+    assert len(bench.raised) == 1
+    assert bench.sight.unwatched
+    bench.holders = [Holder("new-checkout", rollout, True)]
+    bench.passes(2)
+    assert [alert.severity for alert in bench.raised] == [Severity.CRITICAL, Severity.INFO]
+    assert "another replica runs it now" in bench.raised[1].summary
+    assert bench.faults.current == ()
+
+
+def test_taken_up_again_it_is_over_when_it_is_seen_and_not_before() -> None:
+    """On recovery there is no INFO and critical in turn: no evidence yet is no sight."""
+    bench = Bench()
+    bench.passes(20)
+    rollout, bench.rollout = bench.rollout, None
+    assert rollout is not None
+    bench.newest = rollout
+    bench.holders = [Holder("new-checkout", rollout, False, "no replica runs this flag: nobody")]
+    bench.passes(5)
+    assert len(bench.raised) == 1
+    bench.rollout, bench.holders = rollout, [Holder("new-checkout", rollout, True)]
+    bench._view, bench.is_readable = None, False
+    bench.passes(4)
+    assert len(bench.raised) == 1
+    bench.is_readable = True
+    bench.partitions["request.outcomes/0"].is_there = False
+    bench.passes(6)
+    assert len(bench.raised) == 1
+    bench.partitions["request.outcomes/0"].is_there = True
+    bench.passes(30)
+    assert [alert.severity for alert in bench.raised] == [Severity.CRITICAL, Severity.INFO]
+    assert "guardrails see again" in bench.raised[1].summary
+
+
+def test_who_has_just_taken_a_flag_over_waits_ten_seconds() -> None:
+    """Partitions that are still being taken over are no alarm; ten seconds later they are."""
+    bench = Bench()
+    bench.partitions["request.outcomes/0"].is_there = False
+    bench.passes(9)
+    bench.partitions["request.outcomes/0"].is_there = True
+    bench.passes(30)
+    assert bench.raised == []
+    fresh = Bench()
+    fresh.partitions["request.outcomes/0"].is_there = False
+    assert fresh.seconds_to_alert() <= 11
+
+
+def test_the_remedy_is_one_that_can_be_carried_out() -> None:
+    """A roll-back by command waits for Redis, and for a replica that reads commands."""
+    bench = Bench()
+    bench.passes(20)
+    bench.is_readable, bench.store_trouble = False, "Redis gave no answer"
+    bench.seconds_to_alert()
+    (alert,) = bench.raised
+    assert "free or restore Redis; until then lower the flag in its flag plane" in alert.action
+    assert "rolloutctl roll-back" not in alert.action
+    other = Bench()
+    rollout, other.rollout = other.rollout, None
+    assert rollout is not None
+    other.newest = rollout
+    other.holders = [Holder("new-checkout", rollout, False, "no replica runs this flag: nobody")]
+    other.seconds_to_alert()
+    assert "lower the flag in its flag plane" in other.raised[0].action
+    assert "rolloutctl roll-back" not in other.raised[0].action
+
+
 def test_a_look_a_moment_ago_with_nothing_wrong_is_sight() -> None:
     """Exactly at the bounds it still counts as seen."""
     now = T0
@@ -271,7 +369,7 @@ def test_a_look_a_moment_ago_with_nothing_wrong_is_sight() -> None:
 
 @in_virtual_time
 async def test_alerts_wait_for_kafka_and_the_judging_goes_on() -> None:
-    """While Kafka takes nothing alerts are kept, in order, and sent once it does."""
+    """While Kafka takes nothing alerts are kept, in order, each once, and sent once it does."""
     bench = Bench()
     bench.is_readable = False
     bench.is_kafka_down = True
@@ -284,7 +382,7 @@ async def test_alerts_wait_for_kafka_and_the_judging_goes_on() -> None:
     await asyncio.sleep(2)
     bench.is_kafka_down = False
     await asyncio.sleep(3)
-    assert [alert.severity for alert in bench.sent] == ["critical", "critical", "info"]
+    assert [alert.severity for alert in bench.sent] == ["critical", "info"]
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
@@ -294,30 +392,10 @@ def test_an_alert_can_be_written_as_the_topic_wants_it() -> None:
     """The event passes the schema, with a kind that readers know."""
     bench = Bench()
     bench.is_taken_up = False
-    bench.passes(10)
+    bench.passes(12)
     entry = documents.encode(bench.raised[0], "new-checkout", make_rollout(), "id-1", T0)
     assert entry.topic == "alerts"
     assert b'"kind":"unwatched"' in entry.value
-
-
-def test_a_replica_that_cannot_start_warns_under_a_key_of_its_own() -> None:
-    """Others may watch: it neither pages for all flags nor closes the alert of another."""
-    bench = Bench()
-    bench.is_taken_up = bench.is_ours = False
-    bench.seconds_to_alert()
-    (alert,) = bench.raised
-    assert alert.severity is Severity.WARNING
-    assert "this replica cannot see whether anybody watches" in alert.summary
-    assert alert.dedup_key.endswith("/unwatched/pod-1")
-    assert bench.counts[-1] == 0
-    bench.is_ours = True
-    bench.seconds_to_alert()
-    over = bench.raised[1]
-    assert (over.severity, over.dedup_key) == (Severity.INFO, alert.dedup_key)
-    assert bench.seconds_to_alert() > LOOKED_WITHIN_SECONDS  # it has only just begun to run the flag
-    critical = bench.raised[2]
-    assert critical.severity is Severity.CRITICAL
-    assert critical.dedup_key.endswith("/unwatched")
 
 
 def test_a_partition_that_crawls_far_behind_its_log_is_unwatched() -> None:
