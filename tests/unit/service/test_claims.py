@@ -58,6 +58,7 @@ class Replica:
         self.clock = clock
         self.owned: set[int] = set()
         self.rollout = make_rollout()
+        self.is_seeing = True
         self.raised: list[RaiseAlert] = []
         self.faults = Faults(clock.now)
         self.claims = Claims(
@@ -80,10 +81,10 @@ class Replica:
         )
 
     def views(self) -> Sequence[View]:
-        """Return the flag, if its partition 3 is ours: seen a moment ago, with nothing to see."""
+        """Return the flag, if its partition 3 is ours: read a moment ago."""
         if 3 not in self.owned:
             return []
-        evidence = Evidence(self.clock.now(), {}, (), 0)
+        evidence = Evidence(self.clock.now(), {}, (), 0 if self.is_seeing else 4)
         key = self.rollout.flag_key
         now = self.clock.monotonic()
         return [WatchView(key, self.rollout, evidence, now, handled_at=now)]
@@ -157,6 +158,19 @@ def test_a_partition_that_changes_hands_is_no_alarm() -> None:
         fleet.two.owned = {3}
         fleet.passes(20)
     assert fleet.one.said == fleet.two.said == []
+
+
+def test_a_claim_of_our_own_says_nothing_once_the_partition_is_lost() -> None:
+    """It is seconds old, and an episode does not end by it."""
+    fleet = Fleet()
+    fleet.one.owned = {3}
+    fleet.passes(30)
+    fleet.one.is_seeing = False
+    fleet.passes(10)
+    assert fleet.one.said == [Severity.CRITICAL]
+    fleet.one.owned = set()
+    fleet.passes(60)
+    assert fleet.one.said == fleet.two.said == [Severity.CRITICAL]
 
 
 def test_without_redis_who_ran_it_last_speaks_for_it_until_another_claims_it() -> None:
