@@ -239,7 +239,7 @@ def test_claims_of_partitions_that_are_gone_are_deleted() -> None:
 @pytest.mark.parametrize("skew_ms", [-3_600_000, -20_000, 0, 20_000, 3_600_000])
 def test_a_clock_that_is_wrong_hides_nobody_and_keeps_nobody_alive(skew_ms: int) -> None:
     """Fresh is what changes; for what never changed the clock is asked once."""
-    known = Knowledge({}, None, 0.0)
+    known, value = Knowledge({}, None, 0.0), b""
     for second in range(100):
         value = f"{T0_MS + second * 1000 + skew_ms} other".encode()
         known = known.read({0: value}, T0_MS + second * 1000, float(second))
