@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,16 @@ class GuardedKafka:
         topics = [admin.NewTopic(str(field.default), 2, 1) for field in TopicNames.model_fields.values()]
         for done in client.create_topics(topics).values():
             done.result(30)
-        for done in client.create_acls(documented()).values():
+        rights = documented()
+        for done in client.create_acls(rights).values():
             done.result(30)
+        # The controller has taken them; the broker that judges by them hears of it a moment later.
+        kinds = admin.ResourceType.ANY, None, admin.ResourcePatternType.ANY
+        everything = admin.AclBindingFilter(*kinds, None, None, admin.AclOperation.ANY, admin.AclPermissionType.ANY)
+        deadline = time.monotonic() + 30
+        while not set(rights) <= set(client.describe_acls(everything).result(30)):
+            assert time.monotonic() < deadline, "the broker never took the rights over"
+            time.sleep(0.1)
 
     def write(self, user: str, topic: str) -> KafkaError | None:
         """Write one record as a user; return what the broker says against it."""
