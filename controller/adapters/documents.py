@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -478,7 +478,8 @@ def read_command(
     out where a command always works: at 3 a.m. `{"verb": "roll_back"}` with the flag as key is enough.
 
     `now` is the reader's clock, None for none: a command from the future is refused, since its age
-    would never count. Raises CommandRefused when the command can be answered, with the reason;
+    would never count, and so is one from before 1970; what always works gets the record's time.
+    Raises CommandRefused when the command can be answered, with the reason;
     CommandUnreadable for everything else, and nothing else, whatever the record holds.
     """
     try:
@@ -493,12 +494,17 @@ def read_command(
     except Exception as error:  # the edge to what anybody may write: one record ends no other
         why = f"{UNFORESEEN} ({type(error).__name__}): please report it"
         raise _not_a_command(fields, why) from error
-    if now is None or command.issued_at - now <= MAX_AHEAD:
+    is_ahead = now is not None and command.issued_at - now > MAX_AHEAD
+    if command.issued_at >= _EPOCH and not is_ahead:
         return command
     if command.verb in ALWAYS_ACCEPTED:
         # It lowers, so a clock must not stop it, ours perhaps. The record's time is the same when
         # it is read again.
-        return command.model_copy(update={"issued_at": min(_moment(timestamp_ms), now)})
+        at = _moment(timestamp_ms)
+        return command.model_copy(update={"issued_at": at if now is None else min(at, now)})
+    if now is None or not is_ahead:
+        # As the event of a command that is forwarded it would be unreadable.
+        raise _not_a_command(fields, "issued before 1970: set the clock of the issuer, and send it again")
     ahead = int((command.issued_at - now).total_seconds())
     why = f"issued {ahead} s in the future: set the clock of the issuer, or of this controller"
     raise _not_a_command(fields, f"{why}, and send it again")
@@ -542,10 +548,13 @@ def _command_fields(value: bytes | None, headers: Headers, key: bytes | None, ti
     return fields
 
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def _moment(time_ms: int) -> datetime:
     """Return milliseconds since 1970 as a time. Raises RecordRefused beyond the year 9999, where a broken clock may be."""
     try:
-        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=time_ms)
+        return _EPOCH + timedelta(milliseconds=time_ms)
     except OverflowError:
         refuse(QuarantineReason.BAD_TIME, f"{time_ms} ms is no time", "set the sender's clock")
 

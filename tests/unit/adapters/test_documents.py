@@ -286,6 +286,20 @@ def test_what_always_works_takes_the_records_time_for_one_in_the_future(verb: st
     assert documents.read_command(value, (), None, T0_MS + 3_600_000, T0).issued_at == T0
 
 
+@pytest.mark.parametrize("verb", ["resume", "promote", "roll_back", "abort"])
+def test_a_time_before_1970_stops_no_order_that_lowers(verb: str) -> None:
+    """Forwarded to its partition it would be no event: what raises is refused, the rest gets the record's time."""
+    value = json.dumps({**FIELDS, "verb": verb, "issued_at": "0001-01-01T00:00:00Z"}).encode()
+    for now in (None, T0):
+        if verb in ("resume", "promote"):
+            with pytest.raises(CommandRefused, match="issued before 1970: set the clock"):
+                documents.read_command(value, (), None, T0_MS, now)
+            continue
+        command = documents.read_command(value, (), None, T0_MS, now)
+        assert command.issued_at == T0
+        assert documents.read_command(documents.command_bytes(command), (), None, T0_MS, now) == command
+
+
 @pytest.mark.parametrize(
     "issuer",
     [
