@@ -172,7 +172,8 @@ class Siege:
     async def _honest_traffic(self) -> None:
         """One honest request: its two events are counted exactly once, whatever lies beside them."""
         number = next(self._next_id)
-        user, variant = f"user-{number % 5_000}", "on" if number % 2 else "off"
+        # Not the context of the hostile ones: their outcomes that lost their flags would count for it.
+        user, variant = f"guest-{number % 5_000}", "on" if number % 2 else "off"
         served = honest.evaluation(HONEST, user, variant)
         happened = honest.outcome(HONEST, user, variant)
         del happened["data"]["error.type"]
