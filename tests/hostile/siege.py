@@ -443,6 +443,7 @@ def main() -> int:
     with LocalKafka() as kafka, RedisServer() as store, tempfile.TemporaryDirectory() as directory:
         prefix = f"s{uuid.uuid4().hex[:8]}."
         keep = arguments.directory or Path(directory)
+        keep.mkdir(parents=True, exist_ok=True)
         siege = Siege(kafka.bootstrap, store.url, keep, seed=arguments.seed, prefix=prefix)
         figures = asyncio.run(siege.run(timedelta(minutes=arguments.minutes).total_seconds()))
     found = problems(figures, is_timed=True)
