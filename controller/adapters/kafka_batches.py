@@ -529,6 +529,10 @@ def _snappy_size(block: memoryview) -> int:
     raise Unpackable("no size in a snappy block")
 
 
+#: First words of frames that hold none of the content: the same in LZ4 and Zstandard.
+_SKIPPED_FRAMES: Final = range(0x184D2A50, 0x184D2A60)
+
+
 def _most_of_lz4(payload: memoryview) -> int:
     """Walk the blocks of LZ4 frames.
 
@@ -537,7 +541,7 @@ def _most_of_lz4(payload: memoryview) -> int:
     position, most = 0, 0
     while position < len(payload):
         magic = int.from_bytes(payload[position : position + 4], "little")
-        if 0x184D2A50 <= magic <= 0x184D2A5F:
+        if magic in _SKIPPED_FRAMES:
             position += 8 + int.from_bytes(payload[position + 4 : position + 8], "little")
             continue
         if magic != 0x184D2204:
@@ -569,7 +573,7 @@ def _most_of_zstd(payload: memoryview) -> int:
     position, most = 0, 0
     while position < len(payload):
         magic = int.from_bytes(payload[position : position + 4], "little")
-        if 0x184D2A50 <= magic <= 0x184D2A5F:
+        if magic in _SKIPPED_FRAMES:
             position += 8 + int.from_bytes(payload[position + 4 : position + 8], "little")
             continue
         if magic != 0xFD2FB528:

@@ -19,6 +19,7 @@ import pytest
 
 from controller.adapters.advisor import ModelAdvisor
 from controller.adapters.prompts import gate_prompt
+from controller.core.invariants import without_advice
 from controller.core.judgement import Advice, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import AdvisorPolicy, Plan
@@ -38,7 +39,7 @@ from schemas.advice import parse_answer
 from schemas.terms import AdviceChoice, AdvisorMode, CommandVerb
 from tests.builders import MINUTE, T0, make_advice, make_command, make_report, make_stages
 from tests.histories import ADVISED, BREACHES, GAPS, OPEN, PASSING, PLANS, Alphabet, Step, walk
-from tests.property.test_machine import COMPARABLE, compare, strip, without_advice
+from tests.property.test_machine import COMPARABLE, compare, strip
 
 pytestmark = pytest.mark.property
 

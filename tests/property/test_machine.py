@@ -17,7 +17,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from controller.adapters.documents import rollout_from_json, rollout_to_json
-from controller.core.invariants import Transition, violations
+from controller.core.invariants import Transition, violations, without_advice
 from controller.core.judgement import Judgement
 from controller.core.machine import decide, is_frozen, next_deadline
 from controller.core.plan import AdvisorPolicy
@@ -470,17 +470,6 @@ def test_gate_ids_name_one_gate_each(steps: Iterator[Step]) -> None:
 
 
 # --- I6: what advice may do -------------------------------------------------------------------------------------------------
-
-
-def without_advice(rollout: Rollout) -> Rollout:
-    """Return the same moment of the same rollout under a plan without an advisor."""
-    plan = replace(rollout.plan, advisor=AdvisorPolicy(mode=AdvisorMode.OFF))
-    phase = rollout.phase
-    if isinstance(phase, Gating):
-        phase = replace(phase, advice=None)
-    elif isinstance(phase, Paused) and isinstance(phase.held, Gating):
-        phase = replace(phase, held=replace(phase.held, advice=None))
-    return replace(rollout, plan=plan, phase=phase)
 
 
 @invariant(VERY_MANY)
