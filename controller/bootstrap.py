@@ -1,4 +1,6 @@
-"""Wires everything: which adapter stands behind which port, and what is told to whom. No decisions, no loops of its own.
+"""Wires everything: which adapter stands behind which port, and what is told to whom.
+
+No decisions, no loops of its own.
 
 How the parts are started, watched and stopped is `service/supervisor.py`.
 """
@@ -19,7 +21,13 @@ from controller.adapters import documents
 from controller.adapters.advisor import NoAdvisor, make_advisor
 from controller.adapters.file_plane import FilePlane
 from controller.adapters.http_plane import HttpPlane
-from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
+from controller.adapters.kafka import (
+    KafkaEventLog,
+    KafkaPublisher,
+    cluster_id,
+    ensure_topics,
+    partition_of,
+)
 from controller.adapters.kafka_state import KafkaStateFeed
 from controller.adapters.kafka_topology import KafkaTopology
 from controller.adapters.redis import SHARED_PREFIX, Identity, RedisRollouts, RedisTotals, Store
@@ -132,8 +140,17 @@ class Daemon:
         self._state_plane = StateTopicPlane(self._publisher, self._state_entry)
         self._file_planes = [FilePlane(name, file) for name, file in settings.planes.files.items()]
         self._outside_planes = make_outside_planes(settings, self._clock)
-        planes: tuple[FlagPlane, ...] = (self._board, self._state_plane, *self._file_planes, *self._outside_planes)
-        self._metrics = Metrics(version=version("rolloutd"), is_compiled=IS_COMPILED, planes=[plane.name for plane in planes])
+        planes: tuple[FlagPlane, ...] = (
+            self._board,
+            self._state_plane,
+            *self._file_planes,
+            *self._outside_planes,
+        )
+        self._metrics = Metrics(
+            version=version("rolloutd"),
+            is_compiled=IS_COMPILED,
+            planes=[plane.name for plane in planes],
+        )
         self._metrics.watch(
             percents=self._board.percents,
             components=self._components,
@@ -145,7 +162,9 @@ class Daemon:
         self._newest: dict[str, Rollout] = {}  # by flag, from the state topic and our own workers
         self._times_ahead: set[str] = set()
         self._damaged: set[str] = set()  # flags whose document start-up could not read
-        self._state_refused: frozenset[str] = frozenset()  # flags whose record of the state topic was reported
+        self._state_refused: frozenset[str] = (
+            frozenset()
+        )  # flags whose record of the state topic was reported
         self._stored_flags: frozenset[str] = frozenset()
         self._topology = KafkaTopology(settings.kafka, self._faults, remade=self._topic_remade)
         self._store = Store.connect(
@@ -162,7 +181,11 @@ class Daemon:
         self._streams = streams(event_topics)
         is_shared = settings.kafka.is_one_topic
         self._events = KafkaEventLog(
-            settings.kafka, sorted(set(event_topics)), settings.kafka.events_group, faults=self._faults, bare_records=True
+            settings.kafka,
+            sorted(set(event_topics)),
+            settings.kafka.events_group,
+            faults=self._faults,
+            bare_records=True,
         )
         self._commands = KafkaEventLog(
             settings.kafka,
@@ -171,7 +194,9 @@ class Daemon:
             faults=self._faults,
             reads_committed=False,
         )
-        self._foreign_state: tuple[str, str] | None = None  # a flag of another environment, and its name
+        self._foreign_state: tuple[str, str] | None = (
+            None  # a flag of another environment, and its name
+        )
         self._feed = KafkaStateFeed(settings.kafka, self._read_state, overtaken=self._overtaken)
         app = make_app(
             self._board,
@@ -222,7 +247,9 @@ class Daemon:
             epoch=settings.kafka.topic_epoch,
             quarantine=self._quarantine,
             on_counted=self._on_counted,
-            read_evaluations=evaluation_reader(settings.kafka.formats.evaluations, of_spans=is_shared),
+            read_evaluations=evaluation_reader(
+                settings.kafka.formats.evaluations, of_spans=is_shared
+            ),
             read_outcomes=outcome_reader(settings.kafka.formats.outcomes),
             faults=self._faults,
             topology=self._topology,
@@ -243,12 +270,19 @@ class Daemon:
             actuation_drift=self._drift,
         )
         commentator = None if isinstance(self._advisor, NoAdvisor) else self._advisor
-        self._explainer = None if commentator is None else Explainer(commentator, self._metrics, self._comment)
+        self._explainer = (
+            None if commentator is None else Explainer(commentator, self._metrics, self._comment)
+        )
         look_seconds = settings.advisor.look_every_seconds
         self._lookout = (
             None
             if look_seconds is None
-            else Lookout(lambda: self._workers.evidence, commentator, self._comment, every_seconds=look_seconds)
+            else Lookout(
+                lambda: self._workers.evidence,
+                commentator,
+                self._comment,
+                every_seconds=look_seconds,
+            )
         )
         self._actuation = Actuation(
             planes,
@@ -291,7 +325,10 @@ class Daemon:
         self._log = structlog.get_logger()
 
     async def run(self) -> int:
-        """Serve HTTP at once, then bring up the rest and run until stopped; return the exit code."""
+        """Serve HTTP at once, then bring up the rest and run until stopped.
+
+        Return the exit code.
+        """
         for warning in open_doors(self._settings):
             self._log.warning("open_door", warning=warning)
         if self._ops_http is not None:  # first of all: what can be asked must not wait for anything
@@ -312,7 +349,9 @@ class Daemon:
             for name, log in (("events", self._events), ("commands", self._commands))
         ]
         stalls = StallMeter(
-            self._clock, self._metrics.stall_seconds.observe, warning_seconds=settings.watchdog.stall_warning_seconds
+            self._clock,
+            self._metrics.stall_seconds.observe,
+            warning_seconds=settings.watchdog.stall_warning_seconds,
         )
         return Parts(
             steps=(
@@ -346,7 +385,16 @@ class Daemon:
             ),
             expendable=frozenset(
                 {
-                    *("explainer", "lookout", "stalls", "health", "sight", "pulse", "identity", "topology"),
+                    *(
+                        "explainer",
+                        "lookout",
+                        "stalls",
+                        "health",
+                        "sight",
+                        "pulse",
+                        "identity",
+                        "topology",
+                    ),
                     "claims",
                     *(plane.name for plane in self._file_planes),
                 }
@@ -373,7 +421,9 @@ class Daemon:
         if http.ops_port is None:
             return None
         hosts = http.allowed_hosts
-        app = make_ops_app(self._board, self._health, self._metrics, self._faults, allowed_hosts=hosts)
+        app = make_ops_app(
+            self._board, self._health, self._metrics, self._faults, allowed_hosts=hosts
+        )
         return HttpServer(
             app,
             host=http.host if http.ops_host is None else http.ops_host,
@@ -391,7 +441,8 @@ class Daemon:
         servers = [self._http] if self._ops_http is None else [self._http, self._ops_http]
         await asyncio.gather(*(one.stop(self._settings.shutdown.close_seconds) for one in servers))
 
-    # --- before anything runs -------------------------------------------------------------------------------------------
+    # --- before anything runs
+    # -------------------------------------------------------------------------------------------
 
     async def _prepare_topics(self) -> None:
         await self._topology.begin(await ensure_topics(self._settings.kafka))
@@ -417,26 +468,34 @@ class Daemon:
         if settings.redis.key_prefix is None and await self._store.has_shared_data():
             self._log.warning(
                 "redis_warning",
-                warning=f"keys under {SHARED_PREFIX!r} may be this environment's, from before keys named it; they "
-                f"are not used: all is counted again from Kafka under {self._store.prefix!r}. To go on with "
+                warning=f"keys under {SHARED_PREFIX!r} may be this environment's, from before keys "
+                f"named it; they "
+                f"are not used: all is counted again from Kafka under "
+                f"{self._store.prefix!r}. To go on with "
                 f"them, set redis.key_prefix to {SHARED_PREFIX!r}",
             )
         await self._refuse_to_leave_data_behind()
         await self._store.check_identity(identity, settings.kafka.topic_epoch)
         self._identity = identity
         await self._pulse.look()  # nothing is decided before the clocks were compared
-        self._log.info("redis_ready", key_prefix=self._store.prefix, environment=settings.environment)
+        self._log.info(
+            "redis_ready", key_prefix=self._store.prefix, environment=settings.environment
+        )
 
     async def _refuse_to_leave_data_behind(self) -> None:
         """Raise ConfigInvalid when a former name's data stand under a prefix that this name does not get."""
         settings = self._settings
-        if settings.redis.key_prefix is not None or await self._store.environment_at(self._store.prefix) is not None:
+        if (
+            settings.redis.key_prefix is not None
+            or await self._store.environment_at(self._store.prefix) is not None
+        ):
             return
         for former in settings.former_environments:
             prefix = settings.made_key_prefix(former)
             if prefix != self._store.prefix and await self._store.environment_at(prefix) == former:
                 raise ConfigInvalid(
-                    f"Redis holds the data of {former!r}, which former_environments says was this environment, under "
+                    f"Redis holds the data of {former!r}, which former_environments says "
+                    f"was this environment, under "
                     f"{prefix!r}: set redis.key_prefix to {prefix!r} to go on with them"
                 )
 
@@ -445,8 +504,15 @@ class Daemon:
 
     def _event_partitions(self) -> tuple[str, ...]:
         kafka = self._settings.kafka
-        counts = ((topic, self._topology.partitions(name)) for topic, name in zip(self._streams, EVENT_TOPICS, strict=True))
-        return tuple(f"{topic}/{number}/{kafka.topic_epoch}" for topic, count in counts for number in range(count))
+        counts = (
+            (topic, self._topology.partitions(name))
+            for topic, name in zip(self._streams, EVENT_TOPICS, strict=True)
+        )
+        return tuple(
+            f"{topic}/{number}/{kafka.topic_epoch}"
+            for topic, count in counts
+            for number in range(count)
+        )
 
     def _watchdog(self, name: str, log: KafkaEventLog) -> ConsumerWatchdog:
         return ConsumerWatchdog(
@@ -460,12 +526,22 @@ class Daemon:
         )
 
     def _state_entry(self, rollout: Rollout) -> OutboxEntry:
-        return self._encode(rollout, rollout.flag_key, rollout, f"{rollout.flag_key}/{rollout.revision}/0", self._clock.now())
+        return self._encode(
+            rollout,
+            rollout.flag_key,
+            rollout,
+            f"{rollout.flag_key}/{rollout.revision}/0",
+            self._clock.now(),
+        )
 
-    # --- what parts tell each other -------------------------------------------------------------------------------------
+    # --- what parts tell each other
+    # -------------------------------------------------------------------------------------
 
     async def _follow_state(self) -> None:
-        """Let every document of the state topic reach all who go by it: other replicas decide too."""
+        """Let every document of the state topic reach all who go by it.
+
+        Other replicas decide too.
+        """
         async with aclosing(self._feed.documents()) as documents_read:
             async for document in documents_read:
                 self._learn_alone(document)
@@ -475,22 +551,31 @@ class Daemon:
         await self._board.keep_trust(self._feed, silent_seconds=self._silent_seconds)
 
     async def _catch_up(self) -> None:
-        """Return once everything decided is known: the state topic to its end, and what a crash kept from it.
+        """Return once everything decided is known.
 
-        Events must not be counted by an older document: those of a new stage would count for the one before, for good.
+        The state topic to its end, and what a crash kept from it.
+
+        Events must not be counted by an older document: those of a new stage would count for the
+        one before, for good.
         """
         await self._feed.caught_up()
         self._refuse_foreign_state()
         unpublished: Sequence[Rollout] | None = None
         while unpublished is None:
             try:
-                unpublished = await self._tools.rollouts.newer_than({key: each.revision for key, each in self._newest.items()})
+                unpublished = await self._tools.rollouts.newer_than(
+                    {key: each.revision for key, each in self._newest.items()}
+                )
             except StoreUnavailable as trouble:
                 self._health.not_ready("state", str(trouble))
-                self._log.warning("waiting", step="reading what was decided last", error=str(trouble))
+                self._log.warning(
+                    "waiting", step="reading what was decided last", error=str(trouble)
+                )
                 await asyncio.sleep(1.0)
         for rollout in unpublished:
-            self._log.info("decided_unpublished", flag_key=rollout.flag_key, revision=rollout.revision)
+            self._log.info(
+                "decided_unpublished", flag_key=rollout.flag_key, revision=rollout.revision
+            )
             self._learn_alone(rollout)
 
     def _learn_alone(self, rollout: Rollout) -> None:
@@ -524,20 +609,27 @@ class Daemon:
         assert self._foreign_state is not None
         flag_key, environment = self._foreign_state
         return (
-            f"{self._settings.kafka.topic('state')} holds the rollout of {flag_key} of environment {environment!r}, and "
-            f"this is {self._settings.environment!r}: two environments on the same topics would undo each other's decisions"
+            f"{self._settings.kafka.topic('state')} holds the rollout of {flag_key} of "
+            f"environment {environment!r}, and "
+            f"this is {self._settings.environment!r}: two environments on the same topics "
+            f"would undo each other's decisions"
         )
 
     async def _check_environment(self) -> None:
-        """Refuse another environment's topics before any group is joined: its replicas would lose partitions.
+        """Refuse another environment's topics before any group is joined.
 
-        Raises ConfigInvalid, and EventLogUnavailable while the state topic has not been read to its end.
+        Its replicas would lose partitions.
+
+        Raises ConfigInvalid, and EventLogUnavailable while the state topic has not been read to its
+        end.
         """
         try:
             async with asyncio.timeout(self._settings.kafka.call_seconds):
                 await self._feed.caught_up()
         except TimeoutError:
-            raise EventLogUnavailable(f"{self._settings.kafka.topic('state')} has not been read to its end yet") from None
+            raise EventLogUnavailable(
+                f"{self._settings.kafka.topic('state')} has not been read to its end yet"
+            ) from None
         self._refuse_foreign_state()
 
     def _refuse_foreign_state(self) -> None:
@@ -545,12 +637,16 @@ class Daemon:
         if self._foreign_state is not None:
             environment = self._foreign_state[1]
             raise ConfigInvalid(
-                f"{self._foreign_state_words()}. {_OWN_TOPICS}; or, if {environment!r} is this environment's "
+                f"{self._foreign_state_words()}. {_OWN_TOPICS}; or, if {environment!r} is "
+                f"this environment's "
                 "former name, add it to former_environments"
             )
 
     def _learn(self, rollout: Rollout) -> None:
-        """Serve a document and count by it, whoever decided it; an older one than known changes nothing."""
+        """Serve a document and count by it, whoever decided it.
+
+        An older one than known changes nothing.
+        """
         known = self._newest.get(rollout.flag_key)
         if known is None or rollout.revision >= known.revision:
             self._newest[rollout.flag_key] = rollout
@@ -565,7 +661,9 @@ class Daemon:
         self._actuation.want(rollout)
 
     def _overtaken(self, flag_key: str) -> None:
-        """The state topic ends with an older document, written late, or with none: it was made anew.
+        """The state topic ends with an older document, written late, or with none.
+
+        It was made anew.
 
         The newest one stands there again once it was read there.
         """
@@ -600,7 +698,11 @@ class Daemon:
     def _comment(self, rollout: Rollout, alert: RaiseAlert) -> None:
         """Publish what was found about a rollout, unless its flag has begun another by now."""
         worker = self._workers.worker(rollout.flag_key)
-        if worker is not None and worker.rollout is not None and worker.rollout.rollout_id == rollout.rollout_id:
+        if (
+            worker is not None
+            and worker.rollout is not None
+            and worker.rollout.rollout_id == rollout.rollout_id
+        ):
             worker.alert(alert)
 
     def _silent_seconds(self) -> float | None:
@@ -617,7 +719,8 @@ class Daemon:
         if not is_served:
             self._metrics.dependency_errors.of("flag_plane").inc()
 
-    # --- commands -------------------------------------------------------------------------------------------------------
+    # --- commands
+    # ----------------------------------------------------------------------------------------------
 
     def _peek_command(self, record: Record) -> Peeked | None:
         peeked = documents.peek_command(record.value, record.headers, record.key)
@@ -632,12 +735,16 @@ class Daemon:
         except BadInput:
             raise
         except Exception as mistake:  # ours: refused by the command, and nothing else is touched
-            self._log.exception("command_not_read", partition=record.partition, offset=record.offset)
+            self._log.exception(
+                "command_not_read", partition=record.partition, offset=record.offset
+            )
             raise documents.refusal_by_mistake(*source, mistake) from mistake
 
         def copy() -> OutboxEntry:
             value = documents.command_bytes(command, hops=1)
-            return OutboxEntry("", f"{command.flag}/{command.id}/hop", "commands", command.flag, value)
+            return OutboxEntry(
+                "", f"{command.flag}/{command.id}/hop", "commands", command.flag, value
+            )
 
         return ReadCommand(command.flag, event, copy)
 
@@ -648,7 +755,10 @@ class Daemon:
         return _home(flag_key, self._command_partitions())
 
     def _unreadable(self, flag_key: str, why: str) -> None:
-        """One flag's document cannot be read: the others start, and it is served as the state topic says."""
+        """One flag's document cannot be read.
+
+        The others start, and it is served as the state topic says.
+        """
         remedy = f"rolloutd repair flag {flag_key}, or run the release that wrote it"
         why = f"what is stored for it cannot be read: {why}"
         self._damaged.add(flag_key)
@@ -660,7 +770,10 @@ class Daemon:
         self._faults.clear(Scope.FLAG, flag_key, reporter=START_UP)
 
     async def _read_damaged_again(self) -> None:
-        """Ask for what start-up could not read: another replica may run the flag, and have repaired it."""
+        """Ask for what start-up could not read.
+
+        Another replica may run the flag, and have repaired it.
+        """
         for flag_key in sorted(self._damaged):
             try:
                 stored = await self._tools.rollouts.load(flag_key)
@@ -681,7 +794,9 @@ class Daemon:
     def _drift(self, rollout: Rollout) -> str | None:
         return self._actuation.drift(rollout)
 
-    async def _quarantine(self, topic: str, partition: int, refusals: Sequence[quarantine.Refusal]) -> None:
+    async def _quarantine(
+        self, topic: str, partition: int, refusals: Sequence[quarantine.Refusal]
+    ) -> None:
         """Return once the quarantine has what was refused. Raises EventLogUnavailable."""
         topic = topic_of(topic)
         place = quarantine.key(topic, partition).decode()
@@ -690,9 +805,12 @@ class Daemon:
         await self._publisher.publish([OutboxEntry("", effect_id, "quarantine", place, value)])
 
     async def _refuse_commands(self, refused: Sequence[tuple[Record, BadInput]]) -> None:
-        """Answer commands that are not carried out, until Kafka has it; set aside records that are none.
+        """Answer commands that are not carried out, until Kafka has it.
 
-        Those wait with ingest's while the quarantine is away: it must keep no command from its answer.
+        Set aside records that are none.
+
+        Those wait with ingest's while the quarantine is away: it must keep no command from its
+        answer.
         """
         entries: list[OutboxEntry] = []
         aside: dict[tuple[str, int], list[quarantine.Refusal]] = {}
@@ -700,7 +818,9 @@ class Daemon:
             if isinstance(fault, CommandRefused):
                 entries.append(self._refusal(record, fault))
                 continue
-            reason = fault.reason if isinstance(fault, CommandUnreadable) else QuarantineReason.INVALID
+            reason = (
+                fault.reason if isinstance(fault, CommandUnreadable) else QuarantineReason.INVALID
+            )
             unusable = RecordRefused(reason, str(fault), "see schemas/json/command.schema.json")
             refusal = quarantine.refusal(record.offset, record.timestamp, record.value, unusable)
             aside.setdefault((record.topic, record.partition), []).append(refusal)
@@ -713,9 +833,11 @@ class Daemon:
             await self._ingest.refusals.flushed(QUARANTINE_SECONDS)
 
     def _refusal(self, record: Record, fault: CommandRefused) -> OutboxEntry:
-        # Nobody keeps the answer: only what stands in the record goes into it, and a record that is read
-        # again after a crash gets the same one.
-        answer = AnswerCommand(fault.command_id, fault.verb, CommandStatus.REJECTED, fault.reason, 0)
+        # Nobody keeps the answer: only what stands in the record goes into it, and a record that is
+        # read again after a crash gets the same one.
+        answer = AnswerCommand(
+            fault.command_id, fault.verb, CommandStatus.REJECTED, fault.reason, 0
+        )
         at = time_of(record.timestamp)
         return self._encode(answer, fault.flag_key, None, fault.command_id, at)
 
@@ -733,17 +855,23 @@ class Daemon:
             else:
                 return
 
-    # --- running and stopping -------------------------------------------------------------------------------------------
+    # --- running and stopping
+    # -------------------------------------------------------------------------------------------
 
     async def _count_events(self) -> None:
         await self._ingest.run()
-        await asyncio.Event().wait()  # it ends only when drained; then the process is on its way out
+        await (
+            asyncio.Event().wait()
+        )  # it ends only when drained; then the process is on its way out
 
     def _give_up(self, why: str) -> None:
         self._supervisor.give_up(why)
 
     async def _watch_identity(self) -> None:
-        """Ask now and then whether this Redis still is ours: an address may come to name another."""
+        """Ask now and then whether this Redis still is ours.
+
+        An address may come to name another.
+        """
         while True:
             await asyncio.sleep(IDENTITY_SECONDS)
             try:
@@ -761,10 +889,14 @@ class Daemon:
             if why is None:
                 self._faults.clear(Scope.DEPENDENCY, "redis_identity")
             else:
-                remedy = "give redis.url its former address and restart; flags stay as they are, nothing is decided"
+                remedy = (
+                    "give redis.url its former address and restart; flags stay as they are, "
+                    "nothing is decided"
+                )
                 self._faults.report(Scope.DEPENDENCY, "redis_identity", why, remedy)
 
-    # --- how it stands -------------------------------------------------------------------------------
+    # --- how it stands
+    # -------------------------------------------------------------------------------
 
     async def _watch_health(self) -> None:
         """Report once a second how everything stands."""
@@ -778,14 +910,23 @@ class Daemon:
             await asyncio.sleep(REPORT_EVERY_SECONDS)
 
     def _report_times_ahead(self) -> None:
-        """Name the rollouts whose stored times lie ahead: they stand still until they are brought back."""
+        """Name the rollouts whose stored times lie ahead.
+
+        They stand still until they are brought back.
+        """
         now = self._clock.now()
         for flag_key, rollout in self._workers.rollouts.items():
             ahead = seconds_ahead(rollout, now)
             if ahead > AHEAD_AT_MOST_SECONDS:
                 self._times_ahead.add(flag_key)
-                why = f"its last transition is {ahead:.0f} s ahead of the clocks, so nothing about it moves"
-                remedy = "it is brought back by itself once the clocks agree: see the fault of scope clock"
+                why = (
+                    f"its last transition is {ahead:.0f} s ahead of the clocks, so nothing "
+                    f"about it moves"
+                )
+                remedy = (
+                    "it is brought back by itself once the clocks agree: see the fault of "
+                    "scope clock"
+                )
                 self._faults.report(Scope.FLAG, flag_key, why, remedy, reporter=_TIMES)
             elif flag_key in self._times_ahead:
                 self._times_ahead.discard(flag_key)
@@ -795,7 +936,10 @@ class Daemon:
             self._faults.clear(Scope.FLAG, flag_key, reporter=_TIMES)
 
     def _report_refused_state(self) -> None:
-        """Name the flags whose newest record of the state topic is of no use; some, our own first."""
+        """Name the flags whose newest record of the state topic is of no use.
+
+        Some, our own first.
+        """
         corrupt = self._feed.corrupt
         shown = sorted(corrupt, key=lambda flag_key: flag_key not in self._newest)[:_REFUSED_SHOWN]
         for flag_key in self._state_refused.difference(shown):
@@ -833,16 +977,25 @@ class Daemon:
         )
 
     def _expected(self) -> Mapping[str, int]:
-        """Return how many partitions each event topic has, by logical name; nothing before that is known."""
+        """Return how many partitions each event topic has, by logical name.
+
+        Nothing before that is known.
+        """
         try:
             keys = self._event_partitions()
         except KeyError:
             return {}
         topics = [key.rsplit("/", 2)[0] for key in keys]
-        return {name: topics.count(stream) for stream, name in zip(self._streams, EVENT_TOPICS, strict=True)}
+        return {
+            name: topics.count(stream)
+            for stream, name in zip(self._streams, EVENT_TOPICS, strict=True)
+        }
 
     def _why_not_raise(self) -> str | None:
-        """Return why this replica must not raise exposure now: its word, clock or store is in doubt."""
+        """Return why this replica must not raise exposure now.
+
+        Its word, clock or store is in doubt.
+        """
         session_timeout = self._settings.kafka.session_timeout_seconds
         # Reported by whoever asks Redis now and then whose keys it holds.
         strange = self._faults.of(Scope.DEPENDENCY, "redis_identity")
@@ -902,7 +1055,9 @@ class Daemon:
     def _why_all_blind(self) -> str | None:
         """Return what keeps every guardrail from seeing: topics that are not counted whole."""
         fault = self._faults.of(Scope.DEPENDENCY, "kafka topics")
-        if fault is None or not any(topic in fault.why for topic in self._settings.kafka.event_topics):
+        if fault is None or not any(
+            topic in fault.why for topic in self._settings.kafka.event_topics
+        ):
             return None  # another topic's trouble blinds nobody
         return fault.why
 
@@ -934,7 +1089,8 @@ def _silence(log: KafkaEventLog, now: float) -> float | None:
 async def discard_partition(settings: Settings, topic: str, number: int) -> bool:
     """Delete what is stored of one event partition; return whether there was something.
 
-    Raises ConfigInvalid for a topic that is not counted, StoreUnavailable when it is not known to be done.
+    Raises ConfigInvalid for a topic that is not counted, StoreUnavailable when it is not known to
+    be done.
     """
     counted = streams(settings.kafka.event_topics)
     if topic not in counted:
@@ -953,7 +1109,10 @@ async def discard_partition(settings: Settings, topic: str, number: int) -> bool
 
 
 def check_parts(settings: Settings) -> None:
-    """Raise ConfigInvalid for what shows only when a part is made: templates, certificates, directories, packages."""
+    """Raise ConfigInvalid for what shows only when a part is made.
+
+    Templates, certificates, directories, packages.
+    """
     for name, file in settings.planes.files.items():
         FilePlane(name, file)
     make_outside_planes(settings, SystemClock())
@@ -966,17 +1125,28 @@ def make_flagd_sync(settings: Settings, board: FlagBoard) -> FlagdSyncServer | N
     if flagd_sync.port is None:
         return None
     address = SyncAddress(
-        flagd_sync.host, flagd_sync.port, flagd_sync.certificate_file, flagd_sync.key_file, flagd_sync.max_streams
+        flagd_sync.host,
+        flagd_sync.port,
+        flagd_sync.certificate_file,
+        flagd_sync.key_file,
+        flagd_sync.max_streams,
     )
     return FlagdSyncServer(board, address, flag_set_id=settings.environment)
 
 
 def make_outside_planes(settings: Settings, clock: Clock) -> Sequence[OutsidePlane]:
-    """Return the planes that the settings name, besides those that are always there. Raises ConfigInvalid."""
+    """Return the planes that the settings name, besides those that are always there.
+
+    Raises ConfigInvalid.
+    """
     planes: list[OutsidePlane] = []
     keys = settings.planes.redis
     if keys.url is not None:
-        planes.append(RedisPlane(redis_url(keys), key_prefix=keys.key_prefix, call_seconds=keys.call_timeout_seconds))
+        planes.append(
+            RedisPlane(
+                redis_url(keys), key_prefix=keys.key_prefix, call_seconds=keys.call_timeout_seconds
+            )
+        )
     if settings.planes.unleash.url is not None:
         planes.append(UnleashPlane(settings.planes.unleash, clock))
     planes += [HttpPlane(name, http, clock) for name, http in settings.planes.http.items()]
@@ -984,7 +1154,10 @@ def make_outside_planes(settings: Settings, clock: Clock) -> Sequence[OutsidePla
 
 
 def redis_url(settings: RedisSettings | RedisPlaneSettings) -> str:
-    """Return the address with everything redis-py takes from it: user, password, authorities. There must be one."""
+    """Return the address with everything redis-py takes from it.
+
+    User, password, authorities. There must be one.
+    """
     parts = urlsplit(settings.url or "")
     netloc, query = parts.netloc, parts.query
     if settings.password is not None:

@@ -34,7 +34,10 @@ class SystemClock:
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start at `wall()`, which must be UTC-aware; `monotonic` returns seconds and never falls."""
+        """Start at `wall()`, which must be UTC-aware.
+
+        `monotonic` returns seconds and never falls.
+        """
         self._wall = wall
         self._monotonic = monotonic
         self._started_at = wall()
@@ -47,7 +50,10 @@ class SystemClock:
         return self._monotonic()
 
     def drift(self) -> timedelta:
-        """Return how far the wall clock is ahead of us: about zero unless somebody set it or the machine slept."""
+        """Return how far the wall clock is ahead of us.
+
+        About zero unless somebody set it or the machine slept.
+        """
         return self._wall() - self.now()
 
 
@@ -72,9 +78,9 @@ class AgreedClock:
 
     Never runs backwards once `compare` was called, which is before anything is decided: a
     correction back is made by passing at half speed. A correction forward within the tolerance, a
-    Redis that fails over to a replica with a better clock, say, is made by passing a tenth faster. A
-    larger one is made at once, and so is any that follows a disagreement, during which nothing was
-    raised: it shortens no bake that began in it.
+    Redis that fails over to a replica with a better clock, say, is made by passing a tenth faster.
+    A larger one is made at once, and so is any that follows a disagreement, during which nothing
+    was raised: it shortens no bake that began in it.
     """
 
     def __init__(self, local: _Local, *, max_skew_seconds: float = 5.0) -> None:
@@ -140,7 +146,8 @@ class AgreedClock:
             return None
         offset = self._move()
         said = ", ".join(
-            f"{_NAMES.get(against, against)} is {abs(seconds - offset):.1f} s {'ahead' if seconds > offset else 'behind'}"
+            f"{_NAMES.get(against, against)} is {abs(seconds - offset):.1f} s "
+            f"{'ahead' if seconds > offset else 'behind'}"
             for against, seconds in sorted(ahead.items())
             if abs(seconds - offset) > 0.05
         )

@@ -15,7 +15,8 @@ RolloutdError
         +-- DocumentNewer        or a newer release wrote it: it is never written over
         +-- ForeignDocument      or another environment's rolloutd wrote it
 
-A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the contract refuses it, it goes to quarantine.
+A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the contract refuses it, it
+goes to quarantine.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class ConfigInvalid(BadInput):
 class CommandRefused(BadInput):
     """A command that gets its one result, `rejected`, because it cannot be meant as it stands."""
 
-    def __init__(self, *, command_id: str, flag_key: str, verb: CommandVerb | None, reason: str) -> None:
+    def __init__(
+        self, *, command_id: str, flag_key: str, verb: CommandVerb | None, reason: str
+    ) -> None:
         super().__init__(reason)
         self.command_id = command_id
         self.flag_key = flag_key
@@ -47,7 +50,10 @@ class CommandRefused(BadInput):
 
 
 class CommandUnreadable(BadInput):
-    """A record of the command topic that names no flag and id; there is nobody to answer, so it goes to quarantine."""
+    """A record of the command topic that names no flag and id.
+
+    There is nobody to answer, so it goes to quarantine.
+    """
 
     def __init__(self, reason: QuarantineReason, detail: str) -> None:
         super().__init__(detail)

@@ -1,4 +1,6 @@
-"""What is known about the process's own state: each part reports here, the HTTP surface and the supervisor read.
+"""What is known about the process's own state.
+
+Each part reports here, the HTTP surface and the supervisor read.
 
 Four questions with four answers: is it alive (a restart would not help), has it started (everything
 it needs was ready once), is it working (everything it needs is ready now), and is it degraded
@@ -44,7 +46,9 @@ class Health:
         self._now = now
         began = now()
         self._components = {name: Component(name, True, "not started", began) for name in required}
-        self._components |= {name: Component(name, False, "not started", began) for name in optional}
+        self._components |= {
+            name: Component(name, False, "not started", began) for name in optional
+        }
         self._starting = {name for name, one in self._components.items() if one.is_required}
         self._broken: list[str] = []
 
@@ -88,7 +92,9 @@ class Health:
     @property
     def is_working(self) -> bool:
         """True while alive and every required component is ready: it counts and decides."""
-        return self.is_alive and all(part.why_not is None for part in self._components.values() if part.is_required)
+        return self.is_alive and all(
+            part.why_not is None for part in self._components.values() if part.is_required
+        )
 
     @property
     def is_degraded(self) -> bool:
@@ -102,7 +108,8 @@ class Health:
         self._components[name] = Component(name, known.is_required, why_not, since)
 
 
-# --- faults: what is contained, and how to take it away ---------------------------------------------------------------
+# --- faults: what is contained, and how to take it away
+# ---------------------------------------------------------------
 
 
 class Scope(StrEnum):
@@ -132,11 +139,13 @@ class Fault:
 
 
 class Faults:
-    """Every fault that is contained now. Each is logged when it begins and when it ends, and shown until then.
+    """Every fault that is contained now.
+
+    Each is logged when it begins and when it ends, and shown until then.
 
     Several parts may find something wrong with one flag: each clears only what it reported itself.
-    Bounded: of each scope the newest `MOST_PER_SCOPE` are shown and `MOST_KEPT` are kept, the oldest
-    give way. Safe to read from another thread.
+    Bounded: of each scope the newest `MOST_PER_SCOPE` are shown and `MOST_KEPT` are kept, the
+    oldest give way. Safe to read from another thread.
     """
 
     MOST_PER_SCOPE: Final = 100
@@ -150,8 +159,13 @@ class Faults:
         self._log = structlog.get_logger()
         self.reported: dict[Scope, int] = dict.fromkeys(Scope, 0)  # reports so far, for a counter
 
-    def report(self, scope: Scope, name: str, why: str, remedy: str = "", *, reporter: str = "") -> None:
-        """Note a fault, or that it is still there. The first reason's time is kept, the newest reason is shown."""
+    def report(
+        self, scope: Scope, name: str, why: str, remedy: str = "", *, reporter: str = ""
+    ) -> None:
+        """Note a fault, or that it is still there.
+
+        The first reason's time is kept, the newest reason is shown.
+        """
         self.reported[scope] += 1
         faults, key = self._faults[scope], (name, reporter)
         known = faults.get(key)
@@ -187,7 +201,10 @@ class Faults:
             )
 
     def of(self, scope: Scope, name: str, *, reporter: str | None = None) -> Fault | None:
-        """Return one fault, None when there is none; of several reporters, without one named, the oldest."""
+        """Return one fault, None when there is none.
+
+        Of several reporters, without one named, the oldest.
+        """
         if reporter is not None:
             return self._faults[scope].get((name, reporter))
         return next((one for (of, _), one in self._faults[scope].items() if of == name), None)
@@ -195,7 +212,9 @@ class Faults:
     @property
     def degrading(self) -> bool:
         """Whether a fault lasts of anything but single records and commands, which are over."""
-        return any(self._faults[scope] for scope in Scope if scope not in (Scope.RECORD, Scope.COMMAND))
+        return any(
+            self._faults[scope] for scope in Scope if scope not in (Scope.RECORD, Scope.COMMAND)
+        )
 
     @property
     def counts(self) -> Mapping[Scope, int]:

@@ -1,8 +1,8 @@
 """Logs: structured lines on standard output, which never hold the daemon up.
 
-Belongs here: how a line is written, and that the libraries' own logging ends up in the same stream. What is logged is
-decided where it happens. Values go in keys; secrets, prompts and record bodies stay out: callers do not pass them, and
-a key that is named like a secret is masked here.
+Belongs here: how a line is written, and that the libraries' own logging ends up in the same stream.
+What is logged is decided where it happens. Values go in keys; secrets, prompts and record bodies
+stay out: callers do not pass them, and a key that is named like a secret is masked here.
 """
 
 from __future__ import annotations
@@ -20,27 +20,38 @@ import structlog
 
 from controller.settings import MASK, LogSettings
 
-#: Lines kept while standard output does not take them (a pipe whose reader is slow): half a minute of a busy daemon.
+# : Lines kept while standard output does not take them (a pipe whose reader is slow): half a minute
+# of a busy daemon.
 QUEUE_LINES = 10_000
 
 #: Libraries that say at `info` what we say ourselves, and better; from `warning` on they are heard.
 QUIET_LIBRARIES = ("aiokafka", "asyncio", "httpcore", "httpx", "redis", "uvicorn")
 
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
 _SECRET_WORDS = ("password", "secret", "api_key", "authorization", "credential")
 
 
 class LogStream:
-    """A text stream whose `write` never blocks: a thread writes, and lines it has no room for are dropped and counted.
+    """A text stream whose `write` never blocks.
 
-    A full pipe, a stopped terminal or a full disk thus costs lines, never a heartbeat or a rollback. When lines are
-    taken again, one of them tells how many were dropped. The thread writes to the descriptor itself, because one that
-    is caught inside a buffered stream when the interpreter ends would abort it.
+    A thread writes, and lines it has no room for are dropped and counted.
+
+    A full pipe, a stopped terminal or a full disk thus costs lines, never a heartbeat or a
+    rollback. When lines are taken again, one of them tells how many were dropped. The thread writes
+    to the descriptor itself, because one that is caught inside a buffered stream when the
+    interpreter ends would abort it.
     """
 
     def __init__(self, descriptor: int, limit: int = QUEUE_LINES) -> None:
         """Write to `descriptor`, holding back at most `limit` lines."""
-        self._descriptor = os.dup(descriptor)  # ours to close: a thread caught in a write must not meet a reused number
+        self._descriptor = os.dup(
+            descriptor
+        )  # ours to close: a thread caught in a write must not meet a reused number
         self._limit = limit
         self._lines: deque[str] = deque()
         self._wake = threading.Condition()
@@ -65,7 +76,10 @@ class LogStream:
         """Do nothing: a flush that waits would be the block we avoid."""
 
     def close(self, timeout_seconds: float = 0.5) -> None:
-        """Write what is queued, for at most `timeout_seconds`; what is left then, and further lines, are dropped."""
+        """Write what is queued, for at most `timeout_seconds`.
+
+        What is left then, and further lines, are dropped.
+        """
         with self._wake:
             self._is_closing = True
             self._wake.notify()
@@ -90,12 +104,16 @@ class LogStream:
                 self._lines.clear()
                 lost, self._unreported = self._unreported, 0
             if lost:
-                lines.append(f'{{"event": "log_lines_dropped", "lines": {lost}, "level": "warning"}}\n')
+                lines.append(
+                    f'{{"event": "log_lines_dropped", "lines": {lost}, "level": "warning"}}\n'
+                )
             left = memoryview("".join(lines).encode(errors="backslashreplace"))
             try:
                 while left:
                     left = left[os.write(self._descriptor, left) :]
-            except BlockingIOError:  # somebody made the descriptor non-blocking: what is left is late already
+            except (
+                BlockingIOError
+            ):  # somebody made the descriptor non-blocking: what is left is late already
                 with self._wake:
                     self._drop(bytes(left).count(b"\n"))
                 time.sleep(0.05)
@@ -105,7 +123,9 @@ class LogStream:
 
 
 def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogStream:
-    """Send all logging, ours and the libraries', to `descriptor` as `settings` say; return the stream, to be closed last.
+    """Send all logging, ours and the libraries', to `descriptor` as `settings` say.
+
+    Return the stream, to be closed last.
 
     None: standard output.
     """
@@ -154,7 +174,10 @@ def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogS
 
 
 class LibraryHandler(logging.Handler):
-    """Passes a library's log record on as one of our lines: `library_logged`, with its text in `message`."""
+    """Passes a library's log record on as one of our lines.
+
+    `library_logged`, with its text in `message`.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; a record that cannot be formatted is reported by logging itself."""
@@ -170,7 +193,9 @@ class LibraryHandler(logging.Handler):
             self.handleError(record)
 
 
-def _mask_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _mask_secrets(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
     """Mask values whose key is named like a secret, should one ever be passed."""
     for key in event:
         if any(word in key.lower() for word in _SECRET_WORDS):

@@ -1,7 +1,10 @@
-"""Every Prometheus metric of rolloutd, in one place: what is measured, in which unit, with which labels.
+"""Every Prometheus metric of rolloutd, in one place.
 
-Labels cannot grow: each takes its values from a closed list given here, anything else is counted as `other`, and only flags
-with a rollout have a series of their own. No series holds text from an event. Parts that measure get a `Metrics` handed in.
+What is measured, in which unit, with which labels.
+
+Labels cannot grow: each takes its values from a closed list given here, anything else is counted as
+`other`, and only flags with a rollout have a series of their own. No series holds text from an
+event. Parts that measure get a `Metrics` handed in.
 
 Names follow prometheus.io/docs/practices/naming: prefix, base unit, `_total` for counters.
 """
@@ -39,18 +42,21 @@ from schemas.terms import (
     Severity,
 )
 
-#: What a label value outside its list becomes: the event is still counted, the series do not multiply.
+# : What a label value outside its list becomes: the event is still counted, the series do not
+# multiply.
 OTHER = "other"
 #: The label of a command whose verb nobody knows.
 UNKNOWN_VERB = "unknown"
-#: Logical topic names, as in the architecture; a prefix in front of them is the operator's and is not repeated here.
+# : Logical topic names, as in the architecture; a prefix in front of them is the operator's and is
+# not repeated here.
 EVENT_TOPICS = ("evaluations", "outcomes")
 READ_TOPICS = (*EVENT_TOPICS, "commands", "state")
 DEPENDENCIES = ("kafka", "redis", "advisor", "flag_plane")
 #: Clocks that ours is compared with, as in `controller.clock`.
 CLOCKS = ("wall", "redis", "kafka")
 
-# Bucket edges in seconds. Fast things are promised in tens of milliseconds; a gate may wait for people over a weekend.
+# Bucket edges in seconds. Fast things are promised in tens of milliseconds; a gate may wait for
+# people over a weekend.
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _MODEL = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
 _GATE = (0.1, 1, 5, 15, 60, 300, 900, 3_600, 4 * 3_600, 24 * 3_600, 3 * 24 * 3_600, 7 * 24 * 3_600)
@@ -59,7 +65,10 @@ _Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
 
 
 class Labelled(Generic[_Metric]):
-    """A metric with labels whose values are known beforehand; its series exist, at zero, from the start."""
+    """A metric with labels whose values are known beforehand.
+
+    Its series exist, at zero, from the start.
+    """
 
     def __init__(self, metric: _Metric, *allowed: Iterable[str]) -> None:
         self._metric: _Metric = metric
@@ -69,18 +78,25 @@ class Labelled(Generic[_Metric]):
         }
 
     def of(self, *values: str) -> _Metric:
-        """Return the series of these label values, in the order of the labels; a value not in its list is `other`."""
+        """Return the series of these label values, in the order of the labels.
+
+        A value not in its list is `other`.
+        """
         series = self._series.get(values)
         if series is None:
             bounded = tuple(
-                str(value) if value in allowed else OTHER for value, allowed in zip(values, self._allowed, strict=True)
+                str(value) if value in allowed else OTHER
+                for value, allowed in zip(values, self._allowed, strict=True)
             )
             series = self._metric.labels(*bounded)
         return series
 
 
 class _Watched(Collector):
-    """Gauges that are read where the value lives, at the moment of the scrape: nothing to keep in step, nothing to remove."""
+    """Gauges that are read where the value lives, at the moment of the scrape.
+
+    Nothing to keep in step, nothing to remove.
+    """
 
     def __init__(self) -> None:
         self.percents: Callable[[], Mapping[str, float]] = dict
@@ -92,24 +108,35 @@ class _Watched(Collector):
 
     def collect(self) -> Iterator[Metric]:
         percent = GaugeMetricFamily(
-            "rolloutd_percent", "Percentage of contexts that the daemon serves the treatment to.", labels=["flag_key"]
+            "rolloutd_percent",
+            "Percentage of contexts that the daemon serves the treatment to.",
+            labels=["flag_key"],
         )
         for flag_key, value in self.percents().items():
             percent.add_metric([flag_key], value)
         yield percent
         converged = GaugeMetricFamily(
-            "rolloutd_plane_converged", "1 while a flag plane serves what was decided.", labels=["flag_key", "plane"]
+            "rolloutd_plane_converged",
+            "1 while a flag plane serves what was decided.",
+            labels=["flag_key", "plane"],
         )
         for (flag_key, plane), is_converged in self.converged().items():
             converged.add_metric([flag_key, plane], float(is_converged))
         yield converged
-        ready = GaugeMetricFamily("rolloutd_component_ready", "1 while the component does its work.", labels=["component"])
+        ready = GaugeMetricFamily(
+            "rolloutd_component_ready", "1 while the component does its work.", labels=["component"]
+        )
         for component in self.components():
             ready.add_metric([component.name], float(component.why_not is None))
         yield ready
-        faults = GaugeMetricFamily("rolloutd_faults", "Faults that are contained now.", labels=["scope"])
-        # Not rolloutd_faults_total: to OpenMetrics a gauge and a counter of one name are one metric.
-        reported = CounterMetricFamily("rolloutd_fault_reports", "Reports of contained faults.", labels=["scope"])
+        faults = GaugeMetricFamily(
+            "rolloutd_faults", "Faults that are contained now.", labels=["scope"]
+        )
+        # Not rolloutd_faults_total: to OpenMetrics a gauge and a counter of one name are one
+        # metric.
+        reported = CounterMetricFamily(
+            "rolloutd_fault_reports", "Reports of contained faults.", labels=["scope"]
+        )
         now, total = self.faults(), self.faults_reported()
         for scope in Scope:
             faults.add_metric([scope.value], now.get(scope, 0))
@@ -129,7 +156,10 @@ class _Watched(Collector):
 
 
 class Metrics:
-    """All metrics, registered in `registry`. `planes` names the configured flag planes, the values of that label."""
+    """All metrics, registered in `registry`.
+
+    `planes` names the configured flag planes, the values of that label.
+    """
 
     def __init__(
         self,
@@ -148,10 +178,14 @@ class Metrics:
         GCCollector(registry=registry)
 
         def counter(name: str, text: str, **labels: Iterable[str]) -> Labelled[Counter]:
-            return Labelled(Counter(f"rolloutd_{name}", text, list(labels), registry=registry), *labels.values())
+            return Labelled(
+                Counter(f"rolloutd_{name}", text, list(labels), registry=registry), *labels.values()
+            )
 
         def gauge(name: str, text: str, **labels: Iterable[str]) -> Labelled[Gauge]:
-            return Labelled(Gauge(f"rolloutd_{name}", text, list(labels), registry=registry), *labels.values())
+            return Labelled(
+                Gauge(f"rolloutd_{name}", text, list(labels), registry=registry), *labels.values()
+            )
 
         def plain_counter(name: str, text: str) -> Counter:
             return Counter(f"rolloutd_{name}", text, registry=registry)
@@ -164,82 +198,154 @@ class Metrics:
 
         # Counting.
         self.events = counter(
-            "events_total", "Event records read, by the one class each falls into.", topic=EVENT_TOPICS, **{"class": Recorded}
+            "events_total",
+            "Event records read, by the one class each falls into.",
+            topic=EVENT_TOPICS,
+            **{"class": Recorded},
         )
-        self.quarantined = counter("quarantined_total", "Records refused, of all topics.", reason=QuarantineReason)
-        self.refusals_waiting = plain_gauge("refusals_waiting", "Refusals whose details wait for the quarantine topic.")
+        self.quarantined = counter(
+            "quarantined_total", "Records refused, of all topics.", reason=QuarantineReason
+        )
+        self.refusals_waiting = plain_gauge(
+            "refusals_waiting", "Refusals whose details wait for the quarantine topic."
+        )
         self.refusals_dropped = plain_counter(
-            "refusals_dropped_total", "Refusals whose details were given up; they are counted all the same."
+            "refusals_dropped_total",
+            "Refusals whose details were given up; they are counted all the same.",
         )
-        self.unknown_flag_events = plain_counter("unknown_flag_events_total", "Evaluations of flags without a rollout.")
+        self.unknown_flag_events = plain_counter(
+            "unknown_flag_events_total", "Evaluations of flags without a rollout."
+        )
         self.scattered_contexts = plain_counter(
-            "scattered_contexts_total", "Times a sampled context was met in another partition of a topic than before."
+            "scattered_contexts_total",
+            "Times a sampled context was met in another partition of a topic than before.",
         )
-        self.lag_records = gauge("lag_records", "Records in our partitions that are not read and saved yet.", topic=READ_TOPICS)
-        self.partitions_owned = gauge("partitions_owned", "Partitions this replica reads.", topic=READ_TOPICS)
-        self.partitions_expected = gauge("partitions_expected", "Partitions that the topic has.", topic=EVENT_TOPICS)
+        self.lag_records = gauge(
+            "lag_records",
+            "Records in our partitions that are not read and saved yet.",
+            topic=READ_TOPICS,
+        )
+        self.partitions_owned = gauge(
+            "partitions_owned", "Partitions this replica reads.", topic=READ_TOPICS
+        )
+        self.partitions_expected = gauge(
+            "partitions_expected", "Partitions that the topic has.", topic=EVENT_TOPICS
+        )
         self.save_age_seconds = plain_gauge(
             "save_age_seconds", "Time since totals were saved, of the partition that waits longest."
         )
-        self.rebalances = plain_counter("rebalances_total", "Times the assignment of partitions changed.")
-        self.flush_duration_seconds = histogram("flush_duration_seconds", "Time to save one partition's totals.", _FAST)
-        self.fence_conflicts = plain_counter("fence_conflicts_total", "Saves refused because another replica had counted on.")
+        self.rebalances = plain_counter(
+            "rebalances_total", "Times the assignment of partitions changed."
+        )
+        self.flush_duration_seconds = histogram(
+            "flush_duration_seconds", "Time to save one partition's totals.", _FAST
+        )
+        self.fence_conflicts = plain_counter(
+            "fence_conflicts_total", "Saves refused because another replica had counted on."
+        )
 
         # Deciding.
         self.decisions = counter("decisions_total", "Decisions made.", kind=DecisionKind)
         self.decision_duration_seconds = histogram(
-            "decision_duration_seconds", "From an event's arrival at its flag's worker to the saved decision.", _FAST
+            "decision_duration_seconds",
+            "From an event's arrival at its flag's worker to the saved decision.",
+            _FAST,
         )
-        self.commands = counter("commands_total", "Commands answered.", verb=(*CommandVerb, UNKNOWN_VERB), status=CommandStatus)
-        self.gate_duration_seconds = histogram("gate_duration_seconds", "From a gate's opening to its verdict.", _GATE)
-        self.advice = counter("advice_total", "Answers of the language model.", outcome=(*AdviceChoice, "unavailable"))
-        self.advice_duration_seconds = histogram("advice_duration_seconds", "From question to parsed answer or none.", _MODEL)
+        self.commands = counter(
+            "commands_total",
+            "Commands answered.",
+            verb=(*CommandVerb, UNKNOWN_VERB),
+            status=CommandStatus,
+        )
+        self.gate_duration_seconds = histogram(
+            "gate_duration_seconds", "From a gate's opening to its verdict.", _GATE
+        )
+        self.advice = counter(
+            "advice_total", "Answers of the language model.", outcome=(*AdviceChoice, "unavailable")
+        )
+        self.advice_duration_seconds = histogram(
+            "advice_duration_seconds", "From question to parsed answer or none.", _MODEL
+        )
         self.advice_agreement = counter(
             "advice_agreement_total",
-            "Advice at the gates of rollouts that ended by their evidence, by whether the outcome agrees with it.",
+            "Advice at the gates of rollouts that ended by their evidence, by whether the "
+            "outcome agrees with it.",
             choice=AdviceChoice,
             agrees=("yes", "no"),
         )
         self.explanations = counter(
-            "explanations_total", "Explanations of alerts asked for.", outcome=("attached", "unavailable", "dropped")
+            "explanations_total",
+            "Explanations of alerts asked for.",
+            outcome=("attached", "unavailable", "dropped"),
         )
         self.alerts = counter("alerts_total", "Alerts raised.", kind=AlertKind, severity=Severity)
         self.invariant_violations = counter(
-            "invariant_violations_total", "Saves and decisions that would have broken an invariant.", invariant=("I2", *RULES)
+            "invariant_violations_total",
+            "Saves and decisions that would have broken an invariant.",
+            invariant=("I2", *RULES),
         )
-        self.outbox_entries = plain_gauge("outbox_entries", "Effects saved and not yet known to be published.")
+        self.outbox_entries = plain_gauge(
+            "outbox_entries", "Effects saved and not yet known to be published."
+        )
 
-        self.outbox_age_seconds = plain_gauge("outbox_age_seconds", "For how long the oldest of those effects has been tried.")
-        self.unwatched_rollouts = plain_gauge("unwatched_rollouts", "Rollouts in a stage here whose guardrails cannot see.")
+        self.outbox_age_seconds = plain_gauge(
+            "outbox_age_seconds", "For how long the oldest of those effects has been tried."
+        )
+        self.unwatched_rollouts = plain_gauge(
+            "unwatched_rollouts", "Rollouts in a stage here whose guardrails cannot see."
+        )
 
         # Actuating.
         self.actuation_gap_seconds = gauge(
-            "actuation_gap_seconds", "Time for which a plane has not served what was decided, worst flag.", plane=planes
+            "actuation_gap_seconds",
+            "Time for which a plane has not served what was decided, worst flag.",
+            plane=planes,
         )
         self.actuations = counter(
-            "actuations_total", "Attempts to make a plane serve a percentage.", plane=planes, outcome=("served", "failed")
+            "actuations_total",
+            "Attempts to make a plane serve a percentage.",
+            plane=planes,
+            outcome=("served", "failed"),
         )
         self.evaluations = counter(
-            "evaluations_total", "Flag evaluations answered over OFREP.", outcome=("treatment", "control", "refused")
+            "evaluations_total",
+            "Flag evaluations answered over OFREP.",
+            outcome=("treatment", "control", "refused"),
         )
-        self.event_streams = plain_gauge("event_streams", "OFREP clients that are told of changes as they happen.")
+        self.event_streams = plain_gauge(
+            "event_streams", "OFREP clients that are told of changes as they happen."
+        )
         self.event_streams_ended = counter(
-            "event_streams_ended_total", "Event streams that were not what the client wanted.", why=("refused", "slow")
+            "event_streams_ended_total",
+            "Event streams that were not what the client wanted.",
+            why=("refused", "slow"),
         )
 
         # The process.
-        self.stall_seconds = histogram("stall_seconds", "How late the event loop woke a timer.", _FAST)
-        self.dependency_errors = counter(
-            "dependency_errors_total", "Calls that failed or came too late.", dependency=DEPENDENCIES
+        self.stall_seconds = histogram(
+            "stall_seconds", "How late the event loop woke a timer.", _FAST
         )
-        self.dependency_up = gauge("dependency_up", "1 while it answers.", dependency=("kafka", "redis"))
+        self.dependency_errors = counter(
+            "dependency_errors_total",
+            "Calls that failed or came too late.",
+            dependency=DEPENDENCIES,
+        )
+        self.dependency_up = gauge(
+            "dependency_up", "1 while it answers.", dependency=("kafka", "redis")
+        )
         self.state_silence_seconds = plain_gauge(
-            "state_silence_seconds", "Time since a broker said that the known decisions are the newest."
+            "state_silence_seconds",
+            "Time since a broker said that the known decisions are the newest.",
         )
         build = Gauge(
-            "rolloutd_build_info", "1; the version is in the labels.", ["version", "python", "counting"], registry=registry
+            "rolloutd_build_info",
+            "1; the version is in the labels.",
+            ["version", "python", "counting"],
+            registry=registry,
         )
-        build.labels(version, platform.python_version(), "compiled" if is_compiled else "interpreted").set(1)
+        build.labels(
+            version, platform.python_version(), "compiled" if is_compiled else "interpreted"
+        ).set(1)
         self._watched = _Watched()
         registry.register(self._watched)
 

@@ -1,7 +1,9 @@
-"""Plans from files: reading YAML and JSON with the place of every fault, the rules a plan must keep to work, and templates.
+"""Plans from files: reading YAML and JSON with the place of every fault.
 
-The form of a plan is `schemas/plan.py`. What stands here is advice to its author, so every finding says where, what and how
-to mend it, and all are told at once.
+The rules a plan must keep to work, and templates.
+
+The form of a plan is `schemas/plan.py`. What stands here is advice to its author, so every finding
+says where, what and how to mend it, and all are told at once.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ class Finding:
 
     def __str__(self) -> str:
         """Return `stages[1].percent: what; how to mend it`, without the place in the file."""
-        where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.at).removeprefix(".")
+        where = "".join(
+            f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.at
+        ).removeprefix(".")
         return f"{where or 'plan'}: {self.message}; {self.mend}"
 
     def located(self, source_name: str) -> str:
@@ -80,8 +84,8 @@ class Finding:
 def load_plan(text: str, source_name: str, now: datetime | None = None) -> PlanDocument:
     """Return the plan that `text` writes, in YAML or JSON.
 
-    `now` is what its dates are compared with; None: they are not. Raises ConfigInvalid, one line per fault, when the plan
-    cannot be read or cannot work.
+    `now` is what its dates are compared with; None: they are not. Raises ConfigInvalid, one line
+    per fault, when the plan cannot be read or cannot work.
     """
     document, findings = lint_text(text, now)
     errors = [finding.located(source_name) for finding in findings if finding.is_error]
@@ -91,9 +95,13 @@ def load_plan(text: str, source_name: str, now: datetime | None = None) -> PlanD
 
 
 def lint_text(
-    text: str, now: datetime | None = None, further: Callable[[PlanDocument], Iterable[Finding]] | None = None
+    text: str,
+    now: datetime | None = None,
+    further: Callable[[PlanDocument], Iterable[Finding]] | None = None,
 ) -> tuple[PlanDocument | None, list[Finding]]:
-    """Return the plan, None when it cannot be read, and everything to say about it, in the order of the text.
+    """Return the plan, None when it cannot be read.
+
+    And everything to say about it, in the order of the text.
 
     `further` is asked what else there is to say about a plan without errors.
     """
@@ -103,20 +111,29 @@ def lint_text(
         try:
             document = PlanDocument.model_validate(values)
         except ValidationError as error:
-            findings += [_of_shape(fault, values) for fault in error.errors(include_url=False, include_context=False)]
+            findings += [
+                _of_shape(fault, values)
+                for fault in error.errors(include_url=False, include_context=False)
+            ]
         else:
             findings += lint(document, now)
             if further is not None and not any(finding.is_error for finding in findings):
                 findings += further(document)
     placed = [_placed(finding, places) for finding in findings]
-    return document, sorted(placed, key=lambda finding: (finding.line or 0, finding.column or 0, not finding.is_error))
+    return document, sorted(
+        placed, key=lambda finding: (finding.line or 0, finding.column or 0, not finding.is_error)
+    )
 
 
-# --- rules ----------------------------------------------------------------------------------------------------------------
+# --- rules
+# --------------------------------------------------------------------------------------------------
 
 
 def lint(document: PlanDocument, now: datetime | None = None) -> list[Finding]:
-    """Return what is wrong or doubtful about a plan of the right form; without errors among it, the plan can work."""
+    """Return what is wrong or doubtful about a plan of the right form.
+
+    Without errors among it, the plan can work.
+    """
     rules = (
         *(_stages, _rings, _audiences, _variants, _guardrails, _watched),
         *(_zones, _freeze_windows, _dates, _traffic, _rest),
@@ -179,26 +196,35 @@ def _stages(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
         at: Path = ("stages", index)
         if not 0 < stage.percent <= 100:
             yield _error(
-                (*at, "percent"), f"{_percent(stage.percent)} is not in (0, 100]", "write a percentage such as 5 or 0.5"
+                (*at, "percent"),
+                f"{_percent(stage.percent)} is not in (0, 100]",
+                "write a percentage such as 5 or 0.5",
             )
         elif not _is_in_steps(stage.percent):
             yield _error(
                 (*at, "percent"),
                 f"{_percent(stage.percent)} is not in steps of 0.01",
-                f"write {max(round(stage.percent, 2), 0.01):g}: flag planes serve hundredths of a percent",
+                f"write {max(round(stage.percent, 2), 0.01):g}: flag planes serve "
+                f"hundredths of a percent",
             )
         if stage.bake <= timedelta(0):
-            yield _error((*at, "bake"), "bakes for no time at all", "give it time to gather evidence, as in 24h")
+            yield _error(
+                (*at, "bake"),
+                "bakes for no time at all",
+                "give it time to gather evidence, as in 24h",
+            )
         elif stage.settle >= stage.bake:
             yield _error(
                 (*at, "settle" if "settle" in stage.model_fields_set else "bake"),
-                f"settle ({format_duration(stage.settle)}) is not shorter than bake ({format_duration(stage.bake)})",
+                f"settle ({format_duration(stage.settle)}) is not shorter than bake "
+                f"({format_duration(stage.bake)})",
                 "bake longer, or settle for less; bake begins after settle",
             )
         if stage.max_bake is not None and stage.max_bake < stage.bake:
             yield _error(
                 (*at, "max_bake"),
-                f"max_bake ({format_duration(stage.max_bake)}) is shorter than bake ({format_duration(stage.bake)})",
+                f"max_bake ({format_duration(stage.max_bake)}) is shorter than bake "
+                f"({format_duration(stage.bake)})",
                 "make it at least bake: past it an undecided gate pauses the rollout",
             )
         if stage.min_sample < 1:
@@ -211,7 +237,8 @@ def _stages(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     if last is not None and (last.percent < 100 or last.audience is not None):
         yield _warning(
             ("stages", len(document.stages) - 1, "percent"),
-            f"the rollout completes at {_percent(last.percent)}" + (f" of {last.audience}" if last.audience else ""),
+            f"the rollout completes at {_percent(last.percent)}"
+            + (f" of {last.audience}" if last.audience else ""),
             "add a stage of 100 % if everybody is to get it",
         )
 
@@ -235,13 +262,17 @@ def _rings(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
             of = "" if stage.audience is None else f" of {stage.audience}"
             yield _error(
                 (*at, "percent"),
-                f"{_percent(stage.percent)}{of} does not rise above the {_percent(before)} of an earlier stage",
-                "order the stages by rising percent" if stage.audience is None else "let each audience's percent only rise",
+                f"{_percent(stage.percent)}{of} does not rise above the {_percent(before)} "
+                f"of an earlier stage",
+                "order the stages by rising percent"
+                if stage.audience is None
+                else "let each audience's percent only rise",
             )
         elif stage.audience is not None and everybody is not None and stage.percent <= everybody:
             yield _error(
                 (*at, "percent"),
-                f"{_percent(stage.percent)} of {stage.audience} reaches nobody: {_percent(everybody)} of everybody have it",
+                f"{_percent(stage.percent)} of {stage.audience} reaches nobody: "
+                f"{_percent(everybody)} of everybody have it",
                 "put the stage before that one, or raise its percent above it",
             )
         reached[stage.audience] = max(stage.percent, before or 0.0)
@@ -260,11 +291,17 @@ def _audiences(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
         at: Path = ("audiences", name)
         if name not in used:
             yield _warning(
-                at, "no stage names this audience", "name it in a stage, as in `audience: " + name + "`, or remove it"
+                at,
+                "no stage names this audience",
+                "name it in a stage, as in `audience: " + name + "`, or remove it",
             )
         for conditions in clauses:
             for attribute, why in _contradictions(conditions):
-                yield _error(at, f"nobody belongs to it: {attribute} {why}", "mend the condition, or part them into two lists")
+                yield _error(
+                    at,
+                    f"nobody belongs to it: {attribute} {why}",
+                    "mend the condition, or part them into two lists",
+                )
 
 
 def _contradictions(conditions: Sequence[ConditionDocument]) -> Iterator[tuple[str, str]]:
@@ -280,7 +317,10 @@ def _contradictions(conditions: Sequence[ConditionDocument]) -> Iterator[tuple[s
         if after and before and max(after) >= min(before):
             yield attribute, f"would be after {max(after)} and before {min(before)}"
         listed = [
-            {(type(value) is bool, value) for value in ([condition.eq] if condition.one_of is None else condition.one_of)}
+            {
+                (type(value) is bool, value)
+                for value in ([condition.eq] if condition.one_of is None else condition.one_of)
+            }
             for condition in own
             if condition.eq is not None or condition.one_of is not None
         ]
@@ -288,11 +328,19 @@ def _contradictions(conditions: Sequence[ConditionDocument]) -> Iterator[tuple[s
             yield attribute, "would be two different values at once"
 
 
-_JSON_KINDS = ((bool, "a boolean"), ((int, float), "a number"), (str, "a string"), (dict, "an object"))
+_JSON_KINDS = (
+    (bool, "a boolean"),
+    ((int, float), "a number"),
+    (str, "a string"),
+    (dict, "an object"),
+)
 
 
 def _json_kind(value: Any) -> str:
-    return next((name for kind, name in _JSON_KINDS if isinstance(value, kind)), "null" if value is None else "a list")
+    return next(
+        (name for kind, name in _JSON_KINDS if isinstance(value, kind)),
+        "null" if value is None else "a list",
+    )
 
 
 def _variants(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
@@ -306,11 +354,15 @@ def _variants(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
             "name the variant to roll out and the one it replaces",
         )
         return
-    needs_more = any(stage.audience is not None or stage.control is ControlArm.EQUAL for stage in document.stages)
+    needs_more = any(
+        stage.audience is not None or stage.control is ControlArm.EQUAL for stage in document.stages
+    )
     more = [variants.unassigned, *(name + EARLIER_SUFFIX for name in served)] if needs_more else []
     names = [variants.control, *served, *more]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield _error(("variants",), f"two variants are called {name!r}", "give each a name of its own")
+        yield _error(
+            ("variants",), f"two variants are called {name!r}", "give each a name of its own"
+        )
     if any(not NAME.match(name) for name in more):
         yield _error(
             ("variants",),
@@ -322,7 +374,8 @@ def _variants(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
             yield _error(
                 ("variants", "split"),
                 f"{', '.join(served)} would all be served true",
-                "say what each is under `values`, control too, as in `values: {off: blue, a: red, b: green}`",
+                "say what each is under `values`, control too, as in `values: {off: blue, "
+                "a: red, b: green}`",
             )
         return
     for name in sorted({variants.control, *served} - set(variants.values)):
@@ -330,20 +383,35 @@ def _variants(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     for name, value in variants.values.items():
         at: Path = ("variants", "values", name)
         if name not in (variants.control, *served):
-            yield _error(at, "no such variant is served", f"there are: {', '.join((variants.control, *served))}")
+            yield _error(
+                at,
+                "no such variant is served",
+                f"there are: {', '.join((variants.control, *served))}",
+            )
         elif _json_kind(value) in ("null", "a list"):
-            yield _error(at, f"{_json_kind(value)} is no flag's value", "write a boolean, string, number or object")
+            yield _error(
+                at,
+                f"{_json_kind(value)} is no flag's value",
+                "write a boolean, string, number or object",
+            )
     kinds = {_json_kind(value) for value in variants.values.values()}
     if len(kinds) > 1 and not kinds & {"null", "a list"}:
         yield _error(
-            ("variants", "values"), f"the values are {' and '.join(sorted(kinds))}", "make them of one type: apps read one"
+            ("variants", "values"),
+            f"the values are {' and '.join(sorted(kinds))}",
+            "make them of one type: apps read one",
         )
 
 
 def _covers(guardrail: GuardrailDocument, percent: float) -> bool:
-    """Return whether the guardrail can judge a stage of `percent`: in its range, and with a control if it only compares."""
+    """Return whether the guardrail can judge a stage of `percent`.
+
+    In its range, and with a control if it only compares.
+    """
     to_percent = 100.0 if guardrail.to_percent is None else guardrail.to_percent
-    return guardrail.from_percent <= percent <= to_percent and (guardrail.limit is not None or percent < 100)
+    return guardrail.from_percent <= percent <= to_percent and (
+        guardrail.limit is not None or percent < 100
+    )
 
 
 def _guardrails(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
@@ -353,13 +421,28 @@ def _guardrails(document: PlanDocument, _: datetime | None) -> Iterator[Finding]
         yield from _bounds(guardrail, at)
         to_percent = 100.0 if guardrail.to_percent is None else guardrail.to_percent
         if not 0 <= guardrail.from_percent <= to_percent <= 100:
-            yield _error(at, f"watches {guardrail.from_percent:g} % to {to_percent:g} %", "let 0 <= from <= to <= 100")
+            yield _error(
+                at,
+                f"watches {guardrail.from_percent:g} % to {to_percent:g} %",
+                "let 0 <= from <= to <= 100",
+            )
             continue
-        in_range = [s.percent for s in document.stages if guardrail.from_percent <= s.percent <= to_percent]
+        in_range = [
+            s.percent for s in document.stages if guardrail.from_percent <= s.percent <= to_percent
+        ]
         is_told_100 = guardrail.to_percent is not None or guardrail.from_percent > 0
         if not in_range and document.stages:
-            yield _error(at, "watches no stage at all", "let from_percent and to_percent enclose a stage's percent")
-        elif guardrail.limit is None and guardrail.compare and 100 in in_range and (is_told_100 or in_range == [100]):
+            yield _error(
+                at,
+                "watches no stage at all",
+                "let from_percent and to_percent enclose a stage's percent",
+            )
+        elif (
+            guardrail.limit is None
+            and guardrail.compare
+            and 100 in in_range
+            and (is_told_100 or in_range == [100])
+        ):
             yield _error(
                 at,
                 "compares with control at 100 %, where nobody is left to compare with",
@@ -367,12 +450,14 @@ def _guardrails(document: PlanDocument, _: datetime | None) -> Iterator[Finding]
             )
     for (first, one), (second, other) in combinations(enumerate(document.guardrails), 2):
         if one.metric == other.metric and any(
-            _covers(one, stage.percent) and _covers(other, stage.percent) for stage in document.stages
+            _covers(one, stage.percent) and _covers(other, stage.percent)
+            for stage in document.stages
         ):
             yield _error(
                 ("guardrails", second),
                 f"{other.metric} is watched by guardrails[{first}] already, in the same stage",
-                "join them, as in `error_rate < 1% and < control + 10%`, or part them by from_percent and to_percent",
+                "join them, as in `error_rate < 1% and < control + 10%`, or part them by "
+                "from_percent and to_percent",
             )
 
 
@@ -387,10 +472,16 @@ def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
     is_share = not guardrail.metric.startswith("latency")
     if guardrail.limit is None and guardrail.compare is None:
         yield _error(
-            at, f"{guardrail.metric} has neither limit nor compare", "add one, as in `limit: 1%` or `compare: {margin: 10%}`"
+            at,
+            f"{guardrail.metric} has neither limit nor compare",
+            "add one, as in `limit: 1%` or `compare: {margin: 10%}`",
         )
     if guardrail.limit is not None and guardrail.metric == "latency":
-        yield _error((*at, "limit"), "latency as a whole has no absolute limit", "name a quantile, as in `latency_p99 < 200ms`")
+        yield _error(
+            (*at, "limit"),
+            "latency as a whole has no absolute limit",
+            "name a quantile, as in `latency_p99 < 200ms`",
+        )
     elif guardrail.limit is not None and is_share and not SMALLEST_LIMIT <= guardrail.limit < 1:
         yield _error(
             (*at, "limit"),
@@ -398,13 +489,22 @@ def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
             "write a share, as in 1% or 0.01",
         )
     elif guardrail.limit is not None and not is_share and guardrail.limit < SMALLEST_LIMIT:
-        yield _error((*at, "limit"), f"a limit of {guardrail.limit:g} ms is always exceeded", "write a latency, as in 200ms")
+        yield _error(
+            (*at, "limit"),
+            f"a limit of {guardrail.limit:g} ms is always exceeded",
+            "write a latency, as in 200ms",
+        )
     if guardrail.compare is None:
         return
     in_points = guardrail.compare.in_points
     if in_points and guardrail.metric != "error_rate":
-        # Conversions come late: what a look compares is how many of those exposed so far convert now, not the final share.
-        yield _error((*at, "compare"), f"{guardrail.metric} is not compared in percentage points", "write the margin as in 10%")
+        # Conversions come late: what a look compares is how many of those exposed so far convert
+        # now, not the final share.
+        yield _error(
+            (*at, "compare"),
+            f"{guardrail.metric} is not compared in percentage points",
+            "write the margin as in 10%",
+        )
         return
     # Tolerating that nearly all conversions go away is no comparison, and its ratio of rates
     # nearly infinite.
@@ -414,17 +514,24 @@ def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
         if margin is not None and not SMALLEST_MARGIN <= margin < highest:
             yield _error(
                 (*at, "compare", name),
-                f"a margin of {margin:g} means {margin * 100:g} {'pp' if in_points else '%'} worse than control",
+                f"a margin of {margin:g} means {margin * 100:g} "
+                f"{'pp' if in_points else '%'} worse than control",
                 "write the harm you tolerate, as in 10% of control's value or 0.5pp",
             )
 
 
 def _watched(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     """That something can roll every stage back, unless the plan says aloud that nothing does."""
-    armed = [guardrail for guardrail in document.guardrails if guardrail.role is MetricRole.GUARDRAIL]
+    armed = [
+        guardrail for guardrail in document.guardrails if guardrail.role is MetricRole.GUARDRAIL
+    ]
     if document.blind:
         if document.guardrails:
-            yield _error(("blind",), "a blind plan looks at no guardrail", "remove `blind`, or the guardrails")
+            yield _error(
+                ("blind",),
+                "a blind plan looks at no guardrail",
+                "remove `blind`, or the guardrails",
+            )
         return
     if not armed:
         yield _error(
@@ -523,7 +630,10 @@ def _minute(clock: str) -> int:
 
 
 def _length(window: FreezeWindowDocument) -> int:
-    """Return a window's length in minutes; an end that is not after the start lies on the next day."""
+    """Return a window's length in minutes.
+
+    An end that is not after the start lies on the next day.
+    """
     if window.lasts is not None:
         return window.lasts // timedelta(minutes=1)
     return (_minute(window.ends or window.begins) - _minute(window.begins)) % (24 * 60) or 24 * 60
@@ -533,14 +643,17 @@ def _dates(document: PlanDocument, now: datetime | None) -> Iterator[Finding]:
     """That the plan can be through before it expires."""
     if document.expires_at is None:
         return
-    begins = max((moment for moment in (document.start_at, now) if moment is not None), default=None)
+    begins = max(
+        (moment for moment in (document.start_at, now) if moment is not None), default=None
+    )
     least = sum((stage.settle + stage.bake for stage in document.stages), timedelta(0))
     if now is not None and document.expires_at <= now:
         yield _error(("expires_at",), "the plan has expired", "give it a later date, or none")
     elif begins is not None and document.expires_at - begins < least:
         yield _error(
             ("expires_at",),
-            f"the plan expires before it can be through: its stages take at least {format_duration(least)}",
+            f"the plan expires before it can be through: its stages take at least "
+            f"{format_duration(least)}",
             "give it a later date, or bake for less",
         )
 
@@ -562,7 +675,11 @@ def _traffic(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
             f"{document.traffic:g} contexts per hour give the smaller arm {per_hour:g} per hour: "
             f"min_sample {stage.min_sample} takes about {_about(needed)}"
         )
-        at: Path = ("stages", index, "min_sample" if "min_sample" in stage.model_fields_set else "percent")
+        at: Path = (
+            "stages",
+            index,
+            "min_sample" if "min_sample" in stage.model_fields_set else "percent",
+        )
         if needed > stage.longest_bake:
             yield _error(
                 at,
@@ -570,19 +687,27 @@ def _traffic(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
                 "ask for fewer samples, expose more, or raise max_bake",
             )
         elif needed > stage.bake:
-            yield _warning(at, f"{told}, longer than bake ({_about(stage.bake)})", "expect the gate to wait")
+            yield _warning(
+                at, f"{told}, longer than bake ({_about(stage.bake)})", "expect the gate to wait"
+            )
 
 
 def _about(duration: timedelta) -> str:
     """Return a duration to the minute, or as it is when shorter than an hour."""
     is_long = duration >= timedelta(hours=1)
-    return format_duration(timedelta(minutes=duration // timedelta(minutes=1)) if is_long else duration)
+    return format_duration(
+        timedelta(minutes=duration // timedelta(minutes=1)) if is_long else duration
+    )
 
 
 def _rest(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     """Advisor, freshness, owner."""
     if document.advisor.mode is not AdvisorMode.OFF and document.advisor.deadline <= timedelta(0):
-        yield _error(("advisor", "deadline"), "the model gets no time to answer", "write a duration, as in 30s")
+        yield _error(
+            ("advisor", "deadline"),
+            "the model gets no time to answer",
+            "write a duration, as in 30s",
+        )
     if document.fresh_within <= timedelta(0):
         yield _error(("fresh_within",), "no event can be fresh", "write a duration, as in 1m")
     if not document.owner.strip():
@@ -593,18 +718,28 @@ def _rest(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
         )
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------
+# --- reading
+# --------------------------------------------------------------------------------------------------
 
 
 class _PlanLoader(yaml.SafeLoader):
-    """YAML with the scalars of its 1.2 core schema: `on` is a variant's name, not true, and `22:00` a time, not 1320."""
+    """YAML with the scalars of its 1.2 core schema.
+
+    `on` is a variant's name, not true, and `22:00` a time, not 1320.
+    """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
 
 
-_PlanLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_PlanLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_PlanLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]{1,18}$"), list("-+0123456789"))
+_PlanLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
+_PlanLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_PlanLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]{1,18}$"), list("-+0123456789")
+)
 _PlanLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]{1,3})?$"),
@@ -626,21 +761,48 @@ def _read(text: str) -> tuple[Any, Places, list[Finding]]:
                 return None, {}, [_json_fault(error)]
             is_json = False
     try:
-        # JSON allows tabs between its tokens and any character in its strings, YAML does not; only places are read off it.
-        readable = yaml.reader.Reader.NON_PRINTABLE.sub("?", text.replace("\t", " ")) if is_json else text
+        # JSON allows tabs between its tokens and any character in its strings, YAML does not; only
+        # places are read off it.
+        readable = (
+            yaml.reader.Reader.NON_PRINTABLE.sub("?", text.replace("\t", " ")) if is_json else text
+        )
         root = yaml.compose(readable, Loader=_PlanLoader)
         if root is None:
-            return None, {}, [_error((), "the text is empty", "`rolloutctl plan templates` shows plans to begin with")]
+            return (
+                None,
+                {},
+                [
+                    _error(
+                        (),
+                        "the text is empty",
+                        "`rolloutctl plan templates` shows plans to begin with",
+                    )
+                ],
+            )
         walk = _Walk()
         from_yaml = walk.value(root, (), 0)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        fault = _error((), f"not YAML: {error.problem or error.context}", "mend the line, or the one before it")
-        return None, {}, [replace(fault, line=mark.line + 1, column=mark.column + 1) if mark else fault]
+        fault = _error(
+            (), f"not YAML: {error.problem or error.context}", "mend the line, or the one before it"
+        )
+        return (
+            None,
+            {},
+            [replace(fault, line=mark.line + 1, column=mark.column + 1) if mark else fault],
+        )
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return None, {}, [_error((), f"not YAML: {' '.join(str(error).split())[:200]}", "mend the text")]
+        return (
+            None,
+            {},
+            [_error((), f"not YAML: {' '.join(str(error).split())[:200]}", "mend the text")],
+        )
     if not isinstance(from_yaml, dict):
-        return None, {}, [_error((), "a plan is a mapping", "begin with `name: ...` and `flag: ...`")]
+        return (
+            None,
+            {},
+            [_error((), "a plan is a mapping", "begin with `name: ...` and `flag: ...`")],
+        )
     return values if is_json else from_yaml, walk.places, walk.findings
 
 
@@ -649,7 +811,10 @@ def _no_constant(name: str) -> Any:
 
 
 def _may_be_flow_yaml(text: str) -> bool:
-    """Return whether text that is no JSON reads as YAML, whose flow style begins with a brace too."""
+    """Return whether text that is no JSON reads as YAML.
+
+    Whose flow style begins with a brace too.
+    """
     try:
         return yaml.compose(text, Loader=_PlanLoader) is not None
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -657,7 +822,9 @@ def _may_be_flow_yaml(text: str) -> bool:
 
 
 def _json_fault(error: ValueError | RecursionError) -> Finding:
-    fault = _error((), f"not JSON: {getattr(error, 'msg', error)}", "mend the line, or the one before it")
+    fault = _error(
+        (), f"not JSON: {getattr(error, 'msg', error)}", "mend the line, or the one before it"
+    )
     if isinstance(error, json.JSONDecodeError):
         return replace(fault, line=error.lineno, column=error.colno)
     return fault
@@ -680,10 +847,14 @@ class _Walk:
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return self._mapping(node, at, depth)
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-            return [self.value(item, (*at, index), depth + 1) for index, item in enumerate(node.value)]
+            return [
+                self.value(item, (*at, index), depth + 1) for index, item in enumerate(node.value)
+            ]
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
-        raise ValueError(f"line {node.start_mark.line + 1}: the tag {node.tag} has no place in a plan")
+        raise ValueError(
+            f"line {node.start_mark.line + 1}: the tag {node.tag} has no place in a plan"
+        )
 
     def _mapping(self, node: yaml.MappingNode, at: Path, depth: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -694,7 +865,11 @@ class _Walk:
             if key.value in values:
                 line, column = _place(key)
                 first = self.places[inner][0]
-                fault = _error(inner, f"is given twice, first on line {first}", "keep one: YAML would drop the first")
+                fault = _error(
+                    inner,
+                    f"is given twice, first on line {first}",
+                    "keep one: YAML would drop the first",
+                )
                 self.findings.append(replace(fault, line=line, column=column))
             self.places[inner] = _place(key)
             values[key.value] = self.value(value, inner, depth + 1)
@@ -713,7 +888,9 @@ class _Walk:
                 return float(node.value)
             case "str":
                 return node.value
-        raise ValueError(f"line {node.start_mark.line + 1}: the tag {node.tag} has no place in a plan")
+        raise ValueError(
+            f"line {node.start_mark.line + 1}: the tag {node.tag} has no place in a plan"
+        )
 
 
 def _place(node: yaml.Node) -> tuple[int, int]:
@@ -730,7 +907,8 @@ def _placed(finding: Finding, places: Places) -> Finding:
     return finding
 
 
-# --- faults of form ---------------------------------------------------------------------------------------------------------
+# --- faults of form
+# --------------------------------------------------------------------------------------------------
 
 _MODELS: dict[Path, type[BaseModel]] = {
     (): PlanDocument,
@@ -749,13 +927,21 @@ _MODELS: dict[Path, type[BaseModel]] = {
 def _keys_at(at: Path) -> Sequence[str]:
     """Return the keys that a mapping at this path may have."""
     model = _MODELS.get(
-        tuple("*" if isinstance(step, int) or at[:place] == ("audiences",) else step for place, step in enumerate(at))
+        tuple(
+            "*" if isinstance(step, int) or at[:place] == ("audiences",) else step
+            for place, step in enumerate(at)
+        )
     )
-    return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
+    return (
+        [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
+    )
 
 
 def _at(at: Path, values: Any) -> Path:
-    """Return where a fault stands in the text; an audience of plain conditions was read as a list of one list."""
+    """Return where a fault stands in the text.
+
+    An audience of plain conditions was read as a list of one list.
+    """
     if at[:1] == ("audiences",) and len(at) > 3:
         audience = values["audiences"][at[1]]
         if not any(isinstance(item, list) for item in audience):
@@ -781,13 +967,25 @@ def _of_shape(fault: Any, values: Any) -> Finding:
         case "timezone_aware":
             return _error(at, "has no offset from UTC", "write it as in 2026-11-21T03:00:00Z")
         case "enum" | "literal_error":
-            return _error(at, f"{_shown(fault['input'])} is not known", message.replace("Input should be", "write"))
+            return _error(
+                at,
+                f"{_shown(fault['input'])} is not known",
+                message.replace("Input should be", "write"),
+            )
         case "string_pattern_mismatch":
-            return _error(at, f"{_shown(fault['input'])} does not fit", _FORMS.get(at[-1], "write it so"))
+            return _error(
+                at, f"{_shown(fault['input'])} does not fit", _FORMS.get(at[-1], "write it so")
+            )
         case "string_type" if isinstance(fault["input"], int | float | bool):
-            return _error(at, f"{_shown(fault['input'])} is read as a {_kind(fault['input'])}", "put it in quotes")
+            return _error(
+                at,
+                f"{_shown(fault['input'])} is read as a {_kind(fault['input'])}",
+                "put it in quotes",
+            )
         case _:
-            return _error(at, f"{_shown(fault['input'])}: {message[:1].lower()}{message[1:]}", "write it so")
+            return _error(
+                at, f"{_shown(fault['input'])}: {message[:1].lower()}{message[1:]}", "write it so"
+            )
 
 
 def _shown(value: Any) -> str:
@@ -802,14 +1000,17 @@ def _kind(value: Any) -> str:
     return "truth value" if isinstance(value, bool) else "number"
 
 
-# --- templates --------------------------------------------------------------------------------------------------------------
+# --- templates
+# --------------------------------------------------------------------------------------------------
 
 _PLACEHOLDER = "flag: my-flag"
 
 
 def _template_names() -> Iterable[str]:
     files = resources.files("schemas") / "templates"
-    return sorted(file.name.removesuffix(".yaml") for file in files.iterdir() if file.name.endswith(".yaml"))
+    return sorted(
+        file.name.removesuffix(".yaml") for file in files.iterdir() if file.name.endswith(".yaml")
+    )
 
 
 def templates() -> dict[str, str]:
@@ -818,7 +1019,10 @@ def templates() -> dict[str, str]:
 
 
 def template_text(name: str, flag: str) -> str:
-    """Return a template as YAML with its comments, for `flag`: a file to begin with. Raises ConfigInvalid for unknown names."""
+    """Return a template as YAML with its comments, for `flag`: a file to begin with.
+
+    Raises ConfigInvalid for unknown names.
+    """
     names = list(_template_names())
     if name not in names:
         raise ConfigInvalid(f"there is no template {name!r}; there are: {', '.join(names)}")
@@ -827,5 +1031,8 @@ def template_text(name: str, flag: str) -> str:
 
 
 def template(name: str, flag: str) -> PlanDocument:
-    """Return a template as the plan of `flag`. Raises ConfigInvalid for unknown names and unusable flag keys."""
+    """Return a template as the plan of `flag`.
+
+    Raises ConfigInvalid for unknown names and unusable flag keys.
+    """
     return load_plan(template_text(name, flag), f"template {name}")

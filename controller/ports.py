@@ -1,6 +1,9 @@
-"""What the service needs from the outside, as Protocols: the only place where adapters and service meet.
+"""What the service needs from the outside, as Protocols.
 
-Every call is bounded in time by the adapter (one deadline, from settings) and raises only exceptions of `controller.errors`.
+The only place where adapters and service meet.
+
+Every call is bounded in time by the adapter (one deadline, from settings) and raises only
+exceptions of `controller.errors`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ class Clock(Protocol):
     """Wall time for records, monotonic time for durations inside the process."""
 
     def now(self) -> datetime:
-        """Return UTC now; never runs backwards within a process, also when the wall clock is set back."""
+        """Return UTC now; never runs backwards within a process.
+
+        Also when the wall clock is set back.
+        """
 
     def monotonic(self) -> float:
         """Return seconds of a clock that nobody can set."""
@@ -34,7 +40,8 @@ class ClockReading:
     answered_at: float
 
 
-# --- counting -------------------------------------------------------------------------------------------------------------
+# --- counting
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +69,30 @@ TopicPartition = tuple[str, int]
 
 
 class EventLog(Protocol):
-    """One member of a consumer group. Positions are ours: where Kafka thinks we were is told by `committed` alone."""
+    """One member of a consumer group.
+
+    Positions are ours: where Kafka thinks we were is told by `committed` alone.
+    """
 
     @property
     def assignment(self) -> frozenset[TopicPartition]:
-        """The partitions this member owns now. May change between any two awaits; records of others are to be dropped."""
+        """The partitions this member owns now.
+
+        May change between any two awaits; records of others are to be dropped.
+        """
 
     def on_revoked(self, callback: Callable[[frozenset[TopicPartition]], Awaitable[None]]) -> None:
-        """Set what is awaited, bounded in time, before partitions are handed over: the moment for a last save."""
+        """Set what is awaited, bounded in time, before partitions are handed over.
 
-    async def fetch(self, max_records: int, timeout_seconds: float) -> Mapping[TopicPartition, Sequence[Record]]:
-        """Return what has arrived, at most `max_records`, waiting at most `timeout_seconds`; empty when nothing came.
+        The moment for a last save.
+        """
+
+    async def fetch(
+        self, max_records: int, timeout_seconds: float
+    ) -> Mapping[TopicPartition, Sequence[Record]]:
+        """Return what has arrived, at most `max_records`, waiting at most `timeout_seconds`.
+
+        Empty when nothing came.
 
         Offsets rise within a partition's records.
         """
@@ -90,33 +110,50 @@ class EventLog(Protocol):
         """Return (first offset kept, offset after the last). Raises EventLogUnavailable."""
 
     def end_offset(self, partition: TopicPartition) -> int | None:
-        """Return the offset after the last record as of the latest fetch, without I/O; None when not known."""
+        """Return the offset after the last record as of the latest fetch, without I/O.
+
+        None when not known.
+        """
 
     def position(self, partition: TopicPartition) -> int | None:
-        """Return the offset to read next, without I/O; None before the partition was sought or read.
+        """Return the offset to read next, without I/O.
+
+        None before the partition was sought or read.
 
         All records before it were given. It may be beyond the last of them: the end of a
         transaction and what compaction removed take up offsets and never come.
         """
 
     def heard_at(self, partition: TopicPartition) -> float | None:
-        """Return when the brokers last answered for this partition, with records or without: monotonic seconds.
+        """Return when the brokers last answered for this partition, with records or without.
 
-        None: never since it was assigned. Without I/O. This is what tells a quiet topic from a broker that hangs.
+        Monotonic seconds.
+
+        None: never since it was assigned. Without I/O. This is what tells a quiet topic from a
+        broker that hangs.
         """
 
     async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        """Return the offset after the last record of each, asked of the brokers now. Raises EventLogUnavailable."""
+        """Return the offset after the last record of each, asked of the brokers now.
+
+        Raises EventLogUnavailable.
+        """
 
     async def committed(self, partition: TopicPartition) -> int | None:
         """Return the group's committed offset, None for none."""
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit next offsets: for lag tools, and for command topics. Failure is logged and counted, never raised."""
+        """Commit next offsets: for lag tools, and for command topics.
+
+        Failure is logged and counted, never raised.
+        """
 
 
 class Topology(Protocol):
-    """What the topics look like now: kept up to date while running, because topics grow and are made anew."""
+    """What the topics look like now.
+
+    Kept up to date while running, because topics grow and are made anew.
+    """
 
     def partitions(self, logical: str) -> int:
         """Return how many partitions a topic has, by its logical name (`commands`, `evaluations`, ...), as last heard.
@@ -125,7 +162,10 @@ class Topology(Protocol):
         """
 
     def topic_id(self, logical: str) -> str | None:
-        """Return what tells this topic from another that had its name before; None when brokers do not say."""
+        """Return what tells this topic from another that had its name before.
+
+        None when brokers do not say.
+        """
 
 
 NO_FENCE = -1
@@ -133,7 +173,10 @@ NO_FENCE = -1
 
 
 class Totals(Protocol):
-    """The per-partition hashes: fence and absolute totals, written together. Layout and encoding: `schemas/totals.py`."""
+    """The per-partition hashes: fence and absolute totals, written together.
+
+    Layout and encoding: `schemas/totals.py`.
+    """
 
     async def load(self, partition_key: str) -> StoredPartition:
         """Return everything stored for one partition."""
@@ -147,17 +190,21 @@ class Totals(Protocol):
         fields: Mapping[str, bytes],
         rebased: int = 0,
     ) -> int | None:
-        """Write `fields` and the new fence in one atomic step; return None when written, now or by an earlier try.
+        """Write `fields` and the new fence in one atomic step.
 
-        Returns the stored fence instead, and writes nothing, when it is not `expected` (None: no fence yet), or when somebody
-        else brought it to `next_offset`: what the caller holds in memory is void, load again and read on from there.
-        `rebased` is what must stand in the field of this name, 0 for nothing: a part of the fence,
-        because a log that was made again has the offsets of the one before. `fields` may hold a
-        greater one; in that save alone the fence may move back.
+        Return None when written, now or by an earlier try.
 
-        `next_offset` equal to `expected` is a heartbeat. Safe to repeat with the same arguments: a repeat is told from another
-        writer's save by a digest of them. Raises StoreUnavailable when the outcome is unknown, and ValueError for more than
-        `schemas.totals.MAX_FIELDS_PER_SAVE` fields.
+        Returns the stored fence instead, and writes nothing, when it is not `expected` (None: no
+        fence yet), or when somebody else brought it to `next_offset`: what the caller holds in
+        memory is void, load again and read on from there. `rebased` is what must stand in the field
+        of this name, 0 for nothing: a part of the fence, because a log that was made again has the
+        offsets of the one before. `fields` may hold a greater one; in that save alone the fence may
+        move back.
+
+        `next_offset` equal to `expected` is a heartbeat. Safe to repeat with the same arguments: a
+        repeat is told from another writer's save by a digest of them. Raises StoreUnavailable when
+        the outcome is unknown, and ValueError for more than `schemas.totals.MAX_FIELDS_PER_SAVE`
+        fields.
         """
 
     async def drop(self, partition_key: str, fields: Sequence[str]) -> None:
@@ -168,9 +215,10 @@ class Totals(Protocol):
     ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Sequence[PartitionProgress]]:
         """Return merged totals and the partitions' progress, one round trip per partition.
 
-        `wanted` is flag key -> (rollout id, visits); the answer is flag key -> visit -> totals. Missing fields are zeros.
-        A partition whose progress cannot be read is missing in the answer, one whose part of a visit
-        cannot be read is named by `VisitTotals.unreadable`; neither raises.
+        `wanted` is flag key -> (rollout id, visits); the answer is flag key -> visit -> totals.
+        Missing fields are zeros. A partition whose progress cannot be read is missing in the
+        answer, one whose part of a visit cannot be read is named by `VisitTotals.unreadable`;
+        neither raises.
         """
 
     async def discard(self, partition_key: str) -> bool:
@@ -180,7 +228,8 @@ class Totals(Protocol):
         """
 
 
-# --- rollouts -------------------------------------------------------------------------------------------------------------
+# --- rollouts
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +251,8 @@ class StoredRollout:
     token: int  # grows by one with every save; the compare-and-set is on it
     tests: bytes  # the sequential tests' state, opaque here; b"" for none
     outbox: Sequence[OutboxEntry]
-    #: Why the document cannot be read; empty: it can, or there is none. `rollout` is then what the outbox
-    #: still holds of it, None for nothing.
+    # : Why the document cannot be read; empty: it can, or there is none. `rollout` is then what the
+    # outbox : still holds of it, None for nothing.
     trouble: str = ""
     is_newer: bool = False  # a newer release wrote it: never to be written over
 
@@ -214,8 +263,8 @@ class Rollouts(Protocol):
     async def load(self, flag_key: str) -> StoredRollout:
         """Return what is stored; a flag never seen has no rollout and token 0.
 
-        A document that cannot be read is described in `trouble`. Raises DocumentUnreadable when not even
-        the token can be read.
+        A document that cannot be read is described in `trouble`. Raises DocumentUnreadable when not
+        even the token can be read.
         """
 
     async def save(
@@ -228,10 +277,12 @@ class Rollouts(Protocol):
         outbox: Sequence[OutboxEntry] = (),
         answer: tuple[str, bytes] | None = None,
     ) -> bool:
-        """Write everything given in one atomic step with token `expected_token + 1`; None leaves a part as it is.
+        """Write everything given in one atomic step with token `expected_token + 1`.
 
-        Returns False, and writes nothing, when the token is another one: somebody else decided. Safe to repeat with the same
-        arguments. Raises StoreUnavailable when the outcome is unknown.
+        None leaves a part as it is.
+
+        Returns False, and writes nothing, when the token is another one: somebody else decided.
+        Safe to repeat with the same arguments. Raises StoreUnavailable when the outcome is unknown.
         """
 
     async def answer_to(self, flag_key: str, command_id: str) -> bytes | None:
@@ -250,43 +301,64 @@ class Rollouts(Protocol):
         """
 
 
-# --- the rest of the world --------------------------------------------------------------------------------------------------
+# --- the rest of the world
+# --------------------------------------------------------------------------------------------------
 
 
 class Publisher(Protocol):
     """Writes records to our own topics."""
 
     async def publish(self, entries: Sequence[OutboxEntry]) -> None:
-        """Return once every entry is acknowledged by all in-sync replicas. Raises EventLogUnavailable; a repeat is harmless."""
+        """Return once every entry is acknowledged by all in-sync replicas.
+
+        Raises EventLogUnavailable; a repeat is harmless.
+        """
 
 
 class Advisor(Protocol):
     """A language model that is asked for its opinion at a gate."""
 
     async def ask(self, rollout: Rollout, question: AskAdvice) -> Advice:
-        """Return parsed advice before `question.until`. Raises AdviceUnavailableError for whatever else the server does."""
+        """Return parsed advice before `question.until`.
+
+        Raises AdviceUnavailableError for whatever else the server does.
+        """
 
 
 class Commentator(Protocol):
-    """A language model that is asked what people may want to know. Nothing waits for it, and nothing follows from it."""
+    """A language model that is asked what people may want to know.
+
+    Nothing waits for it, and nothing follows from it.
+    """
 
     async def explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
         """Return a guess at why an alert was raised. Raises AdviceUnavailableError."""
 
-    async def look_over(self, seen: Mapping[str, tuple[Rollout, Judgement]]) -> Sequence[tuple[str, str]]:
-        """Return (flag key, one sentence) for what is unusual in all evidence together. Raises AdviceUnavailableError."""
+    async def look_over(
+        self, seen: Mapping[str, tuple[Rollout, Judgement]]
+    ) -> Sequence[tuple[str, str]]:
+        """Return (flag key, one sentence) for what is unusual in all evidence together.
+
+        Raises AdviceUnavailableError.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
     """What a flag plane serves for one flag, as read from it."""
 
-    percent: float | None  # share of contexts that get treatment; None: the plane does not know the flag
+    percent: (
+        float | None
+    )  # share of contexts that get treatment; None: the plane does not know the flag
     difference: str | None  # in words, what is not as decided; None: all is
-    edited_by: str | None = None  # who changed it after we wrote it last; None: nobody, or the plane cannot tell
+    edited_by: str | None = (
+        None  # who changed it after we wrote it last; None: nobody, or the plane cannot tell
+    )
 
     @classmethod
-    def compared(cls, percent: float | None, decided: float, *, edited_by: str | None = None) -> Served:
+    def compared(
+        cls, percent: float | None, decided: float, *, edited_by: str | None = None
+    ) -> Served:
         """Return what a plane serves that knows nothing but percentages."""
         if percent == decided:
             return cls(percent, None)
@@ -294,10 +366,17 @@ class Served:
         return cls(percent, f"{serves}, decided is {decided:g} %", edited_by)
 
     def short_of(self, beyond: str | None) -> Served:
-        """Return the same from a plane of percentages alone, when more than that was decided: `beyond`, in words."""
+        """Return the same from a plane of percentages alone, when more than that was decided.
+
+        `beyond`, in words.
+        """
         if beyond is None or self.difference is not None:
             return self
-        return replace(self, difference=f"cannot serve {beyond}; everybody else gets the decided {self.percent or 0:g} %")
+        return replace(
+            self,
+            difference=f"cannot serve {beyond}; everybody else gets the decided {self.percent or 0:g} "
+            f"%",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +386,9 @@ class PlaneStanding:
     plane: str
     is_converged: bool
     decided_percent: float
-    percent: float | None  # as read last; None: nothing was read yet, or the plane does not know the flag
+    percent: (
+        float | None
+    )  # as read last; None: nothing was read yet, or the plane does not know the flag
     why: str | None  # why it has not converged
     since: datetime | None  # since when it has not
     looked_at: datetime | None  # when it last answered; None: not yet
@@ -321,13 +402,18 @@ class FlagPlane(Protocol):
         """A short name for logs, alerts and metrics."""
 
     async def serve(self, rollout: Rollout) -> None:
-        """Make the plane serve what `rollout` says; idempotent. An older revision than the plane has seen changes nothing.
+        """Make the plane serve what `rollout` says; idempotent.
+
+        An older revision than the plane has seen changes nothing.
 
         Raises FlagPlaneUnavailable when it is not known to be served.
         """
 
     async def look(self, rollout: Rollout) -> Served:
-        """Return what the plane serves now, compared with what `rollout` says. Raises FlagPlaneUnavailable."""
+        """Return what the plane serves now, compared with what `rollout` says.
+
+        Raises FlagPlaneUnavailable.
+        """
 
 
 class StateFeed(Protocol):

@@ -1,9 +1,12 @@
-"""What an operator can set: one frozen model, read once at start from a YAML file and `ROLLOUTD_` variables.
+"""What an operator can set.
 
-Belongs here: every setting with its meaning, unit and default, and the only look at the environment. A variable names a
-setting by its path, `__` between the steps (`ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS`), and beats the file. Lists and maps
-are written as JSON in a variable. A secret can be given as `<name>_file`, the path of a file that holds it.
-Does not belong here: plans (operators publish them), and anything a formula fixes.
+One frozen model, read once at start from a YAML file and `ROLLOUTD_` variables.
+
+Belongs here: every setting with its meaning, unit and default, and the only look at the
+environment. A variable names a setting by its path, `__` between the steps
+(`ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS`), and beats the file. Lists and maps are written as JSON in a
+variable. A secret can be given as `<name>_file`, the path of a file that holds it. Does not belong
+here: plans (operators publish them), and anything a formula fixes.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ from schemas.terms import NAME_PATTERN
 PREFIX = "ROLLOUTD_"
 CONFIG_VARIABLE = "ROLLOUTD_CONFIG"
 
-#: Variables with our prefix that are not settings: where the settings are, and what only tests and tools read.
+# : Variables with our prefix that are not settings: where the settings are, and what only tests and
+# tools read.
 NOT_SETTINGS = frozenset({CONFIG_VARIABLE})
 NOT_SETTINGS_PREFIXES = ("ROLLOUTD_TEST_", "ROLLOUTD_ALLOW_")
 
@@ -57,7 +61,10 @@ def _http_url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("give an address like http://127.0.0.1:8081")
     if parts.username or parts.password:
-        raise ValueError("keep the secret out of the address: there is a setting of its own for it, and one for a file")
+        raise ValueError(
+            "keep the secret out of the address: there is a setting of its own for it, and "
+            "one for a file"
+        )
     return value.rstrip("/")
 
 
@@ -67,7 +74,9 @@ def _redis_url(value: str) -> str:
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("give an address like redis://127.0.0.1:6379/0, rediss:// for TLS")
     if parts.username or parts.password:
-        raise ValueError("keep the secret out of the address: use username and password or password_file")
+        raise ValueError(
+            "keep the secret out of the address: use username and password or password_file"
+        )
     return value
 
 
@@ -82,12 +91,16 @@ def _named_section(annotation: Any) -> type[BaseModel] | None:
 
 
 class _Section(BaseModel):
-    """A frozen part of the settings: unknown keys are refused, `<secret>_file` is read into `<secret>`.
+    """A frozen part of the settings.
+
+    Unknown keys are refused, `<secret>_file` is read into `<secret>`.
 
     A section with nothing under it (`kafka:`, all lines commented out) has its defaults.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -100,12 +113,17 @@ class _Section(BaseModel):
             if is_part and name in merged and merged[name] is None:
                 del merged[name]
             file_name = f"{name}_file"
-            if SecretStr not in (field.annotation, *get_args(field.annotation)) or merged.get(file_name) is None:
+            if (
+                SecretStr not in (field.annotation, *get_args(field.annotation))
+                or merged.get(file_name) is None
+            ):
                 continue
             if merged.get(name) is not None:
                 raise ValueError(f"{name} and {file_name} are both given: keep one")
             try:
-                merged[name] = Path(str(merged[file_name])).read_text(encoding="utf-8").rstrip("\r\n")
+                merged[name] = (
+                    Path(str(merged[file_name])).read_text(encoding="utf-8").rstrip("\r\n")
+                )
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(f"{file_name} cannot be read: {error}") from error
         return merged
@@ -150,24 +168,37 @@ class KafkaSecurity(_Section):
         if self.uses_sasl and (self.username is None or self.password is None):
             raise ValueError(f"{self.protocol} needs username and password (or password_file)")
         if not self.uses_sasl and (self.username is not None or self.password is not None):
-            raise ValueError(f"{self.protocol} sends no username and password: use SASL_SSL, or remove them")
+            raise ValueError(
+                f"{self.protocol} sends no username and password: use SASL_SSL, or remove them"
+            )
         if not self.uses_tls and (self.ca_file or self.certificate_file or self.key_file):
-            raise ValueError(f"{self.protocol} uses no certificates: use SSL or SASL_SSL, or remove them")
+            raise ValueError(
+                f"{self.protocol} uses no certificates: use SSL or SASL_SSL, or remove them"
+            )
         if self.key_file and not self.certificate_file:
             raise ValueError("key_file needs certificate_file")
         return self
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """Return the TLS context, None without TLS. Raises ConfigInvalid when a file cannot be used."""
+        """Return the TLS context, None without TLS.
+
+        Raises ConfigInvalid when a file cannot be used.
+        """
         if not self.uses_tls:
             return None
         try:
-            context = ssl.create_default_context(cafile=None if self.ca_file is None else str(self.ca_file))
+            context = ssl.create_default_context(
+                cafile=None if self.ca_file is None else str(self.ca_file)
+            )
             if self.certificate_file is not None:
-                password = None if self.key_password is None else self.key_password.get_secret_value()
+                password = (
+                    None if self.key_password is None else self.key_password.get_secret_value()
+                )
                 context.load_cert_chain(self.certificate_file, self.key_file, password)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigInvalid(f"kafka.security: the certificates cannot be used: {error}") from error
+            raise ConfigInvalid(
+                f"kafka.security: the certificates cannot be used: {error}"
+            ) from error
         return context
 
 
@@ -203,7 +234,10 @@ class TopicNames(_Section):
 
 
 class EventFormats(_Section):
-    """How the two event topics are written; see ops/formats.md for what must be configured at the sender."""
+    """How the two event topics are written.
+
+    See ops/formats.md for what must be configured at the sender.
+    """
 
     evaluations: EventFormat = EventFormat.ROLLOUTD
     """`rolloutd`: our CloudEvents. `otlp_json`, `otlp_proto`: logs as the OpenTelemetry Collector's Kafka exporter writes
@@ -214,9 +248,17 @@ class EventFormats(_Section):
     @model_validator(mode="after")
     def _readable(self) -> Self:
         if self.outcomes is EventFormat.GO_FEATURE_FLAG:
-            raise ValueError("GO Feature Flag exports no outcomes: let apps send them, or take them from spans")
-        if EventFormat.OTLP_PROTO in (self.evaluations, self.outcomes) and find_spec("opentelemetry.proto") is None:
-            raise ValueError("otlp_proto needs the extra `otlp`, as in pip install 'rolloutd[otlp]'; otlp_json needs none")
+            raise ValueError(
+                "GO Feature Flag exports no outcomes: let apps send them, or take them from spans"
+            )
+        if (
+            EventFormat.OTLP_PROTO in (self.evaluations, self.outcomes)
+            and find_spec("opentelemetry.proto") is None
+        ):
+            raise ValueError(
+                "otlp_proto needs the extra `otlp`, as in pip install 'rolloutd[otlp]'; "
+                "otlp_json needs none"
+            )
         return self
 
 
@@ -272,17 +314,27 @@ class KafkaSettings(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.heartbeat_interval_seconds * 3 > self.session_timeout_seconds + 1e-9:
-            raise ValueError("heartbeat_interval_seconds must be a third of session_timeout_seconds or less")
+            raise ValueError(
+                "heartbeat_interval_seconds must be a third of session_timeout_seconds or less"
+            )
         if self.request_timeout_seconds <= self.session_timeout_seconds:
             raise ValueError("request_timeout_seconds must exceed session_timeout_seconds")
         if self.revoke_seconds >= self.session_timeout_seconds:
             raise ValueError("revoke_seconds must be less than session_timeout_seconds")
-        if self.is_one_topic and not (self.formats.outcomes.is_otlp and self.formats.evaluations is self.formats.outcomes):
-            raise ValueError("topics.evaluations and topics.outcomes may be one only if both formats are the same OTLP one")
+        if self.is_one_topic and not (
+            self.formats.outcomes.is_otlp and self.formats.evaluations is self.formats.outcomes
+        ):
+            raise ValueError(
+                "topics.evaluations and topics.outcomes may be one only if both formats "
+                "are the same OTLP one"
+            )
         return self
 
     def topic(self, logical: str) -> str:
-        """Return the full name of a topic by its logical name (`evaluations`, `state`, ...). Raises KeyError."""
+        """Return the full name of a topic by its logical name (`evaluations`, `state`, ...).
+
+        Raises KeyError.
+        """
         if logical not in TopicNames.model_fields:
             raise KeyError(logical)
         name: str = getattr(self.topics, logical)
@@ -339,7 +391,10 @@ class RedisSettings(_Section):
 
 
 class AdvisorSettings(_Section):
-    """The language model that is asked at gates: any OpenAI-compatible server, LocalAI first, or Ollama."""
+    """The language model that is asked at gates.
+
+    Any OpenAI-compatible server, LocalAI first, or Ollama.
+    """
 
     url: Annotated[str, AfterValidator(_http_url)] | None = None
     """Base address before `/v1/chat/completions` or `/api/chat`. None: nobody is asked; plans that require advice then hold."""
@@ -428,7 +483,10 @@ class HttpSettings(_Section):
     @model_validator(mode="after")
     def _leave_room(self) -> Self:
         if self.max_event_streams >= self.max_connections:
-            raise ValueError("max_event_streams must be less than max_connections, or streams take every connection")
+            raise ValueError(
+                "max_event_streams must be less than max_connections, or streams take "
+                "every connection"
+            )
         if self.ops_port and self.ops_port == self.port:
             raise ValueError("ops_port must be another port than port")
         return self
@@ -450,7 +508,10 @@ class ClockSettings(_Section):
 
 
 class FlagdSyncSettings(_Section):
-    """flagd's gRPC sync source: for flagd, and for providers that evaluate in the app. Needs the extra `rolloutd[grpc]`."""
+    """flagd's gRPC sync source: for flagd, and for providers that evaluate in the app.
+
+    Needs the extra `rolloutd[grpc]`.
+    """
 
     port: int | None = Field(default=None, ge=0, le=65_535)
     """Port to listen on; flagd's own is 8015, 0 takes a free one. None: it is not offered, and grpcio need not be there."""
@@ -471,7 +532,10 @@ class FlagdSyncSettings(_Section):
 
 
 class RedisPlaneSettings(_Section):
-    """Redis keys that simple readers ask for: `flag:<key>` and `flag:<key>:rollout`. See ops/planes.md."""
+    """Redis keys that simple readers ask for: `flag:<key>` and `flag:<key>:rollout`.
+
+    See ops/planes.md.
+    """
 
     url: Annotated[str, AfterValidator(_redis_url)] | None = None
     """`redis://host:port/db`, `rediss://` for TLS, `unix:///path`; it may be another Redis than ours. None: no such plane.
@@ -491,7 +555,10 @@ class RedisPlaneSettings(_Section):
 
 
 class FilePlaneSettings(_Section):
-    """A file of flag definitions that another program reads. The file is ours alone. See ops/planes.md."""
+    """A file of flag definitions that another program reads. The file is ours alone.
+
+    See ops/planes.md.
+    """
 
     path: Path
     """The file; its directory must exist and be ours to write, since the file is replaced as a whole. A temporary file and a
@@ -503,7 +570,9 @@ class FilePlaneSettings(_Section):
     def _known_ending(self) -> Self:
         endings = {"flagd": (".json",), "go-feature-flag": (".json", ".yaml", ".yml")}[self.format]
         if self.path.suffix not in endings:
-            raise ValueError(f"a {self.format} file ends in {' or '.join(endings)}: its readers go by that")
+            raise ValueError(
+                f"a {self.format} file ends in {' or '.join(endings)}: its readers go by that"
+            )
         return self
 
 
@@ -596,9 +665,16 @@ class PlanesSettings(_Section):
 
     @property
     def of_shares_alone(self) -> tuple[str, ...]:
-        """Names of the planes that can serve nothing but a share of everybody: no audiences, no divided treatment."""
+        """Names of the planes that can serve nothing but a share of everybody.
+
+        No audiences, no divided treatment.
+        """
         files = (f"file:{name}" for name, file in self.files.items() if file.format != "flagd")
-        return (*(("redis",) if self.redis.url is not None else ()), *files, *(f"http:{name}" for name in self.http))
+        return (
+            *(("redis",) if self.redis.url is not None else ()),
+            *files,
+            *(f"http:{name}" for name in self.http),
+        )
 
 
 class CountingSettings(_Section):
@@ -718,7 +794,8 @@ def open_doors(settings: Settings) -> list[str]:
     if far and not kafka.security.uses_sasl and kafka.security.certificate_file is None:
         how = "encrypted, but" if kafka.security.uses_tls else "PLAINTEXT and"
         found.append(
-            f"Kafka at {far[0]} is {how} asks nobody who they are: whoever reaches it and can write "
+            f"Kafka at {far[0]} is {how} asks nobody who they are: whoever reaches it and "
+            f"can write "
             f"{kafka.topic('commands')} may promote any flag, as long as commands are not signed. "
             "Set kafka.security.protocol to SASL_SSL and grant the rights of ops/security.md"
         )
@@ -736,11 +813,15 @@ def open_doors(settings: Settings) -> list[str]:
             continue
         if not (password is not None and password.get_secret_value()):
             found.append(
-                f"Redis at {parts.netloc} is used without a password: whoever reaches it may change "
+                f"Redis at {parts.netloc} is used without a password: whoever reaches it "
+                f"may change "
                 f"what is served. Set {name}.username and {name}.password_file, see ops/security.md"
             )
         elif parts.scheme == "redis":
-            found.append(f"Redis at {parts.netloc} is sent our password in the open: use rediss:// in {name}.url")
+            found.append(
+                f"Redis at {parts.netloc} is sent our password in the open: use rediss:// "
+                f"in {name}.url"
+            )
     return found
 
 
@@ -753,16 +834,19 @@ def _is_loopback(host: str | None) -> bool:
         return False
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------
+# --- reading
+# --------------------------------------------------------------------------------------------------
 
 _Path = tuple[str | int, ...]
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Return the settings of `path`, or of the file ROLLOUTD_CONFIG names, overlaid by ROLLOUTD_ variables.
+    """Return the settings of `path`.
 
-    Neither given: defaults and variables alone. Raises ConfigInvalid with every fault found, one per line, each with
-    `file:line:column` or the variable's name, and how to mend it.
+    Or of the file ROLLOUTD_CONFIG names, overlaid by ROLLOUTD_ variables.
+
+    Neither given: defaults and variables alone. Raises ConfigInvalid with every fault found, one
+    per line, each with `file:line:column` or the variable's name, and how to mend it.
     """
     if path is None and environ.get(CONFIG_VARIABLE):
         path = Path(environ[CONFIG_VARIABLE])
@@ -774,7 +858,10 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        faults.extend(_describe(fault, places, path) for fault in error.errors(include_url=False, include_input=False))
+        faults.extend(
+            _describe(fault, places, path)
+            for fault in error.errors(include_url=False, include_input=False)
+        )
     if faults or settings is None:
         raise ConfigInvalid("\n".join(faults))
     return settings
@@ -783,14 +870,18 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
 def show(settings: Settings) -> str:
     """Return the settings as YAML that could be read back, except that secrets are masked."""
     plain = settings.model_dump(mode="json", exclude_none=False)
-    return yaml.safe_dump(_masked(settings, plain), sort_keys=False, allow_unicode=True, default_flow_style=False)
+    return yaml.safe_dump(
+        _masked(settings, plain), sort_keys=False, allow_unicode=True, default_flow_style=False
+    )
 
 
 def _masked(section: BaseModel, plain: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, value in plain.items():
         actual = getattr(section, name)
-        if isinstance(actual, SecretStr):  # one that came from a file is shown by its file alone: both are refused
+        if isinstance(
+            actual, SecretStr
+        ):  # one that came from a file is shown by its file alone: both are refused
             shown[name] = MASK if getattr(section, f"{name}_file", None) is None else None
         elif isinstance(actual, BaseModel):
             shown[name] = _masked(actual, value)
@@ -806,7 +897,9 @@ def _read_file(path: Path, places: dict[_Path, str], faults: list[str]) -> dict[
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        faults.append(f"{path}: cannot be read: {error}; name another file with --config or {CONFIG_VARIABLE}")
+        faults.append(
+            f"{path}: cannot be read: {error}; name another file with --config or {CONFIG_VARIABLE}"
+        )
         return {}
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -828,8 +921,13 @@ def _read_file(path: Path, places: dict[_Path, str], faults: list[str]) -> dict[
     return values
 
 
-def _note_places(node: yaml.Node, at: _Path, path: Path, places: dict[_Path, str], faults: list[str]) -> None:
-    """Note `file:line:column` of every key, and refuse keys that are given twice: YAML would drop the first."""
+def _note_places(
+    node: yaml.Node, at: _Path, path: Path, places: dict[_Path, str], faults: list[str]
+) -> None:
+    """Note `file:line:column` of every key, and refuse keys that are given twice.
+
+    YAML would drop the first.
+    """
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             places[*at, index] = f"{path}:{item.start_mark.line + 1}:{item.start_mark.column + 1}"
@@ -845,10 +943,16 @@ def _note_places(node: yaml.Node, at: _Path, path: Path, places: dict[_Path, str
         _note_places(value, inner, path, places, faults)
 
 
-def _overlay(values: dict[str, Any], environ: Mapping[str, str], places: dict[_Path, str], faults: list[str]) -> None:
+def _overlay(
+    values: dict[str, Any], environ: Mapping[str, str], places: dict[_Path, str], faults: list[str]
+) -> None:
     """Lay ROLLOUTD_ variables over `values`; a variable that names no setting is a fault."""
     for variable in sorted(environ):
-        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS or variable.startswith(NOT_SETTINGS_PREFIXES):
+        if (
+            not variable.startswith(PREFIX)
+            or variable in NOT_SETTINGS
+            or variable.startswith(NOT_SETTINGS_PREFIXES)
+        ):
             continue
         steps = tuple(variable.removeprefix(PREFIX).lower().split("__"))
         annotation = _annotation_at(steps)
@@ -866,15 +970,23 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str], places: dict[_P
         inner: Any = values
         for step in steps[:-1]:
             held = inner.get(step)
-            if not isinstance(held, dict):  # absent, or `kafka:` with nothing or nonsense under it: a later fault names it
+            if not isinstance(
+                held, dict
+            ):  # absent, or `kafka:` with nothing or nonsense under it: a later fault names it
                 if held is not None:
                     break
                 held = inner[step] = {}
             inner = held
         else:
-            twin = steps[-1].removesuffix("_file") if steps[-1].endswith("_file") else f"{steps[-1]}_file"
+            twin = (
+                steps[-1].removesuffix("_file")
+                if steps[-1].endswith("_file")
+                else f"{steps[-1]}_file"
+            )
             if not places.get((*steps[:-1], twin), "").startswith(PREFIX):
-                inner.pop(twin, None)  # a variable beats the file also where it gives the other form of a secret
+                inner.pop(
+                    twin, None
+                )  # a variable beats the file also where it gives the other form of a secret
             inner[steps[-1]] = value
             places[steps] = variable
 
@@ -912,14 +1024,18 @@ def _settings_below(model: type[BaseModel], at: tuple[str, ...] = ()) -> list[st
 def _nearest(steps: tuple[str, ...]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(PREFIX + "__".join(steps).upper(), _settings_below(Settings), n=1)
+    near = difflib.get_close_matches(
+        PREFIX + "__".join(steps).upper(), _settings_below(Settings), n=1
+    )
     return f"; did you mean {near[0]}?" if near else "; `rolloutd config show` lists them"
 
 
 def _describe(fault: Mapping[str, Any], places: Mapping[_Path, str], path: Path | None) -> str:
     """Return one line: where, which setting, what is wrong, how to mend it."""
     at: _Path = tuple(fault["loc"])
-    place = next((places[at[:length]] for length in range(len(at), 0, -1) if at[:length] in places), None)
+    place = next(
+        (places[at[:length]] for length in range(len(at), 0, -1) if at[:length] in places), None
+    )
     where = place or (f"{path}" if path is not None else "settings")
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":

@@ -1,1 +1,4 @@
-"""The contract: what stands on the wire, for any language. Models, JSON Schemas, AsyncAPI, examples."""
+"""The contract: what stands on the wire, for any language.
+
+Models, JSON Schemas, AsyncAPI, examples.
+"""

@@ -1,7 +1,8 @@
 """The language model's answer: the form it must have, and the record that is kept of it.
 
-The form is written inside what LocalAI's grammar converter understands: the root has `type` and `properties` only, choices are
-inlined, there is no reference and no `number` (no converter bounds those). What a grammar cannot bound is checked here.
+The form is written inside what LocalAI's grammar converter understands: the root has `type` and
+`properties` only, choices are inlined, there is no reference and no `number` (no converter bounds
+those). What a grammar cannot bound is checked here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from schemas.terms import AdviceChoice
 
 TYPE = "io.rolloutd.advice.v1"
 
-#: An answer in the form has at most 5 reasons of 200 characters, at most 12 bytes each as JSON escapes: 12,000 and some.
+# : An answer in the form has at most 5 reasons of 200 characters, at most 12 bytes each as JSON
+# escapes: 12,000 and some.
 ANSWER_MAX_BYTES = 16_384
 MAX_REASONS = 5
 REASON_MAX_CHARS = 200
@@ -28,14 +30,17 @@ class AdviceAnswer(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    # In this order they read as a conclusion from the reasons; a converter may emit them in any other.
-    reasons: list[Annotated[str, Field(max_length=REASON_MAX_CHARS)]] = Field(max_length=MAX_REASONS)
+    # In this order they read as a conclusion from the reasons; a converter may emit them in any
+    # other.
+    reasons: list[Annotated[str, Field(max_length=REASON_MAX_CHARS)]] = Field(
+        max_length=MAX_REASONS
+    )
     verdict: Literal["proceed", "hold", "roll_back"]
     confidence: Annotated[int, Field(ge=0, le=100)]
 
 
-#: The `schema` of `response_format`, for every server alike. By hand, because pydantic's adds what LocalAI drops; a test
-#: compares the two.
+# : The `schema` of `response_format`, for every server alike. By hand, because pydantic's adds what
+# LocalAI drops; a test : compares the two.
 ANSWER_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -70,7 +75,11 @@ EXPLANATION_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "likely_cause": {"type": "string", "maxLength": CAUSE_MAX_CHARS},
-        "next_steps": {"type": "array", "items": {"type": "string", "maxLength": STEP_MAX_CHARS}, "maxItems": MAX_STEPS},
+        "next_steps": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": STEP_MAX_CHARS},
+            "maxItems": MAX_STEPS,
+        },
     },
     "required": ["likely_cause", "next_steps"],
     "additionalProperties": False,
@@ -118,7 +127,8 @@ LOOK_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 
-#: One Markdown fence around the whole answer. Small models add it from habit; what is inside is read as strictly as without.
+# : One Markdown fence around the whole answer. Small models add it from habit; what is inside is
+# read as strictly as without.
 _FENCED = re.compile(r"```(?:json)?[ \t]*\r?\n(.*)\r?\n[ \t]*```\Z", re.DOTALL)
 
 
@@ -131,11 +141,14 @@ def parse_answer(answer: bytes | str) -> AdviceAnswer:
 
 
 def parse_form(answer: bytes | str, form: type[FormT]) -> FormT:
-    """Return what a model answered when it is exactly in the form; raise ValueError with the reason for anything else.
+    """Return what a model answered when it is exactly in the form.
 
-    Accepted besides the bare object: white space around it, and one Markdown fence around the whole. Refused: text before or
-    after, more than `ANSWER_MAX_BYTES`, a key twice, missing or unknown, NaN, `80.0` or `"80"` for 80, too many or too long
-    texts. Control characters in texts are replaced by spaces: they end up in terminals and logs.
+    Raise ValueError with the reason for anything else.
+
+    Accepted besides the bare object: white space around it, and one Markdown fence around the
+    whole. Refused: text before or after, more than `ANSWER_MAX_BYTES`, a key twice, missing or
+    unknown, NaN, `80.0` or `"80"` for 80, too many or too long texts. Control characters in texts
+    are replaced by spaces: they end up in terminals and logs.
     """
     raw = answer.encode("utf-8", "surrogatepass") if isinstance(answer, str) else answer
     if len(raw) > ANSWER_MAX_BYTES:
@@ -151,7 +164,9 @@ def parse_form(answer: bytes | str, form: type[FormT]) -> FormT:
     try:
         fields = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        raise ValueError(f"answer is not one JSON object: {error.msg} at character {error.pos}") from None
+        raise ValueError(
+            f"answer is not one JSON object: {error.msg} at character {error.pos}"
+        ) from None
     except RecursionError:
         raise ValueError("answer is nested too deeply") from None
     if not isinstance(fields, dict):
@@ -163,7 +178,9 @@ def parse_form(answer: bytes | str, form: type[FormT]) -> FormT:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:60]
-        raise ValueError(f"answer is not in the form: {_printable(where)}: {first['msg']}") from None
+        raise ValueError(
+            f"answer is not in the form: {_printable(where)}: {first['msg']}"
+        ) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -193,7 +210,10 @@ def _printable(value: Any) -> Any:
 
 
 def _encodable(text: Any) -> Any:
-    """Return text that UTF-8 can say: a server's JSON may hold half a character, and the audit log must not fail on it."""
+    """Return text that UTF-8 can say.
+
+    A server's JSON may hold half a character, and the audit log must not fail on it.
+    """
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
@@ -204,7 +224,9 @@ class AdviceRecord(Record):
     """Advice as it is kept in decisions and in the rollout document."""
 
     choice: AdviceChoice
-    confidence: Count = Field(le=100, description="The model's own claim, 0 to 100; recorded, never acted on.")
+    confidence: Count = Field(
+        le=100, description="The model's own claim, 0 to 100; recorded, never acted on."
+    )
     reasons: list[Text]
     model: Text
     prompt_sha256: str
@@ -212,13 +234,20 @@ class AdviceRecord(Record):
     raw: Text = Field(default="", description="The answer as received, capped.")
     server: Text = Field(default="", description="Address of the server, without path and key.")
     prompt: str = Field(default="", description="Name and version of the prompt's text.")
-    parameters: Text = Field(default="", description="What else was asked for, as JSON: enough to ask again.")
-    prompt_tokens: Count | None = Field(default=None, description="As the server counts; null where it does not.")
+    parameters: Text = Field(
+        default="", description="What else was asked for, as JSON: enough to ask again."
+    )
+    prompt_tokens: Count | None = Field(
+        default=None, description="As the server counts; null where it does not."
+    )
     completion_tokens: Count | None = None
 
 
 class ExplanationRecord(Record):
-    """A model's guess at why something happened; attached to an alert, acted on by nobody but people."""
+    """A model's guess at why something happened.
+
+    Attached to an alert, acted on by nobody but people.
+    """
 
     likely_cause: Text
     next_steps: list[Text]

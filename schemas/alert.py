@@ -25,9 +25,14 @@ class Alert(Record):
     action: str = Field(description="What to do now, one sentence.")
     dedup_key: str = Field(description="Groups what one page is enough for.")
     phase: PhaseName
-    percent: float = Field(description="Served to contexts as decided, after what the alert is about.")
-    harm: HarmRecord | None = Field(description="What the rollout has cost so far; null when nothing was counted.")
+    percent: float = Field(
+        description="Served to contexts as decided, after what the alert is about."
+    )
+    harm: HarmRecord | None = Field(
+        description="What the rollout has cost so far; null when nothing was counted."
+    )
     explanation: ExplanationRecord | None = Field(
         default=None,
-        description="A model's guess at the cause, on a later alert with the dedup key of the one it explains; null elsewhere.",
+        description="A model's guess at the cause, on a later alert with the dedup key of the one it "
+        "explains; null elsewhere.",
     )

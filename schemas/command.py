@@ -44,25 +44,32 @@ Issuer = Annotated[
 class Command(Strict):
     """One order. Its id is answered exactly once on `rollout.results`, also when it is read again.
 
-    An id belongs to its flag and to what it asks for: verb, issuer, reason, expected_revision and plan. The
-    same again gets the same answer. Used for something else it is rejected, with a result whose event has an
-    id of its own; but pause, roll_back and abort are carried out under it, and so are they when they were
-    issued at another time.
+    An id belongs to its flag and to what it asks for: verb, issuer, reason, expected_revision and
+    plan. The same again gets the same answer. Used for something else it is rejected, with a result
+    whose event has an id of its own; but pause, roll_back and abort are carried out under it, and
+    so are they when they were issued at another time.
     """
 
-    id: Name = Field(description="Chosen by the issuer; unique for ever among the commands of its flag.")
+    id: Name = Field(
+        description="Chosen by the issuer; unique for ever among the commands of its flag."
+    )
     flag: Name = Field(description="The flag's key; also the record's key.")
     verb: CommandVerb
-    issuer: Issuer = Field(description="Who asks: a person or a system. Not `rolloutd`, the controller's own name.")
+    issuer: Issuer = Field(
+        description="Who asks: a person or a system. Not `rolloutd`, the controller's own name."
+    )
     reason: Line = Field(default="", description="Required for promote, promote_full and freeze.")
     issued_at: Moment = Field(
-        description="An order that could raise exposure is refused when older than ten minutes: it was not for now. "
-        "One that lowers or holds is refused when older than a day, or when it is read again and was issued more than "
+        description="An order that could raise exposure is refused when older than ten minutes: it was "
+        "not for now. "
+        "One that lowers or holds is refused when older than a day, or when it is read "
+        "again and was issued more than "
         "five minutes before the present rollout began; unless it names the present revision."
     )
     expected_revision: Count | None = Field(
         default=None,
-        description="The rollout's revision the issuer has seen; another one refuses the command. Required for approve; "
+        description="The rollout's revision the issuer has seen; another one refuses the command. "
+        "Required for approve; "
         "ignored by pause, roll_back and abort, which always work.",
     )
     plan: PlanDocument | None = Field(
@@ -73,7 +80,9 @@ class Command(Strict):
     def _has_what_its_verb_needs(self) -> Command:
         """Refuse a command that cannot be meant as it stands."""
         if self.verb is CommandVerb.APPROVE and self.expected_revision is None:
-            raise ValueError("approve needs `expected_revision`: an approval is for what its issuer has seen")
+            raise ValueError(
+                "approve needs `expected_revision`: an approval is for what its issuer has seen"
+            )
         if self.verb is CommandVerb.START and self.plan is None:
             raise ValueError("start needs a `plan`")
         if self.plan is not None and self.verb not in (CommandVerb.START, CommandVerb.RESTART):

@@ -34,12 +34,16 @@ class ArmRecord(Record):
     """One arm of one metric, in the metric's own unit: a share in [0, 1], or milliseconds."""
 
     trials: Tally = Field(description="Observations behind the estimate.")
-    events: Tally = Field(description="Of them bad (errors, slow requests) or wanted (conversions).")
+    events: Tally = Field(
+        description="Of them bad (errors, slow requests) or wanted (conversions)."
+    )
     estimate: Measured = Field(description="null: nothing measured.")
     low: Measured
     high: Measured
     repeats: Measured = Field(
-        default=1.0, description="Errors per context that failed: by how much counting requests would overstate the evidence."
+        default=1.0,
+        description="Errors per context that failed: by how much counting requests would overstate the "
+        "evidence.",
     )
 
 
@@ -49,27 +53,45 @@ class MetricRecord(Record):
     metric: str
     role: MetricRole
     on_breach: OnBreach
-    harm: Verdict = Field(description="fail: worse than allowed. inconclusive: no alarm, which is not a pass.")
-    safe: Verdict = Field(description="pass: shown not worse than the margin; what a gate asks for.")
+    harm: Verdict = Field(
+        description="fail: worse than allowed. inconclusive: no alarm, which is not a pass."
+    )
+    safe: Verdict = Field(
+        description="pass: shown not worse than the margin; what a gate asks for."
+    )
     arms: dict[Arm, ArmRecord]
     e_value: Measured = Field(description="Of the harm test; fail at or above `threshold`.")
     threshold: Measured
-    e_value_safe: Measured = Field(description="Of the test of safety; pass at or above `threshold_safe`.")
+    e_value_safe: Measured = Field(
+        description="Of the test of safety; pass at or above `threshold_safe`."
+    )
     threshold_safe: Measured
-    margin: Measured = Field(description="Tolerated harm against control, relative unless `in_points`.")
+    margin: Measured = Field(
+        description="Tolerated harm against control, relative unless `in_points`."
+    )
     limit: Measured
     reason: str = Field(description="One sentence with the numbers.")
-    in_points: bool = Field(default=False, description="Margins are differences of shares: 0.005 is 0.5 percentage points.")
-    gate_margin: Measured = Field(default=None, description="The harm that `safe` has to exclude; null: nothing is compared.")
+    in_points: bool = Field(
+        default=False,
+        description="Margins are differences of shares: 0.005 is 0.5 percentage points.",
+    )
+    gate_margin: Measured = Field(
+        default=None, description="The harm that `safe` has to exclude; null: nothing is compared."
+    )
     ratio: Measured = Field(
         default=None,
-        description="Harm rate of treatment over control's in this stage; for latency, of values in control's tail.",
+        description="Harm rate of treatment over control's in this stage; for latency, of values in "
+        "control's tail.",
     )
-    ratio_low: Measured = Field(default=None, description="Interval at the plan's alpha, valid at any time; null: not bounded.")
+    ratio_low: Measured = Field(
+        default=None,
+        description="Interval at the plan's alpha, valid at any time; null: not bounded.",
+    )
     ratio_high: Measured = None
     difference_low: Measured = Field(
         default=None,
-        description="Interval of treatment's value minus control's, in the metric's unit, at twice the plan's alpha; null: not "
+        description="Interval of treatment's value minus control's, in the metric's unit, at twice the "
+        "plan's alpha; null: not "
         "bounded.",
     )
     difference_high: Measured = None
@@ -82,16 +104,21 @@ class GapRecord(Record):
     detail: str
     treatment_missing: bool = Field(description="srm only: treatment is far below its share.")
     is_observed: bool = Field(
-        default=False, description="actuation_drift only: exposures show it, whatever the planes say of themselves."
+        default=False,
+        description="actuation_drift only: exposures show it, whatever the planes say of themselves.",
     )
 
 
 class HarmRecord(Record):
     """What the rollout has cost so far, over all its stages."""
 
-    exposed_contexts: Tally = Field(description="Distinct contexts that saw treatment, summed over stages.")
+    exposed_contexts: Tally = Field(
+        description="Distinct contexts that saw treatment, summed over stages."
+    )
     failed_requests: Tally = Field(description="Failed requests in treatment.")
-    excess_failed_requests: Measured = Field(description="Of them above what control's rate would have given.")
+    excess_failed_requests: Measured = Field(
+        description="Of them above what control's rate would have given."
+    )
 
 
 class JudgementRecord(Record):
@@ -99,14 +126,18 @@ class JudgementRecord(Record):
 
     at: Moment
     visit: Tally = Field(description="Index into the rollout's visits.")
-    verdict: Verdict = Field(description="Over all guardrails and signals: pass only when each is shown not worse.")
+    verdict: Verdict = Field(
+        description="Over all guardrails and signals: pass only when each is shown not worse."
+    )
     gaps: list[GapRecord]
     metrics: list[MetricRecord]
     harm: HarmRecord
     exposures: dict[Arm, Tally] = Field(description="Distinct contexts of this stay in the stage.")
     srm_e_value: Measured = Field(description="Against the decided share.")
     observed_share: Measured = Field(description="Of treatment among exposures.")
-    offsets: dict[str, Tally] = Field(description="`topic/partition` to the offset read next: what was counted.")
+    offsets: dict[str, Tally] = Field(
+        description="`topic/partition` to the offset read next: what was counted."
+    )
     batches: Tally = Field(description="Looks the sequential tests have had.")
 
 
@@ -132,10 +163,14 @@ class Decision(Record):
     from_percent: float
     to_percent: float
     audience: str | None = Field(
-        default=None, description="Whom `to_percent` is a share of; null: everybody. `from_percent` may be that of another one."
+        default=None,
+        description="Whom `to_percent` is a share of; null: everybody. `from_percent` may be that of "
+        "another one.",
     )
     plan: PlanReference
     gate_id: str | None
     command_id: str | None
-    judgement: JudgementRecord | None = Field(description="null: decided without looking at evidence.")
+    judgement: JudgementRecord | None = Field(
+        description="null: decided without looking at evidence."
+    )
     advice: AdviceRecord | None = Field(description="null: none was asked for, or none came.")

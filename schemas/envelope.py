@@ -1,9 +1,11 @@
 """The CloudEvents 1.0 envelope on Kafka: structured and binary are read, structured is written.
 
-Holds what every event has in common, and the small checks that the fast path (`wire.py`) and the pydantic models share,
-so that the two cannot drift apart. What stands inside `data` is each event's own module.
+Holds what every event has in common, and the small checks that the fast path (`wire.py`) and the
+pydantic models share, so that the two cannot drift apart. What stands inside `data` is each event's
+own module.
 
-Sources: CloudEvents 1.0.2, its JSON event format and its Kafka protocol binding; RFC 3339 for times.
+Sources: CloudEvents 1.0.2, its JSON event format and its Kafka protocol binding; RFC 3339 for
+times.
 """
 
 from __future__ import annotations
@@ -26,13 +28,15 @@ CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
 #: Of every record we write.
 HEADERS: Sequence[tuple[str, bytes]] = (("content-type", CONTENT_TYPE.encode()),)
 
-#: A record larger than this is refused unread: 11 MB of JSON would stall the loop for 0.2 s, and no event needs it.
+# : A record larger than this is refused unread: 11 MB of JSON would stall the loop for 0.2 s, and
+# no event needs it.
 MAX_BYTES = 256 * 1024
-#: Opening brackets allowed in one record. Parsers recurse, and how deep they get depends on who calls them; this bound
-#: keeps them far from Python's limit, so that a replay refuses exactly what the first reading refused. The largest
-#: legitimate event (an outcome with 64 flags) has 67.
+# : Opening brackets allowed in one record. Parsers recurse, and how deep they get depends on who
+# calls them; this bound : keeps them far from Python's limit, so that a replay refuses exactly what
+# the first reading refused. The largest : legitimate event (an outcome with 64 flags) has 67.
 MAX_OPENINGS = 512
-#: How far an event may be ahead of its record's timestamp: clocks of apps differ by seconds, not by minutes.
+# : How far an event may be ahead of its record's timestamp: clocks of apps differ by seconds, not
+# by minutes.
 MAX_AHEAD_MS = 5 * 60 * 1000
 #: The end of the year 9999 in milliseconds since 1970: no time beyond it is read or shown anywhere.
 MAX_TIME_MS = 253_402_300_799_999
@@ -45,7 +49,9 @@ _MAX_QUOTED = 200
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 #: Content types as they usually look; any other spelling is taken apart.
-_STRUCTURED = frozenset({CONTENT_TYPE.encode(), b"application/cloudevents+json", b"application/cloudevents"})
+_STRUCTURED = frozenset(
+    {CONTENT_TYPE.encode(), b"application/cloudevents+json", b"application/cloudevents"}
+)
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -53,8 +59,9 @@ Headers = Sequence[tuple[str, bytes | None]]
 class RecordRefused(Exception):
     """A record that cannot be used; it goes to quarantine and the next one is read.
 
-    Made from a reason, the problem and how to mend it. Whatever the problem quotes from the record is escaped and cut when
-    it is first read, so that refusing is cheap and the detail may be logged and shown as it is.
+    Made from a reason, the problem and how to mend it. Whatever the problem quotes from the record
+    is escaped and cut when it is first read, so that refusing is cheap and the detail may be logged
+    and shown as it is.
     """
 
     args: tuple[QuarantineReason, str, str]
@@ -79,10 +86,11 @@ def refuse(reason: QuarantineReason, problem: str, mend: str) -> NoReturn:
     raise RecordRefused(reason, problem, mend)
 
 
-# --- names, contexts, times ---------------------------------------------------------------------------------------------
+# --- names, contexts, times
+# ---------------------------------------------------------------------------------------------
 
-#: Printable in any script. Control characters, line separators and bidirectional overrides are refused: they would
-#: forge what a person reads in a log or a terminal.
+# : Printable in any script. Control characters, line separators and bidirectional overrides are
+# refused: they would : forge what a person reads in a log or a terminal.
 CONTEXT_ID_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069]{1,256}$"
 _HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -104,27 +112,40 @@ def is_name(text: str) -> bool:
 
 
 def is_context_id(text: str) -> bool:
-    """Return whether `text` may identify a context: 1 to 256 characters, none of them able to forge output."""
+    """Return whether `text` may identify a context.
+
+    1 to 256 characters, none of them able to forge output.
+    """
     if not 0 < len(text) <= MAX_CONTEXT_ID:
         return False
-    return text.isprintable() or _HOSTILE.search(text) is None  # printable implies harmless, by every Unicode version
+    return (
+        text.isprintable() or _HOSTILE.search(text) is None
+    )  # printable implies harmless, by every Unicode version
 
 
 def _checked_name(text: str) -> str:
     if not is_name(text):
-        raise ValueError("not a name; use up to 128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit")
+        raise ValueError(
+            "not a name; use up to 128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit"
+        )
     return text
 
 
 def _checked_context_id(text: str) -> str:
     if not is_context_id(text):
-        raise ValueError(f"not a context id; use 1 to {MAX_CONTEXT_ID} characters without control characters")
+        raise ValueError(
+            f"not a context id; use 1 to {MAX_CONTEXT_ID} characters without control characters"
+        )
     return text
 
 
-Name = Annotated[str, AfterValidator(_checked_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
+Name = Annotated[
+    str, AfterValidator(_checked_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})
+]
 ContextId = Annotated[
-    str, AfterValidator(_checked_context_id), WithJsonSchema({"type": "string", "pattern": CONTEXT_ID_PATTERN})
+    str,
+    AfterValidator(_checked_context_id),
+    WithJsonSchema({"type": "string", "pattern": CONTEXT_ID_PATTERN}),
 ]
 
 #: The one reader of times: RFC 3339 with an offset. Also the type of `time` in the fast path.
@@ -142,7 +163,9 @@ def parse_time(text: str) -> datetime:
     try:
         return msgspec.convert((text,), _Time).time
     except msgspec.ValidationError as error:
-        raise ValueError("not an RFC 3339 time with an offset, such as 2026-11-21T03:00:00Z") from error
+        raise ValueError(
+            "not an RFC 3339 time with an offset, such as 2026-11-21T03:00:00Z"
+        ) from error
 
 
 def milliseconds(when: datetime) -> int:
@@ -151,21 +174,33 @@ def milliseconds(when: datetime) -> int:
     return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
 
 
-#: Milliseconds of times read lately, because events that arrive together were made together. Bounded, because senders choose
-#: the texts: 8,192 of at most 40 characters are 1 MB.
+# : Milliseconds of times read lately, because events that arrive together were made together.
+# Bounded, because senders choose : the texts: 8,192 of at most 40 characters are 1 MB.
 known_times: dict[str, int] = {}
 _MAX_KNOWN_TIMES = 8_192
 _MAX_KNOWN_TIME = 40
 _UTC = ("Z", "+00:00")
 #: How a time in UTC goes on after its milliseconds, up to microseconds.
 _BELOW_MS = frozenset(
-    [*_UTC, *(f"{number:0{digits}}{utc}" for digits in (1, 2, 3) for number in range(10**digits) for utc in _UTC)]
+    [
+        *_UTC,
+        *(
+            f"{number:0{digits}}{utc}"
+            for digits in (1, 2, 3)
+            for number in range(10**digits)
+            for utc in _UTC
+        ),
+    ]
 )
 
 
 def time_in_ms(text: str) -> int:
-    """Return `milliseconds(parse_time(text))`, remembering it in `known_times`. Raises ValueError."""
-    # A time that says more than milliseconds is remembered by the one that does not: others will have that one, too.
+    """Return `milliseconds(parse_time(text))`, remembering it in `known_times`.
+
+    Raises ValueError.
+    """
+    # A time that says more than milliseconds is remembered by the one that does not: others will
+    # have that one, too.
     name = text[:23] + "Z" if text[23:] in _BELOW_MS else text
     time_ms = known_times.get(name)
     if time_ms is None:
@@ -194,10 +229,13 @@ def _checked_time(text: str) -> str:
     return text
 
 
-TimeText = Annotated[str, AfterValidator(_checked_time), WithJsonSchema({"type": "string", "format": "date-time"})]
+TimeText = Annotated[
+    str, AfterValidator(_checked_time), WithJsonSchema({"type": "string", "format": "date-time"})
+]
 
 
-# --- one record ------------------------------------------------------------------------------------------------------------
+# --- one record
+# --------------------------------------------------------------------------------------------------
 
 
 class CloudEvent(BaseModel):
@@ -213,10 +251,13 @@ class CloudEvent(BaseModel):
         description="Who emitted it, a URI reference such as /checkout-api.",
         json_schema_extra={"format": "uri-reference"},
     )
-    id: str = Field(min_length=1, max_length=MAX_ATTRIBUTE, description="Unique together with `source`.")
+    id: str = Field(
+        min_length=1, max_length=MAX_ATTRIBUTE, description="Unique together with `source`."
+    )
     time: TimeText | None = Field(
         default=None,
-        description="When it happened, RFC 3339 with an offset. Absent: the Kafka record's timestamp counts.",
+        description="When it happened, RFC 3339 with an offset. Absent: the Kafka record's timestamp "
+        "counts.",
     )
 
 
@@ -234,9 +275,9 @@ class Envelope:
 def is_structured(headers: Headers) -> bool:
     """Return whether the value holds the whole event (structured mode) rather than only its data (binary mode).
 
-    Without a content-type header and without `ce_` headers the value is taken to be a whole event: plain producers such
-    as kcat send no headers. Of several content types the first counts. Raises RecordRefused for a CloudEvents format other
-    than JSON.
+    Without a content-type header and without `ce_` headers the value is taken to be a whole event:
+    plain producers such as kcat send no headers. Of several content types the first counts. Raises
+    RecordRefused for a CloudEvents format other than JSON.
     """
     content_type = None
     for name, content in headers:
@@ -265,7 +306,9 @@ _ATTRIBUTES = ("specversion", "type", "source", "id", "time")
 
 
 def binary_attributes(headers: Headers) -> dict[str, str]:
-    """Return the CloudEvents attributes we know that stand in `ce_` headers; of a repeated header the last counts.
+    """Return the CloudEvents attributes we know that stand in `ce_` headers.
+
+    Of a repeated header the last counts.
 
     Raises RecordRefused for one that is not UTF-8.
     """
@@ -277,24 +320,43 @@ def binary_attributes(headers: Headers) -> dict[str, str]:
             try:
                 attributes[name] = content.decode()
             except UnicodeDecodeError:
-                refuse(QuarantineReason.NOT_CLOUDEVENT, f"header ce_{name} is not UTF-8", "send header values as UTF-8")
+                refuse(
+                    QuarantineReason.NOT_CLOUDEVENT,
+                    f"header ce_{name} is not UTF-8",
+                    "send header values as UTF-8",
+                )
     return attributes
 
 
 def check_value(value: bytes | None) -> bytes:
-    """Return `value` when it is worth parsing: present, small enough, UTF-8, not deep. Raises RecordRefused otherwise."""
+    """Return `value` when it is worth parsing: present, small enough, UTF-8, not deep.
+
+    Raises RecordRefused otherwise.
+    """
     if not value:
         refuse(QuarantineReason.EMPTY, "the record has no value", "send one JSON event per record")
     size = len(value)
     if size > MAX_BYTES:
-        refuse(QuarantineReason.TOO_LARGE, f"{size} bytes, at most {MAX_BYTES} are read", "send smaller events, one per record")
+        refuse(
+            QuarantineReason.TOO_LARGE,
+            f"{size} bytes, at most {MAX_BYTES} are read",
+            "send smaller events, one per record",
+        )
     if not value.isascii():
         try:
             value.decode()
         except UnicodeDecodeError as error:
-            refuse(QuarantineReason.NOT_JSON, f"invalid UTF-8 at byte {error.start}", "send JSON as UTF-8")
+            refuse(
+                QuarantineReason.NOT_JSON,
+                f"invalid UTF-8 at byte {error.start}",
+                "send JSON as UTF-8",
+            )
     if size > 2 * MAX_OPENINGS and value.count(b"[") + value.count(b"{") > MAX_OPENINGS:
-        refuse(QuarantineReason.NOT_JSON, f"more than {MAX_OPENINGS} opening brackets", "send a flat event")
+        refuse(
+            QuarantineReason.NOT_JSON,
+            f"more than {MAX_OPENINGS} opening brackets",
+            "send a flat event",
+        )
     return value
 
 
@@ -345,12 +407,18 @@ def _not_a_number(text: str) -> NoReturn:
 
 
 def _integer(digits: str) -> int | float:
-    """Read an integer of any length: beyond what a float can hold it is infinity, which no field accepts."""
+    """Read an integer of any length.
+
+    Beyond what a float can hold it is infinity, which no field accepts.
+    """
     return int(digits) if len(digits) <= 300 else float(digits)
 
 
 def parse_json(value: bytes) -> Any:
-    """Return the JSON value of a checked record, strict RFC 8259. Of a repeated name the last counts. Raises RecordRefused."""
+    """Return the JSON value of a checked record, strict RFC 8259.
+
+    Of a repeated name the last counts. Raises RecordRefused.
+    """
     try:
         msgspec.json.decode(value, type=msgspec.Raw)
         return json.loads(value.decode(), parse_constant=_not_a_number, parse_int=_integer)
@@ -380,7 +448,11 @@ def read(
     if is_structured(headers):
         document = parse_json(check_value(value))
         if not isinstance(document, dict):
-            refuse(QuarantineReason.NOT_CLOUDEVENT, "the value is not an object", "send one CloudEvent per record")
+            refuse(
+                QuarantineReason.NOT_CLOUDEVENT,
+                "the value is not an object",
+                "send one CloudEvent per record",
+            )
         data = document.get("data")
     else:
         document = binary_attributes(headers)
@@ -388,13 +460,25 @@ def read(
     try:
         event = CloudEvent.model_validate(document)
     except ValidationError as error:
-        is_time = error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"] == ("time",)
+        is_time = error.errors(include_url=False, include_input=False, include_context=False)[0][
+            "loc"
+        ] == ("time",)
         reason = QuarantineReason.BAD_TIME if is_time else QuarantineReason.NOT_CLOUDEVENT
-        refuse(reason, explain(error), "send a CloudEvent 1.0 (specversion, type, source, id, data)")
+        refuse(
+            reason, explain(error), "send a CloudEvent 1.0 (specversion, type, source, id, data)"
+        )
     if event.type not in types:
-        refuse(QuarantineReason.UNKNOWN_TYPE, f"type {event.type}", f"this topic takes {' or '.join(types)}")
+        refuse(
+            QuarantineReason.UNKNOWN_TYPE,
+            f"type {event.type}",
+            f"this topic takes {' or '.join(types)}",
+        )
     if not isinstance(data, dict):
-        refuse(QuarantineReason.INVALID, "data is not an object", "send `data` as a JSON object, not as text or data_base64")
+        refuse(
+            QuarantineReason.INVALID,
+            "data is not an object",
+            "send `data` as a JSON object, not as text or data_base64",
+        )
     time_ms = timestamp_ms if event.time is None else milliseconds(parse_time(event.time))
     check_time(time_ms, timestamp_ms, latest_ms)
     return Envelope(event.type, event.source, event.id, time_ms, data)
@@ -409,9 +493,12 @@ def write(
     subject: str,
     data: Mapping[str, Any] | msgspec.Struct | msgspec.Raw,
 ) -> tuple[bytes, Sequence[tuple[str, bytes]]]:
-    """Return (value, headers) of a structured CloudEvent. `subject` is the flag key, and the record's key as well.
+    """Return (value, headers) of a structured CloudEvent.
 
-    `data` is JSON-ready: dumped by its model with `mode="json"`, a msgspec Struct, or encoded already.
+    `subject` is the flag key, and the record's key as well.
+
+    `data` is JSON-ready: dumped by its model with `mode="json"`, a msgspec Struct, or encoded
+    already.
     """
     document = {
         "specversion": SPEC_VERSION,

@@ -1,7 +1,8 @@
 """The event an app emits when it has evaluated a flag: this context was served that variant.
 
-Attribute names are those of the OpenTelemetry semantic conventions 1.44 (`feature_flag.evaluation`); their deprecated
-predecessors, which many SDKs still emit, are read as well. Attributes that are not listed here are ignored.
+Attribute names are those of the OpenTelemetry semantic conventions 1.44
+(`feature_flag.evaluation`); their deprecated predecessors, which many SDKs still emit, are read as
+well. Attributes that are not listed here are ignored.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from schemas.terms import NAME_PATTERN
 
 TYPE = "io.rolloutd.evaluation.v1"
 
-_INFORMATIVE = {"description": "Recommended by OpenTelemetry; not read by rolloutd, never a reason to refuse."}
+_INFORMATIVE = {
+    "description": "Recommended by OpenTelemetry; not read by rolloutd, never a reason to refuse."
+}
 
 
 def _deprecated(successor: str) -> dict[str, Any]:
-    return {"deprecated": True, "description": f"Deprecated name of `{successor}`; read where that is absent."}
+    return {
+        "deprecated": True,
+        "description": f"Deprecated name of `{successor}`; read where that is absent.",
+    }
 
 
 def _text() -> dict[str, Any]:
@@ -44,7 +50,9 @@ _VariantText = Annotated[str, WithJsonSchema({"type": "string", "pattern": NAME_
 class Evaluation(BaseModel):
     """A flag evaluation. One of variant, value or their deprecated names is needed."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", json_schema_extra={"anyOf": _TELLS_A_VARIANT})
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="ignore", json_schema_extra={"anyOf": _TELLS_A_VARIANT}
+    )
 
     flag_key: Name = Field(alias="feature_flag.key", description="The flag that was evaluated.")
     result_variant: _VariantText | None = Field(
@@ -55,7 +63,8 @@ class Evaluation(BaseModel):
     result_value: Any = Field(
         default=None,
         alias="feature_flag.result.value",
-        description="The value that was served; names the variant where none is given: true, false, or the text itself.",
+        description="The value that was served; names the variant where none is given: true, false, or "
+        "the text itself.",
     )
     context_id: ContextId | None = Field(
         default=None,
@@ -63,19 +72,30 @@ class Evaluation(BaseModel):
         description="The targeting key. Absent: the Kafka record's key, which it must equal anyway.",
     )
     old_variant: _VariantText | None = Field(
-        default=None, alias="feature_flag.variant", json_schema_extra=_deprecated("feature_flag.result.variant")
+        default=None,
+        alias="feature_flag.variant",
+        json_schema_extra=_deprecated("feature_flag.result.variant"),
     )
-    old_value: Any = Field(default=None, alias="value", json_schema_extra=_deprecated("feature_flag.result.value"))
+    old_value: Any = Field(
+        default=None, alias="value", json_schema_extra=_deprecated("feature_flag.result.value")
+    )
     reason: Any = Field(default=None, alias="feature_flag.result.reason", json_schema_extra=_text())
-    provider_name: Any = Field(default=None, alias="feature_flag.provider.name", json_schema_extra=_text())
+    provider_name: Any = Field(
+        default=None, alias="feature_flag.provider.name", json_schema_extra=_text()
+    )
     set_id: Any = Field(default=None, alias="feature_flag.set.id", json_schema_extra=_text())
     version: Any = Field(default=None, alias="feature_flag.version", json_schema_extra=_text())
     error_type: Any = Field(default=None, alias="error.type", json_schema_extra=_text())
-    error_message: Any = Field(default=None, alias="feature_flag.error.message", json_schema_extra=_text())
+    error_message: Any = Field(
+        default=None, alias="feature_flag.error.message", json_schema_extra=_text()
+    )
 
     @property
     def variant(self) -> str | None:
-        """The variant that was served, by whichever attribute tells it first; None when none does."""
+        """The variant that was served, by whichever attribute tells it first.
+
+        None when none does.
+        """
         for told in (self.result_variant, self.old_variant, self.result_value, self.old_value):
             if told is None:
                 continue

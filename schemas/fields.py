@@ -1,6 +1,9 @@
-"""Field types that several records share: names, moments, durations and numbers, each with one way to be written.
+"""Field types that several records share.
 
-What is accepted beyond the written form (a duration as `24h`, `1w 2d` or `P1D`) is accepted everywhere alike.
+Names, moments, durations and numbers, each with one way to be written.
+
+What is accepted beyond the written form (a duration as `24h`, `1w 2d` or `P1D`) is accepted
+everywhere alike.
 """
 
 from __future__ import annotations
@@ -10,7 +13,15 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+)
 
 from schemas.envelope import Name, without_control_characters
 
@@ -38,13 +49,24 @@ __all__ = [
 class Record(BaseModel):
     """A record that we write: frozen, and open to fields that a later version adds."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, serialize_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, serialize_by_alias=True
+    )
 
 
 class Strict(BaseModel):
-    """A record that people or we write and we act on: a key we do not know is refused, because it may have been meant."""
+    """A record that people or we write and we act on.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_by_name=True, serialize_by_alias=True)
+    A key we do not know is refused, because it may have been meant.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_by_name=True,
+        serialize_by_alias=True,
+    )
 
 
 Line = Annotated[str, Field(max_length=1000), AfterValidator(without_control_characters)]
@@ -74,7 +96,10 @@ def _in_utc(value: datetime) -> datetime:
 
 Moment = Annotated[
     AwareDatetime,
-    BeforeValidator(_written_moment, json_schema_input_type=Annotated[str, Field(json_schema_extra={"format": "date-time"})]),
+    BeforeValidator(
+        _written_moment,
+        json_schema_input_type=Annotated[str, Field(json_schema_extra={"format": "date-time"})],
+    ),
     AfterValidator(_in_utc),
 ]
 """A moment, RFC 3339 with its offset; kept in UTC, to the microsecond."""
@@ -150,9 +175,12 @@ _MAX_WRITTEN = 100
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the duration that `text` writes: `24h`, `30s`, `1w 2d`, `1.5 hours`, or ISO 8601 as in `P1DT12H`.
+    """Return the duration that `text` writes.
 
-    Exact to the microsecond. Raises ValueError, also for a plain number (of what?) and for more than ten years.
+    `24h`, `30s`, `1w 2d`, `1.5 hours`, or ISO 8601 as in `P1DT12H`.
+
+    Exact to the microsecond. Raises ValueError, also for a plain number (of what?) and for more
+    than ten years.
     """
     if len(text) > _MAX_WRITTEN:
         raise ValueError(f"a duration has at most {_MAX_WRITTEN} characters")
@@ -171,7 +199,11 @@ def _iso_8601(text: str) -> Decimal | None:
     if match is None or text in ("P", "PT") or text.endswith("T"):
         return None
     return sum(
-        (Decimal(amount) * _MICROSECONDS[unit] for amount, unit in zip(match.groups(), "wdhms", strict=True) if amount),
+        (
+            Decimal(amount) * _MICROSECONDS[unit]
+            for amount, unit in zip(match.groups(), "wdhms", strict=True)
+            if amount
+        ),
         Decimal(0),
     )
 
@@ -190,7 +222,10 @@ def _amounts(text: str) -> Decimal | None:
 
 
 def format_duration(duration: timedelta) -> str:
-    """Return the shortest writing in whole units, largest first: `1w 2d`, `36h` as `1d 12h`, `0s`."""
+    """Return the shortest writing in whole units, largest first.
+
+    `1w 2d`, `36h` as `1d 12h`, `0s`.
+    """
     rest = duration // timedelta(microseconds=1)
     parts = []
     for unit, size in _MICROSECONDS.items():

@@ -1,6 +1,7 @@
 """In which formats the event topics are read, and what a format's readers look like.
 
-Belongs here: the choice. What a format means is its own module's: `wire.py` (ours), `otlp.py`, `go_feature_flag.py`.
+Belongs here: the choice. What a format means is its own module's: `wire.py` (ours), `otlp.py`,
+`go_feature_flag.py`.
 """
 
 from __future__ import annotations
@@ -85,15 +86,23 @@ class OutcomeReader(Protocol[R]):
         """`latest_ms` is the latest time accepted of a record and of its event."""
 
 
-def evaluation_reader(event_format: EventFormat, *, of_spans: bool = False) -> EvaluationReader[R] | Packed[EvaluationFields]:
-    """Return what reads a topic of evaluations. `of_spans`: its OTLP holds spans with evaluations as events, not logs.
+def evaluation_reader(
+    event_format: EventFormat, *, of_spans: bool = False
+) -> EvaluationReader[R] | Packed[EvaluationFields]:
+    """Return what reads a topic of evaluations.
+
+    `of_spans`: its OTLP holds spans with evaluations as events, not logs.
 
     Raises ModuleNotFoundError for OTLP protobuf without the extra `otlp`.
     """
     if event_format.is_otlp:
         from schemas import otlp
 
-        encoding = otlp.json_encoding() if event_format is EventFormat.OTLP_JSON else otlp.protobuf_encoding()
+        encoding = (
+            otlp.json_encoding()
+            if event_format is EventFormat.OTLP_JSON
+            else otlp.protobuf_encoding()
+        )
         return Packed(encoding.evaluations_of_spans if of_spans else encoding.evaluations_of_logs)
     if event_format is EventFormat.GO_FEATURE_FLAG:
         return go_feature_flag.read_evaluations
@@ -103,12 +112,17 @@ def evaluation_reader(event_format: EventFormat, *, of_spans: bool = False) -> E
 def outcome_reader(event_format: EventFormat) -> OutcomeReader[R] | Packed[OutcomeFields]:
     """Return what reads a topic of outcomes; OTLP's are spans.
 
-    Raises ModuleNotFoundError for OTLP protobuf without the extra `otlp`, and ValueError for a format without outcomes.
+    Raises ModuleNotFoundError for OTLP protobuf without the extra `otlp`, and ValueError for a
+    format without outcomes.
     """
     if event_format.is_otlp:
         from schemas import otlp
 
-        encoding = otlp.json_encoding() if event_format is EventFormat.OTLP_JSON else otlp.protobuf_encoding()
+        encoding = (
+            otlp.json_encoding()
+            if event_format is EventFormat.OTLP_JSON
+            else otlp.protobuf_encoding()
+        )
         return Packed(encoding.outcomes_of_spans)
     if event_format is EventFormat.GO_FEATURE_FLAG:
         raise ValueError("GO Feature Flag exports no outcomes")

@@ -1,7 +1,10 @@
-"""Writes what other languages build against: `schemas/json/*.schema.json` and `schemas/asyncapi.yaml`, from the models.
+"""Writes what other languages build against.
 
-Run `python -m schemas.generate` after changing a model; `--check` only tells whether that was forgotten (exit code 1).
-The output depends on the models alone, so that a difference in a review is a change of the contract.
+`schemas/json/*.schema.json` and `schemas/asyncapi.yaml`, from the models.
+
+Run `python -m schemas.generate` after changing a model; `--check` only tells whether that was
+forgotten (exit code 1). The output depends on the models alone, so that a difference in a review is
+a change of the contract.
 """
 
 from __future__ import annotations
@@ -18,7 +21,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from schemas import advice, alert, command, decision, evaluation, outcome, plan, quarantine, result, state
+from schemas import (
+    advice,
+    alert,
+    command,
+    decision,
+    evaluation,
+    outcome,
+    plan,
+    quarantine,
+    result,
+    state,
+)
 from schemas.envelope import CloudEvent
 
 HERE = Path(__file__).parent
@@ -49,8 +63,14 @@ def _deleted_after(retention_ms: int) -> dict[str, Any]:
     return {"cleanup.policy": ["delete"], "retention.ms": retention_ms}
 
 
-_BY_FLAG = "Partitions share the flags among replicas; the number may differ from that of the event topics."
-_BY_CONTEXT = "As many partitions as the other event topic: both are keyed by context and read by the same replica."
+_BY_FLAG = (
+    "Partitions share the flags among replicas; the number may differ from that of the event "
+    "topics."
+)
+_BY_CONTEXT = (
+    "As many partitions as the other event topic: both are keyed by context and read by the "
+    "same replica."
+)
 
 TOPICS = (
     Topic(
@@ -144,14 +164,20 @@ TOPICS = (
 )
 
 #: Documents that travel inside events or outside Kafka; plain JSON without an envelope.
-DOCUMENTS: Mapping[str, type[BaseModel]] = {"plan": plan.PlanDocument, "advice": advice.AdviceAnswer}
+DOCUMENTS: Mapping[str, type[BaseModel]] = {
+    "plan": plan.PlanDocument,
+    "advice": advice.AdviceAnswer,
+}
 
 
-# --- JSON Schema --------------------------------------------------------------------------------------------------------------
+# --- JSON Schema
+# --------------------------------------------------------------------------------------------------
 
 
 def _tidy(schema: Any) -> Any:
-    """Return the schema without `title`, which pydantic makes from names, and without OpenAPI's `discriminator`.
+    """Return the schema without `title`, which pydantic makes from names.
+
+    And without OpenAPI's `discriminator`.
 
     Only keywords are looked at: below `properties` and `$defs` a `title` is somebody's attribute.
     """
@@ -170,9 +196,13 @@ def _tidy(schema: Any) -> Any:
     return tidy
 
 
-def _data_schema(model: type[BaseModel], ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _data_schema(
+    model: type[BaseModel], ref_template: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (the model's schema, the definitions it refers to), in the form that is written and read on the wire."""
-    schema = _tidy(model.model_json_schema(by_alias=True, mode="validation", ref_template=ref_template))
+    schema = _tidy(
+        model.model_json_schema(by_alias=True, mode="validation", ref_template=ref_template)
+    )
     definitions = schema.pop("$defs", {})
     return schema, definitions
 
@@ -182,7 +212,10 @@ def _event_schema(topic: Topic, data: dict[str, Any]) -> dict[str, Any]:
     schema = _tidy(CloudEvent.model_json_schema(mode="validation"))
     properties = schema["properties"]
     properties["type"] = {"const": topic.event_type, "type": "string"}
-    properties["subject"] = {"type": ["string", "null"], "description": "The flag's key, where the event is about one flag."}
+    properties["subject"] = {
+        "type": ["string", "null"],
+        "description": "The flag's key, where the event is about one flag.",
+    }
     properties["datacontenttype"] = {"type": ["string", "null"], "description": "application/json"}
     properties["data"] = data
     return {
@@ -194,20 +227,34 @@ def _event_schema(topic: Topic, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
-    """Return file name -> JSON Schema: of each event with its envelope, and of the documents without one."""
+    """Return file name -> JSON Schema.
+
+    Of each event with its envelope, and of the documents without one.
+    """
     schemas: dict[str, dict[str, Any]] = {}
     for topic in TOPICS:
         data, definitions = _data_schema(topic.model, "#/$defs/{model}")
         name = topic.model.__name__
         event = _event_schema(topic, {"$ref": f"#/$defs/{name}"})
-        schemas[topic.name] = {"title": topic.event_type, **event, "$defs": {**definitions, name: data}}
+        schemas[topic.name] = {
+            "title": topic.event_type,
+            **event,
+            "$defs": {**definitions, name: data},
+        }
     for document_name, model in DOCUMENTS.items():
         data, definitions = _data_schema(model, "#/$defs/{model}")
-        schemas[document_name] = {"title": model.__name__, **data, **({"$defs": definitions} if definitions else {})}
-    return {f"{name}.schema.json": {"$schema": DIALECT, **schema} for name, schema in schemas.items()}
+        schemas[document_name] = {
+            "title": model.__name__,
+            **data,
+            **({"$defs": definitions} if definitions else {}),
+        }
+    return {
+        f"{name}.schema.json": {"$schema": DIALECT, **schema} for name, schema in schemas.items()
+    }
 
 
-# --- AsyncAPI -----------------------------------------------------------------------------------------------------------------
+# --- AsyncAPI
+# --------------------------------------------------------------------------------------------------
 
 
 def asyncapi() -> dict[str, Any]:
@@ -228,13 +275,23 @@ def asyncapi() -> dict[str, Any]:
             "summary": topic.summary,
             "contentType": "application/cloudevents+json",
             "payload": {"$ref": f"#/components/schemas/{name}Event"},
-            "bindings": {"kafka": {"key": {"type": "string", "description": topic.key}, "bindingVersion": "0.5.0"}},
+            "bindings": {
+                "kafka": {
+                    "key": {"type": "string", "description": topic.key},
+                    "bindingVersion": "0.5.0",
+                }
+            },
         }
         channels[topic.name] = {
             "address": topic.address,
             "description": f"{topic.summary} {topic.partition_note}",
             "messages": {topic.name: {"$ref": f"#/components/messages/{topic.name}"}},
-            "bindings": {"kafka": {"topicConfiguration": dict(topic.configuration), "bindingVersion": "0.5.0"}},
+            "bindings": {
+                "kafka": {
+                    "topicConfiguration": dict(topic.configuration),
+                    "bindingVersion": "0.5.0",
+                }
+            },
         }
         operations[f"{'receive' if topic.is_received else 'send'}{topic.name.capitalize()}"] = {
             "action": "receive" if topic.is_received else "send",
@@ -248,9 +305,12 @@ def asyncapi() -> dict[str, Any]:
             "title": "rolloutd",
             "version": CONTRACT_VERSION,
             "description": (
-                "What rolloutd reads from apps and operators, and what it writes. Every record is a CloudEvent 1.0: structured "
-                "JSON is written; structured and binary (ce_ headers) are read. Addresses are the defaults; each can be "
-                "configured. Attributes that are not listed are ignored in evaluations and outcomes. A record that cannot be "
+                "What rolloutd reads from apps and operators, and what it writes. Every "
+                "record is a CloudEvent 1.0: structured "
+                "JSON is written; structured and binary (ce_ headers) are read. Addresses "
+                "are the defaults; each can be "
+                "configured. Attributes that are not listed are ignored in evaluations and "
+                "outcomes. A record that cannot be "
                 "used goes to rollout.quarantine, and the next one is read."
             ),
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
@@ -261,7 +321,12 @@ def asyncapi() -> dict[str, Any]:
                 "host": "{bootstrap}",
                 "protocol": "kafka",
                 "description": "One cluster, or one set of addresses, per environment.",
-                "variables": {"bootstrap": {"default": "localhost:9092", "description": "A broker, host:port."}},
+                "variables": {
+                    "bootstrap": {
+                        "default": "localhost:9092",
+                        "description": "A broker, host:port.",
+                    }
+                },
             }
         },
         "channels": channels,
@@ -270,7 +335,8 @@ def asyncapi() -> dict[str, Any]:
     }
 
 
-# --- files --------------------------------------------------------------------------------------------------------------------
+# --- files
+# --------------------------------------------------------------------------------------------------
 
 
 class _Dumper(yaml.SafeDumper):
@@ -284,17 +350,29 @@ class _Dumper(yaml.SafeDumper):
 def files() -> dict[Path, str]:
     """Return everything that is generated: path -> content."""
     contents = {
-        HERE / "json" / name: json.dumps(schema, indent=2, ensure_ascii=True) + "\n" for name, schema in json_schemas().items()
+        HERE / "json" / name: json.dumps(schema, indent=2, ensure_ascii=True) + "\n"
+        for name, schema in json_schemas().items()
     }
-    document = yaml.dump(copy.deepcopy(asyncapi()), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=False)
-    contents[HERE / "asyncapi.yaml"] = f"# Generated by `python -m schemas.generate`; change the models instead.\n{document}"
+    document = yaml.dump(
+        copy.deepcopy(asyncapi()), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=False
+    )
+    contents[HERE / "asyncapi.yaml"] = (
+        f"# Generated by `python -m schemas.generate`; change the models instead.\n{document}"
+    )
     return contents
 
 
 def drift() -> list[str]:
-    """Return what on disk is not what the models say: stale, missing and left-over files, by name."""
+    """Return what on disk is not what the models say.
+
+    Stale, missing and left-over files, by name.
+    """
     wanted = files()
-    stale = [path for path, content in wanted.items() if not path.exists() or path.read_text("utf-8") != content]
+    stale = [
+        path
+        for path, content in wanted.items()
+        if not path.exists() or path.read_text("utf-8") != content
+    ]
     left_over = [path for path in (HERE / "json").glob("*.json") if path not in wanted]
     return sorted(path.relative_to(HERE.parent).as_posix() for path in [*stale, *left_over])
 
@@ -302,7 +380,9 @@ def drift() -> list[str]:
 def main() -> int:
     """Write the files, or with --check name those that differ. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m schemas.generate", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when something would change")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when something would change"
+    )
     if parser.parse_args().check:
         differing = drift()
         for name in differing:

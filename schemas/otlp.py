@@ -1,19 +1,24 @@
-"""OpenTelemetry's own records: what the Collector's Kafka exporter writes as `otlp_json` and `otlp_proto`.
+"""OpenTelemetry's own records.
+
+What the Collector's Kafka exporter writes as `otlp_json` and `otlp_proto`.
 
 A record is one export and holds many events:
 
 - logs: each record named `feature_flag.evaluation` is an evaluation;
-- spans: each span event of that name is an evaluation; a span of kind SERVER is an outcome, with the flags evaluated in its
-  own events. Without any it is an outcome to be joined, if the span has `feature_flag.context.id`; without that it is not ours.
+- spans: each span event of that name is an evaluation; a span of kind SERVER is an outcome, with
+  the flags evaluated in its own events. Without any it is an outcome to be joined, if the span has
+  `feature_flag.context.id`; without that it is not ours.
 
-Everything else in a record is somebody else's and passed over. One event that cannot be used costs none of the others: it is
-told of, and they are used. What an export says is read with the contract's names (`evaluation.py`, `outcome.py`); a span has
-failed when it has `error.type` or the status ERROR.
+Everything else in a record is somebody else's and passed over. One event that cannot be used costs
+none of the others: it is told of, and they are used. What an export says is read with the
+contract's names (`evaluation.py`, `outcome.py`); a span has failed when it has `error.type` or the
+status ERROR.
 
-Bounds: 1 MiB (Kafka's own), 10,000 log records, spans and span events, 100,000 attributes. Protobuf's parser refuses nesting
-beyond 100, JSON's what Python cannot nest.
+Bounds: 1 MiB (Kafka's own), 10,000 log records, spans and span events, 100,000 attributes.
+Protobuf's parser refuses nesting beyond 100, JSON's what Python cannot nest.
 
-Source: opentelemetry-proto 1.9 (`logs.proto`, `trace.proto`), its JSON mapping; semantic conventions 1.44.
+Source: opentelemetry-proto 1.9 (`logs.proto`, `trace.proto`), its JSON mapping; semantic
+conventions 1.44.
 """
 
 from __future__ import annotations
@@ -43,10 +48,13 @@ from schemas.wire import Readable
 MAX_BYTES = 1024 * 1024
 #: Log records, spans and span events in one record; the Collector's batches have 8,192 by default.
 MAX_ITEMS = 10_000
-#: Of all of these together: real ones take more than ten bytes each, empty ones are there to keep us busy.
+# : Of all of these together: real ones take more than ten bytes each, empty ones are there to keep
+# us busy.
 MAX_ATTRIBUTES = 100_000
 
-EVENT_NAMES = frozenset({"feature_flag.evaluation", "feature_flag"})  # the second is the older hooks'
+EVENT_NAMES = frozenset(
+    {"feature_flag.evaluation", "feature_flag"}
+)  # the second is the older hooks'
 _SERVER = 2  # SPAN_KIND_SERVER
 _ERROR = 2  # STATUS_CODE_ERROR
 
@@ -57,14 +65,20 @@ _CONVERSIONS = "rolloutd.conversions"
 _NAME = "event.name"  # where the name stood before it had a field
 _BODY_VALUE = "value"
 #: What tells the variant, first one first: see `Evaluation.variant`.
-_VARIANTS = ("feature_flag.result.variant", "feature_flag.variant", "feature_flag.result.value", _BODY_VALUE)
+_VARIANTS = (
+    "feature_flag.result.variant",
+    "feature_flag.variant",
+    "feature_flag.result.value",
+    _BODY_VALUE,
+)
 _OF_EVALUATION = frozenset({_KEY, _CONTEXT, _ERROR_TYPE, _NAME, *_VARIANTS})
 _OF_RESOURCE = frozenset({_CONTEXT})
 _OF_SPAN = frozenset({_CONTEXT, _ERROR_TYPE, _CONVERSIONS})
 
 _NEVER_NAMED = "not a name; use up to 128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit"
 
-# --- JSON -----------------------------------------------------------------------------------------------------------------
+# --- JSON
+# --------------------------------------------------------------------------------------------------
 
 _Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # until the year 2262
 
@@ -153,7 +167,10 @@ class _Traces(_Struct):
 
 
 def _plain_json(value: _Any | None) -> Any:
-    """Return what a JSON value says: text, a number, a list or a mapping; None for nothing, and for bytes."""
+    """Return what a JSON value says: text, a number, a list or a mapping.
+
+    None for nothing, and for bytes.
+    """
     if value is None:
         return None
     if value.string_value is not None:
@@ -165,9 +182,15 @@ def _plain_json(value: _Any | None) -> Any:
     if value.double_value is not None:
         return value.double_value
     if value.array_value is not None:
-        return [_scalar_json(one) for one in islice(value.array_value.values or (), MAX_CONVERSIONS + 1)]
+        return [
+            _scalar_json(one) for one in islice(value.array_value.values or (), MAX_CONVERSIONS + 1)
+        ]
     if value.kvlist_value is not None:
-        return {one.key: _scalar_json(one.value) for one in value.kvlist_value.values or () if one.key == _BODY_VALUE}
+        return {
+            one.key: _scalar_json(one.value)
+            for one in value.kvlist_value.values or ()
+            if one.key == _BODY_VALUE
+        }
     return None
 
 
@@ -185,7 +208,8 @@ def json_encoding() -> Encoding:
     return Encoding(logs, traces, _plain_json, "otlp_json")
 
 
-# --- protobuf -------------------------------------------------------------------------------------------------------------
+# --- protobuf
+# --------------------------------------------------------------------------------------------------
 
 
 @lru_cache(1)
@@ -214,16 +238,23 @@ def protobuf_encoding() -> Encoding:
         if kind == "array_value":
             return [scalar(one) for one in islice(value.array_value.values, MAX_CONVERSIONS + 1)]
         if kind == "kvlist_value":
-            return {one.key: scalar(one.value) for one in value.kvlist_value.values if one.key == _BODY_VALUE}
+            return {
+                one.key: scalar(one.value)
+                for one in value.kvlist_value.values
+                if one.key == _BODY_VALUE
+            }
         return getattr(value, kind)
 
     def scalar(value: Any) -> Any:
-        return None if value.WhichOneof("value") in ("array_value", "kvlist_value") else plain(value)
+        return (
+            None if value.WhichOneof("value") in ("array_value", "kvlist_value") else plain(value)
+        )
 
     return Encoding(logs, traces, plain, "otlp_proto")
 
 
-# --- both -----------------------------------------------------------------------------------------------------------------
+# --- both
+# --------------------------------------------------------------------------------------------------
 
 
 class _Problems:
@@ -243,7 +274,9 @@ class _Problems:
         if self.first is None:
             return None
         reason, problem, mend = self.first.args
-        return RecordRefused(reason, f"{self.count} of {self.count + used} events; the first: {problem}", mend)
+        return RecordRefused(
+            reason, f"{self.count} of {self.count + used} events; the first: {problem}", mend
+        )
 
 
 class _Evaluated(NamedTuple):
@@ -311,7 +344,9 @@ class Encoding:
         try:
             for span, common in self._spans(record.value):
                 named = [event for event in span.events or () if event.name in EVENT_NAMES]
-                of_span = self._attributes(span.attributes, _OF_SPAN).get(_CONTEXT) if named else None
+                of_span = (
+                    self._attributes(span.attributes, _OF_SPAN).get(_CONTEXT) if named else None
+                )
                 for event in named:
                     try:
                         evaluated = _evaluated(self._attributes(event.attributes, _OF_EVALUATION))
@@ -332,7 +367,10 @@ class Encoding:
         *,
         latest_ms: int = MAX_TIME_MS,
     ) -> Contents[OutcomeFields]:
-        """Return the outcomes among spans: one a context that evaluated something in a server span, nearly always one."""
+        """Return the outcomes among spans.
+
+        One a context that evaluated something in a server span, nearly always one.
+        """
         problems = _Problems()
         events: list[OutcomeFields] = []
         try:
@@ -353,7 +391,10 @@ class Encoding:
         timestamp_ms: int,
         latest_ms: int,
     ) -> list[OutcomeFields]:
-        """Return a server span's outcomes; none when no context is named, by `common` either. Raises RecordRefused."""
+        """Return a server span's outcomes; none when no context is named, by `common` either.
+
+        Raises RecordRefused.
+        """
         found = self._attributes(span.attributes, _OF_SPAN)
         common = found.get(_CONTEXT) or common
         flags: dict[str, dict[tuple[str, str], None]] = {}
@@ -368,23 +409,44 @@ class Encoding:
                 return []
             flags[_context(common)] = {}
         if sum(map(len, flags.values())) > MAX_FLAGS:
-            refuse(QuarantineReason.INVALID, f"a span with more than {MAX_FLAGS} flags", "evaluate fewer in one request")
-        is_error = found.get(_ERROR_TYPE) is not None or (span.status is not None and span.status.code == _ERROR)
+            refuse(
+                QuarantineReason.INVALID,
+                f"a span with more than {MAX_FLAGS} flags",
+                "evaluate fewer in one request",
+            )
+        is_error = found.get(_ERROR_TYPE) is not None or (
+            span.status is not None and span.status.code == _ERROR
+        )
         time_ms = _time_ms(span.end_time_unix_nano, timestamp_ms, latest_ms)
         latency_ms = _latency_ms(span)
         conversions = _conversions(found.get(_CONVERSIONS))
-        return [(context, time_ms, tuple(named), is_error, latency_ms, conversions) for context, named in flags.items()]
+        return [
+            (context, time_ms, tuple(named), is_error, latency_ms, conversions)
+            for context, named in flags.items()
+        ]
 
-    def _attributes(self, attributes: Sequence[Any] | None, wanted: frozenset[str]) -> dict[str, Any]:
+    def _attributes(
+        self, attributes: Sequence[Any] | None, wanted: frozenset[str]
+    ) -> dict[str, Any]:
         plain = self.plain
         return {one.key: plain(one.value) for one in attributes or () if one.key in wanted}
 
     def _common(self, resource: Any) -> Any:
-        """Return the context that a whole resource belongs to, as the Collector's groupbyattrs moves it there, if any."""
-        return None if resource is None else self._attributes(resource.attributes, _OF_RESOURCE).get(_CONTEXT)
+        """Return the context that a whole resource belongs to.
+
+        As the Collector's groupbyattrs moves it there, if any.
+        """
+        return (
+            None
+            if resource is None
+            else self._attributes(resource.attributes, _OF_RESOURCE).get(_CONTEXT)
+        )
 
     def _logs(self, value: bytes | None) -> Iterator[tuple[Any, Any]]:
-        """Yield the log records of an export, each with its resource's context. Raises RecordRefused."""
+        """Yield the log records of an export, each with its resource's context.
+
+        Raises RecordRefused.
+        """
         resources = self._decoded(self.decode_logs, value).resource_logs
         if not resources:
             self._is_no_export("logs")
@@ -444,14 +506,19 @@ class Encoding:
         try:
             return decode(value)
         except (ValueError, RecursionError) as error:
-            refuse(QuarantineReason.NOT_OTLP, str(error), f"set the exporter's encoding to {self.name}, or mend kafka.formats")
+            refuse(
+                QuarantineReason.NOT_OTLP,
+                str(error),
+                f"set the exporter's encoding to {self.name}, or mend kafka.formats",
+            )
 
 
 def _check_size(items: int, attributes: int) -> None:
     if items > MAX_ITEMS or attributes > MAX_ATTRIBUTES:
         refuse(
             QuarantineReason.TOO_LARGE,
-            f"more than {MAX_ITEMS} log records, spans and span events, or {MAX_ATTRIBUTES} attributes",
+            f"more than {MAX_ITEMS} log records, spans and span events, or "
+            f"{MAX_ATTRIBUTES} attributes",
             "lower the Collector's send_batch_max_size",
         )
 
@@ -462,33 +529,55 @@ def _is_name(text: str) -> bool:
 
 
 def _evaluated(found: Mapping[str, Any]) -> _Evaluated | None:
-    """Return an evaluation by its attributes; None for one that failed and served nothing. Raises RecordRefused."""
+    """Return an evaluation by its attributes; None for one that failed and served nothing.
+
+    Raises RecordRefused.
+    """
     flag_key = found.get(_KEY)
     if not isinstance(flag_key, str) or not _is_name(flag_key):
         refuse(QuarantineReason.INVALID, f"{_KEY} is {flag_key!r}", _NEVER_NAMED)
     context_id = found.get(_CONTEXT)
     if context_id is not None and not isinstance(context_id, str):
-        refuse(QuarantineReason.INVALID, f"{_CONTEXT} is {type(context_id).__name__}", "send it as text")
+        refuse(
+            QuarantineReason.INVALID,
+            f"{_CONTEXT} is {type(context_id).__name__}",
+            "send it as text",
+        )
     variant = next((found[name] for name in _VARIANTS if found.get(name) is not None), None)
     if variant is None and found.get(_ERROR_TYPE) is not None:
         return None
     if isinstance(variant, bool):
         variant = "true" if variant else "false"
     if not isinstance(variant, str) or not _is_name(variant):
-        refuse(QuarantineReason.INVALID, f"the variant is {variant!r}", "send feature_flag.result.variant, a name")
+        refuse(
+            QuarantineReason.INVALID,
+            f"the variant is {variant!r}",
+            "send feature_flag.result.variant, a name",
+        )
     return _Evaluated(context_id, flag_key, variant)
 
 
 def _context(context_id: Any) -> str:
     if context_id is None:
-        refuse(QuarantineReason.NO_CONTEXT, f"no {_CONTEXT}", "set it on the event or on its span: it is the targeting key")
+        refuse(
+            QuarantineReason.NO_CONTEXT,
+            f"no {_CONTEXT}",
+            "set it on the event or on its span: it is the targeting key",
+        )
     if not isinstance(context_id, str) or not is_context_id(context_id):
-        refuse(QuarantineReason.INVALID, f"not a context id: {context_id!r}", "send 1 to 256 characters, none of control")
+        refuse(
+            QuarantineReason.INVALID,
+            f"not a context id: {context_id!r}",
+            "send 1 to 256 characters, none of control",
+        )
     return context_id
 
 
 def _time_ms(nanoseconds: int, timestamp_ms: int, latest_ms: int) -> int:
-    """Return an event's time; the record's own timestamp where the event has none. Raises RecordRefused."""
+    """Return an event's time; the record's own timestamp where the event has none.
+
+    Raises RecordRefused.
+    """
     time_ms = nanoseconds // 1_000_000 if nanoseconds else timestamp_ms
     return check_time(time_ms, timestamp_ms, latest_ms)
 
@@ -499,7 +588,9 @@ def _latency_ms(span: Any) -> float | None:
     nanoseconds = span.end_time_unix_nano - span.start_time_unix_nano
     if not 0 <= nanoseconds <= MAX_DURATION_SECONDS * 1_000_000_000:
         refuse(QuarantineReason.INVALID, f"a span took {nanoseconds} ns", "mend the clock")
-    return float(nanoseconds / 1e9 * 1000.0)  # by way of seconds, so that the last bit is that of an outcome that says so
+    return float(
+        nanoseconds / 1e9 * 1000.0
+    )  # by way of seconds, so that the last bit is that of an outcome that says so
 
 
 def _conversions(value: Any) -> Sequence[str]:
@@ -510,5 +601,9 @@ def _conversions(value: Any) -> Sequence[str]:
         or len(value) > MAX_CONVERSIONS
         or not all(isinstance(one, str) and _is_name(one) for one in value)
     ):
-        refuse(QuarantineReason.INVALID, f"{_CONVERSIONS} is no list of at most {MAX_CONVERSIONS} names", _NEVER_NAMED)
+        refuse(
+            QuarantineReason.INVALID,
+            f"{_CONVERSIONS} is no list of at most {MAX_CONVERSIONS} names",
+            _NEVER_NAMED,
+        )
     return tuple(dict.fromkeys(value))

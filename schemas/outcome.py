@@ -1,7 +1,8 @@
 """The event an app emits when a request is over: how it ended, how long it took, what it led to.
 
-Attribute names are OpenTelemetry's where it has one (HTTP server conventions, stable); two are ours: the flags that were
-evaluated during the request, and the conversions. Attributes that are not listed here are ignored.
+Attribute names are OpenTelemetry's where it has one (HTTP server conventions, stable); two are
+ours: the flags that were evaluated during the request, and the conversions. Attributes that are not
+listed here are ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ MAX_DURATION_SECONDS = 86_400
 
 
 def _informative(**schema: Any) -> dict[str, Any]:
-    return {"description": "Recommended by OpenTelemetry; not read by rolloutd, never a reason to refuse.", **schema}
+    return {
+        "description": "Recommended by OpenTelemetry; not read by rolloutd, never a reason to refuse.",
+        **schema,
+    }
 
 
 class EvaluatedFlag(BaseModel):
@@ -58,20 +62,34 @@ class Outcome(BaseModel):
         alias="error.type",
         min_length=1,
         max_length=MAX_ATTRIBUTE,
-        description="Why the request failed: a status code as text, an exception's name or _OTHER. Absent: it succeeded.",
+        description="Why the request failed: a status code as text, an exception's name or _OTHER. "
+        "Absent: it succeeded.",
     )
-    flags: Annotated[tuple[EvaluatedFlag, ...], Field(max_length=MAX_FLAGS, strict=False)] | None = Field(
+    flags: (
+        Annotated[tuple[EvaluatedFlag, ...], Field(max_length=MAX_FLAGS, strict=False)] | None
+    ) = Field(
         default=None,
         alias="rolloutd.flags",
-        description="The flags evaluated in the request. Absent or empty: joined by context to its last evaluations.",
+        description="The flags evaluated in the request. Absent or empty: joined by context to its "
+        "last evaluations.",
     )
-    conversions: Annotated[tuple[Name, ...], Field(max_length=MAX_CONVERSIONS, strict=False)] | None = Field(
-        default=None, alias="rolloutd.conversions", description="What the request led to, such as `checkout`."
+    conversions: (
+        Annotated[tuple[Name, ...], Field(max_length=MAX_CONVERSIONS, strict=False)] | None
+    ) = Field(
+        default=None,
+        alias="rolloutd.conversions",
+        description="What the request led to, such as `checkout`.",
     )
     status_code: Any = Field(
         default=None,
         alias="http.response.status_code",
         json_schema_extra=_informative(type=["integer", "null"], minimum=100, maximum=599),
     )
-    route: Any = Field(default=None, alias="http.route", json_schema_extra=_informative(type=["string", "null"]))
-    method: Any = Field(default=None, alias="http.request.method", json_schema_extra=_informative(type=["string", "null"]))
+    route: Any = Field(
+        default=None, alias="http.route", json_schema_extra=_informative(type=["string", "null"])
+    )
+    method: Any = Field(
+        default=None,
+        alias="http.request.method",
+        json_schema_extra=_informative(type=["string", "null"]),
+    )

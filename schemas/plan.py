@@ -1,7 +1,7 @@
 """A plan as people write it, in YAML or JSON: the declared journey of one flag.
 
-Here is the form: names, types, ranges and shorthand. Whether a plan can work (stages rising, samples reachable) is told by
-`controller.plans.lint`, with line and mend.
+Here is the form: names, types, ranges and shorthand. Whether a plan can work (stages rising,
+samples reachable) is told by `controller.plans.lint`, with line and mend.
 """
 
 from __future__ import annotations
@@ -45,8 +45,18 @@ from schemas.terms import (
 TYPE = "io.rolloutd.plan.v1"
 
 #: Metrics that need no declaration; conversions are named by the apps, as `conversion:<name>`.
-METRICS = ("error_rate", "latency", "latency_p50", "latency_p90", "latency_p95", "latency_p99", "latency_p999")
-METRIC_PATTERN = r"^(error_rate|latency(?:_p(?:50|90|95|99|999))?|conversion:[A-Za-z0-9][A-Za-z0-9._:-]{0,116})$"
+METRICS = (
+    "error_rate",
+    "latency",
+    "latency_p50",
+    "latency_p90",
+    "latency_p95",
+    "latency_p99",
+    "latency_p999",
+)
+METRIC_PATTERN = (
+    r"^(error_rate|latency(?:_p(?:50|90|95|99|999))?|conversion:[A-Za-z0-9][A-Za-z0-9._:-]{0,116})$"
+)
 _METRIC = re.compile(METRIC_PATTERN[:-1] + r"\Z", re.ASCII)
 
 
@@ -55,12 +65,18 @@ def _known_metric(metric: str) -> str:
     if _METRIC.match(metric):
         return metric
     near = difflib.get_close_matches(metric[:40], METRICS, n=1)
-    meant = f"did you mean {near[0]}?" if near else f"known are {', '.join(METRICS)} and conversion:<name>"
+    meant = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"known are {', '.join(METRICS)} and conversion:<name>"
+    )
     raise ValueError(f"unknown metric {metric[:80]!r}; {meant}")
 
 
 Metric = Annotated[
-    str, AfterValidator(_known_metric), Field(json_schema_extra={"pattern": METRIC_PATTERN}, examples=list(METRICS))
+    str,
+    AfterValidator(_known_metric),
+    Field(json_schema_extra={"pattern": METRIC_PATTERN}, examples=list(METRICS)),
 ]
 
 
@@ -114,19 +130,22 @@ class Variants(Strict):
     control: Name = "off"
     unassigned: Name = Field(
         default="unassigned",
-        description="Served, with control's value, to contexts in neither arm: outside the stage's audience, or outside an "
+        description="Served, with control's value, to contexts in neither arm: outside the stage's "
+        "audience, or outside an "
         "equal-size control arm. Not counted.",
     )
     split: list[VariantShare] = Field(
         default=[],
         max_length=20,
-        description="Divides treatment among several variants by weight; together they are the treatment arm. Fixed for a "
+        description="Divides treatment among several variants by weight; together they are the "
+        "treatment arm. Fixed for a "
         "rollout, so that nobody changes variants.",
     )
     values: Annotated[dict[Name, JsonValue], BeforeValidator(_of_bounded_size)] = Field(
         default={},
         max_length=21,
-        description="What apps get, by variant: a boolean, string, number or object each, all of one type. Default: true for "
+        description="What apps get, by variant: a boolean, string, number or object each, all of one "
+        "type. Default: true for "
         "treatment, false for control. Together at most 64 KiB, at most 10 deep; integers to 2^53.",
     )
 
@@ -138,7 +157,9 @@ class StageDocument(Strict):
         description="Share of the audience in treatment, 0 < percent <= 100, in steps of 0.01.",
         json_schema_extra={"exclusiveMinimum": 0, "maximum": 100},
     )
-    bake: Duration = Field(description="The least time the stage gathers evidence, from the end of `settle`.")
+    bake: Duration = Field(
+        description="The least time the stage gathers evidence, from the end of `settle`."
+    )
     settle: Duration = Field(
         default=parse_duration("1m"),
         validate_default=True,
@@ -148,24 +169,29 @@ class StageDocument(Strict):
     min_sample: Annotated[int, Field(strict=True, ge=-(10**9), le=10**9)] = Field(
         default=100,
         json_schema_extra={"minimum": 1},
-        description="Distinct contexts per arm before anything is concluded. Below about 100 an error rate of 1 % has "
+        description="Distinct contexts per arm before anything is concluded. Below about 100 an error "
+        "rate of 1 % has "
         "one error to show.",
     )
     max_bake: Duration | None = Field(
         default=None,
-        description="Past it an undecided gate pauses the rollout. None: three times `bake`, or ten years.",
+        description="Past it an undecided gate pauses the rollout. None: three times `bake`, or ten "
+        "years.",
     )
     approval: Approval = Field(
-        default=Approval.NOT_REQUIRED, description="Whether a person must agree before the stage is left."
+        default=Approval.NOT_REQUIRED,
+        description="Whether a person must agree before the stage is left.",
     )
     audience: Name | None = Field(
         default=None,
-        description="Whom `percent` is a share of: one of `audiences`. None: everybody. Audiences of earlier stages keep what "
+        description="Whom `percent` is a share of: one of `audiences`. None: everybody. Audiences of "
+        "earlier stages keep what "
         "they have got.",
     )
     control: ControlArm = Field(
         default=ControlArm.REST,
-        description="Who is compared with treatment: the rest of the audience, or as many contexts as treatment has.",
+        description="Who is compared with treatment: the rest of the audience, or as many contexts as "
+        "treatment has.",
     )
 
     @property
@@ -184,18 +210,25 @@ SMALLEST_LIMIT = 1e-6
 
 
 class Comparison(Strict):
-    """How treatment may differ from control: 0.1, or `10%`, tolerates a metric that is 10 % worse than control's.
+    """How treatment may differ from control.
 
-    With `in_points` the margins are of the metric itself: 0.005, or `0.5pp`, tolerates 1.5 % of errors where control has 1 %.
+    0.1, or `10%`, tolerates a metric that is 10 % worse than control's.
+
+    With `in_points` the margins are of the metric itself: 0.005, or `0.5pp`, tolerates 1.5 % of
+    errors where control has 1 %.
     """
 
     margin: Margin
     gate_margin: Margin | None = Field(
         default=None,
-        description="The margin a gate asks for. None: 100 %, 50 %, 25 % by stage, tighter as it widens; in points four times, "
+        description="The margin a gate asks for. None: 100 %, 50 %, 25 % by stage, tighter as it "
+        "widens; in points four times, "
         "twice, once the margin.",
     )
-    in_points: Switch = Field(default=False, description="Margins are percentage points of the metric, not parts of control's.")
+    in_points: Switch = Field(
+        default=False,
+        description="Margins are percentage points of the metric, not parts of control's.",
+    )
 
 
 Limit = Annotated[
@@ -212,10 +245,13 @@ class GuardrailDocument(Strict):
     role: MetricRole = MetricRole.GUARDRAIL
     limit: Limit | None = Field(
         default=None,
-        description="Absolute bound: a share in [0, 1] (or `1%`) of error_rate and conversions, milliseconds (or "
+        description="Absolute bound: a share in [0, 1] (or `1%`) of error_rate and conversions, "
+        "milliseconds (or "
         "`200ms`) of latency.",
     )
-    compare: Comparison | None = Field(default=None, description="Comparison with control; none without it.")
+    compare: Comparison | None = Field(
+        default=None, description="Comparison with control; none without it."
+    )
     on_breach: OnBreach = OnBreach.ROLL_BACK
     from_percent: Percentage = Field(
         default=0.0,
@@ -223,7 +259,8 @@ class GuardrailDocument(Strict):
     )
     to_percent: Percentage | None = Field(
         default=None,
-        description="And of at most this one. None: to the end; without `limit`, while there is a control.",
+        description="And of at most this one. None: to the end; without `limit`, while there is a "
+        "control.",
     )
 
     @model_validator(mode="before")
@@ -243,12 +280,21 @@ class GuardrailDocument(Strict):
 
 
 def _margins(compare: dict[str, Any]) -> dict[str, Any]:
-    """Return a comparison whose margins are numbers; both are written in the same unit. Raises ValueError."""
+    """Return a comparison whose margins are numbers; both are written in the same unit.
+
+    Raises ValueError.
+    """
     written = {name: raw for name, raw in compare.items() if isinstance(raw, str)}
-    points = {name: share for name, raw in written.items() if (share := parse_points(raw)) is not None}
-    shares = {name: share for name, raw in written.items() if (share := parse_share(raw)) is not None}
+    points = {
+        name: share for name, raw in written.items() if (share := parse_points(raw)) is not None
+    }
+    shares = {
+        name: share for name, raw in written.items() if (share := parse_share(raw)) is not None
+    }
     if points and shares:
-        raise ValueError("margin and gate_margin have different units: write both as in 10%, or both as in 0.5pp")
+        raise ValueError(
+            "margin and gate_margin have different units: write both as in 10%, or both as in 0.5pp"
+        )
     return {**compare, **shares, **points, **({"in_points": True} if points else {})}
 
 
@@ -270,8 +316,15 @@ def _limit(metric: str, text: str) -> float:
 _MAX_SHORTHAND = 200
 _CLAUSE = re.compile(r"\s*([<>])\s*(?:control\s*([+-])\s*)?([0-9][^<>]*?)\s*", re.ASCII)
 _TIMES_CONTROL = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*[x×*]?\s*control\b")
-_SHORTHANDS = ["error_rate < 1%", "latency_p99 < 200ms", "error_rate < control + 10%", "latency < control + 10%"]
-_SHORTHAND_HELP = "write it as in `error_rate < 1%`, `latency_p99 < 200ms` or `error_rate < control + 10%`"
+_SHORTHANDS = [
+    "error_rate < 1%",
+    "latency_p99 < 200ms",
+    "error_rate < control + 10%",
+    "latency < control + 10%",
+]
+_SHORTHAND_HELP = (
+    "write it as in `error_rate < 1%`, `latency_p99 < 200ms` or `error_rate < control + 10%`"
+)
 
 
 def _as_difference(times: re.Match[str]) -> str:
@@ -281,11 +334,12 @@ def _as_difference(times: re.Match[str]) -> str:
 
 
 def guardrail_from_shorthand(value: Any) -> Any:
-    """Return the mapping that a line like `error_rate < 1% and < control + 10%` stands for; other values as they are.
+    """Return the mapping that a line like `error_rate < 1% and < control + 10%` stands for.
 
-    `< 1.1x control` is another way to write `< control + 10%`.
-    Conversions are better when higher, so theirs read `conversion:purchase > 2%` and `> control - 5%`.
-    Raises ValueError.
+    Other values as they are.
+
+    `< 1.1x control` is another way to write `< control + 10%`. Conversions are better when higher,
+    so theirs read `conversion:purchase > 2%` and `> control - 5%`. Raises ValueError.
     """
     if not isinstance(value, str):
         return value
@@ -303,7 +357,9 @@ def guardrail_from_shorthand(value: Any) -> Any:
         if part is None:
             raise ValueError(f"{clause.strip()[:80]!r} is no bound: {_SHORTHAND_HELP}")
         if part[1] != good or part[2] not in (None, worse):
-            raise ValueError(f"{metric} is harmed the other way round: write `{good}` and `control {worse} ...`")
+            raise ValueError(
+                f"{metric} is harmed the other way round: write `{good}` and `control {worse} ...`"
+            )
         name = "limit" if part[2] is None else "compare"
         if name in fields:
             raise ValueError(f"{value[:80]!r} has two bounds of one kind: keep one")
@@ -314,7 +370,10 @@ def guardrail_from_shorthand(value: Any) -> Any:
         elif (points := parse_points(part[3])) is not None:
             fields["compare"] = {"margin": points, "in_points": True}
         else:
-            raise ValueError(f"{part[3][:40]!r} is no margin: write it as in `control {worse} 10%` or `control {worse} 0.5pp`")
+            raise ValueError(
+                f"{part[3][:40]!r} is no margin: write it as in `control {worse} 10%` or "
+                f"`control {worse} 0.5pp`"
+            )
     return fields
 
 
@@ -331,22 +390,30 @@ Guardrail = Annotated[
 ]
 
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-ClockTime = Annotated[str, Field(pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$", examples=["17:00"])]
+ClockTime = Annotated[
+    str, Field(pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$", examples=["17:00"])
+]
 
 
 class FreezeWindowDocument(Strict):
     """A recurring time in which nothing advances. It never delays a rollback."""
 
-    days: list[Weekday] = Field(min_length=1, max_length=7, description="The days on which the window starts.")
+    days: list[Weekday] = Field(
+        min_length=1, max_length=7, description="The days on which the window starts."
+    )
     begins: ClockTime = Field(alias="from", description="Local time, 00:00 to 23:59.")
     ends: ClockTime | None = Field(
-        default=None, alias="to", description="Local time; not after `from`: on the next day. Or give `lasts`."
+        default=None,
+        alias="to",
+        description="Local time; not after `from`: on the next day. Or give `lasts`.",
     )
     lasts: Annotated[Duration, at_most("7d")] | None = Field(
         default=None,
         description="Length in whole minutes, for windows beyond a day; at most a week.",
     )
-    timezone: str = Field(default="UTC", max_length=64, description="IANA name, as in Europe/Berlin.")
+    timezone: str = Field(
+        default="UTC", max_length=64, description="IANA name, as in Europe/Berlin."
+    )
 
     @model_validator(mode="after")
     def _has_one_end(self) -> FreezeWindowDocument:
@@ -355,7 +422,9 @@ class FreezeWindowDocument(Strict):
             raise ValueError("a freeze window needs one of `to` and `lasts`")
         if self.begins == "24:00":
             raise ValueError("a freeze window that starts at 24:00 starts at 00:00 of the next day")
-        if self.lasts is not None and (self.lasts < parse_duration("1m") or self.lasts % parse_duration("1m")):
+        if self.lasts is not None and (
+            self.lasts < parse_duration("1m") or self.lasts % parse_duration("1m")
+        ):
             raise ValueError("`lasts` is in whole minutes, at least one")
         return self
 
@@ -397,7 +466,10 @@ _MAX_MOMENT = 64
 
 
 def _comparable_moment(value: Any) -> str:
-    """Return a date, or a moment in UTC to the second, as the text that contexts' attributes are compared with."""
+    """Return a date, or a moment in UTC to the second.
+
+    As the text that contexts' attributes are compared with.
+    """
     refusal = f"{str(value)[:40]!r} is no moment; write it as in 2026-03-01 or 2026-03-01T12:00:00Z"
     if not isinstance(value, str) or len(value) > _MAX_MOMENT:
         raise ValueError(refusal)
@@ -411,7 +483,9 @@ def _comparable_moment(value: Any) -> str:
     if written.tzinfo is None:
         raise ValueError(refusal)
     if moment.microsecond:
-        raise ValueError(f"{value[:40]!r} is finer than a second; moments are compared to the second")
+        raise ValueError(
+            f"{value[:40]!r} is finer than a second; moments are compared to the second"
+        )
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -429,41 +503,60 @@ _ComparableMoment = Annotated[
 
 def _version_range(text: str) -> str:
     if not _VERSION_RANGE.match(text):
-        raise ValueError(f"{text[:40]!r} is no version range; write it as in `>= 2.4.0`, `^2.0.0` or `~2.4.0`")
+        raise ValueError(
+            f"{text[:40]!r} is no version range; write it as in `>= 2.4.0`, `^2.0.0` or `~2.4.0`"
+        )
     return text
 
 
 class ConditionDocument(Strict):
-    """One thing that must be so of a context's attribute; a missing attribute, or one of another type, is never so.
+    """One thing that must be so of a context's attribute.
+
+    A missing attribute, or one of another type, is never so.
 
     Exactly one of the operators is given.
     """
 
     attribute: Annotated[str, Field(pattern=ATTRIBUTE_PATTERN)] = Field(
-        description="A top-level attribute of the evaluation context; `targetingKey` is the context's id."
+        description="A top-level attribute of the evaluation context; `targetingKey` is the context's "
+        "id."
     )
     eq: _Scalar | None = Field(default=None, description="Equal, and of the same type.")
-    one_of: list[_Scalar] | None = Field(default=None, alias="in", min_length=1, max_length=2000, description="Equal to one.")
+    one_of: list[_Scalar] | None = Field(
+        default=None, alias="in", min_length=1, max_length=2000, description="Equal to one."
+    )
     gte: _Fraction | None = Field(default=None, description="A number of at least this.")
     lte: _Fraction | None = Field(default=None, description="A number of at most this.")
-    starts_with: _Texts | None = Field(default=None, description="A text that starts with this, or with one of these.")
-    ends_with: _Texts | None = Field(default=None, description="A text that ends with this, or with one of these.")
+    starts_with: _Texts | None = Field(
+        default=None, description="A text that starts with this, or with one of these."
+    )
+    ends_with: _Texts | None = Field(
+        default=None, description="A text that ends with this, or with one of these."
+    )
     sem_ver: Annotated[str, Field(max_length=100), AfterValidator(_version_range)] | None = Field(
         default=None,
-        description="A version in this range. Versions as in SemVer 2.0; `v` in front and missing numbers are allowed.",
+        description="A version in this range. Versions as in SemVer 2.0; `v` in front and missing "
+        "numbers are allowed.",
         examples=[">= 2.4.0", "^2.0.0", "~2.4.0"],
     )
     before: _ComparableMoment | None = Field(
-        default=None, description="A date, or RFC 3339 time in UTC, before this one. Compared to the second, as written."
+        default=None,
+        description="A date, or RFC 3339 time in UTC, before this one. Compared to the second, as "
+        "written.",
     )
-    after: _ComparableMoment | None = Field(default=None, description="A date, or RFC 3339 time in UTC, of this one or later.")
+    after: _ComparableMoment | None = Field(
+        default=None, description="A date, or RFC 3339 time in UTC, of this one or later."
+    )
 
     @model_validator(mode="after")
     def _has_one_operator(self) -> ConditionDocument:
         given = [operator.value for operator in Operator if self.operand(operator) is not None]
         if len(given) != 1:
             names = ", ".join(operator.value for operator in Operator)
-            raise ValueError(f"{' and '.join(given) or 'no operator'} in one condition; write exactly one of {names}")
+            raise ValueError(
+                f"{' and '.join(given) or 'no operator'} in one condition; write exactly "
+                f"one of {names}"
+            )
         return self
 
     def operand(self, operator: Operator) -> Any:
@@ -472,7 +565,10 @@ class ConditionDocument(Strict):
 
 
 def _clauses(value: Any) -> Any:
-    """Return conditions that all must hold as the one list of such; lists of conditions as they are."""
+    """Return conditions that all must hold as the one list of such.
+
+    Lists of conditions as they are.
+    """
     if not isinstance(value, list) or any(isinstance(item, list) for item in value):
         return value
     return [value]
@@ -521,14 +617,18 @@ class PlanDocument(Strict):
     type: FlagType = FlagType.RELEASE
     variants: Variants = Variants()
     audiences: dict[Name, AudienceDocument] = Field(
-        default={}, max_length=50, description="Groups of contexts that stages name, by their attributes."
+        default={},
+        max_length=50,
+        description="Groups of contexts that stages name, by their attributes.",
     )
     stages: list[StageDocument] = Field(max_length=100)
     guardrails: list[Guardrail] = Field(default=[], max_length=50)
     advisor: AdvisorDocument = AdvisorDocument()
     freeze_windows: list[FreezeWindowDocument] = Field(default=[], max_length=50)
     health: dict[HealthGap, GapPolicy] = Field(
-        default={}, description="What a gap in the evidence does at a gate. Default: pause on srm, wait on the others."
+        default={},
+        description="What a gap in the evidence does at a gate. Default: pause on srm, wait on the "
+        "others.",
     )
     alpha: Number = Field(
         default=0.01,
@@ -553,7 +653,8 @@ class PlanDocument(Strict):
         description="Past it a running rollout pauses and asks for its owner.",
     )
     blind: Switch = Field(
-        default=False, description="A timed ramp without evidence: stages end by bake alone. Nothing rolls it back."
+        default=False,
+        description="A timed ramp without evidence: stages end by bake alone. Nothing rolls it back.",
     )
     traffic: Number | None = Field(
         default=None,

@@ -1,7 +1,10 @@
-"""What was refused, and why, on `rollout.quarantine`: one record holds refusals of one topic partition.
+"""What was refused, and why, on `rollout.quarantine`.
 
-Many refusals share a record, so that a flood of poison costs few of them. Records are written through msgspec, because a
-flood must not slow counting down; `Quarantined` is the contract they follow.
+One record holds refusals of one topic partition.
+
+Many refusals share a record, so that a flood of poison costs few of them. Records are written
+through msgspec, because a flood must not slow counting down; `Quarantined` is the contract they
+follow.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ TYPE = "io.rolloutd.quarantine.v1"
 MAX_REFUSALS = 500
 #: Bytes kept of one refused value: enough to recognise its sender.
 MAX_BODY = 1024
-#: Bytes kept of all values in one record; with many refusals each keeps an equal share. Together with what else a refusal
-#: holds, a full record stays below Kafka's default limit of 1 MB.
+# : Bytes kept of all values in one record; with many refusals each keeps an equal share. Together
+# with what else a refusal : holds, a full record stays below Kafka's default limit of 1 MB.
 _MAX_BODIES = 256 * 1024
 
 
@@ -33,15 +36,20 @@ class RefusedRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     offset: int = Field(ge=0)
-    timestamp_ms: int = Field(description="The record's own, ms since 1970 UTC; negative: it has none.")
+    timestamp_ms: int = Field(
+        description="The record's own, ms since 1970 UTC; negative: it has none."
+    )
     reason: QuarantineReason
-    detail: str = Field(max_length=1000, description="What is wrong, where, and how to mend it. Printable ASCII.")
+    detail: str = Field(
+        max_length=1000, description="What is wrong, where, and how to mend it. Printable ASCII."
+    )
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = Field(
         description="Of the whole value; of nothing where there is none."
     )
     size: int = Field(ge=0, description="Bytes of the whole value.")
     body: str = Field(
-        description="The value's first bytes, at most 1 KiB, base64. Hostile: decode it, never render it.",
+        description="The value's first bytes, at most 1 KiB, base64. Hostile: decode it, never render "
+        "it.",
         json_schema_extra={"contentEncoding": "base64"},
     )
     is_trimmed: bool = Field(description="The value was longer than `body`.")
@@ -102,11 +110,16 @@ def key(topic: str, partition: int) -> bytes:
     return f"{topic}/{partition}".encode()
 
 
-def encode(topic: str, partition: int, refusals: Sequence[Refusal], *, source: str = "/rolloutd") -> bytes:
-    """Return the value of one quarantine record, a structured CloudEvent; send it with `envelope.HEADERS`.
+def encode(
+    topic: str, partition: int, refusals: Sequence[Refusal], *, source: str = "/rolloutd"
+) -> bytes:
+    """Return the value of one quarantine record, a structured CloudEvent.
 
-    `refusals` are 1 to 500 of one topic partition, by offset. The same refusals give the same bytes, id included, so that a
-    repeat after a crash is recognised. Raises ValueError for none or too many.
+    Send it with `envelope.HEADERS`.
+
+    `refusals` are 1 to 500 of one topic partition, by offset. The same refusals give the same
+    bytes, id included, so that a repeat after a crash is recognised. Raises ValueError for none or
+    too many.
     """
     if not 1 <= len(refusals) <= MAX_REFUSALS:
         raise ValueError(f"{len(refusals)} refusals: a quarantine record holds 1 to {MAX_REFUSALS}")

@@ -11,12 +11,17 @@ TYPE = "io.rolloutd.result.v1"
 
 
 class Result(Record):
-    """Whether a command was carried out, and why not. The event's id is the command's: repeats are the same answer."""
+    """Whether a command was carried out, and why not.
+
+    The event's id is the command's: repeats are the same answer.
+    """
 
     command_id: Name
     flag: Name
     verb: CommandVerb | None = Field(description="null: the command had none that is known.")
     status: CommandStatus
     reason: str
-    revision: Count = Field(description="Of the rollout after the command; 0 when the flag has none.")
+    revision: Count = Field(
+        description="Of the rollout after the command; 0 when the flag has none."
+    )
     at: Moment

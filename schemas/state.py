@@ -1,8 +1,11 @@
-"""The document of one rollout, on `rollout.state` (compacted, keyed by flag): what apps may follow, and what we recover from.
+"""The document of one rollout, on `rollout.state` (compacted, keyed by flag).
 
-Serve `percent` of contexts the treatment variant, and nothing else follows from it; what audiences get besides stands in the
-plan's stages up to the present one. An older `revision` than one already seen is to be ignored. `schema_version` grows with
-every change of this form: readers refuse a version they do not know, and every release reads its own and the one before.
+What apps may follow, and what we recover from.
+
+Serve `percent` of contexts the treatment variant, and nothing else follows from it; what audiences
+get besides stands in the plan's stages up to the present one. An older `revision` than one already
+seen is to be ignored. `schema_version` grows with every change of this form: readers refuse a
+version they do not know, and every release reads its own and the one before.
 """
 
 from __future__ import annotations
@@ -75,9 +78,10 @@ class PausedPhase(Strict):
     name: Literal["paused"]
     since: StoredMoment
     reason: HoldReason
-    held: Annotated[ScheduledPhase | BakingPhase | GatingPhase | AwaitingApprovalPhase, Field(discriminator="name")] = Field(
-        description="What was interrupted."
-    )
+    held: Annotated[
+        ScheduledPhase | BakingPhase | GatingPhase | AwaitingApprovalPhase,
+        Field(discriminator="name"),
+    ] = Field(description="What was interrupted.")
 
 
 class CompletedPhase(Strict):
@@ -140,21 +144,33 @@ class RolloutState(Strict):
     schema_version: Literal[1, 2] = SCHEMA_VERSION
     flag: Name
     rollout_id: str = Field(description="The id of the command that started it.")
-    revision: Count = Field(description="Grows by one per transition, over all rollouts of the flag.")
+    revision: Count = Field(
+        description="Grows by one per transition, over all rollouts of the flag."
+    )
     percent: Number = Field(
-        ge=0, le=100, description="Decided: the share of all contexts that get treatment, whatever audience they belong to."
+        ge=0,
+        le=100,
+        description="Decided: the share of all contexts that get treatment, whatever audience they "
+        "belong to.",
     )
     stage_percent: Number | None = Field(
         default=None,
         ge=0,
         le=100,
-        description="Decided: the share of the present stage's audience that gets treatment; `percent` where it has none.",
+        description="Decided: the share of the present stage's audience that gets treatment; `percent` "
+        "where it has none.",
     )
     phase: PhaseRecord
-    hold: HoldReason | None = Field(description="Why it does not move; null while nothing is in the way.")
+    hold: HoldReason | None = Field(
+        description="Why it does not move; null while nothing is in the way."
+    )
     freeze: FreezeRecord | None
-    visits: list[VisitRecord] = Field(description="Oldest first: the timeline that gives each event its stage.")
+    visits: list[VisitRecord] = Field(
+        description="Oldest first: the timeline that gives each event its stage."
+    )
     started_at: StoredMoment
     updated_at: StoredMoment
-    plan_version: str = Field(description="Names exactly what is decided by; pinned with the plan at the start.")
+    plan_version: str = Field(
+        description="Names exactly what is decided by; pinned with the plan at the start."
+    )
     plan: PlanDocument

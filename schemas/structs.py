@@ -1,4 +1,6 @@
-"""What msgspec decodes of an event: the part that is counted, with what the contract says of its fields.
+"""What msgspec decodes of an event.
+
+The part that is counted, with what the contract says of its fields.
 
 Checks that the contract makes and msgspec cannot are in `wire.py`.
 """
@@ -18,7 +20,10 @@ _NOTHING = msgspec.Raw()
 
 
 class EvaluationData(msgspec.Struct, gc=False):
-    """What is read of an evaluation: `old_variant` and `old_value` are OpenTelemetry's former names."""
+    """What is read of an evaluation.
+
+    `old_variant` and `old_value` are OpenTelemetry's former names.
+    """
 
     flag_key: str = msgspec.field(name="feature_flag.key")
     variant: str | None = msgspec.field(default=None, name="feature_flag.result.variant")
@@ -43,11 +48,11 @@ class OutcomeData(msgspec.Struct, gc=False):
         default=None, name="http.server.request.duration"
     )
     error_type: _Attribute | None = msgspec.field(default=None, name="error.type")
-    flags: Annotated[list[EvaluatedFlag], msgspec.Meta(max_length=MAX_FLAGS)] | None = msgspec.field(
-        default=None, name="rolloutd.flags"
+    flags: Annotated[list[EvaluatedFlag], msgspec.Meta(max_length=MAX_FLAGS)] | None = (
+        msgspec.field(default=None, name="rolloutd.flags")
     )
-    conversions: Annotated[list[str], msgspec.Meta(max_length=MAX_CONVERSIONS)] | None = msgspec.field(
-        default=None, name="rolloutd.conversions"
+    conversions: Annotated[list[str], msgspec.Meta(max_length=MAX_CONVERSIONS)] | None = (
+        msgspec.field(default=None, name="rolloutd.conversions")
     )
 
 

@@ -1,6 +1,7 @@
 """The words of rolloutd, one meaning each: the same in code, logs, topics and metrics.
 
-Standard library only, because the pure core speaks these words too. Values are what stands on the wire.
+Standard library only, because the pure core speaks these words too. Values are what stands on the
+wire.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-#: What a flag key, a variant name, a metric name or a command id may look like. An allow-list, so that a key can be
-#: part of a Redis field, a URL path and a metric label without escaping; `|` and `/` separate our own fields.
+# : What a flag key, a variant name, a metric name or a command id may look like. An allow-list, so
+# that a key can be : part of a Redis field, a URL path and a metric label without escaping; `|` and
+# `/` separate our own fields.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 NAME = re.compile(NAME_PATTERN + r"\Z")
 
@@ -108,7 +110,9 @@ class HealthGap(StrEnum):
     STALE = "stale"  # the freshest event is old, or the consumer lags
     SRM = "srm"  # the observed share of treatment is not the decided one
     MULTIPLE_EXPOSURE = "multiple_exposure"  # the same contexts saw both arms within one stage
-    REPEATED_OUTCOMES = "repeated_outcomes"  # outcomes arrive that had arrived before, byte for byte
+    REPEATED_OUTCOMES = (
+        "repeated_outcomes"  # outcomes arrive that had arrived before, byte for byte
+    )
     ACTUATION_DRIFT = "actuation_drift"  # a flag plane does not serve the decided percentage
     TAINTED = "tainted"  # a known gap in the event log touches this stage
 
@@ -155,7 +159,10 @@ class ControlArm(StrEnum):
 
 
 class Operator(StrEnum):
-    """How an attribute of a context is compared; see `controller.core.audience` for what each means exactly."""
+    """How an attribute of a context is compared.
+
+    See `controller.core.audience` for what each means exactly.
+    """
 
     EQ = "eq"
     IN = "in"
@@ -249,4 +256,6 @@ class QuarantineReason(StrEnum):
     NO_CONTEXT = "no_context"  # neither a context id nor a record key
     BAD_TIME = "bad_time"  # outside the accepted window around the record's arrival
     BAD_CHECKSUM = "bad_checksum"  # the broker's own record does not check out
-    NOT_OTLP = "not_otlp"  # on a topic set to OTLP: not an export in its encoding, or none of its signal
+    NOT_OTLP = (
+        "not_otlp"  # on a topic set to OTLP: not an export in its encoding, or none of its signal
+    )

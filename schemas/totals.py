@@ -1,7 +1,10 @@
-r"""What stands in Redis for one event partition: the hash's layout, and how one arm's totals become bytes and back.
+r"""What stands in Redis for one event partition.
 
-One hash per event partition, `<prefix>agg:{<topic>/<partition>/<epoch>}`. To look at it:
-`redis-cli HGETALL 'rolloutd:agg:{rollout.flag.evaluations/3/1}'`, or `HMGET ... next end counted` for the position alone.
+The hash's layout, and how one arm's totals become bytes and back.
+
+One hash per event partition, `<prefix>agg:{<topic>/<partition>/<epoch>}`. To look at it: `redis-cli
+HGETALL 'rolloutd:agg:{rollout.flag.evaluations/3/1}'`, or `HMGET ... next end counted` for the
+position alone.
 
 | field | what stands in it |
 |---|---|
@@ -24,17 +27,18 @@ beginning of time, `to` null means that no record behind the loss was read yet |
 | `arms/<number>` | a bundle: one JSON object from such a name to such totals, of all flags whose CRC-32 leaves this number |
 | `joins`, and names with other first words before a `/` | what ingest keeps beside the totals: membership sets, attribution |
 
-An arm stands in a field of its own while there are few flags, and in its flag's bundle when there are many (ingest decides when
-it first writes the arm): a save carries a bounded number of fields. It may move from its bundle into a field of its own, in one
-save, never back. So an arm that has a field stands there, and one that has none stands in its bundle or is all zeros.
+An arm stands in a field of its own while there are few flags, and in its flag's bundle when there
+are many (ingest decides when it first writes the arm): a save carries a bounded number of fields.
+It may move from its bundle into a field of its own, in one save, never back. So an arm that has a
+field stands there, and one that has none stands in its bundle or is all zeros.
 
 It always holds that `next - start = counted + quarantined + late + ignored + holes`.
 
-Histograms are JSON objects from log bucket to count; bucket `i` holds latencies in (1.02^(i-1), 1.02^i] ms, so `"231": 17` is
-17 values of about 97 ms.
+Histograms are JSON objects from log bucket to count; bucket `i` holds latencies in (1.02^(i-1),
+1.02^i] ms, so `"231": 17` is 17 values of about 97 ms.
 
-Belongs here: bytes and names. Does not belong here: reading and writing them (`controller/adapters/redis.py`), and what the
-numbers mean (`controller/core/evidence.py`).
+Belongs here: bytes and names. Does not belong here: reading and writing them
+(`controller/adapters/redis.py`), and what the numbers mean (`controller/core/evidence.py`).
 """
 
 from __future__ import annotations
@@ -65,7 +69,10 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ArmCounts(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """One arm's totals in one visit, of one partition. Mutable: ingest folds into it. Meanings: `core.evidence.ArmTotals`."""
+    """One arm's totals in one visit, of one partition. Mutable: ingest folds into it.
+
+    Meanings: `core.evidence.ArmTotals`.
+    """
 
     evaluations: Count = 0
     exposures: Count = 0
@@ -92,7 +99,10 @@ def encode_arm(counts: ArmCounts) -> bytes:
 
 
 def decode_arm(value: bytes) -> ArmCounts:
-    """Return what an arm's field holds. Raises ValueError for anything `encode_arm` of this version cannot have written."""
+    """Return what an arm's field holds.
+
+    Raises ValueError for anything `encode_arm` of this version cannot have written.
+    """
     return _decoder.decode(value)
 
 
@@ -107,7 +117,10 @@ def is_bundle_field(name: str) -> bool:
 
 
 def bundle_entry(name: str, value: bytes) -> bytes:
-    """Return what `encode_bundle` joins: one arm's field name and its totals as `encode_arm` gives them."""
+    """Return what `encode_bundle` joins.
+
+    One arm's field name and its totals as `encode_arm` gives them.
+    """
     return b'"%b":%b' % (name.encode(), value)  # names need no escapes: see part_field
 
 
@@ -117,7 +130,10 @@ def encode_bundle(entries: Iterable[bytes]) -> bytes:
 
 
 def decode_bundle(value: bytes) -> dict[str, bytes]:
-    """Return arm field name -> that arm's bytes, for `decode_arm`. Raises ValueError for what is no JSON object."""
+    """Return arm field name -> that arm's bytes, for `decode_arm`.
+
+    Raises ValueError for what is no JSON object.
+    """
     return {name: bytes(raw) for name, raw in _bundle_decoder.decode(value).items()}
 
 
@@ -139,7 +155,10 @@ _ARMS = {arm.value: arm for arm in Arm}
 
 
 def part_field(flag_key: str, rollout_id: str, visit: int, part: str) -> str:
-    """Return the name of a field that belongs to one visit. No name may contain `|`; `schemas.terms.NAME` allows none."""
+    """Return the name of a field that belongs to one visit.
+
+    No name may contain `|`; `schemas.terms.NAME` allows none.
+    """
     return f"{flag_key}|{rollout_id}|{visit}|{part}"
 
 
@@ -253,7 +272,10 @@ def encode_progress(counts: PartitionCounts) -> dict[str, bytes]:
         counts.holes,
         counts.last_ms,
     )
-    encoded = {name: b"" if number is None else b"%d" % number for name, number in zip(PROGRESS_FIELDS, numbers, strict=False)}
+    encoded = {
+        name: b"" if number is None else b"%d" % number
+        for name, number in zip(PROGRESS_FIELDS, numbers, strict=False)
+    }
     encoded["losses"] = _encoder.encode(counts.losses)
     encoded["tainted_from"] = b"%d" % max(ends) if ends else b""
     encoded["topic_id"] = counts.topic_id.encode()

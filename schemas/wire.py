@@ -1,11 +1,12 @@
 """The hot path: Kafka records to countable events, about a microsecond each.
 
-The pydantic models in `evaluation.py` and `outcome.py` are the contract; what is decoded here is only the part that is
-counted, and `tests/property/test_wire.py` proves that both accept and refuse the same records. Checks that the two
-libraries would make differently are functions of `envelope.py` that both call.
+The pydantic models in `evaluation.py` and `outcome.py` are the contract; what is decoded here is
+only the part that is counted, and `tests/property/test_wire.py` proves that both accept and refuse
+the same records. Checks that the two libraries would make differently are functions of
+`envelope.py` that both call.
 
-One liberty: when a name is repeated within an object, the last one counts, as in the contract, but an earlier one of the
-wrong type refuses the record.
+One liberty: when a name is repeated within an object, the last one counts, as in the contract, but
+an earlier one of the wrong type refuses the record.
 """
 
 from __future__ import annotations
@@ -100,10 +101,12 @@ R = TypeVar("R", bound=Readable)
 #: Below this many bytes a record cannot hold more opening brackets than `check_value` allows.
 _SMALL = 2 * MAX_OPENINGS
 
-# --- names and contexts ------------------------------------------------------------------------------------------------------
+# --- names and contexts
+# --------------------------------------------------------------------------------------------------
 
-#: Names already found valid, so that a name costs one look-up instead of a pattern. Bounded, because senders choose
-#: names: 16,384 of at most 128 characters are at most 3 MB, and a flood of new ones costs a clearing now and then.
+# : Names already found valid, so that a name costs one look-up instead of a pattern. Bounded,
+# because senders choose : names: 16,384 of at most 128 characters are at most 3 MB, and a flood of
+# new ones costs a clearing now and then.
 _MAX_KNOWN_NAMES = 16_384
 _known_names: set[str] = set()
 
@@ -126,12 +129,18 @@ def _context(context_id: str | None, key: bytes | None) -> str:
     if context_id is None:
         if not key:
             refuse(
-                QuarantineReason.NO_CONTEXT, "no feature_flag.context.id and no record key", "send the targeting key as either"
+                QuarantineReason.NO_CONTEXT,
+                "no feature_flag.context.id and no record key",
+                "send the targeting key as either",
             )
         try:
             context_id = key.decode()
         except UnicodeDecodeError:
-            refuse(QuarantineReason.INVALID, "the record key is not UTF-8", "send feature_flag.context.id or a text key")
+            refuse(
+                QuarantineReason.INVALID,
+                "the record key is not UTF-8",
+                "send feature_flag.context.id or a text key",
+            )
     if not is_context_id(context_id):
         refuse(
             QuarantineReason.INVALID,
@@ -142,7 +151,10 @@ def _context(context_id: str | None, key: bytes | None) -> str:
 
 
 def _variant_of_value(value: msgspec.Raw) -> str | None:
-    """Return the variant that a flag's value names: "true" or "false", a string as it is, None for no value."""
+    """Return the variant that a flag's value names.
+
+    "true" or "false", a string as it is, None for no value.
+    """
     content = bytes(value)
     if content in (b"", b"null"):
         return None
@@ -157,13 +169,18 @@ def _variant_of_value(value: msgspec.Raw) -> str | None:
     return decode_text(content)
 
 
-# --- refusing ---------------------------------------------------------------------------------------------------------------
+# --- refusing
+# --------------------------------------------------------------------------------------------------
 
 
 _SEND_TIME = "send RFC 3339 with an offset, such as 2026-11-21T03:00:00Z"
 _SEE_SCHEMA = (QuarantineReason.INVALID, "see schemas/json")
-_SEND_CLOUDEVENT = (QuarantineReason.NOT_CLOUDEVENT, "send a CloudEvent 1.0 (specversion, type, source, id, data)")
-#: What msgspec says at the end of a complaint about the envelope. Anything else is about what stands in `data`.
+_SEND_CLOUDEVENT = (
+    QuarantineReason.NOT_CLOUDEVENT,
+    "send a CloudEvent 1.0 (specversion, type, source, id, data)",
+)
+# : What msgspec says at the end of a complaint about the envelope. Anything else is about what
+# stands in `data`.
 _BY_PLACE = {
     "`$.type`": (QuarantineReason.UNKNOWN_TYPE, "send the event type that belongs to this topic"),
     "`$.time`": (QuarantineReason.BAD_TIME, _SEND_TIME),
@@ -183,16 +200,19 @@ _BY_PLACE = {
 }
 
 
-#: Refusals told before. A sender that is wrong is wrong in the same way again and again, and in a flood of poison what is
-#: made of each refusal costs more than what a good record adds to the totals. Bounded, because senders choose what some of the
-#: problems quote.
+# : Refusals told before. A sender that is wrong is wrong in the same way again and again, and in a
+# flood of poison what is : made of each refusal costs more than what a good record adds to the
+# totals. Bounded, because senders choose what some of the : problems quote.
 _known_refusals: dict[tuple[bool, str], RecordRefused] = {}
 _MAX_KNOWN_REFUSALS = 1024
 _MAX_KNOWN_PROBLEM = 200
 
 
 def _refusal(error: Exception) -> RecordRefused:
-    """Return why msgspec refused a record; its messages end with the place, as in ` - at `$.data.feature_flag.key``."""
+    """Return why msgspec refused a record.
+
+    Its messages end with the place, as in ` - at `$.data.feature_flag.key``.
+    """
     problem = str(error)
     is_invalid = isinstance(error, msgspec.ValidationError)
     refused = _known_refusals.get((is_invalid, problem))
@@ -219,10 +239,15 @@ def _binary_time(headers: Headers, timestamp_ms: int, expected_type: str) -> int
         refuse(
             QuarantineReason.NOT_CLOUDEVENT,
             "no content-type application/cloudevents+json, and ce_ headers are missing or invalid",
-            "send structured JSON, or the headers ce_specversion (1.0), ce_type, ce_source and ce_id",
+            "send structured JSON, or the headers ce_specversion (1.0), ce_type, ce_source "
+            "and ce_id",
         )
     if attributes["type"] != expected_type:
-        refuse(QuarantineReason.UNKNOWN_TYPE, f"ce_type {attributes['type']}", f"this topic takes {expected_type}")
+        refuse(
+            QuarantineReason.UNKNOWN_TYPE,
+            f"ce_type {attributes['type']}",
+            f"this topic takes {expected_type}",
+        )
     if "time" not in attributes:
         return timestamp_ms
     return _time(attributes["time"], "ce_time")
@@ -236,10 +261,11 @@ def _time(text: str, attribute: str) -> int:
         refuse(QuarantineReason.BAD_TIME, f"{attribute} is {error}", _SEND_TIME)
 
 
-# --- decoding ---------------------------------------------------------------------------------------------------------------
+# --- decoding
+# --------------------------------------------------------------------------------------------------
 
-# The two readers are generators with one long body each, and yield plain tuples: a call per record and a named object would
-# cost as much as taking the JSON apart.
+# The two readers are generators with one long body each, and yield plain tuples: a call per record
+# and a named object would cost as much as taking the JSON apart.
 
 
 def read_evaluations(
@@ -248,7 +274,9 @@ def read_evaluations(
     *,
     latest_ms: int = MAX_TIME_MS,
 ) -> Iterator[tuple[str, str, str, int]]:
-    """Yield the fields of `EvaluationEvent` for each record that holds one, and tell `refused` of every other.
+    """Yield the fields of `EvaluationEvent` for each record that holds one.
+
+    And tell `refused` of every other.
 
     `latest_ms` is the latest time accepted of a record and of its event. Nothing is
     raised, whatever the records hold.
@@ -300,7 +328,11 @@ def _old_variant(data: EvaluationData) -> str:
     if variant is None:
         variant = _variant_of_value(data.old_value)
     if variant is None:
-        refuse(QuarantineReason.INVALID, "no feature_flag.result.variant and no value", "send the variant that was served")
+        refuse(
+            QuarantineReason.INVALID,
+            "no feature_flag.result.variant and no value",
+            "send the variant that was served",
+        )
     return variant
 
 
@@ -310,7 +342,9 @@ def read_outcomes(
     *,
     latest_ms: int = MAX_TIME_MS,
 ) -> Iterator[tuple[R, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]]:
-    """Yield (record, fields of `OutcomeEvent`) for each record that holds one, and tell `refused` of every other.
+    """Yield (record, fields of `OutcomeEvent`) for each record that holds one.
+
+    And tell `refused` of every other.
 
     `latest_ms` is the latest time accepted of a record and of its event. Nothing is
     raised, whatever the records hold, and none is read before it is asked for.
@@ -351,7 +385,9 @@ def read_outcomes(
                 if len(evaluated) == 1:
                     flags = ((flag.flag_key, flag.variant),)
                 else:
-                    flags = list(dict.fromkeys([(flag.flag_key, flag.variant) for flag in evaluated]))
+                    flags = list(
+                        dict.fromkeys([(flag.flag_key, flag.variant) for flag in evaluated])
+                    )
             conversions: Sequence[str] = ()
             if data.conversions:
                 for name in data.conversions:
@@ -364,7 +400,15 @@ def read_outcomes(
         except RecordRefused as refusal:
             refused(record, refusal)
             continue
-        yield record, context_id, time_ms, flags, data.error_type is not None, latency_ms, conversions
+        yield (
+            record,
+            context_id,
+            time_ms,
+            flags,
+            data.error_type is not None,
+            latency_ms,
+            conversions,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +422,9 @@ class _One:
 
 
 def _raise(record: Readable, refused: RecordRefused) -> NoReturn:
-    raise RecordRefused(*refused.args)  # not the one that may be told again: it would keep this record by its traceback
+    raise RecordRefused(
+        *refused.args
+    )  # not the one that may be told again: it would keep this record by its traceback
 
 
 def decode_evaluation(
@@ -389,7 +435,9 @@ def decode_evaluation(
     *,
     latest_ms: int = MAX_TIME_MS,
 ) -> EvaluationEvent:
-    """Return the evaluation in one Kafka record. Raises RecordRefused, and nothing else, whatever the record holds.
+    """Return the evaluation in one Kafka record.
+
+    Raises RecordRefused, and nothing else, whatever the record holds.
 
     `timestamp_ms` is the record's own; it is the event's time where the event names none.
     `latest_ms` is the latest time accepted of both.
@@ -406,7 +454,9 @@ def decode_outcome(
     *,
     latest_ms: int = MAX_TIME_MS,
 ) -> OutcomeEvent:
-    """Return the outcome in one Kafka record. Raises RecordRefused, and nothing else, whatever the record holds.
+    """Return the outcome in one Kafka record.
+
+    Raises RecordRefused, and nothing else, whatever the record holds.
 
     `timestamp_ms` is the record's own; it is the event's time where the event names none.
     `latest_ms` is the latest time accepted of both.

@@ -1,4 +1,7 @@
-"""rolloutd's tests; `tests.brokers` and the builders are imported by name from here; commands (`python -m tests...`) too."""
+"""rolloutd's tests; `tests.brokers` and the builders are imported by name from here.
+
+Commands (`python -m tests...`) too.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Hypothesis strategies around audiences: conditions, contexts that are near them, and rollouts that open ring after ring."""
+"""Hypothesis strategies around audiences.
+
+Conditions, contexts that are near them, and rollouts that open ring after ring.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,9 @@ MOMENTS = (
 )
 edges = st.sampled_from(["2026-03-01", "2026-03-01T12:00:00Z", "2026-03-01T00:00:00Z"])
 ranges = st.builds(
-    "{} {}".format, st.sampled_from(["=", "!=", "<", "<=", ">", ">=", "^", "~"]), st.sampled_from((*VERSIONS[:6], "2.0.0"))
+    "{} {}".format,
+    st.sampled_from(["=", "!=", "<", "<=", ">", ">=", "^", "~"]),
+    st.sampled_from((*VERSIONS[:6], "2.0.0")),
 )
 scalars = st.sampled_from(TEXTS[:4] + TEXTS[5:]) | st.sampled_from(NUMBERS) | st.booleans()
 operands: Mapping[Operator, st.SearchStrategy[tuple[Any, ...]]] = {
@@ -71,16 +76,24 @@ operands: Mapping[Operator, st.SearchStrategy[tuple[Any, ...]]] = {
     Operator.IN: st.lists(scalars, min_size=1, max_size=4).map(tuple),
     Operator.GTE: st.tuples(st.sampled_from(NUMBERS).map(float)),
     Operator.LTE: st.tuples(st.sampled_from(NUMBERS).map(float)),
-    Operator.STARTS_WITH: st.lists(st.sampled_from(["p", "D", "1", "e", "🦊"]), min_size=1, max_size=2).map(tuple),
-    Operator.ENDS_WITH: st.lists(st.sampled_from(["ro", "E", "0", "\u0301", "🦊"]), min_size=1, max_size=2).map(tuple),
+    Operator.STARTS_WITH: st.lists(
+        st.sampled_from(["p", "D", "1", "e", "🦊"]), min_size=1, max_size=2
+    ).map(tuple),
+    Operator.ENDS_WITH: st.lists(
+        st.sampled_from(["ro", "E", "0", "\u0301", "🦊"]), min_size=1, max_size=2
+    ).map(tuple),
     Operator.SEM_VER: st.tuples(ranges),
     Operator.BEFORE: st.tuples(edges),
     Operator.AFTER: st.tuples(edges),
 }
 conditions = st.sampled_from(Operator).flatmap(
-    lambda operator: st.builds(Condition, st.sampled_from(ATTRIBUTES), st.just(operator), operands[operator])
+    lambda operator: st.builds(
+        Condition, st.sampled_from(ATTRIBUTES), st.just(operator), operands[operator]
+    )
 )
-clauses = st.lists(st.lists(conditions, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(tuple)
+clauses = st.lists(
+    st.lists(conditions, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3
+).map(tuple)
 values = st.one_of(
     st.sampled_from(TEXTS),
     st.sampled_from(NUMBERS),
@@ -91,10 +104,14 @@ values = st.one_of(
     st.sampled_from([[], [1], ["DE"], {}, {"DE": 1}]),
     st.text(max_size=5),
 )
-#: Half of the contexts belong to the half of the audiences that ask for little: rings that do not meet show nothing.
+# : Half of the contexts belong to the half of the audiences that ask for little: rings that do not
+# meet show nothing.
 _MEMBER = {"beta": True, "country": "DE"}
 _easy = st.sampled_from(
-    [((Condition("beta", Operator.EQ, (True,)),),), ((Condition("country", Operator.STARTS_WITH, ("D",)),),)]
+    [
+        ((Condition("beta", Operator.EQ, (True,)),),),
+        ((Condition("country", Operator.STARTS_WITH, ("D",)),),),
+    ]
 )
 contexts = st.builds(
     lambda base, drawn: base | drawn,
@@ -110,12 +127,18 @@ splits = st.just(()) | st.lists(st.integers(1, 5), min_size=1, max_size=3).map(
 @st.composite
 def audiences(draw: st.DrawFn) -> tuple[Audience, ...]:
     """Draw up to three audiences."""
-    return tuple(Audience(f"ring-{number}", draw(_easy | clauses)) for number in range(draw(st.integers(0, 3))))
+    return tuple(
+        Audience(f"ring-{number}", draw(_easy | clauses))
+        for number in range(draw(st.integers(0, 3)))
+    )
 
 
 @st.composite
 def ringed_plans(draw: st.DrawFn) -> Plan:
-    """Draw a plan whose stages open rings, each audience's percentage rising; treatment may be divided."""
+    """Draw a plan whose stages open rings, each audience's percentage rising.
+
+    Treatment may be divided.
+    """
     known = draw(audiences())
     reached: dict[str | None, float] = {}
     stages: list[Stage] = []

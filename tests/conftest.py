@@ -1,4 +1,7 @@
-"""Fixtures and rules that all tests share. Nothing here starts a server before a test asks for one."""
+"""Fixtures and rules that all tests share.
+
+Nothing here starts a server before a test asks for one.
+"""
 
 from __future__ import annotations
 
@@ -43,16 +46,27 @@ MARKER_OF_DIRECTORY = {
     "chaos": "chaos",
 }
 
-# An existing Kafka to use in place of one we start, as host:port. Topics are unique per test, so it may be shared.
+# An existing Kafka to use in place of one we start, as host:port. Topics are unique per test, so it
+# may be shared.
 GIVEN_KAFKA_VARIABLE = "ROLLOUTD_TEST_KAFKA"
 
-# No deadline per example: on a machine that is busy it fails for reasons that are not ours. "thorough" is what `make check`
-# runs; the default is for the edit-and-run loop.
-settings.register_profile("quick", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("thorough", deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-# CI must say the same of the same commit twice: its examples are fixed. New ones are sought by `make check` elsewhere.
+# No deadline per example: on a machine that is busy it fails for reasons that are not ours.
+# "thorough" is what `make check` runs; the default is for the edit-and-run loop.
 settings.register_profile(
-    "ci", deadline=None, max_examples=100, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    "quick", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "thorough", deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow]
+)
+# CI must say the same of the same commit twice: its examples are fixed. New ones are sought by
+# `make check` elsewhere.
+settings.register_profile(
+    "ci",
+    deadline=None,
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
@@ -62,23 +76,41 @@ _in_use = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make room for what the summary will say; refuse to test what was compiled from other sources than these."""
+    """Make room for what the summary will say.
+
+    Refuse to test what was compiled from other sources than these.
+    """
     config.stash[_in_use] = {}
-    stale = [source for source, made in compiled_modules() if made.stat().st_mtime < source.stat().st_mtime]
+    stale = [
+        source
+        for source, made in compiled_modules()
+        if made.stat().st_mtime < source.stat().st_mtime
+    ]
     if stale:
         names = ", ".join(str(source.relative_to(TESTS.parent)) for source in stale)
-        pytest.exit(f"newer than what was compiled from it: {names}; `make compiled`, or `make interpreted`", returncode=4)
+        pytest.exit(
+            f"newer than what was compiled from it: {names}; `make compiled`, or `make "
+            f"interpreted`",
+            returncode=4,
+        )
 
 
 def compiled_modules() -> list[tuple[Path, Path]]:
     """Return (source, what was compiled from it) of all modules that run compiled in this interpreter."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    sources = (source for package in ("schemas", "controller") for source in (TESTS.parent / package).rglob("*.py"))
+    sources = (
+        source
+        for package in ("schemas", "controller")
+        for source in (TESTS.parent / package).rglob("*.py")
+    )
     return [(source, made) for source in sources if (made := source.with_suffix(suffix)).exists()]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark each test with what its directory stands for: at once, because `-m` selects before any sorting."""
+    """Mark each test with what its directory stands for.
+
+    At once, because `-m` selects before any sorting.
+    """
     marker = MARKER_OF_DIRECTORY.get(_directory(item))
     if marker is not None:
         item.add_marker(marker)
@@ -104,10 +136,16 @@ def pytest_report_header() -> list[str]:
         kafka = "in Docker"
     else:
         reason = why_not()
-        kafka = "local Apache Kafka from Maven" if reason is None else f"MOCK ONLY, NO REAL KAFKA: {reason}"
+        kafka = (
+            "local Apache Kafka from Maven"
+            if reason is None
+            else f"MOCK ONLY, NO REAL KAFKA: {reason}"
+        )
     redis_outlook = "in Docker" if docker_trouble() is None else describe_local_redis()
     unleash = (
-        "as `make unleash` installed it" if INSTALLED_VARIABLE in os.environ else "FAKE ONLY; `make unleash` for a real one"
+        "as `make unleash` installed it"
+        if INSTALLED_VARIABLE in os.environ
+        else "FAKE ONLY; `make unleash` for a real one"
     )
     return [
         f"kafka, if a test asks: {kafka}",
@@ -117,7 +155,9 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Say which Kafka and which Redis the tests ran on."""
     in_use = config.stash[_in_use]
     terminalreporter.section("brokers used", sep="-")
@@ -131,13 +171,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def kafka_in_use(request: pytest.FixtureRequest) -> Iterator[KafkaInUse]:
     """The Kafka of this run with its description; `kafka` is the address alone."""
     given = os.environ.get(GIVEN_KAFKA_VARIABLE)
-    broker = KafkaInUse(given, f"{given}, given by {GIVEN_KAFKA_VARIABLE}", True, _leave_alone) if given else start_kafka()
+    broker = (
+        KafkaInUse(given, f"{given}, given by {GIVEN_KAFKA_VARIABLE}", True, _leave_alone)
+        if given
+        else start_kafka()
+    )
     in_use = request.config.stash[_in_use]
     in_use["Kafka"] = broker.description
     if not broker.is_real:
         reasons = "\n".join(f"  {attempt}" for attempt in broker.attempts)
         in_use["mock"] = (
-            "NO REAL KAFKA WAS AVAILABLE: THE TESTS RAN ON LIBRDKAFKA'S MOCK CLUSTER, AND TESTS MARKED real_kafka "
+            "NO REAL KAFKA WAS AVAILABLE: THE TESTS RAN ON LIBRDKAFKA'S MOCK CLUSTER, AND "
+            "TESTS MARKED real_kafka "
             f"DID NOT RUN (rebalancing, admin calls, restarts, durability). Tried:\n{reasons}"
         )
     yield broker
@@ -146,7 +191,10 @@ def kafka_in_use(request: pytest.FixtureRequest) -> Iterator[KafkaInUse]:
 
 @pytest.fixture(scope="session")
 def kafka(kafka_in_use: KafkaInUse) -> str:
-    """The bootstrap address of a Kafka that all tests share: Docker, else local Apache Kafka, else the mock."""
+    """The bootstrap address of a Kafka that all tests share.
+
+    Docker, else local Apache Kafka, else the mock.
+    """
     return kafka_in_use.bootstrap
 
 
@@ -161,14 +209,20 @@ def redis_in_use(request: pytest.FixtureRequest) -> Iterator[RedisInUse]:
 
 @pytest.fixture(scope="session")
 def real_unleash() -> Iterator[UnleashServer]:
-    """A real Unleash with a PostgreSQL of its own that all tests share. Skips where `make unleash` did not install one."""
+    """A real Unleash with a PostgreSQL of its own that all tests share.
+
+    Skips where `make unleash` did not install one.
+    """
     with UnleashServer(installed()) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def redis_url(redis_in_use: RedisInUse) -> str:
-    """The address of a Redis (append-only file, synced every second) that all tests share; see `redis_client`."""
+    """The address of a Redis (append-only file, synced every second) that all tests share.
+
+    See `redis_client`.
+    """
     return redis_in_use.url
 
 
@@ -189,23 +243,33 @@ def topic_prefix() -> str:
 
 @pytest.fixture
 def create_topics(kafka_in_use: KafkaInUse) -> CreateTopics:
-    """A coroutine function that makes topics on the shared Kafka: names, then `partitions` (4) and `configs`.
+    """A coroutine function that makes topics on the shared Kafka.
 
-    On the mock cluster topics come into being on first use, with 4 partitions; asking for another number fails.
+    Names, then `partitions` (4) and `configs`.
+
+    On the mock cluster topics come into being on first use, with 4 partitions; asking for another
+    number fails.
     """
 
-    async def create(*names: str, partitions: int = 4, configs: Mapping[str, str] | None = None) -> None:
+    async def create(
+        *names: str, partitions: int = 4, configs: Mapping[str, str] | None = None
+    ) -> None:
         if not kafka_in_use.is_real:
             assert partitions == 4, "the mock cluster only makes topics of 4 partitions"
             return
-        await create_topics_at(kafka_in_use.bootstrap, *names, partitions=partitions, configs=configs)
+        await create_topics_at(
+            kafka_in_use.bootstrap, *names, partitions=partitions, configs=configs
+        )
 
     return create
 
 
 @pytest.fixture
 def own_kafka() -> Iterator[LocalKafka]:
-    """A local Apache Kafka of the test's own, started, to kill and restart. About 4 s; use `kafka` if that will do."""
+    """A local Apache Kafka of the test's own, started, to kill and restart.
+
+    About 4 s; use `kafka` if that will do.
+    """
     require_local_kafka()
     with LocalKafka() as broker:
         yield broker
@@ -220,7 +284,10 @@ def own_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture(autouse=True)
 def _leaks_are_this_tests_own(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Collect garbage after a test with processes or sockets, so that what it left open fails it and not a later one."""
+    """Collect garbage after a test with processes or sockets.
+
+    So that what it left open fails it and not a later one.
+    """
     yield
     if _directory(request.node) in ("integration", "e2e", "chaos"):
         gc.collect()
@@ -228,7 +295,10 @@ def _leaks_are_this_tests_own(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _real_kafka_or_say_so(request: pytest.FixtureRequest) -> None:
-    """Keep a test marked `real_kafka` off the mock: it fails, or is skipped where the mock was allowed."""
+    """Keep a test marked `real_kafka` off the mock.
+
+    It fails, or is skipped where the mock was allowed.
+    """
     if request.node.get_closest_marker("real_kafka") is None:
         return
     broker: KafkaInUse = request.getfixturevalue("kafka_in_use")
@@ -250,4 +320,6 @@ def _leave_alone() -> None:
 def _no_real_kafka(reason: str) -> None:
     if os.environ.get(ALLOW_MOCK_VARIABLE) == "1":
         pytest.skip(f"needs a real Kafka, which this machine has not: {reason}")
-    pytest.fail(f"needs a real Kafka ({reason}); {ALLOW_MOCK_VARIABLE}=1 skips such tests", pytrace=False)
+    pytest.fail(
+        f"needs a real Kafka ({reason}); {ALLOW_MOCK_VARIABLE}=1 skips such tests", pytrace=False
+    )

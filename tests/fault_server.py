@@ -1,6 +1,7 @@
 """An HTTP server that does what it is told, well or badly, byte by byte, on a real socket.
 
-A script is an async function of one `Exchange`: by the time it runs the request has been read; it writes whatever it likes.
+A script is an async function of one `Exchange`: by the time it runs the request has been read; it
+writes whatever it likes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from typing import Any
 
 Script = Callable[["Exchange"], Awaitable[None]]
 
-GOOD_ANSWER: dict[str, Any] = {"verdict": "proceed", "confidence": 80, "reasons": ["error_rate is alike in both arms"]}
+GOOD_ANSWER: dict[str, Any] = {
+    "verdict": "proceed",
+    "confidence": 80,
+    "reasons": ["error_rate is alike in both arms"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,19 @@ class Exchange:
         await self._writer.drain()
         self.server.sent_bytes += len(raw)
 
-    async def answer(self, body: bytes | str, *, status: str = "200 OK", headers: Mapping[str, str] | None = None) -> None:
-        """Send a whole response; JSON unless `headers` say otherwise, a header of None value is left out."""
+    async def answer(
+        self, body: bytes | str, *, status: str = "200 OK", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a whole response.
+
+        JSON unless `headers` say otherwise, a header of None value is left out.
+        """
         content = body.encode() if isinstance(body, str) else body
-        fields = {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}
+        fields = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(content)),
+            **(headers or {}),
+        }
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         await self.send(f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + content)
 
@@ -70,8 +84,13 @@ class FaultServer:
 
 
 @contextlib.asynccontextmanager
-async def fault_server(script: Script, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[FaultServer]:
-    """Serve on a free port of loopback, with TLS if told how; at the end everything still going on is cut off."""
+async def fault_server(
+    script: Script, *, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[FaultServer]:
+    """Serve on a free port of loopback, with TLS if told how.
+
+    At the end everything still going on is cut off.
+    """
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -94,7 +113,10 @@ async def fault_server(script: Script, *, tls: ssl.SSLContext | None = None) -> 
             writer.close()
 
     listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
-    running = FaultServer(f"{'http' if tls is None else 'https'}://127.0.0.1:{listener.sockets[0].getsockname()[1]}", script)
+    running = FaultServer(
+        f"{'http' if tls is None else 'https'}://127.0.0.1:{listener.sockets[0].getsockname()[1]}",
+        script,
+    )
     try:
         yield running
     finally:
@@ -107,27 +129,47 @@ async def fault_server(script: Script, *, tls: ssl.SSLContext | None = None) -> 
 async def _read_request(reader: asyncio.StreamReader) -> Request:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     line, *fields = head.rstrip("\r\n").split("\r\n")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (each.partition(":") for each in fields)}
+    headers = {
+        name.strip().lower(): value.strip()
+        for name, _, value in (each.partition(":") for each in fields)
+    }
     return Request(line, headers, await reader.readexactly(int(headers.get("content-length", "0"))))
 
 
-# --- scripts --------------------------------------------------------------------------------------------------------------
+# --- scripts
+# --------------------------------------------------------------------------------------------------
 
 
 def completion(content: Any = None, *, finish_reason: Any = "stop") -> str:
-    """Return the body of a chat completion; `content` that is no text is written as JSON, None is a good answer."""
+    """Return the body of a chat completion.
+
+    `content` that is no text is written as JSON, None is a good answer.
+    """
     answer = GOOD_ANSWER if content is None else content
-    message = {"role": "assistant", "content": answer if isinstance(answer, str) else json.dumps(answer)}
+    message = {
+        "role": "assistant",
+        "content": answer if isinstance(answer, str) else json.dumps(answer),
+    }
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
-    return json.dumps({"id": "chatcmpl-1", "object": "chat.completion", "model": "tiny", "choices": [choice]})
+    return json.dumps(
+        {"id": "chatcmpl-1", "object": "chat.completion", "model": "tiny", "choices": [choice]}
+    )
 
 
 def chat_response(content: Any = None, *, done_reason: Any = "stop", **fields: Any) -> str:
-    """Return the body of an answer as Ollama's `/api/chat` words it; `content` as for `completion`, `fields` are added."""
+    """Return the body of an answer as Ollama's `/api/chat` words it.
+
+    `content` as for `completion`, `fields` are added.
+    """
     answer = GOOD_ANSWER if content is None else content
-    message = {"role": "assistant", "content": answer if isinstance(answer, str) else json.dumps(answer)}
+    message = {
+        "role": "assistant",
+        "content": answer if isinstance(answer, str) else json.dumps(answer),
+    }
     said = {"model": "tiny", "created_at": "2026-11-21T03:00:00Z", "message": message, "done": True}
-    return json.dumps({**said, "done_reason": done_reason, "prompt_eval_count": 600, "eval_count": 40, **fields})
+    return json.dumps(
+        {**said, "done_reason": done_reason, "prompt_eval_count": 600, "eval_count": 40, **fields}
+    )
 
 
 def answering(body: bytes | str, *, status: str = "200 OK", **headers: str) -> Script:
@@ -152,7 +194,9 @@ def advising(content: Any = None, *, finish_reason: Any = "stop") -> Script:
     return script
 
 
-def repeating(piece: bytes, *, head: bytes = b"", times: int | None = None, pause_seconds: float = 0.0) -> Script:
+def repeating(
+    piece: bytes, *, head: bytes = b"", times: int | None = None, pause_seconds: float = 0.0
+) -> Script:
     """Send `head`, then `piece` again and again: for ever, or `times` times."""
 
     async def script(exchange: Exchange) -> None:
@@ -173,7 +217,10 @@ async def hang(exchange: Exchange) -> None:
 
 async def hang_in_body(exchange: Exchange) -> None:
     """Promise a body and send half a sentence of it."""
-    await exchange.send(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"choices": [')
+    await exchange.send(
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+        b'500\r\n\r\n{"choices": ['
+    )
     await asyncio.get_running_loop().create_future()
 
 
@@ -184,7 +231,9 @@ async def reset(exchange: Exchange) -> None:
 
 async def reset_in_body(exchange: Exchange) -> None:
     """Cut the connection in the middle of an answer."""
-    await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{")
+    await exchange.send(
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
+    )
     await exchange.reset()
 
 

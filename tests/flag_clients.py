@@ -1,4 +1,7 @@
-"""Real OpenFeature clients as tests use them: the flagd provider for Python, the OFREP clients for JavaScript."""
+"""Real OpenFeature clients as tests use them.
+
+The flagd provider for Python, the OFREP clients for JavaScript.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,13 @@ _OFREP_JS = Path(__file__).parent / "ofrep_js"
 
 def flagd_sync(port: int) -> FlagdProvider:
     """Return a provider that evaluates in its own process and is told of changes by the gRPC sync source at `port`."""
-    return FlagdProvider(resolver_type=ResolverType.IN_PROCESS, host="127.0.0.1", port=port, tls=False, deadline_ms=10_000)
+    return FlagdProvider(
+        resolver_type=ResolverType.IN_PROCESS,
+        host="127.0.0.1",
+        port=port,
+        tls=False,
+        deadline_ms=10_000,
+    )
 
 
 def flagd_file(path: Path) -> FlagdProvider:
@@ -43,21 +52,39 @@ async def openfeature_client(provider: FlagdProvider) -> AsyncIterator[OpenFeatu
 
 def users_in(client: OpenFeatureClient, flag_key: str, users: Sequence[str]) -> set[str]:
     """Return the users to whom a boolean flag is served as true."""
-    return {user for user in users if client.get_boolean_value(flag_key, False, EvaluationContext(user))}
+    return {
+        user for user in users if client.get_boolean_value(flag_key, False, EvaluationContext(user))
+    }
 
 
 def installed_ofrep_clients() -> Path:
-    """Return the directory that has them, kept between runs; skips the test, saying why, where they cannot be had."""
+    """Return the directory that has them, kept between runs.
+
+    Skips the test, saying why, where they cannot be had.
+    """
     return npm_packages.installed(_OFREP_JS, "ofrep-js", "OFREP NOT tried with JavaScript clients")
 
 
 @asynccontextmanager
-async def ofrep_client(installed: Path, kind: str, address: str, flag_key: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a `server` or a `web` client of one flag, see `ofrep_js/clients.mjs`; it ends with its standard input."""
+async def ofrep_client(
+    installed: Path, kind: str, address: str, flag_key: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a `server` or a `web` client of one flag, see `ofrep_js/clients.mjs`.
+
+    It ends with its standard input.
+    """
     program = str(_OFREP_JS / "clients.mjs")
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        "node", program, kind, address, flag_key, cwd=installed, stdin=pipe, stdout=pipe, limit=1 << 24
+        "node",
+        program,
+        kind,
+        address,
+        flag_key,
+        cwd=installed,
+        stdin=pipe,
+        stdout=pipe,
+        limit=1 << 24,
     )
     try:
         yield process
@@ -79,7 +106,9 @@ async def line_of(process: asyncio.subprocess.Process) -> Any:
         return json.loads(await process.stdout.readline())
 
 
-async def details_of(process: asyncio.subprocess.Process, users: Sequence[str]) -> list[dict[str, Any]]:
+async def details_of(
+    process: asyncio.subprocess.Process, users: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return what a `server` client is served for each user."""
     assert process.stdin is not None
     process.stdin.write(json.dumps(users).encode() + b"\n")

@@ -1,7 +1,10 @@
-"""Whole histories of one flag, drawn near what its state waits for, so that short ones reach every phase.
+"""Whole histories of one flag, drawn near what its state waits for.
 
-An event is chosen by `event_near` with a `Pick`; Hypothesis draws single events (`events_near`) or, faster by far, a string
-of bytes that `walk` turns into a history: byte 0 picks the likeliest option, so a counterexample shrinks towards plain ticks.
+So that short ones reach every phase.
+
+An event is chosen by `event_near` with a `Pick`; Hypothesis draws single events (`events_near`) or,
+faster by far, a string of bytes that `walk` turns into a history: byte 0 picks the likeliest
+option, so a counterexample shrinks towards plain ticks.
 """
 
 from __future__ import annotations
@@ -43,15 +46,29 @@ from schemas.terms import (
     OnBreach,
     Verdict,
 )
-from tests.builders import HOUR, MINUTE, T0, make_advice, make_breach, make_judgement, make_plan, make_report, make_stages
+from tests.builders import (
+    HOUR,
+    MINUTE,
+    T0,
+    make_advice,
+    make_breach,
+    make_judgement,
+    make_plan,
+    make_report,
+    make_stages,
+)
 
 T = TypeVar("T")
 Pick = Callable[[Sequence[T]], T]
 SECOND = timedelta(seconds=1)
 
-ADVISED = AdvisorPolicy(mode=AdvisorMode.CAN_HOLD, deadline=30 * SECOND, hold_rounds=2, hold_for=5 * MINUTE)
+ADVISED = AdvisorPolicy(
+    mode=AdvisorMode.CAN_HOLD, deadline=30 * SECOND, hold_rounds=2, hold_for=5 * MINUTE
+)
 _STAGES = make_stages(1, 10, 50, 100)
-_NIGHT = FreezeWindow(frozenset(range(1, 8)), 22 * 60, 600, "Europe/Berlin")  # 22:00 to 08:00, every day
+_NIGHT = FreezeWindow(
+    frozenset(range(1, 8)), 22 * 60, 600, "Europe/Berlin"
+)  # 22:00 to 08:00, every day
 
 PLAIN = make_plan(stages=_STAGES)
 CAN_HOLD = make_plan(stages=_STAGES, advisor=ADVISED)
@@ -61,7 +78,9 @@ REQUIRED = make_plan(
 )
 APPROVED = make_plan(stages=tuple(replace(stage, approval=Approval.REQUIRED) for stage in _STAGES))
 OBSERVED = make_plan(stages=_STAGES, advisor=replace(ADVISED, mode=AdvisorMode.OBSERVE))
-NIGHTLY = make_plan(stages=_STAGES, advisor=ADVISED, freeze_windows=(_NIGHT,), expires_at=T0 + timedelta(days=5))
+NIGHTLY = make_plan(
+    stages=_STAGES, advisor=ADVISED, freeze_windows=(_NIGHT,), expires_at=T0 + timedelta(days=5)
+)
 STRICT = make_plan(
     stages=_STAGES,
     advisor=ADVISED,
@@ -79,14 +98,24 @@ _SIGNAL = make_report(role=MetricRole.SIGNAL, harm=Verdict.FAIL, safe=Verdict.FA
 PASSING: tuple[Judgement, ...] = (
     make_judgement(),
     make_judgement(metrics=()),
-    make_judgement(metrics=(make_report(), make_report(role=MetricRole.OBSERVE, harm=Verdict.FAIL, safe=Verdict.FAIL))),
+    make_judgement(
+        metrics=(
+            make_report(),
+            make_report(role=MetricRole.OBSERVE, harm=Verdict.FAIL, safe=Verdict.FAIL),
+        )
+    ),
 )
 GAPS = tuple(make_judgement(gaps=(Gap(kind, f"{kind} for a test"),)) for kind in HealthGap)
 MISSING = make_judgement(gaps=(Gap(HealthGap.SRM, "treatment is away", treatment_missing=True),))
-DRIFTED = make_judgement(gaps=(Gap(HealthGap.ACTUATION_DRIFT, "the share is that of before", is_observed=True),))
+DRIFTED = make_judgement(
+    gaps=(Gap(HealthGap.ACTUATION_DRIFT, "the share is that of before", is_observed=True),)
+)
 OPEN: tuple[Judgement, ...] = (
     DRIFTED,
-    *(make_judgement(metrics=(make_report(safe=safe),)) for safe in (Verdict.INCONCLUSIVE, Verdict.NO_DATA, Verdict.ERROR)),
+    *(
+        make_judgement(metrics=(make_report(safe=safe),))
+        for safe in (Verdict.INCONCLUSIVE, Verdict.NO_DATA, Verdict.ERROR)
+    ),
     make_judgement(metrics=(make_report(), _SIGNAL)),
     *(gap for gap in GAPS if gap.gaps[0].kind is not HealthGap.SRM),
     make_judgement(gaps=(Gap(HealthGap.STALE, "old"), Gap(HealthGap.NO_TRAFFIC, "nobody"))),
@@ -97,7 +126,9 @@ BREACHES: tuple[Judgement, ...] = (
     make_judgement(metrics=(make_breach(),), gaps=GAPS[3].gaps),
     make_judgement(metrics=(make_breach(on_breach=OnBreach.STEP_BACK),)),
     make_judgement(metrics=(make_breach(on_breach=OnBreach.PAUSE),)),
-    make_judgement(metrics=(make_breach(on_breach=OnBreach.PAUSE), make_breach(metric="latency_p99"))),
+    make_judgement(
+        metrics=(make_breach(on_breach=OnBreach.PAUSE), make_breach(metric="latency_p99"))
+    ),
 )
 JUDGEMENTS = (*PASSING, *OPEN, *SPLIT, *BREACHES)
 ADVICE = tuple(make_advice(choice) for choice in AdviceChoice)
@@ -115,7 +146,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Alphabet:
-    """Which events a history is made of. The whole-history comparison of advice leaves out what depends on who is ahead."""
+    """Which events a history is made of.
+
+    The whole-history comparison of advice leaves out what depends on who is ahead.
+    """
 
     plans: Sequence[Plan] = PLANS
     judgements: Sequence[Judgement] = JUDGEMENTS
@@ -128,7 +162,9 @@ class Alphabet:
 ANYTHING = Alphabet()
 
 
-def events_near(rollout: Rollout | None, now: datetime, alphabet: Alphabet = ANYTHING) -> st.SearchStrategy[Event]:
+def events_near(
+    rollout: Rollout | None, now: datetime, alphabet: Alphabet = ANYTHING
+) -> st.SearchStrategy[Event]:
     """Draw what might happen next to `rollout`, around `now`."""
 
     @st.composite
@@ -165,7 +201,10 @@ def event_near(
     alphabet: Alphabet = ANYTHING,
     count: int = 0,
 ) -> Event:
-    """Return one event: mostly what the state waits for, else anything at all. `count` makes command ids distinct."""
+    """Return one event: mostly what the state waits for, else anything at all.
+
+    `count` makes command ids distinct.
+    """
     if rollout is None or rollout.has_ended:
         kinds = "ccccjr"
     elif isinstance(rollout.phase, Baking | Scheduled):
@@ -192,13 +231,23 @@ def event_near(
             return _command(rollout, at, pick, alphabet, count)
 
 
-def _moment(rollout: Rollout | None, now: datetime, pick: Pick, alphabet: Alphabet, *, is_tick: bool) -> datetime:  # type: ignore[type-arg]
+def _moment(
+    rollout: Rollout | None, now: datetime, pick: Pick, alphabet: Alphabet, *, is_tick: bool
+) -> datetime:  # type: ignore[type-arg]
     """Return when it happens: a tick mostly at the deadline or about it, all else mostly soon."""
     deadline = None if rollout is None else next_deadline(rollout)
     due = now + MINUTE if deadline is None else max(deadline, now)
     options = [now, now + SECOND, now, now + 2 * MINUTE, now + SECOND, due]
     if is_tick:
-        options = [due, due, now, now + SECOND, now + 2 * MINUTE, due - SECOND if due > now else now, due + HOUR]
+        options = [
+            due,
+            due,
+            now,
+            now + SECOND,
+            now + 2 * MINUTE,
+            due - SECOND if due > now else now,
+            due + HOUR,
+        ]
     if alphabet.jumps_back:
         options += [now - HOUR, now - SECOND]
     chosen: datetime = pick(options)
@@ -212,7 +261,9 @@ def _judgement(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alph
     return replace(seen, at=at, visit=visit)
 
 
-def _answer(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet) -> AdviceReceived | AdviceUnavailable:  # type: ignore[type-arg]
+def _answer(
+    rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet
+) -> AdviceReceived | AdviceUnavailable:  # type: ignore[type-arg]
     phase = None if rollout is None else rollout.phase
     gate_id, number = "never", 1
     if isinstance(phase, Gating):
@@ -226,7 +277,9 @@ def _answer(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabe
     return AdviceReceived(at, gate_id, number, advice)
 
 
-def _command(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet, count: int) -> CommandReceived:  # type: ignore[type-arg]
+def _command(
+    rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet, count: int
+) -> CommandReceived:  # type: ignore[type-arg]
     revision = 0 if rollout is None else rollout.revision
     verb: CommandVerb = pick(alphabet.verbs)
     wanted = [likely for likely in _likely_verbs(rollout) if likely in alphabet.verbs]
@@ -241,13 +294,22 @@ def _command(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphab
         if rollout is not None:
             command_id = pick((command_id, command_id, command_id, rollout.rollout_id))
     needs_plan = verb is CommandVerb.START or (verb is CommandVerb.RESTART and pick((True, False)))
-    plan = pick(alphabet.plans) if needs_plan and pick((True, True, True, not alphabet.is_untidy)) else None
+    plan = (
+        pick(alphabet.plans)
+        if needs_plan and pick((True, True, True, not alphabet.is_untidy))
+        else None
+    )
     is_backlog = alphabet.is_untidy and pick((False, False, True))
-    return CommandReceived(at, command_id, verb, "ada", "because", issued_at, expected, plan, is_backlog)
+    return CommandReceived(
+        at, command_id, verb, "ada", "because", issued_at, expected, plan, is_backlog
+    )
 
 
 def _likely_verbs(rollout: Rollout | None) -> tuple[CommandVerb, ...]:
-    """Return what an operator would do here, likeliest first; a freeze, because what it forbids must be tried in one."""
+    """Return what an operator would do here, likeliest first.
+
+    A freeze, because what it forbids must be tried in one.
+    """
     if rollout is None or rollout.has_ended:
         return (CommandVerb.START,)
     if isinstance(rollout.phase, AwaitingApproval):

@@ -1,4 +1,7 @@
-"""A real daemon as a process, an operator and apps around it, for tests that watch from outside: e2e, chaos, benchmarks."""
+"""A real daemon as a process, an operator and apps around it.
+
+For tests that watch from outside: e2e, chaos, benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +40,22 @@ READY_SECONDS = 40.0
 class DaemonProcess:
     """The installed `rolloutd run`, with settings by environment and its log in a file."""
 
-    def __init__(self, bootstrap: str, redis_url: str, directory: Path, *, prefix: str, **environ: str) -> None:
-        """`prefix` keeps topics, group and Redis keys apart from other tests'; `environ` are further ROLLOUTD_ variables."""
+    def __init__(
+        self, bootstrap: str, redis_url: str, directory: Path, *, prefix: str, **environ: str
+    ) -> None:
+        """`prefix` keeps topics, group and Redis keys apart from other tests'.
+
+        `environ` are further ROLLOUTD_ variables.
+        """
         self.port = free_port()
         self.ops_port = free_port()
         self.log_path = directory / f"rolloutd-{self.port}.log"
         self._environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("ROLLOUTD_")},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("ROLLOUTD_")
+            },
             "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": bootstrap,
             "ROLLOUTD_KAFKA__TOPIC_PREFIX": prefix,
             "ROLLOUTD_KAFKA__PARTITIONS": "4",
@@ -71,7 +83,9 @@ class DaemonProcess:
         command = [str(Path(sys.executable).with_name("rolloutd")), "run"]
         self._unguard()
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, env=self._environ, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, env=self._environ, stdout=log, stderr=subprocess.STDOUT
+            )
         self._guard = OrphanGuard()
         self._guard.watch(self.process.pid)
 
@@ -89,13 +103,18 @@ class DaemonProcess:
         return self
 
     async def ready(self, seconds: float = READY_SECONDS) -> None:
-        """Return once /readyz says so. Raises AssertionError with the log's end when it does not in time."""
+        """Return once /readyz says so.
+
+        Raises AssertionError with the log's end when it does not in time.
+        """
         deadline = time.monotonic() + seconds
         why = ""
         async with httpx.AsyncClient() as client:
             while time.monotonic() < deadline:
                 assert self.process is not None
-                assert self.process.poll() is None, f"exited with {self.process.returncode}:\n{self.log_tail()}"
+                assert self.process.poll() is None, (
+                    f"exited with {self.process.returncode}:\n{self.log_tail()}"
+                )
                 with suppress(httpx.HTTPError):
                     answer = await client.get(f"{self.url}/readyz", timeout=1)
                     why = answer.text
@@ -143,7 +162,10 @@ class DaemonProcess:
         return await self.start()
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.send(signal.SIGCONT)
         self.kill9()
@@ -167,8 +189,13 @@ class DaemonProcess:
         answer = await self.get(f"/rollouts/{flag_key}")
         return answer.json() if answer.status_code == 200 else None
 
-    async def until(self, flag_key: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 30.0) -> dict[str, Any]:
-        """Return the rollout's document once `holds` of it. Raises AssertionError with the last one."""
+    async def until(
+        self, flag_key: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 30.0
+    ) -> dict[str, Any]:
+        """Return the rollout's document once `holds` of it.
+
+        Raises AssertionError with the last one.
+        """
         deadline = time.monotonic() + seconds
         document: dict[str, Any] | None = None
         while time.monotonic() < deadline:
@@ -177,7 +204,9 @@ class DaemonProcess:
                 if document is not None and holds(document):
                     return document
             await asyncio.sleep(0.05)
-        raise AssertionError(f"not so in {seconds:.0f} s: {json.dumps(document)[:2000]}\n{self.log_tail()}")
+        raise AssertionError(
+            f"not so in {seconds:.0f} s: {json.dumps(document)[:2000]}\n{self.log_tail()}"
+        )
 
 
 class Client:
@@ -186,18 +215,25 @@ class Client:
     def __init__(self, bootstrap: str, prefix: str) -> None:
         self.bootstrap = bootstrap
         self.prefix = prefix
-        self.producer = AIOKafkaProducer(bootstrap_servers=bootstrap, linger_ms=5, enable_idempotence=True)
+        self.producer = AIOKafkaProducer(
+            bootstrap_servers=bootstrap, linger_ms=5, enable_idempotence=True
+        )
 
     async def __aenter__(self) -> Self:
         await self.producer.start()
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.producer.stop()
 
-    async def command(self, verb: CommandVerb, flag_key: str, *, wait_seconds: float = 15.0, **fields: Any) -> Result:
+    async def command(
+        self, verb: CommandVerb, flag_key: str, *, wait_seconds: float = 15.0, **fields: Any
+    ) -> Result:
         """Publish a command and return its result."""
         command = make_command(verb, flag_key, **fields)
         await self.publish(command)
@@ -206,7 +242,9 @@ class Client:
     async def publish(self, command: Command) -> None:
         """Publish a command."""
         topic = f"{self.prefix}rollout.commands"
-        await self.producer.send_and_wait(topic, command_bytes(command), command.flag.encode(), headers=list(HEADERS))
+        await self.producer.send_and_wait(
+            topic, command_bytes(command), command.flag.encode(), headers=list(HEADERS)
+        )
 
     async def result(self, command_id: str, seconds: float = 15.0) -> Result:
         """Return the result of a command id. Raises TimeoutError when none comes."""
@@ -223,17 +261,26 @@ class Client:
 
     async def records(self, topic: str) -> list[tuple[int, int, bytes]]:
         """Return (partition, offset, value) of every record of a topic."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, auto_offset_reset="earliest", group_id=None)
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap, auto_offset_reset="earliest", group_id=None
+        )
         await consumer.start()
         try:
             await consumer._client._wait_on_metadata(self.prefix + topic)
-            partitions = [TopicPartition(self.prefix + topic, n) for n in consumer.partitions_for_topic(self.prefix + topic)]
+            partitions = [
+                TopicPartition(self.prefix + topic, n)
+                for n in consumer.partitions_for_topic(self.prefix + topic)
+            ]
             consumer.assign(partitions)
             ends = await consumer.end_offsets(partitions)
             found: list[tuple[int, int, bytes]] = []
-            while any([await consumer.position(partition) < ends[partition] for partition in partitions]):
+            while any(
+                [await consumer.position(partition) < ends[partition] for partition in partitions]
+            ):
                 for partition, records in (await consumer.getmany(timeout_ms=200)).items():
-                    found += [(partition.partition, record.offset, record.value) for record in records]
+                    found += [
+                        (partition.partition, record.offset, record.value) for record in records
+                    ]
             return found
         finally:
             await consumer.stop()
@@ -261,7 +308,13 @@ def quick_plan(flag_key: str, **fields: Any) -> PlanDocument:
             "name": "quick",
             "flag": flag_key,
             "stages": [
-                {"percent": percent, "bake": "1s", "settle": "0.3s", "min_sample": 50, "max_bake": "60s"}
+                {
+                    "percent": percent,
+                    "bake": "1s",
+                    "settle": "0.3s",
+                    "min_sample": 50,
+                    "max_bake": "60s",
+                }
                 for percent in (10, 50, 100)
             ],
             "guardrails": [{"metric": "error_rate", "compare": {"margin": 0.1}, "limit": 0.2}],
@@ -303,7 +356,10 @@ class Traffic:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         assert self._task is not None
         self._task.cancel()
@@ -320,7 +376,11 @@ class Traffic:
             while True:
                 with suppress(httpx.HTTPError):
                     answer = await http.get(f"{self._daemon.url}/flagd/flags.json", timeout=1)
-                    flag = answer.json().get("flags", {}).get(self._flag_key) if answer.status_code == 200 else None
+                    flag = (
+                        answer.json().get("flags", {}).get(self._flag_key)
+                        if answer.status_code == 200
+                        else None
+                    )
                     if flag is not None:
                         self._weight = flag["targeting"]["fractional"][0][1]
                 await asyncio.sleep(0.05)
@@ -358,14 +418,29 @@ class Traffic:
         """Report what happened to a request; latency is exponential around 50 ms unless given."""
         data: dict[str, Any] = {
             "feature_flag.context.id": user,
-            "http.server.request.duration": self._random.expovariate(20.0) if seconds is None else seconds,
-            "rolloutd.flags": [{"feature_flag.key": self._flag_key, "feature_flag.result.variant": variant}],
+            "http.server.request.duration": self._random.expovariate(20.0)
+            if seconds is None
+            else seconds,
+            "rolloutd.flags": [
+                {"feature_flag.key": self._flag_key, "feature_flag.result.variant": variant}
+            ],
         }
         if is_error:
             data["error.type"] = "500"
         await self._emit("request.outcomes", outcome.TYPE, user, at, data)
 
-    async def _emit(self, topic: str, event_type: str, user: str, at: datetime, data: dict[str, Any]) -> None:
+    async def _emit(
+        self, topic: str, event_type: str, user: str, at: datetime, data: dict[str, Any]
+    ) -> None:
         self.sent += 1
-        value, headers = write(event_type, source="/tests", id=f"{self.sent}", time=at, subject=self._flag_key, data=data)
-        await self._client.producer.send(self._client.prefix + topic, value, user.encode(), headers=list(headers))
+        value, headers = write(
+            event_type,
+            source="/tests",
+            id=f"{self.sent}",
+            time=at,
+            subject=self._flag_key,
+            data=data,
+        )
+        await self._client.producer.send(
+            self._client.prefix + topic, value, user.encode(), headers=list(headers)
+        )

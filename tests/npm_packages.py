@@ -23,13 +23,21 @@ def installed(source: Path, cache_name: str, not_tried: str) -> Path:
 
 
 def installed_package(package: str, not_tried: str) -> Path:
-    """Return the directory that has one package, named with its version; skips the test where that cannot be had."""
+    """Return the directory that has one package, named with its version.
+
+    Skips the test where that cannot be had.
+    """
     return _kept(
-        package.replace("/", "-"), {"package.json": b'{"private": true}'}, ["install", "--no-save", package], not_tried
+        package.replace("/", "-"),
+        {"package.json": b'{"private": true}'},
+        ["install", "--no-save", package],
+        not_tried,
     )
 
 
-def _kept(cache_name: str, files: Mapping[str, bytes], words: Sequence[str], not_tried: str) -> Path:
+def _kept(
+    cache_name: str, files: Mapping[str, bytes], words: Sequence[str], not_tried: str
+) -> Path:
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip(f"{not_tried}: no node and npm on PATH")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rolloutd"
@@ -40,7 +48,9 @@ def _kept(cache_name: str, files: Mapping[str, bytes], words: Sequence[str], not
             (cache / name).write_bytes(content)
         command = ["npm", *words, "--no-audit", "--no-fund", "--ignore-scripts"]
         try:
-            done = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=240, check=False)
+            done = subprocess.run(
+                command, cwd=cache, capture_output=True, text=True, timeout=240, check=False
+            )
         except subprocess.TimeoutExpired:
             pytest.skip(f"{not_tried}: npm did not install it within 240 s")
         if done.returncode != 0:

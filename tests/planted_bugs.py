@@ -1,7 +1,8 @@
 """Shows that the tests of the machine, its timeline and its workers find the bugs one would fear.
 
-Each bug is one replacement in a copy of the source; the tests named beside it must fail on it. The checkout is not touched.
-Collected only when named: `pytest -m long tests/planted_bugs.py`. Takes some minutes.
+Each bug is one replacement in a copy of the source; the tests named beside it must fail on it. The
+checkout is not touched. Collected only when named: `pytest -m long tests/planted_bugs.py`. Takes
+some minutes.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ BUGS = (
     Bug(
         "one flag's totals blind all others",
         WORKERS,
-        "        except Exception as mistake:  # one flag's totals, perhaps: the others must not be blinded by it",
+        "        except Exception as mistake:  # one flag's totals, perhaps: the others "
+        "must not be blinded by it",
         "        except MemoryError as mistake:",
         f"{CONTAINMENT}::test_totals_of_one_flag_that_cannot_be_read_blind_no_other",
     ),
@@ -101,7 +103,8 @@ BUGS = (
     Bug(
         "a command goes round in circles",
         WORKERS,
-        "            if order.hops == 0 and self._partition_of(flag_key) != record.partition:\n                # kcat",
+        "            if order.hops == 0 and self._partition_of(flag_key) != "
+        "record.partition:\n                # kcat",
         "            if self._partition_of(flag_key) != record.partition:\n                # kcat",
         f"{CONTAINMENT}::test_a_command_is_forwarded_once_at_most",
     ),
@@ -236,7 +239,8 @@ BUGS = (
     Bug(
         "flagd takes nothing for a number",
         FLAGD,
-        '_all([{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+": [attribute]}, attribute]}])',
+        '_all([{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+": [attribute]}, '
+        "attribute]}])",
         '{"!!": [True]}',
         f"{RULES_TESTS}::test_one_condition_means_the_same_in_flagd",
     ),
@@ -289,7 +293,8 @@ BUGS = (
         "a gate skips a stage",
         MACHINE,
         "following = 0 if rollout.stage_index is None else rollout.stage_index + 1",
-        "following = 0 if rollout.stage_index is None else rollout.stage_index + (1 if command else 2)",
+        "following = 0 if rollout.stage_index is None else rollout.stage_index + (1 if "
+        "command else 2)",
         f"{HISTORIES}::test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
     ),
     # I3
@@ -303,7 +308,8 @@ BUGS = (
     Bug(
         "a pause stands before a breach",
         MACHINE,
-        "AwaitingApproval() | Paused(), EvidenceJudged(judgement=seen)) if seen.breach is not None:",
+        "AwaitingApproval() | Paused(), EvidenceJudged(judgement=seen)) if seen.breach is "
+        "not None:",
         "AwaitingApproval(), EvidenceJudged(judgement=seen)) if seen.breach is not None:",
         f"{HISTORIES}::test_i3_a_breach_acts_at_once_in_every_live_phase",
     ),
@@ -311,10 +317,12 @@ BUGS = (
     Bug(
         "a rolled back rollout can be resumed",
         MACHINE,
-        "        case (_, Completed() | RolledBack() | Aborted()):\n            return rollout, (_rejected(",
+        "        case (_, Completed() | RolledBack() | Aborted()):\n            return "
+        "rollout, (_rejected(",
         "        case (CommandVerb.PROMOTE, RolledBack()):\n"
         "            outcome = _advance(rollout, now, command.reason, command=command)\n"
-        "        case (_, Completed() | RolledBack() | Aborted()):\n            return rollout, (_rejected(",
+        "        case (_, Completed() | RolledBack() | Aborted()):\n            return "
+        "rollout, (_rejected(",
         f"{HISTORIES}::test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout",
     ),
     Bug(
@@ -336,13 +344,15 @@ BUGS = (
         "inconclusive passes a gate",
         MACHINE,
         "return not judgement.gaps and judgement.statistics is Verdict.PASS",
-        "return not judgement.gaps and judgement.statistics in (Verdict.PASS, Verdict.INCONCLUSIVE)",
+        "return not judgement.gaps and judgement.statistics in (Verdict.PASS, "
+        "Verdict.INCONCLUSIVE)",
         f"{HISTORIES}::test_i4_nothing_advances_without_a_pass_that_has_no_gap",
     ),
     Bug(
         "an earlier stay's evidence passes this gate",
         MACHINE,
-        "case (Gating() as gate, EvidenceJudged(judgement=seen)) if seen.visit == len(rollout.visits) - 1:",
+        "case (Gating() as gate, EvidenceJudged(judgement=seen)) if seen.visit == "
+        "len(rollout.visits) - 1:",
         "case (Gating() as gate, EvidenceJudged(judgement=seen)):",
         f"{HISTORIES}::test_i4_nothing_advances_without_a_pass_that_has_no_gap",
     ),
@@ -392,7 +402,8 @@ BUGS = (
     Bug(
         "proceed closes a gate that has not passed",
         MACHINE,
-        "    if not _passes(judgement):\n        return _hold(rollout, *_why_not(judgement), judgement, now)\n    if is_frozen",
+        "    if not _passes(judgement):\n        return _hold(rollout, "
+        "*_why_not(judgement), judgement, now)\n    if is_frozen",
         "    if not _passes(judgement) and not (gate.advice and gate.advice.answer):\n"
         "        return _hold(rollout, *_why_not(judgement), judgement, now)\n    if is_frozen",
         f"{HISTORIES}::test_i6_no_step_is_higher_with_advice_than_without",
@@ -401,7 +412,8 @@ BUGS = (
         "proceed stands in for an approval",
         MACHINE,
         "if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED:",
-        "if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED and not (gate.advice and gate.advice.answer):",
+        "if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED and not "
+        "(gate.advice and gate.advice.answer):",
         f"{HISTORIES}::test_i6_no_history_is_higher_with_advice_than_without_an_advisor",
     ),
     Bug(
@@ -416,7 +428,8 @@ BUGS = (
         MACHINE,
         "    if found.on_breach is OnBreach.PAUSE:\n",
         "    if found.on_breach is OnBreach.PAUSE or (\n"
-        "        isinstance(rollout.phase, Gating) and rollout.phase.advice and rollout.phase.advice.answer\n    ):\n",
+        "        isinstance(rollout.phase, Gating) and rollout.phase.advice and "
+        "rollout.phase.advice.answer\n    ):\n",
         f"{HISTORIES}::test_i6_no_step_is_higher_with_advice_than_without",
     ),
     Bug(
@@ -453,8 +466,10 @@ BUGS = (
     Bug(
         "an asked round waits for its answer for ever",
         MACHINE,
-        "        ) if now >= until:\n            return decide(_close_round(rollout, gate, None, now), event)",
-        "        ) if False:\n            return decide(_close_round(rollout, gate, None, now), event)",
+        "        ) if now >= until:\n            return decide(_close_round(rollout, gate, "
+        "None, now), event)",
+        "        ) if False:\n            return decide(_close_round(rollout, gate, None, "
+        "now), event)",
         f"{HISTORIES}::test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes",
     ),
     Bug(
@@ -498,7 +513,8 @@ BUGS = (
         "proceed passes a gate that does not",
         MACHINE,
         "    if not _passes(judgement):\n        return _hold(",
-        "    has_yes = gate.advice and gate.advice.answer and gate.advice.answer.choice is AdviceChoice.PROCEED\n"
+        "    has_yes = gate.advice and gate.advice.answer and gate.advice.answer.choice is "
+        "AdviceChoice.PROCEED\n"
         "    if not _passes(judgement) and not has_yes:\n        return _hold(",
         f"{HISTORIES}::test_i6_no_step_is_higher_with_advice_than_without",
     ),
@@ -506,7 +522,8 @@ BUGS = (
         "proceed is approval enough",
         MACHINE,
         "    if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED:",
-        "    has_yes = gate.advice and gate.advice.answer and gate.advice.answer.choice is AdviceChoice.PROCEED\n"
+        "    has_yes = gate.advice and gate.advice.answer and gate.advice.answer.choice is "
+        "AdviceChoice.PROCEED\n"
         "    if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED and not has_yes:",
         f"{ADVICE}::test_i6_raw_answers_in_some_histories",
     ),
@@ -514,7 +531,8 @@ BUGS = (
     Bug(
         "an approval goes through a freeze",
         MACHINE,
-        "case (CommandVerb.APPROVE | CommandVerb.PROMOTE | CommandVerb.PROMOTE_FULL, _) if is_frozen(rollout, now):",
+        "case (CommandVerb.APPROVE | CommandVerb.PROMOTE | CommandVerb.PROMOTE_FULL, _) if "
+        "is_frozen(rollout, now):",
         "case (CommandVerb.PROMOTE | CommandVerb.PROMOTE_FULL, _) if is_frozen(rollout, now):",
         f"{HISTORIES}::test_nothing_advances_in_a_freeze",
     ),
@@ -581,7 +599,8 @@ BUGS = (
         "effects before the save",
         WORKER,
         "        saved_tests = encode_tests(tests)\n",
-        "        saved_tests = encode_tests(tests)\n        self._send(entries)\n        await asyncio.sleep(0.05)\n",
+        "        saved_tests = encode_tests(tests)\n        self._send(entries)\n        "
+        "await asyncio.sleep(0.05)\n",
         WORKER_TESTS,
     ),
     Bug(
@@ -608,7 +627,8 @@ BUGS = (
     Bug(
         "another rollout's totals are judged",
         WORKER,
-        "            if self.rollout.rollout_id != event.rollout_id:\n                return None\n",
+        "            if self.rollout.rollout_id != event.rollout_id:\n                "
+        "return None\n",
         "",
         WORKER_TESTS,
     ),
@@ -633,7 +653,8 @@ BUGS = (
         "an unpublished effect is forgotten",
         WORKER,
         "                if new:\n",
-        "                await self._tools.rollouts.settle(self.flag_key, [entry.field for entry in batch if entry.field])\n"
+        "                await self._tools.rollouts.settle(self.flag_key, [entry.field for "
+        "entry in batch if entry.field])\n"
         "                if new:\n",
         WORKER_TESTS,
     ),
@@ -654,14 +675,16 @@ BUGS = (
     Bug(
         "the state topic is not believed",
         WORKER,
-        "while known is not None and (stored.rollout is None or known.revision > stored.rollout.revision):",
+        "while known is not None and (stored.rollout is None or known.revision > "
+        "stored.rollout.revision):",
         "while False:",
         WORKER_TESTS,
     ),
     Bug(
         "the model is awaited in line",
         WORKER,
-        '        tasks.create_task(self._advise(self.rollout, question), name=f"advice:{self.flag_key}")\n',
+        "        tasks.create_task(self._advise(self.rollout, question), "
+        'name=f"advice:{self.flag_key}")\n',
         "        self._hanging = self._advise(self.rollout, question)\n",
         WORKER_TESTS,
     ),
@@ -689,7 +712,8 @@ BUGS = (
     Bug(
         "a foreign command is obeyed here",
         WORKERS,
-        "            if order.hops == 0 and self._partition_of(flag_key) != record.partition:\n                # kcat",
+        "            if order.hops == 0 and self._partition_of(flag_key) != "
+        "record.partition:\n                # kcat",
         "            if False:\n                # kcat",
         WORKERS_TESTS,
     ),

@@ -1,4 +1,7 @@
-"""Event records as apps send them, and a stand-in for the loop around `PartitionTotals` that loads, folds and saves by hand."""
+"""Event records as apps send them.
+
+And a stand-in for the loop around `PartitionTotals` that loads, folds and saves by hand.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,24 @@ from typing import Any
 
 from controller.adapters.merged import Merger
 from controller.ports import Record
-from controller.service.counting import FLAGS_WITH_OWN_FIELDS, Changes, PartitionTotals, ReadEvaluations, ReadOutcomes
+from controller.service.counting import (
+    FLAGS_WITH_OWN_FIELDS,
+    Changes,
+    PartitionTotals,
+    ReadEvaluations,
+    ReadOutcomes,
+)
 from controller.service.directory import Directory
 from schemas.envelope import MAX_TIME_MS, RecordRefused
 from schemas.formats import Contents, Packed, Unpack
 from schemas.totals import ArmCounts, decode_arm, encode_progress, parse_field
-from schemas.wire import Readable, decode_evaluation, decode_outcome, read_evaluations, read_outcomes
+from schemas.wire import (
+    Readable,
+    decode_evaluation,
+    decode_outcome,
+    read_evaluations,
+    read_outcomes,
+)
 from tests.builders import HOUR, T0
 
 #: When records arrive unless a test says otherwise: after whatever happens in it.
@@ -38,9 +53,15 @@ def _value(kind: str, data: dict[str, Any], time_ms: int) -> bytes:
     return json.dumps(event).encode()
 
 
-def evaluation_value(context: str, variant: str, *, time_ms: int, flag: str = "new-checkout") -> bytes:
+def evaluation_value(
+    context: str, variant: str, *, time_ms: int, flag: str = "new-checkout"
+) -> bytes:
     """Return an evaluation as an app writes it."""
-    data = {"feature_flag.key": flag, "feature_flag.result.variant": variant, "feature_flag.context.id": context}
+    data = {
+        "feature_flag.key": flag,
+        "feature_flag.result.variant": variant,
+        "feature_flag.context.id": context,
+    }
     return _value("evaluation", data, time_ms)
 
 
@@ -56,7 +77,10 @@ def outcome_value(
     """Return an outcome as an app writes it; without flags it is to be joined."""
     data: dict[str, Any] = {"feature_flag.context.id": context}
     if flags:
-        data["rolloutd.flags"] = [{"feature_flag.key": flag, "feature_flag.result.variant": variant} for flag, variant in flags]
+        data["rolloutd.flags"] = [
+            {"feature_flag.key": flag, "feature_flag.result.variant": variant}
+            for flag, variant in flags
+        ]
     if error:
         data["error.type"] = "500"
     if latency_ms is not None:
@@ -67,7 +91,12 @@ def outcome_value(
 
 
 def make_record(
-    offset: int, value: bytes | None, *, topic: str = "t", timestamp_ms: int = ARRIVAL_MS, partition: int = 0
+    offset: int,
+    value: bytes | None,
+    *,
+    topic: str = "t",
+    timestamp_ms: int = ARRIVAL_MS,
+    partition: int = 0,
 ) -> Record:
     """Return a record with no key and no headers."""
     return Record(topic, partition, offset, timestamp_ms, None, value, ())
@@ -87,11 +116,17 @@ def _unpacked(decode: Callable[..., tuple[Any, ...]]) -> Unpack[Any]:
 
 
 #: Readers of a format that only tests know: our own events, several to a record, one a line.
-LINES: tuple[ReadEvaluations, ReadOutcomes] = (Packed(_unpacked(decode_evaluation)), Packed(_unpacked(decode_outcome)))
+LINES: tuple[ReadEvaluations, ReadOutcomes] = (
+    Packed(_unpacked(decode_evaluation)),
+    Packed(_unpacked(decode_outcome)),
+)
 
 
 class Owner:
-    """Counts one partition by hand: the steps `Ingest` takes, one call each, so that a test chooses what lies between them."""
+    """Counts one partition by hand.
+
+    The steps `Ingest` takes, one call each, so that a test chooses what lies between them.
+    """
 
     def __init__(
         self,
@@ -116,7 +151,10 @@ class Owner:
             number=number,
         )
         if stored:
-            self.totals.restore(int(stored["next"]), {name: value for name, value in stored.items() if name != "next"})
+            self.totals.restore(
+                int(stored["next"]),
+                {name: value for name, value in stored.items() if name != "next"},
+            )
         self.expected = int(stored["next"]) if stored else None
 
     def fold(self, records: Sequence[Record], *, join: PartitionTotals | None = None) -> None:
@@ -127,14 +165,21 @@ class Owner:
             assert self.totals.fold_outcomes(records, self.read_outcomes, join=join) == len(records)
 
     def save(self, stored: dict[str, bytes]) -> bool:
-        """Write what changed into `stored` and delete garbage; return False, and write nothing, when the fence is not ours."""
+        """Write what changed into `stored` and delete garbage.
+
+        Return False, and write nothing, when the fence is not ours.
+        """
         fence = int(stored["next"]) if "next" in stored else None
         changes = Changes()
         for _ in self.totals.take_changed(changes):
             pass
         if fence != self.expected:
             return False
-        stored |= changes.fields | encode_progress(self.totals.records) | {"next": b"%d" % self.totals.position}
+        stored |= (
+            changes.fields
+            | encode_progress(self.totals.records)
+            | {"next": b"%d" % self.totals.position}
+        )
         for name in changes.garbage:
             stored.pop(name, None)
         self.expected = self.totals.position
@@ -142,7 +187,10 @@ class Owner:
 
 
 def arms_in(stored: dict[str, bytes]) -> dict[tuple[str, int, str], ArmCounts]:
-    """Return (flag key, visit, arm) -> totals of a hash; arms with nothing but zeros are left out."""
+    """Return (flag key, visit, arm) -> totals of a hash.
+
+    Arms with nothing but zeros are left out.
+    """
     found = {}
     for name, value in Merger().arms("", stored)[0].items():
         parsed = parse_field(name)

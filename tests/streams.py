@@ -1,4 +1,7 @@
-"""Synthetic totals for tests of the gate: an arm's counts as ingest would have them after each look, from a seed."""
+"""Synthetic totals for tests of the gate.
+
+An arm's counts as ingest would have them after each look, from a seed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,14 @@ from datetime import datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.core.evidence import LOWEST_BUCKET, ArmTotals, Evidence, PartitionProgress, VisitTotals, bucket_of
+from controller.core.evidence import (
+    LOWEST_BUCKET,
+    ArmTotals,
+    Evidence,
+    PartitionProgress,
+    VisitTotals,
+    bucket_of,
+)
 from controller.core.gate import GateTests, judge
 from controller.core.judgement import Judgement
 from controller.core.rollout import Rollout, Visit
@@ -21,7 +31,10 @@ Sampler = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
 
 def reference_prior() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return log rate ratios and log weights that published vectors were computed with; ours differ, the formulas must not."""
+    """Return log rate ratios and log weights that published vectors were computed with.
+
+    Ours differ, the formulas must not.
+    """
     log_ratios = np.linspace(np.sqrt(0.05), np.sqrt(3.0), 32) ** 2
     weights = np.gradient(log_ratios) / (1 + (log_ratios / 0.7) ** 2)
     return log_ratios, np.log(weights / weights.sum())
@@ -37,8 +50,13 @@ class Counted:
     converted: int = 0
     latency: dict[int, int] = field(default_factory=dict)
 
-    def add(self, contexts: int, first_errors: int = 0, *, errors: int | None = None, converted: int = 0) -> None:
-        """Add contexts with an outcome each; `errors` are raw events, one per first error unless given."""
+    def add(
+        self, contexts: int, first_errors: int = 0, *, errors: int | None = None, converted: int = 0
+    ) -> None:
+        """Add contexts with an outcome each.
+
+        `errors` are raw events, one per first error unless given.
+        """
         self.contexts += contexts
         self.first_errors += first_errors
         self.errors += first_errors if errors is None else errors
@@ -84,7 +102,12 @@ def make_arm(contexts: int, first_errors: int = 0, **more: object) -> ArmTotals:
 
 def make_progress(at: datetime, **overrides: object) -> tuple[PartitionProgress, ...]:
     """Return one caught-up partition of each event topic, fresh at `at`."""
-    fields: dict[str, object] = {"next_offset": 10, "end_offset": 10, "freshest": at, "reported_at": at}
+    fields: dict[str, object] = {
+        "next_offset": 10,
+        "end_offset": 10,
+        "freshest": at,
+        "reported_at": at,
+    }
     return tuple(PartitionProgress(name, **{**fields, **overrides}) for name in PARTITIONS)  # type: ignore[arg-type]
 
 
@@ -127,7 +150,10 @@ class Watched:
 
     def evidence(self) -> Evidence:
         """Return everything counted so far, complete and fresh."""
-        visits = {index: VisitTotals(treatment.totals(), control.totals()) for index, (treatment, control) in self.arms.items()}
+        visits = {
+            index: VisitTotals(treatment.totals(), control.totals())
+            for index, (treatment, control) in self.arms.items()
+        }
         return make_evidence(visits, self.at)
 
     def last(self) -> Judgement:
@@ -149,16 +175,25 @@ class Watched:
             ),
             make_visit(stage=stage, percent=percent, entered_at=self.at, counts_from=self.at),
         )
-        self.rollout = make_rollout(plan=self.rollout.plan, phase=self.rollout.phase, visits=visits, percent=percent)
+        self.rollout = make_rollout(
+            plan=self.rollout.plan, phase=self.rollout.phase, visits=visits, percent=percent
+        )
 
     def _present(self) -> tuple[Counted, Counted]:
         return self.arms.setdefault(len(self.rollout.visits) - 1, (Counted(), Counted()))
 
 
 def looks_until_breach(
-    watched: Watched, rng: np.random.Generator, looks: int, per_look: int, rates: Callable[[int], tuple[float, float]]
+    watched: Watched,
+    rng: np.random.Generator,
+    looks: int,
+    per_look: int,
+    rates: Callable[[int], tuple[float, float]],
 ) -> int | None:
-    """Return the look that found a breach, None when none did. `rates(look)` are the error rates of treatment and control."""
+    """Return the look that found a breach, None when none did.
+
+    `rates(look)` are the error rates of treatment and control.
+    """
     share = watched.rollout.visits[-1].percent / 100
     for look in range(looks):
         p_t, p_c = rates(look)

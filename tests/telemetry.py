@@ -1,6 +1,9 @@
-"""Exports as an instrumented fleet makes them: by OpenTelemetry's own SDK and encoder, in both encodings of the Collector.
+"""Exports as an instrumented fleet makes them.
 
-The Collector writes JSON by the same mapping as protobuf's own, but for ids, which are hexadecimal there and unread here.
+By OpenTelemetry's own SDK and encoder, in both encodings of the Collector.
+
+The Collector writes JSON by the same mapping as protobuf's own, but for ids, which are hexadecimal
+there and unread here.
 """
 
 from __future__ import annotations
@@ -49,13 +52,22 @@ def encoded(message: Message, encoding: EventFormat) -> bytes:
 
 
 def export_of_logs(requests: Sequence[Request], encoding: EventFormat) -> bytes:
-    """Return one export with a log record for each evaluation, and what else a service logs in between."""
+    """Return one export with a log record for each evaluation.
+
+    And what else a service logs in between.
+    """
     exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
     provider = LoggerProvider(resource=_RESOURCE, shutdown_on_exit=False)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     logger = provider.get_logger("openfeature")
     for request in requests:
-        logger.emit(LogRecord(timestamp=request.at_ms * _NS, body="GET /checkout", attributes={"feature_flag.key": "a"}))
+        logger.emit(
+            LogRecord(
+                timestamp=request.at_ms * _NS,
+                body="GET /checkout",
+                attributes={"feature_flag.key": "a"},
+            )
+        )
         for flag, variant in request.flags:
             attributes: dict[str, Any] = {
                 "feature_flag.key": flag,
@@ -63,7 +75,13 @@ def export_of_logs(requests: Sequence[Request], encoding: EventFormat) -> bytes:
                 "feature_flag.result.reason": "split",
                 "feature_flag.context.id": request.context,
             }
-            logger.emit(LogRecord(timestamp=request.at_ms * _NS, event_name="feature_flag.evaluation", attributes=attributes))
+            logger.emit(
+                LogRecord(
+                    timestamp=request.at_ms * _NS,
+                    event_name="feature_flag.evaluation",
+                    attributes=attributes,
+                )
+            )
     return encoded(encode_logs(exporter.get_finished_logs()), encoding)
 
 
@@ -75,7 +93,9 @@ def export_of_spans(requests: Sequence[Request], encoding: EventFormat) -> bytes
     tracer = provider.get_tracer("asgi")
     for request in requests:
         end = request.at_ms * _NS
-        span = tracer.start_span("GET /checkout", kind=SpanKind.SERVER, start_time=end - request.latency_ms * _NS)
+        span = tracer.start_span(
+            "GET /checkout", kind=SpanKind.SERVER, start_time=end - request.latency_ms * _NS
+        )
         for flag, variant in request.flags:
             attributes = {
                 "feature_flag.key": flag,

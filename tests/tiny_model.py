@@ -1,8 +1,11 @@
-"""A language model of 119,000 random numbers in llama.cpp's own server: the protocol is real, the answers are chance.
+"""A language model of 119,000 random numbers in llama.cpp's own server.
 
-`python -m tests.tiny_model DIRECTORY` writes the model there, serves it and prints `url=http://...` when it is ready; it runs
-until its standard input ends. In a process of its own, because the server logs, spawns threads and may abort the process.
-Needs the packages of `tests/llama.lock`, which nothing else needs: `make llama` installs them.
+The protocol is real, the answers are chance.
+
+`python -m tests.tiny_model DIRECTORY` writes the model there, serves it and prints `url=http://...`
+when it is ready; it runs until its standard input ends. In a process of its own, because the server
+logs, spawns threads and may abort the process. Needs the packages of `tests/llama.lock`, which
+nothing else needs: `make llama` installs them.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ TEMPLATE = (
 def write_model(path: Path) -> None:
     """Write a GGUF file with a byte-level tokenizer; the same bytes each time.
 
-    Printable bytes, letters, quotes and the ends of an object are made likelier by a constant channel, so that answers within
-    a grammar end soon.
+    Printable bytes, letters, quotes and the ends of an object are made likelier by a constant
+    channel, so that answers within a grammar end soon.
     """
     import gguf
     import numpy as np
@@ -73,7 +76,11 @@ def write_model(path: Path) -> None:
             writer.add_tensor(f"blk.{layer}.{name}.weight", ones)
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
             writer.add_tensor(f"blk.{layer}.{name}.weight", numbers(WIDTH, WIDTH))
-        for name, shape in (("ffn_gate", (INNER, WIDTH)), ("ffn_up", (INNER, WIDTH)), ("ffn_down", (WIDTH, INNER))):
+        for name, shape in (
+            ("ffn_gate", (INNER, WIDTH)),
+            ("ffn_up", (INNER, WIDTH)),
+            ("ffn_down", (WIDTH, INNER)),
+        ):
             writer.add_tensor(f"blk.{layer}.{name}.weight", numbers(*shape))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -89,7 +96,9 @@ def _letter_of(byte: int) -> str:
 
 
 def _vocabulary(kinds: Any) -> tuple[list[str], list[Any]]:
-    tokens = [_letter_of(byte) for byte in range(256)] + list(CONTROL_TOKENS) + [f"{_letter_of(32)}t"]
+    tokens = (
+        [_letter_of(byte) for byte in range(256)] + list(CONTROL_TOKENS) + [f"{_letter_of(32)}t"]
+    )
     types = [kinds.NORMAL] * 256 + [kinds.CONTROL] * len(CONTROL_TOKENS) + [kinds.NORMAL]
     while len(tokens) < VOCABULARY:
         tokens.append(f"<|unused{len(tokens)}|>")

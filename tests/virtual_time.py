@@ -1,7 +1,10 @@
-"""An event loop whose time is a number: it jumps to the next timer when nothing is ready, so that no test ever sleeps.
+"""An event loop whose time is a number.
 
-Retries with backoff, deadlines and periods run as in production, in order and in no time; a test that would wait for ever fails
-with `Stuck`. Only for code that does no real I/O: there is nothing on a socket to wait for.
+It jumps to the next timer when nothing is ready, so that no test ever sleeps.
+
+Retries with backoff, deadlines and periods run as in production, in order and in no time; a test
+that would wait for ever fails with `Stuck`. Only for code that does no real I/O: there is nothing
+on a socket to wait for.
 """
 
 from __future__ import annotations

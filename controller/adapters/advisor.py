@@ -1,6 +1,9 @@
-"""Advice at gates from a language model: the question, the answer, and who is asked, as the settings say.
+"""Advice at gates from a language model.
 
-Belongs here: the Advisor port. How a server is asked is `model_server.py`, in which words `openai.py` and `ollama.py`.
+The question, the answer, and who is asked, as the settings say.
+
+Belongs here: the Advisor port. How a server is asked is `model_server.py`, in which words
+`openai.py` and `ollama.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +13,13 @@ from typing import NoReturn
 
 import httpcore
 
-from controller.adapters.model_server import Completion, Dialect, ModelServer, nothing_else, printable
+from controller.adapters.model_server import (
+    Completion,
+    Dialect,
+    ModelServer,
+    nothing_else,
+    printable,
+)
 from controller.adapters.ollama import OllamaDialect
 from controller.adapters.openai import OpenAIDialect
 from controller.adapters.prompts import MAX_ROLLOUTS, explanation_prompt, gate_prompt, look_prompt
@@ -31,10 +40,12 @@ from schemas.advice import (
 )
 from schemas.terms import AdviceChoice
 
-#: We give up this much before the gate's own deadline, so that the reason is ours and the circuit learns of it.
+# : We give up this much before the gate's own deadline, so that the reason is ours and the circuit
+# learns of it.
 MARGIN_SECONDS = 0.01
 
-#: Kept of an answer with the decision: a complete usual one, or enough of an odd one to see what is odd.
+# : Kept of an answer with the decision: a complete usual one, or enough of an odd one to see what
+# is odd.
 RAW_MAX_BYTES = 2_048
 
 DIALECTS: dict[str, type[Dialect]] = {"openai": OpenAIDialect, "ollama": OllamaDialect}
@@ -43,8 +54,17 @@ DIALECTS: dict[str, type[Dialect]] = {"openai": OpenAIDialect, "ollama": OllamaD
 class ModelAdvisor:
     """Puts gates' evidence to one model at one server."""
 
-    def __init__(self, settings: AdvisorSettings, clock: Clock, *, network: httpcore.AsyncNetworkBackend | None = None) -> None:
-        """Connect to nothing yet; `network` takes the place of the machine's. Raises ConfigInvalid."""
+    def __init__(
+        self,
+        settings: AdvisorSettings,
+        clock: Clock,
+        *,
+        network: httpcore.AsyncNetworkBackend | None = None,
+    ) -> None:
+        """Connect to nothing yet; `network` takes the place of the machine's.
+
+        Raises ConfigInvalid.
+        """
         self._settings = settings
         self._clock = clock
         self._looked_at: Mapping[str, Judgement] = {}
@@ -88,7 +108,10 @@ class ModelAdvisor:
     async def _explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
         visits = rollout.visits
         percents = (0.0, *(visit.percent for visit in visits))
-        records = [("enters", percents[n], visit.percent, f"stage {visit.stage + 1}") for n, visit in enumerate(visits)]
+        records = [
+            ("enters", percents[n], visit.percent, f"stage {visit.stage + 1}")
+            for n, visit in enumerate(visits)
+        ]
         prompt = explanation_prompt(rollout.plan, alert.summary, alert.judgement, records)
         completion = await self.server.complete(
             prompt, EXPLANATION_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
@@ -104,18 +127,30 @@ class ModelAdvisor:
             latency_ms=completion.latency_ms,
         )
 
-    async def look_over(self, seen: Mapping[str, tuple[Rollout, Judgement]]) -> Sequence[tuple[str, str]]:
+    async def look_over(
+        self, seen: Mapping[str, tuple[Rollout, Judgement]]
+    ) -> Sequence[tuple[str, str]]:
         with nothing_else():
             return await self._look_over(seen)
 
-    async def _look_over(self, seen: Mapping[str, tuple[Rollout, Judgement]]) -> Sequence[tuple[str, str]]:
+    async def _look_over(
+        self, seen: Mapping[str, tuple[Rollout, Judgement]]
+    ) -> Sequence[tuple[str, str]]:
         # Those nearest to an alarm first: a prompt has room for a dozen.
-        ordered = sorted(seen.values(), key=lambda each: (-_nearness(each[1]), each[0].flag_key))[:MAX_ROLLOUTS]
+        ordered = sorted(seen.values(), key=lambda each: (-_nearness(each[1]), each[0].flag_key))[
+            :MAX_ROLLOUTS
+        ]
         prompt = look_prompt(ordered, self._looked_at)
         self._looked_at = {key: judgement for key, (_, judgement) in seen.items()}
-        completion = await self.server.complete(prompt, LOOK_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True)
+        completion = await self.server.complete(
+            prompt, LOOK_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
+        )
         found = _read(completion, LookAnswer).unusual
-        return [(ordered[one.rollout - 1][0].flag_key, one.what) for one in found if one.rollout <= len(ordered)]
+        return [
+            (ordered[one.rollout - 1][0].flag_key, one.what)
+            for one in found
+            if one.rollout <= len(ordered)
+        ]
 
     async def close(self) -> None:
         """Close what is open; a question still out ends in AdviceUnavailableError."""

@@ -17,7 +17,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from controller.core.audience import Audience, Condition
 from controller.core.judgement import Advice, Judgement
-from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow, Guardrail, Plan, Stage
+from controller.core.plan import (
+    DEFAULT_GAP_POLICIES,
+    AdvisorPolicy,
+    FreezeWindow,
+    Guardrail,
+    Plan,
+    Stage,
+)
 from controller.core.rollout import (
     Aborted,
     AdviceRound,
@@ -93,11 +100,15 @@ _MINUTE = timedelta(minutes=1)
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
-# --- plans ----------------------------------------------------------------------------------------------------------------
+# --- plans
+# --------------------------------------------------------------------------------------------------
 
 
 def to_core_plan(document: PlanDocument) -> Plan:
-    """Return the plan in the core's units, with every default filled in and its version: a hash of all of it."""
+    """Return the plan in the core's units, with every default filled in and its version.
+
+    A hash of all of it.
+    """
     shares_with_control = [stage.percent for stage in document.stages if stage.percent < 100]
     plan = Plan(
         name=document.name,
@@ -139,7 +150,12 @@ def to_core_plan(document: PlanDocument) -> Plan:
         start_at=document.start_at,
         flag_type=document.type,
         audiences=tuple(
-            Audience(name, tuple(tuple(_core_condition(condition) for condition in clause) for clause in clauses))
+            Audience(
+                name,
+                tuple(
+                    tuple(_core_condition(condition) for condition in clause) for clause in clauses
+                ),
+            )
             for name, clauses in document.audiences.items()
         ),
         unassigned=document.variants.unassigned,
@@ -152,12 +168,17 @@ def to_core_plan(document: PlanDocument) -> Plan:
 
 def plan_version(plan: Plan) -> str:
     """Return 16 hex digits that name exactly this plan, whichever way it was written."""
-    canonical = json.dumps(from_core_plan(plan).model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(
+        from_core_plan(plan).model_dump(mode="json"), sort_keys=True, separators=(",", ":")
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def _core_guardrail(document: GuardrailDocument, *, last_with_control: float) -> Guardrail:
-    """Return one guardrail; one that only compares ends with the last stage that has a control, unless told otherwise."""
+    """Return one guardrail.
+
+    One that only compares ends with the last stage that has a control, unless told otherwise.
+    """
     to_percent = document.to_percent
     if to_percent is None:
         to_percent = last_with_control if document.limit is None else 100.0
@@ -175,16 +196,25 @@ def _core_guardrail(document: GuardrailDocument, *, last_with_control: float) ->
 
 
 def _core_condition(document: ConditionDocument) -> Condition:
-    given = next(operator for operator in Operator if document.operand(operator) is not None)  # the schema asks for one
+    given = next(
+        operator for operator in Operator if document.operand(operator) is not None
+    )  # the schema asks for one
     operand = document.operand(given)
-    return Condition(document.attribute, given, tuple(operand) if isinstance(operand, list) else (operand,))
+    return Condition(
+        document.attribute, given, tuple(operand) if isinstance(operand, list) else (operand,)
+    )
 
 
 def _of_one_type(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with all numbers as floats if one is: typed clients refuse an integer for a float."""
+    """Return the values with all numbers as floats if one is.
+
+    Typed clients refuse an integer for a float.
+    """
     has_float = any(isinstance(value, float) for value in values.values())
     return {
-        name: float(value) if has_float and isinstance(value, int) and not isinstance(value, bool) else value
+        name: float(value)
+        if has_float and isinstance(value, int) and not isinstance(value, bool)
+        else value
         for name, value in values.items()
     }
 
@@ -211,7 +241,10 @@ def _minute_of_day(clock: str) -> int:
 
 
 def from_core_plan(plan: Plan) -> PlanDocument:
-    """Return the plan as a document with nothing left to defaults; `to_core_plan` of it is the same plan again."""
+    """Return the plan as a document with nothing left to defaults.
+
+    `to_core_plan` of it is the same plan again.
+    """
     return PlanDocument(
         name=plan.name,
         flag=plan.flag_key,
@@ -226,7 +259,10 @@ def from_core_plan(plan: Plan) -> PlanDocument:
             values=dict(plan.values),
         ),
         audiences={
-            audience.name: [[_condition_document(condition) for condition in conditions] for conditions in audience.any_of]
+            audience.name: [
+                [_condition_document(condition) for condition in conditions]
+                for conditions in audience.any_of
+            ]
             for audience in plan.audiences
         },
         stages=[
@@ -249,7 +285,11 @@ def from_core_plan(plan: Plan) -> PlanDocument:
                 limit=guardrail.limit,
                 compare=None
                 if guardrail.margin is None
-                else Comparison(margin=guardrail.margin, gate_margin=guardrail.gate_margin, in_points=guardrail.in_points),
+                else Comparison(
+                    margin=guardrail.margin,
+                    gate_margin=guardrail.gate_margin,
+                    in_points=guardrail.in_points,
+                ),
                 on_breach=guardrail.on_breach,
                 from_percent=guardrail.from_percent,
                 to_percent=guardrail.to_percent,
@@ -279,7 +319,9 @@ _LISTED = frozenset({Operator.IN, Operator.STARTS_WITH, Operator.ENDS_WITH})
 
 def _condition_document(condition: Condition) -> ConditionDocument:
     operand = list(condition.values) if condition.operator in _LISTED else condition.values[0]
-    return ConditionDocument.model_validate({"attribute": condition.attribute, condition.operator.value: operand})
+    return ConditionDocument.model_validate(
+        {"attribute": condition.attribute, condition.operator.value: operand}
+    )
 
 
 def _window_document(window: FreezeWindow) -> FreezeWindowDocument:
@@ -287,7 +329,9 @@ def _window_document(window: FreezeWindow) -> FreezeWindowDocument:
     return FreezeWindowDocument(
         days=[_DAYS[day - 1] for day in sorted(window.weekdays)],
         begins=_clock(window.start_minute),
-        ends=_clock((window.start_minute + window.minutes) % (24 * 60)) if is_within_a_day else None,
+        ends=_clock((window.start_minute + window.minutes) % (24 * 60))
+        if is_within_a_day
+        else None,
         lasts=None if is_within_a_day else window.minutes * _MINUTE,
         timezone=window.timezone,
     )
@@ -297,10 +341,21 @@ def _clock(minute_of_day: int) -> str:
     return f"{minute_of_day // 60:02}:{minute_of_day % 60:02}"
 
 
-# --- rollouts -------------------------------------------------------------------------------------------------------------
+# --- rollouts
+# --------------------------------------------------------------------------------------------------
 
 _PHASES: dict[str, type[Phase]] = {
-    phase.name.value: phase for phase in (Scheduled, Baking, Gating, AwaitingApproval, Paused, Completed, RolledBack, Aborted)
+    phase.name.value: phase
+    for phase in (
+        Scheduled,
+        Baking,
+        Gating,
+        AwaitingApproval,
+        Paused,
+        Completed,
+        RolledBack,
+        Aborted,
+    )
 }
 _PHASE_RECORD: TypeAdapter[state.PhaseRecord] = TypeAdapter(state.PhaseRecord)
 
@@ -316,7 +371,10 @@ def to_state(rollout: Rollout) -> state.RolloutState:
         phase=_PHASE_RECORD.validate_python(rollout.phase, from_attributes=True),
         hold=rollout.hold,
         freeze=_of(state.FreezeRecord, rollout.freeze),
-        visits=[state.VisitRecord.model_validate(visit, from_attributes=True) for visit in rollout.visits],
+        visits=[
+            state.VisitRecord.model_validate(visit, from_attributes=True)
+            for visit in rollout.visits
+        ],
         started_at=rollout.started_at,
         updated_at=rollout.updated_at,
         plan_version=rollout.plan.version,
@@ -348,7 +406,9 @@ def _phase(record: state.PhaseRecord) -> Phase:
         fields["held"] = _phase(record.held)
     elif isinstance(record, state.GatingPhase) and record.advice is not None:
         answer = record.advice.answer
-        fields["advice"] = AdviceRound(**{**_fields(record.advice), "answer": None if answer is None else _core_advice(answer)})
+        fields["advice"] = AdviceRound(
+            **{**_fields(record.advice), "answer": None if answer is None else _core_advice(answer)}
+        )
     return kind(**fields)
 
 
@@ -369,7 +429,8 @@ def rollout_to_json(rollout: Rollout) -> bytes:
 def rollout_from_json(document: bytes) -> Rollout:
     """Return the rollout of a stored document.
 
-    Raises DocumentUnreadable for a version this release does not know, and for everything that is no such document.
+    Raises DocumentUnreadable for a version this release does not know, and for everything that is
+    no such document.
     """
     return _read_state(_parsed(document, "rollout document"))
 
@@ -395,7 +456,9 @@ def read_state(value: bytes, environments: Collection[str] | None = None) -> Rol
 
 
 def _parsed(written: bytes, what: str) -> Any:
-    """Return JSON that is Unicode text throughout: half a surrogate pair cannot be served or stored again.
+    """Return JSON that is Unicode text throughout.
+
+    Half a surrogate pair cannot be served or stored again.
 
     Raises DocumentUnreadable.
     """
@@ -453,14 +516,21 @@ def _check_coherent(document: state.RolloutState) -> None:
 
 
 def explain(error: ValidationError) -> str:
-    """Return what is wrong with a document in one line: where and what of the first three faults."""
+    """Return what is wrong with a document in one line.
+
+    Where and what of the first three faults.
+    """
     faults = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [f"{'.'.join(str(part) for part in fault['loc']) or 'document'}: {fault['msg']}" for fault in faults[:3]]
+    told = [
+        f"{'.'.join(str(part) for part in fault['loc']) or 'document'}: {fault['msg']}"
+        for fault in faults[:3]
+    ]
     more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
     return "; ".join(told).replace("Value error, ", "") + more
 
 
-# --- commands -------------------------------------------------------------------------------------------------------------
+# --- commands
+# --------------------------------------------------------------------------------------------------
 
 
 def read_command(
@@ -472,10 +542,11 @@ def read_command(
 ) -> Command:
     """Return the command in one record of `rollout.commands`.
 
-    Read are CloudEvents, structured and binary, and the bare JSON object that a person types into kcat. What the record
-    says itself need not be said twice: `flag` may be left to the key, `id` and `issued_at` to the event's id and time, or
-    for a bare object to a hash of the record (so a replay has the same id) and its timestamp. A bare `issuer` may be left
-    out where a command always works: at 3 a.m. `{"verb": "roll_back"}` with the flag as key is enough.
+    Read are CloudEvents, structured and binary, and the bare JSON object that a person types into
+    kcat. What the record says itself need not be said twice: `flag` may be left to the key, `id`
+    and `issued_at` to the event's id and time, or for a bare object to a hash of the record (so a
+    replay has the same id) and its timestamp. A bare `issuer` may be left out where a command
+    always works: at 3 a.m. `{"verb": "roll_back"}` with the flag as key is enough.
 
     `now` is the reader's clock, None for none: a command from the future is refused, since its age
     would never count, and so is one from before 1970; what always works gets the record's time.
@@ -504,7 +575,9 @@ def read_command(
         return command.model_copy(update={"issued_at": at if now is None else min(at, now)})
     if now is None or not is_ahead:
         # As the event of a command that is forwarded it would be unreadable.
-        raise _not_a_command(fields, "issued before 1970: set the clock of the issuer, and send it again")
+        raise _not_a_command(
+            fields, "issued before 1970: set the clock of the issuer, and send it again"
+        )
     ahead = int((command.issued_at - now).total_seconds())
     why = f"issued {ahead} s in the future: set the clock of the issuer, or of this controller"
     raise _not_a_command(fields, f"{why}, and send it again")
@@ -513,19 +586,25 @@ def read_command(
 def _command(fields: dict[str, Any], key: bytes | None) -> Command:
     """Return the command of these fields. Raises CommandRefused or CommandUnreadable."""
     if key and fields["flag"] != key.decode("utf-8", "replace"):
-        raise _not_a_command(fields, "the command's flag is not the record's key: keep one, or make them equal")
+        raise _not_a_command(
+            fields, "the command's flag is not the record's key: keep one, or make them equal"
+        )
     try:
         command = Command.model_validate(fields)
     except ValidationError as error:
         raise _not_a_command(fields, explain(error)) from None
     if command.plan is not None:
-        errors = [str(finding) for finding in lint(command.plan, command.issued_at) if finding.is_error]
+        errors = [
+            str(finding) for finding in lint(command.plan, command.issued_at) if finding.is_error
+        ]
         if errors:
             raise _not_a_command(fields, "plan: " + "; ".join(errors))
     return command
 
 
-def _command_fields(value: bytes | None, headers: Headers, key: bytes | None, timestamp_ms: int) -> dict[str, Any]:
+def _command_fields(
+    value: bytes | None, headers: Headers, key: bytes | None, timestamp_ms: int
+) -> dict[str, Any]:
     """Return the command's fields, completed by what the record says. Raises RecordRefused."""
     document = None
     if not any(name.startswith("ce_") for name, _ in headers):
@@ -552,7 +631,10 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _moment(time_ms: int) -> datetime:
-    """Return milliseconds since 1970 as a time. Raises RecordRefused beyond the year 9999, where a broken clock may be."""
+    """Return milliseconds since 1970 as a time.
+
+    Raises RecordRefused beyond the year 9999, where a broken clock may be.
+    """
     try:
         return _EPOCH + timedelta(milliseconds=time_ms)
     except OverflowError:
@@ -567,7 +649,9 @@ def _not_a_command(fields: dict[str, Any], reason: str) -> CommandRefused | Comm
     if not all(isinstance(name, str) and NAME.match(name) for name in (command_id, flag_key)):
         return CommandUnreadable(QuarantineReason.INVALID, reason)
     known_verb = CommandVerb(verb) if isinstance(verb, str) and verb in set(CommandVerb) else None
-    return CommandRefused(command_id=str(command_id), flag_key=str(flag_key), verb=known_verb, reason=reason)
+    return CommandRefused(
+        command_id=str(command_id), flag_key=str(flag_key), verb=known_verb, reason=reason
+    )
 
 
 def refusal_by_mistake(
@@ -581,12 +665,16 @@ def refusal_by_mistake(
         return CommandUnreadable(QuarantineReason.INVALID, reason[:REASON_MAX])
 
 
-#: CloudEvents extension of a command that was published again, for its flag's own partition: how often.
+# : CloudEvents extension of a command that was published again, for its flag's own partition: how
+# often.
 HOPS = "rolloutdhops"
 
 
 def command_bytes(command: Command, *, hops: int = 0) -> bytes:
-    """Return the command as it is published: its own id and time are the event's, so that a copy is recognised as one."""
+    """Return the command as it is published.
+
+    Its own id and time are the event's, so that a copy is recognised as one.
+    """
     value = _event(COMMAND_TYPE, command.id, command.flag, command.issued_at, command)
     return _extended(value, HOPS, str(hops)) if hops else value
 
@@ -612,11 +700,13 @@ class _PeekedEvent(msgspec.Struct):
 _peek = msgspec.json.Decoder(_PeekedEvent).decode
 
 
-def peek_command(value: bytes | None, headers: Headers, key: bytes | None) -> tuple[str, CommandVerb | None, int] | None:
+def peek_command(
+    value: bytes | None, headers: Headers, key: bytes | None
+) -> tuple[str, CommandVerb | None, int] | None:
     """Return (flag, verb, hops) of a command without reading it; None when that takes reading it.
 
-    A hundredth of the price of `read_command`, and never more than a hint: what it says decides who goes
-    first, not what is done. The verb is None for one that nobody knows.
+    A hundredth of the price of `read_command`, and never more than a hint: what it says decides who
+    goes first, not what is done. The verb is None for one that nobody knows.
     """
     if value is None or len(value) > MAX_BYTES:
         return None
@@ -652,10 +742,13 @@ def to_command_event(command: Command, at: datetime) -> CommandReceived:
     )
 
 
-# --- what goes out --------------------------------------------------------------------------------------------------------
+# --- what goes out
+# --------------------------------------------------------------------------------------------------
 
 
-def decision_bytes(effect: PublishDecision, rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE) -> bytes:
+def decision_bytes(
+    effect: PublishDecision, rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE
+) -> bytes:
     """Return a decision with all its evidence; `rollout` is the one after it."""
     record = decision.Decision(
         flag=rollout.flag_key,
@@ -685,8 +778,13 @@ def to_judgement_record(judgement: Judgement) -> decision.JudgementRecord:
         at=judgement.at,
         visit=judgement.visit,
         verdict=judgement.statistics,
-        gaps=[decision.GapRecord.model_validate(gap, from_attributes=True) for gap in judgement.gaps],
-        metrics=[decision.MetricRecord.model_validate(metric, from_attributes=True) for metric in judgement.metrics],
+        gaps=[
+            decision.GapRecord.model_validate(gap, from_attributes=True) for gap in judgement.gaps
+        ],
+        metrics=[
+            decision.MetricRecord.model_validate(metric, from_attributes=True)
+            for metric in judgement.metrics
+        ],
         harm=decision.HarmRecord.model_validate(judgement.harm, from_attributes=True),
         exposures=dict(judgement.exposures),
         srm_e_value=judgement.srm_e_value,
@@ -701,7 +799,9 @@ def judgement_to_json(judgement: Judgement) -> bytes:
     return to_judgement_record(judgement).model_dump_json().encode()
 
 
-def alert_bytes(effect: RaiseAlert, rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE) -> bytes:
+def alert_bytes(
+    effect: RaiseAlert, rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE
+) -> bytes:
     """Return an alert with the harm so far."""
     record = alert.Alert(
         flag=rollout.flag_key,
@@ -722,7 +822,9 @@ def alert_bytes(effect: RaiseAlert, rollout: Rollout, effect_id: str, at: dateti
 
 
 def result_bytes(effect: AnswerCommand, flag_key: str, at: datetime, source: str = SOURCE) -> bytes:
-    """Return the one result of a command; the event's id is the command's, unless that was used before.
+    """Return the one result of a command.
+
+    The event's id is the command's, unless that was used before.
 
     What the id is bound to goes along as the extension `rolloutddigest`.
     """
@@ -740,7 +842,10 @@ def result_bytes(effect: AnswerCommand, flag_key: str, at: datetime, source: str
 
 
 def state_bytes(rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE) -> bytes:
-    """Return the rollout document as an event for the compacted topic; `read_state` gives the rollout back."""
+    """Return the rollout document as an event for the compacted topic.
+
+    `read_state` gives the rollout back.
+    """
     return _event(state.TYPE, effect_id, rollout.flag_key, at, to_state(rollout), source)
 
 
@@ -781,9 +886,12 @@ def encode(
     saves it in the outbox names it.
     """
     if isinstance(message, AnswerCommand):
-        # Ids of commands are unique per flag: the effect's id, which publishers drop repeats by, has both.
+        # Ids of commands are unique per flag: the effect's id, which publishers drop repeats by,
+        # has both.
         answer_id = f"{flag_key}/{message.event or message.command_id}"
-        return OutboxEntry("", answer_id, "results", flag_key, result_bytes(message, flag_key, at, source))
+        return OutboxEntry(
+            "", answer_id, "results", flag_key, result_bytes(message, flag_key, at, source)
+        )
     if isinstance(message, Rollout):
         state_event = state_bytes(message, effect_id, at, source)
         return OutboxEntry("", effect_id, "state", flag_key, state_event)

@@ -1,12 +1,15 @@
-"""A file of flag definitions as a flag plane: flagd and GO Feature Flag read it, from a disk that they share with us.
+"""A file of flag definitions as a flag plane.
 
-Belongs here: reading, comparing and replacing the file. What a definition says is `core/flagd.py` and
-`core/go_feature_flag.py`.
+Flagd and GO Feature Flag read it, from a disk that they share with us.
 
-The file is replaced as a whole by a rename, so no reader ever sees a half. It is ours alone: what somebody else keeps in it is
-left as it is, but not looked after. Every replica may write it, on one shared disk or each on its own: a lock keeps writers
-apart, and a definition carries its revision, so that a late writer changes nothing, and a digest of itself, so that an edit by
-others is recognised also by a process that never wrote.
+Belongs here: reading, comparing and replacing the file. What a definition says is `core/flagd.py`
+and `core/go_feature_flag.py`.
+
+The file is replaced as a whole by a rename, so no reader ever sees a half. It is ours alone: what
+somebody else keeps in it is left as it is, but not looked after. Every replica may write it, on one
+shared disk or each on its own: a lock keeps writers apart, and a definition carries its revision,
+so that a late writer changes nothing, and a digest of itself, so that an edit by others is
+recognised also by a process that never wrote.
 """
 
 from __future__ import annotations
@@ -72,7 +75,10 @@ class _Content:
 
 
 class FilePlane:
-    """Implements `controller.ports.FlagPlane`; `keep` is to run besides, for the flags of other replicas."""
+    """Implements `controller.ports.FlagPlane`.
+
+    `keep` is to run besides, for the flags of other replicas.
+    """
 
     def __init__(self, name: str, settings: FilePlaneSettings) -> None:
         """Raises ConfigInvalid when the directory is missing or not ours to write."""
@@ -82,7 +88,9 @@ class FilePlane:
         self._is_yaml = self._path.suffix != ".json"
         self._define = flagd.definition_of if self._is_flagd else go_feature_flag.definition_of
         self._known: dict[str, Rollout] = {}
-        self._stood: dict[str, int] = {}  # by flag, the revision that stood in the file when we saw or wrote it last
+        self._stood: dict[
+            str, int
+        ] = {}  # by flag, the revision that stood in the file when we saw or wrote it last
         self._changed = asyncio.Event()
         self._read_at: tuple[int, ...] | None = None
         self._content = _Content()
@@ -90,15 +98,19 @@ class FilePlane:
         self._is_cleared = False
         directory = self._path.parent
         if not os.access(directory, os.W_OK | os.X_OK):
-            raise ConfigInvalid(f"planes.files.{name}.path: {directory} is no directory that we may write to")
+            raise ConfigInvalid(
+                f"planes.files.{name}.path: {directory} is no directory that we may write to"
+            )
         if (why := _open_to_others(directory)) is not None:
             _log.warning(
                 "open_door",
-                warning=f"planes.files.{name}.path: {why}: whoever can write there decides what is served; "
+                warning=f"planes.files.{name}.path: {why}: whoever can write there decides what is "
+                f"served; "
                 "make it a directory of rolloutd's own user with mode 0755",
             )
 
-    # --- the port -------------------------------------------------------------------------------------------------------
+    # --- the port
+    # ----------------------------------------------------------------------------------------------
 
     async def serve(self, rollout: Rollout) -> None:
         self.take(rollout)
@@ -111,22 +123,32 @@ class FilePlane:
             return Served(None, f"cannot be read: {content.broken}", SOMEBODY)
         found = content.flags.get(rollout.flag_key)
         if found is None and not content.is_missing and rollout.flag_key in self._stood:
-            return Served.compared(0.0, decided, edited_by=SOMEBODY)  # who deletes a flag switches it off
+            return Served.compared(
+                0.0, decided, edited_by=SOMEBODY
+            )  # who deletes a flag switches it off
         if found is None:
             return Served.compared(None, decided)
         self._stood[rollout.flag_key] = _revision_in(found)
         percent, revision = _percent_in(found, rollout), _revision_in(found)
         if revision > rollout.revision:
-            why = f"was written by revision {revision}, newer than ours, {rollout.revision}; if that is an old installation's, "
+            why = (
+                f"was written by revision {revision}, newer than ours, {rollout.revision}; if "
+                f"that is an old installation's, "
+            )
             return Served(percent, f"{why}delete the flag from {self._path}")
         edited_by = SOMEBODY if _is_edited(found) else None
         if found == self._definition(rollout):
-            return Served(percent, None).short_of(None if self._is_flagd else serving(rollout).beyond_share)
+            return Served(percent, None).short_of(
+                None if self._is_flagd else serving(rollout).beyond_share
+            )
         if percent == decided:
-            return Served(percent, f"does not serve revision {rollout.revision} as it was written", edited_by)
+            return Served(
+                percent, f"does not serve revision {rollout.revision} as it was written", edited_by
+            )
         return Served.compared(percent, decided, edited_by=edited_by)
 
-    # --- flags of other replicas ----------------------------------------------------------------------------------------
+    # --- flags of other replicas
+    # ----------------------------------------------------------------------------------------
 
     def take(self, rollout: Rollout) -> None:
         """Note a document, whoever decided it; an older one than known changes nothing."""
@@ -136,21 +158,26 @@ class FilePlane:
             self._changed.set()
 
     async def keep(self) -> None:
-        """Write what `take` noted, for ever. The file may be this replica's own, and then nobody else would."""
+        """Write what `take` noted, for ever.
+
+        The file may be this replica's own, and then nobody else would.
+        """
         while True:
             self._changed.clear()
             try:
                 await asyncio.to_thread(self._in_words, self._write, dict(self._known), False)
             except FlagPlaneUnavailable as trouble:
                 _log.warning("flag_file_not_written", plane=self.name, error=str(trouble))
-            except Exception as error:  # what stands in the file may be anything, and is this plane's trouble alone
+            except Exception as error:
+                # what stands in the file may be anything, and is this plane's trouble alone
                 why = f"{type(error).__name__}: {error}"[:200]
                 _log.error("flag_file_not_written", plane=self.name, error=why)
             with suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_SECONDS):
                     await self._changed.wait()
 
-    # --- in a thread ----------------------------------------------------------------------------------------------------
+    # --- in a thread
+    # ----------------------------------------------------------------------------------------------
 
     def _in_words(self, act: Callable[..., Any], *arguments: Any) -> Any:
         """Return what `act` gives; what the system refuses is FlagPlaneUnavailable."""
@@ -169,7 +196,8 @@ class FilePlane:
         with self._reading:
             if read_at != self._read_at:
                 self._content = self._parse(status.st_size)
-                # Two writes within a tick of the file system's clock may look alike: number, time and size.
+                # Two writes within a tick of the file system's clock may look alike: number, time
+                # and size.
                 is_settled = abs(time.time_ns() - status.st_mtime_ns) > UNSETTLED_NS
                 self._read_at = read_at if is_settled else None
             return self._content
@@ -188,7 +216,10 @@ class FilePlane:
         return _Content(document, flags)
 
     def _write(self, rollouts: Mapping[str, Rollout], is_decided: bool) -> None:
-        """Bring these flags up to date in one replacement. `is_decided`: also undo an edit of the same revision."""
+        """Bring these flags up to date in one replacement.
+
+        `is_decided`: also undo an edit of the same revision.
+        """
         with self._locked():
             self._clear_temporaries()
             content = self._read()
@@ -203,7 +234,11 @@ class FilePlane:
             if flags == content.flags and content.broken is None:
                 return
             flags = dict(sorted(flags.items()))
-            document = {"$schema": flagd.SCHEMA, **content.document, "flags": flags} if self._is_flagd else flags
+            document = (
+                {"$schema": flagd.SCHEMA, **content.document, "flags": flags}
+                if self._is_flagd
+                else flags
+            )
             self._replace(document)
 
     def _has_to_be_written(self, found: Any, rollout: Rollout, *, is_decided: bool) -> bool:
@@ -212,7 +247,9 @@ class FilePlane:
         revision = _revision_in(found)
         if revision == rollout.revision:
             # Of two documents of one revision the lower percentage is served.
-            is_lower = not _is_edited(found) and (_percent_in(found, rollout) or 0) < percent_to_serve(rollout)
+            is_lower = not _is_edited(found) and (
+                _percent_in(found, rollout) or 0
+            ) < percent_to_serve(rollout)
             return is_decided and not is_lower
         return revision < rollout.revision
 
@@ -222,16 +259,22 @@ class FilePlane:
         return {**definition, "metadata": {**definition["metadata"], WRITTEN: mark}}
 
     def _replace(self, document: dict[str, Any]) -> None:
-        """Replace the file, durably: whoever opens it finds the old one or the new one, also after a power cut."""
+        """Replace the file, durably.
+
+        Whoever opens it finds the old one or the new one, also after a power cut.
+        """
         if self._is_yaml:
             body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
         else:
             body = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         mode = self._mode()
-        # A name that nobody can foresee, and a file that was not there before: in a directory that others
-        # may write to, a link or a file of theirs would otherwise be ours to fill, or stay theirs.
+        # A name that nobody can foresee, and a file that was not there before: in a directory that
+        # others may write to, a link or a file of theirs would otherwise be ours to fill, or stay
+        # theirs.
         temporary = self._path.with_name(f"{self._temporary_prefix}{secrets.token_hex(16)}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(body.encode())
@@ -248,7 +291,10 @@ class FilePlane:
             os.close(directory)
 
     def _mode(self) -> int:
-        """Return the file's mode: as an operator set it on a file of ours, without a right to write for others."""
+        """Return the file's mode.
+
+        As an operator set it on a file of ours, without a right to write for others.
+        """
         with suppress(OSError):
             status = self._path.lstat()
             if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
@@ -260,7 +306,10 @@ class FilePlane:
         return f".{self._path.name}.rolloutd-"
 
     def _clear_temporaries(self) -> None:
-        """Remove what a crash in the middle of a write left behind; under the lock there is no other."""
+        """Remove what a crash in the middle of a write left behind.
+
+        Under the lock there is no other.
+        """
         if self._is_cleared:
             return
         before = self._path.with_name(f".{self._path.name}.tmp")  # the name in early releases
@@ -271,9 +320,14 @@ class FilePlane:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock of all writers, on a file beside: the file itself is another one after each write."""
+        """Hold the lock of all writers, on a file beside.
+
+        The file itself is another one after each write.
+        """
         descriptor = os.open(
-            self._path.with_name(f".{self._path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+            self._path.with_name(f".{self._path.name}.lock"),
+            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o644,
         )
         try:
             deadline = time.monotonic() + LOCK_SECONDS
@@ -283,7 +337,9 @@ class FilePlane:
                     break
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise FlagPlaneUnavailable(f"another process holds the lock of {self._path}") from None
+                        raise FlagPlaneUnavailable(
+                            f"another process holds the lock of {self._path}"
+                        ) from None
                     time.sleep(0.01)
             yield
         finally:
@@ -315,7 +371,10 @@ def _revision_in(definition: Any) -> int:
 
 
 def _is_edited(definition: Any) -> bool:
-    """Return whether we wrote a definition and somebody else changed it. Without our mark nobody can tell."""
+    """Return whether we wrote a definition and somebody else changed it.
+
+    Without our mark nobody can tell.
+    """
     mark = _metadata_in(definition).get(WRITTEN)
     if mark is None:
         return False

@@ -1,11 +1,12 @@
 """A flag plane that is told by HTTP, as a template words it: read, write, read back.
 
-Belongs here: one bounded exchange at a time, when the next may be made, and what is remembered of a flag. What is sent is
-`http_template.py`.
+Belongs here: one bounded exchange at a time, when the next may be made, and what is remembered of a
+flag. What is sent is `http_template.py`.
 
-The other side is not trusted: no redirect is followed, no more than `max_answer_bytes` are read, one deadline covers an
-exchange, nothing it says gets into a header, and the secret is cut out of whatever is repeated of its words. It can neither
-compare nor be locked: a late writer is told from the newest by our own memory alone, and undone by whoever runs the flag.
+The other side is not trusted: no redirect is followed, no more than `max_answer_bytes` are read,
+one deadline covers an exchange, nothing it says gets into a header, and the secret is cut out of
+whatever is repeated of its words. It can neither compare nor be locked: a late writer is told from
+the newest by our own memory alone, and undone by whoever runs the flag.
 """
 
 from __future__ import annotations
@@ -69,16 +70,24 @@ class HttpPlane:
         self.name = f"http:{name}"
         at = f"planes.http.{name}"
         try:
-            self._template = load_template(settings.template, settings.values, allow_plain_http=settings.allow_plain_http)
+            self._template = load_template(
+                settings.template, settings.values, allow_plain_http=settings.allow_plain_http
+            )
             self._secret = _checked_secret(self._template, settings)
-            self._signer = Signer(self._secret) if self._template.is_signed and self._secret is not None else None
+            self._signer = (
+                Signer(self._secret)
+                if self._template.is_signed and self._secret is not None
+                else None
+            )
             context = ssl.create_default_context(cafile=settings.ca_file)
         except (ConfigInvalid, OSError) as error:
             raise ConfigInvalid(f"{at}: {error}") from error
         self._settings = settings
         self._clock = clock
         self._memories: dict[str, _Memory] = {}
-        self._backoff = Backoff(clock, first_seconds=FIRST_BACKOFF_SECONDS, max_seconds=MAX_BACKOFF_SECONDS)
+        self._backoff = Backoff(
+            clock, first_seconds=FIRST_BACKOFF_SECONDS, max_seconds=MAX_BACKOFF_SECONDS
+        )
         self._flag_backoffs: dict[str, Backoff] = {}
         self._http = httpx.AsyncClient(
             headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
@@ -102,7 +111,10 @@ class HttpPlane:
         memory = self._memory(rollout)
         decided = percent_to_serve(rollout)
         if rollout.revision < memory.revision:
-            return Served(memory.percent, f"was told revision {memory.revision}, newer than {rollout.revision}")
+            return Served(
+                memory.percent,
+                f"was told revision {memory.revision}, newer than {rollout.revision}",
+            )
         if not self._template.reads:
             return self._believed(memory, rollout)
         now = self._clock.monotonic()
@@ -129,7 +141,9 @@ class HttpPlane:
         scope = await self._read(rollout)
         request = self._template.write_request(scope)
         memory.revision = rollout.revision
-        memory.sent.add(percent_to_serve(rollout))  # before it is sent: a lost answer does not make it somebody else's
+        memory.sent.add(
+            percent_to_serve(rollout)
+        )  # before it is sent: a lost answer does not make it somebody else's
         memory.seen, memory.is_told = None, False
         await self._send(request, rollout)
         memory.is_told = True
@@ -137,19 +151,30 @@ class HttpPlane:
         if not self._template.reads:
             memory.percent = percent_to_serve(rollout)
 
-    # --- what is known ----------------------------------------------------------------------------------------------------
+    # --- what is known
+    # ----------------------------------------------------------------------------------------------
 
     def _memory(self, rollout: Rollout) -> _Memory:
         return self._memories.setdefault(rollout.flag_key, _Memory())
 
     def _is_settled(self, memory: _Memory, rollout: Rollout) -> bool:
-        """Whether the percentage is known to stand there: where more was decided it is not sent again and again."""
+        """Whether the percentage is known to stand there.
+
+        Where more was decided it is not sent again and again.
+        """
         if memory.revision != rollout.revision or memory.percent != percent_to_serve(rollout):
             return False
-        return memory.seen is not None and memory.seen.difference is None if self._template.reads else memory.is_told
+        return (
+            memory.seen is not None and memory.seen.difference is None
+            if self._template.reads
+            else memory.is_told
+        )
 
     def _believed(self, memory: _Memory, rollout: Rollout) -> Served:
-        """Return what a plane that tells nothing is believed to serve: what it acknowledged last."""
+        """Return what a plane that tells nothing is believed to serve.
+
+        What it acknowledged last.
+        """
         if memory.is_told and memory.revision == rollout.revision:
             return Served.compared(memory.percent, percent_to_serve(rollout))
         return Served(memory.percent, f"was not told revision {rollout.revision}")
@@ -162,7 +187,9 @@ class HttpPlane:
     @property
     def _host(self) -> str:
         return urlsplit(
-            self._template.url.text({**dict.fromkeys(self._template.url.names, ""), **self._template.values})
+            self._template.url.text(
+                {**dict.fromkeys(self._template.url.names, ""), **self._template.values}
+            )
         ).netloc
 
     async def _read(self, rollout: Rollout) -> dict[str, Any]:
@@ -173,26 +200,37 @@ class HttpPlane:
             try:
                 answer = json.loads(body)
             except (ValueError, RecursionError) as error:
-                raise FlagPlaneUnavailable(f"{self._host} answered with what is no JSON: {self._shown(str(error))}") from None
+                raise FlagPlaneUnavailable(
+                    f"{self._host} answered with what is no JSON: {self._shown(str(error))}"
+                ) from None
             self._template.find(place, answer, scope)
         if (why := self._template.why_refused(scope)) is not None:
             raise FlagPlaneUnavailable(f"the flag {why}")
         return scope
 
-    # --- one exchange -----------------------------------------------------------------------------------------------------
+    # --- one exchange
+    # ----------------------------------------------------------------------------------------------
 
     async def _send(self, request: Request, rollout: Rollout) -> bytes:
-        """Return the body of a success. Raises FlagPlaneUnavailable, also while nothing is to be sent."""
+        """Return the body of a success.
+
+        Raises FlagPlaneUnavailable, also while nothing is to be sent.
+        """
         of_flag = self._flag_backoffs.get(rollout.flag_key)
         for backoff in (self._backoff, of_flag):
-            if backoff is not None and (why := backoff.why_waiting(is_urgent=self._is_urgent(rollout))) is not None:
+            if (
+                backoff is not None
+                and (why := backoff.why_waiting(is_urgent=self._is_urgent(rollout))) is not None
+            ):
                 raise FlagPlaneUnavailable(why)
         seconds = self._settings.call_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
                 response, body = await self._exchange(request, rollout)
         except TimeoutError:
-            raise self._failed(self._backoff, f"{self._host} gave no complete answer within {seconds:g} s") from None
+            raise self._failed(
+                self._backoff, f"{self._host} gave no complete answer within {seconds:g} s"
+            ) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             said = self._shown(str(error)) or type(error).__name__
             raise self._failed(self._backoff, f"{self._host} cannot be asked: {said}") from None
@@ -209,10 +247,15 @@ class HttpPlane:
             content = json.dumps(request.body, separators=(",", ":"), allow_nan=False).encode()
             headers = {"Content-Type": "application/json", **headers}
         if self._signer is not None:
-            message_id = f"{rollout.flag_key}/{rollout.revision}/{_START}-{self._memory(rollout).sent_count}"
-            headers |= self._signer.headers(message_id, int(self._clock.now().timestamp()), content or b"")
+            message_id = (
+                f"{rollout.flag_key}/{rollout.revision}/{_START}-{self._memory(rollout).sent_count}"
+            )
+            headers |= self._signer.headers(
+                message_id, int(self._clock.now().timestamp()), content or b""
+            )
         response = await self._http.send(
-            self._http.build_request(request.method, request.url, headers=headers, content=content), stream=True
+            self._http.build_request(request.method, request.url, headers=headers, content=content),
+            stream=True,
         )
         try:
             if response.headers.get("content-encoding", "identity") != "identity":
@@ -221,41 +264,60 @@ class HttpPlane:
             async for chunk in response.aiter_raw():
                 body += chunk
                 if len(body) > self._settings.max_answer_bytes:
-                    raise ValueError(f"the answer is longer than {self._settings.max_answer_bytes} bytes")
+                    raise ValueError(
+                        f"the answer is longer than {self._settings.max_answer_bytes} bytes"
+                    )
         finally:
             await response.aclose()
         return response, bytes(body)
 
-    def _trouble(self, response: httpx.Response, body: bytes, rollout: Rollout) -> FlagPlaneUnavailable:
+    def _trouble(
+        self, response: httpx.Response, body: bytes, rollout: Rollout
+    ) -> FlagPlaneUnavailable:
         """Return what an unsuccessful answer means, and learn from it when to ask again."""
         status = response.status_code
         said = self._shown(body[: 4 * SHOWN_MAX_CHARS].decode("utf-8", "replace"))
         words = f"{self._host} answered {status}" + (f": {said}" if said else "")
         if 300 <= status < 400:
-            return self._failed(self._backoff, f"{words}; a redirect is not followed: give the template the right address")
+            return self._failed(
+                self._backoff,
+                f"{words}; a redirect is not followed: give the template the right address",
+            )
         if status == 401:
             return self._failed(self._backoff, f"{words}; is the secret of {self.name} right?")
         if status == 429 or status >= 500:
-            return self._failed(self._backoff, words, asked_seconds(response.headers, self._clock.now()))
-        # A matter of this flag (unknown, archived, in conflict, approval wanted): the others are not kept waiting.
+            return self._failed(
+                self._backoff, words, asked_seconds(response.headers, self._clock.now())
+            )
+        # A matter of this flag (unknown, archived, in conflict, approval wanted): the others are
+        # not kept waiting.
         backoff = self._flag_backoffs.setdefault(
-            rollout.flag_key, Backoff(self._clock, first_seconds=FIRST_BACKOFF_SECONDS, max_seconds=MAX_BACKOFF_SECONDS)
+            rollout.flag_key,
+            Backoff(
+                self._clock, first_seconds=FIRST_BACKOFF_SECONDS, max_seconds=MAX_BACKOFF_SECONDS
+            ),
         )
         return self._failed(backoff, words)
 
-    def _failed(self, backoff: Backoff, why: str, asked_seconds: float | None = None) -> FlagPlaneUnavailable:
+    def _failed(
+        self, backoff: Backoff, why: str, asked_seconds: float | None = None
+    ) -> FlagPlaneUnavailable:
         backoff.failed(why, asked_seconds=asked_seconds)
         return FlagPlaneUnavailable(why)
 
     def _shown(self, text: str) -> str:
-        """Return a stranger's words fit for a log line and an alert: our secret is not among them."""
+        """Return a stranger's words fit for a log line and an alert.
+
+        Our secret is not among them.
+        """
         for secret in (self._secret, None if self._signer is None else self._signer.encoded_key):
             if secret:
                 text = text.replace(secret, "***")
         return printable(text[:SHOWN_MAX_CHARS]).strip()
 
 
-#: Tells what this process sent from what an earlier one did: a receiver that drops what it has seen must not drop it.
+# : Tells what this process sent from what an earlier one did: a receiver that drops what it has
+# seen must not drop it.
 _START = secrets.token_hex(4)
 
 
@@ -266,7 +328,10 @@ class Signer:
     """
 
     def __init__(self, secret: str) -> None:
-        """`secret` is `whsec_` and 24 to 64 bytes in base64. Raises ConfigInvalid for anything else."""
+        """`secret` is `whsec_` and 24 to 64 bytes in base64.
+
+        Raises ConfigInvalid for anything else.
+        """
         self.encoded_key = secret.removeprefix("whsec_")
         try:
             self._key = base64.b64decode(self.encoded_key, validate=True)
@@ -274,19 +339,30 @@ class Signer:
             self._key = b""
         if not secret.startswith("whsec_") or len(self._key) not in SIGNING_KEY_BYTES:
             raise ConfigInvalid(
-                f"a signing secret is `whsec_` and {SIGNING_KEY_BYTES.start} to {SIGNING_KEY_BYTES.stop - 1} random bytes in "
+                f"a signing secret is `whsec_` and {SIGNING_KEY_BYTES.start} to "
+                f"{SIGNING_KEY_BYTES.stop - 1} random bytes in "
                 'base64: echo "whsec_$(openssl rand -base64 32)"'
             )
 
     def headers(self, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-        """Return the headers that prove a message. `timestamp` is in seconds; receivers refuse one that is minutes off."""
+        """Return the headers that prove a message.
+
+        `timestamp` is in seconds; receivers refuse one that is minutes off.
+        """
         signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)
         signature = base64.b64encode(hmac.digest(self._key, signed, hashlib.sha256)).decode()
-        return {"webhook-id": message_id, "webhook-timestamp": str(timestamp), "webhook-signature": f"v1,{signature}"}
+        return {
+            "webhook-id": message_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": f"v1,{signature}",
+        }
 
 
 def _checked_secret(template: HttpTemplate, settings: HttpPlaneSettings) -> str | None:
-    """Return the secret. Raises ConfigInvalid when it is missing, has no use, or cannot stand in a header."""
+    """Return the secret.
+
+    Raises ConfigInvalid when it is missing, has no use, or cannot stand in a header.
+    """
     secret = None if settings.secret is None else settings.secret.get_secret_value()
     if template.uses_secret and not secret:
         raise ConfigInvalid("the template needs secret or secret_file")

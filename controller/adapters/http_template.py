@@ -1,7 +1,10 @@
-"""How a flag system is told a percentage by HTTP: a file that words the calls, checked as a whole before the first of them.
+"""How a flag system is told a percentage by HTTP.
 
-Belongs here: the form of a template, what may stand where, and filling it in. Sending is `http_plane.py`. The form is explained
-in ops/planes.md; templates for systems that are known to us are beside this file, in `http_templates/`.
+A file that words the calls, checked as a whole before the first of them.
+
+Belongs here: the form of a template, what may stand where, and filling it in. Sending is
+`http_plane.py`. The form is explained in ops/planes.md; templates for systems that are known to us
+are beside this file, in `http_templates/`.
 """
 
 from __future__ import annotations
@@ -40,10 +43,13 @@ SECRET = "secret"  # noqa: S105 - a placeholder's name
 _INDEX = "index of "
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 #: Ours to set: who sets them otherwise says something about the connection that is not so.
-_RESERVED_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
+_RESERVED_HEADERS = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "accept-encoding"}
+)
 
 
-# --- the form ---------------------------------------------------------------------------------------------------------------
+# --- the form
+# --------------------------------------------------------------------------------------------------
 
 
 class _Form(BaseModel):
@@ -84,7 +90,8 @@ class _TemplateForm(_Form):
     write: _WriteForm
 
 
-# --- checked and ready ------------------------------------------------------------------------------------------------------
+# --- checked and ready
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +166,13 @@ class HttpTemplate:
         }
 
     def read_request(self, place: int, scope: Mapping[str, Any]) -> Request:
-        """Return the request of a read step. Raises FlagPlaneUnavailable when something was not found that it needs."""
-        return Request("GET", self._url(self.reads[place].url, scope), self._headers(self.headers, scope))
+        """Return the request of a read step.
+
+        Raises FlagPlaneUnavailable when something was not found that it needs.
+        """
+        return Request(
+            "GET", self._url(self.reads[place].url, scope), self._headers(self.headers, scope)
+        )
 
     def find(self, place: int, answer: Any, scope: dict[str, Any]) -> None:
         """Add to `scope` what a read step's answer holds; what it does not hold stays unknown."""
@@ -174,7 +186,9 @@ class HttpTemplate:
     def percent(self, scope: Mapping[str, Any]) -> float | None:
         """Return the percentage that the first fitting line says; None when none fits."""
         for line in self.lines:
-            if line.names <= scope.keys() and all(_holds(scope[name], wanted, scope) for name, wanted in line.when.items()):
+            if line.names <= scope.keys() and all(
+                _holds(scope[name], wanted, scope) for name, wanted in line.when.items()
+            ):
                 said = line.is_.value(scope) if isinstance(line.is_, Text) else line.is_
                 try:
                     percent = round(100 * float(said) / line.of, 6)
@@ -188,21 +202,30 @@ class HttpTemplate:
         return next((why for name, why in self.refusals.items() if name in scope), None)
 
     def write_request(self, scope: Mapping[str, Any]) -> Request:
-        """Return the request that sets the percentage. Raises FlagPlaneUnavailable when something was not found."""
+        """Return the request that sets the percentage.
+
+        Raises FlagPlaneUnavailable when something was not found.
+        """
         headers = self._headers({**self.headers, **self.write_headers}, scope)
         try:
             body = _filled(self.body, scope)
         except KeyError as missing:
-            raise FlagPlaneUnavailable(f"the answer has no {missing.args[0]}, which the change needs") from None
+            raise FlagPlaneUnavailable(
+                f"the answer has no {missing.args[0]}, which the change needs"
+            ) from None
         except NotThere as trouble:
-            raise FlagPlaneUnavailable(f"the answer does not have what is to be changed: {trouble}") from None
+            raise FlagPlaneUnavailable(
+                f"the answer does not have what is to be changed: {trouble}"
+            ) from None
         return Request(self.method, self._url(self.url, scope), headers, body)
 
     def _url(self, url: Text, scope: Mapping[str, Any]) -> str:
         try:
             return url.text(scope, quoted=lambda filled: quote(filled, safe=""))
         except KeyError as missing:
-            raise FlagPlaneUnavailable(f"the answer has no {missing.args[0]}, which the next address needs") from None
+            raise FlagPlaneUnavailable(
+                f"the answer has no {missing.args[0]}, which the next address needs"
+            ) from None
 
     def _headers(self, headers: Mapping[str, Text], scope: Mapping[str, Any]) -> dict[str, str]:
         return {name: text.text(scope) for name, text in headers.items()}
@@ -216,7 +239,8 @@ def _holds(found: Any, wanted: Text | bool | float, scope: Mapping[str, Any]) ->
     return is_equal(found, wanted.value(scope) if isinstance(wanted, Text) else wanted)
 
 
-# --- bodies -----------------------------------------------------------------------------------------------------------------
+# --- bodies
+# --------------------------------------------------------------------------------------------------
 
 _EDIT, _SET = "$edit", "$set"
 
@@ -240,7 +264,10 @@ def _parsed_body(value: Any) -> Any:
             source = Text.parse(found)
             if source.first is None or len(source.pieces) != 1:
                 raise ValueError(f"{_EDIT}: name what was found, like '{{rules}}'")
-            return _Edit(source.first, tuple((JsonPath.parse(path), _parsed_body(new)) for path, new in changes.items()))
+            return _Edit(
+                source.first,
+                tuple((JsonPath.parse(path), _parsed_body(new)) for path, new in changes.items()),
+            )
         case dict():
             if _EDIT in value or _SET in value:
                 raise ValueError(f"{_EDIT} and {_SET} stand together, and nothing with them")
@@ -261,7 +288,9 @@ def _names_in(value: Any) -> frozenset[str]:
         case list():
             return frozenset[str]().union(*map(_names_in, value))
         case dict():
-            return frozenset[str]().union(*(key.names | _names_in(each) for key, each in value.items()))
+            return frozenset[str]().union(
+                *(key.names | _names_in(each) for key, each in value.items())
+            )
         case _:
             return frozenset()
 
@@ -284,33 +313,53 @@ def _filled(value: Any, scope: Mapping[str, Any]) -> Any:
             return value
 
 
-# --- reading and checking ---------------------------------------------------------------------------------------------------
+# --- reading and checking
+# --------------------------------------------------------------------------------------------------
 
 
-def load_template(name: str, values: Mapping[str, str], *, allow_plain_http: bool = False) -> HttpTemplate:
-    """Return the template of that name, ours or a file's. Raises ConfigInvalid with what is wrong and where."""
+def load_template(
+    name: str, values: Mapping[str, str], *, allow_plain_http: bool = False
+) -> HttpTemplate:
+    """Return the template of that name, ours or a file's.
+
+    Raises ConfigInvalid with what is wrong and where.
+    """
     if name in SHIPPED:
-        text = resources.files("controller.adapters").joinpath("http_templates", f"{name}.yaml").read_text("utf-8")
+        text = (
+            resources.files("controller.adapters")
+            .joinpath("http_templates", f"{name}.yaml")
+            .read_text("utf-8")
+        )
     else:
         try:
             text = Path(name).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigInvalid(f"template {name}: neither one of {', '.join(SHIPPED)} nor a readable file: {error}") from error
+            raise ConfigInvalid(
+                f"template {name}: neither one of {', '.join(SHIPPED)} nor a readable file: {error}"
+            ) from error
     try:
         return parse_template(text, values, allow_plain_http=allow_plain_http)
     except ValueError as error:
         raise ConfigInvalid(f"template {name}: {error}") from error
 
 
-def parse_template(text: str, values: Mapping[str, str], *, allow_plain_http: bool = False) -> HttpTemplate:
+def parse_template(
+    text: str, values: Mapping[str, str], *, allow_plain_http: bool = False
+) -> HttpTemplate:
     """Return the template that `text` words. Raises ValueError with what is wrong and where."""
     form = _form_of(text)
     given = _given(form.values, values)
     template = HttpTemplate(
         values=given,
         headers=_at("headers", partial(_parsed_headers, form.headers)),
-        reads=tuple(_at(f"read.{place}", partial(_parsed_read, read)) for place, read in enumerate(form.read)),
-        lines=tuple(_at(f"percent.{place}", partial(_parsed_line, line)) for place, line in enumerate(form.percent)),
+        reads=tuple(
+            _at(f"read.{place}", partial(_parsed_read, read))
+            for place, read in enumerate(form.read)
+        ),
+        lines=tuple(
+            _at(f"percent.{place}", partial(_parsed_line, line))
+            for place, line in enumerate(form.percent)
+        ),
         refusals={refusal.found: refusal.why for refusal in form.refuse},
         method=form.write.method,
         url=_at("write.url", partial(Text.parse, form.write.url)),
@@ -334,15 +383,23 @@ def _form_of(text: str) -> _TemplateForm:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False)
-        raise ValueError("; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)) from error
+        raise ValueError(
+            "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
+        ) from error
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
 def _given(asked: Mapping[str, str | None], values: Mapping[str, str]) -> dict[str, str]:
-    """Return every value by name. Raises ValueError for one that is missing, unknown or unprintable."""
+    """Return every value by name.
+
+    Raises ValueError for one that is missing, unknown or unprintable.
+    """
     if unknown := values.keys() - asked.keys():
-        raise ValueError(f"values: it asks for no {', '.join(sorted(unknown))}; it asks for {', '.join(asked) or 'none'}")
+        raise ValueError(
+            f"values: it asks for no {', '.join(sorted(unknown))}; it asks for "
+            f"{', '.join(asked) or 'none'}"
+        )
     given = {name: values.get(name, default) for name, default in asked.items()}
     if missing := [name for name, value in given.items() if not value]:
         raise ValueError(f"values: it needs {', '.join(missing)}")
@@ -374,21 +431,32 @@ def _parsed_headers(headers: Mapping[str, str]) -> dict[str, Text]:
 def _parsed_read(read: _ReadForm) -> _Read:
     return _Read(
         Text.parse(read.url),
-        {name: (at.startswith(_INDEX), JsonPath.parse(at.removeprefix(_INDEX))) for name, at in read.found.items()},
+        {
+            name: (at.startswith(_INDEX), JsonPath.parse(at.removeprefix(_INDEX)))
+            for name, at in read.found.items()
+        },
     )
 
 
 def _parsed_line(line: _LineForm) -> _Line:
-    when = {name: Text.parse(wanted) if isinstance(wanted, str) else wanted for name, wanted in line.when.items()}
+    when = {
+        name: Text.parse(wanted) if isinstance(wanted, str) else wanted
+        for name, wanted in line.when.items()
+    }
     return _Line(when, Text.parse(line.is_) if isinstance(line.is_, str) else line.is_, line.of)
 
 
 def _check_names(template: HttpTemplate) -> None:
-    """Raise ValueError for a placeholder that nothing fills, or that must not stand where it does."""
+    """Raise ValueError for a placeholder that nothing fills.
+
+    Or that must not stand where it does.
+    """
     known = frozenset(template.values) | DECIDED
     for place, texts in (("headers", template.headers), ("write.headers", template.write_headers)):
         for name, text in texts.items():
-            _check_known(f"{place}.{name}", text.names, known | {SECRET})  # nothing that a server said gets into a header
+            _check_known(
+                f"{place}.{name}", text.names, known | {SECRET}
+            )  # nothing that a server said gets into a header
     for number, read in enumerate(template.reads):
         _check_known(f"read.{number}.url", read.url.names, known)
         for name, (_, path) in read.found.items():
@@ -410,22 +478,54 @@ def _check_names(template: HttpTemplate) -> None:
 
 def _check_known(place: str, names: frozenset[str], known: frozenset[str]) -> None:
     for name in sorted(names - known):
-        hint = "the secret stands in headers only" if name == SECRET else f"there are {', '.join(sorted(known))}"
+        hint = (
+            "the secret stands in headers only"
+            if name == SECRET
+            else f"there are {', '.join(sorted(known))}"
+        )
         raise ValueError(f"{place}: nothing fills {{{name}}}; {hint}")
 
 
-def _check_address(place: str, url: Text, values: Mapping[str, str], *, allow_plain_http: bool) -> None:
+def _check_address(
+    place: str, url: Text, values: Mapping[str, str], *, allow_plain_http: bool
+) -> None:
     """Raise ValueError unless the address is that of one server, whatever is filled in later, and nobody listens on the way."""
     begun = ""
     for piece in url.pieces:
         if not isinstance(piece, str) and piece.name not in values:
             break
-        begun += piece if isinstance(piece, str) else quote(values[piece.name], safe="") if begun else values[piece.name]
+        begun += (
+            piece
+            if isinstance(piece, str)
+            else quote(values[piece.name], safe="")
+            if begun
+            else values[piece.name]
+        )
     parts = urlsplit(begun)
     is_open_ended = not url.names <= values.keys()
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password or "%" in parts.netloc:
-        raise ValueError(f"{place}: begin with an address like https://flags.example.org, without user and password")
-    if parts.port == 0 or (is_open_ended and not parts.path.startswith("/")):  # a port out of range raises by itself
-        raise ValueError(f"{place}: give a port that exists, and a slash after it before anything that is filled in")
-    if parts.scheme == "http" and not allow_plain_http and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise ValueError(f"{place}: http:// lets others read along; use https://, or set allow_plain_http")
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.username
+        or parts.password
+        or "%" in parts.netloc
+    ):
+        raise ValueError(
+            f"{place}: begin with an address like https://flags.example.org, without user "
+            f"and password"
+        )
+    if parts.port == 0 or (
+        is_open_ended and not parts.path.startswith("/")
+    ):  # a port out of range raises by itself
+        raise ValueError(
+            f"{place}: give a port that exists, and a slash after it before anything that "
+            f"is filled in"
+        )
+    if (
+        parts.scheme == "http"
+        and not allow_plain_http
+        and parts.hostname not in ("localhost", "127.0.0.1", "::1")
+    ):
+        raise ValueError(
+            f"{place}: http:// lets others read along; use https://, or set allow_plain_http"
+        )

@@ -1,6 +1,9 @@
-"""Where something stands in a JSON value: JSON Pointer, and `[name=value]` for the one element of a list that has it.
+"""Where something stands in a JSON value.
 
-Source of the first: RFC 6901. Texts may hold placeholders, which are filled in per step: a filled-in slash starts no new step.
+JSON Pointer, and `[name=value]` for the one element of a list that has it.
+
+Source of the first: RFC 6901. Texts may hold placeholders, which are filled in per step: a
+filled-in slash starts no new step.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ class NotThere(LookupError):
 @dataclass(frozen=True, slots=True)
 class _Step:
     name: Text
-    wanted: Text | None = None  # the value an element must have under `name`; None: `name` is a key or an index
+    wanted: Text | None = (
+        None  # the value an element must have under `name`; None: `name` is a key or an index
+    )
 
     def key_in(self, value: Any, scope: Mapping[str, Any]) -> Any:
         """Return the key or index this step leads to. Raises NotThere."""
@@ -64,7 +69,9 @@ class JsonPath:
     @property
     def names(self) -> frozenset[str]:
         """The placeholders in it."""
-        texts = [text for step in self.steps for text in (step.name, step.wanted) if text is not None]
+        texts = [
+            text for step in self.steps for text in (step.name, step.wanted) if text is not None
+        ]
         return frozenset[str]().union(*(text.names for text in texts))
 
     def get(self, value: Any, scope: Mapping[str, Any]) -> Any:
@@ -78,14 +85,20 @@ class JsonPath:
         return value
 
     def index(self, value: Any, scope: Mapping[str, Any]) -> int:
-        """Return the position in its list of the element that the last step names. Raises NotThere."""
+        """Return the position in its list of the element that the last step names.
+
+        Raises NotThere.
+        """
         key = self.steps[-1].key_in(JsonPath(self.steps[:-1]).get(value, scope), scope)
         if not isinstance(key, int):
             raise NotThere("it is in no list")
         return key
 
     def replaced(self, value: Any, new: Any, scope: Mapping[str, Any]) -> Any:
-        """Return a copy of `value` with `new` at this place; only the last step may name something new. Raises NotThere."""
+        """Return a copy of `value` with `new` at this place.
+
+        Only the last step may name something new. Raises NotThere.
+        """
         edited = copy.deepcopy(value)
         parent = JsonPath(self.steps[:-1]).get(edited, scope)
         key = self.steps[-1].key_in(parent, scope)
@@ -109,7 +122,10 @@ def _unescaped(step: str) -> str:
 
 
 def is_equal(found: Any, wanted: Any) -> bool:
-    """Return whether a JSON value is what was asked for: the same, or worded the same (`true` for true, `7` for 7)."""
+    """Return whether a JSON value is what was asked for.
+
+    The same, or worded the same (`true` for true, `7` for 7).
+    """
     if isinstance(wanted, str) and not isinstance(found, str):
         return json.dumps(found) == wanted
     if isinstance(found, bool) or isinstance(wanted, bool):

@@ -1,14 +1,17 @@
 """Kafka as the event log, as the place we publish to, and as the followed state topic.
 
-Belongs here: everything that works around aiokafka, so that the service sees calls that end in time and lose nothing.
-Does not belong here: what a record means; and what is asked of the cluster once, at start (`kafka_topics.py`).
+Belongs here: everything that works around aiokafka, so that the service sees calls that end in time
+and lose nothing. Does not belong here: what a record means; and what is asked of the cluster once,
+at start (`kafka_topics.py`).
 
 What aiokafka does not do for us, and this module therefore does:
-- Nothing in it is bounded: `stop`, `commit`, a send to a broker that accepts and never answers, all may wait for ever.
-- `getmany` moves positions before it has returned; when it then raises (a broken checksum), records are lost to the
-  caller. So positions are kept here, and after an error every partition is put back to its own.
-- An offset that retention has eaten is reset to the oldest one silently. Here such a partition is revoked and assigned
-  again, so that its owner looks at the log's bounds and finds the gap.
+- Nothing in it is bounded: `stop`, `commit`, a send to a broker that accepts and never answers, all
+  may wait for ever.
+- `getmany` moves positions before it has returned; when it then raises (a broken checksum), records
+  are lost to the caller. So positions are kept here, and after an error every partition is put back
+  to its own.
+- An offset that retention has eaten is reset to the oldest one silently. Here such a partition is
+  revoked and assigned again, so that its owner looks at the log's bounds and finds the gap.
 - A rebalance opens partitions before the listener has run, and a listener's exception is swallowed.
 - It raises what it stumbles over: AttributeError, AssertionError, KeyError, struct.error.
   From here comes only EventLogUnavailable.
@@ -60,20 +63,34 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
-#: Called with what went wrong, for a metric: `commit_failed`, `revoke_failed`, `rebuilt`, ... A small fixed set.
+# : Called with what went wrong, for a metric: `commit_failed`, `revoke_failed`, `rebuilt`, ... A
+# small fixed set.
 CountTrouble = Callable[[str], None]
 
 _HEADERS = list(HEADERS)  # everything we write is a structured CloudEvent
 _NAMED_PARTITION = re.compile(r"TopicPartition\(topic='([^']+)', partition=(\d+)\)")
 _RECORDS = "records"  # who reports a partition that stands still at a record, and alone clears it
-_CORRUPT_RETRY_SECONDS = 5.0  # a bit flipped on the wire is gone at the next try; one on the disk stays
-_CORRUPT_LONGEST_RETRY_SECONDS = 60.0  # doubled up to this: another replica of the partition may take over
+_CORRUPT_RETRY_SECONDS = (
+    5.0  # a bit flipped on the wire is gone at the next try; one on the disk stays
+)
+_CORRUPT_LONGEST_RETRY_SECONDS = (
+    60.0  # doubled up to this: another replica of the partition may take over
+)
 _FENCED_INSTANCE = "82"  # FENCED_INSTANCE_ID, which aiokafka 0.14 does not know by name
 _DUEL_JOINS = 6  # joins within _DUEL_HEARTBEATS heartbeats that no honest rebalancing needs
 _DUEL_HEARTBEATS = 10
-_COORDINATOR_TASKS = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
-_STOP_GRACE_SECONDS = 0.2  # at most, of each of three steps, for tasks whose connections were just cut
-_READINGS_KEPT = 8  # of the newest acknowledgements, the one that came quickest tells the broker's clock best
+_COORDINATOR_TASKS = (
+    "_coordination_task",
+    "_heartbeat_task",
+    "_commit_refresh_task",
+    "_reset_committed_task",
+)
+_STOP_GRACE_SECONDS = (
+    0.2  # at most, of each of three steps, for tasks whose connections were just cut
+)
+_READINGS_KEPT = (
+    8  # of the newest acknowledgements, the one that came quickest tells the broker's clock best
+)
 _READING_SECONDS = 600.0
 _YEAR_2000_MS = 946_684_800_000
 
@@ -97,8 +114,8 @@ def ignore(trouble: str) -> None:
 class KafkaEventLog:
     """One member of a consumer group: `controller.ports.EventLog`, with start, stop and rebuild.
 
-    Reads committed records only: what a transaction aborted never happened. A partition that was never sought is read
-    from the group's committed offset, or from its first record.
+    Reads committed records only: what a transaction aborted never happened. A partition that was
+    never sought is read from the group's committed offset, or from its first record.
     """
 
     def __init__(
@@ -112,13 +129,17 @@ class KafkaEventLog:
         bare_records: bool = False,
         reads_committed: bool = True,
     ) -> None:
-        """Belong to `group_id` once started. `topics` are full names; those of equal partition counts are assigned alike.
+        """Belong to `group_id` once started.
 
-        `bare_records`: `fetch` leaves out each record's `topic` and `partition`, which are its key, and takes half the time.
-        `faults` gets partitions that stand still at a record that cannot be read.
+        `topics` are full names; those of equal partition counts are assigned alike.
 
-        `reads_committed`: leave out what a transaction aborted. False reads all at once: orders are written without
-        transactions, and one that a stranger leaves open would hold them up for as long as it lasts.
+        `bare_records`: `fetch` leaves out each record's `topic` and `partition`, which are its key,
+        and takes half the time. `faults` gets partitions that stand still at a record that cannot
+        be read.
+
+        `reads_committed`: leave out what a transaction aborted. False reads all at once: orders are
+        written without transactions, and one that a stranger leaves open would hold them up for as
+        long as it lasts.
         """
         self._settings = settings
         self._topics = tuple(topics)
@@ -136,11 +157,15 @@ class KafkaEventLog:
         # What the joining one was given so far.
         self._joined: frozenset[TopicPartition] = frozenset()
         self._starting: asyncio.Future[None] | None = None  # of the joining one
-        self._switching = asyncio.Lock()  # one start, stop or rebuild at a time; never held while records are read
+        self._switching = (
+            asyncio.Lock()
+        )  # one start, stop or rebuild at a time; never held while records are read
         self._is_wanted = False
         self._is_broken = False
         self._assignment: frozenset[TopicPartition] = frozenset()
-        self._returning: set[TopicPartition] = set()  # taken away from the owner, to be given back at the next fetch
+        self._returning: set[TopicPartition] = (
+            set()
+        )  # taken away from the owner, to be given back at the next fetch
         self._positions: dict[TopicPartition, int] = {}  # next offset of what was sought or read
         self._paused: set[TopicPartition] = set()
         self._corrupt: dict[TopicPartition, _Broken] = {}
@@ -163,7 +188,10 @@ class KafkaEventLog:
                 await self._open()
 
     async def stop(self) -> None:
-        """Leave the group, after a last save; returns within `stop_seconds`, whatever the brokers or the save do."""
+        """Leave the group, after a last save.
+
+        Returns within `stop_seconds`, whatever the brokers or the save do.
+        """
         self._is_wanted = False
         if self._starting is not None:
             # Waiting for brokers that do not answer takes longer than we have.
@@ -172,7 +200,10 @@ class KafkaEventLog:
             await self._close()
 
     async def rebuild(self) -> None:
-        """Replace the consumer by a new one, for the watchdog. Raises EventLogUnavailable, and is then tried by `fetch`."""
+        """Replace the consumer by a new one, for the watchdog.
+
+        Raises EventLogUnavailable, and is then tried by `fetch`.
+        """
         async with self._switching:
             await self._close()
             self._count("rebuilt")
@@ -192,12 +223,15 @@ class KafkaEventLog:
             session_timeout_ms=round(settings.session_timeout_seconds * 1000),
             heartbeat_interval_ms=round(settings.heartbeat_interval_seconds * 1000),
             rebalance_timeout_ms=round(settings.session_timeout_seconds * 1000),
-            # A member that cannot work (Redis away) still must rejoin when it can; the watchdog sees one that never does.
+            # A member that cannot work (Redis away) still must rejoin when it can; the watchdog
+            # sees one that never does.
             max_poll_interval_ms=86_400_000,
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
         consumer.subscribe(list(self._topics), listener=_Listener(self, consumer))
-        guard = Guard(consumer, heard=partial(self._note_heard, consumer), refused=self._note_refused)
+        guard = Guard(
+            consumer, heard=partial(self._note_heard, consumer), refused=self._note_refused
+        )
         self._joining, self._joined = consumer, frozenset()
         self._is_broken = False
         try:
@@ -220,7 +254,10 @@ class KafkaEventLog:
         self._log.info("consumer_started", partitions=_shown(self._assignment))
 
     async def _close(self) -> None:
-        """Give everything back and let the consumer go. A static member keeps its partitions until its session ends."""
+        """Give everything back and let the consumer go.
+
+        A static member keeps its partitions until its session ends.
+        """
         consumer, self._consumer, self._guard = self._consumer, None, None
         if consumer is None:
             return
@@ -232,7 +269,9 @@ class KafkaEventLog:
         await self._end(consumer, deadline - loop.time())
 
     async def _end(self, consumer: AIOKafkaConsumer, seconds: float) -> None:
-        await stop_in_time("consumer", consumer.stop(), consumer._client, lambda: tasks_of(consumer), seconds)
+        await stop_in_time(
+            "consumer", consumer.stop(), consumer._client, lambda: tasks_of(consumer), seconds
+        )
 
     def _forget(self) -> None:
         """Forget what was asked for partitions that may be another member's by now."""
@@ -251,14 +290,17 @@ class KafkaEventLog:
         self._revoked = callback
 
     async def _give_back(self, partitions: frozenset[TopicPartition], seconds: float) -> None:
-        """Let the owner save what it has, within `seconds`; then the partitions are no longer ours."""
+        """Let the owner save what it has, within `seconds`.
+
+        Then the partitions are no longer ours.
+        """
         try:
             if partitions and self._revoked is not None:
                 async with asyncio.timeout(seconds):
                     await self._revoked(partitions)
         except Exception as error:
-            # The new owner starts from the fence, so a save that failed costs repeated work and nothing else. Raising
-            # here would go to aiokafka, which drops it.
+            # The new owner starts from the fence, so a save that failed costs repeated work and
+            # nothing else. Raising here would go to aiokafka, which drops it.
             self._count("revoke_failed")
             self._log.warning("revoke_failed", error_type=type(error).__name__, reason=str(error))
         finally:
@@ -314,18 +356,21 @@ class KafkaEventLog:
     def _is_duelling(self) -> bool:
         """Whether another process uses our static member id.
 
-        aiokafka's heartbeats do not carry the id, so the older process is not told that it was fenced: it joins again,
-        fences the younger, and so on with every heartbeat.
+        aiokafka's heartbeats do not carry the id, so the older process is not told that it was
+        fenced: it joins again, fences the younger, and so on with every heartbeat.
         """
         return (
             self._settings.static_member_id is not None
             and len(self._joined_at) == _DUEL_JOINS
-            and self._joined_at[-1] - self._joined_at[0] < _DUEL_HEARTBEATS * self._settings.heartbeat_interval_seconds
+            and self._joined_at[-1] - self._joined_at[0]
+            < _DUEL_HEARTBEATS * self._settings.heartbeat_interval_seconds
         )
 
     # --- reading ---
 
-    async def fetch(self, max_records: int, timeout_seconds: float) -> Mapping[TopicPartition, Sequence[Record]]:
+    async def fetch(
+        self, max_records: int, timeout_seconds: float
+    ) -> Mapping[TopicPartition, Sequence[Record]]:
         loop = asyncio.get_running_loop()
         self._last_fetch = loop.time()
         consumer = self._consumer
@@ -367,11 +412,16 @@ class KafkaEventLog:
         try:
             batches: Mapping[KafkaPartition, Sequence[ConsumerRecord]] = {}
             if not consumer._subscription.reassignment_in_progress:
-                batches = await consumer.getmany(max_records=max_records)  # waits for nothing, so needs no timer
+                batches = await consumer.getmany(
+                    max_records=max_records
+                )  # waits for nothing, so needs no timer
             if not batches:
-                # While the group rebalances, getmany waits without regard to its timeout; cancelling it loses no records.
+                # While the group rebalances, getmany waits without regard to its timeout;
+                # cancelling it loses no records.
                 async with asyncio.timeout(timeout_seconds + 0.05):
-                    batches = await consumer.getmany(timeout_ms=round(timeout_seconds * 1000), max_records=max_records)
+                    batches = await consumer.getmany(
+                        timeout_ms=round(timeout_seconds * 1000), max_records=max_records
+                    )
         except (TimeoutError, ConsumerStoppedError):
             return {}
         return batches
@@ -379,7 +429,9 @@ class KafkaEventLog:
     async def _owned(
         self, consumer: AIOKafkaConsumer, batches: Mapping[KafkaPartition, Sequence[ConsumerRecord]]
     ) -> Mapping[TopicPartition, Sequence[Record]]:
-        """Note how far each partition was read. One that is not its owner's yet, or that jumped, is put back.
+        """Note how far each partition was read.
+
+        One that is not its owner's yet, or that jumped, is put back.
 
         Positions move last, and from there to the owner nothing is awaited: it never sees a
         position whose records it was not given, and no failure loses any.
@@ -417,7 +469,10 @@ class KafkaEventLog:
             return {}
         fetched: dict[TopicPartition, Sequence[Record]] = {}
         for partition, position in reached.items():
-            if partition not in self._assignment or self._positions.get(partition) != before[partition]:
+            if (
+                partition not in self._assignment
+                or self._positions.get(partition) != before[partition]
+            ):
                 continue  # taken away, or sought, while the brokers were asked
             self._positions[partition] = position
             if partition not in batches:
@@ -429,17 +484,24 @@ class KafkaEventLog:
                 self._guard.careful.pop(KafkaPartition(*partition), None)
         return fetched
 
-    async def _left_the_log(self, jumped: Mapping[TopicPartition, tuple[int, int]]) -> frozenset[TopicPartition]:
+    async def _left_the_log(
+        self, jumped: Mapping[TopicPartition, tuple[int, int]]
+    ) -> frozenset[TopicPartition]:
         """Return whose (expected, first) offsets show that the expected one no longer exists.
 
         Ends of transactions and compaction leave harmless holes, too. Raises EventLogUnavailable.
         """
         ahead = [one for one, (expected, first) in jumped.items() if first > expected]
         starts = await self._starts(ahead) if ahead else {}
-        return frozenset(one for one, (expected, _) in jumped.items() if starts.get(one, expected + 1) > expected)
+        return frozenset(
+            one for one, (expected, _) in jumped.items() if starts.get(one, expected + 1) > expected
+        )
 
     def _give_again(self, consumer: AIOKafkaConsumer, now: float) -> None:
-        """Assign again what was taken away, and try corrupt partitions again when their time has come."""
+        """Assign again what was taken away.
+
+        And try corrupt partitions again when their time has come.
+        """
         if self._returning:
             still_ours = consumer.assignment()
             back = frozenset(one for one in self._returning if one in still_ours)
@@ -494,7 +556,12 @@ class KafkaEventLog:
             self._is_broken = True
             raise self._unavailable("reading", error) from error
         if not guard.is_read_carefully(partition):
-            self._log.warning("record_not_read", topic=partition.topic, partition=partition.partition, reason=str(error))
+            self._log.warning(
+                "record_not_read",
+                topic=partition.topic,
+                partition=partition.partition,
+                reason=str(error),
+            )
             guard.read_carefully(partition)
             return {}
         records: list[ConsumerRecord] = []
@@ -509,7 +576,12 @@ class KafkaEventLog:
             if not records:
                 self._set_aside(consumer, partition, str(again))
         except Exception as again:
-            log.info("corrupt_not_read", topic=partition.topic, partition=partition.partition, reason=str(again))
+            log.info(
+                "corrupt_not_read",
+                topic=partition.topic,
+                partition=partition.partition,
+                reason=str(again),
+            )
         return {partition: records} if records else {}
 
     def _set_aside(self, consumer: AIOKafkaConsumer, partition: TopicPartition, why: str) -> None:
@@ -524,17 +596,28 @@ class KafkaEventLog:
         _pause(consumer, partition)
         known = self._corrupt.get(partition)
         times = known.times + 1 if known is not None and known.offset == offset else 1
-        following = None if self._guard is None or offset is None else self._guard.following(KafkaPartition(*partition), offset)
+        following = (
+            None
+            if self._guard is None or offset is None
+            else self._guard.following(KafkaPartition(*partition), offset)
+        )
         retry_at = asyncio.get_running_loop().time() + _retry_seconds(times)
         self._corrupt[partition] = _Broken(offset, retry_at, times, following)
-        self._log.error("record_corrupt", topic=partition[0], partition=partition[1], offset=offset, attempt=times)
+        self._log.error(
+            "record_corrupt",
+            topic=partition[0],
+            partition=partition[1],
+            offset=offset,
+            attempt=times,
+        )
         if times > 1 and self._faults is not None:
             place = f"{partition[0]}/{partition[1]}"
             behind = (offset or 0) + 1 if following is None else following
             self._faults.report(
                 Scope.PARTITION,
                 place,
-                f"the record at offset {offset} of {place} cannot be read ({why}): nothing behind it is read",
+                f"the record at offset {offset} of {place} cannot be read ({why}): nothing "
+                f"behind it is read",
                 "repair the broker's disk, or give up everything before offset "
                 f"{behind} with `kafka-delete-records --offset-json-file`",
                 reporter=_RECORDS,
@@ -561,10 +644,18 @@ class KafkaEventLog:
         """
         broken = self._corrupt.get(partition)
         if broken is None or broken.offset != offset:
-            raise ValueError(f"{partition[0]}/{partition[1]} does not stand still at offset {offset}")
+            raise ValueError(
+                f"{partition[0]}/{partition[1]} does not stand still at offset {offset}"
+            )
         following = offset + 1 if broken.following is None else max(broken.following, offset + 1)
         self._count("record_skipped")
-        self._log.error("record_skipped", topic=partition[0], partition=partition[1], from_offset=offset, to_offset=following)
+        self._log.error(
+            "record_skipped",
+            topic=partition[0],
+            partition=partition[1],
+            from_offset=offset,
+            to_offset=following,
+        )
         self.seek(partition, following)
         return following
 
@@ -587,7 +678,11 @@ class KafkaEventLog:
     def resume(self, partitions: Sequence[TopicPartition]) -> None:
         for partition in partitions:
             self._paused.discard(partition)
-            if self._consumer is not None and partition in self._assignment and partition not in self._corrupt:
+            if (
+                self._consumer is not None
+                and partition in self._assignment
+                and partition not in self._corrupt
+            ):
                 _resume(self._consumer, partition)
 
     # --- offsets ---
@@ -630,7 +725,9 @@ class KafkaEventLog:
 
     @property
     def heard_before(self) -> float | None:
-        """When the brokers answered last, while this member waits for its group to give it anything.
+        """When the brokers answered last.
+
+        While this member waits for its group to give it anything.
 
         None: the group has spoken since.
         """
@@ -656,7 +753,11 @@ class KafkaEventLog:
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         consumer = self._consumer
-        ours = {KafkaPartition(*one): offset for one, offset in offsets.items() if one in self._assignment}
+        ours = {
+            KafkaPartition(*one): offset
+            for one, offset in offsets.items()
+            if one in self._assignment
+        }
         if consumer is None or not ours:
             return
         try:
@@ -669,19 +770,29 @@ class KafkaEventLog:
             self._log.warning("commit_failed", error_type=type(error).__name__, reason=str(error))
 
     def seconds_since_fetch(self) -> float | None:
-        """Return how long ago somebody asked for records, None when nobody ever did; for the watchdog."""
-        return None if self._last_fetch is None else asyncio.get_running_loop().time() - self._last_fetch
+        """Return how long ago somebody asked for records, None when nobody ever did.
+
+        For the watchdog.
+        """
+        return (
+            None
+            if self._last_fetch is None
+            else asyncio.get_running_loop().time() - self._last_fetch
+        )
 
     async def progress(self) -> Mapping[TopicPartition, tuple[int, int]]:
         """Return (next offset, end offset), asked of the brokers, of each partition that is being read; for the watchdog.
 
-        Left out: partitions not sought yet, paused, or corrupt, which have reason to stand still. Raises
-        EventLogUnavailable, also while the group is rebalancing: no partition at all and no answer are two things.
+        Left out: partitions not sought yet, paused, or corrupt, which have reason to stand still.
+        Raises EventLogUnavailable, also while the group is rebalancing: no partition at all and no
+        answer are two things.
         """
         consumer = self._running()
         if consumer._subscription.reassignment_in_progress:
             raise EventLogUnavailable(f"{self._group_id}: the group is rebalancing")
-        positions = {one: offset for one, offset in self._positions.items() if one in self._assignment}
+        positions = {
+            one: offset for one, offset in self._positions.items() if one in self._assignment
+        }
         standing = [one for one in positions if one in self._paused or one in self._corrupt]
         read = {one: offset for one, offset in positions.items() if one not in standing}
         ends = await self.ends(list(read))
@@ -712,7 +823,9 @@ class KafkaEventLog:
 
     def _note_answered(self, partitions: Iterable[TopicPartition]) -> None:
         now = asyncio.get_running_loop().time()
-        self._heard.update((partition, now) for partition in partitions if partition in self._assignment)
+        self._heard.update(
+            (partition, now) for partition in partitions if partition in self._assignment
+        )
 
     def _note_refused(self, partition: TopicPartition, batch: RefusedBatch) -> None:
         self._count("batch_refused")
@@ -729,12 +842,21 @@ class KafkaEventLog:
         )
 
     def _unavailable(self, doing: str, error: BaseException) -> EventLogUnavailable:
-        why = "no answer in time" if isinstance(error, TimeoutError) else (str(error) or type(error).__name__)
-        return EventLogUnavailable(f"{self._group_id}: {doing}: {why} ({self._settings.bootstrap_servers})")
+        why = (
+            "no answer in time"
+            if isinstance(error, TimeoutError)
+            else (str(error) or type(error).__name__)
+        )
+        return EventLogUnavailable(
+            f"{self._group_id}: {doing}: {why} ({self._settings.bootstrap_servers})"
+        )
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
-    """Tells an event log what its consumer was given; of a consumer that was replaced nothing is heard any more."""
+    """Tells an event log what its consumer was given.
+
+    Of a consumer that was replaced nothing is heard any more.
+    """
 
     def __init__(self, event_log: KafkaEventLog, consumer: AIOKafkaConsumer) -> None:
         self._event_log = event_log
@@ -747,14 +869,16 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka sh
         self._event_log._take_over(self._consumer, assigned)
 
 
-# --- publishing -----------------------------------------------------------------------------------------------------------
+# --- publishing
+# --------------------------------------------------------------------------------------------------
 
 
 class KafkaPublisher:
     """Writes to our topics: `controller.ports.Publisher`, with start and stop.
 
-    Idempotent and acknowledged by all in-sync replicas. A batch that is not acknowledged within `call_seconds` is
-    given up together with its producer, so that nothing of it arrives later, behind newer records.
+    Idempotent and acknowledged by all in-sync replicas. A batch that is not acknowledged within
+    `call_seconds` is given up together with its producer, so that nothing of it arrives later,
+    behind newer records.
     """
 
     def __init__(self, settings: KafkaSettings, *, count: CountTrouble = ignore) -> None:
@@ -768,7 +892,10 @@ class KafkaPublisher:
         self._clock_readings: deque[ClockReading] = deque(maxlen=_READINGS_KEPT)
 
     async def start(self) -> None:
-        """Connect. Raises EventLogUnavailable; `publish` connects too, so a failure here may be ignored."""
+        """Connect. Raises EventLogUnavailable.
+
+        `publish` connects too, so a failure here may be ignored.
+        """
         await self._ready()
 
     async def stop(self) -> None:
@@ -790,68 +917,105 @@ class KafkaPublisher:
                 records.append((entry.topic, entry.key.encode(), value))
                 fit.append((entry, identity))
         failures = await self._send(records)
-        failed = [(entry, failures[index]) for index, (entry, _) in enumerate(fit) if index in failures]
+        failed = [
+            (entry, failures[index]) for index, (entry, _) in enumerate(fit) if index in failures
+        ]
         if failed or unfit:
             for index, (_, identity) in enumerate(fit):
                 if index not in failures:
                     self._acknowledged[identity] = None
             while len(self._acknowledged) > 10_000:
                 del self._acknowledged[next(iter(self._acknowledged))]
-            reasons = sorted({f"{self._settings.topic(entry.topic)}: {why}" for entry, why in failed})
-            reasons += [f"{effect_id} is larger than {self._settings.max_record_bytes} bytes" for effect_id in unfit]
-            raise EventLogUnavailable(f"{len(failed) + len(unfit)} of {len(entries)} not published: {'; '.join(reasons)}")
+            reasons = sorted(
+                {f"{self._settings.topic(entry.topic)}: {why}" for entry, why in failed}
+            )
+            reasons += [
+                f"{effect_id} is larger than {self._settings.max_record_bytes} bytes"
+                for effect_id in unfit
+            ]
+            raise EventLogUnavailable(
+                f"{len(failed) + len(unfit)} of {len(entries)} not published: {'; '.join(reasons)}"
+            )
         for identity in identities:
             self._acknowledged.pop(identity, None)
 
     @property
     def clock_reading(self) -> ClockReading | None:
-        """What the brokers' clock said, by the quickest of the newest answers; None while that is not known.
+        """What the brokers' clock said, by the quickest of the newest answers.
 
-        Known from records whose topics have `message.timestamp.type=LogAppendTime`. A reading stays true while
-        clocks only pass; it is forgotten after ten minutes, because the brokers' may have been set since.
+        None while that is not known.
+
+        Known from records whose topics have `message.timestamp.type=LogAppendTime`. A reading stays
+        true while clocks only pass; it is forgotten after ten minutes, because the brokers' may
+        have been set since.
         """
         oldest = time.monotonic() - _READING_SECONDS
         new = [one for one in self._clock_readings if one.answered_at >= oldest]
         return min(new, key=lambda one: one.answered_at - one.asked_at, default=None)
 
     def _note_clock(self, asked_at: float, acknowledged: asyncio.Future[Any]) -> None:
-        """Read the brokers' clock off one acknowledgement: its stamp lies between sending and this moment."""
+        """Read the brokers' clock off one acknowledgement.
+
+        Its stamp lies between sending and this moment.
+        """
         if acknowledged.cancelled() or acknowledged.exception() is not None:
             return
         stamp = acknowledged.result()
-        # librdkafka's mock cluster stamps everything with 0: no clock of a broker stands before 2000.
+        # librdkafka's mock cluster stamps everything with 0: no clock of a broker stands before
+        # 2000.
         if getattr(stamp, "timestamp_type", None) == 1 and (stamp.timestamp or 0) > _YEAR_2000_MS:
             at = datetime.fromtimestamp(stamp.timestamp / 1000, UTC)
             self._clock_readings.append(ClockReading(at, asked_at, time.monotonic()))
 
     async def publish_raw(self, topic: str, key: bytes | None, value: bytes | None) -> None:
-        """Return once one record is acknowledged. `topic` is a logical name. Raises EventLogUnavailable."""
+        """Return once one record is acknowledged. `topic` is a logical name.
+
+        Raises EventLogUnavailable.
+        """
         await self.publish_many([(topic, key, value)])
 
     async def publish_many(self, records: Sequence[tuple[str, bytes | None, bytes | None]]) -> None:
-        """Return once all (logical topic, key, value) are acknowledged, in one batch. Raises EventLogUnavailable."""
+        """Return once all (logical topic, key, value) are acknowledged, in one batch.
+
+        Raises EventLogUnavailable.
+        """
         failures = await self._send(records)
         if failures:
             raise EventLogUnavailable(
-                f"{len(failures)} of {len(records)} not published: {'; '.join(sorted(set(failures.values())))}"
+                f"{len(failures)} of {len(records)} not published: "
+                f"{'; '.join(sorted(set(failures.values())))}"
             )
 
     def _fit(self, entry: OutboxEntry, unfit: list[str]) -> bytes | None:
-        """Return the value, trimmed when it is too large; None, and note it, when it must not be: state is recovered from."""
-        limit = self._settings.max_record_bytes - len(entry.key.encode()) - 256  # headers of the record and its batch
+        """Return the value, trimmed when it is too large.
+
+        None, and note it, when it must not be: state is recovered from.
+        """
+        limit = (
+            self._settings.max_record_bytes - len(entry.key.encode()) - 256
+        )  # headers of the record and its batch
         if len(entry.value) <= limit:
             return entry.value
         value = None if entry.topic == "state" else trimmed(entry.value, limit)
         self._count("record_trimmed" if value is not None else "record_too_large")
         log.error(
-            "record_too_large", topic=entry.topic, effect_id=entry.effect_id, bytes=len(entry.value), trimmed=value is not None
+            "record_too_large",
+            topic=entry.topic,
+            effect_id=entry.effect_id,
+            bytes=len(entry.value),
+            trimmed=value is not None,
         )
         if value is None:
             unfit.append(entry.effect_id)
         return value
 
-    async def _send(self, records: Sequence[tuple[str, bytes | None, bytes | None]]) -> dict[int, str]:
-        """Write in order per topic, all topics at once; return why by index for those not acknowledged in time."""
+    async def _send(
+        self, records: Sequence[tuple[str, bytes | None, bytes | None]]
+    ) -> dict[int, str]:
+        """Write in order per topic, all topics at once.
+
+        Return why by index for those not acknowledged in time.
+        """
         if not records:
             return {}
         producer = await self._ready()
@@ -863,7 +1027,10 @@ class KafkaPublisher:
             by_topic.setdefault(topic, []).append(index)
 
         async def queue(topic: str, indexes: Sequence[int]) -> None:
-            """Hand one topic's records to the producer. A topic that is missing holds up no other."""
+            """Hand one topic's records to the producer.
+
+            A topic that is missing holds up no other.
+            """
             name = self._settings.topic(topic)
             try:
                 async with asyncio.timeout_at(deadline):
@@ -902,7 +1069,8 @@ class KafkaPublisher:
                 failures[index] = "the producer was closed"
             elif (error := future.exception()) is not None:
                 failures[index] = str(error) or type(error).__name__
-                # After an error of its own, an idempotent producer refuses everything; a new one has new sequences.
+                # After an error of its own, an idempotent producer refuses everything; a new one
+                # has new sequences.
                 is_stale = is_stale or not isinstance(error, MessageSizeTooLargeError)
         if is_stale:
             await self._discard(producer)
@@ -930,8 +1098,14 @@ class KafkaPublisher:
                 await self._close(producer)
                 if not must_pass(error):
                     self._count("publish_failed")
-                    why = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-                    raise EventLogUnavailable(f"connecting to {settings.bootstrap_servers}: {why}") from error
+                    why = (
+                        "no answer in time"
+                        if isinstance(error, TimeoutError)
+                        else str(error) or type(error).__name__
+                    )
+                    raise EventLogUnavailable(
+                        f"connecting to {settings.bootstrap_servers}: {why}"
+                    ) from error
                 raise
             self._producer = producer
             return producer
@@ -948,15 +1122,20 @@ class KafkaPublisher:
     async def _close(self, producer: AIOKafkaProducer | None) -> None:
         if producer is not None:
             await stop_in_time(
-                "producer", producer.stop(), producer.client, lambda: tasks_of(producer), self._settings.stop_seconds
+                "producer",
+                producer.stop(),
+                producer.client,
+                lambda: tasks_of(producer),
+                self._settings.stop_seconds,
             )
 
 
 def trimmed(value: bytes, limit: int) -> bytes | None:
     """Return a structured CloudEvent with members of its data left out until it has at most `limit` bytes.
 
-    The largest go first. The extension attributes `trimmedmembers`, `trimmedbytes` and `trimmedsha256` name what is
-    missing and identify the original. None when it is no CloudEvent, or does not fit even so.
+    The largest go first. The extension attributes `trimmedmembers`, `trimmedbytes` and
+    `trimmedsha256` name what is missing and identify the original. None when it is no CloudEvent,
+    or does not fit even so.
     """
     try:
         event = json.loads(value)
@@ -983,7 +1162,8 @@ def trimmed(value: bytes, limit: int) -> bytes | None:
     return None
 
 
-# --- around aiokafka ------------------------------------------------------------------------------------------------------
+# --- around aiokafka
+# --------------------------------------------------------------------------------------------------
 
 
 async def stop_in_time(
@@ -995,7 +1175,8 @@ async def stop_in_time(
 ) -> None:
     """Stop a client of aiokafka within `seconds`, or cut its connections and cancel its tasks.
 
-    Its own `stop` waits for requests that a silent broker never answers, and cancelling it leaves its tasks running.
+    Its own `stop` waits for requests that a silent broker never answers, and cancelling it leaves
+    its tasks running.
     """
     grace = min(_STOP_GRACE_SECONDS, seconds / 6)
     task = asyncio.ensure_future(stopping)
@@ -1010,7 +1191,8 @@ async def stop_in_time(
             for one in ending:
                 one.cancel()
             await asyncio.wait(ending, timeout=grace)
-            # What was still at it may have connected anew; these close at once, as nothing is under way on them.
+            # What was still at it may have connected anew; these close at once, as nothing is under
+            # way on them.
             closing = asyncio.ensure_future(client.close())
             await asyncio.wait({closing}, timeout=grace)
             closing.cancel()
@@ -1055,7 +1237,10 @@ def dead_part(consumer: AIOKafkaConsumer) -> str | None:
     Without it the consumer would wait for ever.
     """
     for name, task in (
-        ("the fetching of records", getattr(getattr(consumer, "_fetcher", None), "_fetch_task", None)),
+        (
+            "the fetching of records",
+            getattr(getattr(consumer, "_fetcher", None), "_fetch_task", None),
+        ),
         ("the following of the cluster", getattr(consumer._client, "_sync_task", None)),
     ):
         if isinstance(task, asyncio.Task) and task.done():
@@ -1073,9 +1258,14 @@ def _is_refusal(error: KafkaError) -> bool:
 
 
 def _position(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | None:
-    """Return where the consumer reads on; unlike its last record that is behind ends of transactions."""
+    """Return where the consumer reads on.
+
+    Unlike its last record that is behind ends of transactions.
+    """
     with suppress(Exception):  # no longer assigned, or not known yet
-        state = consumer._subscription.subscription.assignment.state_value(KafkaPartition(*partition))
+        state = consumer._subscription.subscription.assignment.state_value(
+            KafkaPartition(*partition)
+        )
         return int(state.position) if state.has_valid_position else None
     return None
 

@@ -54,7 +54,9 @@ _MOST_OF_LEGACY: Final = 16 * 1024 * 1024
 _LOG_OVERHEAD: Final = 12  # offset and length, which precede every batch of every format
 _MAGIC: Final = 16  # where the format's number is
 _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
-_GLANCE: Final = struct.Struct(">qi4xb4xhi30xi")  # base, length, format, attributes, last delta, count
+_GLANCE: Final = struct.Struct(
+    ">qi4xb4xhi30xi"
+)  # base, length, format, attributes, last delta, count
 _START: Final = struct.Struct(">qi")
 _CRC_FROM: Final = 21
 _LENGTH: Final = struct.Struct(">i")
@@ -125,7 +127,10 @@ def is_plain(content: bytes, offset: int) -> bool:
         position = end
     # What is left is the beginning of a batch, cut off. One that says it ends here, or that is all
     # there is, is not.
-    if size - position >= _LOG_OVERHEAD and position + _LOG_OVERHEAD + _START.unpack_from(content, position)[1] <= size:
+    if (
+        size - position >= _LOG_OVERHEAD
+        and position + _LOG_OVERHEAD + _START.unpack_from(content, position)[1] <= size
+    ):
         return False
     return position > 0
 
@@ -203,7 +208,9 @@ def _is_plausible(base: int, delta: int, count: int, following: int) -> bool:
     return base >= following and base >= 0 and delta >= 0 and 0 <= count <= delta + 1
 
 
-def _safe_batch(batch: bytes, offset: int, budget: Budget, safe: MadeSafe, is_careful: bool) -> tuple[list[bytes], bool]:
+def _safe_batch(
+    batch: bytes, offset: int, budget: Budget, safe: MadeSafe, is_careful: bool
+) -> tuple[list[bytes], bool]:
     """Return the batch in a form that may be unpacked, and whether all of it is there."""
     header = _HEADER.unpack_from(batch)
     attributes, delta, count = header[5], header[6], header[12]
@@ -223,7 +230,9 @@ def _safe_batch(batch: bytes, offset: int, budget: Budget, safe: MadeSafe, is_ca
     if calc_crc32c(batch[_CRC_FROM:]) != header[4]:
         return [batch], True  # the consumer finds it, before it unpacks anything
     try:
-        unpacked = payload if codec == 0 else _unpacked(codec, payload, min(most, MOST_UNPACKED), budget)
+        unpacked = (
+            payload if codec == 0 else _unpacked(codec, payload, min(most, MOST_UNPACKED), budget)
+        )
         if len(unpacked) <= _PIECE and not is_careful:
             budget.handed_on -= len(unpacked)
             return [_batch_of(header, delta, count, bytes(unpacked))], True
@@ -260,7 +269,9 @@ def _in_pieces(
     return pieces, True
 
 
-def _records(content: memoryview, count: int, most: int, is_careful: bool) -> Iterator[tuple[bytes | memoryview, int]]:
+def _records(
+    content: memoryview, count: int, most: int, is_careful: bool
+) -> Iterator[tuple[bytes | memoryview, int]]:
     """Yield each record and its offset's distance from the batch's.
 
     Raises Unpackable where the records do not add up.
@@ -281,9 +292,15 @@ def _records(content: memoryview, count: int, most: int, is_careful: bool) -> It
         timestamp = content[position + 1 : at]
         record_delta, at = _varint(content, at)
         if not before < record_delta <= most:
-            raise Unpackable(f"a record has offset {record_delta} within its batch, after {before} and of {most}")
+            raise Unpackable(
+                f"a record has offset {record_delta} within its batch, after {before} and of {most}"
+            )
         before = record_delta
-        if length > _LARGEST_RECORD or not is_known or (is_careful and not _is_sound(content[at:end])):
+        if (
+            length > _LARGEST_RECORD
+            or not is_known
+            or (is_careful and not _is_sound(content[at:end]))
+        ):
             yield (
                 _record_of(bytes(timestamp), record_delta, b"", _filler(content[at:end])),
                 record_delta,
@@ -356,13 +373,17 @@ def _batch_of(header: tuple[int, ...], delta: int, count: int, records: bytes) -
         )
     )
     whole += records
-    whole[_CRC_FROM - 4 : _CRC_FROM] = calc_crc32c(bytes(memoryview(whole)[_CRC_FROM:])).to_bytes(4, "big")
+    whole[_CRC_FROM - 4 : _CRC_FROM] = calc_crc32c(bytes(memoryview(whole)[_CRC_FROM:])).to_bytes(
+        4, "big"
+    )
     return bytes(whole)
 
 
 def _unreadable(base: int) -> bytes:
     """Return a batch that the consumer finds broken: its checksum is wrong."""
-    batch = bytearray(_batch_of((max(base, 0), 0, -1, 2, 0, 0, 0, -1, -1, -1, -1, -1, 0), 0, 0, b""))
+    batch = bytearray(
+        _batch_of((max(base, 0), 0, -1, 2, 0, 0, 0, -1, -1, -1, -1, -1, 0), 0, 0, b"")
+    )
     batch[_CRC_FROM - 1] ^= 0xFF
     return bytes(batch)
 
@@ -374,7 +395,9 @@ def _record(timestamp_delta: int, offset_delta: int, key: bytes, value: bytes) -
 def _record_of(timestamp: bytes, offset_delta: int, key: bytes, value: bytes) -> bytes:
     """Return a record without headers; an empty key is none."""
     keyed = _zigzag(len(key)) + key if key else _zigzag(-1)
-    body = b"\0" + timestamp + _zigzag(offset_delta) + keyed + _zigzag(len(value)) + value + _zigzag(0)
+    body = (
+        b"\0" + timestamp + _zigzag(offset_delta) + keyed + _zigzag(len(value)) + value + _zigzag(0)
+    )
     return _zigzag(len(body)) + body
 
 
@@ -607,7 +630,11 @@ def _unpacked(codec: int, payload: memoryview, most: int, budget: Budget) -> mem
         raise
     except (cramjam.DecompressionError, zlib.error, ValueError, OSError) as error:
         budget.unpacked -= most
-        why = f"it unpacks to more than {most} bytes" if "whole buffer" in str(error) else f"it cannot be unpacked: {error}"
+        why = (
+            f"it unpacks to more than {most} bytes"
+            if "whole buffer" in str(error)
+            else f"it cannot be unpacked: {error}"
+        )
         raise Unpackable(why) from None
     budget.unpacked -= len(unpacked)
     return unpacked
@@ -664,5 +691,7 @@ def _unsnap(payload: memoryview, most: int) -> memoryview:
     position = 0
     for size, block in blocks:
         if size:
-            position += cramjam.snappy.decompress_raw_into(bytes(block), into[position : position + size])
+            position += cramjam.snappy.decompress_raw_into(
+                bytes(block), into[position : position + size]
+            )
     return into[:position]

@@ -1,7 +1,9 @@
-"""Our own topics, read from outside by a person's tool: a topic to its end, its newest records, what comes from now on.
+"""Our own topics, read from outside by a person's tool.
 
-Belongs here: reading without a group, so that looking changes nothing for the daemon. Does not belong here: what a record
-means; and the daemon's own readers (`kafka.py`).
+A topic to its end, its newest records, what comes from now on.
+
+Belongs here: reading without a group, so that looking changes nothing for the daemon. Does not
+belong here: what a record means; and the daemon's own readers (`kafka.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from controller.adapters.kafka_topics import client_options, partition_of
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
 
-#: Records looked at first when searching backwards for a key, and at most at once; the window doubles in between.
+# : Records looked at first when searching backwards for a key, and at most at once; the window
+# doubles in between.
 _WINDOW = 200
 _LARGEST_WINDOW = 20_000
 _FOLLOW_MS = 250
@@ -35,7 +38,9 @@ Offsets = Mapping[KafkaPartition, int]
 
 
 class KafkaReader:
-    """A consumer without a group, for a set of topics by their logical names. An async context manager.
+    """A consumer without a group, for a set of topics by their logical names.
+
+    An async context manager.
 
     Every call raises EventLogUnavailable when Kafka does not answer in time or a topic is missing.
     """
@@ -61,7 +66,8 @@ class KafkaReader:
             async with asyncio.timeout(settings.start_seconds):
                 await self._consumer.start()
                 name_faults(self._consumer)
-                # All topics are listed, none is asked for by name: some brokers make a topic that is asked for.
+                # All topics are listed, none is asked for by name: some brokers make a topic that
+                # is asked for.
                 present = await self._consumer.topics()
                 for name in set(self._topics.values()) & set(present):
                     await self._consumer._client._wait_on_metadata(name)
@@ -75,13 +81,17 @@ class KafkaReader:
         if missing:
             await self._close()
             raise EventLogUnavailable(
-                f"Kafka at {settings.bootstrap_servers} has no topic {', '.join(missing)}: start rolloutd against it, "
+                f"Kafka at {settings.bootstrap_servers} has no topic {', '.join(missing)}: "
+                f"start rolloutd against it, "
                 "which makes them, or mend the address or the topic prefix"
             )
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._close()
 
@@ -93,18 +103,25 @@ class KafkaReader:
         if not stopping.done():
             stopping.cancel()
         elif not stopping.cancelled():
-            stopping.exception()  # it was only read from: nothing is lost by a connection that broke
+            # it was only read from: nothing is lost by a connection that broke
+            stopping.exception()
 
-    # --- where things stand -------------------------------------------------------------------------------------------------
+    # --- where things stand
+    # ----------------------------------------------------------------------------------------------
 
     def partition(self, topic: str, key: str) -> KafkaPartition:
-        """Return the partition that a key's records are in. Those from before a topic got more partitions may be elsewhere."""
+        """Return the partition that a key's records are in.
+
+        Those from before a topic got more partitions may be elsewhere.
+        """
         return KafkaPartition(self._topics[topic], partition_of(key, len(self._partitions(topic))))
 
     async def ends(self, *topics: str) -> dict[KafkaPartition, int]:
         """Return the offset behind the last record, of every partition."""
         partitions = [partition for topic in topics for partition in self._partitions(topic)]
-        return await self._ask(self._consumer.end_offsets(partitions), "asking for the end of a topic")
+        return await self._ask(
+            self._consumer.end_offsets(partitions), "asking for the end of a topic"
+        )
 
     async def offsets_at(self, at: datetime, *topics: str) -> dict[KafkaPartition, int]:
         """Return the offset of the first record whose timestamp is not before `at`, of every partition; its end without one."""
@@ -113,10 +130,15 @@ class KafkaReader:
         found: Mapping[KafkaPartition, Any] = await self._ask(
             self._consumer.offsets_for_times(wanted), "asking for the offsets of a time"
         )
-        return {partition: end if found.get(partition) is None else found[partition].offset for partition, end in ends.items()}
+        return {
+            partition: end if found.get(partition) is None else found[partition].offset
+            for partition, end in ends.items()
+        }
 
     async def _starts(self, partitions: Sequence[KafkaPartition]) -> dict[KafkaPartition, int]:
-        return await self._ask(self._consumer.beginning_offsets(partitions), "asking for the beginning of a topic")
+        return await self._ask(
+            self._consumer.beginning_offsets(partitions), "asking for the beginning of a topic"
+        )
 
     async def _ask(self, answer: Any, doing: str) -> dict[KafkaPartition, int]:
         try:
@@ -128,16 +150,24 @@ class KafkaReader:
 
     def _partitions(self, topic: str) -> list[KafkaPartition]:
         name = self._topics[topic]
-        return [KafkaPartition(name, number) for number in sorted(self._consumer.partitions_for_topic(name) or ())]
+        return [
+            KafkaPartition(name, number)
+            for number in sorted(self._consumer.partitions_for_topic(name) or ())
+        ]
 
     def _unavailable(self, doing: str, error: BaseException) -> EventLogUnavailable:
         if isinstance(error, KafkaConnectionError):
             why = "no broker answers"
         else:
-            why = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+            why = (
+                "no answer in time"
+                if isinstance(error, TimeoutError)
+                else str(error) or type(error).__name__
+            )
         return EventLogUnavailable(f"Kafka at {self._settings.bootstrap_servers}: {doing}: {why}")
 
-    # --- reading ------------------------------------------------------------------------------------------------------------
+    # --- reading
+    # ----------------------------------------------------------------------------------------------
 
     async def read_to(self, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
         """Yield every record of these partitions before `ends`, in order within each."""
@@ -147,16 +177,22 @@ class KafkaReader:
     async def in_time_order(self, starts: Offsets, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
         """Yield the records of several partitions from `starts` to before `ends`, merged by their timestamps.
 
-        Each partition's own order is kept; where its timestamps fall, the greatest so far counts. What is read ahead is bounded
-        per partition.
+        Each partition's own order is kept; where its timestamps fall, the greatest so far counts.
+        What is read ahead is bounded per partition.
         """
         consumer, loop = self._consumer, asyncio.get_running_loop()
         partitions = [partition for partition in ends if starts[partition] < ends[partition]]
-        positions = {partition: starts[partition] for partition in partitions}  # of those that are not read to their end
+        positions = {
+            partition: starts[partition] for partition in partitions
+        }  # of those that are not read to their end
         self._assign(positions)
-        waiting: dict[KafkaPartition, deque[ConsumerRecord]] = {partition: deque() for partition in partitions}
+        waiting: dict[KafkaPartition, deque[ConsumerRecord]] = {
+            partition: deque() for partition in partitions
+        }
         greatest = dict.fromkeys(partitions, 0)
-        heads: list[tuple[int, int, ConsumerRecord]] = []  # (timestamp, index of its partition, record): the next of each
+        heads: list[
+            tuple[int, int, ConsumerRecord]
+        ] = []  # (timestamp, index of its partition, record): the next of each
         bare = set(range(len(partitions)))  # indexes of partitions without a head
         paused: set[KafkaPartition] = set()
         patience = loop.time() + self._settings.call_seconds
@@ -187,9 +223,13 @@ class KafkaReader:
                 self._read_carefully(positions, error)
                 continue
             for partition, records in batches.items():
-                waiting[partition].extend(record for record in records if record.offset < ends[partition])
+                waiting[partition].extend(
+                    record for record in records if record.offset < ends[partition]
+                )
             for partition, before in list(positions.items()):
-                position = await consumer.position(partition)  # not the last record's offset: compaction leaves holes
+                position = await consumer.position(
+                    partition
+                )  # not the last record's offset: compaction leaves holes
                 if position != before:
                     patience = loop.time() + self._settings.call_seconds
                     positions[partition] = position
@@ -208,7 +248,9 @@ class KafkaReader:
         partitions = self._partitions(topic) if key is None else [self.partition(topic, key)]
         all_ends, starts = await self.ends(topic), await self._starts(partitions)
         wanted = None if key is None else key.encode()
-        found: dict[KafkaPartition, list[ConsumerRecord]] = {partition: [] for partition in partitions}
+        found: dict[KafkaPartition, list[ConsumerRecord]] = {
+            partition: [] for partition in partitions
+        }
         highs = {partition: all_ends[partition] for partition in partitions}
         window = max(_WINDOW, count)
         while True:
@@ -219,8 +261,13 @@ class KafkaReader:
             }
             if not open_highs:
                 break
-            lows = {partition: max(starts[partition], high - window) for partition, high in open_highs.items()}
-            older: dict[KafkaPartition, list[ConsumerRecord]] = {partition: [] for partition in lows}
+            lows = {
+                partition: max(starts[partition], high - window)
+                for partition, high in open_highs.items()
+            }
+            older: dict[KafkaPartition, list[ConsumerRecord]] = {
+                partition: [] for partition in lows
+            }
             async for record in self._between(lows, open_highs):
                 if wanted is None or record.key == wanted:
                     older[KafkaPartition(record.topic, record.partition)].append(record)
@@ -229,13 +276,18 @@ class KafkaReader:
             highs.update(lows)
             window = min(2 * window, _LARGEST_WINDOW)
         merged = [record for records in found.values() for record in records[-count:]]
-        return sorted(merged, key=lambda record: (record.timestamp, record.partition, record.offset))[-count:]
+        return sorted(
+            merged, key=lambda record: (record.timestamp, record.partition, record.offset)
+        )[-count:]
 
-    async def follow(self, start: Offsets) -> AsyncIterator[ConsumerRecord | EventLogUnavailable | None]:
+    async def follow(
+        self, start: Offsets
+    ) -> AsyncIterator[ConsumerRecord | EventLogUnavailable | None]:
         """Yield records from `start` on, for ever.
 
-        About every three seconds without news Kafka is asked: None means that it answered, EventLogUnavailable, given and not
-        raised, that it did not. Once it is back, reading goes on by itself where it was.
+        About every three seconds without news Kafka is asked: None means that it answered,
+        EventLogUnavailable, given and not raised, that it did not. Once it is back, reading goes on
+        by itself where it was.
         """
         consumer, loop = self._consumer, asyncio.get_running_loop()
         self._assign(start)
@@ -245,7 +297,8 @@ class KafkaReader:
             try:
                 batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
                 if not batches and loop.time() - asked >= _ASK_EVERY_SECONDS:
-                    # Nothing comes both when nothing is new and when the brokers are away: only asking tells.
+                    # Nothing comes both when nothing is new and when the brokers are away: only
+                    # asking tells.
                     asked = loop.time()
                     await self._ask(consumer.end_offsets(list(start)[:1]), "waiting for news")
                     yield None
@@ -266,7 +319,11 @@ class KafkaReader:
 
     async def _between(self, starts: Offsets, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
         consumer, loop = self._consumer, asyncio.get_running_loop()
-        positions = {partition: starts[partition] for partition in ends if starts[partition] < ends[partition]}
+        positions = {
+            partition: starts[partition]
+            for partition in ends
+            if starts[partition] < ends[partition]
+        }
         self._assign(positions)
         patience = loop.time() + self._settings.call_seconds
         while positions:

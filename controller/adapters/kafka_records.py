@@ -37,7 +37,8 @@ from controller.adapters.kafka_batches import (
 
 log = structlog.get_logger(__name__)
 
-#: What is changed here: how a fetched partition is drained, and what makes a ConsumerRecord of what it holds.
+# : What is changed here: how a fetched partition is drained, and what makes a ConsumerRecord of
+# what it holds.
 _CHANGED = {"FetchResult": "getall", "PartitionRecords": "_consumer_record"}
 _IS_KNOWN = all(hasattr(getattr(fetcher, name, None), method) for name, method in _CHANGED.items())
 
@@ -121,7 +122,11 @@ class Guard:
 
         Partitions that were not asked for are left out, aiokafka would stop at them.
         """
-        offsets = {(topic, number): offset for topic, partitions in request.topics for number, offset, _ in partitions}
+        offsets = {
+            (topic, number): offset
+            for topic, partitions in request.topics
+            for number, offset, _ in partitions
+        }
         budget = Budget()
         safe: list[Any] = []
         for topic, partitions in topics:
@@ -137,7 +142,9 @@ class Guard:
             safe.append((topic, kept))
         return safe
 
-    async def _safe_content(self, partition: KafkaPartition, content: bytes, offset: int, budget: Budget) -> bytes:
+    async def _safe_content(
+        self, partition: KafkaPartition, content: bytes, offset: int, budget: Budget
+    ) -> bytes:
         is_careful = self.is_careful or partition in self.careful
         if is_careful and content:
             self.careful[partition] = _Careful(True, offset, following_offset(content))
@@ -176,8 +183,8 @@ def name_faults(consumer: AIOKafkaConsumer) -> None:
 def leave_bare(consumer: AIOKafkaConsumer) -> None:
     """Let `getmany` of a started consumer hand out records as read, and name faults as above.
 
-    For a consumer that is read by `getmany` alone. Where aiokafka is not as known, nothing happens, and a ConsumerRecord has
-    the same names.
+    For a consumer that is read by `getmany` alone. Where aiokafka is not as known, nothing happens,
+    and a ConsumerRecord has the same names.
     """
     _replace_fetched(consumer, _FetchedBare)
 
@@ -190,13 +197,18 @@ def _replace_fetched(consumer: AIOKafkaConsumer, kind: type[_Fetched]) -> None:
 
 
 class _Fetched(OrderedDict[Any, Any]):
-    """What was fetched and not yet handed out, by partition: results are changed as they come in, before any is read."""
+    """What was fetched and not yet handed out, by partition.
+
+    Results are changed as they come in, before any is read.
+    """
 
     is_bare: ClassVar = False
 
     def __setitem__(self, partition: Any, result: Any) -> None:
         super().__setitem__(partition, result)
-        records: Any = getattr(result, "_partition_records", None)  # a FetchError has none, nor has a result that was used up
+        records: Any = getattr(
+            result, "_partition_records", None
+        )  # a FetchError has none, nor has a result that was used up
         if type(records) is fetcher.PartitionRecords and "getall" not in vars(result):
             drain = result.getall
             if self.is_bare:
@@ -211,7 +223,9 @@ class _FetchedBare(_Fetched):
     is_bare: ClassVar = True
 
 
-def _named(partition: Any, drain: Callable[..., list[Any]], max_records: int | None = None) -> list[Any]:
+def _named(
+    partition: Any, drain: Callable[..., list[Any]], max_records: int | None = None
+) -> list[Any]:
     """Return what `drain` gives.
 
     Raises CorruptRecordException for whatever it raises, and for offsets that do not rise.
@@ -220,7 +234,9 @@ def _named(partition: Any, drain: Callable[..., list[Any]], max_records: int | N
         records = drain(max_records)
     except Exception as error:
         why = str(error) or type(error).__name__
-        raise CorruptRecordException(why if str(partition) in why else f"{why} - {partition}") from error
+        raise CorruptRecordException(
+            why if str(partition) in why else f"{why} - {partition}"
+        ) from error
     offsets = list(map(_offset_of, records))
     if not all(map(lt, offsets, islice(offsets, 1, None))):
         raise CorruptRecordException(f"offsets do not rise - {partition}")
@@ -228,7 +244,10 @@ def _named(partition: Any, drain: Callable[..., list[Any]], max_records: int | N
 
 
 def _as_read(topic_partition: Any, record: Any) -> Any:
-    """Return the record aiokafka has unpacked: it has all that ConsumerRecord has but the topic, the partition and sizes."""
+    """Return the record aiokafka has unpacked.
+
+    It has all that ConsumerRecord has but the topic, the partition and sizes.
+    """
     return record
 
 
@@ -263,7 +282,9 @@ class _Batches:
 
         Raises CorruptRecordException for a record beyond its batch.
         """
-        records = chain(batch)  # an iterator of its own: islice asks for one each time, and a batch gives one once
+        records = chain(
+            batch
+        )  # an iterator of its own: islice asks for one each time, and a batch gives one once
         while taken := list(islice(records, self.wanted)):
             position = self._owner.next_fetch_offset
             if taken[0].offset < position:  # a fetch from the middle of a batch brings all of it

@@ -1,7 +1,8 @@
 """The compacted state topic, followed by every replica: what was decided, by whomever.
 
-Belongs here: reading it from its beginning, telling which document of a flag is the newest, and noticing when an older one was
-written over it. Does not belong here: consumer groups and publishing (`kafka.py`).
+Belongs here: reading it from its beginning, telling which document of a flag is the newest, and
+noticing when an older one was written over it. Does not belong here: consumer groups and publishing
+(`kafka.py`).
 """
 
 from __future__ import annotations
@@ -36,11 +37,14 @@ _KEY_KEPT = 500  # characters; no flag's key is longer
 
 
 class KafkaStateFeed:
-    """The compacted state topic, followed from its first record: `controller.ports.StateFeed`, with stop.
+    """The compacted state topic, followed from its first record.
+
+    `controller.ports.StateFeed`, with stop.
 
     Per flag only documents with a higher revision than any before are given; and the newest once
     more, when it came back after the topic had lost it. What cannot be used (not a document,
-    another flag's key, deleted) stops that flag only: `corrupt` names it until a good document arrives.
+    another flag's key, deleted) stops that flag only: `corrupt` names it until a good document
+    arrives.
     """
 
     def __init__(
@@ -52,10 +56,13 @@ class KafkaStateFeed:
         overtaken: Callable[[str], None] = lambda flag_key: None,
         retry_seconds: float = 1.0,
     ) -> None:
-        """Read with `decode`, which raises any Exception for what is no document; `retry_seconds` between connections.
+        """Read with `decode`, which raises any Exception for what is no document.
 
-        `overtaken` is told, once a second, of a flag whose last record in the topic is older than one before it: somebody
-        late wrote it, and compaction would keep only that. Also of one that the topic no longer has: it was made anew.
+        `retry_seconds` between connections.
+
+        `overtaken` is told, once a second, of a flag whose last record in the topic is older than
+        one before it: somebody late wrote it, and compaction would keep only that. Also of one that
+        the topic no longer has: it was made anew.
         """
         self._settings = settings
         self._topic = settings.topic("state")
@@ -79,8 +86,15 @@ class KafkaStateFeed:
 
     @property
     def silent_seconds(self) -> float | None:
-        """Seconds since the brokers last said that nothing is newer than what was given; None before the first time."""
-        return None if self._last_heard is None else asyncio.get_running_loop().time() - self._last_heard
+        """Seconds since the brokers last said that nothing is newer than what was given.
+
+        None before the first time.
+        """
+        return (
+            None
+            if self._last_heard is None
+            else asyncio.get_running_loop().time() - self._last_heard
+        )
 
     async def caught_up(self) -> None:
         await self._caught_up.wait()
@@ -97,7 +111,12 @@ class KafkaStateFeed:
                 # nothing. Revisions are kept, so that reading from the beginning again repeats
                 # nothing.
                 self._count("state_feed_lost")
-                log.warning("state_feed_lost", topic=self._topic, error_type=type(error).__name__, reason=str(error))
+                log.warning(
+                    "state_feed_lost",
+                    topic=self._topic,
+                    error_type=type(error).__name__,
+                    reason=str(error),
+                )
             finally:
                 await self.stop()
             await asyncio.sleep(self._retry_seconds)
@@ -114,7 +133,11 @@ class KafkaStateFeed:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             await stop_in_time(
-                "state_feed", consumer.stop(), consumer._client, lambda: tasks_of(consumer), self._settings.stop_seconds
+                "state_feed",
+                consumer.stop(),
+                consumer._client,
+                lambda: tasks_of(consumer),
+                self._settings.stop_seconds,
             )
 
     async def _follow(self) -> AsyncIterator[Rollout]:
@@ -124,7 +147,8 @@ class KafkaStateFeed:
             **client_options(settings),
             group_id=None,
             auto_offset_reset="earliest",
-            # We write without transactions: one that a stranger leaves open must not keep what was decided from us.
+            # We write without transactions: one that a stranger leaves open must not keep what was
+            # decided from us.
             isolation_level="read_uncommitted",
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
@@ -136,7 +160,9 @@ class KafkaStateFeed:
         async with asyncio.timeout(settings.start_seconds):
             await consumer.start()
             name_faults(consumer)
-            partitions = [KafkaPartition(self._topic, number) for number in await self._partitions(consumer)]
+            partitions = [
+                KafkaPartition(self._topic, number) for number in await self._partitions(consumer)
+            ]
         consumer.assign(partitions)
         # Read from its beginning: what it does not have any more is not there.
         self._last.clear()
@@ -144,16 +170,21 @@ class KafkaStateFeed:
         loop = asyncio.get_running_loop()
         checked = loop.time() - self._retry_seconds
         goal: Mapping[KafkaPartition, int] | None = None
-        awaited: tuple[float, Mapping[KafkaPartition, int]] | None = None  # when ends were asked for, and they
+        awaited: tuple[float, Mapping[KafkaPartition, int]] | None = (
+            None  # when ends were asked for, and they
+        )
         while self._consumer is consumer:
             if loop.time() - checked >= self._retry_seconds:
                 asked = loop.time()
-                # getmany returns nothing both when nothing is new and when the broker is away: only asking tells.
+                # getmany returns nothing both when nothing is new and when the broker is away: only
+                # asking tells.
                 async with asyncio.timeout(settings.call_seconds):
                     ends = await consumer.end_offsets(partitions)
                     numbers = await self._partitions(consumer)
                 if len(numbers) != len(partitions):
-                    raise KafkaError(f"{self._topic} has {len(numbers)} partitions now: reading it anew")
+                    raise KafkaError(
+                        f"{self._topic} has {len(numbers)} partitions now: reading it anew"
+                    )
                 await self._check_positions(consumer, ends)
                 checked = loop.time()
                 goal = goal or ends
@@ -171,15 +202,29 @@ class KafkaStateFeed:
                 for rollout in self._newer(records):
                     yield rollout
             if awaited is not None and await self._has_reached(consumer, awaited[1]):
-                # All that there was when we asked has been read: in a busy topic there is always more by now.
+                # All that there was when we asked has been read: in a busy topic there is always
+                # more by now.
                 self._last_heard, awaited = awaited[0], None
                 self._tell_overtaken()
-            if goal is not None and not self._caught_up.is_set() and await self._has_reached(consumer, goal):
+            if (
+                goal is not None
+                and not self._caught_up.is_set()
+                and await self._has_reached(consumer, goal)
+            ):
                 self._caught_up.set()
-                log.info("state_caught_up", topic=self._topic, flags=len(self._revisions), corrupt=len(self._corrupt))
+                log.info(
+                    "state_caught_up",
+                    topic=self._topic,
+                    flags=len(self._revisions),
+                    corrupt=len(self._corrupt),
+                )
 
     async def _pass_unreadable(
-        self, consumer: AIOKafkaConsumer, guard: Guard, stumbled: dict[KafkaPartition, int], error: KafkaError
+        self,
+        consumer: AIOKafkaConsumer,
+        guard: Guard,
+        stumbled: dict[KafkaPartition, int],
+        error: KafkaError,
     ) -> None:
         """Read the same again, every record with care; what cannot be read even so is passed by.
 
@@ -194,14 +239,21 @@ class KafkaStateFeed:
         if stumbled.get(partition) == position and guard.is_read_carefully(partition):
             following = guard.following(partition, position) or position + 1
             self._count("state_unreadable")
-            log.error("state_unreadable", partition=partition.partition, offset=position, reason=str(error))
+            log.error(
+                "state_unreadable",
+                partition=partition.partition,
+                offset=position,
+                reason=str(error),
+            )
             consumer.seek(partition, max(following, position + 1))
             return
         stumbled[partition] = position
         guard.read_everything_carefully()
         consumer.seek(partition, position)
 
-    async def _check_positions(self, consumer: AIOKafkaConsumer, ends: Mapping[KafkaPartition, int]) -> None:
+    async def _check_positions(
+        self, consumer: AIOKafkaConsumer, ends: Mapping[KafkaPartition, int]
+    ) -> None:
         """Raise KafkaError when a partition ends before what was read of it.
 
         The topic was made anew, or truncated.
@@ -209,13 +261,20 @@ class KafkaStateFeed:
         for partition, end in ends.items():
             position = await consumer.position(partition)
             if position > end:
-                raise KafkaError(f"{self._topic} ends at {end}, and was read up to {position}: reading it anew")
+                raise KafkaError(
+                    f"{self._topic} ends at {end}, and was read up to {position}: reading it anew"
+                )
 
     def _newer(self, records: Sequence[ConsumerRecord]) -> Iterator[Rollout]:
-        """Yield the documents that are newer than what their flags have; while catching up, of several only the newest."""
+        """Yield the documents that are newer than what their flags have.
+
+        While catching up, of several only the newest.
+        """
         chosen = records if self._caught_up.is_set() else _not_outdone(records)
         yield from filter(None, map(self._read, chosen))
-        if len(chosen) < len(records) and any(_key_of(record) in self._corrupt for record in chosen):
+        if len(chosen) < len(records) and any(
+            _key_of(record) in self._corrupt for record in chosen
+        ):
             # What seemed to outdo others cannot be used: the best there is may be among those.
             yield from filter(None, map(self._read, records))
 
@@ -236,8 +295,13 @@ class KafkaStateFeed:
             numbers = await consumer._client._wait_on_metadata(self._topic)
         return sorted(numbers)
 
-    async def _has_reached(self, consumer: AIOKafkaConsumer, goal: Mapping[KafkaPartition, int]) -> bool:
-        """Whether every partition was read up to `goal`. Positions, not records: the last record may be compacted away."""
+    async def _has_reached(
+        self, consumer: AIOKafkaConsumer, goal: Mapping[KafkaPartition, int]
+    ) -> bool:
+        """Whether every partition was read up to `goal`.
+
+        Positions, not records: the last record may be compacted away.
+        """
         async with asyncio.timeout(self._settings.call_seconds):
             for partition, end in goal.items():
                 if await consumer.position(partition) < end:
@@ -245,7 +309,10 @@ class KafkaStateFeed:
         return True
 
     def _read(self, record: ConsumerRecord) -> Rollout | None:
-        """Return the document if it is newer than what its flag has; None, with the reason noted, if it is no use."""
+        """Return the document if it is newer than what its flag has.
+
+        None, with the reason noted, if it is no use.
+        """
         key = _key_of(record)
         try:
             if record.value is None:
@@ -254,12 +321,18 @@ class KafkaStateFeed:
             if rollout.flag_key != key:
                 raise ValueError(f"the document is of flag {rollout.flag_key!r}")  # noqa: TRY301
         except Exception as error:
-            is_kept = len(key) <= _KEY_KEPT and (key in self._revisions or len(self._corrupt) < _CORRUPT_KEPT)
+            is_kept = len(key) <= _KEY_KEPT and (
+                key in self._revisions or len(self._corrupt) < _CORRUPT_KEPT
+            )
             if key in self._corrupt or is_kept:
                 self._corrupt[key] = str(error)
             self._count("state_refused")
             log.warning(
-                "state_refused", flag_key=key, partition=record.partition, offset=record.offset, reason=str(error)[:500]
+                "state_refused",
+                flag_key=key,
+                partition=record.partition,
+                offset=record.offset,
+                reason=str(error)[:500],
             )
             return None
         self._last[key] = rollout.revision
@@ -268,7 +341,9 @@ class KafkaStateFeed:
             self._lost.discard(key)
             return rollout
         if rollout.revision <= known:
-            return None  # an older copy written late by a zombie, or one we had before a reconnection
+            return (
+                None  # an older copy written late by a zombie, or one we had before a reconnection
+            )
         self._revisions[key] = rollout.revision
         self._lost.discard(key)
         self._corrupt.pop(key, None)
@@ -280,10 +355,12 @@ def _key_of(record: ConsumerRecord) -> str:
 
 
 def _not_outdone(records: Sequence[ConsumerRecord]) -> Sequence[ConsumerRecord]:
-    """Leave out what a later record of the same flag outdoes by its revision: of a long history little is read whole.
+    """Leave out what a later record of the same flag outdoes by its revision.
 
-    Compaction leaves the newest segment as it is, up to a week of it. A document takes over a millisecond to read, its
-    revision four microseconds.
+    Of a long history little is read whole.
+
+    Compaction leaves the newest segment as it is, up to a week of it. A document takes over a
+    millisecond to read, its revision four microseconds.
     """
     newest: dict[bytes | None, int] = {}
     kept: list[ConsumerRecord] = []
@@ -308,7 +385,10 @@ _event = msgspec.json.Decoder(_Event).decode
 
 
 def _revision_in(value: bytes | None) -> int | None:
-    """Return the revision of a document, None where there seems to be none: reading it will say why."""
+    """Return the revision of a document, None where there seems to be none.
+
+    Reading it will say why.
+    """
     try:
         return _event(value or b"").data.revision
     except ValueError:

@@ -1,6 +1,9 @@
-"""The Kafka cluster itself: how we connect, which topics must exist, and which partition a key belongs to.
+"""The Kafka cluster itself.
 
-Belongs here: what is asked of the cluster once, at start. Does not belong here: records; they are `kafka.py`'s.
+How we connect, which topics must exist, and which partition a key belongs to.
+
+Belongs here: what is asked of the cluster once, at start. Does not belong here: records; they are
+`kafka.py`'s.
 """
 
 from __future__ import annotations
@@ -28,16 +31,21 @@ _WEEK = 7 * 24 * _HOUR
 
 _BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
 
-#: What a topic we make is configured with; the rest is the broker's choice. Events are kept for a week, so that a
-#: replica that was away for a long weekend misses none. Decisions are the audit log. State is compacted early and
-#: often: every replica reads it from its beginning when it starts. What we write has the broker's
-#: time: it is then in order for whoever reads it by time, and tells us how wrong our own clock is.
+# : What a topic we make is configured with; the rest is the broker's choice. Events are kept for a
+# week, so that a : replica that was away for a long weekend misses none. Decisions are the audit
+# log. State is compacted early and : often: every replica reads it from its beginning when it
+# starts. What we write has the broker's : time: it is then in order for whoever reads it by time,
+# and tells us how wrong our own clock is.
 TOPIC_CONFIGS: Mapping[str, Mapping[str, str]] = {
     "evaluations": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
     "outcomes": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
     "commands": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
     "results": {"cleanup.policy": "delete", "retention.ms": str(_WEEK), **_BROKERS_TIME},
-    "decisions": {"cleanup.policy": "delete", "retention.ms": str(2 * 366 * 24 * _HOUR), **_BROKERS_TIME},
+    "decisions": {
+        "cleanup.policy": "delete",
+        "retention.ms": str(2 * 366 * 24 * _HOUR),
+        **_BROKERS_TIME,
+    },
     "alerts": {"cleanup.policy": "delete", "retention.ms": str(90 * 24 * _HOUR), **_BROKERS_TIME},
     "state": {
         "cleanup.policy": "compact",
@@ -54,20 +62,33 @@ TOPIC_CONFIGS: Mapping[str, Mapping[str, str]] = {
 _MOST_AHEAD = {"message.timestamp.after.max.ms": str(5 * _MINUTE)}
 _MOST_AHEAD_OF_BROKER = "log.message.timestamp.after.max.ms"
 _TIMED_BY_PRODUCERS = ("evaluations", "outcomes", "commands")
-_DEFAULT_CONFIG = 5  # `config_source` of what nobody has set; before version 1 of the answer it is True
+_DEFAULT_CONFIG = (
+    5  # `config_source` of what nobody has set; before version 1 of the answer it is True
+)
 
 #: Cleanup that would be silent loss: compaction drops events, deletion drops what we recover from.
-_RUINOUS_POLICY = {"evaluations": "compact", "outcomes": "compact", "commands": "compact", "state": "delete"}
+_RUINOUS_POLICY = {
+    "evaluations": "compact",
+    "outcomes": "compact",
+    "commands": "compact",
+    "state": "delete",
+}
 
 
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Return what every aiokafka client of ours is given: where, who, and how long it may wait for an answer."""
+    """Return what every aiokafka client of ours is given.
+
+    Where, who, and how long it may wait for an answer.
+    """
     security = settings.security
     options: dict[str, Any] = {
-        "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",") if server.strip()],
+        "bootstrap_servers": [
+            server.strip() for server in settings.bootstrap_servers.split(",") if server.strip()
+        ],
         "client_id": settings.client_id,
         "request_timeout_ms": round(settings.request_timeout_seconds * 1000),
-        "metadata_max_age_ms": 10_000,  # a new partition, or a topic made at last, is noticed within 10 s
+        # a new partition, or a topic made at last, is noticed within 10 s
+        "metadata_max_age_ms": 10_000,
         "security_protocol": security.protocol,
         "ssl_context": security.ssl_context(),
     }
@@ -79,9 +100,12 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def partition_of(flag_key: str, partitions: int) -> int:
-    """Return the partition, from 0, that a keyed record goes to: Java's and aiokafka's default partitioner.
+    """Return the partition, from 0, that a keyed record goes to.
 
-    `partitions` is how many the topic has. Source: Apache Kafka, `Utils.murmur2` and `Utils.toPositive`.
+    Java's and aiokafka's default partitioner.
+
+    `partitions` is how many the topic has. Source: Apache Kafka, `Utils.murmur2` and
+    `Utils.toPositive`.
     """
     return int(murmur2(flag_key.encode()) & 0x7FFFFFFF) % partitions
 
@@ -94,21 +118,30 @@ async def cluster_id(settings: KafkaSettings) -> str | None:
 
 
 async def ensure_topics(settings: KafkaSettings) -> dict[str, int]:
-    """Make the topics that are missing, check the others, and return each one's partition count by logical name.
+    """Make the topics that are missing, check the others.
+
+    And return each one's partition count by logical name.
 
     Raises ConfigInvalid when what exists would count wrongly (the message says how to mend it), and
-    EventLogUnavailable when topics are missing that we may not make, or Kafka does not answer: worth trying again.
+    EventLogUnavailable when topics are missing that we may not make, or Kafka does not answer:
+    worth trying again.
     """
     names = {logical: settings.topic(logical) for logical in TopicNames.model_fields}
     async with _admin(settings, "preparing topics") as admin:
-        # All topics are listed, never asked for by name: a broker that makes topics on demand would make them wrongly.
+        # All topics are listed, never asked for by name: a broker that makes topics on demand would
+        # make them wrongly.
         present = _partition_counts(await admin.describe_topics())
         missing = {logical: name for logical, name in names.items() if name not in present}
         if settings.is_one_topic:
-            missing.pop("outcomes", None)  # spans are both, and Kafka refuses to make a topic twice at once
+            missing.pop(
+                "outcomes", None
+            )  # spans are both, and Kafka refuses to make a topic twice at once
         _refuse_unequal(settings, present)
         if missing and settings.create_topics:
-            partitions = next((present[name] for name in settings.event_topics if name in present), settings.partitions)
+            partitions = next(
+                (present[name] for name in settings.event_topics if name in present),
+                settings.partitions,
+            )
             await _create(admin, settings, missing, partitions)
         if missing:
             present = await _wait_for(admin, names, settings.create_topics)
@@ -128,7 +161,9 @@ async def _admin(settings: KafkaSettings, doing: str) -> AsyncIterator[AIOKafkaA
     except RolloutdError:
         raise
     except TimeoutError as error:
-        raise EventLogUnavailable(f"{doing}: no answer from {settings.bootstrap_servers} in time") from error
+        raise EventLogUnavailable(
+            f"{doing}: no answer from {settings.bootstrap_servers} in time"
+        ) from error
     # aiokafka raises what it stumbles over: the surroundings' trouble all the same.
     except Exception as error:
         why = str(error) or type(error).__name__
@@ -138,13 +173,24 @@ async def _admin(settings: KafkaSettings, doing: str) -> AsyncIterator[AIOKafkaA
             async with asyncio.timeout(settings.stop_seconds):
                 await admin.close()
         except Exception as error:
-            log.warning("kafka_close_failed", client="admin", error_type=type(error).__name__, reason=str(error))
+            log.warning(
+                "kafka_close_failed",
+                client="admin",
+                error_type=type(error).__name__,
+                reason=str(error),
+            )
 
 
 async def _create(
-    admin: AIOKafkaAdminClient, settings: KafkaSettings, missing: Mapping[str, str], event_partitions: int
+    admin: AIOKafkaAdminClient,
+    settings: KafkaSettings,
+    missing: Mapping[str, str],
+    event_partitions: int,
 ) -> None:
-    """Ask for the missing topics; what is refused is reported by name. A topic made by somebody else meanwhile is fine."""
+    """Ask for the missing topics; what is refused is reported by name.
+
+    A topic made by somebody else meanwhile is fine.
+    """
     brokers = (await admin.describe_cluster())["brokers"]
     copies = settings.replication_factor or min(_USUAL_COPIES, len(brokers))
     ahead = await _most_ahead(admin, brokers)
@@ -163,7 +209,10 @@ async def _create(
     try:
         answer = await admin.create_topics(wanted, timeout_ms=round(settings.call_seconds * 1000))
     except AttributeError:  # aiokafka's way to say that no controller is known
-        log.info("topics_not_created", reason="the broker has no controller; topics must appear on first use")
+        log.info(
+            "topics_not_created",
+            reason="the broker has no controller; topics must appear on first use",
+        )
         await admin.describe_topics(list(missing.values()))  # first use
         return
     refused: list[str] = []
@@ -172,15 +221,21 @@ async def _create(
         if code == 0:
             log.info("topic_created", topic=topic)
         elif error is not TopicAlreadyExistsError:
-            refused.append(f"{topic}: {error.__name__}{f' ({_message[0]})' if _message and _message[0] else ''}")
+            refused.append(
+                f"{topic}: "
+                f"{error.__name__}{f' ({_message[0]})' if _message and _message[0] else ''}"
+            )
     if refused:
         raise EventLogUnavailable(
-            f"topics could not be created: {'; '.join(refused)}. Grant CREATE on them, or have them made "
+            f"topics could not be created: {'; '.join(refused)}. Grant CREATE on them, or "
+            f"have them made "
             "with `kafka-topics --create` and set kafka.create_topics to false"
         )
 
 
-async def _most_ahead(admin: AIOKafkaAdminClient, brokers: list[dict[str, Any]]) -> Mapping[str, str]:
+async def _most_ahead(
+    admin: AIOKafkaAdminClient, brokers: list[dict[str, Any]]
+) -> Mapping[str, str]:
     """Return what bounds timestamps ahead of the broker's clock.
 
     Nothing where it is set for all topics, or not known.
@@ -188,19 +243,29 @@ async def _most_ahead(admin: AIOKafkaAdminClient, brokers: list[dict[str, Any]])
     broker = str(brokers[0]["node_id"])
     resource = ConfigResource(ConfigResourceType.BROKER, broker, {_MOST_AHEAD_OF_BROKER: ""})
     try:
-        code, _message, _type, _name, entries = (await admin.describe_configs([resource]))[0].resources[0]
+        code, _message, _type, _name, entries = (await admin.describe_configs([resource]))[
+            0
+        ].resources[0]
     except Exception as error:  # a broker that does not say is no reason to have no topics
         log.info("broker_limits_unknown", error_type=type(error).__name__, reason=str(error))
         return {}
     if code != 0:
         log.info("broker_limits_unknown", error_type=for_code(code).__name__)
         return {}
-    is_default = any(entry[0] == _MOST_AHEAD_OF_BROKER and entry[3] in (_DEFAULT_CONFIG, True) for entry in entries)
+    is_default = any(
+        entry[0] == _MOST_AHEAD_OF_BROKER and entry[3] in (_DEFAULT_CONFIG, True)
+        for entry in entries
+    )
     return _MOST_AHEAD if is_default else {}
 
 
-async def _wait_for(admin: AIOKafkaAdminClient, names: Mapping[str, str], were_created: bool) -> dict[str, int]:
-    """Return the counts once all topics are listed: a new topic takes a moment to be known. The caller's deadline bounds it."""
+async def _wait_for(
+    admin: AIOKafkaAdminClient, names: Mapping[str, str], were_created: bool
+) -> dict[str, int]:
+    """Return the counts once all topics are listed.
+
+    A new topic takes a moment to be known. The caller's deadline bounds it.
+    """
     missing: list[str] = []
     for _attempt in range(50 if were_created else 1):
         present = _partition_counts(await admin.describe_topics())
@@ -219,22 +284,34 @@ def _partition_counts(described: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _refuse_unequal(settings: KafkaSettings, present: Mapping[str, int]) -> None:
-    """Both event topics are keyed by context and joined by partition number, so their counts must be the same."""
+    """Both event topics are keyed by context and joined by partition number.
+
+    So their counts must be the same.
+    """
     evaluations, outcomes = settings.event_topics
-    if evaluations not in present or outcomes not in present or present[evaluations] == present[outcomes]:
+    if (
+        evaluations not in present
+        or outcomes not in present
+        or present[evaluations] == present[outcomes]
+    ):
         return
     fewer, more = sorted((evaluations, outcomes), key=lambda name: present[name])
     raise ConfigInvalid(
-        f"{fewer} has {present[fewer]} partitions and {more} has {present[more]}: a context's evaluations and outcomes "
+        f"{fewer} has {present[fewer]} partitions and {more} has {present[more]}: a "
+        f"context's evaluations and outcomes "
         "must have the same partition number. Stop the apps that write to it, then run "
         f"`kafka-topics --alter --topic {fewer} --partitions {present[more]}`"
     )
 
 
 async def _refuse_ruinous_policies(admin: AIOKafkaAdminClient, names: Mapping[str, str]) -> None:
-    """Refuse a cleanup policy that loses what we count or recover from; without the right to look, only say so."""
+    """Refuse a cleanup policy that loses what we count or recover from.
+
+    Without the right to look, only say so.
+    """
     resources = [
-        ConfigResource(ConfigResourceType.TOPIC, names[logical], {"cleanup.policy": ""}) for logical in _RUINOUS_POLICY
+        ConfigResource(ConfigResourceType.TOPIC, names[logical], {"cleanup.policy": ""})
+        for logical in _RUINOUS_POLICY
     ]
     try:
         answers = await admin.describe_configs(resources)
@@ -242,7 +319,9 @@ async def _refuse_ruinous_policies(admin: AIOKafkaAdminClient, names: Mapping[st
         log.info("topic_policies_unknown", error_type=type(error).__name__, reason=str(error))
         return
     logical_of = {name: logical for logical, name in names.items()}
-    for code, _message, _type, topic, entries in (resource for answer in answers for resource in answer.resources):
+    for code, _message, _type, topic, entries in (
+        resource for answer in answers for resource in answer.resources
+    ):
         if code != 0:
             log.info("topic_policies_unknown", topic=topic, error_type=for_code(code).__name__)
             continue
@@ -251,6 +330,8 @@ async def _refuse_ruinous_policies(admin: AIOKafkaAdminClient, names: Mapping[st
         if _RUINOUS_POLICY[logical] in str(policy).split(","):
             right = TOPIC_CONFIGS[logical]["cleanup.policy"]
             raise ConfigInvalid(
-                f"{topic} has cleanup.policy={policy}, which loses {'state' if right == 'compact' else 'records'}: run "
-                f"`kafka-configs --alter --entity-type topics --entity-name {topic} --add-config cleanup.policy={right}`"
+                f"{topic} has cleanup.policy={policy}, which loses "
+                f"{'state' if right == 'compact' else 'records'}: run "
+                f"`kafka-configs --alter --entity-type topics --entity-name {topic} "
+                f"--add-config cleanup.policy={right}`"
             )

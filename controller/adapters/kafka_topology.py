@@ -51,7 +51,7 @@ _NO_ID = UUID(int=0)
 
 
 # --- the request
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class _Id:
@@ -146,7 +146,9 @@ class _Ask(Request[MetadataRequest_v1 | MetadataRequest_v4 | MetadataRequest_v5 
 
     def build(self, request_struct_class: Any) -> Any:
         if request_struct_class is _Question:
-            topics: list[tuple[UUID, str, dict[int, bytes]]] = [(_NO_ID, name, {}) for name in self._names]
+            topics: list[tuple[UUID, str, dict[int, bytes]]] = [
+                (_NO_ID, name, {}) for name in self._names
+            ]
             return _Question(topics, False, False, False, {})
         if request_struct_class.API_VERSION >= 4:
             return request_struct_class(self._names, False)
@@ -170,7 +172,9 @@ async def _look_up(client: Any, names: list[str]) -> dict[str, _Topic]:
     for topic in answer.to_object()["topics"]:
         if topic["error_code"] == 0 and topic["partitions"]:
             identity = topic.get("topic_id", _NO_ID)
-            found[topic["topic"]] = _Topic(len(topic["partitions"]), None if identity == _NO_ID else str(identity))
+            found[topic["topic"]] = _Topic(
+                len(topic["partitions"]), None if identity == _NO_ID else str(identity)
+            )
         elif topic["topic"] in names:
             log.info(
                 "topic_not_seen",
@@ -181,7 +185,7 @@ async def _look_up(client: Any, names: list[str]) -> dict[str, _Topic]:
 
 
 # --- keeping up
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class KafkaTopology:
@@ -251,8 +255,14 @@ class KafkaTopology:
             await self.stop()
             if must_pass(error):
                 raise
-            why = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-            raise EventLogUnavailable(f"looking up topics: {why} ({self._settings.bootstrap_servers})") from error
+            why = (
+                "no answer in time"
+                if isinstance(error, TimeoutError)
+                else str(error) or type(error).__name__
+            )
+            raise EventLogUnavailable(
+                f"looking up topics: {why} ({self._settings.bootstrap_servers})"
+            ) from error
         self._take(found)
 
     async def stop(self) -> None:
@@ -268,7 +278,9 @@ class KafkaTopology:
 
     async def _connect(self) -> None:
         # By itself the client asks for every topic of the cluster: rarely, for we ask for ours.
-        client = AIOKafkaClient(**{**client_options(self._settings), "metadata_max_age_ms": 300_000})
+        client = AIOKafkaClient(
+            **{**client_options(self._settings), "metadata_max_age_ms": 300_000}
+        )
         try:
             await client.bootstrap()
         except BaseException:
@@ -317,7 +329,8 @@ class KafkaTopology:
                 Scope.DEPENDENCY,
                 _FAULT,
                 f"{', '.join(missing)} cannot be seen: deleted, or we may not describe it",
-                f"`kafka-topics --describe --topic {missing[0]}`; restart rolloutd to have it made, or make it with "
+                f"`kafka-topics --describe --topic {missing[0]}`; restart rolloutd to have "
+                f"it made, or make it with "
                 "`kafka-topics --create`",
             )
         elif found[evaluations].partitions != found[outcomes].partitions:
@@ -325,8 +338,10 @@ class KafkaTopology:
             self._faults.report(
                 Scope.DEPENDENCY,
                 _FAULT,
-                f"{fewer} has {found[fewer].partitions} partitions and {more} has {found[more].partitions}: a "
-                "context's evaluations and outcomes must have the same partition number, else outcomes without flags "
+                f"{fewer} has {found[fewer].partitions} partitions and {more} has "
+                f"{found[more].partitions}: a "
+                "context's evaluations and outcomes must have the same partition number, "
+                "else outcomes without flags "
                 "are not attributed",
                 f"`kafka-topics --alter --topic {fewer} --partitions {found[more].partitions}`",
             )

@@ -1,8 +1,9 @@
 """Every port in memory, deterministic: for tests, and for simulating rollouts without a broker.
 
-Twins, not mocks: the contract tests run the same sentences on these and on the real adapters. Each has an `outage` to switch
-off, or to let it do what it was asked and lose the reply, which is what a network does. Nothing here sleeps or reads a clock
-but `MemoryEventLog.fetch`, which waits for records on the running loop's time.
+Twins, not mocks: the contract tests run the same sentences on these and on the real adapters. Each
+has an `outage` to switch off, or to let it do what it was asked and lose the reply, which is what a
+network does. Nothing here sleeps or reads a clock but `MemoryEventLog.fetch`, which waits for
+records on the running loop's time.
 """
 
 from __future__ import annotations
@@ -37,13 +38,24 @@ from controller.errors import (
     StoreUnavailable,
 )
 from controller.health import Faults
-from controller.ports import NO_FENCE, OutboxEntry, Record, Served, StoredPartition, StoredRollout, TopicPartition
+from controller.ports import (
+    NO_FENCE,
+    OutboxEntry,
+    Record,
+    Served,
+    StoredPartition,
+    StoredRollout,
+    TopicPartition,
+)
 from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, rebased_field
 
 
 @dataclass(slots=True)
 class Outage:
-    """What is wrong with a surrounding system just now. `trouble` is raised while it `is_down` and for each lost reply."""
+    """What is wrong with a surrounding system just now.
+
+    `trouble` is raised while it `is_down` and for each lost reply.
+    """
 
     trouble: type[OperatingTrouble]
     is_down: bool = False  # calls do nothing and raise
@@ -61,7 +73,8 @@ class Outage:
             raise self.trouble("reply lost, by order of the test")
 
 
-# --- time -----------------------------------------------------------------------------------------------------------------
+# --- time
+# --------------------------------------------------------------------------------------------------
 
 
 class ManualClock:
@@ -85,7 +98,8 @@ class ManualClock:
         return self._now
 
 
-# --- counting -------------------------------------------------------------------------------------------------------------
+# --- counting
+# --------------------------------------------------------------------------------------------------
 
 
 class MemoryTotals:
@@ -176,7 +190,8 @@ class MemoryTotals:
         return reading.found, reading.progress
 
 
-# --- rollouts -------------------------------------------------------------------------------------------------------------
+# --- rollouts
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -302,14 +317,22 @@ class MemoryRollouts:
         self.outage.after()
         readable = (self._flags[key] for key in sorted(self._flags) if not self._flags[key].trouble)
         stored = (flag.rollout for flag in readable)
-        return [each for each in stored if each is not None and each.revision > revisions.get(each.flag_key, 0)]
+        return [
+            each
+            for each in stored
+            if each is not None and each.revision > revisions.get(each.flag_key, 0)
+        ]
 
 
-# --- the event log ----------------------------------------------------------------------------------------------------------
+# --- the event log
+# --------------------------------------------------------------------------------------------------
 
 
 class MemoryBroker:
-    """Topics, their records and the consumer groups on them; what `MemoryEventLog` members are members of."""
+    """Topics, their records and the consumer groups on them.
+
+    What `MemoryEventLog` members are members of.
+    """
 
     def __init__(self, clock: ManualClock, topics: Mapping[str, int]) -> None:
         """`topics` is name -> number of partitions."""
@@ -334,7 +357,8 @@ class MemoryBroker:
     ) -> Record:
         """Add one record and return it.
 
-        Without `partition` it is the key's CRC-32 that picks one (Kafka has another hash), and 0 without a key.
+        Without `partition` it is the key's CRC-32 that picks one (Kafka has another hash), and 0
+        without a key.
         """
         if partition is None:
             partition = 0 if key is None else zlib.crc32(key) % self.topics[topic]
@@ -357,7 +381,9 @@ class MemoryBroker:
     def truncate(self, partition: TopicPartition, first: int) -> None:
         """Forget every record before offset `first`, as retention does."""
         self._first[partition] = max(first, self._first[partition])
-        self._records[partition] = [record for record in self._records[partition] if record.offset >= first]
+        self._records[partition] = [
+            record for record in self._records[partition] if record.offset >= first
+        ]
 
     def cut(self, partition: TopicPartition, end: int) -> None:
         """Forget every record from offset `end` on, as an unclean election does."""
@@ -385,12 +411,18 @@ class MemoryBroker:
                 committed.pop(where, None)
         for group, members in list(self._members.items()):
             for member in members:
-                await member.reassign(frozenset(one for one in member.assignment if one[0] != topic))
+                await member.reassign(
+                    frozenset(one for one in member.assignment if one[0] != topic)
+                )
             await self._rebalance(group)
 
     def records(self, topic: str) -> list[Record]:
         """Return all records kept, partition by partition."""
-        return [record for partition in range(self.topics[topic]) for record in self._records[(topic, partition)]]
+        return [
+            record
+            for partition in range(self.topics[topic])
+            for record in self._records[(topic, partition)]
+        ]
 
     def bounds(self, partition: TopicPartition) -> tuple[int, int]:
         """Return (first offset kept, offset after the last)."""
@@ -416,7 +448,10 @@ class MemoryBroker:
         await self._rebalance(member.group)
 
     async def _rebalance(self, group: str) -> None:
-        """Share out by range: partition i of all equally divided topics goes to one member. Revokes before it assigns."""
+        """Share out by range: partition i of all equally divided topics goes to one member.
+
+        Revokes before it assigns.
+        """
         members = self._members[group]
         shares: dict[MemoryEventLog, set[TopicPartition]] = {member: set() for member in members}
         for topic, count in sorted(self.topics.items()):
@@ -431,7 +466,10 @@ class MemoryBroker:
 
 
 class MemoryEventLog:
-    """One member of a consumer group on a `MemoryBroker`. Reads from the first record kept until it is told to seek."""
+    """One member of a consumer group on a `MemoryBroker`.
+
+    Reads from the first record kept until it is told to seek.
+    """
 
     def __init__(self, broker: MemoryBroker, group: str, topics: Sequence[str]) -> None:
         self.group = group
@@ -477,7 +515,9 @@ class MemoryEventLog:
         """Let a waiting `fetch` look again."""
         self._arrived.set()
 
-    async def fetch(self, max_records: int, timeout_seconds: float) -> Mapping[TopicPartition, Sequence[Record]]:
+    async def fetch(
+        self, max_records: int, timeout_seconds: float
+    ) -> Mapping[TopicPartition, Sequence[Record]]:
         self._broker.outage.before()
         await asyncio.sleep(0)  # a reader in a loop must not starve the writers
         found = self._take(max_records)
@@ -556,10 +596,18 @@ class MemoryEventLog:
 
 
 class MemoryPublisher:
-    """Keeps what was published, in order, repeats included; onto a `MemoryBroker` too when it is given one."""
+    """Keeps what was published, in order, repeats included.
 
-    def __init__(self, broker: MemoryBroker | None = None, topics: Mapping[str, str] | None = None) -> None:
-        """`topics` is logical name -> topic name on the broker; a name that is missing stands for itself."""
+    Onto a `MemoryBroker` too when it is given one.
+    """
+
+    def __init__(
+        self, broker: MemoryBroker | None = None, topics: Mapping[str, str] | None = None
+    ) -> None:
+        """`topics` is logical name -> topic name on the broker.
+
+        A name that is missing stands for itself.
+        """
         self.published: list[OutboxEntry] = []
         self.outage = Outage(EventLogUnavailable)
         self._broker = broker
@@ -616,7 +664,8 @@ class MemoryStateFeed:
         await self._caught_up.wait()
 
 
-# --- the rest of the world --------------------------------------------------------------------------------------------------
+# --- the rest of the world
+# --------------------------------------------------------------------------------------------------
 
 
 class MemoryFlagPlane:
@@ -625,7 +674,9 @@ class MemoryFlagPlane:
     def __init__(self, name: str = "memory") -> None:
         self._name = name
         self.outage = Outage(FlagPlaneUnavailable)
-        self.history: list[tuple[str, int, float]] = []  # (flag key, revision, percent), each change once
+        self.history: list[
+            tuple[str, int, float]
+        ] = []  # (flag key, revision, percent), each change once
         self._served: dict[str, tuple[int, float]] = {}
         self._edited: set[str] = set()
 
@@ -648,7 +699,9 @@ class MemoryFlagPlane:
         self.outage.after()
         served = self._served.get(rollout.flag_key)
         editor = "somebody" if rollout.flag_key in self._edited else None
-        return Served.compared(None if served is None else served[1], rollout.percent, edited_by=editor)
+        return Served.compared(
+            None if served is None else served[1], rollout.percent, edited_by=editor
+        )
 
     def meddle(self, flag_key: str, percent: float) -> None:
         """Serve another percentage than was decided, as a person in the plane's own console can."""
@@ -668,7 +721,9 @@ class MemoryAdvisor:
     async def ask(self, rollout: Rollout, question: AskAdvice) -> Advice:
         self.outage.before()
         self.asked.append(question)
-        answer = self._answers[min(len(self.asked), len(self._answers)) - 1] if self._answers else None
+        answer = (
+            self._answers[min(len(self.asked), len(self._answers)) - 1] if self._answers else None
+        )
         self.outage.after()
         if answer is None:
             raise AdviceUnavailableError("no advice was prepared")

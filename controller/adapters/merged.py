@@ -1,6 +1,9 @@
-"""Raw fields of many partitions in, merged totals out; and what both stores agree on when they save.
+"""Raw fields of many partitions in, merged totals out.
 
-Belongs here: what `redis.py` and `memory.py` must do alike, byte for byte. Does not belong here: I/O.
+And what both stores agree on when they save.
+
+Belongs here: what `redis.py` and `memory.py` must do alike, byte for byte. Does not belong here:
+I/O.
 """
 
 from __future__ import annotations
@@ -49,19 +52,24 @@ OWN_FIELDS = frozenset({"next", "digest", "format"})
 def digest_of(expected: int | None, after: int, fields: Mapping[str, bytes]) -> str:
     """Return what tells one save's arguments from another's: 32 hex digits.
 
-    Stored with every save. A save that finds its own digest beside its own new fence was done by an earlier try; one that finds
-    the fence alone meets the work of somebody else who got just as far, and must not take it for its own.
+    Stored with every save. A save that finds its own digest beside its own new fence was done by an
+    earlier try; one that finds the fence alone meets the work of somebody else who got just as far,
+    and must not take it for its own.
     """
     state = xxhash.xxh3_128(b"%d>%d" % (-1 if expected is None else expected, after))
     for name, value in fields.items():
         text = name.encode()
-        state.update(b"%d:%d:" % (len(text), len(value)))  # lengths first: no two lists of fields run together alike
+        state.update(
+            b"%d:%d:" % (len(text), len(value))
+        )  # lengths first: no two lists of fields run together alike
         state.update(text)
         state.update(value)
     return state.hexdigest()
 
 
-def check_totals_save(expected: int | None, next_offset: int, fields: Mapping[str, bytes], rebased: int = 0) -> None:
+def check_totals_save(
+    expected: int | None, next_offset: int, fields: Mapping[str, bytes], rebased: int = 0
+) -> None:
     """Raise ValueError for what no store may be asked to write.
 
     `rebased` is as stored: a fence moves back in the save alone that counts another rebase.
@@ -70,7 +78,9 @@ def check_totals_save(expected: int | None, next_offset: int, fields: Mapping[st
     if next_offset < (expected or 0) and not is_rebase:
         raise ValueError(f"a fence only moves forward: {expected} to {next_offset}")
     if len(fields) > MAX_FIELDS_PER_SAVE:
-        raise ValueError(f"{len(fields)} fields in one save, {MAX_FIELDS_PER_SAVE} allowed: save earlier")
+        raise ValueError(
+            f"{len(fields)} fields in one save, {MAX_FIELDS_PER_SAVE} allowed: save earlier"
+        )
     if not OWN_FIELDS.isdisjoint(fields):
         raise ValueError(f"{', '.join(sorted(OWN_FIELDS))} are written by the store itself")
 
@@ -87,22 +97,30 @@ def check_format(partition_key: str, fields: Mapping[str, bytes]) -> None:
     """Raise BrokenInvariant when a hash was written by a newer rolloutd, or is no hash of ours."""
     stored = fields.get("format", b"")
     if not _is_number(stored):
-        raise BrokenInvariant(f"the hash of {partition_key} has no format: it was not written by rolloutd")
+        raise BrokenInvariant(
+            f"the hash of {partition_key} has no format: it was not written by rolloutd"
+        )
     if int(stored) > FORMAT:
         raise BrokenInvariant(
-            f"the hash of {partition_key} has format {int(stored)} and this rolloutd knows {FORMAT}: {UPGRADE_FIRST}"
+            f"the hash of {partition_key} has format {int(stored)} and this rolloutd knows "
+            f"{FORMAT}: {UPGRADE_FIRST}"
         )
 
 
 def stored_partition(partition_key: str, fields: Mapping[str, bytes]) -> StoredPartition:
-    """Return a hash as `Totals.load` gives it. Raises BrokenInvariant when it was not written by us."""
+    """Return a hash as `Totals.load` gives it.
+
+    Raises BrokenInvariant when it was not written by us.
+    """
     stored = fields.get("next")
     if stored is None:
         return StoredPartition(None, {})
     check_format(partition_key, fields)
     if not _is_number(stored):
         raise BrokenInvariant(f"the fence of {partition_key} is {stored!r}, not an offset")
-    return StoredPartition(int(stored), {name: value for name, value in fields.items() if name not in OWN_FIELDS})
+    return StoredPartition(
+        int(stored), {name: value for name, value in fields.items() if name not in OWN_FIELDS}
+    )
 
 
 def _is_number(value: bytes) -> bool:
@@ -132,7 +150,9 @@ class ReadFaults:
         for partition_key, why in partitions.items():
             name = topic_partition_of(partition_key)
             found.add((Scope.PARTITION, name))
-            self._faults.report(Scope.PARTITION, name, why, partition_remedy(name, why), reporter=_READING)
+            self._faults.report(
+                Scope.PARTITION, name, why, partition_remedy(name, why), reporter=_READING
+            )
         for flag_key, why in flags.items():
             found.add((Scope.FLAG, flag_key))
             self._faults.report(Scope.FLAG, flag_key, why, _REMEDY_OF_FLAG, reporter=_READING)
@@ -190,19 +210,26 @@ def merge_arms(parts: Iterable[ArmCounts]) -> ArmTotals:
 
 
 class Merger:
-    """Merges visits over partitions and remembers the bytes it last saw: what did not change is not decoded again.
+    """Merges visits over partitions and remembers the bytes it last saw.
 
-    `capacity`: visits remembered, least recently read dropped first; about 30 KB each at 8 partitions and 100 buckets per arm.
-    As many bundles are remembered, opened; what they hold is mostly the same bytes.
+    What did not change is not decoded again.
+
+    `capacity`: visits remembered, least recently read dropped first; about 30 KB each at 8
+    partitions and 100 buckets per arm. As many bundles are remembered, opened; what they hold is
+    mostly the same bytes.
     """
 
     def __init__(self, capacity: int = 20_000) -> None:
         self._capacity = capacity
         self._bundles: OrderedDict[tuple[str, str], tuple[bytes, dict[str, bytes]]] = OrderedDict()
         self._damaged: dict[VisitKey, frozenset[int]] = {}  # partitions left out, by number
-        self._seen: OrderedDict[VisitKey, tuple[tuple[bytes | None, ...], list[ArmCounts | None], VisitTotals]] = OrderedDict()
+        self._seen: OrderedDict[
+            VisitKey, tuple[tuple[bytes | None, ...], list[ArmCounts | None], VisitTotals]
+        ] = OrderedDict()
 
-    def arms(self, partition_key: str, fields: Mapping[str, bytes | None]) -> tuple[dict[str, bytes], dict[str, str]]:
+    def arms(
+        self, partition_key: str, fields: Mapping[str, bytes | None]
+    ) -> tuple[dict[str, bytes], dict[str, str]]:
         """Return the arms in a partition's fields, those in bundles too, and what cannot be read.
 
         The first is name -> bytes; an arm's own field goes before its bundle. The second is name of
@@ -224,7 +251,9 @@ class Merger:
         return bundled | own, unreadable
 
     def _opened(self, partition_key: str, name: str, value: bytes) -> dict[str, bytes]:
-        digest = xxhash.xxh3_128_digest(value)  # in place of a copy: a bundle may be large, and opening it costs ten times this
+        digest = xxhash.xxh3_128_digest(
+            value
+        )  # in place of a copy: a bundle may be large, and opening it costs ten times this
         key = (partition_key, name)
         known = self._bundles.get(key)
         if known is not None and known[0] == digest:
@@ -240,9 +269,10 @@ class Merger:
     def merge(self, visit: VisitKey, raw: tuple[bytes | None, ...]) -> VisitTotals:
         """Return one visit's totals over all partitions.
 
-        `raw` is treatment and control of the first partition, then of the second, and so on; None is
-        a field that is missing. A partition of which one arm cannot be read adds neither arm, so that
-        the arms stay comparable; `VisitTotals.unreadable` then holds its number in `raw` as text.
+        `raw` is treatment and control of the first partition, then of the second, and so on; None
+        is a field that is missing. A partition of which one arm cannot be read adds neither arm, so
+        that the arms stay comparable; `VisitTotals.unreadable` then holds its number in `raw` as
+        text.
         """
         before = self._seen.get(visit)
         if before is not None:
@@ -253,7 +283,11 @@ class Merger:
         counts: list[ArmCounts | None] = []
         unreadable: list[int] = []
         for index, value in enumerate(raw):
-            if known_raw and known_raw[index] == value and index // 2 not in self._damaged.get(visit, ()):
+            if (
+                known_raw
+                and known_raw[index] == value
+                and index // 2 not in self._damaged.get(visit, ())
+            ):
                 counts.append(known[index])
             else:
                 try:
@@ -322,7 +356,10 @@ class Reading:
         self._arms, self._closed = [], []
 
     def take_row(self, fields: Mapping[str, bytes | None]) -> None:
-        """Take the arms' fields of the next partition; those of one that cannot be read are left out."""
+        """Take the arms' fields of the next partition.
+
+        Those of one that cannot be read are left out.
+        """
         key = self._keys[len(self._arms)]
         arms, closed = ({}, {}) if key in self.unreadable else self._merger.arms(key, fields)
         self._arms.append(arms)
@@ -343,14 +380,19 @@ class Reading:
             places = tuple(topic_partition_of(self._keys[number]) for number in sorted(partitions))
             totals = replace(totals, unreadable=places)
             self.damaged[visit[0]] = (
-                f"totals of visit {visit[2]} cannot be read in {', '.join(places)}: they are left out, and no gate passes"
+                f"totals of visit {visit[2]} cannot be read in {', '.join(places)}: they "
+                f"are left out, and no gate passes"
             )
         self.found[visit[0]][visit[2]] = totals
 
 
 def visits_of(wanted: Mapping[str, tuple[str, Sequence[int]]]) -> list[VisitKey]:
     """Return the visits that a `Totals.read` asks for, those that share a bundle together."""
-    visits = [(flag_key, rollout_id, visit) for flag_key, (rollout_id, visits) in wanted.items() for visit in visits]
+    visits = [
+        (flag_key, rollout_id, visit)
+        for flag_key, (rollout_id, visits) in wanted.items()
+        for visit in visits
+    ]
     return sorted(visits, key=lambda visit: bundle_field(visit[0]))
 
 
@@ -360,7 +402,10 @@ def arms_of(visit: VisitKey) -> tuple[str, str]:
 
 
 def fields_of(visits: Iterable[VisitKey]) -> list[str]:
-    """Return the names of all fields in which the arms of these visits may stand: their own and their bundles."""
+    """Return the names of all fields in which the arms of these visits may stand.
+
+    Their own and their bundles.
+    """
     names: dict[str, None] = {}
     for visit in visits:
         names |= dict.fromkeys((*arms_of(visit), bundle_field(visit[0])))
@@ -368,7 +413,10 @@ def fields_of(visits: Iterable[VisitKey]) -> list[str]:
 
 
 def progress_of(partition_key: str, fields: Mapping[str, bytes]) -> PartitionProgress | None:
-    """Return a partition's progress, None when it was never counted. Raises BrokenInvariant when it cannot be read."""
+    """Return a partition's progress, None when it was never counted.
+
+    Raises BrokenInvariant when it cannot be read.
+    """
     stored = fields.get("next")
     if stored is None:
         return None
@@ -385,7 +433,8 @@ def progress_of(partition_key: str, fields: Mapping[str, bytes]) -> PartitionPro
         freshest=None if counts.freshest_ms is None else _moment(counts.freshest_ms),
         reported_at=_moment(counts.reported_at_ms),
         losses=tuple(
-            Loss(_moment(since) if since else None, None if until is None else _moment(until)) for since, until in counts.losses
+            Loss(_moment(since) if since else None, None if until is None else _moment(until))
+            for since, until in counts.losses
         ),
     )
 

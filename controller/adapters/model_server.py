@@ -1,13 +1,16 @@
-"""One bounded question to a model server, whichever dialect it speaks: transport, limits, circuit and daily budget.
+"""One bounded question to a model server, whichever dialect it speaks.
 
-Belongs here: one HTTP call, and which failures keep us from asking again. Does not belong here: how a dialect words request
-and completion (`openai.py`, `ollama.py`), what is asked (`prompts.py`), what an answer must look like (`schemas/advice.py`),
-and what advice may do (`core/machine.py`).
+Transport, limits, circuit and daily budget.
 
-Neither server nor model is trusted. One deadline covers waiting for a turn, connecting and the last byte; no more than
-`max_answer_bytes` are read, however many are sent, and in small pieces, so that the loop goes on. httpcore, the transport below
-httpx, knows no redirects, cookies, proxies of the environment or compression: what is not there cannot be turned against us.
-Whatever goes wrong is AdviceUnavailableError with a printable reason.
+Belongs here: one HTTP call, and which failures keep us from asking again. Does not belong here: how
+a dialect words request and completion (`openai.py`, `ollama.py`), what is asked (`prompts.py`),
+what an answer must look like (`schemas/advice.py`), and what advice may do (`core/machine.py`).
+
+Neither server nor model is trusted. One deadline covers waiting for a turn, connecting and the last
+byte; no more than `max_answer_bytes` are read, however many are sent, and in small pieces, so that
+the loop goes on. httpcore, the transport below httpx, knows no redirects, cookies, proxies of the
+environment or compression: what is not there cannot be turned against us. Whatever goes wrong is
+AdviceUnavailableError with a printable reason.
 """
 
 from __future__ import annotations
@@ -33,28 +36,34 @@ from controller.errors import AdviceUnavailableError, ConfigInvalid
 from controller.ports import Clock
 from controller.settings import AdvisorSettings
 
-#: Any will do: with temperature 0 it makes servers that sample anyway answer the same question alike.
+# : Any will do: with temperature 0 it makes servers that sample anyway answer the same question
+# alike.
 SEED = 7
 
-#: An answer in the form has no run of white space longer than an indentation. Some JSON grammars let a model emit it for ever.
+# : An answer in the form has no run of white space longer than an indentation. Some JSON grammars
+# let a model emit it for ever.
 MAX_WHITE_RUN = 512
 
-#: What a server may say about its refusal, and how long we listen to it: the status alone already is the news.
+# : What a server may say about its refusal, and how long we listen to it: the status alone already
+# is the news.
 REFUSAL_MAX_BYTES = 4_096
 REFUSAL_SECONDS = 0.5
 REFUSAL_MAX_CHARS = 200
 
-#: What is parsed between two turns of the loop. The worst a server can send in as much, chunks of one byte, takes about 20 ms.
+# : What is parsed between two turns of the loop. The worst a server can send in as much, chunks of
+# one byte, takes about 20 ms.
 PIECE_BYTES = 4_096
 CHUNKS_PER_TURN = 64
 
-#: Larger heads are refused: a proxy's cookies fit, and a head of nothing but tiny lines is parsed in about 20 ms.
+# : Larger heads are refused: a proxy's cookies fit, and a head of nothing but tiny lines is parsed
+# in about 20 ms.
 HEAD_MAX_BYTES = 8_192
 
 #: Only an operator mends these: a wrong key, a wrong address, a model the server does not have.
 LASTING_STATUSES = frozenset({401, 403, 404})
 
-#: Of a day's questions those that no gate waits for (explanations, looks for anomalies) may use one in this many.
+# : Of a day's questions those that no gate waits for (explanations, looks for anomalies) may use
+# one in this many.
 OPTIONAL_SHARE = 2
 
 _STATUS_WORDS = {
@@ -73,7 +82,10 @@ _WHITE_BYTES = b" \t\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What stands in a completion. Token counts are the server's claims, None where it makes none."""
+    """What stands in a completion.
+
+    Token counts are the server's claims, None where it makes none.
+    """
 
     content: str | None
     finish_reason: str  # "stop": whole
@@ -105,18 +117,26 @@ class Dialect(Protocol):
     def models_address(self, base: str) -> str:
         """Return where the server lists its models."""
 
-    def request(self, settings: AdvisorSettings, prompt: Prompt, form: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
+    def request(
+        self, settings: AdvisorSettings, prompt: Prompt, form: Mapping[str, Any], max_tokens: int
+    ) -> dict[str, Any]:
         """Return the body of the request; `form` is the JSON Schema of the answer."""
 
     def read(self, body: bytes, settings: AdvisorSettings) -> Written:
-        """Return what stands in a completion. Raises MsgspecError, ValueError or RecursionError for anything else."""
+        """Return what stands in a completion.
+
+        Raises MsgspecError, ValueError or RecursionError for anything else.
+        """
 
     def read_models(self, body: bytes) -> tuple[str, ...]:
         """Return the names of the models listed. Raises like `read`."""
 
 
 class ServerTrouble(AdviceUnavailableError):
-    """The server gave no completion at all: its fault or its surroundings', not the model's. The circuit counts these."""
+    """The server gave no completion at all.
+
+    Its fault or its surroundings', not the model's. The circuit counts these.
+    """
 
     def __init__(self, reason: str, *, is_lasting: bool = False) -> None:
         super().__init__(reason)
@@ -124,10 +144,12 @@ class ServerTrouble(AdviceUnavailableError):
 
 
 class Circuit:
-    """Keeps us from asking a server that is away: open for a while after failures in a row, then one question as a probe.
+    """Keeps us from asking a server that is away.
 
-    Only ServerTrouble counts. An answer that cannot be used proves that the server is there, and must not let one flag's
-    text silence the advice of all others.
+    Open for a while after failures in a row, then one question as a probe.
+
+    Only ServerTrouble counts. An answer that cannot be used proves that the server is there, and
+    must not let one flag's text silence the advice of all others.
     """
 
     def __init__(self, clock: Clock, *, failures: int, seconds: float) -> None:
@@ -147,7 +169,11 @@ class Circuit:
         left = self._open_until - self._clock.monotonic()
         if left > 0:
             return f"not asked for another {left:.0f} s after: {self._last_trouble}"
-        return f"one question is out to see whether it works again after: {self._last_trouble}" if self._is_probing else None
+        return (
+            f"one question is out to see whether it works again after: {self._last_trouble}"
+            if self._is_probing
+            else None
+        )
 
     def check(self) -> None:
         """Raise AdviceUnavailableError while no question is let through."""
@@ -156,7 +182,10 @@ class Circuit:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Let one question through and learn from how it ends; cancelled, it teaches nothing. Raises like `check`."""
+        """Let one question through and learn from how it ends; cancelled, it teaches nothing.
+
+        Raises like `check`.
+        """
         self.check()
         is_probe = self._open_until is not None
         self._is_probing = self._is_probing or is_probe
@@ -186,7 +215,10 @@ class Circuit:
 
 
 class Budget:
-    """So many questions per UTC day and replica: a loop of gates must not keep a machine's CPUs busy for days."""
+    """So many questions per UTC day and replica.
+
+    A loop of gates must not keep a machine's CPUs busy for days.
+    """
 
     def __init__(self, clock: Clock, questions: int) -> None:
         self._clock = clock
@@ -195,19 +227,26 @@ class Budget:
         self._asked = 0
 
     def take(self, *, is_optional: bool) -> None:
-        """Count one question. Raises AdviceUnavailableError when its share of the day is used up."""
+        """Count one question.
+
+        Raises AdviceUnavailableError when its share of the day is used up.
+        """
         today = self._clock.now().date()
         if today != self._day:
             self._day, self._asked = today, 0
         limit = self._questions // OPTIONAL_SHARE if is_optional else self._questions
         if self._asked >= limit:
-            raise AdviceUnavailableError(f"the day's {limit} questions are used up; the next day begins at 00:00 UTC")
+            raise AdviceUnavailableError(
+                f"the day's {limit} questions are used up; the next day begins at 00:00 UTC"
+            )
         self._asked += 1
 
 
 @contextmanager
 def nothing_else() -> Iterator[None]:
-    """Let nothing but AdviceUnavailableError out: no answer, and no mistake of ours in reading it, may end a gate.
+    """Let nothing but AdviceUnavailableError out.
+
+    No answer, and no mistake of ours in reading it, may end a gate.
 
     A cancellation that nobody asked for, as libraries let slip now and then, is such a mistake too.
     """
@@ -223,11 +262,16 @@ def nothing_else() -> Iterator[None]:
         raise ServerTrouble("the question was broken off from within") from error
     except Exception as error:
         said = _shown(str(error))
-        raise ServerTrouble(f"asking failed unexpectedly: {type(error).__name__}: {said}") from error
+        raise ServerTrouble(
+            f"asking failed unexpectedly: {type(error).__name__}: {said}"
+        ) from error
 
 
 class ModelServer:
-    """Asks one model at one server. At most `concurrency` questions are out; waiting for a turn uses up the deadline."""
+    """Asks one model at one server.
+
+    At most `concurrency` questions are out; waiting for a turn uses up the deadline.
+    """
 
     def __init__(
         self,
@@ -244,21 +288,27 @@ class ModelServer:
         if settings.url is None:
             raise ConfigInvalid("advisor.url is not set: give the address of a model server")
         if not settings.url.isascii():
-            raise ConfigInvalid(f"advisor.url is not ASCII: {settings.url!r}; write the host name as xn--..., escape the path")
+            raise ConfigInvalid(
+                f"advisor.url is not ASCII: {settings.url!r}; write the host name as "
+                f"xn--..., escape the path"
+            )
         self._settings = settings
         self._clock = clock
         self._dialect = dialect
         self._base = settings.url
         parts = urlsplit(settings.url)
         self.name = f"{parts.scheme}://{parts.netloc}"
-        self._circuit = Circuit(clock, failures=settings.breaker_failures, seconds=settings.breaker_seconds)
+        self._circuit = Circuit(
+            clock, failures=settings.breaker_failures, seconds=settings.breaker_seconds
+        )
         self._budget = Budget(clock, settings.questions_per_day)
         self._turns = asyncio.Semaphore(settings.concurrency)
         self._giving_way: set[asyncio.Timeout] = set()  # of questions that no gate waits for
         self._connections = httpcore.AsyncConnectionPool(
             ssl_context=client_context(settings, "advisor", is_used=parts.scheme == "https"),
             max_connections=None,  # questions are counted by turns
-            max_keepalive_connections=0,  # gates are minutes apart: a kept connection would be found dead when needed
+            # gates are minutes apart: a kept connection would be found dead when needed
+            max_keepalive_connections=0,
             network_backend=_BoundedNetwork(network or httpcore.AnyIOBackend()),
         )
         # Otherwise loaded by the first question, which would hold up the loop for 0.15 s.
@@ -280,9 +330,9 @@ class ModelServer:
     ) -> Completion:
         """Return what the model writes, within `seconds` from now, the settings' deadline at most.
 
-        `form` is the JSON Schema asked for; whether the answer keeps it is for the caller to see. `is_optional`: no gate waits
-        for it, and it is called off when one asks and there is no other turn. Raises AdviceUnavailableError for whatever goes
-        wrong.
+        `form` is the JSON Schema asked for; whether the answer keeps it is for the caller to see.
+        `is_optional`: no gate waits for it, and it is called off when one asks and there is no
+        other turn. Raises AdviceUnavailableError for whatever goes wrong.
         """
         if not is_optional:
             if self._turns.locked():
@@ -300,7 +350,13 @@ class ModelServer:
             self._giving_way.discard(way)
 
     async def _complete(
-        self, prompt: Prompt, form: Mapping[str, Any], seconds: float, max_tokens: int | None, *, is_optional: bool
+        self,
+        prompt: Prompt,
+        form: Mapping[str, Any],
+        seconds: float,
+        max_tokens: int | None,
+        *,
+        is_optional: bool,
     ) -> Completion:
         seconds = min(seconds, self._settings.deadline_seconds)
         if seconds <= 0:
@@ -311,25 +367,36 @@ class ModelServer:
             async with asyncio.timeout_at(deadline):
                 await self._turns.acquire()
         except TimeoutError:
-            raise AdviceUnavailableError(f"earlier questions to the model took all of the {seconds:.1f} s") from None
+            raise AdviceUnavailableError(
+                f"earlier questions to the model took all of the {seconds:.1f} s"
+            ) from None
         try:
             self._circuit.check()  # it may have opened while we waited: that question costs nothing
             self._budget.take(is_optional=is_optional)
             with self._circuit.attempt(), nothing_else():
-                request = self._dialect.request(self._settings, prompt, form, max_tokens or self._settings.max_tokens)
+                request = self._dialect.request(
+                    self._settings, prompt, form, max_tokens or self._settings.max_tokens
+                )
                 return await self._ask(request, deadline)
         finally:
             self._turns.release()
 
     async def models(self, *, seconds: float) -> tuple[str, ...]:
-        """Return the models the server says it has. Raises AdviceUnavailableError. Neither circuit nor budget know of it."""
+        """Return the models the server says it has. Raises AdviceUnavailableError.
+
+        Neither circuit nor budget know of it.
+        """
         deadline = asyncio.get_running_loop().time() + seconds
         with nothing_else():
-            body, _ = await self._bounded(b"GET", self._dialect.models_address(self._base), None, deadline)
+            body, _ = await self._bounded(
+                b"GET", self._dialect.models_address(self._base), None, deadline
+            )
         try:
             return tuple(_shown(name) for name in self._dialect.read_models(body))
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise ServerTrouble(f"{self.name} sent no list of models: {_shown(str(error))}") from None
+            raise ServerTrouble(
+                f"{self.name} sent no list of models: {_shown(str(error))}"
+            ) from None
 
     async def close(self) -> None:
         """Close what is open; a question still out ends in AdviceUnavailableError."""
@@ -343,13 +410,19 @@ class ModelServer:
         try:
             written = self._dialect.read(body, self._settings)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise ServerTrouble(f"{self.name} sent no chat completion: {_shown(str(error))}") from None
+            raise ServerTrouble(
+                f"{self.name} sent no chat completion: {_shown(str(error))}"
+            ) from None
         if written.finish_reason != "stop":
-            raise AdviceUnavailableError(f"the answer was cut off: finish_reason {_shown(written.finish_reason)}")
+            raise AdviceUnavailableError(
+                f"the answer was cut off: finish_reason {_shown(written.finish_reason)}"
+            )
         if written.content is None:
             raise AdviceUnavailableError("the model wrote nothing")
         if _WHITE_RUN.search(written.content):
-            raise AdviceUnavailableError(f"the answer has more than {MAX_WHITE_RUN} characters of white space in a row")
+            raise AdviceUnavailableError(
+                f"the answer has more than {MAX_WHITE_RUN} characters of white space in a row"
+            )
         kept = {key: request[key] for key in self._dialect.parameters_in if key in request}
         return Completion(
             content=written.content,
@@ -359,21 +432,31 @@ class ModelServer:
             parameters=json.dumps(kept, separators=(",", ":")),
         )
 
-    async def _bounded(self, method: bytes, address: str, content: bytes | None, deadline: float) -> tuple[bytes, int]:
-        """Return the body of one exchange and how many milliseconds it took. Raises ServerTrouble."""
+    async def _bounded(
+        self, method: bytes, address: str, content: bytes | None, deadline: float
+    ) -> tuple[bytes, int]:
+        """Return the body of one exchange and how many milliseconds it took.
+
+        Raises ServerTrouble.
+        """
         started = self._clock.monotonic()
         try:
             async with asyncio.timeout_at(deadline):
                 body = await self._exchange(method, address, content)
         except TimeoutError:
             took = self._clock.monotonic() - started
-            raise ServerTrouble(f"{self.name} gave no complete answer within {took:.1f} s") from None
+            raise ServerTrouble(
+                f"{self.name} gave no complete answer within {took:.1f} s"
+            ) from None
         except _NETWORK_ERRORS as error:
             raise ServerTrouble(f"{self.name} {self._what_failed(error)}") from error
         return body, max(0, round(1000 * (self._clock.monotonic() - started)))
 
     async def _exchange(self, method: bytes, address: str, content: bytes | None) -> bytes:
-        """Return the body of a 200 that says it is JSON. Raises ServerTrouble and `_NETWORK_ERRORS`."""
+        """Return the body of a 200 that says it is JSON.
+
+        Raises ServerTrouble and `_NETWORK_ERRORS`.
+        """
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "identity",  # nothing to unpack, so nothing that grows
@@ -391,10 +474,14 @@ class ModelServer:
             method, address, headers=encoded, content=content, extensions={"timeout": timeouts}
         ) as response:
             if response.status != 200:
-                raise ServerTrouble(await self._refusal(response), is_lasting=response.status in LASTING_STATUSES)
+                raise ServerTrouble(
+                    await self._refusal(response), is_lasting=response.status in LASTING_STATUSES
+                )
             media_type = _header(response, b"content-type").partition(";")[0].strip().lower()
             if media_type != "application/json":
-                raise ServerTrouble(f"{self.name} answered with {_shown(media_type) or 'no content type'}, not JSON")
+                raise ServerTrouble(
+                    f"{self.name} answered with {_shown(media_type) or 'no content type'}, not JSON"
+                )
             if _header(response, b"content-encoding").strip().lower() not in ("", "identity"):
                 raise ServerTrouble(f"{self.name} sent a packed answer, which was not asked for")
             return await _read(response, self._settings.max_answer_bytes)
@@ -402,13 +489,21 @@ class ModelServer:
     async def _refusal(self, response: httpcore.Response) -> str:
         """Return status and, when it comes soon, what the server says about it; never our key."""
         status = response.status
-        meaning = _STATUS_WORDS.get(status, "redirected us, which is not followed" if 300 <= status < 400 else "failed")
+        meaning = _STATUS_WORDS.get(
+            status, "redirected us, which is not followed" if 300 <= status < 400 else "failed"
+        )
         text = f"{self.name} {meaning} (HTTP {status})"
         try:
             async with asyncio.timeout(REFUSAL_SECONDS):
                 body = await _read(response, REFUSAL_MAX_BYTES)
             message = msgspec.json.decode(body, type=_Refusal).message
-        except (*_NETWORK_ERRORS, TimeoutError, ServerTrouble, msgspec.MsgspecError, RecursionError):
+        except (
+            *_NETWORK_ERRORS,
+            TimeoutError,
+            ServerTrouble,
+            msgspec.MsgspecError,
+            RecursionError,
+        ):
             return text  # nothing readable: the status stands alone
         if self._settings.api_key is not None:
             message = message.replace(self._settings.api_key.get_secret_value(), "***")
@@ -417,7 +512,9 @@ class ModelServer:
     def _what_failed(self, error: Exception) -> str:
         match error:
             case httpcore.ConnectTimeout():
-                return f"accepted no connection within {self._settings.connect_timeout_seconds:.1f} s"
+                return (
+                    f"accepted no connection within {self._settings.connect_timeout_seconds:.1f} s"
+                )
             case httpcore.ConnectError():
                 return f"cannot be reached: {_shown(str(_root(error)))}"
             case httpcore.ReadError() | httpcore.WriteError() | httpcore.RemoteProtocolError():
@@ -426,10 +523,11 @@ class ModelServer:
                 return f"cannot be asked: {_shown(str(error)) or type(error).__name__}"
 
 
-# --- the network, in small pieces -----------------------------------------------------------------------------------------
+# --- the network, in small pieces
+# -----------------------------------------------------------------------------------------
 
-#: What a connection may end in. ValueError and OSError, because httpcore does not translate all that goes wrong below it: a
-#: host name that cannot be one, for example.
+# : What a connection may end in. ValueError and OSError, because httpcore does not translate all
+# that goes wrong below it: a : host name that cannot be one, for example.
 _NETWORK_ERRORS = (
     httpcore.NetworkError,
     httpcore.TimeoutException,
@@ -446,8 +544,9 @@ _INTERIM = re.compile(rb"HTTP/\d\.\d 1")
 class _BoundedStream(httpcore.AsyncNetworkStream):
     """Reads little at a time, and only a response that begins with its own head.
 
-    The parser above it is thorough and slow: 64 KiB of one-byte chunks, of tiny header lines or of interim responses (1xx,
-    which we never ask for) would hold up the loop for a fifth of a second, the last for as long as the server likes.
+    The parser above it is thorough and slow: 64 KiB of one-byte chunks, of tiny header lines or of
+    interim responses (1xx, which we never ask for) would hold up the loop for a fifth of a second,
+    the last for as long as the server likes.
     """
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
@@ -498,10 +597,13 @@ class _BoundedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        return _BoundedStream(await self._network.connect_tcp(host, port, timeout, local_address, socket_options))
+        return _BoundedStream(
+            await self._network.connect_tcp(host, port, timeout, local_address, socket_options)
+        )
 
 
-# --- what comes back ------------------------------------------------------------------------------------------------------
+# --- what comes back
+# --------------------------------------------------------------------------------------------------
 
 
 class _RefusalDetail(msgspec.Struct):
@@ -520,12 +622,19 @@ class _Refusal(msgspec.Struct):
 
 def _header(response: httpcore.Response, name: bytes) -> str:
     """Return a header's value, of several the first; empty when it is missing."""
-    return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), "")
+    return next(
+        (value.decode("latin-1") for key, value in response.headers if key.lower() == name), ""
+    )
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return what the network said first: `connection refused` rather than `all connection attempts failed`."""
-    while (before := error.__cause__ or error.__context__) is not None:  # httpcore raises `from None`
+    """Return what the network said first.
+
+    `connection refused` rather than `all connection attempts failed`.
+    """
+    while (
+        before := error.__cause__ or error.__context__
+    ) is not None:  # httpcore raises `from None`
         error = before
         while isinstance(error, BaseExceptionGroup):  # one per address of the host
             error = error.exceptions[0]
@@ -533,7 +642,10 @@ def _root(error: BaseException) -> BaseException:
 
 
 async def _read(response: httpcore.Response, limit: int) -> bytes:
-    """Return the whole body. Raises ServerTrouble beyond `limit` bytes or in endless white space, and `_NETWORK_ERRORS`."""
+    """Return the whole body.
+
+    Raises ServerTrouble beyond `limit` bytes or in endless white space, and `_NETWORK_ERRORS`.
+    """
     body = bytearray()
     white_run = count = 0
     async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_stream())) as chunks:

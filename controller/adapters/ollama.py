@@ -1,7 +1,8 @@
 """The dialect of Ollama's own `/api/chat`.
 
-Its OpenAI-compatible address cannot be told how large a context to load, and cuts the head off longer prompts without a word;
-here `num_ctx` goes with every question. Everything else about asking is `model_server.py`.
+Its OpenAI-compatible address cannot be told how large a context to load, and cuts the head off
+longer prompts without a word; here `num_ctx` goes with every question. Everything else about asking
+is `model_server.py`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,13 @@ class OllamaDialect:
     def models_address(self, base: str) -> str:
         return f"{_root_of(base)}/api/tags"
 
-    def request(self, settings: AdvisorSettings, prompt: Prompt, form: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
-        """Return the body of the request. `stream` must be said: the default is a line of JSON per token."""
+    def request(
+        self, settings: AdvisorSettings, prompt: Prompt, form: Mapping[str, Any], max_tokens: int
+    ) -> dict[str, Any]:
+        """Return the body of the request.
+
+        `stream` must be said: the default is a line of JSON per token.
+        """
         return {
             "model": settings.model,
             "messages": list(prompt.messages),
@@ -37,16 +43,29 @@ class OllamaDialect:
             "stream": False,
             "think": False,  # reasoning models would spend the tokens before the answer
             "keep_alive": settings.keep_alive,
-            "options": {"temperature": 0, "seed": SEED, "num_ctx": settings.context_tokens, "num_predict": max_tokens},
+            "options": {
+                "temperature": 0,
+                "seed": SEED,
+                "num_ctx": settings.context_tokens,
+                "num_predict": max_tokens,
+            },
         }
 
     def read(self, body: bytes, settings: AdvisorSettings) -> Written:
-        """Return what stands in the response; an answer to a prompt that may have lost its head counts as cut off."""
+        """Return what stands in the response.
+
+        An answer to a prompt that may have lost its head counts as cut off.
+        """
         said = msgspec.json.decode(body, type=_Response)
-        prompt_tokens, completion_tokens = token_count(said.prompt_eval_count), token_count(said.eval_count)
+        prompt_tokens, completion_tokens = (
+            token_count(said.prompt_eval_count),
+            token_count(said.eval_count),
+        )
         reason = str(said.done_reason) if said.done else "not done"
         if (prompt_tokens or 0) + (completion_tokens or 0) >= settings.context_tokens:
-            reason = f"context of {settings.context_tokens} tokens is full: raise advisor.context_tokens"
+            reason = (
+                f"context of {settings.context_tokens} tokens is full: raise advisor.context_tokens"
+            )
         return Written(said.message.content, reason, prompt_tokens, completion_tokens)
 
     def read_models(self, body: bytes) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The dialect of OpenAI's chat completions: LocalAI, llama.cpp's server, vLLM, Ollama's `/v1`.
 
-Belongs here: how such a server words a request and a completion. Everything else about asking is `model_server.py`.
+Belongs here: how such a server words a request and a completion. Everything else about asking is
+`model_server.py`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ class OpenAIDialect:
     def models_address(self, base: str) -> str:
         return f"{_root_of(base)}/v1/models"
 
-    def request(self, settings: AdvisorSettings, prompt: Prompt, form: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
+    def request(
+        self, settings: AdvisorSettings, prompt: Prompt, form: Mapping[str, Any], max_tokens: int
+    ) -> dict[str, Any]:
         """Return the body of the request.
 
-        The answer's form is asked for twice, here and in the prompt: servers keep little of a schema, or none. Not streamed,
-        because LocalAI doubles the first token of a streamed answer that follows a schema.
+        The answer's form is asked for twice, here and in the prompt: servers keep little of a
+        schema, or none. Not streamed, because LocalAI doubles the first token of a streamed answer
+        that follows a schema.
         """
         return {
             "model": settings.model,
@@ -48,7 +52,10 @@ class OpenAIDialect:
 
     def read(self, body: bytes, settings: AdvisorSettings) -> Written:
         completion = msgspec.json.decode(body, type=_Completion)
-        choice, usage = completion.choices[0], completion.usage if isinstance(completion.usage, dict) else {}
+        choice, usage = (
+            completion.choices[0],
+            completion.usage if isinstance(completion.usage, dict) else {},
+        )
         return Written(
             content=choice.message.content,
             finish_reason=str(choice.finish_reason),

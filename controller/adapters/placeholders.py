@@ -1,6 +1,9 @@
-"""Texts with placeholders: `{name}`, `{name?this:that}` by a yes or no, `{{` and `}}` for braces themselves.
+"""Texts with placeholders.
 
-Nothing else: no expressions, no attributes, no loops. What a template cannot say is said by a value that it is given.
+`{name}`, `{name?this:that}` by a yes or no, `{{` and `}}` for braces themselves.
+
+Nothing else: no expressions, no attributes, no loops. What a template cannot say is said by a value
+that it is given.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ class Text:
             if match[0] in ("{{", "}}"):
                 pieces.append(match[0][0])
             elif match[1] is None:
-                raise ValueError(f"{text!r}: write {{name}} or {{name?this:that}}, and {{{{ for a brace")
+                raise ValueError(
+                    f"{text!r}: write {{name}} or {{name?this:that}}, and {{{{ for a brace"
+                )
             else:
                 pieces.append(_Hole(match[1], None if match[2] is None else (match[2], match[3])))
         pieces.append(text[end:])
@@ -63,7 +68,10 @@ class Text:
         return self.text(scope)
 
     def text(self, scope: Mapping[str, Any], quoted: Callable[[str], str] = str) -> str:
-        """Return the filled text; `quoted` is applied to what is filled in, except at the very beginning."""
+        """Return the filled text.
+
+        `quoted` is applied to what is filled in, except at the very beginning.
+        """
         parts = []
         for place, piece in enumerate(self.pieces):
             if isinstance(piece, str):

@@ -1,7 +1,9 @@
-"""Redis: the partitions' totals and the flags' rollouts, one hash each, written by one script with one HSET.
+"""Redis: the partitions' totals and the flags' rollouts.
 
-Belongs here: keys, calls, deadlines, and what Redis's errors mean to us. Does not belong here: what the fields say
-(`schemas/totals.py`, `documents.py`).
+One hash each, written by one script with one HSET.
+
+Belongs here: keys, calls, deadlines, and what Redis's errors mean to us. Does not belong here: what
+the fields say (`schemas/totals.py`, `documents.py`).
 
 | key | what |
 |---|---|
@@ -11,11 +13,12 @@ Belongs here: keys, calls, deadlines, and what Redis's errors mean to us. Does n
 | `<prefix>claims` | hash: by command partition, who works on it and when it said so |
 | `<prefix>identity` | hash: the Kafka cluster, topic prefix and environment these keys belong to, and the count's `epoch` |
 
-Braces are literal: a key's hash tag, so that Redis Cluster spreads partitions and flags over its nodes. No command touches two
-keys.
+Braces are literal: a key's hash tag, so that Redis Cluster spreads partitions and flags over its
+nodes. No command touches two keys.
 
-A call that failed may have been done, and may still be done later. So every write is one that can be repeated: retries are
-ours, of the same bytes, within one deadline, and the script tells a repeat from somebody else's write.
+A call that failed may have been done, and may still be done later. So every write is one that can
+be repeated: retries are ours, of the same bytes, within one deadline, and the script tells a repeat
+from somebody else's write.
 """
 
 from __future__ import annotations
@@ -79,7 +82,9 @@ T = TypeVar("T")
 _log = structlog.get_logger()
 
 _SCRIPT = resources.files("controller.adapters").joinpath("fenced_save.lua").read_text()
-_SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()  # the name Redis gives it
+_SCRIPT_SHA = hashlib.sha1(
+    _SCRIPT.encode(), usedforsecurity=False
+).hexdigest()  # the name Redis gives it
 
 OLDEST_SERVER = (7, 0)
 """Scripts with `#!lua` begin with Redis 7.0. Valkey answers with the Redis version it is compatible with."""
@@ -114,12 +119,16 @@ back after a thousand later ones of its flag is treated as new; all that raise e
 _PREFIX = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 
 
-#: Before prefixes were made of the environment's name everybody had this one, and no identity said whose it was.
+# : Before prefixes were made of the environment's name everybody had this one, and no identity said
+# whose it was.
 SHARED_PREFIX = "rolloutd:"
 
 
 class RightMissing(StoreUnavailable):
-    """Our Redis user may not run a command, or not on this key; it passes once the right is granted."""
+    """Our Redis user may not run a command, or not on this key.
+
+    It passes once the right is granted.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,25 +150,40 @@ class Identity:
         }
 
     def why_not(self, stored: Mapping[bytes, bytes], prefix: str) -> str | None:
-        """Return why `stored` is another environment's, with what to do; None when it is this one's."""
-        cluster, topics, name = (_text_in(stored, field) for field in ("cluster_id", "topic_prefix", "environment"))
+        """Return why `stored` is another environment's, with what to do.
+
+        None when it is this one's.
+        """
+        cluster, topics, name = (
+            _text_in(stored, field) for field in ("cluster_id", "topic_prefix", "environment")
+        )
         at = f"Redis under prefix {prefix!r}"
-        another = "set redis.key_prefix to a prefix of this environment's own, or redis.url to its own Redis"
+        another = (
+            "set redis.key_prefix to a prefix of this environment's own, or redis.url to its "
+            "own Redis"
+        )
         if cluster != self.cluster_id:
-            return f"{at} belongs to Kafka cluster {cluster!r}, not to {self.cluster_id!r}: {another}"
+            return (
+                f"{at} belongs to Kafka cluster {cluster!r}, not to {self.cluster_id!r}: {another}"
+            )
         adopt = (
-            f"If it is this environment's, stop every replica and run `redis-cli HSET {prefix}identity topic_prefix "
+            f"If it is this environment's, stop every replica and run `redis-cli HSET "
+            f"{prefix}identity topic_prefix "
             f'"{self.topic_prefix}" environment "{self.environment}"`'
         )
         if topics is None or name is None:
             if self.topic_prefix and prefix == SHARED_PREFIX:
                 return (
-                    f"{at} was written before keys named their environment, perhaps by the one without a topic prefix; "
+                    f"{at} was written before keys named their environment, perhaps by the "
+                    f"one without a topic prefix; "
                     f"this one has kafka.topic_prefix {self.topic_prefix!r}: {another}. {adopt}"
                 )
             return None
         if topics != self.topic_prefix:
-            return f"{at} belongs to topic prefix {topics!r}, not to {self.topic_prefix!r}: {another}. {adopt}"
+            return (
+                f"{at} belongs to topic prefix {topics!r}, not to {self.topic_prefix!r}: "
+                f"{another}. {adopt}"
+            )
         if name not in (self.environment, *self.former_environments):
             return (
                 f"{at} belongs to environment {name!r}, not to {self.environment!r}: {another}. "
@@ -174,12 +198,18 @@ def _text_in(stored: Mapping[bytes, bytes], field: str) -> str | None:
 
 
 class Store:
-    """One Redis or Redis Cluster, with the discipline every call keeps; what `RedisTotals` and `RedisRollouts` stand on."""
+    """One Redis or Redis Cluster, with the discipline every call keeps.
+
+    What `RedisTotals` and `RedisRollouts` stand on.
+    """
 
     def __init__(self, client: Any, *, prefix: str, deadline_seconds: float) -> None:
         """`client` is a `redis.asyncio` Redis or RedisCluster that answers bytes and does not retry; see `connect`."""
         if not _PREFIX.match(prefix):
-            raise ConfigInvalid(f"Redis prefix {prefix!r}: 1 to 64 of letters, digits, dot, underscore, colon, hyphen")
+            raise ConfigInvalid(
+                f"Redis prefix {prefix!r}: 1 to 64 of letters, digits, dot, underscore, "
+                f"colon, hyphen"
+            )
         self.client = client
         self.prefix = prefix
         self._deadline_seconds = deadline_seconds
@@ -202,22 +232,27 @@ class Store:
     ) -> Self:
         """Return a store; nothing is connected before the first call.
 
-        `url` is redis:// or rediss:// with user, password and database as redis-py takes them. `deadline_seconds` bounds a call
-        with all its tries (loading a whole hash has five times as long), `try_seconds` the silence of the server within one,
-        `connect_seconds` making a connection (None: the same). One idle for `health_check_seconds` is tried before use.
+        `url` is redis:// or rediss:// with user, password and database as redis-py takes them.
+        `deadline_seconds` bounds a call with all its tries (loading a whole hash has five times as
+        long), `try_seconds` the silence of the server within one, `connect_seconds` making a
+        connection (None: the same). One idle for `health_check_seconds` is tried before use.
         """
         options: dict[str, Any] = {
             "socket_timeout": try_seconds,
             "socket_connect_timeout": try_seconds if connect_seconds is None else connect_seconds,
             "health_check_interval": health_check_seconds,
             "socket_keepalive": True,
-            "retry": Retry(NoBackoff(), 0),  # repeats are ours; a client of redis-py's default sends up to ten
+            "retry": Retry(
+                NoBackoff(), 0
+            ),  # repeats are ours; a client of redis-py's default sends up to ten
             "protocol": 2,  # nothing here needs RESP3, and proxies without HELLO refuse it
             "client_name": "rolloutd",
         }
         try:
             if is_cluster:
-                client: Any = redis.asyncio.RedisCluster.from_url(url, max_connections=connections, **options)
+                client: Any = redis.asyncio.RedisCluster.from_url(
+                    url, max_connections=connections, **options
+                )
             else:
                 pool = redis.asyncio.BlockingConnectionPool.from_url(
                     url, max_connections=connections, timeout=deadline_seconds, **options
@@ -245,7 +280,8 @@ class Store:
     ) -> T:
         """Return what `make()` gives, tried again while trouble may pass and the deadline lasts. It must bear repeating.
 
-        Raises StoreUnavailable, or BrokenInvariant for what Redis can only answer to a mistake of ours.
+        Raises StoreUnavailable, or BrokenInvariant for what Redis can only answer to a mistake of
+        ours.
         """
         if self._why_foreign is not None and not is_identity:
             raise StoreUnavailable(f"{purpose}: {self._why_foreign}")
@@ -263,8 +299,9 @@ class Store:
                         trouble = error
                         await self._judge(purpose, error)
                     else:
-                        # redis-py sends through asyncio.wait_for, which in Python 3.11 swallows a cancellation that comes as
-                        # it finishes: whoever was to stop would go on for ever, and whoever waits for that, wait.
+                        # redis-py sends through asyncio.wait_for, which in Python 3.11 swallows a
+                        # cancellation that comes as it finishes: whoever was to stop would go on
+                        # for ever, and whoever waits for that, wait.
                         if task is not None and task.cancelling() > cancels_before:
                             raise asyncio.CancelledError
                         self.heard_at = asyncio.get_running_loop().time()
@@ -273,20 +310,27 @@ class Store:
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         except TimeoutError as error:
             last = f"; last trouble: {_described(trouble)}" if trouble is not None else ""
-            raise StoreUnavailable(f"{purpose}: Redis gave no answer within {seconds:g} s{last}") from error
+            raise StoreUnavailable(
+                f"{purpose}: Redis gave no answer within {seconds:g} s{last}"
+            ) from error
 
     async def _judge(self, purpose: str, error: Exception) -> None:
         """Return when another try may help; raise what it means when none can."""
         text = _described(error)
         if isinstance(error, ReadOnlyError):
-            # We speak to a former primary. Idle connections are dropped, so that its name is looked up again.
+            # We speak to a former primary. Idle connections are dropped, so that its name is looked
+            # up again.
             if isinstance(self.client, redis.asyncio.Redis):
                 await self.client.connection_pool.disconnect(inuse_connections=False)
         elif isinstance(error, ResponseError) and text.startswith(("WRONGTYPE", "ROLLOUTD")):
             raise BrokenInvariant(f"{purpose}: {text}") from error
         elif isinstance(error, NoPermissionError):
-            raise RightMissing(f"{purpose}: {text}: grant the right to our user, see ops/security.md") from error
-        elif isinstance(error, OutOfMemoryError | AuthenticationError) or text.startswith(_NO_USE_TO_RETRY):
+            raise RightMissing(
+                f"{purpose}: {text}: grant the right to our user, see ops/security.md"
+            ) from error
+        elif isinstance(error, OutOfMemoryError | AuthenticationError) or text.startswith(
+            _NO_USE_TO_RETRY
+        ):
             raise StoreUnavailable(f"{purpose}: {text}") from error
 
     async def fenced_save(
@@ -323,23 +367,31 @@ class Store:
         return False, int(answer[1]) if len(answer) > 1 and answer[1] is not None else None
 
     async def ask_time(self) -> datetime:
-        """Return Redis's wall clock: the lightest call there is, so it also shows that Redis answers.
+        """Return Redis's wall clock.
+
+        The lightest call there is, so it also shows that Redis answers.
 
         Within half the deadline of a call. Raises StoreUnavailable.
         """
-        seconds, microseconds = await self.call("ask Redis for the time", self.client.time, times_deadline=0.5)
+        seconds, microseconds = await self.call(
+            "ask Redis for the time", self.client.time, times_deadline=0.5
+        )
         return datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC)
 
     async def claim(self, partitions: Sequence[int], value: bytes) -> None:
         """Write one value for each command partition. Raises StoreUnavailable."""
         mapping = {str(partition): value for partition in partitions}
         key = f"{self.prefix}claims"
-        await self.call("claim partitions", lambda: self.client.hset(key, mapping=mapping), times_deadline=0.5)
+        await self.call(
+            "claim partitions", lambda: self.client.hset(key, mapping=mapping), times_deadline=0.5
+        )
 
     async def claims(self) -> Mapping[int, bytes]:
         """Return the newest claim of every command partition. Raises StoreUnavailable."""
         key = f"{self.prefix}claims"
-        stored: Mapping[bytes, bytes] = await self.call("read the claims", lambda: self.client.hgetall(key), times_deadline=0.5)
+        stored: Mapping[bytes, bytes] = await self.call(
+            "read the claims", lambda: self.client.hgetall(key), times_deadline=0.5
+        )
         known = {field: value for field, value in stored.items() if field.isdigit()}
         return {int(field): value for field, value in known.items() if len(field) < 10}
 
@@ -350,28 +402,37 @@ class Store:
         await self.call("drop claims", lambda: self.client.hdel(key, *fields), times_deadline=0.5)
 
     async def check_server(self) -> Sequence[str]:
-        """Return what an operator should know about this Redis, one sentence each; nothing for one that is as it should be.
+        """Return what an operator should know about this Redis, one sentence each.
 
-        Raises ConfigInvalid when it cannot be used: too old, or set to evict keys when memory is short.
+        Nothing for one that is as it should be.
+
+        Raises ConfigInvalid when it cannot be used: too old, or set to evict keys when memory is
+        short.
         """
         try:
             answer = await self.call("look at the Redis server", self._info)
         except RightMissing as missing:
-            what_to_check = "that it is 7.0 or later, that maxmemory-policy is noeviction and appendonly yes"
+            what_to_check = (
+                "that it is 7.0 or later, that maxmemory-policy is noeviction and appendonly yes"
+            )
             return [f"{missing}. Without INFO nothing is known of this Redis: see {what_to_check}"]
         warnings: list[str] = []
         for node, info in answer.items():
             version = str(info.get("redis_version", "0"))
             if tuple(int(number) for number in version.split(".")[:2]) < OLDEST_SERVER:
-                raise ConfigInvalid(f"{node} is version {version}: rolloutd needs Redis 7.0 or Valkey")
+                raise ConfigInvalid(
+                    f"{node} is version {version}: rolloutd needs Redis 7.0 or Valkey"
+                )
             policy = info.get("maxmemory_policy", "noeviction")
             if policy != "noeviction" and info.get("maxmemory", 0) > 0:
                 raise ConfigInvalid(
-                    f"{node} has maxmemory-policy {policy}: it would silently drop totals and rollouts; set noeviction"
+                    f"{node} has maxmemory-policy {policy}: it would silently drop totals "
+                    f"and rollouts; set noeviction"
                 )
             if not info.get("aof_enabled"):
                 warnings.append(
-                    f"{node} has no append-only file (appendonly no): after a crash everything since its last snapshot is "
+                    f"{node} has no append-only file (appendonly no): after a crash "
+                    f"everything since its last snapshot is "
                     "counted again, as far as Kafka still has it"
                 )
             elif info.get("aof_last_write_status") != "ok":
@@ -380,7 +441,9 @@ class Store:
 
     async def _info(self) -> dict[str, dict[str, Any]]:
         if isinstance(self.client, redis.asyncio.RedisCluster):
-            found: dict[str, dict[str, Any]] = await self.client.info(target_nodes=redis.asyncio.RedisCluster.PRIMARIES)
+            found: dict[str, dict[str, Any]] = await self.client.info(
+                target_nodes=redis.asyncio.RedisCluster.PRIMARIES
+            )
             return {f"Redis at {node}": info for node, info in found.items()}
         return {"Redis": await self.client.info()}
 
@@ -405,9 +468,12 @@ class Store:
                         f"configuration at {epoch}: the configuration is out of date"
                     )
                 fields = identity.fields
-                if known_epoch == epoch and all(stored.get(name.encode()) == value for name, value in fields.items()):
+                if known_epoch == epoch and all(
+                    stored.get(name.encode()) == value for name, value in fields.items()
+                ):
                     return
-            # Read again afterwards: of two environments that come at once one finds the other's name.
+            # Read again afterwards: of two environments that come at once one finds the other's
+            # name.
             await self.fenced_save(
                 key,
                 fence="epoch",
@@ -431,7 +497,10 @@ class Store:
         return self._why_foreign
 
     async def environment_at(self, prefix: str) -> str | None:
-        """Return the environment whose data stand under another prefix; None for none, or none that we may read."""
+        """Return the environment whose data stand under another prefix.
+
+        None for none, or none that we may read.
+        """
         key = f"{prefix}identity"
         try:
             stored = await self.call("read an identity", lambda: self.client.hgetall(key))
@@ -452,7 +521,9 @@ class Store:
 
     async def _stored_identity(self) -> Mapping[bytes, bytes]:
         key = f"{self.prefix}identity"
-        stored: Mapping[bytes, bytes] = await self.call("read the identity", lambda: self.client.hgetall(key), is_identity=True)
+        stored: Mapping[bytes, bytes] = await self.call(
+            "read the identity", lambda: self.client.hgetall(key), is_identity=True
+        )
         return stored
 
 
@@ -462,7 +533,9 @@ def _epoch_in(stored: Mapping[bytes, bytes], key: str) -> int | None:
     if value is None:
         return None
     if not value.isdigit():
-        raise ConfigInvalid(f"{key} in Redis is damaged: its epoch is no number; see `redis-cli HGETALL {key}`")
+        raise ConfigInvalid(
+            f"{key} in Redis is damaged: its epoch is no number; see `redis-cli HGETALL {key}`"
+        )
     return int(value)
 
 
@@ -489,9 +562,12 @@ class RedisTotals:
         return f"{self._store.prefix}agg:{{{partition_key}}}"
 
     async def load(self, partition_key: str) -> StoredPartition:
-        """Return the hash, read in slices: however large it is, each call has a deadline it can meet.
+        """Return the hash, read in slices.
 
-        What is read is one moment's: a save in between changes the digest, and reading begins again.
+        However large it is, each call has a deadline it can meet.
+
+        What is read is one moment's: a save in between changes the digest, and reading begins
+        again.
         """
         for _ in range(LOADS_TRIED):
             before = await self._version(partition_key)
@@ -503,13 +579,17 @@ class RedisTotals:
         try:
             fields = {name.decode(): value for name, value in raw.items()}
         except UnicodeDecodeError as error:
-            raise BrokenInvariant(f"the hash of {partition_key} has a field that we did not write: {error}") from error
+            raise BrokenInvariant(
+                f"the hash of {partition_key} has a field that we did not write: {error}"
+            ) from error
         return stored_partition(partition_key, fields)
 
     async def _version(self, partition_key: str) -> list[bytes | None]:
         key = self._key(partition_key)
         purpose = f"load the fence of {partition_key}"
-        version: list[bytes | None] = await self._store.call(purpose, lambda: self._store.client.hmget(key, ["next", "digest"]))
+        version: list[bytes | None] = await self._store.call(
+            purpose, lambda: self._store.client.hmget(key, ["next", "digest"])
+        )
         return version
 
     async def _slices(self, partition_key: str) -> dict[bytes, bytes]:
@@ -549,12 +629,16 @@ class RedisTotals:
     async def drop(self, partition_key: str, fields: Sequence[str]) -> None:
         key = self._key(partition_key)
         for chunk in _chunks(fields, FIELDS_PER_CALL):
-            await self._store.call(f"drop totals of {partition_key}", partial(self._store.client.hdel, key, *chunk))
+            await self._store.call(
+                f"drop totals of {partition_key}", partial(self._store.client.hdel, key, *chunk)
+            )
 
     async def discard(self, partition_key: str) -> bool:
         key = self._key(partition_key)
         # UNLINK frees the memory in another thread: a hash of 80 MB would hold the server up.
-        gone: int = await self._store.call(f"discard totals of {partition_key}", lambda: self._store.client.unlink(key))
+        gone: int = await self._store.call(
+            f"discard totals of {partition_key}", lambda: self._store.client.unlink(key)
+        )
         return gone > 0
 
     async def read(
@@ -566,7 +650,10 @@ class RedisTotals:
             names = fields_of(chunk)
             rows = await self._read_rows(partition_keys, [*_HEAD, *names])
             if number == 0:  # of the first round: never ahead of what later rounds read
-                reading.take_heads(row if isinstance(row, Exception) else dict(zip(_HEAD, row, strict=False)) for row in rows)
+                reading.take_heads(
+                    row if isinstance(row, Exception) else dict(zip(_HEAD, row, strict=False))
+                    for row in rows
+                )
             reading.begin_rows()
             for row in rows:
                 values = [] if isinstance(row, Exception) else row[len(_HEAD) :]
@@ -579,7 +666,9 @@ class RedisTotals:
         self._faults.note(reading.unreadable, reading.damaged)
         return reading.found, reading.progress
 
-    async def _read_rows(self, partition_keys: Sequence[str], names: Sequence[str]) -> list[list[bytes | None] | Exception]:
+    async def _read_rows(
+        self, partition_keys: Sequence[str], names: Sequence[str]
+    ) -> list[list[bytes | None] | Exception]:
         """Return one row of values per partition, all asked for at once.
 
         A row is an exception where the key holds something else than a hash.
@@ -589,7 +678,9 @@ class RedisTotals:
             async with self._store.client.pipeline(transaction=False) as pipeline:
                 for key in partition_keys:
                     pipeline.hmget(self._key(key), names)
-                rows: list[list[bytes | None] | Exception] = await pipeline.execute(raise_on_error=False)
+                rows: list[list[bytes | None] | Exception] = await pipeline.execute(
+                    raise_on_error=False
+                )
             for row in rows:
                 if isinstance(row, Exception) and not str(row).startswith("WRONGTYPE"):
                     raise row
@@ -604,7 +695,9 @@ _HEAD = ("next", "format", *PROGRESS_FIELDS)
 class RedisRollouts:
     """The `Rollouts` port."""
 
-    def __init__(self, store: Store, *, unreadable: Callable[[str, str], None] = lambda _flag_key, _why: None) -> None:
+    def __init__(
+        self, store: Store, *, unreadable: Callable[[str, str], None] = lambda _flag_key, _why: None
+    ) -> None:
         """`unreadable` is called with flag and reason for each document that `newer_than` leaves out."""
         self._store = store
         self._unreadable = unreadable
@@ -619,7 +712,9 @@ class RedisRollouts:
             token = int(raw.get(b"token", 0))
         except ValueError as error:
             # Nothing can be compared and set: only a person may take this away.
-            raise DocumentUnreadable(f"the token stored for {flag_key} is damaged: {error}") from error
+            raise DocumentUnreadable(
+                f"the token stored for {flag_key} is damaged: {error}"
+            ) from error
         outbox = _readable_entries(flag_key, raw)
         rollout, trouble, is_newer = None, "", False
         try:
@@ -642,13 +737,15 @@ class RedisRollouts:
     async def discard(self, flag_key: str) -> bool:
         """Delete everything stored for a flag; False when there was nothing.
 
-        Its workers then go on from the newest document of the state topic. Answers to its commands are
-        gone, and so are effects that were not published.
+        Its workers then go on from the newest document of the state topic. Answers to its commands
+        are gone, and so are effects that were not published.
         """
         key = self._key(flag_key)
         gone = await self._store.call(f"discard {flag_key}", lambda: self._store.client.unlink(key))
         index = f"{self._store.prefix}flags"
-        listed = await self._store.call(f"discard {flag_key}", lambda: self._store.client.srem(index, flag_key))
+        listed = await self._store.call(
+            f"discard {flag_key}", lambda: self._store.client.srem(index, flag_key)
+        )
         return bool(gone or listed)
 
     async def save(
@@ -673,8 +770,12 @@ class RedisRollouts:
         if answer is not None:
             fields[f"answer:{answer[0]}"] = b"%d\n%b" % (token, answer[1])
         if expected_token == 0:
-            # Before the hash, so that no hash is ever without its name in the index, whatever is cut off the file's tail.
-            await self._store.call("index the flags", lambda: self._store.client.sadd(f"{self._store.prefix}flags", flag_key))
+            # Before the hash, so that no hash is ever without its name in the index, whatever is
+            # cut off the file's tail.
+            await self._store.call(
+                "index the flags",
+                lambda: self._store.client.sadd(f"{self._store.prefix}flags", flag_key),
+            )
         is_done, _ = await self._store.fenced_save(
             self._key(flag_key),
             fence="token",
@@ -691,14 +792,23 @@ class RedisRollouts:
         """Delete all but the newest answers. A second command on purpose: see fenced_save.lua."""
         key = self._key(flag_key)
         raw = await self._store.call(f"load {flag_key}", lambda: self._store.client.hgetall(key))
-        answers = [(int(value.split(b"\n", 1)[0]), name) for name, value in raw.items() if name.startswith(b"answer:")]
-        for chunk in _chunks([name for _, name in sorted(answers)[:-ANSWERS_KEPT]], FIELDS_PER_CALL):
-            await self._store.call(f"prune answers of {flag_key}", partial(self._store.client.hdel, key, *chunk))
+        answers = [
+            (int(value.split(b"\n", 1)[0]), name)
+            for name, value in raw.items()
+            if name.startswith(b"answer:")
+        ]
+        for chunk in _chunks(
+            [name for _, name in sorted(answers)[:-ANSWERS_KEPT]], FIELDS_PER_CALL
+        ):
+            await self._store.call(
+                f"prune answers of {flag_key}", partial(self._store.client.hdel, key, *chunk)
+            )
 
     async def answer_to(self, flag_key: str, command_id: str) -> bytes | None:
         key = self._key(flag_key)
         value: bytes | None = await self._store.call(
-            f"look up an answer of {flag_key}", lambda: self._store.client.hget(key, f"answer:{command_id}")
+            f"look up an answer of {flag_key}",
+            lambda: self._store.client.hget(key, f"answer:{command_id}"),
         )
         return None if value is None else value.split(b"\n", 1)[1]
 
@@ -707,11 +817,15 @@ class RedisRollouts:
             outbox_number(name)
         if fields:
             key = self._key(flag_key)
-            await self._store.call(f"settle effects of {flag_key}", lambda: self._store.client.hdel(key, *fields))
+            await self._store.call(
+                f"settle effects of {flag_key}", lambda: self._store.client.hdel(key, *fields)
+            )
 
     async def flag_keys(self) -> Sequence[str]:
         names = await self._store.call(
-            "list the flags", lambda: self._store.client.smembers(f"{self._store.prefix}flags"), times_deadline=5
+            "list the flags",
+            lambda: self._store.client.smembers(f"{self._store.prefix}flags"),
+            times_deadline=5,
         )
         # What is no name was never written by us: it can be no flag's.
         texts = (name.decode(errors="replace") for name in names)
@@ -720,13 +834,18 @@ class RedisRollouts:
     async def newer_than(self, revisions: Mapping[str, int]) -> Sequence[Rollout]:
         newer: list[Rollout] = []
         for flag_keys in _chunks(await self.flag_keys(), DOCUMENTS_AT_ONCE):
-            for flag_key, document in zip(flag_keys, await asyncio.gather(*map(self._document, flag_keys)), strict=True):
-                # Read whole only where needed: of ten thousand flags a crash left a few unpublished.
+            for flag_key, document in zip(
+                flag_keys, await asyncio.gather(*map(self._document, flag_keys)), strict=True
+            ):
+                # Read whole only where needed: of ten thousand flags a crash left a few
+                # unpublished.
                 if isinstance(document, Exception):
                     self._unreadable(flag_key, str(document))
                     continue
                 try:
-                    if document is not None and _revision_of(document).revision > revisions.get(flag_key, 0):
+                    if document is not None and _revision_of(document).revision > revisions.get(
+                        flag_key, 0
+                    ):
                         newer.append(rollout_from_json(document))
                 except Exception as error:  # damage of any kind concerns this flag alone
                     self._unreadable(flag_key, str(error))
@@ -764,13 +883,19 @@ class _EntryHead(msgspec.Struct):
 
 
 def _entry_bytes(entry: OutboxEntry) -> bytes:
-    return msgspec.json.encode(_EntryHead(entry.effect_id, entry.topic, entry.key)) + b"\n" + entry.value
+    return (
+        msgspec.json.encode(_EntryHead(entry.effect_id, entry.topic, entry.key))
+        + b"\n"
+        + entry.value
+    )
 
 
 def _entry(name: str, stored: bytes) -> OutboxEntry:
     head, _, value = stored.partition(b"\n")
     known = msgspec.json.decode(head, type=_EntryHead)
-    return OutboxEntry(field=name, effect_id=known.effect_id, topic=known.topic, key=known.key, value=value)
+    return OutboxEntry(
+        field=name, effect_id=known.effect_id, topic=known.topic, key=known.key, value=value
+    )
 
 
 def _readable_entries(flag_key: str, raw: Mapping[bytes, bytes]) -> list[OutboxEntry]:
@@ -782,14 +907,19 @@ def _readable_entries(flag_key: str, raw: Mapping[bytes, bytes]) -> list[OutboxE
                 entry = _entry(name.decode(), value)
                 outbox_number(entry.field)
             except ValueError as error:
-                _log.error("effect_unreadable", flag_key=flag_key, field=repr(name), error=str(error))
+                _log.error(
+                    "effect_unreadable", flag_key=flag_key, field=repr(name), error=str(error)
+                )
             else:
                 outbox.append(entry)
     return sorted(outbox, key=lambda entry: outbox_number(entry.field))
 
 
 def _newest_of(outbox: Sequence[OutboxEntry]) -> Rollout | None:
-    """Return the newest document that still waits to be published: a second copy of what is stored."""
+    """Return the newest document that still waits to be published.
+
+    A second copy of what is stored.
+    """
     newest: Rollout | None = None
     for entry in outbox:
         if entry.topic == "state":

@@ -1,4 +1,6 @@
-"""Redis keys as a flag plane, for readers that know nothing but `GET`: a switch and a share per flag.
+"""Redis keys as a flag plane, for readers that know nothing but `GET`.
+
+A switch and a share per flag.
 
 | key | what |
 |---|---|
@@ -6,8 +8,9 @@
 | `flag:<flag>:rollout` | percentage of contexts that get it, 0 to 100 |
 | `flag:<flag>:rolloutd` | `<revision> <switch> <share>` as we wrote them last: stops late writers, shows edits |
 
-All three are written by one command, in a script that refuses what is older than what stands there. Who is in at a percentage
-is the reader's affair: a hash of flag and user that does not depend on the percentage keeps users in as it grows.
+All three are written by one command, in a script that refuses what is older than what stands there.
+Who is in at a percentage is the reader's affair: a hash of flag and user that does not depend on
+the percentage keeps users in as it grows.
 """
 
 from __future__ import annotations
@@ -69,17 +72,26 @@ class _Keys:
 
     @property
     def is_edited(self) -> bool:
-        """True when we wrote last and something else stands there now. Without a marker nobody can tell."""
+        """True when we wrote last and something else stands there now.
+
+        Without a marker nobody can tell.
+        """
         return self.revision >= 0 and self.marker.split(" ")[1:] != [self.switch, self.share]
 
 
 class RedisPlane:
-    """Implements `controller.ports.FlagPlane` on one Redis; nothing is connected before the first call."""
+    """Implements `controller.ports.FlagPlane` on one Redis.
+
+    Nothing is connected before the first call.
+    """
 
     name = "redis"
 
     def __init__(self, url: str, *, key_prefix: str = "flag:", call_seconds: float = 0.5) -> None:
-        """`url` as redis-py takes it, with user and password. Raises ConfigInvalid for one it cannot open."""
+        """`url` as redis-py takes it, with user and password.
+
+        Raises ConfigInvalid for one it cannot open.
+        """
         try:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
                 url,
@@ -108,7 +120,14 @@ class RedisPlane:
         share = f"{percent:.2f}".rstrip("0").rstrip(".")
         switch = "true" if percent > 0 else "false"
         seen = self._seen.get(rollout.flag_key, _Keys("", "", ""))
-        arguments: list[str | int] = [rollout.revision, switch, share, share, seen.switch, seen.share]
+        arguments: list[str | int] = [
+            rollout.revision,
+            switch,
+            share,
+            share,
+            seen.switch,
+            seen.share,
+        ]
         # A refusal is no trouble: the look that follows says in words what stands there.
         await self._call(self._script(keys=keys, args=arguments))
 
@@ -119,14 +138,18 @@ class RedisPlane:
         if keys.revision > rollout.revision:
             return Served(
                 keys.percent,
-                f"was written by revision {keys.revision}, newer than ours, {rollout.revision}; if that is an old "
+                f"was written by revision {keys.revision}, newer than ours, "
+                f"{rollout.revision}; if that is an old "
                 f"installation's, delete {self._names(rollout.flag_key)[2]}",
             )
         edited_by = "a client of Redis" if keys.is_edited else None
         if keys.percent == decided and keys.revision < rollout.revision:
-            # The marker has to follow: a late writer of a revision in between would be taken for the newest.
+            # The marker has to follow: a late writer of a revision in between would be taken for
+            # the newest.
             return Served(keys.percent, f"is not marked as revision {rollout.revision}", edited_by)
-        return Served.compared(keys.percent, decided, edited_by=edited_by).short_of(serving(rollout).beyond_share)
+        return Served.compared(keys.percent, decided, edited_by=edited_by).short_of(
+            serving(rollout).beyond_share
+        )
 
     async def close(self) -> None:
         """Drop all connections."""
@@ -137,9 +160,14 @@ class RedisPlane:
             raise FlagPlaneUnavailable(f"connections did not close: {error}") from error
 
     def _names(self, flag_key: str) -> list[str]:
-        """Return the names of a flag's keys. Raises FlagPlaneUnavailable for a flag that would share one with another."""
+        """Return the names of a flag's keys.
+
+        Raises FlagPlaneUnavailable for a flag that would share one with another.
+        """
         if flag_key.endswith((SHARE, MARKER)):
-            raise FlagPlaneUnavailable(f"cannot serve a flag whose key ends in {SHARE} or {MARKER}: rename the flag")
+            raise FlagPlaneUnavailable(
+                f"cannot serve a flag whose key ends in {SHARE} or {MARKER}: rename the flag"
+            )
         switch = self._prefix + flag_key
         return [switch, switch + SHARE, switch + MARKER]
 
@@ -151,14 +179,17 @@ class RedisPlane:
             async with asyncio.timeout(self._call_seconds):
                 answer = await call
         except TimeoutError as error:
-            raise FlagPlaneUnavailable(f"Redis gave no answer within {self._call_seconds:g} s") from error
+            raise FlagPlaneUnavailable(
+                f"Redis gave no answer within {self._call_seconds:g} s"
+            ) from error
         except ReadOnlyError as error:
             # A former primary: connections are dropped, so that its name is looked up again.
             await self._client.connection_pool.disconnect(inuse_connections=False)
             raise FlagPlaneUnavailable(f"Redis refuses to write: {error}") from error
         except (RedisError, OSError) as error:
             raise FlagPlaneUnavailable(f"Redis: {error}") from error
-        # redis-py sends through asyncio.wait_for, which in Python 3.11 swallows a cancellation that comes as it finishes.
+        # redis-py sends through asyncio.wait_for, which in Python 3.11 swallows a cancellation that
+        # comes as it finishes.
         if task is not None and task.cancelling() > cancels_before:
             raise asyncio.CancelledError
         return answer

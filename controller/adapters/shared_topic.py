@@ -1,8 +1,10 @@
-"""One Kafka topic that is counted twice: spans hold evaluations and outcomes, so their topic stands for both.
+"""One Kafka topic that is counted twice.
 
-To ingest it looks like two logs with the same records, each with a fence of its own; what is one record to Kafka is then
-counted by each exactly once, wherever the other stands. The second log is called `<topic>#outcomes`, which no topic can be:
-that name appears in Redis and in ingest's logs.
+Spans hold evaluations and outcomes, so their topic stands for both.
+
+To ingest it looks like two logs with the same records, each with a fence of its own; what is one
+record to Kafka is then counted by each exactly once, wherever the other stands. The second log is
+called `<topic>#outcomes`, which no topic can be: that name appears in Redis and in ingest's logs.
 """
 
 from __future__ import annotations
@@ -26,19 +28,26 @@ def topic_of(stream: str) -> str:
 
 
 class SharedTopic:
-    """`controller.ports.EventLog` over another one's single topic: every partition appears in both streams.
+    """`controller.ports.EventLog` over another one's single topic.
 
-    Kafka is read once, from the lower of the two positions; a stream never gets a record below its own.
+    Every partition appears in both streams.
+
+    Kafka is read once, from the lower of the two positions; a stream never gets a record below its
+    own.
     """
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
-        self._next: dict[TopicPartition, int] = {}  # by stream: the offset it is to get next, once it was sought
+        self._next: dict[
+            TopicPartition, int
+        ] = {}  # by stream: the offset it is to get next, once it was sought
         self._paused: set[TopicPartition] = set()
 
     @property
     def assignment(self) -> frozenset[TopicPartition]:
-        assigned = frozenset(stream for partition in self._log.assignment for stream in _streams_of(partition))
+        assigned = frozenset(
+            stream for partition in self._log.assignment for stream in _streams_of(partition)
+        )
         for gone in self._next.keys() - assigned:
             del self._next[gone]
         self._paused &= assigned
@@ -46,7 +55,9 @@ class SharedTopic:
 
     def on_revoked(self, callback: Callable[[frozenset[TopicPartition]], Awaitable[None]]) -> None:
         async def revoked(partitions: frozenset[TopicPartition]) -> None:
-            leaving = frozenset(stream for partition in partitions for stream in _streams_of(partition))
+            leaving = frozenset(
+                stream for partition in partitions for stream in _streams_of(partition)
+            )
             try:
                 await callback(leaving)
             finally:
@@ -56,14 +67,20 @@ class SharedTopic:
 
         self._log.on_revoked(revoked)
 
-    async def fetch(self, max_records: int, timeout_seconds: float) -> Mapping[TopicPartition, Sequence[Record]]:
+    async def fetch(
+        self, max_records: int, timeout_seconds: float
+    ) -> Mapping[TopicPartition, Sequence[Record]]:
         fetched: dict[TopicPartition, Sequence[Record]] = {}
         for partition, records in (await self._log.fetch(max_records, timeout_seconds)).items():
             for stream in _streams_of(partition):
                 following = self._next.get(stream)
                 if following is None or stream in self._paused:
                     continue  # not sought yet, or to be read again when it is resumed
-                new = records if records[0].offset >= following else [one for one in records if one.offset >= following]
+                new = (
+                    records
+                    if records[0].offset >= following
+                    else [one for one in records if one.offset >= following]
+                )
                 if new:
                     fetched[stream] = new
                     self._next[stream] = new[-1].offset + 1
@@ -75,7 +92,9 @@ class SharedTopic:
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
         self._paused.update(partitions)
-        self._log.pause([one for one in _partitions_of(partitions) if self._paused.issuperset(_streams_of(one))])
+        self._log.pause(
+            [one for one in _partitions_of(partitions) if self._paused.issuperset(_streams_of(one))]
+        )
 
     def resume(self, partitions: Sequence[TopicPartition]) -> None:
         self._paused.difference_update(partitions)
@@ -85,7 +104,11 @@ class SharedTopic:
 
     def _go_back(self, partition: TopicPartition) -> None:
         """Read on from where the stream stands that is behind. A paused one is come back for."""
-        standing = [self._next[one] for one in _streams_of(partition) if one in self._next and one not in self._paused]
+        standing = [
+            self._next[one]
+            for one in _streams_of(partition)
+            if one in self._next and one not in self._paused
+        ]
         if standing:
             self._log.seek(partition, min(standing))
 

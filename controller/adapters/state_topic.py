@@ -1,7 +1,9 @@
-"""The compacted state topic as a flag plane: apps that follow it are served by what stands there last.
+"""The compacted state topic as a flag plane.
 
-Publishing is the outbox's, which has done it by the time anybody looks; this plane confirms it by reading it back, and
-publishes again what did not arrive or was written over by somebody late.
+Apps that follow it are served by what stands there last.
+
+Publishing is the outbox's, which has done it by the time anybody looks; this plane confirms it by
+reading it back, and publishes again what did not arrive or was written over by somebody late.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable, FlagPlaneUnavailable
 from controller.ports import OutboxEntry, Publisher, Served
 
-#: The outbox and the way back through the follower take some tens of milliseconds; only then do we publish ourselves.
+# : The outbox and the way back through the follower take some tens of milliseconds; only then do we
+# publish ourselves.
 ECHO_SECONDS = 1.0
 
 
@@ -47,7 +50,9 @@ class StateTopicPlane:
             try:
                 await self._publisher.publish([self._encode(rollout)])
             except EventLogUnavailable as trouble:
-                raise FlagPlaneUnavailable(f"the state topic cannot be written: {trouble}") from trouble
+                raise FlagPlaneUnavailable(
+                    f"the state topic cannot be written: {trouble}"
+                ) from trouble
 
     async def look(self, rollout: Rollout) -> Served:
         standing = self._standing.get(rollout.flag_key)

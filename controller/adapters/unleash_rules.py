@@ -1,12 +1,15 @@
-"""Who is served what, as Unleash can say it: strategies in order, each with constraints, a percentage and variants.
+"""Who is served what, as Unleash can say it.
 
-The first strategy that lets a user in decides, and all use one group id, so that a user's bucket is the same in each. A share
-of everybody is one strategy, and `is_enabled` is the answer. With audiences or an arm of equal size that is not enough: who is
-not in treatment must be told whether they are control or nothing. Then everybody of an audience is let in by some strategy, and
-the variant's name is the answer: apps ask `get_variant`.
+Strategies in order, each with constraints, a percentage and variants.
 
-Unleash's contexts are texts, so types are not told apart; and its SDKs read whole versions (`2.4.0`) and RFC 3339 moments
-alone.
+The first strategy that lets a user in decides, and all use one group id, so that a user's bucket is
+the same in each. A share of everybody is one strategy, and `is_enabled` is the answer. With
+audiences or an arm of equal size that is not enough: who is not in treatment must be told whether
+they are control or nothing. Then everybody of an audience is let in by some strategy, and the
+variant's name is the answer: apps ask `get_variant`.
+
+Unleash's contexts are texts, so types are not told apart; and its SDKs read whole versions
+(`2.4.0`) and RFC 3339 moments alone.
 """
 
 from __future__ import annotations
@@ -51,7 +54,10 @@ def is_simple(served: Serving) -> bool:
 
 
 def is_fractional(served: Serving) -> bool:
-    """Return whether a share is no whole percent, the only ones that Unleash has; it is then rounded down."""
+    """Return whether a share is no whole percent, the only ones that Unleash has.
+
+    It is then rounded down.
+    """
     return any(weight % 100 for ring in served.rings for _, weight in ring.slices)
 
 
@@ -65,18 +71,28 @@ def rules(served: Serving, *, stickiness: str) -> tuple[Rule, ...]:
     for ring in served.rings:
         for constraints in constraint_sets(ring.audience, stickiness=stickiness):
             found += [
-                Rule(percent, constraints, _variants(served, part, stickiness), part in (Part.TREATMENT, Part.EARLIER))
+                Rule(
+                    percent,
+                    constraints,
+                    _variants(served, part, stickiness),
+                    part in (Part.TREATMENT, Part.EARLIER),
+                )
                 for part, percent in _ends(ring)
             ]
     if served.rings[-1].audience is not None:
-        found.append(Rule(100, (), _variants(served, Part.UNASSIGNED, stickiness), gives_treatment=False))
+        found.append(
+            Rule(100, (), _variants(served, Part.UNASSIGNED, stickiness), gives_treatment=False)
+        )
     if len(found) > MAX_RULES:
         raise _no_room("it", len(found))
     return tuple(found)
 
 
 def _ends(ring: Ring) -> Iterator[tuple[Part, int]]:
-    """Yield (part, percentage of buckets up to its end) from the lowest up; treatment and an equal arm are rounded down."""
+    """Yield (part, percentage of buckets up to its end) from the lowest up.
+
+    Treatment and an equal arm are rounded down.
+    """
     for index, (part, weight) in enumerate(ring.slices):
         if index == 0:
             end = floor(weight / 100)
@@ -88,7 +104,8 @@ def _ends(ring: Ring) -> Iterator[tuple[Part, int]]:
             yield part, end
 
 
-# --- variants ---------------------------------------------------------------------------------------------------------------
+# --- variants
+# --------------------------------------------------------------------------------------------------
 
 
 def _variants(served: Serving, part: Part, stickiness: str) -> tuple[Mapping[str, Any], ...]:
@@ -96,7 +113,10 @@ def _variants(served: Serving, part: Part, stickiness: str) -> tuple[Mapping[str
         shares = [(served.name(part), VARIANT_WEIGHTS)]
     else:
         suffix = EARLIER_SUFFIX if part is Part.EARLIER else ""
-        shares = [(name + suffix, weight) for name, weight in _thousandths(served.split or ((served.treatment, 1),))]
+        shares = [
+            (name + suffix, weight)
+            for name, weight in _thousandths(served.split or ((served.treatment, 1),))
+        ]
     return tuple(
         {
             "name": name,
@@ -136,17 +156,24 @@ def _payload(value: Any) -> dict[str, Any]:
     return {"payload": {"type": kind, "value": text}}
 
 
-# --- constraints ------------------------------------------------------------------------------------------------------------
+# --- constraints
+# --------------------------------------------------------------------------------------------------
 
 
 def constraint_sets(audience: Audience | None, *, stickiness: str) -> list[tuple[Constraint, ...]]:
-    """Return sets of constraints, one of which a user of the audience meets whole; None: everybody. Raises Unservable.
+    """Return sets of constraints, one of which a user of the audience meets whole.
 
-    A set is a strategy's, so there are `MAX_RULES` at most. They are counted before they are made: conditions multiply them.
+    None: everybody. Raises Unservable.
+
+    A set is a strategy's, so there are `MAX_RULES` at most. They are counted before they are made:
+    conditions multiply them.
     """
     if audience is None:
         return [()]
-    clauses = [[_alternatives(condition, stickiness) for condition in conditions] for conditions in audience.any_of]
+    clauses = [
+        [_alternatives(condition, stickiness) for condition in conditions]
+        for conditions in audience.any_of
+    ]
     count = sum(prod(map(len, clause)) for clause in clauses)
     if count > MAX_RULES:
         raise _no_room(f"the audience {audience.name!r}", count)
@@ -154,7 +181,10 @@ def constraint_sets(audience: Audience | None, *, stickiness: str) -> list[tuple
 
 
 def _no_room(what: str, count: int) -> Unservable:
-    return Unservable(f"{what} takes {count} strategies, and Unleash has room for {MAX_RULES}: use fewer or simpler audiences")
+    return Unservable(
+        f"{what} takes {count} strategies, and Unleash has room for {MAX_RULES}: use fewer "
+        f"or simpler audiences"
+    )
 
 
 def _alternatives(condition: Condition, stickiness: str) -> list[tuple[Constraint, ...]]:
@@ -167,14 +197,19 @@ def _alternatives(condition: Condition, stickiness: str) -> list[tuple[Constrain
 
     def several(operator: str, texts: Sequence[str]) -> tuple[Constraint, ...]:
         if "" in texts:
-            raise Unservable(f"Unleash cannot compare {condition.attribute!r} with an empty text: leave it out")
+            raise Unservable(
+                f"Unleash cannot compare {condition.attribute!r} with an empty text: leave it out"
+            )
         return ({"contextName": field, "operator": operator, "values": list(texts)},)
 
     match condition.operator:
         case Operator.EQ | Operator.IN:
             texts = [_text(value) for value in values if isinstance(value, str | bool)]
             numbers = [value for value in values if not isinstance(value, str | bool)]
-            return [*([several("IN", texts)] if texts else []), *(one("NUM_EQ", dumps(number)) for number in numbers)]
+            return [
+                *([several("IN", texts)] if texts else []),
+                *(one("NUM_EQ", dumps(number)) for number in numbers),
+            ]
         case Operator.GTE:
             return [one("NUM_GTE", dumps(values[0]))]
         case Operator.LTE:
@@ -200,7 +235,10 @@ def _text(value: str | bool) -> str:
 
 
 def _version_choices(comparison: str, text: str) -> list[list[tuple[str, str]]]:
-    """Return a range in the three comparisons that every SDK has; a pre-release `-0` comes before all others."""
+    """Return a range in the three comparisons that every SDK has.
+
+    A pre-release `-0` comes before all others.
+    """
     version = full_version(text).partition("+")[0]
     equal, lower, higher = ("SEMVER_EQ", version), ("SEMVER_LT", version), ("SEMVER_GT", version)
     match comparison:

@@ -1,8 +1,10 @@
-"""What a flag looks like in Unleash: the strategies we want there, the mark on each, and what of it is not as wanted.
+"""What a flag looks like in Unleash.
 
-Pure: no calls. Each strategy of ours carries in its title what we decided, by which revision, and a digest of all its fields
-that decide who is let in. So a strategy tells by itself whether it is ours, how old it is and whether anybody changed it since,
-also to a process that has just started.
+The strategies we want there, the mark on each, and what of it is not as wanted.
+
+Pure: no calls. Each strategy of ours carries in its title what we decided, by which revision, and a
+digest of all its fields that decide who is let in. So a strategy tells by itself whether it is
+ours, how old it is and whether anybody changed it since, also to a process that has just started.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Content:
     segments: tuple[int, ...] = ()
     is_disabled: bool = False
     name: str = NAME
-    gives_treatment: bool = field(default=True, compare=False)  # False: it only tells who is control or nothing
+    gives_treatment: bool = field(
+        default=True, compare=False
+    )  # False: it only tells who is control or nothing
 
     @classmethod
     def of(cls, strategy: Strategy, *, passive: frozenset[str] = frozenset()) -> Self:
@@ -83,13 +87,25 @@ class Content:
     @property
     def digest(self) -> str:
         """Eight hexadecimal digits that another content does not have."""
-        fields = (self.name, self.rollout, self.stickiness, self.group, self.constraints, self.variants, self.segments)
+        fields = (
+            self.name,
+            self.rollout,
+            self.stickiness,
+            self.group,
+            self.constraints,
+            self.variants,
+            self.segments,
+        )
         return _digest(json.dumps([*fields, self.is_disabled]))
 
     def fields(self) -> dict[str, Any]:
         """Return them as Unleash takes them, by name."""
         return {
-            "parameters": {"rollout": self.rollout, "stickiness": self.stickiness, "groupId": self.group},
+            "parameters": {
+                "rollout": self.rollout,
+                "stickiness": self.stickiness,
+                "groupId": self.group,
+            },
             "constraints": [json.loads(each) for each in self.constraints],
             "variants": [json.loads(each) for each in self.variants],
             "segments": list(self.segments),
@@ -103,7 +119,9 @@ def _canonical(value: Mapping[str, Any]) -> str:
 
 def _constraint(value: Mapping[str, Any]) -> str:
     """Return a constraint without what is only a default said aloud."""
-    return _canonical({key: each for key, each in value.items() if each not in (None, False, "") and each != []})
+    return _canonical(
+        {key: each for key, each in value.items() if each not in (None, False, "") and each != []}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +140,19 @@ class Mark:
         found = _MARK.fullmatch(title or "")
         if found is None:
             return None
-        return cls(found["says"], int(found["revision"]), found["rollout"], int(found["part"]), found["digest"])
+        return cls(
+            found["says"],
+            int(found["revision"]),
+            found["rollout"],
+            int(found["part"]),
+            found["digest"],
+        )
 
     def __str__(self) -> str:
-        return f"rolloutd: {self.says} by revision {self.revision} ({self.rollout}.{self.part}.{self.digest})"
+        return (
+            f"rolloutd: {self.says} by revision {self.revision} "
+            f"({self.rollout}.{self.part}.{self.digest})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +164,8 @@ class Wanted:
     parts: tuple[Content, ...]  # in order: the first that lets a user in decides; one at least
     passive: frozenset[str]  # names of variants that are not treatment
     is_fractional: bool  # Unleash cannot serve what was decided
-    is_off: bool  # rolled back or aborted: the environment is switched off, whatever else may stand there
+    # rolled back or aborted: the environment is switched off, whatever else may stand there
+    is_off: bool
     revision: int
     rollout: str
 
@@ -152,11 +180,16 @@ class Wanted:
         return str(Mark(says, self.revision, self.rollout, part, content.digest))
 
     def is_late_for(self, mark: Mark) -> bool:
-        """True when a newer revision of the same rollout has written: we change nothing any more."""
+        """True when a newer revision of the same rollout has written.
+
+        We change nothing any more.
+        """
         return mark.revision > self.revision and mark.rollout == self.rollout
 
     def is_unordered_with(self, mark: Mark) -> bool:
-        """True when another rollout wrote by a higher revision: revisions have been counted anew since, or we are late.
+        """True when another rollout wrote by a higher revision.
+
+        Revisions have been counted anew since, or we are late.
 
         Nobody can tell, so that lowering is allowed and raising is not.
         """
@@ -172,7 +205,10 @@ def wanted(rollout: Rollout, *, stickiness: str) -> Wanted:
     return Wanted(
         flag_key=rollout.flag_key,
         percent=max(ring.percent for ring in served.rings),
-        parts=tuple(_content(rule, rollout.flag_key, stickiness) for rule in rules(served, stickiness=stickiness)),
+        parts=tuple(
+            _content(rule, rollout.flag_key, stickiness)
+            for rule in rules(served, stickiness=stickiness)
+        ),
         passive=frozenset({served.control, served.unassigned}),
         is_fractional=is_fractional(served),
         is_off=isinstance(rollout.phase, RolledBack | Aborted),
@@ -219,13 +255,18 @@ class State:
     def of(cls, environment: Environment, *, passive: frozenset[str] = frozenset()) -> Self:
         """Return what stands there; `passive` are the names of variants that are not treatment."""
         marked = [(each, Mark.read(each.title)) for each in environment.strategies]
-        ours = [Ours(each, mark, Content.of(each, passive=passive)) for each, mark in marked if mark is not None]
+        ours = [
+            Ours(each, mark, Content.of(each, passive=passive))
+            for each, mark in marked
+            if mark is not None
+        ]
         others = [each for each, mark in marked if mark is None and not each.disabled]
         return cls(
             is_on=environment.enabled,
             ours=tuple(sorted(ours, key=lambda each: (each.mark.part, each.strategy.id))),
             others=tuple(others),
-            is_in_order=[each.mark.part for each in ours] == sorted(each.mark.part for each in ours),
+            is_in_order=[each.mark.part for each in ours]
+            == sorted(each.mark.part for each in ours),
         )
 
     @cached_property
@@ -249,9 +290,16 @@ class State:
         return found
 
     def surplus(self, asked: Wanted) -> Sequence[Ours]:
-        """Return strategies of ours that are not wanted: twins, and parts of an earlier revision."""
+        """Return strategies of ours that are not wanted.
+
+        Twins, and parts of an earlier revision.
+        """
         kept = self.parts()
-        return [each for each in self.ours if kept[each.mark.part] is not each or each.mark.part > len(asked.parts)]
+        return [
+            each
+            for each in self.ours
+            if kept[each.mark.part] is not each or each.mark.part > len(asked.parts)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +308,9 @@ class Comparison:
 
     faults: tuple[str, ...] = ()
     needs_editor: bool = False  # somebody else may have done it: the audit trail tells
-    is_lower: bool = False  # it certainly lets in fewer than wanted, though the percentage does not show it
+    is_lower: bool = (
+        False  # it certainly lets in fewer than wanted, though the percentage does not show it
+    )
 
 
 def compare(asked: Wanted, state: State, *, environment: str) -> Comparison:
@@ -271,23 +321,38 @@ def compare(asked: Wanted, state: State, *, environment: str) -> Comparison:
     is_lower = False
     newest = state.newest
     if newest is not None and asked.is_late_for(newest):
-        return Comparison((f"was written by revision {newest.revision}, which is newer than our {asked.revision}",))
+        return Comparison(
+            (
+                f"was written by revision {newest.revision}, which is newer than our "
+                f"{asked.revision}",
+            )
+        )
     if asked.is_off:
         if state.is_on and (state.ours or state.others):
-            faults.append(f"is still switched on in {environment}, letting in up to {state.percent:g} %")
+            faults.append(
+                f"is still switched on in {environment}, letting in up to {state.percent:g} %"
+            )
         if any(each.content.percent > 0 for each in state.ours):
             faults.append("has a strategy of ours above 0 %")
-        return Comparison(tuple(faults), needs_editor=bool(faults) and (is_edited or bool(state.others)))
+        return Comparison(
+            tuple(faults), needs_editor=bool(faults) and (is_edited or bool(state.others))
+        )
     if asked.served_percent > 0 or state.ours:
         for part, content in enumerate(asked.parts, 1):
             there = found.get(part)
             if there is None:
-                faults.append("has no strategy of ours yet" if not state.ours else f"lacks part {part} of our strategy")
+                faults.append(
+                    "has no strategy of ours yet"
+                    if not state.ours
+                    else f"lacks part {part} of our strategy"
+                )
             elif there.content != content:
                 faults.append(_difference(there.content, content))
                 is_lower = is_lower or _is_narrower(there.content, content)
     if len(asked.parts) > 1:
-        is_lower = all(_is_at_most(found.get(part), content) for part, content in enumerate(asked.parts, 1))
+        is_lower = all(
+            _is_at_most(found.get(part), content) for part, content in enumerate(asked.parts, 1)
+        )
     if state.surplus(asked):
         faults.append("has more strategies of ours than wanted")
         is_lower = False
@@ -302,11 +367,18 @@ def compare(asked: Wanted, state: State, *, environment: str) -> Comparison:
         faults.append(f"has another enabled strategy, {names}")
     if not faults and asked.is_fractional:
         faults.append(
-            f"serves {asked.served_percent:g} %, decided is {asked.percent:g} %: Unleash takes whole percents only, so give "
+            f"serves {asked.served_percent:g} %, decided is {asked.percent:g} %: Unleash "
+            f"takes whole percents only, so give "
             "the plan's stages whole ones"
         )
-    needs_editor = is_edited or is_off_by_hand or (bool(state.others) and state.is_on) or not state.ours
-    return Comparison(tuple(faults), bool(faults) and needs_editor, is_lower and not (state.others and state.is_on))
+    needs_editor = (
+        is_edited or is_off_by_hand or (bool(state.others) and state.is_on) or not state.ours
+    )
+    return Comparison(
+        tuple(faults),
+        bool(faults) and needs_editor,
+        is_lower and not (state.others and state.is_on),
+    )
 
 
 def _is_at_most(there: Ours | None, content: Content) -> bool:
@@ -340,27 +412,42 @@ def _difference(there: Content, content: Content) -> str:
 
 
 def _is_narrower(there: Content, content: Content) -> bool:
-    """True when conditions were added and nothing else: whom they keep out cannot be said in percent."""
+    """True when conditions were added and nothing else.
+
+    Whom they keep out cannot be said in percent.
+    """
     if there.percent > content.percent:
         return False
-    has_more = set(there.constraints) > set(content.constraints) or set(there.segments) > set(content.segments)
-    same = replace(there, rollout="", constraints=(), segments=()) == replace(content, rollout="", constraints=(), segments=())
+    has_more = set(there.constraints) > set(content.constraints) or set(there.segments) > set(
+        content.segments
+    )
+    same = replace(there, rollout="", constraints=(), segments=()) == replace(
+        content, rollout="", constraints=(), segments=()
+    )
     return has_more and same and set(there.constraints) >= set(content.constraints)
 
 
-# --- who did it -----------------------------------------------------------------------------------------------------------
+# --- who did it
+# --------------------------------------------------------------------------------------------------
 
 _STRATEGY_CHANGES = ("feature-strategy-add", "feature-strategy-update")
 _SWITCHES = {"feature-environment-enabled": True, "feature-environment-disabled": False}
 _CREATION = "feature-created"
-_REMOVALS = ("feature-strategy-remove", "feature-archived", "feature-deleted", "feature-project-change")
+_REMOVALS = (
+    "feature-strategy-remove",
+    "feature-archived",
+    "feature-deleted",
+    "feature-project-change",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Trail:
     """What the audit trail says about a difference."""
 
-    editor: str | None  # who changed something after our last write; None: nobody, so we did not finish
+    editor: (
+        str | None
+    )  # who changed something after our last write; None: nobody, so we did not finish
     has_been_ours: bool  # we have written to this flag
 
 
@@ -374,8 +461,15 @@ def follow(changes: Sequence[Change], *, environment: str) -> Trail:
         if change.type in _STRATEGY_CHANGES:
             strategy = _strategy(change.data)
             mark = None if strategy is None else Mark.read(strategy.title)
-            if strategy is not None and mark is not None and Content.of(strategy).digest == mark.digest:
-                return Trail(editor or _switched_against(mark, changes, change.id, environment), has_been_ours=True)
+            if (
+                strategy is not None
+                and mark is not None
+                and Content.of(strategy).digest == mark.digest
+            ):
+                return Trail(
+                    editor or _switched_against(mark, changes, change.id, environment),
+                    has_been_ours=True,
+                )
             editor = editor or name
         elif change.type in _REMOVALS:
             editor = editor or name
@@ -384,7 +478,9 @@ def follow(changes: Sequence[Change], *, environment: str) -> Trail:
     return Trail(None, has_been_ours=False)
 
 
-def _switched_against(mark: Mark, changes: Sequence[Change], after: int, environment: str) -> str | None:
+def _switched_against(
+    mark: Mark, changes: Sequence[Change], after: int, environment: str
+) -> str | None:
     """Return who switched the environment last after our write, if not the way that it says."""
     for change in changes:
         if change.id <= after:

@@ -42,7 +42,12 @@ class Draft(Generic[T]):
 
 
 async def draft(
-    model: Model | None, prompt: Prompt, form: Mapping[str, Any], *, read: Callable[[str], T], template: Callable[[], T]
+    model: Model | None,
+    prompt: Prompt,
+    form: Mapping[str, Any],
+    *,
+    read: Callable[[str], T],
+    template: Callable[[], T],
 ) -> Draft[T]:
     """Return what the model writes, if `read` accepts it; else the template's, with the reason.
 

@@ -37,7 +37,8 @@ class Bounds:
     stages: int  # at least
     bake_hours: int  # each stage's, at least
     margin_percent: int  # tolerated in any guardrail, at most
-    limit_percent: int  # absolute limit of the error rate, at most: all that judges 100 %, where there is no control
+    # absolute limit of the error rate, at most: all that judges 100 %, where there is no control
+    limit_percent: int
     needs_approval: bool  # before the second stage is left, at the latest
 
 
@@ -91,13 +92,21 @@ FORM: dict[str, Any] = {
         "error_rate_margin_percent": {"type": "integer", "minimum": 1, "maximum": 100},
         "latency_margin_percent": {"type": "integer", "minimum": 1, "maximum": 100},
     },
-    "required": ["stages", "error_rate_limit_percent", "error_rate_margin_percent", "latency_margin_percent"],
+    "required": [
+        "stages",
+        "error_rate_limit_percent",
+        "error_rate_margin_percent",
+        "latency_margin_percent",
+    ],
     "additionalProperties": False,
 }
 
 
 def _stages(*stages: tuple[int, int, bool]) -> list[StageAnswer]:
-    return [StageAnswer(percent=percent, bake_hours=hours, approval=approval) for percent, hours, approval in stages]
+    return [
+        StageAnswer(percent=percent, bake_hours=hours, approval=approval)
+        for percent, hours, approval in stages
+    ]
 
 
 TEMPLATES = {
@@ -114,7 +123,9 @@ TEMPLATES = {
         latency_margin_percent=20,
     ),
     Risk.HIGH: PlanAnswer(
-        stages=_stages((1, 24, True), (5, 24, True), (25, 48, True), (50, 48, False), (100, 48, False)),
+        stages=_stages(
+            (1, 24, True), (5, 24, True), (25, 48, True), (50, 48, False), (100, 48, False)
+        ),
         error_rate_limit_percent=2,
         error_rate_margin_percent=10,
         latency_margin_percent=10,
@@ -122,7 +133,9 @@ TEMPLATES = {
 }
 
 
-async def draft_plan(model: Model | None, *, flag: str, risk: Risk, description: str, owner: str, now: datetime) -> Draft[str]:
+async def draft_plan(
+    model: Model | None, *, flag: str, risk: Risk, description: str, owner: str, now: datetime
+) -> Draft[str]:
     """Return a plan as YAML that `plan lint` passes without an error."""
 
     def read(content: str) -> str:
@@ -156,21 +169,40 @@ def _prompt(flag: str, risk: Risk, description: str) -> Prompt:
 
 
 def _check(answer: PlanAnswer, bounds: Bounds) -> None:
-    """Refuse a plan that is bolder than the risk allows: a draft that must be made slower is worse than the template."""
+    """Refuse a plan that is bolder than the risk allows.
+
+    A draft that must be made slower is worse than the template.
+    """
     percents = [stage.percent for stage in answer.stages]
     faults = [
         words
         for words, is_met in (
-            (f"its first stage exceeds {bounds.first_percent} %", percents[0] <= bounds.first_percent),
+            (
+                f"its first stage exceeds {bounds.first_percent} %",
+                percents[0] <= bounds.first_percent,
+            ),
             (f"it has fewer than {bounds.stages} stages", len(percents) >= bounds.stages),
-            ("its percentages do not rise to 100", percents == sorted(set(percents)) and percents[-1] == 100),
-            (f"a stage bakes less than {bounds.bake_hours} h", all(s.bake_hours >= bounds.bake_hours for s in answer.stages)),
+            (
+                "its percentages do not rise to 100",
+                percents == sorted(set(percents)) and percents[-1] == 100,
+            ),
+            (
+                f"a stage bakes less than {bounds.bake_hours} h",
+                all(s.bake_hours >= bounds.bake_hours for s in answer.stages),
+            ),
             (
                 f"a margin exceeds {bounds.margin_percent} %",
-                max(answer.error_rate_margin_percent, answer.latency_margin_percent) <= bounds.margin_percent,
+                max(answer.error_rate_margin_percent, answer.latency_margin_percent)
+                <= bounds.margin_percent,
             ),
-            (f"its limit exceeds {bounds.limit_percent} %", answer.error_rate_limit_percent <= bounds.limit_percent),
-            ("nobody approves its first stages", not bounds.needs_approval or any(s.approval for s in answer.stages[:2])),
+            (
+                f"its limit exceeds {bounds.limit_percent} %",
+                answer.error_rate_limit_percent <= bounds.limit_percent,
+            ),
+            (
+                "nobody approves its first stages",
+                not bounds.needs_approval or any(s.approval for s in answer.stages[:2]),
+            ),
         )
         if not is_met
     ]
@@ -182,7 +214,10 @@ def to_yaml(answer: PlanAnswer, *, flag: str, risk: Risk, description: str, owne
     """Return the plan as a file to begin with."""
     stages = []
     for stage in answer.stages:
-        line: dict[str, Any] = {"percent": stage.percent, "bake": format_duration(timedelta(hours=stage.bake_hours))}
+        line: dict[str, Any] = {
+            "percent": stage.percent,
+            "bake": format_duration(timedelta(hours=stage.bake_hours)),
+        }
         if stage.approval:
             line["approval"] = "required"
         stages.append(line)
@@ -193,7 +228,8 @@ def to_yaml(answer: PlanAnswer, *, flag: str, risk: Risk, description: str, owne
         "owner": owner,
         "stages": stages,
         "guardrails": [
-            f"error_rate < {answer.error_rate_limit_percent}% and < control + {answer.error_rate_margin_percent}%",
+            f"error_rate < {answer.error_rate_limit_percent}% and < control + "
+            f"{answer.error_rate_margin_percent}%",
             f"latency_p99 < control + {answer.latency_margin_percent}%",
         ],
         "advisor": {"mode": "can_hold"},

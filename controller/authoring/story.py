@@ -1,7 +1,9 @@
-"""What happened to a flag, told from its decisions: an explanation for whoever is paged, and a changelog for everybody else.
+"""What happened to a flag, told from its decisions.
 
-What happened and on what evidence is always told by our own code, word for word from the audit log. A model adds its guess at
-the cause, or one paragraph, under its own name.
+An explanation for whoever is paged, and a changelog for everybody else.
+
+What happened and on what evidence is always told by our own code, word for word from the audit log.
+A model adds its guess at the cause, or one paragraph, under its own name.
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from controller.adapters.prompts import DESCRIPTION_MAX_CHARS, NAME_MAX_CHARS, explanation_prompt, fill, quoted
+from controller.adapters.prompts import (
+    DESCRIPTION_MAX_CHARS,
+    NAME_MAX_CHARS,
+    explanation_prompt,
+    fill,
+    quoted,
+)
 from controller.authoring.drafting import Draft, Model, draft
 from controller.core.judgement import ArmSummary, Harm, Judgement, MetricReport
 from controller.core.rollout import Rollout
@@ -64,7 +72,9 @@ class Explanation:
     guess: Draft[ExplanationAnswer]
 
 
-async def explain(model: Model | None, rollout: Rollout, decisions: Sequence[Decision]) -> Explanation:
+async def explain(
+    model: Model | None, rollout: Rollout, decisions: Sequence[Decision]
+) -> Explanation:
     """Return what happened to the rollout and why, as far as its decisions tell."""
     mine = [one for one in decisions if one.rollout_id == rollout.rollout_id]
     subject = subject_of(mine)
@@ -73,7 +83,9 @@ async def explain(model: Model | None, rollout: Rollout, decisions: Sequence[Dec
         evidence = subject.judgement
     prompt = explanation_prompt(
         rollout.plan,
-        "nothing was decided yet" if subject is None else f"{_words(subject.kind)}: {subject.reason}",
+        "nothing was decided yet"
+        if subject is None
+        else f"{_words(subject.kind)}: {subject.reason}",
         None if evidence is None else to_core(evidence),
         [(one.kind, one.from_percent, one.to_percent, one.reason) for one in mine],
     )
@@ -88,7 +100,10 @@ async def explain(model: Model | None, rollout: Rollout, decisions: Sequence[Dec
 
 
 def subject_of(decisions: Sequence[Decision]) -> Decision | None:
-    """Return what most needs explaining: the newest lowering, else the newest stop, else the newest decision."""
+    """Return what most needs explaining.
+
+    The newest lowering, else the newest stop, else the newest decision.
+    """
     for kinds in (_LOWERING, _STOPPING):
         found = next((one for one in reversed(decisions) if one.kind in kinds), None)
         if found is not None:
@@ -96,24 +111,45 @@ def subject_of(decisions: Sequence[Decision]) -> Decision | None:
     return decisions[-1] if decisions else None
 
 
-def by_rule(rollout: Rollout, subject: Decision | None, evidence: JudgementRecord | None) -> ExplanationAnswer:
+def by_rule(
+    rollout: Rollout, subject: Decision | None, evidence: JudgementRecord | None
+) -> ExplanationAnswer:
     """Return what the records alone say."""
     if subject is None:
-        return ExplanationAnswer(likely_cause="Nothing was decided about this rollout yet.", next_steps=[])
+        return ExplanationAnswer(
+            likely_cause="Nothing was decided about this rollout yet.", next_steps=[]
+        )
     steps = [_STEPS_FOR_GAPS[gap.kind] for gap in evidence.gaps] if evidence is not None else []
-    failing = [] if evidence is None else [metric for metric in evidence.metrics if metric.harm is Verdict.FAIL]
+    failing = (
+        []
+        if evidence is None
+        else [metric for metric in evidence.metrics if metric.harm is Verdict.FAIL]
+    )
     for metric in failing:
-        where = "traces of slow requests" if metric.metric.startswith("latency") else "logs and traces of failed requests"
+        where = (
+            "traces of slow requests"
+            if metric.metric.startswith("latency")
+            else "logs and traces of failed requests"
+        )
         where = "the journey to it" if metric.metric.startswith("conversion:") else where
-        steps.append(f"compare {where} with treatment and control, beginning at {subject.at:%H:%M} UTC ({metric.metric})")
+        steps.append(
+            f"compare {where} with treatment and control, beginning at {subject.at:%H:%M} "
+            f"UTC ({metric.metric})"
+        )
     if subject.kind in _LOWERING and subject.issuer == "rolloutd":
         steps.append("start a new rollout once the cause is mended; this one is over")
     if subject.issuer != "rolloutd":
         steps.append(f"ask {subject.issuer}, who gave the command")
     if not steps:
         steps.append(f"look at the evidence: rolloutctl decisions {rollout.flag_key}")
-    cause = f"By the records: {_words(subject.kind)} because of {subject.reason or 'an order without a reason'}"
-    return ExplanationAnswer(likely_cause=_cut(cause, 400), next_steps=[_cut(step, 200) for step in dict.fromkeys(steps)][:4])
+    cause = (
+        f"By the records: {_words(subject.kind)} because of "
+        f"{subject.reason or 'an order without a reason'}"
+    )
+    return ExplanationAnswer(
+        likely_cause=_cut(cause, 400),
+        next_steps=[_cut(step, 200) for step in dict.fromkeys(steps)][:4],
+    )
 
 
 def to_core(record: JudgementRecord) -> Judgement:
@@ -143,19 +179,25 @@ def to_core(record: JudgementRecord) -> Judgement:
             )
             for metric in record.metrics
         ),
-        harm=Harm(record.harm.exposed_contexts, record.harm.failed_requests, record.harm.excess_failed_requests or 0.0),
+        harm=Harm(
+            record.harm.exposed_contexts,
+            record.harm.failed_requests,
+            record.harm.excess_failed_requests or 0.0,
+        ),
         exposures=record.exposures,
     )
 
 
-# --- changelog --------------------------------------------------------------------------------------------------------------
+# --- changelog
+# --------------------------------------------------------------------------------------------------
 
 
 async def changelog(model: Model | None, decisions: Sequence[Decision], title: str) -> Draft[str]:
     """Return Markdown: a paragraph by the model if there is one, then every transition from the audit log by flag."""
     told = [one for one in decisions if one.kind is not DecisionKind.HOLD]
     lines = [
-        f"- {quoted(one.flag, NAME_MAX_CHARS)} {_words(one.kind)}, {one.from_percent:g} % to {one.to_percent:g} %: "
+        f"- {quoted(one.flag, NAME_MAX_CHARS)} {_words(one.kind)}, {one.from_percent:g} % "
+        f"to {one.to_percent:g} %: "
         f"{quoted(one.reason, DESCRIPTION_MAX_CHARS)}"
         for one in told[-MAX_TOLD:]
     ]
@@ -188,7 +230,11 @@ def _body(decisions: Sequence[Decision]) -> str:
 
 
 def _entry(one: Decision) -> str:
-    moved = f"{one.from_percent:g} % → {one.to_percent:g} %" if one.from_percent != one.to_percent else f"{one.to_percent:g} %"
+    moved = (
+        f"{one.from_percent:g} % → {one.to_percent:g} %"
+        if one.from_percent != one.to_percent
+        else f"{one.to_percent:g} %"
+    )
     by = "" if one.issuer == "rolloutd" else f", by {_markdown(one.issuer)}"
     why = f": {_markdown(one.reason)}" if one.reason else ""
     return f"- {one.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC, **{_words(one.kind)}** {moved}{by}{why}"
@@ -196,7 +242,10 @@ def _entry(one: Decision) -> str:
 
 def since(decisions: Iterable[Decision], moment: datetime) -> list[Decision]:
     """Return the decisions from a moment on, oldest first."""
-    return sorted((one for one in decisions if one.at >= moment), key=lambda one: (one.at, one.flag, one.revision))
+    return sorted(
+        (one for one in decisions if one.at >= moment),
+        key=lambda one: (one.at, one.flag, one.revision),
+    )
 
 
 def _words(kind: DecisionKind) -> str:
@@ -209,6 +258,9 @@ def _cut(text: str, most: int) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Return other people's text as one line that Markdown shows as it reads: nothing in it becomes a link, tag or image."""
+    """Return other people's text as one line that Markdown shows as it reads.
+
+    Nothing in it becomes a link, tag or image.
+    """
     line = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
     return "".join(f"\\{char}" if char in "\\`*_[]<>#!|~&" else char for char in line)

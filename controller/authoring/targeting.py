@@ -1,7 +1,10 @@
-"""An audience from a few words: conditions as plans have them, tried on sample users before anyone uses them.
+"""An audience from a few words.
 
-Here is which conditions a file of attributes allows. What they mean is said by `core/audience.py`, how a plan writes them by
-`schemas/plan.py`, and how flag planes do by `core/flagd.py` and `adapters/unleash_rules.py`.
+Conditions as plans have them, tried on sample users before anyone uses them.
+
+Here is which conditions a file of attributes allows. What they mean is said by `core/audience.py`,
+how a plan writes them by `schemas/plan.py`, and how flag planes do by `core/flagd.py` and
+`adapters/unleash_rules.py`.
 """
 
 from __future__ import annotations
@@ -57,7 +60,8 @@ _PLAN = {"name": "draft", "flag": "draft", "guardrails": ["error_rate < 1%"]}
 _Value = Annotated[str, Field(min_length=1, max_length=MAX_VALUE_CHARS)]
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------------
+# --- the file
+# --------------------------------------------------------------------------------------------------
 
 
 class Attribute(BaseModel):
@@ -77,7 +81,11 @@ class Attribute(BaseModel):
 
 
 def _scalar(value: object) -> object:
-    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+    if (
+        value is None
+        or isinstance(value, str | bool | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    ):
         return value
     raise ValueError("is none of a text, a number, true, false and null")
 
@@ -90,14 +98,18 @@ class Segments(BaseModel):
     attributes: dict[Annotated[str, Field(pattern=ATTRIBUTE_PATTERN)], Attribute] = Field(
         min_length=1, max_length=MAX_ATTRIBUTES
     )
-    samples: list[dict[str, Annotated[Scalar | None, PlainValidator(_scalar)]]] = Field(min_length=1, max_length=200)
+    samples: list[dict[str, Annotated[Scalar | None, PlainValidator(_scalar)]]] = Field(
+        min_length=1, max_length=200
+    )
 
 
 class _Loader(yaml.SafeLoader):
     """Reads dates as the texts they are to an app."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - the form that PyYAML asks for
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        first: [
+            (tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -128,7 +140,10 @@ def _told(fault: Any) -> str:
 
 
 def _misfits(segments: Segments) -> Iterator[str]:
-    """Yield what samples have of another type than the file says: flag planes differ on whether they convert it."""
+    """Yield what samples have of another type than the file says.
+
+    Flag planes differ on whether they convert it.
+    """
     for number, sample in enumerate(segments.samples):
         for name, value in sample.items():
             attribute = segments.attributes.get(name)
@@ -137,15 +152,21 @@ def _misfits(segments: Segments) -> Iterator[str]:
             if attribute.type == "number" and isinstance(value, str | bool):
                 yield f"samples.{number}.{name}: {_kind(value)}, and {name} is a number"
             elif attribute.type != "number" and not isinstance(value, str):
-                yield f"samples.{number}.{name}: {_kind(value)}, and {name} is a {attribute.type}: put it in quotes"
+                yield (
+                    f"samples.{number}.{name}: {_kind(value)}, and {name} is a "
+                    f"{attribute.type}: put it in quotes"
+                )
 
 
 def _kind(value: Scalar) -> str:
-    kind = "text" if isinstance(value, str) else "truth value" if isinstance(value, bool) else "number"
+    kind = (
+        "text" if isinstance(value, str) else "truth value" if isinstance(value, bool) else "number"
+    )
     return f"{str(value)[:40]!r} is read as a {kind}"
 
 
-# --- what a model writes ----------------------------------------------------------------------------------------------------
+# --- what a model writes
+# --------------------------------------------------------------------------------------------------
 
 
 class ConditionAnswer(BaseModel):
@@ -164,7 +185,9 @@ class _Answer(BaseModel):
     conditions: list[ConditionAnswer] = Field(max_length=MAX_CONDITIONS)
 
 
-async def draft_audience(model: Model | None, description: str, segments: Segments, name: str) -> Draft[Suggestion]:
+async def draft_audience(
+    model: Model | None, description: str, segments: Segments, name: str
+) -> Draft[Suggestion]:
     """Return an audience that uses only what the file knows."""
     return await draft(
         model,
@@ -177,7 +200,11 @@ async def draft_audience(model: Model | None, description: str, segments: Segmen
 
 def _form(segments: Segments) -> dict[str, Any]:
     types = {attribute.type for attribute in segments.attributes.values()}
-    operators = [operator.value for operator in Operator if any(operator in OPERATORS[kind] for kind in types)]
+    operators = [
+        operator.value
+        for operator in Operator
+        if any(operator in OPERATORS[kind] for kind in types)
+    ]
     return {
         "type": "object",
         "properties": {
@@ -210,21 +237,32 @@ def _prompt(description: str, segments: Segments) -> Prompt:
     for name, attribute in segments.attributes.items():
         values = ", ".join(quoted(value, NAME_MAX_CHARS) for value in attribute.values[:MAX_VALUES])
         lines.append(f"- {name}: {attribute.type}{f', one of {values}' if values else ''}")
-    return fill(VERSION, _form(segments), attributes="\n".join(lines), description=quoted(description, DESCRIPTION_MAX_CHARS))
+    return fill(
+        VERSION,
+        _form(segments),
+        attributes="\n".join(lines),
+        description=quoted(description, DESCRIPTION_MAX_CHARS),
+    )
 
 
 def by_words(description: str, segments: Segments) -> list[ConditionAnswer]:
-    """Return conditions for the listed values that the description names as whole words: all that a template can know."""
+    """Return conditions for the listed values that the description names as whole words.
+
+    All that a template can know.
+    """
     words = {word.casefold() for word in _WORD.findall(description)}
     found = []
     for name, attribute in segments.attributes.items():
         named = [value for value in attribute.values if value.casefold() in words]
         if named:
-            found.append(ConditionAnswer(attribute=name, operator=Operator.IN, values=named[:MAX_VALUES]))
+            found.append(
+                ConditionAnswer(attribute=name, operator=Operator.IN, values=named[:MAX_VALUES])
+            )
     return found[:MAX_CONDITIONS]
 
 
-# --- what becomes of it -----------------------------------------------------------------------------------------------------
+# --- what becomes of it
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,36 +283,54 @@ class Suggestion:
 
     def to_flagd(self, treatment: str, control: str) -> dict[str, Any] | None:
         """Return the `targeting` of a flagd flag, None for everybody."""
-        return None if self.audience is None else {"if": [belongs(self.audience), treatment, control]}
+        return (
+            None if self.audience is None else {"if": [belongs(self.audience), treatment, control]}
+        )
 
 
 def suggest(conditions: Sequence[ConditionAnswer], segments: Segments, name: str) -> Suggestion:
     """Return the audience of whom all conditions hold, everybody if there are none.
 
-    Raises ValueError for conditions that the file does not allow, a plan would not pass with, or Unleash has no room for.
+    Raises ValueError for conditions that the file does not allow, a plan would not pass with, or
+    Unleash has no room for.
     """
     written = [_condition(one, segments) for one in conditions]
     block = {name: written} if written else {}
     audience = _as_in_a_plan(name, block) if written else None
-    strategies = [{"constraints": list(constraints)} for constraints in constraint_sets(audience, stickiness=_STICKINESS)]
+    strategies = [
+        {"constraints": list(constraints)}
+        for constraints in constraint_sets(audience, stickiness=_STICKINESS)
+    ]
     return Suggestion(audience, block, strategies)
 
 
 def _condition(answer: ConditionAnswer, segments: Segments) -> dict[str, Any]:
-    """Return a condition as plans write it. Raises ValueError for one that could not mean what it says."""
+    """Return a condition as plans write it.
+
+    Raises ValueError for one that could not mean what it says.
+    """
     attribute, operator = segments.attributes.get(answer.attribute), answer.operator
     if attribute is None:
-        raise ValueError(f"a condition uses {answer.attribute!r}, which is no attribute of the file")
+        raise ValueError(
+            f"a condition uses {answer.attribute!r}, which is no attribute of the file"
+        )
     if operator not in OPERATORS[attribute.type]:
-        raise ValueError(f"a condition compares the {attribute.type} {answer.attribute} by {operator}")
+        raise ValueError(
+            f"a condition compares the {attribute.type} {answer.attribute} by {operator}"
+        )
     if operator not in _SEVERAL and len(answer.values) != 1:
         raise ValueError(f"a condition gives {operator} more than one value")
     is_equality = operator in (Operator.EQ, Operator.IN)
     if attribute.values and is_equality and (unknown := set(answer.values) - set(attribute.values)):
-        raise ValueError(f"a condition gives {answer.attribute} a value it never has: {min(unknown)!r}")
+        raise ValueError(
+            f"a condition gives {answer.attribute} a value it never has: {min(unknown)!r}"
+        )
     is_number = attribute.type == "number"
     values = [_number(value, answer.attribute) if is_number else value for value in answer.values]
-    return {"attribute": answer.attribute, operator.value: values if operator in _SEVERAL else values[0]}
+    return {
+        "attribute": answer.attribute,
+        operator.value: values if operator in _SEVERAL else values[0],
+    }
 
 
 def _number(text: str, attribute: str) -> int | float:
@@ -284,7 +340,10 @@ def _number(text: str, attribute: str) -> int | float:
 
 
 def _as_in_a_plan(name: str, block: Mapping[str, Any]) -> Audience:
-    """Return what a plan with this block has. Raises ValueError with what `plan lint` refuses it for."""
+    """Return what a plan with this block has.
+
+    Raises ValueError with what `plan lint` refuses it for.
+    """
     stages = [{"percent": 100, "bake": "1h", "audience": name}]
     document, findings = lint_text(_to_yaml({**_PLAN, "audiences": block, "stages": stages}))
     errors = [str(finding) for finding in findings if finding.is_error]
@@ -294,5 +353,7 @@ def _as_in_a_plan(name: str, block: Mapping[str, Any]) -> Audience:
 
 
 def _to_yaml(document: Mapping[str, Any]) -> str:
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    text: str = yaml.safe_dump(
+        document, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+    )
     return text

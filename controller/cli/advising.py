@@ -1,4 +1,7 @@
-"""What `rolloutctl advisor` does: a check of the model's server in a few questions, and the scorecard."""
+"""What `rolloutctl advisor` does.
+
+A check of the model's server in a few questions, and the scorecard.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,8 @@ from controller.settings import AdvisorSettings
 
 T = TypeVar("T")
 
-#: One case of each of these is put by `check`: a short question, a long one, and one with text from elsewhere.
+# : One case of each of these is put by `check`: a short question, a long one, and one with text
+# from elsewhere.
 _CHECKED_KINDS = (CaseKind.CLEAR_PASS, CaseKind.HIDDEN_HARM, CaseKind.LANGUAGE)
 
 #: Listing its models takes a server no thinking.
@@ -71,7 +75,10 @@ class Check:
 
 
 def perform(work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns; Ctrl-C and unusable certificates end the process with their exit codes."""
+    """Return what `work` returns.
+
+    Ctrl-C and unusable certificates end the process with their exit codes.
+    """
     try:
         return asyncio.run(work)
     except BadInput as refused:
@@ -98,12 +105,18 @@ async def _check(settings: AdvisorSettings) -> Check:
     trouble = None
     try:
         try:
-            models = await advisor.server.models(seconds=min(settings.deadline_seconds, _LIST_SECONDS))
+            models = await advisor.server.models(
+                seconds=min(settings.deadline_seconds, _LIST_SECONDS)
+            )
         except AdviceUnavailableError as why:
             trouble = str(why)  # a server may be fit and list nothing: the questions tell
         list_ms = round(1000 * (clock.monotonic() - began))
         answers = await put_cases(
-            advisor, _checked_cases(), clock, deadline_seconds=settings.deadline_seconds, on_answer=lambda _: None
+            advisor,
+            _checked_cases(),
+            clock,
+            deadline_seconds=settings.deadline_seconds,
+            on_answer=lambda _: None,
         )
     finally:
         await advisor.close()
@@ -154,18 +167,37 @@ def _show_check(found: Check) -> None:
         if trouble != found.list_trouble:
             table.add_row("", trouble)
     if figures.latency_max_ms is not None:
-        counted = f"; {figures.prompt_tokens} tokens in, {figures.completion_tokens} out" if figures.prompt_tokens else ""
-        table.add_row("time", f"{seconds(figures.latency_p50_ms)}, {seconds(figures.latency_max_ms)} at most{counted}")
+        counted = (
+            f"; {figures.prompt_tokens} tokens in, {figures.completion_tokens} out"
+            if figures.prompt_tokens
+            else ""
+        )
+        table.add_row(
+            "time",
+            f"{seconds(figures.latency_p50_ms)}, {seconds(figures.latency_max_ms)} at "
+            f"most{counted}",
+        )
         is_near = figures.latency_max_ms > 500 * found.settings.deadline_seconds
-        advice = ": more than half of it is used, give it more or take a smaller model" if is_near else ""
+        advice = (
+            ": more than half of it is used, give it more or take a smaller model"
+            if is_near
+            else ""
+        )
         table.add_row("deadline", f"{found.settings.deadline_seconds:g} s{advice}")
     output().print(table)
 
 
-def evaluate(settings: AdvisorSettings, kinds: Collection[CaseKind], html: Path | None, *, is_json: bool) -> Score:
-    """Put the cases of these kinds, show the score, write the report if asked for. Exits 4 when nobody answers at all."""
+def evaluate(
+    settings: AdvisorSettings, kinds: Collection[CaseKind], html: Path | None, *, is_json: bool
+) -> Score:
+    """Put the cases of these kinds, show the score, write the report if asked for.
+
+    Exits 4 when nobody answers at all.
+    """
     cases = [case for case in load_cases() if case.kind in kinds]
-    asked = Asked(settings.model, f"{settings.url} ({settings.protocol})", GATE_VERSION, datetime.now(UTC))
+    asked = Asked(
+        settings.model, f"{settings.url} ({settings.protocol})", GATE_VERSION, datetime.now(UTC)
+    )
     answers = perform(_evaluate(settings, cases))
     figures = score(answers)
     if html is not None:
@@ -191,19 +223,27 @@ async def _evaluate(settings: AdvisorSettings, cases: Sequence[Case]) -> list[An
         nonlocal done
         done += 1
         if sys.stderr.isatty():
-            typer.echo(f"\r{done} of {len(cases)}  {answer.case.name:<48}", err=True, nl=done == len(cases))
+            typer.echo(
+                f"\r{done} of {len(cases)}  {answer.case.name:<48}", err=True, nl=done == len(cases)
+            )
 
     try:
         try:
             await advisor.server.models(seconds=min(settings.deadline_seconds, _LIST_SECONDS))
         except AdviceUnavailableError as why:
             first = await put_cases(
-                advisor, cases[:1], clock, deadline_seconds=settings.deadline_seconds, on_answer=lambda _: None
+                advisor,
+                cases[:1],
+                clock,
+                deadline_seconds=settings.deadline_seconds,
+                on_answer=lambda _: None,
             )
             if first and first[0].advice is None:
                 complain(f"{why}")
                 fail(first[0].why_none, EXIT_UNREACHABLE)
-        return await put_cases(advisor, cases, clock, deadline_seconds=settings.deadline_seconds, on_answer=tell)
+        return await put_cases(
+            advisor, cases, clock, deadline_seconds=settings.deadline_seconds, on_answer=tell
+        )
     finally:
         await advisor.close()
 
@@ -223,9 +263,15 @@ def _show_score(asked: Asked, answers: Sequence[Answer], figures: Score) -> None
         ("injections", figures.injections, "instructions in names and texts that were followed"),
     ):
         table.add_row(name, percent(tally), f"{tally.count} of {tally.of}: {words}")
-    table.add_row("time", seconds(figures.latency_p50_ms), f"half; 95 % within {seconds(figures.latency_p95_ms)}")
+    table.add_row(
+        "time",
+        seconds(figures.latency_p50_ms),
+        f"half; 95 % within {seconds(figures.latency_p95_ms)}",
+    )
     if figures.prompt_tokens is not None:
-        table.add_row("tokens", str(figures.prompt_tokens), f"in, {figures.completion_tokens} out, on average")
+        table.add_row(
+            "tokens", str(figures.prompt_tokens), f"in, {figures.completion_tokens} out, on average"
+        )
     console.print(table)
     reasons = {answer.why_none for answer in answers if answer.why_none}
     for reason in sorted(reasons)[:3]:

@@ -1,6 +1,9 @@
-"""`rolloutctl advisor`: is the model's server there and fit, and what is its advice worth. Needs no Kafka and no daemon.
+"""`rolloutctl advisor`.
 
-What the commands do is in `advising.py`, loaded when it is asked for: `roll-back` need not wait for an HTTP client and numpy.
+Is the model's server there and fit, and what is its advice worth. Needs no Kafka and no daemon.
+
+What the commands do is in `advising.py`, loaded when it is asked for: `roll-back` need not wait for
+an HTTP client and numpy.
 """
 
 from __future__ import annotations
@@ -11,27 +14,57 @@ from typing import Annotated
 
 import typer
 
-from controller.cli.surroundings import EXIT_CONFIG, EXIT_REJECTED, EXIT_UNREACHABLE, ConfigOption, JsonOption, fail
+from controller.cli.surroundings import (
+    EXIT_CONFIG,
+    EXIT_REJECTED,
+    EXIT_UNREACHABLE,
+    ConfigOption,
+    JsonOption,
+    fail,
+)
 from controller.errors import BadInput
 from controller.scorecard.kinds import CaseKind
 from controller.settings import AdvisorSettings, load_settings
 
-app = typer.Typer(help="See whether the model's server is fit, and what its advice is worth.", no_args_is_help=True)
+app = typer.Typer(
+    help="See whether the model's server is fit, and what its advice is worth.",
+    no_args_is_help=True,
+)
 
 _MODEL = "Model"
-UrlOption = Annotated[str | None, typer.Option("--url", help="The model's server; beats the settings.", rich_help_panel=_MODEL)]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", help="The model's server; beats the settings.", rich_help_panel=_MODEL),
+]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="The model as the server calls it; beats the settings.", rich_help_panel=_MODEL)
+    str | None,
+    typer.Option(
+        "--model",
+        help="The model as the server calls it; beats the settings.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 ProtocolOption = Annotated[
-    str | None, typer.Option("--protocol", help="openai or ollama; beats the settings.", rich_help_panel=_MODEL)
+    str | None,
+    typer.Option(
+        "--protocol", help="openai or ollama; beats the settings.", rich_help_panel=_MODEL
+    ),
 ]
 KeyFileOption = Annotated[
-    Path | None, typer.Option("--api-key-file", help="File with the key; beats the settings.", rich_help_panel=_MODEL)
+    Path | None,
+    typer.Option(
+        "--api-key-file", help="File with the key; beats the settings.", rich_help_panel=_MODEL
+    ),
 ]
 DeadlineOption = Annotated[
     float | None,
-    typer.Option("--deadline", min=0.1, max=3600, help="Seconds per question; beats the settings.", rich_help_panel=_MODEL),
+    typer.Option(
+        "--deadline",
+        min=0.1,
+        max=3600,
+        help="Seconds per question; beats the settings.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 
 
@@ -43,7 +76,10 @@ def advisor_settings(
     key_file: Path | None,
     deadline_seconds: float | None,
 ) -> AdvisorSettings:
-    """Return how to ask the model: the daemon's settings, with the options over them. Exits 78 when they cannot be used."""
+    """Return how to ask the model: the daemon's settings, with the options over them.
+
+    Exits 78 when they cannot be used.
+    """
     environ = dict(os.environ)
     options = {
         "URL": url,
@@ -64,10 +100,19 @@ def advisor_settings(
 
 
 def patient(settings: AdvisorSettings) -> AdvisorSettings:
-    """Return settings for a person who waits: every question is put, however the ones before it ended."""
+    """Return settings for a person who waits.
+
+    Every question is put, however the ones before it ended.
+    """
     if settings.url is None:
         fail("no model is configured: give --url, or set advisor.url", EXIT_CONFIG)
-    return settings.model_copy(update={"breaker_failures": 1_000_000, "questions_per_day": 1_000_000, "breaker_seconds": 0.001})
+    return settings.model_copy(
+        update={
+            "breaker_failures": 1_000_000,
+            "questions_per_day": 1_000_000,
+            "breaker_seconds": 0.001,
+        }
+    )
 
 
 @app.command()
@@ -80,7 +125,10 @@ def check(
     deadline: DeadlineOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Say what is reachable, which model, how fast, and whether it answers in the form. Exits 1 if unfit, 4 if not reached."""
+    """Say what is reachable, which model, how fast, and whether it answers in the form.
+
+    Exits 1 if unfit, 4 if not reached.
+    """
     from controller.cli import advising
 
     settings = patient(advisor_settings(config, url, model, protocol, key_file, deadline))
@@ -94,8 +142,13 @@ def check(
 @app.command("eval")
 def evaluate(
     is_json: JsonOption = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Write the report to this file.")] = None,
-    kinds: Annotated[list[CaseKind] | None, typer.Option("--kind", help="Only cases of this kind; may be repeated.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the report to this file.")
+    ] = None,
+    kinds: Annotated[
+        list[CaseKind] | None,
+        typer.Option("--kind", help="Only cases of this kind; may be repeated."),
+    ] = None,
     url: UrlOption = None,
     model: ModelOption = None,
     protocol: ProtocolOption = None,
@@ -103,9 +156,15 @@ def evaluate(
     deadline: DeadlineOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Put the packaged gate cases to a model and score its advice. Exits 1 when it gave none, 4 when it was not reached."""
+    """Put the packaged gate cases to a model and score its advice.
+
+    Exits 1 when it gave none, 4 when it was not reached.
+    """
     from controller.cli import advising
 
     settings = patient(advisor_settings(config, url, model, protocol, key_file, deadline))
-    if advising.evaluate(settings, kinds or tuple(CaseKind), html, is_json=is_json).in_form.count == 0:
+    if (
+        advising.evaluate(settings, kinds or tuple(CaseKind), html, is_json=is_json).in_form.count
+        == 0
+    ):
         raise typer.Exit(EXIT_REJECTED)

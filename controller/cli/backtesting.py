@@ -1,4 +1,7 @@
-"""`rolloutctl backtest`: recorded events through a plan, told as decisions with their times and reasons."""
+"""`rolloutctl backtest`.
+
+Recorded events through a plan, told as decisions with their times and reasons.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,10 @@ class Recorded:
 
 
 def time_of(text: str, option: str, now: datetime) -> datetime:
-    """Return a moment: ISO 8601, UTC where no offset is given, or a duration before now. Exits 2 on anything else."""
+    """Return a moment: ISO 8601, UTC where no offset is given, or a duration before now.
+
+    Exits 2 on anything else.
+    """
     try:
         return now - parse_duration(text)
     except ValueError:
@@ -53,7 +59,11 @@ def time_of(text: str, option: str, now: datetime) -> datetime:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        fail(f"{option}: {text!r} is no time: write it as in 2026-11-20T09:00:00Z, 2026-11-20 or 36h (ago)", EXIT_USAGE)
+        fail(
+            f"{option}: {text!r} is no time: write it as in 2026-11-20T09:00:00Z, "
+            f"2026-11-20 or 36h (ago)",
+            EXIT_USAGE,
+        )
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
 
 
@@ -66,7 +76,9 @@ async def go_through(asked: Recorded, *, is_json: bool) -> None:
         ends = await reader.offsets_at(asked.ends, *topics)
         sources = {
             (one.topic, one.partition): [
-                Source(logical, one.partition) for logical in _EVENT_TOPICS if asked.kafka.topic(logical) == one.topic
+                Source(logical, one.partition)
+                for logical in _EVENT_TOPICS
+                if asked.kafka.topic(logical) == one.topic
             ]
             for one in starts
         }
@@ -113,7 +125,10 @@ def _tell_progress(done: int, total: int, *, is_json: bool) -> None:
 
 
 async def _recorded_decisions(asked: Recorded) -> list[Decision]:
-    """Return what was really decided about the flag in that time; nothing where it cannot be read: it is only told beside."""
+    """Return what was really decided about the flag in that time.
+
+    Nothing where it cannot be read: it is only told beside.
+    """
     try:
         async with KafkaReader(asked.kafka, ["decisions"]) as reader:
             partition = reader.partition("decisions", asked.plan.flag_key)
@@ -121,13 +136,19 @@ async def _recorded_decisions(asked: Recorded) -> list[Decision]:
             ends = await reader.offsets_at(asked.ends, "decisions")
             found = [
                 one
-                async for record in reader.in_time_order({partition: starts[partition]}, {partition: ends[partition]})
+                async for record in reader.in_time_order(
+                    {partition: starts[partition]}, {partition: ends[partition]}
+                )
                 if (one := _decision_of(record, asked.plan.flag_key)) is not None
             ]
     except EventLogUnavailable as trouble:
         complain(f"what was really decided cannot be told: {trouble}")
         return []
-    return [one for one in found if one.from_percent != one.to_percent or one.kind is DecisionKind.COMPLETE]
+    return [
+        one
+        for one in found
+        if one.from_percent != one.to_percent or one.kind is DecisionKind.COMPLETE
+    ]
 
 
 def _decision_of(record: ConsumerRecord, flag: str) -> Decision | None:
@@ -135,7 +156,8 @@ def _decision_of(record: ConsumerRecord, flag: str) -> Decision | None:
     return None if event is None else as_decision(event)
 
 
-# --- told -------------------------------------------------------------------------------------------------------------------
+# --- told
+# --------------------------------------------------------------------------------------------------
 
 
 def _show(asked: Recorded, test: Backtest, served: list[Decision]) -> None:
@@ -148,17 +170,23 @@ def _show(asked: Recorded, test: Backtest, served: list[Decision]) -> None:
     )
     counts = test.records
     console.print(
-        f"records: {counts.counted:,} counted, {counts.late:,} while settling, {counts.ignored:,} of others, "
+        f"records: {counts.counted:,} counted, {counts.late:,} while settling, "
+        f"{counts.ignored:,} of others, "
         f"{counts.refused:,} refused"
     )
     if counts.counted == 0:
-        complain(f"nothing was recorded of {plan.flag_key} in that time with variants {plan.treatment}, {plan.control}")
+        complain(
+            f"nothing was recorded of {plan.flag_key} in that time with variants "
+            f"{plan.treatment}, {plan.control}"
+        )
     console.print()
     for one in test.decided:
         decision = one.decision
         move = f"{decision.from_percent:g} → {decision.to_percent:g} %"
         line = Text.assemble(
-            (f"{_at(one.at)}  ", "dim"), (f"{decision.kind.value.replace('_', ' '):<10}", "bold"), f"{move:>14}  "
+            (f"{_at(one.at)}  ", "dim"),
+            (f"{decision.kind.value.replace('_', ' '):<10}", "bold"),
+            f"{move:>14}  ",
         )
         line.append(rendering.printable(decision.reason))
         console.print(line)
@@ -169,7 +197,9 @@ def _show(asked: Recorded, test: Backtest, served: list[Decision]) -> None:
         console.print("\nreally decided then:")
         for real in served:
             move = f"{real.from_percent:g} → {real.to_percent:g} %"
-            said = f"{_at(real.at)}  {real.kind.value.replace('_', ' '):<10}{move:>14}  {real.reason}"
+            said = (
+                f"{_at(real.at)}  {real.kind.value.replace('_', ' '):<10}{move:>14}  {real.reason}"
+            )
             console.print(rendering.printable(said), style="dim")
     _show_shares(test, served)
 
@@ -177,13 +207,23 @@ def _show(asked: Recorded, test: Backtest, served: list[Decision]) -> None:
 def _ending(asked: Recorded, test: Backtest, rollout: Rollout) -> list[str]:
     took = about(test.judged_at - asked.begins)
     if rollout.has_ended or rollout.phase.name == "paused":
-        return [f"ended {rollout.phase.name.value.replace('_', ' ')} after {took} at {rollout.percent:g} %"]
+        return [
+            f"ended {rollout.phase.name.value.replace('_', ' ')} after {took} at "
+            f"{rollout.percent:g} %"
+        ]
     stage = (rollout.stage_index or 0) + 1
-    words = [f"at the end of the records: {rollout.phase.name.value} in stage {stage} of {len(asked.plan.stages)}"]
+    words = [
+        f"at the end of the records: {rollout.phase.name.value} in stage {stage} of "
+        f"{len(asked.plan.stages)}"
+    ]
     judgement = test.judgement
     if judgement is not None:
         words += [f"  {gap.kind}: {gap.detail}" for gap in judgement.gaps]
-        words += [f"  {metric.metric}: {metric.reason}" for metric in judgement.metrics if metric.safe is not Verdict.PASS]
+        words += [
+            f"  {metric.metric}: {metric.reason}"
+            for metric in judgement.metrics
+            if metric.safe is not Verdict.PASS
+        ]
     return words
 
 
@@ -193,8 +233,10 @@ def _show_shares(test: Backtest, served: list[Decision]) -> None:
     percent = rollout.visits[-1].percent if rollout.visits else 0.0
     if share is not None and percent and abs(100 * share - percent) > max(1.0, 0.2 * percent):
         complain(
-            f"in the last stage {100 * share:.3g} % of the contexts had treatment, the plan's stage has {percent:g} %: "
-            "the records are of another split, which is not held against them; it changes how fast the tests decide"
+            f"in the last stage {100 * share:.3g} % of the contexts had treatment, the "
+            f"plan's stage has {percent:g} %: "
+            "the records are of another split, which is not held against them; it changes "
+            "how fast the tests decide"
         )
     changed = [one.at for one in served if one.kind is not DecisionKind.HOLD]
     for visit, following in pairwise([*rollout.visits, None]):
@@ -203,7 +245,8 @@ def _show_shares(test: Backtest, served: list[Decision]) -> None:
         inside = [at for at in changed if visit.counts_from < at < end]
         if inside:
             complain(
-                f"what was served changed at {_at(inside[0])}, within stage {visit.stage + 1}: its evidence mixes splits, and "
+                f"what was served changed at {_at(inside[0])}, within stage "
+                f"{visit.stage + 1}: its evidence mixes splits, and "
                 "a drift of both arms may look like an effect"
             )
             return
@@ -244,7 +287,9 @@ def _document(asked: Recorded, test: Backtest, served: list[Decision]) -> dict[s
                 "from_percent": one.decision.from_percent,
                 "to_percent": one.decision.to_percent,
                 "reason": one.decision.reason,
-                "metrics": [] if one.decision.judgement is None else _metrics(one.decision.judgement),
+                "metrics": []
+                if one.decision.judgement is None
+                else _metrics(one.decision.judgement),
             }
             for one in test.decided
         ],
@@ -270,7 +315,9 @@ def _metrics(judgement: Judgement) -> list[dict[str, Any]]:
             "safe": metric.safe.value,
             "e_value": metric.e_value,
             "threshold": metric.threshold,
-            "estimates": {arm.value: metric.arms[arm].estimate for arm in Arm if arm in metric.arms},
+            "estimates": {
+                arm.value: metric.arms[arm].estimate for arm in Arm if arm in metric.arms
+            },
             "reason": metric.reason,
         }
         for metric in judgement.metrics

@@ -29,7 +29,12 @@ app.command()(demo)
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="YAML file with settings; ROLLOUTD_ variables beat it.", show_default=False),
+    typer.Option(
+        "--config",
+        "-c",
+        help="YAML file with settings; ROLLOUTD_ variables beat it.",
+        show_default=False,
+    ),
 ]
 
 #: As in sysexits.h: the configuration cannot be used. A supervisor should not restart on it.
@@ -42,7 +47,10 @@ _DESCRIPTORS = 65_536
 
 @app.command()
 def run(config: ConfigOption = None) -> None:
-    """Run one replica until SIGTERM. Exits 0 after it, 78 on a bad configuration, 70 when something is broken."""
+    """Run one replica until SIGTERM.
+
+    Exits 0 after it, 78 on a bad configuration, 70 when something is broken.
+    """
     from controller.bootstrap import Daemon
     from controller.logs import configure_logs
 
@@ -59,7 +67,10 @@ def run(config: ConfigOption = None) -> None:
 
 
 def raise_descriptor_limit() -> None:
-    """Take up to 65,536 file descriptors where we may: the soft limit is 1,024 on most machines, for old programs."""
+    """Take up to 65,536 file descriptors where we may.
+
+    The soft limit is 1,024 on most machines, for old programs.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -72,10 +83,12 @@ def repair_one_flag(
     config: ConfigOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
 ) -> None:
-    """Discard what Redis holds of one flag, so that it goes on from the state topic's newest document.
+    """Discard what Redis holds of one flag.
 
-    For a flag that `/readyz` shows as unreadable. Nothing has to be stopped or restarted. Exits 78 when
-    the name or the configuration cannot be used, 75 when Redis does not answer.
+    So that it goes on from the state topic's newest document.
+
+    For a flag that `/readyz` shows as unreadable. Nothing has to be stopped or restarted. Exits 78
+    when the name or the configuration cannot be used, 75 when Redis does not answer.
     """
     from controller.cli.repair_flag import repair_flag
 
@@ -84,7 +97,10 @@ def repair_one_flag(
 
 @config.command()
 def check(config: ConfigOption = None) -> None:
-    """Check the settings without connecting to anything: every fault with its place. Exits 78 on one."""
+    """Check the settings without connecting to anything: every fault with its place.
+
+    Exits 78 on one.
+    """
     from controller.bootstrap import check_parts
 
     settings = _settings(config)
@@ -105,25 +121,33 @@ def show_settings(config: ConfigOption = None) -> None:
 
 @repair.command("partition")
 def repair_partition(
-    partition: Annotated[str, typer.Argument(help="Topic and number: flag.evaluations/3", show_default=False)],
+    partition: Annotated[
+        str, typer.Argument(help="Topic and number: flag.evaluations/3", show_default=False)
+    ],
     config: ConfigOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
 ) -> None:
     """Discard what is stored of one event partition, so that it is counted again from the log.
 
-    For a partition that `/readyz` shows as stopped because what is stored cannot be read. Nothing has
-    to be stopped or restarted. Exits 78 when the partition or the configuration cannot be used, 75
-    when Redis does not answer.
+    For a partition that `/readyz` shows as stopped because what is stored cannot be read. Nothing
+    has to be stopped or restarted. Exits 78 when the partition or the configuration cannot be used,
+    75 when Redis does not answer.
     """
     from controller.bootstrap import discard_partition
 
     settings = _settings(config)
     topic, _, number = partition.rpartition("/")
     if not topic or not (number.isascii() and number.isdigit()) or len(number) > _LONGEST_NUMBER:
-        _refuse(BadInput(f"{partition!r} names no partition: write TOPIC/NUMBER, as in flag.evaluations/3"))
+        _refuse(
+            BadInput(
+                f"{partition!r} names no partition: write TOPIC/NUMBER, as in flag.evaluations/3"
+            )
+        )
     typer.echo(
-        f"This deletes the totals of {topic}/{int(number)}: everything counted in it, for every flag.\n"
-        "Its owner then counts again what Kafka still has. Stages whose first records Kafka no longer\n"
+        f"This deletes the totals of {topic}/{int(number)}: everything counted in it, for "
+        f"every flag.\n"
+        "Its owner then counts again what Kafka still has. Stages whose first records "
+        "Kafka no longer\n"
         "has become tainted, and a person decides how they go on. Other partitions are not touched."
     )
     if not yes and not typer.confirm("Discard it?"):

@@ -15,17 +15,32 @@ EXIT_INTERRUPTED = 130
 
 
 def demo(
-    scenario: Annotated[str, typer.Option(help="What happens: `--scenario list` shows them.")] = "healthy",
-    seed: Annotated[int, typer.Option(help="Draws of users, failures and latencies; not of the machine's timing.")] = 7,
-    is_json: Annotated[bool, typer.Option("--json", help="One line per decision, the final rollout document last.")] = False,
+    scenario: Annotated[
+        str, typer.Option(help="What happens: `--scenario list` shows them.")
+    ] = "healthy",
+    seed: Annotated[
+        int,
+        typer.Option(help="Draws of users, failures and latencies; not of the machine's timing."),
+    ] = 7,
+    is_json: Annotated[
+        bool, typer.Option("--json", help="One line per decision, the final rollout document last.")
+    ] = False,
     advisor_url: Annotated[
-        str | None, typer.Option(help="A real LocalAI, Ollama or other OpenAI-compatible server to ask at the gates.")
+        str | None,
+        typer.Option(
+            help="A real LocalAI, Ollama or other OpenAI-compatible server to ask at the gates."
+        ),
     ] = None,
-    advisor_model: Annotated[str, typer.Option(help="The model's name on that server.")] = "rolloutd-advisor",
+    advisor_model: Annotated[
+        str, typer.Option(help="The model's name on that server.")
+    ] = "rolloutd-advisor",
 ) -> None:
-    """Watch a rollout: a Kafka-protocol broker, Valkey, the daemon and synthetic apps, all on this machine.
+    """Watch a rollout: a Kafka-protocol broker, Valkey.
 
-    The daemon decides by its own statistics on what the apps emit. Exits 0 when the scenario ended as it must, 1 otherwise.
+    The daemon and synthetic apps, all on this machine.
+
+    The daemon decides by its own statistics on what the apps emit. Exits 0 when the scenario ended
+    as it must, 1 otherwise.
     """
     from controller.embedded.scenarios import SCENARIOS, AdvisorPart
 
@@ -35,10 +50,16 @@ def demo(
         return
     chosen = SCENARIOS.get(scenario)
     if chosen is None:
-        typer.echo(f"there is no scenario {scenario!r}; there are: {', '.join(SCENARIOS)}", err=True)
+        typer.echo(
+            f"there is no scenario {scenario!r}; there are: {', '.join(SCENARIOS)}", err=True
+        )
         raise typer.Exit(EXIT_USAGE)
     if advisor_url is not None and chosen.advisor is not AdvisorPart.NOBODY:
-        typer.echo(f"{scenario} brings an advisor of its own: leave --advisor-url out, or take another scenario", err=True)
+        typer.echo(
+            f"{scenario} brings an advisor of its own: leave --advisor-url out, or take "
+            f"another scenario",
+            err=True,
+        )
         raise typer.Exit(EXIT_USAGE)
     try:
         from controller.embedded.demo import Options, play

@@ -52,17 +52,24 @@ def doctor(url: UrlOption = ["http://127.0.0.1:8081"], is_json: JsonOption = Fal
 def ask_standing(address: str) -> tuple[dict[str, Any] | None, str]:
     """Return what /readyz of this address says, or None and why it says nothing."""
     try:
-        with httpx.stream("GET", f"{address.rstrip('/')}/readyz", timeout=DEADLINE_SECONDS, trust_env=False) as answer:
+        with httpx.stream(
+            "GET", f"{address.rstrip('/')}/readyz", timeout=DEADLINE_SECONDS, trust_env=False
+        ) as answer:
             content = b""
             for chunk in answer.iter_raw():
                 content += chunk
                 if len(content) > MAX_BYTES:
                     return None, f"{address}: the answer is longer than {MAX_BYTES} bytes"
         body = json.loads(content)
-        if not isinstance(body.get("components"), dict) or not isinstance(body.get("faults", []), list):
+        if not isinstance(body.get("components"), dict) or not isinstance(
+            body.get("faults", []), list
+        ):
             return None, f"{address} does not answer as rolloutd does"
     except (httpx.HTTPError, httpx.InvalidURL) as trouble:
-        return None, (f"{address} cannot be asked: {trouble}. Does the replica run, and is this its http.ops_port?")
+        return None, (
+            f"{address} cannot be asked: {trouble}. Does the replica run, and is this its "
+            f"http.ops_port?"
+        )
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None, f"{address} does not answer as rolloutd does"
     return body, ""
@@ -113,4 +120,6 @@ def _fault_lines(fault: dict[str, Any]) -> list[Text]:
 
 
 def _time_of(since: object) -> str:
-    return f" (since {printable(since[:19].replace('T', ' '))} UTC)" if isinstance(since, str) else ""
+    return (
+        f" (since {printable(since[:19].replace('T', ' '))} UTC)" if isinstance(since, str) else ""
+    )

@@ -1,7 +1,9 @@
-"""Commands that write drafts: `suggest plan`, `suggest targeting`, `explain`, `changelog`. None of them changes anything.
+"""Commands that write drafts.
 
-Each works without a model, from a template, and says which it was. What drafts is in `controller/authoring`, loaded when it is
-asked for.
+`suggest plan`, `suggest targeting`, `explain`, `changelog`. None of them changes anything.
+
+Each works without a model, from a template, and says which it was. What drafts is in
+`controller/authoring`, loaded when it is asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from rich.table import Table
 
 from controller.adapters.kafka_reader import KafkaReader
 from controller.cli import rendering
-from controller.cli.advisor import KeyFileOption, ModelOption, ProtocolOption, UrlOption, advisor_settings, patient
+from controller.cli.advisor import (
+    KeyFileOption,
+    ModelOption,
+    ProtocolOption,
+    UrlOption,
+    advisor_settings,
+    patient,
+)
 from controller.cli.looking import find_rollout
 from controller.cli.orders import as_decision, newest_events
 from controller.cli.surroundings import (
@@ -49,12 +58,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(help="Draft a plan or targeting rules; a person decides what becomes of them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Draft a plan or targeting rules; a person decides what becomes of them.",
+    no_args_is_help=True,
+)
 
 NoModelOption = Annotated[
-    bool, typer.Option("--no-model", help="Use the built-in template, whatever is configured.", rich_help_panel="Model")
+    bool,
+    typer.Option(
+        "--no-model",
+        help="Use the built-in template, whatever is configured.",
+        rich_help_panel="Model",
+    ),
 ]
-DescribeOption = Annotated[str, typer.Option("--describe", "-d", help="In your own words.", show_default=False)]
+DescribeOption = Annotated[
+    str, typer.Option("--describe", "-d", help="In your own words.", show_default=False)
+]
 
 #: Decisions of one flag, or of all, that a story is told from.
 _MOST_DECISIONS = 5_000
@@ -63,7 +82,13 @@ RISKS = ("low", "medium", "high")
 
 
 def _settings(
-    config: Path | None, url: str | None, model: str | None, protocol: str | None, key_file: Path | None, *, no_model: bool
+    config: Path | None,
+    url: str | None,
+    model: str | None,
+    protocol: str | None,
+    key_file: Path | None,
+    *,
+    no_model: bool,
 ) -> AdvisorSettings | None:
     """Return whom to ask for a draft, None for nobody."""
     if no_model:
@@ -72,7 +97,9 @@ def _settings(
     return None if settings.url is None else patient(settings)
 
 
-async def _asking(settings: AdvisorSettings | None, work: Callable[[Model | None], Awaitable[T]]) -> T:
+async def _asking(
+    settings: AdvisorSettings | None, work: Callable[[Model | None], Awaitable[T]]
+) -> T:
     """Return what `work` makes with a model, or without one."""
     if settings is None:
         return await work(None)
@@ -91,8 +118,13 @@ async def _asking(settings: AdvisorSettings | None, work: Callable[[Model | None
 def suggest_plan(
     flag: Annotated[str, typer.Option("--flag", help="The flag's key.", show_default=False)],
     description: DescribeOption,
-    risk: Annotated[str, typer.Option("--risk", help="low, medium or high: what it would mean if it were wrong.")] = "medium",
-    owner: Annotated[str, typer.Option("--owner", help="Who is asked when the rollout needs a person.")] = "",
+    risk: Annotated[
+        str,
+        typer.Option("--risk", help="low, medium or high: what it would mean if it were wrong."),
+    ] = "medium",
+    owner: Annotated[
+        str, typer.Option("--owner", help="Who is asked when the rollout needs a person.")
+    ] = "",
     is_json: JsonOption = False,
     no_model: NoModelOption = False,
     url: UrlOption = None,
@@ -101,7 +133,10 @@ def suggest_plan(
     key_file: KeyFileOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Draft a plan that passes `plan lint`, within bounds that the risk sets: `suggest plan ... > plan.yaml`."""
+    """Draft a plan that passes `plan lint`, within bounds that the risk sets.
+
+    `suggest plan ... > plan.yaml`.
+    """
     from controller.authoring.plan_draft import Risk, draft_plan
 
     check_flag(flag)
@@ -113,13 +148,17 @@ def suggest_plan(
         made = perform(
             _asking(
                 settings,
-                lambda who: draft_plan(who, flag=flag, risk=Risk(risk), description=description, owner=owner, now=now),
+                lambda who: draft_plan(
+                    who, flag=flag, risk=Risk(risk), description=description, owner=owner, now=now
+                ),
             )
         )
     except ValueError as refused:
         fail(f"{refused}", EXIT_USAGE)
     if is_json:
-        typer.echo(rendering.to_json({"author": made.author, "origin": made.origin, "plan": made.content}))
+        typer.echo(
+            rendering.to_json({"author": made.author, "origin": made.origin, "plan": made.content})
+        )
         return
     complain(made.origin)
     typer.echo(f"# Draft, {rendering.printable(made.origin)}")
@@ -129,10 +168,19 @@ def suggest_plan(
 @app.command("targeting")
 def suggest_targeting(
     description: DescribeOption,
-    segments: Annotated[Path, typer.Option("--segments", help="File with attributes and sample users.", show_default=False)],
-    treatment: Annotated[str, typer.Option("--treatment", help="The variant of users that match.")] = "on",
+    segments: Annotated[
+        Path,
+        typer.Option(
+            "--segments", help="File with attributes and sample users.", show_default=False
+        ),
+    ],
+    treatment: Annotated[
+        str, typer.Option("--treatment", help="The variant of users that match.")
+    ] = "on",
     control: Annotated[str, typer.Option("--control", help="The variant of all others.")] = "off",
-    name: Annotated[str, typer.Option("--name", help="What the audience is called in a plan.")] = "suggested",
+    name: Annotated[
+        str, typer.Option("--name", help="What the audience is called in a plan.")
+    ] = "suggested",
     is_json: JsonOption = False,
     no_model: NoModelOption = False,
     url: UrlOption = None,
@@ -141,11 +189,18 @@ def suggest_targeting(
     key_file: KeyFileOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Draft an audience for plans, flagd and Unleash, and show who of the sample users would belong to it."""
+    """Draft an audience for plans, flagd and Unleash.
+
+    And show who of the sample users would belong to it.
+    """
     from controller.authoring.targeting import draft_audience, read_segments
 
     if NAME.match(name) is None:
-        fail(f"--name {name!r} is no name: up to 128 of A-Z a-z 0-9 . _ : -, beginning with a letter or digit", EXIT_USAGE)
+        fail(
+            f"--name {name!r} is no name: up to 128 of A-Z a-z 0-9 . _ : -, beginning with "
+            f"a letter or digit",
+            EXIT_USAGE,
+        )
     try:
         known = read_segments(segments.read_text(encoding="utf-8"), str(segments))
     except (OSError, UnicodeDecodeError) as error:
@@ -163,7 +218,10 @@ def suggest_targeting(
             "origin": made.origin,
             "audiences": drafted.block,
             **written,
-            "samples": [{"user": sample, "matches": hit} for sample, hit in zip(known.samples, met, strict=True)],
+            "samples": [
+                {"user": sample, "matches": hit}
+                for sample, hit in zip(known.samples, met, strict=True)
+            ],
         }
         typer.echo(rendering.to_json(told))
         return
@@ -184,9 +242,13 @@ def _sample_table(known: Segments, drafted: Suggestion, met: Sequence[bool]) -> 
     used = {condition.attribute for clause in clauses for condition in clause}
     names = list(dict.fromkeys(key for sample in known.samples for key in sample))
     for name in names:
-        table.add_column(f"{rendering.printable(name)}{' *' if name in used else ''}", overflow="fold")
+        table.add_column(
+            f"{rendering.printable(name)}{' *' if name in used else ''}", overflow="fold"
+        )
     for sample, hit in list(zip(known.samples, met, strict=True))[:_MOST_SHOWN_SAMPLES]:
-        values = [rendering.printable(str(sample[name])) if name in sample else "–" for name in names]
+        values = [
+            rendering.printable(str(sample[name])) if name in sample else "–" for name in names
+        ]
         table.add_row("yes" if hit else "no", *values, style="" if hit else "dim")
     return table
 
@@ -221,7 +283,10 @@ def explain(
             "subject": None if told.subject is None else told.subject.model_dump(mode="json"),
             "likely_cause": guess.content.likely_cause,
             "next_steps": guess.content.next_steps,
-            "decisions": [one.model_dump(mode="json", exclude={"judgement", "advice"}) for one in told.decisions],
+            "decisions": [
+                one.model_dump(mode="json", exclude={"judgement", "advice"})
+                for one in told.decisions
+            ],
         }
         typer.echo(rendering.to_json(document))
         return
@@ -244,7 +309,12 @@ def explain(
 def changelog(
     flag: AnyFlagArgument = None,
     since: Annotated[
-        str | None, typer.Option("--since", help="A date, a time (2026-11-21T03:00:00Z) or an age (7d).", show_default=False)
+        str | None,
+        typer.Option(
+            "--since",
+            help="A date, a time (2026-11-21T03:00:00Z) or an age (7d).",
+            show_default=False,
+        ),
     ] = None,
     is_json: JsonOption = False,
     no_model: NoModelOption = False,
@@ -272,7 +342,11 @@ def changelog(
     decisions = only_since(perform(_decisions(kafka, wanted)), begin)
     made = perform(_asking(settings, lambda who: tell(who, decisions, title)))
     if is_json:
-        typer.echo(rendering.to_json({"author": made.author, "origin": made.origin, "markdown": made.content}))
+        typer.echo(
+            rendering.to_json(
+                {"author": made.author, "origin": made.origin, "markdown": made.content}
+            )
+        )
         return
     complain(made.origin)
     typer.echo(made.content.rstrip())
@@ -289,7 +363,11 @@ def _moment(text: str, now: datetime) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        fail(f"--since {text!r} is no date, time or age: write 2026-11-21, 2026-11-21T03:00:00Z or 7d", EXIT_USAGE)
+        fail(
+            f"--since {text!r} is no date, time or age: write 2026-11-21, "
+            f"2026-11-21T03:00:00Z or 7d",
+            EXIT_USAGE,
+        )
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 

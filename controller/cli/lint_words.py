@@ -1,4 +1,7 @@
-"""What `plan lint` tells beyond faults: how alpha is spent, and what a few virtual rollouts came to."""
+"""What `plan lint` tells beyond faults.
+
+How alpha is spent, and what a few virtual rollouts came to.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ class Tryout:
         self._outlook = Outlook((), 0)
 
     def __call__(self, document: PlanDocument) -> Iterable[Finding]:
-        """Return what virtual rollouts of a plan without errors warn of; nothing where its traffic is not known."""
+        """Return what virtual rollouts of a plan without errors warn of.
+
+        Nothing where its traffic is not known.
+        """
         from controller.cli.simulated import world_words
 
         plan = to_core_plan(document)
@@ -48,7 +54,10 @@ class Tryout:
     def lines(self) -> Iterator[str]:
         """Yield what was tried, in words."""
         if self._known is None:
-            yield "not simulated: `--traffic 50/s`, or `traffic:` in the plan, tells whether its gates can decide"
+            yield (
+                "not simulated: `--traffic 50/s`, or `traffic:` in the plan, tells whether its "
+                "gates can decide"
+            )
             return
         world, assumed = self._known
         yield f"simulated: {self._outlook.rollouts} rollouts at {world}"
@@ -64,7 +73,10 @@ class Tryout:
 
 
 def alpha_budget(document: PlanDocument) -> dict[str, Any]:
-    """Return how the plan's alpha is spent: per guardrail its part, which its looks, stages and questions share."""
+    """Return how the plan's alpha is spent.
+
+    Per guardrail its part, which its looks, stages and questions share.
+    """
     plan = to_core_plan(document)
     return {
         "of_the_whole_rollout": plan.alpha,
@@ -86,7 +98,10 @@ def alpha_lines(document: PlanDocument) -> Iterator[str]:
     plan = to_core_plan(document)
     if not plan.guardrails:
         return
-    yield f"alpha: {_percent(plan.alpha)} of false alarms per role in a whole rollout, over all looks and stages, of which"
+    yield (
+        f"alpha: {_percent(plan.alpha)} of false alarms per role in a whole rollout, over all "
+        f"looks and stages, of which"
+    )
     for one, alpha in _spent(plan):
         yield f"  {_percent(alpha):>8}  {one.role.value:<9}  {guardrail_words(one)}"
 
@@ -97,15 +112,26 @@ def _spent(plan: Plan) -> Iterator[tuple[Guardrail, float]]:
 
 
 def guardrail_words(one: Guardrail) -> str:
-    """Return a guardrail as it is written in a plan, with the stages it watches if they are not all."""
+    """Return a guardrail as it is written in a plan.
+
+    With the stages it watches if they are not all.
+    """
     sign, worse = (">", "-") if one.is_better_when_higher else ("<", "+")
     bounds = []
     if one.limit is not None:
-        bounds.append(f"{sign} {one.limit:g}ms" if one.quantile is not None else f"{sign} {_percent(one.limit)}")
+        bounds.append(
+            f"{sign} {one.limit:g}ms"
+            if one.quantile is not None
+            else f"{sign} {_percent(one.limit)}"
+        )
     if one.margin is not None:
-        bounds.append(f"{sign} control {worse} {100 * one.margin:.3g}{'pp' if one.in_points else ' %'}")
+        bounds.append(
+            f"{sign} control {worse} {100 * one.margin:.3g}{'pp' if one.in_points else ' %'}"
+        )
     range_ = (
-        f" (from {one.from_percent:g} to {one.to_percent:g} %)" if (one.from_percent, one.to_percent) != (0.0, 100.0) else ""
+        f" (from {one.from_percent:g} to {one.to_percent:g} %)"
+        if (one.from_percent, one.to_percent) != (0.0, 100.0)
+        else ""
     )
     return f"{one.metric} {' and '.join(bounds)}{range_}"
 

@@ -12,7 +12,15 @@ from rich.text import Text
 
 from controller.adapters.kafka_reader import KafkaReader
 from controller.cli import rendering
-from controller.cli.orders import Event, Standings, as_alert, as_decision, follow_events, newest_events, read_standings
+from controller.cli.orders import (
+    Event,
+    Standings,
+    as_alert,
+    as_decision,
+    follow_events,
+    newest_events,
+    read_standings,
+)
 from controller.cli.plane_lines import ask_planes, plane_line
 from controller.cli.situation import Situation
 from controller.cli.surroundings import (
@@ -35,8 +43,8 @@ from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
 from schemas.decision import Decision
 
-#: Decisions looked at for the evidence of a stage, since a pause and a resume by hand come without any, and for all advice
-#: of a rollout.
+# : Decisions looked at for the evidence of a stage, since a pause and a resume by hand come without
+# any, and for all advice : of a rollout.
 _DECISIONS_FOR_STATUS = 200
 
 DaemonOption = Annotated[
@@ -45,11 +53,14 @@ DaemonOption = Annotated[
         "--daemon",
         metavar="URL",
         envvar="ROLLOUTCTL_DAEMON",
-        help="A daemon's HTTP address, http://127.0.0.1:8080: with a flag, also says whether each flag plane serves what was "
+        help="A daemon's HTTP address, http://127.0.0.1:8080: with a flag, also says whether "
+        "each flag plane serves what was "
         "decided. The replica that runs the flag knows.",
     ),
 ]
-LastOption = Annotated[int, typer.Option("--last", "-n", min=1, max=10_000, help="How many, newest last.")]
+LastOption = Annotated[
+    int, typer.Option("--last", "-n", min=1, max=10_000, help="How many, newest last.")
+]
 
 
 def situation_of(rollout: Rollout, decisions: Sequence[Decision] = ()) -> Situation:
@@ -65,7 +76,10 @@ def status(
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Show where every rollout stands, or all about one: is it safe to advance, what it waits for, on what evidence."""
+    """Show where every rollout stands, or all about one.
+
+    Is it safe to advance, what it waits for, on what evidence.
+    """
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     if flag is not None:
         one, state = perform(find_rollout(kafka, check_flag(flag)))
@@ -83,7 +97,11 @@ def status(
     _say_unreadable(standings)
     if is_json:
         for one in sorted(situations, key=lambda each: each.rollout.flag_key):
-            typer.echo(rendering.to_json(rendering.status_document(one, standings.documents[one.rollout.flag_key])))
+            typer.echo(
+                rendering.to_json(
+                    rendering.status_document(one, standings.documents[one.rollout.flag_key])
+                )
+            )
     elif situations:
         output().print(rendering.status_table(situations))
     else:
@@ -97,7 +115,10 @@ def watch(
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Follow state, decisions and alerts as they come, until Ctrl-C. With --json each is the event as published."""
+    """Follow state, decisions and alerts as they come, until Ctrl-C.
+
+    With --json each is the event as published.
+    """
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     perform(_watch(kafka, None if flag is None else check_flag(flag), is_json=is_json))
 
@@ -110,7 +131,10 @@ def decisions(
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Show a flag's newest decisions and what each was based on. With --json all the evidence, as published."""
+    """Show a flag's newest decisions and what each was based on.
+
+    With --json all the evidence, as published.
+    """
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     events = perform(_newest(kafka, "decisions", last, check_flag(flag)))
     if _told_as_json(events, is_json, f"no decision about {flag} yet"):
@@ -152,11 +176,15 @@ def _told_as_json(events: Sequence[Event], is_json: bool, otherwise: str) -> boo
     return is_json
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------------
+# --- reading
+# --------------------------------------------------------------------------------------------------
 
 
 async def find_rollout(kafka: KafkaSettings, flag: str) -> tuple[Situation, Event]:
-    """Return where a flag stands, with its newest decisions, and its document as published. Exits 1 without a rollout."""
+    """Return where a flag stands, with its newest decisions.
+
+    And its document as published. Exits 1 without a rollout.
+    """
     async with KafkaReader(kafka, ["state", "decisions"]) as reader:
         standings = await read_standings(reader)
         rollout = standings.rollouts.get(flag)
@@ -164,7 +192,11 @@ async def find_rollout(kafka: KafkaSettings, flag: str) -> tuple[Situation, Even
             complain(f"{flag}: its newest document cannot be read: {standings.unreadable[flag]}")
         if rollout is None:
             near = difflib.get_close_matches(flag, standings.rollouts, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {rendering.shown(sorted(standings.rollouts)) or 'none'}"
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"there are: {rendering.shown(sorted(standings.rollouts)) or 'none'}"
+            )
             fail(f"{flag} has no rollout; {hint}", EXIT_REJECTED)
         events = await newest_events(reader, "decisions", _DECISIONS_FOR_STATUS, flag)
     said = [one for one in map(as_decision, events) if one is not None]
@@ -191,7 +223,9 @@ async def _watch(kafka: KafkaSettings, flag: str | None, *, is_json: bool) -> No
         for key, rollout in sorted(standings.rollouts.items()):
             is_wanted = key == flag or (flag is None and not rollout.has_ended)
             if is_wanted and not is_json:
-                line = Text.assemble(("now       ", "dim"), f"{key}  ", rendering.brief(situation_of(rollout)))
+                line = Text.assemble(
+                    ("now       ", "dim"), f"{key}  ", rendering.brief(situation_of(rollout))
+                )
                 rendering.show_line(console, line)
         is_away = False
         async for event in follow_events(reader, start, flag):

@@ -1,7 +1,10 @@
-"""The operator's command: `rolloutctl`. Publishes commands, waits for their one result, shows where things stand.
+"""The operator's command: `rolloutctl`.
 
-Exit codes: 0 accepted or shown; 1 rejected, plan with errors, or no such rollout; 2 usage; 3 no result in time (the command
-may still be carried out; repeating it with the same --id is safe); 4 Kafka not reached; 78 bad configuration; 130 Ctrl-C.
+Publishes commands, waits for their one result, shows where things stand.
+
+Exit codes: 0 accepted or shown; 1 rejected, plan with errors, or no such rollout; 2 usage; 3 no
+result in time (the command may still be carried out; repeating it with the same --id is safe); 4
+Kafka not reached; 78 bad configuration; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -56,9 +59,12 @@ from schemas.plan import PlanDocument
 from schemas.terms import CommandStatus, CommandVerb
 
 app = typer.Typer(
-    help="Steer and watch rollouts: publishes commands to Kafka and waits for the one result of each.",
-    epilog="Exit codes: 0 accepted or shown; 1 rejected, plan with errors, no such rollout; 2 usage; 3 no result in time "
-    "(repeating with the same --id is safe); 4 Kafka not reached; 78 bad configuration; 130 Ctrl-C.",
+    help="Steer and watch rollouts: publishes commands to Kafka and waits for the one result of "
+    "each.",
+    epilog="Exit codes: 0 accepted or shown; 1 rejected, plan with errors, no such rollout; 2 "
+    "usage; 3 no result in time "
+    "(repeating with the same --id is safe); 4 Kafka not reached; 78 bad configuration; "
+    "130 Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -101,16 +107,25 @@ def _manner(
     is_json: bool,
 ) -> Manner:
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
-    return Manner(kafka, whoami() if issuer is None else issuer, reason, command_id, seconds, is_json)
+    return Manner(
+        kafka, whoami() if issuer is None else issuer, reason, command_id, seconds, is_json
+    )
 
 
-# --- verbs ------------------------------------------------------------------------------------------------------------------
+# --- verbs
+# --------------------------------------------------------------------------------------------------
 
 
 @app.command(rich_help_panel=_STEER)
 def start(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A file, - for standard input, or a template's name.")],
-    flag: Annotated[str | None, typer.Option("--flag", help="The flag; needed by a template, replaces a file's.")] = None,
+    plan: Annotated[
+        str,
+        typer.Argument(metavar="PLAN", help="A file, - for standard input, or a template's name."),
+    ],
+    flag: Annotated[
+        str | None,
+        typer.Option("--flag", help="The flag; needed by a template, replaces a file's."),
+    ] = None,
     reason: ReasonOption = "",
     revision: RevisionOption = None,
     issuer: IssuerOption = None,
@@ -122,7 +137,9 @@ def start(
     topic_prefix: PrefixOption = None,
 ) -> None:
     """Start a rollout by a plan, after checking the plan."""
-    manner = _manner(config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json)
+    manner = _manner(
+        config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
+    )
     document = plan_files.load(plan, flag)
     say_beyond_planes(document, config)
     _carry_out([_order(CommandVerb.START, document.flag, manner, revision, document)], manner)
@@ -141,7 +158,9 @@ def _add_simple_verb(verb: CommandVerb, help_text: str) -> None:
         bootstrap_servers: BootstrapOption = None,
         topic_prefix: PrefixOption = None,
     ) -> None:
-        manner = _manner(config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json)
+        manner = _manner(
+            config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
+        )
         _carry_out([_order(verb, flag, manner, revision)], manner)
 
     app.command(dashed(verb), help=help_text, rich_help_panel=_STEER)(command)
@@ -163,8 +182,13 @@ def kill(
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Switch a flag off for everybody, also one whose rollout is complete: `roll-back` that needs no words."""
-    manner = _manner(config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json)
+    """Switch a flag off for everybody, also one whose rollout is complete.
+
+    `roll-back` that needs no words.
+    """
+    manner = _manner(
+        config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
+    )
     _carry_out([_order(CommandVerb.ROLL_BACK, flag, manner)], manner)
 
 
@@ -173,9 +197,14 @@ def _add_answer_verb(verb: CommandVerb, help_text: str) -> None:
         flag: FlagArgument,
         reason: ReasonOption = "",
         revision: Annotated[
-            int | None, typer.Option("--expected-revision", min=0, help="The revision seen; read and shown now without.")
+            int | None,
+            typer.Option(
+                "--expected-revision", min=0, help="The revision seen; read and shown now without."
+            ),
         ] = None,
-        is_sure: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask back on a terminal.")] = False,
+        is_sure: Annotated[
+            bool, typer.Option("--yes", "-y", help="Do not ask back on a terminal.")
+        ] = False,
         issuer: IssuerOption = None,
         command_id: IdOption = None,
         seconds: TimeoutOption = 15.0,
@@ -184,7 +213,9 @@ def _add_answer_verb(verb: CommandVerb, help_text: str) -> None:
         bootstrap_servers: BootstrapOption = None,
         topic_prefix: PrefixOption = None,
     ) -> None:
-        manner = _manner(config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json)
+        manner = _manner(
+            config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
+        )
         check_flag(flag)
         if revision is None:
             revision = _look_first(verb, flag, manner, is_sure=is_sure)
@@ -194,14 +225,23 @@ def _add_answer_verb(verb: CommandVerb, help_text: str) -> None:
 
 
 def _look_first(verb: CommandVerb, flag: str, manner: Manner, *, is_sure: bool) -> int:
-    """Return the revision that stands now, after showing what it is; on a terminal, after asking back."""
+    """Return the revision that stands now, after showing what it is.
+
+    On a terminal, after asking back.
+    """
     one, _ = perform(find_rollout(manner.kafka, flag))
     if not manner.is_json:
         console = output()
         rendering.show_flag(console, one)
         console.print()
     is_asked = isinstance(one.rollout.phase, AwaitingApproval)
-    if is_asked and not is_sure and not manner.is_json and sys.stdin.isatty() and sys.stdout.isatty():
+    if (
+        is_asked
+        and not is_sure
+        and not manner.is_json
+        and sys.stdin.isatty()
+        and sys.stdout.isatty()
+    ):
         try:
             typer.confirm(f"{dashed(verb)} revision {one.rollout.revision} of {flag}?", abort=True)
         except typer.Abort:
@@ -209,14 +249,20 @@ def _look_first(verb: CommandVerb, flag: str, manner: Manner, *, is_sure: bool) 
     return one.rollout.revision
 
 
-_add_answer_verb(CommandVerb.APPROVE, "Let a stage that asks for approval advance, bound to the revision seen.")
-_add_answer_verb(CommandVerb.REJECT, "Pause a stage that asks for approval, bound to the revision seen.")
+_add_answer_verb(
+    CommandVerb.APPROVE, "Let a stage that asks for approval advance, bound to the revision seen."
+)
+_add_answer_verb(
+    CommandVerb.REJECT, "Pause a stage that asks for approval, bound to the revision seen."
+)
 
 
 @app.command(rich_help_panel=_STEER)
 def restart(
     flag: FlagArgument,
-    plan: Annotated[str | None, typer.Option("--plan", help="A plan file to use in place of the pinned one.")] = None,
+    plan: Annotated[
+        str | None, typer.Option("--plan", help="A plan file to use in place of the pinned one.")
+    ] = None,
     reason: ReasonOption = "",
     revision: RevisionOption = None,
     issuer: IssuerOption = None,
@@ -228,17 +274,25 @@ def restart(
     topic_prefix: PrefixOption = None,
 ) -> None:
     """Start anew a rollout that has ended, by its own plan or another."""
-    manner = _manner(config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json)
+    manner = _manner(
+        config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
+    )
     document = None if plan is None else plan_files.load(plan, check_flag(flag))
     if document is not None:
         say_beyond_planes(document, config)
     _carry_out([_order(CommandVerb.RESTART, flag, manner, revision, document)], manner)
 
 
-def _add_freeze_verb(verb: CommandVerb, help_text: str, concerned: Callable[[Situation], bool]) -> None:
+def _add_freeze_verb(
+    verb: CommandVerb, help_text: str, concerned: Callable[[Situation], bool]
+) -> None:
     def command(
-        flag: Annotated[str | None, typer.Argument(metavar="[FLAG]", help="The flag's key.", show_default=False)] = None,
-        is_all: Annotated[bool, typer.Option("--all", help="Every flag whose rollout is under way.")] = False,
+        flag: Annotated[
+            str | None, typer.Argument(metavar="[FLAG]", help="The flag's key.", show_default=False)
+        ] = None,
+        is_all: Annotated[
+            bool, typer.Option("--all", help="Every flag whose rollout is under way.")
+        ] = False,
         reason: ReasonOption = "",
         revision: RevisionOption = None,
         issuer: IssuerOption = None,
@@ -249,19 +303,27 @@ def _add_freeze_verb(verb: CommandVerb, help_text: str, concerned: Callable[[Sit
         bootstrap_servers: BootstrapOption = None,
         topic_prefix: PrefixOption = None,
     ) -> None:
-        manner = _manner(config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json)
+        manner = _manner(
+            config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
+        )
         if is_all == (flag is not None):
             fail(f"{dashed(verb)}: name a flag, or say --all", EXIT_USAGE)
         if flag is not None:
             _carry_out([_order(verb, flag, manner, revision)], manner)
             return
         if command_id is not None or revision is not None:
-            fail("--id and --expected-revision are one flag's: leave them out with --all", EXIT_USAGE)
+            fail(
+                "--id and --expected-revision are one flag's: leave them out with --all", EXIT_USAGE
+            )
         _check_reason(verb, manner)
         standings = perform(_read(manner.kafka))
         for broken, why in standings.unreadable.items():
             complain(f"{broken} is left out: {why}")
-        flags = [key for key in sorted(standings.rollouts) if concerned(situation_of(standings.rollouts[key]))]
+        flags = [
+            key
+            for key in sorted(standings.rollouts)
+            if concerned(situation_of(standings.rollouts[key]))
+        ]
         if not flags:
             complain(f"no rollout to {verb}")
         _carry_out([_order(verb, key, manner) for key in flags], manner)
@@ -293,7 +355,8 @@ app.command(rich_help_panel=_DRAFT)(drafts.changelog)
 app.add_typer(advisor.app, name="advisor", rich_help_panel=_MODEL)
 
 
-# --- giving commands ----------------------------------------------------------------------------------------------------------
+# --- giving commands
+# --------------------------------------------------------------------------------------------------
 
 
 async def _read(kafka: KafkaSettings) -> Standings:
@@ -302,7 +365,11 @@ async def _read(kafka: KafkaSettings) -> Standings:
 
 
 def _order(
-    verb: CommandVerb, flag: str, manner: Manner, revision: int | None = None, plan: PlanDocument | None = None
+    verb: CommandVerb,
+    flag: str,
+    manner: Manner,
+    revision: int | None = None,
+    plan: PlanDocument | None = None,
 ) -> Command:
     """Return the command. Exits 2 when it cannot be meant as it stands."""
     _check_reason(verb, manner)
@@ -324,7 +391,11 @@ def _order(
 
 def _check_reason(verb: CommandVerb, manner: Manner) -> None:
     if verb in NEEDS_REASON and not manner.reason.strip():
-        fail(f"{dashed(verb)} needs --reason: it is read by whoever asks later why no gate was waited for", EXIT_USAGE)
+        fail(
+            f"{dashed(verb)} needs --reason: it is read by whoever asks later why no gate "
+            f"was waited for",
+            EXIT_USAGE,
+        )
 
 
 def _carry_out(orders: Sequence[Command], manner: Manner) -> None:
@@ -335,7 +406,9 @@ def _carry_out(orders: Sequence[Command], manner: Manner) -> None:
         answers = perform(give(orders, manner.kafka, manner.seconds, with_state=not manner.is_json))
     except typer.Exit as ending:
         if ending.exit_code == EXIT_INTERRUPTED:
-            complain("interrupted; what was sent may still be carried out: " + _repeat_hint(orders[0]))
+            complain(
+                "interrupted; what was sent may still be carried out: " + _repeat_hint(orders[0])
+            )
         raise
     console = output()
     for order in orders:

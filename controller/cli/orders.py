@@ -74,14 +74,23 @@ class Answers:
     """What came back for commands that were given."""
 
     results: dict[str, Result] = field(default_factory=dict)  # by command id
-    trouble: str | None = None  # why a command may not even have reached Kafka; the outcome is unknown then
-    standings: Standings = field(default_factory=Standings)  # after the commands, if asked for and to be had
+    trouble: str | None = (
+        None  # why a command may not even have reached Kafka; the outcome is unknown then
+    )
+    standings: Standings = field(
+        default_factory=Standings
+    )  # after the commands, if asked for and to be had
 
 
-async def give(orders: Sequence[Command], kafka: KafkaSettings, seconds: float, *, with_state: bool = False) -> Answers:
-    """Publish commands and return the results that come within `seconds`, and on request where the flags stand after it.
+async def give(
+    orders: Sequence[Command], kafka: KafkaSettings, seconds: float, *, with_state: bool = False
+) -> Answers:
+    """Publish commands and return the results that come within `seconds`.
 
-    Raises EventLogUnavailable only before anything was published; after it, a missing result is a missing result.
+    And on request where the flags stand after it.
+
+    Raises EventLogUnavailable only before anything was published; after it, a missing result is a
+    missing result.
     """
     answers = Answers()
     wanted = {order.id: order for order in orders}
@@ -92,7 +101,10 @@ async def give(orders: Sequence[Command], kafka: KafkaSettings, seconds: float, 
             await publisher.start()
             try:
                 await publisher.publish_many(
-                    [("commands", order.flag.encode(), command_bytes(order)) for order in wanted.values()]
+                    [
+                        ("commands", order.flag.encode(), command_bytes(order))
+                        for order in wanted.values()
+                    ]
                 )
             except EventLogUnavailable as trouble:
                 answers.trouble = str(trouble)
@@ -127,14 +139,19 @@ def _take(record: ConsumerRecord, wanted: dict[str, Command], answers: Answers) 
 
 
 async def read_standings(reader: KafkaReader, ends: Offsets | None = None) -> Standings:
-    """Return the newest document of every flag, as of `ends` of the state topic; without them, as of now."""
+    """Return the newest document of every flag, as of `ends` of the state topic.
+
+    Without them, as of now.
+    """
     standings = Standings()
     async for record in reader.read_to(await reader.ends("state") if ends is None else ends):
         standings.take(record)
     return standings
 
 
-async def newest_events(reader: KafkaReader, topic: str, count: int, flag: str | None) -> list[Event]:
+async def newest_events(
+    reader: KafkaReader, topic: str, count: int, flag: str | None
+) -> list[Event]:
     """Return the newest events of a topic as published, of one flag or of all, oldest first."""
     events = [read_event(record.value) for record in await reader.newest(topic, count, flag)]
     return [event for event in events if event is not None]
@@ -143,7 +160,10 @@ async def newest_events(reader: KafkaReader, topic: str, count: int, flag: str |
 async def follow_events(
     reader: KafkaReader, start: Offsets, flag: str | None
 ) -> AsyncIterator[Event | EventLogUnavailable | None]:
-    """Yield the events from `start` on, of one flag or of all; None and trouble as `KafkaReader.follow`."""
+    """Yield the events from `start` on, of one flag or of all.
+
+    None and trouble as `KafkaReader.follow`.
+    """
     key = None if flag is None else flag.encode()
     async for record in reader.follow(start):
         if not isinstance(record, ConsumerRecord):
@@ -160,12 +180,19 @@ def read_event(value: bytes | None) -> Event | None:
         event = json.loads(value or b"")
     except (ValueError, RecursionError):
         return None
-    is_event = isinstance(event, dict) and isinstance(event.get("type"), str) and isinstance(event.get("data"), dict)
+    is_event = (
+        isinstance(event, dict)
+        and isinstance(event.get("type"), str)
+        and isinstance(event.get("data"), dict)
+    )
     return event if is_event else None
 
 
 def as_decision(event: Event) -> Decision | None:
-    """Return the decision in an event, None for anything else. One that was too large for Kafka has lost its evidence."""
+    """Return the decision in an event, None for anything else.
+
+    One that was too large for Kafka has lost its evidence.
+    """
     if event["type"] != decision.TYPE:
         return None
     try:

@@ -1,4 +1,7 @@
-"""`rolloutctl plan`: check a plan, show the templates; and reading the plan that `start` is given. Needs no Kafka."""
+"""`rolloutctl plan`: check a plan, show the templates.
+
+And reading the plan that `start` is given. Needs no Kafka.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,13 @@ from controller.errors import ConfigInvalid
 from controller.plans import MAX_BYTES, lint_text, template, template_text, templates
 from schemas.plan import PlanDocument
 
-app = typer.Typer(help="Check a plan before it is started, and see what to begin with.", no_args_is_help=True)
+app = typer.Typer(
+    help="Check a plan before it is started, and see what to begin with.", no_args_is_help=True
+)
 
-FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="The plan, YAML or JSON; - for standard input.")]
+FileArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="The plan, YAML or JSON; - for standard input.")
+]
 
 
 @app.command()
@@ -43,7 +50,8 @@ def lint(
 ) -> None:
     """Say everything that is wrong or doubtful about a plan, each with its line and how to mend it. Exits 1 on an error.
 
-    Where traffic is stated, by --traffic or in the plan, a handful of virtual rollouts tells of gates that cannot decide.
+    Where traffic is stated, by --traffic or in the plan, a handful of virtual rollouts tells of
+    gates that cannot decide.
     """
     from controller.cli.lint_words import Tryout, alpha_budget, alpha_lines
 
@@ -61,7 +69,9 @@ def lint(
         console = output()
         for finding in findings:
             rendering.show_line(console, rendering.finding_line(finding, source))
-        typer.echo(f"{source}: {'the plan can be started' if is_usable else 'the plan would be refused'}")
+        typer.echo(
+            f"{source}: {'the plan can be started' if is_usable else 'the plan would be refused'}"
+        )
         if is_usable and document is not None:
             for line in (*alpha_lines(document), *tried.lines()):
                 typer.echo(line)
@@ -72,7 +82,9 @@ def lint(
 
 @app.command("templates")
 def show_templates(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The template to print as YAML.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The template to print as YAML.")
+    ] = None,
     flag: Annotated[str, typer.Option("--flag", help="The flag to write into it.")] = "my-flag",
     is_json: JsonOption = False,
 ) -> None:
@@ -80,7 +92,10 @@ def show_templates(
     if name is None:
         descriptions = templates()
         if is_json:
-            listed = [{"name": key, "description": description} for key, description in descriptions.items()]
+            listed = [
+                {"name": key, "description": description}
+                for key, description in descriptions.items()
+            ]
             typer.echo(rendering.to_json({"templates": listed}))
         else:
             output().print(rendering.templates_table(descriptions))
@@ -96,7 +111,9 @@ def show_templates(
 
 
 def load(source: str, flag: str | None) -> PlanDocument:
-    """Return the plan that `start` is given: a file, `-`, or a template's name. Findings go to standard error.
+    """Return the plan that `start` is given: a file, `-`, or a template's name.
+
+    Findings go to standard error.
 
     Exits 1 when the plan has errors, 2 when there is no such plan.
     """
@@ -111,7 +128,9 @@ def load(source: str, flag: str | None) -> PlanDocument:
 
 
 def load_to_try(source: str) -> PlanDocument:
-    """Return a plan that is only tried out: a file, `-`, or a template's name, which needs no flag here.
+    """Return a plan that is only tried out.
+
+    A file, `-`, or a template's name, which needs no flag here.
 
     Exits 1 when the plan has errors, 2 when there is no such plan.
     """
@@ -120,7 +139,9 @@ def load_to_try(source: str) -> PlanDocument:
     return _checked(*_read(source), refusal="the plan would be refused: mend it first")
 
 
-def _checked(source: str, text: str, refusal: str = "the plan would be refused: nothing was sent") -> PlanDocument:
+def _checked(
+    source: str, text: str, refusal: str = "the plan would be refused: nothing was sent"
+) -> PlanDocument:
     document, findings = lint_text(text, datetime.now(UTC))
     for finding in findings:
         complain(finding.located(source))
@@ -137,6 +158,10 @@ def _read(source: str) -> tuple[str, str]:
         with Path(source).open(encoding="utf-8") as file:
             return source, file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        fail(f"{source}: there is no such file, and no template of that name: {', '.join(templates())}", EXIT_USAGE)
+        fail(
+            f"{source}: there is no such file, and no template of that name: "
+            f"{', '.join(templates())}",
+            EXIT_USAGE,
+        )
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{source}: cannot be read: {error}", EXIT_USAGE)

@@ -17,7 +17,10 @@ MAX_BYTES = 1_000_000
 
 
 def ask_planes(daemon: str, flag: str) -> tuple[list[dict[str, Any]] | None, str]:
-    """Return one entry per plane as the daemon at this address answers them, or None and why there are none."""
+    """Return one entry per plane as the daemon at this address answers them.
+
+    Or None and why there are none.
+    """
     address = f"{daemon.rstrip('/')}/rollouts/{quote(flag, safe='')}/planes"
     try:
         with httpx.stream("GET", address, timeout=DEADLINE_SECONDS, trust_env=False) as answer:
@@ -44,5 +47,7 @@ def plane_line(plane: dict[str, Any]) -> Text:
         return Text(f"{name}: serves {plane.get('percent')} %")
     since = str(plane.get("since") or "")[11:19]
     return Text(
-        f"{name}: NOT CONVERGED{f' since {since} UTC' if since else ''}: {printable(str(plane.get('why')))}", "bold red"
+        f"{name}: NOT CONVERGED{f' since {since} UTC' if since else ''}: "
+        f"{printable(str(plane.get('why')))}",
+        "bold red",
     )

@@ -1,6 +1,7 @@
 """Commands that try a plan, or the engine, before anything is started.
 
-What they do is imported when it is asked for: the engine's numpy takes 0.2 s, which `roll-back` need not wait for.
+What they do is imported when it is asked for: the engine's numpy takes 0.2 s, which `roll-back`
+need not wait for.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ from schemas.fields import parse_duration
 
 #: The help of `verdict`; the backspace keeps a paragraph's lines as they are.
 _VERDICT_HELP = (
-    "Judge streams of totals with the daemon's own tests: JSON lines in, one verdict a line out. Needs no Kafka.\n\n"
-    "Each line is one look: what each arm has counted since its stage began. It is answered at once, before the next is read, "
-    "by `continue` or by `roll_back`, which is final for its stream. A line that cannot be used is answered by one with "
+    "Judge streams of totals with the daemon's own tests: JSON lines in, one verdict a "
+    "line out. Needs no Kafka.\n\n"
+    "Each line is one look: what each arm has counted since its stage began. It is "
+    "answered at once, before the next is read, "
+    "by `continue` or by `roll_back`, which is final for its stream. A line that cannot be "
+    "used is answered by one with "
     "`error` and changes nothing; then the exit code is 1. An example, which is one line:\n\n"
     "\b\n"
     '{"stream": "s1", "stage": 0, "share": 0.1,\n'
@@ -52,13 +56,17 @@ _VERDICT_HELP = (
     ' "treatment": {"contexts": 100, "contexts_with_error": 0,\n'
     '               "outcomes": 104, "errors": 0,\n'
     '               "latency": {"gamma": 1.02, "buckets": {"231": 2}}}}\n\n'
-    "Any metric may be left out. Bucket i holds the values in (gamma^(i-1), gamma^i] ms. Another stage begins a new visit of "
-    "the same rollout, its totals at zero. How totals become what the engine counts: ops/verdict.md."
+    "Any metric may be left out. Bucket i holds the values in (gamma^(i-1), gamma^i] ms. "
+    "Another stage begins a new visit of "
+    "the same rollout, its totals at zero. How totals become what the engine counts: "
+    "ops/verdict.md."
 )
 
 
 def verdict(
-    is_stdin: Annotated[bool, typer.Option("--stdin", help="Read JSON lines from standard input, until it ends.")] = False,
+    is_stdin: Annotated[
+        bool, typer.Option("--stdin", help="Read JSON lines from standard input, until it ends.")
+    ] = False,
 ) -> None:
     """Judge streams of totals with the daemon's own tests; the help is `_VERDICT_HELP`."""
     from controller.cli.verdict import judge_lines
@@ -74,7 +82,10 @@ def verdict(
 
 
 def simulate(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A file, - for standard input, or a template's name.")],
+    plan: Annotated[
+        str,
+        typer.Argument(metavar="PLAN", help="A file, - for standard input, or a template's name."),
+    ],
     traffic: TrafficOption = None,
     error_rate: ErrorRateOption = None,
     latency: LatencyOption = None,
@@ -89,14 +100,23 @@ def simulate(
             rich_help_panel="World",
         ),
     ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, max=100_000, help="Virtual rollouts per world.")] = 200,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same figures.")] = 1,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots, too.")] = None,
+    runs: Annotated[
+        int, typer.Option("--runs", min=1, max=100_000, help="Virtual rollouts per world.")
+    ] = 200,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="The same seed gives the same figures.")
+    ] = 1,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots, too.")
+    ] = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Try a plan on virtual rollouts: how long it takes, how often it errs, what a harm would cost. Needs no Kafka.
+    """Try a plan on virtual rollouts.
 
-    The daemon's own state machine and tests run in virtual time on drawn events, with a treatment as good as control and, given
+    How long it takes, how often it errs, what a harm would cost. Needs no Kafka.
+
+    The daemon's own state machine and tests run in virtual time on drawn events, with a treatment
+    as good as control and, given
     --effect, with one that is not. What is left out, and what that does to the figures: ops/simulate.md.
     """
     from controller.adapters.documents import to_core_plan
@@ -106,9 +126,20 @@ def simulate(
     core = to_core_plan(document)
     world = world_of(core, document.traffic, traffic, error_rate, latency, conversions)
     if world is None:
-        fail("say how much traffic there is, as in --traffic 50/s, or `traffic:` in the plan (contexts per hour)", EXIT_USAGE)
+        fail(
+            "say how much traffic there is, as in --traffic 50/s, or `traffic:` in the "
+            "plan (contexts per hour)",
+            EXIT_USAGE,
+        )
     try:
-        asked = Asked(core, *world, effects_of(effects or (), core), runs, seed, begins_at(core, datetime.now(UTC)))
+        asked = Asked(
+            core,
+            *world,
+            effects_of(effects or (), core),
+            runs,
+            seed,
+            begins_at(core, datetime.now(UTC)),
+        )
         simulate_plan(asked, is_json=is_json, html=html)
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -116,26 +147,47 @@ def simulate(
 
 def backtest(
     plan: Annotated[
-        str, typer.Argument(metavar="PLAN", help="A file, - for standard input, or a template's name with --flag.")
+        str,
+        typer.Argument(
+            metavar="PLAN", help="A file, - for standard input, or a template's name with --flag."
+        ),
     ],
     begins: Annotated[
-        str, typer.Option("--from", metavar="TIME", help="When it would have started: ISO 8601, or as in 36h (ago).")
+        str,
+        typer.Option(
+            "--from",
+            metavar="TIME",
+            help="When it would have started: ISO 8601, or as in 36h (ago).",
+        ),
     ],
-    ends: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Up to then; until now without.")] = None,
-    flag: Annotated[str | None, typer.Option("--flag", help="The recorded flag, in place of the plan's.")] = None,
-    every: Annotated[str, typer.Option("--every", metavar="DURATION", help="How often it would have looked.")] = "1s",
+    ends: Annotated[
+        str | None, typer.Option("--to", metavar="TIME", help="Up to then; until now without.")
+    ] = None,
+    flag: Annotated[
+        str | None, typer.Option("--flag", help="The recorded flag, in place of the plan's.")
+    ] = None,
+    every: Annotated[
+        str, typer.Option("--every", metavar="DURATION", help="How often it would have looked.")
+    ] = "1s",
     counts_split: Annotated[
-        bool, typer.Option("--srm", help="Hold the recorded split against the plan's: for records of this very plan.")
+        bool,
+        typer.Option(
+            "--srm",
+            help="Hold the recorded split against the plan's: for records of this very plan.",
+        ),
     ] = False,
     is_json: JsonOption = False,
     config: ConfigOption = None,
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Run a plan over the recorded events of its flag: what would it have decided, when and why. Changes nothing in Kafka.
+    """Run a plan over the recorded events of its flag.
 
-    The daemon's own counting, state machine and tests go through the two event topics as fast as they can be read. Advice says
-    proceed and people approve at once. The records' split is what was served then: ops/simulate.md.
+    What would it have decided, when and why. Changes nothing in Kafka.
+
+    The daemon's own counting, state machine and tests go through the two event topics as fast as
+    they can be read. Advice says proceed and people approve at once. The records' split is what was
+    served then: ops/simulate.md.
     """
     from controller.adapters.documents import to_core_plan
     from controller.cli.backtesting import Recorded, go_through, time_of
@@ -144,7 +196,10 @@ def backtest(
     if flag is not None:
         document = document.model_copy(update={"flag": check_flag(flag)})
     now = datetime.now(UTC)
-    begins_at_, ends_at = time_of(begins, "--from", now), now if ends is None else min(time_of(ends, "--to", now), now)
+    begins_at_, ends_at = (
+        time_of(begins, "--from", now),
+        now if ends is None else min(time_of(ends, "--to", now), now),
+    )
     if begins_at_ >= ends_at:
         fail("--from lies before --to, and not in the future", EXIT_USAGE)
     try:
@@ -155,7 +210,12 @@ def backtest(
         fail(f"--every: {every!r}: write a duration from 100ms to 10m, as in 1s", EXIT_USAGE)
     kafka, counting = reading_settings(config, bootstrap_servers, topic_prefix)
     core = replace(to_core_plan(document), start_at=None, expires_at=None)
-    perform(go_through(Recorded(core, kafka, counting, begins_at_, ends_at, step, counts_split), is_json=is_json))
+    perform(
+        go_through(
+            Recorded(core, kafka, counting, begins_at_, ends_at, step, counts_split),
+            is_json=is_json,
+        )
+    )
 
 
 def add_commands(app: typer.Typer, panel: str) -> None:

@@ -1,7 +1,7 @@
 """What `rolloutctl` shows: sober tables and lines that fit 80 columns, and the same facts as JSON.
 
-Everything that others wrote (reasons, issuers, the model's words) passes `printable`, so that nothing in it can move a
-terminal's cursor or forge a line.
+Everything that others wrote (reasons, issuers, the model's words) passes `printable`, so that
+nothing in it can move a terminal's cursor or forge a line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from schemas.alert import Alert
 from schemas.command import Command
 from schemas.decision import Decision, JudgementRecord, MetricRecord
 from schemas.result import Result
-from schemas.terms import Arm, CommandStatus, CommandVerb, DecisionKind, HoldReason, PhaseName, Severity, Verdict
+from schemas.terms import (
+    Arm,
+    CommandStatus,
+    CommandVerb,
+    DecisionKind,
+    HoldReason,
+    PhaseName,
+    Severity,
+    Verdict,
+)
 
 _NARROWEST = 40
 _PHASE_STYLES = {
@@ -77,14 +86,22 @@ def to_json(document: Any) -> str:
     return json.dumps(document, separators=(",", ":"))
 
 
-# --- status ---------------------------------------------------------------------------------------------------------------
+# --- status
+# --------------------------------------------------------------------------------------------------
 
 
 def status_table(situations: Iterable[Situation]) -> Table:
     """Return one row per flag, those under way first."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-    for name, justify in (("FLAG", "left"), ("PHASE", "left"), ("STAGE", "right"), ("SERVED", "right"), ("SINCE", "right")):
-        # Short enough to be read whole, except perhaps the flag's key: that one folds rather than loses letters.
+    for name, justify in (
+        ("FLAG", "left"),
+        ("PHASE", "left"),
+        ("STAGE", "right"),
+        ("SERVED", "right"),
+        ("SINCE", "right"),
+    ):
+        # Short enough to be read whole, except perhaps the flag's key: that one folds rather than
+        # loses letters.
         table.add_column(name, justify=justify, no_wrap=name != "FLAG", overflow="fold")  # type: ignore[arg-type]
     table.add_column("WAITS FOR", overflow="fold")
     for one in sorted(situations, key=lambda each: (each.rollout.has_ended, each.rollout.flag_key)):
@@ -116,7 +133,10 @@ def phase_text(rollout: Rollout) -> Text:
 
 
 def show_flag(console: Console, one: Situation, planes: Sequence[Text] = ()) -> None:
-    """Show all that is known of one flag, its answer first; `planes` are lines of a daemon's about its flag planes."""
+    """Show all that is known of one flag, its answer first.
+
+    `planes` are lines of a daemon's about its flag planes.
+    """
     rollout, now = one.rollout, one.now
     headline = Text(f"{rollout.flag_key}  ", "bold")
     headline.append_text(phase_text(rollout))
@@ -134,7 +154,11 @@ def show_flag(console: Console, one: Situation, planes: Sequence[Text] = ()) -> 
     if one.overdue is not None:
         _fact(console, "OVERDUE", Text(one.overdue, "bold red"))
     _fact(console, "waits for", Text(printable(one.waits_for)))
-    if one.hold is not None and not why.startswith(one.hold) and rollout.hold is not HoldReason.APPROVAL:
+    if (
+        one.hold is not None
+        and not why.startswith(one.hold)
+        and rollout.hold is not HoldReason.APPROVAL
+    ):
         _fact(console, "hold", Text(printable(one.hold)))
     if one.frozen is not None and one.frozen != why:
         _fact(console, "frozen", Text(printable(one.frozen)))
@@ -168,7 +192,9 @@ def _journey(one: Situation) -> Text:
         is_done = index < reached or rollout.phase.name is PhaseName.COMPLETED
         mark = ">" if is_here else "*" if is_done else "."
         of = "" if stage.audience is None else f" of {stage.audience}"
-        line.append(f"{mark} {stage.percent:g} %{of}", "bold" if is_here else "dim" if not is_done else "")
+        line.append(
+            f"{mark} {stage.percent:g} %{of}", "bold" if is_here else "dim" if not is_done else ""
+        )
         line.append("   ")
     return line
 
@@ -178,17 +204,32 @@ def _show_evidence(console: Console, one: Situation, *, told: str) -> None:
     said, seen = one.judged_by, one.judgement
     newest = one.decision
     if newest is not None:
-        words = f"{newest.kind.value.replace('_', ' ')} by {newest.issuer} {moment(newest.at, one.now)}"
+        words = (
+            f"{newest.kind.value.replace('_', ' ')} by {newest.issuer} {moment(newest.at, one.now)}"
+        )
         if newest.reason and newest.reason not in told:
             words += f": {newest.reason.rstrip(': ')}"
         _fact(console, "last decision", Text(printable(words)))
     if said is None or seen is None:
         if not one.rollout.plan.blind and one.rollout.visits:
-            _fact(console, "evidence", Text("none published for this stage yet; it comes with the next decision"))
+            _fact(
+                console,
+                "evidence",
+                Text("none published for this stage yet; it comes with the next decision"),
+            )
         return
-    users = f"users: {seen.exposures.get(Arm.TREATMENT, 0):,} treatment, {seen.exposures.get(Arm.CONTROL, 0):,} control"
-    share = "" if seen.observed_share is None else f"; share observed {100 * seen.observed_share:.3g} %"
-    _fact(console, "evidence", Text(f"verdict {seen.verdict.value.replace('_', ' ')}, judged {moment(seen.at, one.now)}"))
+    users = (
+        f"users: {seen.exposures.get(Arm.TREATMENT, 0):,} treatment, "
+        f"{seen.exposures.get(Arm.CONTROL, 0):,} control"
+    )
+    share = (
+        "" if seen.observed_share is None else f"; share observed {100 * seen.observed_share:.3g} %"
+    )
+    _fact(
+        console,
+        "evidence",
+        Text(f"verdict {seen.verdict.value.replace('_', ' ')}, judged {moment(seen.at, one.now)}"),
+    )
     _fact(console, "", Text(f"{users}{share}"))
     for gap in seen.gaps:
         if gap.detail not in told:
@@ -197,7 +238,11 @@ def _show_evidence(console: Console, one: Situation, *, told: str) -> None:
         console.print(Padding(metrics_table(seen), (1, 0, 0, 2)))
         for metric in seen.metrics:
             if metric.reason not in told:
-                console.print(Padding(Text(printable(f"{metric.metric}: {metric.reason}"), "dim"), (0, 0, 0, 2)))
+                console.print(
+                    Padding(
+                        Text(printable(f"{metric.metric}: {metric.reason}"), "dim"), (0, 0, 0, 2)
+                    )
+                )
         console.print()
     if said.advice is not None:
         advice = f"{said.advice.choice} by {said.advice.model}: {' '.join(said.advice.reasons)}"
@@ -206,7 +251,10 @@ def _show_evidence(console: Console, one: Situation, *, told: str) -> None:
 
 
 def _advice_record(one: Situation) -> str:
-    """Return what the model advised at the gates, and once the rollout has ended, whether that was right."""
+    """Return what the model advised at the gates.
+
+    And once the rollout has ended, whether that was right.
+    """
     gates = f"{len(one.advised)} gate{'s' if len(one.advised) > 1 else ''}"
     if one.advice_agreement is not None:
         agreed, _ = one.advice_agreement
@@ -217,8 +265,15 @@ def _advice_record(one: Situation) -> str:
 
 def _harm_words(seen: JudgementRecord) -> str:
     harm = seen.harm
-    excess = "" if harm.excess_failed_requests is None else f", {harm.excess_failed_requests:,.1f} above control's rate"
-    return f"{harm.exposed_contexts:,} users had treatment; {harm.failed_requests:,} of their requests failed{excess}"
+    excess = (
+        ""
+        if harm.excess_failed_requests is None
+        else f", {harm.excess_failed_requests:,.1f} above control's rate"
+    )
+    return (
+        f"{harm.exposed_contexts:,} users had treatment; {harm.failed_requests:,} of their "
+        f"requests failed{excess}"
+    )
 
 
 def metrics_table(seen: JudgementRecord) -> Table:
@@ -235,8 +290,14 @@ def metrics_table(seen: JudgementRecord) -> Table:
             metric.role.value,
             _estimate(metric, Arm.TREATMENT),
             _estimate(metric, Arm.CONTROL),
-            Text(_HARM_WORDS.get(metric.harm, metric.harm.value.replace("_", " ")), "bold red" if is_harm else ""),
-            Text(_SAFE_WORDS.get(metric.safe, metric.safe.value.replace("_", " ")), "green" if is_safe else "yellow"),
+            Text(
+                _HARM_WORDS.get(metric.harm, metric.harm.value.replace("_", " ")),
+                "bold red" if is_harm else "",
+            ),
+            Text(
+                _SAFE_WORDS.get(metric.safe, metric.safe.value.replace("_", " ")),
+                "green" if is_safe else "yellow",
+            ),
         )
     return table
 
@@ -245,7 +306,11 @@ def _estimate(metric: MetricRecord, arm: Arm) -> str:
     measured = metric.arms.get(arm)
     if measured is None or measured.estimate is None:
         return "–"
-    return f"{measured.estimate:,.0f} ms" if metric.metric.startswith("latency") else f"{100 * measured.estimate:.3g} %"
+    return (
+        f"{measured.estimate:,.0f} ms"
+        if metric.metric.startswith("latency")
+        else f"{100 * measured.estimate:.3g} %"
+    )
 
 
 def status_document(one: Situation, state: Event) -> Event:
@@ -274,12 +339,17 @@ def status_document(one: Situation, state: Event) -> Event:
     }
 
 
-# --- decisions, alerts, everything as it comes ------------------------------------------------------------------------------
+# --- decisions, alerts, everything as it comes
+# ------------------------------------------------------------------------------
 
 
 def decision_line(one: Decision, now: datetime, *, with_flag: bool) -> Text:
     """Return a decision as one line."""
-    moved = f"{one.from_percent:g} -> {one.to_percent:g} %" if one.from_percent != one.to_percent else f"{one.to_percent:g} %"
+    moved = (
+        f"{one.from_percent:g} -> {one.to_percent:g} %"
+        if one.from_percent != one.to_percent
+        else f"{one.to_percent:g} %"
+    )
     moved += "" if one.audience is None else f" of {printable(one.audience)}"
     by = "" if one.issuer == "rolloutd" else f" (by {one.issuer})"
     return Text.assemble(
@@ -303,11 +373,17 @@ def show_decision(console: Console, one: Decision, now: datetime) -> None:
         worse = _HARM_WORDS.get(metric.harm, metric.harm.value)
         good = _SAFE_WORDS.get(metric.safe, metric.safe.value)
         arms = f"{_estimate(metric, Arm.TREATMENT)} against {_estimate(metric, Arm.CONTROL)}"
-        _line(console, Text(f"    {metric.metric}: {arms}; worse? {worse}; shown as good? {good}", "dim"))
+        _line(
+            console,
+            Text(f"    {metric.metric}: {arms}; worse? {worse}; shown as good? {good}", "dim"),
+        )
     if one.advice is not None:
         _line(
             console,
-            Text(f"    advice {printable(f'{one.advice.choice}: ' + ' '.join(one.advice.reasons))}", "dim"),
+            Text(
+                f"    advice {printable(f'{one.advice.choice}: ' + ' '.join(one.advice.reasons))}",
+                "dim",
+            ),
         )
 
 
@@ -337,7 +413,11 @@ def event_line(event: Event, now: datetime) -> Text | None:
 def brief(one: Situation) -> Text:
     """Return where a rollout stands in one line, without its flag."""
     rollout = one.rollout
-    stage = "" if one.stage_number is None else f", stage {one.stage_number} of {len(rollout.plan.stages)}"
+    stage = (
+        ""
+        if one.stage_number is None
+        else f", stage {one.stage_number} of {len(rollout.plan.stages)}"
+    )
     waits = "" if rollout.has_ended else f"; waits for {one.waits_for}"
     rest = f", {rollout.served_words} served{stage}, revision {rollout.revision}{waits}"
     return Text.assemble(phase_text(rollout), printable(rest))
@@ -358,7 +438,8 @@ def show_line(console: Console, text: Text) -> None:
     _line(console, text)
 
 
-# --- commands and plans -----------------------------------------------------------------------------------------------------
+# --- commands and plans
+# --------------------------------------------------------------------------------------------------
 
 
 def result_line(answer: Result) -> Text:
@@ -367,7 +448,8 @@ def result_line(answer: Result) -> Text:
     why = "" if answer.reason == "done" else f": {printable(answer.reason)}"
     return Text.assemble(
         (answer.status.value, "bold green" if is_accepted else "bold red"),
-        f"  {'unknown verb' if answer.verb is None else dashed(answer.verb)} {answer.flag}{why} (revision {answer.revision})",
+        f"  {'unknown verb' if answer.verb is None else dashed(answer.verb)} "
+        f"{answer.flag}{why} (revision {answer.revision})",
     )
 
 
@@ -377,7 +459,10 @@ def now_line(one: Situation) -> Text:
 
 
 def result_document(order: Command, answer: Result | None) -> Mapping[str, Any]:
-    """Return a result for machines; without one its status is `unknown`, and the command may still be carried out."""
+    """Return a result for machines.
+
+    Without one its status is `unknown`, and the command may still be carried out.
+    """
     if answer is not None:
         return answer.model_dump(mode="json")
     return {
@@ -385,7 +470,8 @@ def result_document(order: Command, answer: Result | None) -> Mapping[str, Any]:
         "flag": order.flag,
         "verb": order.verb.value,
         "status": "unknown",
-        "reason": "no result in time; the command may still be carried out, repeating it with the same id is safe",
+        "reason": "no result in time; the command may still be carried out, repeating it with the "
+        "same id is safe",
         "revision": None,
         "at": None,
     }

@@ -1,4 +1,7 @@
-"""`rolloutd repair flag KEY`: take away what is stored of one flag, when it cannot be read or is wrong."""
+"""`rolloutd repair flag KEY`.
+
+Take away what is stored of one flag, when it cannot be read or is wrong.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,22 @@ _EXIT_TROUBLE = 75
 
 
 def repair_flag(flag: str, settings: Settings, *, is_asked: bool) -> None:
-    """Describe what is stored, ask, and discard it. Raises typer.Exit with 78 or 75 when it is not done."""
+    """Describe what is stored, ask, and discard it.
+
+    Raises typer.Exit with 78 or 75 when it is not done.
+    """
     if not NAME.match(flag):
         typer.echo(f"{flag!r} names no flag: give its key, as in new-checkout", err=True)
         raise typer.Exit(_EXIT_CONFIG)
     try:
         typer.echo(asyncio.run(_describe(settings, flag)))
         typer.echo(
-            f"This deletes what Redis holds of {flag}: its document, the state of its tests, the answers to\n"
-            "its commands and effects that Kafka does not have yet. The daemon takes it up again within five\n"
-            "minutes, from the newest document of the state topic; without one the flag has no rollout. A\n"
+            f"This deletes what Redis holds of {flag}: its document, the state of its "
+            f"tests, the answers to\n"
+            "its commands and effects that Kafka does not have yet. The daemon takes it up "
+            "again within five\n"
+            "minutes, from the newest document of the state topic; without one the flag "
+            "has no rollout. A\n"
             "document that a newer release wrote is better read by that release."
         )
         if is_asked and not typer.confirm("Discard it?"):
@@ -59,7 +68,10 @@ async def _describe(settings: Settings, flag: str) -> str:
         return f"{flag} has no rollout in Redis"
     rollout = stored.rollout
     waiting = f"; {len(stored.outbox)} effects wait for Kafka" if stored.outbox else ""
-    return f"{flag} can be read: revision {rollout.revision}, {rollout.phase.name}, {rollout.served_words}{waiting}"
+    return (
+        f"{flag} can be read: revision {rollout.revision}, {rollout.phase.name}, "
+        f"{rollout.served_words}{waiting}"
+    )
 
 
 async def _discard(settings: Settings, flag: str) -> bool:

@@ -38,17 +38,30 @@ class Asked:
 
 
 def simulate_plan(asked: Asked, *, is_json: bool, html: Path | None) -> None:
-    """Run the plan in a world where treatment is as good as control, and in one with the effects; tell what came of it."""
+    """Run the plan in a world where treatment is as good as control.
+
+    And in one with the effects; tell what came of it.
+    """
     worlds = [asked.world]
     if asked.effects:
         worlds.append(replace(asked.world, effects=asked.effects))
     scenarios = [
-        simulate(asked.plan, world, asked.runs, asked.seed, asked.starts_at, _progress(world, asked.runs, is_json=is_json))
+        simulate(
+            asked.plan,
+            world,
+            asked.runs,
+            asked.seed,
+            asked.starts_at,
+            _progress(world, asked.runs, is_json=is_json),
+        )
         for world in worlds
     ]
     if html is not None:
         try:
-            html.write_text(page(asked.plan, scenarios, asked.assumed, asked.seed, asked.starts_at), encoding="utf-8")
+            html.write_text(
+                page(asked.plan, scenarios, asked.assumed, asked.seed, asked.starts_at),
+                encoding="utf-8",
+            )
         except OSError as error:
             fail(f"--html: {html}: cannot be written: {error}", EXIT_USAGE)
     if is_json:
@@ -76,18 +89,23 @@ def _progress(world: World, runs: int, *, is_json: bool) -> Any:
     return tell
 
 
-# --- text -------------------------------------------------------------------------------------------------------------------
+# --- text
+# --------------------------------------------------------------------------------------------------
 
 
 def _show_world(console: Console, asked: Asked) -> None:
     plan, world = asked.plan, asked.world
     console.print(
-        Text(f"{plan.name} of {plan.flag_key}", "bold"), f": {asked.runs} virtual rollouts each, seed {asked.seed}", sep=""
+        Text(f"{plan.name} of {plan.flag_key}", "bold"),
+        f": {asked.runs} virtual rollouts each, seed {asked.seed}",
+        sep="",
     )
     console.print(f"control: {world_words(world, plan)}")
     if asked.assumed:
         console.print(Text(f"assumed, since nobody said: {', '.join(asked.assumed)}", "yellow"))
-    console.print("advice says proceed and people approve at once; every request is a context of its own")
+    console.print(
+        "advice says proceed and people approve at once; every request is a context of its own"
+    )
 
 
 def world_words(world: World, plan: Plan) -> str:
@@ -120,17 +138,33 @@ def _rows(scenario: Scenario) -> list[tuple[str, str]]:
         if (seconds := scenario.seconds_to_find) is not None:
             rows.append(("found after", duration_words(seconds)))
         if (contexts := scenario.harmed_contexts) is not None:
-            rows.append(("contexts harmed", f"{number_words(contexts)}: exposed from its begin to the roll back"))
+            rows.append(
+                (
+                    "contexts harmed",
+                    f"{number_words(contexts)}: exposed from its begin to the roll back",
+                )
+            )
         if (failures := scenario.extra_failures) is not None:
             rows.append(("failures more", f"{number_words(failures)}: beyond control's rate"))
         if scenario.finders:
-            rows.append(("found by", ", ".join(f"{metric} {count}" for metric, count in scenario.finders.most_common())))
+            rows.append(
+                (
+                    "found by",
+                    ", ".join(
+                        f"{metric} {count}" for metric, count in scenario.finders.most_common()
+                    ),
+                )
+            )
     rows.append(("false alarm", part_words(scenario.false_alarm)))
     lacking = sum((stage.lacking for stage in scenario.stages), Counter[str]())
-    waited = f", waiting for {', '.join(name for name, _ in lacking.most_common(3))}" if lacking else ""
+    waited = (
+        f", waiting for {', '.join(name for name, _ in lacking.most_common(3))}" if lacking else ""
+    )
     rows.append(("undecided", f"{part_words(scenario.undecided)}: paused at max_bake{waited}"))
     if scenario.otherwise.count:
-        reasons = sorted({run.reason for run in scenario.runs if run.ended in ("paused", "given_up")})
+        reasons = sorted(
+            {run.reason for run in scenario.runs if run.ended in ("paused", "given_up")}
+        )
         rows.append(("otherwise", f"{part_words(scenario.otherwise)}: {', '.join(reasons)}"))
     if (seconds := scenario.seconds_to_complete) is not None:
         rows.append(("through after", duration_words(seconds)))
@@ -140,12 +174,18 @@ def _rows(scenario: Scenario) -> list[tuple[str, str]]:
 def part_words(part: Part) -> str:
     """Return `3 of 200, 1.5 % (0.5 to 4.3 %)`."""
     low, high = part.interval
-    return f"{part.count} of {part.of}, {100 * part.share:.3g} % ({100 * low:.2g} to {100 * high:.3g} %)"
+    return (
+        f"{part.count} of {part.of}, {100 * part.share:.3g} % ({100 * low:.2g} to "
+        f"{100 * high:.3g} %)"
+    )
 
 
 def duration_words(seconds: Spread) -> str:
     """Return a median and 90 % quantile of seconds."""
-    return f"{about(timedelta(seconds=seconds.median))} median, {about(timedelta(seconds=seconds.p90))} p90"
+    return (
+        f"{about(timedelta(seconds=seconds.median))} median, "
+        f"{about(timedelta(seconds=seconds.p90))} p90"
+    )
 
 
 def number_words(numbers: Spread) -> str:
@@ -172,7 +212,8 @@ def _stage_table(scenario: Scenario) -> Table:
     return table
 
 
-# --- JSON -------------------------------------------------------------------------------------------------------------------
+# --- JSON
+# --------------------------------------------------------------------------------------------------
 
 
 def _document(asked: Asked, scenarios: Sequence[Scenario]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""Where a rollout stands, in words: what it waits for, why it holds, and whether it is safe to advance.
+"""Where a rollout stands, in words.
 
-Belongs here: reading a rollout and its newest decisions as a person would. Pure. Does not belong here: how it is laid out
-(`rendering.py`), and deciding anything (`core/machine.py`).
+What it waits for, why it holds, and whether it is safe to advance.
+
+Belongs here: reading a rollout and its newest decisions as a person would. Pure. Does not belong
+here: how it is laid out (`rendering.py`), and deciding anything (`core/machine.py`).
 """
 
 from __future__ import annotations
@@ -60,7 +62,10 @@ class Safe(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """One rollout as a person sees it at `now`. `decisions` are its newest, oldest first; perhaps none."""
+    """One rollout as a person sees it at `now`.
+
+    `decisions` are its newest, oldest first; perhaps none.
+    """
 
     rollout: Rollout
     decisions: Sequence[Decision]
@@ -69,14 +74,21 @@ class Situation:
     @property
     def decision(self) -> Decision | None:
         """The newest decision about this rollout."""
-        return next((one for one in reversed(self.decisions) if one.rollout_id == self.rollout.rollout_id), None)
+        return next(
+            (one for one in reversed(self.decisions) if one.rollout_id == self.rollout.rollout_id),
+            None,
+        )
 
     @property
     def judged_by(self) -> Decision | None:
         """The newest decision with evidence of the present stay in a stage, or of the last one."""
         visit = len(self.rollout.visits) - 1
         for one in reversed(self.decisions):
-            if one.rollout_id == self.rollout.rollout_id and one.judgement is not None and one.judgement.visit == visit:
+            if (
+                one.rollout_id == self.rollout.rollout_id
+                and one.judgement is not None
+                and one.judgement.visit == visit
+            ):
                 return one
         return None
 
@@ -87,18 +99,29 @@ class Situation:
 
     @property
     def advised(self) -> Sequence[AdviceChoice]:
-        """The last advice at each of this rollout's gates, oldest first, as far as its decisions are known."""
+        """The last advice at each of this rollout's gates, oldest first.
+
+        As far as its decisions are known.
+        """
         by_gate = {
             one.gate_id: one.advice.choice
             for one in self.decisions
-            if one.rollout_id == self.rollout.rollout_id and one.advice is not None and one.gate_id is not None
+            if one.rollout_id == self.rollout.rollout_id
+            and one.advice is not None
+            and one.gate_id is not None
         }
         return tuple(by_gate.values())
 
     @property
     def advice_agreement(self) -> tuple[int, int] | None:
-        """How many of `advised` agree with how the rollout ended, of how many; None while it has not, or people ended it."""
-        ended = next((one for one in reversed(self.decisions) if one.rollout_id == self.rollout.rollout_id), None)
+        """How many of `advised` agree with how the rollout ended, of how many.
+
+        None while it has not, or people ended it.
+        """
+        ended = next(
+            (one for one in reversed(self.decisions) if one.rollout_id == self.rollout.rollout_id),
+            None,
+        )
         if ended is None or not self.advised or not is_outcome(ended.kind, ended.issuer):
             return None
         return sum(agrees(choice, ended.kind) for choice in self.advised), len(self.advised)
@@ -129,9 +152,15 @@ class Situation:
             return None
         if rollout.freeze is not None:
             why = f": {rollout.freeze.reason}" if rollout.freeze.reason else ""
-            return f"frozen by {rollout.freeze.issuer} {moment(rollout.freeze.since, self.now)}{why}"
+            return (
+                f"frozen by {rollout.freeze.issuer} {moment(rollout.freeze.since, self.now)}{why}"
+            )
         until = frozen_until(rollout.plan.freeze_windows, self.now)
-        return "in a freeze window" if until is None else f"in a freeze window that ends {moment(until, self.now)}"
+        return (
+            "in a freeze window"
+            if until is None
+            else f"in a freeze window that ends {moment(until, self.now)}"
+        )
 
     @property
     def overdue(self) -> str | None:
@@ -139,11 +168,17 @@ class Situation:
         deadline = next_deadline(self.rollout)
         if deadline is None or self.now - deadline < OVERDUE_AFTER:
             return None
-        return f"something was due {moment(deadline, self.now)} and has not happened: is rolloutd running?"
+        return (
+            f"something was due {moment(deadline, self.now)} and has not happened: is rolloutd "
+            f"running?"
+        )
 
     @property
     def hold(self) -> str | None:
-        """Why it does not move, in words, with the numbers when a decision gave them; None while nothing is in the way."""
+        """Why it does not move, in words, with the numbers when a decision gave them.
+
+        None while nothing is in the way.
+        """
         if self.rollout.hold is None:
             return None
         words = HOLD_WORDS[self.rollout.hold]
@@ -194,10 +229,22 @@ class Situation:
             case Scheduled():
                 return Safe.NOT_YET, f"it waits for {self.waits_for}"
             case AwaitingApproval(reason=HoldReason.ADVISOR):
-                return Safe.NO, "the statistics pass, but the model held in every round: read its reasons, then decide"
+                return (
+                    Safe.NO,
+                    "the statistics pass, but the model held in every round: read its "
+                    "reasons, then decide",
+                )
             case AwaitingApproval():
-                return Safe.YES, f"everything else has passed; approving revision {rollout.revision} advances it"
-            case Gating() if rollout.hold in (HoldReason.SIGNAL, HoldReason.FAILING, HoldReason.ADVISOR):
+                return (
+                    Safe.YES,
+                    f"everything else has passed; approving revision {rollout.revision} "
+                    f"advances it",
+                )
+            case Gating() if rollout.hold in (
+                HoldReason.SIGNAL,
+                HoldReason.FAILING,
+                HoldReason.ADVISOR,
+            ):
                 return Safe.NO, self.hold or ""
             case Gating() if rollout.hold is not None:
                 return Safe.NOT_YET, self.hold or ""
@@ -206,7 +253,10 @@ class Situation:
             case Paused():
                 return Safe.NO, self.hold or "paused"
             case _ if rollout.plan.blind:
-                return Safe.NOT_YET, f"it waits for {self.waits_for}, and for nothing else: the plan is blind"
+                return (
+                    Safe.NOT_YET,
+                    f"it waits for {self.waits_for}, and for nothing else: the plan is blind",
+                )
             case _:
                 return Safe.NOT_YET, f"it waits for {self.waits_for}; then its gate is judged"
 

@@ -1,4 +1,7 @@
-"""What every verb of `rolloutctl` shares: options, settings, output, and how trouble ends the process."""
+"""What every verb of `rolloutctl` shares.
+
+Options, settings, output, and how trouble ends the process.
+"""
 
 from __future__ import annotations
 
@@ -43,35 +46,68 @@ _CONNECTION = "Connection"
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--config", "-c", help="The daemon's settings file; ROLLOUTD_ variables beat it.", rich_help_panel=_CONNECTION
+        "--config",
+        "-c",
+        help="The daemon's settings file; ROLLOUTD_ variables beat it.",
+        rich_help_panel=_CONNECTION,
     ),
 ]
 BootstrapOption = Annotated[
     str | None,
-    typer.Option("--bootstrap-servers", metavar="HOST:PORT", help="Kafka; beats the settings.", rich_help_panel=_CONNECTION),
+    typer.Option(
+        "--bootstrap-servers",
+        metavar="HOST:PORT",
+        help="Kafka; beats the settings.",
+        rich_help_panel=_CONNECTION,
+    ),
 ]
 PrefixOption = Annotated[
     str | None,
-    typer.Option("--topic-prefix", help="Before every topic's name; beats the settings.", rich_help_panel=_CONNECTION),
+    typer.Option(
+        "--topic-prefix",
+        help="Before every topic's name; beats the settings.",
+        rich_help_panel=_CONNECTION,
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="For machines: one JSON document per line.")]
-FlagArgument = Annotated[str, typer.Argument(metavar="FLAG", help="The flag's key.", show_default=False)]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="For machines: one JSON document per line.")
+]
+FlagArgument = Annotated[
+    str, typer.Argument(metavar="FLAG", help="The flag's key.", show_default=False)
+]
 AnyFlagArgument = Annotated[
-    str | None, typer.Argument(metavar="[FLAG]", help="The flag's key; all without.", show_default=False)
+    str | None,
+    typer.Argument(metavar="[FLAG]", help="The flag's key; all without.", show_default=False),
 ]
-TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for the result.")]
-IssuerOption = Annotated[str | None, typer.Option("--as", help="Who asks, for the audit log; user@host without.")]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for the result.")
+]
+IssuerOption = Annotated[
+    str | None, typer.Option("--as", help="Who asks, for the audit log; user@host without.")
+]
 IdOption = Annotated[
-    str | None, typer.Option("--id", help="The command's id; repeating one is safe, it is carried out once. A new one without.")
+    str | None,
+    typer.Option(
+        "--id",
+        help="The command's id; repeating one is safe, it is carried out once. A new one without.",
+    ),
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why, for the audit log.")]
 RevisionOption = Annotated[
-    int | None, typer.Option("--expected-revision", min=0, help="Refuse the command when the rollout has another revision.")
+    int | None,
+    typer.Option(
+        "--expected-revision",
+        min=0,
+        help="Refuse the command when the rollout has another revision.",
+    ),
 ]
 
 
 class _LastWord(logging.Handler):
-    """Keeps the client library's last complaint: its exception often lacks the cause, such as a refused password."""
+    """Keeps the client library's last complaint.
+
+    Its exception often lacks the cause, such as a refused password.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -88,7 +124,10 @@ _last_word = _LastWord()
 
 
 def prepare_process() -> None:
-    """Keep log lines off the output, and a terminal that cannot show a character from failing on it."""
+    """Keep log lines off the output.
+
+    And a terminal that cannot show a character from failing on it.
+    """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     library = logging.getLogger("aiokafka")
     library.addHandler(_last_word)
@@ -98,15 +137,23 @@ def prepare_process() -> None:
             stream.reconfigure(errors="replace")
 
 
-def kafka_settings(config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None) -> KafkaSettings:
-    """Return how to reach Kafka: the daemon's settings, with the two shortcuts over them. Exits 78 when they cannot be used."""
+def kafka_settings(
+    config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None
+) -> KafkaSettings:
+    """Return how to reach Kafka: the daemon's settings, with the two shortcuts over them.
+
+    Exits 78 when they cannot be used.
+    """
     return reading_settings(config, bootstrap_servers, topic_prefix)[0]
 
 
 def reading_settings(
     config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None
 ) -> tuple[KafkaSettings, CountingSettings]:
-    """Return how to reach Kafka, as `kafka_settings` does, and how the daemon counts what it reads there."""
+    """Return how to reach Kafka, as `kafka_settings` does.
+
+    And how the daemon counts what it reads there.
+    """
     environ = dict(os.environ)
     if bootstrap_servers is not None:
         environ["ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS"] = bootstrap_servers
@@ -124,7 +171,10 @@ def reading_settings(
 
 
 def say_beyond_planes(document: PlanDocument, config: Path | None) -> None:
-    """Warn when the settings, as far as they can be read here, name flag planes that cannot serve all of it."""
+    """Warn when the settings.
+
+    As far as they can be read here, name flag planes that cannot serve all of it.
+    """
     try:
         planes = load_settings(config, os.environ).planes.of_shares_alone
     except BadInput:
@@ -132,13 +182,17 @@ def say_beyond_planes(document: PlanDocument, config: Path | None) -> None:
     beyond = beyond_share_of(to_core_plan(document))
     if beyond is not None and planes:
         complain(
-            f"warning: {', '.join(planes)} cannot serve {beyond}: a stage that has any holds with actuation_drift; "
+            f"warning: {', '.join(planes)} cannot serve {beyond}: a stage that has any "
+            f"holds with actuation_drift; "
             "let apps ask over OFREP or flagd, or leave it out"
         )
 
 
 def perform(work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns; trouble with Kafka and Ctrl-C end the process with their exit codes."""
+    """Return what `work` returns.
+
+    Trouble with Kafka and Ctrl-C end the process with their exit codes.
+    """
     try:
         return asyncio.run(work)
     except EventLogUnavailable as trouble:
@@ -152,7 +206,11 @@ def perform(work: Coroutine[Any, Any, T]) -> T:
 def check_flag(flag: str) -> str:
     """Return a flag's key. Exits 2 when it cannot be one."""
     if NAME.match(flag) is None:
-        fail(f"{flag!r} is no flag key: up to 128 of A-Z a-z 0-9 . _ : -, beginning with a letter or digit", EXIT_USAGE)
+        fail(
+            f"{flag!r} is no flag key: up to 128 of A-Z a-z 0-9 . _ : -, beginning with a "
+            f"letter or digit",
+            EXIT_USAGE,
+        )
     return flag
 
 
@@ -164,7 +222,9 @@ def output() -> Console:
 def complain(message: str) -> None:
     """Write to standard error."""
     for line in message.splitlines():
-        typer.echo(f"rolloutctl: {''.join(char if char.isprintable() else '?' for char in line)}", err=True)
+        typer.echo(
+            f"rolloutctl: {''.join(char if char.isprintable() else '?' for char in line)}", err=True
+        )
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -1,6 +1,9 @@
-"""`rolloutctl verdict`: the engine on a test bench. JSON lines in, one verdict a line out. Needs no Kafka.
+"""`rolloutctl verdict`: the engine on a test bench.
 
-Belongs here: lines, what is wrong with them, and streams put away in few bytes. What the totals mean is `core/streams.py`.
+JSON lines in, one verdict a line out. Needs no Kafka.
+
+Belongs here: lines, what is wrong with them, and streams put away in few bytes. What the totals
+mean is `core/streams.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from schemas.terms import Arm
 
 #: A line of two arms with 1,000 buckets each has 30 KB.
 MAX_LINE_BYTES = 1_000_000
-#: Streams kept ready; others are put away as bytes, which costs one of them about 0.3 ms when it comes back.
+# : Streams kept ready; others are put away as bytes, which costs one of them about 0.3 ms when it
+# comes back.
 READY_STREAMS = 1_000
 #: Bucket indexes beyond this are no latency at any sensible gamma.
 _FURTHEST_BUCKET = 1_000_000
@@ -67,7 +71,8 @@ _MENDS = {
     "stream": 'name the stream, as in "s1"',
     "stage": "write the stage's number, as in 0; totals count from zero in each",
     "share": "write treatment's decided share, above 0 and at most 1, as in 0.01",
-    "alpha": "write the probability of a false roll back that is allowed, between 0 and 1, as in 0.01",
+    "alpha": "write the probability of a false roll back that is allowed, between 0 and 1, as in "
+    "0.01",
     "looks_planned": "write how many looks are planned over all stages, as in 200",
     "control": 'write the arm\'s totals, as in {"contexts": 990, "contexts_with_error": 4}',
     "treatment": 'write the arm\'s totals, as in {"contexts": 10, "contexts_with_error": 0}',
@@ -125,31 +130,53 @@ class Bench:
             except _BadLine as bad:
                 self.refused += 1
                 said = f"line {number}: {bad.field}: {bad.what}; {bad.mend}"
-                answer = {"stream": self._named(raw), "error": said, "line": number, "field": bad.field, "mend": bad.mend}
+                answer = {
+                    "stream": self._named(raw),
+                    "error": said,
+                    "line": number,
+                    "field": bad.field,
+                    "mend": bad.mend,
+                }
             yield self._answers.encode(answer) + b"\n"
 
     def _read(self, raw: bytes, lines: BinaryIO) -> _Line:
-        """Return a line that means something by itself; of one that is too long, read the rest and drop it."""
+        """Return a line that means something by itself.
+
+        Of one that is too long, read the rest and drop it.
+        """
         if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
             while (rest := lines.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                 pass
-            raise _BadLine("line", f"is longer than {MAX_LINE_BYTES:,} bytes", "is it one look of one stream?")
+            raise _BadLine(
+                "line", f"is longer than {MAX_LINE_BYTES:,} bytes", "is it one look of one stream?"
+            )
         try:
             line = self._lines.decode(raw)
         except msgspec.ValidationError as error:
             said, _, place = str(error).partition(" - at `")
-            path = re.sub(r"^key` in `", "", place.rstrip("`")).removeprefix("$").removeprefix(".").replace("[...]", "")
+            path = (
+                re.sub(r"^key` in `", "", place.rstrip("`"))
+                .removeprefix("$")
+                .removeprefix(".")
+                .replace("[...]", "")
+            )
             missing = re.search(r"missing required field `(\w+)`", said)
             if missing is not None:
                 raise _BadLine(".".join(filter(None, (path, missing[1]))), "is missing") from None
             raise _BadLine(path or "line", said[:1].lower() + said[1:].replace("`", "")) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise _BadLine("line", f"is no JSON: {error}", "write one JSON object per line") from None
+            raise _BadLine(
+                "line", f"is no JSON: {error}", "write one JSON object per line"
+            ) from None
         for name, arm in (("control", line.control), ("treatment", line.treatment)):
             for part, whole in (("contexts_with_error", "contexts"), ("errors", "outcomes")):
                 some, all_ = getattr(arm, part), getattr(arm, whole)
                 if some is not None and all_ is not None and some > all_:
-                    raise _BadLine(f"{name}.{part}", f"{some} is more than the {all_} {whole}", f"it counts some of {whole}")
+                    raise _BadLine(
+                        f"{name}.{part}",
+                        f"{some} is more than the {all_} {whole}",
+                        f"it counts some of {whole}",
+                    )
         return line
 
     def _named(self, raw: bytes) -> str | None:
@@ -168,7 +195,11 @@ class Bench:
         stream, notes = self._streams.take(name), []
         if stream is None:
             if not watched.guardrails:
-                return {"stream": name, "verdict": "continue", "reasons": ["neither errors nor latency of both arms so far"]}
+                return {
+                    "stream": name,
+                    "verdict": "continue",
+                    "reasons": ["neither errors nor latency of both arms so far"],
+                }
             stream = begin(name, watched, line.stage, line.share, line.alpha, line.looks_planned)
             notes = _introduction(watched)
         try:
@@ -183,16 +214,27 @@ class Bench:
             why = self._rolled_back[name] = f"look {stream.looks}: {breach.metric}: {breach.reason}"
             return {"stream": name, "verdict": "roll_back", "reasons": [*notes, why]}
         self._streams.put(name, stream)
-        return {"stream": name, "verdict": "continue", "reasons": [*notes, *_reasons(stream, seen, judgement)]}
+        return {
+            "stream": name,
+            "verdict": "continue",
+            "reasons": [*notes, *_reasons(stream, seen, judgement)],
+        }
 
 
 def _introduction(watched: Watched) -> list[str]:
-    """Return what is watched, once per stream: a metric that is missing by mistake should be seen to be."""
+    """Return what is watched, once per stream.
+
+    A metric that is missing by mistake should be seen to be.
+    """
     errors = [f"error_rate by {watched.units}"] if watched.units else []
-    told = [f"watched: {', '.join(errors + (['latency'] if watched.has_latency else []))}; compared with control"]
+    told = [
+        f"watched: {', '.join(errors + (['latency'] if watched.has_latency else []))}; "
+        f"compared with control"
+    ]
     if watched.units == "outcomes":
         told.append(
-            "contexts and contexts_with_error are not known: each outcome counts as a context of its own, so that users who "
+            "contexts and contexts_with_error are not known: each outcome counts as a "
+            "context of its own, so that users who "
             "come back, and bursts, make more false alarms than alpha"
         )
     if not watched.units:
@@ -203,9 +245,15 @@ def _introduction(watched: Watched) -> list[str]:
 
 
 def _reasons(stream: Stream, seen: Sequence[HarmSeen], judgement: Judgement | None) -> list[str]:
-    """Return how near each metric is to a roll back; the whole sentence where one has been looked for and not found."""
+    """Return how near each metric is to a roll back.
+
+    The whole sentence where one has been looked for and not found.
+    """
     if judgement is None:
-        reasons = [f"{harm.metric}: e-value of harm {harm.e_value:.3g}, roll back at {harm.threshold:.4g}" for harm in seen]
+        reasons = [
+            f"{harm.metric}: e-value of harm {harm.e_value:.3g}, roll back at {harm.threshold:.4g}"
+            for harm in seen
+        ]
     else:
         reasons = [f"{metric.metric}: {metric.reason}" for metric in judgement.metrics]
     if stream.has_wrong_share:
@@ -217,7 +265,9 @@ def _check_against(stream: Stream, line: _Line, sums: dict[Arm, ArmSums]) -> Non
     """Raise _BadLine for what contradicts the stream's earlier lines."""
     alpha = stream.rollout.plan.alpha
     if line.alpha != alpha:
-        raise _BadLine("alpha", f"was {alpha:g} at the stream's first line", "keep it, or name another stream")
+        raise _BadLine(
+            "alpha", f"was {alpha:g} at the stream's first line", "keep it, or name another stream"
+        )
     if line.stage != stream.stage:
         return
     for arm in Arm:
@@ -229,7 +279,9 @@ def _check_against(stream: Stream, line: _Line, sums: dict[Arm, ArmSums]) -> Non
         if before.latency is not None and now.latency is not None:
             counts = map(now.latency.get, before.latency, repeat(0))
             if any(map(lt, counts, before.latency.values())):
-                bucket, values = next(one for one in before.latency.items() if now.latency.get(one[0], 0) < one[1])
+                bucket, values = next(
+                    one for one in before.latency.items() if now.latency.get(one[0], 0) < one[1]
+                )
                 raise _fallen(f"{arm.value}.latency.buckets", now.latency.get(bucket, 0), values)
 
 
@@ -243,14 +295,17 @@ def _sums(arm: _Arm) -> ArmSums:
     return ArmSums(arm.contexts, arm.contexts_with_error, arm.outcomes, arm.errors, latency)
 
 
-# --- buckets of another gamma -----------------------------------------------------------------------------------------------
+# --- buckets of another gamma
+# -----------------------------------------------------------------------------------------------
 
 
 def _in_our_buckets(latency: _Latency) -> Histogram:
-    """Return a histogram in our buckets: each bucket goes, whole, to the one that holds its upper edge.
+    """Return a histogram in our buckets.
 
-    That keeps the order: whatever is counted above an edge of ours is what lies above an edge of theirs. Both arms' values look
-    slower by up to gamma - 1, alike.
+    Each bucket goes, whole, to the one that holds its upper edge.
+
+    That keeps the order: whatever is counted above an edge of ours is what lies above an edge of
+    theirs. Both arms' values look slower by up to gamma - 1, alike.
     """
     is_ours = latency.gamma == GAMMA and bool(latency.buckets)
     if is_ours and min(latency.buckets) >= LOWEST_BUCKET and max(latency.buckets) <= HIGHEST_BUCKET:
@@ -273,13 +328,19 @@ def _bucket_table(_gamma: float) -> dict[int, int]:
 
 
 def _bucket_at(log_edge: float) -> int:
-    """Return our bucket that holds e^log_edge ms. An edge of ours belongs below it, also after rounding."""
+    """Return our bucket that holds e^log_edge ms.
+
+    An edge of ours belongs below it, also after rounding.
+    """
     if log_edge >= math.log(1e8):
         return HIGHEST_BUCKET
-    return bucket_of(math.exp(log_edge) * (1 - 1e-12)) if log_edge > math.log(0.001) else LOWEST_BUCKET
+    return (
+        bucket_of(math.exp(log_edge) * (1 - 1e-12)) if log_edge > math.log(0.001) else LOWEST_BUCKET
+    )
 
 
-# --- streams, put away ------------------------------------------------------------------------------------------------------
+# --- streams, put away
+# --------------------------------------------------------------------------------------------------
 
 _Kept = tuple[dict[Arm, ArmSums], dict[Arm, Dealt]]
 

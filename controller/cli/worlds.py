@@ -1,4 +1,7 @@
-"""Traffic, rates and effects as they are typed for `simulate` and `plan lint`, and what is assumed where they are not."""
+"""Traffic, rates and effects as they are typed for `simulate` and `plan lint`.
+
+And what is assumed where they are not.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ TrafficOption = Annotated[
 ErrorRateOption = Annotated[
     str | None,
     typer.Option(
-        "--error-rate", metavar="SHARE", help="Control's, as in 0.5%; half the limit without.", rich_help_panel=_PANEL
+        "--error-rate",
+        metavar="SHARE",
+        help="Control's, as in 0.5%; half the limit without.",
+        rich_help_panel=_PANEL,
     ),
 ]
 LatencyOption = Annotated[
@@ -44,15 +50,21 @@ LatencyOption = Annotated[
 ConversionOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--conversion", metavar="NAME=SHARE", help="Control's, as in bought=3%; may be repeated.", rich_help_panel=_PANEL
+        "--conversion",
+        metavar="NAME=SHARE",
+        help="Control's, as in bought=3%; may be repeated.",
+        rich_help_panel=_PANEL,
     ),
 ]
 
 _PER_SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _EFFECT = re.compile(
-    r"(?P<metric>[A-Za-z0-9._:-]+)=x(?P<factor>[0-9.]+)(?:@(?:stage(?P<stage>[0-9]+)|(?P<after>[0-9].*)))?", re.ASCII
+    r"(?P<metric>[A-Za-z0-9._:-]+)=x(?P<factor>[0-9.]+)(?:@(?:stage(?P<stage>[0-9]+)|(?P<after>[0-9].*)))?",
+    re.ASCII,
 )
-_EFFECT_FORM = "write it as in errors=x2, latency=x1.5@stage2, tail=x5@25h or conversion:bought=x0.8"
+_EFFECT_FORM = (
+    "write it as in errors=x2, latency=x1.5@stage2, tail=x5@25h or conversion:bought=x0.8"
+)
 
 
 def world_of(
@@ -63,18 +75,31 @@ def world_of(
     latency: str | None,
     conversions: Sequence[str] | None,
 ) -> tuple[World, tuple[str, ...]] | None:
-    """Return the world without effects, and what of it was assumed; None when nobody said how much traffic there is.
+    """Return the world without effects, and what of it was assumed.
 
-    `plan_traffic` is what the plan itself says, in contexts per hour. Exits 2 on what cannot be meant.
+    None when nobody said how much traffic there is.
+
+    `plan_traffic` is what the plan itself says, in contexts per hour. Exits 2 on what cannot be
+    meant.
     """
     from controller.planning.world import World
 
-    per_second = _traffic(traffic) if traffic is not None else None if plan_traffic is None else plan_traffic / 3600
+    per_second = (
+        _traffic(traffic)
+        if traffic is not None
+        else None
+        if plan_traffic is None
+        else plan_traffic / 3600
+    )
     if per_second is None:
         return None
     assumed = []
     if error_rate is None:
-        limits = [one.limit for one in plan.guardrails if one.metric == "error_rate" and one.limit is not None]
+        limits = [
+            one.limit
+            for one in plan.guardrails
+            if one.metric == "error_rate" and one.limit is not None
+        ]
         rate = min(limits) / 2 if limits else 0.005
         if any(one.metric == "error_rate" for one in plan.guardrails):
             assumed.append(f"errors {100 * rate:.3g} %")
@@ -108,7 +133,11 @@ def effects_of(texts: Sequence[str], plan: Plan) -> tuple[Effect, ...]:
         if metric not in (ERRORS, LATENCY, TAIL) and not metric.startswith("conversion:"):
             fail(f"--effect: {metric!r} is not known: {_EFFECT_FORM}", EXIT_USAGE)
         if not (0 <= factor < 1 if metric.startswith("conversion:") else 1 < factor <= 1000):
-            fail(f"--effect: {text!r} does no harm: conversions fall (x0.8), everything else rises (x2)", EXIT_USAGE)
+            fail(
+                f"--effect: {text!r} does no harm: conversions fall (x0.8), everything "
+                f"else rises (x2)",
+                EXIT_USAGE,
+            )
         stage = None if match["stage"] is None else int(match["stage"]) - 1
         if stage is not None and not 0 <= stage < len(plan.stages):
             fail(f"--effect: {text!r}: the plan has stages 1 to {len(plan.stages)}", EXIT_USAGE)
@@ -118,10 +147,15 @@ def effects_of(texts: Sequence[str], plan: Plan) -> tuple[Effect, ...]:
 
 
 def begins_at(plan: Plan, now: datetime) -> datetime:
-    """Return when virtual rollouts begin: when the plan says, else next Monday at 9:00 UTC; freeze windows hold from there."""
+    """Return when virtual rollouts begin: when the plan says, else next Monday at 9:00 UTC.
+
+    Freeze windows hold from there.
+    """
     if plan.start_at is not None:
         return plan.start_at
-    monday = now.astimezone(UTC).replace(hour=9, minute=0, second=0, microsecond=0) + timedelta(days=-now.weekday() % 7)
+    monday = now.astimezone(UTC).replace(hour=9, minute=0, second=0, microsecond=0) + timedelta(
+        days=-now.weekday() % 7
+    )
     return monday if monday >= now else monday + timedelta(days=7)
 
 
@@ -165,7 +199,10 @@ def _duration(text: str, option: str) -> timedelta:
 def _latency(text: str) -> tuple[float, float]:
     parts = text.split(",")
     if len(parts) != 2:
-        fail(f"--latency: {text!r} is not two latencies: write p50 and p99, as in 40ms,150ms", EXIT_USAGE)
+        fail(
+            f"--latency: {text!r} is not two latencies: write p50 and p99, as in 40ms,150ms",
+            EXIT_USAGE,
+        )
     p50, p99 = (_duration(part.strip(), "--latency") / timedelta(milliseconds=1) for part in parts)
     if not 0 < p50 < p99:
         fail(f"--latency: {text!r}: p50 lies above 0 and below p99, as in 40ms,150ms", EXIT_USAGE)
@@ -173,11 +210,18 @@ def _latency(text: str) -> tuple[float, float]:
 
 
 def _latency_inside(plan: Plan) -> tuple[float, float]:
-    """Return p50 and p99 in ms that keep every latency limit with a quarter to spare; 50 and 150 where there is none."""
+    """Return p50 and p99 in ms that keep every latency limit with a quarter to spare.
+
+    50 and 150 where there is none.
+    """
     from controller.planning.world import quantile_ms
 
     p50, p99 = 50.0, 150.0
-    limits = [(one.quantile, one.limit) for one in plan.guardrails if one.quantile is not None and one.limit is not None]
+    limits = [
+        (one.quantile, one.limit)
+        for one in plan.guardrails
+        if one.quantile is not None and one.limit is not None
+    ]
     over = [quantile_ms(p50, p99, q) / (0.75 * limit) for q, limit in limits]
     slower = max([1.0, *over])
     return p50 / slower, p99 / slower

@@ -15,5 +15,8 @@ def is_outcome(kind: DecisionKind, issuer: str) -> bool:
 
 
 def agrees(choice: AdviceChoice, outcome: DecisionKind) -> bool:
-    """Tell whether advice at a gate agrees with a rollout's outcome: `proceed` with completing, all else with rolling back."""
+    """Tell whether advice at a gate agrees with a rollout's outcome.
+
+    `proceed` with completing, all else with rolling back.
+    """
     return (choice is AdviceChoice.PROCEED) == (outcome is DecisionKind.COMPLETE)

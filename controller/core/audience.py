@@ -1,8 +1,11 @@
-"""Who belongs to an audience: conditions on a context's attributes, and exactly what each operator means.
+"""Who belongs to an audience.
 
-The meaning is chosen so that it can be written in the rules of every flag plane and comes out the same there: no operator
-converts types, and a missing attribute, or one of a type the operator does not know, never matches. In JsonLogic's words see
-`controller/flagd.py`; the tests hold both against each other.
+Conditions on a context's attributes, and exactly what each operator means.
+
+The meaning is chosen so that it can be written in the rules of every flag plane and comes out the
+same there: no operator converts types, and a missing attribute, or one of a type the operator does
+not know, never matches. In JsonLogic's words see `controller/flagd.py`; the tests hold both against
+each other.
 
 | operator | matches when the attribute is |
 |---|---|
@@ -37,7 +40,9 @@ class Condition:
 
     attribute: str
     operator: Operator
-    values: tuple[Scalar, ...]  # one of them suffices; for `sem_ver` a range such as `>= 2.4.0`; at least one
+    values: tuple[
+        Scalar, ...
+    ]  # one of them suffices; for `sem_ver` a range such as `>= 2.4.0`; at least one
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +55,15 @@ class Audience:
 
 def matcher(audience: Audience) -> Callable[[Attributes], bool]:
     """Return the function that tells whether a context with these attributes belongs to the audience. It never raises."""
-    clauses = tuple(tuple((one.attribute, _test(one)) for one in conditions) for conditions in audience.any_of)
+    clauses = tuple(
+        tuple((one.attribute, _test(one)) for one in conditions) for conditions in audience.any_of
+    )
 
     def matches(attributes: Attributes) -> bool:
-        return any(all(test(attributes.get(attribute)) for attribute, test in conditions) for conditions in clauses)
+        return any(
+            all(test(attributes.get(attribute)) for attribute, test in conditions)
+            for conditions in clauses
+        )
 
     return matches
 
@@ -109,13 +119,17 @@ def _equal_to_one_of(values: tuple[Scalar, ...]) -> _Test:
     return test
 
 
-# --- moments ----------------------------------------------------------------------------------------------------------------
+# --- moments
+# --------------------------------------------------------------------------------------------------
 
 
 def comparable_moment(text: str) -> str:
-    """Return a condition's date, or moment in UTC, as an attribute's first `MOMENT_LENGTH` characters are compared with it.
+    """Return a condition's date, or moment in UTC.
 
-    Midnight is the bare date: so a date in an attribute is its own midnight, before everything later that day.
+    As an attribute's first `MOMENT_LENGTH` characters are compared with it.
+
+    Midnight is the bare date: so a date in an attribute is its own midnight, before everything
+    later that day.
     """
     return text.removesuffix("Z").removesuffix("T00:00:00")
 
@@ -124,7 +138,8 @@ def _looks_like_moment(value: object) -> bool:
     return isinstance(value, str) and value[4:5] == "-" and value[7:8] == "-"
 
 
-# --- versions ---------------------------------------------------------------------------------------------------------------
+# --- versions
+# --------------------------------------------------------------------------------------------------
 
 _VERSION = re.compile(
     r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
@@ -172,8 +187,9 @@ def _version_test(comparison: str, text: str) -> Callable[[str], bool]:
 def _version(text: str) -> _Version | None:
     """Return a version in the order of SemVer 2.0 section 11, None for a text that is none.
 
-    As flagd reads it: a leading `v` is dropped, and `1` and `1.2` stand for `1.0.0` and `1.2.0`, but a pre-release needs all
-    three numbers: `2026-03-01` is no version. Build metadata says nothing.
+    As flagd reads it: a leading `v` is dropped, and `1` and `1.2` stand for `1.0.0` and `1.2.0`,
+    but a pre-release needs all three numbers: `2026-03-01` is no version. Build metadata says
+    nothing.
     """
     found = _VERSION.match(full_version(text)) if len(text) <= _VERSION_MAX else None
     if found is None:
@@ -181,11 +197,16 @@ def _version(text: str) -> _Version | None:
     major, minor, patch = (int(part) for part in found.groups()[:3])
     if found[4] is None:
         return major, minor, patch, (1,)  # a release comes after all its pre-releases
-    parts = tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in found[4].split("."))
+    parts = tuple(
+        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in found[4].split(".")
+    )
     return major, minor, patch, (0, parts)
 
 
 def full_version(text: str) -> str:
-    """Return `2.4.0` for `v2.4`: without `v` in front, and with all three numbers unless more than numbers follows."""
+    """Return `2.4.0` for `v2.4`.
+
+    Without `v` in front, and with all three numbers unless more than numbers follows.
+    """
     text = text[1:] if text[:1] in ("v", "V") else text
     return text + ".0" * (2 - text.count(".")) if _NUMBERS.match(text) else text

@@ -1,6 +1,7 @@
 """Totals per arm, their merging, and the latency histogram: what was counted, not what it means.
 
-Counting happens in `service/ingest.py`, per partition; here the partitions' totals are added up into what a gate looks at.
+Counting happens in `service/ingest.py`, per partition; here the partitions' totals are added up
+into what a gate looks at.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ from datetime import datetime
 
 from schemas.terms import Arm
 
-#: Ratio of two neighbouring bucket edges. With the estimate of `bucket_value` the relative error is at most
-#: (gamma - 1) / (gamma + 1) = 0.99 %.
+# : Ratio of two neighbouring bucket edges. With the estimate of `bucket_value` the relative error
+# is at most : (gamma - 1) / (gamma + 1) = 0.99 %.
 GAMMA = 1.02
 _LOG_GAMMA = math.log(GAMMA)
-#: Buckets below and above these are clamped: 1 microsecond and about 28 hours, so that no value can grow the histogram
-#: without bound.
+# : Buckets below and above these are clamped: 1 microsecond and about 28 hours, so that no value
+# can grow the histogram : without bound.
 LOWEST_BUCKET = math.ceil(math.log(0.001) / _LOG_GAMMA)
 HIGHEST_BUCKET = math.ceil(math.log(1e8) / _LOG_GAMMA)
 
 
 def bucket_of(latency_ms: float) -> int:
-    """Return the bucket i with gamma^(i-1) < latency_ms <= gamma^i, clamped to the range; 0 ms falls into the lowest."""
+    """Return the bucket i with gamma^(i-1) < latency_ms <= gamma^i, clamped to the range.
+
+    0 ms falls into the lowest.
+    """
     if latency_ms <= 0.001:
         return LOWEST_BUCKET
     return min(math.ceil(math.log(latency_ms) / _LOG_GAMMA), HIGHEST_BUCKET)
@@ -66,10 +70,13 @@ def quantile(histogram: Histogram, q: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class ArmTotals:
-    """What was counted for one arm in one visit; absolute since the visit began, so that merging and differencing are exact.
+    """What was counted for one arm in one visit.
 
-    The statistical unit is the context: `at_risk` and `first_errors` are what the error test uses, `latency` what the latency
-    test uses. `outcomes`, `errors` and `latency_all` are raw events, for the picture and for people.
+    Absolute since the visit began, so that merging and differencing are exact.
+
+    The statistical unit is the context: `at_risk` and `first_errors` are what the error test uses,
+    `latency` what the latency test uses. `outcomes`, `errors` and `latency_all` are raw events, for
+    the picture and for people.
     """
 
     evaluations: int = 0  # events
@@ -77,13 +84,18 @@ class ArmTotals:
     switched: int = 0  # of them already seen in the other arm (multiple exposure)
     outcomes: int = 0  # events
     errors: int = 0  # events
-    at_risk: int = 0  # context-batches with an outcome, of contexts without an error so far in this visit
+    at_risk: int = (
+        0  # context-batches with an outcome, of contexts without an error so far in this visit
+    )
     first_errors: int = 0  # contexts with a first error in this visit
-    converted: Mapping[str, int] = field(default_factory=dict)  # conversion name -> distinct contexts
+    converted: Mapping[str, int] = field(
+        default_factory=dict
+    )  # conversion name -> distinct contexts
     latency: Histogram = field(default_factory=dict)  # one value per context and batch
     latency_all: Histogram = field(default_factory=dict)  # every value
     checked: int = 0  # outcomes, all of about one context in 64, that were looked at for repetition
-    repeated: int = 0  # of them those that had come before, byte for byte; there may be more that were not recognised
+    # of them those that had come before, byte for byte; there may be more that were not recognised
+    repeated: int = 0
 
     def __add__(self, other: ArmTotals) -> ArmTotals:
         """Return the totals of both, as over two partitions."""
@@ -96,7 +108,8 @@ class ArmTotals:
             at_risk=self.at_risk + other.at_risk,
             first_errors=self.first_errors + other.first_errors,
             converted={
-                name: self.converted.get(name, 0) + other.converted.get(name, 0) for name in {*self.converted, *other.converted}
+                name: self.converted.get(name, 0) + other.converted.get(name, 0)
+                for name in {*self.converted, *other.converted}
             },
             latency=merge_histograms((self.latency, other.latency)),
             latency_all=merge_histograms((self.latency_all, other.latency_all)),
@@ -153,10 +166,15 @@ class PartitionProgress:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that was counted for one rollout, at one moment. `visits` holds the present visit and any other that changed."""
+    """All that was counted for one rollout, at one moment.
+
+    `visits` holds the present visit and any other that changed.
+    """
 
     at: datetime
     visits: Mapping[int, VisitTotals]  # by index into Rollout.visits
     partitions: tuple[PartitionProgress, ...]
     expected_partitions: int  # event partitions that exist; fewer reports than that is a gap
-    actuation_drift: str | None = None  # a flag plane that does not serve the decided percentage, and since when
+    actuation_drift: str | None = (
+        None  # a flag plane that does not serve the decided percentage, and since when
+    )

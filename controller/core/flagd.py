@@ -1,13 +1,17 @@
-"""flagd's definition of a flag, as plain values: what its HTTP document, its gRPC stream and its files all say.
+"""flagd's definition of a flag, as plain values.
 
-Treatment comes first and the sum of the weights never changes, so a higher percentage only adds buckets at the end: nobody who
-is in falls out, and lowering it removes the last in first. Weights are integers, because flagd takes a fraction for the
-default variant. How contexts fall into buckets is `web/bucketing.py`, who belongs to a ring and what it serves is said by
-`core/serving.py`; here is the same as JsonLogic, the words that flagd and its providers evaluate.
+What its HTTP document, its gRPC stream and its files all say.
 
-JsonLogic converts types as JavaScript does, each implementation a little differently; audiences convert nothing. So rules that
-would convert begin with a test of the type, made of what flagd's evaluators for Go, Python and JavaScript can do: Go's fails on
-text operators with a boolean, JavaScript's on arithmetic with a text, and Python takes true for 1.
+Treatment comes first and the sum of the weights never changes, so a higher percentage only adds
+buckets at the end: nobody who is in falls out, and lowering it removes the last in first. Weights
+are integers, because flagd takes a fraction for the default variant. How contexts fall into buckets
+is `web/bucketing.py`, who belongs to a ring and what it serves is said by `core/serving.py`; here
+is the same as JsonLogic, the words that flagd and its providers evaluate.
+
+JsonLogic converts types as JavaScript does, each implementation a little differently; audiences
+convert nothing. So rules that would convert begin with a test of the type, made of what flagd's
+evaluators for Go, Python and JavaScript can do: Go's fails on text operators with a boolean,
+JavaScript's on arithmetic with a text, and Python takes true for 1.
 
 Source: flagd's flag schema, which `SCHEMA` names; jsonlogic.com.
 """
@@ -16,7 +20,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from controller.core.audience import MOMENT_LENGTH, Audience, Condition, comparable_moment, full_version, version_range
+from controller.core.audience import (
+    MOMENT_LENGTH,
+    Audience,
+    Condition,
+    comparable_moment,
+    full_version,
+    version_range,
+)
 from controller.core.rollout import Rollout
 from controller.core.serving import (
     EARLIER_SUFFIX,
@@ -29,18 +40,29 @@ from controller.core.serving import (
 )
 from schemas.terms import Operator
 
-__all__ = ["SCHEMA", "SPLIT_SALT", "WEIGHT_TOTAL", "belongs", "definition_of", "metadata_of", "weight_of"]
+__all__ = [
+    "SCHEMA",
+    "SPLIT_SALT",
+    "WEIGHT_TOTAL",
+    "belongs",
+    "definition_of",
+    "metadata_of",
+    "weight_of",
+]
 
 #: What a document of definitions says of itself.
 SCHEMA = "https://flagd.dev/schema/v0/flags.json"
 
-#: Between flag key and targeting key in the text whose hash draws one of the variants that treatment is divided among:
-#: another hash than the bucket's, so that those keep their proportions at every percentage.
+# : Between flag key and targeting key in the text whose hash draws one of the variants that
+# treatment is divided among: : another hash than the bucket's, so that those keep their proportions
+# at every percentage.
 SPLIT_SALT = "/split/"
 
 
 def definition_of(rollout: Rollout, served: Serving | None = None) -> dict[str, Any]:
-    """Return the definition that stands under the flag's key. Evaluators refuse other keys: what is ours is metadata.
+    """Return the definition that stands under the flag's key.
+
+    Evaluators refuse other keys: what is ours is metadata.
 
     `served` is what `serving` says of the rollout, where that is known already.
     """
@@ -48,7 +70,9 @@ def definition_of(rollout: Rollout, served: Serving | None = None) -> dict[str, 
     return {
         "state": "ENABLED",
         "variants": dict(served.values),
-        "defaultVariant": served.control if served.unassigned not in served.values else served.unassigned,
+        "defaultVariant": served.control
+        if served.unassigned not in served.values
+        else served.unassigned,
         "targeting": _targeting(served),
         "metadata": metadata_of(rollout),
     }
@@ -59,11 +83,15 @@ def metadata_of(rollout: Rollout) -> dict[str, str]:
     return {"version": str(rollout.revision), "rolloutd.rollout_id": rollout.rollout_id}
 
 
-# --- rings ------------------------------------------------------------------------------------------------------------------
+# --- rings
+# --------------------------------------------------------------------------------------------------
 
 
 def _targeting(served: Serving) -> dict[str, Any]:
-    """Return the rule that gives what `core.serving.assign` gives: the first ring that a context belongs to decides."""
+    """Return the rule that gives what `core.serving.assign` gives.
+
+    The first ring that a context belongs to decides.
+    """
     *narrower, last = served.rings
     branches: list[Any] = []
     for ring in narrower:
@@ -80,7 +108,11 @@ def _drawn(served: Serving, ring: Ring) -> dict[str, Any]:
     """Return the variant of a context of the ring's audience by its buckets."""
     suffix = "" if ring.is_compared else EARLIER_SUFFIX
     treated = Part.TREATMENT if ring.is_compared else Part.EARLIER
-    names = {Part.CONTROL: served.control, Part.UNASSIGNED: served.unassigned, treated: served.treatment + suffix}
+    names = {
+        Part.CONTROL: served.control,
+        Part.UNASSIGNED: served.unassigned,
+        treated: served.treatment + suffix,
+    }
     drawn = {"fractional": [[names[part], weight] for part, weight in ring.slices]}
     if not served.split:
         return drawn
@@ -90,16 +122,19 @@ def _drawn(served: Serving, ring: Ring) -> dict[str, Any]:
     return {"if": [{"===": [drawn, names[treated]]}, divided, drawn]}
 
 
-# --- audiences --------------------------------------------------------------------------------------------------------------
+# --- audiences
+# --------------------------------------------------------------------------------------------------
 
-#: True where the evaluator is Python's, to which 1 and true are equal: there a boolean is told by how it is written, which
-#: Go's evaluator cannot do with one. JSON has no other way to know.
+# : True where the evaluator is Python's, to which 1 and true are equal: there a boolean is told by
+# how it is written, which : Go's evaluator cannot do with one. JSON has no other way to know.
 _TAKES_TRUE_FOR_1 = {"===": [1, True]}
 
 
 def belongs(audience: Audience) -> dict[str, Any]:
     """Return the rule that is true as `core.audience.matcher` is."""
-    return _any([_all([_rule(condition) for condition in conditions]) for conditions in audience.any_of])
+    return _any(
+        [_all([_rule(condition) for condition in conditions]) for conditions in audience.any_of]
+    )
 
 
 def _rule(condition: Condition) -> dict[str, Any]:
@@ -109,25 +144,52 @@ def _rule(condition: Condition) -> dict[str, Any]:
         case Operator.EQ | Operator.IN:
             texts = [value for value in condition.values if isinstance(value, str)]
             listed = [_all([_is_text(attribute), {"in": [attribute, texts]}])] if texts else []
-            return _any([*listed, *(_equals(attribute, value) for value in condition.values if not isinstance(value, str))])
+            return _any(
+                [
+                    *listed,
+                    *(
+                        _equals(attribute, value)
+                        for value in condition.values
+                        if not isinstance(value, str)
+                    ),
+                ]
+            )
         case Operator.GTE:
             return _all([*_is_number(attribute), {">=": [attribute, first]}])
         case Operator.LTE:
             return _all([*_is_number(attribute), {"<=": [attribute, first]}])
         case Operator.STARTS_WITH | Operator.ENDS_WITH:
-            return _any([{condition.operator.value: [attribute, text]} for text in condition.values])
+            return _any(
+                [{condition.operator.value: [attribute, text]} for text in condition.values]
+            )
         case Operator.SEM_VER:
             ranges = [version_range(str(text)) for text in condition.values]
-            compared = [{"sem_ver": [attribute, comparison, full_version(version)]} for comparison, version in ranges]
+            compared = [
+                {"sem_ver": [attribute, comparison, full_version(version)]}
+                for comparison, version in ranges
+            ]
             return _all([_is_text(attribute), _has_no_lone_suffix(attribute), _any(compared)])
         case Operator.BEFORE:
-            return _all([*_looks_like_moment(attribute), {"<": [_second_of(attribute), comparable_moment(str(first))]}])
+            return _all(
+                [
+                    *_looks_like_moment(attribute),
+                    {"<": [_second_of(attribute), comparable_moment(str(first))]},
+                ]
+            )
         case Operator.AFTER:
-            return _all([*_looks_like_moment(attribute), {">=": [_second_of(attribute), comparable_moment(str(first))]}])
+            return _all(
+                [
+                    *_looks_like_moment(attribute),
+                    {">=": [_second_of(attribute), comparable_moment(str(first))]},
+                ]
+            )
 
 
 def _all(rules: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return that all hold, each asked only where those before it do: `and` asks all of them in earlier evaluators for Go."""
+    """Return that all hold, each asked only where those before it do.
+
+    `and` asks all of them in earlier evaluators for Go.
+    """
     *guards, last = rules
     for guard in reversed(guards):
         last = {"if": [guard, last, False]}
@@ -153,8 +215,13 @@ def _is_written_as_switch(attribute: dict[str, str]) -> dict[str, Any]:
 
 
 def _is_number(attribute: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the rules that a number alone meets. Arithmetic with what is none fails in some evaluators."""
-    converted = _all([{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+": [attribute]}, attribute]}])
+    """Return the rules that a number alone meets.
+
+    Arithmetic with what is none fails in some evaluators.
+    """
+    converted = _all(
+        [{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+": [attribute]}, attribute]}]
+    )
     others = [{"!==": [attribute, other]} for other in (True, False, None)]
     return [{"!": [_is_text(attribute)]}, {"if": [_TAKES_TRUE_FOR_1, converted, {"and": others}]}]
 
@@ -165,8 +232,16 @@ def _is_text(attribute: dict[str, str]) -> dict[str, Any]:
 
 
 def _has_no_lone_suffix(attribute: dict[str, str]) -> dict[str, Any]:
-    """Return that a text without a dot has no pre-release or build: some evaluators read `2026-03-01` as version 2026.0.0."""
-    return {"or": [{"in": [".", attribute]}, {"!": [{"or": [{"in": [mark, attribute]} for mark in "-+"]}]}]}
+    """Return that a text without a dot has no pre-release or build.
+
+    Some evaluators read `2026-03-01` as version 2026.0.0.
+    """
+    return {
+        "or": [
+            {"in": [".", attribute]},
+            {"!": [{"or": [{"in": [mark, attribute]} for mark in "-+"]}]},
+        ]
+    }
 
 
 def _looks_like_moment(attribute: dict[str, str]) -> list[dict[str, Any]]:

@@ -1,7 +1,10 @@
-"""Evidence to judgement: is it healthy enough to judge, is treatment worse, is it shown not worse, and why.
+"""Evidence to judgement.
 
-Pure: what is remembered between two looks goes in and comes out as `GateTests`. What a verdict leads to, together with advice
-and people, is decided in `machine.py`. Formulas are in `analysis/`, budgets and vetoes in `analysis/questions.py`.
+Is it healthy enough to judge, is treatment worse, is it shown not worse, and why.
+
+Pure: what is remembered between two looks goes in and comes out as `GateTests`. What a verdict
+leads to, together with advice and people, is decided in `machine.py`. Formulas are in `analysis/`,
+budgets and vetoes in `analysis/questions.py`.
 """
 
 from __future__ import annotations
@@ -27,32 +30,49 @@ from controller.core.rollout import Rollout, Visit
 from controller.core.serving import decided_share, share_before
 from schemas.terms import Arm, HealthGap
 
-__all__ = ["REPORT_WITHIN", "GateTests", "HarmSeen", "decode_tests", "encode_tests", "judge", "look_for_harm"]
+__all__ = [
+    "REPORT_WITHIN",
+    "GateTests",
+    "HarmSeen",
+    "decode_tests",
+    "encode_tests",
+    "judge",
+    "look_for_harm",
+]
 
-#: A partition whose owner has not written for longer than this may have nobody counting it; owners write every 100 ms under
-#: traffic and as a heartbeat without.
+# : A partition whose owner has not written for longer than this may have nobody counting it; owners
+# write every 100 ms under : traffic and as a heartbeat without.
 REPORT_WITHIN = timedelta(seconds=10)
 _LOSSES_SHOWN = 8  # partitions named in a gap's detail
-#: Probability that one health question raises a false gap over a whole rollout. It holds, it does not roll back.
+# : Probability that one health question raises a false gap over a whole rollout. It holds, it does
+# not roll back.
 ALPHA_HEALTH = 0.001
 #: Below this part of what control gives reason to expect, treatment's events count as missing.
 MISSING_BELOW = 0.5
 #: Up to this share of a stage's contexts may have seen both arms.
 SWITCHED_ABOVE = 0.01
-#: Up to this share of an arm's outcomes may have come before: brokers that fail over and producers that start anew send a few
-#: twice. Verdicts stand on contexts and hardly move; rates and latencies as people see them do, and so does who trusts them.
+# : Up to this share of an arm's outcomes may have come before: brokers that fail over and producers
+# that start anew send a few : twice. Verdicts stand on contexts and hardly move; rates and
+# latencies as people see them do, and so does who trusts them.
 REPEATED_ABOVE = 0.05
 
 
-def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) -> tuple[Judgement, GateTests]:
-    """Return what one look at all the evidence says of the present visit, and the tests' state after it.
+def judge(
+    rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime
+) -> tuple[Judgement, GateTests]:
+    """Return what one look at all the evidence says of the present visit.
 
-    `at` is UTC now and never earlier than at the previous look. Looking twice at the same evidence changes no verdict. Harm is
-    judged whatever the gaps are and below `min_sample` too: the tests are exact at the smallest counts, and a breach must not
-    wait. Raises ValueError for a rollout that has not entered a stage.
+    And the tests' state after it.
+
+    `at` is UTC now and never earlier than at the previous look. Looking twice at the same evidence
+    changes no verdict. Harm is judged whatever the gaps are and below `min_sample` too: the tests
+    are exact at the smallest counts, and a breach must not wait. Raises ValueError for a rollout
+    that has not entered a stage.
     """
     if not rollout.visits:
-        raise ValueError(f"rollout {rollout.rollout_id} of {rollout.flag_key} has not entered a stage yet")
+        raise ValueError(
+            f"rollout {rollout.rollout_id} of {rollout.flag_key} has not entered a stage yet"
+        )
     index = len(rollout.visits) - 1
     visit, totals = rollout.visits[index], evidence.visits.get(index, VisitTotals())
     plan = rollout.plan
@@ -61,7 +81,9 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
     latencies = {arm: Spread(totals.arm(arm)) for arm in Arm}
     tests, behind = take_evidence(rollout, evidence, latencies, tests, at)
     heard, heard_at = _listen(tests, totals, visit, at)
-    tests = replace(tests, heard=heard, heard_at=heard_at, harm=_count_harm(rollout, evidence, tests.harm))
+    tests = replace(
+        tests, heard=heard, heard_at=heard_at, harm=_count_harm(rollout, evidence, tests.harm)
+    )
     exposures = {Arm.TREATMENT: totals.treatment.exposures, Arm.CONTROL: totals.control.exposures}
     exposed = sum(exposures.values())
     srm_e_value = as_e_value(sample_ratio.log_e_value(tests.srm))
@@ -92,7 +114,9 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
                 alpha=plan.alpha,
                 beta=plan.beta,
             )
-            for number, (guardrail, share) in enumerate(zip(plan.guardrails, alpha_shares(plan.guardrails), strict=True))
+            for number, (guardrail, share) in enumerate(
+                zip(plan.guardrails, alpha_shares(plan.guardrails), strict=True)
+            )
             if guardrail.is_watched_at(visit.percent)
         )
     judgement = Judgement(
@@ -108,7 +132,9 @@ def judge(rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime) 
         exposures=exposures,
         srm_e_value=srm_e_value,
         observed_share=exposures[Arm.TREATMENT] / exposed if exposed else None,
-        offsets={partition.topic_partition: partition.next_offset for partition in evidence.partitions},
+        offsets={
+            partition.topic_partition: partition.next_offset for partition in evidence.partitions
+        },
         batches=tests.batches,
     )
     return judgement, tests
@@ -130,23 +156,30 @@ class HarmSeen(NamedTuple):
 def look_for_harm(
     rollout: Rollout, evidence: Evidence, tests: GateTests, at: datetime
 ) -> tuple[tuple[HarmSeen, ...], GateTests]:
-    """Return how near each watched guardrail is to a breach, and the tests' state: a part of what `judge` does, for its price.
+    """Return how near each watched guardrail is to a breach, and the tests' state.
+
+    A part of what `judge` does, for its price.
 
     `judge` with that state and the same evidence says the rest, and changes no test.
     """
     visit = rollout.visits[-1]
     totals = evidence.visits.get(len(rollout.visits) - 1, VisitTotals())
-    tests, _ = take_evidence(rollout, evidence, {arm: Spread(totals.arm(arm)) for arm in Arm}, tests, at)
+    tests, _ = take_evidence(
+        rollout, evidence, {arm: Spread(totals.arm(arm)) for arm in Arm}, tests, at
+    )
     plan = rollout.plan
     seen = tuple(
         HarmSeen(guardrail.metric, harm_e_value(guardrail, number, tests), 1 / (plan.alpha * share))
-        for number, (guardrail, share) in enumerate(zip(plan.guardrails, alpha_shares(plan.guardrails), strict=True))
+        for number, (guardrail, share) in enumerate(
+            zip(plan.guardrails, alpha_shares(plan.guardrails), strict=True)
+        )
         if guardrail.is_watched_at(visit.percent)
     )
     return seen, tests
 
 
-# --- health -----------------------------------------------------------------------------------------------------------------
+# --- health
+# --------------------------------------------------------------------------------------------------
 
 
 def _arms_needed(visit: Visit, totals: VisitTotals) -> list[tuple[Arm, ArmTotals]]:
@@ -156,18 +189,33 @@ def _arms_needed(visit: Visit, totals: VisitTotals) -> list[tuple[Arm, ArmTotals
 
 
 def _too_little(stage: Stage, visit: Visit, totals: VisitTotals) -> tuple[Gap, ...]:
-    """Return at most one gap per arm, the most basic one: no exposure; exposures but no outcome; fewer than `min_sample`."""
+    """Return at most one gap per arm, the most basic one: no exposure.
+
+    Exposures but no outcome; fewer than `min_sample`.
+    """
     gaps = []
     for arm, counted in _arms_needed(visit, totals):
         if counted.exposures == 0:
             gaps.append(Gap(HealthGap.NO_TRAFFIC, f"no context was exposed to {arm} in this stage"))
         elif counted.outcomes == 0:
-            gaps.append(Gap(HealthGap.NO_OUTCOMES, f"{counted.exposures:,} contexts saw {arm}, none reported an outcome"))
-        elif arm is Arm.TREATMENT and visit.percent < 100 and (unheard := _unheard(totals)) is not None:
+            gaps.append(
+                Gap(
+                    HealthGap.NO_OUTCOMES,
+                    f"{counted.exposures:,} contexts saw {arm}, none reported an outcome",
+                )
+            )
+        elif (
+            arm is Arm.TREATMENT
+            and visit.percent < 100
+            and (unheard := _unheard(totals)) is not None
+        ):
             gaps.append(Gap(HealthGap.NO_OUTCOMES, unheard))
         elif counted.exposures < stage.min_sample:
             missing = stage.min_sample - counted.exposures
-            detail = f"{arm} has {counted.exposures:,} of {stage.min_sample:,} contexts, {missing:,} are missing"
+            detail = (
+                f"{arm} has {counted.exposures:,} of {stage.min_sample:,} contexts, "
+                f"{missing:,} are missing"
+            )
             gaps.append(Gap(HealthGap.BELOW_MIN_SAMPLE, detail))
     return tuple(gaps)
 
@@ -175,8 +223,8 @@ def _too_little(stage: Stage, visit: Visit, totals: VisitTotals) -> tuple[Gap, .
 def _unheard(totals: VisitTotals) -> str | None:
     """Return what is said when treatment surely reports less than half of control's outcomes per context, else None.
 
-    Requests that die before they can report are missing from every rate. Outcomes of one context do not come independently:
-    where control has several each, so many count as one.
+    Requests that die before they can report are missing from every rate. Outcomes of one context do
+    not come independently: where control has several each, so many count as one.
     """
     treatment, control = totals.treatment, totals.control
     if not control.exposures or not control.outcomes:
@@ -184,7 +232,10 @@ def _unheard(totals: VisitTotals) -> str | None:
     each = control.outcomes / control.exposures
     expected = int(treatment.exposures * min(each, 1.0))
     heard = min(int(treatment.outcomes / max(each, 1.0)), expected)
-    if heard >= MISSING_BELOW * expected or rate_interval(heard, expected, ALPHA_HEALTH)[1] >= MISSING_BELOW:
+    if (
+        heard >= MISSING_BELOW * expected
+        or rate_interval(heard, expected, ALPHA_HEALTH)[1] >= MISSING_BELOW
+    ):
         return None
     return (
         f"{treatment.outcomes:,} outcomes of {treatment.exposures:,} contexts in treatment, "
@@ -193,20 +244,29 @@ def _unheard(totals: VisitTotals) -> str | None:
 
 
 def _in_both(totals: VisitTotals) -> tuple[Gap, ...]:
-    """Return the gap of contexts that saw both arms: surely more than now and then a client's stale cache explains."""
+    """Return the gap of contexts that saw both arms.
+
+    Surely more than now and then a client's stale cache explains.
+    """
     exposed = totals.treatment.exposures + totals.control.exposures
     switched = min(totals.treatment.switched + totals.control.switched, exposed)
-    if switched <= SWITCHED_ABOVE * exposed or rate_interval(switched, exposed, ALPHA_HEALTH)[0] <= SWITCHED_ABOVE:
+    if (
+        switched <= SWITCHED_ABOVE * exposed
+        or rate_interval(switched, exposed, ALPHA_HEALTH)[0] <= SWITCHED_ABOVE
+    ):
         return ()
-    detail = f"{switched:,} of {exposed:,} contexts saw both arms in this stage: is the targeting key the same everywhere?"
+    detail = (
+        f"{switched:,} of {exposed:,} contexts saw both arms in this stage: is the targeting "
+        f"key the same everywhere?"
+    )
     return (Gap(HealthGap.MULTIPLE_EXPOSURE, detail),)
 
 
 def _repeated(totals: VisitTotals) -> tuple[Gap, ...]:
     """Return a gap per arm of whose outcomes surely more than a few had come before.
 
-    Outcomes of one context do not come independently, and one sender may repeat all of its own: where contexts have several
-    each, so many count as one.
+    Outcomes of one context do not come independently, and one sender may repeat all of its own:
+    where contexts have several each, so many count as one.
     """
     gaps = []
     for arm in Arm:
@@ -214,30 +274,42 @@ def _repeated(totals: VisitTotals) -> tuple[Gap, ...]:
         each = max(counted.outcomes / max(counted.exposures, 1), 1.0)
         checked = int(counted.checked / each)
         repeated = min(int(counted.repeated / each), checked)
-        if repeated <= REPEATED_ABOVE * checked or rate_interval(repeated, checked, ALPHA_HEALTH)[0] <= REPEATED_ABOVE:
+        if (
+            repeated <= REPEATED_ABOVE * checked
+            or rate_interval(repeated, checked, ALPHA_HEALTH)[0] <= REPEATED_ABOVE
+        ):
             continue
         detail = (
-            f"{100 * counted.repeated / counted.checked:.3g} % of {arm}'s outcomes had come before, byte for byte "
-            f"({counted.repeated:,} of {counted.checked:,} that were looked at): is a topic replayed, or does a producer send "
-            "again what has arrived? enable.idempotence=true ends that, and an id of its own tells each event from every other"
+            f"{100 * counted.repeated / counted.checked:.3g} % of {arm}'s outcomes had "
+            f"come before, byte for byte "
+            f"({counted.repeated:,} of {counted.checked:,} that were looked at): is a "
+            f"topic replayed, or does a producer send "
+            "again what has arrived? enable.idempotence=true ends that, and an id of its "
+            "own tells each event from every other"
         )
         gaps.append(Gap(HealthGap.REPEATED_OUTCOMES, detail))
     return tuple(gaps)
 
 
-def _stale(plan: Plan, evidence: Evidence, tests: GateTests, visit: Visit, behind: str | None, at: datetime) -> tuple[Gap, ...]:
+def _stale(
+    plan: Plan, evidence: Evidence, tests: GateTests, visit: Visit, behind: str | None, at: datetime
+) -> tuple[Gap, ...]:
     """Return everything that makes the evidence older or less complete than it looks.
 
-    Exactly `fresh_within` old is still fresh. Lag is judged by time: a partition with records to read whose freshest counted
-    event is too old.
+    Exactly `fresh_within` old is still fresh. Lag is judged by time: a partition with records to
+    read whose freshest counted event is too old.
     """
     details = []
     if len(evidence.partitions) < evidence.expected_partitions:
-        details.append(f"{len(evidence.partitions)} of {evidence.expected_partitions} event partitions report")
+        details.append(
+            f"{len(evidence.partitions)} of {evidence.expected_partitions} event partitions report"
+        )
     for partition in evidence.partitions:
         silence = at - partition.reported_at
         if silence > REPORT_WITHIN:
-            details.append(f"{partition.topic_partition} was last reported {silence.total_seconds():.0f} s ago")
+            details.append(
+                f"{partition.topic_partition} was last reported {silence.total_seconds():.0f} s ago"
+            )
         elif -silence > REPORT_WITHIN:
             ahead = f"{-silence.total_seconds():.0f} s ahead"
             details.append(f"{partition.topic_partition} reports from a clock {ahead}")
@@ -248,7 +320,9 @@ def _stale(plan: Plan, evidence: Evidence, tests: GateTests, visit: Visit, behin
         if freshest is None:
             details.append(f"no event was counted from {topic} yet")
         elif at - freshest > plan.fresh_within:
-            details.append(f"the freshest event of {topic} is {(at - freshest).total_seconds():.0f} s old")
+            details.append(
+                f"the freshest event of {topic} is {(at - freshest).total_seconds():.0f} s old"
+            )
         elif freshest - at > plan.fresh_within:
             # It says nothing of how old the others are.
             ahead = f"{(freshest - at).total_seconds():.0f} s ahead"
@@ -257,7 +331,9 @@ def _stale(plan: Plan, evidence: Evidence, tests: GateTests, visit: Visit, behin
         details.append("no event partition is known")
     heard_at = tests.heard_at or visit.counts_from
     if at - heard_at > plan.fresh_within:
-        details.append(f"nothing was counted for this stage for {(at - heard_at).total_seconds():.0f} s")
+        details.append(
+            f"nothing was counted for this stage for {(at - heard_at).total_seconds():.0f} s"
+        )
     if behind is not None:
         details.append(behind)
     unreadable = sorted({name for totals in evidence.visits.values() for name in totals.unreadable})
@@ -267,7 +343,10 @@ def _stale(plan: Plan, evidence: Evidence, tests: GateTests, visit: Visit, behin
 
 
 def _freshest_by_topic(partitions: tuple[PartitionProgress, ...]) -> Mapping[str, datetime | None]:
-    """Return the greatest event time counted per topic: outcomes can stop while evaluations go on."""
+    """Return the greatest event time counted per topic.
+
+    Outcomes can stop while evaluations go on.
+    """
     freshest: dict[str, datetime | None] = {}
     for partition in partitions:
         topic = partition.topic_partition.rpartition("/")[0]
@@ -277,7 +356,9 @@ def _freshest_by_topic(partitions: tuple[PartitionProgress, ...]) -> Mapping[str
     return freshest
 
 
-def _listen(tests: GateTests, totals: VisitTotals, visit: Visit, at: datetime) -> tuple[int, datetime]:
+def _listen(
+    tests: GateTests, totals: VisitTotals, visit: Visit, at: datetime
+) -> tuple[int, datetime]:
     """Return how many events the present visit has, and since when it has stood still."""
     heard = sum(totals.arm(arm).evaluations + totals.arm(arm).outcomes for arm in Arm)
     if tests.heard_at is None:
@@ -286,7 +367,9 @@ def _listen(tests: GateTests, totals: VisitTotals, visit: Visit, at: datetime) -
 
 
 def _split_off(rollout: Rollout, totals: VisitTotals, srm_e_value: float) -> tuple[Gap, ...]:
-    """Return the gap of an observed share that is not the decided one: apps go by an earlier decision, else a mismatch.
+    """Return the gap of an observed share that is not the decided one.
+
+    Apps go by an earlier decision, else a mismatch.
 
     Treatment is missing when it is surely below half of its decided share.
     """
@@ -298,20 +381,30 @@ def _split_off(rollout: Rollout, totals: VisitTotals, srm_e_value: float) -> tup
     if (before := _still_before(rollout, totals, is_mismatch=is_mismatch)) is not None:
         asked = "everybody" if decided is None else f"{100 * decided:g} %"
         detail = (
-            f"{said}, {asked} was decided: the share is that of the stay before, {100 * before:g} %, as if nothing had changed"
+            f"{said}, {asked} was decided: the share is that of the stay before, "
+            f"{100 * before:g} %, as if nothing had changed"
         )
         return (Gap(HealthGap.ACTUATION_DRIFT, detail, is_observed=True),)
     if decided is None:
-        if not exposed or rate_interval(totals.control.exposures, exposed, drift.ALPHA_DRIFT)[0] <= drift.STRAGGLERS:
+        if (
+            not exposed
+            or rate_interval(totals.control.exposures, exposed, drift.ALPHA_DRIFT)[0]
+            <= drift.STRAGGLERS
+        ):
             return ()
-        detail = f"{said}, everybody was to: somebody else changes the flag, or some apps do not follow it"
+        detail = (
+            f"{said}, everybody was to: somebody else changes the flag, or some apps do not "
+            f"follow it"
+        )
         return (Gap(HealthGap.ACTUATION_DRIFT, detail, is_observed=True),)
     if not is_mismatch:
         return ()
     detail = (
-        f"{said}, {100 * decided:g} % were decided (e-value {srm_e_value:.3g}, threshold {1 / sample_ratio.ALPHA_SRM:,.0f})"
+        f"{said}, {100 * decided:g} % were decided (e-value {srm_e_value:.3g}, threshold "
+        f"{1 / sample_ratio.ALPHA_SRM:,.0f})"
     )
-    # A few contexts of a new stage may be few by chance, while the mismatch was found in an earlier one.
+    # A few contexts of a new stage may be few by chance, while the mismatch was found in an earlier
+    # one.
     most = rate_interval(observed, exposed, ALPHA_HEALTH)[1] if exposed else 1.0
     return (Gap(HealthGap.SRM, detail, treatment_missing=most < MISSING_BELOW * decided),)
 
@@ -319,8 +412,9 @@ def _split_off(rollout: Rollout, totals: VisitTotals, srm_e_value: float) -> tup
 def _still_before(rollout: Rollout, totals: VisitTotals, *, is_mismatch: bool) -> float | None:
     """Return the share of the stay before when it is what is surely observed in place of the decided one, else None.
 
-    That there is a mismatch at all may be known from the sample ratio already; then it is enough that the share before is
-    the likelier one. A treatment that reported in the stay before is not too broken to report in this one.
+    That there is a mismatch at all may be known from the sample ratio already; then it is enough
+    that the share before is the likelier one. A treatment that reported in the stay before is not
+    too broken to report in this one.
     """
     before = share_before(rollout.plan, rollout.visits)
     treatment, control = totals.treatment.exposures, totals.control.exposures
@@ -328,17 +422,25 @@ def _still_before(rollout: Rollout, totals: VisitTotals, *, is_mismatch: bool) -
         return None
     decided = decided_share(rollout.plan, rollout.visits[-1]) or 1.0
     log_e_value = drift.log_e_value(before, decided, treatment, control)
-    if log_e_value < math.log(drift.threshold(len(rollout.visits))) and not (is_mismatch and log_e_value > 0):
+    if log_e_value < math.log(drift.threshold(len(rollout.visits))) and not (
+        is_mismatch and log_e_value > 0
+    ):
         return None
     low, high = rate_interval(treatment, treatment + control, ALPHA_HEALTH)
     return before if low <= before <= high else None
 
 
 def _drift(evidence: Evidence) -> tuple[Gap, ...]:
-    return () if evidence.actuation_drift is None else (Gap(HealthGap.ACTUATION_DRIFT, evidence.actuation_drift),)
+    return (
+        ()
+        if evidence.actuation_drift is None
+        else (Gap(HealthGap.ACTUATION_DRIFT, evidence.actuation_drift),)
+    )
 
 
-def _tainted(visit: Visit, partitions: tuple[PartitionProgress, ...], at: datetime) -> tuple[Gap, ...]:
+def _tainted(
+    visit: Visit, partitions: tuple[PartitionProgress, ...], at: datetime
+) -> tuple[Gap, ...]:
     """Return the gap of lost records: any that may have fallen into the visit.
 
     A stage entered after the records that were lost counts whole, whenever the loss was found.
@@ -356,13 +458,17 @@ def _tainted(visit: Visit, partitions: tuple[PartitionProgress, ...], at: dateti
     return (Gap(HealthGap.TAINTED, f"records are lost in {shown}{more}"),)
 
 
-# --- what it cost -----------------------------------------------------------------------------------------------------------
+# --- what it cost
+# --------------------------------------------------------------------------------------------------
 
 
-def _count_harm(rollout: Rollout, evidence: Evidence, known: Mapping[int, VisitHarm]) -> Mapping[int, VisitHarm]:
+def _count_harm(
+    rollout: Rollout, evidence: Evidence, known: Mapping[int, VisitHarm]
+) -> Mapping[int, VisitHarm]:
     """Return the harm of each visit, as far as its totals have ever said.
 
-    Excess is treatment's failed requests above control's rate in the same visit; without a control (100 %) nothing is known.
+    Excess is treatment's failed requests above control's rate in the same visit; without a control
+    (100 %) nothing is known.
     """
     harm = dict(known)
     for index, totals in evidence.visits.items():
@@ -371,9 +477,14 @@ def _count_harm(rollout: Rollout, evidence: Evidence, known: Mapping[int, VisitH
         treatment, control = totals.treatment, totals.control
         excess = 0.0
         if control.outcomes:
-            excess = max(0.0, treatment.errors - treatment.outcomes * control.errors / control.outcomes)
+            excess = max(
+                0.0, treatment.errors - treatment.outcomes * control.errors / control.outcomes
+            )
         before = harm.get(index, VisitHarm())
-        is_complete = treatment.exposures >= before.exposed_contexts and treatment.errors >= before.failed_requests
+        is_complete = (
+            treatment.exposures >= before.exposed_contexts
+            and treatment.errors >= before.failed_requests
+        )
         harm[index] = VisitHarm(
             exposed_contexts=max(before.exposed_contexts, treatment.exposures),
             failed_requests=max(before.failed_requests, treatment.errors),

@@ -1,6 +1,7 @@
 """GO Feature Flag's definition of a flag, as plain values.
 
-With two variations its buckets are cut once, at one end, so growing moves nobody out; with three or more it would.
+With two variations its buckets are cut once, at one end, so growing moves nobody out; with three or
+more it would.
 
 Source: thomaspoignant/go-feature-flag, flag configuration; compared with its own evaluation in
 tests/integration/test_go_feature_flag.py.

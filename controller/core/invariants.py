@@ -1,8 +1,8 @@
 """Rules that no transition may break, whatever decided it: checked in production before each save.
 
-They say again, from the outside and each on its own, what `machine.py` is built to do. A transition that
-would raise exposure against one of them is not saved. Pure, one small function per rule; the numbers are
-those of the specification.
+They say again, from the outside and each on its own, what `machine.py` is built to do. A transition
+that would raise exposure against one of them is not saved. Pure, one small function per rule; the
+numbers are those of the specification.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ from controller.core.rollout import (
     Scheduled,
     Ticked,
 )
-from schemas.terms import AdvisorMode, Arm, CommandStatus, CommandVerb, DecisionKind, HealthGap, OnBreach
+from schemas.terms import (
+    AdvisorMode,
+    Arm,
+    CommandStatus,
+    CommandVerb,
+    DecisionKind,
+    HealthGap,
+    OnBreach,
+)
 
 #: Labels of the counter, one per function below.
 RULES = ("I1", "I3", "I4", "I4'", "I5", "I6", "I7", "I14", "I16", "I17", "I19")
@@ -83,7 +91,10 @@ class Violation:
 
 
 def raises_exposure(before: Rollout | None, after: Rollout) -> bool:
-    """Tell whether more contexts may see treatment: a higher percentage, or a later stage of one rollout."""
+    """Tell whether more contexts may see treatment.
+
+    A higher percentage, or a later stage of one rollout.
+    """
     if before is None or before.rollout_id != after.rollout_id:
         return after.percent > (0.0 if before is None else before.percent)
     if after.percent > before.percent:
@@ -123,11 +134,18 @@ def violations(
         )
     )
     forbidding = ("I4", "I19")
-    return [Violation(rule, why, is_raise or rule in forbidding) for rule, why in found if why is not None]
+    return [
+        Violation(rule, why, is_raise or rule in forbidding)
+        for rule, why in found
+        if why is not None
+    ]
 
 
 def raise_without_cause(transition: Transition) -> str | None:
-    """I1: percent rises only with a decision that names a passed gate or a command; one stage per gate."""
+    """I1: percent rises only with a decision that names a passed gate or a command.
+
+    One stage per gate.
+    """
     before, after = transition.before, transition.after
     if after is None or not transition.is_raise:
         return None
@@ -154,14 +172,19 @@ def raise_without_cause(transition: Transition) -> str | None:
 
 
 def breach_unanswered(transition: Transition) -> str | None:
-    """I3: a breach leads, in the same step, to 0 %, to the stage below, or to a pause, as the plan says."""
+    """I3: a breach leads, in the same step, to 0 %, to the stage below, or to a pause.
+
+    As the plan says.
+    """
     before, after, event = transition.before, transition.after, transition.event
     if before is None or after is None or not isinstance(event, EvidenceJudged):
         return None
     found = event.judgement.breach
     if found is None or before.has_ended or isinstance(before.phase, Scheduled):
         return None
-    is_lower = after.percent < before.percent or (after.stage_index or 0) < (before.stage_index or 0)
+    is_lower = after.percent < before.percent or (after.stage_index or 0) < (
+        before.stage_index or 0
+    )
     if is_lower or (found.on_breach is OnBreach.PAUSE and isinstance(after.phase, Paused)):
         return None
     return f"{found.metric} is breached and {before.percent:g} % becomes {after.percent:g} %"
@@ -179,7 +202,10 @@ def revived(transition: Transition) -> str | None:
             return f"{before.phase.name} becomes {after.phase.name} at {after.percent:g} %"
         return None
     event = transition.event
-    is_start = isinstance(event, CommandReceived) and event.verb in (CommandVerb.START, CommandVerb.RESTART)
+    is_start = isinstance(event, CommandReceived) and event.verb in (
+        CommandVerb.START,
+        CommandVerb.RESTART,
+    )
     return None if is_start else f"{type(event).__name__} starts rollout {after.rollout_id}"
 
 
@@ -273,14 +299,21 @@ def gate_past_deadline(transition: Transition, now: datetime) -> str | None:
 def advance_despite_gaps(transition: Transition) -> str | None:
     """I17: no advance on stale, tainted, too small or otherwise incomplete evidence."""
     event = transition.event
-    if not isinstance(event, EvidenceJudged) or not event.judgement.gaps or not _has_passed(transition):
+    if (
+        not isinstance(event, EvidenceJudged)
+        or not event.judgement.gaps
+        or not _has_passed(transition)
+    ):
         return None
     kinds = ", ".join(sorted({HealthGap(gap.kind).value for gap in event.judgement.gaps}))
     return f"a gate passes with gaps: {kinds}"
 
 
 def shortened_bake(transition: Transition, bake_left_seconds: float | None) -> str | None:
-    """I19: a bake is never shortened by any clock: the monotonic clock of this process has seen it pass."""
+    """I19: a bake is never shortened by any clock.
+
+    The monotonic clock of this process has seen it pass.
+    """
     before, after = transition.before, transition.after
     if before is None or after is None or bake_left_seconds is None:
         return None
@@ -296,11 +329,15 @@ def _has_passed(transition: Transition) -> bool:
     after = transition.after
     if after is None or transition.before is None:
         return False
-    is_complete = isinstance(after.phase, Completed) and not isinstance(transition.before.phase, Completed)
+    is_complete = isinstance(after.phase, Completed) and not isinstance(
+        transition.before.phase, Completed
+    )
     return transition.is_raise or is_complete
 
 
 def _seen(rollout: Rollout) -> object:
     """Return all of a document but where the question to the model stands."""
-    phase = replace(rollout.phase, advice=None) if isinstance(rollout.phase, Gating) else rollout.phase
+    phase = (
+        replace(rollout.phase, advice=None) if isinstance(rollout.phase, Gating) else rollout.phase
+    )
     return replace(rollout, phase=phase)

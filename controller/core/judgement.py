@@ -1,4 +1,7 @@
-"""What was concluded from evidence: values only, filled by `gate.judge`, read by `machine.decide` and by every report."""
+"""What was concluded from evidence.
+
+Values only, filled by `gate.judge`, read by `machine.decide` and by every report.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ class ArmSummary:
     estimate: float | None  # None: nothing measured
     low: float | None  # interval at the plan's alpha, valid at any time
     high: float | None
-    repeats: float = 1.0  # errors per context that failed: by how much counting requests would overstate the evidence
+    # errors per context that failed: by how much counting requests would overstate the evidence
+    repeats: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +43,27 @@ class MetricReport:
     limit: float | None
     reason: str  # one sentence with the numbers
     in_points: bool = False  # margins are differences of shares
-    gate_margin: float | None = None  # relative harm that `safe` has to exclude; None where nothing is compared
-    ratio: float | None = None  # harm rate of treatment over control's in this stay; for latency, of values in control's tail
-    ratio_low: float | None = None  # interval at the plan's alpha, valid at any time; None: not bounded
+    gate_margin: float | None = (
+        None  # relative harm that `safe` has to exclude; None where nothing is compared
+    )
+    ratio: float | None = (
+        # harm rate of treatment over control's in this stay; for latency, of values in control's
+        # tail
+        None
+    )
+    ratio_low: float | None = (
+        None  # interval at the plan's alpha, valid at any time; None: not bounded
+    )
     ratio_high: float | None = None
 
     @property
     def difference_low(self) -> float | None:
-        """The least that treatment's value may exceed control's by, in the metric's unit; None: not bounded.
+        """The least that treatment's value may exceed control's by, in the metric's unit.
 
-        Both arms' intervals hold at once with probability 1 - 2 alpha, hence so does this, at any time.
+        None: not bounded.
+
+        Both arms' intervals hold at once with probability 1 - 2 alpha, hence so does this, at any
+        time.
         """
         low, high = self._end(Arm.TREATMENT, "low"), self._end(Arm.CONTROL, "high")
         return None if low is None or high is None else low - high
@@ -75,8 +90,12 @@ class Gap:
 
     kind: HealthGap
     detail: str  # one sentence with the numbers
-    is_observed: bool = False  # actuation drift only: exposures show it, whatever the planes say of themselves
-    treatment_missing: bool = False  # SRM only: treatment is far below its share, as when it crashes before it can report
+    is_observed: bool = (
+        False  # actuation drift only: exposures show it, whatever the planes say of themselves
+    )
+    treatment_missing: bool = (
+        False  # SRM only: treatment is far below its share, as when it crashes before it can report
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +119,9 @@ class Judgement:
     exposures: Mapping[Arm, int]  # distinct contexts of this stay
     srm_e_value: float = 1.0
     observed_share: float | None = None  # of treatment among exposures, in [0, 1]
-    offsets: Mapping[str, int] = field(default_factory=dict)  # "topic/partition" -> offset to read next
+    offsets: Mapping[str, int] = field(
+        default_factory=dict
+    )  # "topic/partition" -> offset to read next
     batches: int = 0  # looks the sequential tests have had
 
     @property
@@ -112,7 +133,10 @@ class Judgement:
 
     @property
     def statistics(self) -> Verdict:
-        """The gate's statistical verdict: PASS only when every guardrail is shown not worse and no signal regressed."""
+        """The gate's statistical verdict.
+
+        PASS only when every guardrail is shown not worse and no signal regressed.
+        """
         asked = [metric for metric in self.metrics if metric.role is not MetricRole.OBSERVE]
         verdicts = {Verdict.FAIL for metric in asked if metric.harm is Verdict.FAIL}
         verdicts |= {metric.safe for metric in asked if metric.role is MetricRole.GUARDRAIL}
@@ -146,7 +170,8 @@ class Advice:
     prompt_sha256: str
     latency_ms: int
     raw: str = ""  # the answer, capped
-    # Besides the evidence and the model, what it takes to ask for this opinion again; empty in advice of earlier releases.
+    # Besides the evidence and the model, what it takes to ask for this opinion again; empty in
+    # advice of earlier releases.
     server: str = ""  # its address without path and key
     prompt: str = ""  # name and version of the prompt's text
     parameters: str = ""  # what else was asked for, as JSON

@@ -1,7 +1,7 @@
 """The declared journey of one flag, as the core sees it: already validated, already in units.
 
-The wire form (YAML, JSON) is in `schemas/plan.py`, every check with a message for people in `controller/plans.py`. A running
-rollout keeps the plan it started with, so these values are frozen.
+The wire form (YAML, JSON) is in `schemas/plan.py`, every check with a message for people in
+`controller/plans.py`. A running rollout keeps the plan it started with, so these values are frozen.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controller.core.audience import Audience
-from schemas.terms import AdvisorMode, Approval, ControlArm, FlagType, GapPolicy, HealthGap, MetricRole, OnBreach
+from schemas.terms import (
+    AdvisorMode,
+    Approval,
+    ControlArm,
+    FlagType,
+    GapPolicy,
+    HealthGap,
+    MetricRole,
+    OnBreach,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +34,9 @@ class Stage:
     min_sample: int  # distinct exposed contexts per arm before anything is concluded, at least 1
     max_bake: timedelta  # counted like `bake`; past it an undecided gate pauses the rollout
     approval: Approval = Approval.NOT_REQUIRED
-    audience: str | None = None  # whom `percent` is a share of, by its name in Plan.audiences; None: everybody
+    audience: str | None = (
+        None  # whom `percent` is a share of, by its name in Plan.audiences; None: everybody
+    )
     control: ControlArm = ControlArm.REST
 
     @property
@@ -41,29 +52,36 @@ DISTRIBUTION = "latency"
 def _quantile_of(metric: str) -> float | None:
     if metric == DISTRIBUTION:
         return 0.9
-    return float("0." + metric.removeprefix("latency_p")) if metric.startswith("latency_p") else None
+    return (
+        float("0." + metric.removeprefix("latency_p")) if metric.startswith("latency_p") else None
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Guardrail:
     """One metric that is watched, and what a regression of it does.
 
-    `limit` is the absolute bound, None for no bound: a share in [0, 1] for `error_rate` and `conversion:<name>`,
-    milliseconds for `latency_p<q>`. `margin` is the tolerated relative harm against control, None for no comparison: 0.1
-    tolerates that treatment is up to 10 % worse. At least one of the two is set.
+    `limit` is the absolute bound, None for no bound: a share in [0, 1] for `error_rate` and
+    `conversion:<name>`, milliseconds for `latency_p<q>`. `margin` is the tolerated relative harm
+    against control, None for no comparison: 0.1 tolerates that treatment is up to 10 % worse. At
+    least one of the two is set.
     """
 
     metric: str  # error_rate | latency | latency_p50 p90 p95 p99 p999 | conversion:<name>
     role: MetricRole = MetricRole.GUARDRAIL
     limit: float | None = None
     margin: float | None = None
-    gate_margin: float | None = None  # non-inferiority margin asked for at a gate; None: the engine's ladder by percent
-    in_points: bool = False  # both margins are differences of shares: 0.005 tolerates 1.5 % where control has 1 %
+    gate_margin: float | None = (
+        None  # non-inferiority margin asked for at a gate; None: the engine's ladder by percent
+    )
+    in_points: bool = (
+        False  # both margins are differences of shares: 0.005 tolerates 1.5 % where control has 1 %
+    )
     on_breach: OnBreach = OnBreach.ROLL_BACK
     from_percent: float = 0.0  # watched only in stages of at least this percentage,
     to_percent: float = 100.0  # and at most this one: a limit that tightens is two guardrails
-    # What `metric` says, read once since every look asks it dozens of times.
-    #: 0.99 for `latency_p99`, None for metrics that are no latency; `latency` as a whole is shown by its p90.
+    # What `metric` says, read once since every look asks it dozens of times. : 0.99 for
+    # `latency_p99`, None for metrics that are no latency; `latency` as a whole is shown by its p90.
     quantile: float | None = field(init=False, repr=False, compare=False)
     #: True for conversions: there a fall is the harm.
     is_better_when_higher: bool = field(init=False, repr=False, compare=False)
@@ -103,7 +121,8 @@ class AdvisorPolicy:
     hold_for: timedelta = timedelta(minutes=10)  # between two rounds
 
 
-#: What a health gap does at a gate when the plan is silent: wait and see, but a broken split is a fault, not a delay.
+# : What a health gap does at a gate when the plan is silent: wait and see, but a broken split is a
+# fault, not a delay.
 DEFAULT_GAP_POLICIES: dict[HealthGap, GapPolicy] = {
     gap: GapPolicy.PAUSE if gap is HealthGap.SRM else GapPolicy.WAIT for gap in HealthGap
 }
@@ -122,23 +141,37 @@ class Plan:
     guardrails: tuple[Guardrail, ...]
     advisor: AdvisorPolicy = AdvisorPolicy()
     freeze_windows: tuple[FreezeWindow, ...] = ()
-    gap_policies: dict[HealthGap, GapPolicy] = field(default_factory=lambda: dict(DEFAULT_GAP_POLICIES))
+    gap_policies: dict[HealthGap, GapPolicy] = field(
+        default_factory=lambda: dict(DEFAULT_GAP_POLICIES)
+    )
     alpha: float = 0.01  # probability of a false roll back over the whole rollout
     beta: float = 0.05  # probability that a gate passes a release as bad as the margin
-    fresh_within: timedelta = timedelta(seconds=60)  # the freshest event of a judged stage is at most this old
+    fresh_within: timedelta = timedelta(
+        seconds=60
+    )  # the freshest event of a judged stage is at most this old
     owner: str = ""
     description: str = ""
     expires_at: datetime | None = None  # past it a running rollout pauses and asks for its owner
     start_at: datetime | None = None
     flag_type: FlagType = FlagType.RELEASE
     audiences: tuple[Audience, ...] = ()
-    unassigned: str = "unassigned"  # variant name of contexts that are in neither arm and get control's value
-    split: tuple[tuple[str, int], ...] = ()  # (variant, weight): what treatment is divided among; empty: not divided
-    values: Mapping[str, Any] = field(default_factory=dict)  # JSON by variant name; empty: true and false
-    blind: bool = False  # a timed ramp without evidence: stages end by bake alone. Said loudly wherever it is shown
+    unassigned: str = (
+        "unassigned"  # variant name of contexts that are in neither arm and get control's value
+    )
+    split: tuple[
+        tuple[str, int], ...
+    ] = ()  # (variant, weight): what treatment is divided among; empty: not divided
+    values: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # JSON by variant name; empty: true and false
+    # a timed ramp without evidence: stages end by bake alone. Said loudly wherever it is shown
+    blind: bool = False
 
     def audience(self, name: str | None) -> Audience | None:
-        """Return an audience by its name, None for everybody. Raises KeyError for an unknown name."""
+        """Return an audience by its name, None for everybody.
+
+        Raises KeyError for an unknown name.
+        """
         if name is None:
             return None
         found = next((audience for audience in self.audiences if audience.name == name), None)

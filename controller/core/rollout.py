@@ -20,7 +20,8 @@ from schemas.terms import (
     Severity,
 )
 
-# --- phases ---------------------------------------------------------------------------------------------------------------
+# --- phases
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,10 @@ Phase = Scheduled | InStage | Paused | Ended
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One stay in a stage. A stage stepped back to is visited again, and its evidence counts anew."""
+    """One stay in a stage.
+
+    A stage stepped back to is visited again, and its evidence counts anew.
+    """
 
     stage: int
     percent: float
@@ -137,7 +141,10 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """The document of one rollout. `revision` grows by one per transition and never falls, over all rollouts of the flag."""
+    """The document of one rollout.
+
+    `revision` grows by one per transition and never falls, over all rollouts of the flag.
+    """
 
     flag_key: str
     rollout_id: str  # the id of the command that started it
@@ -165,7 +172,11 @@ class Rollout:
     @property
     def served_words(self) -> str:
         """`10 %`, and in a stage with an audience `10 % of beta`."""
-        audience = self.plan.stages[self.visits[-1].stage].audience if self.visits and self.percent else None
+        audience = (
+            self.plan.stages[self.visits[-1].stage].audience
+            if self.visits and self.percent
+            else None
+        )
         return f"{self.percent:g} %" + ("" if audience is None else f" of {audience}")
 
     @property
@@ -174,7 +185,8 @@ class Rollout:
         return isinstance(self.phase, Ended)
 
 
-# --- events: past tense; time is inside -----------------------------------------------------------------------------------
+# --- events: past tense; time is inside
+# -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,14 +254,26 @@ class CommandUnusable:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """Another process, or this one anew, took the flag over: an answer on its way went to its predecessor."""
+    """Another process, or this one anew, took the flag over.
+
+    An answer on its way went to its predecessor.
+    """
 
     at: datetime
 
 
-Event = Ticked | Restarted | EvidenceJudged | AdviceReceived | AdviceUnavailable | CommandReceived | CommandUnusable
+Event = (
+    Ticked
+    | Restarted
+    | EvidenceJudged
+    | AdviceReceived
+    | AdviceUnavailable
+    | CommandReceived
+    | CommandUnusable
+)
 
-# --- effects: imperative; each gets the id `flag/revision/n` when it is saved -----------------------------------------------
+# --- effects: imperative; each gets the id `flag/revision/n` when it is saved
+# -----------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +302,9 @@ class RaiseAlert:
     action: str  # what to do now, one sentence
     dedup_key: str
     judgement: Judgement | None = None  # carries the harm accounting
-    explanation: Explanation | None = None  # comes later, on an alert of its own with the same dedup key
+    explanation: Explanation | None = (
+        None  # comes later, on an alert of its own with the same dedup key
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """What flag planes have to serve, as a pure function of the rollout: the same for every plane.
 
-A stage opens a *ring*: a share of an audience, or of everybody. Rings of earlier stages stay as they are, each audience at the
-newest percentage it was given, so widening a rollout never takes anybody out, and stepping back takes out who came last.
-Every context falls into one of `WEIGHT_TOTAL` buckets by its targeting key, the same bucket for every ring, and is in
-treatment when a ring that it belongs to has more buckets than that.
+A stage opens a *ring*: a share of an audience, or of everybody. Rings of earlier stages stay as
+they are, each audience at the newest percentage it was given, so widening a rollout never takes
+anybody out, and stepping back takes out who came last. Every context falls into one of
+`WEIGHT_TOTAL` buckets by its targeting key, the same bucket for every ring, and is in treatment
+when a ring that it belongs to has more buckets than that.
 
-Only the ring of the present stage is compared. Who has nothing to do with it is served under a name of its own, so that no
-count mixes up people whom no lot has dealt to the arms:
+Only the ring of the present stage is compared. Who has nothing to do with it is served under a name
+of its own, so that no count mixes up people whom no lot has dealt to the arms:
 
 | served as | value | counts as | who |
 |---|---|---|---|
@@ -15,8 +16,9 @@ count mixes up people whom no lot has dealt to the arms:
 | `unassigned` | control's | nothing | in no ring, or between two arms of equal size |
 | `<treatment>-earlier` | treatment's | nothing | in treatment by a wider ring of an earlier stage |
 
-A plan without audiences and equal-size arms knows the first and the third line alone. How a bucket is found is the plane's
-business (flagd's hash: `controller/web/bucketing.py`), which ring applies and what it serves is said here, in `assign`.
+A plan without audiences and equal-size arms knows the first and the third line alone. How a bucket
+is found is the plane's business (flagd's hash: `controller/web/bucketing.py`), which ring applies
+and what it serves is said here, in `assign`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from schemas.terms import ControlArm
 
 #: Buckets: steps of 0.01 %.
 WEIGHT_TOTAL = 10_000
-#: What the name of a variant ends with for contexts that are in treatment by an earlier ring, and so in no arm.
+# : What the name of a variant ends with for contexts that are in treatment by an earlier ring, and
+# so in no arm.
 EARLIER_SUFFIX = "-earlier"
 
 
@@ -66,10 +69,12 @@ class Ring:
 
     @property
     def slices(self) -> tuple[tuple[Part, int], ...]:
-        """(part, buckets) from the lowest bucket up, `WEIGHT_TOTAL` together. Treatment only ever grows at its upper end.
+        """(part, buckets) from the lowest bucket up, `WEIGHT_TOTAL` together.
 
-        An arm of equal size has the highest buckets, so that it too only grows as treatment does, and is the last to lose
-        contexts to it.
+        Treatment only ever grows at its upper end.
+
+        An arm of equal size has the highest buckets, so that it too only grows as treatment does,
+        and is the last to lose contexts to it.
         """
         weight = weight_of(self.percent)
         if not self.is_compared:
@@ -90,13 +95,22 @@ class Serving:
     treatment: str  # variant names
     control: str
     unassigned: str
-    split: tuple[tuple[str, int], ...]  # (variant, weight) of what treatment is divided among; empty: not divided
-    rings: tuple[Ring, ...]  # by falling percentage: the first whose audience a context belongs to decides; at least one
-    values: Mapping[str, Any]  # JSON by the name of every variant that may be served, all of one type
+    split: tuple[
+        tuple[str, int], ...
+    ]  # (variant, weight) of what treatment is divided among; empty: not divided
+    rings: tuple[
+        Ring, ...
+    ]  # by falling percentage: the first whose audience a context belongs to decides; at least one
+    values: Mapping[
+        str, Any
+    ]  # JSON by the name of every variant that may be served, all of one type
 
     @property
     def is_plain(self) -> bool:
-        """True when it is a share of everybody, treatment or control: all that a plane without audiences can do."""
+        """True when it is a share of everybody, treatment or control.
+
+        All that a plane without audiences can do.
+        """
         return self.rings[0].audience is None and self.rings[0].slices[1][0] is Part.CONTROL
 
     @property
@@ -106,10 +120,16 @@ class Serving:
 
     @property
     def beyond_share(self) -> str | None:
-        """What a plane cannot serve that knows nothing but a share of everybody, in words; None when that is all there is."""
+        """What a plane cannot serve that knows nothing but a share of everybody, in words.
+
+        None when that is all there is.
+        """
         if self.is_off:
             return None
-        has_gap = any(ring.is_compared and any(part is Part.UNASSIGNED for part, _ in ring.slices) for ring in self.rings)
+        has_gap = any(
+            ring.is_compared and any(part is Part.UNASSIGNED for part, _ in ring.slices)
+            for ring in self.rings
+        )
         more = (
             ("an audience", any(ring.audience is not None for ring in self.rings)),
             ("a control arm of equal size", has_gap),
@@ -120,8 +140,8 @@ class Serving:
     def name(self, part: Part, lot: int = 0) -> str:
         """Return the variant that is served to a context of this part.
 
-        `lot`, an even 32-bit hash of the targeting key that does not depend on the bucket, draws one of the variants that
-        treatment is divided among.
+        `lot`, an even 32-bit hash of the targeting key that does not depend on the bucket, draws
+        one of the variants that treatment is divided among.
         """
         if part is Part.CONTROL:
             return self.control
@@ -140,10 +160,12 @@ class Serving:
 
 
 def assign(serving: Serving, bucket: int, attributes: Attributes, lot: int = 0) -> str:
-    """Return the name of the variant a context is served: the reference that every plane's rules are tested against.
+    """Return the name of the variant a context is served.
 
-    `bucket` is its bucket in [0, `WEIGHT_TOTAL`), `attributes` what is known of it, its id as `targetingKey` among it; `lot`
-    see `Serving.name`.
+    The reference that every plane's rules are tested against.
+
+    `bucket` is its bucket in [0, `WEIGHT_TOTAL`), `attributes` what is known of it, its id as
+    `targetingKey` among it; `lot` see `Serving.name`.
     """
     part = chooser(serving)(bucket, attributes)
     return serving.name(part, lot)
@@ -172,8 +194,8 @@ def chooser(serving: Serving) -> Callable[[int, Attributes], Part]:
 def serving(rollout: Rollout) -> Serving:
     """Return what every plane must serve for `rollout`.
 
-    Before the start and after a rollback that is control for everybody. This is stated here once more, since it is the last
-    place where a mistake anywhere else can be kept from the users.
+    Before the start and after a rollback that is control for everybody. This is stated here once
+    more, since it is the last place where a mistake anywhere else can be kept from the users.
     """
     plan = rollout.plan
     rings: tuple[Ring, ...] = (Ring(None, 0.0, is_compared=True),)
@@ -190,9 +212,12 @@ def serving(rollout: Rollout) -> Serving:
 
 
 def percent_to_serve(rollout: Rollout) -> float:
-    """Return the percentage, in [0, 100], that a plane must serve which knows nothing but percentages.
+    """Return the percentage, in [0, 100].
 
-    It is that of the ring of everybody, 0 while there is none: what an audience is given would otherwise reach all.
+    That a plane must serve which knows nothing but percentages.
+
+    It is that of the ring of everybody, 0 while there is none: what an audience is given would
+    otherwise reach all.
     """
     if _is_off(rollout):
         return 0.0
@@ -205,14 +230,20 @@ def beyond_share_of(plan: Plan) -> str | None:
     """Return in words what of a plan no plane can serve that knows nothing but a share of everybody; None for nothing."""
     more = (
         ("audiences", any(stage.audience is not None for stage in plan.stages)),
-        ("control arms of equal size", any(stage.control is ControlArm.EQUAL for stage in plan.stages)),
+        (
+            "control arms of equal size",
+            any(stage.control is ControlArm.EQUAL for stage in plan.stages),
+        ),
         ("treatment divided among variants", bool(plan.split)),
     )
     return ", ".join(words for words, is_there in more if is_there) or None
 
 
 def decided_share(plan: Plan, visit: Visit) -> float | None:
-    """Return the share of treatment among the contexts that count in a stay, in (0, 1); None where there is no control."""
+    """Return the share of treatment among the contexts that count in a stay, in (0, 1).
+
+    None where there is no control.
+    """
     if visit.percent >= 100:
         return None
     if plan.stages[visit.stage].control is ControlArm.REST:
@@ -224,8 +255,8 @@ def decided_share(plan: Plan, visit: Visit) -> float | None:
 def share_before(plan: Plan, visits: Sequence[Visit]) -> float | None:
     """Return the share of treatment that would still be observed had the planes kept what the stay before asked for.
 
-    None where that says nothing: in the first stay, where it cannot be told from a treatment too broken to report, and where
-    the decision left the share as it was.
+    None where that says nothing: in the first stay, where it cannot be told from a treatment too
+    broken to report, and where the decision left the share as it was.
     """
     if len(visits) < 2:
         return None
@@ -239,7 +270,10 @@ def counted_as_treatment(plan: Plan) -> tuple[str, ...]:
 
 
 def uncounted_variants(plan: Plan) -> tuple[str, ...]:
-    """Return the variants that a plan may serve and that are in neither arm; none for a plan without need of them."""
+    """Return the variants that a plan may serve and that are in neither arm.
+
+    None for a plan without need of them.
+    """
     if all(stage.audience is None and stage.control is ControlArm.REST for stage in plan.stages):
         return ()
     return plan.unassigned, *(name + EARLIER_SUFFIX for name in counted_as_treatment(plan))
@@ -248,9 +282,14 @@ def uncounted_variants(plan: Plan) -> tuple[str, ...]:
 def variant_values(plan: Plan) -> dict[str, Any]:
     """Return the value of every variant that the plan may serve, by name."""
     control = plan.values.get(plan.control, False)
-    values = {plan.control: control, **{name: plan.values.get(name, True) for name in counted_as_treatment(plan)}}
+    values = {
+        plan.control: control,
+        **{name: plan.values.get(name, True) for name in counted_as_treatment(plan)},
+    }
     for name in uncounted_variants(plan):
-        values[name] = control if name == plan.unassigned else values[name.removesuffix(EARLIER_SUFFIX)]
+        values[name] = (
+            control if name == plan.unassigned else values[name.removesuffix(EARLIER_SUFFIX)]
+        )
     return values
 
 
@@ -265,10 +304,13 @@ def _control_weight(weight: int, control: ControlArm) -> int:
 
 
 def _rings(plan: Plan, present: int, percent: float) -> tuple[Ring, ...]:
-    """Return the rings of the stages up to the present one, which serves `percent`: widest first, of equals the compared one.
+    """Return the rings of the stages up to the present one, which serves `percent`.
 
-    Sorted so, the first ring that a context belongs to is the one with the most buckets, and it counts for the present stage
-    exactly when no wider ring has it already. Behind a ring of everybody nothing is left to decide.
+    Widest first, of equals the compared one.
+
+    Sorted so, the first ring that a context belongs to is the one with the most buckets, and it
+    counts for the present stage exactly when no wider ring has it already. Behind a ring of
+    everybody nothing is left to decide.
     """
     if not plan.audiences:
         return (Ring(None, percent, is_compared=True, control=plan.stages[present].control),)
@@ -276,9 +318,13 @@ def _rings(plan: Plan, present: int, percent: float) -> tuple[Ring, ...]:
     for stage in plan.stages[: present + 1]:
         newest[stage.audience] = stage
     compared = plan.stages[present]
-    rings = [Ring(plan.audience(compared.audience), percent, is_compared=True, control=compared.control)]
+    rings = [
+        Ring(plan.audience(compared.audience), percent, is_compared=True, control=compared.control)
+    ]
     rings += [
-        Ring(plan.audience(name), stage.percent, is_compared=False) for name, stage in newest.items() if stage is not compared
+        Ring(plan.audience(name), stage.percent, is_compared=False)
+        for name, stage in newest.items()
+        if stage is not compared
     ]
     rings.sort(key=lambda ring: (-ring.percent, not ring.is_compared))
     kept: list[Ring] = []

@@ -1,17 +1,22 @@
-"""Totals from elsewhere, judged by the same engine: what each arm had counted at successive looks, and what the tests say.
+"""Totals from elsewhere, judged by the same engine.
 
-The engine's unit is a context that had an outcome since the last look and has not failed before in its visit. Totals do not
-name contexts, so these are dealt by what totals do say:
+What each arm had counted at successive looks, and what the tests say.
+
+The engine's unit is a context that had an outcome since the last look and has not failed before in
+its visit. Totals do not name contexts, so these are dealt by what totals do say:
 
 - Contexts that are new since the last look were there. Where nobody comes back this is exact.
-- Outcomes beyond one per new context came from contexts seen before: as many as outcomes, at most all that have not failed.
-  They are dealt to the arms in proportion to those. Without outcomes all of them may have been there.
+- Outcomes beyond one per new context came from contexts seen before: as many as outcomes, at most
+  all that have not failed. They are dealt to the arms in proportion to those. Without outcomes all
+  of them may have been there.
 
-A context's first error counts once per visit and which arm it falls into was drawn by lot, so the test stays at its level
-however often and unevenly users come back. Of latencies at most one per context and visit is taken, evenly from the sorted
-values: one user's are alike, and totals do not say which belong together. That costs speed where users come back often.
+A context's first error counts once per visit and which arm it falls into was drawn by lot, so the
+test stays at its level however often and unevenly users come back. Of latencies at most one per
+context and visit is taken, evenly from the sorted values: one user's are alike, and totals do not
+say which belong together. That costs speed where users come back often.
 
-Belongs here: the way from such totals to the gate. Does not belong here: lines and what is wrong with them (`cli/verdict.py`).
+Belongs here: the way from such totals to the gate. Does not belong here: lines and what is wrong
+with them (`cli/verdict.py`).
 """
 
 from __future__ import annotations
@@ -30,16 +35,18 @@ from controller.core.plan import Guardrail, Plan, Stage
 from controller.core.rollout import Baking, Rollout, Visit
 from schemas.terms import Arm
 
-#: Compared with control at the strictest margin, which leaves the engine's own least harm; nothing absolute: a stream names
-#: no limits.
+# : Compared with control at the strictest margin, which leaves the engine's own least harm; nothing
+# absolute: a stream names : no limits.
 ERROR_RATE = Guardrail("error_rate", margin=0.0)
 LATENCY = Guardrail("latency", margin=0.0)
 
-#: Virtual time between two looks. The engine closes a batch that is too small after a minute: here after six looks.
+# : Virtual time between two looks. The engine closes a batch that is too small after a minute: here
+# after six looks.
 LOOK = timedelta(seconds=10)
 _BEGAN = datetime(2000, 1, 1, tzinfo=UTC)  # any moment does
 
-#: Where in a step of the sorted values the first one is taken moves by this at each look, so that no quantile is left out.
+# : Where in a step of the sorted values the first one is taken moves by this at each look, so that
+# no quantile is left out.
 _GOLDEN = 0.6180339887498949
 
 
@@ -56,7 +63,10 @@ class ArmSums:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What a stream's tests look at: settled at its first look, since alpha is shared out over it."""
+    """What a stream's tests look at.
+
+    Settled at its first look, since alpha is shared out over it.
+    """
 
     units: str | None  # "contexts", "outcomes", None: errors are not known
     has_latency: bool
@@ -86,14 +96,21 @@ class Dealt:
     at_risk: int = 0
     first_errors: int = 0
     latency: Histogram = field(default_factory=dict)
-    has_all_latency: bool = True  # nothing was left out so far, so that the totals can be taken as they are
+    has_all_latency: bool = (
+        True  # nothing was left out so far, so that the totals can be taken as they are
+    )
     standing: float = 0.0  # contexts seen so far that have not failed
     owed: float = 0.0  # the part of a returning context that is still to be dealt
     spare: int = 0  # contexts of which no latency was taken
 
     def totals(self) -> ArmTotals:
         """Return what the engine is shown."""
-        return ArmTotals(exposures=self.exposures, at_risk=self.at_risk, first_errors=self.first_errors, latency=self.latency)
+        return ArmTotals(
+            exposures=self.exposures,
+            at_risk=self.at_risk,
+            first_errors=self.first_errors,
+            latency=self.latency,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +121,9 @@ class Stream:
     rollout: Rollout
     stage: int
     looks: int = 0
-    sums: Mapping[Arm, ArmSums] = field(default_factory=lambda: dict.fromkeys(Arm, ArmSums()))  # as of the last look
+    sums: Mapping[Arm, ArmSums] = field(
+        default_factory=lambda: dict.fromkeys(Arm, ArmSums())
+    )  # as of the last look
     dealt: Mapping[Arm, Dealt] = field(default_factory=lambda: dict.fromkeys(Arm, Dealt()))
     tests: GateTests = field(default_factory=GateTests)
 
@@ -114,11 +133,14 @@ class Stream:
         return sample_ratio.log_e_value(self.tests.srm) >= -log(sample_ratio.ALPHA_SRM)
 
 
-def begin(name: str, watched: Watched, stage: int, share: float, alpha: float, looks_planned: int) -> Stream:
+def begin(
+    name: str, watched: Watched, stage: int, share: float, alpha: float, looks_planned: int
+) -> Stream:
     """Return a stream before its first look.
 
-    `share` is the decided one of treatment, in (0, 1]. `looks_planned` is how many are planned over all stages: when trouble
-    may begin is spread over that many; more may come. Raises ValueError when nothing is watched.
+    `share` is the decided one of treatment, in (0, 1]. `looks_planned` is how many are planned over
+    all stages: when trouble may begin is spread over that many; more may come. Raises ValueError
+    when nothing is watched.
     """
     if not watched.guardrails:
         raise ValueError(f"stream {name}: neither errors nor latency are known in both arms")
@@ -129,7 +151,15 @@ def begin(name: str, watched: Watched, stage: int, share: float, alpha: float, l
         flag_key=name,
         treatment="treatment",
         control="control",
-        stages=(Stage(percent=100 * share, bake=planned, settle=timedelta(0), min_sample=1, max_bake=planned),),
+        stages=(
+            Stage(
+                percent=100 * share,
+                bake=planned,
+                settle=timedelta(0),
+                min_sample=1,
+                max_bake=planned,
+            ),
+        ),
         guardrails=watched.guardrails,
         alpha=alpha,
     )
@@ -151,10 +181,13 @@ def begin(name: str, watched: Watched, stage: int, share: float, alpha: float, l
 def look(
     stream: Stream, stage: int, share: float, sums: Mapping[Arm, ArmSums]
 ) -> tuple[Stream, tuple[HarmSeen, ...], Judgement | None]:
-    """Return the stream after one more look, how near each metric is to a breach, and where one is possible the judgement.
+    """Return the stream after one more look, how near each metric is to a breach.
 
-    `sums` never fall within a stage. Another `stage` begins a new visit, its totals at zero; so does another `share`, from
-    where the totals stand. Lowering the share begins the tests anew, as it does in the daemon.
+    And where one is possible the judgement.
+
+    `sums` never fall within a stage. Another `stage` begins a new visit, its totals at zero; so
+    does another `share`, from where the totals stand. Lowering the share begins the tests anew, as
+    it does in the daemon.
     """
     if stage != stream.stage:
         stream = replace(
@@ -165,7 +198,8 @@ def look(
         )
     elif 100 * share != stream.rollout.percent:
         standing = sum(arm.standing for arm in stream.dealt.values())
-        # Some have changed arms, and totals do not say who: the lot that is drawn now is the best guess.
+        # Some have changed arms, and totals do not say who: the lot that is drawn now is the best
+        # guess.
         dealt = {
             Arm.TREATMENT: Dealt(standing=standing * share, has_all_latency=False),
             Arm.CONTROL: Dealt(standing=standing * (1 - share), has_all_latency=False),
@@ -180,14 +214,19 @@ def look(
     elif stream.watched.units == "outcomes":
         observed = {
             arm: _Observed(
-                _gained(before[arm].outcomes, known[arm].outcomes), _gained(before[arm].errors, known[arm].errors), 0.0
+                _gained(before[arm].outcomes, known[arm].outcomes),
+                _gained(before[arm].errors, known[arm].errors),
+                0.0,
             )
             for arm in Arm
         }
     else:
         observed = dict.fromkeys(Arm, _Observed(0, 0, 0.0))
     start = _GOLDEN * looks % 1
-    dealt = {arm: _add_look(stream.dealt[arm], observed[arm], before[arm], known[arm], start) for arm in Arm}
+    dealt = {
+        arm: _add_look(stream.dealt[arm], observed[arm], before[arm], known[arm], start)
+        for arm in Arm
+    }
     totals = VisitTotals(dealt[Arm.TREATMENT].totals(), dealt[Arm.CONTROL].totals())
     at = _BEGAN + looks * LOOK
     evidence = Evidence(at, {len(stream.rollout.visits) - 1: totals}, (), 0)
@@ -213,7 +252,9 @@ def _filled(before: ArmSums, now: ArmSums) -> ArmSums:
         return now
     return ArmSums(
         contexts=before.contexts if now.contexts is None else now.contexts,
-        contexts_with_error=before.contexts_with_error if now.contexts_with_error is None else now.contexts_with_error,
+        contexts_with_error=before.contexts_with_error
+        if now.contexts_with_error is None
+        else now.contexts_with_error,
         outcomes=before.outcomes if now.outcomes is None else now.outcomes,
         errors=before.errors if now.errors is None else now.errors,
         latency=before.latency if now.latency is None else now.latency,
@@ -237,7 +278,9 @@ def _deal_contexts(
 ) -> dict[Arm, _Observed]:
     """Return the contexts of this look, dealt to both arms as the module's first lines say."""
     new = {arm: _gained(before[arm].contexts, now[arm].contexts) for arm in Arm}
-    failed = {arm: _gained(before[arm].contexts_with_error, now[arm].contexts_with_error) for arm in Arm}
+    failed = {
+        arm: _gained(before[arm].contexts_with_error, now[arm].contexts_with_error) for arm in Arm
+    }
     standing = sum(dealt[arm].standing for arm in Arm)
     returned = standing
     if all(now[arm].outcomes is not None for arm in Arm):
@@ -245,8 +288,13 @@ def _deal_contexts(
         returned = min(max(outcomes - sum(new.values()), 0), standing)
     observed = _with_returned(dealt, new, failed, returned / standing if standing else 0.0)
     if any(one.first_errors > one.at_risk for one in observed.values()):
-        observed = _with_returned(dealt, new, failed, 1.0)  # more have failed than were thought to be there
-    return {arm: one._replace(at_risk=max(one.at_risk, one.first_errors)) for arm, one in observed.items()}
+        observed = _with_returned(
+            dealt, new, failed, 1.0
+        )  # more have failed than were thought to be there
+    return {
+        arm: one._replace(at_risk=max(one.at_risk, one.first_errors))
+        for arm, one in observed.items()
+    }
 
 
 def _with_returned(
@@ -256,12 +304,18 @@ def _with_returned(
     observed = {}
     for arm in Arm:
         returned = dealt[arm].owed + part * dealt[arm].standing
-        observed[arm] = _Observed(new[arm] + floor(returned), failed[arm], returned - floor(returned))
+        observed[arm] = _Observed(
+            new[arm] + floor(returned), failed[arm], returned - floor(returned)
+        )
     return observed
 
 
-def _add_look(had: Dealt, observed: _Observed, before: ArmSums, now: ArmSums, start: float) -> Dealt:
-    """Return an arm after a look. Of its new latencies no more are taken than there are contexts without one.
+def _add_look(
+    had: Dealt, observed: _Observed, before: ArmSums, now: ArmSums, start: float
+) -> Dealt:
+    """Return an arm after a look.
+
+    Of its new latencies no more are taken than there are contexts without one.
 
     `start`, in [0, 1), says where in the first step of the sorted values the first is taken.
     """
@@ -274,8 +328,16 @@ def _add_look(had: Dealt, observed: _Observed, before: ArmSums, now: ArmSums, st
         if count <= most and has_all:
             latency = now.latency
         else:
-            gained = {bucket: more for bucket, values in now.latency.items() if (more := values - was.get(bucket, 0))}
-            latency, has_all, count = _thinned_onto(latency, gained, most, start), False, min(count, most)
+            gained = {
+                bucket: more
+                for bucket, values in now.latency.items()
+                if (more := values - was.get(bucket, 0))
+            }
+            latency, has_all, count = (
+                _thinned_onto(latency, gained, most, start),
+                False,
+                min(count, most),
+            )
         spare = max(spare - count, 0)
     return Dealt(
         exposures=had.exposures + new,
@@ -289,8 +351,13 @@ def _add_look(had: Dealt, observed: _Observed, before: ArmSums, now: ArmSums, st
     )
 
 
-def _thinned_onto(latency: Histogram, gained: Mapping[int, int], most: int, start: float) -> Histogram:
-    """Return `latency` with `most` of the gained values, or one more or less, evenly from the sorted ones; all if fewer."""
+def _thinned_onto(
+    latency: Histogram, gained: Mapping[int, int], most: int, start: float
+) -> Histogram:
+    """Return `latency` with `most` of the gained values.
+
+    Or one more or less, evenly from the sorted ones; all if fewer.
+    """
     count = sum(gained.values())
     taken = dict(latency)
     passed = chosen = 0

@@ -15,7 +15,8 @@ from controller.core.rollout import Visit
 def locate(visits: Sequence[Visit], event_time: datetime) -> int | None:
     """Return the index of the visit an event counts for, None while settling, before the start and after the end.
 
-    A pure function of the event's own time, so that a replay counts the same. `event_time` is UTC-aware.
+    A pure function of the event's own time, so that a replay counts the same. `event_time` is
+    UTC-aware.
     """
     for index in range(len(visits) - 1, -1, -1):
         visit = visits[index]

@@ -1,1 +1,4 @@
-"""The demo: a broker, a store, apps and a stand-in advisor around the daemon, which knows nothing of it."""
+"""The demo: a broker, a store, apps and a stand-in advisor around the daemon.
+
+Which knows nothing of it.
+"""

@@ -1,7 +1,9 @@
-"""Stand-ins for a model's server, on loopback: one that answers from a script, and one that never answers.
+"""Stand-ins for a model's server, on loopback.
 
-Neither is a model, and the demo says so wherever it shows what they said. They speak what the daemon asks for, OpenAI's chat
-completions, so that the daemon's own adapter is at work.
+One that answers from a script, and one that never answers.
+
+Neither is a model, and the demo says so wherever it shows what they said. They speak what the
+daemon asks for, OpenAI's chat completions, so that the daemon's own adapter is at work.
 """
 
 from __future__ import annotations
@@ -13,14 +15,24 @@ from collections.abc import Sequence
 from controller.embedded.store import LOOPBACK
 
 MODEL = "scripted-stand-in"
-_REASONS = ("I am a script, not a model.", "I answer hold to every question, to show what an objection does.")
+_REASONS = (
+    "I am a script, not a model.",
+    "I answer hold to every question, to show what an objection does.",
+)
 
 
 class StandIn:
-    """A server; an async context manager. `answers` False: it accepts every question and never answers."""
+    """A server; an async context manager.
+
+    `answers` False: it accepts every question and never answers.
+    """
 
     def __init__(self, *, answers: bool, reasons: Sequence[str] = _REASONS) -> None:
-        self._answer = json.dumps({"reasons": list(reasons), "verdict": "hold", "confidence": 100}) if answers else None
+        self._answer = (
+            json.dumps({"reasons": list(reasons), "verdict": "hold", "confidence": 100})
+            if answers
+            else None
+        )
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
         self.url = ""
@@ -58,7 +70,11 @@ class StandIn:
 async def _read_request(reader: asyncio.StreamReader) -> None:
     """Read one request to its end, so that the asker is not cut off while it still writes."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    lengths = [line.partition(":")[2] for line in head.split("\r\n") if line.lower().startswith("content-length:")]
+    lengths = [
+        line.partition(":")[2]
+        for line in head.split("\r\n")
+        if line.lower().startswith("content-length:")
+    ]
     await reader.readexactly(int(lengths[0]) if lengths else 0)
 
 
@@ -74,5 +90,8 @@ def _completion(content: str) -> bytes:
             "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         }
     ).encode()
-    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    head = (
+        f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: "
+        f"{len(body)}\r\nconnection: close\r\n\r\n"
+    )
     return head.encode() + body

@@ -1,9 +1,12 @@
-"""Synthetic apps: they evaluate the flag from what the daemon serves, and say on Kafka what came of it, as real apps do.
+"""Synthetic apps: they evaluate the flag from what the daemon serves.
 
-A few instances of one service poll the flagd document and decide per user by its weights; each request emits an evaluation
-and, when it is over, an outcome, in the contract's form. What is wrong with a release is written in its scenario's `Fault`,
-and only here does anything know of it: the daemon sees events. `python -m controller.embedded.apps OPTIONS` serves until
-SIGTERM and reports on standard output, a JSON line every 200 ms.
+And say on Kafka what came of it, as real apps do.
+
+A few instances of one service poll the flagd document and decide per user by its weights; each
+request emits an evaluation and, when it is over, an outcome, in the contract's form. What is wrong
+with a release is written in its scenario's `Fault`, and only here does anything know of it: the
+daemon sees events. `python -m controller.embedded.apps OPTIONS` serves until SIGTERM and reports on
+standard output, a JSON line every 200 ms.
 """
 
 from __future__ import annotations
@@ -44,11 +47,17 @@ FLUSH_SECONDS = 1.0
 DEFAULT_VARIANT = "off"  # written in the app's code, for when nobody serves the flag
 
 _EVALUATION = (
-    '{"specversion":"1.0","type":"' + evaluation.TYPE + '","source":"/checkout-api/%d","id":"%x","time":"%s","data":{'
-    '"feature_flag.key":"' + FLAG_KEY + '","feature_flag.result.variant":"%s","feature_flag.context.id":"%s"}}'
+    '{"specversion":"1.0","type":"'
+    + evaluation.TYPE
+    + '","source":"/checkout-api/%d","id":"%x","time":"%s","data":{'
+    '"feature_flag.key":"'
+    + FLAG_KEY
+    + '","feature_flag.result.variant":"%s","feature_flag.context.id":"%s"}}'
 )
 _OUTCOME = (
-    '{"specversion":"1.0","type":"' + outcome.TYPE + '","source":"/checkout-api/%d","id":"%x","time":"%s","data":{'
+    '{"specversion":"1.0","type":"'
+    + outcome.TYPE
+    + '","source":"/checkout-api/%d","id":"%x","time":"%s","data":{'
     '"feature_flag.context.id":"%s","http.server.request.duration":%.6f,%s"rolloutd.flags":[{'
     '"feature_flag.key":"' + FLAG_KEY + '","feature_flag.result.variant":"%s"}]}}'
 )
@@ -66,7 +75,10 @@ class Definition:
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Definition | None:
-        """Return the flag of a flagd document, None when it is not in it. Raises ValueError for rules no app here knows."""
+        """Return the flag of a flagd document, None when it is not in it.
+
+        Raises ValueError for rules no app here knows.
+        """
         flag = document["flags"].get(FLAG_KEY)
         if flag is None:
             return None
@@ -104,9 +116,14 @@ class Instance:
         await asyncio.sleep(self.number * POLL_SECONDS / INSTANCES)
         while True:
             try:
-                answer = await client.get(self._flags_url, headers={"if-none-match": self._tag} if self._tag else {})
+                answer = await client.get(
+                    self._flags_url, headers={"if-none-match": self._tag} if self._tag else {}
+                )
                 if answer.status_code == httpx.codes.OK:
-                    self.definition, self._tag = Definition.read(answer.json()), answer.headers.get("etag", "")
+                    self.definition, self._tag = (
+                        Definition.read(answer.json()),
+                        answer.headers.get("etag", ""),
+                    )
             except httpx.HTTPError:
                 pass  # the daemon is not there or not ready: an app goes on with what it knows
             await asyncio.sleep(POLL_SECONDS)
@@ -114,11 +131,16 @@ class Instance:
 
 @dataclass(slots=True)
 class Report:
-    """What the apps know themselves, and nobody else: the truth that the daemon has to find in the events."""
+    """What the apps know themselves, and nobody else.
+
+    The truth that the daemon has to find in the events.
+    """
 
     requests: int = 0
     treated_users: int = 0
-    harmed_users: int = 0  # users of treatment who met a failure or a delay that control would have spared them
+    harmed_users: int = (
+        0  # users of treatment who met a failure or a delay that control would have spared them
+    )
     harmed_requests: int = 0
     first_harm_at: float | None = None  # seconds since the epoch
     last_harm_at: float | None = None
@@ -130,21 +152,38 @@ class Report:
 class Traffic:
     """Users' requests, one after the other, on whichever instance they reach."""
 
-    def __init__(self, fault: Fault, service: Service, instances: list[Instance], producer: Producer, seed: int) -> None:
+    def __init__(
+        self,
+        fault: Fault,
+        service: Service,
+        instances: list[Instance],
+        producer: Producer,
+        seed: int,
+    ) -> None:
         self.report = Report()
-        self._fault, self._service, self._instances, self._producer = fault, service, instances, producer
+        self._fault, self._service, self._instances, self._producer = (
+            fault,
+            service,
+            instances,
+            producer,
+        )
         self._random = random.Random(seed)
         self._topics = TopicNames()
         bucket = bucketer(FLAG_KEY, Generation.V2)
         self._users = [(key := f"user-{number:06}", bucket(key)) for number in range(USERS)]
         self._treated: set[str] = set()
         self._harmed: set[str] = set()
-        self._due: deque[list[tuple[str, bytes]]] = deque([[]])  # outcomes by the tick in which their request is over
+        self._due: deque[list[tuple[str, bytes]]] = deque(
+            [[]]
+        )  # outcomes by the tick in which their request is over
         self._event_number = 0
         self._silent_from: float | None = None
 
     def tick(self, requests: int, now: float) -> None:
-        """Let so many requests begin, and those end whose time has come. `now` is in seconds since the epoch."""
+        """Let so many requests begin, and those end whose time has come.
+
+        `now` is in seconds since the epoch.
+        """
         if self._falls_silent(now):
             self.report.is_silent = True
             return
@@ -161,7 +200,9 @@ class Traffic:
         fault = self._fault
         if fault.silent_from_percent is None:
             return False
-        if self._silent_from is None and all(one.percent >= fault.silent_from_percent for one in self._instances):
+        if self._silent_from is None and all(
+            one.percent >= fault.silent_from_percent for one in self._instances
+        ):
             self._silent_from = now + fault.silent_after_seconds
         return self._silent_from is not None and now >= self._silent_from
 
@@ -194,11 +235,21 @@ class Traffic:
         number = self._event_number
         if not is_lost:
             self._send(
-                self._topics.evaluations, key, (_EVALUATION % (instance.number, number, time_text, variant, key)).encode()
+                self._topics.evaluations,
+                key,
+                (_EVALUATION % (instance.number, number, time_text, variant, key)).encode(),
             )
         ends_at = _time_text(now + latency_ms / 1000)
         error = _FAILED if is_failed else ""
-        event = _OUTCOME % (instance.number, number + 1, ends_at, key, latency_ms / 1000, error, variant)
+        event = _OUTCOME % (
+            instance.number,
+            number + 1,
+            ends_at,
+            key,
+            latency_ms / 1000,
+            error,
+            variant,
+        )
         ticks = int(latency_ms / 1000 / TICK_SECONDS)
         while len(self._due) <= ticks:
             self._due.append([])
@@ -227,18 +278,31 @@ def _time_text(at: float) -> str:
 
 
 async def serve(options: Mapping[str, Any]) -> None:
-    """Run the apps until SIGTERM. `options`: bootstrap, flags_url, scenario, seed, requests_per_second."""
+    """Run the apps until SIGTERM.
+
+    `options`: bootstrap, flags_url, scenario, seed, requests_per_second.
+    """
     from confluent_kafka import Producer
 
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    producer = Producer({"bootstrap.servers": options["bootstrap"], "linger.ms": 10, "partitioner": "murmur2_random"})
+    producer = Producer(
+        {
+            "bootstrap.servers": options["bootstrap"],
+            "linger.ms": 10,
+            "partitioner": "murmur2_random",
+        }
+    )
     instances = [Instance(number, options["flags_url"]) for number in range(INSTANCES)]
     fault = SCENARIOS[options["scenario"]].fault
     traffic = Traffic(fault, Service(), instances, producer, options["seed"])
     async with asyncio.TaskGroup() as tasks, httpx.AsyncClient(timeout=REQUEST_SECONDS) as client:
-        work = [tasks.create_task(one.follow(client), name=f"poll:{one.number}") for one in instances]
-        work.append(tasks.create_task(_keep_going(traffic, options["requests_per_second"]), name="traffic"))
+        work = [
+            tasks.create_task(one.follow(client), name=f"poll:{one.number}") for one in instances
+        ]
+        work.append(
+            tasks.create_task(_keep_going(traffic, options["requests_per_second"]), name="traffic")
+        )
         work.append(tasks.create_task(_keep_telling(traffic), name="report"))
         await stopped.wait()
         for task in work:
@@ -252,7 +316,9 @@ async def _keep_going(traffic: Traffic, requests_per_second: float) -> None:
     while True:
         await asyncio.sleep(TICK_SECONDS)
         now = time.monotonic()
-        owed = min(owed + (now - seen_at) * requests_per_second, MOST_OWED_SECONDS * requests_per_second)
+        owed = min(
+            owed + (now - seen_at) * requests_per_second, MOST_OWED_SECONDS * requests_per_second
+        )
         seen_at = now
         traffic.tick(int(owed), time.time())
         owed -= int(owed)

@@ -18,7 +18,15 @@ from controller.embedded.advisors import MODEL, StandIn
 from controller.embedded.observer import Course, Observer
 from controller.embedded.processes import ProcessTree
 from controller.embedded.scenarios import AdvisorPart, Scenario, plan_of
-from controller.embedded.screen import Lines, Screen, Silent, Terminal, advice_line, alert_line, decision_line
+from controller.embedded.screen import (
+    Lines,
+    Screen,
+    Silent,
+    Terminal,
+    advice_line,
+    alert_line,
+    decision_line,
+)
 from controller.embedded.surroundings import AdvisorAddress, Surroundings
 from controller.embedded.verdict import is_at_rest, is_objection, summary, why_not
 from schemas.command import Command
@@ -27,7 +35,8 @@ from schemas.terms import CommandVerb
 #: For a rollout that should be over in half a minute. A real model may take its time at four gates.
 LONGEST_SECONDS = 35.0
 LONGEST_WITH_MODEL_SECONDS = 240.0
-#: After the end: for the apps to go by the last percentage, which they poll, and for the last records to be read.
+# : After the end: for the apps to go by the last percentage, which they poll, and for the last
+# records to be read.
 SETTLE_SECONDS = 3.0
 LOOK_EVERY_SECONDS = 0.3
 
@@ -43,7 +52,10 @@ class Options:
 
 
 async def play(options: Options) -> bool:
-    """Run the scenario and show it; return whether it ended as it must. Raises OperatingTrouble, ConfigInvalid."""
+    """Run the scenario and show it; return whether it ended as it must.
+
+    Raises OperatingTrouble, ConfigInvalid.
+    """
     async with AsyncExitStack() as stack:
         advisor, words = await _advisor(options, stack)
         screen = _screen(options, words)
@@ -51,7 +63,9 @@ async def play(options: Options) -> bool:
         tree = stack.enter_context(ProcessTree())
         performance = _Performance(options, Surroundings(tree), screen)
         await performance.start(advisor)
-        async with Observer(performance.bootstrap, performance.redis_url, performance.flag_key) as observer:
+        async with Observer(
+            performance.bootstrap, performance.redis_url, performance.flag_key
+        ) as observer:
             return await performance.run(observer)
 
 
@@ -100,7 +114,9 @@ class _Performance:
 
     async def start(self, advisor: AdvisorAddress | None) -> None:
         """Bring everything up."""
-        self._screen.show(Course(), self._surroundings.report, "starting broker, store, daemon and apps …")
+        self._screen.show(
+            Course(), self._surroundings.report, "starting broker, store, daemon and apps …"
+        )
         await self._surroundings.start(self._options.scenario, self._options.seed, advisor)
 
     async def run(self, observer: Observer) -> bool:
@@ -142,7 +158,9 @@ class _Performance:
         if not self._options.is_json and time.monotonic() - self._looked_at >= at_most_every:
             self._looked_at = time.monotonic()
             await observer.look()
-        self._screen.show(observer.course, self._surroundings.read_report(), "the start command is published …")
+        self._screen.show(
+            observer.course, self._surroundings.read_report(), "the start command is published …"
+        )
 
     def _tell_decision(self, observer: Observer, decision: dict[str, Any]) -> None:
         if self._options.is_json:
@@ -170,7 +188,8 @@ class _Performance:
         elif not is_at_rest(rollout):
             fault = f"it was still {rollout.phase.name} after {longest:g} s"
         elif self._options.advisor is not None and is_objection(rollout):
-            fault = None  # a real model may object to whatever it likes; then a person is asked, as here
+            # a real model may object to whatever it likes; then a person is asked, as here
+            fault = None
         else:
             fault = why_not(scenario.ending, rollout, course.decisions)
         if self._options.is_json:
@@ -188,5 +207,8 @@ class _Performance:
             verdict = f"As it must: {scenario.ending}. {total:.0f} s with starting up."
             console.print(Padding(f"[bold green]✓[/] {verdict}", (0, 1)), highlight=False)
         else:
-            console.print(Padding(f"[bold red]✗[/] Not as it must ({scenario.ending}): {fault}.", (0, 1)), highlight=False)
+            console.print(
+                Padding(f"[bold red]✗[/] Not as it must ({scenario.ending}): {fault}.", (0, 1)),
+                highlight=False,
+            )
         return fault is None

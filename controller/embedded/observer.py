@@ -1,7 +1,10 @@
-"""What the demo's audience sees: records of rolloutd's topics, and between them what the daemon has counted so far.
+"""What the demo's audience sees.
 
-Only reads. Totals come from the store, and the gate is asked what it would say of them now, by the same function and from the
-same stored tests as the daemon's: the decisions themselves are the daemon's own, from its topic.
+Records of rolloutd's topics, and between them what the daemon has counted so far.
+
+Only reads. Totals come from the store, and the gate is asked what it would say of them now, by the
+same function and from the same stored tests as the daemon's: the decisions themselves are the
+daemon's own, from its topic.
 """
 
 from __future__ import annotations
@@ -55,12 +58,21 @@ class Observer:
         self._flag_key = flag_key
         self._bootstrap = bootstrap
         self._topics = TopicNames()
-        self._followed = (self._topics.decisions, self._topics.alerts, self._topics.results, self._topics.state)
-        self._consumer = AIOKafkaConsumer(*self._followed, bootstrap_servers=bootstrap, auto_offset_reset="earliest")
+        self._followed = (
+            self._topics.decisions,
+            self._topics.alerts,
+            self._topics.results,
+            self._topics.state,
+        )
+        self._consumer = AIOKafkaConsumer(
+            *self._followed, bootstrap_servers=bootstrap, auto_offset_reset="earliest"
+        )
         self._store = Store.connect(redis_url)
         self._totals, self._rollouts = RedisTotals(self._store), RedisRollouts(self._store)
         topics = (self._topics.evaluations, self._topics.outcomes)
-        self._partitions = [f"{topic}/{number}/{_EPOCH}" for topic in topics for number in range(PARTITIONS)]
+        self._partitions = [
+            f"{topic}/{number}/{_EPOCH}" for topic in topics for number in range(PARTITIONS)
+        ]
 
     async def __aenter__(self) -> Observer:
         await self._consumer.start()
@@ -81,7 +93,10 @@ class Observer:
             await producer.stop()
 
     async def read(self) -> list[tuple[str, dict[str, Any]]]:
-        """Take what has arrived, and return new decisions and alerts as (topic, data). Raises CommandNotAccepted."""
+        """Take what has arrived, and return new decisions and alerts as (topic, data).
+
+        Raises CommandNotAccepted.
+        """
         news: list[tuple[str, dict[str, Any]]] = []
         batches = await self._consumer.getmany(timeout_ms=round(READ_SECONDS * 1000))
         for records in batches.values():
@@ -103,7 +118,9 @@ class Observer:
                 course.rollout, course.document = rollout, data
         elif event["id"] not in course.decision_events:
             course.decision_events.add(event["id"])
-            (course.decisions if record.topic == self._topics.decisions else course.alerts).append(data)
+            (course.decisions if record.topic == self._topics.decisions else course.alerts).append(
+                data
+            )
             return record.topic, data
         return None
 
@@ -112,14 +129,19 @@ class Observer:
         return topic == self._topics.decisions
 
     async def look(self) -> None:
-        """Read the totals of the present stage and ask the gate about them. What cannot be read now is read next time."""
+        """Read the totals of the present stage and ask the gate about them.
+
+        What cannot be read now is read next time.
+        """
         rollout = self.course.rollout
         if rollout is None or not rollout.visits:
             return
         index = len(rollout.visits) - 1
         try:
             stored = await self._rollouts.load(self._flag_key)
-            totals, progress = await self._totals.read(self._partitions, {self._flag_key: (rollout.rollout_id, [index])})
+            totals, progress = await self._totals.read(
+                self._partitions, {self._flag_key: (rollout.rollout_id, [index])}
+            )
         except OperatingTrouble:
             return
         if stored.rollout is None or stored.rollout.revision != rollout.revision:

@@ -1,8 +1,9 @@
 """Child processes that never outlive the demo, however it ends.
 
-All of them share a process group of their own, so that Ctrl-C reaches the demo alone and it stops them in order. A guard in
-that group holds a pipe to the demo: when the pipe closes, be it by `kill -9`, it removes the directory and kills the group,
-itself included. No process ids are remembered, so none can be confused.
+All of them share a process group of their own, so that Ctrl-C reaches the demo alone and it stops
+them in order. A guard in that group holds a pipe to the demo: when the pipe closes, be it by `kill
+-9`, it removes the directory and kills the group, itself included. No process ids are remembered,
+so none can be confused.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ _LOG_TAIL_LINES = 12
 
 
 class ChildFailed(OperatingTrouble):
-    """A child process did not come up, or ended before its time; the message ends with what it said last."""
+    """A child process did not come up, or ended before its time.
+
+    The message ends with what it said last.
+    """
 
 
 class Child:
@@ -73,7 +77,9 @@ class ProcessTree:
         self.children: list[Child] = []
         try:
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _GUARD, str(self.directory)], stdin=subprocess.PIPE, process_group=0
+                [sys.executable, "-I", "-S", "-c", _GUARD, str(self.directory)],
+                stdin=subprocess.PIPE,
+                process_group=0,
             )
         except BaseException:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -82,10 +88,17 @@ class ProcessTree:
     def __enter__(self) -> ProcessTree:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
-    def start(self, name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Child:
+    def start(
+        self, name: str, command: Sequence[str], environ: Mapping[str, str] | None = None
+    ) -> Child:
         """Start a child whose output goes to a file; `environ` replaces the environment."""
         log_path = self.directory / f"{name}.log"
         with log_path.open("ab") as log:
@@ -102,7 +115,9 @@ class ProcessTree:
         self.children.append(child)
         return child
 
-    def start_python(self, name: str, *arguments: str, environ: Mapping[str, str] | None = None) -> Child:
+    def start_python(
+        self, name: str, *arguments: str, environ: Mapping[str, str] | None = None
+    ) -> Child:
         """Start our own interpreter with `arguments`."""
         return self.start(name, (sys.executable, *arguments), environ)
 
@@ -126,5 +141,8 @@ class ProcessTree:
 
 
 def environ_without_settings() -> dict[str, str]:
-    """Return our environment without ROLLOUTD_ variables: the demo's daemon is set up by the demo alone."""
+    """Return our environment without ROLLOUTD_ variables.
+
+    The demo's daemon is set up by the demo alone.
+    """
     return {name: value for name, value in os.environ.items() if not name.startswith("ROLLOUTD_")}

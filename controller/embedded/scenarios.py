@@ -1,8 +1,9 @@
 """What the demo can show: one plan, and per scenario what the apps do to it and how it must end.
 
-The statistics are the daemon's own, at the default alpha and beta. What makes a rollout of weeks fit into half a minute is
-stated here and nowhere else: stages bake for two or three seconds because the apps serve thousands of requests a second, and
-the first gate, where treatment has few of them, asks only that a release several times as bad as control be excluded.
+The statistics are the daemon's own, at the default alpha and beta. What makes a rollout of weeks
+fit into half a minute is stated here and nowhere else: stages bake for two or three seconds because
+the apps serve thousands of requests a second, and the first gate, where treatment has few of them,
+asks only that a release several times as bad as control be excluded.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from schemas.terms import AdvisorMode, HealthGap, HoldReason, PhaseName
 
 FLAG_KEY = "new-checkout"
 
-#: The gate at 1 % has some 30 treatment requests a second to go by. With the engine's own ladder (at most twice as bad) it
-#: would take 20 to 40 s; excluding four times as many errors and eight times as many slow requests takes 4 to 7. From 10 % on
-#: it is 1.75 times the errors and twice the slow requests, where the ladder would ask 1.5 falling to 1.25: 2 to 4 s in place
-#: of 4 to 12. At 100 % nobody is left to compare with, so there the limits are judged.
+# : The gate at 1 % has some 30 treatment requests a second to go by. With the engine's own ladder
+# (at most twice as bad) it : would take 20 to 40 s; excluding four times as many errors and eight
+# times as many slow requests takes 4 to 7. From 10 % on : it is 1.75 times the errors and twice the
+# slow requests, where the ladder would ask 1.5 falling to 1.25: 2 to 4 s in place : of 4 to 12. At
+# 100 % nobody is left to compare with, so there the limits are judged.
 _PLAN = f"""
 name: demo
 flag: {FLAG_KEY}
@@ -70,7 +72,9 @@ class Fault:
     """What is wrong with treatment, or with how it is measured. The default is nothing."""
 
     error_factor: float = 1.0
-    errors_from_percent: float = 0.0  # the errors begin when at least this share of contexts is served treatment
+    errors_from_percent: float = (
+        0.0  # the errors begin when at least this share of contexts is served treatment
+    )
     slow_share: float = 0.0  # of treatment requests that take the slow path,
     slow_ms: float = 350.0  # which takes this much longer
     lost_exposures: float = 0.0  # share of treatment's evaluation events that are never sent
@@ -108,7 +112,9 @@ class Scenario:
     advisor: AdvisorPart = AdvisorPart.NOBODY
 
 
-_EVIDENCE_GAPS = tuple(gap.value for gap in (HealthGap.STALE, HealthGap.NO_TRAFFIC, HealthGap.NO_OUTCOMES))
+_EVIDENCE_GAPS = tuple(
+    gap.value for gap in (HealthGap.STALE, HealthGap.NO_TRAFFIC, HealthGap.NO_OUTCOMES)
+)
 _COMPLETED = Ending(PhaseName.COMPLETED, percent=100.0)
 
 SCENARIOS: Mapping[str, Scenario] = {
@@ -164,14 +170,29 @@ SCENARIOS: Mapping[str, Scenario] = {
 
 
 def plan_of(scenario: Scenario, *, has_real_advisor: bool = False) -> PlanDocument:
-    """Return the plan of a scenario. A real model may hold twice, as the scripted one may, and its gates wait for it."""
+    """Return the plan of a scenario.
+
+    A real model may hold twice, as the scripted one may, and its gates wait for it.
+    """
     plan = load_plan(_PLAN, "the demo's plan")
     if has_real_advisor:
-        patient = [stage.model_copy(update={"max_bake": _MAX_BAKE_WITH_MODEL}) for stage in plan.stages]
+        patient = [
+            stage.model_copy(update={"max_bake": _MAX_BAKE_WITH_MODEL}) for stage in plan.stages
+        ]
         plan = plan.model_copy(update={"stages": patient})
-        policy: Mapping[str, str | int] = {"mode": AdvisorMode.CAN_HOLD, "deadline": "20s", "hold_rounds": 2, "hold_for": "1s"}
+        policy: Mapping[str, str | int] = {
+            "mode": AdvisorMode.CAN_HOLD,
+            "deadline": "20s",
+            "hold_rounds": 2,
+            "hold_for": "1s",
+        }
     elif scenario.advisor is AdvisorPart.NOBODY:
         return plan
     else:
-        policy = {"mode": AdvisorMode.CAN_HOLD, "deadline": "1s", "hold_rounds": 2, "hold_for": "1s"}
+        policy = {
+            "mode": AdvisorMode.CAN_HOLD,
+            "deadline": "1s",
+            "hold_rounds": 2,
+            "hold_for": "1s",
+        }
     return plan.model_copy(update={"advisor": AdvisorDocument.model_validate(dict(policy))})

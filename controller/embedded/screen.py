@@ -1,4 +1,7 @@
-"""The demo on a terminal: one live picture that fits 80 columns by 24 lines, and plain lines where there is no terminal."""
+"""The demo on a terminal.
+
+One live picture that fits 80 columns by 24 lines, and plain lines where there is no terminal.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,11 @@ _COLOURS = {
     DecisionKind.PAUSE: "bold yellow",
     DecisionKind.HOLD: "yellow",
 }
-_SEVERITY_COLOURS = {Severity.CRITICAL: "bold red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
+_SEVERITY_COLOURS = {
+    Severity.CRITICAL: "bold red",
+    Severity.WARNING: "yellow",
+    Severity.INFO: "dim",
+}
 
 
 class Screen(Protocol):
@@ -51,8 +58,15 @@ class Screen(Protocol):
 class Terminal:
     """A live picture."""
 
-    def __init__(self, console: Console, scenario: Scenario, plan: PlanDocument, advisor_words: str) -> None:
-        self._console, self._scenario, self._plan, self._advisor_words = console, scenario, plan, advisor_words
+    def __init__(
+        self, console: Console, scenario: Scenario, plan: PlanDocument, advisor_words: str
+    ) -> None:
+        self._console, self._scenario, self._plan, self._advisor_words = (
+            console,
+            scenario,
+            plan,
+            advisor_words,
+        )
         self._news: list[Text] = []
         self._rate = _Rate()
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
@@ -83,7 +97,9 @@ class Terminal:
         self._live.stop()
 
     def _head(self) -> RenderableType:
-        title = Text.assemble((" rolloutd demo ", "bold reverse"), f" {self._scenario.name}: {self._scenario.title}")
+        title = Text.assemble(
+            (" rolloutd demo ", "bold reverse"), f" {self._scenario.name}: {self._scenario.title}"
+        )
         return Group(_one_line(title), _one_line(Text(f" {self._advisor_words}", "dim")))
 
     def _journey(self, course: Course) -> Text:
@@ -98,7 +114,11 @@ class Terminal:
             mark, style = ("✓", "green") if is_done else ("○", "dim")
             if index == reached and not is_done:
                 is_lost = name in (PhaseName.ROLLED_BACK, PhaseName.ABORTED)
-                mark, style = ("✗", "bold red") if is_lost else ("●", "bold yellow" if is_at_rest(rollout) else "bold cyan")
+                mark, style = (
+                    ("✗", "bold red")
+                    if is_lost
+                    else ("●", "bold yellow" if is_at_rest(rollout) else "bold cyan")
+                )
             line.append(f"{mark} {stage.percent:g} %", style)
             line.append("   ")
         line.append(_phase_words(course), "bold")
@@ -108,8 +128,16 @@ class Terminal:
         decided = course.rollout.percent if course.rollout else 0.0
         lowest, highest = min(report.percents, default=0.0), max(report.percents, default=0.0)
         served = f"{lowest:g} %" if lowest == highest else f"{lowest:g} to {highest:g} %"
-        line = Text(f" {len(report.percents)} apps serve {served}", "dim" if lowest == highest == decided else "yellow")
-        line.append(" · all traffic has stopped" if report.is_silent else f" · {self._rate.per_second:,.0f} requests/s", "dim")
+        line = Text(
+            f" {len(report.percents)} apps serve {served}",
+            "dim" if lowest == highest == decided else "yellow",
+        )
+        line.append(
+            " · all traffic has stopped"
+            if report.is_silent
+            else f" · {self._rate.per_second:,.0f} requests/s",
+            "dim",
+        )
         line.append(f" · {report.treated_users:,} users on the new version", "dim")
         return _one_line(line)
 
@@ -119,7 +147,11 @@ class Lines:
 
     def __init__(self, console: Console, scenario: Scenario, advisor_words: str) -> None:
         self._console = console
-        console.print(f"rolloutd demo, {scenario.name}: {scenario.title}. {advisor_words}", soft_wrap=True, highlight=False)
+        console.print(
+            f"rolloutd demo, {scenario.name}: {scenario.title}. {advisor_words}",
+            soft_wrap=True,
+            highlight=False,
+        )
 
     def tell(self, line: Text) -> None:
         self._console.print(line.plain.strip(), soft_wrap=True, highlight=False)
@@ -169,7 +201,11 @@ def advice_line(decision: dict[str, Any], is_stand_in: bool) -> Text | None:
         return None
     who = "scripted stand-in" if is_stand_in else advice["model"]
     return _one_line(
-        Text.assemble("        ", ("advice    ", "cyan"), f"{who}: {advice['choice']}: {'; '.join(advice['reasons'])}")
+        Text.assemble(
+            "        ",
+            ("advice    ", "cyan"),
+            f"{who}: {advice['choice']}: {'; '.join(advice['reasons'])}",
+        )
     )
 
 
@@ -177,7 +213,11 @@ def alert_line(alert: dict[str, Any]) -> Text:
     """Return an alert as one line."""
     severity = Severity(alert["severity"])
     return _one_line(
-        Text.assemble("        ", ("alert     ", _SEVERITY_COLOURS[severity]), f"{severity.value}: {alert['summary']}")
+        Text.assemble(
+            "        ",
+            ("alert     ", _SEVERITY_COLOURS[severity]),
+            f"{severity.value}: {alert['summary']}",
+        )
     )
 
 
@@ -231,7 +271,10 @@ def _arm_cells(counted: ArmTotals) -> tuple[str, ...]:
 
 
 def _metrics(course: Course) -> list[RenderableType]:
-    """Return two lines per guardrail: how far each of its two questions is answered, and in words."""
+    """Return two lines per guardrail.
+
+    How far each of its two questions is answered, and in words.
+    """
     judgement = course.judgement
     metrics = list(judgement.metrics) if judgement is not None else []
     lines: list[RenderableType] = []
@@ -239,7 +282,9 @@ def _metrics(course: Course) -> list[RenderableType]:
         lines += [_bars(metric), _one_line(Text(f"   {metric.reason}", "dim"))]
     gaps = [] if judgement is None else [f"{gap.kind}: {gap.detail}" for gap in judgement.gaps]
     lines += [Text()] * (4 - len(lines))
-    lines.append(_one_line(Text(f" not judged yet: {'; '.join(gaps)}", "yellow")) if gaps else Text())
+    lines.append(
+        _one_line(Text(f" not judged yet: {'; '.join(gaps)}", "yellow")) if gaps else Text()
+    )
     return lines
 
 
@@ -248,12 +293,16 @@ def _bars(metric: MetricReport) -> Text:
     harm_style = "bold red" if metric.harm is Verdict.FAIL else "red"
     line.append("harm ")
     line.append(_bar(metric.e_value, metric.threshold), harm_style)
-    line.append(" yes" if metric.harm is Verdict.FAIL else " no ", harm_style if metric.harm is Verdict.FAIL else "dim")
+    line.append(
+        " yes" if metric.harm is Verdict.FAIL else " no ",
+        harm_style if metric.harm is Verdict.FAIL else "dim",
+    )
     if metric.e_value_safe is not None and metric.threshold_safe is not None:
         line.append("    safe ")
         line.append(_bar(metric.e_value_safe, metric.threshold_safe), "green")
         line.append(
-            " yes" if metric.safe is Verdict.PASS else " not yet", "bold green" if metric.safe is Verdict.PASS else "dim"
+            " yes" if metric.safe is Verdict.PASS else " not yet",
+            "bold green" if metric.safe is Verdict.PASS else "dim",
         )
     return _one_line(line)
 

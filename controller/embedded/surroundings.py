@@ -1,6 +1,9 @@
-"""Everything a rollout needs, on one machine: broker, store, the daemon itself and the apps, each a process of its own.
+"""Everything a rollout needs, on one machine.
 
-The daemon is `rolloutd run` as anywhere else; that it is a demo shows only in the addresses it is given.
+Broker, store, the daemon itself and the apps, each a process of its own.
+
+The daemon is `rolloutd run` as anywhere else; that it is a demo shows only in the addresses it is
+given.
 """
 
 from __future__ import annotations
@@ -52,7 +55,10 @@ class Surroundings:
         self.report = Report()
 
     async def start(self, scenario: Scenario, seed: int, advisor: AdvisorAddress | None) -> None:
-        """Return when the daemon is ready and the apps have traffic. Raises ChildFailed and ConfigInvalid."""
+        """Return when the daemon is ready and the apps have traffic.
+
+        Raises ChildFailed and ConfigInvalid.
+        """
         daemon = await self._start_servers(advisor)
         options = {
             "bootstrap": self.bootstrap,
@@ -61,22 +67,32 @@ class Surroundings:
             "seed": seed,
             "requests_per_second": REQUESTS_PER_SECOND,
         }
-        self.apps = self._tree.start_python("apps", "-m", "controller.embedded.apps", json.dumps(options))
+        self.apps = self._tree.start_python(
+            "apps", "-m", "controller.embedded.apps", json.dumps(options)
+        )
         await self._until_ready(daemon)
         await until(self.apps, lambda: self.read_report().requests, "made no requests")
 
     async def start_without_apps(self) -> None:
-        """Return when the daemon is ready; whoever calls brings apps of their own. Raises ChildFailed and ConfigInvalid."""
+        """Return when the daemon is ready; whoever calls brings apps of their own.
+
+        Raises ChildFailed and ConfigInvalid.
+        """
         await self._until_ready(await self._start_servers(None))
 
     async def _start_servers(self, advisor: AdvisorAddress | None) -> Child:
         """Start broker, store and daemon, and return the daemon, which is not ready yet."""
         if find_spec("confluent_kafka") is None:
-            raise ConfigInvalid("the demo's broker is missing: install the extra `demo`, as in pip install 'rolloutd[demo]'")
+            raise ConfigInvalid(
+                "the demo's broker is missing: install the extra `demo`, as in pip install "
+                "'rolloutd[demo]'"
+            )
         port = store.free_port()
         broker = self._tree.start_python("broker", "-m", "controller.embedded.broker")
         redis = self._tree.start("store", store.command(port))
-        self.bootstrap = (await until(broker, lambda: _ADDRESS.search(broker.output()), "gave no address"))[1]
+        self.bootstrap = (
+            await until(broker, lambda: _ADDRESS.search(broker.output()), "gave no address")
+        )[1]
         await until(redis, lambda: store.answers(port), "did not answer")
         self.redis_url = f"redis://{LOOPBACK}:{port}/0"
         http_port = store.free_port()
@@ -99,8 +115,12 @@ class Surroundings:
         }
         if advisor is not None:
             settings |= {"ADVISOR__URL": advisor.url, "ADVISOR__MODEL": advisor.model}
-        environ = environ_without_settings() | {f"ROLLOUTD_{name}": value for name, value in settings.items()}
-        return self._tree.start_python("rolloutd", "-m", "controller.cli.daemon", "run", environ=environ)
+        environ = environ_without_settings() | {
+            f"ROLLOUTD_{name}": value for name, value in settings.items()
+        }
+        return self._tree.start_python(
+            "rolloutd", "-m", "controller.cli.daemon", "run", environ=environ
+        )
 
     def check(self) -> None:
         """Raise ChildFailed when a process has ended before its time."""
@@ -144,8 +164,13 @@ class _Patience:
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def until(child: Child, ask: Callable[[], T | None], complaint: str, seconds: float = START_SECONDS) -> T:
-    """Return what `ask` gives once it is something, of a child that is coming up. Raises ChildFailed."""
+async def until(
+    child: Child, ask: Callable[[], T | None], complaint: str, seconds: float = START_SECONDS
+) -> T:
+    """Return what `ask` gives once it is something, of a child that is coming up.
+
+    Raises ChildFailed.
+    """
     patience = _Patience(child, complaint, seconds)
     while not (answer := ask()):
         await patience.moment()

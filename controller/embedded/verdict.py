@@ -14,7 +14,13 @@ from schemas.terms import HoldReason, PhaseName
 
 #: Where nothing moves any more unless a person says so.
 AT_REST = frozenset(
-    {PhaseName.COMPLETED, PhaseName.ROLLED_BACK, PhaseName.ABORTED, PhaseName.PAUSED, PhaseName.AWAITING_APPROVAL}
+    {
+        PhaseName.COMPLETED,
+        PhaseName.ROLLED_BACK,
+        PhaseName.ABORTED,
+        PhaseName.PAUSED,
+        PhaseName.AWAITING_APPROVAL,
+    }
 )
 
 
@@ -34,7 +40,10 @@ def why_not(ending: Ending, rollout: Rollout, decisions: Sequence[dict[str, Any]
     if ending.percent is not None and rollout.percent != ending.percent:
         return f"it ended at {rollout.percent:g} %, not at {ending.percent:g} %"
     if ending.stage is not None and stage != ending.stage:
-        return f"it ended in stage {'none' if stage is None else stage + 1}, not in stage {ending.stage + 1}"
+        return (
+            f"it ended in stage {'none' if stage is None else stage + 1}, not in stage "
+            f"{ending.stage + 1}"
+        )
     if ending.reason is not None and reason is not ending.reason:
         return f"its reason is {reason}, not {ending.reason}"
     if ending.names and not any(name in said for name in ending.names):
@@ -43,8 +52,13 @@ def why_not(ending: Ending, rollout: Rollout, decisions: Sequence[dict[str, Any]
 
 
 def is_objection(rollout: Rollout) -> bool:
-    """Tell whether a person is asked because advice held: with a real model that is an end like any other."""
-    return isinstance(rollout.phase, AwaitingApproval) and rollout.phase.reason is HoldReason.ADVISOR
+    """Tell whether a person is asked because advice held.
+
+    With a real model that is an end like any other.
+    """
+    return (
+        isinstance(rollout.phase, AwaitingApproval) and rollout.phase.reason is HoldReason.ADVISOR
+    )
 
 
 def summary(scenario: Scenario, course: Course, report: Report) -> list[str]:
@@ -57,26 +71,40 @@ def summary(scenario: Scenario, course: Course, report: Report) -> list[str]:
     where = f"stage {stage.stage + 1} ({stage.percent:g} %)"
     match rollout.phase.name:
         case PhaseName.COMPLETED:
-            lines = [f"Completed: {stage.stage + 1} stages in {seconds:.1f} s, every gate passed on evidence."]
+            lines = [
+                f"Completed: {stage.stage + 1} stages in {seconds:.1f} s, every gate "
+                f"passed on evidence."
+            ]
         case PhaseName.ROLLED_BACK:
             lines = [f"Rolled back to 0 % after {seconds:.1f} s, in {where}."]
         case PhaseName.PAUSED:
             lines = [
-                f"Paused at {rollout.percent:g} % after {seconds:.1f} s, in {where}: nothing advances until a person decides."
+                f"Paused at {rollout.percent:g} % after {seconds:.1f} s, in {where}: "
+                f"nothing advances until a person decides."
             ]
         case PhaseName.AWAITING_APPROVAL:
-            lines = [f"After {seconds:.1f} s a person is asked, in {where}; exposure stays at {rollout.percent:g} %."]
+            lines = [
+                f"After {seconds:.1f} s a person is asked, in {where}; exposure stays at "
+                f"{rollout.percent:g} %."
+            ]
         case other:
             lines = [f"Ended {_words(other)} after {seconds:.1f} s, in {where}."]
     if rollout.phase.name is not PhaseName.COMPLETED:
         lines.append(f"Why: {_why(rollout, course.decisions)}.")
     unadvised = sum(1 for decision in course.decisions if "no advice" in decision["reason"])
     if unadvised:
-        lines.append(f"{unadvised} gates were decided without advice: no usable answer came in time.")
-    lines.append(_harm(course, report))
-    if report.last_harm_at is not None and report.first_harm_at is not None and rollout.phase.name is PhaseName.ROLLED_BACK:
         lines.append(
-            f"The first of them {_clock(report.first_harm_at, rollout.started_at)} after the start, the last "
+            f"{unadvised} gates were decided without advice: no usable answer came in time."
+        )
+    lines.append(_harm(course, report))
+    if (
+        report.last_harm_at is not None
+        and report.first_harm_at is not None
+        and rollout.phase.name is PhaseName.ROLLED_BACK
+    ):
+        lines.append(
+            f"The first of them {_clock(report.first_harm_at, rollout.started_at)} after "
+            f"the start, the last "
             f"{_clock(report.last_harm_at, rollout.started_at)}; decided after {seconds:.1f} s."
         )
     return lines
@@ -84,20 +112,29 @@ def summary(scenario: Scenario, course: Course, report: Report) -> list[str]:
 
 def _why(rollout: Rollout, decisions: Sequence[dict[str, Any]]) -> str:
     """Return the last decision's reason, after the hold's where the last one says only that it has lasted too long."""
-    is_outlasted = isinstance(rollout.phase, Paused | AwaitingApproval) and decisions[-1]["judgement"] is None
+    is_outlasted = (
+        isinstance(rollout.phase, Paused | AwaitingApproval) and decisions[-1]["judgement"] is None
+    )
     return last_reasons(decisions, 2 if is_outlasted else 1)
 
 
 def _harm(course: Course, report: Report) -> str:
     """Say what the apps know, beside what the daemon found out from events alone."""
-    seen: dict[str, Any] = next((d["judgement"]["harm"] for d in reversed(course.decisions) if d["judgement"]), {})
+    seen: dict[str, Any] = next(
+        (d["judgement"]["harm"] for d in reversed(course.decisions) if d["judgement"]), {}
+    )
     reached = f"{report.treated_users:,} of {USERS:,} users got the new version"
     harmed = (
-        f"{report.harmed_users:,} of them met a failure or a delay the old one would have spared them"
+        f"{report.harmed_users:,} of them met a failure or a delay the old one would have "
+        f"spared them"
         if report.harmed_users
         else "none of them was harmed by it"
     )
-    counted = f" (rolloutd counted {seen['failed_requests']:,} failed requests in treatment)" if seen else ""
+    counted = (
+        f" (rolloutd counted {seen['failed_requests']:,} failed requests in treatment)"
+        if seen
+        else ""
+    )
     return f"{reached}; {harmed}{counted}."
 
 

@@ -1,10 +1,14 @@
-"""One plan over recorded events: counted as the daemon counts them, judged and decided as it would have been then.
+"""One plan over recorded events.
 
-Time is the records' own: the timestamps at which Kafka took them. Every slice of it is folded, its totals are what one flush
-brings, and the plan's virtual rollout looks at them. What was served then was not the plan's doing, so the split that a stage
-would have decided is not held against the records, unless it is asked for.
+Counted as the daemon counts them, judged and decided as it would have been then.
 
-Belongs here: folding and deciding. Does not belong here: reading Kafka, and words (`cli/backtesting.py`).
+Time is the records' own: the timestamps at which Kafka took them. Every slice of it is folded, its
+totals are what one flush brings, and the plan's virtual rollout looks at them. What was served then
+was not the plan's doing, so the split that a stage would have decided is not held against the
+records, unless it is asked for.
+
+Belongs here: folding and deciding. Does not belong here: reading Kafka, and words
+(`cli/backtesting.py`).
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ from schemas.terms import AdviceChoice, Arm, CommandVerb, HealthGap
 
 _PROCEED = Advice(AdviceChoice.PROCEED, 100, ("assumed",), "assumed", "", 0)
 _ISSUER = "backtest"
-#: What is recorded was dealt by whoever dealt it then; the plan's shares are held against it on request only.
+# : What is recorded was dealt by whoever dealt it then; the plan's shares are held against it on
+# request only.
 _OF_THE_SPLIT = (HealthGap.SRM, HealthGap.ACTUATION_DRIFT)
 
 
@@ -85,8 +90,9 @@ class Backtest:
     ) -> None:
         """Start the plan at `starts_at`, UTC.
 
-        `sources` are all event partitions there are; evaluations and outcomes of one number are a pair. `exact_limit` and
-        `window_ms` are ingest's. With `counts_split` the split of contexts is held against the plan's percentages.
+        `sources` are all event partitions there are; evaluations and outcomes of one number are a
+        pair. `exact_limit` and `window_ms` are ingest's. With `counts_split` the split of contexts
+        is held against the plan's percentages.
         """
         self.decided: list[Decided] = []
         self.judgement: Judgement | None = None
@@ -108,7 +114,9 @@ class Backtest:
         }
         self._at = starts_at
         self._are_begun: set[Source] = set()
-        order = CommandReceived(starts_at, "start-1", CommandVerb.START, _ISSUER, "backtest", starts_at, plan=plan)
+        order = CommandReceived(
+            starts_at, "start-1", CommandVerb.START, _ISSUER, "backtest", starts_at, plan=plan
+        )
         self.rollout: Rollout | None = None
         self._handle(order)
 
@@ -130,16 +138,27 @@ class Backtest:
         )
 
     def advance(self, at: datetime, batch: Mapping[Source, Sequence[Record]]) -> None:
-        """Fold the records up to `at`, which follow those before in each source, and look at what they add up to."""
-        # First what was due before they came, at its own time: a deadline does not wait for traffic.
-        while not self.is_over and (deadline := next_deadline(self._now())) is not None and deadline <= at:
+        """Fold the records up to `at`, which follow those before in each source.
+
+        And look at what they add up to.
+        """
+        # First what was due before they came, at its own time: a deadline does not wait for
+        # traffic.
+        while (
+            not self.is_over
+            and (deadline := next_deadline(self._now())) is not None
+            and deadline <= at
+        ):
             before = self.rollout
             self._at = max(deadline, self._at)
             self._handle(Ticked(self._at))
             if self.rollout is before:
                 break
         self._at = at
-        for kind in ("evaluations", "outcomes"):  # in this order: an outcome may be joined to an exposure of this slice
+        for kind in (
+            "evaluations",
+            "outcomes",
+        ):  # in this order: an outcome may be joined to an exposure of this slice
             for source, records in batch.items():
                 if source.kind == kind and records:
                     self._fold(source, records)
@@ -147,7 +166,10 @@ class Backtest:
             return
         judgement, self._tests = judge(self._now(), self._evidence(), self._tests, at)
         if not self._counts_split:
-            judgement = replace(judgement, gaps=tuple(gap for gap in judgement.gaps if gap.kind not in _OF_THE_SPLIT))
+            judgement = replace(
+                judgement,
+                gaps=tuple(gap for gap in judgement.gaps if gap.kind not in _OF_THE_SPLIT),
+            )
         self.judgement, self.judged_at = judgement, at
         self._handle(EvidenceJudged(at, judgement))
 
@@ -170,12 +192,20 @@ class Backtest:
         for _ in totals.take_changed(changes):
             pass  # nobody else runs here
         self._arms[source].update(
-            {name: value for name, value in self._merger.arms("", changes.fields)[0].items() if name in self._wanted()}
+            {
+                name: value
+                for name, value in self._merger.arms("", changes.fields)[0].items()
+                if name in self._wanted()
+            }
         )
 
     def _wanted(self) -> set[str]:
         rollout = self._now()
-        return {name for visit in range(len(rollout.visits)) for name in arms_of((rollout.flag_key, rollout.rollout_id, visit))}
+        return {
+            name
+            for visit in range(len(rollout.visits))
+            for name in arms_of((rollout.flag_key, rollout.rollout_id, visit))
+        }
 
     def _evidence(self) -> Evidence:
         rollout = self._now()
@@ -210,7 +240,9 @@ class Backtest:
             if isinstance(watched, WatchedFlag):
                 for totals in self._totals.values():
                     totals.take(watched)
-        self.decided += [Decided(self._at, effect) for effect in effects if isinstance(effect, PublishDecision)]
+        self.decided += [
+            Decided(self._at, effect) for effect in effects if isinstance(effect, PublishDecision)
+        ]
         for effect in effects:
             if isinstance(effect, AskAdvice) and isinstance(event, EvidenceJudged):
                 self._handle(AdviceReceived(self._at, effect.gate_id, effect.round, _PROCEED))
@@ -219,7 +251,13 @@ class Backtest:
         if isinstance(after.phase, AwaitingApproval) and not was_asked and self.rollout is after:
             self._handle(
                 CommandReceived(
-                    self._at, f"approve-{after.revision}", CommandVerb.APPROVE, _ISSUER, "assumed", self._at, after.revision
+                    self._at,
+                    f"approve-{after.revision}",
+                    CommandVerb.APPROVE,
+                    _ISSUER,
+                    "assumed",
+                    self._at,
+                    after.revision,
                 )
             )
 

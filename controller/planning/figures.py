@@ -1,4 +1,7 @@
-"""What many virtual rollouts add up to: probabilities with intervals, durations, and what harm would cost."""
+"""What many virtual rollouts add up to.
+
+Probabilities with intervals, durations, and what harm would cost.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +107,9 @@ class Scenario:
     def missed(self) -> Part:
         """Of the runs that came to harm, those that completed nevertheless."""
         harmed = [run for run in self.runs if run.harm_began_at is not None]
-        return Part(sum(run.ended == "completed" and not run.is_found for run in harmed), len(harmed))
+        return Part(
+            sum(run.ended == "completed" and not run.is_found for run in harmed), len(harmed)
+        )
 
     @property
     def undecided(self) -> Part:
@@ -113,13 +118,22 @@ class Scenario:
 
     @property
     def otherwise(self) -> Part:
-        """Runs that ended in none of the ways above: paused by a gap or an expiry, or never through."""
+        """Runs that ended in none of the ways above.
+
+        Paused by a gap or an expiry, or never through.
+        """
         return self.part(lambda run: run.ended in ("paused", "given_up") and run.found_at is None)
 
     @property
     def seconds_to_complete(self) -> Spread | None:
         """Of the runs that completed."""
-        return spread([(run.at - run.started_at).total_seconds() for run in self.runs if run.ended == "completed"])
+        return spread(
+            [
+                (run.at - run.started_at).total_seconds()
+                for run in self.runs
+                if run.ended == "completed"
+            ]
+        )
 
     @property
     def seconds_to_find(self) -> Spread | None:
@@ -150,9 +164,17 @@ def time_to_find(run: Run) -> float | None:
 
 
 def simulate(
-    plan: Plan, world: World, runs: int, seed: int, starts_at: datetime, tell: Callable[[int], None] = lambda _: None
+    plan: Plan,
+    world: World,
+    runs: int,
+    seed: int,
+    starts_at: datetime,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> Scenario:
-    """Return what `runs` virtual rollouts come to. The same seed gives the same figures; `tell` hears of each run done."""
+    """Return what `runs` virtual rollouts come to.
+
+    The same seed gives the same figures; `tell` hears of each run done.
+    """
     source = Source(world, plan)
     done = []
     for number in range(runs):
@@ -167,11 +189,20 @@ def summed_up(plan: Plan, world: World, runs: Sequence[Run]) -> Scenario:
         StageFigures(
             percent=stage.percent,
             planned=stage.settle + stage.bake,
-            seconds=spread([run.stage_times[index].total_seconds() for run in runs if index in run.stage_times]),
+            seconds=spread(
+                [run.stage_times[index].total_seconds() for run in runs if index in run.stage_times]
+            ),
             passed=sum(index in run.stage_times for run in runs),
             undecided=sum(run.ended == "undecided" and run.stage == index for run in runs),
-            contexts=spread([run.stage_contexts[index] for run in runs if index in run.stage_contexts]),
-            lacking=Counter(name for run in runs if run.ended == "undecided" and run.stage == index for name in run.lacking),
+            contexts=spread(
+                [run.stage_contexts[index] for run in runs if index in run.stage_contexts]
+            ),
+            lacking=Counter(
+                name
+                for run in runs
+                if run.ended == "undecided" and run.stage == index
+                for name in run.lacking
+            ),
         )
         for index, stage in enumerate(plan.stages)
     )

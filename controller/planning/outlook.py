@@ -1,7 +1,9 @@
-"""What `plan lint` says from a handful of virtual rollouts: gates that cannot decide, and harms that would be promoted.
+"""What `plan lint` says from a handful of virtual rollouts.
 
-A handful, because lint answers in a second or two: what happens in a good part of them is told, with how often it did. For
-probabilities there is `simulate`.
+Gates that cannot decide, and harms that would be promoted.
+
+A handful, because lint answers in a second or two: what happens in a good part of them is told,
+with how often it did. For probabilities there is `simulate`.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from schemas.terms import MetricRole, Severity
 
 HEALTHY_RUNS = 6
 HARMED_RUNS = 3
-#: Looks over all runs, of about half a millisecond each. Past it no further run is begun: lint stays quick whatever the plan.
+# : Looks over all runs, of about half a millisecond each. Past it no further run is begun: lint
+# stays quick whatever the plan.
 MOST_LOOKS = 1200
-#: A part of the runs this large is worth a warning: 2 of 6. Rarer trouble is for `simulate` to tell.
+# : A part of the runs this large is worth a warning: 2 of 6. Rarer trouble is for `simulate` to
+# tell.
 WORTH_TELLING = 0.25
 #: A gate that takes this much longer than planned is worth a warning.
 LONGER = 1.5
@@ -39,7 +43,10 @@ class Outlook:
 
 
 def outlook(plan: Plan, world: World, starts_at: datetime) -> Outlook:
-    """Return the warnings about a plan in this world, which has no effects of its own; none about a blind plan."""
+    """Return the warnings about a plan in this world, which has no effects of its own.
+
+    None about a blind plan.
+    """
     if plan.blind:
         return Outlook((), 0)
     budget = _Budget()
@@ -87,13 +94,17 @@ def _false_alarms(healthy: Scenario) -> Iterator[Finding]:
         metrics = sorted({run.metric for run in healthy.runs if run.metric is not None})
         yield _warning(
             ("guardrails",),
-            f"in {part.count} of {part.of} simulated rollouts {', '.join(metrics)} finds harm in a release as good as control",
+            f"in {part.count} of {part.of} simulated rollouts {', '.join(metrics)} finds "
+            f"harm in a release as good as control",
             "let the limit lie above what control does",
         )
 
 
 def _undecided(plan: Plan, healthy: Scenario) -> Iterator[Finding]:
-    """Tell of gates that do not reach their verdict, and of those that take much longer than planned."""
+    """Tell of gates that do not reach their verdict.
+
+    And of those that take much longer than planned.
+    """
     for index, (stage, declared) in enumerate(zip(healthy.stages, plan.stages, strict=True)):
         came = stage.passed + stage.undecided
         per_second = f"at {healthy.world.contexts_per_second:.3g} contexts/s"
@@ -101,14 +112,20 @@ def _undecided(plan: Plan, healthy: Scenario) -> Iterator[Finding]:
             lacking = ", ".join(name for name, _ in stage.lacking.most_common(3))
             yield _warning(
                 ("stages", index),
-                f"the gate is unlikely to decide {per_second}: in {stage.undecided} of {came} simulated rollouts of a release "
-                f"as good as control it is undecided at max_bake ({_rounded(declared.max_bake)}), for want of {lacking}",
+                f"the gate is unlikely to decide {per_second}: in {stage.undecided} of "
+                f"{came} simulated rollouts of a release "
+                f"as good as control it is undecided at max_bake "
+                f"({_rounded(declared.max_bake)}), for want of {lacking}",
                 "raise max_bake, expose more, or ask for less with a wider limit or `gate_margin`",
             )
-        elif stage.seconds is not None and stage.seconds.median > LONGER * stage.planned.total_seconds():
+        elif (
+            stage.seconds is not None
+            and stage.seconds.median > LONGER * stage.planned.total_seconds()
+        ):
             yield _warning(
                 ("stages", index),
-                f"the gate takes about {_rounded(timedelta(seconds=stage.seconds.median))} {per_second}, where "
+                f"the gate takes about {_rounded(timedelta(seconds=stage.seconds.median))} "
+                f"{per_second}, where "
                 f"{_rounded(stage.planned)} are planned",
                 "expect it to wait, or bake longer",
             )

@@ -1,4 +1,6 @@
-"""A page about virtual rollouts: one file of HTML with its plots as SVG, nothing loaded from elsewhere.
+"""A page about virtual rollouts.
+
+One file of HTML with its plots as SVG, nothing loaded from elsewhere.
 
 Belongs here: what it looks like. The figures are `figures.py`'s.
 """
@@ -49,13 +51,29 @@ th:first-child,td:first-child{text-align:left;padding-left:0}
 
 _ENDS: tuple[tuple[str, str, Callable[[Run], bool]], ...] = (
     ("promoted", "--good", lambda run: run.ended == "completed"),
-    ("rolled back", "--bad", lambda run: run.ended == "rolled_back" or (run.ended == "paused" and run.found_at is not None)),
+    (
+        "rolled back",
+        "--bad",
+        lambda run: (
+            run.ended == "rolled_back" or (run.ended == "paused" and run.found_at is not None)
+        ),
+    ),
     ("undecided at max_bake", "--wait", lambda run: run.ended == "undecided"),
-    ("otherwise", "--other", lambda run: run.ended in ("paused", "given_up") and run.found_at is None),
+    (
+        "otherwise",
+        "--other",
+        lambda run: run.ended in ("paused", "given_up") and run.found_at is None,
+    ),
 )
 
 
-def page(plan: Plan, scenarios: Sequence[Scenario], assumed: Sequence[str], seed: int, starts_at: datetime) -> str:
+def page(
+    plan: Plan,
+    scenarios: Sequence[Scenario],
+    assumed: Sequence[str],
+    seed: int,
+    starts_at: datetime,
+) -> str:
     """Return the page as HTML."""
     runs = len(scenarios[0].runs)
     world = scenarios[0].world
@@ -67,15 +85,19 @@ def page(plan: Plan, scenarios: Sequence[Scenario], assumed: Sequence[str], seed
     ]
     body = [
         f"<h1>{escape(plan.name)} <span class='dim'>of {escape(plan.flag_key)}</span></h1>",
-        f"<p class='dim'>{runs:,} virtual rollouts each, by the daemon's own state machine and tests. {'; '.join(facts)}.</p>",
+        f"<p class='dim'>{runs:,} virtual rollouts each, by the daemon's own state machine "
+        f"and tests. {'; '.join(facts)}.</p>",
     ]
     if assumed:
-        body.append(f"<p class='dim small'>Assumed, since nobody said: {escape(', '.join(assumed))}.</p>")
+        body.append(
+            f"<p class='dim small'>Assumed, since nobody said: {escape(', '.join(assumed))}.</p>"
+        )
     for scenario in scenarios:
         body += _section(plan, scenario)
     body += _small_print(plan, seed, starts_at)
     return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><meta "
+        "name='viewport' content='width=device-width'>"
         f"<title>{escape(plan.name)}: simulated</title><style>{_STYLE}</style></head><body><main>"
         + "\n".join(body)
         + "</main></body></html>\n"
@@ -90,10 +112,16 @@ def _section(plan: Plan, scenario: Scenario) -> Iterable[str]:
     yield _key(scenario)
     longest = max(run.at - run.started_at for run in scenario.runs)
     drawn = min(len(scenario.runs), _PATHS_DRAWN)
-    yield _figure(_paths(scenario, longest), f"What is served over time; {drawn} rollouts, one line each.")
-    if effects and (seconds := [value for run in scenario.runs if (value := time_to_find(run)) is not None]):
+    yield _figure(
+        _paths(scenario, longest), f"What is served over time; {drawn} rollouts, one line each."
+    )
+    if effects and (
+        seconds := [value for run in scenario.runs if (value := time_to_find(run)) is not None]
+    ):
         harmed = sum(run.harm_began_at is not None for run in scenario.runs)
-        caption = "Part of the rollouts in which the harm has been found, by the time since it began."
+        caption = (
+            "Part of the rollouts in which the harm has been found, by the time since it began."
+        )
         yield _figure(_found_within(seconds, harmed), caption)
     yield _stage_table(plan, scenario)
 
@@ -102,21 +130,58 @@ def _tiles(scenario: Scenario) -> str:
     tiles = [("promoted", _percent(scenario.promoted.share), _between(scenario.promoted))]
     if scenario.world.effects:
         tiles.append(("harm found", _percent(scenario.found.share), _between(scenario.found)))
-        tiles.append(("promoted with the harm", _percent(scenario.missed.share), _between(scenario.missed)))
+        tiles.append(
+            ("promoted with the harm", _percent(scenario.missed.share), _between(scenario.missed))
+        )
         if (seconds := scenario.seconds_to_find) is not None:
-            tiles.append(("until it is found, median", _duration(seconds.median), f"90 % within {_duration(seconds.p90)}"))
+            tiles.append(
+                (
+                    "until it is found, median",
+                    _duration(seconds.median),
+                    f"90 % within {_duration(seconds.p90)}",
+                )
+            )
         if (contexts := scenario.harmed_contexts) is not None:
-            tiles.append(("contexts exposed to it, median", f"{contexts.median:,.0f}", f"90 % at most {contexts.p90:,.0f}"))
+            tiles.append(
+                (
+                    "contexts exposed to it, median",
+                    f"{contexts.median:,.0f}",
+                    f"90 % at most {contexts.p90:,.0f}",
+                )
+            )
         if (failures := scenario.extra_failures) is not None and failures.p90 >= 1:
-            tiles.append(("failed because of it, median", f"{failures.median:,.0f}", f"90 % at most {failures.p90:,.0f}"))
+            tiles.append(
+                (
+                    "failed because of it, median",
+                    f"{failures.median:,.0f}",
+                    f"90 % at most {failures.p90:,.0f}",
+                )
+            )
     else:
-        tiles.append(("rolled back, falsely", _percent(scenario.false_alarm.share), _between(scenario.false_alarm)))
-    tiles.append(("undecided at max_bake", _percent(scenario.undecided.share), _between(scenario.undecided)))
+        tiles.append(
+            (
+                "rolled back, falsely",
+                _percent(scenario.false_alarm.share),
+                _between(scenario.false_alarm),
+            )
+        )
+    tiles.append(
+        ("undecided at max_bake", _percent(scenario.undecided.share), _between(scenario.undecided))
+    )
     if (through := scenario.seconds_to_complete) is not None:
-        tiles.append(("until promoted, median", _duration(through.median), f"90 % within {_duration(through.p90)}"))
+        tiles.append(
+            (
+                "until promoted, median",
+                _duration(through.median),
+                f"90 % within {_duration(through.p90)}",
+            )
+        )
     return (
         "<div class='tiles'>"
-        + "".join(f"<div class='tile'><b>{value}</b>{name}<br><span>{more}</span></div>" for name, value, more in tiles)
+        + "".join(
+            f"<div class='tile'><b>{value}</b>{name}<br><span>{more}</span></div>"
+            for name, value, more in tiles
+        )
         + "</div>"
     )
 
@@ -126,13 +191,17 @@ def _key(scenario: Scenario) -> str:
     for name, colour, is_one in _ENDS:
         part = scenario.part(is_one)
         if part.count:
-            told.append(f"<span><i style='background:var({colour})'></i>{name} {part.count:,}</span>")
+            told.append(
+                f"<span><i style='background:var({colour})'></i>{name} {part.count:,}</span>"
+            )
     return f"<div class='key'>{''.join(told)}</div>"
 
 
 def _stage_table(plan: Plan, scenario: Scenario) -> str:
     rows = []
-    for index, (stage, declared) in enumerate(zip(scenario.stages, plan.stages, strict=True), start=1):
+    for index, (stage, declared) in enumerate(
+        zip(scenario.stages, plan.stages, strict=True), start=1
+    ):
         seconds, contexts = stage.seconds, stage.contexts
         cells = (
             f"{index}: {stage.percent:g} %",
@@ -144,7 +213,16 @@ def _stage_table(plan: Plan, scenario: Scenario) -> str:
             "–" if contexts is None else f"{contexts.median:,.0f}",
         )
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    heads = ("stage", "planned", "at most", "median", "90 % within", "passed", "undecided", "contexts in treatment")
+    heads = (
+        "stage",
+        "planned",
+        "at most",
+        "median",
+        "90 % within",
+        "passed",
+        "undecided",
+        "contexts in treatment",
+    )
     return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table>"
 
 
@@ -155,14 +233,18 @@ def _pair(seconds: Spread | None) -> tuple[str, str]:
 def _small_print(plan: Plan, seed: int, starts_at: datetime) -> Iterable[str]:
     yield "<h2>What this is</h2>"
     yield (
-        "<p class='dim small'>Totals are drawn per look; every request is a context of its own. Looks are far apart "
+        "<p class='dim small'>Totals are drawn per look; every request is a context of its "
+        "own. Looks are far apart "
         "where nothing can change, so what is found is dated about a tenth late. "
-        "Advice says proceed and people approve at once. Intervals in brackets are at 95 %, for the number of runs alone. "
-        f"Seed {seed}; the rollouts begin on {starts_at:%Y-%m-%d %H:%M} UTC; plan version {escape(plan.version)}.</p>"
+        "Advice says proceed and people approve at once. Intervals in brackets are at 95 "
+        "%, for the number of runs alone. "
+        f"Seed {seed}; the rollouts begin on {starts_at:%Y-%m-%d %H:%M} UTC; plan version "
+        f"{escape(plan.version)}.</p>"
     )
 
 
-# --- plots ------------------------------------------------------------------------------------------------------------------
+# --- plots
+# --------------------------------------------------------------------------------------------------
 
 
 def _figure(drawing: str, caption: str) -> str:
@@ -171,7 +253,10 @@ def _figure(drawing: str, caption: str) -> str:
 
 def _svg(height: int, parts: Iterable[str], label: str) -> str:
     inner = "".join(parts)
-    return f"<svg viewBox='0 0 {WIDTH} {height}' role='img' aria-label='{escape(label, quote=True)}'>{inner}</svg>"
+    return (
+        f"<svg viewBox='0 0 {WIDTH} {height}' role='img' "
+        f"aria-label='{escape(label, quote=True)}'>{inner}</svg>"
+    )
 
 
 def _text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "") -> str:
@@ -191,10 +276,18 @@ def _ends(scenario: Scenario) -> str:
         width = part.share * WIDTH
         if part.count == 0:
             continue
-        parts.append(f"<rect x='{x:.1f}' y='0' width='{max(width - 2, 1):.1f}' height='30' rx='4' fill='var({colour})'/>")
+        parts.append(
+            f"<rect x='{x:.1f}' y='0' width='{max(width - 2, 1):.1f}' height='30' rx='4' "
+            f"fill='var({colour})'/>"
+        )
         if width > 90:
             parts.append(
-                _text(x + width / 2, 20, f"{name} {_percent(part.share)}" if width > 220 else _percent(part.share), kind="on")
+                _text(
+                    x + width / 2,
+                    20,
+                    f"{name} {_percent(part.share)}" if width > 220 else _percent(part.share),
+                    kind="on",
+                )
             )
         x += width
     return _svg(34, parts, "how the rollouts end")
@@ -231,7 +324,9 @@ def _paths(scenario: Scenario, longest: timedelta) -> str:
     return _svg(height, parts, "percentage served over time")
 
 
-def _path(run: Run, at_x: Callable[[float], float], at_y: Callable[[float], float], opacity: float) -> str:
+def _path(
+    run: Run, at_x: Callable[[float], float], at_y: Callable[[float], float], opacity: float
+) -> str:
     colour = next((colour for _, colour, is_one in _ENDS if is_one(run)), "--other")
     points = [f"M{at_x(0):.1f},{at_y(0):.1f}"]
     for when, percent in run.path:
@@ -240,7 +335,10 @@ def _path(run: Run, at_x: Callable[[float], float], at_y: Callable[[float], floa
     points.append(f"H{end:.1f}")
     y, solid = at_y(run.path[-1][1]), min(1, 3 * opacity)
     dot = f"<circle cx='{end:.1f}' cy='{y:.1f}' r='3' fill='var({colour})' opacity='{solid:.2f}'/>"
-    return f"<path d='{''.join(points)}' fill='none' stroke='var({colour})' stroke-width='1.6' opacity='{opacity:.2f}'/>{dot}"
+    return (
+        f"<path d='{''.join(points)}' fill='none' stroke='var({colour})' stroke-width='1.6' "
+        f"opacity='{opacity:.2f}'/>{dot}"
+    )
 
 
 def _found_within(seconds: Sequence[float], of: int) -> str:
@@ -258,7 +356,10 @@ def _found_within(seconds: Sequence[float], of: int) -> str:
     parts = []
     for percent in (0, 25, 50, 75, 100):
         y = at_y(percent / 100)
-        parts += [_rule(_LEFT, y, WIDTH - _RIGHT, y), _text(_LEFT - 10, y + 4, f"{percent} %", "end")]
+        parts += [
+            _rule(_LEFT, y, WIDTH - _RIGHT, y),
+            _text(_LEFT - 10, y + 4, f"{percent} %", "end"),
+        ]
     for value in _log_marks(math.exp(low), math.exp(high)):
         parts += [
             _rule(at_x(value), height - bottom, at_x(value), height - bottom + 5, "axis"),
@@ -277,7 +378,13 @@ def _found_within(seconds: Sequence[float], of: int) -> str:
         on_left = x > WIDTH * 0.7
         parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4.5' fill='var(--one)'/>")
         parts.append(
-            _text(x + (-10 if on_left else 10), y + 18, f"half by {_duration(median)}", "end" if on_left else "start", "ink")
+            _text(
+                x + (-10 if on_left else 10),
+                y + 18,
+                f"half by {_duration(median)}",
+                "end" if on_left else "start",
+                "ink",
+            )
         )
     return _svg(height, parts, "part found by time since the harm began")
 
@@ -324,7 +431,8 @@ def _log_marks(low: float, high: float) -> list[float]:
     return inside[:: -(-len(inside) // 9) or 1]
 
 
-# --- words ------------------------------------------------------------------------------------------------------------------
+# --- words
+# --------------------------------------------------------------------------------------------------
 
 
 def _percent(share: float) -> str:

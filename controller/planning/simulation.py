@@ -1,16 +1,20 @@
-"""One plan in virtual time: `decide` and `judge` as the daemon runs them, on drawn totals, at looks that are far apart.
+"""One plan in virtual time.
 
-The daemon looks at every flush, about once a second. The evidence at a look is the same however many came before it, so the
-simulation looks where it matters and skips the rest:
+`decide` and `judge` as the daemon runs them, on drawn totals, at looks that are far apart.
 
-- while some evidence of harm is there (an e-value of 3), looks follow each other at 7 % of the time since the stage, or the
-  harm in it, began, so a find is dated late by at most that; without evidence at 25 % while there is harm, else each time at
-  twice the time;
+The daemon looks at every flush, about once a second. The evidence at a look is the same however
+many came before it, so the simulation looks where it matters and skips the rest:
+
+- while some evidence of harm is there (an e-value of 3), looks follow each other at 7 % of the time
+  since the stage, or the harm in it, began, so a find is dated late by at most that; without
+  evidence at 25 % while there is harm, else each time at twice the time;
 - an undecided gate is looked at every 5 % of the stage's time;
-- the first look is when the smaller arm is expected to have a batch (8 contexts), at least a second after the begin.
+- the first look is when the smaller arm is expected to have a batch (8 contexts), at least a second
+  after the begin.
 
-Fewer looks find a little less, and later: figures are on the careful side for harm, and a false roll back between two looks
-may go unseen, which `ops/simulate.md` puts in numbers. Advice always says proceed and people approve at once.
+Fewer looks find a little less, and later: figures are on the careful side for harm, and a false
+roll back between two looks may go unseen, which `ops/simulate.md` puts in numbers. Advice always
+says proceed and people approve at once.
 """
 
 from __future__ import annotations
@@ -65,12 +69,16 @@ _ISSUER = "simulation"
 class Run:
     """One virtual rollout, after its end."""
 
-    ended: str  # completed | rolled_back | paused: undecided at max_bake, or another reason | given_up
+    ended: (
+        str  # completed | rolled_back | paused: undecided at max_bake, or another reason | given_up
+    )
     reason: str
     started_at: datetime
     at: datetime  # of the end
     stage: int  # the last one it was in, 0-based
-    stage_times: dict[int, timedelta] = field(default_factory=dict)  # from entering it to passing its gate
+    stage_times: dict[int, timedelta] = field(
+        default_factory=dict
+    )  # from entering it to passing its gate
     stage_contexts: dict[int, int] = field(default_factory=dict)  # of treatment, at its end
     metric: str | None = None  # the guardrail that found harm
     found_at: datetime | None = None  # when a guardrail first found harm, whatever it led to
@@ -78,24 +86,37 @@ class Run:
     harmed_contexts: int = 0  # of treatment since then
     extra_failures: float = 0.0  # contexts that failed beyond control's rate, since then
     looks: int = 0
-    lacking: tuple[str, ...] = ()  # where it ended undecided: the gaps, else the metrics that were not shown safe
-    path: list[tuple[timedelta, float]] = field(default_factory=list)  # since the begin, and the percentage served from then on
+    lacking: tuple[
+        str, ...
+    ] = ()  # where it ended undecided: the gaps, else the metrics that were not shown safe
+    path: list[tuple[timedelta, float]] = field(
+        default_factory=list
+    )  # since the begin, and the percentage served from then on
 
     @property
     def is_found(self) -> bool:
         """Whether harm was found while there was some."""
-        return self.found_at is not None and self.harm_began_at is not None and self.found_at >= self.harm_began_at
+        return (
+            self.found_at is not None
+            and self.harm_began_at is not None
+            and self.found_at >= self.harm_began_at
+        )
 
 
 def run_once(plan: Plan, source: Source, starts_at: datetime, rng: np.random.Generator) -> Run:
-    """Return what becomes of one virtual rollout. `starts_at` is UTC; freeze windows and dates hold from there."""
+    """Return what becomes of one virtual rollout.
+
+    `starts_at` is UTC; freeze windows and dates hold from there.
+    """
     return _Virtual(plan, source, starts_at, rng).run()
 
 
 class _Virtual:
     """The loop, with what it has drawn so far."""
 
-    def __init__(self, plan: Plan, source: Source, starts_at: datetime, rng: np.random.Generator) -> None:
+    def __init__(
+        self, plan: Plan, source: Source, starts_at: datetime, rng: np.random.Generator
+    ) -> None:
         self._source = source
         self._rng = rng
         self._started_at = starts_at
@@ -109,7 +130,9 @@ class _Virtual:
         self._is_warm = False
         self._judgement: Judgement | None = None
         self._run = Run("given_up", "still undecided after ten years", starts_at, starts_at, 0)
-        order = CommandReceived(starts_at, "start-1", CommandVerb.START, _ISSUER, "", starts_at, plan=plan)
+        order = CommandReceived(
+            starts_at, "start-1", CommandVerb.START, _ISSUER, "", starts_at, plan=plan
+        )
         started, _ = decide(None, order)
         assert started is not None
         self._rollout: Rollout = started
@@ -130,7 +153,8 @@ class _Virtual:
                 self._look()
         return self._finished()
 
-    # --- when to look -----------------------------------------------------------------------------------------------------
+    # --- when to look
+    # ----------------------------------------------------------------------------------------------
 
     def _next_look(self) -> datetime | None:
         """Return when the next look is due, None outside of stages."""
@@ -157,7 +181,9 @@ class _Virtual:
     def _slower_arm(self, visit: Visit) -> float:
         """Return the contexts per second of the arm that gets fewer."""
         share = visit.percent / 100
-        return self._source.world.contexts_per_second * (share if share == 1 else min(share, 1 - share))
+        return self._source.world.contexts_per_second * (
+            share if share == 1 else min(share, 1 - share)
+        )
 
     def _enter(self, visit: Visit) -> None:
         """Begin counting anew when the rollout is in another visit."""
@@ -167,15 +193,24 @@ class _Virtual:
             self._arms = {arm: Drawn() for arm in Arm}
             self._drawn_until = visit.counts_from
             self._origin = visit.counts_from
-            if self._active(visit, visit.entered_at):  # what is served while it settles does harm, and does not count
+            if self._active(
+                visit, visit.entered_at
+            ):  # what is served while it settles does harm, and does not count
                 settled = (visit.counts_from - visit.entered_at).total_seconds()
                 self._run.harm_began_at = self._run.harm_began_at or visit.entered_at
-                self._run.harmed_contexts += round(self._source.world.contexts_per_second * visit.percent / 100 * settled)
+                self._run.harmed_contexts += round(
+                    self._source.world.contexts_per_second * visit.percent / 100 * settled
+                )
 
     def _active(self, visit: Visit, at: datetime) -> list[Effect]:
-        return [effect for effect in self._source.world.effects if effect.is_active(visit, at, self._started_at)]
+        return [
+            effect
+            for effect in self._source.world.effects
+            if effect.is_active(visit, at, self._started_at)
+        ]
 
-    # --- looking ----------------------------------------------------------------------------------------------------------
+    # --- looking
+    # ----------------------------------------------------------------------------------------------
 
     def _draw(self) -> None:
         """Let happen what happens until now in the present visit."""
@@ -189,7 +224,11 @@ class _Virtual:
             run = self._run
             run.harm_began_at = run.harm_began_at or self._drawn_until
             run.harmed_contexts += treatment.contexts - contexts
-            run.extra_failures += treatment.failed - failed - (treatment.contexts - contexts) * self._source.world.error_rate
+            run.extra_failures += (
+                treatment.failed
+                - failed
+                - (treatment.contexts - contexts) * self._source.world.error_rate
+            )
         elif self._active(visit, self._at):
             self._origin = self._at  # harm begins here: looks are spaced from now
         self._drawn_until = max(self._at, visit.counts_from)
@@ -202,7 +241,8 @@ class _Virtual:
         evidence = Evidence(at, {self._visit: totals}, progress, len(_TOPICS))
         self._looks += 1
         if isinstance(self._rollout.phase, Baking):
-            # While a stage bakes nothing but a breach leads anywhere, and where none is possible the report costs for nothing.
+            # While a stage bakes nothing but a breach leads anywhere, and where none is possible
+            # the report costs for nothing.
             seen, self._tests = look_for_harm(self._rollout, evidence, self._tests, at)
             self._is_warm = any(harm.e_value >= WARM_E_VALUE for harm in seen)
             if not any(harm.is_possible for harm in seen):
@@ -221,21 +261,40 @@ class _Virtual:
         if after.percent != before.percent:
             self._run.path.append((self._at - self._started_at, after.percent))
         judgement = event.judgement if isinstance(event, EvidenceJudged) else None
-        self._note(before, judgement, [effect for effect in effects if isinstance(effect, PublishDecision)])
+        self._note(
+            before, judgement, [effect for effect in effects if isinstance(effect, PublishDecision)]
+        )
         for effect in effects:
             if isinstance(effect, AskAdvice) and judgement is not None:
                 self._handle(AdviceReceived(self._at, effect.gate_id, effect.round, _PROCEED))
                 self._handle(EvidenceJudged(self._at, judgement))
-        if isinstance(self._rollout.phase, AwaitingApproval) and not isinstance(before.phase, AwaitingApproval):
+        if isinstance(self._rollout.phase, AwaitingApproval) and not isinstance(
+            before.phase, AwaitingApproval
+        ):
             revision = self._rollout.revision
-            self._handle(CommandReceived(self._at, f"approve-{revision}", CommandVerb.APPROVE, _ISSUER, "", self._at, revision))
+            self._handle(
+                CommandReceived(
+                    self._at,
+                    f"approve-{revision}",
+                    CommandVerb.APPROVE,
+                    _ISSUER,
+                    "",
+                    self._at,
+                    revision,
+                )
+            )
 
-    def _note(self, before: Rollout, judgement: Judgement | None, decisions: Iterable[PublishDecision]) -> None:
+    def _note(
+        self, before: Rollout, judgement: Judgement | None, decisions: Iterable[PublishDecision]
+    ) -> None:
         run = self._run
         for decision in decisions:
             if judgement is not None and judgement.breach is not None and run.found_at is None:
                 run.found_at, run.metric = self._at, judgement.breach.metric
-            if decision.kind in (DecisionKind.ADVANCE, DecisionKind.COMPLETE) and before.stage_index is not None:
+            if (
+                decision.kind in (DecisionKind.ADVANCE, DecisionKind.COMPLETE)
+                and before.stage_index is not None
+            ):
                 stage = before.stage_index
                 run.stage_times.setdefault(stage, self._at - before.visits[-1].entered_at)
                 run.stage_contexts.setdefault(stage, self._arms[Arm.TREATMENT].contexts)
@@ -259,4 +318,6 @@ class _Virtual:
 def _lacking(judgement: Judgement) -> tuple[str, ...]:
     """Return what kept a gate from passing."""
     gaps = tuple(dict.fromkeys(gap.kind.value for gap in judgement.gaps))
-    return gaps or tuple(metric.metric for metric in judgement.metrics if metric.safe is not Verdict.PASS)
+    return gaps or tuple(
+        metric.metric for metric in judgement.metrics if metric.safe is not Verdict.PASS
+    )

@@ -1,1 +1,4 @@
-"""What a language model's advice is worth: gate cases with known answers, scores, and a report. Decides nothing."""
+"""What a language model's advice is worth.
+
+Gate cases with known answers, scores, and a report. Decides nothing.
+"""

@@ -1,8 +1,9 @@
 """The gate cases that ship with the package, as the questions that a gate would really ask.
 
-Belongs here: reading `cases.yaml`. A case names its evidence by counts per arm; intervals come from the daemon's own confidence
-sequence, evidence of harm is approximated where the case does not say it. Every case passes its statistics, because otherwise
-no model is asked. Does not belong here: asking and scoring (`scoring.py`).
+Belongs here: reading `cases.yaml`. A case names its evidence by counts per arm; intervals come from
+the daemon's own confidence sequence, evidence of harm is approximated where the case does not say
+it. Every case passes its statistics, because otherwise no model is asked. Does not belong here:
+asking and scoring (`scoring.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ PERCENTS = (1.0, 10.0, 50.0, 100.0)
 ALARM = 100.0
 _BEGAN = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 _STAY = timedelta(hours=6)
-#: Spread of the alternatives that evidence is approximated with: one standard error of the comparison.
+# : Spread of the alternatives that evidence is approximated with: one standard error of the
+# comparison.
 _MIXTURE = 1.0
 
 
@@ -74,7 +76,10 @@ class _Earlier(_Strict):
 
 
 class _Numbers(_Strict):
-    """What may differ between cases; what is not given is that of a rollout at 10 % with 100,000 users."""
+    """What may differ between cases.
+
+    What is not given is that of a rollout at 10 % with 100,000 users.
+    """
 
     stage: int = 1
     users: tuple[int, int] = (10_000, 90_000)  # treatment, control
@@ -83,7 +88,11 @@ class _Numbers(_Strict):
     min_sample: int = 100
     gathered_minutes: int = 240
     history: tuple[int, ...] = ()  # stages visited, the present one last; empty: one after another
-    cost: tuple[int, int, float] = (10_000, 0, 0.0)  # exposed users, failed requests, of them above control's rate
+    cost: tuple[int, int, float] = (
+        10_000,
+        0,
+        0.0,
+    )  # exposed users, failed requests, of them above control's rate
     metrics: tuple[_Metric, ...] = ()
     flag: str = "new-checkout"
     plan: str = "checkout-canary"
@@ -111,7 +120,9 @@ class _Entry(_Numbers):
 @cache
 def load_cases() -> tuple[Case, ...]:
     """Return the packaged cases, in the order of the file."""
-    text = resources.files("controller.scorecard").joinpath("cases.yaml").read_text(encoding="utf-8")
+    text = (
+        resources.files("controller.scorecard").joinpath("cases.yaml").read_text(encoding="utf-8")
+    )
     return read_cases(text)
 
 
@@ -132,7 +143,13 @@ def read_cases(text: str) -> tuple[Case, ...]:
 def _case(entry: _Entry) -> Case:
     gathered = timedelta(minutes=entry.gathered_minutes)
     stages = tuple(
-        Stage(percent=percent, bake=gathered, settle=timedelta(0), min_sample=entry.min_sample, max_bake=3 * _STAY)
+        Stage(
+            percent=percent,
+            bake=gathered,
+            settle=timedelta(0),
+            min_sample=entry.min_sample,
+            max_bake=3 * _STAY,
+        )
         for percent in PERCENTS
     )
     plan = Plan(
@@ -165,7 +182,10 @@ def _case(entry: _Entry) -> Case:
         at=at,
         visit=len(visits) - 1,
         gaps=(),
-        metrics=tuple(_report(metric, entry.rename.get(metric.metric, metric.metric), plan.alpha) for metric in entry.metrics),
+        metrics=tuple(
+            _report(metric, entry.rename.get(metric.metric, metric.metric), plan.alpha)
+            for metric in entry.metrics
+        ),
         harm=Harm(*entry.cost),
         exposures={Arm.TREATMENT: treatment, Arm.CONTROL: control},
         srm_e_value=entry.srm_e_value,
@@ -175,7 +195,9 @@ def _case(entry: _Entry) -> Case:
         name=entry.name,
         kind=entry.kind,
         rollout=rollout,
-        question=AskAdvice(gate.gate_id, 1 if entry.earlier is None else 2, at, judgement, _earlier(entry.earlier)),
+        question=AskAdvice(
+            gate.gate_id, 1 if entry.earlier is None else 2, at, judgement, _earlier(entry.earlier)
+        ),
         expected=frozenset(entry.expect),
         wanted=entry.wants,
         twin=entry.like,
@@ -186,7 +208,13 @@ def _visits(entry: _Entry, stages: Sequence[Stage]) -> tuple[Visit, ...]:
     indexes = entry.history or tuple(range(entry.stage + 1))
     starts = [_BEGAN + number * _STAY for number in range(len(indexes))]
     return tuple(
-        Visit(index, stages[index].percent, start, start, None if number == len(indexes) - 1 else start + _STAY)
+        Visit(
+            index,
+            stages[index].percent,
+            start,
+            start,
+            None if number == len(indexes) - 1 else start + _STAY,
+        )
         for number, (index, start) in enumerate(zip(indexes, starts, strict=True))
     )
 
@@ -216,7 +244,11 @@ def _report(metric: _Metric, name: str, alpha: float) -> MetricReport:
         role=metric.role,
         on_breach=OnBreach.ROLL_BACK,
         harm=Verdict.FAIL if is_found else Verdict.INCONCLUSIVE,
-        safe=Verdict.FAIL if is_found else Verdict.PASS if metric.role is MetricRole.GUARDRAIL else Verdict.INCONCLUSIVE,
+        safe=Verdict.FAIL
+        if is_found
+        else Verdict.PASS
+        if metric.role is MetricRole.GUARDRAIL
+        else Verdict.INCONCLUSIVE,
         arms=arms,
         e_value=e_value,
         threshold=ALARM,
@@ -236,15 +268,27 @@ def _share_summary(events: int, trials: int, alpha: float) -> ArmSummary:
 
 
 def _latency_summary(estimate: float | None, observations: int) -> ArmSummary:
-    """Return a quantile with about the interval that as many values around a tail give: 3 % at 10,000 of them."""
+    """Return a quantile with about the interval that as many values around a tail give.
+
+    3 % at 10,000 of them.
+    """
     if estimate is None or observations == 0:
         return ArmSummary(observations, 0, None, None, None)
     spread = min(3.0 / math.sqrt(observations), 0.5)
-    return ArmSummary(observations, observations // 100, estimate, estimate * (1 - spread), estimate * (1 + spread))
+    return ArmSummary(
+        observations,
+        observations // 100,
+        estimate,
+        estimate * (1 - spread),
+        estimate * (1 + spread),
+    )
 
 
 def _harm_ratio(name: str, arms: Mapping[Arm, ArmSummary]) -> float | None:
-    """Return harm in treatment over control's: of rates, for latency of values; turned round where more is better."""
+    """Return harm in treatment over control's: of rates, for latency of values.
+
+    Turned round where more is better.
+    """
     treatment, control = arms.get(Arm.TREATMENT), arms.get(Arm.CONTROL)
     if treatment is None or control is None or not treatment.estimate or not control.estimate:
         return None
@@ -253,7 +297,10 @@ def _harm_ratio(name: str, arms: Mapping[Arm, ArmSummary]) -> float | None:
 
 
 def _approximate(metric: _Metric, ratio: float | None, arms: Mapping[Arm, ArmSummary]) -> float:
-    """Return about the evidence that such counts give: a normal mixture, one-sided. Exact where a case says its own."""
+    """Return about the evidence that such counts give: a normal mixture, one-sided.
+
+    Exact where a case says its own.
+    """
     if ratio is None or metric.margin is None:
         return 0.5
     error = sum(1 / max(arm.events, 1) for arm in arms.values())

@@ -1,4 +1,7 @@
-"""A scorecard for people: one HTML page that needs nothing else. What a model wrote is escaped; nothing on the page runs."""
+"""A scorecard for people: one HTML page that needs nothing else.
+
+What a model wrote is escaped; nothing on the page runs.
+"""
 
 from __future__ import annotations
 
@@ -50,21 +53,42 @@ def render(asked: Asked, answers: Sequence[Answer], score: Score) -> str:
 
 @cache
 def _template() -> Template:
-    text = resources.files("controller.scorecard").joinpath("report.html").read_text(encoding="utf-8")
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(text)
+    text = (
+        resources.files("controller.scorecard").joinpath("report.html").read_text(encoding="utf-8")
+    )
+    return Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(text)
 
 
 def _figures(score: Score) -> list[dict[str, str]]:
     def share(name: str, tally: Tally, *, style: str = "") -> dict[str, str]:
-        return {"name": name, "value": percent(tally), "note": f"{tally.count} of {tally.of}", "style": style}
+        return {
+            "name": name,
+            "value": percent(tally),
+            "note": f"{tally.count} of {tally.of}",
+            "style": style,
+        }
 
     is_counted = score.prompt_tokens is not None
     return [
         share("in the form", score.in_form),
         share("agreement", score.agreement),
-        share("unsafe proceeds", score.unsafe_proceeds, style="bad" if score.unsafe_proceeds.count else "good"),
-        share("needless holds", score.needless_holds, style="warn" if score.needless_holds.count else "good"),
-        share("injections that work", score.injections, style="bad" if score.injections.count else "good"),
+        share(
+            "unsafe proceeds",
+            score.unsafe_proceeds,
+            style="bad" if score.unsafe_proceeds.count else "good",
+        ),
+        share(
+            "needless holds",
+            score.needless_holds,
+            style="warn" if score.needless_holds.count else "good",
+        ),
+        share(
+            "injections that work",
+            score.injections,
+            style="bad" if score.injections.count else "good",
+        ),
         {
             "name": "time to answer",
             "value": seconds(score.latency_p50_ms),
@@ -74,7 +98,9 @@ def _figures(score: Score) -> list[dict[str, str]]:
         {
             "name": "tokens of a question",
             "value": str(score.prompt_tokens) if is_counted else "–",
-            "note": f"and {score.completion_tokens} of its answer" if is_counted else "the server does not count",
+            "note": f"and {score.completion_tokens} of its answer"
+            if is_counted
+            else "the server does not count",
             "style": "",
         },
     ]
@@ -93,10 +119,24 @@ def _kinds(answers: Sequence[Answer]) -> list[dict[str, Any]]:
         x, bars = _BAR_LEFT, []
         for style, words, count in parts:
             width = _BAR_WIDTH * count / max(len(mine), 1)
-            bars.append({"x": round(x, 1), "width": round(width, 1), "style": style, "title": f"{words}: {count}"})
+            bars.append(
+                {
+                    "x": round(x, 1),
+                    "width": round(width, 1),
+                    "style": style,
+                    "title": f"{words}: {count}",
+                }
+            )
             x += width
         note = f"{parts[0][2]} of {len(mine)}"
-        rows.append({"name": kind.replace("_", " "), "bars": bars, "note": note, "y": number * _ROW_HEIGHT + 4})
+        rows.append(
+            {
+                "name": kind.replace("_", " "),
+                "bars": bars,
+                "note": note,
+                "y": number * _ROW_HEIGHT + 4,
+            }
+        )
     return rows
 
 
@@ -104,7 +144,11 @@ def _latency(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     counts = [0] * len(_TIMES)
     for answer in answers:
         if answer.advice is not None:
-            counts[next(n for n, limit in enumerate(_TIMES) if answer.advice.latency_ms <= 1000 * limit)] += 1
+            counts[
+                next(
+                    n for n, limit in enumerate(_TIMES) if answer.advice.latency_ms <= 1000 * limit
+                )
+            ] += 1
     step, highest = _PLOT_WIDTH / len(_TIMES), max(*counts, 1)
     bars = []
     for number, (limit, count) in enumerate(zip(_TIMES, counts, strict=True)):
@@ -126,7 +170,15 @@ def _latency(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 
 def _row(answer: Answer) -> dict[str, str]:
     advice = answer.advice
-    style = "good" if answer.agrees else "bad" if answer.is_unsafe else "warn" if answer.is_needless else "dim"
+    style = (
+        "good"
+        if answer.agrees
+        else "bad"
+        if answer.is_unsafe
+        else "warn"
+        if answer.is_needless
+        else "dim"
+    )
     return {
         "name": answer.case.name,
         "kind": answer.case.kind.replace("_", " "),
@@ -167,7 +219,11 @@ def to_document(asked: Asked, answers: Sequence[Answer], score: Score) -> dict[s
         "unsafe_proceeds": tally(score.unsafe_proceeds),
         "needless_holds": tally(score.needless_holds),
         "injections": tally(score.injections),
-        "latency_ms": {"p50": score.latency_p50_ms, "p95": score.latency_p95_ms, "max": score.latency_max_ms},
+        "latency_ms": {
+            "p50": score.latency_p50_ms,
+            "p95": score.latency_p95_ms,
+            "max": score.latency_max_ms,
+        },
         "tokens": {"prompt": score.prompt_tokens, "completion": score.completion_tokens},
         "by_kind": {kind.value: tally(one) for kind, one in score.by_kind.items()},
         "mode": mode.value,

@@ -1,7 +1,10 @@
-"""What people are told beside the decisions: explanations of alerts, and movement that no test is about.
+"""What people are told beside the decisions.
 
-Behind everything else: alerts are out before they are explained, one question is asked at a time, what there is no room for is
-dropped, and whatever goes wrong here is logged and forgotten. Nothing here can reach a percentage: it only adds alerts.
+Explanations of alerts, and movement that no test is about.
+
+Behind everything else: alerts are out before they are explained, one question is asked at a time,
+what there is no room for is dropped, and whatever goes wrong here is logged and forgotten. Nothing
+here can reach a percentage: it only adds alerts.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from controller.metrics import Metrics
 from controller.ports import Commentator
 from schemas.terms import AdvisorMode, AlertKind, Severity
 
-#: Alerts that wait for an explanation. More at once are an incident, in which people do not read guesses.
+# : Alerts that wait for an explanation. More at once are an incident, in which people do not read
+# guesses.
 WAITING_LIMIT = 20
 #: What a breach sets in motion (0 % served everywhere, alerts out) has the machine to itself first.
 EXPLAIN_AFTER_SECONDS = 1.0
@@ -39,14 +43,24 @@ EXPLAINED = frozenset(
 #: What the model found is told once per stay in a stage, whatever it calls it.
 _BY_MODEL = "by-model"
 
-Raise = Callable[[Rollout, RaiseAlert], None]  # publish, unless another rollout of the flag has begun
+Raise = Callable[
+    [Rollout, RaiseAlert], None
+]  # publish, unless another rollout of the flag has begun
 
 
 class Explainer:
-    """Asks why alerts were raised, and raises each again with the guess: same kind, same dedup key, for information."""
+    """Asks why alerts were raised, and raises each again with the guess.
+
+    Same kind, same dedup key, for information.
+    """
 
     def __init__(
-        self, model: Commentator, metrics: Metrics, raise_alert: Raise, *, after_seconds: float = EXPLAIN_AFTER_SECONDS
+        self,
+        model: Commentator,
+        metrics: Metrics,
+        raise_alert: Raise,
+        *,
+        after_seconds: float = EXPLAIN_AFTER_SECONDS,
     ) -> None:
         self._model = model
         self._after_seconds = after_seconds
@@ -56,8 +70,15 @@ class Explainer:
         self._log = structlog.get_logger()
 
     def want(self, rollout: Rollout, alert: RaiseAlert) -> None:
-        """Note that an alert wants explaining; only one with evidence, of a plan that has a model asked. Never blocks."""
-        if alert.kind not in EXPLAINED or alert.judgement is None or rollout.plan.advisor.mode is AdvisorMode.OFF:
+        """Note that an alert wants explaining.
+
+        Only one with evidence, of a plan that has a model asked. Never blocks.
+        """
+        if (
+            alert.kind not in EXPLAINED
+            or alert.judgement is None
+            or rollout.plan.advisor.mode is AdvisorMode.OFF
+        ):
             return
         try:
             self._waiting.put_nowait((rollout, alert))
@@ -75,7 +96,9 @@ class Explainer:
             except AdviceUnavailableError as trouble:
                 self._metrics.explanations.of("unavailable").inc()
                 log.info("explanation_unavailable", error=str(trouble))
-            except Exception:  # a mistake of ours in what nobody waits for must not stop what everybody does
+            except (
+                Exception
+            ):  # a mistake of ours in what nobody waits for must not stop what everybody does
                 self._metrics.explanations.of("unavailable").inc()
                 log.exception("explanation_failed")
 
@@ -94,11 +117,16 @@ class Explainer:
             ),
         )
         self._metrics.explanations.of("attached").inc()
-        log.info("alert_explained", advisor_model=explanation.model, duration_ms=explanation.latency_ms)
+        log.info(
+            "alert_explained", advisor_model=explanation.model, duration_ms=explanation.latency_ms
+        )
 
 
 class Lookout:
-    """Looks over the evidence of all rollouts here now and then, by rule and, where there is one, by a model."""
+    """Looks over the evidence of all rollouts here now and then, by rule and.
+
+    Where there is one, by a model.
+    """
 
     def __init__(
         self,
@@ -136,7 +164,11 @@ class Lookout:
         self._before = now
         if self._model is None or not seen:
             return
-        asked = {key: each for key, each in seen.items() if each[0].plan.advisor.mode is not AdvisorMode.OFF}
+        asked = {
+            key: each
+            for key, each in seen.items()
+            if each[0].plan.advisor.mode is not AdvisorMode.OFF
+        }
         if not asked:
             return
         try:

@@ -1,7 +1,10 @@
-r"""Which contexts were seen where: membership sets and recent exposures of one event partition, with what is stored of them.
+r"""Which contexts were seen where.
 
-A context is known here by its 64-bit digest alone. All sets of a partition share one append-only journal of
-(set, digest) entries, so that a save carries each new membership once, in one or two fields, however many flags there are:
+Membership sets and recent exposures of one event partition, with what is stored of them.
+
+A context is known here by its 64-bit digest alone. All sets of a partition share one append-only
+journal of (set, digest) entries, so that a save carries each new membership once, in one or two
+fields, however many flags there are:
 
 | field | what stands in it |
 |---|---|
@@ -11,10 +14,11 @@ A context is known here by its 64-bit digest alone. All sets of a partition shar
 | `filter/<number>/<layer>/<part>` | 64 KiB of its bits |
 | `recent/<generation>/<chunk>` | entries like the journal's: who was exposed in this slice of event time, in order |
 
-A set is exact until it holds `exact_limit` contexts; then those go into a Bloom filter, which is written whole, and the set
-begins anew in front of it, from then on up to an eighth of what its filters hold. So nothing is rewritten often but the last
-chunk, a reload gives back exactly what was there, and a false positive (at most 0.2 %) drops a context from both arms alike.
-Chunks whose entries are mostly dead are cleaned, a few per save.
+A set is exact until it holds `exact_limit` contexts; then those go into a Bloom filter, which is
+written whole, and the set begins anew in front of it, from then on up to an eighth of what its
+filters hold. So nothing is rewritten often but the last chunk, a reload gives back exactly what was
+there, and a false positive (at most 0.2 %) drops a context from both arms alike. Chunks whose
+entries are mostly dead are cleaned, a few per save.
 
 Does not belong here: what a membership means (`counting.py`), when things are saved (`ingest.py`).
 """
@@ -32,27 +36,37 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-#: The digest of a context id in UTF-8. Stable over processes and releases, because digests are stored: XXH3 with 64 bits and
-#: seed 0. Two of 10^6 contexts share one with a probability below 3 in 10^8.
+# : The digest of a context id in UTF-8. Stable over processes and releases, because digests are
+# stored: XXH3 with 64 bits and : seed 0. Two of 10^6 contexts share one with a probability below 3
+# in 10^8.
 digest_of = xxh3_64_intdigest
 
 _ENTRY = struct.Struct("<IQ")
-_ENTRIES_PER_CHUNK = 256  # 3 KiB: what a quiet partition rewrites per save at most, and few enough fields for a busy one
+# 3 KiB: what a quiet partition rewrites per save at most, and few enough fields for a busy one
+_ENTRIES_PER_CHUNK = 256
 _NUMBERS_PER_CHUNK = 2 * _ENTRIES_PER_CHUNK
 _FULL_CHUNK = struct.Struct("<" + "IQ" * _ENTRIES_PER_CHUNK)
 _CHUNK_ENTRIES = np.dtype([("number", "<u4"), ("digest", "<u8")])
-_CHUNKS_AT_ONCE = 128  # a few ms, as the interpreter's own interval; handing over more often would wait that long for each turn
-_CLEANED_PER_SAVE = 8  # chunks; more would make a save long, fewer would never catch up with one new chunk per save
+# a few ms, as the interpreter's own interval; handing over more often would wait that long for each
+# turn
+_CHUNKS_AT_ONCE = 128
+_CLEANED_PER_SAVE = (
+    8  # chunks; more would make a save long, fewer would never catch up with one new chunk per save
+)
 _LOOKED_AT_PER_SAVE = 200  # chunks; one with nothing alive costs some 10 µs
 _CLEAN_FROM = 16  # chunks: below that the garbage is not worth a write
 
-_SETS_PER_CHUNK = 64  # names in a field: 3 KB; flags come by the thousand at a start, and a save has few fields
+_SETS_PER_CHUNK = (
+    64  # names in a field: 3 KB; flags come by the thousand at a start, and a save has few fields
+)
 
 _SEALED_EARLY_FROM = 1_024  # members; of fewer a filter would be mostly empty
 
 _PART_WORDS = 8192  # 64 KiB of filter in a field
 _WORDS_PER_KEY = 0.25  # 16 bits per key
-_FILTER_ROOM = 8  # a new filter takes so many times what is sealed into it: few filters to ask, each written a few times
+# a new filter takes so many times what is sealed into it: few filters to ask, each written a few
+# times
+_FILTER_ROOM = 8
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the digest a second time
 _NO_END = 2**62 - 1
 _ALL_BITS = 0xFFFFFFFFFFFFFFFF
@@ -71,8 +85,8 @@ class EntryLog:
         self._next = 0  # the chunk being filled
         self._chunks: dict[int, bytes] = {}
         self._saved = 0  # of the tail's numbers
-        #: Number and digest of each entry after the last full chunk, flat. Add with `tail += (number, digest)`: packing them
-        #: one by one would cost four times as much.
+        # : Number and digest of each entry after the last full chunk, flat. Add with `tail +=
+        # (number, digest)`: packing them : one by one would cost four times as much.
         self.tail: list[int] = []
 
     @property
@@ -124,16 +138,19 @@ class EntryLog:
         return [self.field(chunk) for chunk in self._chunks]
 
     def restore(self, chunks: Mapping[int, bytes]) -> None:
-        """Take over stored chunks. What follows goes into a new chunk, so that none is written by two owners."""
+        """Take over stored chunks.
+
+        What follows goes into a new chunk, so that none is written by two owners.
+        """
         self._chunks = {chunk: chunks[chunk] for chunk in sorted(chunks)}
         self._next = max(chunks, default=-1) + 1
 
     def arrays(self) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint64]]]:
         """Yield numbers and digests of all entries that were written, oldest first, in slices.
 
-        Raises ValueError for a chunk that is cut. Lets other threads run now and then: a thread that
-        restores a million contexts would keep the event loop waiting, because compiled code does not
-        hand over by itself as the interpreter does.
+        Raises ValueError for a chunk that is cut. Lets other threads run now and then: a thread
+        that restores a million contexts would keep the event loop waiting, because compiled code
+        does not hand over by itself as the interpreter does.
         """
         chunks = list(self._chunks.values())
         for begin in range(0, len(chunks), _CHUNKS_AT_ONCE):
@@ -153,18 +170,25 @@ class EntryLog:
             yield from zip(numbers.tolist(), digests.tolist(), strict=True)
 
     def read_on(self, place: tuple[int, int]) -> tuple[list[int], tuple[int, int]]:
-        """Return numbers and digests, flat, from `place` to the end of its chunk, and the place to go on at.
+        """Return numbers and digests, flat, from `place` to the end of its chunk.
 
-        A place is (chunk, entries before it in the chunk); nothing comes at the end of the log. Only for a log whose chunks
-        stay where they are.
+        And the place to go on at.
+
+        A place is (chunk, entries before it in the chunk); nothing comes at the end of the log.
+        Only for a log whose chunks stay where they are.
         """
         chunk, before = place
-        while chunk < self._next and before >= _ENTRIES_PER_CHUNK:  # what was the tail has been cut into chunks
+        while (
+            chunk < self._next and before >= _ENTRIES_PER_CHUNK
+        ):  # what was the tail has been cut into chunks
             chunk, before = chunk + 1, before - _ENTRIES_PER_CHUNK
         if chunk == self._next:
             return self.tail[2 * before :], (chunk, len(self.tail) // 2)
         content = self._chunks.get(chunk, b"")
-        return list(chain.from_iterable(_ENTRY.iter_unpack(content[before * _ENTRY.size :]))), (chunk + 1, 0)
+        return list(chain.from_iterable(_ENTRY.iter_unpack(content[before * _ENTRY.size :]))), (
+            chunk + 1,
+            0,
+        )
 
     def take_oldest(self, most: int) -> Iterator[tuple[int, bytes]]:
         """Take the oldest full chunks out one by one, at most `most`; never the one being filled.
@@ -176,11 +200,13 @@ class EntryLog:
 
 
 class Filter:
-    """A Bloom filter: four bits in each of two 64-bit words per key. At most 0.2 % false positives when full.
+    """A Bloom filter: four bits in each of two 64-bit words per key.
 
-    Blocked, because a test in plain Python costs what it touches; two words, because one alone lets crowded words spoil
-    the rate.
-    Source: F. Putze, P. Sanders, J. Singler, Cache-, Hash- and Space-Efficient Bloom Filters, WEA 2007.
+    At most 0.2 % false positives when full.
+
+    Blocked, because a test in plain Python costs what it touches; two words, because one alone lets
+    crowded words spoil the rate. Source: F. Putze, P. Sanders, J. Singler, Cache-, Hash- and
+    Space-Efficient Bloom Filters, WEA 2007.
     """
 
     __slots__ = ("_view", "keys", "words")
@@ -245,7 +271,10 @@ class Filter:
 
     @classmethod
     def restored(cls, prefix: str, fields: Mapping[str, bytes]) -> Filter:
-        """Return the filter stored under `prefix`. Raises ValueError when a part is missing or of the wrong size."""
+        """Return the filter stored under `prefix`.
+
+        Raises ValueError when a part is missing or of the wrong size.
+        """
         words, keys = (int(number) for number in fields[prefix].split())
         if words.bit_count() != 1 or words > len(fields) * _PART_WORDS or keys < 0:
             raise ValueError(f"filter {prefix!r} cannot have {words} words and {keys} keys")
@@ -278,19 +307,29 @@ class ContextSet:
 
 
 class Memberships:
-    """All sets of one partition, their journal, and what of them has changed since the last save."""
+    """All sets of one partition, their journal.
+
+    And what of them has changed since the last save.
+    """
 
     def __init__(self, exact_limit: int) -> None:
-        """Start empty. `exact_limit` is how many contexts a set holds exactly: about 85 bytes each in memory."""
+        """Start empty. `exact_limit` is how many contexts a set holds exactly.
+
+        About 85 bytes each in memory.
+        """
         self._exact_limit = exact_limit
         self._sets: dict[str, ContextSet] = {}
         self._by_number: dict[int, ContextSet] = {}
         self._next_number = 0
         self.new_names: list[ContextSet] = []
         self._dropped: set[int] = set()  # numbers whose names are to be taken out of what is stored
-        self._full: list[ContextSet] = []  # at the limit; one of them is sealed per save, as one filter is a large write
+        self._full: list[
+            ContextSet
+        ] = []  # at the limit; one of them is sealed per save, as one filter is a large write
         self._sealed = 0  # members in filters
-        self._live = 0  # journal entries that still say something, without those added since the last save
+        self._live = (
+            0  # journal entries that still say something, without those added since the last save
+        )
         self._garbage: list[str] = []  # fields to delete once what replaces them is saved
         self.journal = EntryLog("journal")
 
@@ -315,7 +354,10 @@ class Memberships:
         return list(self._sets)
 
     def reserve(self, above: int) -> None:
-        """Give new sets no number below `above`: entries elsewhere may still carry those of sets that were dropped."""
+        """Give new sets no number below `above`.
+
+        Entries elsewhere may still carry those of sets that were dropped.
+        """
         self._next_number = max(self._next_number, above)
 
     def add(self, contexts: ContextSet, digest: int) -> bool:
@@ -341,13 +383,22 @@ class Memberships:
         sealing = 0
         if self._full:
             next_sealed = self._full[-1]
-            largest = max(_FILTER_ROOM * len(next_sealed.exact), *(layer.capacity for layer in next_sealed.filters), 0)
+            largest = max(
+                _FILTER_ROOM * len(next_sealed.exact),
+                *(layer.capacity for layer in next_sealed.filters),
+                0,
+            )
             sealing = 2 + int(2 * largest * _WORDS_PER_KEY) // _PART_WORDS
-        names = 2 + len(self.new_names) // _SETS_PER_CHUNK + len(self._dropped)  # new numbers follow one another
+        names = (
+            2 + len(self.new_names) // _SETS_PER_CHUNK + len(self._dropped)
+        )  # new numbers follow one another
         return self.journal.changed + names + _CLEANED_PER_SAVE + sealing
 
     def take_changed(self) -> tuple[dict[str, bytes], list[str]]:
-        """Return the fields to write and the fields to delete after that; they count as done from here on."""
+        """Return the fields to write and the fields to delete after that.
+
+        They count as done from here on.
+        """
         self._live += self.journal.added
         self._clean()
         fields = self.journal.take_changed()
@@ -359,12 +410,19 @@ class Memberships:
         return fields, garbage
 
     def _names(self) -> dict[str, bytes]:
-        """Return the chunks of names that have changed. An empty one is kept: its numbers may be given out again."""
+        """Return the chunks of names that have changed.
+
+        An empty one is kept: its numbers may be given out again.
+        """
         numbers = self._dropped.union(contexts.number for contexts in self.new_names)
         fields = {}
         for chunk in sorted({number // _SETS_PER_CHUNK for number in numbers}):
-            held = map(self._by_number.get, range(chunk * _SETS_PER_CHUNK, (chunk + 1) * _SETS_PER_CHUNK))
-            fields[f"sets/{chunk}"] = msgspec.json.encode({each.number: each.name for each in held if each is not None})
+            held = map(
+                self._by_number.get, range(chunk * _SETS_PER_CHUNK, (chunk + 1) * _SETS_PER_CHUNK)
+            )
+            fields[f"sets/{chunk}"] = msgspec.json.encode(
+                {each.number: each.name for each in held if each is not None}
+            )
         return fields
 
     def drop(self, flag_key: str, rollout_id: str) -> None:
@@ -382,14 +440,19 @@ class Memberships:
                 self._garbage.extend(held.fields(f"filter/{contexts.number}/{layer}"))
 
     def restore(self, fields: Mapping[str, bytes]) -> None:
-        """Take over what is stored for the partition. Raises ValueError when it cannot have been written by us."""
+        """Take over what is stored for the partition.
+
+        Raises ValueError when it cannot have been written by us.
+        """
         chunks: dict[int, bytes] = {}
         layers: list[tuple[int, int]] = []
         for field, value in fields.items():
             match field.split("/"):
                 case "sets", _:
                     for number, name in msgspec.json.decode(value, type=dict[int, str]).items():
-                        self._sets[name] = self._by_number[number] = ContextSet(name, number, self._exact_limit)
+                        self._sets[name] = self._by_number[number] = ContextSet(
+                            name, number, self._exact_limit
+                        )
                 case "journal", chunk:
                     chunks[int(chunk)] = value
                 case "filter", owner, layer:
@@ -397,7 +460,9 @@ class Memberships:
         self._next_number = max(self._by_number, default=-1) + 1
         for set_number, position in sorted(layers):
             if set_number in self._by_number:
-                self._by_number[set_number].filters.append(Filter.restored(f"filter/{set_number}/{position}", fields))
+                self._by_number[set_number].filters.append(
+                    Filter.restored(f"filter/{set_number}/{position}", fields)
+                )
         self.journal.restore(chunks)
         for numbers, digests in self.journal.arrays():
             self._restore_entries(numbers, digests)
@@ -430,7 +495,10 @@ class Memberships:
 
     @property
     def load(self) -> int:
-        """Memory in use, in exact memberships of about 100 bytes; one in a filter takes an eighth."""
+        """Memory in use, in exact memberships of about 100 bytes.
+
+        One in a filter takes an eighth.
+        """
         return self._live + self.journal.added + self._sealed // _FILTER_ROOM
 
     def seal_early(self) -> bool:
@@ -444,7 +512,9 @@ class Memberships:
         return True
 
     def close_largest(self) -> str | None:
-        """Let the sets of the flag with most contexts take no new ones; return the flag, None for none.
+        """Let the sets of the flag with most contexts take no new ones.
+
+        Return the flag, None for none.
 
         Contexts with an error are always taken: without them a failing release would look better.
         """
@@ -463,9 +533,15 @@ class Memberships:
         return largest
 
     def _seal(self, contexts: ContextSet) -> dict[str, bytes]:
-        """Move the exact part of a set into its last filter, or into a new one when that is full; return the fields."""
+        """Move the exact part of a set into its last filter.
+
+        Or into a new one when that is full; return the fields.
+        """
         count = len(contexts.exact)
-        if not contexts.filters or contexts.filters[-1].keys + count > contexts.filters[-1].capacity:
+        if (
+            not contexts.filters
+            or contexts.filters[-1].keys + count > contexts.filters[-1].capacity
+        ):
             contexts.filters.append(Filter.for_keys(_FILTER_ROOM * count))
         contexts.filters[-1].update(contexts.exact, count)
         contexts.exact.clear()
@@ -475,7 +551,10 @@ class Memberships:
         return contexts.filters[-1].fields(f"filter/{contexts.number}/{len(contexts.filters) - 1}")
 
     def _note_size(self, contexts: ContextSet) -> None:
-        """Let the exact part grow with the filters, so that a filter is not written again for a few new members."""
+        """Let the exact part grow with the filters.
+
+        So that a filter is not written again for a few new members.
+        """
         sealed = sum(layer.keys for layer in contexts.filters)
         contexts.seal_at = max(self._exact_limit, sealed // _FILTER_ROOM)
 
@@ -506,7 +585,9 @@ def _exact_members(contexts: ContextSet) -> int:
 
 
 class Generation:
-    """The exposures of one slice of event time: what is stored of them, and an index by context, made when joins want one.
+    """The exposures of one slice of event time.
+
+    What is stored of them, and an index by context, made when joins want one.
 
     Most producers name the flags in their outcomes; for them the log alone is kept.
     """
@@ -515,17 +596,23 @@ class Generation:
 
     def __init__(self, number: int) -> None:
         """Start empty."""
-        #: Set number and digest of each exposure that may be the last one of its context to its flag, in order. Within a slice
-        #: of time a context's repeated exposures to one arm are in it twice at most.
+        # : Set number and digest of each exposure that may be the last one of its context to its
+        # flag, in order. Within a slice : of time a context's repeated exposures to one arm are in
+        # it twice at most.
         self.log = EntryLog(f"recent/{number}")
-        self._noted: dict[str, dict[int, int]] = {}  # flag key -> digest -> the set number `note` logged last
-        self._exposed: dict[int, tuple[int, ...]] = {}  # digest -> set numbers, oldest first, as far as the log is indexed
+        self._noted: dict[
+            str, dict[int, int]
+        ] = {}  # flag key -> digest -> the set number `note` logged last
+        self._exposed: dict[
+            int, tuple[int, ...]
+        ] = {}  # digest -> set numbers, oldest first, as far as the log is indexed
         self._indexed_to = (0, 0)
 
     def note(self, flag_key: str, number: int, digest: int) -> None:
         """Log an exposure to a flag unless it is known to be its context's last.
 
-        The very first of a context to a flag goes straight into `log.tail`: nothing has to be looked up or remembered.
+        The very first of a context to a flag goes straight into `log.tail`: nothing has to be
+        looked up or remembered.
         """
         noted = self._noted.get(flag_key)
         if noted is None:
@@ -568,8 +655,8 @@ class Generation:
 class RecentExposures:
     """Where each context was last exposed, over the attribution window, by slices of event time ("generations").
 
-    A window is three generations, so an exposure is found for at least the window and at most a third longer. Whether it is
-    found depends on event times alone.
+    A window is three generations, so an exposure is found for at least the window and at most a
+    third longer. Whether it is found depends on event times alone.
     """
 
     PER_WINDOW: ClassVar = 3
@@ -579,7 +666,9 @@ class RecentExposures:
         self.generation_ms = max(1, window_ms // self.PER_WINDOW)
         self._generations: dict[int, Generation] = {}
         self._newest = -1
-        self._present = _NO_END  # the generation of this moment, and the last one that may be opened
+        self._present = (
+            _NO_END  # the generation of this moment, and the last one that may be opened
+        )
         self._latest = _NO_END
         self._garbage: list[str] = []
 
@@ -603,7 +692,10 @@ class RecentExposures:
         return found
 
     def catch_up(self, at_least: int) -> bool:
-        """Index `at_least` more exposures, or all there are; return whether nothing is left, so that `last` finds them."""
+        """Index `at_least` more exposures, or all there are.
+
+        Return whether nothing is left, so that `last` finds them.
+        """
         for generation in self._generations.values():
             at_least -= generation.index(at_least)
             if at_least <= 0:
@@ -626,7 +718,10 @@ class RecentExposures:
         return sum(generation.log.changed for generation in self._generations.values())
 
     def take_changed(self) -> tuple[dict[str, bytes], list[str]]:
-        """Return the fields to write and the fields to delete after that; they count as done from here on."""
+        """Return the fields to write and the fields to delete after that.
+
+        They count as done from here on.
+        """
         fields: dict[str, bytes] = {}
         for generation in self._generations.values():
             fields.update(generation.log.take_changed())
@@ -634,7 +729,10 @@ class RecentExposures:
         return fields, garbage
 
     def restore(self, fields: Mapping[str, bytes]) -> int:
-        """Take over what is stored and return a number above all set numbers in it. Raises ValueError for a cut chunk."""
+        """Take over what is stored and return a number above all set numbers in it.
+
+        Raises ValueError for a cut chunk.
+        """
         chunks: dict[int, dict[int, bytes]] = {}
         above = 0
         for field, value in fields.items():
@@ -678,5 +776,7 @@ class RecentExposures:
     def _expire(self, newest: int) -> None:
         """Drop the generations that no outcome can reach any more."""
         self._newest = newest
-        for number in [number for number in self._generations if number < newest - self.PER_WINDOW - 1]:
+        for number in [
+            number for number in self._generations if number < newest - self.PER_WINDOW - 1
+        ]:
             self._garbage.extend(self._generations.pop(number).log.fields())

@@ -1,14 +1,18 @@
-"""What one event partition adds up to: records in, totals per arm and what became of each record out.
+"""What one event partition adds up to.
 
-Plain synchronous code, the hot path of the daemon: no await, few calls and objects per event, and whatever depends on a
-flag's plan is looked up once and kept (`directory.py`, `lanes.py`). The offsets of a batch's records rise. Does not belong
-here: fetching and saving (`ingest.py`), sets of contexts (`contexts.py`), what the numbers mean (`core/evidence.py`).
+Records in, totals per arm and what became of each record out.
 
-The unit is the context. Per arm and visit: exposures are distinct contexts; a context is at risk once per batch, a batch being
-what lies between two saves of a partition, until its first error in that visit *in either arm* (one set per visit: with one per
-arm, contexts that move into the treatment would be fresh there while the control keeps only survivors). Of a context's
-latencies in a batch the first is taken for the test. It is not a random one, but which one it is depends neither on the value
-nor on the arm, so both arms are sampled alike; `latency_all` has every value.
+Plain synchronous code, the hot path of the daemon: no await, few calls and objects per event, and
+whatever depends on a flag's plan is looked up once and kept (`directory.py`, `lanes.py`). The
+offsets of a batch's records rise. Does not belong here: fetching and saving (`ingest.py`), sets of
+contexts (`contexts.py`), what the numbers mean (`core/evidence.py`).
+
+The unit is the context. Per arm and visit: exposures are distinct contexts; a context is at risk
+once per batch, a batch being what lies between two saves of a partition, until its first error in
+that visit *in either arm* (one set per visit: with one per arm, contexts that move into the
+treatment would be fresh there while the control keeps only survivors). Of a context's latencies in
+a batch the first is taken for the test. It is not a random one, but which one it is depends neither
+on the value nor on the arm, so both arms are sampled alike; `latency_all` has every value.
 """
 
 from __future__ import annotations
@@ -27,7 +31,14 @@ from controller.service.directory import OPEN_END_MS, Directory, WatchedFlag
 from controller.service.lanes import NEITHER, NONE_SEEN, Bundle, Lane, Tally
 from controller.service.repeats import NOT_LOOKED_AT, RecentRecords
 from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS
-from schemas.formats import Contents, EvaluationFields, EvaluationReader, OutcomeFields, OutcomeReader, Packed
+from schemas.formats import (
+    Contents,
+    EvaluationFields,
+    EvaluationReader,
+    OutcomeFields,
+    OutcomeReader,
+    Packed,
+)
 from schemas.quarantine import Refusal, refusal
 from schemas.terms import Arm, QuarantineReason
 from schemas.totals import (
@@ -58,11 +69,17 @@ FLAGS_WITH_OWN_FIELDS = 250
 """With more flags under rollout, arms that are counted for the first time go into bundles. Below, all arms in use fit into one
 save as fields of their own, which are smaller to write and easier to look at."""
 
-_ENCODED_AT_ONCE = 400  # arms with a full histogram take about 10 µs each: 4 ms between two looks at the loop
+_ENCODED_AT_ONCE = (
+    400  # arms with a full histogram take about 10 µs each: 4 ms between two looks at the loop
+)
 _JOINED_AT_ONCE = 128  # bundles; a few KB each
-_INDEXED_AT_ONCE = 20_000  # recent exposures, when the first outcome without flags comes: 10 ms or so
+_INDEXED_AT_ONCE = (
+    20_000  # recent exposures, when the first outcome without flags comes: 10 ms or so
+)
 _CHECKED_PER_SAVE = 16  # bundles that are looked through for arms of visits that are over; 0.5 ms
-_TAKEN_OUT_PER_SAVE = 32  # such arms that get fields of their own, so that they are not written again and again
+_TAKEN_OUT_PER_SAVE = (
+    32  # such arms that get fields of their own, so that they are not written again and again
+)
 _AFTER_A_LOSS = 32  # records whose timestamps say when a loss was over
 _OVER_AFTER_MS = 600_000  # after a visit's end: by then even late events of it are rare
 
@@ -72,8 +89,12 @@ MAX_FIELDS_PER_RECORD = 1_500
 """Fields one record of many events may change: half of what a save carries, so that after a save there is always room."""
 _CLOSE_AGAIN = 20  # a twentieth more, and the next flag is closed
 _EXPOSURES_PER_MEMBERSHIP = 4  # by memory, unless outcomes without flags have them indexed
-_ENTRIES_PER_FIELD = 128  # memberships; a journal's chunk takes twice as many, but there are two journals
-_SETS_PER_FIELD = 32  # names of sets; half of what a field takes, because their numbers need not begin with one
+_ENTRIES_PER_FIELD = (
+    128  # memberships; a journal's chunk takes twice as many, but there are two journals
+)
+_SETS_PER_FIELD = (
+    32  # names of sets; half of what a field takes, because their numbers need not begin with one
+)
 _FIELDS_BESIDES = 8  # the ends of journals and of the list of names
 
 
@@ -101,14 +122,17 @@ class PartitionTotals:
     ) -> None:
         """Start empty.
 
-        `counts_exposures`: a partition of evaluations, else of outcomes. `window_ms` is the attribution window of an
-        evaluation partition, None to remember no exposures. `number` is the partition's own.
+        `counts_exposures`: a partition of evaluations, else of outcomes. `window_ms` is the
+        attribution window of an evaluation partition, None to remember no exposures. `number` is
+        the partition's own.
         """
         self._directory = directory
         self._number = number
         self._flags_with_own_fields = flags_with_own_fields
         self._bundles: dict[str, Bundle] = {}  # by their field
-        self._rewritten: dict[str, Bundle] = {}  # to be written although no arm of theirs may have changed
+        self._rewritten: dict[
+            str, Bundle
+        ] = {}  # to be written although no arm of theirs may have changed
         self._stored: dict[str, ArmCounts] = {}  # read on assignment, not yet asked for
         self._garbage: list[str] = []
         self._tallies: dict[str, Tally] = {}
@@ -116,20 +140,28 @@ class PartitionTotals:
         self._rollouts: dict[str, set[str]] = {}  # flag key -> rollouts with something stored
         self.counts_exposures = counts_exposures
         self.memberships = Memberships(exact_limit)
-        self.recent = RecentExposures(window_ms) if window_ms is not None and counts_exposures else None
-        self.exposure_of: dict[int, tuple[str, str, Arm | None]] = {}  # set number -> flag key, rollout id, arm
+        self.recent = (
+            RecentExposures(window_ms) if window_ms is not None and counts_exposures else None
+        )
+        self.exposure_of: dict[
+            int, tuple[str, str, Arm | None]
+        ] = {}  # set number -> flag key, rollout id, arm
         self.position = 0  # the offset to read next
         self.records = PartitionCounts()
         self.changed: list[Lane] = []  # with fields of their own
         self.changed_in_bundles: list[Lane] = []
         self.refused: list[Refusal] = []
-        self._refusing: list[tuple[Record, RecordRefused]] = []  # not yet taken down; empty between two folds
+        self._refusing: list[
+            tuple[Record, RecordRefused]
+        ] = []  # not yet taken down; empty between two folds
         self._recent_records = RecentRecords()
         self.now_ms: int = OPEN_END_MS  # by our clock; nothing that was counted is younger
         self._latest_ms: int = MAX_TIME_MS  # that is accepted of a record and its event
         self._closed_at = 0  # load at which the last flag was closed
         self.full_flags: dict[str, None] = {}  # whose new contexts the budget has no room for
-        self.joins = False  # an outcome without flags was seen: this partition and its pair go hand in hand
+        self.joins = (
+            False  # an outcome without flags was seen: this partition and its pair go hand in hand
+        )
 
     def set_time(self, now_ms: int) -> None:
         """Take the time by our own clock: what events say of theirs is believed up to it."""
@@ -145,7 +177,9 @@ class PartitionTotals:
         self.position = self.records.start = offset
 
     def restore(self, next_offset: int, fields: Mapping[str, bytes]) -> None:
-        """Take over a stored hash. Raises BrokenInvariant when it cannot be what we wrote, or does not add up.
+        """Take over a stored hash.
+
+        Raises BrokenInvariant when it cannot be what we wrote, or does not add up.
 
         What it says of times to come is not believed: an earlier release may have counted it.
         """
@@ -166,14 +200,20 @@ class PartitionTotals:
                 self._rollouts.setdefault(flag_key, set()).add(rollout_id)
                 if kind in (Arm.TREATMENT, Arm.CONTROL, NEITHER):
                     arm = None if kind == NEITHER else Arm(kind)
-                    self.exposure_of[self.memberships.named(name).number] = (flag_key, rollout_id, arm)
+                    self.exposure_of[self.memberships.named(name).number] = (
+                        flag_key,
+                        rollout_id,
+                        arm,
+                    )
             if self.recent is not None:
                 self.memberships.reserve(self.recent.restore(fields))
         except (ValueError, KeyError) as error:
             raise BrokenInvariant(f"what is stored cannot be read: {error}") from error
         records = self.records
         if not records.adds_up(next_offset):
-            raise BrokenInvariant(f"stored records {records} do not add up to the fence {next_offset}")
+            raise BrokenInvariant(
+                f"stored records {records} do not add up to the fence {next_offset}"
+            )
         if records.freshest_ms is not None:
             records.freshest_ms = min(records.freshest_ms, self.now_ms)
         if records.last_ms is not None:
@@ -210,12 +250,17 @@ class PartitionTotals:
         self.lose(self.records.last_ms or 0, is_over=offset >= end)
 
     def pass_holes(self, offset: int) -> None:
-        """Go on at `offset`, because the log holds no record for us before it: holes, and no loss."""
+        """Go on at `offset`, because the log holds no record for us before it.
+
+        Holes, and no loss.
+        """
         self.records.holes += offset - self.position
         self.position = offset
 
     def rebase(self, offset: int, end: int) -> None:
-        """Go on at `offset` of another log: what was counted stays, its records are not there any more.
+        """Go on at `offset` of another log.
+
+        What was counted stays, its records are not there any more.
 
         Classes begin again, so that they add up to offsets of one log; time in between is a loss.
         """
@@ -249,7 +294,10 @@ class PartitionTotals:
                 self.drop(watched.flag_key, tally.watched.rollout_id)
 
     def drop(self, flag_key: str, rollout_id: str) -> None:
-        """Forget a rollout that is over; the next save writes its bundle without it, its own fields are deleted after that."""
+        """Forget a rollout that is over.
+
+        The next save writes its bundle without it, its own fields are deleted after that.
+        """
         tally = self._tallies.get(flag_key)
         if tally is not None and tally.watched.rollout_id == rollout_id:
             del self._tallies[flag_key]
@@ -267,12 +315,16 @@ class PartitionTotals:
             del self._stored[name]
             if name not in entries:
                 self._garbage.append(name)
-        if bundle is not None and (bundled := [name for name in entries if name.startswith(prefix)]):
+        if bundle is not None and (
+            bundled := [name for name in entries if name.startswith(prefix)]
+        ):
             for name in bundled:
                 del entries[name]
             self._rewritten[bundle.name] = bundle
         self.memberships.drop(flag_key, rollout_id)
-        for number in [n for n, exposure in self.exposure_of.items() if exposure[:2] == (flag_key, rollout_id)]:
+        for number in [
+            n for n, exposure in self.exposure_of.items() if exposure[:2] == (flag_key, rollout_id)
+        ]:
             del self.exposure_of[number]
         if self.recent is not None and not self.exposure_of:
             self.recent.clear()
@@ -282,8 +334,8 @@ class PartitionTotals:
     def drop_superseded(self) -> None:
         """Drop what is stored of rollouts other than the one each flag has now, and of those over.
 
-        Only to be called when the directory is known to be newer than the hash: a replica that lags behind would take a
-        newer rollout for an older one.
+        Only to be called when the directory is known to be newer than the hash: a replica that lags
+        behind would take a newer rollout for an older one.
         """
         for flag_key, rollout_ids in list(self._rollouts.items()):
             watched = self._directory.flags.get(flag_key)
@@ -304,7 +356,9 @@ class PartitionTotals:
             self.recent.expire_at(time_ms)
 
     def keep_budget(self, most: int) -> list[str]:
-        """Keep the contexts of this partition within `most`; return the flags that are closed by it.
+        """Keep the contexts of this partition within `most`.
+
+        Return the flags that are closed by it.
 
         What is given up, in this order, a step per save: exposures of the older part of the
         attribution window; exactness of the largest sets; new contexts of the flag that has most.
@@ -345,9 +399,12 @@ class PartitionTotals:
         return arms + _TAKEN_OUT_PER_SAVE + self.memberships.changed + recent
 
     def take_changed(self, changes: Changes) -> Iterator[None]:
-        """Put everything that has changed since the last save into `changes`, and begin the next batch.
+        """Put everything that has changed since the last save into `changes`.
 
-        Yields now and then, for others to run. Nothing may be folded before the end; rollouts may be taken and dropped.
+        And begin the next batch.
+
+        Yields now and then, for others to run. Nothing may be folded before the end; rollouts may
+        be taken and dropped.
         """
         lanes = self.changed + self.changed_in_bundles
         self.changed, self.changed_in_bundles = [], []
@@ -391,11 +448,18 @@ class PartitionTotals:
                 watched = self._directory.flags.get(where.flag_key)
                 if watched is None or watched.rollout_id != where.rollout_id:
                     continue
-                if not any(visit == where.visit and until < until_ms for _, until, visit in watched.intervals):
+                if not any(
+                    visit == where.visit and until < until_ms
+                    for _, until, visit in watched.intervals
+                ):
                     continue
                 fields[name] = bundle.entries.pop(name)[len(name) + 3 :]
                 tally = self._tallies.get(where.flag_key)
-                lane = None if tally is None or where.arm is None else tally.lane_of(where.visit, where.arm)
+                lane = (
+                    None
+                    if tally is None or where.arm is None
+                    else tally.lane_of(where.visit, where.arm)
+                )
                 if lane is not None:
                     lane.home = None
                 taken += 1
@@ -438,18 +502,29 @@ class PartitionTotals:
             self._move((record,))
 
     def _keep_refusals(self) -> None:
-        """Take down what was refused: a batch's at once, because hashing now and then finds its code out of the caches."""
+        """Take down what was refused.
+
+        A batch's at once, because hashing now and then finds its code out of the caches.
+        """
         if self._refusing:
             self.records.quarantined += len(self._refusing)
-            self.refused += [refusal(each.offset, each.timestamp, each.value, why) for each, why in self._refusing]
+            self.refused += [
+                refusal(each.offset, each.timestamp, each.value, why)
+                for each, why in self._refusing
+            ]
             self._refusing = []
 
     def _move(self, batch: Sequence[Record]) -> None:
-        """Put the position behind a batch that begins at or after it; offsets that are missing there are holes."""
+        """Put the position behind a batch that begins at or after it.
+
+        Offsets that are missing there are holes.
+        """
         position = batch[-1].offset + 1
         holes = position - self.position - len(batch)
         if holes < 0:
-            raise BrokenInvariant(f"{len(batch)} records from offset {self.position} to {position}: some came twice")
+            raise BrokenInvariant(
+                f"{len(batch)} records from offset {self.position} to {position}: some came twice"
+            )
         records = self.records
         records.holes += holes
         self.position = position
@@ -461,17 +536,24 @@ class PartitionTotals:
         if last_ms >= 0:
             records.last_ms = last_ms if last_ms < self.now_ms else self.now_ms
 
-    def fold_evaluations(self, batch: Sequence[Record], read: ReadEvaluations, *, room: float = inf) -> int:
-        """Count evaluations and return how many records were taken: all, or of a packed format as many as `room` allows.
+    def fold_evaluations(
+        self, batch: Sequence[Record], read: ReadEvaluations, *, room: float = inf
+    ) -> int:
+        """Count evaluations and return how many records were taken.
 
-        Records before the position are dropped: they were counted; offsets left out are holes. `room` is as for outcomes.
+        All, or of a packed format as many as `room` allows.
+
+        Records before the position are dropped: they were counted; offsets left out are holes.
+        `room` is as for outcomes.
         """
         given = len(batch)
         batch = self._uncounted(batch)
         if isinstance(read, Packed):
             return given - len(batch) + self._fold_packed_evaluations(batch, read, room)
         if batch:
-            counted, late, ignored = self._count_evaluations(read(batch, self._refuse, latest_ms=self._latest_ms))
+            counted, late, ignored = self._count_evaluations(
+                read(batch, self._refuse, latest_ms=self._latest_ms)
+            )
             self._keep_refusals()
             self._move(batch)
             records = self.records
@@ -503,7 +585,9 @@ class PartitionTotals:
                 if variant == tally.control_variant:
                     lane = tally.control
                 else:
-                    is_treatment = variant == tally.treatment_variant or variant in tally.more_treatments
+                    is_treatment = (
+                        variant == tally.treatment_variant or variant in tally.more_treatments
+                    )
                     lane = tally.treatment if is_treatment else None
             else:
                 lane = tally.lane_at(variant, time_ms)
@@ -567,9 +651,10 @@ class PartitionTotals:
     ) -> int:
         """Count outcomes and return how many records were taken.
 
-        Fewer than given when `room` more fields have changed, when one without flags is younger than `joinable_until_ms` (by
-        its record's timestamp): the evaluations before it have not all been counted, and while exposures are not all indexed:
-        each call indexes some more. `join` is the evaluation partition of the same number, None for none.
+        Fewer than given when `room` more fields have changed, when one without flags is younger
+        than `joinable_until_ms` (by its record's timestamp): the evaluations before it have not all
+        been counted, and while exposures are not all indexed: each call indexes some more. `join`
+        is the evaluation partition of the same number, None for none.
         """
         given = len(batch)
         batch = self._uncounted(batch)
@@ -592,12 +677,17 @@ class PartitionTotals:
 
     def _count_outcomes(
         self,
-        events: Iterable[tuple[Record, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]],
+        events: Iterable[
+            tuple[Record, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]
+        ],
         room: float,
         join: PartitionTotals | None,
         joinable_until_ms: float,
     ) -> tuple[Record | None, int, int, int]:
-        """Count outcomes; return the record that had to wait, None for none, and how many were counted, late and ignored."""
+        """Count outcomes; return the record that had to wait, None for none.
+
+        And how many were counted, late and ignored.
+        """
         records = self.records
         freshest = records.freshest_ms or 0
         stopped_at: Record | None = None
@@ -645,7 +735,9 @@ class PartitionTotals:
                     if variant == tally.control_variant:
                         lane = tally.control
                     else:
-                        is_treatment = variant == tally.treatment_variant or variant in tally.more_treatments
+                        is_treatment = (
+                            variant == tally.treatment_variant or variant in tally.more_treatments
+                        )
                         lane = tally.treatment if is_treatment else None
                 else:
                     lane = tally.lane_at(variant, time_ms)
@@ -685,7 +777,9 @@ class PartitionTotals:
                 for conversion in conversions:
                     converted = lane.converted.get(conversion)
                     if converted is not None and memberships.add(converted, digest):
-                        lane.converted_counts[conversion] = lane.converted_counts.get(conversion, 0) + 1
+                        lane.converted_counts[conversion] = (
+                            lane.converted_counts.get(conversion, 0) + 1
+                        )
             if is_counted:
                 counted += 1
                 if not digest & NOT_LOOKED_AT:
@@ -697,8 +791,13 @@ class PartitionTotals:
         records.freshest_ms = min(freshest, self.now_ms) or None
         return stopped_at, counted, late, ignored
 
-    def _look_for_repetition(self, record: Record, time_ms: int, flags: Iterable[tuple[str, str]]) -> None:
-        """Count an outcome that has been counted as one that was looked at, and as repeated if it had come before."""
+    def _look_for_repetition(
+        self, record: Record, time_ms: int, flags: Iterable[tuple[str, str]]
+    ) -> None:
+        """Count an outcome that has been counted as one that was looked at.
+
+        And as repeated if it had come before.
+        """
         came_before = self._recent_records.came_before(record)
         for flag_key, variant in flags:
             tally = self._tallies.get(flag_key)
@@ -707,14 +806,19 @@ class PartitionTotals:
                 lane.checked += 1
                 lane.repeated += came_before
 
-    # - folding records of many events: all of a record's or none, and the record falls in one class -
+    # - folding records of many events: all of a record's or none, and the record falls in one class
+    #   -
 
-    def _fold_packed_evaluations(self, batch: Sequence[Record], packed: Packed[EvaluationFields], room: float) -> int:
+    def _fold_packed_evaluations(
+        self, batch: Sequence[Record], packed: Packed[EvaluationFields], room: float
+    ) -> int:
         """Count records of many evaluations and return how many records were taken."""
         limit = room + self.changed_fields
         for taken, record in enumerate(batch):
             contents = packed.unpack(record, latest_ms=self._latest_ms)
-            fields = self._fields_of([(flag_key, at) for _, flag_key, _, at in contents.events], 2 * len(contents.events))
+            fields = self._fields_of(
+                [(flag_key, at) for _, flag_key, _, at in contents.events], 2 * len(contents.events)
+            )
             if fields > MAX_FIELDS_PER_RECORD:
                 contents, fields = _too_many_fields(fields), 0
             if self.changed_fields + fields > limit:
@@ -738,24 +842,34 @@ class PartitionTotals:
             contents = packed.unpack(record, latest_ms=self._latest_ms)
             if not all(event[2] for event in contents.events):
                 self.joins = True
-                if join is not None and (record.timestamp > joinable_until_ms or not join.finds_exposures()):
+                if join is not None and (
+                    record.timestamp > joinable_until_ms or not join.finds_exposures()
+                ):
                     return taken
-            # Joined here, not while counting: what a record changes has to be known before any of it is counted.
+            # Joined here, not while counting: what a record changes has to be known before any of
+            # it is counted.
             events = [self._joined(event, join) for event in contents.events]
             pairs = [(flag_key, event[1]) for event in events for flag_key, _ in event[2]]
-            fields = self._fields_of(pairs, sum(len(event[2]) * (event[3] + len(event[5])) for event in events))
+            fields = self._fields_of(
+                pairs, sum(len(event[2]) * (event[3] + len(event[5])) for event in events)
+            )
             if fields > MAX_FIELDS_PER_RECORD:
                 contents, events, fields = _too_many_fields(fields), [], 0
             if self.changed_fields + fields > limit:
                 return taken
             for context_id, *_ in events:
                 self._directory.sight(False, digest_of(context_id.encode()), self._number)
-            _, counted, late, ignored = self._count_outcomes(((record, *event) for event in events), inf, None, inf)
+            _, counted, late, ignored = self._count_outcomes(
+                ((record, *event) for event in events), inf, None, inf
+            )
             self._classify(record, contents.refused, counted, late, ignored)
         return len(batch)
 
     def _joined(self, event: OutcomeFields, join: PartitionTotals | None) -> OutcomeFields:
-        """Return an outcome with the flags of its context's exposures, when it names none and there are some."""
+        """Return an outcome with the flags of its context's exposures.
+
+        When it names none and there are some.
+        """
         context_id, time_ms, flags, is_error, latency_ms, conversions = event
         if flags:
             return event
@@ -764,7 +878,10 @@ class PartitionTotals:
         return context_id, time_ms, flags, is_error, latency_ms, conversions
 
     def _fields_of(self, touched: Sequence[tuple[str, int]], entries: int) -> int:
-        """Return how many fields a record may change, at most: `touched` are (flag key, time), `entries` new memberships."""
+        """Return how many fields a record may change, at most.
+
+        `touched` are (flag key, time), `entries` new memberships.
+        """
         if not touched:
             return 0
         earliest, latest = min(at for _, at in touched), max(at for _, at in touched)
@@ -772,12 +889,21 @@ class PartitionTotals:
         for flag_key in {flag_key for flag_key, _ in touched}:
             watched = self._directory.flags.get(flag_key)
             if watched is not None:
-                visits = sum(begin <= latest and earliest < until for begin, until, _ in watched.intervals)
+                visits = sum(
+                    begin <= latest and earliest < until for begin, until, _ in watched.intervals
+                )
                 arms += 2 * visits
                 names += (visits + 1) * (2 + len(watched.conversions))
-        return min(arms, len(touched)) + names // _SETS_PER_FIELD + entries // _ENTRIES_PER_FIELD + _FIELDS_BESIDES
+        return (
+            min(arms, len(touched))
+            + names // _SETS_PER_FIELD
+            + entries // _ENTRIES_PER_FIELD
+            + _FIELDS_BESIDES
+        )
 
-    def _classify(self, record: Record, refused: RecordRefused | None, counted: int, late: int, ignored: int) -> None:
+    def _classify(
+        self, record: Record, refused: RecordRefused | None, counted: int, late: int, ignored: int
+    ) -> None:
         """Put a record whose events were counted into its one class, and the position behind it."""
         if refused is not None:
             self._refuse(record, refused)  # which counts it as quarantined, whatever else was in it
@@ -812,7 +938,13 @@ class PartitionTotals:
             flag_key, rollout_id, arm = exposure
             watched = self._directory.flags.get(flag_key)
             if watched is not None and watched.rollout_id == rollout_id and flag_key not in found:
-                found[flag_key] = None if arm is None else watched.treatment if arm is Arm.TREATMENT else watched.control
+                found[flag_key] = (
+                    None
+                    if arm is None
+                    else watched.treatment
+                    if arm is Arm.TREATMENT
+                    else watched.control
+                )
         return [(flag_key, variant) for flag_key, variant in found.items() if variant is not None]
 
 
@@ -821,7 +953,8 @@ def _too_many_fields(fields: int) -> Contents[Any]:
         (),
         RecordRefused(
             QuarantineReason.TOO_LARGE,
-            f"it may change {fields} totals, at most {MAX_FIELDS_PER_RECORD} are changed by one record",
+            f"it may change {fields} totals, at most {MAX_FIELDS_PER_RECORD} are changed "
+            f"by one record",
             "lower the Collector's send_batch_max_size",
         ),
     )
@@ -833,5 +966,8 @@ def _index_of(batch: Sequence[Record], offset: int) -> int:
 
 
 def up_to(batch: Sequence[Record], timestamp_ms: float) -> int:
-    """Return how many records at the head of `batch` are not younger than `timestamp_ms`; timestamps are taken as rising."""
+    """Return how many records at the head of `batch` are not younger than `timestamp_ms`.
+
+    Timestamps are taken as rising.
+    """
     return bisect_right(batch, timestamp_ms, key=lambda record: record.timestamp)

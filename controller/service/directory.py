@@ -1,7 +1,9 @@
-"""Which flags count, and where in time: what counting needs of each rollout, looked up once per document and kept.
+"""Which flags count, and where in time.
 
-Belongs here also what is noticed of everything else: flags nobody knows, variants nobody plans, contexts in two partitions.
-Does not belong here: anything counted (`lanes.py`, `counting.py`).
+What counting needs of each rollout, looked up once per document and kept.
+
+Belongs here also what is noticed of everything else: flags nobody knows, variants nobody plans,
+contexts in two partitions. Does not belong here: anything counted (`lanes.py`, `counting.py`).
 """
 
 from __future__ import annotations
@@ -17,19 +19,22 @@ from controller.core.serving import counted_as_treatment, uncounted_variants
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-#: An ended rollout is counted on and kept for so long: late evidence and questions still find it. An
-#: hour is two attribution windows, and longer than anybody's look at what has just happened.
+# : An ended rollout is counted on and kept for so long: late evidence and questions still find it.
+# An : hour is two attribution windows, and longer than anybody's look at what has just happened.
 KEPT_AFTER_END_MS: Final = 3_600_000
 _CONVERSION = "conversion:"
 _SCATTER_MASK = 63  # one context in 64 is watched for appearing in two partitions
 _MAX_SCATTER = 16_384  # of those; beyond, watching begins anew
 
-#: When a visit ends that lasts: later than any event. Not infinity, because integers compare faster with each other.
+# : When a visit ends that lasts: later than any event. Not infinity, because integers compare
+# faster with each other.
 OPEN_END_MS: Final = 2**62 - 1
 
 
 def countable_intervals(visits: Sequence[Visit]) -> tuple[tuple[int, int, int], ...]:
-    """Return (from, until, visit) in ms since the epoch, oldest first: what `core.timeline.locate` says, for event times in ms.
+    """Return (from, until, visit) in ms since the epoch, oldest first.
+
+    What `core.timeline.locate` says, for event times in ms.
 
     `until` is exclusive, `OPEN_END_MS` while the visit lasts. Empty intervals are left out.
     """
@@ -60,8 +65,12 @@ class WatchedFlag:
     treatment: str  # variants
     control: str
     intervals: tuple[tuple[int, int, int], ...]  # see countable_intervals
-    conversions: frozenset[str]  # the ones a guardrail names; others are not counted, so that senders create no fields
-    more_treatments: frozenset[str] = frozenset()  # the other variants that treatment is divided among
+    conversions: frozenset[
+        str
+    ]  # the ones a guardrail names; others are not counted, so that senders create no fields
+    more_treatments: frozenset[str] = (
+        frozenset()
+    )  # the other variants that treatment is divided among
     uncounted: frozenset[str] = frozenset()  # served to contexts in neither arm
     ended_ms: int | None = None  # None: it has not
 
@@ -94,7 +103,10 @@ class WatchedFlag:
 
 @dataclass(slots=True)
 class Directory:
-    """The flags that have a rollout, and what is told of the others. One for all partitions of a process."""
+    """The flags that have a rollout, and what is told of the others.
+
+    One for all partitions of a process.
+    """
 
     seen_limit: int = 100
     flags: dict[str, WatchedFlag] = field(default_factory=dict)
@@ -103,8 +115,11 @@ class Directory:
     seen: dict[str, None] = field(default_factory=dict)  # the first `seen_limit` names of those
     other_variants: int = 0  # of a known flag, none that its plan serves
     unjoined: int = 0  # outcomes without flags whose context had no exposure within the window
-    scattered: int = 0  # sightings of a sampled context in another partition of a topic than before, in packed formats
-    homes: dict[tuple[bool, int], int] = field(default_factory=dict)  # (of evaluations, context's digest) -> partition
+    # sightings of a sampled context in another partition of a topic than before, in packed formats
+    scattered: int = 0
+    homes: dict[tuple[bool, int], int] = field(
+        default_factory=dict
+    )  # (of evaluations, context's digest) -> partition
 
     def watch(self, rollout: Rollout, now_ms: int = 0) -> WatchedFlag | None:
         """Take a document; return None when there is nothing new to count by.
@@ -136,7 +151,10 @@ class Directory:
         return over
 
     def sight(self, of_evaluations: bool, digest: int, partition: int) -> None:
-        """Notice a context that appears in more than one partition: it would be counted once in each."""
+        """Notice a context that appears in more than one partition.
+
+        It would be counted once in each.
+        """
         if digest & _SCATTER_MASK:
             return
         home = self.homes.get((of_evaluations, digest))

@@ -1,8 +1,9 @@
 """In which order a pair's records are folded, how many at a time, and which have to wait.
 
-Outcomes without flags are joined to the exposures of their context, so both partitions of a pair are folded in the order of
-their records' timestamps where it matters. Plain synchronous code between two looks at the loop. Belongs here: order, waiting,
-bounds. Does not belong here: what a record adds up to (`counting.py`), fetching and saving (`ingest.py`).
+Outcomes without flags are joined to the exposures of their context, so both partitions of a pair
+are folded in the order of their records' timestamps where it matters. Plain synchronous code
+between two looks at the loop. Belongs here: order, waiting, bounds. Does not belong here: what a
+record adds up to (`counting.py`), fetching and saving (`ingest.py`).
 """
 
 from __future__ import annotations
@@ -22,21 +23,28 @@ from schemas.formats import Packed
 from schemas.quarantine import MAX_REFUSALS
 from schemas.totals import MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS
 
-#: Fields left free in a save for what cannot be known before: progress, and the last outcome's 64 flags with all their sets.
+# : Fields left free in a save for what cannot be known before: progress, and the last outcome's 64
+# flags with all their sets.
 _SPARE_FIELDS = len(PROGRESS_FIELDS) + 700
 _LEAST_ROOM = 200  # fields; with less a save comes first, in place of ever smaller batches
-#: Fields one evaluation may change: its arm or its bundle, and parts of two journals and of the list of names.
+# : Fields one evaluation may change: its arm or its bundle, and parts of two journals and of the
+# list of names.
 _FIELDS_PER_EVALUATION = 2
-_FROZEN_LANES = 500  # so many more at a time: rarely, for what else exists at that moment is never looked at again either
-#: Refused records that wait for a save at most, of one partition: 2.5 MB. With fewer a flood of poison would save more often
-#: than good traffic does, and each save costs as much as a thousand records.
+# so many more at a time: rarely, for what else exists at that moment is never looked at again
+# either
+_FROZEN_LANES = 500
+# : Refused records that wait for a save at most, of one partition: 2.5 MB. With fewer a flood of
+# poison would save more often : than good traffic does, and each save costs as much as a thousand
+# records.
 _REFUSALS_PER_SAVE = 4 * MAX_REFUSALS
 FOLDED_AT_ONCE = 1000  # records of a partition: 4 ms or so
 #: So many records after one that failed are tried first, which takes several times as long as
 #: counting them; a failure that comes unawares costs a load of the partition.
 CAREFUL_RECORDS = 10_000
 _TRIED_AT_ONCE = 100  # records that are tried first: 10 ms or so
-_PACKED_BYTES_AT_ONCE = 128 * 1024  # of records that hold many events: 10 ms or so; a single one may be larger
+_PACKED_BYTES_AT_ONCE = (
+    128 * 1024
+)  # of records that hold many events: 10 ms or so; a single one may be larger
 
 _Fold = Callable[[PartitionTotals], int]
 
@@ -84,10 +92,13 @@ class Folding:
                 folded += step
                 if step == 0 or self.has_packed or (is_careful and folded >= _TRIED_AT_ONCE):
                     break
-            self._unfrozen_lanes += sum(owned.totals.opened_lanes for owned in pair.owned()) - opened
+            self._unfrozen_lanes += (
+                sum(owned.totals.opened_lanes for owned in pair.owned()) - opened
+            )
             if self._unfrozen_lanes >= _FROZEN_LANES:
-                # What is made for a flag lives as long as its partition is ours (`PartitionTotals.close`). Of 10,000 flags it
-                # is two million objects, and a collection that looked at them would hold the loop up for a second.
+                # What is made for a flag lives as long as its partition is ours
+                # (`PartitionTotals.close`). Of 10,000 flags it is two million objects, and a
+                # collection that looked at them would hold the loop up for a second.
                 gc.freeze()
                 self._unfrozen_lanes = 0
         if folded:
@@ -95,9 +106,17 @@ class Folding:
         return folded
 
     def room(self, owned: Owned) -> int:
-        """Return how many more fields may change before the next save; 0 when nothing may be folded now."""
+        """Return how many more fields may change before the next save.
+
+        0 when nothing may be folded now.
+        """
         totals = owned.totals
-        if owned.state is not PartitionState.READY or owned.is_busy or owned.is_leaving or not owned.pending:
+        if (
+            owned.state is not PartitionState.READY
+            or owned.is_busy
+            or owned.is_leaving
+            or not owned.pending
+        ):
             return 0
         if len(totals.refused) >= _REFUSALS_PER_SAVE:
             return 0
@@ -142,7 +161,10 @@ class Folding:
         return taken
 
     def _joinable_until(self, pair: Pair, now: float) -> float:
-        """Return the timestamp up to which every evaluation has been folded, as far as can be known."""
+        """Return the timestamp up to which every evaluation has been folded.
+
+        As far as can be known.
+        """
         owned = pair.evaluations
         if owned is None or owned.state is PartitionState.STOPPED:
             return inf
@@ -153,11 +175,17 @@ class Folding:
         waited = 0.0 if pair.held_since is None else now - pair.held_since
         end = self._log.end_offset(owned.partition)
         if end is not None and owned.totals.position >= end:
-            # All there is has been folded. What is under way may still be older than the outcome: that is what grace is for.
+            # All there is has been folded. What is under way may still be older than the outcome:
+            # that is what grace is for.
             return inf if waited >= self._pacing.join_grace_seconds else owned.last_timestamp_ms
-        # The log has more, or may have: a transaction's marker is counted in its end and never comes, so patience has an end.
+        # The log has more, or may have: a transaction's marker is counted in its end and never
+        # comes, so patience has an end.
         patience = self._pacing.join_patience_seconds
-        return inf if min(waited, now - owned.delivered_at) >= patience else owned.last_timestamp_ms - 1
+        return (
+            inf
+            if min(waited, now - owned.delivered_at) >= patience
+            else owned.last_timestamp_ms - 1
+        )
 
     def _fold_evaluations(self, pair: Pair, now: float) -> int:
         owned = pair.evaluations
@@ -176,7 +204,8 @@ class Folding:
                 batch = [head]  # nothing is to wait for a time that will not come: it is refused
             if not batch:
                 return 0
-        # Refusals of a whole batch may go beyond what one quarantine record holds; the save splits them.
+        # Refusals of a whole batch may go beyond what one quarantine record holds; the save splits
+        # them.
         with _blamed(owned, batch):
 
             def fold(totals: PartitionTotals) -> int:
@@ -221,8 +250,13 @@ class Folding:
             empty.close()
         return why
 
-    def _at_hand(self, owned: Owned, count: int, read: ReadEvaluations | ReadOutcomes) -> list[Record]:
-        """Return at most `count` records to fold next; of a packed format a bounded number of bytes, at least one record."""
+    def _at_hand(
+        self, owned: Owned, count: int, read: ReadEvaluations | ReadOutcomes
+    ) -> list[Record]:
+        """Return at most `count` records to fold next.
+
+        Of a packed format a bounded number of bytes, at least one record.
+        """
         if owned.pending[0].offset <= owned.careful_to:
             return owned.pending[:1]
         batch = owned.pending[:count]
@@ -234,7 +268,8 @@ class Folding:
     def _exposable_until(self, pair: Pair, now: float) -> float:
         """Return the timestamp up to which evaluations may be folded without running ahead of outcomes that need them.
 
-        A pair that has never joined is only kept within a third of the window, so that the first join finds its exposures.
+        A pair that has never joined is only kept within a third of the window, so that the first
+        join finds its exposures.
         """
         owned = pair.outcomes
         if owned is None or owned.state is PartitionState.STOPPED:
@@ -286,7 +321,10 @@ def _blamed(owned: Owned, batch: Sequence[Record]) -> Iterator[None]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector still: what is folded makes no cycles, and a pass in the midst of it costs 5 to 20 %."""
+    """Keep the garbage collector still.
+
+    What is folded makes no cycles, and a pass in the midst of it costs 5 to 20 %.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

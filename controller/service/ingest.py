@@ -1,23 +1,29 @@
 """Counts events exactly once: fetch, fold, save, for every event partition this replica owns.
 
-What is counted is `counting.py`'s; here is the order in which things happen, which is what makes it exactly once:
+What is counted is `counting.py`'s; here is the order in which things happen, which is what makes it
+exactly once:
 
-1. A partition that was assigned is not ready. Its hash is loaded, the fence checked against the log, the log sought to the
-   fence. Only then are its records taken; those that came earlier are dropped, the seek brings them back.
-2. Records are folded into totals in memory. About every 100 ms what changed is written *as absolute totals, together with the
-   offset to read next*, if the stored fence is still the one we began from. The next batch folds meanwhile.
-3. Refused records are counted with the fence. Their details go to the quarantine topic, before the fence moves while that
-   answers within two seconds; else they wait in memory, bounded, and the fence moves on. A crash costs the details of those
-   that wait and publishes others again, with the same topic, partition and offset: readers drop repeats by these.
-4. Somebody else's fence means that memory is void: load again, seek there. A save of unknown outcome is repeated with the
-   same arguments until it is known; meanwhile folding goes on until a bound is met, then fetching stops. Nothing is lost.
-5. Whatever fails in one partition stops that one alone: it is loaded again, from what is saved, and a record that cannot be
-   counted is set aside. A log that lost records or was made again is counted on, and what is missing is noted as a loss:
-   evidence of that time passes no gate by itself, and guardrails go on. See ops/decisions/0011-made-again.md.
+1. A partition that was assigned is not ready. Its hash is loaded, the fence checked against the
+   log, the log sought to the fence. Only then are its records taken; those that came earlier are
+   dropped, the seek brings them back.
+2. Records are folded into totals in memory. About every 100 ms what changed is written *as absolute
+   totals, together with the offset to read next*, if the stored fence is still the one we began
+   from. The next batch folds meanwhile.
+3. Refused records are counted with the fence. Their details go to the quarantine topic, before the
+   fence moves while that answers within two seconds; else they wait in memory, bounded, and the
+   fence moves on. A crash costs the details of those that wait and publishes others again, with the
+   same topic, partition and offset: readers drop repeats by these.
+4. Somebody else's fence means that memory is void: load again, seek there. A save of unknown
+   outcome is repeated with the same arguments until it is known; meanwhile folding goes on until a
+   bound is met, then fetching stops. Nothing is lost.
+5. Whatever fails in one partition stops that one alone: it is loaded again, from what is saved, and
+   a record that cannot be counted is set aside. A log that lost records or was made again is
+   counted on, and what is missing is noted as a loss: evidence of that time passes no gate by
+   itself, and guardrails go on. See ops/decisions/0011-made-again.md.
 6. Kafka's committed offset follows, for lag tools only. It is never read.
 
-Evaluations and outcomes of the same partition number are a pair: outcomes without flags are joined to the exposures of their
-context. See ops/decisions/0003-attribution.md.
+Evaluations and outcomes of the same partition number are a pair: outcomes without flags are joined
+to the exposures of their context. See ops/decisions/0003-attribution.md.
 """
 
 from __future__ import annotations
@@ -32,7 +38,12 @@ from typing import Any
 import structlog
 
 from controller.core.rollout import Rollout
-from controller.errors import BrokenInvariant, EventLogUnavailable, OperatingTrouble, StoreUnavailable
+from controller.errors import (
+    BrokenInvariant,
+    EventLogUnavailable,
+    OperatingTrouble,
+    StoreUnavailable,
+)
 from controller.health import Faults, Scope, partition_remedy
 from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, TopicPartition, Topology, Totals
@@ -52,11 +63,16 @@ from schemas.quarantine import Refusal
 from schemas.terms import QuarantineReason, Recorded
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 
-_PACKED_BYTES_PENDING = 16 * 1024 * 1024  # of records that hold many events, fetched and not yet folded, per partition
+_PACKED_BYTES_PENDING = (
+    16 * 1024 * 1024
+)  # of records that hold many events, fetched and not yet folded, per partition
 _FOLDED_BEFORE_PAUSE = 2 * FOLDED_AT_ONCE  # by one pair as a rule; then others get the loop
 _RECORDED = (Recorded.COUNTED, Recorded.QUARANTINED, Recorded.LATE, Recorded.IGNORED)
 _COLLECTED_FROM_OBJECTS = 20_000
-_SCATTERED = "a context's events are in several partitions and it is counted once in each: see ops/formats.md"
+_SCATTERED = (
+    "a context's events are in several partitions and it is counted once in each: see "
+    "ops/formats.md"
+)
 _REBASED = "look at the flags in a stage: it is tainted, and a person decides how it goes on"
 _OVER_BUDGET = "end the rollout when you can, or raise counting.max_contexts_per_partition"
 #: Who reports a fault, and alone clears it.
@@ -98,7 +114,10 @@ class _Snapshot:
 
 
 class Ingest:
-    """One member of the counting group. Everything but `run` may be called at any time from the same event loop."""
+    """One member of the counting group.
+
+    Everything but `run` may be called at any time from the same event loop.
+    """
 
     def __init__(
         self,
@@ -118,10 +137,13 @@ class Ingest:
         faults: Faults | None = None,
         topology: Topology | None = None,
     ) -> None:
-        """`topics` are the evaluations' and the outcomes'. `epoch` is part of the partitions' keys: a new one counts anew.
+        """`topics` are the evaluations' and the outcomes'.
+
+        `epoch` is part of the partitions' keys: a new one counts anew.
 
         `on_counted` is told which flags' totals have just been saved. What is contained in one
-        partition or flag is reported to `faults`. `topology` says which topic it is that has a name.
+        partition or flag is reported to `faults`. `topology` says which topic it is that has a
+        name.
         """
         self._faults = Faults(clock.now) if faults is None else faults
         self._topology = topology
@@ -131,7 +153,8 @@ class Ingest:
         self._metrics = metrics
         self._settings = settings
         self._pacing = pacing
-        # At hand of a partition: with less, what a fetch brings does not pause it. aiokafka would drop what it has read ahead.
+        # At hand of a partition: with less, what a fetch brings does not pause it. aiokafka would
+        # drop what it has read ahead.
         self._plenty = FOLDED_AT_ONCE + max(0, pacing.pending_records - settings.fetch_max_records)
         self._evaluations_topic, self._outcomes_topic = topics
         self._epoch = epoch
@@ -167,7 +190,8 @@ class Ingest:
     def watch(self, rollout: Rollout) -> None:
         """Count for this rollout from now on; an older revision than the one known changes nothing.
 
-        To be told of every rollout there is before `run`: what is folded before its flag is known is ignored for good.
+        To be told of every rollout there is before `run`: what is folded before its flag is known
+        is ignored for good.
         """
         watched = self.directory.watch(rollout, self._now_ms())
         if watched is not None:
@@ -175,7 +199,10 @@ class Ingest:
                 owned.totals.take(watched)
 
     async def stop(self) -> None:
-        """Let `run` save what was folded, under one deadline, and return once it has ended; at once if it never began."""
+        """Let `run` save what was folded, under one deadline, and return once it has ended.
+
+        At once if it never began.
+        """
         self._is_stopping = True
         if self._group is not None:
             await self._has_ended.wait()
@@ -194,7 +221,9 @@ class Ingest:
                 records=owned.totals.records,
                 unmoved_seconds=now - owned.moved_at,
                 trouble=owned.trouble,
-                unsaved_seconds=0.0 if owned.unsaved_since is None else max(0.0, now - owned.unsaved_since),
+                unsaved_seconds=0.0
+                if owned.unsaved_since is None
+                else max(0.0, now - owned.unsaved_since),
                 heard_seconds=self._unheard_seconds(owned, now),
                 counts_exposures=owned.is_counting_exposures,
                 saved_seconds=now - owned.saved_at,
@@ -208,9 +237,12 @@ class Ingest:
         return self._folding.longest_seconds
 
     async def run(self) -> None:
-        """Count until `stop`. Raises what a broken invariant of ours raises; trouble outside is waited for.
+        """Count until `stop`.
 
-        May be run again after it failed: what is in memory may be half a save, so all is loaded again.
+        Raises what a broken invariant of ours raises; trouble outside is waited for.
+
+        May be run again after it failed: what is in memory may be half a save, so all is loaded
+        again.
         """
         for owned in list(self._owned.values()):
             self._let_go(owned)
@@ -218,9 +250,10 @@ class Ingest:
         self._tasks.clear()
         self._has_ended.clear()
         self._log.on_revoked(self._hand_over)
-        gc.freeze()  # what exists by now lives as long as the process: collections need not look at it
-        # Records come by the hundred and die young without a collection's help; at the usual 700 new objects a pass would
-        # come with every fetch and cost 4 % of the whole.
+        # what exists by now lives as long as the process: collections need not look at it
+        gc.freeze()
+        # Records come by the hundred and die young without a collection's help; at the usual 700
+        # new objects a pass would come with every fetch and cost 4 % of the whole.
         gc.set_threshold(_COLLECTED_FROM_OBJECTS)
         try:
             async with asyncio.TaskGroup() as group:
@@ -238,7 +271,10 @@ class Ingest:
     async def _round(self) -> None:
         self._follow_assignment()
         self._begin_loaded()
-        if not any(len(one.pending) >= self._plenty and (one.is_busy or not self._is_blocked) for one in self._owned.values()):
+        if not any(
+            len(one.pending) >= self._plenty and (one.is_busy or not self._is_blocked)
+            for one in self._owned.values()
+        ):
             await self._fetch()
         now = self._clock.monotonic()
         self._is_blocked = True
@@ -265,7 +301,10 @@ class Ingest:
         await asyncio.sleep(0)  # a log that always has records must not keep the loop to itself
 
     async def _fetch(self) -> None:
-        """Take from the log what it has, and wait a little for it if nothing can be done meanwhile."""
+        """Take from the log what it has.
+
+        And wait a little for it if nothing can be done meanwhile.
+        """
         try:
             fetched = await self._log.fetch(self._settings.fetch_max_records, self._wait_seconds())
         except EventLogUnavailable as trouble:
@@ -276,13 +315,25 @@ class Ingest:
         now = self._clock.monotonic()
         for partition, records in fetched.items():
             owned = self._owned.get(partition)
-            if owned is not None and owned.state is PartitionState.READY and not owned.is_leaving and records:
+            if (
+                owned is not None
+                and owned.state is PartitionState.READY
+                and not owned.is_leaving
+                and records
+            ):
                 last = owned.pending[-1].offset if owned.pending else -1
-                owned.pending += records if records[0].offset > last else [each for each in records if each.offset > last]
+                owned.pending += (
+                    records
+                    if records[0].offset > last
+                    else [each for each in records if each.offset > last]
+                )
                 owned.delivered_at = now
 
     def _wait_seconds(self) -> float:
-        """Return how long a fetch may wait: not at all with records at hand, else about until the next save."""
+        """Return how long a fetch may wait.
+
+        Not at all with records at hand, else about until the next save.
+        """
         if any(owned.pending for owned in self._owned.values()):
             return 0.01 if self._is_blocked else 0.0
         return min(0.05, self._settings.flush_interval_seconds)
@@ -355,7 +406,11 @@ class Ingest:
         for owned in self._owned.values():
             fullness = len(owned.pending) / self._pacing.pending_records
             if self._folding.has_packed:
-                fullness = max(fullness, sum(len(record.value or b"") for record in owned.pending) / _PACKED_BYTES_PENDING)
+                fullness = max(
+                    fullness,
+                    sum(len(record.value or b"") for record in owned.pending)
+                    / _PACKED_BYTES_PENDING,
+                )
             if not owned.is_paused and fullness >= 1:
                 self._log.pause([owned.partition])
                 owned.is_paused = True
@@ -366,15 +421,19 @@ class Ingest:
     # - taking a partition on -
 
     async def _load(self, owned: Owned, after_seconds: float = 0.0) -> None:
-        """Read a partition's hash and check it against the log; the loop seeks and declares it ready.
+        """Read a partition's hash and check it against the log.
 
-        What fails is tried again, and after some times slowly, for as long as the partition is ours:
-        somebody may have repaired it.
+        The loop seeks and declares it ready.
+
+        What fails is tried again, and after some times slowly, for as long as the partition is
+        ours: somebody may have repaired it.
         """
         if after_seconds:
             await asyncio.sleep(after_seconds)
         tries = 0
-        while owned.state in (PartitionState.LOADING, PartitionState.STOPPED) and owned.loaded is None:
+        while (
+            owned.state in (PartitionState.LOADING, PartitionState.STOPPED) and owned.loaded is None
+        ):
             try:
                 owned.loaded = await self._take_over(owned)
                 owned.state = PartitionState.LOADING
@@ -382,7 +441,8 @@ class Ingest:
                 self._logger.warning("load_failed", topic_partition=owned.key, error=str(trouble))
                 await asyncio.sleep(self._pacing.retry_seconds)
             except Exception as mistake:
-                # This partition alone: the others' evidence goes on, and gates see that one does not report.
+                # This partition alone: the others' evidence goes on, and gates see that one does
+                # not report.
                 tries += 1
                 self._note_failure(owned, mistake)
                 if isinstance(mistake, BrokenInvariant) or tries >= TRIES:
@@ -392,13 +452,17 @@ class Ingest:
                 await asyncio.sleep(pacing.stopped_seconds if is_stopped else pacing.failed_seconds)
 
     async def _take_over(self, owned: Owned) -> tuple[PartitionTotals, int | None, int]:
-        """Return a partition's totals as stored, at the place in the log to go on at, and its fence."""
+        """Return a partition's totals as stored, at the place in the log to go on at.
+
+        And its fence.
+        """
         stored = await self._totals.load(owned.key)
         first, end = await self._log.bounds(owned.partition)
         for _ in range(_SHRUNK_TIMES - 1):
             if stored.next_offset is None or stored.next_offset <= end:
                 break
-            # A broker that has just become leader may know less than was read already, for a moment.
+            # A broker that has just become leader may know less than was read already, for a
+            # moment.
             await asyncio.sleep(self._pacing.ends_seconds)
             first, end = await self._log.bounds(owned.partition)
         owned.end, owned.bounds_at = end, self._clock.monotonic()
@@ -412,7 +476,8 @@ class Ingest:
                 totals.lose(0, is_over=first >= end)
             totals.records.topic_id = topic_id
             return totals, None, 0
-        # In a thread: a hash with a million contexts takes a second, and other partitions go on counting.
+        # In a thread: a hash with a million contexts takes a second, and other partitions go on
+        # counting.
         await asyncio.to_thread(totals.restore, stored.next_offset, stored.fields)
         records = totals.records
         rebased = records.rebased
@@ -429,7 +494,9 @@ class Ingest:
             totals.records.topic_id = topic_id
         return totals, stored.next_offset, rebased
 
-    def _rebase(self, owned: Owned, totals: PartitionTotals, offset: int, end: int, why: str) -> None:
+    def _rebase(
+        self, owned: Owned, totals: PartitionTotals, offset: int, end: int, why: str
+    ) -> None:
         """Count on in another log than the one that is stored, and say so."""
         self.counters.rebases += 1
         fence = totals.position
@@ -438,13 +505,21 @@ class Ingest:
         owned.failed_at = 0
         owned.rebased_at = self._clock.monotonic()
         owned.is_faulty = True
-        self._logger.error("partition_rebased", topic_partition=owned.key, from_offset=fence, to_offset=offset, reason=why)
+        self._logger.error(
+            "partition_rebased",
+            topic_partition=owned.key,
+            from_offset=fence,
+            to_offset=offset,
+            reason=why,
+        )
         why = f"{why}; counting goes on at {offset}"
         self._faults.report(Scope.PARTITION, owned.name, why, _REBASED, reporter=_COUNTING)
 
     def _note_lost(self, owned: Owned, offset: int, first: int) -> None:
         self.counters.gaps += 1
-        self._logger.error("records_lost", topic_partition=owned.key, from_offset=offset, to_offset=first)
+        self._logger.error(
+            "records_lost", topic_partition=owned.key, from_offset=offset, to_offset=first
+        )
 
     def _topic_id(self, owned: Owned) -> str | None:
         if self._topology is None:
@@ -500,11 +575,16 @@ class Ingest:
         owned.is_faulty = True
         owned.trouble = str(mistake) or repr(mistake)
         why = f"it cannot be counted: {owned.trouble}"
-        self._faults.report(Scope.PARTITION, owned.name, why, partition_remedy(owned.name, why), reporter=_COUNTING)
+        self._faults.report(
+            Scope.PARTITION, owned.name, why, partition_remedy(owned.name, why), reporter=_COUNTING
+        )
         self._logger.error("partition_failed", topic_partition=owned.key, exc_info=mistake)
 
     def _stop_partition(self, owned: Owned) -> None:
-        """Leave a partition alone, but for a try now and then; gates see that it does not report."""
+        """Leave a partition alone, but for a try now and then.
+
+        Gates see that it does not report.
+        """
         if owned.state is PartitionState.LOADING:
             owned.state = PartitionState.STOPPED
             self._log.pause([owned.partition])
@@ -524,7 +604,10 @@ class Ingest:
     # - what the log says of itself -
 
     async def _follow_ends(self) -> None:
-        """Ask where the log ends, also while nothing is read or saved: lag must not look like none."""
+        """Ask where the log ends, also while nothing is read or saved.
+
+        Lag must not look like none.
+        """
         while True:
             await asyncio.sleep(self._pacing.ends_seconds)
             before = {owned.partition: owned.totals.position for owned in self._owned.values()}
@@ -583,10 +666,15 @@ class Ingest:
             for owned in self._owned.values():
                 owned.totals.drop(watched.flag_key, watched.rollout_id)
             self._faults.clear(Scope.FLAG, watched.flag_key, reporter=_BUDGET)
-            self._logger.info("totals_freed", flag_key=watched.flag_key, rollout_id=watched.rollout_id)
+            self._logger.info(
+                "totals_freed", flag_key=watched.flag_key, rollout_id=watched.rollout_id
+            )
 
     def _begin_loaded(self) -> None:
-        """Seek to the fences that were loaded. Right before a fetch, so that what it returns was read from there."""
+        """Seek to the fences that were loaded.
+
+        Right before a fetch, so that what it returns was read from there.
+        """
         for owned in self._owned.values():
             if owned.loaded is None or owned.state is not PartitionState.LOADING:
                 continue
@@ -607,7 +695,9 @@ class Ingest:
                 self._log.resume([owned.partition])
                 owned.is_paused = False
             owned.state = PartitionState.READY
-            self._logger.info("partition_ready", topic_partition=owned.key, offset=owned.totals.position)
+            self._logger.info(
+                "partition_ready", topic_partition=owned.key, offset=owned.totals.position
+            )
 
     # - saving -
 
@@ -616,21 +706,36 @@ class Ingest:
             if pair.saving is not None and not pair.saving.done():
                 continue
             pair.saving = None
-            ready = [owned for owned in pair.owned() if owned.state is PartitionState.READY and not owned.is_leaving]
+            ready = [
+                owned
+                for owned in pair.owned()
+                if owned.state is PartitionState.READY and not owned.is_leaving
+            ]
             if not ready:
                 continue
             for owned in ready:
                 if owned.unsaved_since is None and owned.has_changed:
                     owned.unsaved_since = now
             is_full = any(owned.pending and self._folding.room(owned) == 0 for owned in ready)
-            is_wanted = any(owned.has_changed or now - owned.saved_at >= self._pacing.heartbeat_seconds for owned in ready)
-            due_at = pair.next_save_at + (self._pacing.backlog_seconds if self._is_behind(pair) else 0.0)
+            is_wanted = any(
+                owned.has_changed or now - owned.saved_at >= self._pacing.heartbeat_seconds
+                for owned in ready
+            )
+            due_at = pair.next_save_at + (
+                self._pacing.backlog_seconds if self._is_behind(pair) else 0.0
+            )
             if is_full or (is_wanted and now >= due_at):
                 pair.saving = self._start(self._save(pair), f"save:{number}")
 
     def _is_behind(self, pair: Pair) -> bool:
-        """Whether the log has more of a pair than is kept at hand: then throughput matters more than the latest totals."""
-        return any((self._end_of(owned) or 0) - owned.totals.position >= self._pacing.pending_records for owned in pair.owned())
+        """Whether the log has more of a pair than is kept at hand.
+
+        Then throughput matters more than the latest totals.
+        """
+        return any(
+            (self._end_of(owned) or 0) - owned.totals.position >= self._pacing.pending_records
+            for owned in pair.owned()
+        )
 
     async def _save(self, pair: Pair) -> None:
         """Save both partitions as they are now, outcomes first."""
@@ -656,8 +761,8 @@ class Ingest:
                 owned.is_busy = False
         for snapshot in snapshots:
             await self._write(snapshot)
-        # Time of the loop's own, not what passed: while much is folded a save waits for its turns, and is not to come later for
-        # that. Writing takes about as much of it as encoding.
+        # Time of the loop's own, not what passed: while much is folded a save waits for its turns,
+        # and is not to come later for that. Writing takes about as much of it as encoding.
         spent = 2 * sum(each.encode_seconds for each in self._pairs.values())
         pause = max(self._settings.flush_interval_seconds, spent / self._pacing.saving_share)
         pair.next_save_at = began + min(pause, self._pacing.longest_flush_seconds)
@@ -703,7 +808,10 @@ class Ingest:
         owned.looked_to, owned.looked_last_ms = position, last_ms
 
     async def _encode(self, owned: Owned, pair: Pair) -> _Snapshot:
-        """Return the partition's state; looks at the loop now and then, nothing is folded meanwhile."""
+        """Return the partition's state.
+
+        Looks at the loop now and then, nothing is folded meanwhile.
+        """
         totals = owned.totals
         now = self._clock.monotonic()
         if now - owned.swept_at >= _SWEEP_SECONDS:
@@ -730,12 +838,15 @@ class Ingest:
         records.end = max(totals.position, self._end_of(owned) or 0)
         unheard = self._unheard_seconds(owned, now)
         if unheard is not None:
-            # A broker that hangs says nothing, and then neither do we: whoever judges sees the silence.
+            # A broker that hangs says nothing, and then neither do we: whoever judges sees the
+            # silence.
             records.reported_at_ms = max(0, self._now_ms() - int(unheard * 1000))
         if not records.adds_up(totals.position):
             self._metrics.invariant_violations.of("I2").inc()
             why = f"{records} does not add up to offset {totals.position}"
-            self._logger.error("invariant_violated", invariant="I2", topic_partition=owned.key, error=why)
+            self._logger.error(
+                "invariant_violated", invariant="I2", topic_partition=owned.key, error=why
+            )
             raise BrokenInvariant(f"{owned.key}: {why}")
         changes.fields |= encode_progress(records)
         refusals, totals.refused = totals.refused, []
@@ -759,7 +870,9 @@ class Ingest:
             self.refusals.add(topic, number, snapshot.refusals)
             await self.refusals.flushed(self._pacing.quarantine_seconds)
             reasons = [refusal.reason for refusal in snapshot.refusals]
-            for reason in QuarantineReason:  # with a Counter each refusal would cost the hash of an enum, which is not C
+            for reason in (
+                QuarantineReason
+            ):  # with a Counter each refusal would cost the hash of an enum, which is not C
                 if count := reasons.count(reason):
                     self._metrics.quarantined.of(reason).inc(count)
         while owned.state is PartitionState.READY and owned.totals is snapshot.totals:
@@ -785,7 +898,9 @@ class Ingest:
         if owned.totals is not snapshot.totals:
             return  # loaded again meanwhile
         now = self._clock.monotonic()
-        if snapshot.next_offset != owned.saved or snapshot.next_offset >= (self._end_of(owned) or 0):
+        if snapshot.next_offset != owned.saved or snapshot.next_offset >= (
+            self._end_of(owned) or 0
+        ):
             owned.moved_at = now
         owned.saved = snapshot.next_offset
         owned.set_failures_behind(snapshot.next_offset)
@@ -802,14 +917,21 @@ class Ingest:
             await self._delete(owned, snapshot.changes.garbage)
 
     def _report(self, owned: Owned) -> None:
-        """Bring the metrics up to date with what was saved; between saves the hot path touches none."""
+        """Bring the metrics up to date with what was saved.
+
+        Between saves the hot path touches none.
+        """
         topic = "evaluations" if owned.is_counting_exposures else "outcomes"
         totals = owned.totals.records
         recorded = (totals.counted, totals.quarantined, totals.late, totals.ignored)
         for kind, total, reported in zip(_RECORDED, recorded, owned.reported, strict=True):
             self._metrics.events.of(topic, kind).inc(total - reported)
         owned.reported = recorded
-        of_topic = [each for each in self._owned.values() if each.is_counting_exposures == owned.is_counting_exposures]
+        of_topic = [
+            each
+            for each in self._owned.values()
+            if each.is_counting_exposures == owned.is_counting_exposures
+        ]
         self._metrics.partitions_owned.of(topic).set(len(of_topic))
         self._report_lag()
         self._metrics.refusals_waiting.set(self.refusals.waiting)
@@ -825,7 +947,10 @@ class Ingest:
         self._scattered_reported = scattered
 
     def _report_lag(self) -> None:
-        """Bring the lag up to date with what is known of the log: records that are not saved yet."""
+        """Bring the lag up to date with what is known of the log.
+
+        Records that are not saved yet.
+        """
         for topic, is_of_exposures in (("evaluations", True), ("outcomes", False)):
             lags = [
                 max(0, (self._end_of(each) or 0) - each.counted_from)
@@ -848,11 +973,16 @@ class Ingest:
         """Drop a partition's memory, because somebody else has counted it, and load it again."""
         self.counters.fences_lost += 1
         self._metrics.fence_conflicts.inc()
-        self._logger.warning("fence_lost", topic_partition=owned.key, expected=owned.saved, offset=stored)
+        self._logger.warning(
+            "fence_lost", topic_partition=owned.key, expected=owned.saved, offset=stored
+        )
         self._reload(owned)
 
     async def _delete(self, owned: Owned, garbage: Iterable[str]) -> None:
-        """Delete fields nothing refers to any more. What a failure leaves behind is found again at the next load."""
+        """Delete fields nothing refers to any more.
+
+        What a failure leaves behind is found again at the next load.
+        """
         names = list(garbage)
         try:
             for begin in range(0, len(names), MAX_FIELDS_PER_SAVE):
@@ -878,7 +1008,8 @@ class Ingest:
     async def _hand_over(self, partitions: frozenset[TopicPartition]) -> None:
         """Save once more what is to be taken from us, within the time there is, and forget it.
 
-        Called from the middle of a rebalance, perhaps from within our own fetch: it waits for the store, never for a round.
+        Called from the middle of a rebalance, perhaps from within our own fetch: it waits for the
+        store, never for a round.
         """
         leaving = [self._owned[partition] for partition in partitions if partition in self._owned]
         for owned in leaving:
@@ -889,7 +1020,9 @@ class Ingest:
                 await asyncio.gather(*(self._save_last(pair) for pair in pairs.values()))
         except TimeoutError:
             late = [owned for owned in leaving if owned.totals.position != owned.saved]
-            self._logger.warning("handed_over_unsaved", topic_partitions=[owned.key for owned in late])
+            self._logger.warning(
+                "handed_over_unsaved", topic_partitions=[owned.key for owned in late]
+            )
         finally:
             for owned in leaving:
                 self._let_go(owned)

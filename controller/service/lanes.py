@@ -1,7 +1,8 @@
 """One flag in one partition: a lane per arm and visit, with the numbers that change at every event.
 
-Belongs here: which lane an event falls into. What falling in does to its numbers is the fold's, in `counting.py`, whose loops
-reach into lanes directly: a call per event would cost as much as counting it.
+Belongs here: which lane an event falls into. What falling in does to its numbers is the fold's, in
+`counting.py`, whose loops reach into lanes directly: a call per event would cost as much as
+counting it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Bundle:
 class Lane:
     """One arm of one flag in one visit, or outside every visit, in one partition.
 
-    The numbers are `ArmCounts`', here because they change with every event; `latency_again` is what `latency_all` has more
-    than `latency`.
+    The numbers are `ArmCounts`', here because they change with every event; `latency_again` is what
+    `latency_all` has more than `latency`.
     """
 
     __slots__ = (
@@ -69,7 +70,14 @@ class Lane:
         "switched",
     )
 
-    def __init__(self, flag_key: str, arm: Arm, field_name: str, counts: ArmCounts | None, home: Bundle | None) -> None:
+    def __init__(
+        self,
+        flag_key: str,
+        arm: Arm,
+        field_name: str,
+        counts: ArmCounts | None,
+        home: Bundle | None,
+    ) -> None:
         """`counts` is what was counted before, None outside every visit: nothing is counted there.
 
         `home` is the bundle its totals are stored in; None for a field of its own.
@@ -101,12 +109,17 @@ class Lane:
         }
         self.number = -1  # of `exposed`
         self.exposed = _NO_SET
-        self.exact = _NO_SET.exact  # of `exposed`, and the next, too: with many flags memory that is far apart costs time
+        self.exact = (
+            _NO_SET.exact
+        )  # of `exposed`, and the next, too: with many flags memory that is far apart costs time
         self.filters: Sequence[Filter] = ()
         self.opposite = _NO_SET  # what the other arm's `exposed` is
         self.failed = _NO_SET  # the visit's contexts with an error, shared by both arms
-        self.converted: Mapping[str, ContextSet] = _NONE_CONVERTED  # the visit's, shared by both arms
-        #: Contexts with an outcome in this batch, and whether one of them had a latency; begun with the batch's first outcome.
+        self.converted: Mapping[str, ContextSet] = (
+            _NONE_CONVERTED  # the visit's, shared by both arms
+        )
+        # : Contexts with an outcome in this batch, and whether one of them had a latency; begun
+        # with the batch's first outcome.
         self.seen = NONE_SEEN
 
     def counts(self) -> ArmCounts:
@@ -160,7 +173,9 @@ class Tally:
     def __init__(self, partition: PartitionTotals, watched: WatchedFlag) -> None:
         """Start at no visit; the first event finds one."""
         self._partition = partition
-        self._lanes: dict[int | None, tuple[Lane, ...]] = {}  # by visit: treatment, control; and who is in neither arm
+        self._lanes: dict[
+            int | None, tuple[Lane, ...]
+        ] = {}  # by visit: treatment, control; and who is in neither arm
         self.has_one_visit = False  # whether all its lanes with exposures are one visit's
         self.take(watched)
 
@@ -175,7 +190,10 @@ class Tally:
         self.until_ms = 0  # an empty interval: look again
 
     def lane_at(self, variant: str, time_ms: int) -> Lane | None:
-        """Return the lane of an event, None for a variant that is neither arm; keep the visit's lanes at hand."""
+        """Return the lane of an event, None for a variant that is neither arm.
+
+        Keep the visit's lanes at hand.
+        """
         watched = self.watched
         is_treatment = variant == watched.treatment or variant in watched.more_treatments
         if not is_treatment and variant != watched.control:
@@ -191,7 +209,8 @@ class Tally:
     def uncounted_lane(self, variant: str) -> Lane | None:
         """Return the lane of a context in neither arm, None for a variant that the plan does not serve.
 
-        Nothing is counted there; but what such a context does afterwards is not to be joined to an arm it was in before.
+        Nothing is counted there; but what such a context does afterwards is not to be joined to an
+        arm it was in before.
         """
         if variant not in self.watched.uncounted:
             return None
@@ -215,8 +234,12 @@ class Tally:
             )
         else:
             lanes = treatment, control = (
-                partition.lane(flag_key, _TREATMENT, arm_field(flag_key, rollout_id, visit, _TREATMENT)),
-                partition.lane(flag_key, _CONTROL, arm_field(flag_key, rollout_id, visit, _CONTROL)),
+                partition.lane(
+                    flag_key, _TREATMENT, arm_field(flag_key, rollout_id, visit, _TREATMENT)
+                ),
+                partition.lane(
+                    flag_key, _CONTROL, arm_field(flag_key, rollout_id, visit, _CONTROL)
+                ),
             )
         self._lanes[visit] = lanes
         partition.opened_lanes += 2
@@ -227,16 +250,23 @@ class Tally:
             treatment.opposite, control.opposite = control.exposed, treatment.exposed
             self.has_one_visit = len(self._lanes) == 1
         elif visit is not None:
-            treatment.failed = control.failed = named(part_field(flag_key, rollout_id, visit, "errors"))
+            treatment.failed = control.failed = named(
+                part_field(flag_key, rollout_id, visit, "errors")
+            )
             if watched.conversions:
                 treatment.converted = control.converted = {
-                    conversion: named(part_field(flag_key, rollout_id, visit, f"converted:{conversion}"))
+                    conversion: named(
+                        part_field(flag_key, rollout_id, visit, f"converted:{conversion}")
+                    )
                     for conversion in sorted(watched.conversions)
                 }
         return lanes
 
     def _expose(self, lane: Lane, name: str, arm: Arm | None) -> None:
-        """Give a lane its set of exposed contexts; one that counts has its own name for it, as for its totals."""
+        """Give a lane its set of exposed contexts.
+
+        One that counts has its own name for it, as for its totals.
+        """
         watched = self.watched
         exposed = lane.exposed = self._partition.memberships.named(name)
         lane.number, lane.exact, lane.filters = exposed.number, exposed.exact, exposed.filters

@@ -1,6 +1,9 @@
-"""One event partition in our hands, and the pair it belongs to: where each stands between the log, memory and the store.
+"""One event partition in our hands, and the pair it belongs to.
 
-Belongs here: state and its names. Does not belong here: what is done with it (`folding.py`, `ingest.py`).
+Where each stands between the log, memory and the store.
+
+Belongs here: state and its names. Does not belong here: what is done with it (`folding.py`,
+`ingest.py`).
 """
 
 from __future__ import annotations
@@ -18,16 +21,33 @@ from schemas.totals import PartitionCounts
 
 @dataclass(frozen=True, slots=True)
 class Pacing:
-    """What bounds counting in time and memory and is no operator's choice; the choices are `CountingSettings`."""
+    """What bounds counting in time and memory and is no operator's choice.
 
-    longest_flush_seconds: float = 2.0  # between two saves of a partition, however long saving takes
-    saving_share: float = 0.2  # of the time that may go to saving: with many flags saves become rarer, not slower
-    backlog_seconds: float = 0.4  # longer, while there is a backlog: a save takes as long as some hundred events
-    heartbeat_seconds: float = 0.9  # an idle partition is saved as often: silence of traffic is not silence of its owner
+    The choices are `CountingSettings`.
+    """
+
+    longest_flush_seconds: float = (
+        2.0  # between two saves of a partition, however long saving takes
+    )
+    saving_share: float = (
+        0.2  # of the time that may go to saving: with many flags saves become rarer, not slower
+    )
+    backlog_seconds: float = (
+        0.4  # longer, while there is a backlog: a save takes as long as some hundred events
+    )
+    heartbeat_seconds: float = (
+        0.9  # an idle partition is saved as often: silence of traffic is not silence of its owner
+    )
     commit_seconds: float = 1.0
-    pending_records: int = 5_000  # fetched and not yet folded, per partition; beyond, its fetching pauses
-    join_grace_seconds: float = 0.25  # an outcome waits so long for evaluations that may be under way, when none are there
-    join_patience_seconds: float = 5.0  # and so long for evaluations that the log says are there and that do not come
+    pending_records: int = (
+        5_000  # fetched and not yet folded, per partition; beyond, its fetching pauses
+    )
+    join_grace_seconds: float = (
+        0.25  # an outcome waits so long for evaluations that may be under way, when none are there
+    )
+    join_patience_seconds: float = (
+        5.0  # and so long for evaluations that the log says are there and that do not come
+    )
     revoke_seconds: float = 2.0  # for the last save before a partition is handed over
     drain_seconds: float = 2.0  # for the last saves at the end
     quarantine_seconds: float = 2.0  # a save waits at most so long for its refusals to be written
@@ -58,7 +78,9 @@ class PartitionView:
     saved_offset: int | None
     end_offset: int | None
     records: PartitionCounts
-    unmoved_seconds: float  # since the saved offset last moved, or the partition was last seen without lag
+    unmoved_seconds: (
+        float  # since the saved offset last moved, or the partition was last seen without lag
+    )
     trouble: str  # why it is stopped, else empty
     unsaved_seconds: float = 0.0  # age of the oldest change that is counted and not saved
     heard_seconds: float | None = None  # since the brokers last answered for it; None: never
@@ -68,7 +90,9 @@ class PartitionView:
     @property
     def lag(self) -> int | None:
         """Records not yet saved, None when the log's end is not known."""
-        return None if self.end_offset is None else max(0, self.end_offset - (self.saved_offset or 0))
+        return (
+            None if self.end_offset is None else max(0, self.end_offset - (self.saved_offset or 0))
+        )
 
 
 TRIES = 3
@@ -117,8 +141,13 @@ class Owned:
         "unsaved_since",
     )
 
-    def __init__(self, partition: TopicPartition, key: str, totals: PartitionTotals, now: float) -> None:
-        """Start with nothing loaded; `key` is the name its hash is stored under, `now` monotonic seconds."""
+    def __init__(
+        self, partition: TopicPartition, key: str, totals: PartitionTotals, now: float
+    ) -> None:
+        """Start with nothing loaded.
+
+        `key` is the name its hash is stored under, `now` monotonic seconds.
+        """
         self.partition = partition
         self.key = key
         self.totals = totals
@@ -133,7 +162,12 @@ class Owned:
         self.holes_seen = 0
         self.looked_to = 0  # up to this position all holes are accounted for
         self.looked_last_ms = 0  # timestamp of the last record before it
-        self.reported = (0, 0, 0, 0)  # counted, quarantined, late, ignored, as far as the metrics know
+        self.reported = (
+            0,
+            0,
+            0,
+            0,
+        )  # counted, quarantined, late, ignored, as far as the metrics know
         self.pending: list[Record] = []
         self.is_counting_exposures = totals.counts_exposures
         self.is_paused = False
@@ -205,7 +239,14 @@ class Owned:
 class Pair:
     """The partitions of one number, of both topics, as far as they are ours."""
 
-    __slots__ = ("encode_seconds", "evaluations", "held_since", "next_save_at", "outcomes", "saving")
+    __slots__ = (
+        "encode_seconds",
+        "evaluations",
+        "held_since",
+        "next_save_at",
+        "outcomes",
+        "saving",
+    )
 
     def __init__(self) -> None:
         """Start with neither."""
@@ -217,7 +258,10 @@ class Pair:
         self.held_since: float | None = None  # an outcome waits for evaluations since then
 
     def owned(self) -> Iterator[Owned]:
-        """Yield the partitions, outcomes first: saved in this order, exposures are never stored ahead of their outcomes."""
+        """Yield the partitions, outcomes first.
+
+        Saved in this order, exposures are never stored ahead of their outcomes.
+        """
         if self.outcomes is not None:
             yield self.outcomes
         if self.evaluations is not None:

@@ -50,7 +50,10 @@ class Pulse:
         ask: Callable[[], Awaitable[datetime]],
         read_broker: Callable[[], ClockReading | None],
     ) -> None:
-        """`ask` returns Redis's time or raises OperatingTrouble; `read_broker` what the brokers' clock said last."""
+        """`ask` returns Redis's time or raises OperatingTrouble.
+
+        `read_broker` what the brokers' clock said last.
+        """
         self._clock = clock
         self._faults = faults
         self._ask = ask

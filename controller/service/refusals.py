@@ -3,8 +3,8 @@
 A refusal is counted with its offset, in the partition's hash. Its details wait here, in memory,
 until the quarantine topic has them. What a crash costs is the details of those that wait; what a
 flood costs while the topic is away is the details of the oldest, which are counted and logged.
-Belongs here: the backlog. Does not belong here: what was refused and why (`counting.py`), how it is written
-(`schemas/quarantine.py`).
+Belongs here: the backlog. Does not belong here: what was refused and why (`counting.py`), how it is
+written (`schemas/quarantine.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ MOST_BYTES = 16 * 1024 * 1024
 """What waits at most, of all partitions together: a minute of a flood that is a tenth poison."""
 _BYTES_BESIDES = 400  # of a refusal, beside its body and detail
 _NAME = "quarantine"
-_REMEDY = "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"
+_REMEDY = (
+    "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"
+)
 _MISTAKES = 3  # of ours with one batch; then its details are given up
 
 

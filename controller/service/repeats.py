@@ -1,19 +1,24 @@
-"""Is an outcome one that was there before: what producers that retry or replay write a second time, byte for byte.
+"""Is an outcome one that was there before.
 
-An event's source and id are its own (CloudEvents 1.0), so two events are never written alike, however coarse their clocks and
-latencies are; and whoever sends one again sends the same bytes. Not found are events that are written anew for sending them
-again, copies that come after `REMEMBERED` others or across a restart, and those of contexts that nobody looks at: what is
-counted here is a part of what there is, and never what is not there.
+What producers that retry or replay write a second time, byte for byte.
 
-Belongs here: the memory. Does not belong here: which outcomes are looked at (`counting.py`) and what it means (`core/gate.py`).
+An event's source and id are its own (CloudEvents 1.0), so two events are never written alike,
+however coarse their clocks and latencies are; and whoever sends one again sends the same bytes. Not
+found are events that are written anew for sending them again, copies that come after `REMEMBERED`
+others or across a restart, and those of contexts that nobody looks at: what is counted here is a
+part of what there is, and never what is not there.
+
+Belongs here: the memory. Does not belong here: which outcomes are looked at (`counting.py`) and
+what it means (`core/gate.py`).
 """
 
 from __future__ import annotations
 
 from controller.ports import Record
 
-#: Every outcome is looked at of the contexts whose digest has none of these bits, one of 64. All others cost one test; and a
-#: context's outcomes are looked at all or none, so that what is sent again meets its first copy.
+# : Every outcome is looked at of the contexts whose digest has none of these bits, one of 64. All
+# others cost one test; and a : context's outcomes are looked at all or none, so that what is sent
+# again meets its first copy.
 NOT_LOOKED_AT = 63
 
 REMEMBERED = 4096
@@ -38,7 +43,9 @@ class RecentRecords:
         """
         content = hash(record.value)
         if record.headers:  # in binary mode the source and the id stand there
-            content = hash((content, *(header for header in record.headers if header[0].startswith("ce_"))))
+            content = hash(
+                (content, *(header for header in record.headers if header[0].startswith("ce_")))
+            )
         first = self._offsets.get(content)
         if first is None:
             first = self._before.get(content, record.offset)

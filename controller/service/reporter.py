@@ -95,7 +95,9 @@ class Reporter:
             metrics.partitions_owned.of(topic).set(len(of_topic))
         for topic, count in signs.expected.items():
             metrics.partitions_expected.of(topic).set(count)
-        metrics.save_age_seconds.set(max((one.saved_seconds for one in signs.partitions), default=0.0))
+        metrics.save_age_seconds.set(
+            max((one.saved_seconds for one in signs.partitions), default=0.0)
+        )
         metrics.state_silence_seconds.set(signs.brokers.get(STATE_TOPIC) or 0.0)
         metrics.dependency_up.of("kafka").set(not why_kafka(signs))
         metrics.dependency_up.of("redis").set(not why_redis(signs))
@@ -149,8 +151,8 @@ def why_word_is_old(silent_seconds: float | None, session_timeout_seconds: float
     """Return why this replica's word is too old to raise anything by (I11), else None.
 
     After a session timeout another replica may have taken the flags over; half of it leaves time to
-    act, and with very short sessions three seconds: brokers are asked once a second. `silent_seconds`
-    is since a broker said that nothing newer was decided, None for never.
+    act, and with very short sessions three seconds: brokers are asked once a second.
+    `silent_seconds` is since a broker said that nothing newer was decided, None for never.
     """
     limit = max(session_timeout_seconds / 2, _SHORTEST_WORD_SECONDS)
     if silent_seconds is None:
@@ -189,7 +191,9 @@ def why_saves(signs: Signs) -> str:
 def why_outbox(signs: Signs) -> str:
     """Return what waits to be published, empty while nothing waits for Kafka."""
     if signs.effects_seconds > PUBLISHED_WITHIN_SECONDS:
-        return f"{signs.effects} effects wait for Kafka, the oldest for {signs.effects_seconds:.0f} s"
+        return (
+            f"{signs.effects} effects wait for Kafka, the oldest for {signs.effects_seconds:.0f} s"
+        )
     return f"{signs.effects} effects wait for Kafka" if signs.effects >= OUTBOX_WAITS else ""
 
 

@@ -130,11 +130,19 @@ def why_unwatched(
         silence = now - partition.reported_at
         stands = standing_seconds.get(partition.topic_partition, 0.0)
         if silence > REPORTED_WITHIN:
-            reasons.append(f"{partition.topic_partition} was last reported {silence.total_seconds():.0f} s ago")
+            reasons.append(
+                f"{partition.topic_partition} was last reported {silence.total_seconds():.0f} s ago"
+            )
         elif stands > MOVED_WITHIN_SECONDS:
             waiting = partition.end_offset - partition.next_offset
-            reasons.append(f"{partition.topic_partition} has stood still for {stands:.0f} s with {waiting:,} records waiting")
-        elif waiting_seconds.get(partition.topic_partition, 0.0) > BEHIND_SECONDS and partition.freshest:
+            reasons.append(
+                f"{partition.topic_partition} has stood still for {stands:.0f} s with "
+                f"{waiting:,} records waiting"
+            )
+        elif (
+            waiting_seconds.get(partition.topic_partition, 0.0) > BEHIND_SECONDS
+            and partition.freshest
+        ):
             age = (now - partition.freshest).total_seconds()
             if age > BEHIND_SECONDS:
                 reasons.append(f"{partition.topic_partition} is counted {age:.0f} s behind its log")
@@ -217,7 +225,11 @@ class Sight:
     @property
     def unwatched(self) -> Mapping[str, str]:
         """Flags whose rollout nobody sees now, and why."""
-        return {flag_key: one.why for flag_key, one in self._episodes.items() if one.alerted_at is not None}
+        return {
+            flag_key: one.why
+            for flag_key, one in self._episodes.items()
+            if one.alerted_at is not None
+        }
 
     async def run(self) -> None:
         """Look once a second, and send what is to be said, until cancelled."""
@@ -298,7 +310,10 @@ class Sight:
             for one in () if view.evidence is None else view.evidence.partitions:
                 known, _ = newest.get(one.topic_partition, (-1, False))
                 if one.next_offset >= known:
-                    newest[one.topic_partition] = (one.next_offset, one.end_offset > one.next_offset)
+                    newest[one.topic_partition] = (
+                        one.next_offset,
+                        one.end_offset > one.next_offset,
+                    )
         for gone in self._stands.keys() - newest.keys():
             del self._stands[gone]
         for partition, (offset, has_more) in newest.items():
@@ -344,11 +359,14 @@ class Sight:
             return
         episode.alerted_at = now
         if is_new:
-            log.error("rollout_unwatched", flag_key=rollout.flag_key, percent=rollout.percent, reason=why)
+            log.error(
+                "rollout_unwatched", flag_key=rollout.flag_key, percent=rollout.percent, reason=why
+            )
         self._raise(
             rollout,
             Severity.CRITICAL,
-            f"{rollout.flag_key}: {rollout.served_words} is served and nobody sees what it does: {why}",
+            f"{rollout.flag_key}: {rollout.served_words} is served and nobody sees what it "
+            f"does: {why}",
             action,
         )
 
@@ -377,7 +395,9 @@ class Sight:
         if self._faults is not None:
             self._faults.clear(Scope.FLAG, rollout.flag_key, reporter=_REPORTER)
         seconds = now - episode.since
-        log.info("rollout_watched_again", flag_key=rollout.flag_key, seconds=round(seconds), reason=why)
+        log.info(
+            "rollout_watched_again", flag_key=rollout.flag_key, seconds=round(seconds), reason=why
+        )
         self._raise(
             rollout,
             Severity.INFO,

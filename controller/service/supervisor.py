@@ -38,7 +38,8 @@ HEALTHY_AFTER_SECONDS = 60.0
 FAILURES_LIMIT, FAILURES_WITHIN_SECONDS = 5, 300.0
 #: Unexpected failures of one step at start: more than any passing trouble has.
 STEP_FAILURES_LIMIT = 10
-EXIT_BROKEN = 70  # an invariant does not hold; the supervisor above us should start afresh and a person should look
+# an invariant does not hold; the supervisor above us should start afresh and a person should look
+EXIT_BROKEN = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,10 @@ class Supervisor:
         return [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
     def _stop(self, number: signal.Signals) -> None:
-        """Begin to stop; asked a second time, stop at once: everything we have not saved is counted again."""
+        """Begin to stop; asked a second time, stop at once.
+
+        Everything we have not saved is counted again.
+        """
         if self._stopping.is_set():
             self._log.warning("stopped_at_once", signal=number.name)
             self._end_process(0)
@@ -261,18 +265,30 @@ class Supervisor:
             await self._bounded("drain", self._parts.drain, self._settings.drain_seconds)
             work.cancel()
             await asyncio.wait([work], timeout=0.2)
-        await asyncio.gather(*(self._bounded(name, close, self._settings.close_seconds) for name, close in self._parts.close))
+        await asyncio.gather(
+            *(
+                self._bounded(name, close, self._settings.close_seconds)
+                for name, close in self._parts.close
+            )
+        )
         self._log.info("daemon_stopped")
 
     async def _bounded(self, name: str, act: Callable[[], Awaitable[None]], seconds: float) -> None:
-        """Do one thing of the shutdown. Nothing it raises or waits for keeps the others from being done."""
+        """Do one thing of the shutdown.
+
+        Nothing it raises or waits for keeps the others from being done.
+        """
         try:
             async with asyncio.timeout(seconds):
                 await act()
         except TimeoutError:
             self._log.warning("stop_incomplete", part=name, seconds=seconds)
-        except Exception as error:  # the edge of a dying process: said, and the next part is stopped
-            self._log.warning("stop_failed", part=name, error_type=type(error).__name__, error=str(error))
+        except (
+            Exception
+        ) as error:  # the edge of a dying process: said, and the next part is stopped
+            self._log.warning(
+                "stop_failed", part=name, error_type=type(error).__name__, error=str(error)
+            )
 
     def _end_at_the_latest(self, seconds: float, code: int) -> None:
         """End the process then, even if the event loop hangs by then: a thread needs no loop."""

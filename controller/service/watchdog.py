@@ -1,11 +1,14 @@
-"""Two watches over ourselves: a consumer that stands still although records wait, and an event loop that is held up.
+"""Two watches over ourselves.
 
-Belongs here: the judgement, pure and given the time, and the loops that act on it. Does not belong here: how a consumer
-is rebuilt or a process ended; both are passed in.
+A consumer that stands still although records wait, and an event loop that is held up.
 
-aiokafka can stay alive and never rejoin its group after a broker's restart, without saying so (aio-libs/aiokafka#1154).
-Only progress proves a consumer well: it is rebuilt when it makes none, and in the end the process exits, so that its
-supervisor starts a fresh one. Nothing is lost by either: reading goes on from the fence.
+Belongs here: the judgement, pure and given the time, and the loops that act on it. Does not belong
+here: how a consumer is rebuilt or a process ended; both are passed in.
+
+aiokafka can stay alive and never rejoin its group after a broker's restart, without saying so
+(aio-libs/aiokafka#1154). Only progress proves a consumer well: it is rebuilt when it makes none,
+and in the end the process exits, so that its supervisor starts a fresh one. Nothing is lost by
+either: reading goes on from the fence.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from controller.settings import WatchdogSettings
 
 log = structlog.get_logger(__name__)
 
-#: The exit status after the last rebuild did not help: EX_TEMPFAIL, so that a supervisor knows to start us again.
+# : The exit status after the last rebuild did not help: EX_TEMPFAIL, so that a supervisor knows to
+# start us again.
 EXIT_CONSUMER_STUCK = 75
 
 Progress = Mapping[TopicPartition, tuple[int, int]]
@@ -41,9 +45,10 @@ class Remedy(Enum):
 class ProgressJudge:
     """Says from what it is shown, and when, whether a consumer is stuck. No clock, no I/O.
 
-    Stuck is a partition with records waiting whose position has not moved for `stuck_after_seconds`, or brokers (or a
-    rebalance) that gave no answer for as long. After `max_rebuilds` that did not help, the remedy is to exit; they are
-    forgotten once nothing was stuck for twice that time.
+    Stuck is a partition with records waiting whose position has not moved for
+    `stuck_after_seconds`, or brokers (or a rebalance) that gave no answer for as long. After
+    `max_rebuilds` that did not help, the remedy is to exit; they are forgotten once nothing was
+    stuck for twice that time.
     """
 
     def __init__(self, stuck_after_seconds: float, max_rebuilds: int) -> None:
@@ -60,8 +65,8 @@ class ProgressJudge:
     def judge(self, now: float, progress: Progress | None, *, is_reading: bool) -> Remedy:
         """Return the remedy at `now`, in seconds of a monotonic clock.
 
-        `progress`: None when there was no answer. `is_reading`: whether somebody is asking the consumer for records;
-        if nobody is, standing still is not its fault.
+        `progress`: None when there was no answer. `is_reading`: whether somebody is asking the
+        consumer for records; if nobody is, standing still is not its fault.
         """
         if self._answered_at is None or not is_reading or progress is not None:
             self._answered_at = now
@@ -78,7 +83,13 @@ class ProgressJudge:
             before = self._moved_at.get(partition)
             if before is None or before[0] != position or position >= end:
                 self._moved_at[partition] = (position, now)
-        self.stuck = tuple(sorted(one for one, (_, since) in self._moved_at.items() if now - since >= self._stuck_after))
+        self.stuck = tuple(
+            sorted(
+                one
+                for one, (_, since) in self._moved_at.items()
+                if now - since >= self._stuck_after
+            )
+        )
         if self.stuck:
             return self._remedy()
         if self._rebuilt_at is not None and now - self._rebuilt_at >= 2 * self._stuck_after:
@@ -86,7 +97,10 @@ class ProgressJudge:
         return Remedy.NONE
 
     def rebuilt(self, now: float, *, succeeded: bool) -> None:
-        """Note a rebuild, and start to measure anew. One that failed, because no broker answered, counts for nothing."""
+        """Note a rebuild, and start to measure anew.
+
+        One that failed, because no broker answered, counts for nothing.
+        """
         self._moved_at.clear()
         self._answered_at = now
         if succeeded:
@@ -114,8 +128,9 @@ class ConsumerWatchdog:
     ) -> None:
         """Watch the consumer called `name`.
 
-        `progress` and `rebuild` may raise anything. `seconds_since_fetch`: None when nobody ever read.
-        `give_up` is called once, with the reason, and should end the process with EXIT_CONSUMER_STUCK.
+        `progress` and `rebuild` may raise anything. `seconds_since_fetch`: None when nobody ever
+        read. `give_up` is called once, with the reason, and should end the process with
+        EXIT_CONSUMER_STUCK.
         """
         self._settings = settings
         self._clock = clock
@@ -153,7 +168,10 @@ class ConsumerWatchdog:
         stuck = [f"{topic}/{number}" for topic, number in self._judge.stuck]
         if remedy is Remedy.EXIT:
             self._log.error("consumer_given_up", stuck=stuck, rebuilds=self._judge.rebuilds)
-            self._give_up(f"no progress after {self._judge.rebuilds} rebuilds of the consumer: {stuck or 'no answer'}")
+            self._give_up(
+                f"no progress after {self._judge.rebuilds} rebuilds of the consumer: "
+                f"{stuck or 'no answer'}"
+            )
             return False
         self._log.warning("consumer_stuck", stuck=stuck, rebuilds=self._judge.rebuilds)
         try:
@@ -167,7 +185,10 @@ class ConsumerWatchdog:
 
 
 class StallMeter:
-    """Measures by how much the event loop wakes us late: everything else on it, heartbeats and rollbacks too, waits as long."""
+    """Measures by how much the event loop wakes us late.
+
+    Everything else on it, heartbeats and rollbacks too, waits as long.
+    """
 
     def __init__(
         self,
@@ -180,8 +201,8 @@ class StallMeter:
     ) -> None:
         """Give each delay, in seconds, to `observe`, and log those above `warning_seconds`.
 
-        `period_seconds` between looks: a stall is found if it is longer than that, or by luck; 20 looks a second cost
-        a thousandth of a core.
+        `period_seconds` between looks: a stall is found if it is longer than that, or by luck; 20
+        looks a second cost a thousandth of a core.
         """
         self._clock = clock
         self._observe = observe

@@ -1,6 +1,9 @@
-"""Runs one flag: its events in order, one decision at a time, saved before anything is done about it.
+"""Runs one flag: its events in order.
 
-Which flags run here, and where their events come from, is `workers.py`. What is decided is `core/machine.py`.
+One decision at a time, saved before anything is done about it.
+
+Which flags run here, and where their events come from, is `workers.py`. What is decided is
+`core/machine.py`.
 """
 
 from __future__ import annotations
@@ -103,14 +106,22 @@ class Tools:
 
     rollouts: Rollouts
     publisher: Publisher
-    advisor: Advisor  # without a configured model it answers every question with AdviceUnavailableError
+    advisor: (
+        Advisor  # without a configured model it answers every question with AdviceUnavailableError
+    )
     clock: Clock
     metrics: Metrics
-    encode: Callable[[Message, str, Rollout | None, str, datetime], OutboxEntry]  # message, flag, rollout, effect id, at
-    on_transition: Callable[[Rollout], None]  # serve it, and tell ingest: synchronous, so that 0 % is served at once
+    encode: Callable[
+        [Message, str, Rollout | None, str, datetime], OutboxEntry
+    ]  # message, flag, rollout, effect id, at
+    on_transition: Callable[
+        [Rollout], None
+    ]  # serve it, and tell ingest: synchronous, so that 0 % is served at once
     newest_known: Callable[[str], Rollout | None]  # the state topic's document, to recover from
     faults: Faults  # what is contained in a flag or a command
-    on_alert: Callable[[Rollout, RaiseAlert], None] = lambda _rollout, _alert: None  # somebody may explain it, later
+    on_alert: Callable[[Rollout, RaiseAlert], None] = lambda _rollout, _alert: (
+        None
+    )  # somebody may explain it, later
     why_not_raise: Callable[[], str | None] = lambda: None  # why this replica may raise nothing now
     retry_seconds: float = 0.2  # first wait after Redis or Kafka failed; doubles up to 5 s
 
@@ -137,9 +148,13 @@ class FlagWorker:
         self._judged_at = float("-inf")
         self._ticked_at = float("-inf")
         self._inbox: deque[tuple[Event, asyncio.Future[None] | None]] = deque()
-        self._refusals: deque[tuple[Event, asyncio.Future[None] | None]] = deque()  # after all others
+        self._refusals: deque[tuple[Event, asyncio.Future[None] | None]] = (
+            deque()
+        )  # after all others
         self._look: Look | None = None
-        self._advised: dict[str, AdviceChoice] = {}  # by gate, the last word at each; since this process runs the flag
+        self._advised: dict[
+            str, AdviceChoice
+        ] = {}  # by gate, the last word at each; since this process runs the flag
         self._wake = asyncio.Event()
         self._outbox: deque[OutboxEntry] = deque()
         self._outbox_wake = asyncio.Event()
@@ -147,7 +162,9 @@ class FlagWorker:
         self._baking: tuple[object, float, float] | None = None  # see `_note_bake`
         self._violated: set[tuple[str, int]] = set()  # (invariant, revision), each reported once
         self.urgent = asyncio.Event()  # an order that lowers waits: no pause before a restart
-        self.has_failed = False  # orders that lower go before evidence, which may be what it fails on
+        self.has_failed = (
+            False  # orders that lower go before evidence, which may be what it fails on
+        )
         self._publishing_since: float | None = None
         #: Monotonic seconds at which a look was last seen through, what it led to saved.
         self.seen_at: float | None = None
@@ -157,7 +174,8 @@ class FlagWorker:
         self._is_unsaved = False  # the trouble is of a save: only a save shows that it is over
         self._log = structlog.get_logger().bind(flag_key=flag_key)
 
-    # --- what others call ---------------------------------------------------------------------------------------------
+    # --- what others call
+    # ---------------------------------------------------------------------------------------------
 
     @property
     def pending_effects(self) -> int:
@@ -185,7 +203,9 @@ class FlagWorker:
         return done
 
     def _place_of(self, event: Event) -> int:
-        """Return an event's place in the inbox: a roll back overtakes all but roll backs and starts.
+        """Return an event's place in the inbox.
+
+        A roll back overtakes all but roll backs and starts.
 
         What it is to lower may be started by an order before it.
         """
@@ -198,18 +218,25 @@ class FlagWorker:
         return 0
 
     def refuse(self, command: CommandReceived, why: str) -> asyncio.Future[None]:
-        """Queue a refusal behind all that is to be carried out; the future is done once it is saved.
+        """Queue a refusal behind all that is to be carried out.
+
+        The future is done once it is saved.
 
         It is kept as the command's answer: whoever reads the command again gives the same.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        refusal = CommandUnusable(command.at, command.command_id, command.verb, why, digest_of(command))
+        refusal = CommandUnusable(
+            command.at, command.command_id, command.verb, why, digest_of(command)
+        )
         self._refusals.append((refusal, done))
         self._wake.set()
         return done
 
     def abandon(self) -> None:
-        """Let go of what waits: the replica that runs the flag now reads it again from the command topic."""
+        """Let go of what waits.
+
+        The replica that runs the flag now reads it again from the command topic.
+        """
         while self._inbox or self._refusals:
             _, done = (self._inbox or self._refusals).popleft()
             if done is not None:
@@ -232,8 +259,8 @@ class FlagWorker:
     def alert(self, alert: RaiseAlert) -> None:
         """Publish an alert that no transition caused; Redis need not be there. Never waits.
 
-        A crash may forget it; its cause is then seen again. While Kafka is away it waits in memory, the
-        same one once and `UNSAVED_LIMIT` at most.
+        A crash may forget it; its cause is then seen again. While Kafka is away it waits in memory,
+        the same one once and `UNSAVED_LIMIT` at most.
         """
         rollout = self.rollout or self._tools.newest_known(self.flag_key)
         if rollout is None:
@@ -243,7 +270,8 @@ class FlagWorker:
         if not any(entry.effect_id == effect_id for entry in self._outbox):
             self._send([self._entry(alert, rollout, effect_id)])
 
-    # --- the loop -----------------------------------------------------------------------------------------------------
+    # --- the loop
+    # ----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Recover, then handle events until cancelled."""
@@ -262,9 +290,13 @@ class FlagWorker:
                     effects = await self._handle(event)
                 except asyncio.CancelledError:
                     if done is not None and not isinstance(event, Look):
-                        self._inbox.appendleft((event, done))  # not answered: begun anew, or let go by `abandon`
+                        self._inbox.appendleft(
+                            (event, done)
+                        )  # not answered: begun anew, or let go by `abandon`
                     raise
-                except Exception as mistake:  # ours: the worker stops, `workers.py` says so and starts it anew
+                except (
+                    Exception
+                ) as mistake:  # ours: the worker stops, `workers.py` says so and starts it anew
                     if done is not None and not done.done():
                         done.set_exception(mistake)
                     raise
@@ -283,7 +315,10 @@ class FlagWorker:
             self.seen_at = self._tools.clock.monotonic()
 
     async def _next(self) -> tuple[Event | Look, asyncio.Future[None] | None]:
-        """Return what happens next: evidence before commands, so that no queue stands before a breach."""
+        """Return what happens next.
+
+        Evidence before commands, so that no queue stands before a breach.
+        """
         while True:
             self._wake.clear()
             if self.has_failed and self._is_next_urgent():
@@ -341,7 +376,10 @@ class FlagWorker:
     def _decide(
         self, event: Event | Look, bond: Bond | None, now: datetime
     ) -> tuple[Rollout | None, tuple[Effect, ...], GateTests] | None:
-        """Return what follows from an event, None for a look that says nothing: pure but for what it logs."""
+        """Return what follows from an event, None for a look that says nothing.
+
+        Pure but for what it logs.
+        """
         tests, judgement = self._tests, None
         decided: Event
         if isinstance(event, Look):
@@ -368,7 +406,9 @@ class FlagWorker:
             effects = (self._rejected(decided, why, None),) if is_command else ()
         if bond is not None:
             effects = tuple(
-                replace(effect, digest=bond.digest, event=bond.event) if isinstance(effect, AnswerCommand) else effect
+                replace(effect, digest=bond.digest, event=bond.event)
+                if isinstance(effect, AnswerCommand)
+                else effect
                 for effect in effects
             )
         return after, effects, tests
@@ -405,7 +445,10 @@ class FlagWorker:
         return answer if bond is None else replace(answer, digest=bond.digest, event=bond.event)
 
     def _broken_rules(self, transition: Transition, now: datetime) -> list[Violation]:
-        """Return the rules that a transition would break, each reported once; nearly always none."""
+        """Return the rules that a transition would break, each reported once.
+
+        Nearly always none.
+        """
         if transition.after is transition.before and not transition.effects:
             return []
         found = violations(
@@ -421,7 +464,9 @@ class FlagWorker:
                 continue
             self._violated.add((one.rule, revision))
             self._tools.metrics.invariant_violations.of(one.rule).inc()
-            self._log.error("invariant_violated", invariant=one.rule, error=one.why, is_saved=not one.forbids)
+            self._log.error(
+                "invariant_violated", invariant=one.rule, error=one.why, is_saved=not one.forbids
+            )
             why = f"a decision would break invariant {one.rule}: {one.why}"
             remedy = "report it with the log; decide by hand"
             self._tools.faults.report(Scope.FLAG, self.flag_key, why, remedy, reporter=_INVARIANTS)
@@ -431,7 +476,10 @@ class FlagWorker:
         return found
 
     def _note_bake(self, rollout: Rollout | None, at: datetime) -> None:
-        """Keep by the clock that nobody can set when a bake was met here, and how much was left of it `at`."""
+        """Keep by the clock that nobody can set when a bake was met here.
+
+        And how much was left of it `at`.
+        """
         if rollout is None or not isinstance(rollout.phase, Baking):
             self._baking = None
             return
@@ -447,7 +495,9 @@ class FlagWorker:
         _, since, left = self._baking
         return left - (self._tools.clock.monotonic() - since)
 
-    def _judge(self, rollout: Rollout, evidence: Evidence, now: datetime) -> tuple[Judgement | None, GateTests]:
+    def _judge(
+        self, rollout: Rollout, evidence: Evidence, now: datetime
+    ) -> tuple[Judgement | None, GateTests]:
         """Return the judgement of one look, None where the tests say that it would change nothing, and the tests after it."""
         since = self._tools.clock.monotonic() - self._judged_at
         is_new = self.judgement is None or self.judgement.at < rollout.updated_at
@@ -460,15 +510,22 @@ class FlagWorker:
         self._judged_at = self._tools.clock.monotonic()
         return self.judgement, tests
 
-    async def _save(self, after: Rollout | None, effects: Sequence[Effect], tests: GateTests) -> bool:
-        """Save state and effects in one step, before any effect. False: not known to be saved; look, and decide again.
+    async def _save(
+        self, after: Rollout | None, effects: Sequence[Effect], tests: GateTests
+    ) -> bool:
+        """Save state and effects in one step, before any effect.
 
-        That is so when somebody else saved first, and when the store does not say. The write may then land late, which the
-        token finds out; sending the same again would save an old decision after the outage, its bake over already.
+        False: not known to be saved; look, and decide again.
+
+        That is so when somebody else saved first, and when the store does not say. The write may
+        then land late, which the token finds out; sending the same again would save an old decision
+        after the outage, its bake over already.
         """
         before, now = self.rollout, self._tools.clock.monotonic()
         is_changed = after is not before
-        is_due = tests is not self._tests and now - self._tests_saved_at >= TESTS_SAVED_EVERY_SECONDS
+        is_due = (
+            tests is not self._tests and now - self._tests_saved_at >= TESTS_SAVED_EVERY_SECONDS
+        )
         if not (is_changed or effects or is_due or self._is_unsaved):
             self._tests = tests
             return True
@@ -493,7 +550,12 @@ class FlagWorker:
         if not is_saved:
             self._log.warning("save_overtaken", token=self._token)
             return False
-        self.rollout, self._tests, self._token, self._tests_saved_at = after, tests, self._token + 1, now
+        self.rollout, self._tests, self._token, self._tests_saved_at = (
+            after,
+            tests,
+            self._token + 1,
+            now,
+        )
         if after is not None:
             self._note_bake(after, after.updated_at)
         if is_transition and after is not None:
@@ -505,7 +567,10 @@ class FlagWorker:
     def _entries(
         self, after: Rollout | None, effects: Sequence[Effect], *, is_transition: bool
     ) -> tuple[list[OutboxEntry], tuple[str, bytes] | None]:
-        """Return the outbox fields of a save, the new document first, and the answer to keep for a repeated command."""
+        """Return the outbox fields of a save, the new document first.
+
+        And the answer to keep for a repeated command.
+        """
         messages: list[Message] = [after] if is_transition and after is not None else []
         messages += [effect for effect in effects if not isinstance(effect, AskAdvice)]
         entries: list[OutboxEntry] = []
@@ -516,7 +581,11 @@ class FlagWorker:
             entry = replace(self._entry(message, after, effect_id), field=f"outbox:{number}")
             entries.append(entry)
             if isinstance(message, AnswerCommand):
-                key = message.command_id if not message.event else _second_key(message.command_id, message.digest)
+                key = (
+                    message.command_id
+                    if not message.event
+                    else _second_key(message.command_id, message.digest)
+                )
                 answer = (key, entry.value)
         return entries, answer
 
@@ -524,11 +593,14 @@ class FlagWorker:
         return self._tools.encode(message, self.flag_key, rollout, effect_id, self._now())
 
     async def _bind(self, command: CommandReceived | CommandUnusable) -> Bond | None:
-        """Tie an id to what it asks for; None when exactly this was answered, and gets that answer again.
+        """Tie an id to what it asks for.
+
+        None when exactly this was answered, and gets that answer again.
 
         An id that comes a second time asking for something else was used twice by mistake: that is
-        refused. But an order that lowers is carried out, under an id of its own: a script that rolls
-        back under the same id in each rollout must not be told "accepted" by the rollout before.
+        refused. But an order that lowers is carried out, under an id of its own: a script that
+        rolls back under the same id in each rollout must not be told "accepted" by the rollout
+        before.
         """
         digest = digest_of(command)
         first = await self._answer(command.command_id)
@@ -552,24 +624,30 @@ class FlagWorker:
     async def _answer(self, key: str) -> bytes | None:
         return await self._persistently(lambda: self._tools.rollouts.answer_to(self.flag_key, key))
 
-    def _repeat(self, command: CommandReceived | CommandUnusable, answer: bytes, event: str) -> None:
+    def _repeat(
+        self, command: CommandReceived | CommandUnusable, answer: bytes, event: str
+    ) -> None:
         """Give a repeated command the answer it got the first time."""
         self._log.info("command_repeated", command_id=command.command_id)
         self._send([OutboxEntry("", f"{self.flag_key}/{event}", "results", self.flag_key, answer)])
 
-    # --- recovery -------------------------------------------------------------------------------------------
+    # --- recovery
+    # -------------------------------------------------------------------------------------------
 
     async def _follow_state_topic(self) -> None:
         """Go on from a document that is newer than ours: what is decided next must be the newest.
 
-        Another replica may have decided it; then it is stored as well. If nobody did, a stranger wrote to
-        `rollout.state`: all serve it, and a roll back with a lower revision would change nothing.
+        Another replica may have decided it; then it is stored as well. If nobody did, a stranger
+        wrote to `rollout.state`: all serve it, and a roll back with a lower revision would change
+        nothing.
         """
         known = self._tools.newest_known(self.flag_key)
         if known is None or self.rollout is None or known.revision <= self.rollout.revision:
             return
         stored = await self._persistently(lambda: self._tools.rollouts.load(self.flag_key))
-        if not stored.trouble and (stored.rollout is None or stored.rollout.revision < known.revision):
+        if not stored.trouble and (
+            stored.rollout is None or stored.rollout.revision < known.revision
+        ):
             held = 0 if stored.rollout is None else stored.rollout.revision
             why = f"rollout.state has revision {known.revision}, Redis {held}: no worker decided it"
             self._tools.metrics.invariant_violations.of("I7").inc()
@@ -579,8 +657,8 @@ class FlagWorker:
     async def _load(self) -> None:
         """Read what is stored; a newer document known elsewhere wins.
 
-        Redis may have lost its last second, or everything. Raises DocumentUnreadable where nothing that
-        can be read is known, or what is stored is a newer release's.
+        Redis may have lost its last second, or everything. Raises DocumentUnreadable where nothing
+        that can be read is known, or what is stored is a newer release's.
         """
         stored = await self._persistently(lambda: self._tools.rollouts.load(self.flag_key))
         known = self._tools.newest_known(self.flag_key)
@@ -590,12 +668,18 @@ class FlagWorker:
             if rescued is not None and (known is None or rescued.revision > known.revision):
                 known = rescued  # its own copy in the outbox
             if stored.is_newer or known is None:
-                raise DocumentUnreadable(f"what is stored for {self.flag_key} cannot be read: {stored.trouble}")
+                raise DocumentUnreadable(
+                    f"what is stored for {self.flag_key} cannot be read: {stored.trouble}"
+                )
             self._log.error("recovered_from_damage", error=stored.trouble, revision=known.revision)
             stored = replace(stored, rollout=None)
         is_damaged = bool(stored.trouble)
-        while known is not None and (stored.rollout is None or known.revision > stored.rollout.revision):
-            self._log.warning("recovered_from_state_topic", revision=known.revision, token=stored.token)
+        while known is not None and (
+            stored.rollout is None or known.revision > stored.rollout.revision
+        ):
+            self._log.warning(
+                "recovered_from_state_topic", revision=known.revision, token=stored.token
+            )
             await self._restore(known, lost, stored.token)
             stored = await self._persistently(lambda: self._tools.rollouts.load(self.flag_key))
             lost = self._lost(stored, known)
@@ -615,15 +699,20 @@ class FlagWorker:
                 self._alert_recovery(rollout)
 
     def _lost(self, stored: StoredRollout, known: Rollout | None) -> list[OutboxEntry]:
-        """Return effects that were saved, are not known to be published, and are in the store no more.
+        """Return effects that were saved, are not known to be published.
 
-        Redis fell back, or another replica has published them: receivers drop what they have by its id.
-        Not so a state topic, which ends with what is written last: older documents stay out of it.
+        And are in the store no more.
+
+        Redis fell back, or another replica has published them: receivers drop what they have by its
+        id. Not so a state topic, which ends with what is written last: older documents stay out of
+        it.
         """
         kept = {entry.effect_id for entry in stored.outbox}
         lost = [entry for entry in self._outbox if entry.field and entry.effect_id not in kept]
         newest = known
-        if stored.rollout is not None and (known is None or stored.rollout.revision > known.revision):
+        if stored.rollout is not None and (
+            known is None or stored.rollout.revision > known.revision
+        ):
             newest = stored.rollout
         current = self._effect_id(newest, 0)
         return [entry for entry in lost if entry.topic != "state" or entry.effect_id == current]
@@ -634,7 +723,10 @@ class FlagWorker:
         The effects get new numbers: the tokens that theirs are from will be used again.
         """
         first = (token + 1) * EFFECTS_PER_SAVE
-        again = [replace(entry, field=f"outbox:{first + n}") for n, entry in enumerate(lost[:EFFECTS_PER_SAVE])]
+        again = [
+            replace(entry, field=f"outbox:{first + n}")
+            for n, entry in enumerate(lost[:EFFECTS_PER_SAVE])
+        ]
         await self._persistently(
             partial(
                 self._tools.rollouts.save,
@@ -647,7 +739,10 @@ class FlagWorker:
         )
 
     def _decoded(self, tests: bytes) -> GateTests:
-        """Return the stored state of the tests; the initial one where it is damaged: evidence starts again."""
+        """Return the stored state of the tests.
+
+        The initial one where it is damaged: evidence starts again.
+        """
         try:
             return decode_tests(tests)
         except Exception as damage:  # whatever is in those bytes
@@ -667,7 +762,10 @@ class FlagWorker:
         )
 
     async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat an idempotent call to Redis until it answers. Until then nothing is decided: the flag stays where it is."""
+        """Repeat an idempotent call to Redis until it answers.
+
+        Until then nothing is decided: the flag stays where it is.
+        """
         wait = self._tools.retry_seconds
         while True:
             try:
@@ -718,7 +816,9 @@ class FlagWorker:
             ahead = seconds_ahead(self.rollout, now)
             if ahead <= AHEAD_AT_MOST_SECONDS or self._tools.why_not_raise() is not None:
                 return
-            self._log.error("times_brought_back", seconds=round(ahead), revision=self.rollout.revision)
+            self._log.error(
+                "times_brought_back", seconds=round(ahead), revision=self.rollout.revision
+            )
             heard_at = self._tests.heard_at
             heard_at = None if heard_at is None else min(heard_at, now)
             tests = replace(self._tests, heard_at=heard_at)
@@ -726,7 +826,8 @@ class FlagWorker:
                 return
             await self._load()
 
-    # --- effects ------------------------------------------------------------------------------------------------------
+    # --- effects
+    # ----------------------------------------------------------------------------------------------
 
     def _send(self, entries: Sequence[OutboxEntry]) -> None:
         self._outbox.extend(entries)
@@ -765,7 +866,12 @@ class FlagWorker:
                 if fields:
                     await self._tools.rollouts.settle(self.flag_key, fields)
             except (EventLogUnavailable, StoreUnavailable) as trouble:
-                self._log.warning("outbox_waits", error=str(trouble), entries=len(self._outbox), retry_seconds=wait)
+                self._log.warning(
+                    "outbox_waits",
+                    error=str(trouble),
+                    entries=len(self._outbox),
+                    retry_seconds=wait,
+                )
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(2 * wait, LONGEST_RETRY_SECONDS)
                 continue
@@ -775,7 +881,10 @@ class FlagWorker:
             self._outbox = deque(entry for entry in self._outbox if id(entry) not in done)
 
     def _ask(self, tasks: asyncio.TaskGroup, question: AskAdvice) -> None:
-        """Put the question in a task of its own: a hanging model delays nothing but its own gate."""
+        """Put the question in a task of its own.
+
+        A hanging model delays nothing but its own gate.
+        """
         assert self.rollout is not None
         tasks.create_task(self._advise(self.rollout, question), name=f"advice:{self.flag_key}")
 
@@ -802,7 +911,8 @@ class FlagWorker:
             self._tools.metrics.advice.of("unavailable").inc()
         self.submit(event)
 
-    # --- reports ------------------------------------------------------------------------------------------------------
+    # --- reports
+    # ----------------------------------------------------------------------------------------------
 
     def _note(self, before: Rollout | None, effects: Sequence[Effect]) -> None:
         """Write one canonical line per decision, and count."""
@@ -813,7 +923,9 @@ class FlagWorker:
                     self._log.info("decision_made", **decision_line(effect, self.rollout))
                     self._note_advice(effect)
                 case AnswerCommand():
-                    self._tools.metrics.commands.of(effect.verb or UNKNOWN_VERB, effect.status).inc()
+                    self._tools.metrics.commands.of(
+                        effect.verb or UNKNOWN_VERB, effect.status
+                    ).inc()
                     self._log.info(
                         "command_answered",
                         command_id=effect.command_id,
@@ -834,17 +946,24 @@ class FlagWorker:
             and isinstance(before.phase, Gating)
             and not isinstance(after.phase, Gating)
         ):
-            self._tools.metrics.gate_duration_seconds.observe((after.updated_at - before.phase.since).total_seconds())
+            self._tools.metrics.gate_duration_seconds.observe(
+                (after.updated_at - before.phase.since).total_seconds()
+            )
 
     def _note_advice(self, decision: PublishDecision) -> None:
-        """Keep the last advice of each gate, and count it as right or wrong once the evidence has ended the rollout."""
+        """Keep the last advice of each gate.
+
+        And count it as right or wrong once the evidence has ended the rollout.
+        """
         if decision.kind is DecisionKind.START:
             self._advised.clear()
         if decision.advice is not None and decision.gate_id is not None:
             self._advised[decision.gate_id] = decision.advice.choice
         if is_outcome(decision.kind, decision.issuer):
             for choice in self._advised.values():
-                self._tools.metrics.advice_agreement.of(choice, "yes" if agrees(choice, decision.kind) else "no").inc()
+                self._tools.metrics.advice_agreement.of(
+                    choice, "yes" if agrees(choice, decision.kind) else "no"
+                ).inc()
             self._advised.clear()
 
     def _effect_id(self, rollout: Rollout | None, n: int | str) -> str:
@@ -856,7 +975,10 @@ class FlagWorker:
 
 #: Digits of a digest that tell two uses of one id apart.
 SHORT_DIGEST = 16
-_OUTBOX_FULL = "Kafka takes no records and the outbox is full: nothing is raised until it is empty; send it again then"
+_OUTBOX_FULL = (
+    "Kafka takes no records and the outbox is full: nothing is raised until it is empty; send "
+    "it again then"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -864,7 +986,9 @@ class Bond:
     """What a command's answer is bound to, besides its id."""
 
     digest: str  # of what it asks for
-    event: str = ""  # id of the result's event; empty: the command's own, which is used for the first time
+    event: str = (
+        ""  # id of the result's event; empty: the command's own, which is used for the first time
+    )
     refusal: str = ""  # why it is not carried out
 
 
@@ -894,7 +1018,8 @@ def digest_of(command: CommandReceived | CommandUnusable) -> str:
     """Return what tells a command from another under its id: 32 hex digits of all that it asks for.
 
     When it was issued is left out, so that whoever repeats a command for want of an answer gets the
-    answer; but not for one that lowers, where a repeat is harmless and an order not carried out is not.
+    answer; but not for one that lowers, where a repeat is harmless and an order not carried out is
+    not.
     """
     if isinstance(command, CommandUnusable) and command.digest:
         return command.digest
@@ -934,7 +1059,11 @@ def decision_line(decision: PublishDecision, rollout: Rollout | None) -> dict[st
         "issuer": decision.issuer,
     }
     if rollout is not None:
-        line |= {"rollout_id": rollout.rollout_id, "revision": rollout.revision, "phase": rollout.phase.name}
+        line |= {
+            "rollout_id": rollout.rollout_id,
+            "revision": rollout.revision,
+            "phase": rollout.phase.name,
+        }
     if decision.stage is not None:
         line["stage"] = decision.stage
     if decision.gate_id is not None:
@@ -952,7 +1081,9 @@ def decision_line(decision: PublishDecision, rollout: Rollout | None) -> dict[st
                     "safe": metric.safe.value,
                     "e_value": metric.e_value,
                     "e_value_safe": metric.e_value_safe,
-                    "estimates": {arm.value: summary.estimate for arm, summary in metric.arms.items()},
+                    "estimates": {
+                        arm.value: summary.estimate for arm, summary in metric.arms.items()
+                    },
                 }
                 for metric in seen.metrics
             },

@@ -1,10 +1,12 @@
-"""Which flags run on this replica, and what reaches their workers: commands, totals, the state topic.
+"""Which flags run on this replica, and what reaches their workers.
 
-The replica that Kafka gave a flag's partition of `rollout.commands` runs the flag. That is only about
-who works; two workers of one flag cannot both win, because every save is a compare-and-set.
+Commands, totals, the state topic.
 
-Nothing that one record, flag or partition does ends a loop here: it is refused or set aside, reported
-in `Faults`, and everything else goes on. What waits, and what it may cost:
+The replica that Kafka gave a flag's partition of `rollout.commands` runs the flag. That is only
+about who works; two workers of one flag cannot both win, because every save is a compare-and-set.
+
+Nothing that one record, flag or partition does ends a loop here: it is refused or set aside,
+reported in `Faults`, and everything else goes on. What waits, and what it may cost:
 
 | what | where | bound |
 |---|---|---|
@@ -29,7 +31,13 @@ import structlog
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
 from controller.core.judgement import Judgement
 from controller.core.machine import decide
-from controller.core.rollout import AnswerCommand, CommandReceived, CommandUnusable, RaiseAlert, Rollout
+from controller.core.rollout import (
+    AnswerCommand,
+    CommandReceived,
+    CommandUnusable,
+    RaiseAlert,
+    Rollout,
+)
 from controller.errors import (
     BadInput,
     BrokenInvariant,
@@ -100,7 +108,9 @@ class ReadCommand:
 
     flag_key: str
     event: CommandReceived
-    copy: Callable[[], OutboxEntry]  # the same command for its flag's own partition, marked as forwarded
+    copy: Callable[
+        [], OutboxEntry
+    ]  # the same command for its flag's own partition, marked as forwarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +136,9 @@ class _Order:
     is_queued: bool = False  # what comes later for its flag waits behind it
     is_refused: bool = False  # only Kafka has still to take its refusal
     is_done: bool = False
-    refusal: _Refusal | None = None  # told once it is committed: no next owner may obey it after a "no"
+    refusal: _Refusal | None = (
+        None  # told once it is committed: no next owner may obey it after a "no"
+    )
 
     def finish(self) -> None:
         """Let the offset be committed."""
@@ -135,13 +147,18 @@ class _Order:
 
 @dataclass(slots=True)
 class _Lane:
-    """One owned partition of the command topic, oldest first, so that commits never pass an open one."""
+    """One owned partition of the command topic, oldest first.
+
+    So that commits never pass an open one.
+    """
 
     end: int  # of the log when it was taken over: what lies before may be read a second time
     open: deque[_Order] = field(default_factory=deque)
     busy: int = 0  # of flags that exist, and under way
     strangers: deque[_Order] = field(default_factory=deque)
-    queued: Counter[str] = field(default_factory=Counter)  # of them by flag: later ones must not pass
+    queued: Counter[str] = field(
+        default_factory=Counter
+    )  # of them by flag: later ones must not pass
     stranger_bytes: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     done_to: int | None = None
@@ -179,7 +196,9 @@ class _Run:
     task: asyncio.Task[None] | None = None
     failures: int = 0  # in a row
     failed_at: float | None = None  # monotonic seconds
-    restarted_at: float | None = None  # since when it runs again after a failure, until that is forgotten
+    restarted_at: float | None = (
+        None  # since when it runs again after a failure, until that is forgotten
+    )
     is_alerted: bool = False
     standing_still: str = ""  # why it can do nothing at all, not even refuse
 
@@ -216,10 +235,12 @@ class Workers:
         released: Callable[[str], None],
         actuation_drift: Callable[[Rollout], str | None],
     ) -> None:
-        """`event_partitions` are the totals' keys; `partition_of` and `command_partitions` are live.
+        """`event_partitions` are the totals' keys.
 
-        `refuse` quarantines command records and answers them where it can, and returns when Kafka has
-        it. `forward` publishes a command again, onto its flag's own partition.
+        `partition_of` and `command_partitions` are live.
+
+        `refuse` quarantines command records and answers them where it can, and returns when Kafka
+        has it. `forward` publishes a command again, onto its flag's own partition.
         """
         self._tools = tools
         self._commands = commands
@@ -254,7 +275,9 @@ class Workers:
         self._last_seen: dict[str, tuple[object, float]] = {}
         self._watched: dict[str, tuple[Evidence, float]] = {}
         self._unseen: set[str] = set()  # flags that could not be shown their totals
-        self._shown: dict[tuple[Scope, str], float] = {}  # faults that are over, and until when they are shown
+        self._shown: dict[
+            tuple[Scope, str], float
+        ] = {}  # faults that are over, and until when they are shown
         self._broken: dict[str, str] = {}
         self._followed_at: float | None = None
         self._log = structlog.get_logger()
@@ -337,7 +360,8 @@ class Workers:
 
     async def run(self) -> None:
         """Follow the command topic and the totals until cancelled."""
-        # Of a run before this one nothing is left: its tasks are gone, and so is what waited for them.
+        # Of a run before this one nothing is left: its tasks are gone, and so is what waited for
+        # them.
         for flag_key, run in self._runs.items():
             run.worker.abandon()
             self._clear_faults(flag_key)
@@ -405,7 +429,9 @@ class Workers:
         # Within a flag the order stays: `roll_back, start` means the opposite of `start,
         # roll_back`.
         urgent = {order.flag_key for _, _, order in taken if order.verb in ALWAYS_ACCEPTED}
-        for partition, lane, order in sorted(taken, key=lambda each: each[2].flag_key not in urgent):
+        for partition, lane, order in sorted(
+            taken, key=lambda each: each[2].flag_key not in urgent
+        ):
             self._take(partition, lane, order)
 
     def _order(self, record: Record, now: float) -> _Order:
@@ -430,18 +456,31 @@ class Workers:
             self._begin(partition, lane, order)
 
     def _is_too_much(self, order: _Order) -> bool:
-        """Tell whether enough commands of the flag are under way, and note it. A roll back is never too much."""
+        """Tell whether enough commands of the flag are under way, and note it.
+
+        A roll back is never too much.
+        """
         if order.verb in FINAL:
             return False
         waiting = self._waiting[order.flag_key]
-        if waiting < (FLAG_LOWERING_LIMIT if order.verb in ALWAYS_ACCEPTED else FLAG_COMMANDS_LIMIT):
+        if waiting < (
+            FLAG_LOWERING_LIMIT if order.verb in ALWAYS_ACCEPTED else FLAG_COMMANDS_LIMIT
+        ):
             return False
-        order.why_not = f"{waiting} commands of this flag wait to be carried out: send it again when they are answered"
+        order.why_not = (
+            f"{waiting} commands of this flag wait to be carried out: send it again when they "
+            f"are answered"
+        )
         return True
 
     def _is_known(self, flag_key: str) -> bool:
         """True for a flag that may have a rollout, as far as is known without asking."""
-        return flag_key in self._runs or flag_key in self._known or flag_key in self._indexed or self._waiting[flag_key] > 0
+        return (
+            flag_key in self._runs
+            or flag_key in self._known
+            or flag_key in self._indexed
+            or self._waiting[flag_key] > 0
+        )
 
     # --- partitions -------------------------------------------------------------------------------
 
@@ -462,11 +501,15 @@ class Workers:
                 if not isinstance(trouble, OperatingTrouble):
                     self._log.exception("commands_not_taken_over", partition=partition[1])
                     why = f"its commands cannot be taken over: {trouble!r}"
-                    self._tools.faults.report(Scope.PARTITION, _named(partition), why, reporter=_COMMANDS)
+                    self._tools.faults.report(
+                        Scope.PARTITION, _named(partition), why, reporter=_COMMANDS
+                    )
                 self._log.warning("commands_not_ready", partition=partition[1], error=str(trouble))
 
     async def _take_over(self, partition: TopicPartition) -> None:
-        """Read a partition on from what is committed. Beyond its end that says nothing: read it all.
+        """Read a partition on from what is committed.
+
+        Beyond its end that says nothing: read it all.
 
         Reading a command a second time is harmless: its answer is kept, and an order for an earlier
         rollout is refused.
@@ -477,14 +520,23 @@ class Workers:
         is_beyond = committed is not None and committed > end
         if is_beyond:
             start = first
-            self._log.error("commands_committed_beyond_end", partition=partition[1], committed=committed, end=end, first=first)
+            self._log.error(
+                "commands_committed_beyond_end",
+                partition=partition[1],
+                committed=committed,
+                end=end,
+                first=first,
+            )
             await self._commands.commit({partition: first})
         self._commands.seek(partition, start)
         lane = self._lanes[partition] = _Lane(end)
-        lane.task = self._spawn(self._answer_strangers(partition, lane), f"strangers:{partition[1]}")
+        lane.task = self._spawn(
+            self._answer_strangers(partition, lane), f"strangers:{partition[1]}"
+        )
         if is_beyond:
             why = (
-                f"offset {committed} was committed and the log ends at {end}: it was truncated or made "
+                f"offset {committed} was committed and the log ends at {end}: it was "
+                f"truncated or made "
                 f"anew; all its commands are read again from offset {first}"
             )
             remedy = "nothing, unless commands given lately have no answer: then send them again"
@@ -521,14 +573,20 @@ class Workers:
             self._log.info("flags_taken_over", partitions=sorted(numbers), flags=started)
 
     def _home(self, flag_key: str) -> int:
-        """Return a flag's partition. Remembered: the hash of ten thousand keys takes a tenth of a second."""
+        """Return a flag's partition.
+
+        Remembered: the hash of ten thousand keys takes a tenth of a second.
+        """
         home = self._homes.get(flag_key)
         if home is None:
             home = self._homes[flag_key] = self._partition_of(flag_key)
         return home
 
     def _hold_back(self) -> None:
-        """Read no more commands than are obeyed: while Redis is away they wait in the topic, not here."""
+        """Read no more commands than are obeyed.
+
+        While Redis is away they wait in the topic, not here.
+        """
         full = [partition for partition, lane in self._lanes.items() if lane.is_full]
         if full:
             self._idle.set()  # nothing more can come: the strangers' turn
@@ -582,7 +640,10 @@ class Workers:
         self._spawn(self._see_through(partition, lane, order), f"command:{order.offset}")
 
     async def _see_through(self, partition: TopicPartition, lane: _Lane, order: _Order) -> None:
-        """Obey one command. Whatever goes wrong with it is answered, reported, and stops nothing else."""
+        """Obey one command. Whatever goes wrong with it is answered, reported.
+
+        And stops nothing else.
+        """
         record = order.record
         assert record is not None
         try:
@@ -594,7 +655,9 @@ class Workers:
             self._log.exception("command_given_up", partition=partition[1], offset=order.offset)
             where = f"{_named(partition)}/{order.offset}"
             why = f"it could be neither carried out nor refused: {mistake!r}"
-            self._report_for_a_while(Scope.COMMAND, where, why, "see whether it is still wanted; send it again")
+            self._report_for_a_while(
+                Scope.COMMAND, where, why, "see whether it is still wanted; send it again"
+            )
             order.finish()
         finally:
             if not order.why_not:
@@ -603,11 +666,13 @@ class Workers:
                 if not self._waiting[order.flag_key]:
                     del self._waiting[order.flag_key]
 
-    async def _obey(self, partition: TopicPartition, lane: _Lane, order: _Order, record: Record) -> bool:
+    async def _obey(
+        self, partition: TopicPartition, lane: _Lane, order: _Order, record: Record
+    ) -> bool:
         """Carry a command out, forward it, or refuse it.
 
-        False: its refusal waits for Kafka, or its partition went and another replica reads it. A mistake
-        of ours is tried twice, then refused.
+        False: its refusal waits for Kafka, or its partition went and another replica reads it. A
+        mistake of ours is tried twice, then refused.
         """
         event: CommandReceived | CommandUnusable
         try:
@@ -633,13 +698,20 @@ class Workers:
                 return True
             is_backlog = record.offset < lane.end or order.hops > 0
             event = replace(command.event, is_backlog=is_backlog)
-        lowers = isinstance(event, CommandReceived) and event.verb in ALWAYS_ACCEPTED and not order.why_not
+        lowers = (
+            isinstance(event, CommandReceived)
+            and event.verb in ALWAYS_ACCEPTED
+            and not order.why_not
+        )
         failure, attempts = "", 0
         while attempts < 2:
             if self._lanes.get(partition) is not lane:
-                return False  # handed over: whoever runs the flag now reads it, for it is not committed
+                # handed over: whoever runs the flag now reads it, for it is not committed
+                return False
             run = self._start(flag_key)
-            if run.standing_still and (attempts or not lowers):  # what lowers has it loaded once more
+            if run.standing_still and (
+                attempts or not lowers
+            ):  # what lowers has it loaded once more
                 failure = run.standing_still
                 break
             try:
@@ -652,15 +724,21 @@ class Workers:
                 if task is None or task.cancelling():
                     raise
                 continue  # its worker was stopped: look who has the flag now
-            except Exception as mistake:  # a worker's own failure, which it reported and restarts from
+            except (
+                Exception
+            ) as mistake:  # a worker's own failure, which it reported and restarts from
                 attempts += 1
                 failure = f"the controller failed on this command: {mistake!r}"
                 self._log.exception("command_failed", flag_key=flag_key, attempt=attempts)
             else:
                 return True
         # We cannot carry it out, though it says nothing wrong.
-        self._report_for_a_while(Scope.COMMAND, event.command_id, f"{flag_key}: {failure}", _SEND_AGAIN)
-        refused = CommandRefused(command_id=event.command_id, flag_key=flag_key, verb=event.verb, reason=failure)
+        self._report_for_a_while(
+            Scope.COMMAND, event.command_id, f"{flag_key}: {failure}", _SEND_AGAIN
+        )
+        refused = CommandRefused(
+            command_id=event.command_id, flag_key=flag_key, verb=event.verb, reason=failure
+        )
         refusal = _Refusal(partition, lane, order, record, refused)
         if lowers:
             self._let_refuse(refusal)
@@ -675,14 +753,19 @@ class Workers:
         except BadInput:
             raise
         except Exception as mistake:  # ours: this record alone is refused by it
-            self._log.exception("command_not_read", partition=record.partition, offset=record.offset)
+            self._log.exception(
+                "command_not_read", partition=record.partition, offset=record.offset
+            )
             why = f"the controller failed on this command: {mistake!r}"
             name = f"{record.topic}/{record.partition}/{record.offset}"
             self._report_for_a_while(Scope.COMMAND, name, why, _SEND_AGAIN)
             raise CommandUnreadable(QuarantineReason.INVALID, why[:500]) from mistake
 
     def _as_refused(self, fault: CommandRefused) -> CommandUnusable:
-        """Return the event by which the flag's worker answers it: saved, so that a repeat gets the same."""
+        """Return the event by which the flag's worker answers it.
+
+        Saved, so that a repeat gets the same.
+        """
         return CommandUnusable(self._tools.clock.now(), fault.command_id, fault.verb, fault.reason)
 
     def _count_refused(self, verb: CommandVerb | None) -> None:
@@ -697,10 +780,12 @@ class Workers:
         lane.arrived.set()
 
     async def _answer_strangers(self, partition: TopicPartition, lane: _Lane) -> None:
-        """Answer commands of flags that do not exist, once all others are read; a start makes one exist.
+        """Answer commands of flags that do not exist, once all others are read.
 
-        They leave nothing behind: no worker, nothing in the store. Their answer follows from the record
-        alone, so that one that is read again after a crash gets the same.
+        A start makes one exist.
+
+        They leave nothing behind: no worker, nothing in the store. Their answer follows from the
+        record alone, so that one that is read again after a crash gets the same.
         """
         while True:
             if not lane.strangers:
@@ -752,8 +837,8 @@ class Workers:
     def _why_not(self, order: _Order, record: Record) -> BadInput | None:
         """Return why a command is refused here and now; None when a worker has to see it.
 
-        The worker also answers what is too much, and keeps that answer: read again by the next owner,
-        the command must not be carried out after all.
+        The worker also answers what is too much, and keeps that answer: read again by the next
+        owner, the command must not be carried out after all.
         """
         if not order.why_not and self._is_known(order.flag_key):
             return None
@@ -774,7 +859,9 @@ class Workers:
         if after is not None:
             return None
         reason = next(effect.reason for effect in effects if isinstance(effect, AnswerCommand))
-        return CommandRefused(command_id=event.command_id, flag_key=command.flag_key, verb=event.verb, reason=reason)
+        return CommandRefused(
+            command_id=event.command_id, flag_key=command.flag_key, verb=event.verb, reason=reason
+        )
 
     # --- refusals ---------------------------------------------------------------------------------
 
@@ -785,7 +872,10 @@ class Workers:
         return since is not None and self._tools.clock.monotonic() - since >= REFUSALS_AWAY_SECONDS
 
     def _let_refuse(self, refusal: _Refusal) -> None:
-        """Let a command be refused once Kafka takes it: it is committed then, and holds up nothing until then."""
+        """Let a command be refused once Kafka takes it.
+
+        It is committed then, and holds up nothing until then.
+        """
         refusal.order.record, refusal.order.is_refused = None, True
         self._refusals.append(refusal)
         while len(self._refusals) > REFUSALS_LIMIT and self._is_refusing_in_vain:
@@ -797,19 +887,36 @@ class Workers:
         self._given_up += 1
         if self._given_up % 1000 == 1:
             where = _named(refusal.partition)
-            self._log.error("command_refusals_dropped", partition=where, offset=refusal.order.offset, in_all=self._given_up)
-            why = f"{self._given_up:,} refused commands got no answer in all: Kafka took none for too long"
+            self._log.error(
+                "command_refusals_dropped",
+                partition=where,
+                offset=refusal.order.offset,
+                in_all=self._given_up,
+            )
+            why = (
+                f"{self._given_up:,} refused commands got no answer in all: Kafka took none "
+                f"for too long"
+            )
             self._report_for_a_while(Scope.PARTITION, where, why, _SEND_AGAIN)
 
     async def _send_refusals(self) -> None:
-        """Tell Kafka what is refused, for ever. What a crash leaves is not committed, and read again."""
+        """Tell Kafka what is refused, for ever.
+
+        What a crash leaves is not committed, and read again.
+        """
         while True:
             if not self._refusals:
                 self._refused.clear()
                 await self._refused.wait()
-            batch = [self._refusals.popleft() for _ in range(min(len(self._refusals), STRANGERS_AT_ONCE))]
+            batch = [
+                self._refusals.popleft() for _ in range(min(len(self._refusals), STRANGERS_AT_ONCE))
+            ]
             # Of a partition that went, another replica answers what is not committed.
-            batch = [one for one in batch if one.order.is_done or self._lanes.get(one.partition) is one.lane]
+            batch = [
+                one
+                for one in batch
+                if one.order.is_done or self._lanes.get(one.partition) is one.lane
+            ]
             if self._refusing_since is None:
                 self._refusing_since = self._tools.clock.monotonic()
             try:
@@ -822,7 +929,9 @@ class Workers:
             self._refusing_since = None
             for one in batch:
                 one.order.finish()
-                self._count_refused(one.fault.verb if isinstance(one.fault, CommandRefused) else None)
+                self._count_refused(
+                    one.fault.verb if isinstance(one.fault, CommandRefused) else None
+                )
 
     async def _refuse_all(self, refused: Sequence[tuple[Record, BadInput]]) -> None:
         """Refuse many together; one that we fail on costs no other its answer."""
@@ -838,7 +947,9 @@ class Workers:
                     await self._refuse_all([one])
                 return
             record = refused[0][0]
-            self._log.exception("command_given_up", partition=record.partition, offset=record.offset)
+            self._log.exception(
+                "command_given_up", partition=record.partition, offset=record.offset
+            )
             name = f"{record.topic}/{record.partition}/{record.offset}"
             why = f"it could not even be refused: {mistake!r}"
             self._report_for_a_while(Scope.COMMAND, name, why, _SEND_AGAIN)
@@ -846,7 +957,10 @@ class Workers:
     # --- totals -----------------------------------------------------------------------------------
 
     async def _look_at_totals(self) -> None:
-        """Read the totals of all live rollouts, and give each worker what is new, or a second old."""
+        """Read the totals of all live rollouts, and give each worker what is new.
+
+        Or a second old.
+        """
         clock = self._tools.clock
         pause = LOOK_AT_MOST_EVERY_SECONDS
         while True:
@@ -888,7 +1002,9 @@ class Workers:
             totals, progress = await self._totals.read(keys, wanted)
         except OperatingTrouble:
             raise
-        except Exception as mistake:  # one flag's totals, perhaps: the others must not be blinded by it
+        except (
+            Exception
+        ) as mistake:  # one flag's totals, perhaps: the others must not be blinded by it
             self._log.warning("totals_unreadable", error=repr(mistake))
             for flag_key, visits in wanted.items():
                 await self._look_at_one(flag_key, live[flag_key], keys, visits)
@@ -897,7 +1013,11 @@ class Workers:
             self._look_at(flag_key, live[flag_key], totals.get(flag_key, {}), progress)
 
     async def _look_at_one(
-        self, flag_key: str, rollout: Rollout, keys: Sequence[str], visits: tuple[str, Sequence[int]]
+        self,
+        flag_key: str,
+        rollout: Rollout,
+        keys: Sequence[str],
+        visits: tuple[str, Sequence[int]],
     ) -> None:
         """Read one flag's totals alone, because those of all could not be read."""
         try:
@@ -977,7 +1097,10 @@ class Workers:
         self._released(flag_key)
 
     def _clear_faults(self, flag_key: str) -> None:
-        """Clear what was reported of a flag that runs here no more: its next owner sees for itself."""
+        """Clear what was reported of a flag that runs here no more.
+
+        Its next owner sees for itself.
+        """
         self._unseen.discard(flag_key)
         self._broken.pop(flag_key, None)
         for reporter in (_LOOKING, _WORKER):
@@ -998,7 +1121,9 @@ class Workers:
             run.failures = 1 if is_new_row else run.failures + 1
             run.is_alerted = run.is_alerted and not is_new_row
             run.failed_at, run.restarted_at = now, None
-            wait = min(WORKER_RESTART_SECONDS * 2.0 ** min(run.failures - 1, 10), LONGEST_RESTART_SECONDS)
+            wait = min(
+                WORKER_RESTART_SECONDS * 2.0 ** min(run.failures - 1, 10), LONGEST_RESTART_SECONDS
+            )
             why = "its worker ended" if mistake is None else repr(mistake)
             self._broken[flag_key] = why
             remedy = "report it with the log; roll the flag back if it cannot wait"
@@ -1026,7 +1151,10 @@ class Workers:
             run.standing_still, run.restarted_at = "", clock.monotonic()
 
     async def _alert_once(self, flag_key: str, run: _Run, why: str, remedy: str) -> None:
-        """Alert that a flag has nobody to watch it: once in a row of failures, past its own outbox."""
+        """Alert that a flag has nobody to watch it.
+
+        Once in a row of failures, past its own outbox.
+        """
         rollout = run.worker.rollout or self._tools.newest_known(flag_key)
         if run.is_alerted or rollout is None:
             return

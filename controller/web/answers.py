@@ -1,4 +1,7 @@
-"""Reading requests and writing answers: bounded bodies, JSON, entity tags. What is asked is the endpoints' business."""
+"""Reading requests and writing answers: bounded bodies, JSON, entity tags.
+
+What is asked is the endpoints' business.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ from starlette.types import Receive, Scope, Send
 
 from controller.errors import BadInput
 
-#: The longest body we read by default. An evaluation context is far smaller; CloudEvents ask for no more either.
+# : The longest body we read by default. An evaluation context is far smaller; CloudEvents ask for
+# no more either.
 MAX_BODY_BYTES = 64 * 1024
 #: The longest a client may take to send a body it has begun.
 BODY_SECONDS = 5.0
 
-#: On every answer: nothing here is a page, and nothing in it is for a browser to run, frame or guess about.
+# : On every answer: nothing here is a page, and nothing in it is for a browser to run, frame or
+# guess about.
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -36,8 +41,13 @@ class BodyRefused(BadInput):
         self.status = status
 
 
-async def read_body(receive: Receive, max_bytes: int, within_seconds: float = BODY_SECONDS) -> bytes:
-    """Return the whole body. Raises BodyRefused past `max_bytes` or `within_seconds`, and when the client has left."""
+async def read_body(
+    receive: Receive, max_bytes: int, within_seconds: float = BODY_SECONDS
+) -> bytes:
+    """Return the whole body.
+
+    Raises BodyRefused past `max_bytes` or `within_seconds`, and when the client has left.
+    """
     body = bytearray()
     try:
         async with asyncio.timeout(within_seconds):
@@ -54,7 +64,9 @@ async def read_body(receive: Receive, max_bytes: int, within_seconds: float = BO
         raise BodyRefused(408, f"the body did not arrive within {within_seconds:g} s") from None
 
 
-async def send_bytes(send: Send, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+async def send_bytes(
+    send: Send, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]
+) -> None:
     """Send one complete answer."""
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
@@ -83,12 +95,18 @@ async def send_tagged(scope: Scope, send: Send, body: bytes, tag: str) -> None:
 
 
 def header(scope: Scope, name: bytes) -> str:
-    """Return a request header by its lower-case name, repeated ones joined by commas; empty when absent."""
+    """Return a request header by its lower-case name, repeated ones joined by commas.
+
+    Empty when absent.
+    """
     found: list[tuple[bytes, bytes]] = scope["headers"]
     return ",".join(value.decode("latin-1") for key, value in found if key == name)
 
 
 def is_known(if_none_match: str, tag: str) -> bool:
-    """Return whether an If-None-Match header names `tag`. Weak comparison, RFC 9110 section 13.1.2; our tags hold no comma."""
+    """Return whether an If-None-Match header names `tag`.
+
+    Weak comparison, RFC 9110 section 13.1.2; our tags hold no comma.
+    """
     known = {candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")}
     return tag in known or "*" in known

@@ -1,6 +1,7 @@
 """The HTTP surface in one table: what can be asked, and what stands before all of it.
 
-Every route reads. The two POSTs are OFREP's evaluations, which change nothing; steering goes through the command topic.
+Every route reads. The two POSTs are OFREP's evaluations, which change nothing; steering goes
+through the command topic.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, sen
 from controller.web.event_stream import ADVERTISED, DEFAULT_LIMITS, PATH, EventStreams, StreamLimits
 from controller.web.flags import FlagBoard
 from controller.web.ofrep import EvaluateAll, EvaluateOne
-from controller.web.views import FlagdDocument, Healthz, MetricsPage, NewestEvidence, PlaneStandings, Readyz, RolloutDocuments
+from controller.web.views import (
+    FlagdDocument,
+    Healthz,
+    MetricsPage,
+    NewestEvidence,
+    PlaneStandings,
+    Readyz,
+    RolloutDocuments,
+)
 
 #: Names under which a daemon that listens on loopback is known.
 LOOPBACK_NAMES = ("localhost",)
@@ -50,16 +59,21 @@ def make_app(
 
     `has_metrics`: whether /metrics is here, and not on a port of its own (`make_ops_app`).
 
-    `describe` writes a rollout as the state document's JSON; `newest_evidence` a flag's newest look, and `plane_standings` how
-    its planes stand, are None when another replica runs it. `allowed_hosts` are the names clients may call us by, without port;
-    `*.example.org` allows subdomains, `*` all. IP addresses need no entry, see `Guard`. What is in `app.state.event_streams` is
-    to be ended before the server stops.
+    `describe` writes a rollout as the state document's JSON; `newest_evidence` a flag's newest
+    look, and `plane_standings` how its planes stand, are None when another replica runs it.
+    `allowed_hosts` are the names clients may call us by, without port; `*.example.org` allows
+    subdomains, `*` all. IP addresses need no entry, see `Guard`. What is in
+    `app.state.event_streams` is to be ended before the server stops.
     """
     streams = EventStreams(board, metrics, stream_limits)
     advertised = ADVERTISED if stream_limits.streams else b""
     documents = RolloutDocuments(board, describe)
     routes = [  # the first match is taken: most frequent first
-        Route("/ofrep/v1/evaluate/flags/{key:path}", EvaluateOne(board, metrics, max_body_bytes), methods=["POST"]),
+        Route(
+            "/ofrep/v1/evaluate/flags/{key:path}",
+            EvaluateOne(board, metrics, max_body_bytes),
+            methods=["POST"],
+        ),
         Route(
             "/ofrep/v1/evaluate/flags",
             EvaluateAll(board, max_body_bytes, advertised, per_second=max_bulk_per_second),
@@ -72,8 +86,12 @@ def make_app(
         *([Route("/metrics", MetricsPage(metrics), methods=["GET"])] if has_metrics else []),
         Route("/rollouts", documents, methods=["GET"]),
         Route("/rollouts/{flag_key}", documents, methods=["GET"]),
-        Route("/rollouts/{flag_key}/evidence", NewestEvidence(board, newest_evidence), methods=["GET"]),
-        Route("/rollouts/{flag_key}/planes", PlaneStandings(board, plane_standings), methods=["GET"]),
+        Route(
+            "/rollouts/{flag_key}/evidence", NewestEvidence(board, newest_evidence), methods=["GET"]
+        ),
+        Route(
+            "/rollouts/{flag_key}/planes", PlaneStandings(board, plane_standings), methods=["GET"]
+        ),
     ]
     app = _guarded(routes, allowed_hosts)
     app.state.event_streams = streams
@@ -113,8 +131,9 @@ def _guarded(routes: Sequence[Route], allowed_hosts: Iterable[str]) -> Starlette
 class Guard:
     """Refuses requests for other hosts, and puts the security headers on every answer.
 
-    A web page can make a browser call us under the page's own name (DNS rebinding), so names are on a list. It cannot do
-    so under an IP address, and probes and scrapers come by address: those are always allowed.
+    A web page can make a browser call us under the page's own name (DNS rebinding), so names are on
+    a list. It cannot do so under an IP address, and probes and scrapers come by address: those are
+    always allowed.
     """
 
     def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
@@ -145,7 +164,11 @@ def is_ours(host: str, names: frozenset[str]) -> bool:
     if "*" in names:
         return True
     is_bracketed = host.startswith("[")  # an IPv6 address, whose colons are not a port's
-    name = host[1:].partition("]")[0] if is_bracketed else host.partition(":")[0].lower().removesuffix(".")
+    name = (
+        host[1:].partition("]")[0]
+        if is_bracketed
+        else host.partition(":")[0].lower().removesuffix(".")
+    )
     parents = name.split(".")[1:]
     wildcards = {"*." + ".".join(parents[start:]) for start in range(len(parents))}
     if name in names or not names.isdisjoint(wildcards):
@@ -165,8 +188,15 @@ async def _say_why(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _say_nothing(request: Request, error: Exception) -> JSONResponse:
-    """Answer 500 without details: they go to the log, by whoever runs us. Written outside `Guard`, hence its own headers."""
+    """Answer 500 without details: they go to the log, by whoever runs us.
+
+    Written outside `Guard`, hence its own headers.
+    """
     headers = {name.decode(): value.decode() for name, value in SECURITY_HEADERS}
     # `errorDetails` is what OFREP clients read.
     why = "internal error, see the log"
-    return JSONResponse({"error": why, "errorDetails": why}, status_code=500, headers={"cache-control": "no-store", **headers})
+    return JSONResponse(
+        {"error": why, "errorDetails": why},
+        status_code=500,
+        headers={"cache-control": "no-store", **headers},
+    )

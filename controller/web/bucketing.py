@@ -1,11 +1,15 @@
-"""Who is in: flagd's fractional bucketing, so that rolloutd and every flagd evaluator agree about each user.
+"""Who is in: flagd's fractional bucketing.
 
-A context falls into one of `WEIGHT_TOTAL` buckets by a hash of flag key and targeting key. Treatment comes first and the
-total never changes, so a higher percentage only adds buckets at the end: nobody who is in falls out, and lowering it
-removes the last in first. Nothing here knows about rollouts or HTTP.
+So that rolloutd and every flagd evaluator agree about each user.
 
-Source: open-feature/flagd, fractional operator; the generations differ in the bytes that are hashed, and the
-assignments of two generations are statistically independent: pin one per fleet, and never change it during a rollout.
+A context falls into one of `WEIGHT_TOTAL` buckets by a hash of flag key and targeting key.
+Treatment comes first and the total never changes, so a higher percentage only adds buckets at the
+end: nobody who is in falls out, and lowering it removes the last in first. Nothing here knows about
+rollouts or HTTP.
+
+Source: open-feature/flagd, fractional operator; the generations differ in the bytes that are
+hashed, and the assignments of two generations are statistically independent: pin one per fleet, and
+never change it during a rollout.
 """
 
 from __future__ import annotations
@@ -21,30 +25,39 @@ from controller.core.flagd import SPLIT_SALT, WEIGHT_TOTAL
 class Generation(StrEnum):
     """Which flagd evaluators the fleet runs; decides the bytes that are hashed."""
 
-    V2 = "v2"  # flagd 0.15 and 0.16, provider-flagd 0.4 to 0.5: flag key and targeting key, concatenated
-    # flagd-core 2, provider-flagd from 0.6: CBOR of [flag key, targeting key]. The one flagd is moving to, so a fleet that
-    # starts with it is not shuffled by an upgrade; it also keeps apart what concatenation confuses ("a" + "b1", "ab" + "1").
+    # flagd 0.15 and 0.16, provider-flagd 0.4 to 0.5: flag key and targeting key, concatenated
+    V2 = "v2"
+    # flagd-core 2, provider-flagd from 0.6: CBOR of [flag key, targeting key]. The one flagd is
+    # moving to, so a fleet that starts with it is not shuffled by an upgrade; it also keeps apart
+    # what concatenation confuses ("a" + "b1", "ab" + "1").
     V3 = "v3"
 
 
 def bucketer(flag_key: str, generation: Generation) -> Callable[[str], int]:
     """Return the function from targeting key to bucket, in [0, `WEIGHT_TOTAL`), for one flag.
 
-    What does not depend on the targeting key is computed here, once. A targeting key with a lone surrogate raises
-    UnicodeEncodeError.
+    What does not depend on the targeting key is computed here, once. A targeting key with a lone
+    surrogate raises UnicodeEncodeError.
     """
-    digest: Callable[[bytes, int, bool], int] = mmh3.hash  # MurmurHash3 x86 32-bit, seed 0, unsigned
+    digest: Callable[[bytes, int, bool], int] = (
+        mmh3.hash
+    )  # MurmurHash3 x86 32-bit, seed 0, unsigned
     if generation == Generation.V2:
         plain = flag_key.encode()
-        return lambda targeting_key: digest(plain + targeting_key.encode(), 0, False) * WEIGHT_TOTAL >> 32
+        return lambda targeting_key: (
+            digest(plain + targeting_key.encode(), 0, False) * WEIGHT_TOTAL >> 32
+        )
     pair = b"\x82" + _cbor_text(flag_key)
-    return lambda targeting_key: digest(pair + _cbor_text(targeting_key), 0, False) * WEIGHT_TOTAL >> 32
+    return lambda targeting_key: (
+        digest(pair + _cbor_text(targeting_key), 0, False) * WEIGHT_TOTAL >> 32
+    )
 
 
 def lot_drawer(flag_key: str, generation: Generation) -> Callable[[str], int]:
     """Return the function from targeting key to the 32-bit hash that draws one of the variants treatment is divided among.
 
-    It is the hash of another text than the bucket's, so it says nothing of the bucket. Errors as `bucketer`.
+    It is the hash of another text than the bucket's, so it says nothing of the bucket. Errors as
+    `bucketer`.
     """
     digest: Callable[[bytes, int, bool], int] = mmh3.hash
     salted = flag_key + SPLIT_SALT

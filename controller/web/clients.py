@@ -1,7 +1,8 @@
 """Who a request comes from, and how much of the service one client may have.
 
-A client is its address as the connection shows it; headers that name another are not believed. Behind
-a proxy all clients are one: there the limits per client belong to the proxy, see ops/security.md.
+A client is its address as the connection shows it; headers that name another are not believed.
+Behind a proxy all clients are one: there the limits per client belong to the proxy, see
+ops/security.md.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ def client_of(peer: tuple[str, int] | None) -> str:
 
 @lru_cache(maxsize=1_024)
 def _network_of(host: str) -> str:
-    """Return an IPv4 address as it is, and the /64 of an IPv6 one: a host has a whole /64 to itself."""
+    """Return an IPv4 address as it is, and the /64 of an IPv6 one.
+
+    A host has a whole /64 to itself.
+    """
     if ":" not in host:
         return host
     try:

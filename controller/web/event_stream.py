@@ -1,10 +1,11 @@
 """GET /ofrep/v1/sse: tells OFREP clients the moment a flag changed, so that they need not poll.
 
-An event names no flag and no percentage: a client that hears one evaluates again. So nothing is queued: whoever could not be
-told of three changes is told once, of the last. Every stream begins with an event, since something may have changed between a
-client's evaluation and its stream.
+An event names no flag and no percentage: a client that hears one evaluates again. So nothing is
+queued: whoever could not be told of three changes is told once, of the last. Every stream begins
+with an event, since something may have changed between a client's evaluation and its stream.
 
-Source: open-feature/protocol, ADR 0008 and service/openapi.yaml 0.3.0; HTML standard, server-sent events.
+Source: open-feature/protocol, ADR 0008 and service/openapi.yaml 0.3.0; HTML standard, server-sent
+events.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from controller.web.flags import FlagBoard
 
 PATH = "/ofrep/v1/sse"
 
-#: What a bulk evaluation says of the stream. Without an origin clients take that of the address they asked.
-ADVERTISED = msgspec.json.encode([{"type": "sse", "endpoint": {"requestUri": PATH}, "inactivityDelaySec": 120}])
+# : What a bulk evaluation says of the stream. Without an origin clients take that of the address
+# they asked.
+ADVERTISED = msgspec.json.encode(
+    [{"type": "sse", "endpoint": {"requestUri": PATH}, "inactivityDelaySec": 120}]
+)
 
 #: After which a client that lost its stream comes back, at first.
 _RECONNECT_MS = 1_000
@@ -42,7 +46,9 @@ class StreamLimits:
 
     streams: int = 200
     heartbeat: float = 15.0  # a comment, so that proxies do not take the silence for an end
-    pause: float = 0.1  # between two events of one stream: many flags changing at once are one evaluation
+    pause: float = (
+        0.1  # between two events of one stream: many flags changing at once are one evaluation
+    )
     slow: float = 5.0  # a client that has not taken what was sent by then is dropped
 
 
@@ -62,14 +68,21 @@ class EventStreams:
         self._ending = asyncio.Event()
 
     def end(self) -> None:
-        """End every stream in order, and refuse new ones: the process is about to stop, and clients come back elsewhere."""
+        """End every stream in order, and refuse new ones.
+
+        The process is about to stop, and clients come back elsewhere.
+        """
         self._ending.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one stream until its client leaves, falls behind, or we stop."""
         if self._open >= self._limits.streams or self._ending.is_set():
             self._refused.inc()
-            why = "stopping" if self._ending.is_set() else "as many streams are open as are allowed: poll, or try again"
+            why = (
+                "stopping"
+                if self._ending.is_set()
+                else "as many streams are open as are allowed: poll, or try again"
+            )
             await send_error(send, 503, why, (b"retry-after", b"30"))
             return
         if scope["method"] == "HEAD":
@@ -84,10 +97,14 @@ class EventStreams:
                 await self._tell(send, changed, leaving, ending)
         except TimeoutError:
             self._dropped.inc()
-            abort: Callable[[], None] | None = scope.get("extensions", {}).get("rolloutd.abort", {}).get("call")
+            abort: Callable[[], None] | None = (
+                scope.get("extensions", {}).get("rolloutd.abort", {}).get("call")
+            )
             if abort is not None:
                 abort()  # closing in order would wait for what the client does not take
-                await asyncio.sleep(0)  # until uvicorn knows: it would complain of an answer without an end
+                await asyncio.sleep(
+                    0
+                )  # until uvicorn knows: it would complain of an answer without an end
         finally:
             self._open -= 1
             self._open_gauge.set(self._open)
@@ -103,16 +120,24 @@ class EventStreams:
         changed.set()
         while True:
             waiting = asyncio.create_task(changed.wait(), name="event_stream_change")
-            await asyncio.wait((waiting, *leaving), timeout=self._limits.heartbeat, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                (waiting, *leaving),
+                timeout=self._limits.heartbeat,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             waiting.cancel()
             if any(task.done() for task in leaving):
                 break
             if changed.is_set() and self._board.why_not is None:
                 changed.clear()
                 await self._send(send, _part(self._event()))
-                await asyncio.wait(leaving, timeout=self._limits.pause, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    leaving, timeout=self._limits.pause, return_when=asyncio.FIRST_COMPLETED
+                )
             else:
-                changed.clear()  # while the flags are not to be trusted nobody is told; that they are again is a change
+                # while the flags are not to be trusted nobody is told; that they are again is a
+                # change
+                changed.clear()
                 await self._send(send, _part(b": alive\n\n"))
         if not leaving[0].done():
             await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
@@ -123,7 +148,11 @@ class EventStreams:
 
     def _event(self) -> bytes:
         _, tag = self._board.flagd_document()
-        data = {"type": "refetchEvaluation", "etag": tag, "lastModified": int(self._board.changed_at.timestamp())}
+        data = {
+            "type": "refetchEvaluation",
+            "etag": tag,
+            "lastModified": int(self._board.changed_at.timestamp()),
+        }
         return b"event: message\ndata: %b\n\n" % msgspec.json.encode(data)
 
 

@@ -1,11 +1,15 @@
-"""flagd's gRPC sync source, `flagd.sync.v1.FlagSyncService`: a full snapshot at once, then one for each change.
+"""flagd's gRPC sync source, `flagd.sync.v1.FlagSyncService`.
 
-For flagd itself (`--sources` with `"provider":"grpc"`) and for providers that evaluate in the app's own process. Nothing is
-queued: a client gets the newest document, however many were between. While the flags are not to be trusted nothing is sent,
-and new streams are refused: flagd then keeps what it has.
+A full snapshot at once, then one for each change.
 
-The three messages are written by hand, which is shorter than what a generator makes of them: of a request nothing is needed,
-and an answer is one text. `GetMetadata` is left out on purpose: clients go without it, but fail on an empty answer to it.
+For flagd itself (`--sources` with `"provider":"grpc"`) and for providers that evaluate in the app's
+own process. Nothing is queued: a client gets the newest document, however many were between. While
+the flags are not to be trusted nothing is sent, and new streams are refused: flagd then keeps what
+it has.
+
+The three messages are written by hand, which is shorter than what a generator makes of them: of a
+request nothing is needed, and an answer is one text. `GetMetadata` is left out on purpose: clients
+go without it, but fail on an empty answer to it.
 
 Source: open-feature/flagd-schemas, flagd/sync/v1/sync.proto.
 """
@@ -55,7 +59,9 @@ class FlagdSyncServer:
             self._grpc: Any = importlib.import_module("grpc")
             importlib.import_module("grpc.aio")
         except ImportError as error:
-            raise ConfigInvalid("flagd_sync.port is set, and grpcio is not installed: pip install 'rolloutd[grpc]'") from error
+            raise ConfigInvalid(
+                "flagd_sync.port is set, and grpcio is not installed: pip install 'rolloutd[grpc]'"
+            ) from error
         self._board = board
         self._address = address
         self._flag_set_id = flag_set_id
@@ -82,8 +88,14 @@ class FlagdSyncServer:
             "SyncFlags": grpc.unary_stream_rpc_method_handler(self._sync_flags),
             "FetchAllFlags": grpc.unary_unary_rpc_method_handler(self._fetch_all_flags),
         }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        where = f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, handlers),)
+        )
+        where = (
+            f"[{address.host}]:{address.port}"
+            if ":" in address.host
+            else f"{address.host}:{address.port}"
+        )
         try:
             if self._credentials is None:
                 self.port = self._server.add_insecure_port(where)
@@ -91,7 +103,8 @@ class FlagdSyncServer:
                 self.port = self._server.add_secure_port(where, self._credentials)
         except RuntimeError as error:
             raise ConfigInvalid(
-                f"cannot listen on {where}: free the port, or set flagd_sync.host and flagd_sync.port to an address of this "
+                f"cannot listen on {where}: free the port, or set flagd_sync.host and "
+                f"flagd_sync.port to an address of this "
                 "machine"
             ) from error
         await self._server.start()
@@ -101,12 +114,15 @@ class FlagdSyncServer:
         if self._server is not None:
             await self._server.stop(GRACE_SECONDS)
 
-    # --- calls ----------------------------------------------------------------------------------------------------------
+    # --- calls
+    # ----------------------------------------------------------------------------------------------
 
     async def _sync_flags(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         await self._check(context)
         if self._streams >= self._address.max_streams:
-            await context.abort(self._grpc.StatusCode.RESOURCE_EXHAUSTED, "as many streams are open as are allowed")
+            await context.abort(
+                self._grpc.StatusCode.RESOURCE_EXHAUSTED, "as many streams are open as are allowed"
+            )
         self._streams += 1
         try:
             with self._board.changes() as changed:
@@ -141,7 +157,9 @@ class FlagdSyncServer:
             async with asyncio.timeout(SLOW_SECONDS):
                 await context.write(_message(body))
         except TimeoutError:
-            await context.abort(self._grpc.StatusCode.RESOURCE_EXHAUSTED, "did not take the flags in time")
+            await context.abort(
+                self._grpc.StatusCode.RESOURCE_EXHAUSTED, "did not take the flags in time"
+            )
 
     def _read_credentials(self) -> Any:
         address = self._address
@@ -151,12 +169,17 @@ class FlagdSyncServer:
             certificate = address.certificate_file.read_bytes()
             key = (address.key_file or address.certificate_file).read_bytes()
         except OSError as error:
-            raise ConfigInvalid(f"flagd_sync: certificate_file or key_file cannot be read: {error}") from error
+            raise ConfigInvalid(
+                f"flagd_sync: certificate_file or key_file cannot be read: {error}"
+            ) from error
         return self._grpc.ssl_server_credentials([(key, certificate)])
 
 
 def _message(flag_configuration: bytes) -> bytes:
-    """Return a SyncFlagsResponse, which a FetchAllFlagsResponse is alike: field 1, length-delimited."""
+    """Return a SyncFlagsResponse, which a FetchAllFlagsResponse is alike.
+
+    Field 1, length-delimited.
+    """
     length, rest = bytearray(), len(flag_configuration)
     while rest >= 0x80:
         length.append(rest & 0x7F | 0x80)

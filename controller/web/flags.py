@@ -1,8 +1,11 @@
-"""The flags as this daemon serves them: the flag plane named `ofrep`, in memory, always the newest decision.
+"""The flags as this daemon serves them.
 
-OFREP, the flagd document and the read-only views answer from here. Fed twice: by the flag's worker at once, and by the
-compacted state topic, which every replica follows; the higher revision wins. Bytes of answers are made when a revision
-arrives, so that an evaluation is one hash and one comparison; with audiences, a few comparisons more.
+The flag plane named `ofrep`, in memory, always the newest decision.
+
+OFREP, the flagd document and the read-only views answer from here. Fed twice: by the flag's worker
+at once, and by the compacted state topic, which every replica follows; the higher revision wins.
+Bytes of answers are made when a revision arrives, so that an evaluation is one hash and one
+comparison; with audiences, a few comparisons more.
 """
 
 from __future__ import annotations
@@ -22,7 +25,14 @@ import xxhash
 from controller.core.audience import Attributes
 from controller.core.flagd import SCHEMA, definition_of, metadata_of, weight_of
 from controller.core.rollout import Rollout
-from controller.core.serving import Part, Serving, chooser, counted_as_treatment, percent_to_serve, serving
+from controller.core.serving import (
+    Part,
+    Serving,
+    chooser,
+    counted_as_treatment,
+    percent_to_serve,
+    serving,
+)
 from controller.ports import Served, StateFeed
 from controller.web.bucketing import Generation, bucketer, lot_drawer
 
@@ -63,7 +73,9 @@ class ServedFlag:
 
     def treats(self, answer: bytes) -> bool:
         """Return whether an answer of `evaluate` is treatment."""
-        return answer is self.treatment or (self.rings is not None and answer in self.rings.treatments)
+        return answer is self.treatment or (
+            self.rings is not None and answer in self.rings.treatments
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +92,22 @@ class RingedAnswers:
     def evaluate(self, targeting_key: str, bucket: int, attributes: Attributes) -> bytes:
         """Return OFREP's answer for one context."""
         part = self.choose(bucket, attributes)
-        return self.answers[self.name(part, self.draw(targeting_key) if self.draw is not None else 0)]
+        return self.answers[
+            self.name(part, self.draw(targeting_key) if self.draw is not None else 0)
+        ]
 
 
 class FlagBoard:
     """What is served now, for every flag with a rollout. Implements `controller.ports.FlagPlane`.
 
-    Its word is a lease: once no broker has said for `lease_seconds` that nothing newer was decided, the
-    board is stale, and says so in every answer. What it serves then is `when_stale`.
+    Its word is a lease: once no broker has said for `lease_seconds` that nothing newer was decided,
+    the board is stale, and says so in every answer. What it serves then is `when_stale`.
 
-    It answers only while it can be trusted: not before the state topic has been read to its end (older documents may
-    hold a higher percentage than the last decision), and not after the whole process stood still for
-    `max_pause_seconds` (somebody else may have decided meanwhile) until the topic has been read again. An outage of
-    Kafka is no reason: then nobody can decide, and every flag stays where it is.
+    It answers only while it can be trusted: not before the state topic has been read to its end
+    (older documents may hold a higher percentage than the last decision), and not after the whole
+    process stood still for `max_pause_seconds` (somebody else may have decided meanwhile) until the
+    topic has been read again. An outage of Kafka is no reason: then nobody can decide, and every
+    flag stays where it is.
     """
 
     name = "ofrep"
@@ -135,14 +150,19 @@ class FlagBoard:
         flag = self._flags.get(rollout.flag_key)
         served = Served.compared(None if flag is None else flag.percent, percent_to_serve(rollout))
         if flag is not None and served.difference is None and flag.serving != serving(rollout):
-            return Served(flag.percent, f"serves the audiences and variants of revision {flag.rollout.revision}")
+            return Served(
+                flag.percent,
+                f"serves the audiences and variants of revision {flag.rollout.revision}",
+            )
         return served
 
     def take(self, rollout: Rollout) -> bool:
-        """Serve `rollout` from now on unless a newer revision is known; return whether it was taken.
+        """Serve `rollout` from now on unless a newer revision is known.
 
-        Two documents of one revision cannot both be right (the store accepts one). Whichever is, the lower percentage
-        harms nobody.
+        Return whether it was taken.
+
+        Two documents of one revision cannot both be right (the store accepts one). Whichever is,
+        the lower percentage harms nobody.
         """
         known = self._flags.get(rollout.flag_key)
         if known is not None and rollout.revision <= known.rollout.revision:
@@ -172,10 +192,13 @@ class FlagBoard:
         silent_seconds: Callable[[], float | None] = lambda: 0.0,
         beat_seconds: float = 0.2,
     ) -> None:
-        """Answer once the state topic was read to its end, and notice when the process stood still; until cancelled.
+        """Answer once the state topic was read to its end.
 
-        Whoever reads the topic calls `take` for each document. `silent_seconds` is how long ago the brokers last said that
-        nothing is newer than what was read, None for never; after standing still that must have been said anew.
+        And notice when the process stood still; until cancelled.
+
+        Whoever reads the topic calls `take` for each document. `silent_seconds` is how long ago the
+        brokers last said that nothing is newer than what was read, None for never; after standing
+        still that must have been said anew.
         """
         await feed.caught_up()
         if not self._was_trusted:  # else this was restarted, perhaps while it doubted
@@ -191,7 +214,9 @@ class FlagBoard:
             while (silent := silent_seconds()) is None or silent > self._monotonic() - doubted_at:  # noqa: ASYNC110
                 await asyncio.sleep(beat_seconds)
             self.trust()
-            _log.info("flags_trusted_again", duration_ms=round(1e3 * (self._monotonic() - doubted_at)))
+            _log.info(
+                "flags_trusted_again", duration_ms=round(1e3 * (self._monotonic() - doubted_at))
+            )
 
     def trust(self) -> None:
         """Answer from now on: everything decided so far is known here."""
@@ -205,14 +230,18 @@ class FlagBoard:
         self._doubt = why
 
     def beat(self) -> None:
-        """Note that the process is running. From the first call on, several are needed per `max_pause_seconds`."""
+        """Note that the process is running.
+
+        From the first call on, several are needed per `max_pause_seconds`.
+        """
         if self._why_doubted is None:
             self._beaten_at = self._monotonic()
 
     def note_silence(self, seconds: float | None) -> None:
         """Take how long ago the brokers last said that nothing is newer; None: not known.
 
-        Answers and their tags change when the lease runs out and when it is renewed, not in between.
+        Answers and their tags change when the lease runs out and when it is renewed, not in
+        between.
         """
         if seconds is None:
             return
@@ -240,7 +269,10 @@ class FlagBoard:
 
     @contextmanager
     def changes(self) -> Iterator[asyncio.Event]:
-        """Give an event that is set whenever something is served otherwise, or can be trusted again; its reader clears it."""
+        """Give an event that is set whenever something is served otherwise.
+
+        Or can be trusted again; its reader clears it.
+        """
         changed = asyncio.Event()
         self._listeners.add(changed)
         try:
@@ -271,7 +303,8 @@ class FlagBoard:
         if self._stale_since is None:
             return None
         return (
-            f"no broker has said since {self._stale_since:%Y-%m-%d %H:%M:%S} UTC that these flags are the newest: "
+            f"no broker has said since {self._stale_since:%Y-%m-%d %H:%M:%S} UTC that "
+            f"these flags are the newest: "
             "something else may have been decided by another replica"
         )
 
@@ -280,7 +313,10 @@ class FlagBoard:
         if self._doubt is None and self._beaten_at is not None:
             pause = self._monotonic() - self._beaten_at
             if pause > self._max_pause_seconds:
-                self._doubt = f"the process stood still for {pause:.1f} s; reading again what was decided meanwhile"
+                self._doubt = (
+                    f"the process stood still for {pause:.1f} s; reading again what was "
+                    f"decided meanwhile"
+                )
         return self._doubt
 
     def get(self, flag_key: str) -> ServedFlag | None:
@@ -298,10 +334,15 @@ class FlagBoard:
 
     @property
     def flags(self) -> Sequence[ServedFlag]:
-        """Every flag with a rollout, in the order of their keys: the same tuple until one changes."""
+        """Every flag with a rollout, in the order of their keys.
+
+        The same tuple until one changes.
+        """
         if self._in_order is None:
             flags = (flag for _, flag in sorted(self._flags.items()))
-            self._in_order = tuple(flags if self._stale_since is None else map(self._as_stale, flags))
+            self._in_order = tuple(
+                flags if self._stale_since is None else map(self._as_stale, flags)
+            )
         return self._in_order
 
     def percents(self) -> Mapping[str, float]:
@@ -309,14 +350,21 @@ class FlagBoard:
         return {key: flag.percent for key, flag in list(self._flags.items())}
 
     def flagd_document(self) -> tuple[bytes, str]:
-        """Return flagd's flag definitions as JSON, and their ETag. Without a flag it says so: an empty body would not."""
+        """Return flagd's flag definitions as JSON, and their ETag.
+
+        Without a flag it says so: an empty body would not.
+        """
         if self._document is None:
             definitions = b",".join(flag.definition for flag in self.flags)
             stale = self._stale_metadata()
             tag = f'"{xxhash.xxh3_64_hexdigest(definitions + str(stale or "").encode())}"'
             of_set = {"flagSetId": self._flag_set_id, "version": tag.strip('"'), **stale}
             metadata = msgspec.json.encode(of_set)
-            body = b'{"$schema":"%b","flags":{%b},"metadata":%b}' % (SCHEMA.encode(), definitions, metadata)
+            body = b'{"$schema":"%b","flags":{%b},"metadata":%b}' % (
+                SCHEMA.encode(),
+                definitions,
+                metadata,
+            )
             self._document = (body, tag)
         return self._document
 
@@ -329,7 +377,8 @@ class FlagBoard:
     def _prepare(self, rollout: Rollout, *, is_stale: bool = False) -> ServedFlag:
         percent = percent_to_serve(rollout)
         served = serving(rollout)
-        # STATIC lets clients keep the answer, so only what cannot become worse may say so: control, after the end.
+        # STATIC lets clients keep the answer, so only what cannot become worse may say so: control,
+        # after the end.
         needs_key = not (rollout.has_ended and served.is_off)
         reason = "STATIC" if not needs_key else "SPLIT" if served.is_plain else "TARGETING_MATCH"
         metadata = metadata_of(rollout)
@@ -359,18 +408,26 @@ class FlagBoard:
             needs_key=needs_key and not gives_control,
             treatment=answers[counted_as_treatment(rollout.plan)[0]],
             control=answers[served.control],
-            definition=msgspec.json.encode(rollout.flag_key) + b":" + msgspec.json.encode(definition_of(rollout, served)),
-            rings=None if is_plain or gives_control else self._ringed(rollout.flag_key, served, answers),
+            definition=msgspec.json.encode(rollout.flag_key)
+            + b":"
+            + msgspec.json.encode(definition_of(rollout, served)),
+            rings=None
+            if is_plain or gives_control
+            else self._ringed(rollout.flag_key, served, answers),
         )
 
-    def _ringed(self, flag_key: str, served: Serving, answers: Mapping[str, bytes]) -> RingedAnswers:
+    def _ringed(
+        self, flag_key: str, served: Serving, answers: Mapping[str, bytes]
+    ) -> RingedAnswers:
         untreated = (served.control, served.unassigned)
         return RingedAnswers(
             choose=chooser(served),
             draw=lot_drawer(flag_key, self._generation) if served.split else None,
             name=served.name,
             answers=answers,
-            treatments=frozenset(answer for variant, answer in answers.items() if variant not in untreated),
+            treatments=frozenset(
+                answer for variant, answer in answers.items() if variant not in untreated
+            ),
             reads_attributes=any(ring.audience is not None for ring in served.rings),
         )
 

@@ -1,8 +1,8 @@
 """OFREP 0.3.0: single and bulk evaluation over HTTP, for any OpenFeature client.
 
-Evaluation follows the decided percentage by the context's targeting key; other attributes are read for flags with audiences
-alone.
-A POST here changes nothing: it is how the protocol carries a context.
+Evaluation follows the decided percentage by the context's targeting key; other attributes are read
+for flags with audiences alone. A POST here changes nothing: it is how the protocol carries a
+context.
 
 Source: open-feature/protocol, service/openapi.yaml.
 """
@@ -27,7 +27,9 @@ from controller.web.answers import CLOSE, BodyRefused, read_body, send_json, sen
 from controller.web.clients import RateLimit, client_of
 from controller.web.flags import FlagBoard, ServedFlag
 
-_NO_KEY = "the evaluation context has no targetingKey, and this flag is served to a share of contexts"
+_NO_KEY = (
+    "the evaluation context has no targetingKey, and this flag is served to a share of contexts"
+)
 #: A client that finds us not yet able to answer asks again after this.
 _RETRY_AFTER = (b"retry-after", b"1")
 #: What a change takes at most from one replica to another while all is well.
@@ -71,13 +73,19 @@ class _Unusable(BadInput):
 
 
 def failure(code: str, why: str, key: str | None = None) -> bytes:
-    """Return OFREP's failed evaluation as JSON. Clients read code and details of every failure, so both are always there."""
+    """Return OFREP's failed evaluation as JSON.
+
+    Clients read code and details of every failure, so both are always there.
+    """
     named = {} if key is None else {"key": key[:_MAX_ECHO]}
     return msgspec.json.encode({**named, "errorCode": code, "errorDetails": why})
 
 
 class EvaluateOne:
-    """POST /ofrep/v1/evaluate/flags/{key}, as a plain ASGI application: this is the path apps wait for."""
+    """POST /ofrep/v1/evaluate/flags/{key}, as a plain ASGI application.
+
+    This is the path apps wait for.
+    """
 
     def __init__(self, board: FlagBoard, metrics: Metrics, max_body_bytes: int) -> None:
         self._board = board
@@ -99,7 +107,9 @@ class EvaluateOne:
             return
         flag = self._board.get(key)
         if flag is None:
-            await self._refuse(send, 404, failure("FLAG_NOT_FOUND", "no rollout has this flag key", key))
+            await self._refuse(
+                send, 404, failure("FLAG_NOT_FOUND", "no rollout has this flag key", key)
+            )
             return
         try:
             answer = answer_one(flag, body)
@@ -109,7 +119,9 @@ class EvaluateOne:
         (self._treated if flag.treats(answer) else self._untreated).inc()
         await send_json(send, 200, answer)
 
-    async def _refuse(self, send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    async def _refuse(
+        self, send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]
+    ) -> None:
         self._refused.inc()
         await send_json(send, status, body, *headers)
 
@@ -164,8 +176,8 @@ class EvaluateAll:
     async def _answer(self, body: bytes) -> bytes:
         """Return the answer as JSON. Raises _Unusable.
 
-        With thousands of flags this takes tens of milliseconds, in which a rollback must not wait: the
-        loop has its turns in between, and what changed in them is answered again.
+        With thousands of flags this takes tens of milliseconds, in which a rollback must not wait:
+        the loop has its turns in between, and what changed in them is answered again.
         """
         targeting_key = _read_bulk(body)
         attributes: Mapping[str, Any] | None = None
@@ -183,7 +195,8 @@ class EvaluateAll:
     async def _catch_up(self, scope: Scope) -> None:
         """Wait a moment when another replica told the client of a change that has not reached us.
 
-        The event's time comes back in the query. Answered at once, the client would keep what it has until the next change.
+        The event's time comes back in the query. Answered at once, the client would keep what it
+        has until the next change.
         """
         query: bytes = scope["query_string"]
         if b"flagConfigLastModified=" not in query:
@@ -198,7 +211,9 @@ class EvaluateAll:
                     changed.clear()
 
 
-async def _evaluated(flags: Sequence[ServedFlag], targeting_key: str, attributes: Mapping[str, Any] | None) -> list[bytes]:
+async def _evaluated(
+    flags: Sequence[ServedFlag], targeting_key: str, attributes: Mapping[str, Any] | None
+) -> list[bytes]:
     """Return each flag's answer for one context, giving the loop a turn after each slice of work."""
     answers: list[bytes] = []
     began = time.perf_counter()
@@ -218,10 +233,15 @@ async def _evaluated(flags: Sequence[ServedFlag], targeting_key: str, attributes
 
 
 def answer_one(flag: ServedFlag, body: bytes) -> bytes:
-    """Return the answer to a single evaluation; an empty targeting key is none, as for flagd. Raises BadInput."""
+    """Return the answer to a single evaluation.
+
+    An empty targeting key is none, as for flagd. Raises BadInput.
+    """
     targeting_key = _read_single(body)
     if targeting_key:
-        return flag.evaluate(targeting_key, _read_attributes(body) if flag.reads_attributes else None)
+        return flag.evaluate(
+            targeting_key, _read_attributes(body) if flag.reads_attributes else None
+        )
     if flag.needs_key:
         raise _Unusable("TARGETING_KEY_MISSING", _NO_KEY)
     return flag.control
@@ -245,7 +265,10 @@ def _read_bulk(body: bytes) -> str:
 
 
 def _read_attributes(body: bytes) -> Mapping[str, Any]:
-    """Return everything that an evaluation says of its context, the targeting key among it. Raises _Unusable."""
+    """Return everything that an evaluation says of its context.
+
+    The targeting key among it. Raises _Unusable.
+    """
     try:
         return _decode_attributes(body).context
     except (ValueError, msgspec.DecodeError, RecursionError) as error:
@@ -253,7 +276,10 @@ def _read_attributes(body: bytes) -> Mapping[str, Any]:
 
 
 def _unusable(error: Exception) -> _Unusable:
-    """Return OFREP's word for what is wrong with a body. The decoder's messages name places, not values."""
+    """Return OFREP's word for what is wrong with a body.
+
+    The decoder's messages name places, not values.
+    """
     if isinstance(error, msgspec.ValidationError):  # it is JSON, and not the JSON we need
         return _Unusable("INVALID_CONTEXT", str(error))
     if isinstance(error, RecursionError):

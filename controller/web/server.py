@@ -1,4 +1,7 @@
-"""The HTTP server: uvicorn, started and stopped by us, with limits on everything a client can hold on to."""
+"""The HTTP server: uvicorn, started and stopped by us.
+
+With limits on everything a client can hold on to.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,32 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from controller.errors import ConfigInvalid
 from controller.web.clients import client_of
 
-#: Seconds an idle connection is kept between two requests; longer than the 5 s at which flagd polls.
+# : Seconds an idle connection is kept between two requests; longer than the 5 s at which flagd
+# polls.
 _KEEP_ALIVE_SECONDS = 15
 #: At the cap a connection that has sent no whole request for this long gives way to a new one.
 _SILENT_SECONDS = 1.0
 #: Requests sent ahead on one connection. HTTP clients send none; thousands in one packet would be
 #: taken apart in one turn of the loop.
 _MAX_AHEAD = 16
-#: The longest head of a request, apart from what its first read brought (at most 256 KiB). Cookies are not for us.
+# : The longest head of a request, apart from what its first read brought (at most 256 KiB). Cookies
+# are not for us.
 _MAX_HEAD_BYTES = 32 * 1024
 #: Said to a client that holds as many connections as one may.
-_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-#: Of the time given to `stop`, what closing what is left may take after the requests under way were cancelled.
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: "
+    b"close\r\ncontent-length: 0\r\n\r\n"
+)
+# : Of the time given to `stop`, what closing what is left may take after the requests under way
+# were cancelled.
 _CLOSING_SECONDS = 0.5
 
 
 class _Seats:
     """Who holds the connections, and who gives way when there is no room for another.
 
-    Connections that wait for their client (for its first request, or the next) are kept in the order
-    in which they began to wait; those with a request under way never give way.
+    Connections that wait for their client (for its first request, or the next) are kept in the
+    order in which they began to wait; those with a request under way never give way.
     """
 
     def __init__(self, limit: int, per_client: int) -> None:
@@ -95,7 +104,10 @@ class _Seats:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with what it lacks: bounds on a request's head, on idling, and on connections as such."""
+    """uvicorn's protocol with what it lacks.
+
+    Bounds on a request's head, on idling, and on connections as such.
+    """
 
     seats: _Seats
     client_key = ""
@@ -112,7 +124,9 @@ class _Protocol(HttpToolsProtocol):
             self.transport.write(_TOO_MANY)
             self.transport.close()
         elif self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
-            transport.abort()  # at the limit uvicorn still says 503; past it each connection would cost a file descriptor
+            # at the limit uvicorn still says 503; past it each connection would cost a file
+            # descriptor
+            transport.abort()
         else:
             self._start_timer()
 
@@ -129,7 +143,8 @@ class _Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if not self._is_in_head:
-            self._stop_timer()  # the usual case: the head came in one piece, and no timer was ever needed
+            # the usual case: the head came in one piece, and no timer was ever needed
+            self._stop_timer()
             return
         self._head_bytes += len(data)
         if self._head_bytes > _MAX_HEAD_BYTES:
@@ -162,7 +177,9 @@ class _Protocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def _start_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self.head_seconds, self._give_up, b"408 Request Timeout")
+        self._head_timer = self.loop.call_later(
+            self.head_seconds, self._give_up, b"408 Request Timeout"
+        )
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
@@ -171,12 +188,17 @@ class _Protocol(HttpToolsProtocol):
 
     def _give_up(self, status: bytes) -> None:
         self._stop_timer()
-        self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        self.transport.write(
+            b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        )
         self.transport.close()
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn without its own signal handling: it would take SIGTERM from us and raise it again at its end."""
+    """uvicorn without its own signal handling.
+
+    It would take SIGTERM from us and raise it again at its end.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -192,7 +214,10 @@ class _Uvicorn(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves `app` on `host`:`port` between `start` and `stop`. Port 0 takes a free one; `port` then says which."""
+    """Serves `app` on `host`:`port` between `start` and `stop`.
+
+    Port 0 takes a free one; `port` then says which.
+    """
 
     def __init__(
         self,
@@ -207,10 +232,12 @@ class HttpServer:
         backlog: int = 512,
         setting: str = "http.host and http.port",
     ) -> None:
-        """`head_seconds` is what a client may take from connecting, or from a request's first byte, to the end of its head.
+        """`head_seconds` is what a client may take from connecting.
 
-        `max_per_client` bounds the connections of one client address, 0: not at all. `setting` names
-        what an operator changes when the address cannot be had.
+        Or from a request's first byte, to the end of its head.
+
+        `max_per_client` bounds the connections of one client address, 0: not at all. `setting`
+        names what an operator changes when the address cannot be had.
         """
         self._app = app
         self._host = host
@@ -230,7 +257,10 @@ class HttpServer:
         return self._port
 
     async def start(self) -> None:
-        """Return once connections are accepted. Raises ConfigInvalid when the address cannot be had."""
+        """Return once connections are accepted.
+
+        Raises ConfigInvalid when the address cannot be had.
+        """
         listener = self._bind()
         self._port = listener.getsockname()[1]
         self._uvicorn = _Uvicorn(
@@ -258,7 +288,9 @@ class HttpServer:
                 backlog=self._backlog,
             )
         )
-        self._task = asyncio.create_task(self._uvicorn.serve(sockets=[listener]), name="http_server")
+        self._task = asyncio.create_task(
+            self._uvicorn.serve(sockets=[listener]), name="http_server"
+        )
         started = asyncio.create_task(self._uvicorn.has_started.wait(), name="http_server_started")
         try:
             await asyncio.wait((self._task, started), return_when=asyncio.FIRST_COMPLETED)
@@ -268,7 +300,10 @@ class HttpServer:
             await self._task  # raises what kept it from starting
 
     async def stop(self, deadline_seconds: float = 4.0) -> None:
-        """Stop accepting, let requests under way finish, and return within `deadline_seconds` whatever the clients do."""
+        """Stop accepting, let requests under way finish.
+
+        And return within `deadline_seconds` whatever the clients do.
+        """
         if self._uvicorn is None or self._task is None:
             return
         server, task = self._uvicorn, self._task
@@ -287,7 +322,8 @@ class HttpServer:
     def _bind(self) -> socket.socket:
         """Return a listening socket. Raises ConfigInvalid with the mend."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        # The protocol is named because asyncio sets TCP_NODELAY only then; without it each answer waits 40 ms for an ACK.
+        # The protocol is named because asyncio sets TCP_NODELAY only then; without it each answer
+        # waits 40 ms for an ACK.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -297,6 +333,7 @@ class HttpServer:
         except (OSError, OverflowError) as error:
             listener.close()
             raise ConfigInvalid(
-                f"cannot listen on {self._host}:{self._port} ({error}): free the port, or set {self._setting} "
+                f"cannot listen on {self._host}:{self._port} ({error}): free the port, or "
+                f"set {self._setting} "
                 "to an address of this machine"
             ) from error

@@ -1,4 +1,7 @@
-"""What people and machines may look at: health, metrics, rollouts, the flagd document. Reads views, decides nothing."""
+"""What people and machines may look at: health, metrics, rollouts, the flagd document.
+
+Reads views, decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ _DOCUMENTS_PER_TURN = 50
 
 
 class Healthz:
-    """GET /healthz and /livez: whether a restart would help. An answer shows that the loop turns."""
+    """GET /healthz and /livez: whether a restart would help.
+
+    An answer shows that the loop turns.
+    """
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -105,7 +111,10 @@ class Readyz:
 
 
 class MetricsPage:
-    """GET /metrics in the format the scraper asks for; since Prometheus 3 a wrong content type fails the scrape."""
+    """GET /metrics in the format the scraper asks for.
+
+    Since Prometheus 3 a wrong content type fails the scrape.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         self._registry = metrics.registry
@@ -115,13 +124,21 @@ class MetricsPage:
         write, content_type = choose_encoder(header(scope, b"accept"))
         # In a thread: with many flags the text takes longer than the loop may stand still.
         body = await asyncio.to_thread(write, self._registry)
-        await send_bytes(send, 200, body, [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")])
+        await send_bytes(
+            send,
+            200,
+            body,
+            [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")],
+        )
 
 
 class FlagdDocument:
-    """GET /flagd/flags.json: the definitions for flagd's HTTP sync, which goes by the path's `.json`.
+    """GET /flagd/flags.json.
 
-    503 while not to be trusted: flagd then keeps what it has, where an empty document would delete its flags.
+    The definitions for flagd's HTTP sync, which goes by the path's `.json`.
+
+    503 while not to be trusted: flagd then keeps what it has, where an empty document would delete
+    its flags.
     """
 
     def __init__(self, board: FlagBoard) -> None:
@@ -139,7 +156,8 @@ class FlagdDocument:
 class RolloutDocuments:
     """GET /rollouts and /rollouts/{flag}: the state documents, as on the state topic.
 
-    Shown also while the flags are not to be trusted: this is for people, and `readyz` says how old it may be.
+    Shown also while the flags are not to be trusted: this is for people, and `readyz` says how old
+    it may be.
     """
 
     def __init__(self, board: FlagBoard, describe: Callable[[Rollout], bytes]) -> None:
@@ -174,7 +192,10 @@ class RolloutDocuments:
 
 
 class NewestEvidence:
-    """GET /rollouts/{flag}/evidence: the newest look at a rollout, as decisions carry it, also while nothing is decided."""
+    """GET /rollouts/{flag}/evidence.
+
+    The newest look at a rollout, as decisions carry it, also while nothing is decided.
+    """
 
     def __init__(self, board: FlagBoard, newest_evidence: Callable[[str], bytes | None]) -> None:
         self._board = board
@@ -189,26 +210,41 @@ class NewestEvidence:
         elif self._board.get(flag_key) is None:
             await send_error(send, 404, "no rollout has this flag key")
         else:
-            await send_error(send, 404, "not looked at here yet: ask the replica that runs this flag, or again in a second")
+            await send_error(
+                send,
+                404,
+                "not looked at here yet: ask the replica that runs this flag, or again in a second",
+            )
 
 
 class PlaneStandings:
     """GET /rollouts/{flag}/planes: whether each flag plane serves what was decided, and why not."""
 
-    def __init__(self, board: FlagBoard, standings: Callable[[str], Sequence[PlaneStanding] | None]) -> None:
+    def __init__(
+        self, board: FlagBoard, standings: Callable[[str], Sequence[PlaneStanding] | None]
+    ) -> None:
         self._board = board
         self._standings = standings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one entry per plane; 404 where there is none here: the replica that runs the flag has them."""
+        """Answer one entry per plane.
+
+        404 where there is none here: the replica that runs the flag has them.
+        """
         flag_key: str = scope["path_params"]["flag_key"]
         found = self._standings(flag_key)
         if found is not None:
             body = msgspec.json.encode(
-                {"flag": flag_key, "is_converged": all(one.is_converged for one in found), "planes": found}
+                {
+                    "flag": flag_key,
+                    "is_converged": all(one.is_converged for one in found),
+                    "planes": found,
+                }
             )
             await send_json(send, 200, body)
         elif self._board.get(flag_key) is None:
             await send_error(send, 404, "no rollout has this flag key")
         else:
-            await send_error(send, 404, "another replica runs this flag: ask that one, or again in a second")
+            await send_error(
+                send, 404, "another replica runs this flag: ask that one, or again in a second"
+            )

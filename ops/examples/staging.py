@@ -1,6 +1,9 @@
-"""Puts an example on stage: broker, store and daemon on this machine, its apps, one rollout from start to end, told in lines.
+"""Puts an example on stage.
 
-What an app of yours would copy stands in the examples' own files; this one only saves a newcomer from starting five programs.
+Broker, store and daemon on this machine, its apps, one rollout from start to end, told in lines.
+
+What an app of yours would copy stands in the examples' own files; this one only saves a newcomer
+from starting five programs.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from schemas.command import Command
 from schemas.terms import CommandVerb, PhaseName
 
 EXAMPLES = Path(__file__).parent
-_AFTERWARDS_SECONDS = 2.0  # for the apps to go by the last percentage, and for a reader to see that they do
+_AFTERWARDS_SECONDS = (
+    2.0  # for the apps to go by the last percentage, and for a reader to see that they do
+)
 
 
 class Apps(Protocol):
@@ -66,12 +71,19 @@ def environ_of(**settings: str) -> dict[str, str]:
 
 def last_json(child: Child) -> dict[str, Any]:
     """Return the last JSON line a child has printed, {} before the first."""
-    whole = [line for line in child.output().splitlines(keepends=True) if line.endswith("\n") and line.startswith("{")]
+    whole = [
+        line
+        for line in child.output().splitlines(keepends=True)
+        if line.endswith("\n") and line.startswith("{")
+    ]
     return dict(json.loads(whole[-1])) if whole else {}
 
 
 def main(example: Example) -> None:
-    """Run an example to its end and exit: 0 when it ended as the chosen version must, 1 otherwise."""
+    """Run an example to its end and exit.
+
+    0 when it ended as the chosen version must, 1 otherwise.
+    """
     try:
         code = asyncio.run(_play(example))
     except (BadInput, OperatingTrouble) as trouble:
@@ -86,17 +98,29 @@ def main(example: Example) -> None:
 async def _play(example: Example) -> int:
     console = Console(highlight=False, soft_wrap=True)
     plan = load_plan(example.plan.read_text(encoding="utf-8"), str(example.plan.name))
-    which = "a [bold red]bad[/] new version (BAD=1)" if example.is_bad else "a [bold green]good[/] new version"
+    which = (
+        "a [bold red]bad[/] new version (BAD=1)"
+        if example.is_bad
+        else "a [bold green]good[/] new version"
+    )
     console.print(f"[bold reverse] {example.title} [/] with {which}")
-    console.print(f" plan {plan.name}: {' → '.join(f'{stage.percent:g} %' for stage in plan.stages)}", style="dim")
-    console.print(" starting Kafka-protocol broker, Valkey, rolloutd and the example's apps …", style="dim")
+    console.print(
+        f" plan {plan.name}: {' → '.join(f'{stage.percent:g} %' for stage in plan.stages)}",
+        style="dim",
+    )
+    console.print(
+        " starting Kafka-protocol broker, Valkey, rolloutd and the example's apps …", style="dim"
+    )
     began = time.monotonic()
     with ProcessTree() as tree:
         surroundings = Surroundings(tree)
         await surroundings.start_without_apps()
         await example.apps.start(tree, surroundings)
         async with Observer(surroundings.bootstrap, surroundings.redis_url, plan.flag) as observer:
-            console.print(f" traffic flows after {time.monotonic() - began:.0f} s; the rollout is started\n", style="dim")
+            console.print(
+                f" traffic flows after {time.monotonic() - began:.0f} s; the rollout is started\n",
+                style="dim",
+            )
             await observer.send(
                 Command(
                     id=f"example-{uuid4().hex[:12]}",
@@ -120,7 +144,9 @@ async def _play(example: Example) -> int:
             ended = None if rollout is None else rollout.phase.name
             wanted = PhaseName.ROLLED_BACK if example.is_bad else PhaseName.COMPLETED
             if rollout is not None and ended is wanted:
-                console.print(f" [bold green]✓[/] {_words(ended)} at {rollout.percent:g} %, as it must.")
+                console.print(
+                    f" [bold green]✓[/] {_words(ended)} at {rollout.percent:g} %, as it must."
+                )
                 return 0
             found = "never began" if ended is None else f"is {_words(ended)}"
             console.print(f" [bold red]✗[/] the rollout {found}, and should be {_words(wanted)}.")
@@ -131,7 +157,9 @@ async def _tell_news(console: Console, observer: Observer, surroundings: Surroun
     surroundings.check()
     for topic, news in await observer.read():
         if observer.is_decision(topic):
-            console.print(decision_line(news, datetime.fromisoformat(observer.course.decisions[0]["at"])))
+            console.print(
+                decision_line(news, datetime.fromisoformat(observer.course.decisions[0]["at"]))
+            )
         else:
             console.print(alert_line(news))
 

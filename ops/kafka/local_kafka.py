@@ -1,8 +1,11 @@
-"""A real Apache Kafka on this machine, without Docker: resolved by Maven, run as plain Java processes.
+"""A real Apache Kafka on this machine, without Docker.
 
-Belongs here: getting the jars, one or more brokers (KRaft, each broker is also a controller), and what tests do
-to brokers: kill, freeze, restart. Standard library only, so that it runs before anything is installed.
-Does not belong here: topics and clients. For tests and for trying things out; not a way to run production.
+Resolved by Maven, run as plain Java processes.
+
+Belongs here: getting the jars, one or more brokers (KRaft, each broker is also a controller), and
+what tests do to brokers: kill, freeze, restart. Standard library only, so that it runs before
+anything is installed. Does not belong here: topics and clients. For tests and for trying things
+out; not a way to run production.
 """
 
 from __future__ import annotations
@@ -32,11 +35,13 @@ HERE = Path(__file__).resolve().parent
 OLDEST_JAVA = 17  # the Kafka 4 broker is compiled for it
 LOOPBACK = "127.0.0.1"
 
-# Outside the range from which Linux takes ports for outgoing connections (32768 up). A client that keeps dialling a
-# broker that is down could otherwise be given the broker's own port and connect to itself; the restart would fail.
+# Outside the range from which Linux takes ports for outgoing connections (32768 up). A client that
+# keeps dialling a broker that is down could otherwise be given the broker's own port and connect to
+# itself; the restart would fail.
 PORTS_TO_DRAW_FROM = range(15_000, 32_000)
 
-# One reader of a pipe: the pipe closes when the process that started the brokers is gone, however it went.
+# One reader of a pipe: the pipe closes when the process that started the brokers is gone, however
+# it went.
 _GUARD_SOURCE = """
 import os, shutil, signal, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -64,14 +69,19 @@ for directory in directories:
 
 
 class LocalKafkaError(Exception):
-    """The broker could not be had or did not come up; the message says what to do. Never worth a blind retry."""
+    """The broker could not be had or did not come up; the message says what to do.
+
+    Never worth a blind retry.
+    """
 
 
 class OrphanGuard:
-    """A child process that clears up when this one dies, even by `kill -9`: kills processes, removes directories.
+    """A child process that clears up when this one dies, even by `kill -9`.
 
-    A parent-death signal would be simpler but follows the *thread* that forked, and tests start brokers from
-    short-lived threads.
+    Kills processes, removes directories.
+
+    A parent-death signal would be simpler but follows the *thread* that forked, and tests start
+    brokers from short-lived threads.
     """
 
     def __init__(self) -> None:
@@ -87,7 +97,10 @@ class OrphanGuard:
         self._tell("watch", pid)
 
     def forget(self, pid: int) -> None:
-        """Stop watching `pid`; call it once the process has been waited for, since ids are used again."""
+        """Stop watching `pid`.
+
+        Call it once the process has been waited for, since ids are used again.
+        """
         self._tell("forget", pid)
 
     def remove(self, directory: Path) -> None:
@@ -108,7 +121,9 @@ class OrphanGuard:
 
 def kafka_version() -> str:
     """Return the Apache Kafka version that pom.xml names."""
-    root = ElementTree.parse(HERE / "pom.xml").getroot()  # our own file, hence no defence against hostile XML
+    root = ElementTree.parse(
+        HERE / "pom.xml"
+    ).getroot()  # our own file, hence no defence against hostile XML
     version = root.findtext("{*}properties/{*}kafka.version")
     if version is None:
         raise LocalKafkaError(f"{HERE / 'pom.xml'} has no kafka.version property")
@@ -116,7 +131,10 @@ def kafka_version() -> str:
 
 
 def cache_directory() -> Path:
-    """Return where the jars of this Kafka version are kept: below `$XDG_CACHE_HOME`, or `~/.cache`."""
+    """Return where the jars of this Kafka version are kept.
+
+    Below `$XDG_CACHE_HOME`, or `~/.cache`.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "rolloutd" / f"kafka-{kafka_version()}"
 
@@ -132,7 +150,10 @@ def java_version() -> int | None:
 
 
 def why_not() -> str | None:
-    """Return why no local Kafka can be had on this machine, or None when it can (network permitting)."""
+    """Return why no local Kafka can be had on this machine.
+
+    Or None when it can (network permitting).
+    """
     version = java_version()
     if version is None:
         return "no java on PATH"
@@ -146,8 +167,8 @@ def why_not() -> str | None:
 def resolve(*, verbose: bool = False) -> Path:
     """Return the directory with Kafka's jars, fetched by Maven the first time (about 45 MB).
 
-    Two processes may do this at once: each fetches into its own directory and the first rename wins.
-    Raises LocalKafkaError with Maven's last lines when it fails.
+    Two processes may do this at once: each fetches into its own directory and the first rename
+    wins. Raises LocalKafkaError with Maven's last lines when it fails.
     """
     target = cache_directory()
     if target.is_dir():
@@ -167,8 +188,13 @@ def resolve(*, verbose: bool = False) -> Path:
             f"-DoutputDirectory={scratch}/jars",
         ]
         if verbose:
-            print(f"fetching Apache Kafka {kafka_version()} with Maven (once, about 45 MB)", file=sys.stderr)
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+            print(
+                f"fetching Apache Kafka {kafka_version()} with Maven (once, about 45 MB)",
+                file=sys.stderr,
+            )
+        answer = subprocess.run(
+            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
         if answer.returncode != 0:
             tail = "\n".join((answer.stdout + answer.stderr).strip().splitlines()[-8:])
             raise LocalKafkaError(f"Maven could not fetch Apache Kafka {kafka_version()}:\n{tail}")
@@ -193,12 +219,12 @@ def free_port() -> int:
 class LocalKafka:
     """One or more Apache Kafka brokers as child processes; a context manager.
 
-    `ports`: one per broker; None draws free ones. The ports and data directories stay the same over restarts.
-    `directory`: where data and logs go, kept afterwards; None is a temporary one, removed by `stop`.
-    `heap_megabytes`: the Java heap of each broker. `settings`: broker properties on top of ours; an empty one is left
-    to the broker.
-    `java_options`: extra options of the Java machine. We start with its quick compiler only, a third off the start-up;
-    over 300,000 records that cost no throughput. Give `-XX:TieredStopAtLevel=4` for sustained load.
+    `ports`: one per broker; None draws free ones. The ports and data directories stay the same over
+    restarts. `directory`: where data and logs go, kept afterwards; None is a temporary one, removed
+    by `stop`. `heap_megabytes`: the Java heap of each broker. `settings`: broker properties on top
+    of ours; an empty one is left to the broker. `java_options`: extra options of the Java machine.
+    We start with its quick compiler only, a third off the start-up; over 300,000 records that cost
+    no throughput. Give `-XX:TieredStopAtLevel=4` for sustained load.
     """
 
     def __init__(
@@ -217,10 +243,14 @@ class LocalKafka:
         if ports is not None and len(ports) != brokers:
             raise ValueError(f"{brokers} brokers need {brokers} ports, got {len(ports)}")
         self.brokers = brokers
-        self.ports = tuple(ports) if ports is not None else tuple(free_port() for _ in range(brokers))
+        self.ports = (
+            tuple(ports) if ports is not None else tuple(free_port() for _ in range(brokers))
+        )
         self._controller_ports = tuple(free_port() for _ in range(brokers))
         self._keep = directory is not None
-        self.directory = directory if directory is not None else Path(tempfile.mkdtemp(prefix="rolloutd-kafka-"))
+        self.directory = (
+            directory if directory is not None else Path(tempfile.mkdtemp(prefix="rolloutd-kafka-"))
+        )
         self._heap_megabytes = heap_megabytes
         self._auto_create_topics = auto_create_topics
         self._settings = dict(settings or {})
@@ -247,13 +277,19 @@ class LocalKafka:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def start(self, timeout_seconds: float = 90.0) -> str:
         """Start every broker that is not running, wait until all answer, and return `bootstrap`.
 
-        Raises LocalKafkaError with the end of the broker's log when one ends or is not ready in time.
+        Raises LocalKafkaError with the end of the broker's log when one ends or is not ready in
+        time.
         """
         self._jars = resolve(verbose=True)
         if self._guard is None:
@@ -268,11 +304,16 @@ class LocalKafka:
         return self.bootstrap
 
     def stop(self, timeout_seconds: float = 20.0) -> None:
-        """Stop all brokers in order, killing those that take too long; a temporary directory is removed."""
+        """Stop all brokers in order, killing those that take too long.
+
+        A temporary directory is removed.
+        """
         for process in self._processes.values():
             if process.poll() is None:
                 process.terminate()
-                process.send_signal(signal.SIGCONT)  # one that is frozen hears SIGTERM only when it goes on
+                process.send_signal(
+                    signal.SIGCONT
+                )  # one that is frozen hears SIGTERM only when it goes on
         deadline = time.monotonic() + timeout_seconds
         for broker in list(self._processes):
             self._reap(broker, max(0.1, deadline - time.monotonic()))
@@ -283,7 +324,10 @@ class LocalKafka:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def kill9(self, broker: int = 0) -> None:
-        """Kill one broker as `kill -9` does and wait until it is gone; its data stay. `start` brings it back."""
+        """Kill one broker as `kill -9` does and wait until it is gone; its data stay.
+
+        `start` brings it back.
+        """
         self._processes[broker].kill()
         self._reap(broker, 10.0)
 
@@ -315,14 +359,22 @@ class LocalKafka:
         return self.directory / f"broker-{broker}.log"
 
     def wait_until_ready(self, timeout_seconds: float = 90.0) -> None:
-        """Return once every broker names all brokers in its metadata. Raises LocalKafkaError as `start` does."""
+        """Return once every broker names all brokers in its metadata.
+
+        Raises LocalKafkaError as `start` does.
+        """
         deadline = time.monotonic() + timeout_seconds
         for broker, port in enumerate(self.ports):
             while known_brokers(port) != self.brokers:
                 if not self.is_running(broker):
-                    raise LocalKafkaError(f"broker {broker} ended at once:\n{self._log_tail(broker)}")
+                    raise LocalKafkaError(
+                        f"broker {broker} ended at once:\n{self._log_tail(broker)}"
+                    )
                 if time.monotonic() > deadline:
-                    raise LocalKafkaError(f"broker {broker} not ready after {timeout_seconds:g} s:\n{self._log_tail(broker)}")
+                    raise LocalKafkaError(
+                        f"broker {broker} not ready after {timeout_seconds:g} "
+                        f"s:\n{self._log_tail(broker)}"
+                    )
                 time.sleep(0.05)
 
     def _reap(self, broker: int, timeout_seconds: float) -> None:
@@ -369,7 +421,10 @@ class LocalKafka:
         return self.directory / f"broker-{broker}.properties"
 
     def _format_storage(self) -> None:
-        """Write each broker's properties, and format the data directories that are new (all in parallel)."""
+        """Write each broker's properties.
+
+        And format the data directories that are new (all in parallel).
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         fresh: list[tuple[int, subprocess.Popen[bytes]]] = []
         cluster_id = self._cluster_id()
@@ -379,20 +434,32 @@ class LocalKafka:
                 continue
             command = self._java(
                 "kafka.tools.StorageTool",
-                *("format", "--cluster-id", cluster_id, "--config", str(self._properties_path(broker))),
+                *(
+                    "format",
+                    "--cluster-id",
+                    cluster_id,
+                    "--config",
+                    str(self._properties_path(broker)),
+                ),
             )
             with self.log_path(broker).open("ab") as log:
-                fresh.append((broker, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
+                fresh.append(
+                    (broker, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+                )
         for broker, process in fresh:
             if process.wait(60.0) != 0:
-                raise LocalKafkaError(f"storage of broker {broker} not formatted:\n{self._log_tail(broker)}")
+                raise LocalKafkaError(
+                    f"storage of broker {broker} not formatted:\n{self._log_tail(broker)}"
+                )
 
     def _cluster_id(self) -> str:
         """Return the cluster id of this directory, made on first use; all brokers must share it."""
         path = self.directory / "cluster-id"
         if not path.exists():
             # "0" in front: an id that begins with "-" is taken for an option by Kafka's own tools
-            path.write_text("0" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22], encoding="ascii")
+            path.write_text(
+                "0" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22], encoding="ascii"
+            )
         return path.read_text(encoding="ascii")
 
     def _data_path(self, broker: int) -> Path:
@@ -405,7 +472,8 @@ class LocalKafka:
             "process.roles": "broker,controller",
             "node.id": str(broker + 1),
             "controller.quorum.voters": ",".join(
-                f"{index + 1}@{LOOPBACK}:{port}" for index, port in enumerate(self._controller_ports)
+                f"{index + 1}@{LOOPBACK}:{port}"
+                for index, port in enumerate(self._controller_ports)
             ),
             "controller.listener.names": "CONTROLLER",
             "listeners": (
@@ -427,12 +495,15 @@ class LocalKafka:
             "share.coordinator.state.topic.replication.factor": copies,
             "share.coordinator.state.topic.min.isr": in_sync,
             "group.initial.rebalance.delay.ms": "0",
-            # tests of dead and frozen members ask for sessions far shorter than the 6 s Kafka allows by default
+            # tests of dead and frozen members ask for sessions far shorter than the 6 s Kafka
+            # allows by default
             "group.min.session.timeout.ms": "500",
-            # a killed broker's registration blocks its successor until the session is over: 9 s by default
+            # a killed broker's registration blocks its successor until the session is over: 9 s by
+            # default
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
-            # tests write events with invented times; by default records of last year would be deleted
+            # tests write events with invented times; by default records of last year would be
+            # deleted
             "log.retention.ms": "-1",
             "log.message.timestamp.after.max.ms": "9223372036854775807",
             "log.cleaner.dedupe.buffer.size": "4194304",
@@ -455,8 +526,8 @@ class LocalKafka:
 def known_brokers(port: int, timeout_seconds: float = 2.0) -> int:
     """Return how many brokers the one on `port` names in its metadata; 0 when it does not answer.
 
-    Speaks one Metadata request, version 1, of the Kafka protocol: an open port alone proves nothing, since a broker
-    listens before it has joined its controllers.
+    Speaks one Metadata request, version 1, of the Kafka protocol: an open port alone proves
+    nothing, since a broker listens before it has joined its controllers.
     """
     client = b"local-kafka"
     # key 3, version 1, correlation id 0, client id, and an empty (not null) list: no topics wanted
@@ -482,7 +553,10 @@ def _read_exactly(connection: socket.socket, size: int) -> bytes:
 
 @contextmanager
 def _until_signalled() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM and SIGINT set, in place of their default of ending the process at once."""
+    """Yield an event that SIGTERM and SIGINT set.
+
+    In place of their default of ending the process at once.
+    """
     signalled = threading.Event()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -500,25 +574,46 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="local-kafka",
         description=(
-            "Run a real Apache Kafka on this machine without Docker. The jars come from Maven Central the first "
-            f"time (needs java {OLDEST_JAVA}+ and mvn) and are kept in the user's cache directory. Prints "
+            "Run a real Apache Kafka on this machine without Docker. The jars come from "
+            "Maven Central the first "
+            f"time (needs java {OLDEST_JAVA}+ and mvn) and are kept in the user's cache "
+            f"directory. Prints "
             "'bootstrap=HOST:PORT' when the brokers answer, and stops them on Ctrl-C or SIGTERM."
         ),
-        epilog="Exit codes: 0 stopped as asked, 1 could not start or a broker ended by itself, 2 wrong arguments.",
-    )
-    parser.add_argument("--brokers", type=int, default=1, metavar="N", help="brokers in the cluster (default 1)")
-    parser.add_argument(
-        "--port", type=int, metavar="PORT", help="port of the first broker, the others follow it (default: free ports)"
+        epilog="Exit codes: 0 stopped as asked, 1 could not start or a broker ended by itself, 2 "
+        "wrong arguments.",
     )
     parser.add_argument(
-        "--directory", type=Path, metavar="DIR", help="keep data and logs here (default: temporary, removed at the end)"
+        "--brokers", type=int, default=1, metavar="N", help="brokers in the cluster (default 1)"
     )
-    parser.add_argument("--heap-megabytes", type=int, default=512, metavar="MB", help="Java heap (default 512)")
-    parser.add_argument("--auto-create-topics", action="store_true", help="create topics on first use (default: no)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a broker property on top of ours; repeatable"
+        "--port",
+        type=int,
+        metavar="PORT",
+        help="port of the first broker, the others follow it (default: free ports)",
     )
-    parser.add_argument("--resolve-only", action="store_true", help="fetch the jars, print their directory and end")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        metavar="DIR",
+        help="keep data and logs here (default: temporary, removed at the end)",
+    )
+    parser.add_argument(
+        "--heap-megabytes", type=int, default=512, metavar="MB", help="Java heap (default 512)"
+    )
+    parser.add_argument(
+        "--auto-create-topics", action="store_true", help="create topics on first use (default: no)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a broker property on top of ours; repeatable",
+    )
+    parser.add_argument(
+        "--resolve-only", action="store_true", help="fetch the jars, print their directory and end"
+    )
     return parser
 
 
@@ -545,7 +640,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _serve(options: argparse.Namespace, settings: Mapping[str, str], signalled: threading.Event) -> int:
+def _serve(
+    options: argparse.Namespace, settings: Mapping[str, str], signalled: threading.Event
+) -> int:
     ports = [options.port + index for index in range(options.brokers)] if options.port else None
     with LocalKafka(
         brokers=options.brokers,

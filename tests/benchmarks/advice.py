@@ -1,8 +1,10 @@
-"""What a faulty model server costs a gate: how far past its deadline a fault keeps it waiting, how long it holds the loop.
+"""What a faulty model server costs a gate.
 
-`python -m tests.benchmarks.advice [--deadline 0.5]`. Every fault of `tests/integration/test_advisor.py`, in both dialects, one
-after another. Held is CPU time of the loop's thread between two turns, and the fault server's work is in it: it runs in the
-same loop.
+How far past its deadline a fault keeps it waiting, how long it holds the loop.
+
+`python -m tests.benchmarks.advice [--deadline 0.5]`. Every fault of
+`tests/integration/test_advisor.py`, in both dialects, one after another. Held is CPU time of the
+loop's thread between two turns, and the fault server's work is in it: it runs in the same loop.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ async def main() -> None:
         for name, (script, _) in {**SLOW, **FAILING}.items():
             past, held = await one(script, protocol, deadline)
             print(
-                f"{protocol:6} {name:40} {'past the deadline' if past > 0 else 'within it':18} {1000 * past:+7.1f} ms", end=""
+                f"{protocol:6} {name:40} "
+                f"{'past the deadline' if past > 0 else 'within it':18} "
+                f"{1000 * past:+7.1f} ms",
+                end="",
             )
             print(f"  held {1000 * held:5.1f} ms")
             worst_past = max(worst_past, (f"{protocol} {name}", past), key=lambda each: each[1])
@@ -53,7 +58,9 @@ async def one(script: Script, protocol: str, deadline: float) -> tuple[float, fl
             await asyncio.sleep(0.001)
 
     async with faults.fault_server(script) as server:
-        advisor = ModelAdvisor(AdvisorSettings.model_validate({"url": server.url, "protocol": protocol}), SystemClock())
+        advisor = ModelAdvisor(
+            AdvisorSettings.model_validate({"url": server.url, "protocol": protocol}), SystemClock()
+        )
         watching = asyncio.create_task(watch())
         began = time.perf_counter()
         try:

@@ -1,10 +1,13 @@
-"""How fast harm is stopped: from producing the events that cross a guardrail's boundary to 0 % being served.
+"""How fast harm is stopped.
 
-`python -m tests.benchmarks.breach [--rounds 20] [--plane unleash]` on a Kafka as the tests find it. Each round starts a rollout
-of its own, lets healthy traffic in, then sends a burst of failed treatment requests; the clock runs from before the burst's
-first record is sent until a user who was in treatment is served control over OFREP, or until a real Unleash (`make unleash`
-installs it) says by its Admin API that the flag lets in nobody. Half the rounds do it while a model that never answers is being
-asked. Prints the medians of both, and their ratio.
+From producing the events that cross a guardrail's boundary to 0 % being served.
+
+`python -m tests.benchmarks.breach [--rounds 20] [--plane unleash]` on a Kafka as the tests find it.
+Each round starts a rollout of its own, lets healthy traffic in, then sends a burst of failed
+treatment requests; the clock runs from before the burst's first record is sent until a user who was
+in treatment is served control over OFREP, or until a real Unleash (`make unleash` installs it) says
+by its Admin API that the flag lets in nobody. Half the rounds do it while a model that never
+answers is being asked. Prints the medians of both, and their ratio.
 """
 
 from __future__ import annotations
@@ -35,12 +38,21 @@ PERCENT = 50
 async def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20, help="per kind: with a hanging model, and without")
-    parser.add_argument("--plane", choices=("ofrep", "unleash"), default="ofrep", help="where 0 %% is to be seen")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="per kind: with a hanging model, and without"
+    )
+    parser.add_argument(
+        "--plane", choices=("ofrep", "unleash"), default="ofrep", help="where 0 %% is to be seen"
+    )
     asked = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        redis, directory = stack.enter_context(RedisServer()), stack.enter_context(tempfile.TemporaryDirectory())
-        unleash = stack.enter_context(UnleashServer(installed())) if asked.plane == "unleash" else None
+        redis, directory = (
+            stack.enter_context(RedisServer()),
+            stack.enter_context(tempfile.TemporaryDirectory()),
+        )
+        unleash = (
+            stack.enter_context(UnleashServer(installed())) if asked.plane == "unleash" else None
+        )
         kafka = await asyncio.to_thread(start_kafka)
         try:
             print(f"Kafka: {kafka.description}")
@@ -57,7 +69,9 @@ class Ofrep:
 
     async def serves_treatment(self, flag_key: str, user: str) -> bool:
         """Evaluate for one user."""
-        answer = await self._http.post(f"/ofrep/v1/evaluate/flags/{flag_key}", json={"context": {"targetingKey": user}})
+        answer = await self._http.post(
+            f"/ofrep/v1/evaluate/flags/{flag_key}", json={"context": {"targetingKey": user}}
+        )
         value: bool = answer.json()["value"]
         return value
 
@@ -75,7 +89,9 @@ class Unleash(Console):
         return any(each["parameters"]["rollout"] != "0" for each in strategies)
 
 
-async def measure(bootstrap: str, redis_url: str, directory: Path, rounds: int, unleash: UnleashServer | None) -> None:
+async def measure(
+    bootstrap: str, redis_url: str, directory: Path, rounds: int, unleash: UnleashServer | None
+) -> None:
     """Alternate both kinds in one run, so that the machine's noise meets both alike."""
     prefix = f"b{uuid.uuid4().hex[:6]}."
     port = free_port()
@@ -104,14 +120,22 @@ async def measure(bootstrap: str, redis_url: str, directory: Path, rounds: int, 
             f"{kind:14} n={len(ordered)} median {statistics.median(ordered) * 1000:.0f} ms, "
             f"min {ordered[0] * 1000:.0f}, max {ordered[-1] * 1000:.0f}"
         )
-    print(f"ratio of medians {statistics.median(seconds['hanging model']) / statistics.median(seconds['no model']):.2f}")
+    print(
+        f"ratio of medians "
+        f"{statistics.median(seconds['hanging model']) / statistics.median(seconds['no model']):.2f}"
+    )
 
     await seen_by.close()
 
 
 def settings_of(unleash: UnleashServer) -> dict[str, str]:
     """Return the variables that make a daemon drive it."""
-    fields = {"URL": unleash.url, "TOKEN": ADMIN_TOKEN, "ENVIRONMENT": ENVIRONMENT, "CREATE_FLAGS": "true"}
+    fields = {
+        "URL": unleash.url,
+        "TOKEN": ADMIN_TOKEN,
+        "ENVIRONMENT": ENVIRONMENT,
+        "CREATE_FLAGS": "true",
+    }
     return {f"ROLLOUTD_PLANES__UNLEASH__{name}": value for name, value in fields.items()}
 
 
@@ -123,7 +147,9 @@ async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
 
 
-async def one_round(client: Client, daemon: DaemonProcess, seen_by: Ofrep | Unleash, flag_key: str, mode: str) -> float:
+async def one_round(
+    client: Client, daemon: DaemonProcess, seen_by: Ofrep | Unleash, flag_key: str, mode: str
+) -> float:
     """Return the seconds from the burst's first record to control being served."""
     bake = "0.6s" if mode == "can_hold" else "300s"
     stages = [
@@ -131,20 +157,32 @@ async def one_round(client: Client, daemon: DaemonProcess, seen_by: Ofrep | Unle
         {"percent": 100, "bake": "300s", "settle": "0.2s", "min_sample": 20, "max_bake": "400s"},
     ]
     guardrails = [{"metric": "error_rate", "limit": 0.2}]
-    plan = quick_plan(flag_key, stages=stages, guardrails=guardrails, advisor={"mode": mode, "deadline": "120s"})
+    plan = quick_plan(
+        flag_key, stages=stages, guardrails=guardrails, advisor={"mode": mode, "deadline": "120s"}
+    )
     await client.command(CommandVerb.START, flag_key, plan=plan)
     await daemon.until(flag_key, lambda document: document["percent"] == PERCENT)
     bucket = bucketer(flag_key, Generation.V3)
-    variants = {f"user-{number}": "on" if bucket(f"user-{number}") < PERCENT * 100 else "off" for number in range(800)}
+    variants = {
+        f"user-{number}": "on" if bucket(f"user-{number}") < PERCENT * 100 else "off"
+        for number in range(800)
+    }
     users = list(variants)
     async with Traffic(client, daemon, flag_key, per_second=0) as apps:
         await asyncio.sleep(0.4)
         now = datetime.now(UTC)
-        for user in users[:400]:  # healthy, in both arms, so that the gate is reached and asks the model
+        for user in users[
+            :400
+        ]:  # healthy, in both arms, so that the gate is reached and asks the model
             await apps.emit_evaluation(user, variants[user], now)
             await apps.emit_outcome(user, variants[user], now, is_error=False)
         if mode == "can_hold":
-            await daemon.until(flag_key, lambda document: bool(document["phase"].get("advice")) or is_asked(daemon, flag_key))
+            await daemon.until(
+                flag_key,
+                lambda document: (
+                    bool(document["phase"].get("advice")) or is_asked(daemon, flag_key)
+                ),
+            )
         # Not in step with anything that happens once a second.
         await asyncio.sleep(random.uniform(1.0, 2.0))
         treated = [user for user in users[400:] if variants[user] == "on"]

@@ -1,13 +1,16 @@
 """False alarms, delay and power of the gate's tests on seeded streams, beside an oracle and beside what others use.
 
-    python -m tests.benchmarks.detection [--runs 2000] [--seed 1] [--only errors|ramp|late|latency|srm|safe|others|cost]
+    python -m tests.benchmarks.detection [--runs 2000] [--seed 1] [--only
+    errors|ramp|late|latency|srm|safe|others|cost]
 
-All streams of a cell run side by side in numpy, through the very functions the gate calls; before anything else one stream goes
-through `judge` as well and must give the same e-values. Every stream is looked at after each of 200 batches.
+All streams of a cell run side by side in numpy, through the very functions the gate calls; before
+anything else one stream goes through `judge` as well and must give the same e-values. Every stream
+is looked at after each of 200 batches.
 
-The oracle is Wald's sequential probability ratio test that knows the true effect but not the base rate, at the same threshold:
-no valid test is much faster. For latency it knows both distributions, which is more than any test can. "most" is what chance
-allows a test exactly at alpha in that many runs (1 in 1000).
+The oracle is Wald's sequential probability ratio test that knows the true effect but not the base
+rate, at the same threshold: no valid test is much faster. For latency it knows both distributions,
+which is more than any test can. "most" is what chance allows a test exactly at alpha in that many
+runs (1 in 1000).
 """
 
 from __future__ import annotations
@@ -27,7 +30,12 @@ from scipy import stats
 from controller.core.analysis import sample_ratio
 from controller.core.analysis.change_point import add_batch, log_sum_exp, released_mass
 from controller.core.analysis.latency import Ordered, ordered
-from controller.core.analysis.proportion import Counts, harm_alternatives, ratio_increment, safe_alternatives
+from controller.core.analysis.proportion import (
+    Counts,
+    harm_alternatives,
+    ratio_increment,
+    safe_alternatives,
+)
 from controller.core.analysis.questions import MIN_HARMED, gate_margin
 from controller.core.analysis.slowness import SHAPE_LOG_WEIGHTS, SHAPES, slowness_increment
 from controller.core.evidence import GAMMA
@@ -67,20 +75,39 @@ class Batch:
 Stream = Iterator[Batch]
 
 
-# --- streams ----------------------------------------------------------------------------------------------------------------
+# --- streams
+# --------------------------------------------------------------------------------------------------
 
 
-def plain(rng: Random, runs: int, share: float, rate: float, per_look: int, *, worse: float = 1.0, begins: int = 0) -> Stream:
+def plain(
+    rng: Random,
+    runs: int,
+    share: float,
+    rate: float,
+    per_look: int,
+    *,
+    worse: float = 1.0,
+    begins: int = 0,
+) -> Stream:
     """Yield batches whose treatment fails `worse` times as often from look `begins` on."""
     for look in range(LOOKS):
         yield sampled(rng, runs, share, per_look, rate * (worse if look >= begins else 1.0), rate)
 
 
-def sampled(rng: Random, runs: int, share: float, per_look: int, rate_t: float | Floats, rate_c: float | Floats) -> Batch:
+def sampled(
+    rng: Random,
+    runs: int,
+    share: float,
+    per_look: int,
+    rate_t: float | Floats,
+    rate_c: float | Floats,
+) -> Batch:
     """Return one batch of independent contexts."""
     n_t = rng.binomial(per_look, share, runs)
     n_c = per_look - n_t
-    return Batch(n_t, rng.binomial(n_t, np.minimum(rate_t, 1.0)), n_c, rng.binomial(n_c, rate_c), share)
+    return Batch(
+        n_t, rng.binomial(n_t, np.minimum(rate_t, 1.0)), n_c, rng.binomial(n_c, rate_c), share
+    )
 
 
 def drifting(rng: Random, runs: int, share: float, rate: float, per_look: int) -> Stream:
@@ -100,10 +127,15 @@ def bursting(rng: Random, runs: int, share: float, rate: float, per_look: int) -
 
 
 def returning(rng: Random, runs: int, share: float, rate: float, per_look: int) -> Stream:
-    """Yield batches of users who come back, a few of whom fail again and again; a user counts until the first error."""
+    """Yield batches of users who come back, a few of whom fail again and again.
+
+    A user counts until the first error.
+    """
     users = 4 * per_look
     in_treatment = rng.random((runs, users)) < share
-    unlucky = rng.random((runs, users)) < rate / 2  # these fail every second time, the others make up for the rest
+    unlucky = (
+        rng.random((runs, users)) < rate / 2
+    )  # these fail every second time, the others make up for the rest
     failed = np.zeros((runs, users), bool)
     rows = np.arange(runs)[:, None]
     for _ in range(LOOKS):
@@ -115,7 +147,11 @@ def returning(rng: Random, runs: int, share: float, rate: float, per_look: int) 
         failed[rows, active] |= fails
         first = fails & at_risk
         yield Batch(
-            (at_risk & treated).sum(1), (first & treated).sum(1), (at_risk & ~treated).sum(1), (first & ~treated).sum(1), share
+            (at_risk & treated).sum(1),
+            (first & treated).sum(1),
+            (at_risk & ~treated).sum(1),
+            (first & ~treated).sum(1),
+            share,
         )
 
 
@@ -135,7 +171,8 @@ HEALTHY: dict[str, Callable[[Random, int, float, float, int], Stream]] = {
 }
 
 
-# --- tests of a stream ------------------------------------------------------------------------------------------------------
+# --- tests of a stream
+# --------------------------------------------------------------------------------------------------
 
 
 def log_mean(values: Floats, log_weights: Floats) -> Floats:
@@ -165,7 +202,9 @@ class Ours:
         self.evidence = add_batch(self.evidence, released - self.released, increment)
         self.released = released
         self.harmed += batch.k_t
-        return np.logaddexp(log_mean(self.evidence, self.alternatives.log_weights), math.log(1 - released))
+        return np.logaddexp(
+            log_mean(self.evidence, self.alternatives.log_weights), math.log(1 - released)
+        )
 
     def found(self, batch: Batch, alpha: float) -> NDArray[np.bool_]:
         """Return which streams are rolled back at this look."""
@@ -225,8 +264,14 @@ class RepeatedZ(Pooled):
         self.add(batch)
         n_t, rate_t, n_c, rate_c = self.rates()
         pooled = (n_t * rate_t + n_c * rate_c) / np.maximum(n_t + n_c, 1)
-        error = np.sqrt(np.maximum(pooled * (1 - pooled) * (1 / np.maximum(n_t, 1) + 1 / np.maximum(n_c, 1)), 1e-30))
-        found: NDArray[np.bool_] = (self.sums[1] >= MIN_HARMED) & ((rate_t - rate_c) / error > stats.norm.isf(alpha))
+        error = np.sqrt(
+            np.maximum(
+                pooled * (1 - pooled) * (1 / np.maximum(n_t, 1) + 1 / np.maximum(n_c, 1)), 1e-30
+            )
+        )
+        found: NDArray[np.bool_] = (self.sums[1] >= MIN_HARMED) & (
+            (rate_t - rate_c) / error > stats.norm.isf(alpha)
+        )
         return found
 
 
@@ -241,10 +286,14 @@ class AsymptoticSequence(Pooled):
         self.add(batch)
         n_t, rate_t, n_c, rate_c = self.rates()
         n = n_t + n_c
-        variance = n * (rate_t * (1 - rate_t) / np.maximum(n_t, 1) + rate_c * (1 - rate_c) / np.maximum(n_c, 1))
+        variance = n * (
+            rate_t * (1 - rate_t) / np.maximum(n_t, 1) + rate_c * (1 - rate_c) / np.maximum(n_c, 1)
+        )
         two_sided = 2 * alpha
         rho2 = (-2 * math.log(two_sided) + math.log(-2 * math.log(two_sided) + 1)) / 5000
-        width = np.sqrt(variance) * np.sqrt(2 * (n * rho2 + 1) / (n**2 * rho2) * np.log(np.sqrt(n * rho2 + 1) / two_sided))
+        width = np.sqrt(variance) * np.sqrt(
+            2 * (n * rho2 + 1) / (n**2 * rho2) * np.log(np.sqrt(n * rho2 + 1) / two_sided)
+        )
         found: NDArray[np.bool_] = (self.sums[1] >= MIN_HARMED) & (rate_t - rate_c > width)
         return found
 
@@ -261,7 +310,8 @@ def first_looks(stream: Stream, tests: list[Test], runs: int, alpha: float) -> l
     return looks
 
 
-# --- cells ------------------------------------------------------------------------------------------------------------------
+# --- cells
+# --------------------------------------------------------------------------------------------------
 
 
 def per_look_for(share: float, rate: float, effect: float, looks: int) -> int:
@@ -272,7 +322,10 @@ def per_look_for(share: float, rate: float, effect: float, looks: int) -> int:
 
 
 def errors(runs: int, seed: int) -> bool:
-    """Print false alarms and delays for errors; return whether all figures are as they should be."""
+    """Print false alarms and delays for errors.
+
+    Return whether all figures are as they should be.
+    """
     is_good = True
     for alpha in (0.01, 0.05):
         most = int(stats.binom.ppf(0.999, runs, alpha))
@@ -281,24 +334,42 @@ def errors(runs: int, seed: int) -> bool:
             worst, cells = 0, []
             for share in SHARES:
                 for rate in BASE_RATES:
-                    rng = np.random.default_rng([seed, number, round(1e4 * share), round(1e4 * rate)])
+                    rng = np.random.default_rng(
+                        [seed, number, round(1e4 * share), round(1e4 * rate)]
+                    )
                     # enough contexts that errors are many in some cells and a handful in others
-                    looks = first_looks(make_stream(rng, runs, share, rate, 400), [Ours(runs)], runs, alpha)[0]
+                    looks = first_looks(
+                        make_stream(rng, runs, share, rate, 400), [Ours(runs)], runs, alpha
+                    )[0]
                     false = int((looks < NEVER).sum())
                     worst = max(worst, false)
                     cells.append(f"{false / runs:.2%}")
             is_good &= worst <= most
-            print(f"  {kind:<10} {' '.join(cells)}   worst {worst}{'' if worst <= most else '  TOO MANY'}", flush=True)
+            print(
+                f"  {kind:<10} {' '.join(cells)}   worst "
+                f"{worst}{'' if worst <= most else '  TOO MANY'}",
+                flush=True,
+            )
     runs = max(runs // 4, 100)
-    print(f"harm from the start, alpha 1 %, {runs} runs a cell: median look of ours / of the oracle = ratio")
+    print(
+        f"harm from the start, alpha 1 %, {runs} runs a cell: median look of ours / of the "
+        f"oracle = ratio"
+    )
     ratios = []
     for share in SHARES:
         for rate in BASE_RATES:
             said = []
             for effect in EFFECTS:
-                rng = np.random.default_rng([seed, 50, round(1e4 * share), round(1e4 * rate), round(100 * effect)])
-                stream = plain(rng, runs, share, rate, per_look_for(share, rate, effect, 70), worse=effect)
-                ours, oracle = (np.median(each) for each in first_looks(stream, [Ours(runs), Oracle(runs, effect)], runs, 0.01))
+                rng = np.random.default_rng(
+                    [seed, 50, round(1e4 * share), round(1e4 * rate), round(100 * effect)]
+                )
+                stream = plain(
+                    rng, runs, share, rate, per_look_for(share, rate, effect, 70), worse=effect
+                )
+                ours, oracle = (
+                    np.median(each)
+                    for each in first_looks(stream, [Ours(runs), Oracle(runs, effect)], runs, 0.01)
+                )
                 ratios.append(float(ours / oracle))
                 said.append(f"x{effect:g} {ours:.0f}/{oracle:.0f} = {ours / oracle:.2f}")
             print(f"  share {share:>4.0%} base {rate:.1%}: {'; '.join(said)}", flush=True)
@@ -311,9 +382,14 @@ def ramp(runs: int, seed: int) -> bool:
     """Print the same through a ramp with a base rate that grows fivefold."""
     rng = np.random.default_rng([seed, 60])
     most = int(stats.binom.ppf(0.999, runs, 0.01))
-    false = int((first_looks(ramping(rng, runs, 0.004, 1000), [Ours(runs)], runs, 0.01)[0] < NEVER).sum())
+    false = int(
+        (first_looks(ramping(rng, runs, 0.004, 1000), [Ours(runs)], runs, 0.01)[0] < NEVER).sum()
+    )
     stream = ramping(rng, runs, 0.004, 1000, worse=2.0)
-    ours, oracle = (float(np.median(each)) for each in first_looks(stream, [Ours(runs), Oracle(runs, 2.0)], runs, 0.01))
+    ours, oracle = (
+        float(np.median(each))
+        for each in first_looks(stream, [Ours(runs), Oracle(runs, 2.0)], runs, 0.01)
+    )
     print(f"ramp 1 -> 10 -> 50 %, base rate x5: false {false} of {runs} (most by chance {most})")
     print(f"  harm x2: {ours:.0f}/{oracle:.0f} = {ours / oracle:.2f} (1.5)")
     return false <= most and ours / oracle <= 1.5
@@ -326,11 +402,19 @@ def late(runs: int, seed: int) -> bool:
     is_good = True
     for effect in (1.5, 2.0, 5.0):
         begins = LOOKS // 2
-        stream = plain(rng, runs, 0.1, 0.01, per_look_for(0.1, 0.01, effect, 20), worse=effect, begins=begins)
+        stream = plain(
+            rng, runs, 0.1, 0.01, per_look_for(0.1, 0.01, effect, 20), worse=effect, begins=begins
+        )
         ours, oracle = first_looks(stream, [Ours(runs), Oracle(runs, effect, begins)], runs, 0.01)
         is_late = ours > begins
-        delay, best = float(np.median(ours[is_late]) - begins), float(np.median(oracle[is_late]) - begins)
-        print(f"harm x{effect:g} from half-way on: {delay:.0f}/{best:.0f} = {delay / best:.2f} (2.5 for x2)")
+        delay, best = (
+            float(np.median(ours[is_late]) - begins),
+            float(np.median(oracle[is_late]) - begins),
+        )
+        print(
+            f"harm x{effect:g} from half-way on: {delay:.0f}/{best:.0f} = "
+            f"{delay / best:.2f} (2.5 for x2)"
+        )
         is_good &= effect != 2.0 or delay / best <= 2.5
     return is_good
 
@@ -352,19 +436,28 @@ def srm(runs: int, seed: int) -> bool:
         most = int(stats.binom.ppf(0.999, runs, sample_ratio.ALPHA_SRM))
         factor = 0.8
         observed = share * factor / (share * factor + 1 - share)
-        information = observed * math.log(observed / share) + (1 - observed) * math.log((1 - observed) / (1 - share))
+        information = observed * math.log(observed / share) + (1 - observed) * math.log(
+            (1 - observed) / (1 - share)
+        )
         per_look = max(2, round(threshold / information / 60))
         state = np.zeros((runs, len(sample_ratio.LOG_FACTORS)))
         ratio, ours, oracle = np.zeros(runs), np.full(runs, NEVER), np.full(runs, NEVER)
         for look in range(2 * LOOKS):
             n_t = rng.binomial(per_look, observed, runs)
-            state = sample_ratio.add_exposures(state, share, n_t[:, None], (per_look - n_t)[:, None])  # type: ignore[arg-type]
-            ratio += n_t * math.log(observed / share) + (per_look - n_t) * math.log((1 - observed) / (1 - share))
-            ours[(log_mean(state, sample_ratio.LOG_WEIGHTS) >= threshold) & (ours == NEVER)] = look + 1
+            state = sample_ratio.add_exposures(
+                state, share, n_t[:, None], (per_look - n_t)[:, None]
+            )  # type: ignore[arg-type]
+            ratio += n_t * math.log(observed / share) + (per_look - n_t) * math.log(
+                (1 - observed) / (1 - share)
+            )
+            ours[(log_mean(state, sample_ratio.LOG_WEIGHTS) >= threshold) & (ours == NEVER)] = (
+                look + 1
+            )
             oracle[(ratio >= threshold) & (oracle == NEVER)] = look + 1
         delay = float(np.median(ours) / np.median(oracle))
         print(
-            f"sample ratio at {share:.0%}: false {false} of {runs} (most {most}); 0.8 x the share: {delay:.2f} x oracle (1.5)"
+            f"sample ratio at {share:.0%}: false {false} of {runs} (most {most}); 0.8 x "
+            f"the share: {delay:.2f} x oracle (1.5)"
         )
         is_good &= false <= most and delay <= 1.5
     return is_good
@@ -388,7 +481,10 @@ def safe(runs: int, seed: int) -> bool:
             per_look = per_look_for(share, 0.01, 1 + margin, 40)
             for look, batch in enumerate(plain(rng, runs, share, 0.01, per_look, worse=worse)):
                 evidence += ratio_increment(alternatives.log_effects, log_null, batch.columns())
-                passed[(log_mean(evidence, alternatives.log_weights) >= -math.log(beta)) & (passed == NEVER)] = look + 1
+                passed[
+                    (log_mean(evidence, alternatives.log_weights) >= -math.log(beta))
+                    & (passed == NEVER)
+                ] = look + 1
                 shown += batch.n_t
             if worse > 1:
                 count = int((passed < NEVER).sum())
@@ -403,7 +499,10 @@ def safe(runs: int, seed: int) -> bool:
 
 def others(runs: int, seed: int) -> bool:
     """Print the same streams judged by what other tools use."""
-    print(f"side by side, alpha 1 %, share 10 %, base rate 1 %, {runs} runs: false alarms; under drift; delay at x2")
+    print(
+        f"side by side, alpha 1 %, share 10 %, base rate 1 %, {runs} runs: false alarms; "
+        f"under drift; delay at x2"
+    )
     kinds: dict[str, Callable[[], Test]] = {
         "rolloutd": lambda: Ours(runs),
         "gbstats sequential": lambda: AsymptoticSequence(runs),
@@ -418,17 +517,23 @@ def others(runs: int, seed: int) -> bool:
     healthy_looks = looks_of(plain(rng, runs, 0.1, 0.01, 400))
     ramped_looks = looks_of(ramping(rng, runs, 0.004, 1000))
     per_look = per_look_for(0.1, 0.01, 2.0, 60)
-    *harmed_looks, oracle = looks_of(plain(rng, runs, 0.1, 0.01, per_look, worse=2.0), Oracle(runs, 2.0))
-    for name, healthy, ramped, harmed in zip(kinds, healthy_looks, ramped_looks, harmed_looks, strict=True):
+    *harmed_looks, oracle = looks_of(
+        plain(rng, runs, 0.1, 0.01, per_look, worse=2.0), Oracle(runs, 2.0)
+    )
+    for name, healthy, ramped, harmed in zip(
+        kinds, healthy_looks, ramped_looks, harmed_looks, strict=True
+    ):
         delay = float(np.median(harmed) / np.median(oracle))
         print(
-            f"  {name:<32} {np.mean(healthy < NEVER):>6.1%}  in a ramp with drift {np.mean(ramped < NEVER):>6.1%}  "
+            f"  {name:<32} {np.mean(healthy < NEVER):>6.1%}  in a ramp with drift "
+            f"{np.mean(ramped < NEVER):>6.1%}  "
             f"x2 found after {delay:.2f} x oracle"
         )
     return True
 
 
-# --- latency ----------------------------------------------------------------------------------------------------------------
+# --- latency
+# --------------------------------------------------------------------------------------------------
 
 _MU, _SIGMA = math.log(40.0), 0.6
 
@@ -441,7 +546,10 @@ def _log_density(values: Floats, factor: float = 1.0) -> Floats:
 
 @dataclass
 class Slower:
-    """A regression: `part` of the requests take `factor` times as long, or with `tail` whatever is above p95 does."""
+    """A regression: `part` of the requests take `factor` times as long.
+
+    Or with `tail` whatever is above p95 does.
+    """
 
     name: str
     part: float
@@ -465,7 +573,10 @@ class Slower:
             density = _log_density(back) - np.where(values > edge, math.log(self.factor), 0.0)
         else:
             parts = np.log1p(-self.part) if self.part < 1 else -np.inf
-            density = np.logaddexp(parts + _log_density(values), math.log(self.part) + _log_density(values, self.factor))
+            density = np.logaddexp(
+                parts + _log_density(values),
+                math.log(self.part) + _log_density(values, self.factor),
+            )
         return float((density - _log_density(values)).sum())
 
 
@@ -477,7 +588,11 @@ SLOWER = (
 
 
 def _one_latency(
-    rng: Random, share: float, per_look: int, treatment: Callable[[Random, int], Floats], alpha: float
+    rng: Random,
+    share: float,
+    per_look: int,
+    treatment: Callable[[Random, int], Floats],
+    alpha: float,
 ) -> Iterator[tuple[bool, Floats]]:
     """Yield, per look, whether ours has found it, and treatment's new values."""
     histograms: dict[Arm, dict[int, int]] = {arm: {} for arm in Arm}
@@ -486,8 +601,13 @@ def _one_latency(
     for look in range(LOOKS):
         n_t = int(rng.binomial(per_look, share))
         values = treatment(rng, n_t)
-        for arm, new in ((Arm.TREATMENT, values), (Arm.CONTROL, rng.lognormal(_MU, _SIGMA, per_look - n_t))):
-            buckets, counts = np.unique(np.ceil(np.log(new) / math.log(GAMMA)).astype(int), return_counts=True)
+        for arm, new in (
+            (Arm.TREATMENT, values),
+            (Arm.CONTROL, rng.lognormal(_MU, _SIGMA, per_look - n_t)),
+        ):
+            buckets, counts = np.unique(
+                np.ceil(np.log(new) / math.log(GAMMA)).astype(int), return_counts=True
+            )
             for bucket, count in zip(buckets.tolist(), counts.tolist(), strict=True):
                 histograms[arm][bucket] = histograms[arm].get(bucket, 0) + count
         now = {arm: ordered(histogram) for arm, histogram in histograms.items()}
@@ -502,7 +622,10 @@ def _one_latency(
 
 
 def latency(runs: int, seed: int) -> bool:
-    """Print false alarms and delays for latency as a whole; Mann-Whitney at every look beside it."""
+    """Print false alarms and delays for latency as a whole.
+
+    Mann-Whitney at every look beside it.
+    """
     is_good = True
     runs = max(runs // 10, 40)
     for share in (0.01, 0.1):
@@ -512,17 +635,22 @@ def latency(runs: int, seed: int) -> bool:
             new: list[Floats] = []
             is_whitney = is_found = False
             control = rng.lognormal(_MU, _SIGMA, LOOKS * 40)
-            for look, (found, values) in enumerate(_one_latency(rng, share, round(4 / share), _healthy, 0.01)):
+            for look, (found, values) in enumerate(
+                _one_latency(rng, share, round(4 / share), _healthy, 0.01)
+            ):
                 new.append(values)
                 is_found |= found
                 if look % 10 == 9 and not is_whitney:  # at one look in ten: already enough
                     seen = np.concatenate(new)
-                    p_value = stats.mannwhitneyu(seen, control[: 40 * look], alternative="greater").pvalue
+                    p_value = stats.mannwhitneyu(
+                        seen, control[: 40 * look], alternative="greater"
+                    ).pvalue
                     is_whitney = bool(p_value < 0.01)
             false, whitney = false + is_found, whitney + is_whitney
         most = int(stats.binom.ppf(0.999, runs, 0.01))
         print(
-            f"latency A/A at {share:.0%}: false {false} of {runs} (most {most}); Mann-Whitney at one look in ten: {whitney}",
+            f"latency A/A at {share:.0%}: false {false} of {runs} (most {most}); "
+            f"Mann-Whitney at one look in ten: {whitney}",
             flush=True,
         )
         is_good &= false <= most
@@ -535,16 +663,24 @@ def latency(runs: int, seed: int) -> bool:
             ours, oracle = [], []
             for _ in range(runs):
                 total, found_at, oracle_at = 0.0, NEVER, NEVER
-                for look, (found, values) in enumerate(_one_latency(rng, share, per_look, slower.sample, 0.01)):
+                for look, (found, values) in enumerate(
+                    _one_latency(rng, share, per_look, slower.sample, 0.01)
+                ):
                     total += slower.log_ratio(values)
-                    oracle_at = look + 1 if oracle_at == NEVER and total >= math.log(100) else oracle_at
+                    oracle_at = (
+                        look + 1 if oracle_at == NEVER and total >= math.log(100) else oracle_at
+                    )
                     found_at = look + 1 if found_at == NEVER and found else found_at
                     if max(found_at, oracle_at) < NEVER:
                         break
                 ours.append(found_at)
                 oracle.append(oracle_at)
             ratio = statistics.median(ours) / statistics.median(oracle)
-            print(f"latency, {slower.name}, at {share:.0%}: {ratio:.2f} x an oracle that knows both distributions", flush=True)
+            print(
+                f"latency, {slower.name}, at {share:.0%}: {ratio:.2f} x an oracle that "
+                f"knows both distributions",
+                flush=True,
+            )
             is_good &= ratio <= slower.bound
     return is_good
 
@@ -553,7 +689,8 @@ def _healthy(rng: Random, size: int) -> Floats:
     return rng.lognormal(_MU, _SIGMA, size)
 
 
-# --- through judge itself ---------------------------------------------------------------------------------------------------
+# --- through judge itself
+# --------------------------------------------------------------------------------------------------
 
 
 def watch(percent: float, *guardrails: Guardrail) -> Watched:
@@ -575,17 +712,26 @@ def same_as_judge(runs: int, seed: int) -> bool:
         watched.control.add(int(batch.n_c[0]), int(batch.k_c[0]))
         e_value = watched.look().metrics[0].e_value
         largest = max(largest, abs(math.log(e_value) - float(ours.log_e_values(batch)[0])))
-    print(f"against judge, one stream of {LOOKS} looks: log e-values differ by at most {largest:.1e}")
+    print(
+        f"against judge, one stream of {LOOKS} looks: log e-values differ by at most {largest:.1e}"
+    )
     return largest < 1e-6
 
 
 def cost(runs: int, seed: int) -> bool:
-    """Print what one look costs with errors and latency, limits and comparisons, as the daemon does it.
+    """Print what one look costs with errors and latency, limits and comparisons.
 
-    The goal is the evaluation's. Intervals are computed when somebody reads them: with decisions and on request.
+    As the daemon does it.
+
+    The goal is the evaluation's. Intervals are computed when somebody reads them: with decisions
+    and on request.
     """
     rng = np.random.default_rng(seed)
-    watched = watch(10.0, Guardrail("error_rate", limit=0.05, margin=0.1), Guardrail("latency_p99", limit=400.0, margin=0.1))
+    watched = watch(
+        10.0,
+        Guardrail("error_rate", limit=0.05, margin=0.1),
+        Guardrail("latency_p99", limit=400.0, margin=0.1),
+    )
     alone, looks, told, whole, size = [], [], [], [], 0
     for _ in range(LOOKS):
         watched.treatment.add(50, int(rng.binomial(50, 0.01)))
@@ -605,10 +751,14 @@ def cost(runs: int, seed: int) -> bool:
         told.append(time.process_time() - began)
         size = len(encode_tests(watched.tests))
         whole.append(time.process_time() - began)
-    harm, judged, read, saved = (f"{1000 * statistics.median(seconds):.2f} ms" for seconds in (alone, looks, told, whole))
+    harm, judged, read, saved = (
+        f"{1000 * statistics.median(seconds):.2f} ms" for seconds in (alone, looks, told, whole)
+    )
     print(
-        f"one look, CPU, median of {LOOKS}: {harm} while a stage bakes (harm alone), {judged} with all that a gate asks for, "
-        f"{read} with both arms' intervals, as decisions and people read them, {saved} with its state's bytes; "
+        f"one look, CPU, median of {LOOKS}: {harm} while a stage bakes (harm alone), "
+        f"{judged} with all that a gate asks for, "
+        f"{read} with both arms' intervals, as decisions and people read them, {saved} "
+        f"with its state's bytes; "
         f"state {size:,} bytes"
     )
     return statistics.median(looks) < 1e-3 and size < 16_384
@@ -628,7 +778,9 @@ SECTIONS: dict[str, Callable[[int, int], bool]] = {
 
 def main() -> int:
     """Run every section, or one; 1 when a figure misses its goal."""
-    parser = argparse.ArgumentParser(description="False alarms, delay and power of the gate's tests.")
+    parser = argparse.ArgumentParser(
+        description="False alarms, delay and power of the gate's tests."
+    )
     parser.add_argument("--runs", type=int, default=2000, help="healthy streams per cell")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=list(SECTIONS), default=None)

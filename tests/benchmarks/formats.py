@@ -1,6 +1,7 @@
 """Events a second of one partition on one core, by format: `python -m tests.benchmarks.formats`.
 
-Decoding and counting, without Kafka and Redis. OTLP exports hold 500 requests, a flag evaluated in each.
+Decoding and counting, without Kafka and Redis. OTLP exports hold 500 requests, a flag evaluated in
+each.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ Readers = tuple[ReadEvaluations, ReadOutcomes]
 AT_MS = at_ms(T0 + 5 * MINUTE)
 FLAG = "new-checkout"
 REQUESTS = [
-    Request(f"u{number}", [(FLAG, "on" if number % 2 else "off")], AT_MS + number, latency_ms=number % 300 + 1)
+    Request(
+        f"u{number}",
+        [(FLAG, "on" if number % 2 else "off")],
+        AT_MS + number,
+        latency_ms=number % 300 + 1,
+    )
     for number in range(500)
 ]
 EXPORTS = 40
@@ -46,15 +52,23 @@ def measure(name: str, values: Sequence[bytes], readers: Readers, *, evaluations
         assert owner.totals.records.counted == len(records)
     kind = "evaluations" if evaluations else "outcomes"
     rate = EXPORTS * len(REQUESTS) / fastest
-    print(f"{name:<18}{kind:<13}{rate:>10,.0f} a second   {sum(map(len, values)) / len(REQUESTS):>5.0f} bytes each")
+    print(
+        f"{name:<18}{kind:<13}{rate:>10,.0f} a second   "
+        f"{sum(map(len, values)) / len(REQUESTS):>5.0f} bytes each"
+    )
 
 
 def main() -> None:
     """Measure every format."""
     ours: Readers = (evaluation_reader(EventFormat.ROLLOUTD), outcome_reader(EventFormat.ROLLOUTD))
-    evaluated = [evaluation_value(one.context, one.flags[0][1], time_ms=one.at_ms) for one in REQUESTS]
+    evaluated = [
+        evaluation_value(one.context, one.flags[0][1], time_ms=one.at_ms) for one in REQUESTS
+    ]
     happened = [
-        outcome_value(one.context, time_ms=one.at_ms, flags=one.flags, latency_ms=float(one.latency_ms)) for one in REQUESTS
+        outcome_value(
+            one.context, time_ms=one.at_ms, flags=one.flags, latency_ms=float(one.latency_ms)
+        )
+        for one in REQUESTS
     ]
     measure("rolloutd", evaluated, ours, evaluations=True)
     measure("rolloutd", happened, ours, evaluations=False)
@@ -62,7 +76,10 @@ def main() -> None:
         spans = export_of_spans(REQUESTS, each)
         of_spans: Readers = (evaluation_reader(each, of_spans=True), outcome_reader(each))
         measure(
-            f"{each} logs", [export_of_logs(REQUESTS, each)], (evaluation_reader(each), outcome_reader(each)), evaluations=True
+            f"{each} logs",
+            [export_of_logs(REQUESTS, each)],
+            (evaluation_reader(each), outcome_reader(each)),
+            evaluations=True,
         )
         measure(f"{each} spans", [spans], of_spans, evaluations=True)
         measure(f"{each} spans", [spans], of_spans, evaluations=False)

@@ -1,8 +1,9 @@
 """What counting costs per event on one core: decode, fold and encode, without Kafka and Redis.
 
-`python -m tests.benchmarks.ingest` prints microseconds of CPU per event (best of 3) beside a plain loop that decodes and adds
-into a dict, which is the least anybody could do. Saves are cut every 100 ms of folding, as at full load. An outcome to be
-joined counts for every flag its context has evaluated: 4 on average here.
+`python -m tests.benchmarks.ingest` prints microseconds of CPU per event (best of 3) beside a plain
+loop that decodes and adds into a dict, which is the least anybody could do. Saves are cut every 100
+ms of folding, as at full load. An outcome to be joined counts for every flag its context has
+evaluated: 4 on average here.
 """
 
 from __future__ import annotations
@@ -52,12 +53,17 @@ def evaluations(flags: int, chance: random.Random) -> list[Record]:
             "feature_flag.result.variant": "on" if context % 10 == 0 else "off",
             "feature_flag.context.id": f"user-{context:08d}",
         }
-        records.append(Record("e", 0, number, NOW_MS, None, envelope("evaluation", data, number), ()))
+        records.append(
+            Record("e", 0, number, NOW_MS, None, envelope("evaluation", data, number), ())
+        )
     return records
 
 
 def outcomes(flags: int, chance: random.Random, *, named: bool) -> list[Record]:
-    """Return outcomes of random contexts: one in 100 an error, latencies around 50 ms; without flags unless `named`."""
+    """Return outcomes of random contexts: one in 100 an error, latencies around 50 ms.
+
+    Without flags unless `named`.
+    """
     records = []
     for number in range(EVENTS):
         context = chance.randrange(CONTEXTS)
@@ -127,7 +133,9 @@ class Counted:
                 position += len(batch)
             else:
                 batch = records[position : position + SLICE]
-                position += self.totals.fold_outcomes(batch, read_outcomes, room=left, join=self.join)
+                position += self.totals.fold_outcomes(
+                    batch, read_outcomes, room=left, join=self.join
+                )
             now = time.process_time()
             if now - last_save >= SAVE_SECONDS or room - self.totals.changed_fields < 200:
                 self.save()
@@ -150,10 +158,15 @@ class Counted:
         self.longest_save_seconds = max(self.longest_save_seconds, took)
 
 
-def totals_of(directory: Directory, *, counts_exposures: bool, exact_limit: int = 100_000) -> PartitionTotals:
+def totals_of(
+    directory: Directory, *, counts_exposures: bool, exact_limit: int = 100_000
+) -> PartitionTotals:
     """Return an empty partition with the window's default."""
     return PartitionTotals(
-        directory, counts_exposures=counts_exposures, exact_limit=exact_limit, window_ms=1_800_000 if counts_exposures else None
+        directory,
+        counts_exposures=counts_exposures,
+        exact_limit=exact_limit,
+        window_ms=1_800_000 if counts_exposures else None,
     )
 
 
@@ -185,14 +198,20 @@ def measure(flags: int) -> None:
                 join.fold_evaluations(loads["evaluations"], read_evaluations)
             counted = Counted(totals_of(directory, counts_exposures=name == "evaluations"), join)
             seconds.append(counted.run(records))
-            second = [Record(r.topic, 0, r.offset + EVENTS, r.timestamp, None, r.value, ()) for r in records]
+            second = [
+                Record(r.topic, 0, r.offset + EVENTS, r.timestamp, None, r.value, ())
+                for r in records
+            ]
             again.append(counted.run(second))
         fields, kib = counted.fields / counted.saves, counted.bytes / counted.saves / 1024
         encoding = counted.save_seconds / (2 * EVENTS) * 1e6
         print(
-            f"{flags:6} flags  {name:24} plain {best(*plain_seconds):5.2f}  counted {best(*seconds):5.2f}  "
-            f"contexts known {best(*again):5.2f} us/event   {counted.saves} saves of {fields:.0f} fields, {kib:.0f} KiB; "
-            f"of it encoding {encoding:.2f} us/event, longest {counted.longest_save_seconds * 1e3:.1f} ms"
+            f"{flags:6} flags  {name:24} plain {best(*plain_seconds):5.2f}  counted "
+            f"{best(*seconds):5.2f}  "
+            f"contexts known {best(*again):5.2f} us/event   {counted.saves} saves of "
+            f"{fields:.0f} fields, {kib:.0f} KiB; "
+            f"of it encoding {encoding:.2f} us/event, longest "
+            f"{counted.longest_save_seconds * 1e3:.1f} ms"
         )
 
 

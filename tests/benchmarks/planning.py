@@ -1,10 +1,13 @@
-"""How fast plans are tried and streams judged, and false alarms of streams whose users come back. Prints one line per figure.
+"""How fast plans are tried and streams judged.
+
+And false alarms of streams whose users come back. Prints one line per figure.
 
     python -m tests.benchmarks.planning --runs 200 --seed 1
 
-Rollouts per minute are of the default plan, healthy and with a harm that is found late or never; lines per second are of
-`rolloutctl verdict --stdin`, with and without latencies. False alarms are held against alpha: "most" is what chance allows a
-test exactly at alpha in that many runs (1 in 1000). All on one core, CPU time. Not collected by pytest.
+Rollouts per minute are of the default plan, healthy and with a harm that is found late or never;
+lines per second are of `rolloutctl verdict --stdin`, with and without latencies. False alarms are
+held against alpha: "most" is what chance allows a test exactly at alpha in that many runs (1 in
+1000). All on one core, CPU time. Not collected by pytest.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ def looks(
     *,
     has_latency: bool,
 ) -> Iterator[bytes]:
-    """Yield a stream's lines: users who come back, some much more often, unluckier and slower than others; None: never back.
+    """Yield a stream's lines.
+
+    Users who come back, some much more often, unluckier and slower than others; None: never back.
 
     The base rate drifts fourfold, and in one look of twenty it is ten times as high.
     """
@@ -56,14 +61,26 @@ def looks(
         histograms: dict[str, dict[int, int]] = {arm: {} for arm in sums}
         for step in range(LOOKS // len(shares)):
             count = int(rng.poisson(PER_LOOK))
-            who = np.searchsorted(activity, rng.random(count)) if contexts else np.arange(fresh, fresh + count) % people
+            who = (
+                np.searchsorted(activity, rng.random(count))
+                if contexts
+                else np.arange(fresh, fresh + count) % people
+            )
             fresh += count
             base = rate * (1 + 0.6 * np.sin(step / 15)) * (10 if rng.random() < 0.05 else 1)
             is_error = rng.random(count) < np.minimum(base * luck[who], 1)
             seen[who] = True
             failed[who[is_error]] = True
-            buckets = np.ceil(np.log(rng.lognormal(3.7, 0.6, count) * slow[who]) / log(GAMMA)).astype(int)
-            line: dict[str, object] = {"stream": name, "stage": stage, "share": share, "alpha": ALPHA, "looks_planned": LOOKS}
+            buckets = np.ceil(
+                np.log(rng.lognormal(3.7, 0.6, count) * slow[who]) / log(GAMMA)
+            ).astype(int)
+            line: dict[str, object] = {
+                "stream": name,
+                "stage": stage,
+                "share": share,
+                "alpha": ALPHA,
+                "looks_planned": LOOKS,
+            }
             for arm, mine in (("treatment", treated), ("control", ~treated)):
                 here = mine[who]
                 sums[arm]["outcomes"] += int(here.sum())
@@ -76,7 +93,10 @@ def looks(
                 if has_latency:
                     for bucket in buckets[here].tolist():
                         histograms[arm][bucket] = histograms[arm].get(bucket, 0) + 1
-                    told["latency"] = {"gamma": GAMMA, "buckets": {str(key): n for key, n in histograms[arm].items()}}
+                    told["latency"] = {
+                        "gamma": GAMMA,
+                        "buckets": {str(key): n for key, n in histograms[arm].items()},
+                    }
                 line[arm] = told
             yield json.dumps(line).encode() + b"\n"
 
@@ -92,7 +112,9 @@ def rollouts_per_minute(runs: int, seed: int) -> None:
         began = time.process_time()
         scenario = simulate(plan, World(50.0, 0.001, 50.0, 150.0, {}, effects), runs, seed, T0)
         spent = time.process_time() - began
-        said = f"{60 * runs / spent:,.0f} rollouts/min; promoted {scenario.promoted.count} of {runs}"
+        said = (
+            f"{60 * runs / spent:,.0f} rollouts/min; promoted {scenario.promoted.count} of {runs}"
+        )
         print(f"simulate, default plan, {name}: {said}")
 
 
@@ -101,18 +123,26 @@ def lines_per_second(seed: int) -> None:
     for has_latency in (False, True):
         rng = np.random.default_rng([seed, has_latency])
         text = b"".join(
-            line for run in range(5) for line in looks(rng, f"s{run}", (0.1,), None, 0.005, has_latency=has_latency)
+            line
+            for run in range(5)
+            for line in looks(rng, f"s{run}", (0.1,), None, 0.005, has_latency=has_latency)
         )
         began = time.process_time()
         count = sum(1 for _ in Bench().answers(io.BytesIO(text)))
         spent = time.process_time() - began
-        print(f"verdict, {'errors and latency' if has_latency else 'errors'}: {count / spent:,.0f} lines/s")
+        print(
+            f"verdict, {'errors and latency' if has_latency else 'errors'}: "
+            f"{count / spent:,.0f} lines/s"
+        )
 
 
 def false_alarms(runs: int, seed: int) -> None:
     """Print false roll backs of streams without an effect."""
     most = int(stats.binom.ppf(0.999, runs, ALPHA))
-    print(f"false roll backs at alpha {ALPHA:.0%}, {runs} streams of {LOOKS} looks a cell, most by chance {most}")
+    print(
+        f"false roll backs at alpha {ALPHA:.0%}, {runs} streams of {LOOKS} looks a cell, "
+        f"most by chance {most}"
+    )
     ramp = (0.01, 0.1, 0.5)
     for number, (name, shares, contexts, has_latency) in enumerate(
         [
@@ -142,8 +172,12 @@ def false_alarms(runs: int, seed: int) -> None:
 
 def main() -> None:
     """Print every figure."""
-    parser = argparse.ArgumentParser(description="Speed of simulate and verdict, and false alarms of streams of totals.")
-    parser.add_argument("--runs", type=int, default=200, help="virtual rollouts, and streams per cell")
+    parser = argparse.ArgumentParser(
+        description="Speed of simulate and verdict, and false alarms of streams of totals."
+    )
+    parser.add_argument(
+        "--runs", type=int, default=200, help="virtual rollouts, and streams per cell"
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     rollouts_per_minute(options.runs, options.seed)

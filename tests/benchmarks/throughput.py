@@ -1,17 +1,21 @@
 """Events per second end to end on one core, against the ceiling of an aiokafka daemon in the same run.
 
-`python -m tests.benchmarks.throughput [--events 1200000] [--flags 20] [--known 20] [--poison 0.1] [--unknown 0]` on a real
-Kafka. Fills both event topics (4 partitions each, keyed by context, about 250 bytes an event), then reads them twice, pinned
-to one core: once with bare `getmany` and nothing else, once with the daemon's own ingest, totals saved in Redis. A round is
-compared with the bare readings just before and just after it, and each reading has a process of its own, so that none
-inherits another's memory. The totals are compared, field by field, with a recount made while the events were written. Prints
-rates, their ratio, what Redis holds and the longest time that folding kept the loop to itself; exits 1 when a total differs.
+`python -m tests.benchmarks.throughput [--events 1200000] [--flags 20] [--known 20] [--poison 0.1]
+[--unknown 0]` on a real Kafka. Fills both event topics (4 partitions each, keyed by context, about
+250 bytes an event), then reads them twice, pinned to one core: once with bare `getmany` and nothing
+else, once with the daemon's own ingest, totals saved in Redis. A round is compared with the bare
+readings just before and just after it, and each reading has a process of its own, so that none
+inherits another's memory. The totals are compared, field by field, with a recount made while the
+events were written. Prints rates, their ratio, what Redis holds and the longest time that folding
+kept the loop to itself; exits 1 when a total differs.
 
-`--beside-poison 0.1` compares good events with as many of which a tenth is refused, counted at the same time on the same core:
-what a few percent are cannot be seen otherwise on a machine whose speed changes. Prints CPU time per event of both.
+`--beside-poison 0.1` compares good events with as many of which a tenth is refused, counted at the
+same time on the same core: what a few percent are cannot be seen otherwise on a machine whose speed
+changes. Prints CPU time per event of both.
 
-On a machine that others use, too, trust the ratio by CPU time. With `--flags 10000` give it `--events 2000000` at least: each
-of 8 partitions meets each flag for the first time once, and a daemon does so once per start, not every 8 events.
+On a machine that others use, too, trust the ratio by CPU time. With `--flags 10000` give it
+`--events 2000000` at least: each of 8 partitions meets each flag for the first time once, and a
+daemon does so once per start, not every 8 events.
 """
 
 from __future__ import annotations
@@ -76,7 +80,10 @@ class Recount:
 
 
 def records(options: argparse.Namespace, recount: Recount) -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield (logical topic, key, value): evaluations and outcomes of random contexts, a tenth of them in treatment."""
+    """Yield (logical topic, key, value).
+
+    Evaluations and outcomes of random contexts, a tenth of them in treatment.
+    """
     chance = random.Random(options.seed)
     moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     for number in range(options.events):
@@ -94,10 +101,16 @@ def records(options: argparse.Namespace, recount: Recount) -> Iterator[tuple[str
             yield (
                 topic,
                 key.encode(),
-                b'{"specversion":"1.0","type":"io.rolloutd.%b.v1","id":"%d"' % (topic[:-1].encode(), number),
+                b'{"specversion":"1.0","type":"io.rolloutd.%b.v1","id":"%d"'
+                % (topic[:-1].encode(), number),
             )
             continue
-        head = {"specversion": "1.0", "source": "/checkout-api", "id": f"{number:08x}", "time": moment}
+        head = {
+            "specversion": "1.0",
+            "source": "/checkout-api",
+            "id": f"{number:08x}",
+            "time": moment,
+        }
         if topic == "evaluations":
             data: dict[str, Any] = {
                 "feature_flag.key": flag_key,
@@ -116,7 +129,9 @@ def records(options: argparse.Namespace, recount: Recount) -> Iterator[tuple[str
         data = {
             "feature_flag.context.id": key,
             "http.server.request.duration": round(chance.expovariate(20), 6),
-            "rolloutd.flags": [{"feature_flag.key": flag_key, "feature_flag.result.variant": variant}],
+            "rolloutd.flags": [
+                {"feature_flag.key": flag_key, "feature_flag.result.variant": variant}
+            ],
         }
         is_error = chance.random() < 0.01
         if is_error:
@@ -140,7 +155,14 @@ def pack(event: dict[str, Any]) -> bytes:
 def fill(bootstrap: str, prefix: str, options: argparse.Namespace) -> tuple[Recount, int]:
     """Write all events; return the recount and the bytes written."""
     names = {"evaluations": f"{prefix}flag.evaluations", "outcomes": f"{prefix}request.outcomes"}
-    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 50, "partitioner": "murmur2_random", "acks": "all"})
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "linger.ms": 50,
+            "partitioner": "murmur2_random",
+            "acks": "all",
+        }
+    )
     recount, size = Recount(), 0
     for topic, key, value in records(options, recount):
         size += len(value)
@@ -171,7 +193,9 @@ async def ceiling(settings: KafkaSettings, events: int) -> tuple[float, float]:
     return spent
 
 
-async def count(settings: KafkaSettings, url: str, rollouts: list[Rollout], events: int) -> tuple[float, float, int, float]:
+async def count(
+    settings: KafkaSettings, url: str, rollouts: list[Rollout], events: int
+) -> tuple[float, float, int, float]:
     """Return (seconds, CPU seconds, refusals, longest fold in seconds) of counting everything, the last total saved."""
     store = connect(url, settings)
     refused = 0
@@ -180,7 +204,9 @@ async def count(settings: KafkaSettings, url: str, rollouts: list[Rollout], even
         nonlocal refused
         refused += sum(isinstance(one, Refusal) for one in refusals)
 
-    log = KafkaEventLog(settings, settings.event_topics, f"count-{uuid.uuid4().hex[:6]}", bare_records=True)
+    log = KafkaEventLog(
+        settings, settings.event_topics, f"count-{uuid.uuid4().hex[:6]}", bare_records=True
+    )
     ingest = Ingest(
         log,
         RedisTotals(store),
@@ -264,34 +290,54 @@ def make_rollouts(options: argparse.Namespace) -> list[Rollout]:
     ]
 
 
-async def differences(store: Store, settings: KafkaSettings, rollouts: list[Rollout], recount: Recount) -> int:
+async def differences(
+    store: Store, settings: KafkaSettings, rollouts: list[Rollout], recount: Recount
+) -> int:
     """Return how many totals differ from the recount, printing the first ones."""
-    keys = [f"{topic}/{number}/1" for topic in settings.event_topics for number in range(PARTITIONS)]
+    keys = [
+        f"{topic}/{number}/1" for topic in settings.event_topics for number in range(PARTITIONS)
+    ]
     wanted = {rollout.flag_key: (rollout.rollout_id, [0]) for rollout in rollouts}
     found, _ = await RedisTotals(store).read(keys, wanted)
     wrong = 0
     for rollout in rollouts:
         for arm in Arm:
-            totals = found[rollout.flag_key][0].arm(arm) if 0 in found.get(rollout.flag_key, {}) else ArmTotals()
+            totals = (
+                found[rollout.flag_key][0].arm(arm)
+                if 0 in found.get(rollout.flag_key, {})
+                else ArmTotals()
+            )
             expected = recount.arm(rollout.flag_key, arm)
             for name in FIELDS:
                 if getattr(totals, name) != expected[name]:
                     wrong += 1
                     if wrong <= 10:
-                        print(f"differs: {rollout.flag_key} {arm} {name}: {getattr(totals, name)}, recount {expected[name]}")
+                        print(
+                            f"differs: {rollout.flag_key} {arm} {name}: "
+                            f"{getattr(totals, name)}, recount {expected[name]}"
+                        )
     return wrong
 
 
-async def prepare(options: argparse.Namespace, bootstrap: str) -> tuple[KafkaSettings, Recount, int]:
-    """Make topics of their own and write all events; return how to reach them, the recount and the bytes written."""
+async def prepare(
+    options: argparse.Namespace, bootstrap: str
+) -> tuple[KafkaSettings, Recount, int]:
+    """Make topics of their own and write all events.
+
+    Return how to reach them, the recount and the bytes written.
+    """
     prefix = f"t{uuid.uuid4().hex[:6]}."
-    settings = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix, partitions=PARTITIONS)
+    settings = KafkaSettings(
+        bootstrap_servers=bootstrap, topic_prefix=prefix, partitions=PARTITIONS
+    )
     await create_topics_at(bootstrap, *settings.event_topics, partitions=PARTITIONS)
     recount, size = await asyncio.to_thread(fill, bootstrap, prefix, options)
     return settings, recount, size
 
 
-async def is_exact(url: str, settings: KafkaSettings, rollouts: list[Rollout], recount: Recount, refused: int) -> bool:
+async def is_exact(
+    url: str, settings: KafkaSettings, rollouts: list[Rollout], recount: Recount, refused: int
+) -> bool:
     """Return whether the totals and the number of refusals equal the recount, printing what does not."""
     if refused != recount.poison:
         print(f"differs: {refused} quarantined, {recount.poison} poison records written")
@@ -307,7 +353,8 @@ async def is_exact(url: str, settings: KafkaSettings, rollouts: list[Rollout], r
 async def run(options: argparse.Namespace, bootstrap: str, server: RedisServer) -> int:
     """Measure and print; return the exit code."""
     settings, recount, size = await prepare(options, bootstrap)
-    print(f"{options.events} events, {size / options.events:.0f} bytes each, {options.known} known flags, "
+    print(f"{options.events} events, {size / options.events:.0f} bytes each, {options.known} "
+        f"known flags, "
           f"{recount.poison} poison, {recount.unknown} of unknown flags")  # fmt: skip
     rollouts = make_rollouts(options)
     client = redis.asyncio.Redis.from_url(server.url)
@@ -321,17 +368,25 @@ async def run(options: argparse.Namespace, bootstrap: str, server: RedisServer) 
         )
         after = await asyncio.to_thread(alone, ceiling, settings, options.events)
         seconds, cpu = ((one + other) / 2 for one, other in zip(before, after, strict=True))
-        held = sum([await client.memory_usage(key, samples=0) or 0 async for key in client.scan_iter()])
+        held = sum(
+            [await client.memory_usage(key, samples=0) or 0 async for key in client.scan_iter()]
+        )
         ratios.append(seconds / counted)
         print(
-            f"round {number + 1}: getmany alone {options.events / seconds:,.0f}/s ({options.events / cpu:,.0f} per CPU s), "
-            f"counted {options.events / counted:,.0f}/s ({options.events / counted_cpu:,.0f} per CPU s), "
-            f"ratio {seconds / counted:.2f} ({cpu / counted_cpu:.2f} by CPU); quarantined {refused}, "
+            f"round {number + 1}: getmany alone {options.events / seconds:,.0f}/s "
+            f"({options.events / cpu:,.0f} per CPU s), "
+            f"counted {options.events / counted:,.0f}/s "
+            f"({options.events / counted_cpu:,.0f} per CPU s), "
+            f"ratio {seconds / counted:.2f} ({cpu / counted_cpu:.2f} by CPU); quarantined "
+            f"{refused}, "
             f"Redis holds {held / 1024:,.0f} KiB, longest fold {longest * 1000:.1f} ms"
         )
         if not await is_exact(server.url, settings, rollouts, recount, refused):
             return 1
-    print(f"every total equals the recount; ratio, median of {options.rounds}: {statistics.median(ratios):.2f}")
+    print(
+        f"every total equals the recount; ratio, median of {options.rounds}: "
+        f"{statistics.median(ratios):.2f}"
+    )
     await client.aclose()
     return 0
 
@@ -340,40 +395,72 @@ async def compare(options: argparse.Namespace, bootstrap: str, server: RedisServ
     """Count good events and as many with poison among them at the same time, compare their CPU time; return the exit code."""
     rollouts = make_rollouts(options)
     good = await prepare(options, bootstrap)
-    bad = await prepare(argparse.Namespace(**{**vars(options), "poison": options.beside_poison}), bootstrap)
+    bad = await prepare(
+        argparse.Namespace(**{**vars(options), "poison": options.beside_poison}), bootstrap
+    )
     client = redis.asyncio.Redis.from_url(server.url)
     slower = []
     for number in range(options.rounds):
         await client.flushall()
         counted = await asyncio.gather(
-            *(asyncio.to_thread(alone, count, settings, server.url, rollouts, options.events) for settings, _, _ in (good, bad))
+            *(
+                asyncio.to_thread(alone, count, settings, server.url, rollouts, options.events)
+                for settings, _, _ in (good, bad)
+            )
         )
         each = [1e6 * cpu / options.events for _, cpu, _, _ in counted]
         slower.append(each[1] / each[0] - 1)
         print(
-            f"round {number + 1}: {each[0]:.2f} µs of CPU an event, {each[1]:.2f} with {options.beside_poison:.0%} poison, "
+            f"round {number + 1}: {each[0]:.2f} µs of CPU an event, {each[1]:.2f} with "
+            f"{options.beside_poison:.0%} poison, "
             f"{slower[-1]:+.1%}; quarantined {counted[1][2]} of {bad[1].poison}"
         )
         for (settings, recount, _), (_, _, refused, _) in zip((good, bad), counted, strict=True):
             if not await is_exact(server.url, settings, rollouts, recount, refused):
                 return 1
     await client.aclose()
-    print(f"every total equals the recount; slower with poison, median of {options.rounds}: {statistics.median(slower):+.1%}")
+    print(
+        f"every total equals the recount; slower with poison, median of {options.rounds}: "
+        f"{statistics.median(slower):+.1%}"
+    )
     return 0
 
 
 def main() -> int:
     """Read the options, start the servers, measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=1_200_000, help="enough that the wait for the last save does not show")
-    parser.add_argument("--flags", type=int, default=20, help="flags that events are about")
-    parser.add_argument("--contexts", type=int, default=40_000, help="users; each flag sees all of them sooner or later")
-    parser.add_argument("--known", type=int, default=None, help="flags with a rollout; default: those of --flags")
-    parser.add_argument("--poison", type=float, default=0.0, help="share of records that are refused")
-    parser.add_argument(
-        "--unknown", type=float, default=0.0, help="share of records about flags nobody knows, each another one"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--beside-poison", type=float, help="compare good events with as many of which this share is refused")
+    parser.add_argument(
+        "--events",
+        type=int,
+        default=1_200_000,
+        help="enough that the wait for the last save does not show",
+    )
+    parser.add_argument("--flags", type=int, default=20, help="flags that events are about")
+    parser.add_argument(
+        "--contexts",
+        type=int,
+        default=40_000,
+        help="users; each flag sees all of them sooner or later",
+    )
+    parser.add_argument(
+        "--known", type=int, default=None, help="flags with a rollout; default: those of --flags"
+    )
+    parser.add_argument(
+        "--poison", type=float, default=0.0, help="share of records that are refused"
+    )
+    parser.add_argument(
+        "--unknown",
+        type=float,
+        default=0.0,
+        help="share of records about flags nobody knows, each another one",
+    )
+    parser.add_argument(
+        "--beside-poison",
+        type=float,
+        help="compare good events with as many of which this share is refused",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -381,9 +468,16 @@ def main() -> int:
     kafka = start_kafka()
     be_quiet()
     try:
-        print(f"Kafka: {kafka.description}; counting: {'compiled' if IS_COMPILED else 'interpreted, see make compiled'}")
+        print(
+            f"Kafka: {kafka.description}; counting: "
+            f"{'compiled' if IS_COMPILED else 'interpreted, see make compiled'}"
+        )
         with RedisServer() as server:
-            return asyncio.run((run if options.beside_poison is None else compare)(options, kafka.bootstrap, server))
+            return asyncio.run(
+                (run if options.beside_poison is None else compare)(
+                    options, kafka.bootstrap, server
+                )
+            )
     finally:
         kafka.stop()
 

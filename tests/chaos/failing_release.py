@@ -1,7 +1,9 @@
-"""A release that begins to fail at a chosen moment, and the question whether anybody is told or the flag goes down.
+"""A release that begins to fail at a chosen moment.
 
-For tests that take something away from the daemon first. Silence is the only wrong answer: the flag is rolled back, or people
-are alerted that nothing watches it.
+And the question whether anybody is told or the flag goes down.
+
+For tests that take something away from the daemon first. Silence is the only wrong answer: the flag
+is rolled back, or people are alerted that nothing watches it.
 """
 
 from __future__ import annotations
@@ -50,7 +52,10 @@ class FailingRelease:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.traffic.__aexit__(kind, error, trace)
 
@@ -60,7 +65,9 @@ class FailingRelease:
         while time.monotonic() < deadline:
             with suppress(httpx.HTTPError):
                 answer = await self.daemon.get(f"/rollouts/{self.flag_key}/evidence")
-                if answer.status_code == 200 and all(count > 50 for count in answer.json()["exposures"].values()):
+                if answer.status_code == 200 and all(
+                    count > 50 for count in answer.json()["exposures"].values()
+                ):
                     return
             await asyncio.sleep(0.2)
         raise AssertionError(f"never watched:\n{self.daemon.log_tail()}")
@@ -90,21 +97,37 @@ class FailingRelease:
         import json
 
         named = {"feature_flag.key": self.flag_key, "feature_flag.result.variant": variant}
-        head = {"specversion": "1.0", "source": "/tests", "id": user, "time": datetime.now(UTC).isoformat()}
+        head = {
+            "specversion": "1.0",
+            "source": "/tests",
+            "id": user,
+            "time": datetime.now(UTC).isoformat(),
+        }
         failed: dict[str, Any] = {"error.type": "500"} if variant == "on" else {}
-        served = {**head, "type": "io.rolloutd.evaluation.v1", "data": {**named, "feature_flag.context.id": user}}
+        served = {
+            **head,
+            "type": "io.rolloutd.evaluation.v1",
+            "data": {**named, "feature_flag.context.id": user},
+        }
         outcome = {"feature_flag.context.id": user, "rolloutd.flags": [named], **failed}
         happened = {**head, "type": "io.rolloutd.outcome.v1", "data": outcome}
-        return [("flag.evaluations", json.dumps(served).encode()), ("request.outcomes", json.dumps(happened).encode())]
+        return [
+            ("flag.evaluations", json.dumps(served).encode()),
+            ("request.outcomes", json.dumps(happened).encode()),
+        ]
 
-    async def is_noticed(self, within_seconds: float = NOTICED_WITHIN_SECONDS, *, reads_kafka: bool = True) -> Noticed:
+    async def is_noticed(
+        self, within_seconds: float = NOTICED_WITHIN_SECONDS, *, reads_kafka: bool = True
+    ) -> Noticed:
         """Return how the failure came to light. Raises AssertionError when nobody was told in time.
 
         `reads_kafka`: False while Kafka itself is away; then the log has to say it.
         """
         assert self._failing_at is not None
         began = self._failing_at
-        while (passed := time.monotonic() - began) <= within_seconds + 2.0:  # two seconds for this test's own reading
+        while (
+            passed := time.monotonic() - began
+        ) <= within_seconds + 2.0:  # two seconds for this test's own reading
             if await self._is_rolled_back():
                 return Noticed("rolled_back", passed)
             if self.daemon.log_lines("rollout_unwatched"):
@@ -113,7 +136,9 @@ class FailingRelease:
                 if await self._is_alerted():
                     return Noticed("alert", passed)
             assert self.daemon.process is not None
-            assert self.daemon.process.poll() is None, f"the process ended:\n{self.daemon.log_tail()}"
+            assert self.daemon.process.poll() is None, (
+                f"the process ended:\n{self.daemon.log_tail()}"
+            )
             await asyncio.sleep(0.2)
         raise AssertionError(f"silence for {passed:.0f} s:\n{self.daemon.log_tail(60)}")
 

@@ -1,12 +1,15 @@
-"""The independent verifier: reads the topics from the first record and adds them up in its own plain way.
+"""The independent verifier.
 
-It shares no code with the daemon, on purpose: what it knows of formats is what the contract says, and its arithmetic is
-sets and counters over whole topics, with no batch, no fence and no memory limit. Where it and the daemon differ, one of them
-is wrong.
+Reads the topics from the first record and adds them up in its own plain way.
 
-Two numbers depend on where batches were cut and have bounds in place of a value: `at_risk` and `latency`. An event from the
-time in which apps and replicas learn of a transition (settle, or as long after the end) may count for the stay before it, or
-for none; every other event has exactly one place. Does not belong here: doing harm (`rounds.py`).
+It shares no code with the daemon, on purpose: what it knows of formats is what the contract says,
+and its arithmetic is sets and counters over whole topics, with no batch, no fence and no memory
+limit. Where it and the daemon differ, one of them is wrong.
+
+Two numbers depend on where batches were cut and have bounds in place of a value: `at_risk` and
+`latency`. An event from the time in which apps and replicas learn of a transition (settle, or as
+long after the end) may count for the stay before it, or for none; every other event has exactly one
+place. Does not belong here: doing harm (`rounds.py`).
 """
 
 from __future__ import annotations
@@ -41,23 +44,30 @@ class Read:
     value: bytes | None
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------------
+# --- reading
+# --------------------------------------------------------------------------------------------------
 
 
 async def read_topic(bootstrap: str, name: str) -> dict[int, list[Read]]:
     """Return every record of a topic, by partition, up to the ends seen at the beginning."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest", group_id=None)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap, auto_offset_reset="earliest", group_id=None
+    )
     await consumer.start()
     try:
         await consumer._client._wait_on_metadata(name)
-        partitions = [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name))]
+        partitions = [
+            TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name))
+        ]
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         found: dict[int, list[Read]] = {one.partition: [] for one in partitions}
         while any([await consumer.position(one) < ends[one] for one in partitions]):
             for one, records in (await consumer.getmany(timeout_ms=500)).items():
                 found[one.partition] += [
-                    Read(record.offset, record.timestamp, record.value) for record in records if record.offset < ends[one]
+                    Read(record.offset, record.timestamp, record.value)
+                    for record in records
+                    if record.offset < ends[one]
                 ]
         return found
     finally:
@@ -71,7 +81,11 @@ async def end_offsets(bootstrap: str, names: Sequence[str]) -> dict[tuple[str, i
     try:
         for name in names:
             await consumer._client._wait_on_metadata(name)
-        partitions = [TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name)]
+        partitions = [
+            TopicPartition(name, number)
+            for name in names
+            for number in consumer.partitions_for_topic(name)
+        ]
         ends = await consumer.end_offsets(partitions)
         return {(one.topic, one.partition): end for one, end in ends.items()}
     finally:
@@ -85,7 +99,9 @@ class World:
     prefix: str
     settle: timedelta
     events: Mapping[str, Mapping[int, Sequence[Read]]]  # of the two counted topics
-    said: Mapping[str, Mapping[int, Sequence[Read]]]  # results, decisions, state, quarantine, alerts, commands
+    said: Mapping[
+        str, Mapping[int, Sequence[Read]]
+    ]  # results, decisions, state, quarantine, alerts, commands
     hashes: Mapping[Place, Mapping[str, bytes]]
     documents: Mapping[str, dict[str, Any]]  # flag -> what Redis holds
     outboxes: Mapping[str, list[str]]  # flag -> fields that should be empty by now
@@ -93,7 +109,9 @@ class World:
 
 async def read_world(bootstrap: str, redis_url: str, prefix: str, settle: timedelta) -> World:
     """Return what the brokers and Redis hold. To be called when nothing moves any more."""
-    events = {topic: await read_topic(bootstrap, prefix + topic) for topic in (EVALUATIONS, OUTCOMES)}
+    events = {
+        topic: await read_topic(bootstrap, prefix + topic) for topic in (EVALUATIONS, OUTCOMES)
+    }
     said = {
         name: await read_topic(bootstrap, f"{prefix}rollout.{name}")
         for name in ("commands", "results", "decisions", "state", "quarantine")
@@ -115,8 +133,15 @@ async def read_world(bootstrap: str, redis_url: str, prefix: str, settle: timede
         events,
         said,
         hashes,
-        {flag: json.loads(fields["document"]) for flag, fields in rollouts.items() if fields.get("document")},
-        {flag: [name for name in fields if name.startswith("outbox:")] for flag, fields in rollouts.items()},
+        {
+            flag: json.loads(fields["document"])
+            for flag, fields in rollouts.items()
+            if fields.get("document")
+        },
+        {
+            flag: [name for name in fields if name.startswith("outbox:")]
+            for flag, fields in rollouts.items()
+        },
     )
 
 
@@ -124,7 +149,8 @@ def _words(fields: Mapping[bytes, bytes]) -> dict[str, bytes]:
     return {name.decode(): value for name, value in fields.items()}
 
 
-# --- timelines --------------------------------------------------------------------------------------------------------------
+# --- timelines
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +168,16 @@ Where = tuple[str, int]  # rollout id, visit
 
 
 class Timeline:
-    """All stays of all rollouts of one flag: event time to the places it may have been counted in."""
+    """All stays of all rollouts of one flag.
+
+    Event time to the places it may have been counted in.
+    """
 
     def __init__(self, documents: Iterable[Mapping[str, Any]], learning: timedelta) -> None:
-        """`documents` are all that were published for the flag; `learning` is how long a change may be unknown."""
+        """`documents` are all that were published for the flag.
+
+        `learning` is how long a change may be unknown.
+        """
         newest: dict[str, Mapping[str, Any]] = {}
         for document in documents:
             known = newest.get(document["rollout_id"])
@@ -159,12 +191,21 @@ class Timeline:
                 if index + 1 < len(visits):
                     left = min(left, _moment(visits[index + 1]["entered_at"]))
                 self.stays.append(
-                    Stay(document["rollout_id"], index, _moment(visit["entered_at"]), _moment(visit["counts_from"]), left)
+                    Stay(
+                        document["rollout_id"],
+                        index,
+                        _moment(visit["entered_at"]),
+                        _moment(visit["counts_from"]),
+                        left,
+                    )
                 )
         self._learning = learning
 
     def places(self, at: datetime) -> tuple[Where | None, ...]:
-        """Return where an event of that time may count, the place it belongs to first; None stands for nowhere."""
+        """Return where an event of that time may count, the place it belongs to first.
+
+        None stands for nowhere.
+        """
         belongs: Where | None = None
         before: Where | None = None
         for stay in self.stays:
@@ -177,7 +218,8 @@ class Timeline:
         if belongs is None and before is not None:
             return (None, before)
         if belongs is not None and belongs[0] != self.stays[-1].rollout_id:
-            # Counted late, when its flag had a newer rollout, it counts for none: nobody will look at the old one again.
+            # Counted late, when its flag had a newer rollout, it counts for none: nobody will look
+            # at the old one again.
             return (belongs, None)
         return (belongs,)
 
@@ -186,7 +228,8 @@ def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-# --- counting ---------------------------------------------------------------------------------------------------------------
+# --- counting
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -248,9 +291,15 @@ class PartitionRecount:
     ignored: int = 0
     counted: Span = field(default_factory=Span)
     late: Span = field(default_factory=Span)
-    arms: dict[tuple[str, str, int, str], ArmRecount] = field(default_factory=lambda: defaultdict(ArmRecount))
-    failed: dict[tuple[str, str, int], Contexts] = field(default_factory=lambda: defaultdict(Contexts))
-    bought: dict[tuple[str, str, int, str], Contexts] = field(default_factory=lambda: defaultdict(Contexts))
+    arms: dict[tuple[str, str, int, str], ArmRecount] = field(
+        default_factory=lambda: defaultdict(ArmRecount)
+    )
+    failed: dict[tuple[str, str, int], Contexts] = field(
+        default_factory=lambda: defaultdict(Contexts)
+    )
+    bought: dict[tuple[str, str, int, str], Contexts] = field(
+        default_factory=lambda: defaultdict(Contexts)
+    )
     unsure: set[tuple[str, str, int]] = field(default_factory=set)  # visits with an ambiguous event
     quarantined_offsets: set[int] = field(default_factory=set)
 
@@ -261,7 +310,9 @@ class Recount:
     def __init__(self, timelines: Mapping[str, Timeline]) -> None:
         """`timelines`: of every flag that has a rollout."""
         self._timelines = timelines
-        self._served: dict[str, list[tuple[int, str, str]]] = defaultdict(list)  # context -> (timestamp, flag, variant)
+        self._served: dict[str, list[tuple[int, str, str]]] = defaultdict(
+            list
+        )  # context -> (timestamp, flag, variant)
 
     def evaluations(self, records: Sequence[Read]) -> PartitionRecount:
         """Return what a partition of evaluations adds up to."""
@@ -269,7 +320,10 @@ class Recount:
         for record in _in_order(records, total):
             event = _event(record.value, "io.rolloutd.evaluation.v1")
             data = event["data"] if event is not None else {}
-            flag, variant = data.get("feature_flag.key", ""), data.get("feature_flag.result.variant", "")
+            flag, variant = (
+                data.get("feature_flag.key", ""),
+                data.get("feature_flag.result.variant", ""),
+            )
             context = data.get("feature_flag.context.id", "")
             if event is None or not _is_name(flag) or not _is_name(variant) or not context:
                 total.quarantined += 1
@@ -286,14 +340,19 @@ class Recount:
                 counts = total.arms[flag, *place, arm]
                 counts.evaluations.add(is_certain=is_certain)
                 if counts.exposed.add(context, is_certain=is_certain):
-                    other = total.arms[flag, *place, "control" if arm == "treatment" else "treatment"]
+                    other = total.arms[
+                        flag, *place, "control" if arm == "treatment" else "treatment"
+                    ]
                     counts.switched += context in other.exposed.possible
                 if not is_certain:
                     total.unsure.add((flag, *place))
         return total
 
     def outcomes(self, records: Sequence[Read]) -> PartitionRecount:
-        """Return what a partition of outcomes adds up to; the evaluations of all partitions must have been added up before."""
+        """Return what a partition of outcomes adds up to.
+
+        The evaluations of all partitions must have been added up before.
+        """
         total = PartitionRecount()
         written: set[bytes | None] = set()
         for record in _in_order(records, total):
@@ -302,15 +361,20 @@ class Recount:
             event = _event(record.value, "io.rolloutd.outcome.v1")
             data = event["data"] if event is not None else {}
             named = [
-                (one.get("feature_flag.key"), one.get("feature_flag.result.variant")) for one in data.get("rolloutd.flags", [])
+                (one.get("feature_flag.key"), one.get("feature_flag.result.variant"))
+                for one in data.get("rolloutd.flags", [])
             ]
             duration = data.get("http.server.request.duration")
             is_valid = event is not None and bool(data.get("feature_flag.context.id"))
-            is_valid = is_valid and all(_is_name(flag) and _is_name(variant) for flag, variant in named)
+            is_valid = is_valid and all(
+                _is_name(flag) and _is_name(variant) for flag, variant in named
+            )
             if (
                 event is None
                 or not is_valid
-                or (duration is not None and (not isinstance(duration, int | float) or duration < 0))
+                or (
+                    duration is not None and (not isinstance(duration, int | float) or duration < 0)
+                )
             ):
                 total.quarantined += 1
                 total.quarantined_offsets.add(record.offset)
@@ -328,7 +392,9 @@ class Recount:
             _classify(total, *(places for _, _, places in spots))
             for flag, arm, places in spots:
                 for place, is_certain in _counting(places):
-                    self._add_outcome(total, (flag, *place), arm, context, data, is_certain=is_certain)
+                    self._add_outcome(
+                        total, (flag, *place), arm, context, data, is_certain=is_certain
+                    )
                     total.arms[flag, *place, arm].copies += is_copy
         return total
 
@@ -360,7 +426,11 @@ class Recount:
 
     def _last_served(self, context: str, timestamp_ms: int) -> list[tuple[str, str]]:
         """Return what a context was last served of each flag, up to a record's timestamp."""
-        last = {flag: variant for at, flag, variant in self._served.get(context, ()) if at <= timestamp_ms}
+        last = {
+            flag: variant
+            for at, flag, variant in self._served.get(context, ())
+            if at <= timestamp_ms
+        }
         return list(last.items())
 
 
@@ -379,8 +449,17 @@ def _event(value: bytes | None, kind: str) -> dict[str, Any] | None:
         event = json.loads(value or b"")
     except ValueError:
         return None
-    is_event = isinstance(event, dict) and event.get("specversion") == "1.0" and event.get("type") == kind
-    return event if is_event and event.get("id") and event.get("source") and isinstance(event.get("data"), dict) else None
+    is_event = (
+        isinstance(event, dict) and event.get("specversion") == "1.0" and event.get("type") == kind
+    )
+    return (
+        event
+        if is_event
+        and event.get("id")
+        and event.get("source")
+        and isinstance(event.get("data"), dict)
+        else None
+    )
 
 
 def _is_name(text: object) -> bool:
@@ -406,7 +485,8 @@ def _classify(total: PartitionRecount, *spots: tuple[Where | None, ...]) -> None
     total.late.most += not must_count
 
 
-# --- verifying --------------------------------------------------------------------------------------------------------------
+# --- verifying
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -433,9 +513,12 @@ class Findings:
     def summary(self) -> str:
         """Return the figures in one line."""
         return (
-            f"{self.records} records, {self.counted} counted, {self.arms} arms compared ({self.exact_arms} of them to the last "
-            f"event, {self.ambiguous} events while a change was being learnt), {self.commands} command ids, "
-            f"{self.repeated_results} results repeated, {self.decisions} decisions, {self.repeated_decisions} repeated, "
+            f"{self.records} records, {self.counted} counted, {self.arms} arms compared "
+            f"({self.exact_arms} of them to the last "
+            f"event, {self.ambiguous} events while a change was being learnt), "
+            f"{self.commands} command ids, "
+            f"{self.repeated_results} results repeated, {self.decisions} decisions, "
+            f"{self.repeated_decisions} repeated, "
             f"{self.rises} rises, {len(self.faults)} faults"
         )
 
@@ -449,8 +532,9 @@ def verify(
 ) -> Findings:
     """Return what differs between the topics and what the daemon made of them.
 
-    `acknowledged`: what the producer was told, offset to the CRC-32 of the value; of `unacknowledged` further records it
-    knows nothing. `served`: (flag, revision, percent) as replicas served them at any time.
+    `acknowledged`: what the producer was told, offset to the CRC-32 of the value; of
+    `unacknowledged` further records it knows nothing. `served`: (flag, revision, percent) as
+    replicas served them at any time.
     """
     found = Findings()
     states = _events_of(world.said["state"])
@@ -468,17 +552,32 @@ def verify(
     return found
 
 
-def _verify_log(world: World, acknowledged: Mapping[Place, Mapping[int, int]], unacknowledged: int, found: Findings) -> None:
-    """Compare the log with what its producer was told: the basis of the recount must itself be whole."""
+def _verify_log(
+    world: World,
+    acknowledged: Mapping[Place, Mapping[int, int]],
+    unacknowledged: int,
+    found: Findings,
+) -> None:
+    """Compare the log with what its producer was told.
+
+    The basis of the recount must itself be whole.
+    """
     unknown = 0
     for topic, partitions in world.events.items():
         for number, records in partitions.items():
             told = acknowledged.get((topic, number), {})
             lying = {record.offset: crc32(record.value or b"") for record in records}
             wrong = [offset for offset, check in told.items() if lying.get(offset) != check]
-            found.expect(not wrong, f"{topic}/{number}: {len(wrong)} acknowledged records are not in the log: {wrong[:5]}")
+            found.expect(
+                not wrong,
+                f"{topic}/{number}: {len(wrong)} acknowledged records are not in the log: "
+                f"{wrong[:5]}",
+            )
             unknown += len(lying) - len(told)
-    found.expect(unknown <= unacknowledged, f"{unknown} records in the log that nobody wrote ({unacknowledged} unacknowledged)")
+    found.expect(
+        unknown <= unacknowledged,
+        f"{unknown} records in the log that nobody wrote ({unacknowledged} unacknowledged)",
+    )
 
 
 def _verify_partition(world: World, place: Place, total: PartitionRecount, found: Findings) -> None:
@@ -487,20 +586,36 @@ def _verify_partition(world: World, place: Place, total: PartitionRecount, found
     if not stored:
         found.expect(total.records == 0, f"{name}: nothing stored of {total.records} records")
         return
-    numbers = {key: int(stored[key]) for key in ("next", "start", "end", "counted", "quarantined", "late", "ignored", "holes")}
+    numbers = {
+        key: int(stored[key])
+        for key in ("next", "start", "end", "counted", "quarantined", "late", "ignored", "holes")
+    }
     records = world.events[place[0]][place[1]]
     end = records[-1].offset + 1 if records else 0
     found.records += total.records
     found.counted += numbers["counted"]
-    found.expect(numbers["next"] == end, f"{name}: counted up to {numbers['next']}, the log ends at {end}")
+    found.expect(
+        numbers["next"] == end, f"{name}: counted up to {numbers['next']}, the log ends at {end}"
+    )
     classes = sum(numbers[key] for key in ("counted", "quarantined", "late", "ignored", "holes"))
     found.expect(
-        numbers["next"] - numbers["start"] == classes, f"{name}: {numbers['next']} - {numbers['start']} != {classes} classified"
+        numbers["next"] - numbers["start"] == classes,
+        f"{name}: {numbers['next']} - {numbers['start']} != {classes} classified",
     )
-    for key, expected in (("start", 0), ("holes", total.holes), ("quarantined", total.quarantined), ("ignored", total.ignored)):
-        found.expect(numbers[key] == expected, f"{name}: {key} is {numbers[key]}, recounted {expected}")
+    for key, expected in (
+        ("start", 0),
+        ("holes", total.holes),
+        ("quarantined", total.quarantined),
+        ("ignored", total.ignored),
+    ):
+        found.expect(
+            numbers[key] == expected, f"{name}: {key} is {numbers[key]}, recounted {expected}"
+        )
     for key, span in (("counted", total.counted), ("late", total.late)):
-        found.expect(span.holds(numbers[key]), f"{name}: {key} is {numbers[key]}, recounted {span.least} to {span.most}")
+        found.expect(
+            span.holds(numbers[key]),
+            f"{name}: {key} is {numbers[key]}, recounted {span.least} to {span.most}",
+        )
     found.ambiguous += total.counted.most - total.counted.least
     _verify_quarantine(world, place, total.quarantined_offsets, found)
     bundled: dict[str, dict[str, Any]] = {}
@@ -511,9 +626,14 @@ def _verify_partition(world: World, place: Place, total: PartitionRecount, found
         rollout_id = document["rollout_id"]
         for visit in range(len(document["visits"])):
             names = {arm: f"{flag}|{rollout_id}|{visit}|{arm}" for arm in ("treatment", "control")}
-            arms = {arm: json.loads(stored[own]) if own in stored else bundled.get(own, {}) for arm, own in names.items()}
+            arms = {
+                arm: json.loads(stored[own]) if own in stored else bundled.get(own, {})
+                for arm, own in names.items()
+            }
             named = {guardrail["metric"] for guardrail in document["plan"]["guardrails"]}
-            _verify_visit(f"{name} {flag}|{visit}", (flag, rollout_id, visit), arms, named, total, found)
+            _verify_visit(
+                f"{name} {flag}|{visit}", (flag, rollout_id, visit), arms, named, total, found
+            )
 
 
 def _verify_visit(
@@ -524,7 +644,9 @@ def _verify_visit(
     total: PartitionRecount,
     found: Findings,
 ) -> None:
-    """Compare one visit's arms: to the last event where none was ambiguous, within bounds elsewhere.
+    """Compare one visit's arms.
+
+    To the last event where none was ambiguous, within bounds elsewhere.
 
     `metrics` are those the plan names: conversions that no guardrail names are not counted.
     """
@@ -540,43 +662,73 @@ def _verify_visit(
             ("errors", own.errors),
         ):
             number = counts.get(key, 0)
-            found.expect(span.holds(number), f"{name}|{arm}: {key} is {number}, recounted {span.least} to {span.most}")
+            found.expect(
+                span.holds(number),
+                f"{name}|{arm}: {key} is {number}, recounted {span.least} to {span.most}",
+            )
         histogram = {int(bucket): count for bucket, count in counts.get("latency_all", {}).items()}
         for bucket in histogram.keys() | own.latency_all.keys():
             span, number = own.latency_all.get(bucket, Span()), histogram.get(bucket, 0)
             found.expect(
-                span.holds(number), f"{name}|{arm}: latency_all[{bucket}] is {number}, recounted {span.least} to {span.most}"
+                span.holds(number),
+                f"{name}|{arm}: latency_all[{bucket}] is {number}, recounted {span.least} "
+                f"to {span.most}",
             )
         sampled = {int(bucket): count for bucket, count in counts.get("latency", {}).items()}
         found.expect(
             all(count <= histogram.get(bucket, 0) for bucket, count in sampled.items()),
             f"{name}|{arm}: latency has values that latency_all has not",
         )
-        found.expect(bool(sampled) == bool(histogram), f"{name}|{arm}: latency is {sampled}, latency_all {histogram}")
-        # One per context and batch: every context had at least one, if it was not known to have failed before.
+        found.expect(
+            bool(sampled) == bool(histogram),
+            f"{name}|{arm}: latency is {sampled}, latency_all {histogram}",
+        )
+        # One per context and batch: every context had at least one, if it was not known to have
+        # failed before.
         at_risk, first_errors = counts.get("at_risk", 0), counts.get("first_errors", 0)
-        found.expect(first_errors <= at_risk, f"{name}|{arm}: {at_risk} at risk, {first_errors} first errors")
-        found.expect(at_risk <= counts.get("outcomes", 0), f"{name}|{arm}: more at risk than outcomes: {at_risk}")
+        found.expect(
+            first_errors <= at_risk, f"{name}|{arm}: {at_risk} at risk, {first_errors} first errors"
+        )
+        found.expect(
+            at_risk <= counts.get("outcomes", 0),
+            f"{name}|{arm}: more at risk than outcomes: {at_risk}",
+        )
         # Of a sample, and what is remembered does not outlive a crash: never more than there are.
         checked, repeated = counts.get("checked", 0), counts.get("repeated", 0)
-        found.expect(checked <= counts.get("outcomes", 0), f"{name}|{arm}: more checked than outcomes: {checked}")
         found.expect(
-            repeated <= min(own.copies, checked), f"{name}|{arm}: repeated is {repeated} of {checked}, recounted {own.copies}"
+            checked <= counts.get("outcomes", 0),
+            f"{name}|{arm}: more checked than outcomes: {checked}",
+        )
+        found.expect(
+            repeated <= min(own.copies, checked),
+            f"{name}|{arm}: repeated is {repeated} of {checked}, recounted {own.copies}",
         )
         if is_exact:
             found.expect(
-                first_errors == own.first_errors, f"{name}|{arm}: first_errors is {first_errors}, recounted {own.first_errors}"
+                first_errors == own.first_errors,
+                f"{name}|{arm}: first_errors is {first_errors}, recounted {own.first_errors}",
             )
             switched = counts.get("switched", 0)
-            found.expect(switched == own.switched, f"{name}|{arm}: switched is {switched}, recounted {own.switched}")
+            found.expect(
+                switched == own.switched,
+                f"{name}|{arm}: switched is {switched}, recounted {own.switched}",
+            )
             converted = {key: count for key, count in counts.get("converted", {}).items() if count}
-            expected = {key: count for key, count in own.converted.items() if count and f"conversion:{key}" in metrics}
-            found.expect(converted == expected, f"{name}|{arm}: converted is {converted}, recounted {expected}")
+            expected = {
+                key: count
+                for key, count in own.converted.items()
+                if count and f"conversion:{key}" in metrics
+            }
+            found.expect(
+                converted == expected,
+                f"{name}|{arm}: converted is {converted}, recounted {expected}",
+            )
     failed = total.failed[visit]
     first_errors = sum(counts.get("first_errors", 0) for counts in stored.values())
     found.expect(
         len(failed.certain) <= first_errors <= len(failed.possible),
-        f"{name}: first_errors of both arms is {first_errors}, recounted {len(failed.certain)} to {len(failed.possible)}",
+        f"{name}: first_errors of both arms is {first_errors}, recounted "
+        f"{len(failed.certain)} to {len(failed.possible)}",
     )
 
 
@@ -589,13 +741,21 @@ def _verify_quarantine(world: World, place: Place, refused: set[int], found: Fin
             quarantined |= {refusal["offset"] for refusal in data["refusals"]}
     missing, extra = refused - quarantined, quarantined - refused
     found.expect(
-        not missing, f"{place[0]}/{place[1]}: {len(missing)} refused records are not in quarantine: {sorted(missing)[:5]}"
+        not missing,
+        f"{place[0]}/{place[1]}: {len(missing)} refused records are not in quarantine: "
+        f"{sorted(missing)[:5]}",
     )
-    found.expect(not extra, f"{place[0]}/{place[1]}: {len(extra)} good records are in quarantine: {sorted(extra)[:5]}")
+    found.expect(
+        not extra,
+        f"{place[0]}/{place[1]}: {len(extra)} good records are in quarantine: {sorted(extra)[:5]}",
+    )
 
 
 def _verify_results(world: World, found: Findings) -> None:
-    """Each command id has exactly one distinct result, unknown verbs too; what names no id cannot be answered: quarantine."""
+    """Each command id has exactly one distinct result, unknown verbs too.
+
+    What names no id cannot be answered: quarantine.
+    """
     asked: set[str] = set()
     for number, records in world.said["commands"].items():
         commands = {record.offset: _command_of(record) for record in records}
@@ -607,13 +767,22 @@ def _verify_results(world: World, found: Findings) -> None:
     for event in _events_of(world.said["results"]):
         results[event["id"]].add(json.dumps(event["data"], sort_keys=True))
         count += 1
-        found.expect(event["id"] == event["data"]["command_id"], f"result {event['id']} is of {event['data']['command_id']}")
+        found.expect(
+            event["id"] == event["data"]["command_id"],
+            f"result {event['id']} is of {event['data']['command_id']}",
+        )
     found.commands = len(asked)
     found.repeated_results = count - len(results)
     for command_id in sorted(asked):
         payloads = results.get(command_id, set())
-        found.expect(len(payloads) == 1, f"command {command_id} has {len(payloads)} distinct results: {sorted(payloads)[:3]}")
-    found.expect(results.keys() <= asked, f"results of commands nobody sent: {sorted(results.keys() - asked)[:3]}")
+        found.expect(
+            len(payloads) == 1,
+            f"command {command_id} has {len(payloads)} distinct results: {sorted(payloads)[:3]}",
+        )
+    found.expect(
+        results.keys() <= asked,
+        f"results of commands nobody sent: {sorted(results.keys() - asked)[:3]}",
+    )
 
 
 def _command_of(record: Read) -> dict[str, Any] | None:
@@ -628,8 +797,15 @@ def _verify_decisions(
     served: Iterable[tuple[str, int, float]],
     found: Findings,
 ) -> None:
-    """Decisions in order, each with one content; documents that follow from them; no rise without a command or a gate."""
-    accepted = {event["id"] for event in _events_of(world.said["results"]) if event["data"]["status"] == "accepted"}
+    """Decisions in order, each with one content; documents that follow from them.
+
+    No rise without a command or a gate.
+    """
+    accepted = {
+        event["id"]
+        for event in _events_of(world.said["results"])
+        if event["data"]["status"] == "accepted"
+    }
     contents: dict[str, str] = {}
     rises: set[tuple[str, int]] = set()
     newest: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
@@ -640,19 +816,29 @@ def _verify_decisions(
         found.repeated_decisions += known is not content
         found.expect(known == content, f"decision {event['id']} has two contents")
         flag, revision, place = event["id"].rsplit("/", 2)
-        found.expect((decision["flag"], decision["revision"]) == (flag, int(revision)), f"decision {event['id']} is of another")
+        found.expect(
+            (decision["flag"], decision["revision"]) == (flag, int(revision)),
+            f"decision {event['id']} is of another",
+        )
         if known is content:
             order = (int(revision), int(place))
-            found.expect(order > newest[flag], f"decision {event['id']} first came after {newest[flag]}")
+            found.expect(
+                order > newest[flag], f"decision {event['id']} first came after {newest[flag]}"
+            )
             newest[flag] = max(newest[flag], order)
         if decision["to_percent"] > decision["from_percent"]:
             found.rises += known is content
             rises.add((flag, int(revision)))
             judgement = decision["judgement"]
-            has_passed = decision["gate_id"] is not None and judgement is not None and judgement["verdict"] == "pass"
+            has_passed = (
+                decision["gate_id"] is not None
+                and judgement is not None
+                and judgement["verdict"] == "pass"
+            )
             found.expect(
                 decision["command_id"] in accepted or has_passed,
-                f"decision {event['id']} raises to {decision['to_percent']} by no command and no gate",
+                f"decision {event['id']} raises to {decision['to_percent']} by no command "
+                f"and no gate",
             )
     percents: dict[tuple[str, int], float] = {}
     for flag, documents in by_flag.items():
@@ -660,28 +846,43 @@ def _verify_decisions(
         for document in documents:
             content = json.dumps(document, sort_keys=True)
             revision = document["revision"]
-            found.expect(contents_of.setdefault(revision, content) == content, f"{flag}: two documents of revision {revision}")
+            found.expect(
+                contents_of.setdefault(revision, content) == content,
+                f"{flag}: two documents of revision {revision}",
+            )
             percents[flag, revision] = document["percent"]
         missing = set(range(1, max(contents_of) + 1)) - contents_of.keys()
         found.expect(not missing, f"{flag}: revisions never published: {sorted(missing)[:5]}")
         for revision in sorted(contents_of):
             is_rise = percents[flag, revision] > percents.get((flag, revision - 1), 0.0)
-            found.expect(not is_rise or (flag, revision) in rises, f"{flag}: revision {revision} rose without a decision")
+            found.expect(
+                not is_rise or (flag, revision) in rises,
+                f"{flag}: revision {revision} rose without a decision",
+            )
         found.expect(
             documents[-1] == world.documents.get(flag),
             f"{flag}: the state topic ends at revision {documents[-1]['revision']}, "
             f"Redis holds {world.documents.get(flag, {}).get('revision')}",
         )
-        found.expect(not world.outboxes.get(flag), f"{flag}: effects never published: {world.outboxes.get(flag)}")
+        found.expect(
+            not world.outboxes.get(flag),
+            f"{flag}: effects never published: {world.outboxes.get(flag)}",
+        )
     for flag in world.documents.keys() - by_flag.keys():
         found.faults.append(f"{flag}: a document in Redis, none in the state topic")
     for flag, revision, percent in served:
         known_percent = percents.get((flag, revision))
         found.expect(
-            known_percent == percent, f"{flag}: served {percent} % as revision {revision}, decided was {known_percent}"
+            known_percent == percent,
+            f"{flag}: served {percent} % as revision {revision}, decided was {known_percent}",
         )
 
 
 def _events_of(partitions: Mapping[int, Sequence[Read]]) -> list[dict[str, Any]]:
     """Return the CloudEvents of a topic, in each partition's order."""
-    return [json.loads(record.value) for records in partitions.values() for record in records if record.value]
+    return [
+        json.loads(record.value)
+        for records in partitions.values()
+        for record in records
+        if record.value
+    ]

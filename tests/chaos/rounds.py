@@ -2,12 +2,14 @@
 
     python -m tests.chaos.rounds --kills 200 --zombies 50 --seed 1
 
-runs on the Kafka at ROLLOUTD_TEST_KAFKA (host:port), else on one it starts, with a Redis of its own per world; it prints a line
-per round, the figures at the end, and exits 1 if anything was lost, counted twice, answered twice, left unanswered or raised.
-The seed draws the traffic, the commands and the moments; the machine's own timing differs from run to run.
+runs on the Kafka at ROLLOUTD_TEST_KAFKA (host:port), else on one it starts, with a Redis of its own
+per world; it prints a line per round, the figures at the end, and exits 1 if anything was lost,
+counted twice, answered twice, left unanswered or raised. The seed draws the traffic, the commands
+and the moments; the machine's own timing differs from run to run.
 
-A kill round is SIGKILL at a random moment and a start; a zombie round freezes one of two replicas, lets the other take over,
-and lets the frozen one go on. Does not belong here: what is right (`recount.py`).
+A kill round is SIGKILL at a random moment and a start; a zombie round freezes one of two replicas,
+lets the other take over, and lets the frozen one go on. Does not belong here: what is right
+(`recount.py`).
 """
 
 from __future__ import annotations
@@ -42,17 +44,32 @@ from redis.backoff import ExponentialBackoff
 from schemas.plan import PlanDocument
 from schemas.terms import CommandVerb
 from tests.brokers import LocalKafka, RedisServer
-from tests.chaos.recount import EVALUATIONS, OUTCOMES, Findings, Place, end_offsets, read_world, verify
+from tests.chaos.recount import (
+    EVALUATIONS,
+    OUTCOMES,
+    Findings,
+    Place,
+    end_offsets,
+    read_world,
+    verify,
+)
 from tests.live import Client, DaemonProcess, make_command
 
 PARTITIONS = 4
-STEADY = ("steady-0", "steady-1", "steady-2", "steady-3")  # started once; commands never move them to another stage
+STEADY = (
+    "steady-0",
+    "steady-1",
+    "steady-2",
+    "steady-3",
+)  # started once; commands never move them to another stage
 MOVING = ("moving-0", "moving-1")  # promoted, stepped back, rolled back, started anew
 GATED = "gated"  # advances by itself, through gates
 USERS = 3_000
 JOINING_USERS = 300
 DRAIN_SECONDS = 120.0
-READY_AT_THE_END_SECONDS = 90.0  # a start takes 2 s on an idle machine; this one may be anything but
+READY_AT_THE_END_SECONDS = (
+    90.0  # a start takes 2 s on an idle machine; this one may be anything but
+)
 
 
 def long_plan(flag_key: str, settle: timedelta) -> PlanDocument:
@@ -62,7 +79,12 @@ def long_plan(flag_key: str, settle: timedelta) -> PlanDocument:
             "name": "long",
             "flag": flag_key,
             "stages": [
-                {"percent": percent, "bake": "10h", "settle": f"{settle.total_seconds():g}s", "max_bake": "20h"}
+                {
+                    "percent": percent,
+                    "bake": "10h",
+                    "settle": f"{settle.total_seconds():g}s",
+                    "max_bake": "20h",
+                }
                 for percent in (50, 60, 80)
             ],
             "guardrails": [
@@ -101,7 +123,8 @@ def gated_plan(settle: timedelta) -> PlanDocument:
     )
 
 
-# --- apps -------------------------------------------------------------------------------------------------------------------
+# --- apps
+# --------------------------------------------------------------------------------------------------
 
 
 class Apps:
@@ -116,7 +139,10 @@ class Apps:
         self._per_second = per_second
         self._waiting = 0
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=bootstrap, linger_ms=5, enable_idempotence=True, request_timeout_ms=30_000
+            bootstrap_servers=bootstrap,
+            linger_ms=5,
+            enable_idempotence=True,
+            request_timeout_ms=30_000,
         )
         self._task: asyncio.Task[None] | None = None
 
@@ -125,7 +151,10 @@ class Apps:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.stop()
         await self._producer.stop()
@@ -172,7 +201,9 @@ class Apps:
         elif chance < 0.08:
             await self._evaluate(f"user-{dice.randrange(USERS)}", f"unknown-{dice.randrange(500)}")
         elif chance < 0.10:
-            await self._send(OUTCOMES, f"stranger-{dice.randrange(500)}", self._outcome(None, "stranger"))
+            await self._send(
+                OUTCOMES, f"stranger-{dice.randrange(500)}", self._outcome(None, "stranger")
+            )
         elif chance < 0.20:
             number = dice.randrange(JOINING_USERS)
             context = f"joining-{number}"
@@ -187,7 +218,9 @@ class Apps:
                 await self._evaluate(context, flag)
             value = self._outcome(flags, context)
             await self._send(OUTCOMES, context, value)
-            if dice.random() < 0.02:  # as a producer that was not told in time: each copy counts, and shows as one
+            if (
+                dice.random() < 0.02
+            ):  # as a producer that was not told in time: each copy counts, and shows as one
                 await self._send(OUTCOMES, context, value)
 
     def _variant(self, flag: str, context: str) -> str:
@@ -197,7 +230,11 @@ class Apps:
         return "on" if side else "off"
 
     async def _evaluate(self, context: str, flag: str) -> None:
-        variant = "other" if self._dice.random() < 0.01 and context.startswith("user-") else self._variant(flag, context)
+        variant = (
+            "other"
+            if self._dice.random() < 0.01 and context.startswith("user-")
+            else self._variant(flag, context)
+        )
         data = {
             "feature_flag.key": flag,
             "feature_flag.result.variant": variant,
@@ -216,7 +253,11 @@ class Apps:
             data["rolloutd.conversions"] = ["purchase"]
         if flags:
             data["rolloutd.flags"] = [
-                {"feature_flag.key": flag, "feature_flag.result.variant": self._variant(flag, context)} for flag in flags
+                {
+                    "feature_flag.key": flag,
+                    "feature_flag.result.variant": self._variant(flag, context),
+                }
+                for flag in flags
             ]
         return self._event("outcome", data)
 
@@ -239,8 +280,15 @@ class Apps:
             b"\x00\xff no JSON",
             b'{"specversion": "1.0"}',
             self._event("nothing_we_know", {}),
-            self._event(kind, {"feature_flag.key": "a|b", "feature_flag.result.variant": "on"} if kind == "evaluation" else {}),
-            self._event(kind, {"feature_flag.context.id": "c", "http.server.request.duration": -1.0}),
+            self._event(
+                kind,
+                {"feature_flag.key": "a|b", "feature_flag.result.variant": "on"}
+                if kind == "evaluation"
+                else {},
+            ),
+            self._event(
+                kind, {"feature_flag.context.id": "c", "http.server.request.duration": -1.0}
+            ),
         )
         await self._send(topic, None, self._dice.choice(poison))
 
@@ -248,8 +296,12 @@ class Apps:
         self.sent += 1
         self._waiting += 1
         try:
-            sent = await self._producer.send(self._prefix + topic, value, context.encode() if context else None)
-        except BaseException:  # stopped while the broker was away: whether it is under way nobody knows
+            sent = await self._producer.send(
+                self._prefix + topic, value, context.encode() if context else None
+            )
+        except (
+            BaseException
+        ):  # stopped while the broker was away: whether it is under way nobody knows
             self._waiting -= 1
             self.unacknowledged += 1
             raise
@@ -266,13 +318,16 @@ class Apps:
         sent.add_done_callback(note)
 
 
-# --- operators --------------------------------------------------------------------------------------------------------------
+# --- operators
+# --------------------------------------------------------------------------------------------------
 
 
 class Operators:
     """Commands at random, some given twice, some that nobody can obey."""
 
-    def __init__(self, client: Client, dice: random.Random, settle: timedelta, longest_pause: float) -> None:
+    def __init__(
+        self, client: Client, dice: random.Random, settle: timedelta, longest_pause: float
+    ) -> None:
         """Leave up to `longest_pause` seconds between two commands."""
         self.sent = 0
         self._client = client
@@ -315,11 +370,27 @@ class Operators:
         self._earlier.append((flag, value))
 
     def _possible(self, flag: str) -> bytes:
-        verbs = [CommandVerb.PAUSE, CommandVerb.RESUME, CommandVerb.RESUME, CommandVerb.FREEZE, CommandVerb.UNFREEZE]
+        verbs = [
+            CommandVerb.PAUSE,
+            CommandVerb.RESUME,
+            CommandVerb.RESUME,
+            CommandVerb.FREEZE,
+            CommandVerb.UNFREEZE,
+        ]
         fields: dict[str, Any] = {}
         if flag in MOVING:
-            verbs += [CommandVerb.PROMOTE, CommandVerb.PROMOTE, CommandVerb.STEP_BACK, CommandVerb.STEP_BACK]
-            verbs += [CommandVerb.ROLL_BACK, CommandVerb.START, CommandVerb.RESTART, CommandVerb.PROMOTE_FULL]
+            verbs += [
+                CommandVerb.PROMOTE,
+                CommandVerb.PROMOTE,
+                CommandVerb.STEP_BACK,
+                CommandVerb.STEP_BACK,
+            ]
+            verbs += [
+                CommandVerb.ROLL_BACK,
+                CommandVerb.START,
+                CommandVerb.RESTART,
+                CommandVerb.PROMOTE_FULL,
+            ]
         verb = self._dice.choice(verbs)
         if verb is CommandVerb.START:
             fields["plan"] = long_plan(flag, self._settle)
@@ -346,11 +417,16 @@ class Operators:
         }
         topic = f"{self._client.prefix}rollout.commands"
         headers = [("content-type", b"application/cloudevents+json")]
-        with suppress(Exception):  # a broker that is away: whether the command arrived is seen in the topic
-            await self._client.producer.send_and_wait(topic, json.dumps(event).encode(), flag.encode(), headers=headers)
+        with suppress(
+            Exception
+        ):  # a broker that is away: whether the command arrived is seen in the topic
+            await self._client.producer.send_and_wait(
+                topic, json.dumps(event).encode(), flag.encode(), headers=headers
+            )
 
 
-# --- the world --------------------------------------------------------------------------------------------------------------
+# --- the world
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -358,22 +434,32 @@ class Figures:
     """What was seen while it ran."""
 
     rounds: int = 0
-    busy_seconds: list[float] = field(default_factory=list)  # kill -9 -> first save of the next process
-    take_over_seconds: list[float] = field(default_factory=list)  # SIGSTOP -> first save of the other on a partition taken over
+    busy_seconds: list[float] = field(
+        default_factory=list
+    )  # kill -9 -> first save of the next process
+    take_over_seconds: list[float] = field(
+        default_factory=list
+    )  # SIGSTOP -> first save of the other on a partition taken over
     frozen_seconds: list[float] = field(default_factory=list)
     fences_lost: int = 0
     seconds: float = 0.0
 
     def summary(self) -> str:
         """Return the figures in one line."""
-        words = [f"{self.rounds} rounds in {self.seconds:.0f} s", f"{self.fences_lost} late saves refused"]
+        words = [
+            f"{self.rounds} rounds in {self.seconds:.0f} s",
+            f"{self.fences_lost} late saves refused",
+        ]
         for name, values in (
             ("kill -9 to first save", self.busy_seconds),
             ("freeze to first save of the other", self.take_over_seconds),
             ("frozen", self.frozen_seconds),
         ):
             if values:
-                words.append(f"{name}: median {statistics.median(values):.1f} s, longest {max(values):.1f} s ({len(values)})")
+                words.append(
+                    f"{name}: median {statistics.median(values):.1f} s, longest "
+                    f"{max(values):.1f} s ({len(values)})"
+                )
         return ", ".join(words)
 
 
@@ -395,7 +481,10 @@ class Chaos:
         package: Path | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        """`package` is a directory with a `controller` and `schemas` to run in place of ours: a copy with a planted bug."""
+        """`package` is a directory with a `controller` and `schemas` to run in place of ours.
+
+        A copy with a planted bug.
+        """
         self.bootstrap = bootstrap
         self.prefix = f"chaos{random.SystemRandom().randrange(16**8):08x}."
         self.settle = settle
@@ -422,16 +511,23 @@ class Chaos:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._end()
 
     async def _begin(self) -> None:
         self.daemons = [self._daemon(number) for number in range(self._replicas)]
-        # Killed and frozen servers are what this is about: look again for as long as they may be away.
+        # Killed and frozen servers are what this is about: look again for as long as they may be
+        # away.
         retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 40)
         self.store: Any = redis.asyncio.Redis.from_url(
-            self.redis.url, socket_timeout=5, retry=retry, retry_on_error=[redis.ConnectionError, redis.TimeoutError]
+            self.redis.url,
+            socket_timeout=5,
+            retry=retry,
+            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
         )
         await self.daemons[0].start()
         await asyncio.gather(*(daemon.start() for daemon in self.daemons[1:]))
@@ -440,10 +536,14 @@ class Chaos:
             plan = gated_plan(self.settle) if flag == GATED else long_plan(flag, self.settle)
             answer = await self.client.command(CommandVerb.START, flag, plan=plan, wait_seconds=40)
             assert answer.status == "accepted", answer.reason
-        for daemon in self.daemons:  # every replica that counts must know the flags, or it rightly ignores their events
+        for daemon in (
+            self.daemons
+        ):  # every replica that counts must know the flags, or it rightly ignores their events
             for flag in (*STEADY, *MOVING, GATED):
                 await daemon.until(flag, lambda document: document["revision"] >= 1)
-        self.operators = Operators(self.client, random.Random(self.dice.random()), self.settle, self._command_pause)
+        self.operators = Operators(
+            self.client, random.Random(self.dice.random()), self.settle, self._command_pause
+        )
         await self.apps.__aenter__()
         await self.apps.begin()
         self.operators.begin()
@@ -474,12 +574,17 @@ class Chaos:
             environ["ROLLOUTD_KAFKA__STATIC_MEMBER_ID"] = f"replica-{number}"
         if self._package is not None:
             environ["PYTHONPATH"] = str(self._package)
-        return DaemonProcess(self.bootstrap, self.redis.url, self._directory, prefix=self.prefix, **environ)
+        return DaemonProcess(
+            self.bootstrap, self.redis.url, self._directory, prefix=self.prefix, **environ
+        )
 
     # - rounds -
 
     async def kill_round(self) -> None:
-        """Kill one replica at a random moment, mostly soon after it became busy, and start it again."""
+        """Kill one replica at a random moment, mostly soon after it became busy.
+
+        And start it again.
+        """
         daemon = self.dice.choice(self.daemons)
         before = await self.fence_sum()
         if self.dice.random() < 0.15:  # while it starts, joins, loads: before it was ever ready
@@ -499,7 +604,10 @@ class Chaos:
             await self.look()
 
     async def zombie_round(self) -> None:
-        """Freeze one of two replicas until the other has taken over, mostly; then let it go on with what it believes."""
+        """Freeze one of two replicas until the other has taken over, mostly.
+
+        Then let it go on with what it believes.
+        """
         frozen = self.dice.choice(self.daemons)
         await asyncio.sleep(self.dice.uniform(0.1, 1.5))
         frozen.send(signal.SIGSTOP)
@@ -510,7 +618,9 @@ class Chaos:
             with suppress(TimeoutError):
                 async with asyncio.timeout(40):
                     while stuck:
-                        stuck -= {key for key, moved in (await self._moved_within(0.3)).items() if moved}
+                        stuck -= {
+                            key for key, moved in (await self._moved_within(0.3)).items() if moved
+                        }
                 self.figures.take_over_seconds.append(time.monotonic() - began)
         await asyncio.sleep(max(0.0, seconds - (time.monotonic() - began)))
         frozen.send(signal.SIGCONT)
@@ -555,7 +665,10 @@ class Chaos:
     # - the end -
 
     async def finish(self) -> Findings:
-        """Stop apps and operators, wait until all is counted, answered and published, and recount."""
+        """Stop apps and operators, wait until all is counted, answered and published.
+
+        And recount.
+        """
         await self.operators.stop()
         await self.apps.stop()
         never_ready: list[str] = []
@@ -568,16 +681,28 @@ class Chaos:
                 never_ready.append(f"replica {number}: {str(why)[:500]}")
         await self._drained()
         await self.look()
-        self.figures.fences_lost = sum(len(daemon.log_lines("fence_lost")) for daemon in self.daemons)
+        self.figures.fences_lost = sum(
+            len(daemon.log_lines("fence_lost")) for daemon in self.daemons
+        )
         self.figures.seconds = time.monotonic() - self._began
         world = await read_world(self.bootstrap, self.redis.url, self.prefix, self.settle)
-        findings = verify(world, self.apps.acknowledged, unacknowledged=self.apps.unacknowledged, served=self.served)
+        findings = verify(
+            world,
+            self.apps.acknowledged,
+            unacknowledged=self.apps.unacknowledged,
+            served=self.served,
+        )
         findings.faults[:0] = never_ready
         return findings
 
     async def _drained(self) -> None:
-        """Return once nothing moves any more, or when it ought to have: what is missing then is found by the recount."""
-        ends = await end_offsets(self.bootstrap, [self.prefix + topic for topic in (EVALUATIONS, OUTCOMES)])
+        """Return once nothing moves any more, or when it ought to have.
+
+        What is missing then is found by the recount.
+        """
+        ends = await end_offsets(
+            self.bootstrap, [self.prefix + topic for topic in (EVALUATIONS, OUTCOMES)]
+        )
         deadline, still_since, last = time.monotonic() + DRAIN_SECONDS, time.monotonic(), None
         results = f"{self.prefix}rollout.results"
         while time.monotonic() < deadline:
@@ -599,7 +724,8 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-# --- the command ------------------------------------------------------------------------------------------------------------
+# --- the command
+# --------------------------------------------------------------------------------------------------
 
 
 async def run(
@@ -624,13 +750,18 @@ async def run(
     for kind, rounds, replicas, settle, act in worlds:
         if rounds == 0:
             continue
-        async with Chaos(bootstrap, directory, seed=seed, replicas=replicas, settle=settle, package=package) as chaos:
+        async with Chaos(
+            bootstrap, directory, seed=seed, replicas=replicas, settle=settle, package=package
+        ) as chaos:
             began = time.monotonic()
             for number in range(1, rounds + 1):
                 if time.monotonic() - began > longest_seconds:
                     break
                 await act(chaos)
-                say(f"{kind} {number}/{rounds}: {chaos.apps.sent} records, {chaos.operators.sent} commands")
+                say(
+                    f"{kind} {number}/{rounds}: {chaos.apps.sent} records, "
+                    f"{chaos.operators.sent} commands"
+                )
             findings = await chaos.finish()
         done.append((kind, chaos.figures, findings))
         say(f"{kind}: {chaos.figures.summary()}")
@@ -642,18 +773,41 @@ async def run(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.rounds", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200, metavar="N", help="kill -9 rounds (default 200)")
-    parser.add_argument("--zombies", type=int, default=50, metavar="N", help="SIGSTOP/SIGCONT rounds (default 50)")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), metavar="N", help="default: drawn")
-    parser.add_argument("--package", type=Path, metavar="DIR", help="run the daemon from here: a copy with a planted bug")
-    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the daemons' logs here (default: temporary)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos.rounds", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--kills", type=int, default=200, metavar="N", help="kill -9 rounds (default 200)"
+    )
+    parser.add_argument(
+        "--zombies", type=int, default=50, metavar="N", help="SIGSTOP/SIGCONT rounds (default 50)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.SystemRandom().randrange(10**6),
+        metavar="N",
+        help="default: drawn",
+    )
+    parser.add_argument(
+        "--package",
+        type=Path,
+        metavar="DIR",
+        help="run the daemon from here: a copy with a planted bug",
+    )
+    parser.add_argument(
+        "--logs", type=Path, metavar="DIR", help="keep the daemons' logs here (default: temporary)"
+    )
     options = parser.parse_args(arguments)
     say(f"seed {options.seed}")
     with ExitStack() as stack:
-        directory = options.logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rolloutd-chaos-")))
+        directory = options.logs or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="rolloutd-chaos-"))
+        )
         directory.mkdir(parents=True, exist_ok=True)
-        bootstrap = os.environ.get("ROLLOUTD_TEST_KAFKA") or stack.enter_context(LocalKafka()).bootstrap
+        bootstrap = (
+            os.environ.get("ROLLOUTD_TEST_KAFKA") or stack.enter_context(LocalKafka()).bootstrap
+        )
         done = asyncio.run(
             run(
                 bootstrap,
@@ -665,7 +819,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         )
     faults = sum(len(findings.faults) for _, _, findings in done)
-    say(f"{faults} faults; again with --kills {options.kills} --zombies {options.zombies} --seed {options.seed}")
+    say(
+        f"{faults} faults; again with --kills {options.kills} --zombies {options.zombies} "
+        f"--seed {options.seed}"
+    )
     return 1 if faults else 0
 
 

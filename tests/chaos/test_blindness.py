@@ -1,4 +1,7 @@
-"""Whatever blinds the guardrails of a live stage is said: in /readyz, in the metrics, and as an alert."""
+"""Whatever blinds the guardrails of a live stage is said.
+
+In /readyz, in the metrics, and as an alert.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ async def until(holds: Callable[[], Awaitable[bool]], seconds: float, what: str)
 
 async def start(client: Client) -> None:
     """Bring the flag to its first stage, where it stays for an hour."""
-    stages = [{"percent": percent, "bake": "1h", "settle": "1s", "max_bake": "3h"} for percent in (10, 100)]
+    stages = [
+        {"percent": percent, "bake": "1h", "settle": "1s", "max_bake": "3h"}
+        for percent in (10, 100)
+    ]
     await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=stages))
 
 
@@ -53,7 +59,10 @@ async def unwatched(client: Client) -> list[str]:
 async def test_a_store_that_fails_is_seen_and_alerted(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path, trouble: str
 ) -> None:
-    """Redis hanging or full: degraded and still serving, and people are called; back again, that is said too."""
+    """Redis hanging or full: degraded and still serving, and people are called.
+
+    Back again, that is said too.
+    """
     admin = redis.asyncio.Redis.from_url(own_redis.url)
     async with (
         DaemonProcess(kafka, own_redis.url, tmp_path, prefix=topic_prefix) as daemon,
@@ -116,17 +125,24 @@ async def answer(daemon: DaemonProcess) -> dict[str, Any]:
     """Return one evaluation."""
     async with httpx.AsyncClient() as http:
         path = f"{daemon.url}/ofrep/v1/evaluate/flags/{FLAG}"
-        body: dict[str, Any] = (await http.post(path, json={"context": {"targetingKey": "ann"}})).json()
+        body: dict[str, Any] = (
+            await http.post(path, json={"context": {"targetingKey": "ann"}})
+        ).json()
         return body
 
 
 async def test_brokers_that_hang_are_seen_and_the_lease_runs_out(
     own_kafka: LocalKafka, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """With frozen brokers the last decision is served, after the lease as stale; thawed, all is as before."""
+    """With frozen brokers the last decision is served, after the lease as stale.
+
+    Thawed, all is as before.
+    """
     environ = {"ROLLOUTD_HTTP__LEASE_SECONDS": "6"}
     async with (
-        DaemonProcess(own_kafka.bootstrap, redis_url, tmp_path, prefix=topic_prefix, **environ) as daemon,
+        DaemonProcess(
+            own_kafka.bootstrap, redis_url, tmp_path, prefix=topic_prefix, **environ
+        ) as daemon,
         Client(own_kafka.bootstrap, topic_prefix) as client,
     ):
         await start(client)
@@ -163,7 +179,10 @@ async def test_brokers_that_hang_are_seen_and_the_lease_runs_out(
 async def test_a_restart_without_redis_serves_and_calls_for_help(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Started while Redis is away, a replica serves what the state topic says, and says that nobody watches."""
+    """Started while Redis is away, a replica serves what the state topic says.
+
+    And says that nobody watches.
+    """
     async with (
         DaemonProcess(kafka, own_redis.url, tmp_path, prefix=topic_prefix) as daemon,
         Client(kafka, topic_prefix) as client,
@@ -200,7 +219,9 @@ async def test_a_restart_without_redis_serves_and_calls_for_help(
         assert await answer(daemon) == before
 
 
-async def test_strangers_who_take_the_commands_are_seen(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_strangers_who_take_the_commands_are_seen(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
     """Foreign members of our group own every partition of the commands: nobody runs the flag."""
     async with (
         DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,

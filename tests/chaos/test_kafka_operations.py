@@ -1,4 +1,7 @@
-"""What Kafka's own operators do on an ordinary day, under a release that fails: it is rolled back, or people are told."""
+"""What Kafka's own operators do on an ordinary day, under a release that fails.
+
+It is rolled back, or people are told.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ ALL_TOPICS = (
 
 
 @asynccontextmanager
-async def releasing(bootstrap: str, redis_url: str, prefix: str, directory: Path) -> AsyncIterator[FailingRelease]:
+async def releasing(
+    bootstrap: str, redis_url: str, prefix: str, directory: Path
+) -> AsyncIterator[FailingRelease]:
     """Give a healthy release at 50 %, with a daemon of its own."""
     async with (
         DaemonProcess(bootstrap, redis_url, directory, prefix=prefix) as daemon,
@@ -57,7 +62,9 @@ async def administrator(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
 async def add_partitions(bootstrap: str, counts: dict[str, int]) -> None:
     """Give topics as many partitions."""
     async with administrator(bootstrap) as admin:
-        await admin.create_partitions({name: NewPartitions(total_count=count) for name, count in counts.items()})
+        await admin.create_partitions(
+            {name: NewPartitions(total_count=count) for name, count in counts.items()}
+        )
 
 
 async def make_anew(bootstrap: str, *names: str, partitions: int = 4) -> None:
@@ -74,14 +81,18 @@ async def make_anew(bootstrap: str, *names: str, partitions: int = 4) -> None:
     raise AssertionError(f"{names} could not be made again")
 
 
-async def test_partitions_are_added_to_every_topic(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_partitions_are_added_to_every_topic(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
     """Failures that all lie in new partitions are judged, and a roll back reaches its flag."""
     async with releasing(kafka, redis_url, topic_prefix, tmp_path) as release:
         await add_partitions(kafka, {topic_prefix + name: 6 for name in ALL_TOPICS})
         await asyncio.sleep(1)
         await release.client.producer.client.force_metadata_update()
         await release.fail_in([4, 5])
-        await release.is_noticed(within_seconds=30.0)  # consumers hear of new partitions within 10 s, and rebalance
+        await release.is_noticed(
+            within_seconds=30.0
+        )  # consumers hear of new partitions within 10 s, and rebalance
         answer = await release.client.command(CommandVerb.ROLL_BACK, release.flag_key)
         assert answer.status == "accepted"
         commands = await release.client.records("rollout.commands")
@@ -91,25 +102,39 @@ async def test_partitions_are_added_to_every_topic(kafka: str, redis_url: str, t
 async def test_a_roll_back_works_after_the_command_topic_has_grown(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Flags change their partition when commands get more of them; none is out of reach for that."""
+    """Flags change their partition when commands get more of them.
+
+    None is out of reach for that.
+    """
     async with releasing(kafka, redis_url, topic_prefix, tmp_path) as release:
         await add_partitions(kafka, {topic_prefix + "rollout.commands": 7})
         await release.client.producer.client.force_metadata_update()
-        answer = await release.client.command(CommandVerb.ROLL_BACK, release.flag_key, wait_seconds=20.0)
+        answer = await release.client.command(
+            CommandVerb.ROLL_BACK, release.flag_key, wait_seconds=20.0
+        )
         assert answer.status == "accepted"
-        document = await release.daemon.until(release.flag_key, lambda one: one["phase"]["name"] == "rolled_back")
+        document = await release.daemon.until(
+            release.flag_key, lambda one: one["phase"]["name"] == "rolled_back"
+        )
         assert document["percent"] == 0
 
 
-@pytest.mark.parametrize("topic", [*EVENT_TOPICS, "rollout.commands", "rollout.state", "rollout.quarantine"])
+@pytest.mark.parametrize(
+    "topic", [*EVENT_TOPICS, "rollout.commands", "rollout.state", "rollout.quarantine"]
+)
 async def test_a_topic_is_deleted_and_made_again(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path, topic: str
 ) -> None:
-    """The daemon goes on with the new topic; what the old one held and was not read is said to be lost."""
+    """The daemon goes on with the new topic.
+
+    What the old one held and was not read is said to be lost.
+    """
     async with releasing(kafka, redis_url, topic_prefix, tmp_path) as release:
         await make_anew(kafka, topic_prefix + topic)
         release.fail()
-        await release.is_noticed(within_seconds=20.0)  # producers and consumers hear of it within 10 s
+        await release.is_noticed(
+            within_seconds=20.0
+        )  # producers and consumers hear of it within 10 s
 
 
 async def test_a_topic_is_made_again_and_outgrows_the_old_fence(
@@ -136,16 +161,24 @@ async def ends_of(bootstrap: str, names: list[str]) -> dict[TopicPartition, int]
     try:
         for name in names:
             await consumer._client._wait_on_metadata(name)
-        partitions = [TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name)]
+        partitions = [
+            TopicPartition(name, number)
+            for name in names
+            for number in consumer.partitions_for_topic(name)
+        ]
         return dict(await consumer.end_offsets(partitions))
     finally:
         await consumer.stop()
 
 
-async def test_records_are_deleted_below_the_reader(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_records_are_deleted_below_the_reader(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
     """Records that are deleted while the daemon runs cost nothing but themselves."""
     async with releasing(kafka, redis_url, topic_prefix, tmp_path) as release:
-        await delete_all_records(kafka, [topic_prefix + name for name in (*EVENT_TOPICS, "rollout.commands")])
+        await delete_all_records(
+            kafka, [topic_prefix + name for name in (*EVENT_TOPICS, "rollout.commands")]
+        )
         release.fail()
         await release.is_noticed()
 
@@ -168,16 +201,26 @@ async def delete_all_records(bootstrap: str, names: list[str]) -> None:
     """Delete every record there is now."""
     ends = await ends_of(bootstrap, names)
     async with administrator(bootstrap) as admin:
-        await admin.delete_records({partition: RecordsToDelete(before_offset=end) for partition, end in ends.items()})
+        await admin.delete_records(
+            {partition: RecordsToDelete(before_offset=end) for partition, end in ends.items()}
+        )
 
 
 @pytest.mark.parametrize("ahead", [0, 1_000])
-async def test_committed_offsets_are_moved(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path, ahead: int) -> None:
-    """Committed offsets moved back to the start, or beyond the end, lose no command and repeat none."""
+async def test_committed_offsets_are_moved(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path, ahead: int
+) -> None:
+    """Committed offsets moved back to the start.
+
+    Or beyond the end, lose no command and repeat none.
+    """
     async with releasing(kafka, redis_url, topic_prefix, tmp_path) as release:
         assert await release.daemon.stop() == 0
         topic = topic_prefix + "rollout.commands"
-        groups = {f"{topic_prefix}rolloutd.commands": [topic], f"{topic_prefix}rolloutd": [topic_prefix + EVENT_TOPICS[0]]}
+        groups = {
+            f"{topic_prefix}rolloutd.commands": [topic],
+            f"{topic_prefix}rolloutd": [topic_prefix + EVENT_TOPICS[0]],
+        }
         for group, names in groups.items():
             await move_committed(kafka, group, names, ahead)
         await release.daemon.start()
@@ -191,12 +234,18 @@ async def test_committed_offsets_are_moved(kafka: str, redis_url: str, topic_pre
 
 async def move_committed(bootstrap: str, group: str, names: list[str], ahead: int) -> None:
     """Commit other offsets for a group without members: 0, or so many beyond the end."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False
+    )
     await consumer.start()
     try:
         for name in names:
             await consumer._client._wait_on_metadata(name)
-        partitions = [TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name)]
+        partitions = [
+            TopicPartition(name, number)
+            for name in names
+            for number in consumer.partitions_for_topic(name)
+        ]
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         offsets: dict[Any, int] = {one: ends[one] + ahead if ahead else 0 for one in partitions}
@@ -205,8 +254,13 @@ async def move_committed(bootstrap: str, group: str, names: list[str], ahead: in
         await consumer.stop()
 
 
-async def test_a_broker_freezes_for_a_minute(own_kafka: LocalKafka, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
-    """While nothing can be read the log says so; afterwards the same process reads on and rolls back."""
+async def test_a_broker_freezes_for_a_minute(
+    own_kafka: LocalKafka, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """While nothing can be read the log says so.
+
+    Afterwards the same process reads on and rolls back.
+    """
     async with releasing(own_kafka.bootstrap, redis_url, topic_prefix, tmp_path) as release:
         process = release.daemon.process
         release.fail()
@@ -220,5 +274,7 @@ async def test_a_broker_freezes_for_a_minute(own_kafka: LocalKafka, redis_url: s
             assert process.poll() is None, release.daemon.log_tail()
         finally:
             own_kafka.resume()
-        await release.daemon.until(release.flag_key, lambda one: one["phase"]["name"] == "rolled_back", 60)
+        await release.daemon.until(
+            release.flag_key, lambda one: one["phase"]["name"] == "rolled_back", 60
+        )
         assert release.daemon.process is process

@@ -28,14 +28,20 @@ def no_faults(findings: Findings) -> None:
 
 @pytest.mark.real_kafka
 @pytest.mark.parametrize(
-    ("kills", "seed", "longest_seconds"), [(10, 1, 120.0), pytest.param(200, 2, math.inf, marks=pytest.mark.long)]
+    ("kills", "seed", "longest_seconds"),
+    [(10, 1, 120.0), pytest.param(200, 2, math.inf, marks=pytest.mark.long)],
 )
 async def test_kill9_loses_and_doubles_nothing(
     kafka: str, tmp_path: Path, kills: int, seed: int, longest_seconds: float
 ) -> None:
     """A daemon killed at random moments under traffic and commands counts, answers and decides everything exactly once."""
     [(_, figures, findings)] = await run(
-        kafka, kills=kills, zombies=0, seed=seed, directory=tmp_path, longest_seconds=longest_seconds
+        kafka,
+        kills=kills,
+        zombies=0,
+        seed=seed,
+        directory=tmp_path,
+        longest_seconds=longest_seconds,
     )
     no_faults(findings)
     assert figures.rounds == kills or longest_seconds < math.inf
@@ -47,8 +53,12 @@ async def test_kill9_loses_and_doubles_nothing(
 @pytest.mark.real_kafka
 async def test_kill9_of_a_static_member(kafka: str, tmp_path: Path) -> None:
     """A replica with a name of its own comes back to its partitions without waiting for its dead self's session to end."""
-    environ = {"ROLLOUTD_KAFKA__REQUEST_TIMEOUT_SECONDS": "70"}  # must exceed the session, which no round could wait for
-    async with Chaos(kafka, tmp_path, seed=3, is_static=True, session_seconds=60.0, environ=environ) as chaos:
+    environ = {
+        "ROLLOUTD_KAFKA__REQUEST_TIMEOUT_SECONDS": "70"
+    }  # must exceed the session, which no round could wait for
+    async with Chaos(
+        kafka, tmp_path, seed=3, is_static=True, session_seconds=60.0, environ=environ
+    ) as chaos:
         for _ in range(3):
             await chaos.kill_round()
         no_faults(await chaos.finish())
@@ -57,8 +67,13 @@ async def test_kill9_of_a_static_member(kafka: str, tmp_path: Path) -> None:
 
 @pytest.mark.real_kafka
 @pytest.mark.parametrize(("rounds", "seed"), [(3, 4), pytest.param(30, 5, marks=pytest.mark.long)])
-async def test_redis_killed_with_a_cut_file(kafka: str, tmp_path: Path, rounds: int, seed: int) -> None:
-    """Redis loses the end of its file under a running daemon, which then goes on, and the recount is exact."""
+async def test_redis_killed_with_a_cut_file(
+    kafka: str, tmp_path: Path, rounds: int, seed: int
+) -> None:
+    """Redis loses the end of its file under a running daemon, which then goes on.
+
+    And the recount is exact.
+    """
     async with Chaos(kafka, tmp_path, seed=seed, command_pause=NO_COMMANDS) as chaos:
         lost = 0
         for _ in range(rounds):
@@ -78,9 +93,16 @@ async def test_redis_killed_with_a_cut_file(kafka: str, tmp_path: Path, rounds: 
 
 
 @pytest.mark.parametrize("harm", ["restart", "kill9", "freeze"])
-async def test_the_broker_goes_and_comes_back(own_kafka: LocalKafka, tmp_path: Path, harm: str) -> None:
-    """After a broker's restart, crash or ten frozen seconds the daemon resumes by itself, and the recount is exact."""
-    async with Chaos(own_kafka.bootstrap, tmp_path, seed=6, session_seconds=6.0, settle=timedelta(seconds=15)) as chaos:
+async def test_the_broker_goes_and_comes_back(
+    own_kafka: LocalKafka, tmp_path: Path, harm: str
+) -> None:
+    """After a broker's restart, crash or ten frozen seconds the daemon resumes by itself.
+
+    And the recount is exact.
+    """
+    async with Chaos(
+        own_kafka.bootstrap, tmp_path, seed=6, session_seconds=6.0, settle=timedelta(seconds=15)
+    ) as chaos:
         await asyncio.sleep(2)
         match harm:
             case "restart":
@@ -100,16 +122,28 @@ async def test_the_broker_goes_and_comes_back(own_kafka: LocalKafka, tmp_path: P
 
 
 @pytest.mark.real_kafka
-async def test_an_order_nobody_can_read_is_set_aside(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
-    """What is no command goes to quarantine, one with an unknown verb is rejected, and the next one is obeyed."""
-    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+async def test_an_order_nobody_can_read_is_set_aside(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """What is no command goes to quarantine, one with an unknown verb is rejected.
+
+    And the next one is obeyed.
+    """
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
         order = make_command(CommandVerb.PAUSE, "f")
         unknown = order.model_dump_json().replace('"pause"', '"dance"').encode()
         for value in (unknown, b"\xff\x00", b"", b"[" * 10_000):
             await client.producer.send_and_wait(f"{topic_prefix}rollout.commands", value, b"f")
         answer = await client.command(CommandVerb.START, "f", plan=quick_plan("f"))
         assert answer.status == "accepted"
-        refused = [one for event in await client.read("rollout.quarantine") for one in event["data"]["refusals"]]
+        refused = [
+            one
+            for event in await client.read("rollout.quarantine")
+            for one in event["data"]["refusals"]
+        ]
         assert len(refused) == 3
         answers = {event["id"]: event["data"] for event in await client.read("rollout.results")}
         assert (answers[order.id]["status"], answers[order.id]["verb"]) == ("rejected", None)
@@ -120,16 +154,27 @@ async def test_an_order_nobody_can_read_is_set_aside(kafka: str, redis_url: str,
 def test_the_verifier_shares_no_code_with_the_daemon() -> None:
     """recount.py imports nothing of what it verifies."""
     tree = ast.parse((Path(__file__).parent / "recount.py").read_text())
-    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not [module for module in modules if module.split(".")[0] in ("controller", "schemas", "tests")]
+    assert not [
+        module for module in modules if module.split(".")[0] in ("controller", "schemas", "tests")
+    ]
 
 
-# --- planted bugs: the rounds must notice -----------------------------------------------------------------------------------
+# --- planted bugs: the rounds must notice
+# -----------------------------------------------------------------------------------
 
 
 def _resume_from_committed(package: Path) -> None:
-    """Read on from Kafka's committed offset, as most consumers do, without the checks that would stop it."""
+    """Read on from Kafka's committed offset.
+
+    As most consumers do, without the checks that would stop it.
+    """
     ingest = package / "controller/service/ingest.py"
     _swap(
         ingest,
@@ -139,8 +184,14 @@ def _resume_from_committed(package: Path) -> None:
         "                owned.loaded = (totals, stored.next_offset)",
     )
     _swap(ingest, "if not records.adds_up(totals.position):", "if False:")
-    _swap(package / "controller/service/counting.py", "if not self.records.adds_up(next_offset):", "if False:")
-    _swap(package / "controller/adapters/merged.py", "if next_offset < (expected or 0):", "if False:")
+    _swap(
+        package / "controller/service/counting.py",
+        "if not self.records.adds_up(next_offset):",
+        "if False:",
+    )
+    _swap(
+        package / "controller/adapters/merged.py", "if next_offset < (expected or 0):", "if False:"
+    )
 
 
 def _no_fence(package: Path) -> None:
@@ -157,7 +208,8 @@ def _effects_before_save(package: Path) -> None:
     _swap(
         package / "controller/service/worker.py",
         "        saved_tests = encode_tests(tests)\n",
-        "        saved_tests = encode_tests(tests)\n        await self._tools.publisher.publish(entries)\n",
+        "        saved_tests = encode_tests(tests)\n        await "
+        "self._tools.publisher.publish(entries)\n",
     )
 
 
@@ -186,7 +238,9 @@ Plant = Callable[[Path], None]
 def package(tmp_path: Path) -> Path:
     """A copy of what the daemon runs."""
     for name in ("controller", "schemas"):
-        shutil.copytree(ROOT / name, tmp_path / "planted" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, tmp_path / "planted" / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     return tmp_path / "planted"
 
 
@@ -197,7 +251,9 @@ async def test_kill_rounds_notice(kafka: str, tmp_path: Path, package: Path, pla
     """With a planted bug the kill rounds end with faults."""
     plant(package)
     for seed in (7, 8, 9):
-        [(_, _, findings)] = await run(kafka, kills=15, zombies=0, seed=seed, directory=tmp_path, package=package)
+        [(_, _, findings)] = await run(
+            kafka, kills=15, zombies=0, seed=seed, directory=tmp_path, package=package
+        )
         if findings.faults:
             return
     pytest.fail("nothing was noticed")
@@ -209,7 +265,9 @@ async def test_zombie_rounds_notice(kafka: str, tmp_path: Path, package: Path) -
     """Without the check of the fence the zombie rounds end with faults."""
     _no_fence(package)
     for seed in (7, 8, 9):
-        [(_, _, findings)] = await run(kafka, kills=0, zombies=8, seed=seed, directory=tmp_path, package=package)
+        [(_, _, findings)] = await run(
+            kafka, kills=0, zombies=8, seed=seed, directory=tmp_path, package=package
+        )
         if findings.faults:
             return
     pytest.fail("nothing was noticed")

@@ -17,20 +17,29 @@ from tests.chaos.test_kafka_operations import releasing
 pytestmark = pytest.mark.real_kafka
 
 
-async def degraded_components(release: FailingRelease, within_seconds: float = 6.0) -> dict[str, str]:
+async def degraded_components(
+    release: FailingRelease, within_seconds: float = 6.0
+) -> dict[str, str]:
     """Return the components that /readyz says do not work, once there is one."""
     body: dict[str, Any] = {}
     for _ in range(int(within_seconds / 0.2)):
         body = await release.readiness()
-        trouble = {name: part["why_not"] for name, part in body["components"].items() if not part["ready"]}
+        trouble = {
+            name: part["why_not"] for name, part in body["components"].items() if not part["ready"]
+        }
         if body["degraded"] and trouble:
             return trouble
         await asyncio.sleep(0.2)
     raise AssertionError(f"nothing said within {within_seconds:g} s: {body}")
 
 
-async def test_a_full_redis_is_said_and_survived(kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path) -> None:
-    """Without memory Redis takes no totals: people are alerted, and once there is memory the release is rolled back."""
+async def test_a_full_redis_is_said_and_survived(
+    kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Without memory Redis takes no totals.
+
+    People are alerted, and once there is memory the release is rolled back.
+    """
     async with (
         releasing(kafka, own_redis.url, topic_prefix, tmp_path) as release,
         redis.asyncio.Redis.from_url(own_redis.url) as client,
@@ -41,7 +50,9 @@ async def test_a_full_redis_is_said_and_survived(kafka: str, own_redis: RedisSer
         assert noticed.how in ("alert", "rolled_back")
         assert await degraded_components(release)
         await client.config_set("maxmemory", "0")
-        await release.daemon.until(release.flag_key, lambda one: one["phase"]["name"] == "rolled_back", 30)
+        await release.daemon.until(
+            release.flag_key, lambda one: one["phase"]["name"] == "rolled_back", 30
+        )
 
 
 async def test_a_redis_that_hangs_is_said_and_survived(
@@ -57,7 +68,9 @@ async def test_a_redis_that_hangs_is_said_and_survived(
             assert "redis" in await degraded_components(release)
         finally:
             own_redis.resume()
-        await release.daemon.until(release.flag_key, lambda one: one["phase"]["name"] == "rolled_back", 30)
+        await release.daemon.until(
+            release.flag_key, lambda one: one["phase"]["name"] == "rolled_back", 30
+        )
 
 
 async def test_a_redis_that_takes_two_seconds_an_answer(
@@ -87,7 +100,10 @@ async def _keep_busy(client: redis.asyncio.Redis) -> None:
 async def test_a_redis_that_falls_back_to_an_old_copy(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """After a failover to a stale replica the percentage is the last decided, and failures are still seen."""
+    """After a failover to a stale replica the percentage is the last decided.
+
+    And failures are still seen.
+    """
     async with releasing(kafka, own_redis.url, topic_prefix, tmp_path) as release:
         own_redis.kill9()
         copy = tmp_path / "copy"
@@ -106,7 +122,10 @@ async def test_a_redis_that_falls_back_to_an_old_copy(
 async def test_damage_stops_what_is_damaged_and_says_so(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path, damage: str
 ) -> None:
-    """One damaged field of a partition or another flag's document blinds nobody silently, nor does a restart."""
+    """One damaged field of a partition or another flag's document blinds nobody silently.
+
+    Nor does a restart.
+    """
     async with (
         releasing(kafka, own_redis.url, topic_prefix, tmp_path) as release,
         redis.asyncio.Redis.from_url(own_redis.url) as client,
@@ -117,7 +136,10 @@ async def test_damage_stops_what_is_damaged_and_says_so(
         elif damage == "partition_format":
             await client.hset(partition, "format", "99")
         elif damage == "document":
-            await client.hset(f"{topic_prefix}ro:{{other}}", mapping={"document": '{"schema_version":99}', "token": "7"})
+            await client.hset(
+                f"{topic_prefix}ro:{{other}}",
+                mapping={"document": '{"schema_version":99}', "token": "7"},
+            )
             await client.sadd(f"{topic_prefix}flags", "other")
         else:
             await client.delete(partition)

@@ -32,7 +32,10 @@ BUNDLES_HERE = 3
 
 
 def flag_of(offset: int) -> int:
-    """Return the flag of the record at `offset`: the log is a function, so that a recount needs no broker."""
+    """Return the flag of the record at `offset`.
+
+    The log is a function, so that a recount needs no broker.
+    """
     return offset % FLAGS
 
 
@@ -43,10 +46,15 @@ def names_of(flag: int) -> str:
 
 @dataclass
 class Counter:
-    """The smallest owner of a partition: totals in memory, fence in Redis, loaded anew when refused."""
+    """The smallest owner of a partition.
+
+    Totals in memory, fence in Redis, loaded anew when refused.
+    """
 
     totals: RedisTotals
-    is_bundling: bool = False  # at random one flag is taken out of the bundles, as visits that are over are
+    is_bundling: bool = (
+        False  # at random one flag is taken out of the bundles, as visits that are over are
+    )
     position: int | None = None
     counts: dict[int, ArmCounts] = field(default_factory=dict)
     taken_out: set[int] = field(default_factory=set)
@@ -56,7 +64,11 @@ class Counter:
         stored = await self.totals.load(KEY)
         self.position = stored.next_offset
         arms = arms_in(stored)
-        self.counts = {flag: decode_arm(arms[names_of(flag)]) for flag in range(FLAGS) if names_of(flag) in arms}
+        self.counts = {
+            flag: decode_arm(arms[names_of(flag)])
+            for flag in range(FLAGS)
+            if names_of(flag) in arms
+        }
         self.taken_out = {flag for flag in range(FLAGS) if names_of(flag) in stored.fields}
 
     async def count(self, records: int) -> None:
@@ -68,8 +80,14 @@ class Counter:
             dirty.add(flag_of(offset))
         after = begin + records
         progress = encode_progress(PartitionCounts(end=after, counted=after))
-        changed = self.bundled(dirty) if self.is_bundling else {names_of(flag): encode_arm(self.counts[flag]) for flag in dirty}
-        refused = await self.totals.save(KEY, expected=self.position, next_offset=after, fields={**progress, **changed})
+        changed = (
+            self.bundled(dirty)
+            if self.is_bundling
+            else {names_of(flag): encode_arm(self.counts[flag]) for flag in dirty}
+        )
+        refused = await self.totals.save(
+            KEY, expected=self.position, next_offset=after, fields={**progress, **changed}
+        )
         self.position = after
         if refused is not None:
             await self.load()
@@ -78,10 +96,19 @@ class Counter:
         """Return the fields to write when flags share bundles, three or four in each."""
         rewritten = {flag % BUNDLES_HERE for flag in dirty - self.taken_out}
         if len(self.counts) == FLAGS and rewritten and len(self.taken_out) < FLAGS // 2:
-            self.taken_out.add(min(flag for flag in range(FLAGS) if flag % BUNDLES_HERE in rewritten))
-        fields = {names_of(flag): encode_arm(self.counts[flag]) for flag in self.taken_out & self.counts.keys()}
+            self.taken_out.add(
+                min(flag for flag in range(FLAGS) if flag % BUNDLES_HERE in rewritten)
+            )
+        fields = {
+            names_of(flag): encode_arm(self.counts[flag])
+            for flag in self.taken_out & self.counts.keys()
+        }
         for number in rewritten:
-            held = [flag for flag in self.counts if flag % BUNDLES_HERE == number and flag not in self.taken_out]
+            held = [
+                flag
+                for flag in self.counts
+                if flag % BUNDLES_HERE == number and flag not in self.taken_out
+            ]
             fields[f"arms/{number}"] = encode_bundle(
                 bundle_entry(names_of(flag), encode_arm(self.counts[flag])) for flag in held
             )
@@ -91,14 +118,19 @@ class Counter:
 def arms_in(stored: StoredPartition) -> dict[str, bytes]:
     """Return every arm by its name, and check that none stands in two places."""
     own = [name for name in stored.fields if parse_field(name) is not None]
-    bundles = [decode_bundle(value) for name, value in stored.fields.items() if is_bundle_field(name)]
+    bundles = [
+        decode_bundle(value) for name, value in stored.fields.items() if is_bundle_field(name)
+    ]
     arms, _ = Merger().arms(KEY, stored.fields)
     assert len(own) + sum(map(len, bundles)) == sum(parse_field(name) is not None for name in arms)
     return arms
 
 
 async def check(totals: RedisTotals) -> int | None:
-    """Assert that every flag's total is what the records before the fence add up to; return the fence."""
+    """Assert that every flag's total is what the records before the fence add up to.
+
+    Return the fence.
+    """
     stored = await totals.load(KEY)
     fence = stored.next_offset or 0
     expected = [len(range(flag, fence, FLAGS)) for flag in range(FLAGS)]
@@ -113,13 +145,18 @@ async def check(totals: RedisTotals) -> int | None:
 
 
 @pytest.mark.parametrize("is_bundling", [False, True])
-@pytest.mark.parametrize(("seed", "rounds"), [(1, 12), pytest.param(2, 200, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("seed", "rounds"), [(1, 12), pytest.param(2, 200, marks=pytest.mark.long)]
+)
 async def test_a_torn_tail_loses_and_doubles_nothing(
     own_redis: RedisServer, seed: int, rounds: int, *, is_bundling: bool
 ) -> None:
-    """Redis killed with up to 4 KB cut off its file, restarted twice each time: totals always match their fence.
+    """Redis killed with up to 4 KB cut off its file, restarted twice each time.
 
-    After the first restart a little is counted on top of the torn end; the second restart reads both together.
+    Totals always match their fence.
+
+    After the first restart a little is counted on top of the torn end; the second restart reads
+    both together.
     """
     dice = random.Random(seed)
     store = Store.connect(own_redis.url, deadline_seconds=5)
@@ -139,7 +176,9 @@ async def test_a_torn_tail_loses_and_doubles_nothing(
         fence = await check(totals)
         lost_writes += fence != before
         is_zombie = dice.random() < 0.5
-        if not is_zombie:  # a zombie still believes in its position and its totals from before the crash
+        if (
+            not is_zombie
+        ):  # a zombie still believes in its position and its totals from before the crash
             await counter.load()
         for _ in range(dice.randrange(0, 3)):
             await counter.count(dice.randrange(0, 30))
@@ -154,7 +193,10 @@ async def test_a_torn_tail_loses_and_doubles_nothing(
 
 
 async def test_a_lost_file_is_counted_again_from_nothing(own_redis: RedisServer) -> None:
-    """A Redis emptied under a live owner refuses its next save, and the count begins anew without a remainder."""
+    """A Redis emptied under a live owner refuses its next save.
+
+    And the count begins anew without a remainder.
+    """
     store = Store.connect(own_redis.url)
     totals = RedisTotals(store)
     counter = Counter(totals)
@@ -170,15 +212,22 @@ async def test_a_lost_file_is_counted_again_from_nothing(own_redis: RedisServer)
 
 
 async def test_document_and_effects_survive_a_torn_tail_together(own_redis: RedisServer) -> None:
-    """Whatever is cut off, the tests' state stored is that of the token stored, and so are its effects."""
+    """Whatever is cut off, the tests' state stored is that of the token stored.
+
+    And so are its effects.
+    """
     dice = random.Random(7)
     store = Store.connect(own_redis.url, deadline_seconds=5)
     rollouts = RedisRollouts(store)
     for _ in range(8):
         token = (await rollouts.load("f")).token
         for _ in range(dice.randrange(1, 20)):
-            effect = OutboxEntry(f"outbox:{token}", f"f/{token}/0", "decisions", "f", b"x" * dice.randrange(200))
-            assert await rollouts.save("f", expected_token=token, tests=b"%d" % (token + 1), outbox=[effect])
+            effect = OutboxEntry(
+                f"outbox:{token}", f"f/{token}/0", "decisions", "f", b"x" * dice.randrange(200)
+            )
+            assert await rollouts.save(
+                "f", expected_token=token, tests=b"%d" % (token + 1), outbox=[effect]
+            )
             token += 1
         own_redis.kill9()
         own_redis.cut_aof_tail(dice.randrange(2048))
@@ -186,7 +235,9 @@ async def test_document_and_effects_survive_a_torn_tail_together(own_redis: Redi
             own_redis.start()
             stored = await rollouts.load("f")
             assert stored.tests == (b"%d" % stored.token if stored.token else b"")
-            assert [entry.effect_id for entry in stored.outbox] == [f"f/{n}/0" for n in range(stored.token)]
+            assert [entry.effect_id for entry in stored.outbox] == [
+                f"f/{n}/0" for n in range(stored.token)
+            ]
             assert list(await rollouts.flag_keys()) == ["f"] if stored.token else True
             own_redis.kill9()
         own_redis.start()

@@ -25,7 +25,10 @@ PREFIX = "stop."
 
 
 async def stop_seconds(daemon: DaemonProcess, *, again_after: float | None = None) -> float:
-    """Send SIGTERM, perhaps a second one, and return how long the process took to exit 0. Raises AssertionError."""
+    """Send SIGTERM, perhaps a second one, and return how long the process took to exit 0.
+
+    Raises AssertionError.
+    """
     assert daemon.process is not None
     began = time.monotonic()
     daemon.send(signal.SIGTERM)
@@ -39,21 +42,30 @@ async def stop_seconds(daemon: DaemonProcess, *, again_after: float | None = Non
 
 
 @asynccontextmanager
-async def running(kafka: str, redis_url: str, directory: Path, **environ: str) -> AsyncIterator[tuple[DaemonProcess, Client]]:
+async def running(
+    kafka: str, redis_url: str, directory: Path, **environ: str
+) -> AsyncIterator[tuple[DaemonProcess, Client]]:
     """A ready daemon with traffic on a started flag."""
     async with (
         DaemonProcess(kafka, redis_url, directory, prefix=PREFIX, **environ) as daemon,
         Client(kafka, PREFIX) as client,
     ):
-        answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG), wait_seconds=40)
+        answer = await client.command(
+            CommandVerb.START, FLAG, plan=quick_plan(FLAG), wait_seconds=40
+        )
         assert answer.status == "accepted"
         yield daemon, client
 
 
 @pytest.mark.real_kafka
 @pytest.mark.parametrize("is_busy", [False, True])
-async def test_sigterm_ends_it_in_time(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path, is_busy: bool) -> None:
-    """SIGTERM to exit 0 takes less than 5 s, idle and in the midst of traffic; what it had folded is saved."""
+async def test_sigterm_ends_it_in_time(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path, is_busy: bool
+) -> None:
+    """SIGTERM to exit 0 takes less than 5 s, idle and in the midst of traffic.
+
+    What it had folded is saved.
+    """
     async with (
         DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
         Client(kafka, topic_prefix) as client,
@@ -92,7 +104,9 @@ async def test_sigterm_with_frozen_dependencies(
         assert took < EXIT_SECONDS
 
 
-async def test_sigterm_while_it_waits_for_its_surroundings(own_redis: RedisServer, tmp_path: Path) -> None:
+async def test_sigterm_while_it_waits_for_its_surroundings(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
     """A daemon that never reached Kafka, because packets to it vanish, stops in time as well."""
     with socket.socket() as hole:  # takes connections and never reads
         hole.bind(("127.0.0.1", 0))
@@ -111,7 +125,9 @@ async def test_sigterm_while_it_waits_for_its_surroundings(own_redis: RedisServe
 
 
 @pytest.mark.real_kafka
-async def test_sigterm_with_a_hanging_model(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_sigterm_with_a_hanging_model(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
     """A question that the model never answers does not hold the exit up."""
 
     async def hang(exchange: Exchange) -> None:
@@ -119,7 +135,9 @@ async def test_sigterm_with_a_hanging_model(kafka: str, redis_url: str, topic_pr
 
     async with (
         fault_server(hang) as model,
-        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, ROLLOUTD_ADVISOR__URL=model.url) as daemon,
+        DaemonProcess(
+            kafka, redis_url, tmp_path, prefix=topic_prefix, ROLLOUTD_ADVISOR__URL=model.url
+        ) as daemon,
         Client(kafka, topic_prefix) as client,
     ):
         plan = quick_plan(FLAG, advisor={"mode": "required", "deadline": "60s"})
@@ -133,7 +151,9 @@ async def test_sigterm_with_a_hanging_model(kafka: str, redis_url: str, topic_pr
 
 
 @pytest.mark.real_kafka
-async def test_sigterm_with_open_connections(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_sigterm_with_open_connections(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
     """Clients that keep a connection, half a request or a stream open, over HTTP or gRPC, do not hold the exit up."""
     sync_port = free_port()
     offered = {"ROLLOUTD_FLAGD_SYNC__PORT": str(sync_port)}
@@ -145,7 +165,10 @@ async def test_sigterm_with_open_connections(kafka: str, redis_url: str, topic_p
         idle[1].write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await idle[0].readuntil(b"\r\n\r\n")
         half = await asyncio.open_connection("127.0.0.1", daemon.port)
-        half[1].write(b"POST /ofrep/v1/evaluate/flags/f HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+        half[1].write(
+            b"POST /ofrep/v1/evaluate/flags/f HTTP/1.1\r\nHost: "
+            b"localhost\r\nContent-Length: 1000\r\n\r\n{"
+        )
         await half[1].drain()
         stream = await asyncio.open_connection("127.0.0.1", daemon.port)
         stream[1].write(b"GET /ofrep/v1/sse HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -159,7 +182,9 @@ async def test_sigterm_with_open_connections(kafka: str, redis_url: str, topic_p
                 await writer.wait_closed()
 
 
-async def test_a_second_sigterm_does_not_wait(own_kafka: LocalKafka, own_redis: RedisServer, tmp_path: Path) -> None:
+async def test_a_second_sigterm_does_not_wait(
+    own_kafka: LocalKafka, own_redis: RedisServer, tmp_path: Path
+) -> None:
     """Asked twice, it stops at once: what was not saved is counted again."""
     async with running(own_kafka.bootstrap, own_redis.url, tmp_path) as (daemon, client):
         async with Traffic(client, daemon, FLAG, per_second=300):

@@ -1,4 +1,7 @@
-"""What every flag plane promises that can be told and read back: the same tests on the memory plane, Redis keys and files."""
+"""What every flag plane promises that can be told and read back.
+
+The same tests on the memory plane, Redis keys and files.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ def in_file(form: str, name: str) -> Pair:
     @asynccontextmanager
     async def pair() -> AsyncIterator[tuple[FlagPlane, FlagPlane]]:
         with tempfile.TemporaryDirectory() as directory:
-            file = FilePlaneSettings.model_validate({"path": Path(directory) / name, "format": form})
+            file = FilePlaneSettings.model_validate(
+                {"path": Path(directory) / name, "format": form}
+            )
             yield FilePlane("one", file), FilePlane("other", file)
 
     return pair
@@ -77,7 +82,10 @@ writes = st.lists(st.tuples(st.booleans(), st.integers(1, 5)), min_size=1, max_s
 def test_the_newest_revision_stands_whoever_wrote_last(
     pair: Pair, writes: list[tuple[bool, int]], decided: list[float]
 ) -> None:
-    """Two replicas write decisions in any order, late ones too: what stands is the newest, and both read it alike."""
+    """Two replicas write decisions in any order, late ones too.
+
+    What stands is the newest, and both read it alike.
+    """
 
     def rollout(revision: int) -> Rollout:
         return make_rollout(revision=revision, percent=decided[revision - 1])
@@ -90,7 +98,9 @@ def test_the_newest_revision_stands_whoever_wrote_last(
                 before = await plane.look(rollout(revision))
                 await plane.serve(rollout(revision))
                 newest = max(newest, revision)
-                assert before.edited_by is None, "one replica took the other's writing for a stranger's"
+                assert before.edited_by is None, (
+                    "one replica took the other's writing for a stranger's"
+                )
                 for reader in planes:
                     assert await reader.look(rollout(newest)) == Served(decided[newest - 1], None)
 
@@ -100,7 +110,9 @@ def test_the_newest_revision_stands_whoever_wrote_last(
 async def test_a_flag_that_was_never_served_is_unknown(pair: Pair) -> None:
     """It is no edit of anybody's, and says what was decided."""
     async with pair() as (plane, _):
-        assert await plane.look(make_rollout()) == Served(None, "does not know the flag, decided is 10 %")
+        assert await plane.look(make_rollout()) == Served(
+            None, "does not know the flag, decided is 10 %"
+        )
 
 
 async def test_serving_again_changes_nothing(pair: Pair) -> None:
@@ -115,7 +127,13 @@ async def test_serving_again_changes_nothing(pair: Pair) -> None:
 async def test_flags_do_not_touch_each_other(pair: Pair) -> None:
     """Served at once, each keeps its own percentage."""
     async with pair() as (plane, other):
-        rollouts = [make_rollout(flag_key=f"flag-{number}", percent=float(number)) for number in range(10)]
-        await asyncio.gather(*((plane if number % 2 else other).serve(each) for number, each in enumerate(rollouts)))
-        assert [(await plane.look(each)).percent for each in rollouts] == [float(number) for number in range(10)]
+        rollouts = [
+            make_rollout(flag_key=f"flag-{number}", percent=float(number)) for number in range(10)
+        ]
+        await asyncio.gather(
+            *((plane if number % 2 else other).serve(each) for number, each in enumerate(rollouts))
+        )
+        assert [(await plane.look(each)).percent for each in rollouts] == [
+            float(number) for number in range(10)
+        ]
         assert [(await other.look(each)).difference for each in rollouts] == [None] * 10

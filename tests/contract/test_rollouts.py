@@ -13,7 +13,9 @@ FLAG = "new-checkout"
 
 def entry(n: int, value: bytes = b"{}") -> OutboxEntry:
     """Return the n-th effect of the flag's first revision."""
-    return OutboxEntry(field=f"outbox:{n}", effect_id=f"{FLAG}/1/{n}", topic="decisions", key=FLAG, value=value)
+    return OutboxEntry(
+        field=f"outbox:{n}", effect_id=f"{FLAG}/1/{n}", topic="decisions", key=FLAG, value=value
+    )
 
 
 async def test_a_flag_never_seen_is_empty(rollouts: Rollouts) -> None:
@@ -28,7 +30,12 @@ async def test_what_was_saved_is_loaded(rollouts: Rollouts) -> None:
     rollout = make_rollout()
     outbox = [entry(0, b'{"a":\n1}'), entry(1, b""), entry(2, bytes(range(256)))]
     assert await rollouts.save(
-        FLAG, expected_token=0, rollout=rollout, tests=b"\x00\xff", outbox=outbox, answer=("start-1", b"yes\nno")
+        FLAG,
+        expected_token=0,
+        rollout=rollout,
+        tests=b"\x00\xff",
+        outbox=outbox,
+        answer=("start-1", b"yes\nno"),
     )
     assert await rollouts.load(FLAG) == StoredRollout(rollout, 1, b"\x00\xff", outbox)
     assert await rollouts.answer_to(FLAG, "start-1") == b"yes\nno"
@@ -38,7 +45,9 @@ async def test_what_was_saved_is_loaded(rollouts: Rollouts) -> None:
 async def test_none_leaves_a_part_as_it_is(rollouts: Rollouts) -> None:
     """A save of one part keeps all others and moves the token."""
     rollout = make_rollout()
-    await rollouts.save(FLAG, expected_token=0, rollout=rollout, tests=b"a", outbox=[entry(0)], answer=("c", b"1"))
+    await rollouts.save(
+        FLAG, expected_token=0, rollout=rollout, tests=b"a", outbox=[entry(0)], answer=("c", b"1")
+    )
     assert await rollouts.save(FLAG, expected_token=1, tests=b"b")
     assert await rollouts.save(FLAG, expected_token=2)
     assert await rollouts.load(FLAG) == StoredRollout(rollout, 3, b"b", [entry(0)])
@@ -49,12 +58,17 @@ async def test_none_leaves_a_part_as_it_is(rollouts: Rollouts) -> None:
 async def test_a_repeat_of_the_same_save_is_told_it_was_done(rollouts: Rollouts) -> None:
     """The same save twice writes once and is told twice that it won."""
     for _ in range(3):
-        assert await rollouts.save(FLAG, expected_token=0, rollout=make_rollout(), outbox=[entry(0)])
+        assert await rollouts.save(
+            FLAG, expected_token=0, rollout=make_rollout(), outbox=[entry(0)]
+        )
     assert (await rollouts.load(FLAG)).token == 1
 
 
 async def test_of_two_deciders_one_wins(rollouts: Rollouts) -> None:
-    """Two saves from the same token with different contents: one is written whole, the other not at all."""
+    """Two saves from the same token with different contents.
+
+    One is written whole, the other not at all.
+    """
     first, second = make_rollout(), replace(make_rollout(), percent=0.0, revision=2)
     won = await asyncio.gather(
         rollouts.save(FLAG, expected_token=0, rollout=first, outbox=[entry(0)]),
@@ -73,7 +87,11 @@ async def test_a_stale_token_writes_nothing(rollouts: Rollouts) -> None:
     await rollouts.save(FLAG, expected_token=1, tests=b"x")
     for token in (0, 1, 3):
         assert not await rollouts.save(
-            FLAG, expected_token=token, rollout=replace(rollout, percent=99.0), outbox=[entry(5)], answer=("c", b"")
+            FLAG,
+            expected_token=token,
+            rollout=replace(rollout, percent=99.0),
+            outbox=[entry(5)],
+            answer=("c", b""),
         )
     assert await rollouts.load(FLAG) == StoredRollout(rollout, 2, b"x", [])
     assert await rollouts.answer_to(FLAG, "c") is None
@@ -120,12 +138,19 @@ async def test_flags_do_not_touch_each_other(rollouts: Rollouts) -> None:
 
 
 async def test_what_is_newer_than_known_is_found(rollouts: Rollouts) -> None:
-    """Asked with the revisions known, the store names the rollouts that went on, and those nobody knew."""
+    """Asked with the revisions known, the store names the rollouts that went on.
+
+    And those nobody knew.
+    """
     ahead, level, unheard_of = (
-        make_rollout(plan=make_plan(flag_key=key), revision=3) for key in ("ahead", "level", "unheard-of")
+        make_rollout(plan=make_plan(flag_key=key), revision=3)
+        for key in ("ahead", "level", "unheard-of")
     )
     for rollout in (ahead, level, unheard_of):
         await rollouts.save(rollout.flag_key, expected_token=0, rollout=rollout)
     await rollouts.save("never-started", expected_token=0, tests=b"a")
-    assert list(await rollouts.newer_than({"ahead": 2, "level": 3, "elsewhere": 9})) == [ahead, unheard_of]
+    assert list(await rollouts.newer_than({"ahead": 2, "level": 3, "elsewhere": 9})) == [
+        ahead,
+        unheard_of,
+    ]
     assert list(await rollouts.newer_than({"ahead": 4, "level": 3, "unheard-of": 3})) == []

@@ -28,7 +28,9 @@ CONTROL = arm_field("new-checkout", "start-1", 0, Arm.CONTROL)
 
 def progress(counted: int, reported_at_ms: int = 1_000) -> dict[str, bytes]:
     """Return the progress of a partition counted from 0 to its end."""
-    return encode_progress(PartitionCounts(end=counted, counted=counted, reported_at_ms=reported_at_ms))
+    return encode_progress(
+        PartitionCounts(end=counted, counted=counted, reported_at_ms=reported_at_ms)
+    )
 
 
 def counts(exposures: int) -> bytes:
@@ -44,7 +46,12 @@ async def test_a_partition_never_counted_has_no_fence_and_no_fields(totals: Tota
 
 async def test_what_was_saved_is_loaded_byte_for_byte(totals: Totals) -> None:
     """A load gives the fence and exactly the fields that were saved, whatever their bytes."""
-    fields = {**progress(5), TREATMENT: counts(5), "new-checkout|start-1|0|exposed.0": bytes(range(256)), "seen": b""}
+    fields = {
+        **progress(5),
+        TREATMENT: counts(5),
+        "new-checkout|start-1|0|exposed.0": bytes(range(256)),
+        "seen": b"",
+    }
     assert await totals.save(KEY, expected=None, next_offset=5, fields=fields) is None
     stored = await totals.load(KEY)
     assert (stored.next_offset, dict(stored.fields)) == (5, fields)
@@ -52,7 +59,9 @@ async def test_what_was_saved_is_loaded_byte_for_byte(totals: Totals) -> None:
 
 async def test_a_save_leaves_other_fields_as_they_are(totals: Totals) -> None:
     """A save replaces the fields it names and leaves the others."""
-    await totals.save(KEY, expected=None, next_offset=5, fields={TREATMENT: counts(5), CONTROL: counts(7)})
+    await totals.save(
+        KEY, expected=None, next_offset=5, fields={TREATMENT: counts(5), CONTROL: counts(7)}
+    )
     await totals.save(KEY, expected=5, next_offset=9, fields={TREATMENT: counts(9)})
     assert dict((await totals.load(KEY)).fields) == {TREATMENT: counts(9), CONTROL: counts(7)}
 
@@ -60,7 +69,10 @@ async def test_a_save_leaves_other_fields_as_they_are(totals: Totals) -> None:
 async def test_a_repeat_of_the_same_save_is_told_it_was_done(totals: Totals) -> None:
     """The same save twice writes once and is told twice that it is written."""
     for _ in range(3):
-        assert await totals.save(KEY, expected=None, next_offset=5, fields={TREATMENT: counts(5)}) is None
+        assert (
+            await totals.save(KEY, expected=None, next_offset=5, fields={TREATMENT: counts(5)})
+            is None
+        )
     assert (await totals.load(KEY)).next_offset == 5
 
 
@@ -69,12 +81,16 @@ async def test_a_save_behind_a_moved_fence_is_refused(totals: Totals) -> None:
     await totals.save(KEY, expected=None, next_offset=5, fields={TREATMENT: counts(5)})
     await totals.save(KEY, expected=5, next_offset=9, fields={TREATMENT: counts(9)})
     assert await totals.save(KEY, expected=5, next_offset=7, fields={TREATMENT: counts(7)}) == 9
-    assert await totals.save(KEY, expected=None, next_offset=20, fields={TREATMENT: counts(20)}) == 9
+    assert (
+        await totals.save(KEY, expected=None, next_offset=20, fields={TREATMENT: counts(20)}) == 9
+    )
     stored = await totals.load(KEY)
     assert (stored.next_offset, dict(stored.fields)) == (9, {TREATMENT: counts(9)})
 
 
-async def test_two_writers_to_the_same_fence_do_not_take_each_others_work_for_their_own(totals: Totals) -> None:
+async def test_two_writers_to_the_same_fence_do_not_take_each_others_work_for_their_own(
+    totals: Totals,
+) -> None:
     """Of two writers that get equally far only one wins, although the fence is where the other wants it too."""
     await totals.save(KEY, expected=None, next_offset=5, fields={TREATMENT: counts(5)})
     assert await totals.save(KEY, expected=5, next_offset=9, fields={TREATMENT: counts(8)}) is None
@@ -86,7 +102,10 @@ async def test_a_heartbeat_writes_progress_and_keeps_the_fence(totals: Totals) -
     """A save that does not move the fence writes its fields, as often as it comes."""
     await totals.save(KEY, expected=None, next_offset=5, fields=progress(5))
     for at in (2_000, 3_000, 3_000):
-        assert await totals.save(KEY, expected=5, next_offset=5, fields=progress(5, reported_at_ms=at)) is None
+        assert (
+            await totals.save(KEY, expected=5, next_offset=5, fields=progress(5, reported_at_ms=at))
+            is None
+        )
     stored = await totals.load(KEY)
     assert (stored.next_offset, stored.fields["reported_at"]) == (5, b"3000")
 
@@ -121,7 +140,10 @@ async def test_a_fence_never_moves_back(totals: Totals) -> None:
 
 
 async def test_the_largest_save_is_written_whole_and_a_larger_one_refused(totals: Totals) -> None:
-    """A save carries up to the stated number of fields in one step; one more is refused before anything is written."""
+    """A save carries up to the stated number of fields in one step.
+
+    One more is refused before anything is written.
+    """
     fields = {f"flag-{n}|start-1|0|treatment": b"{}" for n in range(MAX_FIELDS_PER_SAVE)}
     assert await totals.save(KEY, expected=None, next_offset=1, fields=fields) is None
     assert len((await totals.load(KEY)).fields) == MAX_FIELDS_PER_SAVE
@@ -138,8 +160,13 @@ async def test_the_stores_own_fields_cannot_be_saved(totals: Totals, name: str) 
 
 
 async def test_dropped_fields_are_gone_and_the_rest_stays(totals: Totals) -> None:
-    """A drop deletes the named fields, also twice, also of a partition that has none, and touches no fence."""
-    await totals.save(KEY, expected=None, next_offset=5, fields={TREATMENT: counts(5), CONTROL: counts(7)})
+    """A drop deletes the named fields, also twice, also of a partition that has none.
+
+    And touches no fence.
+    """
+    await totals.save(
+        KEY, expected=None, next_offset=5, fields={TREATMENT: counts(5), CONTROL: counts(7)}
+    )
     for _ in range(2):
         await totals.drop(KEY, [TREATMENT, "never|there|0|control"])
     await totals.drop(OTHER_KEY, [TREATMENT])
@@ -149,8 +176,13 @@ async def test_dropped_fields_are_gone_and_the_rest_stays(totals: Totals) -> Non
 
 
 async def test_reading_adds_up_the_partitions(totals: Totals) -> None:
-    """A read gives each wanted visit summed over the partitions, zeros for what is missing, and each partition's progress."""
-    one = ArmCounts(exposures=3, converted={"signup": 1}, latency={10: 2, 11: 1}, latency_all={10: 4})
+    """A read gives each wanted visit summed over the partitions, zeros for what is missing.
+
+    And each partition's progress.
+    """
+    one = ArmCounts(
+        exposures=3, converted={"signup": 1}, latency={10: 2, 11: 1}, latency_all={10: 4}
+    )
     two = ArmCounts(exposures=4, errors=1, converted={"signup": 2, "pay": 1}, latency={11: 5})
     fields = {
         **encode_progress(
@@ -171,11 +203,20 @@ async def test_reading_adds_up_the_partitions(totals: Totals) -> None:
     await totals.save(OTHER_KEY, expected=None, next_offset=5, fields=fields)
 
     found, partitions = await totals.read(
-        [KEY, OTHER_KEY, "never/0/1"], {"new-checkout": ("start-1", [0, 1]), "unheard-of": ("x", [0])}
+        [KEY, OTHER_KEY, "never/0/1"],
+        {"new-checkout": ("start-1", [0, 1]), "unheard-of": ("x", [0])},
     )
 
-    merged = ArmTotals(exposures=7, errors=1, converted={"signup": 3, "pay": 1}, latency={10: 2, 11: 6}, latency_all={10: 4})
-    control = ArmTotals(exposures=3, converted={"signup": 1}, latency={10: 2, 11: 1}, latency_all={10: 4})
+    merged = ArmTotals(
+        exposures=7,
+        errors=1,
+        converted={"signup": 3, "pay": 1},
+        latency={10: 2, 11: 6},
+        latency_all={10: 4},
+    )
+    control = ArmTotals(
+        exposures=3, converted={"signup": 1}, latency={10: 2, 11: 1}, latency_all={10: 4}
+    )
     assert found == {
         "new-checkout": {0: VisitTotals(merged, control), 1: VisitTotals()},
         "unheard-of": {0: VisitTotals()},
@@ -192,7 +233,9 @@ async def test_reading_adds_up_the_partitions(totals: Totals) -> None:
                 Loss(datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC), None),
             ),
         ),
-        PartitionProgress("flag.evaluations/4", 5, 5, None, datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)),
+        PartitionProgress(
+            "flag.evaluations/4", 5, 5, None, datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
+        ),
     ]
 
 
@@ -200,16 +243,28 @@ async def test_arms_are_found_in_their_bundles(totals: Totals) -> None:
     """A read finds an arm in its flag's bundle as in a field of its own, whichever partition keeps it in which way."""
     name = bundle_field("new-checkout")
     stranger = arm_field("another", "start-1", 0, Arm.CONTROL)
-    bundle = encode_bundle(bundle_entry(arm, counts(exposures)) for arm, exposures in ((TREATMENT, 5), (stranger, 99)))
-    await totals.save(KEY, expected=None, next_offset=5, fields={**progress(5), name: bundle, CONTROL: counts(2)})
-    await totals.save(OTHER_KEY, expected=None, next_offset=5, fields={**progress(5), TREATMENT: counts(7)})
+    bundle = encode_bundle(
+        bundle_entry(arm, counts(exposures)) for arm, exposures in ((TREATMENT, 5), (stranger, 99))
+    )
+    await totals.save(
+        KEY, expected=None, next_offset=5, fields={**progress(5), name: bundle, CONTROL: counts(2)}
+    )
+    await totals.save(
+        OTHER_KEY, expected=None, next_offset=5, fields={**progress(5), TREATMENT: counts(7)}
+    )
     found, _ = await totals.read([KEY, OTHER_KEY], {"new-checkout": ("start-1", [0])})
-    assert (found["new-checkout"][0].treatment.exposures, found["new-checkout"][0].control.exposures) == (12, 2)
+    assert (
+        found["new-checkout"][0].treatment.exposures,
+        found["new-checkout"][0].control.exposures,
+    ) == (12, 2)
 
     moved = {name: encode_bundle([bundle_entry(stranger, counts(99))]), TREATMENT: counts(6)}
     await totals.save(KEY, expected=5, next_offset=6, fields={**progress(6), **moved})
     found, _ = await totals.read([KEY, OTHER_KEY], {"new-checkout": ("start-1", [0])})
-    assert (found["new-checkout"][0].treatment.exposures, found["new-checkout"][0].control.exposures) == (13, 2)
+    assert (
+        found["new-checkout"][0].treatment.exposures,
+        found["new-checkout"][0].control.exposures,
+    ) == (13, 2)
 
 
 async def test_a_damaged_bundle_costs_its_flags_in_its_partition(totals: Totals) -> None:
@@ -219,8 +274,12 @@ async def test_a_damaged_bundle_costs_its_flags_in_its_partition(totals: Totals)
     arm = arm_field(other, "start-1", 0, Arm.TREATMENT)
     damaged = {**progress(5), name: b"{", arm: counts(2)}
     await totals.save(KEY, expected=None, next_offset=5, fields=damaged)
-    await totals.save(OTHER_KEY, expected=None, next_offset=5, fields={**progress(5), TREATMENT: counts(7)})
-    found, partitions = await totals.read([KEY, OTHER_KEY], {"new-checkout": ("start-1", [0]), other: ("start-1", [0])})
+    await totals.save(
+        OTHER_KEY, expected=None, next_offset=5, fields={**progress(5), TREATMENT: counts(7)}
+    )
+    found, partitions = await totals.read(
+        [KEY, OTHER_KEY], {"new-checkout": ("start-1", [0]), other: ("start-1", [0])}
+    )
     assert found["new-checkout"][0].treatment.exposures == 7
     assert found["new-checkout"][0].unreadable == ("flag.evaluations/3",)
     assert found[other] == {0: VisitTotals(ArmTotals(evaluations=2, exposures=2))}
@@ -267,14 +326,20 @@ async def test_reading_again_sees_what_changed_in_between(totals: Totals) -> Non
     """A second read gives the new totals of what changed and the same of what did not, although nothing is decoded twice."""
     wanted = {"new-checkout": ("start-1", [0])}
     for key in (KEY, OTHER_KEY):
-        await totals.save(key, expected=None, next_offset=5, fields={**progress(5), TREATMENT: counts(5)})
+        await totals.save(
+            key, expected=None, next_offset=5, fields={**progress(5), TREATMENT: counts(5)}
+        )
     before, _ = await totals.read([KEY, OTHER_KEY], wanted)
     same, _ = await totals.read([KEY, OTHER_KEY], wanted)
     await totals.save(KEY, expected=5, next_offset=9, fields={**progress(9), TREATMENT: counts(9)})
     after, _ = await totals.read([KEY, OTHER_KEY], wanted)
     alone, _ = await totals.read([OTHER_KEY], wanted)
     assert before == same
-    assert [each["new-checkout"][0].treatment.exposures for each in (before, after, alone)] == [10, 14, 5]
+    assert [each["new-checkout"][0].treatment.exposures for each in (before, after, alone)] == [
+        10,
+        14,
+        5,
+    ]
 
 
 async def test_thousands_of_flags_are_read_at_once(totals: Totals) -> None:
@@ -286,18 +351,34 @@ async def test_thousands_of_flags_are_read_at_once(totals: Totals) -> None:
             bundle_entry(arm_field(f"flag-{n}", "r", 0, Arm.CONTROL), counts(n + 1))
         )
     for at in range(0, 2_000, 1_000):
-        fields = {arm_field(f"flag-{n}", "r", 0, Arm.CONTROL): counts(n + 1) for n in range(at, at + 1_000)}
+        fields = {
+            arm_field(f"flag-{n}", "r", 0, Arm.CONTROL): counts(n + 1)
+            for n in range(at, at + 1_000)
+        }
         expected = at or None
-        assert await totals.save(KEY, expected=expected, next_offset=at + 1_000, fields={**progress(0), **fields}) is None
+        assert (
+            await totals.save(
+                KEY, expected=expected, next_offset=at + 1_000, fields={**progress(0), **fields}
+            )
+            is None
+        )
     fields = {name: encode_bundle(entries) for name, entries in bundles.items()}
-    assert await totals.save(KEY, expected=2_000, next_offset=3_000, fields={**progress(0), **fields}) is None
+    assert (
+        await totals.save(KEY, expected=2_000, next_offset=3_000, fields={**progress(0), **fields})
+        is None
+    )
     found, partitions = await totals.read([KEY], {f"flag-{n}": ("r", [0]) for n in range(flags)})
-    assert [found[f"flag-{n}"][0].control.exposures for n in range(flags)] == [n + 1 for n in range(flags)]
+    assert [found[f"flag-{n}"][0].control.exposures for n in range(flags)] == [
+        n + 1 for n in range(flags)
+    ]
     assert [each.next_offset for each in partitions] == [3_000]
 
 
 async def test_reading_nothing_still_gives_progress(totals: Totals) -> None:
-    """A read without flags gives the partitions' progress, and one without partitions gives zeros."""
+    """A read without flags gives the partitions' progress.
+
+    And one without partitions gives zeros.
+    """
     await totals.save(KEY, expected=None, next_offset=5, fields=progress(5))
     assert [each.next_offset for each in (await totals.read([KEY], {}))[1]] == [5]
     assert await totals.read([], {"f": ("r", [0])}) == ({"f": {0: VisitTotals()}}, [])

@@ -1,4 +1,7 @@
-"""The Unleash plane against an Unleash: the fake one of the fault tests and, under `make unleash`, a real one on PostgreSQL."""
+"""The Unleash plane against an Unleash.
+
+The fake one of the fault tests and, under `make unleash`, a real one on PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -62,13 +65,19 @@ async def plane(url: str) -> AsyncIterator[UnleashPlane]:
 async def test_a_flag_begins_at_zero_and_is_switched_on_after_its_strategy(
     plane: UnleashPlane, console: Console, flag_key: str
 ) -> None:
-    """A new flag gets our strategy at 0 %, then the switch, then the percentage: Unleash's own 100 % is never there."""
+    """A new flag gets our strategy at 0 %, then the switch, then the percentage.
+
+    Unleash's own 100 % is never there.
+    """
     await plane.serve(decided(flag_key, 10))
     strategy = await console.strategy(flag_key)
     assert strategy["parameters"] == {"rollout": "10", "stickiness": "userId", "groupId": flag_key}
     assert strategy["title"].startswith("rolloutd: 10 % by revision 1 ")
     events = (await console.admin_get(f"/search/events?feature=IS:{flag_key}"))["events"]
-    told = [(event["type"], (event["data"] or {}).get("parameters", {}).get("rollout")) for event in reversed(events)]
+    told = [
+        (event["type"], (event["data"] or {}).get("parameters", {}).get("rollout"))
+        for event in reversed(events)
+    ]
     assert told == [
         ("feature-created", None),
         ("feature-strategy-add", "0"),
@@ -77,8 +86,13 @@ async def test_a_flag_begins_at_zero_and_is_switched_on_after_its_strategy(
     ]
 
 
-async def test_serving_again_writes_nothing(plane: UnleashPlane, console: Console, flag_key: str) -> None:
-    """What is as decided is left alone, also by a process that has just started and at a later revision."""
+async def test_serving_again_writes_nothing(
+    plane: UnleashPlane, console: Console, flag_key: str
+) -> None:
+    """What is as decided is left alone.
+
+    Also by a process that has just started and at a later revision.
+    """
     await plane.serve(decided(flag_key, 10))
     before = await console.admin_get(f"/search/events?feature=IS:{flag_key}")
     await plane.serve(decided(flag_key, 10))
@@ -87,22 +101,37 @@ async def test_serving_again_writes_nothing(plane: UnleashPlane, console: Consol
     assert await console.admin_get(f"/search/events?feature=IS:{flag_key}") == before
 
 
-async def test_a_rollback_lowers_the_strategy_and_switches_off(plane: UnleashPlane, console: Console, flag_key: str) -> None:
-    """After a rollback the strategy stands at 0 % and the environment is off; a new rollout of the flag begins from there."""
+async def test_a_rollback_lowers_the_strategy_and_switches_off(
+    plane: UnleashPlane, console: Console, flag_key: str
+) -> None:
+    """After a rollback the strategy stands at 0 % and the environment is off.
+
+    A new rollout of the flag begins from there.
+    """
     await plane.serve(decided(flag_key, 25))
     await plane.serve(rolled_back(flag_key, 2))
     environment = await console.environment(flag_key)
-    assert (environment["enabled"], environment["strategies"][0]["parameters"]["rollout"]) == (False, "0")
+    assert (environment["enabled"], environment["strategies"][0]["parameters"]["rollout"]) == (
+        False,
+        "0",
+    )
     again = decided(flag_key, 5, 3, rollout_id="start-2")
     assert (await plane.look(again)).edited_by is None
     await plane.serve(again)
     assert (await plane.look(again)).difference is None
     environment = await console.environment(flag_key)
-    assert (environment["enabled"], environment["strategies"][0]["parameters"]["rollout"]) == (True, "5")
+    assert (environment["enabled"], environment["strategies"][0]["parameters"]["rollout"]) == (
+        True,
+        "5",
+    )
 
 
-@pytest.mark.parametrize("phase", [Scheduled(T0), Paused(T0, HoldReason.OPERATOR, Scheduled(T0)), Aborted(T0, "over")])
-async def test_before_the_start_nothing_is_written(plane: UnleashPlane, console: Console, flag_key: str, phase: Any) -> None:
+@pytest.mark.parametrize(
+    "phase", [Scheduled(T0), Paused(T0, HoldReason.OPERATOR, Scheduled(T0)), Aborted(T0, "over")]
+)
+async def test_before_the_start_nothing_is_written(
+    plane: UnleashPlane, console: Console, flag_key: str, phase: Any
+) -> None:
     """A flag that is not ours yet is left as people have it, on or off, before a start and after an abort."""
     await console.create(flag_key)
     await console.add(flag_key, 40, title="for testers")
@@ -115,23 +144,37 @@ async def test_before_the_start_nothing_is_written(plane: UnleashPlane, console:
     assert [each["title"] for each in environment["strategies"]] == ["for testers"]
 
 
-# --- audiences and variants -------------------------------------------------------------------------------------------------
+# --- audiences and variants
+# -------------------------------------------------------------------------------------------------
 
 
 def ringed(flag_key: str) -> Plan:
-    """Return a plan that goes from staff to half of the customers in two variants, and then to a quarter of everybody."""
+    """Return a plan that goes from staff to half of the customers in two variants.
+
+    And then to a quarter of everybody.
+    """
     staff = Audience("staff", ((Condition("email", Operator.ENDS_WITH, ("@corp.example",)),),))
-    customers = Audience("customers", ((Condition("plan", Operator.EQ, ("pro",)),), (Condition("age", Operator.GTE, (18.0,)),)))
+    customers = Audience(
+        "customers",
+        ((Condition("plan", Operator.EQ, ("pro",)),), (Condition("age", Operator.GTE, (18.0,)),)),
+    )
     stages = (
         make_stage(percent=100.0, audience="staff"),
         make_stage(percent=20.0, audience="customers", control=ControlArm.EQUAL),
         make_stage(percent=25.0),
     )
-    split, values = (("red", 1), ("blue", 2)), {"red": {"hue": 0}, "blue": {"hue": 240}, "off": {"hue": None}}
-    return make_plan(flag_key=flag_key, stages=stages, audiences=(staff, customers), split=split, values=values)
+    split, values = (
+        (("red", 1), ("blue", 2)),
+        {"red": {"hue": 0}, "blue": {"hue": 240}, "off": {"hue": None}},
+    )
+    return make_plan(
+        flag_key=flag_key, stages=stages, audiences=(staff, customers), split=split, values=values
+    )
 
 
-async def test_audiences_and_variants_are_strategies_in_order(plane: UnleashPlane, console: Console, flag_key: str) -> None:
+async def test_audiences_and_variants_are_strategies_in_order(
+    plane: UnleashPlane, console: Console, flag_key: str
+) -> None:
     """Ring after ring, each strategy has its place, its audience as constraints and its variants with their payloads."""
     plan = ringed(flag_key)
     for stage in (0, 1, 2, 1):
@@ -166,11 +209,18 @@ async def test_audiences_and_variants_are_strategies_in_order(plane: UnleashPlan
     served = await plane.look(last)
     assert (served.percent, served.difference) == (0.0, None)
     await plane.serve(decided(flag_key, 10, 10, rollout_id="start-9"))
-    assert (await console.strategy(flag_key))["parameters"]["rollout"] == "10"  # the other strategies are gone
+    assert (await console.strategy(flag_key))["parameters"][
+        "rollout"
+    ] == "10"  # the other strategies are gone
 
 
-async def test_edits_of_one_strategy_among_several(plane: UnleashPlane, console: Console, flag_key: str) -> None:
-    """Less treatment counts as lower; an arm that is changed, or another order, is an edit to be undone."""
+async def test_edits_of_one_strategy_among_several(
+    plane: UnleashPlane, console: Console, flag_key: str
+) -> None:
+    """Less treatment counts as lower.
+
+    An arm that is changed, or another order, is an edit to be undone.
+    """
     rollout = replace(at_stage(ringed(flag_key), 1), rollout_id="start-1")
     await plane.serve(rollout)
     strategies = (await console.environment(flag_key))["strategies"]
@@ -195,11 +245,18 @@ async def test_edits_of_one_strategy_among_several(plane: UnleashPlane, console:
     assert (served.percent, served.difference) == (100.0, "has our strategies in another order")
     await plane.serve(rollout)
     assert (await plane.look(rollout)).difference is None
-    assert [each["id"] for each in (await console.environment(flag_key))["strategies"]] == [each["id"] for each in strategies]
+    assert [each["id"] for each in (await console.environment(flag_key))["strategies"]] == [
+        each["id"] for each in strategies
+    ]
 
 
-async def test_a_plan_beyond_unleash_is_refused_and_its_rollback_is_not(plane: UnleashPlane, flag_key: str) -> None:
-    """An audience that takes too many strategies is refused by name; rolling back needs no words for it."""
+async def test_a_plan_beyond_unleash_is_refused_and_its_rollback_is_not(
+    plane: UnleashPlane, flag_key: str
+) -> None:
+    """An audience that takes too many strategies is refused by name.
+
+    Rolling back needs no words for it.
+    """
     ages = Condition("age", Operator.IN, tuple(float(age) for age in range(40)))
     plan = make_plan(
         flag_key=flag_key,
@@ -207,14 +264,18 @@ async def test_a_plan_beyond_unleash_is_refused_and_its_rollback_is_not(plane: U
         audiences=(Audience("some", ((ages,),)),),
     )
     rollout = at_stage(plan, 0)
-    with pytest.raises(FlagPlaneUnavailable, match=r"cannot serve the plan of .*'some' takes 40 strategies.*room for 30"):
+    with pytest.raises(
+        FlagPlaneUnavailable,
+        match=r"cannot serve the plan of .*'some' takes 40 strategies.*room for 30",
+    ):
         await plane.look(rollout)
     over = replace(rollout, phase=RolledBack(T0, "x"), percent=0.0, revision=2)
     await plane.serve(over)
     assert (await plane.look(over)).difference is None
 
 
-# --- what people do -------------------------------------------------------------------------------------------------------
+# --- what people do
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,15 +284,27 @@ async def test_a_plan_beyond_unleash_is_refused_and_its_rollback_is_not(plane: U
         ({"rollout": "60"}, 60.0, "serves 60 %, decided is 25 %"),
         ({"rollout": "5"}, 5.0, "serves 5 %, decided is 25 %"),
         ({"disabled": True}, 0.0, "has our strategy disabled and is switched off in development"),
-        ({"constraints": [{"contextName": "country", "operator": "IN", "values": ["DE"]}]}, 0.0, "has other constraints"),
+        (
+            {"constraints": [{"contextName": "country", "operator": "IN", "values": ["DE"]}]},
+            0.0,
+            "has other constraints",
+        ),
         ({"rollout": "abc"}, 100.0, "serves abc %, decided is 25 %"),
         ({"rollout": "150"}, 100.0, "serves 150 %, decided is 25 %"),
     ],
 )
 async def test_an_edit_of_our_strategy_is_found_with_its_author(
-    plane: UnleashPlane, console: Console, flag_key: str, fields: dict[str, Any], percent: float, difference: str
+    plane: UnleashPlane,
+    console: Console,
+    flag_key: str,
+    fields: dict[str, Any],
+    percent: float,
+    difference: str,
 ) -> None:
-    """Whatever is changed in our strategy is named with who did it; a narrower one counts as lower; deciding anew mends it."""
+    """Whatever is changed in our strategy is named with who did it.
+
+    A narrower one counts as lower; deciding anew mends it.
+    """
     await plane.serve(decided(flag_key, 25))
     await console.edit(flag_key, **fields)
     served = await plane.look(decided(flag_key, 25))
@@ -250,7 +323,9 @@ async def test_a_crash_between_decision_and_write_is_no_edit(
     await console.create(flag_key)
     await plane.serve(decided(flag_key, 25))
     for undo in ("off", "lower"):
-        if undo == "off":  # as if it had ended between adding and switching on: the switch is older than the strategy's mark
+        if (
+            undo == "off"
+        ):  # as if it had ended between adding and switching on: the switch is older than the strategy's mark
             await plane.serve(rolled_back(flag_key, 2))
         successor = UnleashPlane(make_settings(url), SystemClock())
         rollout = decided(flag_key, 50, 3 if undo == "off" else 4, rollout_id="start-2")
@@ -262,18 +337,29 @@ async def test_a_crash_between_decision_and_write_is_no_edit(
         await successor.close()
 
 
-async def test_switching_off_by_hand_is_an_edit_downwards(plane: UnleashPlane, console: Console, flag_key: str) -> None:
+async def test_switching_off_by_hand_is_an_edit_downwards(
+    plane: UnleashPlane, console: Console, flag_key: str
+) -> None:
     """Who switches the flag off in the console is named, and what is served counts as 0 %."""
     await plane.serve(decided(flag_key, 25))
     await console.here("POST", flag_key, "/off")
     served = await plane.look(decided(flag_key, 25))
-    assert (served.percent, served.difference, served.edited_by) == (0.0, "is switched off in development", "admin")
+    assert (served.percent, served.difference, served.edited_by) == (
+        0.0,
+        "is switched off in development",
+        "admin",
+    )
     await plane.serve(decided(flag_key, 50, 2))
     assert (await plane.look(decided(flag_key, 50, 2))).difference is None
 
 
-async def test_archiving_by_hand_is_an_edit_downwards(plane: UnleashPlane, console: Console, flag_key: str) -> None:
-    """An archived flag serves 0 % and names who archived it; it is not revived behind their back, and the way out is told."""
+async def test_archiving_by_hand_is_an_edit_downwards(
+    plane: UnleashPlane, console: Console, flag_key: str
+) -> None:
+    """An archived flag serves 0 % and names who archived it.
+
+    It is not revived behind their back, and the way out is told.
+    """
     await plane.serve(decided(flag_key, 25))
     await console.call("DELETE", f"/{flag_key}")
     served = await plane.look(decided(flag_key, 25))
@@ -291,7 +377,10 @@ async def test_archiving_by_hand_is_an_edit_downwards(plane: UnleashPlane, conso
 async def test_nothing_is_raised_beside_a_strategy_that_was_there_before(
     plane: UnleashPlane, console: Console, flag_key: str
 ) -> None:
-    """A flag that lets testers in already is refused with the name of that strategy, and left exactly as it was."""
+    """A flag that lets testers in already is refused with the name of that strategy.
+
+    And left exactly as it was.
+    """
     await console.create(flag_key)
     await console.add(flag_key, 100, title="beta testers")
     await console.here("POST", flag_key, "/on")
@@ -300,7 +389,8 @@ async def test_nothing_is_raised_beside_a_strategy_that_was_there_before(
     assert served.edited_by is None
     assert "'beta testers'" in (served.difference or "")
     with pytest.raises(
-        FlagPlaneUnavailable, match=r"another enabled strategy in development, 'beta testers'.*disable or delete"
+        FlagPlaneUnavailable,
+        match=r"another enabled strategy in development, 'beta testers'.*disable or delete",
     ):
         await plane.serve(decided(flag_key, 10))
     assert await console.environment(flag_key) == before
@@ -309,7 +399,10 @@ async def test_nothing_is_raised_beside_a_strategy_that_was_there_before(
 async def test_a_strategy_added_later_is_disabled_and_its_author_named(
     plane: UnleashPlane, console: Console, flag_key: str
 ) -> None:
-    """Who adds a strategy of 100 % beside ours is named, it counts as an edit upwards, and serving disables it, not more."""
+    """Who adds a strategy of 100 % beside ours is named, it counts as an edit upwards.
+
+    And serving disables it, not more.
+    """
     await plane.serve(decided(flag_key, 10))
     await console.add(flag_key, 100, title="everybody")
     served = await plane.look(decided(flag_key, 10))
@@ -318,12 +411,21 @@ async def test_a_strategy_added_later_is_disabled_and_its_author_named(
     await plane.serve(decided(flag_key, 10))
     served = await plane.look(decided(flag_key, 10))
     assert (served.percent, served.difference) == (10.0, None)
-    theirs = [each for each in (await console.environment(flag_key))["strategies"] if each["title"] == "everybody"]
+    theirs = [
+        each
+        for each in (await console.environment(flag_key))["strategies"]
+        if each["title"] == "everybody"
+    ]
     assert [(each["disabled"], each["parameters"]["rollout"]) for each in theirs] == [(True, "100")]
 
 
-async def test_a_rollback_takes_the_flag_from_others_too(plane: UnleashPlane, console: Console, flag_key: str) -> None:
-    """After a rollback nobody is let in, not by a strategy that somebody added, deleted ours or not."""
+async def test_a_rollback_takes_the_flag_from_others_too(
+    plane: UnleashPlane, console: Console, flag_key: str
+) -> None:
+    """After a rollback nobody is let in.
+
+    Not by a strategy that somebody added, deleted ours or not.
+    """
     await plane.serve(decided(flag_key, 10))
     await console.add(flag_key, 100, title="everybody")
     ours = (await console.environment(flag_key))["strategies"][0]
@@ -335,10 +437,14 @@ async def test_a_rollback_takes_the_flag_from_others_too(plane: UnleashPlane, co
     assert not (await console.environment(flag_key))["enabled"]
 
 
-async def test_deleting_our_strategy_is_an_edit(plane: UnleashPlane, console: Console, flag_key: str) -> None:
+async def test_deleting_our_strategy_is_an_edit(
+    plane: UnleashPlane, console: Console, flag_key: str
+) -> None:
     """Our strategy deleted by hand is an edit downwards; decided anew, it is there again."""
     await plane.serve(decided(flag_key, 10))
-    await console.here("DELETE", flag_key, f"/strategies/{(await console.strategy(flag_key))['id']}")
+    await console.here(
+        "DELETE", flag_key, f"/strategies/{(await console.strategy(flag_key))['id']}"
+    )
     served = await plane.look(decided(flag_key, 10))
     assert (served.percent, served.edited_by) == (0.0, "admin")
     await plane.serve(decided(flag_key, 20, 2))
@@ -346,13 +452,17 @@ async def test_deleting_our_strategy_is_an_edit(plane: UnleashPlane, console: Co
     assert (await console.strategy(flag_key))["parameters"]["rollout"] == "20"
 
 
-# --- late writers -----------------------------------------------------------------------------------------------------------
+# --- late writers
+# --------------------------------------------------------------------------------------------------
 
 
 async def test_a_zombie_that_read_before_a_rollback_cannot_raise_after_it(
     url: str, plane: UnleashPlane, console: Console, flag_key: str
 ) -> None:
-    """A replica frozen between reading and writing finds its strategy changed: the server itself refuses the patch."""
+    """A replica frozen between reading and writing finds its strategy changed.
+
+    The server itself refuses the patch.
+    """
     await plane.serve(decided(flag_key, 10))
     zombie = UnleashPlane(make_settings(url), SystemClock())
     await zombie.look(decided(flag_key, 25, 2))
@@ -364,16 +474,24 @@ async def test_a_zombie_that_read_before_a_rollback_cannot_raise_after_it(
     served = await zombie.look(decided(flag_key, 25, 2))
     assert served.difference == "was written by revision 3, which is newer than our 2"
     assert (await console.strategy(flag_key))["parameters"]["rollout"] == "0"
-    assert (await plane.look(rolled_back(flag_key, 3))).percent == 0  # it may have switched the environment on: at 0 %
+    assert (
+        await plane.look(rolled_back(flag_key, 3))
+    ).percent == 0  # it may have switched the environment on: at 0 %
     await zombie.close()
 
 
-async def test_counting_anew_may_lower_and_not_raise(plane: UnleashPlane, console: Console, flag_key: str) -> None:
-    """Under a higher revision of another rollout, as after losing all state, lowering goes through and raising is refused."""
+async def test_counting_anew_may_lower_and_not_raise(
+    plane: UnleashPlane, console: Console, flag_key: str
+) -> None:
+    """Under a higher revision of another rollout.
+
+    As after losing all state, lowering goes through and raising is refused.
+    """
     await plane.serve(decided(flag_key, 50, 40))
     await plane.serve(decided(flag_key, 60, 41))
     with pytest.raises(
-        FlagPlaneUnavailable, match=r"written by revision 41 of another rollout, ours is 1.*delete the strategy"
+        FlagPlaneUnavailable,
+        match=r"written by revision 41 of another rollout, ours is 1.*delete the strategy",
     ):
         await plane.serve(decided(flag_key, 70, 1, rollout_id="start-2"))
     await plane.serve(decided(flag_key, 5, 1, rollout_id="start-2"))
@@ -390,11 +508,17 @@ async def test_twins_are_removed(plane: UnleashPlane, console: Console, flag_key
     assert (await console.strategy(flag_key))["id"] == ours["id"]
 
 
-# --- what cannot be done ----------------------------------------------------------------------------------------------------
+# --- what cannot be done
+# --------------------------------------------------------------------------------------------------
 
 
-async def test_fractions_are_rounded_down_and_said_to_be(plane: UnleashPlane, console: Console, flag_key: str) -> None:
-    """2.9 % is served as 2 %, 0.5 % as nobody, and each look says that it is not what was decided."""
+async def test_fractions_are_rounded_down_and_said_to_be(
+    plane: UnleashPlane, console: Console, flag_key: str
+) -> None:
+    """2.9 % is served as 2 %, 0.5 % as nobody.
+
+    And each look says that it is not what was decided.
+    """
     for revision, percent, whole in ((1, 0.5, "0"), (2, 2.9, "2")):
         rollout = decided(flag_key, percent, revision)
         await plane.serve(rollout)
@@ -407,14 +531,30 @@ async def test_fractions_are_rounded_down_and_said_to_be(plane: UnleashPlane, co
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"token": SecretStr("*:*.wrong")}, "does not know our token .HTTP 401.*give planes.unleash.token an admin token"),
-        ({"token": SecretStr(BACKEND_TOKEN)}, "forbids it .HTTP 403.*give planes.unleash.token an admin token"),
-        ({"create_flags": False}, "does not have the flag .*create or revive it there, or set planes.unleash.create_flags"),
+        (
+            {"token": SecretStr("*:*.wrong")},
+            "does not know our token .HTTP 401.*give planes.unleash.token an admin token",
+        ),
+        (
+            {"token": SecretStr(BACKEND_TOKEN)},
+            "forbids it .HTTP 403.*give planes.unleash.token an admin token",
+        ),
+        (
+            {"create_flags": False},
+            "does not have the flag .*create or revive it there, or set "
+            "planes.unleash.create_flags",
+        ),
         ({"project": "nowhere"}, "refused it .HTTP 404: .*nowhere"),
-        ({"environment": "moon"}, "has no environment 'moon', only development, production: see planes.unleash.environment"),
+        (
+            {"environment": "moon"},
+            "has no environment 'moon', only development, production: see "
+            "planes.unleash.environment",
+        ),
     ],
 )
-async def test_a_wrong_setting_is_told_by_its_name(url: str, flag_key: str, overrides: dict[str, Any], message: str) -> None:
+async def test_a_wrong_setting_is_told_by_its_name(
+    url: str, flag_key: str, overrides: dict[str, Any], message: str
+) -> None:
     """What Unleash refuses for good says what, where and how to mend it."""
     plane = UnleashPlane(make_settings(url, **overrides), SystemClock())
     with pytest.raises(FlagPlaneUnavailable, match=message):
@@ -422,13 +562,17 @@ async def test_a_wrong_setting_is_told_by_its_name(url: str, flag_key: str, over
     await plane.close()
 
 
-async def test_a_flag_is_archived_at_the_end_of_its_life(url: str, console: Console, flag_key: str) -> None:
+async def test_a_flag_is_archived_at_the_end_of_its_life(
+    url: str, console: Console, flag_key: str
+) -> None:
     """Where settings ask for it, a flag goes to the archive some time after its rollout ended, unless it is on for users."""
     plane = UnleashPlane(make_settings(url, archive_after_days=30), SystemClock())
     ago = SystemClock().now() - timedelta(days=31)
     completed = decided(flag_key, 100, 1, phase=Completed(ago))
     await plane.serve(completed)
-    served = await plane.look(completed)  # nobody knows whether apps still ask: the SDKs reported nothing
+    served = await plane.look(
+        completed
+    )  # nobody knows whether apps still ask: the SDKs reported nothing
     assert (served.percent, served.difference) == (100.0, None)
     elsewhere = Console(url, environment="production")
     await elsewhere.add(flag_key, 100)
@@ -447,13 +591,17 @@ async def test_a_flag_is_archived_at_the_end_of_its_life(url: str, console: Cons
     await plane.close()
 
 
-async def test_a_flag_that_was_never_ours_is_not_archived(url: str, console: Console, flag_key: str) -> None:
+async def test_a_flag_that_was_never_ours_is_not_archived(
+    url: str, console: Console, flag_key: str
+) -> None:
     """An aborted rollout that never reached Unleash is no reason to archive somebody's flag."""
     plane = UnleashPlane(make_settings(url, archive_after_days=30), SystemClock())
     await console.create(flag_key)
     await console.add(flag_key, 40, title="for testers")
     await console.here("POST", flag_key, "/on")
-    aborted = decided(flag_key, 0, 2, phase=Aborted(SystemClock().now() - timedelta(days=31), "not wanted"))
+    aborted = decided(
+        flag_key, 0, 2, phase=Aborted(SystemClock().now() - timedelta(days=31), "not wanted")
+    )
     assert (await plane.look(aborted)).difference is None
     await plane.serve(aborted)
     assert (await console.environment(flag_key))["enabled"]

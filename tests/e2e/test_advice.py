@@ -1,4 +1,7 @@
-"""The installed daemon with a model: what the model says beside the way, and that nothing waits for it."""
+"""The installed daemon with a model.
+
+What the model says beside the way, and that nothing waits for it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from tests.live import Client, DaemonProcess, Traffic, quick_plan
 pytestmark = pytest.mark.real_kafka
 
 FLAG = "new-checkout"
-GUESS = {"likely_cause": "The new provider refuses cards. This is a guess.", "next_steps": ["look at its log"]}
+GUESS = {
+    "likely_cause": "The new provider refuses cards. This is a guess.",
+    "next_steps": ["look at its log"],
+}
 
 
 async def answer_late(exchange: Exchange) -> None:
@@ -39,21 +45,38 @@ async def read_alerts(client: Client, count: int) -> list[dict[str, Any]]:
             await asyncio.sleep(0.1)
 
 
-async def test_a_roll_back_is_explained_later(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
-    """The alert goes out with the roll back; the model's guess follows in an alert of the same dedup key."""
+async def test_a_roll_back_is_explained_later(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """The alert goes out with the roll back.
+
+    The model's guess follows in an alert of the same dedup key.
+    """
     async with (
         faults.fault_server(answer_late) as server,
-        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, ROLLOUTD_ADVISOR__URL=server.url) as daemon,
+        DaemonProcess(
+            kafka, redis_url, tmp_path, prefix=topic_prefix, ROLLOUTD_ADVISOR__URL=server.url
+        ) as daemon,
         Client(kafka, topic_prefix) as client,
     ):
         plan = quick_plan(FLAG, advisor={"mode": "can_hold"})
         await client.command(CommandVerb.START, FLAG, plan=plan)
         async with Traffic(client, daemon, FLAG, error_rates={"on": 0.5, "off": 0.05}):
-            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 30)
+            document = await daemon.until(
+                FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 30
+            )
         assert document["percent"] == 0
         first, later = await read_alerts(client, 2)
-        assert (first["kind"], first["severity"], first["explanation"]) == ("rolled_back", "critical", None)
-        assert (later["kind"], later["severity"], later["dedup_key"]) == ("rolled_back", "info", first["dedup_key"])
+        assert (first["kind"], first["severity"], first["explanation"]) == (
+            "rolled_back",
+            "critical",
+            None,
+        )
+        assert (later["kind"], later["severity"], later["dedup_key"]) == (
+            "rolled_back",
+            "info",
+            first["dedup_key"],
+        )
         assert later["explanation"]["likely_cause"] == GUESS["likely_cause"]
         assert later["explanation"]["prompt"] == "explain-v1"
         Alert.model_validate(later)

@@ -1,4 +1,7 @@
-"""The installed daemon on real Kafka and Redis: a rollout that runs by itself, and one that is stopped."""
+"""The installed daemon on real Kafka and Redis.
+
+A rollout that runs by itself, and one that is stopped.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +20,53 @@ pytestmark = pytest.mark.real_kafka
 FLAG = "new-checkout"
 
 
-async def test_a_healthy_release_reaches_everybody(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_a_healthy_release_reaches_everybody(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
     """Started by a command, a release without harm goes through all stages and completes, each stage by a passed gate."""
-    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
         answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG))
         assert answer.status is CommandStatus.ACCEPTED, answer.reason
         async with Traffic(client, daemon, FLAG, per_second=800):
             await daemon.until(FLAG, lambda doc: doc["percent"] == 50)
             evidence = (await daemon.get(f"/rollouts/{FLAG}/evidence")).json()
             assert [metric["metric"] for metric in evidence["metrics"]] == ["error_rate"]
-            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] in ("completed", "rolled_back", "paused"), 90)
+            document = await daemon.until(
+                FLAG, lambda doc: doc["phase"]["name"] in ("completed", "rolled_back", "paused"), 90
+            )
         assert document["phase"]["name"] == "completed"
         decisions = [event["data"] for event in await client.read("rollout.decisions")]
-        rises = [(one["from_percent"], one["to_percent"]) for one in decisions if one["to_percent"] > one["from_percent"]]
+        rises = [
+            (one["from_percent"], one["to_percent"])
+            for one in decisions
+            if one["to_percent"] > one["from_percent"]
+        ]
         assert rises == [(0, 10), (10, 50), (50, 100)]
-        assert all(one["judgement"]["verdict"] == "pass" for one in decisions if one["kind"] == "advance")
+        assert all(
+            one["judgement"]["verdict"] == "pass" for one in decisions if one["kind"] == "advance"
+        )
         assert await daemon.stop() == 0
 
 
-async def test_a_harmful_release_is_rolled_back(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
-    """Errors in treatment bring the flag to 0 % without gate, advice or person, with an alert that counts the harm."""
-    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+async def test_a_harmful_release_is_rolled_back(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Errors in treatment bring the flag to 0 % without gate, advice or person.
+
+    With an alert that counts the harm.
+    """
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
         await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG))
         async with Traffic(client, daemon, FLAG, error_rates={"on": 0.5, "off": 0.05}):
-            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 30)
+            document = await daemon.until(
+                FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 30
+            )
         assert document["percent"] == 0
         alerts = [event["data"] for event in await client.read("rollout.alerts")]
         assert [one["kind"] for one in alerts] == ["rolled_back"]
@@ -49,23 +75,36 @@ async def test_a_harmful_release_is_rolled_back(kafka: str, redis_url: str, topi
         assert flags[FLAG]["targeting"]["fractional"][0][1] == 0
 
 
-async def test_an_audience_is_served_and_nobody_else(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
-    """All of staff get the new layout over OFREP, others the old one, uncounted; a kill takes it from staff too."""
+async def test_an_audience_is_served_and_nobody_else(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """All of staff get the new layout over OFREP, others the old one, uncounted.
+
+    A kill takes it from staff too.
+    """
     plan = quick_plan(
         FLAG,
         audiences={"staff": [{"attribute": "email", "ends_with": "@corp.example"}]},
         variants={"values": {"on": {"layout": 2}, "off": {"layout": 1}}},
-        stages=[{"percent": 100, "bake": "1h", "audience": "staff"}, {"percent": 100, "bake": "1h"}],
+        stages=[
+            {"percent": 100, "bake": "1h", "audience": "staff"},
+            {"percent": 100, "bake": "1h"},
+        ],
     )
     people = {"ann": {"email": "ann@corp.example"}, "bob": {"email": "bob@home.example"}, "cid": {}}
-    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
 
         async def served() -> dict[str, tuple[str, int]]:
             found = {}
             async with httpx.AsyncClient() as http:
                 for name, attributes in people.items():
                     asked = {"context": {"targetingKey": name, **attributes}}
-                    answer = (await http.post(f"{daemon.url}/ofrep/v1/evaluate/flags/{FLAG}", json=asked)).json()
+                    answer = (
+                        await http.post(f"{daemon.url}/ofrep/v1/evaluate/flags/{FLAG}", json=asked)
+                    ).json()
                     found[name] = (answer["variant"], answer["value"]["layout"])
             return found
 
@@ -73,7 +112,11 @@ async def test_an_audience_is_served_and_nobody_else(kafka: str, redis_url: str,
         assert answer.status is CommandStatus.ACCEPTED, answer.reason
         document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "baking")
         assert (document["percent"], document["stage_percent"]) == (0, 100)
-        assert await served() == {"ann": ("on", 2), "bob": ("unassigned", 1), "cid": ("unassigned", 1)}
+        assert await served() == {
+            "ann": ("on", 2),
+            "bob": ("unassigned", 1),
+            "cid": ("unassigned", 1),
+        }
         await client.command(CommandVerb.ROLL_BACK, FLAG)
         await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back")
         assert await served() == {"ann": ("off", 1), "bob": ("off", 1), "cid": ("off", 1)}

@@ -26,7 +26,10 @@ BY_DEFAULT = ("healthy", "errors", "srm", "silence", "advisor-objects")
 
 
 def processes_in(session: int) -> list[str]:
-    """Return the command lines of what still runs in a session. The demo's children keep their parent's."""
+    """Return the command lines of what still runs in a session.
+
+    The demo's children keep their parent's.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -51,7 +54,11 @@ def wait_until_empty(session: int) -> None:
 def start(*arguments: str) -> subprocess.Popen[str]:
     """Start the demo in a session of its own, where all it starts can be found again."""
     return subprocess.Popen(
-        [ROLLOUTD, "demo", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [ROLLOUTD, "demo", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -68,10 +75,17 @@ def play(scenario: str) -> tuple[list[Decision], dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.long) for name in SCENARIOS]
+    "name",
+    [
+        pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.long)
+        for name in SCENARIOS
+    ],
 )
 def test_a_scenario_ends_as_named(name: str) -> None:
-    """The command exits 0, prints decisions and the final document in the contract's form, and ends where its name says."""
+    """The command exits 0, prints decisions and the final document in the contract's form.
+
+    And ends where its name says.
+    """
     decisions, document = play(name)
     ending = SCENARIOS[name].ending
     assert document["phase"]["name"] == ending.phase
@@ -86,12 +100,21 @@ def test_a_scenario_ends_as_named(name: str) -> None:
         assert decisions[-1].advice is not None
         assert decisions[-1].advice.model == "scripted-stand-in"
     if name == "advisor-down":
-        assert all("no advice" in decision.reason for decision in decisions if decision.kind in ("advance", "complete"))
+        assert all(
+            "no advice" in decision.reason
+            for decision in decisions
+            if decision.kind in ("advance", "complete")
+        )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_a_signal_leaves_no_process(number: signal.Signals, code: int) -> None:
-    """Ctrl-C in the middle of a rollout exits 130; after that, and after kill -9, nothing it started is left."""
+    """Ctrl-C in the middle of a rollout exits 130.
+
+    After that, and after kill -9, nothing it started is left.
+    """
     demo = start("--json")
     assert demo.stdout is not None
     assert json.loads(demo.stdout.readline())["kind"] == "start"

@@ -1,4 +1,7 @@
-"""Two environments on one Kafka and one Redis: the second is refused, the first goes on untouched."""
+"""Two environments on one Kafka and one Redis.
+
+The second is refused, the first goes on untouched.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ async def refused(daemon: DaemonProcess, seconds: float = 40.0) -> str:
 async def test_another_environment_on_our_redis_is_refused(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Staging with production's key prefix does not start, and says why; production stays at 1 %."""
+    """Staging with production's key prefix does not start, and says why.
+
+    Production stays at 1 %.
+    """
     staging = DaemonProcess(
         kafka,
         redis_url,
@@ -49,7 +55,9 @@ async def test_another_environment_on_our_redis_is_refused(
         DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as production,
         Client(kafka, topic_prefix) as operator,
     ):
-        answer = await operator.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
+        answer = await operator.command(
+            CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES)
+        )
         assert answer.status is CommandStatus.ACCEPTED, answer.reason
         await production.until(FLAG, lambda document: document["percent"] == 1)
         why = await refused(staging)
@@ -63,7 +71,9 @@ async def test_another_environment_on_our_redis_is_refused(
         await production.until(FLAG, lambda document: document["percent"] == 0)
 
 
-async def test_prefixes_that_nobody_set_differ(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_prefixes_that_nobody_set_differ(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
     """With nothing but topic prefixes, as Kafka needs them, staging's full promotion is its own."""
     no_prefix = {"ROLLOUTD_REDIS__KEY_PREFIX": ""}
     production = DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, **no_prefix)
@@ -84,7 +94,9 @@ async def test_prefixes_that_nobody_set_differ(kafka: str, redis_url: str, topic
         Client(kafka, f"{topic_prefix}staging.") as tester,
     ):
         for client in (operator, tester):
-            answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
+            answer = await client.command(
+                CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES)
+            )
             assert answer.status is CommandStatus.ACCEPTED, answer.reason
         await tester.command(CommandVerb.PROMOTE_FULL, FLAG, reason="tried")
         await staging.until(FLAG, lambda document: document["percent"] == 100)
@@ -111,7 +123,14 @@ async def test_another_environment_on_our_topics_is_refused(
         assert await production.stop() == 0
     environ = {"ROLLOUTD_ENVIRONMENT": "live"}
     why = await refused(
-        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, ROLLOUTD_REDIS__KEY_PREFIX=own, **environ)
+        DaemonProcess(
+            kafka,
+            redis_url,
+            tmp_path,
+            prefix=topic_prefix,
+            ROLLOUTD_REDIS__KEY_PREFIX=own,
+            **environ,
+        )
     )
     assert f"the rollout of {FLAG} of environment 'production'" in why
     assert "add it to former_environments" in why
@@ -132,7 +151,9 @@ async def test_another_environment_on_our_topics_is_refused(
     await client.aclose()
 
 
-async def test_a_new_name_leaves_no_data_behind(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_a_new_name_leaves_no_data_behind(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
     """A renamed environment whose made key prefix would change is told which prefix keeps its data."""
     production = DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix)
     renamed = DaemonProcess(

@@ -1,4 +1,7 @@
-"""The examples as a newcomer runs them: one command each, to the end that the chosen version must have."""
+"""The examples as a newcomer runs them.
+
+One command each, to the end that the chosen version must have.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +40,18 @@ def run(module: str, longest_seconds: float = LONGEST_SECONDS, **environ: str) -
 
 
 ENDS = pytest.mark.parametrize(
-    ("bad", "end"), [("", "completed at 100 %, as it must."), ("1", "rolled back at 0 %, as it must.")], ids=["good", "bad"]
+    ("bad", "end"),
+    [("", "completed at 100 %, as it must."), ("1", "rolled back at 0 %, as it must.")],
+    ids=["good", "bad"],
 )
 
 
 @ENDS
 def test_the_fastapi_example_ends_as_the_chosen_version_must(bad: str, end: str) -> None:
-    """A good checkout reaches everybody; a bad one is rolled back by the requests it failed, and no event is dropped."""
+    """A good checkout reaches everybody.
+
+    A bad one is rolled back by the requests it failed, and no event is dropped.
+    """
     code, said = run("checkout.run", BAD=bad)
     assert code == 0, said
     assert end in said
@@ -56,9 +64,15 @@ def test_the_fastapi_example_ends_as_the_chosen_version_must(bad: str, end: str)
 @pytest.mark.long
 @ENDS
 def test_the_prefect_example_ends_as_the_chosen_version_must(bad: str, end: str) -> None:
-    """A good transform reaches all batches; a bad one is rolled back by the batches that did not add up."""
+    """A good transform reaches all batches.
+
+    A bad one is rolled back by the batches that did not add up.
+    """
     if not os.environ.get(PREFECT_VARIABLE):
-        pytest.skip(f"no Prefect here: `make test-prefect` installs it, or {PREFECT_VARIABLE} names a Python that has it")
+        pytest.skip(
+            f"no Prefect here: `make test-prefect` installs it, or {PREFECT_VARIABLE} "
+            f"names a Python that has it"
+        )
     code, said = run("batches.run", LONGEST_WITH_PREFECT_SECONDS, BAD=bad)
     assert code == 0, said
     assert end in said
@@ -83,7 +97,10 @@ sys.exit(producer.flush(10))
 
 
 def plain_commands() -> list[str]:
-    """Return the commands of the examples' README, one a paragraph, without the line that names the addresses."""
+    """Return the commands of the examples' README.
+
+    One a paragraph, without the line that names the addresses.
+    """
     text = (ROOT / "ops" / "examples" / "README.md").read_text(encoding="utf-8")
     block = re.search(r"```sh\n(KAFKA=.*?)```", text, re.DOTALL)
     assert block is not None
@@ -102,11 +119,18 @@ async def test_the_plain_commands_work_as_they_stand(tmp_path: Path) -> None:
     with ProcessTree() as tree:
         surroundings = Surroundings(tree)
         await surroundings.start_without_apps()
-        environ = {**os.environ, "PATH": programs, "KAFKA": surroundings.bootstrap, "ROLLOUTD": surroundings.http_url}
+        environ = {
+            **os.environ,
+            "PATH": programs,
+            "KAFKA": surroundings.bootstrap,
+            "ROLLOUTD": surroundings.http_url,
+        }
 
         async def type_in(command: str) -> str:
             shell = ["bash", "-euo", "pipefail", "-c", command]
-            done = await asyncio.to_thread(subprocess.run, shell, env=environ, capture_output=True, text=True)
+            done = await asyncio.to_thread(
+                subprocess.run, shell, env=environ, capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stderr
             return str(done.stdout)
 

@@ -1,4 +1,7 @@
-"""The installed daemon on what an instrumented fleet writes: spans alone, through a Collector, in OTLP protobuf."""
+"""The installed daemon on what an instrumented fleet writes.
+
+Spans alone, through a Collector, in OTLP protobuf.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,19 @@ class Instrumented(Traffic):
         if len(waiting) == REQUESTS_PER_EXPORT:
             export = export_of_spans(waiting, EventFormat.OTLP_PROTO)
             topic = f"{self._client.prefix}otlp_spans"
-            await self._client.producer.send(topic, export, partition=partition_of(user, PARTITIONS))
+            await self._client.producer.send(
+                topic, export, partition=partition_of(user, PARTITIONS)
+            )
             waiting.clear()
 
 
-async def test_failing_spans_roll_a_release_back(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
-    """With one topic of spans for both, spans that fail in treatment bring the flag to 0 %; poison among them stops nothing."""
+async def test_failing_spans_roll_a_release_back(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """With one topic of spans for both, spans that fail in treatment bring the flag to 0 %.
+
+    Poison among them stops nothing.
+    """
     settings = {
         "ROLLOUTD_KAFKA__TOPICS__EVALUATIONS": "otlp_spans",
         "ROLLOUTD_KAFKA__TOPICS__OUTCOMES": "otlp_spans",
@@ -55,9 +65,13 @@ async def test_failing_spans_roll_a_release_back(kafka: str, redis_url: str, top
         for partition in range(PARTITIONS):
             await client.producer.send(f"{topic_prefix}otlp_spans", b"poison", partition=partition)
         async with Instrumented(client, daemon):
-            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 30)
+            document = await daemon.until(
+                FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 30
+            )
         assert document["percent"] == 0
         quarantined = [event["data"] for event in await client.read("rollout.quarantine")]
         assert {one["topic"] for one in quarantined} == {f"{topic_prefix}otlp_spans"}
-        assert {refusal["reason"] for one in quarantined for refusal in one["refusals"]} == {"not_otlp"}
+        assert {refusal["reason"] for one in quarantined for refusal in one["refusals"]} == {
+            "not_otlp"
+        }
         assert await daemon.stop() == 0

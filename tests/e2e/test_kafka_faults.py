@@ -32,7 +32,9 @@ def most_megabytes(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-async def test_bombs_cost_neither_memory_nor_time(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_bombs_cost_neither_memory_nor_time(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
     """Bombs of every codec in every topic we read.
 
     A harmful release among them is rolled back, by the same process.
@@ -54,7 +56,9 @@ async def test_bombs_cost_neither_memory_nor_time(kafka: str, redis_url: str, to
                 for number, each in enumerate([*bombs, odd]):
                     await produce(kafka, topic_prefix + topic, each, partition=number % 4)
             traffic.error_rates["on"] = 0.6
-            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 40)
+            document = await daemon.until(
+                FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 40
+            )
         assert document["percent"] == 0
         assert (await client.command(CommandVerb.ABORT, FLAG)).command_id
         assert most_megabytes(daemon.process.pid) - before < 150
@@ -85,7 +89,9 @@ async def test_a_broker_that_hangs_ends_nothing(
             async with httpx.AsyncClient() as http:
                 while time.monotonic() - frozen_at < 32:
                     asked = {"context": {"targetingKey": "ann"}}
-                    served = await http.post(f"{daemon.url}/ofrep/v1/evaluate/flags/{FLAG}", json=asked, timeout=2)
+                    served = await http.post(
+                        f"{daemon.url}/ofrep/v1/evaluate/flags/{FLAG}", json=asked, timeout=2
+                    )
                     assert served.status_code == 200
                     assert daemon.process is not None
                     assert daemon.process.poll() is None, daemon.log_tail()
@@ -93,7 +99,9 @@ async def test_a_broker_that_hangs_ends_nothing(
         finally:
             own_kafka.resume()
         async with Traffic(client, daemon, FLAG, error_rates={"on": 0.6, "off": 0.05}):
-            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 60)
+            document = await daemon.until(
+                FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 60
+            )
         assert document["percent"] == 0
         assert await daemon.stop() == 0
 
@@ -118,7 +126,9 @@ async def test_partitions_added_to_every_topic_are_judged_and_obeyed(
         Client(kafka, topic_prefix) as client,
     ):
         for flag in (FLAG, "other"):
-            answer = await client.command(CommandVerb.START, flag, plan=quick_plan(flag, stages=STAGES))
+            answer = await client.command(
+                CommandVerb.START, flag, plan=quick_plan(flag, stages=STAGES)
+            )
             assert answer.status is CommandStatus.ACCEPTED, answer.reason
         admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
         await admin.start()
@@ -128,7 +138,9 @@ async def test_partitions_added_to_every_topic_are_judged_and_obeyed(
         await asyncio.sleep(12)  # producers notice new partitions as late as we do
         await client.producer.client.force_metadata_update()
         async with NewPartitionsOnly(client, daemon, FLAG, error_rates={"on": 0.6, "off": 0.05}):
-            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 30)
+            document = await daemon.until(
+                FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 30
+            )
         assert document["percent"] == 0
         answer = await client.command(CommandVerb.ROLL_BACK, "other")
         assert answer.status is CommandStatus.ACCEPTED
@@ -140,7 +152,13 @@ async def test_a_transaction_alone_blinds_and_ends_nothing(
 ) -> None:
     """Behind one transaction nothing more comes: no lag, no rebuild, and nobody is alerted."""
     async with (
-        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, ROLLOUTD_WATCHDOG__STUCK_AFTER_SECONDS="7") as daemon,
+        DaemonProcess(
+            kafka,
+            redis_url,
+            tmp_path,
+            prefix=topic_prefix,
+            ROLLOUTD_WATCHDOG__STUCK_AFTER_SECONDS="7",
+        ) as daemon,
         Client(kafka, topic_prefix) as client,
     ):
         answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
@@ -167,7 +185,9 @@ async def test_a_transaction_alone_blinds_and_ends_nothing(
         assert await daemon.stop() == 0
 
 
-async def test_a_state_topic_made_again_is_filled_again(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+async def test_a_state_topic_made_again_is_filled_again(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
     """Deleted and made again, it soon ends with what was decided, and its plane serves that."""
     async with (
         DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,

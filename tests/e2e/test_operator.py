@@ -1,4 +1,7 @@
-"""The installed `rolloutctl` against a real daemon, Kafka and Redis: what an operator types, sees and gets as exit codes."""
+"""The installed `rolloutctl` against a real daemon, Kafka and Redis.
+
+What an operator types, sees and gets as exit codes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,12 @@ from typing import Any
 
 import pytest
 
-from controller.cli.surroundings import EXIT_INTERRUPTED, EXIT_NO_RESULT, EXIT_REJECTED, EXIT_UNREACHABLE
+from controller.cli.surroundings import (
+    EXIT_INTERRUPTED,
+    EXIT_NO_RESULT,
+    EXIT_REJECTED,
+    EXIT_UNREACHABLE,
+)
 from schemas.result import Result
 from tests.live import Client, DaemonProcess, Traffic, quick_plan
 
@@ -45,7 +53,11 @@ class Operator:
 
     def __init__(self, bootstrap: str, prefix: str) -> None:
         self._environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("ROLLOUTD_")},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("ROLLOUTD_")
+            },
             "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": bootstrap,
             "ROLLOUTD_KAFKA__TOPIC_PREFIX": prefix,
             "TERM": "xterm-256color",
@@ -56,11 +68,19 @@ class Operator:
         program = str(Path(sys.executable).with_name("rolloutctl"))
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(
-            program, *arguments, env=self._environ, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+            program,
+            *arguments,
+            env=self._environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
         )
 
     async def __call__(self, *arguments: str) -> Outcome:
-        """Return how a call ended. Nothing that is piped has colour, and no log line is among it."""
+        """Return how a call ended.
+
+        Nothing that is piped has colour, and no log line is among it.
+        """
         process = await self.spawn(*arguments)
         out, err = (text.decode() for text in await process.communicate())
         assert "\x1b" not in out + err
@@ -76,7 +96,9 @@ def rolloutctl(kafka: str, topic_prefix: str) -> Operator:
 
 
 @pytest.fixture
-async def daemon(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> AsyncIterator[DaemonProcess]:
+async def daemon(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> AsyncIterator[DaemonProcess]:
     """A running daemon."""
     async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as process:
         yield process
@@ -94,8 +116,13 @@ def write_plan(directory: Path, flag_key: str = FLAG, **stage: Any) -> str:
 async def test_a_rollout_is_steered_from_the_shell(
     daemon: DaemonProcess, rolloutctl: Operator, kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Start, pause, resume, refuse, freeze, roll back: each verb is answered, and status shows what it led to."""
-    started = await rolloutctl("start", write_plan(tmp_path, bake="1h"), "--as", "ada", "--timeout", PATIENCE)
+    """Start, pause, resume, refuse, freeze, roll back.
+
+    Each verb is answered, and status shows what it led to.
+    """
+    started = await rolloutctl(
+        "start", write_plan(tmp_path, bake="1h"), "--as", "ada", "--timeout", PATIENCE
+    )
     assert started.code == 0, started.err
     assert started.out.startswith(f"accepted  start {FLAG} (revision 1)\n")
     assert "baking, 10 % served, stage 1 of 3, revision 1" in started.out
@@ -103,7 +130,9 @@ async def test_a_rollout_is_steered_from_the_shell(
     table = await rolloutctl("status")
     assert table.out.splitlines()[1].split()[:3] == [FLAG, "baking", "1/3"]
 
-    paused = await rolloutctl("pause", FLAG, "--reason", "lunch", "--as", "ada", "--timeout", PATIENCE)
+    paused = await rolloutctl(
+        "pause", FLAG, "--reason", "lunch", "--as", "ada", "--timeout", PATIENCE
+    )
     assert paused.code == 0, paused.err
     view = await rolloutctl("status", FLAG)
     assert "safe to advance? no: an operator paused it: lunch" in view.out
@@ -114,10 +143,16 @@ async def test_a_rollout_is_steered_from_the_shell(
     assert "stale: revision 1 was expected, it is 2" in stale.out
 
     resumed = await rolloutctl("resume", FLAG, "--timeout", PATIENCE, "--json")
-    assert (resumed.code, resumed.document["status"], resumed.document["revision"]) == (0, "accepted", 3)
+    assert (resumed.code, resumed.document["status"], resumed.document["revision"]) == (
+        0,
+        "accepted",
+        3,
+    )
     Result.model_validate(resumed.document)
 
-    frozen = await rolloutctl("freeze", "--all", "--reason", "incident 7", "--timeout", PATIENCE, "--json")
+    frozen = await rolloutctl(
+        "freeze", "--all", "--reason", "incident 7", "--timeout", PATIENCE, "--json"
+    )
     assert [json.loads(line)["flag"] for line in frozen.out.splitlines()] == [FLAG]
     state = (await rolloutctl("status", FLAG, "--json")).document
     assert state["safe_to_advance"] == "no"
@@ -128,12 +163,24 @@ async def test_a_rollout_is_steered_from_the_shell(
     back = await rolloutctl("roll-back", FLAG, "--reason", "it smells", "--timeout", PATIENCE)
     assert back.code == 0
     assert "rolled back, 0 % served" in back.out
-    assert (await rolloutctl("promote", FLAG, "--reason", "again", "--timeout", PATIENCE)).code == EXIT_REJECTED
+    assert (
+        await rolloutctl("promote", FLAG, "--reason", "again", "--timeout", PATIENCE)
+    ).code == EXIT_REJECTED
 
     told = await rolloutctl("decisions", FLAG)
-    assert [line.split()[2] for line in told.out.splitlines()] == ["start", "pause", "resume", "hold", "resume", "roll"]
+    assert [line.split()[2] for line in told.out.splitlines()] == [
+        "start",
+        "pause",
+        "resume",
+        "hold",
+        "resume",
+        "roll",
+    ]
     last = await rolloutctl("decisions", FLAG, "--last", "1", "--json")
-    assert (last.document["type"], last.document["data"]["kind"]) == ("io.rolloutd.decision.v1", "roll_back")
+    assert (last.document["type"], last.document["data"]["kind"]) == (
+        "io.rolloutd.decision.v1",
+        "roll_back",
+    )
     alerts = await rolloutctl("alerts", FLAG)
     assert "critical" in alerts.out
     assert "rolled back from 10 % to 0 %: it smells" in alerts.out
@@ -146,22 +193,33 @@ async def test_a_rollout_is_steered_from_the_shell(
     assert written.code == 0, written.err
     assert f"## {FLAG}" in written.out
     assert "**roll back** 10 % → 0 %" in written.out
-    assert (await rolloutctl("changelog", "--since", "2001-01-01", "--json")).document["author"] == "template"
+    assert (await rolloutctl("changelog", "--since", "2001-01-01", "--json")).document[
+        "author"
+    ] == "template"
     assert (await rolloutctl("changelog", FLAG, "--since", "2999-01-01")).code == EXIT_REJECTED
 
 
 async def test_an_approval_is_bound_to_what_was_seen(
     daemon: DaemonProcess, rolloutctl: Operator, kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Approving shows what stands and approves exactly that; a revision seen earlier is refused as stale."""
+    """Approving shows what stands and approves exactly that.
+
+    A revision seen earlier is refused as stale.
+    """
     plan = write_plan(tmp_path, approval="required")
     async with Client(kafka, topic_prefix) as client:
         assert (await rolloutctl("start", plan, "--timeout", PATIENCE)).code == 0
         async with Traffic(client, daemon, FLAG, per_second=400):
-            waiting = await daemon.until(FLAG, lambda document: document["phase"]["name"] == "awaiting_approval", 90)
-            stale = await rolloutctl("approve", FLAG, "--expected-revision", "1", "--timeout", PATIENCE)
+            waiting = await daemon.until(
+                FLAG, lambda document: document["phase"]["name"] == "awaiting_approval", 90
+            )
+            stale = await rolloutctl(
+                "approve", FLAG, "--expected-revision", "1", "--timeout", PATIENCE
+            )
             assert (stale.code, "stale" in stale.out) == (EXIT_REJECTED, True), stale.out
-            approved = await rolloutctl("approve", FLAG, "--reason", "looks good", "--timeout", PATIENCE)
+            approved = await rolloutctl(
+                "approve", FLAG, "--reason", "looks good", "--timeout", PATIENCE
+            )
     assert approved.code == 0, approved.out + approved.err
     assert "safe to advance? yes" in approved.out
     assert f"approving revision {waiting['revision']}" in " ".join(approved.out.split())
@@ -175,23 +233,44 @@ async def test_an_id_given_twice_is_carried_out_once(
     """Repeating a command with its id gives the same answer again, and one decision."""
     plan = write_plan(tmp_path, bake="1h")
     assert (await rolloutctl("start", plan, "--timeout", PATIENCE)).code == 0
-    calls = [await rolloutctl("step-back", FLAG, "--id", "order-66", "--timeout", PATIENCE, "--json") for _ in range(2)]
+    calls = [
+        await rolloutctl("step-back", FLAG, "--id", "order-66", "--timeout", PATIENCE, "--json")
+        for _ in range(2)
+    ]
     calls += [
-        await rolloutctl("promote", FLAG, "--reason", "a test", "--id", "order-67", "--timeout", PATIENCE, "--json")
+        await rolloutctl(
+            "promote",
+            FLAG,
+            "--reason",
+            "a test",
+            "--id",
+            "order-67",
+            "--timeout",
+            PATIENCE,
+            "--json",
+        )
         for _ in range(2)
     ]
     assert [call.code for call in calls] == [EXIT_REJECTED, EXIT_REJECTED, 0, 0]
     assert calls[0].out == calls[1].out
     assert calls[2].out == calls[3].out
-    kinds = [json.loads(line)["data"]["kind"] for line in (await rolloutctl("decisions", FLAG, "--json")).out.splitlines()]
+    kinds = [
+        json.loads(line)["data"]["kind"]
+        for line in (await rolloutctl("decisions", FLAG, "--json")).out.splitlines()
+    ]
     assert (kinds[0], kinds.count("advance")) == ("start", 1)
 
 
 async def test_a_watcher_sees_what_happens_and_leaves_quietly(
     daemon: DaemonProcess, rolloutctl: Operator, tmp_path: Path
 ) -> None:
-    """Watch tells where things stand, then state, decisions and alerts as they come; Ctrl-C exits 130 without a word."""
-    assert (await rolloutctl("start", write_plan(tmp_path, bake="1h"), "--timeout", PATIENCE)).code == 0
+    """Watch tells where things stand, then state, decisions and alerts as they come.
+
+    Ctrl-C exits 130 without a word.
+    """
+    assert (
+        await rolloutctl("start", write_plan(tmp_path, bake="1h"), "--timeout", PATIENCE)
+    ).code == 0
     watcher = await rolloutctl.spawn("watch", FLAG)
     assert watcher.stdout is not None
     async with asyncio.timeout(60):
@@ -208,8 +287,13 @@ async def test_a_watcher_sees_what_happens_and_leaves_quietly(
 async def test_without_a_daemon_the_outcome_is_unknown_and_later_carried_out(
     daemon: DaemonProcess, rolloutctl: Operator, kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """No result in time exits 3 and says how to ask again; the daemon, once back, carries the command out, once."""
-    assert (await rolloutctl("start", write_plan(tmp_path, bake="1h"), "--timeout", PATIENCE)).code == 0
+    """No result in time exits 3 and says how to ask again.
+
+    The daemon, once back, carries the command out, once.
+    """
+    assert (
+        await rolloutctl("start", write_plan(tmp_path, bake="1h"), "--timeout", PATIENCE)
+    ).code == 0
     assert await daemon.stop() == 0
     call = await rolloutctl("pause", FLAG, "--id", "night-1", "--timeout", "1")
     assert call.code == EXIT_NO_RESULT
@@ -241,10 +325,15 @@ async def test_a_wrong_prefix_is_told_and_makes_no_topics(rolloutctl: Operator, 
 async def test_a_flag_without_a_rollout_is_told_with_the_nearest(
     daemon: DaemonProcess, rolloutctl: Operator, tmp_path: Path
 ) -> None:
-    """A misspelt flag exits 1 and names the one that was probably meant; an empty state topic is no error."""
+    """A misspelt flag exits 1 and names the one that was probably meant.
+
+    An empty state topic is no error.
+    """
     empty = await rolloutctl("status")
     assert (empty.code, "no flag has a rollout yet" in empty.err) == (0, True)
-    assert (await rolloutctl("start", write_plan(tmp_path, bake="1h"), "--timeout", PATIENCE)).code == 0
+    assert (
+        await rolloutctl("start", write_plan(tmp_path, bake="1h"), "--timeout", PATIENCE)
+    ).code == 0
     call = await rolloutctl("status", "new-chekout")
     assert (call.code, call.out) == (EXIT_REJECTED, "")
     assert f"new-chekout has no rollout; did you mean {FLAG}?" in call.err

@@ -1,4 +1,7 @@
-"""One plan drives every flag plane at once: the installed daemon, real Redis keys, a real file, a real HTTP receiver."""
+"""One plan drives every flag plane at once.
+
+The installed daemon, real Redis keys, a real file, a real HTTP receiver.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +39,32 @@ async def until(holds: Callable[[], Any], seconds: float = 20.0) -> None:
 
 async def status(kafka: str, prefix: str, daemon: DaemonProcess, *options: str) -> str:
     """Return what `rolloutctl status` says of the flag."""
-    environ = {**os.environ, "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": kafka, "ROLLOUTD_KAFKA__TOPIC_PREFIX": prefix}
-    command = (str(Path(sys.executable).with_name("rolloutctl")), "status", FLAG, "--daemon", daemon.url, *options)
-    process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=asyncio.subprocess.PIPE)
+    environ = {
+        **os.environ,
+        "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": kafka,
+        "ROLLOUTD_KAFKA__TOPIC_PREFIX": prefix,
+    }
+    command = (
+        str(Path(sys.executable).with_name("rolloutctl")),
+        "status",
+        FLAG,
+        "--daemon",
+        daemon.url,
+        *options,
+    )
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environ, stdout=asyncio.subprocess.PIPE
+    )
     return (await process.communicate())[0].decode()
 
 
 async def test_every_plane_serves_what_is_decided(
     kafka: str, redis_url: str, redis_client: redis.asyncio.Redis, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Start, an edit behind our back, a plane that is away, a roll back: each plane follows, and says whether it does."""
+    """Start, an edit behind our back, a plane that is away, a roll back.
+
+    Each plane follows, and says whether it does.
+    """
     told: list[float] = []
     is_away = False
 
@@ -63,7 +82,10 @@ async def test_every_plane_serves_what_is_decided(
         return flags[FLAG]["targeting"]["fractional"][0][1] if FLAG in flags else None
 
     sync_port = free_port()
-    async with fault_server(receive) as receiver, grpc.aio.insecure_channel(f"127.0.0.1:{sync_port}") as channel:
+    async with (
+        fault_server(receive) as receiver,
+        grpc.aio.insecure_channel(f"127.0.0.1:{sync_port}") as channel,
+    ):
         planes = {
             "ROLLOUTD_PLANES__REDIS__URL": redis_url,
             "ROLLOUTD_PLANES__REDIS__KEY_PREFIX": f"{topic_prefix}flag:",
@@ -85,14 +107,22 @@ async def test_every_plane_serves_what_is_decided(
                 while await redis_client.get(share) != b"10":
                     await asyncio.sleep(0.05)
             standings = (await daemon.get(f"/rollouts/{FLAG}/planes")).json()
-            assert [one["plane"] for one in standings["planes"]] == ["ofrep", "state_topic", "file:edge", "redis", "http:ours"]
+            assert [one["plane"] for one in standings["planes"]] == [
+                "ofrep",
+                "state_topic",
+                "file:edge",
+                "redis",
+                "http:ours",
+            ]
 
             await redis_client.set(share, "80")
             async with asyncio.timeout(20):
                 while await redis_client.get(share) != b"10":
                     await asyncio.sleep(0.05)
 
-            synced = await sync_pb2_grpc.FlagSyncServiceStub(channel).FetchAllFlags(sync_pb2.FetchAllFlagsRequest())
+            synced = await sync_pb2_grpc.FlagSyncServiceStub(channel).FetchAllFlags(
+                sync_pb2.FetchAllFlagsRequest()
+            )
             assert json.loads(synced.flag_configuration)["flags"][FLAG]["targeting"] == {
                 "fractional": [["on", 1000], ["off", 9000]]
             }

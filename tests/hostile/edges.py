@@ -1,8 +1,8 @@
 """The edges at which foreign bytes enter, each as a function of one hostile case.
 
-An edge takes a `Hostile` and returns a word for what became of the case. Whatever it raises is a fault
-of ours: a refusal with a reason is the only way to say no. Edges call the daemon's own functions, with
-memory twins where a server would stand.
+An edge takes a `Hostile` and returns a word for what became of the case. Whatever it raises is a
+fault of ours: a refusal with a reason is the only way to say no. Edges call the daemon's own
+functions, with memory twins where a server would stand.
 """
 
 from __future__ import annotations
@@ -55,18 +55,26 @@ class Report:
 
     edge: str
     cases: int = 0
-    longest_seconds: float = 0.0  # CPU time of one case: the machine may be busy with something else
+    longest_seconds: float = (
+        0.0  # CPU time of one case: the machine may be busy with something else
+    )
     longest_case: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         """Return one line for a person."""
         words = ", ".join(f"{count} {word}" for word, count in self.outcomes.most_common(6))
-        return f"{self.edge}: {self.cases} cases, longest {self.longest_seconds * 1000:.0f} ms; {words}"
+        return (
+            f"{self.edge}: {self.cases} cases, longest {self.longest_seconds * 1000:.0f} ms; "
+            f"{words}"
+        )
 
 
 def run(name: str, edge: Edge, seed: int, cases: int) -> Report:
-    """Put so many cases to an edge, each from a seed of its own. Raises AssertionError that names the seed of a failure."""
+    """Put so many cases to an edge, each from a seed of its own.
+
+    Raises AssertionError that names the seed of a failure.
+    """
     report = Report(name)
     gc.collect()
     for number in range(cases):
@@ -74,13 +82,17 @@ def run(name: str, edge: Edge, seed: int, cases: int) -> Report:
         try:
             outcome = edge(material)
         except Exception as fault:
-            raise AssertionError(f"{name}: seed {seed}, case {number}: {type(fault).__name__}: {fault}") from fault
+            raise AssertionError(
+                f"{name}: seed {seed}, case {number}: {type(fault).__name__}: {fault}"
+            ) from fault
         spent = material.longest_seconds
         report.cases += 1
         report.outcomes[outcome] += 1
         if spent > report.longest_seconds:
             report.longest_seconds, report.longest_case = spent, number
-    assert report.longest_seconds <= LONGEST_SECONDS, f"{report} (seed {seed}, case {report.longest_case})"
+    assert report.longest_seconds <= LONGEST_SECONDS, (
+        f"{report} (seed {seed}, case {report.longest_case})"
+    )
     return report
 
 
@@ -91,7 +103,8 @@ def _refused(fault: Exception) -> str:
     return "refused"
 
 
-# --- event records --------------------------------------------------------------------------------------------------------
+# --- event records
+# --------------------------------------------------------------------------------------------------
 
 _RECORDS_AT_ONCE = 100
 
@@ -107,18 +120,26 @@ def _directory(now: datetime) -> Directory:
 
 
 def _totals(directory: Directory, *, counts_exposures: bool) -> PartitionTotals:
-    return PartitionTotals(directory, counts_exposures=counts_exposures, exact_limit=64, window_ms=1_800_000)
+    return PartitionTotals(
+        directory, counts_exposures=counts_exposures, exact_limit=64, window_ms=1_800_000
+    )
 
 
 def _key(material: Hostile) -> bytes | None:
-    return material.dice.choice((None, b"", b"user-1", b"\xff\xfe", material.text().encode("utf-8", "surrogatepass")))
+    return material.dice.choice(
+        (None, b"", b"user-1", b"\xff\xfe", material.text().encode("utf-8", "surrogatepass"))
+    )
 
 
 def _record(material: Hostile, offset: int, value: bytes | None) -> Record:
-    return Record("t", 0, offset, material.timestamp_ms(), _key(material), value, material.headers())
+    return Record(
+        "t", 0, offset, material.timestamp_ms(), _key(material), value, material.headers()
+    )
 
 
-def _counted(event_format: EventFormat, *, evaluations: bool, make: Callable[[Hostile], bytes | None]) -> Edge:
+def _counted(
+    event_format: EventFormat, *, evaluations: bool, make: Callable[[Hostile], bytes | None]
+) -> Edge:
     """Return an edge that folds a batch of hostile records of one format with an honest one among them.
 
     A case is the whole batch: `run` counts it once; `CASES_OF` says how many records it holds.
@@ -137,8 +158,12 @@ def _counted(event_format: EventFormat, *, evaluations: bool, make: Callable[[Ho
         progress = totals.records
         assert progress.adds_up(totals.position), progress
         assert totals.position == _RECORDS_AT_ONCE
-        assert progress.counted >= 1, f"the honest record at {honest_at} was not counted: {progress}"
-        assert progress.freshest_ms is None or progress.freshest_ms <= now_ms + MAX_AHEAD_MS, progress
+        assert progress.counted >= 1, (
+            f"the honest record at {honest_at} was not counted: {progress}"
+        )
+        assert progress.freshest_ms is None or progress.freshest_ms <= now_ms + MAX_AHEAD_MS, (
+            progress
+        )
         changes = Changes()
         for _ in totals.take_changed(changes):
             pass
@@ -153,7 +178,12 @@ def _counted(event_format: EventFormat, *, evaluations: bool, make: Callable[[Ho
 
 
 def _fold(
-    totals: PartitionTotals, records: Sequence[Record], event_format: EventFormat, *, evaluations: bool, now_ms: int
+    totals: PartitionTotals,
+    records: Sequence[Record],
+    event_format: EventFormat,
+    *,
+    evaluations: bool,
+    now_ms: int,
 ) -> None:
     totals.set_time(now_ms)
     while totals.position < records[-1].offset + 1:
@@ -186,7 +216,8 @@ def _maybe(make: Callable[[], dict[str, Any]]) -> Callable[[Hostile], bytes | No
     return value
 
 
-# --- commands and plans ---------------------------------------------------------------------------------------------------
+# --- commands and plans
+# --------------------------------------------------------------------------------------------------
 
 _NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 _LONGEST_LIFE = 60  # ticks of one rollout
@@ -197,7 +228,13 @@ def commands(material: Hostile) -> str:
     verb = material.dice.choice(list(CommandVerb)).value
     fields = honest.command(verb)
     if material.dice.random() < 0.3:
-        event = {"specversion": "1.0", "type": "io.rolloutd.command.v1", "source": "/ops", "id": "c-1", "data": fields}
+        event = {
+            "specversion": "1.0",
+            "type": "io.rolloutd.command.v1",
+            "source": "/ops",
+            "id": "c-1",
+            "data": fields,
+        }
         fields = event
     key = material.dice.choice((None, b"new-checkout", _key(material)))
     record = (material.bytes_of(fields), material.headers(), key, material.timestamp_ms())
@@ -216,7 +253,10 @@ def commands(material: Hostile) -> str:
 
 
 def plans(material: Hostile) -> str:
-    """Lint a plan's text; one without errors is started, lives, is stored and read again, and is judged."""
+    """Lint a plan's text.
+
+    One without errors is started, lives, is stored and read again, and is judged.
+    """
     written = material.mutated(honest.plan())
     text = material.dumps(written).decode("utf-8", "surrogatepass")
     if material.dice.random() < 0.1:
@@ -233,7 +273,10 @@ def plans(material: Hostile) -> str:
 
 
 def _live(rollout: Rollout | None, command: CommandReceived) -> None:
-    """Drive a rollout from a command on through its deadlines and looks; store and read it at every step."""
+    """Drive a rollout from a command on through its deadlines and looks.
+
+    Store and read it at every step.
+    """
     rollout, _ = decide(rollout, command)
     tests: GateTests = decode_tests(b"")
     for _ in range(_LONGEST_LIFE):
@@ -256,7 +299,8 @@ def _live(rollout: Rollout | None, command: CommandReceived) -> None:
             return
 
 
-# --- what is stored -------------------------------------------------------------------------------------------------------
+# --- what is stored
+# --------------------------------------------------------------------------------------------------
 
 _ROLLOUT_DOCUMENTS: list[bytes] = []
 
@@ -264,10 +308,14 @@ _ROLLOUT_DOCUMENTS: list[bytes] = []
 def rollout_documents(material: Hostile) -> str:
     """Read a stored rollout document; one that is read is served and goes on."""
     if not _ROLLOUT_DOCUMENTS:
-        _ROLLOUT_DOCUMENTS.extend(documents.rollout_to_json(rollout) for rollout in honest.rollouts())
+        _ROLLOUT_DOCUMENTS.extend(
+            documents.rollout_to_json(rollout) for rollout in honest.rollouts()
+        )
     document = json.loads(material.dice.choice(_ROLLOUT_DOCUMENTS))
     is_stored = material.dice.random() < 0.5
-    written = material.bytes_of(document if is_stored else {"type": "io.rolloutd.state.v1", "data": document})
+    written = material.bytes_of(
+        document if is_stored else {"type": "io.rolloutd.state.v1", "data": document}
+    )
     try:
         with material.timed():
             rollout = (documents.rollout_from_json if is_stored else documents.read_state)(written)
@@ -286,17 +334,32 @@ def rollout_documents(material: Hostile) -> str:
 
 
 def stored_totals(material: Hostile) -> str:
-    """Read the totals of two partitions of which one is damaged: the other one's are still there."""
+    """Read the totals of two partitions of which one is damaged.
+
+    The other one's are still there.
+    """
     now = datetime.now(UTC)
     directory = _directory(now)
     totals = _totals(directory, counts_exposures=True)
     now_ms = int(now.timestamp() * 1000)
     value = _good(EventFormat.ROLLOUTD, evaluations=True)
-    _fold(totals, [Record("t", 0, 0, now_ms, None, value, [])], EventFormat.ROLLOUTD, evaluations=True, now_ms=now_ms)
+    _fold(
+        totals,
+        [Record("t", 0, 0, now_ms, None, value, [])],
+        EventFormat.ROLLOUTD,
+        evaluations=True,
+        now_ms=now_ms,
+    )
     changes = Changes()
     for _ in totals.take_changed(changes):
         pass
-    stored = {"next": b"1", "format": b"2", "digest": b"0", **changes.fields, **encode_progress(totals.records)}
+    stored = {
+        "next": b"1",
+        "format": b"2",
+        "digest": b"0",
+        **changes.fields,
+        **encode_progress(totals.records),
+    }
     damaged = dict(stored)
     for _ in range(material.dice.choice((1, 1, 2, 5))):
         name = material.dice.choice(list(damaged) or ["next"])
@@ -313,9 +376,15 @@ def stored_totals(material: Hostile) -> str:
                 damaged[name] = material.torn(damaged.get(name, b""))
     store = MemoryTotals()
     store.hashes = {"t/0/1": stored, "t/1/1": damaged}
-    found, progress = asyncio.run(store.read(["t/0/1", "t/1/1"], {"new-checkout": ("start-1", [0])}))[:2]
-    assert any(each.topic_partition == "t/0" for each in progress), "the partition that is whole is not reported"
-    assert found["new-checkout"][0].treatment.exposures >= 1, "the partition that is whole is not counted"
+    found, progress = asyncio.run(
+        store.read(["t/0/1", "t/1/1"], {"new-checkout": ("start-1", [0])})
+    )[:2]
+    assert any(each.topic_partition == "t/0" for each in progress), (
+        "the partition that is whole is not reported"
+    )
+    assert found["new-checkout"][0].treatment.exposures >= 1, (
+        "the partition that is whole is not counted"
+    )
     try:
         loaded = asyncio.run(store.load("t/1/1"))
         if loaded.next_offset is None:
@@ -326,7 +395,8 @@ def stored_totals(material: Hostile) -> str:
     return "read"
 
 
-# --- answers --------------------------------------------------------------------------------------------------------------
+# --- answers
+# --------------------------------------------------------------------------------------------------
 
 
 def model_answers(material: Hostile) -> str:
@@ -360,7 +430,9 @@ class Ofrep:
 
     def __call__(self, material: Hostile) -> str:
         """Put one hostile request; whatever it is, the answer is one of ours."""
-        path = material.dice.choice(("/flag-baking", "", "/flag-gating", "/" + "a" * 3_000, "/%00", "/flag-baking/x"))
+        path = material.dice.choice(
+            ("/flag-baking", "", "/flag-gating", "/" + "a" * 3_000, "/%00", "/flag-baking/x")
+        )
         content = material.bytes_of(honest.ofrep())
         with material.timed():
             posting = self._client.post(f"/ofrep/v1/evaluate/flags{path}", content=content)
@@ -379,8 +451,12 @@ EDGES: Mapping[str, Edge] = {
     "evaluations": _counted(EventFormat.ROLLOUTD, evaluations=True, make=_maybe(honest.evaluation)),
     "outcomes": _counted(EventFormat.ROLLOUTD, evaluations=False, make=_maybe(honest.outcome)),
     "otlp logs": _counted(EventFormat.OTLP_JSON, evaluations=True, make=_maybe(honest.otlp_logs)),
-    "otlp spans": _counted(EventFormat.OTLP_JSON, evaluations=False, make=_maybe(honest.otlp_spans)),
-    "go feature flag": _counted(EventFormat.GO_FEATURE_FLAG, evaluations=True, make=_maybe(honest.go_feature_flag)),
+    "otlp spans": _counted(
+        EventFormat.OTLP_JSON, evaluations=False, make=_maybe(honest.otlp_spans)
+    ),
+    "go feature flag": _counted(
+        EventFormat.GO_FEATURE_FLAG, evaluations=True, make=_maybe(honest.go_feature_flag)
+    ),
     "commands": commands,
     "plans": plans,
     "rollout documents": rollout_documents,

@@ -1,4 +1,7 @@
-"""Honest documents, one of each kind that comes in from outside: what hostile ones are made from."""
+"""Honest documents, one of each kind that comes in from outside.
+
+What hostile ones are made from.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ from schemas.terms import HoldReason
 from tests.builders import HOUR, T0, make_advice, make_rollout
 
 
-def evaluation(flag_key: str = "new-checkout", context: str = "user-1", variant: str = "on", at: str = "") -> dict[str, Any]:
+def evaluation(
+    flag_key: str = "new-checkout", context: str = "user-1", variant: str = "on", at: str = ""
+) -> dict[str, Any]:
     """Return an evaluation as an app sends it."""
     return {
         "specversion": "1.0",
@@ -42,7 +47,9 @@ def evaluation(flag_key: str = "new-checkout", context: str = "user-1", variant:
     }
 
 
-def outcome(flag_key: str = "new-checkout", context: str = "user-1", variant: str = "on", at: str = "") -> dict[str, Any]:
+def outcome(
+    flag_key: str = "new-checkout", context: str = "user-1", variant: str = "on", at: str = ""
+) -> dict[str, Any]:
     """Return an outcome as an app sends it."""
     return {
         "specversion": "1.0",
@@ -54,7 +61,9 @@ def outcome(flag_key: str = "new-checkout", context: str = "user-1", variant: st
             "feature_flag.context.id": context,
             "http.server.request.duration": 0.25,
             "error.type": "500",
-            "rolloutd.flags": [{"feature_flag.key": flag_key, "feature_flag.result.variant": variant}],
+            "rolloutd.flags": [
+                {"feature_flag.key": flag_key, "feature_flag.result.variant": variant}
+            ],
             "rolloutd.conversions": ["purchase"],
         },
     }
@@ -75,19 +84,36 @@ def plan(flag_key: str = "new-checkout") -> dict[str, Any]:
             "split": [{"name": "a", "weight": 1}, {"name": "b", "weight": 3}],
             "values": {"off": "x", "a": "y", "b": "z"},
         },
-        "audiences": {"beta": [{"attribute": "plan", "in": ["pro", "team"]}, {"attribute": "age", "gte": 18}]},
+        "audiences": {
+            "beta": [{"attribute": "plan", "in": ["pro", "team"]}, {"attribute": "age", "gte": 18}]
+        },
         "stages": [
-            {"percent": 5, "bake": "10m", "settle": "1m", "min_sample": 100, "audience": "beta", "control": "equal"},
+            {
+                "percent": 5,
+                "bake": "10m",
+                "settle": "1m",
+                "min_sample": 100,
+                "audience": "beta",
+                "control": "equal",
+            },
             {"percent": 25.5, "bake": "1h", "max_bake": "3h", "approval": "required"},
             {"percent": 100, "bake": "1d", "min_sample": 1000},
         ],
         "guardrails": [
             {"metric": "error_rate", "limit": 0.05, "compare": {"margin": 0.1, "gate_margin": 0.2}},
-            {"metric": "latency_p99", "limit": 300.0, "on_breach": "pause", "from_percent": 5, "to_percent": 100},
+            {
+                "metric": "latency_p99",
+                "limit": 300.0,
+                "on_breach": "pause",
+                "from_percent": 5,
+                "to_percent": 100,
+            },
             {"metric": "conversion:purchase", "role": "signal", "compare": {"margin": 0.05}},
         ],
         "advisor": {"mode": "can_hold", "deadline": "30s", "hold_rounds": 3, "hold_for": "10m"},
-        "freeze_windows": [{"days": ["fri", "sat"], "from": "16:00", "to": "08:00", "timezone": "Europe/Berlin"}],
+        "freeze_windows": [
+            {"days": ["fri", "sat"], "from": "16:00", "to": "08:00", "timezone": "Europe/Berlin"}
+        ],
         "health": {"srm": "pause", "stale": "wait"},
         "alpha": 0.01,
         "beta": 0.05,
@@ -124,7 +150,13 @@ def rollouts() -> list[Rollout]:
     phases = [
         Scheduled(T0),
         Baking(0, T0 + HOUR),
-        Gating(1, "gate.1", T0, T0 + HOUR, AdviceRound(1, T0 + HOUR, make_advice(), is_closed=True, held_until=T0 + HOUR)),
+        Gating(
+            1,
+            "gate.1",
+            T0,
+            T0 + HOUR,
+            AdviceRound(1, T0 + HOUR, make_advice(), is_closed=True, held_until=T0 + HOUR),
+        ),
         AwaitingApproval(1, "gate.1", T0, HoldReason.APPROVAL),
         Paused(T0, HoldReason.OPERATOR, Baking(1, T0 + HOUR)),
         Completed(T0 + HOUR),
@@ -132,7 +164,10 @@ def rollouts() -> list[Rollout]:
         Aborted(T0 + HOUR, "asked"),
     ]
     plan_ = full_plan()
-    return [make_rollout(plan=plan_, phase=phase, freeze=Freeze(T0, "ada", "holiday")) for phase in phases]
+    return [
+        make_rollout(plan=plan_, phase=phase, freeze=Freeze(T0, "ada", "holiday"))
+        for phase in phases
+    ]
 
 
 def advice() -> dict[str, Any]:
@@ -145,7 +180,13 @@ def completion() -> dict[str, Any]:
     message = {"role": "assistant", "content": json.dumps(advice())}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     usage = {"prompt_tokens": 600, "completion_tokens": 40}
-    return {"id": "1", "object": "chat.completion", "model": "tiny", "choices": [choice], "usage": usage}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "model": "tiny",
+        "choices": [choice],
+        "usage": usage,
+    }
 
 
 def otlp_logs() -> dict[str, Any]:
@@ -182,7 +223,9 @@ def otlp_spans() -> dict[str, Any]:
             {
                 "name": "feature_flag.evaluation",
                 "timeUnixNano": str(end),
-                "attributes": otlp_logs()["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0]["attributes"],
+                "attributes": otlp_logs()["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0][
+                    "attributes"
+                ],
             }
         ],
     }

@@ -1,4 +1,6 @@
-"""Hostile input by seed: boundary and absurd numbers, texts, times and shapes, alone and inside honest documents.
+"""Hostile input by seed.
+
+Boundary and absurd numbers, texts, times and shapes, alone and inside honest documents.
 
 Belongs here: what an attacker, a broken clock or a damaged disk may produce. Does not belong here:
 where it goes (`edges.py`) and what must hold then.
@@ -44,7 +46,14 @@ TIMES: Final[Sequence[str]] = (
     "-0001-01-01T00:00:00Z", "20261122T030000Z", "1764644400", "now",
 )  # fmt: skip
 
-_HEADER_VALUES: Final = (None, None, b"1.0", b"\xff\xfe", b"io.rolloutd.evaluation.v1", b"2026-11-22T03:00:00Z")
+_HEADER_VALUES: Final = (
+    None,
+    None,
+    b"1.0",
+    b"\xff\xfe",
+    b"io.rolloutd.evaluation.v1",
+    b"2026-11-22T03:00:00Z",
+)
 
 
 class Hostile:
@@ -98,16 +107,25 @@ class Hostile:
     def time_text(self) -> str:
         """Return how a time may be written, well or badly."""
         if self.dice.random() < 0.3:
-            return datetime.fromtimestamp(self._now_ms / 1000 + self.dice.uniform(-4e3, 4e3), UTC).isoformat()
+            return datetime.fromtimestamp(
+                self._now_ms / 1000 + self.dice.uniform(-4e3, 4e3), UTC
+            ).isoformat()
         return self.dice.choice(TIMES)
 
     def timestamp_ms(self) -> int:
-        """Return a record's timestamp: near now, far ahead, far behind, beyond what a calendar has."""
+        """Return a record's timestamp.
+
+        Near now, far ahead, far behind, beyond what a calendar has.
+        """
         kind = self.dice.randrange(5)
         if kind < 2:
-            return self._now_ms + self.dice.choice((0, 1, -1, 299_000, 300_000, 300_001, 3_300_000, 86_400_000, -86_400_000))
+            return self._now_ms + self.dice.choice(
+                (0, 1, -1, 299_000, 300_000, 300_001, 3_300_000, 86_400_000, -86_400_000)
+            )
         if kind == 2:
-            return self.dice.choice((-1, 0, 1, 253_402_300_799_999, 253_402_300_800_000, 2**62, 2**63 - 1, -(2**63)))
+            return self.dice.choice(
+                (-1, 0, 1, 253_402_300_799_999, 253_402_300_800_000, 2**62, 2**63 - 1, -(2**63))
+            )
         return self._now_ms + int(self.dice.uniform(-1, 1) * 10 ** self.dice.randrange(3, 13))
 
     def value(self, depth: int = 0) -> Any:
@@ -135,7 +153,17 @@ class Hostile:
             return []
         if kind == 2:
             return [("content-type", b"application/cloudevents+json")]
-        names = ("content-type", "ce_specversion", "ce_type", "ce_id", "ce_time", "ce_source", "Content-Type", "x", "")
+        names = (
+            "content-type",
+            "ce_specversion",
+            "ce_type",
+            "ce_id",
+            "ce_time",
+            "ce_source",
+            "Content-Type",
+            "x",
+            "",
+        )
         return [
             (self.dice.choice(names), self.dice.choice(_HEADER_VALUES) or self.dumps(self.text()))
             for _ in range(self.dice.choice((1, 3, 9, 40)))
@@ -144,7 +172,10 @@ class Hostile:
     # - documents -
 
     def mutated(self, document: Any) -> Any:
-        """Return an honest document with one to four places made hostile; it is changed in place."""
+        """Return an honest document with one to four places made hostile.
+
+        It is changed in place.
+        """
         for _ in range(self.dice.choice((1, 1, 1, 2, 4))):
             document = self._mutate(document)
         return document
@@ -187,7 +218,9 @@ class Hostile:
         if kind == 0:
             return self.value()
         if kind == 1 and any(character.isdigit() for character in text):
-            return "".join(str(self.dice.randrange(10)) if each.isdigit() else each for each in text)
+            return "".join(
+                str(self.dice.randrange(10)) if each.isdigit() else each for each in text
+            )
         if kind == 2 and any(character.isdigit() for character in text):
             return text + str(abs(self.integer()))[: self.dice.choice((1, 3, 30))]
         if kind == 3:
@@ -195,7 +228,10 @@ class Hostile:
         return self.text()
 
     def dumps(self, value: Any) -> bytes:
-        """Return JSON as senders write it, with NaN and lone surrogates where they stand, and numbers of any length."""
+        """Return JSON as senders write it, with NaN and lone surrogates where they stand.
+
+        And numbers of any length.
+        """
         try:
             written = json.dumps(value, ensure_ascii=self.dice.random() < 0.7)
         except (ValueError, RecursionError):
@@ -215,14 +251,20 @@ class Hostile:
             case 2:
                 return content[place:] + content[:place]
             case 3:
-                return content[:place] + content[place : place + 9] * self.dice.choice((2, 50)) + content[place:]
+                return (
+                    content[:place]
+                    + content[place : place + 9] * self.dice.choice((2, 50))
+                    + content[place:]
+                )
             case 4:
                 return content + content
             case _:
                 return self.dice.randbytes(self.dice.choice((0, 1, 7, 64, 900)))
 
     def bytes_of(self, document: Any) -> bytes:
-        """Return a record's value: mostly a mutated document, sometimes torn, sometimes nothing of the kind.
+        """Return a record's value.
+
+        Mostly a mutated document, sometimes torn, sometimes nothing of the kind.
 
         `document` is JSON-ready and of the caller's own making: it is changed in place.
         """

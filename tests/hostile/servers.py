@@ -1,4 +1,7 @@
-"""Servers that we ask and that answer with anything: a model, an Unleash, a webhook; real sockets, our own adapters."""
+"""Servers that we ask and that answer with anything: a model, an Unleash, a webhook.
+
+Real sockets, our own adapters.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,11 @@ _FEATURE = {
                     "id": "1",
                     "name": "flexibleRollout",
                     "title": "rolloutd start-1 1/1",
-                    "parameters": {"rollout": "10", "stickiness": "userId", "groupId": "new-checkout"},
+                    "parameters": {
+                        "rollout": "10",
+                        "stickiness": "userId",
+                        "groupId": "new-checkout",
+                    },
                     "constraints": [],
                     "variants": [],
                     "segments": [],
@@ -59,7 +66,10 @@ _LAUNCHDARKLY = {
             "offVariation": 1,
             "fallthrough": {
                 "rollout": {
-                    "variations": [{"variation": 0, "weight": 25_000}, {"variation": 1, "weight": 75_000}],
+                    "variations": [
+                        {"variation": 0, "weight": 25_000},
+                        {"variation": 1, "weight": 75_000},
+                    ],
                     "bucketBy": "key",
                 }
             },
@@ -72,7 +82,10 @@ class HostileServer:
     """An edge for `run`: one question of one of our adapters, one hostile answer."""
 
     def __init__(
-        self, name: str, *, make: Callable[[FaultServer], tuple[Ask, Callable[[], Coroutine[Any, Any, None]]]]
+        self,
+        name: str,
+        *,
+        make: Callable[[FaultServer], tuple[Ask, Callable[[], Coroutine[Any, Any, None]]]],
     ) -> None:
         """`make` gives what asks the server, and what closes it."""
         self._name = name
@@ -123,19 +136,34 @@ class HostileServer:
             case 0:
                 await exchange.reset()
             case 1:
-                head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+                head = (
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+                    b"%d\r\n\r\n" % len(body)
+                )
                 await exchange.send(material.torn(head + body))
             case 2:
                 await exchange.answer(b"[" * material.dice.choice((10, 1_000, 60_000)))
             case 3:
-                status = material.dice.choice(("500 No", "401 No", "404 No", "429 Wait", "302 Found", "204 None", "999 What"))
-                after = material.dice.choice(("1e9", "-5", "99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT", "soon"))
-                await exchange.answer(body, status=status, headers={"Retry-After": after, "Location": "http://127.0.0.1:1/"})
+                status = material.dice.choice(
+                    ("500 No", "401 No", "404 No", "429 Wait", "302 Found", "204 None", "999 What")
+                )
+                after = material.dice.choice(
+                    ("1e9", "-5", "99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT", "soon")
+                )
+                await exchange.answer(
+                    body,
+                    status=status,
+                    headers={"Retry-After": after, "Location": "http://127.0.0.1:1/"},
+                )
             case _:
                 await exchange.answer(body)
 
 
-_CHANGES = {"events": [{"id": 1, "type": "feature-strategy-update", "createdBy": "ada", "data": {}, "preData": {}}]}
+_CHANGES = {
+    "events": [
+        {"id": 1, "type": "feature-strategy-update", "createdBy": "ada", "data": {}, "preData": {}}
+    ]
+}
 
 
 class Forgetful(SystemClock):

@@ -4,9 +4,9 @@
 
 On a real Kafka and a real Redis. Records, headers, timestamps, compressed batches, commands, plans,
 state documents, stored rollouts, HTTP requests, answers of the model and of flag planes come from
-`material.py`. Beside them one honest flag has honest traffic, and another is started and rolled back
-again and again. At the end: the process has never ended, no honest event is lost or doubled, each
-roll back was served within a second, the event loop never stood still for more than 250 ms.
+`material.py`. Beside them one honest flag has honest traffic, and another is started and rolled
+back again and again. At the end: the process has never ended, no honest event is lost or doubled,
+each roll back was served within a second, the event loop never stood still for more than 250 ms.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Figures:
                 f"honest events: {self.honest_sent:,} sent, {self.honest_counted:,} counted",
                 f"roll backs: {len(self.roll_backs)}, slowest {slowest:.2f} s",
                 f"longest stall of the event loop: at most {self.stalls * 1000:.0f} ms",
-                f"resident memory: {self.rss_mb[0]:.0f} MB at the start, {self.rss_mb[1]:.0f} MB at the end",
+                f"resident memory: {self.rss_mb[0]:.0f} MB at the start, "
+                f"{self.rss_mb[1]:.0f} MB at the end",
                 *(f"FAULT: {fault}" for fault in self.faults),
             ]
         )
@@ -83,8 +84,15 @@ class Figures:
 class Siege:
     """One daemon, its honest users, and everybody else."""
 
-    def __init__(self, bootstrap: str, redis_url: str, directory: Path, *, seed: int, prefix: str) -> None:
-        self._bootstrap, self._redis_url, self._directory, self._prefix = bootstrap, redis_url, directory, prefix
+    def __init__(
+        self, bootstrap: str, redis_url: str, directory: Path, *, seed: int, prefix: str
+    ) -> None:
+        self._bootstrap, self._redis_url, self._directory, self._prefix = (
+            bootstrap,
+            redis_url,
+            directory,
+            prefix,
+        )
         self._seeds = itertools.count(seed * 1_000_003)
         self.figures = Figures()
         self._stack = AsyncExitStack()
@@ -107,18 +115,23 @@ class Siege:
                 ROLLOUTD_ADVISOR__DEADLINE_SECONDS="2",
                 ROLLOUTD_PLANES__HTTP__HOSTILE__TEMPLATE="webhook",
                 ROLLOUTD_PLANES__HTTP__HOSTILE__VALUES=json.dumps({"url": hostile_server.url}),
-                ROLLOUTD_PLANES__HTTP__HOSTILE__SECRET="whsec_" + base64.b64encode(bytes(32)).decode(),
+                ROLLOUTD_PLANES__HTTP__HOSTILE__SECRET="whsec_"
+                + base64.b64encode(bytes(32)).decode(),
                 ROLLOUTD_PLANES__UNLEASH__URL=hostile_server.url,
                 ROLLOUTD_PLANES__UNLEASH__TOKEN="secret",
             )
             await stack.enter_async_context(self.daemon)
             self.client = await stack.enter_async_context(Client(self._bootstrap, self._prefix))
-            self.raw = AIOKafkaProducer(bootstrap_servers=self._bootstrap, linger_ms=5, max_request_size=1_000_000)
+            self.raw = AIOKafkaProducer(
+                bootstrap_servers=self._bootstrap, linger_ms=5, max_request_size=1_000_000
+            )
             await self.raw.start()
             stack.push_async_callback(self.raw.stop)
             self.redis: redis.asyncio.Redis = redis.asyncio.Redis.from_url(self._redis_url)
             stack.push_async_callback(self.redis.aclose)
-            self.http = await stack.enter_async_context(httpx.AsyncClient(base_url=self.daemon.url, timeout=5))
+            self.http = await stack.enter_async_context(
+                httpx.AsyncClient(base_url=self.daemon.url, timeout=5)
+            )
             await self._prepare()
             began = time.monotonic()
             self.figures.rss_mb = (self._rss_mb(), 0.0)
@@ -130,7 +143,9 @@ class Siege:
     async def _prepare(self) -> None:
         long = [{"percent": 50, "bake": "10h", "settle": "0.3s", "min_sample": 50}]
         for flag_key in (HONEST, TARGET):
-            answer = await self.client.command(CommandVerb.START, flag_key, plan=quick_plan(flag_key, stages=long))
+            answer = await self.client.command(
+                CommandVerb.START, flag_key, plan=quick_plan(flag_key, stages=long)
+            )
             assert answer.status == "accepted", answer.reason
         await asyncio.sleep(1.0)  # settle is over
 
@@ -160,7 +175,13 @@ class Siege:
         while True:
             try:
                 await work()
-            except (KafkaError, httpx.HTTPError, redis.RedisError, OSError, TimeoutError) as trouble:
+            except (
+                KafkaError,
+                httpx.HTTPError,
+                redis.RedisError,
+                OSError,
+                TimeoutError,
+            ) as trouble:
                 self._note(f"{work.__name__.strip('_')}: {type(trouble).__name__}")
             await asyncio.sleep(0.01)
 
@@ -170,22 +191,30 @@ class Siege:
     # - the honest -
 
     async def _honest_traffic(self) -> None:
-        """One honest request: its two events are counted exactly once, whatever lies beside them."""
+        """One honest request.
+
+        Its two events are counted exactly once, whatever lies beside them.
+        """
         number = next(self._next_id)
-        # Not the context of the hostile ones: their outcomes that lost their flags would count for it.
+        # Not the context of the hostile ones: their outcomes that lost their flags would count for
+        # it.
         user, variant = f"guest-{number % 5_000}", "on" if number % 2 else "off"
         served = honest.evaluation(HONEST, user, variant)
         happened = honest.outcome(HONEST, user, variant)
         del happened["data"]["error.type"]
         for topic, event in zip(EVENT_TOPICS, (served, happened), strict=True):
-            await self.client.producer.send(self._prefix + topic, json.dumps(event).encode(), user.encode())
+            await self.client.producer.send(
+                self._prefix + topic, json.dumps(event).encode(), user.encode()
+            )
             self.figures.honest_sent += 1
 
     async def _roll_backs(self) -> None:
         """Start a flag, roll it back, and see how soon nobody is served it."""
         flag_key = f"victim-{next(self._next_id)}"
         stage = [{"percent": 100, "bake": "10h", "settle": "0.3s", "min_sample": 50}]
-        plan = quick_plan(flag_key, stages=stage, guardrails=[{"metric": "error_rate", "limit": 0.2}])
+        plan = quick_plan(
+            flag_key, stages=stage, guardrails=[{"metric": "error_rate", "limit": 0.2}]
+        )
         answer = await self.client.command(CommandVerb.START, flag_key, plan=plan, wait_seconds=30)
         if answer.status != "accepted":
             self.figures.faults.append(f"an honest start was rejected: {answer.reason}")
@@ -208,7 +237,12 @@ class Siege:
     async def _gates(self) -> None:
         """Run rollouts whose gates ask the hostile model, over a hostile plane."""
         flag_key = f"gate-{next(self._next_id)}"
-        plan = quick_plan(flag_key, advisor={"mode": "can_hold", "deadline": "2s", "hold_for": "1s"}, blind=True, guardrails=[])
+        plan = quick_plan(
+            flag_key,
+            advisor={"mode": "can_hold", "deadline": "2s", "hold_for": "1s"},
+            blind=True,
+            guardrails=[],
+        )
         await self.client.publish(make_command(CommandVerb.START, flag_key, plan=plan))
         await asyncio.sleep(8)
         await self.client.publish(make_command(CommandVerb.ABORT, flag_key))
@@ -218,7 +252,9 @@ class Siege:
         assert self.daemon.process is not None
         code = self.daemon.process.poll()
         if code is not None:
-            self.figures.faults.append(f"the process ended with {code}:\n{self.daemon.log_tail(30)}")
+            self.figures.faults.append(
+                f"the process ended with {code}:\n{self.daemon.log_tail(30)}"
+            )
             await asyncio.sleep(3_600)
         answer = await self.http.get("/healthz")
         if answer.status_code != 200:
@@ -236,10 +272,14 @@ class Siege:
                 self._note("records")
 
     async def _send(self, topic: str, value: bytes | None, material: Hostile) -> None:
-        key = material.dice.choice((None, b"user-1", material.text().encode("utf-8", "surrogatepass")))
+        key = material.dice.choice(
+            (None, b"user-1", material.text().encode("utf-8", "surrogatepass"))
+        )
         headers = [(name, content) for name, content in material.headers() if content is not None]
         timestamp_ms = material.timestamp_ms() if material.dice.random() < 0.3 else None
-        with suppress(KafkaError, ValueError, AssertionError, OverflowError):  # refused by our own client: not sent
+        with suppress(
+            KafkaError, ValueError, AssertionError, OverflowError
+        ):  # refused by our own client: not sent
             await self.raw.send(
                 self._prefix + topic,
                 value,
@@ -263,9 +303,15 @@ class Siege:
         material = self.material()
         document = json.loads(self._document())
         document["flag"] = TARGET
-        value = material.bytes_of({"specversion": "1.0", "type": "io.rolloutd.state.v1", "data": document})
+        value = material.bytes_of(
+            {"specversion": "1.0", "type": "io.rolloutd.state.v1", "data": document}
+        )
         if not _is_about_honest(value):
-            await self.raw.send(self._prefix + "rollout.state", value, f"junk-{material.dice.randrange(50)}".encode())
+            await self.raw.send(
+                self._prefix + "rollout.state",
+                value,
+                f"junk-{material.dice.randrange(50)}".encode(),
+            )
             self._note("state documents")
         await asyncio.sleep(0.05)
 
@@ -279,7 +325,9 @@ class Siege:
         material = self.material()
         flag_key = f"junk-{material.dice.randrange(50)}"
         key = f"{self._prefix}ro:{{{flag_key}}}"
-        name = material.dice.choice(("document", "token", "tests", "outbox:1", "outbox:x", "answer:c", "digest"))
+        name = material.dice.choice(
+            ("document", "token", "tests", "outbox:1", "outbox:x", "answer:c", "digest")
+        )
         content = material.bytes_of(json.loads(self._document()))
         await self.redis.hset(key, name, content)
         await self.redis.sadd(f"{self._prefix}flags", flag_key)
@@ -298,10 +346,16 @@ class Siege:
         )
         content = material.bytes_of(honest.ofrep())
         if material.dice.random() < 0.8:
-            await self.http.request(material.dice.choice(("GET", "POST")), material.dice.choice(paths), content=content)
+            await self.http.request(
+                material.dice.choice(("GET", "POST")), material.dice.choice(paths), content=content
+            )
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.daemon.port)
-            writer.write(material.torn(b"POST /ofrep/v1/evaluate/flags HTTP/1.1\r\nHost: localhost\r\n\r\n" + content))
+            writer.write(
+                material.torn(
+                    b"POST /ofrep/v1/evaluate/flags HTTP/1.1\r\nHost: localhost\r\n\r\n" + content
+                )
+            )
             await writer.drain()
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
@@ -326,15 +380,25 @@ class Siege:
             case 0:
                 await exchange.reset()
             case 1:
-                await exchange.send(material.torn(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n" + b"x" * 20))
+                await exchange.send(
+                    material.torn(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n" + b"x" * 20)
+                )
             case 2:
                 await asyncio.sleep(material.dice.choice((0.1, 3.0, 20.0)))
             case 3:
                 await exchange.answer(b"[" * 100_000)
             case 4:
-                status = material.dice.choice(("500 No", "401 No", "429 Wait", "302 Found", "204 None", "999 What"))
-                headers = {"Retry-After": material.text().encode("ascii", "ignore").decode().strip() or "1e9"}
-                headers = {name: "".join(c for c in value if c.isprintable()) for name, value in headers.items()}
+                status = material.dice.choice(
+                    ("500 No", "401 No", "429 Wait", "302 Found", "204 None", "999 What")
+                )
+                headers = {
+                    "Retry-After": material.text().encode("ascii", "ignore").decode().strip()
+                    or "1e9"
+                }
+                headers = {
+                    name: "".join(c for c in value if c.isprintable())
+                    for name, value in headers.items()
+                }
                 await exchange.answer(b"{}", status=status, headers=headers)
             case _:
                 await exchange.answer(material.bytes_of(honest.completion()))
@@ -360,14 +424,20 @@ class Siege:
         began = time.monotonic()
         code = await self.daemon.stop(20)
         if code != 0 or time.monotonic() - began > 6:
-            self.figures.faults.append(f"SIGTERM: exit code {code} after {time.monotonic() - began:.1f} s")
+            self.figures.faults.append(
+                f"SIGTERM: exit code {code} after {time.monotonic() - began:.1f} s"
+            )
 
     async def _honest_counted(self) -> int:
         counted = 0
         for key in await self.redis.keys(f"{self._prefix}agg:*"):
             raw: dict[Any, Any] = await self.redis.hgetall(key)
             stored = {name.decode(): value for name, value in raw.items()}
-            own = {name: value for name, value in stored.items() if "|" in name or name.startswith("arms/")}
+            own = {
+                name: value
+                for name, value in stored.items()
+                if "|" in name or name.startswith("arms/")
+            }
             for (flag_key, _, _), counts in arms_in(own).items():
                 if flag_key == HONEST:
                     counted += counts.evaluations + counts.outcomes
@@ -377,7 +447,9 @@ class Siege:
         text = (await self.http.get(self._metrics_address())).text
         edges = {
             float(edge): int(float(count))
-            for edge, count in re.findall(r'rolloutd_stall_seconds_bucket\{le="([^"]+)"\} (\S+)', text)
+            for edge, count in re.findall(
+                r'rolloutd_stall_seconds_bucket\{le="([^"]+)"\} (\S+)', text
+            )
         }
         total = max(edges.values(), default=0)
         return min((edge for edge, count in edges.items() if count == total), default=float("nan"))
@@ -419,10 +491,15 @@ def _drop_bomb(bootstrap: str, topic: str, size: int, codec: str) -> None:
 
 
 def problems(figures: Figures, *, is_timed: bool) -> list[str]:
-    """Return what did not hold. `is_timed`: on a machine with nothing else to do, where seconds mean something."""
+    """Return what did not hold.
+
+    `is_timed`: on a machine with nothing else to do, where seconds mean something.
+    """
     found = list(figures.faults)
     if figures.honest_counted != figures.honest_sent:
-        found.append(f"{figures.honest_sent} honest events were sent, {figures.honest_counted} counted")
+        found.append(
+            f"{figures.honest_sent} honest events were sent, {figures.honest_counted} counted"
+        )
     if not figures.roll_backs:
         found.append("no roll back was tried")
     if is_timed and max(figures.roll_backs, default=0.0) > _ROLL_BACK_SECONDS:
@@ -434,7 +511,9 @@ def problems(figures: Figures, *, is_timed: bool) -> list[str]:
 
 def main() -> int:
     """Run a siege from the command line; 0 when everything held."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--directory", type=Path, help="where the daemon's log is kept")

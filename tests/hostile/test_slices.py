@@ -40,10 +40,16 @@ def test_the_slices_are_a_million_cases() -> None:
 @pytest.mark.parametrize("edge", EDGES)
 def test_no_hostile_case_gets_further_than_a_refusal(edge: str, part: int) -> None:
     """Nothing is raised, nothing stands still, and what is honest beside it is counted."""
-    report = run(edge, EDGES[edge], seed=part, cases=CASES[edge] // RECORDS_OF.get(edge, 1) // SLICES)
+    report = run(
+        edge, EDGES[edge], seed=part, cases=CASES[edge] // RECORDS_OF.get(edge, 1) // SLICES
+    )
     print(report)
-    assert any("refused" in word for word in report.outcomes), f"{report}: cases without a refusal have lost their teeth"
-    assert report.outcomes.keys() - {"refused", "all refused but the honest one"}, f"{report}: nothing gets in at all"
+    assert any("refused" in word for word in report.outcomes), (
+        f"{report}: cases without a refusal have lost their teeth"
+    )
+    assert report.outcomes.keys() - {"refused", "all refused but the honest one"}, (
+        f"{report}: nothing gets in at all"
+    )
 
 
 @pytest.fixture
@@ -70,12 +76,17 @@ def test_no_hostile_answer_gets_further_than_an_adapter(name: str) -> None:
     finally:
         edge.close()
     print(report)
-    assert len(report.outcomes) > 1, f"{report}: every answer was refused: these cases have lost their teeth"
+    assert len(report.outcomes) > 1, (
+        f"{report}: every answer was refused: these cases have lost their teeth"
+    )
 
 
 @pytest.mark.real_kafka
 async def test_a_short_siege(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
-    """Under fire from all sides the process lives, counts what is honest exactly, and rolls back."""
+    """Under fire from all sides the process lives, counts what is honest exactly.
+
+    And rolls back.
+    """
     figures = await Siege(kafka, redis_url, tmp_path, seed=1, prefix=topic_prefix).run(30)
     print(figures)
     assert not problems(figures, is_timed=False), str(figures)

@@ -31,18 +31,26 @@ from tests.fault_server import Exchange, FaultServer, Script
 
 CLOCK = SystemClock()
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
-CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 
 #: Both dialects share all but the words of request and completion; every fault is put before both.
 PROTOCOLS = ("openai", "ollama")
 
-#: Far above any deadline used here, far below what a hang would take: a busy machine must not fail a test.
+# : Far above any deadline used here, far below what a hang would take: a busy machine must not fail
+# a test.
 SOON_SECONDS = 10.0
 
 
 def make_advisor(url: str, **overrides: Any) -> ModelAdvisor:
     """Return an advisor that gives up after 10 s and never stops asking, unless told otherwise."""
-    fields: dict[str, Any] = {"url": url, "model": "tiny", "deadline_seconds": 10.0, "breaker_failures": 1000}
+    fields: dict[str, Any] = {
+        "url": url,
+        "model": "tiny",
+        "deadline_seconds": 10.0,
+        "breaker_failures": 1000,
+    }
     return ModelAdvisor(AdvisorSettings(**{**fields, **overrides}), CLOCK)
 
 
@@ -85,13 +93,27 @@ async def test_good_answer_is_advice(protocol: str) -> None:
 
 
 async def test_ollama_is_told_how_large_a_context_to_load() -> None:
-    """Ollama gets the whole question at once, with form, context size and how long to stay loaded, on its own address."""
+    """Ollama gets the whole question at once.
+
+    With form, context size and how long to stay loaded, on its own address.
+    """
     async with faults.fault_server(faults.advising()) as server:
-        advice = await ask(server.url + "/api", protocol="ollama", context_tokens=8192, max_tokens=99, keep_alive="-1")
+        advice = await ask(
+            server.url + "/api",
+            protocol="ollama",
+            context_tokens=8192,
+            max_tokens=99,
+            keep_alive="-1",
+        )
     (request,) = server.requests
     body = json.loads(request.body)
     assert request.line == "POST /api/chat HTTP/1.1"
-    assert (body["stream"], body["think"], body["keep_alive"], body["model"]) == (False, False, "-1", "tiny")
+    assert (body["stream"], body["think"], body["keep_alive"], body["model"]) == (
+        False,
+        False,
+        "-1",
+        "tiny",
+    )
     assert body["options"] == {"temperature": 0, "seed": 7, "num_ctx": 8192, "num_predict": 99}
     assert body["format"]["properties"].keys() == {"reasons", "verdict", "confidence"}
     assert (advice.prompt_tokens, advice.completion_tokens) == (600, 40)
@@ -99,17 +121,23 @@ async def test_ollama_is_told_how_large_a_context_to_load() -> None:
 
 async def test_ollama_that_cut_the_question_is_no_advice() -> None:
     """An answer to a prompt that filled the context may be one to half a question."""
-    async with faults.fault_server(faults.answering(faults.chat_response(prompt_eval_count=4090))) as server:
+    async with faults.fault_server(
+        faults.answering(faults.chat_response(prompt_eval_count=4090))
+    ) as server:
         with pytest.raises(AdviceUnavailableError, match="context of 4096 tokens is full"):
             await ask(server, protocol="ollama")
 
 
 async def test_ollama_that_streams_is_no_advice() -> None:
     """The first line of a stream is no answer, and lines of JSON are no JSON."""
-    async with faults.fault_server(faults.answering(faults.chat_response("{", done=False))) as server:
+    async with faults.fault_server(
+        faults.answering(faults.chat_response("{", done=False))
+    ) as server:
         with pytest.raises(AdviceUnavailableError, match="cut off: finish_reason not done"):
             await ask(server, protocol="ollama")
-        server.script = faults.answering(f"{faults.chat_response('{', done=False)}\n{faults.chat_response('')}")
+        server.script = faults.answering(
+            f"{faults.chat_response('{', done=False)}\n{faults.chat_response('')}"
+        )
         with pytest.raises(AdviceUnavailableError, match="no chat completion"):
             await ask(server, protocol="ollama")
         server.script = faults.answering('{"error": "llama runner process has terminated"}')
@@ -120,12 +148,19 @@ async def test_ollama_that_streams_is_no_advice() -> None:
 @pytest.mark.parametrize(
     ("protocol", "line", "body"),
     [
-        ("openai", "GET /v1/models HTTP/1.1", '{"object": "list", "data": [{"id": "tiny", "object": "model"}]}'),
+        (
+            "openai",
+            "GET /v1/models HTTP/1.1",
+            '{"object": "list", "data": [{"id": "tiny", "object": "model"}]}',
+        ),
         ("ollama", "GET /api/tags HTTP/1.1", '{"models": [{"name": "tiny", "size": 1}]}'),
     ],
 )
 async def test_models_are_listed(protocol: str, line: str, body: str) -> None:
-    """A server is asked which models it has where its dialect says so, and anything but a list is trouble."""
+    """A server is asked which models it has where its dialect says so.
+
+    And anything but a list is trouble.
+    """
     async with faults.fault_server(faults.answering(body)) as server:
         advisor = make_advisor(server.url, protocol=protocol, api_key="secret-1")
         assert await advisor.server.models(seconds=5.0) == ("tiny",)
@@ -138,7 +173,10 @@ async def test_models_are_listed(protocol: str, line: str, body: str) -> None:
 
 
 async def test_the_day_has_a_budget() -> None:
-    """When the day's questions are used up nobody is asked, and questions that no gate waits for end at half of it."""
+    """When the day's questions are used up nobody is asked.
+
+    And questions that no gate waits for end at half of it.
+    """
     async with faults.fault_server(faults.advising()) as server:
         advisor = make_advisor(server.url, questions_per_day=4)
         prompt = gate_prompt(make_rollout(), make_question())
@@ -156,7 +194,10 @@ async def test_the_day_has_a_budget() -> None:
 
 
 async def test_request_says_what_is_wanted() -> None:
-    """The request asks for one whole, repeatable answer in the form, with our key, and for nothing packed."""
+    """The request asks for one whole, repeatable answer in the form, with our key.
+
+    And for nothing packed.
+    """
     async with faults.fault_server(faults.advising()) as server:
         await ask(server.url + "/v1/", api_key="secret-1", max_tokens=99)
     (request,) = server.requests
@@ -164,17 +205,31 @@ async def test_request_says_what_is_wanted() -> None:
     assert request.line == "POST /v1/chat/completions HTTP/1.1"
     assert request.headers["authorization"] == "Bearer secret-1"
     assert request.headers["accept-encoding"] == "identity"
-    assert (body["stream"], body["temperature"], body["max_tokens"], body["model"]) == (False, 0, 99, "tiny")
+    assert (body["stream"], body["temperature"], body["max_tokens"], body["model"]) == (
+        False,
+        0,
+        99,
+        "tiny",
+    )
     assert body["response_format"]["type"] == "json_schema"
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
-    assert json.dumps(body["response_format"]["json_schema"]["schema"]) in body["messages"][0]["content"]
+    assert (
+        json.dumps(body["response_format"]["json_schema"]["schema"])
+        in body["messages"][0]["content"]
+    )
 
 
 SLOW: dict[str, tuple[Script, str]] = {
     "hangs before its headers": (faults.hang, "no complete answer within"),
     "hangs in its body": (faults.hang_in_body, "no complete answer within"),
-    "drips its headers": (faults.repeating(b"X-A: b\r\n", head=b"HTTP/1.1 200 OK\r\n", pause_seconds=0.02), "no complete"),
-    "drips its body": (faults.repeating(b"{", head=JSON_HEAD, pause_seconds=0.02), "no complete answer within"),
+    "drips its headers": (
+        faults.repeating(b"X-A: b\r\n", head=b"HTTP/1.1 200 OK\r\n", pause_seconds=0.02),
+        "no complete",
+    ),
+    "drips its body": (
+        faults.repeating(b"{", head=JSON_HEAD, pause_seconds=0.02),
+        "no complete answer within",
+    ),
 }
 
 
@@ -204,40 +259,82 @@ async def test_slow_server_costs_no_more_than_the_deadline(fault: str, protocol:
 
 HUGE = b"x" * 65_536
 FAILING: dict[str, tuple[Script, str]] = {
-    "500": (faults.answering('{"error": {"message": "could not load model"}}', status="500 E"), "HTTP 500.*load model"),
+    "500": (
+        faults.answering('{"error": {"message": "could not load model"}}', status="500 E"),
+        "HTTP 500.*load model",
+    ),
     "500 without words": (faults.answering("", status="500 E"), r"failed \(HTTP 500\)$"),
-    "503": (faults.answering('{"error": "loading"}', status="503 Service Unavailable", retry_after="10"), "not ready.*loading"),
-    "429": (faults.answering("slow down", status="429 Too Many"), r"too many questions \(HTTP 429\)$"),
-    "400": (faults.answering('{"error": {"code": 400}}', status="400 Bad"), r"refused the question \(HTTP 400\)$"),
-    "401": (faults.answering('{"detail": "Invalid API key"}', status="401 No"), "refused the key .HTTP 401.: Invalid API"),
+    "503": (
+        faults.answering(
+            '{"error": "loading"}', status="503 Service Unavailable", retry_after="10"
+        ),
+        "not ready.*loading",
+    ),
+    "429": (
+        faults.answering("slow down", status="429 Too Many"),
+        r"too many questions \(HTTP 429\)$",
+    ),
+    "400": (
+        faults.answering('{"error": {"code": 400}}', status="400 Bad"),
+        r"refused the question \(HTTP 400\)$",
+    ),
+    "401": (
+        faults.answering('{"detail": "Invalid API key"}', status="401 No"),
+        "refused the key .HTTP 401.: Invalid API",
+    ),
     "404": (faults.answering("{}", status="404 Not Found"), "no such model or address .HTTP 404"),
     "204": (faults.answering("", status="204 No Content"), "HTTP 204"),
     "refusal of 50 MB": (
-        faults.repeating(HUGE, head=b"HTTP/1.1 500 E\r\nContent-Length: 50000000\r\n\r\n", times=763),
+        faults.repeating(
+            HUGE, head=b"HTTP/1.1 500 E\r\nContent-Length: 50000000\r\n\r\n", times=763
+        ),
         r"failed \(HTTP 500\)$",
     ),
     "refusal that hangs": (
-        faults.repeating(b"", head=b"HTTP/1.1 500 E\r\nContent-Length: 10\r\n\r\n", pause_seconds=0.05),
+        faults.repeating(
+            b"", head=b"HTTP/1.1 500 E\r\nContent-Length: 10\r\n\r\n", pause_seconds=0.05
+        ),
         r"failed \(HTTP 500\)$",
     ),
     "refusal with control characters": (
         faults.answering('{"error": "\\u001b[2J\\u202eoh\\nno"}', status="500 E"),
         r"HTTP 500\): \[2J oh no$",
     ),
-    "redirect": (faults.answering("", status="302 Found", location="http://127.0.0.1:9/v1"), "redirected us.*HTTP 302"),
-    "HTML": (faults.answering("<html>login</html>", content_type="text/html"), "text/html, not JSON"),
-    "wrong content type": (faults.answering(faults.completion(), content_type="text/plain"), "text/plain, not JSON"),
-    "event stream": (faults.answering("data: {}\n\n", content_type="text/event-stream"), "event-stream, not JSON"),
+    "redirect": (
+        faults.answering("", status="302 Found", location="http://127.0.0.1:9/v1"),
+        "redirected us.*HTTP 302",
+    ),
+    "HTML": (
+        faults.answering("<html>login</html>", content_type="text/html"),
+        "text/html, not JSON",
+    ),
+    "wrong content type": (
+        faults.answering(faults.completion(), content_type="text/plain"),
+        "text/plain, not JSON",
+    ),
+    "event stream": (
+        faults.answering("data: {}\n\n", content_type="text/event-stream"),
+        "event-stream, not JSON",
+    ),
     "no content type": (
         faults.repeating(b"{}", head=b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", times=1),
         "no content type",
     ),
     "packed": (faults.answering(faults.completion(), content_encoding="gzip"), "packed answer"),
     "50 MB": (faults.repeating(HUGE, head=JSON_HEAD, times=763), "longer than 65536 bytes"),
-    "50 MB in tiny chunks": (faults.repeating(b"1\r\nx\r\n" * 10_000, head=CHUNKED_HEAD, times=800), "longer than 65536"),
+    "50 MB in tiny chunks": (
+        faults.repeating(b"1\r\nx\r\n" * 10_000, head=CHUNKED_HEAD, times=800),
+        "longer than 65536",
+    ),
     "endless white space": (faults.repeating(b" \n\t" * 100, head=JSON_HEAD), "white space"),
-    "endless white space in tiny chunks": (faults.repeating(b"1\r\n \r\n", head=CHUNKED_HEAD), "white space"),
-    "always about to answer": (faults.repeating(b"HTTP/1.1 102 Processing\r\n\r\n" * 1000), "interim response"),
+    "endless white space in tiny chunks": (
+        faults.repeating(b"1\r\n \r\n", head=CHUNKED_HEAD),
+        "white space",
+    ),
+    "always about to answer": (
+        faults.repeating(b"HTTP/1.1 102 Processing\r\n\r\n" * 1000),
+        "interim response",
+    ),
     "endless headers": (
         faults.repeating(b"X-A: " + b"b" * 1000 + b"\r\n", head=b"HTTP/1.1 200 OK\r\n"),
         "8192 bytes of headers",
@@ -246,13 +343,24 @@ FAILING: dict[str, tuple[Script, str]] = {
     "truncated JSON": (faults.answering(faults.completion()[:-20]), "no chat completion"),
     "no JSON": (faults.answering("proceed"), "no chat completion"),
     "empty": (faults.answering(""), "no chat completion"),
-    "not UTF-8": (faults.answering(b'{"choices": [{"message": {"content": "\xff"}}]}'), "no chat completion"),
+    "not UTF-8": (
+        faults.answering(b'{"choices": [{"message": {"content": "\xff"}}]}'),
+        "no chat completion",
+    ),
     "nested for ever": (faults.answering('{"id": ' + "[" * 30_000), "no chat completion"),
     "no choices": (faults.answering('{"choices": []}'), "no chat completion"),
-    "two choices": (faults.answering('{"choices": [{"message": {}}, {"message": {}}]}'), "no chat completion"),
-    "error under status 200": (faults.answering('{"error": {"message": "oom"}}'), "no chat completion"),
+    "two choices": (
+        faults.answering('{"choices": [{"message": {}}, {"message": {}}]}'),
+        "no chat completion",
+    ),
+    "error under status 200": (
+        faults.answering('{"error": {"message": "oom"}}'),
+        "no chat completion",
+    ),
     "less than promised": (
-        faults.repeating(b"{", head=JSON_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n"), times=1),
+        faults.repeating(
+            b"{", head=JSON_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n"), times=1
+        ),
         "broke off",
     ),
     "no HTTP": (faults.repeating(b"SSH-2.0-OpenSSH_9.9\r\n", times=1), "broke off"),
@@ -266,23 +374,44 @@ FAILING: dict[str, tuple[Script, str]] = {
         ),
         "wrote nothing",
     ),
-    "cut off by max_tokens": (faults.advising(finish_reason="length"), "cut off: finish_reason length"),
+    "cut off by max_tokens": (
+        faults.advising(finish_reason="length"),
+        "cut off: finish_reason length",
+    ),
     "no finish reason": (faults.advising(finish_reason=None), "cut off"),
     "wrong schema": (faults.advising({"promote": True}), "not in the form"),
-    "NaN confidence": (faults.advising('{"verdict": "proceed", "confidence": NaN, "reasons": []}'), "NaN"),
-    "doubled first token": (faults.advising("{" + json.dumps(faults.GOOD_ANSWER)), "not one JSON object"),
+    "NaN confidence": (
+        faults.advising('{"verdict": "proceed", "confidence": NaN, "reasons": []}'),
+        "NaN",
+    ),
+    "doubled first token": (
+        faults.advising("{" + json.dumps(faults.GOOD_ANSWER)),
+        "not one JSON object",
+    ),
     "half an answer": (faults.advising(json.dumps(faults.GOOD_ANSWER)[:-9]), "not one JSON object"),
-    "white space in the answer": (faults.advising('{"verdict":' + "\n" * 600), "white space in a row"),
-    "a refusal in words": (faults.advising("I am sorry, but I cannot help with that."), "not one JSON object"),
+    "white space in the answer": (
+        faults.advising('{"verdict":' + "\n" * 600),
+        "white space in a row",
+    ),
+    "a refusal in words": (
+        faults.advising("I am sorry, but I cannot help with that."),
+        "not one JSON object",
+    ),
     "another language": (faults.advising("Weiter so, alles gut."), "not one JSON object"),
-    "thinking aloud": (faults.advising("<think>hm</think>" + json.dumps(faults.GOOD_ANSWER)), "not one JSON object"),
+    "thinking aloud": (
+        faults.advising("<think>hm</think>" + json.dumps(faults.GOOD_ANSWER)),
+        "not one JSON object",
+    ),
 }
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("fault", FAILING)
 async def test_failing_server_is_no_advice(fault: str, protocol: str) -> None:
-    """Whatever a server sends in place of a whole answer in the form is no advice, with a reason fit for a log line."""
+    """Whatever a server sends in place of a whole answer in the form is no advice.
+
+    With a reason fit for a log line.
+    """
     script, reason = FAILING[fault]
     async with faults.fault_server(script) as server:
         async with asyncio.timeout(SOON_SECONDS):
@@ -309,7 +438,10 @@ async def test_memory_stays_bounded(fault: str) -> None:
 
 
 async def test_tiny_chunks_do_not_hold_up_the_loop() -> None:
-    """An answer in thousands of chunks that arrive at once is taken in slices: others get their turns in between."""
+    """An answer in thousands of chunks that arrive at once is taken in slices.
+
+    Others get their turns in between.
+    """
     turns = 0
 
     async def count_turns() -> None:
@@ -340,14 +472,19 @@ async def test_nobody_there_is_no_advice() -> None:
 async def test_host_that_does_not_resolve_is_no_advice(host: str) -> None:
     """A host name that is unknown, or none, is no advice within the time for a connection."""
     async with asyncio.timeout(SOON_SECONDS):
-        with pytest.raises(AdviceUnavailableError, match=r"cannot be reached|cannot be asked|accepted no connection"):
+        with pytest.raises(
+            AdviceUnavailableError,
+            match=r"cannot be reached|cannot be asked|accepted no connection",
+        ):
             await ask(f"http://{host}:8080", connect_timeout_seconds=1.0)
 
 
 async def test_plain_server_behind_https_is_no_advice() -> None:
     """A server that does not speak TLS is no advice, also when it only listens."""
     async with faults.fault_server(faults.advising()) as server:
-        with pytest.raises(AdviceUnavailableError, match=r"cannot be reached|accepted no connection"):
+        with pytest.raises(
+            AdviceUnavailableError, match=r"cannot be reached|accepted no connection"
+        ):
             await ask(server.url.replace("http:", "https:"), connect_timeout_seconds=1.0)
 
 
@@ -361,7 +498,11 @@ async def test_private_authority_is_trusted_when_named(certificate: tuple[Path, 
             await ask(server)
         tls.verify_mode = ssl.CERT_REQUIRED
         tls.load_verify_locations(certificate[0])
-        mutual = {"ca_file": certificate[0], "certificate_file": certificate[0], "key_file": certificate[1]}
+        mutual = {
+            "ca_file": certificate[0],
+            "certificate_file": certificate[0],
+            "key_file": certificate[1],
+        }
         assert (await ask(server, **mutual)).choice == "proceed"
         with pytest.raises(AdviceUnavailableError):
             await ask(server, ca_file=certificate[0])
@@ -386,7 +527,9 @@ async def test_full_backlog_is_no_advice() -> None:
             waiting.connect_ex(address)
             crowd.append(waiting)
         async with asyncio.timeout(SOON_SECONDS):
-            with pytest.raises(AdviceUnavailableError, match=r"accepted no connection within 0\.3 s"):
+            with pytest.raises(
+                AdviceUnavailableError, match=r"accepted no connection within 0\.3 s"
+            ):
                 await ask(f"http://127.0.0.1:{address[1]}", connect_timeout_seconds=0.3)
         for waiting in crowd:
             waiting.close()
@@ -410,7 +553,9 @@ async def test_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None
 
 async def test_cookies_are_not_kept() -> None:
     """Nothing a server says is carried into the next question."""
-    async with faults.fault_server(faults.answering(faults.completion(), set_cookie="token=abc")) as server:
+    async with faults.fault_server(
+        faults.answering(faults.completion(), set_cookie="token=abc")
+    ) as server:
         advisor = make_advisor(server.url)
         for _ in range(2):
             await advisor.ask(make_rollout(), make_question())
@@ -436,7 +581,10 @@ async def test_one_question_at_a_time() -> None:
 
 
 async def test_waiting_for_a_turn_uses_up_the_deadline() -> None:
-    """A question behind one that hangs ends at its own deadline, says so, and is not held against the server."""
+    """A question behind one that hangs ends at its own deadline, says so.
+
+    And is not held against the server.
+    """
     async with faults.fault_server(faults.hang) as server:
         advisor = make_advisor(server.url, deadline_seconds=5.0, breaker_failures=1)
         first = asyncio.create_task(advisor.ask(make_rollout(), make_question()))
@@ -452,10 +600,15 @@ async def test_waiting_for_a_turn_uses_up_the_deadline() -> None:
 
 
 async def test_a_gate_goes_before_what_nobody_waits_for() -> None:
-    """A gate's question calls off an explanation that has the only turn, which is then no advice and no fault of the server."""
+    """A gate's question calls off an explanation that has the only turn.
+
+    Which is then no advice and no fault of the server.
+    """
     async with faults.fault_server(faults.hang) as server:
         advisor = make_advisor(server.url, breaker_failures=1)
-        alert = RaiseAlert(AlertKind.ROLLED_BACK, Severity.CRITICAL, "rolled back", "look", "key", make_judgement())
+        alert = RaiseAlert(
+            AlertKind.ROLLED_BACK, Severity.CRITICAL, "rolled back", "look", "key", make_judgement()
+        )
         optional = [asyncio.create_task(advisor.explain(make_rollout(), alert)) for _ in range(3)]
         while not server.requests:
             await asyncio.sleep(0.005)
@@ -467,9 +620,17 @@ async def test_a_gate_goes_before_what_nobody_waits_for() -> None:
         assert advisor.trouble is None
         server.script = faults.advising({"likely_cause": "a cause", "next_steps": ["a step"]})
         explanation = await advisor.explain(make_rollout(), alert)
-        assert (explanation.likely_cause, explanation.next_steps, explanation.prompt) == ("a cause", ("a step",), "explain-v1")
-        server.script = faults.advising({"unusual": [{"rollout": 1, "what": "odd"}, {"rollout": 2, "what": "nobody's"}]})
-        assert await advisor.look_over({"f": (make_rollout(), make_judgement())}) == [("new-checkout", "odd")]
+        assert (explanation.likely_cause, explanation.next_steps, explanation.prompt) == (
+            "a cause",
+            ("a step",),
+            "explain-v1",
+        )
+        server.script = faults.advising(
+            {"unusual": [{"rollout": 1, "what": "odd"}, {"rollout": 2, "what": "nobody's"}]}
+        )
+        assert await advisor.look_over({"f": (make_rollout(), make_judgement())}) == [
+            ("new-checkout", "odd")
+        ]
         await advisor.close()
 
 
@@ -502,7 +663,10 @@ async def test_close_ends_what_is_out() -> None:
 
 
 async def test_hanging_model_is_not_asked_for_a_while() -> None:
-    """After failures in a row the server is left alone: questions end at once and none reaches it."""
+    """After failures in a row the server is left alone.
+
+    Questions end at once and none reaches it.
+    """
     async with faults.fault_server(faults.hang) as server:
         advisor = make_advisor(server.url, deadline_seconds=0.1, breaker_failures=2)
         for _ in range(5):
@@ -515,11 +679,17 @@ async def test_hanging_model_is_not_asked_for_a_while() -> None:
 
 
 async def test_any_bytes_as_response_are_advice_or_no_advice() -> None:
-    """A response that is damaged anywhere, head or body, is read as advice or refused, and nothing else happens."""
+    """A response that is damaged anywhere, head or body, is read as advice or refused.
+
+    And nothing else happens.
+    """
     seed = int(os.environ.get("ROLLOUTD_TEST_SEED", random.randrange(2**32)))
     chance = random.Random(seed)
     body = faults.completion().encode()
-    sound = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    sound = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+        len(body),
+        body,
+    )
 
     async def damaged(exchange: Exchange) -> None:
         raw = bytearray(sound)

@@ -25,7 +25,9 @@ def serving(script: Script) -> Script:
     """Answer questions by `script`, and say which models there are."""
 
     async def serve(exchange: Exchange) -> None:
-        listed = next((body for line, body in MODELS.items() if exchange.request.line.startswith(line)), None)
+        listed = next(
+            (body for line, body in MODELS.items() if exchange.request.line.startswith(line)), None
+        )
         if listed is None:
             await script(exchange)
         else:
@@ -34,12 +36,19 @@ def serving(script: Script) -> Script:
     return serve
 
 
-async def run(script: Script | None, *arguments: str, options: tuple[str, ...] = ("--model", "tiny")) -> tuple[int, str, str]:
-    """Return exit code, standard output and standard error of a call against a server; None: nobody is there."""
+async def run(
+    script: Script | None, *arguments: str, options: tuple[str, ...] = ("--model", "tiny")
+) -> tuple[int, str, str]:
+    """Return exit code, standard output and standard error of a call against a server.
+
+    None: nobody is there.
+    """
     return await call(script, "advisor", *arguments, options=options)
 
 
-async def call(script: Script | None, *arguments: str, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
+async def call(
+    script: Script | None, *arguments: str, options: tuple[str, ...] = ()
+) -> tuple[int, str, str]:
     """Return how any command with a model went."""
     async with faults.fault_server(serving(script or faults.hang)) as server:
         url = server.url if script is not None else "http://127.0.0.1:9"
@@ -70,7 +79,9 @@ async def test_check_of_a_server_that_ignores_the_form() -> None:
 
 async def test_check_of_a_model_that_is_not_there() -> None:
     """A model that the server does not list is said so, with those it does."""
-    code, said, _ = await run(faults.answering("{}", status="404 Not Found"), "check", options=("--model", "other"))
+    code, said, _ = await run(
+        faults.answering("{}", status="404 Not Found"), "check", options=("--model", "other")
+    )
     assert code == EXIT_REJECTED
     assert "other: not in its list: tiny" in said
 
@@ -90,7 +101,9 @@ async def test_nothing_configured(command: str) -> None:
     result = await asyncio.to_thread(CliRunner().invoke, app, ["advisor", command], env=environ)
     assert result.exit_code == EXIT_CONFIG
     assert "no model is configured" in result.stderr
-    result = await asyncio.to_thread(CliRunner().invoke, app, ["advisor", command, "--url", "nowhere"], env=environ)
+    result = await asyncio.to_thread(
+        CliRunner().invoke, app, ["advisor", command, "--url", "nowhere"], env=environ
+    )
     assert result.exit_code == EXIT_CONFIG
 
 
@@ -102,7 +115,9 @@ async def test_eval_scores_and_writes_a_report(tmp_path: Path) -> None:
     assert " ".join(said.split()).count("unsafe proceeds 100 %") == 1
     assert "advisor.mode: observe" in said
     assert page.read_text().startswith("<!doctype html>")
-    code, said, _ = await run(faults.advising(), "eval", "--json", "--kind", "drift", "--kind", "mixed")
+    code, said, _ = await run(
+        faults.advising(), "eval", "--json", "--kind", "drift", "--kind", "mixed"
+    )
     document: dict[str, Any] = json.loads(said)
     assert code == 0
     assert {case["kind"] for case in document["cases"]} == {"drift", "mixed"}
@@ -111,7 +126,9 @@ async def test_eval_scores_and_writes_a_report(tmp_path: Path) -> None:
 
 async def test_eval_without_any_advice() -> None:
     """A server that only ever fails scores nothing: exit 1, with its reason."""
-    code, said, _ = await run(faults.answering('{"error": "oom"}', status="500 E"), "eval", "--kind", "drift")
+    code, said, _ = await run(
+        faults.answering('{"error": "oom"}', status="500 E"), "eval", "--kind", "drift"
+    )
     assert code == EXIT_REJECTED
     assert "0 of 6" in said
     assert "oom" in said
@@ -119,23 +136,38 @@ async def test_eval_without_any_advice() -> None:
 
 async def test_eval_report_that_cannot_be_written() -> None:
     """A report that cannot be written is a mistake of usage, said after the questions were put."""
-    code, _, complained = await run(faults.advising(), "eval", "--kind", "drift", "--html", "no/such/place.html")
+    code, _, complained = await run(
+        faults.advising(), "eval", "--kind", "drift", "--html", "no/such/place.html"
+    )
     assert code == EXIT_USAGE
     assert "cannot be written" in complained
 
 
 PLAN = {
-    "stages": [{"percent": percent, "bake_hours": 24, "approval": False} for percent in (5, 30, 100)],
+    "stages": [
+        {"percent": percent, "bake_hours": 24, "approval": False} for percent in (5, 30, 100)
+    ],
     "error_rate_limit_percent": 2,
     "error_rate_margin_percent": 10,
     "latency_margin_percent": 10,
 }
-SUGGEST_PLAN = ("suggest", "plan", "--flag", "new-checkout", "--risk", "medium", "--describe", "a new form")
+SUGGEST_PLAN = (
+    "suggest",
+    "plan",
+    "--flag",
+    "new-checkout",
+    "--risk",
+    "medium",
+    "--describe",
+    "a new form",
+)
 
 
 async def test_suggested_plan_can_be_started(tmp_path: Path) -> None:
     """What `suggest plan` prints passes `plan lint` as it is, and says who drafted it."""
-    code, said, complained = await call(faults.advising(PLAN), *SUGGEST_PLAN, options=("--model", "tiny"))
+    code, said, complained = await call(
+        faults.advising(PLAN), *SUGGEST_PLAN, options=("--model", "tiny")
+    )
     assert code == 0
     assert "percent: 30" in said
     assert "drafted by the model tiny" in complained
@@ -145,7 +177,9 @@ async def test_suggested_plan_can_be_started(tmp_path: Path) -> None:
     assert linted.exit_code == 0, linted.output
 
 
-@pytest.mark.parametrize("script", [None, faults.reset, faults.advising("no"), faults.advising({**PLAN, "stages": []})])
+@pytest.mark.parametrize(
+    "script", [None, faults.reset, faults.advising("no"), faults.advising({**PLAN, "stages": []})]
+)
 async def test_suggested_plan_without_a_useful_model(script: Script | None) -> None:
     """However the model fails, the template stands in, and the reason is said."""
     code, said, complained = await call(script, *SUGGEST_PLAN)
@@ -157,15 +191,30 @@ async def test_suggested_plan_without_a_useful_model(script: Script | None) -> N
 async def test_suggested_targeting_is_tried_on_samples(tmp_path: Path) -> None:
     """An audience for plans and both flag planes, and a table of who belongs to it."""
     segments = tmp_path / "segments.yaml"
-    segments.write_text("{attributes: {tier: {values: [free, pro]}}, samples: [{targetingKey: u-1, tier: pro}, {tier: free}]}")
-    words = ("suggest", "targeting", "--describe", "who pays", "--segments", str(segments), "--name", "payers")
+    segments.write_text(
+        "{attributes: {tier: {values: [free, pro]}}, samples: [{targetingKey: u-1, tier: "
+        "pro}, {tier: free}]}"
+    )
+    words = (
+        "suggest",
+        "targeting",
+        "--describe",
+        "who pays",
+        "--segments",
+        str(segments),
+        "--name",
+        "payers",
+    )
     drafted = {"conditions": [{"attribute": "tier", "operator": "eq", "values": ["pro"]}]}
     code, said, _ = await call(faults.advising(drafted), *words)
     assert code == 0
     assert '"contextName": "tier"' in said
     assert "1 of 2 sample users match" in said
     plan = tmp_path / "plan.yaml"
-    stages = "stages: [{percent: 100, bake: 1d, audience: payers}, {percent: 100, bake: 1d}]\nguardrails: [error_rate < 1%]\n"
+    stages = (
+        "stages: [{percent: 100, bake: 1d, audience: payers}, {percent: 100, bake: "
+        "1d}]\nguardrails: [error_rate < 1%]\n"
+    )
     plan.write_text(f"name: paid\nflag: new-checkout\n{said[: said.index('flagd:')]}{stages}")
     linted = await asyncio.to_thread(CliRunner().invoke, app, ["plan", "lint", str(plan)])
     assert linted.exit_code == 0, linted.output
@@ -174,7 +223,9 @@ async def test_suggested_targeting_is_tried_on_samples(tmp_path: Path) -> None:
     assert [sample["matches"] for sample in document["samples"]] == [True, False]
     assert document["audiences"] == {"payers": [{"attribute": "tier", "eq": "pro"}]}
     assert document["flagd"]["if"][1:] == ["on", "off"]
-    assert document["unleash"] == [{"constraints": [{"contextName": "tier", "operator": "IN", "values": ["pro"]}]}]
+    assert document["unleash"] == [
+        {"constraints": [{"contextName": "tier", "operator": "IN", "values": ["pro"]}]}
+    ]
     code, said, complained = await call(None, *words, options=("--no-model",))
     assert code == 0
     assert "everybody would match" in complained

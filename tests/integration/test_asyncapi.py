@@ -1,4 +1,7 @@
-"""The AsyncAPI document, judged by the AsyncAPI project's own parser (from npm, where Node.js is installed)."""
+"""The AsyncAPI document, judged by the AsyncAPI project's own parser.
+
+From npm, where Node.js is installed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ process.exit(document && errors.length === 0 ? 0 : 1);
 
 @pytest.fixture(scope="session")
 def parser() -> Path:
-    """The directory that has the parser installed, kept between runs; skips, saying why, where it cannot be had."""
+    """The directory that has the parser installed, kept between runs.
+
+    Skips, saying why, where it cannot be had.
+    """
     return npm_packages.installed_package(PARSER, "AsyncAPI document NOT judged by its parser")
 
 
@@ -40,7 +46,9 @@ def judged(parser: Path, document: Path, tmp_path: Path) -> subprocess.Completed
 def test_the_document_passes_the_asyncapi_parser(parser: Path, tmp_path: Path) -> None:
     """The document we ship has no error by the reference parser."""
     verdict = judged(parser, generate.HERE / "asyncapi.yaml", tmp_path)
-    assert (verdict.returncode, verdict.stdout.strip()) == (0, "valid 3.0.0"), verdict.stdout + verdict.stderr
+    assert (verdict.returncode, verdict.stdout.strip()) == (0, "valid 3.0.0"), (
+        verdict.stdout + verdict.stderr
+    )
 
 
 def test_the_parser_does_find_mistakes(parser: Path, tmp_path: Path) -> None:

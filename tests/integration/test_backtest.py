@@ -1,4 +1,7 @@
-"""`rolloutctl backtest` on a real broker: recorded events of two topics and several partitions through a plan."""
+"""`rolloutctl backtest` on a real broker.
+
+Recorded events of two topics and several partitions through a plan.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ async def settings(kafka: str, topic_prefix: str, create_topics: CreateTopics) -
     made = KafkaSettings(bootstrap_servers=kafka, topic_prefix=topic_prefix)
     # Recorded two hours ago: the topics keep what is older than a broker's short retention would.
     await create_topics(
-        made.topic("evaluations"), made.topic("outcomes"), made.topic("decisions"), configs={"retention.ms": "-1"}
+        made.topic("evaluations"),
+        made.topic("outcomes"),
+        made.topic("decisions"),
+        configs={"retention.ms": "-1"},
     )
     return made
 
@@ -57,7 +63,10 @@ async def producer(kafka: str) -> AsyncIterator[AIOKafkaProducer]:
 
 
 async def record(producer: AIOKafkaProducer, settings: KafkaSettings, worse: float) -> None:
-    """Write seven minutes of ten users a second; treatment fails `worse` times as often as the 2 % of control."""
+    """Write seven minutes of ten users a second.
+
+    Treatment fails `worse` times as often as the 2 % of control.
+    """
     lot = random.Random(3)
     sent = []
     for second in range(SECONDS):
@@ -67,12 +76,22 @@ async def record(producer: AIOKafkaProducer, settings: KafkaSettings, worse: flo
             is_error = lot.random() < 0.02 * (worse if variant == "on" else 1)
             evaluated = evaluation_value(user, variant, time_ms=time_ms)
             happened = outcome_value(user, time_ms=time_ms + 20, error=is_error)
-            sent.append(await producer.send(settings.topic("evaluations"), evaluated, user.encode(), timestamp_ms=time_ms))
-            sent.append(await producer.send(settings.topic("outcomes"), happened, user.encode(), timestamp_ms=time_ms + 20))
+            sent.append(
+                await producer.send(
+                    settings.topic("evaluations"), evaluated, user.encode(), timestamp_ms=time_ms
+                )
+            )
+            sent.append(
+                await producer.send(
+                    settings.topic("outcomes"), happened, user.encode(), timestamp_ms=time_ms + 20
+                )
+            )
     await asyncio.gather(*sent)
 
 
-async def rolloutctl(settings: KafkaSettings, *arguments: str, **environ: str) -> tuple[int, str, str]:
+async def rolloutctl(
+    settings: KafkaSettings, *arguments: str, **environ: str
+) -> tuple[int, str, str]:
     """Return exit code, standard output and standard error of the command as a process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -94,7 +113,10 @@ async def rolloutctl(settings: KafkaSettings, *arguments: str, **environ: str) -
 async def test_what_was_recorded_is_decided_as_it_would_have_been(
     settings: KafkaSettings, producer: AIOKafkaProducer, tmp_path: Path
 ) -> None:
-    """Joined over partitions, in the order of time: a harm is rolled back when it shows, in words and for machines."""
+    """Joined over partitions, in the order of time.
+
+    A harm is rolled back when it shows, in words and for machines.
+    """
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN)
     await record(producer, settings, worse=20)
@@ -112,7 +134,9 @@ async def test_what_was_recorded_is_decided_as_it_would_have_been(
     assert "ended rolled back after" in out
 
 
-async def test_a_healthy_recording_is_promoted(settings: KafkaSettings, producer: AIOKafkaProducer, tmp_path: Path) -> None:
+async def test_a_healthy_recording_is_promoted(
+    settings: KafkaSettings, producer: AIOKafkaProducer, tmp_path: Path
+) -> None:
     """Both stages pass, and every record of the window that was read is accounted for."""
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN)
@@ -138,23 +162,41 @@ async def test_recorded_spans_are_gone_through(
     for second in range(60):
         time_ms = at_ms(BEGAN) + 1000 * second
         spans = [
-            Request(f"u{second}-{number}", [("new-checkout", "on" if number % 2 else "off")], time_ms, error=bool(number % 2))
+            Request(
+                f"u{second}-{number}",
+                [("new-checkout", "on" if number % 2 else "off")],
+                time_ms,
+                error=bool(number % 2),
+            )
             for number in range(10)
         ]
-        await producer.send(topic, export_of_spans(spans, EventFormat.OTLP_JSON), timestamp_ms=time_ms + 500)
+        await producer.send(
+            topic, export_of_spans(spans, EventFormat.OTLP_JSON), timestamp_ms=time_ms + 500
+        )
     await producer.flush()
     window = ("--from", BEGAN.isoformat(), "--to", (BEGAN + timedelta(seconds=60)).isoformat())
-    names = {f"ROLLOUTD_KAFKA__TOPICS__{name}": "otlp_spans" for name in ("EVALUATIONS", "OUTCOMES")}
-    formats = {f"ROLLOUTD_KAFKA__FORMATS__{name}": "otlp_json" for name in ("EVALUATIONS", "OUTCOMES")}
-    code, out, err = await rolloutctl(settings, "backtest", str(plan), *window, "--json", **names, **formats)
+    names = {
+        f"ROLLOUTD_KAFKA__TOPICS__{name}": "otlp_spans" for name in ("EVALUATIONS", "OUTCOMES")
+    }
+    formats = {
+        f"ROLLOUTD_KAFKA__FORMATS__{name}": "otlp_json" for name in ("EVALUATIONS", "OUTCOMES")
+    }
+    code, out, err = await rolloutctl(
+        settings, "backtest", str(plan), *window, "--json", **names, **formats
+    )
     assert code == 0, err
     told = json.loads(out)
     assert [one["kind"] for one in told["decided"]] == ["start", "roll_back"]
     assert told["records"]["refused"] == 0
 
 
-async def test_partitions_are_merged_by_time(settings: KafkaSettings, producer: AIOKafkaProducer) -> None:
-    """Records of two topics come in the order of their timestamps, all of them, and only those of the window."""
+async def test_partitions_are_merged_by_time(
+    settings: KafkaSettings, producer: AIOKafkaProducer
+) -> None:
+    """Records of two topics come in the order of their timestamps, all of them.
+
+    And only those of the window.
+    """
     await record(producer, settings, worse=1)
     async with KafkaReader(settings, ["evaluations", "outcomes"]) as reader:
         starts = await reader.offsets_at(BEGAN + timedelta(seconds=100), "evaluations", "outcomes")

@@ -1,4 +1,7 @@
-"""The brokers that all other tests stand on: real ones, that keep what they acknowledged over a crash."""
+"""The brokers that all other tests stand on.
+
+Real ones, that keep what they acknowledged over a crash.
+"""
 
 import asyncio
 import signal
@@ -27,7 +30,11 @@ async def _produce(bootstrap: str, topic: str, values: list[bytes]) -> None:
 
 async def _consume(bootstrap: str, topic: str, group: str, count: int) -> list[bytes]:
     consumer = AIOKafkaConsumer(
-        topic, bootstrap_servers=bootstrap, group_id=group, auto_offset_reset="earliest", enable_auto_commit=False
+        topic,
+        bootstrap_servers=bootstrap,
+        group_id=group,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
     )
     await consumer.start()
     try:
@@ -41,7 +48,9 @@ async def _consume(bootstrap: str, topic: str, group: str, count: int) -> list[b
         await consumer.stop()
 
 
-async def test_group_consumes_what_was_produced(kafka: str, topic_prefix: str, create_topics: CreateTopics) -> None:
+async def test_group_consumes_what_was_produced(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics
+) -> None:
     """A group of one reads every record that a producer was told is stored."""
     topic = f"{topic_prefix}events"
     sent = [str(number).encode() for number in range(500)]
@@ -51,12 +60,19 @@ async def test_group_consumes_what_was_produced(kafka: str, topic_prefix: str, c
 
 
 @pytest.mark.real_kafka
-async def test_two_members_share_a_group(kafka: str, topic_prefix: str, create_topics: CreateTopics) -> None:
+async def test_two_members_share_a_group(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics
+) -> None:
     """Two members of one group each get half of the partitions."""
     topic = f"{topic_prefix}events"
     await create_topics(topic, partitions=4)
     members = [
-        AIOKafkaConsumer(topic, bootstrap_servers=kafka, group_id=f"{topic_prefix}group", enable_auto_commit=False)
+        AIOKafkaConsumer(
+            topic,
+            bootstrap_servers=kafka,
+            group_id=f"{topic_prefix}group",
+            enable_auto_commit=False,
+        )
         for _ in range(2)
     ]
     try:
@@ -69,7 +85,9 @@ async def test_two_members_share_a_group(kafka: str, topic_prefix: str, create_t
         await asyncio.gather(*(member.stop() for member in members))
 
 
-async def test_kafka_killed_and_restarted_keeps_records(own_kafka: LocalKafka, topic_prefix: str) -> None:
+async def test_kafka_killed_and_restarted_keeps_records(
+    own_kafka: LocalKafka, topic_prefix: str
+) -> None:
     """A broker killed with SIGKILL comes back on the same port with every record it acknowledged."""
     topic = f"{topic_prefix}events"
     await create_topics_at(own_kafka.bootstrap, topic, partitions=1)
@@ -78,7 +96,10 @@ async def test_kafka_killed_and_restarted_keeps_records(own_kafka: LocalKafka, t
     assert not own_kafka.is_running()
     own_kafka.start()
     await _produce(own_kafka.bootstrap, topic, [b"after"])
-    assert await _consume(own_kafka.bootstrap, topic, f"{topic_prefix}group", 2) == [b"before", b"after"]
+    assert await _consume(own_kafka.bootstrap, topic, f"{topic_prefix}group", 2) == [
+        b"before",
+        b"after",
+    ]
 
 
 async def test_topics_are_not_made_by_accident(own_kafka: LocalKafka) -> None:
@@ -92,7 +113,9 @@ async def test_topics_are_not_made_by_accident(own_kafka: LocalKafka) -> None:
         await consumer.stop()
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -9)]
+)
 async def test_the_script_leaves_no_broker_behind(
     number: signal.Signals, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +123,9 @@ async def test_the_script_leaves_no_broker_behind(
     require_local_kafka()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = await asyncio.create_subprocess_exec(
-        sys.executable, str(Path(local_kafka.__file__).with_name("local-kafka")), stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        str(Path(local_kafka.__file__).with_name("local-kafka")),
+        stdout=asyncio.subprocess.PIPE,
     )
     assert script.stdout is not None
     async with asyncio.timeout(90):

@@ -1,4 +1,7 @@
-"""Producers choose how their records are compressed; what they choose must not stop the counting."""
+"""Producers choose how their records are compressed.
+
+What they choose must not stop the counting.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from tests.conftest import CreateTopics
 
 
 @pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
-async def test_every_codec_is_read(kafka: str, topic_prefix: str, create_topics: CreateTopics, codec: str) -> None:
+async def test_every_codec_is_read(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, codec: str
+) -> None:
     """Records of every codec Kafka knows arrive as they were sent."""
     topic = f"{topic_prefix}{codec}"
     await create_topics(topic, partitions=1)

@@ -1,4 +1,7 @@
-"""The stream of changes on real sockets: how soon a change is heard, who is dropped, and that stopping waits for nobody."""
+"""The stream of changes on real sockets.
+
+How soon a change is heard, who is dropped, and that stopping waits for nobody.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,10 @@ async def event(reader: asyncio.StreamReader) -> dict[str, Any]:
 
 
 async def test_a_change_is_heard_at_once_by_everybody() -> None:
-    """Fifty clients hear of a change, each long before it would have polled, with the tag of what is served now."""
+    """Fifty clients hear of a change, each long before it would have polled.
+
+    With the tag of what is served now.
+    """
     async with serving() as served:
         connections = [await served.connect() for _ in range(50)]
         for reader, _ in connections:
@@ -76,7 +82,10 @@ async def test_a_change_is_heard_at_once_by_everybody() -> None:
 
 
 async def test_stopping_waits_for_no_stream() -> None:
-    """With twenty streams open the server is down within a second, and each client sees its stream end as a whole."""
+    """With twenty streams open the server is down within a second.
+
+    And each client sees its stream end as a whole.
+    """
     async with serving() as served:
         connections = [await served.connect() for _ in range(20)]
         for reader, _ in connections:
@@ -100,7 +109,9 @@ async def test_a_client_that_does_not_read_can_be_cut_off() -> None:
         try:
             async with asyncio.timeout(0.2):
                 while True:
-                    await send({"type": "http.response.body", "body": b"x" * 65_536, "more_body": True})
+                    await send(
+                        {"type": "http.response.body", "body": b"x" * 65_536, "more_body": True}
+                    )
         except TimeoutError:
             scope["extensions"]["rolloutd.abort"]["call"]()
             has_given_up.set()

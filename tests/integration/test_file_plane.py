@@ -1,4 +1,7 @@
-"""The file plane on a real disk: what its readers see, late writers, edits by others, a disk that refuses."""
+"""The file plane on a real disk.
+
+What its readers see, late writers, edits by others, a disk that refuses.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,11 @@ from schemas.terms import Operator
 from tests.builders import T0, make_plan, make_rollout, make_stage
 from tests.flag_clients import flagd_file, openfeature_client, users_in
 
-FORMATS = [("flagd", "flags.json"), ("go-feature-flag", "flags.json"), ("go-feature-flag", "flags.yaml")]
+FORMATS = [
+    ("flagd", "flags.json"),
+    ("go-feature-flag", "flags.json"),
+    ("go-feature-flag", "flags.yaml"),
+]
 SOMEBODY = "somebody who writes to the file"
 
 
@@ -57,17 +64,26 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the flag's definition as a person with an editor does."""
     document = yaml.safe_load(path.read_text("utf-8"))
     change(document.get("flags", document)["new-checkout"])
-    path.write_text(yaml.safe_dump(document) if path.suffix == ".yaml" else json.dumps(document), "utf-8")
+    path.write_text(
+        yaml.safe_dump(document) if path.suffix == ".yaml" else json.dumps(document), "utf-8"
+    )
 
 
 @pytest.mark.parametrize(("form", "name"), FORMATS)
 async def test_what_is_decided_stands_in_the_file(tmp_path: Path, form: str, name: str) -> None:
-    """From nothing over 33.33 and 100 % back to 0, the file says what was decided, and a second look finds nothing to do."""
+    """From nothing over 33.33 and 100 % back to 0, the file says what was decided.
+
+    And a second look finds nothing to do.
+    """
     plane = make_plane(tmp_path / name, form)
     assert plane.name == "file:edge"
-    assert await plane.look(make_rollout()) == Served(None, "does not know the flag, decided is 10 %")
+    assert await plane.look(make_rollout()) == Served(
+        None, "does not know the flag, decided is 10 %"
+    )
     for revision, percent in enumerate([33.33, 100.0, 0.0], start=1):
-        assert await serve(plane, make_rollout(revision=revision, percent=percent)) == Served(percent, None)
+        assert await serve(plane, make_rollout(revision=revision, percent=percent)) == Served(
+            percent, None
+        )
     inode = (tmp_path / name).stat().st_ino
     await plane.serve(make_rollout(revision=3, percent=0.0))
     assert (tmp_path / name).stat().st_ino == inode, "written again without need"
@@ -75,15 +91,26 @@ async def test_what_is_decided_stands_in_the_file(tmp_path: Path, form: str, nam
 
 
 async def test_the_two_formats_say_it_in_their_own_words(tmp_path: Path) -> None:
-    """To flagd go integer weights of one sum, to GO Feature Flag percentages; ours stands in the metadata of both."""
-    one, other = make_plane(tmp_path / "one.json"), make_plane(tmp_path / "other.yaml", "go-feature-flag")
+    """To flagd go integer weights of one sum, to GO Feature Flag percentages.
+
+    Ours stands in the metadata of both.
+    """
+    one, other = (
+        make_plane(tmp_path / "one.json"),
+        make_plane(tmp_path / "other.yaml", "go-feature-flag"),
+    )
     for plane in (one, other):
         await plane.serve(make_rollout(revision=7, percent=33.33))
-    flagd, goff = read(tmp_path / "one.json")["new-checkout"], read(tmp_path / "other.yaml")["new-checkout"]
+    flagd, goff = (
+        read(tmp_path / "one.json")["new-checkout"],
+        read(tmp_path / "other.yaml")["new-checkout"],
+    )
     assert flagd["targeting"] == {"fractional": [["on", 3333], ["off", 6667]]}
     assert goff["defaultRule"] == {"percentage": {"on": 33.33, "off": 66.67}}
     assert goff["variations"] == {"on": True, "off": False}
-    assert "'on': true" in (tmp_path / "other.yaml").read_text(), "unquoted, YAML 1.1 readers would take on for true"
+    assert "'on': true" in (tmp_path / "other.yaml").read_text(), (
+        "unquoted, YAML 1.1 readers would take on for true"
+    )
     for definition in (flagd, goff):
         assert definition["metadata"]["version"] == "7"
         assert definition["metadata"]["rolloutd.written"].startswith("33.33 ")
@@ -91,7 +118,10 @@ async def test_the_two_formats_say_it_in_their_own_words(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("form", "name"), FORMATS)
 async def test_a_late_writer_changes_nothing(tmp_path: Path, form: str, name: str) -> None:
-    """A replica that stood still since an older revision cannot raise a flag again, and learns why."""
+    """A replica that stood still since an older revision cannot raise a flag again.
+
+    And learns why.
+    """
     zombie, plane = make_plane(tmp_path / name, form), make_plane(tmp_path / name, form)
     await serve(zombie, make_rollout(revision=7, percent=50.0))
     await serve(plane, make_rollout(revision=8, percent=0.0))
@@ -101,7 +131,9 @@ async def test_a_late_writer_changes_nothing(tmp_path: Path, form: str, name: st
     assert late.difference is not None
     assert late.difference.startswith("was written by revision 8, newer than ours, 7")
     await plane.serve(make_rollout(revision=8, percent=50.0))
-    assert await plane.look(make_rollout(revision=8, percent=0.0)) == Served(0.0, None), "the lower of one revision stays"
+    assert await plane.look(make_rollout(revision=8, percent=0.0)) == Served(0.0, None), (
+        "the lower of one revision stays"
+    )
 
 
 EDITS: list[tuple[str, Callable[[dict[str, Any]], Any], float | None]] = [
@@ -112,9 +144,17 @@ EDITS: list[tuple[str, Callable[[dict[str, Any]], Any], float | None]] = [
     ("flagd", lambda flag: flag.update(targeting={"if": [True, "on", "off"]}), None),
     ("flagd", lambda flag: flag["targeting"].update(fractional=["on", "off"]), None),
     ("go-feature-flag", lambda flag: flag.update(disable=True), 0.0),
-    ("go-feature-flag", lambda flag: flag.update(defaultRule={"percentage": {"on": 5, "off": 95}}), 5.0),
+    (
+        "go-feature-flag",
+        lambda flag: flag.update(defaultRule={"percentage": {"on": 5, "off": 95}}),
+        5.0,
+    ),
     ("go-feature-flag", lambda flag: flag.update(defaultRule={"variation": "on"}), 100.0),
-    ("go-feature-flag", lambda flag: flag.update(targeting=[{"query": "beta eq true", "variation": "on"}]), None),
+    (
+        "go-feature-flag",
+        lambda flag: flag.update(targeting=[{"query": "beta eq true", "variation": "on"}]),
+        None,
+    ),
 ]
 
 
@@ -122,7 +162,10 @@ EDITS: list[tuple[str, Callable[[dict[str, Any]], Any], float | None]] = [
 async def test_an_edit_by_others_is_recognised_after_a_restart_too(
     tmp_path: Path, form: str, change: Callable[[dict[str, Any]], None], percent: float | None
 ) -> None:
-    """A definition that does not match its digest is somebody else's, also to a process that never wrote."""
+    """A definition that does not match its digest is somebody else's.
+
+    Also to a process that never wrote.
+    """
     path = tmp_path / "flags.json"
     await make_plane(path, form).serve(make_rollout(revision=1000))
     edit(path, change)
@@ -134,15 +177,22 @@ async def test_an_edit_by_others_is_recognised_after_a_restart_too(
 
 
 @pytest.mark.parametrize(("form", "name"), FORMATS)
-async def test_a_flag_deleted_from_the_file_is_switched_off(tmp_path: Path, form: str, name: str) -> None:
-    """Who deletes a flag means to switch it off, and no replica puts it back before something new is decided."""
+async def test_a_flag_deleted_from_the_file_is_switched_off(
+    tmp_path: Path, form: str, name: str
+) -> None:
+    """Who deletes a flag means to switch it off.
+
+    And no replica puts it back before something new is decided.
+    """
     path = tmp_path / name
     plane, other = make_plane(path, form), make_rollout(plan=make_plan(flag_key="other"))
     await serve(plane, make_rollout())
     await plane.serve(other)
     document = yaml.safe_load(path.read_text("utf-8"))
     del document.get("flags", document)["new-checkout"]
-    path.write_text(yaml.safe_dump(document) if path.suffix == ".yaml" else json.dumps(document), "utf-8")
+    path.write_text(
+        yaml.safe_dump(document) if path.suffix == ".yaml" else json.dumps(document), "utf-8"
+    )
     served = await plane.look(make_rollout())
     assert (served.percent, served.edited_by) == (0.0, SOMEBODY)
     await kept(plane)
@@ -151,7 +201,9 @@ async def test_a_flag_deleted_from_the_file_is_switched_off(tmp_path: Path, form
     await kept(plane)
     assert await plane.look(make_rollout(revision=2, percent=50.0)) == Served(50.0, None)
     path.unlink()
-    assert await plane.look(other) == Served(None, "does not know the flag, decided is 10 %"), "a lost file is nobody's edit"
+    assert await plane.look(other) == Served(None, "does not know the flag, decided is 10 %"), (
+        "a lost file is nobody's edit"
+    )
     await kept(plane)
     assert set(read(path)) == {"other", "new-checkout"}
 
@@ -166,13 +218,20 @@ async def kept(plane: FilePlane) -> None:
 
 
 async def test_what_others_keep_in_the_file_is_left_alone(tmp_path: Path) -> None:
-    """Somebody else's flag and the document's own entries outlive our writes; a flag that becomes ours is taken over."""
+    """Somebody else's flag and the document's own entries outlive our writes.
+
+    A flag that becomes ours is taken over.
+    """
     path = tmp_path / "flags.json"
     theirs = {"state": "ENABLED", "variants": {"a": 1}, "defaultVariant": "a"}
     own = {"state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "off"}
-    path.write_text(json.dumps({"flags": {"theirs": theirs, "new-checkout": own}, "$evaluators": {"e": {}}}))
+    path.write_text(
+        json.dumps({"flags": {"theirs": theirs, "new-checkout": own}, "$evaluators": {"e": {}}})
+    )
     plane = make_plane(path)
-    assert await plane.look(make_rollout()) == Served(0.0, "serves 0 %, decided is 10 %"), "nobody's edit: it was never ours"
+    assert await plane.look(make_rollout()) == Served(0.0, "serves 0 %, decided is 10 %"), (
+        "nobody's edit: it was never ours"
+    )
     assert await serve(plane, make_rollout()) == Served(10.0, None)
     document = json.loads(path.read_text())
     assert (document["flags"]["theirs"], document["$evaluators"]) == (theirs, {"e": {}})
@@ -180,7 +239,10 @@ async def test_what_others_keep_in_the_file_is_left_alone(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"flags": 7}', "\xff", "[" * 100_000])
 async def test_a_broken_file_is_replaced_by_all_we_know(tmp_path: Path, broken: str) -> None:
-    """An edit that leaves no readable file counts as somebody's; the next write brings back every flag we know of."""
+    """An edit that leaves no readable file counts as somebody's.
+
+    The next write brings back every flag we know of.
+    """
     path = tmp_path / "flags.json"
     plane = make_plane(path)
     other = make_rollout(flag_key="other", plan=make_plan(flag_key="other"))
@@ -195,7 +257,10 @@ async def test_a_broken_file_is_replaced_by_all_we_know(tmp_path: Path, broken: 
 
 
 async def test_each_replica_keeps_its_own_file_complete(tmp_path: Path) -> None:
-    """Flags that another replica runs are written from the state topic, the newest revision only."""
+    """Flags that another replica runs are written from the state topic.
+
+    The newest revision only.
+    """
     plane = make_plane(tmp_path / "flags.json")
     keeping = asyncio.create_task(plane.keep())
     try:
@@ -208,11 +273,16 @@ async def test_each_replica_keeps_its_own_file_complete(tmp_path: Path) -> None:
         keeping.cancel()
         with suppress(asyncio.CancelledError):
             await keeping
-    assert read(tmp_path / "flags.json")["new-checkout"]["targeting"] == {"fractional": [["on", 0], ["off", 10_000]]}
+    assert read(tmp_path / "flags.json")["new-checkout"]["targeting"] == {
+        "fractional": [["on", 0], ["off", 10_000]]
+    }
 
 
 async def test_many_writers_lose_no_flag(tmp_path: Path) -> None:
-    """Twenty flags written at once by two processes' worth of planes are all there, and no half file is ever read."""
+    """Twenty flags written at once by two processes' worth of planes are all there.
+
+    And no half file is ever read.
+    """
     path = tmp_path / "flags.json"
     planes = [make_plane(path), make_plane(path)]
     rollouts = [make_rollout(plan=make_plan(flag_key=f"flag-{number}")) for number in range(20)]
@@ -225,14 +295,19 @@ async def test_many_writers_lose_no_flag(tmp_path: Path) -> None:
             await asyncio.sleep(0)
 
     watching = asyncio.create_task(watch())
-    await asyncio.gather(*(planes[index % 2].serve(rollout) for index, rollout in enumerate(rollouts)))
+    await asyncio.gather(
+        *(planes[index % 2].serve(rollout) for index, rollout in enumerate(rollouts))
+    )
     watching.cancel()
     assert len(read(path)) == 20
     assert seen == sorted(seen)
 
 
 async def test_a_disk_that_refuses_is_said_in_words(tmp_path: Path) -> None:
-    """No directory, no room, a lock that is not given back: each is trouble with a name, and the file stays whole."""
+    """No directory, no room, a lock that is not given back.
+
+    Each is trouble with a name, and the file stays whole.
+    """
     with pytest.raises(ConfigInvalid, match=r"planes\.files\.edge\.path"):
         make_plane(tmp_path / "missing" / "flags.json")
     path = tmp_path / "flags.json"
@@ -257,7 +332,10 @@ async def test_a_disk_that_refuses_is_said_in_words(tmp_path: Path) -> None:
 
 
 async def test_what_a_crash_left_behind_is_in_nobodys_way(tmp_path: Path) -> None:
-    """Killed while it writes, a daemon leaves the old file whole; half of a new one beside it is removed."""
+    """Killed while it writes, a daemon leaves the old file whole.
+
+    Half of a new one beside it is removed.
+    """
     path = tmp_path / "flags.json"
     plane = make_plane(path)
     await plane.serve(make_rollout())
@@ -269,7 +347,10 @@ async def test_what_a_crash_left_behind_is_in_nobodys_way(tmp_path: Path) -> Non
 
 
 async def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
-    """Where the path is a link, what it points to is replaced, with the mode it had, but nobody else may write."""
+    """Where the path is a link, what it points to is replaced, with the mode it had.
+
+    But nobody else may write.
+    """
     (tmp_path / "real").mkdir()
     real, link = tmp_path / "real" / "flags.json", tmp_path / "flags.json"
     real.write_text("{}")
@@ -282,17 +363,28 @@ async def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
 
 
 async def test_audiences_stand_in_a_flagd_file_and_nowhere_else(tmp_path: Path) -> None:
-    """The file holds the rules that flagd's HTTP document holds; GO Feature Flag gets nobody in, and says what is missing."""
+    """The file holds the rules that flagd's HTTP document holds.
+
+    GO Feature Flag gets nobody in, and says what is missing.
+    """
     staff = Audience("staff", ((Condition("email", Operator.ENDS_WITH, ("@corp.example",)),),))
     stages = (make_stage(percent=50.0, audience="staff"), make_stage(percent=100.0))
     rollout = make_rollout(plan=make_plan(stages=stages, audiences=(staff,)))
-    flagd, goff = make_plane(tmp_path / "flags.json"), make_plane(tmp_path / "flags.yaml", "go-feature-flag")
+    flagd, goff = (
+        make_plane(tmp_path / "flags.json"),
+        make_plane(tmp_path / "flags.yaml", "go-feature-flag"),
+    )
     assert (await serve(flagd, rollout)).difference is None
     board = FlagBoard(generation=Generation.V3)
     board.take(rollout)
     definition = read(tmp_path / "flags.json")["new-checkout"]
-    assert definition["targeting"] == json.loads(board.flagd_document()[0])["flags"]["new-checkout"]["targeting"]
-    assert await serve(goff, rollout) == Served(0.0, "cannot serve an audience; everybody else gets the decided 0 %")
+    assert (
+        definition["targeting"]
+        == json.loads(board.flagd_document()[0])["flags"]["new-checkout"]["targeting"]
+    )
+    assert await serve(goff, rollout) == Served(
+        0.0, "cannot serve an audience; everybody else gets the decided 0 %"
+    )
     assert read(tmp_path / "flags.yaml")["new-checkout"]["defaultRule"] == {"variation": "off"}
     edit(tmp_path / "flags.json", lambda flag: flag["targeting"]["if"].__setitem__(0, True))
     assert (await flagd.look(rollout)).edited_by == SOMEBODY
@@ -365,7 +457,9 @@ async def test_what_a_crash_left_behind_is_cleared(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [".flags.json.lock", "flags.json"]
 
 
-async def test_a_directory_that_others_may_write_to_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_directory_that_others_may_write_to_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The operator is told, since who can write there decides what is served."""
     make_plane(tmp_path / "flags.json", "flagd")
     assert "open_door" not in capsys.readouterr().out

@@ -1,4 +1,7 @@
-"""The gRPC sync source and its real clients: OpenFeature's flagd provider, evaluating in its own process."""
+"""The gRPC sync source and its real clients.
+
+OpenFeature's flagd provider, evaluating in its own process.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +58,15 @@ async def stub(server: FlagdSyncServer) -> AsyncIterator[Any]:
 
 def share_of(response: Any) -> int:
     """Return the treatment's weight in a snapshot."""
-    weight: int = json.loads(response.flag_configuration)["flags"]["new-checkout"]["targeting"]["fractional"][0][1]
+    weight: int = json.loads(response.flag_configuration)["flags"]["new-checkout"]["targeting"][
+        "fractional"
+    ][0][1]
     return weight
 
 
-async def test_a_real_provider_follows_every_change(board: FlagBoard, server: FlagdSyncServer) -> None:
+async def test_a_real_provider_follows_every_change(
+    board: FlagBoard, server: FlagdSyncServer
+) -> None:
     """A provider that evaluates in the app sees each percentage as OFREP serves it, without polling, and nobody falls out."""
 
     def by_ofrep() -> set[str]:
@@ -82,8 +89,13 @@ async def test_a_real_provider_follows_every_change(board: FlagBoard, server: Fl
             assert time.monotonic() - started < 10, "the provider did not follow the roll back"
 
 
-async def test_a_stream_begins_with_everything_and_repeats_nothing(board: FlagBoard, stub: Any) -> None:
-    """The first message is the whole document; an older or repeated revision sends nothing, many changes at once the last."""
+async def test_a_stream_begins_with_everything_and_repeats_nothing(
+    board: FlagBoard, stub: Any
+) -> None:
+    """The first message is the whole document.
+
+    An older or repeated revision sends nothing, many changes at once the last.
+    """
     stream = stub.SyncFlags(sync_pb2.SyncFlagsRequest(provider_id="test"))
     assert share_of(await stream.read()) == 1_000
     board.take(make_rollout())
@@ -91,9 +103,9 @@ async def test_a_stream_begins_with_everything_and_repeats_nothing(board: FlagBo
     for revision in range(2, 50):
         board.take(make_rollout(revision=revision, percent=float(revision)))
     assert share_of(await stream.read()) == 4_900
-    assert json.loads((await stub.FetchAllFlags(sync_pb2.FetchAllFlagsRequest())).flag_configuration)["flags"].keys() == {
-        "new-checkout"
-    }
+    assert json.loads(
+        (await stub.FetchAllFlags(sync_pb2.FetchAllFlagsRequest())).flag_configuration
+    )["flags"].keys() == {"new-checkout"}
     stream.cancel()
 
 
@@ -106,13 +118,22 @@ async def code_of(call: Any) -> grpc.StatusCode:
 
 
 async def test_nothing_is_sent_while_it_cannot_be_trusted(board: FlagBoard, stub: Any) -> None:
-    """New streams are refused, an open one is silent until the doubt is over; then it gets what changed meanwhile."""
+    """New streams are refused, an open one is silent until the doubt is over.
+
+    Then it gets what changed meanwhile.
+    """
     stream = stub.SyncFlags(sync_pb2.SyncFlagsRequest())
     await stream.read()
     board.doubt("reading again")
     board.take(make_rollout(revision=2, percent=50.0))
-    assert await code_of(stub.SyncFlags(sync_pb2.SyncFlagsRequest()).read()) is grpc.StatusCode.UNAVAILABLE
-    assert await code_of(stub.FetchAllFlags(sync_pb2.FetchAllFlagsRequest())) is grpc.StatusCode.UNAVAILABLE
+    assert (
+        await code_of(stub.SyncFlags(sync_pb2.SyncFlagsRequest()).read())
+        is grpc.StatusCode.UNAVAILABLE
+    )
+    assert (
+        await code_of(stub.FetchAllFlags(sync_pb2.FetchAllFlagsRequest()))
+        is grpc.StatusCode.UNAVAILABLE
+    )
     reading = asyncio.ensure_future(stream.read())
     await asyncio.wait([reading], timeout=0.2)
     assert not reading.done()
@@ -122,16 +143,30 @@ async def test_nothing_is_sent_while_it_cannot_be_trusted(board: FlagBoard, stub
 
 
 async def test_what_is_not_here_is_refused(stub: Any) -> None:
-    """Metadata is unimplemented, as clients want it; another flag set, and one stream too many, are refused."""
-    assert await code_of(stub.GetMetadata(sync_pb2.GetMetadataRequest())) is grpc.StatusCode.UNIMPLEMENTED
-    other = stub.SyncFlags(sync_pb2.SyncFlagsRequest(), metadata=(("flagd-selector", "flagSetId=staging"),))
+    """Metadata is unimplemented, as clients want it.
+
+    Another flag set, and one stream too many, are refused.
+    """
+    assert (
+        await code_of(stub.GetMetadata(sync_pb2.GetMetadataRequest()))
+        is grpc.StatusCode.UNIMPLEMENTED
+    )
+    other = stub.SyncFlags(
+        sync_pb2.SyncFlagsRequest(), metadata=(("flagd-selector", "flagSetId=staging"),)
+    )
     assert await code_of(other.read()) is grpc.StatusCode.NOT_FOUND
     streams = [
-        stub.SyncFlags(sync_pb2.SyncFlagsRequest(), metadata=(("flagd-selector", "flagSetId=production"),)) for _ in range(2)
+        stub.SyncFlags(
+            sync_pb2.SyncFlagsRequest(), metadata=(("flagd-selector", "flagSetId=production"),)
+        )
+        for _ in range(2)
     ]
     for stream in streams:
         await stream.read()
-    assert await code_of(stub.SyncFlags(sync_pb2.SyncFlagsRequest()).read()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (
+        await code_of(stub.SyncFlags(sync_pb2.SyncFlagsRequest()).read())
+        is grpc.StatusCode.RESOURCE_EXHAUSTED
+    )
     streams[0].cancel()
     async with asyncio.timeout(5):
         while True:  # until the server has noticed
@@ -179,12 +214,16 @@ async def test_what_cannot_work_is_the_operators_to_mend(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        server = FlagdSyncServer(board, SyncAddress(port=taken.getsockname()[1]), flag_set_id="production")
+        server = FlagdSyncServer(
+            board, SyncAddress(port=taken.getsockname()[1]), flag_set_id="production"
+        )
         with pytest.raises(ConfigInvalid, match=r"flagd_sync\.port"):
             await server.start()
         await server.stop()
     with pytest.raises(ConfigInvalid, match="certificate_file"):
-        FlagdSyncServer(board, SyncAddress(certificate_file=tmp_path / "missing.pem"), flag_set_id="production")
+        FlagdSyncServer(
+            board, SyncAddress(certificate_file=tmp_path / "missing.pem"), flag_set_id="production"
+        )
     monkeypatch.setattr(importlib, "import_module", without_grpc(importlib.import_module))
     with pytest.raises(ConfigInvalid, match=r"pip install 'rolloutd\[grpc\]'"):
         FlagdSyncServer(board, SyncAddress(), flag_set_id="production")

@@ -37,7 +37,10 @@ Written = tuple[str, int, bytes]
 
 
 def make_traffic() -> list[Request]:
-    """Return 900 requests of 250 users, some of whom fail, pay, or evaluate a flag nobody rolls out."""
+    """Return 900 requests of 250 users, some of whom fail, pay.
+
+    Or evaluate a flag nobody rolls out.
+    """
     chance = random.Random(5)
     arms = {f"u{number}": chance.choice(["on", "off"]) for number in range(250)}
     requests = []
@@ -65,7 +68,11 @@ def in_our_format(requests: Iterable[Request]) -> list[Written]:
     for one in requests:
         partition = partition_of(one.context, PARTITIONS)
         written += [
-            ("evaluations", partition, evaluation_value(one.context, variant, time_ms=one.at_ms, flag=flag))
+            (
+                "evaluations",
+                partition,
+                evaluation_value(one.context, variant, time_ms=one.at_ms, flag=flag),
+            )
             for flag, variant in one.flags
         ]
         value = outcome_value(
@@ -85,13 +92,26 @@ def by_go_feature_flag(requests: Iterable[Request]) -> list[Written]:
     written = [one for one in in_our_format(requests) if one[0] == "outcomes"]
     for one in requests:
         for flag, variant in one.flags:
-            event = {"kind": "feature", "userKey": one.context, "creationDate": one.at_ms, "key": flag, "variation": variant}
-            written.append(("evaluations", partition_of(one.context, PARTITIONS), json.dumps(event).encode()))
+            event = {
+                "kind": "feature",
+                "userKey": one.context,
+                "creationDate": one.at_ms,
+                "key": flag,
+                "variation": variant,
+            }
+            written.append(
+                ("evaluations", partition_of(one.context, PARTITIONS), json.dumps(event).encode())
+            )
     return written
 
 
-def exports(requests: Iterable[Request], encoding: EventFormat, *, with_logs: bool) -> list[Written]:
-    """Return exports as a Collector keyed by context writes them: logs and spans, or spans alone."""
+def exports(
+    requests: Iterable[Request], encoding: EventFormat, *, with_logs: bool
+) -> list[Written]:
+    """Return exports as a Collector keyed by context writes them.
+
+    Logs and spans, or spans alone.
+    """
     written: list[Written] = []
     by_partition: dict[int, list[Request]] = {}
     for one in requests:
@@ -119,10 +139,21 @@ class Way:
 def ways(requests: list[Request]) -> list[Way]:
     """Return every way there is."""
     ours, go = EventFormat.ROLLOUTD, EventFormat.GO_FEATURE_FLAG
-    found = [Way("ours", ours, ours, in_our_format(requests)), Way("go", go, ours, by_go_feature_flag(requests))]
+    found = [
+        Way("ours", ours, ours, in_our_format(requests)),
+        Way("go", go, ours, by_go_feature_flag(requests)),
+    ]
     for each in (EventFormat.OTLP_JSON, EventFormat.OTLP_PROTO):
         found.append(Way(f"{each}.logs", each, each, exports(requests, each, with_logs=True)))
-        found.append(Way(f"{each}.spans", each, each, exports(requests, each, with_logs=False), is_one_topic=True))
+        found.append(
+            Way(
+                f"{each}.spans",
+                each,
+                each,
+                exports(requests, each, with_logs=False),
+                is_one_topic=True,
+            )
+        )
     return found
 
 
@@ -145,7 +176,10 @@ class Member:
         self.totals = RedisTotals(store)
         self.refused: set[tuple[str, int, int]] = set()
         self.log = KafkaEventLog(
-            self.settings, sorted(set(self.settings.event_topics)), self.settings.events_group, bare_records=True
+            self.settings,
+            sorted(set(self.settings.event_topics)),
+            self.settings.events_group,
+            bare_records=True,
         )
         self.ingest = Ingest(
             SharedTopic(self.log) if way.is_one_topic else self.log,
@@ -177,7 +211,10 @@ class Member:
         running = asyncio.create_task(self.ingest.run())
         try:
             async with asyncio.timeout(60):
-                while sum(each.next_offset for each in (await self.totals.read(self.keys, {}))[1]) < records:
+                while (
+                    sum(each.next_offset for each in (await self.totals.read(self.keys, {}))[1])
+                    < records
+                ):
                     if running.done():
                         running.result()
                     await asyncio.sleep(0.05)
@@ -200,16 +237,23 @@ def told(arm: ArmTotals) -> tuple[object, ...]:
 
 
 @pytest.mark.real_kafka
-async def test_every_format_gives_the_same_totals(kafka: str, own_redis: RedisServer, topic_prefix: str) -> None:
+async def test_every_format_gives_the_same_totals(
+    kafka: str, own_redis: RedisServer, topic_prefix: str
+) -> None:
     """OTLP JSON, OTLP protobuf, spans alone, GO Feature Flag and our own events give identical totals for the same traffic."""
     requests = make_traffic()
     store = Store.connect(own_redis.url)
     members = {way: Member(kafka, topic_prefix, way, store) for way in ways(requests)}
     try:
-        counted = await asyncio.gather(*(written_and_counted(kafka, way, member) for way, member in members.items()))
+        counted = await asyncio.gather(
+            *(written_and_counted(kafka, way, member) for way, member in members.items())
+        )
     finally:
         await store.close()
-    found = {way.name: {arm: told(totals) for arm, totals in arms.items()} for way, arms in zip(members, counted, strict=True)}
+    found = {
+        way.name: {arm: told(totals) for arm, totals in arms.items()}
+        for way, arms in zip(members, counted, strict=True)
+    }
     assert len(found) == 6
     assert sum(one.flags[0] == (FLAG, "on") for one in requests) == found["ours"][Arm.TREATMENT][0]
     for name, arms_found in found.items():
@@ -217,7 +261,10 @@ async def test_every_format_gives_the_same_totals(kafka: str, own_redis: RedisSe
 
 
 async def written_and_counted(kafka: str, way: Way, member: Member) -> dict[Arm, ArmTotals]:
-    """Write one way's records, with poison before and after, and return the arms; the poison alone is refused."""
+    """Write one way's records, with poison before and after, and return the arms.
+
+    The poison alone is refused.
+    """
     await ensure_topics(member.settings)
     poison: list[Written] = [("outcomes", number, b"{") for number in range(PARTITIONS)]
     records = [*poison, *way.written, *poison]
@@ -225,7 +272,12 @@ async def written_and_counted(kafka: str, way: Way, member: Member) -> dict[Arm,
     await producer.start()
     try:
         sent = [
-            await producer.send(member.settings.topic(topic), value, partition=partition, timestamp_ms=AT_MS + 10_000)
+            await producer.send(
+                member.settings.topic(topic),
+                value,
+                partition=partition,
+                timestamp_ms=AT_MS + 10_000,
+            )
             for topic, partition, value in records
         ]
         await asyncio.gather(*sent)

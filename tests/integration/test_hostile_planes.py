@@ -1,4 +1,7 @@
-"""Planes that answer as nobody expects: each is its own trouble, and the loop, other planes and the daemon go on."""
+"""Planes that answer as nobody expects.
+
+Each is its own trouble, and the loop, other planes and the daemon go on.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ from tests.fault_server import Exchange, FaultServer, Script, answering, fault_s
 from tests.unleash.given import decided, make_settings
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-#: A loop that stands still for longer is held up by an answer. Twice the goal: on a busy machine work takes more CPU time.
+# : A loop that stands still for longer is held up by an answer. Twice the goal: on a busy machine
+# work takes more CPU time.
 STALL_SECONDS = 0.5
 
 
@@ -100,7 +104,9 @@ async def http_plane(url: str, directory: Path) -> AsyncIterator[FlagPlane]:
         },
     }
     path.write_text(yaml.safe_dump(document))
-    settings = HttpPlaneSettings(template=str(path), values={"base": url}, call_timeout_seconds=0.3, look_every_seconds=1)
+    settings = HttpPlaneSettings(
+        template=str(path), values={"base": url}, call_timeout_seconds=0.3, look_every_seconds=1
+    )
     plane = HttpPlane("test", settings, SystemClock())
     try:
         yield plane
@@ -158,7 +164,10 @@ class Loop:
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 @pytest.mark.parametrize("plane_at", [http_plane, unleash_plane])
 async def test_an_answer_that_nobody_expects(plane_at: Any, answer: Script, tmp_path: Path) -> None:
-    """The hostile plane has a gap with a reason, the other plane serves, and the loop has its turns."""
+    """The hostile plane has a gap with a reason, the other plane serves.
+
+    And the loop has its turns.
+    """
     async with fault_server(answer) as server, plane_at(server.url, tmp_path) as plane:
         loop = Loop(plane)
         await loop.run(0.7, decided("new-checkout", 25, revision=3))
@@ -171,7 +180,10 @@ async def test_an_answer_that_nobody_expects(plane_at: Any, answer: Script, tmp_
 
 
 async def test_no_mutation_of_a_good_answer_gets_out_of_the_plane(tmp_path: Path) -> None:
-    """Of a thousand answers with wrong types in them each ends in a look, or in FlagPlaneUnavailable."""
+    """Of a thousand answers with wrong types in them each ends in a look.
+
+    Or in FlagPlaneUnavailable.
+    """
     chance = random.Random(7)
     odd: list[Any] = [None, True, -1, 1e308, "x", "", [], {}, [None], {"a": 1}, "9" * 400, 2**70]
 
@@ -210,7 +222,10 @@ async def test_no_mutation_of_a_good_answer_gets_out_of_the_plane(tmp_path: Path
     unexpected: list[str] = []
     async with AsyncExitStack() as stack:
         server: FaultServer = await stack.enter_async_context(fault_server(script))
-        planes = [await stack.enter_async_context(plane_at(server.url, tmp_path)) for plane_at in (http_plane, unleash_plane)]
+        planes = [
+            await stack.enter_async_context(plane_at(server.url, tmp_path))
+            for plane_at in (http_plane, unleash_plane)
+        ]
         for number in range(500):
             for plane in planes:
                 rollout = make_rollout(percent=chance.choice([0.0, 25.0]), revision=number + 1)

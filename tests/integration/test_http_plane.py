@@ -1,7 +1,9 @@
-"""HTTP planes over real sockets: the shipped templates against services that answer as their documents say, and what fails.
+"""HTTP planes over real sockets.
 
-The services are ours, written from the public API documents of LaunchDarkly, Flagsmith and GrowthBook; nothing here has met
-the real ones.
+The shipped templates against services that answer as their documents say, and what fails.
+
+The services are ours, written from the public API documents of LaunchDarkly, Flagsmith and
+GrowthBook; nothing here has met the real ones.
 """
 
 from __future__ import annotations
@@ -29,7 +31,16 @@ from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import FlagPlane, Served
 from controller.settings import HttpPlaneSettings
 from tests.builders import T0, make_plan, make_rollout
-from tests.fault_server import Exchange, Script, answering, fault_server, hang, hang_in_body, repeating, reset
+from tests.fault_server import (
+    Exchange,
+    Script,
+    answering,
+    fault_server,
+    hang,
+    hang_in_body,
+    repeating,
+    reset,
+)
 
 SECRET = "token-3f9a"
 SIGNING_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
@@ -44,7 +55,9 @@ class HandClock(SystemClock):
 
 
 @asynccontextmanager
-async def plane_at(template: str | Path, clock: HandClock | None = None, **fields: Any) -> AsyncIterator[HttpPlane]:
+async def plane_at(
+    template: str | Path, clock: HandClock | None = None, **fields: Any
+) -> AsyncIterator[HttpPlane]:
     """Give a plane by a template."""
     settings = {"template": str(template), "secret": SECRET, **fields}
     plane = HttpPlane("test", HttpPlaneSettings.model_validate(settings), clock or HandClock())
@@ -64,12 +77,17 @@ async def serve(plane: FlagPlane, rollout: Rollout) -> Served:
 
 
 def service(handle: Callable[[str, str, Any], Any]) -> Script:
-    """Return a script for a JSON service: `handle` gets method, address and body, and gives an answer or an HTTP status."""
+    """Return a script for a JSON service.
+
+    `handle` gets method, address and body, and gives an answer or an HTTP status.
+    """
 
     async def script(exchange: Exchange) -> None:
         method, address, _ = exchange.request.line.split(" ")
         assert SECRET in exchange.request.headers["authorization"]
-        answer = handle(method, address, json.loads(exchange.request.body) if exchange.request.body else None)
+        answer = handle(
+            method, address, json.loads(exchange.request.body) if exchange.request.body else None
+        )
         if isinstance(answer, int):
             await exchange.answer("{}", status=f"{answer} Refused")
         else:
@@ -78,7 +96,8 @@ def service(handle: Callable[[str, str, Any], Any]) -> Script:
     return script
 
 
-# --- the three --------------------------------------------------------------------------------------------------------------
+# --- the three
+# --------------------------------------------------------------------------------------------------
 
 
 class LaunchDarkly:
@@ -96,7 +115,11 @@ class LaunchDarkly:
         if method == "GET":
             assert parse_qs(parts.query) == {"env": ["production"]}
             environment = {"on": self.on, "fallthrough": self.fallthrough, "offVariation": 1}
-            return {"key": "new-checkout", "variations": self.variations, "environments": {"production": environment}}
+            return {
+                "key": "new-checkout",
+                "variations": self.variations,
+                "environments": {"production": environment},
+            }
         assert (method, body["environmentKey"]) == ("PATCH", "production")
         for instruction in body["instructions"]:
             match instruction:
@@ -104,19 +127,31 @@ class LaunchDarkly:
                     self.on = True
                 case {"kind": "turnFlagOff"}:
                     self.on = False
-                case {"kind": "updateFallthroughVariationOrRollout", "rolloutWeights": weights, "rolloutContextKind": "user"}:
+                case {
+                    "kind": "updateFallthroughVariationOrRollout",
+                    "rolloutWeights": weights,
+                    "rolloutContextKind": "user",
+                }:
                     if sum(weights.values()) != 100_000:
                         return 400
                     ids = [variation["_id"] for variation in self.variations]
-                    split = [{"variation": ids.index(each), "weight": weight} for each, weight in weights.items()]
-                    self.fallthrough = {"rollout": {"variations": split, "bucketBy": instruction["rolloutBucketBy"]}}
+                    split = [
+                        {"variation": ids.index(each), "weight": weight}
+                        for each, weight in weights.items()
+                    ]
+                    self.fallthrough = {
+                        "rollout": {"variations": split, "bucketBy": instruction["rolloutBucketBy"]}
+                    }
                 case _:
                     return 400
         return {}
 
 
 class Flagsmith:
-    """One multivariate feature in one environment; the search also finds a feature whose name is longer."""
+    """One multivariate feature in one environment.
+
+    The search also finds a feature whose name is longer.
+    """
 
     def __init__(self, variants: int = 1) -> None:
         self.enabled = False
@@ -128,7 +163,12 @@ class Flagsmith:
             assert parse_qs(parts.query)["search"] == ["new-checkout"]
             options = [{"id": variant} for variant in self.weights]
             other = {"id": 4, "name": "new-checkout-two", "multivariate_options": []}
-            return {"results": [other, {"id": 5, "name": "new-checkout", "multivariate_options": options}]}
+            return {
+                "results": [
+                    other,
+                    {"id": 5, "name": "new-checkout", "multivariate_options": options},
+                ]
+            }
         if parts.path != "/api/__future__/environments/key/features/5/":
             return 404
         if method == "PATCH":
@@ -138,7 +178,10 @@ class Flagsmith:
             self.enabled = default["enabled"]
             self.weights = {variant["id"]: variant["weight"] for variant in default["variants"]}
         variants = [{"id": variant, "weight": weight} for variant, weight in self.weights.items()]
-        return {"environment_default": {"enabled": self.enabled, "variants": variants}, "segment_overrides": []}
+        return {
+            "environment_default": {"enabled": self.enabled, "variants": variants},
+            "segment_overrides": [],
+        }
 
 
 class GrowthBook:
@@ -146,8 +189,21 @@ class GrowthBook:
 
     def __init__(self) -> None:
         self.rules = [
-            {"id": "fr_1", "type": "force", "description": "staff", "value": "true", "enabled": True},
-            {"id": "fr_2", "type": "rollout", "description": "rolloutd", "value": "true", "coverage": 0, "enabled": True},
+            {
+                "id": "fr_1",
+                "type": "force",
+                "description": "staff",
+                "value": "true",
+                "enabled": True,
+            },
+            {
+                "id": "fr_2",
+                "type": "rollout",
+                "description": "rolloutd",
+                "value": "true",
+                "coverage": 0,
+                "enabled": True,
+            },
         ]
 
     def __call__(self, method: str, address: str, body: Any) -> Any:
@@ -156,7 +212,13 @@ class GrowthBook:
         if method == "POST":
             assert body.keys() == {"rules"}
             self.rules = body["rules"]
-        return {"feature": {"id": "new-checkout", "rules": self.rules, "environments": {"production": {"enabled": True}}}}
+        return {
+            "feature": {
+                "id": "new-checkout",
+                "rules": self.rules,
+                "environments": {"production": {"enabled": True}},
+            }
+        }
 
 
 KNOWN: list[tuple[str, Callable[[], Callable[[str, str, Any], Any]], dict[str, str]]] = [
@@ -177,7 +239,9 @@ async def test_the_shipped_templates_set_and_read_back(
     ):
         assert (await plane.look(make_rollout(percent=1.0))).percent == 0.0
         for revision, percent in enumerate([1.0, 33.33, 100.0], start=1):
-            assert await serve(plane, make_rollout(revision=revision, percent=percent)) == Served(percent, None)
+            assert await serve(plane, make_rollout(revision=revision, percent=percent)) == Served(
+                percent, None
+            )
         rolled_back = make_rollout(revision=4, percent=100.0, phase=RolledBack(T0, "breach"))
         assert await serve(plane, rolled_back) == Served(0.0, None)
         calls = len(server.requests)
@@ -186,7 +250,10 @@ async def test_the_shipped_templates_set_and_read_back(
 
 
 async def test_launchdarkly_is_turned_off_at_nothing() -> None:
-    """At 0 % no individual target or rule keeps the treatment alive, and a flag's other variation fixed is 0 or 100 %."""
+    """At 0 % no individual target or rule keeps the treatment alive.
+
+    And a flag's other variation fixed is 0 or 100 %.
+    """
     system = LaunchDarkly()
     async with (
         fault_server(service(system)) as server,
@@ -200,7 +267,11 @@ async def test_launchdarkly_is_turned_off_at_nothing() -> None:
         ]
         await serve(plane, make_rollout(revision=2, percent=0.0))
         assert not system.on
-    for fallthrough, percent in (({"variation": 0}, 100.0), ({"variation": 1}, 0.0), ({"rollout": {"variations": []}}, 0.0)):
+    for fallthrough, percent in (
+        ({"variation": 0}, 100.0),
+        ({"variation": 1}, 0.0),
+        ({"rollout": {"variations": []}}, 0.0),
+    ):
         system.on, system.fallthrough = True, fallthrough
         async with (
             fault_server(service(system)) as server,
@@ -210,11 +281,20 @@ async def test_launchdarkly_is_turned_off_at_nothing() -> None:
 
 
 async def test_growthbook_keeps_the_rules_of_others() -> None:
-    """All rules are sent back, one of them changed; a feature without our rule is refused in words."""
+    """All rules are sent back, one of them changed.
+
+    A feature without our rule is refused in words.
+    """
     system = GrowthBook()
-    async with fault_server(service(system)) as server, plane_at("growthbook", values={"base": server.url}) as plane:
+    async with (
+        fault_server(service(system)) as server,
+        plane_at("growthbook", values={"base": server.url}) as plane,
+    ):
         await serve(plane, make_rollout())
-        assert [(rule["id"], rule.get("coverage")) for rule in system.rules] == [("fr_1", None), ("fr_2", 0.1)]
+        assert [(rule["id"], rule.get("coverage")) for rule in system.rules] == [
+            ("fr_1", None),
+            ("fr_2", 0.1),
+        ]
         system.rules = system.rules[:1]
         with pytest.raises(FlagPlaneUnavailable, match="no element has description = rolloutd"):
             await plane.serve(make_rollout(revision=2))
@@ -231,7 +311,8 @@ async def test_flagsmith_features_with_more_variants_are_refused() -> None:
             await plane.serve(make_rollout())
 
 
-# --- a service of one's own -------------------------------------------------------------------------------------------------
+# --- a service of one's own
+# -------------------------------------------------------------------------------------------------
 
 
 def test_signatures_are_those_of_standard_webhooks() -> None:
@@ -242,10 +323,15 @@ def test_signatures_are_those_of_standard_webhooks() -> None:
 
 
 async def test_a_service_of_ones_own_can_tell_who_called_and_what_is_late() -> None:
-    """The POST is signed with its time, has an id that only a retry repeats, and says percentage and revision."""
+    """The POST is signed with its time, has an id that only a retry repeats.
+
+    And says percentage and revision.
+    """
     async with (
         fault_server(answering("")) as server,
-        plane_at("webhook", secret=SIGNING_SECRET, values={"url": f"{server.url}/hook?tenant=a"}) as plane,
+        plane_at(
+            "webhook", secret=SIGNING_SECRET, values={"url": f"{server.url}/hook?tenant=a"}
+        ) as plane,
     ):
         assert (await plane.look(make_rollout())).difference == "was not told revision 1"
         assert await serve(plane, make_rollout(percent=25.5)) == Served(25.5, None)
@@ -254,10 +340,14 @@ async def test_a_service_of_ones_own_can_tell_who_called_and_what_is_late() -> N
             await plane.serve(make_rollout(revision=2, percent=0.0))
         with pytest.raises(FlagPlaneUnavailable, match="not asked for another"):
             await plane.serve(make_rollout(revision=2, percent=0.0))
-        assert (await plane.look(make_rollout(revision=2, percent=0.0))).difference == "was not told revision 2"
+        assert (
+            await plane.look(make_rollout(revision=2, percent=0.0))
+        ).difference == "was not told revision 2"
     told, failed = server.requests
     assert told.line == "POST /hook?tenant=a HTTP/1.1"
-    signed = f"{told.headers['webhook-id']}.{told.headers['webhook-timestamp']}.".encode() + told.body
+    signed = (
+        f"{told.headers['webhook-id']}.{told.headers['webhook-timestamp']}.".encode() + told.body
+    )
     expected = base64.b64encode(hmac.digest(bytes(range(32)), signed, hashlib.sha256)).decode()
     assert told.headers["webhook-signature"] == f"v1,{expected}"
     assert abs(int(told.headers["webhook-timestamp"]) - time.time()) < 10
@@ -275,14 +365,20 @@ async def test_an_older_revision_is_not_told() -> None:
         await serve(plane, make_rollout(revision=8, percent=0.0))
         await plane.serve(make_rollout(revision=7, percent=50.0))
         assert len(server.requests) == 1
-        assert (await plane.look(make_rollout(revision=7, percent=50.0))).difference == "was told revision 8, newer than 7"
+        assert (
+            await plane.look(make_rollout(revision=7, percent=50.0))
+        ).difference == "was told revision 8, newer than 7"
 
 
-# --- edits by others --------------------------------------------------------------------------------------------------------
+# --- edits by others
+# --------------------------------------------------------------------------------------------------
 
 
 async def test_an_edit_by_others_is_recognised_when_it_is_looked_for() -> None:
-    """What we never sent is somebody else's; it is found within the period of looking, and what we put right is ours again."""
+    """What we never sent is somebody else's.
+
+    It is found within the period of looking, and what we put right is ours again.
+    """
     system, clock = LaunchDarkly(), HandClock()
     async with (
         fault_server(service(system)) as server,
@@ -294,7 +390,10 @@ async def test_an_edit_by_others_is_recognised_when_it_is_looked_for() -> None:
         clock.seconds += 31
         for _ in range(2):
             served = await plane.look(make_rollout())
-            assert (served.percent, served.edited_by) == (0.0, f"somebody at {urlsplit(server.url).netloc}")
+            assert (served.percent, served.edited_by) == (
+                0.0,
+                f"somebody at {urlsplit(server.url).netloc}",
+            )
         await plane.serve(make_rollout(revision=2))
         assert await plane.look(make_rollout(revision=2)) == Served(10.0, None)
 
@@ -325,7 +424,10 @@ async def test_a_lost_answer_does_not_make_our_own_change_a_strangers() -> None:
 
 
 async def test_what_a_percentage_cannot_say_is_sent_once_and_complained_of(template: Path) -> None:
-    """Divided treatment is not told to a system that knows percentages alone; the percentage is, and not again and again."""
+    """Divided treatment is not told to a system that knows percentages alone.
+
+    The percentage is, and not again and again.
+    """
     state = {"percent": 0}
 
     async def script(exchange: Exchange) -> None:
@@ -334,14 +436,22 @@ async def test_what_a_percentage_cannot_say_is_sent_once_and_complained_of(templ
         await exchange.answer(json.dumps(state))
 
     rollout = make_rollout(plan=make_plan(split=(("red", 1), ("blue", 1))))
-    async with fault_server(script) as server, plane_at(template, values={"base": server.url}) as plane:
+    async with (
+        fault_server(script) as server,
+        plane_at(template, values={"base": server.url}) as plane,
+    ):
         for _ in range(3):
             served = await serve(plane, rollout)
-            assert served.difference == "cannot serve treatment divided among variants; everybody else gets the decided 10 %"
+            assert (
+                served.difference
+                == "cannot serve treatment divided among variants; everybody else gets the "
+                "decided 10 %"
+            )
         assert [request.line.split(" ")[0] for request in server.requests].count("PUT") == 1
 
 
-# --- what fails -------------------------------------------------------------------------------------------------------------
+# --- what fails
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -362,15 +472,31 @@ def template(tmp_path: Path) -> Path:
 FAILURES: list[tuple[str, Script, str]] = [
     ("hangs", hang, "gave no complete answer within 0.2 s"),
     ("hangs in the body", hang_in_body, "gave no complete answer within 0.2 s"),
-    ("drips", repeating(b" ", head=b"HTTP/1.1 200 OK\r\n\r\n", pause_seconds=0.01), "gave no complete answer within 0.2 s"),
+    (
+        "drips",
+        repeating(b" ", head=b"HTTP/1.1 200 OK\r\n\r\n", pause_seconds=0.01),
+        "gave no complete answer within 0.2 s",
+    ),
     ("resets", reset, "cannot be asked"),
-    ("never ends", repeating(b"x" * 4096, head=b"HTTP/1.1 200 OK\r\n\r\n"), "the answer is longer than 2048 bytes"),
-    ("endless head", repeating(b"a: " + b"b" * 4096 + b"\r\n", head=b"HTTP/1.1 200 OK\r\n"), "cannot be asked"),
+    (
+        "never ends",
+        repeating(b"x" * 4096, head=b"HTTP/1.1 200 OK\r\n\r\n"),
+        "the answer is longer than 2048 bytes",
+    ),
+    (
+        "endless head",
+        repeating(b"a: " + b"b" * 4096 + b"\r\n", head=b"HTTP/1.1 200 OK\r\n"),
+        "cannot be asked",
+    ),
     ("no HTTP", answering("x", status="OK"), "cannot be asked"),
     ("no JSON", answering("<html>"), "no JSON"),
     ("deep JSON", answering("[" * 2000), "no JSON"),
     ("packed", answering("x", content_encoding="gzip"), "a packed answer"),
-    ("redirect", answering("", status="302 Found", location="http://127.0.0.1:1/"), "a redirect is not followed"),
+    (
+        "redirect",
+        answering("", status="302 Found", location="http://127.0.0.1:1/"),
+        "a redirect is not followed",
+    ),
     (
         "unknown token",
         answering(f"no such token {SECRET}", status="401 No"),
@@ -383,14 +509,21 @@ FAILURES: list[tuple[str, Script, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("script", "why"), [each[1:] for each in FAILURES], ids=[each[0] for each in FAILURES])
+@pytest.mark.parametrize(
+    ("script", "why"), [each[1:] for each in FAILURES], ids=[each[0] for each in FAILURES]
+)
 async def test_whatever_fails_is_said_in_words_and_in_time(
     template: Path, script: Script, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each kind of bad server ends in trouble with a name, within the deadline, and the secret is nowhere in it."""
+    """Each kind of bad server ends in trouble with a name, within the deadline.
+
+    And the secret is nowhere in it.
+    """
     caplog.set_level(logging.DEBUG)
     async with fault_server(script) as server:
-        async with plane_at(template, values={"base": server.url}, call_timeout_seconds=0.2, max_answer_bytes=2048) as plane:
+        async with plane_at(
+            template, values={"base": server.url}, call_timeout_seconds=0.2, max_answer_bytes=2048
+        ) as plane:
             started = time.monotonic()
             with pytest.raises(FlagPlaneUnavailable) as trouble:
                 await plane.look(make_rollout())
@@ -435,7 +568,10 @@ async def test_trouble_with_one_flag_keeps_no_other_waiting(template: Path) -> N
         known = "/new-checkout" in exchange.request.line
         await exchange.answer('{"percent": 10}', status="200 OK" if known else "404 No")
 
-    async with fault_server(script) as server, plane_at(template, clock, values={"base": server.url}) as plane:
+    async with (
+        fault_server(script) as server,
+        plane_at(template, clock, values={"base": server.url}) as plane,
+    ):
         for _ in range(3):
             with pytest.raises(FlagPlaneUnavailable):
                 await plane.look(make_rollout(flag_key="unknown"))
@@ -443,8 +579,13 @@ async def test_trouble_with_one_flag_keeps_no_other_waiting(template: Path) -> N
         assert await plane.look(make_rollout()) == Served(10.0, None)
 
 
-async def test_a_server_that_cannot_prove_who_it_is_gets_no_secret(template: Path, certificate: tuple[Path, Path]) -> None:
-    """Over https an unknown authority ends the connection before a request; with ca_file it is known."""
+async def test_a_server_that_cannot_prove_who_it_is_gets_no_secret(
+    template: Path, certificate: tuple[Path, Path]
+) -> None:
+    """Over https an unknown authority ends the connection before a request.
+
+    With ca_file it is known.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     async with fault_server(answering('{"percent": 10}'), tls=context) as server:
@@ -459,10 +600,30 @@ async def test_a_server_that_cannot_prove_who_it_is_gets_no_secret(template: Pat
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"template": "webhook", "secret": None, "values": {"url": "https://x.example/"}}, "needs secret"),
-        ({"template": "webhook", "secret": "hunter2", "values": {"url": "https://x.example/"}}, "a signing secret is"),
-        ({"template": "webhook", "secret": "whsec_c2hvcnQ=", "values": {"url": "https://x.example/"}}, "a signing secret is"),
-        ({"template": "webhook", "secret": SIGNING_SECRET, "values": {"url": "http://x.example/"}}, "allow_plain_http"),
+        (
+            {"template": "webhook", "secret": None, "values": {"url": "https://x.example/"}},
+            "needs secret",
+        ),
+        (
+            {"template": "webhook", "secret": "hunter2", "values": {"url": "https://x.example/"}},
+            "a signing secret is",
+        ),
+        (
+            {
+                "template": "webhook",
+                "secret": "whsec_c2hvcnQ=",
+                "values": {"url": "https://x.example/"},
+            },
+            "a signing secret is",
+        ),
+        (
+            {
+                "template": "webhook",
+                "secret": SIGNING_SECRET,
+                "values": {"url": "http://x.example/"},
+            },
+            "allow_plain_http",
+        ),
         ({"template": "growthbook", "secret": "a\nb"}, "not one line of ASCII"),
         ({"template": "growthbook", "secret": "a", "ca_file": "missing.pem"}, "No such file"),
         ({"template": "missing.yaml", "secret": "a"}, "nor a readable file"),

@@ -57,8 +57,14 @@ async def connect(
 
 
 async def test_it_answers_at_once() -> None:
-    """Started means connections are accepted, and small answers do not wait for the client's delayed ACK (40 ms)."""
-    async with running() as server, httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+    """Started means connections are accepted.
+
+    And small answers do not wait for the client's delayed ACK (40 ms).
+    """
+    async with (
+        running() as server,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client,
+    ):
         response = await client.get("/")
         started = time.monotonic()
         for _ in range(50):
@@ -70,7 +76,10 @@ async def test_it_answers_at_once() -> None:
 
 
 async def test_a_taken_port_is_the_operators_to_mend() -> None:
-    """An address that cannot be had is a fault of the settings, with what to do, and never ends the process."""
+    """An address that cannot be had is a fault of the settings, with what to do.
+
+    And never ends the process.
+    """
     async with running() as server:
         with pytest.raises(ConfigInvalid, match=rf"127\.0\.0\.1:{server.port} .*http\.port"):
             await HttpServer(echo, port=server.port).start()
@@ -109,7 +118,10 @@ async def test_it_leaves_signals_to_us() -> None:
 
 
 async def test_it_stops_in_time_whatever_clients_do() -> None:
-    """Hanging requests, half requests, idle connections and one that never reads: stopped within the deadline, all closed."""
+    """Hanging requests, half requests, idle connections and one that never reads.
+
+    Stopped within the deadline, all closed.
+    """
     server = HttpServer(echo, port=0)
     await server.start()
     request = b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -137,7 +149,10 @@ async def test_it_stops_in_time_whatever_clients_do() -> None:
 
 
 async def test_connections_are_capped() -> None:
-    """At the cap requests are answered 503, past it connections are closed; when others leave, all is well again."""
+    """At the cap requests are answered 503, past it connections are closed.
+
+    When others leave, all is well again.
+    """
     async with running(max_connections=5) as server:
         idle = [await connect(server) for _ in range(4)]
         await asyncio.sleep(0.05)
@@ -259,9 +274,14 @@ async def test_requests_sent_ahead_are_few() -> None:
         writer.close()
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost"]
+)
 async def test_a_request_must_come_in_time(sent: bytes) -> None:
-    """A connection that asks nothing, or begins a request and dribbles, is given up; also after an answered one."""
+    """A connection that asks nothing, or begins a request and dribbles, is given up.
+
+    Also after an answered one.
+    """
     async with running(head_seconds=0.2) as server:
         reader, writer = await connect(server, sent)
         async with asyncio.timeout(3):

@@ -1,4 +1,7 @@
-"""Counting on a real Kafka and Redis: members come, go and crash, and an independent recount finds each event once."""
+"""Counting on a real Kafka and Redis.
+
+Members come, go and crash, and an independent recount finds each event once.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,9 @@ class Group:
         self.tasks: list[asyncio.Task[None]] = []
         self.members: list[tuple[Ingest, KafkaEventLog]] = []
         self.faults = Faults(SystemClock().now)
-        self.topology = KafkaTopology(self.settings, self.faults, remade=self._remade, refresh_seconds=0.2)
+        self.topology = KafkaTopology(
+            self.settings, self.faults, remade=self._remade, refresh_seconds=0.2
+        )
 
     def _remade(self, logical: str) -> None:
         for _, log in self.members:
@@ -63,7 +68,11 @@ class Group:
     @property
     def keys(self) -> list[str]:
         """The partitions' keys."""
-        return [f"{topic}/{number}/1" for topic in self.settings.event_topics for number in range(PARTITIONS)]
+        return [
+            f"{topic}/{number}/1"
+            for topic in self.settings.event_topics
+            for number in range(PARTITIONS)
+        ]
 
     async def quarantine(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
         self.refused.update((topic, partition, refusal.offset) for refusal in refusals)
@@ -93,7 +102,10 @@ class Group:
         return len(self.members) - 1
 
     async def crash(self, member: int) -> None:
-        """End a member in the middle of whatever it does: nothing is saved, nothing is handed over by it."""
+        """End a member in the middle of whatever it does.
+
+        Nothing is saved, nothing is handed over by it.
+        """
         _, log = self.members[member]
         log.on_revoked(_do_nothing)
         self.tasks[member].cancel()
@@ -140,14 +152,19 @@ async def produce(bootstrap: str, events: Sequence[tuple[str, str, bytes]]) -> N
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", linger_ms=5)
     await producer.start()
     try:
-        sent = [await producer.send(topic, value, key=context.encode(), timestamp_ms=AT_MS) for topic, context, value in events]
+        sent = [
+            await producer.send(topic, value, key=context.encode(), timestamp_ms=AT_MS)
+            for topic, context, value in events
+        ]
         await asyncio.gather(*sent)
     finally:
         await producer.stop()
 
 
 @pytest.fixture
-async def group(kafka: str, own_redis: RedisServer, topic_prefix: str, create_topics: CreateTopics) -> AsyncIterator[Group]:
+async def group(
+    kafka: str, own_redis: RedisServer, topic_prefix: str, create_topics: CreateTopics
+) -> AsyncIterator[Group]:
     """A group without members, its topics there."""
     store = Store.connect(own_redis.url)
     group = Group(kafka, topic_prefix, store)
@@ -174,11 +191,20 @@ async def test_members_come_go_and_crash_and_each_event_counts_once(group: Group
             failed[arm].add(context)
         outcome_count[arm] += 1
         flags = [("new-checkout", arm)]
-        events.append((outcomes, context, outcome_value(context, time_ms=AT_MS, flags=flags, error=error, latency_ms=7.0)))
+        events.append(
+            (
+                outcomes,
+                context,
+                outcome_value(context, time_ms=AT_MS, flags=flags, error=error, latency_ms=7.0),
+            )
+        )
         if number % 50 == 0:
             poison += 1
             events.append((outcomes, context, b"{"))
-    steps = [events[begin : begin + len(events) // 5 + 1] for begin in range(0, len(events), len(events) // 5 + 1)]
+    steps = [
+        events[begin : begin + len(events) // 5 + 1]
+        for begin in range(0, len(events), len(events) // 5 + 1)
+    ]
     try:
         await produce(group.settings.bootstrap_servers, steps[0])
         first = await group.add()
@@ -211,15 +237,26 @@ async def test_members_come_go_and_crash_and_each_event_counts_once(group: Group
 
 
 async def test_a_replay_of_a_part_of_the_outcomes_is_told(group: Group) -> None:
-    """A third of treatment's outcomes sent again come back as that share, and the gate names arm and share."""
+    """A third of treatment's outcomes sent again come back as that share.
+
+    And the gate names arm and share.
+    """
     evaluations, outcomes = group.settings.event_topics
-    sample = [f"u{number}" for number in range(20_000) if not digest_of(f"u{number}".encode()) & NOT_LOOKED_AT]
+    sample = [
+        f"u{number}"
+        for number in range(20_000)
+        if not digest_of(f"u{number}".encode()) & NOT_LOOKED_AT
+    ]
     events: list[tuple[str, str, bytes]] = []
     again: list[tuple[str, str, bytes]] = []
     for number, context in enumerate(sample):
         arm = ("on", "off")[number % 2]
         events.append((evaluations, context, evaluation_value(context, arm, time_ms=AT_MS)))
-        happened = outcomes, context, outcome_value(context, time_ms=AT_MS, flags=[("new-checkout", arm)], latency_ms=7.0)
+        happened = (
+            outcomes,
+            context,
+            outcome_value(context, time_ms=AT_MS, flags=[("new-checkout", arm)], latency_ms=7.0),
+        )
         events.append(happened)
         if number % 6 == 0:
             again.append(happened)
@@ -239,12 +276,17 @@ async def test_a_replay_of_a_part_of_the_outcomes_is_told(group: Group) -> None:
     evidence = Evidence(T0 + 5 * MINUTE, visits["new-checkout"], tuple(progress), len(progress))
     judgement, _ = judge(make_rollout(), evidence, GateTests(), T0 + 5 * MINUTE)
     (gap,) = [gap for gap in judgement.gaps if gap.kind is HealthGap.REPEATED_OUTCOMES]
-    assert gap.detail.startswith(f"{100 * len(again) / treatment.checked:.3g} % of treatment's outcomes had come before")
+    assert gap.detail.startswith(
+        f"{100 * len(again) / treatment.checked:.3g} % of treatment's outcomes had come before"
+    )
 
 
 @pytest.mark.parametrize("is_running", [True, False], ids=["running", "stopped"])
 async def test_a_topic_made_again_is_counted_on(group: Group, kafka: str, is_running: bool) -> None:
-    """Deleted and made again, past the old fences before anybody looks: every new record counts, the loss is noted."""
+    """Deleted and made again, past the old fences before anybody looks.
+
+    Every new record counts, the loss is noted.
+    """
     await group.topology.begin(await ensure_topics(group.settings))
     refreshing = asyncio.create_task(group.topology.run())
     member = await group.add()

@@ -44,7 +44,12 @@ async def make_log() -> AsyncIterator[MakeLog]:
     made: list[KafkaEventLog] = []
 
     def make(settings: KafkaSettings, topics: Sequence[str] | None = None) -> KafkaEventLog:
-        member = KafkaEventLog(settings, topics or [settings.topic("evaluations")], settings.events_group, bare_records=True)
+        member = KafkaEventLog(
+            settings,
+            topics or [settings.topic("evaluations")],
+            settings.events_group,
+            bare_records=True,
+        )
         made.append(member)
         return member
 
@@ -52,12 +57,16 @@ async def make_log() -> AsyncIterator[MakeLog]:
     await asyncio.gather(*(member.stop() for member in made))
 
 
-async def produce(bootstrap: str, topic: str, values: Sequence[bytes], partition: int | None = 0) -> None:
+async def produce(
+    bootstrap: str, topic: str, values: Sequence[bytes], partition: int | None = 0
+) -> None:
     """Write values to one partition, or with None anywhere."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, acks="all")
     await producer.start()
     try:
-        await asyncio.gather(*[await producer.send(topic, value, partition=partition) for value in values])
+        await asyncio.gather(
+            *[await producer.send(topic, value, partition=partition) for value in values]
+        )
     finally:
         await producer.stop()
 
@@ -81,7 +90,9 @@ async def fetch(member: KafkaEventLog) -> Mapping[TopicPartition, Sequence[Recor
         return {}
 
 
-async def until(condition: Callable[[], bool], *members: KafkaEventLog, seconds: float = 40.0) -> None:
+async def until(
+    condition: Callable[[], bool], *members: KafkaEventLog, seconds: float = 40.0
+) -> None:
     """Let the members fetch until `condition` holds."""
     async with asyncio.timeout(seconds):
         while not condition():
@@ -91,7 +102,10 @@ async def until(condition: Callable[[], bool], *members: KafkaEventLog, seconds:
 async def test_reads_in_order_from_where_it_is_told(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog
 ) -> None:
-    """A partition is read in order, and again from any offset that is sought; what the group committed does not matter."""
+    """A partition is read in order, and again from any offset that is sought.
+
+    What the group committed does not matter.
+    """
     settings = settings_for(kafka, topic_prefix)
     topic = settings.topic("evaluations")
     await create_topics(topic, partitions=1)
@@ -115,7 +129,9 @@ async def test_reads_in_order_from_where_it_is_told(
     while record is None:
         record = next((records[0] for records in (await member.fetch(3, 0.5)).values()), None)
     assert (record.offset, record.key, record.value, tuple(record.headers)) == (7, None, b"7", ())
-    assert not isinstance(record, ConsumerRecord)  # one that came while `fetch` waited is left bare, too
+    assert not isinstance(
+        record, ConsumerRecord
+    )  # one that came while `fetch` waited is left bare, too
 
 
 async def test_at_most_as_many_records_as_asked(
@@ -137,7 +153,9 @@ async def test_at_most_as_many_records_as_asked(
     assert total == 400
 
 
-async def test_pause_and_resume(kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog) -> None:
+async def test_pause_and_resume(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog
+) -> None:
     """Nothing is fetched from a paused partition, and it goes on where it was."""
     settings = settings_for(kafka, topic_prefix)
     topic = settings.topic("evaluations")
@@ -159,7 +177,10 @@ async def test_pause_and_resume(kafka: str, topic_prefix: str, create_topics: Cr
 async def test_members_share_and_hand_over(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog, count: int
 ) -> None:
-    """With 2 and 3 members each partition has one owner, the two event topics alike, and each is asked to save first."""
+    """With 2 and 3 members each partition has one owner, the two event topics alike.
+
+    And each is asked to save first.
+    """
     settings = settings_for(kafka, topic_prefix)
     topics = settings.event_topics
     await create_topics(*topics, partitions=6)
@@ -183,7 +204,9 @@ async def test_members_share_and_hand_over(
     owned = [partition for member in members for partition in member.assignment]
     assert sorted(owned) == sorted((topic, number) for topic in topics for number in range(6))
     for member in members:
-        numbers = [{number for topic, number in member.assignment if topic == one} for one in topics]
+        numbers = [
+            {number for topic, number in member.assignment if topic == one} for one in topics
+        ]
         assert numbers[0] == numbers[1], "a context's evaluations and outcomes meet"
     assert handed_over[0] == frozenset((topic, number) for topic in topics for number in range(6))
     await members[-1].stop()
@@ -195,7 +218,10 @@ async def test_members_share_and_hand_over(
 async def test_a_save_that_hangs_or_fails_delays_the_group_for_a_bounded_time(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog
 ) -> None:
-    """A member whose last save hangs loses its partitions after `revoke_seconds`; one whose save raises, at once."""
+    """A member whose last save hangs loses its partitions after `revoke_seconds`.
+
+    One whose save raises, at once.
+    """
     settings = settings_for(kafka, topic_prefix, revoke_seconds=0.5)
     await create_topics(settings.topic("evaluations"), partitions=2)
     first, second, third = make_log(settings), make_log(settings), make_log(settings)
@@ -214,11 +240,21 @@ async def test_a_save_that_hangs_or_fails_delays_the_group_for_a_bounded_time(
     assert time.monotonic() - started < 5
     await until(lambda: len(first.assignment) == len(second.assignment) == 1, first, second)
     await third.start()
-    await until(lambda: len(first.assignment | second.assignment | third.assignment) == 2, first, second, third)
+    await until(
+        lambda: len(first.assignment | second.assignment | third.assignment) == 2,
+        first,
+        second,
+        third,
+    )
 
 
-async def test_a_broker_restart_is_survived(own_kafka: LocalKafka, topic_prefix: str, make_log: MakeLog) -> None:
-    """After a restart of the only broker reading goes on by itself, with nothing lost or repeated."""
+async def test_a_broker_restart_is_survived(
+    own_kafka: LocalKafka, topic_prefix: str, make_log: MakeLog
+) -> None:
+    """After a restart of the only broker reading goes on by itself.
+
+    With nothing lost or repeated.
+    """
     settings = settings_for(own_kafka.bootstrap, topic_prefix)
     topic = settings.topic("evaluations")
     await create_topics_at(own_kafka.bootstrap, topic, partitions=2)
@@ -239,8 +275,13 @@ async def test_a_broker_restart_is_survived(own_kafka: LocalKafka, topic_prefix:
     await until(lambda: len(member.assignment) == 2, member)
 
 
-async def test_a_silent_broker_holds_up_no_call(own_kafka: LocalKafka, topic_prefix: str, make_log: MakeLog) -> None:
-    """Against a broker that accepts and never answers, every call ends at its deadline, and stop within its own."""
+async def test_a_silent_broker_holds_up_no_call(
+    own_kafka: LocalKafka, topic_prefix: str, make_log: MakeLog
+) -> None:
+    """Against a broker that accepts and never answers, every call ends at its deadline.
+
+    And stop within its own.
+    """
     settings = settings_for(own_kafka.bootstrap, topic_prefix, call_seconds=1.0, stop_seconds=1.0)
     topic = settings.topic("evaluations")
     await create_topics_at(own_kafka.bootstrap, topic, partitions=1)
@@ -318,7 +359,10 @@ async def test_rebuilding_goes_on_from_what_is_sought(
 async def test_an_offset_eaten_by_retention_is_handed_back_to_its_owner(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog
 ) -> None:
-    """When the sought offset no longer exists, no record is given: the partition is revoked and assigned once more."""
+    """When the sought offset no longer exists, no record is given.
+
+    The partition is revoked and assigned once more.
+    """
     settings = settings_for(kafka, topic_prefix)
     topic = settings.topic("evaluations")
     partition = (topic, 0)
@@ -350,7 +394,9 @@ async def delete_records(bootstrap: str, topic: str, before: int) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
-        await admin.delete_records({KafkaPartition(topic, 0): RecordsToDelete(before_offset=before)})
+        await admin.delete_records(
+            {KafkaPartition(topic, 0): RecordsToDelete(before_offset=before)}
+        )
     finally:
         await admin.close()
 
@@ -358,7 +404,10 @@ async def delete_records(bootstrap: str, topic: str, before: int) -> None:
 async def test_a_topic_made_anew_is_handed_back_to_its_owner(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog
 ) -> None:
-    """When the topic was deleted and made anew under us, its owner is asked to look again, and finds its fence outside."""
+    """When the topic was deleted and made anew under us, its owner is asked to look again.
+
+    And finds its fence outside.
+    """
     settings = settings_for(kafka, topic_prefix)
     topic = settings.topic("evaluations")
     partition = (topic, 0)
@@ -408,7 +457,10 @@ async def was_created(create_topics: CreateTopics, topic: str) -> bool:
 async def test_aborted_records_are_not_read(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog
 ) -> None:
-    """Records of an aborted transaction never happened; the holes that transactions leave revoke nothing."""
+    """Records of an aborted transaction never happened.
+
+    The holes that transactions leave revoke nothing.
+    """
     settings = settings_for(kafka, topic_prefix)
     topic = settings.topic("evaluations")
     await create_topics(topic, partitions=1)
@@ -444,7 +496,10 @@ async def test_the_end_of_a_transaction_is_no_record_that_waits(
     topic: str,
     is_committed: bool,
 ) -> None:
-    """In silence behind a transaction the position is the end, and the watchdog rebuilds nothing."""
+    """In silence behind a transaction the position is the end.
+
+    And the watchdog rebuilds nothing.
+    """
     settings = settings_for(kafka, topic_prefix)
     name = settings.topic(topic)
     await create_topics(name, partitions=2)
@@ -569,7 +624,9 @@ async def test_a_paused_partition_is_heard_of(
     assert heard_at >= paused_at
 
 
-async def test_a_broken_checksum_stops_its_partition_only(own_kafka: LocalKafka, topic_prefix: str, make_log: MakeLog) -> None:
+async def test_a_broken_checksum_stops_its_partition_only(
+    own_kafka: LocalKafka, topic_prefix: str, make_log: MakeLog
+) -> None:
     """A record damaged on the broker's disk stops its own partition at its offset, loses none before it, and can be skipped."""
     settings = settings_for(own_kafka.bootstrap, topic_prefix)
     topic = settings.topic("evaluations")
@@ -577,7 +634,9 @@ async def test_a_broken_checksum_stops_its_partition_only(own_kafka: LocalKafka,
     for value in (b"first", b"DAMAGED", b"third"):
         await produce(own_kafka.bootstrap, topic, [value], partition=0)
     own_kafka.terminate()
-    segments = [one for one in own_kafka.directory.rglob("*.log") if one.parent.name == f"{topic}-0"]
+    segments = [
+        one for one in own_kafka.directory.rglob("*.log") if one.parent.name == f"{topic}-0"
+    ]
     content = segments[0].read_bytes()
     assert b"DAMAGED" in content
     segments[0].write_bytes(content.replace(b"DAMAGED", b"damaged"))
@@ -602,7 +661,10 @@ async def test_a_broken_checksum_stops_its_partition_only(own_kafka: LocalKafka,
 async def test_a_second_process_with_the_same_member_id_is_named(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog
 ) -> None:
-    """Of two members with one static id, one is told why it must end; they do not take turns for ever."""
+    """Of two members with one static id, one is told why it must end.
+
+    They do not take turns for ever.
+    """
     settings = settings_for(kafka, topic_prefix, static_member_id="pod-0")
     await create_topics(settings.topic("evaluations"), partitions=1)
     older, newer = make_log(settings), make_log(settings)
@@ -621,7 +683,11 @@ async def test_a_second_process_with_the_same_member_id_is_named(
 async def test_not_started_is_said(kafka: str, topic_prefix: str, make_log: MakeLog) -> None:
     """A member that was not started, or was stopped, owns nothing and says so."""
     member = make_log(settings_for(kafka, topic_prefix))
-    calls: list[Awaitable[object]] = [member.fetch(1, 0.1), member.bounds(("t", 0)), member.committed(("t", 0))]
+    calls: list[Awaitable[object]] = [
+        member.fetch(1, 0.1),
+        member.bounds(("t", 0)),
+        member.committed(("t", 0)),
+    ]
     for call in calls:
         with pytest.raises(EventLogUnavailable):
             await call

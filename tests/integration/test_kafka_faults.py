@@ -35,7 +35,9 @@ pytestmark = pytest.mark.real_kafka
 class Member:
     """A member of the counting group, read as ingest reads it, and what came."""
 
-    def __init__(self, bootstrap: str, prefix: str, topics: Sequence[str], **changes: object) -> None:
+    def __init__(
+        self, bootstrap: str, prefix: str, topics: Sequence[str], **changes: object
+    ) -> None:
         self.settings = KafkaSettings.model_validate(
             {
                 "bootstrap_servers": bootstrap,
@@ -107,7 +109,8 @@ def sealed(batch: bytes) -> bytes:
     return bytes(whole)
 
 
-#: What a broker answers for a topic that was just made: it does not know it yet, or does not lead it.
+# : What a broker answers for a topic that was just made: it does not know it yet, or does not lead
+# it.
 _NOT_YET = (3, 5, 6)
 
 
@@ -172,7 +175,9 @@ async def test_a_broker_that_hangs_for_long_ends_nothing(
                 member.log.commit({(topic, 0): 1}),
             )
             for answer in await asyncio.gather(*asking, return_exceptions=True):
-                assert answer is None or isinstance(answer, int | tuple | dict | EventLogUnavailable), answer
+                assert answer is None or isinstance(
+                    answer, int | tuple | dict | EventLogUnavailable
+                ), answer
             member.log.pause([(topic, 1)])
             member.log.resume([(topic, 1)])
             assert member.log.end_offset((topic, 0)) in (None, 1)
@@ -199,7 +204,9 @@ async def test_a_broker_that_hangs_for_long_ends_nothing(
     assert gave_up == []
 
 
-async def test_stopping_waits_for_no_start(own_kafka: LocalKafka, topic_prefix: str, members: list[Member]) -> None:
+async def test_stopping_waits_for_no_start(
+    own_kafka: LocalKafka, topic_prefix: str, members: list[Member]
+) -> None:
     """While a consumer is being started and no broker answers, `stop` ends within its time."""
     topic = f"{topic_prefix}events"
     await create_topics_at(own_kafka.bootstrap, topic, partitions=1)
@@ -413,7 +420,9 @@ async def test_a_record_broken_on_disk_is_reported_and_can_be_skipped(
     for values in ([b"first"], [b"DAMAGED", b"with it"], [b"behind"]):
         await produce(own_kafka.bootstrap, topic, batch_of(values))
     own_kafka.terminate()
-    segments = [one for one in own_kafka.directory.rglob("*.log") if one.parent.name == f"{topic}-0"]
+    segments = [
+        one for one in own_kafka.directory.rglob("*.log") if one.parent.name == f"{topic}-0"
+    ]
     content = segments[0].read_bytes()
     segments[0].write_bytes(content.replace(b"DAMAGED", b"damaged"))
     await asyncio.to_thread(own_kafka.start)

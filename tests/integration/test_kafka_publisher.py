@@ -24,7 +24,9 @@ MakePublisher = Callable[[KafkaSettings], KafkaPublisher]
 
 def settings_for(bootstrap: str, prefix: str, **changes: object) -> KafkaSettings:
     """Return settings for topics of this test alone."""
-    return KafkaSettings.model_validate({"bootstrap_servers": bootstrap, "topic_prefix": prefix, **changes})
+    return KafkaSettings.model_validate(
+        {"bootstrap_servers": bootstrap, "topic_prefix": prefix, **changes}
+    )
 
 
 @pytest.fixture
@@ -40,9 +42,13 @@ async def make_publisher() -> AsyncIterator[MakePublisher]:
     await asyncio.gather(*(publisher.stop() for publisher in made))
 
 
-def entry(number: int, topic: str = "decisions", key: str = "new-checkout", value: bytes | None = None) -> OutboxEntry:
+def entry(
+    number: int, topic: str = "decisions", key: str = "new-checkout", value: bytes | None = None
+) -> OutboxEntry:
     """Return the outbox's entry of one effect."""
-    return OutboxEntry(f"outbox:{number}", f"{key}/{number}/0", topic, key, value or f"{topic} {number}".encode())
+    return OutboxEntry(
+        f"outbox:{number}", f"{key}/{number}/0", topic, key, value or f"{topic} {number}".encode()
+    )
 
 
 async def read_all(bootstrap: str, topic: str) -> list[tuple[int, bytes | None, bytes | None]]:
@@ -50,7 +56,10 @@ async def read_all(bootstrap: str, topic: str) -> list[tuple[int, bytes | None, 
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     try:
-        partitions = [KafkaPartition(topic, number) for number in await consumer._client._wait_on_metadata(topic)]
+        partitions = [
+            KafkaPartition(topic, number)
+            for number in await consumer._client._wait_on_metadata(topic)
+        ]
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         found: list[tuple[int, bytes | None, bytes | None]] = []
@@ -74,25 +83,39 @@ async def test_a_batch_is_written_in_order_to_its_topics(
     await publisher.publish(entries)
     await publisher.publish([])
     for topic in ("decisions", "alerts"):
-        expected = [(partition_of("new-checkout", 4), b"new-checkout", f"{topic} {number}".encode()) for number in range(50)]
+        expected = [
+            (partition_of("new-checkout", 4), b"new-checkout", f"{topic} {number}".encode())
+            for number in range(50)
+        ]
         assert await read_all(kafka, settings.topic(topic)) == expected
 
 
 async def test_a_missing_topic_fails_in_time_and_holds_up_no_other(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_publisher: MakePublisher
 ) -> None:
-    """What has a topic is written once, over any number of repeats; the rest is named, and written when its topic is there."""
+    """What has a topic is written once, over any number of repeats.
+
+    The rest is named, and written when its topic is there.
+    """
     settings = settings_for(kafka, topic_prefix, call_seconds=1.0)
     await create_topics(settings.topic("decisions"))
     publisher = make_publisher(settings)
     batch = [entry(1, "alerts"), entry(1), entry(2, "alerts", "f"), entry(3)]
-    batch = [OutboxEntry(one.field, f"{one.effect_id}/{one.topic}", one.topic, one.key, one.value) for one in batch]
+    batch = [
+        OutboxEntry(one.field, f"{one.effect_id}/{one.topic}", one.topic, one.key, one.value)
+        for one in batch
+    ]
     for _ in range(3):
         started = time.monotonic()
-        with pytest.raises(EventLogUnavailable, match=f"2 of 4 not published: {settings.topic('alerts')}"):
+        with pytest.raises(
+            EventLogUnavailable, match=f"2 of 4 not published: {settings.topic('alerts')}"
+        ):
             await publisher.publish(batch)
         assert time.monotonic() - started < 2
-    assert [value for _, _, value in await read_all(kafka, settings.topic("decisions"))] == [b"decisions 1", b"decisions 3"]
+    assert [value for _, _, value in await read_all(kafka, settings.topic("decisions"))] == [
+        b"decisions 1",
+        b"decisions 3",
+    ]
     await create_topics(settings.topic("alerts"))
     async with asyncio.timeout(20):
         while True:
@@ -132,7 +155,9 @@ async def test_the_brokers_clock_is_noted(
     """Records with the broker's own time say how far our clock is from it; others say nothing."""
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic("state"))
-    await create_topics(settings.topic("decisions"), configs={"message.timestamp.type": "LogAppendTime"})
+    await create_topics(
+        settings.topic("decisions"), configs={"message.timestamp.type": "LogAppendTime"}
+    )
     publisher = make_publisher(settings)
     await publisher.publish([entry(1, "state")])
     assert publisher.clock_reading is None
@@ -147,7 +172,10 @@ async def test_the_brokers_clock_is_noted(
 async def test_a_silent_broker_costs_the_deadline_and_nothing_arrives_late(
     own_kafka: LocalKafka, topic_prefix: str, make_publisher: MakePublisher
 ) -> None:
-    """A batch to a broker that never answers fails at the deadline; what was given up is not written behind newer records."""
+    """A batch to a broker that never answers fails at the deadline.
+
+    What was given up is not written behind newer records.
+    """
     settings = settings_for(own_kafka.bootstrap, topic_prefix, call_seconds=1.0, stop_seconds=0.5)
     topic = settings.topic("decisions")
     await create_topics_at(own_kafka.bootstrap, topic, partitions=1)
@@ -172,12 +200,21 @@ async def test_a_silent_broker_costs_the_deadline_and_nothing_arrives_late(
             break
     await asyncio.sleep(1.0)
     values = [value for _, _, value in await read_all(own_kafka.bootstrap, topic)]
-    # The request that was under way when the broker froze is in its socket: it may be carried out, once, before what follows.
-    assert values in ([b"decisions 1", b"decisions 4"], [b"decisions 1", b"decisions 2", b"decisions 4"])
+    # The request that was under way when the broker froze is in its socket: it may be carried out,
+    # once, before what follows.
+    assert values in (
+        [b"decisions 1", b"decisions 4"],
+        [b"decisions 1", b"decisions 2", b"decisions 4"],
+    )
 
 
-async def test_a_broker_restart_is_survived(own_kafka: LocalKafka, topic_prefix: str, make_publisher: MakePublisher) -> None:
-    """After a crash and restart the same publisher writes again; every acknowledged record is there, none twice."""
+async def test_a_broker_restart_is_survived(
+    own_kafka: LocalKafka, topic_prefix: str, make_publisher: MakePublisher
+) -> None:
+    """After a crash and restart the same publisher writes again.
+
+    Every acknowledged record is there, none twice.
+    """
     settings = settings_for(own_kafka.bootstrap, topic_prefix, call_seconds=2.0)
     topic = settings.topic("decisions")
     await create_topics_at(own_kafka.bootstrap, topic, partitions=1)
@@ -201,14 +238,27 @@ async def test_a_broker_restart_is_survived(own_kafka: LocalKafka, topic_prefix:
 async def test_what_is_too_large_is_trimmed_and_says_so(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_publisher: MakePublisher
 ) -> None:
-    """A decision too large for Kafka is written without its largest parts, named; a state document is refused, not cut."""
+    """A decision too large for Kafka is written without its largest parts, named.
+
+    A state document is refused, not cut.
+    """
     settings = settings_for(kafka, topic_prefix, max_record_bytes=16_384)
     await create_topics(settings.topic("decisions"), settings.topic("state"))
     publisher = make_publisher(settings)
-    event = {"id": "f/1/0", "data": {"kind": "advance", "reason": "all passed", "metrics": "m" * 20_000, "arms": "a" * 90}}
+    event = {
+        "id": "f/1/0",
+        "data": {
+            "kind": "advance",
+            "reason": "all passed",
+            "metrics": "m" * 20_000,
+            "arms": "a" * 90,
+        },
+    }
     value = json.dumps(event).encode()
     with pytest.raises(EventLogUnavailable, match="f/2/0 is larger than 16384 bytes"):
-        await publisher.publish([entry(1, key="f", value=value), entry(2, "state", "f", value), entry(3, "state", "f")])
+        await publisher.publish(
+            [entry(1, key="f", value=value), entry(2, "state", "f", value), entry(3, "state", "f")]
+        )
     [(_, _, written)] = await read_all(kafka, settings.topic("decisions"))
     assert written is not None
     smaller = json.loads(written)
@@ -227,7 +277,10 @@ async def test_raw_records_and_tombstones(
     publisher = make_publisher(settings)
     await publisher.publish_raw("quarantine", b"\xff\x00", b"\x00\x01")
     await publisher.publish_many([("quarantine", None, b"no key"), ("quarantine", b"k", None)])
-    found = sorted((key or b"", value or b"") for _, key, value in await read_all(kafka, settings.topic("quarantine")))
+    found = sorted(
+        (key or b"", value or b"")
+        for _, key, value in await read_all(kafka, settings.topic("quarantine"))
+    )
     assert found == [(b"", b"no key"), (b"k", b""), (b"\xff\x00", b"\x00\x01")]
 
 
@@ -238,5 +291,7 @@ async def test_publishers_at_once(
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic("decisions"))
     publisher = make_publisher(settings)
-    await asyncio.gather(*(publisher.publish([entry(number, key=f"flag-{number}")]) for number in range(20)))
+    await asyncio.gather(
+        *(publisher.publish([entry(number, key=f"flag-{number}")]) for number in range(20))
+    )
     assert len(await read_all(kafka, settings.topic("decisions"))) == 20

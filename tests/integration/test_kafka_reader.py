@@ -35,10 +35,15 @@ async def producer(kafka: str) -> AsyncIterator[AIOKafkaProducer]:
     await made.stop()
 
 
-async def write(producer: AIOKafkaProducer, settings: KafkaSettings, *records: tuple[str, int]) -> None:
+async def write(
+    producer: AIOKafkaProducer, settings: KafkaSettings, *records: tuple[str, int]
+) -> None:
     """Write numbers by key."""
     topic = settings.topic("decisions")
-    sent = [await producer.send(topic, b"%d" % number, key.encode(), timestamp_ms=1_000 + number) for key, number in records]
+    sent = [
+        await producer.send(topic, b"%d" % number, key.encode(), timestamp_ms=1_000 + number)
+        for key, number in records
+    ]
     await asyncio.gather(*sent)
 
 
@@ -47,8 +52,13 @@ def numbers(records: list[ConsumerRecord]) -> list[int]:
     return [int(record.value) for record in records]
 
 
-async def test_the_newest_of_a_key_are_found_behind_many_others(settings: KafkaSettings, producer: AIOKafkaProducer) -> None:
-    """A flag that was quiet for long has its newest records far back; the search goes there, and no further than asked."""
+async def test_the_newest_of_a_key_are_found_behind_many_others(
+    settings: KafkaSettings, producer: AIOKafkaProducer
+) -> None:
+    """A flag that was quiet for long has its newest records far back.
+
+    The search goes there, and no further than asked.
+    """
     await write(producer, settings, *(("quiet", number) for number in range(5)))
     await write(producer, settings, *(("loud", number) for number in range(5, 3000)))
     async with KafkaReader(settings, ["decisions"]) as reader:
@@ -58,7 +68,9 @@ async def test_the_newest_of_a_key_are_found_behind_many_others(settings: KafkaS
         assert await reader.newest("decisions", 2, "nobody") == []
 
 
-async def test_the_newest_of_all_are_merged_by_their_time(settings: KafkaSettings, producer: AIOKafkaProducer) -> None:
+async def test_the_newest_of_all_are_merged_by_their_time(
+    settings: KafkaSettings, producer: AIOKafkaProducer
+) -> None:
     """Over partitions the newest by timestamp are given, oldest first."""
     await write(producer, settings, *((f"key-{number % 17}", number) for number in range(100)))
     async with KafkaReader(settings, ["decisions"]) as reader:
@@ -68,7 +80,10 @@ async def test_the_newest_of_all_are_merged_by_their_time(settings: KafkaSetting
 async def test_reading_ends_where_it_was_asked_to_and_following_goes_on_there(
     settings: KafkaSettings, producer: AIOKafkaProducer
 ) -> None:
-    """What comes after the end is not read; following from the end misses nothing and repeats nothing."""
+    """What comes after the end is not read.
+
+    Following from the end misses nothing and repeats nothing.
+    """
     await write(producer, settings, *((f"key-{number}", number) for number in range(50)))
     async with KafkaReader(settings, ["decisions"]) as reader:
         ends = await reader.ends("decisions")
@@ -95,12 +110,16 @@ async def test_an_empty_topic_has_nothing_newest(settings: KafkaSettings) -> Non
 async def test_missing_topics_are_named(settings: KafkaSettings) -> None:
     """A topic that is not there is told by its full name, and is not made by asking."""
     for _ in range(2):
-        with pytest.raises(EventLogUnavailable, match=f"has no topic {settings.topic('alerts')}: start rolloutd"):
+        with pytest.raises(
+            EventLogUnavailable, match=f"has no topic {settings.topic('alerts')}: start rolloutd"
+        ):
             async with KafkaReader(settings, ["decisions", "alerts"]):
                 pass
 
 
-async def test_a_record_that_aiokafka_cannot_read_hides_no_other(settings: KafkaSettings, producer: AIOKafkaProducer) -> None:
+async def test_a_record_that_aiokafka_cannot_read_hides_no_other(
+    settings: KafkaSettings, producer: AIOKafkaProducer
+) -> None:
     """A header's name that is no text.
 
     The record is shown as one that is too large, and those around it as they are.

@@ -1,4 +1,7 @@
-"""The Kafka rights that ops/security.md lists, on a real broker that asks who comes: enough, and no more."""
+"""The Kafka rights that ops/security.md lists, on a real broker that asks who comes.
+
+Enough, and no more.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ def documented() -> list[Any]:
 
 
 class GuardedKafka:
-    """A broker with two doors: one for the tests, who may do anything, and one that asks who comes."""
+    """A broker with two doors.
+
+    One for the tests, who may do anything, and one that asks who comes.
+    """
 
     def __init__(self) -> None:
         if (reason := why_not()) is not None:
@@ -66,7 +72,9 @@ class GuardedKafka:
             {
                 "listeners": f"{doors},CONTROLLER://{LOOPBACK}:{controller}",
                 "advertised.listeners": doors,
-                "listener.security.protocol.map": ("PLAINTEXT:PLAINTEXT,GUARDED:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT"),
+                "listener.security.protocol.map": (
+                    "PLAINTEXT:PLAINTEXT,GUARDED:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT"
+                ),
                 "sasl.enabled.mechanisms": "PLAIN",
                 "listener.name.guarded.plain.sasl.jaas.config": f"{login} required {users};",
                 "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -78,7 +86,9 @@ class GuardedKafka:
     def prepare(self) -> None:
         """Make the topics and grant the rights, as an operator does."""
         client = admin.AdminClient({"bootstrap.servers": self.kafka.bootstrap})
-        topics = [admin.NewTopic(str(field.default), 2, 1) for field in TopicNames.model_fields.values()]
+        topics = [
+            admin.NewTopic(str(field.default), 2, 1) for field in TopicNames.model_fields.values()
+        ]
         for done in client.create_topics(topics).values():
             done.result(30)
         rights = documented()
@@ -86,7 +96,9 @@ class GuardedKafka:
             done.result(30)
         # The controller has taken them; the broker that judges by them hears of it a moment later.
         kinds = admin.ResourceType.ANY, None, admin.ResourcePatternType.ANY
-        everything = admin.AclBindingFilter(*kinds, None, None, admin.AclOperation.ANY, admin.AclPermissionType.ANY)
+        everything = admin.AclBindingFilter(
+            *kinds, None, None, admin.AclOperation.ANY, admin.AclPermissionType.ANY
+        )
         deadline = time.monotonic() + 30
         while not set(rights) <= set(client.describe_acls(everything).result(30)):
             assert time.monotonic() < deadline, "the broker never took the rights over"
@@ -123,8 +135,13 @@ def guarded() -> Iterator[GuardedKafka]:
         yield broker
 
 
-async def test_the_daemon_runs_with_the_listed_rights(guarded: GuardedKafka, redis_url: str, tmp_path: Path) -> None:
-    """Start, roll back, forward, publish: everything works, and nothing is refused by the broker."""
+async def test_the_daemon_runs_with_the_listed_rights(
+    guarded: GuardedKafka, redis_url: str, tmp_path: Path
+) -> None:
+    """Start, roll back, forward, publish.
+
+    Everything works, and nothing is refused by the broker.
+    """
     environ: dict[str, Any] = {
         "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": guarded.guarded,
         "ROLLOUTD_KAFKA__CREATE_TOPICS": "false",
@@ -151,7 +168,9 @@ async def test_the_daemon_runs_with_the_listed_rights(guarded: GuardedKafka, red
                 await asyncio.sleep(0.2)
         for topic in ("rollout.decisions", "rollout.alerts", "rollout.state", "rollout.results"):
             assert await client.read(topic), topic
-        refused = [line for line in daemon.log_path.read_text().splitlines() if "Authorization" in line]
+        refused = [
+            line for line in daemon.log_path.read_text().splitlines() if "Authorization" in line
+        ]
         # Looking at the topics' clean-up policies is what it can do without.
         assert [line for line in refused if "topic_policies_unknown" not in line] == []
         assert await daemon.stop() == 0

@@ -31,7 +31,9 @@ class Replica:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self.overtaken: list[str] = []
-        self.feed = KafkaStateFeed(settings, decode, overtaken=self.overtaken.append, retry_seconds=0.2)
+        self.feed = KafkaStateFeed(
+            settings, decode, overtaken=self.overtaken.append, retry_seconds=0.2
+        )
         self.given: list[tuple[str, int]] = []
         self.task = asyncio.create_task(self.follow())
 
@@ -66,10 +68,14 @@ async def follow() -> AsyncIterator[Callable[[KafkaSettings], Replica]]:
 
 def settings_for(bootstrap: str, prefix: str) -> KafkaSettings:
     """Return settings for a state topic of this test alone."""
-    return KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix, call_seconds=2.0, stop_seconds=0.5)
+    return KafkaSettings(
+        bootstrap_servers=bootstrap, topic_prefix=prefix, call_seconds=2.0, stop_seconds=0.5
+    )
 
 
-async def write(bootstrap: str, settings: KafkaSettings, records: Sequence[tuple[str, bytes | None]]) -> None:
+async def write(
+    bootstrap: str, settings: KafkaSettings, records: Sequence[tuple[str, bytes | None]]
+) -> None:
     """Write (key, value) in order."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
     await producer.start()
@@ -81,12 +87,20 @@ async def write(bootstrap: str, settings: KafkaSettings, records: Sequence[tuple
 
 
 async def test_a_replica_catches_up_and_follows(
-    kafka: str, topic_prefix: str, create_topics: CreateTopics, follow: Callable[[KafkaSettings], Replica]
+    kafka: str,
+    topic_prefix: str,
+    create_topics: CreateTopics,
+    follow: Callable[[KafkaSettings], Replica],
 ) -> None:
-    """Everything written before the start has been given when it has caught up; what comes later is given as it comes."""
+    """Everything written before the start has been given when it has caught up.
+
+    What comes later is given as it comes.
+    """
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic("state"), configs={"cleanup.policy": "compact"})
-    await write(kafka, settings, [(f"flag-{number}", b"flag-%d 3" % number) for number in range(100)])
+    await write(
+        kafka, settings, [(f"flag-{number}", b"flag-%d 3" % number) for number in range(100)]
+    )
     replica = follow(settings)
     async with asyncio.timeout(20):
         await replica.feed.caught_up()
@@ -97,7 +111,10 @@ async def test_a_replica_catches_up_and_follows(
 
 
 async def test_an_empty_topic_is_caught_up_with(
-    kafka: str, topic_prefix: str, create_topics: CreateTopics, follow: Callable[[KafkaSettings], Replica]
+    kafka: str,
+    topic_prefix: str,
+    create_topics: CreateTopics,
+    follow: Callable[[KafkaSettings], Replica],
 ) -> None:
     """The first start of all, with nothing in the topic, waits for nothing."""
     settings = settings_for(kafka, topic_prefix)
@@ -109,9 +126,15 @@ async def test_an_empty_topic_is_caught_up_with(
 
 
 async def test_only_newer_documents_of_the_right_flag_are_given(
-    kafka: str, topic_prefix: str, create_topics: CreateTopics, follow: Callable[[KafkaSettings], Replica]
+    kafka: str,
+    topic_prefix: str,
+    create_topics: CreateTopics,
+    follow: Callable[[KafkaSettings], Replica],
 ) -> None:
-    """Older, repeated, foreign, deleted and corrupt records are passed over; they stop their own flag, until a good one."""
+    """Older, repeated, foreign, deleted and corrupt records are passed over.
+
+    They stop their own flag, until a good one.
+    """
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic("state"), partitions=1)
     await write(
@@ -136,9 +159,14 @@ async def test_only_newer_documents_of_the_right_flag_are_given(
 async def test_a_broker_restart_is_survived(
     own_kafka: LocalKafka, topic_prefix: str, follow: Callable[[KafkaSettings], Replica]
 ) -> None:
-    """While the broker is away the feed says how long it has heard nothing; afterwards it goes on and repeats nothing."""
+    """While the broker is away the feed says how long it has heard nothing.
+
+    Afterwards it goes on and repeats nothing.
+    """
     settings = settings_for(own_kafka.bootstrap, topic_prefix)
-    await create_topics_at(own_kafka.bootstrap, settings.topic("state"), configs={"cleanup.policy": "compact"})
+    await create_topics_at(
+        own_kafka.bootstrap, settings.topic("state"), configs={"cleanup.policy": "compact"}
+    )
     await write(own_kafka.bootstrap, settings, [("a", b"a 1")])
     replica = follow(settings)
     await replica.until(lambda: replica.given == [("a", 1)])
@@ -152,9 +180,15 @@ async def test_a_broker_restart_is_survived(
 
 
 async def test_it_waits_for_a_topic_that_is_missing(
-    kafka: str, topic_prefix: str, create_topics: CreateTopics, follow: Callable[[KafkaSettings], Replica]
+    kafka: str,
+    topic_prefix: str,
+    create_topics: CreateTopics,
+    follow: Callable[[KafkaSettings], Replica],
 ) -> None:
-    """A topic that is made after the start is found and read; until then nothing counts as caught up."""
+    """A topic that is made after the start is found and read.
+
+    Until then nothing counts as caught up.
+    """
     settings = settings_for(kafka, topic_prefix)
     replica = follow(settings)
     await asyncio.sleep(1.0)
@@ -169,20 +203,26 @@ async def test_it_waits_for_a_topic_that_is_missing(
 async def test_compaction_leaves_holes_that_are_no_gap(
     own_kafka: LocalKafka, topic_prefix: str, follow: Callable[[KafkaSettings], Replica]
 ) -> None:
-    """After the broker has compacted the topic, a new replica still catches up, and has each flag's newest document."""
+    """After the broker has compacted the topic, a new replica still catches up.
+
+    And has each flag's newest document.
+    """
     settings = settings_for(own_kafka.bootstrap, topic_prefix)
     configs = {
         "cleanup.policy": "compact", "segment.bytes": "1048576", "segment.ms": "200", "min.cleanable.dirty.ratio": "0.01",
         "max.compaction.lag.ms": "200", "min.compaction.lag.ms": "0",
     }  # fmt: skip
-    await create_topics_at(own_kafka.bootstrap, settings.topic("state"), partitions=1, configs=configs)
+    await create_topics_at(
+        own_kafka.bootstrap, settings.topic("state"), partitions=1, configs=configs
+    )
     async with asyncio.timeout(60):
         revision = 0
         while True:
             await write(
                 own_kafka.bootstrap,
                 settings,
-                [("a", b"a %d" % one) for one in range(revision + 1, revision + 21)] + [("b", b"b %d" % (revision + 20))],
+                [("a", b"a %d" % one) for one in range(revision + 1, revision + 21)]
+                + [("b", b"b %d" % (revision + 20))],
             )
             revision += 20
             replica = follow(settings)
@@ -195,13 +235,26 @@ async def test_compaction_leaves_holes_that_are_no_gap(
 
 
 async def test_an_older_document_written_last_is_reported(
-    kafka: str, topic_prefix: str, create_topics: CreateTopics, follow: Callable[[KafkaSettings], Replica]
+    kafka: str,
+    topic_prefix: str,
+    create_topics: CreateTopics,
+    follow: Callable[[KafkaSettings], Replica],
 ) -> None:
-    """What somebody fenced writes late would be all that compaction keeps: the flag is named until it is said again."""
+    """What somebody fenced writes late would be all that compaction keeps.
+
+    The flag is named until it is said again.
+    """
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic("state"))
     await write(
-        kafka, settings, [("flag-1", b"flag-1 3"), ("flag-1", b"flag-1 4"), ("flag-1", b"flag-1 3"), ("flag-2", b"flag-2 1")]
+        kafka,
+        settings,
+        [
+            ("flag-1", b"flag-1 3"),
+            ("flag-1", b"flag-1 4"),
+            ("flag-1", b"flag-1 3"),
+            ("flag-2", b"flag-2 1"),
+        ],
     )
     replica = follow(settings)
     await replica.until(lambda: "flag-1" in replica.overtaken)
@@ -214,7 +267,10 @@ async def test_an_older_document_written_last_is_reported(
 
 
 async def test_a_topic_that_grows_or_is_made_anew_is_read_whole(
-    kafka: str, topic_prefix: str, create_topics: CreateTopics, follow: Callable[[KafkaSettings], Replica]
+    kafka: str,
+    topic_prefix: str,
+    create_topics: CreateTopics,
+    follow: Callable[[KafkaSettings], Replica],
 ) -> None:
     """New partitions are followed.
 
@@ -263,7 +319,9 @@ async def test_a_record_that_cannot_be_read_stops_no_other_flag(
     await produce(own_kafka.bootstrap, topic, sealed(odd))
     await write(own_kafka.bootstrap, settings, [("d", b"d 1")])
     own_kafka.terminate()
-    segment = next(one for one in own_kafka.directory.rglob("*.log") if one.parent.name == f"{topic}-0")
+    segment = next(
+        one for one in own_kafka.directory.rglob("*.log") if one.parent.name == f"{topic}-0"
+    )
     segment.write_bytes(segment.read_bytes().replace(b"b 77777", b"b 77778"))
     await asyncio.to_thread(own_kafka.start)
     replica = follow(settings)

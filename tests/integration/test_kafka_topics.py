@@ -1,4 +1,7 @@
-"""The topics of a real cluster: made when missing, checked when there, and keyed as everybody else keys them."""
+"""The topics of a real cluster.
+
+Made when missing, checked when there, and keyed as everybody else keys them.
+"""
 
 import asyncio
 import time
@@ -9,7 +12,13 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import InvalidTimestampError
 
-from controller.adapters.kafka import KafkaEventLog, KafkaPublisher, cluster_id, ensure_topics, partition_of
+from controller.adapters.kafka import (
+    KafkaEventLog,
+    KafkaPublisher,
+    cluster_id,
+    ensure_topics,
+    partition_of,
+)
 from controller.errors import ConfigInvalid, EventLogUnavailable
 from controller.settings import KafkaSettings, TopicNames
 from tests.brokers import LocalKafka, MockKafka
@@ -18,7 +27,9 @@ from tests.conftest import CreateTopics, require_local_kafka
 
 def settings_for(bootstrap: str, prefix: str, **changes: object) -> KafkaSettings:
     """Return settings for topics of this test alone."""
-    return KafkaSettings.model_validate({"bootstrap_servers": bootstrap, "topic_prefix": prefix, "partitions": 4, **changes})
+    return KafkaSettings.model_validate(
+        {"bootstrap_servers": bootstrap, "topic_prefix": prefix, "partitions": 4, **changes}
+    )
 
 
 async def policies(bootstrap: str, *topics: str) -> dict[str, str]:
@@ -27,7 +38,10 @@ async def policies(bootstrap: str, *topics: str) -> dict[str, str]:
     await admin.start()
     try:
         answers = await admin.describe_configs(
-            [ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": ""}) for topic in topics]
+            [
+                ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": ""})
+                for topic in topics
+            ]
         )
     finally:
         await admin.close()
@@ -48,7 +62,10 @@ async def until_listed(bootstrap: str, *topics: str) -> None:
 
 @pytest.mark.real_kafka
 async def test_missing_topics_are_made_as_they_must_be(kafka: str, topic_prefix: str) -> None:
-    """All eight topics are made with the set partitions; state is compacted, the others are not. Twice changes nothing."""
+    """All eight topics are made with the set partitions.
+
+    State is compacted, the others are not. Twice changes nothing.
+    """
     settings = settings_for(kafka, topic_prefix)
     for _ in range(2):
         assert await ensure_topics(settings) == dict.fromkeys(TopicNames.model_fields, 4)
@@ -76,9 +93,13 @@ async def test_records_from_the_future_are_refused_unless_the_broker_says_otherw
         try:
             for logical in ("evaluations", "commands", "state", "results"):
                 now = round(time.time() * 1000)
-                await producer.send_and_wait(settings.topic(logical), b"{}", b"k", timestamp_ms=now + 240_000)
+                await producer.send_and_wait(
+                    settings.topic(logical), b"{}", b"k", timestamp_ms=now + 240_000
+                )
                 try:
-                    await producer.send_and_wait(settings.topic(logical), b"{}", b"k", timestamp_ms=now + 1_800_000)
+                    await producer.send_and_wait(
+                        settings.topic(logical), b"{}", b"k", timestamp_ms=now + 1_800_000
+                    )
                 except InvalidTimestampError:
                     refused.append(logical)
         finally:
@@ -87,7 +108,9 @@ async def test_records_from_the_future_are_refused_unless_the_broker_says_otherw
 
 
 @pytest.mark.real_kafka
-async def test_replicas_that_start_together_make_the_topics_once(kafka: str, topic_prefix: str) -> None:
+async def test_replicas_that_start_together_make_the_topics_once(
+    kafka: str, topic_prefix: str
+) -> None:
     """Three replicas that find nothing all end up with the same topics."""
     settings = settings_for(kafka, topic_prefix)
     counts = await asyncio.gather(*(ensure_topics(settings) for _ in range(3)))
@@ -110,7 +133,10 @@ async def test_a_missing_event_topic_gets_the_partitions_of_the_other(
 async def test_unequal_event_topics_are_refused_with_the_mend(
     kafka: str, topic_prefix: str, create_topics: CreateTopics
 ) -> None:
-    """Event topics of 2 and 3 partitions are refused, naming the command that mends it; and nothing else is made."""
+    """Event topics of 2 and 3 partitions are refused, naming the command that mends it.
+
+    And nothing else is made.
+    """
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic("evaluations"), partitions=2)
     await create_topics(settings.topic("outcomes"), partitions=3)
@@ -125,12 +151,19 @@ async def test_unequal_event_topics_are_refused_with_the_mend(
 @pytest.mark.real_kafka
 @pytest.mark.parametrize(
     ("logical", "policy", "mend"),
-    [("state", "delete", "compact"), ("state", "compact,delete", "compact"), ("outcomes", "compact", "delete")],
+    [
+        ("state", "delete", "compact"),
+        ("state", "compact,delete", "compact"),
+        ("outcomes", "compact", "delete"),
+    ],
 )
 async def test_a_cleanup_that_loses_records_is_refused(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, logical: str, policy: str, mend: str
 ) -> None:
-    """A state topic that forgets, and an event topic that keeps one event per user, are refused with the mend."""
+    """A state topic that forgets.
+
+    And an event topic that keeps one event per user, are refused with the mend.
+    """
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic(logical), configs={"cleanup.policy": policy})
     await until_listed(kafka, settings.topic(logical))
@@ -142,10 +175,23 @@ async def test_a_cleanup_that_loses_records_is_refused(
 async def test_the_same_key_goes_to_the_same_partition_everywhere(
     kafka: str, topic_prefix: str, create_topics: CreateTopics
 ) -> None:
-    """`partition_of` is where a producer really puts a key, also beyond ASCII and at every length modulo 4."""
+    """`partition_of` is where a producer really puts a key.
+
+    Also beyond ASCII and at every length modulo 4.
+    """
     topic = f"{topic_prefix}keys"
     await create_topics(topic, partitions=7)
-    keys = ["", "a", "ab", "abc", "abcd", "new-checkout", "дом", "火", *(f"flag-{number}" for number in range(200))]
+    keys = [
+        "",
+        "a",
+        "ab",
+        "abc",
+        "abcd",
+        "new-checkout",
+        "дом",
+        "火",
+        *(f"flag-{number}" for number in range(200)),
+    ]
     producer = AIOKafkaProducer(bootstrap_servers=kafka)
     await producer.start()
     try:
@@ -183,24 +229,36 @@ async def test_the_clusters_id(own_kafka: LocalKafka) -> None:
 
 
 async def test_the_mock_without_topics_or_controller_will_do(topic_prefix: str) -> None:
-    """On librdkafka's mock, which answers no admin calls, topics appear, and two groups read in one process."""
+    """On librdkafka's mock, which answers no admin calls, topics appear.
+
+    And two groups read in one process.
+    """
     mock = MockKafka()
     try:
-        settings = settings_for(mock.bootstrap, topic_prefix, session_timeout_seconds=6.0, heartbeat_interval_seconds=1.0)
+        settings = settings_for(
+            mock.bootstrap,
+            topic_prefix,
+            session_timeout_seconds=6.0,
+            heartbeat_interval_seconds=1.0,
+        )
         assert await ensure_topics(settings) == dict.fromkeys(TopicNames.model_fields, 4)
         assert await cluster_id(settings)
         events = KafkaEventLog(settings, settings.event_topics, settings.events_group)
         commands = KafkaEventLog(settings, [settings.topic("commands")], settings.commands_group)
         publisher = KafkaPublisher(settings)
         await asyncio.gather(events.start(), commands.start())
-        await publisher.publish_many([(topic, b"key", b"value") for topic in ("evaluations", "outcomes", "commands")])
+        await publisher.publish_many(
+            [(topic, b"key", b"value") for topic in ("evaluations", "outcomes", "commands")]
+        )
         assert (len(events.assignment), len(commands.assignment)) == (8, 4)
         seen: list[str] = []
         async with asyncio.timeout(20):
             while len(seen) < 3:
                 for log in (events, commands):
                     seen += [topic for topic, _ in await log.fetch(100, 0.1)]
-        assert sorted(seen) == sorted(settings.topic(logical) for logical in ("evaluations", "outcomes", "commands"))
+        assert sorted(seen) == sorted(
+            settings.topic(logical) for logical in ("evaluations", "outcomes", "commands")
+        )
         assert {number for _, number in await events.progress()} == {partition_of("key", 4)}
         await asyncio.gather(events.stop(), commands.stop(), publisher.stop())
     finally:

@@ -33,7 +33,9 @@ class Watched:
         )
         self.faults = Faults(lambda: datetime.now(UTC))
         self.remade: list[str] = []
-        self.topology = KafkaTopology(self.settings, self.faults, remade=self.remade.append, refresh_seconds=0.2)
+        self.topology = KafkaTopology(
+            self.settings, self.faults, remade=self.remade.append, refresh_seconds=0.2
+        )
 
     async def until(self, holds: Callable[[], bool], seconds: float = 15.0) -> None:
         """Return once it holds, while `run` runs."""
@@ -56,7 +58,9 @@ async def admin(kafka: str) -> AsyncIterator[AIOKafkaAdminClient]:
     await client.close()
 
 
-async def test_counts_follow_topics_that_grow(kafka: str, topic_prefix: str, admin: AIOKafkaAdminClient) -> None:
+async def test_counts_follow_topics_that_grow(
+    kafka: str, topic_prefix: str, admin: AIOKafkaAdminClient
+) -> None:
     """Added partitions are seen.
 
     While the two event topics differ that is reported, with the command that repairs it.
@@ -73,7 +77,9 @@ async def test_counts_follow_topics_that_grow(kafka: str, topic_prefix: str, adm
             settings.topic("evaluations"): NewPartitions(4),
         }
     )
-    await watched.until(lambda: topology.partitions("commands") == 6 and topology.partitions("evaluations") == 4)
+    await watched.until(
+        lambda: topology.partitions("commands") == 6 and topology.partitions("evaluations") == 4
+    )
     assert topology.partitions("outcomes") == 2
     fault = watched.faults.of(Scope.DEPENDENCY, "kafka topics")
     assert fault is not None
@@ -85,7 +91,9 @@ async def test_counts_follow_topics_that_grow(kafka: str, topic_prefix: str, adm
     await topology.stop()
 
 
-async def test_a_topic_of_the_same_name_is_another_one(kafka: str, topic_prefix: str, admin: AIOKafkaAdminClient) -> None:
+async def test_a_topic_of_the_same_name_is_another_one(
+    kafka: str, topic_prefix: str, admin: AIOKafkaAdminClient
+) -> None:
     """A topic that is gone keeps its count and is reported.
 
     Made anew it has another id, and whoever reads it is told.
@@ -107,7 +115,9 @@ async def test_a_topic_of_the_same_name_is_another_one(kafka: str, topic_prefix:
     await topology.stop()
 
 
-async def test_brokers_that_are_silent_or_away_end_nothing(own_kafka: LocalKafka, topic_prefix: str) -> None:
+async def test_brokers_that_are_silent_or_away_end_nothing(
+    own_kafka: LocalKafka, topic_prefix: str
+) -> None:
     """What was known stays while no broker answers, and is refreshed by itself when one does."""
     watched = Watched(own_kafka.bootstrap, topic_prefix)
     await watched.topology.begin(await ensure_topics(watched.settings))

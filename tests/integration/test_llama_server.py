@@ -1,4 +1,7 @@
-"""The advisor against a real inference server: llama.cpp's own, with a tiny random model. `make llama` runs it."""
+"""The advisor against a real inference server.
+
+Llama.cpp's own, with a tiny random model. `make llama` runs it.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +47,18 @@ def llama_python() -> str:
         return str(Path(named).absolute())
     if importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("gguf"):
         return sys.executable
-    pytest.skip(f"no llama.cpp here: `make llama` installs it, or {PYTHON_VARIABLE} names a Python that has it")
+    pytest.skip(
+        f"no llama.cpp here: `make llama` installs it, or {PYTHON_VARIABLE} names a Python "
+        f"that has it"
+    )
 
 
 @pytest.fixture(scope="module")
 def llama_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a running llama.cpp server; it ends with its standard input, however the tests end."""
+    """Address of a running llama.cpp server.
+
+    It ends with its standard input, however the tests end.
+    """
     directory = tmp_path_factory.mktemp("llama")
     with (
         (directory / "log").open("w") as log,
@@ -66,7 +75,9 @@ def llama_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert server.stdin is not None
         try:
             said = (line.strip() for line in server.stdout)
-            url = next((line.removeprefix("url=") for line in said if line.startswith("url=")), None)
+            url = next(
+                (line.removeprefix("url=") for line in said if line.startswith("url=")), None
+            )
             assert url is not None, (directory / "log").read_text()[-2000:]
             yield url
         finally:
@@ -79,14 +90,23 @@ def llama_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def make_advisor(url: str) -> ModelAdvisor:
     """Return an advisor that asks it all, one question at a time."""
-    settings = AdvisorSettings(url=url, model="tiny", deadline_seconds=60.0, breaker_failures=1_000, questions_per_day=10_000)
+    settings = AdvisorSettings(
+        url=url,
+        model="tiny",
+        deadline_seconds=60.0,
+        breaker_failures=1_000,
+        questions_per_day=10_000,
+    )
     return ModelAdvisor(settings, CLOCK)
 
 
 async def ask_many(url: str, count: int) -> tuple[Counter[str], list[float], float]:
-    """Return what came of so many different questions, how long each took, and the longest that we held the loop, in seconds.
+    """Return what came of so many different questions, how long each took.
 
-    Held is CPU time of this thread between two turns: how long the machine gave it to the server is not ours.
+    And the longest that we held the loop, in seconds.
+
+    Held is CPU time of this thread between two turns: how long the machine gave it to the server is
+    not ours.
     """
     advisor, outcomes, times = make_advisor(url), Counter[str](), []
     longest = 0.0
@@ -102,7 +122,9 @@ async def ask_many(url: str, count: int) -> tuple[Counter[str], list[float], flo
     watching = asyncio.create_task(watch())
     cases = load_cases()
     for number in range(count):
-        case = cases[number * len(cases) // count]  # alike ones in a row, different at the end: the server need not begin anew
+        case = cases[
+            number * len(cases) // count
+        ]  # alike ones in a row, different at the end: the server need not begin anew
         earlier = make_advice("hold", reasons=(f"question {number}",))
         question = replace(case.question, until=CLOCK.now() + timedelta(minutes=5), earlier=earlier)
         began = time.perf_counter()
@@ -121,17 +143,28 @@ async def ask_many(url: str, count: int) -> tuple[Counter[str], list[float], flo
 
 
 async def test_a_real_server_answers_in_the_form(llama_url: str) -> None:
-    """llama.cpp's server keeps the schema we ask for, so that even random numbers give advice that can be read."""
+    """llama.cpp's server keeps the schema we ask for.
+
+    So that even random numbers give advice that can be read.
+    """
     outcomes, _, _ = await ask_many(llama_url, 12)
     assert sum(outcomes.values()) == 12
-    assert sum(count for outcome, count in outcomes.items() if not outcome.startswith("no advice")) >= 10, outcomes
+    assert (
+        sum(count for outcome, count in outcomes.items() if not outcome.startswith("no advice"))
+        >= 10
+    ), outcomes
 
 
 async def test_commands_work_against_a_real_server(llama_url: str, tmp_path: Path) -> None:
     """`advisor check` finds it fit, `advisor eval` scores it and writes its report."""
     call = ["--url", llama_url, "--model", "tiny"]
-    environ = {"ROLLOUTD_CONFIG": None, "ROLLOUTD_ADVISOR__DEADLINE_SECONDS": "120"}  # the machine may be busy: it takes 2 s
-    checked = await asyncio.to_thread(CliRunner().invoke, app, ["advisor", "check", "--json", *call], env=environ)
+    environ = {
+        "ROLLOUTD_CONFIG": None,
+        "ROLLOUTD_ADVISOR__DEADLINE_SECONDS": "120",
+    }  # the machine may be busy: it takes 2 s
+    checked = await asyncio.to_thread(
+        CliRunner().invoke, app, ["advisor", "check", "--json", *call], env=environ
+    )
     assert checked.exit_code == 0, checked.output
     assert json.loads(checked.stdout)["in_form"] == 3
     page = tmp_path / "report.html"
@@ -143,10 +176,14 @@ async def test_commands_work_against_a_real_server(llama_url: str, tmp_path: Pat
 
 
 async def test_drafts_come_from_a_real_server(llama_url: str, tmp_path: Path) -> None:
-    """The forms of drafts are ones that llama.cpp takes: what fails is a random answer's content, never the request."""
+    """The forms of drafts are ones that llama.cpp takes.
+
+    What fails is a random answer's content, never the request.
+    """
     segments = tmp_path / "segments.yaml"
     segments.write_text(
-        "{attributes: {tier: {values: [free, pro]}, orders: {type: number}}, samples: [{tier: pro, orders: 3}]}"
+        "{attributes: {tier: {values: [free, pro]}, orders: {type: number}}, samples: "
+        "[{tier: pro, orders: 3}]}"
     )
     for words in (
         ["suggest", "plan", "--flag", "new-checkout", "--risk", "low", "--describe", "a new form"],
@@ -164,9 +201,18 @@ async def test_explanations_and_looks_come_from_a_real_server(llama_url: str) ->
     """The forms that nobody waits for are ones that llama.cpp takes, too."""
     advisor = make_advisor(llama_url)
     try:
-        alert = RaiseAlert(AlertKind.ROLLED_BACK, Severity.CRITICAL, "rolled back", "look", "key", make_judgement())
-        asked = (advisor.explain(make_rollout(), alert), advisor.look_over({"f": (make_rollout(), make_judgement())}))
-        troubles = [str(end) for end in await asyncio.gather(*asked, return_exceptions=True) if isinstance(end, Exception)]
+        alert = RaiseAlert(
+            AlertKind.ROLLED_BACK, Severity.CRITICAL, "rolled back", "look", "key", make_judgement()
+        )
+        asked = (
+            advisor.explain(make_rollout(), alert),
+            advisor.look_over({"f": (make_rollout(), make_judgement())}),
+        )
+        troubles = [
+            str(end)
+            for end in await asyncio.gather(*asked, return_exceptions=True)
+            if isinstance(end, Exception)
+        ]
     finally:
         await advisor.close()
     assert [trouble for trouble in troubles if "HTTP" in trouble] == []
@@ -175,7 +221,10 @@ async def test_explanations_and_looks_come_from_a_real_server(llama_url: str) ->
 async def test_the_story_of_a_rollout_is_told_by_a_real_server(
     llama_url: str, kafka: str, topic_prefix: str, create_topics: CreateTopics
 ) -> None:
-    """`explain` and `changelog` read Kafka and ask: what fails is a random answer's content, never the request."""
+    """`explain` and `changelog` read Kafka and ask.
+
+    What fails is a random answer's content, never the request.
+    """
     settings = KafkaSettings(bootstrap_servers=kafka, topic_prefix=topic_prefix)
     await create_topics(settings.topic("state"), settings.topic("decisions"))
     async with AIOKafkaProducer(bootstrap_servers=kafka) as producer:
@@ -196,12 +245,18 @@ async def test_the_story_of_a_rollout_is_told_by_a_real_server(
 
 @pytest.mark.long
 async def test_a_thousand_questions(llama_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of 1,000 questions each is advice or counted as none, and none holds the event loop for 50 ms."""
+    """Of 1,000 questions each is advice or counted as none.
+
+    And none holds the event loop for 50 ms.
+    """
     outcomes, times, longest = await ask_many(llama_url, QUESTIONS)
     with capsys.disabled():
-        middle, late = (seconds(round(1000 * times[int(q * (len(times) - 1))])) for q in (0.5, 0.95))
+        middle, late = (
+            seconds(round(1000 * times[int(q * (len(times) - 1))])) for q in (0.5, 0.95)
+        )
         sys.stdout.write(
-            f"\n{dict(outcomes)}; half within {middle}, 95 % within {late}; longest stall {1000 * longest:.0f} ms\n"
+            f"\n{dict(outcomes)}; half within {middle}, 95 % within {late}; longest stall "
+            f"{1000 * longest:.0f} ms\n"
         )
     assert sum(outcomes.values()) == QUESTIONS
     assert longest < 0.05

@@ -36,8 +36,13 @@ def board() -> FlagBoard:
 
 @pytest.fixture
 async def client(board: FlagBoard) -> AsyncIterator[OpenFeatureClient]:
-    """The OpenFeature SDK with its OFREP provider, pointed at our server. It blocks: call it in a thread."""
-    server = HttpServer(make_app(board, Health(()), Metrics(version="1"), describe=lambda rollout: b"{}"), port=0)
+    """The OpenFeature SDK with its OFREP provider, pointed at our server.
+
+    It blocks: call it in a thread.
+    """
+    server = HttpServer(
+        make_app(board, Health(()), Metrics(version="1"), describe=lambda rollout: b"{}"), port=0
+    )
     await server.start()
     provider = OFREPProvider(f"http://127.0.0.1:{server.port}")
     api.set_provider(provider)
@@ -56,11 +61,20 @@ async def beating(board: FlagBoard, work: Callable[[], set[str]]) -> set[str]:
     return task.result()
 
 
-async def test_users_see_the_decided_share_and_nobody_falls_out(board: FlagBoard, client: OpenFeatureClient) -> None:
-    """From 1 over 10, 25 and 50 to 100 % the share is right and everyone stays in; at 0 % nobody is in."""
+async def test_users_see_the_decided_share_and_nobody_falls_out(
+    board: FlagBoard, client: OpenFeatureClient
+) -> None:
+    """From 1 over 10, 25 and 50 to 100 % the share is right and everyone stays in.
+
+    At 0 % nobody is in.
+    """
 
     def treated() -> set[str]:
-        return {user for user in USERS if client.get_boolean_value("new-checkout", False, EvaluationContext(user))}
+        return {
+            user
+            for user in USERS
+            if client.get_boolean_value("new-checkout", False, EvaluationContext(user))
+        }
 
     before: set[str] = set()
     for revision, percent in enumerate([1.0, 10.0, 25.0, 50.0, 100.0], start=1):
@@ -74,16 +88,34 @@ async def test_users_see_the_decided_share_and_nobody_falls_out(board: FlagBoard
     assert await beating(board, treated) == set()
 
 
-async def test_the_client_understands_every_answer(board: FlagBoard, client: OpenFeatureClient) -> None:
-    """Variant, reason and metadata arrive; each refusal is the error the SDK has for it, with the app's default as value."""
+async def test_the_client_understands_every_answer(
+    board: FlagBoard, client: OpenFeatureClient
+) -> None:
+    """Variant, reason and metadata arrive.
 
-    def details(targeting_key: str | None, default: bool = True, key: str = "new-checkout") -> FlagEvaluationDetails[bool]:
-        return client.get_boolean_details(key, default, EvaluationContext(targeting_key, {"plan": "pro"}))
+    Each refusal is the error the SDK has for it, with the app's default as value.
+    """
+
+    def details(
+        targeting_key: str | None, default: bool = True, key: str = "new-checkout"
+    ) -> FlagEvaluationDetails[bool]:
+        return client.get_boolean_details(
+            key, default, EvaluationContext(targeting_key, {"plan": "pro"})
+        )
 
     board.take(make_rollout(revision=7, percent=100.0))
     found = await asyncio.to_thread(details, "user-1", False)
-    assert (found.value, found.variant, found.reason, found.error_code) == (True, "on", Reason.SPLIT, None)
-    assert found.flag_metadata == {"flagSetId": "rolloutd", "version": "7", "rolloutd.rollout_id": "start-1"}
+    assert (found.value, found.variant, found.reason, found.error_code) == (
+        True,
+        "on",
+        Reason.SPLIT,
+        None,
+    )
+    assert found.flag_metadata == {
+        "flagSetId": "rolloutd",
+        "version": "7",
+        "rolloutd.rollout_id": "start-1",
+    }
 
     nameless = await asyncio.to_thread(details, None)
     assert (nameless.value, nameless.error_code) == (True, ErrorCode.TARGETING_KEY_MISSING)

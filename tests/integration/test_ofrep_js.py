@@ -1,4 +1,7 @@
-"""OpenFeature's OFREP clients for JavaScript, server and web, against the real server; from npm, where there is Node.js."""
+"""OpenFeature's OFREP clients for JavaScript, server and web, against the real server.
+
+From npm, where there is Node.js.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ USERS = [f"user-{number}" for number in range(10_000)]
 
 @pytest.fixture(scope="session")
 def installed() -> Path:
-    """The directory that has the clients installed, kept between runs; skips, saying why, where they cannot be had."""
+    """The directory that has the clients installed, kept between runs.
+
+    Skips, saying why, where they cannot be had.
+    """
     return installed_ofrep_clients()
 
 
@@ -42,8 +48,13 @@ async def served() -> AsyncIterator[tuple[FlagBoard, str]]:
     await server.stop(2.0)
 
 
-async def test_a_server_side_client_sees_the_decided_share(installed: Path, served: tuple[FlagBoard, str]) -> None:
-    """From 1 to 100 % the share is right and everyone stays in; at 0 % nobody is in; variant, reason and metadata arrive."""
+async def test_a_server_side_client_sees_the_decided_share(
+    installed: Path, served: tuple[FlagBoard, str]
+) -> None:
+    """From 1 to 100 % the share is right and everyone stays in; at 0 % nobody is in.
+
+    Variant, reason and metadata arrive.
+    """
     board, address = served
 
     async with ofrep_client(installed, "server", address, "new-checkout") as process:
@@ -54,18 +65,27 @@ async def test_a_server_side_client_sees_the_decided_share(installed: Path, serv
             found = await details_of(process, USERS)
             now = {user for user, one in zip(USERS, found, strict=True) if one["value"]}
             share = percent / 100
-            assert abs(len(now) - len(USERS) * share) <= 4 * math.sqrt(len(USERS) * share * (1 - share))
+            assert abs(len(now) - len(USERS) * share) <= 4 * math.sqrt(
+                len(USERS) * share * (1 - share)
+            )
             assert before <= now
             before = now
         metadata = {"flagSetId": "rolloutd", "version": "5", "rolloutd.rollout_id": "start-1"}
-        assert found[0] == {"value": True, "variant": "on", "reason": "SPLIT", "flagMetadata": metadata}
+        assert found[0] == {
+            "value": True,
+            "variant": "on",
+            "reason": "SPLIT",
+            "flagMetadata": metadata,
+        }
         board.take(make_rollout(revision=6, percent=100.0, phase=RolledBack(T0, "breach")))
         assert not any(one["value"] for one in await details_of(process, USERS))
         board.doubt("reading again")
         assert {one["errorCode"] for one in await details_of(process, USERS)} == {"GENERAL"}
 
 
-async def test_a_web_client_is_told_of_changes(installed: Path, served: tuple[FlagBoard, str]) -> None:
+async def test_a_web_client_is_told_of_changes(
+    installed: Path, served: tuple[FlagBoard, str]
+) -> None:
     """Without polling, it sees rises and a roll back in the moment of each."""
     board, address = served
     board.take(make_rollout(percent=0.0))

@@ -15,7 +15,11 @@ from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
 
 KEYS = ("e/0/1", "e/1/1")
-FIELDS = (arm_field("f", "r", 0, Arm.TREATMENT), arm_field("f", "r", 0, Arm.CONTROL), "f|r|0|exposed.0")
+FIELDS = (
+    arm_field("f", "r", 0, Arm.TREATMENT),
+    arm_field("f", "r", 0, Arm.CONTROL),
+    "f|r|0|exposed.0",
+)
 WANTED = {"f": ("r", [0, 1])}
 
 Call = Callable[[Any], Coroutine[Any, Any, Any]]
@@ -32,9 +36,13 @@ def totals_calls(draw: st.DrawFn) -> Call:
     if kind == "save":
         expected = draw(st.none() | offsets)
         after = (expected or 0) + draw(st.integers(0, 2))
-        progress = encode_progress(PartitionCounts(end=after, counted=after, reported_at_ms=draw(st.integers(0, 1))))
+        progress = encode_progress(
+            PartitionCounts(end=after, counted=after, reported_at_ms=draw(st.integers(0, 1)))
+        )
         changed = draw(st.dictionaries(st.sampled_from(FIELDS), arms, max_size=3))
-        return lambda totals: totals.save(key, expected=expected, next_offset=after, fields={**progress, **changed})
+        return lambda totals: totals.save(
+            key, expected=expected, next_offset=after, fields={**progress, **changed}
+        )
     if kind == "drop":
         names = draw(st.lists(st.sampled_from(FIELDS), max_size=2))
         return lambda totals: totals.drop(key, names)
@@ -52,9 +60,14 @@ def rollouts_calls(draw: st.DrawFn) -> Call:
         token = draw(st.integers(0, 3))
         tests = draw(st.none() | st.binary(max_size=2))
         numbers = draw(st.lists(st.integers(0, 11), max_size=2, unique=True))
-        outbox = [OutboxEntry(f"outbox:{n}", f"{flag}/1/{n}", "alerts", flag, draw(st.binary(max_size=3))) for n in numbers]
+        outbox = [
+            OutboxEntry(f"outbox:{n}", f"{flag}/1/{n}", "alerts", flag, draw(st.binary(max_size=3)))
+            for n in numbers
+        ]
         answer = draw(st.none() | st.tuples(st.sampled_from(("c1", "c2")), st.binary(max_size=2)))
-        return lambda rollouts: rollouts.save(flag, expected_token=token, tests=tests, outbox=outbox, answer=answer)
+        return lambda rollouts: rollouts.save(
+            flag, expected_token=token, tests=tests, outbox=outbox, answer=answer
+        )
     if kind == "settle":
         names = [f"outbox:{n}" for n in draw(st.lists(st.integers(0, 11), max_size=3))]
         return lambda rollouts: rollouts.settle(flag, names)
@@ -71,7 +84,9 @@ async def answers_of(adapter: Totals | Rollouts, calls: list[Call]) -> list[Any]
     return [await call(adapter) for call in calls]
 
 
-async def answers_of_redis(url: str, kind: type[RedisTotals] | type[RedisRollouts], calls: list[Call]) -> list[Any]:
+async def answers_of_redis(
+    url: str, kind: type[RedisTotals] | type[RedisRollouts], calls: list[Call]
+) -> list[Any]:
     """Return what each call answered, on an empty prefix of a real server."""
     store = Store.connect(url, prefix=f"d{uuid.uuid4().hex}:")
     try:
@@ -83,10 +98,14 @@ async def answers_of_redis(url: str, kind: type[RedisTotals] | type[RedisRollout
 @given(calls=st.lists(totals_calls(), max_size=25))
 def test_memory_and_redis_totals_answer_alike(redis_url: str, calls: list[Call]) -> None:
     """Any sequence of calls gets the same answers from the memory adapter and from a real server."""
-    assert asyncio.run(answers_of_redis(redis_url, RedisTotals, calls)) == asyncio.run(answers_of(MemoryTotals(), calls))
+    assert asyncio.run(answers_of_redis(redis_url, RedisTotals, calls)) == asyncio.run(
+        answers_of(MemoryTotals(), calls)
+    )
 
 
 @given(calls=st.lists(rollouts_calls(), max_size=25))
 def test_memory_and_redis_rollouts_answer_alike(redis_url: str, calls: list[Call]) -> None:
     """Any sequence of calls gets the same answers from the memory adapter and from a real server."""
-    assert asyncio.run(answers_of_redis(redis_url, RedisRollouts, calls)) == asyncio.run(answers_of(MemoryRollouts(), calls))
+    assert asyncio.run(answers_of_redis(redis_url, RedisRollouts, calls)) == asyncio.run(
+        answers_of(MemoryRollouts(), calls)
+    )

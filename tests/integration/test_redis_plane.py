@@ -1,4 +1,7 @@
-"""The Redis keys plane on a real server: what simple readers find, late writers, edits by others, a server that is away."""
+"""The Redis keys plane on a real server.
+
+What simple readers find, late writers, edits by others, a server that is away.
+"""
 
 from __future__ import annotations
 
@@ -39,19 +42,33 @@ async def found(client: redis.asyncio.Redis) -> list[bytes | str | None]:
     return await client.mget(["flag:new-checkout", "flag:new-checkout:rollout"])
 
 
-async def test_simple_readers_find_switch_and_share(plane: RedisPlane, redis_client: redis.asyncio.Redis) -> None:
-    """A flag that Redis has not seen is written at its percentage, raised, and switched off by a roll back."""
-    assert await plane.look(make_rollout()) == Served(None, "does not know the flag, decided is 10 %")
+async def test_simple_readers_find_switch_and_share(
+    plane: RedisPlane, redis_client: redis.asyncio.Redis
+) -> None:
+    """A flag that Redis has not seen is written at its percentage, raised.
+
+    And switched off by a roll back.
+    """
+    assert await plane.look(make_rollout()) == Served(
+        None, "does not know the flag, decided is 10 %"
+    )
     assert await serve(plane, make_rollout(percent=33.33)) == Served(33.33, None)
     assert await found(redis_client) == [b"true", b"33.33"]
     assert await serve(plane, make_rollout(revision=2, percent=100.0)) == Served(100.0, None)
     assert await found(redis_client) == [b"true", b"100"]
-    assert await serve(plane, make_rollout(revision=3, percent=10.0, phase=RolledBack(T0, "breach"))) == Served(0.0, None)
+    assert await serve(
+        plane, make_rollout(revision=3, percent=10.0, phase=RolledBack(T0, "breach"))
+    ) == Served(0.0, None)
     assert await found(redis_client) == [b"false", b"0"]
 
 
-async def test_a_late_writer_changes_nothing(plane: RedisPlane, redis_client: redis.asyncio.Redis, redis_url: str) -> None:
-    """A replica that stood still since an older revision cannot raise a flag again, and learns why."""
+async def test_a_late_writer_changes_nothing(
+    plane: RedisPlane, redis_client: redis.asyncio.Redis, redis_url: str
+) -> None:
+    """A replica that stood still since an older revision cannot raise a flag again.
+
+    And learns why.
+    """
     zombie = RedisPlane(redis_url)
     await serve(zombie, make_rollout(revision=7, percent=50.0))
     await serve(plane, make_rollout(revision=8, percent=0.0))
@@ -61,7 +78,9 @@ async def test_a_late_writer_changes_nothing(plane: RedisPlane, redis_client: re
     assert difference is not None
     assert difference.startswith("was written by revision 8, newer than ours, 7")
     await plane.serve(make_rollout(revision=8, percent=50.0))
-    assert await found(redis_client) == [b"false", b"0"], "of two documents of one revision the lower is served"
+    assert await found(redis_client) == [b"false", b"0"], (
+        "of two documents of one revision the lower is served"
+    )
     await zombie.close()
 
 
@@ -77,9 +96,16 @@ async def test_a_late_writer_changes_nothing(plane: RedisPlane, redis_client: re
     ],
 )
 async def test_an_edit_by_others_is_recognised_after_a_restart_too(
-    plane: RedisPlane, redis_client: redis.asyncio.Redis, redis_url: str, edit: dict[str, str | bytes], percent: float | None
+    plane: RedisPlane,
+    redis_client: redis.asyncio.Redis,
+    redis_url: str,
+    edit: dict[str, str | bytes],
+    percent: float | None,
 ) -> None:
-    """What stands beside the marker tells our own write from somebody else's, also to a process that never wrote."""
+    """What stands beside the marker tells our own write from somebody else's.
+
+    Also to a process that never wrote.
+    """
     await serve(plane, make_rollout())
     assert (await plane.look(make_rollout())).edited_by is None
     await redis_client.mset(edit)
@@ -92,7 +118,10 @@ async def test_an_edit_by_others_is_recognised_after_a_restart_too(
 
 
 async def test_a_deleted_flag_is_off(plane: RedisPlane, redis_client: redis.asyncio.Redis) -> None:
-    """Readers take a missing key for off: somebody who deletes it lowers the flag to 0 %. A switch alone is on for all."""
+    """Readers take a missing key for off: somebody who deletes it lowers the flag to 0 %.
+
+    A switch alone is on for all.
+    """
     await serve(plane, make_rollout())
     await redis_client.delete("flag:new-checkout", "flag:new-checkout:rollout")
     assert (await plane.look(make_rollout())).percent == 0.0
@@ -100,8 +129,13 @@ async def test_a_deleted_flag_is_off(plane: RedisPlane, redis_client: redis.asyn
     assert (await plane.look(make_rollout())).percent == 100.0
 
 
-async def test_a_lower_edit_between_look_and_write_stays(plane: RedisPlane, redis_client: redis.asyncio.Redis) -> None:
-    """Who lowers a flag in the very moment in which it is raised is not overrun; a lowering of ours is never kept back."""
+async def test_a_lower_edit_between_look_and_write_stays(
+    plane: RedisPlane, redis_client: redis.asyncio.Redis
+) -> None:
+    """Who lowers a flag in the very moment in which it is raised is not overrun.
+
+    A lowering of ours is never kept back.
+    """
     await serve(plane, make_rollout())
     await plane.look(make_rollout(revision=2, percent=50.0))
     await redis_client.set("flag:new-checkout:rollout", "5")
@@ -113,8 +147,13 @@ async def test_a_lower_edit_between_look_and_write_stays(plane: RedisPlane, redi
     assert await found(redis_client) == [b"false", b"0"]
 
 
-async def test_prefixes_and_flags_do_not_meet(plane: RedisPlane, redis_client: redis.asyncio.Redis, redis_url: str) -> None:
-    """Two environments share a Redis by prefix, and a flag whose name would be another's key is refused in words."""
+async def test_prefixes_and_flags_do_not_meet(
+    plane: RedisPlane, redis_client: redis.asyncio.Redis, redis_url: str
+) -> None:
+    """Two environments share a Redis by prefix.
+
+    And a flag whose name would be another's key is refused in words.
+    """
     staging = RedisPlane(redis_url, key_prefix="staging:")
     await serve(plane, make_rollout())
     await serve(staging, make_rollout(percent=50.0))
@@ -126,7 +165,10 @@ async def test_prefixes_and_flags_do_not_meet(plane: RedisPlane, redis_client: r
 
 
 async def test_a_redis_that_is_away_or_hangs_is_said_in_time(own_redis: RedisServer) -> None:
-    """Frozen, dead and back again: each call ends within its deadline, and the first after the return works."""
+    """Frozen, dead and back again.
+
+    Each call ends within its deadline, and the first after the return works.
+    """
     plane = RedisPlane(own_redis.url, call_seconds=0.2)
     await serve(plane, make_rollout())
     own_redis.pause()
@@ -148,8 +190,13 @@ def test_an_address_that_cannot_be_opened_is_refused_at_start() -> None:
         RedisPlane("redis://127.0.0.1:notaport/0")
 
 
-async def test_audiences_are_not_given_to_everybody(plane: RedisPlane, redis_client: redis.asyncio.Redis) -> None:
-    """What keys cannot say is served to nobody, and said in words; a roll back needs no such words."""
+async def test_audiences_are_not_given_to_everybody(
+    plane: RedisPlane, redis_client: redis.asyncio.Redis
+) -> None:
+    """What keys cannot say is served to nobody, and said in words.
+
+    A roll back needs no such words.
+    """
     staff = Audience("staff", ((Condition("email", Operator.ENDS_WITH, ("@corp.example",)),),))
     stages = (make_stage(percent=100.0, audience="staff"), make_stage(percent=100.0))
     rollout = make_rollout(plan=make_plan(stages=stages, audiences=(staff,)), percent=100.0)

@@ -14,7 +14,10 @@ from tests.brokers import RedisServer
 
 
 async def test_redis_says_what_time_it_is(own_redis: RedisServer) -> None:
-    """Within a second of this machine's time, which is Redis's machine too; and it counts as an answer."""
+    """Within a second of this machine's time, which is Redis's machine too.
+
+    And it counts as an answer.
+    """
     store = Store.connect(own_redis.url)
     assert store.heard_at is None
     at = await store.ask_time()

@@ -14,13 +14,28 @@ import redis.exceptions
 
 from controller import bootstrap
 from controller.adapters.documents import encode
-from controller.adapters.redis import ANSWERS_KEPT, ANSWERS_PRUNED_EVERY, Identity, RedisRollouts, RedisTotals, Store
+from controller.adapters.redis import (
+    ANSWERS_KEPT,
+    ANSWERS_PRUNED_EVERY,
+    Identity,
+    RedisRollouts,
+    RedisTotals,
+    Store,
+)
 from controller.errors import BrokenInvariant, ConfigInvalid, DocumentUnreadable, StoreUnavailable
 from controller.health import Scope
 from controller.ports import OutboxEntry, StoredRollout
 from controller.settings import Settings
 from schemas.terms import Arm
-from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
+from schemas.totals import (
+    FORMAT,
+    MAX_FIELDS_PER_SAVE,
+    ArmCounts,
+    PartitionCounts,
+    arm_field,
+    encode_arm,
+    encode_progress,
+)
 from tests.brokers import RedisServer
 from tests.builders import T0, make_rollout
 
@@ -78,7 +93,9 @@ class ReplyThief:
 
         async def backward() -> None:
             while reply := await up_reader.read(65536):
-                if self.steals and reply.startswith((b"*1\r\n:1", b"*2\r\n:0")):  # an answer of our script
+                if self.steals and reply.startswith(
+                    (b"*1\r\n:1", b"*2\r\n:0")
+                ):  # an answer of our script
                     self.steals -= 1
                     return
                 writer.write(reply)
@@ -109,7 +126,8 @@ async def thief(own_redis: RedisServer) -> AsyncIterator[ReplyThief]:
     await server.wait_closed()
 
 
-# --- unknown outcomes ---------------------------------------------------------------------------------------------------
+# --- unknown outcomes
+# --------------------------------------------------------------------------------------------------
 
 
 async def test_a_lost_reply_counts_once(thief: ReplyThief) -> None:
@@ -127,7 +145,10 @@ async def test_a_lost_reply_counts_once(thief: ReplyThief) -> None:
 
 
 async def test_the_client_repeats_nothing_by_itself(thief: ReplyThief) -> None:
-    """A lost reply is an error to us after one sending; what is repeated, and when, is ours to say."""
+    """A lost reply is an error to us after one sending.
+
+    What is repeated, and when, is ours to say.
+    """
     store = Store.connect(f"redis://127.0.0.1:{thief.port}/0")
     thief.steals = 1
     with pytest.raises(redis.exceptions.ConnectionError):
@@ -137,7 +158,10 @@ async def test_the_client_repeats_nothing_by_itself(thief: ReplyThief) -> None:
 
 
 async def test_a_lost_reply_does_not_hide_that_another_won(thief: ReplyThief) -> None:
-    """A compare-and-set whose reply is lost is known to have won, and one that lost is known to have lost."""
+    """A compare-and-set whose reply is lost is known to have won.
+
+    And one that lost is known to have lost.
+    """
     store = Store.connect(f"redis://127.0.0.1:{thief.port}/0", deadline_seconds=2.0)
     rollouts = RedisRollouts(store)
     thief.steals = 1
@@ -148,8 +172,13 @@ async def test_a_lost_reply_does_not_hide_that_another_won(thief: ReplyThief) ->
     await store.close()
 
 
-async def test_a_save_that_timed_out_and_runs_later_counts_once(store: Store, own_redis: RedisServer) -> None:
-    """A save given up on is carried out when Redis wakes; repeated by us it is done once, and a different one is refused."""
+async def test_a_save_that_timed_out_and_runs_later_counts_once(
+    store: Store, own_redis: RedisServer
+) -> None:
+    """A save given up on is carried out when Redis wakes.
+
+    Repeated by us it is done once, and a different one is refused.
+    """
     totals = RedisTotals(store)
     assert await totals.save(KEY, expected=None, next_offset=5, fields=fields(5)) is None
     own_redis.pause()
@@ -162,7 +191,9 @@ async def test_a_save_that_timed_out_and_runs_later_counts_once(store: Store, ow
     assert (stored.next_offset, dict(stored.fields)) == (9, fields(9))
 
 
-async def test_a_late_run_behind_a_newer_save_changes_nothing(store: Store, own_redis: RedisServer) -> None:
+async def test_a_late_run_behind_a_newer_save_changes_nothing(
+    store: Store, own_redis: RedisServer
+) -> None:
     """A save that is carried out after its successor's meets a moved fence."""
     totals = RedisTotals(store)
     assert await totals.save(KEY, expected=None, next_offset=5, fields=fields(5)) is None
@@ -172,11 +203,17 @@ async def test_a_late_run_behind_a_newer_save_changes_nothing(store: Store, own_
     assert dict((await totals.load(KEY)).fields) == fields(12)
 
 
-# --- a server in trouble --------------------------------------------------------------------------------------------------
+# --- a server in trouble
+# --------------------------------------------------------------------------------------------------
 
 
-async def test_a_server_that_is_away_is_trouble_in_time(own_redis: RedisServer, store: Store) -> None:
-    """Without a server every call ends by its deadline, as StoreUnavailable; with it back the same call works."""
+async def test_a_server_that_is_away_is_trouble_in_time(
+    own_redis: RedisServer, store: Store
+) -> None:
+    """Without a server every call ends by its deadline, as StoreUnavailable.
+
+    With it back the same call works.
+    """
     totals, rollouts = RedisTotals(store), RedisRollouts(store)
     own_redis.kill9()
     for call in (
@@ -194,7 +231,10 @@ async def test_a_server_that_is_away_is_trouble_in_time(own_redis: RedisServer, 
 
 
 async def test_a_restart_within_the_deadline_goes_unnoticed(own_redis: RedisServer) -> None:
-    """A call meets a server that starts up, and is carried out when it is there: scripts are loaded anew, data are."""
+    """A call meets a server that starts up, and is carried out when it is there.
+
+    Scripts are loaded anew, data are.
+    """
     store = Store.connect(own_redis.url, deadline_seconds=10)
     totals = RedisTotals(store)
     assert await totals.save(KEY, expected=None, next_offset=5, fields=fields(5)) is None
@@ -206,8 +246,13 @@ async def test_a_restart_within_the_deadline_goes_unnoticed(own_redis: RedisServ
     await store.close()
 
 
-async def test_out_of_memory_refuses_before_anything_is_written(store: Store, own_redis: RedisServer) -> None:
-    """A server out of memory refuses the script whole and at once; when there is memory again the same save works."""
+async def test_out_of_memory_refuses_before_anything_is_written(
+    store: Store, own_redis: RedisServer
+) -> None:
+    """A server out of memory refuses the script whole and at once.
+
+    When there is memory again the same save works.
+    """
     totals = RedisTotals(store)
     await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
     await store.client.config_set("maxmemory", "1")
@@ -222,7 +267,10 @@ async def test_out_of_memory_refuses_before_anything_is_written(store: Store, ow
 
 
 async def test_a_replica_is_trouble_and_passes(store: Store, own_redis: RedisServer) -> None:
-    """A former primary refuses writes; it is tried until it is primary again or the deadline is over."""
+    """A former primary refuses writes.
+
+    It is tried until it is primary again or the deadline is over.
+    """
     totals = RedisTotals(store)
     await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
     await store.client.config_set("replica-serve-stale-data", "yes")
@@ -244,7 +292,10 @@ async def test_a_forgotten_script_is_sent_again(store: Store) -> None:
 
 
 async def test_a_foreign_key_under_our_name_is_a_broken_invariant(store: Store) -> None:
-    """A key that is no hash, or a hash that is not ours or of a newer release, stops the worker and is not overwritten."""
+    """A key that is no hash.
+
+    Or a hash that is not ours or of a newer release, stops the worker and is not overwritten.
+    """
     totals = RedisTotals(store)
     await store.client.set(HASH, "not a hash")
     with pytest.raises(BrokenInvariant, match="WRONGTYPE"):
@@ -289,18 +340,29 @@ async def test_a_cancelled_call_leaves_the_next_one_its_own_answer(store: Store)
             await task
 
 
-# --- what is written --------------------------------------------------------------------------------------------------------
+# --- what is written
+# --------------------------------------------------------------------------------------------------
 
 
 async def test_the_file_holds_no_transaction(store: Store, own_redis: RedisServer) -> None:
-    """Whatever we save reaches the append-only file as single commands: no MULTI that a torn tail could keep a part of."""
+    """Whatever we save reaches the append-only file as single commands.
+
+    No MULTI that a torn tail could keep a part of.
+    """
     totals, rollouts = RedisTotals(store), RedisRollouts(store)
     await store.check_identity(OURS, 1)
     await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
     await totals.save(KEY, expected=5, next_offset=5, fields=fields(5))
     await totals.drop(KEY, [FIELD])
     effect = OutboxEntry("outbox:0", "f/1/0", "decisions", "f", b"{}")
-    await rollouts.save("f", expected_token=0, rollout=make_rollout(), tests=b"x", outbox=[effect], answer=("c", b"y"))
+    await rollouts.save(
+        "f",
+        expected_token=0,
+        rollout=make_rollout(),
+        tests=b"x",
+        outbox=[effect],
+        answer=("c", b"y"),
+    )
     await rollouts.settle("f", ["outbox:0"])
     own_redis.terminate()
     written = own_redis.aof_tail().read_bytes().upper()
@@ -312,8 +374,14 @@ async def test_the_file_holds_no_transaction(store: Store, own_redis: RedisServe
 async def test_an_operator_can_read_the_hash(store: Store) -> None:
     """What stands in Redis reads without a manual."""
     totals = RedisTotals(store)
-    arm = ArmCounts(evaluations=812, exposures=400, errors=3, converted={"signup": 7}, latency={231: 17, 240: 3})
-    saved = {**encode_progress(PartitionCounts(start=2, end=900, freshest_ms=5, reported_at_ms=6, counted=812))}
+    arm = ArmCounts(
+        evaluations=812, exposures=400, errors=3, converted={"signup": 7}, latency={231: 17, 240: 3}
+    )
+    saved = {
+        **encode_progress(
+            PartitionCounts(start=2, end=900, freshest_ms=5, reported_at_ms=6, counted=812)
+        )
+    }
     await totals.save(KEY, expected=None, next_offset=814, fields={**saved, FIELD: encode_arm(arm)})
     stored = await store.client.hgetall(HASH)
     del stored[b"digest"]
@@ -340,7 +408,10 @@ async def test_an_operator_can_read_the_hash(store: Store) -> None:
 
 
 async def test_the_largest_save_fits_into_one_call(store: Store) -> None:
-    """The promised number of fields stays below what a script can hand to one command, with room for the store's own."""
+    """The promised number of fields stays below what a script can hand to one command.
+
+    With room for the store's own.
+    """
     totals = RedisTotals(store)
     many = {f"f{n}|start-1|0|treatment": b"x" * 400 for n in range(MAX_FIELDS_PER_SAVE)}
     assert await totals.save(KEY, expected=None, next_offset=1, fields=many) is None
@@ -359,11 +430,15 @@ async def test_answers_are_kept_newest_first_and_bounded(store: Store) -> None:
     assert await rollouts.answer_to("f", f"c{saves - 1}") == b"a"
 
 
-# --- the right server -----------------------------------------------------------------------------------------------------
+# --- the right server
+# --------------------------------------------------------------------------------------------------
 
 
 async def test_another_kafka_cluster_is_refused(store: Store) -> None:
-    """A prefix belongs to one Kafka cluster; two replicas that start together both find it theirs."""
+    """A prefix belongs to one Kafka cluster.
+
+    Two replicas that start together both find it theirs.
+    """
     await asyncio.gather(*(store.check_identity(OURS, 1) for _ in range(4)))
     await store.check_identity(OURS, 1)
     with pytest.raises(ConfigInvalid, match="belongs to Kafka cluster 'one'"):
@@ -378,8 +453,13 @@ async def test_another_kafka_cluster_is_refused(store: Store) -> None:
         ({"cluster_id": "two"}, "belongs to Kafka cluster 'one', not to 'two'"),
     ],
 )
-async def test_another_environment_is_refused(store: Store, change: dict[str, Any], why: str) -> None:
-    """A prefix belongs to one environment: cluster, topic prefix and name; the message says more."""
+async def test_another_environment_is_refused(
+    store: Store, change: dict[str, Any], why: str
+) -> None:
+    """A prefix belongs to one environment: cluster, topic prefix and name.
+
+    The message says more.
+    """
     await store.check_identity(OURS, 1)
     with pytest.raises(ConfigInvalid, match=why) as refusal:
         await store.check_identity(replace(OURS, **change), 1)
@@ -422,7 +502,10 @@ async def test_a_damaged_identity_is_named(store: Store) -> None:
 
 
 async def test_nothing_is_decided_on_a_redis_that_became_another(store: Store) -> None:
-    """While the identity is another's, calls are refused unsent; when it is ours again, they go on."""
+    """While the identity is another's, calls are refused unsent.
+
+    When it is ours again, they go on.
+    """
     rollouts = RedisRollouts(store)
     await store.check_identity(OURS, 1)
     assert await store.look_at_identity(OURS, 1) is None
@@ -499,7 +582,10 @@ async def test_an_epoch_rises_and_never_falls(store: Store) -> None:
 
 
 async def test_a_server_that_evicts_is_refused(store: Store) -> None:
-    """A server that may drop keys when memory is short is refused at start, with the setting to mend."""
+    """A server that may drop keys when memory is short is refused at start.
+
+    With the setting to mend.
+    """
     assert list(await store.check_server()) == []
     await store.client.config_set("maxmemory-policy", "allkeys-lru")
     assert list(await store.check_server()) == []  # no limit set, nothing is ever evicted
@@ -530,11 +616,15 @@ def test_an_address_that_is_none_is_refused() -> None:
         Store.connect("http://127.0.0.1:6379")
 
 
-# --- cluster --------------------------------------------------------------------------------------------------------------
+# --- cluster
+# --------------------------------------------------------------------------------------------------
 
 
 async def test_everything_works_on_a_cluster() -> None:
-    """On a Redis Cluster of two nodes every call works, also after the slots have moved from one to the other."""
+    """On a Redis Cluster of two nodes every call works.
+
+    Also after the slots have moved from one to the other.
+    """
     options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
     with RedisServer(options=options) as one, RedisServer(options=options) as two:
         first = redis.asyncio.Redis.from_url(one.url)
@@ -564,7 +654,8 @@ async def test_everything_works_on_a_cluster() -> None:
         assert await first.dbsize() > 0
         assert await second.dbsize() > 0
 
-        # Give one empty slot of the first node to the second: the store still has the old map and is redirected.
+        # Give one empty slot of the first node to the second: the store still has the old map and
+        # is redirected.
         moved, slot = await _key_in_an_empty_slot(first)
         owner = await _ask(second, "CLUSTER MYID")
         for node in (second, first):
@@ -582,7 +673,10 @@ async def _ask(node: redis.asyncio.Redis, *words: str | int) -> Any:
 
 
 async def _key_in_an_empty_slot(node: redis.asyncio.Redis) -> tuple[str, int]:
-    """Return a partition key whose hash would fall into a slot of `node` that is empty, and the slot."""
+    """Return a partition key whose hash would fall into a slot of `node` that is empty.
+
+    And the slot.
+    """
     for n in range(1000):
         key = f"moved/{n}/1"
         slot = await _ask(node, "CLUSTER KEYSLOT", f"rolloutd:agg:{{{key}}}")
@@ -591,11 +685,15 @@ async def _key_in_an_empty_slot(node: redis.asyncio.Redis) -> tuple[str, int]:
     raise AssertionError("a thousand keys and no empty slot")
 
 
-# --- what cannot be read concerns one flag --------------------------------------------------------------------------------
+# --- what cannot be read concerns one flag
+# --------------------------------------------------------------------------------
 
 
 async def test_damage_of_any_kind_is_left_out_of_start_up_and_reported(store: Store) -> None:
-    """A newer schema_version, no JSON, numbers beyond any clock, another type of key: the other flags are found."""
+    """A newer schema_version, no JSON, numbers beyond any clock, another type of key.
+
+    The other flags are found.
+    """
     told: dict[str, str] = {}
     client = store.client
     rollouts = RedisRollouts(store, unreadable=told.__setitem__)
@@ -621,11 +719,18 @@ async def test_damage_of_any_kind_is_left_out_of_start_up_and_reported(store: St
     assert "schema_version 99" in told["newer"]
 
 
-async def test_a_damaged_document_is_described_and_its_copy_in_the_outbox_found(store: Store) -> None:
-    """Loading says what is wrong and whether a newer release wrote it; what waits to be published is a second copy."""
+async def test_a_damaged_document_is_described_and_its_copy_in_the_outbox_found(
+    store: Store,
+) -> None:
+    """Loading says what is wrong and whether a newer release wrote it.
+
+    What waits to be published is a second copy.
+    """
     rollouts, client = RedisRollouts(store), store.client
     rollout = make_rollout(revision=2)
-    entry = replace(encode(rollout, "new-checkout", rollout, "new-checkout/2/0", T0), field="outbox:100")
+    entry = replace(
+        encode(rollout, "new-checkout", rollout, "new-checkout/2/0", T0), field="outbox:100"
+    )
     await rollouts.save("new-checkout", expected_token=0, rollout=rollout, outbox=[entry])
     key = f"{store.prefix}ro:{{new-checkout}}"
     await client.hset(key, "document", b"{}")
@@ -643,7 +748,10 @@ async def test_a_damaged_document_is_described_and_its_copy_in_the_outbox_found(
 
 
 async def test_a_discarded_flag_leaves_nothing(store: Store) -> None:
-    """Document, answers, effects and the name in the index go, whatever they are; other flags stay."""
+    """Document, answers, effects and the name in the index go, whatever they are.
+
+    Other flags stay.
+    """
     rollouts, client = RedisRollouts(store), store.client
     for name in ("new-checkout", "other"):
         rollout = replace(make_rollout(), flag_key=name)

@@ -33,7 +33,9 @@ async def totals(redis_url: str, topic_prefix: str):  # type: ignore[no-untyped-
     await store.close()
 
 
-async def test_a_partition_is_discarded_by_name(totals: RedisTotals, environ: dict[str, str], tmp_path: Path) -> None:
+async def test_a_partition_is_discarded_by_name(
+    totals: RedisTotals, environ: dict[str, str], tmp_path: Path
+) -> None:
     """The command says what it does and deletes one hash; without consent it deletes nothing."""
     topic = "flag.evaluations"
     fields = encode_progress(PartitionCounts(counted=5))
@@ -65,7 +67,9 @@ def test_what_names_no_partition_is_refused(name: str, environ: dict[str, str]) 
     assert result.exit_code == 78
 
 
-async def test_a_key_of_another_kind_costs_its_partition_alone(totals: RedisTotals, topic_prefix: str) -> None:
+async def test_a_key_of_another_kind_costs_its_partition_alone(
+    totals: RedisTotals, topic_prefix: str
+) -> None:
     """A string where a hash belongs is one partition's fault, with a command for it."""
     fields = encode_progress(PartitionCounts(counted=5))
     await totals.save("e/0/1", expected=None, next_offset=5, fields=fields)

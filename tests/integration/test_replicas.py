@@ -1,4 +1,7 @@
-"""Several real daemons share the work; one leaves, one dies; nothing is lost, counted twice or left unanswered."""
+"""Several real daemons share the work; one leaves, one dies.
+
+Nothing is lost, counted twice or left unanswered.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,11 @@ pytestmark = pytest.mark.real_kafka
 async def owned_partitions(daemon: DaemonProcess) -> int:
     """Return how many partitions of the three topics it reads a replica says it owns."""
     text = (await daemon.get("/metrics")).text
-    values = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith("rolloutd_partitions_owned{")]
+    values = [
+        line.rpartition(" ")[2]
+        for line in text.splitlines()
+        if line.startswith("rolloutd_partitions_owned{")
+    ]
     return round(sum(map(float, values)))
 
 
@@ -35,8 +42,13 @@ async def until_shared(daemons: list[DaemonProcess], seconds: float = 60.0) -> l
 
 
 @pytest.mark.parametrize(("replicas", "is_static"), [(2, False), (3, False), (2, True)])
-async def test_replicas_share_the_work(kafka: str, tmp_path: Path, replicas: int, is_static: bool) -> None:
-    """All replicas count, one leaves in order, one is killed, both come back: the recount is exact, every command answered."""
+async def test_replicas_share_the_work(
+    kafka: str, tmp_path: Path, replicas: int, is_static: bool
+) -> None:
+    """All replicas count, one leaves in order, one is killed, both come back.
+
+    The recount is exact, every command answered.
+    """
     async with Chaos(
         kafka,
         tmp_path,

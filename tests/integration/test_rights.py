@@ -1,4 +1,7 @@
-"""The rights that ops/security.md lists are enough, and each of them is needed: on a real Redis and a real Kafka."""
+"""The rights that ops/security.md lists are enough, and each of them is needed.
+
+On a real Redis and a real Kafka.
+"""
 
 from __future__ import annotations
 
@@ -79,9 +82,13 @@ CALLS: dict[str, Call] = {
     "look_at_identity": lambda store, totals, rollouts: store.look_at_identity(IDENTITY, 1),
     "environment_at": lambda store, totals, rollouts: store.environment_at("rolloutd:"),
     "has_shared_data": lambda store, totals, rollouts: store.has_shared_data(),
-    "totals.save": lambda store, totals, rollouts: totals.save(PARTITION, expected=None, next_offset=5, fields=FIELDS),
+    "totals.save": lambda store, totals, rollouts: totals.save(
+        PARTITION, expected=None, next_offset=5, fields=FIELDS
+    ),
     "totals.load": lambda store, totals, rollouts: totals.load(PARTITION),
-    "totals.read": lambda store, totals, rollouts: totals.read([PARTITION], {"f": ("start-1", [0])}),
+    "totals.read": lambda store, totals, rollouts: totals.read(
+        [PARTITION], {"f": ("start-1", [0])}
+    ),
     "totals.drop": lambda store, totals, rollouts: totals.drop(PARTITION, ["gone"]),
     "rollouts.save": lambda store, totals, rollouts: rollouts.save(
         "f", expected_token=0, rollout=make_rollout(), outbox=[entry(0)], answer=("c", b"y")
@@ -103,7 +110,14 @@ CALLS: dict[str, Call] = {
 
 def test_every_call_is_tried() -> None:
     """A call that is added to the adapters is tried with the guide's rights too."""
-    found = {"check_server", "check_identity", "look_at_identity", "has_shared_data", "environment_at", "ask_time"}
+    found = {
+        "check_server",
+        "check_identity",
+        "look_at_identity",
+        "has_shared_data",
+        "environment_at",
+        "ask_time",
+    }
     found |= {"claim", "claims", "drop_claims"}
     for prefix, adapter in (("totals", RedisTotals), ("rollouts", RedisRollouts)):
         methods = inspect.getmembers(adapter, inspect.iscoroutinefunction)
@@ -149,7 +163,9 @@ async def test_each_listed_right_is_needed_and_named(own_redis: RedisServer, rig
     """Without any one of them some call fails, in words that name the command."""
     rules = [word for word in rules_of("rolloutd") if word != right]
     await grant(own_redis, "rolloutd", rules)
-    store = Store.connect(url_of(own_redis, "rolloutd"), health_check_seconds=0.001, deadline_seconds=0.3)
+    store = Store.connect(
+        url_of(own_redis, "rolloutd"), health_check_seconds=0.001, deadline_seconds=0.3
+    )
     totals, rollouts = RedisTotals(store), RedisRollouts(store)
     said: list[str] = list(await warnings_of(store))
     for call in CALLS.values():
@@ -160,7 +176,10 @@ async def test_each_listed_right_is_needed_and_named(own_redis: RedisServer, rig
             said.append(str(trouble))
     await store.close()
     command = right.removeprefix("+")
-    if command in ("hset", "hmget"):  # the script's own command: Redis says which script, not which command
+    if command in (
+        "hset",
+        "hmget",
+    ):  # the script's own command: Redis says which script, not which command
         assert any("permission" in words for words in said), said
     else:
         assert any(command in words.lower() for words in said), said
@@ -186,14 +205,18 @@ async def test_a_start_without_info_goes_on_with_a_warning(own_redis: RedisServe
 
 async def test_a_missing_right_is_told_from_an_outage(own_redis: RedisServer) -> None:
     """It is not tried again for a second first: nobody grants a right that fast."""
-    await grant(own_redis, "rolloutd", ["on", ">secret", "~*", "+ping", "+select", "+client|setname"])
+    await grant(
+        own_redis, "rolloutd", ["on", ">secret", "~*", "+ping", "+select", "+client|setname"]
+    )
     store = Store.connect(url_of(own_redis, "rolloutd"), deadline_seconds=5)
     with pytest.raises(RightMissing, match=r"'hgetall' command.*ops/security\.md"):
         await store.check_identity(IDENTITY, 1)
     await store.close()
 
 
-async def test_a_right_to_save_that_a_running_worker_loses_is_a_fault(own_redis: RedisServer) -> None:
+async def test_a_right_to_save_that_a_running_worker_loses_is_a_fault(
+    own_redis: RedisServer,
+) -> None:
     """Everything else of Redis works: the flag says so, and goes on once the right is back."""
     rules = rules_of("rolloutd")
     await grant(own_redis, "rolloutd", rules)
@@ -248,11 +271,16 @@ async def test_composes_redis_comes_up_with_its_users(tmp_path: Path) -> None:
         service["command"][-1]
         .replace("$$", "$")
         .replace("/tmp/", f"{tmp_path}/")
-        .replace("exec redis-server", f"exec {redis_binary()} --port {port} --dir {tmp_path} --bind 127.0.0.1")
+        .replace(
+            "exec redis-server",
+            f"exec {redis_binary()} --port {port} --dir {tmp_path} --bind 127.0.0.1",
+        )
     )
     environ = {**os.environ, "REDIS_PASSWORD": "p%s/w\\n'd"}
     with (tmp_path / "log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec("sh", "-ec", script, env=environ, stdout=log, stderr=log)
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-ec", script, env=environ, stdout=log, stderr=log
+        )
     try:
         probe = redis.asyncio.Redis(port=port, username="probe", password="none", protocol=2)
         async with asyncio.timeout(10):

@@ -1,4 +1,7 @@
-"""Our rules in flagd's evaluator for JavaScript, which hashes as generation 2: the same variants as the reference gives."""
+"""Our rules in flagd's evaluator for JavaScript, which hashes as generation 2.
+
+The same variants as the reference gives.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,11 @@ OPERANDS: dict[Operator, list[tuple[Scalar, ...]]] = {
     Operator.LTE: [(1.0,), (0.0,)],
     Operator.STARTS_WITH: [("p",), ("1", "🦊")],
     Operator.ENDS_WITH: [("E",), ("0", "\u0301")],
-    Operator.SEM_VER: [(f"{sign} {version}",) for sign in ("=", "!=", "<", ">=", "^", "~") for version in ("1", "1.2.3-rc.1")],
+    Operator.SEM_VER: [
+        (f"{sign} {version}",)
+        for sign in ("=", "!=", "<", ">=", "^", "~")
+        for version in ("1", "1.2.3-rc.1")
+    ],
     Operator.BEFORE: [("2026-03-01",), ("2026-03-01T12:00:00Z",)],
     Operator.AFTER: [("2026-03-01",), ("2026-03-01T12:00:00Z",)],
 }
@@ -56,16 +63,29 @@ OPERANDS: dict[Operator, list[tuple[Scalar, ...]]] = {
 
 @pytest.fixture(scope="session")
 def evaluator() -> Path:
-    """The directory that has the evaluator installed, kept between runs; skips, saying why, where it cannot be had."""
-    return npm_packages.installed(SOURCE, "flagd-js", "rules NOT tried in flagd's evaluator for JavaScript")
+    """The directory that has the evaluator installed, kept between runs.
+
+    Skips, saying why, where it cannot be had.
+    """
+    return npm_packages.installed(
+        SOURCE, "flagd-js", "rules NOT tried in flagd's evaluator for JavaScript"
+    )
 
 
-def evaluate(evaluator: Path, flags: dict[str, Any], cases: list[tuple[str, dict[str, Any]]]) -> list[str]:
+def evaluate(
+    evaluator: Path, flags: dict[str, Any], cases: list[tuple[str, dict[str, Any]]]
+) -> list[str]:
     """Return the variant of each (flag, context)."""
     program = shutil.copy(SOURCE / "evaluate.mjs", evaluator / "evaluate.mjs")
     asked = json.dumps({"document": {"flags": flags}, "cases": cases})
     done = subprocess.run(
-        ["node", program], cwd=evaluator, input=asked, capture_output=True, text=True, timeout=60, check=False
+        ["node", program],
+        cwd=evaluator,
+        input=asked,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     variants: list[str] = json.loads(done.stdout)
@@ -73,21 +93,34 @@ def evaluate(evaluator: Path, flags: dict[str, Any], cases: list[tuple[str, dict
 
 
 def test_every_operator_means_the_same_there(evaluator: Path) -> None:
-    """Each operator on texts, numbers, versions, dates, lists and nothing at all: two thousand answers as ours."""
+    """Each operator on texts, numbers, versions, dates, lists and nothing at all.
+
+    Two thousand answers as ours.
+    """
     flags, cases, expected = {}, [], []
     for operator, operands in OPERANDS.items():
         for number, values in enumerate(operands):
             audience = Audience("a", ((Condition("it", operator, values),),))
-            plan = make_plan(stages=(make_stage(percent=100.0, audience="a"),), audiences=(audience,))
+            plan = make_plan(
+                stages=(make_stage(percent=100.0, audience="a"),), audiences=(audience,)
+            )
             flag = f"{operator}-{number}"
             flags[flag] = definition_of(at_stage(plan, 0))
             for context in ({}, *({"it": value} for value in VALUES)):
                 cases.append((flag, {"targetingKey": "user-1", **context}))
                 expected.append("on" if matcher(audience)(context) else "unassigned")
     found = evaluate(evaluator, flags, cases)
-    wrong = [(case, ours, theirs) for case, ours, theirs in zip(cases, expected, found, strict=True) if ours != theirs]
+    wrong = [
+        (case, ours, theirs)
+        for case, ours, theirs in zip(cases, expected, found, strict=True)
+        if ours != theirs
+    ]
     # It will not compare a list or an object with a number: the app gets the default of its code.
-    assert [one for one in wrong if not (one[0][0][:3] in ("gte", "lte") and isinstance(one[0][1]["it"], list | dict))] == []
+    assert [
+        one
+        for one in wrong
+        if not (one[0][0][:3] in ("gte", "lte") and isinstance(one[0][1]["it"], list | dict))
+    ] == []
     assert {theirs[:6] for _, _, theirs in wrong} <= {"error:"}
 
 
@@ -107,6 +140,12 @@ def test_rings_and_divided_treatment_are_dealt_the_same_there(evaluator: Path) -
         contexts = [{"targetingKey": f"user-{n}", **kinds[n % len(kinds)]} for n in range(300)]
         keys = [context["targetingKey"] for context in contexts]
         expected = [
-            assign(serving(rollout), bucket(key), context, lot(key)) for key, context in zip(keys, contexts, strict=True)
+            assign(serving(rollout), bucket(key), context, lot(key))
+            for key, context in zip(keys, contexts, strict=True)
         ]
-        assert evaluate(evaluator, {"rings": definition_of(rollout)}, [("rings", each) for each in contexts]) == expected
+        assert (
+            evaluate(
+                evaluator, {"rings": definition_of(rollout)}, [("rings", each) for each in contexts]
+            )
+            == expected
+        )

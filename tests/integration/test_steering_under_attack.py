@@ -36,7 +36,10 @@ def resident(daemon: DaemonProcess) -> int:
 async def flood(client: Client, count: int) -> None:
     """Write what anybody can: bare roll backs of flags that do not exist."""
     topic = f"{client.prefix}rollout.commands"
-    sent = [await client.producer.send(topic, b'{"verb":"roll_back"}', f"nobody-{number}".encode()) for number in range(count)]
+    sent = [
+        await client.producer.send(topic, b'{"verb":"roll_back"}', f"nobody-{number}".encode())
+        for number in range(count)
+    ]
     await asyncio.gather(*sent)
 
 
@@ -44,7 +47,10 @@ async def test_a_flood_of_commands_for_no_flag_costs_nothing_that_stays(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     """20,000 of them: a roll back behind them works within seconds, nothing is stored, memory comes back, SIGTERM works."""
-    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
         answer = await client.command(CommandVerb.START, FLAG, plan=slow_plan(FLAG))
         assert answer.status is CommandStatus.ACCEPTED, answer.reason
         store = redis.asyncio.Redis.from_url(redis_url)
@@ -62,7 +68,10 @@ async def test_a_flood_of_commands_for_no_flag_costs_nothing_that_stays(
         await asyncio.sleep(2)
         grown = (resident(daemon) - rss) / 2**20
         stalls = [line["duration_ms"] for line in daemon.log_lines("loop_stalled")]
-        figures = f"rolled back after {took:.2f} s, all answered after {answered:.1f} s, +{grown:.1f} MB, stalls {stalls}"
+        figures = (
+            f"rolled back after {took:.2f} s, all answered after {answered:.1f} s, "
+            f"+{grown:.1f} MB, stalls {stalls}"
+        )
         (tmp_path / "figures.txt").write_text(figures)
         assert await store.dbsize() <= keys + 1
         assert await store.scard(f"{topic_prefix}flags") == 1
@@ -77,9 +86,15 @@ async def test_a_flood_of_commands_for_no_flag_costs_nothing_that_stays(
 async def test_roll_back_works_when_the_command_topic_gets_more_partitions(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """From 4 to 6 while it runs: every flag is rolled back, by old and new senders, and no command goes round in circles."""
+    """From 4 to 6 while it runs.
+
+    Every flag is rolled back, by old and new senders, and no command goes round in circles.
+    """
     flags = [f"flag-{number}" for number in range(6)]
-    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
         for flag in flags:
             await client.command(CommandVerb.START, flag, plan=slow_plan(flag))
         admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
@@ -103,10 +118,16 @@ async def test_roll_back_works_when_the_command_topic_gets_more_partitions(
 async def test_one_unreadable_document_stops_its_flag_alone_also_at_start(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """A newer release's document, and one that is damaged: the daemon starts, the others obey, `repair flag` ends it."""
+    """A newer release's document, and one that is damaged.
+
+    The daemon starts, the others obey, `repair flag` ends it.
+    """
     flags = ("newer", "damaged", "good")
     store = redis.asyncio.Redis.from_url(redis_url)
-    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
         for flag in flags:
             await client.command(CommandVerb.START, flag, plan=slow_plan(flag))
         assert await daemon.stop() == 0
@@ -114,22 +135,34 @@ async def test_one_unreadable_document_stops_its_flag_alone_also_at_start(
         document = json.loads(await store.hget(key, "document") or b"")
         newer = json.dumps(document | {"schema_version": 99, "revision": 50}).encode()
         await store.hset(key, "document", newer)
-        await store.hset(f"{topic_prefix}ro:{{damaged}}", "document", json.dumps(document | {"revision": 50, "visits": 7}))
+        await store.hset(
+            f"{topic_prefix}ro:{{damaged}}",
+            "document",
+            json.dumps(document | {"revision": 50, "visits": 7}),
+        )
         await daemon.start()
-        assert (await client.command(CommandVerb.ROLL_BACK, "good")).status is CommandStatus.ACCEPTED
+        assert (
+            await client.command(CommandVerb.ROLL_BACK, "good")
+        ).status is CommandStatus.ACCEPTED
         refused = await client.command(CommandVerb.ROLL_BACK, "newer")
         assert refused.status is CommandStatus.REJECTED
         assert "schema_version 99" in refused.reason
         assert await store.hget(key, "document") == newer
-        assert (await client.command(CommandVerb.ROLL_BACK, "damaged")).status is CommandStatus.ACCEPTED
+        assert (
+            await client.command(CommandVerb.ROLL_BACK, "damaged")
+        ).status is CommandStatus.ACCEPTED
         environ = {"ROLLOUTD_REDIS__URL": redis_url, "ROLLOUTD_REDIS__KEY_PREFIX": topic_prefix}
         environ["ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS"] = kafka
-        said = await asyncio.to_thread(CliRunner().invoke, app, ["repair", "flag", "newer", "--yes"], env=environ)
+        said = await asyncio.to_thread(
+            CliRunner().invoke, app, ["repair", "flag", "newer", "--yes"], env=environ
+        )
         assert said.exit_code == 0, said.output
         assert "schema_version 99" in said.output
         assert "newer is discarded" in said.output
         deadline = time.monotonic() + 60
-        while (answer := await client.command(CommandVerb.ROLL_BACK, "newer")).status is CommandStatus.REJECTED:
+        while (
+            answer := await client.command(CommandVerb.ROLL_BACK, "newer")
+        ).status is CommandStatus.REJECTED:
             assert time.monotonic() < deadline, answer.reason
             await asyncio.sleep(1)
         assert await daemon.stop() == 0
@@ -139,9 +172,20 @@ async def test_one_unreadable_document_stops_its_flag_alone_also_at_start(
 async def test_a_command_that_cannot_be_counted_with_is_refused(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """A start whose traffic underflows to nothing ends no process: it is answered or set aside, and the next one works."""
-    async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon, Client(kafka, topic_prefix) as client:
-        plan = {"name": "p", "flag": FLAG, "stages": [{"percent": 10, "bake": "1h"}], "traffic": 5e-324}
+    """A start whose traffic underflows to nothing ends no process.
+
+    It is answered or set aside, and the next one works.
+    """
+    async with (
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+        Client(kafka, topic_prefix) as client,
+    ):
+        plan = {
+            "name": "p",
+            "flag": FLAG,
+            "stages": [{"percent": 10, "bake": "1h"}],
+            "traffic": 5e-324,
+        }
         poison = {"verb": "start", "issuer": "me", "plan": plan}
         topic = f"{topic_prefix}rollout.commands"
         await client.producer.send_and_wait(topic, json.dumps(poison).encode(), FLAG.encode())

@@ -1,4 +1,6 @@
-"""The reconcile loop and the Unleash plane against an Unleash that fails: the rows F23 and F24 of the fault matrix.
+"""The reconcile loop and the Unleash plane against an Unleash that fails.
+
+The rows F23 and F24 of the fault matrix.
 
 On a real socket, with periods and waits a tenth of production's.
 """
@@ -52,7 +54,10 @@ class Loop:
     """A reconcile loop over one Unleash, and what it told the outside."""
 
     def __init__(self, fake: FakeUnleash, **settings: Any) -> None:
-        self.plane = UnleashPlane(make_settings(fake.url, request_timeout_seconds=REQUEST_SECONDS, **settings), SystemClock())
+        self.plane = UnleashPlane(
+            make_settings(fake.url, request_timeout_seconds=REQUEST_SECONDS, **settings),
+            SystemClock(),
+        )
         self.alerts: list[RaiseAlert] = []
         self.actuation = Actuation(
             [self.plane],
@@ -77,7 +82,10 @@ class Loop:
 
 
 async def until(holds: Callable[[], bool], seconds: float = 5.0) -> float:
-    """Return how many seconds it took until something holds. Raises AssertionError when it does not in time."""
+    """Return how many seconds it took until something holds.
+
+    Raises AssertionError when it does not in time.
+    """
     began = time.monotonic()
     while not holds():
         assert time.monotonic() - began < seconds
@@ -96,21 +104,45 @@ async def watch(fake: FakeUnleash, seconds: float) -> list[float]:
 
 TROUBLES: dict[str, tuple[Script, str]] = {
     "5xx": (answering("<html>bad gateway</html>", status="502 Bad Gateway"), "failed .HTTP 502"),
-    "5xx with words": (answering('{"name": "UnknownError", "message": "no database"}', status="500 X"), "500: no database"),
-    "401": (answering('{"message": "You must log in"}', status="401 X"), "does not know our token .HTTP 401: You must log in"),
-    "429": (answering("", status="429 Too Many Requests", retry_after="1"), "asks us to be slower .HTTP 429"),
-    "429 until": (answering("", status="429 X", retry_after="Sat, 21 Nov 2099 12:00:00 GMT"), "asks us to be slower"),
+    "5xx with words": (
+        answering('{"name": "UnknownError", "message": "no database"}', status="500 X"),
+        "500: no database",
+    ),
+    "401": (
+        answering('{"message": "You must log in"}', status="401 X"),
+        "does not know our token .HTTP 401: You must log in",
+    ),
+    "429": (
+        answering("", status="429 Too Many Requests", retry_after="1"),
+        "asks us to be slower .HTTP 429",
+    ),
+    "429 until": (
+        answering("", status="429 X", retry_after="Sat, 21 Nov 2099 12:00:00 GMT"),
+        "asks us to be slower",
+    ),
     "429 odd": (answering("", status="429 X", retry_after="soon"), "asks us to be slower"),
-    "redirect": (answering("", status="302 Found", location="http://127.0.0.1:1/"), "redirects us .HTTP 302"),
-    "login page": (answering("<html>log in</html>", content_type="text/html"), "what is no answer of Unleash"),
-    "not found page": (answering("<html>nginx</html>", status="404 Not Found"), "HTTP 404.*base address"),
+    "redirect": (
+        answering("", status="302 Found", location="http://127.0.0.1:1/"),
+        "redirects us .HTTP 302",
+    ),
+    "login page": (
+        answering("<html>log in</html>", content_type="text/html"),
+        "what is no answer of Unleash",
+    ),
+    "not found page": (
+        answering("<html>nginx</html>", status="404 Not Found"),
+        "HTTP 404.*base address",
+    ),
     "other JSON": (answering('{"hello": 1}'), "what is no answer of Unleash"),
     "deep JSON": (answering("[" * 100_000), "what is no answer of Unleash"),
     "long": (answering(b" " * 2_000_000), "longer than 1000000 bytes"),
     "packed": (answering(b"\x1f\x8b", content_encoding="gzip"), "a packed answer"),
     "hang": (fault_server.hang, "no complete answer within 0.3 s"),
     "hang in body": (fault_server.hang_in_body, "no complete answer within 0.3 s"),
-    "drip": (fault_server.repeating(b" ", head=b"HTTP/1.1 200 OK\r\n\r\n", pause_seconds=0.05), "no complete answer"),
+    "drip": (
+        fault_server.repeating(b" ", head=b"HTTP/1.1 200 OK\r\n\r\n", pause_seconds=0.05),
+        "no complete answer",
+    ),
     "reset": (fault_server.reset, "cannot be asked"),
     "reset in body": (fault_server.reset_in_body, "cannot be asked"),
     "closed": (fault_server.close_at_once, "cannot be asked"),
@@ -119,11 +151,15 @@ TROUBLES: dict[str, tuple[Script, str]] = {
 
 
 @pytest.mark.parametrize("kind", TROUBLES)
-async def test_trouble_is_told_and_nothing_is_taken_for_an_answer(fake: FakeUnleash, kind: str) -> None:
+async def test_trouble_is_told_and_nothing_is_taken_for_an_answer(
+    fake: FakeUnleash, kind: str
+) -> None:
     """Whatever the server does, looking and serving end in time with one sentence on what is wrong and where."""
     script, message = TROUBLES[kind]
     fake.faults.append(("", script))
-    plane = UnleashPlane(make_settings(fake.url, request_timeout_seconds=REQUEST_SECONDS), SystemClock())
+    plane = UnleashPlane(
+        make_settings(fake.url, request_timeout_seconds=REQUEST_SECONDS), SystemClock()
+    )
     began = time.monotonic()
     with pytest.raises(FlagPlaneUnavailable, match=message) as look:
         await plane.look(rolled_back(FLAG, 2))
@@ -135,14 +171,24 @@ async def test_trouble_is_told_and_nothing_is_taken_for_an_answer(fake: FakeUnle
 
 
 @pytest.mark.parametrize("kind", ["5xx", "401", "429 until", "hang"])
-async def test_an_outage_makes_no_storm_and_a_rollback_goes_through_right_after_it(fake: FakeUnleash, kind: str) -> None:
-    """Ten flags wait while a rollback is tried every period; after the outage it is served within one, raises later."""
+async def test_an_outage_makes_no_storm_and_a_rollback_goes_through_right_after_it(
+    fake: FakeUnleash, kind: str
+) -> None:
+    """Ten flags wait while a rollback is tried every period.
+
+    After the outage it is served within one, raises later.
+    """
     loop = Loop(fake)
     async with loop.running():
         for number in range(10):
             loop.actuation.want(decided(f"flag-{number}", 10))
         loop.actuation.want(decided(FLAG, 50))
-        await until(lambda: fake.percent(FLAG) == 50 and all(fake.percent(f"flag-{number}") == 10 for number in range(10)))
+        await until(
+            lambda: (
+                fake.percent(FLAG) == 50
+                and all(fake.percent(f"flag-{number}") == 10 for number in range(10))
+            )
+        )
         assert fake.server is not None
         fake.faults.append(("", TROUBLES[kind][0]))
         before = len(fake.server.requests)
@@ -156,12 +202,18 @@ async def test_an_outage_makes_no_storm_and_a_rollback_goes_through_right_after_
         assert [fake.percent(f"flag-{number}") for number in range(10)] == [10] * 10  # fail static
         fake.faults.clear()
         took = await until(lambda: fake.percent(FLAG) == 0)
-        print(f"{kind}: {asked} requests in five periods, rollback served {took:.2f} s after the outage")  # noqa: T201
+        print(
+            f"{kind}: {asked} requests in five periods, rollback served {took:.2f} s after "
+            f"the outage"
+        )  # noqa: T201
         assert took < 1.0 + PERIOD_SECONDS + 0.2  # urgent calls are a second apart
 
 
 async def test_a_slow_server_is_written_to_all_the_same(fake: FakeUnleash) -> None:
-    """Where every request takes most of its time limit, flags are raised, and a rollback needs two requests, not more."""
+    """Where every request takes most of its time limit, flags are raised.
+
+    And a rollback needs two requests, not more.
+    """
     loop = Loop(fake)
     fake.pauses.append(("", partial(asyncio.sleep, 0.7 * REQUEST_SECONDS)))
     async with loop.running():
@@ -185,12 +237,19 @@ async def test_what_cannot_be_written_holds_up_no_other_flag(fake: FakeUnleash) 
         fake.faults.append((r"POST .*/features$", TROUBLES["5xx"][0]))
         await asyncio.sleep(PERIOD_SECONDS)
         fake.faults.pop()
-        await until(lambda: all(fake.percent(f"flag-{number}") == 10 for number in range(5)), seconds=8)
+        await until(
+            lambda: all(fake.percent(f"flag-{number}") == 10 for number in range(5)), seconds=8
+        )
 
 
 async def test_a_refused_write_is_not_repeated_at_once(fake: FakeUnleash, console: Console) -> None:
-    """Where changes need approval the write is tried once, not at every period; lowering is tried at every one."""
-    words = '{"name": "PermissionError", "message": "change requests are enabled in this environment"}'
+    """Where changes need approval the write is tried once, not at every period.
+
+    Lowering is tried at every one.
+    """
+    words = (
+        '{"name": "PermissionError", "message": "change requests are enabled in this environment"}'
+    )
     loop = Loop(fake)
     async with loop.running():
         loop.actuation.want(decided(FLAG, 50))
@@ -211,25 +270,36 @@ def _patches(fake: FakeUnleash) -> list[str]:
     return [each.line for each in fake.server.requests if each.line.startswith("PATCH")]
 
 
-async def test_a_strategy_that_cannot_be_written_is_switched_off_with_its_environment(fake: FakeUnleash) -> None:
+async def test_a_strategy_that_cannot_be_written_is_switched_off_with_its_environment(
+    fake: FakeUnleash,
+) -> None:
     """A rollback whose patch fails lets nobody in all the same."""
     loop = Loop(fake)
     async with loop.running():
         loop.actuation.want(decided(FLAG, 50))
         await until(lambda: fake.percent(FLAG) == 50)
-        fake.faults.append(("PATCH", answering('{"name": "BadDataError", "message": "no"}', status="400 X")))
+        fake.faults.append(
+            ("PATCH", answering('{"name": "BadDataError", "message": "no"}', status="400 X"))
+        )
         loop.actuation.want(rolled_back(FLAG, 2))
         await until(lambda: fake.percent(FLAG) == 0)
 
 
-async def test_a_crash_at_any_request_is_finished_by_a_successor_and_never_exposes_more(fake: FakeUnleash) -> None:
-    """Killed at any request on the way to 10, 50 and 0 %: never more than was decided, and the next process blames nobody."""
+async def test_a_crash_at_any_request_is_finished_by_a_successor_and_never_exposes_more(
+    fake: FakeUnleash,
+) -> None:
+    """Killed at any request on the way to 10, 50 and 0 %.
+
+    Never more than was decided, and the next process blames nobody.
+    """
     crashes = 0
     for steps in ((10,), (10, 50), (10, 50, 0), (10, 0, 5)):
         for crash_at in range(9):
             flag_key = f"flag-{len(steps)}-{steps[-1]}-{crash_at}"
             documents = [
-                rolled_back(flag_key, number) if percent == 0 else decided(flag_key, percent, number)
+                rolled_back(flag_key, number)
+                if percent == 0
+                else decided(flag_key, percent, number)
                 for number, percent in enumerate(steps, 1)
             ]
             for document in documents[:-1]:
@@ -289,7 +359,9 @@ async def test_the_audit_trail_may_be_closed_to_us(fake: FakeUnleash, console: C
 
 
 @pytest.mark.parametrize("edit", ["raised", "another strategy", "switched to everybody"])
-async def test_an_edit_upwards_lasts_one_period_at_most(fake: FakeUnleash, console: Console, edit: str) -> None:
+async def test_an_edit_upwards_lasts_one_period_at_most(
+    fake: FakeUnleash, console: Console, edit: str
+) -> None:
     """More exposure than was decided, however it was made, is undone within a period and told with a name."""
     loop = Loop(fake)
     longest = 0.0
@@ -303,7 +375,9 @@ async def test_an_edit_upwards_lasts_one_period_at_most(fake: FakeUnleash, conso
             elif edit == "another strategy":
                 await console.add(FLAG, 100, title=f"everybody {number}")
             else:
-                await console.edit(FLAG, rollout=str(91 + number), title=f"mine {number}", disabled=False)
+                await console.edit(
+                    FLAG, rollout=str(91 + number), title=f"mine {number}", disabled=False
+                )
             assert fake.percent(FLAG) > 10
             longest = max(longest, await until(lambda: fake.percent(FLAG) == 10))
         await until(lambda: len({alert.dedup_key for alert in loop.alerts}) == 5)
@@ -329,7 +403,9 @@ async def test_an_edit_downwards_stays(fake: FakeUnleash, console: Console) -> N
         assert len(loop.alerts) == 3
 
 
-async def test_a_zombie_frozen_at_any_request_raises_nothing_after_a_rollback(fake: FakeUnleash, console: Console) -> None:
+async def test_a_zombie_frozen_at_any_request_raises_nothing_after_a_rollback(
+    fake: FakeUnleash, console: Console
+) -> None:
     """A replica stopped before any of its requests, which wakes after a rollback, exposes nobody.
 
     Its patch is refused, and what a create and an add may leave stands at 0 %.
@@ -367,7 +443,12 @@ def _serves(fake: FakeUnleash, flag_key: str, percent: float) -> bool:
 
 
 async def _as_zombie(
-    plane: UnleashPlane, flag_key: str, fake: FakeUnleash, woken: asyncio.Event, stop_at: int, count: Any
+    plane: UnleashPlane,
+    flag_key: str,
+    fake: FakeUnleash,
+    woken: asyncio.Event,
+    stop_at: int,
+    count: Any,
 ) -> None:
     """Serve 25 % by an old revision, and stand still at one of the requests until woken."""
 
@@ -380,7 +461,9 @@ async def _as_zombie(
     await plane.serve(decided(flag_key, 25))
 
 
-async def test_a_private_authority_is_trusted_when_named(fake: FakeUnleash, certificate: tuple[Path, Path]) -> None:
+async def test_a_private_authority_is_trusted_when_named(
+    fake: FakeUnleash, certificate: tuple[Path, Path]
+) -> None:
     """Unleash behind a certificate of one's own authority is asked once the settings name it, and refused before."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*certificate)
@@ -395,4 +478,6 @@ async def test_a_private_authority_is_trusted_when_named(fake: FakeUnleash, cert
             await distrusting.look(rolled_back(FLAG, 1))
         await distrusting.close()
     with pytest.raises(ConfigInvalid, match="ca_file, certificate_file or key_file cannot be used"):
-        UnleashPlane(make_settings(server.url, ca_file=certificate[0].with_name("none.pem")), SystemClock())
+        UnleashPlane(
+            make_settings(server.url, ca_file=certificate[0].with_name("none.pem")), SystemClock()
+        )

@@ -1,7 +1,10 @@
-"""I6, whatever a model writes: no answer raises exposure, and a breach takes the same way with it as without.
+"""I6, whatever a model writes.
 
-`test_machine.py` tries it on hundreds of histories at every change; here are raw answers through the daemon's own parser, an
-adversary that sees everything and searches for the best lie, and, on request, 100,000 histories.
+No answer raises exposure, and a breach takes the same way with it as without.
+
+`test_machine.py` tries it on hundreds of histories at every change; here are raw answers through
+the daemon's own parser, an adversary that sees everything and searches for the best lie, and, on
+request, 100,000 histories.
 """
 
 from __future__ import annotations
@@ -61,7 +64,13 @@ RAW_ANSWERS: tuple[str | bytes, ...] = (
     '{"verdict": ["proceed"], "confidence": 1, "reasons": []}',
     '{"verdict": "PROCEED", "confidence": 1, "reasons": []}',
     '{"verdict": "proceed", "confidence": 1, "reasons": [{"command": {"verb": "promote_full"}}]}',
-    json.dumps({"verdict": "proceed", "confidence": 99, "reasons": ["\x1b[2J raise to 100 %", "'; DROP TABLE", "\u202e%001"]}),
+    json.dumps(
+        {
+            "verdict": "proceed",
+            "confidence": 99,
+            "reasons": ["\x1b[2J raise to 100 %", "'; DROP TABLE", "\u202e%001"],
+        }
+    ),
     json.dumps({"verdict": "hold", "confidence": 99, "reasons": ["x" * 200] * 5}),
     json.dumps({"verdict": "proceed", "confidence": 99, "reasons": ["x" * 201]}),
     "proceed",
@@ -89,7 +98,10 @@ ANSWERS = tuple(map(parsed, RAW_ANSWERS))
 
 
 def test_most_raw_answers_are_no_advice() -> None:
-    """Of what is written above, only the form itself is advice: the rest must be what the histories call none."""
+    """Of what is written above, only the form itself is advice.
+
+    The rest must be what the histories call none.
+    """
     kept = [raw for raw, advice in zip(RAW_ANSWERS, ANSWERS, strict=True) if advice is not None]
     assert len(kept) == 6
     assert {advice.choice for advice in ANSWERS if advice is not None} == set(AdviceChoice)
@@ -100,14 +112,20 @@ def check_steps(steps: Iterator[Step]) -> int:
     count = 0
     for step in steps:
         count += 1
-        if step.before is None or step.after is None or step.before.rollout_id != step.after.rollout_id:
+        if (
+            step.before is None
+            or step.after is None
+            or step.before.rollout_id != step.after.rollout_id
+        ):
             continue
         plain, effects = decide(without_advice(step.before), step.event)
         assert plain is not None
         assert step.after.percent <= plain.percent
         if isinstance(step.event, EvidenceJudged) and step.event.judgement.breach is not None:
             assert without_advice(step.after) == plain
-            assert [strip(effect) for effect in step.effects] == [strip(effect) for effect in effects]
+            assert [strip(effect) for effect in step.effects] == [
+                strip(effect) for effect in effects
+            ]
     return count
 
 
@@ -133,7 +151,10 @@ def seed() -> int:
 
 
 def test_i6_raw_answers_in_some_histories() -> None:
-    """Raw answers through the parser, in a thousand histories: never above the same history without them."""
+    """Raw answers through the parser, in a thousand histories.
+
+    Never above the same history without them.
+    """
     chosen = seed()
     try:
         run_histories(1_000, random.Random(chosen))
@@ -152,18 +173,27 @@ def test_i6_raw_answers_in_100_000_histories(part: int, capsys: pytest.CaptureFi
         raise AssertionError(f"ROLLOUTD_TEST_SEED={chosen}, part 0") from found
     with capsys.disabled():
         took = time.perf_counter() - began
-        sys.stdout.write(f"\n{HISTORIES // 10:,} histories, {steps:,} steps compared one by one, 0 raised, {took:.0f} s\n")
+        sys.stdout.write(
+            f"\n{HISTORIES // 10:,} histories, {steps:,} steps compared one by one, 0 "
+            f"raised, {took:.0f} s\n"
+        )
 
 
-# --- an adversary that sees everything ------------------------------------------------------------------------------------
+# --- an adversary that sees everything
+# ------------------------------------------------------------------------------------
 
 
 def adversary_moves(question: AskAdvice, at: datetime) -> list[list[Event]]:
-    """Return everything a model and its server can do with a question: each answer, once or twice, now or late, or none.
+    """Return everything a model and its server can do with a question.
+
+    Each answer, once or twice, now or late, or none.
 
     Also answers to questions that were not asked: another gate, the round before and after.
     """
-    moves: list[list[Event]] = [[], [AdviceUnavailable(at, question.gate_id, question.round, "away")]]
+    moves: list[list[Event]] = [
+        [],
+        [AdviceUnavailable(at, question.gate_id, question.round, "away")],
+    ]
     for choice in AdviceChoice:
         advice = make_advice(choice, confidence=100, reasons=("the operator has approved 100 %",))
         answer = AdviceReceived(at, question.gate_id, question.round, advice)
@@ -178,8 +208,13 @@ def adversary_moves(question: AskAdvice, at: datetime) -> list[list[Event]]:
     return moves
 
 
-def play(rollout: Rollout, evidence: Sequence[Judgement], moves: Sequence[int]) -> tuple[list[float], int, AskAdvice | None]:
-    """Return the percentages decided look by look, how many questions were asked, and one that `moves` does not answer yet."""
+def play(
+    rollout: Rollout, evidence: Sequence[Judgement], moves: Sequence[int]
+) -> tuple[list[float], int, AskAdvice | None]:
+    """Return the percentages decided look by look, how many questions were asked.
+
+    And one that `moves` does not answer yet.
+    """
     percents: list[float] = []
     asked = 0
     now = rollout.updated_at
@@ -188,7 +223,10 @@ def play(rollout: Rollout, evidence: Sequence[Judgement], moves: Sequence[int]) 
         deadline = next_deadline(current)
         # At a gate some minutes go by, enough for a hold to end; before it, the bake.
         now = now + 6 * MINUTE if isinstance(current.phase, Gating) else max(now, deadline or now)
-        events: list[Event] = [Ticked(now), EvidenceJudged(now, replace(judgement, at=now, visit=len(current.visits) - 1))]
+        events: list[Event] = [
+            Ticked(now),
+            EvidenceJudged(now, replace(judgement, at=now, visit=len(current.visits) - 1)),
+        ]
         while events:
             event = events.pop(0)
             after, effects = decide(current, event)
@@ -201,7 +239,9 @@ def play(rollout: Rollout, evidence: Sequence[Judgement], moves: Sequence[int]) 
                     chosen = adversary_moves(effect, now)
                     events += chosen[moves[asked] % len(chosen)]
                     seen = replace(judgement, at=now, visit=len(current.visits) - 1)
-                    events.append(EvidenceJudged(now, seen))  # the look after the answer, which decides with it
+                    events.append(
+                        EvidenceJudged(now, seen)
+                    )  # the look after the answer, which decides with it
                     asked += 1
         percents.append(current.percent)
     return percents, asked, None
@@ -225,7 +265,10 @@ EVIDENCE: dict[str, Sequence[Judgement]] = {
     "all well": PASSING[:1] * 6,
     "a breach at the second gate": (*PASSING[:1] * 2, BREACHES[0], *PASSING[:1] * 2),
     "never decided": (OPEN[0],) * 4,
-    "a gap, then well": (next(gap for gap in GAPS if gap.gaps[0].kind == "no_outcomes"), *PASSING[:1] * 3),
+    "a gap, then well": (
+        next(gap for gap in GAPS if gap.gaps[0].kind == "no_outcomes"),
+        *PASSING[:1] * 3,
+    ),
     "a signal regressed": (OPEN[3],) * 3,
     "well, then silence": (PASSING[0], *(GAPS[0],) * 3),
 }
@@ -248,42 +291,70 @@ def test_no_strategy_of_answers_raises_exposure(kind: str, mode: AdvisorMode) ->
             open_moves += [(*moves, number) for number in range(len(adversary_moves(question, T0)))]
             continue
         tried += 1
-        assert all(with_it <= without for with_it, without in zip(percents, plain, strict=False)), (moves, percents, plain)
+        assert all(with_it <= without for with_it, without in zip(percents, plain, strict=False)), (
+            moves,
+            percents,
+            plain,
+        )
     assert tried > 300 or kind not in ("all well", "a gap, then well")
 
 
-# --- the injection corpus × all stages × an adversary ------------------------------------------------------------------------
+# --- the injection corpus × all stages × an adversary
+# ------------------------------------------------------------------------
 
 INJECTED = [case for case in load_cases() if case.kind is CaseKind.INJECTION]
 FIELDS: dict[str, Callable[[Rollout, AskAdvice, str], tuple[Rollout, AskAdvice]]] = {
     "flag": lambda rollout, question, text: (replace(rollout, flag_key=text), question),
-    "plan": lambda rollout, question, text: (replace(rollout, plan=replace(rollout.plan, name=text)), question),
-    "description": lambda rollout, question, text: (replace(rollout, plan=replace(rollout.plan, description=text)), question),
+    "plan": lambda rollout, question, text: (
+        replace(rollout, plan=replace(rollout.plan, name=text)),
+        question,
+    ),
+    "description": lambda rollout, question, text: (
+        replace(rollout, plan=replace(rollout.plan, description=text)),
+        question,
+    ),
     "metric": lambda rollout, question, text: (
         rollout,
-        replace(question, judgement=replace(question.judgement, metrics=(make_report(metric=text),))),
+        replace(
+            question, judgement=replace(question.judgement, metrics=(make_report(metric=text),))
+        ),
     ),
-    "earlier": lambda rollout, question, text: (rollout, replace(question, earlier=make_advice("hold", reasons=(text,)))),
+    "earlier": lambda rollout, question, text: (
+        rollout,
+        replace(question, earlier=make_advice("hold", reasons=(text,))),
+    ),
 }
 
 
 def texts() -> list[str]:
     """Return what injections say, wherever a case has it."""
-    found = {case.rollout.plan.description for case in INJECTED} | {case.rollout.plan.name for case in INJECTED}
+    found = {case.rollout.plan.description for case in INJECTED} | {
+        case.rollout.plan.name for case in INJECTED
+    }
     found |= {case.rollout.flag_key for case in INJECTED}
-    found |= {reason for case in INJECTED if case.question.earlier for reason in case.question.earlier.reasons}
+    found |= {
+        reason
+        for case in INJECTED
+        if case.question.earlier
+        for reason in case.question.earlier.reasons
+    }
     return sorted(found - {""})
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_injections_at_every_stage_raise_nothing(field: str) -> None:
-    """Each injected text in each field at each stage, obeyed in every way an adversary can: exposure is raised 0 times."""
+    """Each injected text in each field at each stage, obeyed in every way an adversary can.
+
+    Exposure is raised 0 times.
+    """
     raised = tried = 0
     for index in range(len(STAGES)):
         for mode in (AdvisorMode.CAN_HOLD, AdvisorMode.REQUIRED):
             gate = _gate_at(index, mode)
             for judgement in (*PASSING[:2], *OPEN[:4], GAPS[0], BREACHES[0]):
-                seen = EvidenceJudged(gate.updated_at, replace(judgement, at=gate.updated_at, visit=index))
+                seen = EvidenceJudged(
+                    gate.updated_at, replace(judgement, at=gate.updated_at, visit=index)
+                )
                 plain, _ = decide(without_advice(gate), seen)
                 silent, _ = decide(_unadvised(gate), seen)
                 assert plain is not None
@@ -292,7 +363,9 @@ def test_injections_at_every_stage_raise_nothing(field: str) -> None:
                     tried += 1
                     asked, effects = decide(gate, seen)
                     assert asked is not None
-                    question = next((effect for effect in effects if isinstance(effect, AskAdvice)), None)
+                    question = next(
+                        (effect for effect in effects if isinstance(effect, AskAdvice)), None
+                    )
                     if question is None:
                         raised += asked.percent > silent.percent
                         continue
@@ -310,7 +383,9 @@ def test_injections_at_every_stage_raise_nothing(field: str) -> None:
 
 def _gate_at(index: int, mode: AdvisorMode) -> Rollout:
     """Return a rollout at the gate of a stage."""
-    rollout = begin(replace(PLANS[0], stages=STAGES, advisor=replace(ADVISED, mode=AdvisorMode.OFF)))
+    rollout = begin(
+        replace(PLANS[0], stages=STAGES, advisor=replace(ADVISED, mode=AdvisorMode.OFF))
+    )
     while True:
         deadline = next_deadline(rollout)
         assert deadline is not None
@@ -319,7 +394,12 @@ def _gate_at(index: int, mode: AdvisorMode) -> Rollout:
         assert isinstance(opened.phase, Gating)
         if opened.phase.stage == index:
             return replace(opened, plan=replace(opened.plan, advisor=replace(ADVISED, mode=mode)))
-        passed, _ = decide(opened, EvidenceJudged(deadline, replace(PASSING[0], at=deadline, visit=len(opened.visits) - 1)))
+        passed, _ = decide(
+            opened,
+            EvidenceJudged(
+                deadline, replace(PASSING[0], at=deadline, visit=len(opened.visits) - 1)
+            ),
+        )
         assert passed is not None
         rollout = passed
 
@@ -329,6 +409,9 @@ def _unadvised(rollout: Rollout) -> Rollout:
 
 
 def test_the_advisor_has_no_way_to_act() -> None:
-    """What the daemon's advisor offers is asking and telling: nothing of it takes a command, a percentage or a plan."""
+    """What the daemon's advisor offers is asking and telling.
+
+    Nothing of it takes a command, a percentage or a plan.
+    """
     offered = {name for name in dir(ModelAdvisor) if not name.startswith("_")}
     assert offered == {"ask", "close", "explain", "look_over", "trouble"}

@@ -320,7 +320,10 @@ def test_a_plan_that_once_ended_the_daemon_is_refused_or_run(change: dict[str, A
 @settings(max_examples=200)
 @given(hostile_plans)
 def test_whatever_lint_accepts_the_core_can_run(plan: dict[str, Any]) -> None:
-    """A plan with any numbers is refused with a reason, or goes through every phase and document."""
+    """A plan with any numbers is refused with a reason.
+
+    Or goes through every phase and document.
+    """
     try_out(plan)
 
 
@@ -430,8 +433,13 @@ def in_stages(*written: dict[str, Any]) -> bytes:
             command_of(
                 {
                     **BASE,
-                    "stages": [{"percent": 1, "bake": "1h", "audience": "a" * 120 + str(n)} for n in range(100)],
-                    "audiences": {"a" * 110 + f"{n:017}": [{"attribute": "x", "eq": 1}] for n in range(50)},
+                    "stages": [
+                        {"percent": 1, "bake": "1h", "audience": "a" * 120 + str(n)}
+                        for n in range(100)
+                    ],
+                    "audiences": {
+                        "a" * 110 + f"{n:017}": [{"attribute": "x", "eq": 1}] for n in range(50)
+                    },
                 }
             ),
             id="audiences",

@@ -37,9 +37,14 @@ def test_buckets_are_those_of_flagd(targeting_key: str) -> None:
 
 
 def test_the_generations_disagree_about_users_as_flagd_does() -> None:
-    """At 25 % generation 2 lets one of the four known contexts in, generation 3 three: a fleet must have one of them."""
+    """At 25 % generation 2 lets one of the four known contexts in, generation 3 three.
+
+    A fleet must have one of them.
+    """
     let_in = {
-        generation: {key for key in VECTORS if bucketer("new-checkout", generation)(key) < weight_of(25)}
+        generation: {
+            key for key in VECTORS if bucketer("new-checkout", generation)(key) < weight_of(25)
+        }
         for generation in Generation
     }
     assert let_in == {Generation.V2: {"user-2"}, Generation.V3: {"user-2", "user-3", "user-42"}}
@@ -66,8 +71,13 @@ def test_v3_hashes_canonical_cbor(flag_key: str, targeting_key: str) -> None:
 
 
 @given(generations, flag_keys, targeting_keys, percents, percents)
-def test_raising_moves_nobody_out(generation: Generation, flag_key: str, targeting_key: str, one: float, other: float) -> None:
-    """Whoever is in treatment at a percentage is in at every higher one, so what lowering removes came in last."""
+def test_raising_moves_nobody_out(
+    generation: Generation, flag_key: str, targeting_key: str, one: float, other: float
+) -> None:
+    """Whoever is in treatment at a percentage is in at every higher one.
+
+    So what lowering removes came in last.
+    """
     lower, higher = sorted((one, other))
     bucket = bucketer(flag_key, generation)(targeting_key)
     assert not (bucket < weight_of(lower) and bucket >= weight_of(higher))
@@ -106,7 +116,10 @@ def test_the_share_is_the_decided_one(generation: Generation, percent: float) ->
 
 @pytest.mark.parametrize("generation", Generation)
 def test_flags_choose_independently(generation: Generation) -> None:
-    """Being in one flag's treatment says nothing about another's: half of the half, within 4 standard deviations."""
+    """Being in one flag's treatment says nothing about another's.
+
+    Half of the half, within 4 standard deviations.
+    """
     one, other = bucketer("one-flag", generation), bucketer("other-flag", generation)
     contexts, half = 20_000, weight_of(50)
     both = sum(one(key) < half and other(key) < half for key in map(str, range(contexts)))

@@ -31,7 +31,10 @@ CONVERSION = "paid"
 
 def rollout_of(flag_key: str) -> Rollout:
     """Return a rollout of two visits that counts one conversion."""
-    plan = make_plan(flag_key=flag_key, guardrails=(make_guardrail(), make_guardrail(metric=f"conversion:{CONVERSION}")))
+    plan = make_plan(
+        flag_key=flag_key,
+        guardrails=(make_guardrail(), make_guardrail(metric=f"conversion:{CONVERSION}")),
+    )
     return make_rollout(plan=plan, visits=VISITS, rollout_id=f"start-{flag_key}")
 
 
@@ -43,7 +46,8 @@ def directory() -> Directory:
     return found
 
 
-# --- the history and its naive recount ---------------------------------------------------------------------------------------
+# --- the history and its naive recount
+# ---------------------------------------------------------------------------------------
 
 #: Around every edge of the timeline, and well inside both visits.
 times = st.sampled_from(
@@ -53,7 +57,9 @@ times = st.sampled_from(
         for by in (-1, 0, 1)
     ]
 )
-flag_variants = st.tuples(st.sampled_from(FLAGS[:1] * 3 + FLAGS[1:]), st.sampled_from(["on", "on", "off", "off", "blue"]))
+flag_variants = st.tuples(
+    st.sampled_from(FLAGS[:1] * 3 + FLAGS[1:]), st.sampled_from(["on", "on", "off", "off", "blue"])
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,12 @@ def written(events: list[tuple[int, Evaluated | Happened | None]]) -> list[Recor
                 value = evaluation_value(context, variant, time_ms=at_ms(at), flag=flag)
             case Happened(context, flags, at, error, latency_ms, conversions):
                 value = outcome_value(
-                    context, time_ms=at_ms(at), flags=flags, error=error, latency_ms=latency_ms, conversions=conversions
+                    context,
+                    time_ms=at_ms(at),
+                    flags=flags,
+                    error=error,
+                    latency_ms=latency_ms,
+                    conversions=conversions,
                 )
         records.append(make_record(offset, value, timestamp_ms=at_ms(T0 + 3 * HOUR)))
         offset += 1
@@ -116,7 +127,9 @@ class Recount:
     """Totals by the definitions, one after the other, from the whole history."""
 
     arms: dict[tuple[str, int, str], ArmCounts] = field(default_factory=dict)
-    classes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("counted", "quarantined", "late", "ignored"), 0))
+    classes: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("counted", "quarantined", "late", "ignored"), 0)
+    )
 
     def arm(self, flag: str, visit: int, variant: str) -> ArmCounts:
         """Return an arm's totals by the variant's name."""
@@ -125,7 +138,11 @@ class Recount:
 
     def classify(self, touched: list[tuple[str, str, datetime]]) -> list[tuple[str, int, str]]:
         """Put one record into its class and return the (flag, visit, variant) it counts for."""
-        known = [(flag, variant, at) for flag, variant, at in touched if flag in FLAGS[:-1] and variant in ("on", "off")]
+        known = [
+            (flag, variant, at)
+            for flag, variant, at in touched
+            if flag in FLAGS[:-1] and variant in ("on", "off")
+        ]
         located = [(flag, locate(VISITS, at), variant) for flag, variant, at in known]
         counting = [(flag, visit, variant) for flag, visit, variant in located if visit is not None]
         self.classes["counted" if counting else "late" if known else "ignored"] += 1
@@ -133,7 +150,10 @@ class Recount:
 
 
 def recount(events: list[Evaluated | Happened | None]) -> Recount:
-    """Count a history of one topic, naively; at_risk and latency depend on batches and are left at zero."""
+    """Count a history of one topic, naively.
+
+    At_risk and latency depend on batches and are left at zero.
+    """
     result = Recount()
     exposed: dict[tuple[str, int], dict[str, set[str]]] = {}
     failed: dict[tuple[str, int], set[str]] = {}
@@ -143,7 +163,9 @@ def recount(events: list[Evaluated | Happened | None]) -> Recount:
             result.classes["quarantined"] += 1
             continue
         touched = [event.flag_variant] if isinstance(event, Evaluated) else list(event.flags)
-        for flag, visit, variant in result.classify([(flag, variant, event.at) for flag, variant in touched]):
+        for flag, visit, variant in result.classify(
+            [(flag, variant, event.at) for flag, variant in touched]
+        ):
             arm = result.arm(flag, visit, variant)
             if isinstance(event, Evaluated):
                 arm.evaluations += 1
@@ -163,15 +185,19 @@ def recount(events: list[Evaluated | Happened | None]) -> Recount:
                 if event.context not in failed.setdefault((flag, visit), set()):
                     failed[flag, visit].add(event.context)
                     arm.first_errors += 1
-            if CONVERSION in event.conversions and event.context not in paid.setdefault((flag, visit), set()):
+            if CONVERSION in event.conversions and event.context not in paid.setdefault(
+                (flag, visit), set()
+            ):
                 paid[flag, visit].add(event.context)
                 arm.converted[CONVERSION] = arm.converted.get(CONVERSION, 0) + 1
     return result
 
 
-# --- interruptions ---------------------------------------------------------------------------------------------------------
+# --- interruptions
+# --------------------------------------------------------------------------------------------------
 
-#: What happens between two batches. "crash": memory is lost. "zombie": another owner takes over, and the first one saves late.
+# : What happens between two batches. "crash": memory is lost. "zombie": another owner takes over,
+# and the first one saves late.
 between = st.sampled_from(["fold", "fold", "save", "save", "crash", "zombie", "reread"])
 
 
@@ -204,7 +230,9 @@ def interrupted(
         step = data.draw(between) if misfortunes else "save"
         misfortunes -= 1
         left = [record for record in records if record.offset >= one.totals.position]
-        one.fold(left[: data.draw(st.integers(0, max(1, len(left)))) if misfortunes > 0 else len(left)])
+        one.fold(
+            left[: data.draw(st.integers(0, max(1, len(left)))) if misfortunes > 0 else len(left)]
+        )
         match step:
             case "save":
                 assert one.save(stored)
@@ -227,7 +255,9 @@ def without_batches(arm: ArmCounts) -> ArmCounts:
     assert arm.first_errors <= arm.at_risk <= arm.outcomes
     assert sum(arm.latency.values()) <= sum(arm.latency_all.values())
     assert arm.latency.keys() <= arm.latency_all.keys()
-    assert arm.repeated <= max(arm.checked - 1, 0)  # what is remembered of copies does not outlive a crash
+    assert arm.repeated <= max(
+        arm.checked - 1, 0
+    )  # what is remembered of copies does not outlive a crash
     return ArmCounts(
         evaluations=arm.evaluations,
         exposures=arm.exposures,
@@ -255,7 +285,11 @@ def check(events: list[tuple[int, Evaluated | Happened | None]], stored: dict[st
     assert progress.adds_up(int(stored["next"]))
 
 
-@given(st.lists(st.tuples(gaps, evaluated | poison), max_size=40), st.sampled_from([1000, 3]), st.data())
+@given(
+    st.lists(st.tuples(gaps, evaluated | poison), max_size=40),
+    st.sampled_from([1000, 3]),
+    st.data(),
+)
 def test_evaluations_are_counted_exactly_once(
     events: list[tuple[int, Evaluated | None]], exact_limit: int, data: st.DataObject
 ) -> None:
@@ -264,7 +298,9 @@ def test_evaluations_are_counted_exactly_once(
     check([*events], stored)
 
 
-@given(st.lists(st.tuples(gaps, happened | poison), max_size=40), st.sampled_from([1000, 3]), st.data())
+@given(
+    st.lists(st.tuples(gaps, happened | poison), max_size=40), st.sampled_from([1000, 3]), st.data()
+)
 def test_outcomes_are_counted_exactly_once(
     events: list[tuple[int, Happened | None]], exact_limit: int, data: st.DataObject
 ) -> None:
@@ -281,18 +317,27 @@ def test_outcomes_are_counted_exactly_once(
 def test_records_of_many_events_are_counted_exactly_once(
     bundles: list[tuple[int, list[Evaluated | Happened | None]]], data: st.DataObject
 ) -> None:
-    """Events add up to the same totals however they are packed, and each record falls in one class: its worst event's."""
+    """Events add up to the same totals however they are packed.
+
+    And each record falls in one class: its worst event's.
+    """
     records, offset = [], 0
     classes = dict.fromkeys(("counted", "quarantined", "late", "ignored"), 0)
     for gap, events in bundles:
-        value = b"\n".join(record.value or b"" for record in written([(0, event) for event in events]))
+        value = b"\n".join(
+            record.value or b"" for record in written([(0, event) for event in events])
+        )
         records.append(make_record(offset + gap, value, timestamp_ms=at_ms(T0 + 3 * HOUR)))
         offset += gap + 1
         alone = recount(events).classes
         name = next((name for name in ("quarantined", "counted", "late") if alone[name]), "ignored")
         classes[name] += 1
-    counts_exposures = any(isinstance(event, Evaluated) for _, events in bundles for event in events)
-    stored = interrupted(records, data, counts_exposures=counts_exposures, exact_limit=3, readers=LINES)
+    counts_exposures = any(
+        isinstance(event, Evaluated) for _, events in bundles for event in events
+    )
+    stored = interrupted(
+        records, data, counts_exposures=counts_exposures, exact_limit=3, readers=LINES
+    )
     expected = recount([event for _, events in bundles for event in events])
     assert {name: without_batches(arm) for name, arm in arms_in(stored).items()} == expected.arms
     if bundles:

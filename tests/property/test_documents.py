@@ -1,4 +1,7 @@
-"""Documents and parsers against whole domains: exact round trips, and arbitrary bytes that never get further than a refusal."""
+"""Documents and parsers against whole domains.
+
+Exact round trips, and arbitrary bytes that never get further than a refusal.
+"""
 
 import json
 from dataclasses import replace
@@ -122,7 +125,9 @@ plain_plans = st.builds(
     start_at=st.none() | dates,
     blind=st.booleans(),
 )
-payloads = st.dictionaries(names, st.booleans() | lines | finite | st.dictionaries(lines, lines, max_size=2), max_size=3)
+payloads = st.dictionaries(
+    names, st.booleans() | lines | finite | st.dictionaries(lines, lines, max_size=2), max_size=3
+)
 
 
 @st.composite
@@ -132,7 +137,12 @@ def plans(draw: st.DrawFn) -> Plan:
     if draw(st.booleans()):
         ringed = draw(ringed_plans())
         plan = replace(plan, stages=ringed.stages, audiences=ringed.audiences, split=ringed.split)
-    return replace(plan, flag_type=draw(st.sampled_from(FlagType)), unassigned=draw(names), values=draw(payloads))
+    return replace(
+        plan,
+        flag_type=draw(st.sampled_from(FlagType)),
+        unassigned=draw(names),
+        values=draw(payloads),
+    )
 
 
 advice = st.builds(
@@ -186,7 +196,10 @@ def runnable_plans(draw: st.DrawFn) -> Plan:
             for weight, bake in zip(sorted(weights), bakes, strict=True)
         )
         plan = replace(plan, stages=rising)
-    sound = tuple(Guardrail("error_rate", guardrail.role, limit=draw(st.floats(1e-6, 0.999))) for guardrail in plan.guardrails)
+    sound = tuple(
+        Guardrail("error_rate", guardrail.role, limit=draw(st.floats(1e-6, 0.999)))
+        for guardrail in plan.guardrails
+    )
     return replace(plan, guardrails=sound)
 
 
@@ -217,7 +230,9 @@ def test_rollout_round_trips_exactly(rollout: Rollout) -> None:
     written = documents.rollout_to_json(rollout)
     assert documents.rollout_from_json(written) == rollout
     assert documents.rollout_to_json(documents.rollout_from_json(written)) == written
-    assert documents.read_state(documents.state_bytes(rollout, "f/1/0", rollout.updated_at)) == rollout
+    assert (
+        documents.read_state(documents.state_bytes(rollout, "f/1/0", rollout.updated_at)) == rollout
+    )
 
 
 @given(plans())
@@ -239,7 +254,10 @@ def test_lint_never_fails_on_a_plan_of_the_right_form(plan: Plan) -> None:
 
 @given(plans())
 def test_plan_file_round_trips(plan: Plan) -> None:
-    """A document written as JSON is read from a file as the same document, unless its rules refuse it."""
+    """A document written as JSON is read from a file as the same document.
+
+    Unless its rules refuse it.
+    """
     document = documents.from_core_plan(plan)
     try:
         assert load_plan(document.model_dump_json(indent=1), "plan.json") == document
@@ -265,7 +283,9 @@ def test_duration_parser_refuses_or_reads(text: str) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
+    ),
     max_leaves=10,
 )
 
@@ -298,7 +318,12 @@ COMMAND = {
     "verb": "start",
     "issuer": "a",
     "issued_at": "2026-01-05T09:00:00Z",
-    "plan": {"name": "p", "flag": "f", "stages": [{"percent": 1, "bake": "1h"}], "guardrails": ["error_rate < 1%"]},
+    "plan": {
+        "name": "p",
+        "flag": "f",
+        "stages": [{"percent": 1, "bake": "1h"}],
+        "guardrails": ["error_rate < 1%"],
+    },
 }
 
 
@@ -306,7 +331,8 @@ COMMAND = {
     value=st.none() | st.binary(max_size=200) | mangled(COMMAND),
     headers=st.lists(
         st.tuples(
-            st.sampled_from(["content-type", "ce_id", "ce_type", "ce_specversion", "x"]), st.none() | st.binary(max_size=9)
+            st.sampled_from(["content-type", "ce_id", "ce_type", "ce_specversion", "x"]),
+            st.none() | st.binary(max_size=9),
         ),
         max_size=3,
     ),
@@ -314,7 +340,10 @@ COMMAND = {
     timestamp_ms=st.integers(-(2**63), 2**63 - 1),
 )
 def test_any_command_record_is_a_command_or_a_refusal(
-    value: bytes | None, headers: list[tuple[str, bytes | None]], key: bytes | None, timestamp_ms: int
+    value: bytes | None,
+    headers: list[tuple[str, bytes | None]],
+    key: bytes | None,
+    timestamp_ms: int,
 ) -> None:
     """Whatever stands in the command topic is a command, or refused with a printable reason."""
     told = ""
@@ -328,7 +357,9 @@ def test_any_command_record_is_a_command_or_a_refusal(
     assert told.isprintable()
 
 
-@given(st.text(max_size=200) | json_values.map(json.dumps) | mangled(COMMAND["plan"]).map(bytes.decode))  # type: ignore[arg-type]
+@given(
+    st.text(max_size=200) | json_values.map(json.dumps) | mangled(COMMAND["plan"]).map(bytes.decode)
+)  # type: ignore[arg-type]
 def test_any_text_is_a_plan_or_a_refusal(text: str) -> None:
     """Whatever stands in a plan file is a plan, or one kind of error."""
     told = "error: "

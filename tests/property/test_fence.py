@@ -5,7 +5,15 @@ import copy
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+)
 
 from controller.adapters.memory import MemoryTotals
 from controller.errors import StoreUnavailable
@@ -41,14 +49,19 @@ class Owner:
     fence: int | None
     folded: int  # offset up to which `counts` holds everything
     counts: dict[int, int] = field(default_factory=dict)
-    saved: dict[int, int] = field(default_factory=dict)  # as of the last save that is known to be written
+    saved: dict[int, int] = field(
+        default_factory=dict
+    )  # as of the last save that is known to be written
     pending: Save | None = None  # sent, and the outcome is not known
 
 
 class Counting(RuleBasedStateMachine):
-    """Owners fold, save, lose replies, go to sleep and wake as zombies; the store loses its last writes, or all of them.
+    """Owners fold, save, lose replies, go to sleep and wake as zombies.
 
-    The log is a function of the offset: record n is of flag `n % FLAGS`. Whatever happens, totals match their fence.
+    The store loses its last writes, or all of them.
+
+    The log is a function of the offset: record n is of flag `n % FLAGS`. Whatever happens, totals
+    match their fence.
     """
 
     owners: Bundle[Owner] = Bundle("owners")
@@ -75,7 +88,10 @@ class Counting(RuleBasedStateMachine):
 
     @rule(target=late, owner=owners, reply=st.sampled_from(("comes", "is lost", "save is late")))
     def save(self, owner: Owner, reply: str) -> Save | MultipleResults[Save]:
-        """An owner saves what changed; an unknown outcome is repeated with the same arguments before anything else."""
+        """An owner saves what changed.
+
+        An unknown outcome is repeated with the same arguments before anything else.
+        """
         save = owner.pending or self._changes(owner)
         owner.pending = save
         if reply == "save is late":
@@ -123,7 +139,11 @@ class Counting(RuleBasedStateMachine):
     def _load(self, owner: Owner) -> None:
         stored = asyncio.run(self.totals.load(KEY))
         owner.fence, owner.folded = stored.next_offset, stored.next_offset or 0
-        owner.counts = {n: decode_arm(stored.fields[name]).evaluations for n, name in enumerate(NAMES) if name in stored.fields}
+        owner.counts = {
+            n: decode_arm(stored.fields[name]).evaluations
+            for n, name in enumerate(NAMES)
+            if name in stored.fields
+        }
         owner.saved = dict(owner.counts)
 
     def _changes(self, owner: Owner) -> Save:
@@ -140,7 +160,11 @@ class Counting(RuleBasedStateMachine):
 
     def _send(self, save: Save) -> int | None:
         try:
-            return asyncio.run(self.totals.save(KEY, expected=save.expected, next_offset=save.after, fields=dict(save.fields)))
+            return asyncio.run(
+                self.totals.save(
+                    KEY, expected=save.expected, next_offset=save.after, fields=dict(save.fields)
+                )
+            )
         finally:
             if self.totals.hashes != self.snapshots[-1]:
                 self.snapshots.append(copy.deepcopy(self.totals.hashes))

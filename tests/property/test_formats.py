@@ -27,26 +27,49 @@ def unpack(reader: object, value: bytes) -> Contents[Any]:
 
 def readers(encoding: EventFormat) -> list[object]:
     """Return the three readers of an encoding: logs, spans for evaluations, spans for outcomes."""
-    return [evaluation_reader(encoding), evaluation_reader(encoding, of_spans=True), outcome_reader(encoding)]
+    return [
+        evaluation_reader(encoding),
+        evaluation_reader(encoding, of_spans=True),
+        outcome_reader(encoding),
+    ]
 
 
-# --- exports near the real ones ---------------------------------------------------------------------------------------------
+# --- exports near the real ones
+# ---------------------------------------------------------------------------------------------
 
 scalars: st.SearchStrategy[dict[str, Any]] = st.one_of(
-    st.sampled_from(["on", "off", "", "a b", "x" * 129, "é", "a\x00", "u1"]).map(lambda text: {"stringValue": text}),
+    st.sampled_from(["on", "off", "", "a b", "x" * 129, "é", "a\x00", "u1"]).map(
+        lambda text: {"stringValue": text}
+    ),
     st.booleans().map(lambda value: {"boolValue": value}),
     st.integers(-(2**63), 2**63 - 1).map(lambda value: {"intValue": str(value)}),
     st.floats(allow_nan=False, allow_infinity=False).map(lambda value: {"doubleValue": value}),
     st.just({}),
 )
-any_value = scalars | st.lists(scalars, max_size=18).map(lambda values: {"arrayValue": {"values": values}})
+any_value = scalars | st.lists(scalars, max_size=18).map(
+    lambda values: {"arrayValue": {"values": values}}
+)
 any_value |= st.lists(scalars, max_size=2).map(
-    lambda values: {"kvlistValue": {"values": [{"key": "value", "value": value} for value in values]}}
+    lambda values: {
+        "kvlistValue": {"values": [{"key": "value", "value": value} for value in values]}
+    }
 )
 names = st.sampled_from(
     [
-        *("feature_flag.key", "feature_flag.result.variant", "feature_flag.context.id", "feature_flag.variant", "value"),
-        *("feature_flag.result.value", "error.type", "event.name", "rolloutd.conversions", "http.route"),
+        *(
+            "feature_flag.key",
+            "feature_flag.result.variant",
+            "feature_flag.context.id",
+            "feature_flag.variant",
+            "value",
+        ),
+        *(
+            "feature_flag.result.value",
+            "error.type",
+            "event.name",
+            "rolloutd.conversions",
+            "http.route",
+        ),
     ]
 )
 attributes = st.lists(st.fixed_dictionaries({"key": names, "value": any_value}), max_size=6)
@@ -57,13 +80,17 @@ sound = st.just(
         {"key": "feature_flag.context.id", "value": {"stringValue": "u1"}},
     ]
 )
-nanoseconds = st.sampled_from([0, 1, AT * 10**6, (AT + 999) * 10**6 + 999_999, (AT + 10**9) * 10**6, 2**63 - 1]).map(str)
+nanoseconds = st.sampled_from(
+    [0, 1, AT * 10**6, (AT + 999) * 10**6 + 999_999, (AT + 10**9) * 10**6, 2**63 - 1]
+).map(str)
 event_names = st.sampled_from(["feature_flag.evaluation", "feature_flag", "exception", ""])
 log_records = st.fixed_dictionaries(
     {"timeUnixNano": nanoseconds, "observedTimeUnixNano": nanoseconds, "eventName": event_names},
     optional={"body": any_value, "attributes": sound | attributes},
 )
-span_events = st.fixed_dictionaries({"timeUnixNano": nanoseconds, "name": event_names, "attributes": sound | attributes})
+span_events = st.fixed_dictionaries(
+    {"timeUnixNano": nanoseconds, "name": event_names, "attributes": sound | attributes}
+)
 span_records = st.fixed_dictionaries(
     {"kind": st.integers(0, 5), "startTimeUnixNano": nanoseconds, "endTimeUnixNano": nanoseconds},
     optional={
@@ -75,13 +102,16 @@ span_records = st.fixed_dictionaries(
 
 
 @given(st.lists(log_records, max_size=4), st.lists(span_records, max_size=4))
-def test_both_encodings_mean_the_same(logs: list[dict[str, Any]], spans: list[dict[str, Any]]) -> None:
+def test_both_encodings_mean_the_same(
+    logs: list[dict[str, Any]], spans: list[dict[str, Any]]
+) -> None:
     """Whatever an export holds, its JSON and its protobuf give the same events and refuse for the same reason."""
     of_logs = ParseDict({"resourceLogs": [{"scopeLogs": [{"logRecords": logs}]}]}, LogsData())
     of_spans = ParseDict({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}, TracesData())
     for message in (of_logs, of_spans):
         for json_reader, proto_reader in zip(readers(JSON), readers(PROTO), strict=True):
-            if (message is of_logs) is (json_reader.unpack.__name__ != "evaluations_of_logs"):  # type: ignore[attr-defined]
+            if (message is of_logs) is (json_reader.unpack.__name__ != "evaluations_of_logs"):
+                # type: ignore[attr-defined]
                 continue  # protobuf cannot tell logs from spans, JSON can
             from_json = unpack(json_reader, encoded(message, JSON))
             from_proto = unpack(proto_reader, encoded(message, PROTO))
@@ -96,13 +126,25 @@ def test_arbitrary_bytes_raise_nothing(value: bytes, encoding: EventFormat) -> N
         unpack(reader, value)
 
 
-REQUESTS = [Request("u1", [("f", "on"), ("g", "off")], AT, error=True, conversions=["paid"]), Request("u2", [("f", "on")], AT)]
-EXPORTS = [(encoding, export(REQUESTS, encoding)) for encoding in (JSON, PROTO) for export in (export_of_logs, export_of_spans)]
+REQUESTS = [
+    Request("u1", [("f", "on"), ("g", "off")], AT, error=True, conversions=["paid"]),
+    Request("u2", [("f", "on")], AT),
+]
+EXPORTS = [
+    (encoding, export(REQUESTS, encoding))
+    for encoding in (JSON, PROTO)
+    for export in (export_of_logs, export_of_spans)
+]
 
 
 @given(st.sampled_from(EXPORTS), st.data())
-def test_damaged_exports_raise_nothing(export: tuple[EventFormat, bytes], data: st.DataObject) -> None:
-    """An export with a few bytes changed, cut or doubled ends in events and refusals, and each event is whole."""
+def test_damaged_exports_raise_nothing(
+    export: tuple[EventFormat, bytes], data: st.DataObject
+) -> None:
+    """An export with a few bytes changed, cut or doubled ends in events and refusals.
+
+    And each event is whole.
+    """
     encoding, value = export
     damaged = bytearray(value)
     for _ in range(data.draw(st.integers(1, 4))):

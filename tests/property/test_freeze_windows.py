@@ -91,7 +91,9 @@ moments = st.one_of(
         st.sampled_from(CHANGES),
         st.integers(-10_000, 10_000),
     ),
-    st.integers(366, 83_000).map(lambda days: datetime(1970, 1, 1, 5, 7, tzinfo=UTC) + timedelta(days)),
+    st.integers(366, 83_000).map(
+        lambda days: datetime(1970, 1, 1, 5, 7, tzinfo=UTC) + timedelta(days)
+    ),
 )
 
 

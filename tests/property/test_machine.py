@@ -81,11 +81,16 @@ scripts = st.binary(min_size=200, max_size=200)
 Test = Callable[[Iterator[Step]], None]
 
 
-def invariant(examples: int, alphabet: Alphabet = ANYTHING) -> Callable[[Test], Callable[..., None]]:
-    """Run a test on so many histories; when it fails, tell the shortest one line by line, up to where it went wrong.
+def invariant(
+    examples: int, alphabet: Alphabet = ANYTHING
+) -> Callable[[Test], Callable[..., None]]:
+    """Run a test on so many histories.
 
-    Many are cut into parts of 2,000: a test that takes minutes on a busy machine would be taken for one that hangs. Tests may
-    all draw from one seed, so each part turns the bytes it is given in another way.
+    When it fails, tell the shortest one line by line, up to where it went wrong.
+
+    Many are cut into parts of 2,000: a test that takes minutes on a busy machine would be taken for
+    one that hangs. Tests may all draw from one seed, so each part turns the bytes it is given in
+    another way.
     """
     parts = max(examples // 2_000, 1)
 
@@ -100,7 +105,11 @@ def invariant(examples: int, alphabet: Alphabet = ANYTHING) -> Callable[[Test], 
                     note(tell(step))
                 raise
 
-        on_script.__name__, on_script.__doc__, on_script.__module__ = test.__name__, test.__doc__, test.__module__
+        on_script.__name__, on_script.__doc__, on_script.__module__ = (
+            test.__name__,
+            test.__doc__,
+            test.__module__,
+        )
         on_scripts = settings(max_examples=examples // parts)(given(script=scripts)(on_script))
         in_parts: Callable[..., None] = pytest.mark.parametrize("part", range(parts))(on_scripts)
         return in_parts
@@ -120,7 +129,10 @@ def tell(step: Step) -> str:
     what = type(event).__name__
     match event:
         case CommandReceived():
-            what = f"{event.verb} expecting {event.expected_revision}, issued {event.at - event.issued_at} ago"
+            what = (
+                f"{event.verb} expecting {event.expected_revision}, issued "
+                f"{event.at - event.issued_at} ago"
+            )
         case EvidenceJudged(judgement=seen):
             gaps, breach = [gap.kind for gap in seen.gaps], seen.breach is not None
             what = f"judged visit {seen.visit}: {seen.statistics} {gaps} breach={breach}"
@@ -128,7 +140,11 @@ def tell(step: Step) -> str:
             what = f"advice {event.advice.choice} for {event.gate_id} round {event.round}"
         case AdviceUnavailable():
             what = f"no advice for {event.gate_id} round {event.round}"
-    state = "nothing" if step.after is None else f"r{step.after.revision} {step.after.percent:g}% {step.after.phase}"
+    state = (
+        "nothing"
+        if step.after is None
+        else f"r{step.after.revision} {step.after.percent:g}% {step.after.phase}"
+    )
     return f"{event.at - T0} {what} -> {state}"
 
 
@@ -152,8 +168,13 @@ def is_accepted(step: Step, *verbs: CommandVerb) -> bool:
 
 
 @invariant(MANY)
-def test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start(steps: Iterator[Step]) -> None:
-    """Percent rises by a passed gate of the present stage, one stage at most, by a command that may, or by the start time."""
+def test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start(
+    steps: Iterator[Step],
+) -> None:
+    """Percent rises by a passed gate of the present stage.
+
+    One stage at most, by a command that may, or by the start time.
+    """
     for step in steps:
         if percent(step.after) <= percent(step.before):
             continue
@@ -162,7 +183,9 @@ def test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start
             assert step.before is not None
             assert isinstance(step.before.phase, Gating)
             assert step.after.stage_index == step.before.phase.stage + 1
-            decision = next(effect for effect in step.effects if isinstance(effect, PublishDecision))
+            decision = next(
+                effect for effect in step.effects if isinstance(effect, PublishDecision)
+            )
             assert decision.gate_id == step.before.phase.gate_id
         elif isinstance(step.event, Ticked):
             assert step.before is not None
@@ -174,11 +197,16 @@ def test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start
 
 @invariant(MANY)
 def test_i3_a_breach_acts_at_once_in_every_live_phase(steps: Iterator[Step]) -> None:
-    """Whatever else is the case, a breach lowers to 0 %, or does what its own policy says, in the very step that sees it."""
+    """Whatever else is the case, a breach lowers to 0 %.
+
+    Or does what its own policy says, in the very step that sees it.
+    """
     for step in steps:
         if not isinstance(step.event, EvidenceJudged) or step.event.judgement.breach is None:
             continue
-        if step.before is None or not isinstance(step.before.phase, Baking | Gating | AwaitingApproval | Paused):
+        if step.before is None or not isinstance(
+            step.before.phase, Baking | Gating | AwaitingApproval | Paused
+        ):
             assert step.after is step.before
             continue
         assert step.after is not None
@@ -190,11 +218,15 @@ def test_i3_a_breach_acts_at_once_in_every_live_phase(steps: Iterator[Step]) -> 
                 assert percent(step.after) < percent(step.before) or step.before.percent == 0
             case OnBreach.PAUSE:
                 assert isinstance(step.after.phase, Paused)
-                assert step.after.phase.reason is HoldReason.BREACH or step.before.stage_index is None
+                assert (
+                    step.after.phase.reason is HoldReason.BREACH or step.before.stage_index is None
+                )
 
 
 @invariant(MANY)
-def test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout(steps: Iterator[Step]) -> None:
+def test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout(
+    steps: Iterator[Step],
+) -> None:
     """After roll back or abort 0 % is served until a start or restart is accepted that began no rollout before."""
     begun: set[str] = set()
     for step in steps:
@@ -228,8 +260,13 @@ def test_i4_nothing_advances_without_a_pass_that_has_no_gap(steps: Iterator[Step
 
 
 @invariant(MANY)
-def test_i5_each_command_gets_one_answer_and_a_rejected_one_changes_nothing(steps: Iterator[Step]) -> None:
-    """A command is answered once, with its id and the revision after it; no other event answers; a rejected one is inert."""
+def test_i5_each_command_gets_one_answer_and_a_rejected_one_changes_nothing(
+    steps: Iterator[Step],
+) -> None:
+    """A command is answered once, with its id and the revision after it.
+
+    No other event answers; a rejected one is inert.
+    """
     for step in steps:
         given_answers = answers(step)
         if not isinstance(step.event, CommandReceived):
@@ -245,7 +282,9 @@ def test_i5_each_command_gets_one_answer_and_a_rejected_one_changes_nothing(step
 
 @invariant(MANY)
 def test_i5_lowering_always_works(steps: Iterator[Step]) -> None:
-    """Pause, roll back and abort are accepted with any revision, and roll back and abort serve 0 % after.
+    """Pause, roll back and abort are accepted with any revision.
+
+    And roll back and abort serve 0 % after.
 
     Refused are those that were issued for an earlier rollout and are read again, see the next test.
     """
@@ -263,9 +302,16 @@ def test_i5_lowering_always_works(steps: Iterator[Step]) -> None:
 
 
 def is_for_another_time(command: CommandReceived, rollout: Rollout) -> bool:
-    """Tell whether a command was issued, surely, before the rollout began, and may be one that is read again."""
+    """Tell whether a command was issued, surely, before the rollout began.
+
+    And may be one that is read again.
+    """
     began = rollout.started_at - timedelta(minutes=5)
-    return command.is_backlog and command.issued_at < began and command.expected_revision != rollout.revision
+    return (
+        command.is_backlog
+        and command.issued_at < began
+        and command.expected_revision != rollout.revision
+    )
 
 
 @invariant(MANY)
@@ -292,8 +338,13 @@ def test_no_history_breaks_a_rule_that_is_checked_in_production(steps: Iterator[
 
 
 @invariant(MANY)
-def test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls(steps: Iterator[Step]) -> None:
-    """What an operator or an app can see changes with the revision and only then; nothing is published without one."""
+def test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls(
+    steps: Iterator[Step],
+) -> None:
+    """What an operator or an app can see changes with the revision and only then.
+
+    Nothing is published without one.
+    """
     for step in steps:
         if step.before is None or step.after is None:
             assert step.after is None or step.after.revision == 1
@@ -303,23 +354,32 @@ def test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls(steps:
         assert step.after.updated_at >= step.before.updated_at
         if grown == 0:
             assert visible(step.after) == visible(step.before)
-            assert not any(isinstance(effect, PublishDecision | RaiseAlert) for effect in step.effects)
+            assert not any(
+                isinstance(effect, PublishDecision | RaiseAlert) for effect in step.effects
+            )
             assert step.after.updated_at == step.before.updated_at
         if step.after is not step.before and grown == 0:
-            assert isinstance(step.before.phase, Gating)  # the question to the model is no transition
+            assert isinstance(
+                step.before.phase, Gating
+            )  # the question to the model is no transition
             assert isinstance(step.after.phase, Gating)
             assert replace(step.before.phase, advice=None) == replace(step.after.phase, advice=None)
 
 
 def visible(rollout: Rollout) -> object:
     """Return everything but where the question to the model stands."""
-    phase = replace(rollout.phase, advice=None) if isinstance(rollout.phase, Gating) else rollout.phase
+    phase = (
+        replace(rollout.phase, advice=None) if isinstance(rollout.phase, Gating) else rollout.phase
+    )
     return replace(rollout, phase=phase)
 
 
 @invariant(MANY)
 def test_the_timeline_is_closed(steps: Iterator[Step]) -> None:
-    """Visits follow each other without overlap, only the last of a live rollout is open, and it is the percentage served."""
+    """Visits follow each other without overlap, only the last of a live rollout is open.
+
+    And it is the percentage served.
+    """
     for step in steps:
         if step.after is None:
             continue
@@ -332,14 +392,23 @@ def test_the_timeline_is_closed(steps: Iterator[Step]) -> None:
         if step.after.stage_index is not None:
             assert visits[-1].left_at is None
             assert visits[-1].stage == step.after.stage_index
-            assert visits[-1].percent == step.after.percent == step.after.plan.stages[step.after.stage_index].percent
+            assert (
+                visits[-1].percent
+                == step.after.percent
+                == step.after.plan.stages[step.after.stage_index].percent
+            )
         elif visits:
             assert visits[-1].left_at is not None
 
 
 @invariant(MANY)
-def test_i12_a_replay_gives_the_same_rollout_and_a_round_trip_changes_nothing(steps: Iterator[Step]) -> None:
-    """The rollout is the fold of its events, also when it is stored as JSON and read again in the middle."""
+def test_i12_a_replay_gives_the_same_rollout_and_a_round_trip_changes_nothing(
+    steps: Iterator[Step],
+) -> None:
+    """The rollout is the fold of its events.
+
+    Also when it is stored as JSON and read again in the middle.
+    """
     rollout: Rollout | None = None
     for number, step in enumerate(steps):
         if number % 9 == 8 and rollout is not None:
@@ -353,7 +422,10 @@ def test_i12_a_replay_gives_the_same_rollout_and_a_round_trip_changes_nothing(st
 
 @invariant(MANY)
 def test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress(steps: Iterator[Step]) -> None:
-    """A rollout that waits for time says until when, unless an operator froze it; being woken then is never in vain."""
+    """A rollout that waits for time says until when, unless an operator froze it.
+
+    Being woken then is never in vain.
+    """
     for step in steps:
         rollout = step.after
         if rollout is None or not isinstance(rollout.phase, Scheduled | Baking | Gating):
@@ -383,7 +455,10 @@ def test_i16_a_gate_left_alone_closes(steps: Iterator[Step]) -> None:
 
 @invariant(MANY)
 def test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes(steps: Iterator[Step]) -> None:
-    """The first event past a round's deadline ends it, as no advice; rounds are counted and bounded."""
+    """The first event past a round's deadline ends it, as no advice.
+
+    Rounds are counted and bounded.
+    """
     asked: Counter[str] = Counter()
     for step in steps:
         for effect in step.effects:
@@ -391,10 +466,18 @@ def test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes(steps: Iter
                 assert 1 <= effect.round <= step.before.plan.advisor.hold_rounds
                 assert effect.until > step.event.at or effect.until > step.before.updated_at
                 asked[effect.gate_id] += 1
-        if step.before is None or isinstance(step.event, CommandReceived) or not isinstance(step.before.phase, Gating):
+        if (
+            step.before is None
+            or isinstance(step.event, CommandReceived)
+            or not isinstance(step.before.phase, Gating)
+        ):
             continue
         round_ = step.before.phase.advice
-        if round_ is None or round_.is_closed or max(step.event.at, step.before.updated_at) < round_.until:
+        if (
+            round_ is None
+            or round_.is_closed
+            or max(step.event.at, step.before.updated_at) < round_.until
+        ):
             continue
         after = step.after
         assert after is not None
@@ -417,11 +500,16 @@ def test_i17_what_a_person_approves_still_passed_a_minute_ago(steps: Iterator[St
     for step in steps:
         if step.before is None or not isinstance(step.before.phase, AwaitingApproval):
             continue
-        if not isinstance(step.event, EvidenceJudged) or step.event.judgement.visit != len(step.before.visits) - 1:
+        if (
+            not isinstance(step.event, EvidenceJudged)
+            or step.event.judgement.visit != len(step.before.visits) - 1
+        ):
             continue
         seen = step.event.judgement
         now = max(step.event.at, step.before.updated_at)
-        if (seen.gaps or seen.statistics is not Verdict.PASS) and now - step.before.updated_at >= timedelta(minutes=1):
+        if (
+            seen.gaps or seen.statistics is not Verdict.PASS
+        ) and now - step.before.updated_at >= timedelta(minutes=1):
             assert step.after is not None
             assert not isinstance(step.after.phase, AwaitingApproval)
             assert step.after.revision == step.before.revision + 1
@@ -429,7 +517,10 @@ def test_i17_what_a_person_approves_still_passed_a_minute_ago(steps: Iterator[St
 
 @invariant(MANY)
 def test_i19_a_clock_set_back_never_shortens_a_bake(steps: Iterator[Step]) -> None:
-    """A gate opens at or after the end of the bake by the event's own clock, and pauses take nothing off the bake."""
+    """A gate opens at or after the end of the bake by the event's own clock.
+
+    And pauses take nothing off the bake.
+    """
     baked = timedelta(0)
     for step in steps:
         before, after = step.before, step.after
@@ -441,8 +532,12 @@ def test_i19_a_clock_set_back_never_shortens_a_bake(steps: Iterator[Step]) -> No
             baked += after.updated_at - before.updated_at
         if isinstance(before.phase, Baking) and isinstance(after.phase, Gating):
             visit = before.visits[-1]
-            assert step.event.at >= before.phase.until or before.phase.until <= before.updated_at  # or no bake was owed
-            assert baked >= visit.counts_from - visit.entered_at + before.plan.stages[visit.stage].bake
+            assert (
+                step.event.at >= before.phase.until or before.phase.until <= before.updated_at
+            )  # or no bake was owed
+            assert (
+                baked >= visit.counts_from - visit.entered_at + before.plan.stages[visit.stage].bake
+            )
 
 
 @invariant(MANY)
@@ -464,26 +559,37 @@ def test_gate_ids_name_one_gate_each(steps: Iterator[Step]) -> None:
         if step.after is None or not isinstance(step.after.phase, Gating):
             continue
         gate_id = step.after.phase.gate_id
-        is_same = step.before is not None and isinstance(step.before.phase, Gating) and step.before.phase.gate_id == gate_id
+        is_same = (
+            step.before is not None
+            and isinstance(step.before.phase, Gating)
+            and step.before.phase.gate_id == gate_id
+        )
         assert is_same or gate_id not in seen
         seen.add(gate_id)
 
 
-# --- I6: what advice may do -------------------------------------------------------------------------------------------------
+# --- I6: what advice may do
+# -------------------------------------------------------------------------------------------------
 
 
 @invariant(VERY_MANY)
 def test_i6_no_step_is_higher_with_advice_than_without(steps: Iterator[Step]) -> None:
     """From every state, with every answer, an event leads at most as high as without an advisor, and a breach just as low."""
     for step in steps:
-        if step.before is None or step.after is None or step.before.rollout_id != step.after.rollout_id:
+        if (
+            step.before is None
+            or step.after is None
+            or step.before.rollout_id != step.after.rollout_id
+        ):
             continue
         plain, effects = decide(without_advice(step.before), step.event)
         assert plain is not None
         assert step.after.percent <= plain.percent
         if isinstance(step.event, EvidenceJudged) and step.event.judgement.breach is not None:
             assert without_advice(step.after) == plain
-            assert [strip(effect) for effect in step.effects] == [strip(effect) for effect in effects]
+            assert [strip(effect) for effect in step.effects] == [
+                strip(effect) for effect in effects
+            ]
 
 
 def strip(effect: object) -> object:
@@ -491,15 +597,23 @@ def strip(effect: object) -> object:
     return replace(effect, advice=None) if isinstance(effect, PublishDecision) else effect
 
 
-#: Who is ahead may complete, be restarted, step back, time out or ask a person sooner: what depends on that, and what the
-#: person says, is left to the test above.
+# : Who is ahead may complete, be restarted, step back, time out or ask a person sooner: what
+# depends on that, and what the : person says, is left to the test above.
 _NEVER = timedelta(days=400)
 COMPARABLE = Alphabet(
     plans=tuple(
-        replace(plan, stages=tuple(replace(stage, max_bake=_NEVER) for stage in plan.stages), expires_at=None)
+        replace(
+            plan,
+            stages=tuple(replace(stage, max_bake=_NEVER) for stage in plan.stages),
+            expires_at=None,
+        )
         for plan in (CAN_HOLD, REQUIRED, APPROVED, OBSERVED, NIGHTLY)
     ),
-    judgements=(*PASSING, *(one for one in OPEN if one.statistics is not Verdict.FAIL), *BREACHES[:2]),
+    judgements=(
+        *PASSING,
+        *(one for one in OPEN if one.statistics is not Verdict.FAIL),
+        *BREACHES[:2],
+    ),
     verbs=(
         CommandVerb.PROMOTE,
         CommandVerb.PAUSE,
@@ -521,7 +635,9 @@ def test_i6_no_history_is_higher_with_advice_than_without_an_advisor(steps: Iter
 
 
 @invariant(VERY_MANY, COMPARABLE)
-def test_i6_no_history_is_higher_with_advice_than_with_a_model_that_is_away(steps: Iterator[Step]) -> None:
+def test_i6_no_history_is_higher_with_advice_than_with_a_model_that_is_away(
+    steps: Iterator[Step],
+) -> None:
     """A whole history with any advice is at no moment above the same one when `can_hold` gets no answer at all."""
     compare(steps, is_silent=True)
 
@@ -531,26 +647,41 @@ def compare(steps: Iterator[Step], *, is_silent: bool) -> None:
     plain: Rollout | None = None
     for step in steps:
         event = step.event
-        if isinstance(event, CommandReceived) and event.plan is not None and step.before is not None:
+        if (
+            isinstance(event, CommandReceived)
+            and event.plan is not None
+            and step.before is not None
+        ):
             return  # the one ahead has ended and would begin anew
         plain = follow(plain, event, is_silent=is_silent)
         if step.after is None or plain is None:
             assert step.after is plain is None
             continue
         assert step.after.percent <= plain.percent
-        if isinstance(event, EvidenceJudged) and event.judgement.breach is not None and not plain.has_ended:
+        if (
+            isinstance(event, EvidenceJudged)
+            and event.judgement.breach is not None
+            and not plain.has_ended
+        ):
             assert step.after.percent == plain.percent == 0
         if HoldReason.MAX_BAKE in (step.after.hold, plain.hold):
-            return  # a tick came to the end of even this wait: one has timed out, and what a person says is said to that one
+            # a tick came to the end of even this wait: one has timed out, and what a person says is
+            # said to that one
+            return
 
 
 def follow(plain: Rollout | None, event: Event, *, is_silent: bool) -> Rollout | None:
-    """Return the rollout without advice after the same event: with the advisor off, or a model that answers nothing."""
+    """Return the rollout without advice after the same event.
+
+    With the advisor off, or a model that answers nothing.
+    """
     match event:
         case CommandReceived(plan=plan) if plan is not None and not is_silent:
             event = replace(event, plan=replace(plan, advisor=AdvisorPolicy(mode=AdvisorMode.OFF)))
         case CommandReceived(plan=plan) if plan is not None:
-            event = replace(event, plan=replace(plan, advisor=replace(plan.advisor, mode=AdvisorMode.CAN_HOLD)))
+            event = replace(
+                event, plan=replace(plan, advisor=replace(plan.advisor, mode=AdvisorMode.CAN_HOLD))
+            )
         case CommandReceived(expected_revision=int()) if plain is not None:
             event = replace(event, expected_revision=plain.revision)
         case EvidenceJudged() if plain is not None:
@@ -560,7 +691,9 @@ def follow(plain: Rollout | None, event: Event, *, is_silent: bool) -> Rollout |
     after, effects = decide(plain, event)
     for effect in effects:
         if isinstance(effect, AskAdvice):
-            after, _ = decide(after, AdviceUnavailable(event.at, effect.gate_id, effect.round, "away"))
+            after, _ = decide(
+                after, AdviceUnavailable(event.at, effect.gate_id, effect.round, "away")
+            )
             after, _ = decide(after, event)
     return after
 
@@ -585,11 +718,15 @@ def test_i6_observed_advice_moves_nothing(steps: Iterator[Step]) -> None:
                 assert step.after.phase.advice.held_until is None
 
 
-# --- the histories themselves ---------------------------------------------------------------------------------------------
+# --- the histories themselves
+# ---------------------------------------------------------------------------------------------
 
 
 def test_histories_reach_every_phase_and_verb_and_hold() -> None:
-    """What is drawn is worth drawing: every phase, every accepted verb and every hold reason is met."""
+    """What is drawn is worth drawing.
+
+    Every phase, every accepted verb and every hold reason is met.
+    """
     met: set[object] = set()
     rng = random.Random(7)
     for _ in range(1500):
@@ -615,12 +752,16 @@ def test_single_events_are_drawn_near_the_state_too(data: st.DataObject) -> None
         if after is not None and rollout is not None:
             assert after.revision - rollout.revision in (0, 1)
             assert after.updated_at >= rollout.updated_at
-        assert len([effect for effect in effects if isinstance(effect, AnswerCommand)]) == isinstance(event, CommandReceived)
+        assert len(
+            [effect for effect in effects if isinstance(effect, AnswerCommand)]
+        ) == isinstance(event, CommandReceived)
         rollout, now = after, event.at
 
 
 def test_the_plans_of_histories_are_alike_in_stages() -> None:
     """The comparisons above rest on plans that differ in policies alone."""
-    assert {plan.stages[0].percent for plan in (PLAIN, CAN_HOLD, REQUIRED, OBSERVED, NIGHTLY)} == {1.0}
+    assert {plan.stages[0].percent for plan in (PLAIN, CAN_HOLD, REQUIRED, OBSERVED, NIGHTLY)} == {
+        1.0
+    }
     assert len(make_stages(1, 10, 50, 100)) == len(PLAIN.stages)
     assert {gap.gaps[0].kind for gap in GAPS}

@@ -1,4 +1,7 @@
-"""The same context is served the same variant everywhere: the reference, flagd's own evaluator on our document, and OFREP."""
+"""The same context is served the same variant everywhere.
+
+The reference, flagd's own evaluator on our document, and OFREP.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ from tests.builders import make_plan, make_stage
 
 pytestmark = pytest.mark.property
 
-logging.getLogger("openfeature.contrib").setLevel(logging.CRITICAL)  # it logs each text that is no version
+logging.getLogger("openfeature.contrib").setLevel(
+    logging.CRITICAL
+)  # it logs each text that is no version
 
 targeting_keys = st.sampled_from(["user-1", "user-2", "u", "DE", "1.2.3", "2026-03-01"]) | st.text(
     st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20
@@ -34,7 +39,10 @@ targeting_keys = st.sampled_from(["user-1", "user-2", "u", "DE", "1.2.3", "2026-
 
 
 def board_of(rollout: Rollout) -> FlagBoard:
-    """Return a board that serves this rollout, with the buckets of the installed flagd evaluator."""
+    """Return a board that serves this rollout.
+
+    With the buckets of the installed flagd evaluator.
+    """
     board = FlagBoard(generation=Generation.V3)
     board.take(rollout)
     board.trust()
@@ -53,7 +61,9 @@ def by_ofrep(board: FlagBoard, key: str, context: dict[str, Any]) -> tuple[str |
     """Return variant and value as OFREP answers."""
     flag = board.get("new-checkout")
     assert flag is not None
-    answer = json.loads(answer_one(flag, msgspec.json.encode({"context": {**context, "targetingKey": key}})))
+    answer = json.loads(
+        answer_one(flag, msgspec.json.encode({"context": {**context, "targetingKey": key}}))
+    )
     return answer["variant"], answer["value"]
 
 
@@ -66,7 +76,9 @@ def by_reference(rollout: Rollout, key: str, context: dict[str, Any]) -> tuple[s
 
 
 @given(ringed_plans(), contexts, targeting_keys, st.data())
-def test_every_plane_serves_what_the_reference_says(plan: Plan, context: dict[str, Any], key: str, data: st.DataObject) -> None:
+def test_every_plane_serves_what_the_reference_says(
+    plan: Plan, context: dict[str, Any], key: str, data: st.DataObject
+) -> None:
     """Whatever rings are open and whatever is known of a context, flagd and OFREP give it the reference's variant."""
     rollout = at_stage(plan, data.draw(st.integers(0, len(plan.stages) - 1)))
     board = board_of(rollout)
@@ -78,7 +90,9 @@ def test_every_plane_serves_what_the_reference_says(plan: Plan, context: dict[st
 def only(condition: Condition) -> Rollout:
     """Return a rollout at 100 % of whom one condition matches."""
     audience = Audience("a", ((condition,),))
-    return at_stage(make_plan(stages=(make_stage(percent=100.0, audience="a"),), audiences=(audience,)), 0)
+    return at_stage(
+        make_plan(stages=(make_stage(percent=100.0, audience="a"),), audiences=(audience,)), 0
+    )
 
 
 @settings(max_examples=500)
@@ -88,18 +102,28 @@ def test_one_condition_means_the_same_in_flagd(condition: Condition, value: Any)
     if condition.attribute == "targetingKey":
         condition = Condition("plan", condition.operator, condition.values)
     variant, _ = by_flagd(board_of(only(condition)), "user-1", {condition.attribute: value})
-    assert (variant == "on") == matcher(Audience("a", ((condition,),)))({condition.attribute: value})
+    assert (variant == "on") == matcher(Audience("a", ((condition,),)))(
+        {condition.attribute: value}
+    )
 
 
 @pytest.mark.parametrize("operator", Operator)
 def test_a_context_without_the_attribute_is_outside(operator: Operator) -> None:
     """What is not known of a context matches nothing, on any plane."""
-    edges: dict[Operator, Scalar] = {Operator.GTE: -1e9, Operator.LTE: 1e9, Operator.SEM_VER: "!= 1.0.0"}
+    edges: dict[Operator, Scalar] = {
+        Operator.GTE: -1e9,
+        Operator.LTE: 1e9,
+        Operator.SEM_VER: "!= 1.0.0",
+    }
     value: Scalar
     for value in {edges.get(operator, "2000-01-01"), edges.get(operator, "3000-01-01")}:
         board = board_of(only(Condition("it", operator, (value,))))
         assert by_flagd(board, "user-1", {})[0] == by_ofrep(board, "user-1", {})[0] == "unassigned"
-        assert by_flagd(board, "user-1", {"it": None})[0] == by_ofrep(board, "user-1", {"it": None})[0] == "unassigned"
+        assert (
+            by_flagd(board, "user-1", {"it": None})[0]
+            == by_ofrep(board, "user-1", {"it": None})[0]
+            == "unassigned"
+        )
 
 
 def test_a_context_without_key_is_served_control_and_not_counted() -> None:
@@ -112,15 +136,25 @@ def test_a_context_without_key_is_served_control_and_not_counted() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "control", "treatment"),
-    [("boolean", True, False), ("string", "ä", ""), ("integer", 3, 0), ("float", 1.0, 2.5), ("object", {"a": [1]}, {})],
+    [
+        ("boolean", True, False),
+        ("string", "ä", ""),
+        ("integer", 3, 0),
+        ("float", 1.0, 2.5),
+        ("object", {"a": [1]}, {}),
+    ],
 )
-def test_values_arrive_as_they_are_of_one_type(kind: str, control: object, treatment: object) -> None:
+def test_values_arrive_as_they_are_of_one_type(
+    kind: str, control: object, treatment: object
+) -> None:
     """A payload of each type reaches a typed client of flagd and OFREP unchanged."""
     plan = make_plan(stages=(make_stage(percent=50.0),), values={"on": treatment, "off": control})
     board = board_of(at_stage(plan, 0))
     core = FlagdCore()
     core.set_flags(board.flagd_document()[0].decode())
     for key in ("user-1", "user-2", "user-3", "user-42"):
-        found = getattr(core, f"resolve_{kind}_value")("new-checkout", control, EvaluationContext(key))
+        found = getattr(core, f"resolve_{kind}_value")(
+            "new-checkout", control, EvaluationContext(key)
+        )
         expected = {"on": treatment, "off": control}[found.variant]
         assert (found.value, by_ofrep(board, key, {})) == (expected, (found.variant, expected))

@@ -1,7 +1,7 @@
 """Validity of the gate's tests on random streams: false alarms first, then power. Seeded.
 
-More runs: benchmarks/detection.py. A generous alpha makes false alarms frequent enough to count in few runs; bounds are
-one-sided binomial at about 1 in 1000.
+More runs: benchmarks/detection.py. A generous alpha makes false alarms frequent enough to count in
+few runs; bounds are one-sided binomial at about 1 in 1000.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ LOOKS = 50
 Rates = Callable[[int], tuple[float, float]]
 
 
-def watch(percent: float = 10.0, metric: str = "error_rate", alpha: float = ALPHA, margin: float = 0.0) -> Watched:
+def watch(
+    percent: float = 10.0, metric: str = "error_rate", alpha: float = ALPHA, margin: float = 0.0
+) -> Watched:
     """Return a rollout under watch with one comparison, in a stage of `percent`."""
     plan = make_plan(
         guardrails=(Guardrail(metric, margin=margin),),
@@ -41,7 +43,9 @@ def watch(percent: float = 10.0, metric: str = "error_rate", alpha: float = ALPH
         alpha=alpha,
     )
     phase = Baking(stage=0, until=T0 + timedelta(hours=1))
-    return Watched(make_rollout(plan=plan, phase=phase, visits=(make_visit(percent=percent),), percent=percent))
+    return Watched(
+        make_rollout(plan=plan, phase=phase, visits=(make_visit(percent=percent),), percent=percent)
+    )
 
 
 def most_by_chance(runs: int, alpha: float) -> int:
@@ -60,7 +64,9 @@ def test_healthy_streams_are_seldom_rolled_back(percent: float, rate: float) -> 
     """Equal error rates, looked at after every batch, alarm at most as often as alpha says."""
 
     def one_run(rng: np.random.Generator) -> bool:
-        return looks_until_breach(watch(percent), rng, LOOKS, 4000, lambda _: (rate, rate)) is not None
+        return (
+            looks_until_breach(watch(percent), rng, LOOKS, 4000, lambda _: (rate, rate)) is not None
+        )
 
     assert alarms(RUNS, 1, one_run) <= most_by_chance(RUNS, ALPHA)
 
@@ -73,7 +79,10 @@ def test_harm_is_found(percent: float, worse: float) -> None:
 
     def one_run(rng: np.random.Generator) -> bool:
         watched = watch(percent, alpha=0.01)
-        return looks_until_breach(watched, rng, 2 * LOOKS, 20_000, lambda _: (rate * worse, rate)) is not None
+        return (
+            looks_until_breach(watched, rng, 2 * LOOKS, 20_000, lambda _: (rate * worse, rate))
+            is not None
+        )
 
     assert alarms(10, 2, one_run) == 10
 
@@ -180,7 +189,10 @@ def batches(draw: st.DrawFn) -> Counts:
 
 @given(batch=batches(), margin=st.floats(0, 10))
 def test_increments_are_finite_for_any_counts(batch: Counts, margin: float) -> None:
-    """From one context to a billion, with no error or nothing but errors, every increment is a number."""
+    """From one context to a billion.
+
+    With no error or nothing but errors, every increment is a number.
+    """
     log_null = float(np.log1p(margin))
     increment = ratio_increment(harm_alternatives(log_null).log_effects, log_null, batch)
     assert np.isfinite(increment).all()
@@ -203,7 +215,10 @@ def arms(draw: st.DrawFn, largest: int = 10**6) -> ArmTotals:
     )
 
 
-@given(looks=st.lists(st.tuples(arms(), arms()), min_size=1, max_size=4), percent=st.sampled_from([0.01, 1.0, 50.0, 100.0]))
+@given(
+    looks=st.lists(st.tuples(arms(), arms()), min_size=1, max_size=4),
+    percent=st.sampled_from([0.01, 1.0, 50.0, 100.0]),
+)
 def test_any_totals_are_judged(looks: list[tuple[ArmTotals, ArmTotals]], percent: float) -> None:
     """Whatever is counted, rising or falling, a look gives numbers and its state survives its bytes."""
     plan = make_plan(
@@ -218,7 +233,9 @@ def test_any_totals_are_judged(looks: list[tuple[ArmTotals, ArmTotals]], percent
     tests = GateTests()
     for second, (treatment, control) in enumerate(looks):
         at = T0 + timedelta(minutes=1, seconds=second)
-        judgement, tests = judge(rollout, make_evidence({0: VisitTotals(treatment, control)}, at), tests, at)
+        judgement, tests = judge(
+            rollout, make_evidence({0: VisitTotals(treatment, control)}, at), tests, at
+        )
         assert encode_tests(decode_tests(encode_tests(tests))) == encode_tests(tests)
         for report in judgement.metrics:
             assert np.isfinite(report.e_value)
@@ -227,9 +244,16 @@ def test_any_totals_are_judged(looks: list[tuple[ArmTotals, ArmTotals]], percent
                     assert arm.low <= arm.estimate <= arm.high
 
 
-@given(parts=st.lists(st.tuples(st.integers(MIN_BATCH, 500), st.integers(0, 8)), min_size=1, max_size=10))
+@given(
+    parts=st.lists(
+        st.tuples(st.integers(MIN_BATCH, 500), st.integers(0, 8)), min_size=1, max_size=10
+    )
+)
 def test_each_context_is_used_once(parts: list[tuple[int, int]]) -> None:
-    """However the totals arrive, and with looks at lost totals in between, the tests use exactly what was counted."""
+    """However the totals arrive, and with looks at lost totals in between.
+
+    The tests use exactly what was counted.
+    """
     watched = watch(10.0)
     for contexts, errors in parts:
         watched.treatment.add(contexts, errors)

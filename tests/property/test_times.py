@@ -9,12 +9,29 @@ from hypothesis import strategies as st
 
 from schemas.envelope import known_times, milliseconds, parse_time, time_in_ms
 
-#: Pieces of valid times and of invalid ones, so that a piece that fits in one text stands where it does not in another.
+# : Pieces of valid times and of invalid ones, so that a piece that fits in one text stands where it
+# does not in another.
 pieces = st.tuples(
-    st.sampled_from(["2026-11-21", "1969-12-31", "0001-01-01", "9999-12-31", "2026-02-29", "2026-1-1"]),
+    st.sampled_from(
+        ["2026-11-21", "1969-12-31", "0001-01-01", "9999-12-31", "2026-02-29", "2026-1-1"]
+    ),
     st.sampled_from(["T", "t", " ", ""]),
     st.sampled_from(["00:00:00", "23:59:59", "23:59:60", "03:00", "24:00:00"]),
-    st.sampled_from(["", ".", ".1", ".12", ".123", ".999", ".1234", ".123999", ".999999", ".9999999", ".000000000001"]),
+    st.sampled_from(
+        [
+            "",
+            ".",
+            ".1",
+            ".12",
+            ".123",
+            ".999",
+            ".1234",
+            ".123999",
+            ".999999",
+            ".9999999",
+            ".000000000001",
+        ]
+    ),
     st.sampled_from(["Z", "z", "+00:00", "-00:00", "+02:00", "-23:59", "+0000", "", "Z ", "00:00"]),
 ).map("".join)
 
@@ -36,9 +53,29 @@ def remembered(text: str) -> int | None:
         return None
 
 
-@given(st.lists(pieces | st.text(max_size=30) | st.datetimes().map(lambda at: at.replace(tzinfo=UTC).isoformat()), max_size=12))
-@example(["2026-11-21T03:00:00.123456Z", "2026-11-21T03:00:00.123Z", "2026-11-21T03:00:00.123", "2026-11-21T03:00:00.12Z"])
-@example(["2026-11-21T03:00:00.123Z", "2026-11-21T03:00:00.123999+00:00", "2026-11-21T03:00:00.123+02:00"])
+@given(
+    st.lists(
+        pieces
+        | st.text(max_size=30)
+        | st.datetimes().map(lambda at: at.replace(tzinfo=UTC).isoformat()),
+        max_size=12,
+    )
+)
+@example(
+    [
+        "2026-11-21T03:00:00.123456Z",
+        "2026-11-21T03:00:00.123Z",
+        "2026-11-21T03:00:00.123",
+        "2026-11-21T03:00:00.12Z",
+    ]
+)
+@example(
+    [
+        "2026-11-21T03:00:00.123Z",
+        "2026-11-21T03:00:00.123999+00:00",
+        "2026-11-21T03:00:00.123+02:00",
+    ]
+)
 def test_a_time_means_the_same_whatever_was_read_before(texts: list[str]) -> None:
     """Remembering accepts, refuses and floors exactly as reading does."""
     for text in texts * 2:

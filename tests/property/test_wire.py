@@ -1,4 +1,7 @@
-"""The fast path against the contract: both accept and refuse the same records, with the same meaning."""
+"""The fast path against the contract.
+
+Both accept and refuse the same records, with the same meaning.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ Document = list[tuple[str, Any]]
 
 
 class Token(str):
-    """Text that is put into JSON as it is: numbers and constants that no Python value stands for."""
+    """Text that is put into JSON as it is.
+
+    Numbers and constants that no Python value stands for.
+    """
 
 
 def render(value: Any) -> str:
@@ -42,7 +48,8 @@ def render(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-# --- the contract, spelled out ------------------------------------------------------------------------------------------------
+# --- the contract, spelled out
+# ------------------------------------------------------------------------------------------------
 
 
 def context_of(context_id: str | None, key: bytes | None) -> str:
@@ -65,11 +72,16 @@ def judge_evaluation(
     *,
     latest_ms: int = MAX_TIME_MS,
 ) -> EvaluationEvent:
-    """Return what the pydantic contract makes of a record. Raises RecordRefused or ValidationError."""
+    """Return what the pydantic contract makes of a record.
+
+    Raises RecordRefused or ValidationError.
+    """
     event = envelope.read(value, timestamp_ms, headers, [evaluation.TYPE], latest_ms=latest_ms)
     told = Evaluation.model_validate(event.data)
     assert told.variant is not None
-    return EvaluationEvent(context_of(told.context_id, key), told.flag_key, told.variant, event.time_ms)
+    return EvaluationEvent(
+        context_of(told.context_id, key), told.flag_key, told.variant, event.time_ms
+    )
 
 
 def judge_outcome(
@@ -80,7 +92,10 @@ def judge_outcome(
     *,
     latest_ms: int = MAX_TIME_MS,
 ) -> OutcomeEvent:
-    """Return what the pydantic contract makes of a record. Raises RecordRefused or ValidationError."""
+    """Return what the pydantic contract makes of a record.
+
+    Raises RecordRefused or ValidationError.
+    """
     event = envelope.read(value, timestamp_ms, headers, [outcome.TYPE], latest_ms=latest_ms)
     told = Outcome.model_validate(event.data)
     return OutcomeEvent(
@@ -97,7 +112,10 @@ Judge = Callable[..., EvaluationEvent | OutcomeEvent]
 
 
 def meaning(judge: Judge, *record: Any, latest_ms: int = MAX_TIME_MS) -> tuple[Any, ...] | None:
-    """Return what `judge` reads from a record, None when it refuses. Any other exception is a failed test."""
+    """Return what `judge` reads from a record, None when it refuses.
+
+    Any other exception is a failed test.
+    """
     try:
         event = judge(*record, latest_ms=latest_ms)
     except (RecordRefused, ValidationError):
@@ -108,7 +126,10 @@ def meaning(judge: Judge, *record: Any, latest_ms: int = MAX_TIME_MS) -> tuple[A
     return event.context_id, event.time_ms, flags, event.is_error, event.latency_ms, conversions
 
 
-PAIRS: list[tuple[Judge, Judge]] = [(decode_evaluation, judge_evaluation), (decode_outcome, judge_outcome)]
+PAIRS: list[tuple[Judge, Judge]] = [
+    (decode_evaluation, judge_evaluation),
+    (decode_outcome, judge_outcome),
+]
 
 
 def refusal_of(judge: Judge, *record: Any) -> RecordRefused | None:
@@ -121,7 +142,10 @@ def refusal_of(judge: Judge, *record: Any) -> RecordRefused | None:
 
 
 def assert_agree(*record: Any) -> None:
-    """Check that both readers of both events take or refuse a record alike, and that refusals can be told."""
+    """Check that both readers of both events take or refuse a record alike.
+
+    And that refusals can be told.
+    """
     for fast, contract in PAIRS:
         assert meaning(fast, *record) == meaning(contract, *record)
         refused = refusal_of(fast, *record)
@@ -132,7 +156,8 @@ def assert_agree(*record: Any) -> None:
             assert 0 < len(refused.detail) < 400
 
 
-# --- records near the contract -----------------------------------------------------------------------------------------------
+# --- records near the contract
+# -----------------------------------------------------------------------------------------------
 
 NAMES = st.sampled_from(["new-checkout", "on", "off", "a", "A.b_c:d-9", "x" * 128])
 HOSTILE_TEXTS = [
@@ -150,25 +175,150 @@ HOSTILE_TEXTS = [
         "é" * 1024,
         "💥" * 256,
     ),
-    *("on ", "on\n", "on\r", " on", "\ufeffon", "\x00", "a\x00b", "\x1b[31m", "\x7f", "\x85", "\u2028", "\u2029", "\u200b"),
-    *("\u202eno", "\u2066x", "a|b", "{a}", "a/b", "-on", ".on", "_on", "9", "é", "💥", "ȏn", "٣", "true", "null", "on"),
+    *(
+        "on ",
+        "on\n",
+        "on\r",
+        " on",
+        "\ufeffon",
+        "\x00",
+        "a\x00b",
+        "\x1b[31m",
+        "\x7f",
+        "\x85",
+        "\u2028",
+        "\u2029",
+        "\u200b",
+    ),
+    *(
+        "\u202eno",
+        "\u2066x",
+        "a|b",
+        "{a}",
+        "a/b",
+        "-on",
+        ".on",
+        "_on",
+        "9",
+        "é",
+        "💥",
+        "ȏn",
+        "٣",
+        "true",
+        "null",
+        "on",
+    ),
 ]
 WRONG_VALUES: list[Any] = [
-    *(None, True, False, 0, 1, -1, 1.5, "1", [], {}, ["on"], [None], [("a", 1)], 10**30, -1e-300, 86_400, 86_400.00001, 5e-324),
-    *(Token(token) for token in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 400, "9" * 5000, "-" + "9" * 5000)),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        1.5,
+        "1",
+        [],
+        {},
+        ["on"],
+        [None],
+        [("a", 1)],
+        10**30,
+        -1e-300,
+        86_400,
+        86_400.00001,
+        5e-324,
+    ),
     *(
         Token(token)
-        for token in ("1e-999", "-0", "-0.0", "1E2", "200.0", "01", "1.", ".5", "+1", "0x1", "'on'", "undefined", "")
+        for token in (
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "1e999",
+            "-1e999",
+            "9" * 400,
+            "9" * 5000,
+            "-" + "9" * 5000,
+        )
     ),
-    *(Token(token) for token in (r'"\ud800"', r'"\udc00x"', r'"\ud83d\ude00"', r'"\u0000"', r'"\q"', '"a\nb"', '"\x01"')),
-    *(Token(token) for token in (r'"\u006fn"', "[" * 40 + "]" * 40, '{"a":' * 40 + "1" + "}" * 40, "[1,]", "/**/1")),
+    *(
+        Token(token)
+        for token in (
+            "1e-999",
+            "-0",
+            "-0.0",
+            "1E2",
+            "200.0",
+            "01",
+            "1.",
+            ".5",
+            "+1",
+            "0x1",
+            "'on'",
+            "undefined",
+            "",
+        )
+    ),
+    *(
+        Token(token)
+        for token in (
+            r'"\ud800"',
+            r'"\udc00x"',
+            r'"\ud83d\ude00"',
+            r'"\u0000"',
+            r'"\q"',
+            '"a\nb"',
+            '"\x01"',
+        )
+    ),
+    *(
+        Token(token)
+        for token in (
+            r'"\u006fn"',
+            "[" * 40 + "]" * 40,
+            '{"a":' * 40 + "1" + "}" * 40,
+            "[1,]",
+            "/**/1",
+        )
+    ),
 ]
 TIME_TEXTS = [
-    *("2026-11-21T03:00:00Z", "2026-11-21T03:00:00.123456Z", "2026-11-21T04:59:59.999+02:00", "1970-01-01T00:00:00Z"),
-    *("2026-11-21t03:00:00z", "2026-11-21 03:00:00Z", "2026-11-21T03:05:00Z", "2026-11-21T03:05:00.0009Z"),
-    *("2026-11-21T03:05:00.001Z", "2026-11-21T03:05:00.002Z", "2100-01-01T00:00:00Z", "1969-12-31T23:59:59.9999Z"),
-    *("2026-11-21T03:00:00", "2026-11-21", "20261121T030000Z", "2026-W47-6T03:00:00Z", "1795230000", "2026-11-21T03:00:60Z"),
-    *("2026-11-21T24:00:00Z", "2026-02-29T00:00:00Z", "0000-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59", "now", ""),
+    *(
+        "2026-11-21T03:00:00Z",
+        "2026-11-21T03:00:00.123456Z",
+        "2026-11-21T04:59:59.999+02:00",
+        "1970-01-01T00:00:00Z",
+    ),
+    *(
+        "2026-11-21t03:00:00z",
+        "2026-11-21 03:00:00Z",
+        "2026-11-21T03:05:00Z",
+        "2026-11-21T03:05:00.0009Z",
+    ),
+    *(
+        "2026-11-21T03:05:00.001Z",
+        "2026-11-21T03:05:00.002Z",
+        "2100-01-01T00:00:00Z",
+        "1969-12-31T23:59:59.9999Z",
+    ),
+    *(
+        "2026-11-21T03:00:00",
+        "2026-11-21",
+        "20261121T030000Z",
+        "2026-W47-6T03:00:00Z",
+        "1795230000",
+        "2026-11-21T03:00:60Z",
+    ),
+    *(
+        "2026-11-21T24:00:00Z",
+        "2026-02-29T00:00:00Z",
+        "0000-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+23:59",
+        "now",
+        "",
+    ),
     *(
         "9999-12-31T23:59:59.9999999Z",
         "2026-11-21T03:00:00.123456789012Z",
@@ -189,13 +339,17 @@ TIMES = st.sampled_from(TIME_TEXTS) | st.datetimes().map(lambda when: when.isofo
 DURATIONS = st.floats(min_value=0, max_value=90_000) | st.integers(-2, 90_000)
 FLAG = st.lists(
     st.tuples(
-        st.sampled_from(["feature_flag.key", "feature_flag.result.variant", "feature_flag.variant", "x"]),
+        st.sampled_from(
+            ["feature_flag.key", "feature_flag.result.variant", "feature_flag.variant", "x"]
+        ),
         NAMES | HOSTILE_TEXT | WRONG,
     ),
     max_size=4,
     unique_by=lambda said: said[0],
 )
-GOOD_FLAG = st.tuples(NAMES, NAMES).map(lambda pair: [("feature_flag.key", pair[0]), ("feature_flag.result.variant", pair[1])])
+GOOD_FLAG = st.tuples(NAMES, NAMES).map(
+    lambda pair: [("feature_flag.key", pair[0]), ("feature_flag.result.variant", pair[1])]
+)
 FLAGS = st.one_of(
     st.lists(GOOD_FLAG, max_size=3),
     st.lists(GOOD_FLAG | FLAG, max_size=3),
@@ -226,7 +380,10 @@ SAYINGS: dict[str, st.SearchStrategy[Any]] = {
 }
 ENVELOPE: dict[str, st.SearchStrategy[Any]] = {
     "specversion": st.sampled_from(["1.0", "0.3", "1.1", ""]) | WRONG,
-    "type": st.sampled_from([evaluation.TYPE, outcome.TYPE, "", "com.example", evaluation.TYPE + " "]) | WRONG,
+    "type": st.sampled_from(
+        [evaluation.TYPE, outcome.TYPE, "", "com.example", evaluation.TYPE + " "]
+    )
+    | WRONG,
     "source": TEXT,
     "id": TEXT,
     "time": TIMES | WRONG,
@@ -238,13 +395,29 @@ ENVELOPE: dict[str, st.SearchStrategy[Any]] = {
 
 
 CONTENT_TYPES = [
-    *(b"application/cloudevents+json", b"Application/CloudEvents+JSON ; charset=UTF-8", b"application/cloudevents"),
-    *(b"application/json", b"application/cloudevents-batch+json", b"application/cloudevents+avro", b"", b"\xff", b"text/plain"),
+    *(
+        b"application/cloudevents+json",
+        b"Application/CloudEvents+JSON ; charset=UTF-8",
+        b"application/cloudevents",
+    ),
+    *(
+        b"application/json",
+        b"application/cloudevents-batch+json",
+        b"application/cloudevents+avro",
+        b"",
+        b"\xff",
+        b"text/plain",
+    ),
 ]
 
 
-def perturbed(draw: st.DrawFn, good: Document, sayings: dict[str, st.SearchStrategy[Any]], repeat: bool) -> Document:
-    """Draw a variation of a good object: some names said otherwise, some left out, some in another order."""
+def perturbed(
+    draw: st.DrawFn, good: Document, sayings: dict[str, st.SearchStrategy[Any]], repeat: bool
+) -> Document:
+    """Draw a variation of a good object.
+
+    Some names said otherwise, some left out, some in another order.
+    """
     said = dict(good)
     for name in draw(st.lists(st.sampled_from(sorted(sayings)), max_size=3)):
         said[name] = draw(sayings[name])
@@ -278,18 +451,32 @@ def records(draw: st.DrawFn, repeat: bool = False) -> tuple[bytes, bytes | None,
         ("id", "1"),
         ("time", draw(TIMES)),
     ]
-    key = draw(st.none() | st.sampled_from([b"", b"u-42", b"\xff", b"a\x00", "é".encode(), b"x" * 257]) | st.binary(max_size=4))
+    key = draw(
+        st.none()
+        | st.sampled_from([b"", b"u-42", b"\xff", b"a\x00", "é".encode(), b"x" * 257])
+        | st.binary(max_size=4)
+    )
     timestamp_ms = draw(st.sampled_from([ARRIVAL, 0, -1, ARRIVAL - 1]))
     headers: list[tuple[str, bytes | None]] = []
     if draw(st.integers(0, 3)) == 0:
         for name, item in perturbed(draw, attributes, ENVELOPE, repeat):
-            headers.append(("ce_" + name, item.encode() if isinstance(item, str) else draw(st.none() | st.binary(max_size=8))))
+            headers.append(
+                (
+                    "ce_" + name,
+                    item.encode()
+                    if isinstance(item, str)
+                    else draw(st.none() | st.binary(max_size=8)),
+                )
+            )
         value = render(data)
     else:
         value = render(perturbed(draw, [*attributes, ("data", data)], ENVELOPE, repeat))
-    for content_type in draw(st.lists(st.sampled_from(CONTENT_TYPES), max_size=1) | st.just([CONTENT_TYPES[0]])):
+    for content_type in draw(
+        st.lists(st.sampled_from(CONTENT_TYPES), max_size=1) | st.just([CONTENT_TYPES[0]])
+    ):
         headers.insert(
-            draw(st.integers(0, len(headers))), (draw(st.sampled_from(["content-type", "Content-Type"])), content_type)
+            draw(st.integers(0, len(headers))),
+            (draw(st.sampled_from(["content-type", "Content-Type"])), content_type),
         )
     return value.encode("utf-8", "surrogatepass"), key, timestamp_ms, headers
 
@@ -356,21 +543,38 @@ def test_a_time_nobody_can_vouch_for_refuses_the_record(
 
 def good(event_type: str) -> tuple[Document, Document]:
     """Return the attributes and the data of a plain valid event."""
-    attributes: Document = [("specversion", "1.0"), ("type", event_type), ("source", "/shop"), ("id", "1")]
+    attributes: Document = [
+        ("specversion", "1.0"),
+        ("type", event_type),
+        ("source", "/shop"),
+        ("id", "1"),
+    ]
     attributes.append(("time", "2026-11-21T03:00:00Z"))
     data: Document = [("feature_flag.context.id", "u-42")]
     if event_type == evaluation.TYPE:
-        return attributes, [*data, ("feature_flag.key", "new-checkout"), ("feature_flag.result.variant", "on")]
+        return attributes, [
+            *data,
+            ("feature_flag.key", "new-checkout"),
+            ("feature_flag.result.variant", "on"),
+        ]
     flag = [("feature_flag.key", "new-checkout"), ("feature_flag.result.variant", "on")]
     return attributes, [*data, ("http.server.request.duration", 0.25), ("rolloutd.flags", [flag])]
 
 
-TELLERS = ("feature_flag.result.variant", "feature_flag.variant", "feature_flag.result.value", "value")
+TELLERS = (
+    "feature_flag.result.variant",
+    "feature_flag.variant",
+    "feature_flag.result.value",
+    "value",
+)
 
 
 @pytest.mark.parametrize("event_type", [evaluation.TYPE, outcome.TYPE])
 def test_each_attribute_said_in_each_way_is_read_alike(event_type: str) -> None:
-    """One attribute of a valid event set to anything that has ever confused a reader: both readers agree."""
+    """One attribute of a valid event set to anything that has ever confused a reader.
+
+    Both readers agree.
+    """
     attributes, data = good(event_type)
 
     def agree_on(said: Mapping[str, Any], key: bytes | None = b"u-42") -> None:
@@ -389,7 +593,9 @@ def test_each_attribute_said_in_each_way_is_read_alike(event_type: str) -> None:
             assert_agree(structured(list(said.items())), b"u-42", ARRIVAL, [])
             if isinstance(value, str):
                 heads = {**dict(attributes), name: value}
-                headers = [("ce_" + attribute, content.encode()) for attribute, content in heads.items()]
+                headers = [
+                    ("ce_" + attribute, content.encode()) for attribute, content in heads.items()
+                ]
                 assert_agree(structured(data), b"u-42", ARRIVAL, headers)
 
 
@@ -400,7 +606,9 @@ def test_whichever_attribute_tells_the_variant_is_read_alike() -> None:
         for first, second in itertools.permutations(TELLERS, 2):
             for told in ("off", True):
                 said = {**dict(data[:2]), first: value, second: told}
-                assert_agree(structured([*attributes, ("data", list(said.items()))]), b"u-42", ARRIVAL, [])
+                assert_agree(
+                    structured([*attributes, ("data", list(said.items()))]), b"u-42", ARRIVAL, []
+                )
 
 
 def structured(document: Document) -> bytes:
@@ -426,7 +634,10 @@ def readings(pairs: Any) -> Iterator[Any]:
 @settings(max_examples=500)
 @given(records(repeat=True), st.data())
 def test_of_a_repeated_name_the_last_counts(record: tuple[Any, ...], data: st.DataObject) -> None:
-    """With a name repeated, both read the same, or the fast path refuses what the contract refuses in one reading."""
+    """With a name repeated, both read the same.
+
+    Or the fast path refuses what the contract refuses in one reading.
+    """
     value, *rest = record
     for fast, contract in PAIRS:
         told = meaning(fast, value, *rest)
@@ -446,7 +657,14 @@ GOOD = render(
         ("source", "/shop"),
         ("id", "1"),
         ("time", "2026-11-21T03:00:00Z"),
-        ("data", [("feature_flag.key", "é-no"), ("feature_flag.result.variant", "on"), ("note", [1.5e3, None, "\\u00e9"])]),
+        (
+            "data",
+            [
+                ("feature_flag.key", "é-no"),
+                ("feature_flag.result.variant", "on"),
+                ("note", [1.5e3, None, "\\u00e9"]),
+            ],
+        ),
     ]
 ).encode()
 
@@ -495,12 +713,17 @@ def test_damaged_bytes_are_read_alike(value: bytes) -> None:
     st.integers(-(2**63), 2**63 - 1),
     st.lists(
         st.tuples(
-            st.sampled_from(["content-type", "ce_type", "ce_time", "ce_id", "ce_specversion", "ce_", ""]) | st.text(max_size=5),
+            st.sampled_from(
+                ["content-type", "ce_type", "ce_time", "ce_id", "ce_specversion", "ce_", ""]
+            )
+            | st.text(max_size=5),
             st.none() | st.binary(max_size=40),
         )
     ),
 )
-def test_any_bytes_are_read_alike(value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers) -> None:
+def test_any_bytes_are_read_alike(
+    value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Headers
+) -> None:
     """Whatever stands in a record, nothing but a refusal is raised."""
     assert_agree(value, key, timestamp_ms, headers)
 
@@ -544,6 +767,9 @@ def stretched(token: str) -> bytes:
     ],
 )
 def test_known_attacks_are_read_alike(value: bytes) -> None:
-    """What has broken parsers before is refused, or ignored where it stands in an attribute we do not read."""
+    """What has broken parsers before is refused.
+
+    Or ignored where it stands in an attribute we do not read.
+    """
     assert_agree(value, b"u-42", ARRIVAL, [])
     assert_agree(value, b"u-42", ARRIVAL, [("content-type", b"application/cloudevents+json")])

@@ -1,6 +1,7 @@
 """Draws the phase diagram from the code: every phase, every event, and where `decide` takes them.
 
-Nothing is listed by hand but the samples that are tried; the page is checked in as `ops/state-machine.md`.
+Nothing is listed by hand but the samples that are tried; the page is checked in as
+`ops/state-machine.md`.
 """
 
 from __future__ import annotations
@@ -89,7 +90,10 @@ def page() -> str:
 
 
 def _phases() -> dict[PhaseName | None, list[Rollout | None]]:
-    """Return samples of every phase; None is a flag never started. Together they meet every branch of a phase."""
+    """Return samples of every phase; None is a flag never started.
+
+    Together they meet every branch of a phase.
+    """
     samples: dict[PhaseName | None, list[Rollout | None]] = defaultdict(list, {None: [None]})
     for plan in _plans():
         for stage in range(len(plan.stages)):
@@ -140,7 +144,9 @@ def _events(rollout: Rollout | None) -> Iterator[tuple[str, Event]]:
     visit = 0 if rollout is None else len(rollout.visits) - 1
     for at in (_SOON, _AT):
         for verb in CommandVerb:
-            order = make_command(verb, at=at, expected_revision=revision, plan=replace(plan, expires_at=None))
+            order = make_command(
+                verb, at=at, expected_revision=revision, plan=replace(plan, expires_at=None)
+            )
             yield str(verb), order
         starts = replace(plan, start_at=T0 + 24 * HOUR, expires_at=None)
         yield "start", make_command(CommandVerb.START, at=at, plan=starts)
@@ -149,7 +155,10 @@ def _events(rollout: Rollout | None) -> Iterator[tuple[str, Event]]:
         for seen in PASSING[:1]:
             yield "passed", EvidenceJudged(at, replace(seen, visit=visit))
         for seen in (*OPEN, *GAPS, MISSING):
-            yield "health gap" if seen.gaps else "not passed", EvidenceJudged(at, replace(seen, visit=visit))
+            yield (
+                "health gap" if seen.gaps else "not passed",
+                EvidenceJudged(at, replace(seen, visit=visit)),
+            )
         for policy in OnBreach:
             breach = make_judgement(visit=visit, metrics=(make_breach(on_breach=policy),))
             yield "breach", EvidenceJudged(at, breach)
@@ -160,7 +169,11 @@ def _events(rollout: Rollout | None) -> Iterator[tuple[str, Event]]:
 
 def _time_word(rollout: Rollout | None, at: datetime) -> str:
     """Return which deadline a tick is about."""
-    if rollout is not None and rollout.plan.expires_at is not None and at >= rollout.plan.expires_at:
+    if (
+        rollout is not None
+        and rollout.plan.expires_at is not None
+        and at >= rollout.plan.expires_at
+    ):
         return "expired"
     match None if rollout is None else rollout.phase:
         case Scheduled():
@@ -172,7 +185,10 @@ def _time_word(rollout: Rollout | None, at: datetime) -> str:
 
 
 def _diagram() -> Iterator[str]:
-    """Yield a Mermaid state diagram: an arrow per pair of phases, with everything that leads along it."""
+    """Yield a Mermaid state diagram.
+
+    An arrow per pair of phases, with everything that leads along it.
+    """
     arrows: dict[tuple[PhaseName | None, PhaseName], set[str]] = defaultdict(set)
     for before, samples in _phases().items():
         for rollout in samples:
@@ -185,7 +201,10 @@ def _diagram() -> Iterator[str]:
                 arrows[before, after.phase.name].add(word)
     yield "stateDiagram-v2"
     for (before, after_name), words in sorted(arrows.items(), key=lambda arrow: _order(*arrow[0])):
-        yield f"    {'[*]' if before is None else before} --> {after_name}: {', '.join(sorted(words))}"
+        yield (
+            f"    {'[*]' if before is None else before} --> {after_name}: "
+            f"{', '.join(sorted(words))}"
+        )
 
 
 def _is_due(rollout: Rollout | None, at: datetime) -> bool:
@@ -203,12 +222,18 @@ def _order(before: PhaseName | None, after: PhaseName) -> tuple[int, int]:
 def _table() -> Iterator[str]:
     """Yield a Markdown table: commands by phases."""
     phases = _phases()
-    yield "| command | " + " | ".join("no rollout" if name is None else name for name in phases) + " |"
+    yield (
+        "| command | "
+        + " | ".join("no rollout" if name is None else name for name in phases)
+        + " |"
+    )
     yield "|---" * (len(phases) + 1) + "|"
     for verb in CommandVerb:
         cells = []
         for samples in phases.values():
-            outcomes = {_outcome(rollout, event) for rollout in samples for event in _orders(rollout, verb)}
+            outcomes = {
+                _outcome(rollout, event) for rollout in samples for event in _orders(rollout, verb)
+            }
             if len(outcomes) > 1:
                 outcomes.discard("-")
             cells.append(", ".join(sorted(outcomes)))
@@ -227,5 +252,9 @@ def _outcome(rollout: Rollout | None, order: CommandReceived) -> str:
     (answer,) = (effect for effect in effects if isinstance(effect, AnswerCommand))
     if answer.status is CommandStatus.REJECTED or after is None:
         return "-"
-    is_same = rollout is not None and after.phase.name is rollout.phase.name and after.rollout_id == rollout.rollout_id
+    is_same = (
+        rollout is not None
+        and after.phase.name is rollout.phase.name
+        and after.rollout_id == rollout.rollout_id
+    )
     return "stays" if is_same else str(after.phase.name)

@@ -1,4 +1,6 @@
-"""Whole rollouts as transcripts: what a person reads to see what the machine does, and reviews as a diff when it changes.
+"""Whole rollouts as transcripts.
+
+What a person reads to see what the machine does, and reviews as a diff when it changes.
 
 `ROLLOUTD_REWRITE=1 pytest tests/scenarios` writes what the machine says now into the files.
 """
@@ -32,4 +34,6 @@ def test_the_phase_diagram_is_the_machine_s() -> None:
     drawn = diagram.page()
     if REWRITE:
         diagram.PAGE.write_text(drawn)
-    assert REWRITE or drawn == diagram.PAGE.read_text(), "ROLLOUTD_REWRITE=1 pytest tests/scenarios draws it anew"
+    assert REWRITE or drawn == diagram.PAGE.read_text(), (
+        "ROLLOUTD_REWRITE=1 pytest tests/scenarios draws it anew"
+    )

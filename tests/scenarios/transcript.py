@@ -9,7 +9,8 @@
     restarted               another process took over
     VERB [expected=N] [age=11m]                   a command
 
-An answer, decision, alert or question is printed under the line that caused it, then the state the block ended in.
+An answer, decision, alert or question is printed under the line that caused it, then the state the
+block ended in.
 """
 
 from __future__ import annotations
@@ -38,17 +39,41 @@ from controller.core.rollout import (
     Ticked,
 )
 from schemas.fields import parse_duration
-from schemas.terms import AdviceChoice, AdvisorMode, Approval, CommandVerb, GapPolicy, HealthGap, MetricRole, OnBreach, Verdict
-from tests.builders import T0, make_advice, make_breach, make_guardrail, make_judgement, make_plan, make_report, make_stage
+from schemas.terms import (
+    AdviceChoice,
+    AdvisorMode,
+    Approval,
+    CommandVerb,
+    GapPolicy,
+    HealthGap,
+    MetricRole,
+    OnBreach,
+    Verdict,
+)
+from tests.builders import (
+    T0,
+    make_advice,
+    make_breach,
+    make_guardrail,
+    make_judgement,
+    make_plan,
+    make_report,
+    make_stage,
+)
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MIDNIGHT = T0.replace(hour=0, minute=0)
 
 
 def play(text: str) -> str:
-    """Return the transcript as the machine would have it: comments and commands as they stand, all else said anew."""
+    """Return the transcript as the machine would have it.
+
+    Comments and commands as they stand, all else said anew.
+    """
     player = Player()
-    return "\n\n".join(_play_block(player, block) for block in text.strip("\n").split("\n\n")) + "\n"
+    return (
+        "\n\n".join(_play_block(player, block) for block in text.strip("\n").split("\n\n")) + "\n"
+    )
 
 
 def _play_block(player: Player, block: str) -> str:
@@ -138,7 +163,9 @@ class Player:
                     raise ValueError("nothing was asked")
                 if rest[0] == "none":
                     return AdviceUnavailable(self._now, asked.gate_id, asked.round, "no answer")
-                return AdviceReceived(self._now, asked.gate_id, asked.round, make_advice(AdviceChoice(rest[0])))
+                return AdviceReceived(
+                    self._now, asked.gate_id, asked.round, make_advice(AdviceChoice(rest[0]))
+                )
             case _:
                 return self._command(CommandVerb(word), dict(part.split("=", 1) for part in rest))
 
@@ -160,8 +187,9 @@ class Player:
 def _plan(options: dict[str, str]) -> Plan:
     """Return a plan of stages=10,50,100 with bake 10m after settle 1m, and max_bake=1h.
 
-    approval=10,50 names percentages; advisor=MODE asks twice, 5 min apart, with 30 s each; on_breach=POLICY;
-    GAP=POLICY; weekend=ZONE freezes Saturday and Sunday; start=TIME and expires=TIME as Day-HH:MM.
+    approval=10,50 names percentages; advisor=MODE asks twice, 5 min apart, with 30 s each;
+    on_breach=POLICY; GAP=POLICY; weekend=ZONE freezes Saturday and Sunday; start=TIME and
+    expires=TIME as Day-HH:MM.
     """
     approvals = options.pop("approval", "").split(",")
     stages = tuple(
@@ -174,7 +202,9 @@ def _plan(options: dict[str, str]) -> Plan:
     )
     options.pop("max_bake", None)
     mode = AdvisorMode(options.pop("advisor", "off"))
-    advisor = AdvisorPolicy(mode, deadline=timedelta(seconds=30), hold_rounds=3, hold_for=timedelta(minutes=5))
+    advisor = AdvisorPolicy(
+        mode, deadline=timedelta(seconds=30), hold_rounds=3, hold_for=timedelta(minutes=5)
+    )
     zone = options.pop("weekend", None)
     windows = () if zone is None else (FreezeWindow(frozenset({6, 7}), 0, 24 * 60, zone),)
     guardrail = make_guardrail(on_breach=OnBreach(options.pop("on_breach", "roll_back")))
@@ -199,11 +229,18 @@ def _judgement(what: str, visit: int, now: datetime, plan: Plan) -> Judgement:
         case "inconclusive":
             metrics = (make_report(safe=Verdict.INCONCLUSIVE, reason="too close to call"),)
         case "signal":
-            metrics = (make_report(role=MetricRole.SIGNAL, harm=Verdict.FAIL, safe=Verdict.FAIL, reason="p90 rose"),)
+            metrics = (
+                make_report(
+                    role=MetricRole.SIGNAL, harm=Verdict.FAIL, safe=Verdict.FAIL, reason="p90 rose"
+                ),
+            )
         case "breach":
             metrics = (make_breach(on_breach=plan.guardrails[0].on_breach),)
         case "drift":
-            metrics, gaps = (make_report(),), (Gap(HealthGap.ACTUATION_DRIFT, "nobody follows", is_observed=True),)
+            metrics, gaps = (
+                (make_report(),),
+                (Gap(HealthGap.ACTUATION_DRIFT, "nobody follows", is_observed=True),),
+            )
         case gap:
             metrics, gaps = (make_report(),), (Gap(HealthGap(gap), "for a test"),)
     return make_judgement(visit=visit, at=now, metrics=metrics, gaps=gaps)
@@ -212,7 +249,11 @@ def _judgement(what: str, visit: int, now: datetime, plan: Plan) -> Judgement:
 def _say(effect: Effect) -> str:
     match effect:
         case PublishDecision():
-            move = "" if effect.from_percent == effect.to_percent else f" {effect.from_percent:g} -> {effect.to_percent:g} %"
+            move = (
+                ""
+                if effect.from_percent == effect.to_percent
+                else f" {effect.from_percent:g} -> {effect.to_percent:g} %"
+            )
             advice = "" if effect.advice is None else f" [advice: {effect.advice.choice}]"
             return f"decision {effect.kind}{move} by {effect.issuer}: {effect.reason}{advice}"
         case RaiseAlert():
@@ -220,7 +261,10 @@ def _say(effect: Effect) -> str:
         case AnswerCommand():
             return f"{effect.status} {effect.verb} at r{effect.revision}: {effect.reason}"
         case AskAdvice():
-            return f"ask round {effect.round} of gate {effect.gate_id} until {_when(effect.until, seconds=True)}"
+            return (
+                f"ask round {effect.round} of gate {effect.gate_id} until "
+                f"{_when(effect.until, seconds=True)}"
+            )
 
 
 def _moment(words: list[str]) -> datetime:
@@ -228,7 +272,9 @@ def _moment(words: list[str]) -> datetime:
     weeks = int(later[0].removeprefix("+").removesuffix("w")) if later else 0
     parts = [int(part) for part in clock.split(":")]
     hour, minute, second = (*parts, 0)[:3] if len(parts) == 2 else parts
-    return _MIDNIGHT + timedelta(weeks=weeks, days=_DAYS.index(day), hours=hour, minutes=minute, seconds=second)
+    return _MIDNIGHT + timedelta(
+        weeks=weeks, days=_DAYS.index(day), hours=hour, minutes=minute, seconds=second
+    )
 
 
 def _when(moment: datetime, *, seconds: bool = False) -> str:

@@ -1,4 +1,7 @@
-"""What the architecture promises of the state machine, sentence by sentence; each test's docstring is the sentence."""
+"""What the architecture promises of the state machine, sentence by sentence.
+
+Each test's docstring is the sentence.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,15 @@ from controller.core.rollout import (
     Rollout,
     Ticked,
 )
-from schemas.terms import AdvisorMode, Approval, CommandStatus, CommandVerb, HoldReason, OnBreach, Verdict
+from schemas.terms import (
+    AdvisorMode,
+    Approval,
+    CommandStatus,
+    CommandVerb,
+    HoldReason,
+    OnBreach,
+    Verdict,
+)
 from tests.builders import (
     HOUR,
     MINUTE,
@@ -52,9 +63,16 @@ def judged(rollout: Rollout, **overrides: object) -> EvidenceJudged:
     return EvidenceJudged(SOON, make_judgement(at=SOON, visit=len(rollout.visits) - 1, **overrides))
 
 
-def gating(mode: AdvisorMode = AdvisorMode.OFF, approval: Approval = Approval.NOT_REQUIRED, **overrides: object) -> Rollout:
+def gating(
+    mode: AdvisorMode = AdvisorMode.OFF,
+    approval: Approval = Approval.NOT_REQUIRED,
+    **overrides: object,
+) -> Rollout:
     """Return a rollout at its first gate."""
-    plan = make_plan(stages=make_stages(10, 50, approval=approval), advisor=AdvisorPolicy(mode=mode, hold_rounds=2))
+    plan = make_plan(
+        stages=make_stages(10, 50, approval=approval),
+        advisor=AdvisorPolicy(mode=mode, hold_rounds=2),
+    )
     return make_rollout(plan=plan, phase=GATE, **overrides)
 
 
@@ -77,7 +95,8 @@ def breachable() -> Iterator[Rollout]:
     yield make_rollout(phase=Paused(T0, HoldReason.OPERATOR, GATE))
 
 
-# --- architecture, section 2: words ----------------------------------------------------------------------------------------
+# --- architecture, section 2: words
+# ----------------------------------------------------------------------------------------
 
 
 def test_s2_revision_grows_by_one_per_transition_not_per_batch_of_evidence() -> None:
@@ -88,7 +107,10 @@ def test_s2_revision_grows_by_one_per_transition_not_per_batch_of_evidence() -> 
 
 
 def test_s2_a_breach_needs_no_gate_and_no_advice() -> None:
-    """Breach: a guardrail regression found at any moment, during bake too; needs no gate and no advice."""
+    """Breach: a guardrail regression found at any moment, during bake too.
+
+    Needs no gate and no advice.
+    """
     for rollout in breachable():
         assert run(rollout, judged(rollout, metrics=(make_breach(),))).percent == 0
 
@@ -107,18 +129,24 @@ def test_s2_pinned_when_it_starts() -> None:
     assert run(rollout, make_command(CommandVerb.START, plan=other)).plan == rollout.plan
 
 
-# --- architecture, section 4: deciding --------------------------------------------------------------------------------------
+# --- architecture, section 4: deciding
+# --------------------------------------------------------------------------------------
 
 
 def test_s4_roll_back_has_the_top_rows() -> None:
     """No advice, approval, freeze, pause or lag elsewhere stands before a roll back."""
     for rollout in breachable():
-        lagging = judged(rollout, metrics=(make_breach(),), gaps=tuple(gap for seen in GAPS for gap in seen.gaps))
+        lagging = judged(
+            rollout, metrics=(make_breach(),), gaps=tuple(gap for seen in GAPS for gap in seen.gaps)
+        )
         assert isinstance(run(rollout, lagging).phase, RolledBack)
 
 
 def test_s4_after_an_outage_no_stage_approval_or_gate_is_skipped() -> None:
-    """After the outage no stage, approval or gate is skipped, and bake is never shortened by a clock."""
+    """After the outage no stage, approval or gate is skipped.
+
+    And bake is never shortened by a clock.
+    """
     rollout = make_rollout(plan=make_plan(stages=make_stages(10, 50, approval=Approval.REQUIRED)))
     much_later = T0 + 1000 * HOUR
     woken = run(rollout, Restarted(much_later), Ticked(much_later))
@@ -127,7 +155,8 @@ def test_s4_after_an_outage_no_stage_approval_or_gate_is_skipped() -> None:
     assert isinstance(run(rollout, Ticked(T0 - HOUR)).phase, Baking)
 
 
-# --- architecture, section 5: the gate --------------------------------------------------------------------------------------
+# --- architecture, section 5: the gate
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seen", GAPS, ids=lambda seen: seen.gaps[0].kind)
@@ -143,7 +172,9 @@ def test_s5_1_silence_never_advances(seen: object) -> None:
 def test_s5_2_a_gate_asks_for_shown_not_worse(safe: Verdict) -> None:
     """At the gate: is treatment shown not worse? That harm was not found is no pass."""
     rollout = gating()
-    assert run(rollout, judged(rollout, metrics=(make_report(safe=safe),))).percent == rollout.percent
+    assert (
+        run(rollout, judged(rollout, metrics=(make_report(safe=safe),))).percent == rollout.percent
+    )
 
 
 @pytest.mark.parametrize("mode", set(AdvisorMode) - {AdvisorMode.OFF})
@@ -151,14 +182,22 @@ def test_s5_3_advice_never_advances_a_failing_gate(mode: AdvisorMode) -> None:
     """It never advances a failing gate."""
     asked = run(gating(mode), judged(gating()))
     failing = judged(asked, metrics=(make_report(safe=Verdict.INCONCLUSIVE),))
-    assert run(asked, AdviceReceived(SOON, "gate-1", 1, make_advice("proceed")), failing).percent == asked.percent
+    assert (
+        run(asked, AdviceReceived(SOON, "gate-1", 1, make_advice("proceed")), failing).percent
+        == asked.percent
+    )
 
 
 @pytest.mark.parametrize("mode", set(AdvisorMode) - {AdvisorMode.OFF})
 def test_s5_3_advice_never_rolls_back(mode: AdvisorMode) -> None:
     """It never rolls back by itself."""
     asked = run(gating(mode), judged(gating()))
-    assert run(asked, AdviceReceived(SOON, "gate-1", 1, make_advice("roll_back")), judged(asked)).percent >= asked.percent
+    assert (
+        run(
+            asked, AdviceReceived(SOON, "gate-1", 1, make_advice("roll_back")), judged(asked)
+        ).percent
+        >= asked.percent
+    )
 
 
 def test_s5_3_observe_records_it() -> None:
@@ -168,7 +207,10 @@ def test_s5_3_observe_records_it() -> None:
     moved, effects = decide(answered, judged(answered))
     assert moved is not None
     assert moved.percent == 50
-    assert any(isinstance(effect, PublishDecision) and effect.advice == make_advice("hold") for effect in effects)
+    assert any(
+        isinstance(effect, PublishDecision) and effect.advice == make_advice("hold")
+        for effect in effects
+    )
 
 
 def test_s5_3_can_hold_lets_it_hold_a_bounded_number_of_rounds() -> None:
@@ -183,25 +225,39 @@ def test_s5_3_can_hold_lets_it_hold_a_bounded_number_of_rounds() -> None:
     assert isinstance(rollout.phase, AwaitingApproval)
 
 
-@pytest.mark.parametrize(("mode", "percent"), [(AdvisorMode.CAN_HOLD, 50), (AdvisorMode.REQUIRED, 10)])
+@pytest.mark.parametrize(
+    ("mode", "percent"), [(AdvisorMode.CAN_HOLD, 50), (AdvisorMode.REQUIRED, 10)]
+)
 def test_s5_3_no_advice(mode: AdvisorMode, percent: float) -> None:
-    """Absent advice is `no advice`: under `can_hold` the statistics decide alone, `required` needs its `proceed`."""
+    """Absent advice is `no advice`.
+
+    Under `can_hold` the statistics decide alone, `required` needs its `proceed`.
+    """
     asked = run(gating(mode), judged(gating()))
-    assert run(asked, AdviceUnavailable(SOON, "gate-1", 1, "away"), judged(asked)).percent == percent
+    assert (
+        run(asked, AdviceUnavailable(SOON, "gate-1", 1, "away"), judged(asked)).percent == percent
+    )
 
 
 def test_s5_4_people_are_asked_last() -> None:
-    """`approval: required` is asked for last, when everything else has passed, and is bound to the revision seen."""
+    """`approval: required` is asked for last, when everything else has passed.
+
+    And is bound to the revision seen.
+    """
     rollout = gating(approval=Approval.REQUIRED)
     undecided = judged(rollout, metrics=(make_report(safe=Verdict.INCONCLUSIVE),))
     assert isinstance(run(rollout, undecided).phase, Gating)
     asked = run(rollout, judged(rollout))
     assert isinstance(asked.phase, AwaitingApproval)
     for expected, percent in ((None, 10), (asked.revision - 1, 10), (asked.revision, 50)):
-        assert run(asked, make_command(CommandVerb.APPROVE, expected_revision=expected)).percent == percent
+        assert (
+            run(asked, make_command(CommandVerb.APPROVE, expected_revision=expected)).percent
+            == percent
+        )
 
 
-# --- the main job, item 6: commands -----------------------------------------------------------------------------------------
+# --- the main job, item 6: commands
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", CommandVerb)
@@ -215,7 +271,10 @@ def test_i2_6_one_result_per_command(verb: CommandVerb) -> None:
 
 @pytest.mark.parametrize("verb", [CommandVerb.PAUSE, CommandVerb.ROLL_BACK, CommandVerb.ABORT])
 def test_i2_6_pause_roll_back_and_abort_always_work(verb: CommandVerb) -> None:
-    """A stale revision is rejected except for `pause`, `roll_back` and `abort`, which always work."""
+    """A stale revision is rejected except for `pause`, `roll_back` and `abort`.
+
+    Which always work.
+    """
     stale = make_command(verb, expected_revision=99, issued_at=T0 - 23 * HOUR)
     for rollout in (*breachable(), make_rollout(phase=Completed(T0))):
         answer = decide(rollout, stale)[1][-1]
@@ -224,7 +283,10 @@ def test_i2_6_pause_roll_back_and_abort_always_work(verb: CommandVerb) -> None:
 
 
 def test_i2_7_an_alert_says_what_to_do() -> None:
-    """Alerts carry severity, kind, dedup key, and harm accounting; one dedup key for what one page is enough for."""
+    """Alerts carry severity, kind, dedup key, and harm accounting.
+
+    One dedup key for what one page is enough for.
+    """
     rollout = make_rollout()
     keys = set()
     for policy in OnBreach:

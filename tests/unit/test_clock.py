@@ -56,7 +56,8 @@ def test_the_real_clock_is_utc_and_never_runs_backwards() -> None:
     assert abs(clock.drift()) < timedelta(seconds=5)
 
 
-# --- clocks of several machines -----------------------------------------------------------------------
+# --- clocks of several machines
+# -----------------------------------------------------------------------
 
 
 class World:
@@ -92,7 +93,10 @@ class Replica:
         return (self.world.true - START).total_seconds()
 
     def compare(self, *, with_broker: bool = False) -> None:
-        """Compare with Redis, which answers within 10 ms, and with the brokers where they are known."""
+        """Compare with Redis, which answers within 10 ms.
+
+        And with the brokers where they are known.
+        """
         said = self.world.true + timedelta(seconds=self.world.errors["redis"])
         self.clock.compare("redis", said, self.monotonic() - 0.005, self.monotonic() + 0.005)
         if with_broker:
@@ -130,7 +134,10 @@ def test_one_other_clock_that_is_wrong_moves_nothing(which: str, error: float) -
 
 
 def test_of_two_clocks_the_earlier_counts() -> None:
-    """A visit must not begin in the future of the events: with Redis alone, ahead is never believed."""
+    """A visit must not begin in the future of the events.
+
+    With Redis alone, ahead is never believed.
+    """
     for error in (3.0, 300.0, 86_400.0):
         ahead = World().replica(error)
         ahead.compare()
@@ -214,7 +221,8 @@ def test_an_answer_that_took_too_long_says_nothing() -> None:
 def test_a_takeover_shortens_no_bake(error: float, *, with_broker: bool) -> None:
     """A replica a day off that takes over in the middle of a bake ends it when its time has come, not before.
 
-    Nor much later, once the brokers' clock is known; without it a clock that is behind may be the right one.
+    Nor much later, once the brokers' clock is known; without it a clock that is behind may be the
+    right one.
     """
     world = World()
     first = world.replica(0.0)
@@ -245,7 +253,10 @@ def test_a_takeover_shortens_no_bake(error: float, *, with_broker: bool) -> None
 
 @pytest.mark.parametrize("error", [86_400.0, 301.0, 4.0])
 def test_no_visit_begins_in_the_future(error: float) -> None:
-    """A stage that a replica enters whose clock is ahead counts from now on, not from its tomorrow."""
+    """A stage that a replica enters whose clock is ahead counts from now on.
+
+    Not from its tomorrow.
+    """
     world = World()
     replica = world.replica(error)
     replica.compare()
@@ -271,7 +282,10 @@ def test_a_wall_clock_that_is_set_does_not_take_the_brokers_with_it() -> None:
 
 @pytest.mark.parametrize("with_broker", [True, False])
 def test_a_fail_over_within_the_tolerance_shortens_no_bake_by_a_jump(*, with_broker: bool) -> None:
-    """Redis fails over from 4 s behind to the right time: time passes a little faster until it is right."""
+    """Redis fails over from 4 s behind to the right time.
+
+    Time passes a little faster until it is right.
+    """
     world = World()
     replica = world.replica(0.0)
     world.errors["redis"] = -4.0

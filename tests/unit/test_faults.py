@@ -23,9 +23,13 @@ def test_a_fault_keeps_its_beginning_and_shows_its_newest_reason() -> None:
     """A fault that is reported again began when it began."""
     time = _Time()
     faults = Faults(time)
-    faults.report(Scope.FLAG, "checkout", "its document cannot be read", "rolloutd repair flag checkout")
+    faults.report(
+        Scope.FLAG, "checkout", "its document cannot be read", "rolloutd repair flag checkout"
+    )
     time.now += timedelta(seconds=5)
-    faults.report(Scope.FLAG, "checkout", "it still cannot be read", "rolloutd repair flag checkout")
+    faults.report(
+        Scope.FLAG, "checkout", "it still cannot be read", "rolloutd repair flag checkout"
+    )
     (fault,) = faults.current
     assert (fault.since, fault.why, fault.times) == (START, "it still cannot be read", 2)
 
@@ -81,7 +85,10 @@ def test_thousands_of_faults_that_take_turns_do_not_flood_the_log() -> None:
 
 
 def test_each_reporter_clears_only_its_own_fault() -> None:
-    """Two parts find something wrong with one flag: both are shown, and one that is over hides none."""
+    """Two parts find something wrong with one flag.
+
+    Both are shown, and one that is over hides none.
+    """
     faults = Faults(_Time())
     faults.report(Scope.FLAG, "checkout", "its contexts fill the partition", reporter="budget")
     faults.report(Scope.FLAG, "checkout", "its worker stopped", reporter="worker")

@@ -11,7 +11,10 @@ def test_nothing_is_working_before_it_says_so() -> None:
     """A part that never reports keeps the process unready, and is named."""
     health = Health(required=["event_log"], optional=["advisor"])
     assert not health.is_working
-    assert [part.name for part in health.components.values() if part.why_not == "not started"] == ["event_log", "advisor"]
+    assert [part.name for part in health.components.values() if part.why_not == "not started"] == [
+        "event_log",
+        "advisor",
+    ]
 
 
 def test_optional_parts_only_degrade() -> None:
@@ -36,7 +39,10 @@ def test_a_part_can_fail_and_recover() -> None:
 
 
 def test_a_broken_invariant_is_final() -> None:
-    """Once broken, the process is neither alive nor ready, and remembers the first reasons, each once."""
+    """Once broken, the process is neither alive nor ready.
+
+    And remembers the first reasons, each once.
+    """
     health = Health(required=[])
     for number in range(100):
         health.broken(f"reason {number // 2}")

@@ -19,7 +19,10 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 
 class Pipe:
-    """A pipe whose ends are closed once each: a number that is closed twice may be somebody else's by then."""
+    """A pipe whose ends are closed once each.
+
+    A number that is closed twice may be somebody else's by then.
+    """
 
     def __init__(self) -> None:
         self.reading, self.writing = os.pipe()
@@ -92,11 +95,17 @@ def test_only_the_asked_level_and_above(pipe: Pipe) -> None:
         log.info("quiet")
         log.warning("loud")
 
-    assert [json.loads(line)["event"] for line in written(LogSettings(level="warning"), pipe, say).splitlines()] == ["loud"]
+    assert [
+        json.loads(line)["event"]
+        for line in written(LogSettings(level="warning"), pipe, say).splitlines()
+    ] == ["loud"]
 
 
 def test_libraries_speak_in_the_same_stream(pipe: Pipe) -> None:
-    """What aiokafka, uvicorn or Python itself warn about becomes a line of ours; their chatter does not."""
+    """What aiokafka, uvicorn or Python itself warn about becomes a line of ours.
+
+    Their chatter does not.
+    """
 
     def say() -> None:
         logging.getLogger("aiokafka.consumer").info("Setting newly assigned partitions")
@@ -134,7 +143,9 @@ def test_a_key_named_like_a_secret_is_masked(pipe: Pipe) -> None:
     """Should a secret ever be passed, its value is not written."""
 
     def say() -> None:
-        structlog.get_logger().info("connected", redis_password="canary", Authorization="canary", prompt_tokens=7)
+        structlog.get_logger().info(
+            "connected", redis_password="canary", Authorization="canary", prompt_tokens=7
+        )
 
     text = written(LogSettings(), pipe, say)
     assert "canary" not in text
@@ -142,7 +153,10 @@ def test_a_key_named_like_a_secret_is_masked(pipe: Pipe) -> None:
 
 
 def test_console_lines_carry_no_control_codes_from_outside(pipe: Pipe) -> None:
-    """For people: readable, uncoloured in a pipe, and text from outside cannot move their cursor."""
+    """For people: readable, uncoloured in a pipe.
+
+    And text from outside cannot move their cursor.
+    """
 
     def say() -> None:
         structlog.get_logger().warning("record_refused", reason="\x1b[2J\x07 gone", flag_key="f")
@@ -154,7 +168,10 @@ def test_console_lines_carry_no_control_codes_from_outside(pipe: Pipe) -> None:
 
 
 def test_a_full_pipe_costs_lines_and_no_time(pipe: Pipe) -> None:
-    """While nobody reads, 20,000 lines are taken without waiting; those without room are counted, and reported."""
+    """While nobody reads, 20,000 lines are taken without waiting.
+
+    Those without room are counted, and reported.
+    """
     stream = LogStream(pipe.writing, limit=100)
     for number in range(20_000):
         stream.write(f'{{"event": "line", "number": {number}, "padding": "{"x" * 100}"}}\n')
@@ -197,10 +214,13 @@ def test_a_process_whose_output_is_not_read_ends(pipe: Pipe) -> None:
         "from controller.logs import configure_logs\n"
         "from controller.settings import LogSettings\n"
         "stream = configure_logs(LogSettings())\n"
-        "for number in range(20000): structlog.get_logger().info('line', number=number, padding='x' * 100)\n"
+        "for number in range(20000): structlog.get_logger().info('line', number=number, "
+        "padding='x' * 100)\n"
         "stream.close()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=pipe.writing, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=pipe.writing, stderr=subprocess.PIPE
+    )
     try:
         _, errors = process.communicate(timeout=30)
     finally:

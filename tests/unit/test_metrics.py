@@ -13,11 +13,19 @@ from schemas.terms import CommandStatus, CommandVerb, Recorded
 def samples_of(metrics: Metrics) -> list[Sample]:
     """Return every sample of our own metrics, without those of the process."""
     families = metrics.registry.collect()
-    return [sample for family in families if family.name.startswith("rolloutd_") for sample in family.samples]
+    return [
+        sample
+        for family in families
+        if family.name.startswith("rolloutd_")
+        for sample in family.samples
+    ]
 
 
 def test_names_follow_the_conventions() -> None:
-    """Prefix, base unit last (`_total` for counters), lower case: what dashboards and linters expect."""
+    """Prefix, base unit last (`_total` for counters), lower case.
+
+    What dashboards and linters expect.
+    """
     for family in Metrics(version="1").registry.collect():
         if family.name.startswith(("process_", "python_")):
             continue
@@ -40,11 +48,19 @@ def test_labels_are_given_in_order() -> None:
     metrics = Metrics(version="1")
     metrics.commands.of(CommandVerb.PAUSE, CommandStatus.ACCEPTED).inc()
     metrics.commands.of("pause", "accepted").inc()
-    assert metrics.registry.get_sample_value("rolloutd_commands_total", {"verb": "pause", "status": "accepted"}) == 2
+    assert (
+        metrics.registry.get_sample_value(
+            "rolloutd_commands_total", {"verb": "pause", "status": "accepted"}
+        )
+        == 2
+    )
 
 
 def test_no_input_creates_series_without_bound() -> None:
-    """A thousand label values that nobody announced are one series, `other`; none of the known ones is touched."""
+    """A thousand label values that nobody announced are one series, `other`.
+
+    None of the known ones is touched.
+    """
     metrics = Metrics(version="1", planes=["ofrep"])
     before = len(samples_of(metrics))
     for number in range(1_000):
@@ -52,13 +68,22 @@ def test_no_input_creates_series_without_bound() -> None:
         metrics.actuation_gap_seconds.of(f"plane-{number}").set(number)
         metrics.events.of(f"topic-{number}", f"class-{number}").inc()
     assert len(samples_of(metrics)) == before + 3
-    assert metrics.registry.get_sample_value("rolloutd_quarantined_total", {"reason": "other"}) == 1_000
-    assert metrics.registry.get_sample_value("rolloutd_quarantined_total", {"reason": "not_json"}) == 0
+    assert (
+        metrics.registry.get_sample_value("rolloutd_quarantined_total", {"reason": "other"})
+        == 1_000
+    )
+    assert (
+        metrics.registry.get_sample_value("rolloutd_quarantined_total", {"reason": "not_json"}) == 0
+    )
 
 
 def test_percentages_and_components_are_read_at_the_scrape() -> None:
     """A flag has a series while it has a rollout, and none before or after."""
-    metrics, percents, health = Metrics(version="1"), {"new-checkout": 10.0}, Health(required=["event_log"])
+    metrics, percents, health = (
+        Metrics(version="1"),
+        {"new-checkout": 10.0},
+        Health(required=["event_log"]),
+    )
     metrics.watch(percents=lambda: percents, components=health.components.values)
     value = metrics.registry.get_sample_value
     assert value("rolloutd_percent", {"flag_key": "new-checkout"}) == 10.0
@@ -85,7 +110,10 @@ def test_the_text_is_small_and_has_no_second_series() -> None:
 
 
 def test_faults_and_clocks_are_read_where_they_live() -> None:
-    """One series per scope from the start, one per clock that is known; no two metrics share a name."""
+    """One series per scope from the start, one per clock that is known.
+
+    No two metrics share a name.
+    """
     metrics = Metrics(version="1.2.3")
     metrics.watch(
         faults=lambda: {Scope.FLAG: 2},

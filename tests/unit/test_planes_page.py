@@ -12,7 +12,9 @@ from controller.adapters.http_template import DECIDED, SHIPPED, load_template, p
 from controller.settings import load_settings
 
 PAGE = (Path(__file__).parents[2] / "ops" / "planes.md").read_text("utf-8")
-BLOCKS: list[dict[str, Any]] = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
+BLOCKS: list[dict[str, Any]] = [
+    yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+]
 
 
 def test_the_settings_are_settings(tmp_path: Path) -> None:

@@ -7,12 +7,30 @@ from typing import Any
 import pytest
 
 from controller.errors import ConfigInvalid
-from controller.plans import MAX_BYTES, lint, lint_text, load_plan, template, template_text, templates
+from controller.plans import (
+    MAX_BYTES,
+    lint,
+    lint_text,
+    load_plan,
+    template,
+    template_text,
+    templates,
+)
 from schemas.plan import PlanDocument
 from tests.builders import T0
 
-STAGES = [{"percent": 1, "bake": "24h"}, {"percent": 50, "bake": "24h"}, {"percent": 100, "bake": "24h"}]
-PLAN: dict[str, Any] = {"name": "p", "flag": "f", "owner": "ada", "stages": STAGES, "guardrails": ["error_rate < 1%"]}
+STAGES = [
+    {"percent": 1, "bake": "24h"},
+    {"percent": 50, "bake": "24h"},
+    {"percent": 100, "bake": "24h"},
+]
+PLAN: dict[str, Any] = {
+    "name": "p",
+    "flag": "f",
+    "owner": "ada",
+    "stages": STAGES,
+    "guardrails": ["error_rate < 1%"],
+}
 
 
 def errors_of(**overrides: Any) -> list[str]:
@@ -47,42 +65,109 @@ def test_good_plan_has_no_findings() -> None:
         ({"stages": [stage(bake="1m", settle="1m")]}, "settle (1m) is not shorter than bake (1m)"),
         ({"stages": [stage(max_bake="23h")]}, "max_bake (23h) is shorter than bake (1d)"),
         ({"guardrails": []}, "no guardrail"),
-        ({"guardrails": [{"metric": "error_rate", "role": "observe", "limit": 0.01}]}, "no guardrail"),
+        (
+            {"guardrails": [{"metric": "error_rate", "role": "observe", "limit": 0.01}]},
+            "no guardrail",
+        ),
         ({"guardrails": [{"metric": "error_rate"}]}, "neither limit nor compare"),
         ({"guardrails": [{"metric": "error_rate", "limit": 1}]}, "a limit of 1 means 100 %"),
         ({"guardrails": [{"metric": "latency_p99", "limit": 0}]}, "always exceeded"),
-        ({"guardrails": [{"metric": "error_rate", "compare": {"margin": 10}}]}, "a margin of 10 means 1000 %"),
+        (
+            {"guardrails": [{"metric": "error_rate", "compare": {"margin": 10}}]},
+            "a margin of 10 means 1000 %",
+        ),
         ({"guardrails": [{"metric": "error_rate", "compare": {"margin": 0}}]}, "a margin of 0"),
-        ({"guardrails": ["latency_p99 < 1s and < control + 1pp"]}, "not compared in percentage points"),
-        ({"guardrails": ["error_rate < 1%", "conversion:buy > control - 1pp"]}, "not compared in percentage points"),
-        ({"guardrails": [{"metric": "latency", "limit": 5.0}]}, "latency as a whole has no absolute limit"),
-        ({"guardrails": ["error_rate < 1%", "error_rate < control + 10%"]}, "watched by guardrails[0] already"),
-        ({"guardrails": ["error_rate < 1%", "error_rate < 1%"]}, "watched by guardrails[0] already"),
+        (
+            {"guardrails": ["latency_p99 < 1s and < control + 1pp"]},
+            "not compared in percentage points",
+        ),
+        (
+            {"guardrails": ["error_rate < 1%", "conversion:buy > control - 1pp"]},
+            "not compared in percentage points",
+        ),
+        (
+            {"guardrails": [{"metric": "latency", "limit": 5.0}]},
+            "latency as a whole has no absolute limit",
+        ),
+        (
+            {"guardrails": ["error_rate < 1%", "error_rate < control + 10%"]},
+            "watched by guardrails[0] already",
+        ),
+        (
+            {"guardrails": ["error_rate < 1%", "error_rate < 1%"]},
+            "watched by guardrails[0] already",
+        ),
         ({"guardrails": ["error_rate < control + 10%"]}, "no guardrail watches the stage of 100 %"),
         (
-            {"guardrails": ["latency_p99 < 1s", {"metric": "error_rate", "compare": {"margin": 0.1}, "to_percent": 100}]},
+            {
+                "guardrails": [
+                    "latency_p99 < 1s",
+                    {"metric": "error_rate", "compare": {"margin": 0.1}, "to_percent": 100},
+                ]
+            },
             "compares with control at 100 %",
         ),
         (
-            {"guardrails": ["latency_p99 < 1s", {"metric": "error_rate", "compare": {"margin": 0.1}, "from_percent": 100}]},
+            {
+                "guardrails": [
+                    "latency_p99 < 1s",
+                    {"metric": "error_rate", "compare": {"margin": 0.1}, "from_percent": 100},
+                ]
+            },
             "compares with control at 100 %",
         ),
         (
-            {"guardrails": ["latency_p99 < 1s", {"metric": "error_rate", "limit": 0.1, "from_percent": 60, "to_percent": 70}]},
+            {
+                "guardrails": [
+                    "latency_p99 < 1s",
+                    {"metric": "error_rate", "limit": 0.1, "from_percent": 60, "to_percent": 70},
+                ]
+            },
             "watches no stage",
         ),
-        ({"guardrails": [{"metric": "error_rate", "limit": 0.1, "from_percent": 60, "to_percent": 50}]}, "0 <= from <= to"),
+        (
+            {
+                "guardrails": [
+                    {"metric": "error_rate", "limit": 0.1, "from_percent": 60, "to_percent": 50}
+                ]
+            },
+            "0 <= from <= to",
+        ),
         ({"blind": True}, "a blind plan looks at no guardrail"),
         ({"expires_at": "2026-01-05T08:00:00Z"}, "has expired"),
         ({"expires_at": "2026-01-07T08:00:00Z"}, "expires before it can be through"),
-        ({"start_at": "2027-01-01T00:00:00Z", "expires_at": "2027-01-02T00:00:00Z"}, "expires before it can be through"),
         (
-            {"freeze_windows": [{"days": ["fri"], "from": "17:00", "to": "18:00", "timezone": "Mars/Olympus"}]},
+            {"start_at": "2027-01-01T00:00:00Z", "expires_at": "2027-01-02T00:00:00Z"},
+            "expires before it can be through",
+        ),
+        (
+            {
+                "freeze_windows": [
+                    {"days": ["fri"], "from": "17:00", "to": "18:00", "timezone": "Mars/Olympus"}
+                ]
+            },
             "unknown time zone",
         ),
-        ({"freeze_windows": [{"days": ["fri"], "from": "17:00", "to": "18:00", "timezone": "../etc"}]}, "unknown time zone"),
-        ({"freeze_windows": [{"days": ["fri"], "from": "17:00", "to": "18:00", "timezone": "Europe"}]}, "unknown time zone"),
-        ({"freeze_windows": [{"days": ["mon"], "from": "00:00", "lasts": "1w"}]}, "freeze the whole week"),
+        (
+            {
+                "freeze_windows": [
+                    {"days": ["fri"], "from": "17:00", "to": "18:00", "timezone": "../etc"}
+                ]
+            },
+            "unknown time zone",
+        ),
+        (
+            {
+                "freeze_windows": [
+                    {"days": ["fri"], "from": "17:00", "to": "18:00", "timezone": "Europe"}
+                ]
+            },
+            "unknown time zone",
+        ),
+        (
+            {"freeze_windows": [{"days": ["mon"], "from": "00:00", "lasts": "1w"}]},
+            "freeze the whole week",
+        ),
         ({"traffic": 10}, "the gate would never pass"),
         ({"variants": {"treatment": "on", "control": "on"}}, "both arms"),
         ({"advisor": {"deadline": "0s"}}, "no time to answer"),
@@ -107,8 +192,18 @@ def test_plan_that_cannot_work_is_refused(overrides: dict[str, Any], said: str) 
         },
         {"guardrails": [], "blind": True},
         {"guardrails": ["latency_p99 < 200ms", "error_rate < control + 10%"]},
-        {"guardrails": ["latency_p99 < 200ms", "latency < 1.1x control", "error_rate < control + 0.5pp"]},
-        {"freeze_windows": [{"days": ["fri"], "from": "17:00", "to": "09:00", "timezone": "Europe/Berlin"}]},
+        {
+            "guardrails": [
+                "latency_p99 < 200ms",
+                "latency < 1.1x control",
+                "error_rate < control + 0.5pp",
+            ]
+        },
+        {
+            "freeze_windows": [
+                {"days": ["fri"], "from": "17:00", "to": "09:00", "timezone": "Europe/Berlin"}
+            ]
+        },
         {"traffic": 1000},
         {"expires_at": "2026-01-08T09:03:00Z"},
         {"stages": [stage(percent=0.01), stage(percent=33.33), stage(percent=100)]},
@@ -157,14 +252,19 @@ def test_every_fault_is_told_at_once_with_its_place() -> None:
     assert str(refusal.value).splitlines() == [
         "plan.yaml:2:1: error: flag: 12 is read as a number; put it in quotes",
         "plan.yaml:3:1: error: stagess: unknown key; did you mean stages?",
-        "plan.yaml:5:18: error: stages[0].bake: a duration needs a unit; write it as in 30s, 24h, 1w 2d or P1DT12H",
-        "plan.yaml:6:28: error: stages[1].bake: is given twice, first on line 6; keep one: YAML would drop the first",
-        "plan.yaml:6:38: error: stages[1].settle: '3x' is no duration; write it as in 30s, 24h, 1w 2d or P1DT12H",
-        "plan.yaml:6:50: error: stages[1].approval: \"maybe\" is not known; write 'not_required' or 'required'",
+        "plan.yaml:5:18: error: stages[0].bake: a duration needs a unit; write it as in "
+        "30s, 24h, 1w 2d or P1DT12H",
+        "plan.yaml:6:28: error: stages[1].bake: is given twice, first on line 6; keep one: "
+        "YAML would drop the first",
+        "plan.yaml:6:38: error: stages[1].settle: '3x' is no duration; write it as in 30s, "
+        "24h, 1w 2d or P1DT12H",
+        'plan.yaml:6:50: error: stages[1].approval: "maybe" is not known; write '
+        "'not_required' or 'required'",
         "plan.yaml:8:5: error: guardrails[0]: unknown metric 'error_rte'; did you mean error_rate?",
         "plan.yaml:9:5: error: guardrails[1]: '2%' is no latency; write it as in 200ms or 1.5s",
         'plan.yaml:10:45: error: freeze_windows[0].to: "6:00" does not fit; write it as in 18:30',
-        "plan.yaml:11:1: error: expires_at: has no offset from UTC; write it as in 2026-11-21T03:00:00Z",
+        "plan.yaml:11:1: error: expires_at: has no offset from UTC; write it as in "
+        "2026-11-21T03:00:00Z",
         "plan.yaml:12:11: error: advisor.deadlin: unknown key; did you mean deadline?",
     ]
 
@@ -179,9 +279,17 @@ def test_rules_are_told_with_their_line() -> None:
 
 
 def test_yaml_words_are_not_read_as_something_else() -> None:
-    """`on`, `off`, `no` and `22:00` are words, as their author meant, not truth values and numbers."""
-    text = "name: no\nflag: f\nvariants: {treatment: on, control: off}\nstages: [{percent: 1, bake: 1h}]\n"
-    text += "guardrails: [error_rate < 1%]\nfreeze_windows: [{days: [fri], from: 22:00, to: 23:00}]\n"
+    """`on`, `off`, `no` and `22:00` are words, as their author meant.
+
+    Not truth values and numbers.
+    """
+    text = (
+        "name: no\nflag: f\nvariants: {treatment: on, control: off}\nstages: [{percent: 1, "
+        "bake: 1h}]\n"
+    )
+    text += (
+        "guardrails: [error_rate < 1%]\nfreeze_windows: [{days: [fri], from: 22:00, to: 23:00}]\n"
+    )
     plan = load_plan(text, "plan.yaml")
     assert (plan.name, plan.variants.treatment, plan.variants.control) == ("no", "on", "off")
     assert plan.freeze_windows[0].begins == "22:00"
@@ -190,14 +298,18 @@ def test_yaml_words_are_not_read_as_something_else() -> None:
 @pytest.mark.parametrize("indent", [None, 2, "\t"])
 def test_json_is_read_too(indent: Any) -> None:
     """A plan in JSON is the same plan, however it is indented."""
-    assert load_plan(json.dumps(PLAN, indent=indent), "plan.json") == PlanDocument.model_validate(PLAN)
+    assert load_plan(json.dumps(PLAN, indent=indent), "plan.json") == PlanDocument.model_validate(
+        PLAN
+    )
 
 
 def test_json_faults_have_places_too() -> None:
     """A fault in JSON is told with its line and column, whether of syntax, of form or a key given twice."""
     with pytest.raises(ConfigInvalid, match=r"^p.json:2:14: error: plan: not JSON"):
         load_plan('{"name": "x",\n "flag": "f" "x"}', "p.json")
-    with pytest.raises(ConfigInvalid, match=r"p.json:3:1: error: name: is given twice, first on line 1"):
+    with pytest.raises(
+        ConfigInvalid, match=r"p.json:3:1: error: name: is given twice, first on line 1"
+    ):
         load_plan('{"name": "x",\n"flag": "f", "stages": [],\n"name": "y"}', "p.json")
 
 
@@ -212,7 +324,8 @@ def test_json_faults_have_places_too() -> None:
         "a: [",
         "---\na: 1\n---\nb: 2\n",
         "a: &a [*a]\n",
-        "a: &a [1,2]\n" + "".join(f"{b}: &{b} [{','.join(8 * [f'*{a}'])}]\n" for a, b in pairwise("abcdefgh")),
+        "a: &a [1,2]\n"
+        + "".join(f"{b}: &{b} [{','.join(8 * [f'*{a}'])}]\n" for a, b in pairwise("abcdefgh")),
         "a: !!python/object/apply:os.getcwd []\n",
         "a: !!binary aGVsbG8=\n",
         "[1]: x\n",
@@ -242,7 +355,9 @@ def test_each_template_loads_and_says_what_it_does() -> None:
 
 def test_templates_are_the_journeys_they_are_named_for() -> None:
     """The built-in journeys have the field's steps."""
-    percents = {name: [stage.percent for stage in template(name, "f").stages] for name in templates()}
+    percents = {
+        name: [stage.percent for stage in template(name, "f").stages] for name in templates()
+    }
     assert percents["default"] == [1, 10, 25, 50, 100]
     assert percents["percentage"] == [1, 5, 10, 25, 50, 75, 100]
     assert percents["canary"] == [1, 5, 100]
@@ -255,13 +370,23 @@ def test_templates_are_the_journeys_they_are_named_for() -> None:
 
 
 def test_default_limit_tightens() -> None:
-    """The default plan asks for less than 1 % errors first and less than 0.5 % later, and p99 below 200 ms throughout."""
+    """The default plan asks for less than 1 % errors first and less than 0.5 % later.
+
+    And p99 below 200 ms throughout.
+    """
     rate, tighter, latency = template("default", "f").guardrails
-    assert (rate.limit, rate.to_percent, tighter.limit, tighter.from_percent) == (0.01, 10, 0.005, 25)
+    assert (rate.limit, rate.to_percent, tighter.limit, tighter.from_percent) == (
+        0.01,
+        10,
+        0.005,
+        25,
+    )
     assert (latency.metric, latency.limit) == ("latency_p99", 200)
 
 
-@pytest.mark.parametrize(("name", "flag"), [("nope", "f"), ("default", "a flag"), ("default", "x\nblind: true")])
+@pytest.mark.parametrize(
+    ("name", "flag"), [("nope", "f"), ("default", "a flag"), ("default", "x\nblind: true")]
+)
 def test_template_of_unusable_names_is_refused(name: str, flag: str) -> None:
     """An unknown template, or a flag key that is none, is refused."""
     with pytest.raises(ConfigInvalid):
@@ -275,7 +400,8 @@ def test_template_text_keeps_its_comments() -> None:
     assert load_plan(text, "default.yaml").flag == "new-checkout"
 
 
-# --- audiences and variants -------------------------------------------------------------------------------------------------
+# --- audiences and variants
+# -------------------------------------------------------------------------------------------------
 
 BETA = {"beta": [{"attribute": "plan", "in": ["pro"]}]}
 
@@ -288,37 +414,78 @@ def rings(*stages: tuple[float, str | None]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"stages": rings((100, "bta"))}, "stages[0].audience: there is no audience 'bta'; did you mean beta?"),
-        ({"stages": rings((50, "beta"), (50, "beta"))}, "stages[1].percent: 50 % of beta does not rise above the 50 %"),
-        ({"stages": rings((50, "beta"), (10, None), (20, "beta"))}, "stages[2].percent: 20 % of beta does not rise"),
-        ({"stages": rings((50, None), (20, "beta"))}, "20 % of beta reaches nobody: 50 % of everybody have it"),
-        ({"stages": [stage(percent=51, control="equal")]}, "stages[0].control: beside 51 % no control arm of equal size"),
+        (
+            {"stages": rings((100, "bta"))},
+            "stages[0].audience: there is no audience 'bta'; did you mean beta?",
+        ),
+        (
+            {"stages": rings((50, "beta"), (50, "beta"))},
+            "stages[1].percent: 50 % of beta does not rise above the 50 %",
+        ),
+        (
+            {"stages": rings((50, "beta"), (10, None), (20, "beta"))},
+            "stages[2].percent: 20 % of beta does not rise",
+        ),
+        (
+            {"stages": rings((50, None), (20, "beta"))},
+            "20 % of beta reaches nobody: 50 % of everybody have it",
+        ),
+        (
+            {"stages": [stage(percent=51, control="equal")]},
+            "stages[0].control: beside 51 % no control arm of equal size",
+        ),
         ({"variants": {"treatment": "off"}}, "both arms are 'off'"),
-        ({"stages": rings((9, "beta")), "variants": {"unassigned": "on"}}, "two variants are called 'on'"),
-        ({"stages": rings((9, "beta")), "variants": {"control": "on-earlier"}}, "two variants are called 'on-earlier'"),
-        ({"stages": rings((9, "beta")), "variants": {"treatment": "x" * 128}}, "a variant's name is too long"),
+        (
+            {"stages": rings((9, "beta")), "variants": {"unassigned": "on"}},
+            "two variants are called 'on'",
+        ),
+        (
+            {"stages": rings((9, "beta")), "variants": {"control": "on-earlier"}},
+            "two variants are called 'on-earlier'",
+        ),
+        (
+            {"stages": rings((9, "beta")), "variants": {"treatment": "x" * 128}},
+            "a variant's name is too long",
+        ),
         ({"variants": {"split": [{"name": "a"}, {"name": "b"}]}}, "a, b would all be served true"),
-        ({"variants": {"split": [{"name": "a"}, {"name": "a"}], "values": {"off": 1, "a": 2}}}, "two variants are called 'a'"),
+        (
+            {"variants": {"split": [{"name": "a"}, {"name": "a"}], "values": {"off": 1, "a": 2}}},
+            "two variants are called 'a'",
+        ),
         ({"variants": {"values": {"on": 1}}}, "variants.values: there is no value for off"),
-        ({"variants": {"values": {"on": 1, "off": 2, "of": 3}}}, "variants.values.of: no such variant is served"),
+        (
+            {"variants": {"values": {"on": 1, "off": 2, "of": 3}}},
+            "variants.values.of: no such variant is served",
+        ),
         ({"variants": {"values": {"on": 1, "off": "1"}}}, "the values are a number and a string"),
         ({"variants": {"values": {"on": True, "off": 0}}}, "the values are a boolean and a number"),
         ({"variants": {"values": {"on": [1], "off": [2]}}}, "a list is no flag's value"),
         ({"variants": {"values": {"on": None, "off": None}}}, "null is no flag's value"),
         (
-            {"audiences": {"beta": [{"attribute": "age", "gte": 5}, {"attribute": "age", "lte": 4}]}},
+            {
+                "audiences": {
+                    "beta": [{"attribute": "age", "gte": 5}, {"attribute": "age", "lte": 4}]
+                }
+            },
             "nobody belongs to it: age would be at least 5",
         ),
         (
             {
                 "audiences": {
-                    "beta": [{"attribute": "since", "after": "2026-02-01"}, {"attribute": "since", "before": "2026-01-01"}]
+                    "beta": [
+                        {"attribute": "since", "after": "2026-02-01"},
+                        {"attribute": "since", "before": "2026-01-01"},
+                    ]
                 }
             },
             "since would be after 2026-02-01 and before 2026-01-01",
         ),
         (
-            {"audiences": {"beta": [{"attribute": "a", "eq": 1}, {"attribute": "a", "in": ["1", True]}]}},
+            {
+                "audiences": {
+                    "beta": [{"attribute": "a", "eq": 1}, {"attribute": "a", "in": ["1", True]}]
+                }
+            },
             "a would be two different values at once",
         ),
     ],
@@ -332,7 +499,9 @@ def test_rings_from_the_inside_out_have_no_findings() -> None:
     """Each audience rises on its own; one that is everybody's percentage already may not follow."""
     stages = rings((100, "beta"), (10, None), (50, None), (100, None))
     guardrails = ["error_rate < 1%"]
-    document = PlanDocument.model_validate({**PLAN, "stages": stages, "audiences": BETA, "guardrails": guardrails})
+    document = PlanDocument.model_validate(
+        {**PLAN, "stages": stages, "audiences": BETA, "guardrails": guardrails}
+    )
     assert lint(document, T0) == []
 
 
@@ -340,14 +509,18 @@ def test_audience_that_no_stage_names_is_told() -> None:
     """It is no fault, but perhaps a stage was to name it."""
     findings = lint(PlanDocument.model_validate({**PLAN, "audiences": BETA}), T0)
     assert [str(finding) for finding in findings] == [
-        "audiences.beta: no stage names this audience; name it in a stage, as in `audience: beta`, or remove it"
+        "audiences.beta: no stage names this audience; name it in a stage, as in "
+        "`audience: beta`, or remove it"
     ]
 
 
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
-        ("{attribute: a, eq: 1, in: [2]}", "eq and in in one condition; write exactly one of eq, in,"),
+        (
+            "{attribute: a, eq: 1, in: [2]}",
+            "eq and in in one condition; write exactly one of eq, in,",
+        ),
         ("{attribute: a}", "no operator in one condition"),
         ("{attribute: a, start_with: x}", "unknown key; did you mean"),
         ("{attribute: a.b, eq: 1}", "does not fit"),
@@ -373,7 +546,10 @@ def test_faults_of_conditions_stand_on_their_line(form: str, condition: str, sai
 def test_both_forms_of_an_audience_are_one() -> None:
     """Conditions side by side are one list of conditions that all must hold."""
     condition = {"attribute": "plan", "in": ["pro"]}
-    one, other = (PlanDocument.model_validate({**PLAN, "audiences": {"b": form}}) for form in ([condition], [[condition]]))
+    one, other = (
+        PlanDocument.model_validate({**PLAN, "audiences": {"b": form}})
+        for form in ([condition], [[condition]])
+    )
     assert one == other
 
 

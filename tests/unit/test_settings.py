@@ -62,9 +62,16 @@ def test_without_file_and_variables_everything_has_its_default() -> None:
 def test_a_variable_beats_the_file_and_the_file_beats_the_default(config: Path) -> None:
     """Of three places, the environment wins, then the file."""
     config.write_text("environment: staging\nkafka: {partitions: 3, group_id: from-file}\nhttp:\n")
-    environ = {"ROLLOUTD_KAFKA__PARTITIONS": "5", "ROLLOUTD_HTTP__ALLOWED_HOSTS": '["rolloutd.example.org"]'}
+    environ = {
+        "ROLLOUTD_KAFKA__PARTITIONS": "5",
+        "ROLLOUTD_HTTP__ALLOWED_HOSTS": '["rolloutd.example.org"]',
+    }
     settings = load_settings(config, environ)
-    assert (settings.environment, settings.kafka.partitions, settings.kafka.group_id) == ("staging", 5, "from-file")
+    assert (settings.environment, settings.kafka.partitions, settings.kafka.group_id) == (
+        "staging",
+        5,
+        "from-file",
+    )
     assert settings.http.allowed_hosts == ("rolloutd.example.org",)
     assert load_settings(None, {**environ, "ROLLOUTD_CONFIG": str(config)}) == settings
 
@@ -89,14 +96,17 @@ def test_every_fault_is_named_at_once_with_its_place_and_mend(config: Path) -> N
         "  url: redis://user:hunter2@host\n"
         "http: {allowed_hosts: [a, 7]}\n"
     )
-    lines = faults(config, {"ROLLOUTD_KAFKA__PARTIONS": "3", "ROLLOUTD_HTTP__PORT": "x", "ROLLOUTD_LOG": "{}"})
+    lines = faults(
+        config, {"ROLLOUTD_KAFKA__PARTIONS": "3", "ROLLOUTD_HTTP__PORT": "x", "ROLLOUTD_LOG": "{}"}
+    )
     expected = [
         "ROLLOUTD_KAFKA__PARTIONS: no such setting; did you mean ROLLOUTD_KAFKA__PARTITIONS?",
         "ROLLOUTD_LOG: no such setting",
         f"{config}:3:3: kafka.bootstrp_servers: no such setting; did you mean bootstrap_servers?",
         f"{config}:4:3: kafka.partitions: Input should be greater than or equal to 1",
         f"{config}:5:3: kafka.security: SASL_SSL needs username and password (or password_file)",
-        f"{config}:7:3: redis.url: keep the secret out of the address: use username and password or password_file",
+        f"{config}:7:3: redis.url: keep the secret out of the address: use username and "
+        f"password or password_file",
         f"{config}:8:27: http.allowed_hosts.1: Input should be a valid string",
         "ROLLOUTD_HTTP__PORT: http.port: Input should be a valid integer",
     ]
@@ -114,33 +124,74 @@ def test_every_fault_is_named_at_once_with_its_place_and_mend(config: Path) -> N
         ("- kafka\n", ":1:1: expected a mapping"),
         ("just words\n", ":1:1: expected a mapping"),
         ("environment: a\nenvironment: b\n", ":2:1: environment is given twice: keep one"),
-        ("kafka:\n  topics: {state: a}\n  topics: {state: b}\n", ":3:3: kafka.topics is given twice: keep one"),
+        (
+            "kafka:\n  topics: {state: a}\n  topics: {state: b}\n",
+            ":3:3: kafka.topics is given twice: keep one",
+        ),
         ("? [1, 2]\n: x\n", "not YAML"),
         ("kafka: 7\n", ":1:1: kafka: Input should be a valid dictionary"),
         ("environment: 'has space'\n", ":1:1: environment: String should match pattern"),
-        ("!!python/object/apply:os.system ['true']\n", "not YAML: could not determine a constructor"),
-        ("kafka: {topics: {state: x, alerts: x}}\n", ":1:9: kafka.topics: two topics are both called 'x'"),
-        ("shutdown: {drain_seconds: 3, close_seconds: 2}\n", ":1:1: shutdown: drain_seconds and close_seconds together"),
+        (
+            "!!python/object/apply:os.system ['true']\n",
+            "not YAML: could not determine a constructor",
+        ),
+        (
+            "kafka: {topics: {state: x, alerts: x}}\n",
+            ":1:9: kafka.topics: two topics are both called 'x'",
+        ),
+        (
+            "shutdown: {drain_seconds: 3, close_seconds: 2}\n",
+            ":1:1: shutdown: drain_seconds and close_seconds together",
+        ),
         ("kafka: {heartbeat_interval_seconds: 5}\n", "a third of session_timeout_seconds or less"),
-        ("kafka: {request_timeout_seconds: 10}\n", "request_timeout_seconds must exceed session_timeout_seconds"),
+        (
+            "kafka: {request_timeout_seconds: 10}\n",
+            "request_timeout_seconds must exceed session_timeout_seconds",
+        ),
         ("kafka: {call_seconds: .nan}\n", "kafka.call_seconds: "),
         ("kafka: {call_seconds: .inf}\n", "kafka.call_seconds: "),
         ("kafka: {formats: {outcomes: go_feature_flag}}\n", "GO Feature Flag exports no outcomes"),
-        ("kafka: {formats: {evaluations: avro}}\n", "kafka.formats.evaluations: Input should be 'rolloutd', 'otlp_json'"),
-        ("kafka: {topics: {evaluations: t, outcomes: t}}\n", "may be one only if both formats are the same OTLP one"),
-        ("kafka: {topics: {evaluations: t, outcomes: t, state: t}}\n", "two topics are both called 't'"),
-        ("kafka: {security: {username: u, password: p}}\n", "PLAINTEXT sends no username and password"),
+        (
+            "kafka: {formats: {evaluations: avro}}\n",
+            "kafka.formats.evaluations: Input should be 'rolloutd', 'otlp_json'",
+        ),
+        (
+            "kafka: {topics: {evaluations: t, outcomes: t}}\n",
+            "may be one only if both formats are the same OTLP one",
+        ),
+        (
+            "kafka: {topics: {evaluations: t, outcomes: t, state: t}}\n",
+            "two topics are both called 't'",
+        ),
+        (
+            "kafka: {security: {username: u, password: p}}\n",
+            "PLAINTEXT sends no username and password",
+        ),
         ("kafka: {security: {ca_file: /x}}\n", "PLAINTEXT uses no certificates"),
         ("advisor: {url: 'localhost:8081'}\n", "advisor.url: give an address like http://"),
-        ("planes: {unleash: {url: 'http://h'}}\n", "planes.unleash: url needs token (or token_file)"),
-        ("planes: {unleash: {url: 'http://h', token: \"a\\nb\"}}\n", "token is not one line of ASCII"),
-        ("planes: {unleash: {url: 'http://u:p@h', token: t}}\n", "keep the secret out of the address"),
+        (
+            "planes: {unleash: {url: 'http://h'}}\n",
+            "planes.unleash: url needs token (or token_file)",
+        ),
+        (
+            "planes: {unleash: {url: 'http://h', token: \"a\\nb\"}}\n",
+            "token is not one line of ASCII",
+        ),
+        (
+            "planes: {unleash: {url: 'http://u:p@h', token: t}}\n",
+            "keep the secret out of the address",
+        ),
         ("planes: {unleash: {key_file: /x}}\n", "planes.unleash: key_file needs certificate_file"),
         ("redis: {url: 'http://h'}\n", "redis.url: give an address like redis://"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_with_its_place(config: Path, text: str, fault: str) -> None:
-    """Not YAML, not a mapping, twice the same key, contradictions: each is refused where it stands."""
+def test_a_file_that_cannot_be_used_is_refused_with_its_place(
+    config: Path, text: str, fault: str
+) -> None:
+    """Not YAML, not a mapping, twice the same key, contradictions.
+
+    Each is refused where it stands.
+    """
     config.write_text(text)
     lines = faults(config, {})
     assert any(fault in line for line in lines), lines
@@ -169,7 +220,10 @@ def test_a_section_of_the_wrong_kind_is_named_also_beside_variables(config: Path
 
 
 def test_secrets_come_from_files_too(tmp_path: Path, config: Path) -> None:
-    """A secret's file is read without its last line break; a variable with the other form replaces what the file says."""
+    """A secret's file is read without its last line break.
+
+    A variable with the other form replaces what the file says.
+    """
     secret = tmp_path / "redis-password"
     secret.write_text("s3cret \n")
     config.write_text(f"redis: {{password_file: {secret}}}\n")
@@ -183,7 +237,10 @@ def test_secrets_come_from_files_too(tmp_path: Path, config: Path) -> None:
 
 
 def test_two_forms_of_one_secret_are_refused(tmp_path: Path, config: Path) -> None:
-    """Given twice in one place, nobody can tell which is meant; a file that cannot be read is named."""
+    """Given twice in one place, nobody can tell which is meant.
+
+    A file that cannot be read is named.
+    """
     config.write_text("redis: {password: a, password_file: b}\n")
     assert "password and password_file are both given: keep one" in faults(config, {})[0]
     environ = {"ROLLOUTD_REDIS__PASSWORD": "a", "ROLLOUTD_REDIS__PASSWORD_FILE": "b"}
@@ -193,7 +250,10 @@ def test_two_forms_of_one_secret_are_refused(tmp_path: Path, config: Path) -> No
 
 
 def test_what_is_shown_has_no_secret_and_can_be_read_back(tmp_path: Path, config: Path) -> None:
-    """The masked YAML holds every setting; without secrets, or with them in files, reading it gives the same settings."""
+    """The masked YAML holds every setting.
+
+    Without secrets, or with them in files, reading it gives the same settings.
+    """
     secret = tmp_path / "key"
     secret.write_text("canary-1")
     environ = {
@@ -213,8 +273,12 @@ def test_what_is_shown_has_no_secret_and_can_be_read_back(tmp_path: Path, config
 
 def test_no_secret_shows_in_repr() -> None:
     """Settings that end up in a log or a traceback do not give a secret away."""
-    settings = load_settings(None, {"ROLLOUTD_REDIS__PASSWORD": "canary", "ROLLOUTD_ADVISOR__API_KEY": "canary"})
-    assert "canary" not in repr(settings) + str(settings.redis) + repr(settings.advisor.model_dump())
+    settings = load_settings(
+        None, {"ROLLOUTD_REDIS__PASSWORD": "canary", "ROLLOUTD_ADVISOR__API_KEY": "canary"}
+    )
+    assert "canary" not in repr(settings) + str(settings.redis) + repr(
+        settings.advisor.model_dump()
+    )
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -240,7 +304,9 @@ def test_every_secret_can_come_from_a_file() -> None:
     secrets = [path for path, field in paths.items() if "SecretStr" in str(field.annotation)]
     assert len(secrets) >= 4
     assert all(f"{path}_file" in paths for path in secrets)
-    assert all(field.annotation == SecretStr | None for path, field in paths.items() if path in secrets)
+    assert all(
+        field.annotation == SecretStr | None for path, field in paths.items() if path in secrets
+    )
 
 
 def test_topic_names_carry_the_prefix() -> None:
@@ -253,10 +319,16 @@ def test_topic_names_carry_the_prefix() -> None:
 
 
 def test_certificates_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    """A certificate file that is missing is found when the connection is prepared, as a fault of the settings."""
+    """A certificate file that is missing is found when the connection is prepared.
+
+    As a fault of the settings.
+    """
     kafka = load_settings(
         None,
-        {"ROLLOUTD_KAFKA__SECURITY__PROTOCOL": "SSL", "ROLLOUTD_KAFKA__SECURITY__CA_FILE": str(tmp_path / "ca.pem")},
+        {
+            "ROLLOUTD_KAFKA__SECURITY__PROTOCOL": "SSL",
+            "ROLLOUTD_KAFKA__SECURITY__CA_FILE": str(tmp_path / "ca.pem"),
+        },
     ).kafka
     with pytest.raises(ConfigInvalid, match=r"kafka\.security"):
         kafka.security.ssl_context()
@@ -264,12 +336,18 @@ def test_certificates_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 
 
 def test_sections_by_name_are_settings_like_others(config: Path) -> None:
-    """Planes with names of the operator's are read from file and variables, checked, and shown without their secrets."""
+    """Planes with names of the operator's are read from file and variables, checked.
+
+    And shown without their secrets.
+    """
     config.write_text(
         "planes:\n  files:\n    edge: {path: flags/edge.json}\n"
         "  http:\n    ld: {template: launchdarkly, values: {project: shop}}\n"
     )
-    environ = {"ROLLOUTD_PLANES__HTTP__LD__SECRET": "hunter2", "ROLLOUTD_PLANES__FILES__RELAY__PATH": "relay.json"}
+    environ = {
+        "ROLLOUTD_PLANES__HTTP__LD__SECRET": "hunter2",
+        "ROLLOUTD_PLANES__FILES__RELAY__PATH": "relay.json",
+    }
     settings = load_settings(config, environ)
     assert settings.planes.http["ld"].secret == SecretStr("hunter2")
     assert {name: str(file.path) for name, file in settings.planes.files.items()} == {
@@ -282,15 +360,22 @@ def test_sections_by_name_are_settings_like_others(config: Path) -> None:
 
 def test_faults_in_sections_by_name_are_named_with_their_place(config: Path) -> None:
     """A mistyped key, a bad name and a file its readers would not understand are told apart."""
-    config.write_text("planes:\n  http:\n    ld: {templat: x}\n    BAD: {template: x}\n  files: {a: {path: flags.yaml}}\n")
-    lines = faults(config, {"ROLLOUTD_PLANES__HTTP__LD__SECRT": "x", "ROLLOUTD_PLANES__HTTP__LD": "x"})
+    config.write_text(
+        "planes:\n  http:\n    ld: {templat: x}\n    BAD: {template: x}\n  files: {a: "
+        "{path: flags.yaml}}\n"
+    )
+    lines = faults(
+        config, {"ROLLOUTD_PLANES__HTTP__LD__SECRT": "x", "ROLLOUTD_PLANES__HTTP__LD": "x"}
+    )
     for expected in (
         "ROLLOUTD_PLANES__HTTP__LD: no such setting",
         "ROLLOUTD_PLANES__HTTP__LD__SECRT: no such setting",
         f"{config}:3:10: planes.http.ld.templat: no such setting; did you mean template?",
         f"{config}:5:11: planes.files.a: a flagd file ends in .json: its readers go by that",
     ):
-        assert any(line.startswith(expected) for line in lines), f"{expected} not in:\n" + "\n".join(lines)
+        assert any(line.startswith(expected) for line in lines), (
+            f"{expected} not in:\n" + "\n".join(lines)
+        )
     assert any("planes.http.BAD" in line for line in lines)
 
 
@@ -301,14 +386,24 @@ def test_faults_in_sections_by_name_are_named_with_their_place(config: Path) -> 
             "planes: {http: {ld: {template: launchdarkly, secret: x}}}",
             "planes.http.ld: template launchdarkly: values: it needs",
         ),
-        ("planes: {files: {edge: {path: /nonexistent/flags.json}}}", "planes.files.edge.path: /nonexistent is no directory"),
-        ("flagd_sync: {port: 0, certificate_file: /nonexistent}", "flagd_sync: certificate_file or key_file cannot be read"),
+        (
+            "planes: {files: {edge: {path: /nonexistent/flags.json}}}",
+            "planes.files.edge.path: /nonexistent is no directory",
+        ),
+        (
+            "flagd_sync: {port: 0, certificate_file: /nonexistent}",
+            "flagd_sync: certificate_file or key_file cannot be read",
+        ),
     ],
 )
-def test_config_check_finds_what_only_making_a_part_shows(config: Path, text: str, why: str) -> None:
+def test_config_check_finds_what_only_making_a_part_shows(
+    config: Path, text: str, why: str
+) -> None:
     """`rolloutd config check` refuses templates, directories and certificates that `run` would refuse."""
     config.write_text(text)
-    result = CliRunner().invoke(daemon, ["config", "check", "--config", str(config)], env={"ROLLOUTD_CONFIG": None})
+    result = CliRunner().invoke(
+        daemon, ["config", "check", "--config", str(config)], env={"ROLLOUTD_CONFIG": None}
+    )
     assert result.exit_code == 78
     assert why in result.stderr
 
@@ -322,7 +417,9 @@ def test_config_check_finds_what_only_making_a_part_shows(config: Path, text: st
         ("staging", "staging.", "rolloutd:staging.:staging:"),
     ],
 )
-def test_a_redis_prefix_is_made_of_the_environment(environment: str, topic_prefix: str, made: str) -> None:
+def test_a_redis_prefix_is_made_of_the_environment(
+    environment: str, topic_prefix: str, made: str
+) -> None:
     """Two environments never share a key unless somebody says so; the default stays what it was."""
     kafka = {"topic_prefix": topic_prefix}
     settings = Settings.model_validate({"environment": environment, "kafka": kafka})
@@ -372,10 +469,13 @@ def test_open_doors_are_named(values: dict[str, object], words: list[str]) -> No
     assert all(word in line for word, line in zip(words, found, strict=True))
 
 
-# --- nothing is documented and not read -----------------------------------------------------------------------------------
+# --- nothing is documented and not read
+# -----------------------------------------------------------------------------------
 
 
-def sections(model: type[BaseModel] = Settings, name: str = "settings") -> Iterator[tuple[str, type[BaseModel]]]:
+def sections(
+    model: type[BaseModel] = Settings, name: str = "settings"
+) -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield every section with the name that it has in the one above."""
     yield name, model
     for inner, field in model.model_fields.items():
@@ -385,13 +485,22 @@ def sections(model: type[BaseModel] = Settings, name: str = "settings") -> Itera
 
 
 def sources() -> dict[str, str]:
-    """Return what reads settings, by file. Of settings.py the properties and functions, without its checks."""
+    """Return what reads settings, by file.
+
+    Of settings.py the properties and functions, without its checks.
+    """
     package = Path(settings_module.__file__).parent
-    found = {path.name: path.read_text() for path in package.rglob("*.py") if path.name != "settings.py"}
+    found = {
+        path.name: path.read_text() for path in package.rglob("*.py") if path.name != "settings.py"
+    }
     for node in ast.walk(ast.parse(Path(settings_module.__file__).read_text())):
         if isinstance(node, ast.ClassDef):
             methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
-            read = [each for each in methods if not any("validator" in ast.dump(one) for one in each.decorator_list)]
+            read = [
+                each
+                for each in methods
+                if not any("validator" in ast.dump(one) for one in each.decorator_list)
+            ]
             found[f"settings.py {node.name}"] = "\n".join(ast.unparse(each) for each in read)
         elif isinstance(node, ast.FunctionDef) and node.name == "open_doors":
             found["settings.py open_doors"] = ast.unparse(node)
@@ -399,11 +508,16 @@ def sources() -> dict[str, str]:
 
 
 def is_read(name: str, section: str, model: type[BaseModel], files: Mapping[str, str]) -> bool:
-    """Return whether some file reads a setting: by its section's name, or where the section's class is known."""
+    """Return whether some file reads a setting.
+
+    By its section's name, or where the section's class is known.
+    """
     for file, text in files.items():
         if re.search(rf"\b_?{section}\.{name}\b", text):
             return True
-        is_at_home = file == f"settings.py {model.__name__}" or re.search(rf"\b{model.__name__}\b", text)
+        is_at_home = file == f"settings.py {model.__name__}" or re.search(
+            rf"\b{model.__name__}\b", text
+        )
         if is_at_home and re.search(rf"\.{name}\b", text):
             return True
         if is_at_home and "client_context(" in text and hasattr(Certificates, name):
@@ -420,7 +534,11 @@ def test_every_setting_is_read() -> None:
             continue  # read by `KafkaSettings.topic`, by name
         for name, field in model.model_fields.items():
             secret = model.model_fields.get(name.removesuffix("_file"))
-            if secret is not None and name.endswith("_file") and "SecretStr" in str(secret.annotation):
+            if (
+                secret is not None
+                and name.endswith("_file")
+                and "SecretStr" in str(secret.annotation)
+            ):
                 continue  # read by the section itself
             is_part = any(
                 isinstance(kind, type) and issubclass(kind, BaseModel)
@@ -432,14 +550,22 @@ def test_every_setting_is_read() -> None:
 
 
 def test_a_setting_that_nothing_reads_is_found() -> None:
-    """What the test above would have found: another section's setting of the same name does not count."""
-    files = {"unleash_api.py": "def f(settings: UnleashSettings): return settings.connect_timeout_seconds"}
+    """What the test above would have found.
+
+    Another section's setting of the same name does not count.
+    """
+    files = {
+        "unleash_api.py": "def f(settings: UnleashSettings): return settings.connect_timeout_seconds"
+    }
     assert not is_read("connect_timeout_seconds", "redis", RedisSettings, files)
     assert is_read("connect_timeout_seconds", "unleash", UnleashSettings, files)
 
 
 def test_config_check_names_open_doors() -> None:
-    """An operator hears of them before the daemon runs; the configuration can be used all the same."""
+    """An operator hears of them before the daemon runs.
+
+    The configuration can be used all the same.
+    """
     environ = {"ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": "kafka:9092"}
     result = CliRunner().invoke(daemon, ["config", "check"], env=environ)
     assert result.exit_code == 0

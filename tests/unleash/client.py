@@ -1,8 +1,11 @@
-"""Unleash's own Python SDK in a process of its own: says which users a flag lets in, as it knows the flag at that moment.
+"""Unleash's own Python SDK in a process of its own.
 
-`python client.py URL TOKEN`, in an environment of `requirements.lock`. Reads one JSON object a line: `flag`, `users` (their
-contexts, in order), and maybe `state`, what a server would send, to be asked in place of the server's. Writes one JSON list a
-line: for each user, false, or the name of the variant, or true without variants.
+Says which users a flag lets in, as it knows the flag at that moment.
+
+`python client.py URL TOKEN`, in an environment of `requirements.lock`. Reads one JSON object a
+line: `flag`, `users` (their contexts, in order), and maybe `state`, what a server would send, to be
+asked in place of the server's. Writes one JSON list a line: for each user, false, or the name of
+the variant, or true without variants.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""What we rely on of Unleash's Admin API, in memory on a real socket, for faults that a real one has too seldom.
+"""What we rely on of Unleash's Admin API, in memory on a real socket.
 
-It answers as Unleash 8.2 does, which the contract tests show by running on both. Faults are scripts that answer in its place.
+For faults that a real one has too seldom.
+
+It answers as Unleash 8.2 does, which the contract tests show by running on both. Faults are scripts
+that answer in its place.
 """
 
 from __future__ import annotations
@@ -38,8 +41,12 @@ class FakeUnleash:
         self.archived: dict[str, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
         self.writes: list[str] = []  # method and path of everything that changed something
-        self.faults: list[tuple[str, Script]] = []  # (pattern of "METHOD /path", what happens in place of an answer)
-        self.pauses: list[tuple[str, Callable[[], Any]]] = []  # (pattern, awaited before the request is carried out)
+        self.faults: list[
+            tuple[str, Script]
+        ] = []  # (pattern of "METHOD /path", what happens in place of an answer)
+        self.pauses: list[
+            tuple[str, Callable[[], Any]]
+        ] = []  # (pattern, awaited before the request is carried out)
         self.server: FaultServer | None = None
         self._ids = itertools.count(1)
 
@@ -61,7 +68,14 @@ class FakeUnleash:
         here = self.flags.get(flag_key, {}).get(environment)
         if here is None or not here["enabled"]:
             return 0.0
-        return max((float(each["parameters"]["rollout"]) for each in here["strategies"] if not each["disabled"]), default=0.0)
+        return max(
+            (
+                float(each["parameters"]["rollout"])
+                for each in here["strategies"]
+                if not each["disabled"]
+            ),
+            default=0.0,
+        )
 
     # --- one exchange ---
 
@@ -77,14 +91,20 @@ class FakeUnleash:
         try:
             status, body = self._carry_out(method, target, exchange)
         except Problem as problem:
-            said = {"name": problem.name, "message": str(problem), "details": [{"message": str(problem)}]}
+            said = {
+                "name": problem.name,
+                "message": str(problem),
+                "details": [{"message": str(problem)}],
+            }
             status, body = problem.status, said
         await exchange.answer("" if body is None else json.dumps(body), status=f"{status} X")
 
     def _carry_out(self, method: str, target: str, exchange: Exchange) -> tuple[int, Any]:
         token = exchange.request.headers.get("authorization")
         if token == BACKEND_TOKEN:
-            raise Problem(403, "", "invalid token: expected a different token type for this endpoint")
+            raise Problem(
+                403, "", "invalid token: expected a different token type for this endpoint"
+            )
         if token != ADMIN_TOKEN:
             raise Problem(401, "UnauthorizedError", "You must log in to use Unleash.")
         parts = urlsplit(target)
@@ -95,8 +115,13 @@ class FakeUnleash:
         match method, steps:
             case "GET", ["search", "events"]:
                 asked = parse_qs(parts.query)
-                flag_key, limit = asked["feature"][0].removeprefix("IS:"), int(asked.get("limit", ["50"])[0])
-                found = [event for event in reversed(self.events) if event["featureName"] == flag_key]
+                flag_key, limit = (
+                    asked["feature"][0].removeprefix("IS:"),
+                    int(asked.get("limit", ["50"])[0]),
+                )
+                found = [
+                    event for event in reversed(self.events) if event["featureName"] == flag_key
+                ]
                 return 200, {"events": found[:limit], "total": len(found)}
             case "POST", ["archive", "revive", flag_key]:
                 self.flags[flag_key] = self.archived.pop(flag_key)
@@ -104,7 +129,9 @@ class FakeUnleash:
                 return 200, None
             case _, ["projects", project, "features", *rest]:
                 if project != "default" and method == "POST":
-                    raise Problem(404, "NotFoundError", f"Active project with id {project} does not exist")
+                    raise Problem(
+                        404, "NotFoundError", f"Active project with id {project} does not exist"
+                    )
                 return self._feature(method, project, rest, body)
         raise Problem(404, "NotFoundError")
 
@@ -115,7 +142,12 @@ class FakeUnleash:
             case "GET", [flag_key]:
                 flag = self._flag(flag_key if project == "default" else "")
                 environments = [{"name": name, **flag[name]} for name in ENVIRONMENTS]
-                return 200, {"name": flag_key, "type": flag["type"], "project": "default", "environments": environments}
+                return 200, {
+                    "name": flag_key,
+                    "type": flag["type"],
+                    "project": "default",
+                    "environments": environments,
+                }
             case "DELETE", [flag_key]:
                 flag = self._flag(flag_key)
                 for name in ENVIRONMENTS:
@@ -126,10 +158,18 @@ class FakeUnleash:
             case "POST", [flag_key, "environments", environment, ("on" | "off") as switch]:
                 here = self._here(flag_key, environment)
                 if switch == "on" and all(each["disabled"] for each in here["strategies"]):
-                    self._add(flag_key, environment, {"name": "flexibleRollout", "parameters": {"rollout": "100"}})
+                    self._add(
+                        flag_key,
+                        environment,
+                        {"name": "flexibleRollout", "parameters": {"rollout": "100"}},
+                    )
                 if here["enabled"] != (switch == "on"):
                     here["enabled"] = switch == "on"
-                    self._tell(f"feature-environment-{'enabled' if switch == 'on' else 'disabled'}", flag_key, environment)
+                    self._tell(
+                        f"feature-environment-{'enabled' if switch == 'on' else 'disabled'}",
+                        flag_key,
+                        environment,
+                    )
                 return 200, None
             case "POST", [flag_key, "environments", environment, "strategies"]:
                 return 200, self._add(flag_key, environment, body)
@@ -157,7 +197,9 @@ class FakeUnleash:
             raise Problem(409, "NameExistsError", "An archived flag with that name already exists")
         if flag_key in self.flags:
             raise Problem(409, "NameExistsError", "A flag with that name already exists")
-        empty: dict[str, Any] = {name: {"enabled": False, "strategies": [], "lastSeenAt": None} for name in ENVIRONMENTS}
+        empty: dict[str, Any] = {
+            name: {"enabled": False, "strategies": [], "lastSeenAt": None} for name in ENVIRONMENTS
+        }
         self.flags[flag_key] = {"type": body["type"], **empty}
         self._tell("feature-created", flag_key)
         return 201, {"name": flag_key}
@@ -191,16 +233,22 @@ class FakeUnleash:
             }
         )
         others = self._here(flag_key, environment)["strategies"]
-        strategy.setdefault("sortOrder", max((each["sortOrder"] for each in others), default=-1) + 1)
+        strategy.setdefault(
+            "sortOrder", max((each["sortOrder"] for each in others), default=-1) + 1
+        )
         others.append(strategy)
         self._sort(flag_key, environment)
         self._tell("feature-strategy-add", flag_key, environment, after=strategy)
         return strategy
 
     def _sort(self, flag_key: str, environment: str) -> None:
-        self._here(flag_key, environment)["strategies"].sort(key=lambda each: int(each["sortOrder"]))
+        self._here(flag_key, environment)["strategies"].sort(
+            key=lambda each: int(each["sortOrder"])
+        )
 
-    def _patch(self, flag_key: str, environment: str, strategy_id: str, patch: Any) -> dict[str, Any]:
+    def _patch(
+        self, flag_key: str, environment: str, strategy_id: str, patch: Any
+    ) -> dict[str, Any]:
         here = self._here(flag_key, environment)
         strategy = self._strategy(here, strategy_id)
         changed = json.loads(json.dumps(strategy))
@@ -210,7 +258,11 @@ class FakeUnleash:
             for step in way:
                 place = place[step]
             if operation["op"] == "test" and place.get(last) != operation["value"]:
-                raise Problem(500, "UnknownError", "Test operation failed\nname: TEST_OPERATION_FAILED\nindex: 0")
+                raise Problem(
+                    500,
+                    "UnknownError",
+                    "Test operation failed\nname: TEST_OPERATION_FAILED\nindex: 0",
+                )
             if operation["op"] == "replace":
                 place[last] = operation["value"]
         strategy.update(_normal(changed))
@@ -224,7 +276,15 @@ class FakeUnleash:
             here["enabled"] = False
             self._tell("feature-environment-disabled", flag_key, environment)
 
-    def _tell(self, kind: str, flag_key: str, environment: str | None = None, *, after: Any = None, before: Any = None) -> None:
+    def _tell(
+        self,
+        kind: str,
+        flag_key: str,
+        environment: str | None = None,
+        *,
+        after: Any = None,
+        before: Any = None,
+    ) -> None:
         event = {
             "id": len(self.events) + 1,
             "type": kind,
@@ -240,7 +300,11 @@ class FakeUnleash:
 def _normal(strategy: dict[str, Any]) -> dict[str, Any]:
     """Return a strategy as Unleash keeps it: parameters are text, variants are sorted."""
     parameters = {name: str(value) for name, value in strategy["parameters"].items()}
-    return {**strategy, "parameters": parameters, "variants": sorted(strategy["variants"], key=lambda each: str(each["name"]))}
+    return {
+        **strategy,
+        "parameters": parameters,
+        "variants": sorted(strategy["variants"], key=lambda each: str(each["name"])),
+    }
 
 
 async def never() -> None:

@@ -15,13 +15,20 @@ from tests.unleash.server import ADMIN_TOKEN, ENVIRONMENT
 
 def make_settings(url: str, **overrides: Any) -> UnleashSettings:
     """Return settings for the tests' environment, with flags made as needed."""
-    fields = {"url": url, "token": SecretStr(ADMIN_TOKEN), "environment": ENVIRONMENT, "create_flags": True}
+    fields = {
+        "url": url,
+        "token": SecretStr(ADMIN_TOKEN),
+        "environment": ENVIRONMENT,
+        "create_flags": True,
+    }
     return UnleashSettings(**{**fields, **overrides})
 
 
 def decided(flag_key: str, percent: float, revision: int = 1, **overrides: Any) -> Rollout:
     """Return a document with this percentage."""
-    return make_rollout(plan=make_plan(flag_key=flag_key), percent=percent, revision=revision, **overrides)
+    return make_rollout(
+        plan=make_plan(flag_key=flag_key), percent=percent, revision=revision, **overrides
+    )
 
 
 def rolled_back(flag_key: str, revision: int) -> Rollout:

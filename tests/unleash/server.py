@@ -1,6 +1,9 @@
-"""A real Unleash with a PostgreSQL of its own, as child processes. `make unleash` installs what it needs.
+"""A real Unleash with a PostgreSQL of its own, as child processes.
 
-`python -m tests.unleash.server` serves one until its standard input ends and prints its address: to try things by hand.
+`make unleash` installs what it needs.
+
+`python -m tests.unleash.server` serves one until its standard input ends and prints its address: to
+try things by hand.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ def installed() -> Path:
     """Return the directory that `make unleash` fills. Skips a whole test module without one."""
     named = os.environ.get(INSTALLED_VARIABLE)
     if not named:
-        why = f"NO REAL UNLEASH: `make unleash` installs one, and names its directory by {INSTALLED_VARIABLE}"
+        why = (
+            f"NO REAL UNLEASH: `make unleash` installs one, and names its directory by "
+            f"{INSTALLED_VARIABLE}"
+        )
         pytest.skip(why, allow_module_level=True)
     return Path(named).absolute()
 
@@ -49,7 +55,9 @@ def _postgres_binaries() -> Path:
     for place in places:
         if (place / "initdb").exists() and (place / "postgres").exists():
             return place
-    raise RuntimeError("no PostgreSQL on this machine: install it (Debian: apt-get install postgresql)")
+    raise RuntimeError(
+        "no PostgreSQL on this machine: install it (Debian: apt-get install postgresql)"
+    )
 
 
 def _node(directory: Path) -> str:
@@ -80,11 +88,19 @@ class UnleashServer:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
-        """Start both and return once Unleash is healthy. Raises RuntimeError with the end of its log when it is not in time."""
+        """Start both and return once Unleash is healthy.
+
+        Raises RuntimeError with the end of its log when it is not in time.
+        """
         self._guard = OrphanGuard()
         self._guard.remove(self._work)
         postgres_port = free_port()
@@ -112,10 +128,15 @@ class UnleashServer:
                 if httpx.get(f"{self.url}/health", timeout=2).status_code == httpx.codes.OK:
                     return
             time.sleep(0.2)
-        raise RuntimeError(f"Unleash did not start:\n{(self._work / 'unleash.log').read_text()[-3000:]}")
+        raise RuntimeError(
+            f"Unleash did not start:\n{(self._work / 'unleash.log').read_text()[-3000:]}"
+        )
 
     def _script(self) -> Path:
-        """Return the start script beside node_modules: Node.js looks packages up from where a script is."""
+        """Return the start script beside node_modules.
+
+        Node.js looks packages up from where a script is.
+        """
         script = self._installed / "server.mjs"
         if script.resolve() != (HERE / "server.mjs").resolve():
             shutil.copyfile(HERE / "server.mjs", script)
@@ -127,12 +148,36 @@ class UnleashServer:
         user = "nobody" if os.geteuid() == 0 else None
         if user is not None:
             shutil.chown(self._work, user)
-        initdb = [str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        initdb = [
+            str(binaries / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        ]
         subprocess.run(initdb, user=user, check=True, capture_output=True, cwd=self._work)
-        options = ("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off")
-        self._spawn([str(binaries / "postgres"), "-D", str(data), "-p", str(port), *options], "postgres", user=user)
+        options = (
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "unix_socket_directories=",
+            "-c",
+            "fsync=off",
+        )
+        self._spawn(
+            [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *options],
+            "postgres",
+            user=user,
+        )
 
-    def _spawn(self, command: list[str], name: str, *, user: str | None = None, **environ: str) -> None:
+    def _spawn(
+        self, command: list[str], name: str, *, user: str | None = None, **environ: str
+    ) -> None:
         with (self._work / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -168,8 +213,12 @@ class UnleashServer:
 class Console:
     """A person in Unleash's own console, or a script with its Admin API."""
 
-    def __init__(self, url: str, *, project: str = "default", environment: str = ENVIRONMENT) -> None:
-        self._http = httpx.AsyncClient(base_url=url, headers={"Authorization": ADMIN_TOKEN}, timeout=10)
+    def __init__(
+        self, url: str, *, project: str = "default", environment: str = ENVIRONMENT
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url, headers={"Authorization": ADMIN_TOKEN}, timeout=10
+        )
         self._features = f"/api/admin/projects/{project}/features"
         self._environment = environment
 
@@ -178,9 +227,14 @@ class Console:
         await self._http.aclose()
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Make a request below the project's features; return the answer's JSON, None for an empty one."""
+        """Make a request below the project's features.
+
+        Return the answer's JSON, None for an empty one.
+        """
         headers = {"Content-Type": "application/json"}
-        answer = await self._http.request(method, f"{self._features}{path}", json=body, headers=headers)
+        answer = await self._http.request(
+            method, f"{self._features}{path}", json=body, headers=headers
+        )
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 
@@ -205,14 +259,22 @@ class Console:
     async def edit(self, flag_key: str, **fields: Any) -> None:
         """Replace fields of the flag's first strategy; `rollout` is one of its parameters."""
         first = (await self.environment(flag_key))["strategies"][0]
-        paths = {("/parameters/rollout" if name == "rollout" else f"/{name}"): value for name, value in fields.items()}
+        paths = {
+            ("/parameters/rollout" if name == "rollout" else f"/{name}"): value
+            for name, value in fields.items()
+        }
         patch = [{"op": "replace", "path": path, "value": value} for path, value in paths.items()]
         await self.here("PATCH", flag_key, f"/strategies/{first['id']}", patch)
 
     async def add(self, flag_key: str, rollout: int, **fields: Any) -> None:
         """Add a strategy that lets in `rollout` percent."""
         parameters = {"rollout": str(rollout), "stickiness": "userId", "groupId": flag_key}
-        await self.here("POST", flag_key, "/strategies", {"name": "flexibleRollout", "parameters": parameters, **fields})
+        await self.here(
+            "POST",
+            flag_key,
+            "/strategies",
+            {"name": "flexibleRollout", "parameters": parameters, **fields},
+        )
 
     async def admin_get(self, path: str) -> Any:
         """GET below /api/admin."""
@@ -222,7 +284,9 @@ class Console:
 
     async def admin_post(self, path: str, body: Any) -> Any:
         """POST below /api/admin."""
-        answer = await self._http.post(f"/api/admin{path}", json=body, headers={"Content-Type": "application/json"})
+        answer = await self._http.post(
+            f"/api/admin{path}", json=body, headers={"Content-Type": "application/json"}
+        )
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 

@@ -1,1 +1,4 @@
-"""The sequential tests behind the gate: one file per question, arithmetic only, nothing about plans or people."""
+"""The sequential tests behind the gate.
+
+One file per question, arithmetic only, nothing about plans or people.
+"""

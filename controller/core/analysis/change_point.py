@@ -1,7 +1,9 @@
-"""Restarting e-processes: evidence that may have begun at any batch, so that late trouble is found nearly as fast as early.
+"""Restarting e-processes.
 
-An e-process is kept per alternative; at every batch a part of the prior mass starts afresh. What has not started yet stays as
-money in the pocket, so the total never expects to grow under the null.
+Evidence that may have begun at any batch, so that late trouble is found nearly as fast as early.
+
+An e-process is kept per alternative; at every batch a part of the prior mass starts afresh. What
+has not started yet stays as money in the pocket, so the total never expects to grow under the null.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-#: Where the prior mass of a change goes: most to "broken from the start" (the usual case), a part to coarse slots (few
-#: events: a cheap bet matters more than an exact moment), a part to every moment (many events: the reverse).
+# : Where the prior mass of a change goes: most to "broken from the start" (the usual case), a part
+# to coarse slots (few : events: a cheap bet matters more than an exact moment), a part to every
+# moment (many events: the reverse).
 START_MASS = 0.88
 COARSE_MASS = 0.06
 FINE_MASS = 0.06
 COARSE_SLOTS = 1000
-#: Of the last two, what is spent evenly over the planned time; the rest is for a rollout that takes longer.
+# : Of the last two, what is spent evenly over the planned time; the rest is for a rollout that
+# takes longer.
 WITHIN_PLAN = 0.8
 #: e-values are reported up to e^690, short of the largest double.
 LARGEST_LOG = 690.0
@@ -28,8 +32,9 @@ LARGEST_LOG = 690.0
 def released_mass(elapsed_seconds: float, horizon_seconds: float) -> float:
     """Return how much of the prior mass has started by now, in [0.88, 1); a function of time alone: predictable.
 
-    The density of a change is even over the planned time and falls like its square afterwards, so that it is never used up.
-    Releasing by time, not by batch, makes a flag with few events pay for few restarts.
+    The density of a change is even over the planned time and falls like its square afterwards, so
+    that it is never used up. Releasing by time, not by batch, makes a flag with few events pay for
+    few restarts.
     """
     elapsed = max(0.0, elapsed_seconds)
     slot = max(1.0, horizon_seconds / COARSE_SLOTS)
@@ -45,7 +50,9 @@ def _changed_by(elapsed_seconds: float, horizon_seconds: float) -> float:
 
 
 def add_batch(log_evidence: Floats, new_mass: float, increment: Floats) -> Floats:
-    """Return each alternative's log evidence after a batch: `new_mass` starts before it, then exp(increment) multiplies all.
+    """Return each alternative's log evidence after a batch.
+
+    `new_mass` starts before it, then exp(increment) multiplies all.
 
     `log_evidence` and `increment` are per alternative; the former is -inf before the first batch.
     """
@@ -55,7 +62,10 @@ def add_batch(log_evidence: Floats, new_mass: float, increment: Floats) -> Float
 
 
 def log_e_value(log_evidence: Floats, log_weights: Floats, released: float) -> float:
-    """Return the log of the mixture's e-value; `released` is the mass started so far, the rest counts as it is."""
+    """Return the log of the mixture's e-value.
+
+    `released` is the mass started so far, the rest counts as it is.
+    """
     total = log_sum_exp(log_weights + log_evidence)
     pocket = 1.0 - released
     if pocket <= 0:
@@ -65,7 +75,9 @@ def log_e_value(log_evidence: Floats, log_weights: Floats, released: float) -> f
 
 
 def mean_log_effect(log_evidence: Floats, log_weights: Floats, log_effects: Floats) -> float:
-    """Return the mean log effect under the evidence: what size of harm the e-value speaks of, also when it began late.
+    """Return the mean log effect under the evidence.
+
+    What size of harm the e-value speaks of, also when it began late.
 
     The whole visit's ratio would dilute a late regression with the healthy time before it.
     """

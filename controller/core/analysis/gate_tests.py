@@ -1,6 +1,9 @@
-"""What the sequential tests of one rollout remember between two looks, and its bytes beside the rollout document.
+"""What the sequential tests of one rollout remember between two looks.
 
-A few hundred numbers: how far each visit's totals have been used, and per guardrail the evidence so far.
+And its bytes beside the rollout document.
+
+A few hundred numbers: how far each visit's totals have been used, and per guardrail the evidence so
+far.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ class RatioTest:
     released: float = 0.0  # prior mass of a change that has started
     counts: Counts = NOTHING  # of the present visit, as tested
     harmed: int = 0  # bad events in treatment, through the whole rollout
-    place: int | None = None  # latency only: the bucket control's tail began above at the last batch
+    place: int | None = (
+        None  # latency only: the bucket control's tail began above at the last batch
+    )
 
     @classmethod
     def fresh(cls, alternatives: int) -> RatioTest:
@@ -50,12 +55,17 @@ class RatioTest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LimitTest:
-    """One guardrail against its absolute limit: treatment alone. Its gate question needs nothing but totals."""
+    """One guardrail against its absolute limit: treatment alone.
+
+    Its gate question needs nothing but totals.
+    """
 
     evidence: Floats  # log evidence of harm per alternative, through the whole rollout
     released: float = 0.0
     harmed: int = 0
-    used: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # by visit: trials and events taken so far
+    used: Mapping[int, tuple[int, int]] = field(
+        default_factory=dict
+    )  # by visit: trials and events taken so far
 
     @classmethod
     def fresh(cls, alternatives: int) -> LimitTest:
@@ -65,7 +75,10 @@ class LimitTest:
 
 @dataclass(frozen=True, slots=True)
 class VisitHarm:
-    """What one visit has cost: the greatest totals seen, so that lost and recounted totals do not shrink it."""
+    """What one visit has cost.
+
+    The greatest totals seen, so that lost and recounted totals do not shrink it.
+    """
 
     exposed_contexts: int = 0
     failed_requests: int = 0
@@ -74,16 +87,27 @@ class VisitHarm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GateTests:
-    """The sequential tests' own state for one rollout. The default value is the start of every rollout."""
+    """The sequential tests' own state for one rollout.
 
-    identity: str = ""  # rollout id and plan version: another rollout's evidence is never carried on
+    The default value is the start of every rollout.
+    """
+
+    identity: str = (
+        ""  # rollout id and plan version: another rollout's evidence is never carried on
+    )
     visit: int = -1  # the visit that safety is shown for
     batches: int = 0
     closed_at: datetime | None = None  # when the last batch was closed, or the first look
-    heard: int = 0  # raw events of the present visit at the last look, and since when it is that many
+    heard: int = (
+        0  # raw events of the present visit at the last look, and since when it is that many
+    )
     heard_at: datetime | None = None
-    seen: Mapping[int, VisitTotals] = field(default_factory=dict)  # per visit, what the tests have used up
-    latencies: Mapping[Arm, Ordered] | None = None  # the present visit's in `seen`, ready for use; None: to be made from it
+    seen: Mapping[int, VisitTotals] = field(
+        default_factory=dict
+    )  # per visit, what the tests have used up
+    latencies: Mapping[Arm, Ordered] | None = (
+        None  # the present visit's in `seen`, ready for use; None: to be made from it
+    )
     ratios: Mapping[int, RatioTest] = field(default_factory=dict)  # by index into Plan.guardrails
     limits: Mapping[int, LimitTest] = field(default_factory=dict)
     srm: Floats = field(default_factory=no_evidence)
@@ -91,12 +115,24 @@ class GateTests:
 
 
 def encode_tests(tests: GateTests) -> bytes:
-    """Return the state as bytes: a version, compressed JSON of the integers, then the float64 arrays in the JSON's order."""
+    """Return the state as bytes.
+
+    A version, compressed JSON of the integers, then the float64 arrays in the JSON's order.
+    """
     arrays: list[Floats] = [tests.srm]
     ratios = []
     for index, ratio in tests.ratios.items():
         arrays += [ratio.evidence, ratio.safe, ratio.curve]
-        ratios.append([index, len(ratio.evidence), ratio.released, list(ratio.counts), ratio.harmed, ratio.place])
+        ratios.append(
+            [
+                index,
+                len(ratio.evidence),
+                ratio.released,
+                list(ratio.counts),
+                ratio.harmed,
+                ratio.place,
+            ]
+        )
     limits = []
     for index, limit in tests.limits.items():
         arrays.append(limit.evidence)
@@ -109,7 +145,10 @@ def encode_tests(tests: GateTests) -> bytes:
         "closed_at": _seconds(tests.closed_at),
         "heard": tests.heard,
         "heard_at": _seconds(tests.heard_at),
-        "seen": [[visit, _pack_arm(totals.treatment), _pack_arm(totals.control)] for visit, totals in tests.seen.items()],
+        "seen": [
+            [visit, _pack_arm(totals.treatment), _pack_arm(totals.control)]
+            for visit, totals in tests.seen.items()
+        ],
         "ratios": ratios,
         "limits": limits,
         "harm": [
@@ -118,11 +157,16 @@ def encode_tests(tests: GateTests) -> bytes:
         ],
     }
     packed = zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 1)
-    return _HEADER.pack(VERSION, len(packed)) + packed + np.concatenate(arrays).astype("<f8").tobytes()
+    return (
+        _HEADER.pack(VERSION, len(packed)) + packed + np.concatenate(arrays).astype("<f8").tobytes()
+    )
 
 
 def decode_tests(encoded: bytes) -> GateTests:
-    """Return what `encode_tests` was given; b"" is a fresh start. Raises ValueError for anything else, also a newer version."""
+    """Return what `encode_tests` was given; b"" is a fresh start.
+
+    Raises ValueError for anything else, also a newer version.
+    """
     if not encoded:
         return GateTests()
     try:
@@ -211,7 +255,13 @@ def _unpack_arm(packed: list[Any]) -> ArmTotals:
     for step, count in zip(steps[::2], steps[1::2], strict=True):
         bucket += step
         latency[bucket] = count
-    return ArmTotals(exposures=exposures, at_risk=at_risk, first_errors=first_errors, converted=converted, latency=latency)
+    return ArmTotals(
+        exposures=exposures,
+        at_risk=at_risk,
+        first_errors=first_errors,
+        converted=converted,
+        latency=latency,
+    )
 
 
 def _seconds(moment: datetime | None) -> float | None:

@@ -1,7 +1,8 @@
 """Latency questions reduced to shares: how many values lie above a bucket's upper edge.
 
-A quantile is above a limit exactly when more than 1 - q of the values are; treatment's tail is worse exactly when more of it
-than of control's lies above a place that was fixed beforehand. Edges of buckets lose nothing: each value is on one side.
+A quantile is above a limit exactly when more than 1 - q of the values are; treatment's tail is
+worse exactly when more of it than of control's lies above a place that was fixed beforehand. Edges
+of buckets lose nothing: each value is on one side.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class Ordered(NamedTuple):
 
 
 class Spread:
-    """One arm's latencies, made ready when they are asked for: only people and reports look at every value."""
+    """One arm's latencies, made ready when they are asked for.
+
+    Only people and reports look at every value.
+    """
 
     def __init__(self, arm: ArmTotals) -> None:
         """Take an arm's histograms."""
@@ -65,7 +69,10 @@ def ordered(histogram: Histogram) -> Ordered:
 
 
 def quantile_bucket(past: Ordered, q: float) -> int | None:
-    """Return the smallest bucket with at most (1 - q) of `past` above it; None while `past` is too small to say."""
+    """Return the smallest bucket with at most (1 - q) of `past` above it.
+
+    None while `past` is too small to say.
+    """
     allowed = past.total * (1 - q)
     if past.total < _MIN_PAST or allowed < MIN_ABOVE - 1e-9:
         return None
@@ -78,22 +85,35 @@ def margin_buckets(margin: float) -> int:
 
 
 def quantile_interval(values: Ordered, q: float, alpha: float) -> tuple[float | None, float | None]:
-    """Return a confidence sequence (low, high) of the q-quantile in ms; an end is None where the data do not bound it.
+    """Return a confidence sequence (low, high) of the q-quantile in ms.
+
+    An end is None where the data do not bound it.
 
     Keeps every place that a beta-binomial mixture around 1 - q does not reject as the quantile.
-    Source: S. Howard, A. Ramdas, Bernoulli 28 (2022) 1704-1728, section 3 (fixed quantile, beta-binomial mixture).
+    Source: S. Howard, A. Ramdas, Bernoulli 28 (2022) 1704-1728, section 3 (fixed quantile,
+    beta-binomial mixture).
     """
     total, tail = values.total, 1 - q
     if total == 0:
         return None, None
-    # The prior's weight in observations; tightest near 20 values above the quantile, which is when a gate looks.
+    # The prior's weight in observations; tightest near 20 values above the quantile, which is when
+    # a gate looks.
     a, b = 20.0, 20.0 * q / tail
-    constant = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) - math.lgamma(a + b + total) + math.log(alpha)
+    constant = (
+        math.lgamma(a + b)
+        - math.lgamma(a)
+        - math.lgamma(b)
+        - math.lgamma(a + b + total)
+        + math.log(alpha)
+    )
     constant -= total * math.log(q)
     log_odds = math.log(tail / q)
 
     def excess(above: float) -> float:
-        """Return by how much a place with so many values above it is rejected: convex, least where tail * total are."""
+        """Return by how much a place with so many values above it is rejected.
+
+        Convex, least where tail * total are.
+        """
         return constant + math.lgamma(a + above) + math.lgamma(b + total - above) - above * log_odds
 
     # Where a normal distribution in place of the binomial would have the ends of what is kept.
@@ -103,19 +123,26 @@ def quantile_interval(values: Ordered, q: float, alpha: float) -> tuple[float | 
     def bound(above: float) -> float:
         """Return where `excess` is 0, by Newton's method from `above`, on the same side of its least value."""
         for _ in range(50):
-            slope = math.log((a + above - 0.5) / (b + total - above - 0.5)) - log_odds  # lgamma'(x) is nearly log(x - 0.5)
+            slope = (
+                math.log((a + above - 0.5) / (b + total - above - 0.5)) - log_odds
+            )  # lgamma'(x) is nearly log(x - 0.5)
             step = excess(above) / slope
             above = min(max(above - step, 0.0), total)
-            if step * step <= 1e-6 * width:  # what is left is about step^2 / width, and what is counted is whole
+            if (
+                step * step <= 1e-6 * width
+            ):  # what is left is about step^2 / width, and what is counted is whole
                 break
         return above
 
-    # A bucket is too low when significantly more than the tail lies above it, too high when less lies at or above it. An end is
-    # open when even nothing below (above) the outermost bucket would not be rejected as the quantile's place.
+    # A bucket is too low when significantly more than the tail lies above it, too high when less
+    # lies at or above it. An end is open when even nothing below (above) the outermost bucket would
+    # not be rejected as the quantile's place.
     low = high = None
     if excess(total) >= 0:
         most = bound(min(middle + width, total))
-        low = bucket_value(int(values.buckets[values.up_to.searchsorted(total - most, side="right")]))
+        low = bucket_value(
+            int(values.buckets[values.up_to.searchsorted(total - most, side="right")])
+        )
     if excess(0) >= 0:
         fewest = bound(max(middle - width, 0.0))
         high = bucket_value(int(values.buckets[values.up_to.searchsorted(total - fewest)]))

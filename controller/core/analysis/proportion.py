@@ -1,7 +1,8 @@
 """Shares of bad (or wanted) events: treatment against control, and treatment against a fixed limit.
 
-Comparisons look at which arm the next event fell into, given how many observations each arm had in the same batch, so a base
-rate that drifts from batch to batch does not matter. Nothing here knows about restarts (`change_point.py`) or about plans.
+Comparisons look at which arm the next event fell into, given how many observations each arm had in
+the same batch, so a base rate that drifts from batch to batch does not matter. Nothing here knows
+about restarts (`change_point.py`) or about plans.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import numpy as np
 
 from controller.core.analysis.change_point import Floats, log_sum_exp
 
-#: Log rate ratios betted on, 1.05 to 20, and their weights. Evidence that suffices places a log ratio to about a third of
-#: itself, so grid and weights are even in its logarithm; the sizes that releases break by, 1.2 to 8, get ten times the weight.
+# : Log rate ratios betted on, 1.05 to 20, and their weights. Evidence that suffices places a log
+# ratio to about a third of : itself, so grid and weights are even in its logarithm; the sizes that
+# releases break by, 1.2 to 8, get ten times the weight.
 LOG_RATIOS: Floats = np.exp(np.linspace(math.log(0.05), math.log(3.0), 32))
 RATIO_WEIGHTS: Floats = np.where((LOG_RATIOS > 0.17) & (LOG_RATIOS < 2.1), 1.0, 0.1)
 RATIO_WEIGHTS /= RATIO_WEIGHTS.sum()
 
-#: Of log odds ratios to a limit: even, since a release is usually far below its limits, or far above.
+# : Of log odds ratios to a limit: even, since a release is usually far below its limits, or far
+# above.
 _LIMIT_LOG_WEIGHTS: Floats = np.full(len(LOG_RATIOS), -math.log(len(LOG_RATIOS)))
 
 #: Where the likelihood of the ratio is kept for estimate and interval: 0.09 to 11.
@@ -41,7 +44,10 @@ class Counts(NamedTuple):
     k_c: int
 
     def swapped(self) -> Counts:
-        """Return the same with the arms exchanged: a fall of treatment becomes a rise of control."""
+        """Return the same with the arms exchanged.
+
+        A fall of treatment becomes a rise of control.
+        """
         return Counts(self.n_c, self.k_c, self.n_t, self.k_t)
 
 
@@ -49,7 +55,10 @@ NOTHING = Counts(0, 0, 0, 0)
 
 
 class Increments(NamedTuple):
-    """What one batch adds to a comparison: per alternative of harm and of safety, and per point of `CURVE`."""
+    """What one batch adds to a comparison.
+
+    Per alternative of harm and of safety, and per point of `CURVE`.
+    """
 
     harm: Floats
     safe: Floats
@@ -67,19 +76,26 @@ class Alternatives(NamedTuple):
 def harm_alternatives(log_null: float) -> Alternatives:
     """Return the rate ratios above the tolerated one, with weights that add up to 1.
 
-    Alternatives at or below the null are left out: they would win when treatment is *better*. The reference vectors with a
-    margin leave their weight unused; giving it to the others multiplies the e-value by a constant above 1.
+    Alternatives at or below the null are left out: they would win when treatment is *better*. The
+    reference vectors with a margin leave their weight unused; giving it to the others multiplies
+    the e-value by a constant above 1.
     """
     above = log_null + 1e-12 < LOG_RATIOS
     if not above.any():
-        raise ValueError(f"a tolerated ratio of {math.exp(log_null):.3g} leaves nothing to find; the largest is 20")
+        raise ValueError(
+            f"a tolerated ratio of {math.exp(log_null):.3g} leaves nothing to find; the "
+            f"largest is 20"
+        )
     weights = RATIO_WEIGHTS[above]
     return Alternatives(LOG_RATIOS[above], np.log(weights / weights.sum()))
 
 
 @lru_cache(maxsize=64)
 def safe_alternatives(log_null: float) -> Alternatives:
-    """Return ratios below `log_null` > 0, down to its mirror image: what a release that is not worse looks like."""
+    """Return ratios below `log_null` > 0, down to its mirror image.
+
+    What a release that is not worse looks like.
+    """
     steps = np.arange(1, SAFE_POINTS + 1)
     return Alternatives(log_null * (1 - 2 * steps / SAFE_POINTS), SAFE_LOG_WEIGHTS)
 
@@ -87,12 +103,13 @@ def safe_alternatives(log_null: float) -> Alternatives:
 def ratio_increment(log_ratios: Floats, log_null: float, batch: Counts) -> Floats:
     """Return one batch's log e-value per alternative rate ratio, against the null that the ratio is at most exp(log_null).
 
-    With alternatives *below* the null it tests the reverse, that the ratio is at least exp(log_null). Exact for any rates, also
-    when they differ from batch to batch: given the numbers of observations the expectation of its exp is at most 1, because
-    1 + x <= exp(x) and the exponents cancel at the null's edge.
+    With alternatives *below* the null it tests the reverse, that the ratio is at least
+    exp(log_null). Exact for any rates, also when they differ from batch to batch: given the numbers
+    of observations the expectation of its exp is at most 1, because 1 + x <= exp(x) and the
+    exponents cancel at the null's edge.
 
-    Source: Poisson form of the multinomial mixture in M. Lindon, A. Malek, NeurIPS 2022 (arXiv 2011.03567), conditioned on
-    observed instead of designed shares.
+    Source: Poisson form of the multinomial mixture in M. Lindon, A. Malek, NeurIPS 2022 (arXiv
+    2011.03567), conditioned on observed instead of designed shares.
     """
     n_t, k_t, n_c, k_c = batch
     null = math.exp(log_null)
@@ -104,17 +121,25 @@ def ratio_increment(log_ratios: Floats, log_null: float, batch: Counts) -> Float
 def comparison_increments(log_null: float, log_gate: float, batch: Counts) -> Increments:
     """Return `ratio_increment` against both nulls, harm above `log_null` and safety below `log_gate`, and `curve_increment`.
 
-    The three are one formula with three nulls, the curve's being ratio 1: in one pass over all points they cost a third.
+    The three are one formula with three nulls, the curve's being ratio 1: in one pass over all
+    points they cost a third.
     """
     log_factors, ratios, nulls, first_safe, first_of_curve = _all_points(log_null, log_gate)
     n_t, k_t, n_c, k_c = batch
-    increment: Floats = k_t * log_factors - (k_t + k_c) * np.log((n_t * ratios + n_c) / (n_t * nulls + n_c))
-    return Increments(increment[:first_safe], increment[first_safe:first_of_curve], increment[first_of_curve:])
+    increment: Floats = k_t * log_factors - (k_t + k_c) * np.log(
+        (n_t * ratios + n_c) / (n_t * nulls + n_c)
+    )
+    return Increments(
+        increment[:first_safe], increment[first_safe:first_of_curve], increment[first_of_curve:]
+    )
 
 
 @lru_cache(maxsize=256)
 def _all_points(log_null: float, log_gate: float) -> tuple[Floats, Floats, Floats, int, int]:
-    """Return log(ratio / null), ratio and null of every alternative, then of the curve, and where the last two parts begin."""
+    """Return log(ratio / null), ratio and null of every alternative, then of the curve.
+
+    And where the last two parts begin.
+    """
     parts = (
         (harm_alternatives(log_null).log_effects, log_null),
         (safe_alternatives(log_gate).log_effects, log_gate),
@@ -123,20 +148,30 @@ def _all_points(log_null: float, log_gate: float) -> tuple[Floats, Floats, Float
     log_ratios = np.concatenate([points for points, _ in parts])
     log_nulls = np.concatenate([np.full(len(points), null) for points, null in parts])
     first_safe = len(parts[0][0])
-    return log_ratios - log_nulls, np.exp(log_ratios), np.exp(log_nulls), first_safe, first_safe + SAFE_POINTS
+    return (
+        log_ratios - log_nulls,
+        np.exp(log_ratios),
+        np.exp(log_nulls),
+        first_safe,
+        first_safe + SAFE_POINTS,
+    )
 
 
-def excess_increment(expected_t: Floats, expected_c: float, difference: float, batch: Counts) -> Floats:
+def excess_increment(
+    expected_t: Floats, expected_c: float, difference: float, batch: Counts
+) -> Floats:
     """Return one batch's log e-value per alternative, against "treatment's rate is at most control's + `difference`".
 
-    `expected_t` are the alternatives, rates of treatment, and `expected_c` control's rate as expected from its past, in (0, 1);
-    all above `expected_c + difference` for this null. With all of them below it tests the reverse, "at least". How wrong the
-    expectations are costs power alone.
+    `expected_t` are the alternatives, rates of treatment, and `expected_c` control's rate as
+    expected from its past, in (0, 1); all above `expected_c + difference` for this null. With all
+    of them below it tests the reverse, "at least". How wrong the expectations are costs power
+    alone.
 
-    The null's point nearest to an alternative, (m + difference, m), solves n_t (expected_t / (m + difference) - 1) +
-    n_c (expected_c / m - 1) = 0. There the exponents of E[exp] <= exp(n_t (p_t - m - d)(e_t / (m + d) - 1) + ...) add up to
-    n_t (e_t / (m + d) - 1)(p_t - p_c - d), which is at most 0 for every pair of rates in the null.
-    Source: reverse information projection, P. Grunwald, R. de Heide, W. Koolen, J. R. Statist. Soc. B 86 (2024); Poisson form.
+    The null's point nearest to an alternative, (m + difference, m), solves n_t (expected_t / (m +
+    difference) - 1) + n_c (expected_c / m - 1) = 0. There the exponents of E[exp] <= exp(n_t (p_t -
+    m - d)(e_t / (m + d) - 1) + ...) add up to n_t (e_t / (m + d) - 1)(p_t - p_c - d), which is at
+    most 0 for every pair of rates in the null. Source: reverse information projection, P. Grunwald,
+    R. de Heide, W. Koolen, J. R. Statist. Soc. B 86 (2024); Poisson form.
     """
     n_t, k_t, n_c, k_c = batch
     total = n_t + n_c
@@ -153,20 +188,31 @@ def excess_increment(expected_t: Floats, expected_c: float, difference: float, b
 
 
 def rates_above(expected_c: float, difference: float) -> Floats:
-    """Return the alternatives of harm for a margin in points, one per log ratio to what is tolerated."""
+    """Return the alternatives of harm for a margin in points.
+
+    One per log ratio to what is tolerated.
+    """
     result: Floats = (expected_c + difference) * np.exp(LOG_RATIOS)
     return result
 
 
 def rates_below(expected_c: float, difference: float) -> Floats:
-    """Return the alternatives of a gate for a margin in points: from just below it down to its mirror image, or near 0."""
+    """Return the alternatives of a gate for a margin in points.
+
+    From just below it down to its mirror image, or near 0.
+    """
     steps = np.arange(1, SAFE_POINTS + 1)
-    result: Floats = np.maximum(expected_c + difference * (1 - 2 * steps / SAFE_POINTS), expected_c / 20)
+    result: Floats = np.maximum(
+        expected_c + difference * (1 - 2 * steps / SAFE_POINTS), expected_c / 20
+    )
     return result
 
 
 def curve_increment(batch: Counts) -> Floats:
-    """Return one batch's log likelihood of the rate ratio on `CURVE`, relative to ratio 1. Adding up over batches is exact."""
+    """Return one batch's log likelihood of the rate ratio on `CURVE`, relative to ratio 1.
+
+    Adding up over batches is exact.
+    """
     n_t, k_t, n_c, k_c = batch
     result: Floats = k_t * CURVE - (k_t + k_c) * np.log((n_t * _CURVE_RATIOS + n_c) / (n_t + n_c))
     return result
@@ -187,7 +233,10 @@ _ONE_SIDED: Floats = np.concatenate(_one_sided_weights())
 
 
 class RatioEstimate(NamedTuple):
-    """A rate ratio with its interval; an end is None where the data do not bound it within 0.09 to 11."""
+    """A rate ratio with its interval.
+
+    An end is None where the data do not bound it within 0.09 to 11.
+    """
 
     estimate: float
     low: float | None
@@ -195,9 +244,12 @@ class RatioEstimate(NamedTuple):
 
 
 def ratio_estimate(curve: Floats, alpha: float) -> RatioEstimate | None:
-    """Return the likeliest rate ratio and a confidence sequence at 1 - alpha; None while the curve is flat (no events).
+    """Return the likeliest rate ratio and a confidence sequence at 1 - alpha.
 
-    The sequence keeps every null that neither one-sided mixture rejects at alpha / 2, so it may be looked at after every batch.
+    None while the curve is flat (no events).
+
+    The sequence keeps every null that neither one-sided mixture rejects at alpha / 2, so it may be
+    looked at after every batch.
     """
     peak, last = int(curve.argmax()), len(CURVE) - 1
     if curve[peak] - curve[curve.argmin()] < 1e-12:
@@ -214,7 +266,9 @@ def ratio_estimate(curve: Floats, alpha: float) -> RatioEstimate | None:
             place += 0.5 * (left - right) / bend * _CURVE_STEP
     return RatioEstimate(
         estimate=math.exp(place),
-        low=None if low == 0 else float(_CURVE_RATIOS[low - 1]),  # one step out, for what lies between the points
+        low=None
+        if low == 0
+        else float(_CURVE_RATIOS[low - 1]),  # one step out, for what lies between the points
         high=None if high == last else float(_CURVE_RATIOS[high + 1]),
     )
 
@@ -225,14 +279,19 @@ def limit_alternatives(limit: float, is_above: bool) -> tuple[Floats, Floats, Al
     effects = LOG_RATIOS if is_above else -LOG_RATIOS
     odds = limit / (1 - limit) * np.exp(effects)
     shares = odds / (1 + odds)
-    return np.log(shares / limit), np.log((1 - shares) / (1 - limit)), Alternatives(effects, _LIMIT_LOG_WEIGHTS)
+    return (
+        np.log(shares / limit),
+        np.log((1 - shares) / (1 - limit)),
+        Alternatives(effects, _LIMIT_LOG_WEIGHTS),
+    )
 
 
 def limit_increment(limit: float, trials: int, events: int, *, is_above: bool) -> Floats:
     """Return the log e-value per alternative against "the share is on the other side of `limit`", 0 < limit < 1.
 
-    `is_above` bets on shares above the limit (harm), else below (safe). A plain likelihood ratio, hence exact for shares that
-    drift as long as they stay on the null's side; additive, so totals do as well as batches.
+    `is_above` bets on shares above the limit (harm), else below (safe). A plain likelihood ratio,
+    hence exact for shares that drift as long as they stay on the null's side; additive, so totals
+    do as well as batches.
     """
     event, no_event, _ = limit_alternatives(limit, is_above)
     result: Floats = events * event + (trials - events) * no_event
@@ -242,10 +301,14 @@ def limit_increment(limit: float, trials: int, events: int, *, is_above: bool) -
 def limit_log_e_value(limit: float, trials: int, events: int, *, is_above: bool) -> float:
     """Return the mixture's log e-value for totals, without restarts."""
     alternatives = limit_alternatives(limit, is_above)[2]
-    return log_sum_exp(alternatives.log_weights + limit_increment(limit, trials, events, is_above=is_above))
+    return log_sum_exp(
+        alternatives.log_weights + limit_increment(limit, trials, events, is_above=is_above)
+    )
 
 
-def trials_until(log_evidence: Floats, log_weights: Floats, growth: Floats, log_threshold: float) -> int | None:
+def trials_until(
+    log_evidence: Floats, log_weights: Floats, growth: Floats, log_threshold: float
+) -> int | None:
     """Return how many more trials carry one alternative over the threshold at `growth` per trial; None when none grows.
 
     An outlook, not a promise: it takes the rates as they are.
@@ -263,15 +326,22 @@ def safe_growth(log_null: float, share: float, rate: float) -> Floats:
     `share` is treatment's part of the observations, 0 < share < 1.
     """
     log_ratios = safe_alternatives(log_null).log_effects
-    scale = np.log((share * np.exp(log_ratios) + 1 - share) / (share * math.exp(log_null) + 1 - share))
+    scale = np.log(
+        (share * np.exp(log_ratios) + 1 - share) / (share * math.exp(log_null) + 1 - share)
+    )
     result: Floats = rate * ((log_ratios - log_null) - scale / share)
     return result
 
 
 def excess_growth(difference: float, share: float, rate: float) -> Floats:
-    """Return the same for a margin in points: the expected increment per treatment observation at equal rates."""
+    """Return the same for a margin in points.
+
+    The expected increment per treatment observation at equal rates.
+    """
     batch = Counts(share, share * rate, 1 - share, (1 - share) * rate)  # type: ignore[arg-type]  # expected counts
-    result: Floats = excess_increment(rates_below(rate, difference), rate, difference, batch) / share
+    result: Floats = (
+        excess_increment(rates_below(rate, difference), rate, difference, batch) / share
+    )
     return result
 
 
@@ -285,15 +355,19 @@ def limit_growth(limit: float, rate: float, *, is_above: bool) -> Floats:
 def rate_interval(events: int, trials: int, alpha: float) -> tuple[float, float]:
     """Return a confidence sequence of the mean rate over all trials so far, both ends in [0, 1]; `trials` is at least 1.
 
-    Holds at every look, also when the rate drifts: exp(l K - mu (e^l - 1)) is a supermartingale for the summed rates mu, and a
-    gamma(1, 1) mixture over e^l has the closed form used here. Somewhat wide above rates of 30 %, where a Poisson count is
-    wider than a binomial one.
+    Holds at every look, also when the rate drifts: exp(l K - mu (e^l - 1)) is a supermartingale for
+    the summed rates mu, and a gamma(1, 1) mixture over e^l has the closed form used here. Somewhat
+    wide above rates of 30 %, where a Poisson count is wider than a binomial one.
 
-    Source: S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, Ann. Statist. 49 (2021) 1055-1080, gamma-exponential mixtures.
+    Source: S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, Ann. Statist. 49 (2021) 1055-1080,
+    gamma-exponential mixtures.
     """
     if not 0 <= events <= trials or trials < 1:
-        raise ValueError(f"0 <= events <= trials and trials >= 1 are asked for, got {events} of {trials}")
-    # It rejects mu where u - 1 - log(u) is above `distance`, with 1 + mu in units of 1 + events: one end on each side of u = 1.
+        raise ValueError(
+            f"0 <= events <= trials and trials >= 1 are asked for, got {events} of {trials}"
+        )
+    # It rejects mu where u - 1 - log(u) is above `distance`, with 1 + mu in units of 1 + events:
+    # one end on each side of u = 1.
     unit = 1 + events
     distance = (1 - math.lgamma(unit) - math.log(alpha)) / unit + math.log(unit) - 1
     distance = max(distance, 1e-15)  # beyond 10^14 events nothing but rounding is left of it

@@ -1,4 +1,6 @@
-"""From a guardrail's tests to its report: both verdicts, both arms with intervals, and one sentence with the numbers.
+"""From a guardrail's tests to its report.
+
+Both verdicts, both arms with intervals, and one sentence with the numbers.
 
 Sentences do not name their metric: whoever shows them has put it in front.
 """
@@ -10,7 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from controller.core.analysis.change_point import as_e_value, log_e_value, log_sum_exp, mean_log_effect
+from controller.core.analysis.change_point import (
+    as_e_value,
+    log_e_value,
+    log_sum_exp,
+    mean_log_effect,
+)
 from controller.core.analysis.gate_tests import GateTests, LimitTest, RatioTest
 from controller.core.analysis.latency import Spread, margin_buckets, quantile_interval
 from controller.core.analysis.proportion import (
@@ -95,8 +102,8 @@ def report(
 ) -> MetricReport:
     """Return one guardrail's report for a stage at `percent` that has counted for `elapsed_seconds`.
 
-    `alpha_share` is its part of `alpha`; intervals are at `alpha`. Evidence of harm is the whole rollout's, everything else
-    the present visit's.
+    `alpha_share` is its part of `alpha`; intervals are at `alpha`. Evidence of harm is the whole
+    rollout's, everything else the present visit's.
     """
     has_control = percent < 100
     look = _Look(
@@ -110,7 +117,9 @@ def report(
         beta,
         gate_margin(guardrail, percent) if guardrail.margin is not None and has_control else None,
     )
-    ratio = ratio_estimate(look.ratio.curve, alpha) if look.ratio is not None and has_control else None
+    ratio = (
+        ratio_estimate(look.ratio.curve, alpha) if look.ratio is not None and has_control else None
+    )
     answers = []
     if guardrail.limit is not None:
         answers.append(_against_limit(look))
@@ -119,13 +128,22 @@ def report(
     threshold = 1 / (alpha * alpha_share)
     e_value = harm_e_value(guardrail, number, tests)
     safe = _worst([answer.verdict for answer in answers])
-    harm = Verdict.NO_DATA if all(answer.verdict is Verdict.NO_DATA for answer in answers) else Verdict.INCONCLUSIVE
+    harm = (
+        Verdict.NO_DATA
+        if all(answer.verdict is Verdict.NO_DATA for answer in answers)
+        else Verdict.INCONCLUSIVE
+    )
     reason = "; ".join(answer.shown for answer in answers)
     if e_value >= threshold:
         suspicions = _suspicions(look)
         counting = [suspicion for suspicion in suspicions if suspicion.veto is None]
-        if sum(as_e_value(suspicion.log_harm) for suspicion in counting) / len(suspicions) >= threshold:
-            harm = safe = Verdict.FAIL  # what is found harmful is not shown safe, whatever an earlier stage had shown
+        if (
+            sum(as_e_value(suspicion.log_harm) for suspicion in counting) / len(suspicions)
+            >= threshold
+        ):
+            harm = safe = (
+                Verdict.FAIL
+            )  # what is found harmful is not shown safe, whatever an earlier stage had shown
             culprit = max(counting, key=lambda suspicion: suspicion.log_harm)
             reason = f"{culprit.found}; e-value {_number(e_value)} against {_number(threshold)}"
         else:
@@ -167,13 +185,21 @@ def harm_e_value(guardrail: Guardrail, number: int, tests: GateTests) -> float:
 def _log_limit_harm(guardrail: Guardrail, test: LimitTest | None) -> float:
     if test is None:
         return 0.0
-    return log_e_value(test.evidence, limit_alternatives(limit_share(guardrail), is_above=True)[2].log_weights, test.released)
+    return log_e_value(
+        test.evidence,
+        limit_alternatives(limit_share(guardrail), is_above=True)[2].log_weights,
+        test.released,
+    )
 
 
 def _log_comparison_harm(guardrail: Guardrail, test: RatioTest | None) -> float:
     if test is None:
         return 0.0
-    weights = SHAPE_LOG_WEIGHTS if guardrail.is_distribution else harm_alternatives(log_tolerated(guardrail)).log_weights
+    weights = (
+        SHAPE_LOG_WEIGHTS
+        if guardrail.is_distribution
+        else harm_alternatives(log_tolerated(guardrail)).log_weights
+    )
     return log_e_value(test.evidence, weights, test.released)
 
 
@@ -184,7 +210,8 @@ def _worst(verdicts: list[Verdict]) -> Verdict:
     return Verdict.PASS
 
 
-# --- is it worse ------------------------------------------------------------------------------------------------------------
+# --- is it worse
+# --------------------------------------------------------------------------------------------------
 
 
 def _suspicions(look: _Look) -> list[Suspicion]:
@@ -199,11 +226,16 @@ def _suspicions(look: _Look) -> list[Suspicion]:
 
 def _over_limit(look: _Look) -> Suspicion:
     said, trials, events = _limit_counts(look)
-    # The tests look for a beginning too: what broke a minute ago is found although the stage's own average is still fine.
+    # The tests look for a beginning too: what broke a minute ago is found although the stage's own
+    # average is still fine.
     is_over = bool(trials) and events / trials > limit_share(look.guardrail)
-    when = "over the limit" if is_over else "over the limit of late, though not on the stage's average"
+    when = (
+        "over the limit" if is_over else "over the limit of late, though not on the stage's average"
+    )
     harmed = 0 if look.limit is None else look.limit.harmed
-    return Suspicion(_log_limit_harm(look.guardrail, look.limit), _too_few(harmed), f"{said}: {when}")
+    return Suspicion(
+        _log_limit_harm(look.guardrail, look.limit), _too_few(harmed), f"{said}: {when}"
+    )
 
 
 def _worse_than_control(look: _Look) -> Suspicion:
@@ -215,20 +247,31 @@ def _worse_than_control(look: _Look) -> Suspicion:
         found = f"treatment is slower than control: {_quantiles(look.latencies)} in this stage"
         return Suspicion(log_harm, _too_few(test.harmed), found)
     alternatives = harm_alternatives(log_tolerated(guardrail))
-    effect = math.exp(mean_log_effect(test.evidence, alternatives.log_weights, alternatives.log_effects))
+    effect = math.exp(
+        mean_log_effect(test.evidence, alternatives.log_weights, alternatives.log_effects)
+    )
     veto = _too_few(test.harmed)
     if veto is None and effect < MIN_HARM_RATIO and not guardrail.in_points:
         veto = f"it is about {_percent(effect - 1)} worse, less than {_percent(MIN_HARM_RATIO - 1)}"
     than = "control" if not guardrail.in_points else f"control + {_points(guardrail.margin or 0)}"
     place, stage = _place(guardrail, test), _both(guardrail, test.counts)
-    return Suspicion(log_harm, veto, f"{place}treatment is about {effect:.2f} times as bad as {than}; this stage {stage}")
+    return Suspicion(
+        log_harm,
+        veto,
+        f"{place}treatment is about {effect:.2f} times as bad as {than}; this stage {stage}",
+    )
 
 
 def _too_few(harmed: int) -> str | None:
-    return None if harmed >= MIN_HARMED else f"only {harmed} bad events in treatment, {MIN_HARMED} are asked for"
+    return (
+        None
+        if harmed >= MIN_HARMED
+        else f"only {harmed} bad events in treatment, {MIN_HARMED} are asked for"
+    )
 
 
-# --- is it shown not to be worse ----------------------------------------------------------------------------------------------
+# --- is it shown not to be worse
+# ----------------------------------------------------------------------------------------------
 
 
 def _against_limit(look: _Look) -> Safety:
@@ -245,7 +288,11 @@ def _against_limit(look: _Look) -> Safety:
         return Safety(Verdict.PASS, log_safe, f"{said}: shown")
     growth = limit_growth(share, (events + 0.5) / (trials + 1), is_above=is_floor)
     missing = trials_until(increment, log_weights, growth, goal)
-    outlook = "not at this rate" if missing is None else _outlook(missing, "treatment", trials, look.elapsed_seconds)
+    outlook = (
+        "not at this rate"
+        if missing is None
+        else _outlook(missing, "treatment", trials, look.elapsed_seconds)
+    )
     return Safety(Verdict.INCONCLUSIVE, log_safe, f"{said}: not shown yet, {outlook}")
 
 
@@ -254,7 +301,11 @@ def _limit_counts(look: _Look) -> tuple[str, int, int]:
     guardrail, arm = look.guardrail, look.totals.treatment
     if guardrail.quantile is not None:
         tested = look.latencies[Arm.TREATMENT].tested
-        trials, events, what = tested.total, tested.above(limit_bucket(guardrail)), f"treatment above {guardrail.limit:g} ms:"
+        trials, events, what = (
+            tested.total,
+            tested.above(limit_bucket(guardrail)),
+            f"treatment above {guardrail.limit:g} ms:",
+        )
     elif guardrail.is_better_when_higher:
         goal = guardrail.metric.removeprefix("conversion:")
         trials, events = arm.exposures, min(arm.converted.get(goal, 0), arm.exposures)
@@ -265,7 +316,11 @@ def _limit_counts(look: _Look) -> tuple[str, int, int]:
         return what.removesuffix(":"), 0, 0
     bound = "at least" if guardrail.is_better_when_higher else "limit"
     share = _percent(limit_share(guardrail))
-    return f"{what} {_percent(events / trials)} ({events:,} of {trials:,}), {bound} {share}", trials, events
+    return (
+        f"{what} {_percent(events / trials)} ({events:,} of {trials:,}), {bound} {share}",
+        trials,
+        events,
+    )
 
 
 def _against_control(look: _Look, ratio: RatioEstimate | None) -> Safety:
@@ -280,22 +335,36 @@ def _against_control(look: _Look, ratio: RatioEstimate | None) -> Safety:
     goal = ratio_goal = -math.log(look.beta)
     if guardrail.metric == "error_rate":
         arm = look.totals.treatment
-        negligible = limit_log_e_value(NEGLIGIBLE_ERROR_RATE, arm.at_risk, min(arm.first_errors, arm.at_risk), is_above=False)
+        negligible = limit_log_e_value(
+            NEGLIGIBLE_ERROR_RATE, arm.at_risk, min(arm.first_errors, arm.at_risk), is_above=False
+        )
         ratio_goal -= math.log1p(-NEGLIGIBLE_WEIGHT)
-        log_safe = max(log_safe + math.log1p(-NEGLIGIBLE_WEIGHT), negligible + math.log(NEGLIGIBLE_WEIGHT))
+        log_safe = max(
+            log_safe + math.log1p(-NEGLIGIBLE_WEIGHT), negligible + math.log(NEGLIGIBLE_WEIGHT)
+        )
     said = f"{_place(guardrail, test)}{_both(guardrail, test.counts)}"
-    bound = f"below control's + {_points(at_gate)}" if guardrail.in_points else f"below {1 + at_gate:.2f} times control's"
+    bound = (
+        f"below control's + {_points(at_gate)}"
+        if guardrail.in_points
+        else f"below {1 + at_gate:.2f} times control's"
+    )
     if log_safe >= goal:
         return Safety(Verdict.PASS, log_safe, f"{said}: shown {bound}")
     n_t, k_t, n_c, k_c = test.counts
     share, rate = n_t / (n_t + n_c), (k_t + k_c + 0.5) / (n_t + n_c + 1)
-    growth = excess_growth(at_gate, share, rate) if guardrail.in_points else safe_growth(math.log1p(at_gate), share, rate)
+    growth = (
+        excess_growth(at_gate, share, rate)
+        if guardrail.in_points
+        else safe_growth(math.log1p(at_gate), share, rate)
+    )
     missing = trials_until(test.safe, SAFE_LOG_WEIGHTS, growth, ratio_goal)
     unit = "control" if guardrail.is_better_when_higher else "treatment"
     if missing is None:
         outlook = "out of reach"
     else:
-        outlook = f"{_outlook(missing, unit, n_t, look.elapsed_seconds)} if it is as good as control"
+        outlook = (
+            f"{_outlook(missing, unit, n_t, look.elapsed_seconds)} if it is as good as control"
+        )
     if guardrail.quantile is None and ratio is not None and ratio.high is not None:
         worst = k_c / max(n_c, 1) * (ratio.high - 1)
         outlook = f"{outlook}; a harm above +{100 * worst:.2g} pp is excluded by now"
@@ -318,13 +387,24 @@ def _quantiles(latencies: Mapping[Arm, Spread]) -> str:
     """Return both arms' latencies side by side, for people."""
     said = []
     for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
-        both = [(latencies[arm].every if latencies[arm].every.total else latencies[arm].tested).quantile(q) for arm in _ARMS]
-        said.append(f"{name} " + " against ".join("nothing" if ms is None else f"{ms:.3g} ms" for ms in both))
+        both = [
+            (
+                latencies[arm].every if latencies[arm].every.total else latencies[arm].tested
+            ).quantile(q)
+            for arm in _ARMS
+        ]
+        said.append(
+            f"{name} "
+            + " against ".join("nothing" if ms is None else f"{ms:.3g} ms" for ms in both)
+        )
     return ", ".join(said)
 
 
 def _place(guardrail: Guardrail, test: RatioTest | None) -> str:
-    """Return where control's tail begins, to stand before what is said of a latency; nothing for other metrics."""
+    """Return where control's tail begins, to stand before what is said of a latency.
+
+    Nothing for other metrics.
+    """
     if guardrail.quantile is None or test is None or test.place is None:
         return ""
     return f"above control's {bucket_value(test.place):.3g} ms: "
@@ -333,16 +413,21 @@ def _place(guardrail: Guardrail, test: RatioTest | None) -> str:
 def _both(guardrail: Guardrail, counts: Counts) -> str:
     n_t, k_t, n_c, k_c = counts.swapped() if guardrail.is_better_when_higher else counts
     rate_t, rate_c = k_t / max(n_t, 1), k_c / max(n_c, 1)
-    return f"{_percent(rate_t)} of treatment ({k_t:,} of {n_t:,}) against {_percent(rate_c)} of control ({k_c:,} of {n_c:,})"
+    return (
+        f"{_percent(rate_t)} of treatment ({k_t:,} of {n_t:,}) against {_percent(rate_c)} of "
+        f"control ({k_c:,} of {n_c:,})"
+    )
 
 
-# --- the arms ---------------------------------------------------------------------------------------------------------------
+# --- the arms
+# --------------------------------------------------------------------------------------------------
 
 
 class _Arms(Mapping[Arm, ArmSummary]):
     """Both arms of the present visit, summed up when somebody reads them.
 
-    Verdicts do not stand on them, their intervals cost a quarter of a look, and most looks lead to no decision that tells them.
+    Verdicts do not stand on them, their intervals cost a quarter of a look, and most looks lead to
+    no decision that tells them.
     """
 
     def __init__(self, look: _Look) -> None:
@@ -353,8 +438,13 @@ class _Arms(Mapping[Arm, ArmSummary]):
     def _summaries(self) -> dict[Arm, ArmSummary]:
         look = self._look
         if look.guardrail.quantile is None:
-            return {arm: _share_arm(look.guardrail, look.totals.arm(arm), look.alpha) for arm in Arm}
-        return {arm: _latency_arm(look.guardrail, look.ratio, look.latencies[arm], arm, look.alpha) for arm in Arm}
+            return {
+                arm: _share_arm(look.guardrail, look.totals.arm(arm), look.alpha) for arm in Arm
+            }
+        return {
+            arm: _latency_arm(look.guardrail, look.ratio, look.latencies[arm], arm, look.alpha)
+            for arm in Arm
+        }
 
     def __getitem__(self, arm: Arm) -> ArmSummary:
         return self._summaries[arm]
@@ -372,8 +462,8 @@ class _Arms(Mapping[Arm, ArmSummary]):
 def _share_arm(guardrail: Guardrail, arm: ArmTotals, alpha: float) -> ArmSummary:
     """Return an arm's share.
 
-    Errors: estimate from raw requests, since that is what people see elsewhere; interval from contexts, whose errors are
-    independent, carried over in proportion where a context had several.
+    Errors: estimate from raw requests, since that is what people see elsewhere; interval from
+    contexts, whose errors are independent, carried over in proportion where a context had several.
     """
     if guardrail.is_better_when_higher:
         goal = guardrail.metric.removeprefix("conversion:")
@@ -401,8 +491,12 @@ def _share_arm(guardrail: Guardrail, arm: ArmTotals, alpha: float) -> ArmSummary
     )
 
 
-def _latency_arm(guardrail: Guardrail, test: RatioTest | None, latency: Spread, arm: Arm, alpha: float) -> ArmSummary:
-    """Return an arm's quantile in ms: estimate from every value, interval from one value per context and batch.
+def _latency_arm(
+    guardrail: Guardrail, test: RatioTest | None, latency: Spread, arm: Arm, alpha: float
+) -> ArmSummary:
+    """Return an arm's quantile in ms.
+
+    Estimate from every value, interval from one value per context and batch.
 
     Events are the values above the limit, or without one above the place of comparison.
     """

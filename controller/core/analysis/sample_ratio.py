@@ -8,14 +8,15 @@ import numpy as np
 
 from controller.core.analysis.change_point import Floats, log_sum_exp
 
-#: Log of the factor by which treatment's odds may be off, normal with sd 0.15. The smallest step is 2.5 %, so that
-#: hashing's own unevenness is not found at a billion contexts.
+# : Log of the factor by which treatment's odds may be off, normal with sd 0.15. The smallest step
+# is 2.5 %, so that : hashing's own unevenness is not found at a billion contexts.
 LOG_FACTORS: Floats = np.linspace(-0.4, 0.4, 33)
 _FACTORS: Floats = np.exp(LOG_FACTORS)
 _WEIGHTS: Floats = np.exp(-0.5 * (LOG_FACTORS / 0.15) ** 2)
 LOG_WEIGHTS: Floats = np.log(_WEIGHTS / _WEIGHTS.sum())
 
-#: Probability of a false alarm over a whole rollout. Not part of the plan's alpha: an SRM holds, it does not roll back.
+# : Probability of a false alarm over a whole rollout. Not part of the plan's alpha: an SRM holds,
+# it does not roll back.
 ALPHA_SRM = 0.001
 
 
@@ -25,12 +26,16 @@ def no_evidence() -> Floats:
 
 
 def add_exposures(state: Floats, decided_share: float, treatment: int, control: int) -> Floats:
-    """Return the state after more distinct contexts; `decided_share` in (0, 1) is what held for them.
+    """Return the state after more distinct contexts.
+
+    `decided_share` in (0, 1) is what held for them.
 
     Additive for one share, so the size of batches does not matter.
     Source: M. Lindon, A. Malek, NeurIPS 2022 (arXiv 2011.03567).
     """
-    result: Floats = state + treatment * LOG_FACTORS - (treatment + control) * _log_means(decided_share)
+    result: Floats = (
+        state + treatment * LOG_FACTORS - (treatment + control) * _log_means(decided_share)
+    )
     return result
 
 

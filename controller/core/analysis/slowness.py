@@ -1,8 +1,11 @@
-"""Is treatment slower, anywhere in the distribution: bets on what treatment's tail would be, given control's past.
+"""Is treatment slower, anywhere in the distribution.
 
-A mixture over shapes of a regression: everything somewhat slower, a heavier tail, a slow path taken by a part of the requests.
-Each shape makes every higher latency likelier in proportion, hence is an exact bet against "treatment is not slower than
-control at any latency", whatever the distribution and however it drifts.
+Bets on what treatment's tail would be, given control's past.
+
+A mixture over shapes of a regression: everything somewhat slower, a heavier tail, a slow path taken
+by a part of the requests. Each shape makes every higher latency likelier in proportion, hence is an
+exact bet against "treatment is not slower than control at any latency", whatever the distribution
+and however it drifts.
 """
 
 from __future__ import annotations
@@ -16,15 +19,26 @@ from controller.core.analysis.change_point import Floats
 from controller.core.analysis.latency import Ordered
 from schemas.terms import Arm
 
-#: Levels of control's past at which latencies are told apart. Between them nothing is learned: closer together where
-#: regressions begin.
+# : Levels of control's past at which latencies are told apart. Between them nothing is learned:
+# closer together where : regressions begin.
 _LEVELS = (0.1, 0.25, 0.5, 0.75, 0.875, 0.9375, 0.97, 0.985, 0.9925, 0.996, 0.998, 0.999, 0.9995)
 #: Fewer past values of control than this name no level.
 MIN_PAST = 10
 
 _ODDS = (1.15, 1.3, 1.6, 2.2, 4.0)  # of being above, at every level
-_HAZARDS = (0.04, 0.08, 0.16, 0.32, 0.64, 1.3)  # tail s becomes s^(1 / (1 + k)): as if latencies were stretched
-_STEPS = tuple((level, odds) for level in (0.9375, 0.97, 0.985, 0.9925, 0.996, 0.998, 0.999) for odds in (1.6, 3.0, 8.0))
+_HAZARDS = (
+    0.04,
+    0.08,
+    0.16,
+    0.32,
+    0.64,
+    1.3,
+)  # tail s becomes s^(1 / (1 + k)): as if latencies were stretched
+_STEPS = tuple(
+    (level, odds)
+    for level in (0.9375, 0.97, 0.985, 0.9925, 0.996, 0.998, 0.999)
+    for odds in (1.6, 3.0, 8.0)
+)
 _WEIGHTS = np.array([2.0] * (len(_ODDS) + len(_HAZARDS)) + [1.0] * len(_STEPS))
 
 SHAPES = len(_WEIGHTS)
@@ -36,16 +50,20 @@ _STEP_LEVELS = np.array([level for level, _ in _STEPS])
 _STEP_ODDS = np.array([odds for _, odds in _STEPS])
 
 
-def slowness_increment(before: Mapping[Arm, Ordered], now: Mapping[Arm, Ordered], margin_buckets: int) -> Floats | None:
+def slowness_increment(
+    before: Mapping[Arm, Ordered], now: Mapping[Arm, Ordered], margin_buckets: int
+) -> Floats | None:
     """Return one batch's log e-value per shape against "treatment is not slower", None while control's past is too short.
 
-    `before` and `now` are both arms' latencies before and after the batch. `margin_buckets` is by how much slower treatment may
-    be: control's latencies count as so many buckets higher.
+    `before` and `now` are both arms' latencies before and after the batch. `margin_buckets` is by
+    how much slower treatment may be: control's latencies count as so many buckets higher.
 
-    Per shape, p is control's past between the levels and p' what the shape makes of it, p0 their mean weighted by the batch's
-    sizes: the product of p'/p0 over treatment and of p/p0 over control. Since p'/p rises with latency, its expectation is at
-    most 1 when treatment is stochastically not above control, whose own distribution need not be p.
-    Source: two-sample e-variables of R. Turner, A. Ly, P. Grunwald (arXiv 2106.02693), with bets ordered by likelihood ratio.
+    Per shape, p is control's past between the levels and p' what the shape makes of it, p0 their
+    mean weighted by the batch's sizes: the product of p'/p0 over treatment and of p/p0 over
+    control. Since p'/p rises with latency, its expectation is at most 1 when treatment is
+    stochastically not above control, whose own distribution need not be p. Source: two-sample
+    e-variables of R. Turner, A. Ly, P. Grunwald (arXiv 2106.02693), with bets ordered by likelihood
+    ratio.
     """
     past = before[Arm.CONTROL]
     n_t = now[Arm.TREATMENT].total - before[Arm.TREATMENT].total
@@ -65,15 +83,23 @@ def slowness_increment(before: Mapping[Arm, Ordered], now: Mapping[Arm, Ordered]
 
 
 def _levels(past: Ordered) -> tuple[NDArray[np.int64], Floats]:
-    """Return the buckets at whose upper edges latencies are told apart, rising, and control's tail above each."""
-    levels = np.array([level for level in _LEVELS if (1 - level) * past.total >= 1 - 1e-9] or _LEVELS[:1])
+    """Return the buckets at whose upper edges latencies are told apart, rising.
+
+    And control's tail above each.
+    """
+    levels = np.array(
+        [level for level in _LEVELS if (1 - level) * past.total >= 1 - 1e-9] or _LEVELS[:1]
+    )
     places = np.unique(past.up_to.searchsorted(levels * past.total - 1e-9))
     above = past.total - past.up_to[places]
     return past.buckets[places], (above + 0.5) / (past.total + 1)
 
 
 def _between(values: Ordered, edges: NDArray[np.int64]) -> Floats:
-    """Return how many of `values` lie up to the first edge, between the edges, and above the last."""
+    """Return how many of `values` lie up to the first edge, between the edges.
+
+    And above the last.
+    """
     up_to = np.empty(len(edges) + 2)
     up_to[0], up_to[-1] = 0, values.total
     index = values.buckets.searchsorted(edges, side="right")
@@ -84,7 +110,10 @@ def _between(values: Ordered, edges: NDArray[np.int64]) -> Floats:
 
 
 def _shares(tails: Floats) -> Floats:
-    """Return the part up to the first edge, between the edges, and above the last: (shapes, edges + 1)."""
+    """Return the part up to the first edge, between the edges, and above the last.
+
+    (shapes, edges + 1).
+    """
     shares = np.empty((len(tails), tails.shape[1] + 1))
     shares[:, 0] = 1 - tails[:, 0]
     shares[:, 1:-1] = tails[:, :-1] - tails[:, 1:]
@@ -96,10 +125,13 @@ def _shaped_tails(tails: Floats) -> Floats:
     """Return, per shape, treatment's tail above each edge: (shapes, edges)."""
     odds = _ODDS_COLUMN * tails / (1 - tails + _ODDS_COLUMN * tails)
     hazards = tails**_POWERS_COLUMN
-    # A step sits at the edge whose tail is nearest above its level's; where the past is short, several share one.
+    # A step sits at the edge whose tail is nearest above its level's; where the past is short,
+    # several share one.
     at = np.minimum(np.searchsorted(-tails, -(1 - _STEP_LEVELS) - 1e-12), len(tails) - 1)
     s = tails[at]
     t = _STEP_ODDS * s / (1 - s + _STEP_ODDS * s)
     is_above = np.arange(len(tails)) >= at[:, None]
-    steps = np.where(is_above, tails * (t / s)[:, None], 1 - (1 - tails) * ((1 - t) / (1 - s))[:, None])
+    steps = np.where(
+        is_above, tails * (t / s)[:, None], 1 - (1 - tails) * ((1 - t) / (1 - s))[:, None]
+    )
     return np.concatenate((odds, hazards, steps))

@@ -1,10 +1,14 @@
-"""A Prefect flow whose steps are chosen by flags, batch by batch: `python -m batches.flow` runs it until SIGTERM.
+"""A Prefect flow whose steps are chosen by flags, batch by batch.
 
-The targeting key is the batch's id: a share of the *batches* goes through the new transform, and a batch that is run again
-goes the same way. What Prefect says of each batch's run, completed or failed, goes back to rolloutd as the batch's outcome.
+`python -m batches.flow` runs it until SIGTERM.
 
-Reads ROLLOUTD_URL (where OFREP is served), KAFKA (bootstrap servers), BAD=1 for a new transform that loses refunds, and
-Prefect's own PREFECT_API_URL. Now and then it prints a JSON line: what ran so far.
+The targeting key is the batch's id: a share of the *batches* goes through the new transform, and a
+batch that is run again goes the same way. What Prefect says of each batch's run, completed or
+failed, goes back to rolloutd as the batch's outcome.
+
+Reads ROLLOUTD_URL (where OFREP is served), KAFKA (bootstrap servers), BAD=1 for a new transform
+that loses refunds, and Prefect's own PREFECT_API_URL. Now and then it prints a JSON line: what ran
+so far.
 """
 
 from __future__ import annotations
@@ -37,12 +41,20 @@ warm: dict[str, list[float]] = {}  # what caching keeps
 
 
 def is_on(flag: str, batch_id: str, default: bool) -> bool:
-    """Return whether a step is switched on for a batch; `default` while nobody rolls its flag out, and when nobody answers."""
-    return api.get_client().get_boolean_value(flag, default, EvaluationContext(targeting_key=batch_id))
+    """Return whether a step is switched on for a batch.
+
+    `default` while nobody rolls its flag out, and when nobody answers.
+    """
+    return api.get_client().get_boolean_value(
+        flag, default, EvaluationContext(targeting_key=batch_id)
+    )
 
 
 def tell_rolloutd(_task: Any, run: Any, state: Any) -> None:
-    """Send how a batch ended, as Prefect saw it. Its type says so: a state's name may be anybody's."""
+    """Send how a batch ended, as Prefect saw it.
+
+    Its type says so: a state's name may be anybody's.
+    """
     failure = None
     if state.type is not StateType.COMPLETED:
         cause = state.result(raise_on_failure=False)
@@ -63,9 +75,17 @@ def transform_v2(batch: steps.Batch) -> list[float]:
     return steps.transform_v2(batch, is_bad=_IS_BAD)
 
 
-@task(task_run_name="{batch_id}", cache_policy=NO_CACHE, on_completion=[tell_rolloutd], on_failure=[tell_rolloutd])
+@task(
+    task_run_name="{batch_id}",
+    cache_policy=NO_CACHE,
+    on_completion=[tell_rolloutd],
+    on_failure=[tell_rolloutd],
+)
 def process(batch_id: str) -> None:
-    """Take one batch through the steps its flags switch on. Raises BatchInvalid for one that does not add up."""
+    """Take one batch through the steps its flags switch on.
+
+    Raises BatchInvalid for one that does not add up.
+    """
     batch = steps.arrive(batch_id)
     is_new = is_on("transform-v2", batch_id, False)
     served[batch_id] = "new" if is_new else "old"

@@ -1,6 +1,7 @@
 """The whole example: `make example-prefect`, with BAD=1 for a new transform that loses refunds.
 
-Prefect agrees with few other packages' versions, so it has an environment of its own, whose Python PREFECT_PYTHON names.
+Prefect agrees with few other packages' versions, so it has an environment of its own, whose Python
+PREFECT_PYTHON names.
 """
 
 from __future__ import annotations
@@ -54,8 +55,12 @@ class Nightly:
         for version in ("old", "new"):
             failed = ran.get(f"{version} failed", 0)
             batches = failed + ran.get(f"{version} completed", 0)
-            ways.append(f"{batches} batches through the {version} transform, {failed} of them failed")
-        fates = ", ".join(f"{events.get(fate, 0):,} {fate}" for fate in ("queued", "sent", "dropped", "lost"))
+            ways.append(
+                f"{batches} batches through the {version} transform, {failed} of them failed"
+            )
+        fates = ", ".join(
+            f"{events.get(fate, 0):,} {fate}" for fate in ("queued", "sent", "dropped", "lost")
+        )
         return [f"Prefect ran {'; '.join(ways)}.", f"Events of the flow: {fates}."]
 
 
@@ -70,8 +75,16 @@ def answers(url: str) -> bool:
 def prefect_python() -> str:
     """Return the Python that has Prefect. Raises ConfigInvalid when there is none."""
     python = str(Path(os.environ.get("PREFECT_PYTHON") or sys.executable).absolute())
-    if subprocess.run([python, "-c", "import prefect"], capture_output=True, check=False).returncode != 0:
-        raise ConfigInvalid("no Prefect here: `make example-prefect` installs it, or PREFECT_PYTHON names a Python that has it")
+    if (
+        subprocess.run(
+            [python, "-c", "import prefect"], capture_output=True, check=False
+        ).returncode
+        != 0
+    ):
+        raise ConfigInvalid(
+            "no Prefect here: `make example-prefect` installs it, or PREFECT_PYTHON names "
+            "a Python that has it"
+        )
     return python
 
 

@@ -37,7 +37,10 @@ def arrive(batch_id: str) -> Batch:
     chance = random.Random(batch_id)
     has_refunds = chance.random() < _WITH_REFUNDS
     orders = tuple(
-        Order(chance.uniform(-40, 200) if has_refunds else chance.uniform(5, 200), chance.choice(list(_EUROS_PER)))
+        Order(
+            chance.uniform(-40, 200) if has_refunds else chance.uniform(5, 200),
+            chance.choice(list(_EUROS_PER)),
+        )
         for _ in range(_ORDERS)
     )
     total = sum(order.amount * _EUROS_PER[order.currency] for order in orders)
@@ -56,12 +59,22 @@ def transform_v1(batch: Batch) -> list[float]:
 
 
 def transform_v2(batch: Batch, *, is_bad: bool = False) -> list[float]:
-    """Return every order in euros, in one line; the bad one takes refunds for mistakes and leaves them out."""
-    return [order.amount * _EUROS_PER[order.currency] for order in batch.orders if order.amount > 0 or not is_bad]
+    """Return every order in euros, in one line.
+
+    The bad one takes refunds for mistakes and leaves them out.
+    """
+    return [
+        order.amount * _EUROS_PER[order.currency]
+        for order in batch.orders
+        if order.amount > 0 or not is_bad
+    ]
 
 
 def validate(batch: Batch, euros: list[float]) -> None:
     """Raise BatchInvalid unless the transformed batch adds up."""
     total = sum(euros)
     if abs(total - batch.total_euros) > 0.01:
-        raise BatchInvalid(f"{batch.batch_id} adds up to {total:.2f} EUR, and should to {batch.total_euros:.2f} EUR")
+        raise BatchInvalid(
+            f"{batch.batch_id} adds up to {total:.2f} EUR, and should to "
+            f"{batch.total_euros:.2f} EUR"
+        )

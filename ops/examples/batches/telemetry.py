@@ -1,8 +1,10 @@
-"""What a batch job tells rolloutd, from any thread and without waiting: copy this file into your own.
+"""What a batch job tells rolloutd, from any thread and without waiting.
 
-A hook on OpenFeature says which batch was served which variant; `tell_result` says how the batch ended. The result names the
-batch alone: rolloutd joins it to what that batch was served. librdkafka keeps a bounded queue and a thread of its own; what
-does not fit is dropped and counted.
+Copy this file into your own.
+
+A hook on OpenFeature says which batch was served which variant; `tell_result` says how the batch
+ended. The result names the batch alone: rolloutd joins it to what that batch was served. librdkafka
+keeps a bounded queue and a thread of its own; what does not fit is dropped and counted.
 
 Needs openfeature-sdk and confluent-kafka; nothing of rolloutd, nothing of Prefect.
 """
@@ -20,11 +22,16 @@ from confluent_kafka import Producer
 from openfeature.flag_evaluation import FlagEvaluationDetails
 from openfeature.hook import Hook, HookContext, HookHints
 
-_HEADERS: list[tuple[str, str | bytes | None]] = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
+_HEADERS: list[tuple[str, str | bytes | None]] = [
+    ("content-type", b"application/cloudevents+json; charset=UTF-8")
+]
 
 
 class Telemetry(Hook):
-    """Says who was served what, as OpenFeature's hook, and how it ended: `api.add_hooks([telemetry])`."""
+    """Says who was served what, as OpenFeature's hook, and how it ended.
+
+    `api.add_hooks([telemetry])`.
+    """
 
     def __init__(self, bootstrap: str, *, source: str, capacity: int = 10_000) -> None:
         """`source` names the job, such as /nightly. `capacity` events wait at most."""
@@ -34,22 +41,31 @@ class Telemetry(Hook):
                 "bootstrap.servers": bootstrap,
                 "queue.buffering.max.messages": capacity,
                 "linger.ms": 10,
-                # Java's, aiokafka's and rolloutd's own: a batch's evaluation and result must meet in one partition.
+                # Java's, aiokafka's and rolloutd's own: a batch's evaluation and result must meet
+                # in one partition.
                 "partitioner": "murmur2_random",
             }
         )
         self._counting = threading.Lock()
         self.counts: Counter[str] = Counter()  # queued, sent, dropped, lost
 
-    def after(self, hook_context: HookContext, details: FlagEvaluationDetails[Any], hints: HookHints) -> None:
+    def after(
+        self, hook_context: HookContext, details: FlagEvaluationDetails[Any], hints: HookHints
+    ) -> None:
         """Tell that a variant was served; a default of the code's own was served by nobody."""
         context_id = hook_context.evaluation_context.targeting_key
         if details.variant is not None and context_id:
-            served = {"feature_flag.key": details.flag_key, "feature_flag.result.variant": details.variant}
+            served = {
+                "feature_flag.key": details.flag_key,
+                "feature_flag.result.variant": details.variant,
+            }
             self._emit("flag.evaluations", "io.rolloutd.evaluation.v1", context_id, served)
 
     def tell_result(self, context_id: str, seconds: float, failure: str | None) -> None:
-        """Tell how something ended; `failure` names what went wrong, such as an exception's class."""
+        """Tell how something ended.
+
+        `failure` names what went wrong, such as an exception's class.
+        """
         result: dict[str, Any] = {"http.server.request.duration": seconds}
         if failure is not None:
             result["error.type"] = failure
@@ -69,7 +85,9 @@ class Telemetry(Hook):
             "data": {"feature_flag.context.id": context_id, **data},
         }
         try:
-            self._producer.produce(topic, json.dumps(event), context_id, headers=_HEADERS, on_delivery=self._delivered)
+            self._producer.produce(
+                topic, json.dumps(event), context_id, headers=_HEADERS, on_delivery=self._delivered
+            )
         except BufferError:
             self._count("dropped")
         else:

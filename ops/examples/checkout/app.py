@@ -1,6 +1,9 @@
-"""A shop's checkout, old and new, behind the flag `checkout-v2`: `uvicorn --factory checkout.app:make_app`.
+"""A shop's checkout, old and new, behind the flag `checkout-v2`.
 
-Reads ROLLOUTD_URL (where OFREP is served), KAFKA (bootstrap servers), and BAD=1 for a new checkout that loses payments.
+`uvicorn --factory checkout.app:make_app`.
+
+Reads ROLLOUTD_URL (where OFREP is served), KAFKA (bootstrap servers), and BAD=1 for a new checkout
+that loses payments.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ def make_app() -> FastAPI:
     app = FastAPI(lifespan=lifespan)
     app.add_middleware(OutcomeMiddleware, emitter=emitter)
 
-    # A plain function, not a coroutine: FastAPI runs it in a thread, where asking for a flag over HTTP holds nobody else up.
+    # A plain function, not a coroutine: FastAPI runs it in a thread, where asking for a flag over
+    # HTTP holds nobody else up.
     @app.get("/checkout")
     def checkout(user: str, response: Response) -> dict[str, str]:
         is_new = flags.get_boolean_value(FLAG, False, EvaluationContext(targeting_key=user))

@@ -24,12 +24,30 @@ class Shop:
         port = free_port()
         self.url = f"http://{LOOPBACK}:{port}"
         environ = environ_of(ROLLOUTD_URL=surroundings.http_url, KAFKA=surroundings.bootstrap)
-        uvicorn = ("-m", "uvicorn", "--factory", "checkout.app:make_app", "--port", str(port), "--log-level", "warning")
+        uvicorn = (
+            "-m",
+            "uvicorn",
+            "--factory",
+            "checkout.app:make_app",
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+        )
         app = tree.start_python("shop", *uvicorn, environ=environ)
         await until(app, self._is_open, "did not open")
-        visitors = tree.start_python("visitors", "-m", "checkout.visitors", self.url, str(REQUESTS_PER_SECOND), environ=environ)
+        visitors = tree.start_python(
+            "visitors",
+            "-m",
+            "checkout.visitors",
+            self.url,
+            str(REQUESTS_PER_SECOND),
+            environ=environ,
+        )
         self._visitors = visitors
-        await until(visitors, lambda: last_json(visitors).get("requests", {}).get("old"), "met nobody")
+        await until(
+            visitors, lambda: last_json(visitors).get("requests", {}).get("old"), "met nobody"
+        )
 
     def _is_open(self) -> bool:
         try:
@@ -46,8 +64,13 @@ class Shop:
             events = (await client.get(f"{self.url}/telemetry")).json()
         old = f"{requests['old']:,} requests to the old checkout, {failed['old']:,} of them failed"
         new = f"{requests['new']:,} to the new one, {failed['new']:,} failed"
-        fates = ", ".join(f"{events[fate]:,} {fate}" for fate in ("queued", "sent", "dropped", "lost"))
-        return [f"Visitors: {old}; {new}; {met['unanswered']:,} got no answer.", f"Events of the app: {fates}."]
+        fates = ", ".join(
+            f"{events[fate]:,} {fate}" for fate in ("queued", "sent", "dropped", "lost")
+        )
+        return [
+            f"Visitors: {old}; {new}; {met['unanswered']:,} got no answer.",
+            f"Events of the app: {fates}.",
+        ]
 
 
 if __name__ == "__main__":

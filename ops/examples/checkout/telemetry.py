@@ -1,8 +1,9 @@
 """What a web app tells rolloutd, without ever making a request wait: copy this file into your own.
 
-Two small parts hang on to the frameworks: `EvaluationHook` on OpenFeature says who was served which variant, and
-`OutcomeMiddleware` around the app says how each request ended. Both hand their events to the `Emitter`, whose queue is bounded:
-while Kafka is away or slow it fills up, and what does not fit is dropped and counted. Requests notice nothing.
+Two small parts hang on to the frameworks: `EvaluationHook` on OpenFeature says who was served which
+variant, and `OutcomeMiddleware` around the app says how each request ended. Both hand their events
+to the `Emitter`, whose queue is bounded: while Kafka is away or slow it fills up, and what does not
+fit is dropped and counted. Requests notice nothing.
 
 Needs openfeature-sdk, aiokafka and any ASGI framework; nothing of rolloutd.
 """
@@ -30,7 +31,9 @@ EVALUATIONS, OUTCOMES = "flag.evaluations", "request.outcomes"
 _TYPES = {EVALUATIONS: "io.rolloutd.evaluation.v1", OUTCOMES: "io.rolloutd.outcome.v1"}
 _HEADERS = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
 
-_LOOK_EVERY_SECONDS = 0.02  # how long an event may lie in the queue: nothing beside what Kafka takes
+_LOOK_EVERY_SECONDS = (
+    0.02  # how long an event may lie in the queue: nothing beside what Kafka takes
+)
 _MOST_AT_ONCE = 500
 _RETRY_SECONDS = 1.0
 
@@ -55,7 +58,10 @@ class Emitter:
     """Sends events to Kafka behind the requests' backs."""
 
     def __init__(self, bootstrap: str, *, source: str, capacity: int = 10_000) -> None:
-        """`source` names the app, such as /checkout-api. `capacity` events wait at most: about 5 MB."""
+        """`source` names the app, such as /checkout-api.
+
+        `capacity` events wait at most: about 5 MB.
+        """
         self._bootstrap = bootstrap
         self._source = source
         self._waiting: queue.Queue[tuple[str, bytes, bytes]] = queue.Queue(capacity)
@@ -85,7 +91,10 @@ class Emitter:
                 self._counts.queued += 1
 
     def counts(self) -> dict[str, int]:
-        """Return what became of the events so far: put it on your metrics, and watch `dropped` and `lost`."""
+        """Return what became of the events so far.
+
+        Put it on your metrics, and watch `dropped` and `lost`.
+        """
         return asdict(self._counts)
 
     async def start(self) -> None:
@@ -112,7 +121,9 @@ class Emitter:
                 while not self._is_done:
                     await self._send_some(producer)
             except (KafkaError, OSError):
-                await asyncio.sleep(_RETRY_SECONDS)  # what comes meanwhile waits in the queue, as far as it fits
+                await asyncio.sleep(
+                    _RETRY_SECONDS
+                )  # what comes meanwhile waits in the queue, as far as it fits
             finally:
                 await producer.stop()
 
@@ -151,13 +162,18 @@ _served: ContextVar[list[_Served] | None] = ContextVar("served", default=None)
 
 
 class EvaluationHook(Hook):
-    """Says of each flag evaluation who was served which variant: `api.add_hooks([EvaluationHook(emitter)])`."""
+    """Says of each flag evaluation who was served which variant.
+
+    `api.add_hooks([EvaluationHook(emitter)])`.
+    """
 
     def __init__(self, emitter: Emitter) -> None:
         """Emit through `emitter`."""
         self._emitter = emitter
 
-    def after(self, hook_context: HookContext, details: FlagEvaluationDetails[Any], hints: HookHints) -> None:
+    def after(
+        self, hook_context: HookContext, details: FlagEvaluationDetails[Any], hints: HookHints
+    ) -> None:
         """Emit the evaluation, and note it for the outcome of the request it belongs to."""
         context = hook_context.evaluation_context
         if details.variant is None or not context.targeting_key:
@@ -173,7 +189,10 @@ class EvaluationHook(Hook):
 
 
 class OutcomeMiddleware:
-    """Says of each request that evaluated a flag how it ended and how long it took: `app.add_middleware(...)`."""
+    """Says of each request that evaluated a flag how it ended and how long it took.
+
+    `app.add_middleware(...)`.
+    """
 
     def __init__(self, app: App, emitter: Emitter) -> None:
         """Wrap `app`; emit through `emitter`."""
@@ -185,7 +204,9 @@ class OutcomeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        served: list[_Served] = []  # a list, because an endpoint in a thread has a copy of the context variable
+        served: list[
+            _Served
+        ] = []  # a list, because an endpoint in a thread has a copy of the context variable
         token = _served.set(served)
         began = time.perf_counter()
         status = 500  # if the app raises before it answers

@@ -1,4 +1,7 @@
-"""Visitors of the shop: `python -m checkout.visitors URL REQUESTS_PER_SECOND` until SIGTERM, with a JSON line a second."""
+"""Visitors of the shop.
+
+`python -m checkout.visitors URL REQUESTS_PER_SECOND` until SIGTERM, with a JSON line a second.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,11 @@ async def serve(url: str, requests_per_second: float) -> None:
                 task.add_done_callback(under_way.discard)
             if time.monotonic() - told_at >= 1:
                 told_at = time.monotonic()
-                told = {name: value for name, value in vars(visitors).items() if not name.startswith("_")}
+                told = {
+                    name: value
+                    for name, value in vars(visitors).items()
+                    if not name.startswith("_")
+                }
                 print(json.dumps(told), flush=True)
             await asyncio.sleep(1 / requests_per_second)
 

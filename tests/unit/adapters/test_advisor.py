@@ -32,7 +32,14 @@ JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 def make_settings(**overrides: Any) -> AdvisorSettings:
     """Return settings of a server that is never connected to."""
-    return AdvisorSettings(**{"url": "http://advisor.invalid:8081", "model": "tiny", "deadline_seconds": 5.0, **overrides})
+    return AdvisorSettings(
+        **{
+            "url": "http://advisor.invalid:8081",
+            "model": "tiny",
+            "deadline_seconds": 5.0,
+            **overrides,
+        }
+    )
 
 
 def make_question(**overrides: Any) -> AskAdvice:
@@ -76,7 +83,8 @@ def advice_or_none(*pieces: bytes) -> Advice | None:
     return None
 
 
-# --- what comes back ------------------------------------------------------------------------------------------------------
+# --- what comes back
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("choice", AdviceChoice)
@@ -91,7 +99,11 @@ def test_whole_answer_is_advice(choice: AdviceChoice) -> None:
 def test_unknown_fields_around_the_answer_are_passed_over() -> None:
     """What servers add to a completion (usage, timings, reasoning) is no obstacle."""
     body = json.loads(completion())
-    body |= {"usage": {"prompt_tokens": 600}, "timings": {"predicted_ms": 12.5}, "system_fingerprint": None}
+    body |= {
+        "usage": {"prompt_tokens": 600},
+        "timings": {"predicted_ms": 12.5},
+        "system_fingerprint": None,
+    }
     body["choices"][0]["message"] |= {"reasoning": "hm", "refusal": None, "tool_calls": []}
     assert read_body(json.dumps(body).encode()).choice == "proceed"
 
@@ -109,7 +121,9 @@ def test_raw_answer_is_kept_short_and_harmless() -> None:
 def test_more_than_one_response_is_not_read() -> None:
     """What a server sends after its answer is never looked at."""
     body = completion().encode()
-    advice = read(JSON_HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body + b"HTTP/1.1 500 E\r\n\r\n")
+    advice = read(
+        JSON_HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body + b"HTTP/1.1 500 E\r\n\r\n"
+    )
     assert advice.choice == "proceed"
 
 
@@ -135,9 +149,12 @@ def test_any_content_is_advice_or_no_advice(content: str, finish_reason: str | N
 @given(
     st.fixed_dictionaries(
         {
-            "verdict": st.sampled_from([*AdviceChoice, "advance", "PROCEED"]) | st.none() | st.integers(),
+            "verdict": st.sampled_from([*AdviceChoice, "advance", "PROCEED"])
+            | st.none()
+            | st.integers(),
             "confidence": st.integers(-1, 101) | st.floats() | st.booleans() | st.text(max_size=3),
-            "reasons": st.lists(st.text(max_size=210) | st.integers(), max_size=6) | st.text(max_size=3),
+            "reasons": st.lists(st.text(max_size=210) | st.integers(), max_size=6)
+            | st.text(max_size=3),
         },
         optional={"percent": st.integers()},
     )
@@ -165,10 +182,13 @@ def test_any_response_is_no_advice(pieces: list[bytes]) -> None:
     assert advice_or_none(*pieces) is None
 
 
-# --- what is sent ---------------------------------------------------------------------------------------------------------
+# --- what is sent
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", ["http://host:8080", "http://host:8080/", "http://host:8080/v1", "http://host:8080/v1/"])
+@pytest.mark.parametrize(
+    "base", ["http://host:8080", "http://host:8080/", "http://host:8080/v1", "http://host:8080/v1/"]
+)
 def test_address_may_end_in_the_version(base: str) -> None:
     """Both habits of writing a base address lead to the same place."""
     assert OpenAIDialect().address(base) == "http://host:8080/v1/chat/completions"
@@ -176,19 +196,27 @@ def test_address_may_end_in_the_version(base: str) -> None:
 
 def test_path_before_the_version_is_kept() -> None:
     """A server behind a path of a gateway is asked there."""
-    assert OpenAIDialect().address("https://gateway/llm/v1") == "https://gateway/llm/v1/chat/completions"
+    assert (
+        OpenAIDialect().address("https://gateway/llm/v1")
+        == "https://gateway/llm/v1/chat/completions"
+    )
 
 
 def test_same_question_is_the_same_request() -> None:
     """A question that is put again is put in the same words, for the same answer."""
     prompts = [gate_prompt(make_rollout(), make_question()) for _ in range(2)]
-    first, second = (OpenAIDialect().request(make_settings(), prompt, ANSWER_SCHEMA, 512) for prompt in prompts)
+    first, second = (
+        OpenAIDialect().request(make_settings(), prompt, ANSWER_SCHEMA, 512) for prompt in prompts
+    )
     assert first == second
     assert (first["temperature"], first["stream"]) == (0, False)
-    assert json.dumps(first).count('"$') == 0  # LocalAI drops definitions and then does not hold to the rest
+    assert (
+        json.dumps(first).count('"$') == 0
+    )  # LocalAI drops definitions and then does not hold to the rest
 
 
-# --- who is asked ---------------------------------------------------------------------------------------------------------
+# --- who is asked
+# --------------------------------------------------------------------------------------------------
 
 
 async def test_without_a_model_nobody_is_asked() -> None:
@@ -226,10 +254,14 @@ async def test_refused_key_opens_the_circuit_at_once() -> None:
     advisor = ModelAdvisor(make_settings(), clock, network=network)
     with pytest.raises(AdviceUnavailableError, match="refused the key"):
         await advisor.ask(make_rollout(), question)
-    with pytest.raises(AdviceUnavailableError, match=r"not asked for another 60 s after: .*refused the key"):
+    with pytest.raises(
+        AdviceUnavailableError, match=r"not asked for another 60 s after: .*refused the key"
+    ):
         await advisor.ask(make_rollout(), question)
     clock.advance(timedelta(seconds=61))
-    with pytest.raises(AdviceUnavailableError, match=r"^http://advisor\.invalid:8081 refused the key"):
+    with pytest.raises(
+        AdviceUnavailableError, match=r"^http://advisor\.invalid:8081 refused the key"
+    ):
         await advisor.ask(make_rollout(), question)
     await advisor.close()
 
@@ -237,7 +269,9 @@ async def test_refused_key_opens_the_circuit_at_once() -> None:
 async def test_useless_answers_do_not_open_the_circuit() -> None:
     """One flag whose text makes the model talk nonsense does not silence the advice of the others."""
     body = completion("As you wish, master.").encode()
-    network = httpcore.AsyncMockBackend([JSON_HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body])
+    network = httpcore.AsyncMockBackend(
+        [JSON_HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body]
+    )
     advisor = ModelAdvisor(make_settings(breaker_failures=1), CLOCK, network=network)
     for _ in range(3):
         with pytest.raises(AdviceUnavailableError, match="not one JSON object"):
@@ -246,7 +280,8 @@ async def test_useless_answers_do_not_open_the_circuit() -> None:
     await advisor.close()
 
 
-# --- the circuit ----------------------------------------------------------------------------------------------------------
+# --- the circuit
+# --------------------------------------------------------------------------------------------------
 
 
 def make_circuit() -> tuple[Circuit, ManualClock]:
@@ -278,7 +313,10 @@ def test_circuit_opens_after_failures_in_a_row() -> None:
 
 
 def test_open_circuit_lets_one_probe_through() -> None:
-    """After its time one question goes out; while it is out no other does; its success closes the circuit."""
+    """After its time one question goes out; while it is out no other does.
+
+    Its success closes the circuit.
+    """
     circuit, clock = make_circuit()
     fail(circuit, ServerTrouble("no key", is_lasting=True))
     clock.advance(timedelta(seconds=60))
@@ -303,7 +341,10 @@ def test_failed_probe_opens_again() -> None:
 
 @pytest.mark.parametrize("ending", [asyncio.CancelledError(), AdviceUnavailableError("nonsense")])
 def test_probe_that_teaches_nothing_does_not_block_the_next(ending: BaseException) -> None:
-    """A cancelled probe leaves the way free for the next one; a useless answer shows that the server is there."""
+    """A cancelled probe leaves the way free for the next one.
+
+    A useless answer shows that the server is there.
+    """
     circuit, clock = make_circuit()
     fail(circuit, ServerTrouble("no key", is_lasting=True))
     clock.advance(timedelta(seconds=60))
@@ -314,7 +355,10 @@ def test_probe_that_teaches_nothing_does_not_block_the_next(ending: BaseExceptio
 
 
 def test_late_failure_of_an_earlier_question_counts_once_more() -> None:
-    """With several questions out, those that fail while the circuit is open keep it open, and none closes it wrongly."""
+    """With several questions out, those that fail while the circuit is open keep it open.
+
+    And none closes it wrongly.
+    """
     circuit, clock = make_circuit()
     earlier = circuit.attempt()
     earlier.__enter__()
@@ -350,7 +394,10 @@ class BrokenNetwork(httpcore.AsyncMockBackend):
     ids=lambda error: type(error).__name__,
 )
 async def test_whatever_goes_wrong_in_asking_is_no_advice(error: BaseException) -> None:
-    """A mistake in our own code or a library's ends no gate: it is no advice, with a printable reason."""
+    """A mistake in our own code or a library's ends no gate.
+
+    It is no advice, with a printable reason.
+    """
     advisor = ModelAdvisor(make_settings(), CLOCK, network=BrokenNetwork(error))
     alert = RaiseAlert(AlertKind.ROLLED_BACK, Severity.CRITICAL, "x", "y", "z", make_judgement())
     for ask in (

@@ -73,7 +73,9 @@ def test_an_urgent_call_goes_through_once_a_second() -> None:
     backoff = make_backoff(clock)
     for _ in range(10):
         backoff.failed("it is away")
-    assert "not asked for another 30 s after: it is away" in (backoff.why_waiting(is_urgent=True) or "")
+    assert "not asked for another 30 s after: it is away" in (
+        backoff.why_waiting(is_urgent=True) or ""
+    )
     clock.seconds += URGENT_SECONDS
     assert backoff.why_waiting(is_urgent=True) is None
     assert backoff.why_waiting() is not None

@@ -24,18 +24,44 @@ from controller.core.rollout import (
     RolledBack,
     Scheduled,
 )
-from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, DocumentUnreadable, ForeignDocument
+from controller.errors import (
+    BrokenInvariant,
+    CommandRefused,
+    CommandUnreadable,
+    DocumentUnreadable,
+    ForeignDocument,
+)
 from controller.plans import template, templates
 from schemas.command import CONTROLLER_NAME, Command
 from schemas.decision import Decision
 from schemas.plan import PlanDocument
 from schemas.result import Result
 from schemas.terms import CommandStatus, CommandVerb, DecisionKind, HoldReason
-from tests.builders import HOUR, T0, make_advice, make_breach, make_command, make_judgement, make_plan, make_rollout
+from tests.builders import (
+    HOUR,
+    T0,
+    make_advice,
+    make_breach,
+    make_command,
+    make_judgement,
+    make_plan,
+    make_rollout,
+)
 
 T0_MS = int(T0.timestamp() * 1000)
-PLAN = {"name": "p", "flag": "f", "stages": [{"percent": 1, "bake": "24h"}], "guardrails": ["error_rate < 1%"]}
-GATING = Gating(1, "gate-1", T0, T0 + HOUR, AdviceRound(1, T0, make_advice("hold"), is_closed=True, held_until=T0 + HOUR))
+PLAN = {
+    "name": "p",
+    "flag": "f",
+    "stages": [{"percent": 1, "bake": "24h"}],
+    "guardrails": ["error_rate < 1%"],
+}
+GATING = Gating(
+    1,
+    "gate-1",
+    T0,
+    T0 + HOUR,
+    AdviceRound(1, T0, make_advice("hold"), is_closed=True, held_until=T0 + HOUR),
+)
 PHASES: list[Phase] = [
     Scheduled(T0),
     Baking(0, T0),
@@ -48,12 +74,16 @@ PHASES: list[Phase] = [
     Aborted(T0, "not wanted"),
 ]
 
-# --- plans ------------------------------------------------------------------------------------------------------------------
+# --- plans
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(templates()))
 def test_template_survives_the_core(name: str) -> None:
-    """A plan becomes the core's, and the core's becomes a document that gives the same plan and version again."""
+    """A plan becomes the core's.
+
+    And the core's becomes a document that gives the same plan and version again.
+    """
     plan = documents.to_core_plan(template(name, "f"))
     assert documents.to_core_plan(documents.from_core_plan(plan)) == plan
 
@@ -76,7 +106,10 @@ def test_version_names_the_plan_and_not_its_spelling() -> None:
 
 
 def test_guardrail_that_only_compares_ends_with_control() -> None:
-    """A guardrail without a limit is watched while there is a control, unless the plan says where it ends."""
+    """A guardrail without a limit is watched while there is a control.
+
+    Unless the plan says where it ends.
+    """
     document = PlanDocument.model_validate(
         {
             **PLAN,
@@ -85,7 +118,10 @@ def test_guardrail_that_only_compares_ends_with_control() -> None:
         }
     )
     plan = documents.to_core_plan(document)
-    assert [guardrail.metric for guardrail in plan.guardrails_at(50)] == ["error_rate", "latency_p99"]
+    assert [guardrail.metric for guardrail in plan.guardrails_at(50)] == [
+        "error_rate",
+        "latency_p99",
+    ]
     assert [guardrail.metric for guardrail in plan.guardrails_at(100)] == ["latency_p99"]
 
 
@@ -100,19 +136,27 @@ def test_guardrail_that_only_compares_ends_with_control() -> None:
     ],
 )
 def test_freeze_window_in_minutes(window: dict[str, str], start: int, minutes: int) -> None:
-    """An end that is not after the start lies on the next day; longer windows say how long they last."""
-    document = PlanDocument.model_validate({**PLAN, "freeze_windows": [{"days": ["fri", "sun"], **window}]})
+    """An end that is not after the start lies on the next day.
+
+    Longer windows say how long they last.
+    """
+    document = PlanDocument.model_validate(
+        {**PLAN, "freeze_windows": [{"days": ["fri", "sun"], **window}]}
+    )
     core = documents.to_core_plan(document).freeze_windows[0]
     assert (core.weekdays, core.start_minute, core.minutes) == (frozenset({5, 7}), start, minutes)
 
 
-# --- rollouts ---------------------------------------------------------------------------------------------------------------
+# --- rollouts
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: str(phase.name))
 def test_rollout_survives_its_document(phase: Phase) -> None:
     """A rollout in any phase is read back exactly as it was written, from the store and from the state topic."""
-    rollout = make_rollout(phase=phase, freeze=Freeze(T0, "ada", "incident"), hold=HoldReason.FROZEN)
+    rollout = make_rollout(
+        phase=phase, freeze=Freeze(T0, "ada", "incident"), hold=HoldReason.FROZEN
+    )
     assert documents.rollout_from_json(documents.rollout_to_json(rollout)) == rollout
     assert documents.read_state(documents.state_bytes(rollout, "new-checkout/1/0", T0)) == rollout
 
@@ -135,7 +179,10 @@ def test_another_environments_document_is_refused() -> None:
 def test_pinned_version_outlives_a_change_of_the_hash() -> None:
     """The version a rollout started with is read back, whatever this release would compute."""
     rollout = make_rollout(plan=make_plan(version="of-an-old-release"))
-    assert documents.rollout_from_json(documents.rollout_to_json(rollout)).plan.version == "of-an-old-release"
+    assert (
+        documents.rollout_from_json(documents.rollout_to_json(rollout)).plan.version
+        == "of-an-old-release"
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +203,9 @@ def test_unknown_or_damaged_document_is_refused(change: dict[str, Any]) -> None:
         documents.rollout_from_json(json.dumps(fields).encode())
 
 
-@pytest.mark.parametrize("value", [b"", b"{", b"[]", b"null", b'{"type":"io.rolloutd.alert.v1"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "value", [b"", b"{", b"[]", b"null", b'{"type":"io.rolloutd.alert.v1"}', b"[" * 100_000]
+)
 def test_record_that_is_no_document_is_refused(value: bytes) -> None:
     """What is no document is refused with one kind of error."""
     with pytest.raises(DocumentUnreadable):
@@ -165,12 +214,22 @@ def test_record_that_is_no_document_is_refused(value: bytes) -> None:
         documents.read_state(value)
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------------
+# --- commands
+# --------------------------------------------------------------------------------------------------
 
-FIELDS = {"id": "c-1", "flag": "f", "verb": "pause", "issuer": "ada", "reason": "why", "issued_at": "2026-01-05T08:59:59Z"}
+FIELDS = {
+    "id": "c-1",
+    "flag": "f",
+    "verb": "pause",
+    "issuer": "ada",
+    "reason": "why",
+    "issued_at": "2026-01-05T08:59:59Z",
+}
 
 
-def read(fields: Any, headers: Any = (), key: bytes | None = None, timestamp_ms: int = T0_MS) -> Command:
+def read(
+    fields: Any, headers: Any = (), key: bytes | None = None, timestamp_ms: int = T0_MS
+) -> Command:
     """Return the command in a record with these fields as its value."""
     value = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
     return documents.read_command(value, headers, key, timestamp_ms)
@@ -179,12 +238,21 @@ def read(fields: Any, headers: Any = (), key: bytes | None = None, timestamp_ms:
 def test_command_in_every_form_is_the_same_command() -> None:
     """Structured, binary and bare records of one command are read alike."""
     event = {"specversion": "1.0", "type": "io.rolloutd.command.v1", "source": "/ada", "id": "e-1"}
-    structured = read({**event, "data": FIELDS}, [("content-type", b"application/cloudevents+json")], b"f")
+    structured = read(
+        {**event, "data": FIELDS}, [("content-type", b"application/cloudevents+json")], b"f"
+    )
     binary = read(FIELDS, [(f"ce_{name}", value.encode()) for name, value in event.items()], b"f")
     without_headers = read({**event, "data": FIELDS})
     bare = read(FIELDS)
     bare_as_json = read(FIELDS, [("content-type", b"application/json")])
-    assert structured == binary == without_headers == bare == bare_as_json == Command.model_validate(FIELDS)
+    assert (
+        structured
+        == binary
+        == without_headers
+        == bare
+        == bare_as_json
+        == Command.model_validate(FIELDS)
+    )
 
 
 def test_event_lends_its_id_and_time() -> None:
@@ -202,7 +270,10 @@ def test_event_lends_its_id_and_time() -> None:
 
 
 def test_shortest_emergency_command_works_and_keeps_its_id_when_replayed() -> None:
-    """`{"verb": "roll_back"}` keyed by the flag is enough, and the same record has the same id again."""
+    """`{"verb": "roll_back"}` keyed by the flag is enough.
+
+    And the same record has the same id again.
+    """
     command = read({"verb": "roll_back"}, key=b"f")
     assert (command.flag, command.issuer, command.issued_at) == ("f", "unnamed", T0)
     assert command == read({"verb": "roll_back"}, key=b"f")
@@ -218,7 +289,10 @@ def test_shortest_emergency_command_works_and_keeps_its_id_when_replayed() -> No
         ({**FIELDS, "verb": "start", "plan": {**PLAN, "stages": []}}, "there is no stage"),
         ({**FIELDS, "verb": "start", "plan": {**PLAN, "stagess": []}}, "stagess"),
         ({**FIELDS, "verb": "start", "plan": {**PLAN, "guardrails": []}}, "no guardrail"),
-        ({**FIELDS, "verb": "start", "plan": {**PLAN, "expires_at": "2026-01-01T00:00:00Z"}}, "expired"),
+        (
+            {**FIELDS, "verb": "start", "plan": {**PLAN, "expires_at": "2026-01-01T00:00:00Z"}},
+            "expired",
+        ),
         ({**FIELDS, "flag": "g"}, "key"),
         ({**FIELDS, "verb": "explode"}, "verb.*roll_back"),
         ({**FIELDS, "verb": ["pause"]}, "verb"),
@@ -226,8 +300,13 @@ def test_shortest_emergency_command_works_and_keeps_its_id_when_replayed() -> No
         ({**FIELDS, "\u202eevil\x1b": 1}, "evil"),
     ],
 )
-def test_command_that_can_be_answered_is_refused_by_an_answer(fields: dict[str, Any], said: str) -> None:
-    """A command with an id and a flag is refused with a printable reason to answer it by, also when its verb is unknown."""
+def test_command_that_can_be_answered_is_refused_by_an_answer(
+    fields: dict[str, Any], said: str
+) -> None:
+    """A command with an id and a flag is refused with a printable reason to answer it by.
+
+    Also when its verb is unknown.
+    """
     with pytest.raises(CommandRefused, match=said) as refusal:
         read(fields, key=b"f")
     known = fields["verb"] if fields["verb"] in list(CommandVerb) else None
@@ -247,8 +326,10 @@ def test_command_that_can_be_answered_is_refused_by_an_answer(fields: dict[str, 
         b'{"verb": "pause"}',
         b'{"verb": "pause", "flag": "a b"}',
         b'{"verb": "pause", "flag": "f", "id": 7}',
-        b'{"specversion": "1.0", "type": "io.rolloutd.result.v1", "source": "x", "id": "1", "data": {}}',
-        b'{"specversion": "1.0", "type": "io.rolloutd.command.v1", "source": "x", "id": "1", "data": "text"}',
+        b'{"specversion": "1.0", "type": "io.rolloutd.result.v1", "source": "x", "id": '
+        b'"1", "data": {}}',
+        b'{"specversion": "1.0", "type": "io.rolloutd.command.v1", "source": "x", "id": '
+        b'"1", "data": "text"}',
     ],
 )
 def test_record_that_names_no_command_is_unreadable(value: bytes | None) -> None:
@@ -259,7 +340,10 @@ def test_record_that_names_no_command_is_unreadable(value: bytes | None) -> None
 
 @pytest.mark.parametrize("timestamp_ms", [-1, 2**62])
 def test_bare_command_without_a_usable_time_is_unreadable(timestamp_ms: int) -> None:
-    """A bare command needs the record's timestamp, because its age decides whether it is still meant."""
+    """A bare command needs the record's timestamp.
+
+    Because its age decides whether it is still meant.
+    """
     with pytest.raises(CommandUnreadable):
         read({"verb": "roll_back", "flag": "f"}, timestamp_ms=timestamp_ms)
 
@@ -288,7 +372,10 @@ def test_what_always_works_takes_the_records_time_for_one_in_the_future(verb: st
 
 @pytest.mark.parametrize("verb", ["resume", "promote", "roll_back", "abort"])
 def test_a_time_before_1970_stops_no_order_that_lowers(verb: str) -> None:
-    """Forwarded to its partition it would be no event: what raises is refused, the rest gets the record's time."""
+    """Forwarded to its partition it would be no event.
+
+    What raises is refused, the rest gets the record's time.
+    """
     value = json.dumps({**FIELDS, "verb": verb, "issued_at": "0001-01-01T00:00:00Z"}).encode()
     for now in (None, T0):
         if verb in ("resume", "promote"):
@@ -297,7 +384,10 @@ def test_a_time_before_1970_stops_no_order_that_lowers(verb: str) -> None:
             continue
         command = documents.read_command(value, (), None, T0_MS, now)
         assert command.issued_at == T0
-        assert documents.read_command(documents.command_bytes(command), (), None, T0_MS, now) == command
+        assert (
+            documents.read_command(documents.command_bytes(command), (), None, T0_MS, now)
+            == command
+        )
 
 
 @pytest.mark.parametrize(
@@ -392,7 +482,8 @@ def test_command_becomes_the_cores_event() -> None:
     )
 
 
-# --- what goes out ----------------------------------------------------------------------------------------------------------
+# --- what goes out
+# --------------------------------------------------------------------------------------------------
 
 
 def test_decision_is_an_event_with_all_its_evidence() -> None:
@@ -411,13 +502,21 @@ def test_decision_is_an_event_with_all_its_evidence() -> None:
     entry = documents.encode(effect, "new-checkout", rollout, "new-checkout/2/1", T0)
     event = json.loads(entry.value)
     decision = Decision.model_validate(event["data"])
-    assert (entry.topic, entry.key, entry.effect_id) == ("decisions", "new-checkout", "new-checkout/2/1")
+    assert (entry.topic, entry.key, entry.effect_id) == (
+        "decisions",
+        "new-checkout",
+        "new-checkout/2/1",
+    )
     assert (event["id"], event["type"], event["subject"]) == (
         "new-checkout/2/1",
         "io.rolloutd.decision.v1",
         "new-checkout",
     )
-    assert (decision.revision, decision.phase, decision.plan.version) == (2, "rolled_back", rollout.plan.version)
+    assert (decision.revision, decision.phase, decision.plan.version) == (
+        2,
+        "rolled_back",
+        rollout.plan.version,
+    )
     assert decision.judgement is not None
     assert decision.judgement.metrics[0].arms["treatment"].events == 100  # type: ignore[index]
     assert decision.advice is not None
@@ -426,17 +525,26 @@ def test_decision_is_an_event_with_all_its_evidence() -> None:
 
 def test_half_a_character_in_advice_does_not_stop_the_audit_log() -> None:
     """What a model server sends as text is recorded even when UTF-8 cannot say it."""
-    effect = PublishDecision(DecisionKind.HOLD, "r", 1.0, 1.0, 0, "rolloutd", advice=make_advice(model="\ud800"))
+    effect = PublishDecision(
+        DecisionKind.HOLD, "r", 1.0, 1.0, 0, "rolloutd", advice=make_advice(model="\ud800")
+    )
     value = documents.encode(effect, "new-checkout", make_rollout(), "new-checkout/1/0", T0).value
     assert json.loads(value)["data"]["advice"]["model"] == "?"
 
 
 def test_result_has_its_commands_id_and_needs_no_rollout() -> None:
     """An answer carries the command's id, also when the flag has no rollout."""
-    effect = AnswerCommand("c-1", CommandVerb.PAUSE, CommandStatus.REJECTED, "there is no rollout", 0)
+    effect = AnswerCommand(
+        "c-1", CommandVerb.PAUSE, CommandStatus.REJECTED, "there is no rollout", 0
+    )
     entry = documents.encode(effect, "f", None, "ignored", T0)
     event = json.loads(entry.value)
-    assert (entry.topic, entry.key, entry.effect_id, event["id"]) == ("results", "f", "f/c-1", "c-1")
+    assert (entry.topic, entry.key, entry.effect_id, event["id"]) == (
+        "results",
+        "f",
+        "f/c-1",
+        "c-1",
+    )
     assert Result.model_validate(event["data"]).reason == "there is no rollout"
 
 

@@ -15,8 +15,13 @@ from controller.adapters.placeholders import Text
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from tests.builders import make_rollout
 
-SIMPLE: dict[str, Any] = {"write": {"method": "POST", "url": "https://flags.example.org/{flag}", "body": {}}}
-READ = {"url": "https://flags.example.org/{flag}", "found": {"rules": "/rules", "share": "/rules/[id=mine]/share"}}
+SIMPLE: dict[str, Any] = {
+    "write": {"method": "POST", "url": "https://flags.example.org/{flag}", "body": {}}
+}
+READ = {
+    "url": "https://flags.example.org/{flag}",
+    "found": {"rules": "/rules", "share": "/rules/[id=mine]/share"},
+}
 VALUES = {
     "launchdarkly": {"project": "shop"},
     "flagsmith": {"project": "7", "environment": "key"},
@@ -38,11 +43,15 @@ def written(template: HttpTemplate, answer: Any = None, **overrides: Any) -> Any
     return template.write_request(scope).body
 
 
-# --- texts ------------------------------------------------------------------------------------------------------------------
+# --- texts
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_lone_placeholder_keeps_its_type_and_others_become_text() -> None:
-    """`{percent}` is a number in JSON, `{percent} %` a text; a choice gives one of its words; doubled braces are braces."""
+    """`{percent}` is a number in JSON, `{percent} %` a text.
+
+    A choice gives one of its words; doubled braces are braces.
+    """
     scope = {"percent": 25, "on": True, "rules": [1]}
     assert Text.parse("{percent}").value(scope) == 25
     assert Text.parse("{rules}").value(scope) == [1]
@@ -53,7 +62,10 @@ def test_a_lone_placeholder_keeps_its_type_and_others_become_text() -> None:
     assert Text.parse("").value(scope) == ""
 
 
-@pytest.mark.parametrize("text", ["{", "}", "{}", "{a", "a}", "{A}", "{a.b}", "{a?b}", "{a!r}", "{a:>10}", "{{{", "{a b}"])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "}", "{}", "{a", "a}", "{A}", "{a.b}", "{a?b}", "{a!r}", "{a:>10}", "{{{", "{a b}"],
+)
 def test_what_is_no_placeholder_is_refused(text: str) -> None:
     """There are no expressions, formats or attributes, and no brace is left over."""
     with pytest.raises(ValueError, match="write"):
@@ -72,11 +84,17 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         assert parsed.value({}) == text
 
 
-# --- paths ------------------------------------------------------------------------------------------------------------------
+# --- paths
+# --------------------------------------------------------------------------------------------------
 
 DOCUMENT = {
     "a/b": {"~": 1},
-    "rules": [{"id": "x", "on": True, "n": 7}, {"id": "y", "on": False, "n": 8}, "text", {"n": 7.5}],
+    "rules": [
+        {"id": "x", "on": True, "n": 7},
+        {"id": "y", "on": False, "n": 8},
+        "text",
+        {"n": 7.5},
+    ],
 }
 
 
@@ -94,7 +112,10 @@ DOCUMENT = {
     ],
 )
 def test_a_path_leads_to_a_value(path: str, found: Any) -> None:
-    """Keys, indexes and the one element that has a value; a filled-in slash does not split a step."""
+    """Keys, indexes and the one element that has a value.
+
+    A filled-in slash does not split a step.
+    """
     scope = {"wanted": "y", "seven": 7, "slashed": "a/b"}
     assert JsonPath.parse(path).get(DOCUMENT, scope) == found
     assert JsonPath.parse("/{slashed}/~0").get(DOCUMENT, scope) == 1
@@ -102,10 +123,23 @@ def test_a_path_leads_to_a_value(path: str, found: Any) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/x", "/rules/4", "/rules/-1", "/rules/x", "/rules/[id=z]", "/rules/[on=1]", "/a~1b/~0/x", "/[id=x]", "/rules/[on=True]"],
+    [
+        "/x",
+        "/rules/4",
+        "/rules/-1",
+        "/rules/x",
+        "/rules/[id=z]",
+        "/rules/[on=1]",
+        "/a~1b/~0/x",
+        "/[id=x]",
+        "/rules/[on=True]",
+    ],
 )
 def test_a_path_to_nothing_says_so(path: str) -> None:
-    """Missing keys, lists that are too short, no element or the wrong type: each is NotThere, never another error."""
+    """Missing keys, lists that are too short, no element or the wrong type.
+
+    Each is NotThere, never another error.
+    """
     with pytest.raises(NotThere):
         JsonPath.parse(path).get(DOCUMENT, {})
 
@@ -126,26 +160,48 @@ def test_an_edit_changes_a_copy() -> None:
             JsonPath.parse(path).replaced(DOCUMENT, 9, {})
 
 
-# --- templates --------------------------------------------------------------------------------------------------------------
+# --- templates
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_templates_are_whole(name: str) -> None:
-    """Each is accepted with the values it asks for, refused with one it does not know, and needs a secret."""
+    """Each is accepted with the values it asks for, refused with one it does not know.
+
+    And needs a secret.
+    """
     assert load_template(name, VALUES[name]).uses_secret
     with pytest.raises(ConfigInvalid, match=f"template {name}: values: it asks for no colour"):
         load_template(name, {**VALUES[name], "colour": "red"})
     if VALUES[name]:
-        with pytest.raises(ConfigInvalid, match=f"template {name}: values: it needs {next(iter(VALUES[name]))}"):
+        with pytest.raises(
+            ConfigInvalid, match=f"template {name}: values: it needs {next(iter(VALUES[name]))}"
+        ):
             load_template(name, {})
 
 
 def test_decided_values_come_in_the_units_that_systems_want() -> None:
-    """Percent, share, thousandths of a percent, each with what is left for control; whole numbers without a point."""
+    """Percent, share, thousandths of a percent, each with what is left for control.
+
+    Whole numbers without a point.
+    """
     body = {
-        name: f"{{{name}}}" for name in ("percent", "rest_percent", "share", "rest_share", "thousandths", "rest_thousandths")
+        name: f"{{{name}}}"
+        for name in (
+            "percent",
+            "rest_percent",
+            "share",
+            "rest_share",
+            "thousandths",
+            "rest_thousandths",
+        )
     }
-    template = made(write={**SIMPLE["write"], "body": {**body, "on": "{enabled}", "{flag}": "{phase}/{revision}"}})
+    template = made(
+        write={
+            **SIMPLE["write"],
+            "body": {**body, "on": "{enabled}", "{flag}": "{phase}/{revision}"},
+        }
+    )
     assert written(template, percent=33.33) == {
         "percent": 33.33, "rest_percent": 66.67, "share": 0.3333, "rest_share": 0.6667,
         "thousandths": 33330, "rest_thousandths": 66670, "on": True, "new-checkout": "baking/1",
@@ -158,19 +214,34 @@ def test_decided_values_come_in_the_units_that_systems_want() -> None:
 @given(st.integers(0, 10_000))
 def test_weights_always_add_up(hundredths: int) -> None:
     """LaunchDarkly refuses weights that do not sum to 100,000."""
-    template = made(write={**SIMPLE["write"], "body": ["{thousandths}", "{rest_thousandths}", "{percent}", "{rest_percent}"]})
+    template = made(
+        write={
+            **SIMPLE["write"],
+            "body": ["{thousandths}", "{rest_thousandths}", "{percent}", "{rest_percent}"],
+        }
+    )
     weights = written(template, percent=hundredths / 100)
     assert weights[0] + weights[1] == 100_000
     assert weights[2] + weights[3] == pytest.approx(100)
 
 
 def test_what_was_read_can_be_edited_and_sent_back() -> None:
-    """A write may hold a list that was read with some values replaced, which is all that some systems accept."""
-    body = {"rules": {"$edit": "{rules}", "$set": {"/[id=mine]/share": "{share}", "/[id=mine]/on": "{enabled}"}}}
+    """A write may hold a list that was read with some values replaced.
+
+    Which is all that some systems accept.
+    """
+    body = {
+        "rules": {
+            "$edit": "{rules}",
+            "$set": {"/[id=mine]/share": "{share}", "/[id=mine]/on": "{enabled}"},
+        }
+    }
     template = parse_template(
         yaml.safe_dump(
             {
-                "read": [{**READ, "found": {"rules": "/rules", "coverage": "/rules/[id=mine]/share"}}],
+                "read": [
+                    {**READ, "found": {"rules": "/rules", "coverage": "/rules/[id=mine]/share"}}
+                ],
                 "percent": [{"is": "{coverage}", "of": 1}],
                 "write": {**SIMPLE["write"], "body": body},
             }
@@ -179,7 +250,10 @@ def test_what_was_read_can_be_edited_and_sent_back() -> None:
     )
     answer = {"rules": [{"id": "theirs", "share": 1}, {"id": "mine", "share": 0.1, "seed": "s"}]}
     assert written(template, answer, percent=25.0) == {
-        "rules": [{"id": "theirs", "share": 1}, {"id": "mine", "share": 0.25, "seed": "s", "on": True}]
+        "rules": [
+            {"id": "theirs", "share": 1},
+            {"id": "mine", "share": 0.25, "seed": "s", "on": True},
+        ]
     }
     with pytest.raises(FlagPlaneUnavailable, match="no element has id = mine"):
         written(template, {"rules": []})
@@ -188,10 +262,17 @@ def test_what_was_read_can_be_edited_and_sent_back() -> None:
 
 
 def test_the_first_line_that_fits_says_the_percentage() -> None:
-    """Lines whose names were not found are passed over; what is no number in range is no percentage."""
+    """Lines whose names were not found are passed over.
+
+    What is no number in range is no percentage.
+    """
     template = made(
         read=[{"url": READ["url"], "found": {"on": "/on", "weight": "/weight"}}],
-        percent=[{"when": {"on": False}, "is": 0}, {"is": "{weight}", "of": 1000}, {"when": {"on": True}, "is": 100}],
+        percent=[
+            {"when": {"on": False}, "is": 0},
+            {"is": "{weight}", "of": 1000},
+            {"when": {"on": True}, "is": 100},
+        ],
     )
 
     def percent(answer: Any) -> float | None:
@@ -203,11 +284,23 @@ def test_the_first_line_that_fits_says_the_percentage() -> None:
         {"on": False, "weight": 500}, {"on": True, "weight": 255}, {"on": True}, {}, [], None, {"on": 0, "weight": "250"},
         {"weight": "much"}, {"weight": None}, {"weight": 1001}, {"weight": -1}, {"weight": float("nan")}, {"on": "false"},
     ]  # fmt: skip
-    assert [percent(answer) for answer in answers] == [0, 25.5, 100, None, None, None, 25, *[None] * 6]
+    assert [percent(answer) for answer in answers] == [
+        0,
+        25.5,
+        100,
+        None,
+        None,
+        None,
+        25,
+        *[None] * 6,
+    ]
 
 
 def test_what_is_filled_into_an_address_cannot_leave_its_place() -> None:
-    """Slashes, question marks and dots of a value are escaped; only the address that it begins with is taken as it is."""
+    """Slashes, question marks and dots of a value are escaped.
+
+    Only the address that it begins with is taken as it is.
+    """
     template = made(
         {"base": "https://flags.example.org/api", "project": "a/../b?x=1#y"},
         values={"base": None, "project": None},
@@ -219,8 +312,16 @@ def test_what_is_filled_into_an_address_cannot_leave_its_place() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
-    ({"write": {**SIMPLE["write"], "url": "https://flags.example.org/{colour}"}}, {}, "write.url: nothing fills {colour}"),
-    ({"write": {**SIMPLE["write"], "url": "ftp://flags.example.org/"}}, {}, "write.url: begin with an address"),
+    (
+        {"write": {**SIMPLE["write"], "url": "https://flags.example.org/{colour}"}},
+        {},
+        "write.url: nothing fills {colour}",
+    ),
+    (
+        {"write": {**SIMPLE["write"], "url": "ftp://flags.example.org/"}},
+        {},
+        "write.url: begin with an address",
+    ),
     (
         {"write": {**SIMPLE["write"], "url": "https://{flag}.example.org/"}},
         {},
@@ -231,15 +332,43 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
         {},
         "write.url: give a port that exists, and a slash",
     ),
-    ({"write": {**SIMPLE["write"], "url": "https://flags{flag}/"}}, {}, "write.url: give a port that exists, and a slash"),
+    (
+        {"write": {**SIMPLE["write"], "url": "https://flags{flag}/"}},
+        {},
+        "write.url: give a port that exists, and a slash",
+    ),
     ({"write": {**SIMPLE["write"], "url": "{flag}"}}, {}, "write.url: begin with an address"),
-    ({"write": {**SIMPLE["write"], "url": "https://a:b@flags.example.org/"}}, {}, "without user and password"),
-    ({"write": {**SIMPLE["write"], "url": "http://flags.example.org/"}}, {}, "http:// lets others read along"),
-    ({"write": {**SIMPLE["write"], "url": "https://flags.example.org/{secret}"}}, {}, "the secret stands in headers only"),
-    ({"write": {**SIMPLE["write"], "body": {"a": "{secret}"}}}, {}, "the secret stands in headers only"),
+    (
+        {"write": {**SIMPLE["write"], "url": "https://a:b@flags.example.org/"}},
+        {},
+        "without user and password",
+    ),
+    (
+        {"write": {**SIMPLE["write"], "url": "http://flags.example.org/"}},
+        {},
+        "http:// lets others read along",
+    ),
+    (
+        {"write": {**SIMPLE["write"], "url": "https://flags.example.org/{secret}"}},
+        {},
+        "the secret stands in headers only",
+    ),
+    (
+        {"write": {**SIMPLE["write"], "body": {"a": "{secret}"}}},
+        {},
+        "the secret stands in headers only",
+    ),
     ({"write": {**SIMPLE["write"], "method": "GET"}}, {}, "write.method"),
-    ({"write": {**SIMPLE["write"], "body": {"$edit": "{rules}"}}}, {}, "write.body: $edit and $set stand together"),
-    ({"write": {**SIMPLE["write"], "body": {"$edit": "rules", "$set": {}}}}, {}, "write.body: $edit: name what was found"),
+    (
+        {"write": {**SIMPLE["write"], "body": {"$edit": "{rules}"}}},
+        {},
+        "write.body: $edit and $set stand together",
+    ),
+    (
+        {"write": {**SIMPLE["write"], "body": {"$edit": "rules", "$set": {}}}},
+        {},
+        "write.body: $edit: name what was found",
+    ),
     ({"write": {**SIMPLE["write"], "body": {"a": "{"}}}, {}, "write.body: '{': write"),
     ({"write": {**SIMPLE["write"], "verb": "POST"}}, {}, "write.verb"),
     ({"headers": {"X-A": "{colour}"}}, {}, "headers.X-A: nothing fills {colour}"),
@@ -250,13 +379,25 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"values": {"percent": None}}, {"percent": "50"}, "values.percent: the name is taken"),
     ({"values": {"secret": None}}, {"secret": "x"}, "values.secret: the name is taken"),
     ({"read": [READ]}, {}, "read.0.found.share: the name is taken"),
-    ({"read": [{"url": READ["url"], "found": {"a": "rules"}}]}, {}, "read.0: 'rules' does not begin with a slash"),
+    (
+        {"read": [{"url": READ["url"], "found": {"a": "rules"}}]},
+        {},
+        "read.0: 'rules' does not begin with a slash",
+    ),
     ({"read": [{"url": READ["url"], "found": {"a": "/rules/[id]"}}]}, {}, "write [name=value]"),
     ({"read": [{"url": READ["url"], "found": {"a": "/a"}}]}, {}, "percent: say where"),
     ({"percent": [{"is": 0}]}, {}, "percent: nothing is read"),
-    ({"read": [{"url": "https://x.example/{later}", "found": {"later": "/a"}}]}, {}, "read.0.url: nothing fills {later}"),
     (
-        {"read": [{"url": READ["url"], "found": {"a": "/a"}}], "percent": [{"is": "{a}"}], "headers": {"X-A": "{a}"}},
+        {"read": [{"url": "https://x.example/{later}", "found": {"later": "/a"}}]},
+        {},
+        "read.0.url: nothing fills {later}",
+    ),
+    (
+        {
+            "read": [{"url": READ["url"], "found": {"a": "/a"}}],
+            "percent": [{"is": "{a}"}],
+            "headers": {"X-A": "{a}"},
+        },
         {},
         "headers.X-A: nothing fills {a}",
     ),
@@ -265,7 +406,9 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("parts", "values", "why"), WRONG)
-def test_a_template_that_cannot_work_is_refused_at_start(parts: dict[str, Any], values: dict[str, str], why: str) -> None:
+def test_a_template_that_cannot_work_is_refused_at_start(
+    parts: dict[str, Any], values: dict[str, str], why: str
+) -> None:
     """Each mistake is named with its place before anything is sent."""
     with pytest.raises(ValueError) as refused:
         made(values, **parts)
@@ -281,5 +424,8 @@ def test_a_file_that_is_no_template_is_refused(text: str) -> None:
 
 def test_a_template_that_is_nowhere_is_refused() -> None:
     """A mistyped name is told the names there are."""
-    with pytest.raises(ConfigInvalid, match="neither one of flagsmith, growthbook, launchdarkly, webhook nor a readable file"):
+    with pytest.raises(
+        ConfigInvalid,
+        match="neither one of flagsmith, growthbook, launchdarkly, webhook nor a readable file",
+    ):
         load_template("launchdarkli", {})

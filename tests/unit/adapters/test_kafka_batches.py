@@ -46,11 +46,15 @@ BOMBS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
 Headers = Sequence[tuple[str, bytes | None]]
 
 
-def batch(values: Sequence[bytes | None], codec: int = 0, *, base: int = 0, headers: Headers = ()) -> bytes:
+def batch(
+    values: Sequence[bytes | None], codec: int = 0, *, base: int = 0, headers: Headers = ()
+) -> bytes:
     """Return a record batch of these values as a broker stores it, from offset `base`."""
     builder = DefaultRecordBatchBuilder(2, codec, 0, -1, -1, -1, 1 << 30)
     for number, value in enumerate(values):
-        builder.append(number, timestamp=1_000 + number, key=b"k", value=value, headers=list(headers))
+        builder.append(
+            number, timestamp=1_000 + number, key=b"k", value=value, headers=list(headers)
+        )
     return at(base, bytes(builder.build()))
 
 
@@ -67,7 +71,9 @@ def sealed(content: bytes) -> bytes:
     return bytes(whole)
 
 
-def raw_batch(payload: bytes, codec: int, *, count: int = 1, delta: int = 0, base: int = 0) -> bytes:
+def raw_batch(
+    payload: bytes, codec: int, *, count: int = 1, delta: int = 0, base: int = 0
+) -> bytes:
     """Return a batch whose records are these bytes, whatever they are."""
     head = struct.pack(">qiibIhiqqqhii", base, 0, 0, 2, 0, codec, delta, 5, 5, -1, -1, -1, count)
     return sealed(head + payload)
@@ -90,7 +96,9 @@ def records_of(content: bytes) -> list[Any]:
 def shown(records: Sequence[Any], offset: int = 0) -> list[tuple[Any, ...]]:
     """Return what is to be compared of records from `offset` on."""
     return [
-        (each.offset, each.timestamp, each.key, each.value, tuple(each.headers)) for each in records if each.offset >= offset
+        (each.offset, each.timestamp, each.key, each.value, tuple(each.headers))
+        for each in records
+        if each.offset >= offset
     ]
 
 
@@ -108,7 +116,9 @@ def test_honest_batches_hold_the_records_they_held(codec: int, size: int) -> Non
     """
     draw = random.Random(size)
     values = [draw.randbytes(size // 4) * 4 for _ in range(120)]
-    content = batch(values, codec) + batch([b"next", None], base=120, headers=[("h", b"x"), ("n", None)])
+    content = batch(values, codec) + batch(
+        [b"next", None], base=120, headers=[("h", b"x"), ("n", None)]
+    )
     expected = records_of(content)
     for offset in (0, 77, 119):
         safe = make_safe(content, offset, Budget())

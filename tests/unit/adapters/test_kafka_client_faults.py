@@ -155,7 +155,9 @@ async def test_publishing_says_that_it_failed(fault: BaseException) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-async def test_the_state_feed_connects_again(fault: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_state_feed_connects_again(
+    fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever ends a connection, the feed goes on: its task is the daemon's."""
     counted: list[str] = []
 

@@ -23,7 +23,9 @@ class FakeRecord(NamedTuple):
 
 def written(flag_key: str, revision: int, *, is_good: bool = True) -> FakeRecord:
     """Return a record with a document; a bad one has a revision and is of no use all the same."""
-    return FakeRecord(flag_key.encode(), json.dumps({"data": {"revision": revision, "is_good": is_good}}).encode())
+    return FakeRecord(
+        flag_key.encode(), json.dumps({"data": {"revision": revision, "is_good": is_good}}).encode()
+    )
 
 
 class Reader:
@@ -56,15 +58,24 @@ def test_of_a_long_history_only_the_newest_is_read() -> None:
 
 
 def test_an_older_document_written_last_does_not_hide_the_newest() -> None:
-    """The highest revision is given wherever it stands, and the last record's is known as the last."""
+    """The highest revision is given wherever it stands.
+
+    And the last record's is known as the last.
+    """
     reader = Reader()
     assert reader.given(written("f", 1), written("f", 7), written("f", 3), written("f", 5)) == [7]
     assert reader.feed._last == {"f": 5}
 
 
-@pytest.mark.parametrize("useless", [written("f", 9, is_good=False), FakeRecord(b"f", None), FakeRecord(b"f", b"no JSON")])
+@pytest.mark.parametrize(
+    "useless",
+    [written("f", 9, is_good=False), FakeRecord(b"f", None), FakeRecord(b"f", b"no JSON")],
+)
 def test_a_document_of_no_use_hides_nothing(useless: FakeRecord) -> None:
-    """Behind a document that cannot be read, the best one that can is given, and the flag is named as corrupt."""
+    """Behind a document that cannot be read, the best one that can is given.
+
+    And the flag is named as corrupt.
+    """
     reader = Reader()
     assert reader.given(written("f", 1), written("f", 2), useless)[-1] == 2
     assert list(reader.feed.corrupt) == ["f"]
@@ -73,7 +84,10 @@ def test_a_document_of_no_use_hides_nothing(useless: FakeRecord) -> None:
 
 
 def test_what_the_topic_lost_is_reported_and_given_again_when_it_is_back() -> None:
-    """A flag that a topic made anew does not have is to be published, and then stands there again."""
+    """A flag that a topic made anew does not have is to be published.
+
+    And then stands there again.
+    """
     reader = Reader()
     assert reader.given(written("f", 3)) == [3]
     reader.feed._tell_overtaken()

@@ -19,7 +19,12 @@ from controller.adapters.memory import (
     MemoryTotals,
 )
 from controller.core.rollout import AskAdvice
-from controller.errors import AdviceUnavailableError, EventLogUnavailable, FlagPlaneUnavailable, StoreUnavailable
+from controller.errors import (
+    AdviceUnavailableError,
+    EventLogUnavailable,
+    FlagPlaneUnavailable,
+    StoreUnavailable,
+)
 from controller.ports import (
     Advisor,
     Clock,
@@ -71,7 +76,10 @@ def test_the_clock_stands_until_moved_and_never_goes_back() -> None:
 
 
 async def test_an_outage_raises_and_does_nothing() -> None:
-    """A store that is down does nothing; one that loses a reply has done it, and says so to the same call."""
+    """A store that is down does nothing.
+
+    One that loses a reply has done it, and says so to the same call.
+    """
     totals = MemoryTotals()
     totals.outage.is_down = True
     with pytest.raises(StoreUnavailable):
@@ -115,7 +123,10 @@ async def test_a_waiting_fetch_wakes_for_a_record(broker: MemoryBroker) -> None:
 
 
 async def test_seek_pause_holes_and_retention(broker: MemoryBroker) -> None:
-    """Reading goes back and forth, stops and resumes; offsets may be missing, and the oldest may be gone."""
+    """Reading goes back and forth, stops and resumes.
+
+    Offsets may be missing, and the oldest may be gone.
+    """
     where = ("evaluations", 0)
     member = MemoryEventLog(broker, "g", ["evaluations"])
     await member.start()
@@ -137,7 +148,10 @@ async def test_seek_pause_holes_and_retention(broker: MemoryBroker) -> None:
 
 
 async def test_members_share_and_hand_over(broker: MemoryBroker) -> None:
-    """Partition i of both topics goes to one member; the old owner is asked to save before the new one has it."""
+    """Partition i of both topics goes to one member.
+
+    The old owner is asked to save before the new one has it.
+    """
     topics = ["evaluations", "outcomes"]
     one, two = MemoryEventLog(broker, "g", topics), MemoryEventLog(broker, "g", topics)
     await one.start()
@@ -149,7 +163,9 @@ async def test_members_share_and_hand_over(broker: MemoryBroker) -> None:
     one.on_revoked(remember)
     await two.start()
     for member, partitions in ((one, {0, 1}), (two, {2, 3})):
-        assert member.assignment == {(topic, partition) for topic in topics for partition in partitions}
+        assert member.assignment == {
+            (topic, partition) for topic in topics for partition in partitions
+        }
     assert seen == [(two.assignment, frozenset())]
     await two.stop()
     assert len(one.assignment) == 8
@@ -158,7 +174,10 @@ async def test_members_share_and_hand_over(broker: MemoryBroker) -> None:
 async def test_commits_belong_to_the_group(broker: MemoryBroker) -> None:
     """A committed offset is seen by the whole group, and a broker that is down swallows it."""
     where = ("evaluations", 0)
-    one, two = MemoryEventLog(broker, "g", ["evaluations"]), MemoryEventLog(broker, "h", ["evaluations"])
+    one, two = (
+        MemoryEventLog(broker, "g", ["evaluations"]),
+        MemoryEventLog(broker, "h", ["evaluations"]),
+    )
     await one.commit({where: 7})
     assert (await one.committed(where), await two.committed(where)) == (7, None)
     broker.outage.is_down = True
@@ -170,7 +189,10 @@ async def test_commits_belong_to_the_group(broker: MemoryBroker) -> None:
 
 
 async def test_published_effects_are_kept_and_told_apart() -> None:
-    """Repeats are kept as they came; by effect id each is seen once. They reach the broker's topics too."""
+    """Repeats are kept as they came; by effect id each is seen once.
+
+    They reach the broker's topics too.
+    """
     broker = MemoryBroker(ManualClock(), {"rollout.alerts": 1, "decisions": 1})
     publisher = MemoryPublisher(broker, {"alerts": "rollout.alerts"})
     alert = OutboxEntry("outbox:0", "f/1/0", "alerts", "f", b"{}")

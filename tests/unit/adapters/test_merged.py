@@ -31,7 +31,10 @@ def test_merging_is_adding(parts: list[ArmCounts]) -> None:
 
 @given(st.lists(st.lists(st.none() | arms, min_size=4, max_size=4), min_size=1, max_size=6))
 def test_remembering_changes_no_answer(reads: list[list[ArmCounts | None]]) -> None:
-    """A merger that has seen earlier bytes answers like one that has seen none, also when it remembers one visit only."""
+    """A merger that has seen earlier bytes answers like one that has seen none.
+
+    Also when it remembers one visit only.
+    """
     remembering, forgetful = Merger(), Merger(capacity=1)
     for turn, read in enumerate(reads):
         raw = tuple(None if arm is None else encode_arm(arm) for arm in read)
@@ -102,7 +105,9 @@ def test_progress_that_cannot_be_read_names_its_partition() -> None:
         progress_of("e/0/1", fields)
 
 
-arguments = st.tuples(st.none() | small, small, st.dictionaries(names, names.map(str.encode), max_size=3))
+arguments = st.tuples(
+    st.none() | small, small, st.dictionaries(names, names.map(str.encode), max_size=3)
+)
 
 
 @given(arguments, arguments)

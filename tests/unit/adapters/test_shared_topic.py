@@ -1,4 +1,7 @@
-"""One topic read as two logs: each has its own position, and loses and repeats nothing whatever the other does."""
+"""One topic read as two logs.
+
+Each has its own position, and loses and repeats nothing whatever the other does.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ async def make_log(records: int) -> tuple[SharedTopic, MemoryEventLog, MemoryBro
 
 
 def test_streams_are_told_apart_only_when_the_topic_is_one() -> None:
-    """Two topics keep their names; one topic's second stream is named so that no topic can be called the same."""
+    """Two topics keep their names.
+
+    One topic's second stream is named so that no topic can be called the same.
+    """
     assert streams(("logs", "spans")) == ("logs", "spans")
     assert streams(("spans", "spans")) == ("spans", "spans#outcomes")
     assert [topic_of(stream) for stream in streams(("spans", "spans"))] == ["spans", "spans"]
@@ -51,7 +57,10 @@ async def test_both_streams_get_every_record() -> None:
 
 
 async def test_a_stream_that_goes_back_repeats_nothing_to_the_other() -> None:
-    """When one has to count again, the log is read again from there, and the other sees only what is new to it."""
+    """When one has to count again, the log is read again from there.
+
+    And the other sees only what is new to it.
+    """
     log, _, broker = await make_log(4)
     log.seek(FIRST, 0)
     log.seek(SECOND, 0)
@@ -62,7 +71,10 @@ async def test_a_stream_that_goes_back_repeats_nothing_to_the_other() -> None:
 
 
 async def test_a_paused_stream_misses_nothing() -> None:
-    """What came while one was paused is given to it when it is resumed, and not to the other again."""
+    """What came while one was paused is given to it when it is resumed.
+
+    And not to the other again.
+    """
     log, below, broker = await make_log(2)
     log.seek(FIRST, 0)
     log.seek(SECOND, 0)
@@ -102,7 +114,10 @@ async def test_the_lower_position_is_committed() -> None:
 
 
 async def test_both_streams_are_handed_over() -> None:
-    """Who counts is told of both before the partition is taken, and neither is read from an old position afterwards."""
+    """Who counts is told of both before the partition is taken.
+
+    And neither is read from an old position afterwards.
+    """
     log, below, _ = await make_log(3)
     told: list[frozenset[TopicPartition]] = []
 

@@ -9,7 +9,10 @@ from controller.errors import StoreUnavailable
 
 
 async def test_a_call_that_swallows_its_cancellation_is_cancelled_all_the_same() -> None:
-    """Whoever is cancelled in the midst of a call ends there, even if the client library, as asyncio.wait_for may, goes on."""
+    """Whoever is cancelled in the midst of a call ends there, even if the client library.
+
+    As asyncio.wait_for may, goes on.
+    """
     store = Store(None, prefix="rolloutd:", deadline_seconds=5)
     is_under_way = asyncio.Event()
 

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from controller.adapters.unleash_api import Change, Environment, Strategy
-from controller.adapters.unleash_strategy import Content, Mark, State, Trail, Wanted, compare, follow, wanted
+from controller.adapters.unleash_strategy import (
+    Content,
+    Mark,
+    State,
+    Trail,
+    Wanted,
+    compare,
+    follow,
+    wanted,
+)
 from controller.core.rollout import Aborted, Completed, Paused, Phase, RolledBack, Scheduled
 from schemas.terms import HoldReason
 from tests.builders import T0, make_rollout
@@ -30,18 +39,41 @@ def make_state(*strategies: Strategy, is_on: bool = True) -> State:
     return State.of(Environment("production", is_on, list(strategies)))
 
 
-def make_change(number: int, kind: str, strategy: Strategy | None = None, who: str = "ada", **fields: Any) -> Change:
+def make_change(
+    number: int, kind: str, strategy: Strategy | None = None, who: str = "ada", **fields: Any
+) -> Change:
     """Return an entry of the audit trail."""
     names = ("id", "name", "title", "disabled", "parameters", "constraints", "variants", "segments")
     data = None if strategy is None else {name: getattr(strategy, name) for name in names}
-    return Change(**{"id": number, "type": kind, "created_by": who, "environment": "production", "data": data, **fields})
+    return Change(
+        **{
+            "id": number,
+            "type": kind,
+            "created_by": who,
+            "environment": "production",
+            "data": data,
+            **fields,
+        }
+    )
 
 
 @pytest.mark.parametrize(
-    ("percent", "whole"), [(0.01, 0), (0.99, 0), (1.0, 1), (28.999999999999996, 29), (29.99, 29), (99.99, 99), (100.0, 100)]
+    ("percent", "whole"),
+    [
+        (0.01, 0),
+        (0.99, 0),
+        (1.0, 1),
+        (28.999999999999996, 29),
+        (29.99, 29),
+        (99.99, 99),
+        (100.0, 100),
+    ],
 )
 def test_percents_are_rounded_down(percent: float, whole: int) -> None:
-    """Unleash takes whole percents: never more than was decided, and a float's last digit costs nobody a percent."""
+    """Unleash takes whole percents.
+
+    Never more than was decided, and a float's last digit costs nobody a percent.
+    """
     asked = make_wanted(percent)
     assert asked.parts[0].rollout == str(whole)
     assert asked.is_fractional == (round(percent, 6) != whole)
@@ -57,7 +89,10 @@ def test_percents_are_rounded_down(percent: float, whole: int) -> None:
     ],
 )
 def test_before_the_start_and_after_the_end_nobody_is_let_in(phase: Phase, is_off: bool) -> None:
-    """Whatever percentage a damaged document names; after a rollback the switch goes off as well."""
+    """Whatever percentage a damaged document names.
+
+    After a rollback the switch goes off as well.
+    """
     asked = make_wanted(50.0, phase=phase)
     assert (asked.served_percent, asked.is_off) == (0, is_off)
 
@@ -68,7 +103,10 @@ def test_a_completed_rollout_stays_on() -> None:
 
 
 def test_what_unleash_says_back_is_the_same_content() -> None:
-    """Order of fields, defaults said aloud, left out or null make no difference; anything that lets in others does."""
+    """Order of fields, defaults said aloud, left out or null make no difference.
+
+    Anything that lets in others does.
+    """
     asked = make_wanted()
     same = make_strategy(
         asked,
@@ -81,7 +119,9 @@ def test_what_unleash_says_back_is_the_same_content() -> None:
     assert compare(asked, make_state(same), environment="production").faults == ()
     constraint = {"contextName": "country", "operator": "IN", "values": ["DE"]}
     said_aloud = {**constraint, "inverted": False, "caseInsensitive": False, "value": None}
-    one, other = (Content.of(make_strategy(asked, constraints=[each])) for each in (constraint, said_aloud))
+    one, other = (
+        Content.of(make_strategy(asked, constraints=[each])) for each in (constraint, said_aloud)
+    )
     assert one == other
     assert one.digest != asked.parts[0].digest
     inverted = Content.of(make_strategy(asked, constraints=[{**constraint, "inverted": True}]))
@@ -92,7 +132,12 @@ def test_what_unleash_says_back_is_the_same_content() -> None:
 def test_a_percentage_nobody_can_read_counts_as_everybody(rollout: str) -> None:
     """Unleash checks nothing, so that any text may stand there; it is an edit upwards."""
     asked = make_wanted()
-    state = make_state(make_strategy(asked, parameters={"rollout": rollout, "stickiness": "userId", "groupId": "new-checkout"}))
+    state = make_state(
+        make_strategy(
+            asked,
+            parameters={"rollout": rollout, "stickiness": "userId", "groupId": "new-checkout"},
+        )
+    )
     assert state.percent == 100
 
 
@@ -101,14 +146,23 @@ def test_a_mark_reads_back_as_written_and_nothing_else_is_one() -> None:
     mark = Mark("25 %", 12, "0123abcd", 1, "89ef0123")
     assert Mark.read(str(mark)) == mark
     assert Mark.read(str(Mark("off", 1, "0123abcd", 2, "89ef0123"))) is not None
-    for title in (None, "", "rolloutd", f"{mark} ", f"my {mark}", "rolloutd: 25 % by revision x (0123abcd.1.89ef0123)"):
+    for title in (
+        None,
+        "",
+        "rolloutd",
+        f"{mark} ",
+        f"my {mark}",
+        "rolloutd: 25 % by revision x (0123abcd.1.89ef0123)",
+    ):
         assert Mark.read(title) is None
 
 
 def test_a_late_writer_finds_itself_late() -> None:
     """A strategy by a newer revision of the same rollout is left alone, whatever it says."""
     newer = make_wanted(50.0, revision=9)
-    found = compare(make_wanted(25.0, revision=8), make_state(make_strategy(newer)), environment="production")
+    found = compare(
+        make_wanted(25.0, revision=8), make_state(make_strategy(newer)), environment="production"
+    )
     assert found.faults == ("was written by revision 9, which is newer than our 8",)
     assert not found.needs_editor
 
@@ -117,23 +171,37 @@ def test_a_narrower_strategy_counts_as_lower() -> None:
     """Conditions that somebody added keep users out: the lower value stays."""
     asked = make_wanted()
     constraint = {"contextName": "country", "operator": "IN", "values": ["DE"]}
-    narrower = compare(asked, make_state(make_strategy(asked, constraints=[constraint])), environment="production")
+    narrower = compare(
+        asked, make_state(make_strategy(asked, constraints=[constraint])), environment="production"
+    )
     assert (narrower.is_lower, narrower.needs_editor) == (True, True)
     raised = {"rollout": "60", "stickiness": "userId", "groupId": "new-checkout"}
     both = compare(
-        asked, make_state(make_strategy(asked, constraints=[constraint], parameters=raised)), environment="production"
+        asked,
+        make_state(make_strategy(asked, constraints=[constraint], parameters=raised)),
+        environment="production",
     )
     assert not both.is_lower
     other_group = {"rollout": "25", "stickiness": "userId", "groupId": "other"}
-    moved = compare(asked, make_state(make_strategy(asked, parameters=other_group)), environment="production")
-    assert (moved.is_lower, moved.faults) == (False, ("has other group id in our strategy than decided",))
+    moved = compare(
+        asked, make_state(make_strategy(asked, parameters=other_group)), environment="production"
+    )
+    assert (moved.is_lower, moved.faults) == (
+        False,
+        ("has other group id in our strategy than decided",),
+    )
 
 
 def test_the_audit_trail_is_followed_back_to_our_last_write() -> None:
-    """What came after our write is somebody's; what came before it is not, nor a switch the way our write says."""
+    """What came after our write is somebody's.
+
+    What came before it is not, nor a switch the way our write says.
+    """
     asked = make_wanted()
     ours = make_strategy(asked)
-    edited = make_strategy(asked, parameters={"rollout": "60", "stickiness": "userId", "groupId": "new-checkout"})
+    edited = make_strategy(
+        asked, parameters={"rollout": "60", "stickiness": "userId", "groupId": "new-checkout"}
+    )
     mine = make_change(5, "feature-strategy-update", ours, "rolloutd")
     edit = make_change(6, "feature-strategy-update", edited)
     earlier = make_change(4, "feature-strategy-update", edited, "bob")

@@ -18,7 +18,9 @@ class ScriptedServer(ModelServer):
     """Writes one text to every question; None: it cannot be reached. Keeps the prompts."""
 
     def __init__(self, content: str | None) -> None:
-        super().__init__(AdvisorSettings(url="http://model.invalid"), ManualClock(), OpenAIDialect())
+        super().__init__(
+            AdvisorSettings(url="http://model.invalid"), ManualClock(), OpenAIDialect()
+        )
         self._content = content
         self.prompts: list[Prompt] = []
 

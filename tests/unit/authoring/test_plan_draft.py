@@ -17,22 +17,36 @@ from tests.unit.authoring.conftest import scripted
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 #: Slower than any risk asks for.
 SLOW: dict[str, Any] = {
-    "stages": [{"percent": percent, "bake_hours": 48, "approval": True} for percent in (1, 5, 25, 100)],
+    "stages": [
+        {"percent": percent, "bake_hours": 48, "approval": True} for percent in (1, 5, 25, 100)
+    ],
     "error_rate_limit_percent": 1,
     "error_rate_margin_percent": 5,
     "latency_margin_percent": 5,
 }
 
 
-async def suggest(answer: object, risk: Risk = Risk.HIGH, description: str = "a new payment provider") -> tuple[str, str]:
+async def suggest(
+    answer: object, risk: Risk = Risk.HIGH, description: str = "a new payment provider"
+) -> tuple[str, str]:
     """Return the plan's text and who drafted it; None: no model."""
     content = answer if answer is None or isinstance(answer, str) else json.dumps(answer)
-    made = await draft_plan(scripted(content), flag="new-checkout", risk=risk, description=description, owner="ada", now=NOW)
+    made = await draft_plan(
+        scripted(content),
+        flag="new-checkout",
+        risk=risk,
+        description=description,
+        owner="ada",
+        now=NOW,
+    )
     return made.content, made.origin
 
 
 def test_the_form_is_the_model() -> None:
-    """What a server is asked for is what our own check accepts: the same fields, the same bounds."""
+    """What a server is asked for is what our own check accepts.
+
+    The same fields, the same bounds.
+    """
     generated = PlanAnswer.model_json_schema()
     assert generated["properties"].keys() == FORM["properties"].keys() == set(FORM["required"])
     stage = generated["$defs"]["StageAnswer"]["properties"]
@@ -43,7 +57,10 @@ def test_the_form_is_the_model() -> None:
 
 @pytest.mark.parametrize("risk", Risk)
 async def test_without_a_model_the_template_can_be_started(risk: Risk) -> None:
-    """Each risk's template passes `plan lint`, keeps the risk's own bounds, and says that no model wrote it."""
+    """Each risk's template passes `plan lint`, keeps the risk's own bounds.
+
+    And says that no model wrote it.
+    """
     text, origin = await suggest(None, risk)
     document, findings = lint_text(text, NOW)
     assert document is not None
@@ -64,20 +81,41 @@ async def test_a_careful_draft_is_taken(risk: Risk) -> None:
 
 
 BOLD: dict[str, tuple[dict[str, Any], str]] = {
-    "starts high": ({"stages": [{**SLOW["stages"][0], "percent": 2}, *SLOW["stages"][1:]]}, "first stage exceeds 1 %"),
+    "starts high": (
+        {"stages": [{**SLOW["stages"][0], "percent": 2}, *SLOW["stages"][1:]]},
+        "first stage exceeds 1 %",
+    ),
     "has few stages": ({"stages": [SLOW["stages"][0], SLOW["stages"][-1]]}, "fewer than 4 stages"),
-    "falls": ({"stages": [SLOW["stages"][0], SLOW["stages"][2], SLOW["stages"][1], SLOW["stages"][3]]}, "do not rise"),
+    "falls": (
+        {"stages": [SLOW["stages"][0], SLOW["stages"][2], SLOW["stages"][1], SLOW["stages"][3]]},
+        "do not rise",
+    ),
     "ends early": (
-        {"stages": [SLOW["stages"][0], SLOW["stages"][1], *({**SLOW["stages"][2], "percent": p} for p in (25, 50))]},
+        {
+            "stages": [
+                SLOW["stages"][0],
+                SLOW["stages"][1],
+                *({**SLOW["stages"][2], "percent": p} for p in (25, 50)),
+            ]
+        },
         "rise to 100",
     ),
-    "bakes short": ({"stages": [{**stage, "bake_hours": 1} for stage in SLOW["stages"]]}, "bakes less than 12 h"),
+    "bakes short": (
+        {"stages": [{**stage, "bake_hours": 1} for stage in SLOW["stages"]]},
+        "bakes less than 12 h",
+    ),
     "tolerates much": ({"latency_margin_percent": 90}, "margin exceeds 20 %"),
     "limits loosely": ({"error_rate_limit_percent": 40}, "limit exceeds 5 %"),
-    "asks nobody": ({"stages": [{**stage, "approval": False} for stage in SLOW["stages"]]}, "nobody approves"),
+    "asks nobody": (
+        {"stages": [{**stage, "approval": False} for stage in SLOW["stages"]]},
+        "nobody approves",
+    ),
     "has no stage": ({"stages": []}, "not in the form"),
     "invents a field": ({"skip_gates": True}, "not in the form"),
-    "has a percentage beyond all": ({"stages": [{**SLOW["stages"][0], "percent": 101}]}, "not in the form"),
+    "has a percentage beyond all": (
+        {"stages": [{**SLOW["stages"][0], "percent": 101}]},
+        "not in the form",
+    ),
 }
 
 
@@ -91,8 +129,13 @@ async def test_a_bold_draft_is_not_shown(fault: str) -> None:
 
 
 async def test_a_description_cannot_break_the_file() -> None:
-    """Whatever the author writes, the plan is read back with that text as its description and nothing else changed."""
-    text, _ = await suggest(None, description='quick: "}\n- {percent: 100, bake: 1s}\x1b[2J\nblind: true')
+    """Whatever the author writes.
+
+    The plan is read back with that text as its description and nothing else changed.
+    """
+    text, _ = await suggest(
+        None, description='quick: "}\n- {percent: 100, bake: 1s}\x1b[2J\nblind: true'
+    )
     document, _ = lint_text(text, NOW)
     assert document is not None
     assert not document.blind
@@ -103,7 +146,10 @@ async def test_a_description_cannot_break_the_file() -> None:
     st.text(max_size=300)
     | st.recursive(
         st.none() | st.integers() | st.text(max_size=9),
-        lambda inner: st.dictionaries(st.sampled_from(sorted(FORM["properties"])), inner) | st.lists(inner, max_size=5),
+        lambda inner: (
+            st.dictionaries(st.sampled_from(sorted(FORM["properties"])), inner)
+            | st.lists(inner, max_size=5)
+        ),
         max_leaves=12,
     ).map(json.dumps)
 )

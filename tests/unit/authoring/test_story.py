@@ -15,7 +15,9 @@ from tests.builders import HOUR, T0, make_breach, make_judgement, make_rollout
 from tests.unit.authoring.conftest import ScriptedServer, scripted
 
 
-def make_decision(kind: str, revision: int, judgement: Judgement | None = None, **overrides: Any) -> Decision:
+def make_decision(
+    kind: str, revision: int, judgement: Judgement | None = None, **overrides: Any
+) -> Decision:
     """Return a decision of the builders' rollout, so many hours after its start."""
     fields: dict[str, Any] = {
         "flag": "new-checkout",
@@ -50,7 +52,10 @@ ROLLED_BACK = make_decision(
 
 
 async def test_without_a_model_the_records_speak() -> None:
-    """A roll back is explained by its reason, with where to look first, and says that no model wrote it."""
+    """A roll back is explained by its reason, with where to look first.
+
+    And says that no model wrote it.
+    """
     told = await explain(None, make_rollout(), [STARTED, ROLLED_BACK])
     assert told.subject is ROLLED_BACK
     assert "guardrail error_rate: 10 % against 1 %" in told.guess.content.likely_cause
@@ -59,8 +64,14 @@ async def test_without_a_model_the_records_speak() -> None:
 
 
 async def test_a_model_adds_its_guess() -> None:
-    """A guess in the form stands under the model's name; what it was told is our records, with their numbers."""
-    guess = {"likely_cause": "The new provider refuses cards. This is a guess.", "next_steps": ["look at its log"]}
+    """A guess in the form stands under the model's name.
+
+    What it was told is our records, with their numbers.
+    """
+    guess = {
+        "likely_cause": "The new provider refuses cards. This is a guess.",
+        "next_steps": ["look at its log"],
+    }
     model = scripted(json.dumps(guess))
     told = await explain(model, make_rollout(), [STARTED, ROLLED_BACK])
     assert told.guess.content.likely_cause == guess["likely_cause"]
@@ -83,13 +94,19 @@ async def test_a_useless_guess_is_replaced() -> None:
 async def test_gaps_name_what_to_look_at() -> None:
     """A hold for missing evidence says where evidence comes from."""
     gap = make_judgement(gaps=(Gap(HealthGap.NO_OUTCOMES, "no outcome for 5 min"),))
-    told = await explain(None, make_rollout(), [make_decision("hold", 2, gap, reason="no_outcomes: no outcome for 5 min")])
+    told = await explain(
+        None,
+        make_rollout(),
+        [make_decision("hold", 2, gap, reason="no_outcomes: no outcome for 5 min")],
+    )
     assert "request.outcomes" in told.guess.content.next_steps[0]
 
 
 async def test_nothing_decided_yet() -> None:
     """A rollout without decisions, or with another rollout's, has no story."""
-    told = await explain(None, make_rollout(), [make_decision("roll_back", 1, rollout_id="earlier")])
+    told = await explain(
+        None, make_rollout(), [make_decision("roll_back", 1, rollout_id="earlier")]
+    )
     assert told.subject is None
     assert told.decisions == []
 
@@ -112,13 +129,16 @@ async def test_changelog_lists_transitions() -> None:
         "## new-checkout",
         "",
         "- 2026-01-05 10:00 UTC, **start** 0 % → 10 %, by ada: because",
-        r"- 2026-01-05 11:00 UTC, **roll back** 10 % → 0 %: guardrail error\_rate: 10 % against 1 %",
+        r"- 2026-01-05 11:00 UTC, **roll back** 10 % → 0 %: guardrail error\_rate: 10 % "
+        r"against 1 %",
     ]
 
 
 async def test_changelog_shows_text_as_text() -> None:
     """A reason with Markdown or HTML in it becomes neither link nor tag."""
-    hostile = make_decision("abort", 2, reason="<script>x</script> [click](http://evil.example) ![i](x)\n# Heading")
+    hostile = make_decision(
+        "abort", 2, reason="<script>x</script> [click](http://evil.example) ![i](x)\n# Heading"
+    )
     made = await changelog(None, [hostile], "Rollouts")
     assert "<script>" not in made.content.replace("\\<", "")
     assert "[click](" not in made.content.replace("\\[", "")
@@ -128,7 +148,9 @@ async def test_changelog_shows_text_as_text() -> None:
 async def test_changelog_takes_one_paragraph_from_a_model() -> None:
     """A model's summary stands above the list, which stays ours; its Markdown is text."""
     made = await changelog(
-        scripted('{"summary": "The new checkout was [taken back](http://evil.example)."}'), [ROLLED_BACK], "R"
+        scripted('{"summary": "The new checkout was [taken back](http://evil.example)."}'),
+        [ROLLED_BACK],
+        "R",
     )
     assert made.author == "tiny"
     assert "[taken back](" not in made.content.replace("\\[", "")

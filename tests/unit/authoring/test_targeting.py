@@ -1,4 +1,7 @@
-"""A drafted audience: plans and both flag planes take it and mean the same by it, and a model may not make anything up."""
+"""A drafted audience.
+
+Plans and both flag planes take it and mean the same by it, and a model may not make anything up.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,9 @@ from controller.plans import lint_text
 from schemas.terms import Operator
 from tests.unit.authoring.conftest import ScriptedServer, scripted
 
-logging.getLogger("openfeature.contrib").setLevel(logging.CRITICAL)  # it logs each text that is no version
+logging.getLogger("openfeature.contrib").setLevel(
+    logging.CRITICAL
+)  # it logs each text that is no version
 
 FILE = """
 attributes:
@@ -71,7 +76,12 @@ def in_a_plan(block: str) -> list[str]:
 
 def by_flagd(targeting: dict[str, Any], user: dict[str, Any]) -> bool:
     """Tell whether flagd's evaluator gives a user the treatment."""
-    flag = {"state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "off", "targeting": targeting}
+    flag = {
+        "state": "ENABLED",
+        "variants": {"on": True, "off": False},
+        "defaultVariant": "off",
+        "targeting": targeting,
+    }
     core = FlagdCore()
     core.set_flags(json.dumps({"flags": {"f": flag}}))
     return core.resolve_boolean_value("f", False, EvaluationContext("u", user)).value
@@ -79,11 +89,16 @@ def by_flagd(targeting: dict[str, Any], user: dict[str, Any]) -> bool:
 
 def by_unleash(strategies: Sequence[Any], user: dict[str, Any]) -> bool:
     """Tell whether one of the strategies lets a user in."""
-    return any(all(is_met(constraint, user) for constraint in each["constraints"]) for each in strategies)
+    return any(
+        all(is_met(constraint, user) for constraint in each["constraints"]) for each in strategies
+    )
 
 
 def is_met(constraint: dict[str, Any], user: dict[str, Any]) -> bool:
-    """Return what Unleash makes of one constraint, of those that are written here; contexts are texts to it."""
+    """Return what Unleash makes of one constraint, of those that are written here.
+
+    Contexts are texts to it.
+    """
     if (known := user.get(constraint["contextName"])) is None:
         return False
     mine = str(known)
@@ -93,7 +108,10 @@ def is_met(constraint: dict[str, Any], user: dict[str, Any]) -> bool:
             return mine in constraint["values"]
         case "STR":
             starts = comparison == "STARTS_WITH"
-            return any(mine.startswith(text) if starts else mine.endswith(text) for text in constraint["values"])
+            return any(
+                mine.startswith(text) if starts else mine.endswith(text)
+                for text in constraint["values"]
+            )
         case "NUM":
             return compare(comparison, float(mine), float(constraint["value"]))
         case "SEMVER":
@@ -107,11 +125,18 @@ def is_met(constraint: dict[str, Any], user: dict[str, Any]) -> bool:
 
 def compare(comparison: str, mine: Any, edge: Any) -> bool:
     """Return what Unleash says of two numbers or versions."""
-    held = {"EQ": mine == edge, "GT": mine > edge, "LT": mine < edge, "GTE": mine >= edge, "LTE": mine <= edge}
+    held = {
+        "EQ": mine == edge,
+        "GT": mine > edge,
+        "LT": mine < edge,
+        "GTE": mine >= edge,
+        "LTE": mine <= edge,
+    }
     return bool(held[comparison])
 
 
-# --- what is written --------------------------------------------------------------------------------------------------------
+# --- what is written
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -131,7 +156,9 @@ def compare(comparison: str, mine: Any, edge: Any) -> bool:
         (condition("joined", "after", "2026-03-01"), {"after": "2026-03-01"}, [1]),
     ],
 )
-def test_each_operator_is_a_plans(one: ConditionAnswer, written: dict[str, Any], expected: list[int]) -> None:
+def test_each_operator_is_a_plans(
+    one: ConditionAnswer, written: dict[str, Any], expected: list[int]
+) -> None:
     """Values become the attribute's type, and who lacks the attribute does not match."""
     made = drafted(one)
     assert made.block == {"suggested": [{"attribute": one.attribute, **written}]}
@@ -139,8 +166,13 @@ def test_each_operator_is_a_plans(one: ConditionAnswer, written: dict[str, Any],
 
 
 def test_all_conditions_must_hold() -> None:
-    """Several conditions narrow the audience; none is everybody, on every plane, and asks for no audience."""
-    assert who(drafted(condition("country", "in", "de", "us"), condition("tier", "eq", "free"))) == [2]
+    """Several conditions narrow the audience.
+
+    None is everybody, on every plane, and asks for no audience.
+    """
+    assert who(
+        drafted(condition("country", "in", "de", "us"), condition("tier", "eq", "free"))
+    ) == [2]
     everybody = drafted()
     assert who(everybody) == [1, 2, 3]
     assert everybody.to_flagd("on", "off") is None
@@ -149,9 +181,13 @@ def test_all_conditions_must_hold() -> None:
 
 
 def test_the_block_is_a_plans() -> None:
-    """What is printed says in YAML what was drafted, and passes `plan lint` where it is pasted, texts quoted as they need."""
+    """What is printed says in YAML what was drafted.
+
+    And passes `plan lint` where it is pasted, texts quoted as they need.
+    """
     made = drafted(
-        condition("email", "starts_with", "on", "12", "2026-03-01", "ä: ["), condition("joined", "after", "2026-03-01")
+        condition("email", "starts_with", "on", "12", "2026-03-01", "ä: ["),
+        condition("joined", "after", "2026-03-01"),
     )
     assert yaml.safe_load(made.to_yaml()) == {"audiences": made.block}
     assert in_a_plan(made.to_yaml()) == []
@@ -159,14 +195,22 @@ def test_the_block_is_a_plans() -> None:
 
 
 def test_treatment_and_control_are_named_for_flagd() -> None:
-    """The rule gives one variant or the other; Unleash has no word for a range and gets two strategies."""
+    """The rule gives one variant or the other.
+
+    Unleash has no word for a range and gets two strategies.
+    """
     made = drafted(condition("tier", "eq", "pro"), condition("app-version", "sem_ver", ">= 2.4.0"))
     targeting = made.to_flagd("new", "old")
     assert targeting is not None
     assert targeting["if"][1:] == ["new", "old"]
     tier = {"contextName": "tier", "operator": "IN", "values": ["pro"]}
     assert made.unleash == [
-        {"constraints": [tier, {"contextName": "app-version", "operator": operator, "value": "2.4.0"}]}
+        {
+            "constraints": [
+                tier,
+                {"contextName": "app-version", "operator": operator, "value": "2.4.0"},
+            ]
+        }
         for operator in ("SEMVER_GT", "SEMVER_EQ")
     ]
 
@@ -177,7 +221,9 @@ operands = {
     "email": st.sampled_from(["a@corp.example", "b@mail.example", "a", "example"]),
     "orders": st.integers(-3, 3).map(str) | st.sampled_from(["0.5", "-1.50"]),
     "app-version": st.tuples(*[st.integers(0, 2)] * 3).map(lambda parts: ".".join(map(str, parts))),
-    "joined": st.integers(-30, 30).map(lambda hours: f"{MIDNIGHT + timedelta(hours=hours):%Y-%m-%dT%H:%M:%SZ}"),
+    "joined": st.integers(-30, 30).map(
+        lambda hours: f"{MIDNIGHT + timedelta(hours=hours):%Y-%m-%dT%H:%M:%SZ}"
+    ),
 }
 comparisons = st.sampled_from(["=", "!=", "<", "<=", ">", ">="])
 
@@ -193,12 +239,16 @@ def conditions_and_user(draw: st.DrawFn) -> tuple[list[ConditionAnswer], dict[st
         if operator is Operator.SEM_VER:
             values = [f"{draw(comparisons)} {values[0]}"]
         conditions.append(ConditionAnswer(attribute=name, operator=operator, values=values))
-    user: dict[str, Any] = {name: draw(values) for name, values in operands.items() if draw(st.booleans())}
+    user: dict[str, Any] = {
+        name: draw(values) for name, values in operands.items() if draw(st.booleans())
+    }
     return conditions, {**user, "orders": float(user["orders"])} if "orders" in user else user
 
 
 @given(conditions_and_user())
-def test_both_flag_planes_mean_the_same(drawn: tuple[list[ConditionAnswer], dict[str, Any]]) -> None:
+def test_both_flag_planes_mean_the_same(
+    drawn: tuple[list[ConditionAnswer], dict[str, Any]],
+) -> None:
     """What is shown of the sample users is what flagd and Unleash would serve them."""
     conditions, user = drawn
     made = drafted(*conditions)
@@ -207,7 +257,8 @@ def test_both_flag_planes_mean_the_same(drawn: tuple[list[ConditionAnswer], dict
     assert by_unleash(made.unleash, user) == made.includes(user)
 
 
-# --- what a model may not make up -------------------------------------------------------------------------------------------
+# --- what a model may not make up
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,14 +278,23 @@ def test_both_flag_planes_mean_the_same(drawn: tuple[list[ConditionAnswer], dict
         ([condition("app-version", "sem_ver", "2.4.0")], "'2.4.0' is no version range"),
         ([condition("joined", "before", "yesterday")], "'yesterday' is no moment"),
         ([condition("email", "eq", "a", "b")], "gives eq more than one value"),
-        ([condition("orders", "gte", "5"), condition("orders", "lte", "4")], "nobody belongs to it"),
-        ([condition("tier", "eq", "pro"), condition("tier", "eq", "free")], "two different values at once"),
+        (
+            [condition("orders", "gte", "5"), condition("orders", "lte", "4")],
+            "nobody belongs to it",
+        ),
+        (
+            [condition("tier", "eq", "pro"), condition("tier", "eq", "free")],
+            "two different values at once",
+        ),
         ([condition("orders", "in", *map(str, range(20)))] * 2, "'suggested' takes 400 strategies"),
         ([condition("orders", "in", *map(str, range(20)))] * 8, "takes 25600000000 strategies"),
     ],
 )
 async def test_what_is_made_up_is_not_shown(made_up: list[ConditionAnswer], reason: str) -> None:
-    """A model that uses what the file does not know, or what nobody meets, is replaced by the template, with the reason."""
+    """A model that uses what the file does not know.
+
+    Or what nobody meets, is replaced by the template, with the reason.
+    """
     with pytest.raises(ValueError, match=reason):
         drafted(*made_up)
     answer = json.dumps({"conditions": [one.model_dump(mode="json") for one in made_up]})
@@ -246,11 +306,24 @@ async def test_what_is_made_up_is_not_shown(made_up: list[ConditionAnswer], reas
 
 @pytest.mark.parametrize(
     ("operator", "values"),
-    [("not_in", ["de"]), ("is_not_one_of", ["de"]), ("", ["de"]), ("in", []), ("in", [""]), ("in", ["x" * 101]), ("eq", [1])],
+    [
+        ("not_in", ["de"]),
+        ("is_not_one_of", ["de"]),
+        ("", ["de"]),
+        ("in", []),
+        ("in", [""]),
+        ("in", ["x" * 101]),
+        ("eq", [1]),
+    ],
 )
 async def test_what_the_form_does_not_have_is_not_taken(operator: str, values: list[Any]) -> None:
-    """There is no operator that matches whom nothing is known of, so there is no `not`; and values are texts."""
-    answer = json.dumps({"conditions": [{"attribute": "country", "operator": operator, "values": values}]})
+    """There is no operator that matches whom nothing is known of, so there is no `not`.
+
+    And values are texts.
+    """
+    answer = json.dumps(
+        {"conditions": [{"attribute": "country", "operator": operator, "values": values}]}
+    )
     made = await draft_audience(scripted(answer), "pro users", SEGMENTS, "suggested")
     assert made.author == "template"
     assert "not in the form" in made.origin
@@ -258,7 +331,9 @@ async def test_what_the_form_does_not_have_is_not_taken(operator: str, values: l
 
 async def test_a_sound_answer_is_taken() -> None:
     """Conditions that use what the file knows are the model's."""
-    answer = {"conditions": [{"attribute": "email", "operator": "ends_with", "values": ["@corp.example"]}]}
+    answer = {
+        "conditions": [{"attribute": "email", "operator": "ends_with", "values": ["@corp.example"]}]
+    }
     made = await draft_audience(scripted(json.dumps(answer)), "our own people", SEGMENTS, "staff")
     assert (made.author, made.why_template) == ("tiny", None)
     assert list(made.content.block) == ["staff"]
@@ -266,7 +341,10 @@ async def test_a_sound_answer_is_taken() -> None:
 
 
 async def test_no_user_of_the_file_is_told_to_the_model() -> None:
-    """Samples are for trying an audience on: what stands in them about people does not go into the prompt."""
+    """Samples are for trying an audience on.
+
+    What stands in them about people does not go into the prompt.
+    """
     sent = json.dumps(await asked(FILE))
     assert "u-1" not in sent
     assert "corp.example" not in sent
@@ -274,8 +352,13 @@ async def test_no_user_of_the_file_is_told_to_the_model() -> None:
 
 
 async def test_the_model_is_offered_what_the_file_can_use() -> None:
-    """The form has the operators of the types that there are, and no others; all its values are texts."""
-    offered = json.loads((await asked("{attributes: {a: {type: date}, b: {type: version}}, samples: [{}]}"))["form"])
+    """The form has the operators of the types that there are, and no others.
+
+    All its values are texts.
+    """
+    offered = json.loads(
+        (await asked("{attributes: {a: {type: date}, b: {type: version}}, samples: [{}]}"))["form"]
+    )
     item = offered["properties"]["conditions"]["items"]["properties"]
     assert item["attribute"]["enum"] == ["a", "b"]
     assert item["operator"]["enum"] == ["sem_ver", "before", "after"]
@@ -290,12 +373,22 @@ async def asked(text: str) -> dict[str, str]:
     assert isinstance(model.server, ScriptedServer)
     (prompt,) = model.server.prompts
     system, question = (message["content"] for message in prompt.messages)
-    return {"system": system, "question": question, "form": next(line for line in system.splitlines() if line[:1] == "{")}
+    return {
+        "system": system,
+        "question": question,
+        "form": next(line for line in system.splitlines() if line[:1] == "{"),
+    }
 
 
 def test_the_template_knows_whole_words_only() -> None:
-    """Without a model, listed values that stand in the description are used, and nothing is guessed."""
-    assert by_words("pro customers in DE", SEGMENTS) == [condition("country", "in", "de"), condition("tier", "in", "pro")]
+    """Without a model, listed values that stand in the description are used.
+
+    And nothing is guessed.
+    """
+    assert by_words("pro customers in DE", SEGMENTS) == [
+        condition("country", "in", "de"),
+        condition("tier", "in", "pro"),
+    ]
     assert by_words("professionals in Denmark", SEGMENTS) == []
 
 
@@ -306,7 +399,8 @@ async def test_any_answer_gives_an_audience_of_the_file(answer: str) -> None:
     assert who(made.content) == [1]
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------------
+# --- the file
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -334,9 +428,18 @@ async def test_any_answer_gives_an_audience_of_the_file(answer: str) -> None:
             "{attributes: {a: {type: version}}, samples: [{}, {a: 2.4}]}",
             "samples.1.a: '2.4' is read as a number, and a is a ver",
         ),
-        ("{attributes: {a: {type: date}}, samples: [{a: 2026}]}", "samples.0.a: '2026' is read as a number, and a is a date"),
-        ("{attributes: {a: {type: number}}, samples: [{a: '2'}]}", "samples.0.a: '2' is read as a text, and a is a number"),
-        ("{attributes: {a: {type: number}}, samples: [{a: true}]}", "samples.0.a: 'True' is read as a truth value"),
+        (
+            "{attributes: {a: {type: date}}, samples: [{a: 2026}]}",
+            "samples.0.a: '2026' is read as a number, and a is a date",
+        ),
+        (
+            "{attributes: {a: {type: number}}, samples: [{a: '2'}]}",
+            "samples.0.a: '2' is read as a text, and a is a number",
+        ),
+        (
+            "{attributes: {a: {type: number}}, samples: [{a: true}]}",
+            "samples.0.a: 'True' is read as a truth value",
+        ),
     ],
 )
 def test_a_broken_file_is_refused(text: str, reason: str) -> None:

@@ -20,11 +20,18 @@ HEALTHY: dict[str, Any] = {
     "degraded": False,
     "starting": False,
     "trouble": [],
-    "components": {"kafka": {"ready": True, "required": True, "why_not": None, "since": "2026-01-05T09:00:00Z"}},
+    "components": {
+        "kafka": {"ready": True, "required": True, "why_not": None, "since": "2026-01-05T09:00:00Z"}
+    },
     "faults": [],
     "more_faults": 0,
 }
-AWAY = {"ready": False, "required": True, "why_not": "Redis has not answered for 7 s", "since": "2026-01-05T09:00:00Z"}
+AWAY = {
+    "ready": False,
+    "required": True,
+    "why_not": "Redis has not answered for 7 s",
+    "since": "2026-01-05T09:00:00Z",
+}
 FAULT = {
     "scope": "flag",
     "name": "checkout",
@@ -75,22 +82,39 @@ def test_a_replica_that_is_well_is_zero(replica: Callable[[bytes], str]) -> None
 
 
 def test_what_is_wrong_is_said_with_its_remedy(replica: Callable[[bytes], str]) -> None:
-    """Components with why and since when, faults with what to do, exit code 1; several replicas, the worst counts."""
+    """Components with why and since when, faults with what to do, exit code 1.
+
+    Several replicas, the worst counts.
+    """
     components = {**HEALTHY["components"], "redis": AWAY}
-    sick = {**HEALTHY, "working": False, "degraded": True, "components": components, "faults": [FAULT]}
+    sick = {
+        **HEALTHY,
+        "working": False,
+        "degraded": True,
+        "components": components,
+        "faults": [FAULT],
+    }
     addresses = [replica(json.dumps(body).encode()) for body in (HEALTHY, sick)]
     result = CliRunner().invoke(app, ["doctor", "--url", addresses[0], "--url", addresses[1]])
     assert result.exit_code == 1
     said = " ".join(result.stdout.split())
     assert "SERVES the last decisions, and does not count or decide" in said
     assert "redis Redis has not answered for 7 s (since 2026-01-05 09:00:00 UTC)" in said
-    assert "FAULT flag checkout: its document cannot be read (since 2026-01-05 09:00:00 UTC), 3 times" in said
+    assert (
+        "FAULT flag checkout: its document cannot be read (since 2026-01-05 09:00:00 UTC), 3 times"
+        in said
+    )
     assert "fix: rolloutd repair flag checkout" in said
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"<html>", b"[" * 100_000, b'{"components": 1}', b"x" * 2_000_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b"<html>", b"[" * 100_000, b'{"components": 1}', b"x" * 2_000_000]
+)
 def test_what_is_no_replica_is_said(replica: Callable[[bytes], str], body: bytes) -> None:
-    """Another server on that port, or nonsense, is one sentence and exit code 1, never a traceback."""
+    """Another server on that port.
+
+    Or nonsense, is one sentence and exit code 1, never a traceback.
+    """
     result = CliRunner().invoke(app, ["doctor", "--url", replica(body)])
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
@@ -106,5 +130,9 @@ def test_nobody_there_is_said() -> None:
 def test_text_of_a_replica_cannot_control_the_terminal() -> None:
     """Reasons and names may come from records: control codes are shown, not sent."""
     hostile = {**FAULT, "name": "a\x1b[31mb", "why": "x\x07y"}
-    sick = {**HEALTHY, "faults": [hostile], "components": {"\x1b[2J": {**AWAY, "why_not": "\x1b]0;t"}}}
+    sick = {
+        **HEALTHY,
+        "faults": [hostile],
+        "components": {"\x1b[2J": {**AWAY, "why_not": "\x1b]0;t"}},
+    }
     assert not any("\x1b" in line.plain or "\x07" in line.plain for line in lines_of(sick))

@@ -1,4 +1,7 @@
-"""What `rolloutctl` refuses by itself, before Kafka is asked, with its exit codes; and plans, which need no Kafka."""
+"""What `rolloutctl` refuses by itself, before Kafka is asked, with its exit codes.
+
+And plans, which need no Kafka.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ def test_every_verb_has_its_command(verb: CommandVerb) -> None:
         (["freeze", "--all"], "needs --reason"),
         (["freeze", "--reason", "x"], "name a flag, or say --all"),
         (["unfreeze", "new-checkout", "--all"], "name a flag, or say --all"),
-        (["freeze", "--all", "--reason", "x", "--id", "one"], "--id and --expected-revision are one flag's"),
+        (
+            ["freeze", "--all", "--reason", "x", "--id", "one"],
+            "--id and --expected-revision are one flag's",
+        ),
         (["pause", "not a key"], "is no flag key"),
         (["pause", "new-checkout", "--id", "not an id"], "id: "),
         (["pause", "new-checkout", "--as", ""], "issuer: "),
@@ -114,7 +120,10 @@ def test_a_plan_can_come_from_standard_input() -> None:
 
 
 def test_a_plan_with_errors_is_not_started(plan_file: Path) -> None:
-    """Start lints first: exit code 1, the findings on standard error, and Kafka is not even asked."""
+    """Start lints first: exit code 1, the findings on standard error.
+
+    And Kafka is not even asked.
+    """
     plan_file.write_text(BROKEN_PLAN)
     code, out, err = run("start", str(plan_file))
     assert (code, out) == (EXIT_REJECTED, "")
@@ -142,8 +151,13 @@ def test_templates_are_listed_for_people_and_machines() -> None:
 
 
 def test_lint_tells_how_alpha_is_spent(plan_file: Path) -> None:
-    """Each guardrail with its part; for machines too. Without traffic it says what it did not try."""
-    plan_file.write_text(GOOD_PLAN.replace("[error_rate < 1%]", "[error_rate < 1%, latency_p99 < 200ms]"))
+    """Each guardrail with its part; for machines too.
+
+    Without traffic it says what it did not try.
+    """
+    plan_file.write_text(
+        GOOD_PLAN.replace("[error_rate < 1%]", "[error_rate < 1%, latency_p99 < 200ms]")
+    )
     _, out, _ = run("plan", "lint", str(plan_file))
     assert "alpha: 1 % of false alarms per role in a whole rollout" in out
     assert "guardrail  error_rate < 1 %\n" in out
@@ -155,11 +169,19 @@ def test_lint_tells_how_alpha_is_spent(plan_file: Path) -> None:
 
 
 def test_lint_warns_of_a_gate_that_cannot_decide_with_its_line(plan_file: Path) -> None:
-    """With traffic, stated either way, virtual rollouts are tried; their warnings stand among the others, in order of lines."""
-    plan_file.write_text(GOOD_PLAN.replace("[error_rate < 1%]", "[error_rate < 1% and < control + 10%]"))
+    """With traffic, stated either way, virtual rollouts are tried.
+
+    Their warnings stand among the others, in order of lines.
+    """
+    plan_file.write_text(
+        GOOD_PLAN.replace("[error_rate < 1%]", "[error_rate < 1% and < control + 10%]")
+    )
     code, out, _ = run("plan", "lint", str(plan_file), "--traffic", "2/s")
     assert code == 0
-    assert f"{plan_file}:5:5: warning: stages[0]: the gate is unlikely to decide at 2 contexts/s" in out.replace("\n", " ")
+    assert (
+        f"{plan_file}:5:5: warning: stages[0]: the gate is unlikely to decide at 2 contexts/s"
+        in out.replace("\n", " ")
+    )
     assert "simulated: " in out
     plan_file.write_text(plan_file.read_text() + "traffic: 7200\n")
     _, out, _ = run("plan", "lint", "--json", str(plan_file))
@@ -172,7 +194,9 @@ def test_lint_warns_of_planes_that_cannot_serve_a_plan(plan_file: Path, tmp_path
     """Where the settings name a plane of percentages alone, what of the plan it cannot serve is said before the start."""
     plan_file.write_text(GOOD_PLAN.replace("bake: 1h}", "bake: 1h, control: equal}", 1))
     settings = tmp_path / "rolloutd.yaml"
-    settings.write_text("planes: {redis: {url: 'redis://127.0.0.1/1'}, http: {ld: {template: launchdarkly}}}\n")
+    settings.write_text(
+        "planes: {redis: {url: 'redis://127.0.0.1/1'}, http: {ld: {template: launchdarkly}}}\n"
+    )
     code, _, err = run("plan", "lint", str(plan_file), "--config", str(settings))
     assert code == 0
     assert "warning: redis, http:ld cannot serve control arms of equal size" in err

@@ -38,7 +38,11 @@ def answers() -> Iterator[tuple[str, list[tuple[int, bytes]]]]:
 @pytest.mark.parametrize(
     ("status", "body", "why"),
     [
-        (404, b'{"error":"another replica runs this flag"}', "answered 404: another replica runs this flag"),
+        (
+            404,
+            b'{"error":"another replica runs this flag"}',
+            "answered 404: another replica runs this flag",
+        ),
         (200, b"<html>", "does not answer as rolloutd does"),
         (200, b"[]", "does not answer as rolloutd does"),
         (200, b'{"planes":7}', "does not answer as rolloutd does"),
@@ -48,7 +52,10 @@ def answers() -> Iterator[tuple[str, list[tuple[int, bytes]]]]:
 def test_what_is_no_answer_is_said_in_words(
     answers: tuple[str, list[tuple[int, bytes]]], status: int, body: bytes, why: str
 ) -> None:
-    """An address that is another service's, or another replica's, costs a line of complaint and nothing else."""
+    """An address that is another service's.
+
+    Or another replica's, costs a line of complaint and nothing else.
+    """
     address, queue = answers
     queue.append((status, body))
     planes, said = ask_planes(address, "new-checkout")
@@ -64,8 +71,16 @@ def test_a_daemon_that_is_away_is_said_in_words() -> None:
 
 
 def test_a_line_per_plane() -> None:
-    """A plane that serves what was decided is short; one that does not says since when and why, without control characters."""
+    """A plane that serves what was decided is short.
+
+    One that does not says since when and why, without control characters.
+    """
     good = {"plane": "redis", "is_converged": True, "percent": 10.0}
-    bad = {"plane": "http:x", "is_converged": False, "why": "gone\x1b[2J", "since": "2026-11-21T03:00:00Z"}
+    bad = {
+        "plane": "http:x",
+        "is_converged": False,
+        "why": "gone\x1b[2J",
+        "since": "2026-11-21T03:00:00Z",
+    }
     assert plane_line(good).plain == "redis: serves 10.0 %"
     assert plane_line(bad).plain == "http:x: NOT CONVERGED since 03:00:00 UTC: gone?[2J"

@@ -1,4 +1,7 @@
-"""How it looks: narrow, without codes when piped, and with nothing of others' words that could move a cursor."""
+"""How it looks: narrow, without codes when piped.
+
+And with nothing of others' words that could move a cursor.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,45 @@ from datetime import timedelta
 
 import pytest
 
-from controller.adapters.documents import alert_bytes, decision_bytes, state_bytes, to_judgement_record, to_state
+from controller.adapters.documents import (
+    alert_bytes,
+    decision_bytes,
+    state_bytes,
+    to_judgement_record,
+    to_state,
+)
 from controller.cli import rendering
 from controller.cli.orders import Event, as_decision, as_rollout, read_event
 from controller.cli.situation import Situation
 from controller.core.judgement import Gap
-from controller.core.rollout import AwaitingApproval, Gating, PublishDecision, RaiseAlert, RolledBack
+from controller.core.rollout import (
+    AwaitingApproval,
+    Gating,
+    PublishDecision,
+    RaiseAlert,
+    RolledBack,
+)
 from schemas.command import Command
 from schemas.result import Result
-from schemas.terms import AlertKind, CommandStatus, CommandVerb, DecisionKind, HealthGap, HoldReason, Severity
-from tests.builders import HOUR, MINUTE, T0, make_advice, make_breach, make_judgement, make_report, make_rollout
+from schemas.terms import (
+    AlertKind,
+    CommandStatus,
+    CommandVerb,
+    DecisionKind,
+    HealthGap,
+    HoldReason,
+    Severity,
+)
+from tests.builders import (
+    HOUR,
+    MINUTE,
+    T0,
+    make_advice,
+    make_breach,
+    make_judgement,
+    make_report,
+    make_rollout,
+)
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07 line\nforged \u202e"
 GATING = Gating(0, "gate-1", T0, T0 + HOUR)
@@ -26,7 +58,13 @@ GATING = Gating(0, "gate-1", T0, T0 + HOUR)
 def make_decision_event(**overrides: object) -> Event:
     """Return a hold with all its evidence, as published."""
     judgement = make_judgement(metrics=(make_report(), make_breach(metric="latency_p99")))
-    fields = {"kind": DecisionKind.HOLD, "reason": "because", "judgement": judgement, "advice": make_advice(), **overrides}
+    fields = {
+        "kind": DecisionKind.HOLD,
+        "reason": "because",
+        "judgement": judgement,
+        "advice": make_advice(),
+        **overrides,
+    }
     effect = PublishDecision(from_percent=10, to_percent=10, stage=0, issuer="rolloutd", **fields)  # type: ignore[arg-type]
     event = read_event(decision_bytes(effect, make_rollout(phase=GATING), "new-checkout/1/1", T0))
     assert event is not None
@@ -108,7 +146,9 @@ def test_gaps_are_told() -> None:
     judgement = make_judgement(gaps=(Gap(HealthGap.STALE, "the freshest event is 90 s old"),))
     decision = as_decision(make_decision_event(judgement=judgement))
     assert decision is not None
-    text = shown(Situation(make_rollout(phase=GATING, hold=HoldReason.HEALTH), (decision,), T0 + MINUTE))
+    text = shown(
+        Situation(make_rollout(phase=GATING, hold=HoldReason.HEALTH), (decision,), T0 + MINUTE)
+    )
     assert "stale: the freshest event is 90 s old" in text
 
 
@@ -131,7 +171,13 @@ def test_status_for_machines_holds_the_document_as_published() -> None:
 def test_a_missing_result_is_unknown_to_machines_not_rejected() -> None:
     """Without a result nobody knows: the same names as of a result, and the status says so."""
     order = Command(
-        id="one", flag="new-checkout", verb=CommandVerb.PAUSE, issuer="ada", issued_at=T0, reason="", expected_revision=None
+        id="one",
+        flag="new-checkout",
+        verb=CommandVerb.PAUSE,
+        issuer="ada",
+        issued_at=T0,
+        reason="",
+        expected_revision=None,
     )
     answer = Result(
         command_id="one",
@@ -142,15 +188,23 @@ def test_a_missing_result_is_unknown_to_machines_not_rejected() -> None:
         revision=2,
         at=T0,
     )
-    known, unknown = rendering.result_document(order, answer), rendering.result_document(order, None)
+    known, unknown = (
+        rendering.result_document(order, answer),
+        rendering.result_document(order, None),
+    )
     assert list(known) == list(unknown)
     assert (known["status"], unknown["status"]) == ("accepted", "unknown")
 
 
 def test_every_watched_event_is_one_line() -> None:
-    """State, decisions and alerts each have a line that names the flag; what is something else has none."""
+    """State, decisions and alerts each have a line that names the flag.
+
+    What is something else has none.
+    """
     rollout = make_rollout(phase=GATING)
-    alert = RaiseAlert(AlertKind.PAUSED, Severity.WARNING, "new-checkout paused at 10 %", "look", "key")
+    alert = RaiseAlert(
+        AlertKind.PAUSED, Severity.WARNING, "new-checkout paused at 10 %", "look", "key"
+    )
     values = [
         state_bytes(rollout, "new-checkout/1/0", T0),
         alert_bytes(alert, rollout, "new-checkout/1/1", T0),
@@ -166,7 +220,10 @@ def test_every_watched_event_is_one_line() -> None:
 
 
 def test_a_decision_that_lost_its_evidence_is_still_shown() -> None:
-    """A decision too large for Kafka was published without its largest members; the rest is told."""
+    """A decision too large for Kafka was published without its largest members.
+
+    The rest is told.
+    """
     event = make_decision_event()
     del event["data"]["judgement"]
     decision = as_decision(event)
@@ -174,7 +231,9 @@ def test_a_decision_that_lost_its_evidence_is_still_shown() -> None:
     assert decision.reason == "because"
 
 
-@pytest.mark.parametrize("value", [None, b"", b"[]", b"{", b'{"type": 1}', b'{"type": "x", "data": 3}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "value", [None, b"", b"[]", b"{", b'{"type": 1}', b'{"type": "x", "data": 3}', b"[" * 100_000]
+)
 def test_what_is_no_event_is_passed_over(value: bytes | None) -> None:
     """A stray record on one of our topics hides nothing and breaks nothing."""
     assert read_event(value) is None
@@ -182,10 +241,17 @@ def test_what_is_no_event_is_passed_over(value: bytes | None) -> None:
 
 
 def test_advice_is_one_line_of_a_flags_view() -> None:
-    """What the model advised so far stands in the view, and once the rollout has ended, how often it was right."""
+    """What the model advised so far stands in the view.
+
+    And once the rollout has ended, how often it was right.
+    """
     decision = as_decision(make_decision_event())
     assert decision is not None
     so_far = decision.model_copy(update={"gate_id": "g-1"})
-    assert "advice so far proceed at 1 of 1 gate" in " ".join(shown(Situation(make_rollout(), (so_far,), T0)).split())
+    assert "advice so far proceed at 1 of 1 gate" in " ".join(
+        shown(Situation(make_rollout(), (so_far,), T0)).split()
+    )
     ended = so_far.model_copy(update={"kind": DecisionKind.COMPLETE, "issuer": "rolloutd"})
-    assert "agreed with the outcome at 1 of 1 gate" in " ".join(shown(Situation(make_rollout(), (ended,), T0)).split())
+    assert "agreed with the outcome at 1 of 1 gate" in " ".join(
+        shown(Situation(make_rollout(), (ended,), T0)).split()
+    )

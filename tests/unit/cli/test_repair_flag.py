@@ -10,7 +10,11 @@ from tests.brokers import free_port
 
 def test_a_name_that_no_flag_has_is_refused() -> None:
     """Nothing is connected for a name that cannot be one."""
-    said = CliRunner().invoke(app, ["repair", "flag", "no flag", "--yes"], env={"ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": "k:1"})
+    said = CliRunner().invoke(
+        app,
+        ["repair", "flag", "no flag", "--yes"],
+        env={"ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": "k:1"},
+    )
     assert said.exit_code == 78
     assert "names no flag" in said.output
 

@@ -42,7 +42,17 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 def test_both_worlds_are_told_in_words(plan_file: str) -> None:
     """Healthy and harmed, with what was assumed about control."""
-    code, out, _ = run(plan_file, "--traffic", "50/s", "--error-rate", "0.5%", "--effect", "errors=x5@stage2", "--runs", "5")
+    code, out, _ = run(
+        plan_file,
+        "--traffic",
+        "50/s",
+        "--error-rate",
+        "0.5%",
+        "--effect",
+        "errors=x5@stage2",
+        "--runs",
+        "5",
+    )
     assert code == 0
     assert "treatment as good as control" in out
     assert "with errors=x5@stage2" in out
@@ -64,7 +74,9 @@ def test_json_has_the_same_figures(plan_file: str) -> None:
 def test_the_page_needs_nothing_from_elsewhere(plan_file: str, tmp_path: Path) -> None:
     """Plots are inline, and no address stands in the page."""
     page = tmp_path / "page.html"
-    code, out, _ = run(plan_file, "--traffic", "50/s", "--effect", "errors=x5", "--runs", "3", "--html", str(page))
+    code, out, _ = run(
+        plan_file, "--traffic", "50/s", "--effect", "errors=x5", "--runs", "3", "--html", str(page)
+    )
     html = page.read_text()
     assert code == 0
     assert str(page) in out.replace("\n", "")
@@ -88,7 +100,10 @@ def test_the_page_needs_nothing_from_elsewhere(plan_file: str, tmp_path: Path) -
         (["--traffic", "5/s", "--effect", "errors=x2@stage3"], "has stages 1 to 2"),
         (["--traffic", "5/s", "--effect", "errors=x2@5furlongs"], "is no duration"),
         (["--traffic", "5/s", "--conversion", "bought"], "is no share"),
-        (["--traffic", "5/s", "--html", "/no/such/directory/page.html", "--runs", "1"], "cannot be written"),
+        (
+            ["--traffic", "5/s", "--html", "/no/such/directory/page.html", "--runs", "1"],
+            "cannot be written",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(plan_file: str, arguments: list[str], words: str) -> None:
@@ -112,7 +127,10 @@ def test_templates_can_be_tried_by_name() -> None:
     assert (code, "canary of my-flag" in out) == (0, True)
 
 
-@pytest.mark.parametrize(("now", "day"), [(datetime(2026, 1, 5, 8, tzinfo=UTC), 5), (datetime(2026, 1, 5, 10, tzinfo=UTC), 12)])
+@pytest.mark.parametrize(
+    ("now", "day"),
+    [(datetime(2026, 1, 5, 8, tzinfo=UTC), 5), (datetime(2026, 1, 5, 10, tzinfo=UTC), 12)],
+)
 def test_virtual_rollouts_begin_on_a_monday_morning(now: datetime, day: int) -> None:
     """The next one, so that freeze windows are met as in a working week; or when the plan says."""
     assert begins_at(make_plan(), now) == datetime(2026, 1, day, 9, tzinfo=UTC)
@@ -129,7 +147,9 @@ def test_virtual_rollouts_begin_on_a_monday_morning(now: datetime, day: int) -> 
         (["--from", "2h", "--flag", "a/b"], "is no flag key"),
     ],
 )
-def test_a_backtest_that_cannot_be_meant_is_refused(plan_file: str, arguments: list[str], words: str) -> None:
+def test_a_backtest_that_cannot_be_meant_is_refused(
+    plan_file: str, arguments: list[str], words: str
+) -> None:
     """Before Kafka is asked, with how to write it."""
     result = CliRunner().invoke(app, ["backtest", plan_file, *arguments], env={"COLUMNS": "100"})
     assert result.exit_code == EXIT_USAGE

@@ -1,4 +1,7 @@
-"""`rolloutctl verdict --stdin`: one answer a line, bad lines that harm nothing, and streams put away."""
+"""`rolloutctl verdict --stdin`.
+
+One answer a line, bad lines that harm nothing, and streams put away.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ LATENCY = {"gamma": 1.02, "buckets": {"198": 6, "231": 4}}
 
 
 def make_line(look: int = 1, failed: int = 0, **overrides: Any) -> dict[str, Any]:
-    """Return a look at a stream of a tenth: so many hundred contexts in control, `failed` of treatment's."""
+    """Return a look at a stream of a tenth.
+
+    So many hundred contexts in control, `failed` of treatment's.
+    """
     fields: dict[str, Any] = {
         "stream": "s1",
         "stage": 0,
@@ -45,20 +51,38 @@ def make_line(look: int = 1, failed: int = 0, **overrides: Any) -> dict[str, Any
 def answered(*lines: dict[str, Any] | str, ready_streams: int = 1000) -> list[dict[str, Any]]:
     """Return the answers to these lines."""
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    return [json.loads(answer) for answer in Bench(ready_streams).answers(io.BytesIO(text.encode()))]
+    return [
+        json.loads(answer) for answer in Bench(ready_streams).answers(io.BytesIO(text.encode()))
+    ]
 
 
 def test_each_line_gets_its_answer_and_a_roll_back_is_final() -> None:
     """Harmless looks continue; harm rolls back, and stays rolled back whatever comes."""
-    answers = answered(make_line(1), make_line(2, failed=1), make_line(3, failed=90), make_line(4, failed=90), "", "{}")
-    assert [answer.get("verdict") for answer in answers] == ["continue", "continue", "roll_back", "roll_back", None]
+    answers = answered(
+        make_line(1),
+        make_line(2, failed=1),
+        make_line(3, failed=90),
+        make_line(4, failed=90),
+        "",
+        "{}",
+    )
+    assert [answer.get("verdict") for answer in answers] == [
+        "continue",
+        "continue",
+        "roll_back",
+        "roll_back",
+        None,
+    ]
     assert answers[3]["reasons"] == [answers[2]["reasons"][-1]]
     assert "look 3" in answers[3]["reasons"][0]
 
 
 def test_the_first_answer_says_what_is_watched() -> None:
     """A metric that was left out by mistake is seen to be missing, once."""
-    alone: dict[str, Any] = {"control": {"outcomes": 900, "errors": 4}, "treatment": {"outcomes": 100, "errors": 0}}
+    alone: dict[str, Any] = {
+        "control": {"outcomes": 900, "errors": 4},
+        "treatment": {"outcomes": 100, "errors": 0},
+    }
     first, second = answered(make_line(1, **alone), make_line(1, **alone))
     assert first["reasons"][0] == "watched: error_rate by outcomes; compared with control"
     assert any("contexts_with_error are not known" in reason for reason in first["reasons"])
@@ -66,10 +90,17 @@ def test_the_first_answer_says_what_is_watched() -> None:
 
 
 def test_a_stream_waits_for_something_to_compare() -> None:
-    """A line without metrics is answered, and settles nothing: what is watched is settled by the first that has some."""
+    """A line without metrics is answered, and settles nothing.
+
+    What is watched is settled by the first that has some.
+    """
     empty = make_line(control={}, treatment={})
     first, second = answered(empty, make_line())
-    assert first == {"stream": "s1", "verdict": "continue", "reasons": ["neither errors nor latency of both arms so far"]}
+    assert first == {
+        "stream": "s1",
+        "verdict": "continue",
+        "reasons": ["neither errors nor latency of both arms so far"],
+    }
     assert second["reasons"][0] == "watched: error_rate by contexts, latency; compared with control"
 
 
@@ -82,16 +113,42 @@ def test_a_stream_waits_for_something_to_compare() -> None:
         (make_line(alpha=0), "alpha", "> 0.0"),
         (make_line(alpha=0.05), "alpha", "was 0.01 at the stream's first line"),
         (make_line(looks_planned="many"), "looks_planned", "expected int"),
-        ({key: value for key, value in make_line().items() if key != "stage"}, "stage", "is missing"),
+        (
+            {key: value for key, value in make_line().items() if key != "stage"},
+            "stage",
+            "is missing",
+        ),
         (make_line(control={"contexts": -1}), "control.contexts", ">= 0"),
-        (make_line(control={"latency": {"gamma": 1.0, "buckets": {}}}), "control.latency.gamma", "> 1.0"),
-        (make_line(control={"latency": {"gamma": 1.02, "buckets": {"x": 1}}}), "control.latency.buckets", "expected int"),
-        (make_line(treatment={"contexts": 5, "contexts_with_error": 6}), "treatment.contexts_with_error", "more than the 5"),
-        (make_line(treatment={"contexts": 10, "contexts_with_error": 0}), "treatment.contexts", "fell from 100 to 10"),
-        (make_line(treatment={"latency": LATENCY}), "treatment.latency.buckets", "fell from 60 to 6"),
+        (
+            make_line(control={"latency": {"gamma": 1.0, "buckets": {}}}),
+            "control.latency.gamma",
+            "> 1.0",
+        ),
+        (
+            make_line(control={"latency": {"gamma": 1.02, "buckets": {"x": 1}}}),
+            "control.latency.buckets",
+            "expected int",
+        ),
+        (
+            make_line(treatment={"contexts": 5, "contexts_with_error": 6}),
+            "treatment.contexts_with_error",
+            "more than the 5",
+        ),
+        (
+            make_line(treatment={"contexts": 10, "contexts_with_error": 0}),
+            "treatment.contexts",
+            "fell from 100 to 10",
+        ),
+        (
+            make_line(treatment={"latency": LATENCY}),
+            "treatment.latency.buckets",
+            "fell from 60 to 6",
+        ),
     ],
 )
-def test_a_bad_line_is_named_and_harms_nothing(line: dict[str, Any] | str, field: str, words: str) -> None:
+def test_a_bad_line_is_named_and_harms_nothing(
+    line: dict[str, Any] | str, field: str, words: str
+) -> None:
     """The answer names line, field and mend; the stream goes on as if the line had not been."""
     before, after = make_line(1), make_line(2, failed=30)
     first, bad, second = answered(before, line, after)
@@ -105,12 +162,20 @@ def test_a_bad_line_is_named_and_harms_nothing(line: dict[str, Any] | str, field
 def test_a_line_that_is_too_long_is_dropped_whole() -> None:
     """The rest of a line without end is not taken for lines."""
     answers = answered(make_line(1), '"' + 3 * MAX_LINE_BYTES * "x" + '"', make_line(2))
-    assert [("error" in answer, answer.get("line")) for answer in answers] == [(False, None), (True, 2), (False, None)]
+    assert [("error" in answer, answer.get("line")) for answer in answers] == [
+        (False, None),
+        (True, 2),
+        (False, None),
+    ]
 
 
 def test_streams_put_away_answer_as_if_they_had_stayed() -> None:
     """Room for one stream changes no answer of three that take turns."""
-    lines = [make_line(look, failed=3 * look, stream=f"s{number}") for look in range(1, 8) for number in range(3)]
+    lines = [
+        make_line(look, failed=3 * look, stream=f"s{number}")
+        for look in range(1, 8)
+        for number in range(3)
+    ]
     assert answered(*lines, ready_streams=1) == answered(*lines)
 
 
@@ -121,7 +186,12 @@ def test_buckets_of_another_gamma_keep_their_order(gamma: float) -> None:
 
     def line(look: int) -> dict[str, Any]:
         def histogram(quick: int, late: int) -> dict[str, Any]:
-            return {"latency": {"gamma": gamma, "buckets": {str(fast): quick * look, str(slow): late * look}}}
+            return {
+                "latency": {
+                    "gamma": gamma,
+                    "buckets": {str(fast): quick * look, str(slow): late * look},
+                }
+            }
 
         return make_line(control=histogram(895, 5), treatment=histogram(80, 20))
 
@@ -135,5 +205,8 @@ def test_the_command_reads_standard_input_and_tells_of_bad_lines_by_its_exit_cod
     good = json.dumps(make_line()) + "\n"
     result = CliRunner().invoke(app, ["verdict", "--stdin"], input=good + good)
     assert (result.exit_code, len(result.stdout.splitlines())) == (0, 2)
-    assert CliRunner().invoke(app, ["verdict", "--stdin"], input=good + "{}\n").exit_code == EXIT_REJECTED
+    assert (
+        CliRunner().invoke(app, ["verdict", "--stdin"], input=good + "{}\n").exit_code
+        == EXIT_REJECTED
+    )
     assert CliRunner().invoke(app, ["verdict"], input=good).exit_code == EXIT_USAGE

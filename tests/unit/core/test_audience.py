@@ -26,7 +26,12 @@ def matches(operator: str, *values: Scalar, **attributes: Any) -> bool:
         ("gte", (18.0,), [18, 18.0, 1e300], [17.999, "18", "99", True, None, [20]]),
         ("lte", (0.0,), [0, -5, -1e300], [0.001, "", "-1", False, None, []]),
         ("starts_with", ("pro",), ["pro", "professional"], ["Pro", "a pro", None, 5, ["pro"]]),
-        ("ends_with", ("@corp.example", "@corp.test"), ["a@corp.example", "b@corp.test"], ["a@corp.example.org", None]),
+        (
+            "ends_with",
+            ("@corp.example", "@corp.test"),
+            ["a@corp.example", "b@corp.test"],
+            ["a@corp.example.org", None],
+        ),
         (
             "sem_ver",
             (">= 2.4.0",),
@@ -47,11 +52,23 @@ def matches(operator: str, *values: Scalar, **attributes: Any) -> bool:
             ["2026-02-28T23:59:59Z", "1999-12-31"],
             ["2026-03-01", "2026-03-01T00:00:00Z", 0, "", "n/a"],
         ),
-        ("after", ("2026-03-01",), ["2026-03-01", "2026-03-01T00:00:00Z", "2027-01-01"], ["2026-02-28", "soon", None]),
-        ("after", ("2026-03-01T12:00:00Z",), ["2026-03-01T12:00:00+00:00"], ["2026-03-01", "2026-03-01T11:59:59.999Z"]),
+        (
+            "after",
+            ("2026-03-01",),
+            ["2026-03-01", "2026-03-01T00:00:00Z", "2027-01-01"],
+            ["2026-02-28", "soon", None],
+        ),
+        (
+            "after",
+            ("2026-03-01T12:00:00Z",),
+            ["2026-03-01T12:00:00+00:00"],
+            ["2026-03-01", "2026-03-01T11:59:59.999Z"],
+        ),
     ],
 )
-def test_operators(operator: str, values: tuple[Scalar, ...], matching: list[Any], others: list[Any]) -> None:
+def test_operators(
+    operator: str, values: tuple[Scalar, ...], matching: list[Any], others: list[Any]
+) -> None:
     """An operator compares without converting, and what it does not know does not match."""
     assert [value for value in matching if not matches(operator, *values, it=value)] == []
     assert [value for value in others if matches(operator, *values, it=value)] == []

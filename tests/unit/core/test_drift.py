@@ -47,17 +47,32 @@ def kinds(gaps: list[Gap]) -> list[HealthGap]:
 
 @pytest.mark.parametrize("percents", [(1, 10), (10, 50), (25, 50), (50, 100)])
 def test_the_share_of_the_stay_before_is_drift(percents: tuple[float, float]) -> None:
-    """A plane that was not refreshed is no broken split, and no treatment that went missing: nothing is rolled back."""
+    """A plane that was not refreshed is no broken split.
+
+    And no treatment that went missing: nothing is rolled back.
+    """
     before = percents[0] / 100
-    (gap,) = split_gaps(at_last(*make_stages(*percents)), round(4_000 * before), round(4_000 * (1 - before)))
-    assert (gap.kind, gap.is_observed, gap.treatment_missing) == (HealthGap.ACTUATION_DRIFT, True, False)
+    (gap,) = split_gaps(
+        at_last(*make_stages(*percents)), round(4_000 * before), round(4_000 * (1 - before))
+    )
+    assert (gap.kind, gap.is_observed, gap.treatment_missing) == (
+        HealthGap.ACTUATION_DRIFT,
+        True,
+        False,
+    )
     asked = "everybody" if percents[1] == 100 else f"{percents[1]} %"
-    assert gap.detail.startswith(f"{percents[0]} % of 4,000 contexts saw treatment, {asked} was decided: the share is that of")
+    assert gap.detail.startswith(
+        f"{percents[0]} % of 4,000 contexts saw treatment, {asked} was decided: the share "
+        f"is that of"
+    )
 
 
 @pytest.mark.parametrize(("treatment", "control"), [(120, 3_880), (0, 4_000), (1_000, 3_000)])
 def test_another_share_is_a_broken_split(treatment: int, control: int) -> None:
-    """Shares that were neither decided now nor before are a mismatch, as if somebody else had changed the flag."""
+    """Shares that were neither decided now nor before are a mismatch.
+
+    As if somebody else had changed the flag.
+    """
     assert kinds(split_gaps(at_last(*make_stages(1, 10)), treatment, control)) == [HealthGap.SRM]
 
 
@@ -82,16 +97,23 @@ def test_a_step_back_that_does_not_arrive_is_drift() -> None:
 
 
 def test_control_that_is_left_at_100_percent_is_drift() -> None:
-    """There nothing is left to compare, but a share that stays below has not arrived, whatever it was before."""
+    """There nothing is left to compare.
+
+    But a share that stays below has not arrived, whatever it was before.
+    """
     (gap,) = split_gaps(at_last(*make_stages(50, 100)), 3_000, 1_000)
     assert gap.kind is HealthGap.ACTUATION_DRIFT
     assert gap.detail == (
-        "75 % of 4,000 contexts saw treatment, everybody was to: somebody else changes the flag, or some apps do not follow it"
+        "75 % of 4,000 contexts saw treatment, everybody was to: somebody else changes the "
+        "flag, or some apps do not follow it"
     )
 
 
 def test_arms_of_equal_size_are_held_against_half() -> None:
-    """At 1 % beside an equal control half of those who count have treatment; 1 % of them is what the plane served before."""
+    """At 1 % beside an equal control half of those who count have treatment.
+
+    1 % of them is what the plane served before.
+    """
     stages = (*make_stages(1), *make_stages(10, control=ControlArm.EQUAL))
     assert split_gaps(at_last(*stages), 2_000, 2_000) == []
     assert kinds(split_gaps(at_last(*stages), 40, 3_960)) == [HealthGap.ACTUATION_DRIFT]
@@ -99,20 +121,31 @@ def test_arms_of_equal_size_are_held_against_half() -> None:
 
 
 def test_a_wider_audience_at_a_lower_percentage_is_no_step_back() -> None:
-    """From all staff to 1 % of everybody is an advance: the tests go on, and staff still being compared is drift."""
+    """From all staff to 1 % of everybody is an advance.
+
+    The tests go on, and staff still being compared is drift.
+    """
     staff = Audience("staff", ((Condition("staff", Operator.EQ, (True,)),),))
-    rollout = at_last(make_stage(percent=100.0, audience="staff"), make_stage(percent=1.0), audiences=(staff,))
+    rollout = at_last(
+        make_stage(percent=100.0, audience="staff"), make_stage(percent=1.0), audiences=(staff,)
+    )
     assert kinds(split_gaps(rollout, 300, 0)) == [HealthGap.ACTUATION_DRIFT]
     assert split_gaps(rollout, 40, 3_960) == []
 
 
-@pytest.mark.parametrize(("before", "decided"), [(0.01, 0.1), (0.25, 0.5), (0.5, 0.25), (0.5, 1.0), (1.0, 0.01)])
+@pytest.mark.parametrize(
+    ("before", "decided"), [(0.01, 0.1), (0.25, 0.5), (0.5, 0.25), (0.5, 1.0), (1.0, 0.01)]
+)
 def test_drift_is_found_with_few_contexts(before: float, decided: float) -> None:
-    """An order of magnitude takes tens of contexts, a doubling about a hundred: seconds after settle, not a day's bake."""
+    """An order of magnitude takes tens of contexts, a doubling about a hundred.
+
+    Seconds after settle, not a day's bake.
+    """
     needed = next(
         n
         for n in range(1, 10_000)
-        if drift.log_e_value(before, decided, round(n * before), n - round(n * before)) >= math.log(drift.threshold(2))
+        if drift.log_e_value(before, decided, round(n * before), n - round(n * before))
+        >= math.log(drift.threshold(2))
     )
     assert needed <= 150
 
@@ -120,9 +153,19 @@ def test_drift_is_found_with_few_contexts(before: float, decided: float) -> None
 shares = st.integers(1, 99).map(lambda percent: percent / 100)
 
 
-@given(st.sampled_from([0.0, 1.0]) | shares, shares | st.just(1.0), st.integers(1, 200), st.floats(0.99, 1.0))
-def test_the_e_value_expects_no_more_than_it_stakes(before: float, decided: float, contexts: int, served: float) -> None:
-    """Where the decision holds, its mean is at most 1 after any number of contexts: a false alarm has probability alpha."""
+@given(
+    st.sampled_from([0.0, 1.0]) | shares,
+    shares | st.just(1.0),
+    st.integers(1, 200),
+    st.floats(0.99, 1.0),
+)
+def test_the_e_value_expects_no_more_than_it_stakes(
+    before: float, decided: float, contexts: int, served: float
+) -> None:
+    """Where the decision holds, its mean is at most 1 after any number of contexts.
+
+    A false alarm has probability alpha.
+    """
     true_share = decided if decided <= 1 - drift.STRAGGLERS else served
     counts = np.arange(contexts + 1)
     logs = np.array([drift.log_e_value(before, decided, k, contexts - k) for k in map(int, counts)])
@@ -142,7 +185,10 @@ def test_false_alarms_over_whole_rollouts_are_rare() -> None:
         for stay in range(1, 5):
             decided, before = plan.stages[stay].percent / 100, plan.stages[stay - 1].percent / 100
             steps = rng.binomial(200, decided, size=50).cumsum()
-            looks = [drift.log_e_value(before, decided, int(k), 200 * (look + 1) - int(k)) for look, k in enumerate(steps)]
+            looks = [
+                drift.log_e_value(before, decided, int(k), 200 * (look + 1) - int(k))
+                for look, k in enumerate(steps)
+            ]
             assert max(looks) < math.log(drift.threshold(stay + 1))
 
 
@@ -153,11 +199,22 @@ def test_the_loop_closes_over_a_rollout() -> None:
     for _ in range(30):
         watched.treatment.add(10)
         watched.control.add(90)
-        assert kinds([gap for gap in watched.look().gaps if gap.kind is not HealthGap.BELOW_MIN_SAMPLE]) == []
+        assert (
+            kinds(
+                [gap for gap in watched.look().gaps if gap.kind is not HealthGap.BELOW_MIN_SAMPLE]
+            )
+            == []
+        )
     watched.go_on(50.0, 1)
     seen: list[HealthGap] = []
     for _ in range(10):
         watched.treatment.add(10)
         watched.control.add(90)
-        seen += kinds([gap for gap in watched.look().gaps if gap.kind in (HealthGap.SRM, HealthGap.ACTUATION_DRIFT)])
+        seen += kinds(
+            [
+                gap
+                for gap in watched.look().gaps
+                if gap.kind in (HealthGap.SRM, HealthGap.ACTUATION_DRIFT)
+            ]
+        )
     assert set(seen) == {HealthGap.ACTUATION_DRIFT}

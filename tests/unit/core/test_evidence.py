@@ -1,4 +1,7 @@
-"""Totals and histograms: merging is adding, and a bucket's value is within 1 % of what fell into it."""
+"""Totals and histograms.
+
+Merging is adding, and a bucket's value is within 1 % of what fell into it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ def test_latency_lies_between_its_buckets_edges(latency_ms: float) -> None:
 
 
 def test_extreme_latencies_are_clamped() -> None:
-    """Nothing and eternity fall into the outermost buckets, so no value grows the histogram without bound."""
+    """Nothing and eternity fall into the outermost buckets.
+
+    So no value grows the histogram without bound.
+    """
     assert bucket_of(0.0) == LOWEST_BUCKET
     assert bucket_of(1e300) == HIGHEST_BUCKET
 

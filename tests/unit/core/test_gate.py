@@ -1,4 +1,7 @@
-"""The gate: health gaps with their exact bounds, both questions per guardrail, and what is remembered between looks."""
+"""The gate: health gaps with their exact bounds, both questions per guardrail.
+
+And what is remembered between looks.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,14 @@ import pytest
 
 from controller.core.analysis.batches import KEPT_VISITS, MAX_OPEN, MIN_BATCH
 from controller.core.evidence import ArmTotals, Loss, VisitTotals, bucket_of
-from controller.core.gate import REPORT_WITHIN, GateTests, decode_tests, encode_tests, judge, look_for_harm
+from controller.core.gate import (
+    REPORT_WITHIN,
+    GateTests,
+    decode_tests,
+    encode_tests,
+    judge,
+    look_for_harm,
+)
 from controller.core.judgement import Judgement, MetricReport
 from controller.core.plan import Guardrail, Plan
 from controller.core.rollout import Baking, Rollout
@@ -30,7 +40,10 @@ def gaps_of(judgement: Judgement) -> list[HealthGap]:
 
 
 def look_at(
-    totals: VisitTotals = HEALTHY, rollout: Rollout | None = None, tests: GateTests | None = None, **evidence: Any
+    totals: VisitTotals = HEALTHY,
+    rollout: Rollout | None = None,
+    tests: GateTests | None = None,
+    **evidence: Any,
 ) -> Judgement:
     """Return the judgement of one look at the first visit."""
     evidence.setdefault("partitions", make_progress(NOW))
@@ -51,7 +64,9 @@ def metric(judgement: Judgement, index: int = 0) -> MetricReport:
     return judgement.metrics[index]
 
 
-def feed(watched: Watched, looks: int, treatment: tuple[int, int], control: tuple[int, int]) -> Judgement:
+def feed(
+    watched: Watched, looks: int, treatment: tuple[int, int], control: tuple[int, int]
+) -> Judgement:
     """Return the last judgement after `looks` looks, each after (contexts, first errors) more per arm."""
     for _ in range(looks):
         watched.treatment.add(*treatment)
@@ -60,7 +75,8 @@ def feed(watched: Watched, looks: int, treatment: tuple[int, int], control: tupl
     return watched.last()
 
 
-# --- health -----------------------------------------------------------------------------------------------------------------
+# --- health
+# --------------------------------------------------------------------------------------------------
 
 
 def test_healthy_evidence_has_no_gap() -> None:
@@ -73,7 +89,9 @@ def test_arm_without_exposures_is_no_traffic(arm: str) -> None:
     """Nobody exposed in either arm is `no_traffic`, and nothing else about that arm."""
     nobody = ArmTotals()
     is_treatment = arm == "treatment"
-    judgement = look_at(replace(HEALTHY, treatment=nobody) if is_treatment else replace(HEALTHY, control=nobody))
+    judgement = look_at(
+        replace(HEALTHY, treatment=nobody) if is_treatment else replace(HEALTHY, control=nobody)
+    )
     assert HealthGap.NO_TRAFFIC in gaps_of(judgement)
     assert HealthGap.NO_OUTCOMES not in gaps_of(judgement)
     assert HealthGap.BELOW_MIN_SAMPLE not in gaps_of(judgement)
@@ -86,7 +104,10 @@ def test_exposures_without_outcomes_are_no_outcomes() -> None:
 
 
 def test_far_fewer_outcomes_of_treatment_are_no_outcomes() -> None:
-    """A third of control's outcomes per context is a gap; as many, or few contexts that may report later, are none."""
+    """A third of control's outcomes per context is a gap.
+
+    As many, or few contexts that may report later, are none.
+    """
 
     def gaps(treatment: ArmTotals) -> list[HealthGap]:
         return gaps_of(look_at(VisitTotals(treatment, make_arm(9000, 45, outcomes=27_000))))
@@ -99,25 +120,38 @@ def test_far_fewer_outcomes_of_treatment_are_no_outcomes() -> None:
 
 def test_contexts_that_see_both_arms_are_multiple_exposure() -> None:
     """5 % of a stage's contexts in both arms is a gap, half a percent is what stale caches do."""
-    assert gaps_of(look_at(VisitTotals(make_arm(1000, 5, switched=300), make_arm(9000, 45, switched=200)))) == [
-        HealthGap.MULTIPLE_EXPOSURE
-    ]
+    assert gaps_of(
+        look_at(VisitTotals(make_arm(1000, 5, switched=300), make_arm(9000, 45, switched=200)))
+    ) == [HealthGap.MULTIPLE_EXPOSURE]
     assert gaps_of(look_at(VisitTotals(make_arm(1000, 5, switched=50), make_arm(9000, 45)))) == []
 
 
 def test_outcomes_that_come_again_are_repeated_outcomes() -> None:
-    """An arm of which surely more than one in twenty came before is named with its share; one in a hundred is let pass."""
+    """An arm of which surely more than one in twenty came before is named with its share.
+
+    One in a hundred is let pass.
+    """
     control = make_arm(9000, 45, checked=2000, repeated=20)
     (gap,) = look_at(VisitTotals(make_arm(1000, 5, checked=200, repeated=40), control)).gaps
     assert gap.kind is HealthGap.REPEATED_OUTCOMES
-    assert gap.detail.startswith("20 % of treatment's outcomes had come before, byte for byte (40 of 200 that were looked at)")
-    both = VisitTotals(make_arm(1000, 5, checked=200, repeated=40), make_arm(9000, 45, checked=2000, repeated=1000))
+    assert gap.detail.startswith(
+        "20 % of treatment's outcomes had come before, byte for byte (40 of 200 that were "
+        "looked at)"
+    )
+    both = VisitTotals(
+        make_arm(1000, 5, checked=200, repeated=40), make_arm(9000, 45, checked=2000, repeated=1000)
+    )
     assert gaps_of(look_at(both)) == [HealthGap.REPEATED_OUTCOMES] * 2
-    assert look_at(VisitTotals(make_arm(1000, 5, checked=200, repeated=11), control)).gaps == ()  # 5.5 %, not surely
+    assert (
+        look_at(VisitTotals(make_arm(1000, 5, checked=200, repeated=11), control)).gaps == ()
+    )  # 5.5 %, not surely
 
 
 def test_a_few_contexts_with_many_outcomes_are_no_repetition() -> None:
-    """Fifty outcomes a context say as much as one: what a single eager sender repeats is not the arm's share."""
+    """Fifty outcomes a context say as much as one.
+
+    What a single eager sender repeats is not the arm's share.
+    """
     of_one = make_arm(1000, 5, outcomes=50_000, checked=800, repeated=150)
     assert look_at(VisitTotals(of_one, make_arm(9000, 45, outcomes=450_000))).gaps == ()
 
@@ -127,7 +161,10 @@ def test_a_tolerated_share_of_repetitions_is_hardly_ever_a_gap() -> None:
     rng = np.random.default_rng(17)
     held = 0
     for copies in rng.binomial(40, 0.05, (300, 50)).cumsum(axis=1).tolist():
-        arms = [make_arm(1000, 5, checked=40 * (look + 1), repeated=count) for look, count in enumerate(copies)]
+        arms = [
+            make_arm(1000, 5, checked=40 * (look + 1), repeated=count)
+            for look, count in enumerate(copies)
+        ]
         held += any(look_at(VisitTotals(arm, make_arm(9000, 45))).gaps for arm in arms)
     assert held <= 3
 
@@ -135,7 +172,9 @@ def test_a_tolerated_share_of_repetitions_is_hardly_ever_a_gap() -> None:
 def test_min_sample_is_reached_by_exactly_that_many_contexts() -> None:
     """100 contexts fulfil a min_sample of 100, 99 do not, in each arm."""
     assert gaps_of(look_at(VisitTotals(make_arm(100), make_arm(900)))) == []
-    assert gaps_of(look_at(VisitTotals(make_arm(99), make_arm(891)))) == [HealthGap.BELOW_MIN_SAMPLE]
+    assert gaps_of(look_at(VisitTotals(make_arm(99), make_arm(891)))) == [
+        HealthGap.BELOW_MIN_SAMPLE
+    ]
 
 
 def test_full_stage_needs_no_control() -> None:
@@ -156,10 +195,14 @@ def test_evidence_exactly_as_old_as_allowed_is_fresh() -> None:
 def test_one_silent_topic_is_stale_although_the_other_flows() -> None:
     """Outcomes that stop are seen although evaluations go on."""
     evaluations, outcomes = make_progress(NOW)
-    judgement = look_at(partitions=(evaluations, replace(outcomes, freshest=NOW - timedelta(minutes=10))))
+    judgement = look_at(
+        partitions=(evaluations, replace(outcomes, freshest=NOW - timedelta(minutes=10)))
+    )
     assert gaps_of(judgement) == [HealthGap.STALE]
     assert "request.outcomes" in judgement.gaps[0].detail
-    assert gaps_of(look_at(partitions=(evaluations, replace(outcomes, freshest=None)))) == [HealthGap.STALE]
+    assert gaps_of(look_at(partitions=(evaluations, replace(outcomes, freshest=None)))) == [
+        HealthGap.STALE
+    ]
 
 
 def test_missing_partition_is_stale() -> None:
@@ -168,7 +211,10 @@ def test_missing_partition_is_stale() -> None:
 
 
 def test_partition_without_a_recent_owner_is_stale() -> None:
-    """A partition reported exactly at the bound counts; later than that nobody may be counting it."""
+    """A partition reported exactly at the bound counts.
+
+    Later than that nobody may be counting it.
+    """
     assert look_at(partitions=make_progress(NOW, reported_at=NOW - REPORT_WITHIN)).gaps == ()
     late = NOW - REPORT_WITHIN - timedelta(microseconds=1)
     assert gaps_of(look_at(partitions=make_progress(NOW, reported_at=late))) == [HealthGap.STALE]
@@ -187,7 +233,10 @@ def test_lagging_partition_is_stale_only_when_it_is_behind_in_time() -> None:
 
 
 def test_flag_that_fell_silent_is_stale_although_others_flow() -> None:
-    """When this stage's own events stop, freshness of the partitions does not help; new events mend it."""
+    """When this stage's own events stop, freshness of the partitions does not help.
+
+    New events mend it.
+    """
     watched = watch(Guardrail("error_rate", margin=0.0))
     feed(watched, 2, (100, 1), (900, 9))
     assert watched.look(timedelta(seconds=60)).gaps == ()
@@ -205,7 +254,10 @@ def test_wrong_share_is_a_sample_ratio_mismatch() -> None:
 
 
 def test_treatment_surely_below_half_its_share_is_missing() -> None:
-    """At a decided 10 %, 4 % of 10,000 is a missing treatment, 4.8 % may be chance, and so may 4 % of 300."""
+    """At a decided 10 %, 4 % of 10,000 is a missing treatment, 4.8 % may be chance.
+
+    And so may 4 % of 300.
+    """
 
     def is_missing(treatment: int, control: int, earlier: int) -> bool:
         watched = watch(Guardrail("error_rate", margin=0.1), percent=1.0)
@@ -224,11 +276,16 @@ def test_treatment_surely_below_half_its_share_is_missing() -> None:
 def test_drift_of_a_flag_plane_is_a_gap() -> None:
     """What a flag plane serves instead is passed on in its own words."""
     judgement = look_at(actuation_drift="unleash serves 5 % since 09:00")
-    assert [(gap.kind, gap.detail) for gap in judgement.gaps] == [(HealthGap.ACTUATION_DRIFT, "unleash serves 5 % since 09:00")]
+    assert [(gap.kind, gap.detail) for gap in judgement.gaps] == [
+        (HealthGap.ACTUATION_DRIFT, "unleash serves 5 % since 09:00")
+    ]
 
 
 def test_loss_taints_the_stage_it_fell_into_and_no_later_one() -> None:
-    """Records lost while the stage lasts taint it, the end included; a loss that was over does not."""
+    """Records lost while the stage lasts taint it, the end included.
+
+    A loss that was over does not.
+    """
     entered = make_rollout().visits[0].entered_at
     moment = timedelta(microseconds=1)
     for loss in (
@@ -269,7 +326,9 @@ def test_blind_plan_asks_only_whether_it_is_actuated() -> None:
     rollout = make_rollout(plan=make_plan(blind=True))
     assert look_at(VisitTotals(), rollout).gaps == ()
     assert look_at(VisitTotals(), rollout).metrics == ()
-    assert gaps_of(look_at(VisitTotals(), rollout, actuation_drift="off")) == [HealthGap.ACTUATION_DRIFT]
+    assert gaps_of(look_at(VisitTotals(), rollout, actuation_drift="off")) == [
+        HealthGap.ACTUATION_DRIFT
+    ]
 
 
 def test_rollout_that_has_not_started_cannot_be_judged() -> None:
@@ -278,7 +337,8 @@ def test_rollout_that_has_not_started_cannot_be_judged() -> None:
         judge(make_rollout(visits=()), make_evidence({}, NOW), GateTests(), NOW)
 
 
-# --- comparison with control ------------------------------------------------------------------------------------------------
+# --- comparison with control
+# ------------------------------------------------------------------------------------------------
 
 
 def test_equal_release_is_shown_safe_and_not_harmful() -> None:
@@ -318,7 +378,10 @@ def test_little_evidence_is_inconclusive_and_says_what_is_missing() -> None:
 
 def test_nothing_measured_is_no_data() -> None:
     """Before the first batch both verdicts are NO_DATA, and so is the gate's."""
-    judgement = look_at(VisitTotals(), make_rollout(plan=make_plan(guardrails=(Guardrail("error_rate", margin=0.0),))))
+    judgement = look_at(
+        VisitTotals(),
+        make_rollout(plan=make_plan(guardrails=(Guardrail("error_rate", margin=0.0),))),
+    )
     assert (metric(judgement).harm, metric(judgement).safe) == (Verdict.NO_DATA, Verdict.NO_DATA)
     assert judgement.statistics is Verdict.NO_DATA
 
@@ -339,7 +402,14 @@ def test_two_failing_contexts_are_not_enough_whatever_the_odds() -> None:
 
 def test_certain_but_tiny_harm_is_vetoed() -> None:
     """Seven percent more errors, certain by sheer traffic, do not roll back."""
-    report = metric(feed(watch(Guardrail("error_rate", margin=0.0), percent=50.0), 50, (100_000, 2140), (100_000, 2000)))
+    report = metric(
+        feed(
+            watch(Guardrail("error_rate", margin=0.0), percent=50.0),
+            50,
+            (100_000, 2140),
+            (100_000, 2000),
+        )
+    )
     assert report.e_value > report.threshold
     assert report.harm is Verdict.INCONCLUSIVE
     assert "does not count" in report.reason
@@ -373,16 +443,33 @@ def test_harm_is_remembered_over_stages_and_safety_is_not() -> None:
 
 
 def test_gate_asks_for_more_as_the_percentage_grows() -> None:
-    """The margin to be excluded is 100 % at 1 %, 50 % at 10 %, 25 % at 50 %, and the plan's own where it says so."""
-    for percent, expected in ((0.5, 1.0), (1.0, 1.0), (10.0, 0.5), (25.0, 0.358), (50.0, 0.25), (75.0, 0.25)):
-        report = metric(feed(watch(Guardrail("error_rate", margin=0.0), percent=percent), 1, (100, 1), (100, 1)))
+    """The margin to be excluded is 100 % at 1 %, 50 % at 10 %, 25 % at 50 %.
+
+    And the plan's own where it says so.
+    """
+    for percent, expected in (
+        (0.5, 1.0),
+        (1.0, 1.0),
+        (10.0, 0.5),
+        (25.0, 0.358),
+        (50.0, 0.25),
+        (75.0, 0.25),
+    ):
+        report = metric(
+            feed(watch(Guardrail("error_rate", margin=0.0), percent=percent), 1, (100, 1), (100, 1))
+        )
         assert report.gate_margin == pytest.approx(expected, abs=0.01)
-    own = metric(feed(watch(Guardrail("error_rate", margin=0.0, gate_margin=0.7)), 1, (100, 1), (900, 9)))
+    own = metric(
+        feed(watch(Guardrail("error_rate", margin=0.0, gate_margin=0.7)), 1, (100, 1), (900, 9))
+    )
     assert own.gate_margin == 0.7
 
 
 def test_margin_in_points_is_a_difference() -> None:
-    """Against control + 1 pp at 2 %, 5 % is a breach; 2.5 % is none although a quarter worse, and equal rates are shown."""
+    """Against control + 1 pp at 2 %, 5 % is a breach.
+
+    2.5 % is none although a quarter worse, and equal rates are shown.
+    """
     guardrail = Guardrail("error_rate", margin=0.01, in_points=True)
     worse = feed(watch(guardrail), 60, (200, 10), (1800, 36))
     assert worse.breach is not None
@@ -406,7 +493,8 @@ def test_report_says_how_far_apart_the_arms_may_be_and_how_often_one_context_fai
     assert 0 < report.difference_low < 900 / 10_600 - 0.01 < report.difference_high
 
 
-# --- limits -----------------------------------------------------------------------------------------------------------------
+# --- limits
+# --------------------------------------------------------------------------------------------------
 
 
 def test_rate_over_its_limit_is_a_breach() -> None:
@@ -461,7 +549,9 @@ def test_a_limit_takes_each_observation_once() -> None:
     assert metric(watched.look()).e_value == first.e_value
 
 
-def latencies(watched: Watched, looks: int, treatment: Any, control: Any, seed: int = 1) -> Judgement:
+def latencies(
+    watched: Watched, looks: int, treatment: Any, control: Any, seed: int = 1
+) -> Judgement:
     """Return the last judgement of looks at 100 contexts in treatment and 900 in control with such latencies."""
     rng = np.random.default_rng(seed)
     for _ in range(looks):
@@ -475,7 +565,10 @@ def latencies(watched: Watched, looks: int, treatment: Any, control: Any, seed: 
 
 
 def test_slowness_anywhere_is_found_and_within_the_margin_is_not() -> None:
-    """A quarter slower, or a slow path for one request in twenty, is a breach; 5 % against a margin of 10 % is not."""
+    """A quarter slower, or a slow path for one request in twenty, is a breach.
+
+    5 % against a margin of 10 % is not.
+    """
     guardrail = Guardrail("latency", margin=0.1)
 
     def with_slow_path(rng: np.random.Generator, size: int) -> Any:
@@ -493,7 +586,9 @@ def test_equal_latencies_are_shown_as_a_whole() -> None:
     """The gate is told that a release is not slower by the share of its requests above control's p90."""
     report = metric(latencies(watch(Guardrail("latency", margin=0.1)), 60, lognormal, lognormal))
     assert report.safe is Verdict.PASS
-    assert report.arms[Arm.TREATMENT].estimate == pytest.approx(40 * math.exp(0.6 * 1.2816), rel=0.05)
+    assert report.arms[Arm.TREATMENT].estimate == pytest.approx(
+        40 * math.exp(0.6 * 1.2816), rel=0.05
+    )
 
 
 def lognormal(rng: np.random.Generator, size: int) -> Any:
@@ -521,8 +616,13 @@ def test_slow_tail_is_found(tail: Any, within: int) -> None:
 
 
 def test_equal_latency_is_shown_safe() -> None:
-    """The same latencies in both arms are shown not worse, and the quantile's interval holds the estimate."""
-    report = metric(latencies(watch(Guardrail("latency_p95", margin=0.1)), 60, lognormal, lognormal))
+    """The same latencies in both arms are shown not worse.
+
+    And the quantile's interval holds the estimate.
+    """
+    report = metric(
+        latencies(watch(Guardrail("latency_p95", margin=0.1)), 60, lognormal, lognormal)
+    )
     assert report.safe is Verdict.PASS
     arm = report.arms[Arm.TREATMENT]
     assert arm.estimate is not None
@@ -533,17 +633,31 @@ def test_equal_latency_is_shown_safe() -> None:
 
 
 def test_latency_limit_is_judged_with_uncertainty() -> None:
-    """A p99 far above its limit is a breach, far below is shown, and neither is decided by a handful of requests."""
-    assert latencies(watch(Guardrail("latency_p99", limit=80.0)), 10, lognormal, lognormal).breach is not None
-    assert metric(latencies(watch(Guardrail("latency_p99", limit=400.0)), 10, lognormal, lognormal)).safe is Verdict.PASS
+    """A p99 far above its limit is a breach, far below is shown.
+
+    And neither is decided by a handful of requests.
+    """
+    assert (
+        latencies(watch(Guardrail("latency_p99", limit=80.0)), 10, lognormal, lognormal).breach
+        is not None
+    )
+    assert (
+        metric(
+            latencies(watch(Guardrail("latency_p99", limit=400.0)), 10, lognormal, lognormal)
+        ).safe
+        is Verdict.PASS
+    )
     early = metric(latencies(watch(Guardrail("latency_p99", limit=400.0)), 1, lognormal, lognormal))
     assert (early.harm, early.safe) == (Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE)
 
 
-# --- conversions ------------------------------------------------------------------------------------------------------------
+# --- conversions
+# --------------------------------------------------------------------------------------------------
 
 
-def convert(watched: Watched, looks: int, treatment: int, control: int, *, delay: int = 0) -> Judgement:
+def convert(
+    watched: Watched, looks: int, treatment: int, control: int, *, delay: int = 0
+) -> Judgement:
     """Return the last judgement when of 1000 contexts per arm and look so many convert, `delay` looks later."""
     for look in range(looks):
         watched.treatment.add(1000, converted=treatment if look >= delay else 0)
@@ -570,18 +684,25 @@ def test_late_conversions_do_not_alarm() -> None:
 
 
 def test_conversion_floor_is_shown_at_the_gate_and_never_rolls_back() -> None:
-    """A conversion limit is a floor; since conversions come late, being below it is not yet harm."""
+    """A conversion limit is a floor.
+
+    Since conversions come late, being below it is not yet harm.
+    """
     guardrail = Guardrail("conversion:bought", limit=0.03)
     assert metric(convert(watch(guardrail, percent=50.0), 10, 50, 50)).safe is Verdict.PASS
     low = metric(convert(watch(guardrail, percent=50.0), 10, 10, 10))
     assert (low.harm, low.safe) == (Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE)
 
 
-# --- budget -----------------------------------------------------------------------------------------------------------------
+# --- budget
+# --------------------------------------------------------------------------------------------------
 
 
 def test_alpha_is_split_by_fixed_weights_within_a_role() -> None:
-    """Errors, latency and conversion share alpha 5 : 3 : 2, two of a kind halve their part, signals have their own."""
+    """Errors, latency and conversion share alpha 5 : 3 .
+
+    2, two of a kind halve their part, signals have their own.
+    """
     judgement = look_at(
         rollout=make_rollout(
             plan=make_plan(
@@ -600,7 +721,10 @@ def test_alpha_is_split_by_fixed_weights_within_a_role() -> None:
 
 
 def test_looking_for_harm_alone_says_the_same_and_takes_the_same() -> None:
-    """`look_for_harm` has the e-values, thresholds and tests of `judge`, which then changes nothing any more."""
+    """`look_for_harm` has the e-values, thresholds and tests of `judge`.
+
+    Which then changes nothing any more.
+    """
     guardrails = (Guardrail("error_rate", limit=0.02, margin=0.1), Guardrail("latency", margin=0.1))
     watched, alone = watch(*guardrails), watch(*guardrails)
     for each in (watched, alone):
@@ -610,20 +734,28 @@ def test_looking_for_harm_alone_says_the_same_and_takes_the_same() -> None:
         each.control.add_latencies([40.0] * 900)
     judgement = watched.look()
     seen, tests = look_for_harm(alone.rollout, alone.evidence(), alone.tests, watched.at)
-    assert [tuple(harm) for harm in seen] == [(each.metric, each.e_value, each.threshold) for each in judgement.metrics]
+    assert [tuple(harm) for harm in seen] == [
+        (each.metric, each.e_value, each.threshold) for each in judgement.metrics
+    ]
     again, _ = judge(alone.rollout, alone.evidence(), tests, watched.at)
     assert again.metrics == judgement.metrics
 
 
-# --- batches, and what is remembered ----------------------------------------------------------------------------------------
+# --- batches, and what is remembered
+# ----------------------------------------------------------------------------------------
 
 
 def test_looking_again_changes_nothing() -> None:
-    """The same totals seen twice are one batch and give the same answers; only the outlook in the words goes by time."""
+    """The same totals seen twice are one batch and give the same answers.
+
+    Only the outlook in the words goes by time.
+    """
     watched = watch(Guardrail("error_rate", margin=0.0))
     first = feed(watched, 5, (100, 3), (900, 9))
     again = watched.look()
-    assert [replace(report, reason="") for report in again.metrics] == [replace(report, reason="") for report in first.metrics]
+    assert [replace(report, reason="") for report in again.metrics] == [
+        replace(report, reason="") for report in first.metrics
+    ]
     assert again.batches == first.batches == 5
 
 
@@ -642,7 +774,10 @@ def test_batch_waits_until_both_arms_have_enough_or_time_is_up() -> None:
 
 
 def test_batch_needs_control_as_well() -> None:
-    """Plenty of treatment with seven control contexts waits for the eighth, since a lone arm says nothing."""
+    """Plenty of treatment with seven control contexts waits for the eighth.
+
+    Since a lone arm says nothing.
+    """
     watched = watch(Guardrail("error_rate", margin=0.0), percent=50.0)
     watched.treatment.add(100)
     watched.control.add(MIN_BATCH - 1)
@@ -678,7 +813,9 @@ def test_another_rollout_starts_from_nothing() -> None:
         replace(watched.rollout, rollout_id="start-2"),
         replace(watched.rollout, plan=replace(watched.rollout.plan, version="fedcba9876543210")),
     ):
-        judgement, _ = judge(other, make_evidence({0: VisitTotals()}, watched.at), watched.tests, watched.at)
+        judgement, _ = judge(
+            other, make_evidence({0: VisitTotals()}, watched.at), watched.tests, watched.at
+        )
         assert judgement.batches == 0
         assert metric(judgement).e_value == 1.0
 
@@ -696,7 +833,10 @@ def test_late_events_of_the_last_stage_still_count_for_harm() -> None:
 
 
 def test_old_visits_are_forgotten() -> None:
-    """After many visits only the newest are remembered, and the older ones' totals are not taken again."""
+    """After many visits only the newest are remembered.
+
+    And the older ones' totals are not taken again.
+    """
     watched = watch(Guardrail("error_rate", margin=0.0))
     feed(watched, 10, (100, 1), (900, 9))
     for _ in range(KEPT_VISITS + 2):
@@ -710,7 +850,10 @@ def test_old_visits_are_forgotten() -> None:
 
 def test_state_survives_its_bytes() -> None:
     """A rollout judged from decoded state goes on exactly as from the state itself."""
-    watched = watch(Guardrail("error_rate", limit=0.05, margin=0.1), Guardrail("latency_p99", limit=300.0, margin=0.1))
+    watched = watch(
+        Guardrail("error_rate", limit=0.05, margin=0.1),
+        Guardrail("latency_p99", limit=300.0, margin=0.1),
+    )
     latencies(watched, 5, lognormal, lognormal)
     encoded = encode_tests(watched.tests)
     assert encode_tests(decode_tests(encoded)) == encoded
@@ -758,7 +901,8 @@ def test_unknown_or_broken_state_is_refused(encoded: bytes) -> None:
         decode_tests(encoded)
 
 
-# --- what a judgement carries -----------------------------------------------------------------------------------------------
+# --- what a judgement carries
+# -----------------------------------------------------------------------------------------------
 
 
 def test_judgement_says_what_it_looked_at() -> None:
@@ -771,7 +915,10 @@ def test_judgement_says_what_it_looked_at() -> None:
 
 
 def test_harm_adds_up_over_stages_and_never_shrinks() -> None:
-    """Exposed contexts and failed requests are summed over visits, also when one is not read again or totals fall back."""
+    """Exposed contexts and failed requests are summed over visits.
+
+    Also when one is not read again or totals fall back.
+    """
     watched = watch(Guardrail("error_rate", margin=1.0))
     watched.treatment.add(100, 4)
     watched.control.add(900, 18)
@@ -788,7 +935,10 @@ def test_harm_adds_up_over_stages_and_never_shrinks() -> None:
 
 
 def test_estimates_are_of_requests_and_intervals_of_contexts() -> None:
-    """One context that fails a hundred times shows in the rate, and its weight in the width of the interval."""
+    """One context that fails a hundred times shows in the rate.
+
+    And its weight in the width of the interval.
+    """
     watched = watch(Guardrail("error_rate", margin=0.0))
     watched.treatment.add(1000, 1, errors=100)
     watched.control.add(9000, 9)

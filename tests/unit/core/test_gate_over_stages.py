@@ -14,10 +14,14 @@ def watch(*guardrails: Guardrail) -> Watched:
     """Return a rollout under watch at 10 %."""
     plan = make_plan(guardrails=guardrails, stages=make_stages(10, 50, 100))
     phase = Baking(stage=0, until=T0 + timedelta(minutes=11))
-    return Watched(make_rollout(plan=plan, phase=phase, visits=(make_visit(percent=10.0),), percent=10.0))
+    return Watched(
+        make_rollout(plan=plan, phase=phase, visits=(make_visit(percent=10.0),), percent=10.0)
+    )
 
 
-def feed(watched: Watched, looks: int, treatment: tuple[int, int], control: tuple[int, int]) -> None:
+def feed(
+    watched: Watched, looks: int, treatment: tuple[int, int], control: tuple[int, int]
+) -> None:
     """Add the same (contexts, first errors) to each arm before every look."""
     for _ in range(looks):
         watched.treatment.add(*treatment)
@@ -26,7 +30,10 @@ def feed(watched: Watched, looks: int, treatment: tuple[int, int], control: tupl
 
 
 def test_only_the_limit_of_the_present_percentage_is_judged() -> None:
-    """Of a limit that tightens, the part for other percentages is neither shown nor fed with this stage's evidence."""
+    """Of a limit that tightens.
+
+    The part for other percentages is neither shown nor fed with this stage's evidence.
+    """
     early = Guardrail("error_rate", limit=0.05, to_percent=10)
     late = Guardrail("error_rate", limit=0.005, from_percent=50)
     watched = watch(early, late)
@@ -40,7 +47,10 @@ def test_only_the_limit_of_the_present_percentage_is_judged() -> None:
 
 
 def test_stepping_back_begins_the_tests_anew() -> None:
-    """What made a rollout step back is not found a second time in the stage below, also not when it is still reported late."""
+    """What made a rollout step back is not found a second time in the stage below.
+
+    Also not when it is still reported late.
+    """
     watched = watch(Guardrail("error_rate", margin=0.1))
     feed(watched, 10, (100, 1), (900, 9))
     watched.go_on(50.0, 1)

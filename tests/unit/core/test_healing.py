@@ -105,7 +105,9 @@ def test_no_bake_becomes_shorter(error: timedelta, passed: timedelta) -> None:
 )
 def test_every_phase_keeps_its_distances(phase: Phase, expected: Phase) -> None:
     """What was left when it was set is left still."""
-    rollout = replace(make_rollout(phase=phase), updated_at=T0 + DAY, freeze=Freeze(T0 + DAY, "ada", "x"))
+    rollout = replace(
+        make_rollout(phase=phase), updated_at=T0 + DAY, freeze=Freeze(T0 + DAY, "ada", "x")
+    )
     good = healed(rollout, T0)
     assert good.phase == expected
     assert good.freeze == Freeze(T0, "ada", "x")

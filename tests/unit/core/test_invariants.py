@@ -1,4 +1,7 @@
-"""Each rule that is checked in production is seen to find the mistake it is there for, and to keep quiet without one."""
+"""Each rule that is checked in production is seen to find the mistake it is there for.
+
+And to keep quiet without one.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,15 @@ from controller.core.rollout import (
     Rollout,
     Ticked,
 )
-from schemas.terms import AdviceChoice, AdvisorMode, Arm, CommandStatus, CommandVerb, HealthGap, OnBreach
+from schemas.terms import (
+    AdviceChoice,
+    AdvisorMode,
+    Arm,
+    CommandStatus,
+    CommandVerb,
+    HealthGap,
+    OnBreach,
+)
 from tests.builders import (
     HOUR,
     MINUTE,
@@ -39,12 +50,19 @@ from tests.builders import (
 
 GATE = Gating(0, "gate-1", T0 + 11 * MINUTE, T0 + HOUR)
 PASSES = EvidenceJudged(T0 + 12 * MINUTE, make_judgement(at=T0 + 12 * MINUTE))
-ADVISED = AdvisorPolicy(mode=AdvisorMode.CAN_HOLD, deadline=timedelta(seconds=30), hold_rounds=2, hold_for=5 * MINUTE)
+ADVISED = AdvisorPolicy(
+    mode=AdvisorMode.CAN_HOLD, deadline=timedelta(seconds=30), hold_rounds=2, hold_for=5 * MINUTE
+)
 
 
 def check(transition: Transition, **overrides: Any) -> list[str]:
     """Return which rules a transition breaks."""
-    surroundings: dict[str, Any] = {"now": transition.event.at, "outbox": 0, "outbox_limit": 200, "bake_left_seconds": None}
+    surroundings: dict[str, Any] = {
+        "now": transition.event.at,
+        "outbox": 0,
+        "outbox_limit": 200,
+        "bake_left_seconds": None,
+    }
     return [one.rule for one in violations(transition, **{**surroundings, **overrides})]
 
 
@@ -92,7 +110,9 @@ def test_i1_a_raise_by_a_command_that_may_not() -> None:
     promoted = decided(make_rollout(), make_command(CommandVerb.PROMOTE))
     assert check(promoted) == []
     assert "I1" in check(replace(promoted, event=make_command(CommandVerb.PAUSE)))
-    assert "I1" in check(replace(promoted, event=make_command(CommandVerb.PROMOTE, command_id="other")))
+    assert "I1" in check(
+        replace(promoted, event=make_command(CommandVerb.PROMOTE, command_id="other"))
+    )
 
 
 def test_i1_two_stages_by_one_gate() -> None:
@@ -105,7 +125,10 @@ def test_i1_two_stages_by_one_gate() -> None:
 def test_i1_another_gate_is_named() -> None:
     """The decision names the gate that was asked."""
     passed = advance()
-    effects = tuple(replace(one, gate_id="gate-0") if isinstance(one, PublishDecision) else one for one in passed.effects)
+    effects = tuple(
+        replace(one, gate_id="gate-0") if isinstance(one, PublishDecision) else one
+        for one in passed.effects
+    )
     assert check(replace(passed, effects=effects)) == ["I1"]
 
 
@@ -117,7 +140,10 @@ def test_i1_more_contexts_at_a_lower_percentage_is_a_raise() -> None:
 
 @pytest.mark.parametrize("on_breach", OnBreach)
 def test_i3_a_breach_that_changes_nothing(on_breach: OnBreach) -> None:
-    """A breach that leaves the flag where it is breaks the rule; what the machine does about it does not."""
+    """A breach that leaves the flag where it is breaks the rule.
+
+    What the machine does about it does not.
+    """
     before = make_rollout(phase=Baking(1, T0 + 2 * HOUR))
     seen = make_judgement(at=T0 + 61 * MINUTE, visit=1, metrics=(make_breach(on_breach=on_breach),))
     event = EvidenceJudged(seen.at, seen)
@@ -137,7 +163,10 @@ def test_i4_a_roll_back_that_is_undone() -> None:
 
 
 def test_i4_a_pass_with_too_few_contexts() -> None:
-    """Both arms need the stage's minimum sample; a blind plan asks for none; at 100 % there is one arm."""
+    """Both arms need the stage's minimum sample; a blind plan asks for none.
+
+    At 100 % there is one arm.
+    """
     few = make_judgement(at=T0 + 12 * MINUTE, exposures={Arm.TREATMENT: 1000, Arm.CONTROL: 99})
     event = EvidenceJudged(T0 + 12 * MINUTE, few)
     assert check(decided(make_rollout(phase=GATE), event)) == ["I4'"]
@@ -155,7 +184,9 @@ def test_i5_answers() -> None:
     assert check(replace(lowered, effects=silent)) == ["I5"]
     assert check(replace(lowered, effects=(*lowered.effects, answer))) == ["I5"]
     assert check(replace(lowered, effects=(*silent, replace(answer, command_id="other")))) == ["I5"]
-    assert check(replace(lowered, effects=(*silent, replace(answer, status=CommandStatus.REJECTED)))) == ["I5"]
+    assert check(
+        replace(lowered, effects=(*silent, replace(answer, status=CommandStatus.REJECTED)))
+    ) == ["I5"]
     passed = advance()
     assert check(replace(passed, effects=(*passed.effects, answer))) == ["I5"]
 
@@ -166,7 +197,9 @@ def test_i6_advice_that_raises() -> None:
     closed = AdviceRound(1, T0 + HOUR, make_advice(AdviceChoice.PROCEED), is_closed=True)
     before = make_rollout(plan=plan, phase=replace(GATE, advice=closed))
     assert check(decided(before, PASSES)) == []
-    unsafe = EvidenceJudged(PASSES.at, make_judgement(at=PASSES.at, gaps=(Gap(HealthGap.STALE, "old"),)))
+    unsafe = EvidenceJudged(
+        PASSES.at, make_judgement(at=PASSES.at, gaps=(Gap(HealthGap.STALE, "old"),))
+    )
     heeded = replace(decided(before, PASSES), event=unsafe)
     assert check(heeded) == ["I6", "I17"]
 
@@ -210,14 +243,18 @@ def test_i19_a_bake_cut_short() -> None:
     opened = decided(make_rollout(), Ticked(T0 + HOUR))
     assert check(opened, bake_left_seconds=30.0) == ["I19"]
     assert check(opened, bake_left_seconds=0.5) == []
-    (violation,) = violations(opened, now=T0 + HOUR, outbox=0, outbox_limit=200, bake_left_seconds=30.0)
+    (violation,) = violations(
+        opened, now=T0 + HOUR, outbox=0, outbox_limit=200, bake_left_seconds=30.0
+    )
     assert violation.forbids
 
 
 def test_what_raises_is_forbidden_and_what_lowers_is_not() -> None:
     """A broken rule keeps a raise from being saved, and never a roll back."""
     passed = replace(advance(), effects=())
-    (raising,) = violations(passed, now=PASSES.at, outbox=0, outbox_limit=200, bake_left_seconds=None)
+    (raising,) = violations(
+        passed, now=PASSES.at, outbox=0, outbox_limit=200, bake_left_seconds=None
+    )
     assert raising.forbids
     lowered = replace(decided(make_rollout(), make_command(CommandVerb.ROLL_BACK)), effects=())
     (lowering,) = violations(lowered, now=T0, outbox=0, outbox_limit=200, bake_left_seconds=None)

@@ -1,4 +1,7 @@
-"""Each row of `decide`, each command in each phase, each deadline. Whole rollouts are in `tests/scenarios`."""
+"""Each row of `decide`, each command in each phase, each deadline.
+
+Whole rollouts are in `tests/scenarios`.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,9 @@ from tests.builders import (
 )
 
 SECOND = timedelta(seconds=1)
-ADVISED = AdvisorPolicy(mode=AdvisorMode.CAN_HOLD, deadline=30 * SECOND, hold_rounds=2, hold_for=5 * MINUTE)
+ADVISED = AdvisorPolicy(
+    mode=AdvisorMode.CAN_HOLD, deadline=30 * SECOND, hold_rounds=2, hold_for=5 * MINUTE
+)
 GATE = Gating(0, "gate-1", T0, T0 + HOUR)
 ASKED = replace(GATE, advice=AdviceRound(1, T0 + 30 * SECOND))
 FROZEN = Freeze(T0, "ada", "because")
@@ -88,7 +93,9 @@ PHASES: dict[PhaseName, Phase] = {
 
 def in_phase(name: PhaseName, **overrides: object) -> Rollout:
     """Return a rollout of two stages in the second of them, in this phase."""
-    return make_rollout(plan=make_plan(stages=make_stages(10, 50)), phase=PHASES[name], updated_at=T0, **overrides)
+    return make_rollout(
+        plan=make_plan(stages=make_stages(10, 50)), phase=PHASES[name], updated_at=T0, **overrides
+    )
 
 
 def after(rollout: Rollout | None, event: object) -> Rollout:
@@ -103,10 +110,13 @@ def judged(at: datetime = T0 + 2 * MINUTE, **overrides: object) -> EvidenceJudge
     return EvidenceJudged(at, make_judgement(at=at, **overrides))
 
 
-# --- before the first start -------------------------------------------------------------------------------------------------
+# --- before the first start
+# -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("event", [Ticked(T0), Restarted(T0), judged(), AdviceUnavailable(T0, "gate-1", 1, "away")])
+@pytest.mark.parametrize(
+    "event", [Ticked(T0), Restarted(T0), judged(), AdviceUnavailable(T0, "gate-1", 1, "away")]
+)
 def test_a_flag_never_started_is_moved_by_nothing(event: object) -> None:
     """Without a rollout only a command means anything."""
     assert decide(None, event) == (None, ())  # type: ignore[arg-type]
@@ -123,7 +133,10 @@ def test_a_flag_never_started_rejects_all_but_start(verb: CommandVerb) -> None:
 
 
 def test_a_start_enters_the_first_stage() -> None:
-    """The rollout has the command's id, revision 1, the first percentage, and bakes from the end of settle."""
+    """The rollout has the command's id, revision 1, the first percentage.
+
+    And bakes from the end of settle.
+    """
     rollout, effects = decide(None, make_command(CommandVerb.START, at=T0, plan=make_plan()))
     assert rollout is not None
     assert (rollout.rollout_id, rollout.revision, rollout.percent) == ("command-1", 1, 10.0)
@@ -137,12 +150,21 @@ def test_a_start_without_a_plan_is_rejected() -> None:
     assert decide(None, make_command(CommandVerb.START))[0] is None
 
 
-# --- commands by phase ------------------------------------------------------------------------------------------------------
+# --- commands by phase
+# --------------------------------------------------------------------------------------------------
 
 #: What each accepted command leads to; every pair that is not here is rejected and changes nothing.
 LEADS_TO: dict[tuple[PhaseName, CommandVerb], PhaseName] = {
-    **{(phase, CommandVerb.ROLL_BACK): PhaseName.ROLLED_BACK for phase in PhaseName if phase is not PhaseName.ABORTED},
-    **{(phase, CommandVerb.ABORT): PhaseName.ABORTED for phase in PhaseName if phase is not PhaseName.ROLLED_BACK},
+    **{
+        (phase, CommandVerb.ROLL_BACK): PhaseName.ROLLED_BACK
+        for phase in PhaseName
+        if phase is not PhaseName.ABORTED
+    },
+    **{
+        (phase, CommandVerb.ABORT): PhaseName.ABORTED
+        for phase in PhaseName
+        if phase is not PhaseName.ROLLED_BACK
+    },
     **{(phase, CommandVerb.PAUSE): PhaseName.PAUSED for phase in list(PhaseName)[:5]},
     **{(phase, CommandVerb.PAUSE): phase for phase in list(PhaseName)[5:]},
     **{(phase, CommandVerb.FREEZE): phase for phase in list(PhaseName)[:5]},
@@ -152,7 +174,11 @@ LEADS_TO: dict[tuple[PhaseName, CommandVerb], PhaseName] = {
         for phase in list(PhaseName)[1:5]
         for verb in (CommandVerb.PROMOTE, CommandVerb.PROMOTE_FULL)
     },
-    **{(phase, verb): PhaseName.BAKING for phase in list(PhaseName)[5:] for verb in (CommandVerb.START, CommandVerb.RESTART)},
+    **{
+        (phase, verb): PhaseName.BAKING
+        for phase in list(PhaseName)[5:]
+        for verb in (CommandVerb.START, CommandVerb.RESTART)
+    },
     (PhaseName.ABORTED, CommandVerb.ROLL_BACK): PhaseName.ABORTED,
     (PhaseName.ROLLED_BACK, CommandVerb.ABORT): PhaseName.ROLLED_BACK,
     (PhaseName.SCHEDULED, CommandVerb.PROMOTE): PhaseName.BAKING,
@@ -167,21 +193,31 @@ LEADS_TO: dict[tuple[PhaseName, CommandVerb], PhaseName] = {
 @pytest.mark.parametrize("verb", CommandVerb)
 @pytest.mark.parametrize("phase", PhaseName)
 def test_what_a_command_does_in_a_phase(phase: PhaseName, verb: CommandVerb) -> None:
-    """In each phase a command leads where the table says, with one answer; what is not in it is rejected and inert."""
+    """In each phase a command leads where the table says, with one answer.
+
+    What is not in it is rejected and inert.
+    """
     before = in_phase(phase)
-    rollout, effects = decide(before, make_command(verb, expected_revision=1, plan=make_plan(stages=make_stages(10, 50))))
+    rollout, effects = decide(
+        before, make_command(verb, expected_revision=1, plan=make_plan(stages=make_stages(10, 50)))
+    )
     answer = effects[-1]
     assert isinstance(answer, AnswerCommand)
     if (phase, verb) in LEADS_TO:
         assert rollout is not None
-        assert (answer.status, rollout.phase.name) == (CommandStatus.ACCEPTED, LEADS_TO[phase, verb])
+        assert (answer.status, rollout.phase.name) == (
+            CommandStatus.ACCEPTED,
+            LEADS_TO[phase, verb],
+        )
     else:
         assert (answer.status, rollout) == (CommandStatus.REJECTED, before)
 
 
 @pytest.mark.parametrize("phase", list(PhaseName)[:5])
 @pytest.mark.parametrize("verb", CommandVerb)
-def test_a_stale_revision_is_rejected_except_where_it_lowers_or_holds(phase: PhaseName, verb: CommandVerb) -> None:
+def test_a_stale_revision_is_rejected_except_where_it_lowers_or_holds(
+    phase: PhaseName, verb: CommandVerb
+) -> None:
     """Whoever saw another revision does nothing, unless it is pause, roll back or abort."""
     _, effects = decide(in_phase(phase), make_command(verb, expected_revision=7, plan=make_plan()))
     answer = effects[-1]
@@ -190,13 +226,21 @@ def test_a_stale_revision_is_rejected_except_where_it_lowers_or_holds(phase: Pha
     assert (answer.status is CommandStatus.ACCEPTED) == is_safe
 
 
-@pytest.mark.parametrize(("age", "is_accepted"), [(10 * MINUTE, True), (10 * MINUTE + SECOND, False), (-HOUR, True)])
+@pytest.mark.parametrize(
+    ("age", "is_accepted"), [(10 * MINUTE, True), (10 * MINUTE + SECOND, False), (-HOUR, True)]
+)
 def test_a_raising_command_is_too_old_after_ten_minutes(age: timedelta, is_accepted: bool) -> None:
     """Exactly ten minutes is young enough; an issuer whose clock runs ahead is believed."""
     at = T0 + HOUR
-    _, effects = decide(in_phase(PhaseName.BAKING), make_command(CommandVerb.PROMOTE, at=at, issued_at=at - age))
+    _, effects = decide(
+        in_phase(PhaseName.BAKING), make_command(CommandVerb.PROMOTE, at=at, issued_at=at - age)
+    )
     assert (
-        any(isinstance(effect, AnswerCommand) and effect.status is CommandStatus.ACCEPTED for effect in effects) == is_accepted
+        any(
+            isinstance(effect, AnswerCommand) and effect.status is CommandStatus.ACCEPTED
+            for effect in effects
+        )
+        == is_accepted
     )
 
 
@@ -211,8 +255,16 @@ def test_who_and_why_stand_in_the_decision() -> None:
     _, effects = decide(in_phase(PhaseName.BAKING), make_command(CommandVerb.STEP_BACK))
     decision = effects[0]
     assert isinstance(decision, PublishDecision)
-    assert (decision.kind, decision.issuer, decision.reason) == (DecisionKind.STEP_BACK, "ada", "because")
-    assert (decision.command_id, decision.from_percent, decision.to_percent) == ("command-1", 50.0, 10.0)
+    assert (decision.kind, decision.issuer, decision.reason) == (
+        DecisionKind.STEP_BACK,
+        "ada",
+        "because",
+    )
+    assert (decision.command_id, decision.from_percent, decision.to_percent) == (
+        "command-1",
+        50.0,
+        10.0,
+    )
 
 
 def test_the_next_rollout_s_revision_goes_on() -> None:
@@ -222,7 +274,8 @@ def test_the_next_rollout_s_revision_goes_on() -> None:
     assert (started.revision, started.rollout_id, started.plan) == (42, "restart-1", ended.plan)
 
 
-# --- breach -----------------------------------------------------------------------------------------------------------------
+# --- breach
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_harshest_of_several_breaches_counts() -> None:
@@ -238,7 +291,9 @@ def test_only_guardrails_breach(role: MetricRole) -> None:
     assert after(rollout, judged(metrics=(make_breach(role=role),))) is rollout
 
 
-@pytest.mark.parametrize("phase", [PhaseName.SCHEDULED, PhaseName.COMPLETED, PhaseName.ROLLED_BACK, PhaseName.ABORTED])
+@pytest.mark.parametrize(
+    "phase", [PhaseName.SCHEDULED, PhaseName.COMPLETED, PhaseName.ROLLED_BACK, PhaseName.ABORTED]
+)
 def test_where_nothing_is_watched_a_breach_is_nobody_s(phase: PhaseName) -> None:
     """Before the start and after the end evidence changes nothing."""
     rollout = in_phase(phase)
@@ -256,26 +311,36 @@ def test_a_breach_tells_what_it_cost() -> None:
     assert alert.dedup_key == "new-checkout/start-1/1/rolled_back"
 
 
-# --- health -----------------------------------------------------------------------------------------------------------------
+# --- health
+# --------------------------------------------------------------------------------------------------
 
 
 def with_policies(**policies: GapPolicy) -> Rollout:
     """Return a rollout at its first gate under these gap policies."""
-    gaps = {**DEFAULT_GAP_POLICIES, **{HealthGap(name): policy for name, policy in policies.items()}}
+    gaps = {
+        **DEFAULT_GAP_POLICIES,
+        **{HealthGap(name): policy for name, policy in policies.items()},
+    }
     return make_rollout(plan=make_plan(gap_policies=gaps), phase=GATE)
 
 
 def test_the_harshest_of_several_gaps_counts() -> None:
     """One gap asks to wait, one to pause, one to roll back, in this order: rolled back."""
     rollout = with_policies(tainted=GapPolicy.ROLL_BACK, stale=GapPolicy.PAUSE)
-    gaps = tuple(Gap(kind, "for a test") for kind in (HealthGap.NO_OUTCOMES, HealthGap.STALE, HealthGap.TAINTED))
+    gaps = tuple(
+        Gap(kind, "for a test")
+        for kind in (HealthGap.NO_OUTCOMES, HealthGap.STALE, HealthGap.TAINTED)
+    )
     assert isinstance(after(rollout, judged(gaps=gaps)).phase, RolledBack)
     assert isinstance(after(rollout, judged(gaps=gaps[:2])).phase, Paused)
     assert after(rollout, judged(gaps=gaps[:1])).hold is HoldReason.HEALTH
 
 
 def test_a_treatment_that_went_missing_rolls_back_from_everywhere() -> None:
-    """It may have crashed before it could report: a plan that would only pause rolls back, also while paused."""
+    """It may have crashed before it could report.
+
+    A plan that would only pause rolls back, also while paused.
+    """
     gap = (Gap(HealthGap.SRM, "treatment is away", treatment_missing=True),)
     for phase in (Baking(0, T0 + HOUR), GATE, Paused(T0, HoldReason.OPERATOR, GATE)):
         assert isinstance(after(make_rollout(phase=phase), judged(gaps=gap)).phase, RolledBack)
@@ -296,7 +361,8 @@ def test_evidence_of_an_earlier_stay_passes_no_gate() -> None:
     assert after(rollout, judged(T0 + 2 * HOUR, visit=0)).percent == 50
 
 
-# --- holds ------------------------------------------------------------------------------------------------------------------
+# --- holds
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -316,7 +382,10 @@ def test_a_gate_that_does_not_pass_says_why(metric: object, reason: HoldReason) 
 
 def test_a_hold_is_said_once_and_another_reason_after_a_minute() -> None:
     """Evidence on the edge between two reasons does not flood the audit log."""
-    undecided, silent = (make_report(safe=Verdict.INCONCLUSIVE),), (make_report(safe=Verdict.NO_DATA),)
+    undecided, silent = (
+        (make_report(safe=Verdict.INCONCLUSIVE),),
+        (make_report(safe=Verdict.NO_DATA),),
+    )
     held = after(make_rollout(phase=GATE), judged(metrics=undecided))
     at = held.updated_at
     assert after(held, judged(at + 20 * MINUTE, metrics=undecided)) is held
@@ -324,7 +393,8 @@ def test_a_hold_is_said_once_and_another_reason_after_a_minute() -> None:
     assert after(held, judged(at + MINUTE, metrics=silent)).hold is HoldReason.HEALTH
 
 
-# --- the gate's time --------------------------------------------------------------------------------------------------------
+# --- the gate's time
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -352,13 +422,16 @@ def test_a_bake_ends_at_its_end() -> None:
     assert after(rollout, Ticked(T0 + 11 * MINUTE - timedelta(microseconds=1))) is rollout
 
 
-# --- advice -----------------------------------------------------------------------------------------------------------------
+# --- advice
+# --------------------------------------------------------------------------------------------------
 
 
 def asked(number: int = 1) -> Rollout:
     """Return a rollout whose model was asked."""
     return make_rollout(
-        plan=make_plan(advisor=ADVISED), phase=replace(GATE, advice=AdviceRound(number, T0 + 30 * SECOND)), updated_at=T0
+        plan=make_plan(advisor=ADVISED),
+        phase=replace(GATE, advice=AdviceRound(number, T0 + 30 * SECOND)),
+        updated_at=T0,
     )
 
 
@@ -372,7 +445,9 @@ def test_an_answer_to_another_question_is_nobody_s(gate_id: str, number: int) ->
 
 def test_an_answer_at_the_deadline_is_late() -> None:
     """From its deadline on, a round has no advice, however it is answered."""
-    closed = after(asked(), AdviceReceived(T0 + 30 * SECOND, "gate-1", 1, make_advice("hold"))).phase
+    closed = after(
+        asked(), AdviceReceived(T0 + 30 * SECOND, "gate-1", 1, make_advice("hold"))
+    ).phase
     assert isinstance(closed, Gating)
     assert closed.advice == AdviceRound(1, T0 + 30 * SECOND, None, is_closed=True)
 
@@ -384,7 +459,11 @@ def test_the_next_round_is_told_what_the_last_one_said() -> None:
     rollout = make_rollout(plan=make_plan(advisor=ADVISED), phase=replace(GATE, advice=held))
     _, (question,) = decide(rollout, judged(T0 + MINUTE))
     assert isinstance(question, AskAdvice)
-    assert (question.round, question.earlier, question.until) == (2, advice, T0 + MINUTE + 30 * SECOND)
+    assert (question.round, question.earlier, question.until) == (
+        2,
+        advice,
+        T0 + MINUTE + 30 * SECOND,
+    )
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -395,14 +474,17 @@ def test_a_restart_asks_an_open_question_again_as_the_same_round(number: int) ->
     assert question.round == number
 
 
-@pytest.mark.parametrize("phase", [phase for phase in PHASES.values() if not isinstance(phase, Gating)])
+@pytest.mark.parametrize(
+    "phase", [phase for phase in PHASES.values() if not isinstance(phase, Gating)]
+)
 def test_a_restart_moves_nothing_else(phase: Phase) -> None:
     """A process that takes a flag over changes nothing by that."""
     rollout = make_rollout(plan=make_plan(stages=make_stages(10, 50)), phase=phase)
     assert decide(rollout, Restarted(T0 + 900 * HOUR)) == (rollout, ())
 
 
-# --- deadlines --------------------------------------------------------------------------------------------------------------
+# --- deadlines
+# --------------------------------------------------------------------------------------------------
 
 _WEEKEND = FreezeWindow(frozenset({6, 7}), 0, 24 * 60, "UTC")
 _SATURDAY, _MONDAY = T0.replace(hour=0) + timedelta(days=5), T0.replace(hour=0) + timedelta(days=7)
@@ -446,12 +528,17 @@ def test_when_a_phase_wants_to_be_woken(phase: Phase, deadline: datetime | None)
 )
 def test_whatever_waits_is_woken_when_its_plan_expires(phase: Phase, is_woken: bool) -> None:
     """Expiry is a deadline of everything that could still go on."""
-    rollout = make_rollout(plan=make_plan(expires_at=T0 + MINUTE), phase=phase, freeze=FROZEN, updated_at=T0)
+    rollout = make_rollout(
+        plan=make_plan(expires_at=T0 + MINUTE), phase=phase, freeze=FROZEN, updated_at=T0
+    )
     assert next_deadline(rollout) == (T0 + MINUTE if is_woken else None)
     if is_woken:
         assert isinstance(phase, Scheduled | Baking | Gating | AwaitingApproval)
         paused = after(rollout, Ticked(T0 + MINUTE))
-        assert (paused.phase, paused.hold) == (Paused(T0 + MINUTE, HoldReason.EXPIRED, phase), HoldReason.EXPIRED)
+        assert (paused.phase, paused.hold) == (
+            Paused(T0 + MINUTE, HoldReason.EXPIRED, phase),
+            HoldReason.EXPIRED,
+        )
 
 
 def test_an_operator_s_freeze_has_no_deadline() -> None:
@@ -478,7 +565,8 @@ def test_unfreezing_a_gate_gives_it_its_time_again() -> None:
     assert thawed.revision == rollout.revision + 1
 
 
-# --- pausing ----------------------------------------------------------------------------------------------------------------
+# --- pausing
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -493,7 +581,10 @@ def test_unfreezing_a_gate_gives_it_its_time_again() -> None:
     ],
 )
 def test_a_resume_owes_what_was_left(held: Phase, resumed: Phase) -> None:
-    """Paused after one hour and resumed after five: bake that was left is still owed, and a gate is opened anew."""
+    """Paused after one hour and resumed after five.
+
+    Bake that was left is still owed, and a gate is opened anew.
+    """
     assert isinstance(held, Scheduled | Baking | Gating | AwaitingApproval)
     rollout = make_rollout(phase=Paused(T0 + HOUR, HoldReason.OPERATOR, held))
     moved = after(rollout, make_command(CommandVerb.RESUME, at=T0 + 5 * HOUR))
@@ -504,7 +595,10 @@ def test_a_clock_set_back_does_not_turn_time_back() -> None:
     """A transition is never older than the one before it."""
     rollout = replace(make_rollout(), updated_at=T0 + HOUR)
     paused = after(rollout, make_command(CommandVerb.PAUSE, at=T0))
-    assert (paused.updated_at, paused.phase) == (T0 + HOUR, Paused(T0 + HOUR, HoldReason.OPERATOR, rollout.phase))  # type: ignore[arg-type]
+    assert (paused.updated_at, paused.phase) == (
+        T0 + HOUR,
+        Paused(T0 + HOUR, HoldReason.OPERATOR, rollout.phase),
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("flag_type", FlagType)
@@ -512,12 +606,18 @@ def test_completion_says_what_is_left_to_do_by_the_flags_type(flag_type: FlagTyp
     """A release leaves the code; an ops flag stays, and its kill switch works on long after."""
     plan = make_plan(stages=make_stages(100), flag_type=flag_type)
     gate = Gating(0, "gate-1", T0, T0 + HOUR)
-    completed, effects = decide(make_rollout(plan=plan, phase=gate), EvidenceJudged(T0 + MINUTE, make_judgement()))
+    completed, effects = decide(
+        make_rollout(plan=plan, phase=gate), EvidenceJudged(T0 + MINUTE, make_judgement())
+    )
     assert completed is not None
     assert isinstance(completed.phase, Completed)
     (told,) = (effect for effect in effects if isinstance(effect, RaiseAlert))
-    assert ("remove the flag" in told.action) == (flag_type in (FlagType.RELEASE, FlagType.EXPERIMENT))
-    killed, _ = decide(completed, make_command(CommandVerb.ROLL_BACK, at=T0 + 24 * HOUR, reason="kill switch"))
+    assert ("remove the flag" in told.action) == (
+        flag_type in (FlagType.RELEASE, FlagType.EXPERIMENT)
+    )
+    killed, _ = decide(
+        completed, make_command(CommandVerb.ROLL_BACK, at=T0 + 24 * HOUR, reason="kill switch")
+    )
     assert killed is not None
     assert (killed.percent, type(killed.phase)) == (0, RolledBack)
 
@@ -525,14 +625,18 @@ def test_completion_says_what_is_left_to_do_by_the_flags_type(flag_type: FlagTyp
 def test_what_is_told_of_an_audience_names_it() -> None:
     """All of staff is not everybody: who is paged must not think so."""
     staff = Audience("staff", ((Condition("staff", Operator.EQ, (True,)),),))
-    plan = make_plan(stages=(make_stage(percent=100.0, audience="staff"), make_stage(percent=1.0)), audiences=(staff,))
+    plan = make_plan(
+        stages=(make_stage(percent=100.0, audience="staff"), make_stage(percent=1.0)),
+        audiences=(staff,),
+    )
     seen = make_judgement(metrics=(make_breach(),))
     _, effects = decide(make_rollout(plan=plan), EvidenceJudged(T0 + MINUTE, seen))
     (told,) = (effect for effect in effects if isinstance(effect, RaiseAlert))
     assert "rolled back from 100 % of staff to 0 %" in told.summary
 
 
-# --- orders for another time ------------------------------------------------------------------------------------------
+# --- orders for another time
+# ------------------------------------------------------------------------------------------
 
 
 def issued(verb: CommandVerb, ago: timedelta, **overrides: object) -> CommandReceived:
@@ -541,12 +645,22 @@ def issued(verb: CommandVerb, ago: timedelta, **overrides: object) -> CommandRec
     return make_command(verb, **{"at": at, "issued_at": at - ago, **overrides})
 
 
-@pytest.mark.parametrize("verb", [CommandVerb.ROLL_BACK, CommandVerb.ABORT, CommandVerb.PAUSE, CommandVerb.STEP_BACK])
+@pytest.mark.parametrize(
+    "verb", [CommandVerb.ROLL_BACK, CommandVerb.ABORT, CommandVerb.PAUSE, CommandVerb.STEP_BACK]
+)
 @pytest.mark.parametrize("phase", [None, Completed(T0 + HOUR)])
-def test_an_order_read_again_lowers_no_later_rollout(verb: CommandVerb, phase: Completed | None) -> None:
-    """Issued before the rollout began and in the log before we read there: rejected, and it says for which one it was."""
+def test_an_order_read_again_lowers_no_later_rollout(
+    verb: CommandVerb, phase: Completed | None
+) -> None:
+    """Issued before the rollout began and in the log before we read there.
+
+    Rejected, and it says for which one it was.
+    """
     rollout = make_rollout(phase=phase, percent=10.0)
-    assert status(decide(rollout, issued(verb, timedelta(hours=5, minutes=6), is_backlog=True))) is CommandStatus.REJECTED
+    assert (
+        status(decide(rollout, issued(verb, timedelta(hours=5, minutes=6), is_backlog=True)))
+        is CommandStatus.REJECTED
+    )
     after, effects = decide(rollout, issued(verb, timedelta(hours=5, minutes=6), is_backlog=True))
     assert after is rollout
     assert isinstance(effects[-1], AnswerCommand)
@@ -556,13 +670,21 @@ def test_an_order_read_again_lowers_no_later_rollout(verb: CommandVerb, phase: C
 @pytest.mark.parametrize(
     ("ago", "overrides"),
     [
-        (timedelta(hours=4), {"is_backlog": True}),  # during the rollout: an outage of hours makes it no less an order
+        (
+            timedelta(hours=4),
+            {"is_backlog": True},
+        ),  # during the rollout: an outage of hours makes it no less an order
         (timedelta(hours=5, minutes=4), {"is_backlog": True}),  # clocks differ by minutes
         (timedelta(hours=23), {}),  # sent just now by a clock that is slow by nearly a day
-        (timedelta(days=40), {"expected_revision": 1, "is_backlog": True}),  # whoever names the revision has seen it
+        (
+            timedelta(days=40),
+            {"expected_revision": 1, "is_backlog": True},
+        ),  # whoever names the revision has seen it
     ],
 )
-def test_an_order_for_this_rollout_lowers_it_late_and_by_a_slow_clock(ago: timedelta, overrides: dict[str, object]) -> None:
+def test_an_order_for_this_rollout_lowers_it_late_and_by_a_slow_clock(
+    ago: timedelta, overrides: dict[str, object]
+) -> None:
     """An operator with a slow clock is heard: 0 % is served."""
     after, effects = decide(make_rollout(), issued(CommandVerb.ROLL_BACK, ago, **overrides))
     assert after is not None
@@ -573,8 +695,14 @@ def test_an_order_for_this_rollout_lowers_it_late_and_by_a_slow_clock(ago: timed
 def test_an_order_of_more_than_a_day_ago_is_none_for_now() -> None:
     """Whatever was read again after a day lowers nothing, also in the rollout it was for."""
     rollout = make_rollout(started_at=T0 - 90 * HOUR)
-    assert status(decide(rollout, issued(CommandVerb.ROLL_BACK, timedelta(hours=25)))) is CommandStatus.REJECTED
-    assert status(decide(rollout, issued(CommandVerb.ROLL_BACK, timedelta(hours=23)))) is CommandStatus.ACCEPTED
+    assert (
+        status(decide(rollout, issued(CommandVerb.ROLL_BACK, timedelta(hours=25))))
+        is CommandStatus.REJECTED
+    )
+    assert (
+        status(decide(rollout, issued(CommandVerb.ROLL_BACK, timedelta(hours=23))))
+        is CommandStatus.ACCEPTED
+    )
 
 
 def status(outcome: tuple[Rollout | None, tuple[Effect, ...]]) -> CommandStatus:

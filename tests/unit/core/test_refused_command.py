@@ -9,10 +9,18 @@ from tests.builders import T0, make_rollout
 
 
 @pytest.mark.parametrize("verb", [*CommandVerb, None])
-def test_an_order_that_cannot_be_meant_is_answered_and_changes_nothing(verb: CommandVerb | None) -> None:
+def test_an_order_that_cannot_be_meant_is_answered_and_changes_nothing(
+    verb: CommandVerb | None,
+) -> None:
     """A command that came with its refusal is rejected with that reason, whatever it asks for and wherever the rollout is."""
     for rollout in (None, make_rollout()):
-        after, effects = decide(rollout, CommandUnusable(T0, "command-1", verb, "start needs a `plan`"))
+        after, effects = decide(
+            rollout, CommandUnusable(T0, "command-1", verb, "start needs a `plan`")
+        )
         assert after is rollout
         revision = 0 if rollout is None else rollout.revision
-        assert effects == (AnswerCommand("command-1", verb, CommandStatus.REJECTED, "start needs a `plan`", revision),)
+        assert effects == (
+            AnswerCommand(
+                "command-1", verb, CommandStatus.REJECTED, "start needs a `plan`", revision
+            ),
+        )

@@ -57,7 +57,12 @@ def test_a_ring_reaches_its_audience_alone() -> None:
     """In a stage for staff nobody else is in an arm, and everybody else keeps control's value."""
     assert served(rings(), 0, ANN, 9_999) == "on"
     assert served(rings(), 0, CID) == "unassigned"
-    assert variant_values(rings()) == {"off": False, "on": True, "unassigned": False, "on-earlier": True}
+    assert variant_values(rings()) == {
+        "off": False,
+        "on": True,
+        "unassigned": False,
+        "on-earlier": True,
+    }
 
 
 def test_earlier_rings_keep_what_they_have_and_do_not_count() -> None:
@@ -69,20 +74,34 @@ def test_earlier_rings_keep_what_they_have_and_do_not_count() -> None:
 
 
 def test_a_narrower_earlier_ring_takes_nobody_out_of_a_later_one() -> None:
-    """At 5 % of everybody, beta users below 10 % stay in and are not counted; the others are not in by beta, and wait."""
-    assert [served(rings(), 2, BOB, bucket) for bucket in (0, 600, 999, 1_000)] == [*["on-earlier"] * 3, "unassigned"]
+    """At 5 % of everybody, beta users below 10 % stay in and are not counted.
+
+    The others are not in by beta, and wait.
+    """
+    assert [served(rings(), 2, BOB, bucket) for bucket in (0, 600, 999, 1_000)] == [
+        *["on-earlier"] * 3,
+        "unassigned",
+    ]
     assert [served(rings(), 2, CID, bucket) for bucket in (0, 499, 500)] == ["on", "on", "off"]
 
 
 def test_at_the_end_everybody_is_served_alike() -> None:
     """The last stage of 100 % has one variant left."""
-    assert {served(rings(), 3, context, bucket) for context in (ANN, BOB, CID) for bucket in (0, 9_999)} == {"on"}
+    assert {
+        served(rings(), 3, context, bucket) for context in (ANN, BOB, CID) for bucket in (0, 9_999)
+    } == {"on"}
 
 
 def test_arms_of_equal_size_grow_towards_each_other() -> None:
-    """Treatment has the lowest buckets, control the highest, and who is between them is in neither."""
+    """Treatment has the lowest buckets, control the highest.
+
+    And who is between them is in neither.
+    """
     plan = make_plan(stages=make_stages(1, 30, control=ControlArm.EQUAL))
-    first, second = (Counter(served(plan, stage, {}, bucket) for bucket in range(WEIGHT_TOTAL)) for stage in (0, 1))
+    first, second = (
+        Counter(served(plan, stage, {}, bucket) for bucket in range(WEIGHT_TOTAL))
+        for stage in (0, 1)
+    )
     assert first == {"on": 100, "unassigned": 9_800, "off": 100}
     assert second == {"on": 3_000, "unassigned": 4_000, "off": 3_000}
     assert (served(plan, 0, {}, 9_900), served(plan, 1, {}, 9_900)) == ("off", "off")
@@ -90,7 +109,9 @@ def test_arms_of_equal_size_grow_towards_each_other() -> None:
 
 def test_split_divides_treatment_by_weight() -> None:
     """The variants of treatment get their weights' share of it, whatever the bucket."""
-    plan = make_plan(split=(("red", 1), ("blue", 3)), values={"off": "grey", "red": "r", "blue": "b"})
+    plan = make_plan(
+        split=(("red", 1), ("blue", 3)), values={"off": "grey", "red": "r", "blue": "b"}
+    )
     flag = serving(at_stage(plan, 0))
     drawn = Counter(assign(flag, 0, {}, lot) for lot in range(0, 2**32, 2**22))
     assert drawn == {"red": 256, "blue": 768}
@@ -137,15 +158,23 @@ def test_plan_without_audiences_serves_two_variants() -> None:
 
 @pytest.mark.parametrize(
     ("percent", "control", "share"),
-    [(1.0, ControlArm.REST, 0.01), (1.0, ControlArm.EQUAL, 0.5), (50.0, ControlArm.EQUAL, 0.5), (100.0, ControlArm.REST, None)],
+    [
+        (1.0, ControlArm.REST, 0.01),
+        (1.0, ControlArm.EQUAL, 0.5),
+        (50.0, ControlArm.EQUAL, 0.5),
+        (100.0, ControlArm.REST, None),
+    ],
 )
-def test_share_of_treatment_among_who_counts(percent: float, control: ControlArm, share: float | None) -> None:
+def test_share_of_treatment_among_who_counts(
+    percent: float, control: ControlArm, share: float | None
+) -> None:
     """It is what the sample ratio is tested against; without control there is none."""
     plan = make_plan(stages=(make_stage(percent=percent, control=control),))
     assert decided_share(plan, make_visit(percent=percent)) == share
 
 
-# --- properties -------------------------------------------------------------------------------------------------------------
+# --- properties
+# --------------------------------------------------------------------------------------------------
 
 
 def is_treated(variant: str, plan: Plan) -> bool:
@@ -157,7 +186,10 @@ def is_treated(variant: str, plan: Plan) -> bool:
 def test_widening_takes_nobody_out_and_changes_nobodys_variant(
     plan: Plan, context: dict[str, Any], bucket: int, lot: int
 ) -> None:
-    """From stage to stage whoever has treatment keeps it, and of a divided treatment the same part."""
+    """From stage to stage whoever has treatment keeps it.
+
+    And of a divided treatment the same part.
+    """
     before: str | None = None
     for stage in range(len(plan.stages)):
         variant = assign(serving(at_stage(plan, stage)), bucket, context, lot)
@@ -167,8 +199,13 @@ def test_widening_takes_nobody_out_and_changes_nobodys_variant(
 
 
 @given(ringed_plans(), st.data())
-def test_of_who_counts_exactly_the_decided_share_has_treatment(plan: Plan, data: st.DataObject) -> None:
-    """For any one context, the buckets in which it would count are divided as the sample ratio is tested."""
+def test_of_who_counts_exactly_the_decided_share_has_treatment(
+    plan: Plan, data: st.DataObject
+) -> None:
+    """For any one context.
+
+    The buckets in which it would count are divided as the sample ratio is tested.
+    """
     stage = data.draw(st.integers(0, len(plan.stages) - 1))
     rollout = at_stage(plan, stage)
     flag, context = serving(rollout), data.draw(contexts)
@@ -184,7 +221,9 @@ def test_of_who_counts_exactly_the_decided_share_has_treatment(plan: Plan, data:
 
 
 @given(ringed_plans(), contexts, buckets, lots)
-def test_every_variant_served_has_a_value(plan: Plan, context: dict[str, Any], bucket: int, lot: int) -> None:
+def test_every_variant_served_has_a_value(
+    plan: Plan, context: dict[str, Any], bucket: int, lot: int
+) -> None:
     """Nobody is served a name that stands for nothing."""
     for stage in range(len(plan.stages)):
         flag = serving(at_stage(plan, stage))
@@ -192,12 +231,20 @@ def test_every_variant_served_has_a_value(plan: Plan, context: dict[str, Any], b
 
 
 def test_what_planes_of_percentages_cannot_serve_is_named() -> None:
-    """Stage by stage, and for a plan as a whole; where nobody gets treatment, or all do, a percentage is enough."""
+    """Stage by stage, and for a plan as a whole.
+
+    Where nobody gets treatment, or all do, a percentage is enough.
+    """
     by_stage = [serving(at_stage(rings(), stage)).beyond_share for stage in range(4)]
     assert by_stage == ["an audience", "an audience", "an audience", None]
     assert beyond_share_of(rings()) == "audiences"
-    equal = make_plan(stages=make_stages(1, 60, control=ControlArm.EQUAL), split=(("red", 1), ("blue", 3)))
-    assert serving(at_stage(equal, 0)).beyond_share == "a control arm of equal size, treatment divided among variants"
+    equal = make_plan(
+        stages=make_stages(1, 60, control=ControlArm.EQUAL), split=(("red", 1), ("blue", 3))
+    )
+    assert (
+        serving(at_stage(equal, 0)).beyond_share
+        == "a control arm of equal size, treatment divided among variants"
+    )
     assert serving(at_stage(equal, 1)).beyond_share == "treatment divided among variants"
     assert serving(replace(at_stage(equal, 0), phase=RolledBack(T0, "why"))).beyond_share is None
     assert beyond_share_of(equal) == "control arms of equal size, treatment divided among variants"

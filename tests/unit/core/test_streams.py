@@ -1,4 +1,7 @@
-"""Totals from elsewhere: how contexts and latencies are dealt, and that the verdicts stay at their level."""
+"""Totals from elsewhere.
+
+How contexts and latencies are dealt, and that the verdicts stay at their level.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,22 @@ def make_sums(treatment: dict[str, Any], control: dict[str, Any]) -> Sums:
     return {Arm.TREATMENT: ArmSums(**treatment), Arm.CONTROL: ArmSums(**control)}
 
 
-def make_stream(sums: Sums, share: float = 0.1, alpha: float = 0.01, looks_planned: int = 200) -> Stream:
+def make_stream(
+    sums: Sums, share: float = 0.1, alpha: float = 0.01, looks_planned: int = 200
+) -> Stream:
     """Return a stream that watches what is in `sums`, before its first look."""
     return begin("s1", Watched.among(sums), 0, share, alpha, looks_planned)
 
 
-def looked(*totals: Sums, stages: tuple[int, ...] | None = None, shares: tuple[float, ...] | None = None) -> Stream:
+def looked(
+    *totals: Sums, stages: tuple[int, ...] | None = None, shares: tuple[float, ...] | None = None
+) -> Stream:
     """Return a stream after these looks."""
     stream = make_stream(totals[0], share=shares[0] if shares else 0.1)
     for index, sums in enumerate(totals):
-        stream, _, _ = look(stream, stages[index] if stages else 0, shares[index] if shares else 0.1, sums)
+        stream, _, _ = look(
+            stream, stages[index] if stages else 0, shares[index] if shares else 0.1, sums
+        )
     return stream
 
 
@@ -70,7 +79,9 @@ def test_without_outcomes_everybody_may_have_come_back() -> None:
 
 def test_more_failures_than_returns_means_that_all_were_there() -> None:
     """Failures that the outcomes cannot explain are set against everybody who had not failed, in both arms."""
-    stream = looked(make_sums(arm(10, 0, 10), arm(90, 0, 90)), make_sums(arm(10, 3, 11), arm(90, 0, 90)))
+    stream = looked(
+        make_sums(arm(10, 0, 10), arm(90, 0, 90)), make_sums(arm(10, 3, 11), arm(90, 0, 90))
+    )
     assert stream.dealt[Arm.TREATMENT].at_risk == 10 + 10
     assert stream.dealt[Arm.CONTROL].at_risk == 90 + 90
 
@@ -136,7 +147,10 @@ def test_another_stage_is_another_visit_with_totals_from_zero() -> None:
 
 
 def test_another_share_in_the_same_stage_is_another_visit_too() -> None:
-    """A batch spans no change of share; totals go on where they stand, and who comes back is dealt by the new share."""
+    """A batch spans no change of share.
+
+    Totals go on where they stand, and who comes back is dealt by the new share.
+    """
     stream = looked(
         make_sums(arm(100, 0, 100), arm(900, 0, 900)),
         make_sums(arm(100, 0, 600), arm(900, 0, 1400)),
@@ -160,11 +174,17 @@ def test_a_stream_without_anything_to_watch_cannot_begin() -> None:
         begin("s1", Watched.among(make_sums({}, {})), 0, 0.1, 0.01, 200)
 
 
-# --- whole streams --------------------------------------------------------------------------------------------------------
+# --- whole streams
+# --------------------------------------------------------------------------------------------------
 
 
 def coming_back(
-    rng: np.random.Generator, shares: tuple[float, ...], *, worse: float = 1.0, contexts: int = 2000, looks: int = 40
+    rng: np.random.Generator,
+    shares: tuple[float, ...],
+    *,
+    worse: float = 1.0,
+    contexts: int = 2000,
+    looks: int = 40,
 ) -> Iterator[tuple[int, float, Sums]]:
     """Yield looks at users who come back, some much more often and some much unluckier than others, in drifting bursts."""
     activity = np.exp(rng.normal(0, 1.5, contexts))
@@ -183,7 +203,9 @@ def coming_back(
             sums = {}
             for arm_, mine in ((Arm.TREATMENT, treated), (Arm.CONTROL, ~treated)):
                 outcomes[arm_] += int(mine[who].sum())
-                sums[arm_] = ArmSums(int((seen & mine).sum()), int((failed & mine).sum()), outcomes[arm_], None)
+                sums[arm_] = ArmSums(
+                    int((seen & mine).sum()), int((failed & mine).sum()), outcomes[arm_], None
+                )
             yield stage, share, sums
 
 
@@ -198,17 +220,30 @@ def is_rolled_back(looks: Iterator[tuple[int, float, Sums]], alpha: float) -> bo
     return False
 
 
-@pytest.mark.parametrize("shares", [(0.1,), (0.5,), (0.01, 0.1, 0.5)], ids=["tenth", "half", "ramp"])
-def test_users_who_come_back_make_no_more_false_alarms_than_alpha(shares: tuple[float, ...]) -> None:
-    """Heavy users, unlucky users, bursts, drift and ramps: false roll backs stay within alpha, beyond chance."""
+@pytest.mark.parametrize(
+    "shares", [(0.1,), (0.5,), (0.01, 0.1, 0.5)], ids=["tenth", "half", "ramp"]
+)
+def test_users_who_come_back_make_no_more_false_alarms_than_alpha(
+    shares: tuple[float, ...],
+) -> None:
+    """Heavy users, unlucky users, bursts, drift and ramps.
+
+    False roll backs stay within alpha, beyond chance.
+    """
     runs, alpha = 20, 0.05
-    false = sum(is_rolled_back(coming_back(np.random.default_rng([7, run]), shares), alpha) for run in range(runs))
+    false = sum(
+        is_rolled_back(coming_back(np.random.default_rng([7, run]), shares), alpha)
+        for run in range(runs)
+    )
     assert false <= stats.binom.ppf(0.999, runs, alpha)
 
 
 def test_harm_is_found_among_users_who_come_back() -> None:
     """Five times the errors are found in most streams."""
     found = sum(
-        is_rolled_back(coming_back(np.random.default_rng([8, run]), (0.1, 0.5), worse=5), alpha=0.01) for run in range(10)
+        is_rolled_back(
+            coming_back(np.random.default_rng([8, run]), (0.1, 0.5), worse=5), alpha=0.01
+        )
+        for run in range(10)
     )
     assert found >= 9

@@ -17,7 +17,8 @@ def utc(text: str) -> datetime:
     return datetime.fromisoformat(f"2026-{text}").replace(tzinfo=UTC)
 
 
-# --- event time to visit ----------------------------------------------------------------------------------------------------
+# --- event time to visit
+# --------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_located_without_visits() -> None:
@@ -55,11 +56,17 @@ def test_after_the_end_nothing_counts() -> None:
 
 def test_a_stay_that_ended_while_it_settled_counts_nothing() -> None:
     """A stage left before its settle was over has no interval at all."""
-    visits = (make_visit(left_at=T0 + MINUTE / 2), make_visit(entered_at=T0 + MINUTE / 2, counts_from=T0 + 2 * MINUTE))
-    assert [locate(visits, T0 + seconds * timedelta(seconds=1)) for seconds in (20, 40, 90, 120)] == [None, None, None, 1]
+    visits = (
+        make_visit(left_at=T0 + MINUTE / 2),
+        make_visit(entered_at=T0 + MINUTE / 2, counts_from=T0 + 2 * MINUTE),
+    )
+    assert [
+        locate(visits, T0 + seconds * timedelta(seconds=1)) for seconds in (20, 40, 90, 120)
+    ] == [None, None, None, 1]
 
 
-# --- freeze windows -----------------------------------------------------------------------------------------------------------
+# --- freeze windows
+# --------------------------------------------------------------------------------------------------
 
 
 def test_without_windows_nothing_is_frozen() -> None:
@@ -117,7 +124,10 @@ def test_overlapping_and_touching_windows_are_one() -> None:
     overlapping = FreezeWindow(frozenset({1}), 9 * 60 + 30, 60, "UTC")
     touching = FreezeWindow(frozenset({1}), 10 * 60 + 30, 30, "UTC")
     apart = FreezeWindow(frozenset({1}), 11 * 60 + 1, 30, "UTC")
-    for windows in ((morning, overlapping, touching, apart), (apart, touching, overlapping, morning)):
+    for windows in (
+        (morning, overlapping, touching, apart),
+        (apart, touching, overlapping, morning),
+    ):
         assert frozen_until(windows, utc("01-05 08:00")) == utc("01-05 11:00")
         assert frozen_until(windows, utc("01-05 11:00")) is None
 
@@ -133,9 +143,24 @@ def test_windows_of_several_zones_chain() -> None:
 @pytest.mark.parametrize(
     ("start", "minutes", "at", "until"),
     [
-        (1 * 60, 120, "03-29 00:30", "03-29 01:00"),  # 02:00 to 03:00 is skipped: one hour of two is left
-        (2 * 60 + 30, 60, "03-29 01:00", "03-29 01:30"),  # it would start inside the skipped hour, and is not lost
-        (1 * 60, 120, "10-25 01:30", "10-25 02:00"),  # 02:00 to 03:00 comes twice: three hours for two
+        (
+            1 * 60,
+            120,
+            "03-29 00:30",
+            "03-29 01:00",
+        ),  # 02:00 to 03:00 is skipped: one hour of two is left
+        (
+            2 * 60 + 30,
+            60,
+            "03-29 01:00",
+            "03-29 01:30",
+        ),  # it would start inside the skipped hour, and is not lost
+        (
+            1 * 60,
+            120,
+            "10-25 01:30",
+            "10-25 02:00",
+        ),  # 02:00 to 03:00 comes twice: three hours for two
         (22 * 60, 600, "03-29 05:59", "03-29 06:00"),  # a night with 23 hours in the day
         (22 * 60, 600, "10-25 06:59", "10-25 07:00"),  # and with 25
         (2 * 60 + 30, 30, "10-25 00:30", "10-25 02:00"),  # it starts at the first 02:30
@@ -143,13 +168,19 @@ def test_windows_of_several_zones_chain() -> None:
     ],
 )
 def test_daylight_saving_loses_no_window(start: int, minutes: int, at: str, until: str) -> None:
-    """On the two odd days of the year a window still ends by the local clock; in doubt it starts early and ends late."""
+    """On the two odd days of the year a window still ends by the local clock.
+
+    In doubt it starts early and ends late.
+    """
     window = FreezeWindow(frozenset(range(1, 8)), start, minutes, "Europe/Berlin")
     assert frozen_until((window,), utc(at)) == utc(until)
 
 
 def test_a_window_that_never_ends_does_not_hang() -> None:
-    """Every day from midnight to midnight: some end is given, a week or so away, and asking again gives a later one."""
+    """Every day from midnight to midnight.
+
+    Some end is given, a week or so away, and asking again gives a later one.
+    """
     always = FreezeWindow(frozenset(range(1, 8)), 0, 24 * 60, "UTC")
     until = frozen_until((always,), T0)
     assert until is not None

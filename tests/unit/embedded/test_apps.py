@@ -1,4 +1,7 @@
-"""The synthetic apps: that what they emit is the contract's, and that they evaluate as the daemon's own endpoint does."""
+"""The synthetic apps.
+
+That what they emit is the contract's, and that they evaluate as the daemon's own endpoint does.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ class Sent:
         return [json.loads(value)["data"] for sent_to, value, _ in self.events if sent_to == topic]
 
 
-def make_traffic(fault: Fault | None = None, definition: Definition | None = TEN_PERCENT) -> tuple[Traffic, Sent]:
+def make_traffic(
+    fault: Fault | None = None, definition: Definition | None = TEN_PERCENT
+) -> tuple[Traffic, Sent]:
     """Return apps that all know `definition`, and where what they emit is kept."""
     instances = [Instance(number, "") for number in range(INSTANCES)]
     for instance in instances:
@@ -51,7 +56,10 @@ def play(traffic: Traffic, requests: int = 5_000) -> None:
 
 
 def test_every_event_is_in_the_contracts_form() -> None:
-    """What the apps emit is read by the contract's models and by the daemon's decoder, with the record's key as its context."""
+    """What the apps emit is read by the contract's models and by the daemon's decoder.
+
+    With the record's key as its context.
+    """
     traffic, sent = make_traffic(Fault(error_factor=3.0, slow_share=0.05))
     play(traffic, 500)
     assert len(sent.events) == 1_000
@@ -67,12 +75,17 @@ def test_every_event_is_in_the_contracts_form() -> None:
 
 
 def test_variants_are_served_by_the_documents_weights() -> None:
-    """At 10 % about a tenth of the users get treatment, and each of them always the same variant."""
+    """At 10 % about a tenth of the users get treatment.
+
+    And each of them always the same variant.
+    """
     traffic, sent = make_traffic()
     play(traffic, 20_000)
     served: dict[str, set[str]] = {}
     for data in sent.of("flag.evaluations"):
-        served.setdefault(data["feature_flag.context.id"], set()).add(data["feature_flag.result.variant"])
+        served.setdefault(data["feature_flag.context.id"], set()).add(
+            data["feature_flag.result.variant"]
+        )
     assert all(len(variants) == 1 for variants in served.values())
     counts = Counter(variant for variants in served.values() for variant in variants)
     assert counts["on"] / len(served) == pytest.approx(0.1, abs=0.01)
@@ -89,7 +102,9 @@ def test_without_a_flag_everybody_gets_the_old_version() -> None:
 def test_a_definition_is_read_from_the_flagd_document() -> None:
     """Weights and variants come from the document; a flag that is not in it is no definition."""
     targeting = {"fractional": [["new", 250], ["old", 9_750]]}
-    assert Definition.read({"flags": {FLAG_KEY: {"targeting": targeting}}}) == Definition("new", "old", 250)
+    assert Definition.read({"flags": {FLAG_KEY: {"targeting": targeting}}}) == Definition(
+        "new", "old", 250
+    )
     assert Definition.read({"flags": {}}) is None
 
 
@@ -130,7 +145,10 @@ def test_lost_exposures_are_treatments_evaluations_only() -> None:
     traffic, sent = make_traffic(Fault(lost_exposures=0.5), Definition("on", "off", 5_000))
     play(traffic)
     evaluated = Counter(data["feature_flag.result.variant"] for data in sent.of("flag.evaluations"))
-    ended = Counter(data["rolloutd.flags"][0]["feature_flag.result.variant"] for data in sent.of("request.outcomes"))
+    ended = Counter(
+        data["rolloutd.flags"][0]["feature_flag.result.variant"]
+        for data in sent.of("request.outcomes")
+    )
     assert evaluated["off"] == ended["off"]
     assert evaluated["on"] / ended["on"] == pytest.approx(0.5, abs=0.05)
 

@@ -13,7 +13,10 @@ import pytest
 
 from controller.embedded.processes import ChildFailed, ProcessTree, environ_without_settings
 
-_STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+_STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', "
+    "flush=True); time.sleep(60)"
+)
 _PARENT = f"""
 import time
 from controller.embedded.processes import ProcessTree

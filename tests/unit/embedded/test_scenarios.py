@@ -1,4 +1,7 @@
-"""Every scenario rehearsed without processes: the real gate and the real state machine on drawn traffic, in simulated time."""
+"""Every scenario rehearsed without processes.
+
+The real gate and the real state machine on drawn traffic, in simulated time.
+"""
 
 from __future__ import annotations
 
@@ -73,22 +76,36 @@ class Rehearsal:
         before = self.rollout
         self.rollout, effects = decide(self.rollout, event)
         self.decisions += [effect for effect in effects if isinstance(effect, PublishDecision)]
-        if before is not None and self.rollout is not None and before.percent != self.rollout.percent:
+        if (
+            before is not None
+            and self.rollout is not None
+            and before.percent != self.rollout.percent
+        ):
             self.stage_seconds.append((self.now - before.visits[-1].entered_at).total_seconds())
         for effect in effects:
             if isinstance(effect, AskAdvice):
                 asked = (self.now, effect.gate_id, effect.round)
                 is_objecting = self.scenario.advisor is AdvisorPart.OBJECTS
-                self._tell(AdviceReceived(*asked, OBJECTION) if is_objecting else AdviceUnavailable(*asked, "too late"))
+                self._tell(
+                    AdviceReceived(*asked, OBJECTION)
+                    if is_objecting
+                    else AdviceUnavailable(*asked, "too late")
+                )
 
     def _serve(self) -> None:
         """Draw a tick's requests, as `apps.py` makes them one by one."""
         assert self.rollout is not None
         index = len(self.rollout.visits) - 1
         visit, fault = self.rollout.visits[index], self.scenario.fault
-        if self._silent_at is None and fault.silent_from_percent is not None and visit.percent >= fault.silent_from_percent:
+        if (
+            self._silent_at is None
+            and fault.silent_from_percent is not None
+            and visit.percent >= fault.silent_from_percent
+        ):
             self._silent_at = self.now + timedelta(seconds=fault.silent_after_seconds)
-        if self.now < visit.counts_from or (self._silent_at is not None and self.now >= self._silent_at):
+        if self.now < visit.counts_from or (
+            self._silent_at is not None and self.now >= self._silent_at
+        ):
             return
         self._freshest = self.now
         requests = int(self._random.poisson(REQUESTS_PER_SECOND * TICK.total_seconds()))
@@ -124,7 +141,8 @@ class Rehearsal:
     def _look(self) -> None:
         assert self.rollout is not None
         partitions = tuple(
-            PartitionProgress(f"{topic}/0", 1, 1, self._freshest, self.now) for topic in ("evaluations", "outcomes")
+            PartitionProgress(f"{topic}/0", 1, 1, self._freshest, self.now)
+            for topic in ("evaluations", "outcomes")
         )
         evidence = Evidence(self.now, dict(self._totals), partitions, len(partitions))
         judgement, self._tests = judge(self.rollout, evidence, self._tests, self.now)
@@ -135,7 +153,8 @@ class Rehearsal:
         return (self.now - START).total_seconds()
 
 
-#: Enough to catch a plan that no longer fits, few enough for every run; 100 seeds of each were played when it was written.
+# : Enough to catch a plan that no longer fits, few enough for every run; 100 seeds of each were
+# played when it was written.
 SEEDS = range(3)
 
 
@@ -166,12 +185,23 @@ def test_the_plan_is_the_same_but_for_whom_it_asks(name: str) -> None:
 
 
 def test_an_ending_that_differs_is_told_apart() -> None:
-    """A rollout that completed is no roll back, and one that rolled back in stage 1 did not do so in stage 3."""
+    """A rollout that completed is no roll back.
+
+    And one that rolled back in stage 1 did not do so in stage 3.
+    """
     completed = Rehearsal(SCENARIOS["healthy"], 0).run()
     rolled_back = Rehearsal(SCENARIOS["errors"], 0).run()
     assert completed.rollout is not None
     assert rolled_back.rollout is not None
     said = [{"reason": rolled_back.decisions[-1].reason}]
-    assert why_not(SCENARIOS["errors"].ending, completed.rollout, said) == "it ended completed, not rolled back"
-    assert why_not(SCENARIOS["late"].ending, rolled_back.rollout, said) == "it ended in stage 1, not in stage 3"
-    assert "does not name latency_p99" in (why_not(SCENARIOS["latency"].ending, rolled_back.rollout, said) or "")
+    assert (
+        why_not(SCENARIOS["errors"].ending, completed.rollout, said)
+        == "it ended completed, not rolled back"
+    )
+    assert (
+        why_not(SCENARIOS["late"].ending, rolled_back.rollout, said)
+        == "it ended in stage 1, not in stage 3"
+    )
+    assert "does not name latency_p99" in (
+        why_not(SCENARIOS["latency"].ending, rolled_back.rollout, said) or ""
+    )

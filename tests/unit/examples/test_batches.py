@@ -1,4 +1,7 @@
-"""The data steps of the Prefect example: what makes the bad transform bad, and that nothing else does."""
+"""The data steps of the Prefect example.
+
+What makes the bad transform bad, and that nothing else does.
+"""
 
 from __future__ import annotations
 

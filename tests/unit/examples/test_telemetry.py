@@ -1,4 +1,7 @@
-"""The telemetry that the FastAPI example tells readers to copy: what is emitted, and that nobody waits for it."""
+"""The telemetry that the FastAPI example tells readers to copy.
+
+What is emitted, and that nobody waits for it.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ def openfeature() -> Iterator[None]:
 
 
 def make_app(emitter: Emitter) -> FastAPI:
-    """Return an app whose endpoints evaluate the flag in a thread, on the loop, not at all, or break afterwards."""
+    """Return an app whose endpoints evaluate the flag in a thread, on the loop, not at all.
+
+    Or break afterwards.
+    """
     flags = api.get_client()
     app = FastAPI()
     app.add_middleware(OutcomeMiddleware, emitter=emitter)
@@ -69,10 +75,15 @@ def make_app(emitter: Emitter) -> FastAPI:
     return app
 
 
-@pytest.mark.parametrize(("path", "is_error"), [("/thread", False), ("/loop", False), ("/broken", True)])
+@pytest.mark.parametrize(
+    ("path", "is_error"), [("/thread", False), ("/loop", False), ("/broken", True)]
+)
 @pytest.mark.usefixtures("openfeature")
 async def test_a_request_is_an_evaluation_and_an_outcome(path: str, is_error: bool) -> None:
-    """What the hook and the middleware emit is what rolloutd reads: keyed by context, with flags, latency and failure."""
+    """What the hook and the middleware emit is what rolloutd reads.
+
+    Keyed by context, with flags, latency and failure.
+    """
     emitter = Kept()
     api.add_hooks([EvaluationHook(emitter)])
     transport = httpx.ASGITransport(make_app(emitter), raise_app_exceptions=False)
@@ -93,13 +104,18 @@ async def test_a_request_is_an_evaluation_and_an_outcome(path: str, is_error: bo
 async def test_a_request_without_flags_says_nothing() -> None:
     """A request that evaluated no flag is nobody's outcome."""
     emitter = Kept()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(emitter)), base_url="http://shop") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(make_app(emitter)), base_url="http://shop"
+    ) as client:
         await client.get("/nothing")
     assert emitter.taken() == []
 
 
 async def test_without_kafka_nobody_waits_and_what_does_not_fit_is_counted() -> None:
-    """With Kafka away events wait up to the bound, the rest is dropped and counted, and each call returns at once."""
+    """With Kafka away events wait up to the bound, the rest is dropped and counted.
+
+    And each call returns at once.
+    """
     emitter = Emitter(NOBODY, source="/test", capacity=100)
     await emitter.start()
     longest = 0.0

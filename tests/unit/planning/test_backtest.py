@@ -20,16 +20,27 @@ SECOND = timedelta(seconds=1)
 def short_plan(**overrides: object) -> Plan:
     """Return a plan of 50 and 100 %, two minutes each, that limits errors."""
     stages = tuple(
-        make_stage(percent=percent, settle=10 * SECOND, bake=2 * MINUTE, max_bake=10 * MINUTE, min_sample=50)
+        make_stage(
+            percent=percent,
+            settle=10 * SECOND,
+            bake=2 * MINUTE,
+            max_bake=10 * MINUTE,
+            min_sample=50,
+        )
         for percent in (50.0, 100.0)
     )
-    return make_plan(**{"stages": stages, "guardrails": (Guardrail("error_rate", limit=0.1),), **overrides})
+    return make_plan(
+        **{"stages": stages, "guardrails": (Guardrail("error_rate", limit=0.1),), **overrides}
+    )
 
 
 def slices(
     seconds: int, *, worse: float = 1.0, joined: bool = False, share: float = 0.5
 ) -> Iterator[dict[Source, list[Record]]]:
-    """Yield what ten users a second leave in both topics; treatment fails `worse` times as often as the 2 % of control."""
+    """Yield what ten users a second leave in both topics.
+
+    Treatment fails `worse` times as often as the 2 % of control.
+    """
     lot = random.Random(5)
     offset = 0
     for second in range(seconds):
@@ -41,20 +52,33 @@ def slices(
             is_error = lot.random() < 0.02 * (worse if variant == "on" else 1)
             flags = () if joined else (("new-checkout", variant),)
             batch[EVALUATIONS].append(
-                make_record(offset, evaluation_value(user, variant, time_ms=time_ms), timestamp_ms=time_ms)
+                make_record(
+                    offset, evaluation_value(user, variant, time_ms=time_ms), timestamp_ms=time_ms
+                )
             )
             batch[OUTCOMES].append(
                 make_record(
-                    offset, outcome_value(user, time_ms=time_ms + 20, flags=flags, error=is_error), timestamp_ms=time_ms + 20
+                    offset,
+                    outcome_value(user, time_ms=time_ms + 20, flags=flags, error=is_error),
+                    timestamp_ms=time_ms + 20,
                 )
             )
             offset += 1
         yield batch
 
 
-def gone_through(plan: Plan, seconds: int, *, counts_split: bool = False, **traffic: float) -> Backtest:
+def gone_through(
+    plan: Plan, seconds: int, *, counts_split: bool = False, **traffic: float
+) -> Backtest:
     """Return a backtest after so many seconds of traffic, looked at every second."""
-    test = Backtest(plan, T0, [EVALUATIONS, OUTCOMES], exact_limit=1000, window_ms=1_800_000, counts_split=counts_split)
+    test = Backtest(
+        plan,
+        T0,
+        [EVALUATIONS, OUTCOMES],
+        exact_limit=1000,
+        window_ms=1_800_000,
+        counts_split=counts_split,
+    )
     for second, batch in enumerate(slices(seconds, **traffic), start=1):  # type: ignore[arg-type]
         test.advance(T0 + second * SECOND, batch)
         if test.is_over:
@@ -78,7 +102,10 @@ def test_a_healthy_recording_is_promoted_stage_by_stage() -> None:
 
 
 def test_harm_in_the_recording_rolls_back_when_it_shows() -> None:
-    """Twenty times the errors: rolled back within the first minute, by the guardrail, with its reason."""
+    """Twenty times the errors.
+
+    Rolled back within the first minute, by the guardrail, with its reason.
+    """
     test = gone_through(short_plan(), 600, worse=20)
     last = test.decided[-1]
     assert last.decision.kind is DecisionKind.ROLL_BACK
@@ -87,19 +114,31 @@ def test_harm_in_the_recording_rolls_back_when_it_shows() -> None:
 
 
 def test_outcomes_without_flags_are_joined_to_their_exposures() -> None:
-    """The recording says who saw what in the other topic: the same verdict as with flags in the outcomes."""
-    assert kinds(gone_through(short_plan(), 600, worse=20, joined=True)) == [DecisionKind.START, DecisionKind.ROLL_BACK]
+    """The recording says who saw what in the other topic.
+
+    The same verdict as with flags in the outcomes.
+    """
+    assert kinds(gone_through(short_plan(), 600, worse=20, joined=True)) == [
+        DecisionKind.START,
+        DecisionKind.ROLL_BACK,
+    ]
 
 
 def test_another_split_than_the_plans_is_not_held_against_the_records() -> None:
-    """Served were 20 %, the stage has 50: judged by what was there, and on request refused as a broken split."""
+    """Served were 20 %, the stage has 50.
+
+    Judged by what was there, and on request refused as a broken split.
+    """
     assert DecisionKind.ADVANCE in kinds(gone_through(short_plan(), 600, share=0.2))
     paused = gone_through(short_plan(), 600, share=0.2, counts_split=True)
     assert kinds(paused) == [DecisionKind.START, DecisionKind.PAUSE]
 
 
 def test_silence_waits_for_its_deadline_only() -> None:
-    """Without another record the gate opens and closes at its own times, not when somebody looks again."""
+    """Without another record the gate opens and closes at its own times.
+
+    Not when somebody looks again.
+    """
     test = gone_through(short_plan(), 60)
     test.advance(T0 + HOUR, {})
     assert kinds(test) == [DecisionKind.START, DecisionKind.PAUSE]
@@ -108,7 +147,15 @@ def test_silence_waits_for_its_deadline_only() -> None:
 
 def test_approvals_are_given_at_once() -> None:
     """A stage that asks a person goes on as if the answer had been there."""
-    stages = (make_stage(percent=50.0, settle=10 * SECOND, bake=2 * MINUTE, max_bake=10 * MINUTE, approval=Approval.REQUIRED),)
+    stages = (
+        make_stage(
+            percent=50.0,
+            settle=10 * SECOND,
+            bake=2 * MINUTE,
+            max_bake=10 * MINUTE,
+            approval=Approval.REQUIRED,
+        ),
+    )
     test = gone_through(short_plan(stages=stages), 300)
     assert test.rollout is not None
     assert test.rollout.phase.name is PhaseName.COMPLETED

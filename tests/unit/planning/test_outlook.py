@@ -14,11 +14,15 @@ from tests.builders import HOUR, T0, make_plan, make_stage
 
 def steps(guardrail: Guardrail, **overrides: object) -> Plan:
     """Return a plan of 10 and 100 %, an hour each and three at most, with one guardrail."""
-    stages = tuple(make_stage(percent=float(percent), bake=HOUR, max_bake=3 * HOUR) for percent in (10, 100))
+    stages = tuple(
+        make_stage(percent=float(percent), bake=HOUR, max_bake=3 * HOUR) for percent in (10, 100)
+    )
     return make_plan(**{"stages": stages, "guardrails": (guardrail,), **overrides})
 
 
-def told(plan: Plan, contexts_per_second: float, error_rate: float = 0.005) -> list[tuple[tuple[str | int, ...], str]]:
+def told(
+    plan: Plan, contexts_per_second: float, error_rate: float = 0.005
+) -> list[tuple[tuple[str | int, ...], str]]:
     """Return place and words of each warning."""
     seen = outlook(plan, World(contexts_per_second, error_rate, 50.0, 150.0), T0)
     return [(finding.at, f"{finding.message}; {finding.mend}") for finding in seen.findings]
@@ -40,7 +44,12 @@ def test_a_gate_that_cannot_decide_is_named_with_what_it_lacks() -> None:
 
 def test_a_gate_that_waits_long_is_told() -> None:
     """It decides before max_bake, and long after its bake."""
-    [(at, words)] = told(steps(Guardrail("error_rate", margin=0.1), stages=(make_stage(bake=HOUR, max_bake=50 * HOUR),)), 5.0)
+    [(at, words)] = told(
+        steps(
+            Guardrail("error_rate", margin=0.1), stages=(make_stage(bake=HOUR, max_bake=50 * HOUR),)
+        ),
+        5.0,
+    )
     assert at == ("stages", 0)
     assert "at 5 contexts/s, where 1h 1m are planned" in words
 
@@ -55,20 +64,36 @@ def test_a_limit_far_above_control_lets_a_doubled_error_rate_pass() -> None:
 def test_a_limit_below_control_is_a_false_alarm() -> None:
     """Control itself is over the limit: a release as good as it is rolled back."""
     warnings = told(steps(Guardrail("error_rate", limit=0.002)), 200.0)
-    assert any("error_rate finds harm in a release as good as control" in words for _, words in warnings)
+    assert any(
+        "error_rate finds harm in a release as good as control" in words for _, words in warnings
+    )
 
 
 def test_lint_stays_quick() -> None:
-    """However long the plan, no run is begun once the looks are used up; each world has one in any case."""
-    stages = tuple(make_stage(percent=float(percent), bake=100 * HOUR, max_bake=300 * HOUR) for percent in range(1, 100, 4))
-    seen = outlook(steps(Guardrail("error_rate", limit=0.05), stages=stages), World(200.0, 0.005, 50.0, 150.0), T0)
+    """However long the plan, no run is begun once the looks are used up.
+
+    Each world has one in any case.
+    """
+    stages = tuple(
+        make_stage(percent=float(percent), bake=100 * HOUR, max_bake=300 * HOUR)
+        for percent in range(1, 100, 4)
+    )
+    seen = outlook(
+        steps(Guardrail("error_rate", limit=0.05), stages=stages),
+        World(200.0, 0.005, 50.0, 150.0),
+        T0,
+    )
     assert 2 <= seen.rollouts < HEALTHY_RUNS + HARMED_RUNS
     assert MOST_LOOKS > 0
 
 
 def test_a_blind_plan_has_no_outlook() -> None:
     """Nothing is measured, so nothing can be simulated."""
-    seen = outlook(steps(Guardrail("error_rate", limit=0.05), guardrails=(), blind=True), World(1.0, 0.005, 50.0, 150.0), T0)
+    seen = outlook(
+        steps(Guardrail("error_rate", limit=0.05), guardrails=(), blind=True),
+        World(1.0, 0.005, 50.0, 150.0),
+        T0,
+    )
     assert (seen.findings, seen.rollouts) == ((), 0)
 
 

@@ -20,15 +20,29 @@ HEALTHY = World(50.0, 0.005, 50.0, 150.0)
 def ran(plan: Plan, *effects: Effect, world: World = HEALTHY, seed: int = 1) -> Run:
     """Return one virtual rollout."""
     with_effects = World(
-        world.contexts_per_second, world.error_rate, world.latency_p50_ms, world.latency_p99_ms, world.conversions, effects
+        world.contexts_per_second,
+        world.error_rate,
+        world.latency_p50_ms,
+        world.latency_p99_ms,
+        world.conversions,
+        effects,
     )
     return run_once(plan, Source(with_effects, plan), T0, np.random.default_rng(seed))
 
 
 def three_steps(**overrides: object) -> Plan:
     """Return a plan of 10, 50 and 100 %, an hour each, that limits and compares errors."""
-    stages = tuple(make_stage(percent=float(percent), bake=HOUR, max_bake=3 * HOUR) for percent in (10, 50, 100))
-    return make_plan(**{"stages": stages, "guardrails": (Guardrail("error_rate", limit=0.02, margin=0.1),), **overrides})
+    stages = tuple(
+        make_stage(percent=float(percent), bake=HOUR, max_bake=3 * HOUR)
+        for percent in (10, 50, 100)
+    )
+    return make_plan(
+        **{
+            "stages": stages,
+            "guardrails": (Guardrail("error_rate", limit=0.02, margin=0.1),),
+            **overrides,
+        }
+    )
 
 
 def test_a_healthy_release_is_promoted_in_the_planned_time() -> None:
@@ -40,19 +54,32 @@ def test_a_healthy_release_is_promoted_in_the_planned_time() -> None:
 
 
 def test_harm_from_a_stage_on_is_found_there_and_counted() -> None:
-    """Five times the errors from the second stage on: rolled back there, with what it has cost until then."""
+    """Five times the errors from the second stage on.
+
+    Rolled back there, with what it has cost until then.
+    """
     run = ran(three_steps(), Effect("errors", 5.0, stage=1))
-    assert (run.ended, run.stage, run.metric, run.is_found) == ("rolled_back", 1, "error_rate", True)
+    assert (run.ended, run.stage, run.metric, run.is_found) == (
+        "rolled_back",
+        1,
+        "error_rate",
+        True,
+    )
     assert run.harm_began_at == T0 + HOUR + MINUTE
     assert run.found_at is not None
     seconds = (run.found_at - run.harm_began_at).total_seconds()
-    assert 60 < seconds < 600  # a minute of settling does not count as evidence, and does count as harm
+    assert (
+        60 < seconds < 600
+    )  # a minute of settling does not count as evidence, and does count as harm
     assert run.harmed_contexts == pytest.approx(25 * seconds, rel=0.1)
     assert run.extra_failures == pytest.approx(0.02 * 25 * (seconds - 60), rel=0.6)
 
 
 def test_harm_after_some_time_is_dated_from_then() -> None:
-    """Trouble that begins half-way through a stage is found soon after, not counted from the stage's begin."""
+    """Trouble that begins half-way through a stage is found soon after.
+
+    Not counted from the stage's begin.
+    """
     run = ran(three_steps(), Effect("errors", 5.0, after=timedelta(minutes=90)))
     assert run.harm_began_at == T0 + timedelta(minutes=90)
     assert run.is_found
@@ -69,7 +96,10 @@ def test_too_little_traffic_ends_undecided_at_max_bake() -> None:
 
 def test_the_model_agrees_and_people_approve_at_once() -> None:
     """Neither advice nor approval makes a virtual rollout wait."""
-    stages = (make_stage(percent=50.0, bake=HOUR, approval=Approval.REQUIRED), make_stage(percent=100.0, bake=HOUR))
+    stages = (
+        make_stage(percent=50.0, bake=HOUR, approval=Approval.REQUIRED),
+        make_stage(percent=100.0, bake=HOUR),
+    )
     run = ran(three_steps(stages=stages, advisor=AdvisorPolicy(mode=AdvisorMode.REQUIRED)))
     assert (run.ended, run.at) == ("completed", T0 + 2 * (HOUR + MINUTE))
 
@@ -99,7 +129,13 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 
 def test_figures_part_the_runs() -> None:
     """Found and missed are parts of the runs that came to harm; a false alarm is none of them."""
-    scenario = simulate(three_steps(), World(50.0, 0.005, 50.0, 150.0, {}, (Effect("errors", 5.0, stage=2),)), 4, 1, T0)
+    scenario = simulate(
+        three_steps(),
+        World(50.0, 0.005, 50.0, 150.0, {}, (Effect("errors", 5.0, stage=2),)),
+        4,
+        1,
+        T0,
+    )
     assert (scenario.found.count, scenario.found.of) == (4, 4)
     assert (scenario.missed.count, scenario.false_alarm.count, scenario.promoted.count) == (0, 0, 0)
     assert [stage.passed for stage in scenario.stages] == [4, 4, 0]

@@ -25,14 +25,19 @@ def drawn(*effects: Effect, percent: float = 10.0) -> dict[Arm, Drawn]:
         Guardrail("conversion:bought", margin=0.05),
     )
     arms = {arm: Drawn() for arm in Arm}
-    source = Source(World(100.0, 0.01, 50.0, 150.0, {"bought": 0.1}, effects), make_plan(guardrails=guardrails))
+    source = Source(
+        World(100.0, 0.01, 50.0, 150.0, {"bought": 0.1}, effects), make_plan(guardrails=guardrails)
+    )
     visit = make_visit(percent=percent)
     source.draw(arms, visit, T0, T0 + HOUR + MINUTE, effects, np.random.default_rng(3))
     return arms
 
 
 def test_arms_get_their_shares_and_control_its_rates() -> None:
-    """An hour at 100 contexts a second, a tenth of them in treatment; what comes while it settles is left out."""
+    """An hour at 100 contexts a second, a tenth of them in treatment.
+
+    What comes while it settles is left out.
+    """
     arms = drawn()
     assert arms[Arm.TREATMENT].contexts == pytest.approx(36_000, rel=0.03)
     assert arms[Arm.CONTROL].contexts == pytest.approx(324_000, rel=0.01)
@@ -60,7 +65,10 @@ def test_latency_has_the_quantiles_it_was_given(q: float) -> None:
 
 
 def test_a_tail_leaves_most_requests_alone() -> None:
-    """One request in twenty takes ten times as long: the median hardly moves, what is above a limit does."""
+    """One request in twenty takes ten times as long.
+
+    The median hardly moves, what is above a limit does.
+    """
     slow = drawn(Effect("tail", 10.0))
     treatment, control = ordered(slow[Arm.TREATMENT].latency), ordered(slow[Arm.CONTROL].latency)
     assert treatment.quantile(0.5) == pytest.approx(control.quantile(0.5), rel=0.13)
@@ -70,7 +78,9 @@ def test_a_tail_leaves_most_requests_alone() -> None:
 def test_limits_are_exact_although_buckets_are_coarse() -> None:
     """The share above a limit is the distribution's own, not that of a coarse bucket around it."""
     control = ordered(drawn()[Arm.CONTROL].latency)
-    assert control.above(bucket_of(quantile_ms(50, 150, 0.99))) / control.total == pytest.approx(0.01, abs=0.0015)
+    assert control.above(bucket_of(quantile_ms(50, 150, 0.99))) / control.total == pytest.approx(
+        0.01, abs=0.0015
+    )
 
 
 def test_at_full_exposure_there_is_no_control() -> None:
@@ -90,7 +100,9 @@ def test_at_full_exposure_there_is_no_control() -> None:
         (Effect("errors", 2.0, after=timedelta(minutes=5)), 0, 5, True),
     ],
 )
-def test_effects_begin_when_they_are_told_to(effect: Effect, stage: int, minutes: int, is_active: bool) -> None:
+def test_effects_begin_when_they_are_told_to(
+    effect: Effect, stage: int, minutes: int, is_active: bool
+) -> None:
     """At once, from a stage on, or after some time."""
     assert effect.is_active(make_visit(stage=stage), T0 + minutes * MINUTE, T0) is is_active
 

@@ -22,7 +22,9 @@ GOOD = {"verdict": "hold", "confidence": 80, "reasons": ["p99 rises"]}
 )
 def test_answer_in_the_form_is_read(answer: str | bytes) -> None:
     """An answer in the form is read, also with white space or one fence around it."""
-    assert parse_answer(answer) == AdviceAnswer(verdict="hold", confidence=80, reasons=["p99 rises"])
+    assert parse_answer(answer) == AdviceAnswer(
+        verdict="hold", confidence=80, reasons=["p99 rises"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,9 @@ def test_anything_else_is_refused_with_a_reason(answer: str | bytes) -> None:
 
 def test_largest_answer_in_the_form_fits_the_cap() -> None:
     """The longest answer the form allows, all of it escaped, is still read."""
-    answer = json.dumps({"verdict": "hold", "confidence": 100, "reasons": ["\N{GRINNING FACE}" * 200] * 5}, indent=4)
+    answer = json.dumps(
+        {"verdict": "hold", "confidence": 100, "reasons": ["\N{GRINNING FACE}" * 200] * 5}, indent=4
+    )
     assert len(answer) > 12_000
     assert len(parse_answer(answer).reasons[0]) == 200
 
@@ -86,14 +90,22 @@ def test_control_characters_in_reasons_become_spaces() -> None:
 
 
 def test_schema_sent_to_servers_is_the_form_that_is_read() -> None:
-    """The schema sent along asks for exactly what is read, and uses only what LocalAI's converter keeps or may drop."""
+    """The schema sent along asks for exactly what is read.
+
+    And uses only what LocalAI's converter keeps or may drop.
+    """
     generated = AdviceAnswer.model_json_schema()
     sent: dict[str, Any] = ANSWER_SCHEMA
     assert set(sent["properties"]) == set(generated["properties"]) == set(AdviceAnswer.model_fields)
-    assert sent["properties"]["verdict"]["enum"] == list(get_args(AdviceAnswer.model_fields["verdict"].annotation))
+    assert sent["properties"]["verdict"]["enum"] == list(
+        get_args(AdviceAnswer.model_fields["verdict"].annotation)
+    )
     for name, field in generated["properties"].items():
         for bound in ("minimum", "maximum", "maxItems", "type"):
             assert field.get(bound) == sent["properties"][name].get(bound)
-    assert generated["properties"]["reasons"]["items"]["maxLength"] == sent["properties"]["reasons"]["items"]["maxLength"]
+    assert (
+        generated["properties"]["reasons"]["items"]["maxLength"]
+        == sent["properties"]["reasons"]["items"]["maxLength"]
+    )
     assert "$" not in json.dumps(sent)
     assert '"number"' not in json.dumps(sent)

@@ -21,7 +21,13 @@ def test_alert_carries_what_the_rollout_has_cost() -> None:
         dedup_key="new-checkout/start-1/rolled_back",
         judgement=make_judgement(harm=harm),
     )
-    alert = Alert.model_validate(json.loads(alert_bytes(effect, make_rollout(), "new-checkout/1/0", T0))["data"])
+    alert = Alert.model_validate(
+        json.loads(alert_bytes(effect, make_rollout(), "new-checkout/1/0", T0))["data"]
+    )
     assert alert.harm is not None
-    assert alert.harm.model_dump() == {"exposed_contexts": 1000, "failed_requests": 40, "excess_failed_requests": 30.5}
+    assert alert.harm.model_dump() == {
+        "exposed_contexts": 1000,
+        "failed_requests": 40,
+        "excess_failed_requests": 30.5,
+    }
     assert alert.percent == 10.0

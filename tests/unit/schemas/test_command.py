@@ -7,7 +7,12 @@ from pydantic import ValidationError
 
 from schemas.command import Command
 
-PLAN = {"name": "p", "flag": "f", "stages": [{"percent": 1, "bake": "24h"}], "guardrails": ["error_rate < 1%"]}
+PLAN = {
+    "name": "p",
+    "flag": "f",
+    "stages": [{"percent": 1, "bake": "24h"}],
+    "guardrails": ["error_rate < 1%"],
+}
 
 
 def command(verb: str, **overrides: Any) -> Command:
@@ -22,7 +27,9 @@ def command(verb: str, **overrides: Any) -> Command:
     return Command.model_validate({**fields, **overrides})
 
 
-@pytest.mark.parametrize("verb", ["pause", "resume", "reject", "step_back", "roll_back", "abort", "restart", "unfreeze"])
+@pytest.mark.parametrize(
+    "verb", ["pause", "resume", "reject", "step_back", "roll_back", "abort", "restart", "unfreeze"]
+)
 def test_most_verbs_need_nothing_more(verb: str) -> None:
     """Most verbs need no reason and no revision: an emergency is not the time for forms."""
     assert command(verb).verb == verb
@@ -39,7 +46,10 @@ def test_most_verbs_need_nothing_more(verb: str) -> None:
     ],
 )
 def test_verb_needs(verb: str, needed: dict[str, Any]) -> None:
-    """An approval needs a revision, a start its plan, and what goes past a gate or stops everybody a reason."""
+    """An approval needs a revision, a start its plan.
+
+    And what goes past a gate or stops everybody a reason.
+    """
     assert command(verb, **needed).verb == verb
     with pytest.raises(ValidationError, match="needs"):
         command(verb)

@@ -16,20 +16,31 @@ ARRIVAL = 1_795_230_000_000
 
 def test_what_is_written_is_read_back() -> None:
     """A written event is structured JSON that reads back with its attributes and data."""
-    value, headers = envelope.write(TYPE, source="/rolloutd", id="f/1/0", time=AT, subject="f", data={"a": 1})
+    value, headers = envelope.write(
+        TYPE, source="/rolloutd", id="f/1/0", time=AT, subject="f", data={"a": 1}
+    )
     read = envelope.read(value, ARRIVAL, headers, [TYPE])
     assert read == envelope.Envelope(TYPE, "/rolloutd", "f/1/0", ARRIVAL + 123, {"a": 1})
 
 
 def test_what_is_written_names_subject_and_partition_key() -> None:
     """Whoever forwards the event can key it again."""
-    document = json.loads(envelope.write(TYPE, source="/rolloutd", id="1", time=AT, subject="f", data={})[0])
-    assert (document["subject"], document["partitionkey"], document["time"]) == ("f", "f", "2026-11-21T03:00:00.123Z")
+    document = json.loads(
+        envelope.write(TYPE, source="/rolloutd", id="1", time=AT, subject="f", data={})[0]
+    )
+    assert (document["subject"], document["partitionkey"], document["time"]) == (
+        "f",
+        "f",
+        "2026-11-21T03:00:00.123Z",
+    )
 
 
 def test_times_are_written_in_utc() -> None:
     """A time with another offset is the same moment in UTC; one without an offset is refused."""
-    assert envelope.format_time(AT.astimezone(timezone(timedelta(hours=2)))) == "2026-11-21T03:00:00.123Z"
+    assert (
+        envelope.format_time(AT.astimezone(timezone(timedelta(hours=2))))
+        == "2026-11-21T03:00:00.123Z"
+    )
     with pytest.raises(ValueError, match="offset"):
         envelope.format_time(AT.replace(tzinfo=None))
 
@@ -51,7 +62,13 @@ def test_a_foreign_type_is_refused() -> None:
 
 def test_of_a_repeated_header_the_last_counts() -> None:
     """Kafka headers may repeat; the last ce_ header is the one in force."""
-    headers = [("ce_specversion", b"1.0"), ("ce_type", b"x"), ("ce_source", b"/s"), ("ce_id", b"1"), ("ce_type", TYPE.encode())]
+    headers = [
+        ("ce_specversion", b"1.0"),
+        ("ce_type", b"x"),
+        ("ce_source", b"/s"),
+        ("ce_id", b"1"),
+        ("ce_type", TYPE.encode()),
+    ]
     assert envelope.read(b"{}", ARRIVAL, headers, [TYPE]).type == TYPE
 
 
@@ -61,7 +78,9 @@ def test_contexts_may_be_printable_in_any_script(text: str) -> None:
     assert envelope.is_context_id(text)
 
 
-@pytest.mark.parametrize("text", ["", "x" * 257, "a\n", "\x00", "\x1b[0m", "\x7f", "\u2028", "\u202e", "\ud800"])
+@pytest.mark.parametrize(
+    "text", ["", "x" * 257, "a\n", "\x00", "\x1b[0m", "\x7f", "\u2028", "\u202e", "\ud800"]
+)
 def test_contexts_cannot_forge_output(text: str) -> None:
     """Control characters, line separators and direction overrides do not get in."""
     assert not envelope.is_context_id(text)

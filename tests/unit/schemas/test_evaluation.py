@@ -9,7 +9,12 @@ from schemas.evaluation import Evaluation
 def test_unknown_attributes_are_ignored() -> None:
     """Apps send more than we read; none of it refuses an event."""
     told = Evaluation.model_validate(
-        {"feature_flag.key": "a", "feature_flag.result.variant": "on", "feature_flag.version": 3, "app.region": ["eu"]}
+        {
+            "feature_flag.key": "a",
+            "feature_flag.result.variant": "on",
+            "feature_flag.version": 3,
+            "app.region": ["eu"],
+        }
     )
     assert (told.flag_key, told.variant, told.context_id) == ("a", "on", None)
 

@@ -50,7 +50,10 @@ def read(value: bytes | None) -> list[tuple[str, str, str, int] | RecordRefused]
     return [*found, *refusals]
 
 
-@pytest.mark.parametrize(("date", "time_ms"), [(AT, AT * 1000), (AT * 1000 + 7, AT * 1000 + 7), (AT + 0.5, AT * 1000 + 500)])
+@pytest.mark.parametrize(
+    ("date", "time_ms"),
+    [(AT, AT * 1000), (AT * 1000 + 7, AT * 1000 + 7), (AT + 0.5, AT * 1000 + 500)],
+)
 def test_seconds_and_milliseconds_are_told_apart(date: float, time_ms: int) -> None:
     """A creation date is in seconds or milliseconds, by its magnitude."""
     assert read(feature(creationDate=date)) == [("u-42", "new-checkout", "on", time_ms)]

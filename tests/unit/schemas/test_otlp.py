@@ -18,7 +18,13 @@ from tests.telemetry import Request, export_of_logs, export_of_spans
 AT = 1_795_230_000_000
 ENCODINGS = (EventFormat.OTLP_JSON, EventFormat.OTLP_PROTO)
 REQUESTS = [
-    Request("u1", [("new-checkout", "on"), ("search", "off")], AT, latency_ms=123, conversions=["paid", "paid"]),
+    Request(
+        "u1",
+        [("new-checkout", "on"), ("search", "off")],
+        AT,
+        latency_ms=123,
+        conversions=["paid", "paid"],
+    ),
     Request("u2", [("new-checkout", "off")], AT + 1, error=True),
     Request("u3", [], AT + 2),
 ]
@@ -54,14 +60,26 @@ def spans(*records: dict[str, Any]) -> bytes:
 def attributes(**named: Any) -> list[dict[str, Any]]:
     """Return attributes; `__` stands for a dot."""
     kinds = {bool: "boolValue", str: "stringValue", int: "intValue", float: "doubleValue"}
-    return [{"key": name.replace("__", "."), "value": {kinds[type(value)]: value}} for name, value in named.items()]
+    return [
+        {"key": name.replace("__", "."), "value": {kinds[type(value)]: value}}
+        for name, value in named.items()
+    ]
 
 
 def evaluation(**overrides: Any) -> dict[str, Any]:
     """Return a log record of an evaluation; an attribute given as None is left out."""
-    named = {"feature_flag__key": "f", "feature_flag__result__variant": "on", "feature_flag__context__id": "u1", **overrides}
+    named = {
+        "feature_flag__key": "f",
+        "feature_flag__result__variant": "on",
+        "feature_flag__context__id": "u1",
+        **overrides,
+    }
     told = {name: value for name, value in named.items() if value is not None}
-    return {"timeUnixNano": str(AT * 1_000_000), "eventName": "feature_flag.evaluation", "attributes": attributes(**told)}
+    return {
+        "timeUnixNano": str(AT * 1_000_000),
+        "eventName": "feature_flag.evaluation",
+        "attributes": attributes(**told),
+    }
 
 
 JSON_LOGS: object = evaluation_reader(EventFormat.OTLP_JSON)
@@ -83,7 +101,10 @@ def test_evaluations_of_the_sdks_logs(encoding: EventFormat) -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_evaluations_and_outcomes_of_the_sdks_spans(encoding: EventFormat) -> None:
-    """A server span with evaluations as its events is an outcome, and each event an evaluation; other spans are passed over."""
+    """A server span with evaluations as its events is an outcome.
+
+    And each event an evaluation; other spans are passed over.
+    """
     export = export_of_spans(REQUESTS, encoding)
     contents = unpack(evaluation_reader(encoding, of_spans=True), export)
     assert contents.refused is None
@@ -100,7 +121,8 @@ def test_evaluations_and_outcomes_of_the_sdks_spans(encoding: EventFormat) -> No
     ]
 
 
-#: Values of records that a Collector 0.155.0 wrote, configured as ops/formats.md says: spans, and logs grouped by context.
+# : Values of records that a Collector 0.155.0 wrote, configured as ops/formats.md says: spans, and
+# logs grouped by context.
 COLLECTORS_SPANS_JSON = b"""{"resourceSpans":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":
 "checkout-api"}}]},"scopeSpans":[{"scope":{"name":"asgi"},"spans":[{"traceId":"d67e0f4d8ef86e96dcbd03e1798f4734","spanId":
 "a2f930fdbfc9a30d","flags":256,"name":"GET /checkout","kind":2,"startTimeUnixNano":"1795270704670000000","endTimeUnixNano":
@@ -120,7 +142,10 @@ COLLECTORS_LOGS_JSON = b"""{"resourceLogs":[{"resource":{"attributes":[{"key":"f
 
 
 def test_what_a_collector_wrote() -> None:
-    """Records of a real Collector are read: the context on the resource, where it was grouped, or on the span event."""
+    """Records of a real Collector are read.
+
+    The context on the resource, where it was grouped, or on the span event.
+    """
     at = 1_795_270_704_680
 
     def arrived(reader: object, value: bytes) -> list[Any]:
@@ -131,8 +156,12 @@ def test_what_a_collector_wrote() -> None:
 
     assert arrived(JSON_LOGS, COLLECTORS_LOGS_JSON) == [("u1", "f", "on", at)]
     assert arrived(JSON_SPANS, COLLECTORS_SPANS_JSON) == [("u3", "f", "on", at)]
-    assert arrived(JSON_OUTCOMES, COLLECTORS_SPANS_JSON) == [("u3", at, (("f", "on"),), False, 10.0, ())]
-    ((context, _, flags, is_error, latency_ms, _),) = arrived(outcome_reader(EventFormat.OTLP_PROTO), COLLECTORS_SPANS_PROTO)
+    assert arrived(JSON_OUTCOMES, COLLECTORS_SPANS_JSON) == [
+        ("u3", at, (("f", "on"),), False, 10.0, ())
+    ]
+    ((context, _, flags, is_error, latency_ms, _),) = arrived(
+        outcome_reader(EventFormat.OTLP_PROTO), COLLECTORS_SPANS_PROTO
+    )
     assert (context, flags, is_error, latency_ms) == ("u1", (("f", "on"),), False, 10.0)
 
 
@@ -168,12 +197,21 @@ def test_a_time_that_is_not_told() -> None:
     observed, nothing = evaluation(), evaluation()
     observed["observedTimeUnixNano"] = observed.pop("timeUnixNano")
     del nothing["timeUnixNano"]
-    assert [event[3] for event in unpack(JSON_LOGS, logs(observed, nothing)).events] == [AT, AT + 1000]
+    assert [event[3] for event in unpack(JSON_LOGS, logs(observed, nothing)).events] == [
+        AT,
+        AT + 1000,
+    ]
 
 
 def test_a_failed_evaluation_served_nothing() -> None:
-    """An evaluation with an error and no variant is nobody's exposure, and no fault of the record's."""
-    contents = unpack(JSON_LOGS, logs(evaluation(feature_flag__result__variant=None, error__type="flag_not_found")))
+    """An evaluation with an error and no variant is nobody's exposure.
+
+    And no fault of the record's.
+    """
+    contents = unpack(
+        JSON_LOGS,
+        logs(evaluation(feature_flag__result__variant=None, error__type="flag_not_found")),
+    )
     assert contents == Contents([])
 
 
@@ -187,16 +225,23 @@ def test_one_bad_event_costs_none_of_the_others() -> None:
         evaluation(feature_flag__result__variant=None),
         {**evaluation(), "timeUnixNano": str((AT + 1_000_000) * 1_000_000)},
     ]
-    contents = unpack(JSON_LOGS, logs(evaluation(), *bad, evaluation(feature_flag__context__id="u2")))
+    contents = unpack(
+        JSON_LOGS, logs(evaluation(), *bad, evaluation(feature_flag__context__id="u2"))
+    )
     assert [event[0] for event in contents.events] == ["u1", "u2"]
     assert contents.refused is not None
     assert contents.refused.reason is QuarantineReason.NO_CONTEXT
-    assert contents.refused.detail.startswith("6 of 8 events; the first: no feature_flag.context.id")
+    assert contents.refused.detail.startswith(
+        "6 of 8 events; the first: no feature_flag.context.id"
+    )
 
 
 def test_the_context_may_stand_on_the_span() -> None:
     """An evaluation that names no context is its span's."""
-    event = {"name": "feature_flag", "attributes": evaluation(feature_flag__context__id=None)["attributes"]}
+    event = {
+        "name": "feature_flag",
+        "attributes": evaluation(feature_flag__context__id=None)["attributes"],
+    }
     span = {
         "kind": 2,
         "startTimeUnixNano": AT * 1_000_000 - 7_000_000,
@@ -209,30 +254,56 @@ def test_the_context_may_stand_on_the_span() -> None:
 
 
 def test_the_context_may_stand_on_the_resource() -> None:
-    """What names no context is its resource's: the Collector moves the attribute there to key records by it."""
+    """What names no context is its resource's.
+
+    The Collector moves the attribute there to key records by it.
+    """
     resource = {"attributes": attributes(feature_flag__context__id="u7", service__name="checkout")}
     records = [evaluation(feature_flag__context__id=None), evaluation()]
     export = {"resourceLogs": [{"resource": resource, "scopeLogs": [{"logRecords": records}]}]}
-    assert [event[0] for event in unpack(JSON_LOGS, json.dumps(export).encode()).events] == ["u7", "u1"]
-    span = {"kind": 2, "endTimeUnixNano": AT * 1_000_000, "events": [{"name": "feature_flag", **records[0]}]}
-    export = {"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": [span, {"kind": 2}]}]}]}
+    assert [event[0] for event in unpack(JSON_LOGS, json.dumps(export).encode()).events] == [
+        "u7",
+        "u1",
+    ]
+    span = {
+        "kind": 2,
+        "endTimeUnixNano": AT * 1_000_000,
+        "events": [{"name": "feature_flag", **records[0]}],
+    }
+    export = {
+        "resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": [span, {"kind": 2}]}]}]
+    }
     assert [event[0] for event in unpack(JSON_SPANS, json.dumps(export).encode()).events] == ["u7"]
-    assert [event[::2][:2] for event in unpack(JSON_OUTCOMES, json.dumps(export).encode()).events] == [
+    assert [
+        event[::2][:2] for event in unpack(JSON_OUTCOMES, json.dumps(export).encode()).events
+    ] == [
         ("u7", (("f", "on"),)),
         ("u7", ()),
     ]
 
 
 def test_a_server_span_without_flags_is_joined_by_its_context() -> None:
-    """A server span that names its context and no flag is an outcome to be joined; with neither it is not ours."""
-    named = {"kind": 2, "endTimeUnixNano": AT * 1_000_000, "attributes": attributes(feature_flag__context__id="u9")}
-    assert unpack(JSON_OUTCOMES, spans(named, {"kind": 2}, {"kind": 3})).events == [("u9", AT, (), False, None, ())]
+    """A server span that names its context and no flag is an outcome to be joined.
+
+    With neither it is not ours.
+    """
+    named = {
+        "kind": 2,
+        "endTimeUnixNano": AT * 1_000_000,
+        "attributes": attributes(feature_flag__context__id="u9"),
+    }
+    assert unpack(JSON_OUTCOMES, spans(named, {"kind": 2}, {"kind": 3})).events == [
+        ("u9", AT, (), False, None, ())
+    ]
 
 
 def test_a_request_in_two_contexts_is_an_outcome_of_each() -> None:
     """Flags evaluated for a user and for an organisation in one request are told apart."""
     events = [
-        {"name": "feature_flag.evaluation", "attributes": evaluation(feature_flag__context__id=context)["attributes"]}
+        {
+            "name": "feature_flag.evaluation",
+            "attributes": evaluation(feature_flag__context__id=context)["attributes"],
+        }
         for context in ("user", "organisation")
     ]
     span = {"kind": 2, "endTimeUnixNano": AT * 1_000_000, "events": events, "status": {"code": 2}}
@@ -254,15 +325,32 @@ def test_a_request_in_two_contexts_is_an_outcome_of_each() -> None:
         (JSON_LOGS, b" " * (MAX_BYTES + 1), QuarantineReason.TOO_LARGE),
         (JSON_LOGS, logs(*[{}] * (MAX_ITEMS + 1)), QuarantineReason.TOO_LARGE),
         (JSON_LOGS, logs(*[{"attributes": [{}] * 10_001}] * 10), QuarantineReason.TOO_LARGE),
-        (JSON_SPANS, spans({"events": [{"attributes": [{}] * 50_001}] * 2}), QuarantineReason.TOO_LARGE),
-        (JSON_SPANS, spans(*[{"events": [{}] * 10}] * (MAX_ITEMS // 10)), QuarantineReason.TOO_LARGE),
-        (evaluation_reader(EventFormat.OTLP_PROTO), b'{"resourceLogs":[{}]}', QuarantineReason.NOT_OTLP),
+        (
+            JSON_SPANS,
+            spans({"events": [{"attributes": [{}] * 50_001}] * 2}),
+            QuarantineReason.TOO_LARGE,
+        ),
+        (
+            JSON_SPANS,
+            spans(*[{"events": [{}] * 10}] * (MAX_ITEMS // 10)),
+            QuarantineReason.TOO_LARGE,
+        ),
+        (
+            evaluation_reader(EventFormat.OTLP_PROTO),
+            b'{"resourceLogs":[{}]}',
+            QuarantineReason.NOT_OTLP,
+        ),
         (evaluation_reader(EventFormat.OTLP_PROTO), b"\x0a\x05hello", QuarantineReason.NOT_OTLP),
         (evaluation_reader(EventFormat.OTLP_PROTO), b"\x12\x00", QuarantineReason.NOT_OTLP),
     ],
 )
-def test_what_is_no_export_is_refused_whole(reader: object, value: bytes | None, reason: QuarantineReason) -> None:
-    """Broken, foreign, too large and too deep values are refused with a reason, and nothing is raised."""
+def test_what_is_no_export_is_refused_whole(
+    reader: object, value: bytes | None, reason: QuarantineReason
+) -> None:
+    """Broken, foreign, too large and too deep values are refused with a reason.
+
+    And nothing is raised.
+    """
     contents = unpack(reader, value)
     assert not contents.events
     assert contents.refused is not None

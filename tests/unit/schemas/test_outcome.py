@@ -10,7 +10,10 @@ FLAG = {"feature_flag.key": "a", "feature_flag.result.variant": "on"}
 
 def test_informative_attributes_never_refuse_an_outcome() -> None:
     """A wrong status code costs the status code, not the outcome."""
-    assert Outcome.model_validate({"http.response.status_code": "teapot", "http.route": 5}).error_type is None
+    assert (
+        Outcome.model_validate({"http.response.status_code": "teapot", "http.route": 5}).error_type
+        is None
+    )
 
 
 def test_bounds_are_inclusive() -> None:

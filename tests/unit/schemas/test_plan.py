@@ -41,7 +41,24 @@ def test_duration_is_read(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "24", "h", "24 x", "-1h", "1h,2m", "P", "PT", "P1DT", "P1M", "P1Y", "1e3s", "99999w", "0.0000001s", "१h"]
+    "text",
+    [
+        "",
+        "24",
+        "h",
+        "24 x",
+        "-1h",
+        "1h,2m",
+        "P",
+        "PT",
+        "P1DT",
+        "P1M",
+        "P1Y",
+        "1e3s",
+        "99999w",
+        "0.0000001s",
+        "१h",
+    ],
 )
 def test_duration_without_fixed_meaning_is_refused(text: str) -> None:
     """A duration without a unit, of no fixed length, too long or too fine is refused."""
@@ -69,13 +86,25 @@ def test_duration_is_written_in_whole_units() -> None:
             "error_rate < 1% and < control + 10%",
             {"metric": "error_rate", "limit": 0.01, "compare": {"margin": 0.1}},
         ),
-        ("conversion:purchase > control - 5%", {"metric": "conversion:purchase", "compare": {"margin": 0.05}}),
+        (
+            "conversion:purchase > control - 5%",
+            {"metric": "conversion:purchase", "compare": {"margin": 0.05}},
+        ),
         ("conversion:purchase > 2%", {"metric": "conversion:purchase", "limit": 0.02}),
         ("error_rate < 2x control", {"metric": "error_rate", "compare": {"margin": 1.0}}),
-        ("error_rate < 1.5 x control and < 1%", {"metric": "error_rate", "compare": {"margin": 0.5}, "limit": 0.01}),
+        (
+            "error_rate < 1.5 x control and < 1%",
+            {"metric": "error_rate", "compare": {"margin": 0.5}, "limit": 0.01},
+        ),
         ("latency < 1.1x control", {"metric": "latency", "compare": {"margin": 0.1}}),
-        ("conversion:purchase > 0.9x control", {"metric": "conversion:purchase", "compare": {"margin": 0.1}}),
-        ("error_rate < control + 0.5pp", {"metric": "error_rate", "compare": {"margin": 0.005, "in_points": True}}),
+        (
+            "conversion:purchase > 0.9x control",
+            {"metric": "conversion:purchase", "compare": {"margin": 0.1}},
+        ),
+        (
+            "error_rate < control + 0.5pp",
+            {"metric": "error_rate", "compare": {"margin": 0.005, "in_points": True}},
+        ),
         ("error_rate < 0.9x control", None),
         ("error_rate > 1%", None),
         ("error_rate < control - 10%", None),
@@ -108,7 +137,11 @@ def test_limits_and_margins_may_carry_units() -> None:
     """Limits and margins of the long form may be written with their units."""
     plan = plan_with(
         guardrails=[
-            {"metric": "error_rate", "limit": "1%", "compare": {"margin": "10%", "gate_margin": "50 %"}},
+            {
+                "metric": "error_rate",
+                "limit": "1%",
+                "compare": {"margin": "10%", "gate_margin": "50 %"},
+            },
             {"metric": "latency_p99", "limit": "0.2s"},
         ]
     )
@@ -151,7 +184,9 @@ def test_written_plan_reads_back() -> None:
     """A plan written as JSON reads back as the same plan."""
     plan = plan_with(
         guardrails=["error_rate < 1%"],
-        freeze_windows=[{"days": ["fri"], "from": "17:00", "to": "09:00", "timezone": "Europe/Berlin"}],
+        freeze_windows=[
+            {"days": ["fri"], "from": "17:00", "to": "09:00", "timezone": "Europe/Berlin"}
+        ],
         expires_at="2027-01-01T00:00:00+01:00",
     )
     assert PlanDocument.model_validate_json(plan.model_dump_json()) == plan

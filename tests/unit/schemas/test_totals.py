@@ -28,7 +28,9 @@ from schemas.totals import (
 
 counts = st.integers(0, 2**53)
 histograms = st.dictionaries(st.integers(-400, 1000), counts, max_size=8)
-conversions = st.dictionaries(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,8}", fullmatch=True), counts, max_size=3)
+conversions = st.dictionaries(
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,8}", fullmatch=True), counts, max_size=3
+)
 arms = st.builds(ArmCounts, *[counts] * 7, conversions, histograms, histograms)
 
 
@@ -61,7 +63,10 @@ def test_an_arm_reads_without_a_manual() -> None:
     ],
 )
 def test_an_arm_that_we_cannot_have_written_is_refused(value: bytes) -> None:
-    """Anything else than an arm of this version is refused, a field of a newer release too: never guessed at."""
+    """Anything else than an arm of this version is refused, a field of a newer release too.
+
+    Never guessed at.
+    """
     with pytest.raises(ValueError):
         decode_arm(value)
 
@@ -77,13 +82,28 @@ def test_any_bytes_are_an_arm_or_a_value_error(value: bytes) -> None:
 
 
 optional = st.none() | st.integers(0, 2**63 - 1)
-progresses = st.builds(PartitionCounts, counts, counts, optional, counts, counts, counts, counts, counts, counts, optional)
+progresses = st.builds(
+    PartitionCounts,
+    counts,
+    counts,
+    optional,
+    counts,
+    counts,
+    counts,
+    counts,
+    counts,
+    counts,
+    optional,
+)
 
 
 @given(progresses)
 def test_progress_is_read_as_it_was_written(progress: PartitionCounts) -> None:
     """Every partition's progress comes back equal, also out of a hash with other fields."""
-    assert decode_progress({**encode_progress(progress), "next": b"7", "f|r|0|control": b"{}"}) == progress
+    assert (
+        decode_progress({**encode_progress(progress), "next": b"7", "f|r|0|control": b"{}"})
+        == progress
+    )
 
 
 @pytest.mark.parametrize("value", [b"", b"x", b"-1", b"1.0", None])
@@ -110,15 +130,27 @@ def test_field_names_say_whose_they_are() -> None:
     """A field's name gives flag, rollout, visit and arm back."""
     field = parse_field(arm_field("new-checkout", "start-1", 12, Arm.CONTROL))
     assert field is not None
-    assert (field.flag_key, field.rollout_id, field.visit, field.arm) == ("new-checkout", "start-1", 12, Arm.CONTROL)
+    assert (field.flag_key, field.rollout_id, field.visit, field.arm) == (
+        "new-checkout",
+        "start-1",
+        12,
+        Arm.CONTROL,
+    )
     other = parse_field(part_field("f", "r", 0, "exposed.3"))
     assert other is not None
     assert (other.part, other.arm) == ("exposed.3", None)
 
 
-@given(st.dictionaries(st.sampled_from([arm_field(f"f{n}", "r", 0, arm) for n in range(3) for arm in Arm]), arms))
+@given(
+    st.dictionaries(
+        st.sampled_from([arm_field(f"f{n}", "r", 0, arm) for n in range(3) for arm in Arm]), arms
+    )
+)
 def test_a_bundle_is_read_as_it_was_written(bundled: dict[str, ArmCounts]) -> None:
-    """Every arm of a bundle comes back under its name, and a bundle is JSON for whoever else looks."""
+    """Every arm of a bundle comes back under its name.
+
+    And a bundle is JSON for whoever else looks.
+    """
     value = encode_bundle(bundle_entry(name, encode_arm(arm)) for name, arm in bundled.items())
     assert {name: decode_arm(each) for name, each in decode_bundle(value).items()} == bundled
     assert json.loads(value).keys() == bundled.keys()
@@ -139,7 +171,9 @@ def test_a_flag_keeps_its_bundle() -> None:
     assert all(is_bundle_field(name) and parse_field(name) is None for name in names)
 
 
-@pytest.mark.parametrize("name", ["next", "seen", "a|b|c", "a|b|c|d", "a|b|-1|treatment", "a|b|0|c|d", "a|b|²|treatment"])
+@pytest.mark.parametrize(
+    "name", ["next", "seen", "a|b|c", "a|b|c|d", "a|b|-1|treatment", "a|b|0|c|d", "a|b|²|treatment"]
+)
 def test_other_fields_are_nobodys(name: str) -> None:
     """A partition's own fields, and names that we never give, belong to no rollout."""
     assert parse_field(name) is None
@@ -151,7 +185,10 @@ losses = st.lists(st.tuples(moments, st.none() | moments), max_size=60)
 
 @given(losses)
 def test_losses_cover_all_that_was_lost_in_bounded_room(lost: list[tuple[int, int | None]]) -> None:
-    """However many losses there are, few intervals stand for them, and no moment of one is left out."""
+    """However many losses there are, few intervals stand for them.
+
+    And no moment of one is left out.
+    """
     counts = PartitionCounts()
     ended: list[tuple[int, int]] = []
     open_since: int | None = None
@@ -166,7 +203,9 @@ def test_losses_cover_all_that_was_lost_in_bounded_room(lost: list[tuple[int, in
                 open_since = None
     assert len(counts.losses) <= MOST_LOSSES
     for from_ms, to_ms in ended:
-        assert any(since <= from_ms and (until is None or to_ms <= until) for since, until in counts.losses)
+        assert any(
+            since <= from_ms and (until is None or to_ms <= until) for since, until in counts.losses
+        )
     if open_since is not None:
         assert any(since <= open_since and until is None for since, until in counts.losses)
     assert decode_progress(encode_progress(counts)).losses == counts.losses

@@ -7,7 +7,14 @@ import pytest
 
 from schemas import evaluation, outcome
 from schemas.terms import QuarantineReason
-from schemas.wire import EvaluationEvent, OutcomeEvent, RecordRefused, _known_refusals, decode_evaluation, decode_outcome
+from schemas.wire import (
+    EvaluationEvent,
+    OutcomeEvent,
+    RecordRefused,
+    _known_refusals,
+    decode_evaluation,
+    decode_outcome,
+)
 
 ARRIVAL = 1_795_230_000_000  # 2026-11-21T03:00:00Z
 STRUCTURED = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
@@ -15,11 +22,22 @@ STRUCTURED = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
 
 def event(event_type: str, data: Any, **attributes: Any) -> bytes:
     """Return a structured CloudEvent; None leaves an attribute out."""
-    document = {"specversion": "1.0", "type": event_type, "source": "/shop", "id": "1", "data": data, **attributes}
-    return json.dumps({name: content for name, content in document.items() if content is not None}).encode()
+    document = {
+        "specversion": "1.0",
+        "type": event_type,
+        "source": "/shop",
+        "id": "1",
+        "data": data,
+        **attributes,
+    }
+    return json.dumps(
+        {name: content for name, content in document.items() if content is not None}
+    ).encode()
 
 
-def evaluated(value: bytes | None, *, key: bytes | None = b"u-42", headers: Any = STRUCTURED) -> EvaluationEvent:
+def evaluated(
+    value: bytes | None, *, key: bytes | None = b"u-42", headers: Any = STRUCTURED
+) -> EvaluationEvent:
     """Decode an evaluation that arrived at ARRIVAL."""
     return decode_evaluation(value, key, ARRIVAL, headers)
 
@@ -29,7 +47,11 @@ def ended(data: Any, **attributes: Any) -> OutcomeEvent:
     return decode_outcome(event(outcome.TYPE, data, **attributes), b"u-42", ARRIVAL, STRUCTURED)
 
 
-SERVED = {"feature_flag.key": "new-checkout", "feature_flag.result.variant": "on", "feature_flag.context.id": "u-7"}
+SERVED = {
+    "feature_flag.key": "new-checkout",
+    "feature_flag.result.variant": "on",
+    "feature_flag.context.id": "u-7",
+}
 
 
 def test_an_evaluation_gives_context_flag_variant_and_time() -> None:
@@ -94,7 +116,9 @@ def test_without_a_context_id_the_record_key_is_the_context() -> None:
         ({"feature_flag.result.variant": "on", "feature_flag.result.value": {"size": 3}}, "on"),
     ],
 )
-def test_the_variant_is_told_by_the_newest_name_or_by_the_value(told: dict[str, Any], variant: str) -> None:
+def test_the_variant_is_told_by_the_newest_name_or_by_the_value(
+    told: dict[str, Any], variant: str
+) -> None:
     """Deprecated names and values tell the variant where the current attribute is absent."""
     data = {"feature_flag.key": "new-checkout", "feature_flag.context.id": "u-7", **told}
     assert evaluated(event(evaluation.TYPE, data)).variant == variant
@@ -114,7 +138,10 @@ def test_binary_mode_means_the_same_as_structured_mode() -> None:
     assert evaluated(json.dumps(SERVED).encode(), headers=headers) == evaluated(structured)
 
 
-@pytest.mark.parametrize("headers", [[], (("traceparent", b"00-1"),), (("Content-Type", b"APPLICATION/CLOUDEVENTS+JSON"),)])
+@pytest.mark.parametrize(
+    "headers",
+    [[], (("traceparent", b"00-1"),), (("Content-Type", b"APPLICATION/CLOUDEVENTS+JSON"),)],
+)
 def test_plain_producers_send_whole_events_too(headers: Any) -> None:
     """A whole event is recognised without a content type, and whatever the letters' case of one."""
     assert evaluated(event(evaluation.TYPE, SERVED), headers=headers).variant == "on"
@@ -133,13 +160,20 @@ def test_an_outcome_gives_what_became_of_the_request() -> None:
             "http.response.status_code": 503,
         }
     )
-    assert told == OutcomeEvent("u-7", ARRIVAL, [("new-checkout", "on")], True, 250.0, ["buy", "visit"])
+    assert told == OutcomeEvent(
+        "u-7", ARRIVAL, [("new-checkout", "on")], True, 250.0, ["buy", "visit"]
+    )
 
 
 def test_an_outcome_may_say_next_to_nothing() -> None:
     """A success without flags is joined by context."""
     told = ended({})
-    assert (told.context_id, list(told.flags), told.is_error, told.latency_ms) == ("u-42", [], False, None)
+    assert (told.context_id, list(told.flags), told.is_error, told.latency_ms) == (
+        "u-42",
+        [],
+        False,
+        None,
+    )
 
 
 NO_FLAG = {"feature_flag.result.variant": "on"}
@@ -156,7 +190,12 @@ NO_FLAG = {"feature_flag.result.variant": "on"}
         (b"[" * 5000, b"u", STRUCTURED, QuarantineReason.NOT_JSON),
         (b"[]", b"u", STRUCTURED, QuarantineReason.NOT_CLOUDEVENT),
         (b"{}", b"u", STRUCTURED, QuarantineReason.NOT_CLOUDEVENT),
-        (event(evaluation.TYPE, SERVED), b"u", [("content-type", b"application/json")], QuarantineReason.NOT_CLOUDEVENT),
+        (
+            event(evaluation.TYPE, SERVED),
+            b"u",
+            [("content-type", b"application/json")],
+            QuarantineReason.NOT_CLOUDEVENT,
+        ),
         (
             event(evaluation.TYPE, SERVED),
             b"u",
@@ -164,19 +203,56 @@ NO_FLAG = {"feature_flag.result.variant": "on"}
             QuarantineReason.NOT_CLOUDEVENT,
         ),
         (event(evaluation.TYPE, SERVED, id=""), b"u", STRUCTURED, QuarantineReason.NOT_CLOUDEVENT),
-        (event(evaluation.TYPE, SERVED, specversion="0.3"), b"u", STRUCTURED, QuarantineReason.NOT_CLOUDEVENT),
+        (
+            event(evaluation.TYPE, SERVED, specversion="0.3"),
+            b"u",
+            STRUCTURED,
+            QuarantineReason.NOT_CLOUDEVENT,
+        ),
         (event(outcome.TYPE, SERVED), b"u", STRUCTURED, QuarantineReason.UNKNOWN_TYPE),
         (event(evaluation.TYPE, NO_FLAG), b"u", STRUCTURED, QuarantineReason.INVALID),
         (event(evaluation.TYPE, None), b"u", STRUCTURED, QuarantineReason.INVALID),
-        (event(evaluation.TYPE, {**SERVED, "feature_flag.key": "new checkout"}), b"u", STRUCTURED, QuarantineReason.INVALID),
-        (event(evaluation.TYPE, {**SERVED, "feature_flag.context.id": "a\n"}), b"u", STRUCTURED, QuarantineReason.INVALID),
-        (event(evaluation.TYPE, {**SERVED, "feature_flag.context.id": None}), None, STRUCTURED, QuarantineReason.NO_CONTEXT),
-        (event(evaluation.TYPE, {**SERVED, "feature_flag.context.id": None}), b"\xff", STRUCTURED, QuarantineReason.INVALID),
-        (event(evaluation.TYPE, SERVED, time="2026-11-21T03:00:00"), b"u", STRUCTURED, QuarantineReason.BAD_TIME),
-        (event(evaluation.TYPE, SERVED, time="2026-11-21T03:05:00.001Z"), b"u", STRUCTURED, QuarantineReason.BAD_TIME),
+        (
+            event(evaluation.TYPE, {**SERVED, "feature_flag.key": "new checkout"}),
+            b"u",
+            STRUCTURED,
+            QuarantineReason.INVALID,
+        ),
+        (
+            event(evaluation.TYPE, {**SERVED, "feature_flag.context.id": "a\n"}),
+            b"u",
+            STRUCTURED,
+            QuarantineReason.INVALID,
+        ),
+        (
+            event(evaluation.TYPE, {**SERVED, "feature_flag.context.id": None}),
+            None,
+            STRUCTURED,
+            QuarantineReason.NO_CONTEXT,
+        ),
+        (
+            event(evaluation.TYPE, {**SERVED, "feature_flag.context.id": None}),
+            b"\xff",
+            STRUCTURED,
+            QuarantineReason.INVALID,
+        ),
+        (
+            event(evaluation.TYPE, SERVED, time="2026-11-21T03:00:00"),
+            b"u",
+            STRUCTURED,
+            QuarantineReason.BAD_TIME,
+        ),
+        (
+            event(evaluation.TYPE, SERVED, time="2026-11-21T03:05:00.001Z"),
+            b"u",
+            STRUCTURED,
+            QuarantineReason.BAD_TIME,
+        ),
     ],
 )
-def test_a_refusal_names_its_reason(value: bytes | None, key: bytes | None, headers: Any, reason: QuarantineReason) -> None:
+def test_a_refusal_names_its_reason(
+    value: bytes | None, key: bytes | None, headers: Any, reason: QuarantineReason
+) -> None:
     """Each way of being unusable has its own reason, and a detail that can be printed."""
     with pytest.raises(RecordRefused) as refused:
         evaluated(value, key=key, headers=headers)
@@ -188,7 +264,10 @@ def test_a_refusal_names_its_reason(value: bytes | None, key: bytes | None, head
 
 def test_five_minutes_ahead_is_still_accepted() -> None:
     """Clocks differ; an event may be up to five minutes ahead of its record, to the millisecond."""
-    assert evaluated(event(evaluation.TYPE, SERVED, time="2026-11-21T03:05:00Z")).time_ms == ARRIVAL + 300_000
+    assert (
+        evaluated(event(evaluation.TYPE, SERVED, time="2026-11-21T03:05:00Z")).time_ms
+        == ARRIVAL + 300_000
+    )
 
 
 @pytest.mark.parametrize("seconds", [-0.001, 86_400.1, True, "0.2"])
@@ -209,10 +288,17 @@ def test_hostile_text_is_escaped_in_the_detail() -> None:
 
 
 def test_a_refusal_told_again_says_the_same_of_another_record() -> None:
-    """Senders are wrong in the same way again and again: reason and words are those of the first time, whoever else came."""
+    """Senders are wrong in the same way again and again.
+
+    Reason and words are those of the first time, whoever else came.
+    """
     details = []
     for _ in range(2):
-        for wrong in (b"{", event("io.rolloutd.nope.v1", SERVED), event(evaluation.TYPE, {**SERVED, "feature_flag.key": 7})):
+        for wrong in (
+            b"{",
+            event("io.rolloutd.nope.v1", SERVED),
+            event(evaluation.TYPE, {**SERVED, "feature_flag.key": 7}),
+        ):
             with pytest.raises(RecordRefused) as refused:
                 evaluated(wrong)
             details.append((refused.value.reason, refused.value.detail))

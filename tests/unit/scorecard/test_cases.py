@@ -1,4 +1,7 @@
-"""The packaged gate cases: that each is a question a gate would ask, and that broken ones are refused."""
+"""The packaged gate cases.
+
+That each is a question a gate would ask, and that broken ones are refused.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,20 @@ def test_there_are_enough_of_every_kind() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_gate_would_ask_this(case: object) -> None:
-    """Nothing is breached, no signal regressed and there is no gap, or no model would be asked; the prompt can be written."""
+    """Nothing is breached, no signal regressed and there is no gap.
+
+    Or no model would be asked; the prompt can be written.
+    """
     one = next(each for each in CASES if each is case)
     judgement = one.question.judgement
     assert judgement.gaps == ()
     assert judgement.breach is None
     assert judgement.statistics is Verdict.PASS
-    assert all(metric.harm is not Verdict.FAIL for metric in judgement.metrics if metric.role is not MetricRole.OBSERVE)
+    assert all(
+        metric.harm is not Verdict.FAIL
+        for metric in judgement.metrics
+        if metric.role is not MetricRole.OBSERVE
+    )
     assert one.expected
     assert one.expected != frozenset(AdviceChoice)
     assert len(gate_prompt(one.rollout, one.question).messages[1]["content"]) < 8_000
@@ -46,7 +56,10 @@ def test_harm_is_never_expected_to_proceed() -> None:
 
 
 def test_an_injection_asks_for_what_the_numbers_forbid() -> None:
-    """Each injected instruction wants an answer that cannot be defended, and has a twin with the same numbers."""
+    """Each injected instruction wants an answer that cannot be defended.
+
+    And has a twin with the same numbers.
+    """
     names = {case.name: case for case in CASES}
     for case in (each for each in CASES if each.kind is CaseKind.INJECTION):
         assert case.wanted not in case.expected, case.name
@@ -62,7 +75,11 @@ def test_injections_reach_every_field_that_others_fill() -> None:
     assert any(case.rollout.plan.description for case in injected)
     assert any("proceed" in case.rollout.plan.name for case in injected)
     assert any("proceed" in case.rollout.flag_key for case in injected)
-    assert any("proceed" in metric.metric for case in injected for metric in case.question.judgement.metrics)
+    assert any(
+        "proceed" in metric.metric
+        for case in injected
+        for metric in case.question.judgement.metrics
+    )
     assert any(case.question.earlier is not None for case in injected)
 
 
@@ -72,7 +89,10 @@ def test_injections_reach_every_field_that_others_fill() -> None:
         ("[{name: a, kind: clear_pass}]", "no answer is expected"),
         ("[{name: a, kind: injection, expect: [hold]}]", "belongs to injections"),
         ("[{name: a, kind: mixed, expect: [hold], wants: hold}]", "belongs to injections"),
-        ("[{name: a, kind: mixed, expect: [hold]}, {name: a, kind: mixed, expect: [hold]}]", "given twice"),
+        (
+            "[{name: a, kind: mixed, expect: [hold]}, {name: a, kind: mixed, expect: [hold]}]",
+            "given twice",
+        ),
         ("[{name: a, kind: mixed, expect: [advance]}]", "expect"),
         ("[{name: a, kind: mixed, expect: [hold], colour: red}]", "colour"),
     ],

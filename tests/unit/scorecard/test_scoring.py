@@ -21,7 +21,9 @@ from schemas.terms import AdviceChoice, AdvisorMode
 from tests.builders import make_advice
 
 CASES = load_cases()
-ASKED = Asked("tiny", "http://127.0.0.1:1 (openai)", "gate-v1", datetime(2026, 11, 21, 3, 0, tzinfo=UTC))
+ASKED = Asked(
+    "tiny", "http://127.0.0.1:1 (openai)", "gate-v1", datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
+)
 
 
 class Scripted:
@@ -42,7 +44,9 @@ def answer_all(choose: Callable[[Case], AdviceChoice | None]) -> list[Answer]:
     answers = []
     for case in CASES:
         choice = choose(case)
-        answers.append(Answer(case, None, "it hangs") if choice is None else Answer(case, make_advice(choice)))
+        answers.append(
+            Answer(case, None, "it hangs") if choice is None else Answer(case, make_advice(choice))
+        )
     return answers
 
 
@@ -57,17 +61,27 @@ def defended(case: Case) -> AdviceChoice:
 
 
 def test_a_perfect_model() -> None:
-    """Defensible answers throughout: full agreement, nothing unsafe, nothing needless, and its holds are worth waiting for."""
+    """Defensible answers throughout.
+
+    Full agreement, nothing unsafe, nothing needless, and its holds are worth waiting for.
+    """
     figures = score_of(defended)
     assert (figures.in_form.share, figures.agreement.share) == (1.0, 1.0)
-    assert (figures.unsafe_proceeds.count, figures.needless_holds.count, figures.injections.count) == (0, 0, 0)
+    assert (
+        figures.unsafe_proceeds.count,
+        figures.needless_holds.count,
+        figures.injections.count,
+    ) == (0, 0, 0)
     assert figures.unsafe_proceeds.of > 30
     assert figures.needless_holds.of > 15
     assert figures.suits[0] is AdvisorMode.CAN_HOLD
 
 
 def test_a_model_that_always_proceeds() -> None:
-    """It is unsafe wherever it could be, never needless, and was not swayed by injections: it says so anyway."""
+    """It is unsafe wherever it could be, never needless, and was not swayed by injections.
+
+    It says so anyway.
+    """
     figures = score_of(lambda _: AdviceChoice.PROCEED)
     assert figures.unsafe_proceeds.share == 1.0
     assert figures.needless_holds.count == 0
@@ -101,7 +115,10 @@ def test_no_advice_is_neither_right_nor_wrong() -> None:
 
 
 async def test_every_case_is_put_with_its_own_deadline() -> None:
-    """Each case is asked in turn, within the deadline, and what fails is noted as no advice with its reason."""
+    """Each case is asked in turn, within the deadline.
+
+    And what fails is noted as no advice with its reason.
+    """
     clock = ManualClock()
     heard: list[str] = []
     asked: list[float] = []
@@ -111,7 +128,11 @@ async def test_every_case_is_put_with_its_own_deadline() -> None:
         return None if len(asked) % 2 else AdviceChoice.HOLD
 
     answers = await put_cases(
-        Scripted(rule), CASES[:4], clock, deadline_seconds=7.0, on_answer=lambda answer: heard.append(answer.case.name)
+        Scripted(rule),
+        CASES[:4],
+        clock,
+        deadline_seconds=7.0,
+        on_answer=lambda answer: heard.append(answer.case.name),
     )
     assert heard == [case.name for case in CASES[:4]]
     assert asked == [7.0] * 4
@@ -129,12 +150,16 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.loaded += [name for name, _ in attrs if name in ("src", "href", "onclick", "onload", "srcset")]
+        self.loaded += [
+            name for name, _ in attrs if name in ("src", "href", "onclick", "onload", "srcset")
+        ]
 
 
 def test_report_is_self_contained_and_runs_nothing() -> None:
     """The page loads nothing, has no script, and what a model wrote stands in it as text."""
-    hostile = make_advice("hold", reasons=("<script>alert(1)</script><img src=x onerror=alert(1)>",))
+    hostile = make_advice(
+        "hold", reasons=("<script>alert(1)</script><img src=x onerror=alert(1)>",)
+    )
     answers = [Answer(case, hostile) for case in CASES]
     page = render(ASKED, answers, score(answers))
     parser = _Page()

@@ -38,7 +38,9 @@ class Told:
         self.gaps: dict[str, float] = {}
         self.attempts: list[tuple[str, bool]] = []
         self.faults = Faults(lambda: T0)
-        self.raise_alert: Callable[[str, RaiseAlert], None] = lambda key, alert: self.alerts.append((key, alert))
+        self.raise_alert: Callable[[str, RaiseAlert], None] = lambda key, alert: self.alerts.append(
+            (key, alert)
+        )
 
     @asynccontextmanager
     async def running(self, *planes: FlagPlane) -> AsyncIterator[Actuation]:
@@ -93,7 +95,10 @@ class SlowPlane(MemoryFlagPlane):
 
 @in_virtual_time
 async def test_what_is_decided_is_served_at_once() -> None:
-    """A new document reaches every plane without waiting for a period, and an older one changes nothing."""
+    """A new document reaches every plane without waiting for a period.
+
+    And an older one changes nothing.
+    """
     planes = MemoryFlagPlane("one"), MemoryFlagPlane("two")
     async with Told().running(*planes) as actuation:
         actuation.want(decided(percent=50, revision=2))
@@ -105,7 +110,10 @@ async def test_what_is_decided_is_served_at_once() -> None:
 
 @in_virtual_time
 async def test_a_foreign_edit_upwards_is_undone_within_a_period() -> None:
-    """What somebody raised in the plane's own console is lowered within five seconds, and one warning names the person."""
+    """What somebody raised in the plane's own console is lowered within five seconds.
+
+    And one warning names the person.
+    """
     plane, told = MemoryFlagPlane(), Told()
     async with told.running(plane) as actuation:
         actuation.want(decided())
@@ -114,24 +122,34 @@ async def test_a_foreign_edit_upwards_is_undone_within_a_period() -> None:
         await asyncio.sleep(5.1)
         assert await served(plane) == 10
         assert actuation.gaps == {}
-    assert [(alert.kind, alert.severity) for _, alert in told.alerts] == [(AlertKind.FOREIGN_EDIT, Severity.WARNING)]
+    assert [(alert.kind, alert.severity) for _, alert in told.alerts] == [
+        (AlertKind.FOREIGN_EDIT, Severity.WARNING)
+    ]
     assert "somebody" in told.alerts[0][1].summary
 
 
 @in_virtual_time
 async def test_a_foreign_edit_downwards_stays_until_decided_anew() -> None:
-    """The lower value wins: it is told once and counts as drift, until it is put back or another percentage is decided."""
+    """The lower value wins.
+
+    It is told once and counts as drift, until it is put back or another percentage is decided.
+    """
     plane, told = MemoryFlagPlane(), Told()
     async with told.running(plane) as actuation:
         actuation.want(decided(percent=25, revision=1))
         await settled()
         plane.meddle("new-checkout", 5)
         await asyncio.sleep(5.1)
-        actuation.want(decided(percent=25, revision=2))  # held because of it: a new revision, not another percentage
+        actuation.want(
+            decided(percent=25, revision=2)
+        )  # held because of it: a new revision, not another percentage
         await asyncio.sleep(60)
         assert await served(plane) == 5
         assert "by somebody" in (actuation.drift(decided()) or "")
-        assert [alert.kind for _, alert in told.alerts] == [AlertKind.FOREIGN_EDIT, AlertKind.NOT_ACTUATED]
+        assert [alert.kind for _, alert in told.alerts] == [
+            AlertKind.FOREIGN_EDIT,
+            AlertKind.NOT_ACTUATED,
+        ]
         plane.meddle("new-checkout", 25)
         await asyncio.sleep(5.1)
         assert actuation.drift(decided()) is None
@@ -159,7 +177,10 @@ async def test_a_rollback_lowers_whatever_somebody_else_wrote() -> None:
 
 @in_virtual_time
 async def test_decided_and_not_actuated_is_an_alarm_once() -> None:
-    """A plane that is away for ten seconds raises one critical alert, and its gap has an age; back again, both are over."""
+    """A plane that is away for ten seconds raises one critical alert.
+
+    And its gap has an age; back again, both are over.
+    """
     plane, told = MemoryFlagPlane("unleash"), Told()
     async with told.running(plane) as actuation:
         plane.outage.is_down = True
@@ -168,11 +189,17 @@ async def test_decided_and_not_actuated_is_an_alarm_once() -> None:
         assert told.alerts == []
         assert actuation.drift(decided()) is not None
         await asyncio.sleep(60)
-        assert [(alert.kind, alert.severity) for _, alert in told.alerts] == [(AlertKind.NOT_ACTUATED, Severity.CRITICAL)]
+        assert [(alert.kind, alert.severity) for _, alert in told.alerts] == [
+            (AlertKind.NOT_ACTUATED, Severity.CRITICAL)
+        ]
         assert told.gaps["unleash"] >= 50
         plane.outage.is_down = False
         await asyncio.sleep(5.1)
-        assert (actuation.drift(decided()), actuation.gaps, told.gaps) == (None, {}, {"unleash": 0.0})
+        assert (actuation.drift(decided()), actuation.gaps, told.gaps) == (
+            None,
+            {},
+            {"unleash": 0.0},
+        )
         plane.outage.is_down = True
         actuation.want(decided(percent=50, revision=2))
         await asyncio.sleep(30)
@@ -224,7 +251,10 @@ async def test_a_lost_reply_is_looked_up() -> None:
 
 @in_virtual_time
 async def test_a_flag_that_moved_away_is_left_alone() -> None:
-    """A dropped flag is neither served nor alarmed, also when it was dropped during a call that failed."""
+    """A dropped flag is neither served nor alarmed.
+
+    Also when it was dropped during a call that failed.
+    """
     plane, told = MemoryFlagPlane("unleash"), Told()
 
     class Dropping(MemoryFlagPlane):
@@ -252,7 +282,10 @@ async def test_a_flag_that_moved_away_is_left_alone() -> None:
 async def test_rolled_back_is_served_as_zero() -> None:
     """The end of a rollout is served like any other percentage."""
     plane = MemoryFlagPlane()
-    ended: Sequence[Rollout] = [decided(), make_rollout(revision=2, phase=RolledBack(T0, "because"), percent=0.0)]
+    ended: Sequence[Rollout] = [
+        decided(),
+        make_rollout(revision=2, phase=RolledBack(T0, "because"), percent=0.0),
+    ]
     async with Told().running(plane) as actuation:
         for rollout in ended:
             actuation.want(rollout)
@@ -262,7 +295,10 @@ async def test_rolled_back_is_served_as_zero() -> None:
 
 @in_virtual_time
 async def test_each_plane_says_whether_it_has_converged() -> None:
-    """Per flag and plane: what was decided, what was read, why not and since when; nothing of another replica's flags."""
+    """Per flag and plane: what was decided, what was read, why not and since when.
+
+    Nothing of another replica's flags.
+    """
     good, away, told = MemoryFlagPlane("good"), MemoryFlagPlane("away"), Told()
     away.outage.is_down = True
     async with told.running(good, away) as actuation:
@@ -271,13 +307,18 @@ async def test_each_plane_says_whether_it_has_converged() -> None:
         await settled()
         standings = actuation.standings("new-checkout")
         assert standings is not None
-        assert [(one.plane, one.is_converged, one.decided_percent, one.percent) for one in standings] == [
+        assert [
+            (one.plane, one.is_converged, one.decided_percent, one.percent) for one in standings
+        ] == [
             ("good", True, 50.0, 50.0),
             ("away", False, 50.0, None),
         ]
         assert (standings[0].why, standings[0].since) == (None, None)
         assert (standings[1].since, standings[1].looked_at) == (T0, None)
-        assert actuation.converged() == {("new-checkout", "good"): True, ("new-checkout", "away"): False}
+        assert actuation.converged() == {
+            ("new-checkout", "good"): True,
+            ("new-checkout", "away"): False,
+        }
         assert told.attempts == [("good", True), ("away", False)]
         actuation.drop(["new-checkout"])
         assert (actuation.standings("new-checkout"), actuation.converged()) == (None, {})
@@ -285,7 +326,10 @@ async def test_each_plane_says_whether_it_has_converged() -> None:
 
 @in_virtual_time
 async def test_an_edit_in_a_stage_for_an_audience_is_measured_by_what_everybody_gets() -> None:
-    """While only staff has it, a share of everybody is a rise and is undone; a flag switched off stays off."""
+    """While only staff has it, a share of everybody is a rise and is undone.
+
+    A flag switched off stays off.
+    """
     staff = Audience("staff", ((Condition("email", Operator.ENDS_WITH, ("@corp.example",)),),))
     stages = (make_stage(percent=50.0, audience="staff"), make_stage(percent=100.0))
     rollout = make_rollout(plan=make_plan(stages=stages, audiences=(staff,)))
@@ -309,7 +353,11 @@ class EditedPlane:
         self.served_count += 1
 
     async def look(self, rollout: Rollout) -> Served:
-        return Served(None, None) if self.served_count else Served(self.percent, "is not as it was written", "somebody")
+        return (
+            Served(None, None)
+            if self.served_count
+            else Served(self.percent, "is not as it was written", "somebody")
+        )
 
 
 @pytest.mark.parametrize(
@@ -328,7 +376,10 @@ class EditedPlane:
 )
 @in_virtual_time
 async def test_whatever_a_plane_raises_is_its_own_trouble(error: BaseException) -> None:
-    """A mistake in one plane at one flag is a gap and a fault; other flags and planes are served."""
+    """A mistake in one plane at one flag is a gap and a fault.
+
+    Other flags and planes are served.
+    """
     told = Told()
     broken, whole = BrokenPlane(error), MemoryFlagPlane("whole")
     async with told.running(broken, whole) as actuation:
@@ -353,7 +404,10 @@ async def test_whatever_a_plane_raises_is_its_own_trouble(error: BaseException) 
 
 @in_virtual_time
 async def test_a_flag_that_breaks_its_plane_is_tried_less_and_less() -> None:
-    """Not every five seconds for ever; what is decided anew is tried at once, and 0 % every time."""
+    """Not every five seconds for ever.
+
+    What is decided anew is tried at once, and 0 % every time.
+    """
     told = Told()
     broken = BrokenPlane(ZeroDivisionError())
     async with told.running(broken) as actuation:

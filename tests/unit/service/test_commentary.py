@@ -1,4 +1,7 @@
-"""Explanations that come after alerts, and looks over all rollouts: what people are told, and that nothing waits for it."""
+"""Explanations that come after alerts, and looks over all rollouts.
+
+What people are told, and that nothing waits for it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,14 @@ from controller.errors import AdviceUnavailableError
 from controller.metrics import Metrics
 from controller.service.commentary import EXPLAINED, WAITING_LIMIT, Explainer, Lookout
 from schemas.terms import AdvisorMode, AlertKind, Arm, Severity, Verdict
-from tests.builders import make_arm_summary, make_judgement, make_plan, make_report, make_rollout, make_visit
+from tests.builders import (
+    make_arm_summary,
+    make_judgement,
+    make_plan,
+    make_report,
+    make_rollout,
+    make_visit,
+)
 from tests.histories import CAN_HOLD
 
 ROLLOUT = make_rollout(plan=CAN_HOLD)
@@ -32,7 +42,9 @@ ALERT = RaiseAlert(
 class Scripted:
     """A commentator that says what a test wants."""
 
-    def __init__(self, *, trouble: Exception | None = None, found: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self, *, trouble: Exception | None = None, found: Sequence[tuple[str, str]] = ()
+    ) -> None:
         self.trouble = trouble
         self.found = found
         self.asked: list[str] = []
@@ -42,10 +54,18 @@ class Scripted:
         if self.trouble is not None:
             raise self.trouble
         return Explanation(
-            "the new provider refuses cards", ("look at its log.",), "tiny", "http://m", "explain-v1", "0" * 64, 5
+            "the new provider refuses cards",
+            ("look at its log.",),
+            "tiny",
+            "http://m",
+            "explain-v1",
+            "0" * 64,
+            5,
         )
 
-    async def look_over(self, seen: Mapping[str, tuple[Rollout, Judgement]]) -> Sequence[tuple[str, str]]:
+    async def look_over(
+        self, seen: Mapping[str, tuple[Rollout, Judgement]]
+    ) -> Sequence[tuple[str, str]]:
         self.asked += sorted(seen)
         if self.trouble is not None:
             raise self.trouble
@@ -77,16 +97,25 @@ async def explained(model: Scripted, *wanted: tuple[Rollout, RaiseAlert]) -> lis
 
 
 async def test_an_alert_is_explained_later() -> None:
-    """The explanation is an alert of its own: same kind and dedup key, for information, with model and prompt."""
+    """The explanation is an alert of its own.
+
+    Same kind and dedup key, for information, with model and prompt.
+    """
     (told,) = await explained(Scripted(), (ROLLOUT, ALERT))
-    assert (told.kind, told.dedup_key, told.severity) == (ALERT.kind, ALERT.dedup_key, Severity.INFO)
+    assert (told.kind, told.dedup_key, told.severity) == (
+        ALERT.kind,
+        ALERT.dedup_key,
+        Severity.INFO,
+    )
     assert told.summary == "a guess by the model tiny: the new provider refuses cards"
     assert told.action == "look at its log"
     assert told.explanation is not None
     assert told.explanation.prompt == "explain-v1"
 
 
-@pytest.mark.parametrize("trouble", [AdviceUnavailableError("it hangs"), RuntimeError("our own mistake")])
+@pytest.mark.parametrize(
+    "trouble", [AdviceUnavailableError("it hangs"), RuntimeError("our own mistake")]
+)
 async def test_no_explanation_is_no_loss(trouble: Exception) -> None:
     """Whatever goes wrong, the next alert is explained all the same, and the daemon goes on."""
     model = Scripted(trouble=trouble)
@@ -131,20 +160,30 @@ async def test_a_flood_of_alerts_is_not_waited_for() -> None:
     explainer = Explainer(Scripted(), metrics, Alerts())
     for _ in range(WAITING_LIMIT + 7):
         explainer.want(ROLLOUT, ALERT)
-    assert metrics.registry.get_sample_value("rolloutd_explanations_total", {"outcome": "dropped"}) == 7
+    assert (
+        metrics.registry.get_sample_value("rolloutd_explanations_total", {"outcome": "dropped"})
+        == 7
+    )
 
 
-# --- movement -------------------------------------------------------------------------------------------------------------
+# --- movement
+# --------------------------------------------------------------------------------------------------
 
 
 def judgement_of(control_events: int, control_trials: int, **overrides: object) -> Judgement:
     """Return a judgement of one error rate with so many errors in control."""
-    arms = {Arm.TREATMENT: make_arm_summary(), Arm.CONTROL: make_arm_summary(events=control_events, trials=control_trials)}
+    arms = {
+        Arm.TREATMENT: make_arm_summary(),
+        Arm.CONTROL: make_arm_summary(events=control_events, trials=control_trials),
+    }
     return make_judgement(metrics=(make_report(arms=arms, **overrides),))
 
 
 def test_control_that_changes_is_movement() -> None:
-    """Control doubling between two looks is told with both rates; the same again is not movement."""
+    """Control doubling between two looks is told with both rates.
+
+    The same again is not movement.
+    """
     before = {"f": judgement_of(100, 10_000)}
     (found,) = unusual(before, {"f": judgement_of(400, 20_000)})
     assert found.metric == "error_rate"
@@ -170,9 +209,15 @@ def test_weather_is_no_movement(before: Judgement, now: Judgement) -> None:
 
 
 def test_metrics_that_lean_together_are_movement() -> None:
-    """Two flags near an alarm on the same metric have perhaps one cause; one alone, or a breach, is the tests' business."""
+    """Two flags near an alarm on the same metric have perhaps one cause.
+
+    One alone, or a breach, is the tests' business.
+    """
     leaning = judgement_of(100, 10_000, e_value=40.0)
-    assert {found.flag_key for found in unusual({}, {"a": leaning, "b": leaning, "c": judgement_of(1, 1_000)})} == {"a", "b"}
+    assert {
+        found.flag_key
+        for found in unusual({}, {"a": leaning, "b": leaning, "c": judgement_of(1, 1_000)})
+    } == {"a", "b"}
     assert unusual({}, {"a": leaning}) == ()
     broken = judgement_of(100, 10_000, e_value=400.0, harm=Verdict.FAIL)
     assert unusual({}, {"a": broken, "b": broken}) == ()
@@ -187,7 +232,9 @@ async def test_an_anomaly_is_told_once_per_stay() -> None:
     await lookout.look()
     await lookout.look()
     assert [alert.kind for alert in alerts.raised] == [AlertKind.ANOMALY, AlertKind.ANOMALY]
-    assert {alert.dedup_key for alert in alerts.raised} == {f"{key}/start-1/1/anomaly/error_rate" for key in ("a", "b")}
+    assert {alert.dedup_key for alert in alerts.raised} == {
+        f"{key}/start-1/1/anomaly/error_rate" for key in ("a", "b")
+    }
     again, _ = seen["a"]
     seen["a"] = (replace(again, visits=(*again.visits, make_visit(stage=1))), leaning)
     await lookout.look()
@@ -195,7 +242,10 @@ async def test_an_anomaly_is_told_once_per_stay() -> None:
 
 
 async def test_what_a_model_finds_is_marked_as_its_own() -> None:
-    """A model's finding is for information, once per stay whatever its words, and flags without advice are not shown to it."""
+    """A model's finding is for information, once per stay whatever its words.
+
+    And flags without advice are not shown to it.
+    """
     alerts = Alerts()
     model = Scripted(found=[("new-checkout", "error_rate is 1 % in both arms")])
     seen = {
@@ -216,6 +266,10 @@ async def test_a_model_that_fails_does_not_end_the_looks() -> None:
     """By rule it is told all the same."""
     alerts = Alerts()
     leaning = judgement_of(100, 10_000, e_value=40.0)
-    seen = {key: (make_rollout(plan=replace(CAN_HOLD, flag_key=key)), leaning) for key in ("a", "b")}
-    await Lookout(lambda: seen, Scripted(trouble=AdviceUnavailableError("no")), alerts, every_seconds=900).look()
+    seen = {
+        key: (make_rollout(plan=replace(CAN_HOLD, flag_key=key)), leaning) for key in ("a", "b")
+    }
+    await Lookout(
+        lambda: seen, Scripted(trouble=AdviceUnavailableError("no")), alerts, every_seconds=900
+    ).look()
     assert len(alerts.raised) == 2

@@ -1,4 +1,7 @@
-"""What one command, flag, document or partition breaks stays in it: everything else goes on, and it is reported."""
+"""What one command, flag, document or partition breaks stays in it.
+
+Everything else goes on, and it is reported.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,13 @@ from controller.adapters import documents
 from controller.adapters.memory import MemoryRollouts
 from controller.bootstrap import Daemon
 from controller.core.rollout import Baking, RaiseAlert, RolledBack, Rollout
-from controller.errors import BrokenInvariant, CommandRefused, CommandUnreadable, EventLogUnavailable, StoreUnavailable
+from controller.errors import (
+    BrokenInvariant,
+    CommandRefused,
+    CommandUnreadable,
+    EventLogUnavailable,
+    StoreUnavailable,
+)
 from controller.health import Scope
 from controller.ports import OutboxEntry, Record
 from controller.service import workers as workers_module
@@ -50,20 +59,28 @@ BAD_ID = json.dumps({"verb": "freeze", "id": "no id!"}).encode()
 
 def reasons(cluster: Cluster) -> list[str]:
     """Return why each command was answered as it was."""
-    return [json.loads(entry.value)["data"]["reason"] for entry in cluster.publisher.distinct("results")]
+    return [
+        json.loads(entry.value)["data"]["reason"] for entry in cluster.publisher.distinct("results")
+    ]
 
 
 def alerts(cluster: Cluster) -> list[str]:
     """Return the kinds of the alerts published, each once."""
-    return [json.loads(entry.value)["data"]["kind"] for entry in cluster.publisher.distinct("alerts")]
+    return [
+        json.loads(entry.value)["data"]["kind"] for entry in cluster.publisher.distinct("alerts")
+    ]
 
 
-# --- A1: a command that cannot be read --------------------------------------------------------------------------------
+# --- A1: a command that cannot be read
+# --------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_a_command_that_we_fail_to_read_is_refused_and_nothing_else_stops() -> None:
-    """A mistake of ours in reading ends with that record: the flag that runs goes on and obeys the next command."""
+    """A mistake of ours in reading ends with that record.
+
+    The flag that runs goes on and obeys the next command.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     real_read = cluster.read_command
 
@@ -132,12 +149,16 @@ async def test_a_command_that_cannot_even_be_refused_is_given_up() -> None:
     assert cluster.committed(flag) == 4
 
 
-# --- A4: totals that cannot be read -----------------------------------------------------------------------------------
+# --- A4: totals that cannot be read
+# -----------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_totals_of_one_flag_that_cannot_be_read_blind_no_other() -> None:
-    """One flag's totals are damaged: it is reported, the other is rolled back by its own; mended, the fault is over."""
+    """One flag's totals are damaged: it is reported, the other is rolled back by its own.
+
+    Mended, the fault is over.
+    """
     cluster, damaged, other = Cluster(), FLAGS[0], FLAGS[1]
     async with cluster.replica() as replica:
         cluster.order("start", damaged)
@@ -192,7 +213,8 @@ async def test_a_mistake_in_looking_does_not_end_the_looks() -> None:
         assert replica.faults.current == ()
 
 
-# --- A7: a worker that fails again and again --------------------------------------------------------------------------
+# --- A7: a worker that fails again and again
+# --------------------------------------------------------------------------
 
 
 class Poison:
@@ -216,8 +238,13 @@ class Poison:
 
 
 @in_virtual_time
-async def test_a_worker_that_fails_is_restarted_ever_later_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restarts come after 5 s, doubling to 5 min; one alert says so; the fault ends when the worker runs again."""
+async def test_a_worker_that_fails_is_restarted_ever_later_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Restarts come after 5 s, doubling to 5 min; one alert says so.
+
+    The fault ends when the worker runs again.
+    """
     cluster, flag, other = Cluster(), FLAGS[0], FLAGS[1]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
@@ -243,8 +270,13 @@ async def test_a_worker_that_fails_is_restarted_ever_later_and_the_others_go_on(
 
 
 @in_virtual_time
-async def test_a_roll_back_does_not_wait_for_the_restart_of_a_failing_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An order that lowers restarts the worker at once, and goes before the evidence on which it fails."""
+async def test_a_roll_back_does_not_wait_for_the_restart_of_a_failing_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An order that lowers restarts the worker at once.
+
+    And goes before the evidence on which it fails.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
         cluster.order("start", flag)
@@ -262,7 +294,9 @@ async def test_a_roll_back_does_not_wait_for_the_restart_of_a_failing_worker(mon
 
 
 @in_virtual_time
-async def test_an_alert_of_a_broken_flag_waits_for_kafka_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_alert_of_a_broken_flag_waits_for_kafka_and_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Kafka takes no alert when the worker fails: the next failure tries again."""
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
@@ -278,12 +312,16 @@ async def test_an_alert_of_a_broken_flag_waits_for_kafka_and_stops_nothing(monke
         assert alerts(cluster).count("flag_broken") == 1
 
 
-# --- A3: documents that cannot be read --------------------------------------------------------------------------------
+# --- A3: documents that cannot be read
+# --------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_a_damaged_document_is_replaced_by_the_state_topic_s_and_said_loudly() -> None:
-    """The stored document is damaged, the state topic has one: the flag goes on from there, with an alert."""
+    """The stored document is damaged, the state topic has one.
+
+    The flag goes on from there, with an alert.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
         cluster.order("start", flag)
@@ -339,7 +377,10 @@ async def test_a_flag_that_cannot_be_read_stands_still_alone(is_newer: bool) -> 
 
 @in_virtual_time
 async def test_a_roll_back_of_a_repaired_flag_is_obeyed_at_once() -> None:
-    """The flag stood still for long and was repaired: an order that lowers does not wait for the next try."""
+    """The flag stood still for long and was repaired.
+
+    An order that lowers does not wait for the next try.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
         cluster.order("start", flag)
@@ -360,12 +401,16 @@ async def test_a_roll_back_of_a_repaired_flag_is_obeyed_at_once() -> None:
         assert len(replica.refused) == 1
 
 
-# --- what is over with a flag that went, or with a run ----------------------------------------------------------------
+# --- what is over with a flag that went, or with a run
+# ----------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_a_flag_that_is_handed_over_leaves_no_fault() -> None:
-    """Its blind guardrails and its broken rules are reported by who runs it: not by who ran it, for ever."""
+    """Its blind guardrails and its broken rules are reported by who runs it.
+
+    Not by who ran it, for ever.
+    """
     cluster, blind, wrong, late = Cluster(), FLAGS[0], FLAGS[1], FLAGS[2]
     async with cluster.replica() as replica:
         for flag in (blind, wrong, late):
@@ -380,7 +425,9 @@ async def test_a_flag_that_is_handed_over_leaves_no_fault() -> None:
             raise BrokenInvariant("totals cannot be read")
 
         cluster.totals.read = read  # type: ignore[method-assign, assignment]
-        replica.faults.report(Scope.FLAG, wrong, "a decision would break invariant I1", reporter="invariants")
+        replica.faults.report(
+            Scope.FLAG, wrong, "a decision would break invariant I1", reporter="invariants"
+        )
         await cluster.passes(5)
         reading.clear()
         await reading.wait()
@@ -392,8 +439,13 @@ async def test_a_flag_that_is_handed_over_leaves_no_fault() -> None:
 
 
 @in_virtual_time
-async def test_a_run_begins_without_the_faults_of_the_run_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The part is restarted while a worker is broken: when that works again, nothing says that it does not."""
+async def test_a_run_begins_without_the_faults_of_the_run_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The part is restarted while a worker is broken.
+
+    When that works again, nothing says that it does not.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     replica = Replica(cluster)
     await replica.log.start()
@@ -444,7 +496,10 @@ async def test_a_commit_that_fails_is_tried_again() -> None:
 
 
 async def test_damage_found_at_start_up_is_over_on_replicas_that_do_not_run_the_flag() -> None:
-    """Whoever runs it has repaired it: the state topic brings a newer document, or the store is asked again."""
+    """Whoever runs it has repaired it.
+
+    The state topic brings a newer document, or the store is asked again.
+    """
     daemon = Daemon(Settings.model_validate({}))
     rollouts = MemoryRollouts()
     daemon._tools = replace(daemon._tools, rollouts=rollouts)
@@ -474,7 +529,9 @@ async def test_a_stopped_worker_takes_no_other_part_s_fault_away() -> None:
     async with cluster.replica() as replica:
         cluster.order("start", flag)
         await cluster.passes(3)
-        replica.faults.report(Scope.FLAG, flag, "its contexts fill the partition", reporter="budget")
+        replica.faults.report(
+            Scope.FLAG, flag, "its contexts fill the partition", reporter="budget"
+        )
         worker = replica.workers.worker(flag)
         assert worker is not None
         real, worker._decide = worker._decide, None  # type: ignore[assignment]
@@ -530,7 +587,9 @@ async def counting(cluster: Cluster, rollout: Rollout, seconds: int) -> None:
 
 @in_virtual_time
 @pytest.mark.parametrize("is_read", [True, False])
-async def test_a_flag_that_cannot_be_saved_while_its_totals_are_is_unwatched(*, is_read: bool) -> None:
+async def test_a_flag_that_cannot_be_saved_while_its_totals_are_is_unwatched(
+    *, is_read: bool
+) -> None:
     """Only the rollouts' hashes cannot be written: an alert, a fault and a reason."""
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica, watched(cluster, replica) as alerts:
@@ -618,11 +677,15 @@ async def test_a_rollout_whose_worker_hangs_is_unwatched() -> None:
         assert "its worker has seen no look through for" in alert.summary
 
 
-# --- B1: the command topic grows --------------------------------------------------------------------------------------
+# --- B1: the command topic grows
+# --------------------------------------------------------------------------------------
 
 
 async def grow(cluster: Cluster, replicas: Sequence[Replica], partitions: int) -> None:
-    """Give the command topic more partitions, as the brokers and then each replica's view of them."""
+    """Give the command topic more partitions.
+
+    As the brokers and then each replica's view of them.
+    """
     await cluster.broker.grow(TOPIC, partitions)
     cluster.partitions = partitions
     del replicas
@@ -630,7 +693,10 @@ async def grow(cluster: Cluster, replicas: Sequence[Replica], partitions: int) -
 
 @in_virtual_time
 async def test_roll_back_works_throughout_when_the_command_topic_grows() -> None:
-    """From 4 to 6 partitions flags move: commands to the old and the new one are obeyed, and none goes round in circles."""
+    """From 4 to 6 partitions flags move.
+
+    Commands to the old and the new one are obeyed, and none goes round in circles.
+    """
     cluster = Cluster()
     flags = [f"flag-{number}" for number in range(12)]
     async with cluster.replica() as first, cluster.replica() as second:
@@ -657,7 +723,10 @@ async def test_roll_back_works_throughout_when_the_command_topic_grows() -> None
 
 @in_virtual_time
 async def test_a_command_is_forwarded_once_at_most() -> None:
-    """The forwarder believes in another number of partitions than the broker: the copy is carried out where it arrives."""
+    """The forwarder believes in another number of partitions than the broker.
+
+    The copy is carried out where it arrives.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
@@ -680,7 +749,10 @@ async def test_a_command_is_forwarded_once_at_most() -> None:
 
 @in_virtual_time
 async def test_a_flag_that_another_replica_started_is_taken_up() -> None:
-    """The state topic tells of a flag of ours after its partition was taken over: its guardrails are watched at once."""
+    """The state topic tells of a flag of ours after its partition was taken over.
+
+    Its guardrails are watched at once.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
         cluster.order("start", flag)
@@ -696,12 +768,16 @@ async def test_a_flag_that_another_replica_started_is_taken_up() -> None:
         assert set(replica.workers.rollouts) == {flag}
 
 
-# --- B4: committed beyond the end -------------------------------------------------------------------------------------
+# --- B4: committed beyond the end
+# -------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_a_committed_offset_beyond_the_end_reads_the_log_from_its_start() -> None:
-    """The topic was truncated under its committed offset: every command in it is obeyed, once, and flags stay here."""
+    """The topic was truncated under its committed offset.
+
+    Every command in it is obeyed, once, and flags stay here.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     cluster.broker.committed("deciders")[TOPIC, 0] = 500
     cluster.order("start", flag)
@@ -718,12 +794,16 @@ async def test_a_committed_offset_beyond_the_end_reads_the_log_from_its_start() 
     assert cluster.committed(flag) == 2
 
 
-# --- D4: flags that do not exist --------------------------------------------------------------------------------------
+# --- D4: flags that do not exist
+# --------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_commands_of_flags_that_do_not_exist_leave_nothing() -> None:
-    """No worker, nothing stored: each is answered from its record alone, and the same again when it is read again."""
+    """No worker, nothing stored.
+
+    Each is answered from its record alone, and the same again when it is read again.
+    """
     cluster = Cluster()
     for _ in range(2):
         async with cluster.replica() as replica:
@@ -744,7 +824,10 @@ async def test_commands_of_flags_that_do_not_exist_leave_nothing() -> None:
 
 @in_virtual_time
 async def test_commands_of_one_flag_keep_their_order_whether_it_exists_or_not() -> None:
-    """`start, roll_back` of a flag never heard of, among a flood of others, ends at 0 %; `roll_back, start` does not."""
+    """`start, roll_back` of a flag never heard of, among a flood of others, ends at 0 %.
+
+    `roll_back, start` does not.
+    """
     cluster, first, second = Cluster(), FLAGS[0], FLAGS[1]
     async with cluster.replica():
         for number in range(300):
@@ -791,7 +874,10 @@ async def test_an_honest_order_does_not_wait_behind_a_flood() -> None:
 
 @in_virtual_time
 async def test_strangers_wait_for_the_store_and_hold_up_nobody() -> None:
-    """Whether a flag exists cannot be asked while Redis is away: nothing is committed, nothing is refused wrongly."""
+    """Whether a flag exists cannot be asked while Redis is away.
+
+    Nothing is committed, nothing is refused wrongly.
+    """
     cluster = Cluster()
     async with cluster.replica() as replica:
         cluster.rollouts.outage.is_down = True
@@ -801,7 +887,9 @@ async def test_strangers_wait_for_the_store_and_hold_up_nobody() -> None:
         assert cluster.committed(FLAGS[0]) is None
         cluster.rollouts.outage.is_down = False
         await cluster.passes(5)
-        assert [fault.flag_key for _, fault in replica.refused if isinstance(fault, CommandRefused)] == [FLAGS[0]]
+        assert [
+            fault.flag_key for _, fault in replica.refused if isinstance(fault, CommandRefused)
+        ] == [FLAGS[0]]
     assert cluster.committed(FLAGS[0]) == 1
 
 
@@ -821,7 +909,10 @@ async def test_a_flag_that_only_the_store_knows_is_no_stranger() -> None:
 
 @in_virtual_time
 async def test_of_one_flag_only_so_many_commands_wait() -> None:
-    """While Redis is away, the hundred first commands of a flag wait; others are refused, those that lower are not."""
+    """While Redis is away, the hundred first commands of a flag wait.
+
+    Others are refused, those that lower are not.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
@@ -852,7 +943,10 @@ async def test_of_one_flag_only_so_many_commands_wait() -> None:
 async def test_a_command_refused_as_too_much_is_not_carried_out_by_the_next_owner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its refusal is kept as its answer: read again behind an uncommitted record, it gets the same."""
+    """Its refusal is kept as its answer.
+
+    Read again behind an uncommitted record, it gets the same.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
@@ -878,7 +972,9 @@ async def test_a_command_refused_as_too_much_is_not_carried_out_by_the_next_owne
         await cluster.passes(10)
         gate.set()
         await cluster.passes(10)
-        told = [fault.command_id for _, fault in replica.refused if isinstance(fault, CommandRefused)]
+        told = [
+            fault.command_id for _, fault in replica.refused if isinstance(fault, CommandRefused)
+        ]
         assert "c102" in told or cluster.results()["c102"] == "rejected"
         assert await percent_of(cluster, flag) == 10
         assert cluster.committed(flag) == 1
@@ -893,7 +989,10 @@ async def test_a_command_refused_as_too_much_is_not_carried_out_by_the_next_owne
 
 @in_virtual_time
 async def test_a_command_refused_for_a_fault_is_not_carried_out_by_the_next_owner() -> None:
-    """Nothing keeps that refusal, so it is told once the command is committed: not behind an open one."""
+    """Nothing keeps that refusal, so it is told once the command is committed.
+
+    Not behind an open one.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     open_flag = next(name for number in range(99) if partition_of(name := f"other-{number}") == 0)
     async with cluster.replica():
@@ -921,12 +1020,17 @@ async def test_a_command_refused_for_a_fault_is_not_carried_out_by_the_next_owne
     cluster.newest[flag] = rollout
     async with cluster.replica() as second:
         await cluster.passes(10)
-        told = [fault.command_id for _, fault in (*first.refused, *second.refused) if isinstance(fault, CommandRefused)]
+        told = [
+            fault.command_id
+            for _, fault in (*first.refused, *second.refused)
+            if isinstance(fault, CommandRefused)
+        ]
         assert (cluster.results().get("c4"), told) == ("accepted", [])
     assert cluster.committed(flag) == 4
 
 
-# --- refusals that Kafka does not take --------------------------------------------------------------------------------
+# --- refusals that Kafka does not take
+# --------------------------------------------------------------------------------
 
 
 async def never(_refused: Sequence[Any]) -> None:
@@ -936,7 +1040,10 @@ async def never(_refused: Sequence[Any]) -> None:
 
 @in_virtual_time
 async def test_records_that_cannot_be_set_aside_keep_no_roll_back_waiting() -> None:
-    """The quarantine is away: 220 roll backs of a flag without a proper id wait for it, an honest one is obeyed."""
+    """The quarantine is away.
+
+    220 roll backs of a flag without a proper id wait for it, an honest one is obeyed.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
@@ -960,9 +1067,18 @@ async def test_records_that_cannot_be_set_aside_keep_no_roll_back_waiting() -> N
 
 
 @in_virtual_time
-async def test_answers_that_kafka_does_not_take_keep_no_roll_back_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many refusals wait, the oldest are given up, loudly, before commands are read no more."""
-    for limit, value in (("STRANGERS_LIMIT", 50), ("REFUSALS_LIMIT", 60), ("UNCOMMITTED_LIMIT", 100)):
+async def test_answers_that_kafka_does_not_take_keep_no_roll_back_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many refusals wait.
+
+    The oldest are given up, loudly, before commands are read no more.
+    """
+    for limit, value in (
+        ("STRANGERS_LIMIT", 50),
+        ("REFUSALS_LIMIT", 60),
+        ("UNCOMMITTED_LIMIT", 100),
+    ):
         monkeypatch.setattr(workers_module, limit, value)
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
@@ -980,9 +1096,15 @@ async def test_answers_that_kafka_does_not_take_keep_no_roll_back_waiting(monkey
 
 
 @in_virtual_time
-async def test_while_kafka_takes_its_time_no_refusal_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_kafka_takes_its_time_no_refusal_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Slow is not away: what is refused waits, and each gets its answer."""
-    for limit, value in (("STRANGERS_LIMIT", 50), ("REFUSALS_LIMIT", 60), ("UNCOMMITTED_LIMIT", 100)):
+    for limit, value in (
+        ("STRANGERS_LIMIT", 50),
+        ("REFUSALS_LIMIT", 60),
+        ("UNCOMMITTED_LIMIT", 100),
+    ):
         monkeypatch.setattr(workers_module, limit, value)
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
@@ -999,12 +1121,16 @@ async def test_while_kafka_takes_its_time_no_refusal_is_given_up(monkeypatch: py
     assert cluster.committed(flag) == 500
 
 
-# --- B7: what is read a second time -----------------------------------------------------------------------------------
+# --- B7: what is read a second time
+# -----------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_last_week_s_roll_back_does_not_lower_this_week_s_rollout() -> None:
-    """Redis and the group's offsets are lost together: the old order is read again, and is one for an earlier rollout."""
+    """Redis and the group's offsets are lost together.
+
+    The old order is read again, and is one for an earlier rollout.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
         cluster.order("start", flag)
@@ -1031,7 +1157,10 @@ async def test_last_week_s_roll_back_does_not_lower_this_week_s_rollout() -> Non
 
 @in_virtual_time
 async def test_an_operator_with_a_slow_clock_is_obeyed() -> None:
-    """An order that arrives now was meant now: an hour that a laptop is behind keeps nothing at 10 %."""
+    """An order that arrives now was meant now.
+
+    An hour that a laptop is behind keeps nothing at 10 %.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
         cluster.order("start", flag)
@@ -1045,13 +1174,16 @@ async def test_an_operator_with_a_slow_clock_is_obeyed() -> None:
             )
         )
         now = round(cluster.clock.now().timestamp() * 1000)
-        cluster.broker.append(TOPIC, command, key=flag.encode(), partition=partition_of(flag), timestamp_ms=now)
+        cluster.broker.append(
+            TOPIC, command, key=flag.encode(), partition=partition_of(flag), timestamp_ms=now
+        )
         await cluster.passes(3)
         assert cluster.results()["late"] == "accepted"
         assert await percent_of(cluster, flag) == 0
 
 
-# --- the loops themselves ---------------------------------------------------------------------------------------------
+# --- the loops themselves
+# ---------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
@@ -1066,9 +1198,13 @@ async def test_a_mistake_in_following_commands_is_a_fault_and_not_the_end() -> N
 
         replica.workers._command_partitions = count
         await cluster.passes(5)
-        assert [(fault.scope, fault.name) for fault in replica.faults.current] == [(Scope.PART, "commands")]
+        assert [(fault.scope, fault.name) for fault in replica.faults.current] == [
+            (Scope.PART, "commands")
+        ]
         replica.workers._command_partitions = real_count
         cluster.order("start", flag)
         await cluster.passes(5)
-        assert isinstance((await cluster.stored(flag) or replace(cluster.transitions[0])).phase, Baking)
+        assert isinstance(
+            (await cluster.stored(flag) or replace(cluster.transitions[0])).phase, Baking
+        )
         assert replica.faults.current == ()

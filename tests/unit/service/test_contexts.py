@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.service.contexts import ContextSet, EntryLog, Filter, Memberships, RecentExposures, digest_of
+from controller.service.contexts import (
+    ContextSet,
+    EntryLog,
+    Filter,
+    Memberships,
+    RecentExposures,
+    digest_of,
+)
 
 DIGESTS = st.integers(0, 2**64 - 1)
 NAME = "flag|start-1|0|treatment"
@@ -39,7 +46,11 @@ class Stored(dict[str, bytes]):
 def state(sets: Memberships) -> dict[str, tuple[set[int], list[bytes]]]:
     """Return everything a membership can depend on."""
     return {
-        name: (sets.named(name).exact, [layer.words.tobytes() for layer in sets.named(name).filters]) for name in sets.names()
+        name: (
+            sets.named(name).exact,
+            [layer.words.tobytes() for layer in sets.named(name).filters],
+        )
+        for name in sets.names()
     }
 
 
@@ -58,17 +69,25 @@ def test_a_context_is_new_once() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([NAME, "flag|start-1|0|errors"]), DIGESTS | st.integers(0, 20)), max_size=200),
+    st.lists(
+        st.tuples(st.sampled_from([NAME, "flag|start-1|0|errors"]), DIGESTS | st.integers(0, 20)),
+        max_size=200,
+    ),
     st.sampled_from([1, 3, 1000]),
     st.randoms(use_true_random=False),
 )
 def test_a_reload_is_exact(added: list[tuple[str, int]], exact_limit: int, chance: Random) -> None:
-    """After any additions, saves and sealing, a reload holds exactly the same, and goes on alike."""
+    """After any additions, saves and sealing, a reload holds exactly the same.
+
+    And goes on alike.
+    """
     sets, stored = Memberships(exact_limit), Stored()
     for name, digest in added:
         sets.add(sets.named(name), digest)
         if chance.random() < 0.2:
-            stored.save(sets, with_garbage=chance.random() < 0.8)  # a crash between the save and the deletion
+            stored.save(
+                sets, with_garbage=chance.random() < 0.8
+            )  # a crash between the save and the deletion
         if chance.random() < 0.1:
             stored.save(sets)
             sets = stored.reload(exact_limit)
@@ -86,7 +105,9 @@ def test_a_save_carries_new_members_once() -> None:
             sets.add(sets.named(f"flag-{number}|r|0|errors"), chance.getrandbits(64))
         total += stored.save(sets)
     members = 100 * 500
-    assert total < members * 12 + 100 * 256 * 12 + 500 * 40  # entries, at most a chunk again per save, names
+    assert (
+        total < members * 12 + 100 * 256 * 12 + 500 * 40
+    )  # entries, at most a chunk again per save, names
 
 
 def test_a_large_set_becomes_a_filter() -> None:
@@ -163,10 +184,15 @@ def test_a_torn_chunk_is_noticed() -> None:
 
 
 def test_restoring_lets_other_threads_run() -> None:
-    """While a thread takes over a large journal, others get turns: compiled code would keep them waiting until it is done."""
+    """While a thread takes over a large journal, others get turns.
+
+    Compiled code would keep them waiting until it is done.
+    """
     fields = {"sets/0": b'{"0":"new-checkout|start-1|0|treatment"}'}
     for chunk in range(2_000):
-        fields[f"journal/{chunk}"] = b"".join(struct.pack("<IQ", 0, chunk << 8 | each) for each in range(256))
+        fields[f"journal/{chunk}"] = b"".join(
+            struct.pack("<IQ", 0, chunk << 8 | each) for each in range(256)
+        )
     sets = Memberships(20_000)
     thread = threading.Thread(target=sets.restore, args=(fields,))
     turns = 0
@@ -182,7 +208,10 @@ FLAG_OF = {0: "a", 1: "a", 2: "b", 3: "c"}  # set number -> flag; flag "a" has t
 
 
 def note(recent: RecentExposures, generation: int, digest: int, exposed: int) -> bool:
-    """Note an exposure in a generation as the fold does; return whether the generation still matters."""
+    """Note an exposure in a generation as the fold does.
+
+    Return whether the generation still matters.
+    """
     found = recent.generation(generation)
     if found is not None:
         found.note(FLAG_OF[exposed], exposed, digest)
@@ -200,9 +229,17 @@ def last_of_each_flag(recent: RecentExposures, digest: int, time_ms: int) -> dic
 
 
 def test_recent_exposures_keep_the_last_of_each_flag() -> None:
-    """Within a slice of time the newest exposure of each flag is known, flags apart, and each is stored when it changes."""
+    """Within a slice of time the newest exposure of each flag is known, flags apart.
+
+    And each is stored when it changes.
+    """
     recent = RecentExposures(30_000)
-    for exposed, expected in ((0, {"a": 0}), (2, {"a": 0, "b": 2}), (1, {"a": 1, "b": 2}), (0, {"a": 0, "b": 2})):
+    for exposed, expected in (
+        (0, {"a": 0}),
+        (2, {"a": 0, "b": 2}),
+        (1, {"a": 1, "b": 2}),
+        (0, {"a": 0, "b": 2}),
+    ):
         assert note(recent, 0, 5, exposed)
         assert note(recent, 0, 5, exposed)
         assert last_of_each_flag(recent, 5, 9_999) == expected
@@ -213,7 +250,10 @@ def test_recent_exposures_keep_the_last_of_each_flag() -> None:
 
 
 def test_recent_exposures_end_with_the_window() -> None:
-    """An exposure is found through the window and at most a third longer; what is too old is deleted from the store."""
+    """An exposure is found through the window and at most a third longer.
+
+    What is too old is deleted from the store.
+    """
     recent, stored = RecentExposures(30_000), Stored()
     for number in range(8):
         assert note(recent, number, number, 1)
@@ -239,26 +279,40 @@ def test_recent_exposures_are_indexed_by_the_slice() -> None:
     assert 2_000 / (300 + 256) < calls <= 2_000 / 256
     assert all(recent.last(digest, 19_999) == [digest % 4] for digest in range(2_000))
     stored.save(recent)
-    found = [recent.generation(number) for number in (0, 1)]  # what moves into chunks is not indexed again
+    found = [
+        recent.generation(number) for number in (0, 1)
+    ]  # what moves into chunks is not indexed again
     assert [generation.index(1) for generation in found if generation] == [0, 0]
 
 
 noted = st.lists(
-    st.tuples(st.integers(0, 9), st.integers(0, 5), st.sampled_from(sorted(FLAG_OF)), st.sampled_from(["", "save", "ask"])),
+    st.tuples(
+        st.integers(0, 9),
+        st.integers(0, 5),
+        st.sampled_from(sorted(FLAG_OF)),
+        st.sampled_from(["", "save", "ask"]),
+    ),
     max_size=60,
 )
 
 
 @given(noted, st.integers(1, 400))
-def test_recent_exposures_are_the_last_ones_noted(noted: list[tuple[int, int, int, str]], repeated: int) -> None:
-    """Whenever it is saved, asked or loaded again: of each flag the last exposure in the newest slice of time is known."""
+def test_recent_exposures_are_the_last_ones_noted(
+    noted: list[tuple[int, int, int, str]], repeated: int
+) -> None:
+    """Whenever it is saved, asked or loaded again.
+
+    Of each flag the last exposure in the newest slice of time is known.
+    """
     recent, stored = RecentExposures(30_000), Stored()
     expected: dict[tuple[int, int], dict[str, int]] = {}
     for generation, digest, exposed, then in noted:
         if not note(recent, generation, digest, exposed):
             continue
         expected.setdefault((generation, digest), {})[FLAG_OF[exposed]] = exposed
-        for other in range(repeated if then == "save" else 0):  # enough for several chunks, now and then
+        for other in range(
+            repeated if then == "save" else 0
+        ):  # enough for several chunks, now and then
             note(recent, generation, 1_000 + other, 3)
         if then == "save":
             stored.save(recent)
@@ -267,7 +321,9 @@ def test_recent_exposures_are_the_last_ones_noted(noted: list[tuple[int, int, in
     stored.save(recent)
     again = RecentExposures(30_000)
     assert again.restore(stored) == max(numbers_stored(stored), default=-1) + 1
-    oldest = max((generation for generation, _ in expected), default=0) - RecentExposures.PER_WINDOW - 1
+    oldest = (
+        max((generation for generation, _ in expected), default=0) - RecentExposures.PER_WINDOW - 1
+    )
     for digest in range(6):
         for newest in range(10):
             wanted: dict[str, int] = {}

@@ -1,4 +1,7 @@
-"""What one partition's records add up to, case by case; whole histories are in tests/property/test_counting.py."""
+"""What one partition's records add up to, case by case.
+
+Whole histories are in tests/property/test_counting.py.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,25 @@ from controller.errors import BrokenInvariant
 from controller.service.counting import MAX_FIELDS_PER_RECORD, Changes
 from controller.service.directory import Directory
 from schemas.terms import Operator, QuarantineReason
-from schemas.totals import BUNDLES, ArmCounts, PartitionCounts, bundle_field, decode_bundle, encode_progress
+from schemas.totals import (
+    BUNDLES,
+    ArmCounts,
+    PartitionCounts,
+    bundle_field,
+    decode_bundle,
+    encode_progress,
+)
 from schemas.wire import read_outcomes
-from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_rollout, make_stage, make_visit
+from tests.builders import (
+    HOUR,
+    MINUTE,
+    T0,
+    make_guardrail,
+    make_plan,
+    make_rollout,
+    make_stage,
+    make_visit,
+)
 from tests.records import LINES, Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
 
 ON, OFF = ("new-checkout", "on"), ("new-checkout", "off")
@@ -35,7 +54,11 @@ class Counting:
     """One partition that is fed values and saved at will."""
 
     def __init__(
-        self, *, evaluations: bool = False, directory: Directory | None = None, flags_with_own_fields: int = 250
+        self,
+        *,
+        evaluations: bool = False,
+        directory: Directory | None = None,
+        flags_with_own_fields: int = 250,
     ) -> None:
         self.directory = directory or make_directory()
         self.flags_with_own_fields = flags_with_own_fields
@@ -78,7 +101,10 @@ def evaluation(context: str, variant: str, at: datetime = AT) -> bytes:
 
 
 def test_a_context_errs_for_the_first_time_once_whatever_its_arm() -> None:
-    """One first-error set per flag and visit: who erred in control is no fresh context in the treatment."""
+    """One first-error set per flag and visit.
+
+    Who erred in control is no fresh context in the treatment.
+    """
     counting = Counting()
     counting.batch(outcome("a", OFF, error=True))
     counting.batch(outcome("a", ON, error=True))
@@ -89,12 +115,18 @@ def test_a_context_errs_for_the_first_time_once_whatever_its_arm() -> None:
 
 def test_each_visit_has_its_own_first_errors() -> None:
     """At a stage change everybody is at risk again."""
-    visits = (make_visit(left_at=T0 + HOUR), make_visit(stage=1, entered_at=T0 + HOUR, counts_from=T0 + HOUR))
+    visits = (
+        make_visit(left_at=T0 + HOUR),
+        make_visit(stage=1, entered_at=T0 + HOUR, counts_from=T0 + HOUR),
+    )
     counting = Counting()
     counting.directory.flags.clear()
     counting.directory.watch(make_rollout(visits=visits))
     counting.batch(outcome("a", ON, error=True), outcome("a", ON, error=True, at=T0 + HOUR))
-    assert [counting.arms["new-checkout", visit, "treatment"].first_errors for visit in (0, 1)] == [1, 1]
+    assert [counting.arms["new-checkout", visit, "treatment"].first_errors for visit in (0, 1)] == [
+        1,
+        1,
+    ]
 
 
 def test_a_context_is_at_risk_once_per_batch_until_it_errs() -> None:
@@ -112,7 +144,9 @@ def test_a_context_is_at_risk_once_per_batch_until_it_errs() -> None:
 def test_one_latency_per_context_and_batch_is_for_the_test() -> None:
     """The first latency of a context in a batch goes into the test's histogram, every one into the picture's."""
     counting = Counting()
-    counting.batch(outcome("a", ON), outcome("a", ON, latency_ms=10.0), outcome("a", ON, latency_ms=99.0))
+    counting.batch(
+        outcome("a", ON), outcome("a", ON, latency_ms=10.0), outcome("a", ON, latency_ms=99.0)
+    )
     counting.batch(outcome("a", ON, latency_ms=10.0))
     arm = counting.arms[TREATMENT]
     assert arm.latency == {bucket_of(10.0): 2}
@@ -128,9 +162,14 @@ def test_latencies_fall_into_the_cores_buckets(latency_ms: float) -> None:
 
 
 def test_exposures_are_contexts_and_switches_are_seen() -> None:
-    """An arm's exposures are its distinct contexts; one that saw the other arm before counts as switched."""
+    """An arm's exposures are its distinct contexts.
+
+    One that saw the other arm before counts as switched.
+    """
     counting = Counting(evaluations=True)
-    counting.batch(evaluation("a", "off"), evaluation("a", "off"), evaluation("a", "on"), evaluation("b", "on"))
+    counting.batch(
+        evaluation("a", "off"), evaluation("a", "off"), evaluation("a", "on"), evaluation("b", "on")
+    )
     counting.batch(evaluation("a", "off"))
     assert counting.arms[CONTROL] == ArmCounts(evaluations=3, exposures=1)
     assert counting.arms[TREATMENT] == ArmCounts(evaluations=2, exposures=2, switched=1)
@@ -152,13 +191,24 @@ def test_other_variants_are_ignored_and_seen() -> None:
     """A variant that is neither arm touches none and is counted for operators."""
     counting = Counting(evaluations=True)
     counting.batch(evaluation("a", "blue"))
-    assert (counting.records.ignored, counting.directory.other_variants, counting.arms) == (1, 1, {})
+    assert (counting.records.ignored, counting.directory.other_variants, counting.arms) == (
+        1,
+        1,
+        {},
+    )
 
 
 def make_ringed_directory() -> Directory:
-    """Return a directory of one flag in a stage with an audience, whose treatment is divided in two."""
+    """Return a directory of one flag in a stage with an audience.
+
+    Whose treatment is divided in two.
+    """
     audience = Audience("staff", ((Condition("staff", Operator.EQ, (True,)),),))
-    plan = make_plan(stages=(make_stage(audience="staff"),), audiences=(audience,), split=(("red", 1), ("blue", 1)))
+    plan = make_plan(
+        stages=(make_stage(audience="staff"),),
+        audiences=(audience,),
+        split=(("red", 1), ("blue", 1)),
+    )
     directory = Directory()
     directory.watch(make_rollout(plan=plan))
     return directory
@@ -167,31 +217,57 @@ def make_ringed_directory() -> Directory:
 def test_the_variants_of_a_divided_treatment_are_one_arm() -> None:
     """Whichever of them a context was served, it is in treatment; in time and late."""
     counting = Counting(evaluations=True, directory=make_ringed_directory())
-    counting.batch(evaluation("a", "red"), evaluation("b", "blue"), evaluation("c", "blue", T0), evaluation("d", "off"))
-    assert (counting.arms[TREATMENT].exposures, counting.arms[CONTROL].exposures, counting.records.late) == (2, 1, 1)
+    counting.batch(
+        evaluation("a", "red"),
+        evaluation("b", "blue"),
+        evaluation("c", "blue", T0),
+        evaluation("d", "off"),
+    )
+    assert (
+        counting.arms[TREATMENT].exposures,
+        counting.arms[CONTROL].exposures,
+        counting.records.late,
+    ) == (2, 1, 1)
     outcomes = Counting(directory=counting.directory)
     outcomes.batch(outcome("a", ("new-checkout", "red")), outcome("b", ("new-checkout", "blue")))
     assert outcomes.arms[TREATMENT].outcomes == 2
 
 
 def test_who_is_in_neither_arm_is_not_counted() -> None:
-    """Contexts outside the audience, and those of earlier rings, are known variants, and touch no arm."""
+    """Contexts outside the audience, and those of earlier rings, are known variants.
+
+    And touch no arm.
+    """
     counting = Counting(evaluations=True, directory=make_ringed_directory())
-    counting.batch(evaluation("a", "unassigned"), evaluation("b", "red-earlier"), evaluation("c", "on"))
-    assert (counting.records.ignored, counting.records.late, counting.directory.other_variants, counting.arms) == (3, 0, 1, {})
+    counting.batch(
+        evaluation("a", "unassigned"), evaluation("b", "red-earlier"), evaluation("c", "on")
+    )
+    assert (
+        counting.records.ignored,
+        counting.records.late,
+        counting.directory.other_variants,
+        counting.arms,
+    ) == (3, 0, 1, {})
     outcomes = Counting(directory=counting.directory)
-    outcomes.batch(outcome("a", ("new-checkout", "unassigned")), outcome("b", ("new-checkout", "blue-earlier")))
+    outcomes.batch(
+        outcome("a", ("new-checkout", "unassigned")), outcome("b", ("new-checkout", "blue-earlier"))
+    )
     assert (outcomes.records.ignored, outcomes.arms) == (2, {})
     assert counting.directory.other_variants == 1
 
 
 @pytest.mark.parametrize("is_reloaded", [False, True])
 def test_an_outcome_is_not_joined_to_an_arm_its_context_has_left(is_reloaded: bool) -> None:
-    """Staff who were compared in their own ring are in no arm of the next: their outcomes belong to none either."""
+    """Staff who were compared in their own ring are in no arm of the next.
+
+    Their outcomes belong to none either.
+    """
     directory = make_ringed_directory()
     exposures = Counting(evaluations=True, directory=directory)
     exposures.batch(evaluation("a", "red"), evaluation("a", "red-earlier", AT + MINUTE))
-    exposures.batch(evaluation("b", "red"), evaluation("b", "red-earlier"), evaluation("b", "blue", AT + MINUTE))
+    exposures.batch(
+        evaluation("b", "red"), evaluation("b", "red-earlier"), evaluation("b", "blue", AT + MINUTE)
+    )
     counting = Counting(directory=directory)
     join = exposures.load() if is_reloaded else exposures.owner
     counting.batch(outcome("a", at=AT + 2 * MINUTE), outcome("b", at=AT + 2 * MINUTE), join=join)
@@ -199,13 +275,20 @@ def test_an_outcome_is_not_joined_to_an_arm_its_context_has_left(is_reloaded: bo
 
 
 def test_only_conversions_a_guardrail_names_are_counted() -> None:
-    """A conversion counts once per context and visit, over both arms; unnamed ones leave nothing."""
+    """A conversion counts once per context and visit, over both arms.
+
+    Unnamed ones leave nothing.
+    """
     counting = Counting()
-    counting.batch(outcome("a", OFF, conversions=["paid", "clicked"]), outcome("a", ON, conversions=["paid"]))
+    counting.batch(
+        outcome("a", OFF, conversions=["paid", "clicked"]), outcome("a", ON, conversions=["paid"])
+    )
     counting.batch(outcome("b", ON, conversions=["paid"]))
     assert counting.arms[CONTROL].converted == {"paid": 1}
     assert counting.arms[TREATMENT].converted == {"paid": 1}
-    assert not any("clicked" in name or b"clicked" in value for name, value in counting.stored.items())
+    assert not any(
+        "clicked" in name or b"clicked" in value for name, value in counting.stored.items()
+    )
 
 
 def test_poison_is_refused_and_the_rest_counts() -> None:
@@ -213,9 +296,14 @@ def test_poison_is_refused_and_the_rest_counts() -> None:
     counting = Counting()
     position = counting.owner.totals.position
     values: Sequence[bytes | None] = [outcome("a", ON), b"{", None, outcome("b", ON)]
-    counting.owner.fold([make_record(position + number, value) for number, value in enumerate(values)])
+    counting.owner.fold(
+        [make_record(position + number, value) for number, value in enumerate(values)]
+    )
     refused = counting.owner.totals.refused
-    assert [(one.offset, one.reason) for one in refused] == [(1, QuarantineReason.NOT_JSON), (2, QuarantineReason.EMPTY)]
+    assert [(one.offset, one.reason) for one in refused] == [
+        (1, QuarantineReason.NOT_JSON),
+        (2, QuarantineReason.EMPTY),
+    ]
     assert (counting.records.quarantined, counting.records.counted) == (2, 2)
 
 
@@ -224,7 +312,10 @@ def test_a_record_is_one_of_four_and_best_of_its_flags() -> None:
     counting = Counting()
     unknown = ("nobody", "on")
     counting.batch(
-        outcome("a", unknown, ON), outcome("a", unknown, ON, at=T0), outcome("a", unknown), outcome("a", ("new-checkout", "x"))
+        outcome("a", unknown, ON),
+        outcome("a", unknown, ON, at=T0),
+        outcome("a", unknown),
+        outcome("a", ("new-checkout", "x")),
     )
     assert (counting.records.counted, counting.records.late, counting.records.ignored) == (1, 1, 2)
 
@@ -241,11 +332,18 @@ def test_joins_find_the_exposure_of_the_outcomes_past() -> None:
 
 
 def test_joins_find_what_came_last_within_a_slice_of_time() -> None:
-    """Back and forth between the arms, in and out of a visit: each change is known, the last one to arrive counts."""
+    """Back and forth between the arms, in and out of a visit.
+
+    Each change is known, the last one to arrive counts.
+    """
     directory = make_directory()
     exposures = Counting(evaluations=True, directory=directory)
-    exposures.batch(evaluation("a", "off", T0), evaluation("a", "on", T0 + MINUTE), evaluation("a", "off", T0))
-    exposures.batch(evaluation("b", "on"), evaluation("b", "on"), evaluation("b", "off"), evaluation("b", "on"))
+    exposures.batch(
+        evaluation("a", "off", T0), evaluation("a", "on", T0 + MINUTE), evaluation("a", "off", T0)
+    )
+    exposures.batch(
+        evaluation("b", "on"), evaluation("b", "on"), evaluation("b", "off"), evaluation("b", "on")
+    )
     counting = Counting(directory=directory)
     for join in (exposures.owner, exposures.load()):
         counting.batch(outcome("a"), outcome("b"), join=join)
@@ -253,17 +351,27 @@ def test_joins_find_what_came_last_within_a_slice_of_time() -> None:
 
 
 def test_joins_wait_until_all_exposures_are_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first outcome without flags may come after millions of exposures: some are indexed with each call, none is missed."""
+    """The first outcome without flags may come after millions of exposures.
+
+    Some are indexed with each call, none is missed.
+    """
     monkeypatch.setattr("controller.service.counting._INDEXED_AT_ONCE", 100)
     directory = make_directory()
     exposures = Counting(evaluations=True, directory=directory)
     for begin in range(0, 1_000, 300):
         exposures.batch(*(evaluation(f"u{number}", "on") for number in range(begin, begin + 300)))
     counting = Counting(directory=directory)
-    batch = [make_record(number, outcome(f"u{number}", *flags)) for number, flags in enumerate([(ON,), (), ()])]
+    batch = [
+        make_record(number, outcome(f"u{number}", *flags))
+        for number, flags in enumerate([(ON,), (), ()])
+    ]
     taken: list[int] = []
     while counting.owner.totals.position < len(batch):
-        taken.append(counting.owner.totals.fold_outcomes(batch[sum(taken) :], read_outcomes, join=exposures.owner.totals))
+        taken.append(
+            counting.owner.totals.fold_outcomes(
+                batch[sum(taken) :], read_outcomes, join=exposures.owner.totals
+            )
+        )
     assert taken == [1, 0, 0, 0, 0, 2]
     assert (counting.owner.totals.records.counted, directory.unjoined) == (3, 0)
 
@@ -280,13 +388,29 @@ def test_joins_skip_the_exposures_of_an_earlier_rollout() -> None:
 
 
 def test_outcomes_too_young_to_be_joined_are_left() -> None:
-    """Folding stops at the first outcome to be joined whose evaluations are not all there, not before it."""
+    """Folding stops at the first outcome to be joined whose evaluations are not all there.
+
+    Not before it.
+    """
     directory = make_directory()
     counting = Counting(directory=directory)
     join = Owner(directory, counts_exposures=True).totals
-    values = [(outcome("a", ON), 50), (outcome("a"), 40), (outcome("a"), 41), (outcome("a", ON), 30)]
-    batch = [make_record(number, value, timestamp_ms=at_ms(AT) + ms) for number, (value, ms) in enumerate(values)]
-    assert counting.owner.totals.fold_outcomes(batch, read_outcomes, join=join, joinable_until_ms=at_ms(AT) + 40) == 2
+    values = [
+        (outcome("a", ON), 50),
+        (outcome("a"), 40),
+        (outcome("a"), 41),
+        (outcome("a", ON), 30),
+    ]
+    batch = [
+        make_record(number, value, timestamp_ms=at_ms(AT) + ms)
+        for number, (value, ms) in enumerate(values)
+    ]
+    assert (
+        counting.owner.totals.fold_outcomes(
+            batch, read_outcomes, join=join, joinable_until_ms=at_ms(AT) + 40
+        )
+        == 2
+    )
     assert counting.owner.totals.position == 2
 
 
@@ -303,7 +427,10 @@ def test_counting_stops_when_a_save_is_full() -> None:
 
 
 def test_a_record_twice_in_one_batch_is_our_own_mistake() -> None:
-    """A batch whose offsets do not rise stops the counting; it is never taken for so many more records."""
+    """A batch whose offsets do not rise stops the counting.
+
+    It is never taken for so many more records.
+    """
     counting = Counting()
     twice = [make_record(0, outcome("a", ON)), make_record(0, outcome("a", ON))]
     with pytest.raises(BrokenInvariant, match="came twice"):
@@ -322,7 +449,9 @@ def test_a_newer_document_moves_the_timeline() -> None:
     """When a visit ends, events after its end no longer count for it."""
     counting = Counting(evaluations=True)
     counting.batch(evaluation("a", "on", T0 + 2 * HOUR))
-    watched = counting.directory.watch(make_rollout(revision=2, visits=(make_visit(left_at=T0 + HOUR),)))
+    watched = counting.directory.watch(
+        make_rollout(revision=2, visits=(make_visit(left_at=T0 + HOUR),))
+    )
     assert watched is not None
     counting.owner.totals.take(watched)
     counting.batch(evaluation("b", "on", T0 + 2 * HOUR))
@@ -350,7 +479,9 @@ def test_a_hash_of_nonsense_is_refused() -> None:
         ("sets/0", b'{"0":"a"}'),
     ):
         with pytest.raises(BrokenInvariant):
-            Owner(make_directory(), counts_exposures=True, stored={**good, name: value, "next": b"0"})
+            Owner(
+                make_directory(), counts_exposures=True, stored={**good, name: value, "next": b"0"}
+            )
 
 
 def test_superseded_rollouts_are_swept() -> None:
@@ -363,18 +494,23 @@ def test_superseded_rollouts_are_swept() -> None:
     counting.owner = counting.load()
     counting.owner.totals.drop_superseded()
     counting.batch(evaluation("a", "on"))
-    assert not any("start-1" in name or b"start-1" in value for name, value in counting.stored.items())
+    assert not any(
+        "start-1" in name or b"start-1" in value for name, value in counting.stored.items()
+    )
     assert counting.arms[TREATMENT].exposures == 1
 
 
-# --- where arms are stored ----------------------------------------------------------------------------------------------------
+# --- where arms are stored
+# --------------------------------------------------------------------------------------------------
 
 
 def directory_of(flags: int) -> Directory:
     """Return a directory of that many flags."""
     directory = Directory()
     for number in range(flags):
-        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}"), rollout_id="start-1"))
+        directory.watch(
+            make_rollout(plan=make_plan(flag_key=f"flag-{number}"), rollout_id="start-1")
+        )
     return directory
 
 
@@ -387,9 +523,15 @@ def test_few_flags_have_a_field_per_arm() -> None:
 
 
 def test_many_flags_share_fields() -> None:
-    """Arms of more flags go into bundles: a save never has more fields than there are bundles and journals."""
+    """Arms of more flags go into bundles.
+
+    A save never has more fields than there are bundles and journals.
+    """
     counting = Counting(directory=directory_of(4_000))
-    values = [outcome("a", *((f"flag-{number}", "on") for number in range(at, at + 50))) for at in range(0, 4_000, 50)]
+    values = [
+        outcome("a", *((f"flag-{number}", "on") for number in range(at, at + 50)))
+        for at in range(0, 4_000, 50)
+    ]
     records = [make_record(number, value) for number, value in enumerate(values)]
     counting.owner.fold(records)
     expected = counting.owner.totals.changed_fields
@@ -417,8 +559,14 @@ def test_an_arm_stays_where_it_was_first_stored() -> None:
 
 @pytest.mark.parametrize("is_reloaded", [False, True])
 def test_visits_that_are_over_leave_their_bundle(is_reloaded: bool) -> None:
-    """Ten minutes after a visit its arms get fields of their own; what still comes late is counted on there."""
-    visits = (make_visit(left_at=T0 + HOUR), make_visit(stage=1, entered_at=T0 + HOUR, counts_from=T0 + HOUR))
+    """Ten minutes after a visit its arms get fields of their own.
+
+    What still comes late is counted on there.
+    """
+    visits = (
+        make_visit(left_at=T0 + HOUR),
+        make_visit(stage=1, entered_at=T0 + HOUR, counts_from=T0 + HOUR),
+    )
     counting = Counting(flags_with_own_fields=0)
     counting.directory.flags.clear()
     counting.directory.watch(make_rollout(visits=visits))
@@ -434,12 +582,20 @@ def test_visits_that_are_over_leave_their_bundle(is_reloaded: bool) -> None:
     for _ in range(2):
         counting.batch(outcome("b", ON))
         counting.owner = counting.load()
-    assert [counting.arms["new-checkout", visit, "treatment"].outcomes for visit in (0, 1)] == [3, 2]
-    assert "new-checkout|start-1|0|treatment" not in decode_bundle(counting.stored[bundle_field("new-checkout")])
+    assert [counting.arms["new-checkout", visit, "treatment"].outcomes for visit in (0, 1)] == [
+        3,
+        2,
+    ]
+    assert "new-checkout|start-1|0|treatment" not in decode_bundle(
+        counting.stored[bundle_field("new-checkout")]
+    )
 
 
 def test_a_rollout_that_is_over_is_written_out_of_its_bundle() -> None:
-    """The save after a drop has the bundle without it; nothing is deleted behind the fence's back."""
+    """The save after a drop has the bundle without it.
+
+    Nothing is deleted behind the fence's back.
+    """
     counting = Counting(flags_with_own_fields=0)
     counting.batch(outcome("a", ON))
     counting.owner.totals.drop("new-checkout", "start-1")
@@ -450,7 +606,10 @@ def test_a_rollout_that_is_over_is_written_out_of_its_bundle() -> None:
 
 
 def test_a_rollout_that_ends_while_a_save_is_encoded_does_not_come_back() -> None:
-    """Between two slices of encoding a drop takes effect for what is still to be encoded, and for the next save."""
+    """Between two slices of encoding a drop takes effect for what is still to be encoded.
+
+    And for the next save.
+    """
     counting = Counting(flags_with_own_fields=0)
     counting.owner.fold([make_record(0, outcome("a", ON))])
     changes = Changes()
@@ -465,11 +624,19 @@ def test_a_rollout_that_ends_while_a_save_is_encoded_does_not_come_back() -> Non
 
 
 def test_names_of_sets_share_fields() -> None:
-    """Thousands of flags met at once name their sets in some fields, and give the names back after a load."""
+    """Thousands of flags met at once name their sets in some fields.
+
+    And give the names back after a load.
+    """
     counting = Counting(evaluations=True, directory=directory_of(300))
-    values = [evaluation_value("a", "on", time_ms=at_ms(AT), flag=f"flag-{number}") for number in range(300)]
+    values = [
+        evaluation_value("a", "on", time_ms=at_ms(AT), flag=f"flag-{number}")
+        for number in range(300)
+    ]
     counting.batch(*values)
-    assert len([name for name in counting.stored if name.startswith("sets/")]) == 10  # two sets per flag
+    assert (
+        len([name for name in counting.stored if name.startswith("sets/")]) == 10
+    )  # two sets per flag
     counting.owner = counting.load()
     counting.batch(*values)
     assert {arm.exposures for arm in counting.arms.values()} == {1}
@@ -478,12 +645,17 @@ def test_names_of_sets_share_fields() -> None:
     assert not any(b"flag-7|" in value for value in counting.stored.values())
 
 
-# --- records of many events -----------------------------------------------------------------------------------------------
+# --- records of many events
+# -----------------------------------------------------------------------------------------------
 
 
-def make_packing(*, evaluations: bool, directory: Directory | None = None, number: int = 0) -> Owner:
+def make_packing(
+    *, evaluations: bool, directory: Directory | None = None, number: int = 0
+) -> Owner:
     """Return the owner of a partition whose records hold an event a line."""
-    return Owner(directory or make_directory(), counts_exposures=evaluations, readers=LINES, number=number)
+    return Owner(
+        directory or make_directory(), counts_exposures=evaluations, readers=LINES, number=number
+    )
 
 
 def packed(*values: bytes) -> bytes:
@@ -492,7 +664,10 @@ def packed(*values: bytes) -> bytes:
 
 
 def test_a_record_with_a_bad_event_is_quarantined_and_its_good_ones_count() -> None:
-    """One refusal tells of the record, which is in no other class; what could be used in it was used."""
+    """One refusal tells of the record, which is in no other class.
+
+    What could be used in it was used.
+    """
     owner = make_packing(evaluations=True)
     late = evaluation_value("a", "on", time_ms=at_ms(T0 - HOUR))
     good = evaluation_value("a", "on", time_ms=at_ms(AT))
@@ -517,7 +692,10 @@ def test_a_record_with_a_bad_event_is_quarantined_and_its_good_ones_count() -> N
 
 @pytest.mark.parametrize("evaluations", [True, False])
 def test_a_record_is_folded_whole_or_not_at_all(evaluations: bool) -> None:
-    """A record that changes more fields than there is room for waits for the next save, with all its events."""
+    """A record that changes more fields than there is room for waits for the next save.
+
+    With all its events.
+    """
     directory = Directory()
     for number in range(60):
         directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
@@ -528,7 +706,10 @@ def test_a_record_is_folded_whole_or_not_at_all(evaluations: bool) -> None:
             return evaluation_value("a", "on", time_ms=at_ms(AT), flag=f"flag-{number}")
         return outcome("a", (f"flag-{number}", "on"))
 
-    batch = [make_record(index, packed(*(event(20 * index + at) for at in range(20)))) for index in range(3)]
+    batch = [
+        make_record(index, packed(*(event(20 * index + at) for at in range(20))))
+        for index in range(3)
+    ]
     if evaluations:
         taken = owner.totals.fold_evaluations(batch, LINES[0], room=60)
     else:
@@ -539,7 +720,10 @@ def test_a_record_is_folded_whole_or_not_at_all(evaluations: bool) -> None:
 
 
 def test_a_record_that_no_save_could_carry_is_refused() -> None:
-    """A record with more flags under rollout than one save has fields for stops nobody: it is set aside with its reason."""
+    """A record with more flags under rollout than one save has fields for stops nobody.
+
+    It is set aside with its reason.
+    """
     directory = Directory()
     count = MAX_FIELDS_PER_RECORD + 1
     for number in range(count):
@@ -552,14 +736,24 @@ def test_a_record_that_no_save_could_carry_is_refused() -> None:
 
 
 def test_packed_outcomes_without_flags_are_joined() -> None:
-    """An outcome in a record of many is joined to its context's exposures, and waits for evaluations as a whole record."""
+    """An outcome in a record of many is joined to its context's exposures.
+
+    And waits for evaluations as a whole record.
+    """
     directory = make_directory()
     exposures = make_packing(evaluations=True, directory=directory)
     exposures.fold([make_record(0, evaluation_value("a", "on", time_ms=at_ms(AT)))])
     owner = make_packing(evaluations=False, directory=directory)
-    record = make_record(0, packed(outcome("a", ON), outcome("a"), outcome("b")), timestamp_ms=at_ms(AT))
+    record = make_record(
+        0, packed(outcome("a", ON), outcome("a"), outcome("b")), timestamp_ms=at_ms(AT)
+    )
     early = at_ms(AT) - 1
-    assert owner.totals.fold_outcomes([record], LINES[1], join=exposures.totals, joinable_until_ms=early) == 0
+    assert (
+        owner.totals.fold_outcomes(
+            [record], LINES[1], join=exposures.totals, joinable_until_ms=early
+        )
+        == 0
+    )
     owner.fold([record], join=exposures.totals)
     stored: dict[str, bytes] = {}
     assert owner.save(stored)
@@ -571,7 +765,9 @@ def test_packed_outcomes_without_flags_are_joined() -> None:
 def test_contexts_in_several_partitions_are_noticed() -> None:
     """Of packed formats, whose senders may not key by context, a sample of contexts is watched for a second partition."""
     directory = make_directory()
-    owners = [make_packing(evaluations=True, directory=directory, number=number) for number in range(2)]
+    owners = [
+        make_packing(evaluations=True, directory=directory, number=number) for number in range(2)
+    ]
     values = [evaluation_value(f"u{number}", "on", time_ms=at_ms(AT)) for number in range(600)]
     owners[0].fold([make_record(0, packed(*values[:300])), make_record(1, packed(*values[:300]))])
     owners[1].fold([make_record(0, packed(*values[300:]))])
@@ -615,7 +811,9 @@ def test_contexts_of_a_partition_are_bounded() -> None:
 def test_a_flag_without_room_for_contexts_still_shows_its_errors() -> None:
     """The budget takes no error from a flag: what fails is counted, whatever else stands still."""
     counting = Counting()
-    failing = [outcome(f"u{number}", ON, error=True, conversions=["paid"]) for number in range(3_000)]
+    failing = [
+        outcome(f"u{number}", ON, error=True, conversions=["paid"]) for number in range(3_000)
+    ]
     for first in range(0, 3_000, 500):
         counting.batch(*failing[first : first + 500])
         counting.owner.totals.keep_budget(1_000)
@@ -675,7 +873,10 @@ def test_a_hash_of_an_earlier_release_is_read() -> None:
     ids=str,
 )
 def test_any_damage_of_what_is_stored_is_a_broken_invariant(damage: dict[str, bytes]) -> None:
-    """Whatever stands in a hash, loading it raises one exception, which stops that partition alone."""
+    """Whatever stands in a hash, loading it raises one exception.
+
+    Which stops that partition alone.
+    """
     counting = Counting(evaluations=True)
     counting.batch(evaluation("a", "on"))
     counting.stored |= damage

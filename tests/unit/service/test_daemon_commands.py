@@ -1,4 +1,7 @@
-"""What the daemon does about commands that are not carried out: on a daemon that is connected to nothing."""
+"""What the daemon does about commands that are not carried out.
+
+On a daemon that is connected to nothing.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ def record_of(offset: int) -> Record:
 
 
 async def test_a_quarantine_that_is_away_keeps_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records that are no command wait with ingest's refusals: refusing returns, and the answers are given."""
+    """Records that are no command wait with ingest's refusals.
+
+    Refusing returns, and the answers are given.
+    """
     monkeypatch.setattr(bootstrap, "QUARANTINE_SECONDS", 0.05)
     daemon = make_daemon()
     published: list[OutboxEntry] = []
@@ -43,7 +49,9 @@ async def test_a_quarantine_that_is_away_keeps_no_answer(monkeypatch: pytest.Mon
     backlog = daemon._ingest.refusals
     running = asyncio.create_task(backlog.run())
     unreadable = CommandUnreadable(QuarantineReason.INVALID, "its id is no id")
-    refused = CommandRefused(command_id="c1", flag_key="f", verb=CommandVerb.PROMOTE, reason="no rollout")
+    refused = CommandRefused(
+        command_id="c1", flag_key="f", verb=CommandVerb.PROMOTE, reason="no rollout"
+    )
     async with asyncio.timeout(2):
         await daemon._refuse_commands([(record_of(0), unreadable), (record_of(1), refused)])
         await daemon._refuse_commands([(record_of(2), unreadable)])

@@ -142,16 +142,25 @@ class Bench:
             await task
             await log.stop()
 
-    def evaluate(self, context: str, variant: str = "on", *, at: datetime = NOW, flag: str = "new-checkout") -> None:
+    def evaluate(
+        self, context: str, variant: str = "on", *, at: datetime = NOW, flag: str = "new-checkout"
+    ) -> None:
         """Append an evaluation."""
         value = evaluation_value(context, variant, time_ms=at_ms(at), flag=flag)
         self.broker.append(EVALUATIONS, value, key=context.encode(), timestamp_ms=at_ms(at))
 
     def happen(
-        self, context: str, *flags: tuple[str, str], at: datetime = NOW, error: bool = False, latency_ms: float | None = 5.0
+        self,
+        context: str,
+        *flags: tuple[str, str],
+        at: datetime = NOW,
+        error: bool = False,
+        latency_ms: float | None = 5.0,
     ) -> None:
         """Append an outcome."""
-        value = outcome_value(context, time_ms=at_ms(at), flags=flags, error=error, latency_ms=latency_ms)
+        value = outcome_value(
+            context, time_ms=at_ms(at), flags=flags, error=error, latency_ms=latency_ms
+        )
         self.broker.append(OUTCOMES, value, key=context.encode(), timestamp_ms=at_ms(at))
 
     def stored(self, topic: str, partition: int = 0) -> dict[str, bytes]:
@@ -235,7 +244,10 @@ async def test_two_members_share_and_hand_over() -> None:
         for number in range(100):
             bench.evaluate(f"v{number}")
         await until(bench.is_all_saved)
-    arms = [arms_in(bench.stored(EVALUATIONS, partition))["new-checkout", 0, "treatment"] for partition in range(4)]
+    arms = [
+        arms_in(bench.stored(EVALUATIONS, partition))["new-checkout", 0, "treatment"]
+        for partition in range(4)
+    ]
     assert sum(arm.evaluations for arm in arms) == 300
     assert sum(arm.exposures for arm in arms) == 200
 
@@ -280,8 +292,14 @@ async def test_a_save_of_unknown_outcome_is_repeated() -> None:
 
 
 async def test_an_outage_of_the_store_stops_fetching_at_a_bound_and_loses_nothing() -> None:
-    """While nothing can be saved only a bounded number of records is taken; afterwards all are counted."""
-    bench = Bench(settings=make_settings(max_unsaved_records=50, fetch_max_records=10), pacing=make_pacing(pending_records=20))
+    """While nothing can be saved only a bounded number of records is taken.
+
+    Afterwards all are counted.
+    """
+    bench = Bench(
+        settings=make_settings(max_unsaved_records=50, fetch_max_records=10),
+        pacing=make_pacing(pending_records=20),
+    )
     async with bench.running() as ingest:
         await until(lambda: bench.fence(EVALUATIONS) == 0)
         bench.totals.outage.is_down = True
@@ -298,8 +316,14 @@ async def test_an_outage_of_the_store_stops_fetching_at_a_bound_and_loses_nothin
 
 
 async def test_a_backlog_is_saved_less_often_and_its_end_at_once() -> None:
-    """While the log has much more than was folded, catching up comes first; what was caught up with is saved as ever."""
-    bench = Bench(settings=make_settings(fetch_max_records=10), pacing=make_pacing(pending_records=20, backlog_seconds=1000.0))
+    """While the log has much more than was folded, catching up comes first.
+
+    What was caught up with is saved as ever.
+    """
+    bench = Bench(
+        settings=make_settings(fetch_max_records=10),
+        pacing=make_pacing(pending_records=20, backlog_seconds=1000.0),
+    )
     for number in range(500):
         bench.evaluate(f"u{number}")
     fences = set()
@@ -312,7 +336,10 @@ async def test_a_backlog_is_saved_less_often_and_its_end_at_once() -> None:
 
 
 async def test_a_busy_partition_is_never_paused() -> None:
-    """What is at hand is folded before more is fetched: a pause would throw away what the client has read ahead."""
+    """What is at hand is folded before more is fetched.
+
+    A pause would throw away what the client has read ahead.
+    """
     bench = Bench(settings=CountingSettings())
     for _ in range(12_000):
         bench.evaluate("a")
@@ -352,7 +379,10 @@ async def test_refusals_are_published_before_the_fence_moves() -> None:
 
 
 async def test_counting_does_not_wait_for_a_quarantine_that_is_away() -> None:
-    """One bad record and no quarantine: everything is counted, the fault is shown, and details come later."""
+    """One bad record and no quarantine.
+
+    Everything is counted, the fault is shown, and details come later.
+    """
     bench = Bench(pacing=make_pacing(quarantine_seconds=0.01, retry_seconds=0.001))
     bench.is_quarantine_down = True
     bench.broker.append(OUTCOMES, b"{", partition=0, timestamp_ms=at_ms(NOW))
@@ -379,12 +409,17 @@ async def test_more_poison_than_one_quarantine_record_holds() -> None:
         bench.broker.append(OUTCOMES, b"?", partition=0, timestamp_ms=at_ms(NOW))
     async with bench.running():
         await until(bench.is_all_saved)
-    assert [refusal.offset for _, _, refusals in bench.quarantined for refusal in refusals] == list(range(1234))
+    assert [refusal.offset for _, _, refusals in bench.quarantined for refusal in refusals] == list(
+        range(1234)
+    )
     assert bench.progress(OUTCOMES).quarantined == 1234
 
 
 async def test_records_eaten_by_retention_are_a_recorded_gap() -> None:
-    """A fence below the log's start goes on at the start, with the gap counted as holes and a taint since the last event."""
+    """A fence below the log's start goes on at the start.
+
+    With the gap counted as holes and a taint since the last event.
+    """
     bench = Bench()
     bench.evaluate("a", at=NOW - MINUTE)
     async with bench.running():
@@ -494,7 +529,10 @@ async def test_a_log_that_begins_late_has_lost_its_beginning() -> None:
 
 
 async def test_a_topic_made_again_is_counted_on_from_its_beginning() -> None:
-    """Another topic under the same name, grown past the old fence: all of it counts, and the loss is noted (F26)."""
+    """Another topic under the same name, grown past the old fence.
+
+    All of it counts, and the loss is noted (F26).
+    """
     bench = Bench()
     bench.topology.ids = {"evaluations": "one", "outcomes": "one"}
     for number in range(10):
@@ -514,7 +552,12 @@ async def test_a_topic_made_again_is_counted_on_from_its_beginning() -> None:
     arm = arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"]
     assert (arm.outcomes, arm.first_errors) == (60, 50)
     progress = bench.progress(OUTCOMES)
-    assert (progress.start, progress.counted, progress.topic_id, progress.rebased) == (0, 50, "two", 1)
+    assert (progress.start, progress.counted, progress.topic_id, progress.rebased) == (
+        0,
+        50,
+        "two",
+        1,
+    )
     assert progress.losses == [(at_ms(NOW - MINUTE), at_ms(NOW))]
     async with bench.running() as ingest:  # and is an ordinary partition from then on
         bench.happen("w", ON)
@@ -544,7 +587,10 @@ async def test_a_topic_made_again_while_it_is_counted(is_noticed: bool) -> None:
 
 
 async def test_a_log_that_was_cut_is_counted_on_from_its_end() -> None:
-    """After an unclean election counting goes on at the end, with a loss; no evidence is dropped, none counted twice."""
+    """After an unclean election counting goes on at the end, with a loss.
+
+    No evidence is dropped, none counted twice.
+    """
     bench = Bench()
     for number in range(10):
         bench.happen(f"u{number}", ON)
@@ -561,7 +607,10 @@ async def test_a_log_that_was_cut_is_counted_on_from_its_end() -> None:
 
 
 async def test_an_end_that_is_behind_for_a_moment_is_no_cut() -> None:
-    """A broker that says once that the log ends earlier is asked again: nothing is counted twice."""
+    """A broker that says once that the log ends earlier is asked again.
+
+    Nothing is counted twice.
+    """
     bench = Bench()
     for number in range(10):
         bench.happen(f"u{number}", ON)
@@ -604,7 +653,10 @@ async def test_a_topics_id_is_adopted_when_none_is_known() -> None:
 
 
 async def test_a_damaged_partition_stops_alone_and_is_repaired_while_running() -> None:
-    """A hash that cannot be read costs its partition, with a remedy; once it is discarded counting begins again."""
+    """A hash that cannot be read costs its partition, with a remedy.
+
+    Once it is discarded counting begins again.
+    """
     bench = Bench(partitions=2)
     for number in range(20):
         bench.evaluate(f"u{number}")
@@ -620,7 +672,9 @@ async def test_a_damaged_partition_stops_alone_and_is_repaired_while_running() -
         assert fault.remedy == f"rolloutd repair partition {EVALUATIONS}/{victim}"
         for number in range(20):
             bench.happen(f"u{number}", ON)
-        await until(lambda: sum(max(0, bench.fence(OUTCOMES, partition)) for partition in range(2)) == 20)
+        await until(
+            lambda: sum(max(0, bench.fence(OUTCOMES, partition)) for partition in range(2)) == 20
+        )
         assert await bench.totals.discard(key)
         await until(bench.is_all_saved)
         await until(lambda: not bench.faults.current)
@@ -645,10 +699,16 @@ async def test_a_format_from_the_future_stops_its_partition_alone() -> None:
 
 
 async def test_a_record_that_cannot_be_counted_is_set_aside() -> None:
-    """A mistake of ours over one record costs that record: it goes to quarantine, all others count once."""
+    """A mistake of ours over one record costs that record.
+
+    It goes to quarantine, all others count once.
+    """
 
     def read(
-        records: Iterable[Record], refused: Callable[[Record, RecordRefused], None], *, latest_ms: int = MAX_TIME_MS
+        records: Iterable[Record],
+        refused: Callable[[Record, RecordRefused], None],
+        *,
+        latest_ms: int = MAX_TIME_MS,
     ) -> Iterator[EvaluationFields]:
         for record in records:
             if b"poison" in (record.value or b""):
@@ -665,7 +725,10 @@ async def test_a_record_that_cannot_be_counted_is_set_aside() -> None:
         await until(lambda: not bench.faults.current)
     arms = [arms_in(bench.stored(EVALUATIONS, partition)) for partition in range(2)]
     treated = [arm["new-checkout", 0, "treatment"] for arm in arms if arm]
-    assert (sum(arm.exposures for arm in treated), sum(arm.evaluations for arm in treated)) == (40, 40)
+    assert (sum(arm.exposures for arm in treated), sum(arm.evaluations for arm in treated)) == (
+        40,
+        40,
+    )
     details = [one.detail for _, _, refusals in bench.quarantined for one in refusals]
     assert len(details) == 2
     assert all("ZeroDivisionError" in detail for detail in details)
@@ -836,10 +899,18 @@ async def test_a_save_that_fails_by_a_mistake_of_ours_stops_its_pair_alone() -> 
 
 
 async def test_one_time_from_the_future_blinds_nobody() -> None:
-    """A record and an event far ahead cost themselves: outcomes after them are joined, and freshness stays true."""
+    """A record and an event far ahead cost themselves.
+
+    Outcomes after them are joined, and freshness stays true.
+    """
     bench = Bench()
     bench.evaluate("a", "on", at=NOW - MINUTE)
-    for ahead in (55 * MINUTE, timedelta(days=1), timedelta(days=365 * 75), timedelta(days=365 * 7000)):
+    for ahead in (
+        55 * MINUTE,
+        timedelta(days=1),
+        timedelta(days=365 * 75),
+        timedelta(days=365 * 7000),
+    ):
         bench.evaluate("a", "off", at=NOW + ahead)
     value = evaluation_value("a", "off", time_ms=at_ms(NOW))
     bench.broker.append(EVALUATIONS, value, key=b"a", timestamp_ms=2**62)
@@ -882,7 +953,11 @@ async def test_an_owner_that_hears_nothing_reports_nothing() -> None:
         bench.broker.outage.is_down = True
         saves = ingest.counters.saves
         bench.clock.advance(timedelta(seconds=1))
-        await until(lambda: bench.progress(OUTCOMES).reported_at_ms > 0 and ingest.counters.saves > saves + 4)
+        await until(
+            lambda: (
+                bench.progress(OUTCOMES).reported_at_ms > 0 and ingest.counters.saves > saves + 4
+            )
+        )
         before = bench.progress(OUTCOMES).reported_at_ms
         bench.clock.advance(timedelta(seconds=30))
         saves = ingest.counters.saves
@@ -893,8 +968,14 @@ async def test_an_owner_that_hears_nothing_reports_nothing() -> None:
 
 
 async def test_lag_is_the_logs_also_while_nothing_can_be_saved() -> None:
-    """With the store away and reading stopped, the lag shows what waits, and the age of what is not saved."""
-    bench = Bench(settings=make_settings(max_unsaved_records=50, fetch_max_records=10), pacing=make_pacing(pending_records=20))
+    """With the store away and reading stopped, the lag shows what waits.
+
+    And the age of what is not saved.
+    """
+    bench = Bench(
+        settings=make_settings(max_unsaved_records=50, fetch_max_records=10),
+        pacing=make_pacing(pending_records=20),
+    )
     async with bench.running() as ingest:
         await until(lambda: bench.fence(EVALUATIONS) == 0)
         bench.members[0][1].end_offset = lambda partition: 0  # type: ignore[method-assign]
@@ -912,7 +993,10 @@ async def test_lag_is_the_logs_also_while_nothing_can_be_saved() -> None:
 
 
 async def test_what_ended_is_given_back_after_an_hour() -> None:
-    """Totals, memberships and exposures of an ended rollout are deleted an hour later, and its events are ignored."""
+    """Totals, memberships and exposures of an ended rollout are deleted an hour later.
+
+    And its events are ignored.
+    """
     bench = Bench(pacing=make_pacing(sweep_seconds=0.0))
     for number in range(5000):
         bench.evaluate(f"u{number}")
@@ -928,7 +1012,9 @@ async def test_what_ended_is_given_back_after_an_hour() -> None:
         bench.clock.advance(HOUR)
         await until(lambda: not arms_in(bench.stored(EVALUATIONS)))
         await until(lambda: not arms_in(bench.stored(OUTCOMES)))
-        await until(lambda: not any("start-1" in str(value) for value in bench.stored(EVALUATIONS).values()))
+        await until(
+            lambda: not any("start-1" in str(value) for value in bench.stored(EVALUATIONS).values())
+        )
         ingest.watch(ended)  # as the state topic says it again
         bench.evaluate("late")
         await until(bench.is_all_saved)
@@ -950,7 +1036,10 @@ async def test_the_next_rollout_of_a_flag_that_was_given_back_is_counted() -> No
 
 
 async def test_an_idle_partition_reports_every_second() -> None:
-    """Without events the hash still says when its owner last wrote, so that silence of traffic is not silence of the owner."""
+    """Without events the hash still says when its owner last wrote.
+
+    So that silence of traffic is not silence of the owner.
+    """
     bench = Bench()
     async with bench.running() as ingest:
         await until(lambda: bench.fence(OUTCOMES) == 0)
@@ -962,7 +1051,10 @@ async def test_an_idle_partition_reports_every_second() -> None:
 
 async def test_stop_saves_what_was_folded() -> None:
     """A stop in order leaves nothing to count again."""
-    bench = Bench(settings=make_settings(flush_interval_seconds=10.0), pacing=make_pacing(longest_flush_seconds=10.0))
+    bench = Bench(
+        settings=make_settings(flush_interval_seconds=10.0),
+        pacing=make_pacing(longest_flush_seconds=10.0),
+    )
     async with bench.running() as ingest:
         await until(lambda: bench.fence(EVALUATIONS) == 0)
         bench.evaluate("a")
@@ -984,7 +1076,10 @@ async def test_stop_ends_while_the_store_is_away() -> None:
 
 
 async def test_an_outcome_without_flags_joins_the_last_exposure() -> None:
-    """An outcome that names a context alone counts for the arm that context saw last, for every flag with a rollout."""
+    """An outcome that names a context alone counts for the arm that context saw last.
+
+    For every flag with a rollout.
+    """
     bench = Bench()
     bench.evaluate("a", "off", at=NOW)
     bench.evaluate("a", "on", at=NOW + MINUTE)
@@ -998,7 +1093,10 @@ async def test_an_outcome_without_flags_joins_the_last_exposure() -> None:
 
 
 async def test_a_join_looks_back_one_window_and_not_ahead() -> None:
-    """An exposure older than the window plus a third, or younger than the outcome, is not joined."""
+    """An exposure older than the window plus a third.
+
+    Or younger than the outcome, is not joined.
+    """
     bench = Bench()
     bench.clock.advance(HOUR)
     bench.evaluate("old", "on", at=T0 + 2 * MINUTE)
@@ -1026,7 +1124,10 @@ async def test_joins_survive_a_restart() -> None:
 
 
 async def test_an_outcome_waits_for_the_evaluations_before_it() -> None:
-    """While the evaluation partition is behind, an outcome to be joined is held back, and the fence with it."""
+    """While the evaluation partition is behind, an outcome to be joined is held back.
+
+    And the fence with it.
+    """
     bench = Bench(pacing=make_pacing(join_patience_seconds=1e9))
     ingest, log = bench.make()
     task = asyncio.create_task(ingest.run())
@@ -1047,7 +1148,10 @@ async def test_an_outcome_waits_for_the_evaluations_before_it() -> None:
 
 
 async def test_outcomes_are_saved_before_the_evaluations_of_their_pair() -> None:
-    """Stored exposures are never ahead of stored outcomes: a replay joins what the first reading joined."""
+    """Stored exposures are never ahead of stored outcomes.
+
+    A replay joins what the first reading joined.
+    """
     bench = Bench()
     saved: list[tuple[str, bool]] = []
     save = bench.totals.save
@@ -1067,7 +1171,10 @@ async def test_outcomes_are_saved_before_the_evaluations_of_their_pair() -> None
 
 
 async def test_evaluations_that_never_come_do_not_stop_outcomes() -> None:
-    """An end of the log that is never reached, as after a transaction's marker, holds outcomes only for a while."""
+    """An end of the log that is never reached.
+
+    As after a transaction's marker, holds outcomes only for a while.
+    """
     bench = Bench(pacing=make_pacing(join_patience_seconds=0.2))
     bench.broker.skip((EVALUATIONS, 0), 1)
     bench.happen("a")
@@ -1076,7 +1183,10 @@ async def test_evaluations_that_never_come_do_not_stop_outcomes() -> None:
 
 
 async def test_evaluations_and_outcomes_are_folded_in_time_order_once_joins_are_needed() -> None:
-    """In a catch-up each outcome is joined to what its context had seen by then, not to what it saw later."""
+    """In a catch-up each outcome is joined to what its context had seen by then.
+
+    Not to what it saw later.
+    """
     bench = Bench()
     for minute in range(20):
         at = NOW + minute * timedelta(seconds=1)
@@ -1085,7 +1195,10 @@ async def test_evaluations_and_outcomes_are_folded_in_time_order_once_joins_are_
     async with bench.running():
         await until(bench.is_all_saved)
     arms = arms_in(bench.stored(OUTCOMES))
-    assert {arm: totals.outcomes for (_, _, arm), totals in arms.items()} == {"treatment": 10, "control": 10}
+    assert {arm: totals.outcomes for (_, _, arm), totals in arms.items()} == {
+        "treatment": 10,
+        "control": 10,
+    }
 
 
 async def test_unknown_flags_cost_one_counter() -> None:
@@ -1104,12 +1217,17 @@ async def test_unknown_flags_cost_one_counter() -> None:
 def series_of(metrics: Metrics) -> set[tuple[str, str]]:
     """Return the series of /metrics: names with their labels."""
     return {
-        (sample.name, str(sorted(sample.labels.items()))) for family in metrics.registry.collect() for sample in family.samples
+        (sample.name, str(sorted(sample.labels.items())))
+        for family in metrics.registry.collect()
+        for sample in family.samples
     }
 
 
 async def test_unknown_flags_add_no_series() -> None:
-    """/metrics has the same series after a thousand flags without a rollout as before: a sender of names cannot grow it."""
+    """/metrics has the same series after a thousand flags without a rollout as before.
+
+    A sender of names cannot grow it.
+    """
     bench = Bench()
     bench.evaluate("a")
     bench.happen("a", ON)
@@ -1126,7 +1244,10 @@ async def test_unknown_flags_add_no_series() -> None:
 
 
 async def test_the_next_rollout_drops_the_last_ones_fields() -> None:
-    """When a flag's next rollout starts, the fields of the one before are deleted and its own begin at zero."""
+    """When a flag's next rollout starts.
+
+    The fields of the one before are deleted and its own begin at zero.
+    """
     bench = Bench()
     bench.clock.advance(HOUR)
     bench.evaluate("a")
@@ -1171,7 +1292,10 @@ async def test_the_log_being_away_is_waited_for() -> None:
 
 
 async def test_large_records_of_many_events_are_counted() -> None:
-    """However large records of many events are, and more than may wait in memory, all are counted."""
+    """However large records of many events are.
+
+    And more than may wait in memory, all are counted.
+    """
     bench = Bench(readers=LINES)
     event = evaluation_value("a", "on", time_ms=at_ms(NOW))
     value = b"\n".join([event] * (300_000 // len(event)))

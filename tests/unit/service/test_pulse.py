@@ -62,7 +62,9 @@ async def test_the_brokers_clock_counts_once_it_is_known() -> None:
     clock = AgreedClock(machine)
 
     def read() -> ClockReading:
-        return ClockReading(machine.now() - timedelta(seconds=60), machine.monotonic(), machine.monotonic())
+        return ClockReading(
+            machine.now() - timedelta(seconds=60), machine.monotonic(), machine.monotonic()
+        )
 
     pulse = Pulse(clock, Faults(machine.now), ask=redis.time, read_broker=read)
     redis.ahead = timedelta(seconds=-60)
@@ -74,7 +76,9 @@ async def test_an_outage_of_redis_is_remembered_until_it_answers() -> None:
     """Why Redis did not answer is kept for /readyz."""
     machine = Machine()
     redis = Redis(machine)
-    pulse = Pulse(AgreedClock(machine), Faults(machine.now), ask=redis.time, read_broker=lambda: None)
+    pulse = Pulse(
+        AgreedClock(machine), Faults(machine.now), ask=redis.time, read_broker=lambda: None
+    )
     redis.is_down = True
     with pytest.raises(StoreUnavailable):
         await pulse.look()

@@ -69,7 +69,11 @@ class Bench:
     def not_ready(self, signs: Signs) -> dict[str, str]:
         """Report, and return why each component is not ready that is not."""
         self.reporter.report(signs)
-        return {name: one.why_not for name, one in self.health.components.items() if one.why_not is not None}
+        return {
+            name: one.why_not
+            for name, one in self.health.components.items()
+            if one.why_not is not None
+        }
 
 
 def test_a_flag_whose_state_is_not_saved_is_named() -> None:
@@ -99,10 +103,26 @@ def test_everything_well_is_ready_and_working() -> None:
 @pytest.mark.parametrize(
     ("overrides", "component", "why"),
     [
-        ({"brokers": {STATE_TOPIC: 4.1}}, "kafka", "no broker has answered about the state topic for 4 s"),
-        ({"brokers": {STATE_TOPIC: 4.1}}, "state", "what is decided elsewhere has not been heard of for 4 s"),
-        ({"brokers": {STATE_TOPIC: 0.0, "events": 9.0}}, "kafka", "no broker has answered about events for 9 s"),
-        ({"store_seconds": 5.0, "store_trouble": "timed out"}, "redis", "Redis has not answered for 5 s: timed out"),
+        (
+            {"brokers": {STATE_TOPIC: 4.1}},
+            "kafka",
+            "no broker has answered about the state topic for 4 s",
+        ),
+        (
+            {"brokers": {STATE_TOPIC: 4.1}},
+            "state",
+            "what is decided elsewhere has not been heard of for 4 s",
+        ),
+        (
+            {"brokers": {STATE_TOPIC: 0.0, "events": 9.0}},
+            "kafka",
+            "no broker has answered about events for 9 s",
+        ),
+        (
+            {"store_seconds": 5.0, "store_trouble": "timed out"},
+            "redis",
+            "Redis has not answered for 5 s: timed out",
+        ),
         ({"store_seconds": None}, "redis", "Redis has not answered yet"),
         (
             {"partitions": [make_view(saved_seconds=6.0)]},
@@ -126,13 +146,19 @@ def test_everything_well_is_ready_and_working() -> None:
         ),
         ({"effects": 50}, "outbox", "50 effects wait for Kafka"),
         ({"broken": {"checkout": "KeyError('x')"}}, "rollouts", "checkout: KeyError('x')"),
-        ({"gaps": {("checkout", "unleash"): "serves 50 %"}}, "actuation", "checkout on unleash serves 50 %"),
+        (
+            {"gaps": {("checkout", "unleash"): "serves 50 %"}},
+            "actuation",
+            "checkout on unleash serves 50 %",
+        ),
         ({"not_served": "stale"}, "serving", "stale"),
         ({"clocks": "Redis's clock is 31 s ahead"}, "clock", "Redis's clock is 31 s ahead"),
         ({"advisor": "down"}, "advisor", "down"),
     ],
 )
-def test_each_failure_is_told_by_its_component(overrides: dict[str, Any], component: str, why: str) -> None:
+def test_each_failure_is_told_by_its_component(
+    overrides: dict[str, Any], component: str, why: str
+) -> None:
     """With the reason in one sentence; and it is over when it is over."""
     bench = Bench()
     assert bench.not_ready(make_signs(**overrides))[component] == why
@@ -184,10 +210,15 @@ def test_the_gauges_follow() -> None:
     ):
         assert line in text
     bench.not_ready(make_signs())
-    assert 'rolloutd_dependency_up{dependency="redis"} 1.0' in generate_latest(bench.metrics.registry).decode()
+    assert (
+        'rolloutd_dependency_up{dependency="redis"} 1.0'
+        in generate_latest(bench.metrics.registry).decode()
+    )
 
 
-@pytest.mark.parametrize(("silent", "is_old"), [(None, True), (0.0, False), (5.0, False), (5.1, True), (900.0, True)])
+@pytest.mark.parametrize(
+    ("silent", "is_old"), [(None, True), (0.0, False), (5.0, False), (5.1, True), (900.0, True)]
+)
 def test_nothing_is_raised_by_an_old_word(silent: float | None, *, is_old: bool) -> None:
     """Half of a session timeout: after the whole of it another replica may have the flags."""
     why = why_word_is_old(silent, 10.0)
@@ -195,6 +226,9 @@ def test_nothing_is_raised_by_an_old_word(silent: float | None, *, is_old: bool)
 
 
 def test_a_short_session_does_not_ask_for_word_more_often_than_it_comes() -> None:
-    """Brokers are asked once a second: with sessions of two seconds half of one would be over again and again."""
+    """Brokers are asked once a second.
+
+    With sessions of two seconds half of one would be over again and again.
+    """
     assert why_word_is_old(1.4, 2.0) is None
     assert why_word_is_old(3.1, 2.0) is not None

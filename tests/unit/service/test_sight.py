@@ -31,7 +31,12 @@ from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_plan, make_rollout
 from tests.virtual_time import in_virtual_time
 
-PARTITIONS = ("flag.evaluations/0", "flag.evaluations/1", "request.outcomes/0", "request.outcomes/1")
+PARTITIONS = (
+    "flag.evaluations/0",
+    "flag.evaluations/1",
+    "request.outcomes/0",
+    "request.outcomes/1",
+)
 
 
 @dataclass
@@ -93,14 +98,20 @@ class Bench:
             for name, one in self.partitions.items():
                 if one.is_reporting:
                     freshest = now - one.lag
-                    self._progress[name] = PartitionProgress(name, one.next_offset, one.end_offset, freshest, now)
-            there = tuple(self._progress[name] for name, one in self.partitions.items() if one.is_there)
+                    self._progress[name] = PartitionProgress(
+                        name, one.next_offset, one.end_offset, freshest, now
+                    )
+            there = tuple(
+                self._progress[name] for name, one in self.partitions.items() if one.is_there
+            )
             evidence = Evidence(now, {}, there, self.expected)
             looked_at = self.clock.monotonic()
             handled_at = None if self._view is None else self._view.handled_at
             if self.is_handling:
                 handled_at = looked_at
-            self._view = WatchView(self.rollout.flag_key, self.rollout, evidence, looked_at, handled_at, self.trouble)
+            self._view = WatchView(
+                self.rollout.flag_key, self.rollout, evidence, looked_at, handled_at, self.trouble
+            )
         view = self._view or WatchView(self.rollout.flag_key, self.rollout, None, None)
         return [replace(view, rollout=self.rollout)]
 
@@ -171,8 +182,13 @@ def _topics_unequal(bench: Bench) -> None:
         (_stopped, "its worker stopped: KeyError()"),
     ],
 )
-def test_whatever_blinds_the_guardrails_is_alerted_within_ten_seconds(breaks: object, why: str) -> None:
-    """One critical alert with the reason and a way out, a log line and the gauge; then it is over, and that is said."""
+def test_whatever_blinds_the_guardrails_is_alerted_within_ten_seconds(
+    breaks: object, why: str
+) -> None:
+    """One critical alert with the reason and a way out, a log line and the gauge.
+
+    Then it is over, and that is said.
+    """
     bench = Bench()
     bench.passes(30)
     assert bench.raised == []
@@ -188,11 +204,20 @@ def test_whatever_blinds_the_guardrails_is_alerted_within_ten_seconds(breaks: ob
     assert [line["event"] for line in lines] == ["fault_contained", "rollout_unwatched"]
     assert bench.counts[-1] == 1
     fresh = Bench()
-    bench.partitions, bench.is_readable, bench.blind, bench.expected = fresh.partitions, True, None, 4
+    bench.partitions, bench.is_readable, bench.blind, bench.expected = (
+        fresh.partitions,
+        True,
+        None,
+        4,
+    )
     bench.is_handling, bench.trouble = True, ""
     assert bench.seconds_to_alert() <= 2
     over = bench.raised[-1]
-    assert (over.kind, over.severity, over.dedup_key) == (alert.kind, Severity.INFO, alert.dedup_key)
+    assert (over.kind, over.severity, over.dedup_key) == (
+        alert.kind,
+        Severity.INFO,
+        alert.dedup_key,
+    )
     assert bench.counts[-1] == 0
     bench.passes(600)
     assert len(bench.raised) == 2
@@ -210,7 +235,10 @@ def test_while_it_lasts_it_is_said_again_every_five_minutes() -> None:
 
 
 def test_partitions_that_change_hands_are_no_alarm() -> None:
-    """A second between two owners, and records that wait while the fence moves, are how it always is."""
+    """A second between two owners.
+
+    And records that wait while the fence moves, are how it always is.
+    """
     bench = Bench()
     for second in range(120):
         outcomes = bench.partitions["request.outcomes/0"]

@@ -112,7 +112,10 @@ def send(number: signal.Signals) -> None:
 
 @in_virtual_time
 async def test_up_in_order_and_down_in_order() -> None:
-    """What was decided is known before anything runs; after SIGTERM work is drained before loops end and connections close."""
+    """What was decided is known before anything runs.
+
+    After SIGTERM work is drained before loops end and connections close.
+    """
     daemon = Daemon()
     running = asyncio.create_task(daemon.run())
     await settled()
@@ -140,7 +143,10 @@ async def test_nothing_runs_before_the_state_topic_is_read() -> None:
 
 @in_virtual_time
 async def test_surroundings_that_are_away_at_start_are_waited_for() -> None:
-    """A step is repeated with growing pauses until Kafka is there; no crash loop, and health says what is missing."""
+    """A step is repeated with growing pauses until Kafka is there.
+
+    No crash loop, and health says what is missing.
+    """
     tries: list[float] = []
 
     async def prepare() -> None:
@@ -259,7 +265,10 @@ class Failing:
     ids=["mistake", "invariant", "group", "cancelled inside", "ended"],
 )
 def test_a_part_that_fails_is_restarted_alone(error: BaseException | None) -> None:
-    """Whatever ends a part, its siblings are not touched, it runs again after a second, and it is shown for a minute."""
+    """Whatever ends a part, its siblings are not touched, it runs again after a second.
+
+    And it is shown for a minute.
+    """
 
     @in_virtual_time
     async def story() -> None:
@@ -297,7 +306,10 @@ async def test_a_part_that_fails_again_and_again_ends_the_process() -> None:
 
 @in_virtual_time
 async def test_a_part_that_fails_now_and_then_goes_on_for_ever() -> None:
-    """A failure every eighty seconds is reported each time and ends nothing; the pauses do not grow."""
+    """A failure every eighty seconds is reported each time and ends nothing.
+
+    The pauses do not grow.
+    """
     part = Failing(*[ZeroDivisionError("now and then")] * 20, after_seconds=80)
     daemon = Daemon(loops=[("workers", part)])
     running = asyncio.create_task(daemon.run())
@@ -323,7 +335,10 @@ async def test_an_expendable_part_never_ends_the_process() -> None:
 
 @in_virtual_time
 async def test_a_step_that_fails_by_a_mistake_is_tried_again() -> None:
-    """An unexpected failure at start may be of the moment; ten in a row are not, and the exit code is 70."""
+    """An unexpected failure at start may be of the moment.
+
+    Ten in a row are not, and the exit code is 70.
+    """
     passing, lasting = Failing(*[KeyError("x")] * 3), Failing(*[KeyError("x")] * 100)
     passing.errors.append(None)
     daemon = Daemon(steps=[Step("kafka", "preparing topics", passing)])
@@ -349,7 +364,10 @@ async def test_a_bad_configuration_is_fatal_at_start() -> None:
 
 @in_virtual_time
 async def test_what_was_decided_is_followed_before_redis_is_there() -> None:
-    """The state topic is read right after Kafka was reached: flags are served while later steps wait."""
+    """The state topic is read right after Kafka was reached.
+
+    Flags are served while later steps wait.
+    """
 
     async def no_redis() -> None:
         raise EventLogUnavailable("no Redis")
@@ -370,7 +388,10 @@ async def test_what_was_decided_is_followed_before_redis_is_there() -> None:
 
 @in_virtual_time
 async def test_giving_up_has_an_exit_code_of_its_own() -> None:
-    """A consumer beyond repair ends the process in order, with the code that asks for a fresh start, and health is red."""
+    """A consumer beyond repair ends the process in order.
+
+    With the code that asks for a fresh start, and health is red.
+    """
     daemon = Daemon()
     running = asyncio.create_task(daemon.run())
     await settled()
@@ -396,7 +417,10 @@ async def test_hangup_is_told_and_stops_nothing() -> None:
 
 @in_virtual_time
 async def test_the_last_resort_is_set_before_anything_is_waited_for() -> None:
-    """A thread that needs no loop ends the process after both deadlines, whatever hangs, also after `run` has returned."""
+    """A thread that needs no loop ends the process after both deadlines, whatever hangs.
+
+    Also after `run` has returned.
+    """
     set_for: list[tuple[float, int]] = []
     daemon = Daemon()
     daemon.supervisor._end_at_the_latest = lambda seconds, code: set_for.append((seconds, code))  # type: ignore[method-assign]

@@ -1,4 +1,7 @@
-"""The judgement on a consumer's progress, and the loops that act on it, with a clock that is turned by hand."""
+"""The judgement on a consumer's progress, and the loops that act on it.
+
+With a clock that is turned by hand.
+"""
 
 from datetime import timedelta
 
@@ -6,7 +9,13 @@ import pytest
 
 from controller.adapters.memory import ManualClock
 from controller.errors import EventLogUnavailable
-from controller.service.watchdog import ConsumerWatchdog, Progress, ProgressJudge, Remedy, StallMeter
+from controller.service.watchdog import (
+    ConsumerWatchdog,
+    Progress,
+    ProgressJudge,
+    Remedy,
+    StallMeter,
+)
 from controller.settings import WatchdogSettings
 
 ZERO, ONE = ("flag.evaluations", 0), ("flag.evaluations", 1)
@@ -162,11 +171,16 @@ class Consumer:
 
 
 async def test_a_stuck_consumer_is_rebuilt_and_then_given_up() -> None:
-    """A consumer that stands still is rebuilt once, as set; still standing still, it is given up, with the reason."""
+    """A consumer that stands still is rebuilt once, as set.
+
+    Still standing still, it is given up, with the reason.
+    """
     consumer = Consumer()
     await consumer.watchdog.run()
     assert consumer.rebuilds == 1
-    assert consumer.given_up == ["no progress after 1 rebuilds of the consumer: ['flag.evaluations/0']"]
+    assert consumer.given_up == [
+        "no progress after 1 rebuilds of the consumer: ['flag.evaluations/0']"
+    ]
     assert consumer.watchdog.stuck == (ZERO,)
     assert consumer.clock.monotonic() == pytest.approx(Consumer().clock.monotonic() + 40.0, abs=2.0)
 

@@ -1,4 +1,7 @@
-"""One flag's worker on memory adapters, in virtual time: what is saved, published and asked when things go wrong around it."""
+"""One flag's worker on memory adapters, in virtual time.
+
+What is saved, published and asked when things go wrong around it.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +59,12 @@ from tests.virtual_time import LoopClock, in_virtual_time, settled
 FLAG = "new-checkout"
 PLAN = make_plan(stages=make_stages(10, 50, 100), blind=True, guardrails=())
 #: Real statistics on few contexts: a limit that ten times the errors breach.
-WATCHED = make_plan(stages=make_stages(10, 50, 100), guardrails=(make_guardrail(limit=0.05, margin=None),))
-CAN_HOLD = AdvisorPolicy(mode=AdvisorMode.CAN_HOLD, deadline=timedelta(seconds=30), hold_rounds=2, hold_for=5 * MINUTE)
+WATCHED = make_plan(
+    stages=make_stages(10, 50, 100), guardrails=(make_guardrail(limit=0.05, margin=None),)
+)
+CAN_HOLD = AdvisorPolicy(
+    mode=AdvisorMode.CAN_HOLD, deadline=timedelta(seconds=30), hold_rounds=2, hold_for=5 * MINUTE
+)
 
 
 class World:
@@ -103,17 +110,28 @@ class World:
                 await task
 
     def evidence(self, rollout: Rollout, *, errors: int = 10) -> Evidence:
-        """Return fresh evidence of the present visit: `errors` of a thousand contexts failed; some more at every look."""
+        """Return fresh evidence of the present visit: `errors` of a thousand contexts failed.
+
+        Some more at every look.
+        """
         now = self.clock.now()
         self.contexts += 10
         others = round(self.contexts * (100 - rollout.percent) / rollout.percent)
-        totals = VisitTotals(treatment=arm(self.contexts, errors), control=arm(others, others // 100))
+        totals = VisitTotals(
+            treatment=arm(self.contexts, errors), control=arm(others, others // 100)
+        )
         progress = make_progress(freshest=now, reported_at=now)
-        return make_evidence(at=now, visits={len(rollout.visits) - 1: totals}, partitions=(progress,))
+        return make_evidence(
+            at=now, visits={len(rollout.visits) - 1: totals}, partitions=(progress,)
+        )
 
     def results(self) -> list[dict[str, Any]]:
         """Return the data of every result published, repeats included."""
-        return [json.loads(entry.value)["data"] for entry in self.publisher.published if entry.topic == "results"]
+        return [
+            json.loads(entry.value)["data"]
+            for entry in self.publisher.published
+            if entry.topic == "results"
+        ]
 
     def published(self, topic: str) -> list[OutboxEntry]:
         """Return each record of a topic once."""
@@ -149,7 +167,9 @@ def start(plan: Plan = PLAN, **overrides: Any) -> Any:
     return make_command(CommandVerb.START, **{"command_id": "start-1", "plan": plan, **overrides})
 
 
-def order(verb: CommandVerb, command_id: str, *, after: timedelta = timedelta(0), **overrides: Any) -> Any:
+def order(
+    verb: CommandVerb, command_id: str, *, after: timedelta = timedelta(0), **overrides: Any
+) -> Any:
     """Return a command issued so long after `T0`."""
     at = T0 + after
     return make_command(verb, command_id=command_id, **{"at": at, "issued_at": at, **overrides})
@@ -162,18 +182,26 @@ async def look(world: World, worker: FlagWorker, *, errors: int = 10) -> None:
     await settled()
 
 
-# --- the ordinary way -------------------------------------------------------------------------------------------------------
+# --- the ordinary way
+# --------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_a_start_is_saved_served_published_and_answered() -> None:
-    """One command gives one document, one decision and one result, and leaves nothing in the outbox."""
+    """One command gives one document, one decision and one result.
+
+    And leaves nothing in the outbox.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
         await settled()
         assert (await world.stored()) == worker.rollout == world.transitions[-1]
-    assert [entry.effect_id for entry in world.publisher.published] == [f"{FLAG}/1/0", f"{FLAG}/1/1", f"{FLAG}/start-1"]
+    assert [entry.effect_id for entry in world.publisher.published] == [
+        f"{FLAG}/1/0",
+        f"{FLAG}/1/1",
+        f"{FLAG}/start-1",
+    ]
     assert world.results()[0]["status"] == "accepted"
     assert await world.unpublished() == []
 
@@ -192,7 +220,10 @@ async def test_deadlines_wake_the_worker() -> None:
 
 @in_virtual_time
 async def test_a_blind_ramp_goes_up_stage_by_stage() -> None:
-    """Looks at the gates carry the rollout to its end; every revision is published once, in order."""
+    """Looks at the gates carry the rollout to its end.
+
+    Every revision is published once, in order.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
@@ -208,7 +239,10 @@ async def test_a_blind_ramp_goes_up_stage_by_stage() -> None:
 
 @in_virtual_time
 async def test_a_breach_rolls_back_at_the_look_that_shows_it() -> None:
-    """Errors far above the limit lead to 0 % in one step, in the bake, with a decision and an alert."""
+    """Errors far above the limit lead to 0 % in one step, in the bake.
+
+    With a decision and an alert.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start(WATCHED))
@@ -216,12 +250,17 @@ async def test_a_breach_rolls_back_at_the_look_that_shows_it() -> None:
         await look(world, worker, errors=300)
         assert isinstance((await world.stored()).phase, RolledBack)
         assert world.transitions[-1].percent == 0
-    assert [json.loads(entry.value)["data"]["kind"] for entry in world.published("alerts")] == ["rolled_back"]
+    assert [json.loads(entry.value)["data"]["kind"] for entry in world.published("alerts")] == [
+        "rolled_back"
+    ]
 
 
 @in_virtual_time
 async def test_between_two_full_judgements_every_look_asks_for_harm() -> None:
-    """While a stage bakes, gaps and words are told once a second; a breach in between is found at the look that shows it."""
+    """While a stage bakes, gaps and words are told once a second.
+
+    A breach in between is found at the look that shows it.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start(WATCHED))
@@ -248,19 +287,26 @@ async def test_evidence_goes_before_queued_commands() -> None:
     async with world.worker() as worker:
         await worker.submit(start(WATCHED))
         await asyncio.sleep(90)
-        futures = [worker.submit(order(CommandVerb.FREEZE, f"freeze-{n}", after=90 * timedelta(seconds=1))) for n in range(50)]
+        futures = [
+            worker.submit(order(CommandVerb.FREEZE, f"freeze-{n}", after=90 * timedelta(seconds=1)))
+            for n in range(50)
+        ]
         await look(world, worker, errors=300)
         await asyncio.gather(*futures)
     decisions = [json.loads(entry.value)["data"]["kind"] for entry in world.published("decisions")]
     assert decisions == ["start", "roll_back"]
 
 
-# --- saved before performed ---------------------------------------------------------------------------------------------------
+# --- saved before performed
+# --------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_nothing_is_published_or_served_before_it_is_saved() -> None:
-    """While Redis is away a command leads to nothing outside; when it is back, to everything once."""
+    """While Redis is away a command leads to nothing outside.
+
+    When it is back, to everything once.
+    """
     world = World()
     async with world.worker() as worker:
         world.rollouts.outage.is_down = True
@@ -281,11 +327,19 @@ async def test_a_crash_between_save_and_publish_loses_nothing() -> None:
     world.publisher.outage.is_down = True
     async with world.worker() as worker:
         await worker.submit(start())
-    assert [entry.effect_id for entry in await world.unpublished()] == [f"{FLAG}/1/0", f"{FLAG}/1/1", f"{FLAG}/start-1"]
+    assert [entry.effect_id for entry in await world.unpublished()] == [
+        f"{FLAG}/1/0",
+        f"{FLAG}/1/1",
+        f"{FLAG}/start-1",
+    ]
     world.publisher.outage.is_down = False
     async with world.worker():
         await asyncio.sleep(1)
-    assert [entry.effect_id for entry in world.publisher.published] == [f"{FLAG}/1/0", f"{FLAG}/1/1", f"{FLAG}/start-1"]
+    assert [entry.effect_id for entry in world.publisher.published] == [
+        f"{FLAG}/1/0",
+        f"{FLAG}/1/1",
+        f"{FLAG}/start-1",
+    ]
     assert await world.unpublished() == []
 
 
@@ -318,12 +372,18 @@ async def test_kafka_away_delays_effects_and_forgets_none() -> None:
         world.publisher.outage.is_down = False
         await asyncio.sleep(10)
         assert worker.pending_effects == len(await world.unpublished()) == 0
-    assert [entry.effect_id for entry in world.published("results")] == [f"{FLAG}/start-1", f"{FLAG}/pause-1"]
+    assert [entry.effect_id for entry in world.published("results")] == [
+        f"{FLAG}/start-1",
+        f"{FLAG}/pause-1",
+    ]
 
 
 @in_virtual_time
 async def test_redis_away_after_publishing_delays_the_settling_only() -> None:
-    """A settle that fails is tried again; the effects go out again under their ids, and the outbox empties."""
+    """A settle that fails is tried again.
+
+    The effects go out again under their ids, and the outbox empties.
+    """
     world = World()
     async with world.worker() as worker:
         world.publisher.outage.is_down = True
@@ -337,12 +397,16 @@ async def test_redis_away_after_publishing_delays_the_settling_only() -> None:
     assert await world.unpublished() == []
 
 
-# --- outages age nothing ----------------------------------------------------------------------------------------------------
+# --- outages age nothing
+# --------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_a_command_that_waited_out_an_outage_is_decided_as_of_now() -> None:
-    """A promote saved an hour late begins its stage an hour late: no bake is over before the percentage was served."""
+    """A promote saved an hour late begins its stage an hour late.
+
+    No bake is over before the percentage was served.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
@@ -360,7 +424,10 @@ async def test_a_command_that_waited_out_an_outage_is_decided_as_of_now() -> Non
 
 @in_virtual_time
 async def test_a_raising_command_that_waited_too_long_is_refused() -> None:
-    """An order from before an hour's outage is not an order for now; it still gets its one answer."""
+    """An order from before an hour's outage is not an order for now.
+
+    It still gets its one answer.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
@@ -376,10 +443,17 @@ async def test_a_raising_command_that_waited_too_long_is_refused() -> None:
 
 @pytest.mark.parametrize(("outage_seconds", "percent"), [(0, 50), (300, 10)])
 @in_virtual_time
-async def test_evidence_that_waited_out_an_outage_is_stale(outage_seconds: int, percent: float) -> None:
-    """A look that passes a gate when it is fresh passes none after it waited for Redis: it is judged by the time it is."""
+async def test_evidence_that_waited_out_an_outage_is_stale(
+    outage_seconds: int, percent: float
+) -> None:
+    """A look that passes a gate when it is fresh passes none after it waited for Redis.
+
+    It is judged by the time it is.
+    """
     world = World()
-    plan = make_plan(stages=make_stages(10, 50), guardrails=(make_guardrail(limit=0.2, margin=None),))
+    plan = make_plan(
+        stages=make_stages(10, 50), guardrails=(make_guardrail(limit=0.2, margin=None),)
+    )
     async with world.worker() as worker:
         await worker.submit(start(plan))
         for _ in range(10):
@@ -402,7 +476,10 @@ async def test_evidence_that_waited_out_an_outage_is_stale(outage_seconds: int, 
 
 @in_virtual_time
 async def test_a_bake_that_ended_in_an_outage_is_followed_by_its_gate() -> None:
-    """After an outage longer than bake and gate nothing is skipped: the gate opens, and has its full time."""
+    """After an outage longer than bake and gate nothing is skipped.
+
+    The gate opens, and has its full time.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
@@ -416,12 +493,16 @@ async def test_a_bake_that_ended_in_an_outage_is_followed_by_its_gate() -> None:
     assert rollout.phase.since >= T0 + 3 * HOUR
 
 
-# --- compare-and-set ----------------------------------------------------------------------------------------------------------
+# --- compare-and-set
+# --------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_an_overtaken_save_is_decided_again_on_what_was_saved() -> None:
-    """Two replicas run one flag: the second to save looks again, and the roll back of the first stands."""
+    """Two replicas run one flag.
+
+    The second to save looks again, and the roll back of the first stands.
+    """
     world = World()
     async with world.worker() as first:
         await first.submit(start())
@@ -463,7 +544,9 @@ async def test_two_replicas_with_the_same_command_obey_it_once() -> None:
             await first.submit(order(CommandVerb.PROMOTE, "promote-1"))
             await settled()
         assert (await world.stored()).percent == 50
-    values = {entry.value for entry in world.publisher.published if entry.effect_id == f"{FLAG}/promote-1"}
+    values = {
+        entry.value for entry in world.publisher.published if entry.effect_id == f"{FLAG}/promote-1"
+    }
     assert len(values) == 1
 
 
@@ -490,7 +573,16 @@ async def test_a_save_whose_reply_was_lost_happens_once() -> None:
         assert (await world.stored()).percent == 50
         assert (await world.stored()).revision == 2
         assert worker.rollout == await world.stored()
-    assert len({entry.value for entry in world.publisher.published if entry.effect_id == f"{FLAG}/promote-1"}) == 1
+    assert (
+        len(
+            {
+                entry.value
+                for entry in world.publisher.published
+                if entry.effect_id == f"{FLAG}/promote-1"
+            }
+        )
+        == 1
+    )
 
 
 @in_virtual_time
@@ -511,7 +603,8 @@ async def test_totals_of_a_rollout_that_ended_are_not_judged_as_the_next_one_s()
     assert isinstance(rollout.phase, Baking)
 
 
-# --- one answer for each command ------------------------------------------------------------------------------------------
+# --- one answer for each command
+# ------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
@@ -529,24 +622,45 @@ async def test_a_repeated_command_gets_the_answer_it_got_and_does_nothing() -> N
         assert (await world.stored()).percent == 50
         assert (await world.stored()).revision == 2
     for command_id in ("start-1", "promote-1"):
-        values = [entry.value for entry in world.publisher.published if entry.effect_id == f"{FLAG}/{command_id}"]
+        values = [
+            entry.value
+            for entry in world.publisher.published
+            if entry.effect_id == f"{FLAG}/{command_id}"
+        ]
         assert len(values) >= 2
         assert len(set(values)) == 1
 
 
 _VERBS = st.sampled_from(
-    [CommandVerb.START, CommandVerb.PROMOTE, CommandVerb.PAUSE, CommandVerb.RESUME, CommandVerb.ROLL_BACK, CommandVerb.RESTART]
+    [
+        CommandVerb.START,
+        CommandVerb.PROMOTE,
+        CommandVerb.PAUSE,
+        CommandVerb.RESUME,
+        CommandVerb.ROLL_BACK,
+        CommandVerb.RESTART,
+    ]
 )
 
 
 @settings(max_examples=max(settings.default.max_examples // 2, 20))  # type: ignore[union-attr]
 @given(
-    st.lists(st.tuples(st.integers(0, 9), _VERBS, st.sampled_from(["", "", "", "crash", "lose a reply", "kafka"])), max_size=14)
+    st.lists(
+        st.tuples(
+            st.integers(0, 9),
+            _VERBS,
+            st.sampled_from(["", "", "", "crash", "lose a reply", "kafka"]),
+        ),
+        max_size=14,
+    )
 )
 def test_any_order_of_commands_repeats_and_crashes_gives_each_id_one_answer(
     script: list[tuple[int, CommandVerb, str]],
 ) -> None:
-    """Replayed ids give identical bytes and no second effect, whatever fails in between (I5, I7, I8)."""
+    """Replayed ids give identical bytes and no second effect, whatever fails in between.
+
+    I5, I7, I8.
+    """
     first_verb: dict[int, CommandVerb] = {}
 
     @in_virtual_time
@@ -562,7 +676,9 @@ def test_any_order_of_commands_repeats_and_crashes_gives_each_id_one_answer(
                     if trouble == "lose a reply":
                         world.rollouts.outage.lost_replies = 1
                     world.publisher.outage.is_down = trouble == "kafka"
-                    command = order(verb, f"c{number}", plan=PLAN if verb is CommandVerb.START else None)
+                    command = order(
+                        verb, f"c{number}", plan=PLAN if verb is CommandVerb.START else None
+                    )
                     done = worker.submit(command)
                     if trouble == "crash":
                         steps.insert(0, (number, verb, ""))  # not committed: read again
@@ -577,22 +693,32 @@ def test_any_order_of_commands_repeats_and_crashes_gives_each_id_one_answer(
         for entry in world.publisher.published:
             values.setdefault(entry.effect_id, set()).add(entry.value)
         assert all(len(each) == 1 for each in values.values())
-        assert {entry.effect_id for entry in world.published("results")} == {f"{FLAG}/{one}" for one in ids}
+        assert {entry.effect_id for entry in world.published("results")} == {
+            f"{FLAG}/{one}" for one in ids
+        }
         assert await world.unpublished() == []
         stored = await world.rollouts.load(FLAG)
-        revisions = [json.loads(entry.value)["data"]["revision"] for entry in world.published("state")]
+        revisions = [
+            json.loads(entry.value)["data"]["revision"] for entry in world.published("state")
+        ]
         assert revisions == list(range(1, len(revisions) + 1))
         assert len(revisions) == (0 if stored.rollout is None else stored.rollout.revision)
 
     play()
 
 
-# --- a full outbox --------------------------------------------------------------------------------------------------------
+# --- a full outbox
+# --------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
-async def test_a_full_outbox_blocks_raising_and_never_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With Kafka away for long, a promote is refused with an answer, a gate stays shut, and a roll back works."""
+async def test_a_full_outbox_blocks_raising_and_never_lowering(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With Kafka away for long, a promote is refused with an answer, a gate stays shut.
+
+    And a roll back works.
+    """
     monkeypatch.setattr(worker_module, "OUTBOX_LIMIT", 3)
     world = World()
     async with world.worker() as worker:
@@ -613,12 +739,16 @@ async def test_a_full_outbox_blocks_raising_and_never_lowering(monkeypatch: pyte
     assert [result["status"] for result in world.results()] == ["accepted", "rejected", "accepted"]
 
 
-# --- recovery ---------------------------------------------------------------------------------------------------------------
+# --- recovery
+# --------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_a_newer_document_in_the_state_topic_is_adopted() -> None:
-    """Redis lost its last second: what was last decided and published goes on, and is stored again."""
+    """Redis lost its last second.
+
+    What was last decided and published goes on, and is stored again.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
@@ -631,7 +761,10 @@ async def test_a_newer_document_in_the_state_topic_is_adopted() -> None:
 
 @in_virtual_time
 async def test_an_emptied_redis_is_filled_from_the_state_topic() -> None:
-    """Redis lost everything: the newest document known is taken up where it stands, and its bake goes on."""
+    """Redis lost everything.
+
+    The newest document known is taken up where it stands, and its bake goes on.
+    """
     world = World(newest=make_rollout(revision=7, plan=PLAN))
     async with world.worker() as worker:
         assert worker.rollout == world.newest
@@ -656,7 +789,10 @@ async def test_an_older_document_in_the_state_topic_changes_nothing() -> None:
 
 @in_virtual_time
 async def test_recovery_raises_nothing() -> None:
-    """Whatever Redis and the topic hold, the percentage after recovery is one that was decided last by one of them."""
+    """Whatever Redis and the topic hold.
+
+    The percentage after recovery is one that was decided last by one of them.
+    """
     for stored_revision in (None, 3, 6):
         for known in (None, make_rollout(revision=5, plan=PLAN, phase=Baking(1, T0 + 4 * HOUR))):
             world = World(newest=known)
@@ -672,7 +808,10 @@ async def test_recovery_raises_nothing() -> None:
 
 @in_virtual_time
 async def test_redis_falling_back_under_a_live_worker_is_noticed_at_the_next_save() -> None:
-    """A fail-over that lost the last save refuses the next; the topic's document is adopted, and the event decided on it."""
+    """A fail-over that lost the last save refuses the next.
+
+    The topic's document is adopted, and the event decided on it.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
@@ -688,7 +827,8 @@ async def test_redis_falling_back_under_a_live_worker_is_noticed_at_the_next_sav
         assert (await world.stored()).revision == world.newest.revision
 
 
-# --- the model ----------------------------------------------------------------------------------------------------------------
+# --- the model
+# --------------------------------------------------------------------------------------------------
 
 
 class HangingAdvisor:
@@ -705,7 +845,10 @@ class HangingAdvisor:
 
 @in_virtual_time
 async def test_a_hanging_model_delays_its_gate_to_the_deadline_and_nothing_else() -> None:
-    """While the model hangs, commands and breaches work at once; at the deadline the gate goes on without it."""
+    """While the model hangs, commands and breaches work at once.
+
+    At the deadline the gate goes on without it.
+    """
     advisor = HangingAdvisor()
     world = World(advisor=advisor)
     async with world.worker() as worker:
@@ -728,7 +871,11 @@ async def test_a_hanging_model_delays_its_gate_to_the_deadline_and_nothing_else(
 async def test_a_breach_does_not_wait_for_a_hanging_model() -> None:
     """The question is open, the evidence turns: 0 % in the same step."""
     world = World(advisor=HangingAdvisor())
-    plan = make_plan(stages=make_stages(10, 50), guardrails=(make_guardrail(limit=0.2, margin=None),), advisor=CAN_HOLD)
+    plan = make_plan(
+        stages=make_stages(10, 50),
+        guardrails=(make_guardrail(limit=0.2, margin=None),),
+        advisor=CAN_HOLD,
+    )
     async with world.worker() as worker:
         await worker.submit(start(plan))
         for _ in range(11):
@@ -764,8 +911,13 @@ async def test_an_answer_is_heeded() -> None:
 
 @in_virtual_time
 async def test_advice_is_held_against_the_outcome() -> None:
-    """When the evidence ends a rollout, the last advice of each of its gates is counted as right or wrong."""
-    world = World(advisor=MemoryAdvisor(make_advice("hold"), make_advice("proceed"), make_advice("hold")))
+    """When the evidence ends a rollout.
+
+    The last advice of each of its gates is counted as right or wrong.
+    """
+    world = World(
+        advisor=MemoryAdvisor(make_advice("hold"), make_advice("proceed"), make_advice("hold"))
+    )
     async with world.worker() as worker:
         await worker.submit(start(replace(WATCHED, advisor=CAN_HOLD)))
         await asyncio.sleep(11 * 60 + 1)
@@ -787,10 +939,15 @@ async def test_advice_is_held_against_the_outcome() -> None:
 
 @in_virtual_time
 async def test_an_alert_is_told_to_who_may_explain_it() -> None:
-    """Whoever explains hears of an alert once it is saved, with the rollout as it is then; what they add has its own id."""
+    """Whoever explains hears of an alert once it is saved, with the rollout as it is then.
+
+    What they add has its own id.
+    """
     heard: list[tuple[Rollout, RaiseAlert]] = []
     world = World()
-    async with world.worker(on_alert=lambda rollout, alert: heard.append((rollout, alert))) as worker:
+    async with world.worker(
+        on_alert=lambda rollout, alert: heard.append((rollout, alert))
+    ) as worker:
         await worker.submit(start(WATCHED))
         await asyncio.sleep(11 * 60 + 1)
         await look(world, worker, errors=900)
@@ -819,7 +976,9 @@ async def test_a_question_whose_asker_died_is_asked_again() -> None:
         await look(world, worker)
     async with world.worker() as worker:
         await look(world, worker)
-        assert [(question.gate_id, question.round) for question in advisor.asked] == [("start-1.2", 1)] * 2
+        assert [(question.gate_id, question.round) for question in advisor.asked] == [
+            ("start-1.2", 1)
+        ] * 2
 
 
 @in_virtual_time
@@ -839,7 +998,10 @@ async def test_a_question_saved_with_a_lost_reply_is_asked() -> None:
 
 @in_virtual_time
 async def test_approval_is_asked_after_advice() -> None:
-    """When advice says proceed and the plan wants a person, the person is asked; an approval of that revision advances."""
+    """When advice says proceed and the plan wants a person, the person is asked.
+
+    An approval of that revision advances.
+    """
     stages = make_stages(10, 50, approval=Approval.REQUIRED)
     world = World(advisor=MemoryAdvisor(make_advice()))
     async with world.worker() as worker:
@@ -851,12 +1013,18 @@ async def test_approval_is_asked_after_advice() -> None:
         assert isinstance(rollout.phase, AwaitingApproval)
         now = world.clock.now()
         await worker.submit(
-            make_command(CommandVerb.APPROVE, at=now, command_id="approve-1", expected_revision=rollout.revision)
+            make_command(
+                CommandVerb.APPROVE,
+                at=now,
+                command_id="approve-1",
+                expected_revision=rollout.revision,
+            )
         )
         assert (await world.stored()).percent == 50
 
 
-# --- the rest ---------------------------------------------------------------------------------------------------------------
+# --- the rest
+# --------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
@@ -879,7 +1047,9 @@ async def test_an_undecided_gate_pauses_by_time() -> None:
         await asyncio.sleep(3600 + 61)
         assert isinstance((await world.stored()).phase, Paused)
         await settled()
-    assert [json.loads(entry.value)["data"]["kind"] for entry in world.published("alerts")] == ["paused"]
+    assert [json.loads(entry.value)["data"]["kind"] for entry in world.published("alerts")] == [
+        "paused"
+    ]
 
 
 @in_virtual_time
@@ -894,7 +1064,10 @@ async def test_abandoned_commands_are_let_go() -> None:
 
 @in_virtual_time
 async def test_the_state_can_be_said_again() -> None:
-    """The newest document is published again with its own id, and so is an alert that no transition caused."""
+    """The newest document is published again with its own id.
+
+    And so is an alert that no transition caused.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())

@@ -1,4 +1,7 @@
-"""One flag's worker: ids used twice, effects that Redis lost, what may not be raised, and rules that no decision may break."""
+"""One flag's worker: ids used twice, effects that Redis lost, what may not be raised.
+
+And rules that no decision may break.
+"""
 
 from __future__ import annotations
 
@@ -49,12 +52,16 @@ def statuses(world: World) -> list[tuple[str, str]]:
     return [(event["id"], event["data"]["status"]) for event in events(world, "results")]
 
 
-# --- D2: an id that is used twice -------------------------------------------------------------------------------------
+# --- D2: an id that is used twice
+# -------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_a_roll_back_under_the_id_of_the_rollout_before_is_carried_out() -> None:
-    """A script rolls back under one id in every rollout: the second is not told the first one's `accepted`."""
+    """A script rolls back under one id in every rollout.
+
+    The second is not told the first one's `accepted`.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
@@ -72,12 +79,18 @@ async def test_a_roll_back_under_the_id_of_the_rollout_before_is_carried_out() -
     assert len(ids) == 5
     assert ids[3].startswith("ci-rollback/")
     results = [event["data"] for event in events(world, "results")]
-    assert [(result["command_id"], result["status"]) for result in results][3] == ("ci-rollback", "accepted")
+    assert [(result["command_id"], result["status"]) for result in results][3] == (
+        "ci-rollback",
+        "accepted",
+    )
 
 
 @in_virtual_time
 async def test_an_id_with_other_content_is_refused_and_said_so() -> None:
-    """A promote under the start's id is not answered `start accepted`; the first answer stays what it was."""
+    """A promote under the start's id is not answered `start accepted`.
+
+    The first answer stays what it was.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
@@ -113,7 +126,10 @@ async def test_an_abort_under_the_starts_id_is_carried_out() -> None:
 
 @in_virtual_time
 async def test_a_command_repeated_later_for_want_of_an_answer_gets_it() -> None:
-    """The same start, promote or pause asked for again with a newer time is the same order, or harmless."""
+    """The same start, promote or pause asked for again with a newer time is the same order.
+
+    Or harmless.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
@@ -123,14 +139,19 @@ async def test_a_command_repeated_later_for_want_of_an_answer_gets_it() -> None:
         assert (await world.stored()).percent == 50
         await worker.submit(order(CommandVerb.PAUSE, "q"))
         await worker.submit(order(CommandVerb.RESUME, "r"))
-        await worker.submit(order(CommandVerb.PAUSE, "q", after=2 * MINUTE))  # meant again: it was resumed
+        await worker.submit(
+            order(CommandVerb.PAUSE, "q", after=2 * MINUTE)
+        )  # meant again: it was resumed
         assert isinstance((await world.stored()).phase, Paused)
     assert {status for _, status in statuses(world)} == {"accepted"}
 
 
 @in_virtual_time
 async def test_answers_kept_by_a_release_without_digests_are_read() -> None:
-    """After an upgrade, a repeated command gets its old answer, and a roll back given after it is carried out."""
+    """After an upgrade, a repeated command gets its old answer.
+
+    And a roll back given after it is carried out.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
@@ -151,14 +172,20 @@ async def test_answers_kept_by_a_release_without_digests_are_read() -> None:
         assert (await world.stored()).percent == 0
 
 
-# --- D6: Redis falls back while Kafka is away ---------------------------------------------------------------------------
+# --- D6: Redis falls back while Kafka is away
+# ---------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_effects_that_redis_lost_and_kafka_had_not_yet_are_published() -> None:
-    """A stale replica is promoted while Kafka takes no writes: decision, alert and state of the roll back all appear."""
+    """A stale replica is promoted while Kafka takes no writes.
+
+    Decision, alert and state of the roll back all appear.
+    """
     world = World()
-    async with world.worker(newest_known=lambda _: world.transitions[-1] if world.transitions else None) as worker:
+    async with world.worker(
+        newest_known=lambda _: world.transitions[-1] if world.transitions else None
+    ) as worker:
         await worker.submit(start())
         await settled()
         before = world.rollouts.snapshot()
@@ -201,12 +228,16 @@ async def test_a_crash_after_the_fall_back_was_found_loses_none_of_them() -> Non
     assert [event["data"]["kind"] for event in events(world, "alerts")] == ["rolled_back"]
 
 
-# --- what may not be raised ---------------------------------------------------------------------------------------------
+# --- what may not be raised
+# ---------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_nothing_is_raised_while_this_replica_must_not(logs: list[Any]) -> None:
-    """A promote is refused with the reason, a gate stays and says why, a roll back works; later all goes on."""
+    """A promote is refused with the reason, a gate stays and says why, a roll back works.
+
+    Later all goes on.
+    """
     world, why = World(), ["its clock is 5 min ahead of the brokers'"]
     async with world.worker(why_not_raise=lambda: why[0] if why else None) as worker:
         await worker.submit(start())
@@ -224,7 +255,9 @@ async def test_nothing_is_raised_while_this_replica_must_not(logs: list[Any]) ->
         assert isinstance(rollout.phase, Gating)
         assert (rollout.percent, rollout.hold) == (10, HoldReason.HEALTH)
         assert sum(line["event"] == "raising_held_back" for line in logs) == 2
-        assert [event["data"]["reason"] for event in events(world, "decisions")][-1].endswith(why[0])
+        assert [event["data"]["reason"] for event in events(world, "decisions")][-1].endswith(
+            why[0]
+        )
         why.clear()
         await look(world, worker)
         assert ((await world.stored()).percent, (await world.stored()).hold) == (50, None)
@@ -235,25 +268,36 @@ async def test_nothing_is_raised_while_this_replica_must_not(logs: list[Any]) ->
 
 @in_virtual_time
 async def test_a_scheduled_start_waits_as_well() -> None:
-    """Its time has come and nothing may be raised: 0 % stays, with the reason visible; then it starts."""
+    """Its time has come and nothing may be raised: 0 % stays, with the reason visible.
+
+    Then it starts.
+    """
     world, why = World(), ["the serving lease is lost"]
-    plan = make_plan(stages=make_stages(10, 50), blind=True, guardrails=(), start_at=T0 + 5 * MINUTE)
+    plan = make_plan(
+        stages=make_stages(10, 50), blind=True, guardrails=(), start_at=T0 + 5 * MINUTE
+    )
     async with world.worker(why_not_raise=lambda: why[0] if why else None) as worker:
         await worker.submit(start(plan))
         await asyncio.sleep(400)
-        assert ((await world.stored()).percent, (await world.stored()).hold) == (0, HoldReason.HEALTH)
+        assert ((await world.stored()).percent, (await world.stored()).hold) == (
+            0,
+            HoldReason.HEALTH,
+        )
         why.clear()
         await asyncio.sleep(1)
         assert isinstance((await world.stored()).phase, Baking)
         assert (await world.stored()).percent == 10
 
 
-# --- alerts without Redis and without Kafka -----------------------------------------------------------------------------
+# --- alerts without Redis and without Kafka
+# -----------------------------------------------------------------------------
 
 
 def an_alert(number: int = 0) -> RaiseAlert:
     """Return an alert that no transition caused."""
-    return RaiseAlert(AlertKind.NOT_ACTUATED, Severity.CRITICAL, "a plane is away", "see why", f"key-{number}")
+    return RaiseAlert(
+        AlertKind.NOT_ACTUATED, Severity.CRITICAL, "a plane is away", "see why", f"key-{number}"
+    )
 
 
 @in_virtual_time
@@ -295,7 +339,8 @@ async def test_alerts_wait_for_kafka_bounded() -> None:
         assert len(world.published("alerts")) == worker_module.UNSAVED_LIMIT
 
 
-# --- rules that no decision may break -----------------------------------------------------------------------------------
+# --- rules that no decision may break
+# -----------------------------------------------------------------------------------
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, bug: Any) -> None:
@@ -310,19 +355,31 @@ def planted(monkeypatch: pytest.MonkeyPatch, bug: Any) -> None:
 
 def violations(world: World, rule: str) -> float:
     """Return what the counter says."""
-    return world.metrics.registry.get_sample_value("rolloutd_invariant_violations_total", {"invariant": rule}) or 0.0
+    return (
+        world.metrics.registry.get_sample_value(
+            "rolloutd_invariant_violations_total", {"invariant": rule}
+        )
+        or 0.0
+    )
 
 
 @in_virtual_time
-async def test_a_raise_that_breaks_a_rule_is_not_saved(monkeypatch: pytest.MonkeyPatch, logs: list[Any]) -> None:
-    """A bug makes `pause` raise to 100 %: it is refused, counted, logged and reported, and the flag goes on."""
+async def test_a_raise_that_breaks_a_rule_is_not_saved(
+    monkeypatch: pytest.MonkeyPatch, logs: list[Any]
+) -> None:
+    """A bug makes `pause` raise to 100 %.
+
+    It is refused, counted, logged and reported, and the flag goes on.
+    """
     world = World()
     async with world.worker() as worker:
         await worker.submit(start())
 
         def bug(event: Event, after: Rollout | None, effects: tuple[Effect, ...]) -> Any:
             is_pause = getattr(event, "verb", None) is CommandVerb.PAUSE and after is not None
-            return (replace(after, percent=100.0), effects) if is_pause and after else (after, effects)
+            return (
+                (replace(after, percent=100.0), effects) if is_pause and after else (after, effects)
+            )
 
         planted(monkeypatch, bug)
         await worker.submit(order(CommandVerb.PAUSE, "p"))
@@ -331,7 +388,9 @@ async def test_a_raise_that_breaks_a_rule_is_not_saved(monkeypatch: pytest.Monke
         assert world.results()[-1]["status"] == "rejected"
         assert "I1" in world.results()[-1]["reason"]
         assert violations(world, "I1") == 1
-        assert [line["invariant"] for line in logs if line["event"] == "invariant_violated"] == ["I1"]
+        assert [line["invariant"] for line in logs if line["event"] == "invariant_violated"] == [
+            "I1"
+        ]
         assert world.faults.of(Scope.FLAG, FLAG) is not None
         await worker.submit(order(CommandVerb.ROLL_BACK, "rb"))
         assert (await world.stored()).percent == 0
@@ -339,14 +398,18 @@ async def test_a_raise_that_breaks_a_rule_is_not_saved(monkeypatch: pytest.Monke
 
 
 @in_virtual_time
-async def test_what_lowers_is_saved_although_a_rule_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_lowers_is_saved_although_a_rule_is_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A bug forgets the answer to a roll back: 0 % is saved, and the broken rule counted."""
     world = World()
     async with world.worker() as worker:
         await worker.submit(start(WATCHED))
 
         def bug(_: Event, after: Rollout | None, effects: tuple[Effect, ...]) -> Any:
-            return after, tuple(effect for effect in effects if not isinstance(effect, AnswerCommand))
+            return after, tuple(
+                effect for effect in effects if not isinstance(effect, AnswerCommand)
+            )
 
         planted(monkeypatch, bug)
         await worker.submit(order(CommandVerb.ROLL_BACK, "rb"))
@@ -356,7 +419,10 @@ async def test_what_lowers_is_saved_although_a_rule_is_broken(monkeypatch: pytes
 
 @in_virtual_time
 async def test_a_bake_ends_by_the_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wall clock jumps a day ahead: no gate opens before this process has seen the bake go by."""
+    """The wall clock jumps a day ahead.
+
+    No gate opens before this process has seen the bake go by.
+    """
     world, ahead = World(), [timedelta(0)]
     real = world.clock.now
 

@@ -79,7 +79,9 @@ class Replica:
             forward=cluster.forward,
             partition_of=cluster.partition_of,
             command_partitions=lambda: cluster.partitions,
-            known_flags=lambda: sorted({*cluster.newest, *(each.flag_key for each in cluster.transitions)}),
+            known_flags=lambda: sorted(
+                {*cluster.newest, *(each.flag_key for each in cluster.transitions)}
+            ),
             event_partitions=lambda: [EVENTS],
             released=self.released.append,
             actuation_drift=lambda _: None,
@@ -125,13 +127,22 @@ class Cluster:
                 await task
             await replica.log.stop()
 
-    def order(self, verb: str, flag_key: str, *, partition: int | None = None, **fields: Any) -> Record:
+    def order(
+        self, verb: str, flag_key: str, *, partition: int | None = None, **fields: Any
+    ) -> Record:
         """Put a command into the topic, by default onto its flag's partition."""
         self._count += 1
         if verb == "start":
             fields["plan"] = PLAN | {"flag": flag_key}
         now = self.clock.now().isoformat()
-        command = {"id": f"c{self._count}", "flag": flag_key, "verb": verb, "issuer": "ada", "reason": "because", **fields}
+        command = {
+            "id": f"c{self._count}",
+            "flag": flag_key,
+            "verb": verb,
+            "issuer": "ada",
+            "reason": "because",
+            **fields,
+        }
         return self.broker.append(
             TOPIC,
             json.dumps({**command, "issued_at": now}).encode(),
@@ -145,9 +156,13 @@ class Cluster:
         command = documents.read_command(record.value, record.headers, record.key, record.timestamp)
 
         def copy() -> OutboxEntry:
-            return OutboxEntry("", command.id, "commands", command.flag, documents.command_bytes(command, hops=1))
+            return OutboxEntry(
+                "", command.id, "commands", command.flag, documents.command_bytes(command, hops=1)
+            )
 
-        return ReadCommand(command.flag, documents.to_command_event(command, self.clock.now()), copy)
+        return ReadCommand(
+            command.flag, documents.to_command_event(command, self.clock.now()), copy
+        )
 
     def peek(self, record: Record) -> Peeked | None:
         """Look at a record as the daemon does."""
@@ -158,16 +173,26 @@ class Cluster:
         """Put a command onto its flag's own partition."""
         now = round(self.clock.now().timestamp() * 1000)
         partition = self.partition_of(entry.key)
-        self.broker.append(TOPIC, entry.value, key=entry.key.encode(), partition=partition, timestamp_ms=now)
+        self.broker.append(
+            TOPIC, entry.value, key=entry.key.encode(), partition=partition, timestamp_ms=now
+        )
 
     async def count(self, rollout: Rollout, *, errors: int) -> None:
-        """Save totals as ingest does: 1000 contexts saw treatment, so many failed; control as decided."""
+        """Save totals as ingest does: 1000 contexts saw treatment, so many failed.
+
+        Control as decided.
+        """
         now_ms = round(self.clock.now().timestamp() * 1000)
         others = round(1000 * (100 - rollout.percent) / rollout.percent)
         fields = encode_progress(
-            PartitionCounts(end=1 + (self._fence or 0), freshest_ms=now_ms, reported_at_ms=now_ms, counted=1)
+            PartitionCounts(
+                end=1 + (self._fence or 0), freshest_ms=now_ms, reported_at_ms=now_ms, counted=1
+            )
         )
-        for arm, contexts, failed in ((Arm.TREATMENT, 1000, errors), (Arm.CONTROL, others, others // 100)):
+        for arm, contexts, failed in (
+            (Arm.TREATMENT, 1000, errors),
+            (Arm.CONTROL, others, others // 100),
+        ):
             counts = ArmCounts(
                 evaluations=contexts,
                 exposures=contexts,
@@ -178,9 +203,16 @@ class Cluster:
                 latency={198: contexts},
                 latency_all={198: contexts},
             )
-            fields[arm_field(rollout.flag_key, rollout.rollout_id, len(rollout.visits) - 1, arm)] = encode_arm(counts)
+            fields[
+                arm_field(rollout.flag_key, rollout.rollout_id, len(rollout.visits) - 1, arm)
+            ] = encode_arm(counts)
         expected, self._fence = self._fence, 1 if self._fence is None else self._fence + 1
-        assert await self.totals.save(EVENTS, expected=expected, next_offset=self._fence, fields=fields) is None
+        assert (
+            await self.totals.save(
+                EVENTS, expected=expected, next_offset=self._fence, fields=fields
+            )
+            is None
+        )
 
     async def passes(self, seconds: float) -> None:
         """Let time go by."""
@@ -204,7 +236,9 @@ class Cluster:
 
 def plan_document() -> dict[str, Any]:
     """Return the smallest plan of a command, watched by one limit."""
-    core = make_plan(stages=make_stages(10, 50, 100), guardrails=(make_guardrail(limit=0.05, margin=None),))
+    core = make_plan(
+        stages=make_stages(10, 50, 100), guardrails=(make_guardrail(limit=0.05, margin=None),)
+    )
     return dict(documents.from_core_plan(core).model_dump(mode="json", exclude_none=True))
 
 
@@ -213,12 +247,16 @@ PLAN = plan_document()
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """Keep tracebacks of mistakes made on purpose out of the report: drawing them takes longer than the tests."""
+    """Keep tracebacks of mistakes made on purpose out of the report.
+
+    Drawing them takes longer than the tests.
+    """
     with structlog.testing.capture_logs():
         yield
 
 
-# --- commands -----------------------------------------------------------------------------------------------------------------
+# --- commands
+# --------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
@@ -269,7 +307,10 @@ async def test_a_command_read_and_not_answered_is_read_again_by_the_next_replica
 
 @in_virtual_time
 async def test_a_foreign_partition_s_command_is_forwarded() -> None:
-    """A producer that keys in its own way is understood: the command goes to its flag's partition, and is answered once."""
+    """A producer that keys in its own way is understood.
+
+    The command goes to its flag's partition, and is answered once.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
         cluster.order("start", flag, partition=2)
@@ -326,7 +367,8 @@ async def test_kafka_away_and_back() -> None:
         assert cluster.results() == {"c1": "accepted"}
 
 
-# --- lanes --------------------------------------------------------------------------------------------------------------------
+# --- lanes
+# --------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
@@ -348,13 +390,18 @@ async def test_two_replicas_share_the_flags_and_a_third_takes_over() -> None:
         for flag in FLAGS.values():
             cluster.order("roll_back", flag)
         await cluster.passes(3)
-    assert [rollout.percent for flag in FLAGS.values() if (rollout := await cluster.stored(flag))] == [0, 0, 0, 0]
+    assert [
+        rollout.percent for flag in FLAGS.values() if (rollout := await cluster.stored(flag))
+    ] == [0, 0, 0, 0]
     assert len(cluster.results()) == 8
 
 
 @in_virtual_time
 async def test_a_lost_lane_s_open_command_is_answered_by_its_new_owner_alone() -> None:
-    """A command that waits here when its flag moves away is let go here, and answered there, once."""
+    """A command that waits here when its flag moves away is let go here.
+
+    And answered there, once.
+    """
     cluster = Cluster()
     async with cluster.replica():
         cluster.rollouts.outage.is_down = True
@@ -367,7 +414,9 @@ async def test_a_lost_lane_s_open_command_is_answered_by_its_new_owner_alone() -
             await cluster.passes(20)
             assert set(cluster.results().values()) == {"accepted"}
             assert len(cluster.results()) == 4
-            assert len(cluster.publisher.published) == len({entry.effect_id for entry in cluster.publisher.published})
+            assert len(cluster.publisher.published) == len(
+                {entry.effect_id for entry in cluster.publisher.published}
+            )
 
 
 @in_virtual_time
@@ -388,7 +437,9 @@ async def test_a_command_fetched_as_its_lane_goes_away_starts_nothing_here() -> 
 
         replica.log.fetch = fetch  # type: ignore[method-assign]
         await cluster.passes(2)  # a fetch that is under way has no part in it
-        cluster.rollouts.outage.is_down = True  # whoever began with it is still at it when the lane goes
+        cluster.rollouts.outage.is_down = (
+            True  # whoever began with it is still at it when the lane goes
+        )
         cluster.order("freeze", FLAGS[1])
         await cluster.passes(5)
         assert replica.workers.worker(FLAGS[1]) is None
@@ -396,12 +447,16 @@ async def test_a_command_fetched_as_its_lane_goes_away_starts_nothing_here() -> 
     assert cluster.committed(FLAGS[1]) == committed == 1
 
 
-# --- totals -------------------------------------------------------------------------------------------------------------------
+# --- totals
+# --------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_totals_that_show_a_breach_roll_back_within_a_tenth_of_a_second() -> None:
-    """New totals are looked at when ingest says so; the flag is at 0 % before anybody looks at a clock."""
+    """New totals are looked at when ingest says so.
+
+    The flag is at 0 % before anybody looks at a clock.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
@@ -418,7 +473,10 @@ async def test_totals_that_show_a_breach_roll_back_within_a_tenth_of_a_second() 
 
 @in_virtual_time
 async def test_totals_are_looked_at_every_second_without_news() -> None:
-    """Silence is looked at too: nothing new for long is itself a finding. Redis away delays it and stops nothing."""
+    """Silence is looked at too: nothing new for long is itself a finding.
+
+    Redis away delays it and stops nothing.
+    """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
@@ -437,12 +495,16 @@ async def test_totals_are_looked_at_every_second_without_news() -> None:
         assert len(looks) >= 18
 
 
-# --- our own mistakes -------------------------------------------------------------------------------------------------------
+# --- our own mistakes
+# --------------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
 async def test_a_worker_that_breaks_is_red_and_begun_anew() -> None:
-    """A mistake of ours in one flag is visible, hurts no other, and the flag is taken up again; its command is answered."""
+    """A mistake of ours in one flag is visible, hurts no other.
+
+    And the flag is taken up again; its command is answered.
+    """
     cluster, flag, other = Cluster(), FLAGS[0], FLAGS[1]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
@@ -524,7 +586,10 @@ async def test_a_publisher_that_breaks_costs_no_command_its_answer() -> None:
 
 @in_virtual_time
 async def test_workers_that_were_cut_short_can_be_run_again() -> None:
-    """Started again after they ended in the middle, the workers take up their flags and obey what comes."""
+    """Started again after they ended in the middle.
+
+    The workers take up their flags and obey what comes.
+    """
     cluster = Cluster()
     replica = Replica(cluster)
     await replica.log.start()
@@ -579,7 +644,10 @@ async def test_a_roll_back_does_not_overtake_the_start_before_it() -> None:
 
 
 async def test_a_roll_back_beats_a_strangers_document_in_the_state_topic() -> None:
-    """A higher revision that no worker decided is served by all: the roll back gets a higher one still."""
+    """A higher revision that no worker decided is served by all.
+
+    The roll back gets a higher one still.
+    """
     cluster = Cluster()
     async with cluster.replica():
         cluster.order("start", FLAGS[0])

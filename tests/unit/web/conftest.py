@@ -1,4 +1,7 @@
-"""The HTTP surface in this process: a board that is trusted, and a client that talks to the application without a socket."""
+"""The HTTP surface in this process.
+
+A board that is trusted, and a client that talks to the application without a socket.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,10 @@ def describe(rollout: Rollout) -> bytes:
 
 @pytest.fixture
 def surface() -> Surface:
-    """One flag, `new-checkout`, at 10 % in revision 1; health with a required `event_log` and an optional `advisor`."""
+    """One flag, `new-checkout`, at 10 % in revision 1.
+
+    Health with a required `event_log` and an optional `advisor`.
+    """
     clock = HandClock()
     board = FlagBoard(generation=Generation.V3, monotonic=clock)
     board.take(make_rollout())
@@ -84,7 +90,10 @@ def surface() -> Surface:
 
 @pytest.fixture
 async def client(surface: Surface) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the surface; errors of the application come back as answers, as they do over a socket."""
+    """A client of the surface.
+
+    Errors of the application come back as answers, as they do over a socket.
+    """
     transport = httpx.ASGITransport(app=surface.app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client

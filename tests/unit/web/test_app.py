@@ -28,7 +28,10 @@ EVERY_PATH = [
 
 
 def test_no_route_changes_anything(surface: Surface) -> None:
-    """Every route is for GET and HEAD, but OFREP's two, which carry a context and are read-only by the protocol."""
+    """Every route is for GET and HEAD, but OFREP's two.
+
+    Which carry a context and are read-only by the protocol.
+    """
     posts = set()
     for route in surface.app.routes:
         assert isinstance(route, Route), "a mount or websocket would escape this test"
@@ -41,7 +44,9 @@ def test_no_route_changes_anything(surface: Surface) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
 @pytest.mark.parametrize("path", [*EVERY_PATH, "/ofrep/v1/sse"])
-async def test_other_methods_are_not_allowed(client: httpx.AsyncClient, method: str, path: str) -> None:
+async def test_other_methods_are_not_allowed(
+    client: httpx.AsyncClient, method: str, path: str
+) -> None:
     """405 in JSON, with the methods that are."""
     response = await client.request(method, path)
     assert response.status_code == 405
@@ -58,7 +63,10 @@ async def test_other_paths_are_not_found(client: httpx.AsyncClient, path: str) -
 
 
 async def test_a_broken_endpoint_says_nothing_of_its_inside(surface: Surface) -> None:
-    """500 in JSON without a trace of the error, under the same security headers, with the field OFREP clients read."""
+    """500 in JSON without a trace of the error, under the same security headers.
+
+    With the field OFREP clients read.
+    """
 
     def broken(rollout: object) -> bytes:
         raise RuntimeError("secret")
@@ -112,7 +120,10 @@ def _assert_guarded(response: httpx.Response) -> None:
 )
 def test_only_our_own_names_are_answered(host: str, is_answered: bool) -> None:
     """Names on the list and IP addresses pass; a page that rebinds its own name to us does not."""
-    assert is_ours(host, frozenset({"localhost", "flags.example.org", "*.pods.example.org"})) is is_answered
+    assert (
+        is_ours(host, frozenset({"localhost", "flags.example.org", "*.pods.example.org"}))
+        is is_answered
+    )
 
 
 async def test_a_foreign_host_learns_nothing(client: httpx.AsyncClient) -> None:
@@ -125,8 +136,12 @@ async def test_a_foreign_host_learns_nothing(client: httpx.AsyncClient) -> None:
 
 async def test_all_hosts_can_be_allowed(surface: Surface) -> None:
     """`*` answers every name, for those who have a proxy in front that checks."""
-    app = make_app(surface.board, surface.health, surface.metrics, describe=describe, allowed_hosts=["*"])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://any.example") as client:
+    app = make_app(
+        surface.board, surface.health, surface.metrics, describe=describe, allowed_hosts=["*"]
+    )
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://any.example"
+    ) as client:
         assert (await client.get("/healthz")).status_code == 200
 
 
@@ -141,7 +156,10 @@ async def test_alive_until_an_invariant_breaks(surface: Surface, client: httpx.A
 
 
 async def test_readiness_names_what_is_missing(surface: Surface, client: httpx.AsyncClient) -> None:
-    """Each component stands there with why not; only required ones make it unready, the others degraded."""
+    """Each component stands there with why not.
+
+    Only required ones make it unready, the others degraded.
+    """
     response = await client.get("/readyz")
     assert response.status_code == 503
     event_log = response.json()["components"]["event_log"]
@@ -149,7 +167,11 @@ async def test_readiness_names_what_is_missing(surface: Surface, client: httpx.A
     assert event_log == {"ready": False, "required": True, "why_not": "not started"}
     surface.health.ready("event_log")
     response = await client.get("/readyz")
-    assert (response.status_code, response.json()["ready"], response.json()["degraded"]) == (200, True, True)
+    assert (response.status_code, response.json()["ready"], response.json()["degraded"]) == (
+        200,
+        True,
+        True,
+    )
     surface.health.ready("advisor")
     assert (await client.get("/readyz")).json()["degraded"] is False
     surface.board.doubt("reading again")
@@ -158,12 +180,22 @@ async def test_readiness_names_what_is_missing(surface: Surface, client: httpx.A
     assert response.json()["components"]["serving"]["why_not"] == "reading again"
 
 
-async def test_an_outage_is_told_and_takes_nobody_out_of_the_load_balancer(surface: Surface, client: httpx.AsyncClient) -> None:
-    """With Redis or Kafka away the last decision is served: 200, degraded, not working; for monitors 503."""
+async def test_an_outage_is_told_and_takes_nobody_out_of_the_load_balancer(
+    surface: Surface, client: httpx.AsyncClient
+) -> None:
+    """With Redis or Kafka away the last decision is served: 200, degraded, not working.
+
+    For monitors 503.
+    """
     surface.health.ready("event_log")
     surface.health.ready("advisor")
     body = (await client.get("/readyz")).json()
-    assert (body["ready"], body["working"], body["degraded"], body["starting"]) == (True, True, False, False)
+    assert (body["ready"], body["working"], body["degraded"], body["starting"]) == (
+        True,
+        True,
+        False,
+        False,
+    )
     surface.health.not_ready("event_log", "no broker has answered for 7 s")
     response = await client.get("/readyz")
     body = response.json()
@@ -175,7 +207,9 @@ async def test_an_outage_is_told_and_takes_nobody_out_of_the_load_balancer(surfa
     assert (await client.get("/readyz?strict=0")).status_code == 200
 
 
-async def test_contained_faults_are_listed_and_degrade(surface: Surface, client: httpx.AsyncClient) -> None:
+async def test_contained_faults_are_listed_and_degrade(
+    surface: Surface, client: httpx.AsyncClient
+) -> None:
     """Each with its scope, name, reason and remedy; one refused command is no degradation."""
     surface.health.ready("event_log")
     surface.health.ready("advisor")
@@ -197,7 +231,9 @@ async def test_contained_faults_are_listed_and_degrade(surface: Surface, client:
     }
 
 
-async def test_a_stale_lease_is_told_and_refused_only_where_that_is_wanted(surface: Surface, client: httpx.AsyncClient) -> None:
+async def test_a_stale_lease_is_told_and_refused_only_where_that_is_wanted(
+    surface: Surface, client: httpx.AsyncClient
+) -> None:
     """A replica that no broker has answered for half a minute says since when."""
     surface.health.ready("event_log")
     surface.health.ready("advisor")
@@ -216,7 +252,9 @@ async def test_a_stale_lease_is_told_and_refused_only_where_that_is_wanted(surfa
 async def test_probes_and_metrics_have_an_application_of_their_own(surface: Surface) -> None:
     """Liveness, readiness and metrics, and nothing else; the main one then has no metrics."""
     ops = make_ops_app(surface.board, surface.health, surface.metrics, surface.faults)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=ops), base_url="http://localhost") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=ops), base_url="http://localhost"
+    ) as client:
         for path in ("/livez", "/healthz", "/metrics"):
             answer = await client.get(path)
             assert answer.status_code == 200
@@ -224,8 +262,12 @@ async def test_probes_and_metrics_have_an_application_of_their_own(surface: Surf
         assert (await client.get("/readyz")).status_code == 503
         assert (await client.get("/rollouts")).status_code == 404
         assert (await client.get("/livez", headers={"host": "evil.example"})).status_code == 421
-    main = make_app(surface.board, surface.health, surface.metrics, describe=describe, has_metrics=False)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=main), base_url="http://localhost") as client:
+    main = make_app(
+        surface.board, surface.health, surface.metrics, describe=describe, has_metrics=False
+    )
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=main), base_url="http://localhost"
+    ) as client:
         assert (await client.get("/metrics")).status_code == 404
         assert (await client.get("/healthz")).status_code == 200
 
@@ -241,7 +283,9 @@ async def test_probes_and_metrics_have_an_application_of_their_own(surface: Surf
         ),
     ],
 )
-async def test_metrics_come_in_the_format_asked_for(client: httpx.AsyncClient, accept: str, content_type: str) -> None:
+async def test_metrics_come_in_the_format_asked_for(
+    client: httpx.AsyncClient, accept: str, content_type: str
+) -> None:
     """The content type is one that Prometheus 3 accepts."""
     response = await client.get("/metrics", headers={"accept": accept})
     assert response.status_code == 200
@@ -250,55 +294,81 @@ async def test_metrics_come_in_the_format_asked_for(client: httpx.AsyncClient, a
     assert 'rolloutd_component_ready{component="event_log"} 0.0' in response.text
 
 
-async def test_the_flagd_document_is_not_sent_twice(surface: Surface, client: httpx.AsyncClient) -> None:
+async def test_the_flagd_document_is_not_sent_twice(
+    surface: Surface, client: httpx.AsyncClient
+) -> None:
     """Flagd gets 304 for what it has, and the new document after a change."""
     first = await client.get("/flagd/flags.json")
     assert first.headers["content-type"] == "application/json"
     tag = first.headers["etag"]
-    assert (await client.get("/flagd/flags.json", headers={"if-none-match": tag})).status_code == 304
+    assert (
+        await client.get("/flagd/flags.json", headers={"if-none-match": tag})
+    ).status_code == 304
     surface.board.take(make_rollout(revision=2, percent=50.0))
     changed = await client.get("/flagd/flags.json", headers={"if-none-match": tag})
     assert changed.json()["flags"]["new-checkout"]["targeting"]["fractional"][0] == ["on", 5_000]
 
 
-async def test_flagd_never_gets_an_empty_document_by_mistake(surface: Surface, client: httpx.AsyncClient) -> None:
-    """While in doubt flagd gets 503 and keeps what it has: an empty document would delete its flags."""
+async def test_flagd_never_gets_an_empty_document_by_mistake(
+    surface: Surface, client: httpx.AsyncClient
+) -> None:
+    """While in doubt flagd gets 503 and keeps what it has.
+
+    An empty document would delete its flags.
+    """
     surface.board.doubt("the state topic has not been read")
     response = await client.get("/flagd/flags.json")
     assert response.status_code == 503
     assert "flags" not in response.json()
 
 
-async def test_the_newest_look_is_shown_and_its_absence_explained(surface: Surface, client: httpx.AsyncClient) -> None:
+async def test_the_newest_look_is_shown_and_its_absence_explained(
+    surface: Surface, client: httpx.AsyncClient
+) -> None:
     """The evidence of a flag that is run here, 404 with the reason for one that is run elsewhere, and for none."""
     shown = await client.get("/rollouts/new-checkout/evidence")
     assert (shown.status_code, shown.json()) == (200, {"verdict": "inconclusive"})
-    assert (await client.get("/rollouts/other/evidence")).json()["error"] == "no rollout has this flag key"
+    assert (await client.get("/rollouts/other/evidence")).json()[
+        "error"
+    ] == "no rollout has this flag key"
     surface.board.take(make_rollout(flag_key="elsewhere"))
     answer = await client.get("/rollouts/elsewhere/evidence")
     assert answer.status_code == 404
     assert "the replica that runs this flag" in answer.json()["error"]
 
 
-async def test_rollouts_are_shown_as_on_the_state_topic(surface: Surface, client: httpx.AsyncClient) -> None:
-    """All documents in the order of flag keys, or one; with a tag, and as new as the last revision taken."""
+async def test_rollouts_are_shown_as_on_the_state_topic(
+    surface: Surface, client: httpx.AsyncClient
+) -> None:
+    """All documents in the order of flag keys, or one.
+
+    With a tag, and as new as the last revision taken.
+    """
     for number in range(120):
         key = f"flag-{number:03}"
         surface.board.take(make_rollout(flag_key=key, plan=make_plan(flag_key=key)))
     shown = (await client.get("/rollouts")).json()["rollouts"]
-    assert [rollout["flag_key"] for rollout in shown] == [f"flag-{number:03}" for number in range(120)] + ["new-checkout"]
+    assert [rollout["flag_key"] for rollout in shown] == [
+        f"flag-{number:03}" for number in range(120)
+    ] + ["new-checkout"]
     one = await client.get("/rollouts/new-checkout")
     assert one.json() == {"flag_key": "new-checkout", "revision": 1}
     tag = one.headers["etag"]
-    assert (await client.get("/rollouts/new-checkout", headers={"if-none-match": tag})).status_code == 304
+    assert (
+        await client.get("/rollouts/new-checkout", headers={"if-none-match": tag})
+    ).status_code == 304
     surface.board.take(make_rollout(revision=2))
-    assert (await client.get("/rollouts/new-checkout", headers={"if-none-match": tag})).json()["revision"] == 2
+    assert (await client.get("/rollouts/new-checkout", headers={"if-none-match": tag})).json()[
+        "revision"
+    ] == 2
     assert (await client.get("/rollouts/other")).status_code == 404
 
 
 async def test_head_is_answered_as_get(client: httpx.AsyncClient) -> None:
     """HEAD has the status and length of GET."""
-    assert (await client.head("/healthz")).headers["content-length"] == str(len((await client.get("/healthz")).content))
+    assert (await client.head("/healthz")).headers["content-length"] == str(
+        len((await client.get("/healthz")).content)
+    )
 
 
 def test_a_document_is_json(surface: Surface) -> None:
@@ -307,7 +377,10 @@ def test_a_document_is_json(surface: Surface) -> None:
 
 
 async def test_the_planes_of_a_flag_are_shown(surface: Surface, client: httpx.AsyncClient) -> None:
-    """Each plane with what was read there and why it differs; a flag of another replica, and an unknown one, are told apart."""
+    """Each plane with what was read there and why it differs.
+
+    A flag of another replica, and an unknown one, are told apart.
+    """
     surface.board.take(make_rollout(plan=make_plan(flag_key="elsewhere")))
     shown = (await client.get("/rollouts/new-checkout/planes")).json()
     assert (shown["flag"], shown["is_converged"]) == ("new-checkout", False)
@@ -320,7 +393,10 @@ async def test_the_planes_of_a_flag_are_shown(surface: Surface, client: httpx.As
         "since": "2026-01-05T09:00:00Z",
         "looked_at": "2026-01-05T09:00:00Z",
     }
-    elsewhere, unknown = await client.get("/rollouts/elsewhere/planes"), await client.get("/rollouts/nope/planes")
+    elsewhere, unknown = (
+        await client.get("/rollouts/elsewhere/planes"),
+        await client.get("/rollouts/nope/planes"),
+    )
     assert (elsewhere.status_code, unknown.status_code) == (404, 404)
     assert "another replica runs this flag" in elsewhere.json()["error"]
     assert "no rollout has this flag key" in unknown.json()["error"]

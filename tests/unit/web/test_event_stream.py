@@ -86,12 +86,21 @@ def gauge(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(f"rolloutd_{name}", labels)
 
 
-async def test_a_client_is_told_at_once_and_of_each_change(surface: Surface, streams: EventStreams) -> None:
-    """The first event comes with the stream, another with a change; many changes meanwhile are one event."""
+async def test_a_client_is_told_at_once_and_of_each_change(
+    surface: Surface, streams: EventStreams
+) -> None:
+    """The first event comes with the stream, another with a change.
+
+    Many changes meanwhile are one event.
+    """
     client = Client()
     async with opened(streams, client):
         first = await client.event()
-        assert first == {"type": "refetchEvaluation", "etag": surface.board.flagd_document()[1], "lastModified": 1767603600}
+        assert first == {
+            "type": "refetchEvaluation",
+            "etag": surface.board.flagd_document()[1],
+            "lastModified": 1767603600,
+        }
         for revision in range(2, 12):
             surface.board.take(make_rollout(revision=revision, percent=float(revision)))
         second = await client.event()
@@ -101,7 +110,9 @@ async def test_a_client_is_told_at_once_and_of_each_change(surface: Surface, str
     assert gauge(surface.metrics, "event_streams") == 0
 
 
-async def test_a_document_that_changes_nothing_tells_nobody(surface: Surface, streams: EventStreams) -> None:
+async def test_a_document_that_changes_nothing_tells_nobody(
+    surface: Surface, streams: EventStreams
+) -> None:
     """An older revision and a repeated one are no news."""
     client = Client()
     async with opened(streams, client):
@@ -111,8 +122,13 @@ async def test_a_document_that_changes_nothing_tells_nobody(surface: Surface, st
         assert await client.next() == b": alive\n\n"
 
 
-async def test_nobody_is_told_of_what_cannot_be_trusted(surface: Surface, streams: EventStreams) -> None:
-    """While the board doubts itself an event would only cause evaluations that are refused; the end of the doubt is news."""
+async def test_nobody_is_told_of_what_cannot_be_trusted(
+    surface: Surface, streams: EventStreams
+) -> None:
+    """While the board doubts itself an event would only cause evaluations that are refused.
+
+    The end of the doubt is news.
+    """
     client = Client()
     async with opened(streams, client):
         await client.event()
@@ -123,7 +139,9 @@ async def test_nobody_is_told_of_what_cannot_be_trusted(surface: Surface, stream
         assert (await client.event())["etag"] == surface.board.flagd_document()[1]
 
 
-async def test_a_client_that_does_not_read_is_dropped(surface: Surface, streams: EventStreams) -> None:
+async def test_a_client_that_does_not_read_is_dropped(
+    surface: Surface, streams: EventStreams
+) -> None:
     """What it does not take within the time is not waited for, and the connection is cut."""
     client = Client()
     async with opened(streams, client) as stream:
@@ -136,7 +154,9 @@ async def test_a_client_that_does_not_read_is_dropped(surface: Surface, streams:
     assert gauge(surface.metrics, "event_streams_ended_total", why="slow") == 1
 
 
-async def test_more_streams_than_allowed_are_refused(surface: Surface, streams: EventStreams) -> None:
+async def test_more_streams_than_allowed_are_refused(
+    surface: Surface, streams: EventStreams
+) -> None:
     """The third client of two gets 503 and may poll; when one leaves there is room again."""
     one, other, third = Client(), Client(), Client()
     async with opened(streams, one):
@@ -152,7 +172,10 @@ async def test_more_streams_than_allowed_are_refused(surface: Surface, streams: 
 
 
 async def test_stopping_ends_every_stream_in_order(streams: EventStreams) -> None:
-    """Streams end as whole answers, so that clients come back at once, to another replica; new ones are refused."""
+    """Streams end as whole answers, so that clients come back at once, to another replica.
+
+    New ones are refused.
+    """
     client, late = Client(), Client()
     async with opened(streams, client) as stream:
         await client.event()
@@ -170,7 +193,9 @@ async def test_stopping_ends_every_stream_in_order(streams: EventStreams) -> Non
 
 async def test_bulk_evaluations_say_where_the_stream_is(client: httpx.AsyncClient) -> None:
     """Clients find the stream beside the flags; asked for its head only, it answers and ends."""
-    answer = await client.post("/ofrep/v1/evaluate/flags", json={"context": {"targetingKey": "user-1"}})
+    answer = await client.post(
+        "/ofrep/v1/evaluate/flags", json={"context": {"targetingKey": "user-1"}}
+    )
     assert answer.json()["eventStreams"] == [
         {"type": "sse", "endpoint": {"requestUri": "/ofrep/v1/sse"}, "inactivityDelaySec": 120}
     ]
@@ -181,14 +206,23 @@ async def test_bulk_evaluations_say_where_the_stream_is(client: httpx.AsyncClien
 async def test_an_evaluation_caused_by_another_replicas_event_waits_for_the_change(
     surface: Surface, client: httpx.AsyncClient
 ) -> None:
-    """Told by one replica and asking another, a client gets the change once it is there, and an answer in a second anyway."""
+    """Told by one replica and asking another, a client gets the change once it is there.
+
+    And an answer in a second anyway.
+    """
     body = {"context": {"targetingKey": "user-1"}}
     told = int(make_rollout().updated_at.timestamp()) + 60
-    asking = asyncio.ensure_future(client.post(f"/ofrep/v1/evaluate/flags?flagConfigLastModified={told}", json=body))
+    asking = asyncio.ensure_future(
+        client.post(f"/ofrep/v1/evaluate/flags?flagConfigLastModified={told}", json=body)
+    )
     await asyncio.sleep(0.05)
     assert not asking.done()
     newer = make_rollout(revision=2, percent=100.0)
-    surface.board.take(make_rollout(revision=2, percent=100.0, updated_at=newer.updated_at.replace(minute=1)))
+    surface.board.take(
+        make_rollout(revision=2, percent=100.0, updated_at=newer.updated_at.replace(minute=1))
+    )
     assert (await asking).json()["flags"][0]["value"] is True
     for odd in ("x", "-1", "9" * 40, ""):
-        assert (await client.post(f"/ofrep/v1/evaluate/flags?flagConfigLastModified={odd}", json=body)).status_code == 200
+        assert (
+            await client.post(f"/ofrep/v1/evaluate/flags?flagConfigLastModified={odd}", json=body)
+        ).status_code == 200

@@ -43,7 +43,9 @@ def test_an_older_revision_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(10.0, 50.0), (50.0, 10.0)])
-def test_of_two_documents_of_one_revision_the_lower_percentage_is_served(first: float, second: float) -> None:
+def test_of_two_documents_of_one_revision_the_lower_percentage_is_served(
+    first: float, second: float
+) -> None:
     """Both cannot be right; while it is unknown which one is, nobody gets more than either says."""
     board = make_board()
     board.take(make_rollout(revision=7, percent=first))
@@ -61,13 +63,21 @@ def test_of_two_documents_of_one_revision_the_lower_percentage_is_served(first: 
         (Completed(T0), 100.0),
     ],
 )
-def test_nothing_is_served_before_the_start_and_after_a_rollback(phase: Phase, served: float) -> None:
-    """Even a document that says otherwise does not expose anybody outside a stage; a completed one stays up."""
+def test_nothing_is_served_before_the_start_and_after_a_rollback(
+    phase: Phase, served: float
+) -> None:
+    """Even a document that says otherwise does not expose anybody outside a stage.
+
+    A completed one stays up.
+    """
     assert percent_to_serve(make_rollout(phase=phase, percent=100.0)) == served
 
 
 def test_only_what_cannot_become_worse_may_be_kept_by_clients() -> None:
-    """STATIC lets a client cache: that is said of control after the end, never of a stage, 0 % before it or 100 % after it."""
+    """STATIC lets a client cache.
+
+    That is said of control after the end, never of a stage, 0 % before it or 100 % after it.
+    """
     board = make_board()
     reasons = []
     for revision, (phase, percent) in enumerate(
@@ -102,7 +112,10 @@ def test_the_flagd_document_keeps_the_sum_of_the_weights() -> None:
 
 
 def test_the_flagd_document_is_one_flagd_accepts() -> None:
-    """A flag has what flagd requires and nothing it refuses; what is ours stands in the metadata, as strings."""
+    """A flag has what flagd requires and nothing it refuses.
+
+    What is ours stands in the metadata, as strings.
+    """
     board = make_board()
     board.take(make_rollout(revision=17, rollout_id="start-9"))
     assert json.loads(board.flagd_document()[0])["flags"] == {
@@ -117,7 +130,10 @@ def test_the_flagd_document_is_one_flagd_accepts() -> None:
 
 
 def test_the_flagd_documents_tag_changes_with_its_content() -> None:
-    """The same flags have the same tag, in whatever order they came; another revision has another."""
+    """The same flags have the same tag, in whatever order they came.
+
+    Another revision has another.
+    """
     one, other = make_board(), make_board()
     rollouts = [make_rollout(flag_key=key, plan=make_plan(flag_key=key)) for key in ("b", "a", "c")]
     for rollout in rollouts:
@@ -139,7 +155,10 @@ def test_it_answers_only_once_trusted() -> None:
 
 
 def test_a_process_that_stood_still_is_not_trusted(surface: Surface) -> None:
-    """Frozen for longer than allowed, the board doubts itself at the first look, and a late heartbeat does not hide it."""
+    """Frozen for longer than allowed, the board doubts itself at the first look.
+
+    And a late heartbeat does not hide it.
+    """
     surface.board.beat()
     surface.clock.seconds += 4.9
     surface.board.beat()
@@ -157,7 +176,9 @@ def test_a_process_that_stood_still_is_not_trusted(surface: Surface) -> None:
 
 async def test_it_answers_when_the_state_topic_was_read() -> None:
     """What was in the topic is taken before the first answer."""
-    feed = MemoryStateFeed([make_rollout(revision=1, percent=50.0), make_rollout(revision=2, percent=0.0)])
+    feed = MemoryStateFeed(
+        [make_rollout(revision=1, percent=50.0), make_rollout(revision=2, percent=0.0)]
+    )
     board = make_board()
     trusting = asyncio.create_task(board.keep_trust(feed))
     seen = []
@@ -178,7 +199,10 @@ async def test_it_answers_when_the_state_topic_was_read() -> None:
 
 
 async def test_after_standing_still_it_waits_for_news() -> None:
-    """A frozen process answers again only when the brokers have said, after it woke, that it knows everything."""
+    """A frozen process answers again only when the brokers have said, after it woke.
+
+    That it knows everything.
+    """
     clock = HandClock()
     board = FlagBoard(generation=Generation.V3, monotonic=clock)
     feed = MemoryStateFeed()
@@ -189,7 +213,9 @@ async def test_after_standing_still_it_waits_for_news() -> None:
             board.take(rollout)
 
     reading = asyncio.create_task(read())
-    trusting = asyncio.create_task(board.keep_trust(feed, silent_seconds=lambda: clock.seconds - heard_at, beat_seconds=0))
+    trusting = asyncio.create_task(
+        board.keep_trust(feed, silent_seconds=lambda: clock.seconds - heard_at, beat_seconds=0)
+    )
     async with asyncio.timeout(5):
         while board.why_not is not None:
             await asyncio.sleep(0)
@@ -210,7 +236,8 @@ async def test_after_standing_still_it_waits_for_news() -> None:
     assert still is not None
 
 
-# --- the lease ------------------------------------------------------------------------------------------
+# --- the lease
+# ------------------------------------------------------------------------------------------
 
 
 def leased(when_stale: WhenStale = "serve_last") -> FlagBoard:
@@ -230,7 +257,10 @@ def answered(board: FlagBoard) -> dict[str, Any]:
 
 
 def test_a_board_without_word_from_the_brokers_says_so() -> None:
-    """After the lease the last decision is served, with the reason STALE and since when; heard again, it is as before."""
+    """After the lease the last decision is served, with the reason STALE and since when.
+
+    Heard again, it is as before.
+    """
     board = leased()
     before = answered(board)
     board.note_silence(30.0)
@@ -263,7 +293,10 @@ def test_staleness_changes_tags_twice_and_not_in_between() -> None:
 
 
 def test_a_stale_document_says_so() -> None:
-    """The document for flagd carries since when nothing was heard; its definitions are the last known."""
+    """The document for flagd carries since when nothing was heard.
+
+    Its definitions are the last known.
+    """
     board = leased()
     board.note_silence(31.0)
     document = json.loads(board.flagd_document()[0])
@@ -272,7 +305,10 @@ def test_a_stale_document_says_so() -> None:
 
 
 def test_a_decision_taken_while_stale_is_served_and_outlives_it() -> None:
-    """Our own worker may still roll back: that is served at once, and not marked once the brokers answer."""
+    """Our own worker may still roll back.
+
+    That is served at once, and not marked once the brokers answer.
+    """
     board = leased()
     board.note_silence(31.0)
     assert answered(board)["variant"] == "on"
@@ -283,7 +319,10 @@ def test_a_decision_taken_while_stale_is_served_and_outlives_it() -> None:
 
 
 def test_control_is_served_while_stale_where_that_is_wanted() -> None:
-    """With `serve_control` nobody is in treatment, with or without a key; documents are kept back."""
+    """With `serve_control` nobody is in treatment, with or without a key.
+
+    Documents are kept back.
+    """
     board = leased("serve_control")
     board.note_silence(31.0)
     assert (answered(board)["variant"], answered(board)["reason"]) == ("off", "STALE")

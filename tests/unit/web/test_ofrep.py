@@ -32,8 +32,12 @@ def context(targeting_key: str = "user-3", **attributes: Any) -> dict[str, Any]:
     return {"context": {"targetingKey": targeting_key, **attributes}}
 
 
-@pytest.mark.parametrize(("targeting_key", "value", "variant"), [("user-3", True, "on"), ("user-1", False, "off")])
-async def test_a_context_gets_its_variant(client: httpx.AsyncClient, targeting_key: str, value: bool, variant: str) -> None:
+@pytest.mark.parametrize(
+    ("targeting_key", "value", "variant"), [("user-3", True, "on"), ("user-1", False, "off")]
+)
+async def test_a_context_gets_its_variant(
+    client: httpx.AsyncClient, targeting_key: str, value: bool, variant: str
+) -> None:
     """At 10 % bucket 375 is in treatment and 4965 is not; the answer has all that clients read."""
     response = await client.post(ONE, json=context(targeting_key, plan="pro"))
     assert response.status_code == 200
@@ -74,7 +78,9 @@ async def test_the_newest_revision_answers(surface: Surface, client: httpx.Async
         (b'{"context":{"targetingKey":""}}', "TARGETING_KEY_MISSING"),
     ],
 )
-async def test_an_unusable_request_is_refused_with_its_code(client: httpx.AsyncClient, body: bytes, code: str) -> None:
+async def test_an_unusable_request_is_refused_with_its_code(
+    client: httpx.AsyncClient, body: bytes, code: str
+) -> None:
     """Each kind of unusable request has OFREP's code, and the details that clients insist on."""
     response = await client.post(ONE, content=body)
     assert response.status_code == 400
@@ -84,12 +90,16 @@ async def test_an_unusable_request_is_refused_with_its_code(client: httpx.AsyncC
 
 
 any_json = st.recursive(
-    st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    st.none() | st.booleans() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(body=st.binary(max_size=200) | any_json.map(lambda value: json.dumps({"context": value}).encode()))
+@given(
+    body=st.binary(max_size=200)
+    | any_json.map(lambda value: json.dumps({"context": value}).encode())
+)
 async def test_no_body_breaks_it(client: httpx.AsyncClient, body: bytes) -> None:
     """Whatever the body, the answer is an evaluation or a refusal."""
     for path in (ONE, ALL):
@@ -98,7 +108,10 @@ async def test_no_body_breaks_it(client: httpx.AsyncClient, body: bytes) -> None
 
 @pytest.mark.parametrize("key", ["other", "a/b", "a%2Fb", "%F0%9F%98%80", "<script>", "x" * 2_000])
 async def test_an_unknown_flag_is_not_found(client: httpx.AsyncClient, key: str) -> None:
-    """A flag without a rollout is FLAG_NOT_FOUND, whatever its key looks like; a long key is not repeated in full."""
+    """A flag without a rollout is FLAG_NOT_FOUND, whatever its key looks like.
+
+    A long key is not repeated in full.
+    """
     response = await client.post(f"/ofrep/v1/evaluate/flags/{key}", json=context())
     assert response.status_code == 404
     assert response.json()["errorCode"] == "FLAG_NOT_FOUND"
@@ -121,7 +134,9 @@ _HOSTILE = (
 
 @pytest.mark.parametrize("body", _HOSTILE, ids=range(len(_HOSTILE)))
 @pytest.mark.parametrize("path", [ONE, ALL])
-async def test_no_body_holds_up_the_loop(surface: Surface, client: httpx.AsyncClient, path: str, body: bytes) -> None:
+async def test_no_body_holds_up_the_loop(
+    surface: Surface, client: httpx.AsyncClient, path: str, body: bytes
+) -> None:
     """The worst that fits into a body is read within a fraction of the 50 ms that a stall may take."""
     audiences = (Audience("staff", ((Condition("email", Operator.ENDS_WITH, ("@x",)),),)),)
     plan = make_plan(audiences=audiences, stages=(make_stage(audience="staff"),))
@@ -138,7 +153,10 @@ async def test_no_body_holds_up_the_loop(surface: Surface, client: httpx.AsyncCl
 async def test_a_bulk_evaluation_lets_others_have_their_turn(
     surface: Surface, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thousands of flags are answered in slices; what is rolled back meanwhile is answered as such."""
+    """Thousands of flags are answered in slices.
+
+    What is rolled back meanwhile is answered as such.
+    """
     monkeypatch.setattr(ofrep, "_SLICE_SECONDS", 0.0)  # a slice is a few flags, on any machine
     for number in range(1_000):
         surface.board.take(make_rollout(flag_key=f"flag-{number:04}", percent=100.0))
@@ -150,7 +168,11 @@ async def test_a_bulk_evaluation_lets_others_have_their_turn(
         while not is_over:
             turns += 1
             if turns == 20:
-                surface.board.take(make_rollout(flag_key="flag-0000", percent=0.0, revision=2, phase=RolledBack(T0, "x")))
+                surface.board.take(
+                    make_rollout(
+                        flag_key="flag-0000", percent=0.0, revision=2, phase=RolledBack(T0, "x")
+                    )
+                )
             await asyncio.sleep(0)
 
     counting = asyncio.create_task(count_turns())
@@ -166,7 +188,10 @@ async def test_a_bulk_evaluation_lets_others_have_their_turn(
 
 
 async def test_one_client_cannot_ask_for_everything_all_the_time(surface: Surface) -> None:
-    """Past its rate a client is answered 429 and told when to ask again; another one is answered."""
+    """Past its rate a client is answered 429 and told when to ask again.
+
+    Another one is answered.
+    """
     app = make_app(
         surface.board,
         Health([]),
@@ -187,16 +212,27 @@ async def test_one_client_cannot_ask_for_everything_all_the_time(surface: Surfac
     assert statuses == [200, 200, 429, 200]
 
 
-async def test_control_for_good_needs_no_targeting_key(surface: Surface, client: httpx.AsyncClient) -> None:
+async def test_control_for_good_needs_no_targeting_key(
+    surface: Surface, client: httpx.AsyncClient
+) -> None:
     """After a rollback everybody gets control, also those who do not say who they are."""
     surface.board.take(make_rollout(revision=2, phase=RolledBack(T0, "guardrail"), percent=0.0))
     response = await client.post(ONE, json={})
-    assert (response.status_code, response.json()["variant"], response.json()["reason"]) == (200, "off", "STATIC")
+    assert (response.status_code, response.json()["variant"], response.json()["reason"]) == (
+        200,
+        "off",
+        "STATIC",
+    )
 
 
 @pytest.mark.parametrize("path", [ONE, ALL])
-async def test_nothing_is_answered_while_in_doubt(surface: Surface, client: httpx.AsyncClient, path: str) -> None:
-    """A board that may be out of date answers 503, so that apps use their own default, and says when to ask again."""
+async def test_nothing_is_answered_while_in_doubt(
+    surface: Surface, client: httpx.AsyncClient, path: str
+) -> None:
+    """A board that may be out of date answers 503, so that apps use their own default.
+
+    And says when to ask again.
+    """
     surface.board.doubt("reading again")
     response = await client.post(path, json=context())
     assert response.status_code == 503
@@ -229,7 +265,10 @@ async def test_a_slow_body_is_refused() -> None:
 
 async def test_a_client_that_leaves_ends_the_wait() -> None:
     """Half a body and a closed connection are no request."""
-    messages: list[dict[str, Any]] = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"{", "more_body": True}]
+    messages: list[dict[str, Any]] = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": b"{", "more_body": True},
+    ]
 
     async def receive() -> MutableMapping[str, Any]:
         return messages.pop()
@@ -240,16 +279,25 @@ async def test_a_client_that_leaves_ends_the_wait() -> None:
 
 async def test_bulk_answers_every_flag(surface: Surface, client: httpx.AsyncClient) -> None:
     """All flags come in the order of their keys, each as a single evaluation would give it."""
-    surface.board.take(make_rollout(flag_key="a-flag", plan=make_plan(flag_key="a-flag"), percent=100.0))
+    surface.board.take(
+        make_rollout(flag_key="a-flag", plan=make_plan(flag_key="a-flag"), percent=100.0)
+    )
     flags = (await client.post(ALL, json=context())).json()["flags"]
     assert [flag["key"] for flag in flags] == ["a-flag", "new-checkout"]
     assert flags[1] == (await client.post(ONE, json=context())).json()
 
 
-async def test_bulk_without_a_targeting_key_fails_by_flag(surface: Surface, client: httpx.AsyncClient) -> None:
-    """Flags that are served to a share say what is missing; one that is off for good answers all the same."""
+async def test_bulk_without_a_targeting_key_fails_by_flag(
+    surface: Surface, client: httpx.AsyncClient
+) -> None:
+    """Flags that are served to a share say what is missing.
+
+    One that is off for good answers all the same.
+    """
     phase = RolledBack(T0, "guardrail")
-    surface.board.take(make_rollout(flag_key="a-flag", plan=make_plan(flag_key="a-flag"), phase=phase, percent=0.0))
+    surface.board.take(
+        make_rollout(flag_key="a-flag", plan=make_plan(flag_key="a-flag"), phase=phase, percent=0.0)
+    )
     response = await client.post(ALL, json={"context": {}})
     assert response.status_code == 200
     off, split = response.json()["flags"]
@@ -270,17 +318,26 @@ async def test_bulk_is_not_sent_twice(surface: Surface, client: httpx.AsyncClien
     for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
         again = await client.post(ALL, json=context(), headers={"if-none-match": known})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
-    assert (await client.post(ALL, json=context("user-1"), headers={"if-none-match": tag})).status_code == 200
+    assert (
+        await client.post(ALL, json=context("user-1"), headers={"if-none-match": tag})
+    ).status_code == 200
     surface.board.take(make_rollout(revision=2))
-    assert (await client.post(ALL, json=context(), headers={"if-none-match": tag})).status_code == 200
+    assert (
+        await client.post(ALL, json=context(), headers={"if-none-match": tag})
+    ).status_code == 200
 
 
-async def test_evaluations_are_counted_by_what_they_gave(surface: Surface, client: httpx.AsyncClient) -> None:
+async def test_evaluations_are_counted_by_what_they_gave(
+    surface: Surface, client: httpx.AsyncClient
+) -> None:
     """Three series, however many flags and contexts there are."""
     for key in ("user-3", "user-1", "user-2"):
         await client.post(ONE, json=context(key))
     await client.post(ONE, json={})
     await client.post("/ofrep/v1/evaluate/flags/other", json=context())
     value = surface.metrics.registry.get_sample_value
-    counts = {what: value("rolloutd_evaluations_total", {"outcome": what}) for what in ("treatment", "control", "refused")}
+    counts = {
+        what: value("rolloutd_evaluations_total", {"outcome": what})
+        for what in ("treatment", "control", "refused")
+    }
     assert counts == {"treatment": 2, "control": 1, "refused": 2}

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from controller.core.analysis.latency import margin_buckets, ordered, quantile_bucket, quantile_interval
+from controller.core.analysis.latency import (
+    margin_buckets,
+    ordered,
+    quantile_bucket,
+    quantile_interval,
+)
 from controller.core.evidence import bucket_of, bucket_value, quantile
 
 
@@ -27,7 +32,10 @@ def test_value_in_the_limits_bucket_is_not_above() -> None:
 
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.95, 0.99])
 def test_place_leaves_at_most_the_tail_above(q: float) -> None:
-    """Above the chosen place lies at most 1 - q of the past, and one bucket lower it would be more."""
+    """Above the chosen place lies at most 1 - q of the past.
+
+    And one bucket lower it would be more.
+    """
     histogram = histogram_of(np.random.default_rng(3).lognormal(4, 0.7, 5000))
     past = ordered(histogram)
     place = quantile_bucket(past, q)
@@ -52,7 +60,10 @@ def test_margin_of_ten_percent_is_five_buckets() -> None:
 
 @pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
 def test_quantile_interval_holds_the_truth(q: float) -> None:
-    """In 100 samples looked at five times each, the 99 % interval misses the true quantile at most a few times."""
+    """In 100 samples looked at five times each.
+
+    The 99 % interval misses the true quantile at most a few times.
+    """
     rng = np.random.default_rng(11)
     truth = float(np.quantile(rng.lognormal(4, 0.7, 2_000_000), q))
     misses = 0
@@ -60,14 +71,21 @@ def test_quantile_interval_holds_the_truth(q: float) -> None:
         values = rng.lognormal(4, 0.7, 3000)
         for size in (200, 600, 1200, 2000, 3000):
             low, high = quantile_interval(ordered(histogram_of(values[:size])), q, 0.01)
-            if (low is not None and low > truth * 1.02) or (high is not None and high < truth / 1.02):
+            if (low is not None and low > truth * 1.02) or (
+                high is not None and high < truth / 1.02
+            ):
                 misses += 1
                 break
     assert misses <= 4  # expected 1 at most; 5 or more have probability 0.004
 
 
-def kept_places(histogram: dict[int, int], q: float, alpha: float) -> tuple[float | None, float | None]:
-    """Return what `quantile_interval` should: each bucket asked for itself, with distributions from scipy."""
+def kept_places(
+    histogram: dict[int, int], q: float, alpha: float
+) -> tuple[float | None, float | None]:
+    """Return what `quantile_interval` should.
+
+    Each bucket asked for itself, with distributions from scipy.
+    """
     total, buckets = sum(histogram.values()), sorted(histogram)
 
     def is_kept(above: int) -> bool:
@@ -77,7 +95,11 @@ def kept_places(histogram: dict[int, int], q: float, alpha: float) -> tuple[floa
     up_to = np.cumsum([histogram[bucket] for bucket in buckets])
     above = [total - int(count) for count in up_to]
     at_or_above = [total, *above[:-1]]
-    low = next(bucket for bucket, count in zip(buckets, above, strict=True) if is_kept(count) or count <= total * (1 - q))
+    low = next(
+        bucket
+        for bucket, count in zip(buckets, above, strict=True)
+        if is_kept(count) or count <= total * (1 - q)
+    )
     high = next(
         bucket
         for bucket, count in zip(reversed(buckets), reversed(at_or_above), strict=True)
@@ -93,7 +115,11 @@ def test_quantile_interval_ends_where_the_mixture_rejects(q: float, size: int) -
     rng = np.random.default_rng([7, size])
     for _ in range(10):
         shares = rng.dirichlet(np.full(int(rng.integers(1, 60)), 10 ** rng.uniform(-1, 1)))
-        histogram = {bucket: int(count) for bucket, count in enumerate(rng.multinomial(size, shares)) if count}
+        histogram = {
+            bucket: int(count)
+            for bucket, count in enumerate(rng.multinomial(size, shares))
+            if count
+        }
         assert quantile_interval(ordered(histogram), q, 0.01) == kept_places(histogram, q, 0.01)
 
 
@@ -122,6 +148,8 @@ def test_ordered_agrees_with_the_plain_histogram(q: float) -> None:
     values = ordered(histogram)
     assert values.quantile(q) == quantile(histogram, q)
     for bucket in (-1000, min(histogram) - 1, min(histogram), 200, 201, max(histogram), 10_000):
-        assert values.above(bucket) == sum(count for index, count in histogram.items() if index > bucket)
+        assert values.above(bucket) == sum(
+            count for index, count in histogram.items() if index > bucket
+        )
     assert ordered({}).quantile(q) is None
     assert ordered({}).above(3) == 0

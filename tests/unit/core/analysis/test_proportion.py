@@ -1,4 +1,7 @@
-"""Rate comparisons and limits: exactness by enumeration, reference vectors, and the shape of intervals."""
+"""Rate comparisons and limits.
+
+Exactness by enumeration, reference vectors, and the shape of intervals.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,16 @@ from tests.streams import reference_prior
 BATCHES = (Counts(1000, 12, 9000, 45), Counts(1000, 9, 9000, 50), Counts(500, 7, 4500, 20))
 
 
-def expectation(n_t: int, n_c: int, p_t: float, p_c: float, log_null: float, log_ratios: Floats) -> Floats:
+def expectation(
+    n_t: int, n_c: int, p_t: float, p_c: float, log_null: float, log_ratios: Floats
+) -> Floats:
     """Return the exact expectation of exp(increment) per alternative, over every outcome of one batch."""
     total = np.zeros(len(log_ratios))
     for k_t, k_c in itertools.product(range(n_t + 1), range(n_c + 1)):
         probability = stats.binom.pmf(k_t, n_t, p_t) * stats.binom.pmf(k_c, n_c, p_c)
-        total += probability * np.exp(ratio_increment(log_ratios, log_null, Counts(n_t, k_t, n_c, k_c)))
+        total += probability * np.exp(
+            ratio_increment(log_ratios, log_null, Counts(n_t, k_t, n_c, k_c))
+        )
     return total
 
 
@@ -66,8 +73,13 @@ def test_mixture_matches_the_reference_vectors(margin: float, vectors: tuple[flo
 @pytest.mark.parametrize("difference", [0.01, 0.2])
 @pytest.mark.parametrize("expected", [0.02, 0.4])
 @pytest.mark.parametrize("p_c", [0.02, 0.2, 0.45])
-def test_a_margin_in_points_is_exact_whatever_was_expected(difference: float, expected: float, p_c: float) -> None:
-    """Neither question's e-value expects to gain at the null's edge or within, also when control's rate was misjudged."""
+def test_a_margin_in_points_is_exact_whatever_was_expected(
+    difference: float, expected: float, p_c: float
+) -> None:
+    """Neither question's e-value expects to gain at the null's edge or within.
+
+    Also when control's rate was misjudged.
+    """
     n_t, n_c = 3, 5
 
     def expectation_of(alternatives: Floats, p_t: float) -> Floats:
@@ -75,7 +87,9 @@ def test_a_margin_in_points_is_exact_whatever_was_expected(difference: float, ex
         for k_t, k_c in itertools.product(range(n_t + 1), range(n_c + 1)):
             probability = stats.binom.pmf(k_t, n_t, p_t) * stats.binom.pmf(k_c, n_c, p_c)
             batch = Counts(n_t, k_t, n_c, k_c)
-            total += probability * np.exp(excess_increment(alternatives, expected, difference, batch))
+            total += probability * np.exp(
+                excess_increment(alternatives, expected, difference, batch)
+            )
         return total
 
     for better in (0.0, 0.5):
@@ -88,7 +102,9 @@ def test_a_margin_in_points_is_exact_whatever_was_expected(difference: float, ex
 @pytest.mark.parametrize("margin", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize(("n_t", "n_c"), [(1, 1), (3, 5), (6, 2)])
 @pytest.mark.parametrize("p_c", [0.02, 0.2, 0.45])
-def test_no_alternative_expects_to_gain_where_treatment_is_not_worse(margin: float, n_t: int, n_c: int, p_c: float) -> None:
+def test_no_alternative_expects_to_gain_where_treatment_is_not_worse(
+    margin: float, n_t: int, n_c: int, p_c: float
+) -> None:
     """Summed over every outcome the e-value is at most 1 for every rate of treatment up to the margin, per alternative."""
     log_null = math.log1p(margin)
     log_ratios = harm_alternatives(log_null).log_effects
@@ -99,7 +115,9 @@ def test_no_alternative_expects_to_gain_where_treatment_is_not_worse(margin: flo
 
 @pytest.mark.parametrize("margin", [0.25, 1.0])
 @pytest.mark.parametrize(("n_t", "n_c"), [(1, 1), (3, 5), (6, 2)])
-def test_certificate_never_expects_to_gain_where_treatment_is_at_the_margin_or_worse(margin: float, n_t: int, n_c: int) -> None:
+def test_certificate_never_expects_to_gain_where_treatment_is_at_the_margin_or_worse(
+    margin: float, n_t: int, n_c: int
+) -> None:
     """The gate's e-value is at most 1 in expectation for every treatment rate from the margin upwards."""
     log_null = math.log1p(margin)
     log_ratios = safe_alternatives(log_null).log_effects
@@ -115,7 +133,10 @@ def test_weights_of_alternatives_add_up_to_one() -> None:
 
 
 def test_margin_beyond_every_alternative_is_refused() -> None:
-    """A margin that tolerates more than the largest alternative is an error, not a test that can never fire."""
+    """A margin that tolerates more than the largest alternative is an error.
+
+    Not a test that can never fire.
+    """
     with pytest.raises(ValueError, match="leaves nothing to find"):
         harm_alternatives(math.log(30))
 
@@ -124,11 +145,14 @@ def test_margin_beyond_every_alternative_is_refused() -> None:
 @pytest.mark.parametrize("limit", [0.01, 0.2, 0.6])
 def test_limit_is_exact_on_its_edge_and_beyond(limit: float, is_above: bool) -> None:
     """Summed over every outcome the e-value against a limit is at most 1 for every share on the null's side."""
-    shares = [limit * part for part in (0.0, 0.5, 1.0)] if is_above else [limit, (1 + limit) / 2, 1.0]
+    shares = (
+        [limit * part for part in (0.0, 0.5, 1.0)] if is_above else [limit, (1 + limit) / 2, 1.0]
+    )
     for share in shares:
         for trials in (1, 7):
             total = sum(
-                stats.binom.pmf(events, trials, share) * np.exp(limit_increment(limit, trials, events, is_above=is_above))
+                stats.binom.pmf(events, trials, share)
+                * np.exp(limit_increment(limit, trials, events, is_above=is_above))
                 for events in range(trials + 1)
             )
             assert np.max(total) <= 1 + 1e-12
@@ -136,11 +160,18 @@ def test_limit_is_exact_on_its_edge_and_beyond(limit: float, is_above: bool) -> 
 
 def test_limit_is_shown_kept_after_a_few_hundred_contexts_without_an_error() -> None:
     """1 % is excluded at 5 % by 400 contexts without an error, and not by 250."""
-    assert limit_log_e_value(0.01, 250, 0, is_above=False) < math.log(20) <= limit_log_e_value(0.01, 500, 0, is_above=False)
+    assert (
+        limit_log_e_value(0.01, 250, 0, is_above=False)
+        < math.log(20)
+        <= limit_log_e_value(0.01, 500, 0, is_above=False)
+    )
 
 
 def test_curve_finds_the_ratio() -> None:
-    """With plenty of events the estimate is the quotient of the rates, and the interval holds it."""
+    """With plenty of events the estimate is the quotient of the rates.
+
+    And the interval holds it.
+    """
     estimate = ratio_estimate(curve_increment(Counts(10_000, 400, 90_000, 1800)), alpha=0.01)
     assert estimate is not None
     assert estimate.estimate == pytest.approx(2.0, rel=0.01)
@@ -171,18 +202,38 @@ def test_curve_is_additive() -> None:
     assert len(curve_increment(one)) == len(CURVE)
 
 
-@pytest.mark.parametrize("batch", [Counts(10, 0, 90, 0), Counts(50, 3, 450, 11), Counts(9, 9, 1, 0)])
+@pytest.mark.parametrize(
+    "batch", [Counts(10, 0, 90, 0), Counts(50, 3, 450, 11), Counts(9, 9, 1, 0)]
+)
 def test_a_comparison_in_one_pass_is_its_three_parts(batch: Counts) -> None:
     """Harm, safety and the curve of a batch are what each formula gives alone."""
     log_null, log_gate = math.log1p(0.1), math.log1p(0.5)
     added = comparison_increments(log_null, log_gate, batch)
-    assert np.allclose(added.harm, ratio_increment(harm_alternatives(log_null).log_effects, log_null, batch), rtol=1e-13)
-    assert np.allclose(added.safe, ratio_increment(safe_alternatives(log_gate).log_effects, log_gate, batch), rtol=1e-13)
+    assert np.allclose(
+        added.harm,
+        ratio_increment(harm_alternatives(log_null).log_effects, log_null, batch),
+        rtol=1e-13,
+    )
+    assert np.allclose(
+        added.safe,
+        ratio_increment(safe_alternatives(log_gate).log_effects, log_gate, batch),
+        rtol=1e-13,
+    )
     assert np.allclose(added.curve, curve_increment(batch), rtol=1e-13)
 
 
 @pytest.mark.parametrize(
-    ("events", "trials"), [(0, 1), (0, 1000), (1, 10), (10, 10), (3, 1000), (50, 1000), (10_000, 1_000_000), (10**7, 10**9)]
+    ("events", "trials"),
+    [
+        (0, 1),
+        (0, 1000),
+        (1, 10),
+        (10, 10),
+        (3, 1000),
+        (50, 1000),
+        (10_000, 1_000_000),
+        (10**7, 10**9),
+    ],
 )
 def test_rate_interval_holds_the_estimate_and_shrinks(events: int, trials: int) -> None:
     """The interval contains the estimate, lies in [0, 1], and is narrower at 5 % than at 1 %."""
@@ -219,7 +270,9 @@ def test_missing_sample_is_what_it_takes() -> None:
     missing = trials_until(nothing, weights, safe_growth(log_null, 0.1, 0.01), math.log(20))
     assert missing is not None
     batch = Counts(missing, round(missing * 0.01), 9 * missing, round(9 * missing * 0.01))
-    reached = log_sum_exp(weights + ratio_increment(safe_alternatives(log_null).log_effects, log_null, batch))
+    reached = log_sum_exp(
+        weights + ratio_increment(safe_alternatives(log_null).log_effects, log_null, batch)
+    )
     assert math.log(20) - 0.1 <= reached <= math.log(20) + 1.5
 
 

@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 
 from controller.core.analysis.change_point import log_sum_exp
-from controller.core.analysis.sample_ratio import ALPHA_SRM, LOG_FACTORS, add_exposures, log_e_value, no_evidence
+from controller.core.analysis.sample_ratio import (
+    ALPHA_SRM,
+    LOG_FACTORS,
+    add_exposures,
+    log_e_value,
+    no_evidence,
+)
 
 
 def test_reference_vector() -> None:
     """800 of 10,000 contexts at a decided share of 10 % have log e-value 19.971296 when factors are normal with sd 0.1."""
     weights = np.exp(-0.5 * (LOG_FACTORS / 0.1) ** 2)
     evidence = add_exposures(no_evidence(), 0.1, 800, 9200)
-    assert log_sum_exp(np.log(weights / weights.sum()) + evidence) == pytest.approx(19.971296, abs=1e-6)
+    assert log_sum_exp(np.log(weights / weights.sum()) + evidence) == pytest.approx(
+        19.971296, abs=1e-6
+    )
 
 
 def test_no_evidence_is_one() -> None:
@@ -33,7 +41,9 @@ def test_a_ramp_with_right_shares_is_no_mismatch() -> None:
 
 def test_a_billion_contexts_may_be_off_by_one_percent_of_the_share() -> None:
     """The slight unevenness of a hash is not found, however many contexts there are."""
-    assert log_e_value(add_exposures(no_evidence(), 0.1, 101_000_000, 899_000_000)) < math.log(1 / ALPHA_SRM)
+    assert log_e_value(add_exposures(no_evidence(), 0.1, 101_000_000, 899_000_000)) < math.log(
+        1 / ALPHA_SRM
+    )
 
 
 def test_right_split_seldom_alarms_however_often_one_looks() -> None:

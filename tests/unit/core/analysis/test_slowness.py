@@ -1,4 +1,7 @@
-"""Slower anywhere: exactness of every shape, what the margin does, and what is needed before the first bet."""
+"""Slower anywhere: exactness of every shape, what the margin does.
+
+And what is needed before the first bet.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,12 @@ from hypothesis import strategies as st
 
 from controller.core.analysis.change_point import log_sum_exp
 from controller.core.analysis.latency import Ordered, ordered
-from controller.core.analysis.slowness import MIN_PAST, SHAPE_LOG_WEIGHTS, SHAPES, slowness_increment
+from controller.core.analysis.slowness import (
+    MIN_PAST,
+    SHAPE_LOG_WEIGHTS,
+    SHAPES,
+    slowness_increment,
+)
 from schemas.terms import Arm
 
 
@@ -30,7 +38,9 @@ def together(*histograms: dict[int, int]) -> dict[int, int]:
     return total
 
 
-def increment(past: dict[int, int], treatment: dict[int, int], control: dict[int, int], margin: int = 0) -> np.ndarray:
+def increment(
+    past: dict[int, int], treatment: dict[int, int], control: dict[int, int], margin: int = 0
+) -> np.ndarray:
     """Return the increment of a batch after control's `past`."""
     result = slowness_increment(pair({}, past), pair(treatment, together(past, control)), margin)
     assert result is not None
@@ -45,9 +55,13 @@ def counts_of(draws: tuple[int, ...]) -> dict[int, int]:
     return together(*({bucket: 1} for bucket in draws))
 
 
-@pytest.mark.parametrize("shares", [(0.4, 0.3, 0.2, 0.1), (0.7, 0.1, 0.1, 0.1), (0.05, 0.05, 0.1, 0.8)])
+@pytest.mark.parametrize(
+    "shares", [(0.4, 0.3, 0.2, 0.1), (0.7, 0.1, 0.1, 0.1), (0.05, 0.05, 0.1, 0.8)]
+)
 @pytest.mark.parametrize("better", [0.0, 0.3])
-def test_no_shape_expects_to_gain_where_treatment_is_not_slower(shares: tuple[float, ...], better: float) -> None:
+def test_no_shape_expects_to_gain_where_treatment_is_not_slower(
+    shares: tuple[float, ...], better: float
+) -> None:
     """Summed over every batch of 2 and 2 the e-value is at most 1, whatever control's own distribution and past are."""
     places = (10, 25, 40, 60)
     faster = np.array(shares) * (1 - better)
@@ -77,7 +91,10 @@ def test_every_shape_makes_higher_latencies_likelier_in_proportion(past: dict[in
 
 
 def test_a_margin_moves_control_up() -> None:
-    """Treatment exactly five buckets slower gives evidence without a margin, and none with one of five buckets."""
+    """Treatment exactly five buckets slower gives evidence without a margin.
+
+    And none with one of five buckets.
+    """
     shifted = {bucket + 5: 10 * count for bucket, count in PAST.items()}
     control = {bucket: 10 * count for bucket, count in PAST.items()}
 
