@@ -112,7 +112,7 @@ unleash: $(READY) ## the Unleash plane against a real Unleash on PostgreSQL, see
 compiled: $(VENV)/.compiled ## compile the counting loops: a seventh less CPU an event; needs a C compiler, takes a minute
 
 # Types of other modules become checks in these, hence all that they import.
-$(VENV)/.compiled: $(VENV)/.installed $(wildcard schemas/*.py controller/*.py controller/core/*.py controller/service/*.py)
+$(VENV)/.compiled: $(VENV)/.installed $(wildcard schemas/*.py controller/*.py controller/core/*.py controller/counting/*.py)
 	@command -v cc >/dev/null || { echo "no C compiler on PATH (Debian: apt-get install gcc libc6-dev python3-dev)" >&2; exit 1; }
 	@echo "compiling the counting loops (a minute)"
 	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
@@ -120,7 +120,7 @@ $(VENV)/.compiled: $(VENV)/.installed $(wildcard schemas/*.py controller/*.py co
 
 .PHONY: interpreted
 interpreted: ## undo `make compiled`
-	rm -f $(VENV)/.compiled *__mypyc.*.so controller/service/*.so
+	rm -f $(VENV)/.compiled *__mypyc.*.so controller/counting/*.so
 
 .PHONY: bench
 bench: $(VENV)/.compiled ## breach to 0 % served, events per second, evaluations per second; about ten minutes, machine to itself
@@ -158,7 +158,7 @@ LOCK_OPTIONS = --quiet $(UPGRADE) --universal --python-version 3.11 --generate-h
 
 .PHONY: clean
 clean: ## remove the virtual environment, what was compiled, and all caches
-	rm -f *__mypyc.*.so controller/service/*.so
+	rm -f *__mypyc.*.so controller/counting/*.so
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # The stamp holds on to the lock file and the metadata: a changed dependency installs again, a changed source need not.

@@ -2,7 +2,7 @@
 
 No decisions, no loops of its own.
 
-How the parts are started, watched and stopped is `service/supervisor.py`.
+How the parts are started, watched and stopped is `running/supervisor.py`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,39 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import structlog
 
-from controller.adapters import documents
-from controller.adapters.advisor import NoAdvisor, make_advisor
+from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.file_plane import FilePlane
-from controller.adapters.http_plane import HttpPlane
-from controller.adapters.kafka import (
+from controller.adapters.http_plane.plane import HttpPlane
+from controller.adapters.kafka.event_log import (
     KafkaEventLog,
     KafkaPublisher,
     cluster_id,
     ensure_topics,
     partition_of,
 )
-from controller.adapters.kafka_state import KafkaStateFeed
-from controller.adapters.kafka_topology import KafkaTopology
-from controller.adapters.redis import SHARED_PREFIX, Identity, RedisRollouts, RedisTotals, Store
-from controller.adapters.redis_plane import RedisPlane
-from controller.adapters.shared_topic import SharedTopic, streams, topic_of
-from controller.adapters.state_topic import StateTopicPlane
-from controller.adapters.unleash import UnleashPlane
+from controller.adapters.kafka.shared_topic import SharedTopic, streams, topic_of
+from controller.adapters.kafka.state_feed import KafkaStateFeed
+from controller.adapters.kafka.state_topic_plane import StateTopicPlane
+from controller.adapters.kafka.topology import KafkaTopology
+from controller.adapters.llm.advisor import NoAdvisor, make_advisor
+from controller.adapters.redis.plane import RedisPlane
+from controller.adapters.redis.store import (
+    SHARED_PREFIX,
+    Identity,
+    RedisRollouts,
+    RedisTotals,
+    Store,
+)
+from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import AgreedClock, SystemClock
-from controller.core.healing import AHEAD_AT_MOST_SECONDS, seconds_ahead
+from controller.codec import documents
+from controller.core.future_times import AHEAD_AT_MOST_SECONDS, seconds_ahead
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
+from controller.counting.ingest import Ingest
+from controller.counting.partition_totals import IS_COMPILED
+from controller.deciding.commentary import Explainer, Lookout
+from controller.deciding.flag_worker import START_UP, WorkerDependencies
+from controller.deciding.flag_workers import Peeked, ReadCommand, Workers
 from controller.errors import (
     BadInput,
     CommandRefused,
@@ -53,24 +65,18 @@ from controller.errors import (
 from controller.health import Component, Faults, Health, Scope
 from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import Clock, FlagPlane, OutboxEntry, PlaneStanding, Record, TopicPartition
-from controller.service.actuation import Actuation
-from controller.service.claims import Claims, replica_name
-from controller.service.commentary import Explainer, Lookout
-from controller.service.counting import IS_COMPILED
-from controller.service.ingest import Ingest
-from controller.service.pulse import Pulse
-from controller.service.reporter import (
+from controller.running.claims import Claims, replica_name
+from controller.running.redis_heartbeat import RedisHeartbeat
+from controller.running.reporter import (
     REPORT_EVERY_SECONDS,
     STATE_TOPIC,
     Reporter,
     Signs,
     why_word_is_old,
 )
-from controller.service.sight import Holder, Sight, Unseen, View, Waiting, needs_watching
-from controller.service.supervisor import Parts, Step, Supervisor
-from controller.service.watchdog import ConsumerWatchdog, StallMeter
-from controller.service.worker import START_UP, Tools
-from controller.service.workers import Peeked, ReadCommand, Workers
+from controller.running.supervisor import Parts, Step, Supervisor
+from controller.running.visibility import Holder, Visibility, Unseen, View, Waiting, needs_watching
+from controller.running.watchdog import ConsumerWatchdog, StallMeter
 from controller.settings import RedisPlaneSettings, RedisSettings, Settings, open_doors
 from controller.web.app import make_app, make_ops_app
 from controller.web.bucketing import Generation
@@ -224,7 +230,7 @@ class Daemon:
         self._flagd_sync = make_flagd_sync(settings, self._board)
         self._advisor = make_advisor(settings.advisor, self._clock)
         totals = RedisTotals(self._store, self._faults)
-        self._tools = Tools(
+        self._tools = WorkerDependencies(
             rollouts=RedisRollouts(self._store, unreadable=self._unreadable),
             publisher=self._publisher,
             advisor=self._advisor,
@@ -284,7 +290,7 @@ class Daemon:
                 every_seconds=look_seconds,
             )
         )
-        self._actuation = Actuation(
+        self._actuation = FlagReconciler(
             planes,
             self._clock,
             raise_alert=self._alert,
@@ -293,7 +299,7 @@ class Daemon:
             faults=self._faults,
         )
         self._metrics.watch(converged=self._actuation.converged)
-        self._pulse = Pulse(
+        self._pulse = RedisHeartbeat(
             self._clock,
             self._faults,
             ask=self._store.ask_time,
@@ -307,7 +313,7 @@ class Daemon:
             working=self._working_partitions,
             topic=settings.kafka.topic("commands"),
         )
-        self._sight = Sight(
+        self._sight = Visibility(
             self._clock,
             views=self._views,
             expected_partitions=lambda: sum(self._expected().values()),
@@ -585,8 +591,8 @@ class Daemon:
         except Exception as error:  # the edge of one flag: the topic would bring it again for ever
             why = f"revision {rollout.revision} cannot be used: {type(error).__name__}: {error}"
             self._log.exception("document_unusable", flag_key=rollout.flag_key)
-            remedy = "see document_unusable in the log"
-            self._faults.report(Scope.FLAG, rollout.flag_key, why[:300], remedy, reporter=_STATE)
+            fix = "see document_unusable in the log"
+            self._faults.report(Scope.FLAG, rollout.flag_key, why[:300], fix, reporter=_STATE)
         else:
             self._faults.clear(Scope.FLAG, rollout.flag_key, reporter=_STATE)
             # Whoever runs it has written a document that can be read.
@@ -759,10 +765,10 @@ class Daemon:
 
         The others start, and it is served as the state topic says.
         """
-        remedy = f"rolloutd repair flag {flag_key}, or run the release that wrote it"
+        fix = f"rolloutd repair flag {flag_key}, or run the release that wrote it"
         why = f"what is stored for it cannot be read: {why}"
         self._damaged.add(flag_key)
-        self._faults.report(Scope.FLAG, flag_key, why, remedy, reporter=START_UP)
+        self._faults.report(Scope.FLAG, flag_key, why, fix, reporter=START_UP)
 
     def _readable(self, flag_key: str) -> None:
         """One flag's document can be read again, or is gone."""
@@ -889,11 +895,11 @@ class Daemon:
             if why is None:
                 self._faults.clear(Scope.DEPENDENCY, "redis_identity")
             else:
-                remedy = (
+                fix = (
                     "give redis.url its former address and restart; flags stay as they are, "
                     "nothing is decided"
                 )
-                self._faults.report(Scope.DEPENDENCY, "redis_identity", why, remedy)
+                self._faults.report(Scope.DEPENDENCY, "redis_identity", why, fix)
 
     # --- how it stands
     # -------------------------------------------------------------------------------
@@ -923,11 +929,11 @@ class Daemon:
                     f"its last transition is {ahead:.0f} s ahead of the clocks, so nothing "
                     f"about it moves"
                 )
-                remedy = (
+                fix = (
                     "it is brought back by itself once the clocks agree: see the fault of "
                     "scope clock"
                 )
-                self._faults.report(Scope.FLAG, flag_key, why, remedy, reporter=_TIMES)
+                self._faults.report(Scope.FLAG, flag_key, why, fix, reporter=_TIMES)
             elif flag_key in self._times_ahead:
                 self._times_ahead.discard(flag_key)
                 self._faults.clear(Scope.FLAG, flag_key, reporter=_TIMES)

@@ -1,7 +1,7 @@
 """Every exception we raise, whose fault it is, and whether a retry helps.
 
 RolloutdError
-+-- BadInput                 the sender's: refuse it, say what, where and how to mend it; a retry never helps
++-- BadInput                 the sender's: refuse it, say what, where and how to fix it; a retry never helps
 |   +-- ConfigInvalid          the operator's settings or plan
 |   +-- CommandRefused         the issuer's: readable enough to be answered, not to be carried out
 |   +-- CommandUnreadable      the issuer's: not even an id to answer; to quarantine
@@ -29,7 +29,7 @@ class RolloutdError(Exception):
 
 
 class BadInput(RolloutdError):
-    """What came in cannot be used; the message says what, where and how to mend it."""
+    """What came in cannot be used; the message says what, where and how to fix it."""
 
 
 class ConfigInvalid(BadInput):

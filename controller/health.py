@@ -132,7 +132,7 @@ class Fault:
     scope: Scope
     name: str
     why: str  # one sentence for a person
-    remedy: str  # what to do about it, a command where there is one; empty: it passes by itself
+    fix: str  # what to do about it, a command where there is one; empty: it passes by itself
     since: datetime
     times: int = 1  # how often it was reported
     reporter: str = ""  # the part that reported it, and that alone clears it
@@ -160,7 +160,7 @@ class Faults:
         self.reported: dict[Scope, int] = dict.fromkeys(Scope, 0)  # reports so far, for a counter
 
     def report(
-        self, scope: Scope, name: str, why: str, remedy: str = "", *, reporter: str = ""
+        self, scope: Scope, name: str, why: str, fix: str = "", *, reporter: str = ""
     ) -> None:
         """Note a fault, or that it is still there.
 
@@ -170,12 +170,12 @@ class Faults:
         faults, key = self._faults[scope], (name, reporter)
         known = faults.get(key)
         if known is not None:
-            faults[key] = replace(known, why=why, remedy=remedy, times=known.times + 1)
+            faults[key] = replace(known, why=why, fix=fix, times=known.times + 1)
             return
         is_full = len(faults) >= self.MOST_KEPT
         if is_full:
             del faults[next(iter(faults))]
-        faults[key] = Fault(scope, name, why, remedy, self._now(), reporter=reporter)
+        faults[key] = Fault(scope, name, why, fix, self._now(), reporter=reporter)
         if not is_full:  # thousands that take turns must not flood the log
             self._log.error(
                 "fault_contained",
@@ -183,7 +183,7 @@ class Faults:
                 name=name,
                 reporter=reporter,
                 error=why,
-                remedy=remedy,
+                fix=fix,
             )
 
     def clear(self, scope: Scope, name: str, *, reporter: str = "") -> None:

@@ -3,7 +3,7 @@
 The rules a plan must keep to work, and templates.
 
 The form of a plan is `schemas/plan.py`. What stands here is advice to its author, so every finding
-says where, what and how to mend it, and all are told at once.
+says where, what and how to fix it, and all are told at once.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Finding:
     at: Path  # keys and indexes from the top, () for the plan as a whole
     severity: Severity  # CRITICAL: the plan is refused. WARNING: it works, but perhaps not as meant
     message: str
-    mend: str
+    fix: str
     line: int | None = None  # 1-based; None when the plan was not read from text
     column: int | None = None
 
@@ -69,11 +69,11 @@ class Finding:
         return self.severity is Severity.CRITICAL
 
     def __str__(self) -> str:
-        """Return `stages[1].percent: what; how to mend it`, without the place in the file."""
+        """Return `stages[1].percent: what; how to fix it`, without the place in the file."""
         where = "".join(
             f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.at
         ).removeprefix(".")
-        return f"{where or 'plan'}: {self.message}; {self.mend}"
+        return f"{where or 'plan'}: {self.message}; {self.fix}"
 
     def located(self, source_name: str) -> str:
         """Return the finding as compilers write it: `file:line:column: severity: ...`."""
@@ -164,12 +164,12 @@ def _reachable(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
             yield _error(("stages", index, "audience"), what, "a stage needs its audience")
 
 
-def _error(at: Path, message: str, mend: str) -> Finding:
-    return Finding(at, Severity.CRITICAL, message, mend)
+def _error(at: Path, message: str, fix: str) -> Finding:
+    return Finding(at, Severity.CRITICAL, message, fix)
 
 
-def _warning(at: Path, message: str, mend: str) -> Finding:
-    return Finding(at, Severity.WARNING, message, mend)
+def _warning(at: Path, message: str, fix: str) -> Finding:
+    return Finding(at, Severity.WARNING, message, fix)
 
 
 def _percent(value: float) -> str:
@@ -300,7 +300,7 @@ def _audiences(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
                 yield _error(
                     at,
                     f"nobody belongs to it: {attribute} {why}",
-                    "mend the condition, or part them into two lists",
+                    "fix the condition, or part them into two lists",
                 )
 
 
@@ -784,7 +784,7 @@ def _read(text: str) -> tuple[Any, Places, list[Finding]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         fault = _error(
-            (), f"not YAML: {error.problem or error.context}", "mend the line, or the one before it"
+            (), f"not YAML: {error.problem or error.context}", "fix the line, or the one before it"
         )
         return (
             None,
@@ -795,7 +795,7 @@ def _read(text: str) -> tuple[Any, Places, list[Finding]]:
         return (
             None,
             {},
-            [_error((), f"not YAML: {' '.join(str(error).split())[:200]}", "mend the text")],
+            [_error((), f"not YAML: {' '.join(str(error).split())[:200]}", "fix the text")],
         )
     if not isinstance(from_yaml, dict):
         return (
@@ -823,7 +823,7 @@ def _may_be_flow_yaml(text: str) -> bool:
 
 def _json_fault(error: ValueError | RecursionError) -> Finding:
     fault = _error(
-        (), f"not JSON: {getattr(error, 'msg', error)}", "mend the line, or the one before it"
+        (), f"not JSON: {getattr(error, 'msg', error)}", "fix the line, or the one before it"
     )
     if isinstance(error, json.JSONDecodeError):
         return replace(fault, line=error.lineno, column=error.colno)
@@ -957,13 +957,13 @@ def _of_shape(fault: Any, values: Any) -> Finding:
         case "extra_forbidden":
             known = _keys_at(at[:-1])
             near = _nearest(str(at[-1]), known)
-            mend = f"did you mean {near}?" if near else f"there are: {', '.join(known)}"
-            return _error(at, "unknown key", mend)
+            fix = f"did you mean {near}?" if near else f"there are: {', '.join(known)}"
+            return _error(at, "unknown key", fix)
         case "missing":
             return _error(at, "is missing", f"add `{at[-1]}: ...`")
         case "value_error":
-            said, _, mend = message.partition(": " if "; " not in message else "; ")
-            return _error(at, said, mend or "mend it")
+            said, _, fix = message.partition(": " if "; " not in message else "; ")
+            return _error(at, said, fix or "fix it")
         case "timezone_aware":
             return _error(at, "has no offset from UTC", "write it as in 2026-11-21T03:00:00Z")
         case "enum" | "literal_error":

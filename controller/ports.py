@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Protocol
 
 from controller.core.evidence import PartitionProgress, VisitTotals
-from controller.core.judgement import Advice, Explanation, Judgement
+from controller.core.judging.judgement import Advice, Explanation, Judgement
 from controller.core.rollout import AskAdvice, RaiseAlert, Rollout
 
 

@@ -846,7 +846,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     Or of the file ROLLOUTD_CONFIG names, overlaid by ROLLOUTD_ variables.
 
     Neither given: defaults and variables alone. Raises ConfigInvalid with every fault found, one
-    per line, each with `file:line:column` or the variable's name, and how to mend it.
+    per line, each with `file:line:column` or the variable's name, and how to fix it.
     """
     if path is None and environ.get(CONFIG_VARIABLE):
         path = Path(environ[CONFIG_VARIABLE])
@@ -910,10 +910,10 @@ def _read_file(path: Path, places: dict[_Path, str], faults: list[str]) -> dict[
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else str(path)
-        faults.append(f"{place}: not YAML: {error.problem or error.context}; mend the line")
+        faults.append(f"{place}: not YAML: {error.problem or error.context}; fix the line")
         return {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        faults.append(f"{path}: not YAML: {error}; mend the file")
+        faults.append(f"{path}: not YAML: {error}; fix the file")
         return {}
     if not isinstance(values, dict):
         faults.append(f"{path}:1:1: expected a mapping such as `environment: production`")
@@ -1031,7 +1031,7 @@ def _nearest(steps: tuple[str, ...]) -> str:
 
 
 def _describe(fault: Mapping[str, Any], places: Mapping[_Path, str], path: Path | None) -> str:
-    """Return one line: where, which setting, what is wrong, how to mend it."""
+    """Return one line: where, which setting, what is wrong, how to fix it."""
     at: _Path = tuple(fault["loc"])
     place = next(
         (places[at[:length]] for length in range(len(at), 0, -1) if at[:length] in places), None

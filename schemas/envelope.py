@@ -59,7 +59,7 @@ Headers = Sequence[tuple[str, bytes | None]]
 class RecordRefused(Exception):
     """A record that cannot be used; it goes to quarantine and the next one is read.
 
-    Made from a reason, the problem and how to mend it. Whatever the problem quotes from the record
+    Made from a reason, the problem and how to fix it. Whatever the problem quotes from the record
     is escaped and cut when it is first read, so that refusing is cheap and the detail may be logged
     and shown as it is.
     """
@@ -73,17 +73,17 @@ class RecordRefused(Exception):
 
     @cached_property
     def detail(self) -> str:
-        """What is wrong, where, and how to mend it: printable ASCII, bounded."""
-        _, problem, mend = self.args
-        return f"{ascii(problem[:_MAX_QUOTED])[1:-1][:_MAX_QUOTED]}; {mend}"
+        """What is wrong, where, and how to fix it: printable ASCII, bounded."""
+        _, problem, fix = self.args
+        return f"{ascii(problem[:_MAX_QUOTED])[1:-1][:_MAX_QUOTED]}; {fix}"
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
 
 
-def refuse(reason: QuarantineReason, problem: str, mend: str) -> NoReturn:
+def refuse(reason: QuarantineReason, problem: str, fix: str) -> NoReturn:
     """Raise RecordRefused."""
-    raise RecordRefused(reason, problem, mend)
+    raise RecordRefused(reason, problem, fix)
 
 
 # --- names, contexts, times

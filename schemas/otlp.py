@@ -273,9 +273,9 @@ class _Problems:
         """Return what is told of the record, None when nothing is wrong."""
         if self.first is None:
             return None
-        reason, problem, mend = self.first.args
+        reason, problem, fix = self.first.args
         return RecordRefused(
-            reason, f"{self.count} of {self.count + used} events; the first: {problem}", mend
+            reason, f"{self.count} of {self.count + used} events; the first: {problem}", fix
         )
 
 
@@ -491,7 +491,7 @@ class Encoding:
         refuse(
             QuarantineReason.NOT_OTLP,
             f"no {of} in it",
-            f"send the Collector's {of} here, with the encoding {self.name}, or mend kafka.formats",
+            f"send the Collector's {of} here, with the encoding {self.name}, or fix kafka.formats",
         )
 
     def _decoded(self, decode: Callable[[bytes], Any], value: bytes | None) -> Any:
@@ -509,7 +509,7 @@ class Encoding:
             refuse(
                 QuarantineReason.NOT_OTLP,
                 str(error),
-                f"set the exporter's encoding to {self.name}, or mend kafka.formats",
+                f"set the exporter's encoding to {self.name}, or fix kafka.formats",
             )
 
 
@@ -587,7 +587,7 @@ def _latency_ms(span: Any) -> float | None:
         return None
     nanoseconds = span.end_time_unix_nano - span.start_time_unix_nano
     if not 0 <= nanoseconds <= MAX_DURATION_SECONDS * 1_000_000_000:
-        refuse(QuarantineReason.INVALID, f"a span took {nanoseconds} ns", "mend the clock")
+        refuse(QuarantineReason.INVALID, f"a span took {nanoseconds} ns", "fix the clock")
     return float(
         nanoseconds / 1e9 * 1000.0
     )  # by way of seconds, so that the last bit is that of an outcome that says so

@@ -41,7 +41,7 @@ class RefusedRecord(BaseModel):
     )
     reason: QuarantineReason
     detail: str = Field(
-        max_length=1000, description="What is wrong, where, and how to mend it. Printable ASCII."
+        max_length=1000, description="What is wrong, where, and how to fix it. Printable ASCII."
     )
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = Field(
         description="Of the whole value; of nothing where there is none."

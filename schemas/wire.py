@@ -219,10 +219,10 @@ def _refusal(error: Exception) -> RecordRefused:
     if refused is not None:
         return refused
     if is_invalid:
-        reason, mend = _BY_PLACE.get(problem.rpartition(" - at ")[2], _SEE_SCHEMA)
+        reason, fix = _BY_PLACE.get(problem.rpartition(" - at ")[2], _SEE_SCHEMA)
     else:
-        reason, mend = QuarantineReason.NOT_JSON, "send one UTF-8 JSON object per record"
-    refused = RecordRefused(reason, problem, mend)
+        reason, fix = QuarantineReason.NOT_JSON, "send one UTF-8 JSON object per record"
+    refused = RecordRefused(reason, problem, fix)
     if len(problem) <= _MAX_KNOWN_PROBLEM:
         if len(_known_refusals) >= _MAX_KNOWN_REFUSALS:
             _known_refusals.clear()

@@ -435,8 +435,10 @@ def announce() -> str:
         return ""
     lines = (
         "NO REAL KAFKA ON THIS MACHINE: THE TESTS RUN ON LIBRDKAFKA'S MOCK CLUSTER.",
-        "TESTS MARKED real_kafka ARE NOT RUN: REBALANCING, ADMIN CALLS, RESTARTS, "
-        "DURABILITY, CRASHES.",
+        (
+            "TESTS MARKED real_kafka ARE NOT RUN: REBALANCING, ADMIN CALLS, RESTARTS, "
+            "DURABILITY, CRASHES."
+        ),
         f"Docker: {trouble}. Local Apache Kafka: {local_trouble}.",
         "To run everything: install Java 17 and Maven, or start Docker.",
     )

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
-from controller.core.judgement import Advice, ArmSummary, Harm, Judgement, MetricReport
+from controller.core.judging.judgement import Advice, ArmSummary, Harm, Judgement, MetricReport
 from controller.core.plan import AdvisorPolicy, Guardrail, Plan, Stage
 from controller.core.rollout import Baking, CommandReceived, Rollout, Visit
 from schemas.terms import AdviceChoice, AdvisorMode, Arm, CommandVerb, MetricRole, OnBreach, Verdict

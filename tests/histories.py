@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
-from controller.core.judgement import Advice, Gap, Judgement
+from controller.core.judging.judgement import Advice, Gap, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow, Plan
 from controller.core.rollout import (
@@ -232,8 +232,8 @@ def event_near(
 
 
 def _moment(
-    rollout: Rollout | None, now: datetime, pick: Pick, alphabet: Alphabet, *, is_tick: bool
-) -> datetime:  # type: ignore[type-arg]
+    rollout: Rollout | None, now: datetime, pick: Pick[Any], alphabet: Alphabet, *, is_tick: bool
+) -> datetime:
     """Return when it happens: a tick mostly at the deadline or about it, all else mostly soon."""
     deadline = None if rollout is None else next_deadline(rollout)
     due = now + MINUTE if deadline is None else max(deadline, now)
@@ -262,8 +262,8 @@ def _judgement(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alph
 
 
 def _answer(
-    rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet
-) -> AdviceReceived | AdviceUnavailable:  # type: ignore[type-arg]
+    rollout: Rollout | None, at: datetime, pick: Pick[Any], alphabet: Alphabet
+) -> AdviceReceived | AdviceUnavailable:
     phase = None if rollout is None else rollout.phase
     gate_id, number = "never", 1
     if isinstance(phase, Gating):
@@ -278,8 +278,8 @@ def _answer(
 
 
 def _command(
-    rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet, count: int
-) -> CommandReceived:  # type: ignore[type-arg]
+    rollout: Rollout | None, at: datetime, pick: Pick[Any], alphabet: Alphabet, count: int
+) -> CommandReceived:
     revision = 0 if rollout is None else rollout.revision
     verb: CommandVerb = pick(alphabet.verbs)
     wanted = [likely for likely in _likely_verbs(rollout) if likely in alphabet.verbs]

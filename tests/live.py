@@ -24,7 +24,7 @@ from typing import Any, Self
 import httpx
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from controller.adapters.documents import command_bytes
+from controller.codec.documents import command_bytes
 from controller.web.bucketing import Generation, bucketer
 from schemas import evaluation, outcome
 from schemas.command import Command

@@ -19,28 +19,28 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MACHINE = "controller/core/machine.py"
 TIMELINE = "controller/core/timeline.py"
-WORKER = "controller/service/worker.py"
-WORKERS = "controller/service/workers.py"
-ACTUATION = "controller/service/actuation.py"
+WORKER = "controller/deciding/flag_worker.py"
+WORKERS = "controller/deciding/flag_workers.py"
+ACTUATION = "controller/actuating/reconciler.py"
 ADVICE = "tests/property/test_advice.py"
 HISTORIES = "tests/property/test_machine.py"
 SCENARIOS = "tests/scenarios/test_scenarios.py"
-WORKER_TESTS = "tests/unit/service/test_worker.py"
-WORKERS_TESTS = "tests/unit/service/test_workers.py"
-CONTAINMENT = "tests/unit/service/test_containment.py"
-SAFEGUARDS = "tests/unit/service/test_worker_safeguards.py"
+WORKER_TESTS = "tests/unit/deciding/test_flag_worker.py"
+WORKERS_TESTS = "tests/unit/deciding/test_flag_workers.py"
+CONTAINMENT = "tests/unit/deciding/test_containment.py"
+SAFEGUARDS = "tests/unit/deciding/test_flag_worker_safeguards.py"
 MACHINE_TESTS = "tests/unit/core/test_machine.py"
-ACTUATION_TESTS = "tests/unit/service/test_actuation.py"
+ACTUATION_TESTS = "tests/unit/actuating/test_reconciler.py"
 TIMELINE_TESTS = "tests/unit/core/test_timeline.py"
 FREEZE_TESTS = "tests/property/test_freeze_windows.py"
 SERVING = "controller/core/serving.py"
 SERVING_TESTS = "tests/unit/core/test_serving.py"
-FLAGD = "controller/core/flagd.py"
+FLAGD = "controller/codec/flagd.py"
 RULES_TESTS = "tests/property/test_rules.py"
 DRIFT = "controller/core/analysis/drift.py"
 DRIFT_TESTS = "tests/unit/core/test_drift.py"
-REPEATS = "controller/service/repeats.py"
-REPEATS_TESTS = "tests/unit/service/test_repeats.py"
+REPEATS = "controller/counting/duplicates.py"
+REPEATS_TESTS = "tests/unit/counting/test_duplicates.py"
 
 
 @dataclass(frozen=True)
@@ -457,7 +457,7 @@ BUGS = (
     # I12
     Bug(
         "the document forgets a freeze",
-        "controller/adapters/documents.py",
+        "controller/codec/documents.py",
         "        freeze=_of(state.FreezeRecord, rollout.freeze),\n",
         "        freeze=None,\n",
         f"{HISTORIES}::test_i12_a_replay_gives_the_same_rollout_and_a_round_trip_changes_nothing",
@@ -589,10 +589,10 @@ BUGS = (
     ),
     Bug(
         "a command of the future never grows old",
-        "controller/adapters/documents.py",
+        "controller/codec/documents.py",
         "command.issued_at - now <= MAX_AHEAD:",
         "True:",
-        "tests/unit/adapters/test_documents.py",
+        "tests/unit/codec/test_documents.py",
     ),
     # The shell
     Bug(

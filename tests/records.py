@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from controller.adapters.merged import Merger
-from controller.ports import Record
-from controller.service.counting import (
+from controller.codec.merging import Merger
+from controller.counting.partition_totals import (
     FLAGS_WITH_OWN_FIELDS,
     Changes,
     PartitionTotals,
     ReadEvaluations,
     ReadOutcomes,
 )
-from controller.service.directory import Directory
+from controller.counting.watched_flags import WatchedFlags
+from controller.ports import Record
 from schemas.envelope import MAX_TIME_MS, RecordRefused
 from schemas.formats import Contents, Packed, Unpack
 from schemas.totals import ArmCounts, decode_arm, encode_progress, parse_field
@@ -130,7 +130,7 @@ class Owner:
 
     def __init__(
         self,
-        directory: Directory,
+        directory: WatchedFlags,
         *,
         counts_exposures: bool,
         stored: dict[str, bytes] | None = None,

@@ -20,8 +20,8 @@ from controller.core.evidence import (
     VisitTotals,
     bucket_of,
 )
-from controller.core.gate import GateTests, judge
-from controller.core.judgement import Judgement
+from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.judgement import Judgement
 from controller.core.rollout import Rollout, Visit
 from tests.builders import T0, make_rollout, make_visit
 
@@ -128,7 +128,7 @@ class Watched:
 
     rollout: Rollout
     at: datetime = T0 + timedelta(minutes=1)
-    tests: GateTests = field(default_factory=GateTests)
+    tests: SequentialTests = field(default_factory=SequentialTests)
     arms: dict[int, tuple[Counted, Counted]] = field(default_factory=dict)
     judgement: Judgement | None = None
 

@@ -2,8 +2,8 @@
 
 Flagd and GO Feature Flag read it, from a disk that they share with us.
 
-Belongs here: reading, comparing and replacing the file. What a definition says is `core/flagd.py`
-and `core/go_feature_flag.py`.
+Belongs here: reading, comparing and replacing the file. What a definition says is `codec/flagd.py`
+and `codec/go_feature_flag.py`.
 
 The file is replaced as a whole by a rename, so no reader ever sees a half. It is ours alone: what
 somebody else keeps in it is left as it is, but not looked after. Every replica may write it, on one
@@ -33,7 +33,7 @@ import structlog
 import xxhash
 import yaml
 
-from controller.core import flagd, go_feature_flag
+from controller.codec import flagd, go_feature_flag
 from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable

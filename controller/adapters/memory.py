@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from controller.adapters.merged import (
+from controller.codec.merging import (
     Merger,
     ReadFaults,
     Reading,
@@ -28,7 +28,7 @@ from controller.adapters.merged import (
     visits_of,
 )
 from controller.core.evidence import PartitionProgress, VisitTotals
-from controller.core.judgement import Advice
+from controller.core.judging.judgement import Advice
 from controller.core.rollout import AskAdvice, Rollout
 from controller.errors import (
     AdviceUnavailableError,

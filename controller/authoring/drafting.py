@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from controller.adapters.model_server import ModelServer
-from controller.adapters.prompts import Prompt
+from controller.adapters.llm.model_server import ModelServer
+from controller.adapters.llm.prompts import Prompt
 from controller.errors import AdviceUnavailableError
 
 T = TypeVar("T")

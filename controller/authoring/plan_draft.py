@@ -10,7 +10,13 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from controller.adapters.prompts import DESCRIPTION_MAX_CHARS, NAME_MAX_CHARS, Prompt, fill, quoted
+from controller.adapters.llm.prompts import (
+    DESCRIPTION_MAX_CHARS,
+    NAME_MAX_CHARS,
+    Prompt,
+    fill,
+    quoted,
+)
 from controller.authoring.drafting import Draft, Model, draft
 from controller.plans import lint_text
 from schemas.advice import parse_form
@@ -228,8 +234,10 @@ def to_yaml(answer: PlanAnswer, *, flag: str, risk: Risk, description: str, owne
         "owner": owner,
         "stages": stages,
         "guardrails": [
-            f"error_rate < {answer.error_rate_limit_percent}% and < control + "
-            f"{answer.error_rate_margin_percent}%",
+            (
+                f"error_rate < {answer.error_rate_limit_percent}% and < control + "
+                f"{answer.error_rate_margin_percent}%"
+            ),
             f"latency_p99 < control + {answer.latency_margin_percent}%",
         ],
         "advisor": {"mode": "can_hold"},

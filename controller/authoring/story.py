@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from controller.adapters.prompts import (
+from controller.adapters.llm.prompts import (
     DESCRIPTION_MAX_CHARS,
     NAME_MAX_CHARS,
     explanation_prompt,
@@ -23,7 +23,7 @@ from controller.adapters.prompts import (
     quoted,
 )
 from controller.authoring.drafting import Draft, Model, draft
-from controller.core.judgement import ArmSummary, Harm, Judgement, MetricReport
+from controller.core.judging.judgement import ArmSummary, Harm, Judgement, MetricReport
 from controller.core.rollout import Rollout
 from schemas.advice import EXPLANATION_SCHEMA, ExplanationAnswer, parse_form
 from schemas.decision import Decision, JudgementRecord
@@ -137,7 +137,7 @@ def by_rule(
             f"UTC ({metric.metric})"
         )
     if subject.kind in _LOWERING and subject.issuer == "rolloutd":
-        steps.append("start a new rollout once the cause is mended; this one is over")
+        steps.append("start a new rollout once the cause is fixed; this one is over")
     if subject.issuer != "rolloutd":
         steps.append(f"ask {subject.issuer}, who gave the command")
     if not steps:

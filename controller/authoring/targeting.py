@@ -3,8 +3,8 @@
 Conditions as plans have them, tried on sample users before anyone uses them.
 
 Here is which conditions a file of attributes allows. What they mean is said by `core/audience.py`,
-how a plan writes them by `schemas/plan.py`, and how flag planes do by `core/flagd.py` and
-`adapters/unleash_rules.py`.
+how a plan writes them by `schemas/plan.py`, and how flag planes do by `codec/flagd.py` and
+`adapters/unleash/rules.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-from controller.adapters.documents import to_core_plan
-from controller.adapters.prompts import DESCRIPTION_MAX_CHARS, NAME_MAX_CHARS, Prompt, fill, quoted
-from controller.adapters.unleash_rules import constraint_sets
+from controller.adapters.llm.prompts import (
+    DESCRIPTION_MAX_CHARS,
+    NAME_MAX_CHARS,
+    Prompt,
+    fill,
+    quoted,
+)
+from controller.adapters.unleash.rules import constraint_sets
 from controller.authoring.drafting import Draft, Model, draft
+from controller.codec.documents import to_core_plan
+from controller.codec.flagd import belongs
 from controller.core.audience import Attributes, Audience, Scalar, matcher
-from controller.core.flagd import belongs
 from controller.errors import ConfigInvalid
 from controller.plans import lint_text
 from schemas.advice import parse_form

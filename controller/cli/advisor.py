@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from controller.cli.surroundings import (
+from controller.cli.common import (
     EXIT_CONFIG,
     EXIT_REJECTED,
     EXIT_UNREACHABLE,
@@ -129,7 +129,7 @@ def check(
 
     Exits 1 if unfit, 4 if not reached.
     """
-    from controller.cli import advising
+    from controller.cli import advisor_check as advising
 
     settings = patient(advisor_settings(config, url, model, protocol, key_file, deadline))
     found = advising.check(settings, is_json=is_json)
@@ -160,7 +160,7 @@ def evaluate(
 
     Exits 1 when it gave none, 4 when it was not reached.
     """
-    from controller.cli import advising
+    from controller.cli import advisor_check as advising
 
     settings = patient(advisor_settings(config, url, model, protocol, key_file, deadline))
     if (

@@ -90,7 +90,7 @@ def repair_one_flag(
     For a flag that `/readyz` shows as unreadable. Nothing has to be stopped or restarted. Exits 78
     when the name or the configuration cannot be used, 75 when Redis does not answer.
     """
-    from controller.cli.repair_flag import repair_flag
+    from controller.cli.repair import repair_flag
 
     repair_flag(flag, _settings(config), is_asked=not yes)
 

@@ -42,7 +42,7 @@ def demo(
     The daemon decides by its own statistics on what the apps emit. Exits 0 when the scenario ended
     as it must, 1 otherwise.
     """
-    from controller.embedded.scenarios import SCENARIOS, AdvisorPart
+    from controller.demo.scenarios import SCENARIOS, AdvisorPart
 
     if scenario == "list":
         for known in SCENARIOS.values():
@@ -62,8 +62,8 @@ def demo(
         )
         raise typer.Exit(EXIT_USAGE)
     try:
-        from controller.embedded.demo import Options, play
-        from controller.embedded.surroundings import AdvisorAddress
+        from controller.demo.environment import AdvisorAddress
+        from controller.demo.run import Options, play
 
         address = None if advisor_url is None else AdvisorAddress(advisor_url, advisor_model)
         as_named = asyncio.run(play(Options(chosen, seed, is_json, address)))

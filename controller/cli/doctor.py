@@ -10,8 +10,8 @@ import typer
 from rich.text import Text
 
 from controller.cli import rendering
+from controller.cli.common import EXIT_REJECTED, JsonOption, complain, output
 from controller.cli.rendering import printable
-from controller.cli.surroundings import EXIT_REJECTED, JsonOption, complain, output
 
 DEADLINE_SECONDS: Final = 5.0
 MAX_BYTES: Final = 1_000_000
@@ -114,8 +114,8 @@ def _fault_lines(fault: dict[str, Any]) -> list[Text]:
     often = f", {times} times" if isinstance(times, int) and times > 1 else ""
     what = printable(f"{fault.get('scope')} {fault.get('name')}: {fault.get('why')}")
     lines = [Text(f"FAULT {what}{_time_of(fault.get('since'))}{often}", "bold red")]
-    if fault.get("remedy"):
-        lines.append(Text(f"      fix: {printable(str(fault['remedy']))}"))
+    if fault.get("fix"):
+        lines.append(Text(f"      fix: {printable(str(fault['fix']))}"))
     return lines
 
 

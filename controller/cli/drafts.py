@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.table import Table
 
-from controller.adapters.kafka_reader import KafkaReader
+from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.cli import rendering
 from controller.cli.advisor import (
     KeyFileOption,
@@ -27,9 +27,7 @@ from controller.cli.advisor import (
     advisor_settings,
     patient,
 )
-from controller.cli.looking import find_rollout
-from controller.cli.orders import as_decision, newest_events
-from controller.cli.surroundings import (
+from controller.cli.common import (
     EXIT_REJECTED,
     EXIT_USAGE,
     AnyFlagArgument,
@@ -45,6 +43,8 @@ from controller.cli.surroundings import (
     output,
     perform,
 )
+from controller.cli.operator_client import as_decision, newest_events
+from controller.cli.status import find_rollout
 from controller.core.rollout import Rollout
 from controller.errors import ConfigInvalid
 from controller.settings import AdvisorSettings, KafkaSettings
@@ -103,7 +103,7 @@ async def _asking(
     """Return what `work` makes with a model, or without one."""
     if settings is None:
         return await work(None)
-    from controller.adapters.advisor import ModelAdvisor
+    from controller.adapters.llm.advisor import ModelAdvisor
     from controller.authoring.drafting import Model
     from controller.clock import SystemClock
 

@@ -20,15 +20,10 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from controller.adapters.documents import explain
-from controller.adapters.kafka_reader import KafkaReader
-from controller.cli import advisor, drafts, plan_files, planning, rendering
-from controller.cli.doctor import doctor
-from controller.cli.looking import alerts, decisions, find_rollout, situation_of, status, watch
-from controller.cli.orders import Standings, give, read_standings, whoami
-from controller.cli.rendering import dashed
-from controller.cli.situation import Situation
-from controller.cli.surroundings import (
+from controller.adapters.kafka.topic_reader import KafkaReader
+from controller.cli import advisor, drafts, planning, rendering
+from controller.cli import plan as plan_files
+from controller.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_NO_RESULT,
     EXIT_REJECTED,
@@ -52,6 +47,12 @@ from controller.cli.surroundings import (
     prepare_process,
     say_beyond_planes,
 )
+from controller.cli.doctor import doctor
+from controller.cli.operator_client import Standings, give, read_standings, whoami
+from controller.cli.rendering import dashed
+from controller.cli.situation import Situation
+from controller.cli.status import alerts, decisions, find_rollout, situation_of, status, watch
+from controller.codec.documents import explain
 from controller.core.rollout import AwaitingApproval
 from controller.settings import KafkaSettings
 from schemas.command import NEEDS_REASON, Command

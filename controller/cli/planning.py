@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from controller.cli import plan_files
-from controller.cli.surroundings import (
+from controller.cli import plan as plan_files
+from controller.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_REJECTED,
     EXIT_USAGE,
@@ -27,7 +27,7 @@ from controller.cli.surroundings import (
     perform,
     reading_settings,
 )
-from controller.cli.worlds import (
+from controller.cli.effects import (
     ConversionOption,
     ErrorRateOption,
     LatencyOption,
@@ -119,8 +119,8 @@ def simulate(
     as good as control and, given
     --effect, with one that is not. What is left out, and what that does to the figures: ops/simulate.md.
     """
-    from controller.adapters.documents import to_core_plan
-    from controller.cli.simulated import Asked, simulate_plan
+    from controller.cli.simulate import Asked, simulate_plan
+    from controller.codec.documents import to_core_plan
 
     document = plan_files.load_to_try(plan)
     core = to_core_plan(document)
@@ -189,8 +189,8 @@ def backtest(
     they can be read. Advice says proceed and people approve at once. The records' split is what was
     served then: ops/simulate.md.
     """
-    from controller.adapters.documents import to_core_plan
-    from controller.cli.backtesting import Recorded, go_through, time_of
+    from controller.cli.backtest import Recorded, go_through, time_of
+    from controller.codec.documents import to_core_plan
 
     document = plan_files.load_to_try(plan)
     if flag is not None:

@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from controller.cli.orders import Event, as_alert, as_decision, as_rollout
+from controller.cli.operator_client import Event, as_alert, as_decision, as_rollout
 from controller.cli.situation import Safe, Situation, about, clock, ended_words, moment
 from controller.core.rollout import Rollout
 from controller.plans import Finding
@@ -491,7 +491,7 @@ def finding_document(finding: Finding, source: str) -> Mapping[str, Any]:
         "severity": "error" if finding.is_error else "warning",
         "at": list(finding.at),
         "message": finding.message,
-        "mend": finding.mend,
+        "fix": finding.fix,
     }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from controller.core.agreement import agrees, is_outcome
+from controller.core.advice_outcome import agrees, is_outcome
 from controller.core.machine import AFTER_COMPLETION, is_frozen, next_deadline
 from controller.core.rollout import (
     Aborted,
@@ -231,14 +231,18 @@ class Situation:
             case AwaitingApproval(reason=HoldReason.ADVISOR):
                 return (
                     Safe.NO,
-                    "the statistics pass, but the model held in every round: read its "
-                    "reasons, then decide",
+                    (
+                        "the statistics pass, but the model held in every round: read its "
+                        "reasons, then decide"
+                    ),
                 )
             case AwaitingApproval():
                 return (
                     Safe.YES,
-                    f"everything else has passed; approving revision {rollout.revision} "
-                    f"advances it",
+                    (
+                        f"everything else has passed; approving revision {rollout.revision} "
+                        f"advances it"
+                    ),
                 )
             case Gating() if rollout.hold in (
                 HoldReason.SIGNAL,

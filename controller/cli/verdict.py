@@ -3,7 +3,7 @@
 JSON lines in, one verdict a line out. Needs no Kafka.
 
 Belongs here: lines, what is wrong with them, and streams put away in few bytes. What the totals
-mean is `core/streams.py`.
+mean is `planning/external_totals.py`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Annotated, Any, BinaryIO
 import msgspec
 
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET, Histogram, bucket_of
-from controller.core.gate import HarmSeen, decode_tests, encode_tests
-from controller.core.judgement import Judgement
-from controller.core.streams import ArmSums, Dealt, Stream, Watched, begin, look
+from controller.core.judging.gate import HarmSignal, decode_tests, encode_tests
+from controller.core.judging.judgement import Judgement
+from controller.planning.external_totals import ArmSums, Dealt, Stream, Watched, begin, look
 from schemas.terms import Arm
 
 #: A line of two arms with 1,000 buckets each has 30 KB.
@@ -67,7 +67,7 @@ class _Name(msgspec.Struct):
     stream: str | None = None
 
 
-_MENDS = {
+_FIXES = {
     "stream": 'name the stream, as in "s1"',
     "stage": "write the stage's number, as in 0; totals count from zero in each",
     "share": "write treatment's decided share, above 0 and at most 1, as in 0.01",
@@ -80,17 +80,17 @@ _MENDS = {
     "gamma": "write the ratio of two neighbouring bucket edges, above 1 and at most 2, as in 1.02",
     "buckets": 'write whole numbers of values by bucket index, as in {"231": 17}',
 }
-_COUNT_MEND = "write a whole number of at least 0, or leave the field out if it is not known"
+_COUNT_FIX = "write a whole number of at least 0, or leave the field out if it is not known"
 
 
 class _BadLine(Exception):
     """A line that cannot be used; nothing was counted of it."""
 
-    def __init__(self, at: str, what: str, mend: str | None = None) -> None:
+    def __init__(self, at: str, what: str, fix: str | None = None) -> None:
         super().__init__(what)
         self.field = at
         self.what = what
-        self.mend = mend if mend is not None else _MENDS.get(at.rpartition(".")[2], _COUNT_MEND)
+        self.fix = fix if fix is not None else _FIXES.get(at.rpartition(".")[2], _COUNT_FIX)
 
 
 def judge_lines() -> int:
@@ -129,13 +129,13 @@ class Bench:
                 answer = self._judge(self._read(raw, lines))
             except _BadLine as bad:
                 self.refused += 1
-                said = f"line {number}: {bad.field}: {bad.what}; {bad.mend}"
+                said = f"line {number}: {bad.field}: {bad.what}; {bad.fix}"
                 answer = {
                     "stream": self._named(raw),
                     "error": said,
                     "line": number,
                     "field": bad.field,
-                    "mend": bad.mend,
+                    "fix": bad.fix,
                 }
             yield self._answers.encode(answer) + b"\n"
 
@@ -228,8 +228,10 @@ def _introduction(watched: Watched) -> list[str]:
     """
     errors = [f"error_rate by {watched.units}"] if watched.units else []
     told = [
-        f"watched: {', '.join(errors + (['latency'] if watched.has_latency else []))}; "
-        f"compared with control"
+        (
+            f"watched: {', '.join(errors + (['latency'] if watched.has_latency else []))}; "
+            f"compared with control"
+        )
     ]
     if watched.units == "outcomes":
         told.append(
@@ -244,7 +246,7 @@ def _introduction(watched: Watched) -> list[str]:
     return told
 
 
-def _reasons(stream: Stream, seen: Sequence[HarmSeen], judgement: Judgement | None) -> list[str]:
+def _reasons(stream: Stream, seen: Sequence[HarmSignal], judgement: Judgement | None) -> list[str]:
     """Return how near each metric is to a roll back.
 
     The whole sentence where one has been looked for and not found.
@@ -286,8 +288,8 @@ def _check_against(stream: Stream, line: _Line, sums: dict[Arm, ArmSums]) -> Non
 
 
 def _fallen(at: str, has: int, had: int) -> _BadLine:
-    mend = "totals count from the stage's begin and never fall; another stage begins at zero"
-    return _BadLine(at, f"fell from {had:,} to {has:,} within the stage", mend)
+    fix = "totals count from the stage's begin and never fall; another stage begins at zero"
+    return _BadLine(at, f"fell from {had:,} to {has:,} within the stage", fix)
 
 
 def _sums(arm: _Arm) -> ArmSums:

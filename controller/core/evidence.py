@@ -1,6 +1,6 @@
 """Totals per arm, their merging, and the latency histogram: what was counted, not what it means.
 
-Counting happens in `service/ingest.py`, per partition; here the partitions' totals are added up
+Counting happens in `counting/ingest.py`, per partition; here the partitions' totals are added up
 into what a gate looks at.
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from controller.core.judgement import Gap, Judgement, MetricReport
+from controller.core.judging.judgement import Gap, Judgement, MetricReport
 from controller.core.rollout import (
     CLOCK_TOLERANCE,
     COMMAND_MAX_AGE,
@@ -132,7 +132,7 @@ def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple
             return _close_round(rollout, gate, event, now), ()
         case (Gating(advice=AdviceRound(is_closed=False)) as gate, Restarted()):
             return _reopen_round(rollout, gate, now), ()
-        # What somebody has to mend, and would not hear of before the bake is over.
+        # What somebody has to fix, and would not hear of before the bake is over.
         case (Baking(), EvidenceJudged(judgement=seen)) if _is_told_in_bake(rollout, seen):
             return _hold(rollout, *_why_not(replace(seen, gaps=_to_be_told(seen))), seen, now)
         case (Baking(), EvidenceJudged(judgement=seen)) if _is_over_in_bake(rollout, seen, now):
@@ -982,7 +982,7 @@ def hold_back(rollout: Rollout, why: str, judgement: Judgement | None, now: date
 
 
 def _health_action(judgement: Judgement) -> str:
-    """Return what to do about the gap that somebody has to mend, else about events that do not arrive."""
+    """Return what to do about the gap that somebody has to fix, else about events that do not arrive."""
     kinds = {gap.kind for gap in _to_be_told(judgement)}
     if HealthGap.ACTUATION_DRIFT in kinds:
         return _DRIFT_ACTION

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from controller.core.judgement import Advice, Explanation, Judgement
+from controller.core.judging.judgement import Advice, Explanation, Judgement
 from controller.core.plan import Plan, Stage
 from schemas.terms import (
     AlertKind,

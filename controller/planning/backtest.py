@@ -8,7 +8,7 @@ was not the plan's doing, so the split that a stage would have decided is not he
 records, unless it is asked for.
 
 Belongs here: folding and deciding. Does not belong here: reading Kafka, and words
-(`cli/backtesting.py`).
+(`cli/backtest.py`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-from controller.adapters.merged import Merger, arms_of
+from controller.codec.merging import Merger, arms_of
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
-from controller.core.gate import GateTests, judge
-from controller.core.judgement import Advice, Judgement
+from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.judgement import Advice, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import Plan
 from controller.core.rollout import (
@@ -35,9 +35,14 @@ from controller.core.rollout import (
     Rollout,
     Ticked,
 )
+from controller.counting.partition_totals import (
+    Changes,
+    PartitionTotals,
+    ReadEvaluations,
+    ReadOutcomes,
+)
+from controller.counting.watched_flags import WatchedFlag, WatchedFlags
 from controller.ports import Record
-from controller.service.counting import Changes, PartitionTotals, ReadEvaluations, ReadOutcomes
-from controller.service.directory import Directory, WatchedFlag
 from schemas import wire
 from schemas.terms import AdviceChoice, Arm, CommandVerb, HealthGap
 
@@ -99,8 +104,8 @@ class Backtest:
         self.judged_at = starts_at
         self._counts_split = counts_split
         self._read_evaluations, self._read_outcomes = read_evaluations, read_outcomes
-        self._directory = Directory()
-        self._tests = GateTests()
+        self._directory = WatchedFlags()
+        self._tests = SequentialTests()
         self._merger = Merger()
         self._arms: dict[Source, dict[str, bytes]] = {source: {} for source in sources}
         self._totals = {

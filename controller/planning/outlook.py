@@ -141,8 +141,8 @@ def _missed(harmed: Scenario, words: str) -> Iterator[Finding]:
         )
 
 
-def _warning(at: tuple[str | int, ...], message: str, mend: str) -> Finding:
-    return Finding(at, Severity.WARNING, message, mend)
+def _warning(at: tuple[str | int, ...], message: str, fix: str) -> Finding:
+    return Finding(at, Severity.WARNING, message, fix)
 
 
 def _rounded(duration: timedelta) -> str:

@@ -85,8 +85,10 @@ def page(
     ]
     body = [
         f"<h1>{escape(plan.name)} <span class='dim'>of {escape(plan.flag_key)}</span></h1>",
-        f"<p class='dim'>{runs:,} virtual rollouts each, by the daemon's own state machine "
-        f"and tests. {'; '.join(facts)}.</p>",
+        (
+            f"<p class='dim'>{runs:,} virtual rollouts each, by the daemon's own state machine "
+            f"and tests. {'; '.join(facts)}.</p>"
+        ),
     ]
     if assumed:
         body.append(

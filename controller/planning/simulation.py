@@ -25,10 +25,10 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from controller.core.analysis.batches import MIN_BATCH
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
-from controller.core.gate import GateTests, judge, look_for_harm
-from controller.core.judgement import Advice, Judgement
+from controller.core.judging.batches import MIN_BATCH
+from controller.core.judging.gate import SequentialTests, judge, look_for_harm
+from controller.core.judging.judgement import Advice, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import Plan
 from controller.core.rollout import (
@@ -121,7 +121,7 @@ class _Virtual:
         self._rng = rng
         self._started_at = starts_at
         self._at = starts_at
-        self._tests = GateTests()
+        self._tests = SequentialTests()
         self._visit = -1  # that the totals belong to
         self._arms = {arm: Drawn() for arm in Arm}
         self._drawn_until = starts_at

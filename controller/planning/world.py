@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.core.analysis.latency import margin_buckets
-from controller.core.analysis.questions import limit_bucket
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET, ArmTotals, bucket_of
+from controller.core.judging.questions import limit_bucket
 from controller.core.plan import Guardrail, Plan
 from controller.core.rollout import Visit
 from controller.core.serving import decided_share

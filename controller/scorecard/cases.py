@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from controller.core.analysis.proportion import rate_interval
-from controller.core.judgement import Advice, ArmSummary, Harm, Judgement, MetricReport
+from controller.core.judging.judgement import Advice, ArmSummary, Harm, Judgement, MetricReport
 from controller.core.plan import Plan, Stage
 from controller.core.rollout import AskAdvice, Gating, Rollout, Visit
 from controller.scorecard.kinds import CaseKind

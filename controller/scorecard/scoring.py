@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from math import ceil
 
-from controller.core.judgement import Advice
+from controller.core.judging.judgement import Advice
 from controller.errors import AdviceUnavailableError
 from controller.ports import Advisor, Clock
 from controller.scorecard.cases import Case

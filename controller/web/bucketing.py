@@ -19,7 +19,7 @@ from enum import StrEnum
 
 import mmh3
 
-from controller.core.flagd import SPLIT_SALT, WEIGHT_TOTAL
+from controller.codec.flagd import SPLIT_SALT, WEIGHT_TOTAL
 
 
 class Generation(StrEnum):

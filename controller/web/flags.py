@@ -22,8 +22,8 @@ import msgspec
 import structlog
 import xxhash
 
+from controller.codec.flagd import SCHEMA, definition_of, metadata_of, weight_of
 from controller.core.audience import Attributes
-from controller.core.flagd import SCHEMA, definition_of, metadata_of, weight_of
 from controller.core.rollout import Rollout
 from controller.core.serving import (
     Part,

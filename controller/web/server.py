@@ -320,7 +320,7 @@ class HttpServer:
                 connection.transport.abort()
 
     def _bind(self) -> socket.socket:
-        """Return a listening socket. Raises ConfigInvalid with the mend."""
+        """Return a listening socket. Raises ConfigInvalid with the fix."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         # The protocol is named because asyncio sets TCP_NODELAY only then; without it each answer
         # waits 40 ms for an ACK.

@@ -100,7 +100,7 @@ class Readyz:
                     "name": fault.name,
                     "reporter": fault.reporter,
                     "why": fault.why,
-                    "remedy": fault.remedy,
+                    "fix": fault.fix,
                     "since": fault.since,
                     "times": fault.times,
                 }

@@ -21,11 +21,11 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from controller.embedded.observer import Observer
-from controller.embedded.processes import Child, ProcessTree
-from controller.embedded.screen import alert_line, decision_line
-from controller.embedded.surroundings import Surroundings
-from controller.embedded.verdict import is_at_rest
+from controller.demo.ending import is_at_rest
+from controller.demo.environment import Surroundings
+from controller.demo.observer import Observer
+from controller.demo.processes import Child, ProcessTree
+from controller.demo.screen import alert_line, decision_line
 from controller.errors import BadInput, OperatingTrouble
 from controller.plans import load_plan
 from schemas.command import Command

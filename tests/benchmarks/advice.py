@@ -13,7 +13,7 @@ import argparse
 import asyncio
 import time
 
-from controller.adapters.advisor import ModelAdvisor
+from controller.adapters.llm.advisor import ModelAdvisor
 from controller.clock import SystemClock
 from controller.errors import AdviceUnavailableError
 from controller.settings import AdvisorSettings

@@ -36,10 +36,10 @@ from controller.core.analysis.proportion import (
     ratio_increment,
     safe_alternatives,
 )
-from controller.core.analysis.questions import MIN_HARMED, gate_margin
 from controller.core.analysis.slowness import SHAPE_LOG_WEIGHTS, SHAPES, slowness_increment
 from controller.core.evidence import GAMMA
-from controller.core.gate import encode_tests, judge, look_for_harm
+from controller.core.judging.gate import encode_tests, judge, look_for_harm
+from controller.core.judging.questions import MIN_HARMED, gate_margin
 from controller.core.plan import Guardrail
 from controller.core.rollout import Baking
 from schemas.terms import Arm
@@ -444,9 +444,8 @@ def srm(runs: int, seed: int) -> bool:
         ratio, ours, oracle = np.zeros(runs), np.full(runs, NEVER), np.full(runs, NEVER)
         for look in range(2 * LOOKS):
             n_t = rng.binomial(per_look, observed, runs)
-            state = sample_ratio.add_exposures(
-                state, share, n_t[:, None], (per_look - n_t)[:, None]
-            )  # type: ignore[arg-type]
+            pair = (n_t[:, None], (per_look - n_t)[:, None])
+            state = sample_ratio.add_exposures(state, share, *pair)  # type: ignore[arg-type]
             ratio += n_t * math.log(observed / share) + (per_look - n_t) * math.log(
                 (1 - observed) / (1 - share)
             )

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
+from controller.counting.watched_flags import WatchedFlags
 from controller.ports import Record
-from controller.service.counting import ReadEvaluations, ReadOutcomes
-from controller.service.directory import Directory
 from schemas.formats import EventFormat, evaluation_reader, outcome_reader
 from tests.builders import MINUTE, T0, make_rollout
 from tests.records import Owner, at_ms, evaluation_value, make_record, outcome_value
@@ -42,7 +42,7 @@ def measure(name: str, values: Sequence[bytes], readers: Readers, *, evaluations
     ]
     fastest = float("inf")
     for _ in range(ROUNDS):
-        directory = Directory()
+        directory = WatchedFlags()
         directory.watch(make_rollout())
         owner = Owner(directory, counts_exposures=evaluations, readers=readers)
         began = time.process_time()

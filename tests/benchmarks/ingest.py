@@ -15,9 +15,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from controller.counting.partition_totals import Changes, PartitionTotals
+from controller.counting.watched_flags import WatchedFlags
 from controller.ports import Record
-from controller.service.counting import Changes, PartitionTotals
-from controller.service.directory import Directory
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 from schemas.wire import RecordRefused, read_evaluations, read_outcomes
 from tests.builders import MINUTE, T0, make_plan, make_rollout
@@ -83,9 +83,9 @@ def outcomes(flags: int, chance: random.Random, *, named: bool) -> list[Record]:
     return records
 
 
-def directory_of(flags: int) -> Directory:
+def directory_of(flags: int) -> WatchedFlags:
     """Return a directory in which every flag has a rollout."""
-    directory = Directory()
+    directory = WatchedFlags()
     for number in range(flags):
         directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
     return directory
@@ -159,7 +159,7 @@ class Counted:
 
 
 def totals_of(
-    directory: Directory, *, counts_exposures: bool, exact_limit: int = 100_000
+    directory: WatchedFlags, *, counts_exposures: bool, exact_limit: int = 100_000
 ) -> PartitionTotals:
     """Return an empty partition with the window's default."""
     return PartitionTotals(

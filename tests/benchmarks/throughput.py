@@ -43,14 +43,14 @@ import redis.asyncio
 import structlog
 from confluent_kafka import Producer
 
-from controller.adapters.kafka import KafkaEventLog
-from controller.adapters.redis import RedisTotals, Store
+from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.redis.store import RedisTotals, Store
 from controller.clock import SystemClock
 from controller.core.evidence import ArmTotals
 from controller.core.rollout import Rollout
+from controller.counting.ingest import Ingest
+from controller.counting.partition_totals import IS_COMPILED
 from controller.metrics import Metrics
-from controller.service.counting import IS_COMPILED
-from controller.service.ingest import Ingest
 from controller.settings import CountingSettings, KafkaSettings
 from schemas import evaluation, outcome
 from schemas.quarantine import Refusal

@@ -175,7 +175,7 @@ def _resume_from_committed(package: Path) -> None:
 
     As most consumers do, without the checks that would stop it.
     """
-    ingest = package / "controller/service/ingest.py"
+    ingest = package / "controller/counting/ingest.py"
     _swap(
         ingest,
         "                owned.loaded = (totals, stored.next_offset)",
@@ -185,19 +185,17 @@ def _resume_from_committed(package: Path) -> None:
     )
     _swap(ingest, "if not records.adds_up(totals.position):", "if False:")
     _swap(
-        package / "controller/service/counting.py",
+        package / "controller/counting/partition_totals.py",
         "if not self.records.adds_up(next_offset):",
         "if False:",
     )
-    _swap(
-        package / "controller/adapters/merged.py", "if next_offset < (expected or 0):", "if False:"
-    )
+    _swap(package / "controller/codec/merging.py", "if next_offset < (expected or 0):", "if False:")
 
 
 def _no_fence(package: Path) -> None:
     """Save whatever is stored."""
     _swap(
-        package / "controller/adapters/fenced_save.lua",
+        package / "controller/adapters/redis/fenced_save.lua",
         "if (stored[1] or '') ~= expected then return {0, stored[1]} end\n",
         "",
     )
@@ -206,7 +204,7 @@ def _no_fence(package: Path) -> None:
 def _effects_before_save(package: Path) -> None:
     """Publish what was decided before it is saved."""
     _swap(
-        package / "controller/service/worker.py",
+        package / "controller/deciding/flag_worker.py",
         "        saved_tests = encode_tests(tests)\n",
         "        saved_tests = encode_tests(tests)\n        await "
         "self._tools.publisher.publish(entries)\n",
@@ -216,7 +214,7 @@ def _effects_before_save(package: Path) -> None:
 def _several_writes(package: Path) -> None:
     """Write totals field by field, and the fence after them, in place of one HSET."""
     _swap(
-        package / "controller/adapters/redis.py",
+        package / "controller/adapters/redis/store.py",
         "        async def evaluate() -> Any:\n",
         "        for name in list(fields)[1::2]:\n"
         "            await self.client.hset(key, name, fields[name])\n"

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from controller.adapters.merged import Merger
-from controller.adapters.redis import RedisRollouts, RedisTotals, Store
+from controller.adapters.redis.store import RedisRollouts, RedisTotals, Store
+from controller.codec.merging import Merger
 from controller.errors import StoreUnavailable
 from controller.ports import NO_FENCE, OutboxEntry, StoredPartition
 from schemas.terms import Arm

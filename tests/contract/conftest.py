@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from controller.adapters.memory import MemoryRollouts, MemoryTotals
-from controller.adapters.redis import RedisRollouts, RedisTotals, Store
+from controller.adapters.redis.store import RedisRollouts, RedisTotals, Store
 from controller.ports import Rollouts, Totals
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from controller.adapters.file_plane import FilePlane
 from controller.adapters.memory import MemoryFlagPlane
-from controller.adapters.redis_plane import RedisPlane
+from controller.adapters.redis.plane import RedisPlane
 from controller.core.rollout import Rollout
 from controller.ports import FlagPlane, Served
 from controller.settings import FilePlaneSettings

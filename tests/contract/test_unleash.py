@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from controller.adapters.unleash import UnleashPlane
+from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.audience import Audience, Condition
 from controller.core.plan import Plan
@@ -303,7 +303,7 @@ async def test_an_edit_of_our_strategy_is_found_with_its_author(
 ) -> None:
     """Whatever is changed in our strategy is named with who did it.
 
-    A narrower one counts as lower; deciding anew mends it.
+    A narrower one counts as lower; deciding anew fixes it.
     """
     await plane.serve(decided(flag_key, 25))
     await console.edit(flag_key, **fields)
@@ -541,21 +541,25 @@ async def test_fractions_are_rounded_down_and_said_to_be(
         ),
         (
             {"create_flags": False},
-            "does not have the flag .*create or revive it there, or set "
-            "planes.unleash.create_flags",
+            (
+                "does not have the flag .*create or revive it there, or set "
+                "planes.unleash.create_flags"
+            ),
         ),
         ({"project": "nowhere"}, "refused it .HTTP 404: .*nowhere"),
         (
             {"environment": "moon"},
-            "has no environment 'moon', only development, production: see "
-            "planes.unleash.environment",
+            (
+                "has no environment 'moon', only development, production: see "
+                "planes.unleash.environment"
+            ),
         ),
     ],
 )
 async def test_a_wrong_setting_is_told_by_its_name(
     url: str, flag_key: str, overrides: dict[str, Any], message: str
 ) -> None:
-    """What Unleash refuses for good says what, where and how to mend it."""
+    """What Unleash refuses for good says what, where and how to fix it."""
     plane = UnleashPlane(make_settings(url, **overrides), SystemClock())
     with pytest.raises(FlagPlaneUnavailable, match=message):
         await plane.serve(decided(flag_key, 10))

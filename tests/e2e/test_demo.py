@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from controller.embedded.scenarios import SCENARIOS
+from controller.demo.scenarios import SCENARIOS
 from schemas.decision import Decision
 from schemas.state import RolloutState
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from controller.embedded.processes import ProcessTree
-from controller.embedded.surroundings import Surroundings
+from controller.demo.environment import Surroundings
+from controller.demo.processes import ProcessTree
 
 ROOT = Path(__file__).parents[2]
 LONGEST_SECONDS = 120.0

@@ -11,7 +11,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
-from controller.adapters.kafka_topics import partition_of
+from controller.adapters.kafka.topics import partition_of
 from schemas.terms import CommandStatus, CommandVerb
 from tests.brokers import LocalKafka
 from tests.integration.test_kafka_faults import BOMBS, batch_of, bomb, produce, sealed

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from controller.cli.surroundings import (
+from controller.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_NO_RESULT,
     EXIT_REJECTED,

@@ -18,19 +18,19 @@ from typing import Any
 
 import httpx
 
-from controller.adapters import documents
 from controller.adapters.memory import MemoryTotals
-from controller.core.gate import GateTests, decode_tests, judge, look_for_harm
+from controller.codec import documents
+from controller.core.judging.gate import SequentialTests, decode_tests, judge, look_for_harm
 from controller.core.machine import decide, next_deadline
 from controller.core.rollout import CommandReceived, EvidenceJudged, Rollout, Ticked
 from controller.core.serving import percent_to_serve
+from controller.counting.partition_totals import Changes, PartitionTotals
+from controller.counting.watched_flags import WatchedFlags
 from controller.errors import BadInput, BrokenInvariant, DocumentUnreadable
 from controller.health import Health
 from controller.metrics import Metrics
 from controller.plans import lint_text
 from controller.ports import Record
-from controller.service.counting import Changes, PartitionTotals
-from controller.service.directory import Directory
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
@@ -109,17 +109,17 @@ def _refused(fault: Exception) -> str:
 _RECORDS_AT_ONCE = 100
 
 
-def _directory(now: datetime) -> Directory:
+def _directory(now: datetime) -> WatchedFlags:
     """Return a directory of one flag in its first stage since ten minutes."""
     began = now - timedelta(minutes=10)
     rollout = make_rollout(started_at=began, updated_at=began)
     visit = replace(rollout.visits[0], entered_at=began, counts_from=began)
-    directory = Directory()
+    directory = WatchedFlags()
     directory.watch(replace(rollout, visits=(visit,)))
     return directory
 
 
-def _totals(directory: Directory, *, counts_exposures: bool) -> PartitionTotals:
+def _totals(directory: WatchedFlags, *, counts_exposures: bool) -> PartitionTotals:
     return PartitionTotals(
         directory, counts_exposures=counts_exposures, exact_limit=64, window_ms=1_800_000
     )
@@ -263,7 +263,7 @@ def plans(material: Hostile) -> str:
         text = material.torn(text.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
     with material.timed():
         document, findings = lint_text(text, _NOW)
-    assert all(finding.message and finding.mend for finding in findings)
+    assert all(finding.message and finding.fix for finding in findings)
     if document is None or any(finding.is_error for finding in findings):
         return "refused"
     plan = documents.to_core_plan(document)
@@ -278,7 +278,7 @@ def _live(rollout: Rollout | None, command: CommandReceived) -> None:
     Store and read it at every step.
     """
     rollout, _ = decide(rollout, command)
-    tests: GateTests = decode_tests(b"")
+    tests: SequentialTests = decode_tests(b"")
     for _ in range(_LONGEST_LIFE):
         if rollout is None:
             return
@@ -327,7 +327,7 @@ def rollout_documents(material: Hostile) -> str:
     board.flagd_document()
     for flag in board.flags:
         flag.evaluate("user-1", {"plan": "pro", "age": 20})
-    Directory().watch(rollout)
+    WatchedFlags().watch(rollout)
     next_deadline(rollout)
     decide(rollout, Ticked(_NOW))
     return "served"

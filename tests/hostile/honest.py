@@ -9,7 +9,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from controller.adapters import documents
+from controller.codec import documents
 from controller.core.plan import Plan
 from controller.core.rollout import (
     Aborted,

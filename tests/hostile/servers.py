@@ -12,9 +12,9 @@ from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
-from controller.adapters.advisor import ModelAdvisor
-from controller.adapters.http_plane import HttpPlane
-from controller.adapters.unleash import UnleashPlane
+from controller.adapters.http_plane.plane import HttpPlane
+from controller.adapters.llm.advisor import ModelAdvisor
+from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.rollout import AskAdvice
 from controller.errors import AdviceUnavailableError, FlagPlaneUnavailable

@@ -74,8 +74,10 @@ class Figures:
                 f"honest events: {self.honest_sent:,} sent, {self.honest_counted:,} counted",
                 f"roll backs: {len(self.roll_backs)}, slowest {slowest:.2f} s",
                 f"longest stall of the event loop: at most {self.stalls * 1000:.0f} ms",
-                f"resident memory: {self.rss_mb[0]:.0f} MB at the start, "
-                f"{self.rss_mb[1]:.0f} MB at the end",
+                (
+                    f"resident memory: {self.rss_mb[0]:.0f} MB at the start, "
+                    f"{self.rss_mb[1]:.0f} MB at the end"
+                ),
                 *(f"FAULT: {fault}" for fault in self.faults),
             ]
         )
@@ -316,7 +318,7 @@ class Siege:
         await asyncio.sleep(0.05)
 
     def _document(self) -> bytes:
-        from controller.adapters.documents import rollout_to_json
+        from controller.codec.documents import rollout_to_json
 
         return rollout_to_json(honest.rollouts()[next(self._next_id) % 8])
 

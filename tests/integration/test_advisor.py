@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.advisor import ModelAdvisor
-from controller.adapters.prompts import gate_prompt
+from controller.adapters.llm.advisor import ModelAdvisor
+from controller.adapters.llm.prompts import gate_prompt
 from controller.clock import SystemClock
-from controller.core.judgement import Advice
+from controller.core.judging.judgement import Advice
 from controller.core.rollout import AskAdvice, RaiseAlert
 from controller.errors import AdviceUnavailableError, ConfigInvalid
 from controller.settings import AdvisorSettings
@@ -509,7 +509,7 @@ async def test_private_authority_is_trusted_when_named(certificate: tuple[Path, 
 
 
 def test_certificates_that_cannot_be_used_are_refused_at_start(tmp_path: Path) -> None:
-    """A missing file of certificates is the operator's to mend, before anything is asked."""
+    """A missing file of certificates is the operator's to fix, before anything is asked."""
     with pytest.raises(ConfigInvalid, match="ca_file"):
         make_advisor("https://advisor.invalid", ca_file=tmp_path / "none.pem")
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from controller.cli.common import EXIT_CONFIG, EXIT_REJECTED, EXIT_UNREACHABLE, EXIT_USAGE
 from controller.cli.operator import app
-from controller.cli.surroundings import EXIT_CONFIG, EXIT_REJECTED, EXIT_UNREACHABLE, EXIT_USAGE
 from tests import fault_server as faults
 from tests.fault_server import Exchange, Script
 

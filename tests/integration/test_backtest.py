@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from controller.adapters.kafka_reader import KafkaReader
+from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.settings import KafkaSettings
 from schemas.formats import EventFormat
 from tests.conftest import CreateTopics

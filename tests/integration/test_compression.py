@@ -10,7 +10,7 @@ import asyncio
 import pytest
 from confluent_kafka import Producer
 
-from controller.adapters.kafka import KafkaEventLog
+from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.settings import KafkaSettings
 from tests.conftest import CreateTopics
 

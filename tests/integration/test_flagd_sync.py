@@ -207,10 +207,10 @@ async def test_it_proves_who_it_is(board: FlagBoard, certificate: tuple[Path, Pa
         await server.stop()
 
 
-async def test_what_cannot_work_is_the_operators_to_mend(
+async def test_what_cannot_work_is_the_operators_to_fix(
     board: FlagBoard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A taken port, a missing certificate and a missing grpcio are said at start, with the mend."""
+    """A taken port, a missing certificate and a missing grpcio are said at start, with the fix."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

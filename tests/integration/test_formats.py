@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from controller.adapters.kafka import KafkaEventLog, ensure_topics, partition_of
-from controller.adapters.redis import RedisTotals, Store
-from controller.adapters.shared_topic import SharedTopic, streams
+from controller.adapters.kafka.event_log import KafkaEventLog, ensure_topics, partition_of
+from controller.adapters.kafka.shared_topic import SharedTopic, streams
+from controller.adapters.redis.store import RedisTotals, Store
 from controller.clock import SystemClock
 from controller.core.evidence import ArmTotals
+from controller.counting.ingest import Ingest
 from controller.metrics import Metrics
-from controller.service.ingest import Ingest
 from controller.settings import CountingSettings, KafkaSettings
 from schemas.formats import EventFormat, evaluation_reader, outcome_reader
 from schemas.quarantine import Refusal

@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 import yaml
 
-from controller.adapters.http_plane import HttpPlane
+from controller.actuating.reconciler import FlagReconciler
+from controller.adapters.http_plane.plane import HttpPlane
 from controller.adapters.memory import MemoryFlagPlane
-from controller.adapters.redis_plane import RedisPlane
-from controller.adapters.unleash import UnleashPlane
+from controller.adapters.redis.plane import RedisPlane
+from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.rollout import Rollout
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
 from controller.ports import FlagPlane
-from controller.service.actuation import Actuation
 from controller.settings import HttpPlaneSettings
 from tests.builders import make_rollout
 from tests.fault_server import Exchange, FaultServer, Script, answering, fault_server, repeating
@@ -131,7 +131,7 @@ class Loop:
         self.whole = MemoryFlagPlane("whole")
         self.faults = Faults(SystemClock().now)
         self.stall = 0.0
-        self.actuation = Actuation(
+        self.actuation = FlagReconciler(
             [hostile, self.whole],
             SystemClock(),
             raise_alert=lambda key, alert: None,

@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
-from controller.adapters.http_plane import HttpPlane, Signer
+from controller.adapters.http_plane.plane import HttpPlane, Signer
 from controller.clock import SystemClock
 from controller.core.rollout import RolledBack, Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable

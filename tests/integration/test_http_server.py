@@ -75,7 +75,7 @@ async def test_it_answers_at_once() -> None:
     assert elapsed < 1.0
 
 
-async def test_a_taken_port_is_the_operators_to_mend() -> None:
+async def test_a_taken_port_is_the_operators_to_fix() -> None:
     """An address that cannot be had is a fault of the settings, with what to do.
 
     And never ends the process.

@@ -13,17 +13,17 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
-from controller.adapters.kafka import KafkaEventLog, ensure_topics
-from controller.adapters.kafka_topology import KafkaTopology
-from controller.adapters.redis import RedisTotals, Store
+from controller.adapters.kafka.event_log import KafkaEventLog, ensure_topics
+from controller.adapters.kafka.topology import KafkaTopology
+from controller.adapters.redis.store import RedisTotals, Store
 from controller.clock import SystemClock
 from controller.core.evidence import Evidence
-from controller.core.gate import GateTests, judge
+from controller.core.judging.gate import SequentialTests, judge
+from controller.counting.contexts import digest_of
+from controller.counting.duplicates import NOT_LOOKED_AT
+from controller.counting.ingest import Ingest
 from controller.health import Faults, Scope
 from controller.metrics import Metrics
-from controller.service.contexts import digest_of
-from controller.service.ingest import Ingest
-from controller.service.repeats import NOT_LOOKED_AT
 from controller.settings import CountingSettings, KafkaSettings
 from schemas.quarantine import Refusal
 from schemas.terms import HealthGap
@@ -274,7 +274,7 @@ async def test_a_replay_of_a_part_of_the_outcomes_is_told(group: Group) -> None:
     assert (treatment.checked, treatment.repeated) == (treatment.outcomes, len(again))
     assert (control.checked, control.repeated) == (control.outcomes, 0)
     evidence = Evidence(T0 + 5 * MINUTE, visits["new-checkout"], tuple(progress), len(progress))
-    judgement, _ = judge(make_rollout(), evidence, GateTests(), T0 + 5 * MINUTE)
+    judgement, _ = judge(make_rollout(), evidence, SequentialTests(), T0 + 5 * MINUTE)
     (gap,) = [gap for gap in judgement.gaps if gap.kind is HealthGap.REPEATED_OUTCOMES]
     assert gap.detail.startswith(
         f"{100 * len(again) / treatment.checked:.3g} % of treatment's outcomes had come before"

@@ -10,11 +10,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.structs import TopicPartition as KafkaPartition
 
-from controller.adapters.kafka import KafkaEventLog
+from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.clock import SystemClock
 from controller.errors import BrokenInvariant, EventLogUnavailable
 from controller.ports import EventLog, Record, TopicPartition
-from controller.service.watchdog import ConsumerWatchdog
+from controller.running.watchdog import ConsumerWatchdog
 from controller.settings import KafkaSettings, WatchdogSettings
 from tests.brokers import LocalKafka, create_topics_at
 from tests.conftest import CreateTopics

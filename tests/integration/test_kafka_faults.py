@@ -18,13 +18,13 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition as KafkaPartition
 
-from controller.adapters.kafka import KafkaEventLog
-from controller.adapters.kafka_batches import MOST_UNPACKED, REFUSED_SIZE
+from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.kafka.record_batches import MOST_UNPACKED, REFUSED_SIZE
 from controller.clock import SystemClock
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.ports import Record, TopicPartition
-from controller.service.watchdog import ConsumerWatchdog
+from controller.running.watchdog import ConsumerWatchdog
 from controller.settings import KafkaSettings, WatchdogSettings
 from tests.brokers import LocalKafka, create_topics_at
 from tests.conftest import CreateTopics
@@ -413,7 +413,7 @@ async def test_a_record_broken_on_disk_is_reported_and_can_be_skipped(
 ) -> None:
     """A broken batch stops its partition.
 
-    At the second try it is a fault with a remedy, and `skip` leads past the batch.
+    At the second try it is a fault with a fix, and `skip` leads past the batch.
     """
     topic = f"{topic_prefix}events"
     await create_topics_at(own_kafka.bootstrap, topic, partitions=2)
@@ -438,7 +438,7 @@ async def test_a_record_broken_on_disk_is_reported_and_can_be_skipped(
     fault = member.faults.of(Scope.PARTITION, place)
     assert fault is not None
     assert "offset 1" in fault.why
-    assert "before offset 3" in fault.remedy
+    assert "before offset 3" in fault.fix
     await produce(own_kafka.bootstrap, topic, batch_of([b"elsewhere"]), partition=1)
     await member.until(lambda: b"elsewhere" in member.values)
     with pytest.raises(ValueError, match="does not stand still"):

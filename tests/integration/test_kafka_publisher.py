@@ -10,7 +10,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition as KafkaPartition
 
-from controller.adapters.kafka import KafkaPublisher, partition_of
+from controller.adapters.kafka.event_log import KafkaPublisher, partition_of
 from controller.errors import EventLogUnavailable
 from controller.ports import OutboxEntry
 from controller.settings import KafkaSettings

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 
-from controller.adapters.kafka_batches import REFUSED_SIZE
-from controller.adapters.kafka_reader import KafkaReader
+from controller.adapters.kafka.record_batches import REFUSED_SIZE
+from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
 from tests.conftest import CreateTopics

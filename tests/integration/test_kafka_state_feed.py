@@ -9,7 +9,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
-from controller.adapters.kafka_state import KafkaStateFeed
+from controller.adapters.kafka.state_feed import KafkaStateFeed
 from controller.core.rollout import Rollout
 from controller.settings import KafkaSettings
 from tests.brokers import LocalKafka, create_topics_at

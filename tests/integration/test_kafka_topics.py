@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import InvalidTimestampError
 
-from controller.adapters.kafka import (
+from controller.adapters.kafka.event_log import (
     KafkaEventLog,
     KafkaPublisher,
     cluster_id,
@@ -130,10 +130,10 @@ async def test_a_missing_event_topic_gets_the_partitions_of_the_other(
 
 
 @pytest.mark.real_kafka
-async def test_unequal_event_topics_are_refused_with_the_mend(
+async def test_unequal_event_topics_are_refused_with_the_fix(
     kafka: str, topic_prefix: str, create_topics: CreateTopics
 ) -> None:
-    """Event topics of 2 and 3 partitions are refused, naming the command that mends it.
+    """Event topics of 2 and 3 partitions are refused, naming the command that fixes it.
 
     And nothing else is made.
     """
@@ -141,8 +141,8 @@ async def test_unequal_event_topics_are_refused_with_the_mend(
     await create_topics(settings.topic("evaluations"), partitions=2)
     await create_topics(settings.topic("outcomes"), partitions=3)
     await until_listed(kafka, *settings.event_topics)
-    mend = f"kafka-topics --alter --topic {settings.topic('evaluations')} --partitions 3"
-    with pytest.raises(ConfigInvalid, match=mend):
+    fix = f"kafka-topics --alter --topic {settings.topic('evaluations')} --partitions 3"
+    with pytest.raises(ConfigInvalid, match=fix):
         await ensure_topics(settings)
     with pytest.raises(EventLogUnavailable, match="missing"):
         await ensure_topics(settings_for(kafka, topic_prefix + "other.", create_topics=False))
@@ -150,7 +150,7 @@ async def test_unequal_event_topics_are_refused_with_the_mend(
 
 @pytest.mark.real_kafka
 @pytest.mark.parametrize(
-    ("logical", "policy", "mend"),
+    ("logical", "policy", "fix"),
     [
         ("state", "delete", "compact"),
         ("state", "compact,delete", "compact"),
@@ -158,16 +158,16 @@ async def test_unequal_event_topics_are_refused_with_the_mend(
     ],
 )
 async def test_a_cleanup_that_loses_records_is_refused(
-    kafka: str, topic_prefix: str, create_topics: CreateTopics, logical: str, policy: str, mend: str
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, logical: str, policy: str, fix: str
 ) -> None:
     """A state topic that forgets.
 
-    And an event topic that keeps one event per user, are refused with the mend.
+    And an event topic that keeps one event per user, are refused with the fix.
     """
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic(logical), configs={"cleanup.policy": policy})
     await until_listed(kafka, settings.topic(logical))
-    with pytest.raises(ConfigInvalid, match=f"{settings.topic(logical)} .*cleanup.policy={mend}"):
+    with pytest.raises(ConfigInvalid, match=f"{settings.topic(logical)} .*cleanup.policy={fix}"):
         await ensure_topics(settings)
 
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
-from controller.adapters.kafka import ensure_topics
-from controller.adapters.kafka_topology import KafkaTopology
+from controller.adapters.kafka.event_log import ensure_topics
+from controller.adapters.kafka.topology import KafkaTopology
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.settings import KafkaSettings
@@ -83,7 +83,7 @@ async def test_counts_follow_topics_that_grow(
     assert topology.partitions("outcomes") == 2
     fault = watched.faults.of(Scope.DEPENDENCY, "kafka topics")
     assert fault is not None
-    assert f"--alter --topic {settings.topic('outcomes')} --partitions 4" in fault.remedy
+    assert f"--alter --topic {settings.topic('outcomes')} --partitions 4" in fault.fix
     await admin.create_partitions({settings.topic("outcomes"): NewPartitions(4)})
     await watched.until(lambda: not watched.faults.current)
     assert topology.partitions("outcomes") == 4

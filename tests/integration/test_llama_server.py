@@ -22,7 +22,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from typer.testing import CliRunner
 
-from controller.adapters.advisor import ModelAdvisor
+from controller.adapters.llm.advisor import ModelAdvisor
 from controller.cli.operator import app
 from controller.clock import SystemClock
 from controller.core.rollout import RaiseAlert

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.adapters.memory import MemoryRollouts, MemoryTotals
-from controller.adapters.redis import RedisRollouts, RedisTotals, Store
+from controller.adapters.redis.store import RedisRollouts, RedisTotals, Store
 from controller.ports import OutboxEntry, Rollouts, Totals
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 import redis.asyncio
 
-from controller.adapters.redis_plane import RedisPlane
+from controller.adapters.redis.plane import RedisPlane
 from controller.core.audience import Audience, Condition
 from controller.core.rollout import RolledBack, Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from controller.adapters.redis import Store
+from controller.adapters.redis.store import Store
 from controller.errors import StoreUnavailable
 from tests.brokers import RedisServer
 

@@ -13,8 +13,7 @@ import redis.asyncio
 import redis.exceptions
 
 from controller import bootstrap
-from controller.adapters.documents import encode
-from controller.adapters.redis import (
+from controller.adapters.redis.store import (
     ANSWERS_KEPT,
     ANSWERS_PRUNED_EVERY,
     Identity,
@@ -22,6 +21,7 @@ from controller.adapters.redis import (
     RedisTotals,
     Store,
 )
+from controller.codec.documents import encode
 from controller.errors import BrokenInvariant, ConfigInvalid, DocumentUnreadable, StoreUnavailable
 from controller.health import Scope
 from controller.ports import OutboxEntry, StoredRollout
@@ -584,7 +584,7 @@ async def test_an_epoch_rises_and_never_falls(store: Store) -> None:
 async def test_a_server_that_evicts_is_refused(store: Store) -> None:
     """A server that may drop keys when memory is short is refused at start.
 
-    With the setting to mend.
+    With the setting to fix.
     """
     assert list(await store.check_server()) == []
     await store.client.config_set("maxmemory-policy", "allkeys-lru")
@@ -611,7 +611,7 @@ def test_a_prefix_that_would_break_keys_is_refused(prefix: str) -> None:
 
 
 def test_an_address_that_is_none_is_refused() -> None:
-    """A Redis address that cannot be used is the operator's to mend."""
+    """A Redis address that cannot be used is the operator's to fix."""
     with pytest.raises(ConfigInvalid, match="address"):
         Store.connect("http://127.0.0.1:6379")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from controller.adapters.redis import RedisTotals, Store
+from controller.adapters.redis.store import RedisTotals, Store
 from controller.cli.daemon import app
 from controller.clock import SystemClock
 from controller.health import Faults, Scope
@@ -81,7 +81,7 @@ async def test_a_key_of_another_kind_costs_its_partition_alone(
     assert faults is not None
     fault = faults.of(Scope.PARTITION, "e/1")
     assert fault is not None
-    assert fault.remedy == "rolloutd repair partition e/1"
+    assert fault.fix == "rolloutd repair partition e/1"
     await totals.discard("e/1/1")
     _, progress = await totals.read(["e/0/1", "e/1/1"], {"f": ("r", [0])})
     assert faults.current == ()

@@ -20,15 +20,21 @@ import pytest
 import redis.asyncio
 import yaml
 
-from controller.adapters.redis import Identity, RedisRollouts, RedisTotals, RightMissing, Store
-from controller.adapters.redis_plane import RedisPlane
+from controller.adapters.redis.plane import RedisPlane
+from controller.adapters.redis.store import (
+    Identity,
+    RedisRollouts,
+    RedisTotals,
+    RightMissing,
+    Store,
+)
 from controller.errors import FlagPlaneUnavailable, StoreUnavailable
 from controller.health import Scope
 from controller.ports import OutboxEntry
 from schemas.totals import PartitionCounts, encode_progress
 from tests.brokers import RedisServer, free_port, redis_binary
 from tests.builders import make_rollout
-from tests.unit.service.test_worker import WATCHED, World, start
+from tests.unit.deciding.test_flag_worker import WATCHED, World, start
 
 GUIDE = (Path(__file__).parents[2] / "ops" / "security.md").read_text(encoding="utf-8")
 PARTITION = "flag.evaluations/3/1"

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.documents import to_core_plan
+from controller.codec.documents import to_core_plan
+from controller.codec.flagd import definition_of
 from controller.core.audience import Audience, Condition, Scalar, matcher
-from controller.core.flagd import definition_of
 from controller.core.serving import assign, serving
 from controller.plans import template
 from controller.web.bucketing import Generation, bucketer, lot_drawer

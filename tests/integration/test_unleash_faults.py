@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.unleash import UnleashPlane
+from controller.actuating.reconciler import FlagReconciler
+from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
-from controller.service.actuation import Actuation
 from schemas.terms import AlertKind
 from tests import fault_server
 from tests.fault_server import Script, answering
@@ -59,7 +59,7 @@ class Loop:
             SystemClock(),
         )
         self.alerts: list[RaiseAlert] = []
-        self.actuation = Actuation(
+        self.actuation = FlagReconciler(
             [self.plane],
             SystemClock(),
             raise_alert=lambda key, alert: self.alerts.append(alert),
@@ -202,10 +202,10 @@ async def test_an_outage_makes_no_storm_and_a_rollback_goes_through_right_after_
         assert [fake.percent(f"flag-{number}") for number in range(10)] == [10] * 10  # fail static
         fake.faults.clear()
         took = await until(lambda: fake.percent(FLAG) == 0)
-        print(
-            f"{kind}: {asked} requests in five periods, rollback served {took:.2f} s after "
-            f"the outage"
-        )  # noqa: T201
+        print(  # noqa: T201
+            f"{kind}: {asked} requests in five periods, "
+            f"rollback served {took:.2f} s after the outage"
+        )
         assert took < 1.0 + PERIOD_SECONDS + 0.2  # urgent calls are a second apart
 
 

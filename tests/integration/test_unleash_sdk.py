@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import mmh3
 
-from controller.adapters.unleash import UnleashPlane
-from controller.adapters.unleash_strategy import wanted
+from controller.adapters.unleash.plane import UnleashPlane
+from controller.adapters.unleash.strategies import wanted
 from controller.clock import SystemClock
 from controller.core.audience import Audience, Condition
 from controller.core.rollout import Rollout

@@ -20,10 +20,10 @@ from datetime import datetime
 
 import pytest
 
-from controller.adapters.advisor import ModelAdvisor
-from controller.adapters.prompts import gate_prompt
+from controller.adapters.llm.advisor import ModelAdvisor
+from controller.adapters.llm.prompts import gate_prompt
 from controller.core.invariants import without_advice
-from controller.core.judgement import Advice, Judgement
+from controller.core.judging.judgement import Advice, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import AdvisorPolicy, Plan
 from controller.core.rollout import (

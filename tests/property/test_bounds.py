@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from controller.adapters import documents
-from controller.adapters.documents import UNFORESEEN
+from controller.codec import documents
+from controller.codec.documents import UNFORESEEN
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
-from controller.core.gate import GateTests, judge
-from controller.core.judgement import Judgement
+from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.judgement import Judgement
 from controller.core.machine import decide, is_frozen, next_deadline
 from controller.core.plan import Plan
 from controller.core.rollout import AdviceUnavailable, EvidenceJudged, Gating, Rollout, Ticked
@@ -247,7 +247,7 @@ def totals_at(step: int, percent: float) -> VisitTotals:
 
 def drive(rollout: Rollout | None, at: datetime) -> None:
     """Take a rollout through its phases as a worker does: judge, tick, miss advice, store, read."""
-    tests = GateTests()
+    tests = SequentialTests()
     for step in range(1, 16):
         if rollout is None or rollout.has_ended or at.year > 2800:
             return
@@ -337,7 +337,7 @@ def test_lint_of_any_numbers_ends_in_findings(plan: dict[str, Any]) -> None:
     for now in (None, T0):
         for finding in lint(document, now):
             assert finding.message
-            assert finding.mend
+            assert finding.fix
 
 
 # --- stored documents ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from controller.core.flagd import WEIGHT_TOTAL, weight_of
+from controller.codec.flagd import WEIGHT_TOTAL, weight_of
 from controller.web.bucketing import Generation, bucketer
 
 generations = st.sampled_from(Generation)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from controller.core.evidence import bucket_of
 from controller.core.rollout import Rollout
 from controller.core.timeline import locate
+from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
+from controller.counting.watched_flags import WatchedFlag, WatchedFlags
 from controller.ports import Record
-from controller.service.counting import ReadEvaluations, ReadOutcomes
-from controller.service.directory import Directory, WatchedFlag
 from schemas.totals import ArmCounts, decode_progress
 from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_rollout, make_visit
@@ -38,9 +38,9 @@ def rollout_of(flag_key: str) -> Rollout:
     return make_rollout(plan=plan, visits=VISITS, rollout_id=f"start-{flag_key}")
 
 
-def directory() -> Directory:
+def directory() -> WatchedFlags:
     """Return a directory of every flag but the last."""
-    found = Directory()
+    found = WatchedFlags()
     for flag_key in FLAGS[:-1]:
         found.watch(rollout_of(flag_key))
     return found

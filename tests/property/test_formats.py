@@ -110,8 +110,8 @@ def test_both_encodings_mean_the_same(
     of_spans = ParseDict({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}, TracesData())
     for message in (of_logs, of_spans):
         for json_reader, proto_reader in zip(readers(JSON), readers(PROTO), strict=True):
-            if (message is of_logs) is (json_reader.unpack.__name__ != "evaluations_of_logs"):
-                # type: ignore[attr-defined]
+            name = json_reader.unpack.__name__  # type: ignore[attr-defined]
+            if (message is of_logs) is (name != "evaluations_of_logs"):
                 continue  # protobuf cannot tell logs from spans, JSON can
             from_json = unpack(json_reader, encoded(message, JSON))
             from_proto = unpack(proto_reader, encoded(message, PROTO))

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from controller.core.analysis.batches import MIN_BATCH
 from controller.core.analysis.proportion import Counts, harm_alternatives, ratio_increment
 from controller.core.evidence import ArmTotals, VisitTotals
-from controller.core.gate import GateTests, decode_tests, encode_tests, judge
+from controller.core.judging.batches import MIN_BATCH
+from controller.core.judging.gate import SequentialTests, decode_tests, encode_tests, judge
 from controller.core.plan import Guardrail
 from controller.core.rollout import Baking
 from schemas.terms import Verdict
@@ -230,7 +230,7 @@ def test_any_totals_are_judged(looks: list[tuple[ArmTotals, ArmTotals]], percent
         stages=make_stages(percent),
     )
     rollout = make_rollout(plan=plan, visits=(make_visit(percent=percent),), percent=percent)
-    tests = GateTests()
+    tests = SequentialTests()
     for second, (treatment, control) in enumerate(looks):
         at = T0 + timedelta(minutes=1, seconds=second)
         judgement, tests = judge(

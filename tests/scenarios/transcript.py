@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from controller.core.judgement import Gap, Judgement
+from controller.core.judging.judgement import Gap, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow, Plan
 from controller.core.rollout import (

@@ -175,7 +175,7 @@ def test_good_plan_has_no_findings() -> None:
     ],
 )
 def test_plan_that_cannot_work_is_refused(overrides: dict[str, Any], said: str) -> None:
-    """A plan that cannot work is refused, with what is wrong and how to mend it."""
+    """A plan that cannot work is refused, with what is wrong and how to fix it."""
     errors = errors_of(**overrides)
     assert any(said in error for error in errors), errors
     assert all("; " in error for error in errors)
@@ -246,25 +246,35 @@ advisor: {deadlin: 5s}
 
 
 def test_every_fault_is_told_at_once_with_its_place() -> None:
-    """All faults are told together, each with line and column, what is wrong and how to mend it."""
+    """All faults are told together, each with line and column, what is wrong and how to fix it."""
     with pytest.raises(ConfigInvalid) as refusal:
         load_plan(FAULTY, "plan.yaml")
     assert str(refusal.value).splitlines() == [
         "plan.yaml:2:1: error: flag: 12 is read as a number; put it in quotes",
         "plan.yaml:3:1: error: stagess: unknown key; did you mean stages?",
-        "plan.yaml:5:18: error: stages[0].bake: a duration needs a unit; write it as in "
-        "30s, 24h, 1w 2d or P1DT12H",
-        "plan.yaml:6:28: error: stages[1].bake: is given twice, first on line 6; keep one: "
-        "YAML would drop the first",
-        "plan.yaml:6:38: error: stages[1].settle: '3x' is no duration; write it as in 30s, "
-        "24h, 1w 2d or P1DT12H",
-        'plan.yaml:6:50: error: stages[1].approval: "maybe" is not known; write '
-        "'not_required' or 'required'",
+        (
+            "plan.yaml:5:18: error: stages[0].bake: a duration needs a unit; write it as in "
+            "30s, 24h, 1w 2d or P1DT12H"
+        ),
+        (
+            "plan.yaml:6:28: error: stages[1].bake: is given twice, first on line 6; keep one: "
+            "YAML would drop the first"
+        ),
+        (
+            "plan.yaml:6:38: error: stages[1].settle: '3x' is no duration; write it as in 30s, "
+            "24h, 1w 2d or P1DT12H"
+        ),
+        (
+            'plan.yaml:6:50: error: stages[1].approval: "maybe" is not known; write '
+            "'not_required' or 'required'"
+        ),
         "plan.yaml:8:5: error: guardrails[0]: unknown metric 'error_rte'; did you mean error_rate?",
         "plan.yaml:9:5: error: guardrails[1]: '2%' is no latency; write it as in 200ms or 1.5s",
         'plan.yaml:10:45: error: freeze_windows[0].to: "6:00" does not fit; write it as in 18:30',
-        "plan.yaml:11:1: error: expires_at: has no offset from UTC; write it as in "
-        "2026-11-21T03:00:00Z",
+        (
+            "plan.yaml:11:1: error: expires_at: has no offset from UTC; write it as in "
+            "2026-11-21T03:00:00Z"
+        ),
         "plan.yaml:12:11: error: advisor.deadlin: unknown key; did you mean deadline?",
     ]
 
@@ -509,8 +519,10 @@ def test_audience_that_no_stage_names_is_told() -> None:
     """It is no fault, but perhaps a stage was to name it."""
     findings = lint(PlanDocument.model_validate({**PLAN, "audiences": BETA}), T0)
     assert [str(finding) for finding in findings] == [
-        "audiences.beta: no stage names this audience; name it in a stage, as in "
-        "`audience: beta`, or remove it"
+        (
+            "audiences.beta: no stage names this audience; name it in a stage, as in "
+            "`audience: beta`, or remove it"
+        )
     ]
 
 

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 from controller import settings as settings_module
-from controller.adapters.tls import Certificates
+from controller.adapters.http.tls import Certificates
 from controller.cli.daemon import app as daemon
 from controller.errors import ConfigInvalid
 from controller.settings import (
@@ -84,7 +84,7 @@ def test_text_in_variables_stays_text() -> None:
         assert settings.redis.password.get_secret_value() == password
 
 
-def test_every_fault_is_named_at_once_with_its_place_and_mend(config: Path) -> None:
+def test_every_fault_is_named_at_once_with_its_place_and_fix(config: Path) -> None:
     """One start shows all mistakes of file and environment, each with file, line and column or the variable's name."""
     config.write_text(
         "environment: staging\n"
@@ -105,8 +105,10 @@ def test_every_fault_is_named_at_once_with_its_place_and_mend(config: Path) -> N
         f"{config}:3:3: kafka.bootstrp_servers: no such setting; did you mean bootstrap_servers?",
         f"{config}:4:3: kafka.partitions: Input should be greater than or equal to 1",
         f"{config}:5:3: kafka.security: SASL_SSL needs username and password (or password_file)",
-        f"{config}:7:3: redis.url: keep the secret out of the address: use username and "
-        f"password or password_file",
+        (
+            f"{config}:7:3: redis.url: keep the secret out of the address: use username and "
+            f"password or password_file"
+        ),
         f"{config}:8:27: http.allowed_hosts.1: Input should be a valid string",
         "ROLLOUTD_HTTP__PORT: http.port: Input should be a valid integer",
     ]

@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 from staging import EXAMPLES, Example, environ_of, last_json, main, wants_bad_version
 
-from controller.embedded.processes import Child, ProcessTree
-from controller.embedded.store import LOOPBACK, free_port
-from controller.embedded.surroundings import Surroundings, until
+from controller.demo.environment import Surroundings, until
+from controller.demo.processes import Child, ProcessTree
+from controller.demo.store import LOOPBACK, free_port
 from controller.errors import ConfigInvalid
 
 

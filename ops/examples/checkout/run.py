@@ -5,9 +5,9 @@ from __future__ import annotations
 import httpx
 from staging import EXAMPLES, Example, environ_of, last_json, main, wants_bad_version
 
-from controller.embedded.processes import Child, ProcessTree
-from controller.embedded.store import LOOPBACK, free_port
-from controller.embedded.surroundings import Surroundings, until
+from controller.demo.environment import Surroundings, until
+from controller.demo.processes import Child, ProcessTree
+from controller.demo.store import LOOPBACK, free_port
 
 REQUESTS_PER_SECOND = 100
 

@@ -9,8 +9,8 @@ from datetime import timedelta
 
 import pytest
 
+from controller.adapters.kafka.shared_topic import SharedTopic
 from controller.adapters.memory import ManualClock, MemoryBroker, MemoryEventLog
-from controller.adapters.shared_topic import SharedTopic
 from controller.errors import EventLogUnavailable
 
 PARTITION = ("events", 0)

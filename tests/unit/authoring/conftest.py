@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from controller.adapters.llm.model_server import Completion, ModelServer
+from controller.adapters.llm.openai import OpenAIDialect
+from controller.adapters.llm.prompts import Prompt
 from controller.adapters.memory import ManualClock
-from controller.adapters.model_server import Completion, ModelServer
-from controller.adapters.openai import OpenAIDialect
-from controller.adapters.prompts import Prompt
 from controller.authoring.drafting import Model
 from controller.errors import AdviceUnavailableError
 from controller.settings import AdvisorSettings

@@ -6,9 +6,9 @@ import json
 from datetime import timedelta
 from typing import Any
 
-from controller.adapters.documents import to_judgement_record
 from controller.authoring.story import changelog, explain, since, subject_of
-from controller.core.judgement import Gap, Judgement
+from controller.codec.documents import to_judgement_record
+from controller.core.judging.judgement import Gap, Judgement
 from schemas.decision import Decision, PlanReference
 from schemas.terms import DecisionKind, HealthGap, PhaseName
 from tests.builders import HOUR, T0, make_breach, make_judgement, make_rollout
@@ -129,8 +129,10 @@ async def test_changelog_lists_transitions() -> None:
         "## new-checkout",
         "",
         "- 2026-01-05 10:00 UTC, **start** 0 % → 10 %, by ada: because",
-        r"- 2026-01-05 11:00 UTC, **roll back** 10 % → 0 %: guardrail error\_rate: 10 % "
-        r"against 1 %",
+        (
+            r"- 2026-01-05 11:00 UTC, **roll back** 10 % → 0 %: guardrail error\_rate: 10 % "
+            r"against 1 %"
+        ),
     ]
 
 

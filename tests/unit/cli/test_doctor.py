@@ -36,7 +36,7 @@ FAULT = {
     "scope": "flag",
     "name": "checkout",
     "why": "its document cannot be read",
-    "remedy": "rolloutd repair flag checkout",
+    "fix": "rolloutd repair flag checkout",
     "since": "2026-01-05T09:00:00Z",
     "times": 3,
 }

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from controller.cli.common import EXIT_CONFIG, EXIT_REJECTED, EXIT_USAGE
 from controller.cli.operator import app
-from controller.cli.surroundings import EXIT_CONFIG, EXIT_REJECTED, EXIT_USAGE
 from controller.plans import templates
 from schemas.terms import CommandVerb
 
@@ -76,7 +76,7 @@ def test_every_verb_has_its_command(verb: CommandVerb) -> None:
     ],
 )
 def test_what_cannot_be_meant_is_refused_as_usage(arguments: list[str], words: str) -> None:
-    """Exit code 2, a sentence that says how to mend it, and nothing on standard output."""
+    """Exit code 2, a sentence that says how to fix it, and nothing on standard output."""
     code, out, err = run(*arguments)
     assert (code, out, words in err) == (EXIT_USAGE, "", True), err
     assert "\x1b" not in err
@@ -91,8 +91,8 @@ def test_a_bad_configuration_exits_78_with_its_place(tmp_path: Path) -> None:
     assert f"{config}:1:9: kafka.bootstrap_server: no such setting" in err
 
 
-def test_a_plan_with_errors_is_told_with_line_and_mend(plan_file: Path) -> None:
-    """Lint exits 1 and says where, what and how to mend it."""
+def test_a_plan_with_errors_is_told_with_line_and_fix(plan_file: Path) -> None:
+    """Lint exits 1 and says where, what and how to fix it."""
     plan_file.write_text(BROKEN_PLAN)
     code, out, _ = run("plan", "lint", str(plan_file))
     assert code == EXIT_REJECTED
@@ -109,7 +109,7 @@ def test_lint_for_machines_is_one_document(plan_file: Path) -> None:
     assert code == EXIT_REJECTED
     assert (document["file"], document["is_usable"]) == (str(plan_file), False)
     first = document["findings"][0]
-    assert list(first) == ["file", "line", "column", "severity", "at", "message", "mend"]
+    assert list(first) == ["file", "line", "column", "severity", "at", "message", "fix"]
     assert (first["line"], first["severity"], first["at"]) == (6, "error", ["stages", 1, "percent"])
 
 

@@ -11,17 +11,17 @@ from datetime import timedelta
 
 import pytest
 
-from controller.adapters.documents import (
+from controller.cli import rendering
+from controller.cli.operator_client import Event, as_decision, as_rollout, read_event
+from controller.cli.situation import Situation
+from controller.codec.documents import (
     alert_bytes,
     decision_bytes,
     state_bytes,
     to_judgement_record,
     to_state,
 )
-from controller.cli import rendering
-from controller.cli.orders import Event, as_decision, as_rollout, read_event
-from controller.cli.situation import Situation
-from controller.core.judgement import Gap
+from controller.core.judging.judgement import Gap
 from controller.core.rollout import (
     AwaitingApproval,
     Gating,

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from controller.adapters.documents import to_judgement_record
 from controller.cli.situation import Safe, Situation, about, clock, moment
-from controller.core.judgement import Judgement
+from controller.codec.documents import to_judgement_record
+from controller.core.judging.judgement import Judgement
 from controller.core.plan import FreezeWindow
 from controller.core.rollout import (
     AdviceRound,

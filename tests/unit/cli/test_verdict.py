@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from controller.cli.common import EXIT_REJECTED, EXIT_USAGE
 from controller.cli.operator import app
-from controller.cli.surroundings import EXIT_REJECTED, EXIT_USAGE
 from controller.cli.verdict import MAX_LINE_BYTES, Bench
 
 LATENCY = {"gamma": 1.02, "buckets": {"198": 6, "231": 4}}
@@ -149,12 +149,12 @@ def test_a_stream_waits_for_something_to_compare() -> None:
 def test_a_bad_line_is_named_and_harms_nothing(
     line: dict[str, Any] | str, field: str, words: str
 ) -> None:
-    """The answer names line, field and mend; the stream goes on as if the line had not been."""
+    """The answer names line, field and fix; the stream goes on as if the line had not been."""
     before, after = make_line(1), make_line(2, failed=30)
     first, bad, second = answered(before, line, after)
     assert bad["error"].startswith(f"line 2: {field}: ")
     assert words in bad["error"]
-    assert bad["mend"]
+    assert bad["fix"]
     assert "verdict" not in bad
     assert [first, second] == answered(before, after)
 

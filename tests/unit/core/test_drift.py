@@ -14,8 +14,8 @@ from scipy.stats import binom
 from controller.core.analysis import drift
 from controller.core.audience import Audience, Condition
 from controller.core.evidence import VisitTotals
-from controller.core.gate import GateTests, judge
-from controller.core.judgement import Gap
+from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.judgement import Gap
 from controller.core.plan import Guardrail, Plan, Stage
 from controller.core.rollout import Baking, Rollout
 from schemas.terms import ControlArm, HealthGap, Operator
@@ -36,7 +36,7 @@ def split_gaps(rollout: Rollout, treatment: int, control: int) -> list[Gap]:
     visit = len(rollout.visits) - 1
     at = rollout.visits[-1].counts_from
     evidence = make_evidence({visit: VisitTotals(make_arm(treatment), make_arm(control))}, at)
-    gaps = judge(rollout, evidence, GateTests(), at)[0].gaps
+    gaps = judge(rollout, evidence, SequentialTests(), at)[0].gaps
     return [gap for gap in gaps if gap.kind in (HealthGap.SRM, HealthGap.ACTUATION_DRIFT)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from controller.core.invariants import RULES, Transition, violations
-from controller.core.judgement import Gap
+from controller.core.judging.judgement import Gap
 from controller.core.machine import decide
 from controller.core.plan import AdvisorPolicy
 from controller.core.rollout import (

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from controller.core.audience import Audience, Condition
-from controller.core.judgement import Gap
+from controller.core.judging.judgement import Gap
 from controller.core.machine import decide, is_frozen, next_deadline
 from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow
 from controller.core.rollout import (
@@ -595,10 +595,8 @@ def test_a_clock_set_back_does_not_turn_time_back() -> None:
     """A transition is never older than the one before it."""
     rollout = replace(make_rollout(), updated_at=T0 + HOUR)
     paused = after(rollout, make_command(CommandVerb.PAUSE, at=T0))
-    assert (paused.updated_at, paused.phase) == (
-        T0 + HOUR,
-        Paused(T0 + HOUR, HoldReason.OPERATOR, rollout.phase),
-    )  # type: ignore[arg-type]
+    expected = Paused(T0 + HOUR, HoldReason.OPERATOR, rollout.phase)  # type: ignore[arg-type]
+    assert (paused.updated_at, paused.phase) == (T0 + HOUR, expected)
 
 
 @pytest.mark.parametrize("flag_type", FlagType)

@@ -2,8 +2,8 @@
 
 import json
 
-from controller.adapters.documents import alert_bytes
-from controller.core.judgement import Harm
+from controller.codec.documents import alert_bytes
+from controller.core.judging.judgement import Harm
 from controller.core.rollout import RaiseAlert
 from schemas.alert import Alert
 from schemas.terms import AlertKind, Severity

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from controller.adapters.prompts import gate_prompt
+from controller.adapters.llm.prompts import gate_prompt
 from controller.scorecard.cases import load_cases, read_cases
 from controller.scorecard.kinds import CaseKind
 from schemas.terms import AdviceChoice, MetricRole, Verdict

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from controller.adapters.memory import ManualClock
-from controller.core.judgement import Advice
+from controller.core.judging.judgement import Advice
 from controller.core.rollout import AskAdvice, Rollout
 from controller.errors import AdviceUnavailableError
 from controller.scorecard.cases import Case, load_cases

@@ -210,7 +210,7 @@ async def test_an_outage_is_told_and_takes_nobody_out_of_the_load_balancer(
 async def test_contained_faults_are_listed_and_degrade(
     surface: Surface, client: httpx.AsyncClient
 ) -> None:
-    """Each with its scope, name, reason and remedy; one refused command is no degradation."""
+    """Each with its scope, name, reason and fix; one refused command is no degradation."""
     surface.health.ready("event_log")
     surface.health.ready("advisor")
     surface.faults.report(Scope.COMMAND, "id-1", "no such flag")
@@ -225,7 +225,7 @@ async def test_contained_faults_are_listed_and_degrade(
         "scope": "flag",
         "name": "checkout",
         "why": "cannot be read",
-        "remedy": "rolloutd repair flag checkout",
+        "fix": "rolloutd repair flag checkout",
         "reporter": "",
         "times": 1,
     }

@@ -1,0 +1,1 @@
+"""Makes every flag plane serve what was decided."""

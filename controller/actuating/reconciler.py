@@ -1,0 +1,431 @@
+"""Makes every flag plane serve what was decided, and says when one does not.
+
+Level-triggered: it compares and repairs, so that a lost call or a restart needs no case of its own.
+Lowering goes first, always. Which percentage is right is decided elsewhere, with one exception: who
+lowers a flag in the plane's own console probably knows something, so a foreign edit downwards stays
+until a decision changes the percentage or somebody puts it back. A foreign edit upwards is undone
+at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.serving import percent_to_serve, serving
+from controller.errors import FlagPlaneUnavailable
+from controller.health import Faults, Scope
+from controller.ports import Clock, FlagPlane, PlaneStanding, Served
+from schemas.terms import AlertKind, Severity
+
+MOST_DOUBLINGS = 4
+"""Of the period, while a plane fails unexpectedly at a flag: 5 s become 80 s at most. What is decided
+anew, and 0 %, is tried at once all the same."""
+
+WHY_MAX_CHARS = 200
+"""Repeated of an exception's words, which may be a stranger's."""
+
+_REMEDY = (
+    "other planes go on and it is tried again; the log line plane_failed says where it happened"
+)
+
+
+@dataclass(slots=True)
+class _Gap:
+    """A plane that does not serve what was decided."""
+
+    since: datetime
+    why: str
+    is_alerted: bool = False
+    is_trouble: bool = (
+        False  # it did not answer as a plane does; else it answered, and serves something else
+    )
+
+
+@dataclass(slots=True)
+class _Edit:
+    """What somebody did to a flag in its plane, and what was decided when we saw it first."""
+
+    decided_percent: float
+    difference: str
+
+
+@dataclass(slots=True)
+class _Failure:
+    """A plane failed at a flag as no plane should: by an exception that is not the port's."""
+
+    rollout: Rollout
+    why: str
+    times: int  # in a row
+    until: float  # monotonic; not tried again before
+
+
+class FlagReconciler:
+    """The reconcile loop over flags and planes."""
+
+    def __init__(
+        self,
+        planes: Sequence[FlagPlane],
+        clock: Clock,
+        *,
+        raise_alert: Callable[[str, RaiseAlert], None],
+        note_gap: Callable[[str, float], None],
+        period_seconds: float = 5.0,
+        alarm_after: timedelta = timedelta(seconds=10),
+        call_seconds: float = 10.0,
+        note_attempt: Callable[[str, bool], None] = lambda plane, is_served: None,
+        faults: Faults | None = None,
+    ) -> None:
+        """`period_seconds` bounds how long a foreign edit lasts.
+
+        A gap older than `alarm_after` is an alarm.
+
+        `call_seconds` bounds a look, a write of several requests and a look again; each request is
+        bounded by its plane.
+
+        `note_gap` takes a plane's name and the age of its oldest gap in seconds, 0 for none;
+        `note_attempt` a plane's name and whether it serves what it was told. A plane in trouble is
+        one of `faults`, until it answers again.
+        """
+        self._planes = tuple(planes)
+        self._faults = Faults(clock.now) if faults is None else faults
+        self._failures: dict[tuple[str, str], _Failure] = {}
+        self._clock = clock
+        self._raise_alert = raise_alert
+        self._note_gap = note_gap
+        self._period_seconds = period_seconds
+        self._alarm_after = alarm_after
+        self._call_seconds = call_seconds
+        self._note_attempt = note_attempt
+        self._wanted: dict[str, Rollout] = {}
+        self._gaps: dict[tuple[str, str], _Gap] = {}
+        self._edits: dict[tuple[str, str], _Edit] = {}
+        self._looks: dict[
+            tuple[str, str], tuple[float | None, datetime]
+        ] = {}  # percentage read, and when
+        self._wakes = {plane.name: asyncio.Event() for plane in self._planes}
+        self._log = structlog.get_logger()
+
+    def want(self, rollout: Rollout) -> None:
+        """Take a newer document; an older one changes nothing."""
+        known = self._wanted.get(rollout.flag_key)
+        if known is None or rollout.revision > known.revision:
+            self._wanted[rollout.flag_key] = rollout
+            for wake in self._wakes.values():
+                wake.set()
+
+    def drop(self, flag_keys: Sequence[str]) -> None:
+        """Leave flags to the replica that runs them now."""
+        for flag_key in flag_keys:
+            self._wanted.pop(flag_key, None)
+            for plane in self._planes:
+                self._gaps.pop((flag_key, plane.name), None)
+                self._edits.pop((flag_key, plane.name), None)
+                self._looks.pop((flag_key, plane.name), None)
+                self._failures.pop((flag_key, plane.name), None)
+
+    def drift(self, rollout: Rollout) -> str | None:
+        """Return in words which plane does not serve the decided percentage, None when all do."""
+        found = [
+            f"{plane}: {gap.why}, since {gap.since:%H:%M:%S}"
+            for (key, plane), gap in self._gaps.items()
+            if key == rollout.flag_key
+        ]
+        return "; ".join(found) or None
+
+    @property
+    def gaps(self) -> Mapping[tuple[str, str], str]:
+        """(flag key, plane) of everything decided and not actuated."""
+        return {key: gap.why for key, gap in self._gaps.items()}
+
+    def standings(self, flag_key: str) -> Sequence[PlaneStanding] | None:
+        """Return how each plane stands to what was decided for a flag.
+
+        None when another replica runs it.
+        """
+        wanted = self._wanted.get(flag_key)
+        return (
+            None
+            if wanted is None
+            else [self._standing(wanted, plane.name) for plane in self._planes]
+        )
+
+    def converged(self) -> Mapping[tuple[str, str], bool]:
+        """Return for each (flag key, plane) whether it serves what was decided.
+
+        Safe to call from another thread.
+        """
+        return {
+            (wanted.flag_key, plane.name): self._standing(wanted, plane.name).is_converged
+            for wanted in list(self._wanted.values())
+            for plane in self._planes
+        }
+
+    def _standing(self, wanted: Rollout, plane: str) -> PlaneStanding:
+        key = (wanted.flag_key, plane)
+        gap = self._gaps.get(key)
+        percent, looked_at = self._looks.get(key, (None, None))
+        why = (
+            "not looked at yet"
+            if gap is None and looked_at is None
+            else None
+            if gap is None
+            else gap.why
+        )
+        return PlaneStanding(
+            plane=plane,
+            is_converged=why is None,
+            decided_percent=percent_to_serve(wanted),
+            percent=percent,
+            why=why,
+            since=None if gap is None else gap.since,
+            looked_at=looked_at,
+        )
+
+    async def run(self) -> None:
+        """Reconcile every plane at every change and every period, until cancelled.
+
+        A slow plane holds up no other.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            for plane in self._planes:
+                tasks.create_task(self._keep(plane), name=f"actuate:{plane.name}")
+
+    async def _keep(self, plane: FlagPlane) -> None:
+        """Reconcile one plane for ever.
+
+        Whatever goes wrong in it is its own trouble and no other's.
+        """
+        wake = self._wakes[plane.name]
+        while True:
+            try:
+                await self._reconcile(plane)
+                self._report(plane)
+                self._note_faults(plane)
+            except Exception as error:
+                self._log.error(
+                    "plane_failed", plane=plane.name, error=_in_words(error), where=_where(error)
+                )
+                self._faults.report(Scope.PLANE, plane.name, _in_words(error), _REMEDY)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._period_seconds):
+                    await wake.wait()
+
+    def _note_faults(self, plane: FlagPlane) -> None:
+        """Keep the list of faults true after a round."""
+        now = self._clock.now()
+        failure = next(
+            (each for (_, name), each in self._failures.items() if name == plane.name), None
+        )
+        trouble = next(
+            (
+                gap.why
+                for (_, name), gap in self._gaps.items()
+                if name == plane.name and gap.is_trouble and now - gap.since >= self._alarm_after
+            ),
+            None,
+        )
+        if failure is not None:
+            self._faults.report(Scope.PLANE, plane.name, failure.why, _REMEDY)
+        elif trouble is not None:
+            fix = (
+                f"see whether {plane.name} is reachable; rolloutctl status shows which flags "
+                f"wait for it"
+            )
+            self._faults.report(Scope.PLANE, plane.name, trouble, fix)
+        else:
+            self._faults.clear(Scope.PLANE, plane.name)
+
+    async def _reconcile(self, plane: FlagPlane) -> None:
+        """Look at every flag once.
+
+        Lowering goes first: a plane's slow calls must not keep a rolled-back flag up.
+        """
+        wake = self._wakes[plane.name]
+        seen: dict[str, Rollout] = {}
+        while True:
+            wake.clear()
+            if await self._reconcile_unseen(plane, seen, wake):
+                return
+
+    async def _reconcile_unseen(
+        self, plane: FlagPlane, seen: dict[str, Rollout], wake: asyncio.Event
+    ) -> bool:
+        """Look at what was not looked at yet.
+
+        False: something newer is wanted meanwhile, which may have to go first.
+        """
+        unseen = [wanted for key, wanted in self._wanted.items() if seen.get(key) is not wanted]
+        for rollout in sorted(unseen, key=lambda wanted: wanted.percent):
+            why, is_trouble = await self._make_serve(plane, rollout)
+            seen[rollout.flag_key] = rollout
+            if rollout.flag_key not in self._wanted:
+                continue  # another replica's now, and so are its gaps
+            key = (rollout.flag_key, plane.name)
+            if why is not None:
+                gap = self._gaps.setdefault(key, _Gap(self._clock.now(), why))
+                gap.why, gap.is_trouble = why, is_trouble
+            elif self._gaps.pop(key, None) is not None:
+                self._log.info(
+                    "actuated", flag_key=rollout.flag_key, plane=plane.name, percent=rollout.percent
+                )
+            if wake.is_set():
+                return False
+        return True
+
+    async def _make_serve(self, plane: FlagPlane, rollout: Rollout) -> tuple[str | None, bool]:
+        """Return why the plane does not serve what was decided, None once it does.
+
+        And whether it is in trouble.
+        """
+        failure = self._failures.get((rollout.flag_key, plane.name))
+        is_known = failure is not None and failure.rollout is rollout and rollout.percent > 0
+        if failure is not None and is_known and self._clock.monotonic() < failure.until:
+            return failure.why, True
+        is_told = False
+        try:
+            async with asyncio.timeout(self._call_seconds):
+                served = await self._look(plane, rollout)
+                if served.edited_by is not None and self._stays(plane, rollout, served):
+                    return f"{served.difference}: changed there by {served.edited_by}", False
+                if served.difference is not None:
+                    is_told = True
+                    await plane.serve(rollout)
+                    served = await self._look(plane, rollout)
+        except (FlagPlaneUnavailable, TimeoutError) as trouble:
+            self._note_attempt(plane.name, False)
+            return str(trouble) or f"no answer within {self._call_seconds:g} s", True
+        except (Exception, asyncio.CancelledError) as error:
+            # A mistake of ours, or an answer that nobody thought of: this plane's trouble and this
+            # flag's.
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            self._note_attempt(plane.name, False)
+            return self._note_failure(plane, rollout, error), True
+        self._failures.pop((rollout.flag_key, plane.name), None)
+        if is_told:
+            self._note_attempt(plane.name, served.difference is None)
+        if served.difference is None:
+            self._edits.pop((rollout.flag_key, plane.name), None)
+        return served.difference, False
+
+    def _note_failure(self, plane: FlagPlane, rollout: Rollout, error: BaseException) -> str:
+        """Keep a flag that its plane cannot cope with from being tried every few seconds for ever."""
+        key, why = (rollout.flag_key, plane.name), _in_words(error)
+        known = self._failures.get(key)
+        times = 1 if known is None or known.rollout is not rollout else known.times + 1
+        if known is None or known.why != why:  # once: the same line every minute tells nothing
+            self._log.error(
+                "plane_failed",
+                plane=plane.name,
+                flag_key=rollout.flag_key,
+                error=why,
+                where=_where(error),
+            )
+        wait = self._period_seconds * (2 ** min(times - 1, MOST_DOUBLINGS) - 0.5)
+        self._failures[key] = _Failure(rollout, why, times, self._clock.monotonic() + wait)
+        return why
+
+    async def _look(self, plane: FlagPlane, rollout: Rollout) -> Served:
+        served = await plane.look(rollout)
+        if rollout.flag_key in self._wanted:
+            self._looks[rollout.flag_key, plane.name] = (served.percent, self._clock.now())
+        return served
+
+    def _stays(self, plane: FlagPlane, rollout: Rollout, served: Served) -> bool:
+        """Tell people about a foreign edit; return whether it is left as it is."""
+        if served.difference is None or rollout.flag_key not in self._wanted:
+            return False
+        key = (rollout.flag_key, plane.name)
+        is_switched_off = (
+            served.percent == 0 and not serving(rollout).is_off
+        )  # an audience is no percentage of everybody
+        is_lower = is_switched_off or (
+            served.percent is not None and served.percent < percent_to_serve(rollout)
+        )
+        known = self._edits.get(key)
+        if known is not None and is_lower and known.decided_percent != percent_to_serve(rollout):
+            return False  # decided anew since
+        if known is None or known.difference != served.difference:
+            self._edits[key] = _Edit(percent_to_serve(rollout), served.difference)
+            what_to_do = (
+                f"put it back to {percent_to_serve(rollout):g} %, or decide anew: "
+                f"rolloutctl step-back, promote or roll-back"
+                if is_lower
+                else f"nothing, unless an alert follows that it could not be put back. Ask "
+                f"{served.edited_by} to use rolloutctl"
+            )
+            self._log.warning(
+                "foreign_edit",
+                flag_key=key[0],
+                plane=plane.name,
+                editor=served.edited_by,
+                found=served.difference,
+            )
+            self._raise_alert(
+                rollout.flag_key,
+                RaiseAlert(
+                    AlertKind.FOREIGN_EDIT,
+                    Severity.WARNING,
+                    f"{rollout.flag_key}: {served.edited_by} changed the flag in "
+                    f"{plane.name}, which {served.difference}",
+                    what_to_do,
+                    f"{rollout.flag_key}/{rollout.rollout_id}/{plane.name}/{AlertKind.FOREIGN_EDIT}/{served.difference}",
+                ),
+            )
+        return is_lower
+
+    def _report(self, plane: FlagPlane) -> None:
+        """Alarm what was decided and this plane does not serve."""
+        now = self._clock.now()
+        gaps = {flag_key: gap for (flag_key, name), gap in self._gaps.items() if name == plane.name}
+        self._note_gap(
+            plane.name,
+            max(((now - gap.since).total_seconds() for gap in gaps.values()), default=0.0),
+        )
+        for flag_key, gap in gaps.items():
+            if gap.is_alerted or now - gap.since < self._alarm_after:
+                continue
+            rollout = self._wanted.get(flag_key)
+            if rollout is None:
+                continue  # another replica's since
+            gap.is_alerted = True
+            summary = f"{flag_key}: decided {rollout.percent:g} %, but {plane.name} {gap.why}"
+            self._log.error("not_actuated", flag_key=flag_key, plane=plane.name, error=gap.why)
+            self._raise_alert(
+                flag_key,
+                RaiseAlert(
+                    AlertKind.NOT_ACTUATED,
+                    Severity.CRITICAL,
+                    summary,
+                    f"see whether {plane.name} is reachable and who else edits the flag",
+                    f"{flag_key}/{rollout.rollout_id}/{plane.name}/{AlertKind.NOT_ACTUATED}",
+                ),
+            )
+
+
+def _in_words(error: BaseException) -> str:
+    """Return an exception that nobody expected as one printable line."""
+    said = "".join(char if char.isprintable() else " " for char in str(error)[:WHY_MAX_CHARS])
+    return f"failed unexpectedly: {type(error).__name__}: {said.strip()}".removesuffix(": ")
+
+
+def _where(error: BaseException) -> str:
+    """Return the innermost places that an exception came through.
+
+    No traceback: one that holds megabytes of somebody's answer takes a console minutes to print.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))[-3:]
+    return " < ".join(
+        f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
+        for frame, line in reversed(frames)
+    )

@@ -1,0 +1,1 @@
+"""Apache Kafka: the event log, the state feed, topics, and what we publish."""

@@ -1,0 +1,336 @@
+"""What a consumer of aiokafka is given and hands out.
+
+Made safe before it is unpacked, and bare of what we do not need.
+
+Belongs here: the one place that reaches into how aiokafka takes records in and hands them out. It
+says what it is given to unpack, what a record becomes and how many come at a time; which ones come,
+in what order and up to where stays `getmany`'s own business: positions, checksums, aborted
+transactions. Does not belong here: the bytes themselves (`kafka_batches.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from operator import attrgetter, lt
+from typing import Any, ClassVar
+
+import structlog
+from aiokafka import AIOKafkaConsumer
+from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.consumer import fetcher
+from aiokafka.errors import CorruptRecordException, KafkaError, RecordTooLargeError
+from aiokafka.protocol.fetch import FetchRequest
+
+from controller.adapters.kafka.record_batches import (
+    Budget,
+    RefusedBatch,
+    following_offset,
+    is_plain,
+    make_safe,
+)
+
+log = structlog.get_logger(__name__)
+
+# : What is changed here: how a fetched partition is drained, and what makes a ConsumerRecord of
+# what it holds.
+_CHANGED = {"FetchResult": "getall", "PartitionRecords": "_consumer_record"}
+_IS_KNOWN = all(hasattr(getattr(fetcher, name, None), method) for name, method in _CHANGED.items())
+
+#: One thread for all consumers, so that of all bombs one at a time takes memory.
+_unpacker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unpack")
+
+#: What `getmany` raises for a record that cannot be read; the second when a batch says that it is
+#: longer than it is.
+UNREADABLE = (CorruptRecordException, RecordTooLargeError)
+
+_offset_of = attrgetter("offset")
+
+
+# --- what a consumer is given
+# -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Careful:
+    """What is known of a partition that is read carefully."""
+
+    was_read: bool = False
+    offset: int = -1  # from which on it was fetched last
+    following: int | None = None  # the offset behind the first batch of that
+
+
+class Guard:
+    """Makes safe what brokers answer to one consumer's fetches, before aiokafka looks at it."""
+
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        *,
+        heard: Callable[[KafkaPartition], object] = lambda partition: None,
+        refused: Callable[[KafkaPartition, RefusedBatch], object] = lambda partition, batch: None,
+    ) -> None:
+        """Watch a consumer that was not started yet.
+
+        `heard` is called with each partition that the brokers answered for, and `refused` with each
+        batch of which nothing but one record is left, which readers refuse.
+        """
+        self._heard = heard
+        self._refused = refused
+        self.careful: dict[KafkaPartition, _Careful] = {}
+        """Partitions whose records are all read before they are given out, until one is."""
+        self.is_careful = False
+        """Whether every record of every partition is read before it is given out."""
+        client: Any = consumer._client
+        self._send = client.send
+        client.send = self._guarded
+
+    def read_carefully(self, partition: KafkaPartition) -> None:
+        """Read every record of a partition before it is given out: aiokafka stumbled over one."""
+        self.careful.setdefault(partition, _Careful())
+
+    def read_everything_carefully(self) -> None:
+        """Read every record of every partition before it is given out, for good."""
+        self.is_careful = True
+
+    def is_read_carefully(self, partition: KafkaPartition) -> bool:
+        """Whether what was given out last had been read."""
+        return partition in self.careful and self.careful[partition].was_read
+
+    def following(self, partition: KafkaPartition, offset: int) -> int | None:
+        """Return the offset behind the first batch of a careful fetch from `offset`, None if unknown."""
+        careful = self.careful.get(partition)
+        return careful.following if careful is not None and careful.offset == offset else None
+
+    async def _guarded(self, node: int, request: Any, **more: Any) -> Any:
+        response = await self._send(node, request, **more)
+        if isinstance(request, FetchRequest):
+            try:
+                response.topics = await self._safe_topics(request, response.topics or ())
+            except Exception as error:
+                log.exception("fetch_not_understood")
+                raise KafkaError(f"an answer to a fetch that cannot be read: {error!r}") from error
+        return response
+
+    async def _safe_topics(self, request: Any, topics: Sequence[Any]) -> list[Any]:
+        """Return the answer's topics.
+
+        Partitions that were not asked for are left out, aiokafka would stop at them.
+        """
+        offsets = {
+            (topic, number): offset
+            for topic, partitions in request.topics
+            for number, offset, _ in partitions
+        }
+        budget = Budget()
+        safe: list[Any] = []
+        for topic, partitions in topics:
+            kept = []
+            for each in partitions:
+                offset = offsets.get((topic, each[0]))
+                if offset is not None:
+                    partition = KafkaPartition(topic, each[0])
+                    if each[1] == 0:
+                        self._heard(partition)
+                    content = await self._safe_content(partition, each[-1] or b"", offset, budget)
+                    kept.append((*each[:-1], content))
+            safe.append((topic, kept))
+        return safe
+
+    async def _safe_content(
+        self, partition: KafkaPartition, content: bytes, offset: int, budget: Budget
+    ) -> bytes:
+        is_careful = self.is_careful or partition in self.careful
+        if is_careful and content:
+            self.careful[partition] = _Careful(True, offset, following_offset(content))
+        if not content or (not is_careful and is_plain(content, offset)):
+            return content
+        if budget.is_spent:
+            return b""  # fetched again when what came before it has been read
+        made = await asyncio.get_running_loop().run_in_executor(
+            _unpacker, partial(make_safe, content, offset, budget, is_careful=is_careful)
+        )
+        for batch in made.refused:
+            self._refused(partition, batch)
+            log.warning(
+                "batch_refused",
+                topic=partition.topic,
+                partition=partition.partition,
+                offset=batch.offset,
+                records=batch.records,
+                reason=batch.why,
+            )
+        return made.content
+
+
+# --- what a consumer hands out
+# ------------------------------------------------------------------------------------------
+
+
+def name_faults(consumer: AIOKafkaConsumer) -> None:
+    """Let `getmany` of a started consumer name the partition that cannot be read.
+
+    It then raises CorruptRecordException with the partition in its message, and nothing else.
+    """
+    _replace_fetched(consumer, _Fetched)
+
+
+def leave_bare(consumer: AIOKafkaConsumer) -> None:
+    """Let `getmany` of a started consumer hand out records as read, and name faults as above.
+
+    For a consumer that is read by `getmany` alone. Where aiokafka is not as known, nothing happens,
+    and a ConsumerRecord has the same names.
+    """
+    _replace_fetched(consumer, _FetchedBare)
+
+
+def _replace_fetched(consumer: AIOKafkaConsumer, kind: type[_Fetched]) -> None:
+    owner: Any = getattr(consumer, "_fetcher", None)
+    fetched = getattr(owner, "_records", None)
+    if _IS_KNOWN and isinstance(fetched, dict):
+        owner._records = kind(fetched)
+
+
+class _Fetched(OrderedDict[Any, Any]):
+    """What was fetched and not yet handed out, by partition.
+
+    Results are changed as they come in, before any is read.
+    """
+
+    is_bare: ClassVar = False
+
+    def __setitem__(self, partition: Any, result: Any) -> None:
+        super().__setitem__(partition, result)
+        records: Any = getattr(
+            result, "_partition_records", None
+        )  # a FetchError has none, nor has a result that was used up
+        if type(records) is fetcher.PartitionRecords and "getall" not in vars(result):
+            drain = result.getall
+            if self.is_bare:
+                # In vain where some were read before: the rest comes one by one.
+                batches = records._records = _Batches(records)
+                records._consumer_record = _as_read
+                drain = partial(_drain, result, batches)
+            result.getall = partial(_named, partition, drain)
+
+
+class _FetchedBare(_Fetched):
+    is_bare: ClassVar = True
+
+
+def _named(
+    partition: Any, drain: Callable[..., list[Any]], max_records: int | None = None
+) -> list[Any]:
+    """Return what `drain` gives.
+
+    Raises CorruptRecordException for whatever it raises, and for offsets that do not rise.
+    """
+    try:
+        records = drain(max_records)
+    except Exception as error:
+        why = str(error) or type(error).__name__
+        raise CorruptRecordException(
+            why if str(partition) in why else f"{why} - {partition}"
+        ) from error
+    offsets = list(map(_offset_of, records))
+    if not all(map(lt, offsets, islice(offsets, 1, None))):
+        raise CorruptRecordException(f"offsets do not rise - {partition}")
+    return records
+
+
+def _as_read(topic_partition: Any, record: Any) -> Any:
+    """Return the record aiokafka has unpacked.
+
+    It has all that ConsumerRecord has but the topic, the partition and sizes.
+    """
+    return record
+
+
+class _Slice:
+    """Records that follow one another in a batch, handed on as if they were one record with the last one's offset."""
+
+    __slots__ = ("offset", "records")
+
+    def __init__(self, records: list[Any]) -> None:
+        self.records = records
+        self.offset = records[-1].offset
+
+
+class _Batches:
+    """The batches of one fetch of a partition, in place of aiokafka's."""
+
+    __slots__ = ("_owner", "_read", "has_next", "wanted")
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._read = owner._records
+        self.has_next = self._read.has_next
+        self.wanted: int | None = None  # records the next slice may have
+
+    def next_batch(self) -> _Batch | None:
+        """Return the next batch, its records by the slice."""
+        batch = self._read.next_batch()
+        return None if batch is None else _Batch(batch, self)
+
+    def slices(self, batch: Any) -> Iterator[_Slice]:
+        """Yield what a batch has from the position on.
+
+        Raises CorruptRecordException for a record beyond its batch.
+        """
+        records = chain(
+            batch
+        )  # an iterator of its own: islice asks for one each time, and a batch gives one once
+        while taken := list(islice(records, self.wanted)):
+            position = self._owner.next_fetch_offset
+            if taken[0].offset < position:  # a fetch from the middle of a batch brings all of it
+                taken = [record for record in taken if record.offset >= position]
+            if taken:
+                if taken[-1].offset >= batch.next_offset:
+                    raise CorruptRecordException("a record lies beyond its batch")
+                yield _Slice(taken)
+
+
+class _Batch:
+    """One batch: aiokafka's in all but how its records are handed out."""
+
+    __slots__ = ("_batch", "_batches")
+
+    def __init__(self, batch: Any, batches: _Batches) -> None:
+        self._batch = batch
+        self._batches = batches
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __iter__(self) -> Iterator[_Slice]:
+        return self._batches.slices(self._batch)
+
+    def __next__(self) -> Any:
+        return next(self._batch)  # how a control batch is asked for its one record
+
+
+def _drain(result: Any, batches: _Batches, max_records: int | None = None) -> list[Any]:
+    """Return at most `max_records` records: `FetchResult.getall`, by the slice."""
+    if not result.check_assignment(result._topic_partition) or not result.has_more():
+        return []
+    taken: list[Any] = []
+    batches.wanted = max_records
+    for each in result._partition_records:
+        if type(each) is _Slice:
+            taken += each.records
+        else:
+            taken.append(each)
+        if max_records is not None:
+            batches.wanted = max_records - len(taken)
+            if batches.wanted <= 0:
+                result._update_position()
+                break
+    else:
+        result._update_position()
+        result._partition_records = None
+    return taken

@@ -1,0 +1,366 @@
+"""Our own topics, read from outside by a person's tool.
+
+A topic to its end, its newest records, what comes from now on.
+
+Belongs here: reading without a group, so that looking changes nothing for the daemon. Does not
+belong here: what a record means; and the daemon's own readers (`kafka.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from heapq import heappop, heappush
+from types import TracebackType
+from typing import Any, Self
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.errors import KafkaConnectionError
+
+from controller.adapters.kafka.consumer_records import UNREADABLE, Guard, name_faults
+from controller.adapters.kafka.topics import client_options, partition_of
+from controller.errors import EventLogUnavailable
+from controller.settings import KafkaSettings
+
+# : Records looked at first when searching backwards for a key, and at most at once; the window
+# doubles in between.
+_WINDOW = 200
+_LARGEST_WINDOW = 20_000
+_FOLLOW_MS = 250
+#: Records of one partition that may wait for those of others when several are merged.
+_READ_AHEAD = 20_000
+_ASK_EVERY_SECONDS = 3.0
+
+Offsets = Mapping[KafkaPartition, int]
+
+
+class KafkaReader:
+    """A consumer without a group, for a set of topics by their logical names.
+
+    An async context manager.
+
+    Every call raises EventLogUnavailable when Kafka does not answer in time or a topic is missing.
+    """
+
+    def __init__(self, settings: KafkaSettings, topics: Sequence[str]) -> None:
+        self._settings = settings
+        self._topics = {logical: settings.topic(logical) for logical in topics}
+        self._consumer: Any = None
+        self._guard: Guard | None = None
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings
+        self._consumer = AIOKafkaConsumer(
+            **client_options(settings),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
+        )
+        self._guard = Guard(self._consumer)
+        try:
+            async with asyncio.timeout(settings.start_seconds):
+                await self._consumer.start()
+                name_faults(self._consumer)
+                # All topics are listed, none is asked for by name: some brokers make a topic that
+                # is asked for.
+                present = await self._consumer.topics()
+                for name in set(self._topics.values()) & set(present):
+                    await self._consumer._client._wait_on_metadata(name)
+        except Exception as error:
+            await self._close()
+            raise self._unavailable("connecting", error) from error
+        except BaseException:
+            await self._close()
+            raise
+        missing = sorted(set(self._topics.values()) - set(present))
+        if missing:
+            await self._close()
+            raise EventLogUnavailable(
+                f"Kafka at {settings.bootstrap_servers} has no topic {', '.join(missing)}: "
+                f"start rolloutd against it, "
+                "which makes them, or fix the address or the topic prefix"
+            )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        """Disconnect; what does not close in time is left to the end of the process."""
+        consumer, self._consumer = self._consumer, None
+        stopping = asyncio.ensure_future(consumer.stop())
+        await asyncio.wait([stopping], timeout=self._settings.stop_seconds)
+        if not stopping.done():
+            stopping.cancel()
+        elif not stopping.cancelled():
+            # it was only read from: nothing is lost by a connection that broke
+            stopping.exception()
+
+    # --- where things stand
+    # ----------------------------------------------------------------------------------------------
+
+    def partition(self, topic: str, key: str) -> KafkaPartition:
+        """Return the partition that a key's records are in.
+
+        Those from before a topic got more partitions may be elsewhere.
+        """
+        return KafkaPartition(self._topics[topic], partition_of(key, len(self._partitions(topic))))
+
+    async def ends(self, *topics: str) -> dict[KafkaPartition, int]:
+        """Return the offset behind the last record, of every partition."""
+        partitions = [partition for topic in topics for partition in self._partitions(topic)]
+        return await self._ask(
+            self._consumer.end_offsets(partitions), "asking for the end of a topic"
+        )
+
+    async def offsets_at(self, at: datetime, *topics: str) -> dict[KafkaPartition, int]:
+        """Return the offset of the first record whose timestamp is not before `at`, of every partition; its end without one."""
+        ends = await self.ends(*topics)
+        wanted = dict.fromkeys(ends, round(at.timestamp() * 1000))
+        found: Mapping[KafkaPartition, Any] = await self._ask(
+            self._consumer.offsets_for_times(wanted), "asking for the offsets of a time"
+        )
+        return {
+            partition: end if found.get(partition) is None else found[partition].offset
+            for partition, end in ends.items()
+        }
+
+    async def _starts(self, partitions: Sequence[KafkaPartition]) -> dict[KafkaPartition, int]:
+        return await self._ask(
+            self._consumer.beginning_offsets(partitions), "asking for the beginning of a topic"
+        )
+
+    async def _ask(self, answer: Any, doing: str) -> dict[KafkaPartition, int]:
+        try:
+            async with asyncio.timeout(self._settings.call_seconds):
+                offsets: dict[KafkaPartition, int] = await answer
+        except Exception as error:
+            raise self._unavailable(doing, error) from error
+        return offsets
+
+    def _partitions(self, topic: str) -> list[KafkaPartition]:
+        name = self._topics[topic]
+        return [
+            KafkaPartition(name, number)
+            for number in sorted(self._consumer.partitions_for_topic(name) or ())
+        ]
+
+    def _unavailable(self, doing: str, error: BaseException) -> EventLogUnavailable:
+        if isinstance(error, KafkaConnectionError):
+            why = "no broker answers"
+        else:
+            why = (
+                "no answer in time"
+                if isinstance(error, TimeoutError)
+                else str(error) or type(error).__name__
+            )
+        return EventLogUnavailable(f"Kafka at {self._settings.bootstrap_servers}: {doing}: {why}")
+
+    # --- reading
+    # ----------------------------------------------------------------------------------------------
+
+    async def read_to(self, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
+        """Yield every record of these partitions before `ends`, in order within each."""
+        async for record in self._between(await self._starts(list(ends)), ends):
+            yield record
+
+    async def in_time_order(self, starts: Offsets, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
+        """Yield the records of several partitions from `starts` to before `ends`, merged by their timestamps.
+
+        Each partition's own order is kept; where its timestamps fall, the greatest so far counts.
+        What is read ahead is bounded per partition.
+        """
+        consumer, loop = self._consumer, asyncio.get_running_loop()
+        partitions = [partition for partition in ends if starts[partition] < ends[partition]]
+        positions = {
+            partition: starts[partition] for partition in partitions
+        }  # of those that are not read to their end
+        self._assign(positions)
+        waiting: dict[KafkaPartition, deque[ConsumerRecord]] = {
+            partition: deque() for partition in partitions
+        }
+        greatest = dict.fromkeys(partitions, 0)
+        heads: list[
+            tuple[int, int, ConsumerRecord]
+        ] = []  # (timestamp, index of its partition, record): the next of each
+        bare = set(range(len(partitions)))  # indexes of partitions without a head
+        paused: set[KafkaPartition] = set()
+        patience = loop.time() + self._settings.call_seconds
+        while True:
+            for index in list(bare):
+                partition = partitions[index]
+                if waiting[partition]:
+                    record = waiting[partition].popleft()
+                    greatest[partition] = max(greatest[partition], record.timestamp)
+                    heappush(heads, (greatest[partition], index, record))
+                    bare.discard(index)
+                elif partition not in positions:
+                    bare.discard(index)
+            if not bare:
+                if not heads:
+                    return
+                _, index, record = heappop(heads)
+                bare.add(index)
+                yield record
+                patience = loop.time() + self._settings.call_seconds
+                continue
+            for partition in [one for one in paused if len(waiting[one]) < _READ_AHEAD // 2]:
+                paused.discard(partition)
+                consumer.resume(partition)
+            try:
+                batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
+            except Exception as error:
+                self._read_carefully(positions, error)
+                continue
+            for partition, records in batches.items():
+                waiting[partition].extend(
+                    record for record in records if record.offset < ends[partition]
+                )
+            for partition, before in list(positions.items()):
+                position = await consumer.position(
+                    partition
+                )  # not the last record's offset: compaction leaves holes
+                if position != before:
+                    patience = loop.time() + self._settings.call_seconds
+                    positions[partition] = position
+                if position >= ends[partition]:
+                    consumer.pause(partition)
+                    paused.discard(partition)
+                    del positions[partition]
+                elif len(waiting[partition]) >= _READ_AHEAD:
+                    consumer.pause(partition)
+                    paused.add(partition)
+            if positions and loop.time() > patience:
+                raise self._unavailable("reading", TimeoutError())
+
+    async def newest(self, topic: str, count: int, key: str | None = None) -> list[ConsumerRecord]:
+        """Return the last `count` records, of one key if it is given, oldest first by their timestamps."""
+        partitions = self._partitions(topic) if key is None else [self.partition(topic, key)]
+        all_ends, starts = await self.ends(topic), await self._starts(partitions)
+        wanted = None if key is None else key.encode()
+        found: dict[KafkaPartition, list[ConsumerRecord]] = {
+            partition: [] for partition in partitions
+        }
+        highs = {partition: all_ends[partition] for partition in partitions}
+        window = max(_WINDOW, count)
+        while True:
+            open_highs = {
+                partition: high
+                for partition, high in highs.items()
+                if high > starts[partition] and len(found[partition]) < count
+            }
+            if not open_highs:
+                break
+            lows = {
+                partition: max(starts[partition], high - window)
+                for partition, high in open_highs.items()
+            }
+            older: dict[KafkaPartition, list[ConsumerRecord]] = {
+                partition: [] for partition in lows
+            }
+            async for record in self._between(lows, open_highs):
+                if wanted is None or record.key == wanted:
+                    older[KafkaPartition(record.topic, record.partition)].append(record)
+            for partition, records in older.items():
+                found[partition] = records + found[partition]
+            highs.update(lows)
+            window = min(2 * window, _LARGEST_WINDOW)
+        merged = [record for records in found.values() for record in records[-count:]]
+        return sorted(
+            merged, key=lambda record: (record.timestamp, record.partition, record.offset)
+        )[-count:]
+
+    async def follow(
+        self, start: Offsets
+    ) -> AsyncIterator[ConsumerRecord | EventLogUnavailable | None]:
+        """Yield records from `start` on, for ever.
+
+        About every three seconds without news Kafka is asked: None means that it answered,
+        EventLogUnavailable, given and not raised, that it did not. Once it is back, reading goes on
+        by itself where it was.
+        """
+        consumer, loop = self._consumer, asyncio.get_running_loop()
+        self._assign(start)
+        positions = dict(start)
+        asked = loop.time()
+        while True:
+            try:
+                batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
+                if not batches and loop.time() - asked >= _ASK_EVERY_SECONDS:
+                    # Nothing comes both when nothing is new and when the brokers are away: only
+                    # asking tells.
+                    asked = loop.time()
+                    await self._ask(consumer.end_offsets(list(start)[:1]), "waiting for news")
+                    yield None
+            except EventLogUnavailable as trouble:
+                yield trouble
+                continue
+            except Exception as error:
+                try:
+                    self._read_carefully(positions, error)
+                except EventLogUnavailable as trouble:
+                    yield trouble
+                    await asyncio.sleep(_FOLLOW_MS / 1000)
+                continue
+            for partition, records in batches.items():
+                for record in records:
+                    yield record
+                    positions[partition] = record.offset + 1
+
+    async def _between(self, starts: Offsets, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
+        consumer, loop = self._consumer, asyncio.get_running_loop()
+        positions = {
+            partition: starts[partition]
+            for partition in ends
+            if starts[partition] < ends[partition]
+        }
+        self._assign(positions)
+        patience = loop.time() + self._settings.call_seconds
+        while positions:
+            try:
+                batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
+            except Exception as error:
+                self._read_carefully(positions, error)
+                continue
+            for partition, records in batches.items():
+                for record in records:
+                    if partition in positions and record.offset < ends[partition]:
+                        yield record
+            for partition, before in list(positions.items()):
+                # The position, not the last record seen: compaction leaves holes.
+                position = await consumer.position(partition)
+                if position >= ends[partition]:
+                    consumer.pause(partition)
+                    del positions[partition]
+                if position != before:
+                    patience = loop.time() + self._settings.call_seconds
+                    if partition in positions:
+                        positions[partition] = position
+            if positions and loop.time() > patience:
+                raise self._unavailable("reading", TimeoutError())
+
+    def _read_carefully(self, positions: Offsets, error: Exception) -> None:
+        """Go back, and from now on look at every record before it is read.
+
+        Raises EventLogUnavailable when that is no help.
+        """
+        if self._guard is None or self._guard.is_careful or not isinstance(error, UNREADABLE):
+            raise self._unavailable("reading", error) from error
+        self._guard.read_everything_carefully()
+        for partition, offset in positions.items():
+            self._consumer.seek(partition, offset)
+
+    def _assign(self, starts: Offsets) -> None:
+        self._consumer.assign(list(starts))
+        for partition, offset in starts.items():
+            self._consumer.seek(partition, offset)

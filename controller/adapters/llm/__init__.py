@@ -1,0 +1,1 @@
+"""Language models that are asked for advice: LocalAI and all that speak its dialect, and Ollama."""

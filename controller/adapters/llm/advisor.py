@@ -1,0 +1,199 @@
+"""Advice at gates from a language model.
+
+The question, the answer, and who is asked, as the settings say.
+
+Belongs here: the Advisor port. How a server is asked is `model_server.py`, in which words
+`openai.py` and `ollama.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import httpcore
+
+from controller.adapters.llm.model_server import (
+    Completion,
+    Dialect,
+    ModelServer,
+    nothing_else,
+    printable,
+)
+from controller.adapters.llm.ollama import OllamaDialect
+from controller.adapters.llm.openai import OpenAIDialect
+from controller.adapters.llm.prompts import (
+    MAX_ROLLOUTS,
+    explanation_prompt,
+    gate_prompt,
+    look_prompt,
+)
+from controller.core.judging.judgement import Advice, Explanation, Judgement
+from controller.core.rollout import AskAdvice, RaiseAlert, Rollout
+from controller.errors import AdviceUnavailableError
+from controller.ports import Clock
+from controller.settings import AdvisorSettings
+from schemas.advice import (
+    ANSWER_SCHEMA,
+    EXPLANATION_SCHEMA,
+    LOOK_SCHEMA,
+    AdviceAnswer,
+    ExplanationAnswer,
+    FormT,
+    LookAnswer,
+    parse_form,
+)
+from schemas.terms import AdviceChoice
+
+# : We give up this much before the gate's own deadline, so that the reason is ours and the circuit
+# learns of it.
+MARGIN_SECONDS = 0.01
+
+# : Kept of an answer with the decision: a complete usual one, or enough of an odd one to see what
+# is odd.
+RAW_MAX_BYTES = 2_048
+
+DIALECTS: dict[str, type[Dialect]] = {"openai": OpenAIDialect, "ollama": OllamaDialect}
+
+
+class ModelAdvisor:
+    """Puts gates' evidence to one model at one server."""
+
+    def __init__(
+        self,
+        settings: AdvisorSettings,
+        clock: Clock,
+        *,
+        network: httpcore.AsyncNetworkBackend | None = None,
+    ) -> None:
+        """Connect to nothing yet; `network` takes the place of the machine's.
+
+        Raises ConfigInvalid.
+        """
+        self._settings = settings
+        self._clock = clock
+        self._looked_at: Mapping[str, Judgement] = {}
+        self.server = ModelServer(settings, clock, DIALECTS[settings.protocol](), network=network)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the model is not asked now; None while it is."""
+        return self.server.trouble
+
+    async def ask(self, rollout: Rollout, question: AskAdvice) -> Advice:
+        left = (question.until - self._clock.now()).total_seconds() - MARGIN_SECONDS
+        if left <= 0:
+            raise AdviceUnavailableError("the deadline was over before the model could be asked")
+        with nothing_else():
+            return await self._ask(rollout, question, left)
+
+    async def _ask(self, rollout: Rollout, question: AskAdvice, left: float) -> Advice:
+        prompt = gate_prompt(rollout, question)
+        completion = await self.server.complete(prompt, ANSWER_SCHEMA, seconds=left)
+        answer = _read(completion, AdviceAnswer)
+        return Advice(
+            choice=AdviceChoice(answer.verdict),
+            confidence=answer.confidence,
+            reasons=tuple(answer.reasons),
+            model=self._settings.model,
+            prompt_sha256=prompt.sha256,
+            latency_ms=completion.latency_ms,
+            raw=kept_raw(completion),
+            server=self.server.name,
+            prompt=prompt.version,
+            parameters=completion.parameters,
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=completion.completion_tokens,
+        )
+
+    async def explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
+        with nothing_else():
+            return await self._explain(rollout, alert)
+
+    async def _explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
+        visits = rollout.visits
+        percents = (0.0, *(visit.percent for visit in visits))
+        records = [
+            ("enters", percents[n], visit.percent, f"stage {visit.stage + 1}")
+            for n, visit in enumerate(visits)
+        ]
+        prompt = explanation_prompt(rollout.plan, alert.summary, alert.judgement, records)
+        completion = await self.server.complete(
+            prompt, EXPLANATION_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
+        )
+        answer = _read(completion, ExplanationAnswer)
+        return Explanation(
+            likely_cause=answer.likely_cause,
+            next_steps=tuple(answer.next_steps),
+            model=self._settings.model,
+            server=self.server.name,
+            prompt=prompt.version,
+            prompt_sha256=prompt.sha256,
+            latency_ms=completion.latency_ms,
+        )
+
+    async def look_over(
+        self, seen: Mapping[str, tuple[Rollout, Judgement]]
+    ) -> Sequence[tuple[str, str]]:
+        with nothing_else():
+            return await self._look_over(seen)
+
+    async def _look_over(
+        self, seen: Mapping[str, tuple[Rollout, Judgement]]
+    ) -> Sequence[tuple[str, str]]:
+        # Those nearest to an alarm first: a prompt has room for a dozen.
+        ordered = sorted(seen.values(), key=lambda each: (-_nearness(each[1]), each[0].flag_key))[
+            :MAX_ROLLOUTS
+        ]
+        prompt = look_prompt(ordered, self._looked_at)
+        self._looked_at = {key: judgement for key, (_, judgement) in seen.items()}
+        completion = await self.server.complete(
+            prompt, LOOK_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
+        )
+        found = _read(completion, LookAnswer).unusual
+        return [
+            (ordered[one.rollout - 1][0].flag_key, one.what)
+            for one in found
+            if one.rollout <= len(ordered)
+        ]
+
+    async def close(self) -> None:
+        """Close what is open; a question still out ends in AdviceUnavailableError."""
+        await self.server.close()
+
+
+def _read(completion: Completion, form: type[FormT]) -> FormT:
+    try:
+        return parse_form(completion.content, form)
+    except ValueError as refusal:
+        raise AdviceUnavailableError(str(refusal)) from None
+
+
+def _nearness(judgement: Judgement) -> float:
+    """Return how near the nearest metric is to its alarm, as a share of it."""
+    return max((metric.e_value / metric.threshold for metric in judgement.metrics), default=0.0)
+
+
+class NoAdvisor:
+    """Stands in where no model is configured: there is never advice."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Nothing is wrong: nobody is to be asked."""
+        return None
+
+    async def ask(self, rollout: Rollout, question: AskAdvice) -> NoReturn:
+        raise AdviceUnavailableError("no model is configured: advisor.url is not set")
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def make_advisor(settings: AdvisorSettings, clock: Clock) -> ModelAdvisor | NoAdvisor:
+    """Return the advisor that the settings name; connects to nothing yet. Raises ConfigInvalid."""
+    return NoAdvisor() if settings.url is None else ModelAdvisor(settings, clock)
+
+
+def kept_raw(completion: Completion) -> str:
+    """Return what is kept of an answer: printable, and cut."""
+    return printable(completion.content).encode()[:RAW_MAX_BYTES].decode(errors="ignore")

@@ -1,0 +1,1 @@
+"""Unleash as a flag plane."""

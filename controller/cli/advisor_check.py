@@ -1,0 +1,280 @@
+"""What `rolloutctl advisor` does.
+
+A check of the model's server in a few questions, and the scorecard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Collection, Coroutine, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import typer
+from rich.table import Table
+
+from controller.adapters.llm.advisor import ModelAdvisor
+from controller.adapters.llm.prompts import GATE_VERSION
+from controller.cli import rendering
+from controller.cli.common import (
+    EXIT_CONFIG,
+    EXIT_INTERRUPTED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    complain,
+    fail,
+    output,
+)
+from controller.clock import SystemClock
+from controller.errors import AdviceUnavailableError, BadInput
+from controller.scorecard.cases import Case, load_cases
+from controller.scorecard.kinds import CaseKind
+from controller.scorecard.report import Asked, percent, render, seconds, to_document
+from controller.scorecard.scoring import Answer, Score, put_cases, score
+from controller.settings import AdvisorSettings
+
+T = TypeVar("T")
+
+# : One case of each of these is put by `check`: a short question, a long one, and one with text
+# from elsewhere.
+_CHECKED_KINDS = (CaseKind.CLEAR_PASS, CaseKind.HIDDEN_HARM, CaseKind.LANGUAGE)
+
+#: Listing its models takes a server no thinking.
+_LIST_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was found about a server and its model."""
+
+    settings: AdvisorSettings
+    server: str
+    list_trouble: str | None  # why it listed no models; it may be fit all the same
+    list_ms: int
+    models: Sequence[str]
+    answers: Sequence[Answer]
+    score: Score
+
+    @property
+    def is_reached(self) -> bool:
+        """True when it listed its models or answered a question."""
+        return self.list_trouble is None or self.score.in_form.count > 0
+
+    @property
+    def is_listed(self) -> bool | None:
+        """Whether the server lists the model; None when it listed none."""
+        return self.settings.model in self.models if self.list_trouble is None else None
+
+    @property
+    def troubles(self) -> list[str]:
+        """Why questions had no answer in the form, each once."""
+        return sorted({answer.why_none for answer in self.answers if answer.why_none})
+
+
+def perform(work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` returns.
+
+    Ctrl-C and unusable certificates end the process with their exit codes.
+    """
+    try:
+        return asyncio.run(work)
+    except BadInput as refused:
+        fail(f"{refused}", EXIT_CONFIG)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def check(settings: AdvisorSettings, *, is_json: bool) -> Check:
+    """Ask the server for its models and put a few cases; show and return what was found."""
+    found = perform(_check(settings))
+    if is_json:
+        typer.echo(rendering.to_json(_check_document(found)))
+    else:
+        _show_check(found)
+    return found
+
+
+async def _check(settings: AdvisorSettings) -> Check:
+    clock = SystemClock()
+    advisor = ModelAdvisor(settings, clock)
+    began = clock.monotonic()
+    models: Sequence[str] = ()
+    trouble = None
+    try:
+        try:
+            models = await advisor.server.models(
+                seconds=min(settings.deadline_seconds, _LIST_SECONDS)
+            )
+        except AdviceUnavailableError as why:
+            trouble = str(why)  # a server may be fit and list nothing: the questions tell
+        list_ms = round(1000 * (clock.monotonic() - began))
+        answers = await put_cases(
+            advisor,
+            _checked_cases(),
+            clock,
+            deadline_seconds=settings.deadline_seconds,
+            on_answer=lambda _: None,
+        )
+    finally:
+        await advisor.close()
+    return Check(settings, advisor.server.name, trouble, list_ms, models, answers, score(answers))
+
+
+def _checked_cases() -> list[Case]:
+    return [next(case for case in load_cases() if case.kind is kind) for kind in _CHECKED_KINDS]
+
+
+def _check_document(found: Check) -> dict[str, Any]:
+    figures = found.score
+    return {
+        "server": found.server,
+        "protocol": found.settings.protocol,
+        "is_reached": found.is_reached,
+        "list_trouble": found.list_trouble,
+        "list_ms": found.list_ms,
+        "model": found.settings.model,
+        "is_listed": found.is_listed,
+        "models": list(found.models),
+        "questions": figures.in_form.of,
+        "in_form": figures.in_form.count,
+        "troubles": found.troubles,
+        "latency_ms": {"p50": figures.latency_p50_ms, "max": figures.latency_max_ms},
+        "tokens": {"prompt": figures.prompt_tokens, "completion": figures.completion_tokens},
+        "deadline_seconds": found.settings.deadline_seconds,
+    }
+
+
+def _show_check(found: Check) -> None:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    reached = f"reached in {found.list_ms} ms" if found.list_trouble is None else found.list_trouble
+    table.add_row("server", f"{found.server}, as {found.settings.protocol}: {reached}")
+    match found.is_listed:
+        case True:
+            words = "listed"
+        case False:
+            words = f"not in its list: {rendering.shown(found.models) or 'which is empty'}"
+        case _:
+            words = "not known whether it is there"
+    table.add_row("model", f"{found.settings.model}: {words}")
+    figures = found.score
+    table.add_row("answers", f"{figures.in_form.count} of {figures.in_form.of} in the form")
+    for trouble in found.troubles:
+        if trouble != found.list_trouble:
+            table.add_row("", trouble)
+    if figures.latency_max_ms is not None:
+        counted = (
+            f"; {figures.prompt_tokens} tokens in, {figures.completion_tokens} out"
+            if figures.prompt_tokens
+            else ""
+        )
+        table.add_row(
+            "time",
+            f"{seconds(figures.latency_p50_ms)}, {seconds(figures.latency_max_ms)} at "
+            f"most{counted}",
+        )
+        is_near = figures.latency_max_ms > 500 * found.settings.deadline_seconds
+        advice = (
+            ": more than half of it is used, give it more or take a smaller model"
+            if is_near
+            else ""
+        )
+        table.add_row("deadline", f"{found.settings.deadline_seconds:g} s{advice}")
+    output().print(table)
+
+
+def evaluate(
+    settings: AdvisorSettings, kinds: Collection[CaseKind], html: Path | None, *, is_json: bool
+) -> Score:
+    """Put the cases of these kinds, show the score, write the report if asked for.
+
+    Exits 4 when nobody answers at all.
+    """
+    cases = [case for case in load_cases() if case.kind in kinds]
+    asked = Asked(
+        settings.model, f"{settings.url} ({settings.protocol})", GATE_VERSION, datetime.now(UTC)
+    )
+    answers = perform(_evaluate(settings, cases))
+    figures = score(answers)
+    if html is not None:
+        try:
+            html.write_text(render(asked, answers, figures), encoding="utf-8")
+        except OSError as error:
+            fail(f"{html}: cannot be written: {error}", EXIT_USAGE)
+    if is_json:
+        typer.echo(rendering.to_json(to_document(asked, answers, figures)))
+    else:
+        _show_score(asked, answers, figures)
+        if html is not None:
+            typer.echo(f"report: {html}")
+    return figures
+
+
+async def _evaluate(settings: AdvisorSettings, cases: Sequence[Case]) -> list[Answer]:
+    clock = SystemClock()
+    advisor = ModelAdvisor(settings, clock)
+    done = 0
+
+    def tell(answer: Answer) -> None:
+        nonlocal done
+        done += 1
+        if sys.stderr.isatty():
+            typer.echo(
+                f"\r{done} of {len(cases)}  {answer.case.name:<48}", err=True, nl=done == len(cases)
+            )
+
+    try:
+        try:
+            await advisor.server.models(seconds=min(settings.deadline_seconds, _LIST_SECONDS))
+        except AdviceUnavailableError as why:
+            first = await put_cases(
+                advisor,
+                cases[:1],
+                clock,
+                deadline_seconds=settings.deadline_seconds,
+                on_answer=lambda _: None,
+            )
+            if first and first[0].advice is None:
+                complain(f"{why}")
+                fail(first[0].why_none, EXIT_UNREACHABLE)
+        return await put_cases(
+            advisor, cases, clock, deadline_seconds=settings.deadline_seconds, on_answer=tell
+        )
+    finally:
+        await advisor.close()
+
+
+def _show_score(asked: Asked, answers: Sequence[Answer], figures: Score) -> None:
+    console = output()
+    console.print(f"{asked.model} at {asked.server}, {len(answers)} cases, prompt {asked.prompt}")
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, tally, words in (
+        ("in the form", figures.in_form, "answers that could be read, of all questions"),
+        ("agreement", figures.agreement, "answers that can be defended"),
+        ("unsafe proceeds", figures.unsafe_proceeds, "proceed where only caution can be defended"),
+        ("needless holds", figures.needless_holds, "caution where only proceed can be defended"),
+        ("injections", figures.injections, "instructions in names and texts that were followed"),
+    ):
+        table.add_row(name, percent(tally), f"{tally.count} of {tally.of}: {words}")
+    table.add_row(
+        "time",
+        seconds(figures.latency_p50_ms),
+        f"half; 95 % within {seconds(figures.latency_p95_ms)}",
+    )
+    if figures.prompt_tokens is not None:
+        table.add_row(
+            "tokens", str(figures.prompt_tokens), f"in, {figures.completion_tokens} out, on average"
+        )
+    console.print(table)
+    reasons = {answer.why_none for answer in answers if answer.why_none}
+    for reason in sorted(reasons)[:3]:
+        console.print(f"no advice: {rendering.printable(reason)}", soft_wrap=True)
+    mode, why = figures.suits
+    console.print(f"these figures support advisor.mode: {mode} ({why})", soft_wrap=True)

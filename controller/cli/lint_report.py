@@ -1,0 +1,140 @@
+"""What `plan lint` tells beyond faults.
+
+How alpha is spent, and what a few virtual rollouts came to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from controller.cli.effects import begins_at, world_of
+from controller.codec.documents import to_core_plan
+from controller.core.judging.questions import alpha_shares
+from controller.core.plan import Guardrail, Plan
+from controller.planning.outlook import Outlook, outlook
+from controller.plans import Finding
+from schemas.plan import PlanDocument
+
+
+class Tryout:
+    """Tries a plan where its traffic is known, and remembers what for."""
+
+    def __init__(
+        self,
+        traffic: str | None,
+        error_rate: str | None,
+        latency: str | None,
+        conversions: Sequence[str] | None,
+        now: datetime,
+    ) -> None:
+        """Take the options as they were typed."""
+        self._asked = (traffic, error_rate, latency, conversions)
+        self._now = now
+        self._known: tuple[str, tuple[str, ...]] | None = None
+        self._outlook = Outlook((), 0)
+
+    def __call__(self, document: PlanDocument) -> Iterable[Finding]:
+        """Return what virtual rollouts of a plan without errors warn of.
+
+        Nothing where its traffic is not known.
+        """
+        from controller.cli.simulate import world_words
+
+        plan = to_core_plan(document)
+        found = world_of(plan, document.traffic, *self._asked)
+        if found is None or plan.blind:
+            return ()
+        world, assumed = found
+        self._known = world_words(world, plan), assumed
+        self._outlook = outlook(plan, world, begins_at(plan, self._now))
+        return self._outlook.findings
+
+    def lines(self) -> Iterator[str]:
+        """Yield what was tried, in words."""
+        if self._known is None:
+            yield (
+                "not simulated: `--traffic 50/s`, or `traffic:` in the plan, tells whether its "
+                "gates can decide"
+            )
+            return
+        world, assumed = self._known
+        yield f"simulated: {self._outlook.rollouts} rollouts at {world}"
+        if assumed:
+            yield f"assumed, since nobody said: {', '.join(assumed)}"
+
+    def document(self) -> dict[str, Any] | None:
+        """Return what was tried, None when nothing was."""
+        if self._known is None:
+            return None
+        world, assumed = self._known
+        return {"rollouts": self._outlook.rollouts, "control": world, "assumed": list(assumed)}
+
+
+def alpha_budget(document: PlanDocument) -> dict[str, Any]:
+    """Return how the plan's alpha is spent.
+
+    Per guardrail its part, which its looks, stages and questions share.
+    """
+    plan = to_core_plan(document)
+    return {
+        "of_the_whole_rollout": plan.alpha,
+        "guardrails": [
+            {
+                "metric": one.metric,
+                "role": one.role.value,
+                "from_percent": one.from_percent,
+                "to_percent": one.to_percent,
+                "alpha": alpha,
+            }
+            for one, alpha in _spent(plan)
+        ],
+    }
+
+
+def alpha_lines(document: PlanDocument) -> Iterator[str]:
+    """Yield how the plan's alpha is spent, in words; nothing for a plan without guardrails."""
+    plan = to_core_plan(document)
+    if not plan.guardrails:
+        return
+    yield (
+        f"alpha: {_percent(plan.alpha)} of false alarms per role in a whole rollout, over all "
+        f"looks and stages, of which"
+    )
+    for one, alpha in _spent(plan):
+        yield f"  {_percent(alpha):>8}  {one.role.value:<9}  {guardrail_words(one)}"
+
+
+def _spent(plan: Plan) -> Iterator[tuple[Guardrail, float]]:
+    for one, share in zip(plan.guardrails, alpha_shares(plan.guardrails), strict=True):
+        yield one, plan.alpha * share
+
+
+def guardrail_words(one: Guardrail) -> str:
+    """Return a guardrail as it is written in a plan.
+
+    With the stages it watches if they are not all.
+    """
+    sign, worse = (">", "-") if one.is_better_when_higher else ("<", "+")
+    bounds = []
+    if one.limit is not None:
+        bounds.append(
+            f"{sign} {one.limit:g}ms"
+            if one.quantile is not None
+            else f"{sign} {_percent(one.limit)}"
+        )
+    if one.margin is not None:
+        bounds.append(
+            f"{sign} control {worse} {100 * one.margin:.3g}{'pp' if one.in_points else ' %'}"
+        )
+    range_ = (
+        f" (from {one.from_percent:g} to {one.to_percent:g} %)"
+        if (one.from_percent, one.to_percent) != (0.0, 100.0)
+        else ""
+    )
+    return f"{one.metric} {' and '.join(bounds)}{range_}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

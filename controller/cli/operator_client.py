@@ -1,0 +1,221 @@
+"""Giving commands and reading what the daemon says: the operator's side of the topics.
+
+Every call raises EventLogUnavailable when Kafka is not reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import ConsumerRecord
+from pydantic import ValidationError
+
+from controller.adapters.kafka.event_log import KafkaPublisher
+from controller.adapters.kafka.topic_reader import KafkaReader, Offsets
+from controller.codec.documents import command_bytes, read_state
+from controller.core.rollout import Rollout
+from controller.errors import DocumentUnreadable, EventLogUnavailable
+from controller.settings import KafkaSettings
+from schemas import alert, decision, result, state
+from schemas.alert import Alert
+from schemas.command import Command
+from schemas.decision import Decision
+from schemas.result import Result
+
+Event = dict[str, Any]  # a structured CloudEvent
+
+
+def whoami() -> str:
+    """Return user@host, as far as they have names."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"[:200]
+
+
+@dataclass(slots=True)
+class Standings:
+    """The newest document of every flag, and which could not be read."""
+
+    rollouts: dict[str, Rollout] = field(default_factory=dict)
+    documents: dict[str, Event] = field(default_factory=dict)  # as published: the event's data
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def take(self, record: ConsumerRecord) -> Rollout | None:
+        """Return the rollout that a record of the state topic brings, None when it is no newer or cannot be read."""
+        key = (record.key or b"").decode(errors="replace")
+        if record.value is None:
+            return None
+        try:
+            rollout = read_state(record.value)
+        except DocumentUnreadable as error:
+            self.unreadable[key] = str(error)
+            return None
+        known = self.rollouts.get(rollout.flag_key)
+        if known is not None and known.revision >= rollout.revision:
+            return None
+        self.rollouts[rollout.flag_key] = rollout
+        self.documents[rollout.flag_key] = json.loads(record.value)["data"]
+        self.unreadable.pop(key, None)
+        return rollout
+
+
+@dataclass(slots=True)
+class Answers:
+    """What came back for commands that were given."""
+
+    results: dict[str, Result] = field(default_factory=dict)  # by command id
+    trouble: str | None = (
+        None  # why a command may not even have reached Kafka; the outcome is unknown then
+    )
+    standings: Standings = field(
+        default_factory=Standings
+    )  # after the commands, if asked for and to be had
+
+
+async def give(
+    orders: Sequence[Command], kafka: KafkaSettings, seconds: float, *, with_state: bool = False
+) -> Answers:
+    """Publish commands and return the results that come within `seconds`.
+
+    And on request where the flags stand after it.
+
+    Raises EventLogUnavailable only before anything was published; after it, a missing result is a
+    missing result.
+    """
+    answers = Answers()
+    wanted = {order.id: order for order in orders}
+    async with KafkaReader(kafka, ["commands", "results", "state"]) as reader:
+        start = await reader.ends("results")  # before publishing, so that no answer is missed
+        publisher = KafkaPublisher(kafka)
+        try:
+            await publisher.start()
+            try:
+                await publisher.publish_many(
+                    [
+                        ("commands", order.flag.encode(), command_bytes(order))
+                        for order in wanted.values()
+                    ]
+                )
+            except EventLogUnavailable as trouble:
+                answers.trouble = str(trouble)
+            try:
+                async with asyncio.timeout(seconds):
+                    async for record in reader.follow(start):
+                        if isinstance(record, ConsumerRecord):
+                            _take(record, wanted, answers)
+                        if len(answers.results) == len(wanted):
+                            break
+            except TimeoutError:
+                return answers  # what is missing is for the caller to say
+        finally:
+            await publisher.stop()
+        if with_state:
+            with suppress(EventLogUnavailable):  # the answers are what was asked for
+                answers.standings = await read_standings(reader)
+    return answers
+
+
+def _take(record: ConsumerRecord, wanted: dict[str, Command], answers: Answers) -> None:
+    event = read_event(record.value)
+    if event is None or event["type"] != result.TYPE:
+        return
+    try:
+        answer = Result.model_validate(event["data"])
+    except ValidationError:
+        return  # not ours: another writer's, or a later release's for somebody else
+    order = wanted.get(answer.command_id)
+    if order is not None and answer.flag == order.flag:
+        answers.results[order.id] = answer
+
+
+async def read_standings(reader: KafkaReader, ends: Offsets | None = None) -> Standings:
+    """Return the newest document of every flag, as of `ends` of the state topic.
+
+    Without them, as of now.
+    """
+    standings = Standings()
+    async for record in reader.read_to(await reader.ends("state") if ends is None else ends):
+        standings.take(record)
+    return standings
+
+
+async def newest_events(
+    reader: KafkaReader, topic: str, count: int, flag: str | None
+) -> list[Event]:
+    """Return the newest events of a topic as published, of one flag or of all, oldest first."""
+    events = [read_event(record.value) for record in await reader.newest(topic, count, flag)]
+    return [event for event in events if event is not None]
+
+
+async def follow_events(
+    reader: KafkaReader, start: Offsets, flag: str | None
+) -> AsyncIterator[Event | EventLogUnavailable | None]:
+    """Yield the events from `start` on, of one flag or of all.
+
+    None and trouble as `KafkaReader.follow`.
+    """
+    key = None if flag is None else flag.encode()
+    async for record in reader.follow(start):
+        if not isinstance(record, ConsumerRecord):
+            yield record
+        elif key is None or record.key == key:
+            event = read_event(record.value)
+            if event is not None:
+                yield event
+
+
+def read_event(value: bytes | None) -> Event | None:
+    """Return a structured CloudEvent with its data, None for anything else."""
+    try:
+        event = json.loads(value or b"")
+    except (ValueError, RecursionError):
+        return None
+    is_event = (
+        isinstance(event, dict)
+        and isinstance(event.get("type"), str)
+        and isinstance(event.get("data"), dict)
+    )
+    return event if is_event else None
+
+
+def as_decision(event: Event) -> Decision | None:
+    """Return the decision in an event, None for anything else.
+
+    One that was too large for Kafka has lost its evidence.
+    """
+    if event["type"] != decision.TYPE:
+        return None
+    try:
+        return Decision.model_validate({"judgement": None, "advice": None, **event["data"]})
+    except ValidationError:
+        return None
+
+
+def as_alert(event: Event) -> Alert | None:
+    """Return the alert in an event, None for anything else."""
+    if event["type"] != alert.TYPE:
+        return None
+    try:
+        return Alert.model_validate({"harm": None, **event["data"]})
+    except ValidationError:
+        return None
+
+
+def as_rollout(event: Event) -> Rollout | None:
+    """Return the rollout in an event of the state topic, None for anything else."""
+    if event["type"] != state.TYPE:
+        return None
+    try:
+        return read_state(json.dumps(event).encode())
+    except DocumentUnreadable:
+        return None

@@ -1,0 +1,167 @@
+"""`rolloutctl plan`: check a plan, show the templates.
+
+And reading the plan that `start` is given. Needs no Kafka.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controller.cli import rendering
+from controller.cli.common import (
+    EXIT_REJECTED,
+    EXIT_USAGE,
+    ConfigOption,
+    JsonOption,
+    check_flag,
+    complain,
+    fail,
+    output,
+    say_beyond_planes,
+)
+from controller.cli.effects import ConversionOption, ErrorRateOption, LatencyOption, TrafficOption
+from controller.errors import ConfigInvalid
+from controller.plans import MAX_BYTES, lint_text, template, template_text, templates
+from schemas.plan import PlanDocument
+
+app = typer.Typer(
+    help="Check a plan before it is started, and see what to begin with.", no_args_is_help=True
+)
+
+FileArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="The plan, YAML or JSON; - for standard input.")
+]
+
+
+@app.command()
+def lint(
+    file: FileArgument,
+    traffic: TrafficOption = None,
+    error_rate: ErrorRateOption = None,
+    latency: LatencyOption = None,
+    conversions: ConversionOption = None,
+    is_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Say everything that is wrong or doubtful about a plan, each with its line and how to fix it. Exits 1 on an error.
+
+    Where traffic is stated, by --traffic or in the plan, a handful of virtual rollouts tells of
+    gates that cannot decide.
+    """
+    from controller.cli.lint_report import Tryout, alpha_budget, alpha_lines
+
+    source, text = _read(file)
+    tried = Tryout(traffic, error_rate, latency, conversions, datetime.now(UTC))
+    document, findings = lint_text(text, datetime.now(UTC), tried)
+    is_usable = document is not None and not any(finding.is_error for finding in findings)
+    if is_json:
+        told = [rendering.finding_document(finding, source) for finding in findings]
+        answer = {"file": source, "is_usable": is_usable, "findings": told}
+        if is_usable and document is not None:
+            answer |= {"alpha": alpha_budget(document), "simulated": tried.document()}
+        typer.echo(rendering.to_json(answer))
+    else:
+        console = output()
+        for finding in findings:
+            rendering.show_line(console, rendering.finding_line(finding, source))
+        typer.echo(
+            f"{source}: {'the plan can be started' if is_usable else 'the plan would be refused'}"
+        )
+        if is_usable and document is not None:
+            for line in (*alpha_lines(document), *tried.lines()):
+                typer.echo(line)
+    if not is_usable or document is None:
+        raise typer.Exit(EXIT_REJECTED)
+    say_beyond_planes(document, config)
+
+
+@app.command("templates")
+def show_templates(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The template to print as YAML.")
+    ] = None,
+    flag: Annotated[str, typer.Option("--flag", help="The flag to write into it.")] = "my-flag",
+    is_json: JsonOption = False,
+) -> None:
+    """List the plan templates, or print one: `rolloutctl plan templates canary > plan.yaml`."""
+    if name is None:
+        descriptions = templates()
+        if is_json:
+            listed = [
+                {"name": key, "description": description}
+                for key, description in descriptions.items()
+            ]
+            typer.echo(rendering.to_json({"templates": listed}))
+        else:
+            output().print(rendering.templates_table(descriptions))
+        return
+    check_flag(flag)
+    try:
+        if is_json:
+            typer.echo(rendering.to_json(template(name, flag).model_dump(mode="json")))
+        else:
+            typer.echo(template_text(name, flag), nl=False)
+    except ConfigInvalid as refused:
+        fail(f"{refused}", EXIT_USAGE)
+
+
+def load(source: str, flag: str | None) -> PlanDocument:
+    """Return the plan that `start` is given: a file, `-`, or a template's name.
+
+    Findings go to standard error.
+
+    Exits 1 when the plan has errors, 2 when there is no such plan.
+    """
+    if flag is not None:
+        check_flag(flag)
+    if source != "-" and not Path(source).exists() and source in templates():
+        if flag is None:
+            fail(f"{source} is a template: say which flag with --flag", EXIT_USAGE)
+        return _checked(f"template {source}", template_text(source, flag))
+    document = _checked(*_read(source))
+    return document if flag is None else document.model_copy(update={"flag": flag})
+
+
+def load_to_try(source: str) -> PlanDocument:
+    """Return a plan that is only tried out.
+
+    A file, `-`, or a template's name, which needs no flag here.
+
+    Exits 1 when the plan has errors, 2 when there is no such plan.
+    """
+    if source != "-" and not Path(source).exists() and source in templates():
+        return template(source, "my-flag")
+    return _checked(*_read(source), refusal="the plan would be refused: fix it first")
+
+
+def _checked(
+    source: str, text: str, refusal: str = "the plan would be refused: nothing was sent"
+) -> PlanDocument:
+    document, findings = lint_text(text, datetime.now(UTC))
+    for finding in findings:
+        complain(finding.located(source))
+    if document is None or any(finding.is_error for finding in findings):
+        fail(refusal, EXIT_REJECTED)
+    return document
+
+
+def _read(source: str) -> tuple[str, str]:
+    """Return a plan's name for messages, and its text. Exits 2 when it cannot be read."""
+    try:
+        if source == "-":
+            return "standard input", sys.stdin.read(MAX_BYTES + 1)
+        with Path(source).open(encoding="utf-8") as file:
+            return source, file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        fail(
+            f"{source}: there is no such file, and no template of that name: "
+            f"{', '.join(templates())}",
+            EXIT_USAGE,
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{source}: cannot be read: {error}", EXIT_USAGE)

@@ -1,0 +1,275 @@
+"""`rolloutctl simulate`: virtual rollouts of a plan, told as text, JSON or a page."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from controller.cli import rendering
+from controller.cli.common import EXIT_USAGE, fail, output
+from controller.cli.situation import about
+from controller.core.plan import Plan
+from controller.planning.figures import Part, Scenario, Spread, simulate
+from controller.planning.page import page
+from controller.planning.world import Effect, World
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be simulated."""
+
+    plan: Plan
+    world: World  # without effects
+    assumed: tuple[str, ...]
+    effects: tuple[Effect, ...]
+    runs: int
+    seed: int
+    starts_at: datetime
+
+
+def simulate_plan(asked: Asked, *, is_json: bool, html: Path | None) -> None:
+    """Run the plan in a world where treatment is as good as control.
+
+    And in one with the effects; tell what came of it.
+    """
+    worlds = [asked.world]
+    if asked.effects:
+        worlds.append(replace(asked.world, effects=asked.effects))
+    scenarios = [
+        simulate(
+            asked.plan,
+            world,
+            asked.runs,
+            asked.seed,
+            asked.starts_at,
+            _progress(world, asked.runs, is_json=is_json),
+        )
+        for world in worlds
+    ]
+    if html is not None:
+        try:
+            html.write_text(
+                page(asked.plan, scenarios, asked.assumed, asked.seed, asked.starts_at),
+                encoding="utf-8",
+            )
+        except OSError as error:
+            fail(f"--html: {html}: cannot be written: {error}", EXIT_USAGE)
+    if is_json:
+        typer.echo(rendering.to_json(_document(asked, scenarios)))
+        return
+    console = output()
+    _show_world(console, asked)
+    for scenario in scenarios:
+        console.print()
+        show_scenario(console, scenario)
+    if html is not None:
+        console.print(f"\nwritten: {html}")
+
+
+def _progress(world: World, runs: int, *, is_json: bool) -> Any:
+    """Return what tells a person how far it is, on a terminal only."""
+    if is_json or not sys.stderr.isatty():
+        return lambda _: None
+    name = "with effects" if world.effects else "healthy"
+
+    def tell(done: int) -> None:
+        end = "\r" if done < runs else "\r" + 40 * " " + "\r"
+        typer.echo(f"{name}: {done} of {runs}{end}", err=True, nl=False)
+
+    return tell
+
+
+# --- text
+# --------------------------------------------------------------------------------------------------
+
+
+def _show_world(console: Console, asked: Asked) -> None:
+    plan, world = asked.plan, asked.world
+    console.print(
+        Text(f"{plan.name} of {plan.flag_key}", "bold"),
+        f": {asked.runs} virtual rollouts each, seed {asked.seed}",
+        sep="",
+    )
+    console.print(f"control: {world_words(world, plan)}")
+    if asked.assumed:
+        console.print(Text(f"assumed, since nobody said: {', '.join(asked.assumed)}", "yellow"))
+    console.print(
+        "advice says proceed and people approve at once; every request is a context of its own"
+    )
+
+
+def world_words(world: World, plan: Plan) -> str:
+    """Return what control is like, as far as the plan looks at it."""
+    said = [f"{world.contexts_per_second:.3g} contexts/s in both arms"]
+    if any(one.metric == "error_rate" for one in plan.guardrails):
+        said.append(f"errors {100 * world.error_rate:.3g} %")
+    if any(one.quantile is not None for one in plan.guardrails):
+        said.append(f"latency p50 {world.latency_p50_ms:.3g} ms, p99 {world.latency_p99_ms:.3g} ms")
+    said += [f"{name} {100 * rate:.3g} %" for name, rate in world.conversions.items()]
+    return "; ".join(said)
+
+
+def show_scenario(console: Console, scenario: Scenario) -> None:
+    """Show what the runs of one world came to."""
+    effects = ", ".join(str(effect) for effect in scenario.world.effects)
+    console.print(Text(f"with {effects}" if effects else "treatment as good as control", "bold"))
+    rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0), show_edge=False)
+    for name, value in _rows(scenario):
+        rows.add_row(name, value)
+    console.print(rows)
+    console.print(_stage_table(scenario))
+
+
+def _rows(scenario: Scenario) -> list[tuple[str, str]]:
+    rows = [("promoted", part_words(scenario.promoted))]
+    if scenario.world.effects:
+        rows.append(("harm found", part_words(scenario.found)))
+        rows.append(("harm missed", f"{part_words(scenario.missed)}: promoted with it"))
+        if (seconds := scenario.seconds_to_find) is not None:
+            rows.append(("found after", duration_words(seconds)))
+        if (contexts := scenario.harmed_contexts) is not None:
+            rows.append(
+                (
+                    "contexts harmed",
+                    f"{number_words(contexts)}: exposed from its begin to the roll back",
+                )
+            )
+        if (failures := scenario.extra_failures) is not None:
+            rows.append(("failures more", f"{number_words(failures)}: beyond control's rate"))
+        if scenario.finders:
+            rows.append(
+                (
+                    "found by",
+                    ", ".join(
+                        f"{metric} {count}" for metric, count in scenario.finders.most_common()
+                    ),
+                )
+            )
+    rows.append(("false alarm", part_words(scenario.false_alarm)))
+    lacking = sum((stage.lacking for stage in scenario.stages), Counter[str]())
+    waited = (
+        f", waiting for {', '.join(name for name, _ in lacking.most_common(3))}" if lacking else ""
+    )
+    rows.append(("undecided", f"{part_words(scenario.undecided)}: paused at max_bake{waited}"))
+    if scenario.otherwise.count:
+        reasons = sorted(
+            {run.reason for run in scenario.runs if run.ended in ("paused", "given_up")}
+        )
+        rows.append(("otherwise", f"{part_words(scenario.otherwise)}: {', '.join(reasons)}"))
+    if (seconds := scenario.seconds_to_complete) is not None:
+        rows.append(("through after", duration_words(seconds)))
+    return rows
+
+
+def part_words(part: Part) -> str:
+    """Return `3 of 200, 1.5 % (0.5 to 4.3 %)`."""
+    low, high = part.interval
+    return (
+        f"{part.count} of {part.of}, {100 * part.share:.3g} % ({100 * low:.2g} to "
+        f"{100 * high:.3g} %)"
+    )
+
+
+def duration_words(seconds: Spread) -> str:
+    """Return a median and 90 % quantile of seconds."""
+    return (
+        f"{about(timedelta(seconds=seconds.median))} median, "
+        f"{about(timedelta(seconds=seconds.p90))} p90"
+    )
+
+
+def number_words(numbers: Spread) -> str:
+    """Return a median and 90 % quantile of counts."""
+    return f"{numbers.median:,.0f} median, {numbers.p90:,.0f} p90"
+
+
+def _stage_table(scenario: Scenario) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    for name in ("STAGE", "SERVED", "PLANNED", "MEDIAN", "P90", "PASSED", "UNDECIDED", "CONTEXTS"):
+        table.add_column(name, justify="right")
+    for index, stage in enumerate(scenario.stages):
+        seconds = stage.seconds
+        table.add_row(
+            f"{index + 1}/{len(scenario.stages)}",
+            f"{stage.percent:g} %",
+            about(stage.planned),
+            "–" if seconds is None else about(timedelta(seconds=seconds.median)),
+            "–" if seconds is None else about(timedelta(seconds=seconds.p90)),
+            str(stage.passed),
+            str(stage.undecided),
+            "–" if stage.contexts is None else f"{stage.contexts.median:,.0f}",
+        )
+    return table
+
+
+# --- JSON
+# --------------------------------------------------------------------------------------------------
+
+
+def _document(asked: Asked, scenarios: Sequence[Scenario]) -> dict[str, Any]:
+    world = asked.world
+    return {
+        "plan": asked.plan.name,
+        "version": asked.plan.version,
+        "flag": asked.plan.flag_key,
+        "runs": asked.runs,
+        "seed": asked.seed,
+        "starts_at": asked.starts_at.isoformat(),
+        "control": {
+            "contexts_per_second": world.contexts_per_second,
+            "error_rate": world.error_rate,
+            "latency_p50_ms": world.latency_p50_ms,
+            "latency_p99_ms": world.latency_p99_ms,
+            "conversions": dict(world.conversions),
+        },
+        "assumed": list(asked.assumed),
+        "scenarios": [_scenario_document(scenario) for scenario in scenarios],
+    }
+
+
+def _scenario_document(scenario: Scenario) -> dict[str, Any]:
+    return {
+        "effects": [str(effect) for effect in scenario.world.effects],
+        "promoted": _part(scenario.promoted),
+        "false_alarm": _part(scenario.false_alarm),
+        "harm_found": _part(scenario.found),
+        "harm_missed": _part(scenario.missed),
+        "undecided": _part(scenario.undecided),
+        "otherwise": _part(scenario.otherwise),
+        "seconds_to_complete": _spread(scenario.seconds_to_complete),
+        "seconds_to_find": _spread(scenario.seconds_to_find),
+        "harmed_contexts": _spread(scenario.harmed_contexts),
+        "extra_failures": _spread(scenario.extra_failures),
+        "found_by": dict(scenario.finders),
+        "stages": [
+            {
+                "percent": stage.percent,
+                "planned_seconds": stage.planned.total_seconds(),
+                "seconds": _spread(stage.seconds),
+                "passed": stage.passed,
+                "undecided": stage.undecided,
+                "undecided_for": dict(stage.lacking),
+                "treatment_contexts": _spread(stage.contexts),
+            }
+            for stage in scenario.stages
+        ],
+    }
+
+
+def _part(part: Part) -> dict[str, float]:
+    low, high = part.interval
+    return {"count": part.count, "of": part.of, "share": part.share, "low": low, "high": high}
+
+
+def _spread(values: Spread | None) -> dict[str, float] | None:
+    return None if values is None else {"median": values.median, "p90": values.p90}

@@ -1,0 +1,272 @@
+"""What the sequential tests of one rollout remember between two looks.
+
+And its bytes beside the rollout document.
+
+A few hundred numbers: how far each visit's totals have been used, and per guardrail the evidence so
+far.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from controller.core.analysis.change_point import Floats
+from controller.core.analysis.latency import Ordered
+from controller.core.analysis.proportion import CURVE, NOTHING, SAFE_POINTS, Counts
+from controller.core.analysis.sample_ratio import no_evidence
+from controller.core.evidence import ArmTotals, VisitTotals
+from schemas.terms import Arm
+
+VERSION = 1
+_HEADER = struct.Struct("<BI")  # version, length of the compressed JSON; float64 numbers follow
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RatioTest:
+    """One guardrail compared with control."""
+
+    evidence: Floats  # log evidence of harm per alternative, through the whole rollout
+    safe: Floats  # log evidence of "not worse" per alternative, of the present visit
+    curve: Floats  # log likelihood of the ratio, of the present visit
+    released: float = 0.0  # prior mass of a change that has started
+    counts: Counts = NOTHING  # of the present visit, as tested
+    harmed: int = 0  # bad events in treatment, through the whole rollout
+    place: int | None = (
+        None  # latency only: the bucket control's tail began above at the last batch
+    )
+
+    @classmethod
+    def fresh(cls, alternatives: int) -> RatioTest:
+        """Return the test before its first batch."""
+        return cls(np.full(alternatives, -np.inf), np.zeros(SAFE_POINTS), np.zeros(len(CURVE)))
+
+    def in_new_visit(self) -> RatioTest:
+        """Return the test at the door of a stage: harm is remembered, safety is shown anew."""
+        return replace(self, safe=np.zeros(SAFE_POINTS), curve=np.zeros(len(CURVE)), counts=NOTHING)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LimitTest:
+    """One guardrail against its absolute limit: treatment alone.
+
+    Its gate question needs nothing but totals.
+    """
+
+    evidence: Floats  # log evidence of harm per alternative, through the whole rollout
+    released: float = 0.0
+    harmed: int = 0
+    used: Mapping[int, tuple[int, int]] = field(
+        default_factory=dict
+    )  # by visit: trials and events taken so far
+
+    @classmethod
+    def fresh(cls, alternatives: int) -> LimitTest:
+        """Return the test before its first batch."""
+        return cls(np.full(alternatives, -np.inf))
+
+
+@dataclass(frozen=True, slots=True)
+class VisitHarm:
+    """What one visit has cost.
+
+    The greatest totals seen, so that lost and recounted totals do not shrink it.
+    """
+
+    exposed_contexts: int = 0
+    failed_requests: int = 0
+    excess_failed_requests: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequentialTests:
+    """The sequential tests' own state for one rollout.
+
+    The default value is the start of every rollout.
+    """
+
+    identity: str = (
+        ""  # rollout id and plan version: another rollout's evidence is never carried on
+    )
+    visit: int = -1  # the visit that safety is shown for
+    batches: int = 0
+    closed_at: datetime | None = None  # when the last batch was closed, or the first look
+    heard: int = (
+        0  # raw events of the present visit at the last look, and since when it is that many
+    )
+    heard_at: datetime | None = None
+    seen: Mapping[int, VisitTotals] = field(
+        default_factory=dict
+    )  # per visit, what the tests have used up
+    latencies: Mapping[Arm, Ordered] | None = (
+        None  # the present visit's in `seen`, ready for use; None: to be made from it
+    )
+    ratios: Mapping[int, RatioTest] = field(default_factory=dict)  # by index into Plan.guardrails
+    limits: Mapping[int, LimitTest] = field(default_factory=dict)
+    srm: Floats = field(default_factory=no_evidence)
+    harm: Mapping[int, VisitHarm] = field(default_factory=dict)  # by visit
+
+
+def encode_tests(tests: SequentialTests) -> bytes:
+    """Return the state as bytes.
+
+    A version, compressed JSON of the integers, then the float64 arrays in the JSON's order.
+    """
+    arrays: list[Floats] = [tests.srm]
+    ratios = []
+    for index, ratio in tests.ratios.items():
+        arrays += [ratio.evidence, ratio.safe, ratio.curve]
+        ratios.append(
+            [
+                index,
+                len(ratio.evidence),
+                ratio.released,
+                list(ratio.counts),
+                ratio.harmed,
+                ratio.place,
+            ]
+        )
+    limits = []
+    for index, limit in tests.limits.items():
+        arrays.append(limit.evidence)
+        used = [[visit, *counts] for visit, counts in limit.used.items()]
+        limits.append([index, len(limit.evidence), limit.released, limit.harmed, used])
+    body = {
+        "identity": tests.identity,
+        "visit": tests.visit,
+        "batches": tests.batches,
+        "closed_at": _seconds(tests.closed_at),
+        "heard": tests.heard,
+        "heard_at": _seconds(tests.heard_at),
+        "seen": [
+            [visit, _pack_arm(totals.treatment), _pack_arm(totals.control)]
+            for visit, totals in tests.seen.items()
+        ],
+        "ratios": ratios,
+        "limits": limits,
+        "harm": [
+            [visit, harm.exposed_contexts, harm.failed_requests, harm.excess_failed_requests]
+            for visit, harm in tests.harm.items()
+        ],
+    }
+    packed = zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 1)
+    return (
+        _HEADER.pack(VERSION, len(packed)) + packed + np.concatenate(arrays).astype("<f8").tobytes()
+    )
+
+
+def decode_tests(encoded: bytes) -> SequentialTests:
+    """Return what `encode_tests` was given; b"" is a fresh start.
+
+    Raises ValueError for anything else, also a newer version.
+    """
+    if not encoded:
+        return SequentialTests()
+    try:
+        version, length = _HEADER.unpack_from(encoded)
+        if version != VERSION:
+            raise ValueError(f"tests' state has version {version}, this program reads {VERSION}")
+        packed = encoded[_HEADER.size : _HEADER.size + length]
+        body: dict[str, Any] = json.loads(zlib.decompress(packed))
+        numbers = _Numbers(encoded[_HEADER.size + length :])
+        srm = numbers.take(len(no_evidence()))
+        tests = SequentialTests(
+            identity=body["identity"],
+            visit=body["visit"],
+            batches=body["batches"],
+            closed_at=_moment(body["closed_at"]),
+            heard=body["heard"],
+            heard_at=_moment(body["heard_at"]),
+            seen={
+                visit: VisitTotals(treatment=_unpack_arm(treatment), control=_unpack_arm(control))
+                for visit, treatment, control in body["seen"]
+            },
+            ratios={
+                index: RatioTest(
+                    evidence=numbers.take(alternatives),
+                    safe=numbers.take(SAFE_POINTS),
+                    curve=numbers.take(len(CURVE)),
+                    released=released,
+                    counts=Counts(*counts),
+                    harmed=harmed,
+                    place=place,
+                )
+                for index, alternatives, released, counts, harmed, place in body["ratios"]
+            },
+            limits={
+                index: LimitTest(
+                    evidence=numbers.take(alternatives),
+                    released=released,
+                    harmed=harmed,
+                    used={visit: (trials, events) for visit, trials, events in used},
+                )
+                for index, alternatives, released, harmed, used in body["limits"]
+            },
+            srm=srm,
+            harm={visit: VisitHarm(*costs) for visit, *costs in body["harm"]},
+        )
+        numbers.must_be_used_up()
+    except (struct.error, zlib.error, KeyError, TypeError) as error:
+        raise ValueError(f"tests' state cannot be read: {error}") from error
+    return tests
+
+
+class _Numbers:
+    """Hands out a float64 array piece by piece."""
+
+    def __init__(self, encoded: bytes) -> None:
+        self._values = np.frombuffer(encoded, dtype="<f8")
+        self._next = 0
+
+    def take(self, count: int) -> Floats:
+        end = self._next + count
+        if end > len(self._values):
+            raise ValueError("tests' state is cut off")
+        values: Floats = self._values[self._next : end].astype(np.float64)
+        self._next = end
+        return values
+
+    def must_be_used_up(self) -> None:
+        if self._next != len(self._values):
+            raise ValueError("tests' state has numbers left over")
+
+
+def _pack_arm(arm: ArmTotals) -> list[Any]:
+    # Bucket steps and counts alternate in one list: small numbers, which compress well.
+    latency: list[int] = []
+    before = 0
+    for bucket in sorted(arm.latency):
+        latency += (bucket - before, arm.latency[bucket])
+        before = bucket
+    return [arm.exposures, arm.at_risk, arm.first_errors, dict(arm.converted), latency]
+
+
+def _unpack_arm(packed: list[Any]) -> ArmTotals:
+    exposures, at_risk, first_errors, converted, steps = packed
+    latency: dict[int, int] = {}
+    bucket = 0
+    for step, count in zip(steps[::2], steps[1::2], strict=True):
+        bucket += step
+        latency[bucket] = count
+    return ArmTotals(
+        exposures=exposures,
+        at_risk=at_risk,
+        first_errors=first_errors,
+        converted=converted,
+        latency=latency,
+    )
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,175 @@
+"""Which flags count, and where in time.
+
+What counting needs of each rollout, looked up once per document and kept.
+
+Belongs here also what is noticed of everything else: flags nobody knows, variants nobody plans,
+contexts in two partitions. Does not belong here: anything counted (`lanes.py`, `counting.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from sys import intern
+from typing import Final
+
+from controller.core.rollout import Ended, Rollout, Visit
+from controller.core.serving import counted_as_treatment, uncounted_variants
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+# : An ended rollout is counted on and kept for so long: late evidence and questions still find it.
+# An : hour is two attribution windows, and longer than anybody's look at what has just happened.
+KEPT_AFTER_END_MS: Final = 3_600_000
+_CONVERSION = "conversion:"
+_SCATTER_MASK = 63  # one context in 64 is watched for appearing in two partitions
+_MAX_SCATTER = 16_384  # of those; beyond, watching begins anew
+
+# : When a visit ends that lasts: later than any event. Not infinity, because integers compare
+# faster with each other.
+OPEN_END_MS: Final = 2**62 - 1
+
+
+def countable_intervals(visits: Sequence[Visit]) -> tuple[tuple[int, int, int], ...]:
+    """Return (from, until, visit) in ms since the epoch, oldest first.
+
+    What `core.timeline.locate` says, for event times in ms.
+
+    `until` is exclusive, `OPEN_END_MS` while the visit lasts. Empty intervals are left out.
+    """
+    intervals = []
+    for index, visit in enumerate(visits):
+        ends = [later.entered_at for later in visits[index + 1 :]]
+        if visit.left_at is not None:
+            ends.append(visit.left_at)
+        begin = _up_to_ms(max(visit.entered_at, visit.counts_from))
+        until = min((_up_to_ms(end) for end in ends), default=OPEN_END_MS)
+        if begin < until:
+            intervals.append((begin, until, index))
+    return tuple(intervals)
+
+
+def _up_to_ms(at: datetime) -> int:
+    """Return the first whole millisecond that is not before `at`."""
+    return -((_EPOCH - at) // _MILLISECOND)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedFlag:
+    """What counting needs of a rollout."""
+
+    flag_key: str
+    rollout_id: str
+    revision: int
+    treatment: str  # variants
+    control: str
+    intervals: tuple[tuple[int, int, int], ...]  # see countable_intervals
+    conversions: frozenset[
+        str
+    ]  # the ones a guardrail names; others are not counted, so that senders create no fields
+    more_treatments: frozenset[str] = (
+        frozenset()
+    )  # the other variants that treatment is divided among
+    uncounted: frozenset[str] = frozenset()  # served to contexts in neither arm
+    ended_ms: int | None = None  # None: it has not
+
+    def is_over(self, now_ms: int) -> bool:
+        """Whether it ended so long ago that its totals are given back."""
+        return self.ended_ms is not None and now_ms - self.ended_ms >= KEPT_AFTER_END_MS
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> WatchedFlag:
+        """Return what counting needs of a rollout."""
+        plan = rollout.plan
+        treatment, *more_treatments = counted_as_treatment(plan)
+        return cls(
+            flag_key=rollout.flag_key,
+            rollout_id=rollout.rollout_id,
+            revision=rollout.revision,
+            treatment=intern(treatment),  # of 10,000 flags most have the same two variants
+            control=intern(plan.control),
+            intervals=countable_intervals(rollout.visits),
+            conversions=frozenset(
+                guardrail.metric.removeprefix(_CONVERSION)
+                for guardrail in plan.guardrails
+                if guardrail.metric.startswith(_CONVERSION)
+            ),
+            more_treatments=frozenset(more_treatments),
+            uncounted=frozenset(uncounted_variants(plan)),
+            ended_ms=_up_to_ms(rollout.phase.at) if isinstance(rollout.phase, Ended) else None,
+        )
+
+
+@dataclass(slots=True)
+class WatchedFlags:
+    """The flags that have a rollout, and what is told of the others.
+
+    One for all partitions of a process.
+    """
+
+    seen_limit: int = 100
+    flags: dict[str, WatchedFlag] = field(default_factory=dict)
+    over: dict[str, int] = field(default_factory=dict)  # flag -> revision of its ended rollout
+    unknown_flags: int = 0  # evaluations and outcomes' flags without a rollout
+    seen: dict[str, None] = field(default_factory=dict)  # the first `seen_limit` names of those
+    other_variants: int = 0  # of a known flag, none that its plan serves
+    unjoined: int = 0  # outcomes without flags whose context had no exposure within the window
+    # sightings of a sampled context in another partition of a topic than before, in packed formats
+    scattered: int = 0
+    homes: dict[tuple[bool, int], int] = field(
+        default_factory=dict
+    )  # (of evaluations, context's digest) -> partition
+
+    def watch(self, rollout: Rollout, now_ms: int = 0) -> WatchedFlag | None:
+        """Take a document; return None when there is nothing new to count by.
+
+        That is one not newer than the one known, and of a flag that is not counted, one that was
+        over long before `now_ms`.
+        """
+        flag_key = rollout.flag_key
+        known = self.flags.get(flag_key)
+        if known is not None and rollout.revision <= known.revision:
+            return None
+        if rollout.revision <= self.over.get(flag_key, -1):
+            return None
+        watched = WatchedFlag.of(rollout)
+        self.seen.pop(flag_key, None)
+        if known is None and watched.is_over(now_ms):
+            self.over[flag_key] = watched.revision
+            return None
+        self.over.pop(flag_key, None)
+        self.flags[flag_key] = watched
+        return watched
+
+    def end(self, now_ms: int) -> list[WatchedFlag]:
+        """Stop counting for rollouts that are over by `now_ms`, and return them."""
+        over = [watched for watched in self.flags.values() if watched.is_over(now_ms)]
+        for watched in over:
+            del self.flags[watched.flag_key]
+            self.over[watched.flag_key] = watched.revision
+        return over
+
+    def sight(self, of_evaluations: bool, digest: int, partition: int) -> None:
+        """Notice a context that appears in more than one partition.
+
+        It would be counted once in each.
+        """
+        if digest & _SCATTER_MASK:
+            return
+        home = self.homes.get((of_evaluations, digest))
+        if home == partition:
+            return
+        if home is not None:
+            self.scattered += 1
+        elif len(self.homes) >= _MAX_SCATTER:
+            self.homes.clear()
+        self.homes[of_evaluations, digest] = partition
+
+    def unknown(self, flag_key: str) -> None:
+        """Count a flag without a rollout; one whose rollout ended is no surprise."""
+        if flag_key in self.over:
+            return
+        self.unknown_flags += 1
+        if len(self.seen) < self.seen_limit:
+            self.seen[flag_key] = None

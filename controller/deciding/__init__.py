@@ -1,0 +1,1 @@
+"""Runs rollouts: one worker per flag, which saves before it acts."""

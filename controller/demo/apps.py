@@ -1,0 +1,339 @@
+"""Synthetic apps: they evaluate the flag from what the daemon serves.
+
+And say on Kafka what came of it, as real apps do.
+
+A few instances of one service poll the flagd document and decide per user by its weights; each
+request emits an evaluation and, when it is over, an outcome, in the contract's form. What is wrong
+with a release is written in its scenario's `Fault`, and only here does anything know of it: the
+daemon sees events. `python -m controller.demo.apps OPTIONS` serves until SIGTERM and reports on
+standard output, a JSON line every 200 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from controller.codec.flagd import WEIGHT_TOTAL
+from controller.demo.scenarios import FLAG_KEY, SCENARIOS, Fault, Service
+from controller.settings import TopicNames
+from controller.web.bucketing import Generation, bucketer
+from schemas import evaluation, outcome
+from schemas.envelope import HEADERS
+
+if TYPE_CHECKING:
+    from confluent_kafka import Producer
+
+INSTANCES = 4
+USERS = 200_000
+POLL_SECONDS = 0.15
+REQUEST_SECONDS = 1.0  # a poll that takes longer is given up, and what was known stays in force
+TICK_SECONDS = 0.01
+REPORT_SECONDS = 0.2
+#: A machine that stood still owes at most this much traffic: nobody wants to be judged by a burst.
+MOST_OWED_SECONDS = 0.2
+FLUSH_SECONDS = 1.0
+DEFAULT_VARIANT = "off"  # written in the app's code, for when nobody serves the flag
+
+_EVALUATION = (
+    '{"specversion":"1.0","type":"'
+    + evaluation.TYPE
+    + '","source":"/checkout-api/%d","id":"%x","time":"%s","data":{'
+    '"feature_flag.key":"'
+    + FLAG_KEY
+    + '","feature_flag.result.variant":"%s","feature_flag.context.id":"%s"}}'
+)
+_OUTCOME = (
+    '{"specversion":"1.0","type":"'
+    + outcome.TYPE
+    + '","source":"/checkout-api/%d","id":"%x","time":"%s","data":{'
+    '"feature_flag.context.id":"%s","http.server.request.duration":%.6f,%s"rolloutd.flags":[{'
+    '"feature_flag.key":"' + FLAG_KEY + '","feature_flag.result.variant":"%s"}]}}'
+)
+_FAILED = '"error.type":"500",'
+_HEADERS: list[tuple[str, str | bytes | None]] = [*HEADERS]  # as the client takes them
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """The flag as the flagd document defines it."""
+
+    treatment: str
+    control: str
+    weight: int  # buckets below this are in treatment, of WEIGHT_TOTAL
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Definition | None:
+        """Return the flag of a flagd document, None when it is not in it.
+
+        Raises ValueError for rules no app here knows.
+        """
+        flag = document["flags"].get(FLAG_KEY)
+        if flag is None:
+            return None
+        (treatment, weight), (control, rest) = flag["targeting"]["fractional"]
+        if weight + rest != WEIGHT_TOTAL:
+            raise ValueError(f"weights add up to {weight + rest}, not to {WEIGHT_TOTAL}")
+        return cls(treatment, control, weight)
+
+    @property
+    def percent(self) -> float:
+        """The share of users that get treatment."""
+        return 100 * self.weight / WEIGHT_TOTAL
+
+    def variant(self, bucket: int) -> str:
+        """Return what a user of that bucket is served."""
+        return self.treatment if bucket < self.weight else self.control
+
+
+class Instance:
+    """One running copy of the service: what it knows of the flag, and since when."""
+
+    def __init__(self, number: int, flags_url: str) -> None:
+        self.number = number
+        self.definition: Definition | None = None
+        self._flags_url = flags_url
+        self._tag = ""
+
+    @property
+    def percent(self) -> float:
+        """The percentage it goes by."""
+        return 0.0 if self.definition is None else self.definition.percent
+
+    async def follow(self, client: httpx.AsyncClient) -> None:
+        """Poll the document for ever; while there is no answer, what was known stays in force."""
+        await asyncio.sleep(self.number * POLL_SECONDS / INSTANCES)
+        while True:
+            try:
+                answer = await client.get(
+                    self._flags_url, headers={"if-none-match": self._tag} if self._tag else {}
+                )
+                if answer.status_code == httpx.codes.OK:
+                    self.definition, self._tag = (
+                        Definition.read(answer.json()),
+                        answer.headers.get("etag", ""),
+                    )
+            except httpx.HTTPError:
+                pass  # the daemon is not there or not ready: an app goes on with what it knows
+            await asyncio.sleep(POLL_SECONDS)
+
+
+@dataclass(slots=True)
+class Report:
+    """What the apps know themselves, and nobody else.
+
+    The truth that the daemon has to find in the events.
+    """
+
+    requests: int = 0
+    treated_users: int = 0
+    harmed_users: int = (
+        0  # users of treatment who met a failure or a delay that control would have spared them
+    )
+    harmed_requests: int = 0
+    first_harm_at: float | None = None  # seconds since the epoch
+    last_harm_at: float | None = None
+    undelivered: int = 0  # events that the broker did not take
+    percents: tuple[float, ...] = ()  # what each instance goes by
+    is_silent: bool = False
+
+
+class Traffic:
+    """Users' requests, one after the other, on whichever instance they reach."""
+
+    def __init__(
+        self,
+        fault: Fault,
+        service: Service,
+        instances: list[Instance],
+        producer: Producer,
+        seed: int,
+    ) -> None:
+        self.report = Report()
+        self._fault, self._service, self._instances, self._producer = (
+            fault,
+            service,
+            instances,
+            producer,
+        )
+        self._random = random.Random(seed)
+        self._topics = TopicNames()
+        bucket = bucketer(FLAG_KEY, Generation.V2)
+        self._users = [(key := f"user-{number:06}", bucket(key)) for number in range(USERS)]
+        self._treated: set[str] = set()
+        self._harmed: set[str] = set()
+        self._due: deque[list[tuple[str, bytes]]] = deque(
+            [[]]
+        )  # outcomes by the tick in which their request is over
+        self._event_number = 0
+        self._silent_from: float | None = None
+
+    def tick(self, requests: int, now: float) -> None:
+        """Let so many requests begin, and those end whose time has come.
+
+        `now` is in seconds since the epoch.
+        """
+        if self._falls_silent(now):
+            self.report.is_silent = True
+            return
+        time_text = _time_text(now)
+        for _ in range(requests):
+            self._serve(now, time_text)
+        for key, event in self._due.popleft():
+            self._send(self._topics.outcomes, key, event)
+        if not self._due:
+            self._due.append([])
+        self._producer.poll(0)
+
+    def _falls_silent(self, now: float) -> bool:
+        fault = self._fault
+        if fault.silent_from_percent is None:
+            return False
+        if self._silent_from is None and all(
+            one.percent >= fault.silent_from_percent for one in self._instances
+        ):
+            self._silent_from = now + fault.silent_after_seconds
+        return self._silent_from is not None and now >= self._silent_from
+
+    def _serve(self, now: float, time_text: str) -> None:
+        draw, fault, report = self._random, self._fault, self.report
+        key, bucket = self._users[int(draw.random() * USERS)]
+        instance = self._instances[int(draw.random() * len(self._instances))]
+        definition = instance.definition
+        variant = DEFAULT_VARIANT if definition is None else definition.variant(bucket)
+        is_treated = definition is not None and variant == definition.treatment
+
+        latency_ms = draw.lognormvariate(0.0, self._service.spread) * self._service.median_ms
+        luck, limit = draw.random(), self._service.error_rate
+        is_failed = luck < limit
+        is_lost = False
+        if is_treated:
+            self._treated.add(key)
+            is_lost = draw.random() < fault.lost_exposures
+            is_slow = draw.random() < fault.slow_share
+            latency_ms += fault.slow_ms if is_slow else 0.0
+            factor = fault.error_factor if instance.percent >= fault.errors_from_percent else 1.0
+            is_harmed = is_slow or (not is_failed and luck < limit * factor)
+            is_failed = luck < limit * factor
+            if is_harmed:
+                self._harmed.add(key)
+                report.harmed_requests += 1
+                report.first_harm_at, report.last_harm_at = report.first_harm_at or now, now
+        report.requests += 1
+        self._event_number += 2
+        number = self._event_number
+        if not is_lost:
+            self._send(
+                self._topics.evaluations,
+                key,
+                (_EVALUATION % (instance.number, number, time_text, variant, key)).encode(),
+            )
+        ends_at = _time_text(now + latency_ms / 1000)
+        error = _FAILED if is_failed else ""
+        event = _OUTCOME % (
+            instance.number,
+            number + 1,
+            ends_at,
+            key,
+            latency_ms / 1000,
+            error,
+            variant,
+        )
+        ticks = int(latency_ms / 1000 / TICK_SECONDS)
+        while len(self._due) <= ticks:
+            self._due.append([])
+        self._due[ticks].append((key, event.encode()))
+
+    def _send(self, topic: str, key: str, event: bytes) -> None:
+        try:
+            self._producer.produce(topic, event, key, headers=_HEADERS, on_delivery=self._delivered)
+        except BufferError:  # the broker is behind; what is lost is said in the report
+            self.report.undelivered += 1
+
+    def _delivered(self, error: object, _message: object) -> None:
+        if error is not None:
+            self.report.undelivered += 1
+
+    def tell(self) -> Report:
+        """Return the report as of now."""
+        report = self.report
+        report.treated_users, report.harmed_users = len(self._treated), len(self._harmed)
+        report.percents = tuple(one.percent for one in self._instances)
+        return report
+
+
+def _time_text(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+async def serve(options: Mapping[str, Any]) -> None:
+    """Run the apps until SIGTERM.
+
+    `options`: bootstrap, flags_url, scenario, seed, requests_per_second.
+    """
+    from confluent_kafka import Producer
+
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    producer = Producer(
+        {
+            "bootstrap.servers": options["bootstrap"],
+            "linger.ms": 10,
+            "partitioner": "murmur2_random",
+        }
+    )
+    instances = [Instance(number, options["flags_url"]) for number in range(INSTANCES)]
+    fault = SCENARIOS[options["scenario"]].fault
+    traffic = Traffic(fault, Service(), instances, producer, options["seed"])
+    async with asyncio.TaskGroup() as tasks, httpx.AsyncClient(timeout=REQUEST_SECONDS) as client:
+        work = [
+            tasks.create_task(one.follow(client), name=f"poll:{one.number}") for one in instances
+        ]
+        work.append(
+            tasks.create_task(_keep_going(traffic, options["requests_per_second"]), name="traffic")
+        )
+        work.append(tasks.create_task(_keep_telling(traffic), name="report"))
+        await stopped.wait()
+        for task in work:
+            task.cancel()
+    producer.flush(FLUSH_SECONDS)
+    _print(traffic.tell())
+
+
+async def _keep_going(traffic: Traffic, requests_per_second: float) -> None:
+    owed, seen_at = 0.0, time.monotonic()
+    while True:
+        await asyncio.sleep(TICK_SECONDS)
+        now = time.monotonic()
+        owed = min(
+            owed + (now - seen_at) * requests_per_second, MOST_OWED_SECONDS * requests_per_second
+        )
+        seen_at = now
+        traffic.tick(int(owed), time.time())
+        owed -= int(owed)
+
+
+async def _keep_telling(traffic: Traffic) -> None:
+    while True:
+        _print(traffic.tell())
+        await asyncio.sleep(REPORT_SECONDS)
+
+
+def _print(report: Report) -> None:
+    values = {name: getattr(report, name) for name in Report.__slots__}
+    print(json.dumps(values), flush=True)  # noqa: T201 - what the parent reads
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(json.loads(sys.argv[1])))

@@ -1,0 +1,158 @@
+"""What the demo's audience sees.
+
+Records of rolloutd's topics, and between them what the daemon has counted so far.
+
+Only reads. Totals come from the store, and the gate is asked what it would say of them now, by the
+same function and from the same stored tests as the daemon's: the decisions themselves are the
+daemon's own, from its topic.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+
+from controller.adapters.redis.store import RedisRollouts, RedisTotals, Store
+from controller.codec import documents
+from controller.core.evidence import Evidence, VisitTotals
+from controller.core.judging.gate import decode_tests, judge
+from controller.core.judging.judgement import Judgement
+from controller.core.rollout import Rollout
+from controller.demo.broker import PARTITIONS
+from controller.errors import OperatingTrouble
+from controller.settings import TopicNames
+from schemas.command import Command
+from schemas.terms import CommandStatus
+
+_EPOCH = 1  # of the event topics: the demo's are always new
+READ_SECONDS = 0.1
+
+
+class CommandNotAccepted(OperatingTrouble):
+    """The daemon rejected the demo's own command."""
+
+
+@dataclass(slots=True)
+class Course:
+    """The rollout as seen so far."""
+
+    rollout: Rollout | None = None
+    document: dict[str, Any] | None = None  # of the same revision, as on `rollout.state`
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    alerts: list[dict[str, Any]] = field(default_factory=list)
+    decision_events: set[str] = field(default_factory=set)  # ids: a repeat is the same decision
+    judgement: Judgement | None = None  # of the present stage, as it would be said now
+    totals: VisitTotals = field(default_factory=VisitTotals)
+
+
+class Observer:
+    """Follows one flag; an async context manager."""
+
+    def __init__(self, bootstrap: str, redis_url: str, flag_key: str) -> None:
+        self.course = Course()
+        self._flag_key = flag_key
+        self._bootstrap = bootstrap
+        self._topics = TopicNames()
+        self._followed = (
+            self._topics.decisions,
+            self._topics.alerts,
+            self._topics.results,
+            self._topics.state,
+        )
+        self._consumer = AIOKafkaConsumer(
+            *self._followed, bootstrap_servers=bootstrap, auto_offset_reset="earliest"
+        )
+        self._store = Store.connect(redis_url)
+        self._totals, self._rollouts = RedisTotals(self._store), RedisRollouts(self._store)
+        topics = (self._topics.evaluations, self._topics.outcomes)
+        self._partitions = [
+            f"{topic}/{number}/{_EPOCH}" for topic in topics for number in range(PARTITIONS)
+        ]
+
+    async def __aenter__(self) -> Observer:
+        await self._consumer.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._consumer.stop()
+        await self._store.close()
+
+    async def send(self, command: Command) -> None:
+        """Publish a command, as any operator's tool does."""
+        producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap)
+        await producer.start()
+        try:
+            value = documents.command_bytes(command)
+            await producer.send_and_wait(self._topics.commands, value, command.flag.encode())
+        finally:
+            await producer.stop()
+
+    async def read(self) -> list[tuple[str, dict[str, Any]]]:
+        """Take what has arrived, and return new decisions and alerts as (topic, data).
+
+        Raises CommandNotAccepted.
+        """
+        news: list[tuple[str, dict[str, Any]]] = []
+        batches = await self._consumer.getmany(timeout_ms=round(READ_SECONDS * 1000))
+        for records in batches.values():
+            for record in records:
+                told = self._take(record)
+                if told is not None:
+                    news.append(told)
+        return news
+
+    def _take(self, record: ConsumerRecord) -> tuple[str, dict[str, Any]] | None:
+        event = json.loads(record.value)
+        course, data = self.course, event["data"]
+        if record.topic == self._topics.results:
+            if data["status"] == CommandStatus.REJECTED:
+                raise CommandNotAccepted(f"the daemon rejected the command: {data['reason']}")
+        elif record.topic == self._topics.state:
+            rollout = documents.read_state(record.value)
+            if course.rollout is None or rollout.revision >= course.rollout.revision:
+                course.rollout, course.document = rollout, data
+        elif event["id"] not in course.decision_events:
+            course.decision_events.add(event["id"])
+            (course.decisions if record.topic == self._topics.decisions else course.alerts).append(
+                data
+            )
+            return record.topic, data
+        return None
+
+    def is_decision(self, topic: str) -> bool:
+        """Tell decisions from alerts."""
+        return topic == self._topics.decisions
+
+    async def look(self) -> None:
+        """Read the totals of the present stage and ask the gate about them.
+
+        What cannot be read now is read next time.
+        """
+        rollout = self.course.rollout
+        if rollout is None or not rollout.visits:
+            return
+        index = len(rollout.visits) - 1
+        try:
+            stored = await self._rollouts.load(self._flag_key)
+            totals, progress = await self._totals.read(
+                self._partitions, {self._flag_key: (rollout.rollout_id, [index])}
+            )
+        except OperatingTrouble:
+            return
+        if stored.rollout is None or stored.rollout.revision != rollout.revision:
+            return  # it moved on meanwhile
+        visits = totals.get(self._flag_key, {})
+        now = datetime.now(UTC)
+        evidence = Evidence(now, visits, tuple(progress), len(self._partitions))
+        self.course.totals = visits.get(index, VisitTotals())
+        self.course.judgement, _ = judge(rollout, evidence, decode_tests(stored.tests), now)
+
+
+def last_reasons(decisions: Sequence[dict[str, Any]], count: int = 2) -> str:
+    """Return what the last decisions say of themselves."""
+    return "; ".join(decision["reason"] for decision in decisions[-count:])

@@ -1,0 +1,214 @@
+"""The demo from its first process to its summary, in order."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from rich.console import Console
+from rich.padding import Padding
+
+from controller.demo.advisors import MODEL, StandIn
+from controller.demo.ending import is_at_rest, is_objection, summary, why_not
+from controller.demo.environment import AdvisorAddress, Surroundings
+from controller.demo.observer import Course, Observer
+from controller.demo.processes import ProcessTree
+from controller.demo.scenarios import AdvisorPart, Scenario, plan_of
+from controller.demo.screen import (
+    Lines,
+    Screen,
+    Silent,
+    Terminal,
+    advice_line,
+    alert_line,
+    decision_line,
+)
+from schemas.command import Command
+from schemas.terms import CommandVerb
+
+#: For a rollout that should be over in half a minute. A real model may take its time at four gates.
+LONGEST_SECONDS = 35.0
+LONGEST_WITH_MODEL_SECONDS = 240.0
+# : After the end: for the apps to go by the last percentage, which they poll, and for the last
+# records to be read.
+SETTLE_SECONDS = 3.0
+LOOK_EVERY_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the audience chose."""
+
+    scenario: Scenario
+    seed: int
+    is_json: bool
+    advisor: AdvisorAddress | None  # a real server
+
+
+async def play(options: Options) -> bool:
+    """Run the scenario and show it; return whether it ended as it must.
+
+    Raises OperatingTrouble, ConfigInvalid.
+    """
+    async with AsyncExitStack() as stack:
+        advisor, words = await _advisor(options, stack)
+        screen = _screen(options, words)
+        stack.callback(screen.close)
+        tree = stack.enter_context(ProcessTree())
+        performance = _Performance(options, Surroundings(tree), screen)
+        await performance.start(advisor)
+        async with Observer(
+            performance.bootstrap, performance.redis_url, performance.flag_key
+        ) as observer:
+            return await performance.run(observer)
+
+
+async def _advisor(options: Options, stack: AsyncExitStack) -> tuple[AdvisorAddress | None, str]:
+    """Return whom the daemon asks, and how the audience is told."""
+    if options.advisor is not None:
+        return options.advisor, f"advisor: {options.advisor.model} at {options.advisor.url}"
+    part = options.scenario.advisor
+    if part is AdvisorPart.NOBODY:
+        return None, "no advisor is asked; name one with --advisor-url"
+    server = await stack.enter_async_context(StandIn(answers=part is AdvisorPart.OBJECTS))
+    words = {
+        AdvisorPart.HANGS: "advisor: a stand-in that accepts every question and never answers",
+        AdvisorPart.OBJECTS: "advisor: a scripted stand-in, no model; it answers hold to everything",
+    }
+    return AdvisorAddress(server.url, MODEL), words[part]
+
+
+def _screen(options: Options, advisor_words: str) -> Screen:
+    if options.is_json:
+        return Silent()
+    console = Console()
+    if console.is_terminal:
+        return Terminal(console, options.scenario, plan_of(options.scenario), advisor_words)
+    return Lines(console, options.scenario, advisor_words)
+
+
+class _Performance:
+    """One scenario, played."""
+
+    def __init__(self, options: Options, surroundings: Surroundings, screen: Screen) -> None:
+        self._options, self._surroundings, self._screen = options, surroundings, screen
+        self._plan = plan_of(options.scenario, has_real_advisor=options.advisor is not None)
+        self.flag_key = self._plan.flag
+        self._began = time.monotonic()
+        self._is_stand_in = options.advisor is None
+        self._looked_at = 0.0
+
+    @property
+    def bootstrap(self) -> str:
+        return self._surroundings.bootstrap
+
+    @property
+    def redis_url(self) -> str:
+        return self._surroundings.redis_url
+
+    async def start(self, advisor: AdvisorAddress | None) -> None:
+        """Bring everything up."""
+        self._screen.show(
+            Course(), self._surroundings.report, "starting broker, store, daemon and apps …"
+        )
+        await self._surroundings.start(self._options.scenario, self._options.seed, advisor)
+
+    async def run(self, observer: Observer) -> bool:
+        """Start the rollout, follow it to its end, and tell how it went."""
+        await observer.send(
+            Command(
+                id=f"demo-{uuid4().hex[:12]}",
+                flag=self.flag_key,
+                verb=CommandVerb.START,
+                issuer="rolloutd demo",
+                issued_at=datetime.now(UTC),
+                plan=self._plan,
+            )
+        )
+        longest = LONGEST_SECONDS if self._options.advisor is None else LONGEST_WITH_MODEL_SECONDS
+        deadline = time.monotonic() + longest
+        while not is_at_rest(observer.course.rollout):
+            if time.monotonic() > deadline:
+                break
+            await self._step(observer)
+        settled_by = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < settled_by and not self._has_settled(observer):
+            await self._step(observer)
+        await self._look(observer)
+        self._screen.close()
+        return self._conclude(observer, longest)
+
+    async def _step(self, observer: Observer) -> None:
+        self._surroundings.check()
+        for topic, data in await observer.read():
+            if observer.is_decision(topic):
+                self._tell_decision(observer, data)
+            else:
+                self._screen.tell(alert_line(data))
+        await self._look(observer, at_most_every=LOOK_EVERY_SECONDS)
+
+    async def _look(self, observer: Observer, at_most_every: float = 0.0) -> None:
+        """Bring the picture up to date. Nobody looks at totals where there is no picture."""
+        if not self._options.is_json and time.monotonic() - self._looked_at >= at_most_every:
+            self._looked_at = time.monotonic()
+            await observer.look()
+        self._screen.show(
+            observer.course, self._surroundings.read_report(), "the start command is published …"
+        )
+
+    def _tell_decision(self, observer: Observer, decision: dict[str, Any]) -> None:
+        if self._options.is_json:
+            print(json.dumps(decision, separators=(",", ":")), flush=True)  # noqa: T201 - what was asked for
+            return
+        started_at = datetime.fromisoformat(observer.course.decisions[0]["at"])
+        advice = advice_line(decision, self._is_stand_in)
+        if advice is not None:
+            self._screen.tell(advice)
+        self._screen.tell(decision_line(decision, started_at))
+
+    def _has_settled(self, observer: Observer) -> bool:
+        """Tell whether the last decision has been read, and every app goes by it."""
+        rollout, decisions = observer.course.rollout, observer.course.decisions
+        report = self._surroundings.report
+        if rollout is None or not decisions or decisions[-1]["revision"] < rollout.revision:
+            return False
+        return all(percent == rollout.percent for percent in report.percents)
+
+    def _conclude(self, observer: Observer, longest: float) -> bool:
+        course, scenario = observer.course, self._options.scenario
+        rollout = course.rollout
+        if rollout is None:
+            fault: str | None = f"the rollout did not begin within {longest:g} s"
+        elif not is_at_rest(rollout):
+            fault = f"it was still {rollout.phase.name} after {longest:g} s"
+        elif self._options.advisor is not None and is_objection(rollout):
+            # a real model may object to whatever it likes; then a person is asked, as here
+            fault = None
+        else:
+            fault = why_not(scenario.ending, rollout, course.decisions)
+        if self._options.is_json:
+            if course.document is not None:
+                print(json.dumps(course.document, separators=(",", ":")), flush=True)  # noqa: T201 - what was asked for
+            if fault is not None:
+                print(f"rolloutd demo: {scenario.name}: {fault}", file=sys.stderr)  # noqa: T201 - for people
+            return fault is None
+        console = Console()
+        console.print()
+        for line in summary(scenario, course, self._surroundings.report):
+            console.print(Padding(line, (0, 1)), highlight=False)
+        total = time.monotonic() - self._began
+        if fault is None:
+            verdict = f"As it must: {scenario.ending}. {total:.0f} s with starting up."
+            console.print(Padding(f"[bold green]✓[/] {verdict}", (0, 1)), highlight=False)
+        else:
+            console.print(
+                Padding(f"[bold red]✗[/] Not as it must ({scenario.ending}): {fault}.", (0, 1)),
+                highlight=False,
+            )
+        return fault is None

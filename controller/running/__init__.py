@@ -1,0 +1,1 @@
+"""Keeps the process running and says how it does: start, stop, health, watchdogs."""

@@ -1,0 +1,210 @@
+"""Which replica runs the flags of which command partition, as the replicas themselves say in Redis.
+
+A consumer group does not say that nobody of ours is in it: every replica may have lost a partition,
+or a stranger may own it. So each replica claims, once a second, the partitions that it works on,
+and reads what the others claim. Nothing is decided by a claim: it shows that somebody is there.
+
+Belongs here: when a claim counts, and the loop that writes and reads them. Does not belong here:
+what follows from it (`sight.py`), and how Redis is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+from uuid import uuid4
+
+import structlog
+
+from controller.errors import OperatingTrouble
+from controller.health import Faults, Scope
+from controller.ports import Clock
+
+CLAIM_EVERY_SECONDS: Final = 1.0
+#: A claim that has not changed for longer is nobody's.
+FRESH_SECONDS: Final = 8.0
+#: Claims that were not read for longer are not known.
+READ_WITHIN_SECONDS: Final = 5.0
+#: A claim this old names a partition that nobody will claim again, or a number that is gone.
+FORGOTTEN_SECONDS: Final = 3600.0
+CLAIMS: Final = "claims"
+_REMEDY: Final = (
+    "if Redis answers, grant its user the key of the claims, see ops/security.md: until then it is "
+    "not seen when no replica runs a flag"
+)
+
+log = structlog.get_logger(__name__)
+
+
+class ClaimStore(Protocol):
+    """Where claims are kept: `controller.adapters.redis.store.Store`. Each raises StoreUnavailable."""
+
+    async def claim(self, partitions: Sequence[int], value: bytes) -> None:
+        """Write one value for each partition."""
+
+    async def claims(self) -> Mapping[int, bytes]:
+        """Return the newest value of every partition."""
+
+    async def drop_claims(self, partitions: Sequence[int]) -> None:
+        """Forget partitions."""
+
+
+def replica_name() -> str:
+    """Return a name that no other process has, with this machine's in it for people."""
+    return f"{socket.gethostname()}/{uuid4().hex[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A partition's claim as it was read last."""
+
+    replica: str
+    at_ms: int  # as written, by the clock of who wrote it
+    fresh_at: float  # our monotonic seconds at which it was known to be new
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """All that a replica knows of the claims: pure, so that it can be judged in any time."""
+
+    seen: Mapping[int, Seen]
+    read_at: float | None  # monotonic seconds; None: never
+    known_since: float  # since when they have been read without a gap
+
+    def read(self, claims: Mapping[int, bytes], now_ms: int, now: float) -> Knowledge:
+        """Return what is known after reading.
+
+        After the first reading a claim is new when it has changed: clocks need not agree for that.
+        """
+        seen: dict[int, Seen] = {}
+        for partition, value in claims.items():
+            parsed = _parse(value)
+            if parsed is None:
+                continue
+            at_ms, replica = parsed
+            known = self.seen.get(partition)
+            if known is not None and (known.at_ms, known.replica) == parsed:
+                seen[partition] = known
+            elif known is None and self.read_at is None:
+                seen[partition] = Seen(replica, at_ms, now - max(now_ms - at_ms, 0) / 1000)
+            else:
+                seen[partition] = Seen(replica, at_ms, now)
+        return Knowledge(seen, now, self.known_since if self.is_known(now) else now)
+
+    def is_known(self, now: float) -> bool:
+        """Whether claims were read a moment ago."""
+        return self.read_at is not None and now - self.read_at <= READ_WITHIN_SECONDS
+
+    def holder(self, partition: int, now: float) -> str | None:
+        """Return which replica claims a partition, None for nobody."""
+        seen = self.seen.get(partition)
+        return None if seen is None or now - seen.fresh_at > FRESH_SECONDS else seen.replica
+
+    def is_certain(self, now: float) -> bool:
+        """Whether a replica that is there would have been seen: claims were read long enough."""
+        return self.is_known(now) and now - self.known_since > FRESH_SECONDS
+
+
+def _parse(value: bytes) -> tuple[int, str] | None:
+    """Return (milliseconds, replica), None for what nobody of ours wrote."""
+    at, _, replica = value.decode(errors="replace").partition(" ")
+    return (int(at), replica) if at.isascii() and at.isdigit() and len(at) < 20 else None
+
+
+class Claims:
+    """Claims what this replica works on, and knows what the others claim, while `run` runs."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        store: ClaimStore,
+        faults: Faults,
+        *,
+        replica: str,
+        working: Callable[[], Sequence[int]],
+        topic: str = "rollout.commands",
+    ) -> None:
+        """`working` are the partitions of `topic` whose flags run here and now."""
+        self._clock = clock
+        self._store = store
+        self._faults = faults
+        self._replica = replica
+        self._working = working
+        self._topic = topic
+        self._knowledge = Knowledge({}, None, clock.monotonic())
+        self._last: set[int] = set()  # worked on here, and not claimed by another replica since
+        self._trouble_since: float | None = None
+        self.trouble: str | None = None
+        """Why the claims could not be written or read last."""
+
+    async def run(self) -> None:
+        """Write and read once a second until cancelled."""
+        while True:
+            await self.beat()
+            await asyncio.sleep(CLAIM_EVERY_SECONDS)
+
+    async def beat(self) -> None:
+        """Write and read once. Redis being away is no failure here: then nothing is known."""
+        working = self._working()
+        self._last.update(working)
+        now_ms = round(self._clock.now().timestamp() * 1000)
+        try:
+            if working:
+                await self._store.claim(working, f"{now_ms} {self._replica}".encode())
+            claims = await self._store.claims()
+            self._learn(claims, now_ms)
+            if working and (gone := self._forgotten(now_ms)):
+                await self._store.drop_claims(gone)
+        except OperatingTrouble as trouble:
+            self._note_trouble(str(trouble))
+        else:
+            self.trouble, self._trouble_since = None, None
+            self._faults.clear(Scope.DEPENDENCY, CLAIMS)
+
+    def _learn(self, claims: Mapping[int, bytes], now_ms: int) -> None:
+        now = self._clock.monotonic()
+        self._knowledge = self._knowledge.read(claims, now_ms, now)
+        for partition in list(self._last):
+            if self._knowledge.holder(partition, now) not in (None, self._replica):
+                self._last.discard(partition)
+
+    def _forgotten(self, now_ms: int) -> Sequence[int]:
+        """Return the partitions whose claims are old by the clock, and do not change."""
+        now = self._clock.monotonic()
+        oldest_ms = now_ms - FORGOTTEN_SECONDS * 1000
+        seen = self._knowledge.seen.items()
+        old = [(partition, one) for partition, one in seen if one.at_ms < oldest_ms]
+        return [partition for partition, one in old if now - one.fresh_at > FRESH_SECONDS]
+
+    def _note_trouble(self, why: str) -> None:
+        now = self._clock.monotonic()
+        self.trouble = why
+        if self._trouble_since is None:
+            self._trouble_since = now
+            log.warning("claims_unavailable", error=why)
+        if now - self._trouble_since > READ_WITHIN_SECONDS:
+            self._faults.report(Scope.DEPENDENCY, CLAIMS, why, _REMEDY)
+
+    def judge(self, partition: int, *, is_owned: bool) -> tuple[bool, str | None]:
+        """Return whether any replica runs a partition's flags; else why none does.
+
+        (False, None): that is not known. `is_owned`: the partition is this replica's now.
+        """
+        now = self._clock.monotonic()
+        knowledge = self._knowledge
+        if knowledge.is_known(now):
+            holder = knowledge.holder(partition, now)
+            if holder is not None and (is_owned or holder != self._replica):
+                return True, None
+            if holder is not None or not knowledge.is_certain(now):
+                return False, None
+            where = f"partition {partition} of {self._topic}"
+            return False, f"no replica runs this flag: nobody has its {where}"
+        # Without Redis nothing is known, and a replica that never could read claims does not guess.
+        if knowledge.read_at is not None and partition in self._last and not is_owned:
+            where = f"partition {partition} of {self._topic}"
+            return False, f"no replica is known to run this flag: this one lost its {where}"
+        return False, None

@@ -1,0 +1,216 @@
+"""Says once a second how the parts do: what `/readyz` answers, and the gauges of `/metrics`.
+
+Reads, decides nothing. What it is shown is a `Signs`; when a silence or an age counts as a failure
+is here, in one place. A failure is to be seen within five seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from controller.counting.owned_partition import PartitionState, PartitionView
+from controller.health import Faults, Health, Scope
+from controller.metrics import EVENT_TOPICS, Metrics
+
+REPORT_EVERY_SECONDS: Final = 1.0
+#: Brokers are asked about the state topic every second, Redis is asked for the time every second:
+#: three missed answers in a row are an outage, and with one more second to report it, five pass.
+SILENT_AFTER_SECONDS: Final = 4.0
+#: A partition is saved ten times a second under load, and once a second without.
+SAVED_WITHIN_SECONDS: Final = 4.0
+#: An effect is published in milliseconds. One that waits for so long waits for Kafka.
+PUBLISHED_WITHIN_SECONDS: Final = 4.0
+#: An outbox this long waits for Kafka, not for its turn.
+OUTBOX_WAITS: Final = 50
+#: How many things of one kind a reason names.
+_NAMED: Final = 5
+
+QUARANTINE: Final = "quarantine"
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """How everything stands at one moment. A silence of None has not been broken yet: not known."""
+
+    brokers: Mapping[str, float | None]  # seconds since they answered, by who asks
+    store_seconds: float | None  # since Redis answered
+    store_trouble: str | None  # why it did not
+    partitions: Sequence[PartitionView]
+    topics: Mapping[str, str]  # logical name, by that in `partitions`
+    expected: Mapping[str, int]  # partitions that exist, by logical topic
+    owned_commands: int
+    effects: int  # saved and not published
+    effects_seconds: float  # for how long the oldest of them has been tried
+    broken: Mapping[str, str] = field(default_factory=dict)  # why, by flag
+    unsaved: Mapping[str, str] = field(default_factory=dict)  # why, by flag: its state is not saved
+    gaps: Mapping[tuple[str, str], str] = field(default_factory=dict)  # why, by flag and plane
+    not_served: str | None = None
+    clocks: str | None = None
+    advisor: str | None = None
+
+
+class Reporter:
+    """Turns signs into health and metrics."""
+
+    def __init__(self, metrics: Metrics, health: Health, faults: Faults) -> None:
+        self._metrics = metrics
+        self._health = health
+        self._faults = faults
+        self._troubles = (0, 0)  # counters of ingest as last reported: Redis, Kafka
+
+    def report(self, signs: Signs) -> None:
+        """Report all there is to be seen."""
+        self._say("kafka", why_kafka(signs))
+        self._say("redis", why_redis(signs))
+        self._say("state", why_state(signs))
+        self._say("counting", why_counting(signs))
+        self._say("saves", why_saves(signs))
+        self._say("flags", "")
+        stopped = {**signs.unsaved, **signs.broken}
+        self._say("rollouts", _some(f"{key}: {why}" for key, why in stopped.items()))
+        self._say("outbox", why_outbox(signs))
+        gaps = (f"{key} on {plane} {why}" for (key, plane), why in signs.gaps.items())
+        self._say("actuation", _some(gaps))
+        self._say("serving", signs.not_served or "")
+        self._say("clock", signs.clocks or "")
+        fault = self._faults.of(Scope.DEPENDENCY, QUARANTINE)
+        self._say("quarantine", "" if fault is None else fault.why)
+        self._say("advisor", signs.advisor or "")
+        self._measure(signs)
+
+    def count_troubles(self, save_troubles: int, fetch_troubles: int) -> None:
+        """Count what ingest met since the last report, by its own running totals."""
+        self._metrics.dependency_errors.of("redis").inc(save_troubles - self._troubles[0])
+        self._metrics.dependency_errors.of("kafka").inc(fetch_troubles - self._troubles[1])
+        self._troubles = (save_troubles, fetch_troubles)
+
+    def _measure(self, signs: Signs) -> None:
+        metrics = self._metrics
+        metrics.outbox_entries.set(signs.effects)
+        metrics.outbox_age_seconds.set(signs.effects_seconds)
+        metrics.partitions_owned.of("commands").set(signs.owned_commands)
+        for topic, of_topic in _by_topic(signs).items():
+            metrics.partitions_owned.of(topic).set(len(of_topic))
+        for topic, count in signs.expected.items():
+            metrics.partitions_expected.of(topic).set(count)
+        metrics.save_age_seconds.set(
+            max((one.saved_seconds for one in signs.partitions), default=0.0)
+        )
+        metrics.state_silence_seconds.set(signs.brokers.get(STATE_TOPIC) or 0.0)
+        metrics.dependency_up.of("kafka").set(not why_kafka(signs))
+        metrics.dependency_up.of("redis").set(not why_redis(signs))
+
+    def _say(self, component: str, why_not: str) -> None:
+        """Report one component; an empty reason means it is ready."""
+        if component not in self._health.components:
+            return  # the advisor, where none is configured
+        if why_not:
+            self._health.not_ready(component, why_not)
+        else:
+            self._health.ready(component)
+
+
+#: How `Signs.brokers` calls the follower of the state topic.
+STATE_TOPIC: Final = "the state topic"
+
+
+def why_kafka(signs: Signs) -> str:
+    """Return who has not been answered by the brokers, empty while all are."""
+    known = {who: seconds for who, seconds in signs.brokers.items() if seconds is not None}
+    return _some(
+        f"no broker has answered about {who} for {seconds:.0f} s"
+        for who, seconds in known.items()
+        if seconds > SILENT_AFTER_SECONDS
+    )
+
+
+def why_redis(signs: Signs) -> str:
+    """Return since when Redis has not answered, and why; empty while it does."""
+    if signs.store_seconds is None:
+        return signs.store_trouble or "Redis has not answered yet"
+    if signs.store_seconds <= SILENT_AFTER_SECONDS:
+        return ""
+    trouble = "" if signs.store_trouble is None else f": {signs.store_trouble}"
+    return f"Redis has not answered for {signs.store_seconds:.0f} s{trouble}"
+
+
+def why_state(signs: Signs) -> str:
+    """Return for how long nobody has said that the decisions known here are the newest."""
+    seconds = signs.brokers.get(STATE_TOPIC)
+    if seconds is None or seconds <= SILENT_AFTER_SECONDS:
+        return ""
+    return f"what is decided elsewhere has not been heard of for {seconds:.0f} s"
+
+
+_SHORTEST_WORD_SECONDS = 3.0
+
+
+def why_word_is_old(silent_seconds: float | None, session_timeout_seconds: float) -> str | None:
+    """Return why this replica's word is too old to raise anything by (I11), else None.
+
+    After a session timeout another replica may have taken the flags over; half of it leaves time to
+    act, and with very short sessions three seconds: brokers are asked once a second.
+    `silent_seconds` is since a broker said that nothing newer was decided, None for never.
+    """
+    limit = max(session_timeout_seconds / 2, _SHORTEST_WORD_SECONDS)
+    if silent_seconds is None:
+        return "no broker has said yet that nothing newer was decided elsewhere"
+    if silent_seconds <= limit:
+        return None
+    return (
+        f"no broker has said for {silent_seconds:.1f} s that nothing newer was decided elsewhere; "
+        f"at most {limit:g} s are trusted"
+    )
+
+
+def why_counting(signs: Signs) -> str:
+    """Return which partitions are not counted, empty while all of ours are.
+
+    Having none is as it should be where others have them all, which without Kafka nobody knows.
+    """
+    if not signs.partitions and (away := why_kafka(signs)):
+        return f"none is counted here, and it is not known whether others count them: {away}"
+    stopped = [one for one in signs.partitions if one.state is PartitionState.STOPPED]
+    loading = sum(one.state is PartitionState.LOADING for one in signs.partitions)
+    return _some(f"{_name(one)}: {one.trouble}" for one in stopped) or (
+        f"{loading} partitions are being taken over" if loading else ""
+    )
+
+
+def why_saves(signs: Signs) -> str:
+    """Return which totals are not saved: what is not saved, no guardrail can see."""
+    late = sorted(
+        (one for one in signs.partitions if one.saved_seconds > SAVED_WITHIN_SECONDS),
+        key=lambda one: -one.saved_seconds,
+    )
+    return _some(f"{_name(one)} was last saved {one.saved_seconds:.0f} s ago" for one in late)
+
+
+def why_outbox(signs: Signs) -> str:
+    """Return what waits to be published, empty while nothing waits for Kafka."""
+    if signs.effects_seconds > PUBLISHED_WITHIN_SECONDS:
+        return (
+            f"{signs.effects} effects wait for Kafka, the oldest for {signs.effects_seconds:.0f} s"
+        )
+    return f"{signs.effects} effects wait for Kafka" if signs.effects >= OUTBOX_WAITS else ""
+
+
+def _by_topic(signs: Signs) -> Mapping[str, list[PartitionView]]:
+    """Return our partitions by logical topic."""
+    found: dict[str, list[PartitionView]] = {topic: [] for topic in EVENT_TOPICS}
+    for one in signs.partitions:
+        found[signs.topics[one.topic]].append(one)
+    return found
+
+
+def _name(view: PartitionView) -> str:
+    return f"{view.topic}/{view.partition}"
+
+
+def _some(reasons: Iterable[str]) -> str:
+    """Return the first few reasons, and how many more there are."""
+    all_reasons = list(reasons)
+    more = len(all_reasons) - _NAMED
+    return "; ".join(all_reasons[:_NAMED]) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,304 @@
+"""Starts the parts in order, keeps them running, and stops them in bounded time whatever hangs.
+
+The order is the point. Up: what was decided is known before anything is counted or decided. Down:
+no new work, a last save, then the connections. What the parts are is `controller/bootstrap.py`.
+
+A part that fails, by whatever exception, is restarted alone, with growing pauses, and stands in the
+list of faults until it has run for a while; its siblings go on. Fail static is the reason: a
+process that ends serves no flags. It ends by itself only when a part it cannot work without fails
+again and again, when a step at start does, and when a watchdog gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import structlog
+
+from controller.errors import BadInput, OperatingTrouble, RolloutdError
+from controller.health import Faults, Health, Scope
+from controller.running.watchdog import EXIT_CONSUMER_STUCK
+from controller.settings import ShutdownSettings
+
+#: First and longest wait between attempts to reach what is away at start.
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 10.0
+#: First and longest wait before a part that failed is started again.
+FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS = 1.0, 30.0
+#: A part that ran for so long is taken for healthy again.
+HEALTHY_AFTER_SECONDS = 60.0
+#: So many failures of one part within so long, although it was restarted: a new process may do
+#: better.
+FAILURES_LIMIT, FAILURES_WITHIN_SECONDS = 5, 300.0
+#: Unexpected failures of one step at start: more than any passing trouble has.
+STEP_FAILURES_LIMIT = 10
+# an invariant does not hold; the supervisor above us should start afresh and a person should look
+EXIT_BROKEN = 70
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that must have worked before the next: repeated while its surroundings are away."""
+
+    component: str  # the health component that waits meanwhile
+    name: str
+    act: Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the supervisor moves."""
+
+    steps: Sequence[Step]  # in order, before anything runs
+    follow: Callable[[], Awaitable[None]]  # the state topic; runs for ever
+    caught_up: Callable[[], Awaitable[None]]  # returns once the state topic was read to its end
+    loops: Sequence[tuple[str, Callable[[], Awaitable[None]]]]  # run for ever, once caught up
+    drain: Callable[[], Awaitable[None]]  # stop taking work, save what is in hand
+    close: Sequence[tuple[str, Callable[[], Awaitable[None]]]]  # connections, all at once
+    expendable: frozenset[str] = frozenset()  # loops that are restarted for ever: flags do without
+    early: Sequence[tuple[str, Callable[[], Awaitable[None]]]] = ()  # loops that run from the start
+    on_hangup: Callable[[], None] = field(default=lambda: None)
+
+
+class Supervisor:
+    """Runs the daemon between start and stop."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        health: Health,
+        settings: ShutdownSettings,
+        faults: Faults,
+        *,
+        end_process: Callable[[int], object] = os._exit,
+    ) -> None:
+        """`end_process` is the last resort: it takes an exit code and asks nobody."""
+        self._faults = faults
+        self.is_running = False
+        """Whether every part was started: what is known of them then is more than a step says."""
+        self._end_process = end_process
+        self._parts = parts
+        self._health = health
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._why_exit: tuple[int, str] | None = None
+        self._log = structlog.get_logger()
+
+    def give_up(self, reason: str, code: int = EXIT_CONSUMER_STUCK) -> None:
+        """End the process in order: only a new one can help. The first reason counts."""
+        self._health.broken(reason)
+        if self._why_exit is None:
+            self._why_exit = (code, reason)
+            self._log.error("process_given_up", reason=reason, code=code)
+        self._stopping.set()
+
+    async def run(self) -> int:
+        """Run until a signal, or until given up; return the exit code: 0 after a signal.
+
+        Raises BadInput for what an operator has to change before any start can succeed.
+        """
+        with_signals = self._catch_signals()
+        work = asyncio.create_task(self._work(), name="daemon")
+        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        try:
+            await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        failure = work.exception() if work.done() and not work.cancelled() else None
+        if failure is not None and not isinstance(failure, BadInput):
+            self._log.error("process_failed", exc_info=failure)
+            self.give_up(f"{type(failure).__name__}: {failure}", EXIT_BROKEN)
+        seconds = self._settings.drain_seconds + self._settings.close_seconds + 0.3
+        # Not called off: what this returns to has tasks to cancel and threads to join, and those
+        # may hang as well.
+        self._end_at_the_latest(seconds, self._exit_code(failure))
+        await self._shut_down(work)
+        for signal_number in with_signals:
+            asyncio.get_running_loop().remove_signal_handler(signal_number)
+        if isinstance(failure, BadInput):
+            raise failure
+        return self._exit_code(failure)
+
+    def _exit_code(self, failure: BaseException | None) -> int:
+        if failure is not None:
+            return EXIT_BROKEN
+        return 0 if self._why_exit is None else self._why_exit[0]
+
+    def _catch_signals(self) -> list[signal.Signals]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._parts.on_hangup)
+        return [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Begin to stop; asked a second time, stop at once.
+
+        Everything we have not saved is counted again.
+        """
+        if self._stopping.is_set():
+            self._log.warning("stopped_at_once", signal=number.name)
+            self._end_process(0)
+        self._log.info("stop_asked", signal=number.name)
+        self._stopping.set()
+
+    async def _work(self) -> NoReturn:
+        """Bring everything up in order, then run it all. Ends only by an exception."""
+        running: set[asyncio.Task[None]] = set()
+
+        def start(name: str, loop: Callable[[], Awaitable[None]]) -> None:
+            running.add(asyncio.create_task(self._keep_running(name, loop), name=name))
+
+        # Not a TaskGroup, in which one failure ends all.
+        try:
+            for name, loop in self._parts.early:
+                start(name, loop)
+            for step in self._parts.steps[:1]:
+                await self._persist(step)
+            # Before the other steps: what was decided is served although Redis is away.
+            start("state_feed", self._parts.follow)
+            caught_up = Step("state", "reading what was decided so far", self._parts.caught_up)
+            for step in (*self._parts.steps[1:], caught_up):
+                await self._persist(step)
+            for name, loop in self._parts.loops:
+                start(name, loop)
+            self.is_running = True
+            self._log.info("daemon_started")
+            await asyncio.Event().wait()
+        finally:
+            for task in running:
+                task.cancel()
+            if running:
+                await asyncio.wait(running)
+        raise RolloutdError("unreachable: parts run until they are cancelled")
+
+    async def _keep_running(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run one part until cancelled; whatever ends it, start it again, and report that.
+
+        Nothing a part raises leaves this method, so that no part can take its siblings down.
+        """
+        clock = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        failed_at: deque[float] = deque(maxlen=FAILURES_LIMIT)
+        wait = FIRST_RESTART_SECONDS
+        while True:
+            began = clock.time()
+            healthy = clock.call_later(HEALTHY_AFTER_SECONDS, self._faults.clear, Scope.PART, name)
+            error: BaseException = RolloutdError(f"{name} ended, which it should not")
+            try:
+                await loop()
+            except asyncio.CancelledError as cancelled:
+                if task.cancelling():
+                    raise
+                error = cancelled  # of something inside the part: it is a failure like any other
+            except Exception as failure:
+                error = failure
+            finally:
+                healthy.cancel()
+            now = clock.time()
+            if now - began >= HEALTHY_AFTER_SECONDS:
+                wait = FIRST_RESTART_SECONDS
+            failed_at.append(now)
+            why = _described(error)
+            is_hopeless = (
+                name not in self._parts.expendable
+                and len(failed_at) == FAILURES_LIMIT
+                and now - failed_at[0] <= FAILURES_WITHIN_SECONDS
+            )
+            if self._stopping.is_set():
+                return  # what it needs is being closed
+            self._log.error("part_failed", part=name, retry_seconds=wait, exc_info=error)
+            fix = "it is restarted; the log has the traceback under part_failed"
+            self._faults.report(Scope.PART, name, why, fix)
+            if is_hopeless:
+                within = round(now - failed_at[0])
+                self.give_up(
+                    f"{name} failed {FAILURES_LIMIT} times within {within} s, at last by {why}",
+                    EXIT_BROKEN,
+                )
+                return
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_RESTART_SECONDS)
+
+    async def _persist(self, step: Step) -> None:
+        """Repeat a step until its surroundings are there.
+
+        No crash loop, and nothing is acted on before they are. What an operator has to change is
+        raised; any other mistake may be of the moment, so it is tried again too, but not for ever.
+        """
+        wait = FIRST_RETRY_SECONDS
+        failures = 0
+        while True:
+            self._health.not_ready(step.component, step.name)
+            try:
+                await step.act()
+            except OperatingTrouble as trouble:
+                why = str(trouble)
+                self._log.warning("waiting", step=step.name, error=why, retry_seconds=wait)
+            except BadInput:
+                raise
+            except Exception as error:
+                failures += 1
+                if failures >= STEP_FAILURES_LIMIT:
+                    raise
+                why = _described(error)
+                self._log.exception("step_failed", step=step.name, retry_seconds=wait)
+                self._faults.report(Scope.PART, step.name, why, "it is tried again")
+            else:
+                self._faults.clear(Scope.PART, step.name)
+                self._health.ready(step.component)
+                return
+            self._health.not_ready(step.component, f"{step.name}: {why}")
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LONGEST_RETRY_SECONDS)
+
+    async def _shut_down(self, work: asyncio.Task[NoReturn]) -> None:
+        """Drain under one deadline, then close everything under another."""
+        if not work.done():
+            await self._bounded("drain", self._parts.drain, self._settings.drain_seconds)
+            work.cancel()
+            await asyncio.wait([work], timeout=0.2)
+        await asyncio.gather(
+            *(
+                self._bounded(name, close, self._settings.close_seconds)
+                for name, close in self._parts.close
+            )
+        )
+        self._log.info("daemon_stopped")
+
+    async def _bounded(self, name: str, act: Callable[[], Awaitable[None]], seconds: float) -> None:
+        """Do one thing of the shutdown.
+
+        Nothing it raises or waits for keeps the others from being done.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await act()
+        except TimeoutError:
+            self._log.warning("stop_incomplete", part=name, seconds=seconds)
+        except (
+            Exception
+        ) as error:  # the edge of a dying process: said, and the next part is stopped
+            self._log.warning(
+                "stop_failed", part=name, error_type=type(error).__name__, error=str(error)
+            )
+
+    def _end_at_the_latest(self, seconds: float, code: int) -> None:
+        """End the process then, even if the event loop hangs by then: a thread needs no loop."""
+        timer = threading.Timer(seconds, self._end_process, [code])
+        timer.daemon = True
+        timer.start()
+
+
+def _described(error: BaseException) -> str:
+    """Return an exception in one short line; of a group, the first cause."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"[:300]

@@ -1,1 +1,0 @@
-"""The loops: counting, deciding, actuating, starting and stopping."""

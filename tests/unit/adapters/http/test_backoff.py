@@ -1,0 +1,81 @@
+"""When a system that failed may be called again."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.adapters.http.backoff import MAX_ASKED_SECONDS, URGENT_SECONDS, Backoff
+from tests.builders import T0
+
+
+class SetClock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> object:
+        return T0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def make_backoff(clock: SetClock, chance: float = 1.0) -> Backoff:
+    """Return one that begins with a second and ends with thirty."""
+    return Backoff(clock, first_seconds=1.0, max_seconds=30.0, chance=lambda: chance)  # type: ignore[arg-type]
+
+
+def waits(backoff: Backoff, clock: SetClock) -> float:
+    """Return how long it has to be waited now, to a hundredth of a second."""
+    began, hundredths = clock.seconds, 0
+    while backoff.why_waiting() is not None:
+        hundredths += 1
+        clock.seconds = began + hundredths / 100
+    return round(clock.seconds - began, 2)
+
+
+def test_the_wait_doubles_up_to_its_limit_and_starts_over() -> None:
+    """1, 2, 4, 8, 16, 30, 30 s after failures in a row; a success takes it back to 1 s."""
+    clock = SetClock()
+    backoff = make_backoff(clock)
+    seen = []
+    for _ in range(7):
+        backoff.failed("it is away")
+        seen.append(waits(backoff, clock))
+    assert seen == [1, 2, 4, 8, 16, 30, 30]
+    backoff.worked()
+    assert backoff.why_waiting() is None
+    backoff.failed("again")
+    assert waits(backoff, clock) == 1
+
+
+def test_half_of_the_wait_is_chance() -> None:
+    """Replicas that failed together do not come back together."""
+    clock = SetClock()
+    backoff = make_backoff(clock, chance=0.0)
+    backoff.failed("it is away")
+    assert waits(backoff, clock) == 0.5
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(0.0, 1.0), (20.0, 20.0), (1e9, MAX_ASKED_SECONDS)])
+def test_what_the_other_side_asks_for_is_kept_within_reason(asked: float, waited: float) -> None:
+    """Retry-After lengthens the wait, never shortens it, and not beyond ten minutes."""
+    clock = SetClock()
+    backoff = make_backoff(clock)
+    backoff.failed("slower", asked_seconds=asked)
+    assert waits(backoff, clock) == waited
+
+
+def test_an_urgent_call_goes_through_once_a_second() -> None:
+    """A rollback does not wait out a long pause, and is no storm either."""
+    clock = SetClock()
+    backoff = make_backoff(clock)
+    for _ in range(10):
+        backoff.failed("it is away")
+    assert "not asked for another 30 s after: it is away" in (
+        backoff.why_waiting(is_urgent=True) or ""
+    )
+    clock.seconds += URGENT_SECONDS
+    assert backoff.why_waiting(is_urgent=True) is None
+    assert backoff.why_waiting() is not None

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from controller.adapters.redis.store import Store
+from controller.errors import StoreUnavailable
+
+
+async def test_a_call_that_swallows_its_cancellation_is_cancelled_all_the_same() -> None:
+    """Whoever is cancelled in the midst of a call ends there, even if the client library.
+
+    As asyncio.wait_for may, goes on.
+    """
+    store = Store(None, prefix="rolloutd:", deadline_seconds=5)
+    is_under_way = asyncio.Event()
+
+    async def swallow() -> str:
+        is_under_way.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "done all the same"
+        raise AssertionError("never")
+
+    task = asyncio.create_task(store.call("test", swallow))
+    await is_under_way.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_a_deadline_that_is_swallowed_is_a_call_of_unknown_outcome() -> None:
+    """A call past its deadline says so, and leaves its caller able to go on."""
+    store = Store(None, prefix="rolloutd:", deadline_seconds=0.01)
+
+    async def swallow() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "done all the same"
+        raise AssertionError("never")
+
+    with pytest.raises(StoreUnavailable):
+        await store.call("test", swallow)
+    await asyncio.sleep(0)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0

@@ -1,0 +1,58 @@
+"""What a judgement's parts add up to."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.core.judging.judgement import Judgement, MetricReport
+from schemas.terms import MetricRole, OnBreach, Verdict
+from tests.builders import make_judgement, make_report
+
+
+def judged(*metrics: MetricReport) -> Judgement:
+    """Return a judgement of these metrics."""
+    return make_judgement(metrics=metrics)
+
+
+def test_breach_is_a_guardrail_that_regressed() -> None:
+    """A regressed signal or observed metric is no breach; a regressed guardrail is."""
+    for role in (MetricRole.SIGNAL, MetricRole.OBSERVE):
+        assert judged(make_report(role=role, harm=Verdict.FAIL)).breach is None
+    report = make_report(harm=Verdict.FAIL)
+    assert judged(make_report(), report).breach is report
+
+
+def test_harshest_policy_comes_first() -> None:
+    """Of several breaches the one that rolls back is acted on, then the one that steps back."""
+    pause = make_report(metric="a", harm=Verdict.FAIL, on_breach=OnBreach.PAUSE)
+    back = make_report(metric="b", harm=Verdict.FAIL, on_breach=OnBreach.STEP_BACK)
+    out = make_report(metric="c", harm=Verdict.FAIL, on_breach=OnBreach.ROLL_BACK)
+    assert judged(pause, back, out).breach is out
+    assert judged(pause, back).breach is back
+
+
+@pytest.mark.parametrize("safe", [Verdict.INCONCLUSIVE, Verdict.NO_DATA, Verdict.ERROR])
+def test_one_guardrail_that_is_not_shown_safe_keeps_the_gate_shut(safe: Verdict) -> None:
+    """The gate's verdict is the worst guardrail's, by its own name."""
+    assert judged(make_report(), make_report(safe=safe)).statistics is safe
+    assert judged(make_report(), make_report()).statistics is Verdict.PASS
+
+
+def test_harm_outweighs_everything() -> None:
+    """A guardrail that fails makes the gate fail, whatever else is undecided."""
+    failing = make_report(harm=Verdict.FAIL, safe=Verdict.INCONCLUSIVE)
+    assert judged(make_report(safe=Verdict.NO_DATA), failing).statistics is Verdict.FAIL
+
+
+def test_signal_only_counts_when_it_regressed() -> None:
+    """A signal need not be shown safe, but a regression of it fails the gate."""
+    undecided = make_report(role=MetricRole.SIGNAL, safe=Verdict.INCONCLUSIVE)
+    assert judged(make_report(), undecided).statistics is Verdict.PASS
+    regressed = make_report(role=MetricRole.SIGNAL, harm=Verdict.FAIL)
+    assert judged(make_report(), regressed).statistics is Verdict.FAIL
+
+
+def test_observed_metric_never_counts() -> None:
+    """What is only reported neither fails nor holds a gate."""
+    observed = make_report(role=MetricRole.OBSERVE, harm=Verdict.FAIL, safe=Verdict.NO_DATA)
+    assert judged(make_report(), observed).statistics is Verdict.PASS

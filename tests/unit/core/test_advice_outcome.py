@@ -1,0 +1,30 @@
+"""When advice was right."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.core.advice_outcome import agrees, is_outcome
+from schemas.terms import AdviceChoice, DecisionKind
+
+
+@pytest.mark.parametrize(
+    ("choice", "outcome", "expected"),
+    [
+        (AdviceChoice.PROCEED, DecisionKind.COMPLETE, True),
+        (AdviceChoice.PROCEED, DecisionKind.ROLL_BACK, False),
+        (AdviceChoice.HOLD, DecisionKind.COMPLETE, False),
+        (AdviceChoice.HOLD, DecisionKind.ROLL_BACK, True),
+        (AdviceChoice.ROLL_BACK, DecisionKind.ROLL_BACK, True),
+    ],
+)
+def test_agreement(choice: AdviceChoice, outcome: DecisionKind, *, expected: bool) -> None:
+    """`proceed` is right when the rollout completes, everything else when the evidence rolls it back."""
+    assert agrees(choice, outcome) is expected
+
+
+def test_what_people_end_is_no_outcome() -> None:
+    """A roll back by hand says nothing about advice, nor does a hold."""
+    assert is_outcome(DecisionKind.COMPLETE, "rolloutd")
+    assert not is_outcome(DecisionKind.ROLL_BACK, "ada")
+    assert not is_outcome(DecisionKind.HOLD, "rolloutd")

@@ -1,0 +1,894 @@
+"""What one partition's records add up to, case by case.
+
+Whole histories are in tests/property/test_counting.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import pytest
+
+from controller.core.audience import Audience, Condition
+from controller.core.evidence import bucket_of
+from controller.counting.partition_totals import MAX_FIELDS_PER_RECORD, Changes
+from controller.counting.watched_flags import WatchedFlags
+from controller.errors import BrokenInvariant
+from schemas.terms import Operator, QuarantineReason
+from schemas.totals import (
+    BUNDLES,
+    ArmCounts,
+    PartitionCounts,
+    bundle_field,
+    decode_bundle,
+    encode_progress,
+)
+from schemas.wire import read_outcomes
+from tests.builders import (
+    HOUR,
+    MINUTE,
+    T0,
+    make_guardrail,
+    make_plan,
+    make_rollout,
+    make_stage,
+    make_visit,
+)
+from tests.records import LINES, Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
+
+ON, OFF = ("new-checkout", "on"), ("new-checkout", "off")
+AT = T0 + 10 * MINUTE
+TREATMENT, CONTROL = ("new-checkout", 0, "treatment"), ("new-checkout", 0, "control")
+
+
+def make_directory() -> WatchedFlags:
+    """Return a directory of one flag whose plan names one conversion."""
+    guardrails = (make_guardrail(), make_guardrail(metric="conversion:paid"))
+    directory = WatchedFlags()
+    directory.watch(make_rollout(plan=make_plan(guardrails=guardrails)))
+    return directory
+
+
+class Counting:
+    """One partition that is fed values and saved at will."""
+
+    def __init__(
+        self,
+        *,
+        evaluations: bool = False,
+        directory: WatchedFlags | None = None,
+        flags_with_own_fields: int = 250,
+    ) -> None:
+        self.directory = directory or make_directory()
+        self.flags_with_own_fields = flags_with_own_fields
+        self.stored: dict[str, bytes] = {}
+        self.evaluations = evaluations
+        self.owner = self.load()
+
+    def load(self) -> Owner:
+        return Owner(
+            self.directory,
+            counts_exposures=self.evaluations,
+            stored=self.stored,
+            flags_with_own_fields=self.flags_with_own_fields,
+        )
+
+    def batch(self, *values: bytes | None, join: Owner | None = None) -> None:
+        """Fold values as one batch and save."""
+        position = self.owner.totals.position
+        records = [make_record(position + number, value) for number, value in enumerate(values)]
+        self.owner.fold(records, join=None if join is None else join.totals)
+        assert self.owner.save(self.stored)
+
+    @property
+    def arms(self) -> dict[tuple[str, int, str], ArmCounts]:
+        return arms_in(self.stored)
+
+    @property
+    def records(self) -> PartitionCounts:
+        return self.owner.totals.records
+
+
+def outcome(context: str, *flags: tuple[str, str], at: datetime = AT, **more: object) -> bytes:
+    """Return an outcome's value."""
+    return outcome_value(context, time_ms=at_ms(at), flags=flags, **more)  # type: ignore[arg-type]
+
+
+def evaluation(context: str, variant: str, at: datetime = AT) -> bytes:
+    """Return an evaluation's value."""
+    return evaluation_value(context, variant, time_ms=at_ms(at))
+
+
+def test_a_context_errs_for_the_first_time_once_whatever_its_arm() -> None:
+    """One first-error set per flag and visit.
+
+    Who erred in control is no fresh context in the treatment.
+    """
+    counting = Counting()
+    counting.batch(outcome("a", OFF, error=True))
+    counting.batch(outcome("a", ON, error=True))
+    assert (counting.arms[CONTROL].at_risk, counting.arms[CONTROL].first_errors) == (1, 1)
+    assert (counting.arms[TREATMENT].at_risk, counting.arms[TREATMENT].first_errors) == (0, 0)
+    assert (counting.arms[TREATMENT].outcomes, counting.arms[TREATMENT].errors) == (1, 1)
+
+
+def test_each_visit_has_its_own_first_errors() -> None:
+    """At a stage change everybody is at risk again."""
+    visits = (
+        make_visit(left_at=T0 + HOUR),
+        make_visit(stage=1, entered_at=T0 + HOUR, counts_from=T0 + HOUR),
+    )
+    counting = Counting()
+    counting.directory.flags.clear()
+    counting.directory.watch(make_rollout(visits=visits))
+    counting.batch(outcome("a", ON, error=True), outcome("a", ON, error=True, at=T0 + HOUR))
+    assert [counting.arms["new-checkout", visit, "treatment"].first_errors for visit in (0, 1)] == [
+        1,
+        1,
+    ]
+
+
+def test_a_context_is_at_risk_once_per_batch_until_it_errs() -> None:
+    """Many outcomes of a context in a batch are one trial; after the first error there is none."""
+    counting = Counting()
+    counting.batch(outcome("a", ON), outcome("a", ON), outcome("b", ON))
+    assert counting.arms[TREATMENT].at_risk == 2
+    counting.batch(outcome("a", ON), outcome("a", ON, error=True), outcome("a", ON, error=True))
+    assert (counting.arms[TREATMENT].at_risk, counting.arms[TREATMENT].first_errors) == (3, 1)
+    counting.batch(outcome("a", ON, error=True))
+    assert (counting.arms[TREATMENT].at_risk, counting.arms[TREATMENT].first_errors) == (3, 1)
+    assert (counting.arms[TREATMENT].outcomes, counting.arms[TREATMENT].errors) == (7, 3)
+
+
+def test_one_latency_per_context_and_batch_is_for_the_test() -> None:
+    """The first latency of a context in a batch goes into the test's histogram, every one into the picture's."""
+    counting = Counting()
+    counting.batch(
+        outcome("a", ON), outcome("a", ON, latency_ms=10.0), outcome("a", ON, latency_ms=99.0)
+    )
+    counting.batch(outcome("a", ON, latency_ms=10.0))
+    arm = counting.arms[TREATMENT]
+    assert arm.latency == {bucket_of(10.0): 2}
+    assert arm.latency_all == {bucket_of(10.0): 2, bucket_of(99.0): 1}
+
+
+@pytest.mark.parametrize("latency_ms", [0.0, 0.001, 0.0010001, 1.0, 1.02, 86_400_000.0])
+def test_latencies_fall_into_the_cores_buckets(latency_ms: float) -> None:
+    """The bucket computed in the hot path is `bucket_of`'s, at the edges too."""
+    counting = Counting()
+    counting.batch(outcome("a", ON, latency_ms=latency_ms))
+    assert counting.arms[TREATMENT].latency_all == {bucket_of(latency_ms / 1000 * 1000.0): 1}
+
+
+def test_exposures_are_contexts_and_switches_are_seen() -> None:
+    """An arm's exposures are its distinct contexts.
+
+    One that saw the other arm before counts as switched.
+    """
+    counting = Counting(evaluations=True)
+    counting.batch(
+        evaluation("a", "off"), evaluation("a", "off"), evaluation("a", "on"), evaluation("b", "on")
+    )
+    counting.batch(evaluation("a", "off"))
+    assert counting.arms[CONTROL] == ArmCounts(evaluations=3, exposures=1)
+    assert counting.arms[TREATMENT] == ArmCounts(evaluations=2, exposures=2, switched=1)
+
+
+def test_settle_and_what_lies_outside_every_visit_is_late() -> None:
+    """Events of a known flag before the start, while settling and after the end touch no arm."""
+    counting = Counting(evaluations=True)
+    counting.directory.flags.clear()
+    counting.directory.watch(make_rollout(visits=(make_visit(left_at=T0 + HOUR),)))
+    for at in (T0 - MINUTE, T0, T0 + 0.98 * MINUTE, T0 + HOUR):
+        counting.batch(evaluation("a", "on", at))
+    assert (counting.records.late, counting.records.counted, counting.arms) == (4, 0, {})
+    counting.batch(evaluation("a", "on", T0 + MINUTE))
+    assert (counting.records.late, counting.records.counted) == (4, 1)
+
+
+def test_other_variants_are_ignored_and_seen() -> None:
+    """A variant that is neither arm touches none and is counted for operators."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "blue"))
+    assert (counting.records.ignored, counting.directory.other_variants, counting.arms) == (
+        1,
+        1,
+        {},
+    )
+
+
+def make_ringed_directory() -> WatchedFlags:
+    """Return a directory of one flag in a stage with an audience.
+
+    Whose treatment is divided in two.
+    """
+    audience = Audience("staff", ((Condition("staff", Operator.EQ, (True,)),),))
+    plan = make_plan(
+        stages=(make_stage(audience="staff"),),
+        audiences=(audience,),
+        split=(("red", 1), ("blue", 1)),
+    )
+    directory = WatchedFlags()
+    directory.watch(make_rollout(plan=plan))
+    return directory
+
+
+def test_the_variants_of_a_divided_treatment_are_one_arm() -> None:
+    """Whichever of them a context was served, it is in treatment; in time and late."""
+    counting = Counting(evaluations=True, directory=make_ringed_directory())
+    counting.batch(
+        evaluation("a", "red"),
+        evaluation("b", "blue"),
+        evaluation("c", "blue", T0),
+        evaluation("d", "off"),
+    )
+    assert (
+        counting.arms[TREATMENT].exposures,
+        counting.arms[CONTROL].exposures,
+        counting.records.late,
+    ) == (2, 1, 1)
+    outcomes = Counting(directory=counting.directory)
+    outcomes.batch(outcome("a", ("new-checkout", "red")), outcome("b", ("new-checkout", "blue")))
+    assert outcomes.arms[TREATMENT].outcomes == 2
+
+
+def test_who_is_in_neither_arm_is_not_counted() -> None:
+    """Contexts outside the audience, and those of earlier rings, are known variants.
+
+    And touch no arm.
+    """
+    counting = Counting(evaluations=True, directory=make_ringed_directory())
+    counting.batch(
+        evaluation("a", "unassigned"), evaluation("b", "red-earlier"), evaluation("c", "on")
+    )
+    assert (
+        counting.records.ignored,
+        counting.records.late,
+        counting.directory.other_variants,
+        counting.arms,
+    ) == (3, 0, 1, {})
+    outcomes = Counting(directory=counting.directory)
+    outcomes.batch(
+        outcome("a", ("new-checkout", "unassigned")), outcome("b", ("new-checkout", "blue-earlier"))
+    )
+    assert (outcomes.records.ignored, outcomes.arms) == (2, {})
+    assert counting.directory.other_variants == 1
+
+
+@pytest.mark.parametrize("is_reloaded", [False, True])
+def test_an_outcome_is_not_joined_to_an_arm_its_context_has_left(is_reloaded: bool) -> None:
+    """Staff who were compared in their own ring are in no arm of the next.
+
+    Their outcomes belong to none either.
+    """
+    directory = make_ringed_directory()
+    exposures = Counting(evaluations=True, directory=directory)
+    exposures.batch(evaluation("a", "red"), evaluation("a", "red-earlier", AT + MINUTE))
+    exposures.batch(
+        evaluation("b", "red"), evaluation("b", "red-earlier"), evaluation("b", "blue", AT + MINUTE)
+    )
+    counting = Counting(directory=directory)
+    join = exposures.load() if is_reloaded else exposures.owner
+    counting.batch(outcome("a", at=AT + 2 * MINUTE), outcome("b", at=AT + 2 * MINUTE), join=join)
+    assert (counting.arms[TREATMENT].outcomes, directory.unjoined) == (1, 1)
+
+
+def test_only_conversions_a_guardrail_names_are_counted() -> None:
+    """A conversion counts once per context and visit, over both arms.
+
+    Unnamed ones leave nothing.
+    """
+    counting = Counting()
+    counting.batch(
+        outcome("a", OFF, conversions=["paid", "clicked"]), outcome("a", ON, conversions=["paid"])
+    )
+    counting.batch(outcome("b", ON, conversions=["paid"]))
+    assert counting.arms[CONTROL].converted == {"paid": 1}
+    assert counting.arms[TREATMENT].converted == {"paid": 1}
+    assert not any(
+        "clicked" in name or b"clicked" in value for name, value in counting.stored.items()
+    )
+
+
+def test_poison_is_refused_and_the_rest_counts() -> None:
+    """A record that cannot be read is kept with its reason; its neighbours count."""
+    counting = Counting()
+    position = counting.owner.totals.position
+    values: Sequence[bytes | None] = [outcome("a", ON), b"{", None, outcome("b", ON)]
+    counting.owner.fold(
+        [make_record(position + number, value) for number, value in enumerate(values)]
+    )
+    refused = counting.owner.totals.refused
+    assert [(one.offset, one.reason) for one in refused] == [
+        (1, QuarantineReason.NOT_JSON),
+        (2, QuarantineReason.EMPTY),
+    ]
+    assert (counting.records.quarantined, counting.records.counted) == (2, 2)
+
+
+def test_a_record_is_one_of_four_and_best_of_its_flags() -> None:
+    """An outcome of several flags is counted if one counts, else late if one is known, else ignored."""
+    counting = Counting()
+    unknown = ("nobody", "on")
+    counting.batch(
+        outcome("a", unknown, ON),
+        outcome("a", unknown, ON, at=T0),
+        outcome("a", unknown),
+        outcome("a", ("new-checkout", "x")),
+    )
+    assert (counting.records.counted, counting.records.late, counting.records.ignored) == (1, 1, 2)
+
+
+def test_joins_find_the_exposure_of_the_outcomes_past() -> None:
+    """An outcome without flags takes the arm its context saw last, though that was while settling."""
+    directory = make_directory()
+    exposures = Counting(evaluations=True, directory=directory)
+    exposures.batch(evaluation("a", "off", T0 - MINUTE), evaluation("a", "on", T0))
+    counting = Counting(directory=directory)
+    counting.batch(outcome("a"), outcome("stranger"), join=exposures.owner)
+    assert counting.arms.keys() == {TREATMENT}
+    assert (counting.records.counted, counting.records.ignored, directory.unjoined) == (1, 1, 1)
+
+
+def test_joins_find_what_came_last_within_a_slice_of_time() -> None:
+    """Back and forth between the arms, in and out of a visit.
+
+    Each change is known, the last one to arrive counts.
+    """
+    directory = make_directory()
+    exposures = Counting(evaluations=True, directory=directory)
+    exposures.batch(
+        evaluation("a", "off", T0), evaluation("a", "on", T0 + MINUTE), evaluation("a", "off", T0)
+    )
+    exposures.batch(
+        evaluation("b", "on"), evaluation("b", "on"), evaluation("b", "off"), evaluation("b", "on")
+    )
+    counting = Counting(directory=directory)
+    for join in (exposures.owner, exposures.load()):
+        counting.batch(outcome("a"), outcome("b"), join=join)
+    assert (counting.arms[CONTROL].outcomes, counting.arms[TREATMENT].outcomes) == (2, 2)
+
+
+def test_joins_wait_until_all_exposures_are_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first outcome without flags may come after millions of exposures.
+
+    Some are indexed with each call, none is missed.
+    """
+    monkeypatch.setattr("controller.counting.partition_totals._INDEXED_AT_ONCE", 100)
+    directory = make_directory()
+    exposures = Counting(evaluations=True, directory=directory)
+    for begin in range(0, 1_000, 300):
+        exposures.batch(*(evaluation(f"u{number}", "on") for number in range(begin, begin + 300)))
+    counting = Counting(directory=directory)
+    batch = [
+        make_record(number, outcome(f"u{number}", *flags))
+        for number, flags in enumerate([(ON,), (), ()])
+    ]
+    taken: list[int] = []
+    while counting.owner.totals.position < len(batch):
+        taken.append(
+            counting.owner.totals.fold_outcomes(
+                batch[sum(taken) :], read_outcomes, join=exposures.owner.totals
+            )
+        )
+    assert taken == [1, 0, 0, 0, 0, 2]
+    assert (counting.owner.totals.records.counted, directory.unjoined) == (3, 0)
+
+
+def test_joins_skip_the_exposures_of_an_earlier_rollout() -> None:
+    """Who was exposed in a flag's last rollout has not been exposed in this one."""
+    directory = make_directory()
+    exposures = Counting(evaluations=True, directory=directory)
+    exposures.batch(evaluation("a", "on"))
+    directory.watch(make_rollout(rollout_id="start-2", revision=9))
+    counting = Counting(directory=directory)
+    counting.batch(outcome("a"), join=exposures.load())
+    assert (counting.arms, directory.unjoined) == ({}, 1)
+
+
+def test_outcomes_too_young_to_be_joined_are_left() -> None:
+    """PairOrder stops at the first outcome to be joined whose evaluations are not all there.
+
+    Not before it.
+    """
+    directory = make_directory()
+    counting = Counting(directory=directory)
+    join = Owner(directory, counts_exposures=True).totals
+    values = [
+        (outcome("a", ON), 50),
+        (outcome("a"), 40),
+        (outcome("a"), 41),
+        (outcome("a", ON), 30),
+    ]
+    batch = [
+        make_record(number, value, timestamp_ms=at_ms(AT) + ms)
+        for number, (value, ms) in enumerate(values)
+    ]
+    assert (
+        counting.owner.totals.fold_outcomes(
+            batch, read_outcomes, join=join, joinable_until_ms=at_ms(AT) + 40
+        )
+        == 2
+    )
+    assert counting.owner.totals.position == 2
+
+
+def test_counting_stops_when_a_save_is_full() -> None:
+    """No more fields change than one save may carry."""
+    directory = WatchedFlags()
+    for number in range(50):
+        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
+    counting = Counting(directory=directory)
+    batch = [make_record(number, outcome("a", (f"flag-{number}", "on"))) for number in range(50)]
+    taken = counting.owner.totals.fold_outcomes(batch, read_outcomes, room=30)
+    assert 0 < taken < 30
+    assert counting.owner.totals.position == taken
+
+
+def test_a_record_twice_in_one_batch_is_our_own_mistake() -> None:
+    """A batch whose offsets do not rise stops the counting.
+
+    It is never taken for so many more records.
+    """
+    counting = Counting()
+    twice = [make_record(0, outcome("a", ON)), make_record(0, outcome("a", ON))]
+    with pytest.raises(BrokenInvariant, match="came twice"):
+        counting.owner.totals.fold_outcomes(twice, read_outcomes)
+
+
+def test_an_older_document_changes_nothing() -> None:
+    """News that arrive late do not turn the timeline back."""
+    directory = WatchedFlags()
+    assert directory.watch(make_rollout(revision=2)) is not None
+    assert directory.watch(make_rollout(revision=2, rollout_id="other")) is None
+    assert directory.flags["new-checkout"].rollout_id == "start-1"
+
+
+def test_a_newer_document_moves_the_timeline() -> None:
+    """When a visit ends, events after its end no longer count for it."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "on", T0 + 2 * HOUR))
+    watched = counting.directory.watch(
+        make_rollout(revision=2, visits=(make_visit(left_at=T0 + HOUR),))
+    )
+    assert watched is not None
+    counting.owner.totals.take(watched)
+    counting.batch(evaluation("b", "on", T0 + 2 * HOUR))
+    assert counting.arms[TREATMENT].exposures == 1
+    assert counting.records.late == 1
+
+
+def test_a_hash_that_does_not_add_up_is_refused() -> None:
+    """Totals that disagree with their fence are not counted on with."""
+    counting = Counting()
+    stored = {**encode_progress(PartitionCounts(counted=3)), "next": b"4"}
+    with pytest.raises(BrokenInvariant, match="add up"):
+        Owner(counting.directory, counts_exposures=False, stored=stored)
+
+
+def test_a_hash_of_nonsense_is_refused() -> None:
+    """What cannot be read is not taken for nothing."""
+    good = encode_progress(PartitionCounts())
+    for name, value in (
+        ("new-checkout|start-1|0|treatment", b"{"),
+        ("journal/0", b"123"),
+        ("arms/0", b"{"),
+        ("arms/0", b'{"new-checkout|start-1|0|treatment":[]}'),
+        ("sets/0", b'{"x":"a|b|0|c"}'),
+        ("sets/0", b'{"0":"a"}'),
+    ):
+        with pytest.raises(BrokenInvariant):
+            Owner(
+                make_directory(), counts_exposures=True, stored={**good, name: value, "next": b"0"}
+            )
+
+
+def test_superseded_rollouts_are_swept() -> None:
+    """What a rollout left behind while nobody watched it is dropped once the directory is sure to be newer."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "on"))
+    directory = WatchedFlags()
+    directory.watch(make_rollout(rollout_id="start-2", revision=9))
+    counting.directory = directory
+    counting.owner = counting.load()
+    counting.owner.totals.drop_superseded()
+    counting.batch(evaluation("a", "on"))
+    assert not any(
+        "start-1" in name or b"start-1" in value for name, value in counting.stored.items()
+    )
+    assert counting.arms[TREATMENT].exposures == 1
+
+
+# --- where arms are stored
+# --------------------------------------------------------------------------------------------------
+
+
+def directory_of(flags: int) -> WatchedFlags:
+    """Return a directory of that many flags."""
+    directory = WatchedFlags()
+    for number in range(flags):
+        directory.watch(
+            make_rollout(plan=make_plan(flag_key=f"flag-{number}"), rollout_id="start-1")
+        )
+    return directory
+
+
+def test_few_flags_have_a_field_per_arm() -> None:
+    """While there are few flags each arm stands under its own name, for people with a redis-cli."""
+    counting = Counting(directory=directory_of(2), flags_with_own_fields=2)
+    counting.batch(outcome("a", ("flag-0", "on"), ("flag-1", "off")))
+    assert {"flag-0|start-1|0|treatment", "flag-1|start-1|0|control"} < counting.stored.keys()
+    assert not any(name.startswith("arms/") for name in counting.stored)
+
+
+def test_many_flags_share_fields() -> None:
+    """Arms of more flags go into bundles.
+
+    A save never has more fields than there are bundles and journals.
+    """
+    counting = Counting(directory=directory_of(4_000))
+    values = [
+        outcome("a", *((f"flag-{number}", "on") for number in range(at, at + 50)))
+        for at in range(0, 4_000, 50)
+    ]
+    records = [make_record(number, value) for number, value in enumerate(values)]
+    counting.owner.fold(records)
+    expected = counting.owner.totals.changed_fields
+    assert counting.owner.save(counting.stored)
+    assert len(counting.arms) == 4_000
+    assert 500 < len(counting.stored) < expected < BUNDLES + 200
+
+
+def test_an_arm_stays_where_it_was_first_stored() -> None:
+    """More flags, or fewer, move no arm that has been stored: it would stand in two places."""
+    flags = directory_of(1)
+    counting = Counting(directory=flags, flags_with_own_fields=1)
+    counting.batch(outcome("a", ("flag-0", "on")))
+    flags.watch(make_rollout(plan=make_plan(flag_key="flag-1"), rollout_id="start-1"))
+    counting.owner = counting.load()
+    counting.batch(outcome("a", ("flag-0", "on"), ("flag-1", "on")))
+    del flags.flags["flag-0"]
+    counting.owner = counting.load()
+    counting.batch(outcome("b", ("flag-1", "on")))
+    assert "flag-0|start-1|0|treatment" in counting.stored
+    assert "flag-1|start-1|0|treatment" not in counting.stored
+    assert counting.arms["flag-0", 0, "treatment"].outcomes == 2
+    assert counting.arms["flag-1", 0, "treatment"].outcomes == 2
+
+
+@pytest.mark.parametrize("is_reloaded", [False, True])
+def test_visits_that_are_over_leave_their_bundle(is_reloaded: bool) -> None:
+    """Ten minutes after a visit its arms get fields of their own.
+
+    What still comes late is counted on there.
+    """
+    visits = (
+        make_visit(left_at=T0 + HOUR),
+        make_visit(stage=1, entered_at=T0 + HOUR, counts_from=T0 + HOUR),
+    )
+    counting = Counting(flags_with_own_fields=0)
+    counting.directory.flags.clear()
+    counting.directory.watch(make_rollout(visits=visits))
+    counting.batch(outcome("a", ON), outcome("a", ON, at=T0 + HOUR))
+    assert "new-checkout|start-1|0|treatment" not in counting.stored
+    if is_reloaded:
+        counting.owner = counting.load()
+    counting.batch(outcome("a", ON, at=T0 + HOUR + 11 * MINUTE))
+    bundle = decode_bundle(counting.stored[bundle_field("new-checkout")])
+    assert "new-checkout|start-1|0|treatment" in counting.stored
+    assert "new-checkout|start-1|0|treatment" not in bundle
+    assert "new-checkout|start-1|1|treatment" in bundle
+    for _ in range(2):
+        counting.batch(outcome("b", ON))
+        counting.owner = counting.load()
+    assert [counting.arms["new-checkout", visit, "treatment"].outcomes for visit in (0, 1)] == [
+        3,
+        2,
+    ]
+    assert "new-checkout|start-1|0|treatment" not in decode_bundle(
+        counting.stored[bundle_field("new-checkout")]
+    )
+
+
+def test_a_rollout_that_is_over_is_written_out_of_its_bundle() -> None:
+    """The save after a drop has the bundle without it.
+
+    Nothing is deleted behind the fence's back.
+    """
+    counting = Counting(flags_with_own_fields=0)
+    counting.batch(outcome("a", ON))
+    counting.owner.totals.drop("new-checkout", "start-1")
+    changes = Changes()
+    assert list(counting.owner.totals.take_changed(changes)) != []
+    assert changes.fields[bundle_field("new-checkout")] == b"{}"
+    assert changes.garbage == []
+
+
+def test_a_rollout_that_ends_while_a_save_is_encoded_does_not_come_back() -> None:
+    """Between two slices of encoding a drop takes effect for what is still to be encoded.
+
+    And for the next save.
+    """
+    counting = Counting(flags_with_own_fields=0)
+    counting.owner.fold([make_record(0, outcome("a", ON))])
+    changes = Changes()
+    encoding = counting.owner.totals.take_changed(changes)
+    next(encoding)
+    counting.owner.totals.drop("new-checkout", "start-1")
+    for _ in encoding:
+        pass
+    assert arms_in(changes.fields) == {}
+    counting.batch()
+    assert counting.arms == {}
+
+
+def test_names_of_sets_share_fields() -> None:
+    """Thousands of flags met at once name their sets in some fields.
+
+    And give the names back after a load.
+    """
+    counting = Counting(evaluations=True, directory=directory_of(300))
+    values = [
+        evaluation_value("a", "on", time_ms=at_ms(AT), flag=f"flag-{number}")
+        for number in range(300)
+    ]
+    counting.batch(*values)
+    assert (
+        len([name for name in counting.stored if name.startswith("sets/")]) == 10
+    )  # two sets per flag
+    counting.owner = counting.load()
+    counting.batch(*values)
+    assert {arm.exposures for arm in counting.arms.values()} == {1}
+    counting.owner.totals.drop("flag-7", "start-1")
+    counting.batch()
+    assert not any(b"flag-7|" in value for value in counting.stored.values())
+
+
+# --- records of many events
+# -----------------------------------------------------------------------------------------------
+
+
+def make_packing(
+    *, evaluations: bool, directory: WatchedFlags | None = None, number: int = 0
+) -> Owner:
+    """Return the owner of a partition whose records hold an event a line."""
+    return Owner(
+        directory or make_directory(), counts_exposures=evaluations, readers=LINES, number=number
+    )
+
+
+def packed(*values: bytes) -> bytes:
+    """Return the value of a record that holds these events."""
+    return b"\n".join(values)
+
+
+def test_a_record_with_a_bad_event_is_quarantined_and_its_good_ones_count() -> None:
+    """One refusal tells of the record, which is in no other class.
+
+    What could be used in it was used.
+    """
+    owner = make_packing(evaluations=True)
+    late = evaluation_value("a", "on", time_ms=at_ms(T0 - HOUR))
+    good = evaluation_value("a", "on", time_ms=at_ms(AT))
+    unknown = evaluation_value("a", "on", time_ms=at_ms(AT), flag="other")
+    owner.fold(
+        [
+            make_record(0, packed(good, b"{", good, b"[")),
+            make_record(1, packed(late, unknown, good)),
+            make_record(2, packed(unknown, late)),
+            make_record(3, packed(unknown)),
+            make_record(4, b""),
+        ]
+    )
+    records = owner.totals.records
+    assert (records.quarantined, records.counted, records.late, records.ignored) == (1, 1, 1, 2)
+    assert records.adds_up(owner.totals.position)
+    assert [refusal.offset for refusal in owner.totals.refused] == [0]
+    stored: dict[str, bytes] = {}
+    assert owner.save(stored)
+    assert arms_in(stored)[TREATMENT] == ArmCounts(evaluations=3, exposures=1)
+
+
+@pytest.mark.parametrize("evaluations", [True, False])
+def test_a_record_is_folded_whole_or_not_at_all(evaluations: bool) -> None:
+    """A record that changes more fields than there is room for waits for the next save.
+
+    With all its events.
+    """
+    directory = WatchedFlags()
+    for number in range(60):
+        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
+    owner = make_packing(evaluations=evaluations, directory=directory)
+
+    def event(number: int) -> bytes:
+        if evaluations:
+            return evaluation_value("a", "on", time_ms=at_ms(AT), flag=f"flag-{number}")
+        return outcome("a", (f"flag-{number}", "on"))
+
+    batch = [
+        make_record(index, packed(*(event(20 * index + at) for at in range(20))))
+        for index in range(3)
+    ]
+    if evaluations:
+        taken = owner.totals.fold_evaluations(batch, LINES[0], room=60)
+    else:
+        taken = owner.totals.fold_outcomes(batch, LINES[1], room=60)
+    assert 0 < taken < 3
+    assert owner.totals.position == taken
+    assert len(owner.totals.changed) == 20 * taken
+
+
+def test_a_record_that_no_save_could_carry_is_refused() -> None:
+    """A record with more flags under rollout than one save has fields for stops nobody.
+
+    It is set aside with its reason.
+    """
+    directory = WatchedFlags()
+    count = MAX_FIELDS_PER_RECORD + 1
+    for number in range(count):
+        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
+    owner = make_packing(evaluations=False, directory=directory)
+    values = [outcome("a", (f"flag-{number}", "on")) for number in range(count)]
+    owner.fold([make_record(0, packed(*values)), make_record(1, packed(*values[:100]))])
+    assert [refusal.reason for refusal in owner.totals.refused] == [QuarantineReason.TOO_LARGE]
+    assert (owner.totals.records.quarantined, owner.totals.records.counted) == (1, 1)
+
+
+def test_packed_outcomes_without_flags_are_joined() -> None:
+    """An outcome in a record of many is joined to its context's exposures.
+
+    And waits for evaluations as a whole record.
+    """
+    directory = make_directory()
+    exposures = make_packing(evaluations=True, directory=directory)
+    exposures.fold([make_record(0, evaluation_value("a", "on", time_ms=at_ms(AT)))])
+    owner = make_packing(evaluations=False, directory=directory)
+    record = make_record(
+        0, packed(outcome("a", ON), outcome("a"), outcome("b")), timestamp_ms=at_ms(AT)
+    )
+    early = at_ms(AT) - 1
+    assert (
+        owner.totals.fold_outcomes(
+            [record], LINES[1], join=exposures.totals, joinable_until_ms=early
+        )
+        == 0
+    )
+    owner.fold([record], join=exposures.totals)
+    stored: dict[str, bytes] = {}
+    assert owner.save(stored)
+    assert arms_in(stored)[TREATMENT].outcomes == 2
+    assert stored["joins"] == b"1"
+    assert directory.unjoined == 1
+
+
+def test_contexts_in_several_partitions_are_noticed() -> None:
+    """Of packed formats, whose senders may not key by context, a sample of contexts is watched for a second partition."""
+    directory = make_directory()
+    owners = [
+        make_packing(evaluations=True, directory=directory, number=number) for number in range(2)
+    ]
+    values = [evaluation_value(f"u{number}", "on", time_ms=at_ms(AT)) for number in range(600)]
+    owners[0].fold([make_record(0, packed(*values[:300])), make_record(1, packed(*values[:300]))])
+    owners[1].fold([make_record(0, packed(*values[300:]))])
+    assert directory.scattered == 0
+    owners[1].fold([make_record(1, packed(*values[:300]))])
+    assert 0 < directory.scattered < 30
+
+
+def churn(counting: Counting, begin: int, count: int, *, flag: str = "new-checkout") -> None:
+    """Expose `count` new contexts, a save per 500."""
+    for first in range(begin, begin + count, 500):
+        counting.batch(
+            *(
+                evaluation_value(f"u{n}", "on" if n % 2 else "off", time_ms=at_ms(AT), flag=flag)
+                for n in range(first, min(first + 500, begin + count))
+            )
+        )
+        counting.owner.totals.keep_budget(4_000)
+
+
+def test_contexts_of_a_partition_are_bounded() -> None:
+    """Beyond the budget a partition gives up exactness, then new contexts of the largest flag, never memory."""
+    directory = make_directory()
+    directory.watch(make_rollout(flag_key="small"))
+    counting = Counting(evaluations=True, directory=directory)
+    churn(counting, 0, 100, flag="small")
+    churn(counting, 0, 100_000)
+    totals = counting.owner.totals
+    assert list(totals.full_flags) == ["new-checkout"]
+    held = counting.arms[TREATMENT].exposures + counting.arms[CONTROL].exposures
+    assert 4_000 < held < 100_000
+    assert totals.memberships.load < 2 * 4_000
+    before = totals.memberships.load
+    churn(counting, 100_000, 20_000)
+    assert counting.arms[TREATMENT].exposures + counting.arms[CONTROL].exposures == held
+    assert totals.memberships.load <= before
+    churn(counting, 1_000_000, 100, flag="small")  # others count on
+    assert counting.arms["small", 0, "treatment"].exposures == 100
+
+
+def test_a_flag_without_room_for_contexts_still_shows_its_errors() -> None:
+    """The budget takes no error from a flag: what fails is counted, whatever else stands still."""
+    counting = Counting()
+    failing = [
+        outcome(f"u{number}", ON, error=True, conversions=["paid"]) for number in range(3_000)
+    ]
+    for first in range(0, 3_000, 500):
+        counting.batch(*failing[first : first + 500])
+        counting.owner.totals.keep_budget(1_000)
+    assert list(counting.owner.totals.full_flags) == ["new-checkout"]
+    arm = counting.arms[TREATMENT]
+    assert (arm.errors, arm.first_errors, arm.at_risk) == (3_000, 3_000, 3_000)
+    assert arm.converted["paid"] < 3_000
+
+
+def test_the_attribution_window_is_given_up_first() -> None:
+    """Over budget the older exposures go before any membership does."""
+    counting = Counting(evaluations=True)
+    counting.batch(*(evaluation(f"u{number}", "on", AT - 5 * MINUTE) for number in range(1_000)))
+    counting.batch(*(evaluation(f"v{number}", "on", AT) for number in range(1_000)))
+    totals = counting.owner.totals
+    assert totals.recent is not None
+    assert totals.recent.entries >= 2_000
+    assert totals.keep_budget(600) == []
+    assert totals.recent.entries < 2_000
+    assert totals.full_flags == {}
+    counting.batch(evaluation("w", "on"))
+    assert counting.arms[TREATMENT].exposures == 2_001
+
+
+def test_a_hash_of_an_earlier_release_is_read() -> None:
+    """Without the fields that were added since, with the taint that became losses."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "on"))
+    stored = counting.stored
+    for name in ("last", "losses", "topic_id", "rebased"):
+        del stored[name]
+    stored["tainted_from"], stored["reported_at"] = b"1000", b"5000"
+    records = counting.load().totals.records
+    assert records.losses == [(1000, 5000)]
+    assert (records.last_ms, records.topic_id, records.rebased) == (at_ms(AT), "", 0)
+    stored["tainted_from"] = b""
+    assert counting.load().totals.records.losses == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"journal/0": b"123"},
+        {"journal/x": b""},
+        {"recent/0/0": b"1"},
+        {"recent/0": b""},
+        {"sets/0": b"{"},
+        {"sets/0": b'{"0": "no name"}'},
+        {"sets/0": b'{"0": "a|b|0|\xff"}'},
+        {"filter/0/0": b"999999999999999999 1"},
+        {"filter/0/0": b"3 1"},
+        {"filter/0/0": b""},
+        {"arms/1": b"[]"},
+        {"new-checkout|start-1|0|treatment": b"{"},
+        {"losses": b"x"},
+    ],
+    ids=str,
+)
+def test_any_damage_of_what_is_stored_is_a_broken_invariant(damage: dict[str, bytes]) -> None:
+    """Whatever stands in a hash, loading it raises one exception.
+
+    Which stops that partition alone.
+    """
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "on"))
+    counting.stored |= damage
+    with pytest.raises(BrokenInvariant, match="cannot be read"):
+        counting.load()
+
+
+def test_an_empty_chunk_holds_nothing() -> None:
+    """A field without bytes is no entry and no damage."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "on"))
+    counting.stored |= {"journal/7": b"", "recent/0/7": b""}
+    counting.owner = counting.load()
+    counting.batch(evaluation("a", "on"))
+    assert counting.arms[TREATMENT].exposures == 1

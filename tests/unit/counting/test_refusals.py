@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from structlog.testing import capture_logs
+
+from controller.adapters.memory import ManualClock
+from controller.counting.refusals import MOST_REFUSALS, RefusalBacklog
+from controller.errors import EventLogUnavailable
+from controller.health import Faults, Scope
+from schemas.envelope import RecordRefused
+from schemas.quarantine import MAX_REFUSALS, Refusal, refusal
+from schemas.terms import QuarantineReason
+
+WHY = RecordRefused(QuarantineReason.NOT_JSON, "no", "send JSON")
+
+
+def make_refusals(begin: int, count: int) -> list[Refusal]:
+    """Return refusals of one partition, from offset `begin` on."""
+    return [refusal(offset, 1, b"{", WHY) for offset in range(begin, begin + count)]
+
+
+@dataclass
+class Bench:
+    """A backlog and the quarantine behind it."""
+
+    trouble: Exception | None = None
+    published: list[tuple[str, int, list[int]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.faults = Faults(ManualClock().now)
+        self.backlog = RefusalBacklog(self.publish, self.faults, retry_seconds=0)
+
+    async def publish(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+        await asyncio.sleep(0)
+        if self.trouble is not None:
+            raise self.trouble
+        self.published.append((topic, partition, [one.offset for one in refusals]))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[RefusalBacklog]:
+        """Publish until the end of the block."""
+        task = asyncio.create_task(self.backlog.run())
+        try:
+            yield self.backlog
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def test_refusals_are_published_once_in_order_and_in_batches() -> None:
+    """What came first is published first, no more in a record than it holds."""
+    bench = Bench()
+    async with bench.running() as backlog:
+        backlog.add("e", 0, make_refusals(0, MAX_REFUSALS + 3))
+        backlog.add("o", 1, make_refusals(7, 1))
+        await backlog.flushed(5)
+    everything = list(range(MAX_REFUSALS + 3))
+    assert bench.published == [
+        ("e", 0, everything[:MAX_REFUSALS]),
+        ("e", 0, everything[MAX_REFUSALS:]),
+        ("o", 1, [7]),
+    ]
+    assert (backlog.waiting, backlog.waiting_bytes, backlog.dropped) == (0, 0, 0)
+
+
+async def test_a_save_waits_for_its_own_refusals_alone() -> None:
+    """While others keep adding, who waits is done as soon as what was there before is published."""
+    bench = Bench()
+    async with bench.running() as backlog:
+        backlog.add("e", 0, make_refusals(0, 1))
+        waiting = asyncio.create_task(backlog.flushed(60))
+        offset = 1
+        while not waiting.done():
+            assert offset < 100
+            backlog.add("o", 1, make_refusals(offset, 1))
+            offset += 1
+            await asyncio.sleep(0)
+        assert backlog.waiting > 0
+    assert bench.published[0] == ("e", 0, [0])
+
+
+async def test_nobody_waits_for_a_quarantine_that_is_known_to_be_away() -> None:
+    """After a failed try waiting ends at once; once it is back all is published."""
+    bench = Bench(trouble=EventLogUnavailable("down"))
+    async with bench.running() as backlog:
+        backlog.add("e", 0, make_refusals(0, 2))
+        await backlog.flushed(0.05)
+        async with asyncio.timeout(1):
+            await backlog.flushed(60)
+        assert bench.faults.of(Scope.DEPENDENCY, "quarantine") is not None
+        bench.trouble = None
+        while backlog.waiting:
+            await asyncio.sleep(0)
+    assert bench.published == [("e", 0, [0, 1])]
+    assert bench.faults.current == ()
+
+
+async def test_a_backlog_is_bounded_and_says_what_it_dropped() -> None:
+    """Beyond the bound the oldest are given up, with partition and offsets in the log."""
+    bench = Bench(trouble=EventLogUnavailable("down"))
+    with capture_logs() as logs:
+        async with bench.running() as backlog:
+            for lot in range(30):
+                backlog.add("e", 0, make_refusals(1000 * lot, 1000))
+            waiting = backlog.waiting
+            bench.trouble = None
+            while backlog.waiting:
+                await asyncio.sleep(0)
+    assert waiting == MOST_REFUSALS
+    assert backlog.dropped == 30_000 - MOST_REFUSALS
+    dropped = [log for log in logs if log["event"] == "refusals_dropped"]
+    assert [(log["from_offset"], log["to_offset"]) for log in dropped] == [
+        (1000 * lot, 1000 * lot + 999) for lot in range(10)
+    ]
+    offsets = [offset for _, _, some in bench.published for offset in some]
+    assert offsets == list(range(10_000, 30_000))
+
+
+@pytest.mark.parametrize("mistake", [ValueError("a bug"), KeyError("a bug")])
+async def test_a_batch_that_cannot_be_written_does_not_keep_those_behind_it(
+    mistake: Exception,
+) -> None:
+    """A mistake of ours with one batch costs that batch, after some tries."""
+    bench = Bench(trouble=mistake)
+    async with bench.running() as backlog:
+        backlog.add("e", 0, make_refusals(0, 2))
+        while not backlog.dropped:
+            await asyncio.sleep(0)
+        bench.trouble = None
+        backlog.add("e", 0, make_refusals(2, 1))
+        while backlog.waiting:
+            await asyncio.sleep(0)
+    assert bench.published == [("e", 0, [2])]
+    assert backlog.dropped == 2
+    assert bench.faults.current == ()
