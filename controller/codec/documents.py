@@ -559,7 +559,7 @@ def read_command(
         raise CommandUnreadable(refusal.reason, refusal.detail) from None
     try:
         command = _command(fields, key)
-        to_command_event(command, command.issued_at)  # whoever obeys it need not fear its plan
+        to_command_event(command)  # whoever obeys it need not fear its plan
     except (CommandRefused, CommandUnreadable):
         raise
     except Exception as error:  # the edge to what anybody may write: one record ends no other
@@ -728,10 +728,9 @@ def peek_command(
 _VERBS = frozenset(CommandVerb)
 
 
-def to_command_event(command: Command, at: datetime) -> CommandReceived:
-    """Return the command as the core's event, received `at`."""
+def to_command_event(command: Command) -> CommandReceived:
+    """Return the command as the core's event."""
     return CommandReceived(
-        at=at,
         command_id=command.id,
         verb=command.verb,
         issuer=command.issuer,

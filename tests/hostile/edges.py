@@ -246,7 +246,7 @@ def commands(material: Hostile) -> str:
     forwarded = documents.command_bytes(command)
     issued_ms = max(int(command.issued_at.timestamp() * 1000), 0)
     assert documents.read_command(forwarded, (), command.flag.encode(), issued_ms) == command
-    event_ = documents.to_command_event(command, datetime.now(UTC))
+    event_ = documents.to_command_event(command)
     _live(None, event_)
     _live(make_rollout(), event_)
     return "accepted"
@@ -267,7 +267,7 @@ def plans(material: Hostile) -> str:
     if document is None or any(finding.is_error for finding in findings):
         return "refused"
     plan = documents.to_core_plan(document)
-    start = make_command("start", at=_NOW, issued_at=_NOW, plan=plan, command_id="start-1")
+    start = make_command("start", issued_at=_NOW, plan=plan, command_id="start-1")
     _live(None, start)
     return "started"
 
@@ -277,7 +277,7 @@ def _live(rollout: Rollout | None, command: CommandReceived) -> None:
 
     Store and read it at every step.
     """
-    rollout, _ = decide(rollout, command)
+    rollout, _ = decide(rollout, command, _NOW)
     tests: SequentialTests = decode_tests(b"")
     for _ in range(_LONGEST_LIFE):
         if rollout is None:
@@ -291,10 +291,10 @@ def _live(rollout: Rollout | None, command: CommandReceived) -> None:
             evidence = make_evidence(at=at)
             look_for_harm(rollout, evidence, tests, at)
             judgement, tests = judge(rollout, evidence, tests, at)
-            rollout, _ = decide(rollout, EvidenceJudged(at, judgement))
+            rollout, _ = decide(rollout, EvidenceJudged(judgement), at)
             assert rollout is not None
         before = rollout
-        rollout, _ = decide(rollout, Ticked(at))
+        rollout, _ = decide(rollout, Ticked(), at)
         if deadline is None and rollout is before:
             return
 
@@ -329,7 +329,7 @@ def rollout_documents(material: Hostile) -> str:
         flag.evaluate("user-1", {"plan": "pro", "age": 20})
     WatchedFlags().watch(rollout)
     next_deadline(rollout)
-    decide(rollout, Ticked(_NOW))
+    decide(rollout, Ticked(), _NOW)
     return "served"
 
 

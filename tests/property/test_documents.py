@@ -349,7 +349,7 @@ def test_any_command_record_is_a_command_or_a_refusal(
     told = ""
     try:
         command = documents.read_command(value, headers, key, timestamp_ms)
-        documents.to_command_event(command, command.issued_at)
+        documents.to_command_event(command)
     except CommandRefused as refusal:
         told = f"{refusal.verb} {refusal.reason}"
     except CommandUnreadable as refusal:

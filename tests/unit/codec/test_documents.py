@@ -479,10 +479,10 @@ def test_the_plan_of_a_stored_rollout_can_be_run() -> None:
 def test_command_becomes_the_cores_event() -> None:
     """A command reaches the core with its plan in the core's units."""
     command = Command.model_validate({**FIELDS, "verb": "start", "plan": PLAN})
-    event = documents.to_command_event(command, T0)
+    event = documents.to_command_event(command)
     assert event.plan == documents.to_core_plan(PlanDocument.model_validate(PLAN))
     assert replace(event, plan=None) == make_command(
-        "start", at=T0, command_id="c-1", reason="why", issued_at=T0 - timedelta(seconds=1)
+        "start", command_id="c-1", reason="why", issued_at=T0 - timedelta(seconds=1)
     )
 
 

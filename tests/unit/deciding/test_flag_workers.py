@@ -160,9 +160,7 @@ class Cluster:
                 "", command.id, "commands", command.flag, documents.command_bytes(command, hops=1)
             )
 
-        return ReadCommand(
-            command.flag, documents.to_command_event(command, self.clock.now()), copy
-        )
+        return ReadCommand(command.flag, documents.to_command_event(command), copy)
 
     def peek(self, record: Record) -> Peeked | None:
         """Look at a record as the daemon does."""
