@@ -75,7 +75,7 @@ from controller.running.reporter import (
     why_word_is_old,
 )
 from controller.running.supervisor import Parts, Step, Supervisor
-from controller.running.visibility import Holder, Visibility, Unseen, View, Waiting, needs_watching
+from controller.running.visibility import Holder, Unseen, View, Visibility, Waiting, needs_watching
 from controller.running.watchdog import ConsumerWatchdog, StallMeter
 from controller.settings import RedisPlaneSettings, RedisSettings, Settings, open_doors
 from controller.web.app import make_app, make_ops_app

@@ -20,9 +20,9 @@ from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.running.visibility import (
     Holder,
-    Visibility,
     Unseen,
     View,
+    Visibility,
     Waiting,
     needs_watching,
     why_unwatched,
