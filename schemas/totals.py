@@ -69,9 +69,9 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ArmCounts(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """One arm's totals in one visit, of one partition. Mutable: ingest folds into it.
+    """One arm's totals in one visit, of one partition, as they are stored. Mutable.
 
-    Meanings: `core.evidence.ArmTotals`.
+    The fields are those of `schemas.counters.Counters`, which says what they mean.
     """
 
     evaluations: Count = 0

@@ -45,8 +45,8 @@ Call = Callable[[RedisConnection, RedisTotals, RedisRollouts], Awaitable[object]
 
 def rules_of(user: str) -> list[str]:
     """Return what the guide gives a Redis user, word by word, with a password of the test's."""
-    (line,) = re.findall(rf"^ACL SETUSER {user} .*$", GUIDE, flags=re.MULTILINE)
-    return shlex.split(line.replace(">PASSWORD", ">secret").replace("{*", "'{'*"))[3:]
+    lines = re.findall(rf"^ACL SETUSER {user} (.*)$", GUIDE, flags=re.MULTILINE)
+    return shlex.split(" ".join(lines).replace(">PASSWORD", ">secret").replace("{*", "'{'*"))
 
 
 async def grant(server: RedisServer, user: str, rules: list[str]) -> None:
