@@ -20,16 +20,12 @@ import structlog
 from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.file_plane import FilePlane
 from controller.adapters.http_plane.plane import HttpPlane
-from controller.adapters.kafka.event_log import (
-    KafkaEventLog,
-    KafkaPublisher,
-    cluster_id,
-    ensure_topics,
-    partition_of,
-)
+from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.shared_topic import SharedTopic, streams, topic_of
 from controller.adapters.kafka.state_feed import KafkaStateFeed
 from controller.adapters.kafka.state_topic_plane import StateTopicPlane
+from controller.adapters.kafka.topics import cluster_id, ensure_topics, partition_of
 from controller.adapters.kafka.topology import KafkaTopology
 from controller.adapters.llm.advisor import NoAdvisor, make_advisor
 from controller.adapters.redis.plane import RedisPlane
@@ -75,7 +71,7 @@ from controller.running.reporter import (
     why_word_is_old,
 )
 from controller.running.supervisor import Parts, Step, Supervisor
-from controller.running.visibility import Holder, Visibility, Unseen, View, Waiting, needs_watching
+from controller.running.visibility import Holder, Unseen, View, Visibility, Waiting, needs_watching
 from controller.running.watchdog import ConsumerWatchdog, StallMeter
 from controller.settings import RedisPlaneSettings, RedisSettings, Settings, open_doors
 from controller.web.app import make_app, make_ops_app
