@@ -20,16 +20,12 @@ import structlog
 from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.file_plane import FilePlane
 from controller.adapters.http_plane.plane import HttpPlane
-from controller.adapters.kafka.event_log import (
-    KafkaEventLog,
-    KafkaPublisher,
-    cluster_id,
-    ensure_topics,
-    partition_of,
-)
+from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.shared_topic import SharedTopic, streams, topic_of
 from controller.adapters.kafka.state_feed import KafkaStateFeed
 from controller.adapters.kafka.state_topic_plane import StateTopicPlane
+from controller.adapters.kafka.topics import cluster_id, ensure_topics, partition_of
 from controller.adapters.kafka.topology import KafkaTopology
 from controller.adapters.llm.advisor import NoAdvisor, make_advisor
 from controller.adapters.redis.claims import RedisClaims
