@@ -65,9 +65,10 @@ PAGE = Path(__file__).parents[2] / "ops" / "state-machine.md"
 
 _TEXT = """# What can happen to a flag
 
-Drawn from the code by `tests/scenarios/diagram.py`, which tries every event in every phase; a test fails when this page and
-`controller/core/machine.py` differ (`ROLLOUTD_REWRITE=1 pytest tests/scenarios` draws it anew). A hold changes no phase, so it
-has no arrow. The transcripts in `tests/scenarios/*.txt` tell whole rollouts, event by event.
+Drawn from the code by `tests/scenarios/diagram.py`, which tries every event in every phase; a test
+fails when this page and `controller/core/machine.py` differ (`ROLLOUTD_REWRITE=1 pytest
+tests/scenarios` draws it anew). A hold changes no phase, so it has no arrow. The transcripts in
+`tests/scenarios/*.txt` tell whole rollouts, event by event.
 
 ```mermaid
 {diagram}
@@ -75,8 +76,9 @@ has no arrow. The transcripts in `tests/scenarios/*.txt` tell whole rollouts, ev
 
 ## Commands
 
-What becomes of each command in each phase: where it leads, `stays` for accepted without a change of phase, `-` for rejected.
-With a stale `expected_revision` all but `pause`, `roll_back` and `abort` are rejected; in a freeze also whatever advances.
+What becomes of each command in each phase: where it leads, `stays` for accepted without a change of
+phase, `-` for rejected. With a stale `expected_revision` all but `pause`, `roll_back` and `abort`
+are rejected; in a freeze also whatever advances.
 
 {table}
 """
