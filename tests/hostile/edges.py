@@ -37,7 +37,7 @@ from controller.ports import Record
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
-from schemas.advice import parse_answer
+from schemas.advice import AdviceAnswer, parse_form
 from schemas.envelope import MAX_AHEAD_MS
 from schemas.formats import EventFormat, evaluation_reader, outcome_reader
 from schemas.terms import CommandVerb
@@ -408,7 +408,7 @@ def model_answers(material: Hostile) -> str:
         content = material.dice.choice(fences).replace("{}", content)
     try:
         with material.timed():
-            answer = parse_answer(content)
+            answer = parse_form(content, AdviceAnswer)
     except ValueError as fault:
         return _refused(fault)
     assert 0 <= answer.confidence <= 100

@@ -38,7 +38,7 @@ from controller.core.rollout import (
 )
 from controller.scorecard.cases import load_cases
 from controller.scorecard.kinds import CaseKind
-from schemas.advice import parse_answer
+from schemas.advice import AdviceAnswer, parse_form
 from schemas.terms import AdviceChoice, AdvisorMode, CommandVerb
 from tests.builders import MINUTE, T0, make_advice, make_command, make_report, make_stages
 from tests.histories import ADVISED, BREACHES, GAPS, OPEN, PASSING, PLANS, Alphabet, walk
@@ -88,7 +88,7 @@ RAW_ANSWERS: tuple[str | bytes, ...] = (
 def parsed(raw: str | bytes) -> Advice | None:
     """Return what the daemon makes of a raw answer, None for no advice."""
     try:
-        answer = parse_answer(raw)
+        answer = parse_form(raw, AdviceAnswer)
     except ValueError:
         return None
     return make_advice(answer.verdict, confidence=answer.confidence, reasons=tuple(answer.reasons))

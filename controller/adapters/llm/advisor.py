@@ -34,13 +34,13 @@ from controller.errors import AdviceUnavailableError
 from controller.ports import Clock
 from controller.settings import AdvisorSettings
 from schemas.advice import (
+    ANOMALIES_SCHEMA,
     ANSWER_SCHEMA,
     EXPLANATION_SCHEMA,
-    LOOK_SCHEMA,
     AdviceAnswer,
+    AnomaliesAnswer,
     ExplanationAnswer,
     FormT,
-    LookAnswer,
     parse_form,
 )
 from schemas.terms import AdviceChoice
@@ -148,9 +148,9 @@ class ModelAdvisor:
         prompt = look_prompt(ordered, self._looked_at)
         self._looked_at = {key: judgement for key, (_, judgement) in seen.items()}
         completion = await self.server.complete(
-            prompt, LOOK_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
+            prompt, ANOMALIES_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
         )
-        found = _read(completion, LookAnswer).unusual
+        found = _read(completion, AnomaliesAnswer).unusual
         return [
             (ordered[one.rollout - 1][0].flag_key, one.what)
             for one in found
