@@ -21,7 +21,6 @@ from tests.live import Client, DaemonProcess, Traffic, quick_plan
 #: What the issue promises, from SIGTERM to exit.
 EXIT_SECONDS = 5.0
 FLAG = "new-checkout"
-PREFIX = "stop."
 
 
 async def stop_seconds(daemon: DaemonProcess, *, again_after: float | None = None) -> float:
@@ -43,12 +42,12 @@ async def stop_seconds(daemon: DaemonProcess, *, again_after: float | None = Non
 
 @asynccontextmanager
 async def running(
-    kafka: str, redis_url: str, directory: Path, **environ: str
+    kafka: str, redis_url: str, directory: Path, prefix: str
 ) -> AsyncIterator[tuple[DaemonProcess, Client]]:
-    """A ready daemon with traffic on a started flag."""
+    """A ready daemon with a started flag."""
     async with (
-        DaemonProcess(kafka, redis_url, directory, prefix=PREFIX, **environ) as daemon,
-        Client(kafka, PREFIX) as client,
+        DaemonProcess(kafka, redis_url, directory, prefix=prefix) as daemon,
+        Client(kafka, prefix) as client,
     ):
         answer = await client.command(
             CommandVerb.START, FLAG, plan=quick_plan(FLAG), wait_seconds=40
@@ -83,10 +82,17 @@ async def test_sigterm_ends_it_in_time(
 
 @pytest.mark.parametrize("frozen", ["broker", "redis", "both"])
 async def test_sigterm_with_frozen_dependencies(
-    own_kafka: LocalKafka, own_redis: RedisServer, tmp_path: Path, frozen: str
+    own_kafka: LocalKafka,
+    own_redis: RedisServer,
+    topic_prefix: str,
+    tmp_path: Path,
+    frozen: str,
 ) -> None:
     """With Kafka, Redis or both accepting connections and never answering, SIGTERM still ends it with 0 in less than 5 s."""
-    async with running(own_kafka.bootstrap, own_redis.url, tmp_path) as (daemon, client):
+    async with running(own_kafka.bootstrap, own_redis.url, tmp_path, topic_prefix) as (
+        daemon,
+        client,
+    ):
         traffic = Traffic(client, daemon, FLAG, per_second=300)
         await traffic.__aenter__()
         await asyncio.sleep(1.5)
@@ -105,14 +111,14 @@ async def test_sigterm_with_frozen_dependencies(
 
 
 async def test_sigterm_while_it_waits_for_its_surroundings(
-    own_redis: RedisServer, tmp_path: Path
+    own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
     """A daemon that never reached Kafka, because packets to it vanish, stops in time as well."""
     with socket.socket() as hole:  # takes connections and never reads
         hole.bind(("127.0.0.1", 0))
         hole.listen(64)
         port = hole.getsockname()[1]
-        daemon = DaemonProcess(f"127.0.0.1:{port}", own_redis.url, tmp_path, prefix=PREFIX)
+        daemon = DaemonProcess(f"127.0.0.1:{port}", own_redis.url, tmp_path, prefix=topic_prefix)
         daemon.spawn()
         try:
             deadline = time.monotonic() + 40
@@ -183,10 +189,13 @@ async def test_sigterm_with_open_connections(
 
 
 async def test_a_second_sigterm_does_not_wait(
-    own_kafka: LocalKafka, own_redis: RedisServer, tmp_path: Path
+    own_kafka: LocalKafka, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
     """Asked twice, it stops at once: what was not saved is counted again."""
-    async with running(own_kafka.bootstrap, own_redis.url, tmp_path) as (daemon, client):
+    async with running(own_kafka.bootstrap, own_redis.url, tmp_path, topic_prefix) as (
+        daemon,
+        client,
+    ):
         async with Traffic(client, daemon, FLAG, per_second=300):
             await asyncio.sleep(1.5)
             own_redis.pause()

@@ -14,7 +14,7 @@ from tests.hostile.edges import EDGES, RECORDS_OF, Ofrep, run
 from tests.hostile.servers import SERVERS
 from tests.hostile.siege import Siege, problems
 
-#: Cases of each edge, a batch of records being as many cases as it has records.
+#: Cases of each edge in `make test-all`. A batch of records counts as many cases as it has records.
 CASES = {
     "evaluations": 300_000,
     "outcomes": 300_000,
@@ -28,6 +28,8 @@ CASES = {
     "model answers": 100_000,
 }
 SLICES = 4
+#: `make test` runs this part of each number: 10,000 cases.
+QUICK_PART = 0.01
 
 
 def test_the_slices_are_a_million_cases() -> None:
@@ -36,13 +38,24 @@ def test_the_slices_are_a_million_cases() -> None:
     assert CASES.keys() == EDGES.keys()
 
 
+@pytest.mark.parametrize("edge", EDGES)
+def test_no_hostile_case_gets_further_than_a_refusal(edge: str) -> None:
+    """Nothing is raised, nothing stands still, and what is honest beside it is counted."""
+    cases = max(round(CASES[edge] * QUICK_PART / RECORDS_OF.get(edge, 1)), 100)
+    check(edge, cases, seed=SLICES)
+
+
+@pytest.mark.rare
 @pytest.mark.parametrize("part", range(SLICES))
 @pytest.mark.parametrize("edge", EDGES)
-def test_no_hostile_case_gets_further_than_a_refusal(edge: str, part: int) -> None:
-    """Nothing is raised, nothing stands still, and what is honest beside it is counted."""
-    report = run(
-        edge, EDGES[edge], seed=part, cases=CASES[edge] // RECORDS_OF.get(edge, 1) // SLICES
-    )
+def test_none_of_a_million_hostile_cases_gets_further(edge: str, part: int) -> None:
+    """What holds for ten thousand cases holds for a million."""
+    check(edge, CASES[edge] // RECORDS_OF.get(edge, 1) // SLICES, seed=part)
+
+
+def check(edge: str, cases: int, seed: int) -> None:
+    """Put so many cases to an edge; some must be refused and some accepted."""
+    report = run(edge, EDGES[edge], seed=seed, cases=cases)
     print(report)
     assert any("refused" in word for word in report.outcomes), (
         f"{report}: cases without a refusal have lost their teeth"

@@ -107,8 +107,8 @@ async def test_topics_are_not_made_by_accident(own_kafka: LocalKafka) -> None:
     consumer = AIOKafkaConsumer(bootstrap_servers=own_kafka.bootstrap)
     await consumer.start()
     try:
-        assert await consumer.topics() == set()
         assert not consumer.partitions_for_topic("nowhere")
+        assert "nowhere" not in await consumer.topics()
     finally:
         await consumer.stop()
 
