@@ -20,6 +20,8 @@ READY = $(if $(wildcard $(VENV)/.compiled),$(VENV)/.compiled,$(VENV)/.installed)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
+# A shell that forbids bytecode files makes every process of every test compile all sources again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help
 help: ## list the targets

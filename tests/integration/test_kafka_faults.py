@@ -152,7 +152,7 @@ async def test_a_broker_that_hangs_for_long_ends_nothing(
     await member.until(lambda: member.values == [b"before"])
     heard = member.log.heard_at((topic, 0))
     assert heard is not None
-    assert time.monotonic() - heard < 5
+    assert time.monotonic() - heard < 60
     gave_up: list[str] = []
     watchdog = ConsumerWatchdog(
         "events",
@@ -219,7 +219,7 @@ async def test_stopping_waits_for_no_start(
         assert not reading.done()
         began = time.monotonic()
         await member.log.stop()
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 15  # a start may take 20 s
         with pytest.raises(EventLogUnavailable):
             await reading
     finally:
