@@ -1,7 +1,7 @@
 """A plan as people write it, in YAML or JSON: the declared journey of one flag.
 
 Here is the form: names, types, ranges and shorthand. Whether a plan can work (stages rising,
-samples reachable) is told by `controller.plans.lint`, with line and fix.
+samples reachable) is checked by `controller.plans.lint`, with line and fix.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ class Ingest:
         self._dropped_reported = 0
         self._scattered_reported = 0
         self._logger = structlog.get_logger()
-        self.directory = WatchedFlags(settings.seen_flags_limit)
+        self.directory = WatchedFlags(settings.unknown_flags_limit)
         self.counters = IngestCounters()
 
     # - what others call -

@@ -235,9 +235,7 @@ async def test_what_cannot_be_written_holds_up_no_other_flag(fake: FakeUnleash) 
         fake.faults.append((r"POST .*/features$", TROUBLES["5xx"][0]))
         await asyncio.sleep(PERIOD_SECONDS)
         fake.faults.pop()
-        await until(
-            lambda: all(fake.percent(f"flag-{number}") == 10 for number in range(5)), 
-        )
+        await until(lambda: all(fake.percent(f"flag-{number}") == 10 for number in range(5)))
 
 
 async def test_a_refused_write_is_not_repeated_at_once(fake: FakeUnleash, console: Console) -> None:

@@ -19,6 +19,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 from aiokafka.partitioner import murmur2
 
+from controller.adapters.kafka.client import client_options, reason_of
 from controller.errors import ConfigInvalid, EventLogUnavailable, RolloutdError
 from controller.settings import KafkaSettings, TopicNames
 
@@ -73,30 +74,6 @@ _RUINOUS_POLICY = {
     "commands": "compact",
     "state": "delete",
 }
-
-
-def client_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Return what every aiokafka client of ours is given.
-
-    Where, who, and how long it may wait for an answer.
-    """
-    security = settings.security
-    options: dict[str, Any] = {
-        "bootstrap_servers": [
-            server.strip() for server in settings.bootstrap_servers.split(",") if server.strip()
-        ],
-        "client_id": settings.client_id,
-        "request_timeout_ms": round(settings.request_timeout_seconds * 1000),
-        # a new partition, or a topic made at last, is noticed within 10 s
-        "metadata_max_age_ms": 10_000,
-        "security_protocol": security.protocol,
-        "ssl_context": security.ssl_context(),
-    }
-    if security.uses_sasl and security.password is not None:
-        options["sasl_mechanism"] = security.sasl_mechanism
-        options["sasl_plain_username"] = security.username
-        options["sasl_plain_password"] = security.password.get_secret_value()
-    return options
 
 
 def partition_of(flag_key: str, partitions: int) -> int:
@@ -166,7 +143,7 @@ async def _admin(settings: KafkaSettings, doing: str) -> AsyncIterator[AIOKafkaA
         ) from error
     # aiokafka raises what it stumbles over: the surroundings' trouble all the same.
     except Exception as error:
-        why = str(error) or type(error).__name__
+        why = reason_of(error)
         raise EventLogUnavailable(f"{doing}: {settings.bootstrap_servers}: {why}") from error
     finally:
         try:
