@@ -22,7 +22,8 @@ pytestmark = pytest.mark.e2e
 ROLLOUTD = Path(sys.executable).with_name("rolloutd")
 #: Far more than the demo takes on a quiet machine.
 LONGEST_SECONDS = 280
-BY_DEFAULT = ("healthy", "errors", "srm", "silence", "advisor-objects")
+QUICK = ("healthy", "errors")
+RARE = ("srm", "silence", "advisor-objects")  # unit tests rehearse every scenario
 
 
 def processes_in(session: int) -> list[str]:
@@ -84,7 +85,10 @@ def play(scenario: str) -> tuple[list[Decision], dict[str, Any]]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.long)
+        pytest.param(
+            name,
+            marks=() if name in QUICK else pytest.mark.rare if name in RARE else pytest.mark.long,
+        )
         for name in SCENARIOS
     ],
 )

@@ -73,19 +73,21 @@ def ofrep() -> Iterator[Ofrep]:
     edge.close()
 
 
-def test_no_hostile_request_gets_further_than_an_error_answer(ofrep: Ofrep) -> None:
+@pytest.mark.parametrize("cases", [500, pytest.param(4_000, marks=pytest.mark.rare)])
+def test_no_hostile_request_gets_further_than_an_error_answer(ofrep: Ofrep, cases: int) -> None:
     """Every evaluation request is answered in OFREP's own words."""
-    report = run("ofrep", ofrep, seed=1, cases=4_000)
+    report = run("ofrep", ofrep, seed=1, cases=cases)
     assert report.outcomes["200"]
     assert report.outcomes["400"]
 
 
+@pytest.mark.parametrize("cases", [150, pytest.param(1_500, marks=pytest.mark.rare)])
 @pytest.mark.parametrize("name", SERVERS)
-def test_no_hostile_answer_gets_further_than_an_adapter(name: str) -> None:
+def test_no_hostile_answer_gets_further_than_an_adapter(name: str, cases: int) -> None:
     """What a model or a flag plane answers is used, or it is that server's own trouble."""
     edge = SERVERS[name]()
     try:
-        report = run(name, edge, seed=1, cases=1_500)
+        report = run(name, edge, seed=1, cases=cases)
     finally:
         edge.close()
     print(report)
@@ -95,11 +97,14 @@ def test_no_hostile_answer_gets_further_than_an_adapter(name: str) -> None:
 
 
 @pytest.mark.real_kafka
-async def test_a_short_siege(kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.rare)])
+async def test_a_short_siege(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path, seconds: int
+) -> None:
     """Under fire from all sides the process lives, counts what is honest exactly.
 
     And rolls back.
     """
-    figures = await Siege(kafka, redis_url, tmp_path, seed=1, prefix=topic_prefix).run(30)
+    figures = await Siege(kafka, redis_url, tmp_path, seed=1, prefix=topic_prefix).run(seconds)
     print(figures)
     assert not problems(figures, is_timed=False), str(figures)

@@ -71,7 +71,7 @@ async def produce(
         await producer.stop()
 
 
-async def read(member: KafkaEventLog, count: int, seconds: float = 30.0) -> list[bytes | None]:
+async def read(member: KafkaEventLog, count: int, seconds: float = 120.0) -> list[bytes | None]:
     """Return at least `count` values, in the order they came."""
     values: list[bytes | None] = []
     async with asyncio.timeout(seconds):
@@ -91,7 +91,7 @@ async def fetch(member: KafkaEventLog) -> Mapping[TopicPartition, Sequence[Recor
 
 
 async def until(
-    condition: Callable[[], bool], *members: KafkaEventLog, seconds: float = 40.0
+    condition: Callable[[], bool], *members: KafkaEventLog, seconds: float = 120.0
 ) -> None:
     """Let the members fetch until `condition` holds."""
     async with asyncio.timeout(seconds):
@@ -145,7 +145,7 @@ async def test_at_most_as_many_records_as_asked(
     member = make_log(settings)
     await member.start()
     total = 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while total < 400:
             count = sum(len(records) for records in (await member.fetch(30, 0.2)).values())
             assert count <= 30
@@ -376,7 +376,7 @@ async def test_an_offset_eaten_by_retention_is_handed_back_to_its_owner(
     member.on_revoked(save)
     await member.start()
     member.seek(partition, 3)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not revoked:
             assert await member.fetch(500, 0.2) == {}
     assert partition not in member.assignment
@@ -422,7 +422,7 @@ async def test_a_topic_made_anew_is_handed_back_to_its_owner(
     member.seek(partition, 0)
     await read(member, 10)
     await delete_topic(kafka, topic)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await was_created(create_topics, topic):
             await asyncio.sleep(0.2)
     await produce(kafka, topic, [b"new"] * 3)
@@ -590,7 +590,7 @@ async def test_a_look_up_that_fails_loses_no_record(
 
     monkeypatch.setattr(member, "_ask", fail_once)
     values: list[bytes | None] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(values) < 4:
             try:
                 fetched = await member.fetch(500, 0.3)
@@ -644,7 +644,7 @@ async def test_a_broken_checksum_stops_its_partition_only(
     member.seek((topic, 0), 0)
     member.seek((topic, 1), 0)
     seen: list[bytes | None] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not member.corrupt or seen != [b"first"]:
             for records in (await fetch(member)).values():
                 seen.extend(record.value for record in records)
@@ -670,7 +670,7 @@ async def test_a_second_process_with_the_same_member_id_is_named(
     await newer.start()
 
     async def duel() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 await asyncio.gather(fetch(older), fetch(newer))
 

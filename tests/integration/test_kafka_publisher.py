@@ -64,7 +64,7 @@ async def read_all(bootstrap: str, topic: str) -> list[tuple[int, bytes | None, 
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         found: list[tuple[int, bytes | None, bytes | None]] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(found) < sum(ends.values()):
                 for records in (await consumer.getmany(timeout_ms=200)).values():
                     found += [(record.partition, record.key, record.value) for record in records]
@@ -118,7 +118,7 @@ async def test_a_missing_topic_fails_in_time_and_holds_up_no_other(
         b"decisions 3",
     ]
     await create_topics(settings.topic("alerts"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await publisher.publish(batch)
@@ -193,7 +193,7 @@ async def test_a_silent_broker_costs_the_deadline_and_nothing_arrives_late(
     await publisher.stop()
     assert time.monotonic() - started < 20  # the deadline is 0.5 s
     own_kafka.resume()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await publisher.publish([entry(4)])
@@ -226,7 +226,7 @@ async def test_a_broker_restart_is_survived(
     with pytest.raises(EventLogUnavailable):
         await publisher.publish([entry(2)])
     await asyncio.to_thread(own_kafka.start)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await publisher.publish([entry(2), entry(3)])
