@@ -22,13 +22,13 @@ from zoneinfo import ZoneInfo
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from controller.core.metrics import kind_of
 from controller.core.plan import FreezeWindow
 from controller.core.serving import EARLIER_SUFFIX
 from controller.core.timeline import frozen_until
 from controller.errors import ConfigInvalid
 from schemas.fields import format_duration
 from schemas.plan import (
-    SMALLEST_LIMIT,
     SMALLEST_MARGIN,
     AdvisorDocument,
     Comparison,
@@ -469,46 +469,26 @@ def _limits(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
 
 def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
     """Limit and margins: there, and of a size that can be meant."""
-    is_share = not guardrail.metric.startswith("latency")
+    kind = kind_of(guardrail.metric)
     if guardrail.limit is None and guardrail.compare is None:
         yield _error(
             at,
             f"{guardrail.metric} has neither limit nor compare",
             "add one, as in `limit: 1%` or `compare: {margin: 10%}`",
         )
-    if guardrail.limit is not None and guardrail.metric == "latency":
-        yield _error(
-            (*at, "limit"),
-            "latency as a whole has no absolute limit",
-            "name a quantile, as in `latency_p99 < 200ms`",
-        )
-    elif guardrail.limit is not None and is_share and not SMALLEST_LIMIT <= guardrail.limit < 1:
-        yield _error(
-            (*at, "limit"),
-            f"a limit of {guardrail.limit:g} means {guardrail.limit * 100:g} %",
-            "write a share, as in 1% or 0.01",
-        )
-    elif guardrail.limit is not None and not is_share and guardrail.limit < SMALLEST_LIMIT:
-        yield _error(
-            (*at, "limit"),
-            f"a limit of {guardrail.limit:g} ms is always exceeded",
-            "write a latency, as in 200ms",
-        )
+    if guardrail.limit is not None and (fault := kind.limit_fault(guardrail.limit)) is not None:
+        yield _error((*at, "limit"), fault.message, fault.fix)
     if guardrail.compare is None:
         return
     in_points = guardrail.compare.in_points
-    if in_points and guardrail.metric != "error_rate":
-        # Conversions come late: what a look compares is how many of those exposed so far convert
-        # now, not the final share.
+    if in_points and not kind.takes_points:
         yield _error(
             (*at, "compare"),
             f"{guardrail.metric} is not compared in percentage points",
             "write the margin as in 10%",
         )
         return
-    # Tolerating that nearly all conversions go away is no comparison, and its ratio of rates
-    # nearly infinite.
-    highest = 0.999 if guardrail.metric.startswith("conversion:") else 1.0 if in_points else 10.0
+    highest = 1.0 if in_points else kind.largest_margin
     for name in ("margin", "gate_margin"):
         margin = getattr(guardrail.compare, name)
         if margin is not None and not SMALLEST_MARGIN <= margin < highest:
