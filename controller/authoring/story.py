@@ -73,7 +73,7 @@ class Explanation:
     guess: Draft[ExplanationAnswer]
 
 
-async def explain(
+async def explain_rollout(
     model: Model | None, rollout: Rollout, decisions: Sequence[Decision]
 ) -> Explanation:
     """Return what happened to the rollout and why, as far as its decisions tell."""

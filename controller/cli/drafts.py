@@ -263,13 +263,13 @@ def explain(
     topic_prefix: PrefixOption = None,
 ) -> None:
     """Tell what happened to a flag's rollout, on what evidence, its likely cause and what to look at next."""
-    from controller.authoring.story import explain as tell
+    from controller.authoring.story import explain_rollout
 
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
 
     rollout, decisions = perform(_story_of(kafka, check_flag(flag)))
-    told = perform(_asking(settings, lambda who: tell(who, rollout, decisions)))
+    told = perform(_asking(settings, lambda who: explain_rollout(who, rollout, decisions)))
     guess = told.guess
     if is_json:
         document = {

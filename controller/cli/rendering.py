@@ -485,7 +485,7 @@ def finding_document(finding: Finding, source: str) -> Mapping[str, Any]:
         "line": finding.line,
         "column": finding.column,
         "severity": "error" if finding.is_error else "warning",
-        "at": list(finding.at),
+        "path": list(finding.path),
         "message": finding.message,
         "fix": finding.fix,
     }

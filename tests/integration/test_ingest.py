@@ -13,7 +13,8 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
-from controller.adapters.kafka.event_log import KafkaEventLog, ensure_topics
+from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.kafka.topics import ensure_topics
 from controller.adapters.kafka.topology import KafkaTopology
 from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.totals import RedisTotals

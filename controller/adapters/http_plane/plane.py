@@ -119,7 +119,7 @@ class HttpPlane:
         if not self._template.reads:
             return self._believed(memory, rollout)
         now = self._clock.monotonic()
-        if memory.seen is not None and now - memory.seen_at < self._settings.look_every_seconds:
+        if memory.seen is not None and now - memory.seen_at < self._settings.check_interval_seconds:
             if memory.seen.difference is None and memory.percent == decided:
                 return memory.seen
             if memory.seen.edited_by is not None:

@@ -29,13 +29,13 @@ from controller.ports import Clock
 from controller.settings import AdvisorSettings
 from controller.text import printable
 from schemas.advice import (
+    ANOMALIES_SCHEMA,
     ANSWER_SCHEMA,
     EXPLANATION_SCHEMA,
-    LOOK_SCHEMA,
     AdviceAnswer,
+    AnomaliesAnswer,
     ExplanationAnswer,
     FormT,
-    LookAnswer,
     parse_form,
 )
 from schemas.terms import AdviceChoice
@@ -143,11 +143,11 @@ class ModelAdvisor:
         prompt = look_prompt(ordered, self._previous)
         self._previous = {key: judgement for key, (_, judgement) in seen.items()}
         completion = await self.server.complete(
-            prompt, LOOK_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
+            prompt, ANOMALIES_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
         )
         return [
             (ordered[one.rollout - 1][0].flag_key, one.what)
-            for one in _read(completion, LookAnswer).unusual
+            for one in _read(completion, AnomaliesAnswer).unusual
             if one.rollout <= len(ordered)
         ]
 

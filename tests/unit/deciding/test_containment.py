@@ -1097,6 +1097,36 @@ async def test_answers_that_kafka_does_not_take_keep_no_roll_back_waiting(
 
 
 @in_virtual_time
+@pytest.mark.parametrize("limit", ["REFUSALS_LIMIT", "REFUSALS_BYTES"])
+async def test_refusals_that_wait_are_bounded_and_keep_no_frames(
+    monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """A flood that Kafka is slow to answer costs what waits, by number and bytes, and no frames."""
+    unreadable = json.dumps({"filler": "x" * 1000}).encode()
+    most = 60 if limit == "REFUSALS_LIMIT" else 60 * len(unreadable)
+    monkeypatch.setattr(workers_module, limit, most)
+    cluster = Cluster()
+    async with cluster.replica() as replica:
+        handed: list[Any] = []
+
+        async def refuse(refused: Sequence[Any]) -> None:
+            handed.extend(refused)
+            await asyncio.sleep(2)
+
+        replica.workers._refuse = refuse
+        for _ in range(500):
+            cluster.broker.append(TOPIC, unreadable, key=b"nobody", partition=0)
+        await cluster.passes(1)
+        waiting = replica.workers._refusals
+        assert 60 <= len(waiting) <= 60 + workers_module.STRANGERS_AT_ONCE
+        for fault in [one.fault for one in waiting] + [fault for _, fault in handed]:
+            assert (fault.__traceback__, fault.__cause__, fault.__context__) == (None, None, None)
+        await cluster.passes(60)
+        assert len(handed) == 500
+        assert replica.workers._refusal_bytes == 0
+
+
+@in_virtual_time
 async def test_while_kafka_takes_its_time_no_refusal_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
