@@ -1,7 +1,7 @@
 """A plan as people write it, in YAML or JSON: the declared journey of one flag.
 
 Here is the form: names, types, ranges and shorthand. Whether a plan can work (stages rising,
-samples reachable) is told by `controller.plans.lint`, with line and fix.
+samples reachable) is checked by `controller.plans.lint`, with line and fix.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from schemas.fields import (
     Name,
     Number,
     PlanMoment,
-    Strict,
+    StrictModel,
     Switch,
     at_most,
     parse_duration,
@@ -64,7 +64,7 @@ Metric = Annotated[
 ]
 
 
-class VariantShare(Strict):
+class VariantShare(StrictModel):
     """One of the variants that treatment is divided among."""
 
     name: Name
@@ -107,7 +107,7 @@ def _of_bounded_size(values: Any) -> Any:
     return values
 
 
-class Variants(Strict):
+class Variants(StrictModel):
     """The flag's variants: the two arms that are compared, and what each name stands for."""
 
     treatment: Name = "on"
@@ -134,7 +134,7 @@ class Variants(Strict):
     )
 
 
-class StageDocument(Strict):
+class StageDocument(StrictModel):
     """One step of the plan."""
 
     percent: Number = Field(
@@ -192,7 +192,7 @@ SMALLEST_MARGIN = 1e-6
 LARGEST_LIMIT = 86_400_000.0
 
 
-class Comparison(Strict):
+class Comparison(StrictModel):
     """How treatment may differ from control.
 
     0.1, or `10%`, tolerates a metric that is 10 % worse than control's.
@@ -221,7 +221,7 @@ Limit = Annotated[
 Percentage = Annotated[Number, Field(json_schema_extra={"minimum": 0, "maximum": 100})]
 
 
-class GuardrailDocument(Strict):
+class GuardrailDocument(StrictModel):
     """One metric that is watched, and what a regression of it does."""
 
     metric: Metric
@@ -378,7 +378,7 @@ ClockTime = Annotated[
 ]
 
 
-class FreezeWindowDocument(Strict):
+class FreezeWindowDocument(StrictModel):
     """A recurring time in which nothing advances. It never delays a rollback."""
 
     days: list[Weekday] = Field(
@@ -492,7 +492,7 @@ def _version_range(text: str) -> str:
     return text
 
 
-class ConditionDocument(Strict):
+class ConditionDocument(StrictModel):
     """One thing that must be so of a context's attribute.
 
     A missing attribute, or one of another type, is never so.
@@ -569,7 +569,7 @@ AudienceDocument = Annotated[
 """Conditions that all must hold; or lists of such conditions, one of which must hold."""
 
 
-class AdvisorDocument(Strict):
+class AdvisorDocument(StrictModel):
     """What the language model may do at this plan's gates."""
 
     mode: AdvisorMode = AdvisorMode.CAN_HOLD
@@ -590,7 +590,7 @@ class AdvisorDocument(Strict):
     )
 
 
-class PlanDocument(Strict):
+class PlanDocument(StrictModel):
     """The declared journey of one flag."""
 
     name: Name

@@ -38,7 +38,7 @@ Histograms are JSON objects from log bucket to count; bucket `i` holds latencies
 1.02^i] ms, so `"231": 17` is 17 values of about 97 ms.
 
 Belongs here: bytes and names. Does not belong here: reading and writing them
-(`controller/adapters/redis/store.py`), and what the numbers mean (`controller/core/evidence.py`).
+(`controller/adapters/redis/totals.py`), and what the numbers mean (`controller/core/evidence.py`).
 """
 
 from __future__ import annotations

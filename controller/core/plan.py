@@ -1,7 +1,7 @@
 """The declared journey of one flag, as the core sees it: already validated, already in units.
 
 The wire form (YAML, JSON) is in `schemas/plan.py`, every check with a message for people in
-`controller/plans.py`. A running rollout keeps the plan it started with, so these values are frozen.
+`controller/plans/`. A running rollout keeps the plan it started with, so these values are frozen.
 """
 
 from __future__ import annotations

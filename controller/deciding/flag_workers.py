@@ -12,7 +12,7 @@ reported in `Faults`, and everything else goes on. What waits, and what it may c
 |---|---|---|
 | commands of flags that exist | with their worker | `FLAG_COMMANDS_LIMIT` a flag, `OPEN_COMMANDS_LIMIT` a partition |
 | all others, and those beyond it | `_Lane.strangers` | `STRANGERS_LIMIT`, `STRANGERS_BYTES` a partition |
-| refusals that Kafka has to take | `_refusals` | `REFUSALS_LIMIT`; beyond it the oldest go while Kafka is away |
+| refusals that Kafka has to take | `_refusals` | `REFUSALS_LIMIT`, `REFUSALS_BYTES`; beyond it the oldest go while Kafka is away |
 
 Commands of flags that exist go first: whoever floods the topic with others delays only them.
 """
@@ -46,6 +46,7 @@ from controller.errors import (
     CommandUnreadable,
     DocumentUnreadable,
     OperatingTrouble,
+    without_history,
 )
 from controller.health import Scope
 from controller.metrics import UNKNOWN_VERB
@@ -95,6 +96,7 @@ STRANGERS_AT_ONCE = 50
 #: Refusals that wait for Kafka. While it takes none for so long, the oldest beyond it are given up:
 #: what is refused must not keep an order that lowers from being read.
 REFUSALS_LIMIT = 20_000
+REFUSALS_BYTES = 16 * 1024 * 1024
 REFUSALS_AWAY_SECONDS = 5.0
 #: Reading a command takes about 0.1 ms: between so many the loop gets its turn.
 READ_AT_ONCE = 20
@@ -187,6 +189,16 @@ class _Refusal:
     record: Record
     fault: BadInput
 
+    def __post_init__(self) -> None:
+        # Thousands wait. The frames of a traceback keep all that was read, and are what a
+        # collection of garbage has to walk through: 200 MB and half a second for 20,000.
+        without_history(self.fault)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the record's value."""
+        return len(self.record.value or b"")
+
 
 @dataclass(slots=True)
 class _Run:
@@ -259,6 +271,7 @@ class Workers:
         self._lanes: dict[TopicPartition, _Lane] = {}
         self._waiting: Counter[str] = Counter()  # commands under way, by flag
         self._refusals: deque[_Refusal] = deque()
+        self._refusal_bytes = 0
         self._refused = asyncio.Event()
         self._refusing_since: float | None = None  # monotonic seconds of what is tried now
         self._given_up = 0  # refusals, in all
@@ -372,6 +385,7 @@ class Workers:
         self._lanes.clear()
         self._waiting.clear()
         self._refusals.clear()
+        self._refusal_bytes = 0
         self._last_seen.clear()
         self._watched.clear()
         self._unseen.clear()
@@ -766,7 +780,7 @@ class Workers:
 
         Saved, so that a repeat gets the same.
         """
-        return CommandUnusable(self._tools.clock.now(), fault.command_id, fault.verb, fault.reason)
+        return CommandUnusable(fault.command_id, fault.verb, fault.reason)
 
     def _count_refused(self, verb: CommandVerb | None) -> None:
         self._tools.metrics.commands.of(verb or UNKNOWN_VERB, CommandStatus.REJECTED).inc()
@@ -793,7 +807,7 @@ class Workers:
                 await lane.arrived.wait()
             if not lane.has_enough_strangers:
                 await self._idle.wait()
-            if len(self._refusals) >= REFUSALS_LIMIT and not self._is_refusing_in_vain:
+            if self._has_enough_refusals and not self._is_refusing_in_vain:
                 await asyncio.sleep(LOOK_AT_MOST_EVERY_SECONDS)  # Kafka takes its time
                 continue
             try:
@@ -855,7 +869,7 @@ class Workers:
         order.flag_key = command.flag_key
         if order.why_not or self._is_known(command.flag_key):
             return None
-        after, effects = decide(None, event)
+        after, effects = decide(None, event, self._tools.clock.now())
         if after is not None:
             return None
         reason = next(effect.reason for effect in effects if isinstance(effect, AnswerCommand))
@@ -878,9 +892,20 @@ class Workers:
         """
         refusal.order.record, refusal.order.is_refused = None, True
         self._refusals.append(refusal)
-        while len(self._refusals) > REFUSALS_LIMIT and self._is_refusing_in_vain:
-            self._give_up(self._refusals.popleft())
+        self._refusal_bytes += refusal.size
+        while self._has_enough_refusals and self._is_refusing_in_vain:
+            self._give_up(self._next_refusal())
         self._refused.set()
+
+    @property
+    def _has_enough_refusals(self) -> bool:
+        """True when no more may wait while Kafka takes its time."""
+        return len(self._refusals) >= REFUSALS_LIMIT or self._refusal_bytes >= REFUSALS_BYTES
+
+    def _next_refusal(self) -> _Refusal:
+        refusal = self._refusals.popleft()
+        self._refusal_bytes -= refusal.size
+        return refusal
 
     def _give_up(self, refusal: _Refusal) -> None:
         refusal.order.finish()
@@ -909,7 +934,7 @@ class Workers:
                 self._refused.clear()
                 await self._refused.wait()
             batch = [
-                self._refusals.popleft() for _ in range(min(len(self._refusals), STRANGERS_AT_ONCE))
+                self._next_refusal() for _ in range(min(len(self._refusals), STRANGERS_AT_ONCE))
             ]
             # Of a partition that went, another replica answers what is not committed.
             batch = [
@@ -924,6 +949,7 @@ class Workers:
             except OperatingTrouble as trouble:
                 self._log.warning("refusals_wait", error=str(trouble))
                 self._refusals.extendleft(reversed(batch))
+                self._refusal_bytes += sum(one.size for one in batch)
                 await asyncio.sleep(LOOK_EVERY_SECONDS)
                 continue
             self._refusing_since = None

@@ -10,7 +10,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition as KafkaPartition
 
-from controller.adapters.kafka.event_log import KafkaPublisher, partition_of
+from controller.adapters.kafka.publisher import KafkaPublisher
+from controller.adapters.kafka.topics import partition_of
 from controller.errors import EventLogUnavailable
 from controller.ports import OutboxEntry
 from controller.settings import KafkaSettings
@@ -275,7 +276,7 @@ async def test_raw_records_and_tombstones(
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic("quarantine"))
     publisher = make_publisher(settings)
-    await publisher.publish_raw("quarantine", b"\xff\x00", b"\x00\x01")
+    await publisher.publish_many([("quarantine", b"\xff\x00", b"\x00\x01")])
     await publisher.publish_many([("quarantine", None, b"no key"), ("quarantine", b"k", None)])
     found = sorted(
         (key or b"", value or b"")

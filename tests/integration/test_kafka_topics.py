@@ -12,13 +12,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import InvalidTimestampError
 
-from controller.adapters.kafka.event_log import (
-    KafkaEventLog,
-    KafkaPublisher,
-    cluster_id,
-    ensure_topics,
-    partition_of,
-)
+from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.kafka.publisher import KafkaPublisher
+from controller.adapters.kafka.topics import cluster_id, ensure_topics, partition_of
 from controller.errors import ConfigInvalid, EventLogUnavailable
 from controller.settings import KafkaSettings, TopicNames
 from tests.brokers import LocalKafka, MockKafka

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
-from controller.adapters.kafka.event_log import ensure_topics
+from controller.adapters.kafka.topics import ensure_topics
 from controller.adapters.kafka.topology import KafkaTopology
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope

@@ -109,8 +109,12 @@ def test_lint_for_machines_is_one_document(plan_file: Path) -> None:
     assert code == EXIT_REJECTED
     assert (document["file"], document["is_usable"]) == (str(plan_file), False)
     first = document["findings"][0]
-    assert list(first) == ["file", "line", "column", "severity", "at", "message", "fix"]
-    assert (first["line"], first["severity"], first["at"]) == (6, "error", ["stages", 1, "percent"])
+    assert list(first) == ["file", "line", "column", "severity", "path", "message", "fix"]
+    assert (first["line"], first["severity"], first["path"]) == (
+        6,
+        "error",
+        ["stages", 1, "percent"],
+    )
 
 
 def test_a_plan_can_come_from_standard_input() -> None:

@@ -18,7 +18,8 @@ import structlog
 
 from controller.adapters.memory import MemoryRollouts
 from controller.bootstrap import Daemon
-from controller.codec import documents
+from controller.codec.command_records import read_command
+from controller.codec.commands import command_event
 from controller.core.rollout import Baking, RaiseAlert, RolledBack, Rollout
 from controller.deciding import flag_workers as workers_module
 from controller.deciding.flag_worker import FlagWorker
@@ -1096,6 +1097,36 @@ async def test_answers_that_kafka_does_not_take_keep_no_roll_back_waiting(
 
 
 @in_virtual_time
+@pytest.mark.parametrize("limit", ["REFUSALS_LIMIT", "REFUSALS_BYTES"])
+async def test_refusals_that_wait_are_bounded_and_keep_no_frames(
+    monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """A flood that Kafka is slow to answer costs what waits, by number and bytes, and no frames."""
+    unreadable = json.dumps({"filler": "x" * 1000}).encode()
+    most = 60 if limit == "REFUSALS_LIMIT" else 60 * len(unreadable)
+    monkeypatch.setattr(workers_module, limit, most)
+    cluster = Cluster()
+    async with cluster.replica() as replica:
+        handed: list[Any] = []
+
+        async def refuse(refused: Sequence[Any]) -> None:
+            handed.extend(refused)
+            await asyncio.sleep(2)
+
+        replica.workers._refuse = refuse
+        for _ in range(500):
+            cluster.broker.append(TOPIC, unreadable, key=b"nobody", partition=0)
+        await cluster.passes(1)
+        waiting = replica.workers._refusals
+        assert 60 <= len(waiting) <= 60 + workers_module.STRANGERS_AT_ONCE
+        for fault in [one.fault for one in waiting] + [fault for _, fault in handed]:
+            assert (fault.__traceback__, fault.__cause__, fault.__context__) == (None, None, None)
+        await cluster.passes(60)
+        assert len(handed) == 500
+        assert replica.workers._refusal_bytes == 0
+
+
+@in_virtual_time
 async def test_while_kafka_takes_its_time_no_refusal_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -1165,8 +1196,8 @@ async def test_an_operator_with_a_slow_clock_is_obeyed() -> None:
     async with cluster.replica():
         cluster.order("start", flag)
         await cluster.passes(30)
-        command = documents.command_bytes(
-            documents.read_command(
+        command = command_event(
+            read_command(
                 json.dumps({"verb": "roll_back", "issuer": "ada", "id": "late"}).encode(),
                 (),
                 flag.encode(),

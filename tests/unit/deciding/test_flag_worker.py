@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.adapters.memory import MemoryAdvisor, MemoryPublisher, MemoryRollouts
-from controller.codec import documents
+from controller.codec.outbox import outbox_entry
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
 from controller.core.judging.judgement import Advice, Explanation
 from controller.core.plan import AdvisorPolicy, Plan
@@ -89,7 +89,7 @@ class World:
             "advisor": self.advisor,
             "clock": self.clock,
             "metrics": self.metrics,
-            "encode": documents.encode,
+            "encode": outbox_entry,
             "on_transition": self.transitions.append,
             "newest_known": lambda _: self.newest,
             "faults": self.faults,
@@ -172,7 +172,7 @@ def order(
 ) -> Any:
     """Return a command issued so long after `T0`."""
     at = T0 + after
-    return make_command(verb, command_id=command_id, **{"at": at, "issued_at": at, **overrides})
+    return make_command(verb, command_id=command_id, **{"issued_at": at, **overrides})
 
 
 async def look(world: World, worker: FlagWorker, *, errors: int = 10) -> None:
@@ -1015,7 +1015,7 @@ async def test_approval_is_asked_after_advice() -> None:
         await worker.submit(
             make_command(
                 CommandVerb.APPROVE,
-                at=now,
+                issued_at=now,
                 command_id="approve-1",
                 expected_revision=rollout.revision,
             )

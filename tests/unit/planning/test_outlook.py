@@ -24,7 +24,7 @@ def told(
 ) -> list[tuple[tuple[str | int, ...], str]]:
     """Return place and words of each warning."""
     seen = outlook(plan, make_traffic(contexts_per_second, error_rate=error_rate), T0)
-    return [(finding.at, f"{finding.message}; {finding.fix}") for finding in seen.findings]
+    return [(finding.path, f"{finding.message}; {finding.fix}") for finding in seen.findings]
 
 
 def test_a_plan_that_works_is_not_warned_of() -> None:
