@@ -315,7 +315,7 @@ def status_document(one: Situation, state: Event) -> Event:
         "flag": one.rollout.flag_key,
         "at": one.now.isoformat(),
         "safe_to_advance": answer.value.replace(" ", "_"),
-        "why": why,
+        "reason": why,
         "waits_for": one.waits_for,
         "hold": one.hold,
         "frozen": one.frozen,
@@ -330,7 +330,7 @@ def status_document(one: Situation, state: Event) -> Event:
         else one.judged_by.advice.model_dump(mode="json"),
         "advice_agreement": None
         if one.advice_agreement is None
-        else dict(zip(("agreed", "of"), one.advice_agreement, strict=True)),
+        else dict(zip(("agreed", "gates"), one.advice_agreement, strict=True)),
     }
 
 

@@ -245,7 +245,7 @@ def _scenario_document(scenario: Scenario) -> dict[str, Any]:
 
 def _part(part: Part) -> dict[str, float]:
     low, high = part.interval
-    return {"count": part.count, "of": part.of, "share": part.share, "low": low, "high": high}
+    return {"count": part.count, "total": part.of, "share": part.share, "low": low, "high": high}
 
 
 def _spread(values: Spread | None) -> dict[str, float] | None:
