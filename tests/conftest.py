@@ -57,14 +57,12 @@ GIVEN_KAFKA_VARIABLE = "ROLLOUTD_TEST_KAFKA"
 # "quick" is for `make test` and for single tests, "thorough" for `make check` and `make test-all`. CI
 # must get the same result for the same commit twice, so its examples are fixed: "ci-quick" and "ci".
 # No example has a deadline: a busy machine would miss it.
-for _name, _examples in {"quick": 50, "thorough": 300, "ci-quick": 50, "ci": 100}.items():
-    settings.register_profile(
-        _name,
-        deadline=None,
-        max_examples=_examples,
-        suppress_health_check=[HealthCheck.too_slow],
-        **({"derandomize": True, "database": None} if _name.startswith("ci") else {}),
-    )
+_no_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_fixed_examples = settings(_no_deadline, derandomize=True, database=None)
+settings.register_profile("quick", _no_deadline, max_examples=50)
+settings.register_profile("thorough", _no_deadline, max_examples=300)
+settings.register_profile("ci-quick", _fixed_examples, max_examples=50)
+settings.register_profile("ci", _fixed_examples, max_examples=100)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 CreateTopics = Callable[..., Awaitable[None]]
