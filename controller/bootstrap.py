@@ -739,7 +739,7 @@ class Daemon:
         source = (record.value, record.headers, record.key, record.timestamp)
         try:
             command = read_command(*source, now)
-            event = to_command_received(command, now)
+            event = to_command_received(command)
         except BadInput:
             raise
         except Exception as mistake:  # ours: refused by the command, and nothing else is touched

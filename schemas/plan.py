@@ -23,7 +23,7 @@ from schemas.fields import (
     Name,
     Number,
     PlanMoment,
-    Strict,
+    StrictModel,
     Switch,
     at_most,
     parse_duration,
@@ -80,7 +80,7 @@ Metric = Annotated[
 ]
 
 
-class VariantShare(Strict):
+class VariantShare(StrictModel):
     """One of the variants that treatment is divided among."""
 
     name: Name
@@ -123,7 +123,7 @@ def _of_bounded_size(values: Any) -> Any:
     return values
 
 
-class Variants(Strict):
+class Variants(StrictModel):
     """The flag's variants: the two arms that are compared, and what each name stands for."""
 
     treatment: Name = "on"
@@ -150,7 +150,7 @@ class Variants(Strict):
     )
 
 
-class StageDocument(Strict):
+class StageDocument(StrictModel):
     """One step of the plan."""
 
     percent: Number = Field(
@@ -209,7 +209,7 @@ LARGEST_LIMIT = 86_400_000.0
 SMALLEST_LIMIT = 1e-6
 
 
-class Comparison(Strict):
+class Comparison(StrictModel):
     """How treatment may differ from control.
 
     0.1, or `10%`, tolerates a metric that is 10 % worse than control's.
@@ -238,7 +238,7 @@ Limit = Annotated[
 Percentage = Annotated[Number, Field(json_schema_extra={"minimum": 0, "maximum": 100})]
 
 
-class GuardrailDocument(Strict):
+class GuardrailDocument(StrictModel):
     """One metric that is watched, and what a regression of it does."""
 
     metric: Metric
@@ -395,7 +395,7 @@ ClockTime = Annotated[
 ]
 
 
-class FreezeWindowDocument(Strict):
+class FreezeWindowDocument(StrictModel):
     """A recurring time in which nothing advances. It never delays a rollback."""
 
     days: list[Weekday] = Field(
@@ -509,7 +509,7 @@ def _version_range(text: str) -> str:
     return text
 
 
-class ConditionDocument(Strict):
+class ConditionDocument(StrictModel):
     """One thing that must be so of a context's attribute.
 
     A missing attribute, or one of another type, is never so.
@@ -586,7 +586,7 @@ AudienceDocument = Annotated[
 """Conditions that all must hold; or lists of such conditions, one of which must hold."""
 
 
-class AdvisorDocument(Strict):
+class AdvisorDocument(StrictModel):
     """What the language model may do at this plan's gates."""
 
     mode: AdvisorMode = AdvisorMode.CAN_HOLD
@@ -607,7 +607,7 @@ class AdvisorDocument(Strict):
     )
 
 
-class PlanDocument(Strict):
+class PlanDocument(StrictModel):
     """The declared journey of one flag."""
 
     name: Name

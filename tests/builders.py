@@ -111,15 +111,13 @@ def make_rollout(**overrides: Any) -> Rollout:
 
 
 def make_command(verb: CommandVerb | str = CommandVerb.PAUSE, **overrides: Any) -> CommandReceived:
-    """Return a command that was issued and received a second after `T0`."""
-    at = overrides.pop("at", T0 + timedelta(seconds=1))
+    """Return a command that was issued a second after `T0`."""
     fields: dict[str, Any] = {
-        "at": at,
         "command_id": "command-1",
         "verb": CommandVerb(verb),
         "issuer": "ada",
         "reason": "because",
-        "issued_at": at,
+        "issued_at": T0 + timedelta(seconds=1),
     }
     return CommandReceived(**{**fields, **overrides})
 

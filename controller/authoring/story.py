@@ -25,6 +25,7 @@ from controller.adapters.llm.prompts import (
 from controller.authoring.drafting import Draft, Model, draft
 from controller.core.judging.judgement import ArmSummary, Harm, Judgement, MetricReport
 from controller.core.rollout import Rollout
+from controller.text import printable
 from schemas.advice import EXPLANATION_SCHEMA, ExplanationAnswer, parse_form
 from schemas.decision import Decision, JudgementRecord
 from schemas.terms import DecisionKind, HealthGap, Verdict
@@ -72,7 +73,7 @@ class Explanation:
     guess: Draft[ExplanationAnswer]
 
 
-async def explain(
+async def explain_rollout(
     model: Model | None, rollout: Rollout, decisions: Sequence[Decision]
 ) -> Explanation:
     """Return what happened to the rollout and why, as far as its decisions tell."""
@@ -253,7 +254,7 @@ def _words(kind: DecisionKind) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    line = "".join(char if char.isprintable() else " " for char in text)
+    line = printable(text)
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
@@ -262,5 +263,5 @@ def _markdown(text: str) -> str:
 
     Nothing in it becomes a link, tag or image.
     """
-    line = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
+    line = printable(" ".join(text.split()))
     return "".join(f"\\{char}" if char in "\\`*_[]<>#!|~&" else char for char in line)

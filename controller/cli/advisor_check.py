@@ -35,6 +35,7 @@ from controller.scorecard.kinds import CaseKind
 from controller.scorecard.report import Asked, percent, render, seconds, to_document
 from controller.scorecard.scoring import Answer, Score, put_cases, score
 from controller.settings import AdvisorSettings
+from controller.text import one_line
 
 T = TypeVar("T")
 
@@ -275,6 +276,6 @@ def _show_score(asked: Asked, answers: Sequence[Answer], figures: Score) -> None
     console.print(table)
     reasons = {answer.why_none for answer in answers if answer.why_none}
     for reason in sorted(reasons)[:3]:
-        console.print(f"no advice: {rendering.printable(reason)}", soft_wrap=True)
+        console.print(f"no advice: {one_line(reason)}", soft_wrap=True)
     mode, why = figures.suits
     console.print(f"these figures support advisor.mode: {mode} ({why})", soft_wrap=True)

@@ -130,10 +130,8 @@ class _Virtual:
         self._is_warm = False
         self._judgement: Judgement | None = None
         self._run = Run("given_up", "still undecided after ten years", starts_at, starts_at, 0)
-        order = CommandReceived(
-            starts_at, "start-1", CommandVerb.START, _ISSUER, "", starts_at, plan=plan
-        )
-        started, _ = decide(None, order)
+        order = CommandReceived("start-1", CommandVerb.START, _ISSUER, "", starts_at, plan=plan)
+        started, _ = decide(None, order, starts_at)
         assert started is not None
         self._rollout: Rollout = started
         self._run.path.append((timedelta(0), started.percent))
@@ -148,7 +146,7 @@ class _Virtual:
             if self._rollout.stage_index is not None:
                 self._draw()
             if deadline is not None and deadline <= self._at:
-                self._handle(Ticked(self._at))
+                self._handle(Ticked())
             if self._rollout.stage_index is not None:
                 self._look()
         return self._finished()
@@ -248,12 +246,12 @@ class _Virtual:
         judgement, self._tests = judge(self._rollout, evidence, self._tests, at)
         self._judgement = judgement
         self._is_warm = any(metric.e_value >= WARM_E_VALUE for metric in judgement.metrics)
-        self._handle(EvidenceJudged(at, judgement))
+        self._handle(EvidenceJudged(judgement))
 
     def _handle(self, event: Event) -> None:
         """Decide, and be the model and the people that it asks."""
         before = self._rollout
-        after, effects = decide(before, event)
+        after, effects = decide(before, event, self._at)
         assert after is not None
         self._rollout = after
         if after.percent != before.percent:
@@ -264,15 +262,14 @@ class _Virtual:
         )
         for effect in effects:
             if isinstance(effect, AskAdvice) and judgement is not None:
-                self._handle(AdviceReceived(self._at, effect.gate_id, effect.round, _PROCEED))
-                self._handle(EvidenceJudged(self._at, judgement))
+                self._handle(AdviceReceived(effect.gate_id, effect.round, _PROCEED))
+                self._handle(EvidenceJudged(judgement))
         if isinstance(self._rollout.phase, AwaitingApproval) and not isinstance(
             before.phase, AwaitingApproval
         ):
             revision = self._rollout.revision
             self._handle(
                 CommandReceived(
-                    self._at,
                     f"approve-{revision}",
                     CommandVerb.APPROVE,
                     _ISSUER,

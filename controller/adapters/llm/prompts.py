@@ -29,7 +29,7 @@ from controller.core.judging.judgement import Advice, ArmSummary, Judgement, Met
 from controller.core.plan import Plan, Stage
 from controller.core.rollout import AskAdvice, Rollout, Visit
 from controller.core.serving import decided_share
-from schemas.advice import ANSWER_SCHEMA, EXPLANATION_SCHEMA, LOOK_SCHEMA
+from schemas.advice import ANOMALIES_SCHEMA, ANSWER_SCHEMA, EXPLANATION_SCHEMA
 from schemas.terms import Arm, Verdict
 
 GATE_VERSION = "gate-v1"
@@ -166,7 +166,7 @@ def look_prompt(
         )
         nearest = _nearest_to_alarm(judgement.metrics, MAX_METRICS_IN_A_LOOK)
         lines += [f"  {_metric(report)}{_before(known.get(report.metric))}" for report in nearest]
-    return fill(LOOK_VERSION, LOOK_SCHEMA, rollouts="\n".join(lines))
+    return fill(LOOK_VERSION, ANOMALIES_SCHEMA, rollouts="\n".join(lines))
 
 
 def _before(report: MetricReport | None) -> str:
