@@ -3,7 +3,7 @@
 One decision at a time, saved before anything is done about it.
 
 Which flags run here, and where their events come from, is `workers.py`. What is decided is
-`core/machine.py`.
+`core/machine/`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Is it healthy enough to judge, is treatment worse, is it shown not worse, and why.
 
 Pure: what is remembered between two looks goes in and comes out as `SequentialTests`. What a verdict
-leads to, together with advice and people, is decided in `machine.py`. Formulas are in `analysis/`,
+leads to, together with advice and people, is decided in `machine/`. Formulas are in `analysis/`,
 budgets and vetoes in `analysis/questions.py`.
 """
 
@@ -78,7 +78,7 @@ def judge(
         raise ValueError(
             f"rollout {rollout.rollout_id} of {rollout.flag_key} has not entered a stage yet"
         )
-    index = len(rollout.visits) - 1
+    index = rollout.visit_index
     visit, totals = rollout.visits[index], evidence.visits.get(index, VisitTotals())
     plan = rollout.plan
     stage = plan.stages[visit.stage]
@@ -168,7 +168,7 @@ def look_for_harm(
     `judge` with that state and the same evidence says the rest, and changes no test.
     """
     visit = rollout.visits[-1]
-    totals = evidence.visits.get(len(rollout.visits) - 1, VisitTotals())
+    totals = evidence.visits.get(rollout.visit_index, VisitTotals())
     tests, _ = take_evidence(
         rollout, evidence, {arm: Spread(totals.arm(arm)) for arm in Arm}, tests, at
     )

@@ -35,6 +35,7 @@ from controller.core.rollout import (
     Scheduled,
     Ticked,
     Transition,
+    Waiting,
 )
 from schemas.terms import CommandVerb, DecisionKind, HoldReason, PhaseName
 
@@ -58,10 +59,9 @@ def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
         case (_, EvidenceJudged(new)) if (gap := obstacles.urgent_gap(rollout, new)) is not None:
             return gate_flow.act_on_gap(rollout, gap, new, now)
         # Time. Evidence that comes before the tick of a deadline does not slip past it.
-        case (
-            Scheduled() | Baking() | Gating() | AwaitingApproval(),
-            Ticked() | EvidenceJudged(),
-        ) if is_expired(rollout, now):
+        case (phase, Ticked() | EvidenceJudged()) if isinstance(phase, Waiting) and is_expired(
+            rollout, now
+        ):
             cause = Cause("the plan has expired; its owner decides")
             return transitions.pause(rollout, HoldReason.EXPIRED, cause, now)
         case (Scheduled(start_at=due), Ticked()) if now >= due and not is_frozen(rollout, now):

@@ -7,6 +7,7 @@ and when, is decided by those who call this.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -35,6 +36,8 @@ from controller.core.rollout import (
 )
 from schemas.terms import AlertKind, CommandVerb, DecisionKind, HoldReason
 
+_OFF: Mapping[str, object] = {"percent": 0.0, "hold": None, "freeze": None}
+
 
 def _next_revision(rollout: Rollout, now: datetime, **changes: object) -> Rollout:
     """Return the rollout one revision on. It closes the last visit of a rollout that has ended."""
@@ -57,7 +60,6 @@ def _announced(
 
 
 # --- up
-# --------------------------------------------------------------------------------------------------
 
 
 def start(
@@ -95,9 +97,10 @@ def enter(
 
 
 def _entered(rollout: Rollout, stage_index: int, now: datetime, *, pause: bool = False) -> Rollout:
-    """Return the rollout in a stage; `pause` keeps a paused rollout paused, for its old reason."""
+    """Return the rollout in a stage; `pause` keeps a paused one paused, for the same reason."""
     stage = rollout.plan.stages[stage_index]
     counts_from = now + stage.settle
+    visit = Visit(stage_index, stage.percent, now, counts_from)
     baking = Baking(stage_index, counts_from + stage.bake)
     held = rollout.phase if pause and isinstance(rollout.phase, Paused) else None
     return _next_revision(
@@ -105,10 +108,7 @@ def _entered(rollout: Rollout, stage_index: int, now: datetime, *, pause: bool =
         now,
         phase=baking if held is None else Paused(now, held.reason, baking),
         percent=stage.percent,
-        visits=(
-            *_closed(rollout.visits, now),
-            Visit(stage_index, stage.percent, now, counts_from),
-        ),
+        visits=(*_closed(rollout.visits, now), visit),
         hold=None if held is None else rollout.hold,
     )
 
@@ -120,7 +120,9 @@ def advance(rollout: Rollout, cause: Cause, now: datetime) -> Transition:
         kind = DecisionKind.START if rollout.stage_index is None else DecisionKind.ADVANCE
         moved = enter(rollout, following, kind, cause, now)
     else:
-        moved = _complete(rollout, cause, now)
+        after = _next_revision(rollout, now, phase=Completed(now), hold=None, freeze=None)
+        alert = announcements.completed(after, cause)
+        moved = _announced(rollout, after, DecisionKind.COMPLETE, cause, alert)
     if cause.command is None or cause.command.verb is CommandVerb.APPROVE:
         return moved
     return _past_gate(moved, cause.command)
@@ -130,40 +132,28 @@ def enter_last(rollout: Rollout, cause: Cause, now: datetime) -> Transition:
     """Enter the last stage, whatever gates lie before it. Its own limits stay armed."""
     assert cause.command is not None
     last = len(rollout.plan.stages) - 1
-    moved = enter(rollout, last, DecisionKind.ADVANCE, cause, now)
-    return _past_gate(moved, cause.command)
-
-
-def _complete(rollout: Rollout, cause: Cause, now: datetime) -> Transition:
-    after = _next_revision(rollout, now, phase=Completed(now), hold=None, freeze=None)
-    alert = announcements.completed(after, cause)
-    return _announced(rollout, after, DecisionKind.COMPLETE, cause, alert)
+    return _past_gate(enter(rollout, last, DecisionKind.ADVANCE, cause, now), cause.command)
 
 
 def _past_gate(moved: Transition, command: CommandReceived) -> Transition:
     assert moved.after is not None
     alert = announcements.moved_past_gate(moved.after, command)
-    return Transition(moved.after, (*moved.effects, alert))
+    return moved._replace(effects=(*moved.effects, alert))
 
 
 # --- down
-# --------------------------------------------------------------------------------------------------
 
 
 def roll_back(rollout: Rollout, cause: Cause, now: datetime) -> Transition:
     """Serve 0 %, because of a fault. Final."""
-    after = _next_revision(
-        rollout, now, phase=RolledBack(now, cause.reason), percent=0.0, hold=None, freeze=None
-    )
+    after = _next_revision(rollout, now, phase=RolledBack(now, cause.reason), **_OFF)
     alert = announcements.rolled_back(rollout, after, cause)
     return _announced(rollout, after, DecisionKind.ROLL_BACK, cause, alert)
 
 
 def abort(rollout: Rollout, cause: Cause, now: datetime) -> Transition:
     """Serve 0 %, because an operator decided so. Final."""
-    after = _next_revision(
-        rollout, now, phase=Aborted(now, cause.reason), percent=0.0, hold=None, freeze=None
-    )
+    after = _next_revision(rollout, now, phase=Aborted(now, cause.reason), **_OFF)
     return _announced(rollout, after, DecisionKind.ABORT, cause)
 
 
@@ -176,7 +166,6 @@ def step_back(rollout: Rollout, cause: Cause, now: datetime) -> Transition:
 
 
 # --- neither up nor down
-# --------------------------------------------------------------------------------------------------
 
 
 def open_gate(rollout: Rollout, stage: int, now: datetime, hold: HoldReason | None) -> Rollout:
@@ -189,7 +178,7 @@ def open_gate(rollout: Rollout, stage: int, now: datetime, hold: HoldReason | No
 def set_advice(rollout: Rollout, gate: Gating, advice: AdviceRound | None) -> Rollout:
     """Return the rollout with another state of the question to the model.
 
-    That is no transition: the revision stays, since nobody outside can see a difference.
+    The revision stays, since nobody outside can see a difference.
     """
     return replace(rollout, phase=replace(gate, advice=advice))
 
@@ -222,11 +211,7 @@ def pause(
     now: datetime,
     alert: AlertKind = AlertKind.PAUSED,
 ) -> Transition:
-    """Stop here. The percentage stays, guardrails stay armed.
-
-    A rollout that is paused already keeps the time its pause began, and gets the graver reason:
-    whoever resumes it must know.
-    """
+    """Stop here. A pause that lasts already keeps its beginning and gets the new reason."""
     phase = rollout.phase
     assert not isinstance(phase, Ended)
     since, held = (phase.since, phase.held) if isinstance(phase, Paused) else (now, phase)
@@ -243,8 +228,7 @@ def resume(rollout: Rollout, phase: Waiting, cause: Cause, now: datetime) -> Tra
 
 def freeze(rollout: Rollout, command: CommandReceived, cause: Cause, now: datetime) -> Transition:
     """Let nothing advance until `unfreeze`."""
-    freeze = Freeze(now, command.issuer, command.reason)
-    after = _next_revision(rollout, now, freeze=freeze)
+    after = _next_revision(rollout, now, freeze=Freeze(now, command.issuer, command.reason))
     return _announced(rollout, after, DecisionKind.HOLD, cause)
 
 
