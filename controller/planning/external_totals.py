@@ -28,8 +28,9 @@ from math import floor, log
 from typing import NamedTuple
 
 from controller.core.analysis import sample_ratio
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import ArmTotals, Evidence, Histogram, VisitTotals
-from controller.core.judging.gate import HarmSignal, SequentialTests, judge, look_for_harm
+from controller.core.judging.gate import HarmSignal, check_harm, judge
 from controller.core.judging.judgement import Judgement
 from controller.core.plan import Guardrail, Plan, Stage
 from controller.core.rollout import Baking, Rollout, Visit
@@ -231,7 +232,7 @@ def look(
     totals = VisitTotals(dealt[Arm.TREATMENT].totals(), dealt[Arm.CONTROL].totals())
     at = _BEGAN + looks * LOOK
     evidence = Evidence(at, {len(stream.rollout.visits) - 1: totals}, (), 0)
-    seen, tests = look_for_harm(stream.rollout, evidence, stream.tests, at)
+    seen, tests = check_harm(stream.rollout, evidence, stream.tests, at)
     judgement = None
     if any(harm.is_possible for harm in seen):
         judgement, tests = judge(stream.rollout, evidence, tests, at)
