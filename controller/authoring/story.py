@@ -23,7 +23,9 @@ from controller.adapters.llm.prompts import (
     quoted,
 )
 from controller.authoring.drafting import Draft, Model, draft
-from controller.core.judging.judgement import ArmSummary, Harm, Judgement, MetricReport
+from controller.core.judging.judgement import Harm, Judgement, MetricReport
+from controller.core.metrics import kind_to_show
+from controller.core.metrics.kind import ArmSummary
 from controller.core.rollout import Rollout
 from controller.text import printable
 from schemas.advice import EXPLANATION_SCHEMA, ExplanationAnswer, parse_form
@@ -127,12 +129,7 @@ def by_rule(
         else [metric for metric in evidence.metrics if metric.harm is Verdict.FAIL]
     )
     for metric in failing:
-        where = (
-            "traces of slow requests"
-            if metric.metric.startswith("latency")
-            else "logs and traces of failed requests"
-        )
-        where = "the journey to it" if metric.metric.startswith("conversion:") else where
+        where = kind_to_show(metric.metric).where_to_search
         steps.append(
             f"compare {where} with treatment and control, beginning at {subject.at:%H:%M} "
             f"UTC ({metric.metric})"

@@ -87,13 +87,15 @@ def lines_of(body: dict[str, Any]) -> list[Text]:
             continue
         style = "bold red" if part.get("required") else "yellow"
         since = _time_of(part.get("since"))
-        lines.append(Text(f"{label} {one_line(str(part.get('why_not')))}{since}", style))
-    hopeless = [f"only a restart helps: {one_line(str(why))}" for why in body.get("trouble") or ()]
+        lines.append(Text(f"{label} {one_line(str(part.get('reason')))}{since}", style))
+    hopeless = [
+        f"only a restart helps: {one_line(str(why))}" for why in body.get("fatal_errors") or ()
+    ]
     lines += [Text(line, "bold red") for line in hopeless]
     for fault in body.get("faults") or ():
         if isinstance(fault, dict):
             lines += _fault_lines(fault)
-    if more := body.get("more_faults"):
+    if more := body.get("omitted_faults"):
         lines.append(Text(f"and {one_line(str(more))} more faults that were not kept"))
     return lines
 
@@ -110,9 +112,9 @@ def _verdict(body: dict[str, Any]) -> Text:
 
 
 def _fault_lines(fault: dict[str, Any]) -> list[Text]:
-    times = fault.get("times")
+    times = fault.get("count")
     often = f", {times} times" if isinstance(times, int) and times > 1 else ""
-    what = one_line(f"{fault.get('scope')} {fault.get('name')}: {fault.get('why')}")
+    what = one_line(f"{fault.get('scope')} {fault.get('name')}: {fault.get('reason')}")
     lines = [Text(f"FAULT {what}{_time_of(fault.get('since'))}{often}", "bold red")]
     if fault.get("fix"):
         lines.append(Text(f"      fix: {one_line(str(fault['fix']))}"))

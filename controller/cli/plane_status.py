@@ -48,6 +48,6 @@ def plane_line(plane: dict[str, Any]) -> Text:
     since = str(plane.get("since") or "")[11:19]
     return Text(
         f"{name}: NOT CONVERGED{f' since {since} UTC' if since else ''}: "
-        f"{one_line(str(plane.get('why')))}",
+        f"{one_line(str(plane.get('reason')))}",
         "bold red",
     )

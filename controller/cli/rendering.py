@@ -19,6 +19,7 @@ from rich.text import Text
 
 from controller.cli.operator_client import Event, as_alert, as_decision, as_rollout
 from controller.cli.situation import Safe, Situation, about, clock, ended_words, moment
+from controller.core.metrics import kind_to_show
 from controller.core.rollout import Rollout
 from controller.plans import Finding
 from controller.text import one_line
@@ -302,11 +303,9 @@ def _estimate(metric: MetricRecord, arm: Arm) -> str:
     measured = metric.arms.get(arm)
     if measured is None or measured.estimate is None:
         return "–"
-    return (
-        f"{measured.estimate:,.0f} ms"
-        if metric.metric.startswith("latency")
-        else f"{100 * measured.estimate:.3g} %"
-    )
+    if kind_to_show(metric.metric).is_share:
+        return f"{100 * measured.estimate:.3g} %"
+    return f"{measured.estimate:,.0f} ms"
 
 
 def status_document(one: Situation, state: Event) -> Event:
@@ -316,7 +315,7 @@ def status_document(one: Situation, state: Event) -> Event:
         "flag": one.rollout.flag_key,
         "at": one.now.isoformat(),
         "safe_to_advance": answer.value.replace(" ", "_"),
-        "why": why,
+        "reason": why,
         "waits_for": one.waits_for,
         "hold": one.hold,
         "frozen": one.frozen,
@@ -331,7 +330,7 @@ def status_document(one: Situation, state: Event) -> Event:
         else one.judged_by.advice.model_dump(mode="json"),
         "advice_agreement": None
         if one.advice_agreement is None
-        else dict(zip(("agreed", "of"), one.advice_agreement, strict=True)),
+        else dict(zip(("agreed", "gates"), one.advice_agreement, strict=True)),
     }
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from itertools import combinations
 
+from controller.core.metrics import kind_of
 from controller.plans.finding import Finding, error, percent_words
 from controller.yaml_places import Path
-from schemas.plan import SMALLEST_LIMIT, SMALLEST_MARGIN, GuardrailDocument, PlanDocument
+from schemas.plan import SMALLEST_MARGIN, GuardrailDocument, PlanDocument
 from schemas.terms import MetricRole
 
 
@@ -78,46 +79,26 @@ def impossible_bounds(document: PlanDocument, _: datetime | None) -> Iterator[Fi
 
 def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
     """Find what is wrong with the limit and the margins of one guardrail."""
-    is_share = not guardrail.metric.startswith("latency")
+    kind = kind_of(guardrail.metric)
     if guardrail.limit is None and guardrail.compare is None:
         yield error(
             at,
             f"{guardrail.metric} has neither limit nor compare",
             "add one, as in `limit: 1%` or `compare: {margin: 10%}`",
         )
-    if guardrail.limit is not None and guardrail.metric == "latency":
-        yield error(
-            (*at, "limit"),
-            "latency as a whole has no absolute limit",
-            "name a quantile, as in `latency_p99 < 200ms`",
-        )
-    elif guardrail.limit is not None and is_share and not SMALLEST_LIMIT <= guardrail.limit < 1:
-        yield error(
-            (*at, "limit"),
-            f"a limit of {guardrail.limit:g} means {guardrail.limit * 100:g} %",
-            "write a share, as in 1% or 0.01",
-        )
-    elif guardrail.limit is not None and not is_share and guardrail.limit < SMALLEST_LIMIT:
-        yield error(
-            (*at, "limit"),
-            f"a limit of {guardrail.limit:g} ms is always exceeded",
-            "write a latency, as in 200ms",
-        )
+    if guardrail.limit is not None and (fault := kind.limit_fault(guardrail.limit)) is not None:
+        yield error((*at, "limit"), fault.message, fault.fix)
     if guardrail.compare is None:
         return
     in_points = guardrail.compare.in_points
-    if in_points and guardrail.metric != "error_rate":
-        # Conversions come late. A check compares how many of the contexts exposed so far have
-        # converted by now, which is not the final share.
+    if in_points and not kind.takes_points:
         yield error(
             (*at, "compare"),
             f"{guardrail.metric} is not compared in percentage points",
             "write the margin as in 10%",
         )
         return
-    # A margin that tolerates the loss of nearly all conversions compares nothing, and its ratio
-    # of rates would be nearly infinite.
-    highest = 0.999 if guardrail.metric.startswith("conversion:") else 1.0 if in_points else 10.0
+    highest = 1.0 if in_points else kind.largest_margin
     for name in ("margin", "gate_margin"):
         margin = getattr(guardrail.compare, name)
         if margin is not None and not SMALLEST_MARGIN <= margin < highest:

@@ -37,7 +37,8 @@ from controller.errors import CommandRefused, CommandUnreadable, ConfigInvalid, 
 from controller.plans import lint, load_plan
 from schemas.advice import AdviceAnswer, parse_form
 from schemas.fields import LONGEST, format_duration, parse_duration
-from schemas.plan import LARGEST_LIMIT, METRICS, PlanDocument
+from schemas.metric_names import METRICS
+from schemas.plan import LARGEST_LIMIT, PlanDocument
 from schemas.terms import (
     AdviceChoice,
     AdvisorMode,

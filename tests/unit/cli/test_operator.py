@@ -169,7 +169,7 @@ def test_lint_tells_how_alpha_is_spent(plan_file: Path) -> None:
     _, out, _ = run("plan", "lint", "--json", str(plan_file))
     told = json.loads(out)
     assert sum(one["alpha"] for one in told["alpha"]["guardrails"]) == pytest.approx(0.01)
-    assert told["simulated"] is None
+    assert told["simulation"] is None
 
 
 def test_lint_warns_of_a_gate_that_cannot_decide_with_its_line(plan_file: Path) -> None:
@@ -190,7 +190,7 @@ def test_lint_warns_of_a_gate_that_cannot_decide_with_its_line(plan_file: Path) 
     plan_file.write_text(plan_file.read_text() + "traffic: 7200\n")
     _, out, _ = run("plan", "lint", "--json", str(plan_file))
     told = json.loads(out)
-    assert told["simulated"]["rollouts"] > 0
+    assert told["simulation"]["rollouts"] > 0
     assert any("unlikely to decide" in finding["message"] for finding in told["findings"])
 
 
