@@ -306,7 +306,7 @@ async def test_a_topic_made_again_is_counted_on(group: Group, kafka: str, is_run
     await admin.delete_topics([topic])
     await admin.close()
     await create_topics_at(kafka, topic, partitions=PARTITIONS)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while group.topology.topic_id("outcomes") in (None, before):
             await asyncio.sleep(0.1)
     new = [outcome_value(f"v{n}", time_ms=AT_MS, flags=flags, error=True) for n in range(500)]
