@@ -130,8 +130,7 @@ def test_outcomes_that_come_again_are_repeated_outcomes() -> None:
     (gap,) = look_at(VisitTotals(make_arm(1000, 5, checked=200, repeated=40), control)).gaps
     assert gap.kind is HealthGap.REPEATED_OUTCOMES
     assert gap.detail.startswith(
-        "20 % of treatment's outcomes had come before, byte for byte (40 of 200 that were "
-        "checked)"
+        "20 % of treatment's outcomes had come before, byte for byte (40 of 200 that were checked)"
     )
     both = VisitTotals(
         make_arm(1000, 5, checked=200, repeated=40), make_arm(9000, 45, checked=2000, repeated=1000)
