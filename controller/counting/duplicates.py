@@ -9,7 +9,7 @@ others or across a restart, and those of contexts that nobody looks at: what is 
 part of what there is, and never what is not there.
 
 Belongs here: the memory. Does not belong here: which outcomes are looked at (`counting.py`) and
-what it means (`core/judging/gate.py`).
+what it means (`core/judging/gaps.py`).
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from controller.adapters.kafka.topology import KafkaTopology
 from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.totals import RedisTotals
 from controller.clock import SystemClock
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import Evidence
-from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.gate import judge
 from controller.counting.contexts import digest_of
 from controller.counting.duplicates import NOT_LOOKED_AT
 from controller.counting.ingest import Ingest
