@@ -747,7 +747,7 @@ def copy_of_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
 def test_the_bug_is_found(bug: Bug, copy_of_source: Path) -> None:
-    """The named tests fail on the planted bug, by a failed assertion and not because the source cannot be imported."""
+    """The named tests fail on the planted bug by an assertion, not by an import error."""
     path = copy_of_source / bug.file
     source = path.read_text()
     assert source.count(bug.good) == 1, f"{bug.file} has changed: {bug.good!r} is not in it once"
