@@ -287,7 +287,8 @@ BUGS = (
         MACHINE,
         "return _reopen_round(rollout, gate, now), ()",
         'return _advance(rollout, now, "restarted", gate=gate)',
-        f"{HISTORIES}::test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
+        f"{HISTORIES}::"
+        "test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
     ),
     Bug(
         "a gate skips a stage",
@@ -295,7 +296,8 @@ BUGS = (
         "following = 0 if rollout.stage_index is None else rollout.stage_index + 1",
         "following = 0 if rollout.stage_index is None else rollout.stage_index + (1 if "
         "command else 2)",
-        f"{HISTORIES}::test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
+        f"{HISTORIES}::"
+        "test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
     ),
     # I3
     Bug(

@@ -323,9 +323,9 @@ async def test_a_crash_between_decision_and_write_is_no_edit(
     await console.create(flag_key)
     await plane.serve(decided(flag_key, 25))
     for undo in ("off", "lower"):
-        if (
-            undo == "off"
-        ):  # as if it had ended between adding and switching on: the switch is older than the strategy's mark
+        # As if it had ended between adding and switching on: the switch is older than the
+        # strategy's mark.
+        if undo == "off":
             await plane.serve(rolled_back(flag_key, 2))
         successor = UnleashPlane(make_settings(url), SystemClock())
         rollout = decided(flag_key, 50, 3 if undo == "off" else 4, rollout_id="start-2")
