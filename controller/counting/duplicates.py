@@ -19,7 +19,7 @@ from controller.ports import Record
 # : Every outcome is looked at of the contexts whose digest has none of these bits, one of 64. All
 # others cost one test; and a : context's outcomes are looked at all or none, so that what is sent
 # again meets its first copy.
-NOT_LOOKED_AT = 63
+NOT_SAMPLED = 63
 
 REMEMBERED = 4096
 """Records that are remembered at least, twice as many at most, about 0.5 MB a partition. As one of 64 they stand for some

@@ -38,6 +38,7 @@ from typing import Any
 import structlog
 
 from controller.core.rollout import Rollout
+from controller.counting.counted_flags import Changes
 from controller.counting.owned_partition import (
     TRIES,
     OwnedPartition,
@@ -54,7 +55,6 @@ from controller.counting.pair_order import (
     failure_of,
 )
 from controller.counting.partition_totals import (
-    Changes,
     PartitionTotals,
     ReadEvaluations,
     ReadOutcomes,
@@ -208,7 +208,7 @@ class Ingest:
         watched = self.directory.watch(rollout, self._now_ms())
         if watched is not None:
             for owned in self._owned.values():
-                owned.totals.take(watched)
+                owned.totals.flags.apply(watched)
 
     async def stop(self) -> None:
         """Let `run` save what was folded, under one deadline, and return once it has ended.
@@ -395,7 +395,7 @@ class Ingest:
         owned.pending = []
         if owned.is_faulty:
             self._faults.clear(Scope.PARTITION, owned.name, reporter=_COUNTING)
-        owned.totals.close()
+        owned.totals.flags.close()
         owned.end_trial()
         if self._owned.get(owned.partition) is owned:
             del self._owned[owned.partition]
@@ -611,7 +611,7 @@ class Ingest:
         owned.loaded = None
         owned.pending = []
         owned.unsaved_since = None
-        owned.totals.close()
+        owned.totals.flags.close()
         owned.totals = self._fresh_totals(owned.partition)
         self._start(self._load(owned, after_seconds), f"load:{owned.key}")
 
@@ -678,7 +678,7 @@ class Ingest:
         self._given_back_at = now
         for watched in self.directory.end(self._now_ms()):
             for owned in self._owned.values():
-                owned.totals.drop(watched.flag_key, watched.rollout_id)
+                owned.totals.flags.drop(watched.flag_key, watched.rollout_id)
             self._faults.clear(Scope.FLAG, watched.flag_key, reporter=_BUDGET)
             self._logger.info(
                 "totals_freed", flag_key=watched.flag_key, rollout_id=watched.rollout_id
@@ -830,17 +830,17 @@ class Ingest:
         now = self._clock.monotonic()
         if now - owned.swept_at >= _SWEEP_SECONDS:
             owned.swept_at = now
-            totals.drop_superseded()
+            totals.flags.drop_superseded()
             if totals.position >= (self._end_of(owned) or 0):
-                totals.expire_exposures(self._now_ms() - _EXPOSURES_KEPT_MS)
-        for flag_key in totals.keep_budget(self._settings.max_contexts_per_partition):
+                totals.flags.expire_exposures(self._now_ms() - _EXPOSURES_KEPT_MS)
+        for flag_key in totals.flags.keep_budget(self._settings.max_contexts_per_partition):
             why = (
                 f"its contexts fill {owned.name}: new ones are no longer recorded there, "
                 "and its exposures and conversions stand still"
             )
             self._faults.report(Scope.FLAG, flag_key, why, _OVER_BUDGET, reporter=_BUDGET)
         changes = Changes()
-        steps = totals.take_changed(changes)
+        steps = totals.drain_changes(changes)
         while True:
             began = self._clock.monotonic()
             is_done = next(steps, True)

@@ -216,7 +216,7 @@ class OwnedPartition:
     def end_trial(self) -> None:
         """Let go of what records were tried on."""
         if self.trial is not None:
-            self.trial.close()
+            self.trial.flags.close()
             self.trial = None
 
     def set_failures_behind(self, offset: int) -> None:
@@ -233,7 +233,7 @@ class OwnedPartition:
     def has_changed(self) -> bool:
         """Whether there is something to save."""
         totals = self.totals
-        return totals.position != self.saved or totals.has_changed or self.is_rebased
+        return totals.position != self.saved or totals.flags.has_changed or self.is_rebased
 
 
 class PartitionPair:

@@ -42,7 +42,7 @@ _LEAST_ROOM = 200  # fields; with less a save comes first, in place of ever smal
 _FIELDS_PER_EVALUATION = 2
 # so many more at a time: rarely, for what else exists at that moment is never looked at again
 # either
-_FROZEN_LANES = 500
+_FROZEN_COUNTERS = 500
 # : Refused records that wait for a save at most, of one partition: 2.5 MB. With fewer a flood of
 # poison would save more often : than good traffic does, and each save costs as much as a thousand
 # records.
@@ -83,7 +83,7 @@ class PairOrder:
         self._read_outcomes = read_outcomes
         self.has_packed = isinstance(read_evaluations, Packed) or isinstance(read_outcomes, Packed)
         self._slice = min(FOLDED_AT_ONCE, settings.fetch_max_records)
-        self._unfrozen_lanes = 0
+        self._unfrozen_counters = 0
         self._now_ms = 0
         self.longest_seconds = 0.0  # that one call kept the loop to itself
 
@@ -95,22 +95,22 @@ class PairOrder:
         for owned in pair.owned():
             owned.totals.set_time(self._now_ms)
         is_careful = any(owned.is_careful for owned in pair.owned())
-        opened = sum(owned.totals.opened_lanes for owned in pair.owned())
+        opened = sum(owned.totals.flags.arms.opened for owned in pair.owned())
         with _no_collection():
             while folded < FOLDED_AT_ONCE:
                 step = self._fold_outcomes(pair, now) + self._fold_evaluations(pair, now)
                 folded += step
                 if step == 0 or self.has_packed or (is_careful and folded >= _TRIED_AT_ONCE):
                     break
-            self._unfrozen_lanes += (
-                sum(owned.totals.opened_lanes for owned in pair.owned()) - opened
+            self._unfrozen_counters += (
+                sum(owned.totals.flags.arms.opened for owned in pair.owned()) - opened
             )
-            if self._unfrozen_lanes >= _FROZEN_LANES:
+            if self._unfrozen_counters >= _FROZEN_COUNTERS:
                 # What is made for a flag lives as long as its partition is ours
-                # (`PartitionTotals.close`). Of 10,000 flags it is two million objects, and a
+                # (`CountedFlags.close`). Of 10,000 flags it is two million objects, and a
                 # collection that looked at them would hold the loop up for a second.
                 gc.freeze()
-                self._unfrozen_lanes = 0
+                self._unfrozen_counters = 0
         if folded:
             self.longest_seconds = max(self.longest_seconds, self._clock.monotonic() - began)
         return folded
@@ -134,7 +134,7 @@ class PairOrder:
             return 0
         if owned.counted_from < owned.save_at <= totals.position:
             return 0
-        room = MAX_FIELDS_PER_SAVE - _SPARE_FIELDS - totals.changed_fields
+        room = MAX_FIELDS_PER_SAVE - _SPARE_FIELDS - totals.flags.changed_fields
         return room if room >= _LEAST_ROOM else 0
 
     def _fold_outcomes(self, pair: PartitionPair, now: float) -> int:
@@ -257,7 +257,7 @@ class PairOrder:
             owned.end_trial()
             owned.trial = empty
         else:
-            empty.close()
+            empty.flags.close()
         return why
 
     def _at_hand(
@@ -286,7 +286,7 @@ class PairOrder:
             return inf
         if owned.state is not PartitionState.READY:
             return inf if now - owned.delivered_at >= self._pacing.join_patience_seconds else -inf
-        ahead = 0 if owned.totals.joins else self._settings.attribution_window_ms // 3
+        ahead = 0 if owned.totals.flags.joins else self._settings.attribution_window_ms // 3
         if owned.pending:
             return owned.pending[0].timestamp + ahead
         end = self._log.end_offset(owned.partition)

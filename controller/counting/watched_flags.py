@@ -150,7 +150,7 @@ class WatchedFlags:
             self.over[watched.flag_key] = watched.revision
         return over
 
-    def sight(self, of_evaluations: bool, digest: int, partition: int) -> None:
+    def record_place(self, of_evaluations: bool, digest: int, partition: int) -> None:
         """Notice a context that appears in more than one partition.
 
         It would be counted once in each.
@@ -166,7 +166,7 @@ class WatchedFlags:
             self.homes.clear()
         self.homes[of_evaluations, digest] = partition
 
-    def unknown(self, flag_key: str) -> None:
+    def count_unknown(self, flag_key: str) -> None:
         """Count a flag without a rollout; one whose rollout ended is no surprise."""
         if flag_key in self.over:
             return

@@ -27,7 +27,8 @@ from controller.core.judging.gate import SequentialTests, decode_tests, judge, l
 from controller.core.machine import decide, next_deadline
 from controller.core.rollout import CommandReceived, EvidenceJudged, Rollout, Ticked
 from controller.core.serving import percent_to_serve
-from controller.counting.partition_totals import Changes, PartitionTotals
+from controller.counting.counted_flags import Changes
+from controller.counting.partition_totals import PartitionTotals
 from controller.counting.watched_flags import WatchedFlags
 from controller.errors import BadInput, BrokenInvariant, DocumentUnreadable
 from controller.health import Health
@@ -168,7 +169,7 @@ def _counted(
             progress
         )
         changes = Changes()
-        for _ in totals.take_changed(changes):
+        for _ in totals.drain_changes(changes):
             pass
         stored = changes.fields | encode_progress(progress)
         again = _totals(_directory(now), counts_exposures=evaluations)
@@ -352,7 +353,7 @@ def stored_totals(material: Hostile) -> str:
         now_ms=now_ms,
     )
     changes = Changes()
-    for _ in totals.take_changed(changes):
+    for _ in totals.drain_changes(changes):
         pass
     stored = {
         "next": b"1",
