@@ -77,7 +77,7 @@ from controller.running.reporter import (
 from controller.running.supervisor import Parts, Step, Supervisor
 from controller.running.visibility import Holder, Unseen, View, Visibility, Waiting, needs_watching
 from controller.running.watchdog import ConsumerWatchdog, StallMeter
-from controller.settings import RedisPlaneSettings, RedisSettings, Settings, open_doors
+from controller.settings import RedisPlaneSettings, RedisSettings, Settings, insecure_connections
 from controller.web.app import make_app, make_ops_app
 from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
@@ -279,7 +279,7 @@ class Daemon:
         self._explainer = (
             None if commentator is None else Explainer(commentator, self._metrics, self._comment)
         )
-        look_seconds = settings.advisor.look_every_seconds
+        look_seconds = settings.advisor.anomaly_check_interval_seconds
         self._lookout = (
             None
             if look_seconds is None
@@ -335,7 +335,7 @@ class Daemon:
 
         Return the exit code.
         """
-        for warning in open_doors(self._settings):
+        for warning in insecure_connections(self._settings):
             self._log.warning("open_door", warning=warning)
         if self._ops_http is not None:  # first of all: what can be asked must not wait for anything
             await self._ops_http.start()
@@ -739,7 +739,7 @@ class Daemon:
         source = (record.value, record.headers, record.key, record.timestamp)
         try:
             command = read_command(*source, now)
-            event = to_command_received(command, now)
+            event = to_command_received(command)
         except BadInput:
             raise
         except Exception as mistake:  # ours: refused by the command, and nothing else is touched

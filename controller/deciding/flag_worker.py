@@ -24,7 +24,7 @@ import structlog
 from controller.core.advice_outcome import agrees, is_outcome
 from controller.core.evidence import Evidence
 from controller.core.future_times import AHEAD_AT_MOST_SECONDS, healed, seconds_ahead
-from controller.core.invariants import Transition, Violation, raises_exposure, violations
+from controller.core.invariants import Step, Violation, raises_exposure, violations
 from controller.core.judging.gate import (
     SequentialTests,
     decode_tests,
@@ -231,9 +231,7 @@ class FlagWorker:
         It is kept as the command's answer: whoever reads the command again gives the same.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        refusal = CommandUnusable(
-            command.at, command.command_id, command.verb, why, digest_of(command)
-        )
+        refusal = CommandUnusable(command.command_id, command.verb, why, digest_of(command))
         self._refusals.append((refusal, done))
         self._wake.set()
         return done
@@ -287,7 +285,7 @@ class FlagWorker:
             await self._load()
             self._tools.faults.clear(Scope.FLAG, self.flag_key, reporter=START_UP)
             await self._heal()
-            await self._handle(Restarted(self._now()))
+            await self._handle(Restarted())
             while True:
                 event, done = await self._next()
                 try:
@@ -337,7 +335,7 @@ class FlagWorker:
             wait = self._seconds_to_deadline()
             if wait is not None and wait <= 0:
                 self._ticked_at = self._tools.clock.monotonic()
-                return Ticked(self._now()), None
+                return Ticked(), None
             if self._refusals:
                 return self._refusals.popleft()
             try:
@@ -377,7 +375,7 @@ class FlagWorker:
                 return effects
             await self._load()
             if any(isinstance(effect, AskAdvice) for effect in effects):
-                event = Restarted(now)  # saved perhaps, and asked by nobody: the next look asks
+                event = Restarted()  # saved perhaps, and asked by nobody: the next look asks
 
     def _decide(
         self, event: Event | NewTotals, bond: Bond | None, now: datetime
@@ -396,15 +394,15 @@ class FlagWorker:
             judgement, tests = self._judge(self.rollout, event.evidence, now)
             if judgement is None:
                 return self.rollout, (), tests
-            decided = EvidenceJudged(now, judgement)
+            decided = EvidenceJudged(judgement)
         else:
-            decided = replace(event, at=now)
+            decided = event
         if bond is not None and bond.refusal:
             return self.rollout, (self._rejected(decided, bond.refusal, bond),), tests
-        after, effects = decide(self.rollout, decided)
+        after, effects = decide(self.rollout, decided, now)
         if (why := self._why_not_raise(after)) is not None:
             after, effects, tests = self._stay(decided, judgement, why, now)
-        found = self._broken_rules(Transition(self.rollout, decided, after, effects), now)
+        found = self._broken_rules(Step(self.rollout, decided, now, after, effects))
         if any(one.forbids for one in found):
             why = f"the controller would break its own rule {found[0].rule}: {found[0].why}"
             after, tests = self.rollout, self._tests
@@ -450,16 +448,15 @@ class FlagWorker:
         answer = AnswerCommand(event.command_id, event.verb, CommandStatus.REJECTED, why, revision)
         return answer if bond is None else replace(answer, digest=bond.digest, event=bond.event)
 
-    def _broken_rules(self, transition: Transition, now: datetime) -> list[Violation]:
+    def _broken_rules(self, step: Step) -> list[Violation]:
         """Return the rules that a transition would break, each reported once.
 
         Nearly always none.
         """
-        if transition.after is transition.before and not transition.effects:
+        if step.after is step.before and not step.effects:
             return []
         found = violations(
-            transition,
-            now=now,
+            step,
             outbox=len(self._outbox),
             outbox_limit=OUTBOX_LIMIT,
             bake_left_seconds=self._bake_left_seconds(),
@@ -476,7 +473,7 @@ class FlagWorker:
             why = f"a decision would break invariant {one.rule}: {one.why}"
             fix = "report it with the log; decide by hand"
             self._tools.faults.report(Scope.FLAG, self.flag_key, why, fix, reporter=_INVARIANTS)
-        if self._violated and not found and transition.after is not transition.before:
+        if self._violated and not found and step.after is not step.before:
             self._violated.clear()
             self._tools.faults.clear(Scope.FLAG, self.flag_key, reporter=_INVARIANTS)
         return found
@@ -901,7 +898,7 @@ class FlagWorker:
         try:
             async with asyncio.timeout(seconds):
                 advice = await self._tools.advisor.ask(rollout, question)
-            event = AdviceReceived(self._now(), question.gate_id, question.round, advice)
+            event = AdviceReceived(question.gate_id, question.round, advice)
             self._log.info(
                 "advice_received",
                 gate_id=question.gate_id,
@@ -912,7 +909,7 @@ class FlagWorker:
             self._tools.metrics.advice.of(advice.choice).inc()
         except (AdviceUnavailableError, TimeoutError) as trouble:
             why = str(trouble) or f"no answer within {seconds:.0f} s"
-            event = AdviceUnavailable(self._now(), question.gate_id, question.round, why)
+            event = AdviceUnavailable(question.gate_id, question.round, why)
             self._log.warning("advice_unavailable", gate_id=question.gate_id, error=why)
             self._tools.metrics.advice.of("unavailable").inc()
         self.submit(event)

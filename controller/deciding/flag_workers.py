@@ -780,7 +780,7 @@ class Workers:
 
         Saved, so that a repeat gets the same.
         """
-        return CommandUnusable(self._tools.clock.now(), fault.command_id, fault.verb, fault.reason)
+        return CommandUnusable(fault.command_id, fault.verb, fault.reason)
 
     def _count_refused(self, verb: CommandVerb | None) -> None:
         self._tools.metrics.commands.of(verb or UNKNOWN_VERB, CommandStatus.REJECTED).inc()
@@ -869,7 +869,7 @@ class Workers:
         order.flag_key = command.flag_key
         if order.why_not or self._is_known(command.flag_key):
             return None
-        after, effects = decide(None, event)
+        after, effects = decide(None, event, self._tools.clock.now())
         if after is not None:
             return None
         reason = next(effect.reason for effect in effects if isinstance(effect, AnswerCommand))

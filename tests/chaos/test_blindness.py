@@ -91,7 +91,7 @@ async def test_a_store_that_fails_is_seen_and_alerted(
         body = await daemon.standing()
         assert body["ready"] is True
         saves = body["components"]["saves"]
-        assert "was last saved" in saves["why_not"]
+        assert "was last saved" in saves["reason"]
         assert body["components"]["redis"]["ready"] is (trouble == "is full")
         async with httpx.AsyncClient() as http:
             assert (await http.get(f"{daemon.url}/readyz")).status_code == 200
@@ -166,7 +166,7 @@ async def test_brokers_that_hang_are_seen_and_the_lease_runs_out(
             await until(is_stale, 12, "answers are stale")
             body = await daemon.standing()
             assert body["ready"] is True
-            assert "no broker has said" in body["components"]["serving"]["why_not"]
+            assert "no broker has said" in body["components"]["serving"]["reason"]
             stale = await answer(daemon)
             assert stale["value"] == before["value"]
             assert stale["metadata"]["stale_since"]
@@ -203,7 +203,7 @@ async def test_a_restart_without_redis_serves_and_calls_for_help(
         await until(serves, 20, "the last decision is served")
         body = await daemon.standing()
         assert (body["ready"], body["starting"], body["working"]) == (False, True, False)
-        assert "Redis" in body["components"]["redis"]["why_not"]
+        assert "Redis" in body["components"]["redis"]["reason"]
 
         async def is_alerted() -> bool:
             return await unwatched(client) == ["critical"]
@@ -253,7 +253,7 @@ async def test_strangers_who_take_the_commands_are_seen(
             assert noticed.how == "alert"
             body = await daemon.standing()
             assert body["degraded"] is True
-            whys = [one["why"] for one in body["faults"] if one["reporter"] == "sight"]
+            whys = [one["reason"] for one in body["faults"] if one["reporter"] == "sight"]
             assert len(whys) == 1
             assert "no replica runs this flag" in whys[0]
             await asyncio.sleep(20)

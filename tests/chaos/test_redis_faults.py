@@ -25,7 +25,7 @@ async def degraded_components(
     for _ in range(int(within_seconds / 0.2)):
         body = await release.readiness()
         trouble = {
-            name: part["why_not"] for name, part in body["components"].items() if not part["ready"]
+            name: part["reason"] for name, part in body["components"].items() if not part["ready"]
         }
         if body["degraded"] and trouble:
             return trouble

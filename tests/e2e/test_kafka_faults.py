@@ -239,7 +239,7 @@ async def test_a_state_record_of_no_use_is_shown_until_a_good_one_comes(
 
         async def shown() -> list[str]:
             faults = (await daemon.standing())["faults"]
-            return [one["name"] for one in faults if "is of no use" in one["why"]]
+            return [one["name"] for one in faults if "is of no use" in one["reason"]]
 
         async with asyncio.timeout(15):
             while FLAG not in await shown():

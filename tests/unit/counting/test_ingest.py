@@ -1203,7 +1203,7 @@ async def test_evaluations_and_outcomes_are_folded_in_time_order_once_joins_are_
 
 async def test_unknown_flags_cost_one_counter() -> None:
     """Flags without a rollout leave a number and a bounded list of names, in memory and in the store."""
-    bench = Bench(settings=make_settings(seen_flags_limit=10))
+    bench = Bench(settings=make_settings(unknown_flags_limit=10))
     for number in range(2000):
         bench.evaluate("a", flag=f"flag-{number}")
     async with bench.running() as ingest:

@@ -347,8 +347,10 @@ def planted(monkeypatch: pytest.MonkeyPatch, bug: Any) -> None:
     """Let the machine decide with a mistake in it."""
     real = machine.decide
 
-    def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple[Effect, ...]]:
-        return bug(event, *real(rollout, event))  # type: ignore[no-any-return]
+    def decide(
+        rollout: Rollout | None, event: Event, now: datetime
+    ) -> tuple[Rollout | None, tuple[Effect, ...]]:
+        return bug(event, *real(rollout, event, now))  # type: ignore[no-any-return]
 
     monkeypatch.setattr(worker_module, "decide", decide)
 

@@ -163,7 +163,7 @@ class Cluster:
                 "", command.id, "commands", command.flag, command_event(command, hops=1)
             )
 
-        return ReadCommand(command.flag, to_command_received(command, self.clock.now()), copy)
+        return ReadCommand(command.flag, to_command_received(command), copy)
 
     def peek(self, record: Record) -> Peeked | None:
         """Look at a record as the daemon does."""
