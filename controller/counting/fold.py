@@ -147,8 +147,9 @@ class Fold:
     ) -> tuple[Record | None, int, int, int]:
         """Count outcomes; return the record that must wait, and the counted, late and ignored.
 
-        The latter are numbers of outcomes. The record is None when none must wait. `room`, `join` and `joinable_until_ms` are as for
-        `PartitionTotals.fold_outcomes`. In `records` only the freshest event's time is updated.
+        The latter are numbers of outcomes. The record is None when none must wait. `room`, `join`
+        and `joinable_until_ms` are as for `PartitionTotals.fold_outcomes`. In `records` only the
+        freshest event's time is updated.
         """
         partition_flags, arms = self._flags, self._flags.arms
         freshest = records.freshest_ms or 0

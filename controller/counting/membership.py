@@ -248,7 +248,7 @@ class Memberships:
 
     @property
     def load(self) -> int:
-        """Memory in use, in exact memberships of about 100 bytes; in a filter one takes an eighth."""
+        """Memory in use, in exact memberships of about 100 bytes; in a filter it is an eighth."""
         return self._live + self.journal.added + self._sealed // _FILTER_ROOM
 
     def seal_early(self) -> bool:
