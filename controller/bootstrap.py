@@ -45,8 +45,8 @@ from controller.codec.outbox import outbox_entry
 from controller.codec.rollouts import read_state, rollout_to_json
 from controller.core.future_times import AHEAD_AT_MOST_SECONDS, seconds_ahead
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
+from controller.counting.fold import IS_COMPILED
 from controller.counting.ingest import Ingest
-from controller.counting.partition_totals import IS_COMPILED
 from controller.deciding.commentary import Explainer, Lookout
 from controller.deciding.flag_worker import START_UP, WorkerDependencies
 from controller.deciding.flag_workers import Peeked, ReadCommand, Workers

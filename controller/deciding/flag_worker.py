@@ -22,16 +22,11 @@ from typing import TypeVar
 import structlog
 
 from controller.core.advice_outcome import agrees, is_outcome
+from controller.core.analysis.sequential_tests import SequentialTests, decode_tests, encode_tests
 from controller.core.evidence import Evidence
 from controller.core.future_times import AHEAD_AT_MOST_SECONDS, healed, seconds_ahead
 from controller.core.invariants import Step, Violation, raises_exposure, violations
-from controller.core.judging.gate import (
-    SequentialTests,
-    decode_tests,
-    encode_tests,
-    judge,
-    look_for_harm,
-)
+from controller.core.judging.gate import check_harm, judge
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import decide, hold_back, next_deadline
 from controller.core.rollout import (
@@ -506,7 +501,7 @@ class FlagWorker:
         is_new = self.judgement is None or self.judgement.at < rollout.updated_at
         tests = self._tests
         if not is_new and since < JUDGED_EVERY_SECONDS and not isinstance(rollout.phase, Gating):
-            seen, tests = look_for_harm(rollout, evidence, tests, now)
+            seen, tests = check_harm(rollout, evidence, tests, now)
             if not any(harm.is_possible for harm in seen):
                 return None, tests
         self.judgement, tests = judge(rollout, evidence, tests, now)
@@ -822,9 +817,10 @@ class FlagWorker:
             self._log.error(
                 "times_brought_back", seconds=round(ahead), revision=self.rollout.revision
             )
-            heard_at = self._tests.heard_at
-            heard_at = None if heard_at is None else min(heard_at, now)
-            tests = replace(self._tests, heard_at=heard_at)
+            last_event_at = self._tests.last_event_at
+            if last_event_at is not None:
+                last_event_at = min(last_event_at, now)
+            tests = replace(self._tests, last_event_at=last_event_at)
             if await self._save(healed(self.rollout, now), (), tests):
                 return
             await self._load()
