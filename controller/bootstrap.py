@@ -32,17 +32,21 @@ from controller.adapters.kafka.state_feed import KafkaStateFeed
 from controller.adapters.kafka.state_topic_plane import StateTopicPlane
 from controller.adapters.kafka.topology import KafkaTopology
 from controller.adapters.llm.advisor import NoAdvisor, make_advisor
+from controller.adapters.redis.claims import RedisClaims
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.identity import SHARED_PREFIX, Identity, StoredIdentity
 from controller.adapters.redis.plane import RedisPlane
-from controller.adapters.redis.store import (
-    SHARED_PREFIX,
-    Identity,
-    RedisRollouts,
-    RedisTotals,
-    Store,
-)
+from controller.adapters.redis.rollouts import RedisRollouts
+from controller.adapters.redis.server_check import check_server
+from controller.adapters.redis.totals import RedisTotals
 from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import AgreedClock, SystemClock
-from controller.codec import documents
+from controller.codec.cloud_events import source_of
+from controller.codec.command_records import read_command, refusal_by_mistake
+from controller.codec.commands import command_event, peek_command, to_command_received
+from controller.codec.decisions import judgement_to_json
+from controller.codec.outbox import outbox_entry
+from controller.codec.rollouts import read_state, rollout_to_json
 from controller.core.future_times import AHEAD_AT_MOST_SECONDS, seconds_ahead
 from controller.core.rollout import AnswerCommand, RaiseAlert, Rollout
 from controller.counting.ingest import Ingest
@@ -75,7 +79,7 @@ from controller.running.reporter import (
     why_word_is_old,
 )
 from controller.running.supervisor import Parts, Step, Supervisor
-from controller.running.visibility import Holder, Visibility, Unseen, View, Waiting, needs_watching
+from controller.running.visibility import Holder, Unseen, View, Visibility, Waiting, needs_watching
 from controller.running.watchdog import ConsumerWatchdog, StallMeter
 from controller.settings import RedisPlaneSettings, RedisSettings, Settings, open_doors
 from controller.web.app import make_app, make_ops_app
@@ -139,8 +143,8 @@ class Daemon:
             when_stale=settings.http.when_stale,
             now=self._clock.now,
         )
-        self._source = documents.source_of(settings.environment)
-        self._encode = partial(documents.encode, source=self._source)
+        self._source = source_of(settings.environment)
+        self._encode = partial(outbox_entry, source=self._source)
         self._identity: Identity | None = None
         self._publisher = KafkaPublisher(settings.kafka)
         self._state_plane = StateTopicPlane(self._publisher, self._state_entry)
@@ -173,7 +177,7 @@ class Daemon:
         )  # flags whose record of the state topic was reported
         self._stored_flags: frozenset[str] = frozenset()
         self._topology = KafkaTopology(settings.kafka, self._faults, remade=self._topic_remade)
-        self._store = Store.connect(
+        self._store = RedisConnection.connect(
             redis_url(settings.redis),
             prefix=settings.redis_key_prefix,
             is_cluster=settings.redis.is_cluster,
@@ -208,7 +212,7 @@ class Daemon:
             self._board,
             self._health,
             self._metrics,
-            describe=documents.rollout_to_json,
+            describe=rollout_to_json,
             newest_evidence=self._newest_evidence,
             plane_standings=self._plane_standings,
             allowed_hosts=settings.http.allowed_hosts,
@@ -307,7 +311,7 @@ class Daemon:
         )
         self._claims = Claims(
             self._clock,
-            self._store,
+            RedisClaims(self._store),
             self._faults,
             replica=replica_name(),
             working=self._working_partitions,
@@ -462,7 +466,7 @@ class Daemon:
             self._feed.read_again()
 
     async def _prepare_redis(self) -> None:
-        for warning in await self._store.check_server():
+        for warning in await check_server(self._store):
             self._log.warning("redis_warning", warning=warning)
         settings = self._settings
         identity = Identity(
@@ -471,7 +475,8 @@ class Daemon:
             settings.environment,
             settings.former_environments,
         )
-        if settings.redis.key_prefix is None and await self._store.has_shared_data():
+        stored = StoredIdentity(self._store)
+        if settings.redis.key_prefix is None and await stored.has_shared_data():
             self._log.warning(
                 "redis_warning",
                 warning=f"keys under {SHARED_PREFIX!r} may be this environment's, from before keys "
@@ -481,7 +486,7 @@ class Daemon:
                 f"them, set redis.key_prefix to {SHARED_PREFIX!r}",
             )
         await self._refuse_to_leave_data_behind()
-        await self._store.check_identity(identity, settings.kafka.topic_epoch)
+        await stored.check(identity, settings.kafka.topic_epoch)
         self._identity = identity
         await self._pulse.look()  # nothing is decided before the clocks were compared
         self._log.info(
@@ -491,14 +496,15 @@ class Daemon:
     async def _refuse_to_leave_data_behind(self) -> None:
         """Raise ConfigInvalid when a former name's data stand under a prefix that this name does not get."""
         settings = self._settings
+        stored = StoredIdentity(self._store)
         if (
             settings.redis.key_prefix is not None
-            or await self._store.environment_at(self._store.prefix) is not None
+            or await stored.environment_at(self._store.prefix) is not None
         ):
             return
         for former in settings.former_environments:
             prefix = settings.made_key_prefix(former)
-            if prefix != self._store.prefix and await self._store.environment_at(prefix) == former:
+            if prefix != self._store.prefix and await stored.environment_at(prefix) == former:
                 raise ConfigInvalid(
                     f"Redis holds the data of {former!r}, which former_environments says "
                     f"was this environment, under "
@@ -602,10 +608,10 @@ class Daemon:
         """Return the rollout of a record of the state topic. Raises DocumentUnreadable."""
         names = (self._settings.environment, *self._settings.former_environments)
         try:
-            return documents.read_state(value, names)
+            return read_state(value, names)
         except ForeignDocument as foreign:
             if self._foreign_state is None:
-                self._foreign_state = (documents.read_state(value).flag_key, foreign.environment)
+                self._foreign_state = (read_state(value).flag_key, foreign.environment)
                 flag_key, _ = self._foreign_state
                 why = self._foreign_state_words()
                 self._faults.report(Scope.FLAG, flag_key, why, _OWN_TOPICS, reporter=_FOREIGN)
@@ -683,7 +689,7 @@ class Daemon:
         if worker is None or worker.judgement is None or worker.rollout is None:
             return None
         is_of_this_rollout = worker.judgement.at >= worker.rollout.started_at
-        return documents.judgement_to_json(worker.judgement) if is_of_this_rollout else None
+        return judgement_to_json(worker.judgement) if is_of_this_rollout else None
 
     def _plane_standings(self, flag_key: str) -> Sequence[PlaneStanding] | None:
         return self._actuation.standings(flag_key)
@@ -729,25 +735,25 @@ class Daemon:
     # ----------------------------------------------------------------------------------------------
 
     def _peek_command(self, record: Record) -> Peeked | None:
-        peeked = documents.peek_command(record.value, record.headers, record.key)
+        peeked = peek_command(record.value, record.headers, record.key)
         return None if peeked is None else Peeked(*peeked)
 
     def _read_command(self, record: Record) -> ReadCommand:
         now = self._clock.now()
         source = (record.value, record.headers, record.key, record.timestamp)
         try:
-            command = documents.read_command(*source, now)
-            event = documents.to_command_event(command, now)
+            command = read_command(*source, now)
+            event = to_command_received(command, now)
         except BadInput:
             raise
         except Exception as mistake:  # ours: refused by the command, and nothing else is touched
             self._log.exception(
                 "command_not_read", partition=record.partition, offset=record.offset
             )
-            raise documents.refusal_by_mistake(*source, mistake) from mistake
+            raise refusal_by_mistake(*source, mistake) from mistake
 
         def copy() -> OutboxEntry:
-            value = documents.command_bytes(command, hops=1)
+            value = command_event(command, hops=1)
             return OutboxEntry(
                 "", f"{command.flag}/{command.id}/hop", "commands", command.flag, value
             )
@@ -888,7 +894,7 @@ class Daemon:
                 continue
             epoch = self._settings.kafka.topic_epoch
             try:
-                why = await self._store.look_at_identity(self._identity, epoch)
+                why = await StoredIdentity(self._store).recheck(self._identity, epoch)
             except RolloutdError as trouble:
                 self._log.warning("identity_not_read", error=str(trouble))
                 continue
@@ -1101,7 +1107,7 @@ async def discard_partition(settings: Settings, topic: str, number: int) -> bool
     counted = streams(settings.kafka.event_topics)
     if topic not in counted:
         raise ConfigInvalid(f"{topic} is not counted; counted are {' and '.join(counted)}")
-    store = Store.connect(
+    store = RedisConnection.connect(
         redis_url(settings.redis),
         prefix=settings.redis_key_prefix,
         is_cluster=settings.redis.is_cluster,

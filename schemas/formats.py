@@ -1,27 +1,22 @@
-"""In which formats the event topics are read, and what a format's readers look like.
+"""The formats in which event topics are read, and which readers belong to each.
 
-Belongs here: the choice. What a format means is its own module's: `wire.py` (ours), `otlp.py`,
-`go_feature_flag.py`.
+Belongs here: the choice. Does not belong here: what a format means, which is its own module's:
+`wire.py` (ours), `otlp.py`, `go_feature_flag.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, Protocol, TypeVar
 
-from schemas import go_feature_flag, wire
-from schemas.envelope import MAX_TIME_MS, RecordRefused
-from schemas.wire import Readable
-
-E_co = TypeVar("E_co", covariant=True)
-R = TypeVar("R", bound=Readable)
-
-#: Context id, flag key, variant, time in ms.
-EvaluationFields = tuple[str, str, str, int]
-#: Context id, time in ms, (flag key, variant) pairs, is error, latency in ms, conversions.
-OutcomeFields = tuple[str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]
+from schemas import go_feature_flag, otlp, wire
+from schemas.events import (
+    EvaluationFields,
+    EvaluationReader,
+    OutcomeFields,
+    OutcomeReader,
+    Packed,
+    R,
+)
 
 
 class EventFormat(StrEnum):
@@ -38,54 +33,6 @@ class EventFormat(StrEnum):
         return self in (EventFormat.OTLP_JSON, EventFormat.OTLP_PROTO)
 
 
-@dataclass(frozen=True, slots=True)
-class Contents(Generic[E_co]):
-    """What one record of a packed format holds."""
-
-    events: Sequence[E_co]  # those that can be used
-    refused: RecordRefused | None = None  # about those that cannot: the first one's, and how many
-
-
-class Unpack(Protocol[E_co]):
-    """Returns what one record holds, and raises nothing, whatever that is."""
-
-    def __call__(self, record: Readable, *, latest_ms: int = MAX_TIME_MS) -> Contents[E_co]:
-        """`latest_ms` is the latest time accepted of the record and of each of its events."""
-
-
-@dataclass(frozen=True, slots=True)
-class Packed(Generic[E_co]):
-    """A format whose records hold many events each."""
-
-    unpack: Unpack[E_co]
-
-
-class EvaluationReader(Protocol[R]):
-    """Yields evaluations, of a format with one a record, and reports each record without one."""
-
-    def __call__(
-        self,
-        records: Iterable[R],
-        refused: Callable[[R, RecordRefused], None],
-        *,
-        latest_ms: int = MAX_TIME_MS,
-    ) -> Iterator[EvaluationFields]:
-        """`latest_ms` is the latest time accepted of a record and of its event."""
-
-
-class OutcomeReader(Protocol[R]):
-    """Yields outcomes, of a format with one a record, and reports each record without one."""
-
-    def __call__(
-        self,
-        records: Iterable[R],
-        refused: Callable[[R, RecordRefused], None],
-        *,
-        latest_ms: int = MAX_TIME_MS,
-    ) -> Iterator[tuple[R, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]]:
-        """`latest_ms` is the latest time accepted of a record and of its event."""
-
-
 def evaluation_reader(
     event_format: EventFormat, *, of_spans: bool = False
 ) -> EvaluationReader[R] | Packed[EvaluationFields]:
@@ -96,8 +43,6 @@ def evaluation_reader(
     Raises ModuleNotFoundError for OTLP protobuf without the extra `otlp`.
     """
     if event_format.is_otlp:
-        from schemas import otlp
-
         encoding = (
             otlp.json_encoding()
             if event_format is EventFormat.OTLP_JSON
@@ -116,8 +61,6 @@ def outcome_reader(event_format: EventFormat) -> OutcomeReader[R] | Packed[Outco
     format without outcomes.
     """
     if event_format.is_otlp:
-        from schemas import otlp
-
         encoding = (
             otlp.json_encoding()
             if event_format is EventFormat.OTLP_JSON

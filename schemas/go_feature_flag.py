@@ -10,7 +10,7 @@ the data format.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 
@@ -24,13 +24,11 @@ from schemas.envelope import (
     is_name,
     refuse,
 )
+from schemas.events import R, Readable
 from schemas.terms import QuarantineReason
-from schemas.wire import Readable
 
-R = TypeVar("R", bound=Readable)
-
-# : Below this a `creationDate` is in seconds (the code's unit), from here on in milliseconds (the
-# documentation's): the year : 5138 in one, 1973 in the other.
+#: Below this a `creationDate` is in seconds (the code's unit), from here on in milliseconds (the
+#: documentation's): the year 5138 in one, 1973 in the other.
 _FIRST_MS = 100_000_000_000
 _MAX_DATE = 2**53
 

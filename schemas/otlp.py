@@ -39,17 +39,16 @@ from schemas.envelope import (
     is_name,
     refuse,
 )
-from schemas.formats import Contents, EvaluationFields, OutcomeFields
+from schemas.events import Contents, EvaluationFields, OutcomeFields, Readable
 from schemas.outcome import MAX_CONVERSIONS, MAX_DURATION_SECONDS, MAX_FLAGS
 from schemas.terms import QuarantineReason
-from schemas.wire import Readable
 
 #: Kafka's default limit of a record.
 MAX_BYTES = 1024 * 1024
 #: Log records, spans and span events in one record; the Collector's batches have 8,192 by default.
 MAX_ITEMS = 10_000
-# : Of all of these together: real ones take more than ten bytes each, empty ones are there to keep
-# us busy.
+#: Of all of these together: real ones take more than ten bytes each, empty ones are there to keep
+#: us busy.
 MAX_ATTRIBUTES = 100_000
 
 EVENT_NAMES = frozenset(
@@ -78,7 +77,6 @@ _OF_SPAN = frozenset({_CONTEXT, _ERROR_TYPE, _CONVERSIONS})
 _NEVER_NAMED = "not a name; use up to 128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit"
 
 # --- JSON
-# --------------------------------------------------------------------------------------------------
 
 _Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # until the year 2262
 
@@ -209,7 +207,6 @@ def json_encoding() -> Encoding:
 
 
 # --- protobuf
-# --------------------------------------------------------------------------------------------------
 
 
 @lru_cache(1)
@@ -254,7 +251,6 @@ def protobuf_encoding() -> Encoding:
 
 
 # --- both
-# --------------------------------------------------------------------------------------------------
 
 
 class _Problems:

@@ -38,7 +38,7 @@ Histograms are JSON objects from log bucket to count; bucket `i` holds latencies
 1.02^i] ms, so `"231": 17` is 17 values of about 97 ms.
 
 Belongs here: bytes and names. Does not belong here: reading and writing them
-(`controller/adapters/redis/store.py`), and what the numbers mean (`controller/core/evidence.py`).
+(`controller/adapters/redis/totals.py`), and what the numbers mean (`controller/core/evidence.py`).
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ArmCounts(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """One arm's totals in one visit, of one partition. Mutable: ingest folds into it.
+    """One arm's totals in one visit, of one partition, as they are stored. Mutable.
 
-    Meanings: `core.evidence.ArmTotals`.
+    The fields are those of `schemas.counters.Counters`, which says what they mean.
     """
 
     evaluations: Count = 0

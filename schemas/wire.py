@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn, Protocol, TypeVar
+from typing import NamedTuple, NoReturn
 
 import msgspec
 
@@ -34,6 +34,7 @@ from schemas.envelope import (
     refuse,
     time_in_ms,
 )
+from schemas.events import R, Readable
 from schemas.structs import (
     EvaluationData,
     decode_evaluation_data,
@@ -75,38 +76,14 @@ class OutcomeEvent(NamedTuple):
     conversions: Sequence[str]  # distinct names
 
 
-class Readable(Protocol):
-    """What is read of a Kafka record."""
-
-    @property
-    def value(self) -> bytes | None:
-        """The event."""
-
-    @property
-    def key(self) -> bytes | None:
-        """The context id of an event that names none."""
-
-    @property
-    def timestamp(self) -> int:
-        """Milliseconds since 1970 UTC; the time of an event that names none."""
-
-    @property
-    def headers(self) -> Headers:
-        """The attributes of an event in binary mode."""
-
-
-R = TypeVar("R", bound=Readable)
-
-
 #: Below this many bytes a record cannot hold more opening brackets than `check_value` allows.
 _SMALL = 2 * MAX_OPENINGS
 
 # --- names and contexts
-# --------------------------------------------------------------------------------------------------
 
-# : Names already found valid, so that a name costs one look-up instead of a pattern. Bounded,
-# because senders choose : names: 16,384 of at most 128 characters are at most 3 MB, and a flood of
-# new ones costs a clearing now and then.
+#: Names already found valid, so that a name costs one look-up instead of a pattern. Bounded,
+#: because senders choose names: 16,384 of at most 128 characters are at most 3 MB, and a flood of
+#: new ones costs a clearing now and then.
 _MAX_KNOWN_NAMES = 16_384
 _known_names: set[str] = set()
 
@@ -170,7 +147,6 @@ def _variant_of_value(value: msgspec.Raw) -> str | None:
 
 
 # --- refusing
-# --------------------------------------------------------------------------------------------------
 
 
 _SEND_TIME = "send RFC 3339 with an offset, such as 2026-11-21T03:00:00Z"
@@ -179,8 +155,8 @@ _SEND_CLOUDEVENT = (
     QuarantineReason.NOT_CLOUDEVENT,
     "send a CloudEvent 1.0 (specversion, type, source, id, data)",
 )
-# : What msgspec says at the end of a complaint about the envelope. Anything else is about what
-# stands in `data`.
+#: What msgspec says at the end of a complaint about the envelope. Anything else is about what
+#: stands in `data`.
 _BY_PLACE = {
     "`$.type`": (QuarantineReason.UNKNOWN_TYPE, "send the event type that belongs to this topic"),
     "`$.time`": (QuarantineReason.BAD_TIME, _SEND_TIME),
@@ -200,9 +176,9 @@ _BY_PLACE = {
 }
 
 
-# : Refusals told before. A sender that is wrong is wrong in the same way again and again, and in a
-# flood of poison what is : made of each refusal costs more than what a good record adds to the
-# totals. Bounded, because senders choose what some of the : problems quote.
+#: Refusals told before. A sender that is wrong is wrong in the same way again and again, and in a
+#: flood of poison what is made of each refusal costs more than what a good record adds to the
+#: totals. Bounded, because senders choose what some of the problems quote.
 _known_refusals: dict[tuple[bool, str], RecordRefused] = {}
 _MAX_KNOWN_REFUSALS = 1024
 _MAX_KNOWN_PROBLEM = 200
@@ -262,7 +238,6 @@ def _time(text: str, attribute: str) -> int:
 
 
 # --- decoding
-# --------------------------------------------------------------------------------------------------
 
 # The two readers are generators with one long body each, and yield plain tuples: a call per record
 # and a named object would cost as much as taking the JSON apart.

@@ -24,7 +24,7 @@ from typing import Any, Self
 import httpx
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from controller.codec.documents import command_bytes
+from controller.codec.commands import command_event
 from controller.web.bucketing import Generation, bucketer
 from schemas import evaluation, outcome
 from schemas.command import Command
@@ -243,7 +243,7 @@ class Client:
         """Publish a command."""
         topic = f"{self.prefix}rollout.commands"
         await self.producer.send_and_wait(
-            topic, command_bytes(command), command.flag.encode(), headers=list(HEADERS)
+            topic, command_event(command), command.flag.encode(), headers=list(HEADERS)
         )
 
     async def result(self, command_id: str, seconds: float = 15.0) -> Result:

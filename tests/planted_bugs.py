@@ -457,8 +457,8 @@ BUGS = (
     # I12
     Bug(
         "the document forgets a freeze",
-        "controller/codec/documents.py",
-        "        freeze=_of(state.FreezeRecord, rollout.freeze),\n",
+        "controller/codec/rollouts.py",
+        "        freeze=optional_record(state.FreezeRecord, rollout.freeze),\n",
         "        freeze=None,\n",
         f"{HISTORIES}::test_i12_a_replay_gives_the_same_rollout_and_a_round_trip_changes_nothing",
     ),
@@ -589,10 +589,10 @@ BUGS = (
     ),
     Bug(
         "a command of the future never grows old",
-        "controller/codec/documents.py",
-        "command.issued_at - now <= MAX_AHEAD:",
-        "True:",
-        "tests/unit/codec/test_documents.py",
+        "controller/codec/command_records.py",
+        "command.issued_at - now > MAX_AHEAD",
+        "False",
+        "tests/unit/codec/test_command_records.py",
     ),
     # The shell
     Bug(

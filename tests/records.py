@@ -21,10 +21,9 @@ from controller.counting.partition_totals import (
 from controller.counting.watched_flags import WatchedFlags
 from controller.ports import Record
 from schemas.envelope import MAX_TIME_MS, RecordRefused
-from schemas.formats import Contents, Packed, Unpack
+from schemas.events import Contents, Packed, Readable, Unpack
 from schemas.totals import ArmCounts, decode_arm, encode_progress, parse_field
 from schemas.wire import (
-    Readable,
     decode_evaluation,
     decode_outcome,
     read_evaluations,

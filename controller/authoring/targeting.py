@@ -27,8 +27,8 @@ from controller.adapters.llm.prompts import (
 )
 from controller.adapters.unleash.rules import constraint_sets
 from controller.authoring.drafting import Draft, Model, draft
-from controller.codec.documents import to_core_plan
 from controller.codec.flagd import belongs
+from controller.codec.plans import to_core_plan
 from controller.core.audience import Attributes, Audience, Scalar, matcher
 from controller.errors import ConfigInvalid
 from controller.plans import lint_text

@@ -157,7 +157,6 @@ def _decision_of(record: ConsumerRecord, flag: str) -> Decision | None:
 
 
 # --- told
-# --------------------------------------------------------------------------------------------------
 
 
 def _show(asked: Recorded, test: Backtest, served: list[Decision]) -> None:

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from controller.cli.rendering import make_console
-from controller.codec.documents import to_core_plan
+from controller.codec.plans import to_core_plan
 from controller.core.serving import beyond_share_of
 from controller.errors import BadInput, EventLogUnavailable
 from controller.settings import CountingSettings, KafkaSettings, load_settings

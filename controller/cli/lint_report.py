@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from controller.cli.effects import begins_at, world_of
-from controller.codec.documents import to_core_plan
+from controller.codec.plans import to_core_plan
 from controller.core.judging.questions import alpha_shares
 from controller.core.plan import Guardrail, Plan
 from controller.planning.outlook import Outlook, outlook

@@ -52,9 +52,9 @@ from controller.cli.operator_client import Standings, give, read_standings, whoa
 from controller.cli.rendering import dashed
 from controller.cli.situation import Situation
 from controller.cli.status import alerts, decisions, find_rollout, situation_of, status, watch
-from controller.codec.documents import explain
 from controller.core.rollout import AwaitingApproval
 from controller.settings import KafkaSettings
+from controller.text import describe_faults
 from schemas.command import NEEDS_REASON, Command
 from schemas.plan import PlanDocument
 from schemas.terms import CommandStatus, CommandVerb
@@ -387,7 +387,7 @@ def _order(
     try:
         return Command(**fields)
     except ValidationError as error:
-        fail(explain(error), EXIT_USAGE)
+        fail(describe_faults(error), EXIT_USAGE)
 
 
 def _check_reason(verb: CommandVerb, manner: Manner) -> None:

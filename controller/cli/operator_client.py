@@ -20,7 +20,8 @@ from pydantic import ValidationError
 
 from controller.adapters.kafka.event_log import KafkaPublisher
 from controller.adapters.kafka.topic_reader import KafkaReader, Offsets
-from controller.codec.documents import command_bytes, read_state
+from controller.codec.commands import command_event
+from controller.codec.rollouts import read_state
 from controller.core.rollout import Rollout
 from controller.errors import DocumentUnreadable, EventLogUnavailable
 from controller.settings import KafkaSettings
@@ -102,7 +103,7 @@ async def give(
             try:
                 await publisher.publish_many(
                     [
-                        ("commands", order.flag.encode(), command_bytes(order))
+                        ("commands", order.flag.encode(), command_event(order))
                         for order in wanted.values()
                     ]
                 )

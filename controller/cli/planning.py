@@ -120,7 +120,7 @@ def simulate(
     --effect, with one that is not. What is left out, and what that does to the figures: ops/simulate.md.
     """
     from controller.cli.simulate import Asked, simulate_plan
-    from controller.codec.documents import to_core_plan
+    from controller.codec.plans import to_core_plan
 
     document = plan_files.load_to_try(plan)
     core = to_core_plan(document)
@@ -190,7 +190,7 @@ def backtest(
     served then: ops/simulate.md.
     """
     from controller.cli.backtest import Recorded, go_through, time_of
-    from controller.codec.documents import to_core_plan
+    from controller.codec.plans import to_core_plan
 
     document = plan_files.load_to_try(plan)
     if flag is not None:

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 
 import typer
 
-from controller.adapters.redis.store import RedisRollouts, Store
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.rollouts import RedisRollouts
 from controller.bootstrap import redis_url
 from controller.errors import BadInput, BrokenInvariant, RolloutdError
 from controller.settings import Settings
@@ -83,7 +84,7 @@ async def _discard(settings: Settings, flag: str) -> bool:
 
 
 def _rollouts(settings: Settings) -> tuple[RedisRollouts, Callable[[], Awaitable[None]]]:
-    store = Store.connect(
+    store = RedisConnection.connect(
         redis_url(settings.redis),
         prefix=settings.redis_key_prefix,
         is_cluster=settings.redis.is_cluster,

@@ -90,7 +90,6 @@ def _progress(world: World, runs: int, *, is_json: bool) -> Any:
 
 
 # --- text
-# --------------------------------------------------------------------------------------------------
 
 
 def _show_world(console: Console, asked: Asked) -> None:
@@ -213,7 +212,6 @@ def _stage_table(scenario: Scenario) -> Table:
 
 
 # --- JSON
-# --------------------------------------------------------------------------------------------------
 
 
 def _document(asked: Asked, scenarios: Sequence[Scenario]) -> dict[str, Any]:

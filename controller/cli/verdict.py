@@ -31,8 +31,8 @@ from schemas.terms import Arm
 
 #: A line of two arms with 1,000 buckets each has 30 KB.
 MAX_LINE_BYTES = 1_000_000
-# : Streams kept ready; others are put away as bytes, which costs one of them about 0.3 ms when it
-# comes back.
+#: Streams kept ready; others are put away as bytes, which costs one of them about 0.3 ms when it
+#: comes back.
 READY_STREAMS = 1_000
 #: Bucket indexes beyond this are no latency at any sensible gamma.
 _FURTHEST_BUCKET = 1_000_000
@@ -298,7 +298,6 @@ def _sums(arm: _Arm) -> ArmSums:
 
 
 # --- buckets of another gamma
-# -----------------------------------------------------------------------------------------------
 
 
 def _in_our_buckets(latency: _Latency) -> Histogram:
@@ -342,7 +341,6 @@ def _bucket_at(log_edge: float) -> int:
 
 
 # --- streams, put away
-# --------------------------------------------------------------------------------------------------
 
 _Kept = tuple[dict[Arm, ArmSums], dict[Arm, Dealt]]
 

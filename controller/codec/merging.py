@@ -20,11 +20,11 @@ from controller.core.evidence import (
     Loss,
     PartitionProgress,
     VisitTotals,
-    merge_histograms,
 )
 from controller.errors import BrokenInvariant
 from controller.health import UPGRADE_FIRST, Faults, Scope, partition_remedy
 from controller.ports import StoredPartition
+from schemas.counters import merged_values, values_of
 from schemas.terms import Arm
 from schemas.totals import (
     FORMAT,
@@ -167,46 +167,14 @@ _REMEDY_OF_FLAG = "restore the hash from a backup, or discard it with `rolloutd 
 
 
 def to_core(counts: ArmCounts) -> ArmTotals:
-    """Return an arm's totals as the core has them; the dicts are shared, not copied."""
-    return ArmTotals(
-        counts.evaluations,
-        counts.exposures,
-        counts.switched,
-        counts.outcomes,
-        counts.errors,
-        counts.at_risk,
-        counts.first_errors,
-        counts.converted,
-        counts.latency,
-        counts.latency_all,
-        counts.checked,
-        counts.repeated,
-    )
+    """Return an arm's totals as the core has them; the mappings are shared, not copied."""
+    return ArmTotals(*values_of(counts))
 
 
 def merge_arms(parts: Iterable[ArmCounts]) -> ArmTotals:
-    """Return the sum over partitions, in one pass."""
+    """Return the sum over partitions."""
     parts = list(parts)
-    if len(parts) == 1:
-        return to_core(parts[0])
-    converted: dict[str, int] = {}
-    for part in parts:
-        for name, contexts in part.converted.items():
-            converted[name] = converted.get(name, 0) + contexts
-    return ArmTotals(
-        evaluations=sum(part.evaluations for part in parts),
-        exposures=sum(part.exposures for part in parts),
-        switched=sum(part.switched for part in parts),
-        outcomes=sum(part.outcomes for part in parts),
-        errors=sum(part.errors for part in parts),
-        at_risk=sum(part.at_risk for part in parts),
-        first_errors=sum(part.first_errors for part in parts),
-        converted=converted,
-        latency=merge_histograms(part.latency for part in parts if part.latency),
-        latency_all=merge_histograms(part.latency_all for part in parts if part.latency_all),
-        checked=sum(part.checked for part in parts),
-        repeated=sum(part.repeated for part in parts),
-    )
+    return to_core(parts[0]) if len(parts) == 1 else ArmTotals(*merged_values(parts))
 
 
 class Merger:

@@ -1,24 +1,26 @@
-"""Totals per arm, their merging, and the latency histogram: what was counted, not what it means.
+"""What was counted: totals per arm, their sums, and the latency histogram.
 
-Counting happens in `counting/ingest.py`, per partition; here the partitions' totals are added up
-into what a gate looks at.
+Belongs here: values that a gate reads, added up over partitions. Does not belong here: counting,
+which `controller/counting` does per partition, and what the numbers mean, which `core/metrics` and
+`core/judging` say.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
+from schemas.counters import Counters, merged_values
 from schemas.terms import Arm
 
-# : Ratio of two neighbouring bucket edges. With the estimate of `bucket_value` the relative error
-# is at most : (gamma - 1) / (gamma + 1) = 0.99 %.
+#: Ratio of two neighbouring bucket edges. With the estimate of `bucket_value` the relative error is
+#: at most (gamma - 1) / (gamma + 1) = 0.99 %.
 GAMMA = 1.02
 _LOG_GAMMA = math.log(GAMMA)
-# : Buckets below and above these are clamped: 1 microsecond and about 28 hours, so that no value
-# can grow the histogram : without bound.
+#: Buckets below and above these are clamped: 1 microsecond and about 28 hours, so that no value can
+#: grow the histogram without bound.
 LOWEST_BUCKET = math.ceil(math.log(0.001) / _LOG_GAMMA)
 HIGHEST_BUCKET = math.ceil(math.log(1e8) / _LOG_GAMMA)
 
@@ -42,80 +44,33 @@ def bucket_value(bucket: int) -> float:
 
 
 Histogram = Mapping[int, int]
-"""Latency counts by log bucket, sparse: {bucket: count > 0}. Merging is adding."""
-
-
-def merge_histograms(histograms: Iterable[Histogram]) -> dict[int, int]:
-    """Return the sum of sparse histograms."""
-    merged: dict[int, int] = {}
-    for histogram in histograms:
-        for bucket, count in histogram.items():
-            merged[bucket] = merged.get(bucket, 0) + count
-    return merged
+"""Latency counts by log bucket, sparse: {bucket: count > 0}. `add_by_key` merges several."""
 
 
 def quantile(histogram: Histogram, q: float) -> float | None:
-    """Return the q-quantile in ms (the smallest value with at least q of all at or below it), None for an empty histogram."""
+    """Return the q-quantile in ms, None for an empty histogram.
+
+    It is the smallest value with at least q of all values at or below it.
+    """
     total = sum(histogram.values())
     if total == 0:
         return None
     rank = max(1, math.ceil(q * total))
-    seen = 0
+    up_to = 0
     for bucket in sorted(histogram):
-        seen += histogram[bucket]
-        if seen >= rank:
+        up_to += histogram[bucket]
+        if up_to >= rank:
             return bucket_value(bucket)
     raise AssertionError("a histogram's counts add up to its total")
 
 
 @dataclass(frozen=True, slots=True)
-class ArmTotals:
-    """What was counted for one arm in one visit.
-
-    Absolute since the visit began, so that merging and differencing are exact.
-
-    The statistical unit is the context: `at_risk` and `first_errors` are what the error test uses,
-    `latency` what the latency test uses. `outcomes`, `errors` and `latency_all` are raw events, for
-    the picture and for people.
-    """
-
-    evaluations: int = 0  # events
-    exposures: int = 0  # distinct contexts that saw this arm
-    switched: int = 0  # of them already seen in the other arm (multiple exposure)
-    outcomes: int = 0  # events
-    errors: int = 0  # events
-    at_risk: int = (
-        0  # context-batches with an outcome, of contexts without an error so far in this visit
-    )
-    first_errors: int = 0  # contexts with a first error in this visit
-    converted: Mapping[str, int] = field(
-        default_factory=dict
-    )  # conversion name -> distinct contexts
-    latency: Histogram = field(default_factory=dict)  # one value per context and batch
-    latency_all: Histogram = field(default_factory=dict)  # every value
-    checked: int = 0  # outcomes, all of about one context in 64, that were looked at for repetition
-    # of them those that had come before, byte for byte; there may be more that were not recognised
-    repeated: int = 0
+class ArmTotals(Counters):
+    """What was counted for one arm in one visit; `schemas.counters` is the table of its fields."""
 
     def __add__(self, other: ArmTotals) -> ArmTotals:
         """Return the totals of both, as over two partitions."""
-        return ArmTotals(
-            evaluations=self.evaluations + other.evaluations,
-            exposures=self.exposures + other.exposures,
-            switched=self.switched + other.switched,
-            outcomes=self.outcomes + other.outcomes,
-            errors=self.errors + other.errors,
-            at_risk=self.at_risk + other.at_risk,
-            first_errors=self.first_errors + other.first_errors,
-            converted={
-                name: self.converted.get(name, 0) + other.converted.get(name, 0)
-                for name in {*self.converted, *other.converted}
-            },
-            latency=merge_histograms((self.latency, other.latency)),
-            latency_all=merge_histograms((self.latency_all, other.latency_all)),
-            checked=self.checked + other.checked,
-            repeated=self.repeated + other.repeated,
-        )
+        return ArmTotals(*merged_values((self, other)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +79,7 @@ class VisitTotals:
 
     treatment: ArmTotals = ArmTotals()
     control: ArmTotals = ArmTotals()
-    #: Partitions whose part of this visit is stored and cannot be read: it is missing above.
+    #: Partitions whose part of this visit is stored but cannot be read: it is missing above.
     unreadable: tuple[str, ...] = ()
 
     def arm(self, arm: Arm) -> ArmTotals:
@@ -134,19 +89,19 @@ class VisitTotals:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A time of which records are known to be lost in one partition."""
+    """A span of time of which one partition has lost records."""
 
-    since: datetime | None  # time of the last record before the loss; None: the beginning of time
-    until: datetime | None  # of the first one behind it; None: none was read yet
+    since: datetime | None  # time of the last record before the loss; None: unknown
+    until: datetime | None  # time of the first record after it; None: none yet
 
     def touches(self, begin: datetime, end: datetime) -> bool:
-        """Whether any moment of [begin, end] may have lost records."""
+        """Return whether any moment of [begin, end] may have lost records."""
         is_after = self.since is not None and self.since > end
         is_before = self.until is not None and self.until < begin
         return not (is_after or is_before)
 
     def __str__(self) -> str:
-        """Return the time in words."""
+        """Return the span of time in words."""
         since = "the beginning" if self.since is None else self.since.isoformat(timespec="seconds")
         until = "now" if self.until is None else self.until.isoformat(timespec="seconds")
         return f"{since} to {until}"
@@ -158,23 +113,22 @@ class PartitionProgress:
 
     topic_partition: str  # "topic/partition"
     next_offset: int  # the fence
-    end_offset: int  # of the log when last looked at
+    end_offset: int  # of the log at the owner's last check
     freshest: datetime | None  # greatest event time counted, None before the first
-    reported_at: datetime  # when its owner last wrote, by the owner's clock
+    reported_at: datetime  # when the owner last wrote, by the owner's clock
     losses: tuple[Loss, ...] = ()  # of records, oldest first
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that was counted for one rollout, at one moment.
+    """Everything that was counted for one rollout, at one moment.
 
-    `visits` holds the present visit and any other that changed.
+    `visits` holds the present visit and each other one that changed.
     """
 
     at: datetime
     visits: Mapping[int, VisitTotals]  # by index into Rollout.visits
     partitions: tuple[PartitionProgress, ...]
     expected_partitions: int  # event partitions that exist; fewer reports than that is a gap
-    actuation_drift: str | None = (
-        None  # a flag plane that does not serve the decided percentage, and since when
-    )
+    #: Which flag plane does not serve the decided percentage, and since when; None: all serve it.
+    actuation_drift: str | None = None

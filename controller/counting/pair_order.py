@@ -29,7 +29,7 @@ from controller.counting.partition_totals import (
 from controller.ports import Clock, EventLog, Record, TopicPartition
 from controller.settings import CountingSettings
 from schemas.envelope import MAX_AHEAD_MS
-from schemas.formats import Packed
+from schemas.events import Packed
 from schemas.quarantine import MAX_REFUSALS
 from schemas.totals import MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS
 

@@ -37,7 +37,7 @@ from controller.counting.watched_flags import OPEN_END_MS, WatchedFlag, WatchedF
 from controller.errors import BrokenInvariant
 from controller.ports import Record
 from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS
-from schemas.formats import (
+from schemas.events import (
     Contents,
     EvaluationFields,
     EvaluationReader,

@@ -17,8 +17,11 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 
-from controller.adapters.redis.store import RedisRollouts, RedisTotals, Store
-from controller.codec import documents
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.rollouts import RedisRollouts
+from controller.adapters.redis.totals import RedisTotals
+from controller.codec.commands import command_event
+from controller.codec.rollouts import read_state
 from controller.core.evidence import Evidence, VisitTotals
 from controller.core.judging.gate import decode_tests, judge
 from controller.core.judging.judgement import Judgement
@@ -67,7 +70,7 @@ class Observer:
         self._consumer = AIOKafkaConsumer(
             *self._followed, bootstrap_servers=bootstrap, auto_offset_reset="earliest"
         )
-        self._store = Store.connect(redis_url)
+        self._store = RedisConnection.connect(redis_url)
         self._totals, self._rollouts = RedisTotals(self._store), RedisRollouts(self._store)
         topics = (self._topics.evaluations, self._topics.outcomes)
         self._partitions = [
@@ -87,7 +90,7 @@ class Observer:
         producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap)
         await producer.start()
         try:
-            value = documents.command_bytes(command)
+            value = command_event(command)
             await producer.send_and_wait(self._topics.commands, value, command.flag.encode())
         finally:
             await producer.stop()
@@ -113,7 +116,7 @@ class Observer:
             if data["status"] == CommandStatus.REJECTED:
                 raise CommandNotAccepted(f"the daemon rejected the command: {data['reason']}")
         elif record.topic == self._topics.state:
-            rollout = documents.read_state(record.value)
+            rollout = read_state(record.value)
             if course.rollout is None or rollout.revision >= course.rollout.revision:
                 course.rollout, course.document = rollout, data
         elif event["id"] not in course.decision_events:

@@ -48,8 +48,8 @@ from schemas.terms import AdviceChoice, Arm, CommandVerb, HealthGap
 
 _PROCEED = Advice(AdviceChoice.PROCEED, 100, ("assumed",), "assumed", "", 0)
 _ISSUER = "backtest"
-# : What is recorded was dealt by whoever dealt it then; the plan's shares are held against it on
-# request only.
+#: What is recorded was dealt by whoever dealt it then; the plan's shares are held against it on
+#: request only.
 _OF_THE_SPLIT = (HealthGap.SRM, HealthGap.ACTUATION_DRIFT)
 
 

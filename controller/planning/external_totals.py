@@ -35,18 +35,18 @@ from controller.core.plan import Guardrail, Plan, Stage
 from controller.core.rollout import Baking, Rollout, Visit
 from schemas.terms import Arm
 
-# : Compared with control at the strictest margin, which leaves the engine's own least harm; nothing
-# absolute: a stream names : no limits.
+#: Compared with control at the strictest margin, which leaves the engine's own least harm; nothing
+#: absolute: a stream names no limits.
 ERROR_RATE = Guardrail("error_rate", margin=0.0)
 LATENCY = Guardrail("latency", margin=0.0)
 
-# : Virtual time between two looks. The engine closes a batch that is too small after a minute: here
-# after six looks.
+#: Virtual time between two looks. The engine closes a batch that is too small after a minute: here
+#: after six looks.
 LOOK = timedelta(seconds=10)
 _BEGAN = datetime(2000, 1, 1, tzinfo=UTC)  # any moment does
 
-# : Where in a step of the sorted values the first one is taken moves by this at each look, so that
-# no quantile is left out.
+#: Where in a step of the sorted values the first one is taken moves by this at each look, so that
+#: no quantile is left out.
 _GOLDEN = 0.6180339887498949
 
 

@@ -24,11 +24,11 @@ from schemas.terms import MetricRole, Severity
 
 HEALTHY_RUNS = 6
 HARMED_RUNS = 3
-# : Looks over all runs, of about half a millisecond each. Past it no further run is begun: lint
-# stays quick whatever the plan.
+#: Looks over all runs, of about half a millisecond each. Past it no further run is begun: lint
+#: stays quick whatever the plan.
 MOST_LOOKS = 1200
-# : A part of the runs this large is worth a warning: 2 of 6. Rarer trouble is for `simulate` to
-# tell.
+#: A part of the runs this large is worth a warning: 2 of 6. Rarer trouble is for `simulate` to
+#: tell.
 WORTH_TELLING = 0.25
 #: A gate that takes this much longer than planned is worth a warning.
 LONGER = 1.5

@@ -246,7 +246,6 @@ def _small_print(plan: Plan, seed: int, starts_at: datetime) -> Iterable[str]:
 
 
 # --- plots
-# --------------------------------------------------------------------------------------------------
 
 
 def _figure(drawing: str, caption: str) -> str:
@@ -434,7 +433,6 @@ def _log_marks(low: float, high: float) -> list[float]:
 
 
 # --- words
-# --------------------------------------------------------------------------------------------------
 
 
 def _percent(share: float) -> str:

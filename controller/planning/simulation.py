@@ -154,7 +154,6 @@ class _Virtual:
         return self._finished()
 
     # --- when to look
-    # ----------------------------------------------------------------------------------------------
 
     def _next_look(self) -> datetime | None:
         """Return when the next look is due, None outside of stages."""
@@ -210,7 +209,6 @@ class _Virtual:
         ]
 
     # --- looking
-    # ----------------------------------------------------------------------------------------------
 
     def _draw(self) -> None:
         """Let happen what happens until now in the present visit."""

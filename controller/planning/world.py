@@ -30,8 +30,8 @@ ERRORS, LATENCY, TAIL = "errors", "latency", "tail"
 #: The part of requests that a `tail` effect slows down.
 TAIL_PART = 0.05
 _P99 = 2.3263478740408408  # standard normal quantile
-# : Histograms are drawn on every bucket near what guardrails look at, and on every sixth elsewhere:
-# 12 % of a latency.
+#: Histograms are drawn on every bucket near what guardrails look at, and on every sixth elsewhere:
+#: 12 % of a latency.
 _COARSE = 6
 _NEAR = 12
 _REACH = 4.5  # standard deviations of log latency that are drawn

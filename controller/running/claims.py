@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class ClaimStore(Protocol):
-    """Where claims are kept: `controller.adapters.redis.store.Store`. Each raises StoreUnavailable."""
+    """Where claims are kept; `adapters/redis/claims.py`. Each call raises StoreUnavailable."""
 
     async def claim(self, partitions: Sequence[int], value: bytes) -> None:
         """Write one value for each partition."""

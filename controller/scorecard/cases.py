@@ -32,8 +32,8 @@ PERCENTS = (1.0, 10.0, 50.0, 100.0)
 ALARM = 100.0
 _BEGAN = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 _STAY = timedelta(hours=6)
-# : Spread of the alternatives that evidence is approximated with: one standard error of the
-# comparison.
+#: Spread of the alternatives that evidence is approximated with: one standard error of the
+#: comparison.
 _MIXTURE = 1.0
 
 

@@ -18,8 +18,8 @@ from controller.scorecard.cases import Case
 from controller.scorecard.kinds import CaseKind
 from schemas.terms import AdviceChoice, AdvisorMode
 
-# : What a model must reach before it is worth a `hold`. Below them holds are mostly noise, which
-# people learn to ignore.
+#: What a model must reach before it is worth a `hold`. Below them holds are mostly noise, which
+#: people learn to ignore.
 MIN_FORM_SHARE = 0.9
 MIN_CAUGHT_SHARE = 0.5
 MAX_NEEDLESS_SHARE = 0.1

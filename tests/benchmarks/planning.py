@@ -23,7 +23,7 @@ import numpy as np
 from scipy import stats
 
 from controller.cli.verdict import Bench
-from controller.codec.documents import to_core_plan
+from controller.codec.plans import to_core_plan
 from controller.core.evidence import GAMMA
 from controller.planning.figures import simulate
 from controller.planning.world import ERRORS, Effect, World

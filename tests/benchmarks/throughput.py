@@ -44,7 +44,8 @@ import structlog
 from confluent_kafka import Producer
 
 from controller.adapters.kafka.event_log import KafkaEventLog
-from controller.adapters.redis.store import RedisTotals, Store
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.totals import RedisTotals
 from controller.clock import SystemClock
 from controller.core.evidence import ArmTotals
 from controller.core.rollout import Rollout
@@ -242,9 +243,11 @@ async def count(
     return *spent, refused, ingest.longest_fold_seconds
 
 
-def connect(url: str, settings: KafkaSettings) -> Store:
+def connect(url: str, settings: KafkaSettings) -> RedisConnection:
     """Return a store of the totals of what these topics hold."""
-    return Store.connect(url, prefix=settings.topic_prefix, deadline_seconds=10, try_seconds=5)
+    return RedisConnection.connect(
+        url, prefix=settings.topic_prefix, deadline_seconds=10, try_seconds=5
+    )
 
 
 def alone(work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
@@ -291,7 +294,7 @@ def make_rollouts(options: argparse.Namespace) -> list[Rollout]:
 
 
 async def differences(
-    store: Store, settings: KafkaSettings, rollouts: list[Rollout], recount: Recount
+    store: RedisConnection, settings: KafkaSettings, rollouts: list[Rollout], recount: Recount
 ) -> int:
     """Return how many totals differ from the recount, printing the first ones."""
     keys = [

@@ -214,7 +214,7 @@ def _effects_before_save(package: Path) -> None:
 def _several_writes(package: Path) -> None:
     """Write totals field by field, and the fence after them, in place of one HSET."""
     _swap(
-        package / "controller/adapters/redis/store.py",
+        package / "controller/adapters/redis/connection.py",
         "        async def evaluate() -> Any:\n",
         "        for name in list(fields)[1::2]:\n"
         "            await self.client.hset(key, name, fields[name])\n"

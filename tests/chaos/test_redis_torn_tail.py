@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from controller.adapters.redis.store import RedisRollouts, RedisTotals, Store
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.rollouts import RedisRollouts
+from controller.adapters.redis.totals import RedisTotals
 from controller.codec.merging import Merger
 from controller.errors import StoreUnavailable
 from controller.ports import NO_FENCE, OutboxEntry, StoredPartition
@@ -159,7 +161,7 @@ async def test_a_torn_tail_loses_and_doubles_nothing(
     both together.
     """
     dice = random.Random(seed)
-    store = Store.connect(own_redis.url, deadline_seconds=5)
+    store = RedisConnection.connect(own_redis.url, deadline_seconds=5)
     totals = RedisTotals(store)
     counter = Counter(totals, is_bundling)
     lost_writes = 0
@@ -197,7 +199,7 @@ async def test_a_lost_file_is_counted_again_from_nothing(own_redis: RedisServer)
 
     And the count begins anew without a remainder.
     """
-    store = Store.connect(own_redis.url)
+    store = RedisConnection.connect(own_redis.url)
     totals = RedisTotals(store)
     counter = Counter(totals)
     await counter.count(50)
@@ -217,7 +219,7 @@ async def test_document_and_effects_survive_a_torn_tail_together(own_redis: Redi
     And so are its effects.
     """
     dice = random.Random(7)
-    store = Store.connect(own_redis.url, deadline_seconds=5)
+    store = RedisConnection.connect(own_redis.url, deadline_seconds=5)
     rollouts = RedisRollouts(store)
     for _ in range(8):
         token = (await rollouts.load("f")).token
@@ -247,7 +249,7 @@ async def test_document_and_effects_survive_a_torn_tail_together(own_redis: Redi
 async def test_a_count_goes_on_through_kills(own_redis: RedisServer) -> None:
     """An owner that keeps counting while Redis is killed under it ends with totals that match its fence."""
     dice = random.Random(11)
-    store = Store.connect(own_redis.url, try_seconds=0.2, deadline_seconds=0.4)
+    store = RedisConnection.connect(own_redis.url, try_seconds=0.2, deadline_seconds=0.4)
     totals = RedisTotals(store)
     counter = Counter(totals)
     for _ in range(6):

@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator
 import pytest
 
 from controller.adapters.memory import MemoryRollouts, MemoryTotals
-from controller.adapters.redis.store import RedisRollouts, RedisTotals, Store
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.rollouts import RedisRollouts
+from controller.adapters.redis.totals import RedisTotals
 from controller.ports import Rollouts, Totals
 
 
 @pytest.fixture
-async def redis_store(redis_url: str, topic_prefix: str) -> AsyncIterator[Store]:
+async def redis_store(redis_url: str, topic_prefix: str) -> AsyncIterator[RedisConnection]:
     """A store of the test's own in the shared Redis."""
-    store = Store.connect(redis_url, prefix=topic_prefix)
+    store = RedisConnection.connect(redis_url, prefix=topic_prefix)
     yield store
     await store.close()
 

@@ -19,7 +19,10 @@ from typing import Any
 import httpx
 
 from controller.adapters.memory import MemoryTotals
-from controller.codec import documents
+from controller.codec.command_records import read_command
+from controller.codec.commands import command_event, to_command_received
+from controller.codec.plans import to_core_plan
+from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json
 from controller.core.judging.gate import SequentialTests, decode_tests, judge, look_for_harm
 from controller.core.machine import decide, next_deadline
 from controller.core.rollout import CommandReceived, EvidenceJudged, Rollout, Ticked
@@ -240,13 +243,13 @@ def commands(material: Hostile) -> str:
     record = (material.bytes_of(fields), material.headers(), key, material.timestamp_ms())
     try:
         with material.timed():
-            command = documents.read_command(*record, now=datetime.now(UTC))
+            command = read_command(*record, now=datetime.now(UTC))
     except BadInput as fault:
         return _refused(fault)
-    forwarded = documents.command_bytes(command)
+    forwarded = command_event(command)
     issued_ms = max(int(command.issued_at.timestamp() * 1000), 0)
-    assert documents.read_command(forwarded, (), command.flag.encode(), issued_ms) == command
-    event_ = documents.to_command_event(command, datetime.now(UTC))
+    assert read_command(forwarded, (), command.flag.encode(), issued_ms) == command
+    event_ = to_command_received(command, datetime.now(UTC))
     _live(None, event_)
     _live(make_rollout(), event_)
     return "accepted"
@@ -266,7 +269,7 @@ def plans(material: Hostile) -> str:
     assert all(finding.message and finding.fix for finding in findings)
     if document is None or any(finding.is_error for finding in findings):
         return "refused"
-    plan = documents.to_core_plan(document)
+    plan = to_core_plan(document)
     start = make_command("start", at=_NOW, issued_at=_NOW, plan=plan, command_id="start-1")
     _live(None, start)
     return "started"
@@ -282,8 +285,8 @@ def _live(rollout: Rollout | None, command: CommandReceived) -> None:
     for _ in range(_LONGEST_LIFE):
         if rollout is None:
             return
-        written = documents.rollout_to_json(rollout)
-        assert documents.rollout_from_json(written) == rollout
+        written = rollout_to_json(rollout)
+        assert rollout_from_json(written) == rollout
         percent_to_serve(rollout)
         deadline = next_deadline(rollout)
         at = max(deadline or rollout.updated_at, rollout.updated_at)
@@ -308,9 +311,7 @@ _ROLLOUT_DOCUMENTS: list[bytes] = []
 def rollout_documents(material: Hostile) -> str:
     """Read a stored rollout document; one that is read is served and goes on."""
     if not _ROLLOUT_DOCUMENTS:
-        _ROLLOUT_DOCUMENTS.extend(
-            documents.rollout_to_json(rollout) for rollout in honest.rollouts()
-        )
+        _ROLLOUT_DOCUMENTS.extend(rollout_to_json(rollout) for rollout in honest.rollouts())
     document = json.loads(material.dice.choice(_ROLLOUT_DOCUMENTS))
     is_stored = material.dice.random() < 0.5
     written = material.bytes_of(
@@ -318,7 +319,7 @@ def rollout_documents(material: Hostile) -> str:
     )
     try:
         with material.timed():
-            rollout = (documents.rollout_from_json if is_stored else documents.read_state)(written)
+            rollout = (rollout_from_json if is_stored else read_state)(written)
     except DocumentUnreadable as fault:
         return _refused(fault)
     board = FlagBoard(generation=Generation.V3)

@@ -9,7 +9,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from controller.codec import documents
+from controller.codec.plans import to_core_plan
 from controller.core.plan import Plan
 from controller.core.rollout import (
     Aborted,
@@ -142,7 +142,7 @@ def command(verb: str = "start", flag_key: str = "new-checkout") -> dict[str, An
 
 def full_plan() -> Plan:
     """Return `plan` in the core's units."""
-    return documents.to_core_plan(PlanDocument.model_validate(plan()))
+    return to_core_plan(PlanDocument.model_validate(plan()))
 
 
 def rollouts() -> list[Rollout]:

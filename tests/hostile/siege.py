@@ -318,7 +318,7 @@ class Siege:
         await asyncio.sleep(0.05)
 
     def _document(self) -> bytes:
-        from controller.codec.documents import rollout_to_json
+        from controller.codec.rollouts import rollout_to_json
 
         return rollout_to_json(honest.rollouts()[next(self._next_id) % 8])
 

@@ -13,7 +13,8 @@ from aiokafka import AIOKafkaProducer
 
 from controller.adapters.kafka.event_log import KafkaEventLog, ensure_topics, partition_of
 from controller.adapters.kafka.shared_topic import SharedTopic, streams
-from controller.adapters.redis.store import RedisTotals, Store
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.totals import RedisTotals
 from controller.clock import SystemClock
 from controller.core.evidence import ArmTotals
 from controller.counting.ingest import Ingest
@@ -160,7 +161,7 @@ def ways(requests: list[Request]) -> list[Way]:
 class Member:
     """A single member that counts one way's topics."""
 
-    def __init__(self, bootstrap: str, prefix: str, way: Way, store: Store) -> None:
+    def __init__(self, bootstrap: str, prefix: str, way: Way, store: RedisConnection) -> None:
         topics = {"evaluations": "otlp_spans", "outcomes": "otlp_spans"} if way.is_one_topic else {}
         formats = {"evaluations": way.evaluations, "outcomes": way.outcomes}
         self.settings = KafkaSettings.model_validate(
@@ -242,7 +243,7 @@ async def test_every_format_gives_the_same_totals(
 ) -> None:
     """OTLP JSON, OTLP protobuf, spans alone, GO Feature Flag and our own events give identical totals for the same traffic."""
     requests = make_traffic()
-    store = Store.connect(own_redis.url)
+    store = RedisConnection.connect(own_redis.url)
     members = {way: Member(kafka, topic_prefix, way, store) for way in ways(requests)}
     try:
         counted = await asyncio.gather(

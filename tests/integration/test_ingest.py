@@ -15,7 +15,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from controller.adapters.kafka.event_log import KafkaEventLog, ensure_topics
 from controller.adapters.kafka.topology import KafkaTopology
-from controller.adapters.redis.store import RedisTotals, Store
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.totals import RedisTotals
 from controller.clock import SystemClock
 from controller.core.evidence import Evidence
 from controller.core.judging.gate import SequentialTests, judge
@@ -42,7 +43,7 @@ AT_MS = at_ms(T0 + 5 * MINUTE)
 class Group:
     """Members of one counting group, and what they refused."""
 
-    def __init__(self, bootstrap: str, prefix: str, store: Store) -> None:
+    def __init__(self, bootstrap: str, prefix: str, store: RedisConnection) -> None:
         self.settings = KafkaSettings.model_validate(
             {
                 "bootstrap_servers": bootstrap,
@@ -166,7 +167,7 @@ async def group(
     kafka: str, own_redis: RedisServer, topic_prefix: str, create_topics: CreateTopics
 ) -> AsyncIterator[Group]:
     """A group without members, its topics there."""
-    store = Store.connect(own_redis.url)
+    store = RedisConnection.connect(own_redis.url)
     group = Group(kafka, topic_prefix, store)
     await create_topics(*group.settings.event_topics, partitions=PARTITIONS)
     yield group

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.adapters.memory import MemoryRollouts, MemoryTotals
-from controller.adapters.redis.store import RedisRollouts, RedisTotals, Store
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.rollouts import RedisRollouts
+from controller.adapters.redis.totals import RedisTotals
 from controller.ports import OutboxEntry, Rollouts, Totals
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
@@ -88,7 +90,7 @@ async def answers_of_redis(
     url: str, kind: type[RedisTotals] | type[RedisRollouts], calls: list[Call]
 ) -> list[Any]:
     """Return what each call answered, on an empty prefix of a real server."""
-    store = Store.connect(url, prefix=f"d{uuid.uuid4().hex}:")
+    store = RedisConnection.connect(url, prefix=f"d{uuid.uuid4().hex}:")
     try:
         return await answers_of(kind(store), calls)
     finally:

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from controller.adapters.redis.store import Store
+from controller.adapters.redis.claims import RedisClaims
+from controller.adapters.redis.connection import RedisConnection
 from controller.errors import StoreUnavailable
 from tests.brokers import RedisServer
 
@@ -18,7 +19,7 @@ async def test_redis_says_what_time_it_is(own_redis: RedisServer) -> None:
 
     And it counts as an answer.
     """
-    store = Store.connect(own_redis.url)
+    store = RedisConnection.connect(own_redis.url)
     assert store.heard_at is None
     at = await store.ask_time()
     assert abs((at - datetime.now(UTC)).total_seconds()) < 1
@@ -30,21 +31,21 @@ async def test_redis_says_what_time_it_is(own_redis: RedisServer) -> None:
 
 async def test_claims_are_kept_one_field_for_each_partition(own_redis: RedisServer) -> None:
     """What was written last is read, by others too; what is no partition is passed over."""
-    store, other = Store.connect(own_redis.url), Store.connect(own_redis.url)
-    assert await store.claims() == {}
-    await store.claim([0, 3], b"1 a")
-    await other.claim([3, 5], b"2 b")
+    store, other = RedisConnection.connect(own_redis.url), RedisConnection.connect(own_redis.url)
+    assert await RedisClaims(store).claims() == {}
+    await RedisClaims(store).claim([0, 3], b"1 a")
+    await RedisClaims(other).claim([3, 5], b"2 b")
     await store.client.hset("rolloutd:claims", "strange", "x")
-    assert await store.claims() == {0: b"1 a", 3: b"2 b", 5: b"2 b"}
-    await store.drop_claims([0, 5, 7])
-    assert await other.claims() == {3: b"2 b"}
+    assert await RedisClaims(store).claims() == {0: b"1 a", 3: b"2 b", 5: b"2 b"}
+    await RedisClaims(store).drop_claims([0, 5, 7])
+    assert await RedisClaims(other).claims() == {3: b"2 b"}
     await store.close()
     await other.close()
 
 
 async def test_a_redis_that_hangs_is_given_up_in_time(own_redis: RedisServer) -> None:
     """No answer is trouble within half a call's deadline, and does not count as one."""
-    store = Store.connect(own_redis.url, deadline_seconds=2.0, try_seconds=1.0)
+    store = RedisConnection.connect(own_redis.url, deadline_seconds=2.0, try_seconds=1.0)
     await store.ask_time()
     heard_at = store.heard_at
     own_redis.pause()

@@ -13,15 +13,12 @@ import redis.asyncio
 import redis.exceptions
 
 from controller import bootstrap
-from controller.adapters.redis.store import (
-    ANSWERS_KEPT,
-    ANSWERS_PRUNED_EVERY,
-    Identity,
-    RedisRollouts,
-    RedisTotals,
-    Store,
-)
-from controller.codec.documents import encode
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.identity import Identity, StoredIdentity
+from controller.adapters.redis.rollouts import ANSWERS_KEPT, ANSWERS_PRUNED_EVERY, RedisRollouts
+from controller.adapters.redis.server_check import check_server
+from controller.adapters.redis.totals import RedisTotals
+from controller.codec.outbox import outbox_entry
 from controller.errors import BrokenInvariant, ConfigInvalid, DocumentUnreadable, StoreUnavailable
 from controller.health import Scope
 from controller.ports import OutboxEntry, StoredRollout
@@ -53,16 +50,16 @@ def fields(exposures: int) -> dict[str, bytes]:
     }
 
 
-def store_url(store: Store) -> str:
+def store_url(store: RedisConnection) -> str:
     """Return the address of a store's server."""
     where = store.client.connection_pool.connection_kwargs
     return f"redis://{where['host']}:{where['port']}/0"
 
 
 @pytest.fixture
-async def store(own_redis: RedisServer) -> AsyncIterator[Store]:
+async def store(own_redis: RedisServer) -> AsyncIterator[RedisConnection]:
     """A store on a server of the test's own, impatient: a try takes 150 ms, a call 600 ms."""
-    store = Store.connect(own_redis.url, try_seconds=0.15, deadline_seconds=0.6)
+    store = RedisConnection.connect(own_redis.url, try_seconds=0.15, deadline_seconds=0.6)
     yield store
     await store.close()
 
@@ -132,7 +129,7 @@ async def thief(own_redis: RedisServer) -> AsyncIterator[ReplyThief]:
 
 async def test_a_lost_reply_counts_once(thief: ReplyThief) -> None:
     """A save whose reply is lost is sent again by us, within the deadline, and is counted once."""
-    store = Store.connect(f"redis://127.0.0.1:{thief.port}/0", deadline_seconds=2.0)
+    store = RedisConnection.connect(f"redis://127.0.0.1:{thief.port}/0", deadline_seconds=2.0)
     totals = RedisTotals(store)
     assert await totals.save(KEY, expected=None, next_offset=5, fields=fields(5)) is None
     thief.steals, before = 2, thief.asked
@@ -149,7 +146,7 @@ async def test_the_client_repeats_nothing_by_itself(thief: ReplyThief) -> None:
 
     What is repeated, and when, is ours to say.
     """
-    store = Store.connect(f"redis://127.0.0.1:{thief.port}/0")
+    store = RedisConnection.connect(f"redis://127.0.0.1:{thief.port}/0")
     thief.steals = 1
     with pytest.raises(redis.exceptions.ConnectionError):
         await store.client.eval("return {1}", 0)
@@ -162,7 +159,7 @@ async def test_a_lost_reply_does_not_hide_that_another_won(thief: ReplyThief) ->
 
     And one that lost is known to have lost.
     """
-    store = Store.connect(f"redis://127.0.0.1:{thief.port}/0", deadline_seconds=2.0)
+    store = RedisConnection.connect(f"redis://127.0.0.1:{thief.port}/0", deadline_seconds=2.0)
     rollouts = RedisRollouts(store)
     thief.steals = 1
     assert await rollouts.save("f", expected_token=0, tests=b"first")
@@ -173,7 +170,7 @@ async def test_a_lost_reply_does_not_hide_that_another_won(thief: ReplyThief) ->
 
 
 async def test_a_save_that_timed_out_and_runs_later_counts_once(
-    store: Store, own_redis: RedisServer
+    store: RedisConnection, own_redis: RedisServer
 ) -> None:
     """A save given up on is carried out when Redis wakes.
 
@@ -192,7 +189,7 @@ async def test_a_save_that_timed_out_and_runs_later_counts_once(
 
 
 async def test_a_late_run_behind_a_newer_save_changes_nothing(
-    store: Store, own_redis: RedisServer
+    store: RedisConnection, own_redis: RedisServer
 ) -> None:
     """A save that is carried out after its successor's meets a moved fence."""
     totals = RedisTotals(store)
@@ -208,7 +205,7 @@ async def test_a_late_run_behind_a_newer_save_changes_nothing(
 
 
 async def test_a_server_that_is_away_is_trouble_in_time(
-    own_redis: RedisServer, store: Store
+    own_redis: RedisServer, store: RedisConnection
 ) -> None:
     """Without a server every call ends by its deadline, as StoreUnavailable.
 
@@ -235,7 +232,7 @@ async def test_a_restart_within_the_deadline_goes_unnoticed(own_redis: RedisServ
 
     Scripts are loaded anew, data are.
     """
-    store = Store.connect(own_redis.url, deadline_seconds=10)
+    store = RedisConnection.connect(own_redis.url, deadline_seconds=10)
     totals = RedisTotals(store)
     assert await totals.save(KEY, expected=None, next_offset=5, fields=fields(5)) is None
     own_redis.kill9()
@@ -247,7 +244,7 @@ async def test_a_restart_within_the_deadline_goes_unnoticed(own_redis: RedisServ
 
 
 async def test_out_of_memory_refuses_before_anything_is_written(
-    store: Store, own_redis: RedisServer
+    store: RedisConnection, own_redis: RedisServer
 ) -> None:
     """A server out of memory refuses the script whole and at once.
 
@@ -266,7 +263,9 @@ async def test_out_of_memory_refuses_before_anything_is_written(
     assert await totals.save(KEY, expected=5, next_offset=9, fields=fields(9)) is None
 
 
-async def test_a_replica_is_trouble_and_passes(store: Store, own_redis: RedisServer) -> None:
+async def test_a_replica_is_trouble_and_passes(
+    store: RedisConnection, own_redis: RedisServer
+) -> None:
     """A former primary refuses writes.
 
     It is tried until it is primary again or the deadline is over.
@@ -283,7 +282,7 @@ async def test_a_replica_is_trouble_and_passes(store: Store, own_redis: RedisSer
     assert await saving is None
 
 
-async def test_a_forgotten_script_is_sent_again(store: Store) -> None:
+async def test_a_forgotten_script_is_sent_again(store: RedisConnection) -> None:
     """A server that has lost its scripts gets ours again with the same call."""
     totals = RedisTotals(store)
     await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
@@ -291,7 +290,7 @@ async def test_a_forgotten_script_is_sent_again(store: Store) -> None:
     assert await totals.save(KEY, expected=5, next_offset=9, fields=fields(9)) is None
 
 
-async def test_a_foreign_key_under_our_name_is_a_broken_invariant(store: Store) -> None:
+async def test_a_foreign_key_under_our_name_is_a_broken_invariant(store: RedisConnection) -> None:
     """A key that is no hash.
 
     Or a hash that is not ours or of a newer release, stops the worker and is not overwritten.
@@ -314,7 +313,7 @@ async def test_a_foreign_key_under_our_name_is_a_broken_invariant(store: Store) 
     assert (await totals.load(KEY)).next_offset == 5  # what an earlier rolloutd has written is read
 
 
-async def test_an_unreadable_document_stops_its_flag_only(store: Store) -> None:
+async def test_an_unreadable_document_stops_its_flag_only(store: RedisConnection) -> None:
     """A damaged rollout document is never guessed at, and the other flags are read as ever."""
     rollouts = RedisRollouts(store)
     await rollouts.save("good", expected_token=0, rollout=make_rollout())
@@ -326,7 +325,7 @@ async def test_an_unreadable_document_stops_its_flag_only(store: Store) -> None:
     assert (await rollouts.load("good")).rollout == make_rollout()
 
 
-async def test_a_cancelled_call_leaves_the_next_one_its_own_answer(store: Store) -> None:
+async def test_a_cancelled_call_leaves_the_next_one_its_own_answer(store: RedisConnection) -> None:
     """Cancelling a call at any moment never gives its answer to another one."""
     totals = RedisTotals(store)
     await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
@@ -344,13 +343,15 @@ async def test_a_cancelled_call_leaves_the_next_one_its_own_answer(store: Store)
 # --------------------------------------------------------------------------------------------------
 
 
-async def test_the_file_holds_no_transaction(store: Store, own_redis: RedisServer) -> None:
+async def test_the_file_holds_no_transaction(
+    store: RedisConnection, own_redis: RedisServer
+) -> None:
     """Whatever we save reaches the append-only file as single commands.
 
     No MULTI that a torn tail could keep a part of.
     """
     totals, rollouts = RedisTotals(store), RedisRollouts(store)
-    await store.check_identity(OURS, 1)
+    await StoredIdentity(store).check(OURS, 1)
     await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
     await totals.save(KEY, expected=5, next_offset=5, fields=fields(5))
     await totals.drop(KEY, [FIELD])
@@ -371,7 +372,7 @@ async def test_the_file_holds_no_transaction(store: Store, own_redis: RedisServe
     own_redis.start()
 
 
-async def test_an_operator_can_read_the_hash(store: Store) -> None:
+async def test_an_operator_can_read_the_hash(store: RedisConnection) -> None:
     """What stands in Redis reads without a manual."""
     totals = RedisTotals(store)
     arm = ArmCounts(
@@ -407,7 +408,7 @@ async def test_an_operator_can_read_the_hash(store: Store) -> None:
     }
 
 
-async def test_the_largest_save_fits_into_one_call(store: Store) -> None:
+async def test_the_largest_save_fits_into_one_call(store: RedisConnection) -> None:
     """The promised number of fields stays below what a script can hand to one command.
 
     With room for the store's own.
@@ -418,7 +419,7 @@ async def test_the_largest_save_fits_into_one_call(store: Store) -> None:
     assert await store.client.hlen(HASH) == MAX_FIELDS_PER_SAVE + 3
 
 
-async def test_answers_are_kept_newest_first_and_bounded(store: Store) -> None:
+async def test_answers_are_kept_newest_first_and_bounded(store: RedisConnection) -> None:
     """A flag keeps its newest answers; a flood of commands does not grow its hash without bound."""
     rollouts = RedisRollouts(store)
     saves = ANSWERS_KEPT + 2 * ANSWERS_PRUNED_EVERY
@@ -434,15 +435,15 @@ async def test_answers_are_kept_newest_first_and_bounded(store: Store) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-async def test_another_kafka_cluster_is_refused(store: Store) -> None:
+async def test_another_kafka_cluster_is_refused(store: RedisConnection) -> None:
     """A prefix belongs to one Kafka cluster.
 
     Two replicas that start together both find it theirs.
     """
-    await asyncio.gather(*(store.check_identity(OURS, 1) for _ in range(4)))
-    await store.check_identity(OURS, 1)
+    await asyncio.gather(*(StoredIdentity(store).check(OURS, 1) for _ in range(4)))
+    await StoredIdentity(store).check(OURS, 1)
     with pytest.raises(ConfigInvalid, match="belongs to Kafka cluster 'one'"):
-        await store.check_identity(replace(OURS, cluster_id="two"), 1)
+        await StoredIdentity(store).check(replace(OURS, cluster_id="two"), 1)
 
 
 @pytest.mark.parametrize(
@@ -454,70 +455,72 @@ async def test_another_kafka_cluster_is_refused(store: Store) -> None:
     ],
 )
 async def test_another_environment_is_refused(
-    store: Store, change: dict[str, Any], why: str
+    store: RedisConnection, change: dict[str, Any], why: str
 ) -> None:
     """A prefix belongs to one environment: cluster, topic prefix and name.
 
     The message says more.
     """
-    await store.check_identity(OURS, 1)
+    await StoredIdentity(store).check(OURS, 1)
     with pytest.raises(ConfigInvalid, match=why) as refusal:
-        await store.check_identity(replace(OURS, **change), 1)
+        await StoredIdentity(store).check(replace(OURS, **change), 1)
     assert "set redis.key_prefix" in str(refusal.value)
-    await store.check_identity(OURS, 1)
+    await StoredIdentity(store).check(OURS, 1)
 
 
-async def test_a_former_name_is_taken_over(store: Store) -> None:
+async def test_a_former_name_is_taken_over(store: RedisConnection) -> None:
     """An environment that was renamed keeps its data, once its former name is in the settings."""
-    await store.check_identity(OURS, 1)
+    await StoredIdentity(store).check(OURS, 1)
     renamed = Identity("one", "", "live", former_environments=("production",))
-    await store.check_identity(renamed, 1)
+    await StoredIdentity(store).check(renamed, 1)
     assert await store.client.hget("rolloutd:identity", "environment") == b"live"
     with pytest.raises(ConfigInvalid, match="former name"):
-        await store.check_identity(OURS, 1)
+        await StoredIdentity(store).check(OURS, 1)
 
 
-async def test_an_identity_of_an_early_release_goes_to_whom_it_can_belong(store: Store) -> None:
+async def test_an_identity_of_an_early_release_goes_to_whom_it_can_belong(
+    store: RedisConnection,
+) -> None:
     """Without names in it, the shared prefix is not given to an environment with a topic prefix."""
     early = {"cluster_id": "one", "epoch": "1", "digest": "x"}
     await store.client.hset("rolloutd:identity", mapping=early)
     staging = Identity("one", "staging.", "staging")
     with pytest.raises(ConfigInvalid, match="HSET rolloutd:identity topic_prefix"):
-        await store.check_identity(staging, 1)
-    await store.check_identity(OURS, 1)
+        await StoredIdentity(store).check(staging, 1)
+    await StoredIdentity(store).check(OURS, 1)
     with pytest.raises(ConfigInvalid, match="topic prefix ''"):
-        await store.check_identity(staging, 1)
-    own = Store.connect(store_url(store), prefix="staging:")
+        await StoredIdentity(store).check(staging, 1)
+    own = RedisConnection.connect(store_url(store), prefix="staging:")
     await own.client.hset("staging:identity", mapping=early)
-    await own.check_identity(staging, 1)
+    await StoredIdentity(own).check(staging, 1)
     assert await own.client.hget("staging:identity", "topic_prefix") == b"staging."
     await own.close()
 
 
-async def test_a_damaged_identity_is_named(store: Store) -> None:
+async def test_a_damaged_identity_is_named(store: RedisConnection) -> None:
     """An epoch that is no number is the operator's to fix, and not an exception of ours."""
     await store.client.hset("rolloutd:identity", mapping={"cluster_id": "one", "epoch": "x"})
     with pytest.raises(ConfigInvalid, match="damaged"):
-        await store.check_identity(OURS, 1)
+        await StoredIdentity(store).check(OURS, 1)
 
 
-async def test_nothing_is_decided_on_a_redis_that_became_another(store: Store) -> None:
+async def test_nothing_is_decided_on_a_redis_that_became_another(store: RedisConnection) -> None:
     """While the identity is another's, calls are refused unsent.
 
     When it is ours again, they go on.
     """
     rollouts = RedisRollouts(store)
-    await store.check_identity(OURS, 1)
-    assert await store.look_at_identity(OURS, 1) is None
+    await StoredIdentity(store).check(OURS, 1)
+    assert await StoredIdentity(store).recheck(OURS, 1) is None
     await store.client.hset("rolloutd:identity", "environment", "staging")
-    why = await store.look_at_identity(OURS, 1)
+    why = await StoredIdentity(store).recheck(OURS, 1)
     assert why is not None
     assert "belongs to environment 'staging'" in why
     with pytest.raises(StoreUnavailable, match="belongs to environment 'staging'"):
         await rollouts.save("f", expected_token=0, rollout=make_rollout())
     assert await store.client.exists("rolloutd:ro:{f}", "rolloutd:flags") == 0
     await store.client.hset("rolloutd:identity", "environment", "production")
-    assert await store.look_at_identity(OURS, 1) is None
+    assert await StoredIdentity(store).recheck(OURS, 1) is None
     assert await rollouts.save("f", expected_token=0, rollout=make_rollout())
 
 
@@ -529,7 +532,7 @@ async def test_a_running_daemon_notices_that_redis_became_another(
     daemon = bootstrap.Daemon(Settings.model_validate({"redis": {"url": own_redis.url}}))
     daemon._identity = OURS
     store = daemon._store
-    await store.check_identity(OURS, 1)
+    await StoredIdentity(store).check(OURS, 1)
     watching = asyncio.create_task(daemon._watch_identity())
 
     async def fault(*, expected: bool) -> None:
@@ -553,52 +556,52 @@ async def test_a_running_daemon_notices_that_redis_became_another(
     await store.close()
 
 
-async def test_an_emptied_redis_is_claimed_again(store: Store) -> None:
+async def test_an_emptied_redis_is_claimed_again(store: RedisConnection) -> None:
     """A Redis that lost everything is still ours: the identity is written again."""
-    await store.check_identity(OURS, 1)
+    await StoredIdentity(store).check(OURS, 1)
     await store.client.flushall()
-    assert await store.look_at_identity(OURS, 1) is None
+    assert await StoredIdentity(store).recheck(OURS, 1) is None
     assert await store.client.hget("rolloutd:identity", "environment") == b"production"
 
 
-async def test_data_under_the_prefix_of_early_releases_is_noticed(store: Store) -> None:
+async def test_data_under_the_prefix_of_early_releases_is_noticed(store: RedisConnection) -> None:
     """Who comes with a prefix of its own and finds data that names nobody is told of it."""
-    own = Store.connect(store_url(store), prefix="rolloutd:staging:")
-    assert not await own.has_shared_data()
+    own = RedisConnection.connect(store_url(store), prefix="rolloutd:staging:")
+    assert not await StoredIdentity(own).has_shared_data()
     await store.client.hset("rolloutd:identity", mapping={"cluster_id": "one", "epoch": "1"})
-    assert await own.has_shared_data()
-    await own.check_identity(Identity("one", "", "staging"), 1)
-    assert not await own.has_shared_data()
+    assert await StoredIdentity(own).has_shared_data()
+    await StoredIdentity(own).check(Identity("one", "", "staging"), 1)
+    assert not await StoredIdentity(own).has_shared_data()
     await own.close()
 
 
-async def test_an_epoch_rises_and_never_falls(store: Store) -> None:
+async def test_an_epoch_rises_and_never_falls(store: RedisConnection) -> None:
     """A greater epoch is an operator's new count; a smaller one is an old configuration."""
-    await store.check_identity(OURS, 1)
-    await store.check_identity(OURS, 3)
+    await StoredIdentity(store).check(OURS, 1)
+    await StoredIdentity(store).check(OURS, 3)
     with pytest.raises(ConfigInvalid, match="out of date"):
-        await store.check_identity(OURS, 2)
-    await store.check_identity(OURS, 3)
+        await StoredIdentity(store).check(OURS, 2)
+    await StoredIdentity(store).check(OURS, 3)
 
 
-async def test_a_server_that_evicts_is_refused(store: Store) -> None:
+async def test_a_server_that_evicts_is_refused(store: RedisConnection) -> None:
     """A server that may drop keys when memory is short is refused at start.
 
     With the setting to fix.
     """
-    assert list(await store.check_server()) == []
+    assert list(await check_server(store)) == []
     await store.client.config_set("maxmemory-policy", "allkeys-lru")
-    assert list(await store.check_server()) == []  # no limit set, nothing is ever evicted
+    assert list(await check_server(store)) == []  # no limit set, nothing is ever evicted
     await store.client.config_set("maxmemory", "1gb")
     with pytest.raises(ConfigInvalid, match="noeviction"):
-        await store.check_server()
+        await check_server(store)
 
 
 async def test_a_server_without_a_file_is_named() -> None:
     """A server that forgets on restart is usable, and the operator is told what that costs."""
     with RedisServer(appendonly=False) as server:
-        store = Store.connect(server.url)
-        (warning,) = await store.check_server()
+        store = RedisConnection.connect(server.url)
+        (warning,) = await check_server(store)
         assert "no append-only file" in warning
         await store.close()
 
@@ -607,13 +610,13 @@ async def test_a_server_without_a_file_is_named() -> None:
 def test_a_prefix_that_would_break_keys_is_refused(prefix: str) -> None:
     """A prefix is made of plain characters: braces would move every key into one slot."""
     with pytest.raises(ConfigInvalid, match="prefix"):
-        Store.connect("redis://127.0.0.1:6379/0", prefix=prefix)
+        RedisConnection.connect("redis://127.0.0.1:6379/0", prefix=prefix)
 
 
 def test_an_address_that_is_none_is_refused() -> None:
     """A Redis address that cannot be used is the operator's to fix."""
     with pytest.raises(ConfigInvalid, match="address"):
-        Store.connect("http://127.0.0.1:6379")
+        RedisConnection.connect("http://127.0.0.1:6379")
 
 
 # --- cluster
@@ -637,10 +640,12 @@ async def test_everything_works_on_a_cluster() -> None:
             for node in (first, second):
                 while (await _ask(node, "CLUSTER INFO"))["cluster_state"] != "ok":
                     await asyncio.sleep(0.05)
-        store = Store.connect(one.url.removesuffix("/0"), is_cluster=True, deadline_seconds=5)
+        store = RedisConnection.connect(
+            one.url.removesuffix("/0"), is_cluster=True, deadline_seconds=5
+        )
         totals, rollouts = RedisTotals(store), RedisRollouts(store)
-        assert list(await store.check_server()) == []
-        await store.check_identity(OURS, 1)
+        assert list(await check_server(store)) == []
+        await StoredIdentity(store).check(OURS, 1)
         keys = [f"flag.evaluations/{partition}/1" for partition in range(8)]
         for key in keys:
             assert await totals.save(key, expected=None, next_offset=5, fields=fields(5)) is None
@@ -689,7 +694,9 @@ async def _key_in_an_empty_slot(node: redis.asyncio.Redis) -> tuple[str, int]:
 # --------------------------------------------------------------------------------
 
 
-async def test_damage_of_any_kind_is_left_out_of_start_up_and_reported(store: Store) -> None:
+async def test_damage_of_any_kind_is_left_out_of_start_up_and_reported(
+    store: RedisConnection,
+) -> None:
     """A newer schema_version, no JSON, numbers beyond any clock, another type of key.
 
     The other flags are found.
@@ -720,7 +727,7 @@ async def test_damage_of_any_kind_is_left_out_of_start_up_and_reported(store: St
 
 
 async def test_a_damaged_document_is_described_and_its_copy_in_the_outbox_found(
-    store: Store,
+    store: RedisConnection,
 ) -> None:
     """Loading says what is wrong and whether a newer release wrote it.
 
@@ -729,7 +736,7 @@ async def test_a_damaged_document_is_described_and_its_copy_in_the_outbox_found(
     rollouts, client = RedisRollouts(store), store.client
     rollout = make_rollout(revision=2)
     entry = replace(
-        encode(rollout, "new-checkout", rollout, "new-checkout/2/0", T0), field="outbox:100"
+        outbox_entry(rollout, "new-checkout", rollout, "new-checkout/2/0", T0), field="outbox:100"
     )
     await rollouts.save("new-checkout", expected_token=0, rollout=rollout, outbox=[entry])
     key = f"{store.prefix}ro:{{new-checkout}}"
@@ -747,7 +754,7 @@ async def test_a_damaged_document_is_described_and_its_copy_in_the_outbox_found(
         await rollouts.load("new-checkout")
 
 
-async def test_a_discarded_flag_leaves_nothing(store: Store) -> None:
+async def test_a_discarded_flag_leaves_nothing(store: RedisConnection) -> None:
     """Document, answers, effects and the name in the index go, whatever they are.
 
     Other flags stay.

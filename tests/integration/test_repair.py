@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from controller.adapters.redis.store import RedisTotals, Store
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.totals import RedisTotals
 from controller.cli.daemon import app
 from controller.clock import SystemClock
 from controller.health import Faults, Scope
@@ -28,7 +29,7 @@ def environ(redis_url: str, topic_prefix: str) -> dict[str, str]:
 @pytest.fixture
 async def totals(redis_url: str, topic_prefix: str):  # type: ignore[no-untyped-def]
     """The same totals as the command's."""
-    store = Store.connect(redis_url, prefix=topic_prefix)
+    store = RedisConnection.connect(redis_url, prefix=topic_prefix)
     yield RedisTotals(store, Faults(SystemClock().now))
     await store.close()
 
@@ -73,7 +74,7 @@ async def test_a_key_of_another_kind_costs_its_partition_alone(
     """A string where a hash belongs is one partition's fault, with a command for it."""
     fields = encode_progress(PartitionCounts(counted=5))
     await totals.save("e/0/1", expected=None, next_offset=5, fields=fields)
-    client = totals._store.client
+    client = totals._connection.client
     await client.set(f"{topic_prefix}agg:{{e/1/1}}", b"x")
     _, progress = await totals.read(["e/0/1", "e/1/1"], {"f": ("r", [0])})
     assert [one.topic_partition for one in progress] == ["e/0"]

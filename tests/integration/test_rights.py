@@ -20,14 +20,13 @@ import pytest
 import redis.asyncio
 import yaml
 
+from controller.adapters.redis.claims import RedisClaims
+from controller.adapters.redis.connection import RedisConnection, RightMissing
+from controller.adapters.redis.identity import Identity, StoredIdentity
 from controller.adapters.redis.plane import RedisPlane
-from controller.adapters.redis.store import (
-    Identity,
-    RedisRollouts,
-    RedisTotals,
-    RightMissing,
-    Store,
-)
+from controller.adapters.redis.rollouts import RedisRollouts
+from controller.adapters.redis.server_check import check_server
+from controller.adapters.redis.totals import RedisTotals
 from controller.errors import FlagPlaneUnavailable, StoreUnavailable
 from controller.health import Scope
 from controller.ports import OutboxEntry
@@ -41,13 +40,13 @@ PARTITION = "flag.evaluations/3/1"
 FIELDS = encode_progress(PartitionCounts(end=5, counted=5))
 IDENTITY = Identity("one", "", "production")
 
-Call = Callable[[Store, RedisTotals, RedisRollouts], Awaitable[object]]
+Call = Callable[[RedisConnection, RedisTotals, RedisRollouts], Awaitable[object]]
 
 
 def rules_of(user: str) -> list[str]:
     """Return what the guide gives a Redis user, word by word, with a password of the test's."""
-    (line,) = re.findall(rf"^ACL SETUSER {user} .*$", GUIDE, flags=re.MULTILINE)
-    return shlex.split(line.replace(">PASSWORD", ">secret").replace("{*", "'{'*"))[3:]
+    lines = re.findall(rf"^ACL SETUSER {user} (.*)$", GUIDE, flags=re.MULTILINE)
+    return shlex.split(" ".join(lines).replace(">PASSWORD", ">secret").replace("{*", "'{'*"))
 
 
 async def grant(server: RedisServer, user: str, rules: list[str]) -> None:
@@ -63,10 +62,10 @@ def url_of(server: RedisServer, user: str) -> str:
 
 
 @pytest.fixture
-async def store(own_redis: RedisServer) -> AsyncIterator[Store]:
+async def store(own_redis: RedisServer) -> AsyncIterator[RedisConnection]:
     """A store that comes as the guide's user."""
     await grant(own_redis, "rolloutd", rules_of("rolloutd"))
-    store = Store.connect(url_of(own_redis, "rolloutd"), health_check_seconds=0.001)
+    store = RedisConnection.connect(url_of(own_redis, "rolloutd"), health_check_seconds=0.001)
     yield store
     await store.close()
 
@@ -76,18 +75,22 @@ def entry(number: int) -> OutboxEntry:
     return OutboxEntry(f"outbox:{number}", "f/1/0", "decisions", "f", b"{}")
 
 
-async def prune(store: Store, totals: RedisTotals, rollouts: RedisRollouts) -> None:
+async def prune(store: RedisConnection, totals: RedisTotals, rollouts: RedisRollouts) -> None:
     """Leave out old answers, as every some saves do."""
     await rollouts._prune_answers("f")
 
 
 #: Every call there is, in an order in which each can work, by the name of what is called.
 CALLS: dict[str, Call] = {
-    "check_server": lambda store, totals, rollouts: store.check_server(),
-    "check_identity": lambda store, totals, rollouts: store.check_identity(IDENTITY, 1),
-    "look_at_identity": lambda store, totals, rollouts: store.look_at_identity(IDENTITY, 1),
-    "environment_at": lambda store, totals, rollouts: store.environment_at("rolloutd:"),
-    "has_shared_data": lambda store, totals, rollouts: store.has_shared_data(),
+    "check_server": lambda store, totals, rollouts: check_server(store),
+    "identity.check": lambda store, totals, rollouts: StoredIdentity(store).check(IDENTITY, 1),
+    "identity.recheck": lambda store, totals, rollouts: StoredIdentity(store).recheck(IDENTITY, 1),
+    "identity.environment_at": lambda store, totals, rollouts: StoredIdentity(store).environment_at(
+        "rolloutd:"
+    ),
+    "identity.has_shared_data": lambda store, totals, rollouts: StoredIdentity(
+        store
+    ).has_shared_data(),
     "totals.save": lambda store, totals, rollouts: totals.save(
         PARTITION, expected=None, next_offset=5, fields=FIELDS
     ),
@@ -106,9 +109,9 @@ CALLS: dict[str, Call] = {
     "rollouts.newer_than": lambda store, totals, rollouts: rollouts.newer_than({}),
     "rollouts.prune": prune,
     "ask_time": lambda store, totals, rollouts: store.ask_time(),
-    "claim": lambda store, totals, rollouts: store.claim([0, 3], b"1 a"),
-    "claims": lambda store, totals, rollouts: store.claims(),
-    "drop_claims": lambda store, totals, rollouts: store.drop_claims([3]),
+    "claims.claim": lambda store, totals, rollouts: RedisClaims(store).claim([0, 3], b"1 a"),
+    "claims.claims": lambda store, totals, rollouts: RedisClaims(store).claims(),
+    "claims.drop_claims": lambda store, totals, rollouts: RedisClaims(store).drop_claims([3]),
     "totals.discard": lambda store, totals, rollouts: totals.discard(PARTITION),
     "rollouts.discard": lambda store, totals, rollouts: rollouts.discard("f"),
 }
@@ -116,25 +119,23 @@ CALLS: dict[str, Call] = {
 
 def test_every_call_is_tried() -> None:
     """A call that is added to the adapters is tried with the guide's rights too."""
-    found = {
-        "check_server",
-        "check_identity",
-        "look_at_identity",
-        "has_shared_data",
-        "environment_at",
-        "ask_time",
+    adapters = {
+        "totals": RedisTotals,
+        "rollouts": RedisRollouts,
+        "identity": StoredIdentity,
+        "claims": RedisClaims,
     }
-    found |= {"claim", "claims", "drop_claims"}
-    for prefix, adapter in (("totals", RedisTotals), ("rollouts", RedisRollouts)):
+    calls = {"check_server", "ask_time"}
+    for prefix, adapter in adapters.items():
         methods = inspect.getmembers(adapter, inspect.iscoroutinefunction)
-        found |= {f"{prefix}.{name}" for name, _ in methods if not name.startswith("_")}
-    assert found - CALLS.keys() == set(), "give these calls their place in CALLS"
+        calls |= {f"{prefix}.{name}" for name, _ in methods if not name.startswith("_")}
+    assert calls - CALLS.keys() == set(), "give these calls their place in CALLS"
 
 
-async def test_the_listed_rights_are_enough(store: Store) -> None:
+async def test_the_listed_rights_are_enough(store: RedisConnection) -> None:
     """Every call works with the guide's rights, without a warning."""
     totals, rollouts = RedisTotals(store), RedisRollouts(store)
-    assert list(await store.check_server()) == []
+    assert list(await check_server(store)) == []
     for name, call in CALLS.items():
         try:
             await call(store, totals, rollouts)
@@ -142,7 +143,7 @@ async def test_the_listed_rights_are_enough(store: Store) -> None:
             pytest.fail(f"{name}: {trouble}")
 
 
-async def test_the_listed_rights_reach_nothing_else(store: Store) -> None:
+async def test_the_listed_rights_reach_nothing_else(store: RedisConnection) -> None:
     """Other keys, other commands and other users are out of reach."""
     for words in (
         ("GET", "flag:new-checkout"),
@@ -169,7 +170,7 @@ async def test_each_listed_right_is_needed_and_named(own_redis: RedisServer, rig
     """Without any one of them some call fails, in words that name the command."""
     rules = [word for word in rules_of("rolloutd") if word != right]
     await grant(own_redis, "rolloutd", rules)
-    store = Store.connect(
+    store = RedisConnection.connect(
         url_of(own_redis, "rolloutd"), health_check_seconds=0.001, deadline_seconds=0.3
     )
     totals, rollouts = RedisTotals(store), RedisRollouts(store)
@@ -191,10 +192,10 @@ async def test_each_listed_right_is_needed_and_named(own_redis: RedisServer, rig
         assert any(command in words.lower() for words in said), said
 
 
-async def warnings_of(store: Store) -> list[str]:
+async def warnings_of(store: RedisConnection) -> list[str]:
     """Return what `check_server` warns of; nothing when it fails."""
     try:
-        return list(await store.check_server())
+        return list(await check_server(store))
     except StoreUnavailable:
         return []
 
@@ -202,8 +203,8 @@ async def warnings_of(store: Store) -> list[str]:
 async def test_a_start_without_info_goes_on_with_a_warning(own_redis: RedisServer) -> None:
     """INFO is a dangerous command to some: without it the start says what to check by hand."""
     await grant(own_redis, "rolloutd", [word for word in rules_of("rolloutd") if word != "+info"])
-    store = Store.connect(url_of(own_redis, "rolloutd"))
-    (warning,) = await store.check_server()
+    store = RedisConnection.connect(url_of(own_redis, "rolloutd"))
+    (warning,) = await check_server(store)
     assert "'info' command" in warning
     assert "noeviction" in warning
     await store.close()
@@ -214,9 +215,9 @@ async def test_a_missing_right_is_told_from_an_outage(own_redis: RedisServer) ->
     await grant(
         own_redis, "rolloutd", ["on", ">secret", "~*", "+ping", "+select", "+client|setname"]
     )
-    store = Store.connect(url_of(own_redis, "rolloutd"), deadline_seconds=5)
+    store = RedisConnection.connect(url_of(own_redis, "rolloutd"), deadline_seconds=5)
     with pytest.raises(RightMissing, match=r"'hgetall' command.*ops/security\.md"):
-        await store.check_identity(IDENTITY, 1)
+        await StoredIdentity(store).check(IDENTITY, 1)
     await store.close()
 
 
@@ -226,7 +227,7 @@ async def test_a_right_to_save_that_a_running_worker_loses_is_a_fault(
     """Everything else of Redis works: the flag says so, and goes on once the right is back."""
     rules = rules_of("rolloutd")
     await grant(own_redis, "rolloutd", rules)
-    store = Store.connect(url_of(own_redis, "rolloutd"), deadline_seconds=0.5)
+    store = RedisConnection.connect(url_of(own_redis, "rolloutd"), deadline_seconds=0.5)
     world = World()
     async with world.worker(rollouts=RedisRollouts(store)) as worker:
         await worker.submit(start(WATCHED, at=world.clock.now(), issued_at=world.clock.now()))
@@ -303,9 +304,9 @@ async def test_composes_redis_comes_up_with_its_users(tmp_path: Path) -> None:
             await stranger.ping()
         await stranger.aclose()
         password = quote("p%s/w\\n'd", safe="")
-        store = Store.connect(f"redis://rolloutd:{password}@127.0.0.1:{port}/0")
-        assert list(await store.check_server()) == []
-        await store.check_identity(IDENTITY, 1)
+        store = RedisConnection.connect(f"redis://rolloutd:{password}@127.0.0.1:{port}/0")
+        assert list(await check_server(store)) == []
+        await StoredIdentity(store).check(IDENTITY, 1)
         await store.close()
     finally:
         process.kill()

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from controller.codec.documents import to_core_plan
 from controller.codec.flagd import definition_of
+from controller.codec.plans import to_core_plan
 from controller.core.audience import Audience, Condition, Scalar, matcher
 from controller.core.serving import assign, serving
 from controller.plans import template

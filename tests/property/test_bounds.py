@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from controller.codec import documents
-from controller.codec.documents import UNFORESEEN
+from controller.codec.command_records import UNFORESEEN, read_command
+from controller.codec.commands import command_event, to_command_received
+from controller.codec.decisions import judgement_to_json
+from controller.codec.plans import from_core_plan, to_core_plan
+from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json, state_event
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
 from controller.core.judging.gate import SequentialTests, judge
 from controller.core.judging.judgement import Judgement
@@ -208,19 +211,19 @@ def check_told(refusal: str) -> None:
 def plan_in(value: bytes) -> Plan | None:
     """Return the plan of a start command, None when it is refused; anything else fails the test."""
     try:
-        command = documents.read_command(value, (), None, T0_MS, T0)
+        command = read_command(value, (), None, T0_MS, T0)
     except (CommandRefused, CommandUnreadable) as refusal:
         check_told(str(refusal))
         return None
-    return documents.to_command_event(command, T0).plan
+    return to_command_received(command, T0).plan
 
 
 def stored(rollout: Rollout) -> Rollout:
     """Return the rollout as it is read back, which must be the same."""
-    again = documents.rollout_from_json(documents.rollout_to_json(rollout))
+    again = rollout_from_json(rollout_to_json(rollout))
     assert again == rollout
-    published = documents.state_bytes(rollout, "f/1/0", rollout.updated_at)
-    assert documents.read_state(published) == rollout
+    published = state_event(rollout, "f/1/0", rollout.updated_at)
+    assert read_state(published) == rollout
     return again
 
 
@@ -259,7 +262,7 @@ def drive(rollout: Rollout | None, at: datetime) -> None:
             totals = totals_at(step, rollout.visits[visit].percent)
             evidence = Evidence(at, {visit: totals}, (progress,), 1)
             judgement, tests = judge(rollout, evidence, tests, at)
-            documents.judgement_to_json(judgement)
+            judgement_to_json(judgement)
             rollout, _ = decide(rollout, judged(judgement, at))
         assert rollout is not None
         rollout = stored(rollout)
@@ -305,7 +308,7 @@ def try_out(plan: dict[str, Any]) -> None:
         return
     if not has_units(plan["guardrails"]):
         assert SCHEMA.is_valid(json.loads(render(plan)))  # the bounds that other languages read
-    assert documents.to_core_plan(documents.from_core_plan(core)) == core
+    assert to_core_plan(from_core_plan(core)) == core
     for at in (T0, datetime(1970, 1, 1, tzinfo=UTC), datetime(2199, 12, 31, 23, 59, tzinfo=UTC)):
         rollout, _ = decide(None, make_command("start", at=at, issued_at=at, plan=core))
         drive(rollout, at)
@@ -343,9 +346,9 @@ def test_lint_of_any_numbers_ends_in_findings(plan: dict[str, Any]) -> None:
 # --- stored documents ---------------------------------------------------------------------------
 
 STORED = [
-    json.loads(documents.rollout_to_json(make_rollout())),
+    json.loads(rollout_to_json(make_rollout())),
     json.loads(
-        documents.rollout_to_json(
+        rollout_to_json(
             make_rollout(
                 plan=make_plan(expires_at=T0 + HOUR),
                 phase=Gating(0, "g", T0, T0 + HOUR),
@@ -387,7 +390,7 @@ def test_a_changed_document_is_unreadable_or_can_be_run(
         place = data.draw(st.sampled_from(paths(document)[1:]))
         document = changed(document, place, data.draw(anything))
     try:
-        rollout = documents.rollout_from_json(render(document).encode())
+        rollout = rollout_from_json(render(document).encode())
     except DocumentUnreadable:
         return
     stored(rollout)
@@ -406,7 +409,7 @@ def test_a_document_of_any_depth_is_unreadable(depth: int, place: str) -> None:
     else:
         document[place] = deep_value
     with pytest.raises(DocumentUnreadable):
-        documents.rollout_from_json(render(document).encode())
+        rollout_from_json(render(document).encode())
 
 
 # --- commands -----------------------------------------------------------------------------------
@@ -502,10 +505,10 @@ def test_any_command_is_read_or_refused(
     for value in (bare, render(event).encode("utf-8", "surrogatepass")):
         for now in (None, T0, datetime(1, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)):
             try:
-                command = documents.read_command(value, (), b"new-checkout", timestamp_ms, now)
+                command = read_command(value, (), b"new-checkout", timestamp_ms, now)
             except (CommandRefused, CommandUnreadable) as refusal:
                 check_told(str(refusal))
                 continue
             assert now is None or command.issued_at - now <= timedelta(minutes=5)
-            documents.command_bytes(command)
-            documents.to_command_event(command, T0)
+            command_event(command)
+            to_command_received(command, T0)

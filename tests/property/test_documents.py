@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.codec import documents
+from controller.codec.command_records import read_command
+from controller.codec.commands import to_command_received
+from controller.codec.plans import from_core_plan, plan_version, to_core_plan
+from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json, state_event
 from controller.core.judging.judgement import Advice
 from controller.core.plan import AdvisorPolicy, FreezeWindow, Guardrail, Plan, Stage
 from controller.core.rollout import (
@@ -227,27 +230,25 @@ def rollouts(draw: st.DrawFn) -> Rollout:
 @given(rollouts())
 def test_rollout_round_trips_exactly(rollout: Rollout) -> None:
     """Any rollout is read back equal, and written again byte for byte."""
-    written = documents.rollout_to_json(rollout)
-    assert documents.rollout_from_json(written) == rollout
-    assert documents.rollout_to_json(documents.rollout_from_json(written)) == written
-    assert (
-        documents.read_state(documents.state_bytes(rollout, "f/1/0", rollout.updated_at)) == rollout
-    )
+    written = rollout_to_json(rollout)
+    assert rollout_from_json(written) == rollout
+    assert rollout_to_json(rollout_from_json(written)) == written
+    assert read_state(state_event(rollout, "f/1/0", rollout.updated_at)) == rollout
 
 
 @given(plans())
 def test_plan_round_trips_and_its_version_is_stable(plan: Plan) -> None:
     """Any plan becomes a document and the same plan again, under one version."""
-    document = documents.from_core_plan(plan)
-    again = documents.to_core_plan(PlanDocument.model_validate_json(document.model_dump_json()))
-    assert again.version == documents.plan_version(plan) == documents.plan_version(again)
-    assert documents.from_core_plan(again) == document
+    document = from_core_plan(plan)
+    again = to_core_plan(PlanDocument.model_validate_json(document.model_dump_json()))
+    assert again.version == plan_version(plan) == plan_version(again)
+    assert from_core_plan(again) == document
 
 
 @given(plans())
 def test_lint_never_fails_on_a_plan_of_the_right_form(plan: Plan) -> None:
     """Whatever numbers a plan holds, its author gets findings, not a traceback."""
-    for finding in lint(documents.from_core_plan(plan), datetime(2026, 1, 5, tzinfo=UTC)):
+    for finding in lint(from_core_plan(plan), datetime(2026, 1, 5, tzinfo=UTC)):
         assert finding.message
         assert finding.fix
 
@@ -258,7 +259,7 @@ def test_plan_file_round_trips(plan: Plan) -> None:
 
     Unless its rules refuse it.
     """
-    document = documents.from_core_plan(plan)
+    document = from_core_plan(plan)
     try:
         assert load_plan(document.model_dump_json(indent=1), "plan.json") == document
     except ConfigInvalid:
@@ -348,8 +349,8 @@ def test_any_command_record_is_a_command_or_a_refusal(
     """Whatever stands in the command topic is a command, or refused with a printable reason."""
     told = ""
     try:
-        command = documents.read_command(value, headers, key, timestamp_ms)
-        documents.to_command_event(command, command.issued_at)
+        command = read_command(value, headers, key, timestamp_ms)
+        to_command_received(command, command.issued_at)
     except CommandRefused as refusal:
         told = f"{refusal.verb} {refusal.reason}"
     except CommandUnreadable as refusal:
@@ -374,6 +375,6 @@ def test_any_text_is_a_plan_or_a_refusal(text: str) -> None:
 @given(st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_stored_bytes_are_a_rollout_or_a_refusal(value: bytes) -> None:
     """Whatever is stored as a document is a rollout, or one kind of error."""
-    for reader in (documents.rollout_from_json, documents.read_state):
+    for reader in (rollout_from_json, read_state):
         with pytest.raises(DocumentUnreadable):
             reader(value)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
-from schemas.formats import Contents, EventFormat, Packed, evaluation_reader, outcome_reader
+from schemas.events import Contents, Packed
+from schemas.formats import EventFormat, evaluation_reader, outcome_reader
 from tests.records import make_record
 from tests.telemetry import Request, encoded, export_of_logs, export_of_spans
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from controller.codec.documents import to_core_plan
+from controller.codec.plans import to_core_plan
 from controller.core.plan import FreezeWindow
 from controller.core.timeline import frozen_until
 from controller.plans import lint

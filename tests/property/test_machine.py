@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from controller.codec.documents import rollout_from_json, rollout_to_json
+from controller.codec.rollouts import rollout_from_json, rollout_to_json
 from controller.core.invariants import Transition, violations, without_advice
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import decide, is_frozen, next_deadline

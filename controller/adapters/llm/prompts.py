@@ -36,14 +36,14 @@ GATE_VERSION = "gate-v1"
 EXPLAIN_VERSION = "explain-v1"
 LOOK_VERSION = "look-v1"
 
-# : Other people's words are cut here: a sentence or two say what a flag is for, more is room for
-# instructions.
+#: Other people's words are cut here: a sentence or two say what a flag is for, more is room for
+#: instructions.
 NAME_MAX_CHARS = 64
 DESCRIPTION_MAX_CHARS = 240
 REASON_MAX_CHARS = 120
 
-# : What a prompt lists at most. Small models lose the thread of longer ones, and their context may
-# be 2,048 tokens.
+#: What a prompt lists at most. Small models lose the thread of longer ones, and their context may
+#: be 2,048 tokens.
 MAX_METRICS = 10
 MAX_VISITS = 6
 MAX_REASONS = 3
@@ -51,9 +51,9 @@ MAX_RECORDS = 12
 MAX_ROLLOUTS = 12
 MAX_METRICS_IN_A_LOOK = 3
 
-# : Besides letters, marks and digits. Not among them: quotes (they end a quoted text), angle
-# brackets, square brackets, : braces, pipes and backslashes (servers read chat control tokens such
-# as `<|im_end|>` and `[INST]` out of any text), : backticks, hashes and asterisks (Markdown).
+#: Besides letters, marks and digits. Not among them: quotes (they end a quoted text), angle
+#: brackets, square brackets, braces, pipes and backslashes (servers read chat control tokens such
+#: as `<|im_end|>` and `[INST]` out of any text), backticks, hashes and asterisks (Markdown).
 _PUNCTUATION = frozenset(" .,;:!?()'/%+_-@&")
 
 
@@ -214,7 +214,6 @@ def _sha256(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 # --- the numbers
-# --------------------------------------------------------------------------------------------------
 
 
 _SAFE_WORDS = {

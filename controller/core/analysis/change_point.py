@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# : Where the prior mass of a change goes: most to "broken from the start" (the usual case), a part
-# to coarse slots (few : events: a cheap bet matters more than an exact moment), a part to every
-# moment (many events: the reverse).
+#: Where the prior mass of a change goes: most to "broken from the start" (the usual case), a part
+#: to coarse slots (few events: a cheap bet matters more than an exact moment), a part to every
+#: moment (many events: the reverse).
 START_MASS = 0.88
 COARSE_MASS = 0.06
 FINE_MASS = 0.06
 COARSE_SLOTS = 1000
-# : Of the last two, what is spent evenly over the planned time; the rest is for a rollout that
-# takes longer.
+#: Of the last two, what is spent evenly over the planned time; the rest is for a rollout that takes
+#: longer.
 WITHIN_PLAN = 0.8
 #: e-values are reported up to e^690, short of the largest double.
 LARGEST_LOG = 690.0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-# : Probability of a false alarm over a whole rollout, however often it is looked at. It holds, it
-# does not roll back.
+#: Probability of a false alarm over a whole rollout, however often it is looked at. It holds, it
+#: does not roll back.
 ALPHA_DRIFT = 0.001
-# : At 100 % so many may still be in control before it counts as drift: now and then a client is
-# offline while the rest follows.
+#: At 100 % so many may still be in control before it counts as drift: now and then a client is
+#: offline while the rest follows.
 STRAGGLERS = 0.01
 
 

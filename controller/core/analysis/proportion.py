@@ -15,15 +15,15 @@ import numpy as np
 
 from controller.core.analysis.change_point import Floats, log_sum_exp
 
-# : Log rate ratios betted on, 1.05 to 20, and their weights. Evidence that suffices places a log
-# ratio to about a third of : itself, so grid and weights are even in its logarithm; the sizes that
-# releases break by, 1.2 to 8, get ten times the weight.
+#: Log rate ratios betted on, 1.05 to 20, and their weights. Evidence that suffices places a log
+#: ratio to about a third of itself, so grid and weights are even in its logarithm; the sizes that
+#: releases break by, 1.2 to 8, get ten times the weight.
 LOG_RATIOS: Floats = np.exp(np.linspace(math.log(0.05), math.log(3.0), 32))
 RATIO_WEIGHTS: Floats = np.where((LOG_RATIOS > 0.17) & (LOG_RATIOS < 2.1), 1.0, 0.1)
 RATIO_WEIGHTS /= RATIO_WEIGHTS.sum()
 
-# : Of log odds ratios to a limit: even, since a release is usually far below its limits, or far
-# above.
+#: Of log odds ratios to a limit: even, since a release is usually far below its limits, or far
+#: above.
 _LIMIT_LOG_WEIGHTS: Floats = np.full(len(LOG_RATIOS), -math.log(len(LOG_RATIOS)))
 
 #: Where the likelihood of the ratio is kept for estimate and interval: 0.09 to 11.

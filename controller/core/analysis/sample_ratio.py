@@ -8,15 +8,15 @@ import numpy as np
 
 from controller.core.analysis.change_point import Floats, log_sum_exp
 
-# : Log of the factor by which treatment's odds may be off, normal with sd 0.15. The smallest step
-# is 2.5 %, so that : hashing's own unevenness is not found at a billion contexts.
+#: Log of the factor by which treatment's odds may be off, normal with sd 0.15. The smallest step is
+#: 2.5 %, so that hashing's own unevenness is not found at a billion contexts.
 LOG_FACTORS: Floats = np.linspace(-0.4, 0.4, 33)
 _FACTORS: Floats = np.exp(LOG_FACTORS)
 _WEIGHTS: Floats = np.exp(-0.5 * (LOG_FACTORS / 0.15) ** 2)
 LOG_WEIGHTS: Floats = np.log(_WEIGHTS / _WEIGHTS.sum())
 
-# : Probability of a false alarm over a whole rollout. Not part of the plan's alpha: an SRM holds,
-# it does not roll back.
+#: Probability of a false alarm over a whole rollout. Not part of the plan's alpha: an SRM holds, it
+#: does not roll back.
 ALPHA_SRM = 0.001
 
 

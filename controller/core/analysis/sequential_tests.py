@@ -22,7 +22,8 @@ from controller.core.analysis.change_point import Floats
 from controller.core.analysis.latency import Ordered
 from controller.core.analysis.proportion import CURVE, NOTHING, SAFE_POINTS, Counts
 from controller.core.analysis.sample_ratio import no_evidence
-from controller.core.evidence import ArmTotals, VisitTotals
+from controller.core.evidence import ArmTotals, Histogram, VisitTotals
+from schemas.counters import TESTED_COUNTERS, Shape
 from schemas.terms import Arm
 
 VERSION = 1
@@ -239,29 +240,41 @@ class _Numbers:
 
 
 def _pack_arm(arm: ArmTotals) -> list[Any]:
-    # Bucket steps and counts alternate in one list: small numbers, which compress well.
-    latency: list[int] = []
-    before = 0
-    for bucket in sorted(arm.latency):
-        latency += (bucket - before, arm.latency[bucket])
-        before = bucket
-    return [arm.exposures, arm.at_risk, arm.first_errors, dict(arm.converted), latency]
+    """Return the counters that the tests use, in the order of their table."""
+    packed: list[Any] = []
+    for counter in TESTED_COUNTERS:
+        value = getattr(arm, counter.name)
+        if counter.shape is Shape.BY_BUCKET:
+            value = _pack_histogram(value)
+        packed.append(dict(value) if counter.shape is Shape.BY_NAME else value)
+    return packed
 
 
 def _unpack_arm(packed: list[Any]) -> ArmTotals:
-    exposures, at_risk, first_errors, converted, steps = packed
-    latency: dict[int, int] = {}
+    values: dict[str, Any] = {
+        counter.name: _unpack_histogram(value) if counter.shape is Shape.BY_BUCKET else value
+        for counter, value in zip(TESTED_COUNTERS, packed, strict=True)
+    }
+    return ArmTotals(**values)
+
+
+def _pack_histogram(histogram: Histogram) -> list[int]:
+    """Return bucket steps and counts in turn: small numbers, which compress well."""
+    steps: list[int] = []
+    previous = 0
+    for bucket in sorted(histogram):
+        steps += (bucket - previous, histogram[bucket])
+        previous = bucket
+    return steps
+
+
+def _unpack_histogram(steps: list[int]) -> Histogram:
+    histogram: dict[int, int] = {}
     bucket = 0
     for step, count in zip(steps[::2], steps[1::2], strict=True):
         bucket += step
-        latency[bucket] = count
-    return ArmTotals(
-        exposures=exposures,
-        at_risk=at_risk,
-        first_errors=first_errors,
-        converted=converted,
-        latency=latency,
-    )
+        histogram[bucket] = count
+    return histogram
 
 
 def _seconds(moment: datetime | None) -> float | None:

@@ -19,8 +19,8 @@ from controller.core.analysis.change_point import Floats
 from controller.core.analysis.latency import Ordered
 from schemas.terms import Arm
 
-# : Levels of control's past at which latencies are told apart. Between them nothing is learned:
-# closer together where : regressions begin.
+#: Levels of control's past at which latencies are told apart. Between them nothing is learned:
+#: closer together where regressions begin.
 _LEVELS = (0.1, 0.25, 0.5, 0.75, 0.875, 0.9375, 0.97, 0.985, 0.9925, 0.996, 0.998, 0.999, 0.9995)
 #: Fewer past values of control than this name no level.
 MIN_PAST = 10

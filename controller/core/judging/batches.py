@@ -47,14 +47,15 @@ from controller.core.judging.questions import (
 from controller.core.plan import Guardrail
 from controller.core.rollout import Rollout, Visit
 from controller.core.serving import decided_share
+from schemas.counters import TESTED_COUNTERS, Shape
 from schemas.terms import Arm
 
-# : Observations each arm must have before a batch is closed. With one treatment observation per
-# batch the observed share is all : chance and an error in it says little. At 50 treatment requests
-# a second it takes 0.2 s.
+#: Observations each arm must have before a batch is closed. With one treatment observation per
+#: batch the observed share is all chance and an error in it says little. At 50 treatment requests a
+#: second it takes 0.2 s.
 MIN_BATCH = 8
-# : ... or this long has passed and there is anything at all: a flag with few events is judged with
-# what it has.
+#: ... or this long has passed and there is anything at all: a flag with few events is judged with
+#: what it has.
 MAX_OPEN = timedelta(seconds=60)
 #: Visits whose totals are still followed. Later events of older ones no longer reach the tests.
 KEPT_VISITS = 4
@@ -113,7 +114,7 @@ def _take_visit(
             for arm in Arm
         },
     )
-    lost = _fell_back(seen, totals, latencies)
+    lost = _fallen_counter(seen, totals, latencies)
     srm = _checked_share(tests.srm, decided_share(rollout.plan, rollout.visits[index]), known, seen)
     marks = tests.seen if seen is known else {**tests.seen, index: seen}
     if lost is not None:
@@ -244,26 +245,24 @@ def _checked_share(
     return sample_ratio.add_exposures(srm, share, treatment, control)
 
 
-def _fell_back(seen: VisitTotals, totals: VisitTotals, latencies: _Latencies) -> str | None:
-    """Return what is below its mark, None when nothing is."""
+def _fallen_counter(seen: VisitTotals, totals: VisitTotals, latencies: _Latencies) -> str | None:
+    """Return the sentence about a counter that is below its mark, None when none is."""
     for arm in _ARMS:
         before, now = seen.arm(arm), totals.arm(arm)
-        marks = [
-            ("contexts with an outcome", before.at_risk, now.at_risk),
-            ("first errors", before.first_errors, now.first_errors),
-            ("exposures", before.exposures, now.exposures),
-            ("latency values", latencies.before[arm].total, latencies.now[arm].total),
-            *(
-                (f"conversions {goal}", count, now.converted.get(goal, 0))
-                for goal, count in before.converted.items()
-            ),
-        ]
-        for what, mark, count in marks:
-            if count < mark:
-                return (
-                    f"{arm}'s {what} fell back to {count:,} from {mark:,} already judged: "
-                    f"waiting for the recount"
-                )
+        for counter in TESTED_COUNTERS:
+            mark, count = getattr(before, counter.name), getattr(now, counter.name)
+            if counter.shape is Shape.BY_BUCKET:
+                compared = [("", latencies.before[arm].total, latencies.now[arm].total)]
+            elif counter.shape is Shape.BY_NAME:
+                compared = [(f" {name}", one, count.get(name, 0)) for name, one in mark.items()]
+            else:
+                compared = [("", mark, count)]
+            for name, one, other in compared:
+                if other < one:
+                    return (
+                        f"{arm}'s {counter.words}{name} fell back to {other:,} from {one:,} "
+                        f"already judged: waiting for the recount"
+                    )
     return None
 
 
@@ -329,14 +328,13 @@ def _alternatives(guardrail: Guardrail) -> int:
 
 
 def _used(totals: ArmTotals, exposures: int, *, keep_latency: bool) -> ArmTotals:
-    """Return what of an arm's totals is to be remembered as used up."""
-    return ArmTotals(
-        exposures=exposures,
-        at_risk=totals.at_risk,
-        first_errors=totals.first_errors,
-        converted=totals.converted,
-        latency=totals.latency if keep_latency else {},
-    )
+    """Return the part of an arm's totals that the tests remember as used."""
+    values = {
+        counter.name: getattr(totals, counter.name)
+        for counter in TESTED_COUNTERS
+        if keep_latency or counter.shape is not Shape.BY_BUCKET
+    }
+    return ArmTotals(**{**values, "exposures": exposures})
 
 
 def _released(rollout: Rollout, at: datetime) -> float:

@@ -45,20 +45,20 @@ __all__ = [
     "look_for_harm",
 ]
 
-# : A partition whose owner has not written for longer than this may have nobody counting it; owners
-# write every 100 ms under : traffic and as a heartbeat without.
+#: A partition whose owner has not written for longer than this may have nobody counting it; owners
+#: write every 100 ms under traffic and as a heartbeat without.
 REPORT_WITHIN = timedelta(seconds=10)
 _LOSSES_SHOWN = 8  # partitions named in a gap's detail
-# : Probability that one health question raises a false gap over a whole rollout. It holds, it does
-# not roll back.
+#: Probability that one health question raises a false gap over a whole rollout. It holds, it does
+#: not roll back.
 ALPHA_HEALTH = 0.001
 #: Below this part of what control gives reason to expect, treatment's events count as missing.
 MISSING_BELOW = 0.5
 #: Up to this share of a stage's contexts may have seen both arms.
 SWITCHED_ABOVE = 0.01
-# : Up to this share of an arm's outcomes may have come before: brokers that fail over and producers
-# that start anew send a few : twice. Verdicts stand on contexts and hardly move; rates and
-# latencies as people see them do, and so does who trusts them.
+#: Up to this share of an arm's outcomes may have come before: brokers that fail over and producers
+#: that start anew send a few twice. Verdicts stand on contexts and hardly move; rates and latencies
+#: as people see them do, and so does who trusts them.
 REPEATED_ABOVE = 0.05
 
 
@@ -186,7 +186,6 @@ def look_for_harm(
 
 
 # --- health
-# --------------------------------------------------------------------------------------------------
 
 
 def _arms_needed(visit: Visit, totals: VisitTotals) -> list[tuple[Arm, ArmTotals]]:
@@ -471,7 +470,6 @@ def _tainted(
 
 
 # --- what it cost
-# --------------------------------------------------------------------------------------------------
 
 
 def _count_harm(

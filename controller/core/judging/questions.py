@@ -27,21 +27,21 @@ from schemas.terms import MetricRole
 
 _KIND_WEIGHTS = {"error_rate": 0.65, "latency": 0.25, "conversion": 0.1}
 
-# : (percent, margin): how much worse than control a release may still be when a gate passes it.
-# Early gates ask little, because : few contexts are at stake and few are there to ask; between the
-# points the margin falls along a straight line in log percent.
+#: (percent, margin): how much worse than control a release may still be when a gate passes it.
+#: Early gates ask little, because few contexts are at stake and few are there to ask; between the
+#: points the margin falls along a straight line in log percent.
 GATE_MARGINS = ((1.0, 1.0), (10.0, 0.5), (50.0, 0.25))
 
-# : Below this rate treatment's errors are negligible whatever control's are; without it a service
-# without errors could never be : shown to be as good. Far below any limit people write; showing it
-# takes some 60,000 contexts without an error.
+#: Below this rate treatment's errors are negligible whatever control's are; without it a service
+#: without errors could never be shown to be as good. Far below any limit people write; showing it
+#: takes some 60,000 contexts without an error.
 NEGLIGIBLE_ERROR_RATE = 1e-4
-# : The part of the gate's evidence that stands on it; costs the ratio's evidence 0.1 of the 3.0
-# that are needed at beta 5 %.
+#: The part of the gate's evidence that stands on it; costs the ratio's evidence 0.1 of the 3.0 that
+#: are needed at beta 5 %.
 NEGLIGIBLE_WEIGHT = 0.1
 
-# : Vetoes: they stop a roll back that would be statistically right and operationally silly; they
-# never trigger one.
+#: Vetoes: they stop a roll back that would be statistically right and operationally silly; they
+#: never trigger one.
 MIN_HARMED = 3  # bad events in treatment: not for two contexts, however improbable
 MIN_HARM_RATIO = (
     1.10  # the size the evidence speaks of: with enough traffic +1 % is certain, and no reason

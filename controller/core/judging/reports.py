@@ -211,7 +211,6 @@ def _worst(verdicts: list[Verdict]) -> Verdict:
 
 
 # --- is it worse
-# --------------------------------------------------------------------------------------------------
 
 
 def _suspicions(look: _Look) -> list[Suspicion]:
@@ -271,7 +270,6 @@ def _too_few(harmed: int) -> str | None:
 
 
 # --- is it shown not to be worse
-# ----------------------------------------------------------------------------------------------
 
 
 def _against_limit(look: _Look) -> Safety:
@@ -420,7 +418,6 @@ def _both(guardrail: Guardrail, counts: Counts) -> str:
 
 
 # --- the arms
-# --------------------------------------------------------------------------------------------------
 
 
 class _Arms(Mapping[Arm, ArmSummary]):

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from controller.authoring.story import changelog, explain, since, subject_of
-from controller.codec.documents import to_judgement_record
+from controller.codec.decisions import to_judgement_record
 from controller.core.judging.judgement import Gap, Judgement
 from schemas.decision import Decision, PlanReference
 from schemas.terms import DecisionKind, HealthGap, PhaseName

@@ -14,13 +14,9 @@ import pytest
 from controller.cli import rendering
 from controller.cli.operator_client import Event, as_decision, as_rollout, read_event
 from controller.cli.situation import Situation
-from controller.codec.documents import (
-    alert_bytes,
-    decision_bytes,
-    state_bytes,
-    to_judgement_record,
-    to_state,
-)
+from controller.codec.alerts import alert_event
+from controller.codec.decisions import decision_event, to_judgement_record
+from controller.codec.rollouts import state_event, to_state
 from controller.core.judging.judgement import Gap
 from controller.core.rollout import (
     AwaitingApproval,
@@ -66,7 +62,7 @@ def make_decision_event(**overrides: object) -> Event:
         **overrides,
     }
     effect = PublishDecision(from_percent=10, to_percent=10, stage=0, issuer="rolloutd", **fields)  # type: ignore[arg-type]
-    event = read_event(decision_bytes(effect, make_rollout(phase=GATING), "new-checkout/1/1", T0))
+    event = read_event(decision_event(effect, make_rollout(phase=GATING), "new-checkout/1/1", T0))
     assert event is not None
     return event
 
@@ -206,8 +202,8 @@ def test_every_watched_event_is_one_line() -> None:
         AlertKind.PAUSED, Severity.WARNING, "new-checkout paused at 10 %", "look", "key"
     )
     values = [
-        state_bytes(rollout, "new-checkout/1/0", T0),
-        alert_bytes(alert, rollout, "new-checkout/1/1", T0),
+        state_event(rollout, "new-checkout/1/0", T0),
+        alert_event(alert, rollout, "new-checkout/1/1", T0),
     ]
     events = [make_decision_event(), *(read_event(value) for value in values)]
     for event in events:

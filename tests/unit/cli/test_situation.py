@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from controller.cli.situation import Safe, Situation, about, clock, moment
-from controller.codec.documents import to_judgement_record
+from controller.codec.decisions import to_judgement_record
 from controller.core.judging.judgement import Judgement
 from controller.core.plan import FreezeWindow
 from controller.core.rollout import (

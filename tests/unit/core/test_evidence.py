@@ -20,9 +20,9 @@ from controller.core.evidence import (
     VisitTotals,
     bucket_of,
     bucket_value,
-    merge_histograms,
     quantile,
 )
+from schemas.counters import add_by_key
 from schemas.terms import Arm
 
 
@@ -71,7 +71,7 @@ histograms = st.dictionaries(st.integers(-300, 900), st.integers(1, 10**9), max_
 @given(parts=st.lists(histograms, max_size=5))
 def test_merging_histograms_keeps_every_count(parts: list[dict[int, int]]) -> None:
     """The merged histogram holds as many values as its parts, bucket by bucket."""
-    merged = merge_histograms(parts)
+    merged = add_by_key(parts)
     for bucket in {bucket for part in parts for bucket in part}:
         assert merged[bucket] == sum(part.get(bucket, 0) for part in parts)
     assert sum(merged.values()) == sum(sum(part.values()) for part in parts)

@@ -23,7 +23,7 @@ from controller.metrics import Metrics
 from controller.ports import Record, TopicPartition
 from controller.settings import CountingSettings
 from schemas.envelope import MAX_TIME_MS
-from schemas.formats import EvaluationFields
+from schemas.events import EvaluationFields
 from schemas.quarantine import Refusal
 from schemas.totals import PartitionCounts, decode_progress
 from schemas.wire import RecordRefused, read_evaluations, read_outcomes

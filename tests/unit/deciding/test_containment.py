@@ -18,7 +18,8 @@ import structlog
 
 from controller.adapters.memory import MemoryRollouts
 from controller.bootstrap import Daemon
-from controller.codec import documents
+from controller.codec.command_records import read_command
+from controller.codec.commands import command_event
 from controller.core.rollout import Baking, RaiseAlert, RolledBack, Rollout
 from controller.deciding import flag_workers as workers_module
 from controller.deciding.flag_worker import FlagWorker
@@ -1165,8 +1166,8 @@ async def test_an_operator_with_a_slow_clock_is_obeyed() -> None:
     async with cluster.replica():
         cluster.order("start", flag)
         await cluster.passes(30)
-        command = documents.command_bytes(
-            documents.read_command(
+        command = command_event(
+            read_command(
                 json.dumps({"verb": "roll_back", "issuer": "ada", "id": "late"}).encode(),
                 (),
                 flag.encode(),

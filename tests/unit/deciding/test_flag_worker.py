@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.adapters.memory import MemoryAdvisor, MemoryPublisher, MemoryRollouts
-from controller.codec import documents
+from controller.codec.outbox import outbox_entry
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
 from controller.core.judging.judgement import Advice, Explanation
 from controller.core.plan import AdvisorPolicy, Plan
@@ -89,7 +89,7 @@ class World:
             "advisor": self.advisor,
             "clock": self.clock,
             "metrics": self.metrics,
-            "encode": documents.encode,
+            "encode": outbox_entry,
             "on_transition": self.transitions.append,
             "newest_known": lambda _: self.newest,
             "faults": self.faults,

@@ -22,7 +22,10 @@ from controller.adapters.memory import (
     MemoryRollouts,
     MemoryTotals,
 )
-from controller.codec import documents
+from controller.codec.command_records import read_command
+from controller.codec.commands import command_event, peek_command, to_command_received
+from controller.codec.outbox import outbox_entry
+from controller.codec.plans import from_core_plan
 from controller.core.rollout import Baking, RolledBack, Rollout
 from controller.deciding import flag_workers as workers_module
 from controller.deciding.flag_worker import WorkerDependencies
@@ -66,7 +69,7 @@ class Replica:
                 advisor=MemoryAdvisor(),
                 clock=cluster.clock,
                 metrics=Metrics(version="test"),
-                encode=documents.encode,
+                encode=outbox_entry,
                 on_transition=cluster.transitions.append,
                 newest_known=cluster.newest.get,
                 faults=self.faults,
@@ -153,20 +156,18 @@ class Cluster:
 
     def read_command(self, record: Record) -> ReadCommand:
         """Read a record as the daemon does."""
-        command = documents.read_command(record.value, record.headers, record.key, record.timestamp)
+        command = read_command(record.value, record.headers, record.key, record.timestamp)
 
         def copy() -> OutboxEntry:
             return OutboxEntry(
-                "", command.id, "commands", command.flag, documents.command_bytes(command, hops=1)
+                "", command.id, "commands", command.flag, command_event(command, hops=1)
             )
 
-        return ReadCommand(
-            command.flag, documents.to_command_event(command, self.clock.now()), copy
-        )
+        return ReadCommand(command.flag, to_command_received(command, self.clock.now()), copy)
 
     def peek(self, record: Record) -> Peeked | None:
         """Look at a record as the daemon does."""
-        peeked = documents.peek_command(record.value, record.headers, record.key)
+        peeked = peek_command(record.value, record.headers, record.key)
         return None if peeked is None else Peeked(*peeked)
 
     async def forward(self, entry: OutboxEntry) -> None:
@@ -239,7 +240,7 @@ def plan_document() -> dict[str, Any]:
     core = make_plan(
         stages=make_stages(10, 50, 100), guardrails=(make_guardrail(limit=0.05, margin=None),)
     )
-    return dict(documents.from_core_plan(core).model_dump(mode="json", exclude_none=True))
+    return dict(from_core_plan(core).model_dump(mode="json", exclude_none=True))
 
 
 PLAN = plan_document()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from controller.codec.documents import to_core_plan
+from controller.codec.plans import to_core_plan
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals, bucket_of
 from controller.core.judging.gate import SequentialTests, judge
 from controller.core.judging.judgement import Advice

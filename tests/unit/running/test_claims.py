@@ -15,7 +15,7 @@ from controller.deciding.flag_workers import WatchView
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
 from controller.running.claims import Claims, Knowledge
-from controller.running.visibility import Holder, Visibility, View, Waiting
+from controller.running.visibility import Holder, View, Visibility, Waiting
 from schemas.terms import Severity
 from tests.builders import T0, make_rollout
 

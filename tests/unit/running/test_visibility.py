@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from controller.adapters.memory import ManualClock
-from controller.codec import documents
+from controller.codec.outbox import outbox_entry
 from controller.core.evidence import Evidence, PartitionProgress
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
 from controller.deciding.flag_workers import WatchView
@@ -20,9 +20,9 @@ from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.running.visibility import (
     Holder,
-    Visibility,
     Unseen,
     View,
+    Visibility,
     Waiting,
     needs_watching,
     why_unwatched,
@@ -421,7 +421,7 @@ def test_an_alert_can_be_written_as_the_topic_wants_it() -> None:
     bench = Bench()
     bench.is_taken_up = False
     bench.passes(12)
-    entry = documents.encode(bench.raised[0], "new-checkout", make_rollout(), "id-1", T0)
+    entry = outbox_entry(bench.raised[0], "new-checkout", make_rollout(), "id-1", T0)
     assert entry.topic == "alerts"
     assert b'"kind":"unwatched"' in entry.value
 

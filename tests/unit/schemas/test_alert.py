@@ -2,7 +2,7 @@
 
 import json
 
-from controller.codec.documents import alert_bytes
+from controller.codec.alerts import alert_event
 from controller.core.judging.judgement import Harm
 from controller.core.rollout import RaiseAlert
 from schemas.alert import Alert
@@ -22,7 +22,7 @@ def test_alert_carries_what_the_rollout_has_cost() -> None:
         judgement=make_judgement(harm=harm),
     )
     alert = Alert.model_validate(
-        json.loads(alert_bytes(effect, make_rollout(), "new-checkout/1/0", T0))["data"]
+        json.loads(alert_event(effect, make_rollout(), "new-checkout/1/0", T0))["data"]
     )
     assert alert.harm is not None
     assert alert.harm.model_dump() == {

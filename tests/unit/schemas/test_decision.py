@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from controller.codec.documents import to_judgement_record
+from controller.codec.decisions import to_judgement_record
 from schemas.decision import ArmRecord, JudgementRecord
 from tests.builders import make_breach, make_judgement
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from schemas.envelope import Headers
-from schemas.formats import Contents, EventFormat, Packed, evaluation_reader, outcome_reader
+from schemas.events import Contents, Packed
+from schemas.formats import EventFormat, evaluation_reader, outcome_reader
 from schemas.otlp import MAX_BYTES, MAX_ITEMS
 from schemas.terms import QuarantineReason
 from tests.telemetry import Request, export_of_logs, export_of_spans

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from controller.codec.documents import to_state
+from controller.codec.rollouts import to_state
 from schemas.state import RolloutState
 from tests.builders import make_rollout
 

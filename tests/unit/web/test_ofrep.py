@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controller.codec.documents import rollout_to_json
+from controller.codec.rollouts import rollout_to_json
 from controller.core.audience import Audience, Condition
 from controller.core.rollout import RolledBack
 from controller.health import Health

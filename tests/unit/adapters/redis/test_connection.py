@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from controller.adapters.redis.store import Store
+from controller.adapters.redis.connection import RedisConnection
 from controller.errors import StoreUnavailable
 
 
@@ -13,7 +13,7 @@ async def test_a_call_that_swallows_its_cancellation_is_cancelled_all_the_same()
 
     As asyncio.wait_for may, goes on.
     """
-    store = Store(None, prefix="rolloutd:", deadline_seconds=5)
+    store = RedisConnection(None, prefix="rolloutd:", deadline_seconds=5)
     is_under_way = asyncio.Event()
 
     async def swallow() -> str:
@@ -33,7 +33,7 @@ async def test_a_call_that_swallows_its_cancellation_is_cancelled_all_the_same()
 
 async def test_a_deadline_that_is_swallowed_is_a_call_of_unknown_outcome() -> None:
     """A call past its deadline says so, and leaves its caller able to go on."""
-    store = Store(None, prefix="rolloutd:", deadline_seconds=0.01)
+    store = RedisConnection(None, prefix="rolloutd:", deadline_seconds=0.01)
 
     async def swallow() -> str:
         try:

@@ -1,0 +1,261 @@
+"""One Redis or Redis Cluster, and the rules that every call to it keeps.
+
+Belongs here: connecting, deadlines, retries, what Redis's errors mean to us, and the script that
+writes behind a fence. Does not belong here: which keys there are and what stands in them.
+
+A call that failed may have been done, and may still be done later. So every write can be repeated:
+retries are ours, of the same bytes, within one deadline, and the script tells a repeat from another
+writer's write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any, Final, Self, TypeVar
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+
+from controller.codec.merging import digest_of
+from controller.errors import BrokenInvariant, ConfigInvalid, StoreUnavailable
+
+T = TypeVar("T")
+
+_SCRIPT = resources.files("controller.adapters.redis").joinpath("fenced_save.lua").read_text()
+#: The name that Redis gives the script.
+_SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+#: Between two tries of one call: short against the 100 ms of a flush, long enough for a server to
+#: start.
+FIRST_PAUSE_SECONDS: Final = 0.02
+LONGEST_PAUSE_SECONDS: Final = 0.25
+
+_PREFIX = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
+
+#: Beginnings of answers that another try within a second or two does not change.
+_NO_USE_TO_RETRY = ("MISCONF", "OOM", "NOPERM", "NOAUTH", "WRONGPASS", "NOREPLICAS")
+
+
+class RightMissing(StoreUnavailable):
+    """Our Redis user may not run a command, or not on this key.
+
+    It passes once the right is granted.
+    """
+
+
+@contextmanager
+def swallowed_cancellation_raised() -> Iterator[None]:
+    """Raise CancelledError after the block if a cancellation came in it and was swallowed.
+
+    redis-py sends through `asyncio.wait_for`. In Python 3.11 that swallows a cancellation that
+    comes as it finishes: a task that was to stop would go on forever, and its waiter would wait.
+    """
+    task = asyncio.current_task()
+    cancels_before = 0 if task is None else task.cancelling()
+    yield
+    if task is not None and task.cancelling() > cancels_before:
+        raise asyncio.CancelledError
+
+
+def chunks(items: Iterable[T], size: int) -> list[list[T]]:
+    """Return the items in lists of `size`, the last one perhaps shorter."""
+    listed = list(items)
+    return [listed[at : at + size] for at in range(0, len(listed), size)]
+
+
+class RedisConnection:
+    """A pool of connections that makes every call within a deadline and under one key prefix."""
+
+    def __init__(self, client: Any, *, prefix: str, deadline_seconds: float) -> None:
+        """`client` is a `redis.asyncio` Redis or RedisCluster; see `connect`.
+
+        It answers bytes and does not retry. Raises ConfigInvalid for an unusable prefix.
+        """
+        if not _PREFIX.match(prefix):
+            raise ConfigInvalid(
+                f"Redis prefix {prefix!r}: 1 to 64 of letters, digits, dot, underscore, "
+                f"colon, hyphen"
+            )
+        self.client = client
+        self.prefix = prefix
+        self._deadline_seconds = deadline_seconds
+        #: Why every call is refused, except those about the identity; None: they are made.
+        self.why_refused: str | None = None
+        #: When Redis last answered a call, in seconds of the loop's clock; None: never.
+        self.heard_at: float | None = None
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        *,
+        prefix: str = "rolloutd:",
+        is_cluster: bool = False,
+        deadline_seconds: float = 2.0,
+        try_seconds: float = 0.5,
+        connect_seconds: float | None = None,
+        health_check_seconds: float = 15.0,
+        connections: int = 8,
+    ) -> Self:
+        """Return a connection; nothing is connected before the first call.
+
+        `url` is redis:// or rediss:// with user, password and database as redis-py takes them.
+        `deadline_seconds` bounds a call with all its tries (loading a whole hash has five times as
+        long), `try_seconds` the silence of the server within one try, `connect_seconds` making a
+        connection (None: the same). A connection that was idle for `health_check_seconds` is
+        checked before use. Raises ConfigInvalid for an unusable address.
+        """
+        options: dict[str, Any] = {
+            "socket_timeout": try_seconds,
+            "socket_connect_timeout": try_seconds if connect_seconds is None else connect_seconds,
+            "health_check_interval": health_check_seconds,
+            "socket_keepalive": True,
+            # Repeats are ours. With its default a client of redis-py sends up to ten.
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,  # nothing here needs RESP3, and proxies without HELLO refuse it
+            "client_name": "rolloutd",
+        }
+        try:
+            if is_cluster:
+                client: Any = redis.asyncio.RedisCluster.from_url(
+                    url, max_connections=connections, **options
+                )
+            else:
+                pool = redis.asyncio.BlockingConnectionPool.from_url(
+                    url, max_connections=connections, timeout=deadline_seconds, **options
+                )
+                client = redis.asyncio.Redis.from_pool(pool)
+        except (ValueError, RedisClusterException) as error:
+            raise ConfigInvalid(f"the Redis address cannot be used: {error}") from error
+        return cls(client, prefix=prefix, deadline_seconds=deadline_seconds)
+
+    async def close(self) -> None:
+        """Drop all connections, within the deadline. Raises StoreUnavailable."""
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                await self.client.aclose()
+        except (TimeoutError, RedisError, OSError) as error:
+            raise StoreUnavailable(f"Redis connections did not close: {error}") from error
+
+    async def call(
+        self,
+        purpose: str,
+        make: Callable[[], Awaitable[T]],
+        *,
+        times_deadline: float = 1.0,
+        is_about_identity: bool = False,
+    ) -> T:
+        """Return the result of `make()`, which is repeated while that may help.
+
+        `make()` must bear repeating. The deadline, `times_deadline` times the configured one,
+        covers all tries. `is_about_identity` makes the call even while others are refused. Raises
+        StoreUnavailable, and BrokenInvariant for what Redis can only answer to a mistake of ours.
+        """
+        if self.why_refused is not None and not is_about_identity:
+            raise StoreUnavailable(f"{purpose}: {self.why_refused}")
+        seconds = self._deadline_seconds * times_deadline
+        pause = FIRST_PAUSE_SECONDS
+        trouble: BaseException | None = None
+        try:
+            async with asyncio.timeout(seconds):
+                with swallowed_cancellation_raised():
+                    while True:
+                        try:
+                            answer = await make()
+                        except (RedisError, RedisClusterException, OSError) as error:
+                            trouble = error
+                            await self._check_retry_helps(purpose, error)
+                        else:
+                            self.heard_at = asyncio.get_running_loop().time()
+                            return answer
+                        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        except TimeoutError as error:
+            last = f"; last trouble: {_description(trouble)}" if trouble is not None else ""
+            raise StoreUnavailable(
+                f"{purpose}: Redis gave no answer within {seconds:g} s{last}"
+            ) from error
+
+    async def _check_retry_helps(self, purpose: str, error: Exception) -> None:
+        """Return when another try may help; raise what the error means when none can."""
+        text = _description(error)
+        if isinstance(error, ReadOnlyError):
+            # The server is a former primary. Idle connections are dropped, so that the name is
+            # resolved again.
+            if isinstance(self.client, redis.asyncio.Redis):
+                await self.client.connection_pool.disconnect(inuse_connections=False)
+        elif isinstance(error, ResponseError) and text.startswith(("WRONGTYPE", "ROLLOUTD")):
+            raise BrokenInvariant(f"{purpose}: {text}") from error
+        elif isinstance(error, NoPermissionError):
+            raise RightMissing(
+                f"{purpose}: {text}: grant the right to our user, see ops/security.md"
+            ) from error
+        elif isinstance(error, OutOfMemoryError | AuthenticationError) or text.startswith(
+            _NO_USE_TO_RETRY
+        ):
+            raise StoreUnavailable(f"{purpose}: {text}") from error
+
+    async def fenced_save(
+        self,
+        key: str,
+        *,
+        fence: str,
+        expected: int | None,
+        after: int,
+        fields: Mapping[str, bytes],
+        purpose: str,
+        guard: tuple[str, str] = ("", ""),
+    ) -> tuple[bool, int | None]:
+        """Write `fields` and the fence `after`, if the stored fence is `expected` (None: no fence).
+
+        `guard` is a second field and its required content (empty for a missing field). Returns
+        (True, after) when written, now or by an earlier try; (False, the stored fence or None) when
+        not. Raises StoreUnavailable when the outcome is unknown.
+        """
+        words: list[str | bytes] = [fence, "" if expected is None else str(expected), str(after)]
+        words += (digest_of(expected, after, fields), *guard)
+        for name, value in fields.items():
+            words += (name, value)
+
+        async def evaluate() -> Any:
+            try:
+                return await self.client.evalsha(_SCRIPT_SHA, 1, key, *words)
+            except NoScriptError:  # the server is new or was restarted
+                return await self.client.eval(_SCRIPT, 1, key, *words)
+
+        answer = await self.call(purpose, evaluate)
+        if answer[0] == 1:
+            return True, after
+        return False, int(answer[1]) if len(answer) > 1 and answer[1] is not None else None
+
+    async def ask_time(self) -> datetime:
+        """Return Redis's wall clock, within half the deadline. Raises StoreUnavailable.
+
+        It is the lightest call there is, so it also shows that Redis answers.
+        """
+        seconds, microseconds = await self.call(
+            "ask Redis for the time", self.client.time, times_deadline=0.5
+        )
+        return datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC)
+
+
+def _description(error: BaseException | None) -> str:
+    return str(error) or type(error).__name__

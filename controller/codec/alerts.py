@@ -1,0 +1,33 @@
+"""Alerts, as they are published."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from controller.codec.cloud_events import SOURCE, optional_record, write_event
+from controller.core.rollout import RaiseAlert, Rollout
+from schemas import alert
+from schemas.advice import ExplanationRecord
+from schemas.decision import HarmRecord
+
+
+def alert_event(
+    effect: RaiseAlert, rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE
+) -> bytes:
+    """Return an alert with the harm so far."""
+    record = alert.Alert(
+        flag=rollout.flag_key,
+        rollout_id=rollout.rollout_id,
+        revision=rollout.revision,
+        at=at,
+        kind=effect.kind,
+        severity=effect.severity,
+        summary=effect.summary,
+        action=effect.action,
+        dedup_key=effect.dedup_key,
+        phase=rollout.phase.name,
+        percent=rollout.percent,
+        harm=optional_record(HarmRecord, effect.judgement and effect.judgement.harm),
+        explanation=optional_record(ExplanationRecord, effect.explanation),
+    )
+    return write_event(alert.TYPE, effect_id, rollout.flag_key, at, record, source)

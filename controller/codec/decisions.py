@@ -1,0 +1,64 @@
+"""Decisions and the judgements behind them, as they are published."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from controller.codec.cloud_events import SOURCE, optional_record, write_event
+from controller.core.judging.judgement import Judgement
+from controller.core.rollout import PublishDecision, Rollout
+from schemas import decision
+from schemas.advice import AdviceRecord
+
+
+def decision_event(
+    effect: PublishDecision, rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE
+) -> bytes:
+    """Return a decision with all its evidence; `rollout` is the one after it."""
+    record = decision.Decision(
+        flag=rollout.flag_key,
+        rollout_id=rollout.rollout_id,
+        revision=rollout.revision,
+        at=at,
+        kind=effect.kind,
+        reason=effect.reason,
+        issuer=effect.issuer,
+        phase=rollout.phase.name,
+        stage=effect.stage,
+        from_percent=effect.from_percent,
+        to_percent=effect.to_percent,
+        audience=None if effect.stage is None else rollout.plan.stages[effect.stage].audience,
+        plan=decision.PlanReference(name=rollout.plan.name, version=rollout.plan.version),
+        gate_id=effect.gate_id,
+        command_id=effect.command_id,
+        judgement=None if effect.judgement is None else to_judgement_record(effect.judgement),
+        advice=optional_record(AdviceRecord, effect.advice),
+    )
+    return write_event(decision.TYPE, effect_id, rollout.flag_key, at, record, source)
+
+
+def to_judgement_record(judgement: Judgement) -> decision.JudgementRecord:
+    """Return all the evidence of one judgement, with its verdict."""
+    return decision.JudgementRecord(
+        at=judgement.at,
+        visit=judgement.visit,
+        verdict=judgement.statistics,
+        gaps=[
+            decision.GapRecord.model_validate(gap, from_attributes=True) for gap in judgement.gaps
+        ],
+        metrics=[
+            decision.MetricRecord.model_validate(metric, from_attributes=True)
+            for metric in judgement.metrics
+        ],
+        harm=decision.HarmRecord.model_validate(judgement.harm, from_attributes=True),
+        exposures=dict(judgement.exposures),
+        srm_e_value=judgement.srm_e_value,
+        observed_share=judgement.observed_share,
+        offsets=dict(judgement.offsets),
+        batches=judgement.batches,
+    )
+
+
+def judgement_to_json(judgement: Judgement) -> bytes:
+    """Return one judgement as JSON, in the form that decisions carry."""
+    return to_judgement_record(judgement).model_dump_json().encode()

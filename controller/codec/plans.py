@@ -1,0 +1,249 @@
+"""Plans: from the document that people write to the core's plan, and back.
+
+Fields that mean the same on both sides are listed once, in tables, and copied both ways. What
+differs has a function for each direction: guardrails, audiences and freeze windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Final
+
+from controller.core.audience import Audience, Condition
+from controller.core.plan import (
+    DEFAULT_GAP_POLICIES,
+    AdvisorPolicy,
+    FreezeWindow,
+    Guardrail,
+    Plan,
+    Stage,
+)
+from schemas.plan import (
+    AdvisorDocument,
+    Comparison,
+    ConditionDocument,
+    FreezeWindowDocument,
+    GuardrailDocument,
+    PlanDocument,
+    StageDocument,
+    Variants,
+    VariantShare,
+    Weekday,
+)
+from schemas.terms import HealthGap, Operator
+
+#: Fields with the same meaning on both sides: name in the core, name in the document.
+_Fields = Mapping[str, str]
+
+
+def _same_names(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+_PLAN_FIELDS: Final[_Fields] = {
+    **_same_names("name", "description", "owner", "alpha", "beta"),
+    **_same_names("fresh_within", "start_at", "expires_at", "blind"),
+    "flag_key": "flag",
+    "flag_type": "type",
+}
+_VARIANT_FIELDS: Final[_Fields] = _same_names("treatment", "control", "unassigned")
+# `max_bake` is not here: the core has the effective value, the document has None for the default.
+_STAGE_FIELDS: Final[_Fields] = _same_names(
+    "percent", "bake", "settle", "min_sample", "approval", "audience", "control"
+)
+# `to_percent` is not here, for the same reason.
+_GUARDRAIL_FIELDS: Final[_Fields] = _same_names(
+    "metric", "role", "limit", "on_breach", "from_percent"
+)
+_ADVISOR_FIELDS: Final[_Fields] = _same_names("mode", "deadline", "hold_rounds", "hold_for")
+
+_DAYS: Final[tuple[Weekday, ...]] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_MINUTE: Final = timedelta(minutes=1)
+_MINUTES_PER_DAY: Final = 24 * 60
+
+#: Operators whose operand a document writes as a list.
+_LIST_OPERATORS: Final = frozenset({Operator.IN, Operator.STARTS_WITH, Operator.ENDS_WITH})
+
+
+def _for_core(document: object, fields: _Fields) -> dict[str, Any]:
+    return {ours: getattr(document, theirs) for ours, theirs in fields.items()}
+
+
+def _for_document(core: object, fields: _Fields) -> dict[str, Any]:
+    return {theirs: getattr(core, ours) for ours, theirs in fields.items()}
+
+
+# --- from the document ---
+
+
+def to_core_plan(document: PlanDocument) -> Plan:
+    """Return the plan in the core's units, every default filled in, with the hash as version."""
+    shares_with_control = [stage.percent for stage in document.stages if stage.percent < 100]
+    last_with_control = max(shares_with_control, default=100.0)
+    plan = Plan(
+        version="",
+        **_for_core(document, _PLAN_FIELDS),
+        **_for_core(document.variants, _VARIANT_FIELDS),
+        stages=tuple(
+            Stage(**_for_core(stage, _STAGE_FIELDS), max_bake=stage.longest_bake)
+            for stage in document.stages
+        ),
+        guardrails=tuple(
+            _core_guardrail(guardrail, last_with_control=last_with_control)
+            for guardrail in document.guardrails
+        ),
+        advisor=AdvisorPolicy(**_for_core(document.advisor, _ADVISOR_FIELDS)),
+        freeze_windows=tuple(_core_window(window) for window in document.freeze_windows),
+        gap_policies={**DEFAULT_GAP_POLICIES, **document.health},
+        audiences=tuple(
+            Audience(name, tuple(tuple(map(_core_condition, clause)) for clause in clauses))
+            for name, clauses in document.audiences.items()
+        ),
+        split=tuple((share.name, share.weight) for share in document.variants.split),
+        values=_with_one_number_type(document.variants.values),
+    )
+    return replace(plan, version=plan_version(plan))
+
+
+def plan_version(plan: Plan) -> str:
+    """Return 16 hex digits that name exactly this plan, however its document was written."""
+    canonical = json.dumps(
+        from_core_plan(plan).model_dump(mode="json"), sort_keys=True, separators=(",", ":")
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _core_guardrail(document: GuardrailDocument, *, last_with_control: float) -> Guardrail:
+    """Return one guardrail.
+
+    `last_with_control` is the largest percentage that leaves contexts in control. A guardrail
+    without a limit only compares, so by default it ends there.
+    """
+    to_percent = document.to_percent
+    if to_percent is None:
+        to_percent = last_with_control if document.limit is None else 100.0
+    compare = document.compare
+    return Guardrail(
+        **_for_core(document, _GUARDRAIL_FIELDS),
+        margin=compare.margin if compare else None,
+        gate_margin=compare.gate_margin if compare else None,
+        in_points=compare is not None and compare.in_points,
+        to_percent=to_percent,
+    )
+
+
+def _core_condition(document: ConditionDocument) -> Condition:
+    # The schema makes sure that there is exactly one operator.
+    operator = next(each for each in Operator if document.operand(each) is not None)
+    operand = document.operand(operator)
+    values = tuple(operand) if isinstance(operand, list) else (operand,)
+    return Condition(document.attribute, operator, values)
+
+
+def _with_one_number_type(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with all numbers as floats if one is.
+
+    Typed clients refuse an integer where they expect a float.
+    """
+    has_float = any(isinstance(value, float) for value in values.values())
+    return {
+        name: float(value)
+        if has_float and isinstance(value, int) and not isinstance(value, bool)
+        else value
+        for name, value in values.items()
+    }
+
+
+def _core_window(document: FreezeWindowDocument) -> FreezeWindow:
+    """Return one freeze window; an end that is not after the start lies on the next day."""
+    start = _minute_of_day(document.begins)
+    if document.lasts is not None:
+        minutes = document.lasts // _MINUTE
+    else:
+        assert document.ends is not None  # the schema requires one of the two
+        minutes = (_minute_of_day(document.ends) - start) % _MINUTES_PER_DAY or _MINUTES_PER_DAY
+    return FreezeWindow(
+        weekdays=frozenset(_DAYS.index(day) + 1 for day in document.days),
+        start_minute=start,
+        minutes=minutes,
+        timezone=document.timezone,
+    )
+
+
+def _minute_of_day(clock: str) -> int:
+    hours, minutes = clock.split(":")
+    return int(hours) * 60 + int(minutes)
+
+
+# --- to the document ---
+
+
+def from_core_plan(plan: Plan) -> PlanDocument:
+    """Return the plan as a document with nothing left to defaults.
+
+    `to_core_plan` of that document is the same plan again.
+    """
+    return PlanDocument(
+        **_for_document(plan, _PLAN_FIELDS),
+        variants=Variants(
+            **_for_document(plan, _VARIANT_FIELDS),
+            split=[VariantShare(name=name, weight=weight) for name, weight in plan.split],
+            values=dict(plan.values),
+        ),
+        audiences={
+            audience.name: [list(map(_condition_document, clause)) for clause in audience.any_of]
+            for audience in plan.audiences
+        },
+        stages=[
+            StageDocument(**_for_document(stage, _STAGE_FIELDS), max_bake=stage.max_bake)
+            for stage in plan.stages
+        ],
+        guardrails=[_guardrail_document(guardrail) for guardrail in plan.guardrails],
+        advisor=AdvisorDocument(**_for_document(plan.advisor, _ADVISOR_FIELDS)),
+        freeze_windows=[_window_document(window) for window in plan.freeze_windows],
+        # In the order of the word list, so that equal plans are equal bytes.
+        health={gap: plan.gap_policies[gap] for gap in HealthGap if gap in plan.gap_policies},
+    )
+
+
+def _guardrail_document(guardrail: Guardrail) -> GuardrailDocument:
+    compare = None
+    if guardrail.margin is not None:
+        compare = Comparison(
+            margin=guardrail.margin,
+            gate_margin=guardrail.gate_margin,
+            in_points=guardrail.in_points,
+        )
+    return GuardrailDocument(
+        **_for_document(guardrail, _GUARDRAIL_FIELDS),
+        compare=compare,
+        to_percent=guardrail.to_percent,
+    )
+
+
+def _condition_document(condition: Condition) -> ConditionDocument:
+    is_list = condition.operator in _LIST_OPERATORS
+    operand = list(condition.values) if is_list else condition.values[0]
+    return ConditionDocument.model_validate(
+        {"attribute": condition.attribute, condition.operator.value: operand}
+    )
+
+
+def _window_document(window: FreezeWindow) -> FreezeWindowDocument:
+    is_within_a_day = window.minutes <= _MINUTES_PER_DAY
+    end = _clock((window.start_minute + window.minutes) % _MINUTES_PER_DAY)
+    return FreezeWindowDocument(
+        days=[_DAYS[day - 1] for day in sorted(window.weekdays)],
+        begins=_clock(window.start_minute),
+        ends=end if is_within_a_day else None,
+        lasts=None if is_within_a_day else window.minutes * _MINUTE,
+        timezone=window.timezone,
+    )
+
+
+def _clock(minute_of_day: int) -> str:
+    return f"{minute_of_day // 60:02}:{minute_of_day % 60:02}"

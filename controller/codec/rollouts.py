@@ -1,0 +1,220 @@
+"""Rollouts: the state document that is stored, published and served, and back.
+
+Reading is strict: a document that this release cannot act on safely is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from controller.codec.cloud_events import SOURCE, optional_record, write_event
+from controller.codec.plans import from_core_plan, to_core_plan
+from controller.core.judging.judgement import Advice
+from controller.core.rollout import (
+    Aborted,
+    AdviceRound,
+    AwaitingApproval,
+    Baking,
+    Completed,
+    Freeze,
+    Gating,
+    Paused,
+    Phase,
+    RolledBack,
+    Rollout,
+    Scheduled,
+    Visit,
+)
+from controller.core.serving import percent_to_serve
+from controller.errors import DocumentNewer, DocumentUnreadable, ForeignDocument
+from controller.plans import unrunnable
+from controller.text import describe_faults
+from schemas import state
+from schemas.advice import AdviceRecord
+from schemas.fields import LARGEST_INTEGER
+
+#: Each transition adds one, and no reader of JSON may take two revisions for the same.
+LARGEST_REVISION: Final = LARGEST_INTEGER // 2
+#: Characters of the reason why a document cannot be read.
+MAX_REASON_CHARS: Final = 500
+
+_PHASES: Final[dict[str, type[Phase]]] = {
+    phase.name.value: phase
+    for phase in (
+        Scheduled,
+        Baking,
+        Gating,
+        AwaitingApproval,
+        Paused,
+        Completed,
+        RolledBack,
+        Aborted,
+    )
+}
+_PHASE_RECORD: TypeAdapter[state.PhaseRecord] = TypeAdapter(state.PhaseRecord)
+
+#: What numbers and nesting that no test has foreseen can raise. The flag stops, and no other flag.
+_DAMAGE = (ArithmeticError, LookupError, RecursionError, MemoryError, TypeError, ValueError)
+
+
+# --- writing ---
+
+
+def to_state(rollout: Rollout) -> state.RolloutState:
+    """Return the rollout as the public document."""
+    return state.RolloutState(
+        flag=rollout.flag_key,
+        rollout_id=rollout.rollout_id,
+        revision=rollout.revision,
+        percent=percent_to_serve(rollout),
+        stage_percent=rollout.percent,
+        phase=_PHASE_RECORD.validate_python(rollout.phase, from_attributes=True),
+        hold=rollout.hold,
+        freeze=optional_record(state.FreezeRecord, rollout.freeze),
+        visits=[
+            state.VisitRecord.model_validate(visit, from_attributes=True)
+            for visit in rollout.visits
+        ],
+        started_at=rollout.started_at,
+        updated_at=rollout.updated_at,
+        plan_version=rollout.plan.version,
+        plan=from_core_plan(rollout.plan),
+    )
+
+
+def rollout_to_json(rollout: Rollout) -> bytes:
+    """Return the public document as JSON; `rollout_from_json` gives exactly this rollout back."""
+    return to_state(rollout).model_dump_json().encode()
+
+
+def state_event(rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE) -> bytes:
+    """Return the document as an event for the compacted topic; `read_state` reads it."""
+    return write_event(state.TYPE, effect_id, rollout.flag_key, at, to_state(rollout), source)
+
+
+# --- reading ---
+
+
+def rollout_from_json(document: bytes) -> Rollout:
+    """Return the rollout of a stored document.
+
+    Raises DocumentNewer for the version of a newer release, and DocumentUnreadable for everything
+    else that is no such document.
+    """
+    return _read_fields(_parse_json(document, "rollout document"))
+
+
+def read_state(value: bytes, environments: Collection[str] | None = None) -> Rollout:
+    """Return the rollout of a record of `rollout.state`, as written by `state_event`.
+
+    `environments` are the names that its writer may have; None accepts any. A record without a name
+    is accepted: early releases wrote none. Raises DocumentUnreadable, and ForeignDocument for
+    another environment's name.
+    """
+    event = _parse_json(value, "state record")
+    if not isinstance(event, dict) or event.get("type") != state.TYPE:
+        raise DocumentUnreadable(f"state record is no event of type {state.TYPE}")
+    writer, _, environment = str(event.get("source")).rpartition("/")
+    if environments is not None and writer == SOURCE and environment not in environments:
+        raise ForeignDocument(environment)
+    return _read_fields(event.get("data"))
+
+
+def _parse_json(text: bytes, subject: str) -> Any:
+    """Return JSON that is Unicode text throughout. Raises DocumentUnreadable.
+
+    Half a surrogate pair is refused: it cannot be served or stored again.
+    """
+    try:
+        fields = json.loads(text.decode())
+        if b"\\ud" in text.lower():  # an escape that may be half of a pair
+            json.dumps(fields, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise DocumentUnreadable(f"{subject} is not JSON: {str(error)[:200]}") from None
+    return fields
+
+
+def _read_fields(fields: Any) -> Rollout:
+    version = fields.get("schema_version") if isinstance(fields, dict) else None
+    if isinstance(version, bool) or version not in state.READ_VERSIONS:
+        is_newer = isinstance(version, int) and version > state.SCHEMA_VERSION
+        raise (DocumentNewer if is_newer else DocumentUnreadable)(
+            f"rollout document has schema_version {repr(version)[:40]}, this release reads up to "
+            f"{state.SCHEMA_VERSION}: run the release that wrote it, or a newer one"
+        )
+    try:
+        document = state.RolloutState.model_validate(fields)
+        _check_coherent(document)
+        return from_state(document)
+    except ValidationError as error:
+        raise DocumentUnreadable(f"rollout document is damaged: {describe_faults(error)}") from None
+    except _DAMAGE as error:
+        why = f"rollout document is damaged: {type(error).__name__}: {error}"
+        raise DocumentUnreadable(why[:MAX_REASON_CHARS]) from error
+
+
+def _check_coherent(document: state.RolloutState) -> None:
+    """Raise DocumentUnreadable for a document whose parts do not fit: the machine relies on it."""
+    problems = [str(finding) for finding in unrunnable(document.plan)[:3]]
+    stages = len(document.plan.stages)
+    phase = document.phase.held if isinstance(document.phase, state.PausedPhase) else document.phase
+    stage = getattr(phase, "stage", None)
+    if document.revision > LARGEST_REVISION:
+        problems.append(f"revision {document.revision} leaves no room for the next ones")
+    if document.flag != document.plan.flag:
+        problems.append(f"it is of {document.flag}, its plan of {document.plan.flag}")
+    if stage is not None and not document.visits:
+        problems.append("it is in a stage that it has not visited")
+    if any(index >= stages for index in (stage or 0, *(visit.stage for visit in document.visits))):
+        problems.append(f"it names a stage beyond the last of {stages}")
+    if problems:
+        why = f"rollout document is damaged: {'; '.join(problems)}"
+        raise DocumentUnreadable(why[:MAX_REASON_CHARS])
+
+
+def from_state(document: state.RolloutState) -> Rollout:
+    """Return the rollout that the document describes."""
+    return Rollout(
+        flag_key=document.flag,
+        rollout_id=document.rollout_id,
+        revision=document.revision,
+        plan=replace(to_core_plan(document.plan), version=document.plan_version),
+        phase=_core_phase(document.phase),
+        percent=document.percent if document.stage_percent is None else document.stage_percent,
+        visits=tuple(Visit(**_fields_of(visit)) for visit in document.visits),
+        started_at=document.started_at,
+        updated_at=document.updated_at,
+        hold=document.hold,
+        freeze=Freeze(**_fields_of(document.freeze)) if document.freeze else None,
+    )
+
+
+def _core_phase(record: state.PhaseRecord) -> Phase:
+    fields = _fields_of(record)
+    phase_type = _PHASES[fields.pop("name")]
+    if isinstance(record, state.PausedPhase):
+        fields["held"] = _core_phase(record.held)
+    elif isinstance(record, state.GatingPhase) and record.advice is not None:
+        answer = record.advice.answer
+        fields["advice"] = AdviceRound(
+            **{
+                **_fields_of(record.advice),
+                "answer": None if answer is None else _core_advice(answer),
+            }
+        )
+    return phase_type(**fields)
+
+
+def _core_advice(record: AdviceRecord) -> Advice:
+    return Advice(**{**_fields_of(record), "reasons": tuple(record.reasons)})
+
+
+def _fields_of(record: BaseModel) -> dict[str, Any]:
+    """Return a record's fields by name, one level deep."""
+    return {name: getattr(record, name) for name in type(record).model_fields}

@@ -1,0 +1,110 @@
+"""The counters of one arm in one visit: the one table that every list of them is made from.
+
+A row is a field of `Counters` with its type, default, merge rule and meaning. From the table come
+the sum of two arms (`core.evidence.ArmTotals`), the merging of partitions (`codec.merging`), and
+what the sequential tests remember (`core.analysis.sequential_tests`). Two places repeat the names,
+and a test compares them with the table: the stored form (`schemas.totals.ArmCounts`) and the
+compiled counter (`counting.arm_counters.ArmCounter`).
+
+Append a new counter at the end: the order is the order of arguments, and of stored state.
+
+Belongs here: names and how to merge. Does not belong here: how events are counted
+(`controller/counting`), and what a metric makes of the counters (`controller/core/metrics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import Enum, auto
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+
+class Shape(Enum):
+    """What a counter holds. It also says how two are merged: by adding, key by key in a mapping."""
+
+    NUMBER = auto()  # one number
+    BY_NAME = auto()  # {name: number}; a name that is absent counts 0
+    BY_BUCKET = auto()  # {log bucket: number}, a histogram
+
+
+class Counter(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    shape: Shape
+    is_tested: bool  # the sequential tests use it, so that they remember how much they have used
+    words: str  # what it counts, plural, for people
+
+    def merge(self, parts: Iterable[Any]) -> Any:
+        """Return the sum of this counter over several parts."""
+        values = map(attrgetter(self.name), parts)
+        return sum(values) if self.shape is Shape.NUMBER else add_by_key(values)
+
+
+def _number(words: str, *, is_tested: bool = False) -> Any:
+    return field(default=0, metadata={"row": (Shape.NUMBER, is_tested, words)})
+
+
+def _mapping(shape: Shape, words: str, *, is_tested: bool = False) -> Any:
+    return field(default_factory=dict, metadata={"row": (shape, is_tested, words)})
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What is counted for one arm in one visit, from its beginning on.
+
+    Counts are absolute, so that merging and differencing are exact. The statistical unit is the
+    context. The error test uses `at_risk` and `first_errors`, the latency test uses `latency`.
+    `outcomes`, `errors` and `latency_all` count raw events, for the picture and for people.
+    """
+
+    #: Events.
+    evaluations: int = _number("evaluations")
+    #: Distinct contexts that saw this arm.
+    exposures: int = _number("exposures", is_tested=True)
+    #: Of them those that had seen the other arm before (multiple exposure).
+    switched: int = _number("contexts that saw both arms")
+    #: Events.
+    outcomes: int = _number("outcomes")
+    #: Events.
+    errors: int = _number("errors")
+    #: Context-batches with an outcome, of contexts without an error so far in this visit.
+    at_risk: int = _number("contexts with an outcome", is_tested=True)
+    #: Contexts with a first error in this visit.
+    first_errors: int = _number("first errors", is_tested=True)
+    #: Conversion name -> distinct contexts.
+    converted: Mapping[str, int] = _mapping(Shape.BY_NAME, "conversions", is_tested=True)
+    #: Log bucket -> values, one per context and batch.
+    latency: Mapping[int, int] = _mapping(Shape.BY_BUCKET, "latency values", is_tested=True)
+    #: Log bucket -> values, every one.
+    latency_all: Mapping[int, int] = _mapping(Shape.BY_BUCKET, "latency values of all requests")
+    #: Outcomes that were checked for repetition: all of about one context in 64.
+    checked: int = _number("outcomes checked for repetition")
+    #: Of them those that had come before, byte for byte. There may be more that nobody recognized.
+    repeated: int = _number("repeated outcomes")
+
+
+COUNTERS = tuple(Counter(row.name, *row.metadata["row"]) for row in fields(Counters))
+"""The table, in the order of `Counters`' fields."""
+
+TESTED_COUNTERS = tuple(counter for counter in COUNTERS if counter.is_tested)
+"""The counters that the sequential tests use."""
+
+values_of = attrgetter(*(counter.name for counter in COUNTERS))
+"""Return the values of any object that has all counters, in the table's order."""
+
+
+def merged_values(parts: Sequence[Any]) -> list[Any]:
+    """Return the sum of each counter over `parts`, in the table's order."""
+    return [counter.merge(parts) for counter in COUNTERS]
+
+
+def add_by_key(mappings: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
+    """Return the sum of mappings, key by key."""
+    merged: dict[Any, int] = {}
+    for mapping in mappings:
+        for key, count in mapping.items():
+            merged[key] = merged.get(key, 0) + count
+    return merged

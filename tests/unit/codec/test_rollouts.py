@@ -1,0 +1,152 @@
+"""The state document: round trips, and what is refused with the reason."""
+
+import json
+from typing import Any
+
+import pytest
+
+from controller.codec.cloud_events import source_of
+from controller.codec.outbox import outbox_entry
+from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json, state_event
+from controller.core.rollout import (
+    Aborted,
+    AdviceRound,
+    AwaitingApproval,
+    Baking,
+    Completed,
+    Freeze,
+    Gating,
+    Paused,
+    Phase,
+    RolledBack,
+    Scheduled,
+)
+from controller.errors import (
+    DocumentUnreadable,
+    ForeignDocument,
+)
+from schemas.terms import HoldReason
+from tests.builders import (
+    HOUR,
+    T0,
+    make_advice,
+    make_plan,
+    make_rollout,
+)
+
+GATING = Gating(
+    1,
+    "gate-1",
+    T0,
+    T0 + HOUR,
+    AdviceRound(1, T0, make_advice("hold"), is_closed=True, held_until=T0 + HOUR),
+)
+PHASES: list[Phase] = [
+    Scheduled(T0),
+    Baking(0, T0),
+    GATING,
+    AwaitingApproval(1, "gate-1", T0, HoldReason.APPROVAL),
+    Paused(T0, HoldReason.OPERATOR, GATING),
+    Paused(T0, HoldReason.EXPIRED, Scheduled(T0)),
+    Completed(T0),
+    RolledBack(T0, "error_rate 10 % × control"),
+    Aborted(T0, "not wanted"),
+]
+
+
+@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: str(phase.name))
+def test_rollout_survives_its_document(phase: Phase) -> None:
+    """A rollout in any phase is read back as it was written, from store and state topic."""
+    rollout = make_rollout(
+        phase=phase, freeze=Freeze(T0, "ada", "incident"), hold=HoldReason.FROZEN
+    )
+    assert rollout_from_json(rollout_to_json(rollout)) == rollout
+    assert read_state(state_event(rollout, "new-checkout/1/0", T0)) == rollout
+
+
+def test_another_environments_document_is_refused() -> None:
+    """A record says which environment wrote it; only its own is read, and what says nothing."""
+    rollout = make_rollout()
+    source = source_of("staging")
+    entry = outbox_entry(rollout, rollout.flag_key, rollout, "f/1/0", T0, source=source)
+    assert json.loads(entry.value)["source"] == "/rolloutd/staging"
+    assert read_state(entry.value) == rollout
+    assert read_state(entry.value, ("live", "staging")) == rollout
+    with pytest.raises(ForeignDocument, match="staging") as refusal:
+        read_state(entry.value, ("production",))
+    assert refusal.value.environment == "staging"
+    early = state_event(rollout, "f/1/0", T0)
+    assert read_state(early, ("production",)) == rollout
+
+
+def test_pinned_version_outlives_a_change_of_the_hash() -> None:
+    """The version a rollout started with is read back, whatever this release would compute."""
+    rollout = make_rollout(plan=make_plan(version="of-an-old-release"))
+    assert rollout_from_json(rollout_to_json(rollout)).plan.version == "of-an-old-release"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema_version": 3},
+        {"schema_version": None},
+        {"schema_version": "1"},
+        {"percent": "all"},
+        {"visits": None},
+        {"plan": {}},
+    ],
+)
+def test_unknown_or_damaged_document_is_refused(change: dict[str, Any]) -> None:
+    """A newer or damaged document is refused, never guessed at."""
+    fields = {**json.loads(rollout_to_json(make_rollout())), **change}
+    with pytest.raises(DocumentUnreadable):
+        rollout_from_json(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"{", b"[]", b"null", b'{"type":"io.rolloutd.alert.v1"}', b"[" * 100_000]
+)
+def test_record_that_is_no_document_is_refused(value: bytes) -> None:
+    """What is no document is refused with one kind of error."""
+    with pytest.raises(DocumentUnreadable):
+        rollout_from_json(value)
+    with pytest.raises(DocumentUnreadable):
+        read_state(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"flag": "other"}, "its plan of new-checkout"),
+        ({"visits": []}, "a stage that it has not visited"),
+        (
+            {"phase": {"name": "baking", "stage": 7, "until": "2026-01-05T09:00:00Z"}},
+            "beyond the last of 3",
+        ),
+        ({"updated_at": "9999-12-31T23:59:59Z"}, "9999 is not a year from 1970 to 2999"),
+        ({"revision": 2**53 + 1}, "less than or equal to 9007199254740992"),
+        ({"revision": 2**53}, "leaves no room for the next ones"),
+    ],
+)
+def test_a_document_whose_parts_do_not_fit_is_refused(change: dict[str, Any], said: str) -> None:
+    """The machine relies on it that stages exist and times can be added to."""
+    fields = {**json.loads(rollout_to_json(make_rollout())), **change}
+    with pytest.raises(DocumentUnreadable, match=said):
+        rollout_from_json(json.dumps(fields).encode())
+
+
+def test_the_plan_of_a_stored_rollout_can_be_run() -> None:
+    """No stage, an unknown audience or zone, a guardrail without a bound: each ends its worker."""
+    fields = json.loads(rollout_to_json(make_rollout()))
+    window = {"days": ["mon"], "from": "00:00", "to": "01:00", "timezone": "Mars/Base"}
+    stage = fields["plan"]["stages"][0]
+    for change, said in (
+        ({"stages": []}, "there is no stage"),
+        ({"stages": [{**stage, "audience": "gone"}]}, "there is no audience 'gone'"),
+        ({"stages": [{**stage, "percent": 5e-324 - 1}]}, "not in \\(0, 100\\]"),
+        ({"guardrails": [{"metric": "error_rate"}]}, "neither limit nor compare"),
+        ({"freeze_windows": [window]}, "unknown time zone 'Mars/Base'"),
+    ):
+        document = {**fields, "plan": {**fields["plan"], **change}}
+        with pytest.raises(DocumentUnreadable, match=said):
+            rollout_from_json(json.dumps(document).encode())
