@@ -7,13 +7,15 @@ only adds alerts; whatever goes wrong here is logged and forgotten.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import Protocol
 
 import structlog
 
 from controller.core.anomaly import Movement, unusual
 from controller.core.judging.judgement import Judgement
 from controller.core.rollout import RaiseAlert, Rollout
-from controller.deciding.worker_pool import WorkerPool
+from controller.deciding.explanations import RolloutAlerts
 from controller.errors import AdviceUnavailableError
 from controller.ports import Commentator
 from schemas.terms import AdvisorMode, AlertKind, Severity
@@ -22,11 +24,19 @@ from schemas.terms import AdvisorMode, AlertKind, Severity
 _BY_MODEL = "by-model"
 
 
+class JudgedRollouts(RolloutAlerts, Protocol):
+    """The rollouts of this replica, with their evidence: `worker_pool.WorkerPool`."""
+
+    @property
+    def judgements(self) -> Mapping[str, tuple[Rollout, Judgement]]:
+        """The newest judgement of each rollout that is in a stage, by flag key."""
+
+
 class AnomalyWatch:
     """Examines the evidence of this replica's rollouts now and then."""
 
     def __init__(
-        self, pool: WorkerPool, model: Commentator | None, *, every_seconds: float
+        self, pool: JudgedRollouts, model: Commentator | None, *, every_seconds: float
     ) -> None:
         self._pool = pool
         self._model = model
@@ -57,9 +67,7 @@ class AnomalyWatch:
         if self._model is not None:
             await self._ask(self._model, present)
 
-    async def _ask(
-        self, model: Commentator, present: dict[str, tuple[Rollout, Judgement]]
-    ) -> None:
+    async def _ask(self, model: Commentator, present: dict[str, tuple[Rollout, Judgement]]) -> None:
         """Report what the model calls unusual, of plans that allow the model."""
         allowed = {
             key: each

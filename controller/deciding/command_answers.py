@@ -32,7 +32,9 @@ class Binding:
     """What a command's answer is bound to, besides its id."""
 
     digest: str  # of what the command requests
-    event: str = ""  # id of the result's event; empty: the command's own id, used for the first time
+    event: str = (
+        ""  # id of the result's event; empty: the command's own id, used for the first time
+    )
     refusal: str = ""  # why the command is not carried out; empty: it is
 
 

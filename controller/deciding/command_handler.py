@@ -94,9 +94,7 @@ class CommandHandler:
                 self._refusals.add(Refusal(command, record, fault))
                 return False
             # The flag's worker answers, and stores the answer: a repeat gets the same.
-            event = CommandUnusable(
-                self._clock.now(), fault.command_id, fault.verb, fault.reason
-            )
+            event = CommandUnusable(self._clock.now(), fault.command_id, fault.verb, fault.reason)
         except BadInput as fault:
             self._refusals.add(Refusal(command, record, fault))
             return False

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from controller.codec import documents
+from controller.codec.cloud_events import SOURCE
+from controller.codec.command_records import read_command, refusal_by_mistake
+from controller.codec.commands import command_event, peek_command, to_command_received
+from controller.codec.outbox import outbox_entry
 from controller.core.rollout import AnswerCommand, CommandReceived
 from controller.deciding.passing_faults import PassingFaults
 from controller.errors import (
@@ -72,7 +75,7 @@ class CommandInbox:
         clock: Clock,
         metrics: Metrics,
         faults: PassingFaults,
-        source: str = documents.SOURCE,
+        source: str = SOURCE,
     ) -> None:
         """`log` is this replica's member of the group that decides."""
         self.log = log
@@ -87,7 +90,7 @@ class CommandInbox:
     def peek(self, record: Record) -> Peeked | None:
         """Return flag, verb and hops of a record; None when only reading it can show them."""
         try:
-            peeked = documents.peek_command(record.value, record.headers, record.key)
+            peeked = peek_command(record.value, record.headers, record.key)
         except Exception as mistake:  # ours; reading the record in full says more
             self._log.warning("command_not_peeked", offset=record.offset, error=repr(mistake))
             return None
@@ -102,8 +105,8 @@ class CommandInbox:
         now = self._clock.now()
         source = (record.value, record.headers, record.key, record.timestamp)
         try:
-            command = documents.read_command(*source, now)
-            return ReadCommand(documents.to_command_event(command, now), command)
+            command = read_command(*source, now)
+            return ReadCommand(to_command_received(command, now), command)
         except BadInput:
             raise
         except Exception as mistake:
@@ -113,7 +116,7 @@ class CommandInbox:
             name = f"{record.topic}/{record.partition}/{record.offset}"
             why = f"the controller failed on this command: {mistake!r}"
             self._faults.report(Scope.COMMAND, name, why)
-            raise documents.refusal_by_mistake(*source, mistake) from mistake
+            raise refusal_by_mistake(*source, mistake) from mistake
 
     async def forward(self, command: ReadCommand) -> None:
         """Publish a command again, onto its flag's own partition, until Kafka has it.
@@ -122,7 +125,7 @@ class CommandInbox:
         it is not forwarded a second time.
         """
         document = command.document
-        value = documents.command_bytes(document, hops=1)
+        value = command_event(document, hops=1)
         effect_id = f"{document.flag}/{document.id}/hop"
         await self._publish([OutboxEntry("", effect_id, "commands", document.flag, value)])
 
@@ -158,9 +161,7 @@ class CommandInbox:
             fault.command_id, fault.verb, CommandStatus.REJECTED, fault.reason, 0
         )
         at = time_of(record.timestamp)
-        return documents.encode(
-            answer, fault.flag_key, None, fault.command_id, at, source=self._source
-        )
+        return outbox_entry(answer, fault.flag_key, None, fault.command_id, at, source=self._source)
 
     def _refusal(self, record: Record, fault: BadInput) -> quarantine.Refusal:
         reason = fault.reason if isinstance(fault, CommandUnreadable) else QuarantineReason.INVALID

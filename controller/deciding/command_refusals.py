@@ -111,9 +111,7 @@ class CommandRefusals:
                 "command_given_up", partition=record.partition, offset=record.offset
             )
             name = f"{record.topic}/{record.partition}/{record.offset}"
-            self._faults.report(
-                Scope.COMMAND, name, f"it could not even be refused: {mistake!r}"
-            )
+            self._faults.report(Scope.COMMAND, name, f"it could not even be refused: {mistake!r}")
 
     def _drop(self, refusal: Refusal) -> None:
         refusal.command.finish()

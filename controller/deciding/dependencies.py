@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.codec.cloud_events import SOURCE
 from controller.deciding.explanations import ExplanationQueue
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
@@ -11,7 +12,6 @@ from controller.health import Faults
 from controller.metrics import Metrics
 from controller.ports import Advisor, Clock, Publisher, Rollouts
 from controller.retrying import Backoff
-from controller.codec.documents import SOURCE
 
 LONGEST_RETRY_SECONDS = 5.0
 

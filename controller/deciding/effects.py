@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from controller.codec import documents
-from controller.core.rollout import AnswerCommand, PublishDecision, RaiseAlert, Rollout
+from controller.codec.outbox import Message, outbox_entry
+from controller.core.rollout import Rollout
 from controller.ports import Clock, OutboxEntry
-
-Message = PublishDecision | RaiseAlert | AnswerCommand | Rollout
 
 
 class EffectEncoder:
@@ -20,9 +18,7 @@ class EffectEncoder:
     def encode(self, message: Message, rollout: Rollout | None, effect_id: str) -> OutboxEntry:
         """Return a message as an outbox entry; `rollout` is the flag's after it."""
         now = self._clock.now()
-        return documents.encode(
-            message, self._flag_key, rollout, effect_id, now, source=self._source
-        )
+        return outbox_entry(message, self._flag_key, rollout, effect_id, now, source=self._source)
 
     def effect_id(self, rollout: Rollout | None, number: int) -> str:
         """Return the id of one effect of a revision, by which receivers drop repeats."""

@@ -14,11 +14,12 @@ from datetime import datetime
 
 import structlog
 
+from controller.codec.outbox import Message
 from controller.core.judging.gate import SequentialTests, decode_tests, encode_tests
 from controller.core.rollout import AnswerCommand, AskAdvice, Baking, Effect, Rollout
 from controller.deciding.command_answers import answer_key
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.effects import EffectEncoder, Message
+from controller.deciding.effects import EffectEncoder
 from controller.deciding.outbox import Outbox
 from controller.deciding.store_trouble import StoreTrouble
 from controller.errors import DocumentUnreadable, StoreUnavailable

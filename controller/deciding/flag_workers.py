@@ -35,7 +35,7 @@ from controller.deciding.known_flags import KnownFlags
 from controller.deciding.passing_faults import PassingFaults
 from controller.deciding.totals_reader import TotalsReader
 from controller.deciding.unknown_flags import UnknownFlags
-from controller.deciding.worker_pool import WorkerPool
+from controller.ports import EventLog, RefusedRecords, Topology
 
 
 class FlagWorkers:
@@ -44,26 +44,33 @@ class FlagWorkers:
     def __init__(
         self,
         dependencies: WorkerDependencies,
-        pool: WorkerPool,
-        inbox: CommandInbox,
-        topic: CommandTopic,
         totals: TotalsReader,
-        passing_faults: PassingFaults,
+        log: EventLog,
+        topology: Topology,
+        refused_records: RefusedRecords,
     ) -> None:
-        clock, metrics = dependencies.clock, dependencies.metrics
-        self._pool = pool
-        self._totals = totals
-        self.commands = OpenCommands()
-        self._refusals = CommandRefusals(inbox, clock, metrics, passing_faults)
-        known = KnownFlags(
-            pool, self.commands, dependencies.registry, dependencies.rollouts, clock
+        """`log` is this replica's member of the group that decides."""
+        clock, pool = dependencies.clock, totals.pool
+        self.pool = pool
+        self.totals = totals
+        self.topic = topic = CommandTopic(topology, dependencies.publisher)
+        passing_faults = PassingFaults(dependencies.faults, clock)
+        self.inbox = inbox = CommandInbox(
+            log,
+            dependencies.publisher,
+            refused_records,
+            clock=clock,
+            metrics=dependencies.metrics,
+            faults=passing_faults,
+            source=dependencies.source,
         )
+        self.commands = OpenCommands()
+        self._refusals = CommandRefusals(inbox, clock, dependencies.metrics, passing_faults)
+        known = KnownFlags(pool, self.commands, dependencies.registry, dependencies.rollouts, clock)
         handler = CommandHandler(
             inbox, topic, pool, self._refusals, self.commands, passing_faults, clock
         )
-        unknown = UnknownFlags(
-            inbox, handler, self._refusals, known, self.commands, passing_faults
-        )
+        unknown = UnknownFlags(inbox, handler, self._refusals, known, self.commands, passing_faults)
         self.follower = CommandFollower(
             inbox,
             topic,
@@ -81,12 +88,12 @@ class FlagWorkers:
     async def run(self) -> None:
         """Follow the command topic and the totals until cancelled."""
         async with asyncio.TaskGroup() as group:
-            self._pool.begin(group)
+            self.pool.begin(group)
             self.follower.reset()
-            self._totals.reset()
+            self.totals.reset()
             group.create_task(
                 self.follower.run(lambda work, name: group.create_task(work, name=name)),
                 name="commands",
             )
-            group.create_task(self._totals.run(), name="totals")
+            group.create_task(self.totals.run(), name="totals")
             group.create_task(self._refusals.run(), name="refusals")

@@ -36,6 +36,7 @@ class RolloutRegistry:
         self._stored_flags: frozenset[str] = frozenset()
         self._listeners: list[Listener] = []
         self._own_listeners: list[OwnRollouts] = []
+        self._overtaken_listeners: list[Callable[[str], object]] = []
 
     def subscribe(self, listener: Listener) -> None:
         """Pass every newest document to `listener`, whoever decided it. Not those from before."""
@@ -58,6 +59,18 @@ class RolloutRegistry:
     def flag_keys(self) -> Sequence[str]:
         """Every flag that has a rollout, as far as is known without asking Redis; in order."""
         return sorted({*self._newest, *self._stored_flags})
+
+    def on_overtaken(self, listener: Callable[[str], object]) -> None:
+        """Call `listener` with each flag whose newest document the state topic lacks."""
+        self._overtaken_listeners.append(listener)
+
+    def republish(self, flag_key: str) -> None:
+        """Let the newest document be published again.
+
+        The state topic ends with an older one, written late, or with none: it was created again.
+        """
+        for listener in self._overtaken_listeners:
+            listener(flag_key)
 
     def add_stored_flags(self, flag_keys: Sequence[str]) -> None:
         """Add flags that Redis holds. Their documents may not be known yet."""

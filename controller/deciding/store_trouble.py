@@ -62,9 +62,7 @@ class StoreTrouble:
         self._error, self._is_of_save = str(error), self._is_of_save or is_save
         if (why := self.reason) is not None:
             fix = "see whether Redis takes writes of this flag's key: `rolloutctl doctor`"
-            self._dependencies.faults.report(
-                Scope.FLAG, self._flag_key, why, fix, reporter=_SAVING
-            )
+            self._dependencies.faults.report(Scope.FLAG, self._flag_key, why, fix, reporter=_SAVING)
 
     def end(self) -> None:
         """Note that the store took what was to be saved, or that nothing is to be saved."""

@@ -66,9 +66,9 @@ class TotalsReader:
         clock: Clock,
         faults: Faults,
     ) -> None:
-        self._pool = pool
+        self.pool = pool
         self._totals = totals
-        self._partitions = partitions
+        self.partitions = partitions
         self._actuation = actuation
         self._clock = clock
         self._faults = faults
@@ -83,9 +83,9 @@ class TotalsReader:
     def views(self) -> Sequence[WatchView]:
         """Return how well each rollout that runs here and has not ended is watched."""
         views = []
-        broken = self._pool.broken
-        for flag_key, rollout in self._pool.rollouts.items():
-            worker = self._pool.worker(flag_key)
+        broken = self.pool.broken
+        for flag_key, rollout in self.pool.rollouts.items():
+            worker = self.pool.worker(flag_key)
             if rollout.has_ended or worker is None:
                 continue
             evidence, read_at = self._evidence.get(flag_key, (None, None))
@@ -133,13 +133,13 @@ class TotalsReader:
                 self._log.exception("totals_failed")
                 why = f"totals could not be looked at: {mistake!r}"
                 self._faults.report(Scope.PART, "totals", why)
-            self._pool.clear_recovered()
+            self.pool.clear_recovered()
             seconds = self._clock.monotonic() - began
             pause = max(READ_AT_MOST_EVERY_SECONDS, seconds * (1 / READ_TIME_SHARE - 1))
 
     async def _read(self) -> None:
         """Read the totals of all flags together, in one round trip per partition."""
-        live = self._pool.rollouts
+        live = self.pool.rollouts
         visits = {
             key: (rollout.rollout_id, range(max(len(rollout.visits) - 2, 0), len(rollout.visits)))
             for key, rollout in live.items()
@@ -151,15 +151,15 @@ class TotalsReader:
             self._clear_unread(flag_key)
         if not visits:
             return
-        keys = self._partitions.keys
+        keys = self.partitions.keys
         try:
             totals, progress = await self._totals.read(keys, visits)
         except OperatingTrouble:
             raise
         except Exception as mistake:  # perhaps one flag's totals: the others must stay watched
             self._log.warning("totals_unreadable", error=repr(mistake))
-            for flag_key in visits:
-                await self._read_one(live[flag_key], keys, visits[flag_key])
+            for flag_key, of_flag in visits.items():
+                await self._read_one(live[flag_key], keys, of_flag)
             return
         for flag_key in visits:
             self._give(live[flag_key], totals.get(flag_key, {}), progress)
@@ -187,11 +187,11 @@ class TotalsReader:
         previous, given_at = self._given.get(flag_key, (None, 0.0))
         if visits == previous and now - given_at < READ_EVERY_SECONDS:
             return
-        worker = self._pool.worker(flag_key)
+        worker = self.pool.worker(flag_key)
         try:
             if worker is not None:
                 drift = self._actuation.drift(rollout)
-                count = len(self._partitions.keys)
+                count = len(self.partitions.keys)
                 evidence = Evidence(self._clock.now(), visits, tuple(progress), count, drift)
                 worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence))
                 self._evidence[flag_key] = (evidence, self._clock.monotonic())
@@ -202,7 +202,7 @@ class TotalsReader:
         self._clear_unread(flag_key)
 
     def _report_unread(self, flag_key: str, mistake: Exception) -> None:
-        if flag_key not in self._pool:
+        if flag_key not in self.pool:
             return  # handed over while its totals were read
         if flag_key not in self._unread:
             self._log.error("evidence_not_shown", flag_key=flag_key, error=repr(mistake))

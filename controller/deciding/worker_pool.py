@@ -196,9 +196,7 @@ class WorkerPool:
             wait = self._note_failure(run)
             why, fix = self._explain_failure(flag_key, run, mistake)
             stopped = f"its worker stopped: {why}"
-            self._dependencies.faults.report(
-                Scope.FLAG, flag_key, stopped, fix, reporter=_WORKER
-            )
+            self._dependencies.faults.report(Scope.FLAG, flag_key, stopped, fix, reporter=_WORKER)
             self._log.error(
                 "worker_stopped",
                 flag_key=flag_key,

@@ -904,6 +904,9 @@ class KafkaPublisher:
             producer, self._producer = self._producer, None
             await self._close(producer)
 
+    def partition_of(self, key: str, partitions: int) -> int:
+        return partition_of(key, partitions)
+
     async def publish(self, entries: Sequence[OutboxEntry]) -> None:
         identities = [(entry.effect_id, hashlib.sha256(entry.value).digest()) for entry in entries]
         records: list[tuple[str, bytes | None, bytes | None]] = []
