@@ -35,7 +35,7 @@ from controller.running.quarantine import QuarantineTopic
 from controller.running.reporter import OPTIONAL, REQUIRED
 from controller.running.state_follower import StateFollower
 from controller.running.supervisor import Loop, Parts, Step, Supervisor, lasting, names_of
-from controller.settings import Settings, open_doors
+from controller.settings import Settings, insecure_connections
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from controller.web.surface import Surface, make_flagd_sync
@@ -79,7 +79,7 @@ class Daemon:
     async def run(self) -> int:
         """Serve HTTP at once, then bring up the rest and run until stopped; return the exit code."""
         log = structlog.get_logger()
-        for warning in open_doors(self.settings):
+        for warning in insecure_connections(self.settings):
             log.warning("open_door", warning=warning)
         await self.surface.start()
         return await self.supervisor.run(self.parts())
@@ -240,7 +240,7 @@ class Daemon:
         loops: list[Loop] = []
         if model is not None and queue is not None:
             loops.append(("explainer", Explainer(queue, model, self.metrics, self.pool).run))
-        seconds = self.settings.advisor.look_every_seconds
+        seconds = self.settings.advisor.anomaly_check_interval_seconds
         if seconds is not None:
             watch = AnomalyWatch(self.pool, model, every_seconds=seconds)
             loops.append(("anomaly_watch", watch.run))

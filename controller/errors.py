@@ -99,3 +99,11 @@ class ForeignDocument(DocumentUnreadable):
     def __init__(self, environment: str) -> None:
         super().__init__(f"the document was written by the rolloutd of environment {environment!r}")
         self.environment = environment
+
+
+def without_history(error: BaseException) -> None:
+    """Drop the traceback, the cause and the context of an error that is going to be kept.
+
+    They hold every frame that the error passed, with all values in it.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None

@@ -38,7 +38,7 @@ from schemas.terms import (
     CommandVerb,
     DecisionKind,
     QuarantineReason,
-    Recorded,
+    RecordClass,
     Severity,
 )
 
@@ -201,7 +201,7 @@ class Metrics:
             "events_total",
             "Event records read, by the one class each falls into.",
             topic=EVENT_TOPICS,
-            **{"class": Recorded},
+            **{"class": RecordClass},
         )
         self.quarantined = counter(
             "quarantined_total", "Records refused, of all topics.", reason=QuarantineReason

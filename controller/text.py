@@ -17,6 +17,11 @@ def printable(text: str, placeholder: str = " ") -> str:
     return "".join(char if char.isprintable() else placeholder for char in text)
 
 
+def one_line(text: str) -> str:
+    """Return `text` as one line, white space as single spaces, `?` for what cannot be printed."""
+    return printable(" ".join(text.split()), "?")
+
+
 def excerpt(text: str, max_chars: int) -> str:
     """Return the first `max_chars` characters of `text`, printable and trimmed."""
     return printable(text[:max_chars]).strip()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from schemas.fields import Count, Record
+from schemas.fields import Count, OpenModel
 from schemas.terms import AdviceChoice
 
 TYPE = "io.rolloutd.advice.v1"
@@ -85,11 +85,11 @@ EXPLANATION_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 
-#: What a look over all rollouts may find.
-MAX_FINDINGS = 3
+#: Anomalies that one check of all rollouts may report.
+MAX_ANOMALIES = 3
 
 
-class Finding(BaseModel):
+class AnomalyAnswer(BaseModel):
     """One thing that is unusual; `rollout` is its number in the question."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -98,20 +98,20 @@ class Finding(BaseModel):
     what: Annotated[str, Field(min_length=1, max_length=REASON_MAX_CHARS)]
 
 
-class LookAnswer(BaseModel):
-    """The model's findings, usually none."""
+class AnomaliesAnswer(BaseModel):
+    """The anomalies that the model reports, usually none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    unusual: list[Finding] = Field(max_length=MAX_FINDINGS)
+    unusual: list[AnomalyAnswer] = Field(max_length=MAX_ANOMALIES)
 
 
-LOOK_SCHEMA: dict[str, Any] = {
+ANOMALIES_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "unusual": {
             "type": "array",
-            "maxItems": MAX_FINDINGS,
+            "maxItems": MAX_ANOMALIES,
             "items": {
                 "type": "object",
                 "properties": {
@@ -133,11 +133,6 @@ _FENCED = re.compile(r"```(?:json)?[ \t]*\r?\n(.*)\r?\n[ \t]*```\Z", re.DOTALL)
 
 
 FormT = TypeVar("FormT", bound=BaseModel)
-
-
-def parse_answer(answer: bytes | str) -> AdviceAnswer:
-    """Return the answer when it is exactly in the form; raise ValueError as `parse_form` does."""
-    return parse_form(answer, AdviceAnswer)
 
 
 def parse_form(answer: bytes | str, form: type[FormT]) -> FormT:
@@ -220,7 +215,7 @@ def _encodable(text: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_encodable, json_schema_input_type=str)]
 
 
-class AdviceRecord(Record):
+class AdviceRecord(OpenModel):
     """Advice as it is kept in decisions and in the rollout document."""
 
     choice: AdviceChoice
@@ -243,7 +238,7 @@ class AdviceRecord(Record):
     completion_tokens: Count | None = None
 
 
-class ExplanationRecord(Record):
+class ExplanationRecord(OpenModel):
     """A model's guess at why something happened.
 
     Attached to an alert, acted on by nobody but people.

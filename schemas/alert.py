@@ -6,13 +6,13 @@ from pydantic import Field
 
 from schemas.advice import ExplanationRecord
 from schemas.decision import HarmRecord
-from schemas.fields import Count, Moment, Name, Record
+from schemas.fields import Count, Moment, Name, OpenModel
 from schemas.terms import AlertKind, PhaseName, Severity
 
 TYPE = "io.rolloutd.alert.v1"
 
 
-class Alert(Record):
+class Alert(OpenModel):
     """One thing a person should know, and what to do now."""
 
     flag: Name

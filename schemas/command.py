@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from schemas.envelope import without_control_characters
-from schemas.fields import Count, Line, Moment, Name, Strict
+from schemas.fields import Count, Line, Moment, Name, StrictModel
 from schemas.plan import PlanDocument
 from schemas.terms import CommandVerb
 
@@ -41,7 +41,7 @@ Issuer = Annotated[
 ]
 
 
-class Command(Strict):
+class Command(StrictModel):
     """One order. Its id is answered exactly once on `rollout.results`, also when it is read again.
 
     An id belongs to its flag and to what it asks for: verb, issuer, reason, expected_revision and

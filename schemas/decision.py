@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from schemas.advice import AdviceRecord
-from schemas.fields import Moment, Name, Record
+from schemas.fields import Moment, Name, OpenModel
 from schemas.terms import Arm, DecisionKind, HealthGap, MetricRole, OnBreach, PhaseName, Verdict
 
 TYPE = "io.rolloutd.decision.v1"
@@ -30,7 +30,7 @@ Tally = Annotated[int, BeforeValidator(operator.index, json_schema_input_type=in
 """A count, also from an array library's integer."""
 
 
-class ArmRecord(Record):
+class ArmRecord(OpenModel):
     """One arm of one metric, in the metric's own unit: a share in [0, 1], or milliseconds."""
 
     trials: Tally = Field(description="Observations behind the estimate.")
@@ -47,7 +47,7 @@ class ArmRecord(Record):
     )
 
 
-class MetricRecord(Record):
+class MetricRecord(OpenModel):
     """One guardrail's answers: is treatment worse, and is it shown not worse."""
 
     metric: str
@@ -97,7 +97,7 @@ class MetricRecord(Record):
     difference_high: Measured = None
 
 
-class GapRecord(Record):
+class GapRecord(OpenModel):
     """A reason why the evidence cannot be judged yet."""
 
     kind: HealthGap
@@ -109,7 +109,7 @@ class GapRecord(Record):
     )
 
 
-class HarmRecord(Record):
+class HarmRecord(OpenModel):
     """What the rollout has cost so far, over all its stages."""
 
     exposed_contexts: Tally = Field(
@@ -121,7 +121,7 @@ class HarmRecord(Record):
     )
 
 
-class JudgementRecord(Record):
+class JudgementRecord(OpenModel):
     """One look at all the evidence of a stage."""
 
     at: Moment
@@ -141,14 +141,14 @@ class JudgementRecord(Record):
     batches: Tally = Field(description="Looks the sequential tests have had.")
 
 
-class PlanReference(Record):
+class PlanReference(OpenModel):
     """The plan that was decided by."""
 
     name: Name
     version: str
 
 
-class Decision(Record):
+class Decision(OpenModel):
     """One thing the controller did, by whose wish and on what evidence."""
 
     flag: Name

@@ -34,10 +34,10 @@ __all__ = [
     "Moment",
     "Name",
     "Number",
+    "OpenModel",
     "PlanMoment",
-    "Record",
     "StoredMoment",
-    "Strict",
+    "StrictModel",
     "Switch",
     "at_most",
     "format_duration",
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 
-class Record(BaseModel):
+class OpenModel(BaseModel):
     """A record that we write: frozen, and open to fields that a later version adds."""
 
     model_config = ConfigDict(
@@ -54,7 +54,7 @@ class Record(BaseModel):
     )
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """A record that people or we write and we act on.
 
     A key we do not know is refused, because it may have been meant.

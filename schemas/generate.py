@@ -34,14 +34,12 @@ from schemas import (
     state,
 )
 from schemas.envelope import CloudEvent
+from schemas.topics import TOPIC_POLICIES
 
 HERE = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 #: Of the AsyncAPI document: changes with the contract, not with the software.
 CONTRACT_VERSION = "1.0.0"
-
-_HOUR_MS = 3_600_000
-_WEEK_MS = 7 * 24 * _HOUR_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +54,13 @@ class Topic:
     partition_note: str
     is_received: bool  # by rolloutd
     summary: str
-    configuration: Mapping[str, Any]  # of the Kafka topic
 
-
-def _deleted_after(retention_ms: int) -> dict[str, Any]:
-    return {"cleanup.policy": ["delete"], "retention.ms": retention_ms}
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """Configuration of the Kafka topic."""
+        policy = TOPIC_POLICIES[self.address.partition(".")[2]]
+        retention = {} if policy.retention_ms is None else {"retention.ms": policy.retention_ms}
+        return {"cleanup.policy": [policy.cleanup], **retention}
 
 
 _BY_FLAG = (
@@ -82,7 +82,6 @@ TOPICS = (
         _BY_CONTEXT,
         True,
         "An app served a variant of a flag to a context.",
-        _deleted_after(_WEEK_MS),
     ),
     Topic(
         "outcome",
@@ -93,7 +92,6 @@ TOPICS = (
         _BY_CONTEXT,
         True,
         "A request is over: how it ended, how long it took, what it led to.",
-        _deleted_after(_WEEK_MS),
     ),
     Topic(
         "command",
@@ -104,7 +102,6 @@ TOPICS = (
         _BY_FLAG,
         True,
         "An operator wants something done.",
-        _deleted_after(_WEEK_MS),
     ),
     Topic(
         "result",
@@ -115,7 +112,6 @@ TOPICS = (
         _BY_FLAG,
         False,
         "The one answer to a command id.",
-        _deleted_after(_WEEK_MS),
     ),
     Topic(
         "decision",
@@ -126,7 +122,6 @@ TOPICS = (
         _BY_FLAG,
         False,
         "What the controller did, with all its evidence: the audit log.",
-        _deleted_after(2 * 366 * 24 * _HOUR_MS),
     ),
     Topic(
         "alert",
@@ -137,7 +132,6 @@ TOPICS = (
         _BY_FLAG,
         False,
         "Something people must know, and what to do.",
-        _deleted_after(90 * 24 * _HOUR_MS),
     ),
     Topic(
         "state",
@@ -148,7 +142,6 @@ TOPICS = (
         _BY_FLAG,
         False,
         "The rollout document after each transition: what apps may follow.",
-        {"cleanup.policy": ["compact"]},
     ),
     Topic(
         "quarantine",
@@ -159,7 +152,6 @@ TOPICS = (
         _BY_FLAG,
         False,
         "Records that were refused, and why.",
-        _deleted_after(2 * _WEEK_MS),
     ),
 )
 

@@ -1,12 +1,11 @@
 """A plan as people write it, in YAML or JSON: the declared journey of one flag.
 
 Here is the form: names, types, ranges and shorthand. Whether a plan can work (stages rising,
-samples reachable) is told by `controller.plans.lint`, with line and fix.
+samples reachable) is checked by `controller.plans.lint`, with line and fix.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from datetime import UTC, datetime, timedelta
 from math import isfinite
@@ -23,12 +22,19 @@ from schemas.fields import (
     Name,
     Number,
     PlanMoment,
-    Strict,
+    StrictModel,
     Switch,
     at_most,
     parse_duration,
     parse_points,
     parse_share,
+)
+from schemas.metric_names import (
+    METRIC_PATTERN,
+    METRICS,
+    SMALLEST_LIMIT,
+    Unit,
+    names_of,
 )
 from schemas.terms import (
     AdvisorMode,
@@ -44,33 +50,11 @@ from schemas.terms import (
 
 TYPE = "io.rolloutd.plan.v1"
 
-#: Metrics that need no declaration; conversions are named by the apps, as `conversion:<name>`.
-METRICS = (
-    "error_rate",
-    "latency",
-    "latency_p50",
-    "latency_p90",
-    "latency_p95",
-    "latency_p99",
-    "latency_p999",
-)
-METRIC_PATTERN = (
-    r"^(error_rate|latency(?:_p(?:50|90|95|99|999))?|conversion:[A-Za-z0-9][A-Za-z0-9._:-]{0,116})$"
-)
-_METRIC = re.compile(METRIC_PATTERN[:-1] + r"\Z", re.ASCII)
-
 
 def _known_metric(metric: str) -> str:
-    """Return `metric`, or say which one may have been meant."""
-    if _METRIC.match(metric):
-        return metric
-    near = difflib.get_close_matches(metric[:40], METRICS, n=1)
-    meant = (
-        f"did you mean {near[0]}?"
-        if near
-        else f"known are {', '.join(METRICS)} and conversion:<name>"
-    )
-    raise ValueError(f"unknown metric {metric[:80]!r}; {meant}")
+    """Return `metric`. Raises ValueError, with the name that may have been meant."""
+    names_of(metric)
+    return metric
 
 
 Metric = Annotated[
@@ -80,7 +64,7 @@ Metric = Annotated[
 ]
 
 
-class VariantShare(Strict):
+class VariantShare(StrictModel):
     """One of the variants that treatment is divided among."""
 
     name: Name
@@ -123,7 +107,7 @@ def _of_bounded_size(values: Any) -> Any:
     return values
 
 
-class Variants(Strict):
+class Variants(StrictModel):
     """The flag's variants: the two arms that are compared, and what each name stands for."""
 
     treatment: Name = "on"
@@ -150,7 +134,7 @@ class Variants(Strict):
     )
 
 
-class StageDocument(Strict):
+class StageDocument(StrictModel):
     """One step of the plan."""
 
     percent: Number = Field(
@@ -206,10 +190,9 @@ Margin = Annotated[Number, Field(le=10, json_schema_extra={"minimum": 1e-6})]
 SMALLEST_MARGIN = 1e-6
 #: A latency is at most a day, as that of an outcome.
 LARGEST_LIMIT = 86_400_000.0
-SMALLEST_LIMIT = 1e-6
 
 
-class Comparison(Strict):
+class Comparison(StrictModel):
     """How treatment may differ from control.
 
     0.1, or `10%`, tolerates a metric that is 10 % worse than control's.
@@ -238,7 +221,7 @@ Limit = Annotated[
 Percentage = Annotated[Number, Field(json_schema_extra={"minimum": 0, "maximum": 100})]
 
 
-class GuardrailDocument(Strict):
+class GuardrailDocument(StrictModel):
     """One metric that is watched, and what a regression of it does."""
 
     metric: Metric
@@ -300,7 +283,7 @@ def _margins(compare: dict[str, Any]) -> dict[str, Any]:
 
 def _limit(metric: str, text: str) -> float:
     """Return a limit in the metric's own unit."""
-    if metric.startswith("latency"):
+    if names_of(metric).unit is Unit.MILLISECONDS:
         try:
             return parse_duration(text) / timedelta(milliseconds=1)
         except ValueError:
@@ -350,7 +333,7 @@ def guardrail_from_shorthand(value: Any) -> Any:
     if match is None:
         raise ValueError(f"{value[:80]!r} is no guardrail: {_SHORTHAND_HELP}")
     metric = _known_metric(match[1])
-    good, worse = (">", "-") if metric.startswith("conversion:") else ("<", "+")
+    good, worse = (">", "-") if names_of(metric).is_better_when_higher else ("<", "+")
     fields: dict[str, Any] = {"metric": metric}
     for clause in re.split(r"\band\b", value[match.end() :]):
         part = _CLAUSE.fullmatch(_TIMES_CONTROL.sub(_as_difference, clause))
@@ -395,7 +378,7 @@ ClockTime = Annotated[
 ]
 
 
-class FreezeWindowDocument(Strict):
+class FreezeWindowDocument(StrictModel):
     """A recurring time in which nothing advances. It never delays a rollback."""
 
     days: list[Weekday] = Field(
@@ -509,7 +492,7 @@ def _version_range(text: str) -> str:
     return text
 
 
-class ConditionDocument(Strict):
+class ConditionDocument(StrictModel):
     """One thing that must be so of a context's attribute.
 
     A missing attribute, or one of another type, is never so.
@@ -586,7 +569,7 @@ AudienceDocument = Annotated[
 """Conditions that all must hold; or lists of such conditions, one of which must hold."""
 
 
-class AdvisorDocument(Strict):
+class AdvisorDocument(StrictModel):
     """What the language model may do at this plan's gates."""
 
     mode: AdvisorMode = AdvisorMode.CAN_HOLD
@@ -607,7 +590,7 @@ class AdvisorDocument(Strict):
     )
 
 
-class PlanDocument(Strict):
+class PlanDocument(StrictModel):
     """The declared journey of one flag."""
 
     name: Name

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from schemas.fields import Count, Moment, Name, Record
+from schemas.fields import Count, Moment, Name, OpenModel
 from schemas.terms import CommandStatus, CommandVerb
 
 TYPE = "io.rolloutd.result.v1"
 
 
-class Result(Record):
+class Result(OpenModel):
     """Whether a command was carried out, and why not.
 
     The event's id is the command's: repeats are the same answer.

@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from schemas.advice import AdviceRecord
-from schemas.fields import Count, Name, Number, StoredMoment, Strict, Switch
+from schemas.fields import Count, Name, Number, StoredMoment, StrictModel, Switch
 from schemas.plan import PlanDocument
 from schemas.terms import HoldReason
 
@@ -26,14 +26,14 @@ SCHEMA_VERSION: Final = 2
 READ_VERSIONS: Final = (1, 2)
 
 
-class ScheduledPhase(Strict):
+class ScheduledPhase(StrictModel):
     """Accepted; 0 % is served until the start."""
 
     name: Literal["scheduled"]
     start_at: StoredMoment
 
 
-class BakingPhase(Strict):
+class BakingPhase(StrictModel):
     """The stage gathers evidence."""
 
     name: Literal["baking"]
@@ -41,7 +41,7 @@ class BakingPhase(Strict):
     until: StoredMoment
 
 
-class AdviceRoundRecord(Strict):
+class AdviceRoundRecord(StrictModel):
     """Where the question to the model stands."""
 
     number: Count
@@ -51,7 +51,7 @@ class AdviceRoundRecord(Strict):
     held_until: StoredMoment | None
 
 
-class GatingPhase(Strict):
+class GatingPhase(StrictModel):
     """The bake is over; the stage stays live while the gate waits for a verdict."""
 
     name: Literal["gating"]
@@ -62,7 +62,7 @@ class GatingPhase(Strict):
     advice: AdviceRoundRecord | None
 
 
-class AwaitingApprovalPhase(Strict):
+class AwaitingApprovalPhase(StrictModel):
     """Everything else has passed; a person decides."""
 
     name: Literal["awaiting_approval"]
@@ -72,7 +72,7 @@ class AwaitingApprovalPhase(Strict):
     reason: HoldReason
 
 
-class PausedPhase(Strict):
+class PausedPhase(StrictModel):
     """Stopped where it is; guardrails stay armed."""
 
     name: Literal["paused"]
@@ -84,14 +84,14 @@ class PausedPhase(Strict):
     ] = Field(description="What was interrupted.")
 
 
-class CompletedPhase(Strict):
+class CompletedPhase(StrictModel):
     """The last gate passed; the last stage's percentage stays."""
 
     name: Literal["completed"]
     at: StoredMoment
 
 
-class RolledBackPhase(Strict):
+class RolledBackPhase(StrictModel):
     """0 %, because of a fault."""
 
     name: Literal["rolled_back"]
@@ -99,7 +99,7 @@ class RolledBackPhase(Strict):
     reason: str
 
 
-class AbortedPhase(Strict):
+class AbortedPhase(StrictModel):
     """0 %, because an operator wanted it so."""
 
     name: Literal["aborted"]
@@ -120,7 +120,7 @@ PhaseRecord = Annotated[
 ]
 
 
-class VisitRecord(Strict):
+class VisitRecord(StrictModel):
     """One stay in a stage."""
 
     stage: Count = Field(description="0 for the first.")
@@ -130,7 +130,7 @@ class VisitRecord(Strict):
     left_at: StoredMoment | None
 
 
-class FreezeRecord(Strict):
+class FreezeRecord(StrictModel):
     """An operator's stop to all advancing."""
 
     since: StoredMoment
@@ -138,7 +138,7 @@ class FreezeRecord(Strict):
     reason: str
 
 
-class RolloutState(Strict):
+class RolloutState(StrictModel):
     """The document of one rollout after a transition."""
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION

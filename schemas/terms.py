@@ -228,7 +228,7 @@ class AlertKind(StrEnum):
     UNWATCHED = "unwatched"  # guardrails of a live stage cannot see; info: they can again
 
 
-class Recorded(StrEnum):
+class RecordClass(StrEnum):
     """The one class every record of an event partition falls into (invariant I2)."""
 
     COUNTED = "counted"  # touched at least one arm
@@ -255,7 +255,6 @@ class QuarantineReason(StrEnum):
     INVALID = "invalid"  # a field is missing, of the wrong type or out of range
     NO_CONTEXT = "no_context"  # neither a context id nor a record key
     BAD_TIME = "bad_time"  # outside the accepted window around the record's arrival
-    BAD_CHECKSUM = "bad_checksum"  # the broker's own record does not check out
     NOT_OTLP = (
         "not_otlp"  # on a topic set to OTLP: not an export in its encoding, or none of its signal
     )

@@ -6,13 +6,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
-from controller.core.judging.judgement import Advice, ArmSummary, Harm, Judgement, MetricReport
+from controller.core.judging.judgement import Advice, Harm, Judgement, MetricReport
+from controller.core.metrics.conversion import VirtualConversions
+from controller.core.metrics.error_rate import VirtualErrors
+from controller.core.metrics.kind import ArmSummary
+from controller.core.metrics.latency import VirtualLatency
 from controller.core.plan import AdvisorPolicy, Guardrail, Plan, Stage
 from controller.core.rollout import Baking, CommandReceived, Rollout, Visit
+from controller.planning.virtual_traffic import Effect, VirtualTraffic
 from schemas.terms import AdviceChoice, AdvisorMode, Arm, CommandVerb, MetricRole, OnBreach, Verdict
 
 T0 = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
@@ -58,6 +65,22 @@ def make_plan(**overrides: Any) -> Plan:
         "advisor": AdvisorPolicy(mode=AdvisorMode.OFF),
     }
     return Plan(**{**fields, **overrides})
+
+
+def make_traffic(
+    contexts_per_second: float,
+    *,
+    error_rate: float = 0.005,
+    conversions: Mapping[str, float] = MappingProxyType({}),
+    effects: tuple[Effect, ...] = (),
+) -> VirtualTraffic:
+    """Return virtual traffic whose latency has a p50 of 50 ms and a p99 of 150 ms."""
+    control = (
+        VirtualErrors(error_rate),
+        VirtualConversions(conversions),
+        VirtualLatency(50.0, 150.0),
+    )
+    return VirtualTraffic(contexts_per_second, control, effects)
 
 
 def make_visit(**overrides: Any) -> Visit:
@@ -111,15 +134,13 @@ def make_rollout(**overrides: Any) -> Rollout:
 
 
 def make_command(verb: CommandVerb | str = CommandVerb.PAUSE, **overrides: Any) -> CommandReceived:
-    """Return a command that was issued and received a second after `T0`."""
-    at = overrides.pop("at", T0 + timedelta(seconds=1))
+    """Return a command that was issued a second after `T0`."""
     fields: dict[str, Any] = {
-        "at": at,
         "command_id": "command-1",
         "verb": CommandVerb(verb),
         "issuer": "ada",
         "reason": "because",
-        "issued_at": at,
+        "issued_at": T0 + timedelta(seconds=1),
     }
     return CommandReceived(**{**fields, **overrides})
 

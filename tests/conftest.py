@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import sysconfig
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -29,6 +32,7 @@ from tests.brokers import (
     start_redis,
     why_not,
 )
+from tests.shared_kafka import kafka_of_all_workers, leave_running
 from tests.unleash.server import INSTALLED_VARIABLE, UnleashServer, installed
 
 TESTS = Path(__file__).parent
@@ -50,36 +54,25 @@ MARKER_OF_DIRECTORY = {
 # may be shared.
 GIVEN_KAFKA_VARIABLE = "ROLLOUTD_TEST_KAFKA"
 
-# No deadline per example: on a machine that is busy it fails for reasons that are not ours.
-# "thorough" is what `make check` runs; the default is for the edit-and-run loop.
-settings.register_profile(
-    "quick", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.register_profile(
-    "thorough", deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow]
-)
-# CI must say the same of the same commit twice: its examples are fixed. New ones are sought by
-# `make check` elsewhere.
-settings.register_profile(
-    "ci",
-    deadline=None,
-    max_examples=100,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+# "quick" is for `make test` and for single tests, "thorough" for `make check` and `make test-all`. CI
+# must get the same result for the same commit twice, so its examples are fixed: "ci-quick" and "ci".
+# No example has a deadline: a busy machine would miss it.
+_no_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_fixed_examples = settings(_no_deadline, derandomize=True, database=None)
+settings.register_profile("quick", _no_deadline, max_examples=50)
+settings.register_profile("thorough", _no_deadline, max_examples=300)
+settings.register_profile("ci-quick", _fixed_examples, max_examples=50)
+settings.register_profile("ci", _fixed_examples, max_examples=100)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 CreateTopics = Callable[..., Awaitable[None]]
 
 _in_use = pytest.StashKey[dict[str, str]]()
+_has_failed = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make room for what the summary will say.
-
-    Refuse to test what was compiled from other sources than these.
-    """
+    """Prepare the summary, and refuse to test modules compiled from other sources than these."""
     config.stash[_in_use] = {}
     stale = [
         source
@@ -114,6 +107,47 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     marker = MARKER_OF_DIRECTORY.get(_directory(item))
     if marker is not None:
         item.add_marker(marker)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt from garbage collection what the imports made.
+
+    It stays until the end of the run. Without it a collection takes about a millisecond, so that
+    there can be one after each test.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember that a test failed, for `pytest_runtest_protocol`."""
+    report = yield
+    if report.failed:
+        item.stash[_has_failed] = True
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let the warnings of a failed test fail no other test.
+
+    The traceback of a failure keeps the test's processes and sockets alive beyond the test. They
+    are collected here, outside of any test, and what they warn about is dropped: that test has
+    failed already.
+    """
+    result = yield
+    if item.stash.get(_has_failed, False):
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            sys.__dict__.pop(name, None)
+        reporting, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            gc.collect()
+        finally:
+            sys.unraisablehook = reporting
+    return result
 
 
 @pytest.hookimpl(trylast=True)
@@ -167,16 +201,40 @@ def pytest_terminal_summary(
         terminalreporter.write_line(in_use["mock"], red=True, bold=True)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of a parallel run, hand the brokers' descriptions to the process that sums up."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["brokers"] = session.config.stash[_in_use]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the brokers' descriptions from a worker that has ended."""
+    node.config.stash[_in_use].update(getattr(node, "workeroutput", {}).get("brokers", {}))
+
+
 @pytest.fixture(scope="session")
-def kafka_in_use(request: pytest.FixtureRequest) -> Iterator[KafkaInUse]:
+def kafka_in_use(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[KafkaInUse]:
     """The Kafka of this run with its description; `kafka` is the address alone."""
     given = os.environ.get(GIVEN_KAFKA_VARIABLE)
-    broker = (
-        KafkaInUse(given, f"{given}, given by {GIVEN_KAFKA_VARIABLE}", True, _leave_alone)
-        if given
-        else start_kafka()
-    )
-    in_use = request.config.stash[_in_use]
+    with ExitStack() as stack:
+        if given:
+            description = f"{given}, given by {GIVEN_KAFKA_VARIABLE}"
+            broker = KafkaInUse(given, description, True, leave_running)
+        elif hasattr(request.config, "workerinput"):
+            # each worker's directory of temporary files lies in one that the run has to itself
+            directory = tmp_path_factory.getbasetemp().parent
+            broker = stack.enter_context(kafka_of_all_workers(directory, start_kafka))
+        else:
+            broker = start_kafka()
+            stack.callback(broker.stop)
+        _describe_kafka(request.config.stash[_in_use], broker)
+        yield broker
+
+
+def _describe_kafka(in_use: dict[str, str], broker: KafkaInUse) -> None:
     in_use["Kafka"] = broker.description
     if not broker.is_real:
         reasons = "\n".join(f"  {attempt}" for attempt in broker.attempts)
@@ -185,8 +243,6 @@ def kafka_in_use(request: pytest.FixtureRequest) -> Iterator[KafkaInUse]:
             "TESTS MARKED real_kafka "
             f"DID NOT RUN (rebalancing, admin calls, restarts, durability). Tried:\n{reasons}"
         )
-    yield broker
-    broker.stop()
 
 
 @pytest.fixture(scope="session")
@@ -219,9 +275,9 @@ def real_unleash() -> Iterator[UnleashServer]:
 
 @pytest.fixture(scope="session")
 def redis_url(redis_in_use: RedisInUse) -> str:
-    """The address of a Redis (append-only file, synced every second) that all tests share.
+    """The address of a Redis that all tests of one worker share; see `redis_client`.
 
-    See `redis_client`.
+    It has an append-only file, synced every second.
     """
     return redis_in_use.url
 
@@ -264,15 +320,27 @@ def create_topics(kafka_in_use: KafkaInUse) -> CreateTopics:
     return create
 
 
-@pytest.fixture
-def own_kafka() -> Iterator[LocalKafka]:
-    """A local Apache Kafka of the test's own, started, to kill and restart.
-
-    About 4 s; use `kafka` if that will do.
-    """
+@pytest.fixture(scope="session")
+def kafka_to_break() -> Iterator[LocalKafka]:
+    """The local Apache Kafka that the tests with `own_kafka` use one after another."""
     require_local_kafka()
     with LocalKafka() as broker:
         yield broker
+
+
+@pytest.fixture
+def own_kafka(request: pytest.FixtureRequest) -> LocalKafka:
+    """A local Apache Kafka that no other test uses at the same time, to kill, freeze and restart.
+
+    It runs when the test begins. It may hold topics of earlier tests, so names carry
+    `topic_prefix`. Use `kafka` if a test breaks nothing.
+    """
+    require_local_kafka()
+    broker: LocalKafka = request.getfixturevalue("kafka_to_break")
+    if broker.is_running():
+        broker.resume()
+    broker.start()
+    return broker
 
 
 @pytest.fixture
@@ -283,14 +351,10 @@ def own_redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(autouse=True)
-def _leaks_are_this_tests_own(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Collect garbage after a test with processes or sockets.
-
-    So that what it left open fails it and not a later one.
-    """
+def _leaks_are_this_tests_own() -> Iterator[None]:
+    """Collect garbage after each test, so that what it left open fails it and not a later one."""
     yield
-    if _directory(request.node) in ("integration", "e2e", "chaos"):
-        gc.collect()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
@@ -311,10 +375,6 @@ def require_local_kafka() -> None:
     reason = why_not()
     if reason is not None:
         _no_real_kafka(reason)
-
-
-def _leave_alone() -> None:
-    """Stop nothing: whoever gave us the broker keeps it."""
 
 
 def _no_real_kafka(reason: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
+from controller.core.invariants import Step
 from controller.core.judging.judgement import Advice, Gap, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow, Plan
@@ -25,7 +26,6 @@ from controller.core.rollout import (
     AwaitingApproval,
     Baking,
     CommandReceived,
-    Effect,
     Event,
     EvidenceJudged,
     Gating,
@@ -135,16 +135,6 @@ ADVICE = tuple(make_advice(choice) for choice in AdviceChoice)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One decision of a history."""
-
-    before: Rollout | None
-    event: Event
-    after: Rollout | None
-    effects: tuple[Effect, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Alphabet:
     """Which events a history is made of.
 
@@ -164,11 +154,11 @@ ANYTHING = Alphabet()
 
 def events_near(
     rollout: Rollout | None, now: datetime, alphabet: Alphabet = ANYTHING
-) -> st.SearchStrategy[Event]:
-    """Draw what might happen next to `rollout`, around `now`."""
+) -> st.SearchStrategy[tuple[Event, datetime]]:
+    """Draw what might happen next to `rollout`, around `now`, and when it is decided."""
 
     @st.composite
-    def draw_one(draw: st.DrawFn) -> Event:
+    def draw_one(draw: st.DrawFn) -> tuple[Event, datetime]:
         return event_near(rollout, now, lambda options: draw(st.sampled_from(options)), alphabet)
 
     return draw_one()
@@ -185,12 +175,12 @@ def walk(script: bytes, alphabet: Alphabet = ANYTHING) -> Iterator[Step]:
     now, count = T0, 0
     while True:
         try:
-            event = event_near(rollout, now, pick, alphabet, count)
+            event, now = event_near(rollout, now, pick, alphabet, count)
         except StopIteration:
             return
-        now, count = event.at, count + 1
-        after, effects = decide(rollout, event)
-        yield Step(rollout, event, after, effects)
+        count += 1
+        after, effects = decide(rollout, event, now)
+        yield Step(rollout, event, now, after, effects)
         rollout = after
 
 
@@ -200,8 +190,8 @@ def event_near(
     pick: Pick[T],
     alphabet: Alphabet = ANYTHING,
     count: int = 0,
-) -> Event:
-    """Return one event: mostly what the state waits for, else anything at all.
+) -> tuple[Event, datetime]:
+    """Return one event and its time: mostly what the state waits for, else anything at all.
 
     `count` makes command ids distinct.
     """
@@ -220,15 +210,15 @@ def event_near(
     at = _moment(rollout, now, pick, alphabet, is_tick=kind == "t")
     match kind:
         case "t":
-            return Ticked(at)
+            return Ticked(), at
         case "r":
-            return Restarted(at)
+            return Restarted(), at
         case "j":
-            return EvidenceJudged(at, _judgement(rollout, at, pick, alphabet))
+            return EvidenceJudged(_judgement(rollout, at, pick, alphabet)), at
         case "a":
-            return _answer(rollout, at, pick, alphabet)
+            return _answer(rollout, pick, alphabet), at
         case _:
-            return _command(rollout, at, pick, alphabet, count)
+            return _command(rollout, at, pick, alphabet, count), at
 
 
 def _moment(
@@ -262,7 +252,7 @@ def _judgement(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alph
 
 
 def _answer(
-    rollout: Rollout | None, at: datetime, pick: Pick[Any], alphabet: Alphabet
+    rollout: Rollout | None, pick: Pick[Any], alphabet: Alphabet
 ) -> AdviceReceived | AdviceUnavailable:
     phase = None if rollout is None else rollout.phase
     gate_id, number = "never", 1
@@ -273,8 +263,8 @@ def _answer(
         number = pick((number, number, number, number - 1, number + 1))
     advice: Advice | None = pick(alphabet.answers)
     if advice is None:
-        return AdviceUnavailable(at, gate_id, number, "no answer")
-    return AdviceReceived(at, gate_id, number, advice)
+        return AdviceUnavailable(gate_id, number, "no answer")
+    return AdviceReceived(gate_id, number, advice)
 
 
 def _command(
@@ -301,7 +291,7 @@ def _command(
     )
     is_backlog = alphabet.is_untidy and pick((False, False, True))
     return CommandReceived(
-        at, command_id, verb, "ada", "because", issued_at, expected, plan, is_backlog
+        command_id, verb, "ada", "because", issued_at, expected, plan, is_backlog
     )
 
 

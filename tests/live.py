@@ -34,7 +34,7 @@ from schemas.result import Result
 from schemas.terms import CommandVerb
 from tests.brokers import OrphanGuard, free_port
 
-READY_SECONDS = 40.0
+READY_SECONDS = 120.0
 
 
 class DaemonProcess:
@@ -149,7 +149,7 @@ class DaemonProcess:
             self.process.wait()
         self._unguard()
 
-    async def stop(self, seconds: float = 10.0) -> int:
+    async def stop(self, seconds: float = 60.0) -> int:
         """End it with SIGTERM and return its exit code."""
         assert self.process is not None
         self.send(signal.SIGCONT)
@@ -190,7 +190,7 @@ class DaemonProcess:
         return answer.json() if answer.status_code == 200 else None
 
     async def until(
-        self, flag_key: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 30.0
+        self, flag_key: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 90.0
     ) -> dict[str, Any]:
         """Return the rollout's document once `holds` of it.
 
@@ -232,7 +232,7 @@ class Client:
         await self.producer.stop()
 
     async def command(
-        self, verb: CommandVerb, flag_key: str, *, wait_seconds: float = 15.0, **fields: Any
+        self, verb: CommandVerb, flag_key: str, *, wait_seconds: float = 60.0, **fields: Any
     ) -> Result:
         """Publish a command and return its result."""
         command = make_command(verb, flag_key, **fields)
@@ -246,7 +246,7 @@ class Client:
             topic, command_event(command), command.flag.encode(), headers=list(HEADERS)
         )
 
-    async def result(self, command_id: str, seconds: float = 15.0) -> Result:
+    async def result(self, command_id: str, seconds: float = 60.0) -> Result:
         """Return the result of a command id. Raises TimeoutError when none comes."""
         async with asyncio.timeout(seconds):
             while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -42,8 +43,15 @@ def _kept(
         pytest.skip(f"{not_tried}: no node and npm on PATH")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rolloutd"
     cache = base / cache_name
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be installing the same
+        _install(cache, files, words, not_tried)
+    return cache
+
+
+def _install(cache: Path, files: Mapping[str, bytes], words: Sequence[str], not_tried: str) -> None:
     if not (cache / "installed").exists():
-        cache.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (cache / name).write_bytes(content)
         command = ["npm", *words, "--no-audit", "--no-fund", "--ignore-scripts"]
@@ -56,4 +64,3 @@ def _kept(
         if done.returncode != 0:
             pytest.skip(f"{not_tried}: npm cannot install it: {done.stderr[-300:]}")
         (cache / "installed").touch()
-    return cache

@@ -26,6 +26,7 @@ from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
 from controller.metrics import Metrics
 from controller.ports import Clock, FlagPlane, PlaneStanding, Served
+from controller.text import excerpt
 from schemas.terms import AlertKind, Severity
 
 MOST_DOUBLINGS = 4
@@ -423,8 +424,8 @@ class FlagReconciler:
 
 def _in_words(error: BaseException) -> str:
     """Return an exception that nobody expected as one printable line."""
-    said = "".join(char if char.isprintable() else " " for char in str(error)[:WHY_MAX_CHARS])
-    return f"failed unexpectedly: {type(error).__name__}: {said.strip()}".removesuffix(": ")
+    why = excerpt(str(error), WHY_MAX_CHARS)
+    return f"failed unexpectedly: {type(error).__name__}: {why}".removesuffix(": ")
 
 
 def _where(error: BaseException) -> str:

@@ -23,8 +23,11 @@ from controller.adapters.llm.prompts import (
     quoted,
 )
 from controller.authoring.drafting import Draft, Model, draft
-from controller.core.judging.judgement import ArmSummary, Harm, Judgement, MetricReport
+from controller.core.judging.judgement import Harm, Judgement, MetricReport
+from controller.core.metrics import kind_to_show
+from controller.core.metrics.kind import ArmSummary
 from controller.core.rollout import Rollout
+from controller.text import printable
 from schemas.advice import EXPLANATION_SCHEMA, ExplanationAnswer, parse_form
 from schemas.decision import Decision, JudgementRecord
 from schemas.terms import DecisionKind, HealthGap, Verdict
@@ -72,7 +75,7 @@ class Explanation:
     guess: Draft[ExplanationAnswer]
 
 
-async def explain(
+async def explain_rollout(
     model: Model | None, rollout: Rollout, decisions: Sequence[Decision]
 ) -> Explanation:
     """Return what happened to the rollout and why, as far as its decisions tell."""
@@ -126,12 +129,7 @@ def by_rule(
         else [metric for metric in evidence.metrics if metric.harm is Verdict.FAIL]
     )
     for metric in failing:
-        where = (
-            "traces of slow requests"
-            if metric.metric.startswith("latency")
-            else "logs and traces of failed requests"
-        )
-        where = "the journey to it" if metric.metric.startswith("conversion:") else where
+        where = kind_to_show(metric.metric).where_to_search
         steps.append(
             f"compare {where} with treatment and control, beginning at {subject.at:%H:%M} "
             f"UTC ({metric.metric})"
@@ -253,7 +251,7 @@ def _words(kind: DecisionKind) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    line = "".join(char if char.isprintable() else " " for char in text)
+    line = printable(text)
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
@@ -262,5 +260,5 @@ def _markdown(text: str) -> str:
 
     Nothing in it becomes a link, tag or image.
     """
-    line = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
+    line = printable(" ".join(text.split()))
     return "".join(f"\\{char}" if char in "\\`*_[]<>#!|~&" else char for char in line)

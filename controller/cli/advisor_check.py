@@ -35,6 +35,7 @@ from controller.scorecard.kinds import CaseKind
 from controller.scorecard.report import Asked, percent, render, seconds, to_document
 from controller.scorecard.scoring import Answer, Score, put_cases, score
 from controller.settings import AdvisorSettings
+from controller.text import one_line
 
 T = TypeVar("T")
 
@@ -132,15 +133,15 @@ def _check_document(found: Check) -> dict[str, Any]:
     return {
         "server": found.server,
         "protocol": found.settings.protocol,
-        "is_reached": found.is_reached,
-        "list_trouble": found.list_trouble,
+        "is_reachable": found.is_reached,
+        "list_error": found.list_trouble,
         "list_ms": found.list_ms,
         "model": found.settings.model,
         "is_listed": found.is_listed,
         "models": list(found.models),
         "questions": figures.in_form.of,
-        "in_form": figures.in_form.count,
-        "troubles": found.troubles,
+        "valid_answers": figures.in_form.count,
+        "errors": found.troubles,
         "latency_ms": {"p50": figures.latency_p50_ms, "max": figures.latency_max_ms},
         "tokens": {"prompt": figures.prompt_tokens, "completion": figures.completion_tokens},
         "deadline_seconds": found.settings.deadline_seconds,
@@ -275,6 +276,6 @@ def _show_score(asked: Asked, answers: Sequence[Answer], figures: Score) -> None
     console.print(table)
     reasons = {answer.why_none for answer in answers if answer.why_none}
     for reason in sorted(reasons)[:3]:
-        console.print(f"no advice: {rendering.printable(reason)}", soft_wrap=True)
+        console.print(f"no advice: {one_line(reason)}", soft_wrap=True)
     mode, why = figures.suits
     console.print(f"these figures support advisor.mode: {mode} ({why})", soft_wrap=True)

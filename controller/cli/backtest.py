@@ -26,6 +26,7 @@ from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable
 from controller.planning.backtest import Backtest, Source
 from controller.settings import CountingSettings, KafkaSettings
+from controller.text import one_line
 from schemas.decision import Decision
 from schemas.fields import parse_duration
 from schemas.formats import evaluation_reader, outcome_reader
@@ -187,11 +188,11 @@ def _show(asked: Recorded, test: Backtest, served: list[Decision]) -> None:
             (f"{decision.kind.value.replace('_', ' '):<10}", "bold"),
             f"{move:>14}  ",
         )
-        line.append(rendering.printable(decision.reason))
+        line.append(one_line(decision.reason))
         console.print(line)
     console.print()
     for words in _ending(asked, test, rollout):
-        console.print(rendering.printable(words))
+        console.print(one_line(words))
     if served:
         console.print("\nreally decided then:")
         for real in served:
@@ -199,7 +200,7 @@ def _show(asked: Recorded, test: Backtest, served: list[Decision]) -> None:
             said = (
                 f"{_at(real.at)}  {real.kind.value.replace('_', ' '):<10}{move:>14}  {real.reason}"
             )
-            console.print(rendering.printable(said), style="dim")
+            console.print(one_line(said), style="dim")
     _show_shares(test, served)
 
 

@@ -23,6 +23,7 @@ from controller.codec.plans import to_core_plan
 from controller.core.serving import beyond_share_of
 from controller.errors import BadInput, EventLogUnavailable
 from controller.settings import CountingSettings, KafkaSettings, load_settings
+from controller.text import printable
 from schemas.plan import PlanDocument
 from schemas.terms import NAME
 
@@ -222,9 +223,7 @@ def output() -> Console:
 def complain(message: str) -> None:
     """Write to standard error."""
     for line in message.splitlines():
-        typer.echo(
-            f"rolloutctl: {''.join(char if char.isprintable() else '?' for char in line)}", err=True
-        )
+        typer.echo(f"rolloutctl: {printable(line, '?')}", err=True)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -13,7 +13,7 @@ import typer
 
 from controller.cli.demo import demo
 from controller.errors import BadInput, RolloutdError
-from controller.settings import Settings, load_settings, open_doors, show
+from controller.settings import Settings, insecure_connections, load_settings, show
 
 app = typer.Typer(
     help="Watches every flag event and moves the flag only when the evidence says no harm.",
@@ -108,7 +108,7 @@ def check(config: ConfigOption = None) -> None:
         check_parts(settings)
     except BadInput as refused:
         _refuse(refused)
-    for warning in open_doors(settings):
+    for warning in insecure_connections(settings):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo("the configuration is valid")
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from controller.cli import rendering
 from controller.cli.common import EXIT_REJECTED, JsonOption, complain, output
-from controller.cli.rendering import printable
+from controller.text import one_line
 
 DEADLINE_SECONDS: Final = 5.0
 MAX_BYTES: Final = 1_000_000
@@ -42,7 +42,7 @@ def doctor(url: UrlOption = ["http://127.0.0.1:8081"], is_json: JsonOption = Fal
             continue
         console = output()
         if len(url) > 1:
-            rendering.show_line(console, Text(printable(address), "bold"))
+            rendering.show_line(console, Text(one_line(address), "bold"))
         for line in lines_of(body):
             rendering.show_line(console, line)
     if not is_well:
@@ -81,20 +81,22 @@ def lines_of(body: dict[str, Any]) -> list[Text]:
     for name, part in body["components"].items():
         if not isinstance(part, dict):
             continue
-        label = printable(str(name)).ljust(10)
+        label = one_line(str(name)).ljust(10)
         if part.get("ready"):
             lines.append(Text.assemble((f"{label} ", "green"), ("ready", "green")))
             continue
         style = "bold red" if part.get("required") else "yellow"
         since = _time_of(part.get("since"))
-        lines.append(Text(f"{label} {printable(str(part.get('why_not')))}{since}", style))
-    hopeless = [f"only a restart helps: {printable(str(why))}" for why in body.get("trouble") or ()]
+        lines.append(Text(f"{label} {one_line(str(part.get('reason')))}{since}", style))
+    hopeless = [
+        f"only a restart helps: {one_line(str(why))}" for why in body.get("fatal_errors") or ()
+    ]
     lines += [Text(line, "bold red") for line in hopeless]
     for fault in body.get("faults") or ():
         if isinstance(fault, dict):
             lines += _fault_lines(fault)
-    if more := body.get("more_faults"):
-        lines.append(Text(f"and {printable(str(more))} more faults that were not kept"))
+    if more := body.get("omitted_faults"):
+        lines.append(Text(f"and {one_line(str(more))} more faults that were not kept"))
     return lines
 
 
@@ -110,16 +112,16 @@ def _verdict(body: dict[str, Any]) -> Text:
 
 
 def _fault_lines(fault: dict[str, Any]) -> list[Text]:
-    times = fault.get("times")
+    times = fault.get("count")
     often = f", {times} times" if isinstance(times, int) and times > 1 else ""
-    what = printable(f"{fault.get('scope')} {fault.get('name')}: {fault.get('why')}")
+    what = one_line(f"{fault.get('scope')} {fault.get('name')}: {fault.get('reason')}")
     lines = [Text(f"FAULT {what}{_time_of(fault.get('since'))}{often}", "bold red")]
     if fault.get("fix"):
-        lines.append(Text(f"      fix: {printable(str(fault['fix']))}"))
+        lines.append(Text(f"      fix: {one_line(str(fault['fix']))}"))
     return lines
 
 
 def _time_of(since: object) -> str:
     return (
-        f" (since {printable(since[:19].replace('T', ' '))} UTC)" if isinstance(since, str) else ""
+        f" (since {one_line(since[:19].replace('T', ' '))} UTC)" if isinstance(since, str) else ""
     )

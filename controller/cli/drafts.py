@@ -48,6 +48,7 @@ from controller.cli.status import find_rollout
 from controller.core.rollout import Rollout
 from controller.errors import ConfigInvalid
 from controller.settings import AdvisorSettings, KafkaSettings
+from controller.text import one_line
 from schemas.decision import Decision
 from schemas.fields import parse_duration
 from schemas.terms import NAME
@@ -161,7 +162,7 @@ def suggest_plan(
         )
         return
     complain(made.origin)
-    typer.echo(f"# Draft, {rendering.printable(made.origin)}")
+    typer.echo(f"# Draft, {one_line(made.origin)}")
     typer.echo(made.content, nl=False)
 
 
@@ -242,13 +243,9 @@ def _sample_table(known: Segments, drafted: Suggestion, met: Sequence[bool]) -> 
     used = {condition.attribute for clause in clauses for condition in clause}
     names = list(dict.fromkeys(key for sample in known.samples for key in sample))
     for name in names:
-        table.add_column(
-            f"{rendering.printable(name)}{' *' if name in used else ''}", overflow="fold"
-        )
+        table.add_column(f"{one_line(name)}{' *' if name in used else ''}", overflow="fold")
     for sample, hit in list(zip(known.samples, met, strict=True))[:_MOST_SHOWN_SAMPLES]:
-        values = [
-            rendering.printable(str(sample[name])) if name in sample else "–" for name in names
-        ]
+        values = [one_line(str(sample[name])) if name in sample else "–" for name in names]
         table.add_row("yes" if hit else "no", *values, style="" if hit else "dim")
     return table
 
@@ -266,13 +263,13 @@ def explain(
     topic_prefix: PrefixOption = None,
 ) -> None:
     """Tell what happened to a flag's rollout, on what evidence, its likely cause and what to look at next."""
-    from controller.authoring.story import explain as tell
+    from controller.authoring.story import explain_rollout
 
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
 
     rollout, decisions = perform(_story_of(kafka, check_flag(flag)))
-    told = perform(_asking(settings, lambda who: tell(who, rollout, decisions)))
+    told = perform(_asking(settings, lambda who: explain_rollout(who, rollout, decisions)))
     guess = told.guess
     if is_json:
         document = {

@@ -1,6 +1,6 @@
-"""Traffic, rates and effects as they are typed for `simulate` and `plan lint`.
+"""Virtual traffic and effects as they are typed for `simulate` and `plan lint`.
 
-And what is assumed where they are not.
+Where an option is not given, the kind of metric says what is assumed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import typer
 
 from controller.cli.common import EXIT_USAGE, fail
 from schemas.fields import parse_duration, parse_share
+from schemas.metric_names import CONVERSION_PREFIX
 
 if TYPE_CHECKING:
+    from controller.core.metrics.virtual import VirtualMetric
     from controller.core.plan import Plan
-    from controller.planning.world import Effect, World
+    from controller.planning.virtual_traffic import Effect, VirtualTraffic
 
-_PANEL = "World"
+_PANEL = "Traffic"
 TrafficOption = Annotated[
     str | None,
     typer.Option(
@@ -67,72 +69,75 @@ _EFFECT_FORM = (
 )
 
 
-def world_of(
+def virtual_traffic_of(
     plan: Plan,
     plan_traffic: float | None,
     traffic: str | None,
     error_rate: str | None,
     latency: str | None,
     conversions: Sequence[str] | None,
-) -> tuple[World, tuple[str, ...]] | None:
-    """Return the world without effects, and what of it was assumed.
-
-    None when nobody said how much traffic there is.
+) -> tuple[VirtualTraffic, tuple[str, ...]] | None:
+    """Return the traffic without effects, and what of it was assumed; None without any traffic.
 
     `plan_traffic` is what the plan itself says, in contexts per hour. Exits 2 on what cannot be
     meant.
     """
-    from controller.planning.world import World
+    from controller.core.metrics import VIRTUAL_METRICS
+    from controller.planning.virtual_traffic import VirtualTraffic, guardrails_of
 
-    per_second = (
-        _traffic(traffic)
-        if traffic is not None
-        else None
-        if plan_traffic is None
-        else plan_traffic / 3600
-    )
-    if per_second is None:
+    if traffic is not None:
+        per_second = _traffic(traffic)
+    elif plan_traffic is not None:
+        per_second = plan_traffic / 3600
+    else:
         return None
-    assumed = []
-    if error_rate is None:
-        limits = [
-            one.limit
-            for one in plan.guardrails
-            if one.metric == "error_rate" and one.limit is not None
-        ]
-        rate = min(limits) / 2 if limits else 0.005
-        if any(one.metric == "error_rate" for one in plan.guardrails):
-            assumed.append(f"errors {100 * rate:.3g} %")
-    else:
-        rate = _share(error_rate, "--error-rate")
-    if latency is None:
-        p50, p99 = _latency_inside(plan)
-        if any(one.quantile is not None for one in plan.guardrails):
-            assumed.append(f"latency p50 {p50:.3g} ms, p99 {p99:.3g} ms")
-    else:
-        p50, p99 = _latency(latency)
-    rates = _conversions(conversions or ())
-    for guardrail in plan.guardrails:
-        name = guardrail.metric.removeprefix("conversion:")
-        if guardrail.is_better_when_higher and name not in rates:
-            rates[name] = min(1.5 * guardrail.limit, 0.5) if guardrail.limit is not None else 0.05
-            assumed.append(f"{name} {100 * rates[name]:.3g} %")
-    return World(per_second, rate, p50, p99, rates), tuple(assumed)
+    typed = _typed_metrics(error_rate, latency, conversions)
+    control, assumed = [], []
+    for virtual in VIRTUAL_METRICS:
+        guardrails = guardrails_of(plan, virtual)
+        metric = virtual.assumed(guardrails)
+        if virtual in typed:
+            metric, added = typed[virtual].completed_by(metric)
+            assumed += added
+        elif guardrails:
+            assumed += metric.words()
+        control.append(metric)
+    return VirtualTraffic(per_second, tuple(control)), tuple(assumed)
+
+
+def _typed_metrics(
+    error_rate: str | None, latency: str | None, conversions: Sequence[str] | None
+) -> dict[type[VirtualMetric], VirtualMetric]:
+    """Return control's behavior in each kind of metric that an option describes."""
+    from controller.core.metrics.conversion import VirtualConversions
+    from controller.core.metrics.error_rate import VirtualErrors
+    from controller.core.metrics.latency import VirtualLatency
+
+    typed: dict[type[VirtualMetric], VirtualMetric] = {}
+    if error_rate is not None:
+        typed[VirtualErrors] = VirtualErrors(_share(error_rate, "--error-rate"))
+    if latency is not None:
+        typed[VirtualLatency] = VirtualLatency(*_latency(latency))
+    if conversions:
+        typed[VirtualConversions] = VirtualConversions(_conversions(conversions))
+    return typed
 
 
 def effects_of(texts: Sequence[str], plan: Plan) -> tuple[Effect, ...]:
     """Return the effects as typed. Exits 2 on one that cannot be meant."""
-    from controller.planning.world import ERRORS, LATENCY, TAIL, Effect
+    from controller.core.metrics import VIRTUAL_METRICS
+    from controller.planning.virtual_traffic import Effect
 
     effects = []
     for text in texts:
         match = _EFFECT.fullmatch(text.strip())
         if match is None:
             fail(f"--effect: {text!r} is no effect: {_EFFECT_FORM}", EXIT_USAGE)
-        metric, factor = match["metric"], _number(match["factor"], "--effect")
-        if metric not in (ERRORS, LATENCY, TAIL) and not metric.startswith("conversion:"):
-            fail(f"--effect: {metric!r} is not known: {_EFFECT_FORM}", EXIT_USAGE)
-        if not (0 <= factor < 1 if metric.startswith("conversion:") else 1 < factor <= 1000):
+        name, factor = match["metric"], _number(match["factor"], "--effect")
+        virtual = next((one for one in VIRTUAL_METRICS if one.has_effect(name)), None)
+        if virtual is None:
+            fail(f"--effect: {name!r} is not known: {_EFFECT_FORM}", EXIT_USAGE)
+        if not virtual.is_harm(factor):
             fail(
                 f"--effect: {text!r} does no harm: conversions fall (x0.8), everything "
                 f"else rises (x2)",
@@ -142,7 +147,7 @@ def effects_of(texts: Sequence[str], plan: Plan) -> tuple[Effect, ...]:
         if stage is not None and not 0 <= stage < len(plan.stages):
             fail(f"--effect: {text!r}: the plan has stages 1 to {len(plan.stages)}", EXIT_USAGE)
         after = None if match["after"] is None else _duration(match["after"], "--effect")
-        effects.append(Effect(metric, factor, stage, after))
+        effects.append(Effect(name, factor, stage, after))
     return tuple(effects)
 
 
@@ -209,27 +214,9 @@ def _latency(text: str) -> tuple[float, float]:
     return p50, p99
 
 
-def _latency_inside(plan: Plan) -> tuple[float, float]:
-    """Return p50 and p99 in ms that keep every latency limit with a quarter to spare.
-
-    50 and 150 where there is none.
-    """
-    from controller.planning.world import quantile_ms
-
-    p50, p99 = 50.0, 150.0
-    limits = [
-        (one.quantile, one.limit)
-        for one in plan.guardrails
-        if one.quantile is not None and one.limit is not None
-    ]
-    over = [quantile_ms(p50, p99, q) / (0.75 * limit) for q, limit in limits]
-    slower = max([1.0, *over])
-    return p50 / slower, p99 / slower
-
-
 def _conversions(texts: Sequence[str]) -> dict[str, float]:
     rates = {}
     for text in texts:
         name, _, share = text.partition("=")
-        rates[name.removeprefix("conversion:")] = _share(share, "--conversion")
+        rates[name.removeprefix(CONVERSION_PREFIX)] = _share(share, "--conversion")
     return rates

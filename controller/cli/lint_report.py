@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from controller.cli.effects import begins_at, world_of
+from controller.cli.effects import begins_at, virtual_traffic_of
 from controller.codec.plans import to_core_plan
 from controller.core.judging.questions import alpha_shares
 from controller.core.plan import Guardrail, Plan
@@ -30,9 +30,9 @@ class Tryout:
         now: datetime,
     ) -> None:
         """Take the options as they were typed."""
-        self._asked = (traffic, error_rate, latency, conversions)
+        self._options = (traffic, error_rate, latency, conversions)
         self._now = now
-        self._known: tuple[str, tuple[str, ...]] | None = None
+        self._tried: tuple[str, tuple[str, ...]] | None = None
         self._outlook = Outlook((), 0)
 
     def __call__(self, document: PlanDocument) -> Iterable[Finding]:
@@ -40,36 +40,34 @@ class Tryout:
 
         Nothing where its traffic is not known.
         """
-        from controller.cli.simulate import world_words
-
         plan = to_core_plan(document)
-        found = world_of(plan, document.traffic, *self._asked)
-        if found is None or plan.blind:
+        tried = virtual_traffic_of(plan, document.traffic, *self._options)
+        if tried is None or plan.blind:
             return ()
-        world, assumed = found
-        self._known = world_words(world, plan), assumed
-        self._outlook = outlook(plan, world, begins_at(plan, self._now))
+        traffic, assumed = tried
+        self._tried = traffic.words(plan), assumed
+        self._outlook = outlook(plan, traffic, begins_at(plan, self._now))
         return self._outlook.findings
 
     def lines(self) -> Iterator[str]:
         """Yield what was tried, in words."""
-        if self._known is None:
+        if self._tried is None:
             yield (
                 "not simulated: `--traffic 50/s`, or `traffic:` in the plan, tells whether its "
                 "gates can decide"
             )
             return
-        world, assumed = self._known
-        yield f"simulated: {self._outlook.rollouts} rollouts at {world}"
+        control, assumed = self._tried
+        yield f"simulated: {self._outlook.rollouts} rollouts at {control}"
         if assumed:
             yield f"assumed, since nobody said: {', '.join(assumed)}"
 
     def document(self) -> dict[str, Any] | None:
         """Return what was tried, None when nothing was."""
-        if self._known is None:
+        if self._tried is None:
             return None
-        world, assumed = self._known
-        return {"rollouts": self._outlook.rollouts, "control": world, "assumed": list(assumed)}
+        control, assumed = self._tried
+        return {"rollouts": self._outlook.rollouts, "control": control, "assumed": list(assumed)}
 
 
 def alpha_budget(document: PlanDocument) -> dict[str, Any]:
@@ -116,14 +114,10 @@ def guardrail_words(one: Guardrail) -> str:
 
     With the stages it watches if they are not all.
     """
-    sign, worse = (">", "-") if one.is_better_when_higher else ("<", "+")
+    sign, worse = (">", "-") if one.kind.is_better_when_higher else ("<", "+")
     bounds = []
     if one.limit is not None:
-        bounds.append(
-            f"{sign} {one.limit:g}ms"
-            if one.quantile is not None
-            else f"{sign} {_percent(one.limit)}"
-        )
+        bounds.append(f"{sign} {_percent(one.limit) if one.kind.is_share else f'{one.limit:g}ms'}")
     if one.margin is not None:
         bounds.append(
             f"{sign} control {worse} {100 * one.margin:.3g}{'pp' if one.in_points else ' %'}"

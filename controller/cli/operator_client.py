@@ -18,7 +18,7 @@ from typing import Any
 from aiokafka import ConsumerRecord
 from pydantic import ValidationError
 
-from controller.adapters.kafka.event_log import KafkaPublisher
+from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.topic_reader import KafkaReader, Offsets
 from controller.codec.commands import command_event
 from controller.codec.rollouts import read_state

@@ -63,7 +63,7 @@ def lint(
         told = [rendering.finding_document(finding, source) for finding in findings]
         answer = {"file": source, "is_usable": is_usable, "findings": told}
         if is_usable and document is not None:
-            answer |= {"alpha": alpha_budget(document), "simulated": tried.document()}
+            answer |= {"alpha": alpha_budget(document), "simulation": tried.document()}
         typer.echo(rendering.to_json(answer))
     else:
         console = output()

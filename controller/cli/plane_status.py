@@ -9,7 +9,7 @@ from urllib.parse import quote
 import httpx
 from rich.text import Text
 
-from controller.cli.rendering import printable
+from controller.text import one_line
 
 #: A person waits, and the rest of the status is there without it.
 DEADLINE_SECONDS = 2.0
@@ -42,12 +42,12 @@ def ask_planes(daemon: str, flag: str) -> tuple[list[dict[str, Any]] | None, str
 
 def plane_line(plane: dict[str, Any]) -> Text:
     """Return one plane in one line: its name, and what keeps it from serving what was decided."""
-    name = printable(str(plane.get("plane")))
+    name = one_line(str(plane.get("plane")))
     if plane.get("is_converged"):
         return Text(f"{name}: serves {plane.get('percent')} %")
     since = str(plane.get("since") or "")[11:19]
     return Text(
         f"{name}: NOT CONVERGED{f' since {since} UTC' if since else ''}: "
-        f"{printable(str(plane.get('why')))}",
+        f"{one_line(str(plane.get('reason')))}",
         "bold red",
     )

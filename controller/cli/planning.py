@@ -34,7 +34,7 @@ from controller.cli.effects import (
     TrafficOption,
     begins_at,
     effects_of,
-    world_of,
+    virtual_traffic_of,
 )
 from schemas.fields import parse_duration
 
@@ -97,11 +97,11 @@ def simulate(
             metavar="METRIC=xFACTOR[@WHEN]",
             help="What treatment does worse: errors=x2, latency=x1.3@stage2, "
             "tail=x5@25h (the slowest 5 %), conversion:bought=x0.8. May be repeated.",
-            rich_help_panel="World",
+            rich_help_panel="Traffic",
         ),
     ] = None,
     runs: Annotated[
-        int, typer.Option("--runs", min=1, max=100_000, help="Virtual rollouts per world.")
+        int, typer.Option("--runs", min=1, max=100_000, help="Virtual rollouts per scenario.")
     ] = 200,
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="The same seed gives the same figures.")
@@ -124,8 +124,8 @@ def simulate(
 
     document = plan_files.load_to_try(plan)
     core = to_core_plan(document)
-    world = world_of(core, document.traffic, traffic, error_rate, latency, conversions)
-    if world is None:
+    virtual = virtual_traffic_of(core, document.traffic, traffic, error_rate, latency, conversions)
+    if virtual is None:
         fail(
             "say how much traffic there is, as in --traffic 50/s, or `traffic:` in the "
             "plan (contexts per hour)",
@@ -134,7 +134,7 @@ def simulate(
     try:
         asked = Asked(
             core,
-            *world,
+            *virtual,
             effects_of(effects or (), core),
             runs,
             seed,

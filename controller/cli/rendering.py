@@ -1,6 +1,6 @@
 """What `rolloutctl` shows: sober tables and lines that fit 80 columns, and the same facts as JSON.
 
-Everything that others wrote (reasons, issuers, the model's words) passes `printable`, so that
+Everything that others wrote (reasons, issuers, the model's words) passes `one_line`, so that
 nothing in it can move a terminal's cursor or forge a line.
 """
 
@@ -19,8 +19,10 @@ from rich.text import Text
 
 from controller.cli.operator_client import Event, as_alert, as_decision, as_rollout
 from controller.cli.situation import Safe, Situation, about, clock, ended_words, moment
+from controller.core.metrics import kind_to_show
 from controller.core.rollout import Rollout
 from controller.plans import Finding
+from controller.text import one_line
 from schemas.alert import Alert
 from schemas.command import Command
 from schemas.decision import Decision, JudgementRecord, MetricRecord
@@ -71,11 +73,6 @@ def make_console(stream: TextIO, *, is_coloured: bool) -> Console:
     )
 
 
-def printable(text: str) -> str:
-    """Return text from elsewhere as one line that prints as it reads."""
-    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
-
-
 def dashed(verb: CommandVerb) -> str:
     """Return a verb as it is typed."""
     return verb.value.replace("_", "-")
@@ -113,7 +110,7 @@ def status_table(situations: Iterable[Situation]) -> Table:
             stage,
             rollout.served_words,
             about(one.now - one.since),
-            Text(printable(_short_wait(one))),
+            Text(one_line(_short_wait(one))),
         )
     return table
 
@@ -147,21 +144,21 @@ def show_flag(console: Console, one: Situation, planes: Sequence[Text] = ()) -> 
     console.print(headline)
     answer, why = one.safe_to_advance
     if answer is Safe.ENDED:
-        _fact(console, "ended", Text(printable(f"{why}, {moment(one.since, now)}")))
+        _fact(console, "ended", Text(one_line(f"{why}, {moment(one.since, now)}")))
     else:
-        said = Text.assemble((answer.value, f"bold {_SAFE_STYLES[answer]}"), f": {printable(why)}")
+        said = Text.assemble((answer.value, f"bold {_SAFE_STYLES[answer]}"), f": {one_line(why)}")
         _fact(console, "safe to advance?", said)
     if one.overdue is not None:
         _fact(console, "OVERDUE", Text(one.overdue, "bold red"))
-    _fact(console, "waits for", Text(printable(one.waits_for)))
+    _fact(console, "waits for", Text(one_line(one.waits_for)))
     if (
         one.hold is not None
         and not why.startswith(one.hold)
         and rollout.hold is not HoldReason.APPROVAL
     ):
-        _fact(console, "hold", Text(printable(one.hold)))
+        _fact(console, "hold", Text(one_line(one.hold)))
     if one.frozen is not None and one.frozen != why:
-        _fact(console, "frozen", Text(printable(one.frozen)))
+        _fact(console, "frozen", Text(one_line(one.frozen)))
     _fact(console, "since", Text(moment(one.since, now)))
     _fact(console, "journey", _journey(one))
     for place, line in enumerate(planes):
@@ -169,7 +166,7 @@ def show_flag(console: Console, one: Situation, planes: Sequence[Text] = ()) -> 
     owner = f", owner {rollout.plan.owner}" if rollout.plan.owner else ""
     blind = ", BLIND: no evidence is looked at" if rollout.plan.blind else ""
     plan = f"{rollout.plan.name}{owner}, started {moment(rollout.started_at, now)}{blind}"
-    _fact(console, "plan", Text(printable(plan)))
+    _fact(console, "plan", Text(one_line(plan)))
     if one.advised:
         _fact(console, "advice so far", Text(_advice_record(one)))
     _show_evidence(console, one, told=why)
@@ -209,7 +206,7 @@ def _show_evidence(console: Console, one: Situation, *, told: str) -> None:
         )
         if newest.reason and newest.reason not in told:
             words += f": {newest.reason.rstrip(': ')}"
-        _fact(console, "last decision", Text(printable(words)))
+        _fact(console, "last decision", Text(one_line(words)))
     if said is None or seen is None:
         if not one.rollout.plan.blind and one.rollout.visits:
             _fact(
@@ -233,20 +230,20 @@ def _show_evidence(console: Console, one: Situation, *, told: str) -> None:
     _fact(console, "", Text(f"{users}{share}"))
     for gap in seen.gaps:
         if gap.detail not in told:
-            _fact(console, "", Text(printable(f"{gap.kind}: {gap.detail}"), "yellow"))
+            _fact(console, "", Text(one_line(f"{gap.kind}: {gap.detail}"), "yellow"))
     if seen.metrics:
         console.print(Padding(metrics_table(seen), (1, 0, 0, 2)))
         for metric in seen.metrics:
             if metric.reason not in told:
                 console.print(
                     Padding(
-                        Text(printable(f"{metric.metric}: {metric.reason}"), "dim"), (0, 0, 0, 2)
+                        Text(one_line(f"{metric.metric}: {metric.reason}"), "dim"), (0, 0, 0, 2)
                     )
                 )
         console.print()
     if said.advice is not None:
         advice = f"{said.advice.choice} by {said.advice.model}: {' '.join(said.advice.reasons)}"
-        _fact(console, "advice", Text(printable(advice)))
+        _fact(console, "advice", Text(one_line(advice)))
     _fact(console, "harm so far", Text(_harm_words(seen)))
 
 
@@ -306,11 +303,9 @@ def _estimate(metric: MetricRecord, arm: Arm) -> str:
     measured = metric.arms.get(arm)
     if measured is None or measured.estimate is None:
         return "–"
-    return (
-        f"{measured.estimate:,.0f} ms"
-        if metric.metric.startswith("latency")
-        else f"{100 * measured.estimate:.3g} %"
-    )
+    if kind_to_show(metric.metric).is_share:
+        return f"{100 * measured.estimate:.3g} %"
+    return f"{measured.estimate:,.0f} ms"
 
 
 def status_document(one: Situation, state: Event) -> Event:
@@ -320,7 +315,7 @@ def status_document(one: Situation, state: Event) -> Event:
         "flag": one.rollout.flag_key,
         "at": one.now.isoformat(),
         "safe_to_advance": answer.value.replace(" ", "_"),
-        "why": why,
+        "reason": why,
         "waits_for": one.waits_for,
         "hold": one.hold,
         "frozen": one.frozen,
@@ -335,7 +330,7 @@ def status_document(one: Situation, state: Event) -> Event:
         else one.judged_by.advice.model_dump(mode="json"),
         "advice_agreement": None
         if one.advice_agreement is None
-        else dict(zip(("agreed", "of"), one.advice_agreement, strict=True)),
+        else dict(zip(("agreed", "gates"), one.advice_agreement, strict=True)),
     }
 
 
@@ -350,14 +345,14 @@ def decision_line(one: Decision, now: datetime, *, with_flag: bool) -> Text:
         if one.from_percent != one.to_percent
         else f"{one.to_percent:g} %"
     )
-    moved += "" if one.audience is None else f" of {printable(one.audience)}"
+    moved += "" if one.audience is None else f" of {one_line(one.audience)}"
     by = "" if one.issuer == "rolloutd" else f" (by {one.issuer})"
     return Text.assemble(
         (f"{clock(one.at, now)}  ", "dim"),
         f"{one.flag}  " if with_flag else "",
         (f"{one.kind.value.replace('_', ' '):<9}  ", _DECISION_STYLES.get(one.kind, "bold")),
         f"{moved:<12}  ",
-        printable(f"{one.reason.rstrip(': ')}{by}"),
+        one_line(f"{one.reason.rstrip(': ')}{by}"),
     )
 
 
@@ -368,7 +363,7 @@ def show_decision(console: Console, one: Decision, now: datetime) -> None:
     if seen is None:
         return
     for gap in seen.gaps:
-        _line(console, Text(f"    gap {printable(f'{gap.kind}: {gap.detail}')}", "dim"))
+        _line(console, Text(f"    gap {one_line(f'{gap.kind}: {gap.detail}')}", "dim"))
     for metric in seen.metrics:
         worse = _HARM_WORDS.get(metric.harm, metric.harm.value)
         good = _SAFE_WORDS.get(metric.safe, metric.safe.value)
@@ -381,7 +376,7 @@ def show_decision(console: Console, one: Decision, now: datetime) -> None:
         _line(
             console,
             Text(
-                f"    advice {printable(f'{one.advice.choice}: ' + ' '.join(one.advice.reasons))}",
+                f"    advice {one_line(f'{one.advice.choice}: ' + ' '.join(one.advice.reasons))}",
                 "dim",
             ),
         )
@@ -392,7 +387,7 @@ def alert_line(one: Alert, now: datetime) -> Text:
     return Text.assemble(
         (f"{clock(one.at, now)}  ", "dim"),
         (f"{one.severity.value:<8}  ", _SEVERITY_STYLES[one.severity]),
-        printable(f"{one.summary}. To do: {one.action}"),
+        one_line(f"{one.summary}. To do: {one.action}"),
     )
 
 
@@ -420,7 +415,7 @@ def brief(one: Situation) -> Text:
     )
     waits = "" if rollout.has_ended else f"; waits for {one.waits_for}"
     rest = f", {rollout.served_words} served{stage}, revision {rollout.revision}{waits}"
-    return Text.assemble(phase_text(rollout), printable(rest))
+    return Text.assemble(phase_text(rollout), one_line(rest))
 
 
 def _line(console: Console, text: Text) -> None:
@@ -430,7 +425,7 @@ def _line(console: Console, text: Text) -> None:
 
 def plain(text: str) -> Text:
     """Return text from elsewhere as one unstyled line."""
-    return Text(printable(text))
+    return Text(one_line(text))
 
 
 def show_line(console: Console, text: Text) -> None:
@@ -445,7 +440,7 @@ def show_line(console: Console, text: Text) -> None:
 def result_line(answer: Result) -> Text:
     """Return the answer to a command."""
     is_accepted = answer.status is CommandStatus.ACCEPTED
-    why = "" if answer.reason == "done" else f": {printable(answer.reason)}"
+    why = "" if answer.reason == "done" else f": {one_line(answer.reason)}"
     return Text.assemble(
         (answer.status.value, "bold green" if is_accepted else "bold red"),
         f"  {'unknown verb' if answer.verb is None else dashed(answer.verb)} "
@@ -479,7 +474,7 @@ def result_document(order: Command, answer: Result | None) -> Mapping[str, Any]:
 
 def finding_line(finding: Finding, source: str) -> Text:
     """Return a finding as compilers write it."""
-    return Text(printable(finding.located(source)), "red" if finding.is_error else "yellow")
+    return Text(one_line(finding.located(source)), "red" if finding.is_error else "yellow")
 
 
 def finding_document(finding: Finding, source: str) -> Mapping[str, Any]:
@@ -489,7 +484,7 @@ def finding_document(finding: Finding, source: str) -> Mapping[str, Any]:
         "line": finding.line,
         "column": finding.column,
         "severity": "error" if finding.is_error else "warning",
-        "at": list(finding.at),
+        "path": list(finding.path),
         "message": finding.message,
         "fix": finding.fix,
     }

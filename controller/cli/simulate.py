@@ -21,7 +21,7 @@ from controller.cli.situation import about
 from controller.core.plan import Plan
 from controller.planning.figures import Part, Scenario, Spread, simulate
 from controller.planning.page import page
-from controller.planning.world import Effect, World
+from controller.planning.virtual_traffic import Effect, VirtualTraffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Asked:
     """What is to be simulated."""
 
     plan: Plan
-    world: World  # without effects
+    traffic: VirtualTraffic  # without effects
     assumed: tuple[str, ...]
     effects: tuple[Effect, ...]
     runs: int
@@ -38,23 +38,20 @@ class Asked:
 
 
 def simulate_plan(asked: Asked, *, is_json: bool, html: Path | None) -> None:
-    """Run the plan in a world where treatment is as good as control.
-
-    And in one with the effects; tell what came of it.
-    """
-    worlds = [asked.world]
+    """Run the plan with a treatment as good as control, and again with the effects; report both."""
+    traffics = [asked.traffic]
     if asked.effects:
-        worlds.append(replace(asked.world, effects=asked.effects))
+        traffics.append(replace(asked.traffic, effects=asked.effects))
     scenarios = [
         simulate(
             asked.plan,
-            world,
+            traffic,
             asked.runs,
             asked.seed,
             asked.starts_at,
-            _progress(world, asked.runs, is_json=is_json),
+            _progress(traffic, asked.runs, is_json=is_json),
         )
-        for world in worlds
+        for traffic in traffics
     ]
     if html is not None:
         try:
@@ -68,7 +65,7 @@ def simulate_plan(asked: Asked, *, is_json: bool, html: Path | None) -> None:
         typer.echo(rendering.to_json(_document(asked, scenarios)))
         return
     console = output()
-    _show_world(console, asked)
+    _show_traffic(console, asked)
     for scenario in scenarios:
         console.print()
         show_scenario(console, scenario)
@@ -76,11 +73,11 @@ def simulate_plan(asked: Asked, *, is_json: bool, html: Path | None) -> None:
         console.print(f"\nwritten: {html}")
 
 
-def _progress(world: World, runs: int, *, is_json: bool) -> Any:
+def _progress(traffic: VirtualTraffic, runs: int, *, is_json: bool) -> Any:
     """Return what tells a person how far it is, on a terminal only."""
     if is_json or not sys.stderr.isatty():
         return lambda _: None
-    name = "with effects" if world.effects else "healthy"
+    name = "with effects" if traffic.effects else "healthy"
 
     def tell(done: int) -> None:
         end = "\r" if done < runs else "\r" + 40 * " " + "\r"
@@ -92,14 +89,14 @@ def _progress(world: World, runs: int, *, is_json: bool) -> Any:
 # --- text
 
 
-def _show_world(console: Console, asked: Asked) -> None:
-    plan, world = asked.plan, asked.world
+def _show_traffic(console: Console, asked: Asked) -> None:
+    plan, traffic = asked.plan, asked.traffic
     console.print(
         Text(f"{plan.name} of {plan.flag_key}", "bold"),
         f": {asked.runs} virtual rollouts each, seed {asked.seed}",
         sep="",
     )
-    console.print(f"control: {world_words(world, plan)}")
+    console.print(f"control: {traffic.words(plan)}")
     if asked.assumed:
         console.print(Text(f"assumed, since nobody said: {', '.join(asked.assumed)}", "yellow"))
     console.print(
@@ -107,20 +104,9 @@ def _show_world(console: Console, asked: Asked) -> None:
     )
 
 
-def world_words(world: World, plan: Plan) -> str:
-    """Return what control is like, as far as the plan looks at it."""
-    said = [f"{world.contexts_per_second:.3g} contexts/s in both arms"]
-    if any(one.metric == "error_rate" for one in plan.guardrails):
-        said.append(f"errors {100 * world.error_rate:.3g} %")
-    if any(one.quantile is not None for one in plan.guardrails):
-        said.append(f"latency p50 {world.latency_p50_ms:.3g} ms, p99 {world.latency_p99_ms:.3g} ms")
-    said += [f"{name} {100 * rate:.3g} %" for name, rate in world.conversions.items()]
-    return "; ".join(said)
-
-
 def show_scenario(console: Console, scenario: Scenario) -> None:
-    """Show what the runs of one world came to."""
-    effects = ", ".join(str(effect) for effect in scenario.world.effects)
+    """Show what the runs with one virtual traffic came to."""
+    effects = ", ".join(str(effect) for effect in scenario.traffic.effects)
     console.print(Text(f"with {effects}" if effects else "treatment as good as control", "bold"))
     rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0), show_edge=False)
     for name, value in _rows(scenario):
@@ -131,7 +117,7 @@ def show_scenario(console: Console, scenario: Scenario) -> None:
 
 def _rows(scenario: Scenario) -> list[tuple[str, str]]:
     rows = [("promoted", part_words(scenario.promoted))]
-    if scenario.world.effects:
+    if scenario.traffic.effects:
         rows.append(("harm found", part_words(scenario.found)))
         rows.append(("harm missed", f"{part_words(scenario.missed)}: promoted with it"))
         if (seconds := scenario.seconds_to_find) is not None:
@@ -215,7 +201,6 @@ def _stage_table(scenario: Scenario) -> Table:
 
 
 def _document(asked: Asked, scenarios: Sequence[Scenario]) -> dict[str, Any]:
-    world = asked.world
     return {
         "plan": asked.plan.name,
         "version": asked.plan.version,
@@ -223,13 +208,7 @@ def _document(asked: Asked, scenarios: Sequence[Scenario]) -> dict[str, Any]:
         "runs": asked.runs,
         "seed": asked.seed,
         "starts_at": asked.starts_at.isoformat(),
-        "control": {
-            "contexts_per_second": world.contexts_per_second,
-            "error_rate": world.error_rate,
-            "latency_p50_ms": world.latency_p50_ms,
-            "latency_p99_ms": world.latency_p99_ms,
-            "conversions": dict(world.conversions),
-        },
+        "control": asked.traffic.document(),
         "assumed": list(asked.assumed),
         "scenarios": [_scenario_document(scenario) for scenario in scenarios],
     }
@@ -237,7 +216,7 @@ def _document(asked: Asked, scenarios: Sequence[Scenario]) -> dict[str, Any]:
 
 def _scenario_document(scenario: Scenario) -> dict[str, Any]:
     return {
-        "effects": [str(effect) for effect in scenario.world.effects],
+        "effects": [str(effect) for effect in scenario.traffic.effects],
         "promoted": _part(scenario.promoted),
         "false_alarm": _part(scenario.false_alarm),
         "harm_found": _part(scenario.found),
@@ -266,7 +245,7 @@ def _scenario_document(scenario: Scenario) -> dict[str, Any]:
 
 def _part(part: Part) -> dict[str, float]:
     low, high = part.interval
-    return {"count": part.count, "of": part.of, "share": part.share, "low": low, "high": high}
+    return {"count": part.count, "total": part.of, "share": part.share, "low": low, "high": high}
 
 
 def _spread(values: Spread | None) -> dict[str, float] | None:

@@ -70,7 +70,7 @@ def read_command(
         raise CommandUnreadable(refusal.reason, refusal.detail) from None
     try:
         command = _checked_command(fields, key)
-        to_command_received(command, command.issued_at)  # proves that its plan can be converted
+        to_command_received(command)  # proves that its plan can be converted
     except (CommandRefused, CommandUnreadable):
         raise
     except Exception as error:  # one record must not stop the records behind it

@@ -5,7 +5,6 @@ Reading a record in full, with its defaults and refusals, is `command_records.py
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -33,10 +32,9 @@ def command_event(command: Command, *, hops: int = 0) -> bytes:
     return with_extension(value, HOPS, str(hops)) if hops else value
 
 
-def to_command_received(command: Command, at: datetime) -> CommandReceived:
-    """Return the command as the core's event, received `at`."""
+def to_command_received(command: Command) -> CommandReceived:
+    """Return the command as the core's event."""
     return CommandReceived(
-        at=at,
         command_id=command.id,
         verb=command.verb,
         issuer=command.issuer,

@@ -22,6 +22,7 @@ from controller.core.plan import (
     Plan,
     Stage,
 )
+from controller.plans import core_window
 from schemas.plan import (
     AdvisorDocument,
     Comparison,
@@ -97,7 +98,7 @@ def to_core_plan(document: PlanDocument) -> Plan:
             for guardrail in document.guardrails
         ),
         advisor=AdvisorPolicy(**_for_core(document.advisor, _ADVISOR_FIELDS)),
-        freeze_windows=tuple(_core_window(window) for window in document.freeze_windows),
+        freeze_windows=tuple(core_window(window) for window in document.freeze_windows),
         gap_policies={**DEFAULT_GAP_POLICIES, **document.health},
         audiences=tuple(
             Audience(name, tuple(tuple(map(_core_condition, clause)) for clause in clauses))
@@ -156,27 +157,6 @@ def _with_one_number_type(values: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for name, value in values.items()
     }
-
-
-def _core_window(document: FreezeWindowDocument) -> FreezeWindow:
-    """Return one freeze window; an end that is not after the start lies on the next day."""
-    start = _minute_of_day(document.begins)
-    if document.lasts is not None:
-        minutes = document.lasts // _MINUTE
-    else:
-        assert document.ends is not None  # the schema requires one of the two
-        minutes = (_minute_of_day(document.ends) - start) % _MINUTES_PER_DAY or _MINUTES_PER_DAY
-    return FreezeWindow(
-        weekdays=frozenset(_DAYS.index(day) + 1 for day in document.days),
-        start_minute=start,
-        minutes=minutes,
-        timezone=document.timezone,
-    )
-
-
-def _minute_of_day(clock: str) -> int:
-    hours, minutes = clock.split(":")
-    return int(hours) * 60 + int(minutes)
 
 
 # --- to the document ---

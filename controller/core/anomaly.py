@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from controller.core.analysis.proportion import rate_interval
-from controller.core.judging.judgement import ArmSummary, Judgement, MetricReport
+from controller.core.judging.judgement import Judgement, MetricReport
+from controller.core.metrics import kind_to_show
+from controller.core.metrics.kind import ArmSummary
 from schemas.terms import Arm, Verdict
 
 # : Per comparison. A hundred flags of five metrics looked at every 15 min for a year are 17
@@ -58,10 +60,8 @@ def _control_moved(before: Mapping[str, Judgement], now: Mapping[str, Judgement]
         for metric in judgement.metrics:
             old = known[metric.metric].arms.get(Arm.CONTROL) if metric.metric in known else None
             new = metric.arms.get(Arm.CONTROL)
-            if metric.metric.startswith("latency") or old is None or new is None:
-                # of a quantile only the whole stay is kept, so that what is new cannot be told from
-                # it
-                continue
+            if not kind_to_show(metric.metric).is_share or old is None or new is None:
+                continue  # of a quantile only the whole visit is kept, and not what is new
             what = _compare(old, new)
             if what is not None:
                 found.append(

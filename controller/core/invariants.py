@@ -62,11 +62,12 @@ _MAY_RAISE = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Transition:
+class Step:
     """One decision, before it is saved."""
 
     before: Rollout | None
     event: Event
+    now: datetime  # when it was decided
     after: Rollout | None
     effects: tuple[Effect, ...]
 
@@ -105,9 +106,8 @@ def raises_exposure(before: Rollout | None, after: Rollout) -> bool:
 
 
 def violations(
-    transition: Transition,
+    step: Step,
     *,
-    now: datetime,
     outbox: int,
     outbox_limit: int,
     bake_left_seconds: float | None,
@@ -117,20 +117,20 @@ def violations(
     `outbox` are effects that wait for Kafka; `bake_left_seconds` is what is left of the bake by the
     monotonic clock of this process, None when none lasts.
     """
-    is_raise = transition.is_raise
+    is_raise = step.is_raise
     found: Iterator[tuple[str, str | None]] = iter(
         (
-            ("I1", raise_without_cause(transition)),
-            ("I3", breach_unanswered(transition)),
-            ("I4", revived(transition)),
-            ("I4'", too_small_a_sample(transition)),
-            ("I5", answers(transition)),
-            ("I6", higher_with_advice(transition)),
-            ("I7", revision(transition)),
-            ("I14", outbox_overflow(transition, outbox, outbox_limit)),
-            ("I16", gate_past_deadline(transition, now)),
-            ("I17", advance_despite_gaps(transition)),
-            ("I19", shortened_bake(transition, bake_left_seconds)),
+            ("I1", raise_without_cause(step)),
+            ("I3", breach_unanswered(step)),
+            ("I4", revived(step)),
+            ("I4'", too_small_a_sample(step)),
+            ("I5", answers(step)),
+            ("I6", higher_with_advice(step)),
+            ("I7", revision(step)),
+            ("I14", outbox_overflow(step, outbox, outbox_limit)),
+            ("I16", gate_past_deadline(step)),
+            ("I17", advance_despite_gaps(step)),
+            ("I19", shortened_bake(step, bake_left_seconds)),
         )
     )
     forbidding = ("I4", "I19")
@@ -141,19 +141,19 @@ def violations(
     ]
 
 
-def raise_without_cause(transition: Transition) -> str | None:
+def raise_without_cause(step: Step) -> str | None:
     """I1: percent rises only with a decision that names a passed gate or a command.
 
     One stage per gate.
     """
-    before, after = transition.before, transition.after
-    if after is None or not transition.is_raise:
+    before, after = step.before, step.after
+    if after is None or not step.is_raise:
         return None
-    decision = transition.decision
+    decision = step.decision
     if decision is None or decision.kind not in _RAISED_BY:
         kind = "no decision" if decision is None else f"a decision to {decision.kind}"
         return f"{kind} raises to {after.percent:g} %"
-    event = transition.event
+    event = step.event
     if isinstance(event, CommandReceived):
         if event.verb not in _MAY_RAISE or decision.command_id != event.command_id:
             return f"command {event.command_id} ({event.verb}) raises to {after.percent:g} %"
@@ -171,12 +171,12 @@ def raise_without_cause(transition: Transition) -> str | None:
     return None
 
 
-def breach_unanswered(transition: Transition) -> str | None:
+def breach_unanswered(step: Step) -> str | None:
     """I3: a breach leads, in the same step, to 0 %, to the stage below, or to a pause.
 
     As the plan says.
     """
-    before, after, event = transition.before, transition.after, transition.event
+    before, after, event = step.before, step.after, step.event
     if before is None or after is None or not isinstance(event, EvidenceJudged):
         return None
     found = event.judgement.breach
@@ -190,9 +190,9 @@ def breach_unanswered(transition: Transition) -> str | None:
     return f"{found.metric} is breached and {before.percent:g} % becomes {after.percent:g} %"
 
 
-def revived(transition: Transition) -> str | None:
+def revived(step: Step) -> str | None:
     """I4: rollback is monotone: after it percent stays 0 until a start with a new rollout id."""
-    before, after = transition.before, transition.after
+    before, after = step.before, step.after
     if before is None or not isinstance(before.phase, RolledBack | Aborted):
         return None
     if after is None:
@@ -201,7 +201,7 @@ def revived(transition: Transition) -> str | None:
         if after.percent != 0 or not isinstance(after.phase, RolledBack | Aborted):
             return f"{before.phase.name} becomes {after.phase.name} at {after.percent:g} %"
         return None
-    event = transition.event
+    event = step.event
     is_start = isinstance(event, CommandReceived) and event.verb in (
         CommandVerb.START,
         CommandVerb.RESTART,
@@ -209,12 +209,12 @@ def revived(transition: Transition) -> str | None:
     return None if is_start else f"{type(event).__name__} starts rollout {after.rollout_id}"
 
 
-def too_small_a_sample(transition: Transition) -> str | None:
+def too_small_a_sample(step: Step) -> str | None:
     """I4': no verdict without the minimum sample in both arms; at 100 % there is one arm."""
-    before, event = transition.before, transition.event
+    before, event = step.before, step.event
     if before is None or not isinstance(event, EvidenceJudged) or before.plan.blind:
         return None
-    if not _has_passed(transition) or before.stage is None:
+    if not _has_passed(step) or before.stage is None:
         return None
     arms = [Arm.TREATMENT, Arm.CONTROL] if before.percent < 100 else [Arm.TREATMENT]
     few = [arm for arm in arms if event.judgement.exposures.get(arm, 0) < before.stage.min_sample]
@@ -224,27 +224,27 @@ def too_small_a_sample(transition: Transition) -> str | None:
     return f"a gate passes with {counted} of {before.stage.min_sample} contexts"
 
 
-def answers(transition: Transition) -> str | None:
+def answers(step: Step) -> str | None:
     """I5: each command gets exactly one result, and a rejected one changes nothing."""
-    given = [each for each in transition.effects if isinstance(each, AnswerCommand)]
-    event = transition.event
+    given = [each for each in step.effects if isinstance(each, AnswerCommand)]
+    event = step.event
     if not isinstance(event, CommandReceived | CommandUnusable):
         return f"{type(event).__name__} answers {given[0].command_id}" if given else None
     if [each.command_id for each in given] != [event.command_id]:
         return f"command {event.command_id} gets {len(given)} answers"
-    if given[0].status is CommandStatus.REJECTED and transition.after is not transition.before:
+    if given[0].status is CommandStatus.REJECTED and step.after is not step.before:
         return f"command {event.command_id} is rejected and changes the rollout"
     return None
 
 
-def higher_with_advice(transition: Transition) -> str | None:
+def higher_with_advice(step: Step) -> str | None:
     """I6: for any advice, percent with it is at most percent without an advisor."""
-    before, after = transition.before, transition.after
+    before, after = step.before, step.after
     if before is None or after is None or before.rollout_id != after.rollout_id:
         return None
-    if before.plan.advisor.mode is AdvisorMode.OFF or not transition.is_raise:
+    if before.plan.advisor.mode is AdvisorMode.OFF or not step.is_raise:
         return None
-    plain, _ = decide(without_advice(before), transition.event)
+    plain, _ = decide(without_advice(before), step.event, step.now)
     if plain is not None and after.percent <= plain.percent:
         return None
     lower = 0.0 if plain is None else plain.percent
@@ -262,9 +262,9 @@ def without_advice(rollout: Rollout) -> Rollout:
     return replace(rollout, plan=plan, phase=phase)
 
 
-def revision(transition: Transition) -> str | None:
+def revision(step: Step) -> str | None:
     """I7: the revision grows by 1 per transition; the same revision is the same document."""
-    before, after = transition.before, transition.after
+    before, after = step.before, step.after
     if after is None or after is before:
         return None
     was = 0 if before is None else before.revision
@@ -275,19 +275,19 @@ def revision(transition: Transition) -> str | None:
     return f"revision {was} is followed by {after.revision}"
 
 
-def outbox_overflow(transition: Transition, outbox: int, limit: int) -> str | None:
+def outbox_overflow(step: Step, outbox: int, limit: int) -> str | None:
     """I14: the outbox is bounded; when it is full the controller stops raising, never lowering."""
-    if outbox < limit or not transition.is_raise:
+    if outbox < limit or not step.is_raise:
         return None
     return f"exposure rises while {outbox} effects wait"
 
 
-def gate_past_deadline(transition: Transition, now: datetime) -> str | None:
+def gate_past_deadline(step: Step) -> str | None:
     """I16: the gate decides at latest at its deadline, whatever the model does."""
-    before, after = transition.before, transition.after
+    before, after, now = step.before, step.after, step.now
     if before is None or not isinstance(before.phase, Gating) or after is None:
         return None
-    if not isinstance(transition.event, Ticked | EvidenceJudged) or is_frozen(before, now):
+    if not isinstance(step.event, Ticked | EvidenceJudged) or is_frozen(before, now):
         return None
     if now < before.phase.until + GATE_EPSILON or not isinstance(after.phase, Gating):
         return None
@@ -296,25 +296,21 @@ def gate_past_deadline(transition: Transition, now: datetime) -> str | None:
     return f"gate {before.phase.gate_id} is open {now - before.phase.until} after its deadline"
 
 
-def advance_despite_gaps(transition: Transition) -> str | None:
+def advance_despite_gaps(step: Step) -> str | None:
     """I17: no advance on stale, tainted, too small or otherwise incomplete evidence."""
-    event = transition.event
-    if (
-        not isinstance(event, EvidenceJudged)
-        or not event.judgement.gaps
-        or not _has_passed(transition)
-    ):
+    event = step.event
+    if not isinstance(event, EvidenceJudged) or not event.judgement.gaps or not _has_passed(step):
         return None
     kinds = ", ".join(sorted({HealthGap(gap.kind).value for gap in event.judgement.gaps}))
     return f"a gate passes with gaps: {kinds}"
 
 
-def shortened_bake(transition: Transition, bake_left_seconds: float | None) -> str | None:
+def shortened_bake(step: Step, bake_left_seconds: float | None) -> str | None:
     """I19: a bake is never shortened by any clock.
 
     The monotonic clock of this process has seen it pass.
     """
-    before, after = transition.before, transition.after
+    before, after = step.before, step.after
     if before is None or after is None or bake_left_seconds is None:
         return None
     if not isinstance(before.phase, Baking) or not isinstance(after.phase, Gating):
@@ -324,15 +320,15 @@ def shortened_bake(transition: Transition, bake_left_seconds: float | None) -> s
     return f"the gate opens {bake_left_seconds:.0f} s before the bake is over"
 
 
-def _has_passed(transition: Transition) -> bool:
+def _has_passed(step: Step) -> bool:
     """Tell whether evidence let the rollout go on."""
-    after = transition.after
-    if after is None or transition.before is None:
+    after = step.after
+    if after is None or step.before is None:
         return False
     is_complete = isinstance(after.phase, Completed) and not isinstance(
-        transition.before.phase, Completed
+        step.before.phase, Completed
     )
-    return transition.is_raise or is_complete
+    return step.is_raise or is_complete
 
 
 def _seen(rollout: Rollout) -> object:

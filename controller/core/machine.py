@@ -79,18 +79,18 @@ AFTER_COMPLETION: Mapping[FlagType, str] = {
 HOLD_ANNOUNCED_EVERY = timedelta(minutes=1)
 
 
-def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple[Effect, ...]]:
+def decide(
+    rollout: Rollout | None, event: Event, now: datetime
+) -> tuple[Rollout | None, tuple[Effect, ...]]:
     """Return the rollout after `event`, and what the world must be told.
 
-    Pure; None stands for a flag never started.
+    Pure; `now` is the time of the decision. None stands for a flag never started.
     """
     if isinstance(event, CommandUnusable):
         return rollout, (_rejected(event, 0 if rollout is None else rollout.revision, event.why),)
     if rollout is None:
-        return _begin(None, event) if isinstance(event, CommandReceived) else (None, ())
-    now = max(
-        event.at, rollout.updated_at
-    )  # a clock set back never takes bake time away, or gives it
+        return _begin(None, event, now) if isinstance(event, CommandReceived) else (None, ())
+    clock, now = now, max(now, rollout.updated_at)  # a clock set back never gives or takes time
     match (rollout.phase, event):
         # A regression is final: no advice, approval, freeze, pause or lag stands before it.
         case (
@@ -99,7 +99,7 @@ def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple
         ) if seen.breach is not None:
             return _breach(rollout, seen.breach, seen, now)
         case (_, CommandReceived() as command):
-            return _obey(rollout, command, now)
+            return _obey(rollout, command, clock)
         case (_, EvidenceJudged(judgement=seen)) if (gap := _urgent_gap(rollout, seen)) is not None:
             return _close_for_gap(rollout, gap, seen, now)
         # Time. Evidence that comes before the tick of a deadline does not slip past it.
@@ -127,7 +127,7 @@ def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple
             Gating(advice=AdviceRound(is_closed=False, until=until)) as gate,
             Ticked() | EvidenceJudged() | AdviceReceived() | AdviceUnavailable(),
         ) if now >= until:
-            return decide(_close_round(rollout, gate, None, now), event)
+            return decide(_close_round(rollout, gate, None, now), event, clock)
         case (Gating() as gate, AdviceReceived() | AdviceUnavailable()) if _is_answer(event, gate):
             return _close_round(rollout, gate, event, now), ()
         case (Gating(advice=AdviceRound(is_closed=False)) as gate, Restarted()):
@@ -447,14 +447,14 @@ def _advice_words(round_: AdviceRound) -> str:
 
 
 def _begin(
-    previous: Rollout | None, command: CommandReceived
+    previous: Rollout | None, command: CommandReceived, clock: datetime
 ) -> tuple[Rollout | None, tuple[Effect, ...]]:
     """Start a flag's first or next rollout.
 
     The revision goes on where the previous rollout's ended.
     """
     revision = 0 if previous is None else previous.revision
-    now = command.at if previous is None else max(command.at, previous.updated_at)
+    now = clock if previous is None else max(clock, previous.updated_at)
     is_restart = command.verb is CommandVerb.RESTART and previous is not None
     plan = command.plan or (previous.plan if is_restart and previous is not None else None)
     if command.verb is not CommandVerb.START and not is_restart:
@@ -465,7 +465,7 @@ def _begin(
         # Read again after Redis forgot the answer: what it started has ended, and only another
         # command may start anew.
         return previous, (_accepted(command, previous, _BEGUN),)
-    if _is_outdated(command):
+    if _is_outdated(command, clock):
         return previous, (_rejected(command, revision, _OUTDATED),)
     if plan.expires_at is not None and now >= plan.expires_at:
         return previous, (
@@ -500,25 +500,30 @@ def _begin(
 
 
 def _obey(
-    rollout: Rollout, command: CommandReceived, now: datetime
+    rollout: Rollout, command: CommandReceived, clock: datetime
 ) -> tuple[Rollout | None, tuple[Effect, ...]]:
     """Do what the operator asks, or say why not.
 
     Lowering works whatever revision was seen, if it is meant for this rollout.
     """
-    verb, phase = command.verb, rollout.phase
+    verb, phase, now = command.verb, rollout.phase, max(clock, rollout.updated_at)
     is_start = verb in (CommandVerb.START, CommandVerb.RESTART)
     if is_start and rollout.has_ended:
-        return _begin(rollout, command)
-    is_late = verb in _RAISING and _is_outdated(command)  # said below: its limit is the shorter one
-    if not (is_start or is_late) and (why := _for_another_time(rollout, command)) is not None:
+        return _begin(rollout, command, clock)
+    is_late = verb in _RAISING and _is_outdated(
+        command, clock
+    )  # said below: its limit is the shorter one
+    if (
+        not (is_start or is_late)
+        and (why := _for_another_time(rollout, command, clock)) is not None
+    ):
         return rollout, (_rejected(command, rollout.revision, why),)
     if verb not in ALWAYS_ACCEPTED:
         if command.expected_revision not in (None, rollout.revision):
             return rollout, (
                 _rejected(command, rollout.revision, _stale(command, rollout.revision)),
             )
-        if verb in _RAISING and _is_outdated(command):
+        if verb in _RAISING and _is_outdated(command, clock):
             return rollout, (_rejected(command, rollout.revision, _OUTDATED),)
     match (verb, phase):
         case (CommandVerb.ROLL_BACK | CommandVerb.ABORT, RolledBack() | Aborted()):
@@ -699,15 +704,15 @@ _OUTDATED = (
 )
 
 
-def _is_outdated(command: CommandReceived) -> bool:
+def _is_outdated(command: CommandReceived, clock: datetime) -> bool:
     """Tell whether a command is too old, by the clock it was received by.
 
     Another replica's may have run ahead.
     """
-    return command.at - command.issued_at > COMMAND_MAX_AGE
+    return clock - command.issued_at > COMMAND_MAX_AGE
 
 
-def _for_another_time(rollout: Rollout, command: CommandReceived) -> str | None:
+def _for_another_time(rollout: Rollout, command: CommandReceived, clock: datetime) -> str | None:
     """Return why an order is not one for this rollout; None when it may be.
 
     Offsets and answers can be lost together, and then last week's orders are read again: none may
@@ -718,7 +723,7 @@ def _for_another_time(rollout: Rollout, command: CommandReceived) -> str | None:
         return None
     issued = command.issued_at.isoformat(timespec="seconds")
     again = f"send it again, with the clock set or with expected_revision {rollout.revision}"
-    if command.at - command.issued_at > LOWERING_MAX_AGE:
+    if clock - command.issued_at > LOWERING_MAX_AGE:
         hours = LOWERING_MAX_AGE // timedelta(hours=1)
         return f"issued at {issued}, more than {hours} h ago: not an order for now; {again}"
     if command.is_backlog and command.issued_at < rollout.started_at - CLOCK_TOLERANCE:

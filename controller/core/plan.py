@@ -1,7 +1,7 @@
 """The declared journey of one flag, as the core sees it: already validated, already in units.
 
 The wire form (YAML, JSON) is in `schemas/plan.py`, every check with a message for people in
-`controller/plans.py`. A running rollout keeps the plan it started with, so these values are frozen.
+`controller/plans/`. A running rollout keeps the plan it started with, so these values are frozen.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controller.core.audience import Audience
+from controller.core.metrics import kind_of
+from controller.core.metrics.kind import MetricKind
 from schemas.terms import (
     AdvisorMode,
     Approval,
@@ -45,29 +47,17 @@ class Stage:
         return self.percent < 100
 
 
-#: The metric that is slower anywhere, in place of at one quantile.
-DISTRIBUTION = "latency"
-
-
-def _quantile_of(metric: str) -> float | None:
-    if metric == DISTRIBUTION:
-        return 0.9
-    return (
-        float("0." + metric.removeprefix("latency_p")) if metric.startswith("latency_p") else None
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Guardrail:
     """One metric that is watched, and what a regression of it does.
 
-    `limit` is the absolute bound, None for no bound: a share in [0, 1] for `error_rate` and
-    `conversion:<name>`, milliseconds for `latency_p<q>`. `margin` is the tolerated relative harm
+    `limit` is the absolute bound in the metric's unit, None for no bound: a share in [0, 1], or
+    milliseconds. `margin` is the tolerated relative harm
     against control, None for no comparison: 0.1 tolerates that treatment is up to 10 % worse. At
     least one of the two is set.
     """
 
-    metric: str  # error_rate | latency | latency_p50 p90 p95 p99 p999 | conversion:<name>
+    metric: str  # see schemas/metric_names.py
     role: MetricRole = MetricRole.GUARDRAIL
     limit: float | None = None
     margin: float | None = None
@@ -80,25 +70,16 @@ class Guardrail:
     on_breach: OnBreach = OnBreach.ROLL_BACK
     from_percent: float = 0.0  # watched only in stages of at least this percentage,
     to_percent: float = 100.0  # and at most this one: a limit that tightens is two guardrails
-    # What `metric` says, read once since every look asks it dozens of times. : 0.99 for
-    # `latency_p99`, None for metrics that are no latency; `latency` as a whole is shown by its p90.
-    quantile: float | None = field(init=False, repr=False, compare=False)
-    #: True for conversions: there a fall is the harm.
-    is_better_when_higher: bool = field(init=False, repr=False, compare=False)
+    #: What the metric's name stands for.
+    kind: MetricKind = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Read the metric's name."""
-        object.__setattr__(self, "quantile", _quantile_of(self.metric))
-        object.__setattr__(self, "is_better_when_higher", self.metric.startswith("conversion:"))
+        """Resolve the metric's kind. Raises ValueError for a metric of no kind."""
+        object.__setattr__(self, "kind", kind_of(self.metric))
 
     def is_watched_at(self, percent: float) -> bool:
         """True when a stage of `percent` is judged by this guardrail."""
         return self.from_percent <= percent <= self.to_percent
-
-    @property
-    def is_distribution(self) -> bool:
-        """True for `latency`: harm is looked for at every level, not at one quantile."""
-        return self.metric == DISTRIBUTION
 
 
 @dataclass(frozen=True, slots=True)

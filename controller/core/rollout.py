@@ -170,6 +170,11 @@ class Rollout:
         return None if self.stage_index is None else self.plan.stages[self.stage_index]
 
     @property
+    def visit_index(self) -> int:
+        """Index of the present visit in `visits`, of the last one after the end; -1 before it."""
+        return len(self.visits) - 1
+
+    @property
     def served_words(self) -> str:
         """`10 %`, and in a stage with an audience `10 % of beta`."""
         audience = (
@@ -185,22 +190,19 @@ class Rollout:
         return isinstance(self.phase, Ended)
 
 
-# --- events: past tense; time is inside
-# -----------------------------------------------------------------------------------
+# --- events: past tense; when they are decided is an argument of `decide`
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Ticked:
     """Time went by."""
 
-    at: datetime
-
 
 @dataclass(frozen=True, slots=True)
 class EvidenceJudged:
-    """New totals were looked at."""
+    """New totals were judged."""
 
-    at: datetime
     judgement: Judgement
 
 
@@ -208,7 +210,6 @@ class EvidenceJudged:
 class AdviceReceived:
     """The model answered in time and in the schema."""
 
-    at: datetime
     gate_id: str
     round: int
     advice: Advice
@@ -218,7 +219,6 @@ class AdviceReceived:
 class AdviceUnavailable:
     """No advice for this round: late, absent, unparsable, or the circuit is open."""
 
-    at: datetime
     gate_id: str
     round: int
     why: str
@@ -228,7 +228,6 @@ class AdviceUnavailable:
 class CommandReceived:
     """An operator asked for something."""
 
-    at: datetime
     command_id: str
     verb: CommandVerb
     issuer: str
@@ -245,7 +244,6 @@ class CommandReceived:
 class CommandUnusable:
     """A command that cannot be meant as it stands: it is answered and not obeyed."""
 
-    at: datetime
     command_id: str
     verb: CommandVerb | None  # None: none that is known
     why: str
@@ -258,8 +256,6 @@ class Restarted:
 
     An answer on its way went to its predecessor.
     """
-
-    at: datetime
 
 
 Event = (

@@ -72,14 +72,19 @@ from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, TopicPartition, Topology, Totals
 from controller.settings import CountingSettings
 from schemas.quarantine import Refusal
-from schemas.terms import QuarantineReason, Recorded
+from schemas.terms import QuarantineReason, RecordClass
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 
 _PACKED_BYTES_PENDING = (
     16 * 1024 * 1024
 )  # of records that hold many events, fetched and not yet folded, per partition
 _FOLDED_BEFORE_PAUSE = 2 * FOLDED_AT_ONCE  # by one pair as a rule; then others get the loop
-_RECORDED = (Recorded.COUNTED, Recorded.QUARANTINED, Recorded.LATE, Recorded.IGNORED)
+_RECORD_CLASSES = (
+    RecordClass.COUNTED,
+    RecordClass.QUARANTINED,
+    RecordClass.LATE,
+    RecordClass.IGNORED,
+)
 _COLLECTED_FROM_OBJECTS = 20_000
 _SCATTERED = (
     "a context's events are in several partitions and it is counted once in each: see "
@@ -194,7 +199,7 @@ class Ingest:
         self._dropped_reported = 0
         self._scattered_reported = 0
         self._logger = structlog.get_logger()
-        self.directory = WatchedFlags(settings.seen_flags_limit)
+        self.directory = WatchedFlags(settings.unknown_flags_limit)
         self.counters = IngestCounters()
 
     # - what others call -
@@ -938,7 +943,7 @@ class Ingest:
         topic = "evaluations" if owned.is_counting_exposures else "outcomes"
         totals = owned.totals.records
         recorded = (totals.counted, totals.quarantined, totals.late, totals.ignored)
-        for kind, total, reported in zip(_RECORDED, recorded, owned.reported, strict=True):
+        for kind, total, reported in zip(_RECORD_CLASSES, recorded, owned.reported, strict=True):
             self._metrics.events.of(topic, kind).inc(total - reported)
         owned.reported = recorded
         of_topic = [

@@ -22,7 +22,6 @@ _MILLISECOND = timedelta(milliseconds=1)
 # : An ended rollout is counted on and kept for so long: late evidence and questions still find it.
 # An : hour is two attribution windows, and longer than anybody's look at what has just happened.
 KEPT_AFTER_END_MS: Final = 3_600_000
-_CONVERSION = "conversion:"
 _SCATTER_MASK = 63  # one context in 64 is watched for appearing in two partitions
 _MAX_SCATTER = 16_384  # of those; beyond, watching begins anew
 
@@ -91,9 +90,9 @@ class WatchedFlag:
             control=intern(plan.control),
             intervals=countable_intervals(rollout.visits),
             conversions=frozenset(
-                guardrail.metric.removeprefix(_CONVERSION)
+                guardrail.kind.conversion
                 for guardrail in plan.guardrails
-                if guardrail.metric.startswith(_CONVERSION)
+                if guardrail.kind.conversion is not None
             ),
             more_treatments=frozenset(more_treatments),
             uncounted=frozenset(uncounted_variants(plan)),

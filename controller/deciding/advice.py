@@ -42,7 +42,7 @@ class AdviceAsker:
         try:
             async with asyncio.timeout(seconds):
                 advice = await self._dependencies.advisor.ask(rollout, question)
-            event = AdviceReceived(clock.now(), question.gate_id, question.round, advice)
+            event = AdviceReceived(question.gate_id, question.round, advice)
             self._log.info(
                 "advice_received",
                 gate_id=question.gate_id,
@@ -53,7 +53,7 @@ class AdviceAsker:
             metrics.advice.of(advice.choice).inc()
         except (AdviceUnavailableError, TimeoutError) as trouble:
             why = str(trouble) or f"no answer within {seconds:.0f} s"
-            event = AdviceUnavailable(clock.now(), question.gate_id, question.round, why)
+            event = AdviceUnavailable(question.gate_id, question.round, why)
             self._log.warning("advice_unavailable", gate_id=question.gate_id, error=why)
             metrics.advice.of("unavailable").inc()
             metrics.dependency_errors.of("advisor").inc()

@@ -21,7 +21,7 @@ from controller.deciding.passing_faults import PassingFaults
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import BadInput, CommandRefused
 from controller.health import Scope
-from controller.ports import Clock, Record
+from controller.ports import Record
 from schemas.terms import ALWAYS_ACCEPTED
 
 #: How often a worker that fails on a command gets it, before the command is refused.
@@ -42,7 +42,6 @@ class CommandHandler:
         refusals: CommandRefusals,
         commands: OpenCommands,
         faults: PassingFaults,
-        clock: Clock,
     ) -> None:
         self._inbox = inbox
         self._topic = topic
@@ -50,7 +49,6 @@ class CommandHandler:
         self._refusals = refusals
         self._commands = commands
         self._faults = faults
-        self._clock = clock
         self._log = structlog.get_logger()
 
     def begin(self, command: PendingCommand, spawn: Spawn) -> None:
@@ -94,7 +92,7 @@ class CommandHandler:
                 self._refusals.add(Refusal(command, record, fault))
                 return False
             # The flag's worker answers, and stores the answer: a repeat gets the same.
-            event = CommandUnusable(self._clock.now(), fault.command_id, fault.verb, fault.reason)
+            event = CommandUnusable(fault.command_id, fault.verb, fault.reason)
         except BadInput as fault:
             self._refusals.add(Refusal(command, record, fault))
             return False

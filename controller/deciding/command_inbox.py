@@ -106,7 +106,7 @@ class CommandInbox:
         source = (record.value, record.headers, record.key, record.timestamp)
         try:
             command = read_command(*source, now)
-            return ReadCommand(to_command_received(command, now), command)
+            return ReadCommand(to_command_received(command), command)
         except BadInput:
             raise
         except Exception as mistake:

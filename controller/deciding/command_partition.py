@@ -9,7 +9,8 @@ What waits, and what it may cost:
 |                                   |                              | partition                    |
 | all others, and those beyond that | `CommandPartition.unknown`   | `UNKNOWN_LIMIT` and          |
 |                                   |                              | `UNKNOWN_BYTES` a partition  |
-| refusals that Kafka has to take   | `command_refusals.py`        | `REFUSALS_LIMIT`; beyond it  |
+| refusals that Kafka has to take   | `command_refusals.py`        | `REFUSALS_LIMIT` and         |
+|                                   |                              | `REFUSALS_BYTES`; beyond it  |
 |                                   |                              | the oldest are dropped while |
 |                                   |                              | Kafka is away                |
 """
@@ -20,7 +21,7 @@ import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from controller.errors import BadInput
+from controller.errors import BadInput, without_history
 from controller.ports import Record, TopicPartition
 from schemas.terms import ALWAYS_ACCEPTED, FINAL, CommandVerb
 
@@ -72,6 +73,16 @@ class Refusal:
     command: PendingCommand
     record: Record
     fault: BadInput
+
+    def __post_init__(self) -> None:
+        # Thousands may wait. The frames of a traceback keep everything that was read, and a
+        # collection of garbage has to walk through them: 200 MB and half a second for 20,000.
+        without_history(self.fault)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the record's value."""
+        return len(self.record.value or b"")
 
 
 @dataclass(slots=True, eq=False)

@@ -20,6 +20,7 @@ from schemas.terms import CommandStatus
 #: Refusals that wait for Kafka. While it takes none for so many seconds, the oldest beyond the
 #: limit are dropped: they must not keep a command that lowers from being read.
 REFUSALS_LIMIT = 20_000
+REFUSALS_BYTES = 16 * 1024 * 1024
 REFUSALS_AWAY_SECONDS = 5.0
 REFUSED_AT_ONCE = 50
 RETRY_SECONDS = 1.0
@@ -36,6 +37,7 @@ class CommandRefusals:
         self._metrics = metrics
         self._faults = faults
         self._waiting: deque[Refusal] = deque()
+        self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._trying_since: float | None = None  # monotonic seconds
         self._dropped = 0  # in all
@@ -44,7 +46,12 @@ class CommandRefusals:
     @property
     def is_full(self) -> bool:
         """True while no more should be added, because Kafka is slow and not away."""
-        return len(self._waiting) >= REFUSALS_LIMIT and not self.is_away
+        return self._has_enough and not self.is_away
+
+    @property
+    def _has_enough(self) -> bool:
+        """True when no more may wait."""
+        return len(self._waiting) >= REFUSALS_LIMIT or self._waiting_bytes >= REFUSALS_BYTES
 
     @property
     def is_away(self) -> bool:
@@ -55,14 +62,16 @@ class CommandRefusals:
     def clear(self) -> None:
         """Forget what waits: it is not committed, and read again."""
         self._waiting.clear()
+        self._waiting_bytes = 0
         self._trying_since = None
 
     def add(self, refusal: Refusal) -> None:
         """Let a command be refused once Kafka takes it. Only then is it committed."""
         refusal.command.record, refusal.command.is_refused = None, True
         self._waiting.append(refusal)
-        while len(self._waiting) > REFUSALS_LIMIT and self.is_away:
-            self._drop(self._waiting.popleft())
+        self._waiting_bytes += refusal.size
+        while self._has_enough and self.is_away:
+            self._drop(self._take())
         self._arrived.set()
 
     async def run(self) -> None:
@@ -72,7 +81,7 @@ class CommandRefusals:
                 self._arrived.clear()
                 await self._arrived.wait()
             count = min(len(self._waiting), REFUSED_AT_ONCE)
-            batch = [self._waiting.popleft() for _ in range(count)]
+            batch = [self._take() for _ in range(count)]
             # In a partition that is gone, the next owner answers what is not committed.
             batch = [
                 refusal
@@ -86,12 +95,18 @@ class CommandRefusals:
             except OperatingTrouble as trouble:
                 self._log.warning("refusals_wait", error=str(trouble))
                 self._waiting.extendleft(reversed(batch))
+                self._waiting_bytes += sum(refusal.size for refusal in batch)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             self._trying_since = None
             for refusal in batch:
                 refusal.command.finish()
                 self._count(refusal.fault)
+
+    def _take(self) -> Refusal:
+        refusal = self._waiting.popleft()
+        self._waiting_bytes -= refusal.size
+        return refusal
 
     async def _refuse(self, refused: Sequence[tuple[Record, BadInput]]) -> None:
         """Refuse many at once. One on which we fail costs no other its answer."""

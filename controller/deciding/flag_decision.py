@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from controller.core.evidence import Evidence
-from controller.core.invariants import Transition
+from controller.core.invariants import Step
 from controller.core.judging.gate import SequentialTests, judge, look_for_harm
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import decide, hold_back
@@ -89,7 +89,7 @@ class FlagDecider:
         between must neither shorten a bake nor make evidence look fresh.
         """
         rollout, tests, judgement = self._state.rollout, self._state.tests, None
-        timed: Event
+        decided: Event
         if isinstance(event, NewTotals):
             if rollout is None or rollout.stage_index is None:
                 return None
@@ -98,17 +98,17 @@ class FlagDecider:
             judgement, tests = self._judge.judge(rollout, event.evidence, tests, now)
             if judgement is None:
                 return Decision(rollout, (), tests)
-            timed = EvidenceJudged(now, judgement)
+            decided = EvidenceJudged(judgement)
         else:
-            timed = replace(event, at=now)
+            decided = event
         if binding is not None and binding.refusal:
-            answer = _bound(self._rejected(timed, binding.refusal), binding)
+            answer = _bound(self._rejected(decided, binding.refusal), binding)
             return Decision(rollout, (answer,), tests)
-        after, effects = decide(rollout, timed)
+        after, effects = decide(rollout, decided, now)
         decision = Decision(after, effects, tests)
         if (why := self._safeguards.why_not_raise(after)) is not None:
-            decision = self._held_back(timed, judgement, why, now)
-        decision = self._checked(timed, decision, now)
+            decision = self._held_back(decided, judgement, why, now)
+        decision = self._checked(decided, decision, now)
         if binding is not None:
             effects = tuple(_bound(effect, binding) for effect in decision.effects)
             decision = replace(decision, effects=effects)
@@ -129,8 +129,8 @@ class FlagDecider:
     def _checked(self, event: Event, decision: Decision, now: datetime) -> Decision:
         """Return the decision, or none in its place when it would break a forbidding invariant."""
         rollout = self._state.rollout
-        transition = Transition(rollout, event, decision.after, decision.effects)
-        broken = self._safeguards.violations(transition, now)
+        step = Step(rollout, event, now, decision.after, decision.effects)
+        broken = self._safeguards.violations(step)
         if not any(violation.forbids for violation in broken):
             return decision
         why = f"the controller would break its own rule {broken[0].rule}: {broken[0].why}"

@@ -108,9 +108,7 @@ class FlagWorker:
 
         It is kept as the command's answer: a command that is read again gets the same.
         """
-        refusal = CommandUnusable(
-            command.at, command.command_id, command.verb, why, digest_of(command)
-        )
+        refusal = CommandUnusable(command.command_id, command.verb, why, digest_of(command))
         return self.inbox.put_refusal(refusal)
 
     def abandon(self) -> None:
@@ -148,7 +146,7 @@ class FlagWorker:
             await self._load()
             self._dependencies.faults.clear(Scope.FLAG, self.flag_key, reporter=START_UP)
             await self._correct_times()
-            await self._handle(Restarted(self._clock.now()))
+            await self._handle(Restarted())
             while True:
                 queued = await self._next()
                 for question in await self._process(queued):
@@ -187,7 +185,7 @@ class FlagWorker:
             wait = self._seconds_to_deadline()
             if wait is not None and wait <= 0:
                 self._ticked_at = self._clock.monotonic()
-                return Queued(Ticked(self._clock.now()), self._ticked_at)
+                return Queued(Ticked(), self._ticked_at)
             refusal = self.inbox.take_refusal()
             if refusal is not None:
                 return refusal
@@ -221,7 +219,7 @@ class FlagWorker:
             await self._load()
             if any(isinstance(effect, AskAdvice) for effect in decision.effects):
                 # The question may be saved and nobody has asked it: decide again as after a restart.
-                event = Restarted(now)
+                event = Restarted()
 
     async def _save(self, decision: Decision) -> bool:
         """Save state and effects, then perform them. False: not known to be saved."""

@@ -67,10 +67,10 @@ class FlagWorkers:
         self.commands = OpenCommands()
         self._refusals = CommandRefusals(inbox, clock, dependencies.metrics, passing_faults)
         known = KnownFlags(pool, self.commands, dependencies.registry, dependencies.rollouts, clock)
-        handler = CommandHandler(
-            inbox, topic, pool, self._refusals, self.commands, passing_faults, clock
+        handler = CommandHandler(inbox, topic, pool, self._refusals, self.commands, passing_faults)
+        unknown = UnknownFlags(
+            inbox, handler, self._refusals, known, self.commands, passing_faults, clock
         )
-        unknown = UnknownFlags(inbox, handler, self._refusals, known, self.commands, passing_faults)
         self.follower = CommandFollower(
             inbox,
             topic,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import structlog
 
-from controller.core.invariants import Transition, Violation, raises_exposure, violations
+from controller.core.invariants import Step, Violation, raises_exposure, violations
 from controller.core.rollout import Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag_state import FlagState
@@ -49,16 +47,15 @@ class Safeguards:
             self._log.warning("raising_held_back", error=why)
         return why
 
-    def violations(self, transition: Transition, now: datetime) -> list[Violation]:
-        """Return the invariants that a transition would break; nearly always none.
+    def violations(self, step: Step) -> list[Violation]:
+        """Return the invariants that a decision would break; nearly always none.
 
         Each is reported once for a revision.
         """
-        if transition.after is transition.before and not transition.effects:
+        if step.after is step.before and not step.effects:
             return []
         broken = violations(
-            transition,
-            now=now,
+            step,
             outbox=len(self._outbox),
             outbox_limit=OUTBOX_LIMIT,
             bake_left_seconds=self._state.bake.left_seconds,
@@ -69,7 +66,7 @@ class Safeguards:
             if (violation.rule, revision) not in self._violated:
                 self._violated.add((violation.rule, revision))
                 self._report(violation)
-        if self._violated and not broken and transition.after is not transition.before:
+        if self._violated and not broken and step.after is not step.before:
             self._violated.clear()
             self.clear()
         return broken

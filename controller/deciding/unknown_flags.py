@@ -26,7 +26,7 @@ from controller.deciding.known_flags import KnownFlags
 from controller.deciding.passing_faults import PassingFaults
 from controller.errors import BadInput, CommandRefused, OperatingTrouble
 from controller.health import Scope
-from controller.ports import Record
+from controller.ports import Clock, Record
 
 ANSWERED_AT_ONCE = 50
 #: Reading a command takes about 0.1 ms. After so many the event loop gets its turn.
@@ -47,6 +47,7 @@ class UnknownFlags:
         known: KnownFlags,
         commands: OpenCommands,
         faults: PassingFaults,
+        clock: Clock,
     ) -> None:
         self._inbox = inbox
         self._handler = handler
@@ -54,6 +55,7 @@ class UnknownFlags:
         self._known = known
         self._commands = commands
         self._faults = faults
+        self._clock = clock
         #: Set while everything that has arrived is read.
         self.all_read = asyncio.Event()
         self._log = structlog.get_logger()
@@ -121,7 +123,7 @@ class UnknownFlags:
         command.flag_key = request.flag_key
         if command.why_not or self._known.has(request.flag_key):
             return None
-        after, effects = decide(None, event)
+        after, effects = decide(None, event, self._clock.now())
         if after is not None:
             return None
         reason = next(effect.reason for effect in effects if isinstance(effect, AnswerCommand))

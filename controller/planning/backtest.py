@@ -120,7 +120,7 @@ class Backtest:
         self._at = starts_at
         self._are_begun: set[Source] = set()
         order = CommandReceived(
-            starts_at, "start-1", CommandVerb.START, _ISSUER, "backtest", starts_at, plan=plan
+            "start-1", CommandVerb.START, _ISSUER, "backtest", starts_at, plan=plan
         )
         self.rollout: Rollout | None = None
         self._handle(order)
@@ -156,7 +156,7 @@ class Backtest:
         ):
             before = self.rollout
             self._at = max(deadline, self._at)
-            self._handle(Ticked(self._at))
+            self._handle(Ticked())
             if self.rollout is before:
                 break
         self._at = at
@@ -176,7 +176,7 @@ class Backtest:
                 gaps=tuple(gap for gap in judgement.gaps if gap.kind not in _OF_THE_SPLIT),
             )
         self.judgement, self.judged_at = judgement, at
-        self._handle(EvidenceJudged(at, judgement))
+        self._handle(EvidenceJudged(judgement))
 
     def _now(self) -> Rollout:
         assert self.rollout is not None
@@ -236,7 +236,7 @@ class Backtest:
     def _handle(self, event: Event) -> None:
         """Decide, and be the model and the people that it asks: both agree at once."""
         before = self.rollout
-        after, effects = decide(before, event)
+        after, effects = decide(before, event, self._at)
         self.rollout = after
         if after is None:
             return
@@ -250,13 +250,12 @@ class Backtest:
         ]
         for effect in effects:
             if isinstance(effect, AskAdvice) and isinstance(event, EvidenceJudged):
-                self._handle(AdviceReceived(self._at, effect.gate_id, effect.round, _PROCEED))
+                self._handle(AdviceReceived(effect.gate_id, effect.round, _PROCEED))
                 self._handle(event)
         was_asked = before is not None and isinstance(before.phase, AwaitingApproval)
         if isinstance(after.phase, AwaitingApproval) and not was_asked and self.rollout is after:
             self._handle(
                 CommandReceived(
-                    self._at,
                     f"approve-{after.revision}",
                     CommandVerb.APPROVE,
                     _ISSUER,

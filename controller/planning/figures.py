@@ -15,14 +15,14 @@ import numpy as np
 
 from controller.core.plan import Plan
 from controller.planning.simulation import Run, run_once
-from controller.planning.world import Source, World
+from controller.planning.virtual_traffic import TrafficSource, VirtualTraffic
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """How many runs of all, with the Wilson interval of the probability at 95 %.
 
-    Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212.
+    TrafficSource: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212.
     """
 
     count: int
@@ -77,9 +77,9 @@ class StageFigures:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """All runs in one world."""
+    """All runs with one virtual traffic."""
 
-    world: World
+    traffic: VirtualTraffic
     runs: Sequence[Run]
     stages: tuple[StageFigures, ...]
 
@@ -165,7 +165,7 @@ def time_to_find(run: Run) -> float | None:
 
 def simulate(
     plan: Plan,
-    world: World,
+    traffic: VirtualTraffic,
     runs: int,
     seed: int,
     starts_at: datetime,
@@ -175,16 +175,16 @@ def simulate(
 
     The same seed gives the same figures; `tell` hears of each run done.
     """
-    source = Source(world, plan)
+    source = TrafficSource(traffic, plan)
     done = []
     for number in range(runs):
         done.append(run_once(plan, source, starts_at, np.random.default_rng([seed, number])))
         tell(number + 1)
-    return summed_up(plan, world, done)
+    return summed_up(plan, traffic, done)
 
 
-def summed_up(plan: Plan, world: World, runs: Sequence[Run]) -> Scenario:
-    """Return what runs of one plan in one world come to."""
+def summed_up(plan: Plan, traffic: VirtualTraffic, runs: Sequence[Run]) -> Scenario:
+    """Return what runs of one plan with one virtual traffic come to."""
     stages = tuple(
         StageFigures(
             percent=stage.percent,
@@ -206,4 +206,4 @@ def summed_up(plan: Plan, world: World, runs: Sequence[Run]) -> Scenario:
         )
         for index, stage in enumerate(plan.stages)
     )
-    return Scenario(world, runs, stages)
+    return Scenario(traffic, runs, stages)

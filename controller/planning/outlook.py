@@ -17,10 +17,10 @@ import numpy as np
 from controller.core.plan import Plan
 from controller.planning.figures import Scenario, summed_up
 from controller.planning.simulation import Run, run_once
-from controller.planning.world import ERRORS, LATENCY, Effect, Source, World
+from controller.planning.virtual_traffic import TrafficSource, VirtualTraffic, example_harms
 from controller.plans import Finding
 from schemas.fields import format_duration
-from schemas.terms import MetricRole, Severity
+from schemas.terms import Severity
 
 HEALTHY_RUNS = 6
 HARMED_RUNS = 3
@@ -42,31 +42,33 @@ class Outlook:
     rollouts: int
 
 
-def outlook(plan: Plan, world: World, starts_at: datetime) -> Outlook:
-    """Return the warnings about a plan in this world, which has no effects of its own.
+def outlook(plan: Plan, traffic: VirtualTraffic, starts_at: datetime) -> Outlook:
+    """Return the warnings about a plan with this traffic, which has no effects.
 
-    None about a blind plan.
+    A blind plan has none.
     """
     if plan.blind:
         return Outlook((), 0)
     budget = _Budget()
-    healthy = budget.spend(plan, world, HEALTHY_RUNS, starts_at)
+    healthy = budget.spend(plan, traffic, HEALTHY_RUNS, starts_at)
     findings = [*_false_alarms(healthy), *_undecided(plan, healthy)]
-    for effect, words in _harms(plan):
-        harmed = budget.spend(plan, replace(world, effects=(effect,)), HARMED_RUNS, starts_at)
+    for effect, words in example_harms(plan):
+        harmed = budget.spend(plan, replace(traffic, effects=(effect,)), HARMED_RUNS, starts_at)
         findings += _missed(harmed, words)
     return Outlook(tuple(findings), budget.rollouts)
 
 
 class _Budget:
-    """Runs virtual rollouts while there are looks left, and one of each world in any case."""
+    """Runs virtual rollouts while the limit of checks allows it, and one per traffic in any case."""
 
     def __init__(self) -> None:
         self.rollouts = 0
         self._looks = MOST_LOOKS
 
-    def spend(self, plan: Plan, world: World, most: int, starts_at: datetime) -> Scenario:
-        source = Source(world, plan)
+    def spend(
+        self, plan: Plan, traffic: VirtualTraffic, most: int, starts_at: datetime
+    ) -> Scenario:
+        source = TrafficSource(traffic, plan)
         runs: list[Run] = []
         for number in range(most):
             if self._looks <= 0 and runs:
@@ -74,18 +76,7 @@ class _Budget:
             runs.append(run_once(plan, source, starts_at, np.random.default_rng([1, number])))
             self._looks -= runs[-1].looks
         self.rollouts += len(runs)
-        return summed_up(plan, world, runs)
-
-
-def _harms(plan: Plan) -> Iterator[tuple[Effect, str]]:
-    """Yield what nobody wants promoted, as far as the plan looks out for it."""
-    armed = [one for one in plan.guardrails if one.role is MetricRole.GUARDRAIL]
-    if any(one.metric == "error_rate" for one in armed):
-        yield Effect(ERRORS, 2.0), "fails twice as often as control"
-    if any(one.quantile is not None for one in armed):
-        yield Effect(LATENCY, 1.5), "takes half as long again as control"
-    for metric in dict.fromkeys(one.metric for one in armed if one.is_better_when_higher):
-        yield Effect(metric, 0.5), f"has half of control's {metric}"
+        return summed_up(plan, traffic, runs)
 
 
 def _false_alarms(healthy: Scenario) -> Iterator[Finding]:
@@ -107,7 +98,7 @@ def _undecided(plan: Plan, healthy: Scenario) -> Iterator[Finding]:
     """
     for index, (stage, declared) in enumerate(zip(healthy.stages, plan.stages, strict=True)):
         came = stage.passed + stage.undecided
-        per_second = f"at {healthy.world.contexts_per_second:.3g} contexts/s"
+        per_second = f"at {healthy.traffic.contexts_per_second:.3g} contexts/s"
         if came and stage.undecided / came >= WORTH_TELLING:
             lacking = ", ".join(name for name, _ in stage.lacking.most_common(3))
             yield _warning(

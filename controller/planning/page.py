@@ -76,18 +76,12 @@ def page(
 ) -> str:
     """Return the page as HTML."""
     runs = len(scenarios[0].runs)
-    world = scenarios[0].world
-    facts = [
-        f"{world.contexts_per_second:.3g} contexts per second in both arms",
-        f"control fails in {_percent(world.error_rate)}",
-        f"takes {world.latency_p50_ms:.3g} ms (p50) to {world.latency_p99_ms:.3g} ms (p99)",
-        *(f"converts {name} in {_percent(rate)}" for name, rate in world.conversions.items()),
-    ]
+    control = scenarios[0].traffic.words(plan)
     body = [
         f"<h1>{escape(plan.name)} <span class='dim'>of {escape(plan.flag_key)}</span></h1>",
         (
             f"<p class='dim'>{runs:,} virtual rollouts each, by the daemon's own state machine "
-            f"and tests. {'; '.join(facts)}.</p>"
+            f"and tests. Control: {escape(control)}.</p>"
         ),
     ]
     if assumed:
@@ -107,7 +101,7 @@ def page(
 
 
 def _section(plan: Plan, scenario: Scenario) -> Iterable[str]:
-    effects = ", ".join(str(effect) for effect in scenario.world.effects)
+    effects = ", ".join(str(effect) for effect in scenario.traffic.effects)
     yield f"<h2>{'With ' + escape(effects) if effects else 'Treatment as good as control'}</h2>"
     yield _tiles(scenario)
     yield _figure(_ends(scenario), "How the rollouts end.")
@@ -130,7 +124,7 @@ def _section(plan: Plan, scenario: Scenario) -> Iterable[str]:
 
 def _tiles(scenario: Scenario) -> str:
     tiles = [("promoted", _percent(scenario.promoted.share), _between(scenario.promoted))]
-    if scenario.world.effects:
+    if scenario.traffic.effects:
         tiles.append(("harm found", _percent(scenario.found.share), _between(scenario.found)))
         tiles.append(
             ("promoted with the harm", _percent(scenario.missed.share), _between(scenario.missed))

@@ -30,6 +30,7 @@ from controller.core.judging.batches import MIN_BATCH
 from controller.core.judging.gate import SequentialTests, judge, look_for_harm
 from controller.core.judging.judgement import Advice, Judgement
 from controller.core.machine import decide, next_deadline
+from controller.core.metrics.virtual import DrawnArm
 from controller.core.plan import Plan
 from controller.core.rollout import (
     AdviceReceived,
@@ -48,7 +49,7 @@ from controller.core.rollout import (
     Ticked,
     Visit,
 )
-from controller.planning.world import Drawn, Effect, Source
+from controller.planning.virtual_traffic import Effect, TrafficSource
 from schemas.terms import AdviceChoice, Arm, CommandVerb, DecisionKind, HoldReason, Verdict
 
 WARM_E_VALUE = 3.0
@@ -103,7 +104,9 @@ class Run:
         )
 
 
-def run_once(plan: Plan, source: Source, starts_at: datetime, rng: np.random.Generator) -> Run:
+def run_once(
+    plan: Plan, source: TrafficSource, starts_at: datetime, rng: np.random.Generator
+) -> Run:
     """Return what becomes of one virtual rollout.
 
     `starts_at` is UTC; freeze windows and dates hold from there.
@@ -115,7 +118,7 @@ class _Virtual:
     """The loop, with what it has drawn so far."""
 
     def __init__(
-        self, plan: Plan, source: Source, starts_at: datetime, rng: np.random.Generator
+        self, plan: Plan, source: TrafficSource, starts_at: datetime, rng: np.random.Generator
     ) -> None:
         self._source = source
         self._rng = rng
@@ -123,17 +126,15 @@ class _Virtual:
         self._at = starts_at
         self._tests = SequentialTests()
         self._visit = -1  # that the totals belong to
-        self._arms = {arm: Drawn() for arm in Arm}
+        self._arms = {arm: DrawnArm() for arm in Arm}
         self._drawn_until = starts_at
         self._origin = starts_at  # looks are spaced by the time since
         self._looks = 0
         self._is_warm = False
         self._judgement: Judgement | None = None
         self._run = Run("given_up", "still undecided after ten years", starts_at, starts_at, 0)
-        order = CommandReceived(
-            starts_at, "start-1", CommandVerb.START, _ISSUER, "", starts_at, plan=plan
-        )
-        started, _ = decide(None, order)
+        order = CommandReceived("start-1", CommandVerb.START, _ISSUER, "", starts_at, plan=plan)
+        started, _ = decide(None, order, starts_at)
         assert started is not None
         self._rollout: Rollout = started
         self._run.path.append((timedelta(0), started.percent))
@@ -148,7 +149,7 @@ class _Virtual:
             if self._rollout.stage_index is not None:
                 self._draw()
             if deadline is not None and deadline <= self._at:
-                self._handle(Ticked(self._at))
+                self._handle(Ticked())
             if self._rollout.stage_index is not None:
                 self._look()
         return self._finished()
@@ -172,7 +173,7 @@ class _Virtual:
             step = min(step, max((now - visit.counts_from) * GATE_STEP, SHORTEST_STEP))
         changes = [
             self._started_at + effect.after
-            for effect in self._source.world.effects
+            for effect in self._source.traffic.effects
             if effect.after is not None and self._started_at + effect.after > now
         ]
         return min((now + step, *changes))
@@ -180,7 +181,7 @@ class _Virtual:
     def _slower_arm(self, visit: Visit) -> float:
         """Return the contexts per second of the arm that gets fewer."""
         share = visit.percent / 100
-        return self._source.world.contexts_per_second * (
+        return self._source.traffic.contexts_per_second * (
             share if share == 1 else min(share, 1 - share)
         )
 
@@ -189,7 +190,7 @@ class _Virtual:
         index = len(self._rollout.visits) - 1
         if index != self._visit:
             self._visit = index
-            self._arms = {arm: Drawn() for arm in Arm}
+            self._arms = {arm: DrawnArm() for arm in Arm}
             self._drawn_until = visit.counts_from
             self._origin = visit.counts_from
             if self._active(
@@ -198,13 +199,13 @@ class _Virtual:
                 settled = (visit.counts_from - visit.entered_at).total_seconds()
                 self._run.harm_began_at = self._run.harm_began_at or visit.entered_at
                 self._run.harmed_contexts += round(
-                    self._source.world.contexts_per_second * visit.percent / 100 * settled
+                    self._source.traffic.contexts_per_second * visit.percent / 100 * settled
                 )
 
     def _active(self, visit: Visit, at: datetime) -> list[Effect]:
         return [
             effect
-            for effect in self._source.world.effects
+            for effect in self._source.traffic.effects
             if effect.is_active(visit, at, self._started_at)
         ]
 
@@ -225,7 +226,7 @@ class _Virtual:
             run.extra_failures += (
                 treatment.failed
                 - failed
-                - (treatment.contexts - contexts) * self._source.world.error_rate
+                - (treatment.contexts - contexts) * self._source.traffic.error_rate
             )
         elif self._active(visit, self._at):
             self._origin = self._at  # harm begins here: looks are spaced from now
@@ -248,12 +249,12 @@ class _Virtual:
         judgement, self._tests = judge(self._rollout, evidence, self._tests, at)
         self._judgement = judgement
         self._is_warm = any(metric.e_value >= WARM_E_VALUE for metric in judgement.metrics)
-        self._handle(EvidenceJudged(at, judgement))
+        self._handle(EvidenceJudged(judgement))
 
     def _handle(self, event: Event) -> None:
         """Decide, and be the model and the people that it asks."""
         before = self._rollout
-        after, effects = decide(before, event)
+        after, effects = decide(before, event, self._at)
         assert after is not None
         self._rollout = after
         if after.percent != before.percent:
@@ -264,15 +265,14 @@ class _Virtual:
         )
         for effect in effects:
             if isinstance(effect, AskAdvice) and judgement is not None:
-                self._handle(AdviceReceived(self._at, effect.gate_id, effect.round, _PROCEED))
-                self._handle(EvidenceJudged(self._at, judgement))
+                self._handle(AdviceReceived(effect.gate_id, effect.round, _PROCEED))
+                self._handle(EvidenceJudged(judgement))
         if isinstance(self._rollout.phase, AwaitingApproval) and not isinstance(
             before.phase, AwaitingApproval
         ):
             revision = self._rollout.revision
             self._handle(
                 CommandReceived(
-                    self._at,
                     f"approve-{revision}",
                     CommandVerb.APPROVE,
                     _ISSUER,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from controller.adapters.kafka.event_log import KafkaEventLog, KafkaPublisher
+from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.state_feed import KafkaStateFeed
 from controller.adapters.llm.advisor import ModelAdvisor, NoAdvisor, make_advisor
 from controller.adapters.redis.address import connect_redis

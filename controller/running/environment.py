@@ -9,7 +9,7 @@ import asyncio
 
 import structlog
 
-from controller.adapters.kafka.event_log import cluster_id
+from controller.adapters.kafka.topics import cluster_id
 from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.identity import SHARED_PREFIX, Identity, StoredIdentity
 from controller.adapters.redis.server_check import check_server

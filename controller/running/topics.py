@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from controller.adapters.kafka.event_log import KafkaEventLog, ensure_topics
+from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.state_feed import KafkaStateFeed
+from controller.adapters.kafka.topics import ensure_topics
 from controller.adapters.kafka.topology import KafkaTopology
 from controller.health import Faults
 from controller.settings import KafkaSettings

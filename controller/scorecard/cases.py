@@ -20,7 +20,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from controller.core.analysis.proportion import rate_interval
-from controller.core.judging.judgement import Advice, ArmSummary, Harm, Judgement, MetricReport
+from controller.core.judging.judgement import Advice, Harm, Judgement, MetricReport
+from controller.core.metrics import kind_to_show
+from controller.core.metrics.kind import ArmSummary
 from controller.core.plan import Plan, Stage
 from controller.core.rollout import AskAdvice, Gating, Rollout, Visit
 from controller.scorecard.kinds import CaseKind
@@ -293,7 +295,7 @@ def _harm_ratio(name: str, arms: Mapping[Arm, ArmSummary]) -> float | None:
     if treatment is None or control is None or not treatment.estimate or not control.estimate:
         return None
     ratio = treatment.estimate / control.estimate
-    return 1 / ratio if name.startswith("conversion:") else ratio
+    return 1 / ratio if kind_to_show(name).is_better_when_higher else ratio
 
 
 def _approximate(metric: _Metric, ratio: float | None, arms: Mapping[Arm, ArmSummary]) -> float:

@@ -207,14 +207,14 @@ def to_document(asked: Asked, answers: Sequence[Answer], score: Score) -> dict[s
     mode, why = score.suits
 
     def tally(one: Tally) -> dict[str, Any]:
-        return {"count": one.count, "of": one.of, "share": one.share}
+        return {"count": one.count, "total": one.of, "share": one.share}
 
     return {
         "model": asked.model,
         "server": asked.server,
         "prompt": asked.prompt,
         "at": asked.at.isoformat(),
-        "in_form": tally(score.in_form),
+        "valid_answers": tally(score.in_form),
         "agreement": tally(score.agreement),
         "unsafe_proceeds": tally(score.unsafe_proceeds),
         "needless_holds": tally(score.needless_holds),
@@ -236,7 +236,7 @@ def to_document(asked: Asked, answers: Sequence[Answer], score: Score) -> dict[s
                 "choice": None if answer.advice is None else answer.advice.choice.value,
                 "agrees": answer.agrees,
                 "reasons": [] if answer.advice is None else list(answer.advice.reasons),
-                "why_none": answer.why_none or None,
+                "error": answer.why_none or None,
                 "latency_ms": None if answer.advice is None else answer.advice.latency_ms,
             }
             for answer in answers

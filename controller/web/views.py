@@ -38,7 +38,7 @@ class Healthz:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 200 while alive, 503 with why only a restart helps else."""
         status = 200 if self._health.is_alive else 503
-        body = {"alive": self._health.is_alive, "trouble": self._health.trouble}
+        body = {"alive": self._health.is_alive, "fatal_errors": self._health.trouble}
         await send_json(send, status, msgspec.json.encode(body))
 
 
@@ -72,7 +72,7 @@ class Readyz:
             part.name: {
                 "ready": part.why_not is None,
                 "required": part.is_required,
-                "why_not": part.why_not,
+                "reason": part.why_not,
                 "since": part.since,
             }
             for part in health.components.values()
@@ -82,7 +82,7 @@ class Readyz:
         components["serving"] = {
             "ready": why_serving is None,
             "required": True,
-            "why_not": why_serving,
+            "reason": why_serving,
             "since": board.stale_since or since,
         }
         faults = () if self._faults is None else self._faults.current
@@ -92,21 +92,21 @@ class Readyz:
             "working": health.is_working and why_serving is None,
             "degraded": health.is_degraded or why_serving is not None or is_faulty,
             "starting": not health.has_started,
-            "trouble": health.trouble,
+            "fatal_errors": health.trouble,
             "components": components,
             "faults": [
                 {
                     "scope": fault.scope.value,
                     "name": fault.name,
                     "reporter": fault.reporter,
-                    "why": fault.why,
+                    "reason": fault.why,
                     "fix": fault.fix,
                     "since": fault.since,
-                    "times": fault.times,
+                    "count": fault.times,
                 }
                 for fault in faults
             ],
-            "more_faults": 0 if self._faults is None else sum(self._faults.more.values()),
+            "omitted_faults": 0 if self._faults is None else sum(self._faults.more.values()),
         }
 
 
@@ -217,6 +217,19 @@ class NewestEvidence:
             )
 
 
+def _standing_document(standing: PlaneStanding) -> dict[str, Any]:
+    """Return one plane's standing as it is shown."""
+    return {
+        "plane": standing.plane,
+        "is_converged": standing.is_converged,
+        "decided_percent": standing.decided_percent,
+        "percent": standing.percent,
+        "reason": standing.why,
+        "since": standing.since,
+        "checked_at": standing.looked_at,
+    }
+
+
 class PlaneStandings:
     """GET /rollouts/{flag}/planes: whether each flag plane serves what was decided, and why not."""
 
@@ -238,7 +251,7 @@ class PlaneStandings:
                 {
                     "flag": flag_key,
                     "is_converged": all(one.is_converged for one in found),
-                    "planes": found,
+                    "planes": [_standing_document(one) for one in found],
                 }
             )
             await send_json(send, 200, body)

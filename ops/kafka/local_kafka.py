@@ -204,8 +204,12 @@ def resolve(*, verbose: bool = False) -> Path:
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback address that nobody listens on, outside the range of outgoing connections."""
-    for port in random.sample(PORTS_TO_DRAW_FROM, 200):
+    """Return a TCP port of the loopback address that nobody listens on.
+
+    It is outside the range of outgoing connections. The draw ignores `random.seed`: test processes
+    that run side by side are seeded alike and would all draw the same port.
+    """
+    for port in random.SystemRandom().sample(PORTS_TO_DRAW_FROM, 200):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

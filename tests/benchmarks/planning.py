@@ -17,6 +17,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from math import log
 
 import numpy as np
@@ -25,8 +26,9 @@ from scipy import stats
 from controller.cli.verdict import Bench
 from controller.codec.plans import to_core_plan
 from controller.core.evidence import GAMMA
+from controller.core.metrics.error_rate import VirtualErrors
 from controller.planning.figures import simulate
-from controller.planning.world import ERRORS, Effect, World
+from controller.planning.virtual_traffic import Effect, VirtualTraffic
 from controller.plans import template
 from tests.builders import T0
 
@@ -104,13 +106,14 @@ def looks(
 def rollouts_per_minute(runs: int, seed: int) -> None:
     """Print how many virtual rollouts of the default plan a minute of CPU holds."""
     plan = to_core_plan(template("default", "a-flag"))
+    control = VirtualTraffic.of(50.0, VirtualErrors(0.001))
     for name, effects in (
         ("healthy", ()),
-        ("errors x20", (Effect(ERRORS, 20.0),)),
-        ("errors x2, within limits", (Effect(ERRORS, 2.0),)),
+        ("errors x20", (Effect("errors", 20.0),)),
+        ("errors x2, within limits", (Effect("errors", 2.0),)),
     ):
         began = time.process_time()
-        scenario = simulate(plan, World(50.0, 0.001, 50.0, 150.0, {}, effects), runs, seed, T0)
+        scenario = simulate(plan, replace(control, effects=effects), runs, seed, T0)
         spent = time.process_time() - began
         said = (
             f"{60 * runs / spent:,.0f} rollouts/min; promoted {scenario.promoted.count} of {runs}"

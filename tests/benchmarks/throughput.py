@@ -182,7 +182,7 @@ async def ceiling(settings: KafkaSettings, events: int) -> tuple[float, float]:
     """Return (seconds, CPU seconds) of reading everything and decoding nothing."""
     log = KafkaEventLog(settings, settings.event_topics, f"ceiling-{uuid.uuid4().hex[:6]}")
     await log.start()
-    consumer = log._running()
+    consumer = log._member.running_consumer()
     got, began, cpu = 0, 0.0, 0.0
     while got < events:
         batches = await consumer.getmany(timeout_ms=100, max_records=500)

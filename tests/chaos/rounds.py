@@ -534,8 +534,7 @@ class Chaos:
         self.client = await Client(self.bootstrap, self.prefix).__aenter__()
         for flag in (*STEADY, *MOVING, GATED):
             plan = gated_plan(self.settle) if flag == GATED else long_plan(flag, self.settle)
-            answer = await self.client.command(CommandVerb.START, flag, plan=plan, wait_seconds=40)
-            assert answer.status == "accepted", answer.reason
+            await self._start(flag, plan)
         for daemon in (
             self.daemons
         ):  # every replica that counts must know the flags, or it rightly ignores their events
@@ -547,6 +546,16 @@ class Chaos:
         await self.apps.__aenter__()
         await self.apps.begin()
         self.operators.begin()
+
+    async def _start(self, flag_key: str, plan: PlanDocument) -> None:
+        """Start a rollout; a replica on a busy machine may refuse until a broker has answered it."""
+        async with asyncio.timeout(120):
+            while True:
+                answer = await self.client.command(CommandVerb.START, flag_key, plan=plan)
+                if answer.status == "accepted":
+                    return
+                assert "no broker has said" in (answer.reason or ""), answer.reason
+                await asyncio.sleep(0.5)
 
     async def _end(self) -> None:
         for daemon in self.daemons:

@@ -21,19 +21,20 @@ from schemas.terms import CommandVerb
 from tests.brokers import LocalKafka, RedisServer
 from tests.chaos.failing_release import FailingRelease
 from tests.live import Client, DaemonProcess, quick_plan
+from tests.patience import SLACK
 
 pytestmark = pytest.mark.real_kafka
 
 FLAG = "new-checkout"
-#: Five seconds is what is promised; the machine of a test run may be busy.
-SEEN_WITHIN = 10.0
+#: What is promised.
+SEEN_WITHIN = 5.0
 ALERTED_WITHIN = 15.0
 
 
 async def until(holds: Callable[[], Awaitable[bool]], seconds: float, what: str) -> float:
     """Return after how many seconds something held."""
     began = time.monotonic()
-    while time.monotonic() - began < seconds:
+    while time.monotonic() - began < seconds * SLACK:
         if await holds():
             return time.monotonic() - began
         await asyncio.sleep(0.2)
@@ -91,7 +92,7 @@ async def test_a_store_that_fails_is_seen_and_alerted(
         body = await daemon.standing()
         assert body["ready"] is True
         saves = body["components"]["saves"]
-        assert "was last saved" in saves["why_not"]
+        assert "was last saved" in saves["reason"]
         assert body["components"]["redis"]["ready"] is (trouble == "is full")
         async with httpx.AsyncClient() as http:
             assert (await http.get(f"{daemon.url}/readyz")).status_code == 200
@@ -166,7 +167,7 @@ async def test_brokers_that_hang_are_seen_and_the_lease_runs_out(
             await until(is_stale, 12, "answers are stale")
             body = await daemon.standing()
             assert body["ready"] is True
-            assert "no broker has said" in body["components"]["serving"]["why_not"]
+            assert "no broker has said" in body["components"]["serving"]["reason"]
             stale = await answer(daemon)
             assert stale["value"] == before["value"]
             assert stale["metadata"]["stale_since"]
@@ -203,7 +204,7 @@ async def test_a_restart_without_redis_serves_and_calls_for_help(
         await until(serves, 20, "the last decision is served")
         body = await daemon.standing()
         assert (body["ready"], body["starting"], body["working"]) == (False, True, False)
-        assert "Redis" in body["components"]["redis"]["why_not"]
+        assert "Redis" in body["components"]["redis"]["reason"]
 
         async def is_alerted() -> bool:
             return await unwatched(client) == ["critical"]
@@ -253,7 +254,7 @@ async def test_strangers_who_take_the_commands_are_seen(
             assert noticed.how == "alert"
             body = await daemon.standing()
             assert body["degraded"] is True
-            whys = [one["why"] for one in body["faults"] if one["reporter"] == "sight"]
+            whys = [one["reason"] for one in body["faults"] if one["reporter"] == "sight"]
             assert len(whys) == 1
             assert "no replica runs this flag" in whys[0]
             await asyncio.sleep(20)
@@ -261,6 +262,6 @@ async def test_strangers_who_take_the_commands_are_seen(
         finally:
             await asyncio.gather(*(stranger.stop() for stranger in strangers))
         await daemon.until("release", lambda document: document["phase"]["name"] == "rolled_back")
-        async with asyncio.timeout(ALERTED_WITHIN):
+        async with asyncio.timeout(ALERTED_WITHIN * SLACK):
             while await unwatched(client) != ["critical", "info"]:
                 await asyncio.sleep(0.5)

@@ -29,7 +29,11 @@ def no_faults(findings: Findings) -> None:
 @pytest.mark.real_kafka
 @pytest.mark.parametrize(
     ("kills", "seed", "longest_seconds"),
-    [(10, 1, 120.0), pytest.param(200, 2, math.inf, marks=pytest.mark.long)],
+    [
+        (2, 1, 120.0),
+        pytest.param(10, 1, 120.0, marks=pytest.mark.rare),
+        pytest.param(200, 2, math.inf, marks=pytest.mark.long),
+    ],
 )
 async def test_kill9_loses_and_doubles_nothing(
     kafka: str, tmp_path: Path, kills: int, seed: int, longest_seconds: float
@@ -92,7 +96,9 @@ async def test_redis_killed_with_a_cut_file(
     assert lost, "the cuts took nothing: the test has lost its teeth"
 
 
-@pytest.mark.parametrize("harm", ["restart", "kill9", "freeze"])
+@pytest.mark.parametrize(
+    "harm", ["kill9", "freeze", pytest.param("restart", marks=pytest.mark.rare)]
+)
 async def test_the_broker_goes_and_comes_back(
     own_kafka: LocalKafka, tmp_path: Path, harm: str
 ) -> None:

@@ -13,6 +13,7 @@ import redis.asyncio
 from tests.brokers import RedisServer
 from tests.chaos.failing_release import FailingRelease
 from tests.chaos.test_kafka_operations import releasing
+from tests.patience import SLACK
 
 pytestmark = pytest.mark.real_kafka
 
@@ -22,10 +23,10 @@ async def degraded_components(
 ) -> dict[str, str]:
     """Return the components that /readyz says do not work, once there is one."""
     body: dict[str, Any] = {}
-    for _ in range(int(within_seconds / 0.2)):
+    for _ in range(int(within_seconds * SLACK / 0.2)):
         body = await release.readiness()
         trouble = {
-            name: part["why_not"] for name, part in body["components"].items() if not part["ready"]
+            name: part["reason"] for name, part in body["components"].items() if not part["ready"]
         }
         if body["degraded"] and trouble:
             return trouble
@@ -51,7 +52,7 @@ async def test_a_full_redis_is_said_and_survived(
         assert await degraded_components(release)
         await client.config_set("maxmemory", "0")
         await release.daemon.until(
-            release.flag_key, lambda one: one["phase"]["name"] == "rolled_back", 30
+            release.flag_key, lambda one: one["phase"]["name"] == "rolled_back"
         )
 
 
@@ -69,7 +70,7 @@ async def test_a_redis_that_hangs_is_said_and_survived(
         finally:
             own_redis.resume()
         await release.daemon.until(
-            release.flag_key, lambda one: one["phase"]["name"] == "rolled_back", 30
+            release.flag_key, lambda one: one["phase"]["name"] == "rolled_back"
         )
 
 

@@ -12,7 +12,11 @@ pytestmark = pytest.mark.real_kafka
 
 @pytest.mark.parametrize(
     ("zombies", "seed", "longest_seconds"),
-    [(4, 1, 120.0), pytest.param(50, 2, math.inf, marks=pytest.mark.long)],
+    [
+        (1, 1, 120.0),
+        pytest.param(4, 1, 120.0, marks=pytest.mark.rare),
+        pytest.param(50, 2, math.inf, marks=pytest.mark.long),
+    ],
 )
 async def test_zombies_change_nothing(
     kafka: str, tmp_path: Path, zombies: int, seed: int, longest_seconds: float

@@ -37,7 +37,7 @@ async def answer_late(exchange: Exchange) -> None:
 
 async def read_alerts(client: Client, count: int) -> list[dict[str, Any]]:
     """Return the alerts once there are so many."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             alerts = [event["data"] for event in await client.read("rollout.alerts")]
             if len(alerts) >= count:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.adapters.kafka.event_log import partition_of
+from controller.adapters.kafka.topics import partition_of
 from schemas.formats import EventFormat
 from schemas.terms import CommandVerb
 from tests.live import Client, DaemonProcess, Traffic, quick_plan

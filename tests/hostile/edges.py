@@ -37,7 +37,7 @@ from controller.ports import Record
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
-from schemas.advice import parse_answer
+from schemas.advice import AdviceAnswer, parse_form
 from schemas.envelope import MAX_AHEAD_MS
 from schemas.formats import EventFormat, evaluation_reader, outcome_reader
 from schemas.terms import CommandVerb
@@ -249,7 +249,7 @@ def commands(material: Hostile) -> str:
     forwarded = command_event(command)
     issued_ms = max(int(command.issued_at.timestamp() * 1000), 0)
     assert read_command(forwarded, (), command.flag.encode(), issued_ms) == command
-    event_ = to_command_received(command, datetime.now(UTC))
+    event_ = to_command_received(command)
     _live(None, event_)
     _live(make_rollout(), event_)
     return "accepted"
@@ -270,7 +270,7 @@ def plans(material: Hostile) -> str:
     if document is None or any(finding.is_error for finding in findings):
         return "refused"
     plan = to_core_plan(document)
-    start = make_command("start", at=_NOW, issued_at=_NOW, plan=plan, command_id="start-1")
+    start = make_command("start", issued_at=_NOW, plan=plan, command_id="start-1")
     _live(None, start)
     return "started"
 
@@ -280,7 +280,7 @@ def _live(rollout: Rollout | None, command: CommandReceived) -> None:
 
     Store and read it at every step.
     """
-    rollout, _ = decide(rollout, command)
+    rollout, _ = decide(rollout, command, _NOW)
     tests: SequentialTests = decode_tests(b"")
     for _ in range(_LONGEST_LIFE):
         if rollout is None:
@@ -294,10 +294,10 @@ def _live(rollout: Rollout | None, command: CommandReceived) -> None:
             evidence = make_evidence(at=at)
             look_for_harm(rollout, evidence, tests, at)
             judgement, tests = judge(rollout, evidence, tests, at)
-            rollout, _ = decide(rollout, EvidenceJudged(at, judgement))
+            rollout, _ = decide(rollout, EvidenceJudged(judgement), at)
             assert rollout is not None
         before = rollout
-        rollout, _ = decide(rollout, Ticked(at))
+        rollout, _ = decide(rollout, Ticked(), at)
         if deadline is None and rollout is before:
             return
 
@@ -330,7 +330,7 @@ def rollout_documents(material: Hostile) -> str:
         flag.evaluate("user-1", {"plan": "pro", "age": 20})
     WatchedFlags().watch(rollout)
     next_deadline(rollout)
-    decide(rollout, Ticked(_NOW))
+    decide(rollout, Ticked(), _NOW)
     return "served"
 
 
@@ -408,7 +408,7 @@ def model_answers(material: Hostile) -> str:
         content = material.dice.choice(fences).replace("{}", content)
     try:
         with material.timed():
-            answer = parse_answer(content)
+            answer = parse_form(content, AdviceAnswer)
     except ValueError as fault:
         return _refused(fault)
     assert 0 <= answer.confidence <= 100

@@ -41,6 +41,7 @@ from tests.hostile import honest
 from tests.hostile.edges import LONGEST_SECONDS
 from tests.hostile.material import Hostile
 from tests.live import Client, DaemonProcess, make_command, quick_plan
+from tests.patience import SLACK
 from tests.records import arms_in
 
 HONEST = "honest"
@@ -49,6 +50,7 @@ EVENT_TOPICS = ("flag.evaluations", "request.outcomes")
 _BOMB_BYTES = (1_000_000, 20_000_000, 150_000_000)
 _CODECS = ("zstd", "gzip", "lz4", "snappy")
 _ROLL_BACK_SECONDS = 1.0
+_STOP_SECONDS = 6.0
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class Figures:
     cases: Counter[str] = field(default_factory=Counter)
     honest_sent: int = 0
     honest_counted: int = 0
+    stop_seconds: float = 0.0  # from SIGTERM to the process's end
     roll_backs: list[float] = field(default_factory=list)  # seconds from publishing to 0 % served
     stalls: float = 0.0  # longest, an upper bound: the edge of a histogram's bucket
     rss_mb: tuple[float, float] = (0.0, 0.0)  # at the start and at the end
@@ -132,7 +135,7 @@ class Siege:
             self.redis: redis.asyncio.Redis = redis.asyncio.Redis.from_url(self._redis_url)
             stack.push_async_callback(self.redis.aclose)
             self.http = await stack.enter_async_context(
-                httpx.AsyncClient(base_url=self.daemon.url, timeout=5)
+                httpx.AsyncClient(base_url=self.daemon.url, timeout=30)
             )
             await self._prepare()
             began = time.monotonic()
@@ -168,6 +171,9 @@ class Siege:
         tasks = [asyncio.create_task(self._forever(work), name=work.__name__) for work in works]
         try:
             await asyncio.wait(tasks, timeout=seconds)
+            deadline = time.monotonic() + 120
+            while not self.figures.roll_backs and time.monotonic() < deadline:
+                await asyncio.wait(tasks, timeout=0.5)  # a busy machine has not got that far
         finally:
             for task in tasks:
                 task.cancel()
@@ -217,15 +223,15 @@ class Siege:
         plan = quick_plan(
             flag_key, stages=stage, guardrails=[{"metric": "error_rate", "limit": 0.2}]
         )
-        answer = await self.client.command(CommandVerb.START, flag_key, plan=plan, wait_seconds=30)
+        answer = await self.client.command(CommandVerb.START, flag_key, plan=plan)
         if answer.status != "accepted":
             self.figures.faults.append(f"an honest start was rejected: {answer.reason}")
             return
         began = time.monotonic()
         await self.client.publish(make_command(CommandVerb.ROLL_BACK, flag_key))
         while await self._is_served(flag_key):
-            if time.monotonic() - began > 30:
-                self.figures.faults.append(f"{flag_key} was not rolled back within 30 s")
+            if time.monotonic() - began > 30 * SLACK:
+                self.figures.faults.append(f"{flag_key} was not rolled back")
                 return
             await asyncio.sleep(0.01)
         self.figures.roll_backs.append(time.monotonic() - began)
@@ -424,11 +430,10 @@ class Siege:
             self.figures.faults.append("the process did not live to the end")
             return
         began = time.monotonic()
-        code = await self.daemon.stop(20)
-        if code != 0 or time.monotonic() - began > 6:
-            self.figures.faults.append(
-                f"SIGTERM: exit code {code} after {time.monotonic() - began:.1f} s"
-            )
+        code = await self.daemon.stop()
+        self.figures.stop_seconds = time.monotonic() - began
+        if code != 0:
+            self.figures.faults.append(f"SIGTERM: exit code {code}")
 
     async def _honest_counted(self) -> int:
         counted = 0
@@ -506,6 +511,8 @@ def problems(figures: Figures, *, is_timed: bool) -> list[str]:
         found.append("no roll back was tried")
     if is_timed and max(figures.roll_backs, default=0.0) > _ROLL_BACK_SECONDS:
         found.append(f"a roll back took {max(figures.roll_backs):.2f} s")
+    if is_timed and figures.stop_seconds > _STOP_SECONDS:
+        found.append(f"the process took {figures.stop_seconds:.1f} s to stop")
     if is_timed and not figures.stalls <= LONGEST_SECONDS:
         found.append(f"the event loop stood still for up to {figures.stalls:g} s")
     return found

@@ -73,8 +73,8 @@ async def test_check_of_a_server_that_ignores_the_form() -> None:
     code, said, _ = await run(faults.advising({"promote": True}), "check", "--json")
     found = json.loads(said)
     assert code == EXIT_REJECTED
-    assert (found["is_reached"], found["in_form"], found["questions"]) == (True, 0, 3)
-    assert "not in the form" in found["troubles"][0]
+    assert (found["is_reachable"], found["valid_answers"], found["questions"]) == (True, 0, 3)
+    assert "not in the form" in found["errors"][0]
 
 
 async def test_check_of_a_model_that_is_not_there() -> None:

@@ -32,7 +32,7 @@ async def test_every_codec_is_read(
     await log.start()
     try:
         values: list[bytes | None] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(values) < 50:
                 fetched = await log.fetch(500, 0.2)
                 values += [record.value for records in fetched.values() for record in records]

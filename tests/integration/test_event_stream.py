@@ -55,7 +55,7 @@ async def serving() -> AsyncIterator[Served]:
 
 async def event(reader: asyncio.StreamReader) -> dict[str, Any]:
     """Return the next event's data."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (line := await reader.readline()).startswith(b"data: "):
             assert line, "the stream ended"
     data: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
@@ -76,13 +76,13 @@ async def test_a_change_is_heard_at_once_by_everybody() -> None:
         started = time.monotonic()
         heard = await asyncio.gather(*(event(reader) for reader, _ in connections))
         assert {one["etag"] for one in heard} == {served.board.flagd_document()[1]}
-        assert time.monotonic() - started < 2.0  # it measures 0.01 s; the machine may be busy
+        assert time.monotonic() - started < 20  # it measures 0.01 s; a poll comes after 60 s
         for _, writer in connections:
             writer.close()
 
 
 async def test_stopping_waits_for_no_stream() -> None:
-    """With twenty streams open the server is down within a second.
+    """With twenty streams open the server is down long before its deadline.
 
     And each client sees its stream end as a whole.
     """
@@ -92,10 +92,10 @@ async def test_stopping_waits_for_no_stream() -> None:
             await event(reader)
         started = time.monotonic()
         served.streams.end()
-        await served.server.stop(4.0)
-        assert time.monotonic() - started < 1.5
+        await served.server.stop(60.0)
+        assert time.monotonic() - started < 30  # it measures 0.1 s
         for reader, writer in connections:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 assert (await reader.read()).endswith(b"0\r\n\r\n")
             writer.close()
 
@@ -121,7 +121,7 @@ async def test_a_client_that_does_not_read_can_be_cut_off() -> None:
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
         writer.write(b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await has_given_up.wait()
             with suppress(ConnectionError):
                 while await reader.read(1 << 20):

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from controller.adapters.kafka.event_log import KafkaEventLog, ensure_topics, partition_of
+from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.shared_topic import SharedTopic, streams
+from controller.adapters.kafka.topics import ensure_topics, partition_of
 from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.totals import RedisTotals
 from controller.clock import SystemClock

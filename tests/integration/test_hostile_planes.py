@@ -106,7 +106,7 @@ async def http_plane(url: str, directory: Path) -> AsyncIterator[FlagPlane]:
     }
     path.write_text(yaml.safe_dump(document))
     settings = HttpPlaneSettings(
-        template=str(path), values={"base": url}, call_timeout_seconds=0.3, look_every_seconds=1
+        template=str(path), values={"base": url}, call_timeout_seconds=0.3, check_interval_seconds=1
     )
     plane = HttpPlane("test", settings, SystemClock())
     try:

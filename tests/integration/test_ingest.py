@@ -13,7 +13,8 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
-from controller.adapters.kafka.event_log import KafkaEventLog, ensure_topics
+from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.kafka.topics import ensure_topics
 from controller.adapters.kafka.topology import KafkaTopology
 from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.totals import RedisTotals
@@ -304,7 +305,7 @@ async def test_a_topic_made_again_is_counted_on(group: Group, kafka: str, is_run
     await admin.delete_topics([topic])
     await admin.close()
     await create_topics_at(kafka, topic, partitions=PARTITIONS)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while group.topology.topic_id("outcomes") in (None, before):
             await asyncio.sleep(0.1)
     new = [outcome_value(f"v{n}", time_ms=AT_MS, flags=flags, error=True) for n in range(500)]

@@ -91,7 +91,7 @@ async def test_reading_ends_where_it_was_asked_to_and_following_goes_on_there(
         read = [record async for record in reader.read_to(ends)]
         assert sorted(numbers(read)) == list(range(50))
         seen: list[ConsumerRecord] = []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             async for record in reader.follow(ends):
                 if isinstance(record, ConsumerRecord):
                     seen.append(record)

@@ -163,7 +163,7 @@ async def test_the_daemon_runs_with_the_listed_rights(
         assert await asyncio.to_thread(guarded.write, "apps", "flag.evaluations") is None
         await client.command(CommandVerb.ROLL_BACK, FLAG)
         await daemon.until(FLAG, lambda document: document["percent"] == 0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(await client.read("rollout.quarantine")) < 2:
                 await asyncio.sleep(0.2)
         for topic in ("rollout.decisions", "rollout.alerts", "rollout.state", "rollout.results"):

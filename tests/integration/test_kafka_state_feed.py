@@ -44,7 +44,7 @@ class Replica:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something to have been given."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.05)
 
@@ -102,7 +102,7 @@ async def test_a_replica_catches_up_and_follows(
         kafka, settings, [(f"flag-{number}", b"flag-%d 3" % number) for number in range(100)]
     )
     replica = follow(settings)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await replica.feed.caught_up()
     assert sorted(replica.given) == sorted((f"flag-{number}", 3) for number in range(100))
     await write(kafka, settings, [("flag-7", b"flag-7 4")])
@@ -120,7 +120,7 @@ async def test_an_empty_topic_is_caught_up_with(
     settings = settings_for(kafka, topic_prefix)
     await create_topics(settings.topic("state"))
     replica = follow(settings)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await replica.feed.caught_up()
     assert replica.given == []
 
@@ -147,7 +147,7 @@ async def test_only_newer_documents_of_the_right_flag_are_given(
         ],
     )  # fmt: skip
     replica = follow(settings)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await replica.feed.caught_up()
     assert replica.given == [("a", 5), ("a", 6), ("b", 1), ("e", 1)]
     assert set(replica.feed.corrupt) == {"b", "c", "d"}
@@ -196,7 +196,7 @@ async def test_it_waits_for_a_topic_that_is_missing(
     await create_topics(settings.topic("state"), partitions=1)
     await write(kafka, settings, [("a", b"a 1")])
     await replica.until(lambda: replica.given == [("a", 1)])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await replica.feed.caught_up()
 
 
@@ -327,7 +327,7 @@ async def test_a_record_that_cannot_be_read_stops_no_other_flag(
     replica = follow(settings)
     await replica.until(lambda: ("d", 1) in replica.given)
     assert replica.given == [("a", 1), ("c", 1), ("d", 1)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await replica.feed.caught_up()
 
 

@@ -12,13 +12,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import InvalidTimestampError
 
-from controller.adapters.kafka.event_log import (
-    KafkaEventLog,
-    KafkaPublisher,
-    cluster_id,
-    ensure_topics,
-    partition_of,
-)
+from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.kafka.publisher import KafkaPublisher
+from controller.adapters.kafka.topics import cluster_id, ensure_topics, partition_of
 from controller.errors import ConfigInvalid, EventLogUnavailable
 from controller.settings import KafkaSettings, TopicNames
 from tests.brokers import LocalKafka, MockKafka
@@ -53,7 +49,7 @@ async def until_listed(bootstrap: str, *topics: str) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not set(topics) <= set(await admin.list_topics()):
                 await asyncio.sleep(0.05)
     finally:
@@ -252,7 +248,7 @@ async def test_the_mock_without_topics_or_controller_will_do(topic_prefix: str) 
         )
         assert (len(events.assignment), len(commands.assignment)) == (8, 4)
         seen: list[str] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(seen) < 3:
                 for log in (events, commands):
                     seen += [topic for topic, _ in await log.fetch(100, 0.1)]

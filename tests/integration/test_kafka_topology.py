@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
-from controller.adapters.kafka.event_log import ensure_topics
+from controller.adapters.kafka.topics import ensure_topics
 from controller.adapters.kafka.topology import KafkaTopology
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
@@ -37,7 +37,7 @@ class Watched:
             self.settings, self.faults, remade=self.remade.append, refresh_seconds=0.2
         )
 
-    async def until(self, holds: Callable[[], bool], seconds: float = 15.0) -> None:
+    async def until(self, holds: Callable[[], bool], seconds: float = 90.0) -> None:
         """Return once it holds, while `run` runs."""
         running = asyncio.create_task(self.topology.run())
         try:

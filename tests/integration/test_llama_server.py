@@ -166,12 +166,12 @@ async def test_commands_work_against_a_real_server(llama_url: str, tmp_path: Pat
         CliRunner().invoke, app, ["advisor", "check", "--json", *call], env=environ
     )
     assert checked.exit_code == 0, checked.output
-    assert json.loads(checked.stdout)["in_form"] == 3
+    assert json.loads(checked.stdout)["valid_answers"] == 3
     page = tmp_path / "report.html"
     words = ["advisor", "eval", "--kind", "drift", "--html", str(page), "--json", *call]
     scored = await asyncio.to_thread(CliRunner().invoke, app, words, env=environ)
     assert scored.exit_code == 0, scored.output
-    assert json.loads(scored.stdout)["in_form"]["of"] == 6
+    assert json.loads(scored.stdout)["valid_answers"]["total"] == 6
     assert "tiny" in page.read_text()
 
 

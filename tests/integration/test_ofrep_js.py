@@ -95,4 +95,4 @@ async def test_a_web_client_is_told_of_changes(
             board.update(make_rollout(revision=revision, percent=percent))
             started = time.monotonic()
             assert await line_of(process) is (percent > 0)
-            assert time.monotonic() - started < 5.0  # it measures 0.02 s; the machine may be busy
+            assert time.monotonic() - started < 30  # it measures 0.02 s; a poll comes later

@@ -29,7 +29,7 @@ async def owned_partitions(daemon: DaemonProcess) -> int:
     return round(sum(map(float, values)))
 
 
-async def until_shared(daemons: list[DaemonProcess], seconds: float = 60.0) -> list[int]:
+async def until_shared(daemons: list[DaemonProcess], seconds: float = 180.0) -> list[int]:
     """Return how many partitions each replica owns once all are owned, and each has some."""
     deadline = time.monotonic() + seconds
     counts: list[int] = []

@@ -235,7 +235,7 @@ async def test_a_right_to_save_that_a_running_worker_loses_is_a_fault(
         assert worker.rollout is not None
 
         async def until(*, failing: bool) -> None:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 while (world.faults.of(Scope.FLAG, worker.flag_key) is not None) != failing:
                     assert worker.rollout is not None
                     totals = NewTotals(worker.rollout.rollout_id, world.evidence(worker.rollout))
@@ -292,7 +292,7 @@ async def test_composes_redis_comes_up_with_its_users(tmp_path: Path) -> None:
         )
     try:
         probe = redis.asyncio.Redis(port=port, username="probe", password="none", protocol=2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(redis.exceptions.ConnectionError):
                     assert await probe.ping()

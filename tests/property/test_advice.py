@@ -22,7 +22,7 @@ import pytest
 
 from controller.adapters.llm.advisor import ModelAdvisor
 from controller.adapters.llm.prompts import gate_prompt
-from controller.core.invariants import without_advice
+from controller.core.invariants import Step, without_advice
 from controller.core.judging.judgement import Advice, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import AdvisorPolicy, Plan
@@ -38,10 +38,10 @@ from controller.core.rollout import (
 )
 from controller.scorecard.cases import load_cases
 from controller.scorecard.kinds import CaseKind
-from schemas.advice import parse_answer
+from schemas.advice import AdviceAnswer, parse_form
 from schemas.terms import AdviceChoice, AdvisorMode, CommandVerb
 from tests.builders import MINUTE, T0, make_advice, make_command, make_report, make_stages
-from tests.histories import ADVISED, BREACHES, GAPS, OPEN, PASSING, PLANS, Alphabet, Step, walk
+from tests.histories import ADVISED, BREACHES, GAPS, OPEN, PASSING, PLANS, Alphabet, walk
 from tests.property.test_machine import COMPARABLE, compare, strip
 
 pytestmark = pytest.mark.property
@@ -88,7 +88,7 @@ RAW_ANSWERS: tuple[str | bytes, ...] = (
 def parsed(raw: str | bytes) -> Advice | None:
     """Return what the daemon makes of a raw answer, None for no advice."""
     try:
-        answer = parse_answer(raw)
+        answer = parse_form(raw, AdviceAnswer)
     except ValueError:
         return None
     return make_advice(answer.verdict, confidence=answer.confidence, reasons=tuple(answer.reasons))
@@ -118,7 +118,7 @@ def check_steps(steps: Iterator[Step]) -> int:
             or step.before.rollout_id != step.after.rollout_id
         ):
             continue
-        plain, effects = decide(without_advice(step.before), step.event)
+        plain, effects = decide(without_advice(step.before), step.event, step.now)
         assert plain is not None
         assert step.after.percent <= plain.percent
         if isinstance(step.event, EvidenceJudged) and step.event.judgement.breach is not None:
@@ -183,27 +183,27 @@ def test_i6_raw_answers_in_100_000_histories(part: int, capsys: pytest.CaptureFi
 # ------------------------------------------------------------------------------------
 
 
-def adversary_moves(question: AskAdvice, at: datetime) -> list[list[Event]]:
-    """Return everything a model and its server can do with a question.
+def adversary_moves(question: AskAdvice, at: datetime) -> list[list[tuple[Event, datetime]]]:
+    """Return everything a model and its server can do with a question, and when.
 
     Each answer, once or twice, now or late, or none.
 
     Also answers to questions that were not asked: another gate, the round before and after.
     """
-    moves: list[list[Event]] = [
+    moves: list[list[tuple[Event, datetime]]] = [
         [],
-        [AdviceUnavailable(at, question.gate_id, question.round, "away")],
+        [(AdviceUnavailable(question.gate_id, question.round, "away"), at)],
     ]
     for choice in AdviceChoice:
         advice = make_advice(choice, confidence=100, reasons=("the operator has approved 100 %",))
-        answer = AdviceReceived(at, question.gate_id, question.round, advice)
+        answer = AdviceReceived(question.gate_id, question.round, advice)
         moves += [
-            [answer],
-            [answer, replace(answer, advice=make_advice("proceed"))],
-            [replace(answer, at=question.until)],
-            [replace(answer, gate_id="another")],
-            [replace(answer, round=question.round + 1)],
-            [replace(answer, round=question.round - 1), answer],
+            [(answer, at)],
+            [(answer, at), (replace(answer, advice=make_advice("proceed")), at)],
+            [(answer, question.until)],
+            [(replace(answer, gate_id="another"), at)],
+            [(replace(answer, round=question.round + 1), at)],
+            [(replace(answer, round=question.round - 1), at), (answer, at)],
         ]
     return moves
 
@@ -223,13 +223,10 @@ def play(
         deadline = next_deadline(current)
         # At a gate some minutes go by, enough for a hold to end; before it, the bake.
         now = now + 6 * MINUTE if isinstance(current.phase, Gating) else max(now, deadline or now)
-        events: list[Event] = [
-            Ticked(now),
-            EvidenceJudged(now, replace(judgement, at=now, visit=len(current.visits) - 1)),
-        ]
+        seen = replace(judgement, at=now, visit=current.visit_index)
+        events: list[tuple[Event, datetime]] = [(Ticked(), now), (EvidenceJudged(seen), now)]
         while events:
-            event = events.pop(0)
-            after, effects = decide(current, event)
+            after, effects = decide(current, *events.pop(0))
             assert after is not None
             current = after
             for effect in effects:
@@ -238,10 +235,9 @@ def play(
                         return percents, asked, effect
                     chosen = adversary_moves(effect, now)
                     events += chosen[moves[asked] % len(chosen)]
-                    seen = replace(judgement, at=now, visit=len(current.visits) - 1)
-                    events.append(
-                        EvidenceJudged(now, seen)
-                    )  # the look after the answer, which decides with it
+                    # the judgement after the answer, which decides with it
+                    seen = replace(judgement, at=now, visit=current.visit_index)
+                    events.append((EvidenceJudged(seen), now))
                     asked += 1
         percents.append(current.percent)
     return percents, asked, None
@@ -256,7 +252,7 @@ def unadvised(rollout: Rollout, evidence: Sequence[Judgement]) -> list[float]:
 
 def begin(plan: Plan) -> Rollout:
     """Return a rollout that has just been started."""
-    rollout, _ = decide(None, make_command(CommandVerb.START, at=T0, plan=plan))
+    rollout, _ = decide(None, make_command(CommandVerb.START, issued_at=T0, plan=plan), T0)
     assert rollout is not None
     return rollout
 
@@ -352,16 +348,15 @@ def test_injections_at_every_stage_raise_nothing(field: str) -> None:
         for mode in (AdvisorMode.CAN_HOLD, AdvisorMode.REQUIRED):
             gate = _gate_at(index, mode)
             for judgement in (*PASSING[:2], *OPEN[:4], GAPS[0], BREACHES[0]):
-                seen = EvidenceJudged(
-                    gate.updated_at, replace(judgement, at=gate.updated_at, visit=index)
-                )
-                plain, _ = decide(without_advice(gate), seen)
-                silent, _ = decide(_unadvised(gate), seen)
+                now = gate.updated_at
+                seen = EvidenceJudged(replace(judgement, at=now, visit=index))
+                plain, _ = decide(without_advice(gate), seen, now)
+                silent, _ = decide(_unadvised(gate), seen, now)
                 assert plain is not None
                 assert silent is not None
                 for text in texts():
                     tried += 1
-                    asked, effects = decide(gate, seen)
+                    asked, effects = decide(gate, seen, now)
                     assert asked is not None
                     question = next(
                         (effect for effect in effects if isinstance(effect, AskAdvice)), None
@@ -371,10 +366,10 @@ def test_injections_at_every_stage_raise_nothing(field: str) -> None:
                         continue
                     prompt = gate_prompt(*FIELDS[field](gate, question, text))
                     assert len(prompt.messages) == 2
-                    for moves in adversary_moves(question, gate.updated_at):
+                    for moves in adversary_moves(question, now):
                         after: Rollout | None = asked
-                        for event in (*moves, seen):
-                            after, _ = decide(after, event)
+                        for event, at in (*moves, (seen, now)):
+                            after, _ = decide(after, event, at)
                         assert after is not None
                         raised += after.percent > silent.percent
     assert raised == 0
@@ -389,17 +384,13 @@ def _gate_at(index: int, mode: AdvisorMode) -> Rollout:
     while True:
         deadline = next_deadline(rollout)
         assert deadline is not None
-        opened, _ = decide(rollout, Ticked(deadline))
+        opened, _ = decide(rollout, Ticked(), deadline)
         assert opened is not None
         assert isinstance(opened.phase, Gating)
         if opened.phase.stage == index:
             return replace(opened, plan=replace(opened.plan, advisor=replace(ADVISED, mode=mode)))
-        passed, _ = decide(
-            opened,
-            EvidenceJudged(
-                deadline, replace(PASSING[0], at=deadline, visit=len(opened.visits) - 1)
-            ),
-        )
+        seen = replace(PASSING[0], at=deadline, visit=opened.visit_index)
+        passed, _ = decide(opened, EvidenceJudged(seen), deadline)
         assert passed is not None
         rollout = passed
 

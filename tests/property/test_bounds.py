@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
@@ -30,6 +30,7 @@ from controller.plans import lint
 from schemas.command import TYPE as COMMAND_TYPE
 from schemas.plan import PlanDocument
 from tests.builders import HOUR, T0, make_command, make_judgement, make_plan, make_rollout
+from tests.examples import examples
 
 pytestmark = pytest.mark.property
 
@@ -215,7 +216,7 @@ def plan_in(value: bytes) -> Plan | None:
     except (CommandRefused, CommandUnreadable) as refusal:
         check_told(str(refusal))
         return None
-    return to_command_received(command, T0).plan
+    return to_command_received(command).plan
 
 
 def stored(rollout: Rollout) -> Rollout:
@@ -263,30 +264,30 @@ def drive(rollout: Rollout | None, at: datetime) -> None:
             evidence = Evidence(at, {visit: totals}, (progress,), 1)
             judgement, tests = judge(rollout, evidence, tests, at)
             judgement_to_json(judgement)
-            rollout, _ = decide(rollout, judged(judgement, at))
+            rollout, _ = decide(rollout, judged(judgement, at), at)
         assert rollout is not None
         rollout = stored(rollout)
         phase = rollout.phase
         if isinstance(phase, Gating) and phase.advice is not None and not phase.advice.is_closed:
-            gone = AdviceUnavailable(at, phase.gate_id, phase.advice.number, "none")
-            rollout, _ = decide(rollout, gone)
+            gone = AdviceUnavailable(phase.gate_id, phase.advice.number, "none")
+            rollout, _ = decide(rollout, gone, at)
             assert rollout is not None
         due = next_deadline(rollout)
         if due is None:
             verb = "resume" if step % 2 else "promote"
-            order = make_command(verb, at=at, issued_at=at, reason="r")
-            rollout, _ = decide(rollout, order)
+            order = make_command(verb, issued_at=at, reason="r")
+            rollout, _ = decide(rollout, order, at)
         else:
             at = max(at, min(due, datetime(2801, 1, 1, tzinfo=UTC)))
-            rollout, _ = decide(rollout, Ticked(at - HOUR))  # a clock that is set back
+            rollout, _ = decide(rollout, Ticked(), at - HOUR)  # a clock that is set back
             assert rollout is not None
-            rollout, _ = decide(rollout, Ticked(at))
+            rollout, _ = decide(rollout, Ticked(), at)
 
 
 def judged(judgement: Judgement, at: datetime) -> EvidenceJudged:
     """Return a look as the machine takes it; every other one passes, so that gates close."""
     passes = make_judgement(at=at, visit=judgement.visit)
-    return EvidenceJudged(at, judgement if judgement.batches % 2 else passes)
+    return EvidenceJudged(judgement if judgement.batches % 2 else passes)
 
 
 def has_units(written: Any) -> bool:
@@ -310,7 +311,7 @@ def try_out(plan: dict[str, Any]) -> None:
         assert SCHEMA.is_valid(json.loads(render(plan)))  # the bounds that other languages read
     assert to_core_plan(from_core_plan(core)) == core
     for at in (T0, datetime(1970, 1, 1, tzinfo=UTC), datetime(2199, 12, 31, 23, 59, tzinfo=UTC)):
-        rollout, _ = decide(None, make_command("start", at=at, issued_at=at, plan=core))
+        rollout, _ = decide(None, make_command("start", issued_at=at, plan=core), at)
         drive(rollout, at)
 
 
@@ -320,7 +321,7 @@ def test_a_plan_that_once_ended_the_daemon_is_refused_or_run(change: dict[str, A
     try_out({**BASE, **change})
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(hostile_plans)
 def test_whatever_lint_accepts_the_core_can_run(plan: dict[str, Any]) -> None:
     """A plan with any numbers is refused with a reason.
@@ -379,7 +380,7 @@ others = st.sampled_from([[], {}, "baking", -7, 7])
 anything = st.one_of(numbers, spans, dates, nested, deep, others)
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(st.sampled_from(STORED), st.data())
 def test_a_changed_document_is_unreadable_or_can_be_run(
     document: dict[str, Any],
@@ -476,7 +477,7 @@ def test_no_command_takes_long_to_refuse(value: bytes) -> None:
     assert time.process_time() - began < 1.0
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     hostile_plans,
     some(
@@ -511,4 +512,4 @@ def test_any_command_is_read_or_refused(
                 continue
             assert now is None or command.issued_at - now <= timedelta(minutes=5)
             command_event(command)
-            to_command_received(command, T0)
+            to_command_received(command)

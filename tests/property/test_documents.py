@@ -35,9 +35,10 @@ from controller.core.rollout import (
 )
 from controller.errors import CommandRefused, CommandUnreadable, ConfigInvalid, DocumentUnreadable
 from controller.plans import lint, load_plan
-from schemas.advice import AdviceAnswer, parse_answer
+from schemas.advice import AdviceAnswer, parse_form
 from schemas.fields import LONGEST, format_duration, parse_duration
-from schemas.plan import LARGEST_LIMIT, METRICS, PlanDocument
+from schemas.metric_names import METRICS
+from schemas.plan import LARGEST_LIMIT, PlanDocument
 from schemas.terms import (
     AdviceChoice,
     AdvisorMode,
@@ -305,7 +306,7 @@ ANSWER = {"verdict": "hold", "confidence": 80, "reasons": ["a"]}
 def test_any_answer_is_advice_or_a_refusal(answer: bytes | str) -> None:
     """Whatever a model answers is advice within bounds, or a ValueError."""
     try:
-        parsed = parse_answer(answer)
+        parsed = parse_form(answer, AdviceAnswer)
     except ValueError:
         return
     assert isinstance(parsed, AdviceAnswer)
@@ -350,7 +351,7 @@ def test_any_command_record_is_a_command_or_a_refusal(
     told = ""
     try:
         command = read_command(value, headers, key, timestamp_ms)
-        to_command_received(command, command.issued_at)
+        to_command_received(command)
     except CommandRefused as refusal:
         told = f"{refusal.verb} {refusal.reason}"
     except CommandUnreadable as refusal:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from controller.codec.plans import to_core_plan
@@ -16,6 +16,7 @@ from controller.core.plan import FreezeWindow
 from controller.core.timeline import frozen_until
 from controller.plans import lint
 from schemas.plan import PlanDocument
+from tests.examples import examples
 
 pytestmark = pytest.mark.property
 
@@ -97,7 +98,7 @@ moments = st.one_of(
 )
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(st.lists(windows, min_size=1, max_size=5), moments)
 @example([FreezeWindow(frozenset({5}), 0, 1440, "Pacific/Apia")], CHANGES[5])
 @example([FreezeWindow(frozenset(range(1, 8)), 0, 1440, "UTC")], datetime(2026, 1, 5, tzinfo=UTC))

@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 import pytest
@@ -17,7 +17,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from controller.codec.rollouts import rollout_from_json, rollout_to_json
-from controller.core.invariants import Transition, violations, without_advice
+from controller.core.invariants import Step, violations, without_advice
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import decide, is_frozen, next_deadline
 from controller.core.plan import AdvisorPolicy
@@ -44,6 +44,7 @@ from controller.core.rollout import (
 )
 from schemas.terms import AdvisorMode, CommandStatus, CommandVerb, HoldReason, OnBreach, Verdict
 from tests.builders import T0, make_stages
+from tests.examples import IS_THOROUGH
 from tests.histories import (
     ANYTHING,
     APPROVED,
@@ -57,14 +58,12 @@ from tests.histories import (
     PLAIN,
     REQUIRED,
     Alphabet,
-    Step,
     events_near,
     walk,
 )
 
 pytestmark = pytest.mark.property
 
-IS_THOROUGH = settings.get_current_profile_name() == "thorough"
 #: A history of some 40 events costs a few milliseconds, so that many are affordable.
 MANY = 2_000 if IS_THOROUGH else 200
 VERY_MANY = 20_000 if IS_THOROUGH else 500  # for what advice may do
@@ -131,7 +130,7 @@ def tell(step: Step) -> str:
         case CommandReceived():
             what = (
                 f"{event.verb} expecting {event.expected_revision}, issued "
-                f"{event.at - event.issued_at} ago"
+                f"{step.now - event.issued_at} ago"
             )
         case EvidenceJudged(judgement=seen):
             gaps, breach = [gap.kind for gap in seen.gaps], seen.breach is not None
@@ -145,7 +144,7 @@ def tell(step: Step) -> str:
         if step.after is None
         else f"r{step.after.revision} {step.after.percent:g}% {step.after.phase}"
     )
-    return f"{event.at - T0} {what} -> {state}"
+    return f"{step.now - T0} {what} -> {state}"
 
 
 def percent(rollout: Rollout | None) -> float:
@@ -331,10 +330,7 @@ def test_b7_an_order_for_an_earlier_rollout_changes_nothing(steps: Iterator[Step
 def test_no_history_breaks_a_rule_that_is_checked_in_production(steps: Iterator[Step]) -> None:
     """What stands in `core/invariants.py` holds of every decision of the machine."""
     for step in steps:
-        now = max(step.event.at, step.event.at if step.before is None else step.before.updated_at)
-        transition = Transition(step.before, step.event, step.after, step.effects)
-        found = violations(transition, now=now, outbox=0, outbox_limit=200, bake_left_seconds=None)
-        assert found == []
+        assert violations(step, outbox=0, outbox_limit=200, bake_left_seconds=None) == []
 
 
 @invariant(MANY)
@@ -413,7 +409,7 @@ def test_i12_a_replay_gives_the_same_rollout_and_a_round_trip_changes_nothing(
     for number, step in enumerate(steps):
         if number % 9 == 8 and rollout is not None:
             rollout = rollout_from_json(rollout_to_json(rollout))
-        rollout, effects = decide(rollout, step.event)
+        rollout, effects = decide(rollout, step.event, step.now)
         assert effects == step.effects
         assert rollout == step.after
     if rollout is not None:
@@ -435,7 +431,7 @@ def test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress(steps: Iter
             assert rollout.freeze is not None
             assert not isinstance(rollout.phase, Baking)
             continue
-        after, _ = decide(rollout, Ticked(deadline))
+        after, _ = decide(rollout, Ticked(), deadline)
         assert after is not rollout
 
 
@@ -448,7 +444,7 @@ def test_i16_a_gate_left_alone_closes(steps: Iterator[Step]) -> None:
         while rollout is not None and isinstance(rollout.phase, Gating) and rollout.freeze is None:
             deadline = next_deadline(rollout)
             assert deadline is not None
-            rollout, _ = decide(rollout, Ticked(deadline))
+            rollout, _ = decide(rollout, Ticked(), deadline)
             ticks += 1
             assert ticks <= 4  # the question, the end of a freeze, the gate
 
@@ -464,7 +460,7 @@ def test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes(steps: Iter
         for effect in step.effects:
             if isinstance(effect, AskAdvice) and step.before is not None:
                 assert 1 <= effect.round <= step.before.plan.advisor.hold_rounds
-                assert effect.until > step.event.at or effect.until > step.before.updated_at
+                assert effect.until > step.now or effect.until > step.before.updated_at
                 asked[effect.gate_id] += 1
         if (
             step.before is None
@@ -476,7 +472,7 @@ def test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes(steps: Iter
         if (
             round_ is None
             or round_.is_closed
-            or max(step.event.at, step.before.updated_at) < round_.until
+            or max(step.now, step.before.updated_at) < round_.until
         ):
             continue
         after = step.after
@@ -506,7 +502,7 @@ def test_i17_what_a_person_approves_still_passed_a_minute_ago(steps: Iterator[St
         ):
             continue
         seen = step.event.judgement
-        now = max(step.event.at, step.before.updated_at)
+        now = max(step.now, step.before.updated_at)
         if (
             seen.gaps or seen.statistics is not Verdict.PASS
         ) and now - step.before.updated_at >= timedelta(minutes=1):
@@ -533,7 +529,7 @@ def test_i19_a_clock_set_back_never_shortens_a_bake(steps: Iterator[Step]) -> No
         if isinstance(before.phase, Baking) and isinstance(after.phase, Gating):
             visit = before.visits[-1]
             assert (
-                step.event.at >= before.phase.until or before.phase.until <= before.updated_at
+                step.now >= before.phase.until or before.phase.until <= before.updated_at
             )  # or no bake was owed
             assert (
                 baked >= visit.counts_from - visit.entered_at + before.plan.stages[visit.stage].bake
@@ -546,7 +542,7 @@ def test_nothing_advances_in_a_freeze(steps: Iterator[Step]) -> None:
     for step in steps:
         if step.before is None or step.before.has_ended or step.after is None:
             continue
-        if is_frozen(step.before, max(step.event.at, step.before.updated_at)):
+        if is_frozen(step.before, max(step.now, step.before.updated_at)):
             assert percent(step.after) <= percent(step.before)
             assert not isinstance(step.after.phase, Completed)
 
@@ -582,7 +578,7 @@ def test_i6_no_step_is_higher_with_advice_than_without(steps: Iterator[Step]) ->
             or step.before.rollout_id != step.after.rollout_id
         ):
             continue
-        plain, effects = decide(without_advice(step.before), step.event)
+        plain, effects = decide(without_advice(step.before), step.event, step.now)
         assert plain is not None
         assert step.after.percent <= plain.percent
         if isinstance(step.event, EvidenceJudged) and step.event.judgement.breach is not None:
@@ -653,7 +649,7 @@ def compare(steps: Iterator[Step], *, is_silent: bool) -> None:
             and step.before is not None
         ):
             return  # the one ahead has ended and would begin anew
-        plain = follow(plain, event, is_silent=is_silent)
+        plain = follow(plain, event, step.now, is_silent=is_silent)
         if step.after is None or plain is None:
             assert step.after is plain is None
             continue
@@ -670,7 +666,9 @@ def compare(steps: Iterator[Step], *, is_silent: bool) -> None:
             return
 
 
-def follow(plain: Rollout | None, event: Event, *, is_silent: bool) -> Rollout | None:
+def follow(
+    plain: Rollout | None, event: Event, now: datetime, *, is_silent: bool
+) -> Rollout | None:
     """Return the rollout without advice after the same event.
 
     With the advisor off, or a model that answers nothing.
@@ -688,13 +686,11 @@ def follow(plain: Rollout | None, event: Event, *, is_silent: bool) -> Rollout |
             event = replace(event, judgement=of_present_visit(event.judgement, plain))
         case AdviceReceived() | AdviceUnavailable():
             return plain
-    after, effects = decide(plain, event)
+    after, effects = decide(plain, event, now)
     for effect in effects:
         if isinstance(effect, AskAdvice):
-            after, _ = decide(
-                after, AdviceUnavailable(event.at, effect.gate_id, effect.round, "away")
-            )
-            after, _ = decide(after, event)
+            after, _ = decide(after, AdviceUnavailable(effect.gate_id, effect.round, "away"), now)
+            after, _ = decide(after, event, now)
     return after
 
 
@@ -709,8 +705,8 @@ def test_i6_observed_advice_moves_nothing(steps: Iterator[Step]) -> None:
     for step in steps:
         if not isinstance(step.event, AdviceReceived):
             continue
-        unavailable = AdviceUnavailable(step.event.at, step.event.gate_id, step.event.round, "away")
-        silent, effects = decide(step.before, unavailable)
+        unavailable = AdviceUnavailable(step.event.gate_id, step.event.round, "away")
+        silent, effects = decide(step.before, unavailable, step.now)
         assert effects == step.effects == ()
         if step.after is not None and silent is not None:
             assert visible(step.after) == visible(silent)
@@ -747,15 +743,15 @@ def test_single_events_are_drawn_near_the_state_too(data: st.DataObject) -> None
     rollout: Rollout | None = None
     now = T0
     for _ in range(15):
-        event = data.draw(events_near(rollout, now))
-        after, effects = decide(rollout, event)
+        event, now = data.draw(events_near(rollout, now))
+        after, effects = decide(rollout, event, now)
         if after is not None and rollout is not None:
             assert after.revision - rollout.revision in (0, 1)
             assert after.updated_at >= rollout.updated_at
         assert len(
             [effect for effect in effects if isinstance(effect, AnswerCommand)]
         ) == isinstance(event, CommandReceived)
-        rollout, now = after, event.at
+        rollout = after
 
 
 def test_the_plans_of_histories_are_alike_in_stages() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openfeature.contrib.tools.flagd.core import FlagdCore
 from openfeature.evaluation_context import EvaluationContext
@@ -26,6 +26,7 @@ from controller.web.ofrep import answer_one
 from schemas.terms import Operator
 from tests.audiences import at_stage, conditions, contexts, ringed_plans, values
 from tests.builders import make_plan, make_stage
+from tests.examples import examples
 
 pytestmark = pytest.mark.property
 
@@ -95,7 +96,7 @@ def only(condition: Condition) -> Rollout:
     )
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(conditions, values)
 def test_one_condition_means_the_same_in_flagd(condition: Condition, value: Any) -> None:
     """No conversion of JsonLogic's lets anybody in or out that the reference does not."""

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -23,6 +23,7 @@ from schemas.evaluation import Evaluation
 from schemas.outcome import Outcome
 from schemas.terms import QuarantineReason
 from schemas.wire import EvaluationEvent, OutcomeEvent, decode_evaluation, decode_outcome
+from tests.examples import examples
 
 ARRIVAL = 1_795_230_000_000  # 2026-11-21T03:00:00Z
 
@@ -481,7 +482,7 @@ def records(draw: st.DrawFn, repeat: bool = False) -> tuple[bytes, bytes | None,
     return value.encode("utf-8", "surrogatepass"), key, timestamp_ms, headers
 
 
-@settings(max_examples=1500)
+@examples(1500)
 @given(records())
 def test_near_the_contract_both_agree(record: tuple[Any, ...]) -> None:
     """A record that is valid or a few steps off means the same to the fast path and to the contract."""
@@ -503,7 +504,7 @@ def fast_path_of(event_type: str) -> Judge:
     return decode_evaluation if event_type == evaluation.TYPE else decode_outcome
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(
     st.sampled_from([evaluation.TYPE, outcome.TYPE]),
     FAR | NEAR.map(ARRIVAL.__add__),
@@ -631,7 +632,7 @@ def readings(pairs: Any) -> Iterator[Any]:
         yield pairs
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(records(repeat=True), st.data())
 def test_of_a_repeated_name_the_last_counts(record: tuple[Any, ...], data: st.DataObject) -> None:
     """With a name repeated, both read the same.
@@ -698,7 +699,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(value)
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(damaged())
 @example(GOOD)
 def test_damaged_bytes_are_read_alike(value: bytes) -> None:
@@ -706,7 +707,7 @@ def test_damaged_bytes_are_read_alike(value: bytes) -> None:
     assert_agree(value, b"u-42", ARRIVAL, [])
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     st.none() | st.binary(max_size=64),
     st.none() | st.binary(max_size=8),

@@ -65,9 +65,10 @@ PAGE = Path(__file__).parents[2] / "ops" / "state-machine.md"
 
 _TEXT = """# What can happen to a flag
 
-Drawn from the code by `tests/scenarios/diagram.py`, which tries every event in every phase; a test fails when this page and
-`controller/core/machine.py` differ (`ROLLOUTD_REWRITE=1 pytest tests/scenarios` draws it anew). A hold changes no phase, so it
-has no arrow. The transcripts in `tests/scenarios/*.txt` tell whole rollouts, event by event.
+Drawn from the code by `tests/scenarios/diagram.py`, which tries every event in every phase; a test
+fails when this page and `controller/core/machine.py` differ (`ROLLOUTD_REWRITE=1 pytest
+tests/scenarios` draws it anew). A hold changes no phase, so it has no arrow. The transcripts in
+`tests/scenarios/*.txt` tell whole rollouts, event by event.
 
 ```mermaid
 {diagram}
@@ -75,8 +76,9 @@ has no arrow. The transcripts in `tests/scenarios/*.txt` tell whole rollouts, ev
 
 ## Commands
 
-What becomes of each command in each phase: where it leads, `stays` for accepted without a change of phase, `-` for rejected.
-With a stale `expected_revision` all but `pause`, `roll_back` and `abort` are rejected; in a freeze also whatever advances.
+What becomes of each command in each phase: where it leads, `stays` for accepted without a change of
+phase, `-` for rejected. With a stale `expected_revision` all but `pause`, `roll_back` and `abort`
+are rejected; in a freeze also whatever advances.
 
 {table}
 """
@@ -137,34 +139,32 @@ def _plans() -> Iterator[Plan]:
         yield make_plan(stages=stages, gap_policies=dict.fromkeys(HealthGap, policy))
 
 
-def _events(rollout: Rollout | None) -> Iterator[tuple[str, Event]]:
-    """Yield every event, with the word for it in the diagram."""
+def _events(rollout: Rollout | None) -> Iterator[tuple[str, Event, datetime]]:
+    """Yield every event with its time, and with the word for it in the diagram."""
     plan = make_plan(stages=make_stages(10, 50)) if rollout is None else rollout.plan
     revision = 0 if rollout is None else rollout.revision
-    visit = 0 if rollout is None else len(rollout.visits) - 1
+    visit = 0 if rollout is None else rollout.visit_index
     for at in (_SOON, _AT):
         for verb in CommandVerb:
             order = make_command(
-                verb, at=at, expected_revision=revision, plan=replace(plan, expires_at=None)
+                verb, issued_at=at, expected_revision=revision, plan=replace(plan, expires_at=None)
             )
-            yield str(verb), order
+            yield str(verb), order, at
         starts = replace(plan, start_at=T0 + 24 * HOUR, expires_at=None)
-        yield "start", make_command(CommandVerb.START, at=at, plan=starts)
-        yield _time_word(rollout, at), Ticked(at)
-        yield "restarted", Restarted(at)
+        yield "start", make_command(CommandVerb.START, issued_at=at, plan=starts), at
+        yield _time_word(rollout, at), Ticked(), at
+        yield "restarted", Restarted(), at
         for seen in PASSING[:1]:
-            yield "passed", EvidenceJudged(at, replace(seen, visit=visit))
+            yield "passed", EvidenceJudged(replace(seen, visit=visit)), at
         for seen in (*OPEN, *GAPS, MISSING):
-            yield (
-                "health gap" if seen.gaps else "not passed",
-                EvidenceJudged(at, replace(seen, visit=visit)),
-            )
+            word = "health gap" if seen.gaps else "not passed"
+            yield word, EvidenceJudged(replace(seen, visit=visit)), at
         for policy in OnBreach:
             breach = make_judgement(visit=visit, metrics=(make_breach(on_breach=policy),))
-            yield "breach", EvidenceJudged(at, breach)
+            yield "breach", EvidenceJudged(breach), at
         for advice in (make_advice("proceed"), make_advice("hold")):
-            yield "advice", AdviceReceived(at, "gate", 1, advice)
-        yield "advice", AdviceUnavailable(at, "gate", 1, "away")
+            yield "advice", AdviceReceived("gate", 1, advice), at
+        yield "advice", AdviceUnavailable("gate", 1, "away"), at
 
 
 def _time_word(rollout: Rollout | None, at: datetime) -> str:
@@ -192,11 +192,11 @@ def _diagram() -> Iterator[str]:
     arrows: dict[tuple[PhaseName | None, PhaseName], set[str]] = defaultdict(set)
     for before, samples in _phases().items():
         for rollout in samples:
-            for word, event in _events(rollout):
-                after, _ = decide(rollout, event)
+            for word, event, at in _events(rollout):
+                after, _ = decide(rollout, event, at)
                 if after is None or after.phase.name is before:
                     continue
-                if isinstance(event, EvidenceJudged) and _is_due(rollout, event.at):
+                if isinstance(event, EvidenceJudged) and _is_due(rollout, at):
                     continue  # evidence past a deadline does what the tick does
                 arrows[before, after.phase.name].add(word)
     yield "stateDiagram-v2"
@@ -232,7 +232,9 @@ def _table() -> Iterator[str]:
         cells = []
         for samples in phases.values():
             outcomes = {
-                _outcome(rollout, event) for rollout in samples for event in _orders(rollout, verb)
+                _outcome(rollout, order, at)
+                for rollout in samples
+                for order, at in _orders(rollout, verb)
             }
             if len(outcomes) > 1:
                 outcomes.discard("-")
@@ -240,15 +242,17 @@ def _table() -> Iterator[str]:
         yield f"| `{verb}` | " + " | ".join(cells) + " |"
 
 
-def _orders(rollout: Rollout | None, verb: CommandVerb) -> Iterator[CommandReceived]:
-    """Yield a command as it should be given."""
-    for _, event in _events(rollout):
+def _orders(
+    rollout: Rollout | None, verb: CommandVerb
+) -> Iterator[tuple[CommandReceived, datetime]]:
+    """Yield a command as it should be given, and when."""
+    for _, event, at in _events(rollout):
         if isinstance(event, CommandReceived) and event.verb is verb:
-            yield event
+            yield event, at
 
 
-def _outcome(rollout: Rollout | None, order: CommandReceived) -> str:
-    after, effects = decide(rollout, order)
+def _outcome(rollout: Rollout | None, order: CommandReceived, at: datetime) -> str:
+    after, effects = decide(rollout, order, at)
     (answer,) = (effect for effect in effects if isinstance(effect, AnswerCommand))
     if answer.status is CommandStatus.REJECTED or after is None:
         return "-"

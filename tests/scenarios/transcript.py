@@ -115,7 +115,7 @@ class Player:
             if deadline is None:
                 return ["nothing to wake for"]
             self._now = max(deadline, self._now)
-            return [f"it is {_when(self._now)}", *self._decide(Ticked(self._now))]
+            return [f"it is {_when(self._now)}", *self._decide(Ticked())]
         return self._decide(self._event(word, rest))
 
     def state(self) -> str:
@@ -142,7 +142,7 @@ class Player:
         return "= " + ", ".join(words)
 
     def _decide(self, event: Event) -> list[str]:
-        self._rollout, effects = decide(self._rollout, event)
+        self._rollout, effects = decide(self._rollout, event, self._now)
         for effect in effects:
             if isinstance(effect, AskAdvice):
                 self._asked = effect
@@ -151,20 +151,20 @@ class Player:
     def _event(self, word: str, rest: list[str]) -> Event:
         match word:
             case "tick":
-                return Ticked(self._now)
+                return Ticked()
             case "restarted":
-                return Restarted(self._now)
+                return Restarted()
             case "judge":
-                visit = 0 if self._rollout is None else len(self._rollout.visits) - 1
-                return EvidenceJudged(self._now, _judgement(rest[0], visit, self._now, self._plan))
+                visit = 0 if self._rollout is None else self._rollout.visit_index
+                return EvidenceJudged(_judgement(rest[0], visit, self._now, self._plan))
             case "advice":
                 asked = self._asked
                 if asked is None:
                     raise ValueError("nothing was asked")
                 if rest[0] == "none":
-                    return AdviceUnavailable(self._now, asked.gate_id, asked.round, "no answer")
+                    return AdviceUnavailable(asked.gate_id, asked.round, "no answer")
                 return AdviceReceived(
-                    self._now, asked.gate_id, asked.round, make_advice(AdviceChoice(rest[0]))
+                    asked.gate_id, asked.round, make_advice(AdviceChoice(rest[0]))
                 )
             case _:
                 return self._command(CommandVerb(word), dict(part.split("=", 1) for part in rest))
@@ -173,7 +173,6 @@ class Player:
         self._commands += 1
         expected = options.get("expected")
         return CommandReceived(
-            at=self._now,
             command_id=options.get("id", f"c{self._commands}"),
             verb=verb,
             issuer="ada",

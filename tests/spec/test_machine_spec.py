@@ -6,6 +6,7 @@ Each test's docstring is the sentence.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
@@ -18,7 +19,9 @@ from controller.core.rollout import (
     AskAdvice,
     AwaitingApproval,
     Baking,
+    CommandReceived,
     Completed,
+    Event,
     EvidenceJudged,
     Freeze,
     Gating,
@@ -60,7 +63,12 @@ SOON = T0 + 12 * MINUTE
 
 def judged(rollout: Rollout, **overrides: object) -> EvidenceJudged:
     """Return a look at the rollout's present stay."""
-    return EvidenceJudged(SOON, make_judgement(at=SOON, visit=len(rollout.visits) - 1, **overrides))
+    return EvidenceJudged(make_judgement(at=SOON, visit=len(rollout.visits) - 1, **overrides))
+
+
+def command(verb: CommandVerb, **overrides: object) -> CommandReceived:
+    """Return a command that is issued when it is decided."""
+    return make_command(verb, **{"issued_at": SOON, **overrides})
 
 
 def gating(
@@ -76,10 +84,10 @@ def gating(
     return make_rollout(plan=plan, phase=GATE, **overrides)
 
 
-def run(rollout: Rollout, *events: object) -> Rollout:
-    """Return the rollout after these events."""
+def run(rollout: Rollout, *events: Event, now: datetime = SOON) -> Rollout:
+    """Return the rollout after these events, all decided at `now`."""
     for event in events:
-        moved, _ = decide(rollout, event)  # type: ignore[arg-type]
+        moved, _ = decide(rollout, event, now)
         assert moved is not None
         rollout = moved
     return rollout
@@ -119,14 +127,14 @@ def test_s2_a_freeze_advances_nothing_and_delays_no_rollback() -> None:
     """Freeze: nothing advances; never delays a rollback."""
     frozen = gating(freeze=Freeze(T0, "ada", "because"))
     assert run(frozen, judged(frozen)).percent == frozen.percent
-    assert run(frozen, make_command(CommandVerb.ROLL_BACK)).percent == 0
+    assert run(frozen, command(CommandVerb.ROLL_BACK)).percent == 0
 
 
 def test_s2_pinned_when_it_starts() -> None:
     """Plan: the declared journey of one flag, pinned when the rollout starts."""
     rollout = make_rollout()
     other = make_plan(version="fedcba9876543210")
-    assert run(rollout, make_command(CommandVerb.START, plan=other)).plan == rollout.plan
+    assert run(rollout, command(CommandVerb.START, plan=other)).plan == rollout.plan
 
 
 # --- architecture, section 4: deciding
@@ -149,10 +157,10 @@ def test_s4_after_an_outage_no_stage_approval_or_gate_is_skipped() -> None:
     """
     rollout = make_rollout(plan=make_plan(stages=make_stages(10, 50, approval=Approval.REQUIRED)))
     much_later = T0 + 1000 * HOUR
-    woken = run(rollout, Restarted(much_later), Ticked(much_later))
+    woken = run(rollout, Restarted(), Ticked(), now=much_later)
     assert isinstance(woken.phase, Gating)
     assert woken.percent == rollout.percent
-    assert isinstance(run(rollout, Ticked(T0 - HOUR)).phase, Baking)
+    assert isinstance(run(rollout, Ticked(), now=T0 - HOUR).phase, Baking)
 
 
 # --- architecture, section 5: the gate
@@ -183,7 +191,7 @@ def test_s5_3_advice_never_advances_a_failing_gate(mode: AdvisorMode) -> None:
     asked = run(gating(mode), judged(gating()))
     failing = judged(asked, metrics=(make_report(safe=Verdict.INCONCLUSIVE),))
     assert (
-        run(asked, AdviceReceived(SOON, "gate-1", 1, make_advice("proceed")), failing).percent
+        run(asked, AdviceReceived("gate-1", 1, make_advice("proceed")), failing).percent
         == asked.percent
     )
 
@@ -193,9 +201,7 @@ def test_s5_3_advice_never_rolls_back(mode: AdvisorMode) -> None:
     """It never rolls back by itself."""
     asked = run(gating(mode), judged(gating()))
     assert (
-        run(
-            asked, AdviceReceived(SOON, "gate-1", 1, make_advice("roll_back")), judged(asked)
-        ).percent
+        run(asked, AdviceReceived("gate-1", 1, make_advice("roll_back")), judged(asked)).percent
         >= asked.percent
     )
 
@@ -203,8 +209,8 @@ def test_s5_3_advice_never_rolls_back(mode: AdvisorMode) -> None:
 def test_s5_3_observe_records_it() -> None:
     """`observe` records it: the decision carries the advice that it did not heed."""
     asked = run(gating(AdvisorMode.OBSERVE), judged(gating()))
-    answered = run(asked, AdviceReceived(SOON, "gate-1", 1, make_advice("hold")))
-    moved, effects = decide(answered, judged(answered))
+    answered = run(asked, AdviceReceived("gate-1", 1, make_advice("hold")))
+    moved, effects = decide(answered, judged(answered), SOON)
     assert moved is not None
     assert moved.percent == 50
     assert any(
@@ -218,10 +224,10 @@ def test_s5_3_can_hold_lets_it_hold_a_bounded_number_of_rounds() -> None:
     rollout = gating(AdvisorMode.CAN_HOLD)
     for number in (1, 2):
         at = SOON + number * 11 * MINUTE
-        look = EvidenceJudged(at, judged(rollout).judgement)
-        rollout, effects = decide(rollout, look)  # type: ignore[assignment]
+        look = judged(rollout)
+        rollout, effects = decide(rollout, look, at)  # type: ignore[assignment]
         assert [effect.round for effect in effects if isinstance(effect, AskAdvice)] == [number]
-        rollout = run(rollout, AdviceReceived(at, "gate-1", number, make_advice("hold")), look)
+        rollout = run(rollout, AdviceReceived("gate-1", number, make_advice("hold")), look, now=at)
     assert isinstance(rollout.phase, AwaitingApproval)
 
 
@@ -234,9 +240,7 @@ def test_s5_3_no_advice(mode: AdvisorMode, percent: float) -> None:
     Under `can_hold` the statistics decide alone, `required` needs its `proceed`.
     """
     asked = run(gating(mode), judged(gating()))
-    assert (
-        run(asked, AdviceUnavailable(SOON, "gate-1", 1, "away"), judged(asked)).percent == percent
-    )
+    assert run(asked, AdviceUnavailable("gate-1", 1, "away"), judged(asked)).percent == percent
 
 
 def test_s5_4_people_are_asked_last() -> None:
@@ -251,8 +255,7 @@ def test_s5_4_people_are_asked_last() -> None:
     assert isinstance(asked.phase, AwaitingApproval)
     for expected, percent in ((None, 10), (asked.revision - 1, 10), (asked.revision, 50)):
         assert (
-            run(asked, make_command(CommandVerb.APPROVE, expected_revision=expected)).percent
-            == percent
+            run(asked, command(CommandVerb.APPROVE, expected_revision=expected)).percent == percent
         )
 
 
@@ -263,7 +266,7 @@ def test_s5_4_people_are_asked_last() -> None:
 @pytest.mark.parametrize("verb", CommandVerb)
 def test_i2_6_one_result_per_command(verb: CommandVerb) -> None:
     """One result per id, with the revision after it."""
-    moved, effects = decide(gating(), make_command(verb, plan=make_plan()))
+    moved, effects = decide(gating(), command(verb, plan=make_plan()), SOON)
     (answer,) = (effect for effect in effects if isinstance(effect, AnswerCommand))
     assert moved is not None
     assert answer.revision == moved.revision
@@ -275,9 +278,9 @@ def test_i2_6_pause_roll_back_and_abort_always_work(verb: CommandVerb) -> None:
 
     Which always work.
     """
-    stale = make_command(verb, expected_revision=99, issued_at=T0 - 23 * HOUR)
+    stale = command(verb, expected_revision=99, issued_at=T0 - 23 * HOUR)
     for rollout in (*breachable(), make_rollout(phase=Completed(T0))):
-        answer = decide(rollout, stale)[1][-1]
+        answer = decide(rollout, stale, SOON)[1][-1]
         assert isinstance(answer, AnswerCommand)
         assert answer.status is CommandStatus.ACCEPTED
 
@@ -290,7 +293,9 @@ def test_i2_7_an_alert_says_what_to_do() -> None:
     rollout = make_rollout()
     keys = set()
     for policy in OnBreach:
-        _, effects = decide(rollout, judged(rollout, metrics=(make_breach(on_breach=policy),)))
+        _, effects = decide(
+            rollout, judged(rollout, metrics=(make_breach(on_breach=policy),)), SOON
+        )
         (alert,) = (effect for effect in effects if isinstance(effect, RaiseAlert))
         assert alert.action
         assert alert.judgement is not None

@@ -237,7 +237,7 @@ def test_a_takeover_shortens_no_bake(error: float, *, with_broker: bool) -> None
     second = world.replica(error)
     second.compare(with_broker=with_broker)
     for seconds in range(300, 1_200, 5):
-        after, _ = decide(rollout, Ticked(second.clock.now()))
+        after, _ = decide(rollout, Ticked(), second.clock.now())
         assert after is not None
         if seconds < 655:
             assert isinstance(after.phase, Baking), f"ended after {seconds} s"
@@ -260,7 +260,8 @@ def test_no_visit_begins_in_the_future(error: float) -> None:
     world = World()
     replica = world.replica(error)
     replica.compare()
-    rollout, _ = decide(make_rollout(), make_command("promote", at=replica.clock.now()))
+    now = replica.clock.now()
+    rollout, _ = decide(make_rollout(), make_command("promote", issued_at=now), now)
     assert rollout is not None
     assert rollout.visits[-1].stage == 1
     assert rollout.visits[-1].entered_at <= max(world.true, T0) + timedelta(seconds=0.1)

@@ -56,7 +56,7 @@ async def test_a_quarantine_that_is_away_keeps_no_answer(monkeypatch: pytest.Mon
     refused = CommandRefused(
         command_id="c1", flag_key="f", verb=CommandVerb.PROMOTE, reason="no rollout"
     )
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         await daemon.workers.inbox.refuse([(record_of(0), unreadable), (record_of(1), refused)])
         await daemon.workers.inbox.refuse([(record_of(2), unreadable)])
     assert [json.loads(entry.value)["data"]["command_id"] for entry in published] == ["c1"]

@@ -7,7 +7,7 @@ from prometheus_client.samples import Sample
 
 from controller.health import Health, Scope
 from controller.metrics import Metrics
-from schemas.terms import CommandStatus, CommandVerb, Recorded
+from schemas.terms import CommandStatus, CommandVerb, RecordClass
 
 
 def samples_of(metrics: Metrics) -> list[Sample]:
@@ -38,7 +38,7 @@ def test_names_follow_the_conventions() -> None:
 def test_a_series_exists_before_its_first_event() -> None:
     """Known label values start at zero, so that a rate over the first event is not lost."""
     value = Metrics(version="1").registry.get_sample_value
-    for recorded in Recorded:
+    for recorded in RecordClass:
         assert value("rolloutd_events_total", {"topic": "outcomes", "class": recorded}) == 0
     assert value("rolloutd_quarantined_total", {"reason": "not_json"}) == 0
 

@@ -1,1 +1,1 @@
-"""What adapters that call over HTTP share: how a server is checked, and when it is called again."""
+"""What adapters that call over HTTP share: TLS, bounded answers, and when to call again."""

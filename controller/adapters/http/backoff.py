@@ -1,6 +1,6 @@
 """When a system that failed may be called again: later and later, never by all replicas at once.
 
-Belongs here: how long to wait. What counts as a failure is each adapter's to say.
+Belongs here: how long to wait. What counts as a failure is for each adapter to say.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ import random
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Final
 
 from controller.ports import Clock
 
-# : An urgent call is let through this often while everything else waits: a rollback must not wait
-# out somebody's bad minute.
-URGENT_SECONDS = 1.0
-# : What a server may ask us to wait at most, by Retry-After: a wrong clock of its must not silence
-# us for a day.
-MAX_ASKED_SECONDS = 600.0
+#: How often an urgent call is made while all others wait. A rollback must not wait until the other
+#: system has recovered.
+URGENT_SECONDS: Final = 1.0
+#: The longest wait that a server can request by Retry-After. A server with a wrong clock must not
+#: stop our calls for a day.
+MAX_REQUESTED_SECONDS: Final = 600.0
 
 
-def asked_seconds(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Return how long Retry-After asks us to wait, given in seconds or as a date.
+def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Return the wait that a Retry-After header requests, in seconds or as a date.
 
-    None without a readable one.
-
-    `headers` by names in lower case, or by any, as httpx has them.
+    None without a readable header. `headers` are by name in lower case, or by any case, as in
+    httpx.
     """
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
@@ -38,10 +38,7 @@ def asked_seconds(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 class Backoff:
-    """Doubles the wait with each failure in a row, up to a limit.
-
-    And draws half of it by chance.
-    """
+    """A wait that doubles with each failure in a row, up to a limit; half of it is random."""
 
     def __init__(
         self,
@@ -58,7 +55,7 @@ class Backoff:
         self._chance = chance
         self._failures = 0
         self._until = 0.0  # monotonic
-        self._tried_at = float("-inf")
+        self._tried_at = float("-inf")  # monotonic
         self._why = ""
 
     def why_waiting(self, *, is_urgent: bool = False) -> str | None:
@@ -72,21 +69,18 @@ class Backoff:
             return None
         return f"not asked for another {self._until - now:.0f} s after: {self._why}"
 
-    def failed(self, why: str, *, asked_seconds: float | None = None) -> None:
-        """Learn of a failure.
-
-        `asked_seconds` is how long the other side asked us to wait, None for not at all.
-        """
+    def failed(self, why: str, *, requested_seconds: float | None = None) -> None:
+        """Record a failure; `requested_seconds` is the wait that the other side requested."""
         self._failures += 1
         self._why = why
         self._tried_at = self._clock.monotonic()
         wait = min(self._max, self._first * 2.0 ** min(self._failures - 1, 32)) * (
             0.5 + 0.5 * self._chance()
         )
-        if asked_seconds is not None:
-            wait = max(wait, min(asked_seconds, MAX_ASKED_SECONDS))
+        if requested_seconds is not None:
+            wait = max(wait, min(requested_seconds, MAX_REQUESTED_SECONDS))
         self._until = self._tried_at + wait
 
     def worked(self) -> None:
-        """Learn that it answers again."""
+        """Record a success: the next call may be made at once."""
         self._failures = 0

@@ -1,4 +1,4 @@
-"""How we check a server we call, and show it who we are."""
+"""TLS towards a server that we call: how its certificate is checked, and which one we show."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ from controller.errors import ConfigInvalid
 
 
 class Certificates(Protocol):
-    """What a settings section says of them."""
+    """The part of a settings section that names certificates."""
 
     @property
     def ca_file(self) -> Path | None:
-        """The authorities that may sign the server's. None: the system's."""
+        """The authorities that may sign the server's certificate. None: the system's."""
 
     @property
     def certificate_file(self) -> Path | None:
-        """Ours. None: we show none."""
+        """Our certificate. None: we show none."""
 
     @property
     def key_file(self) -> Path | None:
-        """The key of ours. None: it is in the same file."""
+        """The key of our certificate. None: it is in the same file."""
 
 
 def client_context(certificates: Certificates, section: str, *, is_used: bool) -> ssl.SSLContext:
-    """Return the context for calls; `is_used` is whether any goes over TLS.
+    """Return the context for calls; `is_used` says whether any call goes over TLS.
 
     Raises ConfigInvalid, naming `section`.
     """
     if not is_used:
-        return ssl.SSLContext(
-            ssl.PROTOCOL_TLS_CLIENT
-        )  # trusts nobody: the default one would read the authorities from disk
+        # It trusts no authority. The default context would read them all from disk.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context = ssl.create_default_context(cafile=certificates.ca_file)
         if certificates.certificate_file is not None:
-            # An empty password in place of none: OpenSSL would ask for it on the terminal.
+            # With no password OpenSSL would ask for one on the terminal; an empty one prevents it.
             context.load_cert_chain(
                 certificates.certificate_file, certificates.key_file, password=""
             )

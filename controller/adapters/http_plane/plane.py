@@ -26,20 +26,21 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from controller.adapters.http.backoff import Backoff, asked_seconds
+from controller.adapters.http.backoff import Backoff, retry_after_seconds
+from controller.adapters.http.bounded import read_answer
 from controller.adapters.http_plane.template import HttpTemplate, Request, load_template
-from controller.adapters.llm.model_server import printable
 from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Clock, Served
 from controller.settings import HttpPlaneSettings
+from controller.text import excerpt
 
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
 """Between tries of what failed: a blip is over by the next look, and a wrong token is no storm of requests."""
 
-SHOWN_MAX_CHARS = 200
-"""Repeated of a stranger's words."""
+#: Characters of the server's own text that a reason repeats.
+MAX_EXCERPT_CHARS = 200
 
 CONNECTIONS = 4
 KEEP_ALIVE_SECONDS = 4.0
@@ -118,7 +119,7 @@ class HttpPlane:
         if not self._template.reads:
             return self._believed(memory, rollout)
         now = self._clock.monotonic()
-        if memory.seen is not None and now - memory.seen_at < self._settings.look_every_seconds:
+        if memory.seen is not None and now - memory.seen_at < self._settings.check_interval_seconds:
             if memory.seen.difference is None and memory.percent == decided:
                 return memory.seen
             if memory.seen.edited_by is not None:
@@ -201,7 +202,7 @@ class HttpPlane:
                 answer = json.loads(body)
             except (ValueError, RecursionError) as error:
                 raise FlagPlaneUnavailable(
-                    f"{self._host} answered with what is no JSON: {self._shown(str(error))}"
+                    f"{self._host} answered with what is no JSON: {self._quoted(str(error))}"
                 ) from None
             self._template.find(place, answer, scope)
         if (why := self._template.why_refused(scope)) is not None:
@@ -232,7 +233,7 @@ class HttpPlane:
                 self._backoff, f"{self._host} gave no complete answer within {seconds:g} s"
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            said = self._shown(str(error)) or type(error).__name__
+            said = self._quoted(str(error)) or type(error).__name__
             raise self._failed(self._backoff, f"{self._host} cannot be asked: {said}") from None
         if not response.is_success:
             raise self._trouble(response, body, rollout)
@@ -257,26 +258,14 @@ class HttpPlane:
             self._http.build_request(request.method, request.url, headers=headers, content=content),
             stream=True,
         )
-        try:
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise ValueError("a packed answer, which was not asked for")
-            body = bytearray()
-            async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > self._settings.max_answer_bytes:
-                    raise ValueError(
-                        f"the answer is longer than {self._settings.max_answer_bytes} bytes"
-                    )
-        finally:
-            await response.aclose()
-        return response, bytes(body)
+        return response, await read_answer(response, self._settings.max_answer_bytes)
 
     def _trouble(
         self, response: httpx.Response, body: bytes, rollout: Rollout
     ) -> FlagPlaneUnavailable:
         """Return what an unsuccessful answer means, and learn from it when to ask again."""
         status = response.status_code
-        said = self._shown(body[: 4 * SHOWN_MAX_CHARS].decode("utf-8", "replace"))
+        said = self._quoted(body[: 4 * MAX_EXCERPT_CHARS].decode("utf-8", "replace"))
         words = f"{self._host} answered {status}" + (f": {said}" if said else "")
         if 300 <= status < 400:
             return self._failed(
@@ -287,7 +276,7 @@ class HttpPlane:
             return self._failed(self._backoff, f"{words}; is the secret of {self.name} right?")
         if status == 429 or status >= 500:
             return self._failed(
-                self._backoff, words, asked_seconds(response.headers, self._clock.now())
+                self._backoff, words, retry_after_seconds(response.headers, self._clock.now())
             )
         # A matter of this flag (unknown, archived, in conflict, approval wanted): the others are
         # not kept waiting.
@@ -300,20 +289,17 @@ class HttpPlane:
         return self._failed(backoff, words)
 
     def _failed(
-        self, backoff: Backoff, why: str, asked_seconds: float | None = None
+        self, backoff: Backoff, why: str, requested_seconds: float | None = None
     ) -> FlagPlaneUnavailable:
-        backoff.failed(why, asked_seconds=asked_seconds)
+        backoff.failed(why, requested_seconds=requested_seconds)
         return FlagPlaneUnavailable(why)
 
-    def _shown(self, text: str) -> str:
-        """Return a stranger's words fit for a log line and an alert.
-
-        Our secret is not among them.
-        """
+    def _quoted(self, text: str) -> str:
+        """Return the beginning of the server's text for a log line and an alert, without our secret."""
         for secret in (self._secret, None if self._signer is None else self._signer.encoded_key):
             if secret:
                 text = text.replace(secret, "***")
-        return printable(text[:SHOWN_MAX_CHARS]).strip()
+        return excerpt(text, MAX_EXCERPT_CHARS)
 
 
 # : Tells what this process sent from what an earlier one did: a receiver that drops what it has

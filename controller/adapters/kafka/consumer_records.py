@@ -29,7 +29,6 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from controller.adapters.kafka.record_batches import (
     Budget,
-    RefusedBatch,
     following_offset,
     is_plain,
     make_safe,
@@ -73,15 +72,12 @@ class Guard:
         consumer: AIOKafkaConsumer,
         *,
         heard: Callable[[KafkaPartition], object] = lambda partition: None,
-        refused: Callable[[KafkaPartition, RefusedBatch], object] = lambda partition, batch: None,
     ) -> None:
-        """Watch a consumer that was not started yet.
+        """Guard a consumer that was not started yet.
 
-        `heard` is called with each partition that the brokers answered for, and `refused` with each
-        batch of which nothing but one record is left, which readers refuse.
+        `heard` is called with each partition that the brokers answered for.
         """
         self._heard = heard
-        self._refused = refused
         self.careful: dict[KafkaPartition, _Careful] = {}
         """Partitions whose records are all read before they are given out, until one is."""
         self.is_careful = False
@@ -103,7 +99,10 @@ class Guard:
         return partition in self.careful and self.careful[partition].was_read
 
     def following(self, partition: KafkaPartition, offset: int) -> int | None:
-        """Return the offset behind the first batch of a careful fetch from `offset`, None if unknown."""
+        """Return the offset behind the first batch of a careful fetch from `offset`.
+
+        None when it is not known.
+        """
         careful = self.careful.get(partition)
         return careful.following if careful is not None and careful.offset == offset else None
 
@@ -156,7 +155,6 @@ class Guard:
             _unpacker, partial(make_safe, content, offset, budget, is_careful=is_careful)
         )
         for batch in made.refused:
-            self._refused(partition, batch)
             log.warning(
                 "batch_refused",
                 topic=partition.topic,
@@ -252,7 +250,7 @@ def _as_read(topic_partition: Any, record: Any) -> Any:
 
 
 class _Slice:
-    """Records that follow one another in a batch, handed on as if they were one record with the last one's offset."""
+    """Consecutive records of a batch, handed on like one record with the last one's offset."""
 
     __slots__ = ("offset", "records")
 

@@ -17,7 +17,7 @@ _SECOND = "#outcomes"
 
 
 def streams(topics: tuple[str, str]) -> tuple[str, str]:
-    """Return what ingest calls the evaluations' and the outcomes' topic, told apart when they are one."""
+    """Return the streams of evaluations and of outcomes, with two names when they are one topic."""
     evaluations, outcomes = topics
     return (evaluations, outcomes + _SECOND) if evaluations == outcomes else topics
 

@@ -16,17 +16,15 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
-from controller.adapters.kafka.consumer_records import UNREADABLE, Guard, name_faults
-from controller.adapters.kafka.event_log import (
-    CountTrouble,
-    dead_part,
-    ignore,
-    must_pass,
-    named_partition,
+from controller.adapters.kafka.client import (
+    background_tasks,
+    client_options,
+    must_propagate,
+    partition_in,
     stop_in_time,
-    tasks_of,
 )
-from controller.adapters.kafka.topics import client_options
+from controller.adapters.kafka.consumer_calls import ended_task
+from controller.adapters.kafka.consumer_records import UNREADABLE, Guard, name_faults
 from controller.core.rollout import Rollout
 from controller.settings import KafkaSettings
 
@@ -52,7 +50,6 @@ class KafkaStateFeed:
         settings: KafkaSettings,
         decode: Callable[[bytes], Rollout],
         *,
-        count: CountTrouble = ignore,
         overtaken: Callable[[str], None] = lambda flag_key: None,
         retry_seconds: float = 1.0,
     ) -> None:
@@ -67,7 +64,6 @@ class KafkaStateFeed:
         self._settings = settings
         self._topic = settings.topic("state")
         self._decode = decode
-        self._count = count
         self._overtaken = overtaken
         self._retry_seconds = retry_seconds
         self._revisions: dict[str, int] = {}  # by flag, the newest seen
@@ -105,12 +101,11 @@ class KafkaStateFeed:
                 async for rollout in self._follow():
                     yield rollout
             except BaseException as error:
-                if must_pass(error):
+                if must_propagate(error):
                     raise
                 # Of whatever type, it is the client's trouble: reading what a document holds raises
                 # nothing. Revisions are kept, so that reading from the beginning again repeats
                 # nothing.
-                self._count("state_feed_lost")
                 log.warning(
                     "state_feed_lost",
                     topic=self._topic,
@@ -136,7 +131,7 @@ class KafkaStateFeed:
                 "state_feed",
                 consumer.stop(),
                 consumer._client,
-                lambda: tasks_of(consumer),
+                lambda: background_tasks(consumer),
                 self._settings.stop_seconds,
             )
 
@@ -189,7 +184,7 @@ class KafkaStateFeed:
                 checked = loop.time()
                 goal = goal or ends
                 awaited = awaited or (asked, ends)
-            dead = "the topic that was read" if self._is_stale else dead_part(consumer)
+            dead = "the topic that was read" if self._is_stale else ended_task(consumer)
             if dead is not None:
                 raise KafkaError(f"{dead} has ended")
             try:
@@ -231,14 +226,13 @@ class KafkaStateFeed:
         Its flag keeps the document that it has, and gets the next one. Standing still would stop
         every flag.
         """
-        partition = named_partition(error)
+        partition = partition_in(error)
         if partition is None:
             raise error
         async with asyncio.timeout(self._settings.call_seconds):
             position: int = await consumer.position(partition)
         if stumbled.get(partition) == position and guard.is_read_carefully(partition):
             following = guard.following(partition, position) or position + 1
-            self._count("state_unreadable")
             log.error(
                 "state_unreadable",
                 partition=partition.partition,
@@ -284,7 +278,6 @@ class KafkaStateFeed:
             if last == revision or (last is None and flag_key in self._corrupt):
                 continue
             self._lost.add(flag_key)
-            self._count("state_overtaken")
             log.warning("state_overtaken", flag_key=flag_key, revision=revision, last=last)
             self._overtaken(flag_key)
 
@@ -326,7 +319,6 @@ class KafkaStateFeed:
             )
             if key in self._corrupt or is_kept:
                 self._corrupt[key] = str(error)
-            self._count("state_refused")
             log.warning(
                 "state_refused",
                 flag_key=key,

@@ -20,8 +20,9 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaConnectionError
 
+from controller.adapters.kafka.client import client_options, disconnect, reason_of
 from controller.adapters.kafka.consumer_records import UNREADABLE, Guard, name_faults
-from controller.adapters.kafka.topics import client_options, partition_of
+from controller.adapters.kafka.topics import partition_of
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
 
@@ -96,15 +97,8 @@ class KafkaReader:
         await self._close()
 
     async def _close(self) -> None:
-        """Disconnect; what does not close in time is left to the end of the process."""
         consumer, self._consumer = self._consumer, None
-        stopping = asyncio.ensure_future(consumer.stop())
-        await asyncio.wait([stopping], timeout=self._settings.stop_seconds)
-        if not stopping.done():
-            stopping.cancel()
-        elif not stopping.cancelled():
-            # it was only read from: nothing is lost by a connection that broke
-            stopping.exception()
+        await disconnect(consumer.stop(), self._settings.stop_seconds)
 
     # --- where things stand
     # ----------------------------------------------------------------------------------------------
@@ -124,7 +118,7 @@ class KafkaReader:
         )
 
     async def offsets_at(self, at: datetime, *topics: str) -> dict[KafkaPartition, int]:
-        """Return the offset of the first record whose timestamp is not before `at`, of every partition; its end without one."""
+        """Return every partition's first offset with a timestamp not before `at`, else its end."""
         ends = await self.ends(*topics)
         wanted = dict.fromkeys(ends, round(at.timestamp() * 1000))
         found: Mapping[KafkaPartition, Any] = await self._ask(
@@ -156,14 +150,8 @@ class KafkaReader:
         ]
 
     def _unavailable(self, doing: str, error: BaseException) -> EventLogUnavailable:
-        if isinstance(error, KafkaConnectionError):
-            why = "no broker answers"
-        else:
-            why = (
-                "no answer in time"
-                if isinstance(error, TimeoutError)
-                else str(error) or type(error).__name__
-            )
+        no_broker = isinstance(error, KafkaConnectionError)
+        why = "no broker answers" if no_broker else reason_of(error)
         return EventLogUnavailable(f"Kafka at {self._settings.bootstrap_servers}: {doing}: {why}")
 
     # --- reading
@@ -175,9 +163,9 @@ class KafkaReader:
             yield record
 
     async def in_time_order(self, starts: Offsets, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
-        """Yield the records of several partitions from `starts` to before `ends`, merged by their timestamps.
+        """Yield the records of several partitions merged by their timestamps.
 
-        Each partition's own order is kept; where its timestamps fall, the greatest so far counts.
+        They are those from `starts` to before `ends`. Each partition's own order is kept; where its timestamps fall, the greatest so far counts.
         What is read ahead is bounded per partition.
         """
         consumer, loop = self._consumer, asyncio.get_running_loop()
@@ -244,7 +232,7 @@ class KafkaReader:
                 raise self._unavailable("reading", TimeoutError())
 
     async def newest(self, topic: str, count: int, key: str | None = None) -> list[ConsumerRecord]:
-        """Return the last `count` records, of one key if it is given, oldest first by their timestamps."""
+        """Return the last `count` records, of one `key` or all, oldest first by timestamp."""
         partitions = self._partitions(topic) if key is None else [self.partition(topic, key)]
         all_ends, starts = await self.ends(topic), await self._starts(partitions)
         wanted = None if key is None else key.encode()

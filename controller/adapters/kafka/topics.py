@@ -19,42 +19,37 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 from aiokafka.partitioner import murmur2
 
+from controller.adapters.kafka.client import client_options, reason_of
 from controller.errors import ConfigInvalid, EventLogUnavailable, RolloutdError
 from controller.settings import KafkaSettings, TopicNames
+from schemas.topics import TOPIC_POLICIES, WEEK_MS
 
 log = structlog.get_logger(__name__)
 
 _USUAL_COPIES = 3  # survives one broker in maintenance and one lost
 _MINUTE = 60_000  # ms
 _HOUR = 60 * _MINUTE
-_WEEK = 7 * 24 * _HOUR
 
-_BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
-
-# : What a topic we make is configured with; the rest is the broker's choice. Events are kept for a
-# week, so that a : replica that was away for a long weekend misses none. Decisions are the audit
-# log. State is compacted early and : often: every replica reads it from its beginning when it
-# starts. What we write has the broker's : time: it is then in order for whoever reads it by time,
-# and tells us how wrong our own clock is.
-TOPIC_CONFIGS: Mapping[str, Mapping[str, str]] = {
-    "evaluations": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
-    "outcomes": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
-    "commands": {"cleanup.policy": "delete", "retention.ms": str(_WEEK)},
-    "results": {"cleanup.policy": "delete", "retention.ms": str(_WEEK), **_BROKERS_TIME},
-    "decisions": {
-        "cleanup.policy": "delete",
-        "retention.ms": str(2 * 366 * 24 * _HOUR),
-        **_BROKERS_TIME,
-    },
-    "alerts": {"cleanup.policy": "delete", "retention.ms": str(90 * 24 * _HOUR), **_BROKERS_TIME},
-    "state": {
-        "cleanup.policy": "compact",
-        "min.cleanable.dirty.ratio": "0.1",
-        "segment.ms": str(24 * _HOUR),
-        "delete.retention.ms": str(_WEEK),
-    },
-    "quarantine": {"cleanup.policy": "delete", "retention.ms": str(2 * _WEEK), **_BROKERS_TIME},
+#: State is compacted early and often, because every replica reads it from its beginning when it
+#: starts.
+_COMPACTION: Mapping[str, str] = {
+    "min.cleanable.dirty.ratio": "0.1",
+    "segment.ms": str(24 * _HOUR),
+    "delete.retention.ms": str(WEEK_MS),
 }
+
+
+def topic_config(logical: str) -> dict[str, str]:
+    """Return what a topic that we create is configured with; the rest is the broker's choice."""
+    policy = TOPIC_POLICIES[logical]
+    config: dict[str, str] = {"cleanup.policy": policy.cleanup}
+    if policy.retention_ms is None:
+        return {**config, **_COMPACTION}
+    config["retention.ms"] = str(policy.retention_ms)
+    if policy.has_broker_time:
+        config["message.timestamp.type"] = "LogAppendTime"
+    return config
+
 
 #: A record from the future makes honest ones look old. Brokers since Kafka 3.6 can refuse those
 #: whose timestamp is further ahead than this; by itself Kafka 4 takes an hour and older ones take
@@ -73,30 +68,6 @@ _RUINOUS_POLICY = {
     "commands": "compact",
     "state": "delete",
 }
-
-
-def client_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Return what every aiokafka client of ours is given.
-
-    Where, who, and how long it may wait for an answer.
-    """
-    security = settings.security
-    options: dict[str, Any] = {
-        "bootstrap_servers": [
-            server.strip() for server in settings.bootstrap_servers.split(",") if server.strip()
-        ],
-        "client_id": settings.client_id,
-        "request_timeout_ms": round(settings.request_timeout_seconds * 1000),
-        # a new partition, or a topic made at last, is noticed within 10 s
-        "metadata_max_age_ms": 10_000,
-        "security_protocol": security.protocol,
-        "ssl_context": security.ssl_context(),
-    }
-    if security.uses_sasl and security.password is not None:
-        options["sasl_mechanism"] = security.sasl_mechanism
-        options["sasl_plain_username"] = security.username
-        options["sasl_plain_password"] = security.password.get_secret_value()
-    return options
 
 
 def partition_of(flag_key: str, partitions: int) -> int:
@@ -166,7 +137,7 @@ async def _admin(settings: KafkaSettings, doing: str) -> AsyncIterator[AIOKafkaA
         ) from error
     # aiokafka raises what it stumbles over: the surroundings' trouble all the same.
     except Exception as error:
-        why = str(error) or type(error).__name__
+        why = reason_of(error)
         raise EventLogUnavailable(f"{doing}: {settings.bootstrap_servers}: {why}") from error
     finally:
         try:
@@ -200,7 +171,7 @@ async def _create(
             event_partitions if logical in ("evaluations", "outcomes") else settings.partitions,
             copies,
             topic_configs={
-                **TOPIC_CONFIGS[logical],
+                **topic_config(logical),
                 **(ahead if logical in _TIMED_BY_PRODUCERS else {}),
             },
         )
@@ -328,7 +299,7 @@ async def _refuse_ruinous_policies(admin: AIOKafkaAdminClient, names: Mapping[st
         policy = next((entry[1] for entry in entries if entry[0] == "cleanup.policy"), "")
         logical = logical_of[topic]
         if _RUINOUS_POLICY[logical] in str(policy).split(","):
-            right = TOPIC_CONFIGS[logical]["cleanup.policy"]
+            right = TOPIC_POLICIES[logical].cleanup
             raise ConfigInvalid(
                 f"{topic} has cleanup.policy={policy}, which loses "
                 f"{'state' if right == 'compact' else 'records'}: run "

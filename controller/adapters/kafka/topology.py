@@ -35,8 +35,12 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-from controller.adapters.kafka.event_log import must_pass
-from controller.adapters.kafka.topics import client_options
+from controller.adapters.kafka.client import (
+    client_options,
+    disconnect,
+    must_propagate,
+    reason_of,
+)
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.settings import KafkaSettings, TopicNames
@@ -253,15 +257,10 @@ class KafkaTopology:
                 found = await _look_up(self._client, sorted(set(self._names.values())))
         except BaseException as error:
             await self.stop()
-            if must_pass(error):
+            if must_propagate(error):
                 raise
-            why = (
-                "no answer in time"
-                if isinstance(error, TimeoutError)
-                else str(error) or type(error).__name__
-            )
             raise EventLogUnavailable(
-                f"looking up topics: {why} ({self._settings.bootstrap_servers})"
+                f"looking up topics: {reason_of(error)} ({self._settings.bootstrap_servers})"
             ) from error
         self._take(found)
 
@@ -269,12 +268,7 @@ class KafkaTopology:
         """Disconnect; what does not close in time is left to the end of the process."""
         client, self._client = self._client, None
         if client is not None:
-            closing = asyncio.ensure_future(client.close())
-            await asyncio.wait([closing], timeout=self._settings.stop_seconds)
-            if not closing.done():
-                closing.cancel()
-            elif not closing.cancelled():
-                closing.exception()  # nothing is lost by a connection that broke
+            await disconnect(client.close(), self._settings.stop_seconds)
 
     async def _connect(self) -> None:
         # By itself the client asks for every topic of the cluster: rarely, for we ask for ours.

@@ -1,9 +1,7 @@
-"""Advice at gates from a language model.
+"""Advice at gates from a language model: the question, the answer, and which server is asked.
 
-The question, the answer, and who is asked, as the settings say.
-
-Belongs here: the Advisor port. How a server is asked is `model_server.py`, in which words
-`openai.py` and `ollama.py`.
+Belongs here: the `Advisor` and `Commentator` ports. How a server is asked is `model_server.py`, in
+which words `openai.py` and `ollama.py`.
 """
 
 from __future__ import annotations
@@ -13,13 +11,8 @@ from typing import NoReturn
 
 import httpcore
 
-from controller.adapters.llm.model_server import (
-    Completion,
-    Dialect,
-    ModelServer,
-    nothing_else,
-    printable,
-)
+from controller.adapters.llm.dialect import Dialect
+from controller.adapters.llm.model_server import Completion, ModelServer
 from controller.adapters.llm.ollama import OllamaDialect
 from controller.adapters.llm.openai import OpenAIDialect
 from controller.adapters.llm.prompts import (
@@ -28,36 +21,38 @@ from controller.adapters.llm.prompts import (
     gate_prompt,
     look_prompt,
 )
+from controller.adapters.llm.trouble import only_advice_errors
 from controller.core.judging.judgement import Advice, Explanation, Judgement
 from controller.core.rollout import AskAdvice, RaiseAlert, Rollout
 from controller.errors import AdviceUnavailableError
 from controller.ports import Clock
 from controller.settings import AdvisorSettings
+from controller.text import printable
 from schemas.advice import (
+    ANOMALIES_SCHEMA,
     ANSWER_SCHEMA,
     EXPLANATION_SCHEMA,
-    LOOK_SCHEMA,
     AdviceAnswer,
+    AnomaliesAnswer,
     ExplanationAnswer,
     FormT,
-    LookAnswer,
     parse_form,
 )
 from schemas.terms import AdviceChoice
 
-# : We give up this much before the gate's own deadline, so that the reason is ours and the circuit
-# learns of it.
+#: A question ends this much before the gate's own deadline, so that the reason is ours and the
+#: circuit counts it.
 MARGIN_SECONDS = 0.01
 
-# : Kept of an answer with the decision: a complete usual one, or enough of an odd one to see what
-# is odd.
+#: Bytes of an answer kept with the decision: a usual answer whole, or enough of an odd one to see
+#: what is odd.
 RAW_MAX_BYTES = 2_048
 
 DIALECTS: dict[str, type[Dialect]] = {"openai": OpenAIDialect, "ollama": OllamaDialect}
 
 
 class ModelAdvisor:
-    """Puts gates' evidence to one model at one server."""
+    """Asks one model at one server about the evidence of gates."""
 
     def __init__(
         self,
@@ -66,13 +61,13 @@ class ModelAdvisor:
         *,
         network: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
-        """Connect to nothing yet; `network` takes the place of the machine's.
+        """Connect to nothing yet; `network` replaces the machine's network.
 
         Raises ConfigInvalid.
         """
         self._settings = settings
         self._clock = clock
-        self._looked_at: Mapping[str, Judgement] = {}
+        self._previous: Mapping[str, Judgement] = {}
         self.server = ModelServer(settings, clock, DIALECTS[settings.protocol](), network=network)
 
     @property
@@ -84,7 +79,7 @@ class ModelAdvisor:
         left = (question.until - self._clock.now()).total_seconds() - MARGIN_SECONDS
         if left <= 0:
             raise AdviceUnavailableError("the deadline was over before the model could be asked")
-        with nothing_else():
+        with only_advice_errors():
             return await self._ask(rollout, question, left)
 
     async def _ask(self, rollout: Rollout, question: AskAdvice, left: float) -> Advice:
@@ -107,7 +102,7 @@ class ModelAdvisor:
         )
 
     async def explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
-        with nothing_else():
+        with only_advice_errors():
             return await self._explain(rollout, alert)
 
     async def _explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
@@ -135,30 +130,29 @@ class ModelAdvisor:
     async def look_over(
         self, seen: Mapping[str, tuple[Rollout, Judgement]]
     ) -> Sequence[tuple[str, str]]:
-        with nothing_else():
+        with only_advice_errors():
             return await self._look_over(seen)
 
     async def _look_over(
         self, seen: Mapping[str, tuple[Rollout, Judgement]]
     ) -> Sequence[tuple[str, str]]:
-        # Those nearest to an alarm first: a prompt has room for a dozen.
+        # Those nearest to an alarm come first: a prompt has room for a dozen.
         ordered = sorted(seen.values(), key=lambda each: (-_nearness(each[1]), each[0].flag_key))[
             :MAX_ROLLOUTS
         ]
-        prompt = look_prompt(ordered, self._looked_at)
-        self._looked_at = {key: judgement for key, (_, judgement) in seen.items()}
+        prompt = look_prompt(ordered, self._previous)
+        self._previous = {key: judgement for key, (_, judgement) in seen.items()}
         completion = await self.server.complete(
-            prompt, LOOK_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
+            prompt, ANOMALIES_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
         )
-        found = _read(completion, LookAnswer).unusual
         return [
             (ordered[one.rollout - 1][0].flag_key, one.what)
-            for one in found
+            for one in _read(completion, AnomaliesAnswer).unusual
             if one.rollout <= len(ordered)
         ]
 
     async def close(self) -> None:
-        """Close what is open; a question still out ends in AdviceUnavailableError."""
+        """Close every connection; a question still out ends in AdviceUnavailableError."""
         await self.server.close()
 
 
@@ -175,18 +169,18 @@ def _nearness(judgement: Judgement) -> float:
 
 
 class NoAdvisor:
-    """Stands in where no model is configured: there is never advice."""
+    """The advisor where no model is configured: it never has advice."""
 
     @property
     def trouble(self) -> str | None:
-        """Nothing is wrong: nobody is to be asked."""
+        """Nothing is wrong: there is no model to ask."""
         return None
 
     async def ask(self, rollout: Rollout, question: AskAdvice) -> NoReturn:
         raise AdviceUnavailableError("no model is configured: advisor.url is not set")
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there is no connection."""
 
 
 def make_advisor(settings: AdvisorSettings, clock: Clock) -> ModelAdvisor | NoAdvisor:
@@ -195,5 +189,5 @@ def make_advisor(settings: AdvisorSettings, clock: Clock) -> ModelAdvisor | NoAd
 
 
 def kept_raw(completion: Completion) -> str:
-    """Return what is kept of an answer: printable, and cut."""
+    """Return the part of an answer that is kept with the decision: printable and bounded."""
     return printable(completion.content).encode()[:RAW_MAX_BYTES].decode(errors="ignore")

@@ -1,8 +1,8 @@
 """The dialect of Ollama's own `/api/chat`.
 
-Its OpenAI-compatible address cannot be told how large a context to load, and cuts the head off
-longer prompts without a word; here `num_ctx` goes with every question. Everything else about asking
-is `model_server.py`.
+Ollama's OpenAI-compatible address takes no size of the context to load, and silently cuts the
+beginning off longer prompts. Here `num_ctx` goes with every question. Everything else is
+`model_server.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 import msgspec
 
-from controller.adapters.llm.model_server import SEED, Written, token_count
+from controller.adapters.llm.dialect import SEED, Written, token_count
 from controller.adapters.llm.prompts import Prompt
 from controller.settings import AdvisorSettings
 
 
 class OllamaDialect:
-    """Words questions as `/api/chat` takes them."""
+    """The form of `/api/chat`."""
 
     parameters_in = ("options", "keep_alive", "think")
 
@@ -34,7 +34,7 @@ class OllamaDialect:
     ) -> dict[str, Any]:
         """Return the body of the request.
 
-        `stream` must be said: the default is a line of JSON per token.
+        `stream` must be given: by default the answer is a line of JSON per token.
         """
         return {
             "model": settings.model,
@@ -52,21 +52,21 @@ class OllamaDialect:
         }
 
     def read(self, body: bytes, settings: AdvisorSettings) -> Written:
-        """Return what stands in the response.
+        """Return the completion in the response.
 
-        An answer to a prompt that may have lost its head counts as cut off.
+        An answer counts as cut off when its prompt may have lost its beginning.
         """
-        said = msgspec.json.decode(body, type=_Response)
+        response = msgspec.json.decode(body, type=_Response)
         prompt_tokens, completion_tokens = (
-            token_count(said.prompt_eval_count),
-            token_count(said.eval_count),
+            token_count(response.prompt_eval_count),
+            token_count(response.eval_count),
         )
-        reason = str(said.done_reason) if said.done else "not done"
+        reason = str(response.done_reason) if response.done else "not done"
         if (prompt_tokens or 0) + (completion_tokens or 0) >= settings.context_tokens:
             reason = (
                 f"context of {settings.context_tokens} tokens is full: raise advisor.context_tokens"
             )
-        return Written(said.message.content, reason, prompt_tokens, completion_tokens)
+        return Written(response.message.content, reason, prompt_tokens, completion_tokens)
 
     def read_models(self, body: bytes) -> tuple[str, ...]:
         return tuple(model.name for model in msgspec.json.decode(body, type=_Tags).models)

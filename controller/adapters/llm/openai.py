@@ -1,6 +1,6 @@
 """The dialect of OpenAI's chat completions: LocalAI, llama.cpp's server, vLLM, Ollama's `/v1`.
 
-Belongs here: how such a server words a request and a completion. Everything else about asking is
+Belongs here: how such a server words a request and a completion. Everything else is
 `model_server.py`.
 """
 
@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import msgspec
 
-from controller.adapters.llm.model_server import SEED, Written, token_count
+from controller.adapters.llm.dialect import SEED, Written, token_count
 from controller.adapters.llm.prompts import Prompt
 from controller.settings import AdvisorSettings
 
 
 class OpenAIDialect:
-    """Words questions as `/v1/chat/completions` takes them."""
+    """The form of `/v1/chat/completions`."""
 
     parameters_in = ("temperature", "seed", "max_tokens")
 
@@ -33,9 +33,9 @@ class OpenAIDialect:
     ) -> dict[str, Any]:
         """Return the body of the request.
 
-        The answer's form is asked for twice, here and in the prompt: servers keep little of a
-        schema, or none. Not streamed, because LocalAI doubles the first token of a streamed answer
-        that follows a schema.
+        The answer's form is requested twice, here and in the prompt: servers keep little of a
+        schema, or none. The answer is not streamed, because LocalAI doubles the first token of a
+        streamed answer that follows a schema.
         """
         return {
             "model": settings.model,
@@ -82,7 +82,7 @@ class _Choice(msgspec.Struct):
 
 class _Completion(msgspec.Struct):
     choices: Annotated[list[_Choice], msgspec.Meta(min_length=1, max_length=1)]
-    usage: Any = None  # a claim that is nice to have: no reason to refuse an answer
+    usage: Any = None  # only a claim: never a reason to refuse an answer
 
 
 class _Model(msgspec.Struct):

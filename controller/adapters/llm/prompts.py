@@ -25,11 +25,13 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from controller.core.judging.judgement import Advice, ArmSummary, Judgement, MetricReport
+from controller.core.judging.judgement import Advice, Judgement, MetricReport
+from controller.core.metrics import kind_to_show
+from controller.core.metrics.kind import ArmSummary
 from controller.core.plan import Plan, Stage
 from controller.core.rollout import AskAdvice, Rollout, Visit
 from controller.core.serving import decided_share
-from schemas.advice import ANSWER_SCHEMA, EXPLANATION_SCHEMA, LOOK_SCHEMA
+from schemas.advice import ANOMALIES_SCHEMA, ANSWER_SCHEMA, EXPLANATION_SCHEMA
 from schemas.terms import Arm, Verdict
 
 GATE_VERSION = "gate-v1"
@@ -166,7 +168,7 @@ def look_prompt(
         )
         nearest = _nearest_to_alarm(judgement.metrics, MAX_METRICS_IN_A_LOOK)
         lines += [f"  {_metric(report)}{_before(known.get(report.metric))}" for report in nearest]
-    return fill(LOOK_VERSION, LOOK_SCHEMA, rollouts="\n".join(lines))
+    return fill(LOOK_VERSION, ANOMALIES_SCHEMA, rollouts="\n".join(lines))
 
 
 def _before(report: MetricReport | None) -> str:
@@ -272,10 +274,9 @@ def _metric(report: MetricReport) -> str:
         )
         tolerated.append(f"up to {margin} worse than control")
     if report.limit is not None:
-        tolerated.append(
-            f"{'at least' if _is_wanted(report.metric) else 'at most'} "
-            f"{_value(report.metric, report.limit)}"
-        )
+        is_higher = kind_to_show(report.metric).is_better_when_higher
+        bound = "at least" if is_higher else "at most"
+        tolerated.append(f"{bound} {_value(report.metric, report.limit)}")
     if tolerated:
         parts.append(f"Tolerated: {' and '.join(tolerated)}.")
     parts.append(
@@ -303,17 +304,14 @@ def _interval(low: str | None, high: str | None) -> str:
     return f" ({low or 'unbounded'} to {high or 'unbounded'})"
 
 
-def _is_wanted(metric: str) -> bool:
-    return metric.startswith("conversion:")
-
-
 def _better(metric: str) -> str:
-    return "higher is better" if _is_wanted(metric) else "lower is better"
+    is_higher = kind_to_show(metric).is_better_when_higher
+    return "higher is better" if is_higher else "lower is better"
 
 
 def _value(metric: str, value: float) -> str:
     """Return a metric's value with its unit: milliseconds for latency, percent for shares."""
-    return f"{_number(value)} ms" if metric.startswith("latency") else _percent(value)
+    return _percent(value) if kind_to_show(metric).is_share else f"{_number(value)} ms"
 
 
 def _percent(share: float) -> str:

@@ -19,18 +19,19 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from controller.adapters.http.backoff import Backoff, asked_seconds
+from controller.adapters.http.backoff import Backoff, retry_after_seconds
+from controller.adapters.http.bounded import read_answer
 from controller.adapters.http.tls import client_context
-from controller.adapters.llm.model_server import printable
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Clock
 from controller.settings import UnleashSettings
+from controller.text import excerpt
 
 # : First wait after a failure; it doubles from there. A blip is over by the next round of
 # reconciling.
 FIRST_BACKOFF_SECONDS = 1.0
-#: What is repeated of a stranger's words.
-SHOWN_MAX_CHARS = 300
+#: Characters of Unleash's own text that a reason repeats.
+MAX_EXCERPT_CHARS = 300
 #: The history we look through for who changed a flag.
 EVENTS = 50
 #: Idle connections are dropped before the next round: a server closes them at a moment of its own.
@@ -303,7 +304,7 @@ class UnleashApi:
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             raise self._failed(
-                f"{self.name} cannot be asked: {_shown(str(error)) or type(error).__name__}"
+                f"{self.name} cannot be asked: {_quoted(str(error)) or type(error).__name__}"
             ) from error
         if response.is_success:
             self._backoff.worked()
@@ -317,19 +318,7 @@ class UnleashApi:
         if content is None and method == "POST":
             request.headers["Content-Type"] = "application/json"
         response = await self._http.send(request, stream=True)
-        try:
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise ValueError("a packed answer, which was not asked for")
-            body = bytearray()
-            async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > self._settings.max_answer_bytes:
-                    raise ValueError(
-                        f"the answer is longer than {self._settings.max_answer_bytes} bytes"
-                    )
-        finally:
-            await response.aclose()
-        return response, bytes(body)
+        return response, await read_answer(response, self._settings.max_answer_bytes)
 
     def _parsed(self, body: bytes, form: type[T]) -> T:
         try:
@@ -337,7 +326,7 @@ class UnleashApi:
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise self._failed(
                 f"{self.name} answered with what is no answer of Unleash "
-                f"({_shown(str(error))}): see that "
+                f"({_quoted(str(error))}): see that "
                 "planes.unleash.url is its base address"
             ) from None
 
@@ -348,23 +337,25 @@ class UnleashApi:
             problem = msgspec.json.decode(body, type=Problem)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             problem = Problem()
-        said = _shown(problem.message.replace(self._token, "***"))
+        said = _quoted(problem.message.replace(self._token, "***"))
         words = f"HTTP {status}: {said}" if said else f"HTTP {status}"
         if status == 401:
             return self._failed(
                 f"{self.name} does not know our token ({words}): give planes.unleash.token "
                 f"an admin token of it"
             )
-        asked = asked_seconds(response.headers, self._clock.now())
+        requested = retry_after_seconds(response.headers, self._clock.now())
         if status == 429:
-            return self._failed(f"{self.name} asks us to be slower ({words})", asked_seconds=asked)
+            return self._failed(
+                f"{self.name} asks us to be slower ({words})", requested_seconds=requested
+            )
         if 300 <= status < 400:
             return self._failed(
                 f"{self.name} redirects us ({words}), which is not followed: give "
                 f"planes.unleash.url its address"
             )
         if status >= 500 and _TEST_FAILED not in problem.message:
-            return self._failed(f"{self.name} failed ({words})", asked_seconds=asked)
+            return self._failed(f"{self.name} failed ({words})", requested_seconds=requested)
         if status == 403:
             what_to_do = (
                 f"give planes.unleash.token an admin token that may read and change flags "
@@ -374,11 +365,11 @@ class UnleashApi:
             return Refused(f"{self.name} forbids it ({words}): {what_to_do}", status, problem)
         return Refused(f"{self.name} refused it ({words})", status, problem)
 
-    def _failed(self, why: str, *, asked_seconds: float | None = None) -> Away:
-        self._backoff.failed(why, asked_seconds=asked_seconds)
+    def _failed(self, why: str, *, requested_seconds: float | None = None) -> Away:
+        self._backoff.failed(why, requested_seconds=requested_seconds)
         return Away(why)
 
 
-def _shown(text: str) -> str:
-    """Return a stranger's words fit for a log line and an alert."""
-    return printable(text[:SHOWN_MAX_CHARS]).strip()
+def _quoted(text: str) -> str:
+    """Return the beginning of Unleash's text, fit for a log line and an alert."""
+    return excerpt(text, MAX_EXCERPT_CHARS)

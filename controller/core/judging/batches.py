@@ -1,9 +1,9 @@
-"""From totals to batches: what is new since the last look is one batch, and feeds every test once.
+"""From totals to batches: what is new since the last check is one batch, and feeds each test once.
 
 A batch never spans a visit. For comparisons it is closed by its size or by time, never by what
-happened in it, so the tests stay exact; and it has observations in both arms, since a lone arm says
-nothing about a difference. A limit asks about treatment alone: its test takes what there is at
-every look, also when control has fallen silent.
+happened in it, so the tests stay exact. It has observations in both arms, because one arm alone
+says nothing about a difference. A limit asks about treatment alone: its test uses what there is at
+every check, also when control has stopped reporting.
 """
 
 from __future__ import annotations
@@ -16,43 +16,35 @@ from typing import NamedTuple
 
 from controller.core.analysis import sample_ratio
 from controller.core.analysis.change_point import Floats, add_batch, released_mass
-from controller.core.analysis.latency import (
-    Ordered,
-    Spread,
-    margin_buckets,
-    ordered,
-    quantile_bucket,
-)
+from controller.core.analysis.latency import Spread, ordered
 from controller.core.analysis.proportion import (
     LOG_RATIOS,
     Counts,
     comparison_increments,
     curve_increment,
     excess_increment,
-    harm_alternatives,
     limit_increment,
     rates_above,
     rates_below,
 )
 from controller.core.analysis.sequential_tests import LimitTest, RatioTest, SequentialTests
-from controller.core.analysis.slowness import SHAPES, slowness_increment
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
 from controller.core.judging.questions import (
     gate_margin,
-    limit_bucket,
     limit_share,
     log_tolerated,
     log_tolerated_at_gate,
 )
+from controller.core.metrics.kind import Observed, Sample
 from controller.core.plan import Guardrail
 from controller.core.rollout import Rollout, Visit
 from controller.core.serving import decided_share
 from schemas.counters import TESTED_COUNTERS, Shape
 from schemas.terms import Arm
 
-#: Observations each arm must have before a batch is closed. With one treatment observation per
-#: batch the observed share is all chance and an error in it says little. At 50 treatment requests a
-#: second it takes 0.2 s.
+#: Observations that each arm must have before a batch is closed. With one treatment observation
+#: per batch the observed share is only chance, and an error in it says little. At 50 treatment
+#: requests a second it takes 0.2 s.
 MIN_BATCH = 8
 #: ... or this long has passed and there is anything at all: a flag with few events is judged with
 #: what it has.
@@ -70,23 +62,23 @@ def take_evidence(
     tests: SequentialTests,
     at: datetime,
 ) -> tuple[SequentialTests, str | None]:
-    """Return the tests after everything new in `evidence`.
+    """Return the tests after everything new in `evidence`, and why none of it could be used.
 
-    And a sentence when the present visit's totals fell back.
-
-    `latencies` are the present visit's. Totals fall back when the store lost its last writes; what
-    is recounted then has been used already, so nothing is taken until they have passed the mark
-    again.
+    The second is a sentence when the present visit's totals fell back, else None. Totals fall back
+    when the store lost its last writes. The tests have already used what is counted again then, so
+    they use nothing until the totals have passed the mark again. `latencies` are the present
+    visit's.
     """
     present = len(rollout.visits) - 1
     tests = _enter_visit(rollout, tests, present, at)
-    behind: str | None = None
+    fall: str | None = None
     oldest = _oldest_in_force(rollout, present)
     for index in sorted(evidence.visits):
         if oldest <= index <= present:
-            tests, lost = _take_visit(rollout, tests, index, evidence.visits[index], latencies, at)
-            behind = lost if index == present else behind
-    return tests, behind
+            totals = evidence.visits[index]
+            tests, visit_fall = _take_visit(rollout, tests, index, totals, latencies, at)
+            fall = visit_fall if index == present else fall
+    return tests, fall
 
 
 def _take_visit(
@@ -97,59 +89,49 @@ def _take_visit(
     present: Mapping[Arm, Spread],
     at: datetime,
 ) -> tuple[SequentialTests, str | None]:
-    """Return the tests after everything new in one visit's totals.
-
-    And a sentence when they fell back.
+    """Return the tests after everything new in one visit's totals, and a sentence when they fell.
 
     `present` are the latencies of the present visit's totals.
     """
     is_present = index == tests.visit
-    known = tests.seen.get(index, VisitTotals())
-    seen = _with_exposures(known, totals)
-    before = tests.latencies if is_present else None
-    latencies = _Latencies(
-        before=before or {arm: ordered(seen.arm(arm).latency) for arm in Arm},
-        now={
+    used = tests.seen.get(index, VisitTotals())
+    marks = _with_exposures(used, totals)
+    latencies = tests.latencies if is_present else None
+    before = Sample(marks, latencies or {arm: ordered(marks.arm(arm).latency) for arm in Arm})
+    now = Sample(
+        totals,
+        {
             arm: present[arm].tested if is_present else ordered(totals.arm(arm).latency)
             for arm in Arm
         },
     )
-    lost = _fallen_counter(seen, totals, latencies)
-    srm = _checked_share(tests.srm, decided_share(rollout.plan, rollout.visits[index]), known, seen)
-    marks = tests.seen if seen is known else {**tests.seen, index: seen}
-    if lost is not None:
-        return replace(tests, srm=srm, seen=marks), lost
+    fall = _fallen_counter(before, now)
+    share = decided_share(rollout.plan, rollout.visits[index])
+    tests = replace(
+        tests,
+        srm=_checked_share(tests.srm, share, used, marks),
+        seen=tests.seen if marks is used else {**tests.seen, index: marks},
+    )
+    if fall is not None:
+        return tests, fall
 
     released = _released(rollout, at)
-    limits = _check_limits(rollout, tests, index, totals, latencies.now[Arm.TREATMENT], released)
-    if not _is_full(tests, seen, totals, latencies, at):
-        return replace(tests, srm=srm, seen=marks, limits=limits), None
-    used = VisitTotals(
-        _used(totals.treatment, seen.treatment.exposures, keep_latency=is_present),
-        _used(totals.control, seen.control.exposures, keep_latency=is_present),
+    tests = replace(tests, limits=_check_limits(rollout, tests, index, now, released))
+    if not _is_full(tests, before, now, at):
+        return tests, None
+    used_up = VisitTotals(
+        _used(totals.treatment, marks.treatment.exposures, keep_latency=is_present),
+        _used(totals.control, marks.control.exposures, keep_latency=is_present),
     )
     tests = replace(
         tests,
-        srm=srm,
-        seen={**marks, index: used},
-        limits=limits,
-        ratios=_compare(rollout, tests, index, seen, totals, latencies, released),
-        latencies=latencies.now if is_present else tests.latencies,
+        seen={**tests.seen, index: used_up},
+        ratios=_compare(rollout, tests, index, before, now, released),
+        latencies=now.latencies if is_present else tests.latencies,
         batches=tests.batches + 1,
         closed_at=at,
     )
     return tests, None
-
-
-class _Latencies(NamedTuple):
-    """One visit's latencies: what was used up before, and what there is now."""
-
-    before: Mapping[Arm, Ordered]
-    now: Mapping[Arm, Ordered]
-
-    def gained(self, arm: Arm) -> int:
-        """Return how many values are new."""
-        return self.now[arm].total - self.before[arm].total
 
 
 def _enter_visit(
@@ -157,7 +139,7 @@ def _enter_visit(
 ) -> SequentialTests:
     """Return the tests as they stand in the present visit.
 
-    Fresh for another rollout, safety anew for another visit.
+    Another rollout starts all tests. Another visit starts only what shows safety.
     """
     identity = f"{rollout.rollout_id}/{rollout.plan.version}"
     if tests.identity != identity:
@@ -169,8 +151,8 @@ def _enter_visit(
             identity=identity, visit=present, batches=tests.batches, closed_at=at, harm=tests.harm
         )
     kept = {
-        # A left visit keeps its counters for late events, not its histograms: they are most of the
-        # state's size.
+        # A visit that is over keeps its counters for late events, and not its histograms: those
+        # are most of the state's size.
         index: VisitTotals(replace(seen.treatment, latency={}), replace(seen.control, latency={}))
         for index, seen in tests.seen.items()
         if index > present - KEPT_VISITS
@@ -200,27 +182,24 @@ def _without_old_visits(test: LimitTest, present: int) -> LimitTest:
 
 
 def _oldest_in_force(rollout: Rollout, present: int) -> int:
-    """Return the oldest visit whose evidence speaks of what is served now.
+    """Return the oldest visit whose evidence is about what is served now.
 
-    Lowering the share ends the tests and begins them anew, with an alpha of their own: what made us
-    step back must not be found a second time in the stage below. Each step back is announced, so
-    nobody spends that budget unseen.
+    Lowering the share ends the tests and starts them again, with an alpha of their own. What caused
+    a step back must not be found a second time in the stage below. Each step back is announced, so
+    that budget is never spent in secret.
     """
     oldest = max(0, present - KEPT_VISITS + 1)
     for index in range(present, oldest, -1):
         before, after = rollout.visits[index - 1], rollout.visits[index]
-        # A wider audience often begins at a lower percentage: that is an advance, and the stage
-        # says so.
+        # A wider audience often begins at a lower percentage. That is an advance: its stage is
+        # later.
         if (after.stage, after.percent) < (before.stage, before.percent):
             return index
     return oldest
 
 
 def _with_exposures(seen: VisitTotals, totals: VisitTotals) -> VisitTotals:
-    """Return `seen` with the exposures there are now: they need no batch.
-
-    Fewer than before are no news.
-    """
+    """Return `seen` with the present exposures, which need no batch; fewer change nothing."""
     treatment = max(seen.treatment.exposures, totals.treatment.exposures)
     control = max(seen.control.exposures, totals.control.exposures)
     if (treatment, control) == (seen.treatment.exposures, seen.control.exposures):
@@ -245,14 +224,14 @@ def _checked_share(
     return sample_ratio.add_exposures(srm, share, treatment, control)
 
 
-def _fallen_counter(seen: VisitTotals, totals: VisitTotals, latencies: _Latencies) -> str | None:
+def _fallen_counter(before: Sample, now: Sample) -> str | None:
     """Return the sentence about a counter that is below its mark, None when none is."""
     for arm in _ARMS:
-        before, now = seen.arm(arm), totals.arm(arm)
         for counter in TESTED_COUNTERS:
-            mark, count = getattr(before, counter.name), getattr(now, counter.name)
+            mark = getattr(before.totals.arm(arm), counter.name)
+            count = getattr(now.totals.arm(arm), counter.name)
             if counter.shape is Shape.BY_BUCKET:
-                compared = [("", latencies.before[arm].total, latencies.now[arm].total)]
+                compared = [("", before.latencies[arm].total, now.latencies[arm].total)]
             elif counter.shape is Shape.BY_NAME:
                 compared = [(f" {name}", one, count.get(name, 0)) for name, one in mark.items()]
             else:
@@ -266,36 +245,30 @@ def _fallen_counter(seen: VisitTotals, totals: VisitTotals, latencies: _Latencie
     return None
 
 
-def _is_full(
-    tests: SequentialTests,
-    seen: VisitTotals,
-    totals: VisitTotals,
-    latencies: _Latencies,
-    at: datetime,
-) -> bool:
-    """Tell whether the open batch of a visit is to be closed."""
-    smaller = min(_size(seen.arm(arm), totals.arm(arm), latencies.gained(arm)) for arm in _ARMS)
+def _is_full(tests: SequentialTests, before: Sample, now: Sample, at: datetime) -> bool:
+    """Return whether the open batch of a visit is to be closed."""
+    smaller = min(_size(before, now, arm) for arm in _ARMS)
     return smaller >= MIN_BATCH or (smaller > 0 and at - (tests.closed_at or at) >= MAX_OPEN)
 
 
-def _size(seen: ArmTotals, totals: ArmTotals, gained: int) -> int:
-    """Return the observations in the open batch.
+def _size(before: Sample, now: Sample, arm: Arm) -> int:
+    """Return the observations in one arm's open batch.
 
-    Contexts at risk, or the latency values gained where those are more.
+    They are contexts at risk, or new latency values where those are more.
     """
-    is_counted = (
-        bool(seen.latency) or not seen.at_risk
-    )  # a left visit's were dropped: all of them would look new
-    return max(totals.at_risk - seen.at_risk, gained if is_counted else 0)
+    used, totals = before.totals.arm(arm), now.totals.arm(arm)
+    gained = now.latencies[arm].total - before.latencies[arm].total
+    # The histograms of a visit that is over were dropped: all its values would look new.
+    has_latency = bool(used.latency) or not used.at_risk
+    return max(totals.at_risk - used.at_risk, gained if has_latency else 0)
 
 
 def _compare(
     rollout: Rollout,
     tests: SequentialTests,
     index: int,
-    seen: VisitTotals,
-    totals: VisitTotals,
-    latencies: _Latencies,
+    before: Sample,
+    now: Sample,
     released: float,
 ) -> dict[int, RatioTest]:
     """Return the comparisons with control after the open batch of one visit."""
@@ -305,26 +278,17 @@ def _compare(
     for number, guardrail in enumerate(rollout.plan.guardrails):
         if guardrail.margin is None or not _is_followed(guardrail, visit, is_present=is_present):
             continue
-        test = ratios.get(number) or RatioTest.fresh(_alternatives(guardrail))
-        place = _place(guardrail, latencies.before[Arm.CONTROL], test)
-        batch = _compared(guardrail, seen, totals, latencies, place)
-        added = _added(guardrail, visit.percent, seen, batch)
-        if guardrail.is_distribution:
-            slowness = slowness_increment(
-                latencies.before, latencies.now, margin_buckets(guardrail.margin)
-            )
-            added = added._replace(harm=slowness)
+        kind = guardrail.kind
+        test = ratios.get(number)
+        if test is None:
+            test = RatioTest.fresh(len(kind.harm_log_weights(log_tolerated(guardrail))))
+        place = kind.place(before.latencies[Arm.CONTROL], test.place)
+        batch = _batch(guardrail, before, now, place)
+        added = _added(guardrail, visit.percent, before, batch)
+        harm = kind.harm_increment(before, now, guardrail.margin, added.harm)
+        added = added._replace(harm=harm)
         ratios[number] = _after(test, place, batch, added, released, is_present=is_present)
     return ratios
-
-
-def _alternatives(guardrail: Guardrail) -> int:
-    """Return how many alternatives of harm there are."""
-    return (
-        SHAPES
-        if guardrail.is_distribution
-        else len(harm_alternatives(log_tolerated(guardrail)).log_effects)
-    )
 
 
 def _used(totals: ArmTotals, exposures: int, *, keep_latency: bool) -> ArmTotals:
@@ -346,78 +310,29 @@ def _released(rollout: Rollout, at: datetime) -> float:
 
 
 def _is_followed(guardrail: Guardrail, visit: Visit, *, is_present: bool) -> bool:
-    """Tell whether a visit's events still reach a guardrail's tests.
+    """Return whether a visit's events still reach a guardrail's tests."""
+    return guardrail.is_watched_at(visit.percent) and (
+        is_present or guardrail.kind.counts_late_events
+    )
 
-    Another limit may be in force, histograms are dropped.
+
+def _batch(guardrail: Guardrail, before: Sample, now: Sample, place: int | None) -> Counts | None:
+    """Return the batch's counts with treatment's harm as the event, None when it is unusable.
+
+    Counts that contradict each other (more events than observations) come from a recount after
+    lost writes: such a batch is left out.
     """
-    return guardrail.is_watched_at(visit.percent) and (is_present or guardrail.quantile is None)
-
-
-def _place(guardrail: Guardrail, control_before: Ordered, test: RatioTest) -> int | None:
-    """Return the bucket above which latency counts as slow in this batch.
-
-    From control's past alone, so it is predictable.
-    """
-    if guardrail.quantile is None:
+    batch = guardrail.kind.compared(before, now, place, guardrail.margin or 0)
+    if batch is None:
         return None
-    found = quantile_bucket(control_before, guardrail.quantile)
-    return test.place if found is None else found
-
-
-def _compared(
-    guardrail: Guardrail,
-    seen: VisitTotals,
-    totals: VisitTotals,
-    latencies: _Latencies | None = None,
-    place: int | None = None,
-) -> Counts | None:
-    """Return the batch's counts with treatment's harm as the event, None when the batch cannot be used.
-
-    Of latencies the harm is to be above `place`. Counts that contradict each other (more events
-    than observations) come from a recount after lost writes: such a batch is left out.
-    """
-    if guardrail.quantile is not None:
-        if latencies is None or place is None:
-            return None
-        before, now = latencies
-        shifted = place + margin_buckets(guardrail.margin or 0)
-        n_t, k_t = _values_above(before[Arm.TREATMENT], now[Arm.TREATMENT], shifted)
-        n_c, k_c = _values_above(before[Arm.CONTROL], now[Arm.CONTROL], place)
-        batch = Counts(n_t, k_t, n_c, k_c)
-    elif guardrail.is_better_when_higher:
-        goal = guardrail.metric.removeprefix("conversion:")
-        n_t, k_t = _conversions(seen.treatment, totals.treatment, goal)
-        n_c, k_c = _conversions(seen.control, totals.control, goal)
-        batch = Counts(n_t, k_t, n_c, k_c).swapped()
-    else:
-        batch = Counts(
-            totals.treatment.at_risk - seen.treatment.at_risk,
-            totals.treatment.first_errors - seen.treatment.first_errors,
-            totals.control.at_risk - seen.control.at_risk,
-            totals.control.first_errors - seen.control.first_errors,
-        )
     is_sound = 0 <= batch.k_t <= batch.n_t and 0 <= batch.k_c <= batch.n_c
     return batch if is_sound and batch.n_t > 0 and batch.n_c > 0 else None
 
 
-def _values_above(before: Ordered, now: Ordered, bucket: int) -> tuple[int, int]:
-    return now.total - before.total, now.above(bucket) - before.above(bucket)
-
-
-def _conversions(seen: ArmTotals, totals: ArmTotals, goal: str) -> tuple[int, int]:
-    """Return (contexts that could still convert, contexts that did).
-
-    Conversions come late, so they are set against everyone exposed so far who had not converted:
-    with one share per visit both arms' exposures are equally old, and the delay cancels.
-    """
-    before = seen.converted.get(goal, 0)
-    return totals.exposures - before, totals.converted.get(goal, 0) - before
-
-
 class _Added(NamedTuple):
-    """A batch's log e-values of harm and of "not worse than its gate allows".
+    """A batch's log e-values of harm and of safety, and its part of the curve; None says nothing.
 
-    And its part of the curve; None: says nothing.
+    Safety is "not worse than the gate allows".
     """
 
     harm: Floats | None = None
@@ -425,11 +340,11 @@ class _Added(NamedTuple):
     curve: Floats | None = None
 
 
-def _added(guardrail: Guardrail, percent: float, seen: VisitTotals, batch: Counts | None) -> _Added:
+def _added(guardrail: Guardrail, percent: float, before: Sample, batch: Counts | None) -> _Added:
     """Return what a batch adds to a comparison of rates in a stage at `percent`.
 
-    `seen` is the visit before the batch: with a margin in points, what is expected of control is
-    its rate so far.
+    `before` is the visit before the batch: with a margin in points, the expected rate of control
+    is its rate so far.
     """
     if batch is None:
         return _Added()
@@ -440,7 +355,7 @@ def _added(guardrail: Guardrail, percent: float, seen: VisitTotals, batch: Count
             )
         )
     curve = curve_increment(batch)
-    past = _compared(guardrail, VisitTotals(), seen)
+    past = _batch(guardrail, Sample(), before, None)
     if past is None:
         return _Added(curve=curve)
     expected = (past.k_c + 0.5) / (past.n_c + 1)
@@ -482,43 +397,35 @@ def _after(
 
 
 def _check_limits(
-    rollout: Rollout,
-    tests: SequentialTests,
-    index: int,
-    totals: VisitTotals,
-    latency: Ordered,
-    released: float,
+    rollout: Rollout, tests: SequentialTests, index: int, now: Sample, released: float
 ) -> Mapping[int, LimitTest]:
-    """Return the tests against each limit after what is new in treatment; `latency` is treatment's.
+    """Return the tests against each limit after what is new in treatment.
 
-    No batch to wait for: a likelihood ratio against a fixed share is the same however the
-    observations are cut.
+    There is no batch to wait for: a likelihood ratio against a fixed share is the same however the
+    observations are divided.
     """
     limits = dict(tests.limits)
+    arm, latency = now.totals.treatment, now.latencies[Arm.TREATMENT]
     for number, guardrail in enumerate(rollout.plan.guardrails):
-        if guardrail.limit is None or guardrail.is_better_when_higher:
+        if guardrail.limit is None or not guardrail.kind.has_harm_limit:
             continue
         if not _is_followed(guardrail, rollout.visits[index], is_present=index == tests.visit):
             continue
-        if guardrail.quantile is not None:
-            counts = latency.total, latency.above(limit_bucket(guardrail))
-        else:
-            counts = totals.treatment.at_risk, totals.treatment.first_errors
+        observed = guardrail.kind.observed(arm, latency, guardrail.limit)
         test = limits.get(number) or LimitTest.fresh(len(LOG_RATIOS))
-        limits[number] = _check_limit(test, limit_share(guardrail), index, counts, released)
+        limits[number] = _check_limit(test, limit_share(guardrail), index, observed, released)
     return limits
 
 
 def _check_limit(
-    test: LimitTest, share: float, index: int, counts: tuple[int, int], released: float
+    test: LimitTest, share: float, index: int, observed: Observed, released: float
 ) -> LimitTest:
-    """Return one limit's test after visit `index` has come to `counts`, trials and events.
+    """Return one limit's test after visit `index` has come to the `observed` counts.
 
-    Counts that have not grown, or that contradict each other after a recount, are left alone.
+    Counts that have not grown, or that contradict each other after a recount, change nothing.
     """
-    trials, events = (
-        now - before for now, before in zip(counts, test.used.get(index, (0, 0)), strict=True)
-    )
+    used_trials, used_events = test.used.get(index, (0, 0))
+    trials, events = observed.trials - used_trials, observed.events - used_events
     if not 0 <= events <= trials or trials == 0:
         return test
     increment = limit_increment(share, trials, events, is_above=True)
@@ -526,5 +433,5 @@ def _check_limit(
         evidence=add_batch(test.evidence, released - test.released, increment),
         released=max(released, test.released),
         harmed=test.harmed + events,
-        used={**test.used, index: counts},
+        used={**test.used, index: (observed.trials, observed.events)},
     )

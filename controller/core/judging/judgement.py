@@ -9,20 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from controller.core.metrics.kind import ArmSummary
 from schemas.terms import AdviceChoice, Arm, HealthGap, MetricRole, OnBreach, Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class ArmSummary:
-    """One arm of one metric, in the metric's own unit (share in [0, 1], or milliseconds)."""
-
-    trials: int  # observations behind the estimate
-    events: int  # of them bad (errors, slow requests) or wanted (conversions)
-    estimate: float | None  # None: nothing measured
-    low: float | None  # interval at the plan's alpha, valid at any time
-    high: float | None
-    # errors per context that failed: by how much counting requests would overstate the evidence
-    repeats: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,12 @@
-"""What a guardrail asks, in numbers.
+"""What a guardrail asks, in numbers: tolerated ratios, limits as shares, and parts of alpha.
 
-Tolerated ratios, limits as shares, and each guardrail's part of the alpha budget.
-
-Budget. The plan's alpha is the probability of a false roll back over the whole rollout: all looks,
-all stages, all guardrails. It is split over guardrails by fixed weights (weighted Bonferroni),
-errors 0.65, latency 0.25, conversions 0.1, shared out among the kinds the plan has; a guardrail's
-two questions (limit, comparison) average their e-values, which costs no alpha. Nothing is split
-over looks or stages: one e-process runs through the rollout, and only a step back begins anew, with
-an alpha of its own. Signals have a budget of the same size of their own, since a false one holds
-and does not roll back; observed metrics likewise.
+Budget. The plan's alpha is the probability of a false roll back over the whole rollout: all checks,
+all stages, all guardrails. It is split over guardrails by the fixed weights of their kinds
+(weighted Bonferroni), shared among the kinds that the plan has. A guardrail's two questions (limit,
+comparison) average their e-values, which costs no alpha. Nothing is split over checks or stages:
+one e-process runs through the rollout. Only a step back starts it again, with an alpha of its own.
+Signals have a budget of their own of the same size, because a false one holds and does not roll
+back; observed metrics likewise.
 
 Each gate spends its own beta: it passes a release whose harm in this stage is at the gate's margin
 or above with probability at most beta. All guardrails must pass, so beta needs no splitting.
@@ -21,83 +19,63 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-from controller.core.evidence import bucket_of
 from controller.core.plan import Guardrail
 from schemas.terms import MetricRole
 
-_KIND_WEIGHTS = {"error_rate": 0.65, "latency": 0.25, "conversion": 0.1}
-
 #: (percent, margin): how much worse than control a release may still be when a gate passes it.
-#: Early gates ask little, because few contexts are at stake and few are there to ask; between the
-#: points the margin falls along a straight line in log percent.
+#: Early gates ask little: few contexts are at stake, and few are there to give evidence. Between
+#: the points the margin falls along a straight line in log percent.
 GATE_MARGINS = ((1.0, 1.0), (10.0, 0.5), (50.0, 0.25))
 
-#: Below this rate treatment's errors are negligible whatever control's are; without it a service
-#: without errors could never be shown to be as good. Far below any limit people write; showing it
-#: takes some 60,000 contexts without an error.
-NEGLIGIBLE_ERROR_RATE = 1e-4
-#: The part of the gate's evidence that stands on it; costs the ratio's evidence 0.1 of the 3.0 that
-#: are needed at beta 5 %.
+#: The part of a gate's evidence that is spent on showing that the rate is negligible. It costs the
+#: ratio's evidence 0.1 of the 3.0 that are needed at beta 5 %.
 NEGLIGIBLE_WEIGHT = 0.1
 
-#: Vetoes: they stop a roll back that would be statistically right and operationally silly; they
-#: never trigger one.
-MIN_HARMED = 3  # bad events in treatment: not for two contexts, however improbable
-MIN_HARM_RATIO = (
-    1.10  # the size the evidence speaks of: with enough traffic +1 % is certain, and no reason
-)
+# Vetoes stop a roll back that would be statistically right and operationally silly. They never
+# trigger one.
+#: Bad events in treatment: two contexts roll nothing back, however improbable they are.
+MIN_HARMED = 3
+#: The size of harm that the evidence shows: with enough traffic +1 % is certain, and no reason.
+MIN_HARM_RATIO = 1.10
 
 
 def alpha_shares(guardrails: Sequence[Guardrail]) -> tuple[float, ...]:
     """Return each guardrail's part of its role's alpha; the parts of one role add up to 1."""
-    return _shares(tuple((guardrail.role, _kind(guardrail)) for guardrail in guardrails))
+    return _shares(
+        tuple((one.role, one.kind.names.pattern, one.kind.alpha_weight) for one in guardrails)
+    )
 
 
 @lru_cache(maxsize=256)
-def _shares(asked: tuple[tuple[MetricRole, str], ...]) -> tuple[float, ...]:
-    """Return the parts of alpha, by role and kind."""
+def _shares(questions: tuple[tuple[MetricRole, str, float], ...]) -> tuple[float, ...]:
+    """Return the parts of alpha, by role, kind and the kind's weight."""
     shares = []
-    for role, kind in asked:
-        kinds = {other for other_role, other in asked if other_role is role}
-        shares.append(
-            _KIND_WEIGHTS[kind]
-            / sum(_KIND_WEIGHTS[other] for other in kinds)
-            / asked.count((role, kind))
-        )
+    for question in questions:
+        role, _, weight = question
+        weights = {kind: other for other_role, kind, other in questions if other_role is role}
+        shares.append(weight / sum(weights.values()) / questions.count(question))
     return tuple(shares)
 
 
-def _kind(guardrail: Guardrail) -> str:
-    if guardrail.quantile is not None:
-        return "latency"
-    return "conversion" if guardrail.is_better_when_higher else "error_rate"
-
-
 def log_tolerated(guardrail: Guardrail) -> float:
-    """Return the log of the rate ratio (harm over no harm) up to which treatment is not worse; 0 for a margin in points.
+    """Return the log of the rate ratio up to which treatment is not worse.
 
-    For latency the margin is one of milliseconds and moves the place; then no ratio of shares above
-    1 is tolerated.
+    The ratio is harm over no harm. 0 for a margin in points.
     """
-    margin = guardrail.margin or 0.0
-    if guardrail.quantile is not None or guardrail.in_points:
-        return 0.0
-    return -math.log1p(-margin) if guardrail.is_better_when_higher else math.log1p(margin)
+    return 0.0 if guardrail.in_points else guardrail.kind.log_tolerated(guardrail.margin or 0.0)
 
 
 def gate_margin(guardrail: Guardrail, percent: float) -> float:
-    """Return the harm a gate at `percent` must have excluded.
+    """Return the harm that a gate at `percent` must have excluded.
 
-    The plan's, else by the ladder and at least `margin`.
-
-    Relative, or a difference of shares for a margin in points.
+    It is the plan's, else the ladder's, and at least `margin`. It is relative, or a difference of
+    shares for a margin in points.
     """
     if guardrail.gate_margin is not None:
         return guardrail.gate_margin
     if guardrail.in_points:
         return (guardrail.margin or 0.0) * max(1.0, _ladder(percent) / GATE_MARGINS[-1][1])
-    tolerated = 0.0 if guardrail.quantile is not None else math.expm1(log_tolerated(guardrail))
-    return max(_ladder(percent), tolerated)
+    return max(_ladder(percent), math.expm1(log_tolerated(guardrail)))
 
 
 def log_tolerated_at_gate(guardrail: Guardrail, percent: float) -> float:
@@ -106,6 +84,7 @@ def log_tolerated_at_gate(guardrail: Guardrail, percent: float) -> float:
 
 
 def _ladder(percent: float) -> float:
+    """Return the margin of `GATE_MARGINS` at a percentage."""
     if percent <= GATE_MARGINS[0][0]:
         return GATE_MARGINS[0][1]
     for (left, at_left), (right, at_right) in pairwise(GATE_MARGINS):
@@ -116,21 +95,10 @@ def _ladder(percent: float) -> float:
 
 
 def limit_share(guardrail: Guardrail) -> float:
-    """Return the share of bad events that the limit allows.
+    """Return the share of events at which the limit lies, kept inside (0, 1).
 
-    1 - q for a latency quantile, kept inside (0, 1).
+    For a latency quantile it is 1 - q. Raises ValueError for a guardrail without a limit.
     """
     if guardrail.limit is None:
         raise ValueError(f"{guardrail.metric} has no limit")
-    share = guardrail.limit if guardrail.quantile is None else round(1 - guardrail.quantile, 9)
-    return min(max(share, 1e-9), 1 - 1e-9)
-
-
-def limit_bucket(guardrail: Guardrail) -> int:
-    """Return the latency bucket that holds the limit.
-
-    Values in it count as within, so a limit is at most 2 % generous.
-    """
-    if guardrail.limit is None:
-        raise ValueError(f"{guardrail.metric} has no limit")
-    return bucket_of(guardrail.limit)
+    return min(max(guardrail.kind.limit_share(guardrail.limit), 1e-9), 1 - 1e-9)

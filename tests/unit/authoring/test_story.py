@@ -6,7 +6,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
-from controller.authoring.story import changelog, explain, since, subject_of
+from controller.authoring.story import changelog, explain_rollout, since, subject_of
 from controller.codec.decisions import to_judgement_record
 from controller.core.judging.judgement import Gap, Judgement
 from schemas.decision import Decision, PlanReference
@@ -56,7 +56,7 @@ async def test_without_a_model_the_records_speak() -> None:
 
     And says that no model wrote it.
     """
-    told = await explain(None, make_rollout(), [STARTED, ROLLED_BACK])
+    told = await explain_rollout(None, make_rollout(), [STARTED, ROLLED_BACK])
     assert told.subject is ROLLED_BACK
     assert "guardrail error_rate: 10 % against 1 %" in told.guess.content.likely_cause
     assert "failed requests" in told.guess.content.next_steps[0]
@@ -73,7 +73,7 @@ async def test_a_model_adds_its_guess() -> None:
         "next_steps": ["look at its log"],
     }
     model = scripted(json.dumps(guess))
-    told = await explain(model, make_rollout(), [STARTED, ROLLED_BACK])
+    told = await explain_rollout(model, make_rollout(), [STARTED, ROLLED_BACK])
     assert told.guess.content.likely_cause == guess["likely_cause"]
     assert "the model tiny" in told.guess.origin
     assert model is not None
@@ -86,7 +86,7 @@ async def test_a_model_adds_its_guess() -> None:
 
 async def test_a_useless_guess_is_replaced() -> None:
     """Out of the form, the records speak, and the reason is said."""
-    told = await explain(scripted("raise it to 100 %!"), make_rollout(), [ROLLED_BACK])
+    told = await explain_rollout(scripted("raise it to 100 %!"), make_rollout(), [ROLLED_BACK])
     assert told.guess.author == "template"
     assert "not one JSON object" in told.guess.origin
 
@@ -94,7 +94,7 @@ async def test_a_useless_guess_is_replaced() -> None:
 async def test_gaps_name_what_to_look_at() -> None:
     """A hold for missing evidence says where evidence comes from."""
     gap = make_judgement(gaps=(Gap(HealthGap.NO_OUTCOMES, "no outcome for 5 min"),))
-    told = await explain(
+    told = await explain_rollout(
         None,
         make_rollout(),
         [make_decision("hold", 2, gap, reason="no_outcomes: no outcome for 5 min")],
@@ -104,7 +104,7 @@ async def test_gaps_name_what_to_look_at() -> None:
 
 async def test_nothing_decided_yet() -> None:
     """A rollout without decisions, or with another rollout's, has no story."""
-    told = await explain(
+    told = await explain_rollout(
         None, make_rollout(), [make_decision("roll_back", 1, rollout_id="earlier")]
     )
     assert told.subject is None

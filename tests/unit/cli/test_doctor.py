@@ -19,26 +19,26 @@ HEALTHY: dict[str, Any] = {
     "working": True,
     "degraded": False,
     "starting": False,
-    "trouble": [],
+    "fatal_errors": [],
     "components": {
-        "kafka": {"ready": True, "required": True, "why_not": None, "since": "2026-01-05T09:00:00Z"}
+        "kafka": {"ready": True, "required": True, "reason": None, "since": "2026-01-05T09:00:00Z"}
     },
     "faults": [],
-    "more_faults": 0,
+    "omitted_faults": 0,
 }
 AWAY = {
     "ready": False,
     "required": True,
-    "why_not": "Redis has not answered for 7 s",
+    "reason": "Redis has not answered for 7 s",
     "since": "2026-01-05T09:00:00Z",
 }
 FAULT = {
     "scope": "flag",
     "name": "checkout",
-    "why": "its document cannot be read",
+    "reason": "its document cannot be read",
     "fix": "rolloutd repair flag checkout",
     "since": "2026-01-05T09:00:00Z",
-    "times": 3,
+    "count": 3,
 }
 
 
@@ -129,10 +129,10 @@ def test_nobody_there_is_said() -> None:
 
 def test_text_of_a_replica_cannot_control_the_terminal() -> None:
     """Reasons and names may come from records: control codes are shown, not sent."""
-    hostile = {**FAULT, "name": "a\x1b[31mb", "why": "x\x07y"}
+    hostile = {**FAULT, "name": "a\x1b[31mb", "reason": "x\x07y"}
     sick = {
         **HEALTHY,
         "faults": [hostile],
-        "components": {"\x1b[2J": {**AWAY, "why_not": "\x1b]0;t"}},
+        "components": {"\x1b[2J": {**AWAY, "reason": "\x1b]0;t"}},
     }
     assert not any("\x1b" in line.plain or "\x07" in line.plain for line in lines_of(sick))

@@ -109,8 +109,12 @@ def test_lint_for_machines_is_one_document(plan_file: Path) -> None:
     assert code == EXIT_REJECTED
     assert (document["file"], document["is_usable"]) == (str(plan_file), False)
     first = document["findings"][0]
-    assert list(first) == ["file", "line", "column", "severity", "at", "message", "fix"]
-    assert (first["line"], first["severity"], first["at"]) == (6, "error", ["stages", 1, "percent"])
+    assert list(first) == ["file", "line", "column", "severity", "path", "message", "fix"]
+    assert (first["line"], first["severity"], first["path"]) == (
+        6,
+        "error",
+        ["stages", 1, "percent"],
+    )
 
 
 def test_a_plan_can_come_from_standard_input() -> None:
@@ -165,7 +169,7 @@ def test_lint_tells_how_alpha_is_spent(plan_file: Path) -> None:
     _, out, _ = run("plan", "lint", "--json", str(plan_file))
     told = json.loads(out)
     assert sum(one["alpha"] for one in told["alpha"]["guardrails"]) == pytest.approx(0.01)
-    assert told["simulated"] is None
+    assert told["simulation"] is None
 
 
 def test_lint_warns_of_a_gate_that_cannot_decide_with_its_line(plan_file: Path) -> None:
@@ -186,7 +190,7 @@ def test_lint_warns_of_a_gate_that_cannot_decide_with_its_line(plan_file: Path) 
     plan_file.write_text(plan_file.read_text() + "traffic: 7200\n")
     _, out, _ = run("plan", "lint", "--json", str(plan_file))
     told = json.loads(out)
-    assert told["simulated"]["rollouts"] > 0
+    assert told["simulation"]["rollouts"] > 0
     assert any("unlikely to decide" in finding["message"] for finding in told["findings"])
 
 

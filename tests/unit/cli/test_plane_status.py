@@ -79,7 +79,7 @@ def test_a_line_per_plane() -> None:
     bad = {
         "plane": "http:x",
         "is_converged": False,
-        "why": "gone\x1b[2J",
+        "reason": "gone\x1b[2J",
         "since": "2026-11-21T03:00:00Z",
     }
     assert plane_line(good).plain == "redis: serves 10.0 %"

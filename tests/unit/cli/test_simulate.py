@@ -67,7 +67,7 @@ def test_json_has_the_same_figures(plan_file: str) -> None:
     assert (code, told["flag"], told["control"]["contexts_per_second"]) == (0, "new-checkout", 50.0)
     assert told["assumed"][0] == "errors 1 %"
     healthy = told["scenarios"][0]
-    assert healthy["promoted"]["of"] == 3
+    assert healthy["promoted"]["total"] == 3
     assert [stage["percent"] for stage in healthy["stages"]] == [10, 100]
 
 

@@ -258,8 +258,8 @@ def test_text_that_could_forge_output_is_read_without_it() -> None:
 def test_command_becomes_the_cores_event() -> None:
     """A command reaches the core with its plan in the core's units."""
     command = Command.model_validate({**FIELDS, "verb": "start", "plan": PLAN})
-    event = to_command_received(command, T0)
+    event = to_command_received(command)
     assert event.plan == to_core_plan(PlanDocument.model_validate(PLAN))
     assert replace(event, plan=None) == make_command(
-        "start", at=T0, command_id="c-1", reason="why", issued_at=T0 - timedelta(seconds=1)
+        "start", command_id="c-1", reason="why", issued_at=T0 - timedelta(seconds=1)
     )

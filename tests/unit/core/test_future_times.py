@@ -35,7 +35,7 @@ def at_end(rollout: Rollout, start: datetime, limit: timedelta) -> timedelta:
     step = timedelta(seconds=10)
     passed = timedelta(0)
     while passed <= limit:
-        after, _ = decide(rollout, Ticked(start + passed))
+        after, _ = decide(rollout, Ticked(), start + passed)
         assert after is not None
         if isinstance(after.phase, Gating):
             return passed
@@ -45,7 +45,7 @@ def at_end(rollout: Rollout, start: datetime, limit: timedelta) -> timedelta:
 
 def ahead_by(error: timedelta) -> Rollout:
     """Return the second stage as a machine entered it whose clock was so far ahead."""
-    after, _ = decide(make_rollout(), make_command("promote", at=T0 + error))
+    after, _ = decide(make_rollout(), make_command("promote", issued_at=T0 + error), T0 + error)
     assert after is not None
     assert isinstance(after.phase, Baking)
     return after

@@ -6,12 +6,12 @@ And to keep quiet without one.
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from controller.core.invariants import RULES, Transition, violations
+from controller.core.invariants import RULES, Step, violations
 from controller.core.judging.judgement import Gap
 from controller.core.machine import decide
 from controller.core.plan import AdvisorPolicy
@@ -19,6 +19,7 @@ from controller.core.rollout import (
     AdviceRound,
     AnswerCommand,
     Baking,
+    Event,
     EvidenceJudged,
     Gating,
     PublishDecision,
@@ -49,48 +50,44 @@ from tests.builders import (
 )
 
 GATE = Gating(0, "gate-1", T0 + 11 * MINUTE, T0 + HOUR)
-PASSES = EvidenceJudged(T0 + 12 * MINUTE, make_judgement(at=T0 + 12 * MINUTE))
+NOW = T0 + 12 * MINUTE
+PASSES = EvidenceJudged(make_judgement(at=NOW))
 ADVISED = AdvisorPolicy(
     mode=AdvisorMode.CAN_HOLD, deadline=timedelta(seconds=30), hold_rounds=2, hold_for=5 * MINUTE
 )
 
 
-def check(transition: Transition, **overrides: Any) -> list[str]:
-    """Return which rules a transition breaks."""
-    surroundings: dict[str, Any] = {
-        "now": transition.event.at,
-        "outbox": 0,
-        "outbox_limit": 200,
-        "bake_left_seconds": None,
-    }
-    return [one.rule for one in violations(transition, **{**surroundings, **overrides})]
+def check(step: Step, **overrides: Any) -> list[str]:
+    """Return which rules a step breaks."""
+    limits: dict[str, Any] = {"outbox": 0, "outbox_limit": 200, "bake_left_seconds": None}
+    return [one.rule for one in violations(step, **{**limits, **overrides})]
 
 
-def decided(before: Rollout | None, event: Any) -> Transition:
-    """Return what the machine makes of it."""
-    after, effects = decide(before, event)
-    return Transition(before, event, after, effects)
+def step_of(before: Rollout | None, event: Event, now: datetime = NOW) -> Step:
+    """Return what the machine decides."""
+    after, effects = decide(before, event, now)
+    return Step(before, event, now, after, effects)
 
 
-def advance(**overrides: Any) -> Transition:
+def advance(**overrides: Any) -> Step:
     """Return a gate that passes."""
-    return decided(make_rollout(phase=GATE, **overrides), PASSES)
+    return step_of(make_rollout(phase=GATE, **overrides), PASSES)
 
 
-def raised(transition: Transition, **changes: Any) -> Transition:
+def raised(step: Step, **changes: Any) -> Step:
     """Return the same decision with another rollout after it."""
-    assert transition.after is not None
-    return replace(transition, after=replace(transition.after, **changes))
+    assert step.after is not None
+    return replace(step, after=replace(step.after, **changes))
 
 
 def test_what_the_machine_decides_breaks_none() -> None:
     """A start, a pass, a tick, a roll back."""
-    started = decided(None, make_command(CommandVerb.START, plan=make_plan()))
+    started = step_of(None, make_command(CommandVerb.START, issued_at=NOW, plan=make_plan()))
     assert check(started) == []
     assert check(advance()) == []
-    assert check(decided(make_rollout(), Ticked(T0 + HOUR)), bake_left_seconds=-2940.0) == []
-    assert check(decided(make_rollout(), make_command(CommandVerb.ROLL_BACK))) == []
-    assert check(decided(make_rollout(phase=GATE), Ticked(T0 + 2 * HOUR))) == []
+    assert check(step_of(make_rollout(), Ticked(), T0 + HOUR), bake_left_seconds=-2940.0) == []
+    assert check(step_of(make_rollout(), make_command(CommandVerb.ROLL_BACK))) == []
+    assert check(step_of(make_rollout(phase=GATE), Ticked(), T0 + 2 * HOUR)) == []
 
 
 def test_i1_a_raise_without_a_decision() -> None:
@@ -102,12 +99,12 @@ def test_i1_a_raise_without_a_decision() -> None:
 def test_i1_a_raise_by_time_alone() -> None:
     """A tick in a bake raises nothing, whatever it says it decided."""
     passed = advance()
-    assert "I1" in check(replace(passed, event=Ticked(T0 + 12 * MINUTE)))
+    assert "I1" in check(replace(passed, event=Ticked()))
 
 
 def test_i1_a_raise_by_a_command_that_may_not() -> None:
     """A pause, or a command that the decision does not name, raises nothing."""
-    promoted = decided(make_rollout(), make_command(CommandVerb.PROMOTE))
+    promoted = step_of(make_rollout(), make_command(CommandVerb.PROMOTE, issued_at=NOW))
     assert check(promoted) == []
     assert "I1" in check(replace(promoted, event=make_command(CommandVerb.PAUSE)))
     assert "I1" in check(
@@ -118,7 +115,7 @@ def test_i1_a_raise_by_a_command_that_may_not() -> None:
 def test_i1_two_stages_by_one_gate() -> None:
     """One gate leads one stage up."""
     plan = make_plan(stages=make_stages(10, 20, 50, 100))
-    passed = decided(make_rollout(plan=plan, phase=GATE), PASSES)
+    passed = step_of(make_rollout(plan=plan, phase=GATE), PASSES)
     assert check(raised(passed, phase=Baking(2, T0 + 2 * HOUR), percent=50.0)) == ["I1"]
 
 
@@ -146,19 +143,22 @@ def test_i3_a_breach_that_changes_nothing(on_breach: OnBreach) -> None:
     """
     before = make_rollout(phase=Baking(1, T0 + 2 * HOUR))
     seen = make_judgement(at=T0 + 61 * MINUTE, visit=1, metrics=(make_breach(on_breach=on_breach),))
-    event = EvidenceJudged(seen.at, seen)
-    assert check(Transition(before, event, before, ())) == ["I3"]
-    assert check(decided(before, event)) == []
+    event = EvidenceJudged(seen)
+    assert check(Step(before, event, seen.at, before, ())) == ["I3"]
+    assert check(step_of(before, event, seen.at)) == []
 
 
 def test_i4_a_roll_back_that_is_undone() -> None:
     """0 % stays until another rollout is started."""
     ended = replace(make_rollout(), phase=RolledBack(T0, "because"), percent=0.0, revision=2)
-    late = Transition(ended, PASSES, replace(make_rollout(), revision=3), ())
+    late = Step(ended, PASSES, NOW, replace(make_rollout(), revision=3), ())
     assert "I4" in check(late)
-    other = Transition(ended, PASSES, replace(make_rollout(), revision=3, rollout_id="start-2"), ())
+    other = Step(ended, PASSES, NOW, replace(make_rollout(), revision=3, rollout_id="start-2"), ())
     assert "I4" in check(other)
-    again = decided(ended, make_command(CommandVerb.START, plan=make_plan(), command_id="start-2"))
+    again = step_of(
+        ended,
+        make_command(CommandVerb.START, plan=make_plan(), command_id="start-2", issued_at=NOW),
+    )
     assert check(again) == []
 
 
@@ -167,18 +167,18 @@ def test_i4_a_pass_with_too_few_contexts() -> None:
 
     At 100 % there is one arm.
     """
-    few = make_judgement(at=T0 + 12 * MINUTE, exposures={Arm.TREATMENT: 1000, Arm.CONTROL: 99})
-    event = EvidenceJudged(T0 + 12 * MINUTE, few)
-    assert check(decided(make_rollout(phase=GATE), event)) == ["I4'"]
+    few = make_judgement(at=NOW, exposures={Arm.TREATMENT: 1000, Arm.CONTROL: 99})
+    event = EvidenceJudged(few)
+    assert check(step_of(make_rollout(phase=GATE), event)) == ["I4'"]
     blind = make_plan(blind=True, guardrails=())
-    assert check(decided(make_rollout(plan=blind, phase=GATE), event)) == []
+    assert check(step_of(make_rollout(plan=blind, phase=GATE), event)) == []
     whole = make_plan(stages=make_stages(100))
-    assert check(decided(make_rollout(plan=whole, phase=GATE), event)) == []
+    assert check(step_of(make_rollout(plan=whole, phase=GATE), event)) == []
 
 
 def test_i5_answers() -> None:
     """A command without an answer, with two, with another's, and a rejected one that acts."""
-    lowered = decided(make_rollout(), make_command(CommandVerb.ROLL_BACK))
+    lowered = step_of(make_rollout(), make_command(CommandVerb.ROLL_BACK))
     silent = tuple(one for one in lowered.effects if not isinstance(one, AnswerCommand))
     (answer,) = (one for one in lowered.effects if isinstance(one, AnswerCommand))
     assert check(replace(lowered, effects=silent)) == ["I5"]
@@ -196,11 +196,9 @@ def test_i6_advice_that_raises() -> None:
     plan = make_plan(advisor=ADVISED)
     closed = AdviceRound(1, T0 + HOUR, make_advice(AdviceChoice.PROCEED), is_closed=True)
     before = make_rollout(plan=plan, phase=replace(GATE, advice=closed))
-    assert check(decided(before, PASSES)) == []
-    unsafe = EvidenceJudged(
-        PASSES.at, make_judgement(at=PASSES.at, gaps=(Gap(HealthGap.STALE, "old"),))
-    )
-    heeded = replace(decided(before, PASSES), event=unsafe)
+    assert check(step_of(before, PASSES)) == []
+    unsafe = EvidenceJudged(make_judgement(at=NOW, gaps=(Gap(HealthGap.STALE, "old"),)))
+    heeded = replace(step_of(before, PASSES), event=unsafe)
     assert check(heeded) == ["I6", "I17"]
 
 
@@ -210,7 +208,7 @@ def test_i7_revisions() -> None:
     assert passed.before is not None
     assert "I7" in check(raised(passed, revision=passed.before.revision))
     assert check(raised(passed, revision=passed.before.revision + 2)) == ["I7"]
-    asked = decided(make_rollout(plan=make_plan(advisor=ADVISED), phase=GATE), PASSES)
+    asked = step_of(make_rollout(plan=make_plan(advisor=ADVISED), phase=GATE), PASSES)
     assert asked.after is not asked.before  # the question to the model is no transition
     assert check(asked) == []
 
@@ -218,46 +216,42 @@ def test_i7_revisions() -> None:
 def test_i14_a_full_outbox() -> None:
     """Nothing is raised, everything may be lowered."""
     assert check(advance(), outbox=200) == ["I14"]
-    assert check(decided(make_rollout(), make_command(CommandVerb.ROLL_BACK)), outbox=500) == []
+    assert check(step_of(make_rollout(), make_command(CommandVerb.ROLL_BACK)), outbox=500) == []
 
 
 def test_i16_a_gate_that_does_not_close() -> None:
     """Past its deadline a gate is over; a freeze keeps it, a command does not have to close it."""
     before = make_rollout(phase=GATE)
     held = replace(before, revision=2, updated_at=T0 + 2 * HOUR)
-    assert check(Transition(before, Ticked(T0 + 2 * HOUR), held, ())) == ["I16"]
-    assert check(Transition(before, Ticked(T0 + 30 * MINUTE), held, ())) == []
-    frozen = decided(before, make_command(CommandVerb.FREEZE, at=T0 + 2 * HOUR))
+    assert check(Step(before, Ticked(), T0 + 2 * HOUR, held, ())) == ["I16"]
+    assert check(Step(before, Ticked(), T0 + 30 * MINUTE, held, ())) == []
+    frozen = step_of(before, make_command(CommandVerb.FREEZE), T0 + 2 * HOUR)
     assert check(frozen) == []
 
 
 @pytest.mark.parametrize("kind", list(HealthGap))
 def test_i17_an_advance_with_a_gap(kind: HealthGap) -> None:
     """Whatever is missing, nothing advances on it."""
-    seen = make_judgement(at=PASSES.at, gaps=(Gap(kind, "a gap"),))
-    assert check(replace(advance(), event=EvidenceJudged(PASSES.at, seen))) == ["I17"]
+    seen = make_judgement(at=NOW, gaps=(Gap(kind, "a gap"),))
+    assert check(replace(advance(), event=EvidenceJudged(seen))) == ["I17"]
 
 
 def test_i19_a_bake_cut_short() -> None:
     """The gate opens only when this process has seen the bake go by."""
-    opened = decided(make_rollout(), Ticked(T0 + HOUR))
+    opened = step_of(make_rollout(), Ticked(), T0 + HOUR)
     assert check(opened, bake_left_seconds=30.0) == ["I19"]
     assert check(opened, bake_left_seconds=0.5) == []
-    (violation,) = violations(
-        opened, now=T0 + HOUR, outbox=0, outbox_limit=200, bake_left_seconds=30.0
-    )
+    (violation,) = violations(opened, outbox=0, outbox_limit=200, bake_left_seconds=30.0)
     assert violation.forbids
 
 
 def test_what_raises_is_forbidden_and_what_lowers_is_not() -> None:
     """A broken rule keeps a raise from being saved, and never a roll back."""
     passed = replace(advance(), effects=())
-    (raising,) = violations(
-        passed, now=PASSES.at, outbox=0, outbox_limit=200, bake_left_seconds=None
-    )
+    (raising,) = violations(passed, outbox=0, outbox_limit=200, bake_left_seconds=None)
     assert raising.forbids
-    lowered = replace(decided(make_rollout(), make_command(CommandVerb.ROLL_BACK)), effects=())
-    (lowering,) = violations(lowered, now=T0, outbox=0, outbox_limit=200, bake_left_seconds=None)
+    lowered = replace(step_of(make_rollout(), make_command(CommandVerb.ROLL_BACK)), effects=())
+    (lowering,) = violations(lowered, outbox=0, outbox_limit=200, bake_left_seconds=None)
     assert not lowering.forbids
 
 

@@ -26,6 +26,7 @@ from controller.core.rollout import (
     CommandReceived,
     Completed,
     Effect,
+    Event,
     EvidenceJudged,
     Freeze,
     Gating,
@@ -72,6 +73,7 @@ from tests.builders import (
 )
 
 SECOND = timedelta(seconds=1)
+SOON = T0 + 2 * MINUTE
 ADVISED = AdvisorPolicy(
     mode=AdvisorMode.CAN_HOLD, deadline=30 * SECOND, hold_rounds=2, hold_for=5 * MINUTE
 )
@@ -98,16 +100,16 @@ def in_phase(name: PhaseName, **overrides: object) -> Rollout:
     )
 
 
-def after(rollout: Rollout | None, event: object) -> Rollout:
+def after(rollout: Rollout | None, event: Event, now: datetime = SOON) -> Rollout:
     """Return the rollout after an event."""
-    moved, _ = decide(rollout, event)  # type: ignore[arg-type]
+    moved, _ = decide(rollout, event, now)
     assert moved is not None
     return moved
 
 
-def judged(at: datetime = T0 + 2 * MINUTE, **overrides: object) -> EvidenceJudged:
-    """Return a look at the present visit of `make_rollout`'s first stage."""
-    return EvidenceJudged(at, make_judgement(at=at, **overrides))
+def judged(**overrides: object) -> EvidenceJudged:
+    """Return a judgement of the present visit of `make_rollout`'s first stage."""
+    return EvidenceJudged(make_judgement(**{"at": SOON, **overrides}))
 
 
 # --- before the first start
@@ -115,17 +117,17 @@ def judged(at: datetime = T0 + 2 * MINUTE, **overrides: object) -> EvidenceJudge
 
 
 @pytest.mark.parametrize(
-    "event", [Ticked(T0), Restarted(T0), judged(), AdviceUnavailable(T0, "gate-1", 1, "away")]
+    "event", [Ticked(), Restarted(), judged(), AdviceUnavailable("gate-1", 1, "away")]
 )
-def test_a_flag_never_started_is_moved_by_nothing(event: object) -> None:
+def test_a_flag_never_started_is_moved_by_nothing(event: Event) -> None:
     """Without a rollout only a command means anything."""
-    assert decide(None, event) == (None, ())  # type: ignore[arg-type]
+    assert decide(None, event, SOON) == (None, ())
 
 
 @pytest.mark.parametrize("verb", set(CommandVerb) - {CommandVerb.START})
 def test_a_flag_never_started_rejects_all_but_start(verb: CommandVerb) -> None:
     """Every other command is answered, at revision 0."""
-    rollout, effects = decide(None, make_command(verb, plan=make_plan()))
+    rollout, effects = decide(None, make_command(verb, plan=make_plan()), SOON)
     assert rollout is None
     (answer,) = effects
     assert isinstance(answer, AnswerCommand)
@@ -137,7 +139,7 @@ def test_a_start_enters_the_first_stage() -> None:
 
     And bakes from the end of settle.
     """
-    rollout, effects = decide(None, make_command(CommandVerb.START, at=T0, plan=make_plan()))
+    rollout, effects = decide(None, make_command(CommandVerb.START, plan=make_plan()), T0)
     assert rollout is not None
     assert (rollout.rollout_id, rollout.revision, rollout.percent) == ("command-1", 1, 10.0)
     assert rollout.phase == Baking(0, T0 + 11 * MINUTE)
@@ -147,7 +149,7 @@ def test_a_start_enters_the_first_stage() -> None:
 
 def test_a_start_without_a_plan_is_rejected() -> None:
     """There is nothing to begin."""
-    assert decide(None, make_command(CommandVerb.START))[0] is None
+    assert decide(None, make_command(CommandVerb.START), SOON)[0] is None
 
 
 # --- commands by phase
@@ -199,7 +201,9 @@ def test_what_a_command_does_in_a_phase(phase: PhaseName, verb: CommandVerb) -> 
     """
     before = in_phase(phase)
     rollout, effects = decide(
-        before, make_command(verb, expected_revision=1, plan=make_plan(stages=make_stages(10, 50)))
+        before,
+        make_command(verb, expected_revision=1, plan=make_plan(stages=make_stages(10, 50))),
+        SOON,
     )
     answer = effects[-1]
     assert isinstance(answer, AnswerCommand)
@@ -219,7 +223,8 @@ def test_a_stale_revision_is_rejected_except_where_it_lowers_or_holds(
     phase: PhaseName, verb: CommandVerb
 ) -> None:
     """Whoever saw another revision does nothing, unless it is pause, roll back or abort."""
-    _, effects = decide(in_phase(phase), make_command(verb, expected_revision=7, plan=make_plan()))
+    command = make_command(verb, expected_revision=7, plan=make_plan())
+    _, effects = decide(in_phase(phase), command, SOON)
     answer = effects[-1]
     assert isinstance(answer, AnswerCommand)
     is_safe = verb in (CommandVerb.PAUSE, CommandVerb.ROLL_BACK, CommandVerb.ABORT)
@@ -233,7 +238,7 @@ def test_a_raising_command_is_too_old_after_ten_minutes(age: timedelta, is_accep
     """Exactly ten minutes is young enough; an issuer whose clock runs ahead is believed."""
     at = T0 + HOUR
     _, effects = decide(
-        in_phase(PhaseName.BAKING), make_command(CommandVerb.PROMOTE, at=at, issued_at=at - age)
+        in_phase(PhaseName.BAKING), make_command(CommandVerb.PROMOTE, issued_at=at - age), at
     )
     assert (
         any(
@@ -247,12 +252,13 @@ def test_a_raising_command_is_too_old_after_ten_minutes(age: timedelta, is_accep
 def test_a_fresh_command_is_fresh_whatever_another_replica_s_clock_said() -> None:
     """After a replica whose clock ran an hour ahead, operators are not locked out for an hour."""
     ahead = replace(in_phase(PhaseName.BAKING), updated_at=T0 + HOUR)
-    assert after(ahead, make_command(CommandVerb.PROMOTE, at=T0)).phase == Completed(T0 + HOUR)
+    promote = make_command(CommandVerb.PROMOTE, issued_at=T0)
+    assert after(ahead, promote, T0).phase == Completed(T0 + HOUR)
 
 
 def test_who_and_why_stand_in_the_decision() -> None:
     """A command's decision names its issuer, reason, id, and the percentages before and after."""
-    _, effects = decide(in_phase(PhaseName.BAKING), make_command(CommandVerb.STEP_BACK))
+    _, effects = decide(in_phase(PhaseName.BAKING), make_command(CommandVerb.STEP_BACK), SOON)
     decision = effects[0]
     assert isinstance(decision, PublishDecision)
     assert (decision.kind, decision.issuer, decision.reason) == (
@@ -297,13 +303,13 @@ def test_only_guardrails_breach(role: MetricRole) -> None:
 def test_where_nothing_is_watched_a_breach_is_nobody_s(phase: PhaseName) -> None:
     """Before the start and after the end evidence changes nothing."""
     rollout = in_phase(phase)
-    assert decide(rollout, judged(metrics=(make_breach(),))) == (rollout, ())
+    assert decide(rollout, judged(metrics=(make_breach(),)), SOON) == (rollout, ())
 
 
 def test_a_breach_tells_what_it_cost() -> None:
     """Decision and alert carry the judgement with the harm, and the alert is critical."""
     event = judged(metrics=(make_breach(),))
-    _, (decision, alert) = decide(make_rollout(), event)
+    _, (decision, alert) = decide(make_rollout(), event, SOON)
     assert isinstance(decision, PublishDecision)
     assert isinstance(alert, RaiseAlert)
     assert decision.judgement is alert.judgement is event.judgement
@@ -358,7 +364,7 @@ def test_a_broken_split_that_may_wait_waits_in_the_bake() -> None:
 def test_evidence_of_an_earlier_stay_passes_no_gate() -> None:
     """A look that began before the stage was entered says nothing of it."""
     rollout = make_rollout(phase=replace(GATE, stage=1))
-    assert after(rollout, judged(T0 + 2 * HOUR, visit=0)).percent == 50
+    assert after(rollout, judged(visit=0), T0 + 2 * HOUR).percent == 50
 
 
 # --- holds
@@ -388,9 +394,9 @@ def test_a_hold_is_said_once_and_another_reason_after_a_minute() -> None:
     )
     held = after(make_rollout(phase=GATE), judged(metrics=undecided))
     at = held.updated_at
-    assert after(held, judged(at + 20 * MINUTE, metrics=undecided)) is held
-    assert after(held, judged(at + 59 * SECOND, metrics=silent)) is held
-    assert after(held, judged(at + MINUTE, metrics=silent)).hold is HoldReason.HEALTH
+    assert after(held, judged(metrics=undecided), at + 20 * MINUTE) is held
+    assert after(held, judged(metrics=silent), at + 59 * SECOND) is held
+    assert after(held, judged(metrics=silent), at + MINUTE).hold is HoldReason.HEALTH
 
 
 # --- the gate's time
@@ -411,7 +417,7 @@ def test_a_gate_has_what_max_bake_leaves_and_time_for_every_round(
 ) -> None:
     """The gate's deadline is max_bake after the end of settle, or later if advice needs it."""
     plan = make_plan(stages=make_stages(10, 50, max_bake=max_bake), advisor=policy)
-    gate = after(make_rollout(plan=plan), Ticked(T0 + 11 * MINUTE)).phase
+    gate = after(make_rollout(plan=plan), Ticked(), T0 + 11 * MINUTE).phase
     assert isinstance(gate, Gating)
     assert (gate.since, gate.until) == (T0 + 11 * MINUTE, T0 + (11 + minutes) * MINUTE)
 
@@ -419,7 +425,7 @@ def test_a_gate_has_what_max_bake_leaves_and_time_for_every_round(
 def test_a_bake_ends_at_its_end() -> None:
     """A tick a microsecond early changes nothing."""
     rollout = make_rollout()
-    assert after(rollout, Ticked(T0 + 11 * MINUTE - timedelta(microseconds=1))) is rollout
+    assert after(rollout, Ticked(), T0 + 11 * MINUTE - timedelta(microseconds=1)) is rollout
 
 
 # --- advice
@@ -439,14 +445,14 @@ def asked(number: int = 1) -> Rollout:
 def test_an_answer_to_another_question_is_nobody_s(gate_id: str, number: int) -> None:
     """Gate and round must be those that are open."""
     rollout = asked()
-    assert after(rollout, AdviceReceived(T0 + SECOND, gate_id, number, make_advice())) is rollout
-    assert after(rollout, AdviceUnavailable(T0 + SECOND, gate_id, number, "away")) is rollout
+    assert after(rollout, AdviceReceived(gate_id, number, make_advice()), T0 + SECOND) is rollout
+    assert after(rollout, AdviceUnavailable(gate_id, number, "away"), T0 + SECOND) is rollout
 
 
 def test_an_answer_at_the_deadline_is_late() -> None:
     """From its deadline on, a round has no advice, however it is answered."""
     closed = after(
-        asked(), AdviceReceived(T0 + 30 * SECOND, "gate-1", 1, make_advice("hold"))
+        asked(), AdviceReceived("gate-1", 1, make_advice("hold")), T0 + 30 * SECOND
     ).phase
     assert isinstance(closed, Gating)
     assert closed.advice == AdviceRound(1, T0 + 30 * SECOND, None, is_closed=True)
@@ -457,7 +463,7 @@ def test_the_next_round_is_told_what_the_last_one_said() -> None:
     advice = make_advice("hold")
     held = AdviceRound(1, T0, advice, is_closed=True, held_until=T0 + MINUTE)
     rollout = make_rollout(plan=make_plan(advisor=ADVISED), phase=replace(GATE, advice=held))
-    _, (question,) = decide(rollout, judged(T0 + MINUTE))
+    _, (question,) = decide(rollout, judged(), T0 + MINUTE)
     assert isinstance(question, AskAdvice)
     assert (question.round, question.earlier, question.until) == (
         2,
@@ -469,7 +475,8 @@ def test_the_next_round_is_told_what_the_last_one_said() -> None:
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_restart_asks_an_open_question_again_as_the_same_round(number: int) -> None:
     """No round is lost or gained by a change of process."""
-    _, (question,) = decide(after(asked(number), Restarted(T0 + SECOND)), judged(T0 + 2 * SECOND))
+    restarted = after(asked(number), Restarted(), T0 + SECOND)
+    _, (question,) = decide(restarted, judged(), T0 + 2 * SECOND)
     assert isinstance(question, AskAdvice)
     assert question.round == number
 
@@ -480,7 +487,7 @@ def test_a_restart_asks_an_open_question_again_as_the_same_round(number: int) ->
 def test_a_restart_moves_nothing_else(phase: Phase) -> None:
     """A process that takes a flag over changes nothing by that."""
     rollout = make_rollout(plan=make_plan(stages=make_stages(10, 50)), phase=phase)
-    assert decide(rollout, Restarted(T0 + 900 * HOUR)) == (rollout, ())
+    assert decide(rollout, Restarted(), T0 + 900 * HOUR) == (rollout, ())
 
 
 # --- deadlines
@@ -534,7 +541,7 @@ def test_whatever_waits_is_woken_when_its_plan_expires(phase: Phase, is_woken: b
     assert next_deadline(rollout) == (T0 + MINUTE if is_woken else None)
     if is_woken:
         assert isinstance(phase, Scheduled | Baking | Gating | AwaitingApproval)
-        paused = after(rollout, Ticked(T0 + MINUTE))
+        paused = after(rollout, Ticked(), T0 + MINUTE)
         assert (paused.phase, paused.hold) == (
             Paused(T0 + MINUTE, HoldReason.EXPIRED, phase),
             HoldReason.EXPIRED,
@@ -559,7 +566,7 @@ def test_unfreezing_a_gate_gives_it_its_time_again() -> None:
     """It could not close while frozen, so that time is not counted against it; one transition."""
     rollout = make_rollout(phase=GATE, freeze=FROZEN, hold=HoldReason.FROZEN)
     later = T0 + timedelta(days=3)
-    thawed = after(rollout, make_command(CommandVerb.UNFREEZE, at=later))
+    thawed = after(rollout, make_command(CommandVerb.UNFREEZE, issued_at=later), later)
     assert isinstance(thawed.phase, Gating)
     assert (thawed.phase.until, thawed.freeze, thawed.hold) == (later + 50 * MINUTE, None, None)
     assert thawed.revision == rollout.revision + 1
@@ -587,14 +594,15 @@ def test_a_resume_owes_what_was_left(held: Phase, resumed: Phase) -> None:
     """
     assert isinstance(held, Scheduled | Baking | Gating | AwaitingApproval)
     rollout = make_rollout(phase=Paused(T0 + HOUR, HoldReason.OPERATOR, held))
-    moved = after(rollout, make_command(CommandVerb.RESUME, at=T0 + 5 * HOUR))
+    resumed_at = T0 + 5 * HOUR
+    moved = after(rollout, make_command(CommandVerb.RESUME, issued_at=resumed_at), resumed_at)
     assert (moved.phase, moved.hold) == (resumed, None)
 
 
 def test_a_clock_set_back_does_not_turn_time_back() -> None:
     """A transition is never older than the one before it."""
     rollout = replace(make_rollout(), updated_at=T0 + HOUR)
-    paused = after(rollout, make_command(CommandVerb.PAUSE, at=T0))
+    paused = after(rollout, make_command(CommandVerb.PAUSE, issued_at=T0), T0)
     expected = Paused(T0 + HOUR, HoldReason.OPERATOR, rollout.phase)  # type: ignore[arg-type]
     assert (paused.updated_at, paused.phase) == (T0 + HOUR, expected)
 
@@ -605,7 +613,7 @@ def test_completion_says_what_is_left_to_do_by_the_flags_type(flag_type: FlagTyp
     plan = make_plan(stages=make_stages(100), flag_type=flag_type)
     gate = Gating(0, "gate-1", T0, T0 + HOUR)
     completed, effects = decide(
-        make_rollout(plan=plan, phase=gate), EvidenceJudged(T0 + MINUTE, make_judgement())
+        make_rollout(plan=plan, phase=gate), EvidenceJudged(make_judgement()), T0 + MINUTE
     )
     assert completed is not None
     assert isinstance(completed.phase, Completed)
@@ -614,7 +622,7 @@ def test_completion_says_what_is_left_to_do_by_the_flags_type(flag_type: FlagTyp
         flag_type in (FlagType.RELEASE, FlagType.EXPERIMENT)
     )
     killed, _ = decide(
-        completed, make_command(CommandVerb.ROLL_BACK, at=T0 + 24 * HOUR, reason="kill switch")
+        completed, make_command(CommandVerb.ROLL_BACK, reason="kill switch"), T0 + 24 * HOUR
     )
     assert killed is not None
     assert (killed.percent, type(killed.phase)) == (0, RolledBack)
@@ -628,7 +636,7 @@ def test_what_is_told_of_an_audience_names_it() -> None:
         audiences=(staff,),
     )
     seen = make_judgement(metrics=(make_breach(),))
-    _, effects = decide(make_rollout(plan=plan), EvidenceJudged(T0 + MINUTE, seen))
+    _, effects = decide(make_rollout(plan=plan), EvidenceJudged(seen), T0 + MINUTE)
     (told,) = (effect for effect in effects if isinstance(effect, RaiseAlert))
     assert "rolled back from 100 % of staff to 0 %" in told.summary
 
@@ -637,10 +645,12 @@ def test_what_is_told_of_an_audience_names_it() -> None:
 # ------------------------------------------------------------------------------------------
 
 
+LATER = T0 + 5 * HOUR
+
+
 def issued(verb: CommandVerb, ago: timedelta, **overrides: object) -> CommandReceived:
-    """Return a command received five hours after `T0`, issued so long before."""
-    at = T0 + 5 * HOUR
-    return make_command(verb, **{"at": at, "issued_at": at - ago, **overrides})
+    """Return a command that was issued so long before `LATER`."""
+    return make_command(verb, issued_at=LATER - ago, **overrides)
 
 
 @pytest.mark.parametrize(
@@ -656,10 +666,11 @@ def test_an_order_read_again_lowers_no_later_rollout(
     """
     rollout = make_rollout(phase=phase, percent=10.0)
     assert (
-        status(decide(rollout, issued(verb, timedelta(hours=5, minutes=6), is_backlog=True)))
+        status(decide(rollout, issued(verb, timedelta(hours=5, minutes=6), is_backlog=True), LATER))
         is CommandStatus.REJECTED
     )
-    after, effects = decide(rollout, issued(verb, timedelta(hours=5, minutes=6), is_backlog=True))
+    order = issued(verb, timedelta(hours=5, minutes=6), is_backlog=True)
+    after, effects = decide(rollout, order, LATER)
     assert after is rollout
     assert isinstance(effects[-1], AnswerCommand)
     assert "before this rollout began at 2026-01-05T09:00:00" in effects[-1].reason
@@ -684,7 +695,7 @@ def test_an_order_for_this_rollout_lowers_it_late_and_by_a_slow_clock(
     ago: timedelta, overrides: dict[str, object]
 ) -> None:
     """An operator with a slow clock is heard: 0 % is served."""
-    after, effects = decide(make_rollout(), issued(CommandVerb.ROLL_BACK, ago, **overrides))
+    after, effects = decide(make_rollout(), issued(CommandVerb.ROLL_BACK, ago, **overrides), LATER)
     assert after is not None
     assert after.percent == 0
     assert status((after, effects)) is CommandStatus.ACCEPTED
@@ -694,11 +705,11 @@ def test_an_order_of_more_than_a_day_ago_is_none_for_now() -> None:
     """Whatever was read again after a day lowers nothing, also in the rollout it was for."""
     rollout = make_rollout(started_at=T0 - 90 * HOUR)
     assert (
-        status(decide(rollout, issued(CommandVerb.ROLL_BACK, timedelta(hours=25))))
+        status(decide(rollout, issued(CommandVerb.ROLL_BACK, timedelta(hours=25)), LATER))
         is CommandStatus.REJECTED
     )
     assert (
-        status(decide(rollout, issued(CommandVerb.ROLL_BACK, timedelta(hours=23))))
+        status(decide(rollout, issued(CommandVerb.ROLL_BACK, timedelta(hours=23)), LATER))
         is CommandStatus.ACCEPTED
     )
 

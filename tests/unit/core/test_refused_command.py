@@ -15,7 +15,7 @@ def test_an_order_that_cannot_be_meant_is_answered_and_changes_nothing(
     """A command that came with its refusal is rejected with that reason, whatever it asks for and wherever the rollout is."""
     for rollout in (None, make_rollout()):
         after, effects = decide(
-            rollout, CommandUnusable(T0, "command-1", verb, "start needs a `plan`")
+            rollout, CommandUnusable("command-1", verb, "start needs a `plan`"), T0
         )
         assert after is rollout
         revision = 0 if rollout is None else rollout.revision

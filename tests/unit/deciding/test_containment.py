@@ -26,6 +26,7 @@ from controller.deciding import (
     command_inbox,
     command_partition,
     command_refusals,
+    unknown_flags,
 )
 from controller.deciding.command_inbox import ReadCommand
 from controller.deciding.flag_decision import EvidenceJudge
@@ -1132,6 +1133,36 @@ async def test_answers_that_kafka_does_not_take_keep_no_roll_back_waiting(
         fault = replica.faults.of(Scope.PARTITION, f"{TOPIC}/0")
         assert fault is not None
         assert "got no answer" in fault.why
+
+
+@in_virtual_time
+@pytest.mark.parametrize("limit", ["REFUSALS_LIMIT", "REFUSALS_BYTES"])
+async def test_refusals_that_wait_are_bounded_and_keep_no_frames(
+    monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """A flood that Kafka is slow to answer costs what waits, by number and bytes, and no frames."""
+    unreadable = json.dumps({"filler": "x" * 1000}).encode()
+    most = 60 if limit == "REFUSALS_LIMIT" else 60 * len(unreadable)
+    monkeypatch.setattr(command_refusals, limit, most)
+    cluster = Cluster()
+    async with cluster.replica() as replica:
+        handed: list[Any] = []
+
+        async def refuse(refused: Sequence[Any]) -> None:
+            handed.extend(refused)
+            await asyncio.sleep(2)
+
+        replica.inbox.refuse = refuse
+        for _ in range(500):
+            cluster.broker.append(TOPIC, unreadable, key=b"nobody", partition=0)
+        await cluster.passes(1)
+        waiting = replica.workers._refusals._waiting
+        assert 60 <= len(waiting) <= 60 + unknown_flags.ANSWERED_AT_ONCE
+        for fault in [one.fault for one in waiting] + [fault for _, fault in handed]:
+            assert (fault.__traceback__, fault.__cause__, fault.__context__) == (None, None, None)
+        await cluster.passes(60)
+        assert len(handed) == 500
+        assert replica.workers._refusals._waiting_bytes == 0
 
 
 @in_virtual_time

@@ -202,7 +202,7 @@ def order(
 ) -> Any:
     """Return a command issued so long after `T0`."""
     at = T0 + after
-    return make_command(verb, command_id=command_id, **{"at": at, "issued_at": at, **overrides})
+    return make_command(verb, command_id=command_id, **{"issued_at": at, **overrides})
 
 
 async def look(world: World, worker: FlagWorker, *, errors: int = 10) -> None:
@@ -1048,7 +1048,7 @@ async def test_approval_is_asked_after_advice() -> None:
         await worker.submit(
             make_command(
                 CommandVerb.APPROVE,
-                at=now,
+                issued_at=now,
                 command_id="approve-1",
                 expected_revision=rollout.revision,
             )

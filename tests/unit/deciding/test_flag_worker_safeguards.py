@@ -201,9 +201,7 @@ async def test_effects_that_redis_lost_and_kafka_had_not_yet_are_published() -> 
     Decision, alert and state of the roll back all appear.
     """
     world = World()
-    async with world.worker(
-        newest_known=lambda _: world.transitions[-1] if world.transitions else None
-    ) as worker:
+    async with world.worker(registry=OwnRegistry(world)) as worker:
         await worker.submit(start())
         await settled()
         before = world.rollouts.snapshot()
@@ -366,8 +364,10 @@ def planted(monkeypatch: pytest.MonkeyPatch, bug: Any) -> None:
     """Let the machine decide with a mistake in it."""
     real = machine.decide
 
-    def decide(rollout: Rollout | None, event: Event) -> tuple[Rollout | None, tuple[Effect, ...]]:
-        return bug(event, *real(rollout, event))  # type: ignore[no-any-return]
+    def decide(
+        rollout: Rollout | None, event: Event, now: datetime
+    ) -> tuple[Rollout | None, tuple[Effect, ...]]:
+        return bug(event, *real(rollout, event, now))  # type: ignore[no-any-return]
 
     monkeypatch.setattr(flag_decision, "decide", decide)
 

@@ -60,11 +60,11 @@ class Rehearsal:
         self._service, self._freshest = Service(), START
         self._silent_at: datetime | None = None
         plan = to_core_plan(plan_of(self.scenario))
-        self._tell(CommandReceived(START, "go", CommandVerb.START, "demo", "", START, plan=plan))
+        self._tell(CommandReceived("go", CommandVerb.START, "demo", "", START, plan=plan))
         while self._is_moving() and self.now - START < timedelta(seconds=2 * LONGEST_SECONDS):
             self.now += TICK
             self._serve()
-            self._tell(Ticked(self.now))
+            self._tell(Ticked())
             if self._is_moving():
                 self._look()
         return self
@@ -74,7 +74,7 @@ class Rehearsal:
 
     def _tell(self, event: Event) -> None:
         before = self.rollout
-        self.rollout, effects = decide(self.rollout, event)
+        self.rollout, effects = decide(self.rollout, event, self.now)
         self.decisions += [effect for effect in effects if isinstance(effect, PublishDecision)]
         if (
             before is not None
@@ -84,7 +84,7 @@ class Rehearsal:
             self.stage_seconds.append((self.now - before.visits[-1].entered_at).total_seconds())
         for effect in effects:
             if isinstance(effect, AskAdvice):
-                asked = (self.now, effect.gate_id, effect.round)
+                asked = (effect.gate_id, effect.round)
                 is_objecting = self.scenario.advisor is AdvisorPart.OBJECTS
                 self._tell(
                     AdviceReceived(*asked, OBJECTION)
@@ -146,7 +146,7 @@ class Rehearsal:
         )
         evidence = Evidence(self.now, dict(self._totals), partitions, len(partitions))
         judgement, self._tests = judge(self.rollout, evidence, self._tests, self.now)
-        self._tell(EvidenceJudged(self.now, judgement))
+        self._tell(EvidenceJudged(judgement))
 
     @property
     def seconds(self) -> float:

@@ -8,8 +8,7 @@ import pytest
 
 from controller.core.plan import Guardrail, Plan
 from controller.planning.outlook import HARMED_RUNS, HEALTHY_RUNS, MOST_LOOKS, outlook
-from controller.planning.world import World
-from tests.builders import HOUR, T0, make_plan, make_stage
+from tests.builders import HOUR, T0, make_plan, make_stage, make_traffic
 
 
 def steps(guardrail: Guardrail, **overrides: object) -> Plan:
@@ -24,8 +23,8 @@ def told(
     plan: Plan, contexts_per_second: float, error_rate: float = 0.005
 ) -> list[tuple[tuple[str | int, ...], str]]:
     """Return place and words of each warning."""
-    seen = outlook(plan, World(contexts_per_second, error_rate, 50.0, 150.0), T0)
-    return [(finding.at, f"{finding.message}; {finding.fix}") for finding in seen.findings]
+    seen = outlook(plan, make_traffic(contexts_per_second, error_rate=error_rate), T0)
+    return [(finding.path, f"{finding.message}; {finding.fix}") for finding in seen.findings]
 
 
 def test_a_plan_that_works_is_not_warned_of() -> None:
@@ -72,7 +71,7 @@ def test_a_limit_below_control_is_a_false_alarm() -> None:
 def test_lint_stays_quick() -> None:
     """However long the plan, no run is begun once the looks are used up.
 
-    Each world has one in any case.
+    Each traffic has one in any case.
     """
     stages = tuple(
         make_stage(percent=float(percent), bake=100 * HOUR, max_bake=300 * HOUR)
@@ -80,7 +79,7 @@ def test_lint_stays_quick() -> None:
     )
     seen = outlook(
         steps(Guardrail("error_rate", limit=0.05), stages=stages),
-        World(200.0, 0.005, 50.0, 150.0),
+        make_traffic(200.0),
         T0,
     )
     assert 2 <= seen.rollouts < HEALTHY_RUNS + HARMED_RUNS
@@ -91,7 +90,7 @@ def test_a_blind_plan_has_no_outlook() -> None:
     """Nothing is measured, so nothing can be simulated."""
     seen = outlook(
         steps(Guardrail("error_rate", limit=0.05), guardrails=(), blind=True),
-        World(1.0, 0.005, 50.0, 150.0),
+        make_traffic(1.0),
         T0,
     )
     assert (seen.findings, seen.rollouts) == ((), 0)

@@ -1,7 +1,8 @@
-"""Virtual rollouts: the real machine and engine, in worlds whose outcome is known."""
+"""Virtual rollouts: the real machine and engine, with traffic whose outcome is known."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -10,24 +11,17 @@ import pytest
 from controller.core.plan import AdvisorPolicy, FreezeWindow, Guardrail, Plan
 from controller.planning.figures import Part, simulate, spread
 from controller.planning.simulation import Run, run_once
-from controller.planning.world import Effect, Source, World
+from controller.planning.virtual_traffic import Effect, TrafficSource, VirtualTraffic
 from schemas.terms import AdvisorMode, Approval, ControlArm, OnBreach
-from tests.builders import HOUR, MINUTE, T0, make_plan, make_stage
+from tests.builders import HOUR, MINUTE, T0, make_plan, make_stage, make_traffic
 
-HEALTHY = World(50.0, 0.005, 50.0, 150.0)
+HEALTHY = make_traffic(50.0)
 
 
-def ran(plan: Plan, *effects: Effect, world: World = HEALTHY, seed: int = 1) -> Run:
+def ran(plan: Plan, *effects: Effect, traffic: VirtualTraffic = HEALTHY, seed: int = 1) -> Run:
     """Return one virtual rollout."""
-    with_effects = World(
-        world.contexts_per_second,
-        world.error_rate,
-        world.latency_p50_ms,
-        world.latency_p99_ms,
-        world.conversions,
-        effects,
-    )
-    return run_once(plan, Source(with_effects, plan), T0, np.random.default_rng(seed))
+    source = TrafficSource(replace(traffic, effects=effects), plan)
+    return run_once(plan, source, T0, np.random.default_rng(seed))
 
 
 def three_steps(**overrides: object) -> Plan:
@@ -47,7 +41,7 @@ def three_steps(**overrides: object) -> Plan:
 
 def test_a_healthy_release_is_promoted_in_the_planned_time() -> None:
     """With traffic enough each stage takes its settle and bake, and the last one completes."""
-    run = ran(three_steps(), world=World(200.0, 0.005, 50.0, 150.0))
+    run = ran(three_steps(), traffic=make_traffic(200.0))
     assert (run.ended, run.found_at) == ("completed", None)
     assert run.stage_times == {0: HOUR + MINUTE, 1: HOUR + MINUTE, 2: HOUR + MINUTE}
     assert run.path == [(timedelta(0), 10.0), (HOUR + MINUTE, 50.0), (2 * HOUR + 2 * MINUTE, 100.0)]
@@ -89,7 +83,7 @@ def test_harm_after_some_time_is_dated_from_then() -> None:
 
 def test_too_little_traffic_ends_undecided_at_max_bake() -> None:
     """A gate that cannot be shown anything pauses at max_bake, in the stage where it did."""
-    run = ran(three_steps(), world=World(0.5, 0.005, 50.0, 150.0))
+    run = ran(three_steps(), traffic=make_traffic(0.5))
     assert (run.ended, run.stage, run.stage_times) == ("undecided", 0, {})
     assert run.at == T0 + MINUTE + 3 * HOUR
 
@@ -121,8 +115,8 @@ def test_a_breach_that_only_pauses_is_a_find_too() -> None:
 
 def test_the_same_seed_gives_the_same_figures() -> None:
     """Figures can be repeated, and another seed gives others."""
-    worlds = World(5.0, 0.005, 50.0, 150.0)
-    one, again, other = (simulate(three_steps(), worlds, 3, seed, T0) for seed in (1, 1, 2))
+    traffic = make_traffic(5.0)
+    one, again, other = (simulate(three_steps(), traffic, 3, seed, T0) for seed in (1, 1, 2))
     assert one == again
     assert [run.stage_contexts for run in one.runs] != [run.stage_contexts for run in other.runs]
 
@@ -131,7 +125,7 @@ def test_figures_part_the_runs() -> None:
     """Found and missed are parts of the runs that came to harm; a false alarm is none of them."""
     scenario = simulate(
         three_steps(),
-        World(50.0, 0.005, 50.0, 150.0, {}, (Effect("errors", 5.0, stage=2),)),
+        make_traffic(50.0, effects=(Effect("errors", 5.0, stage=2),)),
         4,
         1,
         T0,
@@ -158,5 +152,5 @@ def test_an_arm_of_equal_size_is_drawn_as_it_is_served() -> None:
     """Control is as small as treatment, and the split that is observed is the decided one."""
     equal = {"bake": HOUR, "max_bake": 3 * HOUR, "control": ControlArm.EQUAL}
     stages = tuple(make_stage(percent=float(percent), **equal) for percent in (10, 50))
-    run = ran(three_steps(stages=stages), world=World(400.0, 0.005, 50.0, 150.0))
+    run = ran(three_steps(stages=stages), traffic=make_traffic(400.0))
     assert (run.ended, run.lacking) == ("completed", ())

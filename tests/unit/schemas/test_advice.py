@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
-from schemas.advice import ANSWER_MAX_BYTES, ANSWER_SCHEMA, AdviceAnswer, parse_answer
+from schemas.advice import ANSWER_MAX_BYTES, ANSWER_SCHEMA, AdviceAnswer, parse_form
 
 GOOD = {"verdict": "hold", "confidence": 80, "reasons": ["p99 rises"]}
 
@@ -22,7 +22,7 @@ GOOD = {"verdict": "hold", "confidence": 80, "reasons": ["p99 rises"]}
 )
 def test_answer_in_the_form_is_read(answer: str | bytes) -> None:
     """An answer in the form is read, also with white space or one fence around it."""
-    assert parse_answer(answer) == AdviceAnswer(
+    assert parse_form(answer, AdviceAnswer) == AdviceAnswer(
         verdict="hold", confidence=80, reasons=["p99 rises"]
     )
 
@@ -69,7 +69,7 @@ def test_answer_in_the_form_is_read(answer: str | bytes) -> None:
 def test_anything_else_is_refused_with_a_reason(answer: str | bytes) -> None:
     """Anything but exactly one answer in the form is refused with a short printable reason."""
     with pytest.raises(ValueError) as refusal:
-        parse_answer(answer)
+        parse_form(answer, AdviceAnswer)
     assert 0 < len(str(refusal.value)) < 300
     assert str(refusal.value).isprintable()
 
@@ -80,12 +80,14 @@ def test_largest_answer_in_the_form_fits_the_cap() -> None:
         {"verdict": "hold", "confidence": 100, "reasons": ["\N{GRINNING FACE}" * 200] * 5}, indent=4
     )
     assert len(answer) > 12_000
-    assert len(parse_answer(answer).reasons[0]) == 200
+    assert len(parse_form(answer, AdviceAnswer).reasons[0]) == 200
 
 
 def test_control_characters_in_reasons_become_spaces() -> None:
     """A reason cannot move the cursor of the terminal it is shown in."""
-    answer = parse_answer(json.dumps({**GOOD, "reasons": ["\x1b[2Jall\u202egood\ud800"]}))
+    answer = parse_form(
+        json.dumps({**GOOD, "reasons": ["\x1b[2Jall\u202egood\ud800"]}), AdviceAnswer
+    )
     assert answer.reasons == [" [2Jall good "]
 
 

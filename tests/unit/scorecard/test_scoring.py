@@ -187,7 +187,7 @@ def test_document_holds_every_figure() -> None:
     """For machines: figures with their counts, and each case with what was answered."""
     answers = answer_all(defended)
     document = to_document(ASKED, answers, score(answers))
-    assert document["agreement"] == {"count": len(CASES), "of": len(CASES), "share": 1.0}
+    assert document["agreement"] == {"count": len(CASES), "total": len(CASES), "share": 1.0}
     assert document["mode"] == "can_hold"
     assert len(document["cases"]) == len(CASES)
     assert document["cases"][0]["choice"] == "proceed"

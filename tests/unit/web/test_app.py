@@ -152,7 +152,10 @@ async def test_alive_until_an_invariant_breaks(surface: Surface, client: httpx.A
     surface.health.broken("partition 3: totals do not add up")
     response = await client.get("/healthz")
     assert response.status_code == 503
-    assert response.json() == {"alive": False, "trouble": ["partition 3: totals do not add up"]}
+    assert response.json() == {
+        "alive": False,
+        "fatal_errors": ["partition 3: totals do not add up"],
+    }
 
 
 async def test_readiness_names_what_is_missing(surface: Surface, client: httpx.AsyncClient) -> None:
@@ -164,7 +167,7 @@ async def test_readiness_names_what_is_missing(surface: Surface, client: httpx.A
     assert response.status_code == 503
     event_log = response.json()["components"]["event_log"]
     assert event_log.pop("since")
-    assert event_log == {"ready": False, "required": True, "why_not": "not started"}
+    assert event_log == {"ready": False, "required": True, "reason": "not started"}
     surface.health.ready("event_log")
     response = await client.get("/readyz")
     assert (response.status_code, response.json()["ready"], response.json()["degraded"]) == (
@@ -177,7 +180,7 @@ async def test_readiness_names_what_is_missing(surface: Surface, client: httpx.A
     surface.board.doubt("reading again")
     response = await client.get("/readyz")
     assert response.status_code == 503
-    assert response.json()["components"]["serving"]["why_not"] == "reading again"
+    assert response.json()["components"]["serving"]["reason"] == "reading again"
 
 
 async def test_an_outage_is_told_and_takes_nobody_out_of_the_load_balancer(
@@ -224,10 +227,10 @@ async def test_contained_faults_are_listed_and_degrade(
     assert fault == {
         "scope": "flag",
         "name": "checkout",
-        "why": "cannot be read",
+        "reason": "cannot be read",
         "fix": "rolloutd repair flag checkout",
         "reporter": "",
-        "times": 1,
+        "count": 1,
     }
 
 
@@ -389,9 +392,9 @@ async def test_the_planes_of_a_flag_are_shown(surface: Surface, client: httpx.As
         "is_converged": False,
         "decided_percent": 10.0,
         "percent": 25.0,
-        "why": "serves 25 %, decided is 10 %",
+        "reason": "serves 25 %, decided is 10 %",
         "since": "2026-01-05T09:00:00Z",
-        "looked_at": "2026-01-05T09:00:00Z",
+        "checked_at": "2026-01-05T09:00:00Z",
     }
     elsewhere, unknown = (
         await client.get("/rollouts/elsewhere/planes"),

@@ -48,7 +48,7 @@ class Client:
 
     async def next(self) -> bytes:
         """Return what comes next."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             message = await self.sent.get()
         body: bytes = message.get("body", b"")
         return body

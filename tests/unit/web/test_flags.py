@@ -182,7 +182,7 @@ async def test_it_answers_when_the_state_topic_was_read() -> None:
     board = make_board()
     trusting = asyncio.create_task(board.keep_trust(feed))
     seen = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         async for rollout in feed.documents():
             seen.append(board.why_not is None)
             board.update(rollout)
@@ -216,7 +216,7 @@ async def test_after_standing_still_it_waits_for_news() -> None:
     trusting = asyncio.create_task(
         board.keep_trust(feed, silent_seconds=lambda: clock.seconds - heard_at, beat_seconds=0)
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while board.why_not is not None:
             await asyncio.sleep(0)
         await asyncio.sleep(0)  # the first beat

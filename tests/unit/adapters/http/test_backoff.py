@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.adapters.http.backoff import MAX_ASKED_SECONDS, URGENT_SECONDS, Backoff
+from controller.adapters.http.backoff import MAX_REQUESTED_SECONDS, URGENT_SECONDS, Backoff
 from tests.builders import T0
 
 
@@ -58,12 +58,14 @@ def test_half_of_the_wait_is_chance() -> None:
     assert waits(backoff, clock) == 0.5
 
 
-@pytest.mark.parametrize(("asked", "waited"), [(0.0, 1.0), (20.0, 20.0), (1e9, MAX_ASKED_SECONDS)])
+@pytest.mark.parametrize(
+    ("asked", "waited"), [(0.0, 1.0), (20.0, 20.0), (1e9, MAX_REQUESTED_SECONDS)]
+)
 def test_what_the_other_side_asks_for_is_kept_within_reason(asked: float, waited: float) -> None:
     """Retry-After lengthens the wait, never shortens it, and not beyond ten minutes."""
     clock = SetClock()
     backoff = make_backoff(clock)
-    backoff.failed("slower", asked_seconds=asked)
+    backoff.failed("slower", requested_seconds=asked)
     assert waits(backoff, clock) == waited
 
 

@@ -184,4 +184,4 @@ async def test_whatever_the_fetcher_holds_is_left_alone_unless_it_is_known() -> 
     leave_bare(SimpleNamespace(_fetcher=None))
     consumer = AIOKafkaConsumer(bootstrap_servers="localhost:1")
     leave_bare(consumer)  # it has no fetcher yet
-    await asyncio.wait_for(consumer.stop(), 5)
+    await asyncio.wait_for(consumer.stop(), 60)

@@ -13,9 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from controller.adapters.llm.advisor import RAW_MAX_BYTES, ModelAdvisor, NoAdvisor, make_advisor
-from controller.adapters.llm.model_server import Circuit, ServerTrouble
+from controller.adapters.llm.limits import Circuit
 from controller.adapters.llm.openai import OpenAIDialect
 from controller.adapters.llm.prompts import gate_prompt
+from controller.adapters.llm.trouble import ServerTrouble
 from controller.adapters.memory import ManualClock
 from controller.core.judging.judgement import Advice
 from controller.core.rollout import AskAdvice, RaiseAlert

@@ -550,7 +550,9 @@ def test_faults_of_conditions_stand_on_their_line(form: str, condition: str, sai
     """Whichever form an audience has, a fault is found where it is written."""
     audience = form.format(f"\n    {condition}")
     text = f"name: p\nflag: f\nstages: []\naudiences:\n  beta: {audience}\n"
-    errors = [finding for finding in lint_text(text)[1] if finding.at[:2] == ("audiences", "beta")]
+    errors = [
+        finding for finding in lint_text(text)[1] if finding.path[:2] == ("audiences", "beta")
+    ]
     assert [finding.line for finding in errors] == [6], errors
     assert said in str(errors[0])
 

@@ -1,4 +1,4 @@
-"""The world a plan is tried in: what is drawn has the rates that were asked for."""
+"""The virtual traffic a plan is tried with: what is drawn has the rates that were given."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import pytest
 
 from controller.core.analysis.latency import ordered
 from controller.core.evidence import bucket_of
+from controller.core.metrics.latency import VirtualLatency
+from controller.core.metrics.virtual import DrawnArm
 from controller.core.plan import Guardrail
-from controller.planning.world import Drawn, Effect, Source, World, quantile_ms
+from controller.planning.virtual_traffic import Effect, TrafficSource
 from schemas.terms import Arm
-from tests.builders import HOUR, MINUTE, T0, make_plan, make_visit
+from tests.builders import HOUR, MINUTE, T0, make_plan, make_traffic, make_visit
 
-WORLD = World(100.0, 0.01, 50.0, 150.0, {"bought": 0.1})
+quantile_ms = VirtualLatency(50.0, 150.0).quantile_ms
 
 
-def drawn(*effects: Effect, percent: float = 10.0) -> dict[Arm, Drawn]:
+def drawn(*effects: Effect, percent: float = 10.0) -> dict[Arm, DrawnArm]:
     """Return what an hour of a visit draws under these effects."""
     guardrails = (
         Guardrail("error_rate", margin=0.1),
         Guardrail("latency_p99", limit=200.0, margin=0.1),
         Guardrail("conversion:bought", margin=0.05),
     )
-    arms = {arm: Drawn() for arm in Arm}
-    source = Source(
-        World(100.0, 0.01, 50.0, 150.0, {"bought": 0.1}, effects), make_plan(guardrails=guardrails)
-    )
+    arms = {arm: DrawnArm() for arm in Arm}
+    traffic = make_traffic(100.0, error_rate=0.01, conversions={"bought": 0.1}, effects=effects)
+    source = TrafficSource(traffic, make_plan(guardrails=guardrails))
     visit = make_visit(percent=percent)
     source.draw(arms, visit, T0, T0 + HOUR + MINUTE, effects, np.random.default_rng(3))
     return arms
@@ -42,15 +43,15 @@ def test_arms_get_their_shares_and_control_its_rates() -> None:
     assert arms[Arm.TREATMENT].contexts == pytest.approx(36_000, rel=0.03)
     assert arms[Arm.CONTROL].contexts == pytest.approx(324_000, rel=0.01)
     assert arms[Arm.CONTROL].failed == pytest.approx(3240, rel=0.1)
-    assert arms[Arm.CONTROL].converted["bought"] == pytest.approx(32_400, rel=0.05)
-    assert sum(arms[Arm.CONTROL].latency.values()) == arms[Arm.CONTROL].contexts
+    assert arms[Arm.CONTROL].totals().converted["bought"] == pytest.approx(32_400, rel=0.05)
+    assert sum(arms[Arm.CONTROL].totals().latency.values()) == arms[Arm.CONTROL].contexts
 
 
 def test_effects_touch_treatment_alone() -> None:
     """Twice the errors, half the conversions, in treatment and not in control."""
     arms = drawn(Effect("errors", 2.0), Effect("conversion:bought", 0.5))
     assert arms[Arm.TREATMENT].failed == pytest.approx(720, rel=0.15)
-    assert arms[Arm.TREATMENT].converted["bought"] == pytest.approx(1800, rel=0.1)
+    assert arms[Arm.TREATMENT].totals().converted["bought"] == pytest.approx(1800, rel=0.1)
     assert arms[Arm.CONTROL].failed == pytest.approx(3240, rel=0.1)
 
 
@@ -58,10 +59,10 @@ def test_effects_touch_treatment_alone() -> None:
 def test_latency_has_the_quantiles_it_was_given(q: float) -> None:
     """Log-normal through p50 and p99; a shift moves every quantile by its factor."""
     slow = drawn(Effect("latency", 1.5))
-    control = ordered(slow[Arm.CONTROL].latency).quantile(q)
-    treatment = ordered(slow[Arm.TREATMENT].latency).quantile(q)
-    assert control == pytest.approx(quantile_ms(50, 150, q), rel=0.13 if q < 0.95 else 0.03)
-    assert treatment == pytest.approx(1.5 * quantile_ms(50, 150, q), rel=0.13)
+    control = ordered(slow[Arm.CONTROL].totals().latency).quantile(q)
+    treatment = ordered(slow[Arm.TREATMENT].totals().latency).quantile(q)
+    assert control == pytest.approx(quantile_ms(q), rel=0.13 if q < 0.95 else 0.03)
+    assert treatment == pytest.approx(1.5 * quantile_ms(q), rel=0.13)
 
 
 def test_a_tail_leaves_most_requests_alone() -> None:
@@ -70,15 +71,18 @@ def test_a_tail_leaves_most_requests_alone() -> None:
     The median hardly moves, what is above a limit does.
     """
     slow = drawn(Effect("tail", 10.0))
-    treatment, control = ordered(slow[Arm.TREATMENT].latency), ordered(slow[Arm.CONTROL].latency)
+    treatment, control = (
+        ordered(slow[Arm.TREATMENT].totals().latency),
+        ordered(slow[Arm.CONTROL].totals().latency),
+    )
     assert treatment.quantile(0.5) == pytest.approx(control.quantile(0.5), rel=0.13)
     assert treatment.above(bucket_of(200.0)) / treatment.total == pytest.approx(0.05, abs=0.01)
 
 
 def test_limits_are_exact_although_buckets_are_coarse() -> None:
     """The share above a limit is the distribution's own, not that of a coarse bucket around it."""
-    control = ordered(drawn()[Arm.CONTROL].latency)
-    assert control.above(bucket_of(quantile_ms(50, 150, 0.99))) / control.total == pytest.approx(
+    control = ordered(drawn()[Arm.CONTROL].totals().latency)
+    assert control.above(bucket_of(quantile_ms(0.99))) / control.total == pytest.approx(
         0.01, abs=0.0015
     )
 

@@ -1,10 +1,7 @@
 """Settings: what is accepted, what is refused and how the refusal reads."""
 
-import ast
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
@@ -12,18 +9,13 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
-from controller import settings as settings_module
-from controller.adapters.http.tls import Certificates
 from controller.cli.daemon import app as daemon
 from controller.errors import ConfigInvalid
 from controller.settings import (
     MASK,
-    RedisSettings,
     Settings,
-    TopicNames,
-    UnleashSettings,
+    insecure_connections,
     load_settings,
-    open_doors,
     show,
 )
 
@@ -84,8 +76,24 @@ def test_text_in_variables_stays_text() -> None:
         assert settings.redis.password.get_secret_value() == password
 
 
+def test_null_in_a_variable_is_none(config: Path) -> None:
+    """A variable can set what may be None to None, over the file and the default."""
+    config.write_text("redis: {key_prefix: 'x:'}\nkafka: {security: {ca_file: null}}\n")
+    environ = {
+        "ROLLOUTD_HTTP__OPS_PORT": "null",
+        "ROLLOUTD_REDIS__KEY_PREFIX": "null",
+        "ROLLOUTD_ADVISOR__ANOMALY_CHECK_INTERVAL_SECONDS": "null",
+    }
+    settings = load_settings(config, environ)
+    assert settings.http.ops_port is None
+    assert settings.redis.key_prefix is None
+    assert settings.advisor.anomaly_check_interval_seconds is None
+    [line] = faults(None, {"ROLLOUTD_HTTP__PORT": "null"})
+    assert line.startswith("ROLLOUTD_HTTP__PORT: http.port: Input should be a valid integer")
+
+
 def test_every_fault_is_named_at_once_with_its_place_and_fix(config: Path) -> None:
-    """One start shows all mistakes of file and environment, each with file, line and column or the variable's name."""
+    """One start shows all mistakes of file and environment, each with its place."""
     config.write_text(
         "environment: staging\n"
         "kafka:\n"
@@ -130,7 +138,10 @@ def test_every_fault_is_named_at_once_with_its_place_and_fix(config: Path) -> No
             "kafka:\n  topics: {state: a}\n  topics: {state: b}\n",
             ":3:3: kafka.topics is given twice: keep one",
         ),
-        ("? [1, 2]\n: x\n", "not YAML"),
+        ("? [1, 2]\n: x\n", ":1:3: not YAML: a key is a word"),
+        ("kafka: {create_topics: !!bool maybe}\n", "not YAML"),
+        ("kafka: {partitions: !!int ''}\n", "not YAML"),
+        ("a: &a [*a]\n", "nested deeper than 20"),
         ("kafka: 7\n", ":1:1: kafka: Input should be a valid dictionary"),
         ("environment: 'has space'\n", ":1:1: environment: String should match pattern"),
         (
@@ -401,7 +412,7 @@ def test_faults_in_sections_by_name_are_named_with_their_place(config: Path) -> 
 def test_config_check_finds_what_only_making_a_part_shows(
     config: Path, text: str, why: str
 ) -> None:
-    """`rolloutd config check` refuses templates, directories and certificates that `run` would refuse."""
+    """`config check` refuses templates, directories and certificates that `run` would refuse."""
     config.write_text(text)
     result = CliRunner().invoke(
         daemon, ["config", "check", "--config", str(config)], env={"ROLLOUTD_CONFIG": None}
@@ -446,7 +457,7 @@ def test_a_long_name_makes_a_prefix_of_its_own() -> None:
         ({"kafka": {"bootstrap_servers": "127.0.0.1:9092, kafka:9092"}}, ["rollout.commands may"]),
         (
             {"kafka": {"bootstrap_servers": "kafka:9092", "security": {"protocol": "SSL"}}},
-            ["encrypted, but asks nobody"],
+            ["encrypted, but does not authenticate"],
         ),
         (
             {
@@ -458,112 +469,20 @@ def test_a_long_name_makes_a_prefix_of_its_own() -> None:
             [],
         ),
         ({"redis": {"url": "redis://10.0.0.7:6379/0"}}, ["without a password"]),
-        ({"redis": {"url": "redis://cache:6379/0", "password": "p"}}, ["in the open"]),
+        ({"redis": {"url": "redis://cache:6379/0", "password": "p"}}, ["unencrypted"]),
         ({"redis": {"url": "rediss://cache:6379/0", "password": "p"}}, []),
         ({"redis": {"url": "unix:///run/redis.sock"}}, []),
         ({"planes": {"redis": {"url": "redis://cache:6379/1"}}}, ["planes.redis.username"]),
     ],
 )
-def test_open_doors_are_named(values: dict[str, object], words: list[str]) -> None:
-    """Kafka that asks nobody who they are, and Redis without a password, are named off loopback."""
-    found = open_doors(Settings.model_validate(values))
+def test_insecure_connections_are_named(values: dict[str, object], words: list[str]) -> None:
+    """Off loopback, Kafka without authentication and Redis without a password are named."""
+    found = insecure_connections(Settings.model_validate(values))
     assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))
 
 
-# --- nothing is documented and not read
-# -----------------------------------------------------------------------------------
-
-
-def sections(
-    model: type[BaseModel] = Settings, name: str = "settings"
-) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield every section with the name that it has in the one above."""
-    yield name, model
-    for inner, field in model.model_fields.items():
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from sections(kind, inner)
-
-
-def sources() -> dict[str, str]:
-    """Return what reads settings, by file.
-
-    Of settings.py the properties and functions, without its checks.
-    """
-    package = Path(settings_module.__file__).parent
-    found = {
-        path.name: path.read_text() for path in package.rglob("*.py") if path.name != "settings.py"
-    }
-    for node in ast.walk(ast.parse(Path(settings_module.__file__).read_text())):
-        if isinstance(node, ast.ClassDef):
-            methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
-            read = [
-                each
-                for each in methods
-                if not any("validator" in ast.dump(one) for one in each.decorator_list)
-            ]
-            found[f"settings.py {node.name}"] = "\n".join(ast.unparse(each) for each in read)
-        elif isinstance(node, ast.FunctionDef) and node.name == "open_doors":
-            found["settings.py open_doors"] = ast.unparse(node)
-    return found
-
-
-def is_read(name: str, section: str, model: type[BaseModel], files: Mapping[str, str]) -> bool:
-    """Return whether some file reads a setting.
-
-    By its section's name, or where the section's class is known.
-    """
-    for file, text in files.items():
-        if re.search(rf"\b_?{section}\.{name}\b", text):
-            return True
-        is_at_home = file == f"settings.py {model.__name__}" or re.search(
-            rf"\b{model.__name__}\b", text
-        )
-        if is_at_home and re.search(rf"\.{name}\b", text):
-            return True
-        if is_at_home and "client_context(" in text and hasattr(Certificates, name):
-            return True  # handed on whole
-    return False
-
-
-def test_every_setting_is_read() -> None:
-    """A setting that is documented and does nothing misleads whoever sets it."""
-    files = sources()
-    unread = []
-    for section, model in sections():
-        if model is TopicNames:
-            continue  # read by `KafkaSettings.topic`, by name
-        for name, field in model.model_fields.items():
-            secret = model.model_fields.get(name.removesuffix("_file"))
-            if (
-                secret is not None
-                and name.endswith("_file")
-                and "SecretStr" in str(secret.annotation)
-            ):
-                continue  # read by the section itself
-            is_part = any(
-                isinstance(kind, type) and issubclass(kind, BaseModel)
-                for kind in (field.annotation, *get_args(field.annotation))
-            )
-            if not is_part and not is_read(name, section, model, files):
-                unread.append(f"{section}.{name}")
-    assert unread == []
-
-
-def test_a_setting_that_nothing_reads_is_found() -> None:
-    """What the test above would have found.
-
-    Another section's setting of the same name does not count.
-    """
-    files = {
-        "unleash_api.py": "def f(settings: UnleashSettings): return settings.connect_timeout_seconds"
-    }
-    assert not is_read("connect_timeout_seconds", "redis", RedisSettings, files)
-    assert is_read("connect_timeout_seconds", "unleash", UnleashSettings, files)
-
-
-def test_config_check_names_open_doors() -> None:
+def test_config_check_names_insecure_connections() -> None:
     """An operator hears of them before the daemon runs.
 
     The configuration can be used all the same.

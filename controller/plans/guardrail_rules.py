@@ -1,0 +1,141 @@
+"""Rules about guardrails: what each may ask for, and that every stage has one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import combinations
+
+from controller.core.metrics import kind_of
+from controller.plans.finding import Finding, error, percent_words
+from controller.yaml_places import Path
+from schemas.plan import SMALLEST_MARGIN, GuardrailDocument, PlanDocument
+from schemas.terms import MetricRole
+
+
+def _judges(guardrail: GuardrailDocument, percent: float) -> bool:
+    """Return whether the guardrail can judge a stage of `percent`.
+
+    The stage must be in its range, and have a control if the guardrail only compares.
+    """
+    to_percent = 100.0 if guardrail.to_percent is None else guardrail.to_percent
+    return guardrail.from_percent <= percent <= to_percent and (
+        guardrail.limit is not None or percent < 100
+    )
+
+
+def guardrail_faults(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Find guardrails that cannot work, and two that contradict each other about one metric."""
+    for index, guardrail in enumerate(document.guardrails):
+        at: Path = ("guardrails", index)
+        yield from _bounds(guardrail, at)
+        to_percent = 100.0 if guardrail.to_percent is None else guardrail.to_percent
+        if not 0 <= guardrail.from_percent <= to_percent <= 100:
+            yield error(
+                at,
+                f"watches {guardrail.from_percent:g} % to {to_percent:g} %",
+                "let 0 <= from <= to <= 100",
+            )
+            continue
+        in_range = [
+            s.percent for s in document.stages if guardrail.from_percent <= s.percent <= to_percent
+        ]
+        is_range_given = guardrail.to_percent is not None or guardrail.from_percent > 0
+        if not in_range and document.stages:
+            yield error(
+                at,
+                "watches no stage at all",
+                "let from_percent and to_percent enclose a stage's percent",
+            )
+        elif (
+            guardrail.limit is None
+            and guardrail.compare
+            and 100 in in_range
+            and (is_range_given or in_range == [100])
+        ):
+            yield error(
+                at,
+                "compares with control at 100 %, where nobody is left to compare with",
+                "add an absolute `limit`, or end with `to_percent` below 100",
+            )
+    for (first, one), (second, other) in combinations(enumerate(document.guardrails), 2):
+        if one.metric == other.metric and any(
+            _judges(one, stage.percent) and _judges(other, stage.percent)
+            for stage in document.stages
+        ):
+            yield error(
+                ("guardrails", second),
+                f"{other.metric} is watched by guardrails[{first}] already, in the same stage",
+                "join them, as in `error_rate < 1% and < control + 10%`, or part them by "
+                "from_percent and to_percent",
+            )
+
+
+def impossible_bounds(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Find limits and margins that are missing or cannot be meant."""
+    for index, guardrail in enumerate(document.guardrails):
+        yield from _bounds(guardrail, ("guardrails", index))
+
+
+def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
+    """Find what is wrong with the limit and the margins of one guardrail."""
+    kind = kind_of(guardrail.metric)
+    if guardrail.limit is None and guardrail.compare is None:
+        yield error(
+            at,
+            f"{guardrail.metric} has neither limit nor compare",
+            "add one, as in `limit: 1%` or `compare: {margin: 10%}`",
+        )
+    if guardrail.limit is not None and (fault := kind.limit_fault(guardrail.limit)) is not None:
+        yield error((*at, "limit"), fault.message, fault.fix)
+    if guardrail.compare is None:
+        return
+    in_points = guardrail.compare.in_points
+    if in_points and not kind.takes_points:
+        yield error(
+            (*at, "compare"),
+            f"{guardrail.metric} is not compared in percentage points",
+            "write the margin as in 10%",
+        )
+        return
+    highest = 1.0 if in_points else kind.largest_margin
+    for name in ("margin", "gate_margin"):
+        margin = getattr(guardrail.compare, name)
+        if margin is not None and not SMALLEST_MARGIN <= margin < highest:
+            yield error(
+                (*at, "compare", name),
+                f"a margin of {margin:g} means {margin * 100:g} "
+                f"{'pp' if in_points else '%'} worse than control",
+                "write the harm you tolerate, as in 10% of control's value or 0.5pp",
+            )
+
+
+def unwatched_stages(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Find stages that nothing would roll back, unless the plan says that it is blind."""
+    armed = [
+        guardrail for guardrail in document.guardrails if guardrail.role is MetricRole.GUARDRAIL
+    ]
+    if document.blind:
+        if document.guardrails:
+            yield error(
+                ("blind",),
+                "a blind plan looks at no guardrail",
+                "remove `blind`, or the guardrails",
+            )
+        return
+    if not armed:
+        yield error(
+            ("guardrails",) if document.guardrails else (),
+            "no guardrail: nothing would roll the flag back",
+            "add one, as in `guardrails: [error_rate < 1%]`, or say `blind: true` for a timed ramp",
+        )
+        return
+    for index, stage in enumerate(document.stages):
+        if not any(_judges(guardrail, stage.percent) for guardrail in armed):
+            yield error(
+                ("stages", index),
+                f"no guardrail watches the stage of {percent_words(stage.percent)}",
+                "add an absolute `limit` to one: without a control only limits can be judged"
+                if stage.percent == 100
+                else "widen from_percent or to_percent of one",
+            )

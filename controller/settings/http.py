@@ -1,0 +1,103 @@
+"""Settings of what clients connect to: the HTTP surface, and flagd's gRPC sync source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from controller.settings.section import Count, Section
+
+
+class HttpSettings(Section):
+    """The HTTP surface: health, metrics, OFREP, the flagd document."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Loopback, because anyone who can connect may read every rollout.
+    0.0.0.0 in a container."""
+    port: int = Field(default=8080, ge=0, le=65_535)
+    """Port to listen on. 0 takes a free one."""
+    ops_port: int | None = Field(default=8081, ge=0, le=65_535)
+    """Port for liveness, readiness and metrics, which flag traffic can then not starve. 0 takes a
+    free one. None: they are on `port` alone."""
+    ops_host: str | None = None
+    """Address of the second port. None: the same as `host`."""
+    lease_seconds: Annotated[float, Field(ge=5, le=86_400, allow_inf_nan=False)] = 30.0
+    """For how long a replica counts as up to date after a broker has last confirmed that its flags
+    are the newest. After that `/readyz` names it, and its answers are marked as stale. 30 s rides
+    out a broker's restart."""
+    when_stale: Literal["serve_last", "serve_control", "refuse"] = "serve_last"
+    """What a stale replica serves. `serve_last`: the last decision that it knows. In an outage of
+    Kafka all replicas are stale, and none can decide otherwise; but a replica that is cut off alone
+    may then serve what was rolled back elsewhere. `serve_control`: control to everybody, which
+    takes the treatment from all users in every longer outage of Kafka. `refuse`: 503, so that
+    clients use another replica, or the values that they have. Both of these also withhold the flagd
+    document (503)."""
+    allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+    """Host headers that are answered, without ports, so that a web page elsewhere cannot reach us
+    by rebinding its name. `*.example.org` matches subdomains, `*` everything. Also add the names
+    that the apps and Prometheus use for us."""
+    bucketing: Literal["v2", "v3"] = "v3"
+    """How OFREP assigns users: v3 as openfeature-flagd-core 2, to which flagd is moving; v2 as
+    flagd 0.15 and 0.16. It must be the fleet's where both serve one flag: at 25 % the two disagree
+    on a third of the users."""
+    max_body_bytes: int = Field(default=65_536, ge=1_024, le=10_000_000)
+    """Larger requests are refused. CloudEvents and evaluation contexts stay far below."""
+    max_connections: Count = 1_000
+    """Limit of open connections, which bounds the cost of idle ones. At the limit the connection
+    that has been idle longest gives way to a new one; where none is idle the answer is 503."""
+    max_connections_per_client: int | None = Field(default=None, ge=0)
+    """Connections of one client address, or of one IPv6 /64. More are answered 503. None: a quarter
+    of `max_connections`. 0: no limit, for a daemon behind a proxy, which makes all clients one."""
+    max_bulk_per_second: float = Field(default=200.0, ge=0, le=1_000_000, allow_inf_nan=False)
+    """Bulk evaluations of one client address per second, twice as many in a burst. More are
+    answered 429. A page sends one, an app that polls sends two a minute. 0: no limit, as behind a
+    proxy."""
+    max_event_streams: int = Field(default=200, ge=0, le=100_000)
+    """OFREP clients that are notified of changes, each on a connection of its own that stays open.
+    More are answered 503 and poll. Keep it well below `max_connections`. 0: the stream is not
+    offered."""
+
+    @model_validator(mode="after")
+    def _leave_room(self) -> Self:
+        if self.max_event_streams >= self.max_connections:
+            raise ValueError(
+                "max_event_streams must be less than max_connections, or streams take "
+                "every connection"
+            )
+        if self.ops_port and self.ops_port == self.port:
+            raise ValueError("ops_port must be another port than port")
+        return self
+
+    @property
+    def connections_per_client(self) -> int:
+        """Connections that one client may hold; 0: no limit per client."""
+        limit = self.max_connections_per_client
+        return max(1, self.max_connections // 4) if limit is None else limit
+
+
+class FlagdSyncSettings(Section):
+    """flagd's gRPC sync source: for flagd, and for providers that evaluate in the app.
+
+    Needs the extra `rolloutd[grpc]`.
+    """
+
+    port: int | None = Field(default=None, ge=0, le=65_535)
+    """Port to listen on. flagd's own is 8015; 0 takes a free one. None: it is not offered, and
+    grpcio need not be installed."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Loopback, because anyone who can connect may read every rollout.
+    0.0.0.0 in a container."""
+    certificate_file: Path | None = None
+    """PEM file with our certificate. None: no TLS."""
+    key_file: Path | None = None
+    """PEM file with the key of our certificate. None: it is in `certificate_file`."""
+    max_streams: Count = 200
+    """Clients that are synced at the same time. More are refused, and try again."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.key_file and not self.certificate_file:
+            raise ValueError("key_file needs certificate_file")
+        return self

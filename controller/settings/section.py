@@ -1,0 +1,102 @@
+"""What every section of the settings shares: its base class, and the types of its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, get_args, get_origin
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from schemas.terms import NAME_PATTERN
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+KafkaName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+EnvironmentName = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+#: Ends the name of the setting that holds a secret's file: `password`, `password_file`.
+FILE_SUFFIX: Final = "_file"
+
+
+def _check_http_url(value: str) -> str:
+    """Refuse anything but http and https with a host, and a password in the address."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("give an address like http://127.0.0.1:8081")
+    if parts.username or parts.password:
+        raise ValueError(
+            "keep the secret out of the address: there is a setting of its own for it, and "
+            "one for a file"
+        )
+    return value.rstrip("/")
+
+
+def _check_redis_url(value: str) -> str:
+    """Refuse what redis-py cannot open, and a password in the address."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("give an address like redis://127.0.0.1:6379/0, rediss:// for TLS")
+    if parts.username or parts.password:
+        raise ValueError(
+            "keep the secret out of the address: use username and password or password_file"
+        )
+    return value
+
+
+HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
+RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
+
+
+def is_section(annotation: Any) -> bool:
+    """Return whether a field's type is a section of settings."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def named_section(annotation: Any) -> type[BaseModel] | None:
+    """Return the section under each name of a mapping, None for a field of another type.
+
+    A mapping is a type such as `dict[PlaneName, HttpPlaneSettings]`.
+    """
+    inner = get_args(annotation)[1] if get_origin(annotation) is dict else None
+    return inner if is_section(inner) else None
+
+
+def is_secret(annotation: Any) -> bool:
+    """Return whether a field's type is a secret, optional or not."""
+    return SecretStr in (annotation, *get_args(annotation))
+
+
+class Section(BaseModel):
+    """A frozen part of the settings.
+
+    Unknown keys are refused. `<secret>_file` is read into `<secret>`. A section with nothing under
+    its key (`kafka:`, with every line below it commented out) has its defaults.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secret_files(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        merged = dict(values)
+        for name, field in cls.model_fields.items():
+            is_part = is_section(field.annotation) or named_section(field.annotation) is not None
+            if is_part and name in merged and merged[name] is None:
+                del merged[name]
+            file_name = f"{name}{FILE_SUFFIX}"
+            if not is_secret(field.annotation) or merged.get(file_name) is None:
+                continue
+            if merged.get(name) is not None:
+                raise ValueError(f"{name} and {file_name} are both given: keep one")
+            try:
+                secret = Path(str(merged[file_name])).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{file_name} cannot be read: {error}") from error
+            merged[name] = secret.rstrip("\r\n")
+        return merged

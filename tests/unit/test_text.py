@@ -1,0 +1,43 @@
+"""Text from outside is made fit for people."""
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from controller.text import describe_faults, excerpt, one_line, printable
+
+HOSTILE = "a\x1b[31mb\r\nc\u202ed"
+
+
+def test_nothing_printable_is_changed_and_all_else_replaced() -> None:
+    """Each character that could forge a log or a terminal becomes the placeholder."""
+    assert printable("Größe: 10 %") == "Größe: 10 %"
+    assert printable(HOSTILE) == "a [31mb  c d"
+    assert printable(HOSTILE, "?") == "a?[31mb??c?d"
+
+
+def test_an_excerpt_is_cut_before_it_is_trimmed() -> None:
+    """No more than the given number of characters is read of the text."""
+    assert excerpt("  \n ab cd", 6) == "ab"
+
+
+def test_one_line_has_single_spaces() -> None:
+    """Line ends and runs of white space become one space."""
+    assert one_line("a\n\n b\tc\x00") == "a b c?"
+
+
+def test_faults_are_described_with_place_and_number() -> None:
+    """The first three faults are described, the others counted."""
+
+    class Form(BaseModel):
+        a: int
+        b: int
+        c: int
+        d: int
+
+    with pytest.raises(ValidationError) as raised:
+        Form.model_validate({"a": "x", "b": 1})
+    assert describe_faults(raised.value).startswith("a: Input should be a valid integer")
+    assert describe_faults(raised.value).endswith("c: Field required; d: Field required")
+    with pytest.raises(ValidationError) as raised:
+        Form.model_validate({})
+    assert describe_faults(raised.value).endswith("c: Field required (and 1 more)")
