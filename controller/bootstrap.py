@@ -14,8 +14,8 @@ from controller.adapters.kafka.shared_topic import SharedTopic, streams
 from controller.adapters.kafka.state_topic_plane import StateTopicPlane
 from controller.clock import AgreedClock, SystemClock
 from controller.codec.cloud_events import source_of
+from controller.counting.fold import IS_COMPILED
 from controller.counting.ingest import Ingest
-from controller.counting.partition_totals import IS_COMPILED
 from controller.deciding.anomaly_watch import AnomalyWatch
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.event_partitions import EventPartitions

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import Evidence
 from controller.core.invariants import Step
-from controller.core.judging.gate import SequentialTests, judge, look_for_harm
+from controller.core.judging.gate import check_harm, judge
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import decide, hold_back
 from controller.core.rollout import (
@@ -64,7 +65,7 @@ class EvidenceJudge:
         since = self._clock.monotonic() - self._judged_at
         is_new = self.judgement is None or self.judgement.at < rollout.updated_at
         if not is_new and since < JUDGED_EVERY_SECONDS and not isinstance(rollout.phase, Gating):
-            signals, tests = look_for_harm(rollout, evidence, tests, now)
+            signals, tests = check_harm(rollout, evidence, tests, now)
             if not any(signal.is_possible for signal in signals):
                 return None, tests
         self.judgement, tests = judge(rollout, evidence, tests, now)

@@ -15,7 +15,7 @@ from datetime import datetime
 import structlog
 
 from controller.codec.outbox import Message
-from controller.core.judging.gate import SequentialTests, decode_tests, encode_tests
+from controller.core.analysis.sequential_tests import SequentialTests, decode_tests, encode_tests
 from controller.core.rollout import AnswerCommand, AskAdvice, Baking, Effect, Rollout
 from controller.deciding.command_answers import answer_key
 from controller.deciding.dependencies import WorkerDependencies

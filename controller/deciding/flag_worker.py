@@ -292,8 +292,8 @@ class FlagWorker:
                 "times_brought_back", seconds=round(ahead), revision=self.rollout.revision
             )
             tests = self._state.tests
-            heard_at = None if tests.heard_at is None else min(tests.heard_at, now)
-            tests = replace(tests, heard_at=heard_at)
+            if tests.last_event_at is not None:
+                tests = replace(tests, last_event_at=min(tests.last_event_at, now))
             if await self._save(Decision(healed(self.rollout, now), (), tests)):
                 return
             await self._load()

@@ -49,8 +49,8 @@ from controller.adapters.redis.totals import RedisTotals
 from controller.clock import SystemClock
 from controller.core.evidence import ArmTotals
 from controller.core.rollout import Rollout
+from controller.counting.fold import IS_COMPILED
 from controller.counting.ingest import Ingest
-from controller.counting.partition_totals import IS_COMPILED
 from controller.metrics import Metrics
 from controller.settings import CountingSettings, KafkaSettings
 from schemas import evaluation, outcome

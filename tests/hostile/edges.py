@@ -23,11 +23,13 @@ from controller.codec.command_records import read_command
 from controller.codec.commands import command_event, to_command_received
 from controller.codec.plans import to_core_plan
 from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json
-from controller.core.judging.gate import SequentialTests, decode_tests, judge, look_for_harm
+from controller.core.analysis.sequential_tests import SequentialTests, decode_tests
+from controller.core.judging.gate import check_harm, judge
 from controller.core.machine import decide, next_deadline
 from controller.core.rollout import CommandReceived, EvidenceJudged, Rollout, Ticked
 from controller.core.serving import percent_to_serve
-from controller.counting.partition_totals import Changes, PartitionTotals
+from controller.counting.counted_flags import Changes
+from controller.counting.partition_totals import PartitionTotals
 from controller.counting.watched_flags import WatchedFlags
 from controller.errors import BadInput, BrokenInvariant, DocumentUnreadable
 from controller.health import Health
@@ -168,7 +170,7 @@ def _counted(
             progress
         )
         changes = Changes()
-        for _ in totals.take_changed(changes):
+        for _ in totals.drain_changes(changes):
             pass
         stored = changes.fields | encode_progress(progress)
         again = _totals(_directory(now), counts_exposures=evaluations)
@@ -292,7 +294,7 @@ def _live(rollout: Rollout | None, command: CommandReceived) -> None:
         at = max(deadline or rollout.updated_at, rollout.updated_at)
         if rollout.visits and rollout.stage_index is not None:
             evidence = make_evidence(at=at)
-            look_for_harm(rollout, evidence, tests, at)
+            check_harm(rollout, evidence, tests, at)
             judgement, tests = judge(rollout, evidence, tests, at)
             rollout, _ = decide(rollout, EvidenceJudged(judgement), at)
             assert rollout is not None
@@ -352,7 +354,7 @@ def stored_totals(material: Hostile) -> str:
         now_ms=now_ms,
     )
     changes = Changes()
-    for _ in totals.take_changed(changes):
+    for _ in totals.drain_changes(changes):
         pass
     stored = {
         "next": b"1",

@@ -19,7 +19,7 @@ from typing import Any, Self
 import mmh3
 
 from controller.adapters.unleash.plane import UnleashPlane
-from controller.adapters.unleash.strategies import wanted
+from controller.adapters.unleash.target import target_of
 from controller.clock import SystemClock
 from controller.core.audience import Audience, Condition
 from controller.core.rollout import Rollout
@@ -318,7 +318,7 @@ async def test_every_rule_means_the_same_to_unleash(real_unleash: UnleashServer)
         for _ in range(60):
             rollout = draw_rollout(chance)
             served = serving(rollout)
-            asked = wanted(rollout, stickiness="userId")
+            asked = target_of(rollout, stickiness="userId")
             strategies = [{"name": part.name, **part.fields()} for part in asked.parts]
             state = {
                 "version": 2,

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from controller.core.analysis.proportion import Counts, harm_alternatives, ratio_increment
+from controller.core.analysis.sequential_tests import SequentialTests, decode_tests, encode_tests
 from controller.core.evidence import ArmTotals, VisitTotals
 from controller.core.judging.batches import MIN_BATCH
-from controller.core.judging.gate import SequentialTests, decode_tests, encode_tests, judge
+from controller.core.judging.gate import judge
 from controller.core.plan import Guardrail
 from controller.core.rollout import Baking
 from schemas.terms import Verdict

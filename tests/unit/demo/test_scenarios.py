@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from controller.codec.plans import to_core_plan
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals, bucket_of
-from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Advice
 from controller.core.machine import decide
 from controller.core.rollout import (
