@@ -145,7 +145,7 @@ def _record(material: Hostile, offset: int, value: bytes | None) -> Record:
 def _counted(
     event_format: EventFormat, *, evaluations: bool, make: Callable[[Hostile], bytes | None]
 ) -> Edge:
-    """Return an edge that folds a batch of hostile records of one format with an honest one among them.
+    """Return an edge that folds hostile records of one format with an honest one among them.
 
     A case is the whole batch: `run` counts it once; `CASES_OF` says how many records it holds.
     """

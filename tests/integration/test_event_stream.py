@@ -101,7 +101,7 @@ async def test_stopping_waits_for_no_stream() -> None:
 
 
 async def test_a_client_that_does_not_read_can_be_cut_off() -> None:
-    """The server lets an application drop a connection whose client takes nothing, whatever is still to be sent on it."""
+    """The server lets an application drop a connection whose client reads nothing."""
     has_given_up = asyncio.Event()
 
     async def flood(scope: Scope, receive: Receive, send: Send) -> None:

@@ -391,7 +391,7 @@ async def test_audiences_stand_in_a_flagd_file_and_nowhere_else(tmp_path: Path) 
 
 
 async def test_a_flagd_client_in_file_mode_sees_what_ofrep_serves(tmp_path: Path) -> None:
-    """OpenFeature's flagd provider evaluates the file for 500 users as rolloutd itself does, at every percentage."""
+    """OpenFeature's flagd provider evaluates the file as rolloutd does, for 500 users."""
     path = tmp_path / "flags.json"
     plane, board = make_plane(path), FlagBoard(generation=Generation.V3)
     users = [f"user-{number}" for number in range(500)]
@@ -417,7 +417,7 @@ async def flagd_treats(path: Path, users: list[str]) -> set[str]:
 
 
 async def test_a_planted_link_or_file_is_neither_followed_nor_kept(tmp_path: Path) -> None:
-    """Where others may write, nothing that they put in our way is written through or becomes the file."""
+    """Where others may write, no link or file of theirs is followed or becomes the file."""
     theirs = tmp_path / "theirs"
     theirs.write_text("untouched")
     path = tmp_path / "flags.json"

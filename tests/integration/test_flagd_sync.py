@@ -67,7 +67,7 @@ def share_of(response: Any) -> int:
 async def test_a_real_provider_follows_every_change(
     board: FlagBoard, server: FlagdSyncServer
 ) -> None:
-    """A provider that evaluates in the app sees each percentage as OFREP serves it, without polling, and nobody falls out."""
+    """A provider in the app follows each percentage without polling, and no user falls out."""
 
     def by_ofrep() -> set[str]:
         flag = board.get("new-checkout")
@@ -179,7 +179,7 @@ async def test_what_is_not_here_is_refused(stub: Any) -> None:
 
 
 async def test_stopping_does_not_wait_for_clients(board: FlagBoard) -> None:
-    """With streams open the server stops without waiting for them, and starts again on the same port."""
+    """With open streams the server stops without waiting, and starts again on the same port."""
     server = FlagdSyncServer(board, SyncAddress(), flag_set_id="production")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

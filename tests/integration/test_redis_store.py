@@ -406,8 +406,8 @@ async def test_an_operator_can_read_the_hash(store: RedisConnection) -> None:
         b"tainted_from": b"",
         b"topic_id": b"",
         b"rebased": b"",
-        b"new-checkout|start-1|0|treatment": b'{"evaluations":812,"exposures":400,"errors":3,"converted":{"signup":7},'
-        b'"latency":{"231":17,"240":3}}',
+        b"new-checkout|start-1|0|treatment": b'{"evaluations":812,"exposures":400,"errors":3,'
+        b'"converted":{"signup":7},"latency":{"231":17,"240":3}}',
     }
 
 

@@ -161,7 +161,7 @@ TROUBLES: dict[str, tuple[Script, str]] = {
 async def test_trouble_is_told_and_nothing_is_taken_for_an_answer(
     fake: FakeUnleash, kind: str
 ) -> None:
-    """Whatever the server does, looking and serving end in time with one sentence on what is wrong and where."""
+    """Whatever the server does, each call ends in time with one sentence on the fault."""
     script, message = TROUBLES[kind]
     fake.faults.append(("", script))
     plane = UnleashPlane(
@@ -232,7 +232,7 @@ async def test_a_slow_server_is_written_to_all_the_same(fake: FakeUnleash) -> No
 
 
 async def test_what_cannot_be_written_holds_up_no_other_flag(fake: FakeUnleash) -> None:
-    """A flag whose every write fails at the server does not keep the flags behind it from being raised."""
+    """A flag whose writes all fail does not keep other flags from being raised."""
     fake.faults.append((f"(POST|PATCH) .*features/{FLAG}", TROUBLES["5xx"][0]))
     loop = Loop(fake)
     async with loop.running():
@@ -365,7 +365,7 @@ async def test_the_audit_trail_may_be_closed_to_us(fake: FakeUnleash, console: C
 async def test_an_edit_upwards_lasts_one_period_at_most(
     fake: FakeUnleash, console: Console, edit: str
 ) -> None:
-    """More exposure than was decided, however it was made, is undone within a period and told with a name."""
+    """More exposure than decided is undone within a period and reported with a name."""
     loop = Loop(fake)
     longest = 0.0
     async with loop.running():
@@ -391,7 +391,7 @@ async def test_an_edit_upwards_lasts_one_period_at_most(
 
 
 async def test_an_edit_downwards_stays(fake: FakeUnleash, console: Console) -> None:
-    """Who lowers the flag, switches it off or archives it is told of and not overruled until something else is decided."""
+    """A lowering, switching off or archiving by others is reported and not overruled."""
     loop = Loop(fake)
     async with loop.running():
         loop.actuation.request(decided(FLAG, 50))
@@ -467,7 +467,7 @@ async def _as_zombie(
 async def test_a_private_authority_is_trusted_when_named(
     fake: FakeUnleash, certificate: tuple[Path, Path]
 ) -> None:
-    """Unleash behind a certificate of one's own authority is asked once the settings name it, and refused before."""
+    """Unleash of a private authority is trusted once the settings name it, refused before."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*certificate)
     async with fault_server.fault_server(

@@ -328,7 +328,7 @@ async def test_flagd_never_gets_an_empty_document_by_mistake(
 async def test_the_newest_look_is_shown_and_its_absence_explained(
     surface: Surface, client: httpx.AsyncClient
 ) -> None:
-    """The evidence of a flag that is run here, 404 with the reason for one that is run elsewhere, and for none."""
+    """Evidence of a flag that runs here; 404 with the reason for any other flag."""
     shown = await client.get("/rollouts/new-checkout/evidence")
     assert (shown.status_code, shown.json()) == (200, {"verdict": "inconclusive"})
     assert (await client.get("/rollouts/other/evidence")).json()[

@@ -146,7 +146,7 @@ def test_the_flagd_documents_tag_changes_with_its_content() -> None:
 
 
 def test_it_answers_only_once_trusted() -> None:
-    """Before the state topic was read to its end, a document may be older than the last decision."""
+    """Before the state topic is read to its end, a document may be outdated."""
     board = make_board()
     board.update(make_rollout())
     assert board.why_not is not None
@@ -278,7 +278,7 @@ def test_a_board_without_word_from_the_brokers_says_so() -> None:
 
 
 def test_staleness_changes_tags_twice_and_not_in_between() -> None:
-    """A client that asks every second gets the document when the lease ends and when it is renewed."""
+    """A client that polls gets the document when the lease ends and when it is renewed."""
     board = leased()
     silences = [0.0, 29.0, 31.0, 32.0, 500.0, 0.1, 0.2]
     tags = []

@@ -137,7 +137,7 @@ _HOSTILE = (
 async def test_no_body_holds_up_the_loop(
     surface: Surface, client: httpx.AsyncClient, path: str, body: bytes
 ) -> None:
-    """The worst that fits into a body is read within a fraction of the 50 ms that a stall may take."""
+    """The worst body is read within a fraction of the 50 ms that a stall may take."""
     audiences = (Audience("staff", ((Condition("email", Operator.ENDS_WITH, ("@x",)),),)),)
     plan = make_plan(audiences=audiences, stages=(make_stage(audience="staff"),))
     surface.board.update(make_rollout(revision=2, plan=plan))
@@ -312,7 +312,7 @@ async def test_bulk_needs_a_context(client: httpx.AsyncClient) -> None:
 
 
 async def test_bulk_is_not_sent_twice(surface: Surface, client: httpx.AsyncClient) -> None:
-    """The tag of an answer brings 304 while nothing changed for this context, weak or in a list, and 200 afterwards."""
+    """An answer's tag brings 304 while nothing changed for this context, 200 afterwards."""
     first = await client.post(ALL, json=context())
     tag = first.headers["etag"]
     for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
