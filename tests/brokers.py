@@ -225,7 +225,7 @@ class RedisServer:
         return parts[-1]
 
     def cut_aof_tail(self, byte_count: int) -> int:
-        """Take up to `byte_count` bytes off the end of the append-only file and return how many were taken.
+        """Cut up to `byte_count` bytes off the append-only file and return how many were cut.
 
         This is what a power cut does to a file synced once a second; `kill9` alone loses nothing,
         because the page cache survives. The server must be down.
@@ -408,7 +408,7 @@ def redis_binary() -> Path | None:
 
 
 def describe_local_redis() -> str:
-    """Return the name and version of the local server that would be started, from what the program says of itself."""
+    """Return name and version of the local server, as the program reports them."""
     binary = redis_binary()
     if binary is None:
         return "no local server found"
@@ -505,7 +505,8 @@ def _docker_kafka() -> KafkaInUse:
                 self.with_env(name, value)
 
         def tc_start(self) -> None:
-            outside = f"{self.listener_name}://{self.get_container_host_ip()}:{self.get_exposed_port(self.port)}"
+            address = f"{self.get_container_host_ip()}:{self.get_exposed_port(self.port)}"
+            outside = f"{self.listener_name}://{address}"
             script = (
                 "#!/bin/bash\n"
                 f"export KAFKA_ADVERTISED_LISTENERS={outside},BROKER://$(hostname -i):9092\n"
