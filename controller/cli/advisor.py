@@ -2,7 +2,7 @@
 
 Is the model's server there and fit, and what is its advice worth. Needs no Kafka and no daemon.
 
-What the commands do is in `advising.py`, loaded when it is asked for: `roll-back` need not wait for
+What the commands do is in `advisor_check.py`, loaded when it is asked for: `roll-back` need not wait for
 an HTTP client and numpy.
 """
 

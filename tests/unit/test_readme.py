@@ -59,11 +59,3 @@ def test_the_events_are_counted() -> None:
     outcome = decode_outcome(value, key, NOW_MS, ())
     assert outcome.is_error
     assert list(outcome.flags) == [("new-checkout", "on")]
-
-
-def test_every_linked_file_exists() -> None:
-    """No link of the README leads nowhere."""
-    targets = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert targets
-    missing = [target for target in targets if not (ROOT / target).exists()]
-    assert missing == []
