@@ -235,7 +235,7 @@ async def test_a_right_to_save_that_a_running_worker_loses_is_a_fault(
     store = RedisConnection.connect(url_of(own_redis, "rolloutd"), deadline_seconds=0.5)
     world = World()
     async with world.worker(rollouts=RedisRollouts(store)) as worker:
-        await worker.submit(start(WATCHED, at=world.clock.now(), issued_at=world.clock.now()))
+        await worker.submit(start(WATCHED, issued_at=world.clock.now()))
         assert worker.rollout is not None
 
         async def until(*, failing: bool) -> None:
