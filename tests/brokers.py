@@ -254,7 +254,8 @@ def _docker_kafka() -> KafkaInUse:
                 self.with_env(name, value)
 
         def tc_start(self) -> None:
-            outside = f"{self.listener_name}://{self.get_container_host_ip()}:{self.get_exposed_port(self.port)}"
+            address = f"{self.get_container_host_ip()}:{self.get_exposed_port(self.port)}"
+            outside = f"{self.listener_name}://{address}"
             script = (
                 "#!/bin/bash\n"
                 f"export KAFKA_ADVERTISED_LISTENERS={outside},BROKER://$(hostname -i):9092\n"

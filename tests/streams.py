@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import (
     LOWEST_BUCKET,
     ArmTotals,
@@ -20,7 +21,7 @@ from controller.core.evidence import (
     VisitTotals,
     bucket_of,
 )
-from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Judgement
 from controller.core.rollout import Rollout, Visit
 from tests.builders import T0, make_rollout, make_visit
@@ -97,7 +98,8 @@ def make_arm(contexts: int, first_errors: int = 0, **more: object) -> ArmTotals:
         "latency": {LOWEST_BUCKET: contexts} if contexts else {},
         "latency_all": {LOWEST_BUCKET: contexts} if contexts else {},
     }
-    return ArmTotals(**{**fields, **more})  # type: ignore[arg-type]  # overrides are checked by the test that reads them
+    # The test that reads the overrides checks them.
+    return ArmTotals(**{**fields, **more})  # type: ignore[arg-type]
 
 
 def make_progress(at: datetime, **overrides: object) -> tuple[PartitionProgress, ...]:

@@ -33,7 +33,7 @@ from controller.core.audience import Attributes, Audience, Scalar, matcher
 from controller.errors import ConfigInvalid
 from controller.plans import lint_text
 from schemas.advice import parse_form
-from schemas.plan import ATTRIBUTE_PATTERN
+from schemas.audiences import ATTRIBUTE_PATTERN
 from schemas.terms import Operator
 
 VERSION = "targeting-v2"

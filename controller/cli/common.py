@@ -217,7 +217,7 @@ def check_flag(flag: str) -> str:
 
 def output() -> Console:
     """Return standard output for people."""
-    return make_console(sys.stdout, is_coloured=not os.environ.get("NO_COLOR"))
+    return make_console(sys.stdout, is_colored=not os.environ.get("NO_COLOR"))
 
 
 def complain(message: str) -> None:

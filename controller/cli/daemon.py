@@ -133,7 +133,7 @@ def repair_partition(
     has to be stopped or restarted. Exits 78 when the partition or the configuration cannot be used,
     75 when Redis does not answer.
     """
-    from controller.bootstrap import discard_partition
+    from controller.cli.repair import discard_partition
 
     settings = _settings(config)
     topic, _, number = partition.rpartition("/")

@@ -18,7 +18,7 @@ import typer
 from rich.table import Table
 
 from controller.adapters.kafka.topic_reader import KafkaReader
-from controller.cli import rendering
+from controller.cli import event_view, rendering
 from controller.cli.advisor import (
     KeyFileOption,
     ModelOption,
@@ -291,9 +291,9 @@ def explain(
     console.print(f"{flag}: what happened", style="bold")
     for one in told.decisions:
         if one is not told.subject:
-            rendering.show_line(console, rendering.decision_line(one, now, with_flag=False))
+            rendering.show_line(console, event_view.decision_line(one, now, with_flag=False))
         else:
-            rendering.show_decision(console, one, now)
+            event_view.show_decision(console, one, now)
     console.print("\nLikely cause", style="bold")
     rendering.show_line(console, rendering.plain(guess.content.likely_cause))
     console.print("\nNext steps", style="bold")

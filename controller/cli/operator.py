@@ -1,6 +1,6 @@
 """The operator's command: `rolloutctl`.
 
-Publishes commands, waits for their one result, shows where things stand.
+It publishes commands, waits for the one result of each, and shows where rollouts stand.
 
 Exit codes: 0 accepted or shown; 1 rejected, plan with errors, or no such rollout; 2 usage; 3 no
 result in time (the command may still be carried out; repeating it with the same --id is safe); 4
@@ -21,8 +21,7 @@ import typer
 from pydantic import ValidationError
 
 from controller.adapters.kafka.topic_reader import KafkaReader
-from controller.cli import advisor, drafts, planning, rendering
-from controller.cli import plan as plan_files
+from controller.cli import advisor, drafts, event_view, offline, plan_files, rendering, status_view
 from controller.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_NO_RESULT,
@@ -48,7 +47,7 @@ from controller.cli.common import (
     say_beyond_planes,
 )
 from controller.cli.doctor import doctor
-from controller.cli.operator_client import Standings, give, read_standings, whoami
+from controller.cli.operator_client import NewestRollouts, read_rollouts, send_commands, whoami
 from controller.cli.rendering import dashed
 from controller.cli.situation import Situation
 from controller.cli.status import alerts, decisions, find_rollout, situation_of, status, watch
@@ -60,7 +59,7 @@ from schemas.plan import PlanDocument
 from schemas.terms import CommandStatus, CommandVerb
 
 app = typer.Typer(
-    help="Steer and watch rollouts: publishes commands to Kafka and waits for the one result of "
+    help="Control and watch rollouts: publish commands to Kafka and wait for the one result of "
     "each.",
     epilog="Exit codes: 0 accepted or shown; 1 rejected, plan with errors, no such rollout; 2 "
     "usage; 3 no result in time "
@@ -71,12 +70,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_LOOK, _STEER, _PLANS, _DRAFT, _MODEL = "Look", "Steer", "Plans", "Draft", "Model"
+_INSPECT, _CONTROL, _PLANS = "Inspect", "Control", "Plans"
+_DRAFT, _MODEL = "Draft", "Model"
 
 #: Verbs that take a flag and nothing of their own, in the order of the help.
 _SIMPLE_VERBS = {
-    CommandVerb.PAUSE: "Stop where it is; the percentage stays, guardrails stay armed. Always works.",
-    CommandVerb.RESUME: "Go on where the pause began.",
+    CommandVerb.PAUSE: "Stop where it is. The percentage and the guardrails stay. Always works.",
+    CommandVerb.RESUME: "Continue where the pause began.",
     CommandVerb.PROMOTE: "Enter the next stage now, past its gate. Needs --reason.",
     CommandVerb.PROMOTE_FULL: "Enter the last stage now, past every gate. Needs --reason.",
     CommandVerb.STEP_BACK: "Serve the stage below.",
@@ -86,8 +86,8 @@ _SIMPLE_VERBS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How a command is given and answered: the options that all verbs share."""
+class CommandOptions:
+    """The options that all verbs share: where a command goes, and how its result is shown."""
 
     kafka: KafkaSettings
     issuer: str
@@ -97,7 +97,7 @@ class Manner:
     is_json: bool
 
 
-def _manner(
+def _options(
     config: Path | None,
     bootstrap_servers: str | None,
     topic_prefix: str | None,
@@ -106,9 +106,9 @@ def _manner(
     command_id: str | None,
     seconds: float,
     is_json: bool,
-) -> Manner:
+) -> CommandOptions:
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
-    return Manner(
+    return CommandOptions(
         kafka, whoami() if issuer is None else issuer, reason, command_id, seconds, is_json
     )
 
@@ -117,7 +117,7 @@ def _manner(
 # --------------------------------------------------------------------------------------------------
 
 
-@app.command(rich_help_panel=_STEER)
+@app.command(rich_help_panel=_CONTROL)
 def start(
     plan: Annotated[
         str,
@@ -138,12 +138,12 @@ def start(
     topic_prefix: PrefixOption = None,
 ) -> None:
     """Start a rollout by a plan, after checking the plan."""
-    manner = _manner(
+    options = _options(
         config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
     )
     document = plan_files.load(plan, flag)
     say_beyond_planes(document, config)
-    _carry_out([_order(CommandVerb.START, document.flag, manner, revision, document)], manner)
+    _send([_command(CommandVerb.START, document.flag, options, revision, document)], options)
 
 
 def _add_simple_verb(verb: CommandVerb, help_text: str) -> None:
@@ -159,19 +159,19 @@ def _add_simple_verb(verb: CommandVerb, help_text: str) -> None:
         bootstrap_servers: BootstrapOption = None,
         topic_prefix: PrefixOption = None,
     ) -> None:
-        manner = _manner(
+        options = _options(
             config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
         )
-        _carry_out([_order(verb, flag, manner, revision)], manner)
+        _send([_command(verb, flag, options, revision)], options)
 
-    app.command(dashed(verb), help=help_text, rich_help_panel=_STEER)(command)
+    app.command(dashed(verb), help=help_text, rich_help_panel=_CONTROL)(command)
 
 
 for _verb, _help_text in _SIMPLE_VERBS.items():
     _add_simple_verb(_verb, _help_text)
 
 
-@app.command(rich_help_panel=_STEER)
+@app.command(rich_help_panel=_CONTROL)
 def kill(
     flag: FlagArgument,
     reason: ReasonOption = "kill switch",
@@ -185,12 +185,12 @@ def kill(
 ) -> None:
     """Switch a flag off for everybody, also one whose rollout is complete.
 
-    `roll-back` that needs no words.
+    The same as `roll-back`, with a reason filled in.
     """
-    manner = _manner(
+    options = _options(
         config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
     )
-    _carry_out([_order(CommandVerb.ROLL_BACK, flag, manner)], manner)
+    _send([_command(CommandVerb.ROLL_BACK, flag, options)], options)
 
 
 def _add_answer_verb(verb: CommandVerb, help_text: str) -> None:
@@ -200,11 +200,13 @@ def _add_answer_verb(verb: CommandVerb, help_text: str) -> None:
         revision: Annotated[
             int | None,
             typer.Option(
-                "--expected-revision", min=0, help="The revision seen; read and shown now without."
+                "--expected-revision",
+                min=0,
+                help="The revision that you have seen. Default: the present one, after showing it.",
             ),
         ] = None,
         is_sure: Annotated[
-            bool, typer.Option("--yes", "-y", help="Do not ask back on a terminal.")
+            bool, typer.Option("--yes", "-y", help="Do not ask for confirmation on a terminal.")
         ] = False,
         issuer: IssuerOption = None,
         command_id: IdOption = None,
@@ -214,51 +216,57 @@ def _add_answer_verb(verb: CommandVerb, help_text: str) -> None:
         bootstrap_servers: BootstrapOption = None,
         topic_prefix: PrefixOption = None,
     ) -> None:
-        manner = _manner(
+        options = _options(
             config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
         )
         check_flag(flag)
         if revision is None:
-            revision = _look_first(verb, flag, manner, is_sure=is_sure)
-        _carry_out([_order(verb, flag, manner, revision)], manner)
+            revision = _confirmed_revision(verb, flag, options, is_sure=is_sure)
+        _send([_command(verb, flag, options, revision)], options)
 
-    app.command(dashed(verb), help=help_text, rich_help_panel=_STEER)(command)
+    app.command(dashed(verb), help=help_text, rich_help_panel=_CONTROL)(command)
 
 
-def _look_first(verb: CommandVerb, flag: str, manner: Manner, *, is_sure: bool) -> int:
-    """Return the revision that stands now, after showing what it is.
+def _confirmed_revision(
+    verb: CommandVerb, flag: str, options: CommandOptions, *, is_sure: bool
+) -> int:
+    """Show where the rollout stands, and return its revision.
 
-    On a terminal, after asking back.
+    On a terminal, ask for confirmation first.
     """
-    one, _ = perform(find_rollout(manner.kafka, flag))
-    if not manner.is_json:
+    situation, _ = perform(find_rollout(options.kafka, flag))
+    if not options.is_json:
         console = output()
-        rendering.show_flag(console, one)
+        status_view.show_flag(console, situation)
         console.print()
-    is_asked = isinstance(one.rollout.phase, AwaitingApproval)
+    awaits_approval = isinstance(situation.rollout.phase, AwaitingApproval)
     if (
-        is_asked
+        awaits_approval
         and not is_sure
-        and not manner.is_json
+        and not options.is_json
         and sys.stdin.isatty()
         and sys.stdout.isatty()
     ):
         try:
-            typer.confirm(f"{dashed(verb)} revision {one.rollout.revision} of {flag}?", abort=True)
+            typer.confirm(
+                f"{dashed(verb)} revision {situation.rollout.revision} of {flag}?", abort=True
+            )
         except typer.Abort:
             fail("nothing was sent", EXIT_REJECTED)
-    return one.rollout.revision
+    return situation.rollout.revision
 
 
 _add_answer_verb(
-    CommandVerb.APPROVE, "Let a stage that asks for approval advance, bound to the revision seen."
+    CommandVerb.APPROVE,
+    "Let a stage that awaits approval advance, if it still has the revision you have seen.",
 )
 _add_answer_verb(
-    CommandVerb.REJECT, "Pause a stage that asks for approval, bound to the revision seen."
+    CommandVerb.REJECT,
+    "Pause a stage that awaits approval, if it still has the revision you have seen.",
 )
 
 
-@app.command(rich_help_panel=_STEER)
+@app.command(rich_help_panel=_CONTROL)
 def restart(
     flag: FlagArgument,
     plan: Annotated[
@@ -274,18 +282,18 @@ def restart(
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Start anew a rollout that has ended, by its own plan or another."""
-    manner = _manner(
+    """Restart a rollout that has ended, by its own plan or another."""
+    options = _options(
         config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
     )
     document = None if plan is None else plan_files.load(plan, check_flag(flag))
     if document is not None:
         say_beyond_planes(document, config)
-    _carry_out([_order(CommandVerb.RESTART, flag, manner, revision, document)], manner)
+    _send([_command(CommandVerb.RESTART, flag, options, revision, document)], options)
 
 
 def _add_freeze_verb(
-    verb: CommandVerb, help_text: str, concerned: Callable[[Situation], bool]
+    verb: CommandVerb, help_text: str, is_concerned: Callable[[Situation], bool]
 ) -> None:
     def command(
         flag: Annotated[
@@ -304,32 +312,32 @@ def _add_freeze_verb(
         bootstrap_servers: BootstrapOption = None,
         topic_prefix: PrefixOption = None,
     ) -> None:
-        manner = _manner(
+        options = _options(
             config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
         )
         if is_all == (flag is not None):
             fail(f"{dashed(verb)}: name a flag, or say --all", EXIT_USAGE)
         if flag is not None:
-            _carry_out([_order(verb, flag, manner, revision)], manner)
+            _send([_command(verb, flag, options, revision)], options)
             return
         if command_id is not None or revision is not None:
             fail(
                 "--id and --expected-revision are one flag's: leave them out with --all", EXIT_USAGE
             )
-        _check_reason(verb, manner)
-        standings = perform(_read(manner.kafka))
-        for broken, why in standings.unreadable.items():
+        _check_reason(verb, options)
+        newest = perform(_read(options.kafka))
+        for broken, why in newest.unreadable.items():
             complain(f"{broken} is left out: {why}")
         flags = [
             key
-            for key in sorted(standings.rollouts)
-            if concerned(situation_of(standings.rollouts[key]))
+            for key in sorted(newest.rollouts)
+            if is_concerned(situation_of(newest.rollouts[key]))
         ]
         if not flags:
             complain(f"no rollout to {verb}")
-        _carry_out([_order(verb, key, manner) for key in flags], manner)
+        _send([_command(verb, key, options) for key in flags], options)
 
-    app.command(dashed(verb), help=help_text, rich_help_panel=_STEER)(command)
+    app.command(dashed(verb), help=help_text, rich_help_panel=_CONTROL)(command)
 
 
 _add_freeze_verb(
@@ -343,43 +351,43 @@ _add_freeze_verb(
     lambda one: not one.rollout.has_ended and one.rollout.freeze is not None,
 )
 
-app.command(rich_help_panel=_LOOK)(status)
-app.command(rich_help_panel=_LOOK)(watch)
-app.command(rich_help_panel=_LOOK)(decisions)
-app.command(rich_help_panel=_LOOK)(alerts)
-app.command(rich_help_panel=_LOOK)(doctor)
+app.command(rich_help_panel=_INSPECT)(status)
+app.command(rich_help_panel=_INSPECT)(watch)
+app.command(rich_help_panel=_INSPECT)(decisions)
+app.command(rich_help_panel=_INSPECT)(alerts)
+app.command(rich_help_panel=_INSPECT)(doctor)
 app.add_typer(plan_files.app, name="plan", rich_help_panel=_PLANS)
-planning.add_commands(app, _PLANS)
+offline.add_commands(app, _PLANS)
 app.add_typer(drafts.app, name="suggest", rich_help_panel=_DRAFT)
 app.command(rich_help_panel=_DRAFT)(drafts.explain)
 app.command(rich_help_panel=_DRAFT)(drafts.changelog)
 app.add_typer(advisor.app, name="advisor", rich_help_panel=_MODEL)
 
 
-# --- giving commands
+# --- sending commands
 # --------------------------------------------------------------------------------------------------
 
 
-async def _read(kafka: KafkaSettings) -> Standings:
+async def _read(kafka: KafkaSettings) -> NewestRollouts:
     async with KafkaReader(kafka, ["state"]) as reader:
-        return await read_standings(reader)
+        return await read_rollouts(reader)
 
 
-def _order(
+def _command(
     verb: CommandVerb,
     flag: str,
-    manner: Manner,
+    options: CommandOptions,
     revision: int | None = None,
     plan: PlanDocument | None = None,
 ) -> Command:
-    """Return the command. Exits 2 when it cannot be meant as it stands."""
-    _check_reason(verb, manner)
+    """Return the command. Exits 2 when it is not valid."""
+    _check_reason(verb, options)
     fields: dict[str, Any] = {
-        "id": uuid.uuid4().hex if manner.command_id is None else manner.command_id,
+        "id": uuid.uuid4().hex if options.command_id is None else options.command_id,
         "flag": check_flag(flag),
         "verb": verb,
-        "issuer": manner.issuer,
-        "reason": manner.reason,
+        "issuer": options.issuer,
+        "reason": options.reason,
         "issued_at": datetime.now(UTC),
         "expected_revision": revision,
         "plan": plan,
@@ -390,60 +398,64 @@ def _order(
         fail(describe_faults(error), EXIT_USAGE)
 
 
-def _check_reason(verb: CommandVerb, manner: Manner) -> None:
-    if verb in NEEDS_REASON and not manner.reason.strip():
+def _check_reason(verb: CommandVerb, options: CommandOptions) -> None:
+    if verb in NEEDS_REASON and not options.reason.strip():
         fail(
-            f"{dashed(verb)} needs --reason: it is read by whoever asks later why no gate "
-            f"was waited for",
+            f"{dashed(verb)} needs --reason: it tells later readers of the audit log why no "
+            f"gate was waited for",
             EXIT_USAGE,
         )
 
 
-def _carry_out(orders: Sequence[Command], manner: Manner) -> None:
-    """Give the commands, say what became of each, and exit with the worst of it."""
-    if not orders:
+def _send(commands: Sequence[Command], options: CommandOptions) -> None:
+    """Send the commands, show the result of each, and exit with the worst status."""
+    if not commands:
         return
     try:
-        answers = perform(give(orders, manner.kafka, manner.seconds, with_state=not manner.is_json))
+        answers = perform(
+            send_commands(commands, options.kafka, options.seconds, with_state=not options.is_json)
+        )
     except typer.Exit as ending:
         if ending.exit_code == EXIT_INTERRUPTED:
             complain(
-                "interrupted; what was sent may still be carried out: " + _repeat_hint(orders[0])
+                "interrupted; what was sent may still be carried out: " + _repeat_hint(commands[0])
             )
         raise
     console = output()
-    for order in orders:
-        answer = answers.results.get(order.id)
-        if manner.is_json:
-            typer.echo(rendering.to_json(rendering.result_document(order, answer)))
+    for command in commands:
+        answer = answers.results.get(command.id)
+        if options.is_json:
+            typer.echo(rendering.to_json(event_view.result_document(command, answer)))
         elif answer is not None:
-            rendering.show_line(console, rendering.result_line(answer))
-            now_stands = answers.standings.rollouts.get(order.flag)
-            if now_stands is not None:
-                rendering.show_line(console, rendering.now_line(situation_of(now_stands)))
-    missing = [order for order in orders if order.id not in answers.results]
+            rendering.show_line(console, event_view.result_line(answer))
+            rollout = answers.newest.rollouts.get(command.flag)
+            if rollout is not None:
+                rendering.show_line(console, status_view.now_line(situation_of(rollout)))
+    missing = [command for command in commands if command.id not in answers.results]
     if missing:
-        _say_unanswered(missing, manner, answers.trouble)
+        _say_unanswered(missing, options, answers.error)
         raise typer.Exit(EXIT_NO_RESULT)
     if any(answer.status is not CommandStatus.ACCEPTED for answer in answers.results.values()):
         raise typer.Exit(EXIT_REJECTED)
 
 
-def _say_unanswered(missing: Sequence[Command], manner: Manner, trouble: str | None) -> None:
-    flags = rendering.shown([order.flag for order in missing])
+def _say_unanswered(
+    missing: Sequence[Command], options: CommandOptions, trouble: str | None
+) -> None:
+    flags = rendering.shown([command.flag for command in missing])
     if trouble is not None:
         complain(f"Kafka did not acknowledge the command for {flags}: {trouble}")
     complain(
-        f"no result for {flags} within {manner.seconds:g} s: the command may still be carried out. "
+        f"no result for {flags} within {options.seconds:g} s: the command may still be carried out. "
         f"Is rolloutd running? {_repeat_hint(missing[0])}"
     )
 
 
-def _repeat_hint(order: Command) -> str:
-    """Return how to ask again without ordering twice."""
+def _repeat_hint(command: Command) -> str:
+    """Return how to send a command again so that it is carried out once."""
     return (
-        f"Repeat it with --id {order.id}, which is safe since an id is carried out once, "
-        f"or look with `rolloutctl status {order.flag}`."
+        f"Repeat it with --id {command.id}, which is safe since an id is carried out once, "
+        f"or look with `rolloutctl status {command.flag}`."
     )
 
 

@@ -44,15 +44,15 @@ def whoami() -> str:
 
 
 @dataclass(slots=True)
-class Standings:
-    """The newest document of every flag, and which could not be read."""
+class NewestRollouts:
+    """The newest document of every flag, and why some cannot be read."""
 
     rollouts: dict[str, Rollout] = field(default_factory=dict)
     documents: dict[str, Event] = field(default_factory=dict)  # as published: the event's data
-    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)  # why, by record key
 
-    def take(self, record: ConsumerRecord) -> Rollout | None:
-        """Return the rollout that a record of the state topic brings, None when it is no newer or cannot be read."""
+    def update(self, record: ConsumerRecord) -> Rollout | None:
+        """Return the rollout of a state record, None for one that is not newer or not readable."""
         key = (record.key or b"").decode(errors="replace")
         if record.value is None:
             return None
@@ -61,8 +61,8 @@ class Standings:
         except DocumentUnreadable as error:
             self.unreadable[key] = str(error)
             return None
-        known = self.rollouts.get(rollout.flag_key)
-        if known is not None and known.revision >= rollout.revision:
+        previous = self.rollouts.get(rollout.flag_key)
+        if previous is not None and previous.revision >= rollout.revision:
             return None
         self.rollouts[rollout.flag_key] = rollout
         self.documents[rollout.flag_key] = json.loads(record.value)["data"]
@@ -71,30 +71,26 @@ class Standings:
 
 
 @dataclass(slots=True)
-class Answers:
-    """What came back for commands that were given."""
+class CommandResults:
+    """What came back for the commands that were sent."""
 
     results: dict[str, Result] = field(default_factory=dict)  # by command id
-    trouble: str | None = (
-        None  # why a command may not even have reached Kafka; the outcome is unknown then
-    )
-    standings: Standings = field(
-        default_factory=Standings
-    )  # after the commands, if asked for and to be had
+    #: Why a command may not even have reached Kafka. What became of it is then unknown.
+    error: str | None = None
+    #: After the commands, if requested and available.
+    newest: NewestRollouts = field(default_factory=NewestRollouts)
 
 
-async def give(
-    orders: Sequence[Command], kafka: KafkaSettings, seconds: float, *, with_state: bool = False
-) -> Answers:
+async def send_commands(
+    commands: Sequence[Command], kafka: KafkaSettings, seconds: float, *, with_state: bool = False
+) -> CommandResults:
     """Publish commands and return the results that come within `seconds`.
 
-    And on request where the flags stand after it.
-
-    Raises EventLogUnavailable only before anything was published; after it, a missing result is a
-    missing result.
+    With `with_state` also return the newest rollouts after the commands. Raises EventLogUnavailable
+    only before anything was published. After that, a result is missing or not; nothing is raised.
     """
-    answers = Answers()
-    wanted = {order.id: order for order in orders}
+    answers = CommandResults()
+    open_commands = {command.id: command for command in commands}
     async with KafkaReader(kafka, ["commands", "results", "state"]) as reader:
         start = await reader.ends("results")  # before publishing, so that no answer is missed
         publisher = KafkaPublisher(kafka)
@@ -103,51 +99,53 @@ async def give(
             try:
                 await publisher.publish_many(
                     [
-                        ("commands", order.flag.encode(), command_event(order))
-                        for order in wanted.values()
+                        ("commands", command.flag.encode(), command_event(command))
+                        for command in open_commands.values()
                     ]
                 )
-            except EventLogUnavailable as trouble:
-                answers.trouble = str(trouble)
+            except EventLogUnavailable as error:
+                answers.error = str(error)
             try:
                 async with asyncio.timeout(seconds):
                     async for record in reader.follow(start):
                         if isinstance(record, ConsumerRecord):
-                            _take(record, wanted, answers)
-                        if len(answers.results) == len(wanted):
+                            _note_result(record, open_commands, answers)
+                        if len(answers.results) == len(open_commands):
                             break
             except TimeoutError:
-                return answers  # what is missing is for the caller to say
+                return answers  # the caller reports what is missing
         finally:
             await publisher.stop()
         if with_state:
-            with suppress(EventLogUnavailable):  # the answers are what was asked for
-                answers.standings = await read_standings(reader)
+            with suppress(EventLogUnavailable):  # the results are what counts
+                answers.newest = await read_rollouts(reader)
     return answers
 
 
-def _take(record: ConsumerRecord, wanted: dict[str, Command], answers: Answers) -> None:
+def _note_result(
+    record: ConsumerRecord, open_commands: dict[str, Command], answers: CommandResults
+) -> None:
     event = read_event(record.value)
     if event is None or event["type"] != result.TYPE:
         return
     try:
         answer = Result.model_validate(event["data"])
     except ValidationError:
-        return  # not ours: another writer's, or a later release's for somebody else
-    order = wanted.get(answer.command_id)
-    if order is not None and answer.flag == order.flag:
-        answers.results[order.id] = answer
+        return  # another writer's, or a later release's
+    command = open_commands.get(answer.command_id)
+    if command is not None and answer.flag == command.flag:
+        answers.results[command.id] = answer
 
 
-async def read_standings(reader: KafkaReader, ends: Offsets | None = None) -> Standings:
-    """Return the newest document of every flag, as of `ends` of the state topic.
+async def read_rollouts(reader: KafkaReader, ends: Offsets | None = None) -> NewestRollouts:
+    """Return the newest document of every flag up to `ends` of the state topic.
 
-    Without them, as of now.
+    Without `ends`, up to its present end.
     """
-    standings = Standings()
+    newest = NewestRollouts()
     async for record in reader.read_to(await reader.ends("state") if ends is None else ends):
-        standings.take(record)
-    return standings
+        newest.update(record)
+    return newest
 
 
 async def newest_events(
@@ -163,7 +161,7 @@ async def follow_events(
 ) -> AsyncIterator[Event | EventLogUnavailable | None]:
     """Yield the events from `start` on, of one flag or of all.
 
-    None and trouble as `KafkaReader.follow`.
+    Also yields None and errors, as `KafkaReader.follow` does.
     """
     key = None if flag is None else flag.encode()
     async for record in reader.follow(start):
@@ -192,7 +190,7 @@ def read_event(value: bytes | None) -> Event | None:
 def as_decision(event: Event) -> Decision | None:
     """Return the decision in an event, None for anything else.
 
-    One that was too large for Kafka has lost its evidence.
+    A decision that was too large for Kafka comes without its evidence.
     """
     if event["type"] != decision.TYPE:
         return None

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from controller.adapters.kafka.topic_reader import KafkaReader
-from controller.cli import rendering
+from controller.cli import event_view, rendering, status_view
 from controller.cli.common import (
     EXIT_REJECTED,
     AnyFlagArgument,
@@ -29,12 +29,12 @@ from controller.cli.common import (
 )
 from controller.cli.operator_client import (
     Event,
-    Standings,
+    NewestRollouts,
     as_alert,
     as_decision,
     follow_events,
     newest_events,
-    read_standings,
+    read_rollouts,
 )
 from controller.cli.plane_status import ask_planes, plane_line
 from controller.cli.situation import Situation
@@ -86,24 +86,24 @@ def status(
         planes, why_none = (None, "") if daemon is None else ask_planes(daemon, flag)
         if is_json:
             told = {} if planes is None else {"planes": planes}
-            typer.echo(rendering.to_json({**rendering.status_document(one, state), **told}))
+            typer.echo(rendering.to_json({**status_view.status_document(one, state), **told}))
         else:
-            rendering.show_flag(output(), one, [plane_line(plane) for plane in planes or ()])
+            status_view.show_flag(output(), one, [plane_line(plane) for plane in planes or ()])
         if why_none:
             complain(f"flag planes: {why_none}")
         return
-    standings = perform(_standings(kafka))
-    situations = [situation_of(rollout) for rollout in standings.rollouts.values()]
-    _say_unreadable(standings)
+    newest = perform(_read_rollouts(kafka))
+    situations = [situation_of(rollout) for rollout in newest.rollouts.values()]
+    _say_unreadable(newest)
     if is_json:
         for one in sorted(situations, key=lambda each: each.rollout.flag_key):
             typer.echo(
                 rendering.to_json(
-                    rendering.status_document(one, standings.documents[one.rollout.flag_key])
+                    status_view.status_document(one, newest.documents[one.rollout.flag_key])
                 )
             )
     elif situations:
-        output().print(rendering.status_table(situations))
+        output().print(status_view.status_table(situations))
     else:
         complain("no flag has a rollout yet; `rolloutctl start PLAN` starts one")
 
@@ -137,13 +137,13 @@ def decisions(
     """
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     events = perform(_newest(kafka, "decisions", last, check_flag(flag)))
-    if _told_as_json(events, is_json, f"no decision about {flag} yet"):
+    if _printed_as_json(events, is_json, f"no decision about {flag} yet"):
         return
     console, now = output(), datetime.now(UTC)
     for event in events:
         said = as_decision(event)
         if said is not None:
-            rendering.show_decision(console, said, now)
+            event_view.show_decision(console, said, now)
 
 
 def alerts(
@@ -157,16 +157,16 @@ def alerts(
     """Show the newest alerts, and what to do about each."""
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     events = perform(_newest(kafka, "alerts", last, None if flag is None else check_flag(flag)))
-    if _told_as_json(events, is_json, "no alert yet"):
+    if _printed_as_json(events, is_json, "no alert yet"):
         return
     console, now = output(), datetime.now(UTC)
     for event in events:
         told = as_alert(event)
         if told is not None:
-            rendering.show_line(console, rendering.alert_line(told, now))
+            rendering.show_line(console, event_view.alert_line(told, now))
 
 
-def _told_as_json(events: Sequence[Event], is_json: bool, otherwise: str) -> bool:
+def _printed_as_json(events: Sequence[Event], is_json: bool, otherwise: str) -> bool:
     """Tell events to machines if asked to; say so when there is none."""
     if not events:
         complain(otherwise)
@@ -186,26 +186,26 @@ async def find_rollout(kafka: KafkaSettings, flag: str) -> tuple[Situation, Even
     And its document as published. Exits 1 without a rollout.
     """
     async with KafkaReader(kafka, ["state", "decisions"]) as reader:
-        standings = await read_standings(reader)
-        rollout = standings.rollouts.get(flag)
-        if flag in standings.unreadable:
-            complain(f"{flag}: its newest document cannot be read: {standings.unreadable[flag]}")
+        newest = await read_rollouts(reader)
+        rollout = newest.rollouts.get(flag)
+        if flag in newest.unreadable:
+            complain(f"{flag}: its newest document cannot be read: {newest.unreadable[flag]}")
         if rollout is None:
-            near = difflib.get_close_matches(flag, standings.rollouts, n=1)
+            near = difflib.get_close_matches(flag, newest.rollouts, n=1)
             hint = (
                 f"did you mean {near[0]}?"
                 if near
-                else f"there are: {rendering.shown(sorted(standings.rollouts)) or 'none'}"
+                else f"there are: {rendering.shown(sorted(newest.rollouts)) or 'none'}"
             )
             fail(f"{flag} has no rollout; {hint}", EXIT_REJECTED)
         events = await newest_events(reader, "decisions", _DECISIONS_FOR_STATUS, flag)
     said = [one for one in map(as_decision, events) if one is not None]
-    return situation_of(rollout, said), standings.documents[flag]
+    return situation_of(rollout, said), newest.documents[flag]
 
 
-async def _standings(kafka: KafkaSettings) -> Standings:
+async def _read_rollouts(kafka: KafkaSettings) -> NewestRollouts:
     async with KafkaReader(kafka, ["state"]) as reader:
-        return await read_standings(reader)
+        return await read_rollouts(reader)
 
 
 async def _newest(kafka: KafkaSettings, topic: str, count: int, flag: str | None) -> list[Event]:
@@ -218,13 +218,13 @@ async def _watch(kafka: KafkaSettings, flag: str | None, *, is_json: bool) -> No
     async with KafkaReader(kafka, ["state", "decisions", "alerts"]) as reader:
         state_ends = await reader.ends("state")
         start = {**state_ends, **await reader.ends("decisions", "alerts")}
-        standings = await read_standings(reader, state_ends)
-        _say_unreadable(standings)
-        for key, rollout in sorted(standings.rollouts.items()):
+        newest = await read_rollouts(reader, state_ends)
+        _say_unreadable(newest)
+        for key, rollout in sorted(newest.rollouts.items()):
             is_wanted = key == flag or (flag is None and not rollout.has_ended)
             if is_wanted and not is_json:
                 line = Text.assemble(
-                    ("now       ", "dim"), f"{key}  ", rendering.brief(situation_of(rollout))
+                    ("now       ", "dim"), f"{key}  ", status_view.brief(situation_of(rollout))
                 )
                 rendering.show_line(console, line)
         is_away = False
@@ -241,10 +241,10 @@ async def _watch(kafka: KafkaSettings, flag: str | None, *, is_json: bool) -> No
                 continue
             if is_json:
                 typer.echo(rendering.to_json(event))
-            elif (text := rendering.event_line(event, datetime.now(UTC))) is not None:
+            elif (text := event_view.event_line(event, datetime.now(UTC))) is not None:
                 rendering.show_line(console, text)
 
 
-def _say_unreadable(standings: Standings) -> None:
-    for key, why in standings.unreadable.items():
+def _say_unreadable(newest: NewestRollouts) -> None:
+    for key, why in newest.unreadable.items():
         complain(f"{key}: its newest document cannot be read: {why}")

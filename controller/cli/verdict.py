@@ -23,8 +23,9 @@ from typing import Annotated, Any, BinaryIO
 
 import msgspec
 
+from controller.core.analysis.sequential_tests import decode_tests, encode_tests
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET, Histogram, bucket_of
-from controller.core.judging.gate import HarmSignal, decode_tests, encode_tests
+from controller.core.judging.gate import HarmSignal
 from controller.core.judging.judgement import Judgement
 from controller.planning.external_totals import ArmSums, Dealt, Stream, Watched, begin, look
 from schemas.terms import Arm

@@ -23,12 +23,11 @@ from controller.core.plan import (
     Stage,
 )
 from controller.plans import core_window
+from schemas.audiences import ConditionDocument
+from schemas.guardrails import Comparison, GuardrailDocument
 from schemas.plan import (
     AdvisorDocument,
-    Comparison,
-    ConditionDocument,
     FreezeWindowDocument,
-    GuardrailDocument,
     PlanDocument,
     StageDocument,
     Variants,

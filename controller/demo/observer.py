@@ -22,8 +22,9 @@ from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.totals import RedisTotals
 from controller.codec.commands import command_event
 from controller.codec.rollouts import read_state
+from controller.core.analysis.sequential_tests import decode_tests
 from controller.core.evidence import Evidence, VisitTotals
-from controller.core.judging.gate import decode_tests, judge
+from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Judgement
 from controller.core.rollout import Rollout
 from controller.demo.broker import PARTITIONS

@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from controller.codec.merging import Merger, arms_of
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
-from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Advice, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import Plan
@@ -35,12 +36,8 @@ from controller.core.rollout import (
     Rollout,
     Ticked,
 )
-from controller.counting.partition_totals import (
-    Changes,
-    PartitionTotals,
-    ReadEvaluations,
-    ReadOutcomes,
-)
+from controller.counting.counted_flags import Changes
+from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.counting.watched_flags import WatchedFlag, WatchedFlags
 from controller.ports import Record
 from schemas import wire
@@ -194,7 +191,7 @@ class Backtest:
             totals.fold_outcomes(records, self._read_outcomes, join=evaluations)
         totals.refused.clear()
         changes = Changes()
-        for _ in totals.take_changed(changes):
+        for _ in totals.drain_changes(changes):
             pass  # nobody else runs here
         self._arms[source].update(
             {
@@ -244,7 +241,7 @@ class Backtest:
             watched = self._directory.watch(after)
             if isinstance(watched, WatchedFlag):
                 for totals in self._totals.values():
-                    totals.take(watched)
+                    totals.flags.apply(watched)
         self.decided += [
             Decided(self._at, effect) for effect in effects if isinstance(effect, PublishDecision)
         ]

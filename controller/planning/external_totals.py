@@ -28,17 +28,19 @@ from math import floor, log
 from typing import NamedTuple
 
 from controller.core.analysis import sample_ratio
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import ArmTotals, Evidence, Histogram, VisitTotals
-from controller.core.judging.gate import HarmSignal, SequentialTests, judge, look_for_harm
+from controller.core.judging.gate import HarmSignal, check_harm, judge
 from controller.core.judging.judgement import Judgement
 from controller.core.plan import Guardrail, Plan, Stage
 from controller.core.rollout import Baking, Rollout, Visit
+from schemas.metric_names import DISTRIBUTION, ERROR_RATE
 from schemas.terms import Arm
 
-#: Compared with control at the strictest margin, which leaves the engine's own least harm; nothing
-#: absolute: a stream names no limits.
-ERROR_RATE = Guardrail("error_rate", margin=0.0)
-LATENCY = Guardrail("latency", margin=0.0)
+#: Both are compared with control at the strictest margin, which leaves the engine's own smallest
+#: harm. Nothing absolute: a stream names no limits.
+_ERRORS = Guardrail(ERROR_RATE.names[0], margin=0.0)
+_LATENCY = Guardrail(DISTRIBUTION, margin=0.0)
 
 #: Virtual time between two looks. The engine closes a batch that is too small after a minute: here
 #: after six looks.
@@ -85,7 +87,7 @@ class Watched:
     @property
     def guardrails(self) -> tuple[Guardrail, ...]:
         """The guardrails of a plan that watches this."""
-        return (*((ERROR_RATE,) if self.units else ()), *((LATENCY,) if self.has_latency else ()))
+        return (*((_ERRORS,) if self.units else ()), *((_LATENCY,) if self.has_latency else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,7 @@ def look(
     totals = VisitTotals(dealt[Arm.TREATMENT].totals(), dealt[Arm.CONTROL].totals())
     at = _BEGAN + looks * LOOK
     evidence = Evidence(at, {len(stream.rollout.visits) - 1: totals}, (), 0)
-    seen, tests = look_for_harm(stream.rollout, evidence, stream.tests, at)
+    seen, tests = check_harm(stream.rollout, evidence, stream.tests, at)
     judgement = None
     if any(harm.is_possible for harm in seen):
         judgement, tests = judge(stream.rollout, evidence, tests, at)

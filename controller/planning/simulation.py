@@ -25,9 +25,10 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
 from controller.core.judging.batches import MIN_BATCH
-from controller.core.judging.gate import SequentialTests, judge, look_for_harm
+from controller.core.judging.gate import check_harm, judge
 from controller.core.judging.judgement import Advice, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.metrics.virtual import DrawnArm
@@ -242,7 +243,7 @@ class _Virtual:
         if isinstance(self._rollout.phase, Baking):
             # While a stage bakes nothing but a breach leads anywhere, and where none is possible
             # the report costs for nothing.
-            seen, self._tests = look_for_harm(self._rollout, evidence, self._tests, at)
+            seen, self._tests = check_harm(self._rollout, evidence, self._tests, at)
             self._is_warm = any(harm.e_value >= WARM_E_VALUE for harm in seen)
             if not any(harm.is_possible for harm in seen):
                 return

@@ -9,7 +9,8 @@ from itertools import combinations
 from controller.core.metrics import kind_of
 from controller.plans.finding import Finding, error, percent_words
 from controller.yaml_places import Path
-from schemas.plan import SMALLEST_MARGIN, GuardrailDocument, PlanDocument
+from schemas.guardrails import SMALLEST_MARGIN, GuardrailDocument
+from schemas.plan import PlanDocument
 from schemas.terms import MetricRole
 
 

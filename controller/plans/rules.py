@@ -20,8 +20,9 @@ from controller.plans.guardrail_rules import (
     unwatched_stages,
 )
 from controller.yaml_places import Path
+from schemas.audiences import ConditionDocument
 from schemas.fields import format_duration
-from schemas.plan import ConditionDocument, PlanDocument
+from schemas.plan import PlanDocument
 from schemas.terms import NAME, AdvisorMode, ControlArm
 
 

@@ -10,12 +10,11 @@ from pydantic import BaseModel
 
 from controller.plans.finding import Finding, error, nearest_word
 from controller.yaml_places import Path
+from schemas.audiences import ConditionDocument
+from schemas.guardrails import Comparison, GuardrailDocument
 from schemas.plan import (
     AdvisorDocument,
-    Comparison,
-    ConditionDocument,
     FreezeWindowDocument,
-    GuardrailDocument,
     PlanDocument,
     StageDocument,
     Variants,

@@ -1,4 +1,4 @@
-"""False alarms, delay and power of the gate's tests on seeded streams, beside an oracle and beside what others use.
+"""False alarms, delay and power of the gate's tests, beside an oracle and other methods.
 
     python -m tests.benchmarks.detection [--runs 2000] [--seed 1] [--only
     errors|ramp|late|latency|srm|safe|others|cost]
@@ -36,9 +36,10 @@ from controller.core.analysis.proportion import (
     ratio_increment,
     safe_alternatives,
 )
+from controller.core.analysis.sequential_tests import encode_tests
 from controller.core.analysis.slowness import SHAPE_LOG_WEIGHTS, SHAPES, slowness_increment
 from controller.core.evidence import GAMMA
-from controller.core.judging.gate import encode_tests, judge, look_for_harm
+from controller.core.judging.gate import check_harm, judge
 from controller.core.judging.questions import MIN_HARMED, gate_margin
 from controller.core.plan import Guardrail
 from controller.core.rollout import Baking
@@ -276,7 +277,7 @@ class RepeatedZ(Pooled):
 
 
 class AsymptoticSequence(Pooled):
-    """A one-sided asymptotic confidence sequence of the difference, tuned to 5,000 contexts, as GrowthBook's `gbstats` has it.
+    """A one-sided asymptotic confidence sequence, as in GrowthBook's `gbstats` (N* = 5,000).
 
     Source: I. Waudby-Smith et al., arXiv 2103.06476.
     """
@@ -740,7 +741,7 @@ def cost(runs: int, seed: int) -> bool:
         watched.at += timedelta(seconds=1)
         evidence = watched.evidence()
         began = time.process_time()
-        look_for_harm(watched.rollout, evidence, watched.tests, watched.at)
+        check_harm(watched.rollout, evidence, watched.tests, watched.at)
         alone.append(time.process_time() - began)
         began = time.process_time()
         judgement, watched.tests = judge(watched.rollout, evidence, watched.tests, watched.at)

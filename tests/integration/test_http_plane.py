@@ -24,7 +24,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
-from controller.adapters.http_plane.plane import HttpPlane, Signer
+from controller.adapters.http_plane.plane import HttpPlane
+from controller.adapters.http_plane.signing import Signer
 from controller.clock import SystemClock
 from controller.core.rollout import RolledBack, Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
@@ -333,7 +334,7 @@ async def test_a_service_of_ones_own_can_tell_who_called_and_what_is_late() -> N
             "webhook", secret=SIGNING_SECRET, values={"url": f"{server.url}/hook?tenant=a"}
         ) as plane,
     ):
-        assert (await plane.look(make_rollout())).difference == "was not told revision 1"
+        assert (await plane.look(make_rollout())).difference == "has not acknowledged revision 1"
         assert await serve(plane, make_rollout(percent=25.5)) == Served(25.5, None)
         server.script = answering("", status="500 Oops")
         with pytest.raises(FlagPlaneUnavailable, match="answered 500"):
@@ -342,7 +343,7 @@ async def test_a_service_of_ones_own_can_tell_who_called_and_what_is_late() -> N
             await plane.serve(make_rollout(revision=2, percent=0.0))
         assert (
             await plane.look(make_rollout(revision=2, percent=0.0))
-        ).difference == "was not told revision 2"
+        ).difference == "has not acknowledged revision 2"
     told, failed = server.requests
     assert told.line == "POST /hook?tenant=a HTTP/1.1"
     signed = (
@@ -367,7 +368,7 @@ async def test_an_older_revision_is_not_told() -> None:
         assert len(server.requests) == 1
         assert (
             await plane.look(make_rollout(revision=7, percent=50.0))
-        ).difference == "was told revision 8, newer than 7"
+        ).difference == "was sent revision 8, newer than 7"
 
 
 # --- edits by others
@@ -460,7 +461,7 @@ def template(tmp_path: Path) -> Path:
     document = {
         "values": {"base": None},
         "headers": {"Authorization": "Bearer {secret}"},
-        "read": [{"url": "{base}/{flag}", "found": {"percent_there": "/percent"}}],
+        "read": [{"url": "{base}/{flag}", "extract": {"percent_there": "/percent"}}],
         "percent": [{"is": "{percent_there}"}],
         "write": {"method": "PUT", "url": "{base}/{flag}", "body": {"percent": "{percent}"}},
     }

@@ -209,8 +209,9 @@ async def test_compaction_leaves_holes_that_are_no_gap(
     """
     settings = settings_for(own_kafka.bootstrap, topic_prefix)
     configs = {
-        "cleanup.policy": "compact", "segment.bytes": "1048576", "segment.ms": "200", "min.cleanable.dirty.ratio": "0.01",
-        "max.compaction.lag.ms": "200", "min.compaction.lag.ms": "0",
+        "cleanup.policy": "compact", "segment.bytes": "1048576", "segment.ms": "200",
+        "min.cleanable.dirty.ratio": "0.01", "max.compaction.lag.ms": "200",
+        "min.compaction.lag.ms": "0",
     }  # fmt: skip
     await create_topics_at(
         own_kafka.bootstrap, settings.topic("state"), partitions=1, configs=configs

@@ -27,6 +27,7 @@ from controller.adapters.redis.plane import RedisPlane
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.server_check import check_server
 from controller.adapters.redis.totals import RedisTotals
+from controller.deciding.flag_inbox import NewTotals
 from controller.errors import FlagPlaneUnavailable, StoreUnavailable
 from controller.health import Scope
 from controller.ports import OutboxEntry
@@ -242,7 +243,8 @@ async def test_a_right_to_save_that_a_running_worker_loses_is_a_fault(
             async with asyncio.timeout(60):
                 while (world.faults.of(Scope.FLAG, worker.flag_key) is not None) != failing:
                     assert worker.rollout is not None
-                    worker.see(worker.rollout.rollout_id, world.evidence(worker.rollout))
+                    totals = NewTotals(worker.rollout.rollout_id, world.evidence(worker.rollout))
+                    worker.inbox.put_totals(totals)
                     await asyncio.sleep(0.5)
 
         read_only = ["%R~rolloutd:ro:{*" if word == "~rolloutd:ro:{*" else word for word in rules]
@@ -250,12 +252,12 @@ async def test_a_right_to_save_that_a_running_worker_loses_is_a_fault(
         await grant(own_redis, "rolloutd", read_only)
         await until(failing=True)
         assert "its state has not been saved for" in (worker.unsaved or "")
-        seen_at = worker.seen_at
+        handled_at = worker.handled_at
         await grant(own_redis, "rolloutd", rules)
         await until(failing=False)
         assert worker.unsaved is None
         await asyncio.sleep(0.5)
-        assert (worker.seen_at or 0) > (seen_at or 0)
+        assert (worker.handled_at or 0) > (handled_at or 0)
     await store.close()
 
 

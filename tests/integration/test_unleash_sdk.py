@@ -19,7 +19,7 @@ from typing import Any, Self
 import mmh3
 
 from controller.adapters.unleash.plane import UnleashPlane
-from controller.adapters.unleash.strategies import wanted
+from controller.adapters.unleash.target import target_of
 from controller.clock import SystemClock
 from controller.core.audience import Audience, Condition
 from controller.core.rollout import Rollout
@@ -186,7 +186,7 @@ async def test_one_rollout_reaches_users_of_unleash_flagd_and_ofrep(
         with Sdk(real_unleash.url) as sdk:
 
             async def seen(percent: int) -> dict[str, set[str]]:
-                """Return who is in, by client, once the daemon stands at `percent` and Unleash's SDK has asked again."""
+                """Return who is in, by client, once every client has `percent`."""
                 by_ofrep = await details_of(ofrep, USERS)
                 return {
                     "unleash": await sdk.users_in(flag_key, percent),
@@ -311,14 +311,14 @@ def draw_rollout(chance: random.Random) -> Rollout:
 
 
 async def test_every_rule_means_the_same_to_unleash(real_unleash: UnleashServer) -> None:
-    """The SDK's own engine serves each user the part that the reference does, whatever the audiences, arms and stages."""
+    """The SDK's own engine serves each user as the reference does, for any plan."""
     chance = random.Random(7)
     seen: Counter[str] = Counter()
     with Sdk(real_unleash.url) as sdk:
         for _ in range(60):
             rollout = draw_rollout(chance)
             served = serving(rollout)
-            asked = wanted(rollout, stickiness="userId")
+            asked = target_of(rollout, stickiness="userId")
             strategies = [{"name": part.name, **part.fields()} for part in asked.parts]
             state = {
                 "version": 2,

@@ -18,8 +18,9 @@ from controller.codec.commands import command_event, to_command_received
 from controller.codec.decisions import judgement_to_json
 from controller.codec.plans import from_core_plan, to_core_plan
 from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json, state_event
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
-from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import decide, is_frozen, next_deadline
 from controller.core.plan import Plan

@@ -37,8 +37,9 @@ from controller.errors import CommandRefused, CommandUnreadable, ConfigInvalid, 
 from controller.plans import lint, load_plan
 from schemas.advice import AdviceAnswer, parse_form
 from schemas.fields import LONGEST, format_duration, parse_duration
+from schemas.guardrails import LARGEST_LIMIT
 from schemas.metric_names import METRICS
-from schemas.plan import LARGEST_LIMIT, PlanDocument
+from schemas.plan import PlanDocument
 from schemas.terms import (
     AdviceChoice,
     AdvisorMode,

@@ -30,7 +30,7 @@ def test_the_machine_does_as_the_transcript_says(path: Path) -> None:
 
 
 def test_the_phase_diagram_is_the_machine_s() -> None:
-    """The diagram in `ops/state-machine.md` is what driving `decide` over all phases and events gives."""
+    """The page `ops/state-machine.md` is what driving `decide` over phases and events gives."""
     drawn = diagram.page()
     if REWRITE:
         diagram.PAGE.write_text(drawn)

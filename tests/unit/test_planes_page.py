@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from controller.adapters.http_plane.template import DECIDED, SHIPPED, load_template, parse_template
+from controller.adapters.http_plane.template import DECIDED
+from controller.adapters.http_plane.template_file import SHIPPED, load_template, parse_template
 from controller.settings import load_settings
 
 PAGE = (Path(__file__).parents[2] / "ops" / "planes.md").read_text("utf-8")

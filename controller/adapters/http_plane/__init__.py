@@ -1,1 +1,1 @@
-"""Any flag system that is told a percentage over HTTP, as a template words it."""
+"""Any flag system that takes a percentage over HTTP, by calls that a template describes."""

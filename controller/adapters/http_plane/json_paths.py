@@ -1,8 +1,6 @@
-"""Where something stands in a JSON value.
+"""Places in a JSON value: JSON Pointer, and `[name=value]` for the one element that has it.
 
-JSON Pointer, and `[name=value]` for the one element of a list that has it.
-
-Source of the first: RFC 6901. Texts may hold placeholders, which are filled in per step: a
+Source of JSON Pointer: RFC 6901. Texts may hold placeholders, which are filled in per step: a
 filled-in slash starts no new step.
 """
 
@@ -24,30 +22,29 @@ class NotThere(LookupError):
 @dataclass(frozen=True, slots=True)
 class _Step:
     name: Text
-    wanted: Text | None = (
-        None  # the value an element must have under `name`; None: `name` is a key or an index
-    )
+    # the value that an element must have under `name`; None: `name` is a key or an index
+    value: Text | None = None
 
     def key_in(self, value: Any, scope: Mapping[str, Any]) -> Any:
         """Return the key or index this step leads to. Raises NotThere."""
         name = self.name.text(scope)
-        if isinstance(value, dict) and self.wanted is None:
+        if isinstance(value, dict) and self.value is None:
             return name
         if isinstance(value, list):
-            if self.wanted is None and name.isascii() and name.isdigit():
+            if self.value is None and name.isascii() and name.isdigit():
                 return int(name)
-            if self.wanted is not None:
-                wanted = self.wanted.value(scope)
-                found = [
+            if self.value is not None:
+                expected = self.value.value(scope)
+                indexes = [
                     index
                     for index, each in enumerate(value)
-                    if isinstance(each, dict) and name in each and is_equal(each[name], wanted)
+                    if isinstance(each, dict) and name in each and is_equal(each[name], expected)
                 ]
-                if len(found) > 1:
-                    raise NotThere(f"{len(found)} elements have {name} = {wanted}")
-                if found:
-                    return found[0]
-                raise NotThere(f"no element has {name} = {wanted}")
+                if len(indexes) > 1:
+                    raise NotThere(f"{len(indexes)} elements have {name} = {expected}")
+                if indexes:
+                    return indexes[0]
+                raise NotThere(f"no element has {name} = {expected}")
         raise NotThere(f"nothing is called {name} there")
 
 
@@ -59,7 +56,7 @@ class JsonPath:
 
     @classmethod
     def parse(cls, text: str) -> JsonPath:
-        """Return the path that `text` words. Raises ValueError."""
+        """Return the path that `text` writes. Raises ValueError."""
         if text == "":
             return cls(())
         if not text.startswith("/"):
@@ -70,12 +67,12 @@ class JsonPath:
     def names(self) -> frozenset[str]:
         """The placeholders in it."""
         texts = [
-            text for step in self.steps for text in (step.name, step.wanted) if text is not None
+            text for step in self.steps for text in (step.name, step.value) if text is not None
         ]
         return frozenset[str]().union(*(text.names for text in texts))
 
     def get(self, value: Any, scope: Mapping[str, Any]) -> Any:
-        """Return what stands there. Raises NotThere."""
+        """Return the value at this place. Raises NotThere."""
         for step in self.steps:
             key = step.key_in(value, scope)
             try:
@@ -110,10 +107,10 @@ class JsonPath:
 
 def _parse_step(step: str) -> _Step:
     if step.startswith("[") and step.endswith("]"):
-        name, sign, wanted = step[1:-1].partition("=")
+        name, sign, value = step[1:-1].partition("=")
         if not sign or not name:
             raise ValueError(f"{step!r}: write [name=value]")
-        return _Step(Text.parse(_unescaped(name)), Text.parse(_unescaped(wanted)))
+        return _Step(Text.parse(_unescaped(name)), Text.parse(_unescaped(value)))
     return _Step(Text.parse(_unescaped(step)))
 
 
@@ -121,13 +118,10 @@ def _unescaped(step: str) -> str:
     return step.replace("~1", "/").replace("~0", "~")
 
 
-def is_equal(found: Any, wanted: Any) -> bool:
-    """Return whether a JSON value is what was asked for.
-
-    The same, or worded the same (`true` for true, `7` for 7).
-    """
-    if isinstance(wanted, str) and not isinstance(found, str):
-        return json.dumps(found) == wanted
-    if isinstance(found, bool) or isinstance(wanted, bool):
-        return found is wanted  # in Python, True == 1
-    return bool(found == wanted)
+def is_equal(value: Any, expected: Any) -> bool:
+    """Return whether a JSON value is the expected one, or is written so (`true` for true)."""
+    if isinstance(expected, str) and not isinstance(value, str):
+        return json.dumps(value) == expected
+    if isinstance(value, bool) or isinstance(expected, bool):
+        return value is expected  # in Python, True == 1
+    return bool(value == expected)

@@ -1,9 +1,7 @@
-"""Texts with placeholders.
+"""Texts with placeholders: `{name}`, `{name?this:that}` by a boolean, `{{` and `}}` for braces.
 
-`{name}`, `{name?this:that}` by a yes or no, `{{` and `}}` for braces themselves.
-
-Nothing else: no expressions, no attributes, no loops. What a template cannot say is said by a value
-that it is given.
+Nothing else: no expressions, no attributes, no loops. What a template cannot compute is given to it
+as a value.
 """
 
 from __future__ import annotations
@@ -17,25 +15,28 @@ _PIECE = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\?([^{}:?]*):([^{}:?]*))?\
 
 
 @dataclass(frozen=True, slots=True)
-class _Hole:
+class _Placeholder:
     name: str
     choice: tuple[str, str] | None = None  # (when true, when false)
 
     def value(self, scope: Mapping[str, Any]) -> Any:
-        filled = scope[self.name]
-        return filled if self.choice is None else self.choice[0 if filled else 1]
+        value = scope[self.name]
+        return value if self.choice is None else self.choice[0 if value else 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text whose holes are filled from a scope. A name that the scope lacks raises KeyError."""
+    """A text whose placeholders are filled from a scope.
 
-    pieces: tuple[str | _Hole, ...]
+    A name that the scope lacks raises KeyError.
+    """
+
+    pieces: tuple[str | _Placeholder, ...]
 
     @classmethod
     def parse(cls, text: str) -> Text:
         """Return the text. Raises ValueError for a brace that opens or closes nothing."""
-        pieces: list[str | _Hole] = []
+        pieces: list[str | _Placeholder] = []
         end = 0
         for match in _PIECE.finditer(text):
             pieces.append(text[end : match.start()])
@@ -47,40 +48,43 @@ class Text:
                     f"{text!r}: write {{name}} or {{name?this:that}}, and {{{{ for a brace"
                 )
             else:
-                pieces.append(_Hole(match[1], None if match[2] is None else (match[2], match[3])))
+                pieces.append(
+                    _Placeholder(match[1], None if match[2] is None else (match[2], match[3]))
+                )
         pieces.append(text[end:])
         return cls(tuple(piece for piece in pieces if piece != ""))
 
     @property
     def names(self) -> frozenset[str]:
         """The placeholders in it."""
-        return frozenset(piece.name for piece in self.pieces if isinstance(piece, _Hole))
+        return frozenset(piece.name for piece in self.pieces if isinstance(piece, _Placeholder))
 
     @property
     def first(self) -> str | None:
-        """The placeholder it begins with; None when it begins with letters, or is empty."""
-        return self.pieces[0].name if self.pieces and isinstance(self.pieces[0], _Hole) else None
+        """The placeholder that it begins with; None when it begins with text, or is empty."""
+        return (
+            self.pieces[0].name
+            if self.pieces and isinstance(self.pieces[0], _Placeholder)
+            else None
+        )
 
     def value(self, scope: Mapping[str, Any]) -> Any:
-        """Return what it stands for: a lone placeholder's value with its type, else text."""
-        if len(self.pieces) == 1 and isinstance(self.pieces[0], _Hole):
+        """Return the value: that of a lone placeholder with its type, else text."""
+        if len(self.pieces) == 1 and isinstance(self.pieces[0], _Placeholder):
             return self.pieces[0].value(scope)
         return self.text(scope)
 
     def text(self, scope: Mapping[str, Any], quoted: Callable[[str], str] = str) -> str:
-        """Return the filled text.
-
-        `quoted` is applied to what is filled in, except at the very beginning.
-        """
+        """Return the text, with `quoted` applied to each filled-in value except at the beginning."""
         parts = []
         for place, piece in enumerate(self.pieces):
             if isinstance(piece, str):
                 parts.append(piece)
             else:
-                filled = _worded(piece.value(scope))
-                parts.append(quoted(filled) if place else filled)
+                value = _as_text(piece.value(scope))
+                parts.append(quoted(value) if place else value)
         return "".join(parts)
 
 
-def _worded(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

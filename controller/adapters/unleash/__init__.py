@@ -1,1 +1,1 @@
-"""Unleash as a flag plane."""
+"""Unleash as a flag plane: read by `reader.py`, compared, and written by `writer.py`."""

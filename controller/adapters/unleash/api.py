@@ -1,10 +1,8 @@
-"""Unleash's Admin API as far as we use it.
-
-Requests, what they answer, and what an operator is told when they fail.
+"""Unleash's Admin API: the requests that we use, their answers, and messages for operators.
 
 Belongs here: one HTTP exchange at a time, bounded in time and size, and when the next may be made.
-What a flag should look like is `unleash_strategy.py`; what is done about it, `unleash.py`. Source:
-the API of Unleash 7.6 and 8.2, tried call by call (`tests/integration/test_unleash_server.py`).
+What a flag should look like is `target.py`; what is done about it, `plane.py`. Source: the API of
+Unleash 7.6 and 8.2, tried call by call.
 """
 
 from __future__ import annotations
@@ -27,14 +25,14 @@ from controller.ports import Clock
 from controller.settings import UnleashSettings
 from controller.text import excerpt
 
-# : First wait after a failure; it doubles from there. A blip is over by the next round of
-# reconciling.
+#: First wait after a failure; it doubles from there. A short outage is over by the next round of
+#: reconciling.
 FIRST_BACKOFF_SECONDS = 1.0
 #: Characters of Unleash's own text that a reason repeats.
 MAX_EXCERPT_CHARS = 300
-#: The history we look through for who changed a flag.
+#: Entries of the audit trail that are searched for who changed a flag.
 EVENTS = 50
-#: Idle connections are dropped before the next round: a server closes them at a moment of its own.
+#: Idle connections are dropped before the next round, because the server may close them any time.
 KEEP_ALIVE_SECONDS = 4.0
 
 #: How Unleash words it, with status 500, when a patch's `test` operation does not hold.
@@ -62,7 +60,7 @@ class Environment(msgspec.Struct, rename="camel"):
     name: str
     enabled: bool
     strategies: list[Strategy] = []
-    last_seen_at: datetime | None = None  # when an SDK last reported to have asked for it
+    last_seen_at: datetime | None = None  # when an SDK last reported that it asked for the flag
 
 
 class Feature(msgspec.Struct):
@@ -88,24 +86,18 @@ class _Changes(msgspec.Struct):
 
 
 class Problem(msgspec.Struct):
-    """What Unleash says when it does not do what was asked."""
+    """The body of an unsuccessful answer."""
 
     name: str = ""
     message: str = ""
 
 
 class Away(FlagPlaneUnavailable):
-    """The server or the network is in trouble, which may pass.
-
-    Nothing was learned about the flag.
-    """
+    """The server or the network is in trouble, which may pass; the flag's state is not known."""
 
 
 class Refused(FlagPlaneUnavailable):
-    """Unleash answered, and did not do it.
-
-    A matter of this request and not of the server's health.
-    """
+    """Unleash answered and refused: a matter of this request, not of the server's health."""
 
     def __init__(self, message: str, status: int, problem: Problem) -> None:
         super().__init__(message)
@@ -114,14 +106,14 @@ class Refused(FlagPlaneUnavailable):
 
 
 class Overtaken(FlagPlaneUnavailable):
-    """A strategy is not any more as it was when we looked."""
+    """A strategy is no longer as it was when we read it."""
 
 
 class UnleashApi:
     """Makes requests for one project and environment.
 
-    After a failure of the server or the network nothing is sent for a while, urgent requests
-    excepted: see `Backoff`.
+    After a failure of the server or the network nothing is sent for a while, except urgent requests:
+    see `Backoff`.
     """
 
     def __init__(self, settings: UnleashSettings, clock: Clock) -> None:
@@ -163,7 +155,7 @@ class UnleashApi:
         importlib.import_module("anyio._backends._asyncio")
 
     async def close(self) -> None:
-        """Close what is open."""
+        """Close every connection."""
         await self._http.aclose()
 
     # --- reading ---
@@ -184,11 +176,9 @@ class UnleashApi:
         return self._parsed(body, Feature)
 
     async def changes(self, flag_key: str, *, is_urgent: bool) -> Sequence[Change]:
-        """Return what was last done to a flag and by whom, newest first.
-
-        Raises FlagPlaneUnavailable.
-        """
-        address = f"{self.name}/api/admin/search/events?feature=IS:{quote(flag_key, safe='')}&limit={EVENTS}"
+        """Return the last changes of a flag, newest first. Raises FlagPlaneUnavailable."""
+        query = f"feature=IS:{quote(flag_key, safe='')}&limit={EVENTS}"
+        address = f"{self.name}/api/admin/search/events?{query}"
         return self._parsed(await self._send("GET", address, is_urgent=is_urgent), _Changes).events
 
     # --- writing: each is harmless to repeat, except that adding adds again ---
@@ -221,11 +211,11 @@ class UnleashApi:
         expect: Mapping[str, Any],
         is_urgent: bool,
     ) -> None:
-        """Replace fields of a strategy, provided that the `expect`ed ones still have these values; both by JSON pointer.
+        """Replace fields of a strategy if the `expect` fields still have their values.
 
-        There is no If-Match; but the patch's own `test` operation is checked by the server as it
-        writes, which leaves a late writer the milliseconds of one request in place of any length of
-        time. Raises Overtaken, FlagPlaneUnavailable.
+        Both are by JSON pointer. Unleash has no If-Match, but the server checks the patch's own
+        `test` operation as it writes. So a late writer has the milliseconds of one request rather
+        than any length of time. Raises Overtaken, FlagPlaneUnavailable.
         """
         patch = [
             *({"op": "test", "path": path, "value": value} for path, value in expect.items()),
@@ -253,7 +243,7 @@ class UnleashApi:
         await self._send("POST", f"{self._here(flag_key)}/strategies/set-sort-order", order)
 
     async def delete_strategy(self, flag_key: str, strategy_id: str) -> None:
-        """Remove a strategy; one that is gone is no fault. Raises FlagPlaneUnavailable."""
+        """Remove a strategy; a missing one is no fault. Raises FlagPlaneUnavailable."""
         try:
             await self._send(
                 "DELETE", f"{self._here(flag_key)}/strategies/{quote(strategy_id, safe='')}"
@@ -263,7 +253,7 @@ class UnleashApi:
                 raise
 
     async def switch(self, flag_key: str, *, on: bool) -> None:
-        """Switch a flag's environment.
+        """Switch a flag's environment on or off. Raises FlagPlaneUnavailable.
 
         On without an enabled strategy lets everybody in: Unleash adds one of 100 %.
         """
@@ -290,7 +280,7 @@ class UnleashApi:
     ) -> bytes:
         """Return the body of a success.
 
-        Raises Refused, and Away for the server's and the network's trouble.
+        Raises Refused, and Away for trouble of the server or the network.
         """
         if (why := self._backoff.why_waiting(is_urgent=is_urgent)) is not None:
             raise Away(why)
@@ -331,14 +321,14 @@ class UnleashApi:
             ) from None
 
     def _trouble(self, response: httpx.Response, body: bytes) -> FlagPlaneUnavailable:
-        """Return what an unsuccessful answer means, and learn from it when to ask again."""
+        """Return the error that an unsuccessful answer means, and set when to ask again."""
         status, settings = response.status_code, self._settings
         try:
             problem = msgspec.json.decode(body, type=Problem)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             problem = Problem()
-        said = _quoted(problem.message.replace(self._token, "***"))
-        words = f"HTTP {status}: {said}" if said else f"HTTP {status}"
+        message = _quoted(problem.message.replace(self._token, "***"))
+        words = f"HTTP {status}: {message}" if message else f"HTTP {status}"
         if status == 401:
             return self._failed(
                 f"{self.name} does not know our token ({words}): give planes.unleash.token "

@@ -1,15 +1,13 @@
-"""Who is served what, as Unleash can say it.
-
-Strategies in order, each with constraints, a percentage and variants.
+"""The strategies of Unleash that serve what was decided: constraints, percentage, variants.
 
 The first strategy that lets a user in decides, and all use one group id, so that a user's bucket is
 the same in each. A share of everybody is one strategy, and `is_enabled` is the answer. With
-audiences or an arm of equal size that is not enough: who is not in treatment must be told whether
-they are control or nothing. Then everybody of an audience is let in by some strategy, and the
+audiences or an arm of equal size that is not enough: users without treatment must learn whether
+they are control or in neither arm. Then some strategy lets in every user of an audience, and the
 variant's name is the answer: apps ask `get_variant`.
 
-Unleash's contexts are texts, so types are not told apart; and its SDKs read whole versions
-(`2.4.0`) and RFC 3339 moments alone.
+Values in Unleash's contexts are texts, so types cannot be distinguished. Its SDKs read whole
+versions (`2.4.0`) and RFC 3339 times only.
 """
 
 from __future__ import annotations
@@ -35,29 +33,26 @@ Constraint = Mapping[str, Any]
 
 
 class Unservable(ValueError):
-    """Unleash has no words for it; the message says for what, and what to do."""
+    """Unleash cannot express it; the message says what, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One strategy: lets in who meets all constraints and lies in the lowest `percent` of the buckets."""
+    """One strategy: lets in users who meet all constraints, in the lowest `percent` of buckets."""
 
     percent: int
     constraints: tuple[Constraint, ...] = ()
-    variants: tuple[Mapping[str, Any], ...] = ()  # none: being let in says it all
+    variants: tuple[Mapping[str, Any], ...] = ()  # none: being let in is the answer
     gives_treatment: bool = True
 
 
 def is_simple(served: Serving) -> bool:
-    """Return whether `is_enabled` says all there is to say."""
+    """Return whether `is_enabled` alone is the whole answer."""
     return served.is_plain and not served.split and served.values.get(served.treatment) is True
 
 
 def is_fractional(served: Serving) -> bool:
-    """Return whether a share is no whole percent, the only ones that Unleash has.
-
-    It is then rounded down.
-    """
+    """Return whether a share is no whole percent; Unleash has no others, so it is rounded down."""
     return any(weight % 100 for ring in served.rings for _, weight in ring.slices)
 
 
@@ -67,10 +62,10 @@ def rules(served: Serving, *, stickiness: str) -> tuple[Rule, ...]:
         percent = floor(served.rings[0].slices[0][1] / 100)
         variants = () if is_simple(served) else _variants(served, Part.TREATMENT, stickiness)
         return (Rule(percent, variants=variants),)
-    found: list[Rule] = []
+    strategies: list[Rule] = []
     for ring in served.rings:
         for constraints in constraint_sets(ring.audience, stickiness=stickiness):
-            found += [
+            strategies += [
                 Rule(
                     percent,
                     constraints,
@@ -80,18 +75,18 @@ def rules(served: Serving, *, stickiness: str) -> tuple[Rule, ...]:
                 for part, percent in _ends(ring)
             ]
     if served.rings[-1].audience is not None:
-        found.append(
+        strategies.append(
             Rule(100, (), _variants(served, Part.UNASSIGNED, stickiness), gives_treatment=False)
         )
-    if len(found) > MAX_RULES:
-        raise _no_room("it", len(found))
-    return tuple(found)
+    if len(strategies) > MAX_RULES:
+        raise _no_room("it", len(strategies))
+    return tuple(strategies)
 
 
 def _ends(ring: Ring) -> Iterator[tuple[Part, int]]:
-    """Yield (part, percentage of buckets up to its end) from the lowest up.
+    """Yield (part, percentage of buckets up to its end), lowest first.
 
-    Treatment and an equal arm are rounded down.
+    Treatment and an arm of equal size are rounded down.
     """
     for index, (part, weight) in enumerate(ring.slices):
         if index == 0:
@@ -104,8 +99,7 @@ def _ends(ring: Ring) -> Iterator[tuple[Part, int]]:
             yield part, end
 
 
-# --- variants
-# --------------------------------------------------------------------------------------------------
+# --- variants ---
 
 
 def _variants(served: Serving, part: Part, stickiness: str) -> tuple[Mapping[str, Any], ...]:
@@ -121,7 +115,7 @@ def _variants(served: Serving, part: Part, stickiness: str) -> tuple[Mapping[str
         {
             "name": name,
             "weight": weight,
-            # Unleash gives what is left to the variable ones: so all but one are fixed.
+            # Unleash gives the rest to the variable ones, so all but one are fixed.
             "weightType": "variable" if index == len(shares) - 1 else "fix",
             "stickiness": stickiness,
             **_payload(served.values.get(name)),
@@ -131,17 +125,18 @@ def _variants(served: Serving, part: Part, stickiness: str) -> tuple[Mapping[str
 
 
 def _thousandths(split: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Return the weights as parts of 1000, to the nearest; what is left goes to the last."""
-    total, left, found = sum(weight for _, weight in split), VARIANT_WEIGHTS, []
+    """Return the weights as parts of 1000, rounded; the rest goes to the last."""
+    total = sum(weight for _, weight in split)
+    left, shares = VARIANT_WEIGHTS, []
     for name, weight in split[:-1]:
         share = min(left, round(VARIANT_WEIGHTS * weight / total))
         left -= share
-        found.append((name, share))
-    return [*found, (split[-1][0], left)]
+        shares.append((name, share))
+    return [*shares, (split[-1][0], left)]
 
 
 def _payload(value: Any) -> dict[str, Any]:
-    """Return a value as Unleash has it; its `json` is for objects and lists alone."""
+    """Return a value as Unleash has it; its `json` type is only for objects and lists."""
     match value:
         case None:
             return {}
@@ -156,17 +151,15 @@ def _payload(value: Any) -> dict[str, Any]:
     return {"payload": {"type": kind, "value": text}}
 
 
-# --- constraints
-# --------------------------------------------------------------------------------------------------
+# --- constraints ---
 
 
 def constraint_sets(audience: Audience | None, *, stickiness: str) -> list[tuple[Constraint, ...]]:
-    """Return sets of constraints, one of which a user of the audience meets whole.
+    """Return sets of constraints; a user of the audience meets all of one set.
 
-    None: everybody. Raises Unservable.
-
-    A set is a strategy's, so there are `MAX_RULES` at most. They are counted before they are made:
-    conditions multiply them.
+    `audience` None means everybody. Each set belongs to one strategy, so there are `MAX_RULES` at
+    most. They are counted before they are made, because conditions multiply them. Raises
+    Unservable.
     """
     if audience is None:
         return [()]
@@ -188,7 +181,10 @@ def _no_room(what: str, count: int) -> Unservable:
 
 
 def _alternatives(condition: Condition, stickiness: str) -> list[tuple[Constraint, ...]]:
-    """Return what a condition comes to: one of these, of each all. Raises Unservable."""
+    """Return alternatives that together are the condition: all of one must hold.
+
+    Raises Unservable.
+    """
     field = stickiness if condition.attribute == "targetingKey" else condition.attribute
     values = condition.values
 
@@ -225,9 +221,9 @@ def _alternatives(condition: Condition, stickiness: str) -> list[tuple[Constrain
                 for choice in _version_choices(*version_range(str(text)))
             ]
         case Operator.BEFORE:
-            return [one("DATE_BEFORE", _moment(str(values[0])))]
-        case Operator.AFTER:  # not before it; Unleash's is later than
-            return [one("DATE_AFTER", _moment(str(values[0]), timedelta(milliseconds=-1)))]
+            return [one("DATE_BEFORE", _rfc3339(str(values[0])))]
+        case Operator.AFTER:  # not before it, where Unleash's is later than it
+            return [one("DATE_AFTER", _rfc3339(str(values[0]), timedelta(milliseconds=-1)))]
 
 
 def _text(value: str | bool) -> str:
@@ -235,7 +231,7 @@ def _text(value: str | bool) -> str:
 
 
 def _version_choices(comparison: str, text: str) -> list[list[tuple[str, str]]]:
-    """Return a range in the three comparisons that every SDK has.
+    """Return a range as alternatives of the three comparisons that every SDK has.
 
     A pre-release `-0` comes before all others.
     """
@@ -261,8 +257,8 @@ def _version_choices(comparison: str, text: str) -> list[list[tuple[str, str]]]:
             return [[("SEMVER_GT", first), ("SEMVER_LT", end)], [("SEMVER_EQ", first)]]
 
 
-def _moment(text: str, shift: timedelta = timedelta(0)) -> str:
-    """Return a date or moment as RFC 3339 in UTC."""
+def _rfc3339(text: str, shift: timedelta = timedelta(0)) -> str:
+    """Return a date or time as RFC 3339 in UTC."""
     at = datetime.fromisoformat(text)
     at = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC) + shift
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

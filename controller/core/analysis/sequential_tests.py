@@ -93,22 +93,18 @@ class SequentialTests:
     The default value is the start of every rollout.
     """
 
-    identity: str = (
-        ""  # rollout id and plan version: another rollout's evidence is never carried on
-    )
+    #: Rollout id and plan version: another rollout's evidence is never carried on.
+    identity: str = ""
     visit: int = -1  # the visit that safety is shown for
     batches: int = 0
-    closed_at: datetime | None = None  # when the last batch was closed, or the first look
-    heard: int = (
-        0  # raw events of the present visit at the last look, and since when it is that many
-    )
-    heard_at: datetime | None = None
-    seen: Mapping[int, VisitTotals] = field(
-        default_factory=dict
-    )  # per visit, what the tests have used up
-    latencies: Mapping[Arm, Ordered] | None = (
-        None  # the present visit's in `seen`, ready for use; None: to be made from it
-    )
+    closed_at: datetime | None = None  # when the last batch was closed, or the first check
+    #: Raw events of the present visit at the last check, and since when it has had that many.
+    event_count: int = 0
+    last_event_at: datetime | None = None
+    #: Per visit, how much of its totals the tests have used.
+    used: Mapping[int, VisitTotals] = field(default_factory=dict)
+    #: The present visit's latencies in `used`, ready for questions; None: to be made from it.
+    latencies: Mapping[Arm, Ordered] | None = None
     ratios: Mapping[int, RatioTest] = field(default_factory=dict)  # by index into Plan.guardrails
     limits: Mapping[int, LimitTest] = field(default_factory=dict)
     srm: Floats = field(default_factory=no_evidence)
@@ -144,11 +140,11 @@ def encode_tests(tests: SequentialTests) -> bytes:
         "visit": tests.visit,
         "batches": tests.batches,
         "closed_at": _seconds(tests.closed_at),
-        "heard": tests.heard,
-        "heard_at": _seconds(tests.heard_at),
+        "heard": tests.event_count,
+        "heard_at": _seconds(tests.last_event_at),
         "seen": [
             [visit, _pack_arm(totals.treatment), _pack_arm(totals.control)]
-            for visit, totals in tests.seen.items()
+            for visit, totals in tests.used.items()
         ],
         "ratios": ratios,
         "limits": limits,
@@ -183,9 +179,9 @@ def decode_tests(encoded: bytes) -> SequentialTests:
             visit=body["visit"],
             batches=body["batches"],
             closed_at=_moment(body["closed_at"]),
-            heard=body["heard"],
-            heard_at=_moment(body["heard_at"]),
-            seen={
+            event_count=body["heard"],
+            last_event_at=_moment(body["heard_at"]),
+            used={
                 visit: VisitTotals(treatment=_unpack_arm(treatment), control=_unpack_arm(control))
                 for visit, treatment, control in body["seen"]
             },

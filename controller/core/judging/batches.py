@@ -94,7 +94,7 @@ def _take_visit(
     `present` are the latencies of the present visit's totals.
     """
     is_present = index == tests.visit
-    used = tests.seen.get(index, VisitTotals())
+    used = tests.used.get(index, VisitTotals())
     marks = _with_exposures(used, totals)
     latencies = tests.latencies if is_present else None
     before = Sample(marks, latencies or {arm: ordered(marks.arm(arm).latency) for arm in Arm})
@@ -110,7 +110,7 @@ def _take_visit(
     tests = replace(
         tests,
         srm=_checked_share(tests.srm, share, used, marks),
-        seen=tests.seen if marks is used else {**tests.seen, index: marks},
+        used=tests.used if marks is used else {**tests.used, index: marks},
     )
     if fall is not None:
         return tests, fall
@@ -125,7 +125,7 @@ def _take_visit(
     )
     tests = replace(
         tests,
-        seen={**tests.seen, index: used_up},
+        used={**tests.used, index: used_up},
         ratios=_compare(rollout, tests, index, before, now, released),
         latencies=now.latencies if is_present else tests.latencies,
         batches=tests.batches + 1,
@@ -153,16 +153,18 @@ def _enter_visit(
     kept = {
         # A visit that is over keeps its counters for late events, and not its histograms: those
         # are most of the state's size.
-        index: VisitTotals(replace(seen.treatment, latency={}), replace(seen.control, latency={}))
-        for index, seen in tests.seen.items()
+        index: VisitTotals(
+            replace(totals.treatment, latency={}), replace(totals.control, latency={})
+        )
+        for index, totals in tests.used.items()
         if index > present - KEPT_VISITS
     }
     return replace(
         tests,
         visit=present,
-        heard=0,
-        heard_at=None,
-        seen=kept,
+        event_count=0,
+        last_event_at=None,
+        used=kept,
         latencies=None,
         ratios={index: test.in_new_visit() for index, test in tests.ratios.items()},
         limits={

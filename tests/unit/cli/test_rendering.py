@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import pytest
 
-from controller.cli import rendering
+from controller.cli import event_view, rendering, status_view
 from controller.cli.operator_client import Event, as_decision, as_rollout, read_event
 from controller.cli.situation import Situation
 from controller.codec.alerts import alert_event
@@ -78,9 +78,9 @@ def make_situation(**overrides: object) -> Situation:
 def shown(one: Situation, width: int = 80) -> str:
     """Return the view of one flag as a pipe gets it."""
     stream = io.StringIO()
-    console = rendering.make_console(stream, is_coloured=True)
+    console = rendering.make_console(stream, is_colored=True)
     console.width = width
-    rendering.show_flag(console, one)
+    status_view.show_flag(console, one)
     return stream.getvalue()
 
 
@@ -96,23 +96,23 @@ def test_the_table_of_flags_fits_80_columns_and_keeps_long_keys_whole() -> None:
     """A key of 128 characters folds rather than loses letters."""
     key = "a" * 128
     stream = io.StringIO()
-    console = rendering.make_console(stream, is_coloured=False)
+    console = rendering.make_console(stream, is_colored=False)
     console.width = 80
     one = make_situation(phase=AwaitingApproval(0, "gate-1", T0, HoldReason.APPROVAL), flag_key=key)
-    console.print(rendering.status_table([one]))
+    console.print(status_view.status_table([one]))
     lines = stream.getvalue().splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
     assert "".join(line.split(" ")[0] for line in lines[1:]).startswith(key)
 
 
 def test_nothing_that_others_wrote_reaches_the_terminal_as_it_is() -> None:
-    """Escape sequences, line breaks and bidirectional overrides in a reason print as question marks or spaces."""
+    """Escape sequences, line breaks and direction marks in a reason print as `?` or spaces."""
     one = make_situation(reason=HOSTILE, phase=RolledBack(T0, HOSTILE), hold=None)
     stream = io.StringIO()
-    console = rendering.make_console(stream, is_coloured=False)
+    console = rendering.make_console(stream, is_colored=False)
     event = make_decision_event(reason=HOSTILE)
-    console.print(rendering.event_line(event, T0))
-    console.print(rendering.status_table([one]))
+    console.print(event_view.event_line(event, T0))
+    console.print(status_view.status_table([one]))
     text = shown(one) + stream.getvalue()
     assert not any(char in text for char in "\x1b\x07\u202e")
     assert not any(line.startswith("forged") for line in text.splitlines())
@@ -121,10 +121,10 @@ def test_nothing_that_others_wrote_reaches_the_terminal_as_it_is() -> None:
 def test_a_pipe_gets_no_codes_and_whole_lines() -> None:
     """What is piped is for grep: one event is one line."""
     stream = io.StringIO()
-    console = rendering.make_console(stream, is_coloured=True)
+    console = rendering.make_console(stream, is_colored=True)
     decision = as_decision(make_decision_event(reason="long " * 60, judgement=None, advice=None))
     assert decision is not None
-    rendering.show_decision(console, decision, T0)
+    event_view.show_decision(console, decision, T0)
     assert "\x1b" not in stream.getvalue()
     assert len(stream.getvalue().splitlines()) == 1
 
@@ -152,9 +152,10 @@ def test_status_for_machines_holds_the_document_as_published() -> None:
     """The JSON form has the state document, the answer and the evidence, under stable names."""
     one = make_situation()
     state = to_state(one.rollout).model_dump(mode="json")
-    document = json.loads(rendering.to_json(rendering.status_document(one, state)))
+    document = json.loads(rendering.to_json(status_view.status_document(one, state)))
     assert list(document) == [
-        "flag", "at", "safe_to_advance", "reason", "waits_for", "hold", "frozen", "overdue", "stage", "stages", "since",
+        "flag", "at", "safe_to_advance", "reason", "waits_for", "hold", "frozen", "overdue", "stage",
+        "stages", "since",
         "state", "judgement", "advice", "advice_agreement",
     ]  # fmt: skip
     assert document["safe_to_advance"] == "no"
@@ -185,8 +186,8 @@ def test_a_missing_result_is_unknown_to_machines_not_rejected() -> None:
         at=T0,
     )
     known, unknown = (
-        rendering.result_document(order, answer),
-        rendering.result_document(order, None),
+        event_view.result_document(order, answer),
+        event_view.result_document(order, None),
     )
     assert list(known) == list(unknown)
     assert (known["status"], unknown["status"]) == ("accepted", "unknown")
@@ -208,11 +209,11 @@ def test_every_watched_event_is_one_line() -> None:
     events = [make_decision_event(), *(read_event(value) for value in values)]
     for event in events:
         assert event is not None
-        line = rendering.event_line(event, T0 + timedelta(seconds=1))
+        line = event_view.event_line(event, T0 + timedelta(seconds=1))
         assert line is not None
         assert "new-checkout" in line.plain
         assert "\n" not in line.plain
-    assert rendering.event_line({"type": "org.example.other", "data": {}}, T0) is None
+    assert event_view.event_line({"type": "org.example.other", "data": {}}, T0) is None
 
 
 def test_a_decision_that_lost_its_evidence_is_still_shown() -> None:

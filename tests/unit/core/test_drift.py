@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from controller.core.analysis import drift
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.audience import Audience, Condition
 from controller.core.evidence import VisitTotals
-from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Gap
 from controller.core.plan import Guardrail, Plan, Stage
 from controller.core.rollout import Baking, Rollout

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from controller.codec.plans import to_core_plan
+from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals, bucket_of
-from controller.core.judging.gate import SequentialTests, judge
+from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Advice
 from controller.core.machine import decide
 from controller.core.rollout import (
@@ -161,7 +162,7 @@ SEEDS = range(3)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_each_scenario_ends_as_named_by_the_real_engine(name: str, seed: int) -> None:
-    """The daemon's gate and state machine bring every scenario to its ending, well within the demo's time."""
+    """Gate and state machine bring every scenario to its end within the demo's time."""
     rehearsal = Rehearsal(SCENARIOS[name], seed).run()
     assert rehearsal.rollout is not None
     decisions = [{"reason": decision.reason} for decision in rehearsal.decisions]

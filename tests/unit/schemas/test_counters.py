@@ -67,7 +67,7 @@ def test_two_arms_add_up_counter_by_counter() -> None:
 def test_the_tests_state_keeps_the_counters_that_the_tests_use() -> None:
     """What is stored beside a rollout has the tested counters, and nothing else."""
     arm = ArmTotals(**distinct_values())
-    tests = SequentialTests(seen={0: VisitTotals(treatment=arm)})
-    decoded = decode_tests(encode_tests(tests)).seen[0].treatment
+    tests = SequentialTests(used={0: VisitTotals(treatment=arm)})
+    decoded = decode_tests(encode_tests(tests)).used[0].treatment
     tested = {counter.name: getattr(arm, counter.name) for counter in TESTED_COUNTERS}
     assert decoded == ArmTotals(**tested)

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.command import Command
 from schemas.fields import LONGEST, format_duration, parse_duration
-from schemas.plan import GuardrailDocument, PlanDocument, guardrail_from_shorthand
+from schemas.guardrails import GuardrailDocument, guardrail_from_shorthand
+from schemas.plan import PlanDocument
 from schemas.state import RolloutState
 
 

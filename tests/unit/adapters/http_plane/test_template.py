@@ -11,12 +11,8 @@ from hypothesis import strategies as st
 
 from controller.adapters.http_plane.json_paths import JsonPath, NotThere
 from controller.adapters.http_plane.placeholders import Text
-from controller.adapters.http_plane.template import (
-    SHIPPED,
-    HttpTemplate,
-    load_template,
-    parse_template,
-)
+from controller.adapters.http_plane.template import HttpTemplate
+from controller.adapters.http_plane.template_file import SHIPPED, load_template, parse_template
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from tests.builders import make_rollout
 
@@ -25,7 +21,7 @@ SIMPLE: dict[str, Any] = {
 }
 READ = {
     "url": "https://flags.example.org/{flag}",
-    "found": {"rules": "/rules", "share": "/rules/[id=mine]/share"},
+    "extract": {"rules": "/rules", "share": "/rules/[id=mine]/share"},
 }
 VALUES = {
     "launchdarkly": {"project": "shop"},
@@ -44,7 +40,7 @@ def written(template: HttpTemplate, answer: Any = None, **overrides: Any) -> Any
     """Return the body that sets what is decided."""
     scope = template.scope(make_rollout(**overrides), "hunter2")
     if template.reads:
-        template.find(0, answer, scope)
+        template.extract(0, answer, scope)
     return template.write_request(scope).body
 
 
@@ -245,7 +241,7 @@ def test_what_was_read_can_be_edited_and_sent_back() -> None:
         yaml.safe_dump(
             {
                 "read": [
-                    {**READ, "found": {"rules": "/rules", "coverage": "/rules/[id=mine]/share"}}
+                    {**READ, "extract": {"rules": "/rules", "coverage": "/rules/[id=mine]/share"}}
                 ],
                 "percent": [{"is": "{coverage}", "of": 1}],
                 "write": {**SIMPLE["write"], "body": body},
@@ -272,7 +268,7 @@ def test_the_first_line_that_fits_says_the_percentage() -> None:
     What is no number in range is no percentage.
     """
     template = made(
-        read=[{"url": READ["url"], "found": {"on": "/on", "weight": "/weight"}}],
+        read=[{"url": READ["url"], "extract": {"on": "/on", "weight": "/weight"}}],
         percent=[
             {"when": {"on": False}, "is": 0},
             {"is": "{weight}", "of": 1000},
@@ -282,12 +278,13 @@ def test_the_first_line_that_fits_says_the_percentage() -> None:
 
     def percent(answer: Any) -> float | None:
         scope = template.scope(make_rollout(), None)
-        template.find(0, answer, scope)
+        template.extract(0, answer, scope)
         return template.percent(scope)
 
     answers: list[Any] = [
-        {"on": False, "weight": 500}, {"on": True, "weight": 255}, {"on": True}, {}, [], None, {"on": 0, "weight": "250"},
-        {"weight": "much"}, {"weight": None}, {"weight": 1001}, {"weight": -1}, {"weight": float("nan")}, {"on": "false"},
+        {"on": False, "weight": 500}, {"on": True, "weight": 255}, {"on": True}, {}, [], None,
+        {"on": 0, "weight": "250"}, {"weight": "much"}, {"weight": None}, {"weight": 1001},
+        {"weight": -1}, {"weight": float("nan")}, {"on": "false"},
     ]  # fmt: skip
     assert [percent(answer) for answer in answers] == [
         0,
@@ -372,7 +369,7 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
     (
         {"write": {**SIMPLE["write"], "body": {"$edit": "rules", "$set": {}}}},
         {},
-        "write.body: $edit: name what was found",
+        "write.body: $edit: name a value that was read",
     ),
     ({"write": {**SIMPLE["write"], "body": {"a": "{"}}}, {}, "write.body: '{': write"),
     ({"write": {**SIMPLE["write"], "verb": "POST"}}, {}, "write.verb"),
@@ -383,30 +380,30 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"values": {"a": None}}, {"a": "x\r\ny"}, "values.a: ASCII on one line only"),
     ({"values": {"percent": None}}, {"percent": "50"}, "values.percent: the name is taken"),
     ({"values": {"secret": None}}, {"secret": "x"}, "values.secret: the name is taken"),
-    ({"read": [READ]}, {}, "read.0.found.share: the name is taken"),
+    ({"read": [READ]}, {}, "read.0.extract.share: the name is taken"),
     (
-        {"read": [{"url": READ["url"], "found": {"a": "rules"}}]},
+        {"read": [{"url": READ["url"], "extract": {"a": "rules"}}]},
         {},
         "read.0: 'rules' does not begin with a slash",
     ),
-    ({"read": [{"url": READ["url"], "found": {"a": "/rules/[id]"}}]}, {}, "write [name=value]"),
-    ({"read": [{"url": READ["url"], "found": {"a": "/a"}}]}, {}, "percent: say where"),
+    ({"read": [{"url": READ["url"], "extract": {"a": "/rules/[id]"}}]}, {}, "write [name=value]"),
+    ({"read": [{"url": READ["url"], "extract": {"a": "/a"}}]}, {}, "percent: say where"),
     ({"percent": [{"is": 0}]}, {}, "percent: nothing is read"),
     (
-        {"read": [{"url": "https://x.example/{later}", "found": {"later": "/a"}}]},
+        {"read": [{"url": "https://x.example/{later}", "extract": {"later": "/a"}}]},
         {},
         "read.0.url: nothing fills {later}",
     ),
     (
         {
-            "read": [{"url": READ["url"], "found": {"a": "/a"}}],
+            "read": [{"url": READ["url"], "extract": {"a": "/a"}}],
             "percent": [{"is": "{a}"}],
             "headers": {"X-A": "{a}"},
         },
         {},
         "headers.X-A: nothing fills {a}",
     ),
-    ({"refuse": [{"found": "x", "why": "y"}]}, {}, "refuse: nothing fills {x}"),
+    ({"refuse": [{"if_present": "x", "why": "y"}]}, {}, "refuse: nothing fills {x}"),
 ]
 
 

@@ -7,36 +7,31 @@ from typing import Any
 import pytest
 
 from controller.adapters.unleash.api import Change, Environment, Strategy
-from controller.adapters.unleash.strategies import (
-    Content,
-    Mark,
-    State,
-    Trail,
-    Wanted,
-    compare,
-    follow,
-    wanted,
-)
+from controller.adapters.unleash.audit_trail import Trail, follow
+from controller.adapters.unleash.comparison import compare
+from controller.adapters.unleash.flag_state import FlagState
+from controller.adapters.unleash.strategies import Content, Mark
+from controller.adapters.unleash.target import Target, target_of
 from controller.core.rollout import Aborted, Completed, Paused, Phase, RolledBack, Scheduled
 from schemas.terms import HoldReason
 from tests.builders import T0, make_rollout
 
 
-def make_wanted(percent: float = 25.0, **overrides: Any) -> Wanted:
+def make_target(percent: float = 25.0, **overrides: Any) -> Target:
     """Return what a rollout at this percentage asks for."""
-    return wanted(make_rollout(percent=percent, **overrides), stickiness="userId")
+    return target_of(make_rollout(percent=percent, **overrides), stickiness="userId")
 
 
-def make_strategy(asked: Wanted, content: Content | None = None, **overrides: Any) -> Strategy:
+def make_strategy(target: Target, content: Content | None = None, **overrides: Any) -> Strategy:
     """Return our strategy as Unleash gives it back."""
-    written = content or asked.parts[0]
-    fields = {"id": "1", "name": written.name, "title": asked.mark(1, written), **written.fields()}
+    written = content or target.parts[0]
+    fields = {"id": "1", "name": written.name, "title": target.mark(1, written), **written.fields()}
     return Strategy(**{**fields, **overrides})
 
 
-def make_state(*strategies: Strategy, is_on: bool = True) -> State:
+def make_state(*strategies: Strategy, is_on: bool = True) -> FlagState:
     """Return a flag with these strategies."""
-    return State.of(Environment("production", is_on, list(strategies)))
+    return FlagState.of(Environment("production", is_on, list(strategies)))
 
 
 def make_change(
@@ -74,9 +69,9 @@ def test_percents_are_rounded_down(percent: float, whole: int) -> None:
 
     Never more than was decided, and a float's last digit costs nobody a percent.
     """
-    asked = make_wanted(percent)
-    assert asked.parts[0].rollout == str(whole)
-    assert asked.is_fractional == (round(percent, 6) != whole)
+    target = make_target(percent)
+    assert target.parts[0].rollout == str(whole)
+    assert target.is_fractional == (round(percent, 6) != whole)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +88,13 @@ def test_before_the_start_and_after_the_end_nobody_is_let_in(phase: Phase, is_of
 
     After a rollback the switch goes off as well.
     """
-    asked = make_wanted(50.0, phase=phase)
-    assert (asked.served_percent, asked.is_off) == (0, is_off)
+    target = make_target(50.0, phase=phase)
+    assert (target.served_percent, target.is_off) == (0, is_off)
 
 
 def test_a_completed_rollout_stays_on() -> None:
     """At the end the last percentage stays."""
-    assert make_wanted(100.0, phase=Completed(T0)).served_percent == 100
+    assert make_target(100.0, phase=Completed(T0)).served_percent == 100
 
 
 def test_what_unleash_says_back_is_the_same_content() -> None:
@@ -107,34 +102,34 @@ def test_what_unleash_says_back_is_the_same_content() -> None:
 
     Anything that lets in others does.
     """
-    asked = make_wanted()
+    target = make_target()
     same = make_strategy(
-        asked,
+        target,
         parameters={"groupId": "new-checkout", "stickiness": "userId", "rollout": 25},
         variants=None,
         segments=None,
         disabled=None,
     )
-    assert Content.of(same) == asked.parts[0]
-    assert compare(asked, make_state(same), environment="production").faults == ()
+    assert Content.of(same) == target.parts[0]
+    assert compare(target, make_state(same), environment="production").faults == ()
     constraint = {"contextName": "country", "operator": "IN", "values": ["DE"]}
     said_aloud = {**constraint, "inverted": False, "caseInsensitive": False, "value": None}
     one, other = (
-        Content.of(make_strategy(asked, constraints=[each])) for each in (constraint, said_aloud)
+        Content.of(make_strategy(target, constraints=[each])) for each in (constraint, said_aloud)
     )
     assert one == other
-    assert one.digest != asked.parts[0].digest
-    inverted = Content.of(make_strategy(asked, constraints=[{**constraint, "inverted": True}]))
+    assert one.digest != target.parts[0].digest
+    inverted = Content.of(make_strategy(target, constraints=[{**constraint, "inverted": True}]))
     assert inverted.digest != one.digest
 
 
 @pytest.mark.parametrize("rollout", ["", "abc", "NaN", "inf", "-inf", "1e999", "150"])
 def test_a_percentage_nobody_can_read_counts_as_everybody(rollout: str) -> None:
     """Unleash checks nothing, so that any text may stand there; it is an edit upwards."""
-    asked = make_wanted()
+    target = make_target()
     state = make_state(
         make_strategy(
-            asked,
+            target,
             parameters={"rollout": rollout, "stickiness": "userId", "groupId": "new-checkout"},
         )
     )
@@ -159,9 +154,9 @@ def test_a_mark_reads_back_as_written_and_nothing_else_is_one() -> None:
 
 def test_a_late_writer_finds_itself_late() -> None:
     """A strategy by a newer revision of the same rollout is left alone, whatever it says."""
-    newer = make_wanted(50.0, revision=9)
+    newer = make_target(50.0, revision=9)
     found = compare(
-        make_wanted(25.0, revision=8), make_state(make_strategy(newer)), environment="production"
+        make_target(25.0, revision=8), make_state(make_strategy(newer)), environment="production"
     )
     assert found.faults == ("was written by revision 9, which is newer than our 8",)
     assert not found.needs_editor
@@ -169,22 +164,24 @@ def test_a_late_writer_finds_itself_late() -> None:
 
 def test_a_narrower_strategy_counts_as_lower() -> None:
     """Conditions that somebody added keep users out: the lower value stays."""
-    asked = make_wanted()
+    target = make_target()
     constraint = {"contextName": "country", "operator": "IN", "values": ["DE"]}
     narrower = compare(
-        asked, make_state(make_strategy(asked, constraints=[constraint])), environment="production"
+        target,
+        make_state(make_strategy(target, constraints=[constraint])),
+        environment="production",
     )
     assert (narrower.is_lower, narrower.needs_editor) == (True, True)
     raised = {"rollout": "60", "stickiness": "userId", "groupId": "new-checkout"}
     both = compare(
-        asked,
-        make_state(make_strategy(asked, constraints=[constraint], parameters=raised)),
+        target,
+        make_state(make_strategy(target, constraints=[constraint], parameters=raised)),
         environment="production",
     )
     assert not both.is_lower
     other_group = {"rollout": "25", "stickiness": "userId", "groupId": "other"}
     moved = compare(
-        asked, make_state(make_strategy(asked, parameters=other_group)), environment="production"
+        target, make_state(make_strategy(target, parameters=other_group)), environment="production"
     )
     assert (moved.is_lower, moved.faults) == (
         False,
@@ -197,10 +194,10 @@ def test_the_audit_trail_is_followed_back_to_our_last_write() -> None:
 
     What came before it is not, nor a switch the way our write says.
     """
-    asked = make_wanted()
-    ours = make_strategy(asked)
+    target = make_target()
+    ours = make_strategy(target)
     edited = make_strategy(
-        asked, parameters={"rollout": "60", "stickiness": "userId", "groupId": "new-checkout"}
+        target, parameters={"rollout": "60", "stickiness": "userId", "groupId": "new-checkout"}
     )
     mine = make_change(5, "feature-strategy-update", ours, "rolloutd")
     edit = make_change(6, "feature-strategy-update", edited)

@@ -13,16 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from controller.core.analysis.sequential_tests import SequentialTests, decode_tests, encode_tests
 from controller.core.evidence import ArmTotals, Loss, VisitTotals, bucket_of
 from controller.core.judging.batches import KEPT_VISITS, MAX_OPEN, MIN_BATCH
-from controller.core.judging.gate import (
-    REPORT_WITHIN,
-    SequentialTests,
-    decode_tests,
-    encode_tests,
-    judge,
-    look_for_harm,
-)
+from controller.core.judging.gaps import REPORT_WITHIN
+from controller.core.judging.gate import check_harm, judge
 from controller.core.judging.judgement import Judgement, MetricReport
 from controller.core.plan import Guardrail, Plan
 from controller.core.rollout import Baking, Rollout
@@ -135,8 +130,7 @@ def test_outcomes_that_come_again_are_repeated_outcomes() -> None:
     (gap,) = look_at(VisitTotals(make_arm(1000, 5, checked=200, repeated=40), control)).gaps
     assert gap.kind is HealthGap.REPEATED_OUTCOMES
     assert gap.detail.startswith(
-        "20 % of treatment's outcomes had come before, byte for byte (40 of 200 that were "
-        "looked at)"
+        "20 % of treatment's outcomes had come before, byte for byte (40 of 200 that were checked)"
     )
     both = VisitTotals(
         make_arm(1000, 5, checked=200, repeated=40), make_arm(9000, 45, checked=2000, repeated=1000)
@@ -721,7 +715,7 @@ def test_alpha_is_split_by_fixed_weights_within_a_role() -> None:
 
 
 def test_looking_for_harm_alone_says_the_same_and_takes_the_same() -> None:
-    """`look_for_harm` has the e-values, thresholds and tests of `judge`.
+    """`check_harm` has the e-values, thresholds and tests of `judge`.
 
     Which then changes nothing any more.
     """
@@ -733,7 +727,7 @@ def test_looking_for_harm_alone_says_the_same_and_takes_the_same() -> None:
         each.control.add(900, 9)
         each.control.add_latencies([40.0] * 900)
     judgement = watched.look()
-    seen, tests = look_for_harm(alone.rollout, alone.evidence(), alone.tests, watched.at)
+    seen, tests = check_harm(alone.rollout, alone.evidence(), alone.tests, watched.at)
     assert [tuple(harm) for harm in seen] == [
         (each.metric, each.e_value, each.threshold) for each in judgement.metrics
     ]
@@ -842,7 +836,7 @@ def test_old_visits_are_forgotten() -> None:
     for _ in range(KEPT_VISITS + 2):
         watched.go_on(10.0, 0)
         feed(watched, 1, (100, 1), (900, 9))
-    assert set(watched.tests.seen) == set(range(3, 3 + KEPT_VISITS))
+    assert set(watched.tests.used) == set(range(3, 3 + KEPT_VISITS))
     e_value = metric(watched.look()).e_value
     watched.arms[0][0].add(1000, 500)
     assert metric(watched.look()).e_value == e_value

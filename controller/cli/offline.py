@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from controller.cli import plan as plan_files
+from controller.cli import plan_files
 from controller.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_REJECTED,

@@ -1,0 +1,128 @@
+"""Decisions, alerts and results of commands, as people and machines read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from controller.cli.evidence_view import HARM_WORDS, SAFE_WORDS, estimate
+from controller.cli.operator_client import Event, as_alert, as_decision, as_rollout
+from controller.cli.rendering import dashed, show_line
+from controller.cli.situation import Situation, clock
+from controller.cli.status_view import brief
+from controller.text import one_line
+from schemas.alert import Alert
+from schemas.command import Command
+from schemas.decision import Decision
+from schemas.result import Result
+from schemas.terms import Arm, CommandStatus, DecisionKind, Severity
+
+_DECISION_STYLES = {
+    DecisionKind.ADVANCE: "green",
+    DecisionKind.COMPLETE: "green",
+    DecisionKind.ROLL_BACK: "red",
+    DecisionKind.STEP_BACK: "red",
+    DecisionKind.ABORT: "red",
+    DecisionKind.PAUSE: "yellow",
+    DecisionKind.HOLD: "yellow",
+}
+_SEVERITY_STYLES = {Severity.CRITICAL: "red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
+
+
+def decision_line(decision: Decision, now: datetime, *, with_flag: bool) -> Text:
+    """Return a decision as one line."""
+    moved = (
+        f"{decision.from_percent:g} -> {decision.to_percent:g} %"
+        if decision.from_percent != decision.to_percent
+        else f"{decision.to_percent:g} %"
+    )
+    moved += "" if decision.audience is None else f" of {one_line(decision.audience)}"
+    by = "" if decision.issuer == "rolloutd" else f" (by {decision.issuer})"
+    return Text.assemble(
+        (f"{clock(decision.at, now)}  ", "dim"),
+        f"{decision.flag}  " if with_flag else "",
+        (
+            f"{decision.kind.value.replace('_', ' '):<9}  ",
+            _DECISION_STYLES.get(decision.kind, "bold"),
+        ),
+        f"{moved:<12}  ",
+        one_line(f"{decision.reason.rstrip(': ')}{by}"),
+    )
+
+
+def show_decision(console: Console, decision: Decision, now: datetime) -> None:
+    """Show a decision, and below it the verdict of each guardrail that it rests on."""
+    show_line(console, decision_line(decision, now, with_flag=False))
+    judgement = decision.judgement
+    if judgement is None:
+        return
+    for gap in judgement.gaps:
+        show_line(console, Text(f"    gap {one_line(f'{gap.kind}: {gap.detail}')}", "dim"))
+    for metric in judgement.metrics:
+        worse = HARM_WORDS.get(metric.harm, metric.harm.value)
+        good = SAFE_WORDS.get(metric.safe, metric.safe.value)
+        arms = f"{estimate(metric, Arm.TREATMENT)} against {estimate(metric, Arm.CONTROL)}"
+        show_line(
+            console,
+            Text(f"    {metric.metric}: {arms}; worse? {worse}; shown as good? {good}", "dim"),
+        )
+    if decision.advice is not None:
+        advice = f"{decision.advice.choice}: {' '.join(decision.advice.reasons)}"
+        show_line(console, Text(f"    advice {one_line(advice)}", "dim"))
+
+
+def alert_line(alert: Alert, now: datetime) -> Text:
+    """Return an alert as one line that ends with what to do."""
+    return Text.assemble(
+        (f"{clock(alert.at, now)}  ", "dim"),
+        (f"{alert.severity.value:<8}  ", _SEVERITY_STYLES[alert.severity]),
+        one_line(f"{alert.summary}. To do: {alert.action}"),
+    )
+
+
+def event_line(event: Event, now: datetime) -> Text | None:
+    """Return an event of `rolloutctl watch` as one line, None for any other event."""
+    decision, alert, rollout = as_decision(event), as_alert(event), as_rollout(event)
+    if decision is not None:
+        return Text.assemble(("decision  ", "dim"), decision_line(decision, now, with_flag=True))
+    if alert is not None:
+        return Text.assemble(("alert     ", "dim"), alert_line(alert, now))
+    if rollout is not None:
+        situation = Situation(rollout, (), now)
+        at = (f"{clock(rollout.updated_at, now)}  ", "dim")
+        return Text.assemble(("state     ", "dim"), at, f"{rollout.flag_key}  ", brief(situation))
+    return None
+
+
+def result_line(answer: Result) -> Text:
+    """Return the answer to a command."""
+    is_accepted = answer.status is CommandStatus.ACCEPTED
+    why = "" if answer.reason == "done" else f": {one_line(answer.reason)}"
+    return Text.assemble(
+        (answer.status.value, "bold green" if is_accepted else "bold red"),
+        f"  {'unknown verb' if answer.verb is None else dashed(answer.verb)} "
+        f"{answer.flag}{why} (revision {answer.revision})",
+    )
+
+
+def result_document(command: Command, answer: Result | None) -> Mapping[str, Any]:
+    """Return a result as JSON.
+
+    Without a result the status is `unknown`: the command may still be carried out.
+    """
+    if answer is not None:
+        return answer.model_dump(mode="json")
+    return {
+        "command_id": command.id,
+        "flag": command.flag,
+        "verb": command.verb.value,
+        "status": "unknown",
+        "reason": "no result in time; the command may still be carried out, repeating it with the "
+        "same id is safe",
+        "revision": None,
+        "at": None,
+    }

@@ -1,0 +1,255 @@
+"""Where rollouts stand, as people and machines read it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from controller.cli.evidence_view import harm_words, metrics_table
+from controller.cli.operator_client import Event
+from controller.cli.situation import Safe, Situation, about, ended_words, moment
+from controller.core.rollout import Rollout
+from controller.text import one_line
+from schemas.terms import Arm, HoldReason, PhaseName
+
+_PHASE_STYLES = {
+    PhaseName.COMPLETED: "green",
+    PhaseName.ROLLED_BACK: "red",
+    PhaseName.ABORTED: "red",
+    PhaseName.PAUSED: "yellow",
+    PhaseName.AWAITING_APPROVAL: "yellow",
+}
+_SAFE_STYLES = {Safe.YES: "green", Safe.NOT_YET: "yellow", Safe.NO: "red", Safe.ENDED: "dim"}
+
+
+def status_table(situations: Iterable[Situation]) -> Table:
+    """Return a table with one row per flag, those under way first."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    for name, justify in (
+        ("FLAG", "left"),
+        ("PHASE", "left"),
+        ("STAGE", "right"),
+        ("SERVED", "right"),
+        ("SINCE", "right"),
+    ):
+        # All columns are short enough to be shown whole, except perhaps the flag's key, which is
+        # broken over lines and keeps its letters.
+        table.add_column(name, justify=justify, no_wrap=name != "FLAG", overflow="fold")  # type: ignore[arg-type]
+    table.add_column("WAITS FOR", overflow="fold")
+    for situation in sorted(
+        situations, key=lambda each: (each.rollout.has_ended, each.rollout.flag_key)
+    ):
+        rollout = situation.rollout
+        stage = (
+            f"{situation.stage_number}/{len(rollout.plan.stages)}"
+            if situation.stage_number
+            else "–"
+        )
+        table.add_row(
+            rollout.flag_key,
+            phase_text(rollout),
+            stage,
+            rollout.served_words,
+            about(situation.now - situation.since),
+            Text(one_line(_short_wait(situation))),
+        )
+    return table
+
+
+def _short_wait(situation: Situation) -> str:
+    if situation.overdue is not None:
+        return f"OVERDUE: {situation.overdue}"
+    if situation.rollout.has_ended:
+        return ended_words(situation.rollout.phase)
+    return (
+        f"{situation.waits_for}; {situation.hold}"
+        if situation.hold is not None
+        else situation.waits_for
+    )
+
+
+def phase_text(rollout: Rollout) -> Text:
+    """Return the phase in words."""
+    name = rollout.phase.name
+    return Text(name.value.replace("_", " "), _PHASE_STYLES.get(name, "cyan"))
+
+
+def show_flag(console: Console, situation: Situation, planes: Sequence[Text] = ()) -> None:
+    """Show everything about one flag, the answer to "safe to advance?" first.
+
+    `planes` has one line per flag plane, as a daemon reports it.
+    """
+    rollout, now = situation.rollout, situation.now
+    headline = Text(f"{rollout.flag_key}  ", "bold")
+    headline.append_text(phase_text(rollout))
+    headline.append(f", {rollout.served_words} served")
+    if situation.stage_number is not None:
+        headline.append(f", stage {situation.stage_number} of {len(rollout.plan.stages)}")
+    headline.append(f", revision {rollout.revision}")
+    console.print(headline)
+    answer, why = situation.safe_to_advance
+    if answer is Safe.ENDED:
+        _fact(console, "ended", Text(one_line(f"{why}, {moment(situation.since, now)}")))
+    else:
+        words = Text.assemble((answer.value, f"bold {_SAFE_STYLES[answer]}"), f": {one_line(why)}")
+        _fact(console, "safe to advance?", words)
+    if situation.overdue is not None:
+        _fact(console, "OVERDUE", Text(situation.overdue, "bold red"))
+    _fact(console, "waits for", Text(one_line(situation.waits_for)))
+    if (
+        situation.hold is not None
+        and not why.startswith(situation.hold)
+        and rollout.hold is not HoldReason.APPROVAL
+    ):
+        _fact(console, "hold", Text(one_line(situation.hold)))
+    if situation.frozen is not None and situation.frozen != why:
+        _fact(console, "frozen", Text(one_line(situation.frozen)))
+    _fact(console, "since", Text(moment(situation.since, now)))
+    _fact(console, "journey", _journey(situation))
+    for place, line in enumerate(planes):
+        _fact(console, "" if place else "flag planes", line)
+    owner = f", owner {rollout.plan.owner}" if rollout.plan.owner else ""
+    blind = ", BLIND: no evidence is judged" if rollout.plan.blind else ""
+    plan = f"{rollout.plan.name}{owner}, started {moment(rollout.started_at, now)}{blind}"
+    _fact(console, "plan", Text(one_line(plan)))
+    if situation.advised:
+        _fact(console, "advice so far", Text(_advice_record(situation)))
+    _show_evidence(console, situation, above=why)
+
+
+def _fact(console: Console, name: str, words: Text) -> None:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=16, style="dim")
+    grid.add_column(overflow="fold")
+    grid.add_row(name, words)
+    console.print(Padding(grid, (0, 0, 0, 2)))
+
+
+def _journey(situation: Situation) -> Text:
+    rollout = situation.rollout
+    reached = rollout.visits[-1].stage if rollout.visits else -1
+    line = Text()
+    for index, stage in enumerate(rollout.plan.stages):
+        is_here = index == reached and not rollout.has_ended
+        is_done = index < reached or rollout.phase.name is PhaseName.COMPLETED
+        mark = ">" if is_here else "*" if is_done else "."
+        of = "" if stage.audience is None else f" of {stage.audience}"
+        line.append(
+            f"{mark} {stage.percent:g} %{of}", "bold" if is_here else "dim" if not is_done else ""
+        )
+        line.append("   ")
+    return line
+
+
+def _show_evidence(console: Console, situation: Situation, *, above: str) -> None:
+    """Show the newest decision and the newest judgement of the present visit.
+
+    What stands in `above`, the text that was shown before, is not repeated.
+    """
+    basis, judgement = situation.judged_by, situation.judgement
+    newest = situation.decision
+    if newest is not None:
+        kind = newest.kind.value.replace("_", " ")
+        words = f"{kind} by {newest.issuer} {moment(newest.at, situation.now)}"
+        if newest.reason and newest.reason not in above:
+            words += f": {newest.reason.rstrip(': ')}"
+        _fact(console, "last decision", Text(one_line(words)))
+    if basis is None or judgement is None:
+        if not situation.rollout.plan.blind and situation.rollout.visits:
+            _fact(
+                console,
+                "evidence",
+                Text("none published for this stage yet; it comes with the next decision"),
+            )
+        return
+    users = (
+        f"users: {judgement.exposures.get(Arm.TREATMENT, 0):,} treatment, "
+        f"{judgement.exposures.get(Arm.CONTROL, 0):,} control"
+    )
+    share = (
+        ""
+        if judgement.observed_share is None
+        else f"; share observed {100 * judgement.observed_share:.3g} %"
+    )
+    verdict = judgement.verdict.value.replace("_", " ")
+    judged = moment(judgement.at, situation.now)
+    _fact(console, "evidence", Text(f"verdict {verdict}, judged {judged}"))
+    _fact(console, "", Text(f"{users}{share}"))
+    for gap in judgement.gaps:
+        if gap.detail not in above:
+            _fact(console, "", Text(one_line(f"{gap.kind}: {gap.detail}"), "yellow"))
+    if judgement.metrics:
+        console.print(Padding(metrics_table(judgement), (1, 0, 0, 2)))
+        for metric in judgement.metrics:
+            if metric.reason not in above:
+                console.print(
+                    Padding(
+                        Text(one_line(f"{metric.metric}: {metric.reason}"), "dim"), (0, 0, 0, 2)
+                    )
+                )
+        console.print()
+    if basis.advice is not None:
+        advice = f"{basis.advice.choice} by {basis.advice.model}: {' '.join(basis.advice.reasons)}"
+        _fact(console, "advice", Text(one_line(advice)))
+    _fact(console, "harm so far", Text(harm_words(judgement)))
+
+
+def _advice_record(situation: Situation) -> str:
+    """Return what the model advised at the gates, or how often it agreed with the outcome."""
+    gates = f"{len(situation.advised)} gate{'s' if len(situation.advised) > 1 else ''}"
+    if situation.advice_agreement is not None:
+        agreed, _ = situation.advice_agreement
+        return f"agreed with the outcome at {agreed} of {gates}"
+    counts = Counter(choice.value.replace("_", " ") for choice in situation.advised)
+    return f"{', '.join(f'{choice} at {count}' for choice, count in counts.items())} of {gates}"
+
+
+def status_document(situation: Situation, state: Event) -> Event:
+    """Return one flag's status as JSON. `state` is the document as published."""
+    answer, why = situation.safe_to_advance
+    return {
+        "flag": situation.rollout.flag_key,
+        "at": situation.now.isoformat(),
+        "safe_to_advance": answer.value.replace(" ", "_"),
+        "reason": why,
+        "waits_for": situation.waits_for,
+        "hold": situation.hold,
+        "frozen": situation.frozen,
+        "overdue": situation.overdue,
+        "stage": situation.stage_number,
+        "stages": len(situation.rollout.plan.stages),
+        "since": situation.since.isoformat(),
+        "state": state,
+        "judgement": None
+        if situation.judgement is None
+        else situation.judgement.model_dump(mode="json"),
+        "advice": None
+        if situation.judged_by is None or situation.judged_by.advice is None
+        else situation.judged_by.advice.model_dump(mode="json"),
+        "advice_agreement": None
+        if situation.advice_agreement is None
+        else dict(zip(("agreed", "gates"), situation.advice_agreement, strict=True)),
+    }
+
+
+def brief(situation: Situation) -> Text:
+    """Return where a rollout stands in one line, without its flag."""
+    rollout = situation.rollout
+    stage = (
+        ""
+        if situation.stage_number is None
+        else f", stage {situation.stage_number} of {len(rollout.plan.stages)}"
+    )
+    waits = "" if rollout.has_ended else f"; waits for {situation.waits_for}"
+    rest = f", {rollout.served_words} served{stage}, revision {rollout.revision}{waits}"
+    return Text.assemble(phase_text(rollout), one_line(rest))
+
+
+def now_line(situation: Situation) -> Text:
+    """Return where the flag stands after a command."""
+    return Text.assemble(("now       ", "dim"), brief(situation))
