@@ -325,7 +325,7 @@ def rollout_documents(material: Hostile) -> str:
     except DocumentUnreadable as fault:
         return _refused(fault)
     board = FlagBoard(generation=Generation.V3)
-    board.take(rollout)
+    board.update(rollout)
     board.trust()
     board.flagd_document()
     for flag in board.flags:
@@ -424,7 +424,7 @@ class Ofrep:
     def __init__(self) -> None:
         board = FlagBoard(generation=Generation.V3)
         for rollout in honest.rollouts():
-            board.take(replace(rollout, flag_key=f"flag-{rollout.phase.name}"))
+            board.update(replace(rollout, flag_key=f"flag-{rollout.phase.name}"))
         board.trust()
         app = make_app(board, Health(["x"]), Metrics(version="1"), describe=lambda _: b"{}")
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)

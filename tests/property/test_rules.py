@@ -45,7 +45,7 @@ def board_of(rollout: Rollout) -> FlagBoard:
     With the buckets of the installed flagd evaluator.
     """
     board = FlagBoard(generation=Generation.V3)
-    board.take(rollout)
+    board.update(rollout)
     board.trust()
     return board
 
