@@ -189,7 +189,7 @@ def make_breach(**overrides: Any) -> MetricReport:
 
 
 def make_judgement(**overrides: Any) -> Judgement:
-    """Return a judgement of the first visit, an hour after `T0`, in which nothing stands against advancing."""
+    """Return a judgement of the first visit, an hour after `T0`, that allows advancing."""
     fields: dict[str, Any] = {
         "at": T0 + HOUR,
         "visit": 0,

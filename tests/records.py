@@ -11,13 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from controller.codec.merging import Merger
-from controller.counting.partition_totals import (
-    FLAGS_WITH_OWN_FIELDS,
-    Changes,
-    PartitionTotals,
-    ReadEvaluations,
-    ReadOutcomes,
-)
+from controller.counting.counted_flags import FLAGS_WITH_OWN_FIELDS, Changes
+from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.counting.watched_flags import WatchedFlags
 from controller.ports import Record
 from schemas.envelope import MAX_TIME_MS, RecordRefused
@@ -170,7 +165,7 @@ class Owner:
         """
         fence = int(stored["next"]) if "next" in stored else None
         changes = Changes()
-        for _ in self.totals.take_changed(changes):
+        for _ in self.totals.drain_changes(changes):
             pass
         if fence != self.expected:
             return False

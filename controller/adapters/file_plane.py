@@ -77,7 +77,7 @@ class _Content:
 class FilePlane:
     """Implements `controller.ports.FlagPlane`.
 
-    `keep` is to run besides, for the flags of other replicas.
+    `run` is to run besides, for the flags of other replicas.
     """
 
     def __init__(self, name: str, settings: FilePlaneSettings) -> None:
@@ -113,7 +113,7 @@ class FilePlane:
     # ----------------------------------------------------------------------------------------------
 
     async def serve(self, rollout: Rollout) -> None:
-        self.take(rollout)
+        self.update(rollout)
         await asyncio.to_thread(self._in_words, self._write, {rollout.flag_key: rollout}, True)
 
     async def look(self, rollout: Rollout) -> Served:
@@ -150,15 +150,15 @@ class FilePlane:
     # --- flags of other replicas
     # ----------------------------------------------------------------------------------------
 
-    def take(self, rollout: Rollout) -> None:
+    def update(self, rollout: Rollout) -> None:
         """Note a document, whoever decided it; an older one than known changes nothing."""
         known = self._known.get(rollout.flag_key)
         if known is None or rollout.revision > known.revision:
             self._known[rollout.flag_key] = rollout
             self._changed.set()
 
-    async def keep(self) -> None:
-        """Write what `take` noted, for ever.
+    async def run(self) -> None:
+        """Write what `update` noted, for ever.
 
         The file may be this replica's own, and then nobody else would.
         """

@@ -622,6 +622,9 @@ class MemoryPublisher:
                 self._broker.append(topic, entry.value, key=entry.key.encode())
         self.outage.after()
 
+    def partition_of(self, key: str, partitions: int) -> int:
+        return zlib.crc32(key.encode()) % partitions
+
     def distinct(self, topic: str | None = None) -> list[OutboxEntry]:
         """Return each effect once, in the order of its first publication, of one logical topic or of all."""
         first = {entry.effect_id: entry for entry in reversed(self.published)}

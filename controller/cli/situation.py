@@ -1,9 +1,7 @@
-"""Where a rollout stands, in words.
+"""Where a rollout stands, in words: what it waits for, why it holds, whether it may advance.
 
-What it waits for, why it holds, and whether it is safe to advance.
-
-Belongs here: reading a rollout and its newest decisions as a person would. Pure. Does not belong
-here: how it is laid out (`rendering.py`), and deciding anything (`core/machine/`).
+Belongs here: sentences about a rollout and its newest decisions. Pure functions.
+Does not belong here: layout (`status_view.py`), and deciding anything (`controller/core/`).
 """
 
 from __future__ import annotations
@@ -34,7 +32,8 @@ from schemas.decision import Decision, JudgementRecord
 from schemas.fields import format_duration
 from schemas.terms import AdviceChoice, HoldReason
 
-#: A deadline is acted on within a second; one this far behind says that nobody is at work.
+#: A deadline is acted on within a second. One that passed this long ago means that no replica
+#: runs the flag.
 OVERDUE_AFTER = timedelta(seconds=15)
 
 HOLD_WORDS = {
@@ -64,9 +63,9 @@ class Safe(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """One rollout as a person sees it at `now`.
+    """One rollout as it stands at `now`, for people.
 
-    `decisions` are its newest, oldest first; perhaps none.
+    `decisions` are its newest, oldest first. There may be none.
     """
 
     rollout: Rollout
@@ -83,7 +82,7 @@ class Situation:
 
     @property
     def judged_by(self) -> Decision | None:
-        """The newest decision with evidence of the present stay in a stage, or of the last one."""
+        """The newest decision with evidence of the present visit of a stage, or of the last one."""
         visit = self.rollout.visit_index
         for one in reversed(self.decisions):
             if (
@@ -96,15 +95,12 @@ class Situation:
 
     @property
     def judgement(self) -> JudgementRecord | None:
-        """The newest published evidence of the present stay."""
+        """The newest published evidence of the present visit."""
         return None if self.judged_by is None else self.judged_by.judgement
 
     @property
     def advised(self) -> Sequence[AdviceChoice]:
-        """The last advice at each of this rollout's gates, oldest first.
-
-        As far as its decisions are known.
-        """
+        """The last advice at each of this rollout's gates in `decisions`, oldest first."""
         by_gate = {
             one.gate_id: one.advice.choice
             for one in self.decisions
@@ -116,9 +112,9 @@ class Situation:
 
     @property
     def advice_agreement(self) -> tuple[int, int] | None:
-        """How many of `advised` agree with how the rollout ended, of how many.
+        """How many of `advised` agree with how the rollout ended, and how many there are.
 
-        None while it has not, or people ended it.
+        None while the rollout has not ended, and where people ended it.
         """
         ended = next(
             (one for one in reversed(self.decisions) if one.rollout_id == self.rollout.rollout_id),
@@ -158,7 +154,7 @@ class Situation:
 
     @property
     def overdue(self) -> str | None:
-        """That a deadline went by and nothing happened, None when all is as it should be."""
+        """A sentence about a deadline that passed without effect, None when there is none."""
         deadline = next_deadline(self.rollout)
         if deadline is None or self.now - deadline < OVERDUE_AFTER:
             return None
@@ -169,16 +165,17 @@ class Situation:
 
     @property
     def hold(self) -> str | None:
-        """Why it does not move, in words, with the numbers when a decision gave them.
+        """Why the rollout does not move, with the numbers where a decision gave them.
 
-        None while nothing is in the way.
+        None while nothing holds it.
         """
         if self.rollout.hold is None:
             return None
         words = HOLD_WORDS[self.rollout.hold]
-        said = self.decision
-        is_about_it = said is not None and said.revision == self.rollout.revision and said.reason
-        return f"{words}: {said.reason}" if said is not None and is_about_it else words
+        newest = self.decision
+        if newest is None or newest.revision != self.rollout.revision or not newest.reason:
+            return words
+        return f"{words}: {newest.reason}"
 
     @property
     def waits_for(self) -> str:
@@ -207,7 +204,7 @@ class Situation:
             case Completed():
                 return f"nothing; {AFTER_COMPLETION[rollout.plan.flag_type]}"
             case RolledBack():
-                return "nothing; find the cause, then start anew"
+                return "nothing; find the cause, then restart it"
             case Aborted():
                 return "nothing; it has ended"
 

@@ -1,10 +1,10 @@
-"""Refused records on their way to the quarantine: counting does not wait for it.
+"""Refused records on their way to the quarantine topic: counting does not wait for it.
 
 A refusal is counted with its offset, in the partition's hash. Its details wait here, in memory,
-until the quarantine topic has them. What a crash costs is the details of those that wait; what a
-flood costs while the topic is away is the details of the oldest, which are counted and logged.
-Belongs here: the backlog. Does not belong here: what was refused and why (`counting.py`), how it is
-written (`schemas/quarantine.py`).
+until the quarantine topic has them. A crash costs the details of those that wait. A flood while the
+topic is away costs the details of the oldest; those are counted and logged. Belongs here: the
+backlog. Does not belong here: what was refused and why (`partition_totals.py`), how it is written
+(`schemas/quarantine.py`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from schemas.quarantine import MAX_REFUSALS, Refusal
 #: acknowledged. Raises EventLogUnavailable; a repeat is harmless.
 Quarantine = Callable[[str, int, Sequence[Refusal]], Awaitable[None]]
 
+# What waits at most, of all partitions together: a minute of a flood of which a tenth is refused.
 MOST_REFUSALS = 20_000
 MOST_BYTES = 16 * 1024 * 1024
-"""What waits at most, of all partitions together: a minute of a flood that is a tenth poison."""
-_BYTES_BESIDES = 400  # of a refusal, beside its body and detail
+_OTHER_BYTES = 400  # of a refusal, beside its body and detail
 _NAME = "quarantine"
 _REMEDY = (
     "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"
@@ -36,7 +36,7 @@ _MISTAKES = 3  # of ours with one batch; then its details are given up
 
 
 @dataclass(slots=True)
-class _Lot:
+class _Batch:
     """Refusals of one save of one partition, in the order of their offsets."""
 
     topic: str
@@ -45,19 +45,21 @@ class _Lot:
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.size = sum(_BYTES_BESIDES + len(one.body) + len(one.detail) for one in self.refusals)
+        self.size = sum(_OTHER_BYTES + len(one.body) + len(one.detail) for one in self.refusals)
 
 
 class RefusalBacklog:
-    """What waits for the quarantine, bounded, and what publishes it."""
+    """The refusals that wait for the quarantine, bounded, and their publishing."""
 
     def __init__(self, quarantine: Quarantine, faults: Faults, *, retry_seconds: float) -> None:
         self._quarantine = quarantine
         self._faults = faults
         self._retry_seconds = retry_seconds
-        self._lots: deque[_Lot] = deque()
+        self._batches: deque[_Batch] = deque()
         self._arrived = asyncio.Event()
-        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()  # by what they wait for
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = (
+            deque()
+        )  # by the number of refusals they wait for
         self._added = 0
         self._settled = 0  # published or dropped, in the order they came
         self._log = structlog.get_logger()
@@ -68,20 +70,20 @@ class RefusalBacklog:
         self.is_away = False  # the last try failed
 
     def add(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
-        """Let refusals be published; the oldest that wait are given up when there are too many."""
-        lot = _Lot(topic, partition, list(refusals))
-        self._added += len(lot.refusals)
-        self._lots.append(lot)
-        self.waiting += len(lot.refusals)
-        self.waiting_bytes += lot.size
-        while len(self._lots) > 1 and self._is_too_much():
-            self._drop(self._lots.popleft())
+        """Have refusals published; when too many wait, the details of the oldest are dropped."""
+        batch = _Batch(topic, partition, list(refusals))
+        self._added += len(batch.refusals)
+        self._batches.append(batch)
+        self.waiting += len(batch.refusals)
+        self.waiting_bytes += batch.size
+        while len(self._batches) > 1 and self._is_full():
+            self._drop(self._batches.popleft())
         self._arrived.set()
 
     async def flushed(self, seconds: float) -> None:
-        """Return once all that was added by now is there, at the latest after `seconds`.
+        """Return once all that was added by now is published, at the latest after `seconds`.
 
-        At once while nothing gets through: that is known from the last try.
+        Returns at once while the last try has failed.
         """
         if self.is_away or self._settled >= self._added:
             return
@@ -90,7 +92,7 @@ class RefusalBacklog:
         await asyncio.wait({waiter}, timeout=seconds)
 
     def _settle(self, count: int) -> None:
-        """Note that refusals wait no longer, and let go on who waited for them."""
+        """Record that refusals wait no longer, and wake the callers that waited for them."""
         self._settled += count
         while self._waiters and (self.is_away or self._waiters[0][0] <= self._settled):
             _, waiter = self._waiters.popleft()
@@ -98,29 +100,29 @@ class RefusalBacklog:
                 waiter.set_result(None)
 
     async def run(self) -> None:
-        """Publish what comes, for ever."""
+        """Publish refusals forever."""
         mistakes = 0
         while True:
-            if not self._lots:
+            if not self._batches:
                 self._arrived.clear()
                 await self._arrived.wait()
-            lot = self._lots[0]
-            batch = lot.refusals[:MAX_REFUSALS]
+            batch = self._batches[0]
+            head = batch.refusals[:MAX_REFUSALS]
             try:
-                await self._quarantine(lot.topic, lot.partition, batch)
+                await self._quarantine(batch.topic, batch.partition, head)
             except EventLogUnavailable as trouble:
                 await self._wait(trouble)
                 continue
-            except Exception as mistake:  # of ours: it must not keep what comes behind it
+            except Exception as mistake:  # of ours: it must not hold up what follows
                 mistakes += 1
                 if mistakes < _MISTAKES:
                     await self._wait(mistake)
                     continue
                 self._log.exception("refusals_unwritable")
-                if self._take_out(lot, batch):
-                    self._note_dropped(lot.topic, lot.partition, batch)
+                if self._remove(batch, head):
+                    self._record_dropped(batch.topic, batch.partition, head)
             else:
-                self._take_out(lot, batch)
+                self._remove(batch, head)
             mistakes = 0
             if self.is_away:
                 self.is_away = False
@@ -128,7 +130,7 @@ class RefusalBacklog:
 
     async def _wait(self, trouble: Exception) -> None:
         self.is_away = True
-        self._settle(0)  # nobody waits for what does not get through
+        self._settle(0)  # no caller waits while nothing gets through
         self.troubles += 1
         self._log.warning("quarantine_failed", waiting=self.waiting, error=str(trouble))
         why = (
@@ -138,32 +140,32 @@ class RefusalBacklog:
         self._faults.report(Scope.DEPENDENCY, _NAME, why, _REMEDY)
         await asyncio.sleep(self._retry_seconds)
 
-    def _take_out(self, lot: _Lot, batch: Sequence[Refusal]) -> bool:
-        """Take the batch from its lot's head; return False when the lot was dropped meanwhile."""
-        if not self._lots or self._lots[0] is not lot:
+    def _remove(self, batch: _Batch, head: Sequence[Refusal]) -> bool:
+        """Remove refusals from the head of a batch; return False when it was dropped meanwhile."""
+        if not self._batches or self._batches[0] is not batch:
             return False
-        self.waiting -= len(lot.refusals)
-        self.waiting_bytes -= lot.size
-        self._lots.popleft()
-        self._settle(len(batch))
-        rest = lot.refusals[len(batch) :]
+        self.waiting -= len(batch.refusals)
+        self.waiting_bytes -= batch.size
+        self._batches.popleft()
+        self._settle(len(head))
+        rest = batch.refusals[len(head) :]
         if rest:
-            left = _Lot(lot.topic, lot.partition, rest)
-            self._lots.appendleft(left)
+            left = _Batch(batch.topic, batch.partition, rest)
+            self._batches.appendleft(left)
             self.waiting += len(rest)
             self.waiting_bytes += left.size
         return True
 
-    def _is_too_much(self) -> bool:
+    def _is_full(self) -> bool:
         return self.waiting > MOST_REFUSALS or self.waiting_bytes > MOST_BYTES
 
-    def _drop(self, lot: _Lot) -> None:
-        self.waiting -= len(lot.refusals)
-        self.waiting_bytes -= lot.size
-        self._settle(len(lot.refusals))
-        self._note_dropped(lot.topic, lot.partition, lot.refusals)
+    def _drop(self, batch: _Batch) -> None:
+        self.waiting -= len(batch.refusals)
+        self.waiting_bytes -= batch.size
+        self._settle(len(batch.refusals))
+        self._record_dropped(batch.topic, batch.partition, batch.refusals)
 
-    def _note_dropped(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+    def _record_dropped(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
         self.dropped += len(refusals)
         self._log.error(
             "refusals_dropped",

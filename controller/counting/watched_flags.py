@@ -1,9 +1,8 @@
-"""Which flags count, and where in time.
+"""Which flags are counted, and in which intervals of time.
 
-What counting needs of each rollout, looked up once per document and kept.
-
-Belongs here also what is noticed of everything else: flags nobody knows, variants nobody plans,
-contexts in two partitions. Does not belong here: anything counted (`lanes.py`, `counting.py`).
+What counting needs of each rollout is computed once per document and kept. Belongs here also what
+is recorded of everything else: flags without a rollout, variants of no plan, contexts in two
+partitions. Does not belong here: anything counted (`counted_flags.py`, `fold.py`).
 """
 
 from __future__ import annotations
@@ -19,23 +18,22 @@ from controller.core.serving import counted_as_treatment, uncounted_variants
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-# : An ended rollout is counted on and kept for so long: late evidence and questions still find it.
-# An : hour is two attribution windows, and longer than anybody's look at what has just happened.
+#: An ended rollout is counted and kept for so long, for late evidence and for questions. An hour is
+#: two attribution windows, and longer than anybody inspects what has just happened.
 KEPT_AFTER_END_MS: Final = 3_600_000
-_SCATTER_MASK = 63  # one context in 64 is watched for appearing in two partitions
-_MAX_SCATTER = 16_384  # of those; beyond, watching begins anew
+_SCATTER_MASK = 63  # one context in 64 is checked for appearing in two partitions
+_MAX_SCATTER = 16_384  # of those; with more, the check begins again
 
-# : When a visit ends that lasts: later than any event. Not infinity, because integers compare
-# faster with each other.
+#: The end of a visit that lasts: later than any event. Not infinity, because integers compare
+#: faster with each other.
 OPEN_END_MS: Final = 2**62 - 1
 
 
 def countable_intervals(visits: Sequence[Visit]) -> tuple[tuple[int, int, int], ...]:
     """Return (from, until, visit) in ms since the epoch, oldest first.
 
-    What `core.timeline.locate` says, for event times in ms.
-
-    `until` is exclusive, `OPEN_END_MS` while the visit lasts. Empty intervals are left out.
+    They agree with `core.timeline.locate`. `until` is exclusive, and `OPEN_END_MS` while the visit
+    lasts. Empty intervals are left out.
     """
     intervals = []
     for index, visit in enumerate(visits):
@@ -64,17 +62,15 @@ class WatchedFlag:
     treatment: str  # variants
     control: str
     intervals: tuple[tuple[int, int, int], ...]  # see countable_intervals
-    conversions: frozenset[
-        str
-    ]  # the ones a guardrail names; others are not counted, so that senders create no fields
-    more_treatments: frozenset[str] = (
-        frozenset()
-    )  # the other variants that treatment is divided among
+    # Those that a guardrail names. Others are not counted, so that senders create no fields.
+    conversions: frozenset[str]
+    # The other variants among which the treatment is divided.
+    more_treatments: frozenset[str] = frozenset()
     uncounted: frozenset[str] = frozenset()  # served to contexts in neither arm
     ended_ms: int | None = None  # None: it has not
 
     def is_over(self, now_ms: int) -> bool:
-        """Whether it ended so long ago that its totals are given back."""
+        """Return whether it ended so long ago that its totals are freed."""
         return self.ended_ms is not None and now_ms - self.ended_ms >= KEPT_AFTER_END_MS
 
     @classmethod
@@ -102,29 +98,25 @@ class WatchedFlag:
 
 @dataclass(slots=True)
 class WatchedFlags:
-    """The flags that have a rollout, and what is told of the others.
-
-    One for all partitions of a process.
-    """
+    """The flags that have a rollout, and what is recorded of others; one for all partitions."""
 
     seen_limit: int = 100
     flags: dict[str, WatchedFlag] = field(default_factory=dict)
     over: dict[str, int] = field(default_factory=dict)  # flag -> revision of its ended rollout
-    unknown_flags: int = 0  # evaluations and outcomes' flags without a rollout
-    seen: dict[str, None] = field(default_factory=dict)  # the first `seen_limit` names of those
-    other_variants: int = 0  # of a known flag, none that its plan serves
+    unknown_flags: int = 0  # evaluations, and flags of outcomes, without a rollout
+    seen: dict[str, None] = field(default_factory=dict)  # the first names of those
+    other_variants: int = 0  # of a known flag, that its plan does not serve
     unjoined: int = 0  # outcomes without flags whose context had no exposure within the window
-    # sightings of a sampled context in another partition of a topic than before, in packed formats
+    # Times that a sampled context was in another partition of a topic than before (packed formats).
     scattered: int = 0
-    homes: dict[tuple[bool, int], int] = field(
-        default_factory=dict
-    )  # (of evaluations, context's digest) -> partition
+    # (of evaluations, context's digest) -> partition.
+    homes: dict[tuple[bool, int], int] = field(default_factory=dict)
 
     def watch(self, rollout: Rollout, now_ms: int = 0) -> WatchedFlag | None:
-        """Take a document; return None when there is nothing new to count by.
+        """Count by a document from now on; return None when it changes nothing.
 
-        That is one not newer than the one known, and of a flag that is not counted, one that was
-        over long before `now_ms`.
+        That is a document not newer than the known one, and, of a flag that is not counted, one
+        whose rollout was over long before `now_ms`.
         """
         flag_key = rollout.flag_key
         known = self.flags.get(flag_key)
@@ -149,11 +141,8 @@ class WatchedFlags:
             self.over[watched.flag_key] = watched.revision
         return over
 
-    def sight(self, of_evaluations: bool, digest: int, partition: int) -> None:
-        """Notice a context that appears in more than one partition.
-
-        It would be counted once in each.
-        """
+    def record_place(self, of_evaluations: bool, digest: int, partition: int) -> None:
+        """Record where a context appears; in two partitions it is counted once in each."""
         if digest & _SCATTER_MASK:
             return
         home = self.homes.get((of_evaluations, digest))
@@ -165,8 +154,8 @@ class WatchedFlags:
             self.homes.clear()
         self.homes[of_evaluations, digest] = partition
 
-    def unknown(self, flag_key: str) -> None:
-        """Count a flag without a rollout; one whose rollout ended is no surprise."""
+    def count_unknown(self, flag_key: str) -> None:
+        """Count a flag without a rollout; a flag whose rollout has just ended does not count."""
         if flag_key in self.over:
             return
         self.unknown_flags += 1

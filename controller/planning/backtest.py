@@ -36,12 +36,8 @@ from controller.core.rollout import (
     Rollout,
     Ticked,
 )
-from controller.counting.partition_totals import (
-    Changes,
-    PartitionTotals,
-    ReadEvaluations,
-    ReadOutcomes,
-)
+from controller.counting.counted_flags import Changes
+from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.counting.watched_flags import WatchedFlag, WatchedFlags
 from controller.ports import Record
 from schemas import wire
@@ -195,7 +191,7 @@ class Backtest:
             totals.fold_outcomes(records, self._read_outcomes, join=evaluations)
         totals.refused.clear()
         changes = Changes()
-        for _ in totals.take_changed(changes):
+        for _ in totals.drain_changes(changes):
             pass  # nobody else runs here
         self._arms[source].update(
             {
@@ -245,7 +241,7 @@ class Backtest:
             watched = self._directory.watch(after)
             if isinstance(watched, WatchedFlag):
                 for totals in self._totals.values():
-                    totals.take(watched)
+                    totals.flags.apply(watched)
         self.decided += [
             Decided(self._at, effect) for effect in effects if isinstance(effect, PublishDecision)
         ]

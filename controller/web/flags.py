@@ -144,7 +144,7 @@ class FlagBoard:
     # --- written by the flag's worker and the state feed ---
 
     async def serve(self, rollout: Rollout) -> None:
-        self.take(rollout)
+        self.update(rollout)
 
     async def look(self, rollout: Rollout) -> Served:
         flag = self._flags.get(rollout.flag_key)
@@ -156,7 +156,7 @@ class FlagBoard:
             )
         return served
 
-    def take(self, rollout: Rollout) -> bool:
+    def update(self, rollout: Rollout) -> bool:
         """Serve `rollout` from now on unless a newer revision is known.
 
         Return whether it was taken.
@@ -196,7 +196,7 @@ class FlagBoard:
 
         And notice when the process stood still; until cancelled.
 
-        Whoever reads the topic calls `take` for each document. `silent_seconds` is how long ago the
+        Whoever reads the topic calls `update` for each document. `silent_seconds` is how long ago the
         brokers last said that nothing is newer than what was read, None for never; after standing
         still that must have been said anew.
         """

@@ -15,7 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from controller.counting.partition_totals import Changes, PartitionTotals
+from controller.counting.counted_flags import Changes
+from controller.counting.partition_totals import PartitionTotals
 from controller.counting.watched_flags import WatchedFlags
 from controller.ports import Record
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
@@ -126,7 +127,7 @@ class Counted:
         position = 0
         room = MAX_FIELDS_PER_SAVE - 800
         while position < len(records):
-            left = room - self.totals.changed_fields
+            left = room - self.totals.flags.changed_fields
             if self.totals.counts_exposures:
                 batch = records[position : position + min(SLICE, left // 4)]
                 self.totals.fold_evaluations(batch, read_evaluations)
@@ -137,7 +138,7 @@ class Counted:
                     batch, read_outcomes, room=left, join=self.join
                 )
             now = time.process_time()
-            if now - last_save >= SAVE_SECONDS or room - self.totals.changed_fields < 200:
+            if now - last_save >= SAVE_SECONDS or room - self.totals.flags.changed_fields < 200:
                 self.save()
                 last_save = time.process_time()
         self.save()
@@ -147,7 +148,7 @@ class Counted:
         """Encode what a save would carry."""
         began = time.process_time()
         changes = Changes()
-        for _ in self.totals.take_changed(changes):
+        for _ in self.totals.drain_changes(changes):
             pass
         fields = changes.fields | encode_progress(self.totals.records)
         took = time.process_time() - began

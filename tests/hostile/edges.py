@@ -28,7 +28,8 @@ from controller.core.judging.gate import check_harm, judge
 from controller.core.machine import decide, next_deadline
 from controller.core.rollout import CommandReceived, EvidenceJudged, Rollout, Ticked
 from controller.core.serving import percent_to_serve
-from controller.counting.partition_totals import Changes, PartitionTotals
+from controller.counting.counted_flags import Changes
+from controller.counting.partition_totals import PartitionTotals
 from controller.counting.watched_flags import WatchedFlags
 from controller.errors import BadInput, BrokenInvariant, DocumentUnreadable
 from controller.health import Health
@@ -144,7 +145,7 @@ def _record(material: Hostile, offset: int, value: bytes | None) -> Record:
 def _counted(
     event_format: EventFormat, *, evaluations: bool, make: Callable[[Hostile], bytes | None]
 ) -> Edge:
-    """Return an edge that folds a batch of hostile records of one format with an honest one among them.
+    """Return an edge that folds hostile records of one format with an honest one among them.
 
     A case is the whole batch: `run` counts it once; `CASES_OF` says how many records it holds.
     """
@@ -169,7 +170,7 @@ def _counted(
             progress
         )
         changes = Changes()
-        for _ in totals.take_changed(changes):
+        for _ in totals.drain_changes(changes):
             pass
         stored = changes.fields | encode_progress(progress)
         again = _totals(_directory(now), counts_exposures=evaluations)
@@ -324,7 +325,7 @@ def rollout_documents(material: Hostile) -> str:
     except DocumentUnreadable as fault:
         return _refused(fault)
     board = FlagBoard(generation=Generation.V3)
-    board.take(rollout)
+    board.update(rollout)
     board.trust()
     board.flagd_document()
     for flag in board.flags:
@@ -353,7 +354,7 @@ def stored_totals(material: Hostile) -> str:
         now_ms=now_ms,
     )
     changes = Changes()
-    for _ in totals.take_changed(changes):
+    for _ in totals.drain_changes(changes):
         pass
     stored = {
         "next": b"1",
@@ -423,7 +424,7 @@ class Ofrep:
     def __init__(self) -> None:
         board = FlagBoard(generation=Generation.V3)
         for rollout in honest.rollouts():
-            board.take(replace(rollout, flag_key=f"flag-{rollout.phase.name}"))
+            board.update(replace(rollout, flag_key=f"flag-{rollout.phase.name}"))
         board.trust()
         app = make_app(board, Health(["x"]), Metrics(version="1"), describe=lambda _: b"{}")
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)

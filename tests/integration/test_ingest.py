@@ -22,9 +22,9 @@ from controller.clock import SystemClock
 from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import Evidence
 from controller.core.judging.gate import judge
-from controller.counting.contexts import digest_of
-from controller.counting.duplicates import NOT_LOOKED_AT
+from controller.counting.duplicates import NOT_SAMPLED
 from controller.counting.ingest import Ingest
+from controller.counting.membership import digest_of
 from controller.health import Faults, Scope
 from controller.metrics import Metrics
 from controller.settings import CountingSettings, KafkaSettings
@@ -177,7 +177,7 @@ async def group(
 
 
 async def test_members_come_go_and_crash_and_each_event_counts_once(group: Group) -> None:
-    """Through rebalances, crashes and a stop in order, totals equal a recount of what was produced."""
+    """Through rebalances, crashes and an orderly stop, totals equal a recount of the records."""
     evaluations, outcomes = group.settings.event_topics
     chance = random.Random(11)
     events: list[tuple[str, str, bytes]] = []
@@ -248,7 +248,7 @@ async def test_a_replay_of_a_part_of_the_outcomes_is_told(group: Group) -> None:
     sample = [
         f"u{number}"
         for number in range(20_000)
-        if not digest_of(f"u{number}".encode()) & NOT_LOOKED_AT
+        if not digest_of(f"u{number}".encode()) & NOT_SAMPLED
     ]
     events: list[tuple[str, str, bytes]] = []
     again: list[tuple[str, str, bytes]] = []

@@ -248,7 +248,8 @@ class HttpPlane:
             content = json.dumps(request.body, separators=(",", ":"), allow_nan=False).encode()
             headers = {"Content-Type": "application/json", **headers}
         if self._signer is not None:
-            message_id = f"{rollout.flag_key}/{rollout.revision}/{_PROCESS}-{self._memory(rollout).sent_count}"
+            count = self._memory(rollout).sent_count
+            message_id = f"{rollout.flag_key}/{rollout.revision}/{_PROCESS}-{count}"
             headers |= self._signer.headers(
                 message_id, int(self._clock.now().timestamp()), content or b""
             )

@@ -9,8 +9,8 @@ import json
 from dataclasses import replace
 from random import Random
 
-from controller.counting.contexts import digest_of
-from controller.counting.duplicates import NOT_LOOKED_AT, REMEMBERED, RecentRecords
+from controller.counting.duplicates import NOT_SAMPLED, REMEMBERED, RecentRecords
+from controller.counting.membership import digest_of
 from controller.counting.watched_flags import WatchedFlags
 from schemas.totals import ArmCounts
 from tests.builders import MINUTE, T0, make_rollout
@@ -18,10 +18,10 @@ from tests.records import LINES, Owner, arms_in, at_ms, evaluation_value, make_r
 
 AT = T0 + 10 * MINUTE
 LOOKED_AT = next(
-    f"u{number}" for number in range(10_000) if not digest_of(f"u{number}".encode()) & NOT_LOOKED_AT
+    f"u{number}" for number in range(10_000) if not digest_of(f"u{number}".encode()) & NOT_SAMPLED
 )
 IGNORED = next(
-    f"u{number}" for number in range(10_000) if digest_of(f"u{number}".encode()) & NOT_LOOKED_AT
+    f"u{number}" for number in range(10_000) if digest_of(f"u{number}".encode()) & NOT_SAMPLED
 )
 TREATMENT, CONTROL = ("new-checkout", 0, "treatment"), ("new-checkout", 0, "control")
 ON, OFF = ("new-checkout", "on"), ("new-checkout", "off")
@@ -72,9 +72,7 @@ def test_a_replay_is_seen_in_its_arm() -> None:
 def test_most_contexts_cost_one_test() -> None:
     """Of contexts outside the sample nothing is looked at, and about one context of 64 is in it."""
     assert counted([outcome(1, IGNORED)] * 5)[TREATMENT].checked == 0
-    inside = sum(
-        not digest_of(f"user-{number}".encode()) & NOT_LOOKED_AT for number in range(64_000)
-    )
+    inside = sum(not digest_of(f"user-{number}".encode()) & NOT_SAMPLED for number in range(64_000))
     assert 900 < inside < 1100
 
 
@@ -183,7 +181,7 @@ def test_copies_are_seen_whenever_they_come() -> None:
     values, copies, looked_at = list[bytes](), 0, 0
     for number in range(20_000):
         context = chance.choice(contexts)
-        is_in_sample = not digest_of(context.encode()) & NOT_LOOKED_AT
+        is_in_sample = not digest_of(context.encode()) & NOT_SAMPLED
         value = outcome(number, context, latency_ms=float(chance.randint(1, 100)))
         values.append(value)
         looked_at += is_in_sample

@@ -15,7 +15,8 @@ import structlog
 from controller.adapters.memory import ManualClock, MemoryBroker, MemoryEventLog, MemoryTotals
 from controller.core.rollout import Aborted
 from controller.counting.ingest import Ingest
-from controller.counting.owned_partition import Pacing, PartitionState
+from controller.counting.owned_partition import PartitionState
+from controller.counting.pacing import Pacing
 from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
@@ -472,7 +473,7 @@ async def test_a_loss_is_noted_although_a_save_has_gone_past_it(trouble: str) ->
                 raise EventLogUnavailable("no answer")
             answer = await bounds(partition)
             lose(12)
-            [owned] = [one for one in ingest._owned.values() if one.is_counting_exposures]
+            [owned] = [one for one in ingest.assignment.owned.values() if one.is_counting_exposures]
             await until(lambda: owned.totals.position > 12)
             return answer
         return await bounds(partition)
@@ -776,7 +777,7 @@ async def test_a_tenth_of_records_that_cannot_be_counted_costs_one_load() -> Non
             await until(bench.is_all_saved, seconds=3)
         assert loads == 2  # at the start, and after the first failure
         assert ingest.counters.mistakes >= 100
-        [owned] = [one for one in ingest._owned.values() if one.is_counting_exposures]
+        [owned] = [one for one in ingest.assignment.owned.values() if one.is_counting_exposures]
         assert owned.poisoned == {}
         await until(lambda: not bench.faults.current)
     arm = arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"]
@@ -795,7 +796,7 @@ async def test_each_failure_that_no_trial_shows_moves_the_fence() -> None:
 
     def failing(totals: PartitionTotals, batch: Sequence[Record], *args: Any, **more: Any) -> int:
         taken = fold(totals, batch, *args, **more)
-        is_real = any(owned.totals is totals for owned in ingest._owned.values())
+        is_real = any(owned.totals is totals for owned in ingest.assignment.owned.values())
         if is_real and any(b"poison" in (record.value or b"") for record in batch):
             raise ZeroDivisionError("a bug")
         return taken
@@ -837,7 +838,7 @@ async def test_what_failed_in_a_log_is_not_blamed_on_its_successor() -> None:
             bench.evaluate("poison")
         with structlog.testing.capture_logs():
             await until(lambda: ingest.counters.mistakes > 0)
-        [owned] = [one for one in ingest._owned.values() if one.is_counting_exposures]
+        [owned] = [one for one in ingest.assignment.owned.values() if one.is_counting_exposures]
         owned.poisoned[2] = "it failed in the other log"
         bench.topology.ids["evaluations"] = "two"
         bench.broker.cut((EVALUATIONS, 0), 0)
@@ -919,7 +920,7 @@ async def test_one_time_from_the_future_blinds_nobody() -> None:
         bench.happen(context, error=True)
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
-        assert ingest.directory.unjoined == 0
+        assert ingest.watched_flags.unjoined == 0
     assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].first_errors == 2
     assert bench.progress(EVALUATIONS).quarantined == 5
     assert bench.progress(EVALUATIONS).freshest_ms == at_ms(NOW - MINUTE)
@@ -1018,7 +1019,7 @@ async def test_what_ended_is_given_back_after_an_hour() -> None:
         ingest.watch(ended)  # as the state topic says it again
         bench.evaluate("late")
         await until(bench.is_all_saved)
-        assert ingest.directory.unknown_flags == 0
+        assert ingest.watched_flags.unknown_flags == 0
         assert not arms_in(bench.stored(EVALUATIONS))
         left = sum(len(value) for value in bench.stored(EVALUATIONS).values())
     assert left < full / 2
@@ -1030,9 +1031,9 @@ async def test_the_next_rollout_of_a_flag_that_was_given_back_is_counted() -> No
     ingest, _ = bench.make()
     long_ago = make_rollout(flag_key="other", revision=9, phase=Aborted(NOW - 2 * HOUR, "enough"))
     ingest.watch(long_ago)
-    assert "other" not in ingest.directory.flags
+    assert "other" not in ingest.watched_flags.flags
     ingest.watch(make_rollout(flag_key="other", rollout_id="start-2", revision=10))
-    assert ingest.directory.flags["other"].rollout_id == "start-2"
+    assert ingest.watched_flags.flags["other"].rollout_id == "start-2"
 
 
 async def test_an_idle_partition_reports_every_second() -> None:
@@ -1087,7 +1088,7 @@ async def test_an_outcome_without_flags_joins_the_last_exposure() -> None:
     bench.happen("b", at=NOW + 2 * MINUTE, error=True)
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
-        assert ingest.directory.unjoined == 1
+        assert ingest.watched_flags.unjoined == 1
     assert arms_in(bench.stored(OUTCOMES)).keys() == {("new-checkout", 0, "treatment")}
     assert bench.progress(OUTCOMES).ignored == 1
 
@@ -1107,7 +1108,7 @@ async def test_a_join_looks_back_one_window_and_not_ahead() -> None:
     bench.evaluate("later", "on", at=T0 + 44 * MINUTE)
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
-        assert ingest.directory.unjoined == 2
+        assert ingest.watched_flags.unjoined == 2
     assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].outcomes == 1
 
 
@@ -1208,8 +1209,8 @@ async def test_unknown_flags_cost_one_counter() -> None:
         bench.evaluate("a", flag=f"flag-{number}")
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
-        assert ingest.directory.unknown_flags == 2000
-        assert len(ingest.directory.seen) == 10
+        assert ingest.watched_flags.unknown_flags == 2000
+        assert len(ingest.watched_flags.seen) == 10
     assert bench.progress(EVALUATIONS).ignored == 2000
     assert sum(len(name) + len(value) for name, value in bench.stored(EVALUATIONS).items()) < 400
 
@@ -1238,7 +1239,7 @@ async def test_unknown_flags_add_no_series() -> None:
             bench.evaluate("a", flag=f"flag-{number}")
             bench.happen("a", (f"flag-{number}", "on"))
         await until(bench.is_all_saved)
-        assert ingest.directory.unknown_flags == 2000
+        assert ingest.watched_flags.unknown_flags == 2000
     assert series_of(bench.metrics) == before
     assert len(before) > 10
 

@@ -12,7 +12,8 @@ import pytest
 
 from controller.core.audience import Audience, Condition
 from controller.core.evidence import bucket_of
-from controller.counting.partition_totals import MAX_FIELDS_PER_RECORD, Changes
+from controller.counting.counted_flags import Changes
+from controller.counting.partition_totals import MAX_FIELDS_PER_RECORD
 from controller.counting.watched_flags import WatchedFlags
 from controller.errors import BrokenInvariant
 from schemas.terms import Operator, QuarantineReason
@@ -355,7 +356,7 @@ def test_joins_wait_until_all_exposures_are_indexed(monkeypatch: pytest.MonkeyPa
 
     Some are indexed with each call, none is missed.
     """
-    monkeypatch.setattr("controller.counting.partition_totals._INDEXED_AT_ONCE", 100)
+    monkeypatch.setattr("controller.counting.counted_flags._INDEXED_PER_TURN", 100)
     directory = make_directory()
     exposures = Counting(evaluations=True, directory=directory)
     for begin in range(0, 1_000, 300):
@@ -453,7 +454,7 @@ def test_a_newer_document_moves_the_timeline() -> None:
         make_rollout(revision=2, visits=(make_visit(left_at=T0 + HOUR),))
     )
     assert watched is not None
-    counting.owner.totals.take(watched)
+    counting.owner.totals.flags.apply(watched)
     counting.batch(evaluation("b", "on", T0 + 2 * HOUR))
     assert counting.arms[TREATMENT].exposures == 1
     assert counting.records.late == 1
@@ -492,7 +493,7 @@ def test_superseded_rollouts_are_swept() -> None:
     directory.watch(make_rollout(rollout_id="start-2", revision=9))
     counting.directory = directory
     counting.owner = counting.load()
-    counting.owner.totals.drop_superseded()
+    counting.owner.totals.flags.drop_superseded()
     counting.batch(evaluation("a", "on"))
     assert not any(
         "start-1" in name or b"start-1" in value for name, value in counting.stored.items()
@@ -534,7 +535,7 @@ def test_many_flags_share_fields() -> None:
     ]
     records = [make_record(number, value) for number, value in enumerate(values)]
     counting.owner.fold(records)
-    expected = counting.owner.totals.changed_fields
+    expected = counting.owner.totals.flags.changed_fields
     assert counting.owner.save(counting.stored)
     assert len(counting.arms) == 4_000
     assert 500 < len(counting.stored) < expected < BUNDLES + 200
@@ -598,9 +599,9 @@ def test_a_rollout_that_is_over_is_written_out_of_its_bundle() -> None:
     """
     counting = Counting(flags_with_own_fields=0)
     counting.batch(outcome("a", ON))
-    counting.owner.totals.drop("new-checkout", "start-1")
+    counting.owner.totals.flags.drop("new-checkout", "start-1")
     changes = Changes()
-    assert list(counting.owner.totals.take_changed(changes)) != []
+    assert list(counting.owner.totals.drain_changes(changes)) != []
     assert changes.fields[bundle_field("new-checkout")] == b"{}"
     assert changes.garbage == []
 
@@ -613,9 +614,9 @@ def test_a_rollout_that_ends_while_a_save_is_encoded_does_not_come_back() -> Non
     counting = Counting(flags_with_own_fields=0)
     counting.owner.fold([make_record(0, outcome("a", ON))])
     changes = Changes()
-    encoding = counting.owner.totals.take_changed(changes)
+    encoding = counting.owner.totals.drain_changes(changes)
     next(encoding)
-    counting.owner.totals.drop("new-checkout", "start-1")
+    counting.owner.totals.flags.drop("new-checkout", "start-1")
     for _ in encoding:
         pass
     assert arms_in(changes.fields) == {}
@@ -640,7 +641,7 @@ def test_names_of_sets_share_fields() -> None:
     counting.owner = counting.load()
     counting.batch(*values)
     assert {arm.exposures for arm in counting.arms.values()} == {1}
-    counting.owner.totals.drop("flag-7", "start-1")
+    counting.owner.totals.flags.drop("flag-7", "start-1")
     counting.batch()
     assert not any(b"flag-7|" in value for value in counting.stored.values())
 
@@ -716,7 +717,7 @@ def test_a_record_is_folded_whole_or_not_at_all(evaluations: bool) -> None:
         taken = owner.totals.fold_outcomes(batch, LINES[1], room=60)
     assert 0 < taken < 3
     assert owner.totals.position == taken
-    assert len(owner.totals.changed) == 20 * taken
+    assert len(owner.totals.flags.arms.changed) == 20 * taken
 
 
 def test_a_record_that_no_save_could_carry_is_refused() -> None:
@@ -785,7 +786,7 @@ def churn(counting: Counting, begin: int, count: int, *, flag: str = "new-checko
                 for n in range(first, min(first + 500, begin + count))
             )
         )
-        counting.owner.totals.keep_budget(4_000)
+        counting.owner.totals.flags.keep_budget(4_000)
 
 
 def test_contexts_of_a_partition_are_bounded() -> None:
@@ -796,14 +797,14 @@ def test_contexts_of_a_partition_are_bounded() -> None:
     churn(counting, 0, 100, flag="small")
     churn(counting, 0, 100_000)
     totals = counting.owner.totals
-    assert list(totals.full_flags) == ["new-checkout"]
+    assert list(totals.flags.full_flags) == ["new-checkout"]
     held = counting.arms[TREATMENT].exposures + counting.arms[CONTROL].exposures
     assert 4_000 < held < 100_000
-    assert totals.memberships.load < 2 * 4_000
-    before = totals.memberships.load
+    assert totals.flags.arms.memberships.load < 2 * 4_000
+    before = totals.flags.arms.memberships.load
     churn(counting, 100_000, 20_000)
     assert counting.arms[TREATMENT].exposures + counting.arms[CONTROL].exposures == held
-    assert totals.memberships.load <= before
+    assert totals.flags.arms.memberships.load <= before
     churn(counting, 1_000_000, 100, flag="small")  # others count on
     assert counting.arms["small", 0, "treatment"].exposures == 100
 
@@ -816,8 +817,8 @@ def test_a_flag_without_room_for_contexts_still_shows_its_errors() -> None:
     ]
     for first in range(0, 3_000, 500):
         counting.batch(*failing[first : first + 500])
-        counting.owner.totals.keep_budget(1_000)
-    assert list(counting.owner.totals.full_flags) == ["new-checkout"]
+        counting.owner.totals.flags.keep_budget(1_000)
+    assert list(counting.owner.totals.flags.full_flags) == ["new-checkout"]
     arm = counting.arms[TREATMENT]
     assert (arm.errors, arm.first_errors, arm.at_risk) == (3_000, 3_000, 3_000)
     assert arm.converted["paid"] < 3_000
@@ -829,11 +830,11 @@ def test_the_attribution_window_is_given_up_first() -> None:
     counting.batch(*(evaluation(f"u{number}", "on", AT - 5 * MINUTE) for number in range(1_000)))
     counting.batch(*(evaluation(f"v{number}", "on", AT) for number in range(1_000)))
     totals = counting.owner.totals
-    assert totals.recent is not None
-    assert totals.recent.entries >= 2_000
-    assert totals.keep_budget(600) == []
-    assert totals.recent.entries < 2_000
-    assert totals.full_flags == {}
+    assert totals.flags.recent is not None
+    assert totals.flags.recent.entries >= 2_000
+    assert totals.flags.keep_budget(600) == []
+    assert totals.flags.recent.entries < 2_000
+    assert totals.flags.full_flags == {}
     counting.batch(evaluation("w", "on"))
     assert counting.arms[TREATMENT].exposures == 2_001
 

@@ -1,0 +1,121 @@
+"""What counting reports of itself: metrics after each save, and views of the partitions.
+
+Between saves the hot path touches no metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from controller.counting.assignment import Assignment
+from controller.counting.log_ends import LogEnds
+from controller.counting.owned_partition import OwnedPartition, PartitionState, PartitionView
+from controller.counting.refusals import RefusalBacklog
+from controller.counting.watched_flags import WatchedFlags
+from controller.metrics import Metrics
+from schemas.quarantine import Refusal
+from schemas.terms import QuarantineReason, RecordClass
+
+_RECORD_CLASSES = (
+    RecordClass.COUNTED,
+    RecordClass.QUARANTINED,
+    RecordClass.LATE,
+    RecordClass.IGNORED,
+)
+_SCATTERED = (
+    "a context's events are in several partitions and it is counted once in each: see "
+    "ops/formats.md"
+)
+
+
+class CountingReport:
+    """Brings the metrics up to date with what was saved."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        assignment: Assignment,
+        ends: LogEnds,
+        refusals: RefusalBacklog,
+        watched_flags: WatchedFlags,
+    ) -> None:
+        """Report to `metrics`."""
+        self._metrics = metrics
+        self._assignment = assignment
+        self._ends = ends
+        self._refusals = refusals
+        self._watched_flags = watched_flags
+        # As far as the metrics know.
+        self._unknown_reported = 0
+        self._dropped_reported = 0
+        self._scattered_reported = 0
+        self._logger = structlog.get_logger()
+
+    def update(self, owned: OwnedPartition) -> None:
+        """Update the metrics after a save of one partition."""
+        topic = "evaluations" if owned.is_counting_exposures else "outcomes"
+        records = owned.totals.records
+        totals = (records.counted, records.quarantined, records.late, records.ignored)
+        for kind, total, reported in zip(_RECORD_CLASSES, totals, owned.reported, strict=True):
+            self._metrics.events.of(topic, kind).inc(total - reported)
+        owned.reported = totals
+        of_topic = [
+            each
+            for each in self._assignment.owned.values()
+            if each.is_counting_exposures == owned.is_counting_exposures
+        ]
+        self._metrics.partitions_owned.of(topic).set(len(of_topic))
+        self.update_lag()
+        refusals, watched = self._refusals, self._watched_flags
+        self._metrics.refusals_waiting.set(refusals.waiting)
+        self._metrics.refusals_dropped.inc(refusals.dropped - self._dropped_reported)
+        self._dropped_reported = refusals.dropped
+        self._metrics.unknown_flag_events.inc(watched.unknown_flags - self._unknown_reported)
+        self._unknown_reported = watched.unknown_flags
+        if watched.scattered and not self._scattered_reported:
+            self._logger.warning("contexts_scattered", topic=owned.partition[0], reason=_SCATTERED)
+        self._metrics.scattered_contexts.inc(watched.scattered - self._scattered_reported)
+        self._scattered_reported = watched.scattered
+
+    def update_lag(self) -> None:
+        """Update the records that are not saved yet, as far as the log's end is known."""
+        for topic, is_of_exposures in (("evaluations", True), ("outcomes", False)):
+            lags = [
+                self._ends.lag_of(each)
+                for each in self._assignment.owned.values()
+                if each.is_counting_exposures == is_of_exposures
+                and (each.state is PartitionState.READY or each.saved is not None)
+            ]
+            self._metrics.lag_records.of(topic).set(sum(lags))
+
+    def count_refusals(self, refusals: Sequence[Refusal]) -> None:
+        """Count refused records by their reason."""
+        reasons = [refusal.reason for refusal in refusals]
+        # Not with a Counter: each refusal would cost the hash of an enum, which is not in C.
+        for reason in QuarantineReason:
+            if count := reasons.count(reason):
+                self._metrics.quarantined.of(reason).inc(count)
+
+    def views(self, now: float) -> list[PartitionView]:
+        """Return how every partition stands; `now` is on the monotonic clock."""
+        return [self._view(owned, now) for owned in self._assignment.owned.values()]
+
+    def _view(self, owned: OwnedPartition, now: float) -> PartitionView:
+        since = owned.unsaved_since
+        return PartitionView(
+            topic=owned.partition[0],
+            partition=owned.partition[1],
+            state=owned.state,
+            next_offset=owned.totals.position,
+            saved_offset=None if owned.saved is None else owned.counted_from,
+            end_offset=self._ends.end_of(owned),
+            records=owned.totals.records,
+            unmoved_seconds=now - owned.moved_at,
+            trouble=owned.trouble,
+            unsaved_seconds=0.0 if since is None else max(0.0, now - since),
+            heard_seconds=self._ends.silent_seconds(owned, now),
+            counts_exposures=owned.is_counting_exposures,
+            saved_seconds=now - owned.saved_at,
+        )

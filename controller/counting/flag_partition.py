@@ -1,0 +1,152 @@
+"""One flag in one partition: which counter an event falls into.
+
+Belongs here: the counters of each visit, and the choice by variant and time. Does not belong here:
+what an event adds to a counter (`fold.py`), how totals are stored (`partition_arms.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+from controller.counting.arm_counters import ArmCounter
+from controller.counting.partition_arms import NEITHER, PartitionArms
+from controller.counting.watched_flags import WatchedFlag
+from schemas.terms import Arm
+from schemas.totals import arm_field, part_field
+
+_TREATMENT, _CONTROL = Arm.TREATMENT, Arm.CONTROL
+_UNCOUNTED = -1  # the key of contexts in neither arm, among the visits
+
+
+class FlagPartition:
+    """One flag in one partition: its counters by visit, with those of one visit at hand."""
+
+    __slots__ = (
+        "_arms",
+        "_counters",
+        "control",
+        "control_variant",
+        "from_ms",
+        "has_one_visit",
+        "more_treatments",
+        "treatment",
+        "treatment_variant",
+        "until_ms",
+        "watched",
+    )
+
+    def __init__(self, arms: PartitionArms, watched: WatchedFlag) -> None:
+        """Start without a visit; the first event's is opened."""
+        self._arms = arms
+        # By visit: treatment and control. None: outside every visit.
+        self._counters: dict[int | None, tuple[ArmCounter, ...]] = {}
+        self.has_one_visit = False  # whether all its counters with exposures are one visit's
+        self.apply(watched)
+
+    def apply(self, watched: WatchedFlag) -> None:
+        """Count by a newer document of the same rollout."""
+        self.watched = watched
+        self.treatment_variant, self.control_variant = watched.treatment, watched.control
+        self.more_treatments = watched.more_treatments
+        self.treatment: ArmCounter | None = None
+        self.control: ArmCounter | None = None
+        self.from_ms = 0
+        self.until_ms = 0  # an empty interval: no visit is at hand
+
+    def counter_at(self, variant: str, time_ms: int) -> ArmCounter | None:
+        """Return an event's counter, None for a variant of neither arm; keep its visit at hand."""
+        watched = self.watched
+        is_treatment = variant == watched.treatment or variant in watched.more_treatments
+        if not is_treatment and variant != watched.control:
+            return None
+        for begin, until, visit in reversed(watched.intervals):
+            if begin <= time_ms < until:
+                self.from_ms, self.until_ms = begin, until
+                self.treatment, self.control = self._counters.get(visit) or self._open(visit)
+                return self.treatment if is_treatment else self.control
+        treatment, control = self._counters.get(None) or self._open(None)
+        return treatment if is_treatment else control
+
+    def uncounted_counter(self, variant: str) -> ArmCounter | None:
+        """Return the counter of contexts in neither arm, None for a variant that nobody serves.
+
+        Nothing is counted there. But a later outcome of such a context must not be joined to an arm
+        that it was in before.
+        """
+        if variant not in self.watched.uncounted:
+            return None
+        if (counters := self._counters.get(_UNCOUNTED)) is None:
+            watched = self.watched
+            counter = ArmCounter(watched.flag_key, _CONTROL, "", None, None)
+            if self._arms.counts_exposures:
+                self._expose(counter, f"{watched.flag_key}|{watched.rollout_id}|-|{NEITHER}", None)
+            counters = self._counters[_UNCOUNTED] = (counter,)
+            self.has_one_visit = False
+        return counters[0]
+
+    def _open(self, visit: int | None) -> tuple[ArmCounter, ArmCounter]:
+        """Open both arms of a visit.
+
+        With 10,000 flags in eight partitions each microsecond here counts.
+        """
+        arms, watched = self._arms, self.watched
+        flag_key, rollout_id = watched.flag_key, watched.rollout_id
+        if visit is None:
+            counters = treatment, control = (
+                ArmCounter(flag_key, _TREATMENT, "", None, None),
+                ArmCounter(flag_key, _CONTROL, "", None, None),
+            )
+        else:
+            counters = treatment, control = (
+                arms.open(flag_key, _TREATMENT, arm_field(flag_key, rollout_id, visit, _TREATMENT)),
+                arms.open(flag_key, _CONTROL, arm_field(flag_key, rollout_id, visit, _CONTROL)),
+            )
+        self._counters[visit] = counters
+        arms.opened += 2
+        set_of = arms.memberships.set_of
+        if arms.counts_exposures:
+            for counter in counters:
+                self._expose(
+                    counter,
+                    counter.field or f"{flag_key}|{rollout_id}|-|{counter.arm}",
+                    counter.arm,
+                )
+            treatment.opposite, control.opposite = control.exposed, treatment.exposed
+            self.has_one_visit = len(self._counters) == 1
+        elif visit is not None:
+            treatment.failed = control.failed = set_of(
+                part_field(flag_key, rollout_id, visit, "errors")
+            )
+            if watched.conversions:
+                treatment.converted = control.converted = {
+                    conversion: set_of(
+                        part_field(flag_key, rollout_id, visit, f"converted:{conversion}")
+                    )
+                    for conversion in sorted(watched.conversions)
+                }
+        return counters
+
+    def _expose(self, counter: ArmCounter, name: str, arm: Arm | None) -> None:
+        """Give a counter the set called `name` for its exposed contexts.
+
+        For a counter that counts it has the name of its field.
+        """
+        watched = self.watched
+        exposed = counter.exposed = self._arms.memberships.set_of(name)
+        counter.number, counter.exact, counter.filters = (
+            exposed.number,
+            exposed.exact,
+            exposed.filters,
+        )
+        self._arms.exposure_of[exposed.number] = (watched.flag_key, watched.rollout_id, arm)
+
+    def counters(self) -> Iterable[ArmCounter]:
+        """Return all open counters."""
+        return chain.from_iterable(self._counters.values())
+
+    def counter_of(self, visit: int, arm: Arm) -> ArmCounter | None:
+        """Return one counter, None when its visit was not opened since the load."""
+        return next(
+            (counter for counter in self._counters.get(visit, ()) if counter.arm is arm), None
+        )

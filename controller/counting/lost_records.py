@@ -1,0 +1,48 @@
+"""Tells offsets that never held a record for us from records that the log deleted unread."""
+
+from __future__ import annotations
+
+import structlog
+
+from controller.counting.owned_partition import OwnedPartition
+from controller.counting.partition_faults import PartitionFaults
+from controller.errors import EventLogUnavailable
+from controller.ports import EventLog
+
+
+class LostRecords:
+    """Checks the holes of partitions before each save."""
+
+    def __init__(self, log: EventLog, faults: PartitionFaults) -> None:
+        """Ask `log` where it begins."""
+        self._log = log
+        self._faults = faults
+        self._logger = structlog.get_logger()
+
+    async def check(self, owned: OwnedPartition) -> None:
+        """Record a loss if some of a partition's new holes were records that retention deleted.
+
+        They are lost if the log begins behind the position up to which all holes are accounted for.
+        The fence is no such position: a save goes on while the log does not answer, or while more
+        is folded, and may already lie behind the holes.
+        """
+        totals = owned.totals
+        holes, position = totals.records.holes, totals.position
+        last_ms = totals.records.last_ms or 0
+        if holes == owned.holes_checked:
+            owned.checked_to, owned.checked_last_ms = position, last_ms
+            return
+        try:
+            first, _ = await self._log.bounds(owned.partition)
+        except EventLogUnavailable as trouble:
+            self._logger.warning("bounds_unknown", topic_partition=owned.key, error=str(trouble))
+            return  # asked again before the next save
+        if owned.totals is not totals:
+            return
+        if first > owned.checked_to:
+            self._faults.record_loss(owned, owned.checked_to, first)
+            is_over = totals.position > first
+            to_ms = (totals.records.last_ms or 0) if is_over else None
+            totals.records.note_loss(owned.checked_last_ms, to_ms)
+        owned.holes_checked = holes
+        owned.checked_to, owned.checked_last_ms = position, last_ms

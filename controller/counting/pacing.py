@@ -1,0 +1,37 @@
+"""What bounds counting in time and memory and is no operator's choice.
+
+The operator's choices are `CountingSettings`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """Limits of counting; durations in seconds."""
+
+    # Between two saves of a partition at most, however long saving takes.
+    longest_flush_seconds: float = 2.0
+    # Of the time that may go to saving: with many flags saves become rarer, not slower.
+    saving_share: float = 0.2
+    # Added while there is a backlog: a save takes as long as some hundred events.
+    backlog_seconds: float = 0.4
+    # An idle partition is saved as often: no traffic must not look like an owner that is silent.
+    heartbeat_seconds: float = 0.9
+    commit_seconds: float = 1.0  # between two commits of offsets
+    # Fetched and not yet folded, per partition; with more, its fetching pauses.
+    pending_records: int = 5_000
+    # An outcome waits so long for evaluations that may be on their way, when none are there.
+    join_grace_seconds: float = 0.25
+    # It waits so long for evaluations that the log has and that do not come.
+    join_patience_seconds: float = 5.0
+    revoke_seconds: float = 2.0  # for the last save before a partition is handed over
+    drain_seconds: float = 2.0  # for the last saves at the end
+    quarantine_seconds: float = 2.0  # a save waits at most so long for its refusals to be written
+    ends_seconds: float = 1.0  # between two requests where the log ends
+    sweep_seconds: float = 60.0  # between two checks for rollouts that ended
+    failed_seconds: float = 0.5  # before a partition is loaded again after a mistake of ours
+    stopped_seconds: float = 10.0  # between two tries of a partition that is stopped
+    retry_seconds: float = 0.2  # between two tries of a call that failed within its own deadline

@@ -1,0 +1,119 @@
+"""What goes wrong in one partition, reported as a fault of that partition alone.
+
+Belongs here: counters, logs and faults. Does not belong here: what is done about it
+(`assignment.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from controller.counting.owned_partition import OwnedPartition, PartitionPair
+from controller.counting.pair_order import CAREFUL_RECORDS, FoldingFailed, failure_of
+from controller.health import Faults, Scope, partition_remedy
+
+_REPORTER = "counting"  # reports these faults, and alone clears them
+_REBASED = "look at the flags in a stage: it is tainted, and a person decides how it goes on"
+# A rebase is shown as a fault for so long. The loss that it left stays in the evidence.
+_REBASE_SHOWN_SECONDS = 600.0
+
+
+@dataclass(slots=True)
+class IngestCounters:
+    """What happened since the start, for metrics."""
+
+    saves: int = 0
+    save_troubles: int = 0  # tries with unknown outcome
+    fences_lost: int = 0  # another process had counted
+    fetch_troubles: int = 0
+    gaps: int = 0  # times that the log had deleted records unread
+    rebases: int = 0  # times that counting went on in another log
+    mistakes: int = 0  # of ours, each contained in a partition
+
+
+class PartitionFaults:
+    """Reports what goes wrong in partitions, and clears it once they are counted beyond it."""
+
+    def __init__(self, faults: Faults, counters: IngestCounters) -> None:
+        """Report to `faults` and count in `counters`."""
+        self._faults = faults
+        self._counters = counters
+        self._log = structlog.get_logger()
+
+    def record_failure(self, owned: OwnedPartition, mistake: BaseException) -> None:
+        """Report a partition that cannot be counted, because of a mistake of ours."""
+        self._counters.mistakes += 1
+        owned.is_faulty = True
+        owned.trouble = str(mistake) or repr(mistake)
+        why = f"it cannot be counted: {owned.trouble}"
+        self._report(owned, why, partition_remedy(owned.name, why))
+        self._log.error("partition_failed", topic_partition=owned.key, exc_info=mistake)
+
+    def record_rebase(
+        self, owned: OwnedPartition, *, fence: int, offset: int, why: str, now: float
+    ) -> None:
+        """Report that counting goes on at `offset` of another log than the stored one."""
+        self._counters.rebases += 1
+        owned.rebased_at = now
+        owned.is_faulty = True
+        self._log.error(
+            "partition_rebased",
+            topic_partition=owned.key,
+            from_offset=fence,
+            to_offset=offset,
+            reason=why,
+        )
+        self._report(owned, f"{why}; counting goes on at {offset}", _REBASED)
+
+    def record_loss(self, owned: OwnedPartition, offset: int, first: int) -> None:
+        """Log that the log deleted the records from `offset` to before `first` unread."""
+        self._counters.gaps += 1
+        self._log.error(
+            "records_lost", topic_partition=owned.key, from_offset=offset, to_offset=first
+        )
+
+    def isolate(self, failure: FoldingFailed) -> None:
+        """Have the failed batch's records tried one by one, so that those that fail are set aside.
+
+        One that fails on what was counted, and not on the trial's totals, is remembered for the
+        next time. What lies before it is then saved first, so that each such failure moves the
+        fence.
+        """
+        owned = failure.owned
+        owned.careful_to = max(owned.careful_to, failure.last + CAREFUL_RECORDS)
+        if failure.first == failure.last:
+            owned.poisoned[failure.first] = failure_of(failure.__cause__)
+            owned.save_at = max(owned.save_at, failure.first + 1)
+
+    def report_set_aside(self, pair: PartitionPair) -> None:
+        """Log the records that were set aside since the last call."""
+        for owned in pair.owned():
+            if owned.set_aside:
+                (offset, why), records = owned.set_aside[0], len(owned.set_aside)
+                owned.set_aside = []
+                self._counters.mistakes += records
+                self._log.error(
+                    "record_set_aside",
+                    topic_partition=owned.key,
+                    offset=offset,
+                    records=records,
+                    error=why,
+                )
+
+    def clear_if_recovered(self, owned: OwnedPartition, now: float) -> None:
+        """Clear a partition's fault once it has been saved beyond the place where it failed."""
+        if not owned.is_faulty or owned.totals.position < owned.failed_at:
+            return
+        if owned.rebased_at is not None and now - owned.rebased_at < _REBASE_SHOWN_SECONDS:
+            return
+        owned.is_faulty, owned.rebased_at, owned.failures = False, None, 0
+        self.clear(owned)
+
+    def clear(self, owned: OwnedPartition) -> None:
+        """Clear a partition's fault."""
+        self._faults.clear(Scope.PARTITION, owned.name, reporter=_REPORTER)
+
+    def _report(self, owned: OwnedPartition, why: str, fix: str) -> None:
+        self._faults.report(Scope.PARTITION, owned.name, why, fix, reporter=_REPORTER)
