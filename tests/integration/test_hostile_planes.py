@@ -145,11 +145,14 @@ class Loop:
         """Take an alert."""
 
     async def run(self, seconds: float, rollout: Rollout) -> None:
-        """Run it so long, and note the longest time that the loop stood still."""
+        """Run it so long, and until both planes were tried; note the longest standstill."""
         watching = asyncio.create_task(self._watch())
         running = asyncio.create_task(self.actuation.run())
         self.actuation.request(rollout)
         await asyncio.sleep(seconds)
+        async with asyncio.timeout(60):
+            while not (self.whole.history and self.actuation.gaps):
+                await asyncio.sleep(0.02)
         assert not running.done(), running.exception()
         for task in (running, watching):
             task.cancel()
