@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from controller.core.machine import decide
+from controller.core.machine import actions, decide
+from controller.core.machine.commands import table_of
 from controller.core.rollout import (
     AdviceUnavailable,
     AnswerCommand,
@@ -82,6 +83,13 @@ def test_a_start_enters_the_first_stage() -> None:
 def test_a_start_without_a_plan_is_rejected() -> None:
     """There is nothing to begin."""
     assert decide(None, make_command(CommandVerb.START), SOON)[0] is None
+
+
+def test_a_command_has_one_row_per_phase() -> None:
+    """A second row for the same command in the same phase is a mistake in the table."""
+    row = (CommandVerb.PAUSE, (PhaseName.BAKING,), actions.pause, (PhaseName.PAUSED,))
+    with pytest.raises(ValueError, match="two rows"):
+        table_of((row, row))
 
 
 # --- commands by phase
