@@ -1,1 +1,1 @@
-"""The rollout controller. Where things live is in CONTRIBUTING.md."""
+"""The rollout controller. ARCHITECTURE.md says where things are."""

@@ -51,6 +51,8 @@ class Health:
         }
         self._starting = {name for name, one in self._components.items() if one.is_required}
         self._broken: list[str] = []
+        #: Whether every part was started: what is known of them then is more than a step says.
+        self.is_running = False
 
     def ready(self, name: str) -> None:
         """The component does its work. Raises KeyError for a name that was not announced."""

@@ -50,7 +50,7 @@ UNKNOWN_VERB = "unknown"
 # : Logical topic names, as in the architecture; a prefix in front of them is the operator's and is
 # not repeated here.
 EVENT_TOPICS = ("evaluations", "outcomes")
-READ_TOPICS = (*EVENT_TOPICS, "commands", "state")
+READ_TOPICS = (*EVENT_TOPICS, "commands")
 DEPENDENCIES = ("kafka", "redis", "advisor", "flag_plane")
 #: Clocks that ours is compared with, as in `controller.clock`.
 CLOCKS = ("wall", "redis", "kafka")
@@ -235,7 +235,8 @@ class Metrics:
             "save_age_seconds", "Time since totals were saved, of the partition that waits longest."
         )
         self.rebalances = plain_counter(
-            "rebalances_total", "Times the assignment of partitions changed."
+            "rebalances_total",
+            "Times the partitions of this replica changed, compared once a second.",
         )
         self.flush_duration_seconds = histogram(
             "flush_duration_seconds", "Time to save one partition's totals.", _FAST

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from controller.core.evidence import PartitionProgress, VisitTotals
 from controller.core.judging.judgement import Advice, Explanation, Judgement
 from controller.core.rollout import AskAdvice, RaiseAlert, Rollout
+from schemas.quarantine import Refusal
 
 
 class Clock(Protocol):
@@ -305,6 +306,19 @@ class Rollouts(Protocol):
 # --------------------------------------------------------------------------------------------------
 
 
+class RefusedRecords(Protocol):
+    """Records that cannot be used, until the quarantine topic has them. Bounded."""
+
+    def add(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+        """Queue refusals for the quarantine topic."""
+
+    async def flushed(self, seconds: float) -> None:
+        """Return once everything added so far is published, or does not get through.
+
+        After `seconds` at the latest.
+        """
+
+
 class Publisher(Protocol):
     """Writes records to our own topics."""
 
@@ -313,6 +327,9 @@ class Publisher(Protocol):
 
         Raises EventLogUnavailable; a repeat is harmless.
         """
+
+    def partition_of(self, key: str, partitions: int) -> int:
+        """Return the partition that a record with this key goes to, in a topic of so many."""
 
 
 class Advisor(Protocol):
@@ -395,7 +412,11 @@ class PlaneStanding:
 
 
 class FlagPlane(Protocol):
-    """A system that serves flags to apps."""
+    """A system that serves flags to apps.
+
+    A plane may also be a `FollowingPlane`, a `RunningPlane` or a `ClosablePlane`, by having the
+    method. All planes are wired alike: see `controller/planes.py`.
+    """
 
     @property
     def name(self) -> str:
@@ -414,6 +435,33 @@ class FlagPlane(Protocol):
 
         Raises FlagPlaneUnavailable.
         """
+
+
+@runtime_checkable
+class FollowingPlane(Protocol):
+    """A flag plane that serves the flags of all replicas, not only those that run here."""
+
+    def update(self, rollout: Rollout) -> object:
+        """Serve a newer document, whoever decided it; an older one changes nothing.
+
+        Returns at once.
+        """
+
+
+@runtime_checkable
+class RunningPlane(Protocol):
+    """A flag plane with work of its own beside `serve` and `look`."""
+
+    async def run(self) -> None:
+        """Run from the time when everything decided so far is known, until cancelled."""
+
+
+@runtime_checkable
+class ClosablePlane(Protocol):
+    """A flag plane with connections of its own."""
+
+    async def close(self) -> None:
+        """Drop the connections, within a deadline."""
 
 
 class StateFeed(Protocol):

@@ -130,7 +130,7 @@ def make_rollout(**overrides: Any) -> Rollout:
         "started_at": T0,
         "updated_at": visits[-1].entered_at if visits else T0,
     }
-    return Rollout(**{**fields, **overrides})
+    return Rollout(**{**fields, **overrides, "phase": phase})
 
 
 def make_command(verb: CommandVerb | str = CommandVerb.PAUSE, **overrides: Any) -> CommandReceived:
@@ -189,7 +189,7 @@ def make_breach(**overrides: Any) -> MetricReport:
 
 
 def make_judgement(**overrides: Any) -> Judgement:
-    """Return a judgement of the first visit, an hour after `T0`, in which nothing stands against advancing."""
+    """Return a judgement of the first visit, an hour after `T0`, that allows advancing."""
     fields: dict[str, Any] = {
         "at": T0 + HOUR,
         "visit": 0,

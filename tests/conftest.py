@@ -54,8 +54,9 @@ MARKER_OF_DIRECTORY = {
 # may be shared.
 GIVEN_KAFKA_VARIABLE = "ROLLOUTD_TEST_KAFKA"
 
-# "quick" is for `make test` and for single tests, "thorough" for `make check` and `make test-all`. CI
-# must get the same result for the same commit twice, so its examples are fixed: "ci-quick" and "ci".
+# "quick" is for `make test` and for single tests, "thorough" for `make check` and `make test-all`.
+# CI must get the same result for the same commit twice, so its examples are fixed: "ci-quick" and
+# "ci".
 # No example has a deadline: a busy machine would miss it.
 _no_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 _fixed_examples = settings(_no_deadline, derandomize=True, database=None)
@@ -89,7 +90,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def compiled_modules() -> list[tuple[Path, Path]]:
-    """Return (source, what was compiled from it) of all modules that run compiled in this interpreter."""
+    """Return (source, compiled file) of all modules that run compiled in this interpreter."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     sources = (
         source
@@ -162,7 +163,7 @@ def _directory(item: pytest.Item) -> str:
 
 
 def pytest_report_header() -> list[str]:
-    """Say before the first test which brokers this machine can offer, nothing is started for it, and how counting runs."""
+    """Print the brokers that this machine can offer, and how counting runs."""
     given = os.environ.get(GIVEN_KAFKA_VARIABLE)
     if given:
         kafka = f"{given}, given by {GIVEN_KAFKA_VARIABLE}"
@@ -345,7 +346,7 @@ def own_kafka(request: pytest.FixtureRequest) -> LocalKafka:
 
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
-    """A Redis of the test's own with an append-only file, started, to kill, freeze, restart and cut."""
+    """A started Redis of the test's own with an append-only file, to kill, freeze and cut."""
     with RedisServer() as server:
         yield server
 
@@ -371,7 +372,7 @@ def _real_kafka_or_say_so(request: pytest.FixtureRequest) -> None:
 
 
 def require_local_kafka() -> None:
-    """Fail, or skip where the mock was allowed, on a machine that cannot run brokers as processes of its own."""
+    """Fail, or skip where the mock is allowed, on a machine that cannot run brokers."""
     reason = why_not()
     if reason is not None:
         _no_real_kafka(reason)

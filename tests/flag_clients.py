@@ -24,7 +24,7 @@ _OFREP_JS = Path(__file__).parent / "ofrep_js"
 
 
 def flagd_sync(port: int) -> FlagdProvider:
-    """Return a provider that evaluates in its own process and is told of changes by the gRPC sync source at `port`."""
+    """Return a provider that evaluates in process and follows the gRPC sync source at `port`."""
     return FlagdProvider(
         resolver_type=ResolverType.IN_PROCESS,
         host="127.0.0.1",

@@ -302,7 +302,7 @@ def make_command(verb: CommandVerb, flag_key: str, **fields: Any) -> Command:
 
 
 def quick_plan(flag_key: str, **fields: Any) -> PlanDocument:
-    """Return a plan whose stages bake for about a second and whose guardrails are those of a real one."""
+    """Return a plan with bakes of about a second and the guardrails of a real plan."""
     return PlanDocument.model_validate(
         {
             "name": "quick",
@@ -326,7 +326,7 @@ def quick_plan(flag_key: str, **fields: Any) -> PlanDocument:
 
 
 class Traffic:
-    """Apps that serve the flag as the daemon says and report what happened, at a steady rate until stopped."""
+    """Apps that serve the flag as the daemon says and report outcomes, at a steady rate."""
 
     def __init__(
         self,

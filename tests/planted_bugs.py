@@ -287,7 +287,8 @@ BUGS = (
         MACHINE,
         "return _reopen_round(rollout, gate, now), ()",
         'return _advance(rollout, now, "restarted", gate=gate)',
-        f"{HISTORIES}::test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
+        f"{HISTORIES}::"
+        "test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
     ),
     Bug(
         "a gate skips a stage",
@@ -295,7 +296,8 @@ BUGS = (
         "following = 0 if rollout.stage_index is None else rollout.stage_index + 1",
         "following = 0 if rollout.stage_index is None else rollout.stage_index + (1 if "
         "command else 2)",
-        f"{HISTORIES}::test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
+        f"{HISTORIES}::"
+        "test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
     ),
     # I3
     Bug(
@@ -747,7 +749,7 @@ def copy_of_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
 def test_the_bug_is_found(bug: Bug, copy_of_source: Path) -> None:
-    """The named tests fail on the planted bug, by a failed assertion and not because the source cannot be imported."""
+    """The named tests fail on the planted bug by an assertion, not by an import error."""
     path = copy_of_source / bug.file
     source = path.read_text()
     assert source.count(bug.good) == 1, f"{bug.file} has changed: {bug.good!r} is not in it once"

@@ -98,7 +98,8 @@ def make_arm(contexts: int, first_errors: int = 0, **more: object) -> ArmTotals:
         "latency": {LOWEST_BUCKET: contexts} if contexts else {},
         "latency_all": {LOWEST_BUCKET: contexts} if contexts else {},
     }
-    return ArmTotals(**{**fields, **more})  # type: ignore[arg-type]  # overrides are checked by the test that reads them
+    # The test that reads the overrides checks them.
+    return ArmTotals(**{**fields, **more})  # type: ignore[arg-type]
 
 
 def make_progress(at: datetime, **overrides: object) -> tuple[PartitionProgress, ...]:
@@ -181,7 +182,7 @@ class Watched:
         )
 
     def _present(self) -> tuple[Counted, Counted]:
-        return self.arms.setdefault(len(self.rollout.visits) - 1, (Counted(), Counted()))
+        return self.arms.setdefault(self.rollout.visit_index, (Counted(), Counted()))
 
 
 def looks_until_breach(

@@ -86,7 +86,7 @@ def export_of_logs(requests: Sequence[Request], encoding: EventFormat) -> bytes:
 
 
 def export_of_spans(requests: Sequence[Request], encoding: EventFormat) -> bytes:
-    """Return one export with a server span for each request, its evaluations as span events, and a client span inside."""
+    """Return an export with a server span per request, its evaluations and a client span."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(resource=_RESOURCE, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -23,6 +24,7 @@ from controller.core.rollout import RaiseAlert, Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
+from controller.metrics import Metrics
 from controller.ports import Clock, FlagPlane, PlaneStanding, Served
 from controller.text import excerpt
 from schemas.terms import AlertKind, Severity
@@ -69,6 +71,13 @@ class _Failure:
     until: float  # monotonic; not tried again before
 
 
+class FlagAlerts(Protocol):
+    """Publishes alerts about flags of this replica: `deciding/worker_pool.py`."""
+
+    def alert(self, flag_key: str, alert: RaiseAlert) -> None:
+        """Publish an alert. Returns at once."""
+
+
 class FlagReconciler:
     """The reconcile loop over flags and planes."""
 
@@ -76,14 +85,13 @@ class FlagReconciler:
         self,
         planes: Sequence[FlagPlane],
         clock: Clock,
+        alerts: FlagAlerts,
+        metrics: Metrics,
+        faults: Faults,
         *,
-        raise_alert: Callable[[str, RaiseAlert], None],
-        note_gap: Callable[[str, float], None],
         period_seconds: float = 5.0,
         alarm_after: timedelta = timedelta(seconds=10),
         call_seconds: float = 10.0,
-        note_attempt: Callable[[str, bool], None] = lambda plane, is_served: None,
-        faults: Faults | None = None,
     ) -> None:
         """`period_seconds` bounds how long a foreign edit lasts.
 
@@ -92,20 +100,17 @@ class FlagReconciler:
         `call_seconds` bounds a look, a write of several requests and a look again; each request is
         bounded by its plane.
 
-        `note_gap` takes a plane's name and the age of its oldest gap in seconds, 0 for none;
-        `note_attempt` a plane's name and whether it serves what it was told. A plane in trouble is
-        one of `faults`, until it answers again.
+        A plane in trouble is one of `faults`, until it answers again.
         """
         self._planes = tuple(planes)
-        self._faults = Faults(clock.now) if faults is None else faults
+        self._alerts = alerts
+        self._metrics = metrics
+        self._faults = faults
         self._failures: dict[tuple[str, str], _Failure] = {}
         self._clock = clock
-        self._raise_alert = raise_alert
-        self._note_gap = note_gap
         self._period_seconds = period_seconds
         self._alarm_after = alarm_after
         self._call_seconds = call_seconds
-        self._note_attempt = note_attempt
         self._wanted: dict[str, Rollout] = {}
         self._gaps: dict[tuple[str, str], _Gap] = {}
         self._edits: dict[tuple[str, str], _Edit] = {}
@@ -115,7 +120,7 @@ class FlagReconciler:
         self._wakes = {plane.name: asyncio.Event() for plane in self._planes}
         self._log = structlog.get_logger()
 
-    def want(self, rollout: Rollout) -> None:
+    def request(self, rollout: Rollout) -> None:
         """Take a newer document; an older one changes nothing."""
         known = self._wanted.get(rollout.flag_key)
         if known is None or rollout.revision > known.revision:
@@ -302,7 +307,7 @@ class FlagReconciler:
                     await plane.serve(rollout)
                     served = await self._look(plane, rollout)
         except (FlagPlaneUnavailable, TimeoutError) as trouble:
-            self._note_attempt(plane.name, False)
+            self._count_attempt(plane, is_served=False)
             return str(trouble) or f"no answer within {self._call_seconds:g} s", True
         except (Exception, asyncio.CancelledError) as error:
             # A mistake of ours, or an answer that nobody thought of: this plane's trouble and this
@@ -310,14 +315,19 @@ class FlagReconciler:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
-            self._note_attempt(plane.name, False)
+            self._count_attempt(plane, is_served=False)
             return self._note_failure(plane, rollout, error), True
         self._failures.pop((rollout.flag_key, plane.name), None)
         if is_told:
-            self._note_attempt(plane.name, served.difference is None)
+            self._count_attempt(plane, is_served=served.difference is None)
         if served.difference is None:
             self._edits.pop((rollout.flag_key, plane.name), None)
         return served.difference, False
+
+    def _count_attempt(self, plane: FlagPlane, *, is_served: bool) -> None:
+        self._metrics.actuations.of(plane.name, "served" if is_served else "failed").inc()
+        if not is_served:
+            self._metrics.dependency_errors.of("flag_plane").inc()
 
     def _note_failure(self, plane: FlagPlane, rollout: Rollout, error: BaseException) -> str:
         """Keep a flag that its plane cannot cope with from being tried every few seconds for ever."""
@@ -372,7 +382,7 @@ class FlagReconciler:
                 editor=served.edited_by,
                 found=served.difference,
             )
-            self._raise_alert(
+            self._alerts.alert(
                 rollout.flag_key,
                 RaiseAlert(
                     AlertKind.FOREIGN_EDIT,
@@ -389,10 +399,8 @@ class FlagReconciler:
         """Alarm what was decided and this plane does not serve."""
         now = self._clock.now()
         gaps = {flag_key: gap for (flag_key, name), gap in self._gaps.items() if name == plane.name}
-        self._note_gap(
-            plane.name,
-            max(((now - gap.since).total_seconds() for gap in gaps.values()), default=0.0),
-        )
+        ages = ((now - gap.since).total_seconds() for gap in gaps.values())
+        self._metrics.actuation_gap_seconds.of(plane.name).set(max(ages, default=0.0))
         for flag_key, gap in gaps.items():
             if gap.is_alerted or now - gap.since < self._alarm_after:
                 continue
@@ -402,7 +410,7 @@ class FlagReconciler:
             gap.is_alerted = True
             summary = f"{flag_key}: decided {rollout.percent:g} %, but {plane.name} {gap.why}"
             self._log.error("not_actuated", flag_key=flag_key, plane=plane.name, error=gap.why)
-            self._raise_alert(
+            self._alerts.alert(
                 flag_key,
                 RaiseAlert(
                     AlertKind.NOT_ACTUATED,

@@ -1,9 +1,7 @@
-"""`rolloutctl advisor`.
+"""`rolloutctl advisor`: is the model's server fit, and what is its advice worth.
 
-Is the model's server there and fit, and what is its advice worth. Needs no Kafka and no daemon.
-
-What the commands do is in `advisor_check.py`, loaded when it is asked for: `roll-back` need not wait for
-an HTTP client and numpy.
+Needs no Kafka and no daemon. What the commands do is in `advisor_check.py`, which is imported on
+use, so that `roll-back` need not wait for an HTTP client and numpy.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from controller.scorecard.kinds import CaseKind
 from controller.settings import AdvisorSettings, load_settings
 
 app = typer.Typer(
-    help="See whether the model's server is fit, and what its advice is worth.",
+    help="Check whether the model's server is fit, and what its advice is worth.",
     no_args_is_help=True,
 )
 
@@ -76,7 +74,7 @@ def advisor_settings(
     key_file: Path | None,
     deadline_seconds: float | None,
 ) -> AdvisorSettings:
-    """Return how to ask the model: the daemon's settings, with the options over them.
+    """Return how to reach the model: the daemon's settings, overlaid by the options.
 
     Exits 78 when they cannot be used.
     """
@@ -100,9 +98,9 @@ def advisor_settings(
 
 
 def patient(settings: AdvisorSettings) -> AdvisorSettings:
-    """Return settings for a person who waits.
+    """Return settings without a breaker and a daily limit.
 
-    Every question is put, however the ones before it ended.
+    Every question is put, however the ones before it ended. Exits 78 without a model.
     """
     if settings.url is None:
         fail("no model is configured: give --url, or set advisor.url", EXIT_CONFIG)
@@ -125,17 +123,17 @@ def check(
     deadline: DeadlineOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Say what is reachable, which model, how fast, and whether it answers in the form.
+    """Check whether the server is reachable, has the model, and how fast and correct it answers.
 
-    Exits 1 if unfit, 4 if not reached.
+    Exits 1 if the model is unfit, 4 if the server is not reached.
     """
-    from controller.cli import advisor_check as advising
+    from controller.cli import advisor_check
 
     settings = patient(advisor_settings(config, url, model, protocol, key_file, deadline))
-    found = advising.check(settings, is_json=is_json)
-    if not found.is_reached:
+    result = advisor_check.check(settings, is_json=is_json)
+    if not result.is_reachable:
         raise typer.Exit(EXIT_UNREACHABLE)
-    if found.score.in_form.count < found.score.in_form.of:
+    if result.score.in_form.count < result.score.in_form.of:
         raise typer.Exit(EXIT_REJECTED)
 
 
@@ -160,11 +158,13 @@ def evaluate(
 
     Exits 1 when it gave none, 4 when it was not reached.
     """
-    from controller.cli import advisor_check as advising
+    from controller.cli import advisor_check
 
     settings = patient(advisor_settings(config, url, model, protocol, key_file, deadline))
     if (
-        advising.evaluate(settings, kinds or tuple(CaseKind), html, is_json=is_json).in_form.count
+        advisor_check.evaluate(
+            settings, kinds or tuple(CaseKind), html, is_json=is_json
+        ).in_form.count
         == 0
     ):
         raise typer.Exit(EXIT_REJECTED)

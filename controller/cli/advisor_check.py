@@ -1,7 +1,4 @@
-"""What `rolloutctl advisor` does.
-
-A check of the model's server in a few questions, and the scorecard.
-"""
+"""What `rolloutctl advisor` does: a check of the server in a few questions, and the scorecard."""
 
 from __future__ import annotations
 
@@ -39,8 +36,7 @@ from controller.text import one_line
 
 T = TypeVar("T")
 
-# : One case of each of these is put by `check`: a short question, a long one, and one with text
-# from elsewhere.
+#: `check` puts one case of each: a short question, a long one, and one with text that others wrote.
 _CHECKED_KINDS = (CaseKind.CLEAR_PASS, CaseKind.HIDDEN_HARM, CaseKind.LANGUAGE)
 
 #: Listing its models takes a server no thinking.
@@ -49,28 +45,28 @@ _LIST_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was found about a server and its model."""
+    """The result of checking a server and its model."""
 
     settings: AdvisorSettings
     server: str
-    list_trouble: str | None  # why it listed no models; it may be fit all the same
+    list_error: str | None  # why it listed no models; it may be fit all the same
     list_ms: int
     models: Sequence[str]
     answers: Sequence[Answer]
     score: Score
 
     @property
-    def is_reached(self) -> bool:
-        """True when it listed its models or answered a question."""
-        return self.list_trouble is None or self.score.in_form.count > 0
+    def is_reachable(self) -> bool:
+        """Whether the server listed its models or answered a question."""
+        return self.list_error is None or self.score.in_form.count > 0
 
     @property
     def is_listed(self) -> bool | None:
         """Whether the server lists the model; None when it listed none."""
-        return self.settings.model in self.models if self.list_trouble is None else None
+        return self.settings.model in self.models if self.list_error is None else None
 
     @property
-    def troubles(self) -> list[str]:
+    def errors(self) -> list[str]:
         """Why questions had no answer in the form, each once."""
         return sorted({answer.why_none for answer in self.answers if answer.why_none})
 
@@ -89,13 +85,13 @@ def perform(work: Coroutine[Any, Any, T]) -> T:
 
 
 def check(settings: AdvisorSettings, *, is_json: bool) -> Check:
-    """Ask the server for its models and put a few cases; show and return what was found."""
-    found = perform(_check(settings))
+    """Request the list of models and put a few cases; show and return the result."""
+    result = perform(_check(settings))
     if is_json:
-        typer.echo(rendering.to_json(_check_document(found)))
+        typer.echo(rendering.to_json(_check_document(result)))
     else:
-        _show_check(found)
-    return found
+        _show_check(result)
+    return result
 
 
 async def _check(settings: AdvisorSettings) -> Check:
@@ -110,7 +106,7 @@ async def _check(settings: AdvisorSettings) -> Check:
                 seconds=min(settings.deadline_seconds, _LIST_SECONDS)
             )
         except AdviceUnavailableError as why:
-            trouble = str(why)  # a server may be fit and list nothing: the questions tell
+            trouble = str(why)  # a server may be fit and list nothing; the questions decide
         list_ms = round(1000 * (clock.monotonic() - began))
         answers = await put_cases(
             advisor,
@@ -128,44 +124,44 @@ def _checked_cases() -> list[Case]:
     return [next(case for case in load_cases() if case.kind is kind) for kind in _CHECKED_KINDS]
 
 
-def _check_document(found: Check) -> dict[str, Any]:
-    figures = found.score
+def _check_document(result: Check) -> dict[str, Any]:
+    figures = result.score
     return {
-        "server": found.server,
-        "protocol": found.settings.protocol,
-        "is_reachable": found.is_reached,
-        "list_error": found.list_trouble,
-        "list_ms": found.list_ms,
-        "model": found.settings.model,
-        "is_listed": found.is_listed,
-        "models": list(found.models),
+        "server": result.server,
+        "protocol": result.settings.protocol,
+        "is_reachable": result.is_reachable,
+        "list_error": result.list_error,
+        "list_ms": result.list_ms,
+        "model": result.settings.model,
+        "is_listed": result.is_listed,
+        "models": list(result.models),
         "questions": figures.in_form.of,
         "valid_answers": figures.in_form.count,
-        "errors": found.troubles,
+        "errors": result.errors,
         "latency_ms": {"p50": figures.latency_p50_ms, "max": figures.latency_max_ms},
         "tokens": {"prompt": figures.prompt_tokens, "completion": figures.completion_tokens},
-        "deadline_seconds": found.settings.deadline_seconds,
+        "deadline_seconds": result.settings.deadline_seconds,
     }
 
 
-def _show_check(found: Check) -> None:
+def _show_check(result: Check) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    reached = f"reached in {found.list_ms} ms" if found.list_trouble is None else found.list_trouble
-    table.add_row("server", f"{found.server}, as {found.settings.protocol}: {reached}")
-    match found.is_listed:
+    reached = f"reached in {result.list_ms} ms" if result.list_error is None else result.list_error
+    table.add_row("server", f"{result.server}, as {result.settings.protocol}: {reached}")
+    match result.is_listed:
         case True:
             words = "listed"
         case False:
-            words = f"not in its list: {rendering.shown(found.models) or 'which is empty'}"
+            words = f"not in its list: {rendering.shown(result.models) or 'which is empty'}"
         case _:
-            words = "not known whether it is there"
-    table.add_row("model", f"{found.settings.model}: {words}")
-    figures = found.score
+            words = "whether the server has it is unknown"
+    table.add_row("model", f"{result.settings.model}: {words}")
+    figures = result.score
     table.add_row("answers", f"{figures.in_form.count} of {figures.in_form.of} in the form")
-    for trouble in found.troubles:
-        if trouble != found.list_trouble:
+    for trouble in result.errors:
+        if trouble != result.list_error:
             table.add_row("", trouble)
     if figures.latency_max_ms is not None:
         counted = (
@@ -178,22 +174,22 @@ def _show_check(found: Check) -> None:
             f"{seconds(figures.latency_p50_ms)}, {seconds(figures.latency_max_ms)} at "
             f"most{counted}",
         )
-        is_near = figures.latency_max_ms > 500 * found.settings.deadline_seconds
+        is_near = figures.latency_max_ms > 500 * result.settings.deadline_seconds
         advice = (
             ": more than half of it is used, give it more or take a smaller model"
             if is_near
             else ""
         )
-        table.add_row("deadline", f"{found.settings.deadline_seconds:g} s{advice}")
+        table.add_row("deadline", f"{result.settings.deadline_seconds:g} s{advice}")
     output().print(table)
 
 
 def evaluate(
     settings: AdvisorSettings, kinds: Collection[CaseKind], html: Path | None, *, is_json: bool
 ) -> Score:
-    """Put the cases of these kinds, show the score, write the report if asked for.
+    """Put the cases of these kinds, show the score, and write the report to `html` if given.
 
-    Exits 4 when nobody answers at all.
+    Exits 4 when the server does not answer at all.
     """
     cases = [case for case in load_cases() if case.kind in kinds]
     asked = Asked(
@@ -220,7 +216,7 @@ async def _evaluate(settings: AdvisorSettings, cases: Sequence[Case]) -> list[An
     advisor = ModelAdvisor(settings, clock)
     done = 0
 
-    def tell(answer: Answer) -> None:
+    def report_progress(answer: Answer) -> None:
         nonlocal done
         done += 1
         if sys.stderr.isatty():
@@ -243,7 +239,11 @@ async def _evaluate(settings: AdvisorSettings, cases: Sequence[Case]) -> list[An
                 complain(f"{why}")
                 fail(first[0].why_none, EXIT_UNREACHABLE)
         return await put_cases(
-            advisor, cases, clock, deadline_seconds=settings.deadline_seconds, on_answer=tell
+            advisor,
+            cases,
+            clock,
+            deadline_seconds=settings.deadline_seconds,
+            on_answer=report_progress,
         )
     finally:
         await advisor.close()

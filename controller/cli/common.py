@@ -1,7 +1,4 @@
-"""What every verb of `rolloutctl` shares.
-
-Options, settings, output, and how trouble ends the process.
-"""
+"""What every command of `rolloutctl` shares: options, settings, output and exit codes."""
 
 from __future__ import annotations
 
@@ -66,7 +63,7 @@ PrefixOption = Annotated[
     str | None,
     typer.Option(
         "--topic-prefix",
-        help="Before every topic's name; beats the settings.",
+        help="Put before every topic's name; beats the settings.",
         rich_help_panel=_CONNECTION,
     ),
 ]
@@ -78,19 +75,22 @@ FlagArgument = Annotated[
 ]
 AnyFlagArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[FLAG]", help="The flag's key; all without.", show_default=False),
+    typer.Argument(
+        metavar="[FLAG]", help="The flag's key. Default: all flags.", show_default=False
+    ),
 ]
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for the result.")
 ]
 IssuerOption = Annotated[
-    str | None, typer.Option("--as", help="Who asks, for the audit log; user@host without.")
+    str | None,
+    typer.Option("--as", help="Who sends the command, for the audit log. Default: user@host."),
 ]
 IdOption = Annotated[
     str | None,
     typer.Option(
         "--id",
-        help="The command's id; repeating one is safe, it is carried out once. A new one without.",
+        help="The command's id. Repeating one is safe: it is carried out once. Default: a new id.",
     ),
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why, for the audit log.")]
@@ -99,15 +99,15 @@ RevisionOption = Annotated[
     typer.Option(
         "--expected-revision",
         min=0,
-        help="Refuse the command when the rollout has another revision.",
+        help="Reject the command if the rollout has another revision.",
     ),
 ]
 
 
-class _LastWord(logging.Handler):
-    """Keeps the client library's last complaint.
+class _LastWarning(logging.Handler):
+    """Keeps the client library's last warning.
 
-    Its exception often lacks the cause, such as a refused password.
+    Its exceptions often lack the cause, such as a refused password.
     """
 
     def __init__(self) -> None:
@@ -118,20 +118,17 @@ class _LastWord(logging.Handler):
         self.message = record.getMessage().strip().rstrip(":")
 
     def __str__(self) -> str:
-        return f"\nits client library said: {self.message}" if self.message else ""
+        return f"\nthe client library reported: {self.message}" if self.message else ""
 
 
-_last_word = _LastWord()
+_last_warning = _LastWarning()
 
 
 def prepare_process() -> None:
-    """Keep log lines off the output.
-
-    And a terminal that cannot show a character from failing on it.
-    """
+    """Keep log lines off the output, and write `?` for what a terminal cannot show."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     library = logging.getLogger("aiokafka")
-    library.addHandler(_last_word)
+    library.addHandler(_last_warning)
     library.propagate = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -141,7 +138,7 @@ def prepare_process() -> None:
 def kafka_settings(
     config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None
 ) -> KafkaSettings:
-    """Return how to reach Kafka: the daemon's settings, with the two shortcuts over them.
+    """Return how to reach Kafka: the daemon's settings, overlaid by the two options.
 
     Exits 78 when they cannot be used.
     """
@@ -151,10 +148,7 @@ def kafka_settings(
 def reading_settings(
     config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None
 ) -> tuple[KafkaSettings, CountingSettings]:
-    """Return how to reach Kafka, as `kafka_settings` does.
-
-    And how the daemon counts what it reads there.
-    """
+    """Return how to reach Kafka, as `kafka_settings` does, and how the daemon counts events."""
     environ = dict(os.environ)
     if bootstrap_servers is not None:
         environ["ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS"] = bootstrap_servers
@@ -167,19 +161,21 @@ def reading_settings(
     settings = loaded.kafka
     changes: dict[str, Any] = {"start_seconds": min(settings.start_seconds, CONNECT_SECONDS)}
     if settings.client_id == KafkaSettings().client_id:
-        changes["client_id"] = "rolloutctl"  # brokers' logs tell the two apart
+        changes["client_id"] = "rolloutctl"  # so that brokers' logs name the tool
     return settings.model_copy(update=changes), loaded.counting
 
 
 def say_beyond_planes(document: PlanDocument, config: Path | None) -> None:
-    """Warn when the settings.
+    """Warn where the settings name flag planes that cannot serve all of the plan.
 
-    As far as they can be read here, name flag planes that cannot serve all of it.
+    Settings that cannot be read here cause no warning.
     """
+    from controller.planes import planes_without_audiences  # slow to load, and seldom needed
+
     try:
-        planes = load_settings(config, os.environ).planes.of_shares_alone
+        planes = planes_without_audiences(load_settings(config, os.environ).planes)
     except BadInput:
-        return  # whoever needs them to be right says so
+        return  # a command that needs the settings refuses them
     beyond = beyond_share_of(to_core_plan(document))
     if beyond is not None and planes:
         complain(
@@ -192,20 +188,20 @@ def say_beyond_planes(document: PlanDocument, config: Path | None) -> None:
 def perform(work: Coroutine[Any, Any, T]) -> T:
     """Return what `work` returns.
 
-    Trouble with Kafka and Ctrl-C end the process with their exit codes.
+    Ctrl-C, and Kafka out of reach, end the process with their exit codes.
     """
     try:
         return asyncio.run(work)
     except EventLogUnavailable as trouble:
-        fail(f"{trouble}{_last_word}", EXIT_UNREACHABLE)
-    except BadInput as refused:  # certificates that cannot be used show only on connecting
+        fail(f"{trouble}{_last_warning}", EXIT_UNREACHABLE)
+    except BadInput as refused:  # unusable certificates are noticed only on connecting
         fail(f"{refused}", EXIT_CONFIG)
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def check_flag(flag: str) -> str:
-    """Return a flag's key. Exits 2 when it cannot be one."""
+    """Return a flag's key. Exits 2 for a text that is no key."""
     if NAME.match(flag) is None:
         fail(
             f"{flag!r} is no flag key: up to 128 of A-Z a-z 0-9 . _ : -, beginning with a "
@@ -221,12 +217,12 @@ def output() -> Console:
 
 
 def complain(message: str) -> None:
-    """Write to standard error."""
+    """Write a message to standard error."""
     for line in message.splitlines():
         typer.echo(f"rolloutctl: {printable(line, '?')}", err=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Say what went wrong and exit."""
+    """Write a message to standard error and exit."""
     complain(message)
     raise typer.Exit(code)

@@ -101,7 +101,7 @@ def check(config: ConfigOption = None) -> None:
 
     Exits 78 on one.
     """
-    from controller.bootstrap import check_parts
+    from controller.running.part_checks import check_parts
 
     settings = _settings(config)
     try:
@@ -133,7 +133,7 @@ def repair_partition(
     has to be stopped or restarted. Exits 78 when the partition or the configuration cannot be used,
     75 when Redis does not answer.
     """
-    from controller.bootstrap import discard_partition
+    from controller.cli.repair import discard_partition
 
     settings = _settings(config)
     topic, _, number = partition.rpartition("/")

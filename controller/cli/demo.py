@@ -35,9 +35,7 @@ def demo(
         str, typer.Option(help="The model's name on that server.")
     ] = "rolloutd-advisor",
 ) -> None:
-    """Watch a rollout: a Kafka-protocol broker, Valkey.
-
-    The daemon and synthetic apps, all on this machine.
+    """Watch a rollout by a daemon, with a broker, Valkey and synthetic apps on this machine.
 
     The daemon decides by its own statistics on what the apps emit. Exits 0 when the scenario ended
     as it must, 1 otherwise.
@@ -45,8 +43,8 @@ def demo(
     from controller.demo.scenarios import SCENARIOS, AdvisorPart
 
     if scenario == "list":
-        for known in SCENARIOS.values():
-            print(f"{known.name:<16}{known.title}; ends {known.ending}")
+        for each in SCENARIOS.values():
+            print(f"{each.name:<16}{each.title}; ends {each.ending}")
         return
     chosen = SCENARIOS.get(scenario)
     if chosen is None:

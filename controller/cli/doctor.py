@@ -1,4 +1,4 @@
-"""`rolloutctl doctor`: what a replica says is wrong with it, and how to fix it. Only asks."""
+"""`rolloutctl doctor`: what a replica reports as wrong with itself, and how to fix it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ UrlOption = Annotated[
         "--url",
         metavar="URL",
         envvar="ROLLOUTCTL_OPS",
-        help="Where a replica's probes are (its http.ops_port); repeat it for several replicas.",
+        help="Address of a replica's probes (its http.ops_port). May be repeated.",
     ),
 ]
 
 
-def doctor(url: UrlOption = ["http://127.0.0.1:8081"], is_json: JsonOption = False) -> None:  # noqa: B006  # typer's way
+def doctor(url: UrlOption = ["http://127.0.0.1:8081"], is_json: JsonOption = False) -> None:  # noqa: B006
     """Show what is wrong with a replica and how to fix it. Exits 0 when nothing is, else 1."""
     is_well = True
     for address in url:
-        body, trouble = ask_standing(address)
+        body, trouble = read_report(address)
         if body is None:
             complain(trouble)
             is_well = False
@@ -49,8 +49,8 @@ def doctor(url: UrlOption = ["http://127.0.0.1:8081"], is_json: JsonOption = Fal
         raise typer.Exit(EXIT_REJECTED)
 
 
-def ask_standing(address: str) -> tuple[dict[str, Any] | None, str]:
-    """Return what /readyz of this address says, or None and why it says nothing."""
+def read_report(address: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the body of /readyz at this address, or None and why there is none."""
     try:
         with httpx.stream(
             "GET", f"{address.rstrip('/')}/readyz", timeout=DEADLINE_SECONDS, trust_env=False
@@ -67,7 +67,7 @@ def ask_standing(address: str) -> tuple[dict[str, Any] | None, str]:
             return None, f"{address} does not answer as rolloutd does"
     except (httpx.HTTPError, httpx.InvalidURL) as trouble:
         return None, (
-            f"{address} cannot be asked: {trouble}. Does the replica run, and is this its "
+            f"{address} cannot be reached: {trouble}. Does the replica run, and is this its "
             f"http.ops_port?"
         )
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -88,10 +88,10 @@ def lines_of(body: dict[str, Any]) -> list[Text]:
         style = "bold red" if part.get("required") else "yellow"
         since = _time_of(part.get("since"))
         lines.append(Text(f"{label} {one_line(str(part.get('reason')))}{since}", style))
-    hopeless = [
+    fatal = [
         f"only a restart helps: {one_line(str(why))}" for why in body.get("fatal_errors") or ()
     ]
-    lines += [Text(line, "bold red") for line in hopeless]
+    lines += [Text(line, "bold red") for line in fatal]
     for fault in body.get("faults") or ():
         if isinstance(fault, dict):
             lines += _fault_lines(fault)

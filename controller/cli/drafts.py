@@ -1,9 +1,7 @@
-"""Commands that write drafts.
+"""Commands that write drafts: `suggest plan`, `suggest targeting`, `explain`, `changelog`.
 
-`suggest plan`, `suggest targeting`, `explain`, `changelog`. None of them changes anything.
-
-Each works without a model, from a template, and says which it was. What drafts is in
-`controller/authoring`, loaded when it is asked for.
+None of them changes anything. Each also works without a model, from a template, and names the
+author. The drafting itself is in `controller/authoring`, which is imported on use.
 """
 
 from __future__ import annotations
@@ -73,10 +71,13 @@ NoModelOption = Annotated[
     ),
 ]
 DescribeOption = Annotated[
-    str, typer.Option("--describe", "-d", help="In your own words.", show_default=False)
+    str,
+    typer.Option(
+        "--describe", "-d", help="What the change is, in your own words.", show_default=False
+    ),
 ]
 
-#: Decisions of one flag, or of all, that a story is told from.
+#: Decisions of one flag, or of all, that an explanation or a changelog is made from.
 _MOST_DECISIONS = 5_000
 _MOST_SHOWN_SAMPLES = 50
 RISKS = ("low", "medium", "high")
@@ -91,14 +92,14 @@ def _settings(
     *,
     no_model: bool,
 ) -> AdvisorSettings | None:
-    """Return whom to ask for a draft, None for nobody."""
+    """Return the model that drafts, None for the template."""
     if no_model:
         return None
     settings = advisor_settings(config, url, model, protocol, key_file, None)
     return None if settings.url is None else patient(settings)
 
 
-async def _asking(
+async def _with_model(
     settings: AdvisorSettings | None, work: Callable[[Model | None], Awaitable[T]]
 ) -> T:
     """Return what `work` makes with a model, or without one."""
@@ -121,10 +122,10 @@ def suggest_plan(
     description: DescribeOption,
     risk: Annotated[
         str,
-        typer.Option("--risk", help="low, medium or high: what it would mean if it were wrong."),
+        typer.Option("--risk", help="low, medium or high: how bad a faulty change would be."),
     ] = "medium",
     owner: Annotated[
-        str, typer.Option("--owner", help="Who is asked when the rollout needs a person.")
+        str, typer.Option("--owner", help="Who decides when the rollout needs a person.")
     ] = "",
     is_json: JsonOption = False,
     no_model: NoModelOption = False,
@@ -147,10 +148,10 @@ def suggest_plan(
     now = datetime.now(UTC)
     try:
         made = perform(
-            _asking(
+            _with_model(
                 settings,
-                lambda who: draft_plan(
-                    who, flag=flag, risk=Risk(risk), description=description, owner=owner, now=now
+                lambda model: draft_plan(
+                    model, flag=flag, risk=Risk(risk), description=description, owner=owner, now=now
                 ),
             )
         )
@@ -190,11 +191,8 @@ def suggest_targeting(
     key_file: KeyFileOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Draft an audience for plans, flagd and Unleash.
-
-    And show who of the sample users would belong to it.
-    """
-    from controller.authoring.targeting import draft_audience, read_segments
+    """Draft an audience for plans, flagd and Unleash, and show which sample users belong to it."""
+    from controller.authoring.targeting import draft_audience
 
     if NAME.match(name) is None:
         fail(
@@ -202,49 +200,58 @@ def suggest_targeting(
             f"a letter or digit",
             EXIT_USAGE,
         )
-    try:
-        known = read_segments(segments.read_text(encoding="utf-8"), str(segments))
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{segments}: cannot be read: {error}", EXIT_USAGE)
-    except ConfigInvalid as refused:
-        fail(f"{refused}", EXIT_USAGE)
+    users = _read_segments(segments)
     settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
-    made = perform(_asking(settings, lambda who: draft_audience(who, description, known, name)))
+    made = perform(
+        _with_model(settings, lambda model: draft_audience(model, description, users, name))
+    )
     drafted = made.content
-    met = [drafted.includes(sample) for sample in known.samples]
+    met = [drafted.includes(sample) for sample in users.samples]
     written = {"flagd": drafted.to_flagd(treatment, control), "unleash": drafted.unleash}
     if is_json:
-        told = {
+        document = {
             "author": made.author,
             "origin": made.origin,
             "audiences": drafted.block,
             **written,
             "samples": [
                 {"user": sample, "matches": hit}
-                for sample, hit in zip(known.samples, met, strict=True)
+                for sample, hit in zip(users.samples, met, strict=True)
             ],
         }
-        typer.echo(rendering.to_json(told))
+        typer.echo(rendering.to_json(document))
         return
     complain(made.origin)
     if drafted.audience is None:
         complain("no condition was drawn from the description: everybody would match")
     typer.echo(drafted.to_yaml(), nl=False)
-    for plane, document in written.items():
-        typer.echo(f"{plane}: {json.dumps(document, ensure_ascii=True)}")
-    output().print(_sample_table(known, drafted, met))
+    for plane, rules in written.items():
+        typer.echo(f"{plane}: {json.dumps(rules, ensure_ascii=True)}")
+    output().print(_sample_table(users, drafted, met))
     typer.echo(f"{sum(met)} of {len(met)} sample users match")
 
 
-def _sample_table(known: Segments, drafted: Suggestion, met: Sequence[bool]) -> Table:
+def _read_segments(path: Path) -> Segments:
+    """Return the attributes and sample users of a file. Exits 2 when they cannot be used."""
+    from controller.authoring.targeting import read_segments
+
+    try:
+        return read_segments(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{path}: cannot be read: {error}", EXIT_USAGE)
+    except ConfigInvalid as refused:
+        fail(f"{refused}", EXIT_USAGE)
+
+
+def _sample_table(users: Segments, drafted: Suggestion, met: Sequence[bool]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
     table.add_column("MATCHES", no_wrap=True)
     clauses = () if drafted.audience is None else drafted.audience.any_of
     used = {condition.attribute for clause in clauses for condition in clause}
-    names = list(dict.fromkeys(key for sample in known.samples for key in sample))
+    names = list(dict.fromkeys(key for sample in users.samples for key in sample))
     for name in names:
         table.add_column(f"{one_line(name)}{' *' if name in used else ''}", overflow="fold")
-    for sample, hit in list(zip(known.samples, met, strict=True))[:_MOST_SHOWN_SAMPLES]:
+    for sample, hit in list(zip(users.samples, met, strict=True))[:_MOST_SHOWN_SAMPLES]:
         values = [one_line(str(sample[name])) if name in sample else "–" for name in names]
         table.add_row("yes" if hit else "no", *values, style="" if hit else "dim")
     return table
@@ -262,35 +269,39 @@ def explain(
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Tell what happened to a flag's rollout, on what evidence, its likely cause and what to look at next."""
+    """Explain what happened to a rollout, on what evidence, the likely cause and next steps."""
     from controller.authoring.story import explain_rollout
 
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
 
     rollout, decisions = perform(_story_of(kafka, check_flag(flag)))
-    told = perform(_asking(settings, lambda who: explain_rollout(who, rollout, decisions)))
-    guess = told.guess
+    explanation = perform(
+        _with_model(settings, lambda model: explain_rollout(model, rollout, decisions))
+    )
+    guess = explanation.guess
     if is_json:
         document = {
             "flag": flag,
             "rollout_id": rollout.rollout_id,
             "author": guess.author,
             "origin": guess.origin,
-            "subject": None if told.subject is None else told.subject.model_dump(mode="json"),
+            "subject": None
+            if explanation.subject is None
+            else explanation.subject.model_dump(mode="json"),
             "likely_cause": guess.content.likely_cause,
             "next_steps": guess.content.next_steps,
             "decisions": [
                 one.model_dump(mode="json", exclude={"judgement", "advice"})
-                for one in told.decisions
+                for one in explanation.decisions
             ],
         }
         typer.echo(rendering.to_json(document))
         return
     console, now = output(), datetime.now(UTC)
     console.print(f"{flag}: what happened", style="bold")
-    for one in told.decisions:
-        if one is not told.subject:
+    for one in explanation.decisions:
+        if one is not explanation.subject:
             rendering.show_line(console, event_view.decision_line(one, now, with_flag=False))
         else:
             event_view.show_decision(console, one, now)
@@ -323,21 +334,21 @@ def changelog(
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Write Markdown from the audit log: what was started, advanced, completed and taken back."""
-    from controller.authoring.story import changelog as tell
-    from controller.authoring.story import since as only_since
+    """Write Markdown from the audit log: what was started, advanced, completed and rolled back."""
+    from controller.authoring.story import changelog as write_changelog
+    from controller.authoring.story import since as decisions_since
 
     if flag is None and since is None:
         fail("changelog: name a flag, or say --since", EXIT_USAGE)
     begin = datetime.min.replace(tzinfo=UTC) if since is None else _moment(since, datetime.now(UTC))
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
-    wanted = None if flag is None else check_flag(flag)
-    title = "Rollouts" if wanted is None else f"Rollouts of {wanted}"
+    flag_key = None if flag is None else check_flag(flag)
+    title = "Rollouts" if flag_key is None else f"Rollouts of {flag_key}"
     title += "" if since is None else f" since {begin:%Y-%m-%d %H:%M} UTC"
 
-    decisions = only_since(perform(_decisions(kafka, wanted)), begin)
-    made = perform(_asking(settings, lambda who: tell(who, decisions, title)))
+    decisions = decisions_since(perform(_decisions(kafka, flag_key)), begin)
+    made = perform(_with_model(settings, lambda model: write_changelog(model, decisions, title)))
     if is_json:
         typer.echo(
             rendering.to_json(
@@ -352,11 +363,11 @@ def changelog(
 
 
 def _moment(text: str, now: datetime) -> datetime:
-    """Return when a changelog begins. Exits 2 for what is no time."""
+    """Return when a changelog begins. Exits 2 for a text that is no time."""
     try:
         return now - parse_duration(text)
     except ValueError:
-        pass  # not an age: perhaps a date
+        pass  # not an age; a date is tried next
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

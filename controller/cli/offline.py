@@ -1,7 +1,6 @@
-"""Commands that try a plan, or the engine, before anything is started.
+"""Commands that run the engine without a daemon: `simulate`, `backtest`, `verdict`.
 
-What they do is imported when it is asked for: the engine's numpy takes 0.2 s, which `roll-back`
-need not wait for.
+The engine is imported on use, because its numpy takes 0.2 s, for which `roll-back` need not wait.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from schemas.fields import parse_duration
 _VERDICT_HELP = (
     "Judge streams of totals with the daemon's own tests: JSON lines in, one verdict a "
     "line out. Needs no Kafka.\n\n"
-    "Each line is one look: what each arm has counted since its stage began. It is "
+    "Each line is one check: what each arm has counted since its stage began. It is "
     "answered at once, before the next is read, "
     "by `continue` or by `roll_back`, which is final for its stream. A line that cannot be "
     "used is answered by one with "
@@ -95,8 +94,8 @@ def simulate(
         typer.Option(
             "--effect",
             metavar="METRIC=xFACTOR[@WHEN]",
-            help="What treatment does worse: errors=x2, latency=x1.3@stage2, "
-            "tail=x5@25h (the slowest 5 %), conversion:bought=x0.8. May be repeated.",
+            help="What treatment does worse: errors=x2, latency=x1.3@stage2, tail=x5@25h (the slowest "
+            "5 %), conversion:bought=x0.8. May be repeated.",
             rich_help_panel="Traffic",
         ),
     ] = None,
@@ -111,13 +110,13 @@ def simulate(
     ] = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Try a plan on virtual rollouts.
+    """Try a plan on virtual rollouts: how long it takes, how often it errs, what harm costs.
 
-    How long it takes, how often it errs, what a harm would cost. Needs no Kafka.
+    Needs no Kafka.
 
     The daemon's own state machine and tests run in virtual time on drawn events, with a treatment
-    as good as control and, given
-    --effect, with one that is not. What is left out, and what that does to the figures: ops/simulate.md.
+    as good as control and, given --effect, with one that is not. ops/simulate.md says what is left
+    out, and how that changes the figures.
     """
     from controller.cli.simulate import Asked, simulate_plan
     from controller.codec.plans import to_core_plan
@@ -157,23 +156,26 @@ def backtest(
         typer.Option(
             "--from",
             metavar="TIME",
-            help="When it would have started: ISO 8601, or as in 36h (ago).",
+            help="When the plan would have started: ISO 8601, or an age as in 36h.",
         ),
     ],
     ends: Annotated[
-        str | None, typer.Option("--to", metavar="TIME", help="Up to then; until now without.")
+        str | None, typer.Option("--to", metavar="TIME", help="Where to stop. Default: now.")
     ] = None,
     flag: Annotated[
         str | None, typer.Option("--flag", help="The recorded flag, in place of the plan's.")
     ] = None,
     every: Annotated[
-        str, typer.Option("--every", metavar="DURATION", help="How often it would have looked.")
+        str,
+        typer.Option(
+            "--every", metavar="DURATION", help="Time between two checks of the evidence."
+        ),
     ] = "1s",
     counts_split: Annotated[
         bool,
         typer.Option(
             "--srm",
-            help="Hold the recorded split against the plan's: for records of this very plan.",
+            help="Compare the recorded split with the plan's; for records of this very plan.",
         ),
     ] = False,
     is_json: JsonOption = False,
@@ -181,12 +183,11 @@ def backtest(
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Run a plan over the recorded events of its flag.
+    """Run a plan over the recorded events of its flag, and show what it would have decided.
 
-    What would it have decided, when and why. Changes nothing in Kafka.
-
-    The daemon's own counting, state machine and tests go through the two event topics as fast as
-    they can be read. Advice says proceed and people approve at once. The records' split is what was
+    Each decision comes with its time and reason. Nothing in Kafka changes. The daemon's own
+    counting, state machine and tests go through the two event topics as fast as they can be read.
+    Advice is always to proceed, and people approve at once. The split of the records is what was
     served then: ops/simulate.md.
     """
     from controller.cli.backtest import Recorded, go_through, time_of
@@ -196,18 +197,11 @@ def backtest(
     if flag is not None:
         document = document.model_copy(update={"flag": check_flag(flag)})
     now = datetime.now(UTC)
-    begins_at_, ends_at = (
-        time_of(begins, "--from", now),
-        now if ends is None else min(time_of(ends, "--to", now), now),
-    )
+    begins_at_ = time_of(begins, "--from", now)
+    ends_at = now if ends is None else min(time_of(ends, "--to", now), now)
     if begins_at_ >= ends_at:
         fail("--from lies before --to, and not in the future", EXIT_USAGE)
-    try:
-        step = parse_duration(every)
-    except ValueError:
-        step = timedelta(0)
-    if not timedelta(milliseconds=100) <= step <= timedelta(minutes=10):
-        fail(f"--every: {every!r}: write a duration from 100ms to 10m, as in 1s", EXIT_USAGE)
+    step = _check_interval(every)
     kafka, counting = reading_settings(config, bootstrap_servers, topic_prefix)
     core = replace(to_core_plan(document), start_at=None, expires_at=None)
     perform(
@@ -216,6 +210,17 @@ def backtest(
             is_json=is_json,
         )
     )
+
+
+def _check_interval(text: str) -> timedelta:
+    """Return the time between two checks. Exits 2 unless it is from 100 ms to 10 minutes."""
+    try:
+        interval = parse_duration(text)
+    except ValueError:
+        interval = timedelta(0)
+    if not timedelta(milliseconds=100) <= interval <= timedelta(minutes=10):
+        fail(f"--every: {text!r}: write a duration from 100ms to 10m, as in 1s", EXIT_USAGE)
+    return interval
 
 
 def add_commands(app: typer.Typer, panel: str) -> None:

@@ -1,6 +1,6 @@
-"""`rolloutctl plan`: check a plan, show the templates.
+"""`rolloutctl plan`: check a plan, show the templates; and reading the plan of other commands.
 
-And reading the plan that `start` is given. Needs no Kafka.
+Needs no Kafka.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from controller.plans import MAX_BYTES, lint_text, template, template_text, temp
 from schemas.plan import PlanDocument
 
 app = typer.Typer(
-    help="Check a plan before it is started, and see what to begin with.", no_args_is_help=True
+    help="Check a plan before it is started, and show templates.", no_args_is_help=True
 )
 
 FileArgument = Annotated[
@@ -48,10 +48,10 @@ def lint(
     is_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Say everything that is wrong or doubtful about a plan, each with its line and how to fix it. Exits 1 on an error.
+    """Report everything wrong or doubtful about a plan, with its line and how to fix it.
 
-    Where traffic is stated, by --traffic or in the plan, a handful of virtual rollouts tells of
-    gates that cannot decide.
+    Exits 1 on an error. Where traffic is stated, by --traffic or in the plan, a few virtual
+    rollouts show gates that cannot decide.
     """
     from controller.cli.lint_report import Tryout, alpha_budget, alpha_lines
 
@@ -60,8 +60,8 @@ def lint(
     document, findings = lint_text(text, datetime.now(UTC), tried)
     is_usable = document is not None and not any(finding.is_error for finding in findings)
     if is_json:
-        told = [rendering.finding_document(finding, source) for finding in findings]
-        answer = {"file": source, "is_usable": is_usable, "findings": told}
+        listed = [rendering.finding_document(finding, source) for finding in findings]
+        answer = {"file": source, "is_usable": is_usable, "findings": listed}
         if is_usable and document is not None:
             answer |= {"alpha": alpha_budget(document), "simulation": tried.document()}
         typer.echo(rendering.to_json(answer))
@@ -111,11 +111,9 @@ def show_templates(
 
 
 def load(source: str, flag: str | None) -> PlanDocument:
-    """Return the plan that `start` is given: a file, `-`, or a template's name.
+    """Return the plan of `start`: from a file, `-`, or a template by name.
 
-    Findings go to standard error.
-
-    Exits 1 when the plan has errors, 2 when there is no such plan.
+    Findings go to standard error. Exits 1 when the plan has errors, 2 when there is no such plan.
     """
     if flag is not None:
         check_flag(flag)
@@ -128,9 +126,7 @@ def load(source: str, flag: str | None) -> PlanDocument:
 
 
 def load_to_try(source: str) -> PlanDocument:
-    """Return a plan that is only tried out.
-
-    A file, `-`, or a template's name, which needs no flag here.
+    """Return a plan to try out: from a file, `-`, or a template by name, which needs no flag here.
 
     Exits 1 when the plan has errors, 2 when there is no such plan.
     """

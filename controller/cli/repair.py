@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable
 
 import typer
 
-from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.kafka.shared_topic import streams
+from controller.adapters.redis.address import connect_redis
 from controller.adapters.redis.rollouts import RedisRollouts
-from controller.bootstrap import redis_url
-from controller.errors import BadInput, BrokenInvariant, RolloutdError
+from controller.adapters.redis.totals import RedisTotals
+from controller.errors import BadInput, BrokenInvariant, ConfigInvalid, RolloutdError
 from controller.settings import Settings
 from schemas.terms import NAME
 
@@ -84,11 +85,21 @@ async def _discard(settings: Settings, flag: str) -> bool:
 
 
 def _rollouts(settings: Settings) -> tuple[RedisRollouts, Callable[[], Awaitable[None]]]:
-    store = RedisConnection.connect(
-        redis_url(settings.redis),
-        prefix=settings.redis_key_prefix,
-        is_cluster=settings.redis.is_cluster,
-        deadline_seconds=2 * settings.redis.call_timeout_seconds,
-        try_seconds=settings.redis.call_timeout_seconds,
-    )
+    store = connect_redis(settings)
     return RedisRollouts(store), store.close
+
+
+async def discard_partition(settings: Settings, topic: str, number: int) -> bool:
+    """Delete what is stored of one event partition; return whether there was something.
+
+    Raises ConfigInvalid for a topic that is not counted, StoreUnavailable when it is not known to
+    be done.
+    """
+    counted = streams(settings.kafka.event_topics)
+    if topic not in counted:
+        raise ConfigInvalid(f"{topic} is not counted; counted are {' and '.join(counted)}")
+    store = connect_redis(settings)
+    try:
+        return await RedisTotals(store).discard(f"{topic}/{number}/{settings.kafka.topic_epoch}")
+    finally:
+        await store.close()

@@ -1,9 +1,7 @@
-"""Where a rollout stands, in words.
+"""Where a rollout stands, in words: what it waits for, why it holds, whether it may advance.
 
-What it waits for, why it holds, and whether it is safe to advance.
-
-Belongs here: reading a rollout and its newest decisions as a person would. Pure. Does not belong
-here: how it is laid out (`rendering.py`), and deciding anything (`core/machine.py`).
+Belongs here: sentences about a rollout and its newest decisions. Pure functions.
+Does not belong here: layout (`status_view.py`), and deciding anything (`controller/core/`).
 """
 
 from __future__ import annotations
@@ -14,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from controller.core.advice_outcome import agrees, is_outcome
-from controller.core.machine import AFTER_COMPLETION, is_frozen, next_deadline
+from controller.core.machine import is_frozen, next_deadline
+from controller.core.machine.announcements import AFTER_COMPLETION
 from controller.core.rollout import (
     Aborted,
     AwaitingApproval,
@@ -26,13 +25,15 @@ from controller.core.rollout import (
     RolledBack,
     Rollout,
     Scheduled,
+    Waiting,
 )
 from controller.core.timeline import frozen_until
 from schemas.decision import Decision, JudgementRecord
 from schemas.fields import format_duration
 from schemas.terms import AdviceChoice, HoldReason
 
-#: A deadline is acted on within a second; one this far behind says that nobody is at work.
+#: A deadline is acted on within a second. One that passed this long ago means that no replica
+#: runs the flag.
 OVERDUE_AFTER = timedelta(seconds=15)
 
 HOLD_WORDS = {
@@ -62,9 +63,9 @@ class Safe(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """One rollout as a person sees it at `now`.
+    """One rollout as it stands at `now`, for people.
 
-    `decisions` are its newest, oldest first; perhaps none.
+    `decisions` are its newest, oldest first. There may be none.
     """
 
     rollout: Rollout
@@ -81,8 +82,8 @@ class Situation:
 
     @property
     def judged_by(self) -> Decision | None:
-        """The newest decision with evidence of the present stay in a stage, or of the last one."""
-        visit = len(self.rollout.visits) - 1
+        """The newest decision with evidence of the present visit of a stage, or of the last one."""
+        visit = self.rollout.visit_index
         for one in reversed(self.decisions):
             if (
                 one.rollout_id == self.rollout.rollout_id
@@ -94,15 +95,12 @@ class Situation:
 
     @property
     def judgement(self) -> JudgementRecord | None:
-        """The newest published evidence of the present stay."""
+        """The newest published evidence of the present visit."""
         return None if self.judged_by is None else self.judged_by.judgement
 
     @property
     def advised(self) -> Sequence[AdviceChoice]:
-        """The last advice at each of this rollout's gates, oldest first.
-
-        As far as its decisions are known.
-        """
+        """The last advice at each of this rollout's gates in `decisions`, oldest first."""
         by_gate = {
             one.gate_id: one.advice.choice
             for one in self.decisions
@@ -114,9 +112,9 @@ class Situation:
 
     @property
     def advice_agreement(self) -> tuple[int, int] | None:
-        """How many of `advised` agree with how the rollout ended, of how many.
+        """How many of `advised` agree with how the rollout ended, and how many there are.
 
-        None while it has not, or people ended it.
+        None while the rollout has not ended, and where people ended it.
         """
         ended = next(
             (one for one in reversed(self.decisions) if one.rollout_id == self.rollout.rollout_id),
@@ -134,15 +132,7 @@ class Situation:
     @property
     def since(self) -> datetime:
         """When the present phase began."""
-        match self.rollout.phase:
-            case Gating(since=since) | AwaitingApproval(since=since) | Paused(since=since):
-                return since
-            case Completed(at=at) | RolledBack(at=at) | Aborted(at=at):
-                return at
-            case Baking():
-                return self.rollout.visits[-1].entered_at
-            case Scheduled():
-                return self.rollout.started_at
+        return self.rollout.phase_since
 
     @property
     def frozen(self) -> str | None:
@@ -164,7 +154,7 @@ class Situation:
 
     @property
     def overdue(self) -> str | None:
-        """That a deadline went by and nothing happened, None when all is as it should be."""
+        """A sentence about a deadline that passed without effect, None when there is none."""
         deadline = next_deadline(self.rollout)
         if deadline is None or self.now - deadline < OVERDUE_AFTER:
             return None
@@ -175,16 +165,17 @@ class Situation:
 
     @property
     def hold(self) -> str | None:
-        """Why it does not move, in words, with the numbers when a decision gave them.
+        """Why the rollout does not move, with the numbers where a decision gave them.
 
-        None while nothing is in the way.
+        None while nothing holds it.
         """
         if self.rollout.hold is None:
             return None
         words = HOLD_WORDS[self.rollout.hold]
-        said = self.decision
-        is_about_it = said is not None and said.revision == self.rollout.revision and said.reason
-        return f"{words}: {said.reason}" if said is not None and is_about_it else words
+        newest = self.decision
+        if newest is None or newest.revision != self.rollout.revision or not newest.reason:
+            return words
+        return f"{words}: {newest.reason}"
 
     @property
     def waits_for(self) -> str:
@@ -193,7 +184,7 @@ class Situation:
         match rollout.phase:
             case Baking(until=until) if until > now:
                 return f"the bake to end {moment(until, now)}"
-            case Scheduled() | Baking() | Gating() | AwaitingApproval() if self.frozen is not None:
+            case phase if isinstance(phase, Waiting) and self.frozen is not None:
                 then = ", then approval" if isinstance(rollout.phase, AwaitingApproval) else ""
                 return ("the freeze window to end" if rollout.freeze is None else "unfreeze") + then
             case Scheduled(start_at=start_at):
@@ -213,19 +204,19 @@ class Situation:
             case Completed():
                 return f"nothing; {AFTER_COMPLETION[rollout.plan.flag_type]}"
             case RolledBack():
-                return "nothing; find the cause, then start anew"
-            case _:
+                return "nothing; find the cause, then restart it"
+            case Aborted():
                 return "nothing; it has ended"
 
     @property
     def safe_to_advance(self) -> tuple[Safe, str]:
         """Whether the next stage may be entered now, and why or why not."""
         rollout = self.rollout
-        if rollout.has_ended:
-            return Safe.ENDED, ended_words(rollout.phase)
         if self.frozen is not None:
             return Safe.NO, self.frozen
         match rollout.phase:
+            case Completed() | RolledBack() | Aborted():
+                return Safe.ENDED, ended_words(rollout.phase)
             case Scheduled():
                 return Safe.NOT_YET, f"it waits for {self.waits_for}"
             case AwaitingApproval(reason=HoldReason.ADVISOR):
@@ -256,12 +247,12 @@ class Situation:
                 return Safe.NOT_YET, "the gate is being judged"
             case Paused():
                 return Safe.NO, self.hold or "paused"
-            case _ if rollout.plan.blind:
+            case Baking() if rollout.plan.blind:
                 return (
                     Safe.NOT_YET,
                     f"it waits for {self.waits_for}, and for nothing else: the plan is blind",
                 )
-            case _:
+            case Baking():
                 return Safe.NOT_YET, f"it waits for {self.waits_for}; then its gate is judged"
 
 

@@ -1,4 +1,4 @@
-"""The verbs of `rolloutctl` that change nothing: status, watch, decisions, alerts."""
+"""The commands of `rolloutctl` that change nothing: status, watch, decisions, alerts."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
 from schemas.decision import Decision
 
-# : Decisions looked at for the evidence of a stage, since a pause and a resume by hand come without
-# any, and for all advice : of a rollout.
+#: Decisions read for the evidence of a stage, since a pause and a resume by an operator have none,
+#: and for all advice about a rollout.
 _DECISIONS_FOR_STATUS = 200
 
 DaemonOption = Annotated[
@@ -53,9 +53,8 @@ DaemonOption = Annotated[
         "--daemon",
         metavar="URL",
         envvar="ROLLOUTCTL_DAEMON",
-        help="A daemon's HTTP address, http://127.0.0.1:8080: with a flag, also says whether "
-        "each flag plane serves what was "
-        "decided. The replica that runs the flag knows.",
+        help="A daemon's HTTP address, http://127.0.0.1:8080: with a flag, also says whether each "
+        "flag plane serves what was decided. The replica that runs the flag knows.",
     ),
 ]
 LastOption = Annotated[
@@ -76,17 +75,17 @@ def status(
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Show where every rollout stands, or all about one.
+    """Show where every rollout stands, or everything about one.
 
-    Is it safe to advance, what it waits for, on what evidence.
+    Whether it is safe to advance, what the rollout waits for, and on what evidence.
     """
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     if flag is not None:
         one, state = perform(find_rollout(kafka, check_flag(flag)))
         planes, why_none = (None, "") if daemon is None else ask_planes(daemon, flag)
         if is_json:
-            told = {} if planes is None else {"planes": planes}
-            typer.echo(rendering.to_json({**status_view.status_document(one, state), **told}))
+            further = {} if planes is None else {"planes": planes}
+            typer.echo(rendering.to_json({**status_view.status_document(one, state), **further}))
         else:
             status_view.show_flag(output(), one, [plane_line(plane) for plane in planes or ()])
         if why_none:
@@ -117,7 +116,7 @@ def watch(
 ) -> None:
     """Follow state, decisions and alerts as they come, until Ctrl-C.
 
-    With --json each is the event as published.
+    With --json each line is one event as published.
     """
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     perform(_watch(kafka, None if flag is None else check_flag(flag), is_json=is_json))
@@ -141,9 +140,9 @@ def decisions(
         return
     console, now = output(), datetime.now(UTC)
     for event in events:
-        said = as_decision(event)
-        if said is not None:
-            event_view.show_decision(console, said, now)
+        decision = as_decision(event)
+        if decision is not None:
+            event_view.show_decision(console, decision, now)
 
 
 def alerts(
@@ -154,20 +153,20 @@ def alerts(
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Show the newest alerts, and what to do about each."""
+    """Show the newest alerts, each with what to do."""
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     events = perform(_newest(kafka, "alerts", last, None if flag is None else check_flag(flag)))
     if _printed_as_json(events, is_json, "no alert yet"):
         return
     console, now = output(), datetime.now(UTC)
     for event in events:
-        told = as_alert(event)
-        if told is not None:
-            rendering.show_line(console, event_view.alert_line(told, now))
+        alert = as_alert(event)
+        if alert is not None:
+            rendering.show_line(console, event_view.alert_line(alert, now))
 
 
 def _printed_as_json(events: Sequence[Event], is_json: bool, otherwise: str) -> bool:
-    """Tell events to machines if asked to; say so when there is none."""
+    """Print events as JSON if requested, and return whether; report when there is none."""
     if not events:
         complain(otherwise)
     if is_json:
@@ -181,9 +180,9 @@ def _printed_as_json(events: Sequence[Event], is_json: bool, otherwise: str) -> 
 
 
 async def find_rollout(kafka: KafkaSettings, flag: str) -> tuple[Situation, Event]:
-    """Return where a flag stands, with its newest decisions.
+    """Return where a flag stands, with its newest decisions, and its document as published.
 
-    And its document as published. Exits 1 without a rollout.
+    Exits 1 when the flag has no rollout.
     """
     async with KafkaReader(kafka, ["state", "decisions"]) as reader:
         newest = await read_rollouts(reader)
@@ -199,8 +198,8 @@ async def find_rollout(kafka: KafkaSettings, flag: str) -> tuple[Situation, Even
             )
             fail(f"{flag} has no rollout; {hint}", EXIT_REJECTED)
         events = await newest_events(reader, "decisions", _DECISIONS_FOR_STATUS, flag)
-    said = [one for one in map(as_decision, events) if one is not None]
-    return situation_of(rollout, said), newest.documents[flag]
+    newest_decisions = [one for one in map(as_decision, events) if one is not None]
+    return situation_of(rollout, newest_decisions), newest.documents[flag]
 
 
 async def _read_rollouts(kafka: KafkaSettings) -> NewestRollouts:
@@ -221,8 +220,8 @@ async def _watch(kafka: KafkaSettings, flag: str | None, *, is_json: bool) -> No
         newest = await read_rollouts(reader, state_ends)
         _say_unreadable(newest)
         for key, rollout in sorted(newest.rollouts.items()):
-            is_wanted = key == flag or (flag is None and not rollout.has_ended)
-            if is_wanted and not is_json:
+            is_shown = key == flag or (flag is None and not rollout.has_ended)
+            if is_shown and not is_json:
                 line = Text.assemble(
                     ("now       ", "dim"), f"{key}  ", status_view.brief(situation_of(rollout))
                 )

@@ -1,14 +1,12 @@
-"""flagd's definition of a flag, as plain values.
-
-What its HTTP document, its gRPC stream and its files all say.
+"""flagd's definition of a flag, as in its HTTP document, its gRPC stream and its files.
 
 Treatment comes first and the sum of the weights never changes, so a higher percentage only adds
-buckets at the end: nobody who is in falls out, and lowering it removes the last in first. Weights
-are integers, because flagd takes a fraction for the default variant. How contexts fall into buckets
-is `web/bucketing.py`, who belongs to a ring and what it serves is said by `core/serving.py`; here
-is the same as JsonLogic, the words that flagd and its providers evaluate.
+buckets at the end: no context loses the treatment, and lowering it removes the latest first.
+Weights are integers, because flagd takes a fraction for the default variant. How contexts fall into
+buckets is `web/bucketing.py`; which contexts belong to a ring and what it serves is
+`core/serving.py`. Here is the same in JsonLogic, which flagd and its providers evaluate.
 
-JsonLogic converts types as JavaScript does, each implementation a little differently; audiences
+JsonLogic converts types as JavaScript does, each implementation a little differently. Audiences
 convert nothing. So rules that would convert begin with a test of the type, made of what flagd's
 evaluators for Go, Python and JavaScript can do: Go's fails on text operators with a boolean,
 JavaScript's on arithmetic with a text, and Python takes true for 1.
@@ -50,21 +48,20 @@ __all__ = [
     "weight_of",
 ]
 
-#: What a document of definitions says of itself.
+#: The schema that a document of definitions names.
 SCHEMA = "https://flagd.dev/schema/v0/flags.json"
 
-# : Between flag key and targeting key in the text whose hash draws one of the variants that
-# treatment is divided among: : another hash than the bucket's, so that those keep their proportions
-# at every percentage.
+#: Stands between flag key and targeting key in the text whose hash selects one of the variants that
+#: treatment is divided among. It is another hash than the bucket's, so those variants keep their
+#: proportions at every percentage.
 SPLIT_SALT = "/split/"
 
 
 def definition_of(rollout: Rollout, served: Serving | None = None) -> dict[str, Any]:
-    """Return the definition that stands under the flag's key.
+    """Return the definition under the flag's key.
 
-    Evaluators refuse other keys: what is ours is metadata.
-
-    `served` is what `serving` says of the rollout, where that is known already.
+    Evaluators refuse keys that they do not know, so ours are in the metadata. `served` is the
+    result of `serving` for the rollout, if the caller has it already.
     """
     served = served or serving(rollout)
     return {
@@ -79,23 +76,19 @@ def definition_of(rollout: Rollout, served: Serving | None = None) -> dict[str, 
 
 
 def metadata_of(rollout: Rollout) -> dict[str, str]:
-    """Return what clients get beside a variant; flagd allows text, numbers and booleans."""
+    """Return what clients get beside a variant; flagd allows texts, numbers and booleans."""
     return {"version": str(rollout.revision), "rolloutd.rollout_id": rollout.rollout_id}
 
 
-# --- rings
-# --------------------------------------------------------------------------------------------------
+# --- rings ---
 
 
 def _targeting(served: Serving) -> dict[str, Any]:
-    """Return the rule that gives what `core.serving.assign` gives.
-
-    The first ring that a context belongs to decides.
-    """
+    """Return the rule with the result of `core.serving.assign`: the first matching ring decides."""
     *narrower, last = served.rings
     branches: list[Any] = []
     for ring in narrower:
-        assert ring.audience is not None  # behind a ring of everybody there is none
+        assert ring.audience is not None  # a ring of everybody is the last
         branches += [belongs(ring.audience), _drawn(served, ring)]
     if last.audience is not None:
         branches += [belongs(last.audience), _drawn(served, last), served.unassigned]
@@ -122,11 +115,10 @@ def _drawn(served: Serving, ring: Ring) -> dict[str, Any]:
     return {"if": [{"===": [drawn, names[treated]]}, divided, drawn]}
 
 
-# --- audiences
-# --------------------------------------------------------------------------------------------------
+# --- audiences ---
 
-# : True where the evaluator is Python's, to which 1 and true are equal: there a boolean is told by
-# how it is written, which : Go's evaluator cannot do with one. JSON has no other way to know.
+#: True where the evaluator is Python's, for which 1 and true are equal. There a boolean is
+#: recognized by how it is written, which Go's evaluator cannot do. JSON has no other way to know.
 _TAKES_TRUE_FOR_1 = {"===": [1, True]}
 
 
@@ -186,9 +178,9 @@ def _rule(condition: Condition) -> dict[str, Any]:
 
 
 def _all(rules: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return that all hold, each asked only where those before it do.
+    """Return that all hold, each evaluated only where those before it hold.
 
-    `and` asks all of them in earlier evaluators for Go.
+    Earlier evaluators for Go evaluate all operands of `and`.
     """
     *guards, last = rules
     for guard in reversed(guards):
@@ -201,7 +193,7 @@ def _any(rules: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _equals(attribute: dict[str, str], value: float | bool) -> dict[str, Any]:
-    """Return that the attribute is this number or boolean, and not the one for the other."""
+    """Return that the attribute is this number or boolean, and true is not taken for 1."""
     same = {"===": [attribute, value]}
     if value not in (0, 1):
         return same
@@ -215,9 +207,9 @@ def _is_written_as_switch(attribute: dict[str, str]) -> dict[str, Any]:
 
 
 def _is_number(attribute: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the rules that a number alone meets.
+    """Return the rules that only a number meets.
 
-    Arithmetic with what is none fails in some evaluators.
+    Arithmetic with other types fails in some evaluators.
     """
     converted = _all(
         [{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+": [attribute]}, attribute]}]
@@ -227,7 +219,7 @@ def _is_number(attribute: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def _is_text(attribute: dict[str, str]) -> dict[str, Any]:
-    """Return what a text alone meets: flagd's own operators do not convert."""
+    """Return what only a text meets: flagd's own operators do not convert."""
     return {"starts_with": [attribute, ""]}
 
 

@@ -1,7 +1,7 @@
-"""GO Feature Flag's definition of a flag, as plain values.
+"""GO Feature Flag's definition of a flag, as in its files.
 
-With two variations its buckets are cut once, at one end, so growing moves nobody out; with three or
-more it would.
+With two variations its buckets are cut once, at one end, so a growing percentage moves no context
+out. With three or more it would.
 
 Source: thomaspoignant/go-feature-flag, flag configuration; compared with its own evaluation in
 tests/integration/test_go_feature_flag.py.
@@ -17,7 +17,7 @@ from controller.core.serving import percent_to_serve, variant_values
 
 
 def definition_of(rollout: Rollout) -> dict[str, Any]:
-    """Return the definition that stands under the flag's key."""
+    """Return the definition under the flag's key."""
     treatment, control = rollout.plan.treatment, rollout.plan.control
     values = variant_values(rollout.plan)
     percent = percent_to_serve(rollout)

@@ -64,12 +64,12 @@ class RedisHeartbeat:
         """Ask once a second until cancelled. Redis being away is no failure here: others say so."""
         while True:
             try:
-                await self.look()
+                await self.beat()
             except OperatingTrouble as trouble:
                 log.debug("pulse_missed", error=str(trouble))
             await asyncio.sleep(ASK_EVERY_SECONDS)
 
-    async def look(self) -> None:
+    async def beat(self) -> None:
         """Ask once. Raises OperatingTrouble."""
         asked_at = self._clock.monotonic()
         try:

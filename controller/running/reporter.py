@@ -6,13 +6,14 @@ is here, in one place. A failure is to be seen within five seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from controller.counting.owned_partition import PartitionState, PartitionView
 from controller.health import Faults, Health, Scope
 from controller.metrics import EVENT_TOPICS, Metrics
+from controller.ports import TopicPartition
 
 REPORT_EVERY_SECONDS: Final = 1.0
 #: Brokers are asked about the state topic every second, Redis is asked for the time every second:
@@ -29,6 +30,10 @@ _NAMED: Final = 5
 
 QUARANTINE: Final = "quarantine"
 
+#: What must work before this replica is ready, and what it can do without for a while.
+REQUIRED: Final = ("http", "kafka", "redis", "state", "counting", "saves", "flags", "serving")
+OPTIONAL: Final = ("actuation", "outbox", "rollouts", "quarantine", "clock")
+
 
 @dataclass(frozen=True, slots=True)
 class Signs:
@@ -40,9 +45,10 @@ class Signs:
     partitions: Sequence[PartitionView]
     topics: Mapping[str, str]  # logical name, by that in `partitions`
     expected: Mapping[str, int]  # partitions that exist, by logical topic
-    owned_commands: int
+    owned_commands: Collection[TopicPartition]  # partitions of the command topic
     effects: int  # saved and not published
     effects_seconds: float  # for how long the oldest of them has been tried
+    commands_lag: int = 0  # commands in them that are not read and done yet
     broken: Mapping[str, str] = field(default_factory=dict)  # why, by flag
     unsaved: Mapping[str, str] = field(default_factory=dict)  # why, by flag: its state is not saved
     gaps: Mapping[tuple[str, str], str] = field(default_factory=dict)  # why, by flag and plane
@@ -59,6 +65,7 @@ class Reporter:
         self._health = health
         self._faults = faults
         self._troubles = (0, 0)  # counters of ingest as last reported: Redis, Kafka
+        self._assignment: set[TopicPartition] = set()  # as last reported
 
     def report(self, signs: Signs) -> None:
         """Report all there is to be seen."""
@@ -90,7 +97,13 @@ class Reporter:
         metrics = self._metrics
         metrics.outbox_entries.set(signs.effects)
         metrics.outbox_age_seconds.set(signs.effects_seconds)
-        metrics.partitions_owned.of("commands").set(signs.owned_commands)
+        metrics.partitions_owned.of("commands").set(len(signs.owned_commands))
+        metrics.lag_records.of("commands").set(signs.commands_lag)
+        assignment = {(one.topic, one.partition) for one in signs.partitions}
+        assignment.update(signs.owned_commands)
+        if assignment != self._assignment:
+            metrics.rebalances.inc()
+            self._assignment = assignment
         for topic, of_topic in _by_topic(signs).items():
             metrics.partitions_owned.of(topic).set(len(of_topic))
         for topic, count in signs.expected.items():
@@ -142,27 +155,6 @@ def why_state(signs: Signs) -> str:
     if seconds is None or seconds <= SILENT_AFTER_SECONDS:
         return ""
     return f"what is decided elsewhere has not been heard of for {seconds:.0f} s"
-
-
-_SHORTEST_WORD_SECONDS = 3.0
-
-
-def why_word_is_old(silent_seconds: float | None, session_timeout_seconds: float) -> str | None:
-    """Return why this replica's word is too old to raise anything by (I11), else None.
-
-    After a session timeout another replica may have taken the flags over; half of it leaves time to
-    act, and with very short sessions three seconds: brokers are asked once a second.
-    `silent_seconds` is since a broker said that nothing newer was decided, None for never.
-    """
-    limit = max(session_timeout_seconds / 2, _SHORTEST_WORD_SECONDS)
-    if silent_seconds is None:
-        return "no broker has said yet that nothing newer was decided elsewhere"
-    if silent_seconds <= limit:
-        return None
-    return (
-        f"no broker has said for {silent_seconds:.1f} s that nothing newer was decided elsewhere; "
-        f"at most {limit:g} s are trusted"
-    )
 
 
 def why_counting(signs: Signs) -> str:

@@ -16,8 +16,8 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 import structlog
@@ -42,6 +42,10 @@ STEP_FAILURES_LIMIT = 10
 EXIT_BROKEN = 70
 
 
+Loop = tuple[str, Callable[[], Awaitable[None]]]
+"""A part that runs until it is cancelled, with its name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing that must have worked before the next: repeated while its surroundings are away."""
@@ -63,7 +67,24 @@ class Parts:
     close: Sequence[tuple[str, Callable[[], Awaitable[None]]]]  # connections, all at once
     expendable: frozenset[str] = frozenset()  # loops that are restarted for ever: flags do without
     early: Sequence[tuple[str, Callable[[], Awaitable[None]]]] = ()  # loops that run from the start
-    on_hangup: Callable[[], None] = field(default=lambda: None)
+
+
+def names_of(*groups: Iterable[Loop]) -> frozenset[str]:
+    """Return the names of loops."""
+    return frozenset(name for group in groups for name, _ in group)
+
+
+def lasting(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """Return `work` as a part that goes on waiting when its work has ended by itself.
+
+    A part that is drained ends so, while the process is about to end.
+    """
+
+    async def run() -> None:
+        await work()
+        await asyncio.Event().wait()
+
+    return run
 
 
 class Supervisor:
@@ -71,7 +92,6 @@ class Supervisor:
 
     def __init__(
         self,
-        parts: Parts,
         health: Health,
         settings: ShutdownSettings,
         faults: Faults,
@@ -80,10 +100,7 @@ class Supervisor:
     ) -> None:
         """`end_process` is the last resort: it takes an exit code and asks nobody."""
         self._faults = faults
-        self.is_running = False
-        """Whether every part was started: what is known of them then is more than a step says."""
         self._end_process = end_process
-        self._parts = parts
         self._health = health
         self._settings = settings
         self._stopping = asyncio.Event()
@@ -98,13 +115,13 @@ class Supervisor:
             self._log.error("process_given_up", reason=reason, code=code)
         self._stopping.set()
 
-    async def run(self) -> int:
+    async def run(self, parts: Parts) -> int:
         """Run until a signal, or until given up; return the exit code: 0 after a signal.
 
         Raises BadInput for what an operator has to change before any start can succeed.
         """
         with_signals = self._catch_signals()
-        work = asyncio.create_task(self._work(), name="daemon")
+        work = asyncio.create_task(self._work(parts), name="daemon")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         try:
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -118,7 +135,7 @@ class Supervisor:
         # Not called off: what this returns to has tasks to cancel and threads to join, and those
         # may hang as well.
         self._end_at_the_latest(seconds, self._exit_code(failure))
-        await self._shut_down(work)
+        await self._shut_down(parts, work)
         for signal_number in with_signals:
             asyncio.get_running_loop().remove_signal_handler(signal_number)
         if isinstance(failure, BadInput):
@@ -134,7 +151,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._parts.on_hangup)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # a closed terminal ends nothing
         return [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
     def _stop(self, number: signal.Signals) -> None:
@@ -148,27 +165,29 @@ class Supervisor:
         self._log.info("stop_asked", signal=number.name)
         self._stopping.set()
 
-    async def _work(self) -> NoReturn:
+    async def _work(self, parts: Parts) -> NoReturn:
         """Bring everything up in order, then run it all. Ends only by an exception."""
         running: set[asyncio.Task[None]] = set()
 
         def start(name: str, loop: Callable[[], Awaitable[None]]) -> None:
-            running.add(asyncio.create_task(self._keep_running(name, loop), name=name))
+            is_expendable = name in parts.expendable
+            keeping = self._keep_running(name, loop, is_expendable=is_expendable)
+            running.add(asyncio.create_task(keeping, name=name))
 
         # Not a TaskGroup, in which one failure ends all.
         try:
-            for name, loop in self._parts.early:
+            for name, loop in parts.early:
                 start(name, loop)
-            for step in self._parts.steps[:1]:
+            for step in parts.steps[:1]:
                 await self._persist(step)
             # Before the other steps: what was decided is served although Redis is away.
-            start("state_feed", self._parts.follow)
-            caught_up = Step("state", "reading what was decided so far", self._parts.caught_up)
-            for step in (*self._parts.steps[1:], caught_up):
+            start("state_feed", parts.follow)
+            caught_up = Step("state", "reading what was decided so far", parts.caught_up)
+            for step in (*parts.steps[1:], caught_up):
                 await self._persist(step)
-            for name, loop in self._parts.loops:
+            for name, loop in parts.loops:
                 start(name, loop)
-            self.is_running = True
+            self._health.is_running = True
             self._log.info("daemon_started")
             await asyncio.Event().wait()
         finally:
@@ -178,7 +197,9 @@ class Supervisor:
                 await asyncio.wait(running)
         raise RolloutdError("unreachable: parts run until they are cancelled")
 
-    async def _keep_running(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+    async def _keep_running(
+        self, name: str, loop: Callable[[], Awaitable[None]], *, is_expendable: bool
+    ) -> None:
         """Run one part until cancelled; whatever ends it, start it again, and report that.
 
         Nothing a part raises leaves this method, so that no part can take its siblings down.
@@ -208,7 +229,7 @@ class Supervisor:
             failed_at.append(now)
             why = _described(error)
             is_hopeless = (
-                name not in self._parts.expendable
+                not is_expendable
                 and len(failed_at) == FAILURES_LIMIT
                 and now - failed_at[0] <= FAILURES_WITHIN_SECONDS
             )
@@ -259,16 +280,16 @@ class Supervisor:
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_RETRY_SECONDS)
 
-    async def _shut_down(self, work: asyncio.Task[NoReturn]) -> None:
+    async def _shut_down(self, parts: Parts, work: asyncio.Task[NoReturn]) -> None:
         """Drain under one deadline, then close everything under another."""
         if not work.done():
-            await self._bounded("drain", self._parts.drain, self._settings.drain_seconds)
+            await self._bounded("drain", parts.drain, self._settings.drain_seconds)
             work.cancel()
             await asyncio.wait([work], timeout=0.2)
         await asyncio.gather(
             *(
                 self._bounded(name, close, self._settings.close_seconds)
-                for name, close in self._parts.close
+                for name, close in parts.close
             )
         )
         self._log.info("daemon_stopped")

@@ -1,6 +1,6 @@
 """Reading requests and writing answers: bounded bodies, JSON, entity tags.
 
-What is asked is the endpoints' business.
+Does not belong here: what the endpoints answer.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from starlette.types import Receive, Scope, Send
 
 from controller.errors import BadInput
 
-# : The longest body we read by default. An evaluation context is far smaller; CloudEvents ask for
-# no more either.
+#: Longest body that is read by default. An evaluation context is far smaller, and CloudEvents
+#: require no more.
 MAX_BODY_BYTES = 64 * 1024
 #: The longest a client may take to send a body it has begun.
 BODY_SECONDS = 5.0
 
-# : On every answer: nothing here is a page, and nothing in it is for a browser to run, frame or
-# guess about.
+#: On every answer: none is a page, and a browser must not run, frame or guess about it.
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -74,7 +73,7 @@ async def send_bytes(
 
 
 async def send_json(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-    """Send JSON that nobody may keep."""
+    """Send JSON that no cache may keep."""
     await send_bytes(send, status, body, (_JSON, _NOT_KEPT, *headers))
 
 
@@ -84,9 +83,9 @@ async def send_error(send: Send, status: int, why: str, *headers: tuple[bytes, b
 
 
 async def send_tagged(scope: Scope, send: Send, body: bytes, tag: str) -> None:
-    """Send JSON with its ETag, or 304 without a body when the client has this very one."""
+    """Send JSON with its ETag, or 304 without a body when the client has this version."""
     headers = (_REVALIDATED, (b"etag", tag.encode()))
-    if is_known(header(scope, b"if-none-match"), tag):
+    if is_named(header(scope, b"if-none-match"), tag):
         # No content-length: on a 304 it would have to be the length of the body that is not sent.
         await send({"type": "http.response.start", "status": 304, "headers": list(headers)})
         await send({"type": "http.response.body", "body": b""})
@@ -95,18 +94,18 @@ async def send_tagged(scope: Scope, send: Send, body: bytes, tag: str) -> None:
 
 
 def header(scope: Scope, name: bytes) -> str:
-    """Return a request header by its lower-case name, repeated ones joined by commas.
+    """Return a request header by its lower-case name, empty when absent.
 
-    Empty when absent.
+    Repeated headers are joined by commas.
     """
-    found: list[tuple[bytes, bytes]] = scope["headers"]
-    return ",".join(value.decode("latin-1") for key, value in found if key == name)
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    return ",".join(value.decode("latin-1") for key, value in headers if key == name)
 
 
-def is_known(if_none_match: str, tag: str) -> bool:
+def is_named(if_none_match: str, tag: str) -> bool:
     """Return whether an If-None-Match header names `tag`.
 
     Weak comparison, RFC 9110 section 13.1.2; our tags hold no comma.
     """
-    known = {candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")}
-    return tag in known or "*" in known
+    tags = {candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")}
+    return tag in tags or "*" in tags

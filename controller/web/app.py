@@ -1,4 +1,4 @@
-"""The HTTP surface in one table: what can be asked, and what stands before all of it.
+"""The HTTP surface in one table: every route, and the guard in front of all of them.
 
 Every route reads. The two POSTs are OFREP's evaluations, which change nothing; steering goes
 through the command topic.
@@ -36,7 +36,7 @@ from controller.web.views import (
     RolloutDocuments,
 )
 
-#: Names under which a daemon that listens on loopback is known.
+#: Host names of a daemon that listens on loopback.
 LOOPBACK_NAMES = ("localhost",)
 
 
@@ -57,18 +57,17 @@ def make_app(
 ) -> Starlette:
     """Return the HTTP surface over these views.
 
-    `has_metrics`: whether /metrics is here, and not on a port of its own (`make_ops_app`).
-
-    `describe` writes a rollout as the state document's JSON; `newest_evidence` a flag's newest
-    look, and `plane_standings` how its planes stand, are None when another replica runs it.
-    `allowed_hosts` are the names clients may call us by, without port; `*.example.org` allows
-    subdomains, `*` all. IP addresses need no entry, see `Guard`. What is in
-    `app.state.event_streams` is to be ended before the server stops.
+    `describe` writes a rollout as the state document's JSON. `newest_evidence` gives the newest
+    judgement of a flag, `plane_standings` the standing of its planes; both are None when another
+    replica runs the flag. `allowed_hosts` are the names that clients may use for us, without port;
+    `*.example.org` allows subdomains, `*` all. IP addresses need no entry, see `Guard`.
+    `has_metrics` is False when /metrics has a port of its own (`make_ops_app`). The caller ends
+    `app.state.event_streams` before the server stops.
     """
     streams = EventStreams(board, metrics, stream_limits)
     advertised = ADVERTISED if stream_limits.streams else b""
     documents = RolloutDocuments(board, describe)
-    routes = [  # the first match is taken: most frequent first
+    routes = [  # the first match is used: most frequent first
         Route(
             "/ofrep/v1/evaluate/flags/{key:path}",
             EvaluateOne(board, metrics, max_body_bytes),
@@ -106,7 +105,7 @@ def make_ops_app(
     *,
     allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
 ) -> Starlette:
-    """Return what probes and monitors ask, for a port that flag traffic cannot starve."""
+    """Return the routes of probes and monitors, for a port that flag traffic cannot starve."""
     alive = Healthz(health)
     routes = [
         Route("/livez", alive, methods=["GET"]),
@@ -118,11 +117,11 @@ def make_ops_app(
 
 
 def _guarded(routes: Sequence[Route], allowed_hosts: Iterable[str]) -> Starlette:
-    """Return an application over these routes, with what stands before all of them."""
+    """Return an application over these routes, with the guard in front."""
     app = Starlette(
         routes=list(routes),
         middleware=[Middleware(Guard, allowed_hosts=allowed_hosts)],
-        exception_handlers={HTTPException: _say_why, Exception: _say_nothing},
+        exception_handlers={HTTPException: _answer_http_error, Exception: _answer_internal_error},
     )
     app.router.redirect_slashes = False  # a redirect would repeat the caller's Host
     return app
@@ -131,15 +130,15 @@ def _guarded(routes: Sequence[Route], allowed_hosts: Iterable[str]) -> Starlette
 class Guard:
     """Refuses requests for other hosts, and puts the security headers on every answer.
 
-    A web page can make a browser call us under the page's own name (DNS rebinding), so names are on
-    a list. It cannot do so under an IP address, and probes and scrapers come by address: those are
-    always allowed.
+    A web page can make a browser call us under the page's own name (DNS rebinding), so only listed
+    names are allowed. It cannot do so under an IP address, and probes and scrapers use addresses:
+    those are always allowed.
     """
 
     def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
         self._app = app
         names = frozenset(host.lower() for host in allowed_hosts)
-        # Remembered, because clients send few different ones and each evaluation asks.
+        # Cached: clients send few different names, and every evaluation is checked.
         self._is_ours = lru_cache(maxsize=256)(partial(is_ours, names=names))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,7 +159,10 @@ class Guard:
 
 
 def is_ours(host: str, names: frozenset[str]) -> bool:
-    """Return whether a Host header (name or address, maybe with port) is an IP address or matches one of `names`."""
+    """Return whether a Host header is an IP address or matches one of `names`.
+
+    The header is a name or an address, perhaps with a port.
+    """
     if "*" in names:
         return True
     is_bracketed = host.startswith("[")  # an IPv6 address, whose colons are not a port's
@@ -180,17 +182,17 @@ def is_ours(host: str, names: frozenset[str]) -> bool:
     return True
 
 
-async def _say_why(request: Request, error: Exception) -> JSONResponse:
+async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
     """Answer 404 and 405 as JSON."""
     assert isinstance(error, HTTPException)
     headers = {"cache-control": "no-store", **(error.headers or {})}
     return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=headers)
 
 
-async def _say_nothing(request: Request, error: Exception) -> JSONResponse:
-    """Answer 500 without details: they go to the log, by whoever runs us.
+async def _answer_internal_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer 500 without details: the server logs them.
 
-    Written outside `Guard`, hence its own headers.
+    This runs outside `Guard`, so it sets the headers itself.
     """
     headers = {name.decode(): value.decode() for name, value in SECURITY_HEADERS}
     # `errorDetails` is what OFREP clients read.

@@ -1,10 +1,8 @@
-"""Who is in: flagd's fractional bucketing.
-
-So that rolloutd and every flagd evaluator agree about each user.
+"""flagd's fractional bucketing: rolloutd and every flagd evaluator agree about each context.
 
 A context falls into one of `WEIGHT_TOTAL` buckets by a hash of flag key and targeting key.
 Treatment comes first and the total never changes, so a higher percentage only adds buckets at the
-end: nobody who is in falls out, and lowering it removes the last in first. Nothing here knows about
+end: no context loses the treatment, and lowering it removes the latest first. Nothing here knows
 rollouts or HTTP.
 
 Source: open-feature/flagd, fractional operator; the generations differ in the bytes that are
@@ -23,13 +21,13 @@ from controller.codec.flagd import SPLIT_SALT, WEIGHT_TOTAL
 
 
 class Generation(StrEnum):
-    """Which flagd evaluators the fleet runs; decides the bytes that are hashed."""
+    """Which flagd evaluators the fleet runs: it determines the bytes that are hashed."""
 
     # flagd 0.15 and 0.16, provider-flagd 0.4 to 0.5: flag key and targeting key, concatenated
     V2 = "v2"
-    # flagd-core 2, provider-flagd from 0.6: CBOR of [flag key, targeting key]. The one flagd is
-    # moving to, so a fleet that starts with it is not shuffled by an upgrade; it also keeps apart
-    # what concatenation confuses ("a" + "b1", "ab" + "1").
+    # flagd-core 2, provider-flagd from 0.6: CBOR of [flag key, targeting key]. flagd is moving to
+    # it, so an upgrade does not shuffle a fleet that starts with it. It also distinguishes what
+    # concatenation confuses ("a" + "b1", "ab" + "1").
     V3 = "v3"
 
 
@@ -54,10 +52,10 @@ def bucketer(flag_key: str, generation: Generation) -> Callable[[str], int]:
 
 
 def lot_drawer(flag_key: str, generation: Generation) -> Callable[[str], int]:
-    """Return the function from targeting key to the 32-bit hash that draws one of the variants treatment is divided among.
+    """Return the function from targeting key to the 32-bit hash that selects a variant.
 
-    It is the hash of another text than the bucket's, so it says nothing of the bucket. Errors as
-    `bucketer`.
+    It divides treatment among its variants. It is the hash of another text than the bucket's, so it
+    does not depend on the bucket. Errors as in `bucketer`.
     """
     digest: Callable[[bytes, int, bool], int] = mmh3.hash
     salted = flag_key + SPLIT_SALT

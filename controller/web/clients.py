@@ -1,8 +1,7 @@
-"""Who a request comes from, and how much of the service one client may have.
+"""Which client a request comes from, and how many requests one client may make.
 
-A client is its address as the connection shows it; headers that name another are not believed.
-Behind a proxy all clients are one: there the limits per client belong to the proxy, see
-ops/security.md.
+A client is the address of its connection; headers that name another address are ignored. Behind a
+proxy all clients are one, and the limits per client are the proxy's task: see `ops/security.md`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 
-#: Clients remembered at once. More are strangers one by one, and the longest unheard is forgotten.
+#: Clients remembered at once. Beyond that, the client that was quiet for longest is forgotten.
 MAX_CLIENTS = 10_000
 
 
@@ -24,10 +23,7 @@ def client_of(peer: tuple[str, int] | None) -> str:
 
 @lru_cache(maxsize=1_024)
 def _network_of(host: str) -> str:
-    """Return an IPv4 address as it is, and the /64 of an IPv6 one.
-
-    A host has a whole /64 to itself.
-    """
+    """Return an IPv4 address as it is, and the /64 of an IPv6 one: one host has a whole /64."""
     if ":" not in host:
         return host
     try:
@@ -40,7 +36,7 @@ def _network_of(host: str) -> str:
 
 
 class RateLimit:
-    """So many requests a second per client, and as many at once as two seconds bring."""
+    """A limit of requests per second and client, with bursts of two seconds' requests."""
 
     def __init__(
         self,
@@ -62,7 +58,7 @@ class RateLimit:
         return len(self._left)
 
     def seconds_to_wait(self, client: str) -> float:
-        """Take one request of a client; return 0, or after how many seconds it may ask again."""
+        """Count one request of a client; return 0, or the seconds until it may ask again."""
         if not self._per_second:
             return 0.0
         now = self._monotonic()

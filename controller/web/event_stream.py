@@ -1,8 +1,8 @@
-"""GET /ofrep/v1/sse: tells OFREP clients the moment a flag changed, so that they need not poll.
+"""GET /ofrep/v1/sse: an event for OFREP clients when a flag changes, so that they need not poll.
 
-An event names no flag and no percentage: a client that hears one evaluates again. So nothing is
-queued: whoever could not be told of three changes is told once, of the last. Every stream begins
-with an event, since something may have changed between a client's evaluation and its stream.
+An event names no flag and no percentage: the client evaluates again. So nothing is queued: a client
+that missed three changes gets one event, for the last. Every stream begins with an event, because
+something may have changed between a client's evaluation and its stream.
 
 Source: open-feature/protocol, ADR 0008 and service/openapi.yaml 0.3.0; HTML standard, server-sent
 events.
@@ -25,18 +25,17 @@ from controller.web.flags import FlagBoard
 
 PATH = "/ofrep/v1/sse"
 
-# : What a bulk evaluation says of the stream. Without an origin clients take that of the address
-# they asked.
+#: What a bulk evaluation says of the stream. Without an origin, clients use that of their request.
 ADVERTISED = msgspec.json.encode(
     [{"type": "sse", "endpoint": {"requestUri": PATH}, "inactivityDelaySec": 120}]
 )
 
-#: After which a client that lost its stream comes back, at first.
+#: Time after which a client that lost its stream comes back, at first.
 _RECONNECT_MS = 1_000
 _HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would keep events back until its buffer is full
+    (b"x-accel-buffering", b"no"),  # nginx would hold events until its buffer is full
 ]
 
 
@@ -45,10 +44,9 @@ class StreamLimits:
     """Times in seconds."""
 
     streams: int = 200
-    heartbeat: float = 15.0  # a comment, so that proxies do not take the silence for an end
-    pause: float = (
-        0.1  # between two events of one stream: many flags changing at once are one evaluation
-    )
+    heartbeat: float = 15.0  # a comment, so that proxies do not close a silent stream
+    # between two events of one stream: many flags that change at once are one evaluation
+    pause: float = 0.1
     slow: float = 5.0  # a client that has not taken what was sent by then is dropped
 
 
@@ -68,9 +66,9 @@ class EventStreams:
         self._ending = asyncio.Event()
 
     def end(self) -> None:
-        """End every stream in order, and refuse new ones.
+        """End every stream in order and refuse new ones, because the process stops.
 
-        The process is about to stop, and clients come back elsewhere.
+        Clients come back at another replica.
         """
         self._ending.set()
 
@@ -94,7 +92,7 @@ class EventStreams:
         ending = asyncio.create_task(self._ending.wait(), name="event_stream_ending")
         try:
             with self._board.changes() as changed:
-                await self._tell(send, changed, leaving, ending)
+                await self._stream(send, changed, leaving, ending)
         except TimeoutError:
             self._dropped.inc()
             abort: Callable[[], None] | None = (
@@ -102,9 +100,8 @@ class EventStreams:
             )
             if abort is not None:
                 abort()  # closing in order would wait for what the client does not take
-                await asyncio.sleep(
-                    0
-                )  # until uvicorn knows: it would complain of an answer without an end
+                # Otherwise uvicorn would log an answer without an end.
+                await asyncio.sleep(0)
         finally:
             self._open -= 1
             self._open_gauge.set(self._open)
@@ -113,7 +110,9 @@ class EventStreams:
                 with suppress(asyncio.CancelledError):
                     await task
 
-    async def _tell(self, send: Send, changed: asyncio.Event, *leaving: asyncio.Task[Any]) -> None:
+    async def _stream(
+        self, send: Send, changed: asyncio.Event, *leaving: asyncio.Task[Any]
+    ) -> None:
         """Send events and heartbeats. Raises TimeoutError when the client does not take them."""
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": _HEADERS})
         await self._send(send, _part(b"retry: %d\n\n" % _RECONNECT_MS))
@@ -135,8 +134,7 @@ class EventStreams:
                     leaving, timeout=self._limits.pause, return_when=asyncio.FIRST_COMPLETED
                 )
             else:
-                # while the flags are not to be trusted nobody is told; that they are again is a
-                # change
+                # No event while the flags are not trusted; when they are again, that is a change.
                 changed.clear()
                 await self._send(send, _part(b": alive\n\n"))
         if not leaving[0].done():
@@ -161,6 +159,6 @@ def _part(body: bytes) -> dict[str, Any]:
 
 
 async def _left(receive: Receive) -> None:
-    """Return once the client is gone."""
+    """Return once the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         continue

@@ -1,15 +1,13 @@
-"""flagd's gRPC sync source, `flagd.sync.v1.FlagSyncService`.
-
-A full snapshot at once, then one for each change.
+"""flagd's gRPC sync source, `flagd.sync.v1.FlagSyncService`: a snapshot, and one for each change.
 
 For flagd itself (`--sources` with `"provider":"grpc"`) and for providers that evaluate in the app's
-own process. Nothing is queued: a client gets the newest document, however many were between. While
-the flags are not to be trusted nothing is sent, and new streams are refused: flagd then keeps what
-it has.
+own process. Nothing is queued: a client gets the newest document, however many there were in
+between. While the flags are not trusted nothing is sent and new streams are refused, so flagd keeps
+what it has.
 
-The three messages are written by hand, which is shorter than what a generator makes of them: of a
-request nothing is needed, and an answer is one text. `GetMetadata` is left out on purpose: clients
-go without it, but fail on an empty answer to it.
+The three messages are written by hand, which is shorter than generated code: nothing of a request
+is needed, and an answer is one text. `GetMetadata` is left out on purpose: clients work without it,
+but fail on an empty answer to it.
 
 Source: open-feature/flagd-schemas, flagd/sync/v1/sync.proto.
 """
@@ -29,19 +27,19 @@ from controller.web.flags import FlagBoard
 SERVICE = "flagd.sync.v1.FlagSyncService"
 SELECTOR = "flagd-selector"
 
-#: A client that has not taken a document by then is dropped; it comes back.
+#: A client that has not taken a document by then is dropped; it will come back.
 SLOW_SECONDS = 5.0
-#: Clients that went away without a word are found by pings; those of a client are allowed as often.
+#: Interval of pings, which detect clients that disappeared. Clients may ping as often.
 PING_MS = 30_000
 #: Requests hold at most a name and a selector.
 MAX_REQUEST_BYTES = 65_536
-#: After this, calls still open at the end are cut.
+#: Calls that are open for longer than this at the end are cut.
 GRACE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class SyncAddress:
-    """Where to listen, and as whom."""
+    """Where to listen, and with which certificate."""
 
     host: str = "127.0.0.1"
     port: int = 0  # 0 takes a free one
@@ -54,7 +52,10 @@ class FlagdSyncServer:
     """Serves the board's document over gRPC between `start` and `stop`."""
 
     def __init__(self, board: FlagBoard, address: SyncAddress, *, flag_set_id: str) -> None:
-        """Raises ConfigInvalid when grpcio is not installed, or certificates cannot be read."""
+        """Listen nowhere yet.
+
+        Raises ConfigInvalid when grpcio is not installed, or certificates cannot be read.
+        """
         try:
             self._grpc: Any = importlib.import_module("grpc")
             importlib.import_module("grpc.aio")
@@ -71,11 +72,11 @@ class FlagdSyncServer:
         self.port = address.port
 
     async def start(self) -> None:
-        """Return once calls are accepted. Raises ConfigInvalid when the address cannot be had."""
+        """Return once calls are accepted. Raises ConfigInvalid for an address that is not free."""
         grpc, address = self._grpc, self._address
         self._server = grpc.aio.server(
             options=[
-                ("grpc.so_reuseport", 0),  # a taken port is to be noticed
+                ("grpc.so_reuseport", 0),  # a port that is in use must be an error
                 ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
                 ("grpc.keepalive_time_ms", PING_MS),
                 ("grpc.keepalive_timeout_ms", PING_MS // 3),
@@ -114,8 +115,7 @@ class FlagdSyncServer:
         if self._server is not None:
             await self._server.stop(GRACE_SECONDS)
 
-    # --- calls
-    # ----------------------------------------------------------------------------------------------
+    # --- calls ---
 
     async def _sync_flags(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         await self._check(context)
@@ -136,7 +136,7 @@ class FlagdSyncServer:
                     changed.clear()
         finally:
             self._streams -= 1
-        yield b""  # never reached: what makes this a stream for grpc.aio
+        yield b""  # never reached; it makes this a stream for grpc.aio
 
     async def _fetch_all_flags(self, request: bytes, context: Any) -> bytes:
         await self._check(context)
@@ -147,8 +147,8 @@ class FlagdSyncServer:
         codes = self._grpc.StatusCode
         if (why_not := self._board.why_no_document) is not None:
             await context.abort(codes.UNAVAILABLE, why_not)
-        wanted = dict(context.invocation_metadata() or ()).get(SELECTOR, "")
-        name, _, flag_set = str(wanted).partition("=")
+        selector = dict(context.invocation_metadata() or ()).get(SELECTOR, "")
+        name, _, flag_set = str(selector).partition("=")
         if name.strip() == "flagSetId" and flag_set.strip() != self._flag_set_id:
             await context.abort(codes.NOT_FOUND, f"there is one flag set here: {self._flag_set_id}")
 
@@ -176,9 +176,9 @@ class FlagdSyncServer:
 
 
 def _message(flag_configuration: bytes) -> bytes:
-    """Return a SyncFlagsResponse, which a FetchAllFlagsResponse is alike.
+    """Return a SyncFlagsResponse; a FetchAllFlagsResponse is the same.
 
-    Field 1, length-delimited.
+    The document is field 1, length-delimited.
     """
     length, rest = bytearray(), len(flag_configuration)
     while rest >= 0x80:

@@ -1,7 +1,7 @@
 """OFREP 0.3.0: single and bulk evaluation over HTTP, for any OpenFeature client.
 
-Evaluation follows the decided percentage by the context's targeting key; other attributes are read
-for flags with audiences alone. A POST here changes nothing: it is how the protocol carries a
+Evaluation follows the decided percentage by the context's targeting key. Other attributes are read
+only for flags with audiences. A POST here changes nothing: it is how the protocol carries a
 context.
 
 Source: open-feature/protocol, service/openapi.yaml.
@@ -30,16 +30,16 @@ from controller.web.flags import FlagBoard, ServedFlag
 _NO_KEY = (
     "the evaluation context has no targetingKey, and this flag is served to a share of contexts"
 )
-#: A client that finds us not yet able to answer asks again after this.
+#: A client that cannot be answered yet tries again after this.
 _RETRY_AFTER = (b"retry-after", b"1")
-#: What a change takes at most from one replica to another while all is well.
+#: Longest time of a change from one replica to another while all is well.
 _CATCH_UP_SECONDS = 1.0
-#: Work of a bulk evaluation between two turns of the loop, and between two looks at the clock.
+#: Work of a bulk evaluation between two turns of the loop, and between two checks of the clock.
 _SLICE_SECONDS = 0.001
 _FLAGS_PER_SLICE = 20
-#: How often a bulk evaluation is made again because something changed while it was made.
+#: How often a bulk evaluation is repeated because a flag changed during it.
 _ATTEMPTS = 3
-#: An unknown key comes back in the answer, but not the whole of a hostile one.
+#: Characters of an unknown key that the answer repeats: a hostile one may be long.
 _MAX_ECHO = 128
 
 
@@ -65,7 +65,7 @@ _decode_attributes = msgspec.json.Decoder(_Attributes).decode
 
 
 class _Unusable(BadInput):
-    """The request is not one, with OFREP's code for why."""
+    """The request cannot be used; `code` is OFREP's error code."""
 
     def __init__(self, code: str, why: str) -> None:
         super().__init__(why)
@@ -75,17 +75,14 @@ class _Unusable(BadInput):
 def failure(code: str, why: str, key: str | None = None) -> bytes:
     """Return OFREP's failed evaluation as JSON.
 
-    Clients read code and details of every failure, so both are always there.
+    Clients read code and details of every failure, so both are always present.
     """
     named = {} if key is None else {"key": key[:_MAX_ECHO]}
     return msgspec.json.encode({**named, "errorCode": code, "errorDetails": why})
 
 
 class EvaluateOne:
-    """POST /ofrep/v1/evaluate/flags/{key}, as a plain ASGI application.
-
-    This is the path apps wait for.
-    """
+    """POST /ofrep/v1/evaluate/flags/{key}, as a plain ASGI application: apps wait for it."""
 
     def __init__(self, board: FlagBoard, metrics: Metrics, max_body_bytes: int) -> None:
         self._board = board
@@ -137,9 +134,9 @@ class EvaluateAll:
         *,
         per_second: float = 0.0,
     ) -> None:
-        """`event_streams` is the JSON list of where clients hear of changes; empty for nowhere.
+        """`event_streams` is the JSON list of streams that announce changes; empty for none.
 
-        `per_second` is what one client may ask for, 0: as much as it likes.
+        `per_second` is the number of requests that one client may make, 0: no limit.
         """
         self._board = board
         self._rate = RateLimit(per_second)
@@ -168,7 +165,7 @@ class EvaluateAll:
         except _Unusable as trouble:
             await send_json(send, 400, failure(trouble.code, str(trouble)))
             return
-        if (why_not := self._board.why_not) is not None:  # it may have come to doubt meanwhile
+        if (why_not := self._board.why_not) is not None:  # it may be doubted since
             await send_json(send, 503, failure("GENERAL", why_not), _RETRY_AFTER)
             return
         await send_tagged(scope, send, answer, f'"{xxhash.xxh3_64_hexdigest(answer)}"')
@@ -176,8 +173,8 @@ class EvaluateAll:
     async def _answer(self, body: bytes) -> bytes:
         """Return the answer as JSON. Raises _Unusable.
 
-        With thousands of flags this takes tens of milliseconds, in which a rollback must not wait:
-        the loop has its turns in between, and what changed in them is answered again.
+        With thousands of flags this takes tens of milliseconds, and a rollback must not wait for
+        it. So the loop gets turns in between, and after a change the evaluation is repeated.
         """
         targeting_key = _read_bulk(body)
         attributes: Mapping[str, Any] | None = None
@@ -193,20 +190,20 @@ class EvaluateAll:
         return b'{"flags":[%b]%b}' % (b",".join(answers), self._tail)
 
     async def _catch_up(self, scope: Scope) -> None:
-        """Wait a moment when another replica told the client of a change that has not reached us.
+        """Wait a moment when another replica announced a change that has not reached us.
 
-        The event's time comes back in the query. Answered at once, the client would keep what it
-        has until the next change.
+        The event's time comes back in the query. If answered at once, the client would keep its
+        evaluation until the next change.
         """
         query: bytes = scope["query_string"]
         if b"flagConfigLastModified=" not in query:
             return
-        told = parse_qs(query.decode("latin-1")).get("flagConfigLastModified", [""])[0]
-        if not (told.isascii() and told.isdigit() and len(told) < 12):
+        modified = parse_qs(query.decode("latin-1")).get("flagConfigLastModified", [""])[0]
+        if not (modified.isascii() and modified.isdigit() and len(modified) < 12):
             return
         with suppress(TimeoutError), self._board.changes() as changed:
             async with asyncio.timeout(_CATCH_UP_SECONDS):
-                while int(self._board.changed_at.timestamp()) < int(told):
+                while int(self._board.changed_at.timestamp()) < int(modified):
                     await changed.wait()
                     changed.clear()
 
@@ -214,7 +211,7 @@ class EvaluateAll:
 async def _evaluated(
     flags: Sequence[ServedFlag], targeting_key: str, attributes: Mapping[str, Any] | None
 ) -> list[bytes]:
-    """Return each flag's answer for one context, giving the loop a turn after each slice of work."""
+    """Return each flag's answer for one context; the loop gets a turn after each slice."""
     answers: list[bytes] = []
     began = time.perf_counter()
     for start in range(0, len(flags), _FLAGS_PER_SLICE):
@@ -235,7 +232,7 @@ async def _evaluated(
 def answer_one(flag: ServedFlag, body: bytes) -> bytes:
     """Return the answer to a single evaluation.
 
-    An empty targeting key is none, as for flagd. Raises BadInput.
+    An empty targeting key counts as none, as in flagd. Raises BadInput.
     """
     targeting_key = _read_single(body)
     if targeting_key:
@@ -265,10 +262,7 @@ def _read_bulk(body: bytes) -> str:
 
 
 def _read_attributes(body: bytes) -> Mapping[str, Any]:
-    """Return everything that an evaluation says of its context.
-
-    The targeting key among it. Raises _Unusable.
-    """
+    """Return the attributes of a context, the targeting key among them. Raises _Unusable."""
     try:
         return _decode_attributes(body).context
     except (ValueError, msgspec.DecodeError, RecursionError) as error:
@@ -276,11 +270,8 @@ def _read_attributes(body: bytes) -> Mapping[str, Any]:
 
 
 def _unusable(error: Exception) -> _Unusable:
-    """Return OFREP's word for what is wrong with a body.
-
-    The decoder's messages name places, not values.
-    """
-    if isinstance(error, msgspec.ValidationError):  # it is JSON, and not the JSON we need
+    """Return OFREP's error for a body; the decoder's messages name places, not values."""
+    if isinstance(error, msgspec.ValidationError):  # it is JSON of another form
         return _Unusable("INVALID_CONTEXT", str(error))
     if isinstance(error, RecursionError):
         return _Unusable("PARSE_ERROR", "the body is nested too deeply")

@@ -1,7 +1,4 @@
-"""The HTTP server: uvicorn, started and stopped by us.
-
-With limits on everything a client can hold on to.
-"""
+"""The HTTP server: uvicorn, with limits on everything that a client can hold."""
 
 from __future__ import annotations
 
@@ -19,43 +16,42 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from controller.errors import ConfigInvalid
 from controller.web.clients import client_of
 
-# : Seconds an idle connection is kept between two requests; longer than the 5 s at which flagd
-# polls.
+#: Seconds that an idle connection is kept between two requests: longer than the 5 s at which flagd
+#: polls.
 _KEEP_ALIVE_SECONDS = 15
-#: At the cap a connection that has sent no whole request for this long gives way to a new one.
+#: At the limit, a connection that has sent no whole request for this long gives way to a new one.
 _SILENT_SECONDS = 1.0
 #: Requests sent ahead on one connection. HTTP clients send none; thousands in one packet would be
-#: taken apart in one turn of the loop.
+#: parsed in one turn of the loop.
 _MAX_AHEAD = 16
-# : The longest head of a request, apart from what its first read brought (at most 256 KiB). Cookies
-# are not for us.
+#: Longest head of a request, apart from the bytes of its first read (at most 256 KiB). We use no
+#: cookies.
 _MAX_HEAD_BYTES = 32 * 1024
-#: Said to a client that holds as many connections as one may.
+#: Answer to a client that holds as many connections as one may.
 _TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: "
     b"close\r\ncontent-length: 0\r\n\r\n"
 )
-# : Of the time given to `stop`, what closing what is left may take after the requests under way
-# were cancelled.
+#: Part of the time of `stop` for closing connections after the requests under way were cancelled.
 _CLOSING_SECONDS = 0.5
 
 
 class _Seats:
-    """Who holds the connections, and who gives way when there is no room for another.
+    """Which clients hold the connections, and which connection gives way to a new one.
 
     Connections that wait for their client (for its first request, or the next) are kept in the
-    order in which they began to wait; those with a request under way never give way.
+    order in which they began to wait. Those with a request under way never give way.
     """
 
     def __init__(self, limit: int, per_client: int) -> None:
-        """`per_client` is what one client may hold; 0: as many as there are."""
+        """`per_client` is the number of connections that one client may hold; 0: no limit."""
         self._limit = limit
         self._per_client = per_client
         self._held: Counter[str] = Counter()
         self._waiting: dict[_Protocol, float] = {}  # since when, oldest first
 
     def take(self, connection: _Protocol) -> bool:
-        """Give a new connection its place; return False when there is none for this client."""
+        """Give a new connection a place; return False when this client may have no more."""
         client = connection.client_key
         self._held[client] += 1
         is_welcome = not self._per_client or self._held[client] <= self._per_client
@@ -67,7 +63,7 @@ class _Seats:
         return is_welcome
 
     def leave(self, connection: _Protocol) -> None:
-        """Take a place back; done twice it is done once."""
+        """Free a connection's place; a second call changes nothing."""
         self._waiting.pop(connection, None)
         client = connection.client_key
         if client in self._held and not connection.has_left:
@@ -77,16 +73,19 @@ class _Seats:
                 del self._held[client]
 
     def wait(self, connection: _Protocol) -> None:
-        """The connection waits for its client from now on."""
+        """Record that the connection waits for its client."""
         self._waiting.pop(connection, None)
         self._waiting[connection] = connection.loop.time()
 
     def work(self, connection: _Protocol) -> None:
-        """The connection has a request under way."""
+        """Record that the connection has a request under way."""
         self._waiting.pop(connection, None)
 
     def _give_way(self, newcomer: _Protocol, client: str | None = None) -> bool:
-        """Close the connection that has waited longest, of this client if one is given."""
+        """Close the connection that has waited longest, of `client` if one is given.
+
+        Return False when none may be closed.
+        """
         silent_since = newcomer.loop.time() - _SILENT_SECONDS
         for connection, since in self._waiting.items():
             is_idle = connection.is_idle or since <= silent_since
@@ -104,10 +103,7 @@ class _Seats:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with what it lacks.
-
-    Bounds on a request's head, on idling, and on connections as such.
-    """
+    """uvicorn's protocol with bounds on a request's head, on idling and on connections."""
 
     seats: _Seats
     client_key = ""
@@ -117,15 +113,16 @@ class _Protocol(HttpToolsProtocol):
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
+    # uvicorn narrows the type of the transport.
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.client_key = client_of(self.client)
         if not self.seats.take(self):
             self.transport.write(_TOO_MANY)
             self.transport.close()
         elif self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
-            # at the limit uvicorn still says 503; past it each connection would cost a file
-            # descriptor
+            # At the limit uvicorn still answers 503. Beyond it each connection would cost a file
+            # descriptor.
             transport.abort()
         else:
             self._start_timer()
@@ -143,7 +140,7 @@ class _Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if not self._is_in_head:
-            # the usual case: the head came in one piece, and no timer was ever needed
+            # The usual case: the head came in one piece, and no timer was needed.
             self._stop_timer()
             return
         self._head_bytes += len(data)
@@ -172,7 +169,7 @@ class _Protocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():
-            self.transport.abort()  # it asks and does not read: closing in order would wait for it
+            self.transport.abort()  # the client does not read: closing in order would wait for it
         else:
             super().timeout_keep_alive_handler()
 
@@ -232,12 +229,11 @@ class HttpServer:
         backlog: int = 512,
         setting: str = "http.host and http.port",
     ) -> None:
-        """`head_seconds` is what a client may take from connecting.
+        """Listen nowhere yet.
 
-        Or from a request's first byte, to the end of its head.
-
-        `max_per_client` bounds the connections of one client address, 0: not at all. `setting`
-        names what an operator changes when the address cannot be had.
+        `head_seconds` bounds the time from connecting, or from a request's first byte, to the end
+        of its head. `max_per_client` bounds the connections of one client address, 0: no bound.
+        `setting` names the setting that an operator changes when the address is not free.
         """
         self._app = app
         self._host = host
@@ -259,7 +255,7 @@ class HttpServer:
     async def start(self) -> None:
         """Return once connections are accepted.
 
-        Raises ConfigInvalid when the address cannot be had.
+        Raises ConfigInvalid for an address that is not free.
         """
         listener = self._bind()
         self._port = listener.getsockname()[1]
@@ -278,7 +274,7 @@ class HttpServer:
                 lifespan="off",
                 ws="none",
                 interface="asgi3",
-                log_config=None,  # logging is set up by whoever started us
+                log_config=None,  # logging is set up by the daemon
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
@@ -297,12 +293,12 @@ class HttpServer:
         finally:
             started.cancel()
         if self._task.done():
-            await self._task  # raises what kept it from starting
+            await self._task  # raises why it did not start
 
     async def stop(self, deadline_seconds: float = 4.0) -> None:
-        """Stop accepting, let requests under way finish.
+        """Stop accepting, and let requests under way finish.
 
-        And return within `deadline_seconds` whatever the clients do.
+        It returns within `deadline_seconds`, whatever the clients do.
         """
         if self._uvicorn is None or self._task is None:
             return
@@ -314,7 +310,7 @@ class HttpServer:
             async with asyncio.timeout(deadline_seconds):
                 await task
         except TimeoutError:
-            pass  # the task was cancelled with the wait; what is still open is cut below
+            pass  # the task was cancelled with the wait; open connections are cut below
         for connection in list(server.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()

@@ -1,7 +1,4 @@
-"""What people and machines may look at: health, metrics, rollouts, the flagd document.
-
-Reads views, decides nothing.
-"""
+"""Read-only endpoints for people and monitors: health, metrics, rollouts, the flagd document."""
 
 from __future__ import annotations
 
@@ -27,28 +24,25 @@ _DOCUMENTS_PER_TURN = 50
 
 
 class Healthz:
-    """GET /healthz and /livez: whether a restart would help.
-
-    An answer shows that the loop turns.
-    """
+    """GET /healthz and /livez: whether a restart would help. An answer shows that the loop runs."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 200 while alive, 503 with why only a restart helps else."""
+        """Answer 200 while alive, else 503 with the reason why only a restart helps."""
         status = 200 if self._health.is_alive else 503
         body = {"alive": self._health.is_alive, "fatal_errors": self._health.trouble}
         await send_json(send, status, msgspec.json.encode(body))
 
 
 class Readyz:
-    """GET /readyz: whether this replica may be sent evaluations, and in full how everything stands.
+    """GET /readyz: whether this replica may be sent evaluations, and the state of every part.
 
-    The status is about serving alone, because a load balancer goes by it: an outage of Kafka or
-    Redis meets all replicas at once, and each still serves the last decision. Whether it counts and
-    decides is in the body (`working`), and in the status with `?strict=1`, for monitors.
-    See ops/decisions/0012-health.md.
+    The status is only about serving, because a load balancer acts on it: an outage of Kafka or
+    Redis affects all replicas at once, and each still serves the last decision. Whether it counts
+    and decides is in the body (`working`), and in the status with `?strict=1`, for monitors. See
+    `ops/decisions/0012-health.md`.
     """
 
     def __init__(self, health: Health, board: FlagBoard, faults: Faults | None = None) -> None:
@@ -57,7 +51,7 @@ class Readyz:
         self._faults = faults
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 200 while evaluations are answered, 503 else; `strict=1` asks for more."""
+        """Answer 200 while evaluations are answered, else 503; `strict=1` requires more."""
         is_strict = parse_qs(scope["query_string"].decode("latin-1")).get("strict") == ["1"]
         body = self.report()
         is_ok = body["ready"] and not (is_strict and body["degraded"])
@@ -111,7 +105,7 @@ class Readyz:
 
 
 class MetricsPage:
-    """GET /metrics in the format the scraper asks for.
+    """GET /metrics in the format that the scraper requests.
 
     Since Prometheus 3 a wrong content type fails the scrape.
     """
@@ -122,7 +116,7 @@ class MetricsPage:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer all metrics."""
         write, content_type = choose_encoder(header(scope, b"accept"))
-        # In a thread: with many flags the text takes longer than the loop may stand still.
+        # In a thread: with many flags the text takes longer than the loop may be blocked.
         body = await asyncio.to_thread(write, self._registry)
         await send_bytes(
             send,
@@ -133,12 +127,10 @@ class MetricsPage:
 
 
 class FlagdDocument:
-    """GET /flagd/flags.json.
+    """GET /flagd/flags.json: the definitions for flagd's HTTP sync, which requires the `.json`.
 
-    The definitions for flagd's HTTP sync, which goes by the path's `.json`.
-
-    503 while not to be trusted: flagd then keeps what it has, where an empty document would delete
-    its flags.
+    It answers 503 while the flags are not trusted: flagd then keeps what it has. An empty document
+    would delete its flags.
     """
 
     def __init__(self, board: FlagBoard) -> None:
@@ -156,8 +148,8 @@ class FlagdDocument:
 class RolloutDocuments:
     """GET /rollouts and /rollouts/{flag}: the state documents, as on the state topic.
 
-    Shown also while the flags are not to be trusted: this is for people, and `readyz` says how old
-    it may be.
+    They are answered also while the flags are not trusted: this is for people, and `/readyz` says
+    how old they may be.
     """
 
     def __init__(self, board: FlagBoard, describe: Callable[[Rollout], bytes]) -> None:
@@ -166,9 +158,9 @@ class RolloutDocuments:
         self._written: dict[str, tuple[Rollout, bytes]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer all documents in the order of flag keys, or the one asked for."""
-        wanted: str | None = scope["path_params"].get("flag_key")
-        if wanted is None:
+        """Answer all documents in the order of flag keys, or the one requested."""
+        flag_key: str | None = scope["path_params"].get("flag_key")
+        if flag_key is None:
             parts = []
             for count, flag in enumerate(self._board.flags, start=1):
                 parts.append(self._document(flag.rollout))
@@ -176,11 +168,11 @@ class RolloutDocuments:
                     await asyncio.sleep(0)
             body = b'{"rollouts":[%b]}' % b",".join(parts)
         else:
-            found = self._board.get(wanted)
-            if found is None:
+            served = self._board.get(flag_key)
+            if served is None:
                 await send_error(send, 404, "no rollout has this flag key")
                 return
-            body = self._document(found.rollout)
+            body = self._document(served.rollout)
         await send_tagged(scope, send, body, f'"{xxhash.xxh3_64_hexdigest(body)}"')
 
     def _document(self, rollout: Rollout) -> bytes:
@@ -192,9 +184,9 @@ class RolloutDocuments:
 
 
 class NewestEvidence:
-    """GET /rollouts/{flag}/evidence.
+    """GET /rollouts/{flag}/evidence: the newest judgement of a rollout, as decisions carry it.
 
-    The newest look at a rollout, as decisions carry it, also while nothing is decided.
+    There is one also while nothing is decided.
     """
 
     def __init__(self, board: FlagBoard, newest_evidence: Callable[[str], bytes | None]) -> None:
@@ -202,7 +194,7 @@ class NewestEvidence:
         self._newest_evidence = newest_evidence
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the look; 404 where there is none here: the replica that runs the flag has it."""
+        """Answer the judgement; 404 if there is none here: the flag's own replica has it."""
         flag_key: str = scope["path_params"]["flag_key"]
         body = self._newest_evidence(flag_key)
         if body is not None:
@@ -240,18 +232,15 @@ class PlaneStandings:
         self._standings = standings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one entry per plane.
-
-        404 where there is none here: the replica that runs the flag has them.
-        """
+        """Answer one entry per plane; 404 if none is here: the flag's own replica has them."""
         flag_key: str = scope["path_params"]["flag_key"]
-        found = self._standings(flag_key)
-        if found is not None:
+        standings = self._standings(flag_key)
+        if standings is not None:
             body = msgspec.json.encode(
                 {
                     "flag": flag_key,
-                    "is_converged": all(one.is_converged for one in found),
-                    "planes": [_standing_document(one) for one in found],
+                    "is_converged": all(one.is_converged for one in standings),
+                    "planes": [_standing_document(one) for one in standings],
                 }
             )
             await send_json(send, 200, body)

@@ -481,7 +481,8 @@ class LocalKafka:
             ),
             "controller.listener.names": "CONTROLLER",
             "listeners": (
-                f"PLAINTEXT://{LOOPBACK}:{self.ports[broker]},CONTROLLER://{LOOPBACK}:{self._controller_ports[broker]}"
+                f"PLAINTEXT://{LOOPBACK}:{self.ports[broker]},"
+                f"CONTROLLER://{LOOPBACK}:{self._controller_ports[broker]}"
             ),
             "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{self.ports[broker]}",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",

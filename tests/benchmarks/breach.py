@@ -120,10 +120,10 @@ async def measure(
             f"{kind:14} n={len(ordered)} median {statistics.median(ordered) * 1000:.0f} ms, "
             f"min {ordered[0] * 1000:.0f}, max {ordered[-1] * 1000:.0f}"
         )
-    print(
-        f"ratio of medians "
-        f"{statistics.median(seconds['hanging model']) / statistics.median(seconds['no model']):.2f}"
+    hung_median, usual_median = (
+        statistics.median(seconds[kind]) for kind in ("hanging model", "no model")
     )
+    print(f"ratio of medians {hung_median / usual_median:.2f}")
 
     await seen_by.close()
 

@@ -1,4 +1,4 @@
-"""False alarms, delay and power of the gate's tests on seeded streams, beside an oracle and beside what others use.
+"""False alarms, delay and power of the gate's tests, beside an oracle and other methods.
 
     python -m tests.benchmarks.detection [--runs 2000] [--seed 1] [--only
     errors|ramp|late|latency|srm|safe|others|cost]
@@ -277,7 +277,7 @@ class RepeatedZ(Pooled):
 
 
 class AsymptoticSequence(Pooled):
-    """A one-sided asymptotic confidence sequence of the difference, tuned to 5,000 contexts, as GrowthBook's `gbstats` has it.
+    """A one-sided asymptotic confidence sequence, as in GrowthBook's `gbstats` (N* = 5,000).
 
     Source: I. Waudby-Smith et al., arXiv 2103.06476.
     """

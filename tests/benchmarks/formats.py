@@ -35,7 +35,7 @@ ROUNDS = 5
 
 
 def measure(name: str, values: Sequence[bytes], readers: Readers, *, evaluations: bool) -> None:
-    """Print how fast records of these values are counted, each value as often as it takes for 20,000 events."""
+    """Print how fast these values are counted, each repeated up to 20,000 events."""
     records: list[Record] = [
         make_record(offset, values[offset % len(values)])
         for offset in range(EXPORTS * len(REQUESTS) if len(values) > 1 else EXPORTS)

@@ -79,7 +79,7 @@ async def _measure(seconds: float, connections: int) -> tuple[Round, Round]:
         for n in range(FLAGS)
     ]
     for rollout in rollouts:
-        board.take(rollout)
+        board.update(rollout)
     board.trust()
     app = make_app(board, Health(()), Metrics(version="0"), describe=lambda rollout: b"{}")
     server = HttpServer(app, port=0)
@@ -103,7 +103,7 @@ async def _change(board: FlagBoard, rollouts: list[Rollout]) -> None:
         for rollout in rollouts:
             revision += 1
             percent = float(revision % 101)
-            board.take(
+            board.update(
                 make_rollout(
                     flag_key=rollout.flag_key, plan=rollout.plan, revision=revision, percent=percent
                 )

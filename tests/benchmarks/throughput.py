@@ -1,4 +1,4 @@
-"""Events per second end to end on one core, against the ceiling of an aiokafka daemon in the same run.
+"""Events per second end to end on one core, beside a bare aiokafka consumer in the same run.
 
 `python -m tests.benchmarks.throughput [--events 1200000] [--flags 20] [--known 20] [--poison 0.1]
 [--unknown 0]` on a real Kafka. Fills both event topics (4 partitions each, keyed by context, about
@@ -197,7 +197,7 @@ async def ceiling(settings: KafkaSettings, events: int) -> tuple[float, float]:
 async def count(
     settings: KafkaSettings, url: str, rollouts: list[Rollout], events: int
 ) -> tuple[float, float, int, float]:
-    """Return (seconds, CPU seconds, refusals, longest fold in seconds) of counting everything, the last total saved."""
+    """Return (seconds, CPU seconds, refusals, longest fold in seconds) of counting everything."""
     store = connect(url, settings)
     refused = 0
 
@@ -251,7 +251,7 @@ def connect(url: str, settings: KafkaSettings) -> RedisConnection:
 
 
 def alone(work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
-    """Return what `work` of `arguments` returns, done in a fresh process on the first of our cores."""
+    """Return `work(*arguments)`, run in a fresh process on the first of our cores."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), be_alone) as process:
         return process.submit(run_to_end, work, *arguments).result()
 
@@ -341,7 +341,7 @@ async def prepare(
 async def is_exact(
     url: str, settings: KafkaSettings, rollouts: list[Rollout], recount: Recount, refused: int
 ) -> bool:
-    """Return whether the totals and the number of refusals equal the recount, printing what does not."""
+    """Return whether totals and refusals equal the recount; print each difference."""
     if refused != recount.poison:
         print(f"differs: {refused} quarantined, {recount.poison} poison records written")
         return False
@@ -395,7 +395,7 @@ async def run(options: argparse.Namespace, bootstrap: str, server: RedisServer) 
 
 
 async def compare(options: argparse.Namespace, bootstrap: str, server: RedisServer) -> int:
-    """Count good events and as many with poison among them at the same time, compare their CPU time; return the exit code."""
+    """Count events with and without poison at the same time; return the exit code."""
     rollouts = make_rollouts(options)
     good = await prepare(options, bootstrap)
     bad = await prepare(

@@ -548,7 +548,7 @@ class Chaos:
         self.operators.begin()
 
     async def _start(self, flag_key: str, plan: PlanDocument) -> None:
-        """Start a rollout; a replica on a busy machine may refuse until a broker has answered it."""
+        """Start a rollout; a busy replica may refuse until a broker has answered it."""
         async with asyncio.timeout(120):
             while True:
                 answer = await self.client.command(CommandVerb.START, flag_key, plan=plan)

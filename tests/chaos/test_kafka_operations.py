@@ -140,7 +140,7 @@ async def test_a_topic_is_deleted_and_made_again(
 async def test_a_topic_is_made_again_and_outgrows_the_old_fence(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Offsets of a new topic are not those of the old one, even where they look as if they followed."""
+    """Offsets of a new topic are not those of the old one, even where they seem to continue."""
     async with releasing(kafka, redis_url, topic_prefix, tmp_path) as release:
         release.daemon.kill9()
         release.traffic.is_reporting = False

@@ -38,7 +38,7 @@ def no_faults(findings: Findings) -> None:
 async def test_kill9_loses_and_doubles_nothing(
     kafka: str, tmp_path: Path, kills: int, seed: int, longest_seconds: float
 ) -> None:
-    """A daemon killed at random moments under traffic and commands counts, answers and decides everything exactly once."""
+    """A daemon killed at random moments counts, answers and decides everything exactly once."""
     [(_, figures, findings)] = await run(
         kafka,
         kills=kills,
@@ -56,7 +56,7 @@ async def test_kill9_loses_and_doubles_nothing(
 
 @pytest.mark.real_kafka
 async def test_kill9_of_a_static_member(kafka: str, tmp_path: Path) -> None:
-    """A replica with a name of its own comes back to its partitions without waiting for its dead self's session to end."""
+    """A replica with its own name gets its partitions back before its old session ends."""
     environ = {
         "ROLLOUTD_KAFKA__REQUEST_TIMEOUT_SECONDS": "70"
     }  # must exceed the session, which no round could wait for

@@ -1,4 +1,4 @@
-"""A Redis that is full, hangs, is slow, falls back or is damaged, under a release that fails: never silence."""
+"""Redis is full, hangs, is slow, is restored or damaged while a release fails: no silence."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_a_redis_that_hangs_is_said_and_survived(
 async def test_a_redis_that_takes_two_seconds_an_answer(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """A server that is held up again and again for two seconds delays a roll back or is reported; it hides nothing."""
+    """A server that stalls for two seconds repeatedly delays a rollback or is reported."""
     async with (
         releasing(kafka, own_redis.url, topic_prefix, tmp_path) as release,
         redis.asyncio.Redis.from_url(own_redis.url) as client,

@@ -247,7 +247,7 @@ async def test_document_and_effects_survive_a_torn_tail_together(own_redis: Redi
 
 
 async def test_a_count_goes_on_through_kills(own_redis: RedisServer) -> None:
-    """An owner that keeps counting while Redis is killed under it ends with totals that match its fence."""
+    """An owner that counts while Redis is killed ends with totals that match its fence."""
     dice = random.Random(11)
     store = RedisConnection.connect(own_redis.url, try_seconds=0.2, deadline_seconds=0.4)
     totals = RedisTotals(store)

@@ -89,7 +89,7 @@ async def test_sigterm_with_frozen_dependencies(
     tmp_path: Path,
     frozen: str,
 ) -> None:
-    """With Kafka, Redis or both accepting connections and never answering, SIGTERM still ends it with 0 in less than 5 s."""
+    """With Kafka or Redis accepting connections but not answering, SIGTERM ends it within 5 s."""
     async with running(own_kafka.bootstrap, own_redis.url, tmp_path, topic_prefix) as (
         daemon,
         client,
@@ -161,7 +161,7 @@ async def test_sigterm_with_a_hanging_model(
 async def test_sigterm_with_open_connections(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Clients that keep a connection, half a request or a stream open, over HTTP or gRPC, do not hold the exit up."""
+    """Clients with an open connection, request or stream, HTTP or gRPC, do not delay the exit."""
     sync_port = free_port()
     offered = {"ROLLOUTD_FLAGD_SYNC__PORT": str(sync_port)}
     async with (

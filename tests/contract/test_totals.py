@@ -91,7 +91,7 @@ async def test_a_save_behind_a_moved_fence_is_refused(totals: Totals) -> None:
 async def test_two_writers_to_the_same_fence_do_not_take_each_others_work_for_their_own(
     totals: Totals,
 ) -> None:
-    """Of two writers that get equally far only one wins, although the fence is where the other wants it too."""
+    """Of two writers with the same target fence only one wins."""
     await totals.save(KEY, expected=None, next_offset=5, fields={TREATMENT: counts(5)})
     assert await totals.save(KEY, expected=5, next_offset=9, fields={TREATMENT: counts(8)}) is None
     assert await totals.save(KEY, expected=5, next_offset=9, fields={TREATMENT: counts(9)}) == 9
@@ -240,7 +240,7 @@ async def test_reading_adds_up_the_partitions(totals: Totals) -> None:
 
 
 async def test_arms_are_found_in_their_bundles(totals: Totals) -> None:
-    """A read finds an arm in its flag's bundle as in a field of its own, whichever partition keeps it in which way."""
+    """A read finds an arm in its flag's bundle as in a field of its own, in any partition."""
     name = bundle_field("new-checkout")
     stranger = arm_field("another", "start-1", 0, Arm.CONTROL)
     bundle = encode_bundle(
@@ -323,7 +323,7 @@ async def test_a_discarded_partition_is_as_if_never_counted(totals: Totals) -> N
 
 
 async def test_reading_again_sees_what_changed_in_between(totals: Totals) -> None:
-    """A second read gives the new totals of what changed and the same of what did not, although nothing is decoded twice."""
+    """A second read gives new totals where they changed, without decoding anything twice."""
     wanted = {"new-checkout": ("start-1", [0])}
     for key in (KEY, OTHER_KEY):
         await totals.save(

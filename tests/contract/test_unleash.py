@@ -132,7 +132,7 @@ async def test_a_rollback_lowers_the_strategy_and_switches_off(
 async def test_before_the_start_nothing_is_written(
     plane: UnleashPlane, console: Console, flag_key: str, phase: Any
 ) -> None:
-    """A flag that is not ours yet is left as people have it, on or off, before a start and after an abort."""
+    """A flag that is not ours yet stays as it is, before a start and after an abort."""
     await console.create(flag_key)
     await console.add(flag_key, 40, title="for testers")
     await console.here("POST", flag_key, "/on")
@@ -175,7 +175,7 @@ def ringed(flag_key: str) -> Plan:
 async def test_audiences_and_variants_are_strategies_in_order(
     plane: UnleashPlane, console: Console, flag_key: str
 ) -> None:
-    """Ring after ring, each strategy has its place, its audience as constraints and its variants with their payloads."""
+    """In every ring each strategy has its place, its constraints and its variants."""
     plan = ringed(flag_key)
     for stage in (0, 1, 2, 1):
         rollout = replace(at_stage(plan, stage), revision=stage + 1 if stage < 3 else 4)
@@ -323,9 +323,9 @@ async def test_a_crash_between_decision_and_write_is_no_edit(
     await console.create(flag_key)
     await plane.serve(decided(flag_key, 25))
     for undo in ("off", "lower"):
-        if (
-            undo == "off"
-        ):  # as if it had ended between adding and switching on: the switch is older than the strategy's mark
+        # As if it had ended between adding and switching on: the switch is older than the
+        # strategy's mark.
+        if undo == "off":
             await plane.serve(rolled_back(flag_key, 2))
         successor = UnleashPlane(make_settings(url), SystemClock())
         rollout = decided(flag_key, 50, 3 if undo == "off" else 4, rollout_id="start-2")
@@ -499,7 +499,7 @@ async def test_counting_anew_may_lower_and_not_raise(
 
 
 async def test_twins_are_removed(plane: UnleashPlane, console: Console, flag_key: str) -> None:
-    """A copy of our strategy, made in the console or by two replicas that began at once, is removed: the older one stays."""
+    """A copy of our strategy is removed, and the older one stays."""
     await plane.serve(decided(flag_key, 10))
     ours = await console.strategy(flag_key)
     await console.add(flag_key, 10, title=ours["title"])
@@ -569,7 +569,7 @@ async def test_a_wrong_setting_is_told_by_its_name(
 async def test_a_flag_is_archived_at_the_end_of_its_life(
     url: str, console: Console, flag_key: str
 ) -> None:
-    """Where settings ask for it, a flag goes to the archive some time after its rollout ended, unless it is on for users."""
+    """With the setting, a flag is archived after its rollout ended, unless it is on for users."""
     plane = UnleashPlane(make_settings(url, archive_after_days=30), SystemClock())
     ago = SystemClock().now() - timedelta(days=31)
     completed = decided(flag_key, 100, 1, phase=Completed(ago))

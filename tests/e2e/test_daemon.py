@@ -23,7 +23,7 @@ FLAG = "new-checkout"
 async def test_a_healthy_release_reaches_everybody(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Started by a command, a release without harm goes through all stages and completes, each stage by a passed gate."""
+    """A started release without harm passes every gate and completes."""
     async with (
         DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
         Client(kafka, topic_prefix) as client,

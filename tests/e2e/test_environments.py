@@ -154,7 +154,7 @@ async def test_another_environment_on_our_topics_is_refused(
 async def test_a_new_name_leaves_no_data_behind(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """A renamed environment whose made key prefix would change is told which prefix keeps its data."""
+    """A renamed environment whose default prefix would change learns which prefix has its data."""
     production = DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix)
     renamed = DaemonProcess(
         kafka,

@@ -80,7 +80,7 @@ def test_the_prefect_example_ends_as_the_chosen_version_must(bad: str, end: str)
 
 
 KCAT = """#!{python}
-# What the README uses of kcat, for machines without it: each line of standard input becomes a record.
+# What the README uses of kcat, for machines without it: each input line becomes a record.
 import argparse, sys
 from confluent_kafka import Producer
 parser = argparse.ArgumentParser()

@@ -145,7 +145,7 @@ def _record(material: Hostile, offset: int, value: bytes | None) -> Record:
 def _counted(
     event_format: EventFormat, *, evaluations: bool, make: Callable[[Hostile], bytes | None]
 ) -> Edge:
-    """Return an edge that folds a batch of hostile records of one format with an honest one among them.
+    """Return an edge that folds hostile records of one format with an honest one among them.
 
     A case is the whole batch: `run` counts it once; `CASES_OF` says how many records it holds.
     """
@@ -325,7 +325,7 @@ def rollout_documents(material: Hostile) -> str:
     except DocumentUnreadable as fault:
         return _refused(fault)
     board = FlagBoard(generation=Generation.V3)
-    board.take(rollout)
+    board.update(rollout)
     board.trust()
     board.flagd_document()
     for flag in board.flags:
@@ -424,7 +424,7 @@ class Ofrep:
     def __init__(self) -> None:
         board = FlagBoard(generation=Generation.V3)
         for rollout in honest.rollouts():
-            board.take(replace(rollout, flag_key=f"flag-{rollout.phase.name}"))
+            board.update(replace(rollout, flag_key=f"flag-{rollout.phase.name}"))
         board.trust()
         app = make_app(board, Health(["x"]), Metrics(version="1"), describe=lambda _: b"{}")
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)

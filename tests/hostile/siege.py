@@ -175,9 +175,11 @@ class Siege:
             while not self.figures.roll_backs and time.monotonic() < deadline:
                 await asyncio.wait(tasks, timeout=0.5)  # a busy machine has not got that far
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            pending = set(tasks)
+            while pending:  # a client library may swallow a cancellation
+                for task in pending:
+                    task.cancel()
+                _, pending = await asyncio.wait(pending, timeout=1)
 
     async def _forever(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -80,7 +80,7 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_good_answer_is_advice(protocol: str) -> None:
-    """A completion in the form becomes advice with all it takes to ask for it again, latency and the answer as it came."""
+    """A completion in the form becomes advice with its question, latency and raw answer."""
     async with faults.fault_server(faults.advising()) as server:
         advice = await ask(server, protocol=protocol)
     assert (advice.choice, advice.confidence, advice.model) == ("proceed", 80, "tiny")
@@ -489,7 +489,7 @@ async def test_plain_server_behind_https_is_no_advice() -> None:
 
 
 async def test_private_authority_is_trusted_when_named(certificate: tuple[Path, Path]) -> None:
-    """A server with a certificate of one's own authority is asked once the settings name it, and refused before."""
+    """A server of a private authority is trusted once the settings name it, refused before."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*certificate)
     async with faults.fault_server(faults.advising(), tls=tls) as server:
@@ -515,7 +515,7 @@ def test_certificates_that_cannot_be_used_are_refused_at_start(tmp_path: Path) -
 
 
 async def test_full_backlog_is_no_advice() -> None:
-    """A machine that takes no connection is given up after the time for a connection, long before the deadline."""
+    """A machine that takes no connection is given up after the connection timeout."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

@@ -88,7 +88,7 @@ async def test_two_members_share_a_group(
 async def test_kafka_killed_and_restarted_keeps_records(
     own_kafka: LocalKafka, topic_prefix: str
 ) -> None:
-    """A broker killed with SIGKILL comes back on the same port with every record it acknowledged."""
+    """A broker killed with SIGKILL returns on the same port with every acknowledged record."""
     topic = f"{topic_prefix}events"
     await create_topics_at(own_kafka.bootstrap, topic, partitions=1)
     await _produce(own_kafka.bootstrap, topic, [b"before"])
@@ -154,7 +154,7 @@ async def test_a_cluster_of_three_survives_the_loss_of_one(topic_prefix: str) ->
 
 
 async def test_redis_restart_keeps_data(own_redis: RedisServer) -> None:
-    """A server killed with SIGKILL comes back on the same port with its append-only file replayed."""
+    """A server killed with SIGKILL returns on the same port and replays its append-only file."""
     async with redis.asyncio.Redis.from_url(own_redis.url) as client:
         await client.hset("totals", mapping={"next": 42})
     own_redis.kill9()
@@ -164,7 +164,7 @@ async def test_redis_restart_keeps_data(own_redis: RedisServer) -> None:
 
 
 async def test_a_cut_tail_loses_the_last_write_only(own_redis: RedisServer) -> None:
-    """Bytes off the end of the append-only file undo the last write and leave the server able to start."""
+    """Cutting the append-only file undoes the last write, and the server can start."""
     async with redis.asyncio.Redis.from_url(own_redis.url) as client:
         await client.set("first", "kept")
         await client.set("second", "lost")

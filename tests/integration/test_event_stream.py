@@ -28,7 +28,7 @@ class Served:
 
     def __init__(self) -> None:
         self.board = FlagBoard(generation=Generation.V3)
-        self.board.take(make_rollout())
+        self.board.update(make_rollout())
         self.board.trust()
         app = make_app(self.board, Health(()), Metrics(version="1"), describe=lambda rollout: b"{}")
         self.streams = app.state.event_streams
@@ -72,7 +72,7 @@ async def test_a_change_is_heard_at_once_by_everybody() -> None:
         for reader, _ in connections:
             await event(reader)
         await asyncio.sleep(0.15)  # the pause after the first event
-        served.board.take(make_rollout(revision=2, percent=0.0))
+        served.board.update(make_rollout(revision=2, percent=0.0))
         started = time.monotonic()
         heard = await asyncio.gather(*(event(reader) for reader, _ in connections))
         assert {one["etag"] for one in heard} == {served.board.flagd_document()[1]}
@@ -101,7 +101,7 @@ async def test_stopping_waits_for_no_stream() -> None:
 
 
 async def test_a_client_that_does_not_read_can_be_cut_off() -> None:
-    """The server lets an application drop a connection whose client takes nothing, whatever is still to be sent on it."""
+    """The server lets an application drop a connection whose client reads nothing."""
     has_given_up = asyncio.Event()
 
     async def flood(scope: Scope, receive: Receive, send: Send) -> None:

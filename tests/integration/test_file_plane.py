@@ -197,7 +197,7 @@ async def test_a_flag_deleted_from_the_file_is_switched_off(
     assert (served.percent, served.edited_by) == (0.0, SOMEBODY)
     await kept(plane)
     assert set(read(path)) == {"other"}
-    plane.take(make_rollout(revision=2, percent=50.0))
+    plane.update(make_rollout(revision=2, percent=50.0))
     await kept(plane)
     assert await plane.look(make_rollout(revision=2, percent=50.0)) == Served(50.0, None)
     path.unlink()
@@ -210,7 +210,7 @@ async def test_a_flag_deleted_from_the_file_is_switched_off(
 
 async def kept(plane: FilePlane) -> None:
     """Let the plane write once what it noted."""
-    keeping = asyncio.create_task(plane.keep())
+    keeping = asyncio.create_task(plane.run())
     await asyncio.sleep(0.3)
     keeping.cancel()
     with suppress(asyncio.CancelledError):
@@ -262,10 +262,10 @@ async def test_each_replica_keeps_its_own_file_complete(tmp_path: Path) -> None:
     The newest revision only.
     """
     plane = make_plane(tmp_path / "flags.json")
-    keeping = asyncio.create_task(plane.keep())
+    keeping = asyncio.create_task(plane.run())
     try:
         for revision, percent in ((1, 10.0), (3, 0.0), (2, 50.0)):
-            plane.take(make_rollout(revision=revision, percent=percent))
+            plane.update(make_rollout(revision=revision, percent=percent))
         async with asyncio.timeout(60):
             while (await plane.look(make_rollout(revision=3, percent=0.0))).difference is not None:
                 await asyncio.sleep(0.01)
@@ -376,7 +376,7 @@ async def test_audiences_stand_in_a_flagd_file_and_nowhere_else(tmp_path: Path) 
     )
     assert (await serve(flagd, rollout)).difference is None
     board = FlagBoard(generation=Generation.V3)
-    board.take(rollout)
+    board.update(rollout)
     definition = read(tmp_path / "flags.json")["new-checkout"]
     assert (
         definition["targeting"]
@@ -391,7 +391,7 @@ async def test_audiences_stand_in_a_flagd_file_and_nowhere_else(tmp_path: Path) 
 
 
 async def test_a_flagd_client_in_file_mode_sees_what_ofrep_serves(tmp_path: Path) -> None:
-    """OpenFeature's flagd provider evaluates the file for 500 users as rolloutd itself does, at every percentage."""
+    """OpenFeature's flagd provider evaluates the file as rolloutd does, for 500 users."""
     path = tmp_path / "flags.json"
     plane, board = make_plane(path), FlagBoard(generation=Generation.V3)
     users = [f"user-{number}" for number in range(500)]
@@ -399,7 +399,7 @@ async def test_a_flagd_client_in_file_mode_sees_what_ofrep_serves(tmp_path: Path
     for revision, percent in enumerate([1.0, 10.0, 33.33, 100.0], start=1):
         rollout = make_rollout(revision=revision, percent=percent)
         await plane.serve(rollout)
-        board.take(rollout)
+        board.update(rollout)
         now = await flagd_treats(path, users)
         flag = board.get("new-checkout")
         assert flag is not None
@@ -417,7 +417,7 @@ async def flagd_treats(path: Path, users: list[str]) -> set[str]:
 
 
 async def test_a_planted_link_or_file_is_neither_followed_nor_kept(tmp_path: Path) -> None:
-    """Where others may write, nothing that they put in our way is written through or becomes the file."""
+    """Where others may write, no link or file of theirs is followed or becomes the file."""
     theirs = tmp_path / "theirs"
     theirs.write_text("untouched")
     path = tmp_path / "flags.json"

@@ -35,7 +35,7 @@ USERS = [f"user-{number}" for number in range(10_000)]
 def board() -> FlagBoard:
     """A trusted board with one flag at 10 %."""
     board = FlagBoard(generation=Generation.V3)
-    board.take(make_rollout())
+    board.update(make_rollout())
     board.trust()
     return board
 
@@ -67,7 +67,7 @@ def share_of(response: Any) -> int:
 async def test_a_real_provider_follows_every_change(
     board: FlagBoard, server: FlagdSyncServer
 ) -> None:
-    """A provider that evaluates in the app sees each percentage as OFREP serves it, without polling, and nobody falls out."""
+    """A provider in the app follows each percentage without polling, and no user falls out."""
 
     def by_ofrep() -> set[str]:
         flag = board.get("new-checkout")
@@ -77,13 +77,13 @@ async def test_a_real_provider_follows_every_change(
     async with openfeature_client(flagd_sync(server.port)) as client:
         before: set[str] = set()
         for revision, percent in enumerate([1.0, 10.0, 25.0, 50.0, 100.0], start=2):
-            board.take(make_rollout(revision=revision, percent=percent))
+            board.update(make_rollout(revision=revision, percent=percent))
             wanted, started = by_ofrep(), time.monotonic()
             while await asyncio.to_thread(users_in, client, "new-checkout", USERS) != wanted:
                 assert time.monotonic() - started < 60, "the provider did not follow"
             assert before <= wanted
             before = wanted
-        board.take(make_rollout(revision=9, percent=100.0, phase=RolledBack(T0, "breach")))
+        board.update(make_rollout(revision=9, percent=100.0, phase=RolledBack(T0, "breach")))
         started = time.monotonic()
         while await asyncio.to_thread(users_in, client, "new-checkout", USERS):
             assert time.monotonic() - started < 60, "the provider did not follow the roll back"
@@ -98,10 +98,10 @@ async def test_a_stream_begins_with_everything_and_repeats_nothing(
     """
     stream = stub.SyncFlags(sync_pb2.SyncFlagsRequest(provider_id="test"))
     assert share_of(await stream.read()) == 1_000
-    board.take(make_rollout())
-    board.take(make_rollout(revision=0, percent=50.0))
+    board.update(make_rollout())
+    board.update(make_rollout(revision=0, percent=50.0))
     for revision in range(2, 50):
-        board.take(make_rollout(revision=revision, percent=float(revision)))
+        board.update(make_rollout(revision=revision, percent=float(revision)))
     assert share_of(await stream.read()) == 4_900
     assert json.loads(
         (await stub.FetchAllFlags(sync_pb2.FetchAllFlagsRequest())).flag_configuration
@@ -125,7 +125,7 @@ async def test_nothing_is_sent_while_it_cannot_be_trusted(board: FlagBoard, stub
     stream = stub.SyncFlags(sync_pb2.SyncFlagsRequest())
     await stream.read()
     board.doubt("reading again")
-    board.take(make_rollout(revision=2, percent=50.0))
+    board.update(make_rollout(revision=2, percent=50.0))
     assert (
         await code_of(stub.SyncFlags(sync_pb2.SyncFlagsRequest()).read())
         is grpc.StatusCode.UNAVAILABLE
@@ -179,7 +179,7 @@ async def test_what_is_not_here_is_refused(stub: Any) -> None:
 
 
 async def test_stopping_does_not_wait_for_clients(board: FlagBoard) -> None:
-    """With streams open the server stops without waiting for them, and starts again on the same port."""
+    """With open streams the server stops without waiting, and starts again on the same port."""
     server = FlagdSyncServer(board, SyncAddress(), flag_set_id="production")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

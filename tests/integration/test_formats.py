@@ -1,4 +1,4 @@
-"""The same traffic in every format an event topic may have, through the real ingest on a real Kafka and Redis."""
+"""The same traffic in every event format, through the real ingest on Kafka and Redis."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def told(arm: ArmTotals) -> tuple[object, ...]:
 async def test_every_format_gives_the_same_totals(
     kafka: str, own_redis: RedisServer, topic_prefix: str
 ) -> None:
-    """OTLP JSON, OTLP protobuf, spans alone, GO Feature Flag and our own events give identical totals for the same traffic."""
+    """Every event format gives identical totals for the same traffic."""
     requests = make_traffic()
     store = RedisConnection.connect(own_redis.url)
     members = {way: Member(kafka, topic_prefix, way, store) for way in ways(requests)}

@@ -24,9 +24,10 @@ from controller.adapters.memory import MemoryFlagPlane
 from controller.adapters.redis.plane import RedisPlane
 from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import SystemClock
-from controller.core.rollout import Rollout
+from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
+from controller.metrics import Metrics
 from controller.ports import FlagPlane
 from controller.settings import HttpPlaneSettings
 from tests.builders import make_rollout
@@ -134,18 +135,24 @@ class Loop:
         self.actuation = FlagReconciler(
             [hostile, self.whole],
             SystemClock(),
-            raise_alert=lambda key, alert: None,
-            note_gap=lambda plane, seconds: None,
+            self,
+            Metrics(version="test"),
+            self.faults,
             period_seconds=0.1,
-            faults=self.faults,
         )
 
+    def alert(self, flag_key: str, alert: RaiseAlert) -> None:
+        """Take an alert."""
+
     async def run(self, seconds: float, rollout: Rollout) -> None:
-        """Run it so long, and note the longest time that the loop stood still."""
+        """Run it so long, and until both planes were tried; note the longest standstill."""
         watching = asyncio.create_task(self._watch())
         running = asyncio.create_task(self.actuation.run())
-        self.actuation.want(rollout)
+        self.actuation.request(rollout)
         await asyncio.sleep(seconds)
+        async with asyncio.timeout(60):
+            while not (self.whole.history and self.actuation.gaps):
+                await asyncio.sleep(0.02)
         assert not running.done(), running.exception()
         for task in (running, watching):
             task.cancel()

@@ -177,7 +177,7 @@ async def group(
 
 
 async def test_members_come_go_and_crash_and_each_event_counts_once(group: Group) -> None:
-    """Through rebalances, crashes and a stop in order, totals equal a recount of what was produced."""
+    """Through rebalances, crashes and an orderly stop, totals equal a recount of the records."""
     evaluations, outcomes = group.settings.event_topics
     chance = random.Random(11)
     events: list[tuple[str, str, bytes]] = []

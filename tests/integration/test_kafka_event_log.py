@@ -332,7 +332,7 @@ async def test_starting_without_a_broker_fails_in_time_and_works_later(
 async def test_rebuilding_goes_on_from_what_is_sought(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog
 ) -> None:
-    """A rebuilt consumer has its partitions again, after its owner was asked to save and before it seeks anew."""
+    """A rebuilt consumer has its partitions again, after the save and before it seeks."""
     settings = settings_for(kafka, topic_prefix)
     topic = settings.topic("evaluations")
     await create_topics(topic, partitions=1)
@@ -625,7 +625,7 @@ async def test_a_paused_partition_is_heard_of(
 async def test_a_broken_checksum_stops_its_partition_only(
     own_kafka: LocalKafka, topic_prefix: str, make_log: MakeLog
 ) -> None:
-    """A record damaged on the broker's disk stops its own partition at its offset, loses none before it, and can be skipped."""
+    """A damaged record stops its own partition at its offset and can be skipped."""
     settings = settings_for(own_kafka.bootstrap, topic_prefix)
     topic = settings.topic("evaluations")
     await create_topics_at(own_kafka.bootstrap, topic, partitions=2)

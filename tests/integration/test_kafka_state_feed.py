@@ -209,8 +209,9 @@ async def test_compaction_leaves_holes_that_are_no_gap(
     """
     settings = settings_for(own_kafka.bootstrap, topic_prefix)
     configs = {
-        "cleanup.policy": "compact", "segment.bytes": "1048576", "segment.ms": "200", "min.cleanable.dirty.ratio": "0.01",
-        "max.compaction.lag.ms": "200", "min.compaction.lag.ms": "0",
+        "cleanup.policy": "compact", "segment.bytes": "1048576", "segment.ms": "200",
+        "min.cleanable.dirty.ratio": "0.01", "max.compaction.lag.ms": "200",
+        "min.compaction.lag.ms": "0",
     }  # fmt: skip
     await create_topics_at(
         own_kafka.bootstrap, settings.topic("state"), partitions=1, configs=configs
@@ -259,7 +260,7 @@ async def test_an_older_document_written_last_is_reported(
     replica = follow(settings)
     await replica.until(lambda: "flag-1" in replica.overtaken)
     await write(kafka, settings, [("flag-1", b"flag-1 4")])
-    await asyncio.sleep(1.0)
+    await replica.until(lambda: replica.given.count(("flag-1", 4)) == 2)
     replica.overtaken.clear()
     await replica.until(lambda: (replica.feed.silent_seconds or 99) < 0.2)
     assert replica.overtaken == []
@@ -289,7 +290,9 @@ async def test_a_topic_that_grows_or_is_made_anew_is_read_whole(
     await write(kafka, settings, [(f"k{number}", b"k%d 1" % number) for number in range(20)])
     await replica.until(lambda: len(replica.given) == 23)
     await admin.delete_topics([topic])
-    await asyncio.sleep(1.0)
+    async with asyncio.timeout(60):
+        while topic in await admin.list_topics():
+            await asyncio.sleep(0.1)
     await create_topics(topic, partitions=6)
     await admin.close()
     await write(kafka, settings, [("c", b"c 2")])

@@ -201,7 +201,8 @@ async def test_the_same_key_goes_to_the_same_partition_everywhere(
 def test_partitions_of_javas_own_vectors() -> None:
     """The hash is Java's: vectors of Apache Kafka's UtilsTest.testMurmur2."""
     vectors = {"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536,
-               "a-little-bit-longer-string": -1486304829, "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
+               "a-little-bit-longer-string": -1486304829,
+               "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
                "abc": 479470107}  # fmt: skip
     for key, java in vectors.items():
         assert partition_of(key, 2**31 - 1) == (java & 0x7FFFFFFF) % (2**31 - 1)

@@ -78,13 +78,15 @@ async def test_users_see_the_decided_share_and_nobody_falls_out(
 
     before: set[str] = set()
     for revision, percent in enumerate([1.0, 10.0, 25.0, 50.0, 100.0], start=1):
-        board.take(make_rollout(revision=revision, percent=percent))
+        board.update(make_rollout(revision=revision, percent=percent))
         now = await beating(board, treated)
         share = percent / 100
         assert abs(len(now) - len(USERS) * share) <= 4 * math.sqrt(len(USERS) * share * (1 - share))
         assert before <= now, "a user who was in fell out while the percentage rose"
         before = now
-    board.take(make_rollout(revision=6, percent=0.0, phase=RolledBack(T0, "guardrail error_rate")))
+    board.update(
+        make_rollout(revision=6, percent=0.0, phase=RolledBack(T0, "guardrail error_rate"))
+    )
     assert await beating(board, treated) == set()
 
 
@@ -103,7 +105,7 @@ async def test_the_client_understands_every_answer(
             key, default, EvaluationContext(targeting_key, {"plan": "pro"})
         )
 
-    board.take(make_rollout(revision=7, percent=100.0))
+    board.update(make_rollout(revision=7, percent=100.0))
     found = await asyncio.to_thread(details, "user-1", False)
     assert (found.value, found.variant, found.reason, found.error_code) == (
         True,
@@ -126,6 +128,8 @@ async def test_the_client_understands_every_answer(
     assert (doubtful.value, doubtful.error_code) == (False, ErrorCode.GENERAL)
     board.trust()
 
-    board.take(make_rollout(revision=8, percent=0.0, phase=RolledBack(T0, "guardrail error_rate")))
+    board.update(
+        make_rollout(revision=8, percent=0.0, phase=RolledBack(T0, "guardrail error_rate"))
+    )
     off = await asyncio.to_thread(details, None)
     assert (off.value, off.variant, off.reason) == (False, "off", Reason.STATIC)

@@ -61,7 +61,7 @@ async def test_a_server_side_client_sees_the_decided_share(
         before: set[str] = set()
         found: list[dict[str, Any]] = []
         for revision, percent in enumerate([1.0, 10.0, 25.0, 50.0, 100.0], start=1):
-            board.take(make_rollout(revision=revision, percent=percent))
+            board.update(make_rollout(revision=revision, percent=percent))
             found = await details_of(process, USERS)
             now = {user for user, one in zip(USERS, found, strict=True) if one["value"]}
             share = percent / 100
@@ -77,7 +77,7 @@ async def test_a_server_side_client_sees_the_decided_share(
             "reason": "SPLIT",
             "flagMetadata": metadata,
         }
-        board.take(make_rollout(revision=6, percent=100.0, phase=RolledBack(T0, "breach")))
+        board.update(make_rollout(revision=6, percent=100.0, phase=RolledBack(T0, "breach")))
         assert not any(one["value"] for one in await details_of(process, USERS))
         board.doubt("reading again")
         assert {one["errorCode"] for one in await details_of(process, USERS)} == {"GENERAL"}
@@ -88,11 +88,11 @@ async def test_a_web_client_is_told_of_changes(
 ) -> None:
     """Without polling, it sees rises and a roll back in the moment of each."""
     board, address = served
-    board.take(make_rollout(percent=0.0))
+    board.update(make_rollout(percent=0.0))
     async with ofrep_client(installed, "web", address, "new-checkout") as process:
         assert await line_of(process) is False
         for revision, percent in ((2, 100.0), (3, 0.0), (4, 100.0)):
-            board.take(make_rollout(revision=revision, percent=percent))
+            board.update(make_rollout(revision=revision, percent=percent))
             started = time.monotonic()
             assert await line_of(process) is (percent > 0)
             assert time.monotonic() - started < 30  # it measures 0.02 s; a poll comes later

@@ -99,7 +99,7 @@ async def answers_of_redis(
 
 @given(calls=st.lists(totals_calls(), max_size=25))
 def test_memory_and_redis_totals_answer_alike(redis_url: str, calls: list[Call]) -> None:
-    """Any sequence of calls gets the same answers from the memory adapter and from a real server."""
+    """Any sequence of calls gets the same answers from the memory adapter and a real server."""
     assert asyncio.run(answers_of_redis(redis_url, RedisTotals, calls)) == asyncio.run(
         answers_of(MemoryTotals(), calls)
     )
@@ -107,7 +107,7 @@ def test_memory_and_redis_totals_answer_alike(redis_url: str, calls: list[Call])
 
 @given(calls=st.lists(rollouts_calls(), max_size=25))
 def test_memory_and_redis_rollouts_answer_alike(redis_url: str, calls: list[Call]) -> None:
-    """Any sequence of calls gets the same answers from the memory adapter and from a real server."""
+    """Any sequence of calls gets the same answers from the memory adapter and a real server."""
     assert asyncio.run(answers_of_redis(redis_url, RedisRollouts, calls)) == asyncio.run(
         answers_of(MemoryRollouts(), calls)
     )

@@ -22,6 +22,7 @@ from controller.codec.outbox import outbox_entry
 from controller.errors import BrokenInvariant, ConfigInvalid, DocumentUnreadable, StoreUnavailable
 from controller.health import Scope
 from controller.ports import OutboxEntry, StoredRollout
+from controller.running import environment
 from controller.settings import Settings
 from schemas.terms import Arm
 from schemas.totals import (
@@ -405,8 +406,8 @@ async def test_an_operator_can_read_the_hash(store: RedisConnection) -> None:
         b"tainted_from": b"",
         b"topic_id": b"",
         b"rebased": b"",
-        b"new-checkout|start-1|0|treatment": b'{"evaluations":812,"exposures":400,"errors":3,"converted":{"signup":7},'
-        b'"latency":{"231":17,"240":3}}',
+        b"new-checkout|start-1|0|treatment": b'{"evaluations":812,"exposures":400,"errors":3,'
+        b'"converted":{"signup":7},"latency":{"231":17,"240":3}}',
     }
 
 
@@ -530,16 +531,16 @@ async def test_a_running_daemon_notices_that_redis_became_another(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is a fault with what to do, nothing is decided meanwhile, and it passes by itself."""
-    monkeypatch.setattr(bootstrap, "IDENTITY_SECONDS", 0.02)
+    monkeypatch.setattr(environment, "IDENTITY_SECONDS", 0.02)
     daemon = bootstrap.Daemon(Settings.model_validate({"redis": {"url": own_redis.url}}))
-    daemon._identity = OURS
-    store = daemon._store
+    daemon.oversight.environment._identity = OURS
+    store = daemon.connections.redis
     await StoredIdentity(store).check(OURS, 1)
-    watching = asyncio.create_task(daemon._watch_identity())
+    watching = asyncio.create_task(daemon.oversight.environment.run())
 
     async def fault(*, expected: bool) -> None:
         async with asyncio.timeout(60):
-            while (daemon._faults.of(Scope.DEPENDENCY, "redis_identity") is not None) != expected:
+            while (daemon.faults.of(Scope.DEPENDENCY, "redis_identity") is not None) != expected:
                 await asyncio.sleep(0.01)
 
     for name, other in (("environment", "staging"), ("cluster_id", "two"), ("topic_prefix", "x.")):

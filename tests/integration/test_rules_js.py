@@ -125,7 +125,7 @@ def test_every_operator_means_the_same_there(evaluator: Path) -> None:
 
 
 def test_rings_and_divided_treatment_are_dealt_the_same_there(evaluator: Path) -> None:
-    """300 users of all kinds through every stage of the template with audiences, treatment divided in two."""
+    """300 users of all kinds, every stage of the audiences template, treatment in two parts."""
     plan = replace(to_core_plan(template("audiences", "rings")), split=(("red", 1), ("blue", 3)))
     bucket, lot = (make("rings", Generation.V2) for make in (bucketer, lot_drawer))
     kinds: list[dict[str, Any]] = [

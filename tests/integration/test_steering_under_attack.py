@@ -46,7 +46,7 @@ async def flood(client: Client, count: int) -> None:
 async def test_a_flood_of_commands_for_no_flag_costs_nothing_that_stays(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """20,000 of them: a roll back behind them works within seconds, nothing is stored, memory comes back, SIGTERM works."""
+    """After 20,000 unknown commands a rollback works in seconds, and memory comes back."""
     async with (
         DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
         Client(kafka, topic_prefix) as client,

@@ -23,6 +23,8 @@ from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
+from controller.health import Faults
+from controller.metrics import Metrics
 from schemas.terms import AlertKind
 from tests import fault_server
 from tests.fault_server import Script, answering
@@ -62,10 +64,15 @@ class Loop:
         self.actuation = FlagReconciler(
             [self.plane],
             SystemClock(),
-            raise_alert=lambda key, alert: self.alerts.append(alert),
-            note_gap=lambda plane, seconds: None,
+            self,
+            Metrics(version="test"),
+            Faults(SystemClock().now),
             period_seconds=PERIOD_SECONDS,
         )
+
+    def alert(self, flag_key: str, alert: RaiseAlert) -> None:
+        """Note an alert."""
+        self.alerts.append(alert)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Loop]:
@@ -154,7 +161,7 @@ TROUBLES: dict[str, tuple[Script, str]] = {
 async def test_trouble_is_told_and_nothing_is_taken_for_an_answer(
     fake: FakeUnleash, kind: str
 ) -> None:
-    """Whatever the server does, looking and serving end in time with one sentence on what is wrong and where."""
+    """Whatever the server does, each call ends in time with one sentence on the fault."""
     script, message = TROUBLES[kind]
     fake.faults.append(("", script))
     plane = UnleashPlane(
@@ -181,8 +188,8 @@ async def test_an_outage_makes_no_storm_and_a_rollback_goes_through_right_after_
     loop = Loop(fake)
     async with loop.running():
         for number in range(10):
-            loop.actuation.want(decided(f"flag-{number}", 10))
-        loop.actuation.want(decided(FLAG, 50))
+            loop.actuation.request(decided(f"flag-{number}", 10))
+        loop.actuation.request(decided(FLAG, 50))
         await until(
             lambda: (
                 fake.percent(FLAG) == 50
@@ -193,8 +200,8 @@ async def test_an_outage_makes_no_storm_and_a_rollback_goes_through_right_after_
         fake.faults.append(("", TROUBLES[kind][0]))
         before = len(fake.server.requests)
         for number in range(10):
-            loop.actuation.want(decided(f"flag-{number}", 25, 2))
-        loop.actuation.want(rolled_back(FLAG, 2))
+            loop.actuation.request(decided(f"flag-{number}", 25, 2))
+        loop.actuation.request(rolled_back(FLAG, 2))
         await asyncio.sleep(5 * PERIOD_SECONDS)
         asked = len(fake.server.requests) - before
         assert asked <= 12, f"{asked} requests in five periods"
@@ -216,22 +223,22 @@ async def test_a_slow_server_is_written_to_all_the_same(fake: FakeUnleash) -> No
     loop = Loop(fake)
     fake.pauses.append(("", partial(asyncio.sleep, 0.7 * REQUEST_SECONDS)))
     async with loop.running():
-        loop.actuation.want(decided(FLAG, 50))
+        loop.actuation.request(decided(FLAG, 50))
         await until(lambda: fake.percent(FLAG) == 50)
         await asyncio.sleep(PERIOD_SECONDS)
-        loop.actuation.want(rolled_back(FLAG, 2))
+        loop.actuation.request(rolled_back(FLAG, 2))
         took = await until(lambda: fake.percent(FLAG) == 0)
         print(f"{0.7 * REQUEST_SECONDS:.2f} s for each request: rollback served after {took:.2f} s")  # noqa: T201
 
 
 async def test_what_cannot_be_written_holds_up_no_other_flag(fake: FakeUnleash) -> None:
-    """A flag whose every write fails at the server does not keep the flags behind it from being raised."""
+    """A flag whose writes all fail does not keep other flags from being raised."""
     fake.faults.append((f"(POST|PATCH) .*features/{FLAG}", TROUBLES["5xx"][0]))
     loop = Loop(fake)
     async with loop.running():
-        loop.actuation.want(decided(FLAG, 1))
+        loop.actuation.request(decided(FLAG, 1))
         for number in range(5):
-            loop.actuation.want(decided(f"flag-{number}", 10))
+            loop.actuation.request(decided(f"flag-{number}", 10))
         fake.faults.append((r"POST .*/features$", TROUBLES["5xx"][0]))
         await asyncio.sleep(PERIOD_SECONDS)
         fake.faults.pop()
@@ -248,14 +255,14 @@ async def test_a_refused_write_is_not_repeated_at_once(fake: FakeUnleash, consol
     )
     loop = Loop(fake)
     async with loop.running():
-        loop.actuation.want(decided(FLAG, 50))
+        loop.actuation.request(decided(FLAG, 50))
         await until(lambda: fake.percent(FLAG) == 50)
         fake.faults.append(("PATCH|/off", answering(words, status="403 Forbidden")))
-        loop.actuation.want(decided(FLAG, 60, 2))
+        loop.actuation.request(decided(FLAG, 60, 2))
         await asyncio.sleep(4 * PERIOD_SECONDS)
         assert len(_patches(fake)) == 2  # one was the first raise
         assert "change requests are enabled" in (loop.actuation.drift(decided(FLAG, 60, 2)) or "")
-        loop.actuation.want(rolled_back(FLAG, 3))
+        loop.actuation.request(rolled_back(FLAG, 3))
         await until(lambda: len(_patches(fake)) >= 5)
         fake.faults.clear()
         await until(lambda: fake.percent(FLAG) == 0)
@@ -272,12 +279,12 @@ async def test_a_strategy_that_cannot_be_written_is_switched_off_with_its_enviro
     """A rollback whose patch fails lets nobody in all the same."""
     loop = Loop(fake)
     async with loop.running():
-        loop.actuation.want(decided(FLAG, 50))
+        loop.actuation.request(decided(FLAG, 50))
         await until(lambda: fake.percent(FLAG) == 50)
         fake.faults.append(
             ("PATCH", answering('{"name": "BadDataError", "message": "no"}', status="400 X"))
         )
-        loop.actuation.want(rolled_back(FLAG, 2))
+        loop.actuation.request(rolled_back(FLAG, 2))
         await until(lambda: fake.percent(FLAG) == 0)
 
 
@@ -346,7 +353,7 @@ async def test_the_audit_trail_may_be_closed_to_us(fake: FakeUnleash, console: C
     fake.faults.append(("search/events", answering('{"message": "no"}', status="403 Forbidden")))
     loop = Loop(fake)
     async with loop.running():
-        loop.actuation.want(decided(FLAG, 25))
+        loop.actuation.request(decided(FLAG, 25))
         await until(lambda: fake.percent(FLAG) == 25)
         await console.edit(FLAG, rollout="90")
         await until(lambda: fake.percent(FLAG) == 25)
@@ -358,11 +365,11 @@ async def test_the_audit_trail_may_be_closed_to_us(fake: FakeUnleash, console: C
 async def test_an_edit_upwards_lasts_one_period_at_most(
     fake: FakeUnleash, console: Console, edit: str
 ) -> None:
-    """More exposure than was decided, however it was made, is undone within a period and told with a name."""
+    """More exposure than decided is undone within a period and reported with a name."""
     loop = Loop(fake)
     longest = 0.0
     async with loop.running():
-        loop.actuation.want(decided(FLAG, 10))
+        loop.actuation.request(decided(FLAG, 10))
         await until(lambda: fake.percent(FLAG) == 10)
         for number in range(5):
             await asyncio.sleep(0.07 * number)
@@ -384,10 +391,10 @@ async def test_an_edit_upwards_lasts_one_period_at_most(
 
 
 async def test_an_edit_downwards_stays(fake: FakeUnleash, console: Console) -> None:
-    """Who lowers the flag, switches it off or archives it is told of and not overruled until something else is decided."""
+    """A lowering, switching off or archiving by others is reported and not overruled."""
     loop = Loop(fake)
     async with loop.running():
-        loop.actuation.want(decided(FLAG, 50))
+        loop.actuation.request(decided(FLAG, 50))
         await until(lambda: fake.percent(FLAG) == 50)
         await console.edit(FLAG, rollout="5")
         assert set(await watch(fake, 3 * PERIOD_SECONDS)) == {5}
@@ -416,9 +423,9 @@ async def test_a_zombie_frozen_at_any_request_raises_nothing_after_a_rollback(
         fake.pauses.clear()
         loop = Loop(fake)
         async with loop.running():
-            loop.actuation.want(decided(flag_key, 5, 2))
+            loop.actuation.request(decided(flag_key, 5, 2))
             await until(partial(_serves, fake, flag_key, 5))
-            loop.actuation.want(rolled_back(flag_key, 3))
+            loop.actuation.request(rolled_back(flag_key, 3))
             await until(partial(_serves, fake, flag_key, 0))
             woken.set()
             began, wrong = time.monotonic(), 0.0
@@ -460,7 +467,7 @@ async def _as_zombie(
 async def test_a_private_authority_is_trusted_when_named(
     fake: FakeUnleash, certificate: tuple[Path, Path]
 ) -> None:
-    """Unleash behind a certificate of one's own authority is asked once the settings name it, and refused before."""
+    """Unleash of a private authority is trusted once the settings name it, refused before."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*certificate)
     async with fault_server.fault_server(

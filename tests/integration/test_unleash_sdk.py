@@ -186,7 +186,7 @@ async def test_one_rollout_reaches_users_of_unleash_flagd_and_ofrep(
         with Sdk(real_unleash.url) as sdk:
 
             async def seen(percent: int) -> dict[str, set[str]]:
-                """Return who is in, by client, once the daemon stands at `percent` and Unleash's SDK has asked again."""
+                """Return who is in, by client, once every client has `percent`."""
                 by_ofrep = await details_of(ofrep, USERS)
                 return {
                     "unleash": await sdk.users_in(flag_key, percent),
@@ -311,7 +311,7 @@ def draw_rollout(chance: random.Random) -> Rollout:
 
 
 async def test_every_rule_means_the_same_to_unleash(real_unleash: UnleashServer) -> None:
-    """The SDK's own engine serves each user the part that the reference does, whatever the audiences, arms and stages."""
+    """The SDK's own engine serves each user as the reference does, for any plan."""
     chance = random.Random(7)
     seen: Counter[str] = Counter()
     with Sdk(real_unleash.url) as sdk:

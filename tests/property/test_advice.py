@@ -274,7 +274,7 @@ STAGES = make_stages(1, 10, 50, 100)
 @pytest.mark.parametrize("mode", [AdvisorMode.CAN_HOLD, AdvisorMode.REQUIRED, AdvisorMode.OBSERVE])
 @pytest.mark.parametrize("kind", EVIDENCE)
 def test_no_strategy_of_answers_raises_exposure(kind: str, mode: AdvisorMode) -> None:
-    """A search over what an adversary can answer at the first two questions finds no look that is higher than without it."""
+    """No answers of an adversary to two questions lead higher than no answers."""
     plan = replace(PLANS[0], stages=STAGES, advisor=replace(ADVISED, mode=mode))
     rollout, evidence = begin(plan), EVIDENCE[kind]
     plain = unadvised(rollout, evidence)

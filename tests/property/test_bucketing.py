@@ -65,7 +65,7 @@ def test_v2_hashes_the_keys_one_after_the_other(flag_key: str, targeting_key: st
 @example("new-checkout", "x" * 0xFFFF)
 @example("new-checkout", "x" * 0x1_0000)
 def test_v3_hashes_canonical_cbor(flag_key: str, targeting_key: str) -> None:
-    """Generation 3 is MurmurHash3 of what a CBOR library makes of the pair, however long the key is."""
+    """Generation 3 is MurmurHash3 of the pair as a CBOR library encodes it, for any key."""
     digest = mmh3.hash(cbor2.dumps([flag_key, targeting_key], canonical=True), signed=False)
     assert bucketer(flag_key, Generation.V3)(targeting_key) == digest * WEIGHT_TOTAL >> 32
 
@@ -92,7 +92,7 @@ def test_the_ends_are_exact(generation: Generation, flag_key: str, targeting_key
 
 @given(st.integers(0, WEIGHT_TOTAL))
 def test_each_hundredth_of_a_percent_is_one_bucket(hundredths: int) -> None:
-    """A percentage in steps of 0.01 becomes a whole weight, however its binary fraction is rounded."""
+    """A percentage in steps of 0.01 becomes a whole weight, however its fraction rounds."""
     assert weight_of(hundredths / 100) == hundredths
 
 

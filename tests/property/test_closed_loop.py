@@ -42,7 +42,7 @@ Report = Callable[[str], str]
 
 
 def rings() -> Plan:
-    """Return the journey staff, half of beta, 20 % of everybody beside an equal control arm, everybody."""
+    """Return a plan for staff, half of beta, 20 % with an equal control arm, and everybody."""
     stages = (
         make_stage(percent=100.0, audience="staff", **TIMES),
         make_stage(percent=50.0, audience="beta", **TIMES),

@@ -106,7 +106,7 @@ span_records = st.fixed_dictionaries(
 def test_both_encodings_mean_the_same(
     logs: list[dict[str, Any]], spans: list[dict[str, Any]]
 ) -> None:
-    """Whatever an export holds, its JSON and its protobuf give the same events and refuse for the same reason."""
+    """For any export, JSON and protobuf give the same events and the same refusals."""
     of_logs = ParseDict({"resourceLogs": [{"scopeLogs": [{"logRecords": logs}]}]}, LogsData())
     of_spans = ParseDict({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}, TracesData())
     for message in (of_logs, of_spans):

@@ -45,7 +45,7 @@ def board_of(rollout: Rollout) -> FlagBoard:
     With the buckets of the installed flagd evaluator.
     """
     board = FlagBoard(generation=Generation.V3)
-    board.take(rollout)
+    board.update(rollout)
     board.trust()
     return board
 
@@ -80,7 +80,7 @@ def by_reference(rollout: Rollout, key: str, context: dict[str, Any]) -> tuple[s
 def test_every_plane_serves_what_the_reference_says(
     plan: Plan, context: dict[str, Any], key: str, data: st.DataObject
 ) -> None:
-    """Whatever rings are open and whatever is known of a context, flagd and OFREP give it the reference's variant."""
+    """For any rings and any context, flagd and OFREP give the reference's variant."""
     rollout = at_stage(plan, data.draw(st.integers(0, len(plan.stages) - 1)))
     board = board_of(rollout)
     expected = by_reference(rollout, key, context)

@@ -50,7 +50,7 @@ def watch(
 
 
 def most_by_chance(runs: int, alpha: float) -> int:
-    """Return the number of alarms in `runs` that a test at level alpha exceeds in fewer than 1 of 1000 tries."""
+    """Return the alarms in `runs` that a test at alpha exceeds in fewer than 1 of 1000 tries."""
     return int(stats.binom.ppf(0.999, runs, alpha))
 
 
@@ -121,7 +121,7 @@ def test_a_burst_of_one_context_does_not_alarm() -> None:
 
 
 def test_equal_latencies_are_seldom_rolled_back() -> None:
-    """The same distribution in both arms, drifting through the day, alarms at most as often as alpha says."""
+    """With equal, drifting distributions in both arms, alarms stay within alpha."""
 
     def one_run(rng: np.random.Generator) -> bool:
         watched = watch(10.0, "latency_p95")
@@ -139,7 +139,7 @@ def test_equal_latencies_are_seldom_rolled_back() -> None:
 
 
 def test_release_at_the_gates_margin_is_seldom_passed() -> None:
-    """A release exactly at the gate's margin, looked at after every batch, passes at most as often as beta says."""
+    """A release exactly at the margin passes at most as often as beta says."""
 
     def one_run(rng: np.random.Generator) -> bool:
         watched = watch(50.0, alpha=1e-9)
@@ -154,7 +154,7 @@ def test_release_at_the_gates_margin_is_seldom_passed() -> None:
 
 
 def test_slower_conversions_in_both_arms_do_not_alarm() -> None:
-    """Conversions that come ten looks after exposure, equally likely in both arms, alarm at most as often as alpha says."""
+    """Equal conversions that come ten batches late raise alarms within alpha."""
 
     def one_run(rng: np.random.Generator) -> bool:
         watched = watch(50.0, "conversion:bought")
@@ -221,7 +221,7 @@ def arms(draw: st.DrawFn, largest: int = 10**6) -> ArmTotals:
     percent=st.sampled_from([0.01, 1.0, 50.0, 100.0]),
 )
 def test_any_totals_are_judged(looks: list[tuple[ArmTotals, ArmTotals]], percent: float) -> None:
-    """Whatever is counted, rising or falling, a look gives numbers and its state survives its bytes."""
+    """Any counts, rising or falling, give numbers, and the state survives its encoding."""
     plan = make_plan(
         guardrails=(
             Guardrail("error_rate", limit=0.05, margin=0.1),

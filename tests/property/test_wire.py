@@ -485,7 +485,7 @@ def records(draw: st.DrawFn, repeat: bool = False) -> tuple[bytes, bytes | None,
 @examples(1500)
 @given(records())
 def test_near_the_contract_both_agree(record: tuple[Any, ...]) -> None:
-    """A record that is valid or a few steps off means the same to the fast path and to the contract."""
+    """A record that is valid or nearly so means the same to the fast path and the contract."""
     assert_agree(*record)
 
 
@@ -601,7 +601,7 @@ def test_each_attribute_said_in_each_way_is_read_alike(event_type: str) -> None:
 
 
 def test_whichever_attribute_tells_the_variant_is_read_alike() -> None:
-    """Of several attributes that may tell the variant, in any state, both readers take the same one."""
+    """Of several attributes with the variant, both readers take the same one."""
     attributes, data = good(evaluation.TYPE)
     for value in (*HOSTILE_TEXTS, *WRONG_VALUES):
         for first, second in itertools.permutations(TELLERS, 2):

@@ -1,7 +1,8 @@
 """Reads and plays transcripts: commands, `----`, and what the machine said, block by block.
 
     plan KEY=VALUE ...      what the next `start` starts; see `_plan`
-    at Tue 09:30            set the clock (the week of `T0`, Monday 5 January 2026; `+1w` after it is the next)
+    at Tue 09:30            set the clock, in the week of `T0` (Monday 5 January 2026); `+1w` after
+                            it is the next week
     wake                    set the clock to the rollout's deadline, and tick
     tick                    time went by until now
     judge pass|inconclusive|signal|breach|GAP     new evidence

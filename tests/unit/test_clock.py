@@ -219,7 +219,7 @@ def test_an_answer_that_took_too_long_says_nothing() -> None:
 @pytest.mark.parametrize("error", [86_400.0, 301.0, -301.0, -86_400.0])
 @pytest.mark.parametrize("with_broker", [True, False])
 def test_a_takeover_shortens_no_bake(error: float, *, with_broker: bool) -> None:
-    """A replica a day off that takes over in the middle of a bake ends it when its time has come, not before.
+    """A replica whose clock is a day off ends a bake when its time has come, not before.
 
     Nor much later, once the brokers' clock is known; without it a clock that is behind may be the
     right one.

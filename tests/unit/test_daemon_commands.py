@@ -14,11 +14,15 @@ from contextlib import suppress
 import pytest
 
 from controller import bootstrap
+from controller.adapters.memory import ManualClock
+from controller.deciding import command_inbox
 from controller.errors import CommandRefused, CommandUnreadable, EventLogUnavailable
-from controller.health import Scope
+from controller.health import Faults, Scope
 from controller.ports import OutboxEntry, Record
+from controller.running.flag_faults import TimesAhead
 from controller.settings import Settings
 from schemas.terms import CommandVerb, QuarantineReason
+from tests.builders import HOUR, T0, make_rollout
 
 
 def make_daemon() -> bootstrap.Daemon:
@@ -36,7 +40,7 @@ async def test_a_quarantine_that_is_away_keeps_no_answer(monkeypatch: pytest.Mon
 
     Refusing returns, and the answers are given.
     """
-    monkeypatch.setattr(bootstrap, "QUARANTINE_SECONDS", 0.05)
+    monkeypatch.setattr(command_inbox, "QUARANTINE_SECONDS", 0.05)
     daemon = make_daemon()
     published: list[OutboxEntry] = []
 
@@ -45,42 +49,44 @@ async def test_a_quarantine_that_is_away_keeps_no_answer(monkeypatch: pytest.Mon
             raise EventLogUnavailable("no such topic")
         published.extend(entries)
 
-    monkeypatch.setattr(daemon._publisher, "publish", publish)
-    backlog = daemon._ingest.refusals
+    monkeypatch.setattr(daemon.connections.publisher, "publish", publish)
+    backlog = daemon.ingest.refusals
     running = asyncio.create_task(backlog.run())
     unreadable = CommandUnreadable(QuarantineReason.INVALID, "its id is no id")
     refused = CommandRefused(
         command_id="c1", flag_key="f", verb=CommandVerb.PROMOTE, reason="no rollout"
     )
     async with asyncio.timeout(60):
-        await daemon._refuse_commands([(record_of(0), unreadable), (record_of(1), refused)])
-        await daemon._refuse_commands([(record_of(2), unreadable)])
+        await daemon.workers.inbox.refuse([(record_of(0), unreadable), (record_of(1), refused)])
+        await daemon.workers.inbox.refuse([(record_of(2), unreadable)])
     assert [json.loads(entry.value)["data"]["command_id"] for entry in published] == ["c1"]
     assert backlog.waiting == 2
-    assert daemon._faults.of(Scope.DEPENDENCY, "quarantine") is not None
+    assert daemon.faults.of(Scope.DEPENDENCY, "quarantine") is not None
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
-    await daemon._store.close()
+    await daemon.connections.redis.close()
 
 
 async def test_no_loop_is_run_twice() -> None:
     """Each part of the process has one name and runs once, early or with the others."""
     daemon = make_daemon()
-    parts = daemon._parts()
+    parts = daemon.parts()
     names = Counter(name for name, _ in (*parts.loops, *parts.early))
     assert [name for name, times in names.items() if times > 1] == []
     assert "health" in names
-    await daemon._store.close()
+    await daemon.connections.redis.close()
 
 
 async def test_a_released_flag_is_no_longer_ahead_of_the_clocks() -> None:
     """Its stored times are what its next owner reports."""
-    daemon = make_daemon()
-    daemon._times_ahead.add("f")
-    daemon._faults.report(Scope.FLAG, "f", "its last transition is ahead of the clocks")
-    daemon._faults.report(Scope.FLAG, "g", "of somebody else")
-    daemon._released("f")
-    daemon._released("g")
-    assert [fault.name for fault in daemon._faults.current] == ["g"]
-    await daemon._store.close()
+    clock = ManualClock(T0)
+    faults = Faults(clock.now)
+    times = TimesAhead(clock, faults)
+    ahead = make_rollout(updated_at=T0 + HOUR)
+    times.report({"f": ahead, "g": ahead})
+    assert [fault.name for fault in faults.current] == ["f", "g"]
+    times.clear("f")
+    assert [fault.name for fault in faults.current] == ["g"]
+    times.report({"g": make_rollout(updated_at=T0)})
+    assert faults.current == ()

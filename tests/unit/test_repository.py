@@ -150,7 +150,7 @@ def test_one_kafka_version_everywhere() -> None:
 
 
 def test_compose_names_what_it_uses() -> None:
-    """Images carry a version, volumes are declared, dependencies exist and each service says how to see its health."""
+    """Images have versions, volumes and dependencies exist, each service a health check."""
     services, volumes = _compose()["services"], _compose()["volumes"]
     assert services.keys() == {"kafka", "redis", "localai", "ollama", "rolloutd", "prometheus"}
     for name, service in services.items():
@@ -177,7 +177,7 @@ def test_compose_is_closed_to_the_network() -> None:
 
 
 def test_compose_confines_rolloutd() -> None:
-    """The daemon runs as nobody in particular on a read-only root, waits for Kafka and Redis, not for the model."""
+    """The daemon runs unprivileged on a read-only root and waits for Kafka and Redis only."""
     service = _compose()["services"]["rolloutd"]
     assert service["user"] == "10001:10001"
     assert "USER 10001:10001" in _text("ops/Dockerfile")
@@ -240,7 +240,7 @@ def test_compose_gives_redis_a_password_and_a_user_with_the_documented_rights() 
 
 
 def test_compose_keeps_redis_durable() -> None:
-    """Redis appends to a file, syncs it every second, keeps it in a volume and never evicts a total."""
+    """Redis keeps a synced append-only file in a volume and never evicts a total."""
     service = _compose()["services"]["redis"]
     options = " ".join(service["command"])
     assert "--appendonly yes" in options
@@ -365,7 +365,7 @@ def test_compose_and_image_give_settings_that_exist() -> None:
 
 
 def test_compose_brings_up_either_model_server() -> None:
-    """With the variables of `ops/ollama.env` rolloutd asks the server of that profile for the model that it fetches."""
+    """With `ops/ollama.env` rolloutd asks the server of that profile for its model."""
     variables = dict(re.findall(r"^(\w+)=(.+)$", _text("ops/ollama.env"), flags=re.MULTILINE))
     services = _compose()["services"]
     settings = load_settings(
@@ -419,7 +419,7 @@ def test_scripts_can_be_run(script: str) -> None:
 
 
 def test_local_kafka_explains_itself() -> None:
-    """`local-kafka --help` works with the standard library alone and names the line that scripts wait for."""
+    """`local-kafka --help` needs only the standard library and names the ready line."""
     answer = subprocess.run(
         [sys.executable, "-I", str(ROOT / "ops/kafka/local_kafka.py"), "--help"],
         capture_output=True,

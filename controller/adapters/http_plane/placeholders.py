@@ -75,7 +75,7 @@ class Text:
         return self.text(scope)
 
     def text(self, scope: Mapping[str, Any], quoted: Callable[[str], str] = str) -> str:
-        """Return the text, with `quoted` applied to each filled-in value except at the beginning."""
+        """Return the text, with `quoted` applied to filled-in values after the beginning."""
         parts = []
         for place, piece in enumerate(self.pieces):
             if isinstance(piece, str):

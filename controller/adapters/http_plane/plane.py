@@ -105,6 +105,11 @@ class HttpPlane:
         # Otherwise loaded by the first request, which would hold up the loop for 0.15 s.
         importlib.import_module("anyio._backends._asyncio")
 
+    @staticmethod
+    def can_serve_audiences(settings: HttpPlaneSettings) -> bool:
+        """Return False: templates set a percentage of all contexts."""
+        return False
+
     async def close(self) -> None:
         """Close every connection."""
         await self._http.aclose()
@@ -248,7 +253,8 @@ class HttpPlane:
             content = json.dumps(request.body, separators=(",", ":"), allow_nan=False).encode()
             headers = {"Content-Type": "application/json", **headers}
         if self._signer is not None:
-            message_id = f"{rollout.flag_key}/{rollout.revision}/{_PROCESS}-{self._memory(rollout).sent_count}"
+            count = self._memory(rollout).sent_count
+            message_id = f"{rollout.flag_key}/{rollout.revision}/{_PROCESS}-{count}"
             headers |= self._signer.headers(
                 message_id, int(self._clock.now().timestamp()), content or b""
             )

@@ -211,7 +211,7 @@ def _parse_line(line: _LineForm) -> PercentLine:
 
 
 def _check_names(template: HttpTemplate) -> None:
-    """Raise ValueError for a placeholder that nothing fills, or that is not allowed at its place."""
+    """Raise ValueError for a placeholder that nothing fills, or that may not stand there."""
     names = frozenset(template.values) | DECIDED
     for place, texts in (("headers", template.headers), ("write.headers", template.write_headers)):
         for name, text in texts.items():

@@ -26,6 +26,7 @@ from controller.adapters.kafka.client import (
     reason_of,
     stop_in_time,
 )
+from controller.adapters.kafka.topics import partition_of
 from controller.adapters.kafka.trimming import trim
 from controller.errors import EventLogUnavailable
 from controller.ports import ClockReading, OutboxEntry
@@ -74,6 +75,9 @@ class KafkaPublisher:
         async with self._switching:
             producer, self._producer = self._producer, None
             await self._close(producer)
+
+    def partition_of(self, key: str, partitions: int) -> int:
+        return partition_of(key, partitions)
 
     async def publish(self, entries: Sequence[OutboxEntry]) -> None:
         identities = [(entry.effect_id, hashlib.sha256(entry.value).digest()) for entry in entries]

@@ -9,11 +9,12 @@ reading it back, and publishes again what did not arrive or was written over by 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
+from controller.codec.cloud_events import SOURCE
+from controller.codec.outbox import outbox_entry
 from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable, FlagPlaneUnavailable
-from controller.ports import OutboxEntry, Publisher, Served
+from controller.ports import Clock, OutboxEntry, Publisher, Served
 
 # : The outbox and the way back through the follower take some tens of milliseconds; only then do we
 # publish ourselves.
@@ -25,10 +26,10 @@ class StateTopicPlane:
 
     name = "state_topic"
 
-    def __init__(self, publisher: Publisher, encode: Callable[[Rollout], OutboxEntry]) -> None:
-        """`encode` gives the record that the topic should end with."""
+    def __init__(self, publisher: Publisher, clock: Clock, source: str = SOURCE) -> None:
         self._publisher = publisher
-        self._encode = encode
+        self._clock = clock
+        self._source = source
         self._standing: dict[str, Rollout] = {}
         self._heard = asyncio.Condition()
 
@@ -48,7 +49,7 @@ class StateTopicPlane:
                 await self._heard.wait_for(lambda: self._stands(rollout))
         except TimeoutError:
             try:
-                await self._publisher.publish([self._encode(rollout)])
+                await self._publisher.publish([self._entry(rollout)])
             except EventLogUnavailable as trouble:
                 raise FlagPlaneUnavailable(
                     f"the state topic cannot be written: {trouble}"
@@ -57,6 +58,12 @@ class StateTopicPlane:
     async def look(self, rollout: Rollout) -> Served:
         standing = self._standing.get(rollout.flag_key)
         return Served.compared(None if standing is None else standing.percent, rollout.percent)
+
+    def _entry(self, rollout: Rollout) -> OutboxEntry:
+        """Return the record that the topic should end with."""
+        flag_key, effect_id = rollout.flag_key, f"{rollout.flag_key}/{rollout.revision}/0"
+        now = self._clock.now()
+        return outbox_entry(rollout, flag_key, rollout, effect_id, now, source=self._source)
 
     def _stands(self, rollout: Rollout) -> bool:
         standing = self._standing.get(rollout.flag_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from controller.adapters.memory.event_log import MemoryBroker
@@ -39,6 +40,9 @@ class MemoryPublisher:
                 topic = self._topics.get(entry.topic, entry.topic)
                 self._broker.append(topic, entry.value, key=entry.key.encode())
         self.outage.after()
+
+    def partition_of(self, key: str, partitions: int) -> int:
+        return zlib.crc32(key.encode()) % partitions
 
     def distinct(self, topic: str | None = None) -> list[OutboxEntry]:
         """Return each effect once, of one logical topic or all, by its first publication."""

@@ -4,7 +4,7 @@ Belongs here: keys and calls. Does not belong here: what a document says (`codec
 
 | key | what |
 |---|---|
-| `<prefix>ro:{<flag>}` | hash: `token`, `digest`, `document`, `tests`, `outbox:<n>`, `answer:<id>` |
+| `<prefix>ro:{<flag>}` | `token digest document tests outbox:<n> answer:<id>`, a hash |
 | `<prefix>flags` | set: every flag that has a hash |
 
 Braces are literal: a key's hash tag, so that Redis Cluster spreads flags over its nodes. No command

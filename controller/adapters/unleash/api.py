@@ -112,8 +112,8 @@ class Overtaken(FlagPlaneUnavailable):
 class UnleashApi:
     """Makes requests for one project and environment.
 
-    After a failure of the server or the network nothing is sent for a while, except urgent requests:
-    see `Backoff`.
+    After a failure of the server or the network only urgent requests are sent for a while: see
+    `Backoff`.
     """
 
     def __init__(self, settings: UnleashSettings, clock: Clock) -> None:

@@ -84,7 +84,7 @@ class FlagState:
         return parts
 
     def surplus(self, target: Target) -> Sequence[OwnStrategy]:
-        """Return strategies of ours that the target lacks: twins, and parts of earlier revisions."""
+        """Return our strategies that the target lacks: twins, and parts of earlier revisions."""
         kept = self.parts()
         return [
             each

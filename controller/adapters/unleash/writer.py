@@ -157,7 +157,7 @@ class FlagWriter:
         return await self._reader.read_between_writes(target)
 
     async def _raise(self, target: Target, state: FlagState) -> None:
-        """Raise what is below the target: strategies first, then the switch, then the percentage."""
+        """Raise what is below the target: strategies, then the switch, then the percentage."""
         present = state.parts()
         for number, content in enumerate(target.parts, 1):
             if number not in present:

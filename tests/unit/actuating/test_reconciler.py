@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -14,6 +14,7 @@ from controller.core.audience import Audience, Condition
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
 from controller.errors import BrokenInvariant
 from controller.health import Faults, Scope
+from controller.metrics import Metrics
 from controller.ports import FlagPlane, Served
 from schemas.terms import AlertKind, Operator, Severity
 from tests.builders import T0, make_plan, make_rollout, make_stage
@@ -35,23 +36,27 @@ class Told:
 
     def __init__(self) -> None:
         self.alerts: list[tuple[str, RaiseAlert]] = []
-        self.gaps: dict[str, float] = {}
-        self.attempts: list[tuple[str, bool]] = []
         self.faults = Faults(lambda: T0)
-        self.raise_alert: Callable[[str, RaiseAlert], None] = lambda key, alert: self.alerts.append(
-            (key, alert)
-        )
+        self.metrics = Metrics(version="test")
+
+    def alert(self, flag_key: str, alert: RaiseAlert) -> None:
+        """Note an alert."""
+        self.alerts.append((flag_key, alert))
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """Return the value of a metric."""
+        return self.metrics.registry.get_sample_value(f"rolloutd_{name}", labels)
 
     @asynccontextmanager
     async def running(self, *planes: FlagPlane) -> AsyncIterator[FlagReconciler]:
         """Run an actuation loop over `planes`."""
+        self.metrics = Metrics(version="test", planes=[plane.name for plane in planes])
         actuation = FlagReconciler(
             planes,
             LoopClock(),
-            raise_alert=self.raise_alert,
-            note_gap=self.gaps.__setitem__,
-            note_attempt=lambda plane, is_served: self.attempts.append((plane, is_served)),
-            faults=self.faults,
+            self,
+            self.metrics,
+            self.faults,
         )
         task = asyncio.create_task(actuation.run())
         await settled()
@@ -101,8 +106,8 @@ async def test_what_is_decided_is_served_at_once() -> None:
     """
     planes = MemoryFlagPlane("one"), MemoryFlagPlane("two")
     async with Told().running(*planes) as actuation:
-        actuation.want(decided(percent=50, revision=2))
-        actuation.want(decided(percent=10, revision=1))
+        actuation.request(decided(percent=50, revision=2))
+        actuation.request(decided(percent=10, revision=1))
         await settled()
         assert [await served(plane) for plane in planes] == [50, 50]
     assert [plane.history for plane in planes] == [[("new-checkout", 2, 50.0)]] * 2
@@ -116,7 +121,7 @@ async def test_a_foreign_edit_upwards_is_undone_within_a_period() -> None:
     """
     plane, told = MemoryFlagPlane(), Told()
     async with told.running(plane) as actuation:
-        actuation.want(decided())
+        actuation.request(decided())
         await settled()
         plane.meddle("new-checkout", 100)
         await asyncio.sleep(5.1)
@@ -136,11 +141,11 @@ async def test_a_foreign_edit_downwards_stays_until_decided_anew() -> None:
     """
     plane, told = MemoryFlagPlane(), Told()
     async with told.running(plane) as actuation:
-        actuation.want(decided(percent=25, revision=1))
+        actuation.request(decided(percent=25, revision=1))
         await settled()
         plane.meddle("new-checkout", 5)
         await asyncio.sleep(5.1)
-        actuation.want(
+        actuation.request(
             decided(percent=25, revision=2)
         )  # held because of it: a new revision, not another percentage
         await asyncio.sleep(60)
@@ -156,7 +161,7 @@ async def test_a_foreign_edit_downwards_stays_until_decided_anew() -> None:
         plane.meddle("new-checkout", 7)
         await asyncio.sleep(5.1)
         assert await served(plane) == 7
-        actuation.want(decided(percent=50, revision=3))
+        actuation.request(decided(percent=50, revision=3))
         await settled()
         assert await served(plane) == 50
 
@@ -166,11 +171,11 @@ async def test_a_rollback_lowers_whatever_somebody_else_wrote() -> None:
     """A flag that somebody lowered goes to zero all the same."""
     plane = MemoryFlagPlane()
     async with Told().running(plane) as actuation:
-        actuation.want(decided(percent=25, revision=1))
+        actuation.request(decided(percent=25, revision=1))
         await settled()
         plane.meddle("new-checkout", 5)
         await asyncio.sleep(5.1)
-        actuation.want(make_rollout(revision=2, phase=RolledBack(T0, "because"), percent=0.0))
+        actuation.request(make_rollout(revision=2, phase=RolledBack(T0, "because"), percent=0.0))
         await settled()
         assert await served(plane) == 0
 
@@ -184,7 +189,7 @@ async def test_decided_and_not_actuated_is_an_alarm_once() -> None:
     plane, told = MemoryFlagPlane("unleash"), Told()
     async with told.running(plane) as actuation:
         plane.outage.is_down = True
-        actuation.want(decided())
+        actuation.request(decided())
         await asyncio.sleep(8)
         assert told.alerts == []
         assert actuation.drift(decided()) is not None
@@ -192,16 +197,17 @@ async def test_decided_and_not_actuated_is_an_alarm_once() -> None:
         assert [(alert.kind, alert.severity) for _, alert in told.alerts] == [
             (AlertKind.NOT_ACTUATED, Severity.CRITICAL)
         ]
-        assert told.gaps["unleash"] >= 50
+        assert (told.metric("actuation_gap_seconds", plane="unleash") or 0) >= 50
         plane.outage.is_down = False
         await asyncio.sleep(5.1)
-        assert (actuation.drift(decided()), actuation.gaps, told.gaps) == (
+        gap_seconds = told.metric("actuation_gap_seconds", plane="unleash")
+        assert (actuation.drift(decided()), actuation.gaps, gap_seconds) == (
             None,
             {},
-            {"unleash": 0.0},
+            0.0,
         )
         plane.outage.is_down = True
-        actuation.want(decided(percent=50, revision=2))
+        actuation.request(decided(percent=50, revision=2))
         await asyncio.sleep(30)
     assert len(told.alerts) == 2  # another outage is another alarm
 
@@ -211,9 +217,9 @@ async def test_a_hanging_plane_holds_up_no_other() -> None:
     """While one plane hangs in every call, another serves what is decided at once."""
     quick = MemoryFlagPlane("quick")
     async with Told().running(SlowPlane(3600), quick) as actuation:
-        actuation.want(decided(percent=50))
+        actuation.request(decided(percent=50))
         await settled()
-        actuation.want(decided(percent=0, revision=2))
+        actuation.request(decided(percent=0, revision=2))
         await settled()
         assert await served(quick) == 0
 
@@ -224,13 +230,13 @@ async def test_lowering_goes_first_also_in_the_middle_of_a_round() -> None:
     plane = SlowPlane(1)
     async with Told().running(plane) as actuation:
         for number in range(40):
-            actuation.want(decided(f"flag-{number}", percent=10))
-        actuation.want(decided(percent=50))
+            actuation.request(decided(f"flag-{number}", percent=10))
+        actuation.request(decided(percent=50))
         await asyncio.sleep(60)
         for number in range(40):
-            actuation.want(decided(f"flag-{number}", percent=20, revision=2))
+            actuation.request(decided(f"flag-{number}", percent=20, revision=2))
         await asyncio.sleep(3)
-        actuation.want(decided(percent=0, revision=2))
+        actuation.request(decided(percent=0, revision=2))
         await asyncio.sleep(2.5)
         assert await served(plane) == 0
         await asyncio.sleep(60)
@@ -243,7 +249,7 @@ async def test_a_lost_reply_is_looked_up() -> None:
     plane = MemoryFlagPlane()
     async with Told().running(plane) as actuation:
         plane.outage.lost_replies = 1
-        actuation.want(decided())
+        actuation.request(decided())
         await asyncio.sleep(5.1)
         assert actuation.gaps == {}
         assert await served(plane) == 10
@@ -271,7 +277,7 @@ async def test_a_flag_that_moved_away_is_left_alone() -> None:
     async with told.running(plane, failing) as actuation:
         failing.drop = actuation
         failing.outage.is_down = True
-        actuation.want(decided())
+        actuation.request(decided())
         await settled()
         assert actuation.gaps == {}
         await asyncio.sleep(60)
@@ -288,7 +294,7 @@ async def test_rolled_back_is_served_as_zero() -> None:
     ]
     async with Told().running(plane) as actuation:
         for rollout in ended:
-            actuation.want(rollout)
+            actuation.request(rollout)
             await settled()
     assert [percent for _, _, percent in plane.history] == [10, 0]
 
@@ -303,7 +309,7 @@ async def test_each_plane_says_whether_it_has_converged() -> None:
     away.outage.is_down = True
     async with told.running(good, away) as actuation:
         assert actuation.standings("new-checkout") is None
-        actuation.want(decided(percent=50))
+        actuation.request(decided(percent=50))
         await settled()
         standings = actuation.standings("new-checkout")
         assert standings is not None
@@ -319,7 +325,9 @@ async def test_each_plane_says_whether_it_has_converged() -> None:
             ("new-checkout", "good"): True,
             ("new-checkout", "away"): False,
         }
-        assert told.attempts == [("good", True), ("away", False)]
+        assert told.metric("actuations_total", plane="good", outcome="served") == 1
+        assert told.metric("actuations_total", plane="away", outcome="failed") == 1
+        assert told.metric("dependency_errors_total", dependency="flag_plane") == 1
         actuation.drop(["new-checkout"])
         assert (actuation.standings("new-checkout"), actuation.converged()) == (None, {})
 
@@ -335,7 +343,7 @@ async def test_an_edit_in_a_stage_for_an_audience_is_measured_by_what_everybody_
     rollout = make_rollout(plan=make_plan(stages=stages, audiences=(staff,)))
     raised, off, told = EditedPlane("raised", 5.0), EditedPlane("off", 0.0), Told()
     async with told.running(raised, off) as actuation:
-        actuation.want(rollout)
+        actuation.request(rollout)
         await settled()
     assert (raised.served_count, off.served_count) == (1, 0)
     assert [alert.kind for _, alert in told.alerts] == [AlertKind.FOREIGN_EDIT] * 2
@@ -383,8 +391,8 @@ async def test_whatever_a_plane_raises_is_its_own_trouble(error: BaseException) 
     told = Told()
     broken, whole = BrokenPlane(error), MemoryFlagPlane("whole")
     async with told.running(broken, whole) as actuation:
-        actuation.want(decided())
-        actuation.want(decided("other-flag", percent=25))
+        actuation.request(decided())
+        actuation.request(decided("other-flag", percent=25))
         await settled()
         assert [await served(plane, "other-flag") for plane in (broken, whole)] == [25, 25]
         assert await served(whole) == 10
@@ -411,14 +419,14 @@ async def test_a_flag_that_breaks_its_plane_is_tried_less_and_less() -> None:
     told = Told()
     broken = BrokenPlane(ZeroDivisionError())
     async with told.running(broken) as actuation:
-        actuation.want(decided())
+        actuation.request(decided())
         await asyncio.sleep(600)
         assert 5 <= broken.looks <= 15
         before = broken.looks
-        actuation.want(decided(percent=20, revision=2))
+        actuation.request(decided(percent=20, revision=2))
         await settled()
         assert broken.looks == before + 1
-        actuation.want(decided(percent=0, revision=3))
+        actuation.request(decided(percent=0, revision=3))
         await settled()
         before = broken.looks
         await asyncio.sleep(20.1)
@@ -431,15 +439,15 @@ async def test_what_fails_beside_the_planes_ends_no_plane() -> None:
     told = Told()
     plane = MemoryFlagPlane()
 
-    def fail(key: str, alert: RaiseAlert) -> None:
-        raise KeyError(key)
+    def fail(flag_key: str, alert: RaiseAlert) -> None:
+        raise KeyError(flag_key)
 
-    told.raise_alert = fail
+    told.alert = fail  # type: ignore[method-assign]
     async with told.running(plane) as actuation:
-        actuation.want(decided())
+        actuation.request(decided())
         await settled()
         plane.meddle("new-checkout", 100)
         await asyncio.sleep(5.1)
-        actuation.want(decided(percent=50, revision=2))
+        actuation.request(decided(percent=50, revision=2))
         await asyncio.sleep(5.1)
         assert await served(plane) == 50

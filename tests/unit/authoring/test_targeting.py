@@ -45,8 +45,10 @@ attributes:
   app-version: {type: version}
   joined: {type: date}
 samples:
-  - {targetingKey: u-1, country: de, tier: pro, email: a@corp.example, orders: 12, app-version: 2.4.1, joined: 2026-03-01}
-  - {targetingKey: u-2, country: us, tier: free, email: b@mail.example, orders: 0, app-version: 2.3.9, joined: 2026-02-28}
+  - {targetingKey: u-1, country: de, tier: pro, email: a@corp.example, orders: 12,
+     app-version: 2.4.1, joined: 2026-03-01}
+  - {targetingKey: u-2, country: us, tier: free, email: b@mail.example, orders: 0,
+     app-version: 2.3.9, joined: 2026-02-28}
   - {targetingKey: u-3, country: null}
 """
 SEGMENTS = read_segments(FILE, "segments.yaml")

@@ -195,7 +195,7 @@ def test_lint_warns_of_a_gate_that_cannot_decide_with_its_line(plan_file: Path) 
 
 
 def test_lint_warns_of_planes_that_cannot_serve_a_plan(plan_file: Path, tmp_path: Path) -> None:
-    """Where the settings name a plane of percentages alone, what of the plan it cannot serve is said before the start."""
+    """With a plane of percentages alone, what it cannot serve is said before the start."""
     plan_file.write_text(GOOD_PLAN.replace("bake: 1h}", "bake: 1h, control: equal}", 1))
     settings = tmp_path / "rolloutd.yaml"
     settings.write_text(

@@ -67,7 +67,7 @@ def test_a_daemon_that_is_away_is_said_in_words() -> None:
     """No connection and no address are told alike."""
     for address in ("http://127.0.0.1:1", "nonsense"):
         planes, said = ask_planes(address, "new-checkout")
-        assert (planes, "cannot be asked" in said) == (None, True)
+        assert (planes, "cannot be reached" in said) == (None, True)
 
 
 def test_a_line_per_plane() -> None:

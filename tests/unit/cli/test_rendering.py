@@ -106,7 +106,7 @@ def test_the_table_of_flags_fits_80_columns_and_keeps_long_keys_whole() -> None:
 
 
 def test_nothing_that_others_wrote_reaches_the_terminal_as_it_is() -> None:
-    """Escape sequences, line breaks and bidirectional overrides in a reason print as question marks or spaces."""
+    """Escape sequences, line breaks and direction marks in a reason print as `?` or spaces."""
     one = make_situation(reason=HOSTILE, phase=RolledBack(T0, HOSTILE), hold=None)
     stream = io.StringIO()
     console = rendering.make_console(stream, is_colored=False)
@@ -154,7 +154,8 @@ def test_status_for_machines_holds_the_document_as_published() -> None:
     state = to_state(one.rollout).model_dump(mode="json")
     document = json.loads(rendering.to_json(status_view.status_document(one, state)))
     assert list(document) == [
-        "flag", "at", "safe_to_advance", "reason", "waits_for", "hold", "frozen", "overdue", "stage", "stages", "since",
+        "flag", "at", "safe_to_advance", "reason", "waits_for", "hold", "frozen", "overdue", "stage",
+        "stages", "since",
         "state", "judgement", "advice", "advice_agreement",
     ]  # fmt: skip
     assert document["safe_to_advance"] == "no"

@@ -114,6 +114,6 @@ arguments = st.tuples(
 def test_digests_tell_saves_apart(
     one: tuple[int | None, int, dict[str, bytes]], two: tuple[int | None, int, dict[str, bytes]]
 ) -> None:
-    """Two saves have one digest exactly when fence, target and fields in their order are the same."""
+    """Two saves have one digest exactly when fence, target and fields are the same."""
     is_same = one[:2] == two[:2] and list(one[2].items()) == list(two[2].items())
     assert (digest_of(*one) == digest_of(*two)) == is_same

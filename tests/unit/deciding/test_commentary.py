@@ -14,7 +14,13 @@ import pytest
 from controller.core.anomaly import unusual
 from controller.core.judging.judgement import Explanation, Judgement
 from controller.core.rollout import RaiseAlert, Rollout
-from controller.deciding.commentary import EXPLAINED, WAITING_LIMIT, Explainer, Lookout
+from controller.deciding.anomaly_watch import AnomalyWatch
+from controller.deciding.explanations import (
+    EXPLAINED,
+    WAITING_LIMIT,
+    Explainer,
+    ExplanationQueue,
+)
 from controller.errors import AdviceUnavailableError
 from controller.metrics import Metrics
 from schemas.terms import AdvisorMode, AlertKind, Arm, Severity, Verdict
@@ -73,21 +79,33 @@ class Scripted:
 
 
 class Alerts:
-    """What was raised."""
+    """What was raised, and the evidence of rollouts."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        judgements: Mapping[str, tuple[Rollout, Judgement]] | None = None,
+        *,
+        failures: int = 0,
+    ) -> None:
         self.raised: list[RaiseAlert] = []
+        self.judgements = judgements or {}
+        self._failures = failures
 
-    def __call__(self, rollout: Rollout, alert: RaiseAlert) -> None:
+    def alert_about(self, rollout: Rollout, alert: RaiseAlert) -> None:
+        """Note an alert; the first ones fail as a test says."""
         self.raised.append(alert)
+        if len(self.raised) <= self._failures:
+            raise KeyError("no worker")
 
 
 async def explained(model: Scripted, *wanted: tuple[Rollout, RaiseAlert]) -> list[RaiseAlert]:
     """Return what is raised after these alerts wanted explaining."""
     alerts = Alerts()
-    explainer = Explainer(model, Metrics(version="0"), alerts, after_seconds=0)
+    metrics = Metrics(version="0")
+    queue = ExplanationQueue(metrics)
+    explainer = Explainer(queue, model, metrics, alerts, after_seconds=0)
     for rollout, alert in wanted:
-        explainer.want(rollout, alert)
+        queue.request(rollout, alert)
     running = asyncio.create_task(explainer.run())
     for _ in range(5 * len(wanted) + 5):
         await asyncio.sleep(0)
@@ -125,22 +143,17 @@ async def test_no_explanation_is_no_loss(trouble: Exception) -> None:
 
 async def test_an_explanation_that_cannot_be_raised_ends_nothing() -> None:
     """The next alert is explained all the same."""
-    raised: list[RaiseAlert] = []
-
-    def raise_alert(rollout: Rollout, alert: RaiseAlert) -> None:
-        raised.append(alert)
-        if len(raised) == 1:
-            raise KeyError("no worker")
-
-    explainer = Explainer(Scripted(), Metrics(version="0"), raise_alert, after_seconds=0)
+    alerts, metrics = Alerts(failures=1), Metrics(version="0")
+    queue = ExplanationQueue(metrics)
+    explainer = Explainer(queue, Scripted(), metrics, alerts, after_seconds=0)
     for _ in range(2):
-        explainer.want(ROLLOUT, ALERT)
+        queue.request(ROLLOUT, ALERT)
     running = asyncio.create_task(explainer.run())
     for _ in range(20):
         await asyncio.sleep(0)
     assert not running.done()
     running.cancel()
-    assert len(raised) == 2
+    assert len(alerts.raised) == 2
 
 
 async def test_only_alerts_with_evidence_are_explained() -> None:
@@ -157,9 +170,9 @@ async def test_only_alerts_with_evidence_are_explained() -> None:
 async def test_a_flood_of_alerts_is_not_waited_for() -> None:
     """Beyond a few waiting alerts, more are dropped at once, and counted."""
     metrics = Metrics(version="0")
-    explainer = Explainer(Scripted(), metrics, Alerts())
+    queue = ExplanationQueue(metrics)
     for _ in range(WAITING_LIMIT + 7):
-        explainer.want(ROLLOUT, ALERT)
+        queue.request(ROLLOUT, ALERT)
     assert (
         metrics.registry.get_sample_value("rolloutd_explanations_total", {"outcome": "dropped"})
         == 7
@@ -225,19 +238,19 @@ def test_metrics_that_lean_together_are_movement() -> None:
 
 async def test_an_anomaly_is_told_once_per_stay() -> None:
     """Seen again it is not told again; in the next stay it is."""
-    alerts = Alerts()
     leaning = judgement_of(100, 10_000, e_value=40.0)
     seen = {key: (make_rollout(plan=make_plan(flag_key=key)), leaning) for key in ("a", "b")}
-    lookout = Lookout(lambda: seen, None, alerts, every_seconds=900)
-    await lookout.look()
-    await lookout.look()
+    alerts = Alerts(seen)
+    watch = AnomalyWatch(alerts, None, every_seconds=900)
+    await watch.examine()
+    await watch.examine()
     assert [alert.kind for alert in alerts.raised] == [AlertKind.ANOMALY, AlertKind.ANOMALY]
     assert {alert.dedup_key for alert in alerts.raised} == {
         f"{key}/start-1/1/anomaly/error_rate" for key in ("a", "b")
     }
     again, _ = seen["a"]
     seen["a"] = (replace(again, visits=(*again.visits, make_visit(stage=1))), leaning)
-    await lookout.look()
+    await watch.examine()
     assert len(alerts.raised) == 3
 
 
@@ -246,16 +259,16 @@ async def test_what_a_model_finds_is_marked_as_its_own() -> None:
 
     And flags without advice are not shown to it.
     """
-    alerts = Alerts()
     model = Scripted(found=[("new-checkout", "error_rate is 1 % in both arms")])
     seen = {
         "new-checkout": (ROLLOUT, make_judgement()),
         "silent": (make_rollout(plan=make_plan(flag_key="silent")), make_judgement()),
     }
-    lookout = Lookout(lambda: seen, model, alerts, every_seconds=900)
-    await lookout.look()
+    alerts = Alerts(seen)
+    watch = AnomalyWatch(alerts, model, every_seconds=900)
+    await watch.examine()
     model.found = [("new-checkout", "in other words")]
-    await lookout.look()
+    await watch.examine()
     assert model.asked == ["new-checkout", "new-checkout"]
     (told,) = alerts.raised
     assert told.severity is Severity.INFO
@@ -264,12 +277,11 @@ async def test_what_a_model_finds_is_marked_as_its_own() -> None:
 
 async def test_a_model_that_fails_does_not_end_the_looks() -> None:
     """By rule it is told all the same."""
-    alerts = Alerts()
     leaning = judgement_of(100, 10_000, e_value=40.0)
     seen = {
         key: (make_rollout(plan=replace(CAN_HOLD, flag_key=key)), leaning) for key in ("a", "b")
     }
-    await Lookout(
-        lambda: seen, Scripted(trouble=AdviceUnavailableError("no")), alerts, every_seconds=900
-    ).look()
+    alerts = Alerts(seen)
+    model = Scripted(trouble=AdviceUnavailableError("no"))
+    await AnomalyWatch(alerts, model, every_seconds=900).examine()
     assert len(alerts.raised) == 2

@@ -16,14 +16,21 @@ from typing import Any
 import pytest
 import structlog
 
-from controller.adapters.memory import MemoryRollouts
+from controller.adapters.memory import MemoryPublisher, MemoryRollouts
 from controller.bootstrap import Daemon
 from controller.codec.command_records import read_command
 from controller.codec.commands import command_event
 from controller.core.rollout import Baking, RaiseAlert, RolledBack, Rollout
-from controller.deciding import flag_workers as workers_module
+from controller.deciding import (
+    command_follower,
+    command_inbox,
+    command_partition,
+    command_refusals,
+    unknown_flags,
+)
+from controller.deciding.command_inbox import ReadCommand
+from controller.deciding.flag_decision import EvidenceJudge
 from controller.deciding.flag_worker import FlagWorker
-from controller.deciding.flag_workers import Peeked
 from controller.errors import (
     BrokenInvariant,
     CommandRefused,
@@ -31,13 +38,15 @@ from controller.errors import (
     EventLogUnavailable,
     StoreUnavailable,
 )
-from controller.health import Scope
-from controller.ports import OutboxEntry, Record
-from controller.running.visibility import Visibility, Waiting
+from controller.health import Faults, Scope
+from controller.metrics import Metrics
+from controller.running.state_follower import StateFollower
+from controller.running.visibility import Holder, View, Visibility
 from controller.settings import Settings
 from schemas.terms import Severity
 from tests.builders import make_plan, make_rollout
 from tests.unit.deciding.test_flag_workers import FLAGS, TOPIC, Cluster, Replica, partition_of
+from tests.unit.running.test_visibility import Alerts
 from tests.virtual_time import in_virtual_time
 
 
@@ -77,20 +86,22 @@ def alerts(cluster: Cluster) -> list[str]:
 
 
 @in_virtual_time
-async def test_a_command_that_we_fail_to_read_is_refused_and_nothing_else_stops() -> None:
+async def test_a_command_that_we_fail_to_read_is_refused_and_nothing_else_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A mistake of ours in reading ends with that record.
 
     The flag that runs goes on and obeys the next command.
     """
     cluster, flag = Cluster(), FLAGS[0]
-    real_read = cluster.read_command
+    real_read = read_command
 
-    def read(record: Record) -> Any:
-        if b"poison" in (record.value or b""):
+    def read(value: bytes | None, *source: Any) -> Any:
+        if b"poison" in (value or b""):
             raise ZeroDivisionError("float division by zero")
-        return real_read(record)
+        return real_read(value, *source)
 
-    cluster.read_command = read  # type: ignore[method-assign]
+    monkeypatch.setattr(command_inbox, "read_command", read)
     async with cluster.replica() as replica:
         cluster.order("start", flag)
         await cluster.passes(3)
@@ -99,8 +110,9 @@ async def test_a_command_that_we_fail_to_read_is_refused_and_nothing_else_stops(
         cluster.order("roll_back", flag)
         await cluster.passes(3)
         assert await percent_of(cluster, flag) == 0
-        assert {type(fault) for _, fault in replica.refused} == {CommandUnreadable}
+        assert {type(fault) for _, fault in replica.refused} == {CommandRefused}
         assert "ZeroDivisionError" in str(replica.refused[0][1])
+        assert cluster.results()["c2"] == "rejected"
         assert [fault.name for fault in replica.faults.current] == [f"{TOPIC}/0/1", f"{TOPIC}/0/2"]
         assert {fault.scope for fault in replica.faults.current} == {Scope.COMMAND}
         await cluster.passes(3700)
@@ -109,14 +121,16 @@ async def test_a_command_that_we_fail_to_read_is_refused_and_nothing_else_stops(
 
 
 @in_virtual_time
-async def test_a_peek_that_fails_is_a_command_read_in_full() -> None:
+async def test_a_peek_that_fails_is_a_command_read_in_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What is looked at first is a hint: a mistake in it costs no command."""
     cluster, flag = Cluster(), FLAGS[0]
 
-    def peek(_record: Record) -> Peeked | None:
+    def peek(*_source: Any) -> None:
         raise OverflowError("a mistake of ours")
 
-    cluster.peek = peek  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(command_inbox, "peek_command", peek)
     async with cluster.replica():
         cluster.order("start", flag)
         await cluster.passes(3)
@@ -132,14 +146,14 @@ async def test_a_command_that_cannot_even_be_refused_is_given_up() -> None:
     async with cluster.replica() as replica:
         cluster.order("start", flag)
         await cluster.passes(3)
-        real_refuse = replica.workers._refuse
+        real_refuse = replica.inbox.refuse
 
         async def refuse(refused: Sequence[Any]) -> None:
             if any(record.offset == 1 for record, _ in refused):
                 raise ValueError("year 10209 is out of range")
             await real_refuse(refused)
 
-        replica.workers._refuse = refuse
+        replica.inbox.refuse = refuse
         cluster.broker.append(TOPIC, b"{", key=flag.encode(), partition=0)
         cluster.broker.append(TOPIC, b"[", key=flag.encode(), partition=0)
         cluster.order("roll_back", flag)
@@ -193,23 +207,23 @@ async def test_a_mistake_in_looking_does_not_end_the_looks() -> None:
     async with cluster.replica() as replica:
         cluster.order("start", flag)
         await cluster.passes(3)
-        before = replica.workers.watch_views()[0].looked_at
-        real_drift = replica.workers._actuation_drift
+        before = replica.totals.views()[0].read_at
+        real_drift = replica.actuation.drift
 
         def drift(_: Rollout) -> str | None:
             raise RuntimeError("a mistake of ours")
 
-        replica.workers._actuation_drift = drift
+        replica.actuation.drift = drift
         await cluster.passes(10)
-        (view,) = replica.workers.watch_views()
+        (view,) = replica.totals.views()
         assert before is not None
-        assert view.looked_at is not None
-        assert view.looked_at - before < 2
+        assert view.read_at is not None
+        assert view.read_at - before < 2
         assert [fault.name for fault in replica.faults.current] == [flag]
-        replica.workers._actuation_drift = real_drift
+        replica.actuation.drift = real_drift
         await cluster.passes(3)
-        (view,) = replica.workers.watch_views()
-        assert cluster.clock.monotonic() - (view.looked_at or 0) <= 1.1
+        (view,) = replica.totals.views()
+        assert cluster.clock.monotonic() - (view.read_at or 0) <= 1.1
         assert view.evidence is not None
         assert replica.faults.current == ()
 
@@ -267,7 +281,7 @@ async def test_a_worker_that_fails_is_restarted_ever_later_and_the_others_go_on(
         poison.is_on = False
         await cluster.passes(320)
         assert replica.faults.current == ()
-        assert replica.workers.broken == {}
+        assert replica.pool.broken == {}
 
 
 @in_virtual_time
@@ -286,7 +300,7 @@ async def test_a_roll_back_does_not_wait_for_the_restart_of_a_failing_worker(
         def fail(*_: Any) -> Any:
             raise OverflowError("a mistake of ours in judging")
 
-        monkeypatch.setattr(FlagWorker, "_judge", fail)
+        monkeypatch.setattr(EvidenceJudge, "judge", fail)
         await cluster.passes(600)
         cluster.order("roll_back", flag)
         await cluster.passes(1.5)
@@ -343,7 +357,7 @@ async def test_a_damaged_document_is_replaced_by_the_state_topic_s_and_said_loud
 @in_virtual_time
 @pytest.mark.parametrize("is_newer", [True, False])
 async def test_a_flag_that_cannot_be_read_stands_still_alone(is_newer: bool) -> None:
-    """A newer release's document is never written over, a damaged one has nothing to be replaced by; others go on."""
+    """A newer release's document is never overwritten; a damaged one stops its flag alone."""
     cluster, flag, other = Cluster(), FLAGS[0], FLAGS[1]
     async with cluster.replica():
         cluster.order("start", flag)
@@ -435,7 +449,7 @@ async def test_a_flag_that_is_handed_over_leaves_no_fault() -> None:
         assert {fault.name for fault in replica.faults.current} >= {blind, wrong}
         await replica.log.reassign(frozenset())
         await cluster.passes(10)
-        assert replica.workers.rollouts == {}
+        assert replica.pool.rollouts == {}
         assert replica.faults.current == ()
 
 
@@ -457,15 +471,15 @@ async def test_a_run_begins_without_the_faults_of_the_run_before(
     poison = Poison(monkeypatch, flag)
     cluster.order("freeze", flag)
     await cluster.passes(2)
-    assert set(replica.workers.broken) == {flag}
-    replica.workers._unseen.add("flag-gone")
+    assert set(replica.pool.broken) == {flag}
+    replica.totals._unread.add("flag-gone")
     task.cancel()
     await asyncio.wait([task])
     poison.is_on = False
     task = asyncio.create_task(replica.workers.run())
     await cluster.passes(0)
-    assert replica.workers.broken == {}
-    assert replica.workers._unseen == set()
+    assert replica.pool.broken == {}
+    assert replica.totals._unread == set()
     assert replica.faults.current == ()
     await cluster.passes(5)
     assert cluster.results()["c2"] == "accepted"
@@ -502,22 +516,24 @@ async def test_damage_found_at_start_up_is_over_on_replicas_that_do_not_run_the_
     The state topic brings a newer document, or the store is asked again.
     """
     daemon = Daemon(Settings.model_validate({}))
-    rollouts = MemoryRollouts()
-    daemon._tools = replace(daemon._tools, rollouts=rollouts)
+    rollouts, damaged = MemoryRollouts(), daemon.connections.damaged
+    follower = StateFollower(
+        daemon.connections, daemon.registry, daemon.state_plane, daemon.health, daemon.faults
+    )
 
     def faults() -> list[tuple[str, str]]:
-        return [(fault.name, fault.reporter) for fault in daemon._faults.current]
+        return [(fault.name, fault.reporter) for fault in daemon.faults.current]
 
     for flag in FLAGS.values():
         rollouts.damage(flag, "schema_version 99")
-        daemon._unreadable(flag, "schema_version 99")
-    daemon._faults.report(Scope.FLAG, FLAGS[1], "its worker stopped", reporter="worker")
-    await daemon._read_damaged_again()
+        damaged.add(flag, "schema_version 99")
+    daemon.faults.report(Scope.FLAG, FLAGS[1], "its worker stopped", reporter="worker")
+    await damaged.recheck(rollouts)
     assert len(faults()) == len(FLAGS) + 1
-    daemon._learn_alone(make_rollout(plan=make_plan(flag_key=FLAGS[0])))
+    follower.update(make_rollout(plan=make_plan(flag_key=FLAGS[0])))
     assert (FLAGS[0], "start-up") not in faults()
     await rollouts.discard(FLAGS[1])
-    await daemon._read_damaged_again()
+    await damaged.recheck(rollouts)
     assert (FLAGS[1], "start-up") not in faults()
     assert (FLAGS[1], "worker") in faults()
     assert len(faults()) == len(FLAGS) - 1
@@ -533,12 +549,13 @@ async def test_a_stopped_worker_takes_no_other_part_s_fault_away() -> None:
         replica.faults.report(
             Scope.FLAG, flag, "its contexts fill the partition", reporter="budget"
         )
-        worker = replica.workers.worker(flag)
+        worker = replica.pool.worker(flag)
         assert worker is not None
-        real, worker._decide = worker._decide, None  # type: ignore[assignment]
+        decider: Any = worker._decider
+        real, decider.decide = decider.decide, None
         await cluster.passes(3)
         assert {fault.reporter for fault in replica.faults.current} == {"budget", "worker"}
-        worker._decide = real  # type: ignore[method-assign]
+        decider.decide = real
         await cluster.passes(60)
         assert {fault.reporter for fault in replica.faults.current} == {"budget"}
 
@@ -546,24 +563,42 @@ async def test_a_stopped_worker_takes_no_other_part_s_fault_away() -> None:
 # --- a worker that is shown everything, and judges or saves nothing -------------------------------
 
 
+class OwnViews:
+    """The rollouts of one replica, alone in the world."""
+
+    expected_partitions = 1
+    store_trouble = None
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    def why_all_blind(self) -> str | None:
+        """Return none."""
+        return None
+
+    def newest(self, flag_key: str) -> Rollout | None:
+        """Return none."""
+        return None
+
+    def views(self) -> Sequence[View]:
+        """Return what runs here."""
+        return self._replica.totals.views()
+
+    def holders(self) -> Sequence[Holder]:
+        """Return nothing: nobody claims."""
+        return ()
+
+
 @asynccontextmanager
 async def watched(cluster: Cluster, replica: Replica) -> AsyncIterator[list[RaiseAlert]]:
     """Watch the watching, as the daemon does."""
-    alerts: list[RaiseAlert] = []
-
-    async def send(waiting: Sequence[Waiting]) -> None:
-        alerts.extend(one.alert for one in waiting)
-
-    sight = Visibility(
-        cluster.clock,
-        views=replica.workers.watch_views,
-        expected_partitions=lambda: 1,
-        also_blind=lambda: None,
-        send=send,
-    )
-    task = asyncio.create_task(sight.run())
+    metrics = Metrics(version="test")
+    alerts = Alerts(MemoryPublisher(), cluster.clock, metrics)
+    faults = Faults(cluster.clock.now)
+    visibility = Visibility(cluster.clock, OwnViews(replica), alerts, metrics, faults)
+    task = asyncio.create_task(visibility.run())
     try:
-        yield alerts
+        yield alerts.raised
     finally:
         task.cancel()
         await asyncio.wait([task])
@@ -597,7 +632,7 @@ async def test_a_flag_that_cannot_be_saved_while_its_totals_are_is_unwatched(
         rollout = await in_a_stage(cluster, flag)
         await counting(cluster, rollout, 10)
         assert alerts == []
-        assert replica.workers.unsaved == {}
+        assert replica.pool.unsaved == {}
         real_save = cluster.rollouts.save
 
         async def save(*_: Any, **__: Any) -> bool:
@@ -614,13 +649,13 @@ async def test_a_flag_that_cannot_be_saved_while_its_totals_are_is_unwatched(
         fault = replica.faults.of(Scope.FLAG, flag, reporter="saving")
         assert fault is not None
         assert replica.faults.degrading
-        assert "its state has not been saved for" in replica.workers.unsaved[flag]
+        assert "its state has not been saved for" in replica.pool.unsaved[flag]
         cluster.rollouts.save = real_save  # type: ignore[method-assign]
         cluster.rollouts.outage.is_down = False
         await counting(cluster, rollout, 12)
         assert [alert.severity for alert in alerts] == [Severity.CRITICAL, Severity.INFO]
         assert replica.faults.current == ()
-        assert replica.workers.unsaved == {}
+        assert replica.pool.unsaved == {}
 
 
 @in_virtual_time
@@ -645,16 +680,17 @@ async def test_a_rollout_whose_worker_is_dead_for_two_minutes_is_unwatched() -> 
     async with cluster.replica() as replica, watched(cluster, replica) as alerts:
         rollout = await in_a_stage(cluster, flag)
         await counting(cluster, rollout, 5)
-        worker = replica.workers.worker(flag)
+        worker = replica.pool.worker(flag)
         assert worker is not None
-        real, worker._judge = worker._judge, None  # type: ignore[assignment]
+        judge: Any = worker._judge
+        real, judge.judge = judge.judge, None
         await counting(cluster, rollout, 10)
         (alert,) = alerts
         assert alert.severity is Severity.CRITICAL
         assert "its worker stopped" in alert.summary
         await counting(cluster, rollout, 110)
         assert len(alerts) == 1
-        worker._judge = real  # type: ignore[method-assign]
+        judge.judge = real
         await counting(cluster, rollout, 90)
         assert [alert.severity for alert in alerts] == [Severity.CRITICAL, Severity.INFO]
 
@@ -666,16 +702,16 @@ async def test_a_rollout_whose_worker_hangs_is_unwatched() -> None:
     async with cluster.replica() as replica, watched(cluster, replica) as alerts:
         rollout = await in_a_stage(cluster, flag)
         await counting(cluster, rollout, 5)
-        worker = replica.workers.worker(flag)
+        worker = replica.pool.worker(flag)
         assert worker is not None
 
         async def hang() -> None:
             await asyncio.Event().wait()
 
-        worker._heal = hang  # type: ignore[method-assign]
+        worker._correct_times = hang  # type: ignore[method-assign]
         await counting(cluster, rollout, 10)
         (alert,) = alerts
-        assert "its worker has seen no look through for" in alert.summary
+        assert "its worker has handled no totals for" in alert.summary
 
 
 # --- B1: the command topic grows
@@ -715,11 +751,11 @@ async def test_roll_back_works_throughout_when_the_command_topic_grows() -> None
         assert set(cluster.results().values()) == {"accepted"}
         assert len(cluster.broker.records(TOPIC)) <= 3 * len(flags)
         await cluster.passes(5)
-        running = [*first.workers.rollouts, *second.workers.rollouts]
+        running = [*first.pool.rollouts, *second.pool.rollouts]
         assert sorted(running) == sorted(flags)
         for replica in (first, second):
-            numbers = {number for _, number in replica.workers.owned}
-            assert all(cluster.partition_of(flag) in numbers for flag in replica.workers.rollouts)
+            numbers = {number for _, number in replica.workers.follower.owned}
+            assert all(cluster.partition_of(flag) in numbers for flag in replica.pool.rollouts)
 
 
 @in_virtual_time
@@ -732,15 +768,15 @@ async def test_a_command_is_forwarded_once_at_most() -> None:
     async with cluster.replica() as replica:
         cluster.order("start", flag)
         await cluster.passes(3)
-        replica.workers._partition_of = lambda _: 3  # never where a copy arrives
-        real_forward, forwarded = replica.workers._forward, [0]
+        replica.topic.home_of = lambda _: 3  # never where a copy arrives
+        real_forward, forwarded = replica.inbox.forward, [0]
 
-        async def forward(entry: OutboxEntry) -> None:
+        async def forward(command: ReadCommand) -> None:
             forwarded[0] += 1
             if forwarded[0] < 10:  # for ever, else
-                await real_forward(entry)
+                await real_forward(command)
 
-        replica.workers._forward = forward
+        replica.inbox.forward = forward
         cluster.order("roll_back", flag)
         await cluster.passes(10)
         assert await percent_of(cluster, flag) == 0
@@ -763,10 +799,10 @@ async def test_a_flag_that_another_replica_started_is_taken_up() -> None:
     cluster.transitions.clear()
     async with cluster.replica() as replica:
         await cluster.passes(2)
-        assert replica.workers.rollouts == {}
+        assert replica.pool.rollouts == {}
         cluster.newest[flag] = rollout
         await cluster.passes(2)
-        assert set(replica.workers.rollouts) == {flag}
+        assert set(replica.pool.rollouts) == {flag}
 
 
 # --- B4: committed beyond the end
@@ -813,14 +849,14 @@ async def test_commands_of_flags_that_do_not_exist_leave_nothing() -> None:
             cluster.order("start", "too-late", expected_revision=7)
             cluster.order("start", FLAGS[2])
             await cluster.passes(5)
-            assert set(replica.workers._runs) == {FLAGS[2]}
+            assert set(replica.pool.flag_keys) == {FLAGS[2]}
             assert list(await cluster.rollouts.flag_keys()) == [FLAGS[2]]
             reasons = {str(fault) for _, fault in replica.refused}
             assert len(replica.refused) == 501
             assert "the flag has no rollout: start one" in reasons
-            lanes = replica.workers._lanes.values()
-            assert not any(lane.open or lane.strangers or lane.queued for lane in lanes)
-            assert not replica.workers._waiting
+            lanes = replica.workers.follower.partitions
+            assert not any(lane.open or lane.unknown or lane.queued for lane in lanes)
+            assert not len(replica.workers.commands)
 
 
 @in_virtual_time
@@ -843,7 +879,7 @@ async def test_commands_of_one_flag_keep_their_order_whether_it_exists_or_not() 
 
 @in_virtual_time
 async def test_an_honest_order_does_not_wait_behind_a_flood() -> None:
-    """However many commands of flags that do not exist stand before it, a roll back is carried out before they are answered."""
+    """A rollback is carried out before any number of commands for unknown flags."""
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
@@ -853,11 +889,11 @@ async def test_an_honest_order_does_not_wait_behind_a_flood() -> None:
         read_before: list[int] = []
 
         async def refuse(refused: Sequence[Any]) -> None:
-            read_before.append(sum(len(lane.open) for lane in replica.workers._lanes.values()))
+            read_before.append(sum(len(lane.open) for lane in replica.workers.follower.partitions))
             refused_at.extend(record.offset for record, _ in refused)
             await asyncio.sleep(0.05)  # Kafka takes its time
 
-        replica.workers._refuse = refuse
+        replica.inbox.refuse = refuse
         for number in range(5000):
             cluster.order("roll_back", f"nobody-{number}", partition=0)
         cluster.order("roll_back", flag)
@@ -958,7 +994,7 @@ async def test_a_command_refused_as_too_much_is_not_carried_out_by_the_next_owne
                 await asyncio.Event().wait()  # Kafka takes none of it
             replica.refused.extend(refused)
 
-        replica.workers._refuse = refuse
+        replica.inbox.refuse = refuse
         real_save, gate = cluster.rollouts.save, asyncio.Event()
 
         async def save(*args: Any, **kwargs: Any) -> bool:
@@ -980,7 +1016,7 @@ async def test_a_command_refused_as_too_much_is_not_carried_out_by_the_next_owne
         assert await percent_of(cluster, flag) == 10
         assert cluster.committed(flag) == 1
     cluster.publisher.published.clear()
-    monkeypatch.setattr(workers_module, "COMMANDS_PER_FETCH", 20)  # fewer wait at once, there
+    monkeypatch.setattr(command_follower, "COMMANDS_PER_FETCH", 20)  # fewer wait at once, there
     async with cluster.replica():
         await cluster.passes(10)
         assert await percent_of(cluster, flag) == 10
@@ -1034,6 +1070,14 @@ async def test_a_command_refused_for_a_fault_is_not_carried_out_by_the_next_owne
 # --------------------------------------------------------------------------------
 
 
+def make_limits_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fifty commands wait, sixty refusals, and a hundred commits."""
+    monkeypatch.setattr(command_partition, "UNKNOWN_LIMIT", 50)
+    monkeypatch.setattr(command_refusals, "REFUSALS_LIMIT", 60)
+    monkeypatch.setattr(command_partition, "UNCOMMITTED_LIMIT", 100)
+    monkeypatch.setattr(command_follower, "UNCOMMITTED_LIMIT", 100)
+
+
 async def never(_refused: Sequence[Any]) -> None:
     """Refuse as while Kafka takes nothing."""
     await asyncio.Event().wait()
@@ -1049,7 +1093,7 @@ async def test_records_that_cannot_be_set_aside_keep_no_roll_back_waiting() -> N
     async with cluster.replica() as replica:
         cluster.order("start", flag)
         await cluster.passes(3)
-        real_refuse, replica.workers._refuse = replica.workers._refuse, never
+        real_refuse, replica.inbox.refuse = replica.inbox.refuse, never
         for number in range(220):
             value = json.dumps({"verb": "roll_back", "id": f"bad id {number}!"}).encode()
             cluster.broker.append(TOPIC, value, key=flag.encode(), partition=0)
@@ -1058,9 +1102,9 @@ async def test_records_that_cannot_be_set_aside_keep_no_roll_back_waiting() -> N
         await cluster.passes(1)
         assert await percent_of(cluster, flag) == 0
         assert cluster.results() == {"c1": "accepted", "c2": "accepted"}
-        assert not replica.workers._waiting
+        assert not len(replica.workers.commands)
         assert cluster.committed(flag) == 1
-        replica.workers._refuse = real_refuse
+        replica.inbox.refuse = real_refuse
     async with cluster.replica() as replica:
         await cluster.passes(5)
         assert len(replica.refused) == 220
@@ -1075,17 +1119,12 @@ async def test_answers_that_kafka_does_not_take_keep_no_roll_back_waiting(
 
     The oldest are given up, loudly, before commands are read no more.
     """
-    for limit, value in (
-        ("STRANGERS_LIMIT", 50),
-        ("REFUSALS_LIMIT", 60),
-        ("UNCOMMITTED_LIMIT", 100),
-    ):
-        monkeypatch.setattr(workers_module, limit, value)
+    make_limits_small(monkeypatch)
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
         await cluster.passes(3)
-        replica.workers._refuse = never
+        replica.inbox.refuse = never
         for number in range(500):
             cluster.order("promote", f"nobody-{number}", partition=0)
         cluster.order("roll_back", flag)
@@ -1104,7 +1143,7 @@ async def test_refusals_that_wait_are_bounded_and_keep_no_frames(
     """A flood that Kafka is slow to answer costs what waits, by number and bytes, and no frames."""
     unreadable = json.dumps({"filler": "x" * 1000}).encode()
     most = 60 if limit == "REFUSALS_LIMIT" else 60 * len(unreadable)
-    monkeypatch.setattr(workers_module, limit, most)
+    monkeypatch.setattr(command_refusals, limit, most)
     cluster = Cluster()
     async with cluster.replica() as replica:
         handed: list[Any] = []
@@ -1113,17 +1152,17 @@ async def test_refusals_that_wait_are_bounded_and_keep_no_frames(
             handed.extend(refused)
             await asyncio.sleep(2)
 
-        replica.workers._refuse = refuse
+        replica.inbox.refuse = refuse
         for _ in range(500):
             cluster.broker.append(TOPIC, unreadable, key=b"nobody", partition=0)
         await cluster.passes(1)
-        waiting = replica.workers._refusals
-        assert 60 <= len(waiting) <= 60 + workers_module.STRANGERS_AT_ONCE
+        waiting = replica.workers._refusals._waiting
+        assert 60 <= len(waiting) <= 60 + unknown_flags.ANSWERED_AT_ONCE
         for fault in [one.fault for one in waiting] + [fault for _, fault in handed]:
             assert (fault.__traceback__, fault.__cause__, fault.__context__) == (None, None, None)
         await cluster.passes(60)
         assert len(handed) == 500
-        assert replica.workers._refusal_bytes == 0
+        assert replica.workers._refusals._waiting_bytes == 0
 
 
 @in_virtual_time
@@ -1131,12 +1170,7 @@ async def test_while_kafka_takes_its_time_no_refusal_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Slow is not away: what is refused waits, and each gets its answer."""
-    for limit, value in (
-        ("STRANGERS_LIMIT", 50),
-        ("REFUSALS_LIMIT", 60),
-        ("UNCOMMITTED_LIMIT", 100),
-    ):
-        monkeypatch.setattr(workers_module, limit, value)
+    make_limits_small(monkeypatch)
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
 
@@ -1144,7 +1178,7 @@ async def test_while_kafka_takes_its_time_no_refusal_is_given_up(
             await asyncio.sleep(2)
             replica.refused.extend(refused)
 
-        replica.workers._refuse = refuse
+        replica.inbox.refuse = refuse
         for number in range(500):
             cluster.order("promote", f"nobody-{number}", partition=0)
         await cluster.passes(60)
@@ -1222,17 +1256,17 @@ async def test_a_mistake_in_following_commands_is_a_fault_and_not_the_end() -> N
     """Whatever fails around reading, commands go on being read, and the fault ends with it."""
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
-        real_count = replica.workers._command_partitions
+        real_count = replica.topology.partitions
 
         def count() -> int:
             raise KeyError("commands")
 
-        replica.workers._command_partitions = count
+        replica.topology.partitions = count
         await cluster.passes(5)
         assert [(fault.scope, fault.name) for fault in replica.faults.current] == [
             (Scope.PART, "commands")
         ]
-        replica.workers._command_partitions = real_count
+        replica.topology.partitions = real_count
         cluster.order("start", flag)
         await cluster.passes(5)
         assert isinstance(

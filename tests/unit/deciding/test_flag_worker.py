@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.adapters.memory import MemoryAdvisor, MemoryPublisher, MemoryRollouts
-from controller.codec.outbox import outbox_entry
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
 from controller.core.judging.judgement import Advice, Explanation
 from controller.core.plan import AdvisorPolicy, Plan
@@ -33,8 +32,13 @@ from controller.core.rollout import (
     Rollout,
     Scheduled,
 )
-from controller.deciding import flag_worker as worker_module
-from controller.deciding.flag_worker import FlagWorker, WorkerDependencies
+from controller.deciding import safeguards as safeguards_module
+from controller.deciding.dependencies import WorkerDependencies
+from controller.deciding.explanations import ExplanationQueue
+from controller.deciding.flag_inbox import NewTotals
+from controller.deciding.flag_worker import FlagWorker
+from controller.deciding.raise_guard import RaiseGuard
+from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults
 from controller.metrics import Metrics
 from controller.ports import OutboxEntry
@@ -67,6 +71,33 @@ CAN_HOLD = AdvisorPolicy(
 )
 
 
+class Doubts(RaiseGuard):
+    """Why nothing may be raised, as a test says; nothing by default."""
+
+    def __init__(self, *reasons: str) -> None:
+        self.reasons = list(reasons)
+
+    def why_not(self) -> str | None:
+        """Return the first reason."""
+        return self.reasons[0] if self.reasons else None
+
+
+class WorldRegistry(RolloutRegistry):
+    """The documents that others decided, and a note of what the worker decides."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def newest(self, flag_key: str) -> Rollout | None:
+        """Return the state topic's document."""
+        return self._world.newest
+
+    def update_own(self, rollout: Rollout) -> None:
+        """Note a transition."""
+        self._world.transitions.append(rollout)
+
+
 class World:
     """What surrounds one worker, and survives it."""
 
@@ -81,7 +112,7 @@ class World:
         self.metrics = Metrics(version="test")
         self.faults = Faults(self.clock.now)
 
-    def tools(self, **overrides: Any) -> WorkerDependencies:
+    def dependencies(self, **overrides: Any) -> WorkerDependencies:
         """Return what the worker is given."""
         fields: dict[str, Any] = {
             "rollouts": self.rollouts,
@@ -89,17 +120,16 @@ class World:
             "advisor": self.advisor,
             "clock": self.clock,
             "metrics": self.metrics,
-            "encode": outbox_entry,
-            "on_transition": self.transitions.append,
-            "newest_known": lambda _: self.newest,
             "faults": self.faults,
+            "registry": WorldRegistry(self),
+            "guard": Doubts(),
         }
         return WorkerDependencies(**{**fields, **overrides})
 
     @asynccontextmanager
     async def worker(self, **overrides: Any) -> AsyncIterator[FlagWorker]:
         """Run a worker; leaving is a crash: nothing is drained."""
-        worker = FlagWorker(FLAG, self.tools(**overrides))
+        worker = FlagWorker(FLAG, self.dependencies(**overrides))
         task = asyncio.create_task(worker.run())
         await settled()
         try:
@@ -121,9 +151,7 @@ class World:
             treatment=arm(self.contexts, errors), control=arm(others, others // 100)
         )
         progress = make_progress(freshest=now, reported_at=now)
-        return make_evidence(
-            at=now, visits={len(rollout.visits) - 1: totals}, partitions=(progress,)
-        )
+        return make_evidence(at=now, visits={rollout.visit_index: totals}, partitions=(progress,))
 
     def results(self) -> list[dict[str, Any]]:
         """Return the data of every result published, repeats included."""
@@ -178,7 +206,8 @@ def order(
 async def look(world: World, worker: FlagWorker, *, errors: int = 10) -> None:
     """Show the worker fresh evidence, and let it decide."""
     assert worker.rollout is not None
-    worker.see(worker.rollout.rollout_id, world.evidence(worker.rollout, errors=errors))
+    totals = NewTotals(worker.rollout.rollout_id, world.evidence(worker.rollout, errors=errors))
+    worker.inbox.put_totals(totals)
     await settled()
 
 
@@ -368,10 +397,10 @@ async def test_kafka_away_delays_effects_and_forgets_none() -> None:
         await worker.submit(start())
         await worker.submit(order(CommandVerb.PAUSE, "pause-1"))
         await asyncio.sleep(600)
-        assert worker.pending_effects == len(await world.unpublished()) == 6
+        assert len(worker.outbox) == len(await world.unpublished()) == 6
         world.publisher.outage.is_down = False
         await asyncio.sleep(10)
-        assert worker.pending_effects == len(await world.unpublished()) == 0
+        assert len(worker.outbox) == len(await world.unpublished()) == 0
     assert [entry.effect_id for entry in world.published("results")] == [
         f"{FLAG}/start-1",
         f"{FLAG}/pause-1",
@@ -393,7 +422,7 @@ async def test_redis_away_after_publishing_delays_the_settling_only() -> None:
         await asyncio.sleep(20)
         world.rollouts.outage.is_down = False
         await asyncio.sleep(10)
-        assert worker.pending_effects == 0
+        assert len(worker.outbox) == 0
     assert await world.unpublished() == []
 
 
@@ -467,7 +496,9 @@ async def test_evidence_that_waited_out_an_outage_is_stale(
         )  # it needs an answer, and the look waits behind it
         await settled()
         assert worker.rollout is not None
-        worker.see(worker.rollout.rollout_id, world.evidence(worker.rollout))
+        worker.inbox.put_totals(
+            NewTotals(worker.rollout.rollout_id, world.evidence(worker.rollout))
+        )
         await asyncio.sleep(outage_seconds)
         world.rollouts.outage.is_down = False
         await asyncio.sleep(10)
@@ -596,7 +627,7 @@ async def test_totals_of_a_rollout_that_ended_are_not_judged_as_the_next_one_s()
         earlier = worker.rollout
         await worker.submit(order(CommandVerb.ABORT, "abort-1"))
         await worker.submit(start(WATCHED, command_id="start-2"))
-        worker.see(earlier.rollout_id, world.evidence(earlier, errors=500))
+        worker.inbox.put_totals(NewTotals(earlier.rollout_id, world.evidence(earlier, errors=500)))
         await settled()
         rollout = await world.stored()
     assert rollout.rollout_id == "start-2"
@@ -719,7 +750,7 @@ async def test_a_full_outbox_blocks_raising_and_never_lowering(
 
     And a roll back works.
     """
-    monkeypatch.setattr(worker_module, "OUTBOX_LIMIT", 3)
+    monkeypatch.setattr(safeguards_module, "OUTBOX_LIMIT", 3)
     world = World()
     async with world.worker() as worker:
         world.publisher.outage.is_down = True
@@ -820,7 +851,7 @@ async def test_redis_falling_back_under_a_live_worker_is_noticed_at_the_next_sav
         lost = make_rollout(plan=PLAN)
         world.rollouts = fallen_back = MemoryRollouts()
         await fallen_back.save(FLAG, expected_token=0, rollout=lost, tests=b"")
-        object.__setattr__(worker._tools, "rollouts", fallen_back)
+        object.__setattr__(worker._dependencies, "rollouts", fallen_back)
         await worker.submit(order(CommandVerb.PAUSE, "pause-1"))
         assert worker.rollout is not None
         assert worker.rollout.percent == 0
@@ -945,9 +976,9 @@ async def test_an_alert_is_told_to_who_may_explain_it() -> None:
     """
     heard: list[tuple[Rollout, RaiseAlert]] = []
     world = World()
-    async with world.worker(
-        on_alert=lambda rollout, alert: heard.append((rollout, alert))
-    ) as worker:
+    queue = ExplanationQueue(world.metrics)
+    queue.request = lambda rollout, alert: heard.append((rollout, alert))  # type: ignore[method-assign]
+    async with world.worker(explanations=queue) as worker:
         await worker.submit(start(WATCHED))
         await asyncio.sleep(11 * 60 + 1)
         await look(world, worker, errors=900)
@@ -1054,9 +1085,9 @@ async def test_an_undecided_gate_pauses_by_time() -> None:
 
 @in_virtual_time
 async def test_abandoned_commands_are_let_go() -> None:
-    """When the flag moves to another replica, whoever waits for a command's outcome is told that there is none here."""
+    """When a flag moves to another replica, a waiting command is told so."""
     world = World()
-    worker = FlagWorker(FLAG, world.tools())
+    worker = FlagWorker(FLAG, world.dependencies())
     done = worker.submit(start())
     worker.abandon()
     assert done.cancelled()
@@ -1080,18 +1111,16 @@ async def test_the_state_can_be_said_again() -> None:
 
 @in_virtual_time
 async def test_a_stage_that_a_wrong_clock_entered_tomorrow_does_not_stand_still() -> None:
-    """Taken over by a replica whose clock is right, it is brought back to now, bakes its whole time and goes on."""
+    """Taken over by a replica with a right clock, it bakes its whole time and goes on."""
     world = World()
     day = timedelta(days=1)
     visit = make_visit(entered_at=T0 + day, counts_from=T0 + day + MINUTE)
     phase = Baking(0, T0 + day + 11 * MINUTE)
     ahead = make_rollout(plan=PLAN, phase=phase, visits=(visit,), updated_at=T0 + day)
     await world.rollouts.save(FLAG, expected_token=0, rollout=ahead)
-    doubts = ["the clocks disagree"]
-    async with world.worker(why_not_raise=lambda: doubts[0] if doubts else None) as worker:
+    async with world.worker(guard=Doubts("the clocks disagree")) as worker:
         assert worker.rollout == ahead
-        doubts.clear()
-    async with world.worker(why_not_raise=lambda: None):
+    async with world.worker(guard=Doubts()):
         stored = await world.stored()
         assert stored.revision == ahead.revision + 1
         assert stored.visits[-1].entered_at == stored.updated_at == world.clock.now()

@@ -27,11 +27,21 @@ from controller.core.rollout import (
     RolledBack,
     Rollout,
 )
-from controller.deciding import flag_worker as worker_module
+from controller.deciding import flag_decision
+from controller.deciding.outbox import UNSAVED_LIMIT
 from controller.health import Scope
 from schemas.terms import AlertKind, CommandVerb, HoldReason, Severity
 from tests.builders import MINUTE, T0, make_plan, make_stages
-from tests.unit.deciding.test_flag_worker import FLAG, WATCHED, World, look, order, start
+from tests.unit.deciding.test_flag_worker import (
+    FLAG,
+    WATCHED,
+    Doubts,
+    World,
+    WorldRegistry,
+    look,
+    order,
+    start,
+)
 from tests.virtual_time import in_virtual_time, settled
 
 
@@ -50,6 +60,14 @@ def events(world: World, topic: str) -> list[dict[str, Any]]:
 def statuses(world: World) -> list[tuple[str, str]]:
     """Return (event id, status) of every result, each once."""
     return [(event["id"], event["data"]["status"]) for event in events(world, "results")]
+
+
+class OwnRegistry(WorldRegistry):
+    """The state topic has what the worker decided."""
+
+    def newest(self, flag_key: str) -> Rollout | None:
+        """Return the newest transition."""
+        return self._world.transitions[-1] if self._world.transitions else None
 
 
 # --- D2: an id that is used twice
@@ -183,9 +201,7 @@ async def test_effects_that_redis_lost_and_kafka_had_not_yet_are_published() -> 
     Decision, alert and state of the roll back all appear.
     """
     world = World()
-    async with world.worker(
-        newest_known=lambda _: world.transitions[-1] if world.transitions else None
-    ) as worker:
+    async with world.worker(registry=OwnRegistry(world)) as worker:
         await worker.submit(start())
         await settled()
         before = world.rollouts.snapshot()
@@ -201,7 +217,7 @@ async def test_effects_that_redis_lost_and_kafka_had_not_yet_are_published() -> 
         assert f"{FLAG}/2/1" in lost  # stored again, so that a crash now loses nothing
         world.publisher.outage.is_down = False
         await asyncio.sleep(30)
-        assert worker.pending_effects == 0
+        assert len(worker.outbox) == 0
         assert await world.unpublished() == []
     assert [event["data"]["kind"] for event in events(world, "decisions")] == ["start", "roll_back"]
     assert [event["data"]["kind"] for event in events(world, "alerts")] == ["rolled_back"]
@@ -213,8 +229,7 @@ async def test_effects_that_redis_lost_and_kafka_had_not_yet_are_published() -> 
 async def test_a_crash_after_the_fall_back_was_found_loses_none_of_them() -> None:
     """What was saved again is published by the next worker."""
     world = World()
-    newest = {"newest_known": lambda _: world.transitions[-1] if world.transitions else None}
-    async with world.worker(**newest) as worker:
+    async with world.worker(registry=OwnRegistry(world)) as worker:
         await worker.submit(start())
         await settled()
         before = world.rollouts.snapshot()
@@ -223,7 +238,7 @@ async def test_a_crash_after_the_fall_back_was_found_loses_none_of_them() -> Non
         world.rollouts.restore(before)
         await worker.submit(order(CommandVerb.FREEZE, "f"))
     world.publisher.outage.is_down = False
-    async with world.worker(**newest):
+    async with world.worker(registry=OwnRegistry(world)):
         await asyncio.sleep(5)
     assert [event["data"]["kind"] for event in events(world, "alerts")] == ["rolled_back"]
 
@@ -238,8 +253,9 @@ async def test_nothing_is_raised_while_this_replica_must_not(logs: list[Any]) ->
 
     Later all goes on.
     """
-    world, why = World(), ["its clock is 5 min ahead of the brokers'"]
-    async with world.worker(why_not_raise=lambda: why[0] if why else None) as worker:
+    world, guard = World(), Doubts("its clock is 5 min ahead of the brokers'")
+    why = guard.reasons
+    async with world.worker(guard=guard) as worker:
         await worker.submit(start())
         assert world.results()[-1]["status"] == "rejected"
         assert why[0] in world.results()[-1]["reason"]
@@ -272,11 +288,12 @@ async def test_a_scheduled_start_waits_as_well() -> None:
 
     Then it starts.
     """
-    world, why = World(), ["the serving lease is lost"]
+    world, guard = World(), Doubts("the serving lease is lost")
+    why = guard.reasons
     plan = make_plan(
         stages=make_stages(10, 50), blind=True, guardrails=(), start_at=T0 + 5 * MINUTE
     )
-    async with world.worker(why_not_raise=lambda: why[0] if why else None) as worker:
+    async with world.worker(guard=guard) as worker:
         await worker.submit(start(plan))
         await asyncio.sleep(400)
         assert ((await world.stored()).percent, (await world.stored()).hold) == (
@@ -333,10 +350,10 @@ async def test_alerts_wait_for_kafka_bounded() -> None:
         for number in range(1000):
             worker.alert(an_alert(number))
             worker.alert(an_alert(number))
-        assert worker.pending_effects == worker_module.UNSAVED_LIMIT
+        assert len(worker.outbox) == UNSAVED_LIMIT
         world.publisher.outage.is_down = False
         await asyncio.sleep(10)
-        assert len(world.published("alerts")) == worker_module.UNSAVED_LIMIT
+        assert len(world.published("alerts")) == UNSAVED_LIMIT
 
 
 # --- rules that no decision may break
@@ -352,7 +369,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, bug: Any) -> None:
     ) -> tuple[Rollout | None, tuple[Effect, ...]]:
         return bug(event, *real(rollout, event, now))  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(worker_module, "decide", decide)
+    monkeypatch.setattr(flag_decision, "decide", decide)
 
 
 def violations(world: World, rule: str) -> float:

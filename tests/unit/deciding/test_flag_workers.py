@@ -22,18 +22,23 @@ from controller.adapters.memory import (
     MemoryRollouts,
     MemoryTotals,
 )
-from controller.codec.command_records import read_command
-from controller.codec.commands import command_event, peek_command, to_command_received
-from controller.codec.outbox import outbox_entry
+from controller.codec.commands import command_event
 from controller.codec.plans import from_core_plan
 from controller.core.rollout import Baking, RolledBack, Rollout
-from controller.deciding import flag_workers as workers_module
-from controller.deciding.flag_worker import WorkerDependencies
-from controller.deciding.flag_workers import Peeked, ReadCommand, Workers
+from controller.deciding import command_follower, command_partition
+from controller.deciding.command_inbox import ReadCommand
+from controller.deciding.dependencies import WorkerDependencies
+from controller.deciding.event_partitions import EventPartitions
+from controller.deciding.flag_workers import FlagWorkers
+from controller.deciding.raise_guard import RaiseGuard
+from controller.deciding.registry import RolloutRegistry
+from controller.deciding.totals_reader import TotalsReader
+from controller.deciding.worker_pool import WorkerPool
 from controller.errors import BadInput, CommandRefused
 from controller.health import Faults
 from controller.metrics import Metrics
-from controller.ports import OutboxEntry, Record
+from controller.ports import Record
+from schemas.quarantine import Refusal
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
 from tests.builders import T0, make_guardrail, make_plan, make_stages
@@ -53,6 +58,84 @@ def partition_of(flag_key: str) -> int:
 FLAGS = {partition_of(name): name for name in (f"flag-{number}" for number in range(40))}
 
 
+class Topics:
+    """The command topic as a cluster has it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def partitions(self, logical: str) -> int:
+        """Return how many partitions it has."""
+        return self.cluster.partitions
+
+    def topic_id(self, logical: str) -> str | None:
+        """Return nothing: brokers do not say."""
+        return None
+
+
+class OneEventPartition(EventPartitions):
+    """One partition of evaluations."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Its key."""
+        return [EVENTS]
+
+
+class NoDrift:
+    """Planes that serve what was decided."""
+
+    def drift(self, rollout: Rollout) -> str | None:
+        """Return none."""
+        return None
+
+
+class NoRecords:
+    """Takes refused records, and keeps none."""
+
+    def add(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+        """Take refusals."""
+
+    async def flushed(self, seconds: float) -> None:
+        """Return at once."""
+
+
+class ClusterRegistry(RolloutRegistry):
+    """The state topic of a cluster, and a note of what workers decide."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__()
+        self._cluster = cluster
+
+    def newest(self, flag_key: str) -> Rollout | None:
+        """Return the state topic's document."""
+        return self._cluster.newest.get(flag_key)
+
+    @property
+    def flag_keys(self) -> Sequence[str]:
+        """Every flag that was ever decided about."""
+        decided = (rollout.flag_key for rollout in self._cluster.transitions)
+        return sorted({*self._cluster.newest, *decided})
+
+    def update_own(self, rollout: Rollout) -> None:
+        """Note a transition."""
+        self._cluster.transitions.append(rollout)
+
+
+class Trusting(RaiseGuard):
+    """Nothing is in doubt."""
+
+    def __init__(self) -> None:
+        pass
+
+    def why_not(self) -> str | None:
+        """Return none."""
+        return None
+
+
 class Replica:
     """One process: its member of the group, its workers, and what they told."""
 
@@ -62,33 +145,32 @@ class Replica:
         self.refused: list[tuple[Record, BadInput]] = []
         self.released: list[str] = []
         self.faults = Faults(cluster.clock.now)
-        self.workers = Workers(
-            tools=WorkerDependencies(
-                rollouts=cluster.rollouts,
-                publisher=cluster.publisher,
-                advisor=MemoryAdvisor(),
-                clock=cluster.clock,
-                metrics=Metrics(version="test"),
-                encode=outbox_entry,
-                on_transition=cluster.transitions.append,
-                newest_known=cluster.newest.get,
-                faults=self.faults,
-            ),
-            commands=self.log,
-            totals=cluster.totals,
-            peek=cluster.peek,
-            read_command=cluster.read_command,
-            refuse=self.refuse,
-            forward=cluster.forward,
-            partition_of=cluster.partition_of,
-            command_partitions=lambda: cluster.partitions,
-            known_flags=lambda: sorted(
-                {*cluster.newest, *(each.flag_key for each in cluster.transitions)}
-            ),
-            event_partitions=lambda: [EVENTS],
-            released=self.released.append,
-            actuation_drift=lambda _: None,
+        self.topology: Any = Topics(cluster)
+        self.actuation: Any = NoDrift()
+        dependencies = WorkerDependencies(
+            rollouts=cluster.rollouts,
+            publisher=cluster.publisher,
+            advisor=MemoryAdvisor(),
+            clock=cluster.clock,
+            metrics=Metrics(version="test"),
+            faults=self.faults,
+            registry=ClusterRegistry(cluster),
+            guard=Trusting(),
         )
+        self.pool = WorkerPool(dependencies)
+        self.totals = TotalsReader(
+            self.pool,
+            cluster.totals,
+            OneEventPartition(),
+            self.actuation,
+            clock=cluster.clock,
+            faults=self.faults,
+        )
+        self.workers = FlagWorkers(dependencies, self.totals, self.log, self.topology, NoRecords())
+        self.inbox: Any = self.workers.inbox
+        self.topic: Any = self.workers.topic
+        self.inbox.__dict__ |= {"refuse": self.refuse, "forward": cluster.forward}
+        self.pool.on_stop(self.released.append)
 
     async def refuse(self, refused: Sequence[tuple[Record, BadInput]]) -> None:
         """Note what could not be read."""
@@ -154,28 +236,14 @@ class Cluster:
             timestamp_ms=round(self.clock.now().timestamp() * 1000),
         )
 
-    def read_command(self, record: Record) -> ReadCommand:
-        """Read a record as the daemon does."""
-        command = read_command(record.value, record.headers, record.key, record.timestamp)
-
-        def copy() -> OutboxEntry:
-            return OutboxEntry(
-                "", command.id, "commands", command.flag, command_event(command, hops=1)
-            )
-
-        return ReadCommand(command.flag, to_command_received(command), copy)
-
-    def peek(self, record: Record) -> Peeked | None:
-        """Look at a record as the daemon does."""
-        peeked = peek_command(record.value, record.headers, record.key)
-        return None if peeked is None else Peeked(*peeked)
-
-    async def forward(self, entry: OutboxEntry) -> None:
+    async def forward(self, command: ReadCommand) -> None:
         """Put a command onto its flag's own partition."""
-        now = round(self.clock.now().timestamp() * 1000)
-        partition = self.partition_of(entry.key)
         self.broker.append(
-            TOPIC, entry.value, key=entry.key.encode(), partition=partition, timestamp_ms=now
+            TOPIC,
+            command_event(command.document, hops=1),
+            key=command.flag_key.encode(),
+            partition=self.partition_of(command.flag_key),
+            timestamp_ms=round(self.clock.now().timestamp() * 1000),
         )
 
     async def count(self, rollout: Rollout, *, errors: int) -> None:
@@ -204,9 +272,9 @@ class Cluster:
                 latency={198: contexts},
                 latency_all={198: contexts},
             )
-            fields[
-                arm_field(rollout.flag_key, rollout.rollout_id, len(rollout.visits) - 1, arm)
-            ] = encode_arm(counts)
+            fields[arm_field(rollout.flag_key, rollout.rollout_id, rollout.visit_index, arm)] = (
+                encode_arm(counts)
+            )
         expected, self._fence = self._fence, 1 if self._fence is None else self._fence + 1
         assert (
             await self.totals.save(
@@ -270,14 +338,14 @@ async def test_a_command_starts_a_worker_and_is_committed_when_it_is_answered() 
         rollout = await cluster.stored(flag)
         assert rollout is not None
         assert isinstance(rollout.phase, Baking)
-        assert replica.workers.rollouts == {flag: rollout}
+        assert replica.pool.rollouts == {flag: rollout}
         assert cluster.results() == {"c1": "accepted"}
         assert cluster.committed(flag) == 1
 
 
 @in_virtual_time
 async def test_commits_never_pass_an_open_command() -> None:
-    """While the first of three commands waits for Redis, nothing is committed, though the others could not matter less."""
+    """While the first of three commands waits for Redis, nothing is committed."""
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
         cluster.rollouts.outage.is_down = True
@@ -336,8 +404,8 @@ async def test_what_cannot_be_read_is_refused_and_work_goes_on() -> None:
 @in_virtual_time
 async def test_no_more_commands_are_read_than_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     """While Redis is away the backlog waits in the topic; afterwards all of it is answered."""
-    monkeypatch.setattr(workers_module, "OPEN_COMMANDS_LIMIT", 5)
-    monkeypatch.setattr(workers_module, "COMMANDS_PER_FETCH", 5)
+    monkeypatch.setattr(command_partition, "OPEN_COMMANDS_LIMIT", 5)
+    monkeypatch.setattr(command_follower, "COMMANDS_PER_FETCH", 5)
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
@@ -346,9 +414,9 @@ async def test_no_more_commands_are_read_than_are_obeyed(monkeypatch: pytest.Mon
         for _ in range(40):
             cluster.order("pause", flag)
         await cluster.passes(30)
-        worker = replica.workers.worker(flag)
+        worker = replica.pool.worker(flag)
         assert worker is not None
-        assert len(worker._inbox) <= 10
+        assert len(worker.inbox) <= 10
         cluster.rollouts.outage.is_down = False
         await cluster.passes(60)
     assert len(cluster.results()) == 41
@@ -382,12 +450,12 @@ async def test_two_replicas_share_the_flags_and_a_third_takes_over() -> None:
         await cluster.passes(3)
         async with cluster.replica() as second:
             await cluster.passes(3)
-            assert len(first.workers.owned) == len(second.workers.owned) == 2
-            assert set(first.workers.rollouts) | set(second.workers.rollouts) == set(FLAGS.values())
-            assert set(first.workers.rollouts) & set(second.workers.rollouts) == set()
-            assert set(first.released) == set(second.workers.rollouts)
+            assert len(first.workers.follower.owned) == len(second.workers.follower.owned) == 2
+            assert set(first.pool.rollouts) | set(second.pool.rollouts) == set(FLAGS.values())
+            assert set(first.pool.rollouts) & set(second.pool.rollouts) == set()
+            assert set(first.released) == set(second.pool.rollouts)
         await cluster.passes(3)
-        assert set(first.workers.rollouts) == set(FLAGS.values())
+        assert set(first.pool.rollouts) == set(FLAGS.values())
         for flag in FLAGS.values():
             cluster.order("roll_back", flag)
         await cluster.passes(3)
@@ -422,7 +490,7 @@ async def test_a_lost_lane_s_open_command_is_answered_by_its_new_owner_alone() -
 
 @in_virtual_time
 async def test_a_command_fetched_as_its_lane_goes_away_starts_nothing_here() -> None:
-    """Records that arrive with the very fetch during which the partition is revoked are left to its new owner."""
+    """Records that arrive with the fetch of a revocation are left to the new owner."""
     cluster = Cluster()
     async with cluster.replica() as replica:
         cluster.order("start", FLAGS[1])
@@ -443,7 +511,7 @@ async def test_a_command_fetched_as_its_lane_goes_away_starts_nothing_here() -> 
         )
         cluster.order("freeze", FLAGS[1])
         await cluster.passes(5)
-        assert replica.workers.worker(FLAGS[1]) is None
+        assert replica.pool.worker(FLAGS[1]) is None
         assert "c2" not in cluster.results()
     assert cluster.committed(FLAGS[1]) == committed == 1
 
@@ -465,7 +533,7 @@ async def test_totals_that_show_a_breach_roll_back_within_a_tenth_of_a_second() 
         rollout = await cluster.stored(flag)
         assert rollout is not None
         await cluster.count(rollout, errors=300)
-        replica.workers.counted()
+        replica.totals.totals_saved(frozenset({flag}))
         await cluster.passes(0.15)
         after = await cluster.stored(flag)
         assert after is not None
@@ -482,10 +550,11 @@ async def test_totals_are_looked_at_every_second_without_news() -> None:
     async with cluster.replica() as replica:
         cluster.order("start", flag)
         await cluster.passes(2)
-        worker = replica.workers.worker(flag)
+        worker = replica.pool.worker(flag)
         assert worker is not None
         looks: list[float] = []
-        worker.see = lambda *_: looks.append(asyncio.get_running_loop().time())  # type: ignore[method-assign]
+        inbox: Any = worker.inbox
+        inbox.put_totals = lambda _: looks.append(asyncio.get_running_loop().time())
         await cluster.passes(10)
         assert 9 <= len(looks) <= 11
         cluster.totals.outage.is_down = True
@@ -523,10 +592,10 @@ async def test_a_worker_that_breaks_is_red_and_begun_anew() -> None:
         cluster.order("freeze", flag)
         cluster.order("pause", other)
         await cluster.passes(1)
-        assert set(replica.workers.broken) == {flag}
+        assert set(replica.pool.broken) == {flag}
         assert cluster.results()["c4"] == "accepted"
         await cluster.passes(10)
-        assert replica.workers.broken == {}
+        assert replica.pool.broken == {}
         assert cluster.results()["c3"] == "accepted"
         assert cluster.committed(flag) == 2
 
@@ -558,7 +627,7 @@ async def test_a_command_that_breaks_the_worker_twice_is_refused() -> None:
 
 @in_virtual_time
 async def test_a_publisher_that_breaks_costs_no_command_its_answer() -> None:
-    """When the outbox's task fails by a mistake of ours, a command under way is not committed unanswered."""
+    """When the outbox's task fails, a command under way is not committed unanswered."""
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
         cluster.order("start", flag)
@@ -602,7 +671,7 @@ async def test_workers_that_were_cut_short_can_be_run_again() -> None:
     await asyncio.wait([task])
     task = asyncio.create_task(replica.workers.run())
     await cluster.passes(3)
-    assert set(replica.workers.rollouts) == {FLAGS[0]}
+    assert set(replica.pool.rollouts) == {FLAGS[0]}
     assert replica.released == [FLAGS[0]]
     cluster.order("roll_back", FLAGS[0])
     await cluster.passes(3)

@@ -109,7 +109,7 @@ def test_a_definition_is_read_from_the_flagd_document() -> None:
 
 
 def test_failures_hit_treatment_alone() -> None:
-    """A fault of three times the errors shows in treatment and leaves control at the service's own rate."""
+    """Three times the errors show in treatment; control keeps the service's own rate."""
     traffic, sent = make_traffic(Fault(error_factor=3.0), Definition("on", "off", 5_000))
     play(traffic, 20_000)
     failed: Counter[str] = Counter()
@@ -154,7 +154,7 @@ def test_lost_exposures_are_treatments_evaluations_only() -> None:
 
 
 def test_silence_is_complete() -> None:
-    """Some time after the percentage is served nothing is emitted any more, neither beginnings nor ends."""
+    """Some time after the percentage is served nothing more is emitted."""
     traffic, sent = make_traffic(Fault(silent_from_percent=10.0, silent_after_seconds=0.5))
     traffic.tick(100, NOW)
     traffic.tick(100, NOW + 0.4)

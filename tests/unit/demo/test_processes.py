@@ -66,7 +66,7 @@ def test_nothing_is_left_after_stop() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_nothing_outlives_a_killed_parent(number: signal.Signals) -> None:
-    """A parent killed without a chance to clear up takes its children and their directory with it."""
+    """A killed parent takes its children and their directory with it."""
     command = [sys.executable, "-c", _PARENT]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         try:

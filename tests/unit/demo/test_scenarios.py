@@ -96,7 +96,7 @@ class Rehearsal:
     def _serve(self) -> None:
         """Draw a tick's requests, as `apps.py` makes them one by one."""
         assert self.rollout is not None
-        index = len(self.rollout.visits) - 1
+        index = self.rollout.visit_index
         visit, fault = self.rollout.visits[index], self.scenario.fault
         if (
             self._silent_at is None
@@ -162,7 +162,7 @@ SEEDS = range(3)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_each_scenario_ends_as_named_by_the_real_engine(name: str, seed: int) -> None:
-    """The daemon's gate and state machine bring every scenario to its ending, well within the demo's time."""
+    """Gate and state machine bring every scenario to its end within the demo's time."""
     rehearsal = Rehearsal(SCENARIOS[name], seed).run()
     assert rehearsal.rollout is not None
     decisions = [{"reason": decision.reason} for decision in rehearsal.decisions]

@@ -78,7 +78,7 @@ def test_without_outcomes_everybody_may_have_come_back() -> None:
 
 
 def test_more_failures_than_returns_means_that_all_were_there() -> None:
-    """Failures that the outcomes cannot explain are set against everybody who had not failed, in both arms."""
+    """Failures that outcomes do not explain count against all contexts without one."""
     stream = looked(
         make_sums(arm(10, 0, 10), arm(90, 0, 90)), make_sums(arm(10, 3, 11), arm(90, 0, 90))
     )
@@ -186,7 +186,7 @@ def coming_back(
     contexts: int = 2000,
     looks: int = 40,
 ) -> Iterator[tuple[int, float, Sums]]:
-    """Yield looks at users who come back, some much more often and some much unluckier than others, in drifting bursts."""
+    """Yield looks at returning users, some more frequent or unlucky, in drifting bursts."""
     activity = np.exp(rng.normal(0, 1.5, contexts))
     luck = np.exp(rng.normal(0, 1.5, contexts))
     lot = rng.random(contexts)

@@ -8,16 +8,18 @@ from datetime import timedelta
 
 import pytest
 
-from controller.adapters.memory import ManualClock
+from controller.adapters.memory import ManualClock, MemoryPublisher
 from controller.core.evidence import Evidence
-from controller.core.rollout import RaiseAlert
-from controller.deciding.flag_workers import WatchView
+from controller.core.rollout import Rollout
+from controller.deciding.totals_reader import WatchView
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
+from controller.metrics import Metrics
 from controller.running.claims import Claims, Knowledge
-from controller.running.visibility import Holder, View, Visibility, Waiting
+from controller.running.visibility import Holder, View, Visibility
 from schemas.terms import Severity
 from tests.builders import T0, make_rollout
+from tests.unit.running.test_visibility import Alerts
 
 T0_MS = round(T0.timestamp() * 1000)
 
@@ -59,7 +61,6 @@ class Replica:
         self.owned: set[int] = set()
         self.rollout = make_rollout()
         self.is_seeing = True
-        self.raised: list[RaiseAlert] = []
         self.faults = Faults(clock.now)
         self.claims = Claims(
             clock,
@@ -68,17 +69,20 @@ class Replica:
             replica=name,
             working=lambda: sorted(self.owned),
         )
-        self.sight = Visibility(
-            clock,
-            views=self.views,
-            expected_partitions=lambda: 0,
-            also_blind=lambda: None,
-            send=self.send,
-            note=self.raised.append,
-            holders=self.holders,
-            newest=lambda flag_key: self.rollout,
-            faults=self.faults,
-        )
+        metrics = Metrics(version="test")
+        alerts = Alerts(MemoryPublisher(), clock, metrics)
+        self.raised = alerts.raised
+        self.visibility = Visibility(clock, self, alerts, metrics, self.faults)
+
+    expected_partitions = 0
+    store_trouble = None
+
+    def why_all_blind(self) -> str | None:
+        """Return none."""
+
+    def newest(self, flag_key: str) -> Rollout | None:
+        """Return the rollout."""
+        return self.rollout
 
     def views(self) -> Sequence[View]:
         """Return the flag, if its partition 3 is ours: read a moment ago."""
@@ -93,9 +97,6 @@ class Replica:
         """Return what is known of who runs the flag."""
         verdict = self.claims.judge(3, is_owned=3 in self.owned)
         return [Holder(self.rollout.flag_key, self.rollout, *verdict)]
-
-    async def send(self, waiting: Sequence[Waiting]) -> None:
-        """Take alerts."""
 
     @property
     def said(self) -> list[Severity]:
@@ -123,7 +124,7 @@ class Fleet:
             self.clock.advance(timedelta(seconds=1))
             asyncio.run(beat())
             for replica in (self.one, self.two):
-                replica.sight.look()
+                replica.visibility.check()
 
 
 def test_a_partition_that_nobody_claims_is_said_by_both_under_one_key() -> None:

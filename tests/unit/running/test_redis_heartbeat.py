@@ -44,13 +44,13 @@ async def test_a_disagreement_is_a_fault_until_it_is_over() -> None:
     clock, faults = AgreedClock(machine), Faults(machine.now)
     pulse = RedisHeartbeat(clock, faults, ask=redis.time, read_broker=lambda: None)
     redis.ahead = timedelta(seconds=31)
-    await pulse.look()
+    await pulse.beat()
     fault = faults.of(Scope.CLOCK, CLOCKS)
     assert fault is not None
     assert "Redis's clock is 31.0 s ahead" in fault.why
     assert "time synchronization" in fault.fix
     redis.ahead = timedelta(0)
-    await pulse.look()
+    await pulse.beat()
     assert faults.current == ()
     assert clock.why_not() is None
 
@@ -68,7 +68,7 @@ async def test_the_brokers_clock_counts_once_it_is_known() -> None:
 
     pulse = RedisHeartbeat(clock, Faults(machine.now), ask=redis.time, read_broker=read)
     redis.ahead = timedelta(seconds=-60)
-    await pulse.look()
+    await pulse.beat()
     assert clock.now() == machine.now() - timedelta(seconds=60)
 
 
@@ -81,8 +81,8 @@ async def test_an_outage_of_redis_is_remembered_until_it_answers() -> None:
     )
     redis.is_down = True
     with pytest.raises(StoreUnavailable):
-        await pulse.look()
+        await pulse.beat()
     assert pulse.trouble == "no answer within 1 s"
     redis.is_down = False
-    await pulse.look()
+    await pulse.beat()
     assert pulse.trouble is None

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from controller.bootstrap import OPTIONAL, REQUIRED
 from controller.counting.owned_partition import PartitionState, PartitionView
+from controller.deciding.raise_guard import why_knowledge_is_old
 from controller.health import Faults, Health, Scope
 from controller.metrics import Metrics
 from controller.running.reporter import (
+    OPTIONAL,
     QUARANTINE,
+    REQUIRED,
     STATE_TOPIC,
     Reporter,
     Signs,
-    why_word_is_old,
 )
 from schemas.totals import PartitionCounts
 from tests.builders import T0
@@ -49,7 +50,7 @@ def make_signs(**overrides: Any) -> Signs:
         "partitions": [make_view(), make_view(topic="request.outcomes")],
         "topics": {"flag.evaluations": "evaluations", "request.outcomes": "outcomes"},
         "expected": {"evaluations": 1, "outcomes": 1},
-        "owned_commands": 4,
+        "owned_commands": [("rollout.commands", number) for number in range(4)],
         "effects": 0,
         "effects_seconds": 0.0,
     }
@@ -221,7 +222,7 @@ def test_the_gauges_follow() -> None:
 )
 def test_nothing_is_raised_by_an_old_word(silent: float | None, *, is_old: bool) -> None:
     """Half of a session timeout: after the whole of it another replica may have the flags."""
-    why = why_word_is_old(silent, 10.0)
+    why = why_knowledge_is_old(silent, 10.0)
     assert (why is not None) is is_old
 
 
@@ -230,5 +231,5 @@ def test_a_short_session_does_not_ask_for_word_more_often_than_it_comes() -> Non
 
     With sessions of two seconds half of one would be over again and again.
     """
-    assert why_word_is_old(1.4, 2.0) is None
-    assert why_word_is_old(3.1, 2.0) is not None
+    assert why_knowledge_is_old(1.4, 2.0) is None
+    assert why_knowledge_is_old(3.1, 2.0) is not None

@@ -44,11 +44,10 @@ class Daemon:
             "loops": [("ingest", self.runs("ingest")), ("workers", self.runs("workers"))],
             "drain": self.does("drain"),
             "close": [("kafka", self.does("close kafka")), ("redis", self.does("close redis"))],
-            "on_hangup": lambda: self.story.append("hangup"),
         }
+        self.parts = Parts(**{**fields, **parts})
         # The last resort waits in a thread, for real seconds: far more than a test takes.
         self.supervisor = Supervisor(
-            Parts(**{**fields, **parts}),
             self.health,
             SETTINGS,
             self.faults,
@@ -81,7 +80,7 @@ class Daemon:
         async with asyncio.TaskGroup() as tasks:
             ticking = tasks.create_task(_tick())
             try:
-                return await self.supervisor.run()
+                return await self.supervisor.run(self.parts)
             finally:
                 ticking.cancel()
 
@@ -184,9 +183,9 @@ async def test_a_signal_during_start_stops_the_waiting() -> None:
 
 @in_virtual_time
 async def test_everything_hanging_is_left_behind_in_bounded_time() -> None:
-    """With a drain and connections that never end the process stops within its two deadlines, and closes what it can."""
+    """With a drain and connections that never end the process stops within two deadlines."""
     daemon = Daemon(drain=hang)
-    daemon.supervisor._parts = Parts(  # the same, but with connections that hang
+    daemon.parts = Parts(  # the same, but with connections that hang
         steps=(),
         follow=daemon.runs("follow"),
         caught_up=daemon.does("caught up"),
@@ -293,7 +292,7 @@ def test_a_part_that_fails_is_restarted_alone(error: BaseException | None) -> No
 
 @in_virtual_time
 async def test_a_part_that_fails_again_and_again_ends_the_process() -> None:
-    """After five failures within five minutes a new process is asked for, in order, by exit code 70."""
+    """After five failures within five minutes the process ends in order with 70."""
     part = Failing(*[ZeroDivisionError("a mistake of ours")] * 100)
     daemon = Daemon(loops=[("workers", part)])
     assert await daemon.run() == EXIT_BROKEN
@@ -376,11 +375,11 @@ async def test_what_was_decided_is_followed_before_redis_is_there() -> None:
     daemon = Daemon(
         steps=[Step("kafka", "x", other.does("prepare")), Step("state", "y", no_redis)],
         follow=other.runs("follow"),
-        early=[("sight", other.runs("sight"))],
+        early=[("visibility", other.runs("visibility"))],
     )
     running = asyncio.create_task(daemon.run())
     await asyncio.sleep(30)
-    assert sorted(other.story) == ["follow", "prepare", "sight"]
+    assert sorted(other.story) == ["follow", "prepare", "visibility"]
     assert not daemon.health.has_started
     send(signal.SIGTERM)
     assert await running == 0
@@ -402,14 +401,13 @@ async def test_giving_up_has_an_exit_code_of_its_own() -> None:
 
 
 @in_virtual_time
-async def test_hangup_is_told_and_stops_nothing() -> None:
-    """SIGHUP reaches whoever wants it; the daemon runs on."""
+async def test_a_hangup_stops_nothing() -> None:
+    """A terminal that is closed sends SIGHUP; the daemon runs on."""
     daemon = Daemon()
     running = asyncio.create_task(daemon.run())
     await settled()
     send(signal.SIGHUP)
     await asyncio.sleep(1)
-    assert "hangup" in daemon.story
     assert not running.done()
     send(signal.SIGTERM)
     assert await running == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,22 +12,23 @@ from datetime import timedelta
 import pytest
 import structlog
 
-from controller.adapters.memory import ManualClock
+from controller.adapters.memory import ManualClock, MemoryPublisher
 from controller.codec.outbox import outbox_entry
 from controller.core.evidence import Evidence, PartitionProgress
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
-from controller.deciding.flag_workers import WatchView
-from controller.errors import EventLogUnavailable
+from controller.deciding.totals_reader import WatchView
 from controller.health import Faults, Scope
+from controller.metrics import Metrics
+from controller.ports import Clock
 from controller.running.visibility import (
     Holder,
     Unseen,
     View,
     Visibility,
-    Waiting,
     needs_watching,
     why_unwatched,
 )
+from controller.running.visibility_alerts import VisibilityAlerts
 from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_plan, make_rollout
 from tests.virtual_time import in_virtual_time
@@ -50,6 +52,49 @@ class Counting:
     lag: timedelta = timedelta(0)
 
 
+class Alerts(VisibilityAlerts):
+    """Alerts on their way to Kafka, and all that were ever raised."""
+
+    def __init__(self, publisher: MemoryPublisher, clock: Clock, metrics: Metrics) -> None:
+        super().__init__(publisher, clock, metrics, "/rolloutd")
+        self.raised: list[RaiseAlert] = []
+
+    def add(self, rollout: Rollout, alert: RaiseAlert) -> None:
+        """Note an alert, and publish it."""
+        self.raised.append(alert)
+        super().add(rollout, alert)
+
+
+class Watched:
+    """What a bench's replica knows about rollouts."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.views = bench.views
+
+    @property
+    def expected_partitions(self) -> int:
+        """How many partitions the bench expects."""
+        return self._bench.expected
+
+    @property
+    def store_trouble(self) -> str | None:
+        """Why the store cannot be used."""
+        return self._bench.store_trouble
+
+    def why_all_blind(self) -> str | None:
+        """Return a reason for all."""
+        return self._bench.blind
+
+    def newest(self, flag_key: str) -> Rollout | None:
+        """Return the newest document."""
+        return self._bench.newest
+
+    def holders(self) -> Sequence[Holder]:
+        """Return who runs what."""
+        return self._bench.holders
+
+
 class Bench:
     """A rollout, the partitions that are counted for it, and a second at a time."""
 
@@ -63,29 +108,31 @@ class Bench:
         self.is_handling = True
         self.trouble = ""
         self.expected = len(PARTITIONS)
-        self.sent: list[RaiseAlert] = []
-        self.raised: list[RaiseAlert] = []
-        self.counts: list[int] = []
-        self.is_kafka_down = False
+        self.metrics = Metrics(version="test")
+        self.publisher = MemoryPublisher()
+        self.alerts = Alerts(self.publisher, self.clock, self.metrics)
+        self.raised = self.alerts.raised
         self.newest: Rollout | None = None
         self.holders: list[Holder] = []
         self.store_trouble: str | None = None
         self.faults = Faults(self.clock.now)
         self._progress: dict[str, PartitionProgress] = {}
         self._view: WatchView | None = None
-        self.sight = Visibility(
-            self.clock,
-            views=self.views,
-            expected_partitions=lambda: self.expected,
-            also_blind=lambda: self.blind,
-            send=self.send,
-            count=self.counts.append,
-            note=self.raised.append,
-            holders=lambda: self.holders,
-            newest=lambda flag_key: self.newest,
-            store_trouble=lambda: self.store_trouble,
-            faults=self.faults,
+        self.visibility = Visibility(
+            self.clock, Watched(self), self.alerts, self.metrics, self.faults
         )
+
+    @property
+    def unwatched(self) -> float:
+        """The gauge of unwatched rollouts."""
+        value = self.metrics.registry.get_sample_value("rolloutd_unwatched_rollouts")
+        assert value is not None
+        return value
+
+    @property
+    def sent(self) -> list[str]:
+        """The severity of each alert that Kafka has."""
+        return [json.loads(entry.value)["data"]["severity"] for entry in self.publisher.published]
 
     def views(self) -> Sequence[View]:
         """Return what the replica knows."""
@@ -105,27 +152,21 @@ class Bench:
                 self._progress[name] for name, one in self.partitions.items() if one.is_there
             )
             evidence = Evidence(now, {}, there, self.expected)
-            looked_at = self.clock.monotonic()
+            read_at = self.clock.monotonic()
             handled_at = None if self._view is None else self._view.handled_at
             if self.is_handling:
-                handled_at = looked_at
+                handled_at = read_at
             self._view = WatchView(
-                self.rollout.flag_key, self.rollout, evidence, looked_at, handled_at, self.trouble
+                self.rollout.flag_key, self.rollout, evidence, read_at, handled_at, self.trouble
             )
         view = self._view or WatchView(self.rollout.flag_key, self.rollout, None, None)
         return [replace(view, rollout=self.rollout)]
-
-    async def send(self, waiting: Sequence[Waiting]) -> None:
-        """Take alerts, or not."""
-        if self.is_kafka_down:
-            raise EventLogUnavailable("down")
-        self.sent += [one.alert for one in waiting]
 
     def passes(self, seconds: int) -> None:
         """Look once a second."""
         for _ in range(seconds):
             self.clock.advance(timedelta(seconds=1))
-            self.sight.look()
+            self.visibility.check()
 
     def seconds_to_alert(self) -> int:
         """Return after how many seconds the next alert comes, at most twenty."""
@@ -178,7 +219,7 @@ def _topics_unequal(bench: Bench) -> None:
         (_stands_still, "request.outcomes/1 has stood still for"),
         (_more_partitions, "2 of 6 event partitions are not counted"),
         (_topics_unequal, "flag.evaluations has 4 partitions"),
-        (_hangs, "its worker has seen no look through for"),
+        (_hangs, "its worker has handled no totals for"),
         (_stopped, "its worker stopped: KeyError()"),
     ],
 )
@@ -202,7 +243,7 @@ def test_whatever_blinds_the_guardrails_is_alerted_within_ten_seconds(
     assert "10 % is served" in alert.summary
     assert "rolloutctl roll-back new-checkout" in alert.action
     assert [line["event"] for line in lines] == ["fault_contained", "rollout_unwatched"]
-    assert bench.counts[-1] == 1
+    assert bench.unwatched == 1
     fresh = Bench()
     bench.partitions, bench.is_readable, bench.blind, bench.expected = (
         fresh.partitions,
@@ -218,7 +259,7 @@ def test_whatever_blinds_the_guardrails_is_alerted_within_ten_seconds(
         Severity.INFO,
         alert.dedup_key,
     )
-    assert bench.counts[-1] == 0
+    assert bench.unwatched == 0
     bench.passes(600)
     assert len(bench.raised) == 2
 
@@ -231,7 +272,7 @@ def test_while_it_lasts_it_is_said_again_every_five_minutes() -> None:
     bench.passes(1_000)
     assert len(bench.raised) == 4
     assert len({alert.dedup_key for alert in bench.raised}) == 1
-    assert bench.sight.unwatched.keys() == {"new-checkout"}
+    assert bench.visibility.unwatched.keys() == {"new-checkout"}
 
 
 def test_partitions_that_change_hands_are_no_alarm() -> None:
@@ -274,7 +315,7 @@ def test_what_needs_no_watching_is_never_unwatched(rollout: Rollout) -> None:
     bench.is_readable = False
     bench.passes(60)
     assert bench.raised == []
-    assert bench.counts[-1] == 0
+    assert bench.unwatched == 0
 
 
 def test_a_rollout_that_leaves_while_unwatched_is_closed() -> None:
@@ -313,14 +354,14 @@ def test_an_episode_outlasts_the_loss_of_its_partition() -> None:
     bench.holders = [Holder("new-checkout", rollout, False, "no replica runs this flag: nobody")]
     assert bench.seconds_to_alert() <= 3
     assert "no replica runs this flag" in bench.raised[0].summary
-    fault = bench.faults.of(Scope.FLAG, "new-checkout", reporter="sight")
+    fault = bench.faults.of(Scope.FLAG, "new-checkout", reporter="visibility")
     assert fault is not None
     assert "no replica runs this flag" in fault.why
     assert bench.faults.degrading
     bench.holders = []  # Redis away: unknown again
     bench.passes(60)
     assert len(bench.raised) == 1
-    assert bench.sight.unwatched
+    assert bench.visibility.unwatched
     bench.holders = [Holder("new-checkout", rollout, True)]
     bench.passes(2)
     assert [alert.severity for alert in bench.raised] == [Severity.CRITICAL, Severity.INFO]
@@ -400,17 +441,17 @@ async def test_alerts_wait_for_kafka_and_the_judging_goes_on() -> None:
     """While Kafka takes nothing alerts are kept, in order, each once, and sent once it does."""
     bench = Bench()
     bench.is_readable = False
-    bench.is_kafka_down = True
-    running = asyncio.create_task(bench.sight.run())
+    bench.publisher.outage.is_down = True
+    running = asyncio.create_task(bench.visibility.run())
     for _ in range(400):
         await asyncio.sleep(1)
         bench.clock.advance(timedelta(seconds=1))
     assert bench.sent == []
     bench.is_readable = True
     await asyncio.sleep(2)
-    bench.is_kafka_down = False
+    bench.publisher.outage.is_down = False
     await asyncio.sleep(3)
-    assert [alert.severity for alert in bench.sent] == ["critical", "info"]
+    assert bench.sent == ["critical", "info"]
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running

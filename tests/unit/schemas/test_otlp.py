@@ -122,24 +122,29 @@ def test_evaluations_and_outcomes_of_the_sdks_spans(encoding: EventFormat) -> No
     ]
 
 
-# : Values of records that a Collector 0.155.0 wrote, configured as ops/formats.md says: spans, and
-# logs grouped by context.
-COLLECTORS_SPANS_JSON = b"""{"resourceSpans":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":
-"checkout-api"}}]},"scopeSpans":[{"scope":{"name":"asgi"},"spans":[{"traceId":"d67e0f4d8ef86e96dcbd03e1798f4734","spanId":
-"a2f930fdbfc9a30d","flags":256,"name":"GET /checkout","kind":2,"startTimeUnixNano":"1795270704670000000","endTimeUnixNano":
-"1795270704680000000","events":[{"timeUnixNano":"1795270704680000000","name":"feature_flag.evaluation","attributes":[{"key":
-"feature_flag.key","value":{"stringValue":"f"}},{"key":"feature_flag.result.variant","value":{"stringValue":"on"}},{"key":
+#: Values of records that a Collector 0.155.0 wrote, configured as ops/formats.md says: spans, and
+#: logs grouped by context.
+COLLECTORS_SPANS_JSON = b"""{"resourceSpans":[{"resource":{"attributes":[{"key":"service.name",
+"value":{"stringValue":"checkout-api"}}]},"scopeSpans":[{"scope":{"name":"asgi"},"spans":[{
+"traceId":"d67e0f4d8ef86e96dcbd03e1798f4734","spanId":"a2f930fdbfc9a30d","flags":256,"name":
+"GET /checkout","kind":2,"startTimeUnixNano":"1795270704670000000","endTimeUnixNano":
+"1795270704680000000","events":[{"timeUnixNano":"1795270704680000000","name":
+"feature_flag.evaluation","attributes":[{"key":"feature_flag.key","value":{"stringValue":"f"}},{
+"key":"feature_flag.result.variant","value":{"stringValue":"on"}},{"key":
 "feature_flag.context.id","value":{"stringValue":"u3"}}]}],"status":{}}]}]}]}"""
 COLLECTORS_SPANS_PROTO = b64decode(
-    "Cv0BEtgBEs0BegBagQEaFxIDCgFmChBmZWF0dXJlX2ZsYWcua2V5GiMSBAoCb24KG2ZlYXR1cmVfZmxhZy5yZXN1bHQudmFyaWFudBofEgQKAnUxChdmZWF0"
-    "dXJlX2ZsYWcuY29udGV4dC5pZBIXZmVhdHVyZV9mbGFnLmV2YWx1YXRpb24JAB/IIDUV6hhBAB/IIDUV6hg5gIgvIDUV6hgwAioNR0VUIC9jaGVja291dIUB"
-    "AAEAACIAEgh/kE22Nwrm5QoQqqAYa3C3aLj7YeQ4m2dHSwoGCgRhc2dpCiAKHhIOCgxjaGVja291dC1hcGkKDHNlcnZpY2UubmFtZQ=="
+    "Cv0BEtgBEs0BegBagQEaFxIDCgFmChBmZWF0dXJlX2ZsYWcua2V5GiMSBAoCb24KG2ZlYXR1cmVfZmxhZy5yZXN1bHQu"
+    "dmFyaWFudBofEgQKAnUxChdmZWF0dXJlX2ZsYWcuY29udGV4dC5pZBIXZmVhdHVyZV9mbGFnLmV2YWx1YXRpb24JAB/I"
+    "IDUV6hhBAB/IIDUV6hg5gIgvIDUV6hgwAioNR0VUIC9jaGVja291dIUBAAEAACIAEgh/kE22Nwrm5QoQqqAYa3C3aLj7"
+    "YeQ4m2dHSwoGCgRhc2dpCiAKHhIOCgxjaGVja291dC1hcGkKDHNlcnZpY2UubmFtZQ=="
 )
-COLLECTORS_LOGS_JSON = b"""{"resourceLogs":[{"resource":{"attributes":[{"key":"feature_flag.context.id","value":{"stringValue":
-"u1"}}]},"scopeLogs":[{"scope":{"name":"openfeature"},"logRecords":[{"timeUnixNano":"1795270704680000000",
-"observedTimeUnixNano":"1795270704854299308","body":{},"attributes":[{"key":"feature_flag.key","value":{"stringValue":"f"}},
-{"key":"feature_flag.result.variant","value":{"stringValue":"on"}},{"key":"feature_flag.result.reason","value":{"stringValue":
-"split"}}],"eventName":"feature_flag.evaluation"}]}]}]}"""
+COLLECTORS_LOGS_JSON = b"""{"resourceLogs":[{"resource":{"attributes":[{"key":
+"feature_flag.context.id","value":{"stringValue":"u1"}}]},"scopeLogs":[{"scope":{"name":
+"openfeature"},"logRecords":[{"timeUnixNano":"1795270704680000000","observedTimeUnixNano":
+"1795270704854299308","body":{},"attributes":[{"key":"feature_flag.key","value":{"stringValue":
+"f"}},{"key":"feature_flag.result.variant","value":{"stringValue":"on"}},{"key":
+"feature_flag.result.reason","value":{"stringValue":"split"}}],"eventName":
+"feature_flag.evaluation"}]}]}]}"""
 
 
 def test_what_a_collector_wrote() -> None:

@@ -63,7 +63,7 @@ def test_a_record_without_a_value_is_kept_too() -> None:
 
 
 def test_a_full_record_stays_below_the_broker_s_limit() -> None:
-    """Five hundred large refusals with the longest details fit into Kafka's default of one megabyte."""
+    """Five hundred large refusals fit into Kafka's default of one megabyte."""
     refused = RecordRefused(QuarantineReason.INVALID, '💥\\"' * 500, "fix it" * 20)
     many = [
         quarantine.refusal(2**62 + number, ARRIVAL, b"x" * 200_000, refused)

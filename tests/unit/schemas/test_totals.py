@@ -164,7 +164,7 @@ def test_a_bundle_that_we_cannot_have_written_is_refused(value: bytes) -> None:
 
 
 def test_a_flag_keeps_its_bundle() -> None:
-    """The bundle of a flag is a matter of its name alone, on any machine and in any release: it is stored."""
+    """A flag's bundle depends on its name alone, in every release: it is stored."""
     assert bundle_field("new-checkout") == "arms/561"
     names = {bundle_field(f"flag-{n}") for n in range(20_000)}
     assert len(names) == BUNDLES

@@ -55,7 +55,7 @@ SERVED = {
 
 
 def test_an_evaluation_gives_context_flag_variant_and_time() -> None:
-    """Everything that is counted of an evaluation is read from its OpenTelemetry attributes and the event's time."""
+    """An evaluation is read from its OpenTelemetry attributes and the event's time."""
     value = event(evaluation.TYPE, SERVED, time="2026-11-21T02:59:59.25Z")
     assert evaluated(value) == EvaluationEvent("u-7", "new-checkout", "on", ARRIVAL - 750)
 
@@ -148,7 +148,7 @@ def test_plain_producers_send_whole_events_too(headers: Any) -> None:
 
 
 def test_an_outcome_gives_what_became_of_the_request() -> None:
-    """Seconds become milliseconds, an error type an error, flags and conversions are kept once each."""
+    """Seconds become milliseconds, an error type an error; names are kept once each."""
     flag = {"feature_flag.key": "new-checkout", "feature_flag.result.variant": "on"}
     told = ended(
         {

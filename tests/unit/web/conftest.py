@@ -70,7 +70,7 @@ def surface() -> Surface:
     """
     clock = HandClock()
     board = FlagBoard(generation=Generation.V3, monotonic=clock)
-    board.take(make_rollout())
+    board.update(make_rollout())
     board.trust()
     health = Health(required=["event_log"], optional=["advisor"])
     metrics = Metrics(version="1.2.3", planes=["ofrep"])

@@ -307,7 +307,7 @@ async def test_the_flagd_document_is_not_sent_twice(
     assert (
         await client.get("/flagd/flags.json", headers={"if-none-match": tag})
     ).status_code == 304
-    surface.board.take(make_rollout(revision=2, percent=50.0))
+    surface.board.update(make_rollout(revision=2, percent=50.0))
     changed = await client.get("/flagd/flags.json", headers={"if-none-match": tag})
     assert changed.json()["flags"]["new-checkout"]["targeting"]["fractional"][0] == ["on", 5_000]
 
@@ -328,13 +328,13 @@ async def test_flagd_never_gets_an_empty_document_by_mistake(
 async def test_the_newest_look_is_shown_and_its_absence_explained(
     surface: Surface, client: httpx.AsyncClient
 ) -> None:
-    """The evidence of a flag that is run here, 404 with the reason for one that is run elsewhere, and for none."""
+    """Evidence of a flag that runs here; 404 with the reason for any other flag."""
     shown = await client.get("/rollouts/new-checkout/evidence")
     assert (shown.status_code, shown.json()) == (200, {"verdict": "inconclusive"})
     assert (await client.get("/rollouts/other/evidence")).json()[
         "error"
     ] == "no rollout has this flag key"
-    surface.board.take(make_rollout(flag_key="elsewhere"))
+    surface.board.update(make_rollout(flag_key="elsewhere"))
     answer = await client.get("/rollouts/elsewhere/evidence")
     assert answer.status_code == 404
     assert "the replica that runs this flag" in answer.json()["error"]
@@ -349,7 +349,7 @@ async def test_rollouts_are_shown_as_on_the_state_topic(
     """
     for number in range(120):
         key = f"flag-{number:03}"
-        surface.board.take(make_rollout(flag_key=key, plan=make_plan(flag_key=key)))
+        surface.board.update(make_rollout(flag_key=key, plan=make_plan(flag_key=key)))
     shown = (await client.get("/rollouts")).json()["rollouts"]
     assert [rollout["flag_key"] for rollout in shown] == [
         f"flag-{number:03}" for number in range(120)
@@ -360,7 +360,7 @@ async def test_rollouts_are_shown_as_on_the_state_topic(
     assert (
         await client.get("/rollouts/new-checkout", headers={"if-none-match": tag})
     ).status_code == 304
-    surface.board.take(make_rollout(revision=2))
+    surface.board.update(make_rollout(revision=2))
     assert (await client.get("/rollouts/new-checkout", headers={"if-none-match": tag})).json()[
         "revision"
     ] == 2
@@ -384,7 +384,7 @@ async def test_the_planes_of_a_flag_are_shown(surface: Surface, client: httpx.As
 
     A flag of another replica, and an unknown one, are told apart.
     """
-    surface.board.take(make_rollout(plan=make_plan(flag_key="elsewhere")))
+    surface.board.update(make_rollout(plan=make_plan(flag_key="elsewhere")))
     shown = (await client.get("/rollouts/new-checkout/planes")).json()
     assert (shown["flag"], shown["is_converged"]) == ("new-checkout", False)
     assert shown["planes"][1] == {

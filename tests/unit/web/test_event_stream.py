@@ -102,7 +102,7 @@ async def test_a_client_is_told_at_once_and_of_each_change(
             "lastModified": 1767603600,
         }
         for revision in range(2, 12):
-            surface.board.take(make_rollout(revision=revision, percent=float(revision)))
+            surface.board.update(make_rollout(revision=revision, percent=float(revision)))
         second = await client.event()
         assert second["etag"] == surface.board.flagd_document()[1] != first["etag"]
         assert await client.next() == b": alive\n\n"
@@ -117,8 +117,8 @@ async def test_a_document_that_changes_nothing_tells_nobody(
     client = Client()
     async with opened(streams, client):
         await client.event()
-        surface.board.take(make_rollout(revision=1))
-        surface.board.take(make_rollout(revision=0, percent=50.0))
+        surface.board.update(make_rollout(revision=1))
+        surface.board.update(make_rollout(revision=0, percent=50.0))
         assert await client.next() == b": alive\n\n"
 
 
@@ -133,7 +133,7 @@ async def test_nobody_is_told_of_what_cannot_be_trusted(
     async with opened(streams, client):
         await client.event()
         surface.board.doubt("reading again")
-        surface.board.take(make_rollout(revision=2, percent=50.0))
+        surface.board.update(make_rollout(revision=2, percent=50.0))
         assert await client.next() == b": alive\n\n"
         surface.board.trust()
         assert (await client.event())["etag"] == surface.board.flagd_document()[1]
@@ -147,7 +147,7 @@ async def test_a_client_that_does_not_read_is_dropped(
     async with opened(streams, client) as stream:
         await client.event()
         client.is_reading = False
-        surface.board.take(make_rollout(revision=2, percent=50.0))
+        surface.board.update(make_rollout(revision=2, percent=50.0))
         await asyncio.wait([stream], timeout=5)
         assert stream.done()
         assert client.aborted
@@ -218,7 +218,7 @@ async def test_an_evaluation_caused_by_another_replicas_event_waits_for_the_chan
     await asyncio.sleep(0.05)
     assert not asking.done()
     newer = make_rollout(revision=2, percent=100.0)
-    surface.board.take(
+    surface.board.update(
         make_rollout(revision=2, percent=100.0, updated_at=newer.updated_at.replace(minute=1))
     )
     assert (await asking).json()["flags"][0]["value"] is True

@@ -36,9 +36,9 @@ async def test_it_is_a_flag_plane() -> None:
 def test_an_older_revision_changes_nothing() -> None:
     """A document that was overtaken, by the worker or by the state topic, is ignored."""
     board = make_board()
-    assert board.take(make_rollout(revision=7, percent=10.0))
-    assert not board.take(make_rollout(revision=6, percent=0.0))
-    assert not board.take(make_rollout(revision=7, percent=10.0))
+    assert board.update(make_rollout(revision=7, percent=10.0))
+    assert not board.update(make_rollout(revision=6, percent=0.0))
+    assert not board.update(make_rollout(revision=7, percent=10.0))
     assert board.percents() == {"new-checkout": 10.0}
 
 
@@ -48,8 +48,8 @@ def test_of_two_documents_of_one_revision_the_lower_percentage_is_served(
 ) -> None:
     """Both cannot be right; while it is unknown which one is, nobody gets more than either says."""
     board = make_board()
-    board.take(make_rollout(revision=7, percent=first))
-    board.take(make_rollout(revision=7, percent=second))
+    board.update(make_rollout(revision=7, percent=first))
+    board.update(make_rollout(revision=7, percent=second))
     assert board.percents() == {"new-checkout": 10.0}
 
 
@@ -83,7 +83,7 @@ def test_only_what_cannot_become_worse_may_be_kept_by_clients() -> None:
     for revision, (phase, percent) in enumerate(
         [(Scheduled(T0), 0.0), (Completed(T0), 100.0), (RolledBack(T0, "guardrail"), 0.0)], start=1
     ):
-        board.take(make_rollout(revision=revision, phase=phase, percent=percent))
+        board.update(make_rollout(revision=revision, phase=phase, percent=percent))
         flag = board.get("new-checkout")
         assert flag is not None
         reasons.append(json.loads(flag.evaluate("user-1"))["reason"])
@@ -94,7 +94,7 @@ def test_only_what_cannot_become_worse_may_be_kept_by_clients() -> None:
 def test_a_bucket_is_in_once_the_weight_passes_it(percent: float, variant: str) -> None:
     """Bucket 375 is the 376th of 10,000: at 3.75 % it is out, at 3.76 % in, as for flagd."""
     board = make_board()
-    board.take(make_rollout(percent=percent))
+    board.update(make_rollout(percent=percent))
     flag = board.get("new-checkout")
     assert flag is not None
     assert json.loads(flag.evaluate("user-3"))["variant"] == variant
@@ -105,7 +105,7 @@ def test_the_flagd_document_keeps_the_sum_of_the_weights() -> None:
     board = make_board()
     weights = []
     for revision, percent in enumerate([0.0, 0.01, 33.33, 100.0], start=1):
-        board.take(make_rollout(revision=revision, percent=percent))
+        board.update(make_rollout(revision=revision, percent=percent))
         flags = json.loads(board.flagd_document()[0])["flags"]
         weights.append(flags["new-checkout"]["targeting"]["fractional"])
     assert weights == [[["on", n], ["off", 10_000 - n]] for n in (0, 1, 3_333, 10_000)]
@@ -117,7 +117,7 @@ def test_the_flagd_document_is_one_flagd_accepts() -> None:
     What is ours stands in the metadata, as strings.
     """
     board = make_board()
-    board.take(make_rollout(revision=17, rollout_id="start-9"))
+    board.update(make_rollout(revision=17, rollout_id="start-9"))
     assert json.loads(board.flagd_document()[0])["flags"] == {
         "new-checkout": {
             "state": "ENABLED",
@@ -137,18 +137,18 @@ def test_the_flagd_documents_tag_changes_with_its_content() -> None:
     one, other = make_board(), make_board()
     rollouts = [make_rollout(flag_key=key, plan=make_plan(flag_key=key)) for key in ("b", "a", "c")]
     for rollout in rollouts:
-        one.take(rollout)
+        one.update(rollout)
     for rollout in reversed(rollouts):
-        other.take(rollout)
+        other.update(rollout)
     assert one.flagd_document() == other.flagd_document()
-    other.take(make_rollout(flag_key="a", plan=make_plan(flag_key="a"), revision=2))
+    other.update(make_rollout(flag_key="a", plan=make_plan(flag_key="a"), revision=2))
     assert one.flagd_document()[1] != other.flagd_document()[1]
 
 
 def test_it_answers_only_once_trusted() -> None:
-    """Before the state topic was read to its end, a document may be older than the last decision."""
+    """Before the state topic is read to its end, a document may be outdated."""
     board = make_board()
-    board.take(make_rollout())
+    board.update(make_rollout())
     assert board.why_not is not None
     board.trust()
     assert board.why_not is None
@@ -185,7 +185,7 @@ async def test_it_answers_when_the_state_topic_was_read() -> None:
     async with asyncio.timeout(60):
         async for rollout in feed.documents():
             seen.append(board.why_not is None)
-            board.take(rollout)
+            board.update(rollout)
             if rollout.revision == 2:
                 feed.append(make_rollout(revision=3, percent=10.0))
             if rollout.revision == 3:
@@ -210,7 +210,7 @@ async def test_after_standing_still_it_waits_for_news() -> None:
 
     async def read() -> None:
         async for rollout in feed.documents():
-            board.take(rollout)
+            board.update(rollout)
 
     reading = asyncio.create_task(read())
     trusting = asyncio.create_task(
@@ -243,7 +243,7 @@ async def test_after_standing_still_it_waits_for_news() -> None:
 def leased(when_stale: WhenStale = "serve_last") -> FlagBoard:
     """Return a trusted board with one flag at 100 %, whose wall clock stands at T0."""
     board = FlagBoard(generation=Generation.V3, when_stale=when_stale, now=lambda: T0)
-    board.take(make_rollout(percent=100.0))
+    board.update(make_rollout(percent=100.0))
     board.trust()
     return board
 
@@ -278,7 +278,7 @@ def test_a_board_without_word_from_the_brokers_says_so() -> None:
 
 
 def test_staleness_changes_tags_twice_and_not_in_between() -> None:
-    """A client that asks every second gets the document when the lease ends and when it is renewed."""
+    """A client that polls gets the document when the lease ends and when it is renewed."""
     board = leased()
     silences = [0.0, 29.0, 31.0, 32.0, 500.0, 0.1, 0.2]
     tags = []
@@ -312,7 +312,7 @@ def test_a_decision_taken_while_stale_is_served_and_outlives_it() -> None:
     board = leased()
     board.note_silence(31.0)
     assert answered(board)["variant"] == "on"
-    board.take(make_rollout(revision=2, phase=RolledBack(T0, "guardrail"), percent=0.0))
+    board.update(make_rollout(revision=2, phase=RolledBack(T0, "guardrail"), percent=0.0))
     assert (answered(board)["variant"], answered(board)["reason"]) == ("off", "STALE")
     board.note_silence(0.1)
     assert (answered(board)["variant"], answered(board)["reason"]) == ("off", "STATIC")

@@ -282,8 +282,9 @@ def test_the_first_line_that_fits_says_the_percentage() -> None:
         return template.percent(scope)
 
     answers: list[Any] = [
-        {"on": False, "weight": 500}, {"on": True, "weight": 255}, {"on": True}, {}, [], None, {"on": 0, "weight": "250"},
-        {"weight": "much"}, {"weight": None}, {"weight": 1001}, {"weight": -1}, {"weight": float("nan")}, {"on": "false"},
+        {"on": False, "weight": 500}, {"on": True, "weight": 255}, {"on": True}, {}, [], None,
+        {"on": 0, "weight": "250"}, {"weight": "much"}, {"weight": None}, {"weight": 1001},
+        {"weight": -1}, {"weight": float("nan")}, {"on": "false"},
     ]  # fmt: skip
     assert [percent(answer) for answer in answers] == [
         0,

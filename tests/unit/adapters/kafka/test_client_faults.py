@@ -17,10 +17,10 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.state_feed import KafkaStateFeed
-from controller.bootstrap import _silence
 from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable
 from controller.ports import OutboxEntry
+from controller.running.health_watch import _silence
 from controller.settings import KafkaSettings
 
 PARTITION = ("events", 0)

@@ -135,7 +135,7 @@ async def test_both_streams_are_handed_over() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_any_order_of_pauses_and_seeks(seed: int) -> None:
-    """Through random fetches, pauses and seeks each stream's records follow one another without a gap."""
+    """Through random fetches, pauses and seeks each stream's records follow without a gap."""
     chance = random.Random(seed)
     log, _, broker = await make_log(5)
     expected = {FIRST: 0, SECOND: 0}

@@ -268,7 +268,7 @@ async def test_refused_key_opens_the_circuit_at_once() -> None:
 
 
 async def test_useless_answers_do_not_open_the_circuit() -> None:
-    """One flag whose text makes the model talk nonsense does not silence the advice of the others."""
+    """A flag whose text confuses the model does not silence the advice for others."""
     body = completion("As you wish, master.").encode()
     network = httpcore.AsyncMockBackend(
         [JSON_HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body]

@@ -87,7 +87,7 @@ def line_with(text: str, begin: str) -> str:
 
 
 def test_prompt_of_an_ordinary_gate_reads_well() -> None:
-    """The numbers stand there with units and intervals, next to what the statistics made of them."""
+    """Numbers have units and intervals, next to what the statistics concluded."""
     latency = make_report(
         metric="latency_p99",
         arms={
@@ -201,7 +201,7 @@ def test_earlier_verdict_is_told() -> None:
 
 
 def test_absurd_numbers_are_still_words() -> None:
-    """Infinite, missing and tiny values read as such, never as `inf`, `nan`, `-0` or an exponent."""
+    """Infinite, missing and tiny values are words, never `inf`, `nan`, `-0` or an exponent."""
     empty = make_arm_summary(trials=0, events=0, estimate=None, low=None, high=None)
     reports = (
         make_report(
@@ -271,7 +271,7 @@ def test_people_are_not_mentioned() -> None:
 
 
 def test_largest_prompt_fits_a_small_context() -> None:
-    """With everything at its longest a prompt stays below 8,000 characters, some 2,000 tokens; a usual one is a third."""
+    """The longest prompt stays below 8,000 characters; a usual one is a third of that."""
     plan = make_plan(name="n" * 128, flag_key="f" * 128, description="d" * 5_000)
     visits = tuple(
         make_visit(entered_at=T0 + n * HOUR, left_at=T0 + (n + 1) * HOUR) for n in range(100)
@@ -315,7 +315,7 @@ def outside_quotes(text: str) -> str:
 @pytest.mark.parametrize("injection", INJECTIONS)
 @pytest.mark.parametrize("place", ["flag_key", "name", "description", "metric", "earlier"])
 def test_injection_stays_in_its_quotes(injection: str, place: str) -> None:
-    """Whatever stands in a name, a description or an earlier answer, nothing outside the double quotes changes."""
+    """No name, description or earlier answer changes anything outside its double quotes."""
 
     def question(text: str) -> str:
         plan = make_plan(**{place: text} if place in ("name", "description") else {})
@@ -377,7 +377,7 @@ def test_a_look_tells_what_was_before() -> None:
 @example("\u2474\u2475\ufdfa\u00bd", 5)
 @example("\u0344" * 300, 64)
 def test_quoted_text_has_no_way_out(text: str, max_chars: int) -> None:
-    """Any text becomes one bounded line of letters, digits and plain punctuation between two quotes, and stays so."""
+    """Any text becomes one bounded line of letters, digits and punctuation in quotes."""
     line = quoted(text, max_chars)
     inner = line[1:-1]
     assert line == f'"{inner}"'

@@ -1,0 +1,150 @@
+"""Refused commands, until Kafka has their answers. They delay no other command meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+import structlog
+
+from controller.deciding.command_inbox import CommandInbox
+from controller.deciding.command_partition import Refusal
+from controller.deciding.passing_faults import PassingFaults
+from controller.errors import BadInput, CommandRefused, OperatingTrouble
+from controller.health import Scope
+from controller.metrics import UNKNOWN_VERB, Metrics
+from controller.ports import Clock, Record
+from schemas.terms import CommandStatus
+
+#: Refusals that wait for Kafka. While it takes none for so many seconds, the oldest beyond the
+#: limit are dropped: they must not keep a command that lowers from being read.
+REFUSALS_LIMIT = 20_000
+REFUSALS_BYTES = 16 * 1024 * 1024
+REFUSALS_AWAY_SECONDS = 5.0
+REFUSED_AT_ONCE = 50
+RETRY_SECONDS = 1.0
+
+
+class CommandRefusals:
+    """Sends refusals to Kafka in order, for ever."""
+
+    def __init__(
+        self, inbox: CommandInbox, clock: Clock, metrics: Metrics, faults: PassingFaults
+    ) -> None:
+        self._inbox = inbox
+        self._clock = clock
+        self._metrics = metrics
+        self._faults = faults
+        self._waiting: deque[Refusal] = deque()
+        self._waiting_bytes = 0
+        self._arrived = asyncio.Event()
+        self._trying_since: float | None = None  # monotonic seconds
+        self._dropped = 0  # in all
+        self._log = structlog.get_logger()
+
+    @property
+    def is_full(self) -> bool:
+        """True while no more should be added, because Kafka is slow and not away."""
+        return self._has_enough and not self.is_away
+
+    @property
+    def _has_enough(self) -> bool:
+        """True when no more may wait."""
+        return len(self._waiting) >= REFUSALS_LIMIT or self._waiting_bytes >= REFUSALS_BYTES
+
+    @property
+    def is_away(self) -> bool:
+        """True once Kafka has taken no refusal for some time."""
+        since = self._trying_since
+        return since is not None and self._clock.monotonic() - since >= REFUSALS_AWAY_SECONDS
+
+    def clear(self) -> None:
+        """Forget what waits: it is not committed, and read again."""
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._trying_since = None
+
+    def add(self, refusal: Refusal) -> None:
+        """Let a command be refused once Kafka takes it. Only then is it committed."""
+        refusal.command.record, refusal.command.is_refused = None, True
+        self._waiting.append(refusal)
+        self._waiting_bytes += refusal.size
+        while self._has_enough and self.is_away:
+            self._drop(self._take())
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Send refusals until cancelled. A crash leaves commands that are not committed."""
+        while True:
+            if not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            count = min(len(self._waiting), REFUSED_AT_ONCE)
+            batch = [self._take() for _ in range(count)]
+            # In a partition that is gone, the next owner answers what is not committed.
+            batch = [
+                refusal
+                for refusal in batch
+                if refusal.command.is_done or not refusal.command.partition.is_gone
+            ]
+            if self._trying_since is None:
+                self._trying_since = self._clock.monotonic()
+            try:
+                await self._refuse([(refusal.record, refusal.fault) for refusal in batch])
+            except OperatingTrouble as trouble:
+                self._log.warning("refusals_wait", error=str(trouble))
+                self._waiting.extendleft(reversed(batch))
+                self._waiting_bytes += sum(refusal.size for refusal in batch)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            self._trying_since = None
+            for refusal in batch:
+                refusal.command.finish()
+                self._count(refusal.fault)
+
+    def _take(self) -> Refusal:
+        refusal = self._waiting.popleft()
+        self._waiting_bytes -= refusal.size
+        return refusal
+
+    async def _refuse(self, refused: Sequence[tuple[Record, BadInput]]) -> None:
+        """Refuse many at once. One on which we fail costs no other its answer."""
+        if not refused:
+            return
+        try:
+            await self._inbox.refuse(refused)
+        except OperatingTrouble:
+            raise
+        except Exception as mistake:  # ours
+            if len(refused) > 1:
+                for one in refused:
+                    await self._refuse([one])
+                return
+            record = refused[0][0]
+            self._log.exception(
+                "command_given_up", partition=record.partition, offset=record.offset
+            )
+            name = f"{record.topic}/{record.partition}/{record.offset}"
+            self._faults.report(Scope.COMMAND, name, f"it could not even be refused: {mistake!r}")
+
+    def _drop(self, refusal: Refusal) -> None:
+        refusal.command.finish()
+        self._dropped += 1
+        if self._dropped % 1000 == 1:
+            partition = refusal.command.partition.name
+            self._log.error(
+                "command_refusals_dropped",
+                partition=partition,
+                offset=refusal.command.offset,
+                in_all=self._dropped,
+            )
+            why = (
+                f"{self._dropped:,} refused commands got no answer in all: Kafka took none "
+                f"for too long"
+            )
+            self._faults.report(Scope.PARTITION, partition, why)
+
+    def _count(self, fault: BadInput) -> None:
+        verb = fault.verb if isinstance(fault, CommandRefused) else None
+        self._metrics.commands.of(verb or UNKNOWN_VERB, CommandStatus.REJECTED).inc()

@@ -1,0 +1,38 @@
+"""What every flag worker of a replica shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.codec.cloud_events import SOURCE
+from controller.deciding.explanations import ExplanationQueue
+from controller.deciding.raise_guard import RaiseGuard
+from controller.deciding.registry import RolloutRegistry
+from controller.health import Faults
+from controller.metrics import Metrics
+from controller.ports import Advisor, Clock, Publisher, Rollouts
+from controller.retrying import Backoff
+
+LONGEST_RETRY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDependencies:
+    """What every flag worker of a replica shares."""
+
+    rollouts: Rollouts
+    publisher: Publisher
+    advisor: Advisor  # without a configured model, every question raises AdviceUnavailableError
+    clock: Clock
+    metrics: Metrics
+    faults: Faults  # what is contained in a flag or a command
+    registry: RolloutRegistry  # passes on what is decided; has the state topic's documents
+    guard: RaiseGuard
+    explanations: ExplanationQueue | None = None  # alerts that a model may explain; None: no model
+    source: str = SOURCE  # of every CloudEvent that is published
+    retry_seconds: float = 0.2  # first pause after Redis or Kafka failed; doubles up to 5 s
+
+    @property
+    def backoff(self) -> Backoff:
+        """The pauses while Redis or Kafka is away."""
+        return Backoff(self.retry_seconds, LONGEST_RETRY_SECONDS, jitter=0.5)

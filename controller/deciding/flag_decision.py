@@ -1,0 +1,153 @@
+"""Decides what follows from one event of a flag. Saves nothing, publishes nothing.
+
+The decision itself is `core/machine`'s, the judgement of evidence is `core/judging`'s. Here they
+are put together, with the safeguards after them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from controller.core.analysis.sequential_tests import SequentialTests
+from controller.core.evidence import Evidence
+from controller.core.invariants import Step
+from controller.core.judging.gate import check_harm, judge
+from controller.core.judging.judgement import Judgement
+from controller.core.machine import decide, hold_back
+from controller.core.rollout import (
+    AnswerCommand,
+    CommandReceived,
+    CommandUnusable,
+    Effect,
+    Event,
+    EvidenceJudged,
+    Gating,
+    Rollout,
+)
+from controller.deciding.command_answers import Binding
+from controller.deciding.flag_inbox import NewTotals
+from controller.deciding.flag_state import FlagState
+from controller.deciding.safeguards import OUTBOX_FULL, Safeguards
+from controller.ports import Clock
+from schemas.terms import CommandStatus
+
+#: While a stage bakes, only harm can change the phase, so only harm is tested; that costs a third
+#: of a full judgement. Gaps, intervals and texts are computed this often.
+JUDGED_EVERY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to be saved, and then performed."""
+
+    after: Rollout | None
+    effects: tuple[Effect, ...]
+    tests: SequentialTests
+
+
+class EvidenceJudge:
+    """Judges the totals of one flag, in full or for harm alone."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._judged_at = float("-inf")  # monotonic seconds
+        #: The newest full judgement, perhaps of an earlier rollout.
+        self.judgement: Judgement | None = None
+
+    def judge(
+        self, rollout: Rollout, evidence: Evidence, tests: SequentialTests, now: datetime
+    ) -> tuple[Judgement | None, SequentialTests]:
+        """Return the judgement of new totals, and the tests after it.
+
+        None where the tests show that a judgement would change nothing.
+        """
+        since = self._clock.monotonic() - self._judged_at
+        is_new = self.judgement is None or self.judgement.at < rollout.updated_at
+        if not is_new and since < JUDGED_EVERY_SECONDS and not isinstance(rollout.phase, Gating):
+            signals, tests = check_harm(rollout, evidence, tests, now)
+            if not any(signal.is_possible for signal in signals):
+                return None, tests
+        self.judgement, tests = judge(rollout, evidence, tests, now)
+        self._judged_at = self._clock.monotonic()
+        return self.judgement, tests
+
+
+class FlagDecider:
+    """Decides about one flag by its state as saved last."""
+
+    def __init__(self, state: FlagState, judge: EvidenceJudge, safeguards: Safeguards) -> None:
+        self._state = state
+        self._judge = judge
+        self._safeguards = safeguards
+
+    def decide(
+        self, event: Event | NewTotals, binding: Binding | None, now: datetime
+    ) -> Decision | None:
+        """Return what follows from an event, None for totals that change nothing.
+
+        `binding` is given for commands. `now` is the time of handling, not of arrival: an outage in
+        between must neither shorten a bake nor make evidence look fresh.
+        """
+        rollout, tests, judgement = self._state.rollout, self._state.tests, None
+        decided: Event
+        if isinstance(event, NewTotals):
+            if rollout is None or rollout.stage_index is None:
+                return None
+            if rollout.rollout_id != event.rollout_id:
+                return None
+            judgement, tests = self._judge.judge(rollout, event.evidence, tests, now)
+            if judgement is None:
+                return Decision(rollout, (), tests)
+            decided = EvidenceJudged(judgement)
+        else:
+            decided = event
+        if binding is not None and binding.refusal:
+            answer = _bound(self._rejected(decided, binding.refusal), binding)
+            return Decision(rollout, (answer,), tests)
+        after, effects = decide(rollout, decided, now)
+        decision = Decision(after, effects, tests)
+        if (why := self._safeguards.why_not_raise(after)) is not None:
+            decision = self._held_back(decided, judgement, why, now)
+        decision = self._checked(decided, decision, now)
+        if binding is not None:
+            effects = tuple(_bound(effect, binding) for effect in decision.effects)
+            decision = replace(decision, effects=effects)
+        return decision
+
+    def _held_back(
+        self, event: Event, judgement: Judgement | None, why: str, now: datetime
+    ) -> Decision:
+        """Return a decision without the raise: a command refused, or a gate held with the reason."""
+        rollout, tests = self._state.rollout, self._state.tests
+        if isinstance(event, CommandReceived):
+            return Decision(rollout, (self._rejected(event, why),), tests)
+        if why == OUTBOX_FULL or rollout is None:
+            return Decision(rollout, (), tests)  # even the reason would wait in the outbox
+        held, effects = hold_back(rollout, why, judgement, now)
+        return Decision(held, effects, tests)
+
+    def _checked(self, event: Event, decision: Decision, now: datetime) -> Decision:
+        """Return the decision, or none in its place when it would break a forbidding invariant."""
+        rollout = self._state.rollout
+        step = Step(rollout, event, now, decision.after, decision.effects)
+        broken = self._safeguards.violations(step)
+        if not any(violation.forbids for violation in broken):
+            return decision
+        why = f"the controller would break its own rule {broken[0].rule}: {broken[0].why}"
+        is_command = isinstance(event, CommandReceived)
+        effects = (self._rejected(event, why),) if is_command else ()
+        return Decision(rollout, effects, self._state.tests)
+
+    def _rejected(self, event: Event, why: str) -> AnswerCommand:
+        assert isinstance(event, CommandReceived | CommandUnusable)
+        rollout = self._state.rollout
+        revision = 0 if rollout is None else rollout.revision
+        return AnswerCommand(event.command_id, event.verb, CommandStatus.REJECTED, why, revision)
+
+
+def _bound(effect: Effect, binding: Binding) -> Effect:
+    """Return an effect with its binding, if it is an answer."""
+    if not isinstance(effect, AnswerCommand):
+        return effect
+    return replace(effect, digest=binding.digest, event=binding.event)

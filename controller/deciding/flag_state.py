@@ -1,0 +1,234 @@
+"""The state of one flag as it is stored: loaded, saved, and restored after a loss.
+
+State and effects are saved in one step, before any effect is performed. A crash then repeats
+effects, each with the same id, and forgets none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+import structlog
+
+from controller.codec.outbox import Message
+from controller.core.analysis.sequential_tests import SequentialTests, decode_tests, encode_tests
+from controller.core.rollout import AnswerCommand, AskAdvice, Baking, Effect, Rollout
+from controller.deciding.command_answers import answer_key
+from controller.deciding.dependencies import WorkerDependencies
+from controller.deciding.effects import EffectEncoder
+from controller.deciding.outbox import Outbox
+from controller.deciding.store_trouble import StoreTrouble
+from controller.errors import DocumentUnreadable, StoreUnavailable
+from controller.ports import Clock, OutboxEntry, StoredRollout
+
+#: The tests' state is saved with every transition, and otherwise this often. A crash forgets only
+#: where batches were cut.
+TESTS_SAVED_EVERY_SECONDS = 1.0
+#: More than any decision has. The token and the place in the save number the outbox's fields, which
+#: never fall.
+EFFECTS_PER_SAVE = 100
+
+
+class BakeClock:
+    """Measures the present bake by the monotonic clock, which nobody can set."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        #: Which bake, when it was first observed here (monotonic), and the seconds left then.
+        self._bake: tuple[object, float, float] | None = None
+
+    def follow(self, rollout: Rollout | None, at: datetime) -> None:
+        """Begin to measure when a new bake lasts `at`, and stop when none does."""
+        if rollout is None or not isinstance(rollout.phase, Baking):
+            self._bake = None
+            return
+        bake = (rollout.rollout_id, len(rollout.visits), rollout.phase.until)
+        if self._bake is None or self._bake[0] != bake:
+            left = (rollout.phase.until - at).total_seconds()
+            self._bake = (bake, self._clock.monotonic(), left)
+
+    @property
+    def left_seconds(self) -> float | None:
+        """What is left of the bake; None when no bake lasts."""
+        if self._bake is None:
+            return None
+        _, since, left = self._bake
+        return left - (self._clock.monotonic() - since)
+
+
+class FlagState:
+    """The rollout and the tests' state of one flag, as saved last."""
+
+    def __init__(
+        self,
+        flag_key: str,
+        dependencies: WorkerDependencies,
+        outbox: Outbox,
+        encoder: EffectEncoder,
+        store: StoreTrouble,
+    ) -> None:
+        self._flag_key = flag_key
+        self._dependencies = dependencies
+        self._outbox = outbox
+        self._encoder = encoder
+        self._store = store
+        self.rollout: Rollout | None = None
+        self.tests = SequentialTests()
+        self.bake = BakeClock(dependencies.clock)
+        self._token = 0  # of the last save; the store compares it
+        self._tests_saved_at = 0.0
+        self._log = structlog.get_logger().bind(flag_key=flag_key)
+
+    # --- saving ---
+
+    async def save(
+        self, after: Rollout | None, effects: Sequence[Effect], tests: SequentialTests
+    ) -> Sequence[OutboxEntry] | None:
+        """Save state and effects in one step; return the effects as saved.
+
+        None: the save is not known to have been made. Load, and decide again. That is so when
+        another worker saved first, and when the store does not answer. The write may then arrive
+        late, which the token detects. The same save is not repeated: after an outage it would be an
+        old decision, whose bake is over.
+        """
+        now = self._dependencies.clock.monotonic()
+        is_changed = after is not self.rollout
+        is_due = tests is not self.tests and (
+            now - self._tests_saved_at >= TESTS_SAVED_EVERY_SECONDS
+        )
+        if not (is_changed or effects or is_due or self._store.is_of_save):
+            self.tests = tests
+            return ()
+        entries, answer = self._entries(after, effects)
+        try:
+            is_saved = await self._dependencies.rollouts.save(
+                self._flag_key,
+                expected_token=self._token,
+                rollout=after if is_changed else None,
+                tests=encode_tests(tests),
+                outbox=entries,
+                answer=answer,
+            )
+        except StoreUnavailable as trouble:
+            self._log.warning("save_unknown", token=self._token, error=str(trouble))
+            self._store.begin(trouble, is_save=True)
+            await asyncio.sleep(self._dependencies.retry_seconds * random.uniform(0.5, 1.0))
+            return None
+        self._store.end()
+        if not is_saved:
+            self._log.warning("save_overtaken", token=self._token)
+            return None
+        self.rollout, self.tests = after, tests
+        self._token, self._tests_saved_at = self._token + 1, now
+        if after is not None:
+            self.bake.follow(after, after.updated_at)
+        return entries
+
+    def is_transition(self, after: Rollout | None) -> bool:
+        """Return whether `after` is another revision than the present one."""
+        before = self.rollout
+        return after is not None and (before is None or after.revision != before.revision)
+
+    def _entries(
+        self, after: Rollout | None, effects: Sequence[Effect]
+    ) -> tuple[list[OutboxEntry], tuple[str, bytes] | None]:
+        """Return the outbox fields of a save, the new document first, and the answer to keep."""
+        messages: list[Message] = []
+        if after is not None and self.is_transition(after):
+            messages.append(after)
+        messages += [effect for effect in effects if not isinstance(effect, AskAdvice)]
+        entries: list[OutboxEntry] = []
+        answer: tuple[str, bytes] | None = None
+        first = (self._token + 1) * EFFECTS_PER_SAVE
+        for number, message in enumerate(messages):
+            effect_id = self._encoder.effect_id(after, number)
+            entry = self._encoder.encode(message, after, effect_id)
+            entries.append(replace(entry, field=f"outbox:{first + number}"))
+            if isinstance(message, AnswerCommand):
+                answer = (answer_key(message), entry.value)
+        return entries, answer
+
+    # --- loading ---
+
+    async def load(self) -> bool:
+        """Read what is stored; return whether it was damaged and had to be replaced.
+
+        A newer document of the state topic wins: Redis may have lost its last second, or
+        everything. Raises DocumentUnreadable where no readable document is known, or where a newer
+        release wrote the stored one.
+        """
+        stored = await self.read()
+        newest = self._dependencies.registry.newest(self._flag_key)
+        lost = self._lost(stored, newest)
+        is_damaged = bool(stored.trouble)
+        if is_damaged:
+            newest = self._replacement(stored, newest)
+            self._log.error("recovered_from_damage", error=stored.trouble, revision=newest.revision)
+            stored = replace(stored, rollout=None)
+        while newest is not None and (
+            stored.rollout is None or newest.revision > stored.rollout.revision
+        ):
+            self._log.warning(
+                "recovered_from_state_topic", revision=newest.revision, token=stored.token
+            )
+            await self._restore(newest, lost, stored.token)
+            stored = await self.read()
+            lost = self._lost(stored, newest)
+        self.rollout, self._token = stored.rollout, stored.token
+        self.tests = self._decoded(stored.tests)
+        self.bake.follow(stored.rollout, self._dependencies.clock.now())
+        self._outbox.reload(stored.outbox, lost)
+        return is_damaged
+
+    async def read(self) -> StoredRollout:
+        """Return what is stored, as soon as Redis answers."""
+        return await self._store.until_done(
+            lambda: self._dependencies.rollouts.load(self._flag_key)
+        )
+
+    def _replacement(self, stored: StoredRollout, newest: Rollout | None) -> Rollout:
+        """Return the document that replaces a damaged one. Raises DocumentUnreadable."""
+        copy = stored.rollout  # its own copy in the outbox
+        if copy is not None and (newest is None or copy.revision > newest.revision):
+            newest = copy
+        if stored.is_newer or newest is None:
+            raise DocumentUnreadable(
+                f"what is stored for {self._flag_key} cannot be read: {stored.trouble}"
+            )
+        return newest
+
+    def _lost(self, stored: StoredRollout, newest: Rollout | None) -> list[OutboxEntry]:
+        """Return the effects that were saved and are in the store no longer."""
+        if stored.rollout is not None and (
+            newest is None or stored.rollout.revision > newest.revision
+        ):
+            newest = stored.rollout
+        return self._outbox.lost_entries(stored.outbox, newest)
+
+    async def _restore(self, newest: Rollout, lost: Sequence[OutboxEntry], token: int) -> None:
+        """Store the newest document again, and what is still to be published about it.
+
+        The effects get new numbers: the tokens that theirs come from will be used again.
+        """
+        first = (token + 1) * EFFECTS_PER_SAVE
+        outbox = [
+            replace(entry, field=f"outbox:{first + number}")
+            for number, entry in enumerate(lost[:EFFECTS_PER_SAVE])
+        ]
+        await self._store.until_done(
+            lambda: self._dependencies.rollouts.save(
+                self._flag_key, expected_token=token, rollout=newest, tests=b"", outbox=outbox
+            )
+        )
+
+    def _decoded(self, tests: bytes) -> SequentialTests:
+        """Return the stored state of the tests, the initial one where it is damaged."""
+        try:
+            return decode_tests(tests)
+        except Exception as damage:  # those bytes may be anything
+            self._log.error("tests_unreadable", error=repr(damage))
+            return SequentialTests()

@@ -1,0 +1,139 @@
+"""The outbox of one flag: effects that are saved and not yet known to be published.
+
+Effects are saved together with the decision, published in order, and then settled, that is,
+deleted from the store. A crash in between publishes some of them again, with the same ids.
+
+An entry without a field is in memory alone: alerts that no transition caused, and answers that are
+given again. A crash forgets those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+import structlog
+
+from controller.core.rollout import Rollout
+from controller.deciding.dependencies import WorkerDependencies
+from controller.deciding.effects import EffectEncoder
+from controller.errors import EventLogUnavailable, StoreUnavailable
+from controller.ports import OutboxEntry
+from controller.retrying import until_done
+
+#: Effects that may wait for Kafka. Beyond it nothing that raises exposure is saved; lowering always
+#: is.
+OUTBOX_LIMIT = 200
+#: Entries that are in memory alone. Of more than this the oldest are dropped.
+UNSAVED_LIMIT = 200
+
+
+class Outbox:
+    """Publishes one flag's effects in order, and settles those that are saved."""
+
+    def __init__(
+        self, flag_key: str, dependencies: WorkerDependencies, encoder: EffectEncoder
+    ) -> None:
+        self._flag_key = flag_key
+        self._dependencies = dependencies
+        self._encoder = encoder
+        self._entries: deque[OutboxEntry] = deque()
+        self._filled = asyncio.Event()
+        self._trying_since: float | None = None  # monotonic seconds
+        self._published: set[OutboxEntry] = set()  # and not yet known to be settled
+        self._log = structlog.get_logger().bind(flag_key=flag_key)
+
+    def __len__(self) -> int:
+        """Return how many effects are not yet known to be published."""
+        return len(self._entries)
+
+    @property
+    def seconds(self) -> float:
+        """For how long publishing has been tried without success; 0 when nothing waits."""
+        since = self._trying_since
+        return 0.0 if since is None else self._dependencies.clock.monotonic() - since
+
+    def has(self, effect_id: str) -> bool:
+        """Return whether an effect waits here."""
+        return any(entry.effect_id == effect_id for entry in self._entries)
+
+    def add(self, entries: Sequence[OutboxEntry]) -> None:
+        """Publish entries after those that wait. Returns at once."""
+        self._entries.extend(entries)
+        unsaved = [entry for entry in self._entries if not entry.field]
+        if len(unsaved) > UNSAVED_LIMIT:
+            dropped = {id(entry) for entry in unsaved[:-UNSAVED_LIMIT]}
+            self._forget(dropped)
+            self._log.error("unsaved_effects_dropped", entries=len(dropped))
+        self._filled.set()
+
+    def lost_entries(
+        self, stored: Sequence[OutboxEntry], newest: Rollout | None
+    ) -> list[OutboxEntry]:
+        """Return the entries that were saved and are in the store no longer.
+
+        Redis fell back, or another replica has published them: receivers drop repeats by the id.
+        A document for the state topic is returned only when it is that of `newest`, the newest
+        rollout of the flag, because that topic ends with what is written last.
+        """
+        kept = {entry.effect_id for entry in stored}
+        lost = [entry for entry in self._entries if entry.field and entry.effect_id not in kept]
+        current = self._encoder.effect_id(newest, 0)
+        return [entry for entry in lost if entry.topic != "state" or entry.effect_id == current]
+
+    def reload(self, stored: Sequence[OutboxEntry], lost: Sequence[OutboxEntry]) -> None:
+        """Continue with what is stored, after what is in memory alone and what the store lost."""
+        waiting = [entry for entry in self._entries if not entry.field]
+        waiting += [replace(entry, field="") for entry in lost]
+        self._entries = deque(waiting)
+        self.add(stored)
+
+    async def run(self) -> None:
+        """Publish and settle until cancelled. While Kafka is away, effects wait."""
+        self._published.clear()
+        while True:
+            if not self._entries:
+                self._trying_since = None
+                self._filled.clear()
+                await self._filled.wait()
+            if self._trying_since is None:
+                self._trying_since = self._dependencies.clock.monotonic()
+            await until_done(
+                self._publish_and_settle,
+                trouble=(EventLogUnavailable, StoreUnavailable),
+                backoff=self._dependencies.backoff,
+                report=self._report_trouble,
+            )
+            self._trying_since = None
+
+    async def _publish_and_settle(self) -> None:
+        """Publish what waits, then settle it.
+
+        While Redis is away entries are published all the same and settled when it is back; those
+        that are published are not published a second time.
+        """
+        batch = list(self._entries)
+        self._published.intersection_update(batch)  # by the whole entry: a field is used again
+        new = [entry for entry in batch if entry not in self._published]
+        if new:
+            await self._dependencies.publisher.publish(new)
+            self._published.update(entry for entry in new if entry.field)
+            self._forget({id(entry) for entry in new if not entry.field})
+        fields = [entry.field for entry in batch if entry.field]
+        if fields:
+            await self._dependencies.rollouts.settle(self._flag_key, fields)
+        self._forget({id(entry) for entry in batch})
+
+    def _forget(self, entries: set[int]) -> None:
+        """Remove entries, given by `id`."""
+        self._entries = deque(entry for entry in self._entries if id(entry) not in entries)
+
+    def _report_trouble(self, trouble: Exception, pause: float) -> None:
+        self._log.warning(
+            "outbox_waits",
+            error=str(trouble),
+            entries=len(self._entries),
+            retry_seconds=round(pause, 3),
+        )

@@ -1,0 +1,102 @@
+"""The newest document of every flag, and who receives it.
+
+Every replica holds all documents: it serves all flags, whoever decides about them. They come from
+the state topic and from the workers of this replica.
+
+Belongs here: which document is the newest, and the order in which listeners receive it. Does not
+belong here: reading the state topic (`running/state_follower.py`), and what a listener does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from controller.core.rollout import Rollout
+
+Listener = Callable[[Rollout], object]
+"""Receives the newest document of a flag; must return at once."""
+
+
+class OwnRollouts(Protocol):
+    """Receives the rollouts that run on this replica. Both methods must return at once."""
+
+    def request(self, rollout: Rollout) -> None:
+        """Receive a document that a worker of this replica decided or loaded."""
+
+    def drop(self, flag_keys: Sequence[str]) -> None:
+        """Forget flags that run here no longer."""
+
+
+class RolloutRegistry:
+    """Holds the newest document of each flag and passes it to its listeners."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, Rollout] = {}
+        self._stored_flags: frozenset[str] = frozenset()
+        self._listeners: list[Listener] = []
+        self._own_listeners: list[OwnRollouts] = []
+        self._overtaken_listeners: list[Callable[[str], object]] = []
+
+    def subscribe(self, listener: Listener) -> None:
+        """Pass every newest document to `listener`, whoever decided it. Not those from before."""
+        self._listeners.append(listener)
+
+    def subscribe_own(self, listener: OwnRollouts) -> None:
+        """Pass the documents of flags that run here to `listener`."""
+        self._own_listeners.append(listener)
+
+    def newest(self, flag_key: str) -> Rollout | None:
+        """Return the newest document of a flag, None where none is known."""
+        return self._newest.get(flag_key)
+
+    @property
+    def rollouts(self) -> Mapping[str, Rollout]:
+        """The newest document of every flag; a copy."""
+        return dict(self._newest)
+
+    @property
+    def flag_keys(self) -> Sequence[str]:
+        """Every flag that has a rollout, as far as is known without asking Redis; in order."""
+        return sorted({*self._newest, *self._stored_flags})
+
+    def on_overtaken(self, listener: Callable[[str], object]) -> None:
+        """Call `listener` with each flag whose newest document the state topic lacks."""
+        self._overtaken_listeners.append(listener)
+
+    def republish(self, flag_key: str) -> None:
+        """Let the newest document be published again.
+
+        The state topic ends with an older one, written late, or with none: it was created again.
+        """
+        for listener in self._overtaken_listeners:
+            listener(flag_key)
+
+    def add_stored_flags(self, flag_keys: Sequence[str]) -> None:
+        """Add flags that Redis holds. Their documents may not be known yet."""
+        self._stored_flags = self._stored_flags.union(flag_keys)
+
+    def update(self, rollout: Rollout) -> None:
+        """Pass a document to all listeners unless a newer one is known. It may be anybody's.
+
+        The first listener that raises ends the round: those after it get the next document.
+        """
+        newest = self._newest.get(rollout.flag_key)
+        if newest is None or rollout.revision >= newest.revision:
+            self._newest[rollout.flag_key] = rollout
+            for listener in self._listeners:
+                listener(rollout)
+
+    def update_own(self, rollout: Rollout) -> None:
+        """Pass on a document that a worker of this replica saved, or loaded as it took over.
+
+        Synchronous, so that 0 % is served at once.
+        """
+        self.update(rollout)
+        for listener in self._own_listeners:
+            listener.request(rollout)
+
+    def release(self, flag_key: str) -> None:
+        """Note that a flag runs here no longer."""
+        for listener in self._own_listeners:
+            listener.drop([flag_key])

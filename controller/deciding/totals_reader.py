@@ -1,0 +1,217 @@
+"""Reads the totals of all live rollouts, and gives each worker its evidence.
+
+Totals that one flag's worker cannot use concern this flag alone: the others are still watched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
+from controller.core.rollout import Rollout
+from controller.deciding.event_partitions import EventPartitions
+from controller.deciding.flag_inbox import NewTotals
+from controller.deciding.worker_pool import WorkerPool
+from controller.errors import OperatingTrouble
+from controller.health import Faults, Scope
+from controller.ports import Clock, Totals
+
+#: Totals are read this often at most, at least every `READ_EVERY_SECONDS`, and never for more than
+#: a tenth of the time.
+READ_AT_MOST_EVERY_SECONDS = 0.1
+READ_EVERY_SECONDS = 1.0
+READ_TIME_SHARE = 0.1
+#: The reporter of flags whose totals cannot be read, which alone clears them.
+_READING = "looking"
+
+Visits = tuple[str, Sequence[int]]
+"""A rollout's id and the numbers of its visits."""
+
+
+class Actuation(Protocol):
+    """What the flag planes serve, as far as evidence has to say it."""
+
+    def drift(self, rollout: Rollout) -> str | None:
+        """Return which plane does not serve what was decided, None when all do."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchView:
+    """Whether a live rollout of this replica is watched."""
+
+    flag_key: str
+    rollout: Rollout
+    evidence: Evidence | None  # the newest that its worker got; None: none yet
+    read_at: float | None  # monotonic seconds of it
+    handled_at: float | None = None  # when its worker last handled totals, saved
+    trouble: str = ""  # why its worker handles none: stopped by a mistake, or nothing is saved
+
+
+class TotalsReader:
+    """Feeds the workers of this replica with evidence."""
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        totals: Totals,
+        partitions: EventPartitions,
+        actuation: Actuation,
+        *,
+        clock: Clock,
+        faults: Faults,
+    ) -> None:
+        self.pool = pool
+        self._totals = totals
+        self.partitions = partitions
+        self._actuation = actuation
+        self._clock = clock
+        self._faults = faults
+        self._saved = asyncio.Event()
+        #: By flag, the totals that its worker got last, and when (monotonic seconds).
+        self._given: dict[str, tuple[Mapping[int, VisitTotals], float]] = {}
+        self._evidence: dict[str, tuple[Evidence, float]] = {}
+        self._unread: set[str] = set()  # flags whose totals could not be read or used
+        self._log = structlog.get_logger()
+        pool.on_stop(self.forget)
+
+    def views(self) -> Sequence[WatchView]:
+        """Return how well each rollout that runs here and has not ended is watched."""
+        views = []
+        broken = self.pool.broken
+        for flag_key, rollout in self.pool.rollouts.items():
+            worker = self.pool.worker(flag_key)
+            if rollout.has_ended or worker is None:
+                continue
+            evidence, read_at = self._evidence.get(flag_key, (None, None))
+            trouble = worker.unsaved or ""
+            if flag_key in broken:
+                trouble = f"its worker stopped: {broken[flag_key]}"
+            view = WatchView(flag_key, rollout, evidence, read_at, worker.handled_at, trouble)
+            views.append(view)
+        return views
+
+    def totals_saved(self, flag_keys: frozenset[str]) -> None:
+        """Note that new totals of these flags were saved: they are to be read."""
+        if flag_keys:
+            self._saved.set()
+
+    def forget(self, flag_key: str) -> None:
+        """Forget a flag that runs here no longer; its next owner reads for itself."""
+        self._given.pop(flag_key, None)
+        self._evidence.pop(flag_key, None)
+        self._clear_unread(flag_key)
+
+    def reset(self) -> None:
+        """Forget all flags, as a run begins."""
+        for flag_key in list(self._unread):
+            self._clear_unread(flag_key)
+        self._given.clear()
+        self._evidence.clear()
+
+    async def run(self) -> None:
+        """Read when new totals were saved, and once a second, until cancelled."""
+        pause = READ_AT_MOST_EVERY_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(READ_EVERY_SECONDS - pause, 0)):
+                    await self._saved.wait()
+            self._saved.clear()
+            began = self._clock.monotonic()
+            try:
+                await self._read()
+                self._faults.clear(Scope.PART, "totals")
+            except OperatingTrouble as trouble:
+                self._log.warning("totals_unavailable", error=str(trouble))
+            except Exception as mistake:  # ours: totals must go on being read
+                self._log.exception("totals_failed")
+                why = f"totals could not be looked at: {mistake!r}"
+                self._faults.report(Scope.PART, "totals", why)
+            self.pool.clear_recovered()
+            seconds = self._clock.monotonic() - began
+            pause = max(READ_AT_MOST_EVERY_SECONDS, seconds * (1 / READ_TIME_SHARE - 1))
+
+    async def _read(self) -> None:
+        """Read the totals of all flags together, in one round trip per partition."""
+        live = self.pool.rollouts
+        visits = {
+            key: (rollout.rollout_id, range(max(len(rollout.visits) - 2, 0), len(rollout.visits)))
+            for key, rollout in live.items()
+            if rollout.stage_index is not None
+        }
+        for flag_key in self._evidence.keys() - live.keys():
+            del self._evidence[flag_key]
+        for flag_key in self._unread - visits.keys():
+            self._clear_unread(flag_key)
+        if not visits:
+            return
+        keys = self.partitions.keys
+        try:
+            totals, progress = await self._totals.read(keys, visits)
+        except OperatingTrouble:
+            raise
+        except Exception as mistake:  # perhaps one flag's totals: the others must stay watched
+            self._log.warning("totals_unreadable", error=repr(mistake))
+            for flag_key, of_flag in visits.items():
+                await self._read_one(live[flag_key], keys, of_flag)
+            return
+        for flag_key in visits:
+            self._give(live[flag_key], totals.get(flag_key, {}), progress)
+
+    async def _read_one(self, rollout: Rollout, keys: Sequence[str], visits: Visits) -> None:
+        """Read one flag's totals alone, because those of all could not be read."""
+        flag_key = rollout.flag_key
+        try:
+            totals, progress = await self._totals.read(keys, {flag_key: visits})
+        except OperatingTrouble:
+            raise
+        except Exception as mistake:  # this flag's alone
+            self._report_unread(flag_key, mistake)
+        else:
+            self._give(rollout, totals.get(flag_key, {}), progress)
+
+    def _give(
+        self,
+        rollout: Rollout,
+        visits: Mapping[int, VisitTotals],
+        progress: Sequence[PartitionProgress],
+    ) -> None:
+        """Give a flag's worker its totals, unless it got the same within the last second."""
+        flag_key, now = rollout.flag_key, self._clock.monotonic()
+        previous, given_at = self._given.get(flag_key, (None, 0.0))
+        if visits == previous and now - given_at < READ_EVERY_SECONDS:
+            return
+        worker = self.pool.worker(flag_key)
+        try:
+            if worker is not None:
+                drift = self._actuation.drift(rollout)
+                count = len(self.partitions.keys)
+                evidence = Evidence(self._clock.now(), visits, tuple(progress), count, drift)
+                worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence))
+                self._evidence[flag_key] = (evidence, self._clock.monotonic())
+        except Exception as mistake:  # of what is given with it; other flags are watched
+            self._report_unread(flag_key, mistake)
+            return
+        self._given[flag_key] = (visits, now)
+        self._clear_unread(flag_key)
+
+    def _report_unread(self, flag_key: str, mistake: Exception) -> None:
+        if flag_key not in self.pool:
+            return  # handed over while its totals were read
+        if flag_key not in self._unread:
+            self._log.error("evidence_not_shown", flag_key=flag_key, error=repr(mistake))
+        self._unread.add(flag_key)
+        why = f"its totals cannot be read, so its guardrails are blind: {mistake!r}"
+        fix = f"rolloutctl pause {flag_key}, or roll it back, until they can"
+        self._faults.report(Scope.FLAG, flag_key, why, fix, reporter=_READING)
+
+    def _clear_unread(self, flag_key: str) -> None:
+        if flag_key in self._unread:
+            self._unread.discard(flag_key)
+            self._faults.clear(Scope.FLAG, flag_key, reporter=_READING)

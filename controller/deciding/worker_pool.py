@@ -1,0 +1,279 @@
+"""The flag workers of this replica: started, restarted after a mistake of ours, and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+
+from controller.core.judging.judgement import Judgement
+from controller.core.rollout import RaiseAlert, Rollout
+from controller.deciding.dependencies import WorkerDependencies
+from controller.deciding.effects import EffectEncoder
+from controller.deciding.flag_worker import FlagWorker
+from controller.errors import DocumentUnreadable
+from controller.health import Scope
+from schemas.terms import AlertKind, Severity
+
+#: A worker that stopped by a mistake of ours is restarted after this: its flag must not stay
+#: without guardrails. Each failure in a row doubles it. A command that lowers does not wait for it.
+WORKER_RESTART_SECONDS = 5.0
+LONGEST_RESTART_SECONDS = 300.0
+#: A worker that ran for this long works: its fault is over. Longer than most mistakes need to show.
+STEADY_SECONDS = 10.0
+#: A failure this long after the one before begins a new row.
+NEW_ROW_SECONDS = 600.0
+#: Kafka may take this long for the alert that a worker stopped; the next failure tries again.
+ALERT_SECONDS = 5.0
+#: The reporter of stopped workers, which alone clears them.
+_WORKER = "worker"
+
+
+class FlagStandsStill(Exception):
+    """A flag's stored state cannot be read, so that what waits for its worker waits in vain."""
+
+
+@dataclass(slots=True)
+class WorkerRun:
+    """A flag's worker, and how it does."""
+
+    worker: FlagWorker
+    task: asyncio.Task[None] | None = None
+    failures: int = 0  # in a row
+    failed_at: float | None = None  # monotonic seconds
+    restarted_at: float | None = None  # since when it runs after a failure, until that is over
+    is_alerted: bool = False
+    standing_still: str = ""  # why it can do nothing at all, not even refuse
+
+
+class WorkerPool:
+    """Runs one worker for each flag of this replica."""
+
+    def __init__(self, dependencies: WorkerDependencies) -> None:
+        self._dependencies = dependencies
+        self._clock = dependencies.clock
+        self._runs: dict[str, WorkerRun] = {}
+        self._broken: dict[str, str] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._stop_listeners: list[Callable[[str], None]] = []
+        self._log = structlog.get_logger()
+
+    # --- what others see ---
+
+    def __contains__(self, flag_key: str) -> bool:
+        """Return whether a flag runs here."""
+        return flag_key in self._runs
+
+    @property
+    def flag_keys(self) -> Sequence[str]:
+        """The flags that run here; a copy."""
+        return list(self._runs)
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """Flags whose worker stopped by a mistake of ours, with the mistake."""
+        return dict(self._broken)
+
+    @property
+    def unsaved(self) -> Mapping[str, str]:
+        """Flags of which nothing is decided because the store fails, with the reason."""
+        reasons = ((key, run.worker.unsaved) for key, run in self._runs.items())
+        return {key: why for key, why in reasons if why is not None}
+
+    @property
+    def rollouts(self) -> Mapping[str, Rollout]:
+        """The rollouts that run here."""
+        rollouts = ((key, run.worker.rollout) for key, run in self._runs.items())
+        return {key: rollout for key, rollout in rollouts if rollout is not None}
+
+    @property
+    def judgements(self) -> Mapping[str, tuple[Rollout, Judgement]]:
+        """The newest judgement of the present visit of each rollout that is in a stage here."""
+        present = {}
+        for key, run in self._runs.items():
+            rollout, judgement = run.worker.rollout, run.worker.judgement
+            if rollout is None or judgement is None or rollout.stage_index is None:
+                continue
+            if judgement.at >= rollout.started_at and judgement.visit == rollout.visit_index:
+                present[key] = (rollout, judgement)
+        return present
+
+    @property
+    def pending_effects(self) -> int:
+        """Effects saved and not yet published, over all flags."""
+        return sum(len(run.worker.outbox) for run in self._runs.values())
+
+    @property
+    def outbox_seconds(self) -> float:
+        """For how long the oldest of them has been tried."""
+        return max((run.worker.outbox.seconds for run in self._runs.values()), default=0.0)
+
+    def worker(self, flag_key: str) -> FlagWorker | None:
+        """Return the worker of a flag that runs here."""
+        run = self._runs.get(flag_key)
+        return None if run is None else run.worker
+
+    def judgement_of(self, flag_key: str) -> Judgement | None:
+        """Return the newest judgement of a flag's present rollout; None when it runs elsewhere."""
+        worker = self.worker(flag_key)
+        if worker is None or worker.judgement is None or worker.rollout is None:
+            return None
+        return worker.judgement if worker.judgement.at >= worker.rollout.started_at else None
+
+    # --- messages to a worker ---
+
+    def alert(self, flag_key: str, alert: RaiseAlert) -> None:
+        """Publish an alert about a flag that runs here."""
+        worker = self.worker(flag_key)
+        if worker is not None:
+            worker.alert(alert)
+
+    def alert_about(self, rollout: Rollout, alert: RaiseAlert) -> None:
+        """Publish an alert about a rollout, unless its flag has begun another since."""
+        worker = self.worker(rollout.flag_key)
+        present = None if worker is None else worker.rollout
+        if worker is not None and present is not None and present.rollout_id == rollout.rollout_id:
+            worker.alert(alert)
+
+    def republish_state(self, flag_key: str) -> None:
+        """Publish a flag's document again: the state topic ends with an older one, or with none."""
+        worker = self.worker(flag_key)
+        if worker is not None:
+            worker.republish_state()
+
+    def on_stop(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with each flag that runs here no longer."""
+        self._stop_listeners.append(listener)
+
+    # --- starting and stopping ---
+
+    def begin(self, group: asyncio.TaskGroup) -> None:
+        """Start workers in this group from now on. Those of a group before are gone."""
+        for flag_key, run in list(self._runs.items()):
+            del self._runs[flag_key]
+            self._leave(flag_key, run)
+        self._group = group
+
+    def start(self, flag_key: str) -> WorkerRun:
+        """Return a flag's worker, started unless it runs."""
+        run = self._runs.get(flag_key)
+        if run is None:
+            assert self._group is not None
+            run = self._runs[flag_key] = WorkerRun(FlagWorker(flag_key, self._dependencies))
+            work = self._keep_running(flag_key, run)
+            run.task = self._group.create_task(work, name=f"worker:{flag_key}")
+        return run
+
+    async def stop(self, flag_key: str) -> None:
+        """Stop a worker: another replica runs the flag now."""
+        run = self._runs.pop(flag_key)
+        if run.task is not None:
+            run.task.cancel()
+            await asyncio.wait([run.task])
+        self._leave(flag_key, run)
+
+    def _leave(self, flag_key: str, run: WorkerRun) -> None:
+        """Clear what was reported about a flag that runs here no longer."""
+        run.worker.abandon()
+        self._broken.pop(flag_key, None)
+        self._dependencies.faults.clear(Scope.FLAG, flag_key, reporter=_WORKER)
+        for listener in self._stop_listeners:
+            listener(flag_key)
+        self._dependencies.registry.release(flag_key)
+
+    async def _keep_running(self, flag_key: str, run: WorkerRun) -> None:
+        """Run a worker. When it fails, report its flag, and start it again from what is stored."""
+        while True:
+            mistake: BaseException | None = None
+            run.worker.inbox.urgent.clear()
+            try:
+                await run.worker.run()
+            except Exception as failure:  # the worker's edge: reported, and restarted
+                mistake = _cause(failure)
+            wait = self._note_failure(run)
+            why, fix = self._explain_failure(flag_key, run, mistake)
+            stopped = f"its worker stopped: {why}"
+            self._dependencies.faults.report(Scope.FLAG, flag_key, stopped, fix, reporter=_WORKER)
+            self._log.error(
+                "worker_stopped",
+                flag_key=flag_key,
+                error=why,
+                failures=run.failures,
+                restart_seconds=wait,
+                exc_info=mistake,
+            )
+            await self._alert_once(flag_key, run, why, fix)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await run.worker.inbox.urgent.wait()
+            run.worker.has_failed = True
+            self._broken.pop(flag_key, None)
+            run.standing_still, run.restarted_at = "", self._clock.monotonic()
+
+    def _note_failure(self, run: WorkerRun) -> float:
+        """Count a failure; return the seconds until the worker is started again."""
+        now = self._clock.monotonic()
+        is_new_row = run.failed_at is None or now - run.failed_at > NEW_ROW_SECONDS
+        run.failures = 1 if is_new_row else run.failures + 1
+        run.is_alerted = run.is_alerted and not is_new_row
+        run.failed_at, run.restarted_at = now, None
+        wait = WORKER_RESTART_SECONDS * 2.0 ** min(run.failures - 1, 10)
+        return min(wait, LONGEST_RESTART_SECONDS)
+
+    def _explain_failure(
+        self, flag_key: str, run: WorkerRun, mistake: BaseException | None
+    ) -> tuple[str, str]:
+        """Return why a worker stopped, and how to fix it."""
+        why = "its worker ended" if mistake is None else repr(mistake)
+        self._broken[flag_key] = why
+        if not isinstance(mistake, DocumentUnreadable):
+            return why, "report it with the log; roll the flag back if it cannot wait"
+        why = str(mistake)
+        fix = f"rolloutd repair flag {flag_key}, or run the release that wrote it"
+        run.standing_still = f"{why}; fix: {fix}"
+        run.worker.inbox.fail_all(FlagStandsStill(run.standing_still))
+        return why, fix
+
+    async def _alert_once(self, flag_key: str, run: WorkerRun, why: str, fix: str) -> None:
+        """Alert that nothing watches a flag: once in a row of failures, past its own outbox."""
+        registry = self._dependencies.registry
+        rollout = run.worker.rollout or registry.newest(flag_key)
+        if run.is_alerted or rollout is None:
+            return
+        key = f"{flag_key}/{rollout.rollout_id}/{len(rollout.visits)}/{AlertKind.FLAG_BROKEN}"
+        alert = RaiseAlert(
+            AlertKind.FLAG_BROKEN,
+            Severity.CRITICAL,
+            f"{flag_key} stands at {rollout.served_words} and nobody watches it: {why}",
+            fix,
+            key,
+        )
+        encoder = EffectEncoder(flag_key, self._clock, self._dependencies.source)
+        try:
+            effect_id = f"{key}/{self._clock.now().isoformat()}"
+            entry = encoder.encode(alert, rollout, effect_id)
+            async with asyncio.timeout(ALERT_SECONDS):
+                await self._dependencies.publisher.publish([entry])
+        except Exception as trouble:  # Kafka's or ours: the next failure tries again
+            self._log.warning("alert_not_published", flag_key=flag_key, error=repr(trouble))
+        else:
+            run.is_alerted = True
+
+    def clear_recovered(self) -> None:
+        """Clear the fault of each worker that runs again for some time."""
+        now = self._clock.monotonic()
+        for flag_key, run in self._runs.items():
+            if run.restarted_at is not None and now - run.restarted_at >= STEADY_SECONDS:
+                run.restarted_at = None
+                run.worker.has_failed = False
+                self._dependencies.faults.clear(Scope.FLAG, flag_key, reporter=_WORKER)
+
+
+def _cause(failure: BaseException) -> BaseException:
+    """Return the one exception in a task group's, or the group where there are more."""
+    while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
+        failure = failure.exceptions[0]
+    return failure

@@ -1,0 +1,116 @@
+"""Faults of single flags that no worker reports: damaged documents, records, and times ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from controller.core.future_times import AHEAD_AT_MOST_SECONDS, seconds_ahead
+from controller.core.rollout import Rollout
+from controller.deciding.flag_worker import START_UP
+from controller.deciding.registry import RolloutRegistry
+from controller.errors import DocumentUnreadable
+from controller.health import Faults, Scope
+from controller.ports import Clock, Rollouts
+
+#: The reporters of these faults, each of which alone clears its own.
+_TIMES: Final = "times"
+_REFUSED: Final = "state-topic"
+#: Of refused records of the state topic, shown at once. Whoever may write there invents keys.
+_REFUSED_SHOWN: Final = 20
+_REFUSED_FIX: Final = (
+    "see state_refused in the log; the next decision about the flag writes a good one"
+)
+_TIMES_FIX: Final = (
+    "it is brought back by itself once the clocks agree: see the fault of scope clock"
+)
+
+
+class DamagedDocuments:
+    """Flags whose stored document could not be read at the start.
+
+    Other flags start, and a damaged one is served as the state topic says.
+    """
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self._flag_keys: set[str] = set()
+
+    def add(self, flag_key: str, why: str) -> None:
+        """Note that one flag's document cannot be read."""
+        fix = f"rolloutd repair flag {flag_key}, or run the release that wrote it"
+        why = f"what is stored for it cannot be read: {why}"
+        self._flag_keys.add(flag_key)
+        self._faults.report(Scope.FLAG, flag_key, why, fix, reporter=START_UP)
+
+    def clear(self, flag_key: str) -> None:
+        """Note that one flag's document can be read again, or is gone."""
+        self._flag_keys.discard(flag_key)
+        self._faults.clear(Scope.FLAG, flag_key, reporter=START_UP)
+
+    async def recheck(self, rollouts: Rollouts) -> None:
+        """Read the documents again: another replica may run the flag, and have repaired it.
+
+        Raises StoreUnavailable.
+        """
+        for flag_key in sorted(self._flag_keys):
+            try:
+                stored = await rollouts.load(flag_key)
+            except DocumentUnreadable:
+                continue
+            if not stored.trouble:
+                self.clear(flag_key)
+
+
+class TimesAhead:
+    """Rollouts whose stored times lie ahead: nothing about them moves until that is corrected."""
+
+    def __init__(self, clock: Clock, faults: Faults) -> None:
+        self._clock = clock
+        self._faults = faults
+        self._flag_keys: set[str] = set()
+
+    def report(self, rollouts: Mapping[str, Rollout]) -> None:
+        """Report those of the rollouts of this replica, and clear all others."""
+        now = self._clock.now()
+        for flag_key, rollout in rollouts.items():
+            ahead = seconds_ahead(rollout, now)
+            if ahead > AHEAD_AT_MOST_SECONDS:
+                self._flag_keys.add(flag_key)
+                why = (
+                    f"its last transition is {ahead:.0f} s ahead of the clocks, so nothing about "
+                    f"it moves"
+                )
+                self._faults.report(Scope.FLAG, flag_key, why, _TIMES_FIX, reporter=_TIMES)
+            else:
+                self.clear(flag_key)
+        for flag_key in self._flag_keys - rollouts.keys():
+            self.clear(flag_key)  # another replica runs it now
+
+    def clear(self, flag_key: str) -> None:
+        """Clear the fault of one flag, if there is one."""
+        if flag_key in self._flag_keys:
+            self._flag_keys.discard(flag_key)
+            self._faults.clear(Scope.FLAG, flag_key, reporter=_TIMES)
+
+
+class RefusedStates:
+    """Flags whose newest record of the state topic cannot be used."""
+
+    def __init__(self, registry: RolloutRegistry, faults: Faults, *, topic: str) -> None:
+        self._registry = registry
+        self._faults = faults
+        self._topic = topic
+        self._reported: frozenset[str] = frozenset()
+
+    def report(self, corrupt: Mapping[str, str]) -> None:
+        """Report some of them, flags with a rollout first; `corrupt` is the reason by flag key."""
+        known = self._registry.rollouts
+        shown: Sequence[str] = sorted(corrupt, key=lambda flag_key: flag_key not in known)
+        shown = shown[:_REFUSED_SHOWN]
+        for flag_key in self._reported.difference(shown):
+            self._faults.clear(Scope.FLAG, flag_key, reporter=_REFUSED)
+        self._reported = frozenset(shown)
+        for flag_key in shown:
+            why = f"its newest record in {self._topic} is of no use: {corrupt[flag_key]}"[:300]
+            self._faults.report(Scope.FLAG, flag_key, why, _REFUSED_FIX, reporter=_REFUSED)

@@ -1,0 +1,102 @@
+"""Once a second collects how every part does, and gives it to the reporter."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from controller.actuating.reconciler import FlagReconciler
+from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.kafka.state_feed import KafkaStateFeed
+from controller.adapters.llm.advisor import ModelAdvisor, NoAdvisor
+from controller.adapters.redis.connection import RedisConnection
+from controller.clock import AgreedClock
+from controller.counting.ingest import Ingest
+from controller.deciding.flag_workers import FlagWorkers
+from controller.health import Health
+from controller.running.flag_faults import RefusedStates, TimesAhead
+from controller.running.redis_heartbeat import RedisHeartbeat
+from controller.running.reporter import REPORT_EVERY_SECONDS, STATE_TOPIC, Reporter, Signs
+from controller.web.flags import FlagBoard
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedParts:
+    """The parts whose state is reported."""
+
+    clock: AgreedClock
+    redis: RedisConnection
+    heartbeat: RedisHeartbeat
+    events: KafkaEventLog
+    commands: KafkaEventLog
+    feed: KafkaStateFeed
+    ingest: Ingest
+    workers: FlagWorkers
+    reconciler: FlagReconciler
+    board: FlagBoard
+    advisor: ModelAdvisor | NoAdvisor
+
+
+class HealthWatch:
+    """Reports once a second."""
+
+    def __init__(
+        self,
+        parts: WatchedParts,
+        health: Health,
+        reporter: Reporter,
+        times_ahead: TimesAhead,
+        refused_states: RefusedStates,
+    ) -> None:
+        self._parts = parts
+        self._health = health
+        self._reporter = reporter
+        self._times_ahead = times_ahead
+        self._refused_states = refused_states
+
+    async def run(self) -> None:
+        """Report until cancelled."""
+        while True:
+            counters = self._parts.ingest.counters
+            self._reporter.count_troubles(counters.save_troubles, counters.fetch_troubles)
+            if self._health.is_running:  # before, the steps at the start say what they wait for
+                self._reporter.report(self.signs())
+                self._times_ahead.report(self._parts.workers.pool.rollouts)
+                self._refused_states.report(self._parts.feed.corrupt)
+            await asyncio.sleep(REPORT_EVERY_SECONDS)
+
+    def signs(self) -> Signs:
+        """Return how everything is now."""
+        parts, workers = self._parts, self._parts.workers
+        now = parts.clock.monotonic()
+        heard_at = parts.redis.heard_at
+        return Signs(
+            brokers={
+                STATE_TOPIC: parts.feed.silent_seconds,
+                "events": _silence(parts.events, now),
+                "commands": _silence(parts.commands, now),
+            },
+            store_seconds=None if heard_at is None else now - heard_at,
+            store_trouble=parts.heartbeat.trouble,
+            partitions=parts.ingest.views(),
+            topics=workers.totals.partitions.topics,
+            expected=workers.totals.partitions.counts,
+            owned_commands=workers.follower.owned,
+            commands_lag=workers.follower.lag,
+            effects=workers.pool.pending_effects,
+            effects_seconds=workers.pool.outbox_seconds,
+            broken=workers.pool.broken,
+            unsaved=workers.pool.unsaved,
+            gaps=parts.reconciler.gaps,
+            not_served=parts.board.why_not or parts.board.why_stale,
+            clocks=parts.clock.why_not(),
+            advisor=parts.advisor.trouble,
+        )
+
+
+def _silence(log: KafkaEventLog, now: float) -> float | None:
+    """Return for how long the brokers have not answered for some partition of a consumer's."""
+    times = [at for at in map(log.heard_at, log.assignment) if at is not None]
+    if not times and log.heard_before is not None:  # the consumer is made again, and again
+        times = [log.heard_before]
+    return now - min(times) if times else None

@@ -1,0 +1,122 @@
+"""Which live rollouts this replica should watch, and which replica runs each of all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from controller.core.rollout import Rollout
+from controller.deciding.flag_workers import FlagWorkers
+from controller.deciding.registry import RolloutRegistry
+from controller.health import Faults, Health, Scope
+from controller.ports import Clock
+from controller.running.claims import Claims
+from controller.running.visibility import Holder, Unseen, View, needs_watching
+
+#: A process that has not started by then may be kept from it by an outage.
+STARTING_SECONDS: Final = 30.0
+#: A replica claims its command partitions while its loop began a round so lately.
+WORKED_WITHIN_SECONDS: Final = 3.0
+
+
+class WorkingPartitions:
+    """The command partitions that this replica really works on."""
+
+    def __init__(self, workers: FlagWorkers, clock: Clock) -> None:
+        self._workers = workers
+        self._clock = clock
+
+    def numbers(self) -> Sequence[int]:
+        """Return their numbers; none when the loop that follows commands stands still."""
+        at = self._workers.follower.followed_at
+        if at is None or self._clock.monotonic() - at > WORKED_WITHIN_SECONDS:
+            return ()
+        return sorted(number for _, number in self._workers.follower.owned)
+
+
+class RolloutViews:
+    """Combines what this replica runs with what the claims of all replicas say."""
+
+    def __init__(
+        self,
+        workers: FlagWorkers,
+        registry: RolloutRegistry,
+        claims: Claims,
+        health: Health,
+        clock: Clock,
+        faults: Faults,
+        *,
+        event_topics: Sequence[str],
+    ) -> None:
+        self._workers = workers
+        self._registry = registry
+        self._claims = claims
+        self._health = health
+        self._clock = clock
+        self._faults = faults
+        self._event_topics = event_topics
+        self._began_at = clock.monotonic()
+
+    @property
+    def expected_partitions(self) -> int:
+        """How many event partitions there are, 0 before that is known."""
+        return sum(self._workers.totals.partitions.counts.values())
+
+    @property
+    def store_trouble(self) -> str | None:
+        """Why the store cannot be used."""
+        return self._claims.trouble
+
+    def why_all_blind(self) -> str | None:
+        """Return what keeps every guardrail from seeing: event topics that are not counted whole."""
+        fault = self._faults.of(Scope.DEPENDENCY, "kafka topics")
+        if fault is None or not any(topic in fault.why for topic in self._event_topics):
+            return None  # another topic's trouble blinds no guardrail
+        return fault.why
+
+    def newest(self, flag_key: str) -> Rollout | None:
+        """Return the newest document of a flag."""
+        return self._registry.newest(flag_key)
+
+    def views(self) -> Sequence[View]:
+        """Return every live rollout that this replica should watch, whether it runs here or not.
+
+        While this replica cannot start, it may not know who else runs a flag. After a while it
+        watches every live rollout; its alerts have keys that all replicas share.
+        """
+        views: list[View] = list(self._workers.totals.views())
+        here = {view.flag_key for view in views}
+        owned = {number for _, number in self._workers.follower.owned}
+        is_late = self._clock.monotonic() - self._began_at > STARTING_SECONDS
+        watches_all = is_late and not self._health.has_started
+        for flag_key, rollout in self._registry.rollouts.items():
+            if flag_key in here or rollout.has_ended:
+                continue
+            is_ours = bool(owned) and self._workers.topic.home_of(flag_key) in owned
+            if is_ours or (watches_all and not self._is_known(flag_key)):
+                views.append(Unseen(flag_key, rollout))
+        return views
+
+    def holders(self) -> Sequence[Holder]:
+        """Return, for every live rollout that needs watching, which replica runs it."""
+        owned = {number for _, number in self._workers.follower.owned}
+        holders = []
+        for flag_key, rollout in self._registry.rollouts.items():
+            if not needs_watching(rollout):
+                continue
+            try:
+                number = self._workers.topic.home_of(flag_key)
+            except KeyError:  # the number of partitions is not known yet
+                continue
+            is_claimed, why = self._claims.judge(number, is_owned=number in owned)
+            holders.append(Holder(flag_key, rollout, is_claimed, why))
+        return holders
+
+    def _is_known(self, flag_key: str) -> bool:
+        """Return whether the claims say who runs a flag that is not ours, or that nobody does."""
+        try:
+            number = self._workers.topic.home_of(flag_key)
+        except KeyError:
+            return False
+        is_claimed, why = self._claims.judge(number, is_owned=False)
+        return is_claimed or why is not None

@@ -1,0 +1,93 @@
+"""Publishes the alerts of `visibility.py`, in order, through Kafka alone.
+
+While Kafka takes none they wait in memory, bounded: all they say is said again every five minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from controller.codec.outbox import outbox_entry
+from controller.core.rollout import RaiseAlert, Rollout
+from controller.errors import OperatingTrouble
+from controller.metrics import Metrics
+from controller.ports import Clock, OutboxEntry, Publisher
+from schemas.terms import Severity
+
+WAITING_LIMIT: Final = 500
+RETRY_SECONDS: Final = 1.0
+_SENT_AT_ONCE: Final = 50
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingAlert:
+    """An alert on its way to Kafka."""
+
+    rollout: Rollout
+    alert: RaiseAlert
+    at: datetime = field(compare=False)
+
+    def entry(self, source: str) -> OutboxEntry:
+        """Return the alert as it is published."""
+        effect_id = f"{self.alert.dedup_key}/{self.at.timestamp():.3f}"
+        flag_key = self.rollout.flag_key
+        return outbox_entry(self.alert, flag_key, self.rollout, effect_id, self.at, source=source)
+
+
+class VisibilityAlerts:
+    """Alerts that wait for Kafka."""
+
+    def __init__(self, publisher: Publisher, clock: Clock, metrics: Metrics, source: str) -> None:
+        self._publisher = publisher
+        self._clock = clock
+        self._metrics = metrics
+        self._source = source
+        self._waiting: list[WaitingAlert] = []
+        self._sending: Sequence[WaitingAlert] = ()
+        self._arrived = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Return how many alerts wait."""
+        return len(self._waiting)
+
+    def add(self, rollout: Rollout, alert: RaiseAlert) -> None:
+        """Publish an alert, as soon as Kafka takes it. Returns at once."""
+        if alert.severity is Severity.CRITICAL:
+            # An alert replaces an earlier one that still waits: both would arrive together.
+            sending = {id(each) for each in self._sending}
+            self._waiting = [
+                each
+                for each in self._waiting
+                if each.alert.dedup_key != alert.dedup_key or id(each) in sending
+            ]
+        self._waiting.append(WaitingAlert(rollout, alert, self._clock.now()))
+        del self._waiting[:-WAITING_LIMIT]
+        self._metrics.alerts.of(alert.kind, alert.severity).inc()
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        while True:
+            if not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            batch = self._sending = self._waiting[:_SENT_AT_ONCE]
+            try:
+                await self._publisher.publish([each.entry(self._source) for each in batch])
+            except OperatingTrouble as trouble:
+                log.warning("visibility_alerts_wait", error=str(trouble), alerts=len(self))
+                self._sending = ()
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                sent = {id(each) for each in batch}
+                self._waiting = [each for each in self._waiting if id(each) not in sent]
+            finally:
+                self._sending = ()
