@@ -151,9 +151,7 @@ class World:
             treatment=arm(self.contexts, errors), control=arm(others, others // 100)
         )
         progress = make_progress(freshest=now, reported_at=now)
-        return make_evidence(
-            at=now, visits={len(rollout.visits) - 1: totals}, partitions=(progress,)
-        )
+        return make_evidence(at=now, visits={rollout.visit_index: totals}, partitions=(progress,))
 
     def results(self) -> list[dict[str, Any]]:
         """Return the data of every result published, repeats included."""

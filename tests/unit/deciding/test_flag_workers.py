@@ -272,9 +272,9 @@ class Cluster:
                 latency={198: contexts},
                 latency_all={198: contexts},
             )
-            fields[
-                arm_field(rollout.flag_key, rollout.rollout_id, len(rollout.visits) - 1, arm)
-            ] = encode_arm(counts)
+            fields[arm_field(rollout.flag_key, rollout.rollout_id, rollout.visit_index, arm)] = (
+                encode_arm(counts)
+            )
         expected, self._fence = self._fence, 1 if self._fence is None else self._fence + 1
         assert (
             await self.totals.save(
