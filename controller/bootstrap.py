@@ -16,10 +16,10 @@ from controller.clock import AgreedClock, SystemClock
 from controller.codec.cloud_events import source_of
 from controller.counting.fold import IS_COMPILED
 from controller.counting.ingest import Ingest
-from controller.deciding.anomaly_watch import AnomalyWatch
+from controller.deciding.commentary import commentary_loops
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.event_partitions import EventPartitions
-from controller.deciding.explanations import Explainer, ExplanationQueue
+from controller.deciding.explanations import ExplanationQueue
 from controller.deciding.flag_workers import FlagWorkers
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
@@ -29,16 +29,14 @@ from controller.health import Faults, Health
 from controller.metrics import Metrics
 from controller.planes import Planes, make_outside_planes
 from controller.running.connections import Connections
-from controller.running.environment import check_state_topic
-from controller.running.oversight import Oversight
+from controller.running.oversight import Oversight, Process
+from controller.running.parts import Rooms, supervised_parts
 from controller.running.quarantine import QuarantineTopic
 from controller.running.reporter import OPTIONAL, REQUIRED
 from controller.running.state_follower import StateFollower
-from controller.running.supervisor import Loop, Parts, Step, Supervisor, lasting, names_of
+from controller.running.supervisor import Parts, Supervisor
 from controller.settings import Settings, insecure_connections
-from controller.web.bucketing import Generation
-from controller.web.flags import FlagBoard
-from controller.web.surface import Surface, make_flagd_sync
+from controller.web.surface import Surface, make_board
 from schemas.formats import evaluation_reader, outcome_reader
 
 
@@ -71,8 +69,24 @@ class Daemon:
             self.connections.topics.topology,
             self.ingest.refusals,
         )
-        self.oversight = self._make_oversight()
-        self.surface = self._make_surface()
+        self.oversight = Oversight(
+            Process(settings, self.clock, self.health, self.metrics, self.faults),
+            self.connections,
+            self.registry,
+            self.workers,
+            self.ingest,
+            self.reconciler,
+            self.board,
+        )
+        self.surface = Surface(
+            settings,
+            self.board,
+            self.health,
+            self.metrics,
+            self.faults,
+            judgement_of=self.pool.judgement_of,
+            plane_standings=self.reconciler.standings,
+        )
         self._subscribe()
         self.supervisor = Supervisor(self.health, settings.shutdown, self.faults)
 
@@ -86,60 +100,34 @@ class Daemon:
 
     def parts(self) -> Parts:
         """Return what is started, watched and stopped, in order."""
-        connections, oversight, settings = self.connections, self.oversight, self.settings
-        board, feed, reader = self.board, connections.feed, connections.state_reader
-        follower = StateFollower(
-            connections, self.registry, self.state_plane, self.health, self.faults
+        connections = self.connections
+        rooms = Rooms(
+            settings=self.settings,
+            connections=connections,
+            follower=StateFollower(
+                connections, self.registry, self.state_plane, self.health, self.faults
+            ),
+            board=self.board,
+            planes=self.planes,
+            ingest=self.ingest,
+            workers=self.workers,
+            reconciler=self.reconciler,
+            commentary=commentary_loops(
+                self.dependencies,
+                self.pool,
+                connections.model,
+                self.settings.advisor.anomaly_check_interval_seconds,
+            ),
+            oversight=self.oversight,
+            surface=self.surface,
         )
-        return Parts(
-            steps=(
-                Step("kafka", "preparing topics", connections.topics.prepare),
-                Step("redis", "checking Redis", oversight.environment.prepare),
-                Step("redis", "comparing clocks with Redis", oversight.heartbeat.beat),
-                Step("flags", "reading which flags there are", follower.read_flag_keys),
-                Step(
-                    "state",
-                    "reading whose decisions these are",
-                    lambda: check_state_topic(feed, reader, settings),
-                ),
-                Step("counting", "joining the group that counts", connections.events.start),
-                Step("flags", "joining the group that decides", connections.commands.start),
-            ),
-            follow=follower.run,
-            caught_up=follower.catch_up,
-            loops=(
-                ("ingest", lasting(self.ingest.run)),
-                ("workers", self.workers.run),
-                ("actuation", self.reconciler.run),
-                *self.planes.loops,
-                *oversight.loops,
-                *oversight.watchdogs(self.supervisor.give_up),
-                *self._model_loops(),
-            ),
-            early=(
-                (
-                    "trust",
-                    lambda: board.keep_trust(feed, silent_seconds=lambda: feed.silent_seconds),
-                ),
-                *oversight.early,
-            ),
-            expendable=names_of(
-                self.planes.loops, oversight.loops, oversight.early, self._model_loops()
-            ),
-            drain=self.ingest.stop,
-            close=(*self.surface.closers, *connections.closers, *self.planes.closers),
-        )
+        return supervised_parts(rooms, self.supervisor.give_up)
 
     def _make_planes(self) -> Planes:
-        http, source = self.settings.http, source_of(self.settings.environment)
-        self.board = FlagBoard(
-            generation=Generation(http.bucketing),
-            flag_set_id=self.settings.environment,
-            lease_seconds=http.lease_seconds,
-            when_stale=http.when_stale,
-            now=self.clock.now,
+        self.board = make_board(self.settings, self.clock)
+        self.state_plane = StateTopicPlane(
+            self.connections.publisher, self.clock, source_of(self.settings.environment)
         )
-        self.state_plane = StateTopicPlane(self.connections.publisher, self.clock, source)
         outside = make_outside_planes(self.settings, self.clock)
         return Planes((self.board, self.state_plane, *outside))
 
@@ -193,32 +181,6 @@ class Daemon:
             topology=connections.topics.topology,
         )
 
-    def _make_oversight(self) -> Oversight:
-        return Oversight(
-            self.settings,
-            self.clock,
-            self.health,
-            self.metrics,
-            self.faults,
-            connections=self.connections,
-            registry=self.registry,
-            workers=self.workers,
-            ingest=self.ingest,
-            reconciler=self.reconciler,
-            board=self.board,
-        )
-
-    def _make_surface(self) -> Surface:
-        return Surface(
-            self.settings,
-            self.board,
-            self.health,
-            self.metrics,
-            self.faults,
-            judgement_of=self.pool.judgement_of,
-            plane_standings=self.reconciler.standings,
-        )
-
     def _subscribe(self) -> None:
         """Let documents reach what serves flags first, then what counts their events."""
         self.planes.follow(self.registry)
@@ -234,23 +196,3 @@ class Daemon:
             skews=self.clock.skews,
             converged=self.reconciler.converged,
         )
-
-    def _model_loops(self) -> list[Loop]:
-        model, queue = self.connections.model, self.dependencies.explanations
-        loops: list[Loop] = []
-        if model is not None and queue is not None:
-            loops.append(("explainer", Explainer(queue, model, self.metrics, self.pool).run))
-        seconds = self.settings.advisor.anomaly_check_interval_seconds
-        if seconds is not None:
-            watch = AnomalyWatch(self.pool, model, every_seconds=seconds)
-            loops.append(("anomaly_watch", watch.run))
-        return loops
-
-
-def check_parts(settings: Settings) -> None:
-    """Raise ConfigInvalid for what shows only when a part is made.
-
-    Templates, certificates, directories, packages.
-    """
-    make_outside_planes(settings, SystemClock())
-    make_flagd_sync(settings, FlagBoard(generation=Generation(settings.http.bucketing)))

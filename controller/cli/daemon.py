@@ -101,7 +101,7 @@ def check(config: ConfigOption = None) -> None:
 
     Exits 78 on one.
     """
-    from controller.bootstrap import check_parts
+    from controller.running.part_checks import check_parts
 
     settings = _settings(config)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.redis.claims import RedisClaims
@@ -29,17 +30,23 @@ from controller.settings import Settings
 from controller.web.flags import FlagBoard
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What every watching part needs of the process."""
+
+    settings: Settings
+    clock: AgreedClock
+    health: Health
+    metrics: Metrics
+    faults: Faults
+
+
 class Oversight:
     """Makes the watching parts of a replica."""
 
     def __init__(
         self,
-        settings: Settings,
-        clock: AgreedClock,
-        health: Health,
-        metrics: Metrics,
-        faults: Faults,
-        *,
+        process: Process,
         connections: Connections,
         registry: RolloutRegistry,
         workers: FlagWorkers,
@@ -47,6 +54,8 @@ class Oversight:
         reconciler: FlagReconciler,
         board: FlagBoard,
     ) -> None:
+        settings, clock, faults = process.settings, process.clock, process.faults
+        health, metrics = process.health, process.metrics
         self._settings = settings
         self._clock = clock
         self._metrics = metrics

@@ -11,9 +11,10 @@ from controller.codec.rollouts import rollout_to_json
 from controller.core.judging.judgement import Judgement
 from controller.health import Faults, Health
 from controller.metrics import Metrics
-from controller.ports import PlaneStanding
+from controller.ports import Clock, PlaneStanding
 from controller.settings import Settings
 from controller.web.app import make_app, make_ops_app
+from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
 from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
 from controller.web.flags import FlagBoard
@@ -97,6 +98,18 @@ class Surface:
     async def _stop_http(self) -> None:
         self._event_streams.end()
         await self._http.stop(self._close_seconds)
+
+
+def make_board(settings: Settings, clock: Clock) -> FlagBoard:
+    """Return the flags as this replica serves them."""
+    http = settings.http
+    return FlagBoard(
+        generation=Generation(http.bucketing),
+        flag_set_id=settings.environment,
+        lease_seconds=http.lease_seconds,
+        when_stale=http.when_stale,
+        now=clock.now,
+    )
 
 
 def make_ops_server(

@@ -254,7 +254,7 @@ async def test_strangers_who_take_the_commands_are_seen(
             assert noticed.how == "alert"
             body = await daemon.standing()
             assert body["degraded"] is True
-            whys = [one["reason"] for one in body["faults"] if one["reporter"] == "sight"]
+            whys = [one["reason"] for one in body["faults"] if one["reporter"] == "visibility"]
             assert len(whys) == 1
             assert "no replica runs this flag" in whys[0]
             await asyncio.sleep(20)

@@ -1,0 +1,79 @@
+"""What runs in a replica, and in which order it is started and stopped.
+
+Up: what was decided is known before anything is counted or decided. Down: no new work, a last
+save, then the connections. The supervisor carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from controller.actuating.reconciler import FlagReconciler
+from controller.counting.ingest import Ingest
+from controller.deciding.flag_workers import FlagWorkers
+from controller.planes import Planes
+from controller.running.connections import Connections
+from controller.running.environment import check_state_topic
+from controller.running.oversight import Oversight
+from controller.running.state_follower import StateFollower
+from controller.running.supervisor import Loop, Parts, Step, lasting, names_of
+from controller.settings import Settings
+from controller.web.flags import FlagBoard
+from controller.web.surface import Surface
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """The subsystems of a replica."""
+
+    settings: Settings
+    connections: Connections
+    follower: StateFollower
+    board: FlagBoard
+    planes: Planes
+    ingest: Ingest
+    workers: FlagWorkers
+    reconciler: FlagReconciler
+    commentary: Sequence[Loop]
+    oversight: Oversight
+    surface: Surface
+
+
+def supervised_parts(rooms: Rooms, give_up: Callable[[str], None]) -> Parts:
+    """Return the parts of a replica; `give_up` ends the process when only a new one can help."""
+    connections, follower, oversight = rooms.connections, rooms.follower, rooms.oversight
+    feed = connections.feed
+
+    async def check_state() -> None:
+        await check_state_topic(feed, connections.state_reader, rooms.settings)
+
+    async def keep_trust() -> None:
+        await rooms.board.keep_trust(feed, silent_seconds=lambda: feed.silent_seconds)
+
+    return Parts(
+        steps=(
+            Step("kafka", "preparing topics", connections.topics.prepare),
+            Step("redis", "checking Redis", oversight.environment.prepare),
+            Step("redis", "comparing clocks with Redis", oversight.heartbeat.beat),
+            Step("flags", "reading which flags there are", follower.read_flag_keys),
+            Step("state", "checking whose decisions these are", check_state),
+            Step("counting", "joining the group that counts", connections.events.start),
+            Step("flags", "joining the group that decides", connections.commands.start),
+        ),
+        follow=follower.run,
+        caught_up=follower.catch_up,
+        loops=(
+            ("ingest", lasting(rooms.ingest.run)),
+            ("workers", rooms.workers.run),
+            ("actuation", rooms.reconciler.run),
+            *rooms.planes.loops,
+            *oversight.loops,
+            *oversight.watchdogs(give_up),
+            *rooms.commentary,
+        ),
+        early=(("trust", keep_trust), *oversight.early),
+        expendable=names_of(rooms.planes.loops, oversight.loops, oversight.early, rooms.commentary),
+        drain=rooms.ingest.stop,
+        close=(*rooms.surface.closers, *connections.closers, *rooms.planes.closers),
+    )
