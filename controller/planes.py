@@ -15,7 +15,7 @@ from controller.adapters.redis.plane import RedisPlane
 from controller.adapters.unleash.plane import UnleashPlane
 from controller.deciding.registry import RolloutRegistry
 from controller.ports import Clock, ClosablePlane, FlagPlane, FollowingPlane, RunningPlane
-from controller.settings import Settings
+from controller.settings import PlanesSettings, Settings
 
 NamedCall = tuple[str, Callable[[], Awaitable[None]]]
 
@@ -36,6 +36,24 @@ def make_outside_planes(settings: Settings, clock: Clock) -> Sequence[FlagPlane]
         planes.append(UnleashPlane(settings.planes.unleash, clock))
     planes += [HttpPlane(name, http, clock) for name, http in settings.planes.http.items()]
     return planes
+
+
+def planes_without_audiences(planes: PlanesSettings) -> Sequence[str]:
+    """Return the names of the planes that serve only a share of all contexts.
+
+    They serve no audiences and no divided treatment. Each plane says so itself.
+    """
+    abilities = {
+        **{
+            f"file:{name}": FilePlane.can_serve_audiences(one) for name, one in planes.files.items()
+        },
+        **{f"http:{name}": HttpPlane.can_serve_audiences(one) for name, one in planes.http.items()},
+    }
+    if planes.redis.url is not None:
+        abilities[RedisPlane.name] = RedisPlane.can_serve_audiences(planes.redis)
+    if planes.unleash.url is not None:
+        abilities[UnleashPlane.name] = UnleashPlane.can_serve_audiences(planes.unleash)
+    return [name for name, can_serve in abilities.items() if not can_serve]
 
 
 class Planes:

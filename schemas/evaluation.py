@@ -1,4 +1,4 @@
-"""The event an app emits when it has evaluated a flag: this context was served that variant.
+"""The event that an app emits after it evaluates a flag: this context was served that variant.
 
 Attribute names are those of the OpenTelemetry semantic conventions 1.44
 (`feature_flag.evaluation`); their deprecated predecessors, which many SDKs still emit, are read as
@@ -32,18 +32,18 @@ def _text() -> dict[str, Any]:
     return {**_INFORMATIVE, "type": ["string", "null"]}
 
 
-def _told_by(name: str, types: list[JsonValue]) -> JsonValue:
+def _named_by(name: str, types: list[JsonValue]) -> JsonValue:
     return {"required": [name], "properties": {name: {"type": types, "pattern": NAME_PATTERN}}}
 
 
-_TELLS_A_VARIANT: list[JsonValue] = [
-    _told_by("feature_flag.result.variant", ["string"]),
-    _told_by("feature_flag.result.value", ["string", "boolean"]),
-    _told_by("feature_flag.variant", ["string"]),
-    _told_by("value", ["string", "boolean"]),
+_HAS_A_VARIANT: list[JsonValue] = [
+    _named_by("feature_flag.result.variant", ["string"]),
+    _named_by("feature_flag.result.value", ["string", "boolean"]),
+    _named_by("feature_flag.variant", ["string"]),
+    _named_by("value", ["string", "boolean"]),
 ]
 
-#: Judged as a name only when it is the one that tells the variant.
+#: It must be a name only when it is the attribute that names the variant.
 _VariantText = Annotated[str, WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
 
 
@@ -51,7 +51,7 @@ class Evaluation(BaseModel):
     """A flag evaluation. One of variant, value or their deprecated names is needed."""
 
     model_config = ConfigDict(
-        strict=True, frozen=True, extra="ignore", json_schema_extra={"anyOf": _TELLS_A_VARIANT}
+        strict=True, frozen=True, extra="ignore", json_schema_extra={"anyOf": _HAS_A_VARIANT}
     )
 
     flag_key: Name = Field(alias="feature_flag.key", description="The flag that was evaluated.")
@@ -63,13 +63,14 @@ class Evaluation(BaseModel):
     result_value: Any = Field(
         default=None,
         alias="feature_flag.result.value",
-        description="The value that was served; names the variant where none is given: true, false, or "
-        "the text itself.",
+        description="The value that was served; names the variant where none is given: true, "
+        "false, or the text itself.",
     )
     context_id: ContextId | None = Field(
         default=None,
         alias="feature_flag.context.id",
-        description="The targeting key. Absent: the Kafka record's key, which it must equal anyway.",
+        description="The targeting key. Absent: the Kafka record's key, which it must equal "
+        "anyway.",
     )
     old_variant: _VariantText | None = Field(
         default=None,
@@ -92,20 +93,17 @@ class Evaluation(BaseModel):
 
     @property
     def variant(self) -> str | None:
-        """The variant that was served, by whichever attribute tells it first.
-
-        None when none does.
-        """
-        for told in (self.result_variant, self.old_variant, self.result_value, self.old_value):
-            if told is None:
+        """The variant that was served, from the first attribute that is present; None for none."""
+        for value in (self.result_variant, self.old_variant, self.result_value, self.old_value):
+            if value is None:
                 continue
-            if isinstance(told, bool):
-                return "true" if told else "false"
-            return told if isinstance(told, str) else None
+            if isinstance(value, bool):
+                return "true" if value else "false"
+            return value if isinstance(value, str) else None
         return None
 
     @model_validator(mode="after")
-    def _is_told_a_variant(self) -> Self:
+    def _names_a_variant(self) -> Self:
         variant = self.variant
         if variant is None or not is_name(variant):
             raise ValueError("no variant that is a name; send feature_flag.result.variant")

@@ -43,12 +43,8 @@ def evaluation_reader(
     Raises ModuleNotFoundError for OTLP protobuf without the extra `otlp`.
     """
     if event_format.is_otlp:
-        encoding = (
-            otlp.json_encoding()
-            if event_format is EventFormat.OTLP_JSON
-            else otlp.protobuf_encoding()
-        )
-        return Packed(encoding.evaluations_of_spans if of_spans else encoding.evaluations_of_logs)
+        readers = _otlp_readers(event_format)
+        return Packed(readers.evaluations_of_spans if of_spans else readers.evaluations_of_logs)
     if event_format is EventFormat.GO_FEATURE_FLAG:
         return go_feature_flag.read_evaluations
     return wire.read_evaluations
@@ -61,12 +57,14 @@ def outcome_reader(event_format: EventFormat) -> OutcomeReader[R] | Packed[Outco
     format without outcomes.
     """
     if event_format.is_otlp:
-        encoding = (
-            otlp.json_encoding()
-            if event_format is EventFormat.OTLP_JSON
-            else otlp.protobuf_encoding()
-        )
-        return Packed(encoding.outcomes_of_spans)
+        readers = _otlp_readers(event_format)
+        return Packed(readers.outcomes_of_spans)
     if event_format is EventFormat.GO_FEATURE_FLAG:
         raise ValueError("GO Feature Flag exports no outcomes")
     return wire.read_outcomes
+
+
+def _otlp_readers(event_format: EventFormat) -> otlp.OtlpReaders:
+    if event_format is EventFormat.OTLP_JSON:
+        return otlp.json_readers()
+    return otlp.protobuf_readers()

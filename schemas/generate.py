@@ -190,7 +190,7 @@ def _tidy(schema: Any) -> Any:
 def _data_schema(
     model: type[BaseModel], ref_template: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (the model's schema, the definitions it refers to), in the form that is written and read on the wire."""
+    """Return the model's schema and the definitions it refers to, as on the wire."""
     schema = _tidy(
         model.model_json_schema(by_alias=True, mode="validation", ref_template=ref_template)
     )
@@ -247,11 +247,34 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 # --- AsyncAPI
 
 
+_INFO = {
+    "title": "rolloutd",
+    "version": CONTRACT_VERSION,
+    "description": (
+        "What rolloutd reads from apps and operators, and what it writes. Every "
+        "record is a CloudEvent 1.0: structured "
+        "JSON is written; structured and binary (ce_ headers) are read. Addresses "
+        "are the defaults; each can be "
+        "configured. Attributes that are not listed are ignored in evaluations and "
+        "outcomes. A record that cannot be "
+        "used goes to rollout.quarantine, and the next one is read."
+    ),
+    "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
+}
+_SERVERS = {
+    "kafka": {
+        "host": "{bootstrap}",
+        "protocol": "kafka",
+        "description": "One cluster, or one set of addresses, per environment.",
+        "variables": {
+            "bootstrap": {"default": "localhost:9092", "description": "A broker, host:port."}
+        },
+    }
+}
+
+
 def asyncapi() -> dict[str, Any]:
     """Return the AsyncAPI 3.0.0 document; send and receive are as seen from rolloutd."""
-    channels: dict[str, Any] = {}
-    operations: dict[str, Any] = {}
-    messages: dict[str, Any] = {}
     components: dict[str, Any] = {}
     for topic in TOPICS:
         data, definitions = _data_schema(topic.model, "#/components/schemas/{model}")
@@ -260,68 +283,54 @@ def asyncapi() -> dict[str, Any]:
             if components.setdefault(each, definition) != definition:
                 raise ValueError(f"two models are called {each}: rename one")
         components[f"{name}Event"] = _event_schema(topic, {"$ref": f"#/components/schemas/{name}"})
-        messages[topic.name] = {
-            "name": topic.event_type,
-            "summary": topic.summary,
-            "contentType": "application/cloudevents+json",
-            "payload": {"$ref": f"#/components/schemas/{name}Event"},
-            "bindings": {
-                "kafka": {
-                    "key": {"type": "string", "description": topic.key},
-                    "bindingVersion": "0.5.0",
-                }
-            },
-        }
-        channels[topic.name] = {
-            "address": topic.address,
-            "description": f"{topic.summary} {topic.partition_note}",
-            "messages": {topic.name: {"$ref": f"#/components/messages/{topic.name}"}},
-            "bindings": {
-                "kafka": {
-                    "topicConfiguration": dict(topic.configuration),
-                    "bindingVersion": "0.5.0",
-                }
-            },
-        }
-        operations[f"{'receive' if topic.is_received else 'send'}{topic.name.capitalize()}"] = {
-            "action": "receive" if topic.is_received else "send",
-            "channel": {"$ref": f"#/channels/{topic.name}"},
-            "summary": topic.summary,
-            "messages": [{"$ref": f"#/channels/{topic.name}/messages/{topic.name}"}],
-        }
     return {
         "asyncapi": "3.0.0",
-        "info": {
-            "title": "rolloutd",
-            "version": CONTRACT_VERSION,
-            "description": (
-                "What rolloutd reads from apps and operators, and what it writes. Every "
-                "record is a CloudEvent 1.0: structured "
-                "JSON is written; structured and binary (ce_ headers) are read. Addresses "
-                "are the defaults; each can be "
-                "configured. Attributes that are not listed are ignored in evaluations and "
-                "outcomes. A record that cannot be "
-                "used goes to rollout.quarantine, and the next one is read."
-            ),
-            "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
-        },
+        "info": _INFO,
         "defaultContentType": "application/cloudevents+json",
-        "servers": {
+        "servers": _SERVERS,
+        "channels": {topic.name: _channel(topic) for topic in TOPICS},
+        "operations": {
+            f"{'receive' if topic.is_received else 'send'}{topic.name.capitalize()}": {
+                "action": "receive" if topic.is_received else "send",
+                "channel": {"$ref": f"#/channels/{topic.name}"},
+                "summary": topic.summary,
+                "messages": [{"$ref": f"#/channels/{topic.name}/messages/{topic.name}"}],
+            }
+            for topic in TOPICS
+        },
+        "components": {
+            "messages": {topic.name: _message(topic) for topic in TOPICS},
+            "schemas": components,
+        },
+    }
+
+
+def _channel(topic: Topic) -> dict[str, Any]:
+    return {
+        "address": topic.address,
+        "description": f"{topic.summary} {topic.partition_note}",
+        "messages": {topic.name: {"$ref": f"#/components/messages/{topic.name}"}},
+        "bindings": {
             "kafka": {
-                "host": "{bootstrap}",
-                "protocol": "kafka",
-                "description": "One cluster, or one set of addresses, per environment.",
-                "variables": {
-                    "bootstrap": {
-                        "default": "localhost:9092",
-                        "description": "A broker, host:port.",
-                    }
-                },
+                "topicConfiguration": dict(topic.configuration),
+                "bindingVersion": "0.5.0",
             }
         },
-        "channels": channels,
-        "operations": operations,
-        "components": {"messages": messages, "schemas": components},
+    }
+
+
+def _message(topic: Topic) -> dict[str, Any]:
+    return {
+        "name": topic.event_type,
+        "summary": topic.summary,
+        "contentType": "application/cloudevents+json",
+        "payload": {"$ref": f"#/components/schemas/{topic.model.__name__}Event"},
+        "bindings": {
+            "kafka": {
+                "key": {"type": "string", "description": topic.key},
+                "bindingVersion": "0.5.0",
+            }
+        },
     }
 
 
@@ -329,7 +338,7 @@ def asyncapi() -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML without anchors, which reviewers and some AsyncAPI tools stumble over."""
+    """YAML without anchors, which some AsyncAPI tools cannot read."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Write a repeated value again."""

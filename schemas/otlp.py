@@ -1,6 +1,4 @@
-"""OpenTelemetry's own records.
-
-What the Collector's Kafka exporter writes as `otlp_json` and `otlp_proto`.
+"""OpenTelemetry's records: what the Collector's Kafka exporter writes as `otlp_json`, `otlp_proto`.
 
 A record is one export and holds many events:
 
@@ -9,10 +7,9 @@ A record is one export and holds many events:
   the flags evaluated in its own events. Without any it is an outcome to be joined, if the span has
   `feature_flag.context.id`; without that it is not ours.
 
-Everything else in a record is somebody else's and passed over. One event that cannot be used costs
-none of the others: it is told of, and they are used. What an export says is read with the
-contract's names (`evaluation.py`, `outcome.py`); a span has failed when it has `error.type` or the
-status ERROR.
+Everything else in a record is ignored. One unusable event does not affect the others: it is
+reported, and they are used. Attributes have the contract's names (`evaluation.py`, `outcome.py`). A
+span has failed when it has `error.type` or the status ERROR.
 
 Bounds: 1 MiB (Kafka's own), 10,000 log records, spans and span events, 100,000 attributes.
 Protobuf's parser refuses nesting beyond 100, JSON's what Python cannot nest.
@@ -26,10 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
-from typing import Annotated, Any, NamedTuple
-
-import msgspec
+from typing import Any, NamedTuple
 
 from schemas.envelope import (
     MAX_TIME_MS,
@@ -40,6 +34,12 @@ from schemas.envelope import (
     refuse,
 )
 from schemas.events import Contents, EvaluationFields, OutcomeFields, Readable
+from schemas.otlp_encodings import (
+    BODY_VALUE,
+    Encoding,
+    json_encoding,
+    protobuf_encoding,
+)
 from schemas.outcome import MAX_CONVERSIONS, MAX_DURATION_SECONDS, MAX_FLAGS
 from schemas.terms import QuarantineReason
 
@@ -47,13 +47,12 @@ from schemas.terms import QuarantineReason
 MAX_BYTES = 1024 * 1024
 #: Log records, spans and span events in one record; the Collector's batches have 8,192 by default.
 MAX_ITEMS = 10_000
-#: Of all of these together: real ones take more than ten bytes each, empty ones are there to keep
-#: us busy.
+#: Attributes of all of these together. Real attributes take more than ten bytes each; a flood of
+#: empty ones is an attack.
 MAX_ATTRIBUTES = 100_000
 
-EVENT_NAMES = frozenset(
-    {"feature_flag.evaluation", "feature_flag"}
-)  # the second is the older hooks'
+#: The second is the name that older hooks send.
+EVENT_NAMES = frozenset({"feature_flag.evaluation", "feature_flag"})
 _SERVER = 2  # SPAN_KIND_SERVER
 _ERROR = 2  # STATUS_CODE_ERROR
 
@@ -61,212 +60,35 @@ _KEY = "feature_flag.key"
 _CONTEXT = "feature_flag.context.id"
 _ERROR_TYPE = "error.type"
 _CONVERSIONS = "rolloutd.conversions"
-_NAME = "event.name"  # where the name stood before it had a field
-_BODY_VALUE = "value"
-#: What tells the variant, first one first: see `Evaluation.variant`.
+_NAME = "event.name"  # older exporters send the name as this attribute
+#: Attributes that name the variant, the first present one counts: see `Evaluation.variant`.
 _VARIANTS = (
     "feature_flag.result.variant",
     "feature_flag.variant",
     "feature_flag.result.value",
-    _BODY_VALUE,
+    BODY_VALUE,
 )
 _OF_EVALUATION = frozenset({_KEY, _CONTEXT, _ERROR_TYPE, _NAME, *_VARIANTS})
 _OF_RESOURCE = frozenset({_CONTEXT})
 _OF_SPAN = frozenset({_CONTEXT, _ERROR_TYPE, _CONVERSIONS})
 
-_NEVER_NAMED = "not a name; use up to 128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit"
-
-# --- JSON
-
-_Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # until the year 2262
-
-
-class _Struct(msgspec.Struct, rename="camel", gc=False):
-    pass
-
-
-class _Array(_Struct):
-    values: list[_Any] | None = None
-
-
-class _KeyValueList(_Struct):
-    values: list[_KeyValue] | None = None
-
-
-class _Any(_Struct):
-    string_value: str | None = None
-    bool_value: bool | None = None
-    int_value: int | None = None
-    double_value: float | None = None
-    array_value: _Array | None = None
-    kvlist_value: _KeyValueList | None = None
-
-
-class _KeyValue(_Struct):
-    key: str = ""
-    value: _Any | None = None
-
-
-class _LogRecord(_Struct):
-    time_unix_nano: _Nanoseconds = 0
-    observed_time_unix_nano: _Nanoseconds = 0
-    event_name: str | None = None
-    body: _Any | None = None
-    attributes: list[_KeyValue] | None = None
-
-
-class _ScopeLogs(_Struct):
-    log_records: list[_LogRecord] | None = None
-
-
-class _Resource(_Struct):
-    attributes: list[_KeyValue] | None = None
-
-
-class _ResourceLogs(_Struct):
-    resource: _Resource | None = None
-    scope_logs: list[_ScopeLogs] | None = None
-
-
-class _Logs(_Struct):
-    resource_logs: list[_ResourceLogs] | None = None
-
-
-class _SpanEvent(_Struct):
-    time_unix_nano: _Nanoseconds = 0
-    name: str | None = None
-    attributes: list[_KeyValue] | None = None
-
-
-class _Status(_Struct):
-    code: int = 0
-
-
-class _Span(_Struct):
-    kind: int = 0
-    start_time_unix_nano: _Nanoseconds = 0
-    end_time_unix_nano: _Nanoseconds = 0
-    attributes: list[_KeyValue] | None = None
-    events: list[_SpanEvent] | None = None
-    status: _Status | None = None
-
-
-class _ScopeSpans(_Struct):
-    spans: list[_Span] | None = None
-
-
-class _ResourceSpans(_Struct):
-    resource: _Resource | None = None
-    scope_spans: list[_ScopeSpans] | None = None
-
-
-class _Traces(_Struct):
-    resource_spans: list[_ResourceSpans] | None = None
-
-
-def _plain_json(value: _Any | None) -> Any:
-    """Return what a JSON value says: text, a number, a list or a mapping.
-
-    None for nothing, and for bytes.
-    """
-    if value is None:
-        return None
-    if value.string_value is not None:
-        return value.string_value
-    if value.bool_value is not None:
-        return value.bool_value
-    if value.int_value is not None:
-        return value.int_value
-    if value.double_value is not None:
-        return value.double_value
-    if value.array_value is not None:
-        return [
-            _scalar_json(one) for one in islice(value.array_value.values or (), MAX_CONVERSIONS + 1)
-        ]
-    if value.kvlist_value is not None:
-        return {
-            one.key: _scalar_json(one.value)
-            for one in value.kvlist_value.values or ()
-            if one.key == _BODY_VALUE
-        }
-    return None
-
-
-def _scalar_json(value: _Any | None) -> Any:
-    if value is None or value.array_value is not None or value.kvlist_value is not None:
-        return None
-    return _plain_json(value)
-
-
-@lru_cache(1)
-def json_encoding() -> Encoding:
-    """Return the readers of OTLP JSON. Numbers may be texts, as the mapping has it for 64 bits."""
-    logs = msgspec.json.Decoder(_Logs, strict=False).decode
-    traces = msgspec.json.Decoder(_Traces, strict=False).decode
-    return Encoding(logs, traces, _plain_json, "otlp_json")
-
-
-# --- protobuf
-
-
-@lru_cache(1)
-def protobuf_encoding() -> Encoding:
-    """Return the readers of OTLP protobuf. Raises ModuleNotFoundError without the extra `otlp`."""
-    from google.protobuf.message import DecodeError
-    from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
-    from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
-
-    def logs(value: bytes) -> Any:
-        try:
-            return LogsData.FromString(value)
-        except DecodeError as error:
-            raise ValueError(str(error)) from None
-
-    def traces(value: bytes) -> Any:
-        try:
-            return TracesData.FromString(value)
-        except DecodeError as error:
-            raise ValueError(str(error)) from None
-
-    def plain(value: Any) -> Any:
-        kind = value.WhichOneof("value")
-        if kind is None or kind == "bytes_value":
-            return None
-        if kind == "array_value":
-            return [scalar(one) for one in islice(value.array_value.values, MAX_CONVERSIONS + 1)]
-        if kind == "kvlist_value":
-            return {
-                one.key: scalar(one.value)
-                for one in value.kvlist_value.values
-                if one.key == _BODY_VALUE
-            }
-        return getattr(value, kind)
-
-    def scalar(value: Any) -> Any:
-        return (
-            None if value.WhichOneof("value") in ("array_value", "kvlist_value") else plain(value)
-        )
-
-    return Encoding(logs, traces, plain, "otlp_proto")
-
-
-# --- both
+_SEND_A_NAME = "not a name; use up to 128 of A-Z a-z 0-9 . _ : - and begin with a letter or digit"
 
 
 class _Problems:
-    """The first thing wrong with the events of a record, and how many have something wrong."""
+    """The first fault among the events of a record, and how many events have one."""
 
     def __init__(self) -> None:
         self.first: RecordRefused | None = None
         self.count = 0
 
     def add(self, refused: RecordRefused) -> None:
-        """Take one more."""
+        """Note one more."""
         self.first = self.first or refused
         self.count += 1
 
-    def told(self, used: int) -> RecordRefused | None:
-        """Return what is told of the record, None when nothing is wrong."""
+    def refusal(self, used: int) -> RecordRefused | None:
+        """Return what the record is refused for, None when nothing is wrong."""
         if self.first is None:
             return None
         reason, problem, fix = self.first.args
@@ -276,7 +98,7 @@ class _Problems:
 
 
 class _Evaluated(NamedTuple):
-    """A flag evaluation, before it is known whose it is."""
+    """A flag evaluation whose context may still be named by its span or resource."""
 
     context_id: str | None
     flag_key: str
@@ -284,16 +106,13 @@ class _Evaluated(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Encoding:
+class OtlpReaders:
     """Readers of one encoding; each takes a record and raises nothing, whatever it holds.
 
     `latest_ms` is the latest time accepted of the record and of each of its events.
     """
 
-    decode_logs: Callable[[bytes], Any]  # raises ValueError or RecursionError
-    decode_traces: Callable[[bytes], Any]
-    plain: Callable[[Any], Any]
-    name: str
+    encoding: Encoding
 
     def evaluations_of_logs(
         self,
@@ -308,15 +127,17 @@ class Encoding:
             for log, common in self._logs(record.value):
                 if log.event_name and log.event_name not in EVENT_NAMES:
                     continue
-                found = self._attributes(log.attributes, _OF_EVALUATION)
-                name = log.event_name or found.get(_NAME)
+                attributes = self._attributes(log.attributes, _OF_EVALUATION)
+                name = log.event_name or attributes.get(_NAME)
                 if not isinstance(name, str) or name not in EVENT_NAMES:
                     continue
-                if _BODY_VALUE not in found and log.body is not None:
-                    body = self.plain(log.body)
-                    found[_BODY_VALUE] = body.get(_BODY_VALUE) if isinstance(body, dict) else None
+                if BODY_VALUE not in attributes and log.body is not None:
+                    body = self.encoding.plain(log.body)
+                    attributes[BODY_VALUE] = (
+                        body.get(BODY_VALUE) if isinstance(body, dict) else None
+                    )
                 try:
-                    evaluated = _evaluated(found)
+                    evaluated = _evaluated(attributes)
                     if evaluated is not None:
                         since = log.time_unix_nano or log.observed_time_unix_nano
                         at = _time_ms(since, record.timestamp, latest_ms)
@@ -326,7 +147,7 @@ class Encoding:
                     problems.add(refused)
         except RecordRefused as refused:
             return Contents((), refused)
-        return Contents(events, problems.told(len(events)))
+        return Contents(events, problems.refusal(len(events)))
 
     def evaluations_of_spans(
         self,
@@ -355,7 +176,7 @@ class Encoding:
                         problems.add(refused)
         except RecordRefused as refused:
             return Contents((), refused)
-        return Contents(events, problems.told(len(events)))
+        return Contents(events, problems.refusal(len(events)))
 
     def outcomes_of_spans(
         self,
@@ -365,7 +186,7 @@ class Encoding:
     ) -> Contents[OutcomeFields]:
         """Return the outcomes among spans.
 
-        One a context that evaluated something in a server span, nearly always one.
+        A server span has one outcome for each context that evaluated a flag in it, usually one.
         """
         problems = _Problems()
         events: list[OutcomeFields] = []
@@ -378,7 +199,7 @@ class Encoding:
                         problems.add(refused)
         except RecordRefused as refused:
             return Contents((), refused)
-        return Contents(events, problems.told(len(events)))
+        return Contents(events, problems.refusal(len(events)))
 
     def _outcomes(
         self,
@@ -387,12 +208,12 @@ class Encoding:
         timestamp_ms: int,
         latest_ms: int,
     ) -> list[OutcomeFields]:
-        """Return a server span's outcomes; none when no context is named, by `common` either.
+        """Return a server span's outcomes; none when neither it nor `common` names a context.
 
         Raises RecordRefused.
         """
-        found = self._attributes(span.attributes, _OF_SPAN)
-        common = found.get(_CONTEXT) or common
+        attributes = self._attributes(span.attributes, _OF_SPAN)
+        common = attributes.get(_CONTEXT) or common
         flags: dict[str, dict[tuple[str, str], None]] = {}
         for event in span.events or ():
             if event.name in EVENT_NAMES:
@@ -410,12 +231,12 @@ class Encoding:
                 f"a span with more than {MAX_FLAGS} flags",
                 "evaluate fewer in one request",
             )
-        is_error = found.get(_ERROR_TYPE) is not None or (
+        is_error = attributes.get(_ERROR_TYPE) is not None or (
             span.status is not None and span.status.code == _ERROR
         )
         time_ms = _time_ms(span.end_time_unix_nano, timestamp_ms, latest_ms)
         latency_ms = _latency_ms(span)
-        conversions = _conversions(found.get(_CONVERSIONS))
+        conversions = _conversions(attributes.get(_CONVERSIONS))
         return [
             (context, time_ms, tuple(named), is_error, latency_ms, conversions)
             for context, named in flags.items()
@@ -424,13 +245,13 @@ class Encoding:
     def _attributes(
         self, attributes: Sequence[Any] | None, wanted: frozenset[str]
     ) -> dict[str, Any]:
-        plain = self.plain
+        plain = self.encoding.plain
         return {one.key: plain(one.value) for one in attributes or () if one.key in wanted}
 
     def _common(self, resource: Any) -> Any:
-        """Return the context that a whole resource belongs to.
+        """Return the context of a whole resource, None for none.
 
-        As the Collector's groupbyattrs moves it there, if any.
+        The Collector's processor `groupbyattrs` moves it there.
         """
         return (
             None
@@ -443,7 +264,7 @@ class Encoding:
 
         Raises RecordRefused.
         """
-        resources = self._decoded(self.decode_logs, value).resource_logs
+        resources = self._decoded(self.encoding.decode_logs, value).resource_logs
         if not resources:
             self._is_no_export("logs")
         items = 0
@@ -464,7 +285,7 @@ class Encoding:
 
     def _spans(self, value: bytes | None) -> Iterator[tuple[Any, Any]]:
         """Yield the spans of an export, each with its resource's context. Raises RecordRefused."""
-        resources = self._decoded(self.decode_traces, value).resource_spans
+        resources = self._decoded(self.encoding.decode_traces, value).resource_spans
         if not resources:
             self._is_no_export("spans")
         items = attributes = 0
@@ -487,7 +308,7 @@ class Encoding:
         refuse(
             QuarantineReason.NOT_OTLP,
             f"no {of} in it",
-            f"send the Collector's {of} here, with the encoding {self.name}, or fix kafka.formats",
+            f"send the Collector's {of} here, with the encoding {self.encoding.name}, or fix kafka.formats",
         )
 
     def _decoded(self, decode: Callable[[bytes], Any], value: bytes | None) -> Any:
@@ -505,8 +326,20 @@ class Encoding:
             refuse(
                 QuarantineReason.NOT_OTLP,
                 str(error),
-                f"set the exporter's encoding to {self.name}, or fix kafka.formats",
+                f"set the exporter's encoding to {self.encoding.name}, or fix kafka.formats",
             )
+
+
+@lru_cache(1)
+def json_readers() -> OtlpReaders:
+    """Return the readers of OTLP JSON."""
+    return OtlpReaders(json_encoding())
+
+
+@lru_cache(1)
+def protobuf_readers() -> OtlpReaders:
+    """Return the readers of OTLP protobuf. Raises ModuleNotFoundError without the extra `otlp`."""
+    return OtlpReaders(protobuf_encoding())
 
 
 def _check_size(items: int, attributes: int) -> None:
@@ -524,23 +357,25 @@ def _is_name(text: str) -> bool:
     return is_name(text)
 
 
-def _evaluated(found: Mapping[str, Any]) -> _Evaluated | None:
+def _evaluated(attributes: Mapping[str, Any]) -> _Evaluated | None:
     """Return an evaluation by its attributes; None for one that failed and served nothing.
 
     Raises RecordRefused.
     """
-    flag_key = found.get(_KEY)
+    flag_key = attributes.get(_KEY)
     if not isinstance(flag_key, str) or not _is_name(flag_key):
-        refuse(QuarantineReason.INVALID, f"{_KEY} is {flag_key!r}", _NEVER_NAMED)
-    context_id = found.get(_CONTEXT)
+        refuse(QuarantineReason.INVALID, f"{_KEY} is {flag_key!r}", _SEND_A_NAME)
+    context_id = attributes.get(_CONTEXT)
     if context_id is not None and not isinstance(context_id, str):
         refuse(
             QuarantineReason.INVALID,
             f"{_CONTEXT} is {type(context_id).__name__}",
             "send it as text",
         )
-    variant = next((found[name] for name in _VARIANTS if found.get(name) is not None), None)
-    if variant is None and found.get(_ERROR_TYPE) is not None:
+    variant = next(
+        (attributes[name] for name in _VARIANTS if attributes.get(name) is not None), None
+    )
+    if variant is None and attributes.get(_ERROR_TYPE) is not None:
         return None
     if isinstance(variant, bool):
         variant = "true" if variant else "false"
@@ -564,7 +399,7 @@ def _context(context_id: Any) -> str:
         refuse(
             QuarantineReason.INVALID,
             f"not a context id: {context_id!r}",
-            "send 1 to 256 characters, none of control",
+            "send 1 to 256 characters without control characters",
         )
     return context_id
 
@@ -584,9 +419,8 @@ def _latency_ms(span: Any) -> float | None:
     nanoseconds = span.end_time_unix_nano - span.start_time_unix_nano
     if not 0 <= nanoseconds <= MAX_DURATION_SECONDS * 1_000_000_000:
         refuse(QuarantineReason.INVALID, f"a span took {nanoseconds} ns", "fix the clock")
-    return float(
-        nanoseconds / 1e9 * 1000.0
-    )  # by way of seconds, so that the last bit is that of an outcome that says so
+    # By way of seconds, so that the last bit is the same as in an outcome with a duration.
+    return float(nanoseconds / 1e9 * 1000.0)
 
 
 def _conversions(value: Any) -> Sequence[str]:
@@ -600,6 +434,6 @@ def _conversions(value: Any) -> Sequence[str]:
         refuse(
             QuarantineReason.INVALID,
             f"{_CONVERSIONS} is no list of at most {MAX_CONVERSIONS} names",
-            _NEVER_NAMED,
+            _SEND_A_NAME,
         )
     return tuple(dict.fromkeys(value))

@@ -1,4 +1,4 @@
-"""The event an app emits when a request is over: how it ended, how long it took, what it led to.
+"""The event that an app emits at the end of a request: its result, duration and conversions.
 
 Attribute names are OpenTelemetry's where it has one (HTTP server conventions, stable); two are
 ours: the flags that were evaluated during the request, and the conversions. Attributes that are not
@@ -25,7 +25,8 @@ MAX_DURATION_SECONDS = 86_400
 
 def _informative(**schema: Any) -> dict[str, Any]:
     return {
-        "description": "Recommended by OpenTelemetry; not read by rolloutd, never a reason to refuse.",
+        "description": "Recommended by OpenTelemetry; not read by rolloutd, "
+        "never a reason to refuse.",
         **schema,
     }
 
@@ -47,7 +48,8 @@ class Outcome(BaseModel):
     context_id: ContextId | None = Field(
         default=None,
         alias="feature_flag.context.id",
-        description="The targeting key. Absent: the Kafka record's key, which it must equal anyway.",
+        description="The targeting key. Absent: the Kafka record's key, which it must equal "
+        "anyway.",
     )
     duration_seconds: float | None = Field(
         default=None,

@@ -1,8 +1,7 @@
-"""What msgspec decodes of an event.
+"""The part of an event that is counted, as msgspec decodes it.
 
-The part that is counted, with what the contract says of its fields.
-
-Checks that the contract makes and msgspec cannot are in `wire.py`.
+The contract is in `evaluation.py` and `outcome.py`. Checks that msgspec cannot make are in
+`wire.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +19,7 @@ _NOTHING = msgspec.Raw()
 
 
 class EvaluationData(msgspec.Struct, gc=False):
-    """What is read of an evaluation.
-
-    `old_variant` and `old_value` are OpenTelemetry's former names.
-    """
+    """The counted part of an evaluation; `old_*` have OpenTelemetry's former names."""
 
     flag_key: str = msgspec.field(name="feature_flag.key")
     variant: str | None = msgspec.field(default=None, name="feature_flag.result.variant")
@@ -41,7 +37,7 @@ class EvaluatedFlag(msgspec.Struct, gc=False):
 
 
 class OutcomeData(msgspec.Struct, gc=False):
-    """What is read of an outcome."""
+    """The counted part of an outcome."""
 
     context_id: _ContextId | None = msgspec.field(default=None, name="feature_flag.context.id")
     duration: Annotated[float, msgspec.Meta(ge=0, le=MAX_DURATION_SECONDS)] | None = msgspec.field(

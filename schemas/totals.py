@@ -1,35 +1,36 @@
-r"""What stands in Redis for one event partition.
+r"""The Redis hash of one event partition: its layout, and how one arm's totals become bytes and back.
 
-The hash's layout, and how one arm's totals become bytes and back.
-
-One hash per event partition, `<prefix>agg:{<topic>/<partition>/<epoch>}`. To look at it: `redis-cli
+One hash per event partition, `<prefix>agg:{<topic>/<partition>/<epoch>}`. To read it: `redis-cli
 HGETALL 'rolloutd:agg:{rollout.flag.evaluations/3/1}'`, or `HMGET ... next end counted` for the
 position alone.
 
-| field | what stands in it |
+| field | content |
 |---|---|
-| `next` | the fence: the offset to read next. Everything else in the hash is what the records before it add up to |
-| `digest` | of the arguments of the last save: how a repeated save is recognised as already done |
-| `format` | version of this layout: `2`; `1` is without `checked` and `repeated`, and is read |
-| `start` | the offset counting began at |
-| `end` | the log's end when its owner last looked; `end - next` is the lag |
+| `next` | the fence: the offset to read next; the other fields are the sum of all records before it |
+| `digest` | of the arguments of the last save: a repeated save is recognized by it |
+| `format` | version of this layout: `2`; `1` lacks `checked` and `repeated`, and is read |
+| `start` | the offset at which counting began |
+| `end` | the log's end at its owner's last check; `end - next` is the lag |
 | `freshest` | greatest event time counted, ms since the epoch; empty before the first |
 | `reported_at` | when the owner last wrote, ms since the epoch, by its own clock |
-| `counted` `quarantined` `late` `ignored` | records by the class they fell into |
-| `holes` | offsets that hold no record for us: compacted away, transaction markers, or lost |
+| `counted` `quarantined` `late` `ignored` | records by class |
+| `holes` | offsets without a record for us: compacted away, transaction markers, or lost |
 | `last` | timestamp of the last record read, ms since the epoch; empty before the first |
-| `losses` | JSON list of `[from, to]`, ms since the epoch: records of this time are known to be lost. `from` 0 is the \
-beginning of time, `to` null means that no record behind the loss was read yet |
+| `losses` | JSON list of `[from, to]`, ms since the epoch: records of this time are lost (1) |
 | `tainted_from` | end of the last loss, for readers that do not know `losses`; empty for none |
-| `topic_id` | what the brokers call the topic that was counted; empty when they did not say |
-| `rebased` | how often counting moved to another log under the same name: part of the fence; empty for never |
-| `<flag>\|<rollout id>\|<visit>\|treatment` or `\|control` | one arm's totals as JSON; a number that is absent is 0 |
-| `arms/<number>` | a bundle: one JSON object from such a name to such totals, of all flags whose CRC-32 leaves this number |
-| `joins`, and names with other first words before a `/` | what ingest keeps beside the totals: membership sets, attribution |
+| `topic_id` | the brokers' id of the topic that was counted; empty when they gave none |
+| `rebased` | how often counting moved to another log of the same name (2); empty for never |
+| `<flag>\|<rollout id>\|<visit>\|treatment` or `\|control` | one arm's totals as JSON (3) |
+| `arms/<number>` | a bundle: one JSON object from such names to such totals (4) |
+| `joins`, and names with another first word before a `/` | what ingest keeps beside totals (5) |
+
+(1) `from` 0 is the beginning of time; `to` null means that no later record was read yet. (2) It is
+part of the fence. (3) A number that is absent is 0. (4) It holds all flags whose CRC-32 gives this
+number. (5) Membership sets and attribution.
 
 An arm stands in a field of its own while there are few flags, and in its flag's bundle when there
-are many (ingest decides when it first writes the arm): a save carries a bounded number of fields.
-It may move from its bundle into a field of its own, in one save, never back. So an arm that has a
+are many: a save carries a bounded number of fields. Ingest decides when it first writes the arm. It
+may move from its bundle into a field of its own, in one save, never back. So an arm that has a
 field stands there, and one that has none stands in its bundle or is all zeros.
 
 It always holds that `next - start = counted + quarantined + late + ignored + holes`.
@@ -38,7 +39,7 @@ Histograms are JSON objects from log bucket to count; bucket `i` holds latencies
 1.02^i] ms, so `"231": 17` is 17 values of about 97 ms.
 
 Belongs here: bytes and names. Does not belong here: reading and writing them
-(`controller/adapters/redis/totals.py`), and what the numbers mean (`controller/core/evidence.py`).
+(`controller/adapters/redis/totals.py`), and what the numbers mean (`schemas/counters.py`).
 """
 
 from __future__ import annotations
@@ -52,18 +53,25 @@ import msgspec
 from schemas.terms import Arm
 
 FORMAT = 2
-"""Version of the layout. A hash with a greater one was written by a newer rolloutd and is refused, never guessed at."""
+"""Version of the layout. A greater one was written by a newer rolloutd and is refused."""
 
 MAX_FIELDS_PER_SAVE = 3_000
-"""Fields one save may carry, progress included. A save is one script with one HSET, and Lua hands a call at most 8,000 values
-(LUAI_MAXCSTACK); see ops/decisions/0002-one-hset.md. Whoever gathers more changed fields saves earlier."""
+"""Fields one save may carry, progress included.
+
+A save is one script with one HSET, and Lua passes a call at most 8,000 values (LUAI_MAXCSTACK); see
+ops/decisions/0002-one-hset.md. An owner with more changed fields saves earlier.
+"""
 
 BUNDLES = 1_024
-"""Into how many bundles flags are spread. With every arm of 10,000 flags changed a save has as many fields, of 20 arms each.
-More would leave a save less room for memberships, fewer would write more unchanged arms beside each changed one."""
+"""The number of bundles that flags are spread over.
+
+With every arm of 10,000 flags changed, a save has as many fields, of 20 arms each. More bundles
+would leave a save less room for memberships; fewer would write more unchanged arms beside each
+changed one.
+"""
 
 MOST_DIGITS = 19
-"""Digits of a number in a hash: those of the greatest offset that Kafka has."""
+"""Digits of a number in a hash: as many as the greatest offset of Kafka has."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -107,20 +115,17 @@ def decode_arm(value: bytes) -> ArmCounts:
 
 
 def bundle_field(flag_key: str) -> str:
-    """Return the name of the field in which a flag's arms are bundled with those of others. Stable: it is stored."""
+    """Return the name of the bundle that holds a flag's arms. Stable, because it is stored."""
     return f"arms/{crc32(flag_key.encode()) % BUNDLES}"
 
 
 def is_bundle_field(name: str) -> bool:
-    """Whether a field holds a bundle of arms."""
+    """Return whether a field holds a bundle of arms."""
     return name.startswith("arms/")
 
 
 def bundle_entry(name: str, value: bytes) -> bytes:
-    """Return what `encode_bundle` joins.
-
-    One arm's field name and its totals as `encode_arm` gives them.
-    """
+    """Return one entry for `encode_bundle`: an arm's field name and the bytes of `encode_arm`."""
     return b'"%b":%b' % (name.encode(), value)  # names need no escapes: see part_field
 
 
@@ -132,7 +137,7 @@ def encode_bundle(entries: Iterable[bytes]) -> bytes:
 def decode_bundle(value: bytes) -> dict[str, bytes]:
     """Return arm field name -> that arm's bytes, for `decode_arm`.
 
-    Raises ValueError for what is no JSON object.
+    Raises ValueError for anything but a JSON object.
     """
     return {name: bytes(raw) for name, raw in _bundle_decoder.decode(value).items()}
 
@@ -168,7 +173,7 @@ def arm_field(flag_key: str, rollout_id: str, visit: int, arm: Arm) -> str:
 
 
 def parse_field(name: str) -> TotalsField | None:
-    """Return what a field's name says, None for the partition's own fields."""
+    """Return the parts of a field's name, None for the partition's own fields."""
     words = name.split("|")
     if len(words) != 4 or not words[2].isascii() or not words[2].isdigit():
         return None
@@ -176,7 +181,7 @@ def parse_field(name: str) -> TotalsField | None:
 
 
 MOST_LOSSES = 32
-"""Losses kept per partition; beyond, the two oldest become one that covers both."""
+"""Losses kept per partition; of more, the two oldest become one that covers both."""
 
 Loss = tuple[int, int | None]
 """From and to in ms since the epoch, both included; None: not over yet."""
@@ -203,13 +208,13 @@ class PartitionCounts(msgspec.Struct):
     rebased: int = 0
 
     def adds_up(self, next_offset: int) -> bool:
-        """Whether every offset since `start` fell into exactly one class (invariant I2)."""
+        """Return whether every offset since `start` is in exactly one class (invariant I2)."""
         classes = self.counted + self.quarantined + self.late + self.ignored + self.holes
         return next_offset - self.start == classes
 
     @property
     def has_open_loss(self) -> bool:
-        """Whether records are lost and none behind them was read yet."""
+        """Whether records are lost and no later record was read yet."""
         return bool(self.losses) and self.losses[-1][1] is None
 
     def note_loss(self, from_ms: int, to_ms: int | None) -> None:
@@ -230,7 +235,7 @@ class PartitionCounts(msgspec.Struct):
             self.losses = [(oldest, ends), *others]
 
     def end_loss(self, to_ms: int) -> None:
-        """Close the open loss, if there is one: a record of this time lies behind it."""
+        """Close the open loss, if there is one: a record of this time follows it."""
         if self.losses and self.losses[-1][1] is None:
             from_ms, _ = self.losses[-1]
             self.losses[-1] = (from_ms, max(from_ms, to_ms))
@@ -308,15 +313,15 @@ def decode_progress(fields: Mapping[str, bytes]) -> PartitionCounts:
 
 
 def rebased_field(rebased: int) -> bytes:
-    """Return what stands in the field `rebased`: nothing for 0, as in a hash without the field."""
+    """Return the content of the field `rebased`: empty for 0, as in a hash without the field."""
     return b"%d" % rebased if rebased else b""
 
 
 def _losses(fields: Mapping[str, bytes], reported_at_ms: int) -> list[Loss]:
     """Return the losses of a hash.
 
-    One without `losses` was written by an older release, which kept the first loss's beginning
-    alone: everything from there to its last save is taken for lost.
+    A hash without `losses` was written by an older release, which kept only the beginning of the
+    first loss: everything from there to its last save counts as lost.
     """
     value = fields.get("losses")
     if value is None:

@@ -1,12 +1,11 @@
 """The hot path: Kafka records to countable events, about a microsecond each.
 
-The pydantic models in `evaluation.py` and `outcome.py` are the contract; what is decoded here is
-only the part that is counted, and `tests/property/test_wire.py` proves that both accept and refuse
-the same records. Checks that the two libraries would make differently are functions of
-`envelope.py` that both call.
+The pydantic models in `evaluation.py` and `outcome.py` are the contract. Only the counted part is
+decoded here. `tests/property/test_wire.py` proves that both accept and refuse the same records.
+Checks that the two libraries would make differently are functions of `envelope.py` that both call.
 
-One liberty: when a name is repeated within an object, the last one counts, as in the contract, but
-an earlier one of the wrong type refuses the record.
+One difference remains: when a name is repeated within an object, the last one counts, as in the
+contract, but an earlier one of the wrong type refuses the record.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from schemas.envelope import (
 )
 from schemas.events import R, Readable
 from schemas.structs import (
+    EvaluatedFlag,
     EvaluationData,
     decode_evaluation_data,
     decode_evaluation_record,
@@ -81,15 +81,15 @@ _SMALL = 2 * MAX_OPENINGS
 
 # --- names and contexts
 
-#: Names already found valid, so that a name costs one look-up instead of a pattern. Bounded,
-#: because senders choose names: 16,384 of at most 128 characters are at most 3 MB, and a flood of
-#: new ones costs a clearing now and then.
+#: Valid names, so that a name costs one look-up instead of a pattern. Bounded, because senders
+#: choose names: 16,384 of at most 128 characters are at most 3 MB. A flood of new names only clears
+#: the set now and then.
 _MAX_KNOWN_NAMES = 16_384
 _known_names: set[str] = set()
 
 
 def _name(text: str, attribute: str) -> None:
-    """Remember a name that was not met before, or refuse the record."""
+    """Remember a new name, or refuse the record."""
     if not is_name(text):
         refuse(
             QuarantineReason.INVALID,
@@ -155,8 +155,7 @@ _SEND_CLOUDEVENT = (
     QuarantineReason.NOT_CLOUDEVENT,
     "send a CloudEvent 1.0 (specversion, type, source, id, data)",
 )
-#: What msgspec says at the end of a complaint about the envelope. Anything else is about what
-#: stands in `data`.
+#: How msgspec's messages about the envelope end. Any other message is about `data`.
 _BY_PLACE = {
     "`$.type`": (QuarantineReason.UNKNOWN_TYPE, "send the event type that belongs to this topic"),
     "`$.time`": (QuarantineReason.BAD_TIME, _SEND_TIME),
@@ -176,9 +175,9 @@ _BY_PLACE = {
 }
 
 
-#: Refusals told before. A sender that is wrong is wrong in the same way again and again, and in a
-#: flood of poison what is made of each refusal costs more than what a good record adds to the
-#: totals. Bounded, because senders choose what some of the problems quote.
+#: Earlier refusals. A faulty sender makes the same fault in each record, and in a flood of bad
+#: records a new refusal for each would cost more than to count a good one. Bounded, because senders
+#: choose what some of the problems quote.
 _known_refusals: dict[tuple[bool, str], RecordRefused] = {}
 _MAX_KNOWN_REFUSALS = 1024
 _MAX_KNOWN_PROBLEM = 200
@@ -230,7 +229,7 @@ def _binary_time(headers: Headers, timestamp_ms: int, expected_type: str) -> int
 
 
 def _time(text: str, attribute: str) -> int:
-    """Return the milliseconds of a time that was not met before, in this spelling."""
+    """Return the milliseconds of a time in a spelling that is not cached."""
     try:
         return time_in_ms(text)
     except ValueError as error:
@@ -249,12 +248,10 @@ def read_evaluations(
     *,
     latest_ms: int = MAX_TIME_MS,
 ) -> Iterator[tuple[str, str, str, int]]:
-    """Yield the fields of `EvaluationEvent` for each record that holds one.
+    """Yield the fields of `EvaluationEvent` for each record that holds one, and report the others.
 
-    And tell `refused` of every other.
-
-    `latest_ms` is the latest time accepted of a record and of its event. Nothing is
-    raised, whatever the records hold.
+    `latest_ms` is the latest time accepted of a record and of its event. Nothing is raised,
+    whatever the records hold.
     """
     decode, known_names, known_time = decode_evaluation_record, _known_names, known_times.get
     for record in records:
@@ -317,12 +314,10 @@ def read_outcomes(
     *,
     latest_ms: int = MAX_TIME_MS,
 ) -> Iterator[tuple[R, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]]:
-    """Yield (record, fields of `OutcomeEvent`) for each record that holds one.
+    """Yield (record, fields of `OutcomeEvent`) for each record that holds one; report the others.
 
-    And tell `refused` of every other.
-
-    `latest_ms` is the latest time accepted of a record and of its event. Nothing is
-    raised, whatever the records hold, and none is read before it is asked for.
+    `latest_ms` is the latest time accepted of a record and of its event. Nothing is raised,
+    whatever the records hold. A record is read only when the next event is requested.
     """
     decode, known_names, known_time = decode_outcome_record, _known_names, known_times.get
     for record in records:
@@ -352,38 +347,42 @@ def read_outcomes(
             flags: Sequence[tuple[str, str]] = ()
             evaluated = data.flags
             if evaluated:
-                for flag in evaluated:
-                    if flag.flag_key not in known_names:
-                        _name(flag.flag_key, "rolloutd.flags: feature_flag.key")
-                    if flag.variant not in known_names:
-                        _name(flag.variant, "rolloutd.flags: feature_flag.result.variant")
-                if len(evaluated) == 1:
+                flag = evaluated[0]
+                if (
+                    len(evaluated) == 1
+                    and flag.flag_key in known_names
+                    and flag.variant in known_names
+                ):
                     flags = ((flag.flag_key, flag.variant),)
                 else:
-                    flags = list(
-                        dict.fromkeys([(flag.flag_key, flag.variant) for flag in evaluated])
-                    )
-            conversions: Sequence[str] = ()
-            if data.conversions:
-                for name in data.conversions:
-                    if name not in known_names:
-                        _name(name, "rolloutd.conversions")
-                conversions = list(dict.fromkeys(data.conversions))
-            latency_ms = data.duration
-            if latency_ms is not None:
-                latency_ms *= 1000.0
+                    flags = _flags(evaluated)
+            conversions = _conversions(data.conversions) if data.conversions else ()
+            latency_ms = None if data.duration is None else data.duration * 1000.0
+            is_error = data.error_type is not None
         except RecordRefused as refusal:
             refused(record, refusal)
             continue
-        yield (
-            record,
-            context_id,
-            time_ms,
-            flags,
-            data.error_type is not None,
-            latency_ms,
-            conversions,
-        )
+        yield record, context_id, time_ms, flags, is_error, latency_ms, conversions
+
+
+def _flags(evaluated: Sequence[EvaluatedFlag]) -> Sequence[tuple[str, str]]:
+    """Return the distinct (flag key, variant) pairs of an outcome, or refuse the record."""
+    for flag in evaluated:
+        if flag.flag_key not in _known_names:
+            _name(flag.flag_key, "rolloutd.flags: feature_flag.key")
+        if flag.variant not in _known_names:
+            _name(flag.variant, "rolloutd.flags: feature_flag.result.variant")
+    if len(evaluated) == 1:
+        return ((evaluated[0].flag_key, evaluated[0].variant),)
+    return list(dict.fromkeys([(flag.flag_key, flag.variant) for flag in evaluated]))
+
+
+def _conversions(names: Sequence[str]) -> Sequence[str]:
+    """Return the distinct conversions of an outcome, or refuse the record."""
+    for name in names:
+        if name not in _known_names:
+            _name(name, "rolloutd.conversions")
+    return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,9 +396,8 @@ class _One:
 
 
 def _raise(record: Readable, refused: RecordRefused) -> NoReturn:
-    raise RecordRefused(
-        *refused.args
-    )  # not the one that may be told again: it would keep this record by its traceback
+    # Not `refused` itself, which may be cached: its traceback would keep this record alive.
+    raise RecordRefused(*refused.args)
 
 
 def decode_evaluation(

@@ -1,15 +1,13 @@
-"""A file of flag definitions as a flag plane.
-
-Flagd and GO Feature Flag read it, from a disk that they share with us.
+"""A file of flag definitions as a flag plane, for flagd and GO Feature Flag on a shared disk.
 
 Belongs here: reading, comparing and replacing the file. What a definition says is `codec/flagd.py`
 and `codec/go_feature_flag.py`.
 
-The file is replaced as a whole by a rename, so no reader ever sees a half. It is ours alone: what
-somebody else keeps in it is left as it is, but not looked after. Every replica may write it, on one
-shared disk or each on its own: a lock keeps writers apart, and a definition carries its revision,
-so that a late writer changes nothing, and a digest of itself, so that an edit by others is
-recognised also by a process that never wrote.
+The file is replaced as a whole by a rename, so no reader ever sees a part of it. It is ours alone:
+definitions by others are left as they are, but not maintained. Every replica may write it, on one
+shared disk or each on its own. A lock keeps writers apart. A definition carries its revision, so
+that a late writer changes nothing, and a digest of itself, so that an edit by others is recognized
+also by a process that never wrote.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import xxhash
@@ -40,26 +38,27 @@ from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Served
 from controller.settings import FilePlaneSettings
 
-WRITTEN = "rolloutd.written"
-"""In a definition's metadata: the percentage it stands for, and a digest of all the rest of it, as we wrote it."""
+#: Our mark in a definition's metadata: the percentage that it means, and a digest of the rest as we
+#: wrote it.
+WRITTEN: Final = "rolloutd.written"
 
-SOMEBODY = "somebody who writes to the file"
-"""A file does not say who."""
+#: The editor's name in reports: a file does not say who changed it.
+SOMEBODY: Final = "somebody who writes to the file"
 
-MAX_BYTES = 50_000_000
-"""A longer file is not ours: 10,000 flags take 4 MB."""
+#: A longer file is not ours: 10,000 flags take 4 MB.
+MAX_BYTES: Final = 50_000_000
 
-UNSETTLED_NS = 50_000_000
-"""A file that changed this recently is read again: clocks of file systems tick every 1 to 10 ms."""
+#: A file that changed this recently is read again: clocks of file systems tick every 1 to 10 ms.
+UNSETTLED_NS: Final = 50_000_000
 
-LOCK_SECONDS = 1.0
-"""What another writer may take; a write takes milliseconds."""
+#: How long another writer may hold the lock; a write takes milliseconds.
+LOCK_SECONDS: Final = 1.0
 
-MODE = 0o644
-"""Of a new file: for everybody to read, for us to write."""
+#: Mode of a new file: every user may read it, we may write it.
+MODE: Final = 0o644
 
-REFRESH_SECONDS = 5.0
-"""How often documents of other replicas' flags are written again when the disk refused them."""
+#: How often documents of other replicas' flags are written again when the disk refused them.
+REFRESH_SECONDS: Final = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -70,27 +69,23 @@ class _Content:
 
     document: dict[str, Any] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
-    broken: str | None = None  # why it could not be understood
+    broken: str | None = None  # why it could not be read
     is_missing: bool = False
 
 
 class FilePlane:
-    """Implements `controller.ports.FlagPlane`.
-
-    `run` is to run besides, for the flags of other replicas.
-    """
+    """Implements `controller.ports.FlagPlane`, `FollowingPlane` and `RunningPlane`."""
 
     def __init__(self, name: str, settings: FilePlaneSettings) -> None:
-        """Raises ConfigInvalid when the directory is missing or not ours to write."""
+        """Read nothing yet. Raises ConfigInvalid when we may not write to the directory."""
         self.name = f"file:{name}"
-        self._path = settings.path.resolve()  # a link stays a link: what it points to is replaced
+        self._path = settings.path.resolve()  # a link stays: the file that it points to is replaced
         self._is_flagd = settings.format == "flagd"
         self._is_yaml = self._path.suffix != ".json"
         self._define = flagd.definition_of if self._is_flagd else go_feature_flag.definition_of
-        self._known: dict[str, Rollout] = {}
-        self._stood: dict[
-            str, int
-        ] = {}  # by flag, the revision that stood in the file when we saw or wrote it last
+        self._newest: dict[str, Rollout] = {}
+        # by flag, the revision in the file when we read or wrote it last
+        self._revisions: dict[str, int] = {}
         self._changed = asyncio.Event()
         self._read_at: tuple[int, ...] | None = None
         self._content = _Content()
@@ -109,35 +104,40 @@ class FilePlane:
                 "make it a directory of rolloutd's own user with mode 0755",
             )
 
-    # --- the port
-    # ----------------------------------------------------------------------------------------------
+    @staticmethod
+    def can_serve_audiences(settings: FilePlaneSettings) -> bool:
+        """Return whether the format can say more than a share of all contexts."""
+        return settings.format == "flagd"
+
+    # --- the port ---
 
     async def serve(self, rollout: Rollout) -> None:
         self.update(rollout)
-        await asyncio.to_thread(self._in_words, self._write, {rollout.flag_key: rollout}, True)
+        await asyncio.to_thread(
+            self._translating_errors, self._write, {rollout.flag_key: rollout}, True
+        )
 
     async def look(self, rollout: Rollout) -> Served:
-        content = await asyncio.to_thread(self._in_words, self._read)
+        content = await asyncio.to_thread(self._translating_errors, self._read)
         decided = percent_to_serve(rollout)
         if content.broken is not None:
             return Served(None, f"cannot be read: {content.broken}", SOMEBODY)
-        found = content.flags.get(rollout.flag_key)
-        if found is None and not content.is_missing and rollout.flag_key in self._stood:
-            return Served.compared(
-                0.0, decided, edited_by=SOMEBODY
-            )  # who deletes a flag switches it off
-        if found is None:
+        definition = content.flags.get(rollout.flag_key)
+        if definition is None and not content.is_missing and rollout.flag_key in self._revisions:
+            # Deleting a flag switches it off.
+            return Served.compared(0.0, decided, edited_by=SOMEBODY)
+        if definition is None:
             return Served.compared(None, decided)
-        self._stood[rollout.flag_key] = _revision_in(found)
-        percent, revision = _percent_in(found, rollout), _revision_in(found)
+        percent, revision = _percent_in(definition, rollout), _revision_in(definition)
+        self._revisions[rollout.flag_key] = revision
         if revision > rollout.revision:
             why = (
                 f"was written by revision {revision}, newer than ours, {rollout.revision}; if "
                 f"that is an old installation's, "
             )
             return Served(percent, f"{why}delete the flag from {self._path}")
-        edited_by = SOMEBODY if _is_edited(found) else None
-        if found == self._definition(rollout):
+        edited_by = SOMEBODY if _is_edited(definition) else None
+        if definition == self._definition(rollout):
             return Served(percent, None).short_of(
                 None if self._is_flagd else serving(rollout).beyond_share
             )
@@ -147,40 +147,40 @@ class FilePlane:
             )
         return Served.compared(percent, decided, edited_by=edited_by)
 
-    # --- flags of other replicas
-    # ----------------------------------------------------------------------------------------
+    # --- flags of other replicas ---
 
     def update(self, rollout: Rollout) -> None:
-        """Note a document, whoever decided it; an older one than known changes nothing."""
-        known = self._known.get(rollout.flag_key)
-        if known is None or rollout.revision > known.revision:
-            self._known[rollout.flag_key] = rollout
+        """Record a document of any replica; one older than the recorded one changes nothing."""
+        newest = self._newest.get(rollout.flag_key)
+        if newest is None or rollout.revision > newest.revision:
+            self._newest[rollout.flag_key] = rollout
             self._changed.set()
 
     async def run(self) -> None:
-        """Write what `update` noted, for ever.
+        """Write the recorded documents until cancelled.
 
-        The file may be this replica's own, and then nobody else would.
+        The file may be this replica's own, and then no other replica writes it.
         """
         while True:
             self._changed.clear()
             try:
-                await asyncio.to_thread(self._in_words, self._write, dict(self._known), False)
+                await asyncio.to_thread(
+                    self._translating_errors, self._write, dict(self._newest), False
+                )
             except FlagPlaneUnavailable as trouble:
                 _log.warning("flag_file_not_written", plane=self.name, error=str(trouble))
             except Exception as error:
-                # what stands in the file may be anything, and is this plane's trouble alone
+                # The file may hold anything, and that must stop nothing but this plane.
                 why = f"{type(error).__name__}: {error}"[:200]
                 _log.error("flag_file_not_written", plane=self.name, error=why)
             with suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_SECONDS):
                     await self._changed.wait()
 
-    # --- in a thread
-    # ----------------------------------------------------------------------------------------------
+    # --- in a thread ---
 
-    def _in_words(self, act: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what `act` gives; what the system refuses is FlagPlaneUnavailable."""
+    def _translating_errors(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the result of `act`. Raises FlagPlaneUnavailable for an OSError."""
         try:
             return act(*arguments)
         except OSError as error:
@@ -196,8 +196,8 @@ class FilePlane:
         with self._reading:
             if read_at != self._read_at:
                 self._content = self._parse(status.st_size)
-                # Two writes within a tick of the file system's clock may look alike: number, time
-                # and size.
+                # Two writes within one tick of the file system's clock may have the same number,
+                # time and size.
                 is_settled = abs(time.time_ns() - status.st_mtime_ns) > UNSETTLED_NS
                 self._read_at = read_at if is_settled else None
             return self._content
@@ -216,7 +216,7 @@ class FilePlane:
         return _Content(document, flags)
 
     def _write(self, rollouts: Mapping[str, Rollout], is_decided: bool) -> None:
-        """Bring these flags up to date in one replacement.
+        """Bring these flags up to date in one replacement of the file.
 
         `is_decided`: also undo an edit of the same revision.
         """
@@ -224,13 +224,13 @@ class FilePlane:
             self._clear_temporaries()
             content = self._read()
             flags = dict(content.flags)
-            if content.broken is not None or content.is_missing:  # nothing of it can be kept
-                rollouts = {**self._known, **rollouts}
-                self._stood.clear()
+            if content.broken is not None or content.is_missing:  # no part of it can be kept
+                rollouts = {**self._newest, **rollouts}
+                self._revisions.clear()
             for key, rollout in rollouts.items():
                 if self._has_to_be_written(flags.get(key), rollout, is_decided=is_decided):
                     flags[key] = self._definition(rollout)
-                    self._stood[key] = rollout.revision
+                    self._revisions[key] = rollout.revision
             if flags == content.flags and content.broken is None:
                 return
             flags = dict(sorted(flags.items()))
@@ -241,15 +241,14 @@ class FilePlane:
             )
             self._replace(document)
 
-    def _has_to_be_written(self, found: Any, rollout: Rollout, *, is_decided: bool) -> bool:
-        if found is None:
-            return is_decided or self._stood.get(rollout.flag_key, -1) < rollout.revision
-        revision = _revision_in(found)
+    def _has_to_be_written(self, definition: Any, rollout: Rollout, *, is_decided: bool) -> bool:
+        if definition is None:
+            return is_decided or self._revisions.get(rollout.flag_key, -1) < rollout.revision
+        revision = _revision_in(definition)
         if revision == rollout.revision:
             # Of two documents of one revision the lower percentage is served.
-            is_lower = not _is_edited(found) and (
-                _percent_in(found, rollout) or 0
-            ) < percent_to_serve(rollout)
+            percent = _percent_in(definition, rollout) or 0
+            is_lower = not _is_edited(definition) and percent < percent_to_serve(rollout)
             return is_decided and not is_lower
         return revision < rollout.revision
 
@@ -261,16 +260,15 @@ class FilePlane:
     def _replace(self, document: dict[str, Any]) -> None:
         """Replace the file, durably.
 
-        Whoever opens it finds the old one or the new one, also after a power cut.
+        Every reader gets the old one or the new one, also after a power failure.
         """
         if self._is_yaml:
             body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
         else:
             body = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         mode = self._mode()
-        # A name that nobody can foresee, and a file that was not there before: in a directory that
-        # others may write to, a link or a file of theirs would otherwise be ours to fill, or stay
-        # theirs.
+        # The name cannot be guessed, and the file must be new. In a directory that others may write
+        # to, we could otherwise write through their link, or into a file that stays theirs.
         temporary = self._path.with_name(f"{self._temporary_prefix}{secrets.token_hex(16)}.tmp")
         descriptor = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
@@ -279,7 +277,7 @@ class FilePlane:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(body.encode())
                 file.flush()
-                os.fchmod(file.fileno(), mode)  # whatever our umask is: its readers are other users
+                os.fchmod(file.fileno(), mode)  # its readers are other users, whatever our umask is
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)
         finally:
@@ -291,10 +289,7 @@ class FilePlane:
             os.close(directory)
 
     def _mode(self) -> int:
-        """Return the file's mode.
-
-        As an operator set it on a file of ours, without a right to write for others.
-        """
+        """Return the file's mode: as an operator set it, without the right to write for others."""
         with suppress(OSError):
             status = self._path.lstat()
             if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
@@ -306,23 +301,20 @@ class FilePlane:
         return f".{self._path.name}.rolloutd-"
 
     def _clear_temporaries(self) -> None:
-        """Remove what a crash in the middle of a write left behind.
-
-        Under the lock there is no other.
-        """
+        """Remove what a crash in the middle of a write left behind; the lock must be held."""
         if self._is_cleared:
             return
-        before = self._path.with_name(f".{self._path.name}.tmp")  # the name in early releases
-        for left in before, *self._path.parent.glob(f"{glob.escape(self._temporary_prefix)}*.tmp"):
+        early = self._path.with_name(f".{self._path.name}.tmp")  # the name in early releases
+        for left in early, *self._path.parent.glob(f"{glob.escape(self._temporary_prefix)}*.tmp"):
             with suppress(OSError):
                 left.unlink()
         self._is_cleared = True
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock of all writers, on a file beside.
+        """Hold the lock of all writers, on a second file.
 
-        The file itself is another one after each write.
+        The file itself is a new one after each write. Raises FlagPlaneUnavailable.
         """
         descriptor = os.open(
             self._path.with_name(f".{self._path.name}.lock"),
@@ -343,11 +335,11 @@ class FilePlane:
                     time.sleep(0.01)
             yield
         finally:
-            os.close(descriptor)  # and with it the lock
+            os.close(descriptor)  # releases the lock
 
 
 def _open_to_others(directory: Path) -> str | None:
-    """Return why others may replace files in a directory, None when they may not."""
+    """Return why other users may replace files in a directory, None when they may not."""
     status = directory.stat()
     if status.st_uid not in (os.geteuid(), 0):
         return f"{directory} belongs to user {status.st_uid}"
@@ -364,17 +356,14 @@ def _metadata_in(definition: Any) -> dict[str, Any]:
 
 
 def _revision_in(definition: Any) -> int:
-    """Return the revision a definition was written by, -1 when it does not say."""
+    """Return the revision that wrote a definition, -1 when it has none."""
     version = str(_metadata_in(definition).get("version", ""))
     is_number = version.isascii() and version.isdigit() and len(version) <= 15
     return int(version) if is_number else -1
 
 
 def _is_edited(definition: Any) -> bool:
-    """Return whether we wrote a definition and somebody else changed it.
-
-    Without our mark nobody can tell.
-    """
+    """Return whether we wrote a definition and somebody else changed it; False without our mark."""
     mark = _metadata_in(definition).get(WRITTEN)
     if mark is None:
         return False
@@ -387,10 +376,13 @@ def _digest_of(definition: Mapping[str, Any]) -> str:
 
 
 def _percent_in(definition: Any, rollout: Rollout) -> float | None:
-    """Return the share of treatment in a definition of either format, None when others wrote it and it is no plain split."""
+    """Return the share of treatment in a definition of either format.
+
+    None when others wrote it and it is no plain split.
+    """
     mark = _metadata_in(definition).get(WRITTEN)
     if mark is not None and not _is_edited(definition):
-        with suppress(ValueError):  # whoever writes to the file can make the digest fit as well
+        with suppress(ValueError):  # an editor can make the digest match, too
             return float(str(mark).partition(" ")[0])
     match definition:
         case {"state": "DISABLED"} | {"disable": True}:

@@ -90,7 +90,7 @@ IdOption = Annotated[
     str | None,
     typer.Option(
         "--id",
-        help="The command's id. Repeating an id is safe: it is carried out once. Default: a new one.",
+        help="The command's id. Repeating one is safe: it is carried out once. Default: a new id.",
     ),
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why, for the audit log.")]
@@ -170,8 +170,10 @@ def say_beyond_planes(document: PlanDocument, config: Path | None) -> None:
 
     Settings that cannot be read here cause no warning.
     """
+    from controller.planes import planes_without_audiences  # slow to load, and seldom needed
+
     try:
-        planes = load_settings(config, os.environ).planes.of_shares_alone
+        planes = planes_without_audiences(load_settings(config, os.environ).planes)
     except BadInput:
         return  # a command that needs the settings refuses them
     beyond = beyond_share_of(to_core_plan(document))

@@ -160,16 +160,3 @@ class PlanesSettings(Section):
     """Files by a name of yours. The plane is then called `file:<name>`."""
     http: dict[PlaneName, HttpPlaneSettings] = Field(default={})
     """HTTP calls by a name of yours. The plane is then called `http:<name>`."""
-
-    @property
-    def of_shares_alone(self) -> tuple[str, ...]:
-        """Names of the planes that can serve only a share of everybody.
-
-        They serve no audiences and no divided treatment.
-        """
-        files = (f"file:{name}" for name, file in self.files.items() if file.format != "flagd")
-        return (
-            *(("redis",) if self.redis.url is not None else ()),
-            *files,
-            *(f"http:{name}" for name in self.http),
-        )

@@ -1,11 +1,9 @@
-"""The flags as this daemon serves them.
+"""The board: every flag as this daemon serves it, in memory. It is the flag plane named `ofrep`.
 
-The flag plane named `ofrep`, in memory, always the newest decision.
-
-OFREP, the flagd document and the read-only views answer from here. Fed twice: by the flag's worker
-at once, and by the compacted state topic, which every replica follows; the higher revision wins.
-Bytes of answers are made when a revision arrives, so that an evaluation is one hash and one
-comparison; with audiences, a few comparisons more.
+OFREP, the flagd document and the read-only views answer from here. Decisions arrive twice: from the
+flag's worker at once, and from the compacted state topic, which every replica follows. The higher
+revision wins. The bytes of answers are made when a revision arrives, so that an evaluation is one
+hash and one comparison; with audiences, a few comparisons more.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from controller.web.bucketing import Generation, bucketer, lot_drawer
 
 _log = structlog.get_logger(__name__)
 
-#: What is served when the lease has run out; see `http.when_stale`.
+#: What is served when the lease has expired; see `http.when_stale`.
 WhenStale = Literal["serve_last", "serve_control", "refuse"]
 
 
@@ -48,10 +46,10 @@ class ServedFlag:
 
     rollout: Rollout
     serving: Serving
-    percent: float  # of everybody, whatever audience they belong to
+    percent: float  # of all contexts, whatever their audience
     weight: int  # buckets below this are in treatment
     bucket: Callable[[str], int]
-    needs_key: bool  # False: every context gets the same, for good
+    needs_key: bool  # False: every context gets the same, and that is final
     treatment: bytes  # OFREP's successful evaluation, as JSON
     control: bytes
     definition: bytes  # flagd's definition, as `"key":{...}`
@@ -59,13 +57,14 @@ class ServedFlag:
 
     @property
     def reads_attributes(self) -> bool:
-        """Whether more of a context than its targeting key decides."""
+        """True when more of a context than its targeting key decides."""
         return self.rings is not None and self.rings.reads_attributes
 
     def evaluate(self, targeting_key: str, attributes: Attributes | None = None) -> bytes:
-        """Return OFREP's answer for one context; `attributes` may be left out where none are read.
+        """Return OFREP's answer for one context.
 
-        Raises UnicodeEncodeError for a key that is no Unicode text.
+        `attributes` may be left out where none are read. Raises UnicodeEncodeError for a key that
+        is no Unicode text.
         """
         if self.rings is not None:
             return self.rings.evaluate(targeting_key, self.bucket(targeting_key), attributes or {})
@@ -80,10 +79,10 @@ class ServedFlag:
 
 @dataclass(frozen=True, slots=True)
 class RingedAnswers:
-    """The answers of a flag that more than one split of everybody decides about."""
+    """The answers of a flag with audiences or a divided treatment."""
 
     choose: Callable[[int, Attributes], Part]
-    draw: Callable[[str], int] | None  # the lot by targeting key; None: treatment is not divided
+    draw: Callable[[str], int] | None  # hash of the targeting key; None: treatment is not divided
     name: Callable[[Part, int], str]
     answers: Mapping[str, bytes]  # by variant
     treatments: frozenset[bytes]
@@ -100,14 +99,14 @@ class RingedAnswers:
 class FlagBoard:
     """What is served now, for every flag with a rollout. Implements `controller.ports.FlagPlane`.
 
-    Its word is a lease: once no broker has said for `lease_seconds` that nothing newer was decided,
-    the board is stale, and says so in every answer. What it serves then is `when_stale`.
+    Its answers are leased: when no broker has confirmed for `lease_seconds` that nothing newer was
+    decided, the board is stale, and every answer says so. What it serves then is `when_stale`.
 
-    It answers only while it can be trusted: not before the state topic has been read to its end
-    (older documents may hold a higher percentage than the last decision), and not after the whole
-    process stood still for `max_pause_seconds` (somebody else may have decided meanwhile) until the
-    topic has been read again. An outage of Kafka is no reason: then nobody can decide, and every
-    flag stays where it is.
+    It answers only while it is trusted: not before the state topic has been read to its end (older
+    documents may hold a higher percentage than the last decision). After the whole process stood
+    still for `max_pause_seconds` another replica may have decided, so it does not answer until the
+    topic has been read again. An outage of Kafka is no reason to stop: then no replica can decide,
+    and every flag stays as it is.
     """
 
     name = "ofrep"
@@ -123,7 +122,7 @@ class FlagBoard:
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._generation = Generation(generation)  # settings hold the word
+        self._generation = Generation(generation)  # settings hold its value
         self._flag_set_id = flag_set_id
         self._max_pause_seconds = max_pause_seconds
         self._lease_seconds = lease_seconds
@@ -157,32 +156,30 @@ class FlagBoard:
         return served
 
     def update(self, rollout: Rollout) -> bool:
-        """Serve `rollout` from now on unless a newer revision is known.
+        """Serve `rollout` from now on unless a newer revision is served; return whether it is.
 
-        Return whether it was taken.
-
-        Two documents of one revision cannot both be right (the store accepts one). Whichever is,
-        the lower percentage harms nobody.
+        Two documents of one revision cannot both be right (the store accepts one). Whichever it is,
+        the lower percentage harms no user.
         """
-        known = self._flags.get(rollout.flag_key)
-        if known is not None and rollout.revision <= known.rollout.revision:
-            said, saying = ((one.rollout_id, serving(one)) for one in (known.rollout, rollout))
-            if rollout.revision < known.rollout.revision or said == saying:
+        present = self._flags.get(rollout.flag_key)
+        if present is not None and rollout.revision <= present.rollout.revision:
+            before, after = ((one.rollout_id, serving(one)) for one in (present.rollout, rollout))
+            if rollout.revision < present.rollout.revision or before == after:
                 return False
             _log.error(
                 "state_conflict_found",
                 flag_key=rollout.flag_key,
                 revision=rollout.revision,
-                percents=[known.percent, percent_to_serve(rollout)],
-                rollout_ids=[known.rollout.rollout_id, rollout.rollout_id],
+                percents=[present.percent, percent_to_serve(rollout)],
+                rollout_ids=[present.rollout.rollout_id, rollout.rollout_id],
             )
-            if _exposure(rollout) >= _exposure(known.rollout):
+            if _exposure(rollout) >= _exposure(present.rollout):
                 return False
         self._flags[rollout.flag_key] = self._prepare(rollout)
         self._document = None
         self._in_order = None
         self.changed_at = max(self.changed_at, rollout.updated_at)
-        self._tell_listeners()
+        self._notify_listeners()
         return True
 
     async def keep_trust(
@@ -192,56 +189,59 @@ class FlagBoard:
         silent_seconds: Callable[[], float | None] = lambda: 0.0,
         beat_seconds: float = 0.2,
     ) -> None:
-        """Answer once the state topic was read to its end.
+        """Trust the board once the state topic is read to its end, and again after each pause.
 
-        And notice when the process stood still; until cancelled.
-
-        Whoever reads the topic calls `update` for each document. `silent_seconds` is how long ago the
-        brokers last said that nothing is newer than what was read, None for never; after standing
-        still that must have been said anew.
+        It runs until cancelled. The reader of the topic calls `update` for each document.
+        `silent_seconds` is how long ago the brokers last confirmed that nothing is newer than what
+        was read, None for never. After the process stood still, they must confirm it again.
         """
         await feed.caught_up()
-        if not self._was_trusted:  # else this was restarted, perhaps while it doubted
+        if not self._was_trusted:  # else this task was restarted, perhaps in doubt
             self.trust()
         while True:
-            while self._why_doubted is None:
+            while (why := self._why_doubted) is None:
                 self.beat()
                 self.note_silence(silent_seconds())
                 await asyncio.sleep(beat_seconds)
-            _log.warning("flags_doubted", reason=self._why_doubted)
+            self.doubt(why)
+            _log.warning("flags_doubted", reason=why)
             doubted_at = self._monotonic()
-            # Polled: the brokers' word comes with no event.
-            while (silent := silent_seconds()) is None or silent > self._monotonic() - doubted_at:  # noqa: ASYNC110
+            # Polled, because a confirmation of the brokers comes without an event.
+            while self._is_silent_since(doubted_at, silent_seconds()):  # noqa: ASYNC110
                 await asyncio.sleep(beat_seconds)
             self.trust()
             _log.info(
                 "flags_trusted_again", duration_ms=round(1e3 * (self._monotonic() - doubted_at))
             )
 
+    def _is_silent_since(self, doubted_at: float, silent_seconds: float | None) -> bool:
+        """Return whether the brokers have not answered since `doubted_at`, in monotonic seconds."""
+        return silent_seconds is None or silent_seconds > self._monotonic() - doubted_at
+
     def trust(self) -> None:
-        """Answer from now on: everything decided so far is known here."""
+        """Answer from now on: all decisions so far are known here."""
         self._was_trusted = True
         self._beaten_at = None
         self._doubt = None
-        self._tell_listeners()
+        self._notify_listeners()
 
     def doubt(self, why: str) -> None:
         """Answer nothing until `trust`."""
         self._doubt = why
 
     def beat(self) -> None:
-        """Note that the process is running.
+        """Record that the process is running.
 
         From the first call on, several are needed per `max_pause_seconds`.
         """
-        if self._why_doubted is None:
+        self._doubt = self._why_doubted
+        if self._doubt is None:
             self._beaten_at = self._monotonic()
 
     def note_silence(self, seconds: float | None) -> None:
-        """Take how long ago the brokers last said that nothing is newer; None: not known.
+        """Take how long ago the brokers last confirmed that nothing is newer; None: not known.
 
-        Answers and their tags change when the lease runs out and when it is renewed, not in
-        between.
+        Answers and their tags change when the lease expires and when it is renewed, not in between.
         """
         if seconds is None:
             return
@@ -259,9 +259,9 @@ class FlagBoard:
         self._stale_flags.clear()
         self._in_order = None
         self._document = None
-        self._tell_listeners()
+        self._notify_listeners()
 
-    def _tell_listeners(self) -> None:
+    def _notify_listeners(self) -> None:
         for listener in self._listeners:
             listener.set()
 
@@ -269,9 +269,9 @@ class FlagBoard:
 
     @contextmanager
     def changes(self) -> Iterator[asyncio.Event]:
-        """Give an event that is set whenever something is served otherwise.
+        """Give an event that is set when what is served changes, or is trusted again.
 
-        Or can be trusted again; its reader clears it.
+        The reader clears it.
         """
         changed = asyncio.Event()
         self._listeners.add(changed)
@@ -289,12 +289,12 @@ class FlagBoard:
 
     @property
     def why_no_document(self) -> str | None:
-        """Why there is no document of definitions now: it cannot say that all get control."""
+        """Why there is no flagd document now; it cannot express that all contexts get control."""
         return self.why_not or (None if self._when_stale == "serve_last" else self.why_stale)
 
     @property
     def stale_since(self) -> datetime | None:
-        """When the brokers were last heard, while that is longer ago than the lease; else None."""
+        """When the brokers last answered, while that is longer ago than the lease; else None."""
         return self._stale_since
 
     @property
@@ -310,14 +310,14 @@ class FlagBoard:
 
     @property
     def _why_doubted(self) -> str | None:
-        if self._doubt is None and self._beaten_at is not None:
-            pause = self._monotonic() - self._beaten_at
-            if pause > self._max_pause_seconds:
-                self._doubt = (
-                    f"the process stood still for {pause:.1f} s; reading again what was "
-                    f"decided meanwhile"
-                )
-        return self._doubt
+        if self._doubt is not None or self._beaten_at is None:
+            return self._doubt
+        pause = self._monotonic() - self._beaten_at
+        if pause <= self._max_pause_seconds:
+            return None
+        return (
+            f"the process stood still for {pause:.1f} s; reading again what was decided meanwhile"
+        )
 
     def get(self, flag_key: str) -> ServedFlag | None:
         """Return the flag as served, None when it has no rollout."""
@@ -325,7 +325,7 @@ class FlagBoard:
         return flag if flag is None or self._stale_since is None else self._as_stale(flag)
 
     def _as_stale(self, flag: ServedFlag) -> ServedFlag:
-        """Return what is served of a flag while the lease has run out; written once."""
+        """Return what is served of a flag after the lease has expired; made once."""
         key = flag.rollout.flag_key
         stale = self._stale_flags.get(key)
         if stale is None or stale.rollout is not flag.rollout:
@@ -334,10 +334,7 @@ class FlagBoard:
 
     @property
     def flags(self) -> Sequence[ServedFlag]:
-        """Every flag with a rollout, in the order of their keys.
-
-        The same tuple until one changes.
-        """
+        """Every flag with a rollout, by key; the same tuple until one changes."""
         if self._in_order is None:
             flags = (flag for _, flag in sorted(self._flags.items()))
             self._in_order = tuple(
@@ -350,10 +347,7 @@ class FlagBoard:
         return {key: flag.percent for key, flag in list(self._flags.items())}
 
     def flagd_document(self) -> tuple[bytes, str]:
-        """Return flagd's flag definitions as JSON, and their ETag.
-
-        Without a flag it says so: an empty body would not.
-        """
+        """Return flagd's flag definitions as JSON, and their ETag; valid also without flags."""
         if self._document is None:
             definitions = b",".join(flag.definition for flag in self.flags)
             stale = self._stale_metadata()
@@ -377,8 +371,8 @@ class FlagBoard:
     def _prepare(self, rollout: Rollout, *, is_stale: bool = False) -> ServedFlag:
         percent = percent_to_serve(rollout)
         served = serving(rollout)
-        # STATIC lets clients keep the answer, so only what cannot become worse may say so: control,
-        # after the end.
+        # STATIC lets clients keep the answer, so only an answer that cannot become wrong may have
+        # it: control, after the end.
         needs_key = not (rollout.has_ended and served.is_off)
         reason = "STATIC" if not needs_key else "SPLIT" if served.is_plain else "TARGETING_MATCH"
         metadata = metadata_of(rollout)
@@ -433,5 +427,5 @@ class FlagBoard:
 
 
 def _exposure(rollout: Rollout) -> tuple[float, float]:
-    """Return what tells which of two documents gives treatment to fewer."""
+    """Return a key that is lower for the document that gives treatment to fewer contexts."""
     return percent_to_serve(rollout), sum(ring.percent for ring in serving(rollout).rings)

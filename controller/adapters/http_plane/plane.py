@@ -105,6 +105,11 @@ class HttpPlane:
         # Otherwise loaded by the first request, which would hold up the loop for 0.15 s.
         importlib.import_module("anyio._backends._asyncio")
 
+    @staticmethod
+    def can_serve_audiences(settings: HttpPlaneSettings) -> bool:
+        """Return False: templates set a percentage of all contexts."""
+        return False
+
     async def close(self) -> None:
         """Close every connection."""
         await self._http.aclose()

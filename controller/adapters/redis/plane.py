@@ -30,6 +30,7 @@ from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Served
+from controller.settings import RedisPlaneSettings
 
 _SCRIPT = resources.files("controller.adapters.redis").joinpath("plane.lua").read_text()
 
@@ -107,6 +108,11 @@ class RedisPlane:
         self._prefix = key_prefix
         self._call_seconds = call_seconds
         self._read: dict[str, _Keys] = {}  # by flag, at the last look
+
+    @staticmethod
+    def can_serve_audiences(settings: RedisPlaneSettings) -> bool:
+        """Return False: a switch and a percentage are all that the keys can say."""
+        return False
 
     async def serve(self, rollout: Rollout) -> None:
         keys = self._names(rollout.flag_key)

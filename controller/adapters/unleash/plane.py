@@ -54,6 +54,11 @@ class UnleashPlane:
         self._ended = EndedFlags(self._api, settings, clock)
         self._refusals: dict[str, _Refusal] = {}  # by flag
 
+    @staticmethod
+    def can_serve_audiences(settings: UnleashSettings) -> bool:
+        """Return True: audiences are constraints, and arms are variants."""
+        return True
+
     async def close(self) -> None:
         """Close every connection."""
         await self._api.close()
