@@ -26,7 +26,7 @@ from schemas.envelope import write
 from schemas.plan import PlanDocument
 from schemas.terms import CommandVerb
 from tests import fault_server as faults
-from tests.brokers import LocalKafka, RedisServer, free_port
+from tests.brokers import LocalKafka, RedisServer
 from tests.fault_server import Exchange
 from tests.live import Client, DaemonProcess, Traffic, quick_plan
 
@@ -177,7 +177,7 @@ async def test_every_metric_moves(
             prefix=topic_prefix,
             ROLLOUTD_ADVISOR__URL=model.url,
             ROLLOUTD_HTTP__MAX_EVENT_STREAMS="1",
-            ROLLOUTD_PLANES__REDIS__URL=f"redis://127.0.0.1:{free_port()}",
+            ROLLOUTD_PLANES__REDIS__URL=own_redis.url,
         ) as daemon,
         Client(own_kafka.bootstrap, topic_prefix) as client,
         asyncio.TaskGroup() as tasks,
