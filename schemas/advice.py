@@ -1,8 +1,8 @@
-"""The language model's answer: the form it must have, and the record that is kept of it.
+"""The language model's answer: its required form, and the record that is kept of it.
 
-The form is written inside what LocalAI's grammar converter understands: the root has `type` and
-`properties` only, choices are inlined, there is no reference and no `number` (no converter bounds
-those). What a grammar cannot bound is checked here.
+The form uses only what LocalAI's grammar converter supports: the root has `type` and `properties`
+only, choices are inlined, and there is no reference and no `number`, because no converter bounds
+those. What a grammar cannot bound is checked here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from schemas.terms import AdviceChoice
 
 TYPE = "io.rolloutd.advice.v1"
 
-# : An answer in the form has at most 5 reasons of 200 characters, at most 12 bytes each as JSON
-# escapes: 12,000 and some.
+#: An answer in the form has at most 5 reasons of 200 characters. As JSON escapes a character has at
+#: most 12 bytes: a little more than 12,000 bytes.
 ANSWER_MAX_BYTES = 16_384
 MAX_REASONS = 5
 REASON_MAX_CHARS = 200
@@ -30,8 +30,7 @@ class AdviceAnswer(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    # In this order they read as a conclusion from the reasons; a converter may emit them in any
-    # other.
+    # In this order the verdict follows from the reasons. A converter may emit another order.
     reasons: list[Annotated[str, Field(max_length=REASON_MAX_CHARS)]] = Field(
         max_length=MAX_REASONS
     )
@@ -39,8 +38,8 @@ class AdviceAnswer(BaseModel):
     confidence: Annotated[int, Field(ge=0, le=100)]
 
 
-# : The `schema` of `response_format`, for every server alike. By hand, because pydantic's adds what
-# LocalAI drops; a test : compares the two.
+#: The `schema` of `response_format`, the same for every server. Written by hand, because pydantic's
+#: has parts that LocalAI drops. A test compares the two.
 ANSWER_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -56,7 +55,7 @@ ANSWER_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 
-#: An explanation for people: nothing reads it but them.
+#: An explanation is for people; no code acts on it.
 CAUSE_MAX_CHARS = 400
 MAX_STEPS = 4
 STEP_MAX_CHARS = 200
@@ -127,8 +126,8 @@ ANOMALIES_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 
-# : One Markdown fence around the whole answer. Small models add it from habit; what is inside is
-# read as strictly as without.
+#: One Markdown fence around the whole answer, which small models often add. What is inside is read
+#: as strictly as without it.
 _FENCED = re.compile(r"```(?:json)?[ \t]*\r?\n(.*)\r?\n[ \t]*```\Z", re.DOTALL)
 
 
@@ -136,14 +135,12 @@ FormT = TypeVar("FormT", bound=BaseModel)
 
 
 def parse_form(answer: bytes | str, form: type[FormT]) -> FormT:
-    """Return what a model answered when it is exactly in the form.
+    """Return a model's answer that is exactly in the form.
 
-    Raise ValueError with the reason for anything else.
-
-    Accepted besides the bare object: white space around it, and one Markdown fence around the
-    whole. Refused: text before or after, more than `ANSWER_MAX_BYTES`, a key twice, missing or
+    Raises ValueError with the reason for any other answer. Accepted besides the bare object: white
+    space around it, and one Markdown fence around the whole. Refused: text before or after, more than `ANSWER_MAX_BYTES`, a key twice, missing or
     unknown, NaN, `80.0` or `"80"` for 80, too many or too long texts. Control characters in texts
-    are replaced by spaces: they end up in terminals and logs.
+    are replaced by spaces, because texts are shown in terminals and logs.
     """
     raw = answer.encode("utf-8", "surrogatepass") if isinstance(answer, str) else answer
     if len(raw) > ANSWER_MAX_BYTES:
@@ -165,7 +162,7 @@ def parse_form(answer: bytes | str, form: type[FormT]) -> FormT:
     except RecursionError:
         raise ValueError("answer is nested too deeply") from None
     if not isinstance(fields, dict):
-        raise ValueError("answer is not a JSON object")  # noqa: TRY004 - one kind of refusal, whatever is wrong
+        raise ValueError("answer is not a JSON object")  # noqa: TRY004
     try:
         return form.model_validate(_printable(fields))
     except RecursionError:
@@ -179,7 +176,7 @@ def parse_form(answer: bytes | str, form: type[FormT]) -> FormT:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object that says two things under one key: readers differ on which one counts."""
+    """Refuse an object with a key twice: readers differ on which value counts."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise ValueError("answer has a key twice")
@@ -192,7 +189,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _printable(value: Any) -> Any:
-    """Return a value with everything unprintable in its texts as a space."""
+    """Return a value with a space for everything unprintable in its texts."""
     match value:
         case str():
             return "".join(char if char.isprintable() else " " for char in value)
@@ -205,7 +202,7 @@ def _printable(value: Any) -> Any:
 
 
 def _encodable(text: Any) -> Any:
-    """Return text that UTF-8 can say.
+    """Return text that can be encoded in UTF-8.
 
     A server's JSON may hold half a character, and the audit log must not fail on it.
     """
@@ -230,7 +227,7 @@ class AdviceRecord(OpenModel):
     server: Text = Field(default="", description="Address of the server, without path and key.")
     prompt: str = Field(default="", description="Name and version of the prompt's text.")
     parameters: Text = Field(
-        default="", description="What else was asked for, as JSON: enough to ask again."
+        default="", description="The other parameters of the request, as JSON: enough to repeat it."
     )
     prompt_tokens: Count | None = Field(
         default=None, description="As the server counts; null where it does not."
@@ -239,9 +236,9 @@ class AdviceRecord(OpenModel):
 
 
 class ExplanationRecord(OpenModel):
-    """A model's guess at why something happened.
+    """A model's guess at why something happened, attached to an alert.
 
-    Attached to an alert, acted on by nobody but people.
+    Only people act on it.
     """
 
     likely_cause: Text

@@ -1,4 +1,4 @@
-"""What people are told, on `rollout.alerts`, keyed by flag."""
+"""Alerts for people, on `rollout.alerts`, keyed by flag."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Alert(OpenModel):
     severity: Severity
     summary: str
     action: str = Field(description="What to do now, one sentence.")
-    dedup_key: str = Field(description="Groups what one page is enough for.")
+    dedup_key: str = Field(description="Alerts with the same key need one page together.")
     phase: PhaseName
     percent: float = Field(
-        description="Served to contexts as decided, after what the alert is about."
+        description="The decided percentage after the event that the alert is about."
     )
     harm: HarmRecord | None = Field(
         description="What the rollout has cost so far; null when nothing was counted."
     )
     explanation: ExplanationRecord | None = Field(
         default=None,
-        description="A model's guess at the cause, on a later alert with the dedup key of the one it "
-        "explains; null elsewhere.",
+        description="A model's guess at the cause. It comes on a later alert with the dedup key "
+        "of the one that it explains; null on all others.",
     )

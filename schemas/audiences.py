@@ -22,14 +22,14 @@ _VERSION_RANGE = re.compile(
 )
 
 _Text = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
-#: Beyond it planes that know only floats would compare other numbers than the plan names.
+#: Beyond it planes that have only floats would compare other numbers than the plan names.
 _Whole = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
 _Fraction = Annotated[float, Field(strict=True, ge=-(2**53), le=2**53)]
 _Scalar = StrictBool | _Whole | _Fraction | _Text
 
 
 def _in_a_list(value: Any) -> Any:
-    """Return one text as a list of it."""
+    """Return a single text as a list."""
     return [value] if isinstance(value, str) else value
 
 
@@ -48,10 +48,7 @@ _MAX_MOMENT = 64
 
 
 def _comparable_moment(value: Any) -> str:
-    """Return a date, or a moment in UTC to the second.
-
-    As the text that contexts' attributes are compared with.
-    """
+    """Return a date, or a moment in UTC to the second, as attributes of contexts write it."""
     refusal = f"{str(value)[:40]!r} is no moment; write it as in 2026-03-01 or 2026-03-01T12:00:00Z"
     if not isinstance(value, str) or len(value) > _MAX_MOMENT:
         raise ValueError(refusal)
@@ -92,16 +89,14 @@ def _version_range(text: str) -> str:
 
 
 class ConditionDocument(StrictModel):
-    """One thing that must be so of a context's attribute.
+    """One condition on an attribute of a context. It has exactly one of the operators.
 
-    A missing attribute, or one of another type, is never so.
-
-    Exactly one of the operators is given.
+    A context without the attribute, or with one of another type, never meets the condition.
     """
 
     attribute: Annotated[str, Field(pattern=ATTRIBUTE_PATTERN)] = Field(
-        description="A top-level attribute of the evaluation context; `targetingKey` is the context's "
-        "id."
+        description="A top-level attribute of the evaluation context; `targetingKey` is the "
+        "context's id."
     )
     eq: _Scalar | None = Field(default=None, description="Equal, and of the same type.")
     one_of: list[_Scalar] | None = Field(
@@ -142,14 +137,14 @@ class ConditionDocument(StrictModel):
         return self
 
     def operand(self, operator: Operator) -> Any:
-        """Return what the attribute is compared with by `operator`, None when it is not."""
+        """Return what `operator` compares the attribute with, None where it is not given."""
         return self.one_of if operator is Operator.IN else getattr(self, operator.value)
 
 
 def _clauses(value: Any) -> Any:
-    """Return conditions that all must hold as the one list of such.
+    """Return plain conditions, which must all hold, as a list of one list.
 
-    Lists of conditions as they are.
+    A list of lists is returned as it is.
     """
     if not isinstance(value, list) or any(isinstance(item, list) for item in value):
         return value

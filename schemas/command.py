@@ -1,4 +1,4 @@
-"""What an operator asks for, on `rollout.commands`, keyed by flag."""
+"""Commands from operators, on `rollout.commands`, keyed by flag."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from schemas.terms import CommandVerb
 
 TYPE = "io.rolloutd.command.v1"
 
-#: Verbs that go past a gate or stop everybody: the audit log must say why.
+#: Verbs that skip a gate or stop a rollout for everybody: the audit log must say why.
 NEEDS_REASON = frozenset({CommandVerb.PROMOTE, CommandVerb.PROMOTE_FULL, CommandVerb.FREEZE})
 
 
-#: Who decides where no operator does: the audit log and the statistics of advice go by this name.
+#: The issuer of decisions that no operator requested. The audit log and the statistics of advice
+#: rely on this name.
 CONTROLLER_NAME = "rolloutd"
 
 
 def _not_the_controller(issuer: str) -> str:
-    """Refuse no name at all, and the controller's own, also in letters that only look like it."""
+    """Refuse a blank name, and the controller's own, also in letters that only look like it."""
     if not issuer.strip():
-        raise ValueError("issuer is blank; say who asks")
+        raise ValueError("issuer is blank; name who sends the command")
     plain = unicodedata.normalize("NFKC", issuer).casefold()
     name = "".join(char for char in plain if char.isalnum() or char in ":/")
     if name == CONTROLLER_NAME or name.startswith((f"{CONTROLLER_NAME}:", f"{CONTROLLER_NAME}/")):
@@ -42,47 +43,45 @@ Issuer = Annotated[
 
 
 class Command(StrictModel):
-    """One order. Its id is answered exactly once on `rollout.results`, also when it is read again.
+    """One command. Its id gets exactly one result on `rollout.results`, also when it is read again.
 
-    An id belongs to its flag and to what it asks for: verb, issuer, reason, expected_revision and
-    plan. The same again gets the same answer. Used for something else it is rejected, with a result
-    whose event has an id of its own; but pause, roll_back and abort are carried out under it, and
-    so are they when they were issued at another time.
+    An id belongs to its flag and to its content: verb, issuer, reason, expected_revision and plan.
+    The same command again gets the same result. A different command under the same id is rejected,
+    with a result whose event has an id of its own. But pause, roll_back and abort are always
+    carried out, also under a used id and when they were issued at another time.
     """
 
     id: Name = Field(
-        description="Chosen by the issuer; unique for ever among the commands of its flag."
+        description="Chosen by the issuer; never used again among the commands of its flag."
     )
     flag: Name = Field(description="The flag's key; also the record's key.")
     verb: CommandVerb
     issuer: Issuer = Field(
-        description="Who asks: a person or a system. Not `rolloutd`, the controller's own name."
+        description="A person or a system. Not `rolloutd`, the controller's own name."
     )
     reason: Line = Field(default="", description="Required for promote, promote_full and freeze.")
     issued_at: Moment = Field(
-        description="An order that could raise exposure is refused when older than ten minutes: it was "
-        "not for now. "
-        "One that lowers or holds is refused when older than a day, or when it is read "
-        "again and was issued more than "
-        "five minutes before the present rollout began; unless it names the present revision."
+        description="A command that could raise exposure is refused when it is older than ten "
+        "minutes. One that lowers or holds is refused when it is older than a day, or when it is "
+        "read again and was issued more than five minutes before the present rollout began; "
+        "unless it names the present revision."
     )
     expected_revision: Count | None = Field(
         default=None,
-        description="The rollout's revision the issuer has seen; another one refuses the command. "
-        "Required for approve; "
-        "ignored by pause, roll_back and abort, which always work.",
+        description="The revision of the rollout that the issuer knows. The command is rejected "
+        "if the rollout has another one. Required for approve; ignored by pause, roll_back and "
+        "abort, which always work.",
     )
     plan: PlanDocument | None = Field(
-        default=None, description="Required for start; restart may replace the pinned plan by it."
+        default=None,
+        description="Required for start. Optional for restart, where it replaces the pinned plan.",
     )
 
     @model_validator(mode="after")
     def _has_what_its_verb_needs(self) -> Command:
-        """Refuse a command that cannot be meant as it stands."""
+        """Refuse a command that lacks what its verb needs, or has what it does not take."""
         if self.verb is CommandVerb.APPROVE and self.expected_revision is None:
-            raise ValueError(
-                "approve needs `expected_revision`: an approval is for what its issuer has seen"
-            )
+            raise ValueError("approve needs `expected_revision`: an approval is for one revision")
         if self.verb is CommandVerb.START and self.plan is None:
             raise ValueError("start needs a `plan`")
         if self.plan is not None and self.verb not in (CommandVerb.START, CommandVerb.RESTART):

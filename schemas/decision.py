@@ -1,4 +1,7 @@
-"""What the controller did and all the evidence for it, on `rollout.decisions`, keyed by flag: the audit log."""
+"""What the controller did, with all the evidence: the audit log.
+
+On `rollout.decisions`, keyed by flag.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,17 @@ TYPE = "io.rolloutd.decision.v1"
 
 
 def _finite(value: Any) -> Any:
-    """Return what JSON can say: the largest double for infinity, None for what is not a number."""
+    """Return a number that JSON has: the largest double for infinity, None for NaN."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else math.copysign(sys.float_info.max, value)
     return value
 
 
 Measured = Annotated[float | None, BeforeValidator(_finite)]
-"""A computed number: null when it could not be computed, ±1.797e308 for beyond every double."""
+"""A computed number: null when it could not be computed, ±1.797e308 for infinity."""
 
 Tally = Annotated[int, BeforeValidator(operator.index, json_schema_input_type=int), Field(ge=0)]
-"""A count, also from an array library's integer."""
+"""A count; an array library's integer is accepted too."""
 
 
 class ArmRecord(OpenModel):
@@ -35,20 +38,21 @@ class ArmRecord(OpenModel):
 
     trials: Tally = Field(description="Observations behind the estimate.")
     events: Tally = Field(
-        description="Of them bad (errors, slow requests) or wanted (conversions)."
+        description="Of the trials those that were bad (errors, slow requests) or good "
+        "(conversions)."
     )
     estimate: Measured = Field(description="null: nothing measured.")
     low: Measured
     high: Measured
     repeats: Measured = Field(
         default=1.0,
-        description="Errors per context that failed: by how much counting requests would overstate the "
-        "evidence.",
+        description="Errors per context that failed: how much a count of requests would overstate "
+        "the evidence.",
     )
 
 
 class MetricRecord(OpenModel):
-    """One guardrail's answers: is treatment worse, and is it shown not worse."""
+    """One guardrail's two answers: is treatment worse, and is it shown not to be worse."""
 
     metric: str
     role: MetricRole
@@ -57,17 +61,17 @@ class MetricRecord(OpenModel):
         description="fail: worse than allowed. inconclusive: no alarm, which is not a pass."
     )
     safe: Verdict = Field(
-        description="pass: shown not worse than the margin; what a gate asks for."
+        description="pass: shown to be not worse than the margin, which a gate requires."
     )
     arms: dict[Arm, ArmRecord]
-    e_value: Measured = Field(description="Of the harm test; fail at or above `threshold`.")
+    e_value: Measured = Field(description="Of the harm test. fail at or above `threshold`.")
     threshold: Measured
     e_value_safe: Measured = Field(
-        description="Of the test of safety; pass at or above `threshold_safe`."
+        description="Of the safety test. pass at or above `threshold_safe`."
     )
     threshold_safe: Measured
     margin: Measured = Field(
-        description="Tolerated harm against control, relative unless `in_points`."
+        description="Tolerated harm compared with control; relative unless `in_points`."
     )
     limit: Measured
     reason: str = Field(description="One sentence with the numbers.")
@@ -76,23 +80,22 @@ class MetricRecord(OpenModel):
         description="Margins are differences of shares: 0.005 is 0.5 percentage points.",
     )
     gate_margin: Measured = Field(
-        default=None, description="The harm that `safe` has to exclude; null: nothing is compared."
+        default=None, description="The harm that `safe` must exclude; null: nothing is compared."
     )
     ratio: Measured = Field(
         default=None,
-        description="Harm rate of treatment over control's in this stage; for latency, of values in "
-        "control's tail.",
+        description="Harm rate of treatment divided by control's, in this stage; for latency, of "
+        "values in control's tail.",
     )
     ratio_low: Measured = Field(
         default=None,
-        description="Interval at the plan's alpha, valid at any time; null: not bounded.",
+        description="Interval at the plan's alpha, valid at any time; null: unbounded.",
     )
     ratio_high: Measured = None
     difference_low: Measured = Field(
         default=None,
-        description="Interval of treatment's value minus control's, in the metric's unit, at twice the "
-        "plan's alpha; null: not "
-        "bounded.",
+        description="Interval of treatment's value minus control's, in the metric's unit, at "
+        "twice the plan's alpha; null: unbounded.",
     )
     difference_high: Measured = None
 
@@ -102,10 +105,10 @@ class GapRecord(OpenModel):
 
     kind: HealthGap
     detail: str
-    treatment_missing: bool = Field(description="srm only: treatment is far below its share.")
+    treatment_missing: bool = Field(description="srm only: treatment has far less than its share.")
     is_observed: bool = Field(
         default=False,
-        description="actuation_drift only: exposures show it, whatever the planes say of themselves.",
+        description="actuation_drift only: the exposures show it, whatever the planes report.",
     )
 
 
@@ -113,43 +116,45 @@ class HarmRecord(OpenModel):
     """What the rollout has cost so far, over all its stages."""
 
     exposed_contexts: Tally = Field(
-        description="Distinct contexts that saw treatment, summed over stages."
+        description="Distinct contexts that were served treatment, summed over stages."
     )
     failed_requests: Tally = Field(description="Failed requests in treatment.")
     excess_failed_requests: Measured = Field(
-        description="Of them above what control's rate would have given."
+        description="Of the failed requests those beyond control's rate."
     )
 
 
 class JudgementRecord(OpenModel):
-    """One look at all the evidence of a stage."""
+    """One judgement of all the evidence of a stage."""
 
     at: Moment
     visit: Tally = Field(description="Index into the rollout's visits.")
     verdict: Verdict = Field(
-        description="Over all guardrails and signals: pass only when each is shown not worse."
+        description="Over all guardrails and signals: pass only when each is shown to be not worse."
     )
     gaps: list[GapRecord]
     metrics: list[MetricRecord]
     harm: HarmRecord
-    exposures: dict[Arm, Tally] = Field(description="Distinct contexts of this stay in the stage.")
+    exposures: dict[Arm, Tally] = Field(description="Distinct contexts of this visit of the stage.")
     srm_e_value: Measured = Field(description="Against the decided share.")
     observed_share: Measured = Field(description="Of treatment among exposures.")
     offsets: dict[str, Tally] = Field(
-        description="`topic/partition` to the offset read next: what was counted."
+        description="By `topic/partition`, the next offset to read: everything before was counted."
     )
-    batches: Tally = Field(description="Looks the sequential tests have had.")
+    batches: Tally = Field(
+        description="Batches of evidence that the sequential tests have taken in."
+    )
 
 
 class PlanReference(OpenModel):
-    """The plan that was decided by."""
+    """The plan on which the decision rests."""
 
     name: Name
     version: str
 
 
 class Decision(OpenModel):
-    """One thing the controller did, by whose wish and on what evidence."""
+    """One thing the controller did, who requested it, and on what evidence."""
 
     flag: Name
     rollout_id: str
@@ -164,13 +169,11 @@ class Decision(OpenModel):
     to_percent: float
     audience: str | None = Field(
         default=None,
-        description="Whom `to_percent` is a share of; null: everybody. `from_percent` may be that of "
-        "another one.",
+        description="The audience that `to_percent` is a share of; null: everybody. "
+        "`from_percent` may be the share of another one.",
     )
     plan: PlanReference
     gate_id: str | None
     command_id: str | None
-    judgement: JudgementRecord | None = Field(
-        description="null: decided without looking at evidence."
-    )
-    advice: AdviceRecord | None = Field(description="null: none was asked for, or none came.")
+    judgement: JudgementRecord | None = Field(description="null: decided without evidence.")
+    advice: AdviceRecord | None = Field(description="null: none was requested, or none came.")

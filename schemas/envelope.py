@@ -1,8 +1,7 @@
 """The CloudEvents 1.0 envelope on Kafka: structured and binary are read, structured is written.
 
-Holds what every event has in common, and the small checks that the fast path (`wire.py`) and the
-pydantic models share, so that the two cannot drift apart. What stands inside `data` is each event's
-own module.
+Belongs here: what every event has in common, and the small checks that the fast path (`wire.py`)
+and the pydantic models share. What `data` holds is defined in each event's own module.
 
 Sources: CloudEvents 1.0.2, its JSON event format and its Kafka protocol binding; RFC 3339 for
 times.
@@ -28,27 +27,27 @@ CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
 #: Of every record we write.
 HEADERS: Sequence[tuple[str, bytes]] = (("content-type", CONTENT_TYPE.encode()),)
 
-# : A record larger than this is refused unread: 11 MB of JSON would stall the loop for 0.2 s, and
-# no event needs it.
+#: A larger record is refused unread: 11 MB of JSON would stall the loop for 0.2 s, and no event
+#: needs it.
 MAX_BYTES = 256 * 1024
-# : Opening brackets allowed in one record. Parsers recurse, and how deep they get depends on who
-# calls them; this bound : keeps them far from Python's limit, so that a replay refuses exactly what
-# the first reading refused. The largest : legitimate event (an outcome with 64 flags) has 67.
+#: Opening brackets allowed in one record. Parsers recurse, and the depth that they reach depends on
+#: their caller. This bound keeps them far from Python's limit, so that a replay refuses exactly what
+#: the first reading refused. The largest legitimate event (an outcome with 64 flags) has 67.
 MAX_OPENINGS = 512
-# : How far an event may be ahead of its record's timestamp: clocks of apps differ by seconds, not
-# by minutes.
+#: How far an event may be ahead of its record's timestamp: clocks of apps differ by seconds, not by
+#: minutes.
 MAX_AHEAD_MS = 5 * 60 * 1000
-#: The end of the year 9999 in milliseconds since 1970: no time beyond it is read or shown anywhere.
+#: The end of the year 9999 in milliseconds since 1970. No later time is read or shown.
 MAX_TIME_MS = 253_402_300_799_999
 #: Characters of `id`, `source`, `subject` and the like.
 MAX_ATTRIBUTE = 1024
 MAX_CONTEXT_ID = 256
-#: Characters of a refusal's detail that come from outside.
+#: Characters of a refusal's detail that others wrote.
 _MAX_QUOTED = 200
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-#: Content types as they usually look; any other spelling is taken apart.
+#: Content types in their usual spelling; any other one is parsed.
 _STRUCTURED = frozenset(
     {CONTENT_TYPE.encode(), b"application/cloudevents+json", b"application/cloudevents"}
 )
@@ -57,11 +56,11 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 
 class RecordRefused(Exception):
-    """A record that cannot be used; it goes to quarantine and the next one is read.
+    """A record that cannot be used. It goes to quarantine, and the next one is read.
 
-    Made from a reason, the problem and how to fix it. Whatever the problem quotes from the record
-    is escaped and cut when it is first read, so that refusing is cheap and the detail may be logged
-    and shown as it is.
+    Made from a reason, the problem and how to fix it. What the problem quotes from the record is
+    escaped and cut when the detail is first read. Refusing is therefore cheap, and the detail may
+    be logged and shown as it is.
     """
 
     args: tuple[QuarantineReason, str, str]
@@ -89,21 +88,21 @@ def refuse(reason: QuarantineReason, problem: str, fix: str) -> NoReturn:
 # --- names, contexts, times
 # ---------------------------------------------------------------------------------------------
 
-# : Printable in any script. Control characters, line separators and bidirectional overrides are
-# refused: they would : forge what a person reads in a log or a terminal.
+#: Printable in any script. Control characters, line separators and bidirectional overrides are
+#: refused, because they would forge what a person reads in a log or a terminal.
 CONTEXT_ID_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069]{1,256}$"
 _HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-#: The same in text for people, with the marks that turn the direction of what follows.
+#: The same in text for people, and the marks that change the direction of the text after them.
 _FORGING = re.compile(_HOSTILE.pattern.replace("[", "[\u061c\u200e\u200f"))
 
 
 def without_control_characters(text: str) -> str:
-    """Return `text` with a space for each line end and tab, `?` for all else that forges output."""
+    """Return `text` with a space for each line end and tab, `?` for any other forging character."""
     if text.isprintable():
         return text
-    return _FORGING.sub(lambda found: " " if found[0] in "\t\n\r\u2028\u2029" else "?", text)
+    return _FORGING.sub(lambda match: " " if match[0] in "\t\n\r\u2028\u2029" else "?", text)
 
 
 def is_name(text: str) -> bool:
@@ -112,15 +111,11 @@ def is_name(text: str) -> bool:
 
 
 def is_context_id(text: str) -> bool:
-    """Return whether `text` may identify a context.
-
-    1 to 256 characters, none of them able to forge output.
-    """
+    """Return whether `text` may identify a context: 1 to 256 characters that forge no output."""
     if not 0 < len(text) <= MAX_CONTEXT_ID:
         return False
-    return (
-        text.isprintable() or _HOSTILE.search(text) is None
-    )  # printable implies harmless, by every Unicode version
+    # In every version of Unicode, what is printable is harmless.
+    return text.isprintable() or _HOSTILE.search(text) is None
 
 
 def _checked_name(text: str) -> str:
@@ -148,12 +143,12 @@ ContextId = Annotated[
     WithJsonSchema({"type": "string", "pattern": CONTEXT_ID_PATTERN}),
 ]
 
-#: The one reader of times: RFC 3339 with an offset. Also the type of `time` in the fast path.
+#: RFC 3339 with an offset. All times are read by this type, also `time` in the fast path.
 EventTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class _Time(msgspec.Struct, array_like=True, gc=False):
-    """A time alone: msgspec remembers how to read a Struct, not how to read a bare type."""
+    """A time alone. msgspec caches how to read a Struct, but not a bare type."""
 
     time: EventTime
 
@@ -174,13 +169,13 @@ def milliseconds(when: datetime) -> int:
     return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
 
 
-# : Milliseconds of times read lately, because events that arrive together were made together.
-# Bounded, because senders choose : the texts: 8,192 of at most 40 characters are 1 MB.
+#: Milliseconds of times that were read recently, because events that arrive together were made
+#: together. Bounded, because senders choose the texts: 8,192 of at most 40 characters are 1 MB.
 known_times: dict[str, int] = {}
 _MAX_KNOWN_TIMES = 8_192
 _MAX_KNOWN_TIME = 40
 _UTC = ("Z", "+00:00")
-#: How a time in UTC goes on after its milliseconds, up to microseconds.
+#: The rest of a time in UTC after its milliseconds, up to microseconds.
 _BELOW_MS = frozenset(
     [
         *_UTC,
@@ -195,12 +190,8 @@ _BELOW_MS = frozenset(
 
 
 def time_in_ms(text: str) -> int:
-    """Return `milliseconds(parse_time(text))`, remembering it in `known_times`.
-
-    Raises ValueError.
-    """
-    # A time that says more than milliseconds is remembered by the one that does not: others will
-    # have that one, too.
+    """Return `milliseconds(parse_time(text))`, cached in `known_times`. Raises ValueError."""
+    # A time finer than milliseconds is cached under its milliseconds, which other events share.
     name = text[:23] + "Z" if text[23:] in _BELOW_MS else text
     time_ms = known_times.get(name)
     if time_ms is None:
@@ -239,7 +230,7 @@ TimeText = Annotated[
 
 
 class CloudEvent(BaseModel):
-    """The attributes every event carries; unknown ones are ignored, null ones are absent."""
+    """The attributes that every event has. Unknown ones are ignored, null ones are absent."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -263,7 +254,7 @@ class CloudEvent(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One record, opened: its CloudEvents attributes, and `data` not yet judged."""
+    """The CloudEvents attributes of one record, and its `data`, not yet checked."""
 
     type: str
     source: str
@@ -273,10 +264,10 @@ class Envelope:
 
 
 def is_structured(headers: Headers) -> bool:
-    """Return whether the value holds the whole event (structured mode) rather than only its data (binary mode).
+    """Return whether the value holds the whole event (structured mode) or its data (binary mode).
 
-    Without a content-type header and without `ce_` headers the value is taken to be a whole event:
-    plain producers such as kcat send no headers. Of several content types the first counts. Raises
+    Without a content-type header and without `ce_` headers the value counts as a whole event,
+    because plain producers such as kcat send no headers. Of several content types the first counts. Raises
     RecordRefused for a CloudEvents format other than JSON.
     """
     content_type = None
@@ -306,11 +297,9 @@ _ATTRIBUTES = ("specversion", "type", "source", "id", "time")
 
 
 def binary_attributes(headers: Headers) -> dict[str, str]:
-    """Return the CloudEvents attributes we know that stand in `ce_` headers.
+    """Return the CloudEvents attributes that we use from the `ce_` headers.
 
-    Of a repeated header the last counts.
-
-    Raises RecordRefused for one that is not UTF-8.
+    Of a repeated header the last counts. Raises RecordRefused for one that is not UTF-8.
     """
     contents = dict(headers)
     attributes = {}
@@ -329,10 +318,7 @@ def binary_attributes(headers: Headers) -> dict[str, str]:
 
 
 def check_value(value: bytes | None) -> bytes:
-    """Return `value` when it is worth parsing: present, small enough, UTF-8, not deep.
-
-    Raises RecordRefused otherwise.
-    """
+    """Return `value` if it is present, small enough, UTF-8 and not deep. Raises RecordRefused."""
     if not value:
         refuse(QuarantineReason.EMPTY, "the record has no value", "send one JSON event per record")
     size = len(value)
@@ -361,12 +347,12 @@ def check_value(value: bytes | None) -> bytes:
 
 
 def check_time(time_ms: int, timestamp_ms: int, latest_ms: int = MAX_TIME_MS) -> int:
-    """Return an event's time when both it and its record's own timestamp can be true.
+    """Return an event's time if both it and its record's timestamp are plausible.
 
-    Neither is before 1970 or after `latest_ms`, and the event is at most five minutes ahead of its
-    record. The record's timestamp needs a bound, too: with CreateTime, Kafka's default, its
-    producer chose it, and one that is ahead would make every event after it look old.
-    Raises RecordRefused.
+    Neither may be before 1970 or after `latest_ms`, and the event may be at most five minutes ahead
+    of its record. The record's timestamp needs a bound, too: with CreateTime, Kafka's default, its
+    producer chose it, and one that is ahead would make every later event look old. Raises
+    RecordRefused.
     """
     if timestamp_ms < 0:
         refuse(
@@ -407,15 +393,12 @@ def _not_a_number(text: str) -> NoReturn:
 
 
 def _integer(digits: str) -> int | float:
-    """Read an integer of any length.
-
-    Beyond what a float can hold it is infinity, which no field accepts.
-    """
+    """Read an integer of any length; beyond a float's range it is infinity, which is refused."""
     return int(digits) if len(digits) <= 300 else float(digits)
 
 
 def parse_json(value: bytes) -> Any:
-    """Return the JSON value of a checked record, strict RFC 8259.
+    """Return the JSON value of a checked record, by strict RFC 8259.
 
     Of a repeated name the last counts. Raises RecordRefused.
     """
@@ -426,7 +409,7 @@ def parse_json(value: bytes) -> Any:
         refuse(QuarantineReason.NOT_JSON, str(error), "send one UTF-8 JSON object per record")
 
 
-def explain(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """Return the first problem of a pydantic error as `path: what`, without quoting the input."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
@@ -440,9 +423,9 @@ def read(
     *,
     latest_ms: int = MAX_TIME_MS,
 ) -> Envelope:
-    """Return the event in one Kafka record, structured or binary, when its type is one of `types`.
+    """Return the event in one Kafka record, structured or binary, if its type is one of `types`.
 
-    `timestamp_ms` is the record's own, `latest_ms` the latest time accepted of it and of the event.
+    `timestamp_ms` is that of the record. Neither it nor the event's time may be after `latest_ms`.
     Raises RecordRefused, and nothing else, for anything that is not such an event.
     """
     if is_structured(headers):
@@ -460,12 +443,13 @@ def read(
     try:
         event = CloudEvent.model_validate(document)
     except ValidationError as error:
-        is_time = error.errors(include_url=False, include_input=False, include_context=False)[0][
-            "loc"
-        ] == ("time",)
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        is_time = faults[0]["loc"] == ("time",)
         reason = QuarantineReason.BAD_TIME if is_time else QuarantineReason.NOT_CLOUDEVENT
         refuse(
-            reason, explain(error), "send a CloudEvent 1.0 (specversion, type, source, id, data)"
+            reason,
+            first_fault(error),
+            "send a CloudEvent 1.0 (specversion, type, source, id, data)",
         )
     if event.type not in types:
         refuse(
@@ -495,10 +479,8 @@ def write(
 ) -> tuple[bytes, Sequence[tuple[str, bytes]]]:
     """Return (value, headers) of a structured CloudEvent.
 
-    `subject` is the flag key, and the record's key as well.
-
-    `data` is JSON-ready: dumped by its model with `mode="json"`, a msgspec Struct, or encoded
-    already.
+    `subject` is the flag key, which is also the record's key. `data` is JSON-ready: dumped by its
+    model with `mode="json"`, a msgspec Struct, or already encoded.
     """
     document = {
         "specversion": SPEC_VERSION,

@@ -1,9 +1,7 @@
-"""Field types that several records share.
+"""Field types that several records share: names, moments, durations and numbers.
 
-Names, moments, durations and numbers, each with one way to be written.
-
-What is accepted beyond the written form (a duration as `24h`, `1w 2d` or `P1D`) is accepted
-everywhere alike.
+Each is written in one way. Other forms that are accepted (a duration as `24h`, `1w 2d` or `P1D`)
+are accepted everywhere.
 """
 
 from __future__ import annotations
@@ -55,9 +53,9 @@ class OpenModel(BaseModel):
 
 
 class StrictModel(BaseModel):
-    """A record that people or we write and we act on.
+    """A record that people or we write, and that we act on.
 
-    A key we do not know is refused, because it may have been meant.
+    An unknown key is refused, because ignoring it could change what the record means.
     """
 
     model_config = ConfigDict(
@@ -70,7 +68,7 @@ class StrictModel(BaseModel):
 
 
 Line = Annotated[str, Field(max_length=1000), AfterValidator(without_control_characters)]
-"""Text for people. What could forge a line of a log or a terminal is replaced where it is read."""
+"""Text for people. Characters that could forge a line of a log or terminal are replaced."""
 
 #: Integers beyond it are not the same in every reader of JSON.
 LARGEST_INTEGER: Final = 2**53
@@ -81,7 +79,7 @@ Switch = Annotated[bool, Field(strict=True)]
 
 
 def _written_moment(value: Any) -> Any:
-    """Refuse numbers: whether they count seconds or milliseconds is anybody's guess."""
+    """Refuse numbers, which could be seconds or milliseconds."""
     if isinstance(value, str | datetime):
         return value
     raise ValueError("a time is written as in 2026-11-21T03:00:00Z")
@@ -104,7 +102,7 @@ Moment = Annotated[
 ]
 """A moment, RFC 3339 with its offset; kept in UTC, to the microsecond."""
 
-#: Dates in a plan lie between: whatever a plan adds to one stays a date.
+#: Dates in a plan lie between these years, so that whatever a plan adds to one stays a date.
 FIRST_PLAN_YEAR: Final = 2000
 LAST_PLAN_YEAR: Final = 2199
 
@@ -126,8 +124,8 @@ def _of_a_rollout(value: datetime) -> datetime:
     return value
 
 
-#: Centuries after the last date of a plan and all that its durations add up to, and long before
-#: the last datetime: the core may add to whatever it has read.
+#: Centuries after the last date of a plan plus all its durations, and long before the last
+#: datetime, so that the core may add durations to any moment that it reads.
 LAST_STORED_YEAR: Final = 2999
 
 StoredMoment = Annotated[Moment, AfterValidator(_of_a_rollout)]
@@ -163,7 +161,8 @@ _UNIT_NAMES = {
 }
 _AMOUNT = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([a-z]+)", re.ASCII)
 _ISO_8601 = re.compile(
-    r"P(?:([0-9]{1,9})W|(?:([0-9]{1,9})D)?(?:T(?:([0-9]{1,9})H)?(?:([0-9]{1,9})M)?(?:([0-9]{1,9}(?:\.[0-9]{1,6})?)S)?)?)",
+    r"P(?:([0-9]{1,9})W|(?:([0-9]{1,9})D)?"
+    r"(?:T(?:([0-9]{1,9})H)?(?:([0-9]{1,9})M)?(?:([0-9]{1,9}(?:\.[0-9]{1,6})?)S)?)?)",
     re.ASCII,
 )
 #: No stage, deadline or window is meant to be longer: ten years.
@@ -175,12 +174,10 @@ _MAX_WRITTEN = 100
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the duration that `text` writes.
+    """Return the duration that `text` writes, exact to the microsecond.
 
-    `24h`, `30s`, `1w 2d`, `1.5 hours`, or ISO 8601 as in `P1DT12H`.
-
-    Exact to the microsecond. Raises ValueError, also for a plain number (of what?) and for more
-    than ten years.
+    Written as in `24h`, `30s`, `1w 2d`, `1.5 hours`, or in ISO 8601 as in `P1DT12H`. Raises
+    ValueError, also for a number without a unit and for more than ten years.
     """
     if len(text) > _MAX_WRITTEN:
         raise ValueError(f"a duration has at most {_MAX_WRITTEN} characters")
@@ -222,10 +219,7 @@ def _amounts(text: str) -> Decimal | None:
 
 
 def format_duration(duration: timedelta) -> str:
-    """Return the shortest writing in whole units, largest first.
-
-    `1w 2d`, `36h` as `1d 12h`, `0s`.
-    """
+    """Return the shortest form in whole units, largest first: `1w 2d`, `1d 12h`, `0s`."""
     rest = duration // timedelta(microseconds=1)
     parts = []
     for unit, size in _MICROSECONDS.items():
@@ -260,13 +254,13 @@ Duration = Annotated[
 
 
 def at_most(longest: str) -> AfterValidator:
-    """Return what refuses a `Duration` that is longer than `longest`, written as in `30d`."""
+    """Return a validator that refuses a `Duration` longer than `longest`, written as in `30d`."""
     bound = parse_duration(longest)
 
     def check(value: timedelta) -> timedelta:
         if value > bound:
-            told = format_duration(value)
-            raise ValueError(f"{told} is longer than {longest}; write at most {longest}")
+            written = format_duration(value)
+            raise ValueError(f"{written} is longer than {longest}; write at most {longest}")
         return value
 
     return AfterValidator(check)

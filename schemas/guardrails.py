@@ -14,7 +14,7 @@ from schemas.terms import MetricRole, OnBreach
 
 
 def _known_metric(metric: str) -> str:
-    """Return `metric`. Raises ValueError, with the name that may have been meant."""
+    """Return `metric`. Raises ValueError, with the name that was probably meant."""
     names_of(metric)
     return metric
 
@@ -26,8 +26,8 @@ Metric = Annotated[
 ]
 
 
-#: Below a millionth nothing is tolerated that a test could tell from nothing. How much is too much
-#: depends on the metric.
+#: A margin below a millionth could not be distinguished from none. The upper bound depends on the
+#: metric.
 Margin = Annotated[Number, Field(le=10, json_schema_extra={"minimum": 1e-6})]
 SMALLEST_MARGIN = 1e-6
 #: A latency is at most a day, as that of an outcome.
@@ -35,20 +35,18 @@ LARGEST_LIMIT = 86_400_000.0
 
 
 class Comparison(StrictModel):
-    """How treatment may differ from control.
+    """How far treatment may be worse than control.
 
-    0.1, or `10%`, tolerates a metric that is 10 % worse than control's.
-
-    With `in_points` the margins are of the metric itself: 0.005, or `0.5pp`, tolerates 1.5 % of
-    errors where control has 1 %.
+    0.1, or `10%`, tolerates a metric that is 10 % worse than control's. With `in_points` the
+    margins are of the metric itself: 0.005, or `0.5pp`, tolerates 1.5 % of errors where control has
+    1 %.
     """
 
     margin: Margin
     gate_margin: Margin | None = Field(
         default=None,
-        description="The margin a gate asks for. None: 100 %, 50 %, 25 % by stage, tighter as it "
-        "widens; in points four times, "
-        "twice, once the margin.",
+        description="The margin that a gate requires. None: 100 %, 50 %, 25 % by stage, tighter as it "
+        "widens; in points four times, twice, once the margin.",
     )
     in_points: Switch = Field(
         default=False,
@@ -71,8 +69,7 @@ class GuardrailDocument(StrictModel):
     limit: Limit | None = Field(
         default=None,
         description="Absolute bound: a share in [0, 1] (or `1%`) of error_rate and conversions, "
-        "milliseconds (or "
-        "`200ms`) of latency.",
+        "milliseconds (or `200ms`) of latency.",
     )
     compare: Comparison | None = Field(
         default=None, description="Comparison with control; none without it."
@@ -105,9 +102,9 @@ class GuardrailDocument(StrictModel):
 
 
 def _margins(compare: dict[str, Any]) -> dict[str, Any]:
-    """Return a comparison whose margins are numbers; both are written in the same unit.
+    """Return a comparison whose margins are numbers.
 
-    Raises ValueError.
+    Raises ValueError for two margins with different units.
     """
     written = {name: raw for name, raw in compare.items() if isinstance(raw, str)}
     points = {
@@ -136,8 +133,8 @@ def _limit(metric: str, text: str) -> float:
     return share
 
 
-#: Characters of a guardrail in one line. The patterns below try many ways to divide a text that
-#: does not fit.
+#: Characters of a guardrail in one line. It bounds the work of the patterns below, which try many
+#: ways to divide a text that does not match.
 _MAX_SHORTHAND = 200
 _CLAUSE = re.compile(r"\s*([<>])\s*(?:control\s*([+-])\s*)?([0-9][^<>]*?)\s*", re.ASCII)
 _TIMES_CONTROL = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*[x×*]?\s*control\b")
@@ -161,16 +158,14 @@ def _as_difference(times: re.Match[str]) -> str:
 def guardrail_from_shorthand(value: Any) -> Any:
     """Return the mapping that a line like `error_rate < 1% and < control + 10%` stands for.
 
-    Other values as they are.
-
-    `< 1.1x control` is another way to write `< control + 10%`. Conversions are better when higher,
+    Values of another type are returned as they are. `< 1.1x control` is another way to write `< control + 10%`. Conversions are better when higher,
     so theirs read `conversion:purchase > 2%` and `> control - 5%`. Raises ValueError.
     """
     if not isinstance(value, str):
         return value
     if len(value) > _MAX_SHORTHAND:
-        said = f"a guardrail in one line has at most {_MAX_SHORTHAND} characters"
-        raise ValueError(f"{said}; {_SHORTHAND_HELP}")
+        problem = f"a guardrail in one line has at most {_MAX_SHORTHAND} characters"
+        raise ValueError(f"{problem}; {_SHORTHAND_HELP}")
     match = re.match(r"\s*([A-Za-z0-9._:-]+)\s*(?=[<>])", value, re.ASCII)
     if match is None:
         raise ValueError(f"{value[:80]!r} is no guardrail: {_SHORTHAND_HELP}")

@@ -1,6 +1,6 @@
-"""A plan as people write it, in YAML or JSON: the declared journey of one flag.
+"""A plan as people write it, in YAML or JSON: the stages of one flag, and what may move it.
 
-Here is the form: names, types, ranges and shorthand. Whether a plan can work (stages rising,
+Belongs here: the form, with names, types, ranges and shorthand. Whether a plan can work (stages rising,
 samples reachable) is checked by `controller.plans.lint`, with line and fix.
 """
 
@@ -47,7 +47,7 @@ class VariantShare(StrictModel):
     weight: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 1
 
 
-#: Of the values of all variants together: every client of every plane gets them.
+#: Limit for the values of all variants together, because every client of every plane gets them.
 MAX_VALUES_BYTES = 64 * 1024
 MAX_VALUES_DEPTH = 10
 
@@ -55,7 +55,7 @@ MAX_VALUES_DEPTH = 10
 def _of_bounded_size(values: Any) -> Any:
     """Refuse values that are too large, too deep, or not the same to every reader of JSON.
 
-    Before anything else is done with them, because everything else recurses.
+    This runs before anything else, because everything else recurses.
     """
     if not isinstance(values, dict):
         return values
@@ -90,23 +90,21 @@ class Variants(StrictModel):
     control: Name = "off"
     unassigned: Name = Field(
         default="unassigned",
-        description="Served, with control's value, to contexts in neither arm: outside the stage's "
-        "audience, or outside an "
-        "equal-size control arm. Not counted.",
+        description="Served, with control's value, to contexts in neither arm: outside the "
+        "stage's audience, or outside an equal-size control arm. Not counted.",
     )
     split: list[VariantShare] = Field(
         default=[],
         max_length=20,
         description="Divides treatment among several variants by weight; together they are the "
-        "treatment arm. Fixed for a "
-        "rollout, so that nobody changes variants.",
+        "treatment arm. Fixed for a rollout, so that no context changes its variant.",
     )
     values: Annotated[dict[Name, JsonValue], BeforeValidator(_of_bounded_size)] = Field(
         default={},
         max_length=21,
-        description="What apps get, by variant: a boolean, string, number or object each, all of one "
-        "type. Default: true for "
-        "treatment, false for control. Together at most 64 KiB, at most 10 deep; integers to 2^53.",
+        description="What apps get, by variant: a boolean, string, number or object each, all of "
+        "one type. Default: true for treatment, false for control. Together at most 64 KiB, at "
+        "most 10 deep; integers to 2^53.",
     )
 
 
@@ -129,14 +127,13 @@ class StageDocument(StrictModel):
     min_sample: Annotated[int, Field(strict=True, ge=-(10**9), le=10**9)] = Field(
         default=100,
         json_schema_extra={"minimum": 1},
-        description="Distinct contexts per arm before anything is concluded. Below about 100 an error "
-        "rate of 1 % has "
-        "one error to show.",
+        description="Distinct contexts per arm before anything is concluded. Below about 100 an "
+        "error rate of 1 % has one error to show.",
     )
     max_bake: Duration | None = Field(
         default=None,
-        description="Past it an undecided gate pauses the rollout. None: three times `bake`, or ten "
-        "years.",
+        description="Past it an undecided gate pauses the rollout. None: three times `bake`, or "
+        "ten years.",
     )
     approval: Approval = Field(
         default=Approval.NOT_REQUIRED,
@@ -144,14 +141,13 @@ class StageDocument(StrictModel):
     )
     audience: Name | None = Field(
         default=None,
-        description="Whom `percent` is a share of: one of `audiences`. None: everybody. Audiences of "
-        "earlier stages keep what "
-        "they have got.",
+        description="The group that `percent` is a share of: one of `audiences`. None: everybody. Audiences "
+        "of earlier stages keep what they have got.",
     )
     control: ControlArm = Field(
         default=ControlArm.REST,
-        description="Who is compared with treatment: the rest of the audience, or as many contexts as "
-        "treatment has.",
+        description="Who is compared with treatment: the rest of the audience, or as many "
+        "contexts as treatment has.",
     )
 
     @property
@@ -207,8 +203,8 @@ class AdvisorDocument(StrictModel):
     deadline: Annotated[Duration, at_most("1h")] = Field(
         default=parse_duration("30s"),
         validate_default=True,
-        description="For one question, from asking to the parsed answer; at most 1h. A small model "
-        "on a CPU answers in 5 to 20 s.",
+        description="For one question, from asking to the parsed answer; at most 1h. A small "
+        "model on a CPU answers in 5 to 20 s.",
     )
     hold_rounds: Annotated[Count, Field(le=1000)] = Field(
         default=3,
@@ -222,12 +218,12 @@ class AdvisorDocument(StrictModel):
 
 
 class PlanDocument(StrictModel):
-    """The declared journey of one flag."""
+    """The plan of one flag: its stages, audiences and guardrails."""
 
     name: Name
     flag: Name = Field(description="The flag's key.")
     description: Line = ""
-    owner: Line = Field(default="", description="Who is asked when the rollout needs a person.")
+    owner: Line = Field(default="", description="Who decides when the rollout needs a person.")
     type: FlagType = FlagType.RELEASE
     variants: Variants = Variants()
     audiences: dict[Name, AudienceDocument] = Field(
@@ -241,8 +237,8 @@ class PlanDocument(StrictModel):
     freeze_windows: list[FreezeWindowDocument] = Field(default=[], max_length=50)
     health: dict[HealthGap, GapPolicy] = Field(
         default={},
-        description="What a gap in the evidence does at a gate. Default: pause on srm, wait on the "
-        "others.",
+        description="What a gap in the evidence does at a gate. Default: pause on srm, wait on "
+        "the others.",
     )
     alpha: Number = Field(
         default=0.01,
@@ -264,15 +260,17 @@ class PlanDocument(StrictModel):
     start_at: PlanMoment | None = Field(default=None, description="Begin then. None: at once.")
     expires_at: PlanMoment | None = Field(
         default=None,
-        description="Past it a running rollout pauses and asks for its owner.",
+        description="Past it a running rollout pauses, and an alert names its owner.",
     )
     blind: Switch = Field(
         default=False,
-        description="A timed ramp without evidence: stages end by bake alone. Nothing rolls it back.",
+        description="A timed ramp without evidence: stages end by bake alone. Nothing rolls it "
+        "back.",
     )
     traffic: Number | None = Field(
         default=None,
         ge=1e-6,
         le=1e12,
-        description="Distinct contexts expected per hour, both arms together. Only `plan lint` uses it.",
+        description="Distinct contexts expected per hour, both arms together. Only `plan lint` "
+        "uses it.",
     )

@@ -1,10 +1,8 @@
-"""What was refused, and why, on `rollout.quarantine`.
+"""Records that were refused, and why, on `rollout.quarantine`.
 
-One record holds refusals of one topic partition.
-
-Many refusals share a record, so that a flood of poison costs few of them. Records are written
-through msgspec, because a flood must not slow counting down; `Quarantined` is the contract they
-follow.
+One record holds refusals of one topic partition. Many refusals share a record, so that a flood of
+bad records costs few of them. Records are written with msgspec, because a flood must not slow
+counting down. `Quarantined` is their contract.
 """
 
 from __future__ import annotations
@@ -23,21 +21,21 @@ TYPE = "io.rolloutd.quarantine.v1"
 
 #: Refusals in one record.
 MAX_REFUSALS = 500
-#: Bytes kept of one refused value: enough to recognise its sender.
+#: Bytes kept of one refused value: enough to recognize its sender.
 MAX_BODY = 1024
-# : Bytes kept of all values in one record; with many refusals each keeps an equal share. Together
-# with what else a refusal : holds, a full record stays below Kafka's default limit of 1 MB.
+#: Bytes kept of all values in one record. With many refusals each keeps an equal share. With the
+#: other fields of its refusals a full record stays below Kafka's default limit of 1 MB.
 _MAX_BODIES = 256 * 1024
 
 
 class RefusedRecord(BaseModel):
-    """One record that was not used."""
+    """One record that was refused."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     offset: int = Field(ge=0)
     timestamp_ms: int = Field(
-        description="The record's own, ms since 1970 UTC; negative: it has none."
+        description="Of the record, in ms since 1970 UTC; negative: it has none."
     )
     reason: QuarantineReason
     detail: str = Field(
@@ -48,8 +46,8 @@ class RefusedRecord(BaseModel):
     )
     size: int = Field(ge=0, description="Bytes of the whole value.")
     body: str = Field(
-        description="The value's first bytes, at most 1 KiB, base64. Hostile: decode it, never render "
-        "it.",
+        description="The value's first bytes, at most 1 KiB, base64. It may be hostile: never "
+        "render it as it is.",
         json_schema_extra={"contentEncoding": "base64"},
     )
     is_trimmed: bool = Field(description="The value was longer than `body`.")
@@ -88,10 +86,10 @@ _hash_of_nothing = sha256()
 
 
 def refusal(offset: int, timestamp_ms: int, value: bytes | None, refused: RecordRefused) -> Refusal:
-    """Return what is kept of a refused record; it no longer holds on to the value."""
+    """Return what is kept of a refused record. It holds no reference to the value."""
     content = value or b""
     size = len(content)
-    hashed = _hash_of_nothing.copy()  # beginning one anew takes longer than hashing an event
+    hashed = _hash_of_nothing.copy()  # a new one takes longer to make than an event to hash
     hashed.update(content)
     return Refusal(
         offset,
@@ -115,11 +113,9 @@ def encode(
 ) -> bytes:
     """Return the value of one quarantine record, a structured CloudEvent.
 
-    Send it with `envelope.HEADERS`.
-
-    `refusals` are 1 to 500 of one topic partition, by offset. The same refusals give the same
-    bytes, id included, so that a repeat after a crash is recognised. Raises ValueError for none or
-    too many.
+    Send it with `envelope.HEADERS`. `refusals` are 1 to 500 of one topic partition, by offset. The
+    same refusals give the same bytes, id included, so that a repeat after a crash is recognized.
+    Raises ValueError for none or too many.
     """
     if not 1 <= len(refusals) <= MAX_REFUSALS:
         raise ValueError(f"{len(refusals)} refusals: a quarantine record holds 1 to {MAX_REFUSALS}")

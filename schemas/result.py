@@ -13,12 +13,12 @@ TYPE = "io.rolloutd.result.v1"
 class Result(OpenModel):
     """Whether a command was carried out, and why not.
 
-    The event's id is the command's: repeats are the same answer.
+    The event's id is the command's id, so that repeats are the same answer.
     """
 
     command_id: Name
     flag: Name
-    verb: CommandVerb | None = Field(description="null: the command had none that is known.")
+    verb: CommandVerb | None = Field(description="null: the command had no known verb.")
     status: CommandStatus
     reason: str
     revision: Count = Field(

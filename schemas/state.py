@@ -1,11 +1,9 @@
 """The document of one rollout, on `rollout.state` (compacted, keyed by flag).
 
-What apps may follow, and what we recover from.
-
-Serve `percent` of contexts the treatment variant, and nothing else follows from it; what audiences
-get besides stands in the plan's stages up to the present one. An older `revision` than one already
-seen is to be ignored. `schema_version` grows with every change of this form: readers refuse a
-version they do not know, and every release reads its own and the one before.
+Apps may follow it, and rolloutd recovers from it. `percent` of all contexts get the treatment
+variant. What audiences get in addition stands in the plan's stages up to the present one. Readers
+ignore a `revision` that is older than one they have read. `schema_version` grows with every change
+of this form: readers refuse an unknown version, and every release reads its own and the one before.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from schemas.terms import HoldReason
 TYPE = "io.rolloutd.state.v1"
 
 SCHEMA_VERSION: Final = 2
-#: 1, without audiences, flag types and values, is a version 2 that leaves them out.
+#: Version 1 has no audiences, flag types and values; otherwise it is version 2.
 READ_VERSIONS: Final = (1, 2)
 
 
@@ -42,7 +40,7 @@ class BakingPhase(StrictModel):
 
 
 class AdviceRoundRecord(StrictModel):
-    """Where the question to the model stands."""
+    """The present question to the model."""
 
     number: Count
     until: StoredMoment
@@ -73,7 +71,7 @@ class AwaitingApprovalPhase(StrictModel):
 
 
 class PausedPhase(StrictModel):
-    """Stopped where it is; guardrails stay armed."""
+    """Stopped where it is; guardrails can still roll it back."""
 
     name: Literal["paused"]
     since: StoredMoment
@@ -81,7 +79,7 @@ class PausedPhase(StrictModel):
     held: Annotated[
         ScheduledPhase | BakingPhase | GatingPhase | AwaitingApprovalPhase,
         Field(discriminator="name"),
-    ] = Field(description="What was interrupted.")
+    ] = Field(description="The phase that was interrupted.")
 
 
 class CompletedPhase(StrictModel):
@@ -92,7 +90,7 @@ class CompletedPhase(StrictModel):
 
 
 class RolledBackPhase(StrictModel):
-    """0 %, because of a fault."""
+    """0 % is served, because of a fault."""
 
     name: Literal["rolled_back"]
     at: StoredMoment
@@ -100,7 +98,7 @@ class RolledBackPhase(StrictModel):
 
 
 class AbortedPhase(StrictModel):
-    """0 %, because an operator wanted it so."""
+    """0 % is served, because an operator aborted the rollout."""
 
     name: Literal["aborted"]
     at: StoredMoment
@@ -121,7 +119,7 @@ PhaseRecord = Annotated[
 
 
 class VisitRecord(StrictModel):
-    """One stay in a stage."""
+    """One visit of a stage."""
 
     stage: Count = Field(description="0 for the first.")
     percent: Number = Field(ge=0, le=100)
@@ -131,7 +129,7 @@ class VisitRecord(StrictModel):
 
 
 class FreezeRecord(StrictModel):
-    """An operator's stop to all advancing."""
+    """A freeze by an operator: nothing advances."""
 
     since: StoredMoment
     issuer: str
@@ -150,27 +148,27 @@ class RolloutState(StrictModel):
     percent: Number = Field(
         ge=0,
         le=100,
-        description="Decided: the share of all contexts that get treatment, whatever audience they "
+        description="The decided share of all contexts that get treatment, whatever audience they "
         "belong to.",
     )
     stage_percent: Number | None = Field(
         default=None,
         ge=0,
         le=100,
-        description="Decided: the share of the present stage's audience that gets treatment; `percent` "
-        "where it has none.",
+        description="The decided share of the present stage's audience that gets treatment; "
+        "`percent` where the stage has no audience.",
     )
     phase: PhaseRecord
     hold: HoldReason | None = Field(
-        description="Why it does not move; null while nothing is in the way."
+        description="Why the rollout does not move; null while nothing holds it."
     )
     freeze: FreezeRecord | None
     visits: list[VisitRecord] = Field(
-        description="Oldest first: the timeline that gives each event its stage."
+        description="Oldest first. They assign each event to its stage."
     )
     started_at: StoredMoment
     updated_at: StoredMoment
     plan_version: str = Field(
-        description="Names exactly what is decided by; pinned with the plan at the start."
+        description="Identifies the content of the plan; pinned with it at the start."
     )
     plan: PlanDocument

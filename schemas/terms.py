@@ -1,6 +1,6 @@
-"""The words of rolloutd, one meaning each: the same in code, logs, topics and metrics.
+"""The terms of rolloutd, with one meaning each in code, logs, topics and metrics.
 
-Standard library only, because the pure core speaks these words too. Values are what stands on the
+Standard library only, because the pure core uses these terms too. Their values are what is on the
 wire.
 """
 
@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-# : What a flag key, a variant name, a metric name or a command id may look like. An allow-list, so
-# that a key can be : part of a Redis field, a URL path and a metric label without escaping; `|` and
-# `/` separate our own fields.
+#: What a flag key, a variant name, a metric name or a command id may look like. An allow-list, so
+#: that a key can be part of a Redis field, a URL path and a metric label without escaping. `|` and
+#: `/` separate our own fields.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 NAME = re.compile(NAME_PATTERN + r"\Z")
 
 
 class Arm(StrEnum):
-    """The two arms compared; named by the flag's variants."""
+    """The two arms that are compared."""
 
     TREATMENT = "treatment"
     CONTROL = "control"
@@ -51,7 +51,7 @@ class DecisionKind(StrEnum):
 
 
 class CommandVerb(StrEnum):
-    """What an operator may ask for."""
+    """What an operator may command."""
 
     START = "start"
     PAUSE = "pause"
@@ -68,21 +68,21 @@ class CommandVerb(StrEnum):
     UNFREEZE = "unfreeze"
 
 
-#: Verbs that end in 0 %: nothing of their flag but a start may stand before them.
+#: Verbs that end in 0 %. In the queue of their flag they pass every other command but a start.
 FINAL = frozenset({CommandVerb.ROLL_BACK, CommandVerb.ABORT})
 
-#: Verbs that only ever lower or hold exposure: they work whatever revision the operator has seen.
+#: Verbs that only lower or hold exposure. They work whatever revision the operator knows.
 ALWAYS_ACCEPTED = frozenset({CommandVerb.PAUSE, CommandVerb.ROLL_BACK, CommandVerb.ABORT})
 
 
 class Verdict(StrEnum):
-    """Of a metric or a gate. Five different things, never folded together."""
+    """The verdict about a metric or a gate. The five are never merged."""
 
     PASS = "pass"  # noqa: S105  # a verdict
     FAIL = "fail"  # measured, bad
     INCONCLUSIVE = "inconclusive"  # measured, undecided
     NO_DATA = "no_data"  # nothing measured
-    ERROR = "error"  # the measuring broke
+    ERROR = "error"  # the measurement failed
 
 
 class MetricRole(StrEnum):
@@ -94,7 +94,7 @@ class MetricRole(StrEnum):
 
 
 class OnBreach(StrEnum):
-    """What a breached guardrail asks for."""
+    """What a breached guardrail does."""
 
     ROLL_BACK = "roll_back"
     STEP_BACK = "step_back"
@@ -105,16 +105,14 @@ class HealthGap(StrEnum):
     """Why the evidence cannot be judged yet; each has its own policy."""
 
     NO_TRAFFIC = "no_traffic"  # no exposures in an arm
-    NO_OUTCOMES = "no_outcomes"  # exposures arrive, outcomes do not, or far fewer of treatment's
+    NO_OUTCOMES = "no_outcomes"  # exposures arrive, but no outcomes, or too few of treatment
     BELOW_MIN_SAMPLE = "below_min_sample"
     STALE = "stale"  # the freshest event is old, or the consumer lags
-    SRM = "srm"  # the observed share of treatment is not the decided one
-    MULTIPLE_EXPOSURE = "multiple_exposure"  # the same contexts saw both arms within one stage
-    REPEATED_OUTCOMES = (
-        "repeated_outcomes"  # outcomes arrive that had arrived before, byte for byte
-    )
+    SRM = "srm"  # sample ratio mismatch: the share of treatment is not the decided one
+    MULTIPLE_EXPOSURE = "multiple_exposure"  # the same contexts were in both arms of one stage
+    REPEATED_OUTCOMES = "repeated_outcomes"  # outcomes arrive again, byte for byte
     ACTUATION_DRIFT = "actuation_drift"  # a flag plane does not serve the decided percentage
-    TAINTED = "tainted"  # a known gap in the event log touches this stage
+    TAINTED = "tainted"  # records of this stage are known to be lost
 
 
 class GapPolicy(StrEnum):
@@ -126,7 +124,7 @@ class GapPolicy(StrEnum):
 
 
 class HoldReason(StrEnum):
-    """Why a rollout does not move although its bake is over, or why it is paused."""
+    """Why a rollout stays in its stage after the bake, or why it is paused."""
 
     HEALTH = "health"
     INCONCLUSIVE = "inconclusive"
@@ -143,16 +141,16 @@ class HoldReason(StrEnum):
 
 
 class FlagType(StrEnum):
-    """What a flag is for, hence how long it lives and what people expect of its switch."""
+    """The purpose of a flag, which decides how long it lives and what its switch does."""
 
-    RELEASE = "release"  # brings a change to everybody, then goes
-    EXPERIMENT = "experiment"  # compares variants, then goes
+    RELEASE = "release"  # brings a change to everybody, then is removed
+    EXPERIMENT = "experiment"  # compares variants, then is removed
     OPS = "ops"  # stays: switches a costly or risky part off in an emergency
     PERMISSION = "permission"  # stays: who may use something
 
 
 class ControlArm(StrEnum):
-    """Who is compared with treatment."""
+    """The contexts that are compared with treatment."""
 
     REST = "rest"  # everybody of the stage's audience who is not in treatment
     EQUAL = "equal"  # as many as are in treatment; the others are not counted
@@ -180,7 +178,7 @@ class AdvisorMode(StrEnum):
 
     OFF = "off"
     OBSERVE = "observe"  # recorded
-    CAN_HOLD = "can_hold"  # may hold a bounded number of rounds, then a person decides
+    CAN_HOLD = "can_hold"  # may hold for a bounded number of rounds, then a person decides
     REQUIRED = "required"  # its `proceed` is needed
 
 
@@ -219,26 +217,26 @@ class AlertKind(StrEnum):
     SIGNAL_REGRESSION = "signal_regression"
     SRM = "srm"
     NOT_ACTUATED = "not_actuated"
-    FOREIGN_EDIT = "foreign_edit"  # somebody changed a flag in its plane behind our back
+    FOREIGN_EDIT = "foreign_edit"  # a flag was changed in its plane, but not by rolloutd
     COMPLETED = "completed"
     PLAN_EXPIRED = "plan_expired"
-    FORCED = "forced"  # an operator went past a gate
-    ANOMALY = "anomaly"  # movement that no test is about; never an action
+    FORCED = "forced"  # an operator skipped a gate
+    ANOMALY = "anomaly"  # an unusual change that no guardrail tests; never an action
     FLAG_BROKEN = "flag_broken"  # its worker has stopped, or what is stored for it cannot be read
-    UNWATCHED = "unwatched"  # guardrails of a live stage cannot see; info: they can again
+    UNWATCHED = "unwatched"  # guardrails of a live stage have no evidence; info: they do again
 
 
 class RecordClass(StrEnum):
-    """The one class every record of an event partition falls into (invariant I2)."""
+    """The one class of each record of an event partition (invariant I2)."""
 
-    COUNTED = "counted"  # touched at least one arm
+    COUNTED = "counted"  # in at least one arm
     QUARANTINED = "quarantined"  # refused
     LATE = "late"  # a known flag, but outside every countable stage interval
     IGNORED = "ignored"  # no flag with a rollout
 
 
 class CommandStatus(StrEnum):
-    """The one answer to a command id."""
+    """Whether a command was carried out."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -255,6 +253,5 @@ class QuarantineReason(StrEnum):
     INVALID = "invalid"  # a field is missing, of the wrong type or out of range
     NO_CONTEXT = "no_context"  # neither a context id nor a record key
     BAD_TIME = "bad_time"  # outside the accepted window around the record's arrival
-    NOT_OTLP = (
-        "not_otlp"  # on a topic set to OTLP: not an export in its encoding, or none of its signal
-    )
+    #: On a topic that is set to OTLP: not an export in its encoding, or none of its signal.
+    NOT_OTLP = "not_otlp"

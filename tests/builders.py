@@ -130,7 +130,7 @@ def make_rollout(**overrides: Any) -> Rollout:
         "started_at": T0,
         "updated_at": visits[-1].entered_at if visits else T0,
     }
-    return Rollout(**{**fields, **overrides})
+    return Rollout(**{**fields, **overrides, "phase": phase})
 
 
 def make_command(verb: CommandVerb | str = CommandVerb.PAUSE, **overrides: Any) -> CommandReceived:

@@ -246,7 +246,7 @@ def _moment(
 
 def _judgement(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet) -> Judgement:  # type: ignore[type-arg]
     seen: Judgement = pick(PASSING) if pick((True, True, False)) else pick(alphabet.judgements)
-    present = 0 if rollout is None else len(rollout.visits) - 1
+    present = 0 if rollout is None else rollout.visit_index
     visit = pick((present,) * 7 + (max(present - 1, 0),)) if alphabet.is_untidy else present
     return replace(seen, at=at, visit=visit)
 

@@ -182,7 +182,7 @@ class Watched:
         )
 
     def _present(self) -> tuple[Counted, Counted]:
-        return self.arms.setdefault(len(self.rollout.visits) - 1, (Counted(), Counted()))
+        return self.arms.setdefault(self.rollout.visit_index, (Counted(), Counted()))
 
 
 def looks_until_breach(

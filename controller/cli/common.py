@@ -90,7 +90,7 @@ IdOption = Annotated[
     str | None,
     typer.Option(
         "--id",
-        help="The command's id. Repeating an id is safe: it is carried out once. Default: a new one.",
+        help="The command's id. Repeating one is safe: it is carried out once. Default: a new id.",
     ),
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why, for the audit log.")]

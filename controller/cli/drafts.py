@@ -269,7 +269,7 @@ def explain(
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Explain what happened to a flag's rollout, on what evidence, the likely cause and next steps."""
+    """Explain what happened to a rollout, on what evidence, the likely cause and next steps."""
     from controller.authoring.story import explain_rollout
 
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)

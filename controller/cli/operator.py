@@ -59,8 +59,8 @@ from schemas.plan import PlanDocument
 from schemas.terms import CommandStatus, CommandVerb
 
 app = typer.Typer(
-    help="Control and watch rollouts: publish commands to Kafka and wait for the one result of "
-    "each.",
+    help="Control and watch rollouts: publish commands to Kafka and wait for the one result "
+    "of each.",
     epilog="Exit codes: 0 accepted or shown; 1 rejected, plan with errors, no such rollout; 2 "
     "usage; 3 no result in time "
     "(repeating with the same --id is safe); 4 Kafka not reached; 78 bad configuration; "
@@ -446,7 +446,8 @@ def _say_unanswered(
     if trouble is not None:
         complain(f"Kafka did not acknowledge the command for {flags}: {trouble}")
     complain(
-        f"no result for {flags} within {options.seconds:g} s: the command may still be carried out. "
+        f"no result for {flags} within {options.seconds:g} s: the command may still be carried "
+        "out. "
         f"Is rolloutd running? {_repeat_hint(missing[0])}"
     )
 

@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from controller.core.advice_outcome import agrees, is_outcome
-from controller.core.machine import AFTER_COMPLETION, is_frozen, next_deadline
+from controller.core.machine import is_frozen, next_deadline
+from controller.core.machine.announcements import AFTER_COMPLETION
 from controller.core.rollout import (
     Aborted,
     AwaitingApproval,
@@ -24,6 +25,7 @@ from controller.core.rollout import (
     RolledBack,
     Rollout,
     Scheduled,
+    Waiting,
 )
 from controller.core.timeline import frozen_until
 from schemas.decision import Decision, JudgementRecord
@@ -81,7 +83,7 @@ class Situation:
     @property
     def judged_by(self) -> Decision | None:
         """The newest decision with evidence of the present visit of a stage, or of the last one."""
-        visit = len(self.rollout.visits) - 1
+        visit = self.rollout.visit_index
         for one in reversed(self.decisions):
             if (
                 one.rollout_id == self.rollout.rollout_id
@@ -130,15 +132,7 @@ class Situation:
     @property
     def since(self) -> datetime:
         """When the present phase began."""
-        match self.rollout.phase:
-            case Gating(since=since) | AwaitingApproval(since=since) | Paused(since=since):
-                return since
-            case Completed(at=at) | RolledBack(at=at) | Aborted(at=at):
-                return at
-            case Baking():
-                return self.rollout.visits[-1].entered_at
-            case Scheduled():
-                return self.rollout.started_at
+        return self.rollout.phase_since
 
     @property
     def frozen(self) -> str | None:
@@ -190,7 +184,7 @@ class Situation:
         match rollout.phase:
             case Baking(until=until) if until > now:
                 return f"the bake to end {moment(until, now)}"
-            case Scheduled() | Baking() | Gating() | AwaitingApproval() if self.frozen is not None:
+            case phase if isinstance(phase, Waiting) and self.frozen is not None:
                 then = ", then approval" if isinstance(rollout.phase, AwaitingApproval) else ""
                 return ("the freeze window to end" if rollout.freeze is None else "unfreeze") + then
             case Scheduled(start_at=start_at):
@@ -211,18 +205,18 @@ class Situation:
                 return f"nothing; {AFTER_COMPLETION[rollout.plan.flag_type]}"
             case RolledBack():
                 return "nothing; find the cause, then restart it"
-            case _:
+            case Aborted():
                 return "nothing; it has ended"
 
     @property
     def safe_to_advance(self) -> tuple[Safe, str]:
         """Whether the next stage may be entered now, and why or why not."""
         rollout = self.rollout
-        if rollout.has_ended:
-            return Safe.ENDED, ended_words(rollout.phase)
         if self.frozen is not None:
             return Safe.NO, self.frozen
         match rollout.phase:
+            case Completed() | RolledBack() | Aborted():
+                return Safe.ENDED, ended_words(rollout.phase)
             case Scheduled():
                 return Safe.NOT_YET, f"it waits for {self.waits_for}"
             case AwaitingApproval(reason=HoldReason.ADVISOR):
@@ -253,12 +247,12 @@ class Situation:
                 return Safe.NOT_YET, "the gate is being judged"
             case Paused():
                 return Safe.NO, self.hold or "paused"
-            case _ if rollout.plan.blind:
+            case Baking() if rollout.plan.blind:
                 return (
                     Safe.NOT_YET,
                     f"it waits for {self.waits_for}, and for nothing else: the plan is blind",
                 )
-            case _:
+            case Baking():
                 return Safe.NOT_YET, f"it waits for {self.waits_for}; then its gate is judged"
 
 

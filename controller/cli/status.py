@@ -53,9 +53,8 @@ DaemonOption = Annotated[
         "--daemon",
         metavar="URL",
         envvar="ROLLOUTCTL_DAEMON",
-        help="A daemon's HTTP address, http://127.0.0.1:8080: with a flag, also says whether "
-        "each flag plane serves what was "
-        "decided. The replica that runs the flag knows.",
+        help="A daemon's HTTP address, http://127.0.0.1:8080: with a flag, also says whether each "
+        "flag plane serves what was decided. The replica that runs the flag knows.",
     ),
 ]
 LastOption = Annotated[

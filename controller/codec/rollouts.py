@@ -17,18 +17,11 @@ from controller.codec.cloud_events import SOURCE, optional_record, write_event
 from controller.codec.plans import from_core_plan, to_core_plan
 from controller.core.judging.judgement import Advice
 from controller.core.rollout import (
-    Aborted,
+    PHASE_TYPES,
     AdviceRound,
-    AwaitingApproval,
-    Baking,
-    Completed,
     Freeze,
-    Gating,
-    Paused,
     Phase,
-    RolledBack,
     Rollout,
-    Scheduled,
     Visit,
 )
 from controller.core.serving import percent_to_serve
@@ -44,19 +37,7 @@ LARGEST_REVISION: Final = LARGEST_INTEGER // 2
 #: Characters of the reason why a document cannot be read.
 MAX_REASON_CHARS: Final = 500
 
-_PHASES: Final[dict[str, type[Phase]]] = {
-    phase.name.value: phase
-    for phase in (
-        Scheduled,
-        Baking,
-        Gating,
-        AwaitingApproval,
-        Paused,
-        Completed,
-        RolledBack,
-        Aborted,
-    )
-}
+_PHASES: Final[dict[str, type[Phase]]] = {phase.name.value: phase for phase in PHASE_TYPES}
 _PHASE_RECORD: TypeAdapter[state.PhaseRecord] = TypeAdapter(state.PhaseRecord)
 
 #: What numbers and nesting that no test has foreseen can raise. The flag stops, and no other flag.

@@ -1,1 +1,1 @@
-"""Decides: pure, no clock, no I/O. Begin with `machine.py`."""
+"""Decides: pure, no clock, no I/O. Begin with `machine/`."""

@@ -1,6 +1,6 @@
 """Rules that no transition may break, whatever decided it: checked in production before each save.
 
-They say again, from the outside and each on its own, what `machine.py` is built to do. A transition
+They say again, from the outside and each on its own, what `machine/` is built to do. A transition
 that would raise exposure against one of them is not saved. Pure, one small function per rule; the
 numbers are those of the specification.
 """

@@ -1,12 +1,14 @@
-"""One run of a plan for one flag: its phases, the events that reach it and the effects it asks for.
+"""One run of a plan for one flag: its phases, the events that reach it and the effects that follow.
 
-One type each, with only the fields that exist while it lasts. What may happen is in `machine.py`.
+Each phase is a type of its own, with only the fields that exist while it lasts. What may happen is
+decided in `machine/`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
+from typing import Any, ClassVar, NamedTuple, Self, get_args
 
 from controller.core.judging.judgement import Advice, Explanation, Judgement
 from controller.core.plan import Plan, Stage
@@ -25,25 +27,57 @@ from schemas.terms import (
 
 
 @dataclass(frozen=True, slots=True)
-class Scheduled:
+class _Timed:
+    """A value with times in its fields."""
+
+    def moved_back(self, by: timedelta) -> Self:
+        """Return the value with every time in it earlier by `by`."""
+        changes: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, datetime):
+                changes[field.name] = value - by
+            elif isinstance(value, _Timed):
+                changes[field.name] = value.moved_back(by)
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Phase(_Timed):
+    """What every phase says of itself, so that nobody else has to list the phases it is true of."""
+
+    name: ClassVar[PhaseName]
+    serves_nothing: ClassVar[bool] = False  # 0 % is served, whatever the stages say
+    is_guarded: ClassVar[bool] = False  # guardrails are armed: a regression acts at once
+    is_at_gate: ClassVar[bool] = False  # the bake is over, the stage is not
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled(_Phase):
     """Accepted; 0 % is served until the start."""
 
+    name: ClassVar = PhaseName.SCHEDULED
+    serves_nothing: ClassVar = True
     start_at: datetime
-    name = PhaseName.SCHEDULED
+
+    def moved_back(self, by: timedelta) -> Self:
+        """Return the phase as it is: the plan names its start, which may well lie ahead."""
+        return self
 
 
 @dataclass(frozen=True, slots=True)
-class Baking:
+class Baking(_Phase):
     """The stage gathers evidence. Guardrails are armed; nothing advances before `until`."""
 
+    name: ClassVar = PhaseName.BAKING
+    is_guarded: ClassVar = True
     stage: int  # 0-based index into Plan.stages
     until: datetime
-    name = PhaseName.BAKING
 
 
 @dataclass(frozen=True, slots=True)
-class AdviceRound:
-    """Where the question to the model stands."""
+class AdviceRound(_Timed):
+    """The state of one question to the model."""
 
     number: int  # 1 for the first
     until: datetime  # past it the round has no advice
@@ -53,74 +87,94 @@ class AdviceRound:
 
 
 @dataclass(frozen=True, slots=True)
-class Gating:
+class Gating(_Phase):
     """The bake is over; the stage stays live while the gate waits for a verdict."""
 
+    name: ClassVar = PhaseName.GATING
+    is_guarded: ClassVar = True
+    is_at_gate: ClassVar = True
     stage: int
     gate_id: str
     since: datetime
     until: datetime  # past it the undecided gate pauses the rollout
     advice: AdviceRound | None = None  # None until health and statistics have passed
-    name = PhaseName.GATING
 
 
 @dataclass(frozen=True, slots=True)
-class AwaitingApproval:
+class AwaitingApproval(_Phase):
     """Everything else has passed; a person decides, bound to the revision they saw."""
 
+    name: ClassVar = PhaseName.AWAITING_APPROVAL
+    is_guarded: ClassVar = True
+    is_at_gate: ClassVar = True
     stage: int
     gate_id: str
     since: datetime
     reason: HoldReason  # APPROVAL: the plan asks for it. ADVISOR: advice held as often as it may
-    name = PhaseName.AWAITING_APPROVAL
 
 
 @dataclass(frozen=True, slots=True)
-class Paused:
+class Paused(_Phase):
     """Stopped where it is: the percentage stays, guardrails stay armed, nothing advances."""
 
+    name: ClassVar = PhaseName.PAUSED
+    is_guarded: ClassVar = True
     since: datetime
     reason: HoldReason
-    held: Scheduled | Baking | Gating | AwaitingApproval  # what was interrupted
-    name = PhaseName.PAUSED
+    held: Waiting  # what was interrupted
 
 
 @dataclass(frozen=True, slots=True)
-class Completed:
+class _End(_Phase):
+    """The rollout is over, since `at`."""
+
+    at: datetime
+
+    @property
+    def since(self) -> datetime:
+        """When the phase began."""
+        return self.at
+
+
+@dataclass(frozen=True, slots=True)
+class Completed(_End):
     """The last gate passed; the last stage's percentage stays."""
 
-    at: datetime
-    name = PhaseName.COMPLETED
+    name: ClassVar = PhaseName.COMPLETED
 
 
 @dataclass(frozen=True, slots=True)
-class RolledBack:
-    """0 %, because of a fault: found by a guardrail or told by an operator. Final."""
+class RolledBack(_End):
+    """0 %, because of a fault that a guardrail found or an operator reported. Final."""
 
-    at: datetime
+    name: ClassVar = PhaseName.ROLLED_BACK
+    serves_nothing: ClassVar = True
     reason: str
-    name = PhaseName.ROLLED_BACK
 
 
 @dataclass(frozen=True, slots=True)
-class Aborted:
-    """0 %, because an operator wanted it so, without a fault. Final."""
+class Aborted(_End):
+    """0 %, because an operator decided so, without a fault. Final."""
 
-    at: datetime
+    name: ClassVar = PhaseName.ABORTED
+    serves_nothing: ClassVar = True
     reason: str
-    name = PhaseName.ABORTED
 
 
 InStage = Baking | Gating | AwaitingApproval
 Ended = Completed | RolledBack | Aborted
-Phase = Scheduled | InStage | Paused | Ended
+#: What may still go on by itself, and what a pause interrupts.
+Waiting = Scheduled | InStage
+Phase = Waiting | Paused | Ended
+#: In the order of `PhaseName`.
+PHASE_TYPES: tuple[type[Phase], ...] = get_args(Phase)
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One stay in a stage.
+    """The time from entering a stage to leaving it.
 
-    A stage stepped back to is visited again, and its evidence counts anew.
+    A stage that is stepped back to gets a second visit, and its evidence counts from zero.
     """
 
     stage: int
@@ -141,9 +195,10 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """The document of one rollout.
+    """The document of one rollout: where it stands and how it got there.
 
-    `revision` grows by one per transition and never falls, over all rollouts of the flag.
+    `revision` grows by one per transition and never falls, over all rollouts of the flag. Only
+    `machine/transitions.py` makes a new one.
     """
 
     flag_key: str
@@ -159,9 +214,25 @@ class Rollout:
     freeze: Freeze | None = None
 
     @property
+    def unpaused_phase(self) -> Waiting | Ended:
+        """The phase, or the one that a pause interrupted."""
+        return self.phase.held if isinstance(self.phase, Paused) else self.phase
+
+    @property
+    def phase_since(self) -> datetime:
+        """When the present phase began; of a bake, when its stage was entered."""
+        match self.phase:
+            case Scheduled():
+                return self.started_at
+            case Baking():
+                return self.visits[-1].entered_at
+            case phase:
+                return phase.since
+
+    @property
     def stage_index(self) -> int | None:
         """Index of the present stage; None before the start and after the end."""
-        phase = self.phase.held if isinstance(self.phase, Paused) else self.phase
+        phase = self.unpaused_phase
         return phase.stage if isinstance(phase, InStage) else None
 
     @property
@@ -171,26 +242,33 @@ class Rollout:
 
     @property
     def visit_index(self) -> int:
-        """Index of the present visit in `visits`, of the last one after the end; -1 before it."""
+        """Index of the present visit in `visits`, after the end of the last one; -1 without any."""
         return len(self.visits) - 1
+
+    @property
+    def present_visit(self) -> Visit | None:
+        """The present visit, after the end the last one; None before the start."""
+        return self.visits[-1] if self.visits else None
 
     @property
     def served_words(self) -> str:
         """`10 %`, and in a stage with an audience `10 % of beta`."""
-        audience = (
-            self.plan.stages[self.visits[-1].stage].audience
-            if self.visits and self.percent
-            else None
-        )
+        visit = self.present_visit
+        audience = self.plan.stages[visit.stage].audience if visit and self.percent else None
         return f"{self.percent:g} %" + ("" if audience is None else f" of {audience}")
 
     @property
+    def serves_nothing(self) -> bool:
+        """Whether 0 % is served, whatever `percent` says."""
+        return self.unpaused_phase.serves_nothing
+
+    @property
     def has_ended(self) -> bool:
-        """True once nothing but a new start, or a roll back after completion, can change it."""
+        """Whether nothing but a new start, or a roll back after completion, can change it."""
         return isinstance(self.phase, Ended)
 
 
-# --- events: past tense; when they are decided is an argument of `decide`
+# --- events: past tense; `decide` is given the time beside them
 # --------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +304,7 @@ class AdviceUnavailable:
 
 @dataclass(frozen=True, slots=True)
 class CommandReceived:
-    """An operator asked for something."""
+    """An operator sent a command."""
 
     command_id: str
     verb: CommandVerb
@@ -235,26 +313,26 @@ class CommandReceived:
     issued_at: datetime
     expected_revision: int | None = None
     plan: Plan | None = None  # for `start`; for `restart` it may replace the pinned one
-    #: It was in the log before this replica read there, so it may be read a second time. False: it
-    #: was sent just now, whatever its issuer's clock says.
+    #: True: the command was in the log before this replica began to read there, so it may have been
+    #: read before. False: it was sent just now, whatever its issuer's clock says.
     is_backlog: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CommandUnusable:
-    """A command that cannot be meant as it stands: it is answered and not obeyed."""
+    """A command that cannot be carried out as it is written: it is answered and nothing else."""
 
     command_id: str
-    verb: CommandVerb | None  # None: none that is known
+    verb: CommandVerb | None  # None: not a verb we know
     why: str
-    digest: str = ""  # of a command that could be meant and is refused; empty: it follows from this
+    digest: str = ""  # of a usable command that is refused; empty: the digest follows from `why`
 
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """Another process, or this one anew, took the flag over.
+    """A process took the flag over: another one, or this one after a restart.
 
-    An answer on its way went to its predecessor.
+    An answer of the model that was on its way went to the process before it.
     """
 
 
@@ -268,20 +346,20 @@ Event = (
     | CommandUnusable
 )
 
-# --- effects: imperative; each gets the id `flag/revision/n` when it is saved
-# -----------------------------------------------
+# --- effects: imperative
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class PublishDecision:
-    """Tell the audit log what was decided, with all the evidence."""
+    """Write to the audit log what was decided, with all the evidence."""
 
     kind: DecisionKind
     reason: str
     from_percent: float
     to_percent: float
     stage: int | None
-    issuer: str  # who: "rolloutd", or the command's issuer
+    issuer: str  # `CONTROLLER`, or the command's issuer
     judgement: Judgement | None = None
     advice: Advice | None = None
     gate_id: str | None = None
@@ -290,7 +368,7 @@ class PublishDecision:
 
 @dataclass(frozen=True, slots=True)
 class RaiseAlert:
-    """Tell people. The dedup key groups what one page is enough for."""
+    """Alert people. Alerts with the same dedup key are one page."""
 
     kind: AlertKind
     severity: Severity
@@ -298,9 +376,7 @@ class RaiseAlert:
     action: str  # what to do now, one sentence
     dedup_key: str
     judgement: Judgement | None = None  # carries the harm accounting
-    explanation: Explanation | None = (
-        None  # comes later, on an alert of its own with the same dedup key
-    )
+    explanation: Explanation | None = None  # sent later, on another alert with the same dedup key
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,37 +388,63 @@ class AnswerCommand:
     status: CommandStatus
     reason: str
     revision: int  # after the command
-    digest: str = ""  # of what the command asked for; empty until it is known
-    event: str = ""  # id of the result's event where it is not the command's: a second use of an id
+    digest: str = ""  # of the command's content; empty until the worker has computed it
+    event: str = ""  # id of the result's event for the second use of a command id, else empty
 
 
 @dataclass(frozen=True, slots=True)
 class AskAdvice:
-    """Put the gate's evidence to the model; the answer comes back as an event."""
+    """Ask the model about the gate's evidence; the answer comes back as an event.
+
+    The one effect that is not saved in the outbox, see `Transition`.
+    """
 
     gate_id: str
     round: int
     until: datetime
     judgement: Judgement
-    earlier: Advice | None = None  # what the round before this one was answered
+    earlier: Advice | None = None  # the answer of the round before this one
 
 
 Effect = PublishDecision | RaiseAlert | AnswerCommand | AskAdvice
 
 
-#: Who decided, where no operator did.
+class Transition(NamedTuple):
+    """The result of one decision: the rollout after it, and the effects to perform.
+
+    Whoever carries it out (`controller/deciding/`) keeps this contract, in this order:
+
+    1. Save `after` and its effects in one atomic write, before any effect is performed, and only
+       if nobody else has saved since `before` was read. When the outcome of a save is unknown, load
+       the flag again and decide the event again; do not send the old write a second time.
+    2. Perform the effects. Each has got the id `<flag>/<revision>/<n>` with the save.
+    3. Settle an effect, which removes it from the outbox, once its receiver has it.
+
+    So a crash at any point forgets no effect and may repeat some: receivers drop a repeat by its
+    id, which makes repeats harmless. `AskAdvice` is the exception: it is no effect of the outbox.
+    It has no id and is lost in a crash; after `Restarted` the next judgement at the gate asks
+    again, as the same round.
+
+    `after is before` means that nothing changed: there is nothing to save but the effects.
+    """
+
+    after: Rollout | None
+    effects: tuple[Effect, ...] = ()
+
+
+#: The issuer of what no operator decided.
 CONTROLLER = "rolloutd"
 
-#: Verbs that raise exposure or open the way to it are refused when older than this: an order from
-#: before an outage is not an order for now.
+#: Commands that raise exposure, or open the way to it, are refused when they are older than this:
+#: a command from before an outage says nothing of the state after it.
 COMMAND_MAX_AGE = timedelta(minutes=10)
 
-#: All other verbs only ever make it more careful, so an outage of hours does not make them void.
-#: After a day nobody remembers them: what is that old was read again, from a log whose offsets were
-#: lost or mirrored.
+#: All other commands only ever make the rollout more careful, so an outage of hours does not make
+#: them void. One that is more than a day old was read again, from a log whose offsets were lost or
+#: mirrored, and nobody remembers it.
 LOWERING_MAX_AGE = timedelta(hours=24)
 
-#: What was issued before the present rollout began is for an earlier one. Clocks of laptops differ
-#: by seconds to minutes; one that is slower than this is believed for what arrives now, see
-#: `is_backlog`.
+#: A command that was issued before the present rollout began belongs to an earlier one. Clocks of
+#: laptops differ by seconds to minutes; a slower clock than this is believed only for a command
+#: that was sent just now, see `is_backlog`.
 CLOCK_TOLERANCE = timedelta(minutes=5)

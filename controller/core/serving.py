@@ -32,7 +32,7 @@ from typing import Any
 
 from controller.core.audience import Attributes, Audience, matcher
 from controller.core.plan import Plan, Stage
-from controller.core.rollout import Aborted, Paused, RolledBack, Rollout, Scheduled, Visit
+from controller.core.rollout import Rollout, Visit
 from schemas.terms import ControlArm
 
 #: Buckets: steps of 0.01 %.
@@ -199,7 +199,7 @@ def serving(rollout: Rollout) -> Serving:
     """
     plan = rollout.plan
     rings: tuple[Ring, ...] = (Ring(None, 0.0, is_compared=True),)
-    if not _is_off(rollout):
+    if not rollout.serves_nothing:
         rings = _rings(plan, rollout.visits[-1].stage if rollout.visits else 0, rollout.percent)
     return Serving(
         treatment=plan.treatment,
@@ -219,7 +219,7 @@ def percent_to_serve(rollout: Rollout) -> float:
     It is that of the ring of everybody, 0 while there is none: what an audience is given would
     otherwise reach all.
     """
-    if _is_off(rollout):
+    if rollout.serves_nothing:
         return 0.0
     if not rollout.plan.audiences:
         return rollout.percent
@@ -291,11 +291,6 @@ def variant_values(plan: Plan) -> dict[str, Any]:
             control if name == plan.unassigned else values[name.removesuffix(EARLIER_SUFFIX)]
         )
     return values
-
-
-def _is_off(rollout: Rollout) -> bool:
-    phase = rollout.phase.held if isinstance(rollout.phase, Paused) else rollout.phase
-    return isinstance(phase, Scheduled | RolledBack | Aborted)
 
 
 def _control_weight(weight: int, control: ControlArm) -> int:

@@ -17,21 +17,19 @@ from math import inf
 
 import structlog
 
-from controller.counting.background_tasks import BackgroundTasks
+from controller.counting.dependencies import Dependencies
 from controller.counting.owned_partition import (
     TRIES,
     OwnedPartition,
     PartitionPair,
     PartitionState,
 )
-from controller.counting.pacing import Pacing
 from controller.counting.partition_faults import PartitionFaults
 from controller.counting.partition_totals import PartitionTotals
 from controller.counting.watched_flags import WatchedFlags
 from controller.errors import BrokenInvariant, OperatingTrouble
 from controller.log_identity import is_other_topic, why_other_log
-from controller.ports import Clock, EventLog, TopicPartition, Topology, Totals
-from controller.settings import CountingSettings
+from controller.ports import TopicPartition
 
 #: A log that ends before our position so many times in a row is another one. Once may be a follower
 #: that has just become leader.
@@ -42,40 +40,23 @@ _BEYOND_EVERY_OFFSET = 2**63
 class Assignment:
     """The partitions that the group has assigned to this member, in pairs."""
 
-    def __init__(
-        self,
-        log: EventLog,
-        totals: Totals,
-        *,
-        clock: Clock,
-        settings: CountingSettings,
-        pacing: Pacing,
-        topics: tuple[str, str],
-        epoch: int,
-        watched_flags: WatchedFlags,
-        topology: Topology | None,
-        faults: PartitionFaults,
-        tasks: BackgroundTasks,
-    ) -> None:
-        """Own nothing. The parameters are those of `Ingest`; `tasks` runs the loads."""
-        self._log = log
-        self._totals = totals
-        self._clock = clock
-        self._settings = settings
-        self._pacing = pacing
-        self._topics = topics
-        self._epoch = epoch
-        self._watched_flags = watched_flags
-        self._topology = topology
-        self._faults = faults
-        self._tasks = tasks
+    def __init__(self, dependencies: Dependencies, faults: PartitionFaults) -> None:
+        """Own nothing."""
+        self._log = dependencies.log
+        self._totals = dependencies.totals
+        self._clock = dependencies.clock
+        self._settings = dependencies.settings
+        self._pacing = dependencies.pacing
+        self._topics = dependencies.topics
+        self._epoch = dependencies.epoch
+        self._watched_flags = dependencies.watched_flags
+        self._topology = dependencies.topology
+        self._tasks = dependencies.tasks
+        self._now_ms = dependencies.now_ms
+        self.faults = faults
         self._logger = structlog.get_logger()
         self.owned: dict[TopicPartition, OwnedPartition] = {}
         self.pairs: dict[int, PartitionPair] = {}
-
-    def now_ms(self) -> int:
-        """Return the time in ms since the epoch."""
-        return int(self._clock.now().timestamp() * 1000)
 
     # - what is ours -
 
@@ -108,7 +89,7 @@ class Assignment:
         owned.state = PartitionState.GONE
         owned.pending = []
         if owned.is_faulty:
-            self._faults.clear(owned)
+            self.faults.clear(owned)
         owned.totals.flags.close()
         owned.end_trial()
         if self.owned.get(owned.partition) is owned:
@@ -171,7 +152,7 @@ class Assignment:
                 # It stops this partition alone. Evidence of the others goes on, and gates see that
                 # one does not report.
                 tries += 1
-                self._faults.record_failure(owned, mistake)
+                self.faults.record_failure(owned, mistake)
                 if isinstance(mistake, BrokenInvariant) or tries >= TRIES:
                     self._stop(owned)
                 is_stopped = owned.state is PartitionState.STOPPED
@@ -188,12 +169,12 @@ class Assignment:
         stored = await self._totals.load(owned.key)
         first, end = await self._bounds(owned, stored.next_offset or 0)
         totals = self._new_totals(owned.partition)
-        totals.set_time(self.now_ms())
+        totals.set_time(self._now_ms())
         topic_id = self.topic_id(owned) or ""
         if stored.next_offset is None:
             totals.start_at(first)
             if first > 0:
-                self._faults.record_loss(owned, 0, first)
+                self.faults.record_loss(owned, 0, first)
                 totals.lose(0, is_over=first >= end)
             totals.records.topic_id = topic_id
             return totals, None, 0
@@ -210,7 +191,7 @@ class Assignment:
             offset = first if is_other_topic(records.topic_id, topic_id) else end
             self._rebase(owned, totals, offset, end, why)
         elif stored.next_offset < first:
-            self._faults.record_loss(owned, stored.next_offset, first)
+            self.faults.record_loss(owned, stored.next_offset, first)
             totals.skip_to(first, end)
         if topic_id:
             totals.records.topic_id = topic_id
@@ -238,7 +219,7 @@ class Assignment:
         totals.rebase(offset, end)
         owned.set_failures_behind(_BEYOND_EVERY_OFFSET)  # its offsets are not there any more
         owned.failed_at = 0
-        self._faults.record_rebase(
+        self.faults.record_rebase(
             owned, fence=fence, offset=offset, why=why, now=self._clock.monotonic()
         )
 
@@ -294,7 +275,7 @@ class Assignment:
         for owned in pair.owned():
             if owned.state is not PartitionState.READY:
                 continue
-            self._faults.record_failure(owned, mistake)
+            self.faults.record_failure(owned, mistake)
             # Progress ends the row of failures: a record that was set aside, or another place.
             owned.failures = owned.failures + 1 if owned.totals.position <= owned.failed_at else 1
             owned.failed_at = max(owned.failed_at, owned.totals.position)

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import structlog
 
 from controller.counting.assignment import Assignment
+from controller.counting.dependencies import Dependencies
 from controller.counting.log_ends import LogEnds
 from controller.counting.owned_partition import OwnedPartition, PartitionState, PartitionView
 from controller.counting.refusals import RefusalBacklog
-from controller.counting.watched_flags import WatchedFlags
-from controller.metrics import Metrics
 from schemas.quarantine import Refusal
 from schemas.terms import QuarantineReason, RecordClass
 
@@ -35,18 +34,17 @@ class CountingReport:
 
     def __init__(
         self,
-        metrics: Metrics,
+        dependencies: Dependencies,
         assignment: Assignment,
         ends: LogEnds,
         refusals: RefusalBacklog,
-        watched_flags: WatchedFlags,
     ) -> None:
-        """Report to `metrics`."""
-        self._metrics = metrics
+        """Report on the partitions of `assignment`."""
+        self._metrics = dependencies.metrics
+        self._watched_flags = dependencies.watched_flags
         self._assignment = assignment
         self._ends = ends
         self._refusals = refusals
-        self._watched_flags = watched_flags
         # As far as the metrics know.
         self._unknown_reported = 0
         self._dropped_reported = 0

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 
 import structlog
 
+from controller.counting.dependencies import Dependencies
 from controller.counting.owned_partition import OwnedPartition, PartitionState
-from controller.counting.pacing import Pacing
 from controller.counting.pair_order import FOLDED_AT_ONCE
-from controller.counting.partition_faults import IngestCounters
 from controller.errors import EventLogUnavailable
-from controller.ports import Clock, EventLog, Record, TopicPartition
-from controller.settings import CountingSettings
+from controller.ports import Record, TopicPartition
 
 #: Of records that hold many events: fetched and not yet folded, per partition.
 _PACKED_BYTES_PENDING = 16 * 1024 * 1024
@@ -24,22 +22,18 @@ class Fetching:
 
     def __init__(
         self,
-        log: EventLog,
-        clock: Clock,
-        settings: CountingSettings,
-        pacing: Pacing,
+        dependencies: Dependencies,
         owned: dict[TopicPartition, OwnedPartition],
-        counters: IngestCounters,
         *,
         has_packed: bool,
     ) -> None:
         """`owned` are the present partitions. `has_packed`: a record may hold many events."""
-        self._log = log
-        self._clock = clock
-        self._settings = settings
-        self._pacing = pacing
+        self._log = dependencies.log
+        self._clock = dependencies.clock
+        self._settings = settings = dependencies.settings
+        self._pacing = pacing = dependencies.pacing
+        self._counters = dependencies.counters
         self._owned = owned
-        self._counters = counters
         self._has_packed = has_packed
         # Fetch again only below this many pending records of a partition, so that one fetch cannot
         # pause it: aiokafka drops what it has read ahead of a pause.

@@ -30,14 +30,14 @@ import structlog
 
 from controller.core.rollout import Rollout
 from controller.counting.assignment import Assignment
-from controller.counting.background_tasks import BackgroundTasks
 from controller.counting.counting_report import CountingReport
+from controller.counting.dependencies import Dependencies
 from controller.counting.fetching import Fetching
 from controller.counting.log_ends import LogEnds
 from controller.counting.owned_partition import PartitionView
 from controller.counting.pacing import Pacing
 from controller.counting.pair_order import FOLDED_AT_ONCE, FoldingFailed, PairOrder
-from controller.counting.partition_faults import IngestCounters, PartitionFaults
+from controller.counting.partition_faults import PartitionFaults
 from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
 from controller.counting.refusals import Quarantine, RefusalBacklog
 from controller.counting.saving import BUDGET, Saving
@@ -85,62 +85,34 @@ class Ingest:
         just been saved. `faults` gets what is contained in one partition or flag. `topology` knows
         which topic it is that has a name.
         """
-        self._faults = faults = Faults(clock.now) if faults is None else faults
-        self._log = log
-        self._clock = clock
-        self._pacing = pacing
-        self._tasks = tasks = BackgroundTasks()
-        self.counters = counters = IngestCounters()
-        self.watched_flags = WatchedFlags(settings.unknown_flags_limit)
-        self.refusals = RefusalBacklog(quarantine, faults, retry_seconds=pacing.retry_seconds)
-        self._partition_faults = PartitionFaults(faults, counters)
-        self.assignment = Assignment(
-            log,
-            totals,
-            clock=clock,
-            settings=settings,
-            pacing=pacing,
-            topics=topics,
-            epoch=epoch,
-            watched_flags=self.watched_flags,
-            topology=topology,
-            faults=self._partition_faults,
-            tasks=tasks,
-        )
-        self._order = PairOrder(
-            log,
-            clock,
-            settings,
-            pacing,
-            read_evaluations=read_evaluations,
-            read_outcomes=read_outcomes,
-            trial=self.assignment.trial_totals,
-        )
-        owned, has_packed = self.assignment.owned, self._order.has_packed
-        self._fetching = Fetching(
-            log, clock, settings, pacing, owned, counters, has_packed=has_packed
-        )
-        self._ends = LogEnds(log, clock, pacing, self.assignment)
-        self._report = CountingReport(
-            metrics, self.assignment, self._ends, self.refusals, self.watched_flags
-        )
-        self._saving = Saving(
-            log,
-            totals,
-            self.assignment,
-            self._ends,
-            self.refusals,
-            self._report,
+        dependencies = Dependencies(
+            log=log,
+            totals=totals,
             clock=clock,
             metrics=metrics,
             settings=settings,
             pacing=pacing,
-            faults=faults,
-            partition_faults=self._partition_faults,
-            counters=counters,
-            tasks=tasks,
-            on_counted=on_counted,
+            topics=topics,
+            epoch=epoch,
+            faults=Faults(clock.now) if faults is None else faults,
+            topology=topology,
+            watched_flags=WatchedFlags(settings.unknown_flags_limit),
         )
+        self._dependencies = dependencies
+        self.counters = dependencies.counters
+        self.watched_flags = dependencies.watched_flags
+        self._faults = PartitionFaults(dependencies)
+        self.refusals = refusals = RefusalBacklog(
+            quarantine, dependencies.faults, retry_seconds=pacing.retry_seconds
+        )
+        self.assignment = assignment = Assignment(dependencies, self._faults)
+        self._order = order = PairOrder(
+            dependencies, read_evaluations, read_outcomes, assignment.trial_totals
+        )
+        self._fetching = Fetching(dependencies, assignment.owned, has_packed=order.has_packed)
+        self._ends = ends = LogEnds(dependencies, assignment)
+        self._report = report = CountingReport(dependencies, assignment, ends, refusals)
+        self._saving = Saving(dependencies, assignment, ends, refusals, report, on_counted)
         self._is_stopping = False
         self._is_blocked = False  # records are pending and none could be folded
         self._has_ended = asyncio.Event()
@@ -155,7 +127,7 @@ class Ingest:
         Call it for every rollout there is before `run`: events that are folded before their flag is
         known are ignored for good.
         """
-        watched = self.watched_flags.watch(rollout, self.assignment.now_ms())
+        watched = self.watched_flags.watch(rollout, self._dependencies.now_ms())
         if watched is not None:
             for owned in self.assignment.owned.values():
                 owned.totals.flags.apply(watched)
@@ -166,12 +138,12 @@ class Ingest:
         Returns at once if it never began.
         """
         self._is_stopping = True
-        if self._tasks.have_begun:
+        if self._dependencies.tasks.have_begun:
             await self._has_ended.wait()
 
     def views(self) -> list[PartitionView]:
         """Return how every partition that we own stands."""
-        return self._report.views(self._clock.monotonic())
+        return self._report.views(self._dependencies.clock.monotonic())
 
     @property
     def longest_fold_seconds(self) -> float:
@@ -186,15 +158,15 @@ class Ingest:
         """
         self.assignment.forget()
         self._has_ended.clear()
-        self._log.on_revoked(self._saving.hand_over)
+        self._dependencies.log.on_revoked(self._saving.hand_over)
         # What exists by now lives as long as the process: collections need not visit it.
         gc.freeze()
         gc.set_threshold(_COLLECTED_FROM_OBJECTS)
         try:
             async with asyncio.TaskGroup() as group:
-                self._tasks.begin(group)
-                self._tasks.start(self.refusals.run(), "refusals")
-                self._tasks.start(self._ends.follow(self._report.update_lag), "ends")
+                self._dependencies.tasks.begin(group)
+                self._dependencies.tasks.start(self.refusals.run(), "refusals")
+                self._dependencies.tasks.start(self._ends.follow(self._report.update_lag), "ends")
                 while not self._is_stopping:
                     await self._round()
                 await self._saving.drain()
@@ -208,10 +180,10 @@ class Ingest:
         self.assignment.begin_loaded()
         if self._fetching.is_due(is_blocked=self._is_blocked):
             await self._fetching.fetch(is_blocked=self._is_blocked)
-        now = self._clock.monotonic()
+        now = self._dependencies.clock.monotonic()
         await self._fold(now)
         self._fetching.pause_full()
-        self._saving.save_due(self._clock.monotonic(), self._order.has_room)
+        self._saving.save_due(self._dependencies.clock.monotonic(), self._order.has_room)
         self._free_ended(now)
         await asyncio.sleep(0)  # a log that always has records must not keep the loop to itself
 
@@ -223,11 +195,11 @@ class Ingest:
             try:
                 folded = self._order.fold(pair, now)
             except FoldingFailed as failure:
-                self._partition_faults.isolate(failure)
+                self._faults.isolate(failure)
                 self.assignment.fail(pair, failure.__cause__ or failure)
                 continue
             finally:
-                self._partition_faults.report_set_aside(pair)
+                self._faults.report_set_aside(pair)
             if folded:
                 self._is_blocked = False
             is_slow = self._order.has_packed or any(one.is_careful for one in pair.owned())
@@ -238,13 +210,13 @@ class Ingest:
 
     def _free_ended(self, now: float) -> None:
         """Free what was counted for rollouts that ended long enough ago."""
-        if now - self._freed_at < self._pacing.sweep_seconds:
+        if now - self._freed_at < self._dependencies.pacing.sweep_seconds:
             return
         self._freed_at = now
-        for watched in self.watched_flags.end(self.assignment.now_ms()):
+        for watched in self.watched_flags.end(self._dependencies.now_ms()):
             for owned in self.assignment.owned.values():
                 owned.totals.flags.drop(watched.flag_key, watched.rollout_id)
-            self._faults.clear(Scope.FLAG, watched.flag_key, reporter=BUDGET)
+            self._dependencies.faults.clear(Scope.FLAG, watched.flag_key, reporter=BUDGET)
             self._logger.info(
                 "totals_freed", flag_key=watched.flag_key, rollout_id=watched.rollout_id
             )

@@ -12,21 +12,20 @@ from collections.abc import Callable
 import structlog
 
 from controller.counting.assignment import SHORT_TIMES, Assignment
+from controller.counting.dependencies import Dependencies
 from controller.counting.owned_partition import OwnedPartition, PartitionState
-from controller.counting.pacing import Pacing
 from controller.errors import EventLogUnavailable
 from controller.log_identity import is_other_topic, why_other_log
-from controller.ports import Clock, EventLog
 
 
 class LogEnds:
     """What the log says of itself."""
 
-    def __init__(self, log: EventLog, clock: Clock, pacing: Pacing, assignment: Assignment) -> None:
-        """Ask `log` about the partitions of `assignment`."""
-        self._log = log
-        self._clock = clock
-        self._pacing = pacing
+    def __init__(self, dependencies: Dependencies, assignment: Assignment) -> None:
+        """Ask about the partitions of `assignment`."""
+        self._log = dependencies.log
+        self._clock = dependencies.clock
+        self._pacing = dependencies.pacing
         self._assignment = assignment
         self._logger = structlog.get_logger()
 

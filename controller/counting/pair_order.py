@@ -14,20 +14,19 @@ from contextlib import contextmanager
 from itertools import accumulate
 from math import inf
 
+from controller.counting.dependencies import Dependencies
 from controller.counting.owned_partition import (
     OwnedPartition,
     PartitionPair,
     PartitionState,
 )
-from controller.counting.pacing import Pacing
 from controller.counting.partition_totals import (
     PartitionTotals,
     ReadEvaluations,
     ReadOutcomes,
     up_to,
 )
-from controller.ports import Clock, EventLog, Record, TopicPartition
-from controller.settings import CountingSettings
+from controller.ports import Record, TopicPartition
 from schemas.envelope import MAX_AHEAD_MS
 from schemas.events import Packed
 from schemas.quarantine import MAX_REFUSALS
@@ -63,25 +62,21 @@ class PairOrder:
 
     def __init__(
         self,
-        log: EventLog,
-        clock: Clock,
-        settings: CountingSettings,
-        pacing: Pacing,
-        *,
+        dependencies: Dependencies,
         read_evaluations: ReadEvaluations,
         read_outcomes: ReadOutcomes,
         trial: Callable[[TopicPartition], PartitionTotals],
     ) -> None:
-        """Fold records of `log`; `trial` makes empty totals to try records on, never saved."""
+        """`trial` makes empty totals to try records on; they are never saved."""
+        self._log = dependencies.log
+        self._clock = dependencies.clock
+        self._settings = dependencies.settings
+        self._pacing = dependencies.pacing
         self._trial = trial
-        self._log = log
-        self._clock = clock
-        self._settings = settings
-        self._pacing = pacing
         self._read_evaluations = read_evaluations
         self._read_outcomes = read_outcomes
         self.has_packed = isinstance(read_evaluations, Packed) or isinstance(read_outcomes, Packed)
-        self._slice = min(FOLDED_AT_ONCE, settings.fetch_max_records)
+        self._slice = min(FOLDED_AT_ONCE, self._settings.fetch_max_records)
         self._unfrozen_counters = 0
         self._now_ms = 0
         self.longest_seconds = 0.0  # that one call kept the loop to itself

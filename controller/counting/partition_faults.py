@@ -6,13 +6,12 @@ Belongs here: counters, logs and faults. Does not belong here: what is done abou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import structlog
 
+from controller.counting.dependencies import Dependencies
 from controller.counting.owned_partition import OwnedPartition, PartitionPair
 from controller.counting.pair_order import CAREFUL_RECORDS, FoldingFailed, failure_of
-from controller.health import Faults, Scope, partition_remedy
+from controller.health import Scope, partition_remedy
 
 _REPORTER = "counting"  # reports these faults, and alone clears them
 _REBASED = "look at the flags in a stage: it is tainted, and a person decides how it goes on"
@@ -20,26 +19,13 @@ _REBASED = "look at the flags in a stage: it is tainted, and a person decides ho
 _REBASE_SHOWN_SECONDS = 600.0
 
 
-@dataclass(slots=True)
-class IngestCounters:
-    """What happened since the start, for metrics."""
-
-    saves: int = 0
-    save_troubles: int = 0  # tries with unknown outcome
-    fences_lost: int = 0  # another process had counted
-    fetch_troubles: int = 0
-    gaps: int = 0  # times that the log had deleted records unread
-    rebases: int = 0  # times that counting went on in another log
-    mistakes: int = 0  # of ours, each contained in a partition
-
-
 class PartitionFaults:
     """Reports what goes wrong in partitions, and clears it once they are counted beyond it."""
 
-    def __init__(self, faults: Faults, counters: IngestCounters) -> None:
-        """Report to `faults` and count in `counters`."""
-        self._faults = faults
-        self._counters = counters
+    def __init__(self, dependencies: Dependencies) -> None:
+        """Report to the dependencies' `faults`, and count in their `counters`."""
+        self._faults = dependencies.faults
+        self._counters = dependencies.counters
         self._log = structlog.get_logger()
 
     def record_failure(self, owned: OwnedPartition, mistake: BaseException) -> None:

@@ -20,21 +20,17 @@ from dataclasses import dataclass
 import structlog
 
 from controller.counting.assignment import Assignment
-from controller.counting.background_tasks import BackgroundTasks
 from controller.counting.counted_flags import Changes
 from controller.counting.counting_report import CountingReport
+from controller.counting.dependencies import Dependencies
 from controller.counting.log_ends import LogEnds
 from controller.counting.lost_records import LostRecords
 from controller.counting.owned_partition import OwnedPartition, PartitionPair, PartitionState
-from controller.counting.pacing import Pacing
-from controller.counting.partition_faults import IngestCounters, PartitionFaults
 from controller.counting.partition_totals import PartitionTotals
 from controller.counting.refusals import RefusalBacklog
 from controller.errors import BrokenInvariant, StoreUnavailable
-from controller.health import Faults, Scope
-from controller.metrics import Metrics
-from controller.ports import Clock, EventLog, TopicPartition, Totals
-from controller.settings import CountingSettings
+from controller.health import Scope
+from controller.ports import TopicPartition
 from schemas.quarantine import Refusal
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 
@@ -64,39 +60,32 @@ class Saving:
 
     def __init__(
         self,
-        log: EventLog,
-        totals: Totals,
+        dependencies: Dependencies,
         assignment: Assignment,
         ends: LogEnds,
         refusals: RefusalBacklog,
         report: CountingReport,
-        *,
-        clock: Clock,
-        metrics: Metrics,
-        settings: CountingSettings,
-        pacing: Pacing,
-        faults: Faults,
-        partition_faults: PartitionFaults,
-        counters: IngestCounters,
-        tasks: BackgroundTasks,
         on_counted: Callable[[frozenset[str]], None],
     ) -> None:
-        """Save the partitions of `assignment`. The parameters are those of `Ingest`."""
-        self._log = log
-        self._totals = totals
+        """Save the partitions of `assignment`.
+
+        `on_counted` is called with the flags whose totals have just been saved.
+        """
+        self._log = dependencies.log
+        self._totals = dependencies.totals
+        self._clock = dependencies.clock
+        self._metrics = dependencies.metrics
+        self._settings = dependencies.settings
+        self._pacing = dependencies.pacing
+        self._faults = dependencies.faults
+        self._counters = dependencies.counters
+        self._tasks = dependencies.tasks
+        self._now_ms = dependencies.now_ms
         self._assignment = assignment
         self._ends = ends
         self._refusals = refusals
         self._report = report
-        self._lost_records = LostRecords(log, partition_faults)
-        self._clock = clock
-        self._metrics = metrics
-        self._settings = settings
-        self._pacing = pacing
-        self._faults = faults
-        self._partition_faults = partition_faults
-        self._counters = counters
-        self._tasks = tasks
+        self._lost_records = LostRecords(dependencies.log, assignment.faults)
         self._on_counted = on_counted
         self._committed_at = 0.0
         self._logger = structlog.get_logger()
@@ -209,7 +198,7 @@ class Saving:
         silent = self._ends.silent_seconds(owned, now)
         if silent is not None:
             # While a broker hangs, nothing new is reported, so that the judge sees the silence.
-            records.reported_at_ms = max(0, self._assignment.now_ms() - int(silent * 1000))
+            records.reported_at_ms = max(0, self._now_ms() - int(silent * 1000))
         if not records.adds_up(totals.position):
             self._metrics.invariant_violations.of("I2").inc()
             why = f"{records} does not add up to offset {totals.position}"
@@ -237,7 +226,7 @@ class Saving:
             owned.swept_at = now
             flags.drop_superseded()
             if owned.totals.position >= (self._ends.end_of(owned) or 0):
-                flags.expire_exposures(self._assignment.now_ms() - _EXPOSURES_KEPT_MS)
+                flags.expire_exposures(self._now_ms() - _EXPOSURES_KEPT_MS)
         for flag_key in flags.keep_budget(self._settings.max_contexts_per_partition):
             why = (
                 f"its contexts fill {owned.name}: new ones are no longer recorded there, "
@@ -287,7 +276,7 @@ class Saving:
         owned.saved_rebased = owned.totals.records.rebased
         owned.saved_at = now
         owned.unsaved_since = snapshot.at if owned.has_changed else None
-        self._partition_faults.clear_if_recovered(owned, now)
+        self._assignment.faults.clear_if_recovered(owned, now)
         self._counters.saves += 1
         self._metrics.flush_duration_seconds.observe(now - began)
         self._report.update(owned)

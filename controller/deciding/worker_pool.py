@@ -97,7 +97,7 @@ class WorkerPool:
             rollout, judgement = run.worker.rollout, run.worker.judgement
             if rollout is None or judgement is None or rollout.stage_index is None:
                 continue
-            if judgement.at >= rollout.started_at and judgement.visit == len(rollout.visits) - 1:
+            if judgement.at >= rollout.started_at and judgement.visit == rollout.visit_index:
                 present[key] = (rollout, judgement)
         return present
 

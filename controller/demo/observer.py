@@ -140,7 +140,7 @@ class Observer:
         rollout = self.course.rollout
         if rollout is None or not rollout.visits:
             return
-        index = len(rollout.visits) - 1
+        index = rollout.visit_index
         try:
             stored = await self._rollouts.load(self._flag_key)
             totals, progress = await self._totals.read(

@@ -265,7 +265,7 @@ class Backtest:
     def totals(self) -> VisitTotals:
         """Return the present visit's totals over all partitions."""
         visits = self._evidence().visits
-        return visits.get(len(self._now().visits) - 1, VisitTotals(ArmTotals(), ArmTotals()))
+        return visits.get(self._now().visit_index, VisitTotals(ArmTotals(), ArmTotals()))
 
     def share(self) -> float | None:
         """Return treatment's share of the present visit's contexts, None without any."""

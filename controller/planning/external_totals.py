@@ -231,7 +231,7 @@ def look(
     }
     totals = VisitTotals(dealt[Arm.TREATMENT].totals(), dealt[Arm.CONTROL].totals())
     at = _BEGAN + looks * LOOK
-    evidence = Evidence(at, {len(stream.rollout.visits) - 1: totals}, (), 0)
+    evidence = Evidence(at, {stream.rollout.visit_index: totals}, (), 0)
     seen, tests = check_harm(stream.rollout, evidence, stream.tests, at)
     judgement = None
     if any(harm.is_possible for harm in seen):

@@ -188,7 +188,7 @@ class _Virtual:
 
     def _enter(self, visit: Visit) -> None:
         """Begin counting anew when the rollout is in another visit."""
-        index = len(self._rollout.visits) - 1
+        index = self._rollout.visit_index
         if index != self._visit:
             self._visit = index
             self._arms = {arm: DrawnArm() for arm in Arm}

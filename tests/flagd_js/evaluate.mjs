@@ -1,4 +1,5 @@
-// Reads {document, cases: [[flag, context], ...]} from standard input and prints the variants that flagd's evaluator gives.
+// Reads {document, cases: [[flag, context], ...]} from standard input and prints the variants that
+// flagd's evaluator gives.
 import { readFileSync } from "node:fs";
 import { FlagdCore } from "@openfeature/flagd-core";
 

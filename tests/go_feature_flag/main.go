@@ -1,4 +1,5 @@
-// Evaluates a flag of a GO Feature Flag file for each targeting key on standard input; prints the variation of each.
+// Evaluates a flag of a GO Feature Flag file for each targeting key on standard input, and prints
+// the variation of each.
 package main
 
 import (
@@ -31,7 +32,8 @@ func main() {
 	defer ffclient.Close()
 	keys := bufio.NewScanner(os.Stdin)
 	for keys.Scan() {
-		detail, err := ffclient.BoolVariationDetails(os.Args[2], ffcontext.NewEvaluationContext(keys.Text()), false)
+		user := ffcontext.NewEvaluationContext(keys.Text())
+		detail, err := ffclient.BoolVariationDetails(os.Args[2], user, false)
 		fmt.Println(keys.Text(), detail.VariationType, detail.Value, detail.Reason, err)
 	}
 }

@@ -260,7 +260,7 @@ def drive(rollout: Rollout | None, at: datetime) -> None:
         is_frozen(rollout, at)
         if rollout.visits:
             progress = PartitionProgress("e/0", 10, 10, freshest=at, reported_at=at)
-            visit = len(rollout.visits) - 1
+            visit = rollout.visit_index
             totals = totals_at(step, rollout.visits[visit].percent)
             evidence = Evidence(at, {visit: totals}, (progress,), 1)
             judgement, tests = judge(rollout, evidence, tests, at)

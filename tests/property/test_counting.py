@@ -251,7 +251,7 @@ def interrupted(
 
 
 def without_batches(arm: ArmCounts) -> ArmCounts:
-    """Return the totals without those that depend on where batches were cut, after checking what must hold of these."""
+    """Return the totals that do not depend on where batches were cut, and check the others."""
     assert arm.first_errors <= arm.at_risk <= arm.outcomes
     assert sum(arm.latency.values()) <= sum(arm.latency_all.values())
     assert arm.latency.keys() <= arm.latency_all.keys()
@@ -293,7 +293,7 @@ def check(events: list[tuple[int, Evaluated | Happened | None]], stored: dict[st
 def test_evaluations_are_counted_exactly_once(
     events: list[tuple[int, Evaluated | None]], exact_limit: int, data: st.DataObject
 ) -> None:
-    """Whatever the batches, crashes, zombies and repeats, evaluations add up to the naive recount, sealed sets too."""
+    """Through any batches, crashes and repeats, evaluations add up to the naive recount."""
     stored = interrupted(written([*events]), data, counts_exposures=True, exact_limit=exact_limit)
     check([*events], stored)
 
@@ -304,7 +304,7 @@ def test_evaluations_are_counted_exactly_once(
 def test_outcomes_are_counted_exactly_once(
     events: list[tuple[int, Happened | None]], exact_limit: int, data: st.DataObject
 ) -> None:
-    """Whatever the batches, crashes, zombies and repeats, outcomes add up to the naive recount, sealed sets too."""
+    """Through any batches, crashes and repeats, outcomes add up to the naive recount."""
     stored = interrupted(written([*events]), data, counts_exposures=False, exact_limit=exact_limit)
     check([*events], stored)
 

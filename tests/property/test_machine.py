@@ -255,7 +255,7 @@ def test_i4_nothing_advances_without_a_pass_that_has_no_gap(steps: Iterator[Step
             seen = step.event.judgement
             assert seen.gaps == ()
             assert seen.statistics is Verdict.PASS
-            assert seen.visit == len(step.before.visits) - 1
+            assert seen.visit == step.before.visit_index
 
 
 @invariant(MANY)
@@ -498,7 +498,7 @@ def test_i17_what_a_person_approves_still_passed_a_minute_ago(steps: Iterator[St
             continue
         if (
             not isinstance(step.event, EvidenceJudged)
-            or step.event.judgement.visit != len(step.before.visits) - 1
+            or step.event.judgement.visit != step.before.visit_index
         ):
             continue
         seen = step.event.judgement
@@ -696,7 +696,7 @@ def follow(
 
 def of_present_visit(judgement: Judgement, rollout: Rollout) -> Judgement:
     """Return the judgement as one of the stay that `rollout` is in."""
-    return replace(judgement, visit=len(rollout.visits) - 1)
+    return replace(judgement, visit=rollout.visit_index)
 
 
 @invariant(MANY, Alphabet(plans=(OBSERVED,)))

@@ -1,7 +1,8 @@
-"""Draws the phase diagram from the code: every phase, every event, and where `decide` takes them.
+"""Draws the phase diagram from the code; the page is checked in as `ops/state-machine.md`.
 
-Nothing is listed by hand but the samples that are tried; the page is checked in as
-`ops/state-machine.md`.
+What commands do is read from `COMMANDS`, the table that the machine itself uses. What all other
+events do is found by trying every event in samples of every phase. The samples also show that the
+machine does in each phase what its table says.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from controller.core.machine import decide
+from controller.core.machine import COMMANDS, decide
 from controller.core.plan import AdvisorPolicy, Plan
 from controller.core.rollout import (
     Aborted,
@@ -65,10 +66,11 @@ PAGE = Path(__file__).parents[2] / "ops" / "state-machine.md"
 
 _TEXT = """# What can happen to a flag
 
-Drawn from the code by `tests/scenarios/diagram.py`, which tries every event in every phase; a test
-fails when this page and `controller/core/machine.py` differ (`ROLLOUTD_REWRITE=1 pytest
-tests/scenarios` draws it anew). A hold changes no phase, so it has no arrow. The transcripts in
-`tests/scenarios/*.txt` tell whole rollouts, event by event.
+`tests/scenarios/diagram.py` draws this page from `controller/core/machine/__init__.py`. Arrows of
+commands come from its table `COMMANDS`. All other arrows come from trying every event in every
+phase. A test fails when the page and the code differ; `ROLLOUTD_REWRITE=1 pytest tests/scenarios`
+draws it again. A hold changes no phase, so it has no arrow. The transcripts in
+`tests/scenarios/*.txt` show whole rollouts, event by event.
 
 ```mermaid
 {diagram}
@@ -76,9 +78,10 @@ tests/scenarios` draws it anew). A hold changes no phase, so it has no arrow. Th
 
 ## Commands
 
-What becomes of each command in each phase: where it leads, `stays` for accepted without a change of
-phase, `-` for rejected. With a stale `expected_revision` all but `pause`, `roll_back` and `abort`
-are rejected; in a freeze also whatever advances.
+The table shows in which phases each command works, and the phases it may lead to. `stays`: the
+command is accepted and the phase stays. In all other phases the command is rejected. A command with
+a stale `expected_revision` is rejected too, except for `pause`, `roll_back` and `abort`. During a
+freeze every command that advances the rollout is rejected.
 
 {table}
 """
@@ -151,7 +154,8 @@ def _events(rollout: Rollout | None) -> Iterator[tuple[str, Event, datetime]]:
             )
             yield str(verb), order, at
         starts = replace(plan, start_at=T0 + 24 * HOUR, expires_at=None)
-        yield "start", make_command(CommandVerb.START, issued_at=at, plan=starts), at
+        for verb in (CommandVerb.START, CommandVerb.RESTART):
+            yield str(verb), make_command(verb, issued_at=at, plan=starts), at
         yield _time_word(rollout, at), Ticked(), at
         yield "restarted", Restarted(), at
         for seen in PASSING[:1]:
@@ -190,26 +194,32 @@ def _diagram() -> Iterator[str]:
     An arrow per pair of phases, with everything that leads along it.
     """
     arrows: dict[tuple[PhaseName | None, PhaseName], set[str]] = defaultdict(set)
-    for before, samples in _phases().items():
+    for (verb, before), row in COMMANDS.items():
+        for after in row.leads_to:
+            if after is not before:
+                arrows[before, after].add(verb)
+    for rollout, word, event, at in _other_events():
+        moved, _ = decide(rollout, event, at)
+        assert moved is not None
+        after, before = moved.phase.name, rollout.phase.name
+        if after is before or (isinstance(event, EvidenceJudged) and _is_due(rollout, at)):
+            continue  # evidence past a deadline does what the tick does
+        arrows[before, after].add(word)
+    yield "stateDiagram-v2"
+    for (before, after), words in sorted(arrows.items(), key=lambda arrow: _order(*arrow[0])):
+        yield f"    {'[*]' if before is None else before} --> {after}: {', '.join(sorted(words))}"
+
+
+def _other_events() -> Iterator[tuple[Rollout, str, Event, datetime]]:
+    """Yield every sample with every event that is no command."""
+    for samples in _phases().values():
         for rollout in samples:
             for word, event, at in _events(rollout):
-                after, _ = decide(rollout, event, at)
-                if after is None or after.phase.name is before:
-                    continue
-                if isinstance(event, EvidenceJudged) and _is_due(rollout, at):
-                    continue  # evidence past a deadline does what the tick does
-                arrows[before, after.phase.name].add(word)
-    yield "stateDiagram-v2"
-    for (before, after_name), words in sorted(arrows.items(), key=lambda arrow: _order(*arrow[0])):
-        yield (
-            f"    {'[*]' if before is None else before} --> {after_name}: "
-            f"{', '.join(sorted(words))}"
-        )
+                if rollout is not None and not isinstance(event, CommandReceived):
+                    yield rollout, word, event, at
 
 
-def _is_due(rollout: Rollout | None, at: datetime) -> bool:
-    if rollout is None:
-        return False
+def _is_due(rollout: Rollout, at: datetime) -> bool:
     is_expired = rollout.plan.expires_at is not None and at >= rollout.plan.expires_at
     return is_expired or (isinstance(rollout.phase, Gating) and at >= rollout.phase.until)
 
@@ -220,45 +230,34 @@ def _order(before: PhaseName | None, after: PhaseName) -> tuple[int, int]:
 
 
 def _table() -> Iterator[str]:
-    """Yield a Markdown table: commands by phases."""
-    phases = _phases()
-    yield (
-        "| command | "
-        + " | ".join("no rollout" if name is None else name for name in phases)
-        + " |"
-    )
-    yield "|---" * (len(phases) + 1) + "|"
+    """Yield a Markdown table: commands, the phases they work in, and where they lead."""
+    yield "| command | in | leads to |"
+    yield "|---|---|---|"
     for verb in CommandVerb:
-        cells = []
-        for samples in phases.values():
-            outcomes = {
-                _outcome(rollout, order, at)
-                for rollout in samples
-                for order, at in _orders(rollout, verb)
-            }
-            if len(outcomes) > 1:
-                outcomes.discard("-")
-            cells.append(", ".join(sorted(outcomes)))
-        yield f"| `{verb}` | " + " | ".join(cells) + " |"
+        phases: dict[str, list[str]] = defaultdict(list)
+        for phase in (None, *PhaseName):
+            row = COMMANDS.get((verb, phase))
+            if row is not None:
+                leads_to = ", ".join(sorted(row.leads_to)) or "stays"
+                phases[leads_to].append(phase or "no rollout")
+        for leads_to, names in phases.items():
+            yield f"| `{verb}` | {', '.join(names)} | {leads_to} |"
 
 
-def _orders(
-    rollout: Rollout | None, verb: CommandVerb
-) -> Iterator[tuple[CommandReceived, datetime]]:
-    """Yield a command as it should be given, and when."""
-    for _, event, at in _events(rollout):
-        if isinstance(event, CommandReceived) and event.verb is verb:
-            yield event, at
+def outcomes() -> dict[tuple[CommandVerb, PhaseName | None], set[PhaseName | None]]:
+    """Return where each command leads from each phase, by trying; None: it is rejected."""
+    found: dict[tuple[CommandVerb, PhaseName | None], set[PhaseName | None]] = defaultdict(set)
+    for name, samples in _phases().items():
+        for rollout in samples:
+            for _, event, at in _events(rollout):
+                if isinstance(event, CommandReceived):
+                    found[event.verb, name].add(_outcome(rollout, event, at))
+    return found
 
 
-def _outcome(rollout: Rollout | None, order: CommandReceived, at: datetime) -> str:
-    after, effects = decide(rollout, order, at)
+def _outcome(rollout: Rollout | None, command: CommandReceived, at: datetime) -> PhaseName | None:
+    after, effects = decide(rollout, command, at)
     (answer,) = (effect for effect in effects if isinstance(effect, AnswerCommand))
     if answer.status is CommandStatus.REJECTED or after is None:
-        return "-"
-    is_same = (
-        rollout is not None
-        and after.phase.name is rollout.phase.name
-        and after.rollout_id == rollout.rollout_id
-    )
-    return "stays" if is_same else str(after.phase.name)
+        return None
+    return after.phase.name

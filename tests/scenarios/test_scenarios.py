@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.core.machine import COMMANDS
 from tests.scenarios import diagram
 from tests.scenarios.transcript import play
 
@@ -30,10 +31,20 @@ def test_the_machine_does_as_the_transcript_says(path: Path) -> None:
 
 
 def test_the_phase_diagram_is_the_machine_s() -> None:
-    """The page `ops/state-machine.md` is what driving `decide` over phases and events gives."""
+    """The page `ops/state-machine.md` is what the code draws."""
     drawn = diagram.page()
     if REWRITE:
         diagram.PAGE.write_text(drawn)
     assert REWRITE or drawn == diagram.PAGE.read_text(), (
-        "ROLLOUTD_REWRITE=1 pytest tests/scenarios draws it anew"
+        "ROLLOUTD_REWRITE=1 pytest tests/scenarios draws it again"
     )
+
+
+def test_commands_lead_where_their_table_says() -> None:
+    """Tried in every phase, each command reaches exactly the phases of its row, or is rejected."""
+    for (verb, phase), reached in diagram.outcomes().items():
+        row = COMMANDS.get((verb, phase))
+        if row is None:
+            assert reached == {None}, f"{verb} in {phase} has no row"
+        else:
+            assert reached - {None} == set(row.leads_to or (phase,)), f"{verb} in {phase}"

@@ -63,7 +63,7 @@ SOON = T0 + 12 * MINUTE
 
 def judged(rollout: Rollout, **overrides: object) -> EvidenceJudged:
     """Return a look at the rollout's present stay."""
-    return EvidenceJudged(make_judgement(at=SOON, visit=len(rollout.visits) - 1, **overrides))
+    return EvidenceJudged(make_judgement(at=SOON, visit=rollout.visit_index, **overrides))
 
 
 def command(verb: CommandVerb, **overrides: object) -> CommandReceived:

@@ -69,7 +69,7 @@ def take_evidence(
     they use nothing until the totals have passed the mark again. `latencies` are the present
     visit's.
     """
-    present = len(rollout.visits) - 1
+    present = rollout.visit_index
     tests = _enter_visit(rollout, tests, present, at)
     fall: str | None = None
     oldest = _oldest_in_force(rollout, present)

@@ -49,7 +49,7 @@ def observe(
         raise ValueError(
             f"rollout {rollout.rollout_id} of {rollout.flag_key} has not entered a stage yet"
         )
-    totals = evidence.visits.get(len(rollout.visits) - 1, VisitTotals())
+    totals = evidence.visits.get(rollout.visit_index, VisitTotals())
     latencies = {arm: Spread(totals.arm(arm)) for arm in Arm}
     tests, fall = take_evidence(rollout, evidence, latencies, tests, at)
     return Observation(rollout.visits[-1], totals, latencies, tests, fall)
@@ -78,7 +78,7 @@ def judge(
     is_blind = rollout.plan.blind
     judgement = Judgement(
         at=at,
-        visit=len(rollout.visits) - 1,
+        visit=rollout.visit_index,
         gaps=tuple(
             gaps.plane_drift(evidence)
             if is_blind

@@ -56,7 +56,7 @@ def outcome(
 
 
 def test_a_replay_is_seen_in_its_arm() -> None:
-    """Outcomes written a second time count as repeated in the arm they belong to, at every further time."""
+    """Outcomes written again count as repeated in their arm, each time."""
     first = [outcome(number) for number in range(5)] + [
         outcome(number, flag=OFF) for number in range(5, 8)
     ]
@@ -77,7 +77,7 @@ def test_most_contexts_cost_one_test() -> None:
 
 
 def test_alike_is_not_the_same() -> None:
-    """Under coarse clocks, whole seconds and whole milliseconds, 5,000 honest outcomes of one context show no repetition."""
+    """With whole seconds or milliseconds, 5,000 honest outcomes show no repetition."""
     chance = Random(3)
     arms = counted(
         [outcome(number, latency_ms=float(chance.randint(1, 3))) for number in range(5000)]

@@ -193,7 +193,7 @@ async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 async def test_events_become_totals_with_the_fence() -> None:
-    """Evaluations and outcomes are counted per arm and saved together with the offset to read next."""
+    """Evaluations and outcomes are counted per arm and saved with the next offset."""
     bench = Bench()
     bench.evaluate("a", "on")
     bench.evaluate("a", "on")
@@ -254,7 +254,7 @@ async def test_two_members_share_and_hand_over() -> None:
 
 
 async def test_a_lost_fence_means_counting_again_from_it() -> None:
-    """A member whose fence was moved by another one drops its memory and goes on from what is stored."""
+    """A member whose fence another one moved drops its memory and loads what is stored."""
     bench = Bench()
     bench.evaluate("a")
     async with bench.running() as ingest:
@@ -495,7 +495,7 @@ async def test_a_loss_is_noted_although_a_save_has_gone_past_it(trouble: str) ->
 
 
 async def test_each_loss_is_noted_and_not_the_first_alone() -> None:
-    """A second loss in the same partition is a second interval, closed by the first record behind it."""
+    """A second loss in a partition is a second interval, closed by the next record."""
     bench = Bench()
     for turn, begin in enumerate((NOW - 4 * MINUTE, NOW - 2 * MINUTE)):
         bench.evaluate("a", at=begin)
@@ -516,7 +516,7 @@ async def test_each_loss_is_noted_and_not_the_first_alone() -> None:
 
 
 async def test_a_log_that_begins_late_has_lost_its_beginning() -> None:
-    """Without a fence, what retention has eaten is a loss from the beginning of time to the first record (F14)."""
+    """Without a fence, what retention deleted is a loss up to the first record (F14)."""
     bench = Bench()
     for minute in range(5):
         bench.evaluate(f"u{minute}", at=NOW - (5 - minute) * MINUTE)
@@ -568,7 +568,7 @@ async def test_a_topic_made_again_is_counted_on_from_its_beginning() -> None:
 
 @pytest.mark.parametrize("is_noticed", [True, False])
 async def test_a_topic_made_again_while_it_is_counted(is_noticed: bool) -> None:
-    """The change is found without a restart, whether the log assigns the partitions again or says nothing."""
+    """The change is found without a restart, with or without a new assignment."""
     bench = Bench()
     bench.topology.ids = {"evaluations": "one", "outcomes": "one"}
     for number in range(10):
@@ -927,7 +927,7 @@ async def test_one_time_from_the_future_blinds_nobody() -> None:
 
 
 async def test_stored_times_from_the_future_are_healed() -> None:
-    """What an earlier release counted of times to come is forgotten when the partition is loaded."""
+    """Times in the future that an earlier release counted are dropped at loading."""
     bench = Bench()
     bench.evaluate("a", "on", at=NOW - MINUTE)
     async with bench.running():
@@ -1203,7 +1203,7 @@ async def test_evaluations_and_outcomes_are_folded_in_time_order_once_joins_are_
 
 
 async def test_unknown_flags_cost_one_counter() -> None:
-    """Flags without a rollout leave a number and a bounded list of names, in memory and in the store."""
+    """Flags without a rollout leave a number and a bounded list of names."""
     bench = Bench(settings=make_settings(unknown_flags_limit=10))
     for number in range(2000):
         bench.evaluate("a", flag=f"flag-{number}")
@@ -1313,7 +1313,7 @@ async def test_large_records_of_many_events_are_counted() -> None:
 
 
 async def test_a_run_that_was_cut_short_can_be_run_again() -> None:
-    """Started again after it ended in the middle, ingest counts what was not saved, each record once."""
+    """Ingest that is started again counts what was not saved, each record once."""
     bench = Bench(partitions=2)
     ingest, log = bench.make()
     task = asyncio.create_task(ingest.run())

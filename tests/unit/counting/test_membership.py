@@ -105,7 +105,7 @@ def test_a_save_carries_new_members_once() -> None:
 
 
 def test_a_large_set_becomes_a_filter() -> None:
-    """Beyond the limit a set costs a few bytes per context, forgets none and takes at most 0.2 % of others for its own."""
+    """Beyond the limit a set costs few bytes per context and errs for at most 0.2 %."""
     chance = Random(2)
     sets, stored = Memberships(5_000), Stored()
     contexts = sets.set_of(NAME)
@@ -140,7 +140,7 @@ def test_a_filter_forgets_nobody(digests: list[int]) -> None:
 
 
 def test_dropped_sets_leave_the_store() -> None:
-    """After a rollout's sets are dropped, their names and filters go at once and their journal entries in time."""
+    """Dropped sets lose names and filters at once, their journal entries in time."""
     sets, stored = Memberships(2_000), Stored()
     chance = Random(4)
     for _ in range(9_000):

@@ -143,7 +143,7 @@ def test_a_context_is_at_risk_once_per_batch_until_it_errs() -> None:
 
 
 def test_one_latency_per_context_and_batch_is_for_the_test() -> None:
-    """The first latency of a context in a batch goes into the test's histogram, every one into the picture's."""
+    """A context's first latency in a batch is tested; every latency is in the picture."""
     counting = Counting()
     counting.batch(
         outcome("a", ON), outcome("a", ON, latency_ms=10.0), outcome("a", ON, latency_ms=99.0)
@@ -309,7 +309,7 @@ def test_poison_is_refused_and_the_rest_counts() -> None:
 
 
 def test_a_record_is_one_of_four_and_best_of_its_flags() -> None:
-    """An outcome of several flags is counted if one counts, else late if one is known, else ignored."""
+    """An outcome of several flags is counted if one counts, else late, else ignored."""
     counting = Counting()
     unknown = ("nobody", "on")
     counting.batch(
@@ -322,7 +322,7 @@ def test_a_record_is_one_of_four_and_best_of_its_flags() -> None:
 
 
 def test_joins_find_the_exposure_of_the_outcomes_past() -> None:
-    """An outcome without flags takes the arm its context saw last, though that was while settling."""
+    """An outcome without flags takes its context's last arm, also one of settling."""
     directory = make_directory()
     exposures = Counting(evaluations=True, directory=directory)
     exposures.batch(evaluation("a", "off", T0 - MINUTE), evaluation("a", "on", T0))
@@ -486,7 +486,7 @@ def test_a_hash_of_nonsense_is_refused() -> None:
 
 
 def test_superseded_rollouts_are_swept() -> None:
-    """What a rollout left behind while nobody watched it is dropped once the directory is sure to be newer."""
+    """What an unwatched rollout left is dropped once the directory is surely newer."""
     counting = Counting(evaluations=True)
     counting.batch(evaluation("a", "on"))
     directory = WatchedFlags()
@@ -764,7 +764,7 @@ def test_packed_outcomes_without_flags_are_joined() -> None:
 
 
 def test_contexts_in_several_partitions_are_noticed() -> None:
-    """Of packed formats, whose senders may not key by context, a sample of contexts is watched for a second partition."""
+    """For packed formats a sample of contexts is checked for a second partition."""
     directory = make_directory()
     owners = [
         make_packing(evaluations=True, directory=directory, number=number) for number in range(2)
@@ -790,7 +790,7 @@ def churn(counting: Counting, begin: int, count: int, *, flag: str = "new-checko
 
 
 def test_contexts_of_a_partition_are_bounded() -> None:
-    """Beyond the budget a partition gives up exactness, then new contexts of the largest flag, never memory."""
+    """Beyond the budget a partition gives up exactness, then new contexts, never memory."""
     directory = make_directory()
     directory.watch(make_rollout(flag_key="small"))
     counting = Counting(evaluations=True, directory=directory)

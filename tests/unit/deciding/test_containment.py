@@ -357,7 +357,7 @@ async def test_a_damaged_document_is_replaced_by_the_state_topic_s_and_said_loud
 @in_virtual_time
 @pytest.mark.parametrize("is_newer", [True, False])
 async def test_a_flag_that_cannot_be_read_stands_still_alone(is_newer: bool) -> None:
-    """A newer release's document is never written over, a damaged one has nothing to be replaced by; others go on."""
+    """A newer release's document is never overwritten; a damaged one stops its flag alone."""
     cluster, flag, other = Cluster(), FLAGS[0], FLAGS[1]
     async with cluster.replica():
         cluster.order("start", flag)
@@ -879,7 +879,7 @@ async def test_commands_of_one_flag_keep_their_order_whether_it_exists_or_not() 
 
 @in_virtual_time
 async def test_an_honest_order_does_not_wait_behind_a_flood() -> None:
-    """However many commands of flags that do not exist stand before it, a roll back is carried out before they are answered."""
+    """A rollback is carried out before any number of commands for unknown flags."""
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
         cluster.order("start", flag)

@@ -151,9 +151,7 @@ class World:
             treatment=arm(self.contexts, errors), control=arm(others, others // 100)
         )
         progress = make_progress(freshest=now, reported_at=now)
-        return make_evidence(
-            at=now, visits={len(rollout.visits) - 1: totals}, partitions=(progress,)
-        )
+        return make_evidence(at=now, visits={rollout.visit_index: totals}, partitions=(progress,))
 
     def results(self) -> list[dict[str, Any]]:
         """Return the data of every result published, repeats included."""
@@ -1087,7 +1085,7 @@ async def test_an_undecided_gate_pauses_by_time() -> None:
 
 @in_virtual_time
 async def test_abandoned_commands_are_let_go() -> None:
-    """When the flag moves to another replica, whoever waits for a command's outcome is told that there is none here."""
+    """When a flag moves to another replica, a waiting command is told so."""
     world = World()
     worker = FlagWorker(FLAG, world.dependencies())
     done = worker.submit(start())
@@ -1113,7 +1111,7 @@ async def test_the_state_can_be_said_again() -> None:
 
 @in_virtual_time
 async def test_a_stage_that_a_wrong_clock_entered_tomorrow_does_not_stand_still() -> None:
-    """Taken over by a replica whose clock is right, it is brought back to now, bakes its whole time and goes on."""
+    """Taken over by a replica with a right clock, it bakes its whole time and goes on."""
     world = World()
     day = timedelta(days=1)
     visit = make_visit(entered_at=T0 + day, counts_from=T0 + day + MINUTE)

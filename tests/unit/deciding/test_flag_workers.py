@@ -272,9 +272,9 @@ class Cluster:
                 latency={198: contexts},
                 latency_all={198: contexts},
             )
-            fields[
-                arm_field(rollout.flag_key, rollout.rollout_id, len(rollout.visits) - 1, arm)
-            ] = encode_arm(counts)
+            fields[arm_field(rollout.flag_key, rollout.rollout_id, rollout.visit_index, arm)] = (
+                encode_arm(counts)
+            )
         expected, self._fence = self._fence, 1 if self._fence is None else self._fence + 1
         assert (
             await self.totals.save(
@@ -345,7 +345,7 @@ async def test_a_command_starts_a_worker_and_is_committed_when_it_is_answered() 
 
 @in_virtual_time
 async def test_commits_never_pass_an_open_command() -> None:
-    """While the first of three commands waits for Redis, nothing is committed, though the others could not matter less."""
+    """While the first of three commands waits for Redis, nothing is committed."""
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
         cluster.rollouts.outage.is_down = True
@@ -490,7 +490,7 @@ async def test_a_lost_lane_s_open_command_is_answered_by_its_new_owner_alone() -
 
 @in_virtual_time
 async def test_a_command_fetched_as_its_lane_goes_away_starts_nothing_here() -> None:
-    """Records that arrive with the very fetch during which the partition is revoked are left to its new owner."""
+    """Records that arrive with the fetch of a revocation are left to the new owner."""
     cluster = Cluster()
     async with cluster.replica() as replica:
         cluster.order("start", FLAGS[1])
@@ -627,7 +627,7 @@ async def test_a_command_that_breaks_the_worker_twice_is_refused() -> None:
 
 @in_virtual_time
 async def test_a_publisher_that_breaks_costs_no_command_its_answer() -> None:
-    """When the outbox's task fails by a mistake of ours, a command under way is not committed unanswered."""
+    """When the outbox's task fails, a command under way is not committed unanswered."""
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica():
         cluster.order("start", flag)

@@ -96,7 +96,7 @@ class Rehearsal:
     def _serve(self) -> None:
         """Draw a tick's requests, as `apps.py` makes them one by one."""
         assert self.rollout is not None
-        index = len(self.rollout.visits) - 1
+        index = self.rollout.visit_index
         visit, fault = self.rollout.visits[index], self.scenario.fault
         if (
             self._silent_at is None

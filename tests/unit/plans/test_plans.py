@@ -210,7 +210,7 @@ def test_plan_that_cannot_work_is_refused(overrides: dict[str, Any], said: str) 
     ],
 )
 def test_plan_that_can_work_is_accepted(overrides: dict[str, Any]) -> None:
-    """Limits that tighten, blind ramps, part-time comparisons and hundredths of a percent are all right."""
+    """Tighter limits, blind ramps, comparisons in some stages and 0.01 % steps are valid."""
     assert errors_of(**overrides) == []
 
 
@@ -314,7 +314,7 @@ def test_json_is_read_too(indent: Any) -> None:
 
 
 def test_json_faults_have_places_too() -> None:
-    """A fault in JSON is told with its line and column, whether of syntax, of form or a key given twice."""
+    """A fault in JSON is reported with line and column: syntax, form or a repeated key."""
     with pytest.raises(ConfigInvalid, match=r"^p.json:2:14: error: plan: not JSON"):
         load_plan('{"name": "x",\n "flag": "f" "x"}', "p.json")
     with pytest.raises(

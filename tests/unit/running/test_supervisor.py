@@ -183,7 +183,7 @@ async def test_a_signal_during_start_stops_the_waiting() -> None:
 
 @in_virtual_time
 async def test_everything_hanging_is_left_behind_in_bounded_time() -> None:
-    """With a drain and connections that never end the process stops within its two deadlines, and closes what it can."""
+    """With a drain and connections that never end the process stops within two deadlines."""
     daemon = Daemon(drain=hang)
     daemon.parts = Parts(  # the same, but with connections that hang
         steps=(),
@@ -292,7 +292,7 @@ def test_a_part_that_fails_is_restarted_alone(error: BaseException | None) -> No
 
 @in_virtual_time
 async def test_a_part_that_fails_again_and_again_ends_the_process() -> None:
-    """After five failures within five minutes a new process is asked for, in order, by exit code 70."""
+    """After five failures within five minutes the process ends in order with 70."""
     part = Failing(*[ZeroDivisionError("a mistake of ours")] * 100)
     daemon = Daemon(loops=[("workers", part)])
     assert await daemon.run() == EXIT_BROKEN

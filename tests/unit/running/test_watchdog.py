@@ -36,7 +36,7 @@ def test_standing_still_with_records_waiting_is_stuck_after_the_time_given() -> 
 
 
 def test_the_end_of_the_log_is_no_standstill() -> None:
-    """A partition that was read to its end for an hour has 20 s again from the first record that waits."""
+    """A partition that was idle for an hour has 20 s again from the first waiting record."""
     judge = make_judge()
     judge.judge(0.0, {ZERO: (9, 9)}, is_reading=True)
     judge.judge(3599.0, {ZERO: (9, 9)}, is_reading=True)

@@ -1,0 +1,49 @@
+"""What the parts of counting share: ports, settings, and where they report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from controller.counting.background_tasks import BackgroundTasks
+from controller.counting.pacing import Pacing
+from controller.counting.watched_flags import WatchedFlags
+from controller.health import Faults
+from controller.metrics import Metrics
+from controller.ports import Clock, EventLog, Topology, Totals
+from controller.settings import CountingSettings
+
+
+@dataclass(slots=True)
+class IngestCounters:
+    """What happened since the start, for metrics."""
+
+    saves: int = 0
+    save_troubles: int = 0  # tries with unknown outcome
+    fences_lost: int = 0  # another process had counted
+    fetch_troubles: int = 0
+    gaps: int = 0  # times that the log had deleted records unread
+    rebases: int = 0  # times that counting went on in another log
+    mistakes: int = 0  # of ours, each contained in a partition
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What every part of counting may use."""
+
+    log: EventLog
+    totals: Totals
+    clock: Clock
+    metrics: Metrics
+    settings: CountingSettings
+    pacing: Pacing
+    topics: tuple[str, str]  # the evaluations' and the outcomes'
+    epoch: int  # part of the partitions' keys: a new one counts everything again
+    faults: Faults  # of one partition or flag
+    topology: Topology | None
+    watched_flags: WatchedFlags
+    counters: IngestCounters = field(default_factory=IngestCounters)
+    tasks: BackgroundTasks = field(default_factory=BackgroundTasks)
+
+    def now_ms(self) -> int:
+        """Return the time in ms since the epoch."""
+        return int(self.clock.now().timestamp() * 1000)
