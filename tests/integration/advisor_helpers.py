@@ -23,9 +23,9 @@ CHUNKED_HEAD = (
 #: Both dialects share all but the words of request and completion; every fault is put before both.
 PROTOCOLS = ("openai", "ollama")
 
-# : Far above any deadline used here, far below what a hang would take: a busy machine must not fail
-# a test.
-SOON_SECONDS = 10.0
+#: Far above any deadline used here, far below what a hang would take: a busy machine must not fail
+#: a test.
+SOON_SECONDS = 120.0
 
 
 def make_advisor(url: str, **overrides: Any) -> ModelAdvisor:
