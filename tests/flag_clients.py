@@ -92,7 +92,7 @@ async def ofrep_client(
         assert process.stdin is not None
         process.stdin.close()
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(10):
                 await process.wait()
         except TimeoutError:
             process.kill()
@@ -102,7 +102,7 @@ async def ofrep_client(
 async def line_of(process: asyncio.subprocess.Process) -> Any:
     """Return what an OFREP client says next."""
     assert process.stdout is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         return json.loads(await process.stdout.readline())
 
 

@@ -1,4 +1,4 @@
 """Drafts for people: plans, targeting, explanations, changelogs.
 
-By a model or a template; applied by nobody but a person.
+A model or a template writes them. Only a person applies them.
 """

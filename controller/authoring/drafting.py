@@ -1,4 +1,4 @@
-"""Asking a model for a draft that our own code then checks, and saying who wrote what is shown."""
+"""A draft by a model, which our own code checks, or by a template; and who wrote it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TOKENS = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Who is asked for drafts."""
+    """The model that writes drafts."""
 
     server: ModelServer
     name: str
@@ -35,7 +35,7 @@ class Draft(Generic[T]):
 
     @property
     def origin(self) -> str:
-        """Who wrote it, in words that stand above it."""
+        """A line about the author, which is shown above the draft."""
         if self.why_template is None:
             return f"drafted by the model {self.author} and checked; read it before you use it"
         return f"from the built-in template, no model: {self.why_template}"
@@ -49,12 +49,12 @@ async def draft(
     read: Callable[[str], T],
     template: Callable[[], T],
 ) -> Draft[T]:
-    """Return what the model writes, if `read` accepts it; else the template's, with the reason.
+    """Return the model's draft if `read` accepts it, else the template's with the reason.
 
-    `read` raises ValueError for what must not be shown as a draft.
+    `read` raises ValueError for a text that must not be shown as a draft.
     """
     if model is None:
-        return Draft(template(), "template", "no model is configured, or none was wanted")
+        return Draft(template(), "template", "no model is configured, or --no-model was given")
     try:
         written = await model.server.complete(
             prompt, form, seconds=model.deadline_seconds, max_tokens=MAX_TOKENS, is_optional=True

@@ -1,4 +1,4 @@
-"""A rollout plan from a few words: within bounds that the risk sets, whoever drafts it."""
+"""A rollout plan from a description, within bounds that the risk sets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_BAKE_HOURS = 14 * 24
 
 
 class Risk(StrEnum):
-    """What it would mean if the change were wrong."""
+    """How bad a faulty change would be."""
 
     LOW = "low"
     MEDIUM = "medium"
@@ -37,13 +37,13 @@ class Risk(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a plan for a risk must keep; the template of the risk keeps it with room."""
+    """The bounds of a plan for a risk; the template of the risk stays well within them."""
 
     first_percent: int  # the first stage's, at most
     stages: int  # at least
     bake_hours: int  # each stage's, at least
     margin_percent: int  # tolerated in any guardrail, at most
-    # absolute limit of the error rate, at most: all that judges 100 %, where there is no control
+    # absolute limit of the error rate, at most; only it judges 100 %, where there is no control
     limit_percent: int
     needs_approval: bool  # before the second stage is left, at the latest
 
@@ -60,7 +60,7 @@ class _Form(BaseModel):
 
 
 class StageAnswer(_Form):
-    """One stage as a model drafts it: whole numbers, since no grammar bounds any other."""
+    """One stage as a model drafts it, in whole numbers, because no grammar bounds others."""
 
     percent: Annotated[int, Field(ge=1, le=100)]
     bake_hours: Annotated[int, Field(ge=1, le=MAX_BAKE_HOURS)]
@@ -175,9 +175,9 @@ def _prompt(flag: str, risk: Risk, description: str) -> Prompt:
 
 
 def _check(answer: PlanAnswer, bounds: Bounds) -> None:
-    """Refuse a plan that is bolder than the risk allows.
+    """Raise ValueError for a plan that is bolder than the risk allows.
 
-    A draft that must be made slower is worse than the template.
+    It is not corrected: the template is better than a corrected draft.
     """
     percents = [stage.percent for stage in answer.stages]
     faults = [

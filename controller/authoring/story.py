@@ -1,9 +1,7 @@
-"""What happened to a flag, told from its decisions.
+"""What happened to a flag, from its decisions: an explanation, and a changelog.
 
-An explanation for whoever is paged, and a changelog for everybody else.
-
-What happened and on what evidence is always told by our own code, word for word from the audit log.
-A model adds its guess at the cause, or one paragraph, under its own name.
+Our own code always writes what happened and on what evidence, word for word from the audit log. A
+model adds its guess at the cause, or one paragraph, under its own name.
 """
 
 from __future__ import annotations
@@ -34,20 +32,30 @@ from schemas.terms import DecisionKind, HealthGap, Verdict
 
 CHANGELOG_VERSION = "changelog-v1"
 SUMMARY_MAX_CHARS = 500
-MAX_TOLD = 40
+MAX_RECORDS = 40
 
 _LOWERING = (DecisionKind.ROLL_BACK, DecisionKind.STEP_BACK, DecisionKind.ABORT)
 _STOPPING = (*_LOWERING, DecisionKind.PAUSE, DecisionKind.HOLD)
 
-#: What a person looks at first, by what stands in the way.
+#: What a person should check first, by the gap in the evidence.
 _STEPS_FOR_GAPS = {
-    HealthGap.NO_TRAFFIC: "see whether both variants are served at all: flag plane, targeting, the apps' provider",
-    HealthGap.NO_OUTCOMES: "see whether the apps publish request.outcomes with the context id they were served by",
-    HealthGap.BELOW_MIN_SAMPLE: "wait, or plan for the traffic there is: a larger first stage, a longer bake",
-    HealthGap.STALE: "look at consumer lag and at the apps' producers",
-    HealthGap.SRM: "compare who is served with who reports: a crash before the first event looks like this",
-    HealthGap.REPEATED_OUTCOMES: "look for a producer that sends outcomes again, or a topic that is being replayed",
-    HealthGap.ACTUATION_DRIFT: "look at the flag plane: it does not serve what was decided",
+    HealthGap.NO_TRAFFIC: (
+        "check that both variants are served: flag plane, targeting, the apps' provider"
+    ),
+    HealthGap.NO_OUTCOMES: (
+        "check that the apps publish request.outcomes with the context id of the evaluation"
+    ),
+    HealthGap.BELOW_MIN_SAMPLE: (
+        "wait, or fit the plan to the traffic: a larger first stage, a longer bake"
+    ),
+    HealthGap.STALE: "check the consumer lag and the apps' producers",
+    HealthGap.SRM: (
+        "compare users served with users reported: a crash before the first event causes this"
+    ),
+    HealthGap.REPEATED_OUTCOMES: (
+        "search for a producer that sends outcomes again, or a topic that is being replayed"
+    ),
+    HealthGap.ACTUATION_DRIFT: "check the flag plane: it does not serve what was decided",
     HealthGap.TAINTED: "the event log has a gap in this stage: step back or promote with a reason",
 }
 
@@ -68,7 +76,7 @@ _SUMMARY_FORM: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A rollout's story, and a guess at its cause."""
+    """What happened to a rollout, and a guess at the cause."""
 
     subject: Decision | None  # what most needs explaining; None when nothing was decided yet
     decisions: Sequence[Decision]  # of this rollout, oldest first
@@ -78,7 +86,7 @@ class Explanation:
 async def explain_rollout(
     model: Model | None, rollout: Rollout, decisions: Sequence[Decision]
 ) -> Explanation:
-    """Return what happened to the rollout and why, as far as its decisions tell."""
+    """Return what happened to the rollout and why, from its decisions."""
     mine = [one for one in decisions if one.rollout_id == rollout.rollout_id]
     subject = subject_of(mine)
     evidence = next((one.judgement for one in reversed(mine) if one.judgement is not None), None)
@@ -103,21 +111,18 @@ async def explain_rollout(
 
 
 def subject_of(decisions: Sequence[Decision]) -> Decision | None:
-    """Return what most needs explaining.
-
-    The newest lowering, else the newest stop, else the newest decision.
-    """
+    """Return the newest decision that lowered, else that stopped, else the newest of all."""
     for kinds in (_LOWERING, _STOPPING):
-        found = next((one for one in reversed(decisions) if one.kind in kinds), None)
-        if found is not None:
-            return found
+        newest = next((one for one in reversed(decisions) if one.kind in kinds), None)
+        if newest is not None:
+            return newest
     return decisions[-1] if decisions else None
 
 
 def by_rule(
     rollout: Rollout, subject: Decision | None, evidence: JudgementRecord | None
 ) -> ExplanationAnswer:
-    """Return what the records alone say."""
+    """Return an explanation from the records alone."""
     if subject is None:
         return ExplanationAnswer(
             likely_cause="Nothing was decided about this rollout yet.", next_steps=[]
@@ -137,12 +142,12 @@ def by_rule(
     if subject.kind in _LOWERING and subject.issuer == "rolloutd":
         steps.append("start a new rollout once the cause is fixed; this one is over")
     if subject.issuer != "rolloutd":
-        steps.append(f"ask {subject.issuer}, who gave the command")
+        steps.append(f"ask {subject.issuer}, who sent the command")
     if not steps:
-        steps.append(f"look at the evidence: rolloutctl decisions {rollout.flag_key}")
+        steps.append(f"read the evidence: rolloutctl decisions {rollout.flag_key}")
     cause = (
         f"By the records: {_words(subject.kind)} because of "
-        f"{subject.reason or 'an order without a reason'}"
+        f"{subject.reason or 'a command without a reason'}"
     )
     return ExplanationAnswer(
         likely_cause=_cut(cause, 400),
@@ -151,7 +156,7 @@ def by_rule(
 
 
 def to_core(record: JudgementRecord) -> Judgement:
-    """Return published evidence in the core's terms; what was not published is unknown."""
+    """Return published evidence as the core has it, as far as it was published."""
     return Judgement(
         at=record.at,
         visit=record.visit,
@@ -191,20 +196,20 @@ def to_core(record: JudgementRecord) -> Judgement:
 
 
 async def changelog(model: Model | None, decisions: Sequence[Decision], title: str) -> Draft[str]:
-    """Return Markdown: a paragraph by the model if there is one, then every transition from the audit log by flag."""
-    told = [one for one in decisions if one.kind is not DecisionKind.HOLD]
+    """Return Markdown: a paragraph by the model, if any, then every transition by flag."""
+    transitions = [one for one in decisions if one.kind is not DecisionKind.HOLD]
     lines = [
         f"- {quoted(one.flag, NAME_MAX_CHARS)} {_words(one.kind)}, {one.from_percent:g} % "
         f"to {one.to_percent:g} %: "
         f"{quoted(one.reason, DESCRIPTION_MAX_CHARS)}"
-        for one in told[-MAX_TOLD:]
+        for one in transitions[-MAX_RECORDS:]
     ]
-    body = _body(told)
+    body = _body(transitions)
 
     def read(content: str) -> str:
         return f"{_markdown(' '.join(parse_form(content, _Summary).summary.split()))}\n\n{body}"
 
-    if not told:
+    if not transitions:
         return Draft(f"# {_markdown(title)}\n\n{body}", "template", "there is nothing to sum up")
     written = await draft(
         model,
@@ -256,9 +261,6 @@ def _cut(text: str, most: int) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Return other people's text as one line that Markdown shows as it reads.
-
-    Nothing in it becomes a link, tag or image.
-    """
+    """Return text that others wrote as one line without any Markdown: no link, tag or image."""
     line = printable(" ".join(text.split()))
     return "".join(f"\\{char}" if char in "\\`*_[]<>#!|~&" else char for char in line)

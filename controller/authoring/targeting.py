@@ -1,10 +1,8 @@
-"""An audience from a few words.
+"""An audience from a description: conditions as plans have them, tried on sample users.
 
-Conditions as plans have them, tried on sample users before anyone uses them.
-
-Here is which conditions a file of attributes allows. What they mean is said by `core/audience.py`,
-how a plan writes them by `schemas/plan.py`, and how flag planes do by `codec/flagd.py` and
-`adapters/unleash/rules.py`.
+Belongs here: which conditions a file of attributes allows.
+Does not belong here: what they mean (`core/audience.py`), and how plans (`schemas/audiences.py`)
+and flag planes (`codec/flagd.py`, `adapters/unleash/rules.py`) write them.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ MAX_VALUE_CHARS = 100
 MAX_ATTRIBUTES = 40
 MAX_SEGMENTS_BYTES = 200_000
 
-#: What an attribute of a type may be compared by.
+#: The operators for an attribute, by its type.
 OPERATORS = {
     "text": (Operator.EQ, Operator.IN, Operator.STARTS_WITH, Operator.ENDS_WITH),
     "number": (Operator.EQ, Operator.IN, Operator.GTE, Operator.LTE),
@@ -55,11 +53,11 @@ _SEVERAL = (Operator.IN, Operator.STARTS_WITH, Operator.ENDS_WITH)
 #: Unleash's field for the context's id: the default of `planes.unleash.stickiness`.
 _STICKINESS = "userId"
 
-#: At most 15 digits before the point: what every plane's floats hold.
+#: At most 15 digits before the point, which every plane's floats hold.
 _NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?\Z", re.ASCII)
 _WORD = re.compile(r"\w+(?:[.@-]\w+)*")
 
-#: Stands around an audience when it is linted.
+#: The rest of a plan, for linting an audience.
 _PLAN = {"name": "draft", "flag": "draft", "guardrails": ["error_rate < 1%"]}
 
 
@@ -76,7 +74,7 @@ class Attribute(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["text", "number", "version", "date"] = "text"
-    #: All there are; empty: any.
+    #: All values that it can have; empty: any.
     values: list[_Value] = Field(default=[], max_length=200)
 
     @model_validator(mode="after")
@@ -97,7 +95,7 @@ def _scalar(value: object) -> object:
 
 
 class Segments(BaseModel):
-    """The file: which attributes there are, and users to try an audience on."""
+    """The file: the attributes, and sample users to try an audience on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -125,12 +123,13 @@ def read_segments(text: str, source: str) -> Segments:
     if len(text) > MAX_SEGMENTS_BYTES:
         raise ConfigInvalid(f"{source}: larger than {MAX_SEGMENTS_BYTES} bytes")
     try:
-        segments = Segments.model_validate(yaml.load(text, _Loader))  # noqa: S506 - derived from SafeLoader
+        document = yaml.load(text, _Loader)  # noqa: S506 - derived from SafeLoader
+        segments = Segments.model_validate(document)
     except yaml.YAMLError as error:
         raise ConfigInvalid(f"{source}: not YAML: {error}") from None
     except ValidationError as error:
         faults = (
-            f"{source}: {'.'.join(str(part) for part in fault['loc']) or 'file'}: {_told(fault)}"
+            f"{source}: {'.'.join(map(str, fault['loc'])) or 'file'}: {_fault_words(fault)}"
             for fault in error.errors(include_url=False)
         )
         raise ConfigInvalid("\n".join(faults)) from None
@@ -139,16 +138,16 @@ def read_segments(text: str, source: str) -> Segments:
     return segments
 
 
-def _told(fault: Any) -> str:
+def _fault_words(fault: Any) -> str:
     if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
         return f"{_kind(fault['input'])}: put it in quotes"
     return str(fault["msg"]).removeprefix("Value error, ")
 
 
 def _misfits(segments: Segments) -> Iterator[str]:
-    """Yield what samples have of another type than the file says.
+    """Yield sample values of another type than the file says.
 
-    Flag planes differ on whether they convert it.
+    Flag planes differ on whether they convert such values.
     """
     for number, sample in enumerate(segments.samples):
         for name, value in sample.items():
@@ -194,7 +193,7 @@ class _Answer(BaseModel):
 async def draft_audience(
     model: Model | None, description: str, segments: Segments, name: str
 ) -> Draft[Suggestion]:
-    """Return an audience that uses only what the file knows."""
+    """Return an audience that uses only the attributes of the file."""
     return await draft(
         model,
         _prompt(description, segments),
@@ -252,10 +251,7 @@ def _prompt(description: str, segments: Segments) -> Prompt:
 
 
 def by_words(description: str, segments: Segments) -> list[ConditionAnswer]:
-    """Return conditions for the listed values that the description names as whole words.
-
-    All that a template can know.
-    """
+    """Return conditions for the listed values that the description names as whole words."""
     words = {word.casefold() for word in _WORD.findall(description)}
     found = []
     for name, attribute in segments.attributes.items():
@@ -267,20 +263,20 @@ def by_words(description: str, segments: Segments) -> list[ConditionAnswer]:
     return found[:MAX_CONDITIONS]
 
 
-# --- what becomes of it
+# --- the audience
 # --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """A drafted audience, as the core has it and as plans and flag planes write it."""
+    """A drafted audience, as the core has it, and as plans and flag planes write it."""
 
     audience: Audience | None  # None: everybody
     block: Mapping[str, Any]  # a plan's `audiences`; none for everybody
     unleash: Sequence[Mapping[str, Any]]  # strategies, of each what it asks for; one suffices
 
     def includes(self, user: Attributes) -> bool:
-        """Tell whether a user belongs to the audience."""
+        """Return whether a user belongs to the audience."""
         return self.audience is None or matcher(self.audience)(user)
 
     def to_yaml(self) -> str:
@@ -295,9 +291,9 @@ class Suggestion:
 
 
 def suggest(conditions: Sequence[ConditionAnswer], segments: Segments, name: str) -> Suggestion:
-    """Return the audience of whom all conditions hold, everybody if there are none.
+    """Return the audience for which all conditions hold; everybody without conditions.
 
-    Raises ValueError for conditions that the file does not allow, a plan would not pass with, or
+    Raises ValueError for conditions that the file does not allow, that a plan may not have, or that
     Unleash has no room for.
     """
     written = [_condition(one, segments) for one in conditions]
@@ -313,7 +309,7 @@ def suggest(conditions: Sequence[ConditionAnswer], segments: Segments, name: str
 def _condition(answer: ConditionAnswer, segments: Segments) -> dict[str, Any]:
     """Return a condition as plans write it.
 
-    Raises ValueError for one that could not mean what it says.
+    Raises ValueError for a condition that the attribute's type or values rule out.
     """
     attribute, operator = segments.attributes.get(answer.attribute), answer.operator
     if attribute is None:
@@ -346,9 +342,9 @@ def _number(text: str, attribute: str) -> int | float:
 
 
 def _as_in_a_plan(name: str, block: Mapping[str, Any]) -> Audience:
-    """Return what a plan with this block has.
+    """Return the audience of a plan with this block.
 
-    Raises ValueError with what `plan lint` refuses it for.
+    Raises ValueError with the errors of `plan lint`.
     """
     stages = [{"percent": 100, "bake": "1h", "audience": name}]
     document, findings = lint_text(_to_yaml({**_PLAN, "audiences": block, "stages": stages}))

@@ -1,9 +1,7 @@
-"""Stand-ins for a model's server, on loopback.
+"""Stand-ins for a model's server on loopback: one answers from a script, one never answers.
 
-One that answers from a script, and one that never answers.
-
-Neither is a model, and the demo says so wherever it shows what they said. They speak what the
-daemon asks for, OpenAI's chat completions, so that the daemon's own adapter is at work.
+Neither is a model, and the demo says so wherever it shows their answers. They speak OpenAI's chat
+completions, so that the daemon's own adapter is used.
 """
 
 from __future__ import annotations
@@ -22,9 +20,9 @@ _REASONS = (
 
 
 class StandIn:
-    """A server; an async context manager.
+    """A server, as an async context manager.
 
-    `answers` False: it accepts every question and never answers.
+    With `answers` False it accepts every question and never answers.
     """
 
     def __init__(self, *, answers: bool, reasons: Sequence[str] = _REASONS) -> None:
@@ -62,13 +60,13 @@ class StandIn:
             writer.write(_completion(self._answer or ""))
             await writer.drain()
         except (OSError, EOFError, ValueError):
-            pass  # the daemon went away or sent no request: a stand-in has nobody to tell
+            pass  # the daemon went away or sent no request
         finally:
             writer.close()
 
 
 async def _read_request(reader: asyncio.StreamReader) -> None:
-    """Read one request to its end, so that the asker is not cut off while it still writes."""
+    """Read one request to its end, so that the client is not cut off while it still writes."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     lengths = [
         line.partition(":")[2]

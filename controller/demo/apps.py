@@ -1,12 +1,10 @@
-"""Synthetic apps: they evaluate the flag from what the daemon serves.
+"""Synthetic apps: they evaluate the flag that the daemon serves, and write events to Kafka.
 
-And say on Kafka what came of it, as real apps do.
-
-A few instances of one service poll the flagd document and decide per user by its weights; each
+A few instances of one service poll the flagd document and decide per user by its weights. Each
 request emits an evaluation and, when it is over, an outcome, in the contract's form. What is wrong
-with a release is written in its scenario's `Fault`, and only here does anything know of it: the
-daemon sees events. `python -m controller.demo.apps OPTIONS` serves until SIGTERM and reports on
-standard output, a JSON line every 200 ms.
+with a release stands in its scenario's `Fault`, which only the apps know: the daemon sees events.
+`python -m controller.demo.apps OPTIONS` serves until SIGTERM and writes a report as a JSON line to
+standard output every 200 ms.
 """
 
 from __future__ import annotations
@@ -38,13 +36,13 @@ if TYPE_CHECKING:
 INSTANCES = 4
 USERS = 200_000
 POLL_SECONDS = 0.15
-REQUEST_SECONDS = 1.0  # a poll that takes longer is given up, and what was known stays in force
+REQUEST_SECONDS = 1.0  # a poll that takes longer is given up; the last definition stays
 TICK_SECONDS = 0.01
 REPORT_SECONDS = 0.2
-#: A machine that stood still owes at most this much traffic: nobody wants to be judged by a burst.
-MOST_OWED_SECONDS = 0.2
+#: After a pause of the machine at most this much traffic is made up for, so that no burst follows.
+MAX_BACKLOG_SECONDS = 0.2
 FLUSH_SECONDS = 1.0
-DEFAULT_VARIANT = "off"  # written in the app's code, for when nobody serves the flag
+DEFAULT_VARIANT = "off"  # the default in the app's code, for a flag that is not served
 
 _EVALUATION = (
     '{"specversion":"1.0","type":"'
@@ -77,7 +75,7 @@ class Definition:
     def read(cls, document: Mapping[str, Any]) -> Definition | None:
         """Return the flag of a flagd document, None when it is not in it.
 
-        Raises ValueError for rules no app here knows.
+        Raises ValueError for rules that these apps cannot evaluate.
         """
         flag = document["flags"].get(FLAG_KEY)
         if flag is None:
@@ -93,12 +91,12 @@ class Definition:
         return 100 * self.weight / WEIGHT_TOTAL
 
     def variant(self, bucket: int) -> str:
-        """Return what a user of that bucket is served."""
+        """Return the variant that a user of that bucket is served."""
         return self.treatment if bucket < self.weight else self.control
 
 
 class Instance:
-    """One running copy of the service: what it knows of the flag, and since when."""
+    """One running copy of the service, with its own definition of the flag."""
 
     def __init__(self, number: int, flags_url: str) -> None:
         self.number = number
@@ -108,11 +106,11 @@ class Instance:
 
     @property
     def percent(self) -> float:
-        """The percentage it goes by."""
+        """The percentage that this instance follows."""
         return 0.0 if self.definition is None else self.definition.percent
 
     async def follow(self, client: httpx.AsyncClient) -> None:
-        """Poll the document for ever; while there is no answer, what was known stays in force."""
+        """Poll the document without end. Without an answer the last definition stays in force."""
         await asyncio.sleep(self.number * POLL_SECONDS / INSTANCES)
         while True:
             try:
@@ -125,27 +123,23 @@ class Instance:
                         answer.headers.get("etag", ""),
                     )
             except httpx.HTTPError:
-                pass  # the daemon is not there or not ready: an app goes on with what it knows
+                pass  # the daemon is not there or not ready: the app keeps its definition
             await asyncio.sleep(POLL_SECONDS)
 
 
 @dataclass(slots=True)
 class Report:
-    """What the apps know themselves, and nobody else.
-
-    The truth that the daemon has to find in the events.
-    """
+    """What only the apps know: the truth that the daemon has to infer from events."""
 
     requests: int = 0
     treated_users: int = 0
-    harmed_users: int = (
-        0  # users of treatment who met a failure or a delay that control would have spared them
-    )
+    #: Users of treatment with a failure or a delay that control would not have caused.
+    harmed_users: int = 0
     harmed_requests: int = 0
     first_harm_at: float | None = None  # seconds since the epoch
     last_harm_at: float | None = None
     undelivered: int = 0  # events that the broker did not take
-    percents: tuple[float, ...] = ()  # what each instance goes by
+    percents: tuple[float, ...] = ()  # what each instance follows
     is_silent: bool = False
 
 
@@ -173,17 +167,13 @@ class Traffic:
         self._users = [(key := f"user-{number:06}", bucket(key)) for number in range(USERS)]
         self._treated: set[str] = set()
         self._harmed: set[str] = set()
-        self._due: deque[list[tuple[str, bytes]]] = deque(
-            [[]]
-        )  # outcomes by the tick in which their request is over
+        #: Outcomes by the tick in which their request is over.
+        self._due: deque[list[tuple[str, bytes]]] = deque([[]])
         self._event_number = 0
         self._silent_from: float | None = None
 
     def tick(self, requests: int, now: float) -> None:
-        """Let so many requests begin, and those end whose time has come.
-
-        `now` is in seconds since the epoch.
-        """
+        """Begin this many requests, and end those that are due. `now` is in seconds since 1970."""
         if self._falls_silent(now):
             self.report.is_silent = True
             return
@@ -258,14 +248,14 @@ class Traffic:
     def _send(self, topic: str, key: str, event: bytes) -> None:
         try:
             self._producer.produce(topic, event, key, headers=_HEADERS, on_delivery=self._delivered)
-        except BufferError:  # the broker is behind; what is lost is said in the report
+        except BufferError:  # the broker is behind; the report counts what is lost
             self.report.undelivered += 1
 
     def _delivered(self, error: object, _message: object) -> None:
         if error is not None:
             self.report.undelivered += 1
 
-    def tell(self) -> Report:
+    def current_report(self) -> Report:
         """Return the report as of now."""
         report = self.report
         report.treated_users, report.harmed_users = len(self._treated), len(self._harmed)
@@ -301,38 +291,39 @@ async def serve(options: Mapping[str, Any]) -> None:
             tasks.create_task(one.follow(client), name=f"poll:{one.number}") for one in instances
         ]
         work.append(
-            tasks.create_task(_keep_going(traffic, options["requests_per_second"]), name="traffic")
+            tasks.create_task(
+                _keep_serving(traffic, options["requests_per_second"]), name="traffic"
+            )
         )
-        work.append(tasks.create_task(_keep_telling(traffic), name="report"))
+        work.append(tasks.create_task(_keep_reporting(traffic), name="report"))
         await stopped.wait()
         for task in work:
             task.cancel()
     producer.flush(FLUSH_SECONDS)
-    _print(traffic.tell())
+    _print(traffic.current_report())
 
 
-async def _keep_going(traffic: Traffic, requests_per_second: float) -> None:
-    owed, seen_at = 0.0, time.monotonic()
+async def _keep_serving(traffic: Traffic, requests_per_second: float) -> None:
+    backlog, ticked_at = 0.0, time.monotonic()
     while True:
         await asyncio.sleep(TICK_SECONDS)
         now = time.monotonic()
-        owed = min(
-            owed + (now - seen_at) * requests_per_second, MOST_OWED_SECONDS * requests_per_second
-        )
-        seen_at = now
-        traffic.tick(int(owed), time.time())
-        owed -= int(owed)
+        backlog += (now - ticked_at) * requests_per_second
+        backlog = min(backlog, MAX_BACKLOG_SECONDS * requests_per_second)
+        ticked_at = now
+        traffic.tick(int(backlog), time.time())
+        backlog -= int(backlog)
 
 
-async def _keep_telling(traffic: Traffic) -> None:
+async def _keep_reporting(traffic: Traffic) -> None:
     while True:
-        _print(traffic.tell())
+        _print(traffic.current_report())
         await asyncio.sleep(REPORT_SECONDS)
 
 
 def _print(report: Report) -> None:
     values = {name: getattr(report, name) for name in Report.__slots__}
-    print(json.dumps(values), flush=True)  # noqa: T201 - what the parent reads
+    print(json.dumps(values), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

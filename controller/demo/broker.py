@@ -1,9 +1,10 @@
 """A Kafka-protocol broker inside a wheel: librdkafka's mock cluster, run as a process of its own.
 
-Real protocol over TCP, groups with one member each, a few megabytes of each partition, nothing kept
-on exit: right for a demo, wrong for production. `python -m controller.demo.broker` prints its
-address and serves until it is killed. It is driven through librdkafka's C interface
-(rdkafka_mock.h), because the Python client's own way to it leaves a new group waiting for 3 s.
+It has the real protocol over TCP, groups with one member each, and a few megabytes of each
+partition, and it keeps nothing on exit: enough for a demo, not for production.
+`python -m controller.demo.broker` prints its address and serves until it is killed. It is driven
+through librdkafka's C interface (rdkafka_mock.h), because through the Python client a new group
+waits for 3 s.
 """
 
 from __future__ import annotations
@@ -23,23 +24,21 @@ class MockCluster:
     """One broker with rolloutd's topics, for as long as the process lives."""
 
     def __init__(self) -> None:
-        """Start it. Raises RuntimeError when librdkafka will not.
+        """Start the broker.
 
-        And AttributeError for one without a mock cluster.
+        Raises RuntimeError when librdkafka refuses, AttributeError when it has no mock cluster.
         """
         from confluent_kafka import cimpl
 
-        library = ctypes.CDLL(
-            cimpl.__file__
-        )  # symbols are looked up in what it depends on, too: the wheel's librdkafka
+        # Symbols are also looked up in what the library depends on: the wheel's librdkafka.
+        library = ctypes.CDLL(cimpl.__file__)
         for name in ("rd_kafka_conf_new", "rd_kafka_new", "rd_kafka_mock_cluster_new"):
             getattr(library, name).restype = ctypes.c_void_p
         library.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
         error = ctypes.create_string_buffer(_ERROR_CHARS)
         options = ctypes.c_void_p(library.rd_kafka_conf_new())
-        library.rd_kafka_conf_set(
-            options, b"log_level", b"3", error, _ERROR_CHARS
-        )  # it warns that it connects to nobody
+        # Its warning that it has no broker to connect to is not printed.
+        library.rd_kafka_conf_set(options, b"log_level", b"3", error, _ERROR_CHARS)
         client = library.rd_kafka_new(_PRODUCER, options, error, _ERROR_CHARS)
         cluster = (
             ctypes.c_void_p(library.rd_kafka_mock_cluster_new(ctypes.c_void_p(client), 1))
@@ -48,8 +47,7 @@ class MockCluster:
         )
         if not cluster:
             raise RuntimeError(
-                f"librdkafka starts no mock cluster: "
-                f"{error.value.decode() or 'it does not say why'}"
+                f"librdkafka starts no mock cluster: {error.value.decode() or 'it gives no reason'}"
             )
         library.rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, ctypes.c_int32(0))
         for topic in TopicNames().model_dump().values():
@@ -60,8 +58,8 @@ class MockCluster:
 
 
 def main() -> None:
-    """Print the address on a line of its own, then serve."""
-    print(MockCluster().bootstrap, flush=True)  # noqa: T201 - what the parent reads
+    """Print the address on its own line, then serve."""
+    print(MockCluster().bootstrap, flush=True)  # noqa: T201
     while True:
         signal.pause()
 

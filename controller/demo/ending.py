@@ -12,7 +12,7 @@ from controller.demo.observer import Course, last_reasons
 from controller.demo.scenarios import Ending, Scenario
 from schemas.terms import HoldReason, PhaseName
 
-#: Where nothing moves any more unless a person says so.
+#: The phases in which nothing moves without a command.
 AT_REST = frozenset(
     {
         PhaseName.COMPLETED,
@@ -25,16 +25,18 @@ AT_REST = frozenset(
 
 
 def is_at_rest(rollout: Rollout | None) -> bool:
-    """Tell whether the demo has reached its end."""
+    """Return whether the demo has reached its end."""
     return rollout is not None and rollout.phase.name in AT_REST
 
 
-def why_not(ending: Ending, rollout: Rollout, decisions: Sequence[dict[str, Any]]) -> str | None:
+def ending_difference(
+    ending: Ending, rollout: Rollout, decisions: Sequence[dict[str, Any]]
+) -> str | None:
     """Return how the end differs from the one a scenario must have, None when it does not."""
     phase = rollout.phase
     stage = rollout.visits[-1].stage if rollout.visits else None
     reason = phase.reason if isinstance(phase, Paused | AwaitingApproval) else None
-    said = last_reasons(decisions)
+    reasons = last_reasons(decisions)
     if phase.name is not ending.phase:
         return f"it ended {_words(phase.name)}, not {_words(ending.phase)}"
     if ending.percent is not None and rollout.percent != ending.percent:
@@ -46,15 +48,15 @@ def why_not(ending: Ending, rollout: Rollout, decisions: Sequence[dict[str, Any]
         )
     if ending.reason is not None and reason is not ending.reason:
         return f"its reason is {reason}, not {ending.reason}"
-    if ending.names and not any(name in said for name in ending.names):
-        return f"its reason does not name {' or '.join(ending.names)}: {said}"
+    if ending.names and not any(name in reasons for name in ending.names):
+        return f"its reason does not name {' or '.join(ending.names)}: {reasons}"
     return None
 
 
 def is_objection(rollout: Rollout) -> bool:
-    """Tell whether a person is asked because advice held.
+    """Return whether a person must decide because advice held.
 
-    With a real model that is an end like any other.
+    With a real model this is an accepted end.
     """
     return (
         isinstance(rollout.phase, AwaitingApproval) and rollout.phase.reason is HoldReason.ADVISOR
@@ -62,7 +64,7 @@ def is_objection(rollout: Rollout) -> bool:
 
 
 def summary(scenario: Scenario, course: Course, report: Report) -> list[str]:
-    """Return what happened, whom it reached and how long it took, a sentence each."""
+    """Return sentences about what happened, how many users it reached and how long it took."""
     rollout = course.rollout
     if rollout is None or not course.decisions:
         return ["The rollout never began."]
@@ -117,7 +119,7 @@ def summary(scenario: Scenario, course: Course, report: Report) -> list[str]:
 
 
 def _why(rollout: Rollout, decisions: Sequence[dict[str, Any]]) -> str:
-    """Return the last decision's reason, after the hold's where the last one says only that it has lasted too long."""
+    """Return the last reason, with that of the hold where the hold lasted too long."""
     is_outlasted = (
         isinstance(rollout.phase, Paused | AwaitingApproval) and decisions[-1]["judgement"] is None
     )
@@ -125,7 +127,7 @@ def _why(rollout: Rollout, decisions: Sequence[dict[str, Any]]) -> str:
 
 
 def _harm(course: Course, report: Report) -> str:
-    """Say what the apps know, beside what the daemon found out from events alone."""
+    """Return the harm that the apps know of, and what the daemon counted from events alone."""
     seen: dict[str, Any] = next(
         (d["judgement"]["harm"] for d in reversed(course.decisions) if d["judgement"]), {}
     )

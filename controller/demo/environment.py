@@ -1,9 +1,6 @@
-"""Everything a rollout needs, on one machine.
+"""Everything a rollout needs on one machine: broker, store, daemon and apps, each a process.
 
-Broker, store, the daemon itself and the apps, each a process of its own.
-
-The daemon is `rolloutd run` as anywhere else; that it is a demo shows only in the addresses it is
-given.
+The daemon is `rolloutd run`, as in production. Only its addresses differ.
 """
 
 from __future__ import annotations
@@ -42,8 +39,8 @@ class AdvisorAddress:
     model: str
 
 
-class Surroundings:
-    """Starts it all, in `tree`; what is started is ended by the tree."""
+class DemoEnvironment:
+    """Starts everything in `tree`, which also ends it."""
 
     def __init__(self, tree: ProcessTree) -> None:
         self._tree = tree
@@ -74,7 +71,7 @@ class Surroundings:
         await until(self.apps, lambda: self.read_report().requests, "made no requests")
 
     async def start_without_apps(self) -> None:
-        """Return when the daemon is ready; whoever calls brings apps of their own.
+        """Return when the daemon is ready; the caller brings its own apps.
 
         Raises ChildFailed and ConfigInvalid.
         """
@@ -101,9 +98,9 @@ class Surroundings:
 
     async def _until_ready(self, daemon: Child) -> None:
         async with httpx.AsyncClient(timeout=1.0) as client:
-            patience = _Patience(daemon, "was not ready")
+            deadline = _Deadline(daemon, "was not ready")
             while not await _is_ready(client, self.http_url):
-                await patience.moment()
+                await deadline.wait()
 
     def _start_daemon(self, http_port: int, advisor: AdvisorAddress | None) -> Child:
         settings = {
@@ -111,7 +108,7 @@ class Surroundings:
             "KAFKA__BOOTSTRAP_SERVERS": self.bootstrap,
             "REDIS__URL": self.redis_url,
             "HTTP__PORT": str(http_port),
-            "HTTP__OPS_PORT": "0",  # a free one: nobody here asks it
+            "HTTP__OPS_PORT": "0",  # a free one: the demo does not use it
         }
         if advisor is not None:
             settings |= {"ADVISOR__URL": advisor.url, "ADVISOR__MODEL": advisor.model}
@@ -123,12 +120,12 @@ class Surroundings:
         )
 
     def check(self) -> None:
-        """Raise ChildFailed when a process has ended before its time."""
+        """Raise ChildFailed when a process has ended too early."""
         for child in self._tree.children:
             child.check()
 
     def read_report(self) -> Report:
-        """Return the newest of what the apps know themselves."""
+        """Return the newest report of the apps."""
         assert self.apps is not None
         with self.apps.log_path.open("rb") as log:
             log.seek(self._apps_read)
@@ -149,14 +146,14 @@ async def _is_ready(client: httpx.AsyncClient, http_url: str) -> bool:
         return False
 
 
-class _Patience:
-    """Waits for one child to come up."""
+class _Deadline:
+    """Waits for one child to come up, up to a deadline."""
 
     def __init__(self, child: Child, complaint: str, seconds: float = START_SECONDS) -> None:
         self._child, self._complaint, self._seconds = child, complaint, seconds
         self._until = time.monotonic() + seconds
 
-    async def moment(self) -> None:
+    async def wait(self) -> None:
         """Wait a moment. Raises ChildFailed when the child has ended or took too long."""
         self._child.check()
         if time.monotonic() > self._until:
@@ -165,13 +162,13 @@ class _Patience:
 
 
 async def until(
-    child: Child, ask: Callable[[], T | None], complaint: str, seconds: float = START_SECONDS
+    child: Child, probe: Callable[[], T | None], complaint: str, seconds: float = START_SECONDS
 ) -> T:
-    """Return what `ask` gives once it is something, of a child that is coming up.
+    """Return the first true value of `probe`, which is called until the child is up.
 
     Raises ChildFailed.
     """
-    patience = _Patience(child, complaint, seconds)
-    while not (answer := ask()):
-        await patience.moment()
+    deadline = _Deadline(child, complaint, seconds)
+    while not (answer := probe()):
+        await deadline.wait()
     return answer

@@ -1,10 +1,7 @@
-"""What the demo's audience sees.
+"""What the demo shows: records of rolloutd's topics, and what the daemon has counted so far.
 
-Records of rolloutd's topics, and between them what the daemon has counted so far.
-
-Only reads. Totals come from the store, and the gate is asked what it would say of them now, by the
-same function and from the same stored tests as the daemon's: the decisions themselves are the
-daemon's own, from its topic.
+Only reads. Totals come from the store. They are judged here by the same function and from the same
+stored tests as in the daemon. The decisions themselves are the daemon's own, from its topic.
 """
 
 from __future__ import annotations
@@ -43,14 +40,14 @@ class CommandNotAccepted(OperatingTrouble):
 
 @dataclass(slots=True)
 class Course:
-    """The rollout as seen so far."""
+    """The rollout so far, as read from the topics."""
 
     rollout: Rollout | None = None
     document: dict[str, Any] | None = None  # of the same revision, as on `rollout.state`
     decisions: list[dict[str, Any]] = field(default_factory=list)
     alerts: list[dict[str, Any]] = field(default_factory=list)
     decision_events: set[str] = field(default_factory=set)  # ids: a repeat is the same decision
-    judgement: Judgement | None = None  # of the present stage, as it would be said now
+    judgement: Judgement | None = None  # of the present stage, as of the last refresh
     totals: VisitTotals = field(default_factory=VisitTotals)
 
 
@@ -87,7 +84,7 @@ class Observer:
         await self._store.close()
 
     async def send(self, command: Command) -> None:
-        """Publish a command, as any operator's tool does."""
+        """Publish a command, as an operator's tool does."""
         producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap)
         await producer.start()
         try:
@@ -97,7 +94,7 @@ class Observer:
             await producer.stop()
 
     async def read(self) -> list[tuple[str, dict[str, Any]]]:
-        """Take what has arrived, and return new decisions and alerts as (topic, data).
+        """Take the records that have arrived, and return new decisions and alerts as (topic, data).
 
         Raises CommandNotAccepted.
         """
@@ -105,9 +102,9 @@ class Observer:
         batches = await self._consumer.getmany(timeout_ms=round(READ_SECONDS * 1000))
         for records in batches.values():
             for record in records:
-                told = self._take(record)
-                if told is not None:
-                    news.append(told)
+                event = self._take(record)
+                if event is not None:
+                    news.append(event)
         return news
 
     def _take(self, record: ConsumerRecord) -> tuple[str, dict[str, Any]] | None:
@@ -129,11 +126,11 @@ class Observer:
         return None
 
     def is_decision(self, topic: str) -> bool:
-        """Tell decisions from alerts."""
+        """Return whether a topic is that of decisions, and not of alerts."""
         return topic == self._topics.decisions
 
-    async def look(self) -> None:
-        """Read the totals of the present stage and ask the gate about them.
+    async def refresh(self) -> None:
+        """Read the totals of the present stage and judge them.
 
         What cannot be read now is read next time.
         """
@@ -158,5 +155,5 @@ class Observer:
 
 
 def last_reasons(decisions: Sequence[dict[str, Any]], count: int = 2) -> str:
-    """Return what the last decisions say of themselves."""
+    """Return the reasons of the last decisions."""
     return "; ".join(decision["reason"] for decision in decisions[-count:])

@@ -1,9 +1,9 @@
 """Child processes that never outlive the demo, however it ends.
 
-All of them share a process group of their own, so that Ctrl-C reaches the demo alone and it stops
-them in order. A guard in that group holds a pipe to the demo: when the pipe closes, be it by `kill
--9`, it removes the directory and kills the group, itself included. No process ids are remembered,
-so none can be confused.
+All of them share a process group of their own, so that Ctrl-C reaches the demo alone, which stops
+them in order. A guard in that group holds a pipe to the demo. When the pipe closes, also by `kill
+-9`, the guard removes the directory and kills the group, including itself. No process ids are
+stored, so none can be confused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import TracebackType
 
 from controller.errors import OperatingTrouble
 
-#: Runs without our packages, so that it is there within milliseconds and needs little memory.
+#: Runs without our packages, so that it starts within milliseconds and needs little memory.
 _GUARD = """
 import os, shutil, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -34,9 +34,9 @@ _LOG_TAIL_LINES = 12
 
 
 class ChildFailed(OperatingTrouble):
-    """A child process did not come up, or ended before its time.
+    """A child process did not come up, or ended too early.
 
-    The message ends with what it said last.
+    The message ends with its last output.
     """
 
 
@@ -54,11 +54,11 @@ class Child:
         return self.process.poll() is None
 
     def output(self) -> str:
-        """Return everything it wrote so far."""
+        """Return everything that it has written."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def failed(self, what: str) -> ChildFailed:
-        """Return the exception that says `what` happened, with the end of its output."""
+        """Return an exception that says `what` happened, with the end of its output."""
         tail = "\n".join(self.output().splitlines()[-_LOG_TAIL_LINES:])
         return ChildFailed(f"{self.name} {what}" + (f":\n{tail}" if tail else ""))
 
@@ -122,7 +122,7 @@ class ProcessTree:
         return self.start(name, (sys.executable, *arguments), environ)
 
     def stop(self, timeout_seconds: float = 5.0) -> None:
-        """Ask every child to end, youngest first, then kill what is left and remove the directory."""
+        """Stop every child, the last one first, then kill what is left and remove the directory."""
         for child in reversed(self.children):
             if child.is_running:
                 child.process.send_signal(signal.SIGTERM)

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.padding import Padding
 
 from controller.demo.advisors import MODEL, StandIn
-from controller.demo.ending import is_at_rest, is_objection, summary, why_not
-from controller.demo.environment import AdvisorAddress, Surroundings
+from controller.demo.ending import ending_difference, is_at_rest, is_objection, summary
+from controller.demo.environment import AdvisorAddress, DemoEnvironment
 from controller.demo.observer import Course, Observer
 from controller.demo.processes import ProcessTree
 from controller.demo.scenarios import AdvisorPart, Scenario, plan_of
@@ -32,18 +32,18 @@ from controller.demo.screen import (
 from schemas.command import Command
 from schemas.terms import CommandVerb
 
-#: For a rollout that should be over in half a minute. A real model may take its time at four gates.
+#: For a rollout that should be over in half a minute. A real model may take longer at four gates.
 LONGEST_SECONDS = 35.0
 LONGEST_WITH_MODEL_SECONDS = 240.0
-# : After the end: for the apps to go by the last percentage, which they poll, and for the last
-# records to be read.
+#: After the end, for the apps to follow the last percentage, which they poll, and for the last
+#: records to be read.
 SETTLE_SECONDS = 3.0
-LOOK_EVERY_SECONDS = 0.3
+REFRESH_SECONDS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the audience chose."""
+    """What the user of the demo chose."""
 
     scenario: Scenario
     seed: int
@@ -54,23 +54,21 @@ class Options:
 async def play(options: Options) -> bool:
     """Run the scenario and show it; return whether it ended as it must.
 
-    Raises OperatingTrouble, ConfigInvalid.
+    Raises OperatingTrouble and ConfigInvalid.
     """
     async with AsyncExitStack() as stack:
         advisor, words = await _advisor(options, stack)
         screen = _screen(options, words)
         stack.callback(screen.close)
         tree = stack.enter_context(ProcessTree())
-        performance = _Performance(options, Surroundings(tree), screen)
-        await performance.start(advisor)
-        async with Observer(
-            performance.bootstrap, performance.redis_url, performance.flag_key
-        ) as observer:
-            return await performance.run(observer)
+        run = _Run(options, DemoEnvironment(tree), screen)
+        await run.start(advisor)
+        async with Observer(run.bootstrap, run.redis_url, run.flag_key) as observer:
+            return await run.run(observer)
 
 
 async def _advisor(options: Options, stack: AsyncExitStack) -> tuple[AdvisorAddress | None, str]:
-    """Return whom the daemon asks, and how the audience is told."""
+    """Return the server that gives advice, and a line about it for the screen."""
     if options.advisor is not None:
         return options.advisor, f"advisor: {options.advisor.model} at {options.advisor.url}"
     part = options.scenario.advisor
@@ -79,7 +77,7 @@ async def _advisor(options: Options, stack: AsyncExitStack) -> tuple[AdvisorAddr
     server = await stack.enter_async_context(StandIn(answers=part is AdvisorPart.OBJECTS))
     words = {
         AdvisorPart.HANGS: "advisor: a stand-in that accepts every question and never answers",
-        AdvisorPart.OBJECTS: "advisor: a scripted stand-in, no model; it answers hold to everything",
+        AdvisorPart.OBJECTS: "advisor: a scripted stand-in, no model; it always answers hold",
     }
     return AdvisorAddress(server.url, MODEL), words[part]
 
@@ -93,34 +91,34 @@ def _screen(options: Options, advisor_words: str) -> Screen:
     return Lines(console, options.scenario, advisor_words)
 
 
-class _Performance:
+class _Run:
     """One scenario, played."""
 
-    def __init__(self, options: Options, surroundings: Surroundings, screen: Screen) -> None:
-        self._options, self._surroundings, self._screen = options, surroundings, screen
+    def __init__(self, options: Options, environment: DemoEnvironment, screen: Screen) -> None:
+        self._options, self._environment, self._screen = options, environment, screen
         self._plan = plan_of(options.scenario, has_real_advisor=options.advisor is not None)
         self.flag_key = self._plan.flag
         self._began = time.monotonic()
         self._is_stand_in = options.advisor is None
-        self._looked_at = 0.0
+        self._refreshed_at = 0.0
 
     @property
     def bootstrap(self) -> str:
-        return self._surroundings.bootstrap
+        return self._environment.bootstrap
 
     @property
     def redis_url(self) -> str:
-        return self._surroundings.redis_url
+        return self._environment.redis_url
 
     async def start(self, advisor: AdvisorAddress | None) -> None:
-        """Bring everything up."""
+        """Start everything."""
         self._screen.show(
-            Course(), self._surroundings.report, "starting broker, store, daemon and apps …"
+            Course(), self._environment.report, "starting broker, store, daemon and apps …"
         )
-        await self._surroundings.start(self._options.scenario, self._options.seed, advisor)
+        await self._environment.start(self._options.scenario, self._options.seed, advisor)
 
     async def run(self, observer: Observer) -> bool:
-        """Start the rollout, follow it to its end, and tell how it went."""
+        """Start the rollout, follow it to its end, and show how it went."""
         await observer.send(
             Command(
                 id=f"demo-{uuid4().hex[:12]}",
@@ -140,42 +138,42 @@ class _Performance:
         settled_by = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < settled_by and not self._has_settled(observer):
             await self._step(observer)
-        await self._look(observer)
+        await self._refresh(observer)
         self._screen.close()
         return self._conclude(observer, longest)
 
     async def _step(self, observer: Observer) -> None:
-        self._surroundings.check()
+        self._environment.check()
         for topic, data in await observer.read():
             if observer.is_decision(topic):
-                self._tell_decision(observer, data)
+                self._show_decision(observer, data)
             else:
-                self._screen.tell(alert_line(data))
-        await self._look(observer, at_most_every=LOOK_EVERY_SECONDS)
+                self._screen.add_line(alert_line(data))
+        await self._refresh(observer, at_most_every=REFRESH_SECONDS)
 
-    async def _look(self, observer: Observer, at_most_every: float = 0.0) -> None:
-        """Bring the picture up to date. Nobody looks at totals where there is no picture."""
-        if not self._options.is_json and time.monotonic() - self._looked_at >= at_most_every:
-            self._looked_at = time.monotonic()
-            await observer.look()
+    async def _refresh(self, observer: Observer, at_most_every: float = 0.0) -> None:
+        """Bring the picture up to date. With --json there is none, and no totals are read."""
+        if not self._options.is_json and time.monotonic() - self._refreshed_at >= at_most_every:
+            self._refreshed_at = time.monotonic()
+            await observer.refresh()
         self._screen.show(
-            observer.course, self._surroundings.read_report(), "the start command is published …"
+            observer.course, self._environment.read_report(), "the start command is published …"
         )
 
-    def _tell_decision(self, observer: Observer, decision: dict[str, Any]) -> None:
+    def _show_decision(self, observer: Observer, decision: dict[str, Any]) -> None:
         if self._options.is_json:
-            print(json.dumps(decision, separators=(",", ":")), flush=True)  # noqa: T201 - what was asked for
+            print(json.dumps(decision, separators=(",", ":")), flush=True)  # noqa: T201
             return
         started_at = datetime.fromisoformat(observer.course.decisions[0]["at"])
         advice = advice_line(decision, self._is_stand_in)
         if advice is not None:
-            self._screen.tell(advice)
-        self._screen.tell(decision_line(decision, started_at))
+            self._screen.add_line(advice)
+        self._screen.add_line(decision_line(decision, started_at))
 
     def _has_settled(self, observer: Observer) -> bool:
-        """Tell whether the last decision has been read, and every app goes by it."""
+        """Return whether the last decision has been read, and every app follows it."""
         rollout, decisions = observer.course.rollout, observer.course.decisions
-        report = self._surroundings.report
+        report = self._environment.report
         if rollout is None or not decisions or decisions[-1]["revision"] < rollout.revision:
             return False
         return all(percent == rollout.percent for percent in report.percents)
@@ -188,19 +186,19 @@ class _Performance:
         elif not is_at_rest(rollout):
             fault = f"it was still {rollout.phase.name} after {longest:g} s"
         elif self._options.advisor is not None and is_objection(rollout):
-            # a real model may object to whatever it likes; then a person is asked, as here
+            # a real model may object to anything; then a person decides, as here
             fault = None
         else:
-            fault = why_not(scenario.ending, rollout, course.decisions)
+            fault = ending_difference(scenario.ending, rollout, course.decisions)
         if self._options.is_json:
             if course.document is not None:
-                print(json.dumps(course.document, separators=(",", ":")), flush=True)  # noqa: T201 - what was asked for
+                print(json.dumps(course.document, separators=(",", ":")), flush=True)  # noqa: T201
             if fault is not None:
-                print(f"rolloutd demo: {scenario.name}: {fault}", file=sys.stderr)  # noqa: T201 - for people
+                print(f"rolloutd demo: {scenario.name}: {fault}", file=sys.stderr)  # noqa: T201
             return fault is None
         console = Console()
         console.print()
-        for line in summary(scenario, course, self._surroundings.report):
+        for line in summary(scenario, course, self._environment.report):
             console.print(Padding(line, (0, 1)), highlight=False)
         total = time.monotonic() - self._began
         if fault is None:

@@ -1,9 +1,9 @@
-"""What the demo can show: one plan, and per scenario what the apps do to it and how it must end.
+"""What the demo can show: one plan, and per scenario what the apps do and how it must end.
 
-The statistics are the daemon's own, at the default alpha and beta. What makes a rollout of weeks
-fit into half a minute is stated here and nowhere else: stages bake for two or three seconds because
-the apps serve thousands of requests a second, and the first gate, where treatment has few of them,
-asks only that a release several times as bad as control be excluded.
+The statistics are the daemon's own, at the default alpha and beta. Two things make a rollout of
+weeks fit into half a minute, and both stand in this file. Stages bake for two or three seconds,
+because the apps serve thousands of requests a second. And the first gate, where treatment has few
+of them, only has to exclude a release that is several times as bad as control.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from schemas.terms import AdvisorMode, HealthGap, HoldReason, PhaseName
 
 FLAG_KEY = "new-checkout"
 
-# : The gate at 1 % has some 30 treatment requests a second to go by. With the engine's own ladder
-# (at most twice as bad) it : would take 20 to 40 s; excluding four times as many errors and eight
-# times as many slow requests takes 4 to 7. From 10 % on : it is 1.75 times the errors and twice the
-# slow requests, where the ladder would ask 1.5 falling to 1.25: 2 to 4 s in place : of 4 to 12. At
-# 100 % nobody is left to compare with, so there the limits are judged.
+#: The gate at 1 % has some 30 treatment requests a second. With the engine's own margins (at most
+#: twice as bad) it would take 20 to 40 s; to exclude four times as many errors and eight times as
+#: many slow requests takes 4 to 7. From 10 % on it is 1.75 times the errors and twice the slow
+#: requests, where the engine's margins would be 1.5 falling to 1.25: 2 to 4 s in place of 4 to 12.
+#: At 100 % there is no control to compare with, so there the limits are judged.
 _PLAN = f"""
 name: demo
 flag: {FLAG_KEY}
@@ -37,10 +37,16 @@ stages:
   - {{percent: 100, bake: 1500ms, settle: 500ms, min_sample: 1000, max_bake: 12s}}
 guardrails:
   - {{metric: error_rate, compare: {{margin: 10%, gate_margin: 300%}}, to_percent: 9}}
-  - {{metric: error_rate, compare: {{margin: 10%, gate_margin: 75%}}, from_percent: 10, to_percent: 99}}
+  - metric: error_rate
+    compare: {{margin: 10%, gate_margin: 75%}}
+    from_percent: 10
+    to_percent: 99
   - {{metric: error_rate, limit: 12%, from_percent: 100}}
   - {{metric: latency_p99, compare: {{margin: 20%, gate_margin: 700%}}, to_percent: 9}}
-  - {{metric: latency_p99, compare: {{margin: 20%, gate_margin: 100%}}, from_percent: 10, to_percent: 99}}
+  - metric: latency_p99
+    compare: {{margin: 20%, gate_margin: 100%}}
+    from_percent: 10
+    to_percent: 99
   - {{metric: latency_p99, limit: 400ms, from_percent: 100}}
 advisor: {{mode: "off"}}
 fresh_within: 2s
@@ -51,7 +57,7 @@ _MAX_BAKE_WITH_MODEL = timedelta(seconds=60)
 
 
 class AdvisorPart(StrEnum):
-    """Who answers the daemon's questions in a scenario."""
+    """What answers the daemon's questions in a scenario."""
 
     NOBODY = "nobody"  # unless --advisor-url names a server
     HANGS = "hangs"  # accepts the question and never answers
@@ -72,9 +78,8 @@ class Fault:
     """What is wrong with treatment, or with how it is measured. The default is nothing."""
 
     error_factor: float = 1.0
-    errors_from_percent: float = (
-        0.0  # the errors begin when at least this share of contexts is served treatment
-    )
+    #: The errors begin when at least this share of contexts is served treatment.
+    errors_from_percent: float = 0.0
     slow_share: float = 0.0  # of treatment requests that take the slow path,
     slow_ms: float = 350.0  # which takes this much longer
     lost_exposures: float = 0.0  # share of treatment's evaluation events that are never sent
@@ -103,7 +108,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One story."""
+    """One course of events with its ending."""
 
     name: str
     title: str
@@ -172,14 +177,14 @@ SCENARIOS: Mapping[str, Scenario] = {
 def plan_of(scenario: Scenario, *, has_real_advisor: bool = False) -> PlanDocument:
     """Return the plan of a scenario.
 
-    A real model may hold twice, as the scripted one may, and its gates wait for it.
+    A real model may hold twice, like the scripted one, and the gates give it more time.
     """
     plan = load_plan(_PLAN, "the demo's plan")
     if has_real_advisor:
-        patient = [
+        longer = [
             stage.model_copy(update={"max_bake": _MAX_BAKE_WITH_MODEL}) for stage in plan.stages
         ]
-        plan = plan.model_copy(update={"stages": patient})
+        plan = plan.model_copy(update={"stages": longer})
         policy: Mapping[str, str | int] = {
             "mode": AdvisorMode.CAN_HOLD,
             "deadline": "20s",

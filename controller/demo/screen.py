@@ -1,7 +1,4 @@
-"""The demo on a terminal.
-
-One live picture that fits 80 columns by 24 lines, and plain lines where there is no terminal.
-"""
+"""The demo's screen: a live picture of 80 columns by 24 lines, or plain lines for a pipe."""
 
 from __future__ import annotations
 
@@ -26,16 +23,16 @@ from schemas.plan import PlanDocument
 from schemas.terms import Arm, DecisionKind, PhaseName, Severity, Verdict
 
 _BAR_CELLS = 10
-_OTHER_LINES = 17  # everything but the list of what happened
-_FEWEST_NEWS = 4
-_COLOURS = {
+_OTHER_LINES = 17  # everything but the list of events
+_FEWEST_EVENTS = 4
+_COLORS = {
     DecisionKind.ADVANCE: "green",
     DecisionKind.COMPLETE: "bold green",
     DecisionKind.ROLL_BACK: "bold red",
     DecisionKind.PAUSE: "bold yellow",
     DecisionKind.HOLD: "yellow",
 }
-_SEVERITY_COLOURS = {
+_SEVERITY_COLORS = {
     Severity.CRITICAL: "bold red",
     Severity.WARNING: "yellow",
     Severity.INFO: "dim",
@@ -43,16 +40,16 @@ _SEVERITY_COLOURS = {
 
 
 class Screen(Protocol):
-    """Where the demo's course is shown."""
+    """Shows the course of the demo."""
 
-    def tell(self, line: Text) -> None:
-        """Add to what happened."""
+    def add_line(self, line: Text) -> None:
+        """Add a line to the list of events."""
 
     def show(self, course: Course, report: Report, state: str) -> None:
-        """Show where things are. `state` says what is going on before the rollout has begun."""
+        """Show the present state. `state` describes it before the rollout has begun."""
 
     def close(self) -> None:
-        """Leave the picture as it is."""
+        """Stop updating; the picture stays."""
 
 
 class Terminal:
@@ -67,16 +64,16 @@ class Terminal:
             plan,
             advisor_words,
         )
-        self._news: list[Text] = []
+        self._events: list[Text] = []
         self._rate = _Rate()
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
         self._live.start()
 
-    def tell(self, line: Text) -> None:
-        self._news.append(line)
+    def add_line(self, line: Text) -> None:
+        self._events.append(line)
 
     def show(self, course: Course, report: Report, state: str) -> None:
-        self._rate.take(report)
+        self._rate.update(report)
         rows: list[RenderableType] = [self._head(), Text()]
         if course.rollout is None:
             rows += [Text(f" {state}", "dim"), Text()]
@@ -89,8 +86,8 @@ class Terminal:
                 Text(),
                 *_metrics(course),
             ]
-        room = max(_FEWEST_NEWS, self._console.height - _OTHER_LINES)
-        rows += self._news[-room:]
+        room = max(_FEWEST_EVENTS, self._console.height - _OTHER_LINES)
+        rows += self._events[-room:]
         self._live.update(Group(*rows), refresh=True)
 
     def close(self) -> None:
@@ -153,27 +150,27 @@ class Lines:
             highlight=False,
         )
 
-    def tell(self, line: Text) -> None:
+    def add_line(self, line: Text) -> None:
         self._console.print(line.plain.strip(), soft_wrap=True, highlight=False)
 
     def show(self, course: Course, report: Report, state: str) -> None:
-        """Show nothing: what happened is told, and pictures are for terminals."""
+        """Show nothing: events come as lines, and pictures are for terminals."""
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """Do nothing."""
 
 
 class Silent:
     """Nothing at all, for `--json`."""
 
-    def tell(self, line: Text) -> None:
-        """Tell nobody."""
+    def add_line(self, line: Text) -> None:
+        """Do nothing."""
 
     def show(self, course: Course, report: Report, state: str) -> None:
-        """Show nobody."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """Do nothing."""
 
 
 def decision_line(decision: dict[str, Any], started_at: datetime) -> Text:
@@ -187,7 +184,7 @@ def decision_line(decision: dict[str, Any], started_at: datetime) -> Text:
     at = datetime.fromisoformat(decision["at"])
     line = Text.assemble(
         (f" {_elapsed(at, started_at)} ", "dim"),
-        (f"{kind.value.replace('_', ' '):<10}", _COLOURS.get(kind, "bold")),
+        (f"{kind.value.replace('_', ' '):<10}", _COLORS.get(kind, "bold")),
         f"{moved:<12}",
         decision["reason"],
     )
@@ -195,16 +192,16 @@ def decision_line(decision: dict[str, Any], started_at: datetime) -> Text:
 
 
 def advice_line(decision: dict[str, Any], is_stand_in: bool) -> Text | None:
-    """Return what the model said before a decision, None when it said nothing."""
+    """Return the model's advice before a decision, None without advice."""
     advice = decision["advice"]
     if advice is None:
         return None
-    who = "scripted stand-in" if is_stand_in else advice["model"]
+    author = "scripted stand-in" if is_stand_in else advice["model"]
     return _one_line(
         Text.assemble(
             "        ",
             ("advice    ", "cyan"),
-            f"{who}: {advice['choice']}: {'; '.join(advice['reasons'])}",
+            f"{author}: {advice['choice']}: {'; '.join(advice['reasons'])}",
         )
     )
 
@@ -215,7 +212,7 @@ def alert_line(alert: dict[str, Any]) -> Text:
     return _one_line(
         Text.assemble(
             "        ",
-            ("alert     ", _SEVERITY_COLOURS[severity]),
+            ("alert     ", _SEVERITY_COLORS[severity]),
             f"{severity.value}: {alert['summary']}",
         )
     )
@@ -226,15 +223,15 @@ class _Rate:
 
     def __init__(self) -> None:
         self.per_second = 0.0
-        self._seen: tuple[float, int] | None = None
+        self._measured: tuple[float, int] | None = None
 
-    def take(self, report: Report) -> None:
+    def update(self, report: Report) -> None:
         now = time.monotonic()
-        if self._seen is not None and now - self._seen[0] >= 1.0:
-            self.per_second = (report.requests - self._seen[1]) / (now - self._seen[0])
-            self._seen = None
-        if self._seen is None:
-            self._seen = (now, report.requests)
+        if self._measured is not None and now - self._measured[0] >= 1.0:
+            self.per_second = (report.requests - self._measured[1]) / (now - self._measured[0])
+            self._measured = None
+        if self._measured is None:
+            self._measured = (now, report.requests)
 
 
 def _phase_words(course: Course) -> str:
@@ -271,10 +268,7 @@ def _arm_cells(counted: ArmTotals) -> tuple[str, ...]:
 
 
 def _metrics(course: Course) -> list[RenderableType]:
-    """Return two lines per guardrail.
-
-    How far each of its two questions is answered, and in words.
-    """
+    """Return two lines per guardrail: how far its two tests have come, and the reason in words."""
     judgement = course.judgement
     metrics = list(judgement.metrics) if judgement is not None else []
     lines: list[RenderableType] = []
@@ -308,7 +302,7 @@ def _bars(metric: MetricReport) -> Text:
 
 
 def _bar(e_value: float, threshold: float) -> str:
-    """Return how far the evidence has come on its way to the threshold, on a log scale."""
+    """Return a bar of how near the evidence is to the threshold, on a log scale."""
     share = math.log(max(e_value, 1.0)) / math.log(threshold) if threshold > 1 else 1.0
     filled = min(_BAR_CELLS, int(share * _BAR_CELLS))
     return "█" * filled + "░" * (_BAR_CELLS - filled)

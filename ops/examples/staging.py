@@ -22,7 +22,7 @@ from uuid import uuid4
 from rich.console import Console
 
 from controller.demo.ending import is_at_rest
-from controller.demo.environment import Surroundings
+from controller.demo.environment import DemoEnvironment
 from controller.demo.observer import Observer
 from controller.demo.processes import Child, ProcessTree
 from controller.demo.screen import alert_line, decision_line
@@ -40,7 +40,7 @@ _AFTERWARDS_SECONDS = (
 class Apps(Protocol):
     """The example's own programs."""
 
-    async def start(self, tree: ProcessTree, surroundings: Surroundings) -> None:
+    async def start(self, tree: ProcessTree, environment: DemoEnvironment) -> None:
         """Start them and return when there is traffic. Raises ChildFailed."""
 
     async def summary(self) -> list[str]:
@@ -113,10 +113,10 @@ async def _play(example: Example) -> int:
     )
     began = time.monotonic()
     with ProcessTree() as tree:
-        surroundings = Surroundings(tree)
-        await surroundings.start_without_apps()
-        await example.apps.start(tree, surroundings)
-        async with Observer(surroundings.bootstrap, surroundings.redis_url, plan.flag) as observer:
+        environment = DemoEnvironment(tree)
+        await environment.start_without_apps()
+        await example.apps.start(tree, environment)
+        async with Observer(environment.bootstrap, environment.redis_url, plan.flag) as observer:
             console.print(
                 f" traffic flows after {time.monotonic() - began:.0f} s; the rollout is started\n",
                 style="dim",
@@ -133,10 +133,10 @@ async def _play(example: Example) -> int:
             )
             deadline = time.monotonic() + example.longest_seconds
             while not is_at_rest(observer.course.rollout) and time.monotonic() < deadline:
-                await _tell_news(console, observer, surroundings)
+                await _tell_news(console, observer, environment)
             settled_by = time.monotonic() + _AFTERWARDS_SECONDS
             while time.monotonic() < settled_by:
-                await _tell_news(console, observer, surroundings)
+                await _tell_news(console, observer, environment)
             console.print()
             for sentence in await example.apps.summary():
                 console.print(f" {sentence}")
@@ -153,8 +153,8 @@ async def _play(example: Example) -> int:
             return 1
 
 
-async def _tell_news(console: Console, observer: Observer, surroundings: Surroundings) -> None:
-    surroundings.check()
+async def _tell_news(console: Console, observer: Observer, environment: DemoEnvironment) -> None:
+    environment.check()
     for topic, news in await observer.read():
         if observer.is_decision(topic):
             console.print(

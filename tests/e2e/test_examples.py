@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.demo.environment import Surroundings
+from controller.demo.environment import DemoEnvironment
 from controller.demo.processes import ProcessTree
 
 ROOT = Path(__file__).parents[2]
@@ -117,13 +117,13 @@ async def test_the_plain_commands_work_as_they_stand(tmp_path: Path) -> None:
         programs = f"{tmp_path}{os.pathsep}{programs}"
     start, ask, served, ended, look, stop = plain_commands()
     with ProcessTree() as tree:
-        surroundings = Surroundings(tree)
-        await surroundings.start_without_apps()
+        environment = DemoEnvironment(tree)
+        await environment.start_without_apps()
         environ = {
             **os.environ,
             "PATH": programs,
-            "KAFKA": surroundings.bootstrap,
-            "ROLLOUTD": surroundings.http_url,
+            "KAFKA": environment.bootstrap,
+            "ROLLOUTD": environment.http_url,
         }
 
         async def type_in(command: str) -> str:

@@ -40,7 +40,7 @@ PROTOCOLS = ("openai", "ollama")
 
 # : Far above any deadline used here, far below what a hang would take: a busy machine must not fail
 # a test.
-SOON_SECONDS = 10.0
+SOON_SECONDS = 120.0
 
 
 def make_advisor(url: str, **overrides: Any) -> ModelAdvisor:
@@ -416,7 +416,7 @@ async def test_failing_server_is_no_advice(fault: str, protocol: str) -> None:
     async with faults.fault_server(script) as server:
         async with asyncio.timeout(SOON_SECONDS):
             with pytest.raises(AdviceUnavailableError, match=reason) as refusal:
-                await ask(server, protocol=protocol, deadline_seconds=60.0)
+                await ask(server, protocol=protocol, deadline_seconds=240.0)
         assert len(server.requests) == 1  # never a second try, never another address
     assert str(refusal.value).isprintable()
     assert len(str(refusal.value)) < 500
@@ -430,7 +430,7 @@ async def test_memory_stays_bounded(fault: str) -> None:
         tracemalloc.start()
         try:
             with pytest.raises(AdviceUnavailableError):
-                await ask(server, deadline_seconds=60.0)
+                await ask(server, deadline_seconds=240.0)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -457,7 +457,7 @@ async def test_tiny_chunks_do_not_hold_up_the_loop() -> None:
     async with faults.fault_server(prepared) as server:
         counting = asyncio.create_task(count_turns())
         with pytest.raises(AdviceUnavailableError, match="longer than 4096"):
-            await ask(server, deadline_seconds=60.0, max_answer_bytes=4_096)
+            await ask(server, deadline_seconds=240.0, max_answer_bytes=4_096)
         counting.cancel()
     assert turns > 4_096 / 64
 

@@ -141,6 +141,7 @@ async def test_the_script_leaves_no_broker_behind(
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.rare
 async def test_a_cluster_of_three_survives_the_loss_of_one(topic_prefix: str) -> None:
     """With one of three brokers killed, a topic of three copies still takes and gives records."""
     require_local_kafka()

@@ -48,25 +48,27 @@ async def served() -> AsyncIterator[tuple[FlagBoard, str]]:
     await server.stop(2.0)
 
 
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.rare)])
 async def test_a_server_side_client_sees_the_decided_share(
-    installed: Path, served: tuple[FlagBoard, str]
+    installed: Path, served: tuple[FlagBoard, str], count: int
 ) -> None:
     """From 1 to 100 % the share is right and everyone stays in; at 0 % nobody is in.
 
     Variant, reason and metadata arrive.
     """
     board, address = served
+    users = USERS[:count]
 
     async with ofrep_client(installed, "server", address, "new-checkout") as process:
         before: set[str] = set()
         found: list[dict[str, Any]] = []
         for revision, percent in enumerate([1.0, 10.0, 25.0, 50.0, 100.0], start=1):
             board.update(make_rollout(revision=revision, percent=percent))
-            found = await details_of(process, USERS)
-            now = {user for user, one in zip(USERS, found, strict=True) if one["value"]}
+            found = await details_of(process, users)
+            now = {user for user, one in zip(users, found, strict=True) if one["value"]}
             share = percent / 100
-            assert abs(len(now) - len(USERS) * share) <= 4 * math.sqrt(
-                len(USERS) * share * (1 - share)
+            assert abs(len(now) - len(users) * share) <= 4 * math.sqrt(
+                len(users) * share * (1 - share)
             )
             assert before <= now
             before = now
@@ -78,9 +80,9 @@ async def test_a_server_side_client_sees_the_decided_share(
             "flagMetadata": metadata,
         }
         board.update(make_rollout(revision=6, percent=100.0, phase=RolledBack(T0, "breach")))
-        assert not any(one["value"] for one in await details_of(process, USERS))
+        assert not any(one["value"] for one in await details_of(process, users))
         board.doubt("reading again")
-        assert {one["errorCode"] for one in await details_of(process, USERS)} == {"GENERAL"}
+        assert {one["errorCode"] for one in await details_of(process, users)} == {"GENERAL"}
 
 
 async def test_a_web_client_is_told_of_changes(

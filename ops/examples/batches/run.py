@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from staging import EXAMPLES, Example, environ_of, last_json, main, wants_bad_version
 
-from controller.demo.environment import Surroundings, until
+from controller.demo.environment import DemoEnvironment, until
 from controller.demo.processes import Child, ProcessTree
 from controller.demo.store import LOOPBACK, free_port
 from controller.errors import ConfigInvalid
@@ -26,14 +26,14 @@ class Nightly:
     def __init__(self) -> None:
         self._flow: Child | None = None
 
-    async def start(self, tree: ProcessTree, surroundings: Surroundings) -> None:
+    async def start(self, tree: ProcessTree, environment: DemoEnvironment) -> None:
         """Start both and return when batches are processed."""
         python = prefect_python()
         port = free_port()
         api_url = f"http://{LOOPBACK}:{port}/api"
         environ = environ_of(
-            ROLLOUTD_URL=surroundings.http_url,
-            KAFKA=surroundings.bootstrap,
+            ROLLOUTD_URL=environment.http_url,
+            KAFKA=environment.bootstrap,
             PREFECT_API_URL=api_url,
             PREFECT_HOME=str(tree.directory / "prefect"),
             PREFECT_LOGGING_LEVEL="CRITICAL",  # a batch that fails is no news here: it is counted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 from staging import EXAMPLES, Example, environ_of, last_json, main, wants_bad_version
 
-from controller.demo.environment import Surroundings, until
+from controller.demo.environment import DemoEnvironment, until
 from controller.demo.processes import Child, ProcessTree
 from controller.demo.store import LOOPBACK, free_port
 
@@ -19,11 +19,11 @@ class Shop:
         self.url = ""
         self._visitors: Child | None = None
 
-    async def start(self, tree: ProcessTree, surroundings: Surroundings) -> None:
+    async def start(self, tree: ProcessTree, environment: DemoEnvironment) -> None:
         """Start both and return when visitors are served."""
         port = free_port()
         self.url = f"http://{LOOPBACK}:{port}"
-        environ = environ_of(ROLLOUTD_URL=surroundings.http_url, KAFKA=surroundings.bootstrap)
+        environ = environ_of(ROLLOUTD_URL=environment.http_url, KAFKA=environment.bootstrap)
         uvicorn = (
             "-m",
             "uvicorn",

@@ -89,7 +89,7 @@ def test_variants_are_served_by_the_documents_weights() -> None:
     assert all(len(variants) == 1 for variants in served.values())
     counts = Counter(variant for variants in served.values() for variant in variants)
     assert counts["on"] / len(served) == pytest.approx(0.1, abs=0.01)
-    assert traffic.tell().treated_users == counts["on"]
+    assert traffic.current_report().treated_users == counts["on"]
 
 
 def test_without_a_flag_everybody_gets_the_old_version() -> None:
@@ -121,14 +121,16 @@ def test_failures_hit_treatment_alone() -> None:
     rate = Service().error_rate
     assert failed["off"] / total["off"] == pytest.approx(rate, abs=0.01)
     assert failed["on"] / total["on"] == pytest.approx(3 * rate, abs=0.015)
-    assert traffic.tell().harmed_requests == pytest.approx(2 * rate * total["on"], rel=0.15)
+    assert traffic.current_report().harmed_requests == pytest.approx(
+        2 * rate * total["on"], rel=0.15
+    )
 
 
 def test_a_late_fault_waits_for_its_percentage() -> None:
     """Below the percentage at which it begins nobody is harmed."""
     traffic, _ = make_traffic(Fault(error_factor=3.0, errors_from_percent=25.0))
     play(traffic)
-    assert traffic.tell().harmed_users == 0
+    assert traffic.current_report().harmed_users == 0
 
 
 def test_the_slow_path_leaves_the_median_alone() -> None:
@@ -162,7 +164,7 @@ def test_silence_is_complete() -> None:
     traffic.tick(100, NOW + 0.5)
     assert before > 0
     assert len(sent.events) == before
-    assert traffic.tell().is_silent
+    assert traffic.current_report().is_silent
 
 
 def test_users_are_many() -> None:

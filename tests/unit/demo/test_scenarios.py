@@ -30,7 +30,7 @@ from controller.core.rollout import (
     Rollout,
     Ticked,
 )
-from controller.demo.ending import why_not
+from controller.demo.ending import ending_difference
 from controller.demo.run import LONGEST_SECONDS
 from controller.demo.scenarios import SCENARIOS, AdvisorPart, Scenario, Service, plan_of
 from schemas.plan import PlanDocument
@@ -166,7 +166,7 @@ def test_each_scenario_ends_as_named_by_the_real_engine(name: str, seed: int) ->
     rehearsal = Rehearsal(SCENARIOS[name], seed).run()
     assert rehearsal.rollout is not None
     decisions = [{"reason": decision.reason} for decision in rehearsal.decisions]
-    assert why_not(SCENARIOS[name].ending, rehearsal.rollout, decisions) is None
+    assert ending_difference(SCENARIOS[name].ending, rehearsal.rollout, decisions) is None
     assert rehearsal.seconds < LONGEST_SECONDS - 5
 
 
@@ -196,13 +196,13 @@ def test_an_ending_that_differs_is_told_apart() -> None:
     assert rolled_back.rollout is not None
     said = [{"reason": rolled_back.decisions[-1].reason}]
     assert (
-        why_not(SCENARIOS["errors"].ending, completed.rollout, said)
+        ending_difference(SCENARIOS["errors"].ending, completed.rollout, said)
         == "it ended completed, not rolled back"
     )
     assert (
-        why_not(SCENARIOS["late"].ending, rolled_back.rollout, said)
+        ending_difference(SCENARIOS["late"].ending, rolled_back.rollout, said)
         == "it ended in stage 1, not in stage 3"
     )
     assert "does not name latency_p99" in (
-        why_not(SCENARIOS["latency"].ending, rolled_back.rollout, said) or ""
+        ending_difference(SCENARIOS["latency"].ending, rolled_back.rollout, said) or ""
     )
