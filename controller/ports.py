@@ -378,8 +378,8 @@ class Served:
             return self
         return replace(
             self,
-            difference=f"cannot serve {beyond}; everybody else gets the decided {self.percent or 0:g} "
-            f"%",
+            difference=f"cannot serve {beyond}; everybody else gets the decided "
+            f"{self.percent or 0:g} %",
         )
 
 

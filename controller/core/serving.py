@@ -6,13 +6,13 @@ anybody out, and stepping back takes out who came last. Every context falls into
 `WEIGHT_TOTAL` buckets by its targeting key, the same bucket for every ring, and is in treatment
 when a ring that it belongs to has more buckets than that.
 
-Only the ring of the present stage is compared. Who has nothing to do with it is served under a name
-of its own, so that no count mixes up people whom no lot has dealt to the arms:
+Only the ring of the present stage is compared. All other contexts are served under another name, so
+that contexts that were not randomized are never counted in an arm:
 
-| served as | value | counts as | who |
+| served as | value | counts as | contexts |
 |---|---|---|---|
-| `treatment`, or a variant of `split` | its own | treatment | in the stage's audience, in its lowest buckets |
-| `control` | control's | control | in the stage's audience: the rest, or as many of its highest buckets |
+| `treatment`, or a `split` variant | its own | treatment | the audience's lowest buckets |
+| `control` | control's | control | the rest of the audience, or its highest buckets |
 | `unassigned` | control's | nothing | in no ring, or between two arms of equal size |
 | `<treatment>-earlier` | treatment's | nothing | in treatment by a wider ring of an earlier stage |
 
@@ -43,7 +43,10 @@ EARLIER_SUFFIX = "-earlier"
 
 
 def weight_of(percent: float) -> int:
-    """Return how many of the `WEIGHT_TOTAL` buckets are in treatment at `percent`, in [0, 100], to the nearest 0.01."""
+    """Return how many of the `WEIGHT_TOTAL` buckets are in treatment at `percent`.
+
+    `percent` is in [0, 100]; the result is exact to the nearest 0.01 %.
+    """
     if not 0 <= percent <= 100:
         raise ValueError(f"a percentage lies in [0, 100], not at {percent}")
     return round(percent * (WEIGHT_TOTAL / 100))
@@ -227,7 +230,7 @@ def percent_to_serve(rollout: Rollout) -> float:
 
 
 def beyond_share_of(plan: Plan) -> str | None:
-    """Return in words what of a plan no plane can serve that knows nothing but a share of everybody; None for nothing."""
+    """Return in words what a plane of percentages cannot serve of a plan, None for nothing."""
     more = (
         ("audiences", any(stage.audience is not None for stage in plan.stages)),
         (
@@ -253,9 +256,9 @@ def decided_share(plan: Plan, visit: Visit) -> float | None:
 
 
 def share_before(plan: Plan, visits: Sequence[Visit]) -> float | None:
-    """Return the share of treatment that would still be observed had the planes kept what the stay before asked for.
+    """Return the share of treatment that planes would show if they still served the previous visit.
 
-    None where that says nothing: in the first stay, where it cannot be told from a treatment too
+    None where that says nothing: in the first visit, where it cannot be told from a treatment too
     broken to report, and where the decision left the share as it was.
     """
     if len(visits) < 2:
