@@ -216,7 +216,8 @@ BUGS = (
         f"{DECIDING}/outbox.py",
         "        if new:\n",
         "        first = [entry.field for entry in batch if entry.field]\n"
-        "        await self._dependencies.rollouts.settle(self._flag_key, first)\n        if new:\n",
+        "        await self._dependencies.rollouts.settle(self._flag_key, first)\n"
+        "        if new:\n",
         WORKER_TESTS,
     ),
     Bug(
