@@ -4,8 +4,8 @@ Conditions on a context's attributes, and exactly what each operator means.
 
 The meaning is chosen so that it can be written in the rules of every flag plane and comes out the
 same there: no operator converts types, and a missing attribute, or one of a type the operator does
-not know, never matches. In JsonLogic's words see `controller/flagd.py`; the tests hold both against
-each other.
+not know, never matches. `controller/codec/flagd.py` writes the same in JsonLogic; tests compare the
+two.
 
 | operator | matches when the attribute is |
 |---|---|

@@ -5,7 +5,7 @@ or a stranger may own it. So each replica claims, once a second, the partitions 
 and reads what the others claim. Nothing is decided by a claim: it shows that somebody is there.
 
 Belongs here: when a claim counts, and the loop that writes and reads them. Does not belong here:
-what follows from it (`sight.py`), and how Redis is called.
+what follows from it (`visibility.py`), and how Redis is called.
 """
 
 from __future__ import annotations

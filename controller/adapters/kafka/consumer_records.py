@@ -5,7 +5,7 @@ Made safe before it is unpacked, and bare of what we do not need.
 Belongs here: the one place that reaches into how aiokafka takes records in and hands them out. It
 says what it is given to unpack, what a record becomes and how many come at a time; which ones come,
 in what order and up to where stays `getmany`'s own business: positions, checksums, aborted
-transactions. Does not belong here: the bytes themselves (`kafka_batches.py`).
+transactions. Does not belong here: the bytes themselves (`record_batches.py`).
 """
 
 from __future__ import annotations
