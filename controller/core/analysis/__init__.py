@@ -1,4 +1,4 @@
-"""The sequential tests behind the gate.
+"""The sequential tests behind the gate: arithmetic only, one file per statistical question.
 
-One file per question, arithmetic only, nothing about plans or people.
+Nothing here knows a plan, a rollout or a person; an import contract checks it.
 """

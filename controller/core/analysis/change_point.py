@@ -1,9 +1,8 @@
-"""Restarting e-processes.
+"""Restarting e-processes: evidence whose change may begin at any batch.
 
-Evidence that may have begun at any batch, so that late trouble is found nearly as fast as early.
-
-An e-process is kept per alternative; at every batch a part of the prior mass starts afresh. What
-has not started yet stays as money in the pocket, so the total never expects to grow under the null.
+Late harm is found nearly as fast as early harm. An e-process is kept per alternative. At every
+batch a part of the prior mass starts. The mass that has not started counts as it is (unspent prior
+mass), so the expected total never grows under the null.
 """
 
 from __future__ import annotations
@@ -15,26 +14,26 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-#: Where the prior mass of a change goes: most to "broken from the start" (the usual case), a part
-#: to coarse slots (few events: a cheap bet matters more than an exact moment), a part to every
-#: moment (many events: the reverse).
+#: How the prior mass of a change is divided. Most is for "broken from the start", the usual case. A
+#: part is for coarse slots of time: with few events a cheap bet matters more than an exact moment.
+#: A part is for every moment: with many events it is the reverse.
 START_MASS = 0.88
 COARSE_MASS = 0.06
 FINE_MASS = 0.06
 COARSE_SLOTS = 1000
-#: Of the last two, what is spent evenly over the planned time; the rest is for a rollout that takes
-#: longer.
+#: The part of the last two that is spent evenly over the planned time. The rest is for a rollout
+#: that takes longer.
 WITHIN_PLAN = 0.8
 #: e-values are reported up to e^690, short of the largest double.
 LARGEST_LOG = 690.0
 
 
 def released_mass(elapsed_seconds: float, horizon_seconds: float) -> float:
-    """Return how much of the prior mass has started by now, in [0.88, 1); a function of time alone: predictable.
+    """Return how much of the prior mass has started by now, in [0.88, 1).
 
-    The density of a change is even over the planned time and falls like its square afterwards, so
-    that it is never used up. Releasing by time, not by batch, makes a flag with few events pay for
-    few restarts.
+    It depends on time alone, so it is predictable. The density of a change is even over the planned
+    time and falls like the square of time afterwards, so it is never used up. Because mass starts
+    by time and not by batch, a flag with few events pays for few restarts.
     """
     elapsed = max(0.0, elapsed_seconds)
     slot = max(1.0, horizon_seconds / COARSE_SLOTS)
@@ -43,7 +42,7 @@ def released_mass(elapsed_seconds: float, horizon_seconds: float) -> float:
 
 
 def _changed_by(elapsed_seconds: float, horizon_seconds: float) -> float:
-    """Return the prior probability, in [0, 1), that a change that comes after the start has come by now."""
+    """Return the prior probability, in [0, 1), that a change after the start has come by now."""
     if elapsed_seconds <= horizon_seconds:
         return WITHIN_PLAN * elapsed_seconds / horizon_seconds
     return 1 - (1 - WITHIN_PLAN) * horizon_seconds / elapsed_seconds
@@ -52,9 +51,8 @@ def _changed_by(elapsed_seconds: float, horizon_seconds: float) -> float:
 def add_batch(log_evidence: Floats, new_mass: float, increment: Floats) -> Floats:
     """Return each alternative's log evidence after a batch.
 
-    `new_mass` starts before it, then exp(increment) multiplies all.
-
-    `log_evidence` and `increment` are per alternative; the former is -inf before the first batch.
+    `new_mass` starts before the batch, then exp(increment) multiplies all evidence. `log_evidence`
+    and `increment` are per alternative; the former is -inf before the first batch.
     """
     started = np.logaddexp(log_evidence, math.log(new_mass)) if new_mass > 0 else log_evidence
     result: Floats = started + increment
@@ -64,22 +62,21 @@ def add_batch(log_evidence: Floats, new_mass: float, increment: Floats) -> Float
 def log_e_value(log_evidence: Floats, log_weights: Floats, released: float) -> float:
     """Return the log of the mixture's e-value.
 
-    `released` is the mass started so far, the rest counts as it is.
+    `released` is the mass that has started so far. The rest counts as it is.
     """
     total = log_sum_exp(log_weights + log_evidence)
-    pocket = 1.0 - released
-    if pocket <= 0:
+    unspent = 1.0 - released
+    if unspent <= 0:
         return total
-    low, high = sorted((total, math.log(pocket)))
+    low, high = sorted((total, math.log(unspent)))
     return high + math.log1p(math.exp(low - high))
 
 
 def mean_log_effect(log_evidence: Floats, log_weights: Floats, log_effects: Floats) -> float:
-    """Return the mean log effect under the evidence.
+    """Return the mean log effect under the evidence: the size of harm behind the e-value.
 
-    What size of harm the e-value speaks of, also when it began late.
-
-    The whole visit's ratio would dilute a late regression with the healthy time before it.
+    It holds for late harm too. The ratio over the whole visit would dilute a late regression with
+    the healthy time before it.
     """
     weight = log_weights + log_evidence
     top = float(weight.max())

@@ -1,8 +1,8 @@
 """Latency questions reduced to shares: how many values lie above a bucket's upper edge.
 
-A quantile is above a limit exactly when more than 1 - q of the values are; treatment's tail is
-worse exactly when more of it than of control's lies above a place that was fixed beforehand. Edges
-of buckets lose nothing: each value is on one side.
+A quantile is above a limit exactly when more than 1 - q of the values are. Treatment's tail is
+worse exactly when more of it than of control's lies above a place that was fixed before. Edges of
+buckets lose nothing, because each value is on one side.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MIN_PAST = 20
 
 
 class Ordered(NamedTuple):
-    """A histogram made ready for many questions: `up_to[i]` values lie in `buckets[0..i]`."""
+    """A histogram prepared for many questions: `up_to[i]` values lie in `buckets[0..i]`."""
 
     buckets: NDArray[np.int64]
     up_to: NDArray[np.int64]
@@ -42,9 +42,9 @@ class Ordered(NamedTuple):
 
 
 class Spread:
-    """One arm's latencies, made ready when they are asked for.
+    """One arm's latencies, prepared for questions.
 
-    Only people and reports look at every value.
+    `every` is prepared at its first use, because only reports for people need it.
     """
 
     def __init__(self, arm: ArmTotals) -> None:
@@ -59,7 +59,7 @@ class Spread:
 
 
 def ordered(histogram: Histogram) -> Ordered:
-    """Return a histogram made ready; one pass, for all quantiles and limits that look at it."""
+    """Return a prepared histogram; one pass serves all its quantiles and limits."""
     size = len(histogram)
     buckets = np.fromiter(histogram.keys(), np.int64, size)
     counts = np.fromiter(histogram.values(), np.int64, size)
@@ -71,7 +71,7 @@ def ordered(histogram: Histogram) -> Ordered:
 def quantile_bucket(past: Ordered, q: float) -> int | None:
     """Return the smallest bucket with at most (1 - q) of `past` above it.
 
-    None while `past` is too small to say.
+    None while `past` is too small.
     """
     allowed = past.total * (1 - q)
     if past.total < _MIN_PAST or allowed < MIN_ABOVE - 1e-9:
@@ -87,63 +87,68 @@ def margin_buckets(margin: float) -> int:
 def quantile_interval(values: Ordered, q: float, alpha: float) -> tuple[float | None, float | None]:
     """Return a confidence sequence (low, high) of the q-quantile in ms.
 
-    An end is None where the data do not bound it.
-
-    Keeps every place that a beta-binomial mixture around 1 - q does not reject as the quantile.
-    Source: S. Howard, A. Ramdas, Bernoulli 28 (2022) 1704-1728, section 3 (fixed quantile,
-    beta-binomial mixture).
+    An end is None where the data do not bound it. The interval has every place that a beta-binomial
+    mixture around 1 - q does not reject as the quantile. Source: S. Howard, A. Ramdas, Bernoulli 28
+    (2022) 1704-1728, section 3 (fixed quantile, beta-binomial mixture).
     """
     total, tail = values.total, 1 - q
     if total == 0:
         return None, None
-    # The prior's weight in observations; tightest near 20 values above the quantile, which is when
-    # a gate looks.
-    a, b = 20.0, 20.0 * q / tail
-    constant = (
-        math.lgamma(a + b)
-        - math.lgamma(a)
-        - math.lgamma(b)
-        - math.lgamma(a + b + total)
-        + math.log(alpha)
-    )
-    constant -= total * math.log(q)
-    log_odds = math.log(tail / q)
-
-    def excess(above: float) -> float:
-        """Return by how much a place with so many values above it is rejected.
-
-        Convex, least where tail * total are.
-        """
-        return constant + math.lgamma(a + above) + math.lgamma(b + total - above) - above * log_odds
-
-    # Where a normal distribution in place of the binomial would have the ends of what is kept.
+    excess = _Excess(q, total, alpha)
+    # Where a normal distribution in place of the binomial would have the ends of the interval.
     middle = total * tail
-    width = math.sqrt(2 * (middle + a) * q * (0.5 * math.log1p(middle / a) - math.log(alpha)))
-
-    def bound(above: float) -> float:
-        """Return where `excess` is 0, by Newton's method from `above`, on the same side of its least value."""
-        for _ in range(50):
-            slope = (
-                math.log((a + above - 0.5) / (b + total - above - 0.5)) - log_odds
-            )  # lgamma'(x) is nearly log(x - 0.5)
-            step = excess(above) / slope
-            above = min(max(above - step, 0.0), total)
-            if (
-                step * step <= 1e-6 * width
-            ):  # what is left is about step^2 / width, and what is counted is whole
-                break
-        return above
-
+    spread = (middle + excess.a) * q * (0.5 * math.log1p(middle / excess.a) - math.log(alpha))
+    width = math.sqrt(2 * spread)
     # A bucket is too low when significantly more than the tail lies above it, too high when less
     # lies at or above it. An end is open when even nothing below (above) the outermost bucket would
     # not be rejected as the quantile's place.
     low = high = None
     if excess(total) >= 0:
-        most = bound(min(middle + width, total))
-        low = bucket_value(
-            int(values.buckets[values.up_to.searchsorted(total - most, side="right")])
-        )
+        most = excess.root(min(middle + width, total), width)
+        place = values.up_to.searchsorted(total - most, side="right")
+        low = bucket_value(int(values.buckets[place]))
     if excess(0) >= 0:
-        fewest = bound(max(middle - width, 0.0))
+        fewest = excess.root(max(middle - width, 0.0), width)
         high = bucket_value(int(values.buckets[values.up_to.searchsorted(total - fewest)]))
     return low, high
+
+
+class _Excess:
+    """By how much a place with so many values above it is rejected as the q-quantile.
+
+    Convex, smallest where (1 - q) * total values are above.
+    """
+
+    def __init__(self, q: float, total: int, alpha: float) -> None:
+        """Prepare the mixture for `total` values."""
+        tail = 1 - q
+        # The prior's weight in observations; tightest near 20 values above the quantile, which is
+        # about when a gate judges.
+        self.a, self._b = 20.0, 20.0 * q / tail
+        self._total = total
+        self._log_odds = math.log(tail / q)
+        self._constant = (
+            math.lgamma(self.a + self._b)
+            - math.lgamma(self.a)
+            - math.lgamma(self._b)
+            - math.lgamma(self.a + self._b + total)
+            + math.log(alpha)
+            - total * math.log(q)
+        )
+
+    def __call__(self, above: float) -> float:
+        """Return the excess for `above` values above the place."""
+        mixture = math.lgamma(self.a + above) + math.lgamma(self._b + self._total - above)
+        return self._constant + mixture - above * self._log_odds
+
+    def root(self, above: float, width: float) -> float:
+        """Return where the excess is 0, by Newton's method, on `above`'s side of its minimum."""
+        for _ in range(50):
+            # lgamma'(x) is nearly log(x - 0.5)
+            derivative = math.log((self.a + above - 0.5) / (self._b + self._total - above - 0.5))
+            step = self(above) / (derivative - self._log_odds)
+            above = min(max(above - step, 0.0), self._total)
+            # The rest is about step^2 / width, and counts are whole numbers.
+            if step * step <= 1e-6 * width:
+                break
+        return above

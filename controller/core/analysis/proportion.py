@@ -1,8 +1,8 @@
-"""Shares of bad (or wanted) events: treatment against control, and treatment against a fixed limit.
+"""Shares of events: treatment against control, and treatment against a fixed limit.
 
-Comparisons look at which arm the next event fell into, given how many observations each arm had in
-the same batch, so a base rate that drifts from batch to batch does not matter. Nothing here knows
-about restarts (`change_point.py`) or about plans.
+A comparison asks in which arm the next event falls, given how many observations each arm had in the
+same batch. So a base rate that drifts from batch to batch does not matter. Nothing here knows
+restarts (`change_point.py`) or plans.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 
 from controller.core.analysis.change_point import Floats, log_sum_exp
 
-#: Log rate ratios betted on, 1.05 to 20, and their weights. Evidence that suffices places a log
-#: ratio to about a third of itself, so grid and weights are even in its logarithm; the sizes that
-#: releases break by, 1.2 to 8, get ten times the weight.
+#: The log rate ratios of the alternatives, 1.05 to 20, and their weights. Sufficient evidence tells
+#: a log ratio to about a third of itself, so grid and weights are even in its logarithm. The usual
+#: sizes of harm, 1.2 to 8, have ten times the weight.
 LOG_RATIOS: Floats = np.exp(np.linspace(math.log(0.05), math.log(3.0), 32))
 RATIO_WEIGHTS: Floats = np.where((LOG_RATIOS > 0.17) & (LOG_RATIOS < 2.1), 1.0, 0.1)
 RATIO_WEIGHTS /= RATIO_WEIGHTS.sum()
 
-#: Of log odds ratios to a limit: even, since a release is usually far below its limits, or far
-#: above.
+#: Weights of log odds ratios to a limit. They are even, because a release is usually far below its
+#: limits, or far above.
 _LIMIT_LOG_WEIGHTS: Floats = np.full(len(LOG_RATIOS), -math.log(len(LOG_RATIOS)))
 
-#: Where the likelihood of the ratio is kept for estimate and interval: 0.09 to 11.
+#: Log ratios, 0.09 to 11, whose likelihood is kept for estimate and interval.
 CURVE: Floats = np.linspace(-2.4, 2.4, 97)
 _CURVE_RATIOS: Floats = np.exp(CURVE)
 _CURVE_STEP = float(CURVE[1] - CURVE[0])
@@ -44,10 +44,7 @@ class Counts(NamedTuple):
     k_c: int
 
     def swapped(self) -> Counts:
-        """Return the same with the arms exchanged.
-
-        A fall of treatment becomes a rise of control.
-        """
+        """Return the same with the arms exchanged: treatment's fall becomes control's rise."""
         return Counts(self.n_c, self.k_c, self.n_t, self.k_t)
 
 
@@ -55,10 +52,7 @@ NOTHING = Counts(0, 0, 0, 0)
 
 
 class Increments(NamedTuple):
-    """What one batch adds to a comparison.
-
-    Per alternative of harm and of safety, and per point of `CURVE`.
-    """
+    """One batch's increments: per alternative of harm, of safety, and per point of `CURVE`."""
 
     harm: Floats
     safe: Floats
@@ -66,7 +60,7 @@ class Increments(NamedTuple):
 
 
 class Alternatives(NamedTuple):
-    """What is betted on, against `log_null`: one entry per alternative."""
+    """The alternatives of a test: one entry per alternative."""
 
     log_effects: Floats
     log_weights: Floats
@@ -92,21 +86,18 @@ def harm_alternatives(log_null: float) -> Alternatives:
 
 @lru_cache(maxsize=64)
 def safe_alternatives(log_null: float) -> Alternatives:
-    """Return ratios below `log_null` > 0, down to its mirror image.
-
-    What a release that is not worse looks like.
-    """
+    """Return ratios below `log_null` > 0, down to its mirror image: a release that is not worse."""
     steps = np.arange(1, SAFE_POINTS + 1)
     return Alternatives(log_null * (1 - 2 * steps / SAFE_POINTS), SAFE_LOG_WEIGHTS)
 
 
 def ratio_increment(log_ratios: Floats, log_null: float, batch: Counts) -> Floats:
-    """Return one batch's log e-value per alternative rate ratio, against the null that the ratio is at most exp(log_null).
+    """Return one batch's log e-value per alternative rate ratio.
 
-    With alternatives *below* the null it tests the reverse, that the ratio is at least
-    exp(log_null). Exact for any rates, also when they differ from batch to batch: given the numbers
-    of observations the expectation of its exp is at most 1, because 1 + x <= exp(x) and the
-    exponents cancel at the null's edge.
+    The null is that the ratio is at most exp(log_null). With alternatives *below* the null it tests
+    the reverse, that the ratio is at least exp(log_null). Exact for any rates, also when they
+    differ from batch to batch: given the numbers of observations the expectation of its exp is at
+    most 1, because 1 + x <= exp(x) and the exponents cancel at the null's edge.
 
     Source: Poisson form of the multinomial mixture in M. Lindon, A. Malek, NeurIPS 2022 (arXiv
     2011.03567), conditioned on observed instead of designed shares.
@@ -119,10 +110,10 @@ def ratio_increment(log_ratios: Floats, log_null: float, batch: Counts) -> Float
 
 
 def comparison_increments(log_null: float, log_gate: float, batch: Counts) -> Increments:
-    """Return `ratio_increment` against both nulls, harm above `log_null` and safety below `log_gate`, and `curve_increment`.
+    """Return `ratio_increment` of harm above `log_null` and safety below `log_gate`, and the curve.
 
-    The three are one formula with three nulls, the curve's being ratio 1: in one pass over all
-    points they cost a third.
+    The curve is `curve_increment`. The three are one formula with three nulls, the curve's being
+    ratio 1: in one pass over all points they cost a third.
     """
     log_factors, ratios, nulls, first_safe, first_of_curve = _all_points(log_null, log_gate)
     n_t, k_t, n_c, k_c = batch
@@ -136,9 +127,9 @@ def comparison_increments(log_null: float, log_gate: float, batch: Counts) -> In
 
 @lru_cache(maxsize=256)
 def _all_points(log_null: float, log_gate: float) -> tuple[Floats, Floats, Floats, int, int]:
-    """Return log(ratio / null), ratio and null of every alternative, then of the curve.
+    """Return log(ratio / null), ratio and null of every point, and where the last two parts begin.
 
-    And where the last two parts begin.
+    The points are the alternatives of harm, then of safety, then the curve.
     """
     parts = (
         (harm_alternatives(log_null).log_effects, log_null),
@@ -160,7 +151,9 @@ def _all_points(log_null: float, log_gate: float) -> tuple[Floats, Floats, Float
 def excess_increment(
     expected_t: Floats, expected_c: float, difference: float, batch: Counts
 ) -> Floats:
-    """Return one batch's log e-value per alternative, against "treatment's rate is at most control's + `difference`".
+    """Return one batch's log e-value per alternative, for a margin that is a difference of rates.
+
+    The null is "treatment's rate is at most control's + `difference`".
 
     `expected_t` are the alternatives, rates of treatment, and `expected_c` control's rate as
     expected from its past, in (0, 1); all above `expected_c + difference` for this null. With all
@@ -188,10 +181,7 @@ def excess_increment(
 
 
 def rates_above(expected_c: float, difference: float) -> Floats:
-    """Return the alternatives of harm for a margin in points.
-
-    One per log ratio to what is tolerated.
-    """
+    """Return the alternatives of harm for a margin in points, one per ratio to the tolerated."""
     result: Floats = (expected_c + difference) * np.exp(LOG_RATIOS)
     return result
 
@@ -199,7 +189,7 @@ def rates_above(expected_c: float, difference: float) -> Floats:
 def rates_below(expected_c: float, difference: float) -> Floats:
     """Return the alternatives of a gate for a margin in points.
 
-    From just below it down to its mirror image, or near 0.
+    They go from just below the margin down to its mirror image, or near 0.
     """
     steps = np.arange(1, SAFE_POINTS + 1)
     result: Floats = np.maximum(
@@ -211,7 +201,7 @@ def rates_below(expected_c: float, difference: float) -> Floats:
 def curve_increment(batch: Counts) -> Floats:
     """Return one batch's log likelihood of the rate ratio on `CURVE`, relative to ratio 1.
 
-    Adding up over batches is exact.
+    The sum over batches is exact.
     """
     n_t, k_t, n_c, k_c = batch
     result: Floats = k_t * CURVE - (k_t + k_c) * np.log((n_t * _CURVE_RATIOS + n_c) / (n_t + n_c))
@@ -246,10 +236,8 @@ class RatioEstimate(NamedTuple):
 def ratio_estimate(curve: Floats, alpha: float) -> RatioEstimate | None:
     """Return the likeliest rate ratio and a confidence sequence at 1 - alpha.
 
-    None while the curve is flat (no events).
-
-    The sequence keeps every null that neither one-sided mixture rejects at alpha / 2, so it may be
-    looked at after every batch.
+    None while the curve is flat (no events). The sequence has every null that neither one-sided
+    mixture rejects at alpha / 2, so it is valid after every batch.
     """
     peak, last = int(curve.argmax()), len(CURVE) - 1
     if curve[peak] - curve[curve.argmin()] < 1e-12:
@@ -264,18 +252,20 @@ def ratio_estimate(curve: Floats, alpha: float) -> RatioEstimate | None:
         bend = left - 2 * top + right
         if bend < 0:
             place += 0.5 * (left - right) / bend * _CURVE_STEP
+    # One step out on either side, for what lies between the points.
     return RatioEstimate(
         estimate=math.exp(place),
-        low=None
-        if low == 0
-        else float(_CURVE_RATIOS[low - 1]),  # one step out, for what lies between the points
+        low=None if low == 0 else float(_CURVE_RATIOS[low - 1]),
         high=None if high == last else float(_CURVE_RATIOS[high + 1]),
     )
 
 
 @lru_cache(maxsize=64)
 def limit_alternatives(limit: float, is_above: bool) -> tuple[Floats, Floats, Alternatives]:
-    """Return log(p / limit), log((1 - p) / (1 - limit)) per alternative share p on one side of `limit`, and the odds ratios."""
+    """Return log(p / limit), log((1 - p) / (1 - limit)) and the odds ratios.
+
+    Each is per alternative share p on one side of `limit`.
+    """
     effects = LOG_RATIOS if is_above else -LOG_RATIOS
     odds = limit / (1 - limit) * np.exp(effects)
     shares = odds / (1 + odds)
@@ -287,7 +277,7 @@ def limit_alternatives(limit: float, is_above: bool) -> tuple[Floats, Floats, Al
 
 
 def limit_increment(limit: float, trials: int, events: int, *, is_above: bool) -> Floats:
-    """Return the log e-value per alternative against "the share is on the other side of `limit`", 0 < limit < 1.
+    """Return the log e-value per alternative against "the share is beyond `limit`", 0 < limit < 1.
 
     `is_above` bets on shares above the limit (harm), else below (safe). A plain likelihood ratio,
     hence exact for shares that drift as long as they stay on the null's side; additive, so totals
@@ -309,9 +299,9 @@ def limit_log_e_value(limit: float, trials: int, events: int, *, is_above: bool)
 def trials_until(
     log_evidence: Floats, log_weights: Floats, growth: Floats, log_threshold: float
 ) -> int | None:
-    """Return how many more trials carry one alternative over the threshold at `growth` per trial; None when none grows.
+    """Return how many more trials bring one alternative over the threshold, at `growth` per trial.
 
-    An outlook, not a promise: it takes the rates as they are.
+    None when no alternative grows. It is an estimate that assumes the present rates.
     """
     grows = growth > 1e-12
     if not grows.any():
@@ -321,9 +311,9 @@ def trials_until(
 
 
 def safe_growth(log_null: float, share: float, rate: float) -> Floats:
-    """Return the expected log e-value per *treatment* observation of each safe alternative, were both arms' rates `rate`.
+    """Return the expected log e-value per *treatment* observation of each safe alternative.
 
-    `share` is treatment's part of the observations, 0 < share < 1.
+    Both arms have the rate `rate`. `share` is treatment's part of the observations, 0 < share < 1.
     """
     log_ratios = safe_alternatives(log_null).log_effects
     scale = np.log(
@@ -334,11 +324,12 @@ def safe_growth(log_null: float, share: float, rate: float) -> Floats:
 
 
 def excess_growth(difference: float, share: float, rate: float) -> Floats:
-    """Return the same for a margin in points.
+    """Return the expected increment per treatment observation, for a margin in points.
 
-    The expected increment per treatment observation at equal rates.
+    Both arms have the rate `rate`.
     """
-    batch = Counts(share, share * rate, 1 - share, (1 - share) * rate)  # type: ignore[arg-type]  # expected counts
+    # Expected counts: they are no whole numbers.
+    batch = Counts(share, share * rate, 1 - share, (1 - share) * rate)  # type: ignore[arg-type]
     result: Floats = (
         excess_increment(rates_below(rate, difference), rate, difference, batch) / share
     )
@@ -346,18 +337,19 @@ def excess_growth(difference: float, share: float, rate: float) -> Floats:
 
 
 def limit_growth(limit: float, rate: float, *, is_above: bool) -> Floats:
-    """Return the expected log e-value per observation of each alternative, were the share `rate`."""
+    """Return the expected log e-value per observation of each alternative at the share `rate`."""
     event, no_event, _ = limit_alternatives(limit, is_above)
     result: Floats = rate * event + (1 - rate) * no_event
     return result
 
 
 def rate_interval(events: int, trials: int, alpha: float) -> tuple[float, float]:
-    """Return a confidence sequence of the mean rate over all trials so far, both ends in [0, 1]; `trials` is at least 1.
+    """Return a confidence sequence of the mean rate over all trials so far, ends in [0, 1].
 
-    Holds at every look, also when the rate drifts: exp(l K - mu (e^l - 1)) is a supermartingale for
-    the summed rates mu, and a gamma(1, 1) mixture over e^l has the closed form used here. Somewhat
-    wide above rates of 30 %, where a Poisson count is wider than a binomial one.
+    `trials` is at least 1. It holds at every check, also when the rate drifts: exp(l K - mu (e^l -
+    1)) is a supermartingale for the summed rates mu, and a gamma(1, 1) mixture over e^l has the
+    closed form used here. Somewhat wide above rates of 30 %, where a Poisson count is wider than a
+    binomial one.
 
     Source: S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, Ann. Statist. 49 (2021) 1055-1080,
     gamma-exponential mixtures.
@@ -388,7 +380,10 @@ def _right_root(distance: float) -> float:
 
 
 def _newton(u: float, distance: float) -> float:
-    """Return the root of u - 1 - log(u) = `distance` on the side of 1 where the first guess is: the function is convex."""
+    """Return the root of u - 1 - log(u) = `distance`, on the first guess's side of 1.
+
+    The function is convex.
+    """
     for _ in range(50):
         step = (u - 1 - math.log(u) - distance) * u / (u - 1)
         u -= step

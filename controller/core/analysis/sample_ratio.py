@@ -1,4 +1,7 @@
-"""Is the observed share of treatment the decided one? A two-sided multinomial e-process on distinct contexts."""
+"""Sample ratio: whether the observed share of treatment is the decided one.
+
+The test is a two-sided multinomial e-process on distinct contexts.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import numpy as np
 
 from controller.core.analysis.change_point import Floats, log_sum_exp
 
-#: Log of the factor by which treatment's odds may be off, normal with sd 0.15. The smallest step is
-#: 2.5 %, so that hashing's own unevenness is not found at a billion contexts.
+#: Log of the factor by which treatment's odds may be wrong, normal with sd 0.15. The smallest step
+#: is 2.5 %, so that the unevenness of hashing itself is not reported at a billion contexts.
 LOG_FACTORS: Floats = np.linspace(-0.4, 0.4, 33)
 _FACTORS: Floats = np.exp(LOG_FACTORS)
 _WEIGHTS: Floats = np.exp(-0.5 * (LOG_FACTORS / 0.15) ** 2)
@@ -28,10 +31,8 @@ def no_evidence() -> Floats:
 def add_exposures(state: Floats, decided_share: float, treatment: int, control: int) -> Floats:
     """Return the state after more distinct contexts.
 
-    `decided_share` in (0, 1) is what held for them.
-
-    Additive for one share, so the size of batches does not matter.
-    Source: M. Lindon, A. Malek, NeurIPS 2022 (arXiv 2011.03567).
+    `decided_share` in (0, 1) was in force for them. Increments of one share add up, so the size of
+    batches does not matter. Source: M. Lindon, A. Malek, NeurIPS 2022 (arXiv 2011.03567).
     """
     result: Floats = (
         state + treatment * LOG_FACTORS - (treatment + control) * _log_means(decided_share)
@@ -41,7 +42,7 @@ def add_exposures(state: Floats, decided_share: float, treatment: int, control: 
 
 @lru_cache(maxsize=64)
 def _log_means(decided_share: float) -> Floats:
-    """Return, per factor, the log of what it makes of the probabilities of both arms together."""
+    """Return, per factor, the log of the sum of both arms' probabilities under it."""
     result: Floats = np.log1p(decided_share * (_FACTORS - 1))
     return result
 

@@ -1,9 +1,7 @@
-"""What the sequential tests of one rollout remember between two looks.
+"""The state of one rollout's sequential tests between two checks, and its stored bytes.
 
-And its bytes beside the rollout document.
-
-A few hundred numbers: how far each visit's totals have been used, and per guardrail the evidence so
-far.
+It is a few hundred numbers: how much of each visit's totals has been used, and the evidence so far
+per guardrail. The bytes are stored beside the rollout document.
 """
 
 from __future__ import annotations
@@ -40,9 +38,8 @@ class RatioTest:
     released: float = 0.0  # prior mass of a change that has started
     counts: Counts = NOTHING  # of the present visit, as tested
     harmed: int = 0  # bad events in treatment, through the whole rollout
-    place: int | None = (
-        None  # latency only: the bucket control's tail began above at the last batch
-    )
+    #: Latency only: the bucket above which control's tail began at the last batch.
+    place: int | None = None
 
     @classmethod
     def fresh(cls, alternatives: int) -> RatioTest:
@@ -50,7 +47,7 @@ class RatioTest:
         return cls(np.full(alternatives, -np.inf), np.zeros(SAFE_POINTS), np.zeros(len(CURVE)))
 
     def in_new_visit(self) -> RatioTest:
-        """Return the test at the door of a stage: harm is remembered, safety is shown anew."""
+        """Return the test at the begin of a visit: harm is kept, safety has to be shown again."""
         return replace(self, safe=np.zeros(SAFE_POINTS), curve=np.zeros(len(CURVE)), counts=NOTHING)
 
 
@@ -58,15 +55,14 @@ class RatioTest:
 class LimitTest:
     """One guardrail against its absolute limit: treatment alone.
 
-    Its gate question needs nothing but totals.
+    The question of a gate needs no state: totals answer it.
     """
 
     evidence: Floats  # log evidence of harm per alternative, through the whole rollout
     released: float = 0.0
     harmed: int = 0
-    used: Mapping[int, tuple[int, int]] = field(
-        default_factory=dict
-    )  # by visit: trials and events taken so far
+    #: By visit: the trials and events that are used so far.
+    used: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def fresh(cls, alternatives: int) -> LimitTest:
@@ -76,10 +72,7 @@ class LimitTest:
 
 @dataclass(frozen=True, slots=True)
 class VisitHarm:
-    """What one visit has cost.
-
-    The greatest totals seen, so that lost and recounted totals do not shrink it.
-    """
+    """The cost of one visit: its greatest totals so far, so that a recount does not shrink it."""
 
     exposed_contexts: int = 0
     failed_requests: int = 0
@@ -88,10 +81,7 @@ class VisitHarm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SequentialTests:
-    """The sequential tests' own state for one rollout.
-
-    The default value is the start of every rollout.
-    """
+    """The sequential tests' state for one rollout; the default value is the start of each."""
 
     #: Rollout id and plan version: another rollout's evidence is never carried on.
     identity: str = ""
@@ -114,7 +104,7 @@ class SequentialTests:
 def encode_tests(tests: SequentialTests) -> bytes:
     """Return the state as bytes.
 
-    A version, compressed JSON of the integers, then the float64 arrays in the JSON's order.
+    They are a version, compressed JSON of the integers, then the float64 arrays in JSON's order.
     """
     arrays: list[Floats] = [tests.srm]
     ratios = []
@@ -160,9 +150,9 @@ def encode_tests(tests: SequentialTests) -> bytes:
 
 
 def decode_tests(encoded: bytes) -> SequentialTests:
-    """Return what `encode_tests` was given; b"" is a fresh start.
+    """Return the state that `encode_tests` encoded; b"" is the start of a rollout.
 
-    Raises ValueError for anything else, also a newer version.
+    Raises ValueError for anything else, a newer version included.
     """
     if not encoded:
         return SequentialTests()
@@ -216,7 +206,7 @@ def decode_tests(encoded: bytes) -> SequentialTests:
 
 
 class _Numbers:
-    """Hands out a float64 array piece by piece."""
+    """Splits a float64 array into its pieces."""
 
     def __init__(self, encoded: bytes) -> None:
         self._values = np.frombuffer(encoded, dtype="<f8")

@@ -1,11 +1,9 @@
-"""Is treatment slower, anywhere in the distribution.
+"""Slowness: whether treatment is slower, anywhere in the distribution of latency.
 
-Bets on what treatment's tail would be, given control's past.
-
-A mixture over shapes of a regression: everything somewhat slower, a heavier tail, a slow path taken
-by a part of the requests. Each shape makes every higher latency likelier in proportion, hence is an
-exact bet against "treatment is not slower than control at any latency", whatever the distribution
-and however it drifts.
+The test bets on treatment's tail, given control's past. It is a mixture over shapes of a
+regression: everything somewhat slower, a heavier tail, a slow path for a part of the requests. Each
+shape makes every higher latency likelier in proportion. So it is an exact bet against "treatment is
+not slower than control at any latency", for any distribution and any drift.
 """
 
 from __future__ import annotations
@@ -19,21 +17,14 @@ from controller.core.analysis.change_point import Floats
 from controller.core.analysis.latency import Ordered
 from schemas.terms import Arm
 
-#: Levels of control's past at which latencies are told apart. Between them nothing is learned:
-#: closer together where regressions begin.
+#: Levels of control's past that separate classes of latency. They are closer together where
+#: regressions begin, because nothing is learned between two levels.
 _LEVELS = (0.1, 0.25, 0.5, 0.75, 0.875, 0.9375, 0.97, 0.985, 0.9925, 0.996, 0.998, 0.999, 0.9995)
-#: Fewer past values of control than this name no level.
+#: With fewer past values of control there are no levels.
 MIN_PAST = 10
 
 _ODDS = (1.15, 1.3, 1.6, 2.2, 4.0)  # of being above, at every level
-_HAZARDS = (
-    0.04,
-    0.08,
-    0.16,
-    0.32,
-    0.64,
-    1.3,
-)  # tail s becomes s^(1 / (1 + k)): as if latencies were stretched
+_HAZARDS = (0.04, 0.08, 0.16, 0.32, 0.64, 1.3)  # tail s becomes s^(1 / (1 + k)): stretched
 _STEPS = tuple(
     (level, odds)
     for level in (0.9375, 0.97, 0.985, 0.9925, 0.996, 0.998, 0.999)
@@ -53,10 +44,11 @@ _STEP_ODDS = np.array([odds for _, odds in _STEPS])
 def slowness_increment(
     before: Mapping[Arm, Ordered], now: Mapping[Arm, Ordered], margin_buckets: int
 ) -> Floats | None:
-    """Return one batch's log e-value per shape against "treatment is not slower", None while control's past is too short.
+    """Return one batch's log e-value per shape against "treatment is not slower".
 
-    `before` and `now` are both arms' latencies before and after the batch. `margin_buckets` is by
-    how much slower treatment may be: control's latencies count as so many buckets higher.
+    None while control's past is too short. `before` and `now` are both arms' latencies before and
+    after the batch. `margin_buckets` is how much slower treatment may be: control's latencies count
+    as that many buckets higher.
 
     Per shape, p is control's past between the levels and p' what the shape makes of it, p0 their
     mean weighted by the batch's sizes: the product of p'/p0 over treatment and of p/p0 over
@@ -83,9 +75,9 @@ def slowness_increment(
 
 
 def _levels(past: Ordered) -> tuple[NDArray[np.int64], Floats]:
-    """Return the buckets at whose upper edges latencies are told apart, rising.
+    """Return the buckets whose upper edges separate latencies, and control's tails above them.
 
-    And control's tail above each.
+    The buckets rise.
     """
     levels = np.array(
         [level for level in _LEVELS if (1 - level) * past.total >= 1 - 1e-9] or _LEVELS[:1]
@@ -96,10 +88,7 @@ def _levels(past: Ordered) -> tuple[NDArray[np.int64], Floats]:
 
 
 def _between(values: Ordered, edges: NDArray[np.int64]) -> Floats:
-    """Return how many of `values` lie up to the first edge, between the edges.
-
-    And above the last.
-    """
+    """Return how many of `values` lie up to the first edge, between edges, and above the last."""
     up_to = np.empty(len(edges) + 2)
     up_to[0], up_to[-1] = 0, values.total
     index = values.buckets.searchsorted(edges, side="right")
@@ -110,9 +99,9 @@ def _between(values: Ordered, edges: NDArray[np.int64]) -> Floats:
 
 
 def _shares(tails: Floats) -> Floats:
-    """Return the part up to the first edge, between the edges, and above the last.
+    """Return the shares up to the first edge, between edges, and above the last.
 
-    (shapes, edges + 1).
+    Array: (shapes, edges + 1).
     """
     shares = np.empty((len(tails), tails.shape[1] + 1))
     shares[:, 0] = 1 - tails[:, 0]
@@ -122,11 +111,11 @@ def _shares(tails: Floats) -> Floats:
 
 
 def _shaped_tails(tails: Floats) -> Floats:
-    """Return, per shape, treatment's tail above each edge: (shapes, edges)."""
+    """Return, per shape, treatment's tail above each edge. Array: (shapes, edges)."""
     odds = _ODDS_COLUMN * tails / (1 - tails + _ODDS_COLUMN * tails)
     hazards = tails**_POWERS_COLUMN
-    # A step sits at the edge whose tail is nearest above its level's; where the past is short,
-    # several share one.
+    # A step is at the edge whose tail is nearest above its level's. Where the past is short,
+    # several steps share one edge.
     at = np.minimum(np.searchsorted(-tails, -(1 - _STEP_LEVELS) - 1e-12), len(tails) - 1)
     s = tails[at]
     t = _STEP_ODDS * s / (1 - s + _STEP_ODDS * s)

@@ -1,1 +1,1 @@
-"""From totals to a judgement: is the evidence healthy, is treatment worse, is it shown not worse."""
+"""From totals to a judgement: is the evidence healthy, is treatment worse, is it shown safe."""

@@ -93,10 +93,7 @@ def _missing_outcomes_words(totals: VisitTotals) -> str:
 
 
 def multiple_exposure(totals: VisitTotals) -> Iterator[Gap]:
-    """Return the gap of contexts that saw both arms: surely more than a client's stale cache gives.
-
-    A stale cache explains a few of them.
-    """
+    """Return the gap of contexts that saw both arms: surely more than stale caches explain."""
     exposed = totals.treatment.exposures + totals.control.exposures
     switched = min(totals.treatment.switched + totals.control.switched, exposed)
     if switched <= SWITCHED_ABOVE * exposed:
@@ -211,7 +208,10 @@ def _topic_age(
 
 
 def _freshest_by_topic(partitions: tuple[PartitionProgress, ...]) -> Mapping[str, datetime | None]:
-    """Return the greatest event time counted per topic: outcomes can stop while evaluations go on."""
+    """Return the greatest event time counted per topic.
+
+    Outcomes can stop while evaluations go on.
+    """
     freshest: dict[str, datetime | None] = {}
     for partition in partitions:
         topic = partition.topic_partition.rpartition("/")[0]

@@ -1,6 +1,6 @@
-"""What was concluded from evidence.
+"""Judgements: what is concluded from evidence.
 
-Values only, filled by `gate.judge`, read by `machine.decide` and by every report.
+Values only. `gate.judge` makes them; the state machine and every report read them.
 """
 
 from __future__ import annotations
@@ -31,34 +31,27 @@ class MetricReport:
     limit: float | None
     reason: str  # one sentence with the numbers
     in_points: bool = False  # margins are differences of shares
-    gate_margin: float | None = (
-        None  # relative harm that `safe` has to exclude; None where nothing is compared
-    )
-    ratio: float | None = (
-        # harm rate of treatment over control's in this stay; for latency, of values in control's
-        # tail
-        None
-    )
-    ratio_low: float | None = (
-        None  # interval at the plan's alpha, valid at any time; None: not bounded
-    )
+    #: Relative harm that `safe` has to exclude; None where nothing is compared.
+    gate_margin: float | None = None
+    #: Harm rate of treatment over control's in this visit; for latency, in control's tail.
+    ratio: float | None = None
+    #: Interval of the ratio at the plan's alpha, valid at any time; None: not bounded.
+    ratio_low: float | None = None
     ratio_high: float | None = None
 
     @property
     def difference_low(self) -> float | None:
-        """The least that treatment's value may exceed control's by, in the metric's unit.
+        """The least by which treatment's value may exceed control's, in the metric's unit.
 
-        None: not bounded.
-
-        Both arms' intervals hold at once with probability 1 - 2 alpha, hence so does this, at any
-        time.
+        None: not bounded. Both arms' intervals hold at once with probability 1 - 2 alpha, at any
+        time, so this does too.
         """
         low, high = self._end(Arm.TREATMENT, "low"), self._end(Arm.CONTROL, "high")
         return None if low is None or high is None else low - high
 
     @property
     def difference_high(self) -> float | None:
-        """The most that treatment's value may exceed control's by, see `difference_low`."""
+        """The most by which treatment's value may exceed control's, see `difference_low`."""
         high, low = self._end(Arm.TREATMENT, "high"), self._end(Arm.CONTROL, "low")
         return None if low is None or high is None else high - low
 
@@ -78,17 +71,15 @@ class Gap:
 
     kind: HealthGap
     detail: str  # one sentence with the numbers
-    is_observed: bool = (
-        False  # actuation drift only: exposures show it, whatever the planes say of themselves
-    )
-    treatment_missing: bool = (
-        False  # SRM only: treatment is far below its share, as when it crashes before it can report
-    )
+    #: Actuation drift only: exposures show it, whatever the planes report.
+    is_observed: bool = False
+    #: SRM only: treatment is far below its share, as when it crashes before it can report.
+    treatment_missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Harm:
-    """What the rollout has cost so far, over all its stages."""
+    """The cost of the rollout so far, over all its stages."""
 
     exposed_contexts: int = 0  # distinct contexts that saw treatment, summed over stages
     failed_requests: int = 0  # error events in treatment
@@ -97,20 +88,19 @@ class Harm:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One look at all the evidence of a rollout's present stage."""
+    """What all the evidence of a rollout's present stage says, at one moment."""
 
     at: datetime
-    visit: int  # index into Rollout.visits: the stay the evidence belongs to
+    visit: int  # index into Rollout.visits: the visit that the evidence belongs to
     gaps: tuple[Gap, ...]
     metrics: tuple[MetricReport, ...]
     harm: Harm
-    exposures: Mapping[Arm, int]  # distinct contexts of this stay
+    exposures: Mapping[Arm, int]  # distinct contexts of this visit
     srm_e_value: float = 1.0
     observed_share: float | None = None  # of treatment among exposures, in [0, 1]
-    offsets: Mapping[str, int] = field(
-        default_factory=dict
-    )  # "topic/partition" -> offset to read next
-    batches: int = 0  # looks the sequential tests have had
+    #: "topic/partition" -> offset to read next.
+    offsets: Mapping[str, int] = field(default_factory=dict)
+    batches: int = 0  # closed by the sequential tests so far
 
     @property
     def breach(self) -> MetricReport | None:
@@ -125,9 +115,9 @@ class Judgement:
 
         PASS only when every guardrail is shown not worse and no signal regressed.
         """
-        asked = [metric for metric in self.metrics if metric.role is not MetricRole.OBSERVE]
-        verdicts = {Verdict.FAIL for metric in asked if metric.harm is Verdict.FAIL}
-        verdicts |= {metric.safe for metric in asked if metric.role is MetricRole.GUARDRAIL}
+        judging = [metric for metric in self.metrics if metric.role is not MetricRole.OBSERVE]
+        verdicts = {Verdict.FAIL for metric in judging if metric.harm is Verdict.FAIL}
+        verdicts |= {metric.safe for metric in judging if metric.role is MetricRole.GUARDRAIL}
         for worst in (Verdict.FAIL, Verdict.ERROR, Verdict.NO_DATA, Verdict.INCONCLUSIVE):
             if worst in verdicts:
                 return worst
@@ -136,7 +126,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The model's guess at why something happened: for people, acted on by nobody else."""
+    """The model's guess at why something happened. It is for people; no code acts on it."""
 
     likely_cause: str
     next_steps: tuple[str, ...]
@@ -152,14 +142,13 @@ class Advice:
     """The model's opinion, parsed and bounded."""
 
     choice: AdviceChoice
-    confidence: int  # 0..100, the model's own claim; recorded, never acted on
+    confidence: int  # 0..100, claimed by the model; recorded, never acted on
     reasons: tuple[str, ...]
     model: str
     prompt_sha256: str
     latency_ms: int
     raw: str = ""  # the answer, capped
-    # Besides the evidence and the model, what it takes to ask for this opinion again; empty in
-    # advice of earlier releases.
+    # What else is needed to repeat the question; empty in advice of earlier releases.
     server: str = ""  # its address without path and key
     prompt: str = ""  # name and version of the prompt's text
     parameters: str = ""  # what else was asked for, as JSON

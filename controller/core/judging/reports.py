@@ -105,29 +105,23 @@ def report(
     `alpha_share` is its part of `alpha`; intervals are at `alpha`. Evidence of harm is the whole
     rollout's, everything else the present visit's.
     """
+    test = tests.ratios.get(number)
     has_control = percent < 100
-    is_compared = guardrail.margin is not None and has_control
+    margin = gate_margin(guardrail, percent) if guardrail.margin is not None else None
     check = _Check(
-        guardrail,
-        tests.limits.get(number),
-        tests.ratios.get(number),
-        totals,
-        latencies,
-        elapsed_seconds,
-        alpha,
-        beta,
-        gate_margin(guardrail, percent) if is_compared else None,
+        guardrail=guardrail,
+        limit=tests.limits.get(number),
+        ratio=test,
+        totals=totals,
+        latencies=latencies,
+        elapsed_seconds=elapsed_seconds,
+        alpha=alpha,
+        beta=beta,
+        gate_margin=margin if has_control else None,
     )
-    ratio = (
-        ratio_estimate(check.ratio.curve, alpha)
-        if check.ratio is not None and has_control
-        else None
-    )
-    answers = []
-    if guardrail.limit is not None:
-        answers.append(_against_limit(check))
-    if guardrail.margin is not None:
-        answers.append(_against_control(check, ratio))
+    ratio = ratio_estimate(test.curve, alpha) if test is not None and has_control else None
+    estimate, low, high = (None, None, None) if ratio is None else ratio
+    answers = _safety_answers(check, ratio)
     threshold = 1 / (alpha * alpha_share)
     e_value = harm_e_value(guardrail, number, tests)
     harm, safe, reason = _verdicts(check, answers, e_value, threshold)
@@ -148,9 +142,9 @@ def report(
         limit=guardrail.limit,
         reason=reason,
         gate_margin=check.gate_margin,
-        ratio=None if ratio is None else ratio.estimate,
-        ratio_low=None if ratio is None else ratio.low,
-        ratio_high=None if ratio is None else ratio.high,
+        ratio=estimate,
+        ratio_low=low,
+        ratio_high=high,
     )
 
 
@@ -267,6 +261,16 @@ def _too_few(harmed: int) -> str | None:
 
 
 # --- is it shown not to be worse
+
+
+def _safety_answers(check: _Check, ratio: RatioEstimate | None) -> list[SafetyAnswer]:
+    """Return each question's answer on safety."""
+    answers = []
+    if check.guardrail.limit is not None:
+        answers.append(_against_limit(check))
+    if check.guardrail.margin is not None:
+        answers.append(_against_control(check, ratio))
+    return answers
 
 
 def _against_limit(check: _Check) -> SafetyAnswer:

@@ -19,7 +19,7 @@ from schemas.terms import AdviceChoice, DecisionKind
     ],
 )
 def test_agreement(choice: AdviceChoice, outcome: DecisionKind, *, expected: bool) -> None:
-    """`proceed` is right when the rollout completes, everything else when the evidence rolls it back."""
+    """`proceed` is right when the rollout completes, other advice when evidence rolls back."""
     assert agrees(choice, outcome) is expected
 
 
