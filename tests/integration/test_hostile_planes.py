@@ -253,7 +253,7 @@ async def test_no_mutation_of_a_good_answer_gets_out_of_the_plane(
 def forget_trouble(plane: FlagPlane) -> None:
     """Let the plane ask again at once."""
     owner = plane._api if isinstance(plane, UnleashPlane) else plane
-    owner._cooldown.worked()  # type: ignore[attr-defined]
+    owner._cooldown.worked()  # type: ignore[union-attr]
 
 
 REPLIES: dict[str, bytes] = {
