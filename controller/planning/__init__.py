@@ -1,1 +1,4 @@
-"""What would a plan do? The real state machine and the real engine in virtual time, on drawn or on recorded events."""
+"""What a plan would do: the real state machine and tests in virtual time.
+
+Events are drawn (`simulation.py`), recorded (`backtest.py`), or totals of another system.
+"""
