@@ -1,4 +1,1 @@
-"""What a plan would do: the real state machine and tests in virtual time.
-
-Events are drawn (`simulation.py`), recorded (`backtest.py`), or totals of another system.
-"""
+"""Tries plans: the real state machine and tests in virtual time, on drawn or recorded events."""

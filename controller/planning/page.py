@@ -21,11 +21,11 @@ _LEFT, _RIGHT = 64, 24
 _PATHS_DRAWN = 60
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1c2430;--dim:#667085;--line:#e4e7ec;
---paper:#fff;--panel:#f8f9fb;
+:root{color-scheme:light dark;--ink:#1c2430;--dim:#667085;--line:#e4e7ec;--paper:#fff;
+--panel:#f8f9fb;
 --good:#2f855a;--bad:#c53030;--wait:#b7791f;--other:#8a94a6;--one:#2b6cb0}
-@media (prefers-color-scheme:dark){:root{
---ink:#e6e9ef;--dim:#98a2b3;--line:#2f3746;--paper:#12161d;--panel:#191f29;
+@media (prefers-color-scheme:dark){:root{--ink:#e6e9ef;--dim:#98a2b3;--line:#2f3746;
+--paper:#12161d;--panel:#191f29;
 --good:#4cb782;--bad:#f07171;--wait:#e0ac4f;--other:#7d8798;--one:#63a4e8}}
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -43,7 +43,8 @@ figure{margin:14px 0 0}svg{display:block;width:100%;height:auto;overflow:visible
 svg text{fill:var(--dim);font-size:12.5px;font-family:inherit}
 svg text.ink{fill:var(--ink)}svg text.on{fill:var(--paper);font-weight:600}
 .grid{stroke:var(--line);stroke-width:1}.axis{stroke:var(--dim);stroke-width:1}
-table{border-collapse:collapse;margin-top:14px;width:100%;font-variant-numeric:tabular-nums;font-size:14px}
+table{border-collapse:collapse;margin-top:14px;width:100%;font-variant-numeric:tabular-nums;
+font-size:14px}
 th{font-weight:500;color:var(--dim);text-align:right;padding:6px 10px;
 border-bottom:1px solid var(--line)}
 td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}

@@ -1,349 +1,36 @@
+"""What is written to Redis, on one server and on a cluster, and what cannot be read."""
+
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import redis.asyncio
 import redis.exceptions
 
-from controller import bootstrap
 from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.identity import Identity, StoredIdentity
 from controller.adapters.redis.rollouts import ANSWERS_KEPT, ANSWERS_PRUNED_EVERY, RedisRollouts
 from controller.adapters.redis.server_check import check_server
 from controller.adapters.redis.totals import RedisTotals
 from controller.codec.outbox import outbox_entry
-from controller.errors import BrokenInvariant, ConfigInvalid, DocumentUnreadable, StoreUnavailable
-from controller.health import Scope
+from controller.errors import DocumentUnreadable
 from controller.ports import OutboxEntry, StoredRollout
-from controller.running import environment
-from controller.settings import Settings
-from schemas.terms import Arm
 from schemas.totals import (
-    FORMAT,
     MAX_FIELDS_PER_SAVE,
     ArmCounts,
     PartitionCounts,
-    arm_field,
     encode_arm,
     encode_progress,
 )
 from tests.brokers import RedisServer
 from tests.builders import T0, make_rollout
+from tests.integration.redis_data import FIELD, HASH, KEY, fields
 
 OURS = Identity("one", "", "production")
-KEY = "flag.evaluations/3/1"
-HASH = "rolloutd:agg:{flag.evaluations/3/1}"
-FIELD = arm_field("new-checkout", "start-1", 0, Arm.TREATMENT)
-
-
-def fields(exposures: int) -> dict[str, bytes]:
-    """Return what ingest saves after so many evaluations, one exposure each."""
-    return {
-        **encode_progress(PartitionCounts(end=exposures, counted=exposures)),
-        FIELD: encode_arm(ArmCounts(exposures=exposures)),
-    }
-
-
-def store_url(store: RedisConnection) -> str:
-    """Return the address of a store's server."""
-    where = store.client.connection_pool.connection_kwargs
-    return f"redis://{where['host']}:{where['port']}/0"
-
-
-@pytest.fixture
-async def store(own_redis: RedisServer) -> AsyncIterator[RedisConnection]:
-    """A store on a server of the test's own, impatient: a try takes 150 ms, a call 600 ms."""
-    store = RedisConnection.connect(own_redis.url, try_seconds=0.15, deadline_seconds=0.6)
-    yield store
-    await store.close()
-
-
-@dataclass
-class ReplyThief:
-    """A TCP proxy before Redis that can keep replies to itself and count what was asked."""
-
-    target_port: int
-    port: int = 0
-    steals: int = 0  # so many next replies are dropped, together with their connection
-    asked: int = 0  # saves seen
-    relays: set[asyncio.Task[None]] = field(default_factory=set)
-
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a new connection."""
-        self.relays.add(asyncio.ensure_future(self.relay(reader, writer)))
-
-    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection until either side ends it, or a reply is stolen."""
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-
-        async def forward() -> None:
-            while request := await reader.read(65536):
-                self.asked += b"EVALSHA" in request or b"$4\r\nEVAL\r\n" in request
-                up_writer.write(request)
-                await up_writer.drain()
-
-        async def backward() -> None:
-            while reply := await up_reader.read(65536):
-                if self.steals and reply.startswith(
-                    (b"*1\r\n:1", b"*2\r\n:0")
-                ):  # an answer of our script
-                    self.steals -= 1
-                    return
-                writer.write(reply)
-                await writer.drain()
-
-        ways = [asyncio.ensure_future(forward()), asyncio.ensure_future(backward())]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in (writer, up_writer):
-                each.transport.abort()
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-
-
-@pytest.fixture
-async def thief(own_redis: RedisServer) -> AsyncIterator[ReplyThief]:
-    """A reply thief before the test's own Redis."""
-    thief = ReplyThief(own_redis.port)
-    server = await asyncio.start_server(thief.accept, "127.0.0.1", 0)
-    thief.port = server.sockets[0].getsockname()[1]
-    yield thief
-    server.close()
-    for relay in thief.relays:
-        relay.cancel()
-    await asyncio.gather(*thief.relays, return_exceptions=True)
-    await server.wait_closed()
-
-
-# --- unknown outcomes
-# --------------------------------------------------------------------------------------------------
-
-
-async def test_a_lost_reply_counts_once(thief: ReplyThief) -> None:
-    """A save whose reply is lost is sent again by us, within the deadline, and is counted once."""
-    store = RedisConnection.connect(f"redis://127.0.0.1:{thief.port}/0", deadline_seconds=2.0)
-    totals = RedisTotals(store)
-    assert await totals.save(KEY, expected=None, next_offset=5, fields=fields(5)) is None
-    thief.steals, before = 2, thief.asked
-    assert await totals.save(KEY, expected=5, next_offset=9, fields=fields(9)) is None
-    assert thief.steals == 0
-    assert thief.asked - before == 3
-    stored = await totals.load(KEY)
-    assert (stored.next_offset, dict(stored.fields)) == (9, fields(9))
-    await store.close()
-
-
-async def test_the_client_repeats_nothing_by_itself(thief: ReplyThief) -> None:
-    """A lost reply is an error to us after one sending.
-
-    What is repeated, and when, is ours to say.
-    """
-    store = RedisConnection.connect(f"redis://127.0.0.1:{thief.port}/0")
-    thief.steals = 1
-    with pytest.raises(redis.exceptions.ConnectionError):
-        await store.client.eval("return {1}", 0)
-    assert (thief.steals, thief.asked) == (0, 1)
-    await store.close()
-
-
-async def test_a_lost_reply_does_not_hide_that_another_won(thief: ReplyThief) -> None:
-    """A compare-and-set whose reply is lost is known to have won.
-
-    And one that lost is known to have lost.
-    """
-    store = RedisConnection.connect(f"redis://127.0.0.1:{thief.port}/0", deadline_seconds=2.0)
-    rollouts = RedisRollouts(store)
-    thief.steals = 1
-    assert await rollouts.save("f", expected_token=0, tests=b"first")
-    thief.steals = 1
-    assert not await rollouts.save("f", expected_token=0, tests=b"second")
-    assert (await rollouts.load("f")).tests == b"first"
-    await store.close()
-
-
-async def test_a_save_that_timed_out_and_runs_later_counts_once(
-    store: RedisConnection, own_redis: RedisServer
-) -> None:
-    """A save given up on is carried out when Redis wakes.
-
-    Repeated by us it is done once, and a different one is refused.
-    """
-    totals = RedisTotals(store)
-    assert await totals.save(KEY, expected=None, next_offset=5, fields=fields(5)) is None
-    own_redis.pause()
-    with pytest.raises(StoreUnavailable, match=r"within 0\.6 s"):
-        await totals.save(KEY, expected=5, next_offset=9, fields=fields(9))
-    own_redis.resume()
-    assert await totals.save(KEY, expected=5, next_offset=7, fields=fields(7)) == 9
-    assert await totals.save(KEY, expected=5, next_offset=9, fields=fields(9)) is None
-    stored = await totals.load(KEY)
-    assert (stored.next_offset, dict(stored.fields)) == (9, fields(9))
-
-
-async def test_a_late_run_behind_a_newer_save_changes_nothing(
-    store: RedisConnection, own_redis: RedisServer
-) -> None:
-    """A save that is carried out after its successor's meets a moved fence."""
-    totals = RedisTotals(store)
-    assert await totals.save(KEY, expected=None, next_offset=5, fields=fields(5)) is None
-    assert await totals.save(KEY, expected=5, next_offset=9, fields=fields(9)) is None
-    assert await totals.save(KEY, expected=9, next_offset=12, fields=fields(12)) is None
-    assert await totals.save(KEY, expected=5, next_offset=9, fields=fields(9)) == 12
-    assert dict((await totals.load(KEY)).fields) == fields(12)
-
-
-# --- a server in trouble
-# --------------------------------------------------------------------------------------------------
-
-
-async def test_a_server_that_is_away_is_trouble_in_time(
-    own_redis: RedisServer, store: RedisConnection
-) -> None:
-    """Without a server every call ends by its deadline, as StoreUnavailable.
-
-    With it back the same call works.
-    """
-    totals, rollouts = RedisTotals(store), RedisRollouts(store)
-    own_redis.kill9()
-    for call in (
-        lambda: totals.save(KEY, expected=None, next_offset=5, fields=fields(5)),
-        lambda: totals.read([KEY], {}),
-        lambda: rollouts.save("f", expected_token=0, tests=b"x"),
-        lambda: rollouts.load("f"),
-    ):
-        began = time.monotonic()
-        with pytest.raises(StoreUnavailable):
-            await call()
-        assert time.monotonic() - began < 20  # the deadline is 0.6 s
-    own_redis.start()
-    assert await totals.save(KEY, expected=None, next_offset=5, fields=fields(5)) is None
-
-
-async def test_a_restart_within_the_deadline_goes_unnoticed(own_redis: RedisServer) -> None:
-    """A call meets a server that starts up, and is carried out when it is there.
-
-    Scripts are loaded anew, data are.
-    """
-    store = RedisConnection.connect(own_redis.url, deadline_seconds=10)
-    totals = RedisTotals(store)
-    assert await totals.save(KEY, expected=None, next_offset=5, fields=fields(5)) is None
-    own_redis.kill9()
-    saving = asyncio.create_task(totals.save(KEY, expected=5, next_offset=9, fields=fields(9)))
-    await asyncio.to_thread(own_redis.start)
-    assert await saving is None
-    assert (await totals.load(KEY)).next_offset == 9
-    await store.close()
-
-
-async def test_out_of_memory_refuses_before_anything_is_written(
-    store: RedisConnection, own_redis: RedisServer
-) -> None:
-    """A server out of memory refuses the script whole and at once.
-
-    When there is memory again the same save works.
-    """
-    patient = RedisConnection.connect(own_redis.url, deadline_seconds=60)
-    totals = RedisTotals(patient)
-    await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
-    await store.client.config_set("maxmemory", "1")
-    began = time.monotonic()
-    with pytest.raises(StoreUnavailable, match="maxmemory"):
-        await totals.save(KEY, expected=5, next_offset=9, fields=fields(9))
-    assert time.monotonic() - began < 30, "it was retried until its deadline"
-    stored = await totals.load(KEY)
-    assert (stored.next_offset, dict(stored.fields)) == (5, fields(5))
-    await store.client.config_set("maxmemory", "0")
-    assert await totals.save(KEY, expected=5, next_offset=9, fields=fields(9)) is None
-    await patient.close()
-
-
-async def test_a_replica_is_trouble_and_passes(
-    store: RedisConnection, own_redis: RedisServer
-) -> None:
-    """A former primary refuses writes.
-
-    It is tried until it is primary again or the deadline is over.
-    """
-    totals = RedisTotals(store)
-    await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
-    await store.client.config_set("replica-serve-stale-data", "yes")
-    await store.client.replicaof("127.0.0.1", 1)
-    with pytest.raises(StoreUnavailable, match="read only replica"):
-        await totals.save(KEY, expected=5, next_offset=9, fields=fields(9))
-    saving = asyncio.create_task(totals.save(KEY, expected=5, next_offset=9, fields=fields(9)))
-    await asyncio.sleep(0)
-    await store.client.replicaof("NO", "ONE")
-    assert await saving is None
-
-
-async def test_a_forgotten_script_is_sent_again(store: RedisConnection) -> None:
-    """A server that has lost its scripts gets ours again with the same call."""
-    totals = RedisTotals(store)
-    await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
-    await store.client.script_flush()
-    assert await totals.save(KEY, expected=5, next_offset=9, fields=fields(9)) is None
-
-
-async def test_a_foreign_key_under_our_name_is_a_broken_invariant(store: RedisConnection) -> None:
-    """A key that is no hash.
-
-    Or a hash that is not ours or of a newer release, stops the worker and is not overwritten.
-    """
-    totals = RedisTotals(store)
-    await store.client.set(HASH, "not a hash")
-    with pytest.raises(BrokenInvariant, match="WRONGTYPE"):
-        await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
-    with pytest.raises(BrokenInvariant, match="WRONGTYPE"):
-        await totals.load(KEY)
-    await store.client.delete(HASH)
-    await store.client.hset(HASH, "next", "5")
-    with pytest.raises(BrokenInvariant, match="not written by rolloutd"):
-        await totals.load(KEY)
-    await store.client.hset(HASH, mapping={"format": str(FORMAT + 1), **fields(5)})
-    with pytest.raises(BrokenInvariant, match="upgrade"):
-        await totals.load(KEY)
-    assert await totals.read([KEY], {}) == ({}, [])  # which costs nobody else anything
-    await store.client.hset(HASH, "format", "1")
-    assert (await totals.load(KEY)).next_offset == 5  # what an earlier rolloutd has written is read
-
-
-async def test_an_unreadable_document_stops_its_flag_only(store: RedisConnection) -> None:
-    """A damaged rollout document is never guessed at, and the other flags are read as ever."""
-    rollouts = RedisRollouts(store)
-    await rollouts.save("good", expected_token=0, rollout=make_rollout())
-    await rollouts.save("bad", expected_token=0, rollout=make_rollout())
-    await store.client.hset("rolloutd:ro:{bad}", "document", "{")
-    stored = await rollouts.load("bad")
-    assert stored.rollout is None
-    assert "not JSON" in stored.trouble
-    assert (await rollouts.load("good")).rollout == make_rollout()
-
-
-async def test_a_cancelled_call_leaves_the_next_one_its_own_answer(store: RedisConnection) -> None:
-    """Cancelling a call at any moment never gives its answer to another one."""
-    totals = RedisTotals(store)
-    await totals.save(KEY, expected=None, next_offset=5, fields=fields(5))
-    for turn in range(60):
-        task = asyncio.create_task(totals.load(f"never/{turn}/1"))
-        for _ in range(turn % 12):
-            await asyncio.sleep(0)
-        task.cancel()
-        assert (await totals.load(KEY)).next_offset == 5
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-# --- what is written
-# --------------------------------------------------------------------------------------------------
 
 
 async def test_the_file_holds_no_transaction(
@@ -367,7 +54,7 @@ async def test_the_file_holds_no_transaction(
         outbox=[effect],
         answer=("c", b"y"),
     )
-    await rollouts.settle("f", ["outbox:0"])
+    await rollouts.remove_effects("f", ["outbox:0"])
     own_redis.terminate()
     written = own_redis.aof_tail().read_bytes().upper()
     assert written.count(b"\r\nHSET\r\n") == 4
@@ -432,198 +119,6 @@ async def test_answers_are_kept_newest_first_and_bounded(store: RedisConnection)
     assert await rollouts.answer_to("f", "c0") is None
     assert await rollouts.answer_to("f", f"c{saves - ANSWERS_KEPT}") == b"a"
     assert await rollouts.answer_to("f", f"c{saves - 1}") == b"a"
-
-
-# --- the right server
-# --------------------------------------------------------------------------------------------------
-
-
-async def test_another_kafka_cluster_is_refused(store: RedisConnection) -> None:
-    """A prefix belongs to one Kafka cluster.
-
-    Two replicas that start together both find it theirs.
-    """
-    await asyncio.gather(*(StoredIdentity(store).check(OURS, 1) for _ in range(4)))
-    await StoredIdentity(store).check(OURS, 1)
-    with pytest.raises(ConfigInvalid, match="belongs to Kafka cluster 'one'"):
-        await StoredIdentity(store).check(replace(OURS, cluster_id="two"), 1)
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"topic_prefix": "staging."}, "belongs to topic prefix '', not to 'staging.'"),
-        ({"environment": "staging"}, "belongs to environment 'production', not to 'staging'"),
-        ({"cluster_id": "two"}, "belongs to Kafka cluster 'one', not to 'two'"),
-    ],
-)
-async def test_another_environment_is_refused(
-    store: RedisConnection, change: dict[str, Any], why: str
-) -> None:
-    """A prefix belongs to one environment: cluster, topic prefix and name.
-
-    The message says more.
-    """
-    await StoredIdentity(store).check(OURS, 1)
-    with pytest.raises(ConfigInvalid, match=why) as refusal:
-        await StoredIdentity(store).check(replace(OURS, **change), 1)
-    assert "set redis.key_prefix" in str(refusal.value)
-    await StoredIdentity(store).check(OURS, 1)
-
-
-async def test_a_former_name_is_taken_over(store: RedisConnection) -> None:
-    """An environment that was renamed keeps its data, once its former name is in the settings."""
-    await StoredIdentity(store).check(OURS, 1)
-    renamed = Identity("one", "", "live", former_environments=("production",))
-    await StoredIdentity(store).check(renamed, 1)
-    assert await store.client.hget("rolloutd:identity", "environment") == b"live"
-    with pytest.raises(ConfigInvalid, match="former name"):
-        await StoredIdentity(store).check(OURS, 1)
-
-
-async def test_an_identity_of_an_early_release_goes_to_whom_it_can_belong(
-    store: RedisConnection,
-) -> None:
-    """Without names in it, the shared prefix is not given to an environment with a topic prefix."""
-    early = {"cluster_id": "one", "epoch": "1", "digest": "x"}
-    await store.client.hset("rolloutd:identity", mapping=early)
-    staging = Identity("one", "staging.", "staging")
-    with pytest.raises(ConfigInvalid, match="HSET rolloutd:identity topic_prefix"):
-        await StoredIdentity(store).check(staging, 1)
-    await StoredIdentity(store).check(OURS, 1)
-    with pytest.raises(ConfigInvalid, match="topic prefix ''"):
-        await StoredIdentity(store).check(staging, 1)
-    own = RedisConnection.connect(store_url(store), prefix="staging:")
-    await own.client.hset("staging:identity", mapping=early)
-    await StoredIdentity(own).check(staging, 1)
-    assert await own.client.hget("staging:identity", "topic_prefix") == b"staging."
-    await own.close()
-
-
-async def test_a_damaged_identity_is_named(store: RedisConnection) -> None:
-    """An epoch that is no number is the operator's to fix, and not an exception of ours."""
-    await store.client.hset("rolloutd:identity", mapping={"cluster_id": "one", "epoch": "x"})
-    with pytest.raises(ConfigInvalid, match="damaged"):
-        await StoredIdentity(store).check(OURS, 1)
-
-
-async def test_nothing_is_decided_on_a_redis_that_became_another(store: RedisConnection) -> None:
-    """While the identity is another's, calls are refused unsent.
-
-    When it is ours again, they go on.
-    """
-    rollouts = RedisRollouts(store)
-    await StoredIdentity(store).check(OURS, 1)
-    assert await StoredIdentity(store).recheck(OURS, 1) is None
-    await store.client.hset("rolloutd:identity", "environment", "staging")
-    why = await StoredIdentity(store).recheck(OURS, 1)
-    assert why is not None
-    assert "belongs to environment 'staging'" in why
-    with pytest.raises(StoreUnavailable, match="belongs to environment 'staging'"):
-        await rollouts.save("f", expected_token=0, rollout=make_rollout())
-    assert await store.client.exists("rolloutd:ro:{f}", "rolloutd:flags") == 0
-    await store.client.hset("rolloutd:identity", "environment", "production")
-    assert await StoredIdentity(store).recheck(OURS, 1) is None
-    assert await rollouts.save("f", expected_token=0, rollout=make_rollout())
-
-
-async def test_a_running_daemon_notices_that_redis_became_another(
-    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is a fault with what to do, nothing is decided meanwhile, and it passes by itself."""
-    monkeypatch.setattr(environment, "IDENTITY_SECONDS", 0.02)
-    daemon = bootstrap.Daemon(Settings.model_validate({"redis": {"url": own_redis.url}}))
-    daemon.oversight.environment._identity = OURS
-    store = daemon.connections.redis
-    await StoredIdentity(store).check(OURS, 1)
-    watching = asyncio.create_task(daemon.oversight.environment.run())
-
-    async def fault(*, expected: bool) -> None:
-        async with asyncio.timeout(60):
-            while (daemon.faults.of(Scope.DEPENDENCY, "redis_identity") is not None) != expected:
-                await asyncio.sleep(0.01)
-
-    for name, other in (("environment", "staging"), ("cluster_id", "two"), ("topic_prefix", "x.")):
-        ours = await store.client.hget("rolloutd:identity", name)
-        await store.client.hset("rolloutd:identity", name, other)
-        await fault(expected=True)
-        with pytest.raises(StoreUnavailable, match="belongs to"):
-            await RedisRollouts(store).load("f")
-        await store.client.hset("rolloutd:identity", name, ours)
-        await fault(expected=False)
-        assert (await RedisRollouts(store).load("f")).rollout is None
-    own_redis.kill9()
-    await asyncio.sleep(0.2)
-    assert not watching.done(), "an outage is not the end of it"
-    watching.cancel()
-    await store.close()
-
-
-async def test_an_emptied_redis_is_claimed_again(store: RedisConnection) -> None:
-    """A Redis that lost everything is still ours: the identity is written again."""
-    await StoredIdentity(store).check(OURS, 1)
-    await store.client.flushall()
-    assert await StoredIdentity(store).recheck(OURS, 1) is None
-    assert await store.client.hget("rolloutd:identity", "environment") == b"production"
-
-
-async def test_data_under_the_prefix_of_early_releases_is_noticed(store: RedisConnection) -> None:
-    """Who comes with a prefix of its own and finds data that names nobody is told of it."""
-    own = RedisConnection.connect(store_url(store), prefix="rolloutd:staging:")
-    assert not await StoredIdentity(own).has_shared_data()
-    await store.client.hset("rolloutd:identity", mapping={"cluster_id": "one", "epoch": "1"})
-    assert await StoredIdentity(own).has_shared_data()
-    await StoredIdentity(own).check(Identity("one", "", "staging"), 1)
-    assert not await StoredIdentity(own).has_shared_data()
-    await own.close()
-
-
-async def test_an_epoch_rises_and_never_falls(store: RedisConnection) -> None:
-    """A greater epoch is an operator's new count; a smaller one is an old configuration."""
-    await StoredIdentity(store).check(OURS, 1)
-    await StoredIdentity(store).check(OURS, 3)
-    with pytest.raises(ConfigInvalid, match="out of date"):
-        await StoredIdentity(store).check(OURS, 2)
-    await StoredIdentity(store).check(OURS, 3)
-
-
-async def test_a_server_that_evicts_is_refused(store: RedisConnection) -> None:
-    """A server that may drop keys when memory is short is refused at start.
-
-    With the setting to fix.
-    """
-    assert list(await check_server(store)) == []
-    await store.client.config_set("maxmemory-policy", "allkeys-lru")
-    assert list(await check_server(store)) == []  # no limit set, nothing is ever evicted
-    await store.client.config_set("maxmemory", "1gb")
-    with pytest.raises(ConfigInvalid, match="noeviction"):
-        await check_server(store)
-
-
-async def test_a_server_without_a_file_is_named() -> None:
-    """A server that forgets on restart is usable, and the operator is told what that costs."""
-    with RedisServer(appendonly=False) as server:
-        store = RedisConnection.connect(server.url)
-        (warning,) = await check_server(store)
-        assert "no append-only file" in warning
-        await store.close()
-
-
-@pytest.mark.parametrize("prefix", ["", "with space", "with{brace}", "x" * 65])
-def test_a_prefix_that_would_break_keys_is_refused(prefix: str) -> None:
-    """A prefix is made of plain characters: braces would move every key into one slot."""
-    with pytest.raises(ConfigInvalid, match="prefix"):
-        RedisConnection.connect("redis://127.0.0.1:6379/0", prefix=prefix)
-
-
-def test_an_address_that_is_none_is_refused() -> None:
-    """A Redis address that cannot be used is the operator's to fix."""
-    with pytest.raises(ConfigInvalid, match="address"):
-        RedisConnection.connect("http://127.0.0.1:6379")
-
-
-# --- cluster
-# --------------------------------------------------------------------------------------------------
 
 
 async def test_everything_works_on_a_cluster() -> None:
@@ -691,10 +186,6 @@ async def _key_in_an_empty_slot(node: redis.asyncio.Redis) -> tuple[str, int]:
         if slot <= 8191 and not await _ask(node, "CLUSTER COUNTKEYSINSLOT", slot):
             return key, slot
     raise AssertionError("a thousand keys and no empty slot")
-
-
-# --- what cannot be read concerns one flag
-# --------------------------------------------------------------------------------
 
 
 async def test_damage_of_any_kind_is_left_out_of_start_up_and_reported(

@@ -2,9 +2,9 @@
 
 No answer raises exposure, and a breach takes the same way with it as without.
 
-`test_machine.py` tries it on hundreds of histories at every change; here are raw answers through
-the daemon's own parser, an adversary that sees everything and searches for the best lie, and, on
-request, 100,000 histories.
+`test_machine_advice.py` tries it on hundreds of histories at every change; here are raw answers
+through the daemon's own parser, an adversary that sees everything and searches for the best lie,
+and, on request, 100,000 histories.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from schemas.advice import AdviceAnswer, parse_form
 from schemas.terms import AdviceChoice, AdvisorMode, CommandVerb
 from tests.builders import MINUTE, T0, make_advice, make_command, make_report, make_stages
 from tests.histories import ADVISED, BREACHES, GAPS, OPEN, PASSING, PLANS, Alphabet, walk
-from tests.property.test_machine import COMPARABLE, compare, strip
+from tests.property.test_machine_advice import COMPARABLE, compare, strip
 
 pytestmark = pytest.mark.property
 

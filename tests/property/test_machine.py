@@ -1,37 +1,29 @@
 """The invariants of the state machine, on whole histories drawn near what the state waits for.
 
-Which planted bugs each of them catches is in `tests/planted_bugs.py`.
+What advice may do is in `test_machine_advice.py`. Which planted bugs each test catches is in
+`tests/planted_bugs.py`.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, note, settings
-from hypothesis import strategies as st
 
 from controller.codec.rollouts import rollout_from_json, rollout_to_json
-from controller.core.invariants import Step, violations, without_advice
-from controller.core.judging.judgement import Judgement
+from controller.core.invariants import Step, violations
 from controller.core.machine import decide, is_frozen, next_deadline
-from controller.core.plan import AdvisorPolicy
 from controller.core.rollout import (
     Aborted,
-    AdviceReceived,
-    AdviceUnavailable,
-    AnswerCommand,
     AskAdvice,
     AwaitingApproval,
     Baking,
     CommandReceived,
     Completed,
-    Event,
     EvidenceJudged,
     Gating,
     Paused,
@@ -42,31 +34,17 @@ from controller.core.rollout import (
     Scheduled,
     Ticked,
 )
-from schemas.terms import AdvisorMode, CommandStatus, CommandVerb, HoldReason, OnBreach, Verdict
-from tests.builders import T0, make_stages
-from tests.examples import IS_THOROUGH
-from tests.histories import (
-    ANYTHING,
-    APPROVED,
-    BREACHES,
-    CAN_HOLD,
-    GAPS,
-    NIGHTLY,
-    OBSERVED,
-    OPEN,
-    PASSING,
-    PLAIN,
-    REQUIRED,
-    Alphabet,
-    events_near,
-    walk,
+from schemas.terms import CommandStatus, CommandVerb, HoldReason, OnBreach, Verdict
+from tests.property.history_checks import (
+    MANY,
+    answers,
+    invariant,
+    is_accepted,
+    percent,
+    visible,
 )
 
 pytestmark = pytest.mark.property
-
-#: A history of some 40 events costs a few milliseconds, so that many are affordable.
-MANY = 2_000 if IS_THOROUGH else 200
-VERY_MANY = 20_000 if IS_THOROUGH else 500  # for what advice may do
 
 RAISING_COMMANDS = {
     CommandVerb.START,
@@ -75,95 +53,6 @@ RAISING_COMMANDS = {
     CommandVerb.PROMOTE,
     CommandVerb.PROMOTE_FULL,
 }
-
-scripts = st.binary(min_size=200, max_size=200)
-Test = Callable[[Iterator[Step]], None]
-
-
-def invariant(
-    examples: int, alphabet: Alphabet = ANYTHING
-) -> Callable[[Test], Callable[..., None]]:
-    """Run a test on so many histories.
-
-    When it fails, tell the shortest one line by line, up to where it went wrong.
-
-    Many are cut into parts of 2,000: a test that takes minutes on a busy machine would be taken for
-    one that hangs. Tests may all draw from one seed, so each part turns the bytes it is given in
-    another way.
-    """
-    parts = max(examples // 2_000, 1)
-
-    def decorate(test: Test) -> Callable[..., None]:
-        def on_script(script: bytes, part: int) -> None:
-            told: list[Step] = []
-            turned = bytes(byte ^ (23 * part) for byte in script)
-            try:
-                test(_told(walk(turned, alphabet), told))
-            except AssertionError:
-                for step in told:
-                    note(tell(step))
-                raise
-
-        on_script.__name__, on_script.__doc__, on_script.__module__ = (
-            test.__name__,
-            test.__doc__,
-            test.__module__,
-        )
-        on_scripts = settings(max_examples=examples // parts)(given(script=scripts)(on_script))
-        in_parts: Callable[..., None] = pytest.mark.parametrize("part", range(parts))(on_scripts)
-        return in_parts
-
-    return decorate
-
-
-def _told(steps: Iterator[Step], told: list[Step]) -> Iterator[Step]:
-    for step in steps:
-        told.append(step)
-        yield step
-
-
-def tell(step: Step) -> str:
-    """Return a step in one line."""
-    event = step.event
-    what = type(event).__name__
-    match event:
-        case CommandReceived():
-            what = (
-                f"{event.verb} expecting {event.expected_revision}, issued "
-                f"{step.now - event.issued_at} ago"
-            )
-        case EvidenceJudged(judgement=seen):
-            gaps, breach = [gap.kind for gap in seen.gaps], seen.breach is not None
-            what = f"judged visit {seen.visit}: {seen.statistics} {gaps} breach={breach}"
-        case AdviceReceived():
-            what = f"advice {event.advice.choice} for {event.gate_id} round {event.round}"
-        case AdviceUnavailable():
-            what = f"no advice for {event.gate_id} round {event.round}"
-    state = (
-        "nothing"
-        if step.after is None
-        else f"r{step.after.revision} {step.after.percent:g}% {step.after.phase}"
-    )
-    return f"{step.now - T0} {what} -> {state}"
-
-
-def percent(rollout: Rollout | None) -> float:
-    """Return what is decided to be served; 0 for a flag never started."""
-    return 0.0 if rollout is None else rollout.percent
-
-
-def answers(step: Step) -> list[AnswerCommand]:
-    """Return the answers among a step's effects."""
-    return [effect for effect in step.effects if isinstance(effect, AnswerCommand)]
-
-
-def is_accepted(step: Step, *verbs: CommandVerb) -> bool:
-    """True when the event is one of these commands and was accepted."""
-    return (
-        isinstance(step.event, CommandReceived)
-        and step.event.verb in verbs
-        and [answer.status for answer in answers(step)] == [CommandStatus.ACCEPTED]
-    )
 
 
 @invariant(MANY)
@@ -226,7 +115,7 @@ def test_i3_a_breach_acts_at_once_in_every_live_phase(steps: Iterator[Step]) -> 
 def test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout(
     steps: Iterator[Step],
 ) -> None:
-    """After roll back or abort 0 % is served until a start or restart is accepted that began no rollout before."""
+    """After a rollback or abort, 0 % is served until a new start or restart is accepted."""
     begun: set[str] = set()
     for step in steps:
         if step.after is None:
@@ -244,7 +133,7 @@ def test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout(
 
 @invariant(MANY)
 def test_i4_nothing_advances_without_a_pass_that_has_no_gap(steps: Iterator[Step]) -> None:
-    """A stage is left upwards by evidence only when it passes, has no gap and is of the present visit (also I17)."""
+    """Evidence raises a stage only when it passes, has no gap and is current (also I17)."""
     for step in steps:
         if step.before is None or step.after is None or not isinstance(step.event, EvidenceJudged):
             continue
@@ -315,7 +204,7 @@ def is_for_another_time(command: CommandReceived, rollout: Rollout) -> bool:
 
 @invariant(MANY)
 def test_b7_an_order_for_an_earlier_rollout_changes_nothing(steps: Iterator[Step]) -> None:
-    """Whatever is read again after offsets and answers were lost moves no rollout that began after it was issued."""
+    """Commands read again after a loss change no rollout that began after they were issued."""
     for step in steps:
         if not isinstance(step.event, CommandReceived) or step.before is None:
             continue
@@ -360,14 +249,6 @@ def test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls(
             )  # the question to the model is no transition
             assert isinstance(step.after.phase, Gating)
             assert replace(step.before.phase, advice=None) == replace(step.after.phase, advice=None)
-
-
-def visible(rollout: Rollout) -> object:
-    """Return everything but where the question to the model stands."""
-    phase = (
-        replace(rollout.phase, advice=None) if isinstance(rollout.phase, Gating) else rollout.phase
-    )
-    return replace(rollout, phase=phase)
 
 
 @invariant(MANY)
@@ -437,7 +318,7 @@ def test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress(steps: Iter
 
 @invariant(MANY)
 def test_i16_a_gate_left_alone_closes(steps: Iterator[Step]) -> None:
-    """With nothing but time going by, a gate is over after its deadline, an open question after its own."""
+    """When only time passes, a gate ends at its deadline, an open question at its own."""
     for step in steps:
         rollout = step.after
         ticks = 0
@@ -484,7 +365,7 @@ def test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes(steps: Iter
 
 @invariant(MANY)
 def test_i17_gaps_never_raise(steps: Iterator[Step]) -> None:
-    """Evidence that is stale, tainted, too small or otherwise incomplete raises nothing, whatever the plan's policies are."""
+    """Incomplete evidence (stale, tainted, too small, ...) raises nothing under any policy."""
     for step in steps:
         if isinstance(step.event, EvidenceJudged) and step.event.judgement.gaps:
             assert percent(step.after) <= percent(step.before)
@@ -492,7 +373,7 @@ def test_i17_gaps_never_raise(steps: Iterator[Step]) -> None:
 
 @invariant(MANY)
 def test_i17_what_a_person_approves_still_passed_a_minute_ago(steps: Iterator[Step]) -> None:
-    """A request to a person is withdrawn by the first evidence past its first minute that does not pass any more."""
+    """A request to a person is withdrawn when, after a minute, evidence no longer passes."""
     for step in steps:
         if step.before is None or not isinstance(step.before.phase, AwaitingApproval):
             continue
@@ -538,7 +419,7 @@ def test_i19_a_clock_set_back_never_shortens_a_bake(steps: Iterator[Step]) -> No
 
 @invariant(MANY)
 def test_nothing_advances_in_a_freeze(steps: Iterator[Step]) -> None:
-    """While an operator's freeze or a window lasts, nothing raises the percentage or completes; lowering works as ever."""
+    """During a freeze nothing raises the percentage or completes; lowering works."""
     for step in steps:
         if step.before is None or step.before.has_ended or step.after is None:
             continue
@@ -562,202 +443,3 @@ def test_gate_ids_name_one_gate_each(steps: Iterator[Step]) -> None:
         )
         assert is_same or gate_id not in seen
         seen.add(gate_id)
-
-
-# --- I6: what advice may do
-# -------------------------------------------------------------------------------------------------
-
-
-@invariant(VERY_MANY)
-def test_i6_no_step_is_higher_with_advice_than_without(steps: Iterator[Step]) -> None:
-    """From every state, with every answer, an event leads at most as high as without an advisor, and a breach just as low."""
-    for step in steps:
-        if (
-            step.before is None
-            or step.after is None
-            or step.before.rollout_id != step.after.rollout_id
-        ):
-            continue
-        plain, effects = decide(without_advice(step.before), step.event, step.now)
-        assert plain is not None
-        assert step.after.percent <= plain.percent
-        if isinstance(step.event, EvidenceJudged) and step.event.judgement.breach is not None:
-            assert without_advice(step.after) == plain
-            assert [strip(effect) for effect in step.effects] == [
-                strip(effect) for effect in effects
-            ]
-
-
-def strip(effect: object) -> object:
-    """Return a decision without the advice that stands in it."""
-    return replace(effect, advice=None) if isinstance(effect, PublishDecision) else effect
-
-
-# : Who is ahead may complete, be restarted, step back, time out or ask a person sooner: what
-# depends on that, and what the : person says, is left to the test above.
-_NEVER = timedelta(days=400)
-COMPARABLE = Alphabet(
-    plans=tuple(
-        replace(
-            plan,
-            stages=tuple(replace(stage, max_bake=_NEVER) for stage in plan.stages),
-            expires_at=None,
-        )
-        for plan in (CAN_HOLD, REQUIRED, APPROVED, OBSERVED, NIGHTLY)
-    ),
-    judgements=(
-        *PASSING,
-        *(one for one in OPEN if one.statistics is not Verdict.FAIL),
-        *BREACHES[:2],
-    ),
-    verbs=(
-        CommandVerb.PROMOTE,
-        CommandVerb.PAUSE,
-        CommandVerb.RESUME,
-        CommandVerb.FREEZE,
-        CommandVerb.UNFREEZE,
-        CommandVerb.PROMOTE_FULL,
-        CommandVerb.START,
-    ),
-    jumps_back=False,
-    is_untidy=False,
-)
-
-
-@invariant(VERY_MANY, COMPARABLE)
-def test_i6_no_history_is_higher_with_advice_than_without_an_advisor(steps: Iterator[Step]) -> None:
-    """A whole history with any advice is at no moment above the same one with the advisor off; a breach leads both to 0 %."""
-    compare(steps, is_silent=False)
-
-
-@invariant(VERY_MANY, COMPARABLE)
-def test_i6_no_history_is_higher_with_advice_than_with_a_model_that_is_away(
-    steps: Iterator[Step],
-) -> None:
-    """A whole history with any advice is at no moment above the same one when `can_hold` gets no answer at all."""
-    compare(steps, is_silent=True)
-
-
-def compare(steps: Iterator[Step], *, is_silent: bool) -> None:
-    """Follow the history without advice beside it."""
-    plain: Rollout | None = None
-    for step in steps:
-        event = step.event
-        if (
-            isinstance(event, CommandReceived)
-            and event.plan is not None
-            and step.before is not None
-        ):
-            return  # the one ahead has ended and would begin anew
-        plain = follow(plain, event, step.now, is_silent=is_silent)
-        if step.after is None or plain is None:
-            assert step.after is plain is None
-            continue
-        assert step.after.percent <= plain.percent
-        if (
-            isinstance(event, EvidenceJudged)
-            and event.judgement.breach is not None
-            and not plain.has_ended
-        ):
-            assert step.after.percent == plain.percent == 0
-        if HoldReason.MAX_BAKE in (step.after.hold, plain.hold):
-            # a tick came to the end of even this wait: one has timed out, and what a person says is
-            # said to that one
-            return
-
-
-def follow(
-    plain: Rollout | None, event: Event, now: datetime, *, is_silent: bool
-) -> Rollout | None:
-    """Return the rollout without advice after the same event.
-
-    With the advisor off, or a model that answers nothing.
-    """
-    match event:
-        case CommandReceived(plan=plan) if plan is not None and not is_silent:
-            event = replace(event, plan=replace(plan, advisor=AdvisorPolicy(mode=AdvisorMode.OFF)))
-        case CommandReceived(plan=plan) if plan is not None:
-            event = replace(
-                event, plan=replace(plan, advisor=replace(plan.advisor, mode=AdvisorMode.CAN_HOLD))
-            )
-        case CommandReceived(expected_revision=int()) if plain is not None:
-            event = replace(event, expected_revision=plain.revision)
-        case EvidenceJudged() if plain is not None:
-            event = replace(event, judgement=of_present_visit(event.judgement, plain))
-        case AdviceReceived() | AdviceUnavailable():
-            return plain
-    after, effects = decide(plain, event, now)
-    for effect in effects:
-        if isinstance(effect, AskAdvice):
-            after, _ = decide(after, AdviceUnavailable(effect.gate_id, effect.round, "away"), now)
-            after, _ = decide(after, event, now)
-    return after
-
-
-def of_present_visit(judgement: Judgement, rollout: Rollout) -> Judgement:
-    """Return the judgement as one of the stay that `rollout` is in."""
-    return replace(judgement, visit=rollout.visit_index)
-
-
-@invariant(MANY, Alphabet(plans=(OBSERVED,)))
-def test_i6_observed_advice_moves_nothing(steps: Iterator[Step]) -> None:
-    """In observe mode no answer makes a difference: every answer leads where any other does."""
-    for step in steps:
-        if not isinstance(step.event, AdviceReceived):
-            continue
-        unavailable = AdviceUnavailable(step.event.gate_id, step.event.round, "away")
-        silent, effects = decide(step.before, unavailable, step.now)
-        assert effects == step.effects == ()
-        if step.after is not None and silent is not None:
-            assert visible(step.after) == visible(silent)
-            if isinstance(step.after.phase, Gating) and step.after.phase.advice is not None:
-                assert step.after.phase.advice.held_until is None
-
-
-# --- the histories themselves
-# ---------------------------------------------------------------------------------------------
-
-
-def test_histories_reach_every_phase_and_verb_and_hold() -> None:
-    """What is drawn is worth drawing.
-
-    Every phase, every accepted verb and every hold reason is met.
-    """
-    met: set[object] = set()
-    rng = random.Random(7)
-    for _ in range(1500):
-        for step in walk(rng.randbytes(240)):
-            if step.after is not None:
-                met |= {type(step.after.phase), step.after.hold}
-            if isinstance(step.event, CommandReceived) and is_accepted(step, step.event.verb):
-                met.add(step.event.verb)
-    phases = {Scheduled, Baking, Gating, AwaitingApproval, Paused, Completed, RolledBack, Aborted}
-    assert phases <= met
-    assert set(CommandVerb) <= met
-    assert set(HoldReason) - met == set()
-
-
-@given(st.data())
-def test_single_events_are_drawn_near_the_state_too(data: st.DataObject) -> None:
-    """Drawn one by one, histories keep time, revision and answers as those of scripts do."""
-    rollout: Rollout | None = None
-    now = T0
-    for _ in range(15):
-        event, now = data.draw(events_near(rollout, now))
-        after, effects = decide(rollout, event, now)
-        if after is not None and rollout is not None:
-            assert after.revision - rollout.revision in (0, 1)
-            assert after.updated_at >= rollout.updated_at
-        assert len(
-            [effect for effect in effects if isinstance(effect, AnswerCommand)]
-        ) == isinstance(event, CommandReceived)
-        rollout = after
-
-
-def test_the_plans_of_histories_are_alike_in_stages() -> None:
-    """The comparisons above rest on plans that differ in policies alone."""
-    assert {plan.stages[0].percent for plan in (PLAIN, CAN_HOLD, REQUIRED, OBSERVED, NIGHTLY)} == {
-        1.0
-    }
-    assert len(make_stages(1, 10, 50, 100)) == len(PLAIN.stages)
-    assert {gap.gaps[0].kind for gap in GAPS}

@@ -33,7 +33,7 @@ def at_last(*stages: Stage, **plan: Any) -> Rollout:
 
 
 def split_gaps(rollout: Rollout, treatment: int, control: int) -> list[Gap]:
-    """Return the gate's gaps of the split after one check of these contexts in this visit."""
+    """Return what the gate says of the split after one batch in the present visit."""
     visit = rollout.visit_index
     at = rollout.visits[-1].counts_from
     evidence = make_evidence({visit: VisitTotals(make_arm(treatment), make_arm(control))}, at)

@@ -34,7 +34,7 @@ def test_bucket_stands_for_its_values_within_one_percent(latency_ms: float) -> N
 
 @given(latency_ms=st.floats(min_value=0.0011, max_value=9e7))
 def test_latency_lies_between_its_buckets_edges(latency_ms: float) -> None:
-    """Bucket i holds what is above gamma^(i-1) and at most gamma^i, but for rounding."""
+    """Bucket i holds values in (gamma^(i-1), gamma^i], up to rounding of the logarithm."""
     bucket = bucket_of(latency_ms)
     assert GAMMA ** (bucket - 1) * (1 - 1e-9) <= latency_ms <= GAMMA**bucket * (1 + 1e-9)
 

@@ -72,7 +72,7 @@ def test_a_stage_entered_tomorrow_is_entered_now() -> None:
     passed=st.timedeltas(min_value=timedelta(0), max_value=2 * DAY),
 )
 def test_no_bake_becomes_shorter(error: timedelta, passed: timedelta) -> None:
-    """However wrong the clock was and whenever it is found, from entering to the gate a whole bake passes."""
+    """For any clock fault, a whole bake passes between entering a stage and its gate."""
     rollout = ahead_by(error)
     now = T0 + passed
     if not seconds_ahead(rollout, now):

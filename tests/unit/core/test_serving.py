@@ -66,7 +66,7 @@ def test_a_ring_reaches_its_audience_alone() -> None:
 
 
 def test_earlier_rings_keep_what_they_have_and_do_not_count() -> None:
-    """When beta users follow, staff stay in, under a name that no count mixes up with those who are compared."""
+    """When beta users follow, staff stay in under a name that is not counted."""
     assert served(rings(), 1, ANN, 9_999) == "on-earlier"
     assert served(rings(), 1, {**ANN, **BOB}, 5) == "on-earlier"
     assert (served(rings(), 1, BOB, 999), served(rings(), 1, BOB, 1_000)) == ("on", "off")

@@ -55,7 +55,7 @@ def test_before_any_evidence_the_e_value_is_one() -> None:
 
 
 def test_late_trouble_is_found_soon_after_long_health() -> None:
-    """After 200 healthy batches a doubling needs at most three times as many as from the start."""
+    """After 200 healthy batches a doubling needs at most three times the usual batches."""
     alternatives = harm_alternatives(0.0)
     healthy, bad = Counts(1000, 10, 9000, 90), Counts(1000, 20, 9000, 90)
 

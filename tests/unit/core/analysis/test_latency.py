@@ -111,7 +111,7 @@ def kept_places(
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.99, 0.999])
 @pytest.mark.parametrize("size", [1, 30, 400, 3000, 100_000])
 def test_quantile_interval_ends_where_the_mixture_rejects(q: float, size: int) -> None:
-    """Both ends are those of a search bucket by bucket, for any size and shape of histogram."""
+    """Both ends equal those of a search over every bucket, for any histogram."""
     rng = np.random.default_rng([7, size])
     for _ in range(10):
         shares = rng.dirichlet(np.full(int(rng.integers(1, 60)), 10 ** rng.uniform(-1, 1)))

@@ -39,7 +39,7 @@ BATCHES = (Counts(1000, 12, 9000, 45), Counts(1000, 9, 9000, 50), Counts(500, 7,
 def expectation(
     n_t: int, n_c: int, p_t: float, p_c: float, log_null: float, log_ratios: Floats
 ) -> Floats:
-    """Return the expectation of exp(increment) per alternative, over every outcome of a batch."""
+    """Return the exact expectation of exp(increment) per alternative, over one batch."""
     total = np.zeros(len(log_ratios))
     for k_t, k_c in itertools.product(range(n_t + 1), range(n_c + 1)):
         probability = stats.binom.pmf(k_t, n_t, p_t) * stats.binom.pmf(k_c, n_c, p_c)
@@ -105,7 +105,7 @@ def test_a_margin_in_points_is_exact_whatever_was_expected(
 def test_no_alternative_expects_to_gain_where_treatment_is_not_worse(
     margin: float, n_t: int, n_c: int, p_c: float
 ) -> None:
-    """Over every outcome the e-value is at most 1, for every rate of treatment up to the margin."""
+    """The expected e-value is at most 1 for every treatment rate up to the margin."""
     log_null = math.log1p(margin)
     log_ratios = harm_alternatives(log_null).log_effects
     for part in (0.0, 0.3, 1.0):
@@ -118,7 +118,7 @@ def test_no_alternative_expects_to_gain_where_treatment_is_not_worse(
 def test_certificate_never_expects_to_gain_where_treatment_is_at_the_margin_or_worse(
     margin: float, n_t: int, n_c: int
 ) -> None:
-    """The gate's expected e-value is at most 1 for every treatment rate from the margin upwards."""
+    """The gate's expected e-value is at most 1 for every rate from the margin upwards."""
     log_null = math.log1p(margin)
     log_ratios = safe_alternatives(log_null).log_effects
     for p_c, factor in itertools.product((0.02, 0.2, 0.45), (1.0, 1.5, 2.0)):
@@ -144,7 +144,7 @@ def test_margin_beyond_every_alternative_is_refused() -> None:
 @pytest.mark.parametrize("is_above", [True, False])
 @pytest.mark.parametrize("limit", [0.01, 0.2, 0.6])
 def test_limit_is_exact_on_its_edge_and_beyond(limit: float, is_above: bool) -> None:
-    """Over every outcome a limit's e-value is at most 1 for every share on the null's side."""
+    """The expected e-value against a limit is at most 1 for every share on the null's side."""
     shares = (
         [limit * part for part in (0.0, 0.5, 1.0)] if is_above else [limit, (1 + limit) / 2, 1.0]
     )
@@ -263,7 +263,7 @@ def test_rate_interval_refuses_impossible_counts() -> None:
 
 
 def test_missing_sample_is_what_it_takes() -> None:
-    """The predicted number of contexts brings the evidence to its threshold, within rounding."""
+    """The predicted number of equal contexts brings the certificate to its threshold."""
     log_null = math.log1p(0.5)
     weights = safe_alternatives(log_null).log_weights
     nothing = np.zeros(len(weights))

@@ -18,7 +18,7 @@ from controller.core.analysis.sample_ratio import (
 
 
 def test_reference_vector() -> None:
-    """800 of 10,000 at a decided 10 % have log e-value 19.971296 with normal factors of sd 0.1."""
+    """800 of 10,000 contexts at a decided 10 % have log e-value 19.971296 (factor sd 0.1)."""
     weights = np.exp(-0.5 * (LOG_FACTORS / 0.1) ** 2)
     evidence = add_exposures(no_evidence(), 0.1, 800, 9200)
     assert log_sum_exp(np.log(weights / weights.sum()) + evidence) == pytest.approx(

@@ -62,7 +62,7 @@ def counts_of(draws: tuple[int, ...]) -> dict[int, int]:
 def test_no_shape_expects_to_gain_where_treatment_is_not_slower(
     shares: tuple[float, ...], better: float
 ) -> None:
-    """Over every batch of 2 and 2 the e-value is at most 1, for any control and its past."""
+    """Over every batch of 2 and 2 the expected e-value is at most 1, for any control."""
     places = (10, 25, 40, 60)
     faster = np.array(shares) * (1 - better)
     faster[0] += better
@@ -81,7 +81,7 @@ def test_no_shape_expects_to_gain_where_treatment_is_not_slower(
     )
 )
 def test_every_shape_makes_higher_latencies_likelier_in_proportion(past: dict[int, int]) -> None:
-    """A higher treatment value never lowers any shape's evidence, whatever control's past is."""
+    """A further, higher treatment value never lowers any shape's evidence."""
     edges = sorted(past)
     before = np.full(SHAPES, -np.inf)
     for bucket in [edges[0] - 1, *edges, edges[-1] + 1]:

@@ -62,7 +62,7 @@ def metric(judgement: Judgement, index: int = 0) -> MetricReport:
 def feed(
     watched: Watched, looks: int, treatment: tuple[int, int], control: tuple[int, int]
 ) -> Judgement:
-    """Return the judgement after `looks` checks, each with (contexts, first errors) per arm."""
+    """Return the last of `looks` judgements, each after (contexts, first errors) per arm."""
     for _ in range(looks):
         watched.treatment.add(*treatment)
         watched.control.add(*control)
@@ -75,7 +75,7 @@ def feed(
 
 
 def test_healthy_evidence_has_no_gap() -> None:
-    """Traffic in both arms at the decided share, fresh and fully reported, leaves no gap."""
+    """Fresh, complete traffic in both arms at the decided share leaves no gap."""
     assert look_at().gaps == ()
 
 
@@ -151,7 +151,7 @@ def test_a_few_contexts_with_many_outcomes_are_no_repetition() -> None:
 
 
 def test_a_tolerated_share_of_repetitions_is_hardly_ever_a_gap() -> None:
-    """At exactly 5 % repeated, 300 stages of 50 checks hold at most as often as alpha allows."""
+    """At exactly 5 % repeats, 300 stages of 50 batches hold at most as often as alpha allows."""
     rng = np.random.default_rng(17)
     held = 0
     for copies in rng.binomial(40, 0.05, (300, 50)).cumsum(axis=1).tolist():
@@ -381,7 +381,7 @@ def test_nothing_measured_is_no_data() -> None:
 
 
 def test_two_failing_contexts_are_not_enough_whatever_the_odds() -> None:
-    """With a nearly error-free control, the third bad context rolls back, not the second."""
+    """With a nearly error-free control of a million, the third bad context rolls back."""
     watched = watch(Guardrail("error_rate", margin=0.0), alpha=0.1)
     watched.treatment.add(10, 2)
     watched.control.add(1_000_000, 1)
@@ -525,7 +525,7 @@ def test_full_stage_still_judges_limits() -> None:
 
 
 def test_a_limit_is_judged_although_control_has_fallen_silent() -> None:
-    """A burst of treatment's failures without any control context is found at the first check."""
+    """A burst of treatment's failures without control contexts is found at once."""
     watched = watch(Guardrail("error_rate", limit=0.2))
     assert feed(watched, 1, (205, 0), (195, 0)).breach is None
     watched.treatment.add(191, 191)
@@ -533,7 +533,7 @@ def test_a_limit_is_judged_although_control_has_fallen_silent() -> None:
 
 
 def test_a_limit_takes_each_observation_once() -> None:
-    """The same totals again, before and after a stage, add no evidence against a limit."""
+    """Reading the same totals again adds no evidence against a limit."""
     watched = watch(Guardrail("error_rate", limit=0.01))
     watched.treatment.add(100, 2)
     first = metric(watched.look())
@@ -546,7 +546,7 @@ def test_a_limit_takes_each_observation_once() -> None:
 def latencies(
     watched: Watched, looks: int, treatment: Any, control: Any, seed: int = 1
 ) -> Judgement:
-    """Return the last judgement of 100 contexts in treatment and 900 in control per check."""
+    """Return the last judgement of batches of 100 treatment and 900 control latencies."""
     rng = np.random.default_rng(seed)
     for _ in range(looks):
         watched.treatment.add(100)
@@ -577,7 +577,7 @@ def test_slowness_anywhere_is_found_and_within_the_margin_is_not() -> None:
 
 
 def test_equal_latencies_are_shown_as_a_whole() -> None:
-    """A gate knows that a release is not slower by its share of requests above control's p90."""
+    """The gate shows that a release is not slower by its share above control's p90."""
     report = metric(latencies(watch(Guardrail("latency", margin=0.1)), 60, lognormal, lognormal))
     assert report.safe is Verdict.PASS
     assert report.arms[Arm.TREATMENT].estimate == pytest.approx(
@@ -603,7 +603,7 @@ def slow_tail(rng: np.random.Generator, size: int) -> Any:
 
 @pytest.mark.parametrize(("tail", "within"), [(slow_path, 30), (slow_tail, 30)])
 def test_slow_tail_is_found(tail: Any, within: int) -> None:
-    """A slower tail with the same median is a breach of p99 within 3,000 treatment requests."""
+    """A slower tail with the same median breaches p99 within 3,000 treatment requests."""
     judgement = latencies(watch(Guardrail("latency_p99", margin=0.0)), within, tail, lognormal)
     assert judgement.breach is not None
     assert "above control's" in judgement.breach.reason
@@ -652,7 +652,7 @@ def test_latency_limit_is_judged_with_uncertainty() -> None:
 def convert(
     watched: Watched, looks: int, treatment: int, control: int, *, delay: int = 0
 ) -> Judgement:
-    """Return the judgement where some of 1000 contexts per arm convert `delay` checks later."""
+    """Return the last judgement when so many of 1000 contexts convert, `delay` later."""
     for look in range(looks):
         watched.treatment.add(1000, converted=treatment if look >= delay else 0)
         watched.control.add(1000, converted=control if look >= delay else 0)
@@ -815,7 +815,7 @@ def test_another_rollout_starts_from_nothing() -> None:
 
 
 def test_late_events_of_the_last_stage_still_count_for_harm() -> None:
-    """Late errors reach the harm test after the stage was left, in their own stage's batch."""
+    """Errors that arrive after a stage ended reach the harm test in that stage's batch."""
     watched = watch(Guardrail("error_rate", margin=0.0))
     before = metric(feed(watched, 10, (100, 1), (900, 9)))
     watched.go_on(50.0, 1)

@@ -1,0 +1,309 @@
+"""Mistakes in the state machine."""
+
+from __future__ import annotations
+
+from tests.planted import Bug
+
+TABLES = "controller/core/machine/__init__.py"
+ACTIONS = "controller/core/machine/actions.py"
+COMMANDS = "controller/core/machine/commands.py"
+GATE_FLOW = "controller/core/machine/gate_flow.py"
+OBSTACLES = "controller/core/machine/obstacles.py"
+TRANSITIONS = "controller/core/machine/transitions.py"
+
+ADVICE = "tests/property/test_advice.py"
+CONTAINMENT = "tests/unit/deciding/test_containment.py"
+HISTORIES = "tests/property/test_machine.py"
+I6 = "tests/property/test_machine_advice.py"
+MACHINE_TESTS = "tests/unit/core/machine"
+SCENARIOS = "tests/scenarios/test_scenarios.py"
+
+COMMAND_AGE = (
+    Bug(
+        "an order that is read again lowers a later rollout",
+        COMMANDS,
+        "    if command.is_backlog and command.issued_at",
+        "    if False and command.issued_at",
+        f"{CONTAINMENT}::test_last_week_s_roll_back_does_not_lower_this_week_s_rollout",
+    ),
+    Bug(
+        "an operator with a slow clock is not heard",
+        COMMANDS,
+        "    if command.is_backlog and command.issued_at",
+        "    if command.issued_at",
+        f"{CONTAINMENT}::test_an_operator_with_a_slow_clock_is_obeyed",
+    ),
+    Bug(
+        "an order to lower never grows old",
+        COMMANDS,
+        "    if request.received_at - command.issued_at > LOWERING_MAX_AGE:",
+        "    if False:",
+        f"{MACHINE_TESTS}/test_commands.py",
+    ),
+)
+REPORTS = (
+    Bug(
+        "repeated outcomes are found and nobody is told before the gate",
+        OBSTACLES,
+        "        if gap.kind is HealthGap.REPEATED_OUTCOMES\n        or (",
+        "        if (",
+        f"{SCENARIOS}::test_the_machine_does_as_the_transcript_says",
+    ),
+)
+I1 = (
+    Bug(
+        "a restart closes the gate as passed",
+        TABLES,
+        "return Transition(gate_flow.reopen_round(rollout, gate, now))",
+        'return transitions.advance(rollout, Cause("restarted"), now)',
+        f"{HISTORIES}::"
+        "test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
+    ),
+    Bug(
+        "a gate skips a stage",
+        TRANSITIONS,
+        "following = 0 if rollout.stage_index is None else rollout.stage_index + 1",
+        "following = 0 if rollout.stage_index is None else rollout.stage_index + (1 if "
+        "cause.command else 2)",
+        f"{HISTORIES}::"
+        "test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
+    ),
+)
+I3 = (
+    Bug(
+        "a freeze stands before a breach",
+        TABLES,
+        "if phase.is_guarded and new.breach is not None:",
+        "if phase.is_guarded and new.breach is not None and not is_frozen(rollout, now):",
+        f"{HISTORIES}::test_i3_a_breach_acts_at_once_in_every_live_phase",
+    ),
+    Bug(
+        "a pause stands before a breach",
+        "controller/core/rollout.py",
+        "    name: ClassVar = PhaseName.PAUSED\n    is_guarded: ClassVar = True\n",
+        "    name: ClassVar = PhaseName.PAUSED\n",
+        f"{HISTORIES}::test_i3_a_breach_acts_at_once_in_every_live_phase",
+    ),
+)
+I4 = (
+    Bug(
+        "a rolled back rollout can be resumed",
+        TABLES,
+        "    (V.PROMOTE,        (*STAGE, PAUSED),      actions.promote, ",
+        "    (V.PROMOTE,        (*STAGE, PAUSED, *OFF), actions.promote, ",
+        f"{HISTORIES}::test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout",
+    ),
+    Bug(
+        "a start read again begins its rollout anew",
+        ACTIONS,
+        "if previous is not None and command.command_id == previous.rollout_id:",
+        "if False:",
+        f"{HISTORIES}::test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout",
+    ),
+    Bug(
+        "silence passes a gate",
+        OBSTACLES,
+        "return not judgement.gaps and judgement.statistics is Verdict.PASS",
+        "return judgement.statistics is Verdict.PASS",
+        f"{HISTORIES}::test_i17_gaps_never_raise",
+    ),
+    Bug(
+        "inconclusive passes a gate",
+        OBSTACLES,
+        "return not judgement.gaps and judgement.statistics is Verdict.PASS",
+        "return not judgement.gaps and judgement.statistics in (Verdict.PASS, "
+        "Verdict.INCONCLUSIVE)",
+        f"{HISTORIES}::test_i4_nothing_advances_without_a_pass_that_has_no_gap",
+    ),
+    Bug(
+        "an earlier visit's evidence passes this gate",
+        TABLES,
+        "case (Gating() as gate, EvidenceJudged(new)) if obstacles.is_current(rollout, new):",
+        "case (Gating() as gate, EvidenceJudged(new)):",
+        f"{HISTORIES}::test_i4_nothing_advances_without_a_pass_that_has_no_gap",
+    ),
+    Bug(
+        "a request to a person outlives its evidence",
+        OBSTACLES,
+        "    return is_current(rollout, judgement) and not passes(judgement) and "
+        "may_announce(rollout, now)\n",
+        "    return False\n",
+        f"{HISTORIES}::test_i17_what_a_person_approves_still_passed_a_minute_ago",
+    ),
+)
+I5 = (
+    Bug(
+        "a command that changes nothing gets no answer",
+        ACTIONS,
+        'return nothing_to_do(rollout, request, "paused already")',
+        "return Transition(rollout)",
+        f"{HISTORIES}::test_i5_each_command_gets_one_answer_and_a_rejected_one_changes_nothing",
+    ),
+    Bug(
+        "a stale roll back is refused",
+        COMMANDS,
+        "    if verb in ALWAYS_ACCEPTED:\n",
+        "    if False:\n",
+        f"{HISTORIES}::test_i5_lowering_always_works",
+    ),
+)
+I6_BUGS = (
+    Bug(
+        "proceed closes a gate that has not passed",
+        GATE_FLOW,
+        "    if not passes(judgement):\n        reason, why",
+        "    if not passes(judgement) and not (gate.advice and gate.advice.answer):\n"
+        "        reason, why",
+        f"{I6}::test_i6_no_step_is_higher_with_advice_than_without",
+    ),
+    Bug(
+        "proceed stands in for an approval",
+        GATE_FLOW,
+        "if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED:",
+        "if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED and not "
+        "(gate.advice and gate.advice.answer):",
+        f"{I6}::test_i6_no_history_is_higher_with_advice_than_without_an_advisor",
+    ),
+    Bug(
+        "observed advice holds",
+        GATE_FLOW,
+        "objects and policy.mode is not AdvisorMode.OBSERVE",
+        "objects",
+        f"{I6}::test_i6_observed_advice_moves_nothing",
+    ),
+    Bug(
+        "a good opinion softens a breach",
+        GATE_FLOW,
+        "    if breach.on_breach is OnBreach.PAUSE:\n",
+        "    if breach.on_breach is OnBreach.PAUSE or (\n"
+        "        isinstance(rollout.phase, Gating) and rollout.phase.advice and "
+        "rollout.phase.advice.answer\n    ):\n",
+        f"{I6}::test_i6_no_step_is_higher_with_advice_than_without",
+    ),
+    Bug(
+        "an overdue question swallows the evidence that ends it",
+        TABLES,
+        "return decide(gate_flow.close_round(rollout, gate, None, now), event, clock)",
+        "return Transition(gate_flow.close_round(rollout, gate, None, now))",
+        SCENARIOS,
+    ),
+    Bug(
+        "proceed passes a gate that does not",
+        GATE_FLOW,
+        "    if not passes(judgement):\n        reason, why",
+        "    has_yes = gate.advice and gate.advice.answer and gate.advice.answer.choice is "
+        "AdviceChoice.PROCEED\n"
+        "    if not passes(judgement) and not has_yes:\n        reason, why",
+        f"{I6}::test_i6_no_step_is_higher_with_advice_than_without",
+    ),
+    Bug(
+        "proceed is approval enough",
+        GATE_FLOW,
+        "    if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED:",
+        "    has_yes = gate.advice and gate.advice.answer and gate.advice.answer.choice is "
+        "AdviceChoice.PROCEED\n"
+        "    if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED and not has_yes:",
+        f"{ADVICE}::test_i6_raw_answers_in_some_histories",
+    ),
+)
+I7 = (
+    Bug(
+        "a pause keeps the revision",
+        TRANSITIONS,
+        "    after = _next_revision(rollout, now, phase=Paused(since, reason, held), "
+        "hold=reason)\n",
+        "    after = replace(rollout, phase=Paused(since, reason, held), hold=reason)\n",
+        f"{HISTORIES}::test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls",
+    ),
+    Bug(
+        "time runs backwards with the clock",
+        TABLES,
+        "clock, now = now, now if rollout is None else max(now, rollout.updated_at)",
+        "clock = now",
+        f"{HISTORIES}::test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls",
+    ),
+)
+I16 = (
+    Bug(
+        "an asked round waits for its answer for ever",
+        TABLES,
+        "        ) if now >= until:\n            return decide(gate_flow.close_round",
+        "        ) if False:\n            return decide(gate_flow.close_round",
+        f"{HISTORIES}::test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes",
+    ),
+    Bug(
+        "late advice counts",
+        TABLES,
+        "            Ticked() | EvidenceJudged() | AdviceReceived() | AdviceUnavailable(),\n",
+        "            Ticked() | EvidenceJudged(),\n",
+        f"{HISTORIES}::test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes",
+    ),
+    Bug(
+        "a bake has no alarm clock",
+        TABLES,
+        "            soonest = [until]\n",
+        "            soonest = []\n",
+        f"{HISTORIES}::test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress",
+    ),
+    Bug(
+        "a gate waits for ever",
+        TABLES,
+        "            soonest = [first_unfrozen(rollout, max(until, now))]\n            if advice",
+        "            soonest = []\n            if advice",
+        f"{HISTORIES}::test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress",
+    ),
+)
+I19 = (
+    Bug(
+        "a pause shortens the bake",
+        ACTIONS,
+        "phase = Baking(stage, now + max(until - paused.since, timedelta(0)))",
+        "phase = Baking(stage, until)",
+        f"{HISTORIES}::test_i19_a_clock_set_back_never_shortens_a_bake",
+    ),
+    Bug(
+        "settle counts as bake",
+        TRANSITIONS,
+        "baking = Baking(stage_index, counts_from + stage.bake)",
+        "baking = Baking(stage_index, now + stage.bake)",
+        f"{HISTORIES}::test_i19_a_clock_set_back_never_shortens_a_bake",
+    ),
+)
+FREEZES_AND_IDS = (
+    Bug(
+        "an approval goes through a freeze",
+        ACTIONS,
+        "    if is_frozen(rollout, request.now):\n"
+        "        return _refused_while_frozen(rollout, request)\n"
+        '    cause = request.cause(f"approved',
+        '    cause = request.cause(f"approved',
+        f"{HISTORIES}::test_nothing_advances_in_a_freeze",
+    ),
+    Bug(
+        "gates of one stage share an id",
+        TRANSITIONS,
+        'gate_id = f"{rollout.rollout_id}.{rollout.revision + 1}"',
+        'gate_id = f"{rollout.rollout_id}.{stage}"',
+        f"{HISTORIES}::test_gate_ids_name_one_gate_each",
+    ),
+    Bug(
+        "a visit is left open",
+        TRANSITIONS,
+        "visits=(*_closed(rollout.visits, now), visit),",
+        "visits=(*rollout.visits, visit),",
+        f"{HISTORIES}::test_the_timeline_is_closed",
+    ),
+)
+BUGS = (
+    *COMMAND_AGE,
+    *REPORTS,
+    *I1,
+    *I3,
+    *I4,
+    *I5,
+    *I6_BUGS,
+    *I7,
+    *I16,
+    *I19,
+    *FREEZES_AND_IDS,
+)
