@@ -45,8 +45,8 @@ class Comparison(StrictModel):
     margin: Margin
     gate_margin: Margin | None = Field(
         default=None,
-        description="The margin that a gate requires. None: 100 %, 50 %, 25 % by stage, "
-        "tighter as it widens; in points four times, twice, once the margin.",
+        description="The margin that a gate requires. None: 100 %, 50 %, 25 % by stage, tighter as "
+        "it widens; in points four times, twice, once the margin.",
     )
     in_points: Switch = Field(
         default=False,

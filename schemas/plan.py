@@ -141,8 +141,8 @@ class StageDocument(StrictModel):
     )
     audience: Name | None = Field(
         default=None,
-        description="The group that `percent` is a share of: one of `audiences`. None: "
-        "everybody. Audiences of earlier stages keep what they have got.",
+        description="The group that `percent` is a share of: one of `audiences`. None: everybody. "
+        "Audiences of earlier stages keep what they have got.",
     )
     control: ControlArm = Field(
         default=ControlArm.REST,
