@@ -1,10 +1,8 @@
-"""Every Prometheus metric of rolloutd, in one place.
-
-What is measured, in which unit, with which labels.
+"""Every Prometheus metric of rolloutd: what is measured, in which unit, with which labels.
 
 Labels cannot grow: each takes its values from a closed list given here, anything else is counted as
 `other`, and only flags with a rollout have a series of their own. No series holds text from an
-event. Parts that measure get a `Metrics` handed in.
+event. Parts that measure receive a `Metrics`.
 
 Names follow prometheus.io/docs/practices/naming: prefix, base unit, `_total` for counters.
 """
@@ -42,21 +40,19 @@ from schemas.terms import (
     Severity,
 )
 
-# : What a label value outside its list becomes: the event is still counted, the series do not
-# multiply.
+#: The label of a value outside its list: the event is counted, and the number of series is bounded.
 OTHER = "other"
-#: The label of a command whose verb nobody knows.
+#: The label of a command with an unknown verb.
 UNKNOWN_VERB = "unknown"
-# : Logical topic names, as in the architecture; a prefix in front of them is the operator's and is
-# not repeated here.
+#: Logical topic names. The prefix in front of them is the operator's and is not repeated here.
 EVENT_TOPICS = ("evaluations", "outcomes")
 READ_TOPICS = (*EVENT_TOPICS, "commands")
 DEPENDENCIES = ("kafka", "redis", "advisor", "flag_plane")
 #: Clocks that ours is compared with, as in `controller.clock`.
 CLOCKS = ("wall", "redis", "kafka")
 
-# Bucket edges in seconds. Fast things are promised in tens of milliseconds; a gate may wait for
-# people over a weekend.
+# Bucket edges in seconds. Fast calls take tens of milliseconds; a gate may wait for people over a
+# weekend.
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _MODEL = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
 _GATE = (0.1, 1, 5, 15, 60, 300, 900, 3_600, 4 * 3_600, 24 * 3_600, 3 * 24 * 3_600, 7 * 24 * 3_600)
@@ -65,10 +61,7 @@ _Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
 
 
 class Labelled(Generic[_Metric]):
-    """A metric with labels whose values are known beforehand.
-
-    Its series exist, at zero, from the start.
-    """
+    """A metric with labels of known values. Its series exist, at zero, from the start."""
 
     def __init__(self, metric: _Metric, *allowed: Iterable[str]) -> None:
         self._metric: _Metric = metric
@@ -93,10 +86,7 @@ class Labelled(Generic[_Metric]):
 
 
 class _Watched(Collector):
-    """Gauges that are read where the value lives, at the moment of the scrape.
-
-    Nothing to keep in step, nothing to remove.
-    """
+    """Gauges whose values are read from their owners at each scrape."""
 
     def __init__(self) -> None:
         self.percents: Callable[[], Mapping[str, float]] = dict
@@ -132,8 +122,7 @@ class _Watched(Collector):
         faults = GaugeMetricFamily(
             "rolloutd_faults", "Faults that are contained now.", labels=["scope"]
         )
-        # Not rolloutd_faults_total: to OpenMetrics a gauge and a counter of one name are one
-        # metric.
+        # Not rolloutd_faults_total: in OpenMetrics a gauge and a counter of one name are one metric.
         reported = CounterMetricFamily(
             "rolloutd_fault_reports", "Reports of contained faults.", labels=["scope"]
         )
@@ -211,14 +200,14 @@ class Metrics:
         )
         self.refusals_dropped = plain_counter(
             "refusals_dropped_total",
-            "Refusals whose details were given up; they are counted all the same.",
+            "Refusals whose details were dropped; they are counted all the same.",
         )
         self.unknown_flag_events = plain_counter(
             "unknown_flag_events_total", "Evaluations of flags without a rollout."
         )
         self.scattered_contexts = plain_counter(
             "scattered_contexts_total",
-            "Times a sampled context was met in another partition of a topic than before.",
+            "Times a sampled context was in another partition of a topic than before.",
         )
         self.lag_records = gauge(
             "lag_records",
@@ -314,11 +303,11 @@ class Metrics:
             outcome=("treatment", "control", "refused"),
         )
         self.event_streams = plain_gauge(
-            "event_streams", "OFREP clients that are told of changes as they happen."
+            "event_streams", "OFREP clients that receive changes as they happen."
         )
         self.event_streams_ended = counter(
             "event_streams_ended_total",
-            "Event streams that were not what the client wanted.",
+            "Event streams that were refused, or ended because the client was slow.",
             why=("refused", "slow"),
         )
 
@@ -360,7 +349,7 @@ class Metrics:
         faults_reported: Callable[[], Mapping[Scope, int]] | None = None,
         skews: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
-        """Read the gauges that live elsewhere from here at each scrape, maybe in another thread.
+        """Set from where gauges are read at each scrape, maybe in another thread.
 
         `percents` is by flag key, `converged` by flag key and plane, `skews` by clock.
         """
