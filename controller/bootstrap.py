@@ -91,7 +91,7 @@ class Daemon:
         self.supervisor = Supervisor(self.health, settings.shutdown, self.faults)
 
     async def run(self) -> int:
-        """Serve HTTP at once, then bring up the rest and run until stopped; return the exit code."""
+        """Serve HTTP at once, then start the rest; return the exit code once stopped."""
         log = structlog.get_logger()
         for warning in insecure_connections(self.settings):
             log.warning("open_door", warning=warning)

@@ -115,7 +115,7 @@ class AgreedClock:
             self.compared_at = answered_at
 
     def note(self, against: str, ahead_seconds: float | None) -> None:
-        """Record how far another clock is ahead of this process's uncorrected time, None: unknown."""
+        """Record how far another clock is ahead of our uncorrected time; None: not known."""
         was_in_doubt = self._spread() > self.max_skew_seconds
         if ahead_seconds is None:
             self._ahead.pop(against, None)

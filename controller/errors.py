@@ -1,22 +1,22 @@
 """Every exception we raise, whose fault it is, and whether a retry helps.
 
 RolloutdError
-+-- BadInput                 the sender's: refuse it, say what, where and how to fix it; a retry never helps
++-- BadInput                 the sender's: refuse it, say what, where and how to fix it; no retry
 |   +-- ConfigInvalid          the operator's settings or plan
 |   +-- CommandRefused         the issuer's: it can be answered, and not be carried out
-|   +-- CommandUnreadable      the issuer's: not even an id to answer; to quarantine
-+-- OperatingTrouble         the surroundings': retry with backoff under one deadline, then become an event
+|   +-- CommandUnreadable      the issuer's: it has no id to answer; to the quarantine topic
++-- OperatingTrouble         something outside: retry with backoff, then become an event
 |   +-- EventLogUnavailable    Kafka
 |   +-- StoreUnavailable       Redis; the outcome of a write is unknown
-|   +-- AdviceUnavailableError   the model: late, absent, unparsable; never retried within a round
-|   +-- FlagPlaneUnavailable   not known to be served
+|   +-- AdviceUnavailableError   the model: late, absent, unparsable; no retry within a round
+|   +-- FlagPlaneUnavailable   a plane is not known to serve what was decided
 +-- BrokenInvariant          our own: stop the worker, turn health red
-    +-- DocumentUnreadable     a stored rollout is not ours to read: it was damaged
-        +-- DocumentNewer        or a newer release wrote it: it is never written over
-        +-- ForeignDocument      or another environment's rolloutd wrote it
+    +-- DocumentUnreadable     a stored rollout is damaged
+        +-- DocumentNewer        a newer release wrote it: it is never written over
+        +-- ForeignDocument      another environment's rolloutd wrote it
 
-A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the contract refuses it, it
-goes to quarantine.
+A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the contract refuses it,
+and it goes to the quarantine topic.
 """
 
 from __future__ import annotations

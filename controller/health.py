@@ -28,7 +28,10 @@ class Component:
 
 
 class Health:
-    """The process's state. All names are known at the start: a part that never reports is visible."""
+    """The process's state.
+
+    All names are known at the start, so that a part that never reports is visible.
+    """
 
     def __init__(
         self,

@@ -20,8 +20,8 @@ import structlog
 
 from controller.settings import MASK, LogSettings
 
-#: Lines kept while standard output does not take them (a pipe whose reader is slow): half a minute of
-#: a busy daemon.
+#: Lines kept while standard output does not take them (a pipe whose reader is slow): half a minute
+#: of a busy daemon.
 QUEUE_LINES = 10_000
 
 #: Libraries that log at `info` what we log ourselves. From `warning` on their lines are written.
@@ -153,7 +153,8 @@ def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogS
             *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),  # type: ignore[arg-type]  # it writes and flushes only
+        # The stream only writes and flushes, which is all that is used.
+        logger_factory=structlog.WriteLoggerFactory(file=stream),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()

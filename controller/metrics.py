@@ -122,7 +122,7 @@ class _Watched(Collector):
         faults = GaugeMetricFamily(
             "rolloutd_faults", "Faults that are contained now.", labels=["scope"]
         )
-        # Not rolloutd_faults_total: in OpenMetrics a gauge and a counter of one name are one metric.
+        # Not rolloutd_faults_total: in OpenMetrics a gauge and a counter share one name space.
         reported = CounterMetricFamily(
             "rolloutd_fault_reports", "Reports of contained faults.", labels=["scope"]
         )
@@ -158,7 +158,8 @@ class Metrics:
         planes: Iterable[str] = ("ofrep",),
         registry: CollectorRegistry | None = None,
     ) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that no query here needs
+        # No query here needs the second series that each counter would have.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         planes = tuple(planes)
         # A registry of our own: two daemons in one process, as in tests, do not meet.
         self.registry = registry = registry or CollectorRegistry(auto_describe=True)
@@ -166,167 +167,11 @@ class Metrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-        def counter(name: str, text: str, **labels: Iterable[str]) -> Labelled[Counter]:
-            return Labelled(
-                Counter(f"rolloutd_{name}", text, list(labels), registry=registry), *labels.values()
-            )
-
-        def gauge(name: str, text: str, **labels: Iterable[str]) -> Labelled[Gauge]:
-            return Labelled(
-                Gauge(f"rolloutd_{name}", text, list(labels), registry=registry), *labels.values()
-            )
-
-        def plain_counter(name: str, text: str) -> Counter:
-            return Counter(f"rolloutd_{name}", text, registry=registry)
-
-        def plain_gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"rolloutd_{name}", text, registry=registry)
-
-        def histogram(name: str, text: str, edges: tuple[float, ...]) -> Histogram:
-            return Histogram(f"rolloutd_{name}", text, registry=registry, buckets=edges)
-
-        # Counting.
-        self.events = counter(
-            "events_total",
-            "Event records read, by the one class each falls into.",
-            topic=EVENT_TOPICS,
-            **{"class": RecordClass},
-        )
-        self.quarantined = counter(
-            "quarantined_total", "Records refused, of all topics.", reason=QuarantineReason
-        )
-        self.refusals_waiting = plain_gauge(
-            "refusals_waiting", "Refusals whose details wait for the quarantine topic."
-        )
-        self.refusals_dropped = plain_counter(
-            "refusals_dropped_total",
-            "Refusals whose details were dropped; they are counted all the same.",
-        )
-        self.unknown_flag_events = plain_counter(
-            "unknown_flag_events_total", "Evaluations of flags without a rollout."
-        )
-        self.scattered_contexts = plain_counter(
-            "scattered_contexts_total",
-            "Times a sampled context was in another partition of a topic than before.",
-        )
-        self.lag_records = gauge(
-            "lag_records",
-            "Records in our partitions that are not read and saved yet.",
-            topic=READ_TOPICS,
-        )
-        self.partitions_owned = gauge(
-            "partitions_owned", "Partitions this replica reads.", topic=READ_TOPICS
-        )
-        self.partitions_expected = gauge(
-            "partitions_expected", "Partitions that the topic has.", topic=EVENT_TOPICS
-        )
-        self.save_age_seconds = plain_gauge(
-            "save_age_seconds", "Time since totals were saved, of the partition that waits longest."
-        )
-        self.rebalances = plain_counter(
-            "rebalances_total",
-            "Times the partitions of this replica changed, compared once a second.",
-        )
-        self.flush_duration_seconds = histogram(
-            "flush_duration_seconds", "Time to save one partition's totals.", _FAST
-        )
-        self.fence_conflicts = plain_counter(
-            "fence_conflicts_total", "Saves refused because another replica had counted on."
-        )
-
-        # Deciding.
-        self.decisions = counter("decisions_total", "Decisions made.", kind=DecisionKind)
-        self.decision_duration_seconds = histogram(
-            "decision_duration_seconds",
-            "From an event's arrival at its flag's worker to the saved decision.",
-            _FAST,
-        )
-        self.commands = counter(
-            "commands_total",
-            "Commands answered.",
-            verb=(*CommandVerb, UNKNOWN_VERB),
-            status=CommandStatus,
-        )
-        self.gate_duration_seconds = histogram(
-            "gate_duration_seconds", "From a gate's opening to its verdict.", _GATE
-        )
-        self.advice = counter(
-            "advice_total", "Answers of the language model.", outcome=(*AdviceChoice, "unavailable")
-        )
-        self.advice_duration_seconds = histogram(
-            "advice_duration_seconds", "From question to parsed answer or none.", _MODEL
-        )
-        self.advice_agreement = counter(
-            "advice_agreement_total",
-            "Advice at the gates of rollouts that ended by their evidence, by whether the "
-            "outcome agrees with it.",
-            choice=AdviceChoice,
-            agrees=("yes", "no"),
-        )
-        self.explanations = counter(
-            "explanations_total",
-            "Explanations of alerts asked for.",
-            outcome=("attached", "unavailable", "dropped"),
-        )
-        self.alerts = counter("alerts_total", "Alerts raised.", kind=AlertKind, severity=Severity)
-        self.invariant_violations = counter(
-            "invariant_violations_total",
-            "Saves and decisions that would have broken an invariant.",
-            invariant=("I2", *RULES),
-        )
-        self.outbox_entries = plain_gauge(
-            "outbox_entries", "Effects saved and not yet known to be published."
-        )
-
-        self.outbox_age_seconds = plain_gauge(
-            "outbox_age_seconds", "For how long the oldest of those effects has been tried."
-        )
-        self.unwatched_rollouts = plain_gauge(
-            "unwatched_rollouts", "Rollouts in a stage here whose guardrails cannot see."
-        )
-
-        # Actuating.
-        self.actuation_gap_seconds = gauge(
-            "actuation_gap_seconds",
-            "Time for which a plane has not served what was decided, worst flag.",
-            plane=planes,
-        )
-        self.actuations = counter(
-            "actuations_total",
-            "Attempts to make a plane serve a percentage.",
-            plane=planes,
-            outcome=("served", "failed"),
-        )
-        self.evaluations = counter(
-            "evaluations_total",
-            "Flag evaluations answered over OFREP.",
-            outcome=("treatment", "control", "refused"),
-        )
-        self.event_streams = plain_gauge(
-            "event_streams", "OFREP clients that receive changes as they happen."
-        )
-        self.event_streams_ended = counter(
-            "event_streams_ended_total",
-            "Event streams that were refused, or ended because the client was slow.",
-            why=("refused", "slow"),
-        )
-
-        # The process.
-        self.stall_seconds = histogram(
-            "stall_seconds", "How late the event loop woke a timer.", _FAST
-        )
-        self.dependency_errors = counter(
-            "dependency_errors_total",
-            "Calls that failed or came too late.",
-            dependency=DEPENDENCIES,
-        )
-        self.dependency_up = gauge(
-            "dependency_up", "1 while it answers.", dependency=("kafka", "redis")
-        )
-        self.state_silence_seconds = plain_gauge(
-            "state_silence_seconds",
-            "Time since a broker said that the known decisions are the newest.",
-        )
+        self._planes = planes
+        self._add_counting()
+        self._add_deciding()
+        self._add_actuating()
+        self._add_process()
         build = Gauge(
             "rolloutd_build_info",
             "1; the version is in the labels.",
@@ -338,6 +183,172 @@ class Metrics:
         ).set(1)
         self._watched = _Watched()
         registry.register(self._watched)
+
+    # --- the metrics, by who measures them ---
+
+    def _add_counting(self) -> None:
+        self.events = self._counter(
+            "events_total",
+            "Event records read, by the one class each falls into.",
+            topic=EVENT_TOPICS,
+            **{"class": RecordClass},
+        )
+        self.quarantined = self._counter(
+            "quarantined_total", "Records refused, of all topics.", reason=QuarantineReason
+        )
+        self.refusals_waiting = self._plain_gauge(
+            "refusals_waiting", "Refusals whose details wait for the quarantine topic."
+        )
+        self.refusals_dropped = self._plain_counter(
+            "refusals_dropped_total",
+            "Refusals whose details were dropped; they are counted all the same.",
+        )
+        self.unknown_flag_events = self._plain_counter(
+            "unknown_flag_events_total", "Evaluations of flags without a rollout."
+        )
+        self.scattered_contexts = self._plain_counter(
+            "scattered_contexts_total",
+            "Times a sampled context was in another partition of a topic than before.",
+        )
+        self.lag_records = self._gauge(
+            "lag_records",
+            "Records in our partitions that are not read and saved yet.",
+            topic=READ_TOPICS,
+        )
+        self.partitions_owned = self._gauge(
+            "partitions_owned", "Partitions this replica reads.", topic=READ_TOPICS
+        )
+        self.partitions_expected = self._gauge(
+            "partitions_expected", "Partitions that the topic has.", topic=EVENT_TOPICS
+        )
+        self.save_age_seconds = self._plain_gauge(
+            "save_age_seconds", "Time since totals were saved, of the partition that waits longest."
+        )
+        self.rebalances = self._plain_counter(
+            "rebalances_total",
+            "Times the partitions of this replica changed, compared once a second.",
+        )
+        self.flush_duration_seconds = self._histogram(
+            "flush_duration_seconds", "Time to save one partition's totals.", _FAST
+        )
+        self.fence_conflicts = self._plain_counter(
+            "fence_conflicts_total", "Saves refused because another replica had counted on."
+        )
+
+    def _add_deciding(self) -> None:
+        self.decisions = self._counter("decisions_total", "Decisions made.", kind=DecisionKind)
+        self.decision_duration_seconds = self._histogram(
+            "decision_duration_seconds",
+            "From an event's arrival at its flag's worker to the saved decision.",
+            _FAST,
+        )
+        self.commands = self._counter(
+            "commands_total",
+            "Commands answered.",
+            verb=(*CommandVerb, UNKNOWN_VERB),
+            status=CommandStatus,
+        )
+        self.gate_duration_seconds = self._histogram(
+            "gate_duration_seconds", "From a gate's opening to its verdict.", _GATE
+        )
+        self.advice = self._counter(
+            "advice_total", "Answers of the language model.", outcome=(*AdviceChoice, "unavailable")
+        )
+        self.advice_duration_seconds = self._histogram(
+            "advice_duration_seconds", "From question to parsed answer or none.", _MODEL
+        )
+        self.advice_agreement = self._counter(
+            "advice_agreement_total",
+            "Advice at the gates of rollouts that ended by their evidence, by whether the "
+            "outcome agrees with it.",
+            choice=AdviceChoice,
+            agrees=("yes", "no"),
+        )
+        self.explanations = self._counter(
+            "explanations_total",
+            "Explanations of alerts asked for.",
+            outcome=("attached", "unavailable", "dropped"),
+        )
+        self.alerts = self._counter(
+            "alerts_total", "Alerts raised.", kind=AlertKind, severity=Severity
+        )
+        self.invariant_violations = self._counter(
+            "invariant_violations_total",
+            "Saves and decisions that would have broken an invariant.",
+            invariant=("I2", *RULES),
+        )
+        self.outbox_entries = self._plain_gauge(
+            "outbox_entries", "Effects saved and not yet known to be published."
+        )
+
+        self.outbox_age_seconds = self._plain_gauge(
+            "outbox_age_seconds", "For how long the oldest of those effects has been tried."
+        )
+        self.unwatched_rollouts = self._plain_gauge(
+            "unwatched_rollouts", "Rollouts in a stage here whose guardrails cannot see."
+        )
+
+    def _add_actuating(self) -> None:
+        self.actuation_gap_seconds = self._gauge(
+            "actuation_gap_seconds",
+            "Time for which a plane has not served what was decided, worst flag.",
+            plane=self._planes,
+        )
+        self.actuations = self._counter(
+            "actuations_total",
+            "Attempts to make a plane serve a percentage.",
+            plane=self._planes,
+            outcome=("served", "failed"),
+        )
+        self.evaluations = self._counter(
+            "evaluations_total",
+            "Flag evaluations answered over OFREP.",
+            outcome=("treatment", "control", "refused"),
+        )
+        self.event_streams = self._plain_gauge(
+            "event_streams", "OFREP clients that receive changes as they happen."
+        )
+        self.event_streams_ended = self._counter(
+            "event_streams_ended_total",
+            "Event streams that were refused, or ended because the client was slow.",
+            why=("refused", "slow"),
+        )
+
+    def _add_process(self) -> None:
+        self.stall_seconds = self._histogram(
+            "stall_seconds", "How late the event loop woke a timer.", _FAST
+        )
+        self.dependency_errors = self._counter(
+            "dependency_errors_total",
+            "Calls that failed or came too late.",
+            dependency=DEPENDENCIES,
+        )
+        self.dependency_up = self._gauge(
+            "dependency_up", "1 while it answers.", dependency=("kafka", "redis")
+        )
+        self.state_silence_seconds = self._plain_gauge(
+            "state_silence_seconds",
+            "Time since a broker said that the known decisions are the newest.",
+        )
+
+    # --- kinds of metrics ---
+
+    def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Labelled[Counter]:
+        metric = Counter(f"rolloutd_{name}", text, list(labels), registry=self.registry)
+        return Labelled(metric, *labels.values())
+
+    def _gauge(self, name: str, text: str, **labels: Iterable[str]) -> Labelled[Gauge]:
+        metric = Gauge(f"rolloutd_{name}", text, list(labels), registry=self.registry)
+        return Labelled(metric, *labels.values())
+
+    def _plain_counter(self, name: str, text: str) -> Counter:
+        return Counter(f"rolloutd_{name}", text, registry=self.registry)
+
+    def _plain_gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"rolloutd_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, edges: tuple[float, ...]) -> Histogram:
+        return Histogram(f"rolloutd_{name}", text, registry=self.registry, buckets=edges)
 
     def watch(
         self,

@@ -21,7 +21,7 @@ class Clock(Protocol):
     """Wall time for records, monotonic time for durations inside the process."""
 
     def now(self) -> datetime:
-        """Return UTC now; never runs backwards in a process, also when the wall clock is set back."""
+        """Return UTC now; never runs backwards, also when the wall clock is set back."""
 
     def monotonic(self) -> float:
         """Return seconds of a clock that nobody can set."""
@@ -186,12 +186,12 @@ class Totals(Protocol):
         fence yet), or when another writer set it to `next_offset`: what the caller holds in
         memory is void, so load again and read from there. `rebased` is what must stand in the field
         of this name, 0 for nothing: a part of the fence, because a log that was created again
-        has the offsets of the one before. `fields` may hold a greater one; in that save alone the fence may
-        move back.
+        has the offsets of the one before. `fields` may hold a greater one; in that save alone
+        the fence may move back.
 
         `next_offset` equal to `expected` is a heartbeat. Safe to repeat with the same arguments: a
-        digest of them distinguishes a repeat from another writer's save. Raises StoreUnavailable when
-        the outcome is unknown, and ValueError for more than `schemas.totals.MAX_FIELDS_PER_SAVE`
+        digest of them distinguishes a repeat from another writer's save. Raises StoreUnavailable
+        when the outcome is unknown, and ValueError for more than `schemas.totals.MAX_FIELDS_PER_SAVE`
         fields.
         """
 
@@ -285,7 +285,8 @@ class Rollouts(Protocol):
     async def newer_than(self, revisions: Mapping[str, int]) -> Sequence[Rollout]:
         """Return the stored rollouts whose revision exceeds the one given for their flag.
 
-        It is 0 for a flag that is not named. A document that cannot be read is left out and reported: it concerns its flag alone.
+        It is 0 for a flag that is not named. A document that cannot be read is left out and
+        reported: it concerns its flag alone.
         """
 
 
@@ -378,8 +379,8 @@ class Served:
             return self
         return replace(
             self,
-            difference=f"cannot serve {beyond}; everybody else gets the decided {self.percent or 0:g} "
-            f"%",
+            difference=f"cannot serve {beyond}; everybody else gets the decided "
+            f"{self.percent or 0:g} %",
         )
 
 

@@ -30,8 +30,10 @@ from controller.text import excerpt
 from schemas.terms import AlertKind, Severity
 
 MOST_DOUBLINGS = 4
-"""Of the period, while a plane fails unexpectedly at a flag: 5 s become 80 s at most. A new decision,
-and 0 %, are tried at once all the same."""
+"""Of the period, while a plane fails unexpectedly at a flag: 5 s become 80 s at most.
+
+A new decision, and 0 %, are tried at once all the same.
+"""
 
 WHY_MAX_CHARS = 200
 """Characters of an exception's text that are repeated: the text may come from another system."""
@@ -151,7 +153,7 @@ class FlagReconciler:
         return {key: gap.why for key, gap in self._gaps.items()}
 
     def standings(self, flag_key: str) -> Sequence[PlaneStanding] | None:
-        """Return whether each plane serves what was decided; None when another replica runs the flag."""
+        """Return whether each plane serves what was decided, None when it runs elsewhere."""
         wanted = self._decided.get(flag_key)
         return (
             None
@@ -299,7 +301,7 @@ class FlagReconciler:
             self._count_attempt(plane, is_served=False)
             return str(trouble) or f"no answer within {self._call_seconds:g} s", True
         except (Exception, asyncio.CancelledError) as error:
-            # A mistake of ours, or an unforeseen answer: it concerns this plane and this flag alone.
+            # Ours, or an unforeseen answer: it concerns this plane and this flag alone.
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
@@ -378,7 +380,8 @@ class FlagReconciler:
                     f"{rollout.flag_key}: {served.edited_by} changed the flag in "
                     f"{plane.name}, which {served.difference}",
                     what_to_do,
-                    f"{rollout.flag_key}/{rollout.rollout_id}/{plane.name}/{AlertKind.FOREIGN_EDIT}/{served.difference}",
+                    f"{rollout.flag_key}/{rollout.rollout_id}/{plane.name}/"
+                    f"{AlertKind.FOREIGN_EDIT}/{served.difference}",
                 ),
             )
         return is_lower
