@@ -276,7 +276,7 @@ class Rollouts(Protocol):
     async def answer_to(self, flag_key: str, command_id: str) -> bytes | None:
         """Return the stored result of a command id, None when it was never answered."""
 
-    async def settle(self, flag_key: str, fields: Sequence[str]) -> None:
+    async def remove_effects(self, flag_key: str, fields: Sequence[str]) -> None:
         """Delete outbox fields that are published; idempotent."""
 
     async def flag_keys(self) -> Sequence[str]:
