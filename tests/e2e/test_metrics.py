@@ -121,14 +121,16 @@ async def refuse_many(kafka: LocalKafka, client: Client) -> None:
     await client.producer.flush()
 
 
-async def forge_state(client: Client) -> None:
-    """Write a document to the state topic that no worker decided."""
+async def forge_state(client: Client) -> int:
+    """Write a document to the state topic that no worker decided; return its revision."""
     document = (await client.read("rollout.state"))[-1]
-    document["data"]["revision"] += 1
+    revision: int = document["data"]["revision"] + 5
+    document["data"]["revision"] = revision
     document["id"] += "-forged"
     await client.producer.send_and_wait(
         f"{client.prefix}rollout.state", json.dumps(document).encode(), FLAG.encode()
     )
+    return revision
 
 
 async def discard_totals(store: redis.asyncio.Redis) -> None:
@@ -183,7 +185,8 @@ async def test_every_metric_moves(
         await observer.until_moved("state_silence_seconds", "outbox_age_seconds")
         own_kafka.resume()
         await daemon.ready()
-        await forge_state(client)
+        revision = await forge_state(client)
+        await daemon.until(FLAG, lambda doc: doc["revision"] == revision)
         await client.command(CommandVerb.FREEZE, FLAG)
         await observer.until_moved("invariant_violations")
         await refuse_many(own_kafka, client)
