@@ -1,11 +1,11 @@
 """Every exception we raise, whose fault it is, and whether a retry helps.
 
 RolloutdError
-+-- BadInput                 the sender's: refuse it, say what, where and how to fix it; no retry
++-- BadInput                 the sender's: refuse it with place and fix; a retry never helps
 |   +-- ConfigInvalid          the operator's settings or plan
 |   +-- CommandRefused         the issuer's: it can be answered, and not be carried out
-|   +-- CommandUnreadable      the issuer's: it has no id to answer; to the quarantine topic
-+-- OperatingTrouble         something outside: retry with backoff, then become an event
+|   +-- CommandUnreadable      the issuer's: not even an id to answer; to quarantine
++-- OperatingTrouble         the environment's: retry with backoff until a deadline, then an event
 |   +-- EventLogUnavailable    Kafka
 |   +-- StoreUnavailable       Redis; the outcome of a write is unknown
 |   +-- AdviceUnavailableError   the model: late, absent, unparsable; no retry within a round

@@ -21,7 +21,7 @@ class Clock(Protocol):
     """Wall time for records, monotonic time for durations inside the process."""
 
     def now(self) -> datetime:
-        """Return UTC now; never runs backwards, also when the wall clock is set back."""
+        """Return UTC now; never runs backwards in a process, even if the wall clock is set back."""
 
     def monotonic(self) -> float:
         """Return seconds of a clock that nobody can set."""
@@ -185,14 +185,14 @@ class Totals(Protocol):
         Returns the stored fence instead, and writes nothing, when it is not `expected` (None: no
         fence yet), or when another writer set it to `next_offset`: what the caller holds in
         memory is void, so load again and read from there. `rebased` is what must stand in the field
-        of this name, 0 for nothing: a part of the fence, because a log that was created again
-        has the offsets of the one before. `fields` may hold a greater one; in that save alone
-        the fence may move back.
+        of this name, 0 for nothing: a part of the fence, because a log that was created again has
+        the offsets of the one before. `fields` may hold a greater one; in that save alone the fence
+        may move back.
 
         `next_offset` equal to `expected` is a heartbeat. Safe to repeat with the same arguments: a
         digest of them distinguishes a repeat from another writer's save. Raises StoreUnavailable
-        when the outcome is unknown, and ValueError for more than `schemas.totals.MAX_FIELDS_PER_SAVE`
-        fields.
+        when the outcome is unknown, and ValueError for more than
+        `schemas.totals.MAX_FIELDS_PER_SAVE` fields.
         """
 
     async def drop(self, partition_key: str, fields: Sequence[str]) -> None:

@@ -30,10 +30,8 @@ from controller.text import excerpt
 from schemas.terms import AlertKind, Severity
 
 MOST_DOUBLINGS = 4
-"""Of the period, while a plane fails unexpectedly at a flag: 5 s become 80 s at most.
-
-A new decision, and 0 %, are tried at once all the same.
-"""
+"""Of the period, while a plane fails unexpectedly at a flag: 5 s become at most 80 s. A new
+decision, and 0 %, are still tried at once."""
 
 WHY_MAX_CHARS = 200
 """Characters of an exception's text that are repeated: the text may come from another system."""
@@ -320,7 +318,7 @@ class FlagReconciler:
             self._metrics.dependency_errors.of("flag_plane").inc()
 
     def _note_failure(self, plane: FlagPlane, rollout: Rollout, error: BaseException) -> str:
-        """Let a flag at which its plane fails be tried less and less often."""
+        """Try a flag less and less often while its plane fails at it."""
         key, why = (rollout.flag_key, plane.name), _in_words(error)
         known = self._failures.get(key)
         times = 1 if known is None or known.rollout is not rollout else known.times + 1

@@ -9,9 +9,11 @@ tests compare the two.
 |---|---|
 | `eq`, `in` | equal to a value and of its type; 1 and 1.0 are equal, 1 and true are not |
 | `gte`, `lte` | a number of at least, at most the value |
-| `starts_with`, `ends_with` | a text that starts, ends with one of the values, code point by code point |
-| `sem_ver` | a text that is a version in the range; ordered as SemVer 2.0 says, `v` in front and missing numbers allowed |
-| `before`, `after` | a text that looks like a date or RFC 3339 time, and comes before the value, or not before it |
+| `starts_with`, `ends_with` | a text that starts, ends with a value, code point by code point |
+| `sem_ver` | a version in the range, in SemVer 2.0 order; a leading `v` is allowed ¹ |
+| `before`, `after` | a date or RFC 3339 time as text, that is before, or not before the value |
+
+¹ Missing numbers are allowed too.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ class Audience:
 
 
 def matcher(audience: Audience) -> Callable[[Attributes], bool]:
-    """Return the function that tells whether a context with these attributes belongs to the audience. It never raises."""
+    """Return the test whether a context with some attributes belongs to the audience.
+
+    The test never raises.
+    """
     clauses = tuple(
         tuple((one.attribute, _test(one)) for one in conditions) for conditions in audience.any_of
     )
@@ -138,7 +143,8 @@ def _looks_like_moment(value: object) -> bool:
 
 _VERSION = re.compile(
     r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-    r"(?:-((?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)(?:\.(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*))?"
+    r"(?:-((?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+    r"(?:\.(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*))?"
     r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?\Z",
     re.ASCII,
 )

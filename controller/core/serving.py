@@ -11,8 +11,8 @@ variant names of their own, because contexts that were not randomized must not b
 
 | served as | value | counts as | which contexts |
 |---|---|---|---|
-| `treatment`, or a variant of `split` | its own | treatment | in the stage's audience, in its lowest buckets |
-| `control` | control's | control | in the stage's audience: the rest, or as many of its highest buckets |
+| `treatment`, or a `split` variant | its own | treatment | the audience's lowest buckets |
+| `control` | control's | control | the rest of the audience, or its highest buckets |
 | `unassigned` | control's | nothing | in no ring, or between two arms of equal size |
 | `<treatment>-earlier` | treatment's | nothing | in treatment by a wider ring of an earlier stage |
 
@@ -42,7 +42,10 @@ EARLIER_SUFFIX = "-earlier"
 
 
 def weight_of(percent: float) -> int:
-    """Return how many of the `WEIGHT_TOTAL` buckets are in treatment at `percent`, in [0, 100], to the nearest 0.01."""
+    """Return how many of the `WEIGHT_TOTAL` buckets are in treatment at `percent`.
+
+    `percent` is in [0, 100]; the result is exact to the nearest 0.01 %.
+    """
     if not 0 <= percent <= 100:
         raise ValueError(f"a percentage lies in [0, 100], not at {percent}")
     return round(percent * (WEIGHT_TOTAL / 100))
@@ -104,7 +107,7 @@ class Serving:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a plain share of all contexts: all that a plane without audiences can do."""
+        """Whether it is a plain share of all contexts, as a plane without audiences serves."""
         return self.rings[0].audience is None and self.rings[0].slices[1][0] is Part.CONTROL
 
     @property
@@ -218,7 +221,7 @@ def percent_to_serve(rollout: Rollout) -> float:
 
 
 def beyond_share_of(plan: Plan) -> str | None:
-    """Return in words what of a plan no plane can serve that knows nothing but a share of everybody; None for nothing."""
+    """Return in words what a plane of percentages cannot serve of a plan, None for nothing."""
     more = (
         ("audiences", any(stage.audience is not None for stage in plan.stages)),
         (
@@ -244,7 +247,7 @@ def decided_share(plan: Plan, visit: Visit) -> float | None:
 
 
 def share_before(plan: Plan, visits: Sequence[Visit]) -> float | None:
-    """Return the share of treatment that would still be observed had the planes kept what the stay before asked for.
+    """Return the share of treatment that planes would show if they still served the last visit.
 
     None in the first visit, where it could also be a treatment that is too broken to report, and
     where the decision left the share as it was.

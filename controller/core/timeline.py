@@ -13,8 +13,9 @@ from controller.core.rollout import Visit
 
 
 def locate(visits: Sequence[Visit], event_time: datetime) -> int | None:
-    """Return the index of the visit an event counts for, None while settling, before the start and after the end.
+    """Return the index of the visit that an event counts for.
 
+    None while settling, before the start and after the end.
     A pure function of the event's own time, so that a replay counts the same. `event_time` is
     UTC-aware.
     """
