@@ -91,7 +91,7 @@ def _change(old: ArmSummary, new: ArmSummary) -> str | None:
         return None
     return (
         f"{'rose' if has_risen else 'fell'} from {100 * old_rate:.3g} % to {100 * new_rate:.3g} % "
-        f"since the last look"
+        f"since the last check"
     )
 
 

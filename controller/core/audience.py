@@ -9,11 +9,12 @@ tests compare the two.
 |---|---|
 | `eq`, `in` | equal to a value and of its type; 1 and 1.0 are equal, 1 and true are not |
 | `gte`, `lte` | a number of at least, at most the value |
-| `starts_with`, `ends_with` | a text that starts, ends with a value, code point by code point |
-| `sem_ver` | a version in the range, in SemVer 2.0 order; a leading `v` is allowed ¹ |
-| `before`, `after` | a date or RFC 3339 time as text, that is before, or not before the value |
+| `starts_with`, `ends_with` | a text that starts, ends with one of the values, by code points |
+| `sem_ver` | a text that is a version in the range, see below |
+| `before` | a text that looks like a date or RFC 3339 time, before the value |
+| `after` | such a text, not before the value |
 
-¹ Missing numbers are allowed too.
+Versions are ordered as in SemVer 2.0; a leading `v` and missing numbers are allowed.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ class Audience:
 
 
 def matcher(audience: Audience) -> Callable[[Attributes], bool]:
-    """Return the test whether a context with some attributes belongs to the audience.
+    """Return the function from attributes to whether they belong to the audience.
 
-    The test never raises.
+    The function never raises.
     """
     clauses = tuple(
         tuple((one.attribute, _test(one)) for one in conditions) for conditions in audience.any_of
@@ -95,10 +96,10 @@ def _test(condition: Condition) -> _Test:
             return lambda value: isinstance(value, str) and any(test(value) for test in ranges)
         case Operator.BEFORE:
             edge = comparable_moment(str(condition.values[0]))
-            return lambda value: _looks_like_moment(value) and value[:MOMENT_LENGTH] < edge  # type: ignore[index]
+            return lambda value: isinstance(moment := _moment_in(value), str) and moment < edge
         case Operator.AFTER:
             edge = comparable_moment(str(condition.values[0]))
-            return lambda value: _looks_like_moment(value) and value[:MOMENT_LENGTH] >= edge  # type: ignore[index]
+            return lambda value: isinstance(moment := _moment_in(value), str) and moment >= edge
 
 
 def _is_number(value: object) -> bool:
@@ -134,17 +135,20 @@ def comparable_moment(text: str) -> str:
     return text.removesuffix("Z").removesuffix("T00:00:00")
 
 
-def _looks_like_moment(value: object) -> bool:
-    return isinstance(value, str) and value[4:5] == "-" and value[7:8] == "-"
+def _moment_in(value: object) -> str | None:
+    """Return the compared part of a text that looks like a date or time, None for other values."""
+    if isinstance(value, str) and value[4:5] == "-" and value[7:8] == "-":
+        return value[:MOMENT_LENGTH]
+    return None
 
 
 # --- versions
 # --------------------------------------------------------------------------------------------------
 
+_PART = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"  # of a pre-release
 _VERSION = re.compile(
     r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-    r"(?:-((?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-    r"(?:\.(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*))?"
+    rf"(?:-({_PART}(?:\.{_PART})*))?"
     r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?\Z",
     re.ASCII,
 )

@@ -42,7 +42,7 @@ class Stage:
 
     @property
     def has_control(self) -> bool:
-        """Whether contexts are left to compare with; at 100 % only absolute limits are judged."""
+        """Whether contexts are left to compare with. At 100 % only limits can be judged."""
         return self.percent < 100
 
 

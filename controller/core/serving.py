@@ -11,8 +11,8 @@ variant names of their own, because contexts that were not randomized must not b
 
 | served as | value | counts as | which contexts |
 |---|---|---|---|
-| `treatment`, or a `split` variant | its own | treatment | the audience's lowest buckets |
-| `control` | control's | control | the rest of the audience, or its highest buckets |
+| `treatment`, or one of `split` | its own | treatment | in the stage's audience: lowest buckets |
+| `control` | control's | control | in the stage's audience: the rest, or the highest buckets |
 | `unassigned` | control's | nothing | in no ring, or between two arms of equal size |
 | `<treatment>-earlier` | treatment's | nothing | in treatment by a wider ring of an earlier stage |
 
@@ -44,7 +44,7 @@ EARLIER_SUFFIX = "-earlier"
 def weight_of(percent: float) -> int:
     """Return how many of the `WEIGHT_TOTAL` buckets are in treatment at `percent`.
 
-    `percent` is in [0, 100]; the result is exact to the nearest 0.01 %.
+    `percent` is in [0, 100], to the nearest 0.01. Raises ValueError outside.
     """
     if not 0 <= percent <= 100:
         raise ValueError(f"a percentage lies in [0, 100], not at {percent}")
@@ -107,7 +107,7 @@ class Serving:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a plain share of all contexts, as a plane without audiences serves."""
+        """Whether it is a plain share of all contexts, which every plane can serve."""
         return self.rings[0].audience is None and self.rings[0].slices[1][0] is Part.CONTROL
 
     @property
@@ -221,7 +221,7 @@ def percent_to_serve(rollout: Rollout) -> float:
 
 
 def beyond_share_of(plan: Plan) -> str | None:
-    """Return in words what a plane of percentages cannot serve of a plan, None for nothing."""
+    """Return in words what of a plan goes beyond a share of all contexts; None for nothing."""
     more = (
         ("audiences", any(stage.audience is not None for stage in plan.stages)),
         (
@@ -247,7 +247,7 @@ def decided_share(plan: Plan, visit: Visit) -> float | None:
 
 
 def share_before(plan: Plan, visits: Sequence[Visit]) -> float | None:
-    """Return the share of treatment that planes would show if they still served the last visit.
+    """Return the share of treatment that planes would still serve from the visit before.
 
     None in the first visit, where it could also be a treatment that is too broken to report, and
     where the decision left the share as it was.

@@ -37,7 +37,8 @@ BUGS = (
     Bug(
         "flagd takes nothing for a number",
         FLAGD,
-        '        [{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+": [attribute]}, attribute]}]',
+        '        [{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+":'
+        " [attribute]}, attribute]}]",
         '        [{"!!": [True]}]',
         f"{RULES_TESTS}::test_one_condition_means_the_same_in_flagd",
     ),
