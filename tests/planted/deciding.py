@@ -10,6 +10,7 @@ WORKER_TESTS = "tests/unit/deciding/test_flag_worker.py"
 WORKERS_TESTS = "tests/unit/deciding/test_flag_workers.py"
 CONTAINMENT = "tests/unit/deciding/test_containment.py"
 SAFEGUARDS = "tests/unit/deciding/test_flag_worker_safeguards.py"
+CONTAINED_COMMANDS = "tests/unit/deciding/test_containment_of_commands.py"
 
 BUGS = (
     Bug(
@@ -61,49 +62,49 @@ BUGS = (
         "            if order.hops == 0 and self._partition_of(flag_key) != "
         "record.partition:\n                # kcat",
         "            if self._partition_of(flag_key) != record.partition:\n                # kcat",
-        f"{CONTAINMENT}::test_a_command_is_forwarded_once_at_most",
+        f"{CONTAINED_COMMANDS}::test_a_command_is_forwarded_once_at_most",
     ),
     Bug(
         "flags stay where they were when the topic grows",
         WORKERS,
         "            self._homes.clear()\n",
         "",
-        f"{CONTAINMENT}::test_roll_back_works_throughout_when_the_command_topic_grows",
+        f"{CONTAINED_COMMANDS}::test_roll_back_works_throughout_when_the_command_topic_grows",
     ),
     Bug(
         "commands are read on from beyond the log's end",
         WORKERS,
         "        if is_beyond:\n            start = first\n",
         "        if is_beyond:\n",
-        f"{CONTAINMENT}::test_a_committed_offset_beyond_the_end_reads_the_log_from_its_start",
+        f"{CONTAINED_COMMANDS}::test_a_committed_offset_beyond_the_end_reads_the_log_from_its_start",
     ),
     Bug(
         "every flag in a command gets a worker",
         WORKERS,
         "if not self._is_known(order.flag_key) or lane.queued[order.flag_key]:",
         "if False:",
-        f"{CONTAINMENT}::test_commands_of_flags_that_do_not_exist_leave_nothing",
+        f"{CONTAINED_COMMANDS}::test_commands_of_flags_that_do_not_exist_leave_nothing",
     ),
     Bug(
         "a later command of a new flag passes an earlier one",
         WORKERS,
         "        if not self._is_known(order.flag_key) or lane.queued[order.flag_key]:\n",
         "        if order.verb is not CommandVerb.START and not self._is_known(order.flag_key):\n",
-        f"{CONTAINMENT}::test_commands_of_one_flag_keep_their_order_whether_it_exists_or_not",
+        f"{CONTAINED_COMMANDS}::test_commands_of_one_flag_keep_their_order_whether_it_exists_or_not",
     ),
     Bug(
         "a flood is answered before what lowers",
         WORKERS,
         "            if not lane.has_enough_strangers:\n                await self._idle.wait()\n",
         "",
-        f"{CONTAINMENT}::test_an_honest_order_does_not_wait_behind_a_flood",
+        f"{CONTAINED_COMMANDS}::test_an_honest_order_does_not_wait_behind_a_flood",
     ),
     Bug(
         "one flag may have any number of commands under way",
         WORKERS,
         "        elif self._is_too_much(order):\n",
         "        elif False:\n",
-        f"{CONTAINMENT}::test_of_one_flag_only_so_many_commands_wait",
+        f"{CONTAINED_COMMANDS}::test_of_one_flag_only_so_many_commands_wait",
     ),
     Bug(
         "an id is answered whatever it asks for",
