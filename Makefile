@@ -127,8 +127,8 @@ unleash: $(READY) ## the Unleash plane against a real Unleash on PostgreSQL and 
 	$(UNLEASH)/venv/bin/python -m pip install --quiet --require-hashes \
 		--requirement tests/unleash/requirements.lock
 	ROLLOUTD_TEST_UNLEASH=$(UNLEASH) $(PYTEST) -s -m "contract or integration" \
-		tests/contract/test_unleash.py tests/integration/test_unleash_sdk.py \
-		tests/integration/test_unleash_faults.py $(ARGS)
+		tests/contract/test_unleash.py tests/contract/test_unleash_edits.py \
+		tests/integration/test_unleash_sdk.py tests/integration/test_unleash_faults.py $(ARGS)
 
 # hatch-mypyc puts the compiled modules, which pyproject.toml names, beside their sources. There the
 # editable installation finds them.

@@ -3,7 +3,7 @@
 RolloutdError
 +-- BadInput                 the sender's: refuse it, say what, where and how to fix it; a retry never helps
 |   +-- ConfigInvalid          the operator's settings or plan
-|   +-- CommandRefused         the issuer's: readable enough to be answered, not to be carried out
+|   +-- CommandRefused         the issuer's: it can be answered, and not be carried out
 |   +-- CommandUnreadable      the issuer's: not even an id to answer; to quarantine
 +-- OperatingTrouble         the surroundings': retry with backoff under one deadline, then become an event
 |   +-- EventLogUnavailable    Kafka

@@ -1,11 +1,9 @@
-"""What is known about the process's own state.
+"""What is known about the process's own state: parts write it, the HTTP surface reads it.
 
-Each part reports here, the HTTP surface and the supervisor read.
-
-Four questions with four answers: is it alive (a restart would not help), has it started (everything
-it needs was ready once), is it working (everything it needs is ready now), and is it degraded
-(anything is not ready). And one list: faults that were contained in the smallest thing they can be
-blamed on. Values only: what to do about them is the supervisor's.
+It answers four questions: is the process alive (a restart would not help), has it started
+(everything it needs was ready once), is it working (everything it needs is ready now), and is it
+degraded (anything is not ready). It also lists the faults that are contained, each in the smallest
+thing that it concerns. Values only: what is done about them is the supervisor's.
 """
 
 from __future__ import annotations
@@ -25,15 +23,12 @@ class Component:
 
     name: str
     is_required: bool  # False: without it the flags stay where they are, and are still served
-    why_not: str | None  # None: ready; else what it waits for or what failed
+    why_not: str | None  # None: ready; else what it waits for, or what failed
     since: datetime  # when it became ready, or stopped being so
 
 
 class Health:
-    """The process's state, written by its parts.
-
-    All names are known at the start, so a part that never reports is visible.
-    """
+    """The process's state. All names are known at the start: a part that never reports is visible."""
 
     def __init__(
         self,
@@ -51,18 +46,18 @@ class Health:
         }
         self._starting = {name for name, one in self._components.items() if one.is_required}
         self._broken: list[str] = []
-        #: Whether every part was started: what is known of them then is more than a step says.
+        #: Set once every part was started. Before, the steps at the start say what they wait for.
         self.is_running = False
 
     def ready(self, name: str) -> None:
-        """The component does its work. Raises KeyError for a name that was not announced."""
+        """Note that a component does its work. Raises KeyError for an unknown name."""
         self._set(name, None)
         self._starting.discard(name)
 
     def not_ready(self, name: str, why: str) -> None:
-        """The component waits or has failed; `why` is one sentence for a person.
+        """Note that a component waits or has failed; `why` is one sentence for a person.
 
-        Raises KeyError like `ready`.
+        Raises KeyError for an unknown name.
         """
         self._set(name, why)
 
@@ -110,12 +105,11 @@ class Health:
         self._components[name] = Component(name, known.is_required, why_not, since)
 
 
-# --- faults: what is contained, and how to take it away
-# ---------------------------------------------------------------
+# --- faults
 
 
 class Scope(StrEnum):
-    """The smallest thing a fault can be blamed on. Everything outside it goes on."""
+    """The smallest thing that a fault concerns. Everything outside it goes on."""
 
     RECORD = "record"  # one record of a topic, named `topic/partition/offset`
     COMMAND = "command"  # one command, named by its id
@@ -129,7 +123,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that does not work, kept apart from everything that does."""
+    """Something that does not work, while everything outside its scope does."""
 
     scope: Scope
     name: str
@@ -137,17 +131,15 @@ class Fault:
     fix: str  # what to do about it, a command where there is one; empty: it passes by itself
     since: datetime
     times: int = 1  # how often it was reported
-    reporter: str = ""  # the part that reported it, and that alone clears it
+    reporter: str = ""  # the part that reported it, which alone clears it
 
 
 class Faults:
-    """Every fault that is contained now.
+    """Every fault that is contained now. Each is logged when it begins and when it ends.
 
-    Each is logged when it begins and when it ends, and shown until then.
-
-    Several parts may find something wrong with one flag: each clears only what it reported itself.
-    Bounded: of each scope the newest `MOST_PER_SCOPE` are shown and `MOST_KEPT` are kept, the
-    oldest give way. Safe to read from another thread.
+    Several parts may report faults of one flag: each clears only its own. Bounded: of each scope
+    the newest `MOST_PER_SCOPE` are shown and the newest `MOST_KEPT` are kept. Safe to read from
+    another thread.
     """
 
     MOST_PER_SCOPE: Final = 100
@@ -164,9 +156,9 @@ class Faults:
     def report(
         self, scope: Scope, name: str, why: str, fix: str = "", *, reporter: str = ""
     ) -> None:
-        """Note a fault, or that it is still there.
+        """Note a fault, or that it lasts.
 
-        The first reason's time is kept, the newest reason is shown.
+        The time of the first report is kept; the newest reason is shown.
         """
         self.reported[scope] += 1
         faults, key = self._faults[scope], (name, reporter)
@@ -178,7 +170,7 @@ class Faults:
         if is_full:
             del faults[next(iter(faults))]
         faults[key] = Fault(scope, name, why, fix, self._now(), reporter=reporter)
-        if not is_full:  # thousands that take turns must not flood the log
+        if not is_full:  # thousands of faults must not flood the log
             self._log.error(
                 "fault_contained",
                 scope=scope.value,
@@ -189,7 +181,7 @@ class Faults:
             )
 
     def clear(self, scope: Scope, name: str, *, reporter: str = "") -> None:
-        """Note that what this reporter reported is over. What it never reported is no fault."""
+        """Note that a fault of this reporter is over. Nothing happens when it reported none."""
         gone = self._faults[scope].pop((name, reporter), None)
         if gone is not None:
             seconds = round((self._now() - gone.since).total_seconds(), 3)
@@ -205,7 +197,7 @@ class Faults:
     def of(self, scope: Scope, name: str, *, reporter: str | None = None) -> Fault | None:
         """Return one fault, None when there is none.
 
-        Of several reporters, without one named, the oldest.
+        Without a reporter: the oldest fault of that name.
         """
         if reporter is not None:
             return self._faults[scope].get((name, reporter))
@@ -213,7 +205,7 @@ class Faults:
 
     @property
     def degrading(self) -> bool:
-        """Whether a fault lasts of anything but single records and commands, which are over."""
+        """Whether there is a fault of more than single records and commands, which are over."""
         return any(
             self._faults[scope] for scope in Scope if scope not in (Scope.RECORD, Scope.COMMAND)
         )
@@ -235,12 +227,12 @@ class Faults:
         return tuple(sorted((one for some in shown for one in some), key=lambda fault: fault.since))
 
 
-#: What the reason of a partition ends with that a newer release wrote.
+#: How the reason of a partition's fault ends when a newer release wrote its totals.
 UPGRADE_FIRST: Final = "upgrade it"
 
 
 def partition_remedy(topic_partition: str, why: str) -> str:
-    """Return what takes a partition's fault away: what a newer release wrote is never discarded."""
+    """Return how to fix a partition. What a newer release wrote is never discarded."""
     if why.endswith(UPGRADE_FIRST):
         return "finish the upgrade of this replica; do not discard the partition"
     return f"rolloutd repair partition {topic_partition}"

@@ -43,16 +43,15 @@ def planes_without_audiences(planes: PlanesSettings) -> Sequence[str]:
 
     They serve no audiences and no divided treatment. Each plane says so itself.
     """
-    abilities = {
-        **{
-            f"file:{name}": FilePlane.can_serve_audiences(one) for name, one in planes.files.items()
-        },
-        **{f"http:{name}": HttpPlane.can_serve_audiences(one) for name, one in planes.http.items()},
-    }
+    abilities: dict[str, bool] = {}
     if planes.redis.url is not None:
         abilities[RedisPlane.name] = RedisPlane.can_serve_audiences(planes.redis)
     if planes.unleash.url is not None:
         abilities[UnleashPlane.name] = UnleashPlane.can_serve_audiences(planes.unleash)
+    for name, file in planes.files.items():
+        abilities[f"file:{name}"] = FilePlane.can_serve_audiences(file)
+    for name, http in planes.http.items():
+        abilities[f"http:{name}"] = HttpPlane.can_serve_audiences(http)
     return [name for name, can_serve in abilities.items() if not can_serve]
 
 

@@ -1,6 +1,4 @@
-"""What the service needs from the outside, as Protocols.
-
-The only place where adapters and service meet.
+"""What the daemon needs from the outside, as Protocols: here its parts and the adapters meet.
 
 Every call is bounded in time by the adapter (one deadline, from settings) and raises only
 exceptions of `controller.errors`.
@@ -23,10 +21,7 @@ class Clock(Protocol):
     """Wall time for records, monotonic time for durations inside the process."""
 
     def now(self) -> datetime:
-        """Return UTC now; never runs backwards within a process.
-
-        Also when the wall clock is set back.
-        """
+        """Return UTC now; never runs backwards in a process, also when the wall clock is set back."""
 
     def monotonic(self) -> float:
         """Return seconds of a clock that nobody can set."""
@@ -34,7 +29,7 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ClockReading:
-    """What another machine's clock said, and between which two moments of our monotonic clock."""
+    """The time of another machine, and two moments of our monotonic clock around it."""
 
     at: datetime  # UTC
     asked_at: float
@@ -72,7 +67,7 @@ TopicPartition = tuple[str, int]
 class EventLog(Protocol):
     """One member of a consumer group.
 
-    Positions are ours: where Kafka thinks we were is told by `committed` alone.
+    Reading begins where `seek` says. The committed offset is informational: see `committed`.
     """
 
     @property
@@ -83,19 +78,14 @@ class EventLog(Protocol):
         """
 
     def on_revoked(self, callback: Callable[[frozenset[TopicPartition]], Awaitable[None]]) -> None:
-        """Set what is awaited, bounded in time, before partitions are handed over.
-
-        The moment for a last save.
-        """
+        """Set what is awaited, bounded in time, before partitions are handed over: a last save."""
 
     async def fetch(
         self, max_records: int, timeout_seconds: float
     ) -> Mapping[TopicPartition, Sequence[Record]]:
         """Return what has arrived, at most `max_records`, waiting at most `timeout_seconds`.
 
-        Empty when nothing came.
-
-        Offsets rise within a partition's records.
+        Empty when nothing arrived. Offsets rise within a partition's records.
         """
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
@@ -111,27 +101,23 @@ class EventLog(Protocol):
         """Return (first offset kept, offset after the last). Raises EventLogUnavailable."""
 
     def end_offset(self, partition: TopicPartition) -> int | None:
-        """Return the offset after the last record as of the latest fetch, without I/O.
+        """Return the offset after the last record as of the latest fetch, None when not known.
 
-        None when not known.
+        Without I/O.
         """
 
     def position(self, partition: TopicPartition) -> int | None:
-        """Return the offset to read next, without I/O.
+        """Return the offset to read next, None before the partition was sought or read.
 
-        None before the partition was sought or read.
-
-        All records before it were given. It may be beyond the last of them: the end of a
-        transaction and what compaction removed take up offsets and never come.
+        Without I/O. All records before it were returned. It may be beyond the last of them: the end
+        of a transaction takes up an offset, and so does a record that compaction removed.
         """
 
     def heard_at(self, partition: TopicPartition) -> float | None:
         """Return when the brokers last answered for this partition, with records or without.
 
-        Monotonic seconds.
-
-        None: never since it was assigned. Without I/O. This is what tells a quiet topic from a
-        broker that hangs.
+        Monotonic seconds; None: never since it was assigned. Without I/O. This distinguishes a
+        quiet topic from a broker that hangs.
         """
 
     async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
@@ -146,31 +132,32 @@ class EventLog(Protocol):
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit next offsets: for lag tools, and for command topics.
 
-        Failure is logged and counted, never raised.
+        A failure is logged, never raised.
         """
 
 
 class Topology(Protocol):
-    """What the topics look like now.
-
-    Kept up to date while running, because topics grow and are made anew.
-    """
+    """What the topics look like now: they grow and are created again while the daemon runs."""
 
     def partitions(self, logical: str) -> int:
-        """Return how many partitions a topic has, by its logical name (`commands`, `evaluations`, ...), as last heard.
+        """Return how many partitions a topic has, as last known.
 
-        Raises KeyError for a topic that was never heard of.
+        `logical` is its name without the prefix: `commands`, `evaluations`, ... Raises KeyError
+        for a topic that was never seen.
         """
 
     def topic_id(self, logical: str) -> str | None:
-        """Return what tells this topic from another that had its name before.
+        """Return what distinguishes this topic from an earlier one of its name.
 
         None when brokers do not say.
         """
 
 
 NO_FENCE = -1
-"""What `Totals.save` answers when it expected a fence and none is stored: the store was emptied. Load again."""
+"""The answer of `Totals.save` when it expected a fence and none is stored.
+
+The store was emptied: load again.
+"""
 
 
 class Totals(Protocol):
@@ -196,14 +183,14 @@ class Totals(Protocol):
         Return None when written, now or by an earlier try.
 
         Returns the stored fence instead, and writes nothing, when it is not `expected` (None: no
-        fence yet), or when somebody else brought it to `next_offset`: what the caller holds in
-        memory is void, load again and read on from there. `rebased` is what must stand in the field
-        of this name, 0 for nothing: a part of the fence, because a log that was made again has the
-        offsets of the one before. `fields` may hold a greater one; in that save alone the fence may
+        fence yet), or when another writer set it to `next_offset`: what the caller holds in
+        memory is void, so load again and read from there. `rebased` is what must stand in the field
+        of this name, 0 for nothing: a part of the fence, because a log that was created again
+        has the offsets of the one before. `fields` may hold a greater one; in that save alone the fence may
         move back.
 
         `next_offset` equal to `expected` is a heartbeat. Safe to repeat with the same arguments: a
-        repeat is told from another writer's save by a digest of them. Raises StoreUnavailable when
+        digest of them distinguishes a repeat from another writer's save. Raises StoreUnavailable when
         the outcome is unknown, and ValueError for more than `schemas.totals.MAX_FIELDS_PER_SAVE`
         fields.
         """
@@ -252,8 +239,8 @@ class StoredRollout:
     token: int  # grows by one with every save; the compare-and-set is on it
     tests: bytes  # the sequential tests' state, opaque here; b"" for none
     outbox: Sequence[OutboxEntry]
-    # : Why the document cannot be read; empty: it can, or there is none. `rollout` is then what the
-    # outbox : still holds of it, None for nothing.
+    #: Why the document cannot be read; empty: it can, or there is none. `rollout` is then the copy
+    #: that the outbox still holds, None for none.
     trouble: str = ""
     is_newer: bool = False  # a newer release wrote it: never to be written over
 
@@ -296,13 +283,13 @@ class Rollouts(Protocol):
         """Return every flag that has a hash."""
 
     async def newer_than(self, revisions: Mapping[str, int]) -> Sequence[Rollout]:
-        """Return the stored rollouts whose revision exceeds the one given for their flag, 0 for a flag not named.
+        """Return the stored rollouts whose revision exceeds the one given for their flag.
 
-        A document that cannot be read is left out and reported: it concerns its flag alone.
+        It is 0 for a flag that is not named. A document that cannot be read is left out and reported: it concerns its flag alone.
         """
 
 
-# --- the rest of the world
+# --- everything else
 # --------------------------------------------------------------------------------------------------
 
 
@@ -343,9 +330,9 @@ class Advisor(Protocol):
 
 
 class Commentator(Protocol):
-    """A language model that is asked what people may want to know.
+    """A language model that is asked for information for people.
 
-    Nothing waits for it, and nothing follows from it.
+    Nothing waits for it, and no decision follows from it.
     """
 
     async def explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
@@ -383,9 +370,9 @@ class Served:
         return cls(percent, f"{serves}, decided is {decided:g} %", edited_by)
 
     def short_of(self, beyond: str | None) -> Served:
-        """Return the same from a plane of percentages alone, when more than that was decided.
+        """Return the same for a plane that serves percentages alone, when more was decided.
 
-        `beyond`, in words.
+        `beyond` names what was decided besides, None for nothing.
         """
         if beyond is None or self.difference is not None:
             return self
@@ -398,7 +385,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class PlaneStanding:
-    """Whether a flag plane serves what was decided for one flag, as of the last look."""
+    """Whether a flag plane serves what was decided for one flag, as last observed."""
 
     plane: str
     is_converged: bool
@@ -407,7 +394,7 @@ class PlaneStanding:
         float | None
     )  # as read last; None: nothing was read yet, or the plane does not know the flag
     why: str | None  # why it has not converged
-    since: datetime | None  # since when it has not
+    since: datetime | None  # since when it has not converged
     looked_at: datetime | None  # when it last answered; None: not yet
 
 

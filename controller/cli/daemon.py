@@ -60,6 +60,7 @@ def run(config: ConfigOption = None) -> None:
     try:
         code = asyncio.run(Daemon(settings).run())
     except* BadInput as refused:
+        stream.close()  # the reason comes after everything that was logged
         _refuse(refused.exceptions[0])
     finally:
         stream.close()

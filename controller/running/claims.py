@@ -1,11 +1,11 @@
-"""Which replica runs the flags of which command partition, as the replicas themselves say in Redis.
+"""Which replica runs the flags of a command partition, as the replicas claim it in Redis.
 
-A consumer group does not say that nobody of ours is in it: every replica may have lost a partition,
-or a stranger may own it. So each replica claims, once a second, the partitions that it works on,
-and reads what the others claim. Nothing is decided by a claim: it shows that somebody is there.
+A consumer group does not show that no replica of ours is in it: every replica may have lost a
+partition, or a stranger may own it. So each replica claims the partitions that it works on, once a
+second, and reads the claims of the others. A claim decides nothing: it shows that a replica works.
 
-Belongs here: when a claim counts, and the loop that writes and reads them. Does not belong here:
-what follows from it (`sight.py`), and how Redis is called.
+Belongs here: when a claim is valid, and the loop that writes and reads claims. Does not belong
+here: what follows from it (`visibility.py`), and how Redis is called.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from controller.health import Faults, Scope
 from controller.ports import Clock
 
 CLAIM_EVERY_SECONDS: Final = 1.0
-#: A claim that has not changed for longer is nobody's.
+#: A claim that has not changed for longer is void.
 FRESH_SECONDS: Final = 8.0
 #: Claims that were not read for longer are not known.
 READ_WITHIN_SECONDS: Final = 5.0
-#: A claim this old names a partition that nobody will claim again, or a number that is gone.
+#: A claim this old is of a partition that no longer exists, or that no replica works on.
 FORGOTTEN_SECONDS: Final = 3600.0
 CLAIMS: Final = "claims"
 _REMEDY: Final = (
     "if Redis answers, grant its user the key of the claims, see ops/security.md: until then it is "
-    "not seen when no replica runs a flag"
+    "not noticed when no replica runs a flag"
 )
 
 log = structlog.get_logger(__name__)
@@ -53,69 +53,71 @@ class ClaimStore(Protocol):
 
 
 def replica_name() -> str:
-    """Return a name that no other process has, with this machine's in it for people."""
+    """Return a name that no other process has; it contains the name of this machine."""
     return f"{socket.gethostname()}/{uuid4().hex[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ReadClaim:
     """A partition's claim as it was read last."""
 
     replica: str
-    at_ms: int  # as written, by the clock of who wrote it
-    fresh_at: float  # our monotonic seconds at which it was known to be new
+    at_ms: int  # as written, by the clock of its replica
+    fresh_at: float  # our monotonic seconds when it was last known to be new
 
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """All that a replica knows of the claims: pure, so that it can be judged in any time."""
+    """What a replica knows of all claims. Pure: time is an argument."""
 
-    seen: Mapping[int, Seen]
+    claims: Mapping[int, ReadClaim]  # by partition
     read_at: float | None  # monotonic seconds; None: never
-    known_since: float  # since when they have been read without a gap
+    known_since: float  # since when claims have been read without a gap
 
-    def read(self, claims: Mapping[int, bytes], now_ms: int, now: float) -> Knowledge:
+    def read(self, values: Mapping[int, bytes], now_ms: int, now: float) -> Knowledge:
         """Return what is known after reading.
 
-        After the first reading a claim is new when it has changed: clocks need not agree for that.
+        After the first reading, a claim is new when it has changed. The clocks of replicas need not
+        agree for that.
         """
-        seen: dict[int, Seen] = {}
-        for partition, value in claims.items():
+        claims: dict[int, ReadClaim] = {}
+        for partition, value in values.items():
             parsed = _parse(value)
             if parsed is None:
                 continue
             at_ms, replica = parsed
-            known = self.seen.get(partition)
-            if known is not None and (known.at_ms, known.replica) == parsed:
-                seen[partition] = known
-            elif known is None and self.read_at is None:
-                seen[partition] = Seen(replica, at_ms, now - max(now_ms - at_ms, 0) / 1000)
+            previous = self.claims.get(partition)
+            if previous is not None and (previous.at_ms, previous.replica) == parsed:
+                claims[partition] = previous
+            elif previous is None and self.read_at is None:
+                age_seconds = max(now_ms - at_ms, 0) / 1000
+                claims[partition] = ReadClaim(replica, at_ms, now - age_seconds)
             else:
-                seen[partition] = Seen(replica, at_ms, now)
-        return Knowledge(seen, now, self.known_since if self.is_known(now) else now)
+                claims[partition] = ReadClaim(replica, at_ms, now)
+        return Knowledge(claims, now, self.known_since if self.is_known(now) else now)
 
     def is_known(self, now: float) -> bool:
-        """Whether claims were read a moment ago."""
+        """Return whether claims were read a moment ago."""
         return self.read_at is not None and now - self.read_at <= READ_WITHIN_SECONDS
 
     def holder(self, partition: int, now: float) -> str | None:
-        """Return which replica claims a partition, None for nobody."""
-        seen = self.seen.get(partition)
-        return None if seen is None or now - seen.fresh_at > FRESH_SECONDS else seen.replica
+        """Return which replica claims a partition, None for none."""
+        claim = self.claims.get(partition)
+        return None if claim is None or now - claim.fresh_at > FRESH_SECONDS else claim.replica
 
     def is_certain(self, now: float) -> bool:
-        """Whether a replica that is there would have been seen: claims were read long enough."""
+        """Return whether a working replica would have been noticed: claims were read long enough."""
         return self.is_known(now) and now - self.known_since > FRESH_SECONDS
 
 
 def _parse(value: bytes) -> tuple[int, str] | None:
-    """Return (milliseconds, replica), None for what nobody of ours wrote."""
+    """Return (milliseconds, replica), None for a value that no replica wrote."""
     at, _, replica = value.decode(errors="replace").partition(" ")
     return (int(at), replica) if at.isascii() and at.isdigit() and len(at) < 20 else None
 
 
 class Claims:
-    """Claims what this replica works on, and knows what the others claim, while `run` runs."""
+    """Claims what this replica works on, and reads what the others claim."""
 
     def __init__(
         self,
@@ -135,7 +137,8 @@ class Claims:
         self._working = working
         self._topic = topic
         self._knowledge = Knowledge({}, None, clock.monotonic())
-        self._last: set[int] = set()  # worked on here, and not claimed by another replica since
+        #: Partitions that were worked on here and that no other replica has claimed since.
+        self._last: set[int] = set()
         self._trouble_since: float | None = None
         self.trouble: str | None = None
         """Why the claims could not be written or read last."""
@@ -147,7 +150,7 @@ class Claims:
             await asyncio.sleep(CLAIM_EVERY_SECONDS)
 
     async def beat(self) -> None:
-        """Write and read once. Redis being away is no failure here: then nothing is known."""
+        """Write and read once. While Redis is away nothing is known; that raises nothing."""
         working = self._working()
         self._last.update(working)
         now_ms = round(self._clock.now().timestamp() * 1000)
@@ -155,29 +158,31 @@ class Claims:
             if working:
                 await self._store.claim(working, f"{now_ms} {self._replica}".encode())
             claims = await self._store.claims()
-            self._learn(claims, now_ms)
-            if working and (gone := self._forgotten(now_ms)):
-                await self._store.drop_claims(gone)
+            self._update(claims, now_ms)
+            if working and (old := self._abandoned(now_ms)):
+                await self._store.drop_claims(old)
         except OperatingTrouble as trouble:
             self._note_trouble(str(trouble))
         else:
             self.trouble, self._trouble_since = None, None
             self._faults.clear(Scope.DEPENDENCY, CLAIMS)
 
-    def _learn(self, claims: Mapping[int, bytes], now_ms: int) -> None:
+    def _update(self, claims: Mapping[int, bytes], now_ms: int) -> None:
         now = self._clock.monotonic()
         self._knowledge = self._knowledge.read(claims, now_ms, now)
         for partition in list(self._last):
             if self._knowledge.holder(partition, now) not in (None, self._replica):
                 self._last.discard(partition)
 
-    def _forgotten(self, now_ms: int) -> Sequence[int]:
-        """Return the partitions whose claims are old by the clock, and do not change."""
+    def _abandoned(self, now_ms: int) -> Sequence[int]:
+        """Return the partitions whose claims are old and do not change."""
         now = self._clock.monotonic()
         oldest_ms = now_ms - FORGOTTEN_SECONDS * 1000
-        seen = self._knowledge.seen.items()
-        old = [(partition, one) for partition, one in seen if one.at_ms < oldest_ms]
-        return [partition for partition, one in old if now - one.fresh_at > FRESH_SECONDS]
+        return [
+            partition
+            for partition, claim in self._knowledge.claims.items()
+            if claim.at_ms < oldest_ms and now - claim.fresh_at > FRESH_SECONDS
+        ]
 
     def _note_trouble(self, why: str) -> None:
         now = self._clock.monotonic()
@@ -189,9 +194,9 @@ class Claims:
             self._faults.report(Scope.DEPENDENCY, CLAIMS, why, _REMEDY)
 
     def judge(self, partition: int, *, is_owned: bool) -> tuple[bool, str | None]:
-        """Return whether any replica runs a partition's flags; else why none does.
+        """Return whether a replica runs a partition's flags, and why none does.
 
-        (False, None): that is not known. `is_owned`: the partition is this replica's now.
+        (False, None) means not known. `is_owned`: the partition is this replica's now.
         """
         now = self._clock.monotonic()
         knowledge = self._knowledge
@@ -203,7 +208,7 @@ class Claims:
                 return False, None
             where = f"partition {partition} of {self._topic}"
             return False, f"no replica runs this flag: nobody has its {where}"
-        # Without Redis nothing is known, and a replica that never could read claims does not guess.
+        # Without Redis nothing is known. A replica that could never read claims does not guess.
         if knowledge.read_at is not None and partition in self._last and not is_owned:
             where = f"partition {partition} of {self._topic}"
             return False, f"no replica is known to run this flag: this one lost its {where}"

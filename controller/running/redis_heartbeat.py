@@ -1,6 +1,6 @@
-"""Asks Redis for the time once a second: whether it answers, and whether our clock agrees with its.
+"""Asks Redis for the time once a second, which shows whether it answers and clocks agree.
 
-Belongs here: when to ask, and what becomes of the answer. Does not belong here: how clocks agree
+Belongs here: when to ask, and what is done with the answer. Does not belong here: how clocks agree
 (`controller/clock.py`).
 """
 
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class ComparedClock(Protocol):
-    """What is told of other clocks; `controller.clock.AgreedClock` is one."""
+    """A clock that is compared with others; `controller.clock.AgreedClock` is one."""
 
     def monotonic(self) -> float: ...
 
@@ -52,7 +52,7 @@ class RedisHeartbeat:
     ) -> None:
         """`ask` returns Redis's time or raises OperatingTrouble.
 
-        `read_broker` what the brokers' clock said last.
+        `read_broker` returns the newest reading of the brokers' clock, None for none.
         """
         self._clock = clock
         self._faults = faults
@@ -61,12 +61,12 @@ class RedisHeartbeat:
         self.trouble: str | None = None
 
     async def run(self) -> None:
-        """Ask once a second until cancelled. Redis being away is no failure here: others say so."""
+        """Ask once a second until cancelled. Redis being away is reported elsewhere."""
         while True:
             try:
                 await self.beat()
             except OperatingTrouble as trouble:
-                log.debug("pulse_missed", error=str(trouble))
+                log.debug("heartbeat_missed", error=str(trouble))
             await asyncio.sleep(ASK_EVERY_SECONDS)
 
     async def beat(self) -> None:

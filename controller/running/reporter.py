@@ -1,7 +1,7 @@
-"""Says once a second how the parts do: what `/readyz` answers, and the gauges of `/metrics`.
+"""Turns the state of all parts into what `/readyz` answers and the gauges of `/metrics`.
 
-Reads, decides nothing. What it is shown is a `Signs`; when a silence or an age counts as a failure
-is here, in one place. A failure is to be seen within five seconds.
+Here is when a silence or an age counts as a failure, in one place. A failure is to be visible
+within five seconds. Where the `Signs` come from is `health_watch.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import TopicPartition
 
 REPORT_EVERY_SECONDS: Final = 1.0
-#: Brokers are asked about the state topic every second, Redis is asked for the time every second:
-#: three missed answers in a row are an outage, and with one more second to report it, five pass.
+#: Brokers are asked about the state topic every second, and Redis is asked for the time. Three missed
+#: answers in a row are an outage. With one more second to report it, five seconds pass.
 SILENT_AFTER_SECONDS: Final = 4.0
 #: A partition is saved ten times a second under load, and once a second without.
 SAVED_WITHIN_SECONDS: Final = 4.0
-#: An effect is published in milliseconds. One that waits for so long waits for Kafka.
+#: An effect is published in milliseconds; after so long it waits for Kafka.
 PUBLISHED_WITHIN_SECONDS: Final = 4.0
-#: An outbox this long waits for Kafka, not for its turn.
+#: More effects than this in the outbox wait for Kafka, not for their turn.
 OUTBOX_WAITS: Final = 50
 #: How many things of one kind a reason names.
 _NAMED: Final = 5
@@ -37,9 +37,9 @@ OPTIONAL: Final = ("actuation", "outbox", "rollouts", "quarantine", "clock")
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """How everything stands at one moment. A silence of None has not been broken yet: not known."""
+    """How everything is at one moment. A silence of None: there was no answer yet."""
 
-    brokers: Mapping[str, float | None]  # seconds since they answered, by who asks
+    brokers: Mapping[str, float | None]  # seconds since they answered, by what was asked
     store_seconds: float | None  # since Redis answered
     store_trouble: str | None  # why it did not
     partitions: Sequence[PartitionView]
@@ -47,7 +47,7 @@ class Signs:
     expected: Mapping[str, int]  # partitions that exist, by logical topic
     owned_commands: Collection[TopicPartition]  # partitions of the command topic
     effects: int  # saved and not published
-    effects_seconds: float  # for how long the oldest of them has been tried
+    effects_seconds: float  # for how long the oldest has been tried
     commands_lag: int = 0  # commands in them that are not read and done yet
     broken: Mapping[str, str] = field(default_factory=dict)  # why, by flag
     unsaved: Mapping[str, str] = field(default_factory=dict)  # why, by flag: its state is not saved
@@ -68,27 +68,27 @@ class Reporter:
         self._assignment: set[TopicPartition] = set()  # as last reported
 
     def report(self, signs: Signs) -> None:
-        """Report all there is to be seen."""
-        self._say("kafka", why_kafka(signs))
-        self._say("redis", why_redis(signs))
-        self._say("state", why_state(signs))
-        self._say("counting", why_counting(signs))
-        self._say("saves", why_saves(signs))
-        self._say("flags", "")
+        """Report everything."""
+        self._report("kafka", why_kafka(signs))
+        self._report("redis", why_redis(signs))
+        self._report("state", why_state(signs))
+        self._report("counting", why_counting(signs))
+        self._report("saves", why_saves(signs))
+        self._report("flags", "")
         stopped = {**signs.unsaved, **signs.broken}
-        self._say("rollouts", _some(f"{key}: {why}" for key, why in stopped.items()))
-        self._say("outbox", why_outbox(signs))
+        self._report("rollouts", _some(f"{key}: {why}" for key, why in stopped.items()))
+        self._report("outbox", why_outbox(signs))
         gaps = (f"{key} on {plane} {why}" for (key, plane), why in signs.gaps.items())
-        self._say("actuation", _some(gaps))
-        self._say("serving", signs.not_served or "")
-        self._say("clock", signs.clocks or "")
+        self._report("actuation", _some(gaps))
+        self._report("serving", signs.not_served or "")
+        self._report("clock", signs.clocks or "")
         fault = self._faults.of(Scope.DEPENDENCY, QUARANTINE)
-        self._say("quarantine", "" if fault is None else fault.why)
-        self._say("advisor", signs.advisor or "")
+        self._report("quarantine", "" if fault is None else fault.why)
+        self._report("advisor", signs.advisor or "")
         self._measure(signs)
 
     def count_troubles(self, save_troubles: int, fetch_troubles: int) -> None:
-        """Count what ingest met since the last report, by its own running totals."""
+        """Count the failed calls of ingest since the last report, from its running totals."""
         self._metrics.dependency_errors.of("redis").inc(save_troubles - self._troubles[0])
         self._metrics.dependency_errors.of("kafka").inc(fetch_troubles - self._troubles[1])
         self._troubles = (save_troubles, fetch_troubles)
@@ -115,7 +115,7 @@ class Reporter:
         metrics.dependency_up.of("kafka").set(not why_kafka(signs))
         metrics.dependency_up.of("redis").set(not why_redis(signs))
 
-    def _say(self, component: str, why_not: str) -> None:
+    def _report(self, component: str, why_not: str) -> None:
         """Report one component; an empty reason means it is ready."""
         if component not in self._health.components:
             return  # the advisor, where none is configured
@@ -125,17 +125,16 @@ class Reporter:
             self._health.ready(component)
 
 
-#: How `Signs.brokers` calls the follower of the state topic.
+#: The name of the state topic in `Signs.brokers`.
 STATE_TOPIC: Final = "the state topic"
 
 
 def why_kafka(signs: Signs) -> str:
-    """Return who has not been answered by the brokers, empty while all are."""
-    known = {who: seconds for who, seconds in signs.brokers.items() if seconds is not None}
+    """Return what the brokers have not answered about; empty while they answer."""
     return _some(
-        f"no broker has answered about {who} for {seconds:.0f} s"
-        for who, seconds in known.items()
-        if seconds > SILENT_AFTER_SECONDS
+        f"no broker has answered about {subject} for {seconds:.0f} s"
+        for subject, seconds in signs.brokers.items()
+        if seconds is not None and seconds > SILENT_AFTER_SECONDS
     )
 
 
@@ -150,17 +149,17 @@ def why_redis(signs: Signs) -> str:
 
 
 def why_state(signs: Signs) -> str:
-    """Return for how long nobody has said that the decisions known here are the newest."""
+    """Return for how long no broker has said that the decisions known here are the newest."""
     seconds = signs.brokers.get(STATE_TOPIC)
     if seconds is None or seconds <= SILENT_AFTER_SECONDS:
         return ""
-    return f"what is decided elsewhere has not been heard of for {seconds:.0f} s"
+    return f"what is decided elsewhere has not been read for {seconds:.0f} s"
 
 
 def why_counting(signs: Signs) -> str:
     """Return which partitions are not counted, empty while all of ours are.
 
-    Having none is as it should be where others have them all, which without Kafka nobody knows.
+    To have none is right where other replicas have them all, which is not known without Kafka.
     """
     if not signs.partitions and (away := why_kafka(signs)):
         return f"none is counted here, and it is not known whether others count them: {away}"
@@ -172,7 +171,7 @@ def why_counting(signs: Signs) -> str:
 
 
 def why_saves(signs: Signs) -> str:
-    """Return which totals are not saved: what is not saved, no guardrail can see."""
+    """Return which totals are not saved: guardrails see only what is saved."""
     late = sorted(
         (one for one in signs.partitions if one.saved_seconds > SAVED_WITHIN_SECONDS),
         key=lambda one: -one.saved_seconds,
@@ -191,10 +190,10 @@ def why_outbox(signs: Signs) -> str:
 
 def _by_topic(signs: Signs) -> Mapping[str, list[PartitionView]]:
     """Return our partitions by logical topic."""
-    found: dict[str, list[PartitionView]] = {topic: [] for topic in EVENT_TOPICS}
-    for one in signs.partitions:
-        found[signs.topics[one.topic]].append(one)
-    return found
+    views: dict[str, list[PartitionView]] = {topic: [] for topic in EVENT_TOPICS}
+    for view in signs.partitions:
+        views[signs.topics[view.topic]].append(view)
+    return views
 
 
 def _name(view: PartitionView) -> str:

@@ -1,12 +1,11 @@
 """Starts the parts in order, keeps them running, and stops them in bounded time whatever hangs.
 
-The order is the point. Up: what was decided is known before anything is counted or decided. Down:
-no new work, a last save, then the connections. What the parts are is `controller/bootstrap.py`.
+Which parts there are, and their order, is `running/parts.py`.
 
-A part that fails, by whatever exception, is restarted alone, with growing pauses, and stands in the
-list of faults until it has run for a while; its siblings go on. Fail static is the reason: a
-process that ends serves no flags. It ends by itself only when a part it cannot work without fails
-again and again, when a step at start does, and when a watchdog gives up.
+A part that fails, by any exception, is restarted alone, with growing pauses. It is in the list of
+faults until it has run for a while; the other parts go on. The reason is to fail static: a process
+that ends serves no flags. The process ends by itself only when a part it cannot work without fails
+again and again, when a step at the start does, and when a watchdog gives up.
 """
 
 from __future__ import annotations
@@ -24,21 +23,22 @@ import structlog
 
 from controller.errors import BadInput, OperatingTrouble, RolloutdError
 from controller.health import Faults, Health, Scope
+from controller.retrying import Backoff, until_done
 from controller.running.watchdog import EXIT_CONSUMER_STUCK
 from controller.settings import ShutdownSettings
 
-#: First and longest wait between attempts to reach what is away at start.
-FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 10.0
-#: First and longest wait before a part that failed is started again.
+#: Pauses between attempts of a step at the start, while what it needs is away.
+STEP_BACKOFF = Backoff(first_seconds=0.5, longest_seconds=10.0)
+#: First and longest pause before a part that failed is started again.
 FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS = 1.0, 30.0
-#: A part that ran for so long is taken for healthy again.
+#: A part that has run for so long is healthy again.
 HEALTHY_AFTER_SECONDS = 60.0
-#: So many failures of one part within so long, although it was restarted: a new process may do
-#: better.
+#: After so many failures of one part within so long, although it was restarted, the process ends: a
+#: new one may work.
 FAILURES_LIMIT, FAILURES_WITHIN_SECONDS = 5, 300.0
-#: Unexpected failures of one step at start: more than any passing trouble has.
+#: Unexpected failures of one step at the start. A passing trouble causes fewer.
 STEP_FAILURES_LIMIT = 10
-# an invariant does not hold; the supervisor above us should start afresh and a person should look
+#: The exit status when an invariant does not hold: a new process may work, and a person should look.
 EXIT_BROKEN = 70
 
 
@@ -48,7 +48,7 @@ Loop = tuple[str, Callable[[], Awaitable[None]]]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that must have worked before the next: repeated while its surroundings are away."""
+    """One thing that must have worked before the next; repeated while what it needs is away."""
 
     component: str  # the health component that waits meanwhile
     name: str
@@ -57,15 +57,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the supervisor moves."""
+    """What the supervisor starts, keeps running and stops."""
 
     steps: Sequence[Step]  # in order, before anything runs
-    follow: Callable[[], Awaitable[None]]  # the state topic; runs for ever
+    follow: Callable[[], Awaitable[None]]  # follows the state topic; runs for ever
     caught_up: Callable[[], Awaitable[None]]  # returns once the state topic was read to its end
     loops: Sequence[tuple[str, Callable[[], Awaitable[None]]]]  # run for ever, once caught up
-    drain: Callable[[], Awaitable[None]]  # stop taking work, save what is in hand
+    drain: Callable[[], Awaitable[None]]  # takes no more work, saves what is in memory
     close: Sequence[tuple[str, Callable[[], Awaitable[None]]]]  # connections, all at once
-    expendable: frozenset[str] = frozenset()  # loops that are restarted for ever: flags do without
+    expendable: frozenset[str] = frozenset()  # loops without which flags are still served
     early: Sequence[tuple[str, Callable[[], Awaitable[None]]]] = ()  # loops that run from the start
 
 
@@ -98,7 +98,7 @@ class Supervisor:
         *,
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
-        """`end_process` is the last resort: it takes an exit code and asks nobody."""
+        """`end_process` is the last resort: it ends the process at once with an exit code."""
         self._faults = faults
         self._end_process = end_process
         self._health = health
@@ -155,9 +155,9 @@ class Supervisor:
         return [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
     def _stop(self, number: signal.Signals) -> None:
-        """Begin to stop; asked a second time, stop at once.
+        """Begin to stop; at a second signal, stop at once.
 
-        Everything we have not saved is counted again.
+        Everything that is not saved is counted again.
         """
         if self._stopping.is_set():
             self._log.warning("stopped_at_once", signal=number.name)
@@ -200,9 +200,9 @@ class Supervisor:
     async def _keep_running(
         self, name: str, loop: Callable[[], Awaitable[None]], *, is_expendable: bool
     ) -> None:
-        """Run one part until cancelled; whatever ends it, start it again, and report that.
+        """Run one part until cancelled; when it ends, report that and start it again.
 
-        Nothing a part raises leaves this method, so that no part can take its siblings down.
+        Nothing that a part raises leaves this method, so that no part ends another.
         """
         clock = asyncio.get_running_loop()
         task = asyncio.current_task()
@@ -249,36 +249,33 @@ class Supervisor:
             wait = min(2 * wait, LONGEST_RESTART_SECONDS)
 
     async def _persist(self, step: Step) -> None:
-        """Repeat a step until its surroundings are there.
+        """Repeat a step until what it needs is there: no crash loop.
 
-        No crash loop, and nothing is acted on before they are. What an operator has to change is
-        raised; any other mistake may be of the moment, so it is tried again too, but not for ever.
+        What an operator has to change is raised. Any other mistake may be of the moment, so it is
+        tried again too, but not for ever.
         """
-        wait = FIRST_RETRY_SECONDS
         failures = 0
-        while True:
-            self._health.not_ready(step.component, step.name)
-            try:
-                await step.act()
-            except OperatingTrouble as trouble:
-                why = str(trouble)
-                self._log.warning("waiting", step=step.name, error=why, retry_seconds=wait)
-            except BadInput:
-                raise
-            except Exception as error:
+
+        def report(error: Exception, pause: float) -> None:
+            nonlocal failures
+            if isinstance(error, BadInput):
+                raise error
+            why = str(error)
+            if isinstance(error, OperatingTrouble):
+                self._log.warning("waiting", step=step.name, error=why, retry_seconds=pause)
+            else:
                 failures += 1
                 if failures >= STEP_FAILURES_LIMIT:
-                    raise
+                    raise error
                 why = _described(error)
-                self._log.exception("step_failed", step=step.name, retry_seconds=wait)
+                self._log.error("step_failed", step=step.name, retry_seconds=pause, exc_info=error)
                 self._faults.report(Scope.PART, step.name, why, "it is tried again")
-            else:
-                self._faults.clear(Scope.PART, step.name)
-                self._health.ready(step.component)
-                return
             self._health.not_ready(step.component, f"{step.name}: {why}")
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, LONGEST_RETRY_SECONDS)
+
+        self._health.not_ready(step.component, step.name)
+        await until_done(step.act, trouble=Exception, backoff=STEP_BACKOFF, report=report)
+        self._faults.clear(Scope.PART, step.name)
+        self._health.ready(step.component)
 
     async def _shut_down(self, parts: Parts, work: asyncio.Task[NoReturn]) -> None:
         """Drain under one deadline, then close everything under another."""
@@ -295,10 +292,7 @@ class Supervisor:
         self._log.info("daemon_stopped")
 
     async def _bounded(self, name: str, act: Callable[[], Awaitable[None]], seconds: float) -> None:
-        """Do one thing of the shutdown.
-
-        Nothing it raises or waits for keeps the others from being done.
-        """
+        """Do one thing of the shutdown: nothing that it raises or waits for delays the others."""
         try:
             async with asyncio.timeout(seconds):
                 await act()
@@ -306,20 +300,20 @@ class Supervisor:
             self._log.warning("stop_incomplete", part=name, seconds=seconds)
         except (
             Exception
-        ) as error:  # the edge of a dying process: said, and the next part is stopped
+        ) as error:  # the process is about to end: logged, and the next part is stopped
             self._log.warning(
                 "stop_failed", part=name, error_type=type(error).__name__, error=str(error)
             )
 
     def _end_at_the_latest(self, seconds: float, code: int) -> None:
-        """End the process then, even if the event loop hangs by then: a thread needs no loop."""
+        """End the process after so long, even if the event loop hangs: a thread needs no loop."""
         timer = threading.Timer(seconds, self._end_process, [code])
         timer.daemon = True
         timer.start()
 
 
 def _described(error: BaseException) -> str:
-    """Return an exception in one short line; of a group, the first cause."""
+    """Return an exception in one short line; of a group, its first exception."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"[:300]

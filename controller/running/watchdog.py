@@ -1,14 +1,12 @@
-"""Two watches over ourselves.
+"""Detects a consumer that stands still although records wait, and an event loop that is late.
 
-A consumer that stands still although records wait, and an event loop that is held up.
-
-Belongs here: the judgement, pure and given the time, and the loops that act on it. Does not belong
+Belongs here: the judgement, pure and with time as an argument, and the loops that act on it. Does not belong
 here: how a consumer is rebuilt or a process ended; both are passed in.
 
-aiokafka can stay alive and never rejoin its group after a broker's restart, without saying so
-(aio-libs/aiokafka#1154). Only progress proves a consumer well: it is rebuilt when it makes none,
-and in the end the process exits, so that its supervisor starts a fresh one. Nothing is lost by
-either: reading goes on from the fence.
+aiokafka can stay alive and never rejoin its group after a broker's restart, without an error
+(aio-libs/aiokafka#1154). Only progress proves that a consumer works. It is rebuilt when it makes
+none, and in the end the process exits, so that its supervisor starts a new one. Nothing is lost by
+either: reading continues from the fence.
 """
 
 from __future__ import annotations
@@ -24,8 +22,8 @@ from controller.settings import WatchdogSettings
 
 log = structlog.get_logger(__name__)
 
-# : The exit status after the last rebuild did not help: EX_TEMPFAIL, so that a supervisor knows to
-# start us again.
+#: The exit status after the last rebuild did not help: EX_TEMPFAIL, so that a supervisor starts the
+#: process again.
 EXIT_CONSUMER_STUCK = 75
 
 Progress = Mapping[TopicPartition, tuple[int, int]]
@@ -43,7 +41,7 @@ class Remedy(Enum):
 
 
 class ProgressJudge:
-    """Says from what it is shown, and when, whether a consumer is stuck. No clock, no I/O.
+    """Decides whether a consumer is stuck, from its progress and the time. No clock, no I/O.
 
     Stuck is a partition with records waiting whose position has not moved for
     `stuck_after_seconds`, or brokers (or a rebalance) that gave no answer for as long. After
@@ -60,13 +58,13 @@ class ProgressJudge:
         self.rebuilds = 0
         """Rebuilds in a row that did not help yet."""
         self.stuck: tuple[TopicPartition, ...] = ()
-        """Partitions found stuck at the latest look."""
+        """Partitions that were stuck at the latest check."""
 
     def judge(self, now: float, progress: Progress | None, *, is_reading: bool) -> Remedy:
         """Return the fix at `now`, in seconds of a monotonic clock.
 
-        `progress`: None when there was no answer. `is_reading`: whether somebody is asking the
-        consumer for records; if nobody is, standing still is not its fault.
+        `progress`: None when there was no answer. `is_reading`: whether records are requested from
+        the consumer; if not, standing still is not its fault.
         """
         if self._answered_at is None or not is_reading or progress is not None:
             self._answered_at = now
@@ -97,9 +95,9 @@ class ProgressJudge:
         return Remedy.NONE
 
     def rebuilt(self, now: float, *, succeeded: bool) -> None:
-        """Note a rebuild, and start to measure anew.
+        """Note a rebuild, and start to measure again.
 
-        One that failed, because no broker answered, counts for nothing.
+        One that failed, because no broker answered, is not counted.
         """
         self._moved_at.clear()
         self._answered_at = now
@@ -112,7 +110,7 @@ class ProgressJudge:
 
 
 class ConsumerWatchdog:
-    """Looks after one consumer, for as long as `run` runs."""
+    """Watches one consumer, for as long as `run` runs."""
 
     def __init__(
         self,
@@ -128,8 +126,8 @@ class ConsumerWatchdog:
     ) -> None:
         """Watch the consumer called `name`.
 
-        `progress` and `rebuild` may raise anything. `seconds_since_fetch`: None when nobody ever
-        read. `give_up` is called once, with the reason, and should end the process with
+        `progress` and `rebuild` may raise anything. `seconds_since_fetch`: None before the
+        first read. `give_up` is called once, with the reason, and should end the process with
         EXIT_CONSUMER_STUCK.
         """
         self._settings = settings
@@ -144,16 +142,16 @@ class ConsumerWatchdog:
 
     @property
     def stuck(self) -> tuple[TopicPartition, ...]:
-        """Partitions found stuck at the latest look; not empty means not ready."""
+        """Partitions that were stuck at the latest check; not empty means not ready."""
         return self._judge.stuck
 
     async def run(self) -> None:
-        """Look, act, and sleep, until cancelled or until it was given up."""
+        """Check, act, and sleep, until cancelled or until the consumer is given up."""
         while await self.look():
             await self._sleep(self._settings.check_interval_seconds)
 
     async def look(self) -> bool:
-        """Look once and act; return False when the consumer was given up."""
+        """Check once and act; return False when the consumer was given up."""
         since = self._seconds_since_fetch()
         is_reading = since is not None and since < self._settings.stuck_after_seconds / 2
         progress: Progress | None = None
@@ -185,9 +183,9 @@ class ConsumerWatchdog:
 
 
 class StallMeter:
-    """Measures by how much the event loop wakes us late.
+    """Measures by how much the event loop wakes a timer late.
 
-    Everything else on it, heartbeats and rollbacks too, waits as long.
+    Everything else on the loop, heartbeats and rollbacks too, waits as long.
     """
 
     def __init__(
@@ -201,8 +199,8 @@ class StallMeter:
     ) -> None:
         """Give each delay, in seconds, to `observe`, and log those above `warning_seconds`.
 
-        `period_seconds` between looks: a stall is found if it is longer than that, or by luck; 20
-        looks a second cost a thousandth of a core.
+        `period_seconds` between measurements: a longer stall is always measured, a shorter one by
+        chance. 20 measurements a second cost a thousandth of a core.
         """
         self._clock = clock
         self._observe = observe
@@ -216,7 +214,7 @@ class StallMeter:
             await self.look()
 
     async def look(self) -> float:
-        """Sleep one period and return by how many seconds it was overslept."""
+        """Sleep one period and return how many seconds too long that took."""
         start = self._clock.monotonic()
         await self._sleep(self._period_seconds)
         delay = max(0.0, self._clock.monotonic() - start - self._period_seconds)

@@ -3,7 +3,7 @@
 How far past its deadline a fault keeps it waiting, how long it holds the loop.
 
 `python -m tests.benchmarks.advice [--deadline 0.5]`. Every fault of
-`tests/integration/test_advisor.py`, in both dialects, one after another. Held is CPU time of the
+`tests/integration/test_advisor_faults.py`, in both dialects, one after another. Held is CPU time of the
 loop's thread between two turns, and the fault server's work is in it: it runs in the same loop.
 """
 
@@ -20,7 +20,8 @@ from controller.settings import AdvisorSettings
 from tests import fault_server as faults
 from tests.builders import make_rollout
 from tests.fault_server import Script
-from tests.integration.test_advisor import FAILING, PROTOCOLS, SLOW, make_question
+from tests.integration.advisor_helpers import PROTOCOLS, make_question
+from tests.integration.test_advisor_faults import FAILING, SLOW
 
 
 async def main() -> None:

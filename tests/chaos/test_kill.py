@@ -181,21 +181,19 @@ def _resume_from_committed(package: Path) -> None:
 
     As most consumers do, without the checks that would stop it.
     """
-    ingest = package / "controller/counting/ingest.py"
+    counting = package / "controller/counting"
     _swap(
-        ingest,
-        "                owned.loaded = (totals, stored.next_offset)",
+        counting / "assignment.py",
+        "                owned.loaded = await self._stored_totals(owned)\n",
+        "                owned.loaded = await self._stored_totals(owned)\n"
+        "                totals = owned.loaded[0]\n"
         "                committed = await self._log.committed(owned.partition)\n"
-        "                totals.position = totals.position if committed is None else committed\n"
-        "                owned.loaded = (totals, stored.next_offset)",
+        "                totals.position = totals.position if committed is None else committed\n",
     )
-    _swap(ingest, "if not records.adds_up(totals.position):", "if False:")
-    _swap(
-        package / "controller/counting/partition_totals.py",
-        "if not self.records.adds_up(next_offset):",
-        "if False:",
-    )
-    _swap(package / "controller/codec/merging.py", "if next_offset < (expected or 0):", "if False:")
+    _swap(counting / "saving.py", "if not records.adds_up(totals.position):", "if False:")
+    _swap(counting / "partition_totals.py", "if not records.adds_up(next_offset):", "if False:")
+    backwards = "if next_offset < (expected or 0) and not is_rebase:"
+    _swap(package / "controller/codec/merging.py", backwards, "if False:")
 
 
 def _no_fence(package: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,7 +12,12 @@ from controller.adapters.memory import MemoryRollouts, MemoryTotals
 from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.totals import RedisTotals
+from controller.adapters.unleash.plane import UnleashPlane
+from controller.clock import SystemClock
 from controller.ports import Rollouts, Totals
+from tests.unleash.fake import FakeUnleash
+from tests.unleash.given import make_settings
+from tests.unleash.server import INSTALLED_VARIABLE, Console
 
 
 @pytest.fixture
@@ -35,3 +42,35 @@ def rollouts(request: pytest.FixtureRequest) -> Rollouts:
     if request.param == "memory":
         return MemoryRollouts()
     return RedisRollouts(request.getfixturevalue("redis_store"))
+
+
+@pytest.fixture(params=["fake", *(["real"] if INSTALLED_VARIABLE in os.environ else [])])
+async def url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """Address of each Unleash there is."""
+    if request.param == "real":
+        yield request.getfixturevalue("real_unleash").url
+        return
+    async with FakeUnleash().running() as fake:
+        yield fake.url
+
+
+@pytest.fixture
+async def console(url: str) -> AsyncIterator[Console]:
+    """A person in the console."""
+    person = Console(url)
+    yield person
+    await person.close()
+
+
+@pytest.fixture
+def flag_key() -> str:
+    """A key that no other test uses."""
+    return f"flag-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+async def plane(url: str) -> AsyncIterator[UnleashPlane]:
+    """The plane under test."""
+    made = UnleashPlane(make_settings(url), SystemClock())
+    yield made
+    await made.close()

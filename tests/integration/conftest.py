@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.redis.connection import RedisConnection
 from controller.settings import KafkaSettings
+from tests.brokers import RedisServer
 from tests.integration.event_logs import MakeLog
 
 
@@ -45,3 +47,11 @@ async def make_log() -> AsyncIterator[MakeLog]:
 
     yield make
     await asyncio.gather(*(member.stop() for member in made))
+
+
+@pytest.fixture
+async def store(own_redis: RedisServer) -> AsyncIterator[RedisConnection]:
+    """A store on a server of the test's own, impatient: a try takes 150 ms, a call 600 ms."""
+    store = RedisConnection.connect(own_redis.url, try_seconds=0.15, deadline_seconds=0.6)
+    yield store
+    await store.close()

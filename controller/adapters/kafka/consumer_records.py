@@ -1,11 +1,9 @@
-"""What a consumer of aiokafka is given and hands out.
+"""What a consumer of aiokafka gets from brokers, made safe, and what it gives out, made small.
 
-Made safe before it is unpacked, and bare of what we do not need.
-
-Belongs here: the one place that reaches into how aiokafka takes records in and hands them out. It
-says what it is given to unpack, what a record becomes and how many come at a time; which ones come,
-in what order and up to where stays `getmany`'s own business: positions, checksums, aborted
-transactions. Does not belong here: the bytes themselves (`kafka_batches.py`).
+Belongs here: the one place that reaches into how aiokafka takes records in and gives them out. It
+decides what aiokafka unpacks, what a record becomes, and how many come at a time. Which ones come,
+in what order and up to which position stays with `getmany`: positions, checksums, aborted
+transactions. Does not belong here: the bytes themselves (`record_batches.py`).
 """
 
 from __future__ import annotations
@@ -36,23 +34,22 @@ from controller.adapters.kafka.record_batches import (
 
 log = structlog.get_logger(__name__)
 
-# : What is changed here: how a fetched partition is drained, and what makes a ConsumerRecord of
-# what it holds.
+# What is changed here: how a fetched partition is drained, and what makes a ConsumerRecord of its
+# content.
 _CHANGED = {"FetchResult": "getall", "PartitionRecords": "_consumer_record"}
 _IS_KNOWN = all(hasattr(getattr(fetcher, name, None), method) for name, method in _CHANGED.items())
 
-#: One thread for all consumers, so that of all bombs one at a time takes memory.
+#: One thread for all consumers, so that only one decompression bomb at a time takes memory.
 _unpacker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unpack")
 
-#: What `getmany` raises for a record that cannot be read; the second when a batch says that it is
-#: longer than it is.
+#: What `getmany` raises for a record that cannot be read. The second is for a batch that claims to
+#: be longer than it is.
 UNREADABLE = (CorruptRecordException, RecordTooLargeError)
 
 _offset_of = attrgetter("offset")
 
 
-# --- what a consumer is given
-# -------------------------------------------------------------------------------------------
+# --- what a consumer gets ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +57,12 @@ class _Careful:
     """What is known of a partition that is read carefully."""
 
     was_read: bool = False
-    offset: int = -1  # from which on it was fetched last
+    offset: int = -1  # from which it was fetched last
     following: int | None = None  # the offset behind the first batch of that
 
 
 class Guard:
-    """Makes safe what brokers answer to one consumer's fetches, before aiokafka looks at it."""
+    """Makes safe what brokers answer to one consumer's fetches, before aiokafka reads it."""
 
     def __init__(
         self,
@@ -79,23 +76,23 @@ class Guard:
         """
         self._heard = heard
         self.careful: dict[KafkaPartition, _Careful] = {}
-        """Partitions whose records are all read before they are given out, until one is."""
+        """Partitions whose records are checked before they are given out, until some are."""
         self.is_careful = False
-        """Whether every record of every partition is read before it is given out."""
+        """Whether every record of every partition is checked before it is given out."""
         client: Any = consumer._client
         self._send = client.send
         client.send = self._guarded
 
     def read_carefully(self, partition: KafkaPartition) -> None:
-        """Read every record of a partition before it is given out: aiokafka stumbled over one."""
+        """Check every record of a partition before it is given out: aiokafka could not read one."""
         self.careful.setdefault(partition, _Careful())
 
     def read_everything_carefully(self) -> None:
-        """Read every record of every partition before it is given out, for good."""
+        """Check every record of every partition before it is given out, from now on."""
         self.is_careful = True
 
     def is_read_carefully(self, partition: KafkaPartition) -> bool:
-        """Whether what was given out last had been read."""
+        """Return whether the records that were fetched last had been checked."""
         return partition in self.careful and self.careful[partition].was_read
 
     def following(self, partition: KafkaPartition, offset: int) -> int | None:
@@ -117,10 +114,7 @@ class Guard:
         return response
 
     async def _safe_topics(self, request: Any, topics: Sequence[Any]) -> list[Any]:
-        """Return the answer's topics.
-
-        Partitions that were not asked for are left out, aiokafka would stop at them.
-        """
+        """Return the answer's topics without unrequested partitions: aiokafka would stop there."""
         offsets = {
             (topic, number): offset
             for topic, partitions in request.topics
@@ -150,7 +144,7 @@ class Guard:
         if not content or (not is_careful and is_plain(content, offset)):
             return content
         if budget.is_spent:
-            return b""  # fetched again when what came before it has been read
+            return b""  # fetched again after what came before it
         made = await asyncio.get_running_loop().run_in_executor(
             _unpacker, partial(make_safe, content, offset, budget, is_careful=is_careful)
         )
@@ -166,8 +160,7 @@ class Guard:
         return made.content
 
 
-# --- what a consumer hands out
-# ------------------------------------------------------------------------------------------
+# --- what a consumer gives out ---
 
 
 def name_faults(consumer: AIOKafkaConsumer) -> None:
@@ -179,10 +172,10 @@ def name_faults(consumer: AIOKafkaConsumer) -> None:
 
 
 def leave_bare(consumer: AIOKafkaConsumer) -> None:
-    """Let `getmany` of a started consumer hand out records as read, and name faults as above.
+    """Let `getmany` of a started consumer give out bare records, and name faults as above.
 
-    For a consumer that is read by `getmany` alone. Where aiokafka is not as known, nothing happens,
-    and a ConsumerRecord has the same names.
+    For a consumer that is read by `getmany` alone. With an aiokafka that is built differently
+    nothing happens, and a ConsumerRecord has the same names.
     """
     _replace_fetched(consumer, _FetchedBare)
 
@@ -195,9 +188,9 @@ def _replace_fetched(consumer: AIOKafkaConsumer, kind: type[_Fetched]) -> None:
 
 
 class _Fetched(OrderedDict[Any, Any]):
-    """What was fetched and not yet handed out, by partition.
+    """What was fetched and not yet given out, by partition.
 
-    Results are changed as they come in, before any is read.
+    Results are changed as they arrive, before any is read.
     """
 
     is_bare: ClassVar = False
@@ -206,11 +199,11 @@ class _Fetched(OrderedDict[Any, Any]):
         super().__setitem__(partition, result)
         records: Any = getattr(
             result, "_partition_records", None
-        )  # a FetchError has none, nor has a result that was used up
+        )  # a FetchError has none, and neither has an exhausted result
         if type(records) is fetcher.PartitionRecords and "getall" not in vars(result):
             drain = result.getall
             if self.is_bare:
-                # In vain where some were read before: the rest comes one by one.
+                # Without effect where some were read before: the rest comes one by one.
                 batches = records._records = _Batches(records)
                 records._consumer_record = _as_read
                 drain = partial(_drain, result, batches)
@@ -242,9 +235,9 @@ def _named(
 
 
 def _as_read(topic_partition: Any, record: Any) -> Any:
-    """Return the record aiokafka has unpacked.
+    """Return the record that aiokafka unpacked.
 
-    It has all that ConsumerRecord has but the topic, the partition and sizes.
+    It is a ConsumerRecord without topic, partition and sizes.
     """
     return record
 
@@ -276,13 +269,13 @@ class _Batches:
         return None if batch is None else _Batch(batch, self)
 
     def slices(self, batch: Any) -> Iterator[_Slice]:
-        """Yield what a batch has from the position on.
+        """Yield the records of a batch from the position on.
 
         Raises CorruptRecordException for a record beyond its batch.
         """
         records = chain(
             batch
-        )  # an iterator of its own: islice asks for one each time, and a batch gives one once
+        )  # an iterator of its own: islice asks for one each time, and a batch gives only one
         while taken := list(islice(records, self.wanted)):
             position = self._owner.next_fetch_offset
             if taken[0].offset < position:  # a fetch from the middle of a batch brings all of it
@@ -294,7 +287,7 @@ class _Batches:
 
 
 class _Batch:
-    """One batch: aiokafka's in all but how its records are handed out."""
+    """One batch of aiokafka's, whose records are given out by the slice."""
 
     __slots__ = ("_batch", "_batches")
 
@@ -309,7 +302,7 @@ class _Batch:
         return self._batches.slices(self._batch)
 
     def __next__(self) -> Any:
-        return next(self._batch)  # how a control batch is asked for its one record
+        return next(self._batch)  # so a control batch is asked for its one record
 
 
 def _drain(result: Any, batches: _Batches, max_records: int | None = None) -> list[Any]:

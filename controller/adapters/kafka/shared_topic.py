@@ -1,10 +1,9 @@
-"""One Kafka topic that is counted twice.
+"""One Kafka topic that is counted twice: spans hold evaluations and outcomes.
 
-Spans hold evaluations and outcomes, so their topic stands for both.
-
-To ingest it looks like two logs with the same records, each with a fence of its own; what is one
-record to Kafka is then counted by each exactly once, wherever the other stands. The second log is
-called `<topic>#outcomes`, which no topic can be: that name appears in Redis and in ingest's logs.
+To counting it looks like two logs with the same records, called streams, each with a fence of its
+own. So each stream counts a record exactly once, independently of the other's position. The second
+stream is called `<topic>#outcomes`, which is no valid name of a topic. That name appears in Redis
+and in the logs of counting.
 """
 
 from __future__ import annotations
@@ -28,30 +27,30 @@ def topic_of(stream: str) -> str:
 
 
 class SharedTopic:
-    """`controller.ports.EventLog` over another one's single topic.
+    """`controller.ports.EventLog` over another one's single topic, with two streams.
 
-    Every partition appears in both streams.
-
-    Kafka is read once, from the lower of the two positions; a stream never gets a record below its
-    own.
+    Every partition appears in both streams. Kafka is read once, from the lower of the two
+    positions. A stream never gets a record below its own.
     """
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
-        self._next: dict[
-            TopicPartition, int
-        ] = {}  # by stream: the offset it is to get next, once it was sought
+        # By stream: the offset that it gets next, once it was sought.
+        self._next: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
 
     @property
     def assignment(self) -> frozenset[TopicPartition]:
-        assigned = frozenset(
+        return frozenset(
             stream for partition in self._log.assignment for stream in _streams_of(partition)
         )
-        for gone in self._next.keys() - assigned:
-            del self._next[gone]
+
+    def _forget_unassigned(self) -> None:
+        """Forget streams whose partition was taken without notice."""
+        assigned = self.assignment
+        for stream in self._next.keys() - assigned:
+            del self._next[stream]
         self._paused &= assigned
-        return assigned
 
     def on_revoked(self, callback: Callable[[frozenset[TopicPartition]], Awaitable[None]]) -> None:
         async def revoked(partitions: frozenset[TopicPartition]) -> None:
@@ -70,12 +69,13 @@ class SharedTopic:
     async def fetch(
         self, max_records: int, timeout_seconds: float
     ) -> Mapping[TopicPartition, Sequence[Record]]:
+        self._forget_unassigned()
         fetched: dict[TopicPartition, Sequence[Record]] = {}
         for partition, records in (await self._log.fetch(max_records, timeout_seconds)).items():
             for stream in _streams_of(partition):
                 following = self._next.get(stream)
                 if following is None or stream in self._paused:
-                    continue  # not sought yet, or to be read again when it is resumed
+                    continue  # not sought yet, or read again when it is resumed
                 new = (
                     records
                     if records[0].offset >= following
@@ -103,14 +103,14 @@ class SharedTopic:
             self._go_back(partition)
 
     def _go_back(self, partition: TopicPartition) -> None:
-        """Read on from where the stream stands that is behind. A paused one is come back for."""
-        standing = [
+        """Read on from the lower position; a paused stream's does not count until it is resumed."""
+        positions = [
             self._next[one]
             for one in _streams_of(partition)
             if one in self._next and one not in self._paused
         ]
-        if standing:
-            self._log.seek(partition, min(standing))
+        if positions:
+            self._log.seek(partition, min(positions))
 
     async def bounds(self, partition: TopicPartition) -> tuple[int, int]:
         return await self._log.bounds(_partition_of(partition))
@@ -121,7 +121,7 @@ class SharedTopic:
     def position(self, partition: TopicPartition) -> int | None:
         following = self._next.get(partition)
         if following is None or partition in self._paused:
-            return following  # what was read meanwhile was not for it
+            return following  # what was read meanwhile was not given to it
         return max(following, self._log.position(_partition_of(partition)) or 0)
 
     def heard_at(self, partition: TopicPartition) -> float | None:

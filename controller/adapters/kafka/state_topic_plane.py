@@ -1,9 +1,7 @@
-"""The compacted state topic as a flag plane.
+"""The compacted state topic as a flag plane: apps that follow it are served by its last documents.
 
-Apps that follow it are served by what stands there last.
-
-Publishing is the outbox's, which has done it by the time anybody looks; this plane confirms it by
-reading it back, and publishes again what did not arrive or was written over by somebody late.
+The outbox publishes each document, normally before this plane is asked. The plane confirms it by
+reading the topic, and publishes again what did not arrive, or what another replica wrote over late.
 """
 
 from __future__ import annotations
@@ -16,8 +14,8 @@ from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable, FlagPlaneUnavailable
 from controller.ports import Clock, OutboxEntry, Publisher, Served
 
-# : The outbox and the way back through the follower take some tens of milliseconds; only then do we
-# publish ourselves.
+#: The outbox and the reading of the topic take some tens of milliseconds. Only after this does the
+#: plane publish itself.
 ECHO_SECONDS = 1.0
 
 

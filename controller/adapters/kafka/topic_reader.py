@@ -1,18 +1,14 @@
-"""Our own topics, read from outside by a person's tool.
+"""Our own topics, read by an operator's tool: a topic to its end, its newest records, new records.
 
-A topic to its end, its newest records, what comes from now on.
-
-Belongs here: reading without a group, so that looking changes nothing for the daemon. Does not
-belong here: what a record means; and the daemon's own readers (`kafka.py`).
+Belongs here: reading without a group, so that it changes nothing for the daemon. Does not belong
+here: what a record means; the daemon's own readers (`event_log.py`, `state_feed.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
-from heapq import heappop, heappush
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,12 +18,13 @@ from aiokafka.errors import KafkaConnectionError
 
 from controller.adapters.kafka.client import client_options, disconnect, reason_of
 from controller.adapters.kafka.consumer_records import UNREADABLE, Guard, name_faults
+from controller.adapters.kafka.time_merge import TimeMerge
 from controller.adapters.kafka.topics import partition_of
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
 
-# : Records looked at first when searching backwards for a key, and at most at once; the window
-# doubles in between.
+# Records that a backward search for a key reads first, and at most at once. The window doubles in
+# between.
 _WINDOW = 200
 _LARGEST_WINDOW = 20_000
 _FOLLOW_MS = 250
@@ -39,9 +36,7 @@ Offsets = Mapping[KafkaPartition, int]
 
 
 class KafkaReader:
-    """A consumer without a group, for a set of topics by their logical names.
-
-    An async context manager.
+    """A consumer without a group, for a set of topics by logical name; an async context manager.
 
     Every call raises EventLogUnavailable when Kafka does not answer in time or a topic is missing.
     """
@@ -67,8 +62,8 @@ class KafkaReader:
             async with asyncio.timeout(settings.start_seconds):
                 await self._consumer.start()
                 name_faults(self._consumer)
-                # All topics are listed, none is asked for by name: some brokers make a topic that
-                # is asked for.
+                # All topics are listed and none is requested by name: some brokers create a topic
+                # that is requested.
                 present = await self._consumer.topics()
                 for name in set(self._topics.values()) & set(present):
                     await self._consumer._client._wait_on_metadata(name)
@@ -100,13 +95,12 @@ class KafkaReader:
         consumer, self._consumer = self._consumer, None
         await disconnect(consumer.stop(), self._settings.stop_seconds)
 
-    # --- where things stand
-    # ----------------------------------------------------------------------------------------------
+    # --- offsets ---
 
     def partition(self, topic: str, key: str) -> KafkaPartition:
-        """Return the partition that a key's records are in.
+        """Return the partition of a key's records.
 
-        Those from before a topic got more partitions may be elsewhere.
+        Records from before the topic got more partitions may be in another one.
         """
         return KafkaPartition(self._topics[topic], partition_of(key, len(self._partitions(topic))))
 
@@ -120,12 +114,12 @@ class KafkaReader:
     async def offsets_at(self, at: datetime, *topics: str) -> dict[KafkaPartition, int]:
         """Return every partition's first offset with a timestamp not before `at`, else its end."""
         ends = await self.ends(*topics)
-        wanted = dict.fromkeys(ends, round(at.timestamp() * 1000))
-        found: Mapping[KafkaPartition, Any] = await self._ask(
-            self._consumer.offsets_for_times(wanted), "asking for the offsets of a time"
+        times = dict.fromkeys(ends, round(at.timestamp() * 1000))
+        offsets: Mapping[KafkaPartition, Any] = await self._ask(
+            self._consumer.offsets_for_times(times), "asking for the offsets of a time"
         )
         return {
-            partition: end if found.get(partition) is None else found[partition].offset
+            partition: end if offsets.get(partition) is None else offsets[partition].offset
             for partition, end in ends.items()
         }
 
@@ -154,8 +148,7 @@ class KafkaReader:
         why = "no broker answers" if no_broker else reason_of(error)
         return EventLogUnavailable(f"Kafka at {self._settings.bootstrap_servers}: {doing}: {why}")
 
-    # --- reading
-    # ----------------------------------------------------------------------------------------------
+    # --- reading ---
 
     async def read_to(self, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
         """Yield every record of these partitions before `ends`, in order within each."""
@@ -163,46 +156,27 @@ class KafkaReader:
             yield record
 
     async def in_time_order(self, starts: Offsets, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
-        """Yield the records of several partitions merged by their timestamps.
+        """Yield the records from `starts` to before `ends`, merged by their timestamps.
 
-        They are those from `starts` to before `ends`. Each partition's own order is kept; where its timestamps fall, the greatest so far counts.
-        What is read ahead is bounded per partition.
+        See `TimeMerge`. How much is read ahead of the others is bounded per partition.
         """
         consumer, loop = self._consumer, asyncio.get_running_loop()
         partitions = [partition for partition in ends if starts[partition] < ends[partition]]
-        positions = {
-            partition: starts[partition] for partition in partitions
-        }  # of those that are not read to their end
+        # Of those that are not read to their end.
+        positions = {partition: starts[partition] for partition in partitions}
         self._assign(positions)
-        waiting: dict[KafkaPartition, deque[ConsumerRecord]] = {
-            partition: deque() for partition in partitions
-        }
-        greatest = dict.fromkeys(partitions, 0)
-        heads: list[
-            tuple[int, int, ConsumerRecord]
-        ] = []  # (timestamp, index of its partition, record): the next of each
-        bare = set(range(len(partitions)))  # indexes of partitions without a head
+        merge = TimeMerge(partitions)
         paused: set[KafkaPartition] = set()
-        patience = loop.time() + self._settings.call_seconds
+        deadline = loop.time() + self._settings.call_seconds
         while True:
-            for index in list(bare):
-                partition = partitions[index]
-                if waiting[partition]:
-                    record = waiting[partition].popleft()
-                    greatest[partition] = max(greatest[partition], record.timestamp)
-                    heappush(heads, (greatest[partition], index, record))
-                    bare.discard(index)
-                elif partition not in positions:
-                    bare.discard(index)
-            if not bare:
-                if not heads:
-                    return
-                _, index, record = heappop(heads)
-                bare.add(index)
+            record = merge.next()
+            if record is not None:
                 yield record
-                patience = loop.time() + self._settings.call_seconds
+                deadline = loop.time() + self._settings.call_seconds
                 continue
-            for partition in [one for one in paused if len(waiting[one]) < _READ_AHEAD // 2]:
+            if merge.is_over:
+                return
+            for partition in [one for one in paused if merge.waiting(one) < _READ_AHEAD // 2]:
                 paused.discard(partition)
                 consumer.resume(partition)
             try:
@@ -211,32 +185,41 @@ class KafkaReader:
                 self._read_carefully(positions, error)
                 continue
             for partition, records in batches.items():
-                waiting[partition].extend(
-                    record for record in records if record.offset < ends[partition]
-                )
-            for partition, before in list(positions.items()):
-                position = await consumer.position(
-                    partition
-                )  # not the last record's offset: compaction leaves holes
-                if position != before:
-                    patience = loop.time() + self._settings.call_seconds
-                    positions[partition] = position
-                if position >= ends[partition]:
-                    consumer.pause(partition)
+                merge.add(partition, [one for one in records if one.offset < ends[partition]])
+            if await self._update_positions(positions, ends):
+                deadline = loop.time() + self._settings.call_seconds
+            for partition in partitions:
+                if partition not in positions:
+                    merge.end(partition)
                     paused.discard(partition)
-                    del positions[partition]
-                elif len(waiting[partition]) >= _READ_AHEAD:
+                elif partition not in paused and merge.waiting(partition) >= _READ_AHEAD:
                     consumer.pause(partition)
                     paused.add(partition)
-            if positions and loop.time() > patience:
+            if positions and loop.time() > deadline:
                 raise self._unavailable("reading", TimeoutError())
+
+    async def _update_positions(self, positions: dict[KafkaPartition, int], ends: Offsets) -> bool:
+        """Update `positions`; pause and remove those at their end. Return whether any moved.
+
+        The consumer's position counts, not the last record's offset: compaction leaves holes.
+        """
+        has_moved = False
+        for partition, previous in list(positions.items()):
+            position = await self._consumer.position(partition)
+            if position != previous:
+                has_moved = True
+                positions[partition] = position
+            if position >= ends[partition]:
+                self._consumer.pause(partition)
+                del positions[partition]
+        return has_moved
 
     async def newest(self, topic: str, count: int, key: str | None = None) -> list[ConsumerRecord]:
         """Return the last `count` records, of one `key` or all, oldest first by timestamp."""
         partitions = self._partitions(topic) if key is None else [self.partition(topic, key)]
         all_ends, starts = await self.ends(topic), await self._starts(partitions)
-        wanted = None if key is None else key.encode()
-        found: dict[KafkaPartition, list[ConsumerRecord]] = {
+        record_key = None if key is None else key.encode()
+        newest: dict[KafkaPartition, list[ConsumerRecord]] = {
             partition: [] for partition in partitions
         }
         highs = {partition: all_ends[partition] for partition in partitions}
@@ -245,7 +228,7 @@ class KafkaReader:
             open_highs = {
                 partition: high
                 for partition, high in highs.items()
-                if high > starts[partition] and len(found[partition]) < count
+                if high > starts[partition] and len(newest[partition]) < count
             }
             if not open_highs:
                 break
@@ -257,13 +240,13 @@ class KafkaReader:
                 partition: [] for partition in lows
             }
             async for record in self._between(lows, open_highs):
-                if wanted is None or record.key == wanted:
+                if record_key is None or record.key == record_key:
                     older[KafkaPartition(record.topic, record.partition)].append(record)
             for partition, records in older.items():
-                found[partition] = records + found[partition]
+                newest[partition] = records + newest[partition]
             highs.update(lows)
             window = min(2 * window, _LARGEST_WINDOW)
-        merged = [record for records in found.values() for record in records[-count:]]
+        merged = [record for records in newest.values() for record in records[-count:]]
         return sorted(
             merged, key=lambda record: (record.timestamp, record.partition, record.offset)
         )[-count:]
@@ -271,11 +254,11 @@ class KafkaReader:
     async def follow(
         self, start: Offsets
     ) -> AsyncIterator[ConsumerRecord | EventLogUnavailable | None]:
-        """Yield records from `start` on, for ever.
+        """Yield records from `start` on, forever.
 
-        About every three seconds without news Kafka is asked: None means that it answered,
-        EventLogUnavailable, given and not raised, that it did not. Once it is back, reading goes on
-        by itself where it was.
+        After about three seconds without a record Kafka is asked. None means that it answered;
+        EventLogUnavailable, yielded and not raised, that it did not. Once it is back, reading goes
+        on where it was.
         """
         consumer, loop = self._consumer, asyncio.get_running_loop()
         self._assign(start)
@@ -285,8 +268,8 @@ class KafkaReader:
             try:
                 batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
                 if not batches and loop.time() - asked >= _ASK_EVERY_SECONDS:
-                    # Nothing comes both when nothing is new and when the brokers are away: only
-                    # asking tells.
+                    # No record comes both when nothing is new and when the brokers are away. Only
+                    # a request shows which.
                     asked = loop.time()
                     await self._ask(consumer.end_offsets(list(start)[:1]), "waiting for news")
                     yield None
@@ -313,7 +296,7 @@ class KafkaReader:
             if starts[partition] < ends[partition]
         }
         self._assign(positions)
-        patience = loop.time() + self._settings.call_seconds
+        deadline = loop.time() + self._settings.call_seconds
         while positions:
             try:
                 batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
@@ -324,21 +307,13 @@ class KafkaReader:
                 for record in records:
                     if partition in positions and record.offset < ends[partition]:
                         yield record
-            for partition, before in list(positions.items()):
-                # The position, not the last record seen: compaction leaves holes.
-                position = await consumer.position(partition)
-                if position >= ends[partition]:
-                    consumer.pause(partition)
-                    del positions[partition]
-                if position != before:
-                    patience = loop.time() + self._settings.call_seconds
-                    if partition in positions:
-                        positions[partition] = position
-            if positions and loop.time() > patience:
+            if await self._update_positions(positions, ends):
+                deadline = loop.time() + self._settings.call_seconds
+            if positions and loop.time() > deadline:
                 raise self._unavailable("reading", TimeoutError())
 
     def _read_carefully(self, positions: Offsets, error: Exception) -> None:
-        """Go back, and from now on look at every record before it is read.
+        """Go back, and check every record before it is read from now on.
 
         Raises EventLogUnavailable when that is no help.
         """

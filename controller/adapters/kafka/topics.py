@@ -1,9 +1,7 @@
-"""The Kafka cluster itself.
+"""Which topics must exist, how they are configured, and which partition a key belongs to.
 
-How we connect, which topics must exist, and which partition a key belongs to.
-
-Belongs here: what is asked of the cluster once, at start. Does not belong here: records; they are
-`kafka.py`'s.
+Belongs here: what is asked of the cluster once, at start. Does not belong here: how we connect
+(`client.py`), what topics look like later (`topology.py`), records (`event_log.py`).
 """
 
 from __future__ import annotations
@@ -51,17 +49,17 @@ def topic_config(logical: str) -> dict[str, str]:
     return config
 
 
-#: A record from the future makes honest ones look old. Brokers since Kafka 3.6 can refuse those
-#: whose timestamp is further ahead than this; by itself Kafka 4 takes an hour and older ones take
-#: any.
+#: A record from the future makes correct ones look old. Brokers since Kafka 3.6 can refuse records
+#: whose timestamp is further ahead than this. By default Kafka 4 accepts an hour, and older brokers
+#: accept any.
 _MOST_AHEAD = {"message.timestamp.after.max.ms": str(5 * _MINUTE)}
 _MOST_AHEAD_OF_BROKER = "log.message.timestamp.after.max.ms"
 _TIMED_BY_PRODUCERS = ("evaluations", "outcomes", "commands")
-_DEFAULT_CONFIG = (
-    5  # `config_source` of what nobody has set; before version 1 of the answer it is True
-)
+# `config_source` of what nobody has set; before version 1 of the answer it is True.
+_DEFAULT_CONFIG = 5
 
-#: Cleanup that would be silent loss: compaction drops events, deletion drops what we recover from.
+#: Cleanup that would lose data silently: compaction drops events, deletion drops what we recover
+#: from.
 _RUINOUS_POLICY = {
     "evaluations": "compact",
     "outcomes": "compact",
@@ -71,9 +69,7 @@ _RUINOUS_POLICY = {
 
 
 def partition_of(flag_key: str, partitions: int) -> int:
-    """Return the partition, from 0, that a keyed record goes to.
-
-    Java's and aiokafka's default partitioner.
+    """Return the partition, from 0, of a keyed record, as Java's and aiokafka's partitioners do.
 
     `partitions` is how many the topic has. Source: Apache Kafka, `Utils.murmur2` and
     `Utils.toPositive`.
@@ -89,24 +85,21 @@ async def cluster_id(settings: KafkaSettings) -> str | None:
 
 
 async def ensure_topics(settings: KafkaSettings) -> dict[str, int]:
-    """Make the topics that are missing, check the others.
+    """Create the missing topics, check the others; return partition counts by logical name.
 
-    And return each one's partition count by logical name.
-
-    Raises ConfigInvalid when what exists would count wrongly (the message says how to fix it), and
-    EventLogUnavailable when topics are missing that we may not make, or Kafka does not answer:
-    worth trying again.
+    Raises ConfigInvalid when what exists would count wrongly; the message says how to fix it.
+    Raises EventLogUnavailable when topics are missing that we may not create, or when Kafka does
+    not answer: then try again.
     """
     names = {logical: settings.topic(logical) for logical in TopicNames.model_fields}
     async with _admin(settings, "preparing topics") as admin:
-        # All topics are listed, never asked for by name: a broker that makes topics on demand would
-        # make them wrongly.
+        # All topics are listed, never requested by name: a broker that creates topics on demand
+        # would create them wrongly.
         present = _partition_counts(await admin.describe_topics())
         missing = {logical: name for logical, name in names.items() if name not in present}
         if settings.is_one_topic:
-            missing.pop(
-                "outcomes", None
-            )  # spans are both, and Kafka refuses to make a topic twice at once
+            # Spans are both, and Kafka refuses to create a topic twice at once.
+            missing.pop("outcomes", None)
         _refuse_unequal(settings, present)
         if missing and settings.create_topics:
             partitions = next(
@@ -123,7 +116,7 @@ async def ensure_topics(settings: KafkaSettings) -> dict[str, int]:
 
 @asynccontextmanager
 async def _admin(settings: KafkaSettings, doing: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    """Give a connected admin client, all of whose work happens under one deadline."""
+    """Provide a connected admin client, all of whose work happens under one deadline."""
     admin = AIOKafkaAdminClient(**client_options(settings))
     try:
         async with asyncio.timeout(settings.start_seconds):
@@ -135,7 +128,7 @@ async def _admin(settings: KafkaSettings, doing: str) -> AsyncIterator[AIOKafkaA
         raise EventLogUnavailable(
             f"{doing}: no answer from {settings.bootstrap_servers} in time"
         ) from error
-    # aiokafka raises what it stumbles over: the surroundings' trouble all the same.
+    # aiokafka raises errors of any type for trouble outside.
     except Exception as error:
         why = reason_of(error)
         raise EventLogUnavailable(f"{doing}: {settings.bootstrap_servers}: {why}") from error
@@ -158,14 +151,14 @@ async def _create(
     missing: Mapping[str, str],
     event_partitions: int,
 ) -> None:
-    """Ask for the missing topics; what is refused is reported by name.
+    """Create the missing topics; those that are refused are named in the error.
 
-    A topic made by somebody else meanwhile is fine.
+    A topic that another process creates meanwhile is accepted.
     """
     brokers = (await admin.describe_cluster())["brokers"]
     copies = settings.replication_factor or min(_USUAL_COPIES, len(brokers))
     ahead = await _most_ahead(admin, brokers)
-    wanted = [
+    new_topics = [
         NewTopic(
             name,
             event_partitions if logical in ("evaluations", "outcomes") else settings.partitions,
@@ -178,8 +171,10 @@ async def _create(
         for logical, name in missing.items()
     ]
     try:
-        answer = await admin.create_topics(wanted, timeout_ms=round(settings.call_seconds * 1000))
-    except AttributeError:  # aiokafka's way to say that no controller is known
+        answer = await admin.create_topics(
+            new_topics, timeout_ms=round(settings.call_seconds * 1000)
+        )
+    except AttributeError:  # aiokafka raises it when no controller is known
         log.info(
             "topics_not_created",
             reason="the broker has no controller; topics must appear on first use",
@@ -207,9 +202,9 @@ async def _create(
 async def _most_ahead(
     admin: AIOKafkaAdminClient, brokers: list[dict[str, Any]]
 ) -> Mapping[str, str]:
-    """Return what bounds timestamps ahead of the broker's clock.
+    """Return the setting that bounds timestamps ahead of the broker's clock.
 
-    Nothing where it is set for all topics, or not known.
+    Nothing when it is set for all topics, or when it is not known.
     """
     broker = str(brokers[0]["node_id"])
     resource = ConfigResource(ConfigResourceType.BROKER, broker, {_MOST_AHEAD_OF_BROKER: ""})
@@ -217,7 +212,7 @@ async def _most_ahead(
         code, _message, _type, _name, entries = (await admin.describe_configs([resource]))[
             0
         ].resources[0]
-    except Exception as error:  # a broker that does not say is no reason to have no topics
+    except Exception as error:  # topics are created all the same
         log.info("broker_limits_unknown", error_type=type(error).__name__, reason=str(error))
         return {}
     if code != 0:
@@ -233,9 +228,9 @@ async def _most_ahead(
 async def _wait_for(
     admin: AIOKafkaAdminClient, names: Mapping[str, str], were_created: bool
 ) -> dict[str, int]:
-    """Return the counts once all topics are listed.
+    """Return the partition counts once all topics are listed.
 
-    A new topic takes a moment to be known. The caller's deadline bounds it.
+    A new topic is listed after a moment. The caller's deadline bounds the wait.
     """
     missing: list[str] = []
     for _attempt in range(50 if were_created else 1):
@@ -255,9 +250,9 @@ def _partition_counts(described: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _refuse_unequal(settings: KafkaSettings, present: Mapping[str, int]) -> None:
-    """Both event topics are keyed by context and joined by partition number.
+    """Refuse event topics with different partition counts.
 
-    So their counts must be the same.
+    Both are keyed by context and joined by partition number.
     """
     evaluations, outcomes = settings.event_topics
     if (
@@ -278,7 +273,7 @@ def _refuse_unequal(settings: KafkaSettings, present: Mapping[str, int]) -> None
 async def _refuse_ruinous_policies(admin: AIOKafkaAdminClient, names: Mapping[str, str]) -> None:
     """Refuse a cleanup policy that loses what we count or recover from.
 
-    Without the right to look, only say so.
+    Without the right to read the policies this is only logged.
     """
     resources = [
         ConfigResource(ConfigResourceType.TOPIC, names[logical], {"cleanup.policy": ""})

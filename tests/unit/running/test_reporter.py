@@ -112,7 +112,7 @@ def test_everything_well_is_ready_and_working() -> None:
         (
             {"brokers": {STATE_TOPIC: 4.1}},
             "state",
-            "what is decided elsewhere has not been heard of for 4 s",
+            "what is decided elsewhere has not been read for 4 s",
         ),
         (
             {"brokers": {STATE_TOPIC: 0.0, "events": 9.0}},

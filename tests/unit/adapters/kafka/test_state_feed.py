@@ -90,13 +90,13 @@ def test_what_the_topic_lost_is_reported_and_given_again_when_it_is_back() -> No
     """
     reader = Reader()
     assert reader.given(written("f", 3)) == [3]
-    reader.feed._tell_overtaken()
+    reader.feed._report_overtaken()
     assert reader.overtaken == []
     reader.feed._last.clear()  # as a reading from the beginning does
-    reader.feed._tell_overtaken()
+    reader.feed._report_overtaken()
     assert reader.overtaken == ["f"]
     assert reader.given(written("f", 2)) == []
     assert reader.given(written("f", 3)) == [3]
     assert reader.given(written("f", 3)) == []
-    reader.feed._tell_overtaken()
+    reader.feed._report_overtaken()
     assert reader.overtaken == ["f"]
