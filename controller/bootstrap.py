@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-import structlog
-
 from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.kafka.shared_topic import SharedTopic, streams
 from controller.adapters.kafka.state_topic_plane import StateTopicPlane
@@ -35,7 +33,7 @@ from controller.running.quarantine import QuarantineTopic
 from controller.running.reporter import OPTIONAL, REQUIRED
 from controller.running.state_follower import StateFollower
 from controller.running.supervisor import Parts, Supervisor
-from controller.settings import Settings, insecure_connections
+from controller.settings import Settings
 from controller.web.surface import Surface, make_board
 from schemas.formats import evaluation_reader, outcome_reader
 
@@ -91,10 +89,8 @@ class Daemon:
         self.supervisor = Supervisor(self.health, settings.shutdown, self.faults)
 
     async def run(self) -> int:
-        """Serve HTTP at once, then bring up the rest and run until stopped; return the exit code."""
-        log = structlog.get_logger()
-        for warning in insecure_connections(self.settings):
-            log.warning("open_door", warning=warning)
+        """Serve HTTP at once, then start the rest and run until stopped; return the exit code."""
+        self.connections.log_insecure()
         await self.surface.start()
         return await self.supervisor.run(self.parts())
 

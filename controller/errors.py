@@ -1,11 +1,11 @@
 """Every exception we raise, whose fault it is, and whether a retry helps.
 
 RolloutdError
-+-- BadInput                 the sender's: refuse it, say what, where and how to fix it; a retry never helps
++-- BadInput                 the sender's: refuse it with place and fix; a retry never helps
 |   +-- ConfigInvalid          the operator's settings or plan
 |   +-- CommandRefused         the issuer's: it can be answered, and not be carried out
 |   +-- CommandUnreadable      the issuer's: not even an id to answer; to quarantine
-+-- OperatingTrouble         the surroundings': retry with backoff under one deadline, then become an event
++-- OperatingTrouble         the environment's: retry with backoff until a deadline, then an event
 |   +-- EventLogUnavailable    Kafka
 |   +-- StoreUnavailable       Redis; the outcome of a write is unknown
 |   +-- AdviceUnavailableError   the model: late, absent, unparsable; never retried within a round

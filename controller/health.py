@@ -28,7 +28,7 @@ class Component:
 
 
 class Health:
-    """The process's state. All names are known at the start: a part that never reports is visible."""
+    """The process's state. All names exist from the start: a part that never reports is visible."""
 
     def __init__(
         self,
@@ -111,8 +111,8 @@ class Health:
 class Scope(StrEnum):
     """The smallest thing that a fault concerns. Everything outside it goes on."""
 
-    RECORD = "record"  # one record of a topic, named `topic/partition/offset`
-    COMMAND = "command"  # one command, named by its id
+    # One command, named by its id, or by `topic/partition/offset` if it cannot be read.
+    COMMAND = "command"
     FLAG = "flag"  # one flag, named by its key
     PARTITION = "partition"  # one event partition, named `topic/partition`
     PLANE = "plane"  # one flag plane
@@ -205,10 +205,8 @@ class Faults:
 
     @property
     def degrading(self) -> bool:
-        """Whether there is a fault of more than single records and commands, which are over."""
-        return any(
-            self._faults[scope] for scope in Scope if scope not in (Scope.RECORD, Scope.COMMAND)
-        )
+        """Whether there is a fault of more than single commands, which are over."""
+        return any(self._faults[scope] for scope in Scope if scope is not Scope.COMMAND)
 
     @property
     def counts(self) -> Mapping[Scope, int]:

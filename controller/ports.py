@@ -21,7 +21,7 @@ class Clock(Protocol):
     """Wall time for records, monotonic time for durations inside the process."""
 
     def now(self) -> datetime:
-        """Return UTC now; never runs backwards in a process, also when the wall clock is set back."""
+        """Return UTC now; never runs backwards in a process, even if the wall clock is set back."""
 
     def monotonic(self) -> float:
         """Return seconds of a clock that nobody can set."""
@@ -185,14 +185,14 @@ class Totals(Protocol):
         Returns the stored fence instead, and writes nothing, when it is not `expected` (None: no
         fence yet), or when another writer set it to `next_offset`: what the caller holds in
         memory is void, so load again and read from there. `rebased` is what must stand in the field
-        of this name, 0 for nothing: a part of the fence, because a log that was created again
-        has the offsets of the one before. `fields` may hold a greater one; in that save alone the fence may
-        move back.
+        of this name, 0 for nothing: a part of the fence, because a log that was created again has
+        the offsets of the one before. `fields` may hold a greater one; in that save alone the fence
+        may move back.
 
         `next_offset` equal to `expected` is a heartbeat. Safe to repeat with the same arguments: a
-        digest of them distinguishes a repeat from another writer's save. Raises StoreUnavailable when
-        the outcome is unknown, and ValueError for more than `schemas.totals.MAX_FIELDS_PER_SAVE`
-        fields.
+        digest of them distinguishes a repeat from another writer's save. Raises StoreUnavailable
+        when the outcome is unknown, and ValueError for more than
+        `schemas.totals.MAX_FIELDS_PER_SAVE` fields.
         """
 
     async def drop(self, partition_key: str, fields: Sequence[str]) -> None:
@@ -276,7 +276,7 @@ class Rollouts(Protocol):
     async def answer_to(self, flag_key: str, command_id: str) -> bytes | None:
         """Return the stored result of a command id, None when it was never answered."""
 
-    async def settle(self, flag_key: str, fields: Sequence[str]) -> None:
+    async def remove_effects(self, flag_key: str, fields: Sequence[str]) -> None:
         """Delete outbox fields that are published; idempotent."""
 
     async def flag_keys(self) -> Sequence[str]:
@@ -285,7 +285,8 @@ class Rollouts(Protocol):
     async def newer_than(self, revisions: Mapping[str, int]) -> Sequence[Rollout]:
         """Return the stored rollouts whose revision exceeds the one given for their flag.
 
-        It is 0 for a flag that is not named. A document that cannot be read is left out and reported: it concerns its flag alone.
+        It is 0 for a flag that is not named. A document that cannot be read is left out and
+        reported: it concerns its flag alone.
         """
 
 
@@ -378,8 +379,8 @@ class Served:
             return self
         return replace(
             self,
-            difference=f"cannot serve {beyond}; everybody else gets the decided {self.percent or 0:g} "
-            f"%",
+            difference=f"cannot serve {beyond}; everybody else gets the decided "
+            f"{self.percent or 0:g} %",
         )
 
 

@@ -138,9 +138,10 @@ def parse_form(answer: bytes | str, form: type[FormT]) -> FormT:
     """Return a model's answer that is exactly in the form.
 
     Raises ValueError with the reason for any other answer. Accepted besides the bare object: white
-    space around it, and one Markdown fence around the whole. Refused: text before or after, more than `ANSWER_MAX_BYTES`, a key twice, missing or
-    unknown, NaN, `80.0` or `"80"` for 80, too many or too long texts. Control characters in texts
-    are replaced by spaces, because texts are shown in terminals and logs.
+    space around it, and one Markdown fence around the whole. Refused: text before or after, more
+    than `ANSWER_MAX_BYTES`, a key twice, missing or unknown, NaN, `80.0` or `"80"` for 80, too many
+    or too long texts. Control characters in texts are replaced by spaces, because texts are shown
+    in terminals and logs.
     """
     raw = answer.encode("utf-8", "surrogatepass") if isinstance(answer, str) else answer
     if len(raw) > ANSWER_MAX_BYTES:

@@ -31,8 +31,8 @@ HEADERS: Sequence[tuple[str, bytes]] = (("content-type", CONTENT_TYPE.encode()),
 #: needs it.
 MAX_BYTES = 256 * 1024
 #: Opening brackets allowed in one record. Parsers recurse, and the depth that they reach depends on
-#: their caller. This bound keeps them far from Python's limit, so that a replay refuses exactly what
-#: the first reading refused. The largest legitimate event (an outcome with 64 flags) has 67.
+#: their caller. This bound keeps them far from Python's limit, so that a replay refuses exactly
+#: what the first reading refused. The largest legitimate event (an outcome with 64 flags) has 67.
 MAX_OPENINGS = 512
 #: How far an event may be ahead of its record's timestamp: clocks of apps differ by seconds, not by
 #: minutes.
@@ -247,8 +247,8 @@ class CloudEvent(BaseModel):
     )
     time: TimeText | None = Field(
         default=None,
-        description="When it happened, RFC 3339 with an offset. Absent: the Kafka record's timestamp "
-        "counts.",
+        description="When it happened, RFC 3339 with an offset. Absent: the Kafka record's "
+        "timestamp counts.",
     )
 
 
@@ -267,8 +267,8 @@ def is_structured(headers: Headers) -> bool:
     """Return whether the value holds the whole event (structured mode) or its data (binary mode).
 
     Without a content-type header and without `ce_` headers the value counts as a whole event,
-    because plain producers such as kcat send no headers. Of several content types the first counts. Raises
-    RecordRefused for a CloudEvents format other than JSON.
+    because plain producers such as kcat send no headers. Of several content types the first counts.
+    Raises RecordRefused for a CloudEvents format other than JSON.
     """
     content_type = None
     for name, content in headers:

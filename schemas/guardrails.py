@@ -45,8 +45,8 @@ class Comparison(StrictModel):
     margin: Margin
     gate_margin: Margin | None = Field(
         default=None,
-        description="The margin that a gate requires. None: 100 %, 50 %, 25 % by stage, tighter as it "
-        "widens; in points four times, twice, once the margin.",
+        description="The margin that a gate requires. None: 100 %, 50 %, 25 % by stage, tighter as "
+        "it widens; in points four times, twice, once the margin.",
     )
     in_points: Switch = Field(
         default=False,
@@ -158,8 +158,9 @@ def _as_difference(times: re.Match[str]) -> str:
 def guardrail_from_shorthand(value: Any) -> Any:
     """Return the mapping that a line like `error_rate < 1% and < control + 10%` stands for.
 
-    Values of another type are returned as they are. `< 1.1x control` is another way to write `< control + 10%`. Conversions are better when higher,
-    so theirs read `conversion:purchase > 2%` and `> control - 5%`. Raises ValueError.
+    Values of another type are returned as they are. `< 1.1x control` is another way to write `<
+    control + 10%`. Conversions are better when higher, so theirs read `conversion:purchase > 2%`
+    and `> control - 5%`. Raises ValueError.
     """
     if not isinstance(value, str):
         return value

@@ -308,7 +308,8 @@ class OtlpReaders:
         refuse(
             QuarantineReason.NOT_OTLP,
             f"no {of} in it",
-            f"send the Collector's {of} here, with the encoding {self.encoding.name}, or fix kafka.formats",
+            f"send the Collector's {of} here, with the encoding {self.encoding.name}, or fix "
+            "kafka.formats",
         )
 
     def _decoded(self, decode: Callable[[bytes], Any], value: bytes | None) -> Any:

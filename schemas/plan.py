@@ -1,7 +1,7 @@
 """A plan as people write it, in YAML or JSON: the stages of one flag, and what may move it.
 
-Belongs here: the form, with names, types, ranges and shorthand. Whether a plan can work (stages rising,
-samples reachable) is checked by `controller.plans.lint`, with line and fix.
+Belongs here: the form, with names, types, ranges and shorthand. Whether a plan can work (stages
+rising, samples reachable) is checked by `controller.plans.lint`, with line and fix.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class StageDocument(StrictModel):
     )
     audience: Name | None = Field(
         default=None,
-        description="The group that `percent` is a share of: one of `audiences`. None: everybody. Audiences "
-        "of earlier stages keep what they have got.",
+        description="The group that `percent` is a share of: one of `audiences`. None: everybody. "
+        "Audiences of earlier stages keep what they have got.",
     )
     control: ControlArm = Field(
         default=ControlArm.REST,

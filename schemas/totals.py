@@ -1,4 +1,4 @@
-r"""The Redis hash of one event partition: its layout, and how one arm's totals become bytes and back.
+r"""The Redis hash of one event partition: its layout, and the encoding of an arm's totals.
 
 One hash per event partition, `<prefix>agg:{<topic>/<partition>/<epoch>}`. To read it: `redis-cli
 HGETALL 'rolloutd:agg:{rollout.flag.evaluations/3/1}'`, or `HMGET ... next end counted` for the
@@ -6,7 +6,7 @@ position alone.
 
 | field | content |
 |---|---|
-| `next` | the fence: the offset to read next; the other fields are the sum of all records before it |
+| `next` | the fence: the offset to read next; other fields sum up all records before it |
 | `digest` | of the arguments of the last save: a repeated save is recognized by it |
 | `format` | version of this layout: `2`; `1` lacks `checked` and `repeated`, and is read |
 | `start` | the offset at which counting began |

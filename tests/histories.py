@@ -244,7 +244,9 @@ def _moment(
     return chosen
 
 
-def _judgement(rollout: Rollout | None, at: datetime, pick: Pick, alphabet: Alphabet) -> Judgement:  # type: ignore[type-arg]
+def _judgement(
+    rollout: Rollout | None, at: datetime, pick: Pick[Any], alphabet: Alphabet
+) -> Judgement:
     seen: Judgement = pick(PASSING) if pick((True, True, False)) else pick(alphabet.judgements)
     present = 0 if rollout is None else rollout.visit_index
     visit = pick((present,) * 7 + (max(present - 1, 0),)) if alphabet.is_untidy else present

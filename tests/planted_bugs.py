@@ -1,7 +1,7 @@
-"""Shows that the tests of the machine, its timeline and its workers find the mistakes one would fear.
+"""Shows that the tests of machine, timeline and workers find the mistakes one would fear.
 
-Each mistake in `tests/planted` is one replacement in a copy of the source; the tests named beside it
-must fail on it. The checkout is not touched. Collected only when named, and takes some minutes:
+Each mistake in `tests/planted` is one replacement in a copy of the source; the tests named beside
+it must fail on it. The checkout is not touched. Collected only when named, and takes some minutes:
 `pytest -m long tests/planted_bugs.py`. Without `-m long` it checks that each mistake can be made.
 """
 

@@ -30,8 +30,8 @@ from controller.text import excerpt
 from schemas.terms import AlertKind, Severity
 
 MOST_DOUBLINGS = 4
-"""Of the period, while a plane fails unexpectedly at a flag: 5 s become 80 s at most. What is decided
-anew, and 0 %, is tried at once all the same."""
+"""Of the period, while a plane fails unexpectedly at a flag: 5 s become at most 80 s. A new
+decision, and 0 %, are still tried at once."""
 
 WHY_MAX_CHARS = 200
 """Repeated of an exception's words, which may be a stranger's."""
@@ -330,7 +330,7 @@ class FlagReconciler:
             self._metrics.dependency_errors.of("flag_plane").inc()
 
     def _note_failure(self, plane: FlagPlane, rollout: Rollout, error: BaseException) -> str:
-        """Keep a flag that its plane cannot cope with from being tried every few seconds for ever."""
+        """Try a flag less and less often while its plane fails at it."""
         key, why = (rollout.flag_key, plane.name), _in_words(error)
         known = self._failures.get(key)
         times = 1 if known is None or known.rollout is not rollout else known.times + 1
@@ -390,7 +390,8 @@ class FlagReconciler:
                     f"{rollout.flag_key}: {served.edited_by} changed the flag in "
                     f"{plane.name}, which {served.difference}",
                     what_to_do,
-                    f"{rollout.flag_key}/{rollout.rollout_id}/{plane.name}/{AlertKind.FOREIGN_EDIT}/{served.difference}",
+                    f"{rollout.flag_key}/{rollout.rollout_id}/{plane.name}/"
+                    f"{AlertKind.FOREIGN_EDIT}/{served.difference}",
                 ),
             )
         return is_lower

@@ -1,1 +1,4 @@
-"""One file per outside system, behind the protocols of `controller/ports.py`."""
+"""Outside systems, behind the protocols of `controller/ports.py`: a package or a file for each.
+
+Adapters do not know each other. What those that call over HTTP share is in `http/`.
+"""

@@ -61,7 +61,8 @@ ConversionOption = Annotated[
 
 _PER_SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _EFFECT = re.compile(
-    r"(?P<metric>[A-Za-z0-9._:-]+)=x(?P<factor>[0-9.]+)(?:@(?:stage(?P<stage>[0-9]+)|(?P<after>[0-9].*)))?",
+    r"(?P<metric>[A-Za-z0-9._:-]+)=x(?P<factor>[0-9.]+)"
+    r"(?:@(?:stage(?P<stage>[0-9]+)|(?P<after>[0-9].*)))?",
     re.ASCII,
 )
 _EFFECT_FORM = (

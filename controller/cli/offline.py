@@ -94,8 +94,8 @@ def simulate(
         typer.Option(
             "--effect",
             metavar="METRIC=xFACTOR[@WHEN]",
-            help="What treatment does worse: errors=x2, latency=x1.3@stage2, tail=x5@25h (the slowest "
-            "5 %), conversion:bought=x0.8. May be repeated.",
+            help="What treatment does worse: errors=x2, latency=x1.3@stage2, tail=x5@25h (the "
+            "slowest 5 %), conversion:bought=x0.8. May be repeated.",
             rich_help_panel="Traffic",
         ),
     ] = None,

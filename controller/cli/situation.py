@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from controller.core.advice_outcome import agrees, is_outcome
+from controller.core.advice_outcome import agrees, ended_by_evidence
 from controller.core.machine import is_frozen, next_deadline
 from controller.core.machine.announcements import AFTER_COMPLETION
 from controller.core.rollout import (
@@ -120,7 +120,7 @@ class Situation:
             (one for one in reversed(self.decisions) if one.rollout_id == self.rollout.rollout_id),
             None,
         )
-        if ended is None or not self.advised or not is_outcome(ended.kind, ended.issuer):
+        if ended is None or not self.advised or not ended_by_evidence(ended.kind, ended.issuer):
             return None
         return sum(agrees(choice, ended.kind) for choice in self.advised), len(self.advised)
 

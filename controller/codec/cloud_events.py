@@ -1,6 +1,6 @@
 """The CloudEvents that rolloutd writes: one envelope for every record on its own topics.
 
-Belongs here: the envelope. What stands in `data` is each record's own module.
+Belongs here: the envelope. Each kind of record has a module for its `data`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 And what both stores agree on when they save.
 
-Belongs here: what `redis.py` and `memory.py` must do alike, byte for byte. Does not belong here:
-I/O.
+Belongs here: what `adapters/redis` and `adapters/memory` must do alike, byte for byte.
+Does not belong here: I/O.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
-"""Whether a model's advice agrees with how the rollout ended: what it was worth in production."""
+"""Compares a model's advice with how the rollout ended: what the advice was worth in production."""
 
 from __future__ import annotations
 
 from controller.core.rollout import CONTROLLER
 from schemas.terms import AdviceChoice, DecisionKind
 
-#: Decisions that end a rollout by its evidence. What an operator ends says nothing about advice.
-_OUTCOMES = (DecisionKind.COMPLETE, DecisionKind.ROLL_BACK)
+#: Decisions that end a rollout by its evidence. An end by an operator says nothing about advice.
+_ENDS = (DecisionKind.COMPLETE, DecisionKind.ROLL_BACK)
 
 
-def is_outcome(kind: DecisionKind, issuer: str) -> bool:
-    """Tell whether a decision is an outcome that advice can be held against."""
-    return kind in _OUTCOMES and issuer == CONTROLLER
+def ended_by_evidence(kind: DecisionKind, issuer: str) -> bool:
+    """Return whether a decision ended a rollout by its evidence, so that advice can be compared."""
+    return kind in _ENDS and issuer == CONTROLLER
 
 
-def agrees(choice: AdviceChoice, outcome: DecisionKind) -> bool:
-    """Tell whether advice at a gate agrees with a rollout's outcome.
+def agrees(choice: AdviceChoice, end: DecisionKind) -> bool:
+    """Return whether advice at a gate agrees with how the rollout ended.
 
-    `proceed` with completing, all else with rolling back.
+    `proceed` agrees with `complete`, every other choice with `roll_back`.
     """
-    return (choice is AdviceChoice.PROCEED) == (outcome is DecisionKind.COMPLETE)
+    return (choice is AdviceChoice.PROCEED) == (end is DecisionKind.COMPLETE)

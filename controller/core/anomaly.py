@@ -1,9 +1,9 @@
-"""Movement in the evidence that no single test is about.
+"""Finds what is unusual in the evidence of all rollouts together, and no single test is about.
 
-Control that changes, metrics that lean in several flags at once.
+That is control that changes, and metrics that tend towards harm in several flags at once.
 
-For people only: nothing here lowers, holds or raises anything. Regressions of treatment against
-control are found by the tests in `analysis/`; they are not repeated.
+It is for people only: nothing here lowers, holds or raises anything. Regressions of treatment
+against control are found by the tests in `analysis/` and are not repeated here.
 """
 
 from __future__ import annotations
@@ -17,103 +17,104 @@ from controller.core.metrics import kind_to_show
 from controller.core.metrics.kind import ArmSummary
 from schemas.terms import Arm, Verdict
 
-# : Per comparison. A hundred flags of five metrics looked at every 15 min for a year are 17
-# million: 17 false findings a year.
+#: Error probability per comparison. A hundred flags with five metrics, compared every 15 min for a
+#: year, are 17 million comparisons: 17 false reports a year.
 ALPHA = 1e-6
-#: A change below this factor is weather, however sure it is.
+#: A change by less than this factor is ignored as noise, however certain it is.
 FACTOR = 2.0
-#: Fewer new observations are not compared.
+#: Fewer new observations than this are not compared.
 MIN_TRIALS = 200
-#: A metric leans when its evidence of harm reaches this share of its alarm.
-LEANING_SHARE = 0.1
+#: A metric tends towards harm when its e-value reaches this share of its alarm threshold.
+SUSPECT_SHARE = 0.1
+#: Metrics that tend towards harm in fewer flags than this are not reported.
 MIN_FLAGS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Movement:
-    """One thing that people should know of one flag."""
+class Anomaly:
+    """One unusual fact about one flag."""
 
     flag_key: str
     metric: str
     what: str  # one sentence with the numbers
 
 
-def unusual(before: Mapping[str, Judgement], now: Mapping[str, Judgement]) -> tuple[Movement, ...]:
-    """Return what moved between two looks at all rollouts under way.
+def find_anomalies(
+    previous: Mapping[str, Judgement], present: Mapping[str, Judgement]
+) -> tuple[Anomaly, ...]:
+    """Return what is unusual in the present judgements of all rollouts, by flag key.
 
-    By flag, what is new in `now` has no movement yet.
+    Changes are found by comparison with the previous judgements. A flag that has none is not
+    compared.
     """
-    return (*_control_moved(before, now), *_leaning_together(now))
+    return (*_control_changes(previous, present), *_common_suspects(present))
 
 
-def _control_moved(before: Mapping[str, Judgement], now: Mapping[str, Judgement]) -> list[Movement]:
-    """Compare what came since the last look with what stood then.
+def _control_changes(
+    previous: Mapping[str, Judgement], present: Mapping[str, Judgement]
+) -> list[Anomaly]:
+    """Compare what control has reported since the previous judgement with what it reported before.
 
-    Control is served what it always was.
+    Control is served what it always was, so a change there has another cause than the flag.
     """
-    found = []
-    for flag_key, judgement in now.items():
-        earlier = before.get(flag_key)
+    anomalies = []
+    for flag_key, judgement in present.items():
+        earlier = previous.get(flag_key)
         if earlier is None or earlier.visit != judgement.visit:
             continue
-        known = {metric.metric: metric for metric in earlier.metrics}
+        reports = {report.metric: report for report in earlier.metrics}
         for metric in judgement.metrics:
-            old = known[metric.metric].arms.get(Arm.CONTROL) if metric.metric in known else None
+            old_report = reports.get(metric.metric)
+            old = None if old_report is None else old_report.arms.get(Arm.CONTROL)
             new = metric.arms.get(Arm.CONTROL)
             if not kind_to_show(metric.metric).is_share or old is None or new is None:
                 continue  # of a quantile only the whole visit is kept, and not what is new
-            what = _compare(old, new)
-            if what is not None:
-                found.append(
-                    Movement(
-                        flag_key,
-                        metric.metric,
-                        f"{metric.metric} of control {what}, and nobody touched control",
-                    )
-                )
-    return found
+            change = _change(old, new)
+            if change is not None:
+                what = f"{metric.metric} of control {change}, and nobody touched control"
+                anomalies.append(Anomaly(flag_key, metric.metric, what))
+    return anomalies
 
 
-def _compare(old: ArmSummary, new: ArmSummary) -> str | None:
+def _change(old: ArmSummary, new: ArmSummary) -> str | None:
+    """Return in words how a rate has changed, None when it has not."""
     trials, events = new.trials - old.trials, new.events - old.events
     if trials < MIN_TRIALS or old.trials < MIN_TRIALS or not 0 <= events <= trials:
         return None
-    was, is_now = old.events / old.trials, events / trials
-    if was < FACTOR * is_now and is_now < FACTOR * was:
-        return None  # before the intervals, which cost a thousand times as much
+    old_rate, new_rate = old.events / old.trials, events / trials
+    if old_rate < FACTOR * new_rate and new_rate < FACTOR * old_rate:
+        return None  # checked before the intervals, which cost a thousand times as much
     low, high = rate_interval(old.events, old.trials, ALPHA)
     new_low, new_high = rate_interval(events, trials, ALPHA)
     has_risen, has_fallen = new_low > high, new_high < low
     if not (has_risen or has_fallen):
         return None
     return (
-        f"{'rose' if has_risen else 'fell'} from {100 * was:.3g} % to {100 * is_now:.3g} % "
-        f"since the last look"
+        f"{'rose' if has_risen else 'fell'} from {100 * old_rate:.3g} % to {100 * new_rate:.3g} % "
+        f"since the last check"
     )
 
 
-def _leaning_together(now: Mapping[str, Judgement]) -> list[Movement]:
-    """Find metrics that lean towards harm in several flags.
+def _common_suspects(present: Mapping[str, Judgement]) -> list[Anomaly]:
+    """Find metrics that tend towards harm in several flags.
 
-    One cause behind all of them is likelier than many.
+    One cause behind all of them is more likely than several.
     """
-    leaning: dict[str, list[tuple[str, MetricReport]]] = {}
-    for flag_key, judgement in now.items():
+    suspects: dict[str, list[tuple[str, MetricReport]]] = {}
+    for flag_key, judgement in present.items():
         for metric in judgement.metrics:
-            if (
-                metric.harm is not Verdict.FAIL
-                and metric.e_value >= LEANING_SHARE * metric.threshold
-            ):
-                leaning.setdefault(metric.metric, []).append((flag_key, metric))
+            is_suspect = metric.e_value >= SUSPECT_SHARE * metric.threshold
+            if is_suspect and metric.harm is not Verdict.FAIL:
+                suspects.setdefault(metric.metric, []).append((flag_key, metric))
     return [
-        Movement(
+        Anomaly(
             flag_key,
             name,
             f"{name} leans towards harm in {len(flags)} flags at once: "
             f"{', '.join(sorted(key for key, _ in flags)[:8])}; "
             f"here the evidence is {metric.e_value:.3g}, alarm at {metric.threshold:.3g}",
         )
-        for name, flags in leaning.items()
+        for name, flags in suspects.items()
         if len(flags) >= MIN_FLAGS
         for flag_key, metric in flags
     ]

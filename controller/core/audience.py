@@ -1,19 +1,20 @@
-"""Who belongs to an audience.
+"""Which contexts belong to an audience: conditions on attributes, and what each operator means.
 
-Conditions on a context's attributes, and exactly what each operator means.
-
-The meaning is chosen so that it can be written in the rules of every flag plane and comes out the
-same there: no operator converts types, and a missing attribute, or one of a type the operator does
-not know, never matches. In JsonLogic's words see `controller/flagd.py`; the tests hold both against
-each other.
+The operators are defined so that the rules of every flag plane can express them with the same
+result. No operator converts types. An attribute that is missing, or has a type that the operator is
+not for, never matches. `controller/codec/flagd.py` writes the same conditions as JsonLogic, and
+tests compare the two.
 
 | operator | matches when the attribute is |
 |---|---|
 | `eq`, `in` | equal to a value and of its type; 1 and 1.0 are equal, 1 and true are not |
 | `gte`, `lte` | a number of at least, at most the value |
-| `starts_with`, `ends_with` | a text that starts, ends with one of the values, code point by code point |
-| `sem_ver` | a text that is a version in the range; ordered as SemVer 2.0 says, `v` in front and missing numbers allowed |
-| `before`, `after` | a text that looks like a date or RFC 3339 time, and comes before the value, or not before it |
+| `starts_with`, `ends_with` | a text that starts, ends with one of the values, by code points |
+| `sem_ver` | a text that is a version in the range, see below |
+| `before` | a text that looks like a date or RFC 3339 time, before the value |
+| `after` | such a text, not before the value |
+
+Versions are ordered as in SemVer 2.0; a leading `v` and missing numbers are allowed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from schemas.terms import Operator
 Scalar = str | int | float | bool
 
 Attributes = Mapping[str, object]
-"""What is known of a context, as JSON has it; its id stands under `targetingKey`."""
+"""The attributes of a context as JSON values, with its id as `targetingKey`."""
 
 #: Moments are compared to the second: `2026-03-01T12:00:00`.
 MOMENT_LENGTH = 19
@@ -36,13 +37,12 @@ MOMENT_LENGTH = 19
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One thing that must be so of an attribute."""
+    """One requirement on an attribute."""
 
     attribute: str
     operator: Operator
-    values: tuple[
-        Scalar, ...
-    ]  # one of them suffices; for `sem_ver` a range such as `>= 2.4.0`; at least one
+    #: At least one; one that matches suffices. For `sem_ver` ranges such as `>= 2.4.0`.
+    values: tuple[Scalar, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,10 @@ class Audience:
 
 
 def matcher(audience: Audience) -> Callable[[Attributes], bool]:
-    """Return the function that tells whether a context with these attributes belongs to the audience. It never raises."""
+    """Return the function from attributes to whether they belong to the audience.
+
+    The function never raises.
+    """
     clauses = tuple(
         tuple((one.attribute, _test(one)) for one in conditions) for conditions in audience.any_of
     )
@@ -72,7 +75,7 @@ _Test = Callable[[object], bool]
 
 
 def _test(condition: Condition) -> _Test:
-    """Return the test of one attribute's value, None for an attribute that is not there."""
+    """Return the test of one attribute's value; the value of a missing attribute is None."""
     match condition.operator:
         case Operator.EQ | Operator.IN:
             return _equal_to_one_of(condition.values)
@@ -93,10 +96,10 @@ def _test(condition: Condition) -> _Test:
             return lambda value: isinstance(value, str) and any(test(value) for test in ranges)
         case Operator.BEFORE:
             edge = comparable_moment(str(condition.values[0]))
-            return lambda value: _looks_like_moment(value) and value[:MOMENT_LENGTH] < edge  # type: ignore[index]
+            return lambda value: isinstance(moment := _moment_in(value), str) and moment < edge
         case Operator.AFTER:
             edge = comparable_moment(str(condition.values[0]))
-            return lambda value: _looks_like_moment(value) and value[:MOMENT_LENGTH] >= edge  # type: ignore[index]
+            return lambda value: isinstance(moment := _moment_in(value), str) and moment >= edge
 
 
 def _is_number(value: object) -> bool:
@@ -104,7 +107,7 @@ def _is_number(value: object) -> bool:
 
 
 def _equal_to_one_of(values: tuple[Scalar, ...]) -> _Test:
-    """Return the test for equality without conversion: Python takes true for 1."""
+    """Return the test for equality without conversion; in Python itself True equals 1."""
     switches = frozenset(value for value in values if isinstance(value, bool))
     numbers = frozenset(value for value in values if _is_number(value))
     texts = frozenset(value for value in values if isinstance(value, str))
@@ -124,32 +127,34 @@ def _equal_to_one_of(values: tuple[Scalar, ...]) -> _Test:
 
 
 def comparable_moment(text: str) -> str:
-    """Return a condition's date, or moment in UTC.
+    """Return a condition's date or UTC time as the text that attributes are compared with.
 
-    As an attribute's first `MOMENT_LENGTH` characters are compared with it.
-
-    Midnight is the bare date: so a date in an attribute is its own midnight, before everything
-    later that day.
+    Of an attribute the first `MOMENT_LENGTH` characters are compared. Midnight becomes the bare
+    date, so that a date in an attribute is its own midnight, before everything later that day.
     """
     return text.removesuffix("Z").removesuffix("T00:00:00")
 
 
-def _looks_like_moment(value: object) -> bool:
-    return isinstance(value, str) and value[4:5] == "-" and value[7:8] == "-"
+def _moment_in(value: object) -> str | None:
+    """Return the compared part of a text that looks like a date or time, None for other values."""
+    if isinstance(value, str) and value[4:5] == "-" and value[7:8] == "-":
+        return value[:MOMENT_LENGTH]
+    return None
 
 
 # --- versions
 # --------------------------------------------------------------------------------------------------
 
+_PART = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"  # of a pre-release
 _VERSION = re.compile(
     r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-    r"(?:-((?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)(?:\.(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*))?"
+    rf"(?:-({_PART}(?:\.{_PART})*))?"
     r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?\Z",
     re.ASCII,
 )
 _NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+)?\Z", re.ASCII)
 _RANGE = re.compile(r"(=|!=|<=|>=|<|>|\^|~)\s*(.+)\Z", re.DOTALL)
-#: Longer texts are no versions: reading a number of a million digits takes its time.
+#: Longer texts are no versions: a number of a million digits would take long to read.
 _VERSION_MAX = 256
 
 _Version = tuple[int, int, int, tuple[object, ...]]
@@ -185,11 +190,11 @@ def _version_test(comparison: str, text: str) -> Callable[[str], bool]:
 
 
 def _version(text: str) -> _Version | None:
-    """Return a version in the order of SemVer 2.0 section 11, None for a text that is none.
+    """Return a version as a value in the order of SemVer 2.0, section 11; None for other texts.
 
-    As flagd reads it: a leading `v` is dropped, and `1` and `1.2` stand for `1.0.0` and `1.2.0`,
-    but a pre-release needs all three numbers: `2026-03-01` is no version. Build metadata says
-    nothing.
+    Texts are read as flagd does: a leading `v` is dropped, and `1` and `1.2` stand for `1.0.0` and
+    `1.2.0`. A pre-release needs all three numbers: `2026-03-01` is no version. Build metadata is
+    ignored.
     """
     found = _VERSION.match(full_version(text)) if len(text) <= _VERSION_MAX else None
     if found is None:
@@ -204,9 +209,6 @@ def _version(text: str) -> _Version | None:
 
 
 def full_version(text: str) -> str:
-    """Return `2.4.0` for `v2.4`.
-
-    Without `v` in front, and with all three numbers unless more than numbers follows.
-    """
+    """Return `2.4.0` for `v2.4`: without `v`, and with three numbers if it is numbers alone."""
     text = text[1:] if text[:1] in ("v", "V") else text
     return text + ".0" * (2 - text.count(".")) if _NUMBERS.match(text) else text

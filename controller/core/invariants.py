@@ -1,8 +1,8 @@
 """Rules that no transition may break, whatever decided it: checked in production before each save.
 
-They say again, from the outside and each on its own, what `machine/` is built to do. A transition
-that would raise exposure against one of them is not saved. Pure, one small function per rule; the
-numbers are those of the specification.
+They state from the outside, each independently, what `machine/` is built to do. A transition that
+would raise exposure against one of them is not saved. Everything is pure: one small function per
+rule, with the numbers of the specification.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from schemas.terms import (
 
 #: Labels of the counter, one per function below.
 RULES = ("I1", "I3", "I4", "I4'", "I5", "I6", "I7", "I14", "I16", "I17", "I19")
-#: A gate decides at the first event past its deadline; so much may lie between the two clocks'
-#: readings.
+#: A gate decides at the first event past its deadline. The two readings of the clock may differ by
+#: this.
 GATE_EPSILON = timedelta(seconds=1)
 #: A bake ends by a timer that may fire a little early.
 BAKE_EPSILON_SECONDS = 1.0
@@ -63,7 +63,7 @@ _MAY_RAISE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One decision, before it is saved."""
+    """One decision before it is saved: what was, what happened and when, and what follows."""
 
     before: Rollout | None
     event: Event
@@ -73,12 +73,12 @@ class Step:
 
     @property
     def decision(self) -> PublishDecision | None:
-        """The decision that goes to the audit log; None where nothing was decided."""
+        """The entry for the audit log; None where nothing was decided."""
         return next((each for each in self.effects if isinstance(each, PublishDecision)), None)
 
     @property
     def is_raise(self) -> bool:
-        """True when more contexts may see treatment after it."""
+        """Whether more contexts may see treatment after it."""
         return self.after is not None and raises_exposure(self.before, self.after)
 
 
@@ -88,13 +88,13 @@ class Violation:
 
     rule: str
     why: str  # with the numbers
-    forbids: bool  # True: it must not be saved; False: it only lowers or holds
+    forbids: bool  # True: the transition must not be saved; False: it only lowers or holds
 
 
 def raises_exposure(before: Rollout | None, after: Rollout) -> bool:
-    """Tell whether more contexts may see treatment.
+    """Return whether more contexts may see treatment.
 
-    A higher percentage, or a later stage of one rollout.
+    That is so at a higher percentage, and in a later stage of the same rollout.
     """
     if before is None or before.rollout_id != after.rollout_id:
         return after.percent > (0.0 if before is None else before.percent)
@@ -102,7 +102,8 @@ def raises_exposure(before: Rollout | None, after: Rollout) -> bool:
         return True
     if after.stage_index is None or before.stage_index is None:
         return False
-    return after.stage_index > before.stage_index  # 50 % of a small audience to 10 % of everybody
+    # A stage may be later and lower: 10 % of all contexts after 50 % of a small audience.
+    return after.stage_index > before.stage_index
 
 
 def violations(
@@ -112,13 +113,13 @@ def violations(
     outbox_limit: int,
     bake_left_seconds: float | None,
 ) -> list[Violation]:
-    """Return every rule that the transition breaks; empty when all is well.
+    """Return every rule that the step breaks; empty when all is well.
 
-    `outbox` are effects that wait for Kafka; `bake_left_seconds` is what is left of the bake by the
-    monotonic clock of this process, None when none lasts.
+    `outbox` is the number of effects that wait for Kafka. `bake_left_seconds` is what is left of
+    the bake by the monotonic clock of this process, None when no bake lasts.
     """
     is_raise = step.is_raise
-    found: Iterator[tuple[str, str | None]] = iter(
+    checks: Iterator[tuple[str, str | None]] = iter(
         (
             ("I1", raise_without_cause(step)),
             ("I3", breach_unanswered(step)),
@@ -136,15 +137,15 @@ def violations(
     forbidding = ("I4", "I19")
     return [
         Violation(rule, why, is_raise or rule in forbidding)
-        for rule, why in found
+        for rule, why in checks
         if why is not None
     ]
 
 
 def raise_without_cause(step: Step) -> str | None:
-    """I1: percent rises only with a decision that names a passed gate or a command.
+    """I1: percent rises only with a decision that names a passed gate, or a command.
 
-    One stage per gate.
+    A gate leads up by one stage.
     """
     before, after = step.before, step.after
     if after is None or not step.is_raise:
@@ -172,31 +173,28 @@ def raise_without_cause(step: Step) -> str | None:
 
 
 def breach_unanswered(step: Step) -> str | None:
-    """I3: a breach leads, in the same step, to 0 %, to the stage below, or to a pause.
-
-    As the plan says.
-    """
+    """I3: a breach leads in the same step to 0 %, the stage below or a pause, as the plan says."""
     before, after, event = step.before, step.after, step.event
     if before is None or after is None or not isinstance(event, EvidenceJudged):
         return None
-    found = event.judgement.breach
-    if found is None or before.has_ended or isinstance(before.phase, Scheduled):
+    breach = event.judgement.breach
+    if breach is None or not before.phase.is_guarded:
         return None
     is_lower = after.percent < before.percent or (after.stage_index or 0) < (
         before.stage_index or 0
     )
-    if is_lower or (found.on_breach is OnBreach.PAUSE and isinstance(after.phase, Paused)):
+    if is_lower or (breach.on_breach is OnBreach.PAUSE and isinstance(after.phase, Paused)):
         return None
-    return f"{found.metric} is breached and {before.percent:g} % becomes {after.percent:g} %"
+    return f"{breach.metric} is breached and {before.percent:g} % becomes {after.percent:g} %"
 
 
 def revived(step: Step) -> str | None:
-    """I4: rollback is monotone: after it percent stays 0 until a start with a new rollout id."""
+    """I4: a roll back is final: percent stays 0 until a start with a new rollout id."""
     before, after = step.before, step.after
     if before is None or not isinstance(before.phase, RolledBack | Aborted):
         return None
     if after is None:
-        return "a rollout that has ended is forgotten"
+        return "a rollout that has ended is gone"
     if after.rollout_id == before.rollout_id:
         if after.percent != 0 or not isinstance(after.phase, RolledBack | Aborted):
             return f"{before.phase.name} becomes {after.phase.name} at {after.percent:g} %"
@@ -267,12 +265,12 @@ def revision(step: Step) -> str | None:
     before, after = step.before, step.after
     if after is None or after is before:
         return None
-    was = 0 if before is None else before.revision
-    if after.revision == was + 1:
+    previous = 0 if before is None else before.revision
+    if after.revision == previous + 1:
         return None
-    if before is not None and after.revision == was and _seen(before) == _seen(after):
-        return None  # where the question to the model stands is no transition
-    return f"revision {was} is followed by {after.revision}"
+    if before is not None and after.revision == previous and _visible(before) == _visible(after):
+        return None  # a change of the question to the model is no transition
+    return f"revision {previous} is followed by {after.revision}"
 
 
 def outbox_overflow(step: Step, outbox: int, limit: int) -> str | None:
@@ -283,7 +281,7 @@ def outbox_overflow(step: Step, outbox: int, limit: int) -> str | None:
 
 
 def gate_past_deadline(step: Step) -> str | None:
-    """I16: the gate decides at latest at its deadline, whatever the model does."""
+    """I16: the gate decides at its deadline at the latest, whatever the model does."""
     before, after, now = step.before, step.after, step.now
     if before is None or not isinstance(before.phase, Gating) or after is None:
         return None
@@ -306,10 +304,7 @@ def advance_despite_gaps(step: Step) -> str | None:
 
 
 def shortened_bake(step: Step, bake_left_seconds: float | None) -> str | None:
-    """I19: a bake is never shortened by any clock.
-
-    The monotonic clock of this process has seen it pass.
-    """
+    """I19: no clock shortens a bake: it has passed by the monotonic clock of this process too."""
     before, after = step.before, step.after
     if before is None or after is None or bake_left_seconds is None:
         return None
@@ -321,7 +316,7 @@ def shortened_bake(step: Step, bake_left_seconds: float | None) -> str | None:
 
 
 def _has_passed(step: Step) -> bool:
-    """Tell whether evidence let the rollout go on."""
+    """Return whether evidence let the rollout advance."""
     after = step.after
     if after is None or step.before is None:
         return False
@@ -331,8 +326,8 @@ def _has_passed(step: Step) -> bool:
     return step.is_raise or is_complete
 
 
-def _seen(rollout: Rollout) -> object:
-    """Return all of a document but where the question to the model stands."""
+def _visible(rollout: Rollout) -> object:
+    """Return all of a document but the state of the question to the model."""
     phase = (
         replace(rollout.phase, advice=None) if isinstance(rollout.phase, Gating) else rollout.phase
     )

@@ -1,6 +1,6 @@
-"""The declared journey of one flag, as the core sees it: already validated, already in units.
+"""The plan of one flag's rollout, as the core uses it: validated, and in units.
 
-The wire form (YAML, JSON) is in `schemas/plan.py`, every check with a message for people in
+The wire form (YAML, JSON) is in `schemas/plan.py`. Checks with messages for people are in
 `controller/plans/`. A running rollout keeps the plan it started with, so these values are frozen.
 """
 
@@ -36,41 +36,37 @@ class Stage:
     min_sample: int  # distinct exposed contexts per arm before anything is concluded, at least 1
     max_bake: timedelta  # counted like `bake`; past it an undecided gate pauses the rollout
     approval: Approval = Approval.NOT_REQUIRED
-    audience: str | None = (
-        None  # whom `percent` is a share of, by its name in Plan.audiences; None: everybody
-    )
+    #: Name in Plan.audiences of the contexts that `percent` is a share of; None: all contexts.
+    audience: str | None = None
     control: ControlArm = ControlArm.REST
 
     @property
     def has_control(self) -> bool:
-        """False at 100 %: nobody is left to compare with, only absolute limits can be judged."""
+        """Whether contexts are left to compare with. At 100 % only limits can be judged."""
         return self.percent < 100
 
 
 @dataclass(frozen=True, slots=True)
 class Guardrail:
-    """One metric that is watched, and what a regression of it does.
+    """One metric to watch, and what to do about a regression of it.
 
-    `limit` is the absolute bound in the metric's unit, None for no bound: a share in [0, 1], or
-    milliseconds. `margin` is the tolerated relative harm
-    against control, None for no comparison: 0.1 tolerates that treatment is up to 10 % worse. At
-    least one of the two is set.
+    `limit` is the absolute bound in the metric's unit, a share in [0, 1] or milliseconds; None: no
+    bound. `margin` is the relative harm against control that is tolerated: 0.1 tolerates that
+    treatment is up to 10 % worse; None: no comparison. At least one of the two is set.
     """
 
     metric: str  # see schemas/metric_names.py
     role: MetricRole = MetricRole.GUARDRAIL
     limit: float | None = None
     margin: float | None = None
-    gate_margin: float | None = (
-        None  # non-inferiority margin asked for at a gate; None: the engine's ladder by percent
-    )
-    in_points: bool = (
-        False  # both margins are differences of shares: 0.005 tolerates 1.5 % where control has 1 %
-    )
+    #: Margin of the non-inferiority test at a gate; None: the default for the stage's percentage.
+    gate_margin: float | None = None
+    #: Both margins are differences of shares: 0.005 tolerates 1.5 % where control has 1 %.
+    in_points: bool = False
     on_breach: OnBreach = OnBreach.ROLL_BACK
     from_percent: float = 0.0  # watched only in stages of at least this percentage,
     to_percent: float = 100.0  # and at most this one: a limit that tightens is two guardrails
-    #: What the metric's name stands for.
+    #: The kind that the metric's name belongs to.
     kind: MetricKind = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,13 +74,13 @@ class Guardrail:
         object.__setattr__(self, "kind", kind_of(self.metric))
 
     def is_watched_at(self, percent: float) -> bool:
-        """True when a stage of `percent` is judged by this guardrail."""
+        """Return whether a stage of `percent` is judged by this guardrail."""
         return self.from_percent <= percent <= self.to_percent
 
 
 @dataclass(frozen=True, slots=True)
 class FreezeWindow:
-    """A recurring time in which nothing advances. Never delays a rollback."""
+    """A recurring time in which nothing advances. It never delays a rollback."""
 
     weekdays: frozenset[int]  # ISO, Monday is 1; the day on which the window starts
     start_minute: int  # of the local day, 0..1439
@@ -97,13 +93,13 @@ class AdvisorPolicy:
     """What the language model may do at this plan's gates."""
 
     mode: AdvisorMode = AdvisorMode.CAN_HOLD
-    deadline: timedelta = timedelta(seconds=30)  # one question, from asking to parsed answer
+    deadline: timedelta = timedelta(seconds=30)  # for one question and its parsed answer
     hold_rounds: int = 3  # holds by advice before a person decides
     hold_for: timedelta = timedelta(minutes=10)  # between two rounds
 
 
-# : What a health gap does at a gate when the plan is silent: wait and see, but a broken split is a
-# fault, not a delay.
+#: What a health gap does at a gate where the plan does not say: the gate waits, but a broken split
+#: is a fault and pauses the rollout.
 DEFAULT_GAP_POLICIES: dict[HealthGap, GapPolicy] = {
     gap: GapPolicy.PAUSE if gap is HealthGap.SRM else GapPolicy.WAIT for gap in HealthGap
 }
@@ -114,7 +110,7 @@ class Plan:
     """Stages, guardrails and policies of one rollout."""
 
     name: str
-    version: str  # hash of the canonical wire form: names exactly what was decided by
+    version: str  # hash of the canonical wire form: identifies the plan of a decision
     flag_key: str
     treatment: str  # variant name; with `split` the name of the arm
     control: str  # variant name
@@ -127,39 +123,28 @@ class Plan:
     )
     alpha: float = 0.01  # probability of a false roll back over the whole rollout
     beta: float = 0.05  # probability that a gate passes a release as bad as the margin
-    fresh_within: timedelta = timedelta(
-        seconds=60
-    )  # the freshest event of a judged stage is at most this old
+    #: The newest event of a stage that is judged is at most this old.
+    fresh_within: timedelta = timedelta(seconds=60)
     owner: str = ""
     description: str = ""
     expires_at: datetime | None = None  # past it a running rollout pauses and asks for its owner
     start_at: datetime | None = None
     flag_type: FlagType = FlagType.RELEASE
     audiences: tuple[Audience, ...] = ()
-    unassigned: str = (
-        "unassigned"  # variant name of contexts that are in neither arm and get control's value
-    )
-    split: tuple[
-        tuple[str, int], ...
-    ] = ()  # (variant, weight): what treatment is divided among; empty: not divided
-    values: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # JSON by variant name; empty: true and false
-    # a timed ramp without evidence: stages end by bake alone. Said loudly wherever it is shown
+    #: Variant name of contexts that are in neither arm and get control's value.
+    unassigned: str = "unassigned"
+    #: (variant, weight): what treatment is divided among; empty: not divided.
+    split: tuple[tuple[str, int], ...] = ()
+    #: JSON value by variant name; empty: true and false.
+    values: Mapping[str, Any] = field(default_factory=dict)
+    #: A timed ramp without evidence: stages end by bake alone. Every view of the plan warns of it.
     blind: bool = False
 
     def audience(self, name: str | None) -> Audience | None:
-        """Return an audience by its name, None for everybody.
+        """Return an audience by its name, None for all contexts.
 
         Raises KeyError for an unknown name.
         """
         if name is None:
             return None
-        found = next((audience for audience in self.audiences if audience.name == name), None)
-        if found is None:
-            raise KeyError(name)
-        return found
-
-    def guardrails_at(self, percent: float) -> tuple[Guardrail, ...]:
-        """Return the guardrails that a stage of `percent` is judged by, in the plan's order."""
-        return tuple(guardrail for guardrail in self.guardrails if guardrail.is_watched_at(percent))
+        return {audience.name: audience for audience in self.audiences}[name]

@@ -44,7 +44,7 @@ class _Timed:
 
 @dataclass(frozen=True, slots=True)
 class _Phase(_Timed):
-    """What every phase says of itself, so that nobody else has to list the phases it is true of."""
+    """What every phase says of itself, so that no other file has to list phases."""
 
     name: ClassVar[PhaseName]
     serves_nothing: ClassVar[bool] = False  # 0 % is served, whatever the stages say

@@ -1,24 +1,24 @@
 """What flag planes have to serve, as a pure function of the rollout: the same for every plane.
 
-A stage opens a *ring*: a share of an audience, or of everybody. Rings of earlier stages stay as
-they are, each audience at the newest percentage it was given, so widening a rollout never takes
-anybody out, and stepping back takes out who came last. Every context falls into one of
-`WEIGHT_TOTAL` buckets by its targeting key, the same bucket for every ring, and is in treatment
-when a ring that it belongs to has more buckets than that.
+A stage opens a *ring*: a share of an audience, or of all contexts. Rings of earlier stages stay as
+they are, and each audience keeps the newest percentage it was given. So widening a rollout takes no
+context out of treatment, and stepping back takes out those that came last. Every context falls into
+one of `WEIGHT_TOTAL` buckets by its targeting key, the same bucket for every ring. It is in
+treatment when the number of its bucket is below the number of buckets of a ring that it belongs to.
 
-Only the ring of the present stage is compared. Who has nothing to do with it is served under a name
-of its own, so that no count mixes up people whom no lot has dealt to the arms:
+Only the ring of the present stage is compared. Contexts outside of this comparison are served under
+variant names of their own, because contexts that were not randomized must not be counted:
 
-| served as | value | counts as | who |
+| served as | value | counts as | which contexts |
 |---|---|---|---|
-| `treatment`, or a variant of `split` | its own | treatment | in the stage's audience, in its lowest buckets |
-| `control` | control's | control | in the stage's audience: the rest, or as many of its highest buckets |
+| `treatment`, or one of `split` | its own | treatment | in the stage's audience: lowest buckets |
+| `control` | control's | control | in the stage's audience: the rest, or the highest buckets |
 | `unassigned` | control's | nothing | in no ring, or between two arms of equal size |
 | `<treatment>-earlier` | treatment's | nothing | in treatment by a wider ring of an earlier stage |
 
-A plan without audiences and equal-size arms knows the first and the third line alone. How a bucket
-is found is the plane's business (flagd's hash: `controller/web/bucketing.py`), which ring applies
-and what it serves is said here, in `assign`.
+A plan without audiences and without control arms of equal size uses the first two lines alone. How
+a bucket is computed depends on the plane (flagd's hash: `controller/web/bucketing.py`). Which ring
+applies, and what it serves, is decided here, in `assign`.
 """
 
 from __future__ import annotations
@@ -37,20 +37,22 @@ from schemas.terms import ControlArm
 
 #: Buckets: steps of 0.01 %.
 WEIGHT_TOTAL = 10_000
-# : What the name of a variant ends with for contexts that are in treatment by an earlier ring, and
-# so in no arm.
+#: End of the variant names for contexts that are in treatment by an earlier ring, and so in no arm.
 EARLIER_SUFFIX = "-earlier"
 
 
 def weight_of(percent: float) -> int:
-    """Return how many of the `WEIGHT_TOTAL` buckets are in treatment at `percent`, in [0, 100], to the nearest 0.01."""
+    """Return how many of the `WEIGHT_TOTAL` buckets are in treatment at `percent`.
+
+    `percent` is in [0, 100], to the nearest 0.01. Raises ValueError outside.
+    """
     if not 0 <= percent <= 100:
         raise ValueError(f"a percentage lies in [0, 100], not at {percent}")
     return round(percent * (WEIGHT_TOTAL / 100))
 
 
 class Part(StrEnum):
-    """What a context is to the comparison; which variant that is, `Serving.name` says."""
+    """The role of a context in the comparison; `Serving.name` gives the variant for it."""
 
     TREATMENT = "treatment"
     CONTROL = "control"
@@ -62,19 +64,17 @@ class Part(StrEnum):
 class Ring:
     """A share of an audience that gets treatment."""
 
-    audience: Audience | None  # None: everybody
+    audience: Audience | None  # None: all contexts
     percent: float
-    is_compared: bool  # the present stage's
+    is_compared: bool  # it is the ring of the present stage
     control: ControlArm = ControlArm.REST
 
     @property
     def slices(self) -> tuple[tuple[Part, int], ...]:
-        """(part, buckets) from the lowest bucket up, `WEIGHT_TOTAL` together.
+        """(part, number of buckets) from the lowest bucket up, `WEIGHT_TOTAL` together.
 
-        Treatment only ever grows at its upper end.
-
-        An arm of equal size has the highest buckets, so that it too only grows as treatment does,
-        and is the last to lose contexts to it.
+        Treatment grows at its upper end alone. A control arm of equal size has the highest buckets:
+        so it too only grows while treatment does, and is the last to lose contexts to it.
         """
         weight = weight_of(self.percent)
         if not self.is_compared:
@@ -90,7 +90,7 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What a plane serves for one flag now."""
+    """What every plane must serve for one flag now."""
 
     treatment: str  # variant names
     control: str
@@ -107,22 +107,19 @@ class Serving:
 
     @property
     def is_plain(self) -> bool:
-        """True when it is a share of everybody, treatment or control.
-
-        All that a plane without audiences can do.
-        """
+        """Whether it is a plain share of all contexts, which every plane can serve."""
         return self.rings[0].audience is None and self.rings[0].slices[1][0] is Part.CONTROL
 
     @property
     def is_off(self) -> bool:
-        """True when nobody gets treatment."""
+        """Whether no context gets treatment."""
         return all(ring.percent == 0 for ring in self.rings)
 
     @property
     def beyond_share(self) -> str | None:
-        """What a plane cannot serve that knows nothing but a share of everybody, in words.
+        """What goes beyond a plain share of all contexts, in words; None for nothing.
 
-        None when that is all there is.
+        A plane that can only serve such a share cannot serve it.
         """
         if self.is_off:
             return None
@@ -140,8 +137,8 @@ class Serving:
     def name(self, part: Part, lot: int = 0) -> str:
         """Return the variant that is served to a context of this part.
 
-        `lot`, an even 32-bit hash of the targeting key that does not depend on the bucket, draws
-        one of the variants that treatment is divided among.
+        `lot` is an even 32-bit hash of the targeting key that does not depend on the bucket. It
+        selects one of the variants that treatment is divided among.
         """
         if part is Part.CONTROL:
             return self.control
@@ -160,19 +157,18 @@ class Serving:
 
 
 def assign(serving: Serving, bucket: int, attributes: Attributes, lot: int = 0) -> str:
-    """Return the name of the variant a context is served.
+    """Return the name of the variant that a context is served.
 
-    The reference that every plane's rules are tested against.
-
-    `bucket` is its bucket in [0, `WEIGHT_TOTAL`), `attributes` what is known of it, its id as
-    `targetingKey` among it; `lot` see `Serving.name`.
+    The rules of every plane are tested against this function. `bucket` is the context's bucket in
+    [0, `WEIGHT_TOTAL`), `attributes` are its attributes with its id as `targetingKey`; for `lot`
+    see `Serving.name`.
     """
     part = chooser(serving)(bucket, attributes)
     return serving.name(part, lot)
 
 
 def chooser(serving: Serving) -> Callable[[int, Attributes], Part]:
-    """Return the function from bucket and attributes to part: `assign` for who asks often."""
+    """Return the function from bucket and attributes to part: `assign` for many calls."""
     rings = [
         (
             None if ring.audience is None else matcher(ring.audience),
@@ -194,8 +190,8 @@ def chooser(serving: Serving) -> Callable[[int, Attributes], Part]:
 def serving(rollout: Rollout) -> Serving:
     """Return what every plane must serve for `rollout`.
 
-    Before the start and after a rollback that is control for everybody. This is stated here once
-    more, since it is the last place where a mistake anywhere else can be kept from the users.
+    Before the start and after a roll back that is control for all contexts. It is enforced here
+    again: this is the last place where a mistake elsewhere can be kept from users.
     """
     plan = rollout.plan
     rings: tuple[Ring, ...] = (Ring(None, 0.0, is_compared=True),)
@@ -212,12 +208,10 @@ def serving(rollout: Rollout) -> Serving:
 
 
 def percent_to_serve(rollout: Rollout) -> float:
-    """Return the percentage, in [0, 100].
+    """Return the percentage, in [0, 100], for planes that can serve nothing but percentages.
 
-    That a plane must serve which knows nothing but percentages.
-
-    It is that of the ring of everybody, 0 while there is none: what an audience is given would
-    otherwise reach all.
+    It is that of the ring of all contexts, and 0 while there is none: otherwise all contexts would
+    get what only an audience should.
     """
     if rollout.serves_nothing:
         return 0.0
@@ -227,7 +221,7 @@ def percent_to_serve(rollout: Rollout) -> float:
 
 
 def beyond_share_of(plan: Plan) -> str | None:
-    """Return in words what of a plan no plane can serve that knows nothing but a share of everybody; None for nothing."""
+    """Return in words what of a plan goes beyond a share of all contexts; None for nothing."""
     more = (
         ("audiences", any(stage.audience is not None for stage in plan.stages)),
         (
@@ -240,7 +234,7 @@ def beyond_share_of(plan: Plan) -> str | None:
 
 
 def decided_share(plan: Plan, visit: Visit) -> float | None:
-    """Return the share of treatment among the contexts that count in a stay, in (0, 1).
+    """Return the share of treatment among the contexts that count in a visit, in (0, 1).
 
     None where there is no control.
     """
@@ -253,10 +247,10 @@ def decided_share(plan: Plan, visit: Visit) -> float | None:
 
 
 def share_before(plan: Plan, visits: Sequence[Visit]) -> float | None:
-    """Return the share of treatment that would still be observed had the planes kept what the stay before asked for.
+    """Return the share of treatment that planes would still serve from the visit before.
 
-    None where that says nothing: in the first stay, where it cannot be told from a treatment too
-    broken to report, and where the decision left the share as it was.
+    None in the first visit, where it could also be a treatment that is too broken to report, and
+    where the decision left the share as it was.
     """
     if len(visits) < 2:
         return None
@@ -270,10 +264,7 @@ def counted_as_treatment(plan: Plan) -> tuple[str, ...]:
 
 
 def uncounted_variants(plan: Plan) -> tuple[str, ...]:
-    """Return the variants that a plan may serve and that are in neither arm.
-
-    None for a plan without need of them.
-    """
+    """Return the variants that a plan may serve and that are in neither arm; perhaps none."""
     if all(stage.audience is None and stage.control is ControlArm.REST for stage in plan.stages):
         return ()
     return plan.unassigned, *(name + EARLIER_SUFFIX for name in counted_as_treatment(plan))
@@ -301,11 +292,9 @@ def _control_weight(weight: int, control: ControlArm) -> int:
 def _rings(plan: Plan, present: int, percent: float) -> tuple[Ring, ...]:
     """Return the rings of the stages up to the present one, which serves `percent`.
 
-    Widest first, of equals the compared one.
-
-    Sorted so, the first ring that a context belongs to is the one with the most buckets, and it
-    counts for the present stage exactly when no wider ring has it already. Behind a ring of
-    everybody nothing is left to decide.
+    The widest is first; of two equals the compared one is. In this order the first ring that a
+    context belongs to is the one with the most buckets. A context counts for the present stage only
+    if no wider ring has it. Rings after one of all contexts decide nothing and are left out.
     """
     if not plan.audiences:
         return (Ring(None, percent, is_compared=True, control=plan.stages[present].control),)

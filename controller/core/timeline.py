@@ -1,4 +1,4 @@
-"""Event time to stage, and freeze windows: everything about when, nothing about what."""
+"""Maps times of events to visits, and computes freeze windows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from controller.core.rollout import Visit
 
 
 def locate(visits: Sequence[Visit], event_time: datetime) -> int | None:
-    """Return the index of the visit an event counts for, None while settling, before the start and after the end.
+    """Return the index of the visit that an event counts for.
 
+    None while settling, before the start and after the end.
     A pure function of the event's own time, so that a replay counts the same. `event_time` is
     UTC-aware.
     """
@@ -26,13 +27,11 @@ def locate(visits: Sequence[Visit], event_time: datetime) -> int | None:
     return None
 
 
-#: Freezes are worked out for so many days at a time: nearly every question is about the present
-#: fortnight.
+#: Freezes are computed for this many days at once: nearly every question is about these two weeks.
 _DAYS_AT_ONCE = 14
-#: A freeze is followed no further. Windows that together freeze every week never end.
+#: The end of a freeze is searched no further ahead. Windows can together freeze every week.
 _FOLLOWED = timedelta(days=56)
-#: Windows apply between these years; at the ends of what a datetime holds there is no day before
-#: or after.
+#: Windows apply between these years. At the limits of `datetime` no day comes before or after.
 _FIRST_YEAR, _LAST_YEAR = 1900, 9900
 _DAY_MINUTES = 24 * 60
 _MINUTE = timedelta(minutes=1)
@@ -40,16 +39,16 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_DAY = _EPOCH.date().toordinal()
 
 Interval = tuple[int, int]
-"""Beginning and end in seconds since 1970 UTC."""
+"""Start and end in seconds since 1970 UTC."""
 
 
 def frozen_until(windows: Sequence[FreezeWindow], at: datetime) -> datetime | None:
     """Return when the freeze around `at` ends, None when no window covers it.
 
-    Overlapping and touching windows are one; a freeze of more than eight weeks is followed no
-    further than that. `at` is UTC-aware, and so is the answer. Where a daylight-saving change
-    skips or repeats a local time, a window starts at the earliest and ends at the latest that it
-    may mean: none is lost.
+    Windows that overlap or touch are one freeze. The end of a freeze is searched for eight weeks.
+    `at` is UTC-aware, and so is the result. Where a daylight-saving change skips or repeats a local
+    time, a window starts at the earliest and ends at the latest moment that the local time can be:
+    no part of it is lost.
     """
     if not windows or not _FIRST_YEAR < at.year < _LAST_YEAR:
         return None
@@ -65,7 +64,7 @@ def frozen_until(windows: Sequence[FreezeWindow], at: datetime) -> datetime | No
 
 
 def _end_in_block(windows: tuple[FreezeWindow, ...], at: datetime) -> datetime | None:
-    """Return the end, as far as its days say, of the freeze around `at`."""
+    """Return the end of the freeze around `at` within its block of days, None without a freeze."""
     second = (at - _EPOCH) // timedelta(seconds=1)
     starts, ends = _freezes(windows, second // (86_400 * _DAYS_AT_ONCE))
     place = bisect_right(starts, second) - 1
@@ -76,7 +75,7 @@ def _end_in_block(windows: tuple[FreezeWindow, ...], at: datetime) -> datetime |
 
 @lru_cache(maxsize=256)
 def _freezes(windows: tuple[FreezeWindow, ...], block: int) -> tuple[list[int], list[int]]:
-    """Return beginnings and ends, rising, of the freezes that reach into a block; none touch."""
+    """Return the starts and ends, rising, of the freezes in a block of days; no two touch."""
     first = _EPOCH_DAY + block * _DAYS_AT_ONCE
     starts: list[int] = []
     ends: list[int] = []
@@ -92,8 +91,8 @@ def _freezes(windows: tuple[FreezeWindow, ...], block: int) -> tuple[list[int], 
 def _occurrences(window: FreezeWindow, first: int) -> Iterator[Interval]:
     """Yield the occurrences of a window that may reach into a block of days.
 
-    `first` is the block's first day, as an ordinal. A local day may lie a day before or after the
-    one in UTC.
+    `first` is the block's first day, as an ordinal. A local day may begin a day before or after the
+    UTC day.
     """
     zone = _zone(window.timezone)
     days = range(first - window.minutes // _DAY_MINUTES - 2, first + _DAYS_AT_ONCE + 2)
@@ -112,13 +111,13 @@ def _occurrences(window: FreezeWindow, first: int) -> Iterator[Interval]:
 
 @lru_cache(maxsize=1024)
 def _zone(name: str) -> ZoneInfo:
-    """Return a time zone. ZoneInfo itself remembers eight, and reads every other file again."""
+    """Return a time zone. ZoneInfo caches only eight, and reads the file of any other again."""
     return ZoneInfo(name)
 
 
 @lru_cache(maxsize=4096)
 def _offset(zone_name: str, first: int, last: int) -> int | None:
-    """Return the zone's seconds ahead of UTC between two days, None when they change."""
+    """Return the zone's offset from UTC in seconds between two days, None when it changes."""
     zone = _zone(zone_name)
     days = range(first - 1, last + 2)
     noons = (datetime.fromordinal(day).replace(hour=12, tzinfo=UTC) for day in days)
@@ -128,6 +127,6 @@ def _offset(zone_name: str, first: int, last: int) -> int | None:
 
 
 def _in_utc(local: datetime, zone: ZoneInfo) -> Interval:
-    """Return the earliest and the latest second that a clock in `zone` may mean by `local`."""
-    meant = sorted(local.replace(tzinfo=zone, fold=fold) - _EPOCH for fold in (0, 1))
-    return meant[0] // timedelta(seconds=1), meant[1] // timedelta(seconds=1)
+    """Return the earliest and the latest second that a clock in `zone` may show as `local`."""
+    seconds = sorted(local.replace(tzinfo=zone, fold=fold) - _EPOCH for fold in (0, 1))
+    return seconds[0] // timedelta(seconds=1), seconds[1] // timedelta(seconds=1)

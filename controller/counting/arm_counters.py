@@ -36,6 +36,7 @@ class ArmCounter:
     __slots__ = (
         "arm",
         "at_risk",
+        "batch_contexts",
         "checked",
         "converted",
         "converted_counts",
@@ -59,7 +60,6 @@ class ArmCounter:
         "opposite",
         "outcomes",
         "repeated",
-        "seen",
         "switched",
     )
 
@@ -111,7 +111,7 @@ class ArmCounter:
         self.converted: Mapping[str, ContextSet] = _NONE_CONVERTED  # likewise
         # Contexts with an outcome in this batch, and whether one of their outcomes had a latency.
         # It begins with the batch's first outcome.
-        self.seen = NONE_SEEN
+        self.batch_contexts = NO_CONTEXTS
 
     def counts(self) -> ArmCounts:
         """Return the totals."""
@@ -137,6 +137,6 @@ class ArmCounter:
 
 
 _NOTHING_COUNTED = ArmCounts()  # never changed
-NONE_SEEN: dict[int, bool] = {}  # never changed, either
+NO_CONTEXTS: dict[int, bool] = {}  # never changed, either
 _NONE_CONVERTED: Mapping[str, ContextSet] = {}
 _NO_SET = ContextSet("", -1, 0)  # where a counter needs none

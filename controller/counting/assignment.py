@@ -30,6 +30,7 @@ from controller.counting.watched_flags import WatchedFlags
 from controller.errors import BrokenInvariant, OperatingTrouble
 from controller.log_identity import is_other_topic, why_other_log
 from controller.ports import TopicPartition
+from controller.settings import CountingSettings
 
 #: A log that ends before our position so many times in a row is another one. Once may be a follower
 #: that has just become leader.
@@ -45,7 +46,7 @@ class Assignment:
         self._log = dependencies.log
         self._totals = dependencies.totals
         self._clock = dependencies.clock
-        self._settings = dependencies.settings
+        self._settings: CountingSettings = dependencies.settings
         self._pacing = dependencies.pacing
         self._topics = dependencies.topics
         self._epoch = dependencies.epoch

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from controller.counting.arm_counters import NONE_SEEN, ArmCounter
+from controller.counting.arm_counters import NO_CONTEXTS, ArmCounter
 from controller.counting.flag_partition import FlagPartition
 from controller.counting.partition_arms import PartitionArms, encode_bundles
 from controller.counting.recent_exposures import RecentExposures
@@ -239,7 +239,7 @@ class CountedFlags:
             yield
             for counter in counters[begin : begin + _ENCODED_PER_TURN]:
                 counter.is_changed = False
-                counter.seen = NONE_SEEN
+                counter.batch_contexts = NO_CONTEXTS
                 if not counter.is_counting:
                     continue  # dropped meanwhile
                 flag_keys.add(counter.flag_key)

@@ -12,6 +12,7 @@ from controller.counting.owned_partition import OwnedPartition, PartitionState
 from controller.counting.pair_order import FOLDED_AT_ONCE
 from controller.errors import EventLogUnavailable
 from controller.ports import Record, TopicPartition
+from controller.settings import CountingSettings
 
 #: Of records that hold many events: fetched and not yet folded, per partition.
 _PACKED_BYTES_PENDING = 16 * 1024 * 1024
@@ -30,7 +31,8 @@ class Fetching:
         """`owned` are the present partitions. `has_packed`: a record may hold many events."""
         self._log = dependencies.log
         self._clock = dependencies.clock
-        self._settings = settings = dependencies.settings
+        settings: CountingSettings = dependencies.settings
+        self._settings = settings
         self._pacing = pacing = dependencies.pacing
         self._counters = dependencies.counters
         self._owned = owned

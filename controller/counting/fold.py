@@ -216,14 +216,14 @@ class Fold:
                 is_counted = True
                 if not counter.is_changed:
                     counter.is_changed = has_grown = True
-                    counter.seen = {}
+                    counter.batch_contexts = {}
                     (changed if counter.home is None else bundled).append(counter)
                 counter.outcomes += 1
                 failed = counter.failed
-                seen = counter.seen
-                is_timed = seen.get(digest)
+                batch_contexts = counter.batch_contexts
+                is_timed = batch_contexts.get(digest)
                 if is_timed is None:
-                    seen[digest] = bucket is not None
+                    batch_contexts[digest] = bucket is not None
                     if digest not in failed.exact and not (failed.filters and digest in failed):
                         counter.at_risk += 1
                     if bucket is not None:
@@ -232,7 +232,7 @@ class Fold:
                 elif bucket is not None:
                     latency = counter.latency_again
                     if not is_timed:
-                        seen[digest] = True
+                        batch_contexts[digest] = True
                         latency = counter.latency
                     latency[bucket] = latency.get(bucket, 0) + 1
                 if is_error:

@@ -27,6 +27,7 @@ from controller.counting.partition_totals import (
     up_to,
 )
 from controller.ports import Record, TopicPartition
+from controller.settings import CountingSettings
 from schemas.envelope import MAX_AHEAD_MS
 from schemas.events import Packed
 from schemas.quarantine import MAX_REFUSALS
@@ -70,7 +71,7 @@ class PairOrder:
         """`trial` makes empty totals to try records on; they are never saved."""
         self._log = dependencies.log
         self._clock = dependencies.clock
-        self._settings = dependencies.settings
+        self._settings: CountingSettings = dependencies.settings
         self._pacing = dependencies.pacing
         self._trial = trial
         self._read_evaluations = read_evaluations

@@ -221,16 +221,16 @@ class PartitionTotals:
         That is all, or of a packed format as many as `room` allows. Records before the position are
         dropped, because they were counted. Offsets left out are holes. `room` is as for outcomes.
         """
-        given = len(batch)
+        size = len(batch)
         batch = self._uncounted(batch)
         if isinstance(read, Packed):
-            return given - len(batch) + self._fold_packed_evaluations(batch, read, room)
+            return size - len(batch) + self._fold_packed_evaluations(batch, read, room)
         if batch:
             counted, late, ignored = self._fold.count_evaluations(
                 read(batch, self._refuse, latest_ms=self._latest_ms), self.records
             )
             self._finish(batch, counted, late, ignored)
-        return given
+        return size
 
     def fold_outcomes(
         self,
@@ -248,9 +248,9 @@ class PartitionTotals:
         and while exposures are not all indexed, in which case each call indexes some more. `join`
         is the evaluation partition of the same number, None for none.
         """
-        given = len(batch)
+        size = len(batch)
         batch = self._uncounted(batch)
-        dropped = given - len(batch)
+        dropped = size - len(batch)
         if isinstance(read, Packed):
             return dropped + self._fold_packed_outcomes(batch, read, room, join, joinable_until_ms)
         stopped_at, counted, late, ignored = self._fold.count_outcomes(

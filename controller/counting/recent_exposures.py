@@ -7,7 +7,7 @@ Outcomes that name no flags are joined to these exposures. They are kept by slic
 | `recent/<slice>/<chunk>` | journal entries: who was exposed to what in this slice, in order |
 
 Belongs here: the slices and what expires. Does not belong here: which exposures an outcome is
-joined to (`partition_flags.py`).
+joined to (`fold.py`).
 """
 
 from __future__ import annotations

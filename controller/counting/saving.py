@@ -31,6 +31,7 @@ from controller.counting.refusals import RefusalBacklog
 from controller.errors import BrokenInvariant, StoreUnavailable
 from controller.health import Scope
 from controller.ports import TopicPartition
+from controller.settings import CountingSettings
 from schemas.quarantine import Refusal
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 
@@ -75,7 +76,7 @@ class Saving:
         self._totals = dependencies.totals
         self._clock = dependencies.clock
         self._metrics = dependencies.metrics
-        self._settings = dependencies.settings
+        self._settings: CountingSettings = dependencies.settings
         self._pacing = dependencies.pacing
         self._faults = dependencies.faults
         self._counters = dependencies.counters

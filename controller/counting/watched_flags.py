@@ -100,11 +100,11 @@ class WatchedFlag:
 class WatchedFlags:
     """The flags that have a rollout, and what is recorded of others; one for all partitions."""
 
-    seen_limit: int = 100
+    unknown_names_limit: int = 100
     flags: dict[str, WatchedFlag] = field(default_factory=dict)
     over: dict[str, int] = field(default_factory=dict)  # flag -> revision of its ended rollout
     unknown_flags: int = 0  # evaluations, and flags of outcomes, without a rollout
-    seen: dict[str, None] = field(default_factory=dict)  # the first names of those
+    unknown_names: dict[str, None] = field(default_factory=dict)  # the first names of those
     other_variants: int = 0  # of a known flag, that its plan does not serve
     unjoined: int = 0  # outcomes without flags whose context had no exposure within the window
     # Times that a sampled context was in another partition of a topic than before (packed formats).
@@ -119,14 +119,14 @@ class WatchedFlags:
         whose rollout was over long before `now_ms`.
         """
         flag_key = rollout.flag_key
-        known = self.flags.get(flag_key)
-        if known is not None and rollout.revision <= known.revision:
+        previous = self.flags.get(flag_key)
+        if previous is not None and rollout.revision <= previous.revision:
             return None
         if rollout.revision <= self.over.get(flag_key, -1):
             return None
         watched = WatchedFlag.of(rollout)
-        self.seen.pop(flag_key, None)
-        if known is None and watched.is_over(now_ms):
+        self.unknown_names.pop(flag_key, None)
+        if previous is None and watched.is_over(now_ms):
             self.over[flag_key] = watched.revision
             return None
         self.over.pop(flag_key, None)
@@ -159,5 +159,5 @@ class WatchedFlags:
         if flag_key in self.over:
             return
         self.unknown_flags += 1
-        if len(self.seen) < self.seen_limit:
-            self.seen[flag_key] = None
+        if len(self.unknown_names) < self.unknown_names_limit:
+            self.unknown_names[flag_key] = None

@@ -6,7 +6,7 @@ import asyncio
 
 import structlog
 
-from controller.core.advice_outcome import agrees, is_outcome
+from controller.core.advice_outcome import agrees, ended_by_evidence
 from controller.core.rollout import (
     AdviceReceived,
     AdviceUnavailable,
@@ -75,7 +75,7 @@ class AdviceRecord:
             self._choices.clear()
         if decision.advice is not None and decision.gate_id is not None:
             self._choices[decision.gate_id] = decision.advice.choice
-        if is_outcome(decision.kind, decision.issuer):
+        if ended_by_evidence(decision.kind, decision.issuer):
             for choice in self._choices.values():
                 agreement = "yes" if agrees(choice, decision.kind) else "no"
                 self._metrics.advice_agreement.of(choice, agreement).inc()

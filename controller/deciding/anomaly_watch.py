@@ -12,7 +12,7 @@ from typing import Protocol
 
 import structlog
 
-from controller.core.anomaly import Movement, unusual
+from controller.core.anomaly import Anomaly, find_anomalies
 from controller.core.judging.judgement import Judgement
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.deciding.explanations import RolloutAlerts
@@ -60,9 +60,9 @@ class AnomalyWatch:
         judgements = {key: judgement for key, (_, judgement) in present.items()}
         prefixes = tuple(f"{key}/{rollout.rollout_id}/" for key, (rollout, _) in present.items())
         self._reported = {key for key in self._reported if key.startswith(prefixes)}
-        for movement in unusual(self._previous, judgements):
-            rollout = present[movement.flag_key][0]
-            self._report(rollout, movement, movement.metric, Severity.WARNING)
+        for anomaly in find_anomalies(self._previous, judgements):
+            rollout = present[anomaly.flag_key][0]
+            self._report(rollout, anomaly, anomaly.metric, Severity.WARNING)
         self._previous = judgements
         if self._model is not None:
             await self._ask(self._model, present)
@@ -82,16 +82,16 @@ class AnomalyWatch:
             self._log.info("anomaly_watch_unavailable", error=str(trouble))
             return
         for flag_key, remark in remarks:
-            movement = Movement(flag_key, "", f"the model finds unusual: {remark}")
-            self._report(allowed[flag_key][0], movement, _BY_MODEL, Severity.INFO)
+            anomaly = Anomaly(flag_key, "", f"the model finds unusual: {remark}")
+            self._report(allowed[flag_key][0], anomaly, _BY_MODEL, Severity.INFO)
 
-    def _report(self, rollout: Rollout, movement: Movement, about: str, severity: Severity) -> None:
+    def _report(self, rollout: Rollout, anomaly: Anomaly, about: str, severity: Severity) -> None:
         kind = AlertKind.ANOMALY
         key = f"{rollout.flag_key}/{rollout.rollout_id}/{len(rollout.visits)}/{kind}/{about}"
         if key in self._reported:
             return
         self._reported.add(key)
-        self._log.info("anomaly_seen", flag_key=rollout.flag_key, what=movement.what)
+        self._log.info("anomaly_seen", flag_key=rollout.flag_key, what=anomaly.what)
         action = "look at what these flags and services share; nothing was changed because of it"
-        summary = f"{rollout.flag_key}: {movement.what}"
+        summary = f"{rollout.flag_key}: {anomaly.what}"
         self._pool.alert_about(rollout, RaiseAlert(kind, severity, summary, action, key))

@@ -118,7 +118,7 @@ class FlagDecider:
     def _held_back(
         self, event: Event, judgement: Judgement | None, why: str, now: datetime
     ) -> Decision:
-        """Return a decision without the raise: a command refused, or a gate held with the reason."""
+        """Return a decision without the raise: a refused command, or a gate held, with reason."""
         rollout, tests = self._state.rollout, self._state.tests
         if isinstance(event, CommandReceived):
             return Decision(rollout, (self._rejected(event, why),), tests)

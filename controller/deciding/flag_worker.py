@@ -218,7 +218,7 @@ class FlagWorker:
                 return decision.effects
             await self._load()
             if any(isinstance(effect, AskAdvice) for effect in decision.effects):
-                # The question may be saved and nobody has asked it: decide again as after a restart.
+                # The question may be saved and was never sent: decide again as after a restart.
                 event = Restarted()
 
     async def _save(self, decision: Decision) -> bool:

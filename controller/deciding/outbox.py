@@ -1,7 +1,7 @@
 """The outbox of one flag: effects that are saved and not yet known to be published.
 
-Effects are saved together with the decision, published in order, and then settled, that is,
-deleted from the store. A crash in between publishes some of them again, with the same ids.
+Effects are saved together with the decision, published in order, and then deleted
+from the store. A crash in between publishes some of them again, with the same ids.
 
 An entry without a field is in memory alone: alerts that no transition caused, and answers that are
 given again. A crash forgets those.
@@ -31,7 +31,7 @@ UNSAVED_LIMIT = 200
 
 
 class Outbox:
-    """Publishes one flag's effects in order, and settles those that are saved."""
+    """Publishes one flag's effects in order, and removes them where they are saved."""
 
     def __init__(
         self, flag_key: str, dependencies: WorkerDependencies, encoder: EffectEncoder
@@ -42,7 +42,7 @@ class Outbox:
         self._entries: deque[OutboxEntry] = deque()
         self._filled = asyncio.Event()
         self._trying_since: float | None = None  # monotonic seconds
-        self._published: set[OutboxEntry] = set()  # and not yet known to be settled
+        self._published: set[OutboxEntry] = set()  # and not yet known to be removed
         self._log = structlog.get_logger().bind(flag_key=flag_key)
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class Outbox:
         self.add(stored)
 
     async def run(self) -> None:
-        """Publish and settle until cancelled. While Kafka is away, effects wait."""
+        """Publish and remove until canceled. While Kafka is away, effects wait."""
         self._published.clear()
         while True:
             if not self._entries:
@@ -101,17 +101,17 @@ class Outbox:
             if self._trying_since is None:
                 self._trying_since = self._dependencies.clock.monotonic()
             await until_done(
-                self._publish_and_settle,
+                self._publish_and_remove,
                 trouble=(EventLogUnavailable, StoreUnavailable),
                 backoff=self._dependencies.backoff,
                 report=self._report_trouble,
             )
             self._trying_since = None
 
-    async def _publish_and_settle(self) -> None:
-        """Publish what waits, then settle it.
+    async def _publish_and_remove(self) -> None:
+        """Publish what waits, then remove it.
 
-        While Redis is away entries are published all the same and settled when it is back; those
+        While Redis is away entries are published all the same and removed when it is back; those
         that are published are not published a second time.
         """
         batch = list(self._entries)
@@ -123,7 +123,7 @@ class Outbox:
             self._forget({id(entry) for entry in new if not entry.field})
         fields = [entry.field for entry in batch if entry.field]
         if fields:
-            await self._dependencies.rollouts.settle(self._flag_key, fields)
+            await self._dependencies.rollouts.remove_effects(self._flag_key, fields)
         self._forget({id(entry) for entry in batch})
 
     def _forget(self, entries: set[int]) -> None:

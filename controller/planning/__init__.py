@@ -1,1 +1,1 @@
-"""What would a plan do? The real state machine and the real engine in virtual time, on drawn or on recorded events."""
+"""Tries plans: the real state machine and tests in virtual time, on drawn or recorded events."""

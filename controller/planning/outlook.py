@@ -59,7 +59,7 @@ def outlook(plan: Plan, traffic: VirtualTraffic, starts_at: datetime) -> Outlook
 
 
 class _Budget:
-    """Runs virtual rollouts while the limit of checks allows it, and one per traffic in any case."""
+    """Runs virtual rollouts within the limit of checks, and at least one per traffic."""
 
     def __init__(self) -> None:
         self.rollouts = 0

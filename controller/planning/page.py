@@ -23,9 +23,11 @@ _LEFT, _RIGHT = 64, 24
 _PATHS_DRAWN = 60
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1c2430;--dim:#667085;--line:#e4e7ec;--paper:#fff;--panel:#f8f9fb;
+:root{color-scheme:light dark;--ink:#1c2430;--dim:#667085;--line:#e4e7ec;--paper:#fff;
+--panel:#f8f9fb;
 --good:#2f855a;--bad:#c53030;--wait:#b7791f;--other:#8a94a6;--one:#2b6cb0}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e9ef;--dim:#98a2b3;--line:#2f3746;--paper:#12161d;--panel:#191f29;
+@media (prefers-color-scheme:dark){:root{--ink:#e6e9ef;--dim:#98a2b3;--line:#2f3746;
+--paper:#12161d;--panel:#191f29;
 --good:#4cb782;--bad:#f07171;--wait:#e0ac4f;--other:#7d8798;--one:#63a4e8}}
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -33,20 +35,25 @@ main{max-width:1040px;margin:0 auto;padding:40px 24px 64px}
 h1{font-size:26px;line-height:1.25;margin:0 0 4px;font-weight:650;letter-spacing:-.01em}
 h2{font-size:18px;margin:44px 0 2px;font-weight:620}
 p{margin:6px 0;max-width:76ch}.dim{color:var(--dim)}.small{font-size:13px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;margin:18px 0 8px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:12px;
+margin:18px 0 8px}
 .tile{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
-.tile b{display:block;font-size:22px;line-height:1.3;font-weight:640;font-variant-numeric:tabular-nums}
+.tile b{display:block;font-size:22px;line-height:1.3;font-weight:640;
+font-variant-numeric:tabular-nums}
 .tile span{color:var(--dim);font-size:13px}
 figure{margin:14px 0 0}svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{fill:var(--dim);font-size:12.5px;font-family:inherit}
 svg text.ink{fill:var(--ink)}svg text.on{fill:var(--paper);font-weight:600}
 .grid{stroke:var(--line);stroke-width:1}.axis{stroke:var(--dim);stroke-width:1}
-table{border-collapse:collapse;margin-top:14px;width:100%;font-variant-numeric:tabular-nums;font-size:14px}
-th{font-weight:500;color:var(--dim);text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}
+table{border-collapse:collapse;margin-top:14px;width:100%;font-variant-numeric:tabular-nums;
+font-size:14px}
+th{font-weight:500;color:var(--dim);text-align:right;padding:6px 10px;
+border-bottom:1px solid var(--line)}
 td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left;padding-left:0}
 .key{display:flex;flex-wrap:wrap;gap:6px 18px;margin:8px 0 0;font-size:13px;color:var(--dim)}
-.key i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px;vertical-align:-1px}
+.key i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px;
+vertical-align:-1px}
 """.strip()
 
 _ENDS: tuple[tuple[str, str, Callable[[Run], bool]], ...] = (

@@ -106,7 +106,7 @@ class Knowledge:
         return None if claim is None or now - claim.fresh_at > FRESH_SECONDS else claim.replica
 
     def is_certain(self, now: float) -> bool:
-        """Return whether a working replica would have been noticed: claims were read long enough."""
+        """Return whether claims were read long enough to notice every working replica."""
         return self.is_known(now) and now - self.known_since > FRESH_SECONDS
 
 

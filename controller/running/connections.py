@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
+import structlog
+
 from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.state_feed import KafkaStateFeed
@@ -20,7 +22,7 @@ from controller.ports import Clock
 from controller.running.environment import StateReader
 from controller.running.flag_faults import DamagedDocuments
 from controller.running.topics import Topics
-from controller.settings import Settings
+from controller.settings import Settings, insecure_connections
 
 
 class Connections:
@@ -29,6 +31,7 @@ class Connections:
     def __init__(
         self, settings: Settings, clock: Clock, faults: Faults, registry: RolloutRegistry
     ) -> None:
+        self._insecure = insecure_connections(settings)
         kafka = settings.kafka
         self.redis = connect_redis(settings)
         self.damaged = DamagedDocuments(faults)
@@ -52,6 +55,12 @@ class Connections:
             kafka, faults, events=self.events, commands=self.commands, feed=self.feed
         )
         self.advisor = make_advisor(settings.advisor, clock)
+
+    def log_insecure(self) -> None:
+        """Log each connection off loopback without authentication or encryption."""
+        log = structlog.get_logger()
+        for warning in self._insecure:
+            log.warning("open_door", warning=warning)
 
     @property
     def model(self) -> ModelAdvisor | None:

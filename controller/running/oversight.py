@@ -1,4 +1,4 @@
-"""What watches a replica: its clock, its claims, its health, and whether its rollouts are watched."""
+"""What watches a replica: clock, claims, health, and whether its rollouts are watched."""
 
 from __future__ import annotations
 

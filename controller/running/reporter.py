@@ -16,8 +16,8 @@ from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import TopicPartition
 
 REPORT_EVERY_SECONDS: Final = 1.0
-#: Brokers are asked about the state topic every second, and Redis is asked for the time. Three missed
-#: answers in a row are an outage. With one more second to report it, five seconds pass.
+#: Brokers are asked about the state topic every second, and Redis is asked for the time. Three
+#: missed answers in a row are an outage. With one more second to report it, five seconds pass.
 SILENT_AFTER_SECONDS: Final = 4.0
 #: A partition is saved ten times a second under load, and once a second without.
 SAVED_WITHIN_SECONDS: Final = 4.0

@@ -68,7 +68,7 @@ class RolloutViews:
         return self._claims.trouble
 
     def why_all_blind(self) -> str | None:
-        """Return what keeps every guardrail from seeing: event topics that are not counted whole."""
+        """Return why no guardrail can see: event topics that are not counted completely."""
         fault = self._faults.of(Scope.DEPENDENCY, "kafka topics")
         if fault is None or not any(topic in fault.why for topic in self._event_topics):
             return None  # another topic's trouble blinds no guardrail

@@ -38,7 +38,7 @@ HEALTHY_AFTER_SECONDS = 60.0
 FAILURES_LIMIT, FAILURES_WITHIN_SECONDS = 5, 300.0
 #: Unexpected failures of one step at the start. A passing trouble causes fewer.
 STEP_FAILURES_LIMIT = 10
-#: The exit status when an invariant does not hold: a new process may work, and a person should look.
+#: The exit status when an invariant does not hold: a new process may work; a person should check.
 EXIT_BROKEN = 70
 
 

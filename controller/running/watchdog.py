@@ -1,7 +1,7 @@
 """Detects a consumer that stands still although records wait, and an event loop that is late.
 
-Belongs here: the judgement, pure and with time as an argument, and the loops that act on it. Does not belong
-here: how a consumer is rebuilt or a process ended; both are passed in.
+Belongs here: the judgement, pure and with time as an argument, and the loops that act on it. Does
+not belong here: how a consumer is rebuilt or a process ended; both are passed in.
 
 aiokafka can stay alive and never rejoin its group after a broker's restart, without an error
 (aio-libs/aiokafka#1154). Only progress proves that a consumer works. It is rebuilt when it makes

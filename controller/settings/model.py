@@ -48,8 +48,8 @@ class RedisSettings(Section):
     connect_timeout_seconds: Seconds = 2.0
     """Deadline for a new connection."""
     call_timeout_seconds: Seconds = 1.0
-    """Longest silence of Redis within one try of a call. The outcome of a try past it is unknown, so
-    it is sent again with the same arguments. All tries of a call share a deadline of twice this
+    """Longest silence of Redis within one try of a call. The outcome of a try past it is unknown,
+    so it is sent again with the same arguments. All tries of a call share a deadline of twice this
     time, and of ten times for reading a whole hash."""
     max_connections: Count = 16
     """Limit of open connections. Further callers wait."""

@@ -3,8 +3,8 @@
 How far past its deadline a fault keeps it waiting, how long it holds the loop.
 
 `python -m tests.benchmarks.advice [--deadline 0.5]`. Every fault of
-`tests/integration/test_advisor_faults.py`, in both dialects, one after another. Held is CPU time of the
-loop's thread between two turns, and the fault server's work is in it: it runs in the same loop.
+`tests/integration/test_advisor_faults.py`, in both dialects, one after another. Held is CPU time of
+the loop's thread between two turns, and the fault server's work is in it: it runs in the same loop.
 """
 
 from __future__ import annotations

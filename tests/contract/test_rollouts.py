@@ -109,21 +109,21 @@ async def test_effects_come_back_in_their_order(rollouts: Rollouts) -> None:
     ]
 
 
-async def test_settled_effects_are_gone(rollouts: Rollouts) -> None:
+async def test_removed_effects_are_gone(rollouts: Rollouts) -> None:
     """Settling deletes exactly the named effects, may be repeated, and does not move the token."""
     await rollouts.save(FLAG, expected_token=0, outbox=[entry(0), entry(1)])
     for _ in range(2):
-        await rollouts.settle(FLAG, ["outbox:0", "outbox:7"])
-    await rollouts.settle(FLAG, [])
-    await rollouts.settle("never-seen", ["outbox:0"])
+        await rollouts.remove_effects(FLAG, ["outbox:0", "outbox:7"])
+    await rollouts.remove_effects(FLAG, [])
+    await rollouts.remove_effects("never-seen", ["outbox:0"])
     assert await rollouts.load(FLAG) == StoredRollout(None, 1, b"", [entry(1)])
 
 
-async def test_only_effects_can_be_settled(rollouts: Rollouts) -> None:
+async def test_only_effects_can_be_removed(rollouts: Rollouts) -> None:
     """A field that is no effect is never deleted and never written as one."""
     for name in ("document", "token", "outbox:", "outbox:x", "answer:c"):
         with pytest.raises(ValueError, match="outbox field"):
-            await rollouts.settle(FLAG, [name])
+            await rollouts.remove_effects(FLAG, [name])
         with pytest.raises(ValueError, match="outbox field"):
             await rollouts.save(FLAG, expected_token=0, outbox=[replace(entry(0), field=name)])
 

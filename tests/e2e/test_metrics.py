@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.real_kafka, pytest.mark.long]
 
 FLAG = "new-checkout"
 GUESS = {"likely_cause": "This is a guess.", "next_steps": ["look at the log"]}
-#: The same for as long as a process runs; and contexts in two partitions, which are noticed in packed
-#: formats alone: see tests/unit/counting/test_partition_totals.py.
+#: The same for as long as a process runs; and contexts in two partitions, which are noticed in
+#: packed formats alone: see tests/unit/counting/test_partition_totals.py.
 CONSTANT = {"rolloutd_build_info", "rolloutd_scattered_contexts"}
 
 

@@ -57,7 +57,9 @@ def totals_calls(draw: st.DrawFn) -> Call:
 def rollouts_calls(draw: st.DrawFn) -> Call:
     """One call of the Rollouts port."""
     flag = draw(st.sampled_from(("a", "b")))
-    kind = draw(st.sampled_from(("save", "save", "save", "load", "settle", "answer", "flags")))
+    kind = draw(
+        st.sampled_from(("save", "save", "save", "load", "remove_effects", "answer", "flags"))
+    )
     if kind == "save":
         token = draw(st.integers(0, 3))
         tests = draw(st.none() | st.binary(max_size=2))
@@ -70,9 +72,9 @@ def rollouts_calls(draw: st.DrawFn) -> Call:
         return lambda rollouts: rollouts.save(
             flag, expected_token=token, tests=tests, outbox=outbox, answer=answer
         )
-    if kind == "settle":
+    if kind == "remove_effects":
         names = [f"outbox:{n}" for n in draw(st.lists(st.integers(0, 11), max_size=3))]
-        return lambda rollouts: rollouts.settle(flag, names)
+        return lambda rollouts: rollouts.remove_effects(flag, names)
     if kind == "answer":
         command_id = draw(st.sampled_from(("c1", "c2")))
         return lambda rollouts: rollouts.answer_to(flag, command_id)

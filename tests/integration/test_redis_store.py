@@ -54,7 +54,7 @@ async def test_the_file_holds_no_transaction(
         outbox=[effect],
         answer=("c", b"y"),
     )
-    await rollouts.settle("f", ["outbox:0"])
+    await rollouts.remove_effects("f", ["outbox:0"])
     own_redis.terminate()
     written = own_redis.aof_tail().read_bytes().upper()
     assert written.count(b"\r\nHSET\r\n") == 4

@@ -105,7 +105,9 @@ CALLS: dict[str, Call] = {
     ),
     "rollouts.load": lambda store, totals, rollouts: rollouts.load("f"),
     "rollouts.answer_to": lambda store, totals, rollouts: rollouts.answer_to("f", "c"),
-    "rollouts.settle": lambda store, totals, rollouts: rollouts.settle("f", ["outbox:0"]),
+    "rollouts.remove_effects": lambda store, totals, rollouts: rollouts.remove_effects(
+        "f", ["outbox:0"]
+    ),
     "rollouts.flag_keys": lambda store, totals, rollouts: rollouts.flag_keys(),
     "rollouts.newer_than": lambda store, totals, rollouts: rollouts.newer_than({}),
     "rollouts.prune": prune,

@@ -1,4 +1,4 @@
-"""Mistakes that the tests must find: each is one replacement in the source, and who has to find it."""
+"""Mistakes that tests must find: each is one replacement in the source, with its tests."""
 
 from __future__ import annotations
 

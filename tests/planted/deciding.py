@@ -24,7 +24,8 @@ BUGS = (
     Bug(
         "one flag's totals blind all others",
         f"{DECIDING}/totals_reader.py",
-        "        except Exception as mistake:  # perhaps one flag's totals: the others must stay watched",
+        "        except Exception as mistake:  # perhaps one flag's totals: the others "
+        "must stay watched",
         "        except MemoryError as mistake:",
         f"{CONTAINMENT}::test_totals_of_one_flag_that_cannot_be_read_blind_no_other",
     ),
@@ -94,7 +95,8 @@ BUGS = (
     Bug(
         "a flood is answered before what lowers",
         f"{DECIDING}/unknown_flags.py",
-        "            if not partition.has_enough_unknown:\n                await self.all_read.wait()\n",
+        "            if not partition.has_enough_unknown:\n"
+        "                await self.all_read.wait()\n",
         "",
         f"{CONTAINED_COMMANDS}::test_an_honest_order_does_not_wait_behind_a_flood",
     ),
@@ -178,7 +180,8 @@ BUGS = (
         "effects before the save",
         f"{DECIDING}/flag_state.py",
         "        try:\n            is_saved = await",
-        "        self._outbox.add(entries)\n        await asyncio.sleep(0.05)\n        try:\n            is_saved = await",
+        "        self._outbox.add(entries)\n        await asyncio.sleep(0.05)\n"
+        "        try:\n            is_saved = await",
         WORKER_TESTS,
     ),
     Bug(
@@ -213,7 +216,9 @@ BUGS = (
         "an unpublished effect is forgotten",
         f"{DECIDING}/outbox.py",
         "        if new:\n",
-        "        first = [entry.field for entry in batch if entry.field]\n        await self._dependencies.rollouts.settle(self._flag_key, first)\n        if new:\n",
+        "        first = [entry.field for entry in batch if entry.field]\n"
+        "        await self._dependencies.rollouts.settle(self._flag_key, first)\n"
+        "        if new:\n",
         WORKER_TESTS,
     ),
     Bug(
@@ -226,7 +231,8 @@ BUGS = (
     Bug(
         "a full outbox swallows a command",
         f"{DECIDING}/flag_decision.py",
-        "            return Decision(rollout, (self._rejected(event, why),), tests)\n        if why",
+        "            return Decision(rollout, (self._rejected(event, why),), tests)\n"
+        "        if why",
         "            return Decision(rollout, (), tests)\n        if why",
         WORKER_TESTS,
     ),
@@ -240,7 +246,8 @@ BUGS = (
     Bug(
         "the model is awaited in line",
         f"{DECIDING}/advice.py",
-        '        tasks.create_task(self._ask(rollout, question), name=f"advice:{self._flag_key}")\n',
+        "        tasks.create_task(self._ask(rollout, question), "
+        'name=f"advice:{self._flag_key}")\n',
         "        self._hanging = self._ask(rollout, question)\n",
         WORKER_TESTS,
     ),

@@ -37,9 +37,9 @@ BUGS = (
     Bug(
         "flagd takes nothing for a number",
         FLAGD,
-        '_all([{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+": [attribute]}, '
-        "attribute]}])",
-        '{"!!": [True]}',
+        '        [{"!": [_is_written_as_switch(attribute)]}, {"===": [{"+":'
+        " [attribute]}, attribute]}]",
+        '        [{"!!": [True]}]',
         f"{RULES_TESTS}::test_one_condition_means_the_same_in_flagd",
     ),
     Bug(
@@ -57,16 +57,18 @@ BUGS = (
         f"{REPEATS_TESTS}::test_memory_is_bounded_and_reaches_back_as_far_as_promised",
     ),
     Bug(
-        "each stay may raise a false drift anew",
+        "each visit may raise a false drift again",
         DRIFT,
-        "return stay * (stay + 1) / ALPHA_DRIFT",
+        "return visit * (visit + 1) / ALPHA_DRIFT",
         "return 1 / ALPHA_DRIFT",
         f"{DRIFT_TESTS}::test_alpha_is_shared_out_over_all_stays",
     ),
     Bug(
         "control says nothing of a drift",
         DRIFT,
-        " + _scaled_log(control, (1 - before) / (1 - decided))",
+        """ + _scaled_log(
+        control, (1 - before) / (1 - decided)
+    )""",
         "",
         f"{DRIFT_TESTS}::test_the_e_value_expects_no_more_than_it_stakes",
     ),

@@ -57,7 +57,8 @@ I1 = (
         TABLES,
         "return Transition(gate_flow.reopen_round(rollout, gate, now))",
         'return transitions.advance(rollout, Cause("restarted"), now)',
-        f"{HISTORIES}::test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
+        f"{HISTORIES}::"
+        "test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
     ),
     Bug(
         "a gate skips a stage",
@@ -65,7 +66,8 @@ I1 = (
         "following = 0 if rollout.stage_index is None else rollout.stage_index + 1",
         "following = 0 if rollout.stage_index is None else rollout.stage_index + (1 if "
         "cause.command else 2)",
-        f"{HISTORIES}::test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
+        f"{HISTORIES}::"
+        "test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start",
     ),
 )
 I3 = (
@@ -209,7 +211,8 @@ I7 = (
     Bug(
         "a pause keeps the revision",
         TRANSITIONS,
-        "    after = _next_revision(rollout, now, phase=Paused(since, reason, held), hold=reason)\n",
+        "    after = _next_revision(rollout, now, phase=Paused(since, reason, held), "
+        "hold=reason)\n",
         "    after = replace(rollout, phase=Paused(since, reason, held), hold=reason)\n",
         f"{HISTORIES}::test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls",
     ),

@@ -2,9 +2,9 @@
 
 No answer raises exposure, and a breach takes the same way with it as without.
 
-`test_machine_advice.py` tries it on hundreds of histories at every change; here are raw answers through
-the daemon's own parser, an adversary that sees everything and searches for the best lie, and, on
-request, 100,000 histories.
+`test_machine_advice.py` tries it on hundreds of histories at every change; here are raw answers
+through the daemon's own parser, an adversary that sees everything and searches for the best lie,
+and, on request, 100,000 histories.
 """
 
 from __future__ import annotations

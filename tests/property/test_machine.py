@@ -115,7 +115,7 @@ def test_i3_a_breach_acts_at_once_in_every_live_phase(steps: Iterator[Step]) -> 
 def test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout(
     steps: Iterator[Step],
 ) -> None:
-    """After roll back or abort 0 % is served until a start or restart is accepted that began no rollout before."""
+    """After a rollback or abort, 0 % is served until a new start or restart is accepted."""
     begun: set[str] = set()
     for step in steps:
         if step.after is None:
@@ -133,7 +133,7 @@ def test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout(
 
 @invariant(MANY)
 def test_i4_nothing_advances_without_a_pass_that_has_no_gap(steps: Iterator[Step]) -> None:
-    """A stage is left upwards by evidence only when it passes, has no gap and is of the present visit (also I17)."""
+    """Evidence raises a stage only when it passes, has no gap and is current (also I17)."""
     for step in steps:
         if step.before is None or step.after is None or not isinstance(step.event, EvidenceJudged):
             continue
@@ -204,7 +204,7 @@ def is_for_another_time(command: CommandReceived, rollout: Rollout) -> bool:
 
 @invariant(MANY)
 def test_b7_an_order_for_an_earlier_rollout_changes_nothing(steps: Iterator[Step]) -> None:
-    """Whatever is read again after offsets and answers were lost moves no rollout that began after it was issued."""
+    """Commands read again after a loss change no rollout that began after they were issued."""
     for step in steps:
         if not isinstance(step.event, CommandReceived) or step.before is None:
             continue
@@ -318,7 +318,7 @@ def test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress(steps: Iter
 
 @invariant(MANY)
 def test_i16_a_gate_left_alone_closes(steps: Iterator[Step]) -> None:
-    """With nothing but time going by, a gate is over after its deadline, an open question after its own."""
+    """When only time passes, a gate ends at its deadline, an open question at its own."""
     for step in steps:
         rollout = step.after
         ticks = 0
@@ -365,7 +365,7 @@ def test_i16_an_asked_round_is_closed_at_its_deadline_whatever_comes(steps: Iter
 
 @invariant(MANY)
 def test_i17_gaps_never_raise(steps: Iterator[Step]) -> None:
-    """Evidence that is stale, tainted, too small or otherwise incomplete raises nothing, whatever the plan's policies are."""
+    """Incomplete evidence (stale, tainted, too small, ...) raises nothing under any policy."""
     for step in steps:
         if isinstance(step.event, EvidenceJudged) and step.event.judgement.gaps:
             assert percent(step.after) <= percent(step.before)
@@ -373,7 +373,7 @@ def test_i17_gaps_never_raise(steps: Iterator[Step]) -> None:
 
 @invariant(MANY)
 def test_i17_what_a_person_approves_still_passed_a_minute_ago(steps: Iterator[Step]) -> None:
-    """A request to a person is withdrawn by the first evidence past its first minute that does not pass any more."""
+    """A request to a person is withdrawn when, after a minute, evidence no longer passes."""
     for step in steps:
         if step.before is None or not isinstance(step.before.phase, AwaitingApproval):
             continue
@@ -419,7 +419,7 @@ def test_i19_a_clock_set_back_never_shortens_a_bake(steps: Iterator[Step]) -> No
 
 @invariant(MANY)
 def test_nothing_advances_in_a_freeze(steps: Iterator[Step]) -> None:
-    """While an operator's freeze or a window lasts, nothing raises the percentage or completes; lowering works as ever."""
+    """During a freeze nothing raises the percentage or completes; lowering works."""
     for step in steps:
         if step.before is None or step.before.has_ended or step.after is None:
             continue

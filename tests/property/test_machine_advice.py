@@ -47,7 +47,7 @@ pytestmark = pytest.mark.property
 
 @invariant(VERY_MANY)
 def test_i6_no_step_is_higher_with_advice_than_without(steps: Iterator[Step]) -> None:
-    """From every state, with every answer, an event leads at most as high as without an advisor, and a breach just as low."""
+    """From every state, any advice leads at most as high as none, and a breach just as low."""
     for step in steps:
         if (
             step.before is None
@@ -103,7 +103,7 @@ COMPARABLE = Alphabet(
 
 @invariant(VERY_MANY, COMPARABLE)
 def test_i6_no_history_is_higher_with_advice_than_without_an_advisor(steps: Iterator[Step]) -> None:
-    """A whole history with any advice is at no moment above the same one with the advisor off; a breach leads both to 0 %."""
+    """A history with any advice is never above the same history with the advisor off."""
     compare(steps, is_silent=False)
 
 
@@ -111,7 +111,7 @@ def test_i6_no_history_is_higher_with_advice_than_without_an_advisor(steps: Iter
 def test_i6_no_history_is_higher_with_advice_than_with_a_model_that_is_away(
     steps: Iterator[Step],
 ) -> None:
-    """A whole history with any advice is at no moment above the same one when `can_hold` gets no answer at all."""
+    """A history with any advice is never above the same history without answers."""
     compare(steps, is_silent=True)
 
 

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from controller.adapters.http.backoff import Backoff, retry_after_seconds
 from controller.adapters.http.bounded import read_answer
+from controller.adapters.http.cooldown import Cooldown, retry_after_seconds
 from controller.adapters.http_plane.signing import Signer, checked_secret
 from controller.adapters.http_plane.template import Request
 from controller.adapters.http_plane.template_file import load_template
@@ -37,7 +37,7 @@ from controller.text import excerpt
 
 #: Waits between tries of what failed. A short outage is over by the next look, and a wrong token
 #: must not cause a storm of requests.
-FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
+FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 1.0, 60.0
 
 #: Characters of the server's own text that a reason repeats.
 MAX_EXCERPT_CHARS = 200
@@ -90,10 +90,10 @@ class HttpPlane:
         self._settings = settings
         self._clock = clock
         self._memories: dict[str, _Memory] = {}
-        self._backoff = Backoff(
-            clock, first_seconds=FIRST_BACKOFF_SECONDS, max_seconds=MAX_BACKOFF_SECONDS
+        self._cooldown = Cooldown(
+            clock, first_seconds=FIRST_WAIT_SECONDS, max_seconds=MAX_WAIT_SECONDS
         )
-        self._flag_backoffs: dict[str, Backoff] = {}
+        self._flag_cooldowns: dict[str, Cooldown] = {}
         self._http = httpx.AsyncClient(
             headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
             timeout=None,  # noqa: S113 - one deadline of ours covers an exchange
@@ -223,10 +223,10 @@ class HttpPlane:
 
         Raises FlagPlaneUnavailable, also while nothing may be sent.
         """
-        for backoff in (self._backoff, self._flag_backoffs.get(rollout.flag_key)):
+        for cooldown in (self._cooldown, self._flag_cooldowns.get(rollout.flag_key)):
             if (
-                backoff is not None
-                and (why := backoff.why_waiting(is_urgent=self._is_urgent(rollout))) is not None
+                cooldown is not None
+                and (why := cooldown.why_waiting(is_urgent=self._is_urgent(rollout))) is not None
             ):
                 raise FlagPlaneUnavailable(why)
         seconds = self._settings.call_timeout_seconds
@@ -235,15 +235,15 @@ class HttpPlane:
                 response, body = await self._exchange(request, rollout)
         except TimeoutError:
             raise self._failed(
-                self._backoff, f"{self._host} gave no complete answer within {seconds:g} s"
+                self._cooldown, f"{self._host} gave no complete answer within {seconds:g} s"
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             why = self._quoted(str(error)) or type(error).__name__
-            raise self._failed(self._backoff, f"{self._host} cannot be asked: {why}") from None
+            raise self._failed(self._cooldown, f"{self._host} cannot be asked: {why}") from None
         if not response.is_success:
             raise self._trouble(response, body, rollout)
-        self._backoff.worked()
-        self._flag_backoffs.pop(rollout.flag_key, None)
+        self._cooldown.worked()
+        self._flag_cooldowns.pop(rollout.flag_key, None)
         return body
 
     async def _exchange(self, request: Request, rollout: Rollout) -> tuple[httpx.Response, bytes]:
@@ -273,29 +273,27 @@ class HttpPlane:
         words = f"{self._host} answered {status}" + (f": {message}" if message else "")
         if 300 <= status < 400:
             return self._failed(
-                self._backoff,
+                self._cooldown,
                 f"{words}; a redirect is not followed: give the template the right address",
             )
         if status == 401:
-            return self._failed(self._backoff, f"{words}; is the secret of {self.name} right?")
+            return self._failed(self._cooldown, f"{words}; is the secret of {self.name} right?")
         if status == 429 or status >= 500:
             return self._failed(
-                self._backoff, words, retry_after_seconds(response.headers, self._clock.now())
+                self._cooldown, words, retry_after_seconds(response.headers, self._clock.now())
             )
         # A matter of this flag (unknown, archived, in conflict, needs approval): other flags do not
         # wait.
-        backoff = self._flag_backoffs.setdefault(
+        cooldown = self._flag_cooldowns.setdefault(
             rollout.flag_key,
-            Backoff(
-                self._clock, first_seconds=FIRST_BACKOFF_SECONDS, max_seconds=MAX_BACKOFF_SECONDS
-            ),
+            Cooldown(self._clock, first_seconds=FIRST_WAIT_SECONDS, max_seconds=MAX_WAIT_SECONDS),
         )
-        return self._failed(backoff, words)
+        return self._failed(cooldown, words)
 
     def _failed(
-        self, backoff: Backoff, why: str, requested_seconds: float | None = None
+        self, cooldown: Cooldown, why: str, requested_seconds: float | None = None
     ) -> FlagPlaneUnavailable:
-        backoff.failed(why, requested_seconds=requested_seconds)
+        cooldown.failed(why, requested_seconds=requested_seconds)
         return FlagPlaneUnavailable(why)
 
     def _quoted(self, text: str) -> str:

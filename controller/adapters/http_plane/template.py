@@ -50,7 +50,7 @@ class ReadStep:
 
 @dataclass(frozen=True, slots=True)
 class PercentLine:
-    """One way to tell the served percentage: `is_` out of `of`, when all of `when` holds."""
+    """One way to compute the served percentage: `is_` out of `of`, when all of `when` holds."""
 
     when: Mapping[str, Text | bool | int | float]
     is_: Text | float

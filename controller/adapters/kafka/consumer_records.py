@@ -68,13 +68,13 @@ class Guard:
         self,
         consumer: AIOKafkaConsumer,
         *,
-        heard: Callable[[KafkaPartition], object] = lambda partition: None,
+        answered: Callable[[KafkaPartition], object] = lambda partition: None,
     ) -> None:
         """Guard a consumer that was not started yet.
 
-        `heard` is called with each partition that the brokers answered for.
+        `answered` is called with each partition that the brokers answered for.
         """
-        self._heard = heard
+        self._answered = answered
         self.careful: dict[KafkaPartition, _Careful] = {}
         """Partitions whose records are checked before they are given out, until some are."""
         self.is_careful = False
@@ -123,16 +123,16 @@ class Guard:
         budget = Budget()
         safe: list[Any] = []
         for topic, partitions in topics:
-            kept = []
+            safe_partitions = []
             for each in partitions:
                 offset = offsets.get((topic, each[0]))
                 if offset is not None:
                     partition = KafkaPartition(topic, each[0])
                     if each[1] == 0:
-                        self._heard(partition)
+                        self._answered(partition)
                     content = await self._safe_content(partition, each[-1] or b"", offset, budget)
-                    kept.append((*each[:-1], content))
-            safe.append((topic, kept))
+                    safe_partitions.append((*each[:-1], content))
+            safe.append((topic, safe_partitions))
         return safe
 
     async def _safe_content(
@@ -145,10 +145,10 @@ class Guard:
             return content
         if budget.is_spent:
             return b""  # fetched again after what came before it
-        made = await asyncio.get_running_loop().run_in_executor(
+        made_safe = await asyncio.get_running_loop().run_in_executor(
             _unpacker, partial(make_safe, content, offset, budget, is_careful=is_careful)
         )
-        for batch in made.refused:
+        for batch in made_safe.refused:
             log.warning(
                 "batch_refused",
                 topic=partition.topic,
@@ -157,7 +157,7 @@ class Guard:
                 records=batch.records,
                 reason=batch.why,
             )
-        return made.content
+        return made_safe.content
 
 
 # --- what a consumer gives out ---
@@ -255,13 +255,13 @@ class _Slice:
 class _Batches:
     """The batches of one fetch of a partition, in place of aiokafka's."""
 
-    __slots__ = ("_owner", "_read", "has_next", "wanted")
+    __slots__ = ("_owner", "_read", "has_next", "limit")
 
     def __init__(self, owner: Any) -> None:
         self._owner = owner
         self._read = owner._records
         self.has_next = self._read.has_next
-        self.wanted: int | None = None  # records the next slice may have
+        self.limit: int | None = None  # records the next slice may have
 
     def next_batch(self) -> _Batch | None:
         """Return the next batch, its records by the slice."""
@@ -276,7 +276,7 @@ class _Batches:
         records = chain(
             batch
         )  # an iterator of its own: islice asks for one each time, and a batch gives only one
-        while taken := list(islice(records, self.wanted)):
+        while taken := list(islice(records, self.limit)):
             position = self._owner.next_fetch_offset
             if taken[0].offset < position:  # a fetch from the middle of a batch brings all of it
                 taken = [record for record in taken if record.offset >= position]
@@ -310,15 +310,15 @@ def _drain(result: Any, batches: _Batches, max_records: int | None = None) -> li
     if not result.check_assignment(result._topic_partition) or not result.has_more():
         return []
     taken: list[Any] = []
-    batches.wanted = max_records
+    batches.limit = max_records
     for each in result._partition_records:
         if type(each) is _Slice:
             taken += each.records
         else:
             taken.append(each)
         if max_records is not None:
-            batches.wanted = max_records - len(taken)
-            if batches.wanted <= 0:
+            batches.limit = max_records - len(taken)
+            if batches.limit <= 0:
                 result._update_position()
                 break
     else:

@@ -130,7 +130,7 @@ class GroupMember:
     async def _open(self) -> None:
         consumer = self._new_consumer()
         consumer.subscribe(list(self._topics), listener=_Listener(self, consumer))
-        guard = Guard(consumer, heard=partial(self._record_answer, consumer))
+        guard = Guard(consumer, answered=partial(self._record_answer, consumer))
         self._joining, self._joining_partitions = consumer, frozenset()
         self.is_broken = False
         try:

@@ -43,9 +43,9 @@ def safe_legacy(
     payload = memoryview(b"")
     try:
         payload = _wrapped(batch, magic)
-        known = codec if codec < LZ4 or (codec == LZ4 and magic == 1) else NO_CODEC
+        supported = codec if codec < LZ4 or (codec == LZ4 and magic == 1) else NO_CODEC
         content = unpacked(
-            known, payload, min(most_unpacked(codec, payload), _MOST_UNPACKED), budget
+            supported, payload, min(most_unpacked(codec, payload), _MOST_UNPACKED), budget
         )
         _check_wrapped(content, magic)
     except Unpackable as fault:

@@ -129,38 +129,38 @@ def make_safe(content: bytes, offset: int, budget: Budget, *, is_careful: bool =
     refuse.
     """
     safe = MadeSafe(b"")
-    made: list[bytes] = []
+    batches: list[bytes] = []
     position, size, following = 0, len(content), -1
     while size - position > MAGIC:
         base, length = START.unpack_from(content, position)
         end = position + LOG_OVERHEAD + length
         if end > size and length > 0:
-            if not made:
+            if not batches:
                 # The consumer then says that a record is larger than a fetch.
-                made.append(content[position:])
+                batches.append(content[position:])
             break
-        if made and budget.is_spent:
+        if batches and budget.is_spent:
             break
         magic = content[position + MAGIC]
         if length < LEAST_LEGACY or magic > 2 or (magic == 2 and end - position < HEADER.size):
-            made.append(unreadable_batch(max(base, following)))
+            batches.append(unreadable_batch(max(base, following)))
             break
         batch = content[position:end]
         if magic < 2:
-            made.append(safe_legacy(batch, base, magic, budget, safe.refused))
+            batches.append(safe_legacy(batch, base, magic, budget, safe.refused))
             following = base + 1
         else:
             delta, count = HEADER.unpack_from(batch)[6], HEADER.unpack_from(batch)[12]
             if not _is_plausible(base, delta, count, following) or base + delta < offset:
-                made.append(unreadable_batch(max(base, following, 0)))
+                batches.append(unreadable_batch(max(base, following, 0)))
                 break
             pieces, is_whole = _safe_batch(batch, offset, budget, safe.refused, is_careful)
-            made += pieces
+            batches += pieces
             if not is_whole:
                 break
             following = base + delta + 1
         position = end
-    safe.content = b"".join(made) if made else content
+    safe.content = b"".join(batches) if batches else content
     return safe
 
 

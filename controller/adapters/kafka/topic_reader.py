@@ -263,14 +263,14 @@ class KafkaReader:
         consumer, loop = self._consumer, asyncio.get_running_loop()
         self._assign(start)
         positions = dict(start)
-        asked = loop.time()
+        requested_at = loop.time()
         while True:
             try:
                 batches = await consumer.getmany(timeout_ms=_FOLLOW_MS)
-                if not batches and loop.time() - asked >= _ASK_EVERY_SECONDS:
+                if not batches and loop.time() - requested_at >= _ASK_EVERY_SECONDS:
                     # No record comes both when nothing is new and when the brokers are away. Only
                     # a request shows which.
-                    asked = loop.time()
+                    requested_at = loop.time()
                     await self._ask(consumer.end_offsets(list(start)[:1]), "waiting for news")
                     yield None
             except EventLogUnavailable as trouble:

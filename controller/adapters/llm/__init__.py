@@ -1,1 +1,1 @@
-"""Language models that are asked for advice: LocalAI and all that speak its dialect, and Ollama."""
+"""Language models that give advice: servers with the OpenAI dialect (LocalAI, vLLM), and Ollama."""

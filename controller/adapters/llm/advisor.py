@@ -128,20 +128,20 @@ class ModelAdvisor:
         )
 
     async def look_over(
-        self, seen: Mapping[str, tuple[Rollout, Judgement]]
+        self, evidence: Mapping[str, tuple[Rollout, Judgement]]
     ) -> Sequence[tuple[str, str]]:
         with only_advice_errors():
-            return await self._look_over(seen)
+            return await self._look_over(evidence)
 
     async def _look_over(
-        self, seen: Mapping[str, tuple[Rollout, Judgement]]
+        self, evidence: Mapping[str, tuple[Rollout, Judgement]]
     ) -> Sequence[tuple[str, str]]:
         # Those nearest to an alarm come first: a prompt has room for a dozen.
-        ordered = sorted(seen.values(), key=lambda each: (-_nearness(each[1]), each[0].flag_key))[
-            :MAX_ROLLOUTS
-        ]
+        ordered = sorted(
+            evidence.values(), key=lambda each: (-_nearness(each[1]), each[0].flag_key)
+        )[:MAX_ROLLOUTS]
         prompt = look_prompt(ordered, self._previous)
-        self._previous = {key: judgement for key, (_, judgement) in seen.items()}
+        self._previous = {key: judgement for key, (_, judgement) in evidence.items()}
         completion = await self.server.complete(
             prompt, ANOMALIES_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
         )

@@ -2,7 +2,7 @@
 
 httpcore, the transport below httpx, knows no redirects, cookies, proxies of the environment or
 compression: what is not there cannot be turned against us. Every failure is a ServerTrouble with a
-printable reason, in which our key never stands.
+printable reason, which never contains our key.
 """
 
 from __future__ import annotations

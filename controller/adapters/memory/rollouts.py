@@ -124,7 +124,7 @@ class MemoryRollouts:
         self.outage.after()
         return self._flags.get(flag_key, _Flag()).answers.get(command_id)
 
-    async def settle(self, flag_key: str, fields: Sequence[str]) -> None:
+    async def remove_effects(self, flag_key: str, fields: Sequence[str]) -> None:
         for name in fields:
             outbox_number(name)
         self.outage.before()

@@ -1,7 +1,7 @@
 """One Redis or Redis Cluster, and the rules that every call to it keeps.
 
 Belongs here: connecting, deadlines, retries, what Redis's errors mean to us, and the script that
-writes behind a fence. Does not belong here: which keys there are and what stands in them.
+writes behind a fence. Does not belong here: which keys there are and what they hold.
 
 A call that failed may have been done, and may still be done later. So every write can be repeated:
 retries are ours, of the same bytes, within one deadline, and the script tells a repeat from another
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib import resources
 from typing import Any, Final, Self, TypeVar
 
@@ -36,6 +36,7 @@ from redis.exceptions import (
 
 from controller.codec.merging import digest_of
 from controller.errors import BrokenInvariant, ConfigInvalid, StoreUnavailable
+from controller.retrying import Backoff, until_done
 
 T = TypeVar("T")
 
@@ -43,10 +44,12 @@ _SCRIPT = resources.files("controller.adapters.redis").joinpath("fenced_save.lua
 #: The name that Redis gives the script.
 _SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
-#: Between two tries of one call: short against the 100 ms of a flush, long enough for a server to
-#: start.
-FIRST_PAUSE_SECONDS: Final = 0.02
-LONGEST_PAUSE_SECONDS: Final = 0.25
+#: Pauses between two tries of one call: short against the 100 ms of a flush, long enough for a
+#: server to start.
+BACKOFF: Final = Backoff(first_seconds=0.02, longest_seconds=0.25, jitter=0.5)
+
+#: What a try may raise that passes by itself, unless `_check_retry_helps` says otherwise.
+_TROUBLE = (RedisError, RedisClusterException, OSError)
 
 _PREFIX = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 
@@ -172,46 +175,37 @@ class RedisConnection:
         if self.why_refused is not None and not is_about_identity:
             raise StoreUnavailable(f"{purpose}: {self.why_refused}")
         seconds = self._deadline_seconds * times_deadline
-        pause = FIRST_PAUSE_SECONDS
         trouble: BaseException | None = None
+
+        def report(error: Exception, _pause_seconds: float) -> None:
+            nonlocal trouble
+            trouble = error
+            _check_retry_helps(purpose, error)
+
         try:
             async with asyncio.timeout(seconds):
                 with swallowed_cancellation_raised():
-                    while True:
-                        try:
-                            answer = await make()
-                        except (RedisError, RedisClusterException, OSError) as error:
-                            trouble = error
-                            await self._check_retry_helps(purpose, error)
-                        else:
-                            self.heard_at = asyncio.get_running_loop().time()
-                            return answer
-                        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                    answer = await until_done(
+                        partial(self._try, make), trouble=_TROUBLE, backoff=BACKOFF, report=report
+                    )
+                self.heard_at = asyncio.get_running_loop().time()
+                return answer
         except TimeoutError as error:
             last = f"; last trouble: {_description(trouble)}" if trouble is not None else ""
             raise StoreUnavailable(
                 f"{purpose}: Redis gave no answer within {seconds:g} s{last}"
             ) from error
 
-    async def _check_retry_helps(self, purpose: str, error: Exception) -> None:
-        """Return when another try may help; raise what the error means when none can."""
-        text = _description(error)
-        if isinstance(error, ReadOnlyError):
+    async def _try(self, make: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of one try."""
+        try:
+            return await make()
+        except ReadOnlyError:
             # The server is a former primary. Idle connections are dropped, so that the name is
             # resolved again.
             if isinstance(self.client, redis.asyncio.Redis):
                 await self.client.connection_pool.disconnect(inuse_connections=False)
-        elif isinstance(error, ResponseError) and text.startswith(("WRONGTYPE", "ROLLOUTD")):
-            raise BrokenInvariant(f"{purpose}: {text}") from error
-        elif isinstance(error, NoPermissionError):
-            raise RightMissing(
-                f"{purpose}: {text}: grant the right to our user, see ops/security.md"
-            ) from error
-        elif isinstance(error, OutOfMemoryError | AuthenticationError) or text.startswith(
-            _NO_USE_TO_RETRY
-        ):
-            raise StoreUnavailable(f"{purpose}: {text}") from error
+            raise
 
     async def fenced_save(
         self,
@@ -255,6 +249,22 @@ class RedisConnection:
             "ask Redis for the time", self.client.time, times_deadline=0.5
         )
         return datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC)
+
+
+def _check_retry_helps(purpose: str, error: Exception) -> None:
+    """Return when another try may help; raise what the error means when none can."""
+    text = _description(error)
+    if isinstance(error, ReadOnlyError):
+        return
+    if isinstance(error, ResponseError) and text.startswith(("WRONGTYPE", "ROLLOUTD")):
+        raise BrokenInvariant(f"{purpose}: {text}") from error
+    if isinstance(error, NoPermissionError):
+        raise RightMissing(
+            f"{purpose}: {text}: grant the right to our user, see ops/security.md"
+        ) from error
+    is_lasting = isinstance(error, OutOfMemoryError | AuthenticationError)
+    if is_lasting or text.startswith(_NO_USE_TO_RETRY):
+        raise StoreUnavailable(f"{purpose}: {text}") from error
 
 
 def _description(error: BaseException | None) -> str:

@@ -13,13 +13,13 @@ from typing import Final
 from controller.adapters.redis.connection import RedisConnection
 from controller.errors import ConfigInvalid, StoreUnavailable
 
-#: Every environment's prefix before prefixes had its name. No identity said then whose it was.
+#: The prefix of every environment in early releases, when neither prefix nor identity named one.
 SHARED_PREFIX: Final = "rolloutd:"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose keys stand under a prefix: an environment is all three of these together."""
+    """The owner of the keys under a prefix: an environment is all three of these together."""
 
     cluster_id: str
     topic_prefix: str
@@ -138,7 +138,7 @@ class StoredIdentity:
         return why
 
     async def environment_at(self, prefix: str) -> str | None:
-        """Return the environment whose data stand under another prefix.
+        """Return the environment whose data are under another prefix.
 
         None for none, or for one that we may not read.
         """
@@ -170,7 +170,7 @@ class StoredIdentity:
                 "read an identity", lambda: self._connection.client.hgetall(key)
             )
         except StoreUnavailable:
-            return {}  # without the right to read there, nothing of ours stands there
+            return {}  # without the right to read there, nothing there is ours
         return stored
 
 

@@ -171,13 +171,13 @@ class RedisRollouts:
         )
         return None if value is None else value.split(b"\n", 1)[1]
 
-    async def settle(self, flag_key: str, fields: Sequence[str]) -> None:
+    async def remove_effects(self, flag_key: str, fields: Sequence[str]) -> None:
         for name in fields:
             outbox_number(name)
         if fields:
             key = self._key(flag_key)
             await self._connection.call(
-                f"settle effects of {flag_key}", lambda: self._connection.client.hdel(key, *fields)
+                f"remove effects of {flag_key}", lambda: self._connection.client.hdel(key, *fields)
             )
 
     async def flag_keys(self) -> Sequence[str]:

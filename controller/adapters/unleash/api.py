@@ -17,8 +17,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from controller.adapters.http.backoff import Backoff, retry_after_seconds
 from controller.adapters.http.bounded import read_answer
+from controller.adapters.http.cooldown import Cooldown, retry_after_seconds
 from controller.adapters.http.tls import client_context
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Clock
@@ -27,7 +27,7 @@ from controller.text import excerpt
 
 #: First wait after a failure; it doubles from there. A short outage is over by the next round of
 #: reconciling.
-FIRST_BACKOFF_SECONDS = 1.0
+FIRST_WAIT_SECONDS = 1.0
 #: Characters of Unleash's own text that a reason repeats.
 MAX_EXCERPT_CHARS = 300
 #: Entries of the audit trail that are searched for who changed a flag.
@@ -113,7 +113,7 @@ class UnleashApi:
     """Makes requests for one project and environment.
 
     After a failure of the server or the network only urgent requests are sent for a while: see
-    `Backoff`.
+    `Cooldown`.
     """
 
     def __init__(self, settings: UnleashSettings, clock: Clock) -> None:
@@ -130,8 +130,8 @@ class UnleashApi:
         self._clock = clock
         self.name = settings.url
         self._token = settings.token.get_secret_value()
-        self._backoff = Backoff(
-            clock, first_seconds=FIRST_BACKOFF_SECONDS, max_seconds=settings.max_backoff_seconds
+        self._cooldown = Cooldown(
+            clock, first_seconds=FIRST_WAIT_SECONDS, max_seconds=settings.max_backoff_seconds
         )
         self._features = (
             f"{settings.url}/api/admin/projects/{quote(settings.project, safe='')}/features"
@@ -282,7 +282,7 @@ class UnleashApi:
 
         Raises Refused, and Away for trouble of the server or the network.
         """
-        if (why := self._backoff.why_waiting(is_urgent=is_urgent)) is not None:
+        if (why := self._cooldown.why_waiting(is_urgent=is_urgent)) is not None:
             raise Away(why)
         try:
             async with asyncio.timeout(self._settings.request_timeout_seconds):
@@ -297,7 +297,7 @@ class UnleashApi:
                 f"{self.name} cannot be asked: {_quoted(str(error)) or type(error).__name__}"
             ) from error
         if response.is_success:
-            self._backoff.worked()
+            self._cooldown.worked()
             return body
         raise self._trouble(response, body)
 
@@ -356,7 +356,7 @@ class UnleashApi:
         return Refused(f"{self.name} refused it ({words})", status, problem)
 
     def _failed(self, why: str, *, requested_seconds: float | None = None) -> Away:
-        self._backoff.failed(why, requested_seconds=requested_seconds)
+        self._cooldown.failed(why, requested_seconds=requested_seconds)
         return Away(why)
 
 

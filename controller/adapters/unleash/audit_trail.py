@@ -50,7 +50,7 @@ def follow(changes: Sequence[Change], *, environment: str) -> Trail:
 
 
 def _mark_if_ours(change: Change) -> Mark | None:
-    """Return the mark of a strategy that stands in the change exactly as we write it, else None."""
+    """Return the mark if the change holds a strategy exactly as we write it, else None."""
     strategy = _strategy(change.data)
     mark = None if strategy is None else Mark.read(strategy.title)
     if strategy is None or mark is None or Content.of(strategy).digest != mark.digest:

@@ -55,7 +55,7 @@ def begin(previous: Rollout | None, request: Request) -> Transition:
 def approve(rollout: Rollout, request: Request) -> Transition:
     """Let a gate pass that waits for a person."""
     if request.command.expected_revision is None:
-        why = "an approval is bound to what was seen: give expected_revision"
+        why = "an approval is for one revision: give expected_revision"
         return refused(rollout, request, why)
     if is_frozen(rollout, request.now):
         return _refused_while_frozen(rollout, request)

@@ -45,8 +45,8 @@ _REPEATS_ACTION = (
     "the share falls as new outcomes come in, and `promote` does not wait for that"
 )
 _DRIFT_ACTION = (
-    "see whether the planes serve the flag and the apps follow them; if they ask more rarely "
-    "than settle, lengthen it"
+    "check that the planes serve the flag and that the apps follow them; if apps ask less often "
+    "than once per settle, lengthen settle"
 )
 
 # --- decisions
@@ -123,7 +123,7 @@ def moved_past_gate(after: Rollout, command: CommandReceived) -> RaiseAlert:
         f"{after.flag_key} was moved past a gate to {after.served_words} by "
         f"{command.issuer}: {command.reason}"
     )
-    action = "know that this stage was not judged"
+    action = "watch it: this stage was not judged"
     return _alert(after, AlertKind.FORCED, Severity.WARNING, summary, action, None)
 
 
@@ -138,7 +138,7 @@ def asks_for_approval(after: Rollout, reason: HoldReason, cause: Cause) -> Raise
 
 def paused(before: Rollout, after: Rollout, kind: AlertKind, cause: Cause) -> RaiseAlert:
     """Return the alert that the controller paused the rollout; `kind` unless its plan expired."""
-    action = "look at the evidence; then resume, promote or roll back"
+    action = "check the evidence; then resume, promote or roll back"
     if after.hold is HoldReason.EXPIRED:
         kind, action = AlertKind.PLAN_EXPIRED, "decide, as its owner: promote, roll back or abort"
     severity = Severity.CRITICAL if after.hold is HoldReason.BREACH else Severity.WARNING
@@ -151,7 +151,7 @@ def holds(after: Rollout, cause: Cause) -> tuple[Effect, ...]:
     judgement = cause.judgement
     if after.hold is HoldReason.SIGNAL:
         kind, severity = AlertKind.SIGNAL_REGRESSION, Severity.WARNING
-        action = "look at the signal; promote or roll back"
+        action = "check the signal; then promote or roll back"
     elif after.hold is HoldReason.ADVISOR:
         kind, severity = AlertKind.ADVISOR_HOLDS, Severity.INFO
         action = "read the advice"
@@ -175,7 +175,7 @@ def _health_action(judgement: Judgement) -> str:
         return _DRIFT_ACTION
     if HealthGap.REPEATED_OUTCOMES in kinds:
         return _REPEATS_ACTION
-    return "see whether events arrive in both arms"
+    return "check that events arrive in both arms"
 
 
 # --- answers to commands

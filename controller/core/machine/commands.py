@@ -39,9 +39,8 @@ STARTING = frozenset({CommandVerb.START, CommandVerb.RESTART})
 
 ALREADY_STARTED = "this command has started its rollout already"
 OUTDATED = (
-    f"issued more than {COMMAND_MAX_AGE.seconds // 60} min ago: an order from before an "
-    f"outage is not an order for now; "
-    "send it again"
+    f"issued more than {COMMAND_MAX_AGE.seconds // 60} min ago: a late command must not raise "
+    f"exposure; send it again"
 )
 
 
@@ -141,11 +140,12 @@ def _why_not_this_rollout(rollout: Rollout, request: Request) -> str | None:
     again = f"send it again, with the clock set or with expected_revision {rollout.revision}"
     if request.received_at - command.issued_at > LOWERING_MAX_AGE:
         hours = LOWERING_MAX_AGE // timedelta(hours=1)
-        return f"issued at {issued}, more than {hours} h ago: not an order for now; {again}"
+        return f"issued at {issued}, more than {hours} h ago: too old to be carried out; {again}"
     if command.is_backlog and command.issued_at < rollout.started_at - CLOCK_TOLERANCE:
         began = rollout.started_at.isoformat(timespec="seconds")
         return (
-            f"issued at {issued}, before this rollout began at {began}: for an earlier one; {again}"
+            f"issued at {issued}, before this rollout began at {began}: meant for an earlier one; "
+            f"{again}"
         )
     return None
 
@@ -153,8 +153,8 @@ def _why_not_this_rollout(rollout: Rollout, request: Request) -> str | None:
 def stale(command: CommandReceived, revision: int) -> str:
     """Return the reason to refuse a command whose issuer saw another revision."""
     return (
-        f"stale: revision {command.expected_revision} was expected, it is {revision}; look "
-        f"again and repeat"
+        f"stale: revision {command.expected_revision} was expected, it is {revision}; check "
+        f"the rollout and send it again"
     )
 
 

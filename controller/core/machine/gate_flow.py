@@ -170,7 +170,7 @@ def close_undecided(rollout: Rollout, gate: Gating, event: Event, now: datetime)
 def withdraw_request(
     rollout: Rollout, asked: AwaitingApproval, judgement: Judgement, now: datetime
 ) -> Transition:
-    """Withdraw the request to a person and open a new gate: the evidence to approve is out of date."""
+    """Withdraw the request to a person and open a new gate: its evidence is out of date."""
     reason, why = why_not(judgement)
     cause = Cause(f"no longer asks for approval: {why}", judgement)
     after = transitions.open_gate(rollout, asked.stage, now, reason)
@@ -215,7 +215,7 @@ def close_round(
 
 
 def reopen_round(rollout: Rollout, gate: Gating, now: datetime) -> Rollout:
-    """Return the rollout without its open question: the next judgement asks the same round again."""
+    """Return the rollout without its open question: the next judgement asks it again."""
     assert gate.advice is not None
     earlier = gate.advice.number - 1
     advice = replace(gate.advice, number=earlier, is_closed=True, held_until=now)

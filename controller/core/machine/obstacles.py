@@ -14,7 +14,7 @@ from schemas.terms import GapPolicy, HealthGap, HoldReason, Verdict
 
 
 def is_current(rollout: Rollout, judgement: Judgement) -> bool:
-    """Return whether the judgement is of the present visit; one of an earlier visit proves nothing."""
+    """Return whether the judgement is of the present visit; an earlier one proves nothing."""
     return judgement.visit == rollout.visit_index
 
 

@@ -41,7 +41,8 @@ _OFF: Mapping[str, object] = {"percent": 0.0, "hold": None, "freeze": None}
 
 def _next_revision(rollout: Rollout, now: datetime, **changes: object) -> Rollout:
     """Return the rollout one revision on. It closes the last visit of a rollout that has ended."""
-    after = replace(rollout, revision=rollout.revision + 1, updated_at=now, **changes)  # type: ignore[arg-type]
+    changes |= {"revision": rollout.revision + 1, "updated_at": now}
+    after = replace(rollout, **changes)  # type: ignore[arg-type]
     return replace(after, visits=_closed(after.visits, now)) if after.has_ended else after
 
 

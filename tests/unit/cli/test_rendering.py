@@ -154,8 +154,8 @@ def test_status_for_machines_holds_the_document_as_published() -> None:
     state = to_state(one.rollout).model_dump(mode="json")
     document = json.loads(rendering.to_json(status_view.status_document(one, state)))
     assert list(document) == [
-        "flag", "at", "safe_to_advance", "reason", "waits_for", "hold", "frozen", "overdue", "stage",
-        "stages", "since",
+        "flag", "at", "safe_to_advance", "reason", "waits_for", "hold", "frozen", "overdue",
+        "stage", "stages", "since",
         "state", "judgement", "advice", "advice_agreement",
     ]  # fmt: skip
     assert document["safe_to_advance"] == "no"

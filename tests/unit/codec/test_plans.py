@@ -54,11 +54,13 @@ def test_guardrail_that_only_compares_ends_with_control() -> None:
         }
     )
     plan = to_core_plan(document)
-    assert [guardrail.metric for guardrail in plan.guardrails_at(50)] == [
+    assert [guardrail.metric for guardrail in plan.guardrails if guardrail.is_watched_at(50)] == [
         "error_rate",
         "latency_p99",
     ]
-    assert [guardrail.metric for guardrail in plan.guardrails_at(100)] == ["latency_p99"]
+    assert [guardrail.metric for guardrail in plan.guardrails if guardrail.is_watched_at(100)] == [
+        "latency_p99"
+    ]
 
 
 @pytest.mark.parametrize(

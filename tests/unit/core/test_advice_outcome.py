@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.core.advice_outcome import agrees, is_outcome
+from controller.core.advice_outcome import agrees, ended_by_evidence
 from schemas.terms import AdviceChoice, DecisionKind
 
 
@@ -25,6 +25,6 @@ def test_agreement(choice: AdviceChoice, outcome: DecisionKind, *, expected: boo
 
 def test_what_people_end_is_no_outcome() -> None:
     """A roll back by hand says nothing about advice, nor does a hold."""
-    assert is_outcome(DecisionKind.COMPLETE, "rolloutd")
-    assert not is_outcome(DecisionKind.ROLL_BACK, "ada")
-    assert not is_outcome(DecisionKind.HOLD, "rolloutd")
+    assert ended_by_evidence(DecisionKind.COMPLETE, "rolloutd")
+    assert not ended_by_evidence(DecisionKind.ROLL_BACK, "ada")
+    assert not ended_by_evidence(DecisionKind.HOLD, "rolloutd")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from controller.core.anomaly import unusual
+from controller.core.anomaly import find_anomalies
 from controller.core.judging.judgement import Explanation, Judgement
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.deciding.anomaly_watch import AnomalyWatch
@@ -198,10 +198,10 @@ def test_control_that_changes_is_movement() -> None:
     The same again is not movement.
     """
     before = {"f": judgement_of(100, 10_000)}
-    (found,) = unusual(before, {"f": judgement_of(400, 20_000)})
+    (found,) = find_anomalies(before, {"f": judgement_of(400, 20_000)})
     assert found.metric == "error_rate"
     assert "of control rose from 1 % to 3 %" in found.what
-    (fell,) = unusual({"f": judgement_of(1_000, 10_000)}, {"f": judgement_of(1_050, 20_000)})
+    (fell,) = find_anomalies({"f": judgement_of(1_000, 10_000)}, {"f": judgement_of(1_050, 20_000)})
     assert "fell from 10 % to 0.5 %" in fell.what
 
 
@@ -218,7 +218,7 @@ def test_control_that_changes_is_movement() -> None:
 )
 def test_weather_is_no_movement(before: Judgement, now: Judgement) -> None:
     """What chance brings, what is counted anew and another stage are not told."""
-    assert unusual({"f": before}, {"f": now}) == ()
+    assert find_anomalies({"f": before}, {"f": now}) == ()
 
 
 def test_metrics_that_lean_together_are_movement() -> None:
@@ -229,11 +229,11 @@ def test_metrics_that_lean_together_are_movement() -> None:
     leaning = judgement_of(100, 10_000, e_value=40.0)
     assert {
         found.flag_key
-        for found in unusual({}, {"a": leaning, "b": leaning, "c": judgement_of(1, 1_000)})
+        for found in find_anomalies({}, {"a": leaning, "b": leaning, "c": judgement_of(1, 1_000)})
     } == {"a", "b"}
-    assert unusual({}, {"a": leaning}) == ()
+    assert find_anomalies({}, {"a": leaning}) == ()
     broken = judgement_of(100, 10_000, e_value=400.0, harm=Verdict.FAIL)
-    assert unusual({}, {"a": broken, "b": broken}) == ()
+    assert find_anomalies({}, {"a": broken, "b": broken}) == ()
 
 
 async def test_an_anomaly_is_told_once_per_stay() -> None:

@@ -12,7 +12,7 @@ from tests.builders import T0, make_rollout
 def test_an_order_that_cannot_be_meant_is_answered_and_changes_nothing(
     verb: CommandVerb | None,
 ) -> None:
-    """A command that came with its refusal is rejected with that reason, whatever it asks for and wherever the rollout is."""
+    """A command with a refusal is rejected with that reason, in every phase."""
     for rollout in (None, make_rollout()):
         after, effects = decide(
             rollout, CommandUnusable("command-1", verb, "start needs a `plan`"), T0

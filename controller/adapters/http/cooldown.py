@@ -37,8 +37,11 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float | No
         return None
 
 
-class Backoff:
-    """A wait that doubles with each failure in a row, up to a limit; half of it is random."""
+class Cooldown:
+    """The wait after failures: it doubles with each one in a row, up to a limit; half is random.
+
+    It does not repeat calls: it says whether the next one may be made.
+    """
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.adapters.http.backoff import MAX_REQUESTED_SECONDS, URGENT_SECONDS, Backoff
+from controller.adapters.http.cooldown import MAX_REQUESTED_SECONDS, URGENT_SECONDS, Cooldown
 from tests.builders import T0
 
 
@@ -21,15 +21,15 @@ class SetClock:
         return self.seconds
 
 
-def make_backoff(clock: SetClock, chance: float = 1.0) -> Backoff:
+def make_cooldown(clock: SetClock, chance: float = 1.0) -> Cooldown:
     """Return one that begins with a second and ends with thirty."""
-    return Backoff(clock, first_seconds=1.0, max_seconds=30.0, chance=lambda: chance)  # type: ignore[arg-type]
+    return Cooldown(clock, first_seconds=1.0, max_seconds=30.0, chance=lambda: chance)  # type: ignore[arg-type]
 
 
-def waits(backoff: Backoff, clock: SetClock) -> float:
+def waits(cooldown: Cooldown, clock: SetClock) -> float:
     """Return how long it has to be waited now, to a hundredth of a second."""
     began, hundredths = clock.seconds, 0
-    while backoff.why_waiting() is not None:
+    while cooldown.why_waiting() is not None:
         hundredths += 1
         clock.seconds = began + hundredths / 100
     return round(clock.seconds - began, 2)
@@ -38,24 +38,24 @@ def waits(backoff: Backoff, clock: SetClock) -> float:
 def test_the_wait_doubles_up_to_its_limit_and_starts_over() -> None:
     """1, 2, 4, 8, 16, 30, 30 s after failures in a row; a success takes it back to 1 s."""
     clock = SetClock()
-    backoff = make_backoff(clock)
+    cooldown = make_cooldown(clock)
     seen = []
     for _ in range(7):
-        backoff.failed("it is away")
-        seen.append(waits(backoff, clock))
+        cooldown.failed("it is away")
+        seen.append(waits(cooldown, clock))
     assert seen == [1, 2, 4, 8, 16, 30, 30]
-    backoff.worked()
-    assert backoff.why_waiting() is None
-    backoff.failed("again")
-    assert waits(backoff, clock) == 1
+    cooldown.worked()
+    assert cooldown.why_waiting() is None
+    cooldown.failed("again")
+    assert waits(cooldown, clock) == 1
 
 
 def test_half_of_the_wait_is_chance() -> None:
     """Replicas that failed together do not come back together."""
     clock = SetClock()
-    backoff = make_backoff(clock, chance=0.0)
-    backoff.failed("it is away")
-    assert waits(backoff, clock) == 0.5
+    cooldown = make_cooldown(clock, chance=0.0)
+    cooldown.failed("it is away")
+    assert waits(cooldown, clock) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -64,20 +64,20 @@ def test_half_of_the_wait_is_chance() -> None:
 def test_what_the_other_side_asks_for_is_kept_within_reason(asked: float, waited: float) -> None:
     """Retry-After lengthens the wait, never shortens it, and not beyond ten minutes."""
     clock = SetClock()
-    backoff = make_backoff(clock)
-    backoff.failed("slower", requested_seconds=asked)
-    assert waits(backoff, clock) == waited
+    cooldown = make_cooldown(clock)
+    cooldown.failed("slower", requested_seconds=asked)
+    assert waits(cooldown, clock) == waited
 
 
 def test_an_urgent_call_goes_through_once_a_second() -> None:
     """A rollback does not wait out a long pause, and is no storm either."""
     clock = SetClock()
-    backoff = make_backoff(clock)
+    cooldown = make_cooldown(clock)
     for _ in range(10):
-        backoff.failed("it is away")
+        cooldown.failed("it is away")
     assert "not asked for another 30 s after: it is away" in (
-        backoff.why_waiting(is_urgent=True) or ""
+        cooldown.why_waiting(is_urgent=True) or ""
     )
     clock.seconds += URGENT_SECONDS
-    assert backoff.why_waiting(is_urgent=True) is None
-    assert backoff.why_waiting() is not None
+    assert cooldown.why_waiting(is_urgent=True) is None
+    assert cooldown.why_waiting() is not None

@@ -1,0 +1,68 @@
+"""ARCHITECTURE.md is true: its paths exist, and its map has every module of the controller."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """Return one `##` section of the page."""
+    (found,) = re.findall(rf"\n## {re.escape(title)}\n(.*?)(?=\n## |\Z)", PAGE, re.DOTALL)
+    return str(found)
+
+
+def packages() -> dict[str, str]:
+    """Return folder -> its part of the module map."""
+    parts = re.findall(r"### `([\w/]+)/`\n(.*?)(?=\n### |\Z)", section("Module map"), re.DOTALL)
+    return dict(parts)
+
+
+def test_every_path_exists() -> None:
+    """Each path of the page, in backticks or linked, is a file or folder of the repository."""
+    paths = re.findall(r"`((?:controller|schemas|ops|tests)/[\w./-]*)`", PAGE)
+    links = re.findall(r"\]\(([^)#:]+)", PAGE)
+    assert len(paths) > 50
+    assert [path for path in (*paths, *links) if not (ROOT / path).exists()] == []
+
+
+def test_the_map_has_every_package() -> None:
+    """A package is in the map exactly if it is in `controller/`."""
+    folders = {
+        path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "controller").rglob("*.py")
+    }
+    assert folders == {name for name in packages() if name.startswith("controller")}
+
+
+@pytest.mark.parametrize("folder", sorted(name for name in packages() if "controller" in name))
+def test_the_map_has_every_module(folder: str) -> None:
+    """A module is in its package's part of the map exactly if the file exists."""
+    files = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"^- `(\w+\.py)`", packages()[folder], re.MULTILINE)) == files
+
+
+@pytest.mark.parametrize("path", ["The path of an event", "The path of a command"])
+def test_a_path_is_short(path: str) -> None:
+    """Each path has at most twelve steps, and each step names a file."""
+    steps = re.split(r"^\d+\. ", section(path), flags=re.MULTILINE)[1:]
+    assert 5 <= len(steps) <= 12
+    last = steps[-1]  # may refer to the other path
+    assert [step for step in steps if step is not last and "`" not in step] == []
+
+
+def test_ten_typical_changes_are_listed() -> None:
+    """The page says which files to open for ten typical changes."""
+    assert len(re.findall(r"^- \*\*A new ", section("To change X, open Y"), re.MULTILINE)) == 10
+
+
+def test_the_glossary_has_one_meaning_per_word() -> None:
+    """Each word is defined once, and the comparison has a cell for each of six systems."""
+    words = re.findall(r"^- \*\*(.+?)\*\*:", section("Glossary"), re.MULTILINE)
+    assert len(words) == len(set(words)) > 30
+    rows = [line for line in section("Glossary").splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {8}
