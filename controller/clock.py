@@ -1,4 +1,4 @@
-"""The real clock behind `controller.ports.Clock`, and how it agrees with the clocks of others.
+"""The real clock behind `controller.ports.Clock`, and how it agrees with other machines' clocks.
 
 Decisions are compared with times that other machines wrote: when a stage began, when an event
 happened, when a partition was last reported. So their time is not one machine's wall clock, but
@@ -25,8 +25,8 @@ class SystemClock:
     """Wall time as it was at start, carried on by the monotonic clock.
 
     A wall clock that is set, by hand or by NTP, therefore shortens no bake and moves no deadline
-    within this process; `drift` says how far off it has become. A process that starts reads the
-    wall clock afresh, and the rollouts' own times keep it from going back.
+    within this process; `drift` returns how far off it is. A new process reads the wall clock
+    again, and the rollouts' own times keep it from going back.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class SystemClock:
         return self._monotonic()
 
     def drift(self) -> timedelta:
-        """Return how far the wall clock is ahead of us.
+        """Return how far the wall clock is ahead of this clock.
 
-        About zero unless somebody set it or the machine slept.
+        About zero unless it was set or the machine was suspended.
         """
         return self._wall() - self.now()
 
@@ -103,9 +103,9 @@ class AgreedClock:
         return self._local.monotonic()
 
     def compare(self, against: str, at: datetime, asked_at: float, answered_at: float) -> None:
-        """Take what another clock said: `at`, between two moments of our monotonic clock.
+        """Record another clock's time: `at`, between two moments of our monotonic clock.
 
-        An answer that took longer than the tolerance says nothing and is ignored.
+        An answer that took longer than the tolerance is ignored.
         """
         if answered_at - asked_at > self.max_skew_seconds:
             return
@@ -115,7 +115,7 @@ class AgreedClock:
             self.compared_at = answered_at
 
     def note(self, against: str, ahead_seconds: float | None) -> None:
-        """Take how far another clock is ahead of this process's uncorrected time, or None."""
+        """Record how far another clock is ahead of our uncorrected time; None: not known."""
         was_in_doubt = self._spread() > self.max_skew_seconds
         if ahead_seconds is None:
             self._ahead.pop(against, None)
@@ -145,13 +145,13 @@ class AgreedClock:
         if self._spread() <= self.max_skew_seconds:
             return None
         offset = self._move()
-        said = ", ".join(
+        differences = ", ".join(
             f"{_NAMES.get(against, against)} is {abs(seconds - offset):.1f} s "
             f"{'ahead' if seconds > offset else 'behind'}"
             for against, seconds in sorted(ahead.items())
             if abs(seconds - offset) > 0.05
         )
-        return f"the clocks disagree by more than {self.max_skew_seconds:g} s: {said}"
+        return f"the clocks disagree by more than {self.max_skew_seconds:g} s: {differences}"
 
     def _spread(self) -> float:
         """Return by how much the clocks that are known differ at most."""

@@ -8,15 +8,15 @@ RolloutdError
 +-- OperatingTrouble         the environment's: retry with backoff until a deadline, then an event
 |   +-- EventLogUnavailable    Kafka
 |   +-- StoreUnavailable       Redis; the outcome of a write is unknown
-|   +-- AdviceUnavailableError   the model: late, absent, unparsable; never retried within a round
-|   +-- FlagPlaneUnavailable   not known to be served
+|   +-- AdviceUnavailableError   the model: late, absent, unparsable; no retry within a round
+|   +-- FlagPlaneUnavailable   a plane is not known to serve what was decided
 +-- BrokenInvariant          our own: stop the worker, turn health red
-    +-- DocumentUnreadable     a stored rollout is not ours to read: it was damaged
-        +-- DocumentNewer        or a newer release wrote it: it is never written over
-        +-- ForeignDocument      or another environment's rolloutd wrote it
+    +-- DocumentUnreadable     a stored rollout is damaged
+        +-- DocumentNewer        a newer release wrote it: it is never written over
+        +-- ForeignDocument      another environment's rolloutd wrote it
 
-A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the contract refuses it, it
-goes to quarantine.
+A record of a topic that cannot be used is `schemas.wire.RecordRefused`: the contract refuses it,
+and it goes to the quarantine topic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Logs: structured lines on standard output, which never hold the daemon up.
+"""Logs: structured lines on standard output, which never delay the daemon.
 
 Belongs here: how a line is written, and that the libraries' own logging ends up in the same stream.
 What is logged is decided where it happens. Values go in keys; secrets, prompts and record bodies
@@ -20,11 +20,11 @@ import structlog
 
 from controller.settings import MASK, LogSettings
 
-# : Lines kept while standard output does not take them (a pipe whose reader is slow): half a minute
-# of a busy daemon.
+#: Lines kept while standard output does not take them (a pipe whose reader is slow): half a minute
+#: of a busy daemon.
 QUEUE_LINES = 10_000
 
-#: Libraries that say at `info` what we say ourselves, and better; from `warning` on they are heard.
+#: Libraries that log at `info` what we log ourselves. From `warning` on their lines are written.
 QUIET_LIBRARIES = ("aiokafka", "asyncio", "httpcore", "httpx", "redis", "uvicorn")
 
 _LEVELS = {
@@ -39,12 +39,10 @@ _SECRET_WORDS = ("password", "secret", "api_key", "authorization", "credential")
 class LogStream:
     """A text stream whose `write` never blocks.
 
-    A thread writes, and lines it has no room for are dropped and counted.
-
-    A full pipe, a stopped terminal or a full disk thus costs lines, never a heartbeat or a
-    rollback. When lines are taken again, one of them tells how many were dropped. The thread writes
-    to the descriptor itself, because one that is caught inside a buffered stream when the
-    interpreter ends would abort it.
+    A thread writes. Lines for which there is no room are dropped and counted. A full pipe, a
+    stopped terminal or a full disk thus costs lines, never a heartbeat or a rollback. When lines
+    are written again, one of them says how many were dropped. The thread writes to the descriptor
+    itself: a thread inside a buffered stream at the end of the interpreter would abort it.
     """
 
     def __init__(self, descriptor: int, limit: int = QUEUE_LINES) -> None:
@@ -117,7 +115,9 @@ class LogStream:
                 with self._wake:
                     self._drop(bytes(left).count(b"\n"))
                 time.sleep(0.05)
-            except OSError:  # the reader is gone or the disk is full: nobody is left to be told
+            except (
+                OSError
+            ):  # the reader is gone or the disk is full: there is nobody to report it to
                 with self._wake:
                     self._drop(bytes(left).count(b"\n"))
 
@@ -125,9 +125,7 @@ class LogStream:
 def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogStream:
     """Send all logging, ours and the libraries', to `descriptor` as `settings` say.
 
-    Return the stream, to be closed last.
-
-    None: standard output.
+    None means standard output. Return the stream, to be closed last.
     """
     if descriptor is None:
         descriptor = sys.stdout.fileno()
@@ -155,7 +153,8 @@ def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogS
             *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),  # type: ignore[arg-type]  # it writes and flushes only
+        # The stream only writes and flushes, which is all that is used.
+        logger_factory=structlog.WriteLoggerFactory(file=stream),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -174,10 +173,7 @@ def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogS
 
 
 class LibraryHandler(logging.Handler):
-    """Passes a library's log record on as one of our lines.
-
-    `library_logged`, with its text in `message`.
-    """
+    """Writes a library's log record as our line `library_logged`, with its text in `message`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; a record that cannot be formatted is reported by logging itself."""

@@ -1,10 +1,8 @@
-"""Every Prometheus metric of rolloutd, in one place.
-
-What is measured, in which unit, with which labels.
+"""Every Prometheus metric of rolloutd: what is measured, in which unit, with which labels.
 
 Labels cannot grow: each takes its values from a closed list given here, anything else is counted as
 `other`, and only flags with a rollout have a series of their own. No series holds text from an
-event. Parts that measure get a `Metrics` handed in.
+event. Parts that measure receive a `Metrics`.
 
 Names follow prometheus.io/docs/practices/naming: prefix, base unit, `_total` for counters.
 """
@@ -42,21 +40,19 @@ from schemas.terms import (
     Severity,
 )
 
-# : What a label value outside its list becomes: the event is still counted, the series do not
-# multiply.
+#: The label of a value outside its list: the event is counted, and the number of series is bounded.
 OTHER = "other"
-#: The label of a command whose verb nobody knows.
+#: The label of a command with an unknown verb.
 UNKNOWN_VERB = "unknown"
-# : Logical topic names, as in the architecture; a prefix in front of them is the operator's and is
-# not repeated here.
+#: Logical topic names. The prefix in front of them is the operator's and is not repeated here.
 EVENT_TOPICS = ("evaluations", "outcomes")
 READ_TOPICS = (*EVENT_TOPICS, "commands")
 DEPENDENCIES = ("kafka", "redis", "advisor", "flag_plane")
 #: Clocks that ours is compared with, as in `controller.clock`.
 CLOCKS = ("wall", "redis", "kafka")
 
-# Bucket edges in seconds. Fast things are promised in tens of milliseconds; a gate may wait for
-# people over a weekend.
+# Bucket edges in seconds. Fast calls take tens of milliseconds; a gate may wait for people over a
+# weekend.
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _MODEL = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
 _GATE = (0.1, 1, 5, 15, 60, 300, 900, 3_600, 4 * 3_600, 24 * 3_600, 3 * 24 * 3_600, 7 * 24 * 3_600)
@@ -65,10 +61,7 @@ _Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
 
 
 class Labelled(Generic[_Metric]):
-    """A metric with labels whose values are known beforehand.
-
-    Its series exist, at zero, from the start.
-    """
+    """A metric with labels of known values. Its series exist, at zero, from the start."""
 
     def __init__(self, metric: _Metric, *allowed: Iterable[str]) -> None:
         self._metric: _Metric = metric
@@ -93,10 +86,7 @@ class Labelled(Generic[_Metric]):
 
 
 class _Watched(Collector):
-    """Gauges that are read where the value lives, at the moment of the scrape.
-
-    Nothing to keep in step, nothing to remove.
-    """
+    """Gauges whose values are read from their owners at each scrape."""
 
     def __init__(self) -> None:
         self.percents: Callable[[], Mapping[str, float]] = dict
@@ -132,8 +122,7 @@ class _Watched(Collector):
         faults = GaugeMetricFamily(
             "rolloutd_faults", "Faults that are contained now.", labels=["scope"]
         )
-        # Not rolloutd_faults_total: to OpenMetrics a gauge and a counter of one name are one
-        # metric.
+        # Not rolloutd_faults_total: in OpenMetrics a gauge and a counter share one name space.
         reported = CounterMetricFamily(
             "rolloutd_fault_reports", "Reports of contained faults.", labels=["scope"]
         )
@@ -169,7 +158,8 @@ class Metrics:
         planes: Iterable[str] = ("ofrep",),
         registry: CollectorRegistry | None = None,
     ) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that no query here needs
+        # No query here needs the second series that each counter would have.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         planes = tuple(planes)
         # A registry of our own: two daemons in one process, as in tests, do not meet.
         self.registry = registry = registry or CollectorRegistry(auto_describe=True)
@@ -177,167 +167,11 @@ class Metrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-        def counter(name: str, text: str, **labels: Iterable[str]) -> Labelled[Counter]:
-            return Labelled(
-                Counter(f"rolloutd_{name}", text, list(labels), registry=registry), *labels.values()
-            )
-
-        def gauge(name: str, text: str, **labels: Iterable[str]) -> Labelled[Gauge]:
-            return Labelled(
-                Gauge(f"rolloutd_{name}", text, list(labels), registry=registry), *labels.values()
-            )
-
-        def plain_counter(name: str, text: str) -> Counter:
-            return Counter(f"rolloutd_{name}", text, registry=registry)
-
-        def plain_gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"rolloutd_{name}", text, registry=registry)
-
-        def histogram(name: str, text: str, edges: tuple[float, ...]) -> Histogram:
-            return Histogram(f"rolloutd_{name}", text, registry=registry, buckets=edges)
-
-        # Counting.
-        self.events = counter(
-            "events_total",
-            "Event records read, by the one class each falls into.",
-            topic=EVENT_TOPICS,
-            **{"class": RecordClass},
-        )
-        self.quarantined = counter(
-            "quarantined_total", "Records refused, of all topics.", reason=QuarantineReason
-        )
-        self.refusals_waiting = plain_gauge(
-            "refusals_waiting", "Refusals whose details wait for the quarantine topic."
-        )
-        self.refusals_dropped = plain_counter(
-            "refusals_dropped_total",
-            "Refusals whose details were given up; they are counted all the same.",
-        )
-        self.unknown_flag_events = plain_counter(
-            "unknown_flag_events_total", "Evaluations of flags without a rollout."
-        )
-        self.scattered_contexts = plain_counter(
-            "scattered_contexts_total",
-            "Times a sampled context was met in another partition of a topic than before.",
-        )
-        self.lag_records = gauge(
-            "lag_records",
-            "Records in our partitions that are not read and saved yet.",
-            topic=READ_TOPICS,
-        )
-        self.partitions_owned = gauge(
-            "partitions_owned", "Partitions this replica reads.", topic=READ_TOPICS
-        )
-        self.partitions_expected = gauge(
-            "partitions_expected", "Partitions that the topic has.", topic=EVENT_TOPICS
-        )
-        self.save_age_seconds = plain_gauge(
-            "save_age_seconds", "Time since totals were saved, of the partition that waits longest."
-        )
-        self.rebalances = plain_counter(
-            "rebalances_total",
-            "Times the partitions of this replica changed, compared once a second.",
-        )
-        self.flush_duration_seconds = histogram(
-            "flush_duration_seconds", "Time to save one partition's totals.", _FAST
-        )
-        self.fence_conflicts = plain_counter(
-            "fence_conflicts_total", "Saves refused because another replica had counted on."
-        )
-
-        # Deciding.
-        self.decisions = counter("decisions_total", "Decisions made.", kind=DecisionKind)
-        self.decision_duration_seconds = histogram(
-            "decision_duration_seconds",
-            "From an event's arrival at its flag's worker to the saved decision.",
-            _FAST,
-        )
-        self.commands = counter(
-            "commands_total",
-            "Commands answered.",
-            verb=(*CommandVerb, UNKNOWN_VERB),
-            status=CommandStatus,
-        )
-        self.gate_duration_seconds = histogram(
-            "gate_duration_seconds", "From a gate's opening to its verdict.", _GATE
-        )
-        self.advice = counter(
-            "advice_total", "Answers of the language model.", outcome=(*AdviceChoice, "unavailable")
-        )
-        self.advice_duration_seconds = histogram(
-            "advice_duration_seconds", "From question to parsed answer or none.", _MODEL
-        )
-        self.advice_agreement = counter(
-            "advice_agreement_total",
-            "Advice at the gates of rollouts that ended by their evidence, by whether the "
-            "outcome agrees with it.",
-            choice=AdviceChoice,
-            agrees=("yes", "no"),
-        )
-        self.explanations = counter(
-            "explanations_total",
-            "Explanations of alerts asked for.",
-            outcome=("attached", "unavailable", "dropped"),
-        )
-        self.alerts = counter("alerts_total", "Alerts raised.", kind=AlertKind, severity=Severity)
-        self.invariant_violations = counter(
-            "invariant_violations_total",
-            "Saves and decisions that would have broken an invariant.",
-            invariant=("I2", *RULES),
-        )
-        self.outbox_entries = plain_gauge(
-            "outbox_entries", "Effects saved and not yet known to be published."
-        )
-
-        self.outbox_age_seconds = plain_gauge(
-            "outbox_age_seconds", "For how long the oldest of those effects has been tried."
-        )
-        self.unwatched_rollouts = plain_gauge(
-            "unwatched_rollouts", "Rollouts in a stage here whose guardrails cannot see."
-        )
-
-        # Actuating.
-        self.actuation_gap_seconds = gauge(
-            "actuation_gap_seconds",
-            "Time for which a plane has not served what was decided, worst flag.",
-            plane=planes,
-        )
-        self.actuations = counter(
-            "actuations_total",
-            "Attempts to make a plane serve a percentage.",
-            plane=planes,
-            outcome=("served", "failed"),
-        )
-        self.evaluations = counter(
-            "evaluations_total",
-            "Flag evaluations answered over OFREP.",
-            outcome=("treatment", "control", "refused"),
-        )
-        self.event_streams = plain_gauge(
-            "event_streams", "OFREP clients that are told of changes as they happen."
-        )
-        self.event_streams_ended = counter(
-            "event_streams_ended_total",
-            "Event streams that were not what the client wanted.",
-            why=("refused", "slow"),
-        )
-
-        # The process.
-        self.stall_seconds = histogram(
-            "stall_seconds", "How late the event loop woke a timer.", _FAST
-        )
-        self.dependency_errors = counter(
-            "dependency_errors_total",
-            "Calls that failed or came too late.",
-            dependency=DEPENDENCIES,
-        )
-        self.dependency_up = gauge(
-            "dependency_up", "1 while it answers.", dependency=("kafka", "redis")
-        )
-        self.state_silence_seconds = plain_gauge(
-            "state_silence_seconds",
-            "Time since a broker said that the known decisions are the newest.",
-        )
+        self._planes = planes
+        self._add_counting()
+        self._add_deciding()
+        self._add_actuating()
+        self._add_process()
         build = Gauge(
             "rolloutd_build_info",
             "1; the version is in the labels.",
@@ -350,6 +184,172 @@ class Metrics:
         self._watched = _Watched()
         registry.register(self._watched)
 
+    # --- the metrics, by who measures them ---
+
+    def _add_counting(self) -> None:
+        self.events = self._counter(
+            "events_total",
+            "Event records read, by the one class each falls into.",
+            topic=EVENT_TOPICS,
+            **{"class": RecordClass},
+        )
+        self.quarantined = self._counter(
+            "quarantined_total", "Records refused, of all topics.", reason=QuarantineReason
+        )
+        self.refusals_waiting = self._plain_gauge(
+            "refusals_waiting", "Refusals whose details wait for the quarantine topic."
+        )
+        self.refusals_dropped = self._plain_counter(
+            "refusals_dropped_total",
+            "Refusals whose details were dropped; they are counted all the same.",
+        )
+        self.unknown_flag_events = self._plain_counter(
+            "unknown_flag_events_total", "Evaluations of flags without a rollout."
+        )
+        self.scattered_contexts = self._plain_counter(
+            "scattered_contexts_total",
+            "Times a sampled context was in another partition of a topic than before.",
+        )
+        self.lag_records = self._gauge(
+            "lag_records",
+            "Records in our partitions that are not read and saved yet.",
+            topic=READ_TOPICS,
+        )
+        self.partitions_owned = self._gauge(
+            "partitions_owned", "Partitions this replica reads.", topic=READ_TOPICS
+        )
+        self.partitions_expected = self._gauge(
+            "partitions_expected", "Partitions that the topic has.", topic=EVENT_TOPICS
+        )
+        self.save_age_seconds = self._plain_gauge(
+            "save_age_seconds", "Time since totals were saved, of the partition that waits longest."
+        )
+        self.rebalances = self._plain_counter(
+            "rebalances_total",
+            "Times the partitions of this replica changed, compared once a second.",
+        )
+        self.flush_duration_seconds = self._histogram(
+            "flush_duration_seconds", "Time to save one partition's totals.", _FAST
+        )
+        self.fence_conflicts = self._plain_counter(
+            "fence_conflicts_total", "Saves refused because another replica had counted on."
+        )
+
+    def _add_deciding(self) -> None:
+        self.decisions = self._counter("decisions_total", "Decisions made.", kind=DecisionKind)
+        self.decision_duration_seconds = self._histogram(
+            "decision_duration_seconds",
+            "From an event's arrival at its flag's worker to the saved decision.",
+            _FAST,
+        )
+        self.commands = self._counter(
+            "commands_total",
+            "Commands answered.",
+            verb=(*CommandVerb, UNKNOWN_VERB),
+            status=CommandStatus,
+        )
+        self.gate_duration_seconds = self._histogram(
+            "gate_duration_seconds", "From a gate's opening to its verdict.", _GATE
+        )
+        self.advice = self._counter(
+            "advice_total", "Answers of the language model.", outcome=(*AdviceChoice, "unavailable")
+        )
+        self.advice_duration_seconds = self._histogram(
+            "advice_duration_seconds", "From question to parsed answer or none.", _MODEL
+        )
+        self.advice_agreement = self._counter(
+            "advice_agreement_total",
+            "Advice at the gates of rollouts that ended by their evidence, by whether the "
+            "outcome agrees with it.",
+            choice=AdviceChoice,
+            agrees=("yes", "no"),
+        )
+        self.explanations = self._counter(
+            "explanations_total",
+            "Explanations of alerts asked for.",
+            outcome=("attached", "unavailable", "dropped"),
+        )
+        self.alerts = self._counter(
+            "alerts_total", "Alerts raised.", kind=AlertKind, severity=Severity
+        )
+        self.invariant_violations = self._counter(
+            "invariant_violations_total",
+            "Saves and decisions that would have broken an invariant.",
+            invariant=("I2", *RULES),
+        )
+        self.outbox_entries = self._plain_gauge(
+            "outbox_entries", "Effects saved and not yet known to be published."
+        )
+
+        self.outbox_age_seconds = self._plain_gauge(
+            "outbox_age_seconds", "For how long the oldest of those effects has been tried."
+        )
+        self.unwatched_rollouts = self._plain_gauge(
+            "unwatched_rollouts", "Rollouts in a stage here whose guardrails cannot see."
+        )
+
+    def _add_actuating(self) -> None:
+        self.actuation_gap_seconds = self._gauge(
+            "actuation_gap_seconds",
+            "Time for which a plane has not served what was decided, worst flag.",
+            plane=self._planes,
+        )
+        self.actuations = self._counter(
+            "actuations_total",
+            "Attempts to make a plane serve a percentage.",
+            plane=self._planes,
+            outcome=("served", "failed"),
+        )
+        self.evaluations = self._counter(
+            "evaluations_total",
+            "Flag evaluations answered over OFREP.",
+            outcome=("treatment", "control", "refused"),
+        )
+        self.event_streams = self._plain_gauge(
+            "event_streams", "OFREP clients that receive changes as they happen."
+        )
+        self.event_streams_ended = self._counter(
+            "event_streams_ended_total",
+            "Event streams that were refused, or ended because the client was slow.",
+            why=("refused", "slow"),
+        )
+
+    def _add_process(self) -> None:
+        self.stall_seconds = self._histogram(
+            "stall_seconds", "How late the event loop woke a timer.", _FAST
+        )
+        self.dependency_errors = self._counter(
+            "dependency_errors_total",
+            "Calls that failed or came too late.",
+            dependency=DEPENDENCIES,
+        )
+        self.dependency_up = self._gauge(
+            "dependency_up", "1 while it answers.", dependency=("kafka", "redis")
+        )
+        self.state_silence_seconds = self._plain_gauge(
+            "state_silence_seconds",
+            "Time since a broker said that the known decisions are the newest.",
+        )
+
+    # --- kinds of metrics ---
+
+    def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Labelled[Counter]:
+        metric = Counter(f"rolloutd_{name}", text, list(labels), registry=self.registry)
+        return Labelled(metric, *labels.values())
+
+    def _gauge(self, name: str, text: str, **labels: Iterable[str]) -> Labelled[Gauge]:
+        metric = Gauge(f"rolloutd_{name}", text, list(labels), registry=self.registry)
+        return Labelled(metric, *labels.values())
+
+    def _plain_counter(self, name: str, text: str) -> Counter:
+        return Counter(f"rolloutd_{name}", text, registry=self.registry)
+
+    def _plain_gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"rolloutd_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, edges: tuple[float, ...]) -> Histogram:
+        return Histogram(f"rolloutd_{name}", text, registry=self.registry, buckets=edges)
+
     def watch(
         self,
         *,
@@ -360,7 +360,7 @@ class Metrics:
         faults_reported: Callable[[], Mapping[Scope, int]] | None = None,
         skews: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
-        """Read the gauges that live elsewhere from here at each scrape, maybe in another thread.
+        """Set from where gauges are read at each scrape, maybe in another thread.
 
         `percents` is by flag key, `converged` by flag key and plane, `skews` by clock.
         """

@@ -1,10 +1,10 @@
-"""Makes every flag plane serve what was decided, and says when one does not.
+"""Makes every flag plane serve what was decided, and reports when one does not.
 
-Level-triggered: it compares and repairs, so that a lost call or a restart needs no case of its own.
-Lowering goes first, always. Which percentage is right is decided elsewhere, with one exception: who
-lowers a flag in the plane's own console probably knows something, so a foreign edit downwards stays
-until a decision changes the percentage or somebody puts it back. A foreign edit upwards is undone
-at once.
+Level-triggered: it compares and corrects, so that a lost call or a restart needs no case of its
+own. Lowering always goes first. Which percentage is right is decided elsewhere, with one exception:
+a person who lowers a flag in the plane's own console probably has a reason. So a foreign edit
+downwards stays until a decision changes the percentage or a person sets it back. A foreign edit
+upwards is undone at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOST_DOUBLINGS = 4
 decision, and 0 %, are still tried at once."""
 
 WHY_MAX_CHARS = 200
-"""Repeated of an exception's words, which may be a stranger's."""
+"""Characters of an exception's text that are repeated: the text may come from another system."""
 
 _REMEDY = (
     "other planes go on and it is tried again; the log line plane_failed says where it happened"
@@ -43,7 +43,7 @@ _REMEDY = (
 
 @dataclass(slots=True)
 class _Gap:
-    """A plane that does not serve what was decided."""
+    """A flag that a plane does not serve as decided."""
 
     since: datetime
     why: str
@@ -55,7 +55,7 @@ class _Gap:
 
 @dataclass(slots=True)
 class _Edit:
-    """What somebody did to a flag in its plane, and what was decided when we saw it first."""
+    """A foreign edit of a flag, and what was decided when it was first noticed."""
 
     decided_percent: float
     difference: str
@@ -63,12 +63,12 @@ class _Edit:
 
 @dataclass(slots=True)
 class _Failure:
-    """A plane failed at a flag as no plane should: by an exception that is not the port's."""
+    """A plane that failed at a flag by an exception that the port does not allow."""
 
     rollout: Rollout
     why: str
     times: int  # in a row
-    until: float  # monotonic; not tried again before
+    until: float  # monotonic seconds; not tried again before
 
 
 class FlagAlerts(Protocol):
@@ -93,12 +93,10 @@ class FlagReconciler:
         alarm_after: timedelta = timedelta(seconds=10),
         call_seconds: float = 10.0,
     ) -> None:
-        """`period_seconds` bounds how long a foreign edit lasts.
+        """`period_seconds` bounds how long a foreign edit upwards lasts.
 
-        A gap older than `alarm_after` is an alarm.
-
-        `call_seconds` bounds a look, a write of several requests and a look again; each request is
-        bounded by its plane.
+        A gap older than `alarm_after` is alerted. `call_seconds` bounds a read, a write of several
+        requests and a second read; each request is bounded by its plane.
 
         A plane in trouble is one of `faults`, until it answers again.
         """
@@ -111,7 +109,7 @@ class FlagReconciler:
         self._period_seconds = period_seconds
         self._alarm_after = alarm_after
         self._call_seconds = call_seconds
-        self._wanted: dict[str, Rollout] = {}
+        self._decided: dict[str, Rollout] = {}
         self._gaps: dict[tuple[str, str], _Gap] = {}
         self._edits: dict[tuple[str, str], _Edit] = {}
         self._looks: dict[
@@ -121,17 +119,17 @@ class FlagReconciler:
         self._log = structlog.get_logger()
 
     def request(self, rollout: Rollout) -> None:
-        """Take a newer document; an older one changes nothing."""
-        known = self._wanted.get(rollout.flag_key)
+        """Let the planes serve a newer document; an older one changes nothing."""
+        known = self._decided.get(rollout.flag_key)
         if known is None or rollout.revision > known.revision:
-            self._wanted[rollout.flag_key] = rollout
+            self._decided[rollout.flag_key] = rollout
             for wake in self._wakes.values():
                 wake.set()
 
     def drop(self, flag_keys: Sequence[str]) -> None:
         """Leave flags to the replica that runs them now."""
         for flag_key in flag_keys:
-            self._wanted.pop(flag_key, None)
+            self._decided.pop(flag_key, None)
             for plane in self._planes:
                 self._gaps.pop((flag_key, plane.name), None)
                 self._edits.pop((flag_key, plane.name), None)
@@ -140,12 +138,12 @@ class FlagReconciler:
 
     def drift(self, rollout: Rollout) -> str | None:
         """Return in words which plane does not serve the decided percentage, None when all do."""
-        found = [
+        gaps = [
             f"{plane}: {gap.why}, since {gap.since:%H:%M:%S}"
             for (key, plane), gap in self._gaps.items()
             if key == rollout.flag_key
         ]
-        return "; ".join(found) or None
+        return "; ".join(gaps) or None
 
     @property
     def gaps(self) -> Mapping[tuple[str, str], str]:
@@ -153,11 +151,8 @@ class FlagReconciler:
         return {key: gap.why for key, gap in self._gaps.items()}
 
     def standings(self, flag_key: str) -> Sequence[PlaneStanding] | None:
-        """Return how each plane stands to what was decided for a flag.
-
-        None when another replica runs it.
-        """
-        wanted = self._wanted.get(flag_key)
+        """Return whether each plane serves what was decided, None when it runs elsewhere."""
+        wanted = self._decided.get(flag_key)
         return (
             None
             if wanted is None
@@ -171,7 +166,7 @@ class FlagReconciler:
         """
         return {
             (wanted.flag_key, plane.name): self._standing(wanted, plane.name).is_converged
-            for wanted in list(self._wanted.values())
+            for wanted in list(self._decided.values())
             for plane in self._planes
         }
 
@@ -197,19 +192,13 @@ class FlagReconciler:
         )
 
     async def run(self) -> None:
-        """Reconcile every plane at every change and every period, until cancelled.
-
-        A slow plane holds up no other.
-        """
+        """Reconcile every plane at every change and every period; a slow plane delays no other."""
         async with asyncio.TaskGroup() as tasks:
             for plane in self._planes:
                 tasks.create_task(self._keep(plane), name=f"actuate:{plane.name}")
 
     async def _keep(self, plane: FlagPlane) -> None:
-        """Reconcile one plane for ever.
-
-        Whatever goes wrong in it is its own trouble and no other's.
-        """
+        """Reconcile one plane for ever. Whatever goes wrong in it concerns no other plane."""
         wake = self._wakes[plane.name]
         while True:
             try:
@@ -226,7 +215,7 @@ class FlagReconciler:
                     await wake.wait()
 
     def _note_faults(self, plane: FlagPlane) -> None:
-        """Keep the list of faults true after a round."""
+        """Report or clear the plane's fault after a round."""
         now = self._clock.now()
         failure = next(
             (each for (_, name), each in self._failures.items() if name == plane.name), None
@@ -251,29 +240,29 @@ class FlagReconciler:
             self._faults.clear(Scope.PLANE, plane.name)
 
     async def _reconcile(self, plane: FlagPlane) -> None:
-        """Look at every flag once.
+        """Reconcile every flag once.
 
         Lowering goes first: a plane's slow calls must not keep a rolled-back flag up.
         """
         wake = self._wakes[plane.name]
-        seen: dict[str, Rollout] = {}
+        done: dict[str, Rollout] = {}
         while True:
             wake.clear()
-            if await self._reconcile_unseen(plane, seen, wake):
+            if await self._reconcile_rest(plane, done, wake):
                 return
 
-    async def _reconcile_unseen(
-        self, plane: FlagPlane, seen: dict[str, Rollout], wake: asyncio.Event
+    async def _reconcile_rest(
+        self, plane: FlagPlane, done: dict[str, Rollout], wake: asyncio.Event
     ) -> bool:
-        """Look at what was not looked at yet.
+        """Reconcile the flags that are not done yet.
 
-        False: something newer is wanted meanwhile, which may have to go first.
+        False: there is a newer decision meanwhile, which may have to go first.
         """
-        unseen = [wanted for key, wanted in self._wanted.items() if seen.get(key) is not wanted]
-        for rollout in sorted(unseen, key=lambda wanted: wanted.percent):
+        rest = [wanted for key, wanted in self._decided.items() if done.get(key) is not wanted]
+        for rollout in sorted(rest, key=lambda wanted: wanted.percent):
             why, is_trouble = await self._make_serve(plane, rollout)
-            seen[rollout.flag_key] = rollout
-            if rollout.flag_key not in self._wanted:
+            done[rollout.flag_key] = rollout
+            if rollout.flag_key not in self._decided:
                 continue  # another replica's now, and so are its gaps
             key = (rollout.flag_key, plane.name)
             if why is not None:
@@ -288,37 +277,36 @@ class FlagReconciler:
         return True
 
     async def _make_serve(self, plane: FlagPlane, rollout: Rollout) -> tuple[str | None, bool]:
-        """Return why the plane does not serve what was decided, None once it does.
+        """Return why the plane does not serve what was decided, and whether it is in trouble.
 
-        And whether it is in trouble.
+        The reason is None once it does.
         """
         failure = self._failures.get((rollout.flag_key, plane.name))
         is_known = failure is not None and failure.rollout is rollout and rollout.percent > 0
         if failure is not None and is_known and self._clock.monotonic() < failure.until:
             return failure.why, True
-        is_told = False
+        is_written = False
         try:
             async with asyncio.timeout(self._call_seconds):
                 served = await self._look(plane, rollout)
                 if served.edited_by is not None and self._stays(plane, rollout, served):
                     return f"{served.difference}: changed there by {served.edited_by}", False
                 if served.difference is not None:
-                    is_told = True
+                    is_written = True
                     await plane.serve(rollout)
                     served = await self._look(plane, rollout)
         except (FlagPlaneUnavailable, TimeoutError) as trouble:
             self._count_attempt(plane, is_served=False)
             return str(trouble) or f"no answer within {self._call_seconds:g} s", True
         except (Exception, asyncio.CancelledError) as error:
-            # A mistake of ours, or an answer that nobody thought of: this plane's trouble and this
-            # flag's.
+            # Ours, or an unforeseen answer: it concerns this plane and this flag alone.
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
             self._count_attempt(plane, is_served=False)
             return self._note_failure(plane, rollout, error), True
         self._failures.pop((rollout.flag_key, plane.name), None)
-        if is_told:
+        if is_written:
             self._count_attempt(plane, is_served=served.difference is None)
         if served.difference is None:
             self._edits.pop((rollout.flag_key, plane.name), None)
@@ -334,7 +322,7 @@ class FlagReconciler:
         key, why = (rollout.flag_key, plane.name), _in_words(error)
         known = self._failures.get(key)
         times = 1 if known is None or known.rollout is not rollout else known.times + 1
-        if known is None or known.why != why:  # once: the same line every minute tells nothing
+        if known is None or known.why != why:  # once: the same line every minute adds nothing
             self._log.error(
                 "plane_failed",
                 plane=plane.name,
@@ -348,13 +336,13 @@ class FlagReconciler:
 
     async def _look(self, plane: FlagPlane, rollout: Rollout) -> Served:
         served = await plane.look(rollout)
-        if rollout.flag_key in self._wanted:
+        if rollout.flag_key in self._decided:
             self._looks[rollout.flag_key, plane.name] = (served.percent, self._clock.now())
         return served
 
     def _stays(self, plane: FlagPlane, rollout: Rollout, served: Served) -> bool:
-        """Tell people about a foreign edit; return whether it is left as it is."""
-        if served.difference is None or rollout.flag_key not in self._wanted:
+        """Alert about a foreign edit; return whether it is left as it is."""
+        if served.difference is None or rollout.flag_key not in self._decided:
             return False
         key = (rollout.flag_key, plane.name)
         is_switched_off = (
@@ -365,11 +353,11 @@ class FlagReconciler:
         )
         known = self._edits.get(key)
         if known is not None and is_lower and known.decided_percent != percent_to_serve(rollout):
-            return False  # decided anew since
+            return False  # another percentage was decided since
         if known is None or known.difference != served.difference:
             self._edits[key] = _Edit(percent_to_serve(rollout), served.difference)
             what_to_do = (
-                f"put it back to {percent_to_serve(rollout):g} %, or decide anew: "
+                f"put it back to {percent_to_serve(rollout):g} %, or decide again: "
                 f"rolloutctl step-back, promote or roll-back"
                 if is_lower
                 else f"nothing, unless an alert follows that it could not be put back. Ask "
@@ -397,7 +385,7 @@ class FlagReconciler:
         return is_lower
 
     def _report(self, plane: FlagPlane) -> None:
-        """Alarm what was decided and this plane does not serve."""
+        """Alert about decisions that this plane does not serve for too long."""
         now = self._clock.now()
         gaps = {flag_key: gap for (flag_key, name), gap in self._gaps.items() if name == plane.name}
         ages = ((now - gap.since).total_seconds() for gap in gaps.values())
@@ -405,7 +393,7 @@ class FlagReconciler:
         for flag_key, gap in gaps.items():
             if gap.is_alerted or now - gap.since < self._alarm_after:
                 continue
-            rollout = self._wanted.get(flag_key)
+            rollout = self._decided.get(flag_key)
             if rollout is None:
                 continue  # another replica's since
             gap.is_alerted = True
@@ -432,7 +420,7 @@ def _in_words(error: BaseException) -> str:
 def _where(error: BaseException) -> str:
     """Return the innermost places that an exception came through.
 
-    No traceback: one that holds megabytes of somebody's answer takes a console minutes to print.
+    No traceback: one with megabytes of an answer in it takes a console minutes to print.
     """
     frames = list(traceback.walk_tb(error.__traceback__))[-3:]
     return " < ".join(

@@ -90,26 +90,33 @@ class Oversight:
             connections.publisher, clock, metrics, source_of(settings.environment)
         )
         self.visibility = Visibility(clock, views, alerts, metrics, faults)
-        times_ahead = TimesAhead(clock, faults)
-        workers.pool.on_stop(times_ahead.clear)
-        self.health_watch = HealthWatch(
-            WatchedParts(
-                clock=clock,
-                redis=connections.redis,
-                heartbeat=self.heartbeat,
-                events=connections.events,
-                commands=connections.commands,
-                feed=connections.feed,
-                ingest=ingest,
-                workers=workers,
-                reconciler=reconciler,
-                board=board,
-                advisor=connections.advisor,
-            ),
-            health,
-            Reporter(metrics, health, faults),
+        parts = WatchedParts(
+            clock=clock,
+            redis=connections.redis,
+            heartbeat=self.heartbeat,
+            events=connections.events,
+            commands=connections.commands,
+            feed=connections.feed,
+            ingest=ingest,
+            workers=workers,
+            reconciler=reconciler,
+            board=board,
+            advisor=connections.advisor,
+        )
+        self.health_watch = self._make_health_watch(process, parts, registry)
+
+    def _make_health_watch(
+        self, process: Process, parts: WatchedParts, registry: RolloutRegistry
+    ) -> HealthWatch:
+        times_ahead = TimesAhead(process.clock, process.faults)
+        parts.workers.pool.on_stop(times_ahead.clear)
+        topic = process.settings.kafka.topic("state")
+        return HealthWatch(
+            parts,
+            process.health,
+            Reporter(process.metrics, process.health, process.faults),
             times_ahead,
-            RefusedStates(registry, faults, topic=settings.kafka.topic("state")),
+            RefusedStates(registry, process.faults, topic=topic),
         )
 
     @property

@@ -17,6 +17,7 @@ import httpx
 import pytest
 import redis.asyncio
 from aiokafka.admin import AIOKafkaAdminClient
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from controller.counting.refusals import MOST_REFUSALS
@@ -50,6 +51,7 @@ class Observer:
         self._daemon = daemon
         self._values: dict[tuple[str, str], set[float]] = defaultdict(set)
         self._families: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        self.read(generate_latest(Metrics(version="0").registry).decode())  # as a process begins
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -119,21 +121,22 @@ async def refuse_many(kafka: LocalKafka, client: Client) -> None:
     await client.producer.flush()
 
 
-async def forge_state(client: Client) -> None:
-    """Write a document to the state topic that no worker decided."""
+async def forge_state(client: Client) -> int:
+    """Write a document to the state topic that no worker decided; return its revision."""
     document = (await client.read("rollout.state"))[-1]
-    document["data"]["revision"] += 1
+    revision: int = document["data"]["revision"] + 5
+    document["data"]["revision"] = revision
     document["id"] += "-forged"
     await client.producer.send_and_wait(
         f"{client.prefix}rollout.state", json.dumps(document).encode(), FLAG.encode()
     )
+    return revision
 
 
-async def move_fences(store: redis.asyncio.Redis) -> None:
-    """Set every fence back by one, as another replica's save would."""
+async def discard_totals(store: redis.asyncio.Redis) -> None:
+    """Delete what is stored of every event partition, as `rolloutd repair partition` does."""
     for key in [key async for key in store.scan_iter("*flag.evaluations/*")]:
-        with suppress(redis.exceptions.ResponseError):
-            await store.hincrby(key, "next", -1)
+        await store.delete(key)
 
 
 async def test_every_metric_moves(
@@ -162,7 +165,7 @@ async def test_every_metric_moves(
         async with Traffic(client, daemon, FLAG) as traffic:
             await ask_for_flags(daemon)
             await daemon.until(FLAG, lambda doc: doc["percent"] == 50)
-            await move_fences(store)
+            await discard_totals(store)
             await observer.until_moved("fence_conflicts")
             traffic.error_rates = {"on": 0.6, "off": 0.05}
             await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back")
@@ -182,7 +185,8 @@ async def test_every_metric_moves(
         await observer.until_moved("state_silence_seconds", "outbox_age_seconds")
         own_kafka.resume()
         await daemon.ready()
-        await forge_state(client)
+        revision = await forge_state(client)
+        await daemon.until(FLAG, lambda doc: doc["revision"] == revision)
         await client.command(CommandVerb.FREEZE, FLAG)
         await observer.until_moved("invariant_violations")
         await refuse_many(own_kafka, client)
