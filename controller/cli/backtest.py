@@ -1,7 +1,4 @@
-"""`rolloutctl backtest`.
-
-Recorded events through a plan, told as decisions with their times and reasons.
-"""
+"""`rolloutctl backtest`: what a plan would have decided about recorded events, and when."""
 
 from __future__ import annotations
 
@@ -36,15 +33,15 @@ _EVENT_TOPICS: tuple[Literal["evaluations"], Literal["outcomes"]] = ("evaluation
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """What is to be gone through, and how."""
+class BacktestRequest:
+    """Which records a plan is tried on, and how."""
 
     plan: Plan
     kafka: KafkaSettings
     counting: CountingSettings
     begins: datetime
     ends: datetime
-    every: timedelta  # length of the slices that are counted and looked at
+    every: timedelta  # length of the slices that are counted and judged
     counts_split: bool
 
 
@@ -68,35 +65,37 @@ def time_of(text: str, option: str, now: datetime) -> datetime:
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
 
 
-async def go_through(asked: Recorded, *, is_json: bool) -> None:
-    """Feed what was recorded to the plan, and tell what it would have decided."""
-    is_shared = asked.kafka.is_one_topic
+async def run_backtest(request: BacktestRequest, *, is_json: bool) -> None:
+    """Feed the recorded events to the plan, and show what it would have decided."""
+    is_shared = request.kafka.is_one_topic
     topics = _EVENT_TOPICS[:1] if is_shared else _EVENT_TOPICS
-    async with KafkaReader(asked.kafka, topics) as reader:
-        starts = await reader.offsets_at(asked.begins, *topics)
-        ends = await reader.offsets_at(asked.ends, *topics)
+    async with KafkaReader(request.kafka, topics) as reader:
+        starts = await reader.offsets_at(request.begins, *topics)
+        ends = await reader.offsets_at(request.ends, *topics)
         sources = {
             (one.topic, one.partition): [
                 Source(logical, one.partition)
                 for logical in _EVENT_TOPICS
-                if asked.kafka.topic(logical) == one.topic
+                if request.kafka.topic(logical) == one.topic
             ]
             for one in starts
         }
         test = Backtest(
-            asked.plan,
-            asked.begins,
+            request.plan,
+            request.begins,
             [source for both in sources.values() for source in both],
-            read_evaluations=evaluation_reader(asked.kafka.formats.evaluations, of_spans=is_shared),
-            read_outcomes=outcome_reader(asked.kafka.formats.outcomes),
-            exact_limit=asked.counting.exact_set_limit,
-            window_ms=asked.counting.attribution_window_ms,
-            counts_split=asked.counts_split,
+            read_evaluations=evaluation_reader(
+                request.kafka.formats.evaluations, of_spans=is_shared
+            ),
+            read_outcomes=outcome_reader(request.kafka.formats.outcomes),
+            exact_limit=request.counting.exact_set_limit,
+            window_ms=request.counting.attribution_window_ms,
+            counts_split=request.counts_split,
         )
         total = sum(ends[one] - starts[one] for one in starts)
         done = 0
         batch: dict[Source, list[ConsumerRecord]] = {}
-        until = asked.begins + asked.every
+        until = request.begins + request.every
         async for record in reader.in_time_order(starts, ends):
             at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
             if at >= until:
@@ -104,50 +103,50 @@ async def go_through(asked: Recorded, *, is_json: bool) -> None:
                 if test.is_over:
                     break
                 batch = {}
-                until += max(1, -((until - at) // asked.every)) * asked.every
-                _tell_progress(done, total, is_json=is_json)
+                until += max(1, -((until - at) // request.every)) * request.every
+                _show_progress(done, total, is_json=is_json)
             for source in sources[record.topic, record.partition]:
                 batch.setdefault(source, []).append(record)
             done += 1
         if not test.is_over:
-            test.advance(min(until, max(asked.ends, asked.begins)), batch)
-        if not test.is_over and until < asked.ends:
-            test.advance(asked.ends, {})
-    served = await _recorded_decisions(asked)
+            test.advance(min(until, max(request.ends, request.begins)), batch)
+        if not test.is_over and until < request.ends:
+            test.advance(request.ends, {})
+    served = await _actual_decisions(request)
     if is_json:
-        typer.echo(rendering.to_json(_document(asked, test, served)))
+        typer.echo(rendering.to_json(_document(request, test, served)))
     else:
-        _show(asked, test, served)
+        _show(request, test, served)
 
 
-def _tell_progress(done: int, total: int, *, is_json: bool) -> None:
+def _show_progress(done: int, total: int, *, is_json: bool) -> None:
     if not is_json and sys.stderr.isatty() and done % 1000 < 50:
         typer.echo(f"{done:,} of {total:,} records\r", err=True, nl=False)
 
 
-async def _recorded_decisions(asked: Recorded) -> list[Decision]:
-    """Return what was really decided about the flag in that time.
+async def _actual_decisions(request: BacktestRequest) -> list[Decision]:
+    """Return the decisions that were taken about the flag in that time.
 
-    Nothing where it cannot be read: it is only told beside.
+    None where they cannot be read: they are only shown beside the result.
     """
     try:
-        async with KafkaReader(asked.kafka, ["decisions"]) as reader:
-            partition = reader.partition("decisions", asked.plan.flag_key)
-            starts = await reader.offsets_at(asked.begins, "decisions")
-            ends = await reader.offsets_at(asked.ends, "decisions")
-            found = [
+        async with KafkaReader(request.kafka, ["decisions"]) as reader:
+            partition = reader.partition("decisions", request.plan.flag_key)
+            starts = await reader.offsets_at(request.begins, "decisions")
+            ends = await reader.offsets_at(request.ends, "decisions")
+            decisions = [
                 one
                 async for record in reader.in_time_order(
                     {partition: starts[partition]}, {partition: ends[partition]}
                 )
-                if (one := _decision_of(record, asked.plan.flag_key)) is not None
+                if (one := _decision_of(record, request.plan.flag_key)) is not None
             ]
     except EventLogUnavailable as trouble:
-        complain(f"what was really decided cannot be told: {trouble}")
+        complain(f"the decisions of that time cannot be read: {trouble}")
         return []
     return [
         one
-        for one in found
+        for one in decisions
         if one.from_percent != one.to_percent or one.kind is DecisionKind.COMPLETE
     ]
 
@@ -157,15 +156,15 @@ def _decision_of(record: ConsumerRecord, flag: str) -> Decision | None:
     return None if event is None else as_decision(event)
 
 
-# --- told
+# --- output
 
 
-def _show(asked: Recorded, test: Backtest, served: list[Decision]) -> None:
+def _show(request: BacktestRequest, test: Backtest, served: list[Decision]) -> None:
     console = output()
-    plan, rollout = asked.plan, _rollout(test)
+    plan, rollout = request.plan, _rollout(test)
     console.print(
         Text(f"{plan.name} of {plan.flag_key}", "bold"),
-        f" over what was recorded from {_at(asked.begins)} to {_at(asked.ends)}",
+        f" over what was recorded from {_at(request.begins)} to {_at(request.ends)}",
         sep="",
     )
     counts = test.records
@@ -180,7 +179,7 @@ def _show(asked: Recorded, test: Backtest, served: list[Decision]) -> None:
             f"{plan.treatment}, {plan.control}"
         )
     console.print()
-    for one in test.decided:
+    for one in test.decisions:
         decision = one.decision
         move = f"{decision.from_percent:g} → {decision.to_percent:g} %"
         line = Text.assemble(
@@ -191,21 +190,21 @@ def _show(asked: Recorded, test: Backtest, served: list[Decision]) -> None:
         line.append(one_line(decision.reason))
         console.print(line)
     console.print()
-    for words in _ending(asked, test, rollout):
+    for words in _ending(request, test, rollout):
         console.print(one_line(words))
     if served:
         console.print("\nreally decided then:")
         for real in served:
             move = f"{real.from_percent:g} → {real.to_percent:g} %"
-            said = (
+            line_of_decision = (
                 f"{_at(real.at)}  {real.kind.value.replace('_', ' '):<10}{move:>14}  {real.reason}"
             )
-            console.print(one_line(said), style="dim")
+            console.print(one_line(line_of_decision), style="dim")
     _show_shares(test, served)
 
 
-def _ending(asked: Recorded, test: Backtest, rollout: Rollout) -> list[str]:
-    took = about(test.judged_at - asked.begins)
+def _ending(request: BacktestRequest, test: Backtest, rollout: Rollout) -> list[str]:
+    took = about(test.judged_at - request.begins)
     if rollout.has_ended or rollout.phase.name == "paused":
         return [
             (
@@ -217,7 +216,7 @@ def _ending(asked: Recorded, test: Backtest, rollout: Rollout) -> list[str]:
     words = [
         (
             f"at the end of the records: {rollout.phase.name.value} in stage {stage} of "
-            f"{len(asked.plan.stages)}"
+            f"{len(request.plan.stages)}"
         )
     ]
     judgement = test.judgement
@@ -232,7 +231,7 @@ def _ending(asked: Recorded, test: Backtest, rollout: Rollout) -> list[str]:
 
 
 def _show_shares(test: Backtest, served: list[Decision]) -> None:
-    """Say where the records come from another split than the plan's: they cannot follow it."""
+    """Warn where the records have another split than the plan's, which they cannot follow."""
     rollout, share = _rollout(test), test.share()
     percent = rollout.visits[-1].percent if rollout.visits else 0.0
     if share is not None and percent and abs(100 * share - percent) > max(1.0, 0.2 * percent):
@@ -265,14 +264,14 @@ def _at(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def _document(asked: Recorded, test: Backtest, served: list[Decision]) -> dict[str, Any]:
+def _document(request: BacktestRequest, test: Backtest, served: list[Decision]) -> dict[str, Any]:
     rollout, counts = _rollout(test), test.records
     return {
-        "plan": asked.plan.name,
-        "version": asked.plan.version,
-        "flag": asked.plan.flag_key,
-        "from": asked.begins.isoformat(),
-        "to": asked.ends.isoformat(),
+        "plan": request.plan.name,
+        "version": request.plan.version,
+        "flag": request.plan.flag_key,
+        "from": request.begins.isoformat(),
+        "to": request.ends.isoformat(),
         "records": {
             "counted": counts.counted,
             "late": counts.late,
@@ -282,9 +281,9 @@ def _document(asked: Recorded, test: Backtest, served: list[Decision]) -> dict[s
         "phase": rollout.phase.name.value,
         "percent": rollout.percent,
         "stage": None if rollout.stage_index is None else rollout.stage_index + 1,
-        "last_look_at": test.judged_at.isoformat(),
+        "judged_at": test.judged_at.isoformat(),
         "observed_share": test.share(),
-        "decided": [
+        "decisions": [
             {
                 "at": one.at.isoformat(),
                 "kind": one.decision.kind.value,
@@ -295,10 +294,10 @@ def _document(asked: Recorded, test: Backtest, served: list[Decision]) -> dict[s
                 if one.decision.judgement is None
                 else _metrics(one.decision.judgement),
             }
-            for one in test.decided
+            for one in test.decisions
         ],
         "metrics": [] if test.judgement is None else _metrics(test.judgement),
-        "really_decided": [
+        "actual_decisions": [
             {
                 "at": one.at.isoformat(),
                 "kind": one.kind.value,

@@ -27,7 +27,10 @@ UrlOption = Annotated[
 ]
 
 
-def doctor(url: UrlOption = ["http://127.0.0.1:8081"], is_json: JsonOption = False) -> None:  # noqa: B006
+def doctor(
+    url: UrlOption = ["http://127.0.0.1:8081"],  # noqa: B006
+    is_json: JsonOption = False,
+) -> None:
     """Show what is wrong with a replica and how to fix it. Exits 0 when nothing is, else 1."""
     is_well = True
     for address in url:

@@ -118,7 +118,7 @@ def simulate(
     as good as control and, given --effect, with one that is not. ops/simulate.md says what is left
     out, and how that changes the figures.
     """
-    from controller.cli.simulate import Asked, simulate_plan
+    from controller.cli.simulate import SimulationRequest, simulate_plan
     from controller.codec.plans import to_core_plan
 
     document = plan_files.load_to_try(plan)
@@ -131,7 +131,7 @@ def simulate(
             EXIT_USAGE,
         )
     try:
-        asked = Asked(
+        request = SimulationRequest(
             core,
             *virtual,
             effects_of(effects or (), core),
@@ -139,7 +139,7 @@ def simulate(
             seed,
             begins_at(core, datetime.now(UTC)),
         )
-        simulate_plan(asked, is_json=is_json, html=html)
+        simulate_plan(request, is_json=is_json, html=html)
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -190,7 +190,7 @@ def backtest(
     Advice is always to proceed, and people approve at once. The split of the records is what was
     served then: ops/simulate.md.
     """
-    from controller.cli.backtest import Recorded, go_through, time_of
+    from controller.cli.backtest import BacktestRequest, run_backtest, time_of
     from controller.codec.plans import to_core_plan
 
     document = plan_files.load_to_try(plan)
@@ -205,8 +205,8 @@ def backtest(
     kafka, counting = reading_settings(config, bootstrap_servers, topic_prefix)
     core = replace(to_core_plan(document), start_at=None, expires_at=None)
     perform(
-        go_through(
-            Recorded(core, kafka, counting, begins_at_, ends_at, step, counts_split),
+        run_backtest(
+            BacktestRequest(core, kafka, counting, begins_at_, ends_at, step, counts_split),
             is_json=is_json,
         )
     )

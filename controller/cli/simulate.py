@@ -1,4 +1,4 @@
-"""`rolloutctl simulate`: virtual rollouts of a plan, told as text, JSON or a page."""
+"""`rolloutctl simulate`: virtual rollouts of a plan, as text, JSON or a page."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from controller.planning.virtual_traffic import Effect, VirtualTraffic
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What is to be simulated."""
+class SimulationRequest:
+    """What to simulate."""
 
     plan: Plan
     traffic: VirtualTraffic  # without effects
@@ -37,35 +37,35 @@ class Asked:
     starts_at: datetime
 
 
-def simulate_plan(asked: Asked, *, is_json: bool, html: Path | None) -> None:
+def simulate_plan(request: SimulationRequest, *, is_json: bool, html: Path | None) -> None:
     """Run the plan with a treatment as good as control, and again with the effects; report both."""
-    traffics = [asked.traffic]
-    if asked.effects:
-        traffics.append(replace(asked.traffic, effects=asked.effects))
+    traffics = [request.traffic]
+    if request.effects:
+        traffics.append(replace(request.traffic, effects=request.effects))
     scenarios = [
         simulate(
-            asked.plan,
+            request.plan,
             traffic,
-            asked.runs,
-            asked.seed,
-            asked.starts_at,
-            _progress(traffic, asked.runs, is_json=is_json),
+            request.runs,
+            request.seed,
+            request.starts_at,
+            _progress(traffic, request.runs, is_json=is_json),
         )
         for traffic in traffics
     ]
     if html is not None:
         try:
             html.write_text(
-                page(asked.plan, scenarios, asked.assumed, asked.seed, asked.starts_at),
+                page(request.plan, scenarios, request.assumed, request.seed, request.starts_at),
                 encoding="utf-8",
             )
         except OSError as error:
             fail(f"--html: {html}: cannot be written: {error}", EXIT_USAGE)
     if is_json:
-        typer.echo(rendering.to_json(_document(asked, scenarios)))
+        typer.echo(rendering.to_json(_document(request, scenarios)))
         return
     console = output()
-    _show_traffic(console, asked)
+    _show_traffic(console, request)
     for scenario in scenarios:
         console.print()
         show_scenario(console, scenario)
@@ -74,31 +74,31 @@ def simulate_plan(asked: Asked, *, is_json: bool, html: Path | None) -> None:
 
 
 def _progress(traffic: VirtualTraffic, runs: int, *, is_json: bool) -> Any:
-    """Return what tells a person how far it is, on a terminal only."""
+    """Return what shows the progress, on a terminal only."""
     if is_json or not sys.stderr.isatty():
         return lambda _: None
     name = "with effects" if traffic.effects else "healthy"
 
-    def tell(done: int) -> None:
+    def show(done: int) -> None:
         end = "\r" if done < runs else "\r" + 40 * " " + "\r"
         typer.echo(f"{name}: {done} of {runs}{end}", err=True, nl=False)
 
-    return tell
+    return show
 
 
 # --- text
 
 
-def _show_traffic(console: Console, asked: Asked) -> None:
-    plan, traffic = asked.plan, asked.traffic
+def _show_traffic(console: Console, request: SimulationRequest) -> None:
+    plan, traffic = request.plan, request.traffic
     console.print(
         Text(f"{plan.name} of {plan.flag_key}", "bold"),
-        f": {asked.runs} virtual rollouts each, seed {asked.seed}",
+        f": {request.runs} virtual rollouts each, seed {request.seed}",
         sep="",
     )
     console.print(f"control: {traffic.words(plan)}")
-    if asked.assumed:
-        console.print(Text(f"assumed, since nobody said: {', '.join(asked.assumed)}", "yellow"))
+    if request.assumed:
+        console.print(Text(f"assumed, since nobody said: {', '.join(request.assumed)}", "yellow"))
     console.print(
         "advice says proceed and people approve at once; every request is a context of its own"
     )
@@ -200,16 +200,16 @@ def _stage_table(scenario: Scenario) -> Table:
 # --- JSON
 
 
-def _document(asked: Asked, scenarios: Sequence[Scenario]) -> dict[str, Any]:
+def _document(request: SimulationRequest, scenarios: Sequence[Scenario]) -> dict[str, Any]:
     return {
-        "plan": asked.plan.name,
-        "version": asked.plan.version,
-        "flag": asked.plan.flag_key,
-        "runs": asked.runs,
-        "seed": asked.seed,
-        "starts_at": asked.starts_at.isoformat(),
-        "control": asked.traffic.document(),
-        "assumed": list(asked.assumed),
+        "plan": request.plan.name,
+        "version": request.plan.version,
+        "flag": request.plan.flag_key,
+        "runs": request.runs,
+        "seed": request.seed,
+        "starts_at": request.starts_at.isoformat(),
+        "control": request.traffic.document(),
+        "assumed": list(request.assumed),
         "scenarios": [_scenario_document(scenario) for scenario in scenarios],
     }
 

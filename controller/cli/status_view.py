@@ -40,7 +40,12 @@ def status_table(situations: Iterable[Situation]) -> Table:
         # All columns are short enough to be shown whole, except perhaps the flag's key, which is
         # broken over lines and keeps its letters.
         is_whole = name != "FLAG"
-        table.add_column(name, justify=justify, no_wrap=is_whole, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(
+            name,
+            justify=justify,  # type: ignore[arg-type]
+            no_wrap=is_whole,
+            overflow="fold",
+        )
     table.add_column("WAITS FOR", overflow="fold")
     for situation in sorted(
         situations, key=lambda each: (each.rollout.has_ended, each.rollout.flag_key)

@@ -1,9 +1,9 @@
-"""`rolloutctl verdict`: the engine on a test bench.
+"""`rolloutctl verdict`: the tests applied to totals of other systems, without Kafka.
 
-JSON lines in, one verdict a line out. Needs no Kafka.
+JSON lines come in, and each gets one line with a verdict.
 
-Belongs here: lines, what is wrong with them, and streams put away in few bytes. What the totals
-mean is `planning/external_totals.py`.
+Belongs here: lines, their faults, and the storage of idle streams in few bytes. Does not belong
+here: what the totals mean (`planning/external_totals.py`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,19 @@ from controller.core.analysis.sequential_tests import decode_tests, encode_tests
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET, Histogram, bucket_of
 from controller.core.judging.gate import HarmSignal
 from controller.core.judging.judgement import Judgement
-from controller.planning.external_totals import ArmSums, Dealt, Stream, Watched, begin, look
+from controller.planning.external_totals import (
+    ArmSums,
+    AssignedTotals,
+    Stream,
+    Watched,
+    add_totals,
+    begin,
+)
 from schemas.terms import Arm
 
 #: A line of two arms with 1,000 buckets each has 30 KB.
 MAX_LINE_BYTES = 1_000_000
-#: Streams kept ready; others are put away as bytes, which costs one of them about 0.3 ms when it
-#: comes back.
+#: Streams kept ready. Others are stored as bytes; to restore one costs about 0.3 ms.
 READY_STREAMS = 1_000
 #: Bucket indexes beyond this are no latency at any sensible gamma.
 _FURTHEST_BUCKET = 1_000_000
@@ -85,7 +91,7 @@ _COUNT_FIX = "write a whole number of at least 0, or leave the field out if it i
 
 
 class _BadLine(Exception):
-    """A line that cannot be used; nothing was counted of it."""
+    """A line that cannot be used; nothing of it was counted."""
 
     def __init__(self, at: str, what: str, fix: str | None = None) -> None:
         super().__init__(what)
@@ -102,7 +108,7 @@ def judge_lines() -> int:
             sys.stdout.buffer.write(answer)
             sys.stdout.buffer.flush()
     except BrokenPipeError:
-        # Nobody reads on. Python would try to flush once more on its way out, and complain.
+        # The reader is gone. Python would flush once more at exit, and report an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return bench.refused
 
@@ -141,9 +147,9 @@ class Bench:
             yield self._answers.encode(answer) + b"\n"
 
     def _read(self, raw: bytes, lines: BinaryIO) -> _Line:
-        """Return a line that means something by itself.
+        """Return a line that is valid by itself.
 
-        Of one that is too long, read the rest and drop it.
+        The rest of a line that is too long is read and dropped.
         """
         if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
             while (rest := lines.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
@@ -181,7 +187,7 @@ class Bench:
         return line
 
     def _named(self, raw: bytes) -> str | None:
-        """Return the stream of a line that cannot be used, as far as it says one."""
+        """Return the stream that an unusable line names, None for none."""
         try:
             return self._names.decode(raw).stream
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -209,7 +215,7 @@ class Bench:
             if stream.looks:
                 self._streams.put(name, stream)
             raise
-        stream, seen, judgement = look(stream, line.stage, line.share, sums)
+        stream, signals, judgement = add_totals(stream, line.stage, line.share, sums)
         breach = None if judgement is None else judgement.breach
         if breach is not None:
             why = self._rolled_back[name] = f"look {stream.looks}: {breach.metric}: {breach.reason}"
@@ -218,44 +224,42 @@ class Bench:
         return {
             "stream": name,
             "verdict": "continue",
-            "reasons": [*notes, *_reasons(stream, seen, judgement)],
+            "reasons": [*notes, *_reasons(stream, signals, judgement)],
         }
 
 
 def _introduction(watched: Watched) -> list[str]:
-    """Return what is watched, once per stream.
-
-    A metric that is missing by mistake should be seen to be.
-    """
+    """Return what is watched, once per stream, so that a metric missing by mistake is noticed."""
     errors = [f"error_rate by {watched.units}"] if watched.units else []
-    told = [
+    lines = [
         (
             f"watched: {', '.join(errors + (['latency'] if watched.has_latency else []))}; "
             f"compared with control"
         )
     ]
     if watched.units == "outcomes":
-        told.append(
+        lines.append(
             "contexts and contexts_with_error are not known: each outcome counts as a "
             "context of its own, so that users who "
             "come back, and bursts, make more false alarms than alpha"
         )
     if not watched.units:
-        told.append("errors are not known in both arms, and are not watched")
+        lines.append("errors are not known in both arms, and are not watched")
     if not watched.has_latency:
-        told.append("latency is not known in both arms, and is not watched, also if it comes later")
-    return told
+        lines.append(
+            "latency is not known in both arms, and is not watched, also if it comes later"
+        )
+    return lines
 
 
-def _reasons(stream: Stream, seen: Sequence[HarmSignal], judgement: Judgement | None) -> list[str]:
-    """Return how near each metric is to a roll back.
-
-    The whole sentence where one has been looked for and not found.
-    """
+def _reasons(
+    stream: Stream, signals: Sequence[HarmSignal], judgement: Judgement | None
+) -> list[str]:
+    """Return how near each metric is to a roll back; the whole sentence after a full judgement."""
     if judgement is None:
         reasons = [
             f"{harm.metric}: e-value of harm {harm.e_value:.3g}, roll back at {harm.threshold:.4g}"
-            for harm in seen
+            for harm in signals
         ]
     else:
         reasons = [f"{metric.metric}: {metric.reason}" for metric in judgement.metrics]
@@ -302,12 +306,10 @@ def _sums(arm: _Arm) -> ArmSums:
 
 
 def _in_our_buckets(latency: _Latency) -> Histogram:
-    """Return a histogram in our buckets.
+    """Return a histogram in our buckets: each bucket goes, whole, to the one with its upper edge.
 
-    Each bucket goes, whole, to the one that holds its upper edge.
-
-    That keeps the order: whatever is counted above an edge of ours is what lies above an edge of
-    theirs. Both arms' values look slower by up to gamma - 1, alike.
+    That keeps the order: what is counted above one of our edges lies above one of theirs. Both
+    arms' values become slower by up to gamma - 1, alike.
     """
     is_ours = latency.gamma == GAMMA and bool(latency.buckets)
     if is_ours and min(latency.buckets) >= LOWEST_BUCKET and max(latency.buckets) <= HIGHEST_BUCKET:
@@ -325,15 +327,12 @@ def _in_our_buckets(latency: _Latency) -> Histogram:
 
 @lru_cache(maxsize=16)
 def _bucket_table(_gamma: float) -> dict[int, int]:
-    """Return where a gamma's buckets go, filled as they are met; a stream meets a few hundred."""
+    """Return our bucket for each bucket of a gamma, filled on use; a stream has a few hundred."""
     return {}
 
 
 def _bucket_at(log_edge: float) -> int:
-    """Return our bucket that holds e^log_edge ms.
-
-    An edge of ours belongs below it, also after rounding.
-    """
+    """Return our bucket that holds e^log_edge ms; one of our edges belongs to the bucket below."""
     if log_edge >= math.log(1e8):
         return HIGHEST_BUCKET
     return (
@@ -341,13 +340,13 @@ def _bucket_at(log_edge: float) -> int:
     )
 
 
-# --- streams, put away
+# --- storage of streams
 
-_Kept = tuple[dict[Arm, ArmSums], dict[Arm, Dealt]]
+_Kept = tuple[dict[Arm, ArmSums], dict[Arm, AssignedTotals]]
 
 
 class _Streams:
-    """Streams by name: the newest as they are, the others as a few KB each."""
+    """Streams by name: the newest ready for use, the others as a few KB each."""
 
     def __init__(self, ready: int) -> None:
         self._ready_at_most = ready
@@ -357,18 +356,18 @@ class _Streams:
 
     def take(self, name: str) -> Stream | None:
         """Take a stream out, None when there is none of this name."""
-        found = self._ready.pop(name, None)
-        if found is None and (away := self._away.pop(name, None)) is not None:
+        stream = self._ready.pop(name, None)
+        if stream is None and (away := self._away.pop(name, None)) is not None:
             bare, tests, kept = away
-            sums, dealt = self._decoder.decode(zlib.decompress(kept))
-            found = replace(bare, tests=decode_tests(tests), sums=sums, dealt=dealt)
-        return found
+            sums, assigned = self._decoder.decode(zlib.decompress(kept))
+            stream = replace(bare, tests=decode_tests(tests), sums=sums, assigned=assigned)
+        return stream
 
     def put(self, name: str, stream: Stream) -> None:
         """Put a stream back."""
         self._ready[name] = stream
         if len(self._ready) > self._ready_at_most:
             oldest, long_ago = self._ready.popitem(last=False)
-            kept = zlib.compress(msgspec.msgpack.encode((long_ago.sums, long_ago.dealt)), 1)
+            kept = zlib.compress(msgspec.msgpack.encode((long_ago.sums, long_ago.assigned)), 1)
             bare = Stream(long_ago.watched, long_ago.rollout, long_ago.stage, long_ago.looks)
             self._away[oldest] = (bare, encode_tests(long_ago.tests), kept)

@@ -1,11 +1,9 @@
-"""One plan over recorded events.
+"""A plan tried on recorded events: counted, judged and decided as the daemon would have done.
 
-Counted as the daemon counts them, judged and decided as it would have been then.
-
-Time is the records' own: the timestamps at which Kafka took them. Every slice of it is folded, its
-totals are what one flush brings, and the plan's virtual rollout looks at them. What was served then
-was not the plan's doing, so the split that a stage would have decided is not held against the
-records, unless it is asked for.
+Time is the records' own: the timestamps at which Kafka received them. Each slice of time is folded.
+Its totals are what one save would bring, and the plan's virtual rollout judges them. Another
+decision was served then, so the records are not expected to have the plan's split, unless the
+caller requests it.
 
 Belongs here: folding and deciding. Does not belong here: reading Kafka, and words
 (`cli/backtest.py`).
@@ -45,8 +43,7 @@ from schemas.terms import AdviceChoice, Arm, CommandVerb, HealthGap
 
 _PROCEED = Advice(AdviceChoice.PROCEED, 100, ("assumed",), "assumed", "", 0)
 _ISSUER = "backtest"
-#: What is recorded was dealt by whoever dealt it then; the plan's shares are held against it on
-#: request only.
+#: The records have the split that was served then, so these gaps count on request only.
 _OF_THE_SPLIT = (HealthGap.SRM, HealthGap.ACTUATION_DRIFT)
 
 
@@ -58,7 +55,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class DatedDecision:
     """One decision, and when it would have been taken."""
 
     at: datetime
@@ -67,16 +64,16 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What became of the records so far."""
+    """How many records fell into each class so far."""
 
     counted: int
     late: int  # while settling, or of a visit that was over
-    ignored: int  # of other flags or variants, or joined to nobody
+    ignored: int  # of other flags or variants, or joined to no exposure
     refused: int
 
 
 class Backtest:
-    """A virtual rollout that records are fed to, slice by slice."""
+    """A virtual rollout that judges records, slice by slice."""
 
     def __init__(
         self,
@@ -96,18 +93,18 @@ class Backtest:
         pair. `exact_limit` and `window_ms` are ingest's. With `counts_split` the split of contexts
         is held against the plan's percentages.
         """
-        self.decided: list[Decided] = []
+        self.decisions: list[DatedDecision] = []
         self.judgement: Judgement | None = None
         self.judged_at = starts_at
         self._counts_split = counts_split
         self._read_evaluations, self._read_outcomes = read_evaluations, read_outcomes
-        self._directory = WatchedFlags()
+        self._flags = WatchedFlags()
         self._tests = SequentialTests()
         self._merger = Merger()
         self._arms: dict[Source, dict[str, bytes]] = {source: {} for source in sources}
         self._totals = {
             source: PartitionTotals(
-                self._directory,
+                self._flags,
                 counts_exposures=source.kind == "evaluations",
                 exact_limit=exact_limit,
                 window_ms=window_ms if source.kind == "evaluations" else None,
@@ -115,7 +112,7 @@ class Backtest:
             for source in sources
         }
         self._at = starts_at
-        self._are_begun: set[Source] = set()
+        self._started: set[Source] = set()
         order = CommandReceived(
             "start-1", CommandVerb.START, _ISSUER, "backtest", starts_at, plan=plan
         )
@@ -124,13 +121,13 @@ class Backtest:
 
     @property
     def is_over(self) -> bool:
-        """Whether more records can change anything: no once it has ended or waits for a person."""
-        rollout = self._now()
+        """Whether more records change nothing: it has ended, or waits for a person."""
+        rollout = self._current()
         return rollout.has_ended or rollout.phase.name == "paused"
 
     @property
     def records(self) -> Counted:
-        """What became of all records so far."""
+        """How many records fell into each class, over all partitions."""
         counts = [totals.records for totals in self._totals.values()]
         return Counted(
             counted=sum(count.counted for count in counts),
@@ -140,15 +137,15 @@ class Backtest:
         )
 
     def advance(self, at: datetime, batch: Mapping[Source, Sequence[Record]]) -> None:
-        """Fold the records up to `at`, which follow those before in each source.
+        """Fold the records up to `at` and judge the totals.
 
-        And look at what they add up to.
+        In each source they follow the records of the previous call.
         """
-        # First what was due before they came, at its own time: a deadline does not wait for
+        # Deadlines before `at` come first, each at its own time: a deadline does not wait for
         # traffic.
         while (
             not self.is_over
-            and (deadline := next_deadline(self._now())) is not None
+            and (deadline := next_deadline(self._current())) is not None
             and deadline <= at
         ):
             before = self.rollout
@@ -157,16 +154,14 @@ class Backtest:
             if self.rollout is before:
                 break
         self._at = at
-        for kind in (
-            "evaluations",
-            "outcomes",
-        ):  # in this order: an outcome may be joined to an exposure of this slice
+        # In this order, because an outcome may be joined to an exposure of this slice.
+        for kind in ("evaluations", "outcomes"):
             for source, records in batch.items():
                 if source.kind == kind and records:
                     self._fold(source, records)
-        if self.is_over or self._now().stage_index is None:
+        if self.is_over or self._current().stage_index is None:
             return
-        judgement, self._tests = judge(self._now(), self._evidence(), self._tests, at)
+        judgement, self._tests = judge(self._current(), self._evidence(), self._tests, at)
         if not self._counts_split:
             judgement = replace(
                 judgement,
@@ -175,14 +170,14 @@ class Backtest:
         self.judgement, self.judged_at = judgement, at
         self._handle(EvidenceJudged(judgement))
 
-    def _now(self) -> Rollout:
+    def _current(self) -> Rollout:
         assert self.rollout is not None
         return self.rollout
 
     def _fold(self, source: Source, records: Sequence[Record]) -> None:
         totals = self._totals[source]
-        if source not in self._are_begun:
-            self._are_begun.add(source)
+        if source not in self._started:
+            self._started.add(source)
             totals.start_at(records[0].offset)
         if source.kind == "evaluations":
             totals.fold_evaluations(records, self._read_evaluations)
@@ -192,17 +187,17 @@ class Backtest:
         totals.refused.clear()
         changes = Changes()
         for _ in totals.drain_changes(changes):
-            pass  # nobody else runs here
+            pass  # nothing else runs here
         self._arms[source].update(
             {
                 name: value
                 for name, value in self._merger.arms("", changes.fields)[0].items()
-                if name in self._wanted()
+                if name in self._arm_names()
             }
         )
 
-    def _wanted(self) -> set[str]:
-        rollout = self._now()
+    def _arm_names(self) -> set[str]:
+        rollout = self._current()
         return {
             name
             for visit in range(len(rollout.visits))
@@ -210,7 +205,7 @@ class Backtest:
         }
 
     def _evidence(self) -> Evidence:
-        rollout = self._now()
+        rollout = self._current()
         visits = {}
         for index in range(len(rollout.visits)):
             visit = (rollout.flag_key, rollout.rollout_id, index)
@@ -231,26 +226,28 @@ class Backtest:
             )
 
     def _handle(self, event: Event) -> None:
-        """Decide, and be the model and the people that it asks: both agree at once."""
+        """Decide, and answer for the model and for people: both agree at once."""
         before = self.rollout
         after, effects = decide(before, event, self._at)
         self.rollout = after
         if after is None:
             return
         if before is None or after.revision != before.revision:
-            watched = self._directory.watch(after)
+            watched = self._flags.watch(after)
             if isinstance(watched, WatchedFlag):
                 for totals in self._totals.values():
                     totals.flags.apply(watched)
-        self.decided += [
-            Decided(self._at, effect) for effect in effects if isinstance(effect, PublishDecision)
+        self.decisions += [
+            DatedDecision(self._at, effect)
+            for effect in effects
+            if isinstance(effect, PublishDecision)
         ]
         for effect in effects:
             if isinstance(effect, AskAdvice) and isinstance(event, EvidenceJudged):
                 self._handle(AdviceReceived(effect.gate_id, effect.round, _PROCEED))
                 self._handle(event)
-        was_asked = before is not None and isinstance(before.phase, AwaitingApproval)
-        if isinstance(after.phase, AwaitingApproval) and not was_asked and self.rollout is after:
+        was_waiting = before is not None and isinstance(before.phase, AwaitingApproval)
+        if isinstance(after.phase, AwaitingApproval) and not was_waiting and self.rollout is after:
             self._handle(
                 CommandReceived(
                     f"approve-{after.revision}",
@@ -265,7 +262,7 @@ class Backtest:
     def totals(self) -> VisitTotals:
         """Return the present visit's totals over all partitions."""
         visits = self._evidence().visits
-        return visits.get(self._now().visit_index, VisitTotals(ArmTotals(), ArmTotals()))
+        return visits.get(self._current().visit_index, VisitTotals(ArmTotals(), ArmTotals()))
 
     def share(self) -> float | None:
         """Return treatment's share of the present visit's contexts, None without any."""

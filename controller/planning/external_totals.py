@@ -1,19 +1,19 @@
-"""Totals from elsewhere, judged by the same engine.
+"""Totals that another system counted, judged by the same tests.
 
-What each arm had counted at successive looks, and what the tests say.
+The input is what each arm had counted at successive checks ("looks" in the input lines).
 
-The engine's unit is a context that had an outcome since the last look and has not failed before in
-its visit. Totals do not name contexts, so these are dealt by what totals do say:
+The tests' unit is a context that had an outcome since the last check and has not failed before in
+its visit. Totals do not name contexts, so contexts are assigned by what totals do tell:
 
-- Contexts that are new since the last look were there. Where nobody comes back this is exact.
-- Outcomes beyond one per new context came from contexts seen before: as many as outcomes, at most
-  all that have not failed. They are dealt to the arms in proportion to those. Without outcomes all
-  of them may have been there.
+- Contexts that are new since the last check had an outcome. If no user comes back, this is exact.
+- Outcomes beyond one per new context came from earlier contexts: as many as outcomes, at most all
+  that have not failed. They are assigned to the arms in proportion to those. Without outcomes, all
+  of them may have had one.
 
-A context's first error counts once per visit and which arm it falls into was drawn by lot, so the
-test stays at its level however often and unevenly users come back. Of latencies at most one per
-context and visit is taken, evenly from the sorted values: one user's are alike, and totals do not
-say which belong together. That costs speed where users come back often.
+A context's first error counts once per visit, and chance decided its arm. So the test keeps its
+level however often and unevenly users come back. At most one latency per context and visit is used,
+evenly from the sorted values, because one user's latencies are alike and totals do not tell which
+belong together. That costs speed where users come back often.
 
 Belongs here: the way from such totals to the gate. Does not belong here: lines and what is wrong
 with them (`cli/verdict.py`).
@@ -42,19 +42,19 @@ from schemas.terms import Arm
 _ERRORS = Guardrail(ERROR_RATE.names[0], margin=0.0)
 _LATENCY = Guardrail(DISTRIBUTION, margin=0.0)
 
-#: Virtual time between two looks. The engine closes a batch that is too small after a minute: here
-#: after six looks.
+#: Virtual time between two checks. The tests close a batch that is too small after a minute: here
+#: after six checks.
 LOOK = timedelta(seconds=10)
 _BEGAN = datetime(2000, 1, 1, tzinfo=UTC)  # any moment does
 
-#: Where in a step of the sorted values the first one is taken moves by this at each look, so that
+#: The first value that is used in a step of the sorted values moves by this at each check, so that
 #: no quantile is left out.
 _GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True, slots=True)
 class ArmSums:
-    """One arm's totals since its stage began; None is what is not known."""
+    """One arm's totals since its stage began; None where they are unknown."""
 
     contexts: int | None = None  # distinct contexts exposed
     contexts_with_error: int | None = None  # of them those that had an error
@@ -65,10 +65,7 @@ class ArmSums:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What a stream's tests look at.
-
-    Settled at its first look, since alpha is shared out over it.
-    """
+    """What a stream's tests watch; fixed at its first check, because alpha is divided over it."""
 
     units: str | None  # "contexts", "outcomes", None: errors are not known
     has_latency: bool
@@ -91,22 +88,21 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
-class Dealt:
-    """What has been made of one arm's totals in the present visit."""
+class AssignedTotals:
+    """One arm's totals in the present visit, in the tests' units."""
 
     exposures: int = 0
     at_risk: int = 0
     first_errors: int = 0
     latency: Histogram = field(default_factory=dict)
-    has_all_latency: bool = (
-        True  # nothing was left out so far, so that the totals can be taken as they are
-    )
-    standing: float = 0.0  # contexts seen so far that have not failed
-    owed: float = 0.0  # the part of a returning context that is still to be dealt
-    spare: int = 0  # contexts of which no latency was taken
+    #: Nothing was left out so far, so the totals can be used as they are.
+    has_all_latency: bool = True
+    standing: float = 0.0  # contexts so far that have not failed
+    remainder: float = 0.0  # the part of a returning context that is still to be assigned
+    spare: int = 0  # contexts without a used latency
 
     def totals(self) -> ArmTotals:
-        """Return what the engine is shown."""
+        """Return what the tests are given."""
         return ArmTotals(
             exposures=self.exposures,
             at_risk=self.at_risk,
@@ -117,7 +113,7 @@ class Dealt:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream after some looks."""
+    """A stream after some checks."""
 
     watched: Watched
     rollout: Rollout
@@ -126,7 +122,9 @@ class Stream:
     sums: Mapping[Arm, ArmSums] = field(
         default_factory=lambda: dict.fromkeys(Arm, ArmSums())
     )  # as of the last look
-    dealt: Mapping[Arm, Dealt] = field(default_factory=lambda: dict.fromkeys(Arm, Dealt()))
+    assigned: Mapping[Arm, AssignedTotals] = field(
+        default_factory=lambda: dict.fromkeys(Arm, AssignedTotals())
+    )
     tests: SequentialTests = field(default_factory=SequentialTests)
 
     @property
@@ -180,7 +178,7 @@ def begin(
     return Stream(watched, rollout, stage)
 
 
-def look(
+def add_totals(
     stream: Stream, stage: int, share: float, sums: Mapping[Arm, ArmSums]
 ) -> tuple[Stream, tuple[HarmSignal, ...], Judgement | None]:
     """Return the stream after one more look, how near each metric is to a breach.
@@ -196,23 +194,23 @@ def look(
             _in_new_visit(stream, share),
             stage=stage,
             sums=dict.fromkeys(Arm, ArmSums()),
-            dealt=dict.fromkeys(Arm, Dealt()),
+            assigned=dict.fromkeys(Arm, AssignedTotals()),
         )
     elif 100 * share != stream.rollout.percent:
-        standing = sum(arm.standing for arm in stream.dealt.values())
+        standing = sum(arm.standing for arm in stream.assigned.values())
         # Some have changed arms, and totals do not say who: the lot that is drawn now is the best
         # guess.
-        dealt = {
-            Arm.TREATMENT: Dealt(standing=standing * share, has_all_latency=False),
-            Arm.CONTROL: Dealt(standing=standing * (1 - share), has_all_latency=False),
+        assigned = {
+            Arm.TREATMENT: AssignedTotals(standing=standing * share, has_all_latency=False),
+            Arm.CONTROL: AssignedTotals(standing=standing * (1 - share), has_all_latency=False),
         }
-        stream = replace(_in_new_visit(stream, share), dealt=dealt)
+        stream = replace(_in_new_visit(stream, share), assigned=assigned)
 
     looks = stream.looks + 1
     before = stream.sums
     known = {arm: _filled(before[arm], sums[arm]) for arm in Arm}
     if stream.watched.units == "contexts":
-        observed = _deal_contexts(stream.dealt, before, known)
+        observed = _assign_contexts(stream.assigned, before, known)
     elif stream.watched.units == "outcomes":
         observed = {
             arm: _Observed(
@@ -225,18 +223,22 @@ def look(
     else:
         observed = dict.fromkeys(Arm, _Observed(0, 0, 0.0))
     start = _GOLDEN * looks % 1
-    dealt = {
-        arm: _add_look(stream.dealt[arm], observed[arm], before[arm], known[arm], start)
+    assigned = {
+        arm: _add_look(stream.assigned[arm], observed[arm], before[arm], known[arm], start)
         for arm in Arm
     }
-    totals = VisitTotals(dealt[Arm.TREATMENT].totals(), dealt[Arm.CONTROL].totals())
+    totals = VisitTotals(assigned[Arm.TREATMENT].totals(), assigned[Arm.CONTROL].totals())
     at = _BEGAN + looks * LOOK
     evidence = Evidence(at, {stream.rollout.visit_index: totals}, (), 0)
-    seen, tests = check_harm(stream.rollout, evidence, stream.tests, at)
+    signals, tests = check_harm(stream.rollout, evidence, stream.tests, at)
     judgement = None
-    if any(harm.is_possible for harm in seen):
+    if any(signal.is_possible for signal in signals):
         judgement, tests = judge(stream.rollout, evidence, tests, at)
-    return replace(stream, looks=looks, sums=known, dealt=dealt, tests=tests), seen, judgement
+    return (
+        replace(stream, looks=looks, sums=known, assigned=assigned, tests=tests),
+        signals,
+        judgement,
+    )
 
 
 def _in_new_visit(stream: Stream, share: float) -> Stream:
@@ -268,30 +270,32 @@ def _gained(before: int | None, now: int | None) -> int:
 
 
 class _Observed(NamedTuple):
-    """What one look adds to an arm."""
+    """What one check adds to an arm."""
 
     at_risk: int
     first_errors: int
-    owed: float  # the part of a returning context that is left over
+    remainder: float  # the part of a returning context that is left over
 
 
-def _deal_contexts(
-    dealt: Mapping[Arm, Dealt], before: Mapping[Arm, ArmSums], now: Mapping[Arm, ArmSums]
+def _assign_contexts(
+    assigned: Mapping[Arm, AssignedTotals],
+    before: Mapping[Arm, ArmSums],
+    now: Mapping[Arm, ArmSums],
 ) -> dict[Arm, _Observed]:
-    """Return the contexts of this look, dealt to both arms as the module's first lines say."""
+    """Return the contexts of this look, assigned to both arms as the module's first lines say."""
     new = {arm: _gained(before[arm].contexts, now[arm].contexts) for arm in Arm}
     failed = {
         arm: _gained(before[arm].contexts_with_error, now[arm].contexts_with_error) for arm in Arm
     }
-    standing = sum(dealt[arm].standing for arm in Arm)
+    standing = sum(assigned[arm].standing for arm in Arm)
     returned = standing
     if all(now[arm].outcomes is not None for arm in Arm):
         outcomes = sum(_gained(before[arm].outcomes, now[arm].outcomes) for arm in Arm)
         returned = min(max(outcomes - sum(new.values()), 0), standing)
-    observed = _with_returned(dealt, new, failed, returned / standing if standing else 0.0)
+    observed = _with_returned(assigned, new, failed, returned / standing if standing else 0.0)
     if any(one.first_errors > one.at_risk for one in observed.values()):
         observed = _with_returned(
-            dealt, new, failed, 1.0
+            assigned, new, failed, 1.0
         )  # more have failed than were thought to be there
     return {
         arm: one._replace(at_risk=max(one.at_risk, one.first_errors))
@@ -300,12 +304,15 @@ def _deal_contexts(
 
 
 def _with_returned(
-    dealt: Mapping[Arm, Dealt], new: Mapping[Arm, int], failed: Mapping[Arm, int], part: float
+    assigned: Mapping[Arm, AssignedTotals],
+    new: Mapping[Arm, int],
+    failed: Mapping[Arm, int],
+    part: float,
 ) -> dict[Arm, _Observed]:
     """Return what there was if `part` of the contexts that have not failed came back."""
     observed = {}
     for arm in Arm:
-        returned = dealt[arm].owed + part * dealt[arm].standing
+        returned = assigned[arm].remainder + part * assigned[arm].standing
         observed[arm] = _Observed(
             new[arm] + floor(returned), failed[arm], returned - floor(returned)
         )
@@ -313,8 +320,8 @@ def _with_returned(
 
 
 def _add_look(
-    had: Dealt, observed: _Observed, before: ArmSums, now: ArmSums, start: float
-) -> Dealt:
+    had: AssignedTotals, observed: _Observed, before: ArmSums, now: ArmSums, start: float
+) -> AssignedTotals:
     """Return an arm after a look.
 
     Of its new latencies no more are taken than there are contexts without one.
@@ -341,14 +348,14 @@ def _add_look(
                 min(count, most),
             )
         spare = max(spare - count, 0)
-    return Dealt(
+    return AssignedTotals(
         exposures=had.exposures + new,
         at_risk=had.at_risk + observed.at_risk,
         first_errors=had.first_errors + observed.first_errors,
         latency=latency,
         has_all_latency=has_all,
         standing=max(had.standing + new - observed.first_errors, 0.0),
-        owed=observed.owed,
+        remainder=observed.remainder,
         spare=spare,
     )
 

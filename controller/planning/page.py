@@ -1,8 +1,6 @@
-"""A page about virtual rollouts.
+"""A page about virtual rollouts: one HTML file with plots as SVG, which loads nothing else.
 
-One file of HTML with its plots as SVG, nothing loaded from elsewhere.
-
-Belongs here: what it looks like. The figures are `figures.py`'s.
+Belongs here: the appearance. Does not belong here: the figures (`figures.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from schemas.fields import format_duration
 
 WIDTH = 960
 _LEFT, _RIGHT = 64, 24
-#: More lines than this are a smear.
+#: More lines than this cannot be told apart.
 _PATHS_DRAWN = 60
 
 _STYLE = """

@@ -178,21 +178,7 @@ def _case(entry: _Entry) -> Case:
         started_at=_BEGAN,
         updated_at=at,
     )
-    treatment, control = entry.users
-    share = treatment / max(treatment + control, 1) if entry.share == -1.0 else entry.share
-    judgement = Judgement(
-        at=at,
-        visit=len(visits) - 1,
-        gaps=(),
-        metrics=tuple(
-            _report(metric, entry.rename.get(metric.metric, metric.metric), plan.alpha)
-            for metric in entry.metrics
-        ),
-        harm=Harm(*entry.cost),
-        exposures={Arm.TREATMENT: treatment, Arm.CONTROL: control},
-        srm_e_value=entry.srm_e_value,
-        observed_share=share,
-    )
+    judgement = _judgement(entry, at, len(visits) - 1, plan.alpha)
     return Case(
         name=entry.name,
         kind=entry.kind,
@@ -203,6 +189,25 @@ def _case(entry: _Entry) -> Case:
         expected=frozenset(entry.expect),
         wanted=entry.wants,
         twin=entry.like,
+    )
+
+
+def _judgement(entry: _Entry, at: datetime, visit: int, alpha: float) -> Judgement:
+    """Return the judgement that a case's numbers give."""
+    treatment, control = entry.users
+    share = treatment / max(treatment + control, 1) if entry.share == -1.0 else entry.share
+    return Judgement(
+        at=at,
+        visit=visit,
+        gaps=(),
+        metrics=tuple(
+            _report(metric, entry.rename.get(metric.metric, metric.metric), alpha)
+            for metric in entry.metrics
+        ),
+        harm=Harm(*entry.cost),
+        exposures={Arm.TREATMENT: treatment, Arm.CONTROL: control},
+        srm_e_value=entry.srm_e_value,
+        observed_share=share,
     )
 
 

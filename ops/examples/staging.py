@@ -1,8 +1,6 @@
-"""Puts an example on stage.
+"""Runs an example: broker, store, daemon and apps on this machine, and one rollout, as lines.
 
-Broker, store and daemon on this machine, its apps, one rollout from start to end, told in lines.
-
-What an app of yours would copy stands in the examples' own files; this one only saves a newcomer
+What an app of yours would copy stands in the examples' own files. This file only saves a newcomer
 from starting five programs.
 """
 
@@ -59,7 +57,7 @@ class Example:
 
 
 def wants_bad_version() -> bool:
-    """Return whether BAD=1 was asked for."""
+    """Return whether BAD=1 is set."""
     return os.environ.get("BAD", "") not in ("", "0")
 
 
@@ -133,35 +131,37 @@ async def _play(example: Example) -> int:
             )
             deadline = time.monotonic() + example.longest_seconds
             while not is_at_rest(observer.course.rollout) and time.monotonic() < deadline:
-                await _tell_news(console, observer, environment)
+                await _print_events(console, observer, environment)
             settled_by = time.monotonic() + _AFTERWARDS_SECONDS
             while time.monotonic() < settled_by:
-                await _tell_news(console, observer, environment)
+                await _print_events(console, observer, environment)
             console.print()
             for sentence in await example.apps.summary():
                 console.print(f" {sentence}")
             rollout = observer.course.rollout
             ended = None if rollout is None else rollout.phase.name
-            wanted = PhaseName.ROLLED_BACK if example.is_bad else PhaseName.COMPLETED
-            if rollout is not None and ended is wanted:
+            expected = PhaseName.ROLLED_BACK if example.is_bad else PhaseName.COMPLETED
+            if rollout is not None and ended is expected:
                 console.print(
                     f" [bold green]✓[/] {_words(ended)} at {rollout.percent:g} %, as it must."
                 )
                 return 0
-            found = "never began" if ended is None else f"is {_words(ended)}"
-            console.print(f" [bold red]✗[/] the rollout {found}, and should be {_words(wanted)}.")
+            outcome = "never began" if ended is None else f"is {_words(ended)}"
+            console.print(
+                f" [bold red]✗[/] the rollout {outcome}, and should be {_words(expected)}."
+            )
             return 1
 
 
-async def _tell_news(console: Console, observer: Observer, environment: DemoEnvironment) -> None:
+async def _print_events(console: Console, observer: Observer, environment: DemoEnvironment) -> None:
     environment.check()
-    for topic, news in await observer.read():
+    for topic, event in await observer.read():
         if observer.is_decision(topic):
             console.print(
-                decision_line(news, datetime.fromisoformat(observer.course.decisions[0]["at"]))
+                decision_line(event, datetime.fromisoformat(observer.course.decisions[0]["at"]))
             )
         else:
-            console.print(alert_line(news))
+            console.print(alert_line(event))
 
 
 def _words(phase: PhaseName) -> str:

@@ -113,6 +113,43 @@ def write_plan(directory: Path, flag_key: str = FLAG, **stage: Any) -> str:
     return str(path)
 
 
+async def expect_history(rolloutctl: Operator) -> None:
+    """Expect each decision of the rollout below, and its alert, from the audit log."""
+    newest = await rolloutctl("decisions", FLAG)
+    assert [line.split()[2] for line in newest.out.splitlines()] == [
+        "start",
+        "pause",
+        "resume",
+        "hold",
+        "resume",
+        "roll",
+    ]
+    last = await rolloutctl("decisions", FLAG, "--last", "1", "--json")
+    assert (last.document["type"], last.document["data"]["kind"]) == (
+        "io.rolloutd.decision.v1",
+        "roll_back",
+    )
+    alerts = await rolloutctl("alerts", FLAG)
+    assert "critical" in alerts.out
+    assert "rolled back from 10 % to 0 %: it smells" in alerts.out
+
+
+async def expect_drafts(rolloutctl: Operator) -> None:
+    """Expect an explanation and a changelog of the rollout below, from the template."""
+    story = await rolloutctl("explain", FLAG)
+    assert story.code == 0, story.err
+    assert "roll back because of it smells" in " ".join(story.out.split())
+    assert "from the built-in template, no model" in story.out
+    written = await rolloutctl("changelog", FLAG, "--since", "1d")
+    assert written.code == 0, written.err
+    assert f"## {FLAG}" in written.out
+    assert "**roll back** 10 % → 0 %" in written.out
+    assert (await rolloutctl("changelog", "--since", "2001-01-01", "--json")).document[
+        "author"
+    ] == "template"
+    assert (await rolloutctl("changelog", FLAG, "--since", "2999-01-01")).code == EXIT_REJECTED
+
+
 async def test_a_rollout_is_steered_from_the_shell(
     daemon: DaemonProcess, rolloutctl: Operator, kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -167,36 +204,8 @@ async def test_a_rollout_is_steered_from_the_shell(
         await rolloutctl("promote", FLAG, "--reason", "again", "--timeout", PATIENCE)
     ).code == EXIT_REJECTED
 
-    told = await rolloutctl("decisions", FLAG)
-    assert [line.split()[2] for line in told.out.splitlines()] == [
-        "start",
-        "pause",
-        "resume",
-        "hold",
-        "resume",
-        "roll",
-    ]
-    last = await rolloutctl("decisions", FLAG, "--last", "1", "--json")
-    assert (last.document["type"], last.document["data"]["kind"]) == (
-        "io.rolloutd.decision.v1",
-        "roll_back",
-    )
-    alerts = await rolloutctl("alerts", FLAG)
-    assert "critical" in alerts.out
-    assert "rolled back from 10 % to 0 %: it smells" in alerts.out
-
-    story = await rolloutctl("explain", FLAG)
-    assert story.code == 0, story.err
-    assert "roll back because of it smells" in " ".join(story.out.split())
-    assert "from the built-in template, no model" in story.out
-    written = await rolloutctl("changelog", FLAG, "--since", "1d")
-    assert written.code == 0, written.err
-    assert f"## {FLAG}" in written.out
-    assert "**roll back** 10 % → 0 %" in written.out
-    assert (await rolloutctl("changelog", "--since", "2001-01-01", "--json")).document[
-        "author"
-    ] == "template"
-    assert (await rolloutctl("changelog", FLAG, "--since", "2999-01-01")).code == EXIT_REJECTED
+    await expect_history(rolloutctl)
+    await expect_drafts(rolloutctl)
 
 
 async def test_an_approval_is_bound_to_what_was_seen(

@@ -124,10 +124,10 @@ async def test_what_was_recorded_is_decided_as_it_would_have_been(
     code, out, err = await rolloutctl(settings, "backtest", str(plan), *window, "--json")
     assert code == 0, err
     told = json.loads(out)
-    assert [one["kind"] for one in told["decided"]] == ["start", "roll_back"]
-    found_at = datetime.fromisoformat(told["decided"][-1]["at"])
+    assert [one["kind"] for one in told["decisions"]] == ["start", "roll_back"]
+    found_at = datetime.fromisoformat(told["decisions"][-1]["at"])
     assert BEGAN + timedelta(seconds=10) < found_at < BEGAN + timedelta(seconds=90)
-    assert told["decided"][-1]["metrics"][0]["harm"] == "fail"
+    assert told["decisions"][-1]["metrics"][0]["harm"] == "fail"
     code, out, err = await rolloutctl(settings, "backtest", str(plan), *window)
     assert code == 0, err
     assert "roll back" in out
@@ -145,7 +145,7 @@ async def test_a_healthy_recording_is_promoted(
     code, out, err = await rolloutctl(settings, "backtest", str(plan), *window, "--json")
     assert code == 0, err
     told = json.loads(out)
-    moves = [(one["kind"], one["to_percent"]) for one in told["decided"] if one["kind"] != "hold"]
+    moves = [(one["kind"], one["to_percent"]) for one in told["decisions"] if one["kind"] != "hold"]
     assert moves == [("start", 50.0), ("advance", 100.0), ("complete", 100.0)]
     assert told["records"]["counted"] == pytest.approx(2 * 10 * 180, abs=60)
     assert told["records"]["refused"] == 0
@@ -186,7 +186,7 @@ async def test_recorded_spans_are_gone_through(
     )
     assert code == 0, err
     told = json.loads(out)
-    assert [one["kind"] for one in told["decided"]] == ["start", "roll_back"]
+    assert [one["kind"] for one in told["decisions"]] == ["start", "roll_back"]
     assert told["records"]["refused"] == 0
 
 

@@ -116,7 +116,7 @@ def test_rings_are_judged_by_their_own_people_and_go_through() -> None:
     assert test.rollout is not None
     assert (test.rollout.phase.name, test.rollout.percent) == (PhaseName.COMPLETED, 100)
     kinds = [
-        one.decision.kind for one in test.decided if one.decision.kind is not DecisionKind.HOLD
+        one.decision.kind for one in test.decisions if one.decision.kind is not DecisionKind.HOLD
     ]
     assert kinds == [DecisionKind.START, *[DecisionKind.ADVANCE] * 3, DecisionKind.COMPLETE]
 
@@ -130,7 +130,7 @@ def test_without_names_of_their_own_uncounted_contexts_break_the_split() -> None
     test = gone_through(report=lambda variant: arms.get(variant, variant))
     assert test.judgement is not None
     assert {gap.kind for gap in test.judgement.gaps} & {HealthGap.SRM, HealthGap.ACTUATION_DRIFT}
-    assert not any(one.decision.kind is DecisionKind.ADVANCE for one in test.decided)
+    assert not any(one.decision.kind is DecisionKind.ADVANCE for one in test.decisions)
 
 
 def test_apps_that_do_not_follow_hold_the_rollout_where_it_is() -> None:
@@ -141,7 +141,7 @@ def test_apps_that_do_not_follow_hold_the_rollout_where_it_is() -> None:
     test = gone_through(follows=lambda rollout: rollout.stage_index != 3)
     assert test.rollout is not None
     assert test.rollout.phase.name is PhaseName.PAUSED
-    told = [one for one in test.decided if one.decision.kind is DecisionKind.HOLD]
+    told = [one for one in test.decisions if one.decision.kind is DecisionKind.HOLD]
     entered = test.rollout.visits[-1].entered_at
     assert told[-1].at - entered < 15 * SECOND
     assert told[-1].decision.reason.startswith("actuation_drift: ")

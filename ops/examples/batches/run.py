@@ -49,8 +49,8 @@ class Nightly:
     async def summary(self) -> list[str]:
         """Return what ran, and what became of the flow's events."""
         assert self._flow is not None
-        told = last_json(self._flow)
-        ran, events = told["ran"], told["events"]
+        report = last_json(self._flow)
+        ran, events = report["ran"], report["events"]
         ways = []
         for version in ("old", "new"):
             failed = ran.get(f"{version} failed", 0)

@@ -1,4 +1,4 @@
-"""What a batch job tells rolloutd, from any thread and without waiting.
+"""What a batch job reports to rolloutd, from any thread and without waiting.
 
 Copy this file into your own.
 
@@ -52,7 +52,7 @@ class Telemetry(Hook):
     def after(
         self, hook_context: HookContext, details: FlagEvaluationDetails[Any], hints: HookHints
     ) -> None:
-        """Tell that a variant was served; a default of the code's own was served by nobody."""
+        """Report that a variant was served; the code's own default is not reported."""
         context_id = hook_context.evaluation_context.targeting_key
         if details.variant is not None and context_id:
             served = {

@@ -1,4 +1,4 @@
-"""What a web app tells rolloutd, without ever making a request wait: copy this file into your own.
+"""What a web app reports to rolloutd, without making a request wait. Copy this file.
 
 Two small parts hang on to the frameworks: `EvaluationHook` on OpenFeature says who was served which
 variant, and `OutcomeMiddleware` around the app says how each request ended. Both hand their events
@@ -128,7 +128,7 @@ class Emitter:
                 await producer.stop()
 
     async def _send_some(self, producer: AIOKafkaProducer) -> None:
-        """Send what is queued now. Raises KafkaError once it is told of what was lost."""
+        """Send what is queued now. Raises KafkaError when events were lost."""
         batch: list[tuple[str, bytes, bytes]] = []
         while len(batch) < _MOST_AT_ONCE:
             try:
@@ -221,9 +221,9 @@ class OutcomeMiddleware:
             await self._app(scope, receive, send_and_look)
         finally:
             _served.reset(token)
-            self._tell(served, time.perf_counter() - began, status)
+            self._report(served, time.perf_counter() - began, status)
 
-    def _tell(self, served: list[_Served], seconds: float, status: int) -> None:
+    def _report(self, served: list[_Served], seconds: float, status: int) -> None:
         for context_id in {one.context_id for one in served}:
             outcome: dict[str, Any] = {
                 "http.server.request.duration": seconds,

@@ -41,24 +41,24 @@ class Visitors:
 
 
 async def serve(url: str, requests_per_second: float) -> None:
-    """Visit for ever."""
+    """Visit without end."""
     visitors = Visitors(url)
     under_way: set[asyncio.Task[None]] = set()
-    told_at = 0.0
+    report_at = 0.0
     async with httpx.AsyncClient(timeout=2.0) as client:
         while True:
             if len(under_way) < _AT_ONCE:
                 task = asyncio.create_task(visitors.visit(client))
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)
-            if time.monotonic() - told_at >= 1:
-                told_at = time.monotonic()
-                told = {
+            if time.monotonic() - report_at >= 1:
+                report_at = time.monotonic()
+                report = {
                     name: value
                     for name, value in vars(visitors).items()
                     if not name.startswith("_")
                 }
-                print(json.dumps(told), flush=True)
+                print(json.dumps(report), flush=True)
             await asyncio.sleep(1 / requests_per_second)
 
 

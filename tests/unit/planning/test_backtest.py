@@ -88,15 +88,17 @@ def gone_through(
 
 def kinds(test: Backtest) -> list[DecisionKind]:
     """Return what was decided, without holds."""
-    return [one.decision.kind for one in test.decided if one.decision.kind is not DecisionKind.HOLD]
+    return [
+        one.decision.kind for one in test.decisions if one.decision.kind is not DecisionKind.HOLD
+    ]
 
 
 def test_a_healthy_recording_is_promoted_stage_by_stage() -> None:
     """Each stage takes its settle and bake, and decisions are dated in the records' time."""
     test = gone_through(short_plan(), 600)
     assert kinds(test) == [DecisionKind.START, DecisionKind.ADVANCE, DecisionKind.COMPLETE]
-    assert test.decided[0].at == T0
-    assert test.decided[-1].at >= T0 + 4 * MINUTE + 20 * SECOND
+    assert test.decisions[0].at == T0
+    assert test.decisions[-1].at >= T0 + 4 * MINUTE + 20 * SECOND
     assert test.records.counted > 0
     assert test.records.late > 0  # what came while a stage settled
 
@@ -107,7 +109,7 @@ def test_harm_in_the_recording_rolls_back_when_it_shows() -> None:
     Rolled back within the first minute, by the guardrail, with its reason.
     """
     test = gone_through(short_plan(), 600, worse=20)
-    last = test.decided[-1]
+    last = test.decisions[-1]
     assert last.decision.kind is DecisionKind.ROLL_BACK
     assert last.at < T0 + MINUTE
     assert last.decision.reason.startswith("guardrail error_rate")
@@ -142,7 +144,7 @@ def test_silence_waits_for_its_deadline_only() -> None:
     test = gone_through(short_plan(), 60)
     test.advance(T0 + HOUR, {})
     assert kinds(test) == [DecisionKind.START, DecisionKind.PAUSE]
-    assert test.decided[-1].at == T0 + 10 * SECOND + 10 * MINUTE
+    assert test.decisions[-1].at == T0 + 10 * SECOND + 10 * MINUTE
 
 
 def test_approvals_are_given_at_once() -> None:

@@ -1,6 +1,6 @@
 """Totals from elsewhere.
 
-How contexts and latencies are dealt, and that the verdicts stay at their level.
+How contexts and latencies are assigned, and that the verdicts stay at their level.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from controller.core.evidence import bucket_of
-from controller.planning.external_totals import ArmSums, Stream, Watched, begin, look
+from controller.planning.external_totals import ArmSums, Stream, Watched, add_totals, begin
 from schemas.terms import Arm
 
 Sums = dict[Arm, ArmSums]
@@ -37,7 +37,7 @@ def looked(
     """Return a stream after these looks."""
     stream = make_stream(totals[0], share=shares[0] if shares else 0.1)
     for index, sums in enumerate(totals):
-        stream, _, _ = look(
+        stream, _, _ = add_totals(
             stream, stages[index] if stages else 0, shares[index] if shares else 0.1, sums
         )
     return stream
@@ -54,7 +54,7 @@ def test_where_nobody_comes_back_new_contexts_are_at_risk() -> None:
         make_sums(arm(10, 1, 10), arm(90, 2, 90)),
         make_sums(arm(22, 1, 22), arm(170, 5, 170)),
     )
-    treatment, control = stream.dealt[Arm.TREATMENT], stream.dealt[Arm.CONTROL]
+    treatment, control = stream.assigned[Arm.TREATMENT], stream.assigned[Arm.CONTROL]
     assert (treatment.at_risk, treatment.first_errors) == (22, 1)
     assert (control.at_risk, control.first_errors) == (170, 5)
 
@@ -65,16 +65,16 @@ def test_returning_contexts_are_dealt_in_proportion_to_those_that_have_not_faile
         make_sums(arm(25, 5, 25), arm(90, 10, 90)),
         make_sums(arm(25, 5, 40), arm(90, 10, 125)),
     )
-    assert stream.dealt[Arm.TREATMENT].at_risk == 25 + 10
-    assert stream.dealt[Arm.CONTROL].at_risk == 90 + 40
+    assert stream.assigned[Arm.TREATMENT].at_risk == 25 + 10
+    assert stream.assigned[Arm.CONTROL].at_risk == 90 + 40
 
 
 def test_without_outcomes_everybody_may_have_come_back() -> None:
     """Totals of contexts alone leave open who was there: all that have not failed."""
     first = {"contexts": 10, "contexts_with_error": 1}, {"contexts": 90, "contexts_with_error": 4}
     stream = looked(make_sums(*first), make_sums(*first))
-    assert stream.dealt[Arm.TREATMENT].at_risk == 10 + 9
-    assert stream.dealt[Arm.CONTROL].at_risk == 90 + 86
+    assert stream.assigned[Arm.TREATMENT].at_risk == 10 + 9
+    assert stream.assigned[Arm.CONTROL].at_risk == 90 + 86
 
 
 def test_more_failures_than_returns_means_that_all_were_there() -> None:
@@ -82,29 +82,32 @@ def test_more_failures_than_returns_means_that_all_were_there() -> None:
     stream = looked(
         make_sums(arm(10, 0, 10), arm(90, 0, 90)), make_sums(arm(10, 3, 11), arm(90, 0, 90))
     )
-    assert stream.dealt[Arm.TREATMENT].at_risk == 10 + 10
-    assert stream.dealt[Arm.CONTROL].at_risk == 90 + 90
+    assert stream.assigned[Arm.TREATMENT].at_risk == 10 + 10
+    assert stream.assigned[Arm.CONTROL].at_risk == 90 + 90
 
 
 def test_fractions_of_returning_contexts_are_not_lost() -> None:
     """A tenth of a context per look is one context after ten looks and a bit."""
     totals = [make_sums(arm(1, 0, 1), arm(99, 0, 99 + 10 * step)) for step in range(13)]
     stream = looked(*totals)
-    assert stream.dealt[Arm.TREATMENT].at_risk == 1 + 1
-    assert stream.dealt[Arm.CONTROL].at_risk == 99 + 118
+    assert stream.assigned[Arm.TREATMENT].at_risk == 1 + 1
+    assert stream.assigned[Arm.CONTROL].at_risk == 99 + 118
 
 
 def test_without_contexts_outcomes_are_the_units() -> None:
     """Streams that know requests only are judged by requests."""
     stream = looked(make_sums({"outcomes": 10, "errors": 1}, {"outcomes": 90, "errors": 4}))
     assert stream.watched.units == "outcomes"
-    assert (stream.dealt[Arm.CONTROL].at_risk, stream.dealt[Arm.CONTROL].first_errors) == (90, 4)
+    assert (stream.assigned[Arm.CONTROL].at_risk, stream.assigned[Arm.CONTROL].first_errors) == (
+        90,
+        4,
+    )
 
 
 def test_alpha_goes_whole_to_the_only_metric() -> None:
     """A stream without latency spends nothing on it."""
     sums = make_sums(arm(10), arm(90))
-    _, seen, judgement = look(make_stream(sums, alpha=0.05), 0, 0.1, sums)
+    _, seen, judgement = add_totals(make_stream(sums, alpha=0.05), 0, 0.1, sums)
     assert [harm.threshold for harm in seen] == pytest.approx([20])
     assert judgement is None
 
@@ -120,7 +123,10 @@ def test_no_more_latencies_than_contexts_and_from_everywhere_in_the_distribution
         for step in range(1, 101)
     ]
     stream = looked(*totals)
-    treatment, control = stream.dealt[Arm.TREATMENT].latency, stream.dealt[Arm.CONTROL].latency
+    treatment, control = (
+        stream.assigned[Arm.TREATMENT].latency,
+        stream.assigned[Arm.CONTROL].latency,
+    )
     assert sum(treatment.values()) == pytest.approx(1000, abs=1)
     assert sum(control.values()) == pytest.approx(10_000, abs=1)
     assert treatment[slow] == pytest.approx(10, abs=3)
@@ -131,7 +137,7 @@ def test_latencies_are_taken_whole_where_each_context_has_at_most_one() -> None:
     """What one context cannot have more than one of needs no thinning."""
     latency = {3: 7, 9: 3}
     stream = looked(make_sums(arm(10, 0, 10, latency=latency), arm(90, 0, 90, latency=latency)))
-    assert stream.dealt[Arm.TREATMENT].latency == latency
+    assert stream.assigned[Arm.TREATMENT].latency == latency
 
 
 def test_another_stage_is_another_visit_with_totals_from_zero() -> None:
@@ -143,13 +149,13 @@ def test_another_stage_is_another_visit_with_totals_from_zero() -> None:
         shares=(0.01, 0.1),
     )
     assert [visit.percent for visit in stream.rollout.visits] == [1.0, 10.0]
-    assert stream.dealt[Arm.TREATMENT].at_risk == 30
+    assert stream.assigned[Arm.TREATMENT].at_risk == 30
 
 
 def test_another_share_in_the_same_stage_is_another_visit_too() -> None:
     """A batch spans no change of share.
 
-    Totals go on where they stand, and who comes back is dealt by the new share.
+    Totals go on where they stand, and who comes back is assigned by the new share.
     """
     stream = looked(
         make_sums(arm(100, 0, 100), arm(900, 0, 900)),
@@ -157,15 +163,15 @@ def test_another_share_in_the_same_stage_is_another_visit_too() -> None:
         shares=(0.1, 0.5),
     )
     assert [visit.percent for visit in stream.rollout.visits] == [10.0, 50.0]
-    assert [stream.dealt[arm].at_risk for arm in Arm] == [500, 500]
+    assert [stream.assigned[arm].at_risk for arm in Arm] == [500, 500]
 
 
 def test_what_is_missing_from_a_look_stands_still() -> None:
     """A look without some metric brings no news of it, and no fall."""
     known = make_sums(arm(10, 1, 10, latency={5: 10}), arm(90, 2, 90, latency={5: 90}))
     stream = looked(known, make_sums({}, {}), known)
-    assert stream.dealt[Arm.CONTROL].at_risk == 90
-    assert stream.dealt[Arm.CONTROL].latency == {5: 90}
+    assert stream.assigned[Arm.CONTROL].at_risk == 90
+    assert stream.assigned[Arm.CONTROL].latency == {5: 90}
 
 
 def test_a_stream_without_anything_to_watch_cannot_begin() -> None:
@@ -214,7 +220,7 @@ def is_rolled_back(looks: Iterator[tuple[int, float, Sums]], alpha: float) -> bo
     stream: Stream | None = None
     for stage, share, sums in looks:
         stream = stream or begin("s", Watched.among(sums), stage, share, alpha, 120)
-        stream, _, judgement = look(stream, stage, share, sums)
+        stream, _, judgement = add_totals(stream, stage, share, sums)
         if judgement is not None and judgement.breach is not None:
             return True
     return False
