@@ -307,7 +307,7 @@ async def test_hanging_model_is_not_asked_for_a_while() -> None:
             with pytest.raises(AdviceUnavailableError):
                 await advisor.ask(make_rollout(), make_question())
         assert advisor.trouble is not None
-        assert "not asked for another 60 s" in advisor.trouble
+        assert "no request for another 60 s" in advisor.trouble
         await advisor.close()
     assert len(server.requests) == 2
 

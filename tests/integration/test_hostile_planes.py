@@ -96,7 +96,7 @@ async def http_plane(url: str, directory: Path) -> AsyncIterator[FlagPlane]:
     path = directory / "own.yaml"
     document = {
         "values": {"base": None},
-        "read": [{"url": "{base}/{flag}", "found": {"there": "/percent", "all": ""}}],
+        "read": [{"url": "{base}/{flag}", "extract": {"there": "/percent", "all": ""}}],
         "percent": [{"is": "{there}"}],
         "write": {
             "method": "PUT",
@@ -252,8 +252,8 @@ async def test_no_mutation_of_a_good_answer_gets_out_of_the_plane(
 
 def forget_trouble(plane: FlagPlane) -> None:
     """Let the plane ask again at once."""
-    backoff = plane._api._backoff if isinstance(plane, UnleashPlane) else plane._backoff  # type: ignore[attr-defined]
-    backoff.worked()
+    owner = plane._api if isinstance(plane, UnleashPlane) else plane
+    owner._cooldown.worked()  # type: ignore[union-attr]
 
 
 REPLIES: dict[str, bytes] = {

@@ -143,17 +143,17 @@ TROUBLES: dict[str, tuple[Script, str]] = {
     "other JSON": (answering('{"hello": 1}'), "what is no answer of Unleash"),
     "deep JSON": (answering("[" * 100_000), "what is no answer of Unleash"),
     "long": (answering(b" " * 2_000_000), "longer than 1000000 bytes"),
-    "packed": (answering(b"\x1f\x8b", content_encoding="gzip"), "a packed answer"),
+    "packed": (answering(b"\x1f\x8b", content_encoding="gzip"), "a compressed answer"),
     "hang": (fault_server.hang, "no complete answer within 0.3 s"),
     "hang in body": (fault_server.hang_in_body, "no complete answer within 0.3 s"),
     "drip": (
         fault_server.repeating(b" ", head=b"HTTP/1.1 200 OK\r\n\r\n", pause_seconds=0.05),
         "no complete answer",
     ),
-    "reset": (fault_server.reset, "cannot be asked"),
-    "reset in body": (fault_server.reset_in_body, "cannot be asked"),
-    "closed": (fault_server.close_at_once, "cannot be asked"),
-    "not HTTP": (fault_server.repeating(b"SSH-2.0-OpenSSH\r\n", times=1), "cannot be asked"),
+    "reset": (fault_server.reset, "gave no usable answer"),
+    "reset in body": (fault_server.reset_in_body, "gave no usable answer"),
+    "closed": (fault_server.close_at_once, "gave no usable answer"),
+    "not HTTP": (fault_server.repeating(b"SSH-2.0-OpenSSH\r\n", times=1), "gave no usable answer"),
 }
 
 

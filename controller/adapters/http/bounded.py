@@ -44,7 +44,7 @@ async def read_bounded(
 def check_not_packed(content_encoding: str) -> None:
     """Raise AnswerRefused for a compressed answer: unpacked it could be of any size."""
     if content_encoding.strip().lower() not in ("", "identity"):
-        raise AnswerRefused("a packed answer, which was not asked for")
+        raise AnswerRefused("a compressed answer, which was not requested")
 
 
 async def read_answer(response: httpx.Response, max_bytes: int) -> bytes:

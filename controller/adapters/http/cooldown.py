@@ -70,7 +70,7 @@ class Cooldown:
             or (is_urgent and now - self._tried_at >= URGENT_SECONDS)
         ):
             return None
-        return f"not asked for another {self._until - now:.0f} s after: {self._why}"
+        return f"no request for another {self._until - now:.0f} s after: {self._why}"
 
     def failed(self, why: str, *, requested_seconds: float | None = None) -> None:
         """Record a failure; `requested_seconds` is the wait that the other side requested."""

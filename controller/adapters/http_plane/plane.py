@@ -239,7 +239,9 @@ class HttpPlane:
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             why = self._quoted(str(error)) or type(error).__name__
-            raise self._failed(self._cooldown, f"{self._host} cannot be asked: {why}") from None
+            raise self._failed(
+                self._cooldown, f"{self._host} gave no usable answer: {why}"
+            ) from None
         if not response.is_success:
             raise self._trouble(response, body, rollout)
         self._cooldown.worked()

@@ -139,7 +139,9 @@ class Exchange:
                     f"{self.name} answered with {quoted(media_type) or 'no content type'}, not JSON"
                 )
             if _header(response, b"content-encoding").strip().lower() not in ("", "identity"):
-                raise ServerTrouble(f"{self.name} sent a packed answer, which was not asked for")
+                raise ServerTrouble(
+                    f"{self.name} sent a compressed answer, which was not requested"
+                )
             return await _read_body(response, self._settings.max_answer_bytes)
 
     async def _refusal(self, response: httpcore.Response) -> str:
@@ -170,7 +172,7 @@ class Exchange:
             case httpcore.ReadError() | httpcore.WriteError() | httpcore.RemoteProtocolError():
                 return f"broke off: {quoted(str(error)) or type(error).__name__}"
             case _:
-                return f"cannot be asked: {quoted(str(error)) or type(error).__name__}"
+                return f"gave no usable answer: {quoted(str(error)) or type(error).__name__}"
 
 
 class _RefusalDetail(msgspec.Struct):

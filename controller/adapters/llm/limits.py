@@ -40,7 +40,7 @@ class Circuit:
             return None
         left = self._open_until - self._clock.monotonic()
         if left > 0:
-            return f"not asked for another {left:.0f} s after: {self._last_trouble}"
+            return f"no request for another {left:.0f} s after: {self._last_trouble}"
         return (
             f"one question is out to see whether it works again after: {self._last_trouble}"
             if self._is_probing

@@ -80,7 +80,7 @@ class _BoundedStream(httpcore.AsyncNetworkStream):
         if self._head is not None:
             self._head += piece
             if _INTERIM.match(self._head):
-                raise httpcore.RemoteProtocolError("an interim response, which was not asked for")
+                raise httpcore.RemoteProtocolError("an interim response, which was not requested")
             if b"\r\n\r\n" in self._head[:HEAD_MAX_BYTES]:
                 self._head = None
             elif len(self._head) >= HEAD_MAX_BYTES:

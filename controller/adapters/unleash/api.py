@@ -227,13 +227,13 @@ class UnleashApi:
         except Refused as refusal:
             if _TEST_FAILED in refusal.problem.message:
                 raise Overtaken(
-                    f"{self.name}: somebody changed the strategy while we wrote; it is "
-                    f"looked at again"
+                    f"{self.name}: somebody changed the strategy while we wrote; "
+                    "the next look reads it again"
                 ) from None
             if refusal.status == 404:
                 raise Overtaken(
-                    f"{self.name}: somebody deleted the strategy while we wrote; it is "
-                    f"looked at again"
+                    f"{self.name}: somebody deleted the strategy while we wrote; "
+                    "the next look reads it again"
                 ) from None
             raise
 
@@ -294,7 +294,7 @@ class UnleashApi:
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             raise self._failed(
-                f"{self.name} cannot be asked: {_quoted(str(error)) or type(error).__name__}"
+                f"{self.name} gave no usable answer: {_quoted(str(error)) or type(error).__name__}"
             ) from error
         if response.is_success:
             self._cooldown.worked()

@@ -69,8 +69,8 @@ class FlagReader:
         state = None if feature is None else self._state(feature, target)
         if state is None or (state.newest is not None and target.is_late_for(state.newest)):
             raise Overtaken(
-                f"{self.where}: {target.flag_key} was changed by others while we wrote; it "
-                f"is looked at again"
+                f"{self.where}: {target.flag_key} was changed by others while we "
+                f"wrote; the next look reads it again"
             )
         return state
 

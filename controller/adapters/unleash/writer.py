@@ -177,8 +177,8 @@ class FlagWriter:
             )
         if not present.keys() >= set(range(1, len(target.parts) + 1)):
             raise Overtaken(
-                f"{self._reader.where}: a strategy of {target.flag_key} is gone again; it is "
-                f"looked at again"
+                f"{self._reader.where}: a strategy of {target.flag_key} is gone again; the "
+                f"next look reads it again"
             )
         if not state.is_on and target.served_percent > 0:
             await self._api.switch(target.flag_key, on=True)

@@ -75,7 +75,7 @@ def test_an_urgent_call_goes_through_once_a_second() -> None:
     cooldown = make_cooldown(clock)
     for _ in range(10):
         cooldown.failed("it is away")
-    assert "not asked for another 30 s after: it is away" in (
+    assert "no request for another 30 s after: it is away" in (
         cooldown.why_waiting(is_urgent=True) or ""
     )
     clock.seconds += URGENT_SECONDS

@@ -256,7 +256,7 @@ async def test_refused_key_opens_the_circuit_at_once() -> None:
     with pytest.raises(AdviceUnavailableError, match="refused the key"):
         await advisor.ask(make_rollout(), question)
     with pytest.raises(
-        AdviceUnavailableError, match=r"not asked for another 60 s after: .*refused the key"
+        AdviceUnavailableError, match=r"no request for another 60 s after: .*refused the key"
     ):
         await advisor.ask(make_rollout(), question)
     clock.advance(timedelta(seconds=61))
@@ -337,7 +337,7 @@ def test_failed_probe_opens_again() -> None:
     fail(circuit, ServerTrouble("no key", is_lasting=True))
     clock.advance(timedelta(seconds=60))
     fail(circuit)
-    assert circuit.why_open == "not asked for another 60 s after: it hangs"
+    assert circuit.why_open == "no request for another 60 s after: it hangs"
 
 
 @pytest.mark.parametrize("ending", [asyncio.CancelledError(), AdviceUnavailableError("nonsense")])
@@ -367,7 +367,7 @@ def test_late_failure_of_an_earlier_question_counts_once_more() -> None:
     clock.advance(timedelta(seconds=30))
     trouble = ServerTrouble("it hangs")
     assert not earlier.__exit__(ServerTrouble, trouble, None)
-    assert circuit.why_open == "not asked for another 60 s after: it hangs"
+    assert circuit.why_open == "no request for another 60 s after: it hangs"
 
 
 class BrokenNetwork(httpcore.AsyncMockBackend):
