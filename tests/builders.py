@@ -84,7 +84,7 @@ def make_traffic(
 
 
 def make_visit(**overrides: Any) -> Visit:
-    """Return the stay in the first stage that began at `T0` and still lasts.
+    """Return the visit of the first stage that began at `T0` and still lasts.
 
     It counts after a minute.
     """

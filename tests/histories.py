@@ -1,6 +1,4 @@
-"""Whole histories of one flag, drawn near what its state waits for.
-
-So that short ones reach every phase.
+"""Whole histories of one flag, drawn near what its state waits for: short ones reach every phase.
 
 An event is chosen by `event_near` with a `Pick`; Hypothesis draws single events (`events_near`) or,
 faster by far, a string of bytes that `walk` turns into a history: byte 0 picks the likeliest

@@ -111,7 +111,7 @@ class OrphanGuard:
         """End the guard: processes still watched are killed, directories named to it removed."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)
 
     def _tell(self, verb: str, value: int | Path) -> None:
         assert self._process.stdin is not None

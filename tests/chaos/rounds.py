@@ -474,7 +474,7 @@ class Chaos:
         seed: int,
         replicas: int = 1,
         settle: timedelta = timedelta(seconds=1),
-        session_seconds: float = 2.0,
+        session_seconds: float = 6.0,
         is_static: bool = False,
         per_second: int = 400,
         command_pause: float = 0.6,

@@ -16,6 +16,7 @@ from schemas.terms import CommandStatus, CommandVerb
 from tests.brokers import LocalKafka
 from tests.integration.test_kafka_faults import BOMBS, batch_of, bomb, produce, sealed
 from tests.live import Client, DaemonProcess, Traffic, quick_plan
+from tests.patience import SLACK
 
 pytestmark = pytest.mark.real_kafka
 
@@ -56,14 +57,12 @@ async def test_bombs_cost_neither_memory_nor_time(
                 for number, each in enumerate([*bombs, odd]):
                     await produce(kafka, topic_prefix + topic, each, partition=number % 4)
             traffic.error_rates["on"] = 0.6
-            document = await daemon.until(
-                FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 40
-            )
+            document = await daemon.until(FLAG, lambda doc: doc["phase"]["name"] == "rolled_back")
         assert document["percent"] == 0
         assert (await client.command(CommandVerb.ABORT, FLAG)).command_id
         assert most_megabytes(daemon.process.pid) - before < 150
         stalls = [line["duration_ms"] for line in daemon.log_lines("loop_stalled")]
-        assert max(stalls, default=0) < 250
+        assert max(stalls, default=0) < 250 * SLACK
         assert daemon.log_lines("batch_refused")
         assert await daemon.stop() == 0
 

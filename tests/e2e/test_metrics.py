@@ -29,7 +29,7 @@ from tests.brokers import LocalKafka, RedisServer
 from tests.fault_server import Exchange
 from tests.live import Client, DaemonProcess, Traffic, quick_plan
 
-pytestmark = [pytest.mark.real_kafka, pytest.mark.long]
+pytestmark = [pytest.mark.real_kafka, pytest.mark.rare]
 
 FLAG = "new-checkout"
 GUESS = {"likely_cause": "This is a guess.", "next_steps": ["look at the log"]}

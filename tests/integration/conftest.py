@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.redis.connection import RedisConnection
+from controller.settings import KafkaSettings
 from tests.brokers import RedisServer
+from tests.integration.event_logs import MakeLog
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +28,25 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     made = ["-newkey", "rsa:2048", "-noenc", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(["openssl", "req", "-x509", *subject, *made], check=True, capture_output=True)
     return certificate, key
+
+
+@pytest.fixture
+async def make_log() -> AsyncIterator[MakeLog]:
+    """`make_log(settings)` gives a member that is stopped after the test."""
+    made: list[KafkaEventLog] = []
+
+    def make(settings: KafkaSettings, topics: Sequence[str] | None = None) -> KafkaEventLog:
+        member = KafkaEventLog(
+            settings,
+            topics or [settings.topic("evaluations")],
+            settings.events_group,
+            bare_records=True,
+        )
+        made.append(member)
+        return member
+
+    yield make
+    await asyncio.gather(*(member.stop() for member in made))
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from controller.ports import OutboxEntry
 from schemas.totals import PartitionCounts, encode_progress
 from tests.brokers import RedisServer, free_port, redis_binary
 from tests.builders import make_rollout
-from tests.unit.deciding.test_flag_worker import WATCHED, World, start
+from tests.unit.deciding.worker_world import WATCHED, World, start
 
 GUIDE = (Path(__file__).parents[2] / "ops" / "security.md").read_text(encoding="utf-8")
 PARTITION = "flag.evaluations/3/1"

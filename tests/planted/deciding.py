@@ -11,6 +11,7 @@ WORKER_TESTS = "tests/unit/deciding/test_flag_worker.py"
 WORKERS_TESTS = "tests/unit/deciding/test_flag_workers.py"
 CONTAINMENT = "tests/unit/deciding/test_containment.py"
 SAFEGUARDS = "tests/unit/deciding/test_flag_worker_safeguards.py"
+CONTAINED_COMMANDS = "tests/unit/deciding/test_containment_of_commands.py"
 
 BUGS = (
     Bug(
@@ -61,35 +62,35 @@ BUGS = (
         f"{DECIDING}/command_handler.py",
         "return command.hops == 0 and self._topic.home_of(flag_key) != record.partition",
         "return self._topic.home_of(flag_key) != record.partition",
-        f"{CONTAINMENT}::test_a_command_is_forwarded_once_at_most",
+        f"{CONTAINED_COMMANDS}::test_a_command_is_forwarded_once_at_most",
     ),
     Bug(
         "flags stay where they were when the topic grows",
         f"{DECIDING}/command_topic.py",
         "            self._homes.clear()\n",
         "",
-        f"{CONTAINMENT}::test_roll_back_works_throughout_when_the_command_topic_grows",
+        f"{CONTAINED_COMMANDS}::test_roll_back_works_throughout_when_the_command_topic_grows",
     ),
     Bug(
         "commands are read on from beyond the log's end",
         f"{DECIDING}/command_follower.py",
         "        if is_beyond:\n            start = first\n",
         "        if is_beyond:\n",
-        f"{CONTAINMENT}::test_a_committed_offset_beyond_the_end_reads_the_log_from_its_start",
+        f"{CONTAINED_COMMANDS}::test_a_committed_offset_beyond_the_end_reads_the_log_from_its_start",
     ),
     Bug(
         "every flag in a command gets a worker",
         f"{DECIDING}/command_follower.py",
         "if not self._known.has(command.flag_key) or partition.queued[command.flag_key]:",
         "if False:",
-        f"{CONTAINMENT}::test_commands_of_flags_that_do_not_exist_leave_nothing",
+        f"{CONTAINED_COMMANDS}::test_commands_of_flags_that_do_not_exist_leave_nothing",
     ),
     Bug(
         "a later command of a new flag passes an earlier one",
         f"{DECIDING}/command_follower.py",
         "if not self._known.has(command.flag_key) or partition.queued[command.flag_key]:",
         'if str(command.verb) != "start" and not self._known.has(command.flag_key):',
-        f"{CONTAINMENT}::test_commands_of_one_flag_keep_their_order_whether_it_exists_or_not",
+        f"{CONTAINED_COMMANDS}::test_commands_of_one_flag_keep_their_order_whether_it_exists_or_not",
     ),
     Bug(
         "a flood is answered before what lowers",
@@ -97,14 +98,14 @@ BUGS = (
         "            if not partition.has_enough_unknown:\n"
         "                await self.all_read.wait()\n",
         "",
-        f"{CONTAINMENT}::test_an_honest_order_does_not_wait_behind_a_flood",
+        f"{CONTAINED_COMMANDS}::test_an_honest_order_does_not_wait_behind_a_flood",
     ),
     Bug(
         "one flag may have any number of commands under way",
         f"{DECIDING}/command_follower.py",
         "        elif self._commands.refuse_excess(command):\n",
         "        elif False:\n",
-        f"{CONTAINMENT}::test_of_one_flag_only_so_many_commands_wait",
+        f"{CONTAINED_COMMANDS}::test_of_one_flag_only_so_many_commands_wait",
     ),
     Bug(
         "an id is answered whatever it asks for",

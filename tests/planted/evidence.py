@@ -61,7 +61,7 @@ BUGS = (
         DRIFT,
         "return visit * (visit + 1) / ALPHA_DRIFT",
         "return 1 / ALPHA_DRIFT",
-        f"{DRIFT_TESTS}::test_alpha_is_shared_out_over_all_stays",
+        f"{DRIFT_TESTS}::test_alpha_is_shared_out_over_all_visits",
     ),
     Bug(
         "control says nothing of a drift",

@@ -172,7 +172,7 @@ def follow(
 
 
 def of_present_visit(judgement: Judgement, rollout: Rollout) -> Judgement:
-    """Return the judgement as one of the stay that `rollout` is in."""
+    """Return the judgement as one of the present visit of `rollout`."""
     return replace(judgement, visit=rollout.visit_index)
 
 

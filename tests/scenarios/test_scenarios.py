@@ -1,8 +1,6 @@
-"""Whole rollouts as transcripts.
+"""Whole rollouts as transcripts, to be read by people and reviewed as a diff when they change.
 
-What a person reads to see what the machine does, and reviews as a diff when it changes.
-
-`ROLLOUTD_REWRITE=1 pytest tests/scenarios` writes what the machine says now into the files.
+`ROLLOUTD_REWRITE=1 pytest tests/scenarios` writes what the machine does now into the files.
 """
 
 from __future__ import annotations

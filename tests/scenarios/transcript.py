@@ -1,4 +1,4 @@
-"""Reads and plays transcripts: commands, `----`, and what the machine said, block by block.
+"""Reads and plays transcripts: commands, `----`, and what the machine did, block by block.
 
     plan KEY=VALUE ...      what the next `start` starts; see `_plan`
     at Tue 09:30            set the clock, in the week of `T0` (Monday 5 January 2026); `+1w` after
@@ -10,8 +10,8 @@
     restarted               another process took over
     VERB [expected=N] [age=11m]                   a command
 
-An answer, decision, alert or question is printed under the line that caused it, then the state the
-block ended in.
+Answers, decisions, alerts and questions are printed in the order of the lines that caused them,
+then the state at the end of the block.
 """
 
 from __future__ import annotations
@@ -67,10 +67,7 @@ _MIDNIGHT = T0.replace(hour=0, minute=0)
 
 
 def play(text: str) -> str:
-    """Return the transcript as the machine would have it.
-
-    Comments and commands as they stand, all else said anew.
-    """
+    """Return the transcript with the same comments and commands, and the machine's new results."""
     player = Player()
     return (
         "\n\n".join(_play_block(player, block) for block in text.strip("\n").split("\n\n")) + "\n"
@@ -103,7 +100,7 @@ class Player:
         self._commands = 0
 
     def obey(self, line: str) -> list[str]:
-        """Do what one line says; return what the machine had to say to it."""
+        """Carry out one line; return what the machine did."""
         word, *rest = line.split()
         if word == "plan":
             self._plan = _plan(dict(part.split("=", 1) for part in rest))

@@ -62,7 +62,7 @@ SOON = T0 + 12 * MINUTE
 
 
 def judged(rollout: Rollout, **overrides: object) -> EvidenceJudged:
-    """Return a look at the rollout's present stay."""
+    """Return a judgement of the rollout's present visit."""
     return EvidenceJudged(make_judgement(at=SOON, visit=rollout.visit_index, **overrides))
 
 

@@ -47,7 +47,7 @@ def kinds(gaps: list[Gap]) -> list[HealthGap]:
 
 
 @pytest.mark.parametrize("percents", [(1, 10), (10, 50), (25, 50), (50, 100)])
-def test_the_share_of_the_stay_before_is_drift(percents: tuple[float, float]) -> None:
+def test_the_share_of_the_visit_before_is_drift(percents: tuple[float, float]) -> None:
     """A plane that was not refreshed is no broken split.
 
     And no treatment that went missing: nothing is rolled back.
@@ -83,7 +83,7 @@ def test_the_decided_share_is_neither() -> None:
     assert split_gaps(at_last(*make_stages(50, 100)), 4_000, 12) == []
 
 
-def test_in_the_first_stay_silence_of_treatment_is_a_missing_treatment() -> None:
+def test_in_the_first_visit_silence_of_treatment_is_a_missing_treatment() -> None:
     """It may be too broken to report, and rolling back costs nothing where nobody was served."""
     (gap,) = split_gaps(at_last(*make_stages(10)), 0, 4_000)
     assert (gap.kind, gap.treatment_missing) == (HealthGap.SRM, True)
@@ -173,24 +173,24 @@ def test_the_e_value_expects_no_more_than_it_stakes(
     assert float(np.exp(binom.logpmf(counts, contexts, true_share) + logs).sum()) <= 1 + 1e-9
 
 
-def test_alpha_is_shared_out_over_all_stays() -> None:
+def test_alpha_is_shared_out_over_all_visits() -> None:
     """However often a rollout goes back and forth, a false alarm is at most as likely as stated."""
-    assert sum(1 / drift.threshold(stay) for stay in range(1, 100_000)) < drift.ALPHA_DRIFT
+    assert sum(1 / drift.threshold(visit) for visit in range(1, 100_000)) < drift.ALPHA_DRIFT
 
 
 def test_false_alarms_over_whole_rollouts_are_rare() -> None:
-    """400 rollouts of five stays, looked at 50 times each, give no false drift."""
+    """400 rollouts of five visits, judged 50 times each, give no false drift."""
     plan: Plan = make_plan(stages=make_stages(1, 10, 25, 50, 100), guardrails=WATCHING)
     rng = np.random.default_rng(20261121)
     for _ in range(400):
-        for stay in range(1, 5):
-            decided, before = plan.stages[stay].percent / 100, plan.stages[stay - 1].percent / 100
+        for visit in range(1, 5):
+            decided, before = plan.stages[visit].percent / 100, plan.stages[visit - 1].percent / 100
             steps = rng.binomial(200, decided, size=50).cumsum()
             looks = [
                 drift.log_e_value(before, decided, int(k), 200 * (look + 1) - int(k))
                 for look, k in enumerate(steps)
             ]
-            assert max(looks) < math.log(drift.threshold(stay + 1))
+            assert max(looks) < math.log(drift.threshold(visit + 1))
 
 
 def test_the_loop_closes_over_a_rollout() -> None:

@@ -54,7 +54,7 @@ def test_after_the_end_nothing_counts() -> None:
     assert locate(visits, T0 + HOUR) is None
 
 
-def test_a_stay_that_ended_while_it_settled_counts_nothing() -> None:
+def test_a_visit_that_ended_while_it_settled_counts_nothing() -> None:
     """A stage left before its settle was over has no interval at all."""
     visits = (
         make_visit(left_at=T0 + MINUTE / 2),

@@ -32,7 +32,7 @@ from controller.deciding.outbox import UNSAVED_LIMIT
 from controller.health import Scope
 from schemas.terms import AlertKind, CommandVerb, HoldReason, Severity
 from tests.builders import MINUTE, T0, make_plan, make_stages
-from tests.unit.deciding.test_flag_worker import (
+from tests.unit.deciding.worker_world import (
     FLAG,
     WATCHED,
     Doubts,

@@ -141,7 +141,7 @@ def test_a_broken_split_that_may_wait_waits_in_the_bake() -> None:
     assert after(make_rollout(plan=plan, phase=GATE), judged(gaps=gap)).hold is HoldReason.HEALTH
 
 
-def test_evidence_of_an_earlier_stay_passes_no_gate() -> None:
+def test_evidence_of_an_earlier_visit_passes_no_gate() -> None:
     """A look that began before the stage was entered says nothing of it."""
     rollout = make_rollout(phase=replace(GATE, stage=1))
     assert after(rollout, judged(visit=0), T0 + 2 * HOUR).percent == 50

@@ -1,0 +1,178 @@
+"""The limits: sizes of files and functions, width, import circles, composition root."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LINES_PER_FILE = 500
+LINES_PER_FUNCTION = 60  # without the docstring
+COLUMNS = 100
+BOOTSTRAP_LINES = 200
+
+_PROGRAM = "a program of its own, read from top to bottom"
+_ONE_SUBJECT = "tests of one subject, to be divided"
+#: Files that may be longer, each with its reason. None of them is below `controller` or `schemas`.
+LONGER_FILES = {
+    "ops/kafka/local_kafka.py": "runs alone, without any other file of ours",
+    "tests/benchmarks/detection.py": _PROGRAM,
+    "tests/chaos/recount.py": _PROGRAM,
+    "tests/chaos/rounds.py": _PROGRAM,
+    "tests/hostile/siege.py": _PROGRAM,
+    "tests/integration/test_kafka_event_log.py": _ONE_SUBJECT,
+    "tests/property/test_bounds.py": _ONE_SUBJECT,
+    "tests/property/test_wire.py": _ONE_SUBJECT,
+    "tests/unit/core/judging/test_gate.py": _ONE_SUBJECT,
+    "tests/unit/counting/test_ingest.py": _ONE_SUBJECT,
+    "tests/unit/counting/test_partition_totals.py": _ONE_SUBJECT,
+    "tests/unit/deciding/test_containment.py": _ONE_SUBJECT,
+    "tests/unit/deciding/test_flag_worker.py": _ONE_SUBJECT,
+    "tests/unit/deciding/test_flag_workers.py": _ONE_SUBJECT,
+}
+
+_ONE_STORY = "one story, told in order"
+_HOT_LOOP = "a compiled loop, in which a call per event would cost more"
+#: Functions that may be longer, as `file:name`, each with its reason.
+LONGER_FUNCTIONS = {
+    "controller/counting/fold.py:count_evaluations": _HOT_LOOP,
+    "controller/counting/fold.py:count_outcomes": _HOT_LOOP,
+    "controller/metrics.py:__init__": "a table: one entry per metric",
+    "controller/running/oversight.py:__init__": "a table: one entry per part",
+    "controller/scorecard/cases.py:_case": "a table: one entry per key of a case",
+    "tests/benchmarks/throughput.py:records": "a table: one entry per kind of record",
+    "tests/chaos/recount.py:_verify_decisions": _ONE_STORY,
+    "tests/chaos/recount.py:_verify_visit": _ONE_STORY,
+    "tests/e2e/test_operator.py:test_a_rollout_is_steered_from_the_shell": _ONE_STORY,
+    "tests/e2e/test_planes.py:test_every_plane_serves_what_is_decided": _ONE_STORY,
+    "tests/integration/test_kafka_faults.py:test_a_broker_that_hangs_for_long_ends_nothing": (
+        _ONE_STORY
+    ),
+    "tests/integration/test_unleash_sdk.py:"
+    "test_one_rollout_reaches_users_of_unleash_flagd_and_ofrep": _ONE_STORY,
+}
+#: Files that may be wider.
+WIDER_FILES = (
+    "schemas/json/",
+    "schemas/asyncapi.yaml",
+    "controller/adapters/llm/prompt_texts/",  # sent to models as they are, and hashed
+)
+WIDTH_SUFFIXES = (".py", ".md", ".yml", ".yaml", ".toml", ".lua", ".mjs", ".go")
+#: A comment for a tool, at the end of a line, does not count; ruff has the same rule.
+PRAGMA = re.compile(r"\s*# (type: ignore|noqa).*$")
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def tracked(*suffixes: str) -> tuple[str, ...]:
+    """Return the files of the repository that end so."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    names = (name for name in listing.split("\0") if name.endswith(suffixes))
+    return tuple(name for name in names if (ROOT / name).is_file())
+
+
+@cache
+def syntax(name: str) -> ast.Module:
+    """Return the syntax tree of a file."""
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"))
+
+
+def lines(name: str) -> list[str]:
+    """Return the lines of a file."""
+    return (ROOT / name).read_text(encoding="utf-8").splitlines()
+
+
+def functions(name: str) -> Iterator[tuple[str, int]]:
+    """Yield each function of a file with its lines, the docstring left out."""
+    for node in ast.walk(syntax(name)):
+        if isinstance(node, Function):
+            first = node.body[0]
+            has_docstring = ast.get_docstring(node, clean=False) is not None
+            docstring = (first.end_lineno or 0) - first.lineno + 1 if has_docstring else 0
+            yield node.name, (node.end_lineno or 0) - node.lineno + 1 - docstring
+
+
+def test_no_file_is_too_long() -> None:
+    """A source file has at most 500 lines."""
+    longer = {name for name in tracked(".py") if len(lines(name)) > LINES_PER_FILE}
+    assert longer - LONGER_FILES.keys() == set()
+
+
+def test_no_exception_is_in_the_sources() -> None:
+    """What is delivered keeps the limit of 500 lines everywhere."""
+    assert [name for name in LONGER_FILES if name.startswith(("controller/", "schemas/"))] == []
+
+
+def test_no_function_is_too_long() -> None:
+    """A function has at most 60 lines without its docstring."""
+    longer = {
+        f"{name}:{function}"
+        for name in tracked(".py")
+        for function, length in functions(name)
+        if length > LINES_PER_FUNCTION
+    }
+    assert longer - LONGER_FUNCTIONS.keys() == set()
+
+
+def test_no_line_is_too_wide() -> None:
+    """A line of code, comment or document has at most 100 columns."""
+    wide = [
+        f"{name}:{number}"
+        for name in tracked(*WIDTH_SUFFIXES)
+        if not name.startswith(WIDER_FILES)
+        for number, line in enumerate(lines(name), 1)
+        if len(PRAGMA.sub("", line)) > COLUMNS
+    ]
+    assert wide == []
+
+
+def test_the_composition_root_only_composes() -> None:
+    """`controller/bootstrap.py` is short and has no loop."""
+    name = "controller/bootstrap.py"
+    assert len(lines(name)) < BOOTSTRAP_LINES
+    loops = ast.While | ast.For | ast.AsyncFor
+    assert [node.lineno for node in ast.walk(syntax(name)) if isinstance(node, loops)] == []
+
+
+def imports() -> dict[str, set[str]]:
+    """Return module -> modules that it imports when it is loaded or type-checked."""
+    files = [name for name in tracked(".py") if name.startswith(("controller/", "schemas/"))]
+    modules = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in files
+    }
+    return {module: _imported(name, modules) - {module} for module, name in modules.items()}
+
+
+def _imported(name: str, modules: dict[str, str]) -> set[str]:
+    found = set()
+    for node in _outside_functions(syntax(name)):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & modules.keys() or {node.module} & modules.keys()
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & modules.keys()
+    return found
+
+
+def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, Function):
+            yield child
+            yield from _outside_functions(child)
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """No module imports itself through others, also not for types alone."""
+    left = imports()
+    while leaves := {module for module, others in left.items() if not others & left.keys()}:
+        for module in leaves:
+            del left[module]
+    on_circles = {module: sorted(others & left.keys()) for module, others in left.items()}
+    assert on_circles == {}
