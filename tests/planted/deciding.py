@@ -76,7 +76,8 @@ BUGS = (
         f"{DECIDING}/command_follower.py",
         "        if is_beyond:\n            start = first\n",
         "        if is_beyond:\n",
-        f"{CONTAINED_COMMANDS}::test_a_committed_offset_beyond_the_end_reads_the_log_from_its_start",
+        f"{CONTAINED_COMMANDS}::"
+        "test_a_committed_offset_beyond_the_end_reads_the_log_from_its_start",
     ),
     Bug(
         "every flag in a command gets a worker",
@@ -90,7 +91,8 @@ BUGS = (
         f"{DECIDING}/command_follower.py",
         "if not self._known.has(command.flag_key) or partition.queued[command.flag_key]:",
         'if str(command.verb) != "start" and not self._known.has(command.flag_key):',
-        f"{CONTAINED_COMMANDS}::test_commands_of_one_flag_keep_their_order_whether_it_exists_or_not",
+        f"{CONTAINED_COMMANDS}::"
+        "test_commands_of_one_flag_keep_their_order_whether_it_exists_or_not",
     ),
     Bug(
         "a flood is answered before what lowers",

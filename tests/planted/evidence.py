@@ -131,7 +131,7 @@ BUGS = (
     Bug(
         "a gap of a flag that went away stays",
         ACTUATION,
-        "            if rollout.flag_key not in self._wanted:\n                continue",
+        "            if rollout.flag_key not in self._decided:\n                continue",
         "            if False:\n                continue",
         ACTUATION_TESTS,
     ),

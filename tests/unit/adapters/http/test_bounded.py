@@ -51,10 +51,10 @@ async def test_a_check_may_end_the_reading() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", " Deflate "])
-async def test_a_packed_answer_is_refused_and_closed(encoding: str) -> None:
+async def test_a_compressed_answer_is_refused_and_closed(encoding: str) -> None:
     """Nothing is unpacked, and the response is closed all the same."""
     response = httpx.Response(200, headers={"content-encoding": encoding}, stream=_Stream())
-    with pytest.raises(AnswerRefused, match="packed"):
+    with pytest.raises(AnswerRefused, match="compressed"):
         await read_answer(response, 100)
     assert response.is_closed
     plain = httpx.Response(200, stream=_Stream())
