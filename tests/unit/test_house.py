@@ -24,15 +24,9 @@ LONGER_FILES = {
     "tests/chaos/recount.py": _PROGRAM,
     "tests/chaos/rounds.py": _PROGRAM,
     "tests/hostile/siege.py": _PROGRAM,
-    "tests/integration/test_kafka_event_log.py": _ONE_SUBJECT,
     "tests/property/test_bounds.py": _ONE_SUBJECT,
     "tests/property/test_wire.py": _ONE_SUBJECT,
     "tests/unit/core/judging/test_gate.py": _ONE_SUBJECT,
-    "tests/unit/counting/test_ingest.py": _ONE_SUBJECT,
-    "tests/unit/counting/test_partition_totals.py": _ONE_SUBJECT,
-    "tests/unit/deciding/test_containment.py": _ONE_SUBJECT,
-    "tests/unit/deciding/test_flag_worker.py": _ONE_SUBJECT,
-    "tests/unit/deciding/test_flag_workers.py": _ONE_SUBJECT,
 }
 
 _ONE_STORY = "one story, told in order"
@@ -41,13 +35,9 @@ _HOT_LOOP = "a compiled loop, in which a call per event would cost more"
 LONGER_FUNCTIONS = {
     "controller/counting/fold.py:count_evaluations": _HOT_LOOP,
     "controller/counting/fold.py:count_outcomes": _HOT_LOOP,
-    "controller/metrics.py:__init__": "a table: one entry per metric",
-    "controller/running/oversight.py:__init__": "a table: one entry per part",
-    "controller/scorecard/cases.py:_case": "a table: one entry per key of a case",
     "tests/benchmarks/throughput.py:records": "a table: one entry per kind of record",
     "tests/chaos/recount.py:_verify_decisions": _ONE_STORY,
     "tests/chaos/recount.py:_verify_visit": _ONE_STORY,
-    "tests/e2e/test_operator.py:test_a_rollout_is_steered_from_the_shell": _ONE_STORY,
     "tests/e2e/test_planes.py:test_every_plane_serves_what_is_decided": _ONE_STORY,
     "tests/integration/test_kafka_faults.py:test_a_broker_that_hangs_for_long_ends_nothing": (
         _ONE_STORY
