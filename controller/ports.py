@@ -36,8 +36,7 @@ class ClockReading:
     answered_at: float
 
 
-# --- counting
-# --------------------------------------------------------------------------------------------------
+# --- counting ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +215,7 @@ class Totals(Protocol):
         """
 
 
-# --- rollouts
-# --------------------------------------------------------------------------------------------------
+# --- rollouts ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,8 +288,7 @@ class Rollouts(Protocol):
         """
 
 
-# --- everything else
-# --------------------------------------------------------------------------------------------------
+# --- everything else ---
 
 
 class RefusedRecords(Protocol):

@@ -85,8 +85,7 @@ def refuse(reason: QuarantineReason, problem: str, fix: str) -> NoReturn:
     raise RecordRefused(reason, problem, fix)
 
 
-# --- names, contexts, times
-# ---------------------------------------------------------------------------------------------
+# --- names, contexts, times ---
 
 #: Printable in any script. Control characters, line separators and bidirectional overrides are
 #: refused, because they would forge what a person reads in a log or a terminal.
@@ -225,8 +224,7 @@ TimeText = Annotated[
 ]
 
 
-# --- one record
-# --------------------------------------------------------------------------------------------------
+# --- one record ---
 
 
 class CloudEvent(BaseModel):

@@ -136,8 +136,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Request:
     return Request(line, headers, await reader.readexactly(int(headers.get("content-length", "0"))))
 
 
-# --- scripts
-# --------------------------------------------------------------------------------------------------
+# --- scripts ---
 
 
 def completion(content: Any = None, *, finish_reason: Any = "stop") -> str:

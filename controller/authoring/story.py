@@ -191,8 +191,7 @@ def to_core(record: JudgementRecord) -> Judgement:
     )
 
 
-# --- changelog
-# --------------------------------------------------------------------------------------------------
+# --- changelog ---
 
 
 async def changelog(model: Model | None, decisions: Sequence[Decision], title: str) -> Draft[str]:

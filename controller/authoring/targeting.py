@@ -64,8 +64,7 @@ _PLAN = {"name": "draft", "flag": "draft", "guardrails": ["error_rate < 1%"]}
 _Value = Annotated[str, Field(min_length=1, max_length=MAX_VALUE_CHARS)]
 
 
-# --- the file
-# --------------------------------------------------------------------------------------------------
+# --- the file ---
 
 
 class Attribute(BaseModel):
@@ -170,8 +169,7 @@ def _kind(value: Scalar) -> str:
     return f"{str(value)[:40]!r} is read as a {kind}"
 
 
-# --- what a model writes
-# --------------------------------------------------------------------------------------------------
+# --- what a model writes ---
 
 
 class ConditionAnswer(BaseModel):
@@ -263,8 +261,7 @@ def by_words(description: str, segments: Segments) -> list[ConditionAnswer]:
     return found[:MAX_CONDITIONS]
 
 
-# --- the audience
-# --------------------------------------------------------------------------------------------------
+# --- the audience ---
 
 
 @dataclass(frozen=True, slots=True)

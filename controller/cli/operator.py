@@ -113,8 +113,7 @@ def _options(
     )
 
 
-# --- verbs
-# --------------------------------------------------------------------------------------------------
+# --- verbs ---
 
 
 @app.command(rich_help_panel=_CONTROL)
@@ -364,8 +363,7 @@ app.command(rich_help_panel=_DRAFT)(drafts.changelog)
 app.add_typer(advisor.app, name="advisor", rich_help_panel=_MODEL)
 
 
-# --- sending commands
-# --------------------------------------------------------------------------------------------------
+# --- sending commands ---
 
 
 async def _read(kafka: KafkaSettings) -> NewestRollouts:

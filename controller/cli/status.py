@@ -175,8 +175,7 @@ def _printed_as_json(events: Sequence[Event], is_json: bool, otherwise: str) -> 
     return is_json
 
 
-# --- reading
-# --------------------------------------------------------------------------------------------------
+# --- reading ---
 
 
 async def find_rollout(kafka: KafkaSettings, flag: str) -> tuple[Situation, Event]:

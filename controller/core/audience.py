@@ -122,8 +122,7 @@ def _equal_to_one_of(values: tuple[Scalar, ...]) -> _Test:
     return test
 
 
-# --- moments
-# --------------------------------------------------------------------------------------------------
+# --- moments ---
 
 
 def comparable_moment(text: str) -> str:
@@ -142,8 +141,7 @@ def _moment_in(value: object) -> str | None:
     return None
 
 
-# --- versions
-# --------------------------------------------------------------------------------------------------
+# --- versions ---
 
 _PART = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"  # of a pre-release
 _VERSION = re.compile(

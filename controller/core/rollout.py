@@ -22,8 +22,7 @@ from schemas.terms import (
     Severity,
 )
 
-# --- phases
-# --------------------------------------------------------------------------------------------------
+# --- phases ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +267,7 @@ class Rollout:
         return isinstance(self.phase, Ended)
 
 
-# --- events: past tense; `decide` is given the time beside them
-# --------------------------------------------------------------------------------------------------
+# --- events: past tense; `decide` is given the time beside them ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,8 +344,7 @@ Event = (
     | CommandUnusable
 )
 
-# --- effects: imperative
-# --------------------------------------------------------------------------------------------------
+# --- effects: imperative ---
 
 
 @dataclass(frozen=True, slots=True)

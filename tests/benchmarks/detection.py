@@ -76,8 +76,7 @@ class Batch:
 Stream = Iterator[Batch]
 
 
-# --- streams
-# --------------------------------------------------------------------------------------------------
+# --- streams ---
 
 
 def plain(
@@ -172,8 +171,7 @@ HEALTHY: dict[str, Callable[[Random, int, float, float, int], Stream]] = {
 }
 
 
-# --- tests of a stream
-# --------------------------------------------------------------------------------------------------
+# --- tests of a stream ---
 
 
 def log_mean(values: Floats, log_weights: Floats) -> Floats:
@@ -311,8 +309,7 @@ def first_looks(stream: Stream, tests: list[Test], runs: int, alpha: float) -> l
     return looks
 
 
-# --- cells
-# --------------------------------------------------------------------------------------------------
+# --- cells ---
 
 
 def per_look_for(share: float, rate: float, effect: float, looks: int) -> int:
@@ -532,8 +529,7 @@ def others(runs: int, seed: int) -> bool:
     return True
 
 
-# --- latency
-# --------------------------------------------------------------------------------------------------
+# --- latency ---
 
 _MU, _SIGMA = math.log(40.0), 0.6
 
@@ -689,8 +685,7 @@ def _healthy(rng: Random, size: int) -> Floats:
     return rng.lognormal(_MU, _SIGMA, size)
 
 
-# --- through judge itself
-# --------------------------------------------------------------------------------------------------
+# --- through judge itself ---
 
 
 def watch(percent: float, *guardrails: Guardrail) -> Watched:

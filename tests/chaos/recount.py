@@ -44,8 +44,7 @@ class Read:
     value: bytes | None
 
 
-# --- reading
-# --------------------------------------------------------------------------------------------------
+# --- reading ---
 
 
 async def read_topic(bootstrap: str, name: str) -> dict[int, list[Read]]:
@@ -149,8 +148,7 @@ def _words(fields: Mapping[bytes, bytes]) -> dict[str, bytes]:
     return {name.decode(): value for name, value in fields.items()}
 
 
-# --- timelines
-# --------------------------------------------------------------------------------------------------
+# --- timelines ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +226,7 @@ def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-# --- counting
-# --------------------------------------------------------------------------------------------------
+# --- counting ---
 
 
 @dataclass
@@ -485,8 +482,7 @@ def _classify(total: PartitionRecount, *spots: tuple[Where | None, ...]) -> None
     total.late.most += not must_count
 
 
-# --- verifying
-# --------------------------------------------------------------------------------------------------
+# --- verifying ---
 
 
 @dataclass

@@ -172,8 +172,7 @@ def test_the_verifier_shares_no_code_with_the_daemon() -> None:
     ]
 
 
-# --- planted bugs: the rounds must notice
-# -----------------------------------------------------------------------------------
+# --- planted bugs: the rounds must notice ---
 
 
 def _resume_from_committed(package: Path) -> None:

@@ -108,8 +108,7 @@ def _refused(fault: Exception) -> str:
     return "refused"
 
 
-# --- event records
-# --------------------------------------------------------------------------------------------------
+# --- event records ---
 
 _RECORDS_AT_ONCE = 100
 
@@ -221,8 +220,7 @@ def _maybe(make: Callable[[], dict[str, Any]]) -> Callable[[Hostile], bytes | No
     return value
 
 
-# --- commands and plans
-# --------------------------------------------------------------------------------------------------
+# --- commands and plans ---
 
 _NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 _LONGEST_LIFE = 60  # ticks of one rollout
@@ -304,8 +302,7 @@ def _live(rollout: Rollout | None, command: CommandReceived) -> None:
             return
 
 
-# --- what is stored
-# --------------------------------------------------------------------------------------------------
+# --- what is stored ---
 
 _ROLLOUT_DOCUMENTS: list[bytes] = []
 
@@ -398,8 +395,7 @@ def stored_totals(material: Hostile) -> str:
     return "read"
 
 
-# --- answers
-# --------------------------------------------------------------------------------------------------
+# --- answers ---
 
 
 def model_answers(material: Hostile) -> str:

@@ -220,8 +220,7 @@ async def test_one_rollout_reaches_users_of_unleash_flagd_and_ofrep(
             assert not any((await seen(0)).values())
 
 
-# --- audiences: the SDK's own engine against the reference
-# -------------------------------------------------------------------
+# --- audiences: the SDK's own engine against the reference ---
 
 COUNTRIES, PLANS = ("DE", "FR", "", "de"), ("pro", "free", "pro-annual")
 VERSIONS = ("1.2.3", "2.4.0", "2.4.0-rc.1", "2.5.1", "3.0.0-0", "3.0.0", "10.0.0")

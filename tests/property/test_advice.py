@@ -179,8 +179,7 @@ def test_i6_raw_answers_in_100_000_histories(part: int, capsys: pytest.CaptureFi
         )
 
 
-# --- an adversary that sees everything
-# ------------------------------------------------------------------------------------
+# --- an adversary that sees everything ---
 
 
 def adversary_moves(question: AskAdvice, at: datetime) -> list[list[tuple[Event, datetime]]]:
@@ -295,8 +294,7 @@ def test_no_strategy_of_answers_raises_exposure(kind: str, mode: AdvisorMode) ->
     assert tried > 300 or kind not in ("all well", "a gap, then well")
 
 
-# --- the injection corpus × all stages × an adversary
-# ------------------------------------------------------------------------
+# --- the injection corpus × all stages × an adversary ---
 
 INJECTED = [case for case in load_cases() if case.kind is CaseKind.INJECTION]
 FIELDS: dict[str, Callable[[Rollout, AskAdvice, str], tuple[Rollout, AskAdvice]]] = {

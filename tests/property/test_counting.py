@@ -46,8 +46,7 @@ def directory() -> WatchedFlags:
     return found
 
 
-# --- the history and its naive recount
-# ---------------------------------------------------------------------------------------
+# --- the history and its naive recount ---
 
 #: Around every edge of the timeline, and well inside both visits.
 times = st.sampled_from(
@@ -193,8 +192,7 @@ def recount(events: list[Evaluated | Happened | None]) -> Recount:
     return result
 
 
-# --- interruptions
-# --------------------------------------------------------------------------------------------------
+# --- interruptions ---
 
 # : What happens between two batches. "crash": memory is lost. "zombie": another owner takes over,
 # and the first one saves late.

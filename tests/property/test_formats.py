@@ -35,8 +35,7 @@ def readers(encoding: EventFormat) -> list[object]:
     ]
 
 
-# --- exports near the real ones
-# ---------------------------------------------------------------------------------------------
+# --- exports near the real ones ---
 
 scalars: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.sampled_from(["on", "off", "", "a b", "x" * 129, "é", "a\x00", "u1"]).map(

@@ -49,8 +49,7 @@ def render(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-# --- the contract, spelled out
-# ------------------------------------------------------------------------------------------------
+# --- the contract, spelled out ---
 
 
 def context_of(context_id: str | None, key: bytes | None) -> str:
@@ -157,8 +156,7 @@ def assert_agree(*record: Any) -> None:
             assert 0 < len(refused.detail) < 400
 
 
-# --- records near the contract
-# -----------------------------------------------------------------------------------------------
+# --- records near the contract ---
 
 NAMES = st.sampled_from(["new-checkout", "on", "off", "a", "A.b_c:d-9", "x" * 128])
 HOSTILE_TEXTS = [

@@ -103,8 +103,7 @@ def breachable() -> Iterator[Rollout]:
     yield make_rollout(phase=Paused(T0, HoldReason.OPERATOR, GATE))
 
 
-# --- architecture, section 2: words
-# ----------------------------------------------------------------------------------------
+# --- architecture, section 2: words ---
 
 
 def test_s2_revision_grows_by_one_per_transition_not_per_batch_of_evidence() -> None:
@@ -137,8 +136,7 @@ def test_s2_pinned_when_it_starts() -> None:
     assert run(rollout, command(CommandVerb.START, plan=other)).plan == rollout.plan
 
 
-# --- architecture, section 4: deciding
-# --------------------------------------------------------------------------------------
+# --- architecture, section 4: deciding ---
 
 
 def test_s4_roll_back_has_the_top_rows() -> None:
@@ -163,8 +161,7 @@ def test_s4_after_an_outage_no_stage_approval_or_gate_is_skipped() -> None:
     assert isinstance(run(rollout, Ticked(), now=T0 - HOUR).phase, Baking)
 
 
-# --- architecture, section 5: the gate
-# --------------------------------------------------------------------------------------
+# --- architecture, section 5: the gate ---
 
 
 @pytest.mark.parametrize("seen", GAPS, ids=lambda seen: seen.gaps[0].kind)
@@ -259,8 +256,7 @@ def test_s5_4_people_are_asked_last() -> None:
         )
 
 
-# --- the main job, item 6: commands
-# -----------------------------------------------------------------------------------------
+# --- the main job, item 6: commands ---
 
 
 @pytest.mark.parametrize("verb", CommandVerb)

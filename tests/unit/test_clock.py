@@ -56,8 +56,7 @@ def test_the_real_clock_is_utc_and_never_runs_backwards() -> None:
     assert abs(clock.drift()) < timedelta(seconds=5)
 
 
-# --- clocks of several machines
-# -----------------------------------------------------------------------
+# --- clocks of several machines ---
 
 
 class World:

@@ -22,8 +22,7 @@ from controller.core.machine.times import is_expired, is_frozen
 from controller.core.rollout import Baking, Paused, Rollout, Scheduled, Transition, Waiting
 from schemas.terms import CommandVerb, HoldReason
 
-# --- starting
-# --------------------------------------------------------------------------------------------------
+# --- starting ---
 
 
 def begin(previous: Rollout | None, request: Request) -> Transition:
@@ -48,8 +47,7 @@ def begin(previous: Rollout | None, request: Request) -> Transition:
     return done(transitions.start(previous, plan, command, now), request)
 
 
-# --- up
-# --------------------------------------------------------------------------------------------------
+# --- up ---
 
 
 def approve(rollout: Rollout, request: Request) -> Transition:
@@ -105,8 +103,7 @@ def resume(rollout: Rollout, request: Request) -> Transition:
     return done(transitions.resume(rollout, phase, request.cause(), now), request)
 
 
-# --- down
-# --------------------------------------------------------------------------------------------------
+# --- down ---
 
 
 def step_back(rollout: Rollout, request: Request) -> Transition:
@@ -131,8 +128,7 @@ def is_off(rollout: Rollout, request: Request) -> Transition:
     return nothing_to_do(rollout, request, "0 % is served already")
 
 
-# --- neither up nor down
-# --------------------------------------------------------------------------------------------------
+# --- neither up nor down ---
 
 
 def pause(rollout: Rollout, request: Request) -> Transition:

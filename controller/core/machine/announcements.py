@@ -49,8 +49,7 @@ _DRIFT_ACTION = (
     "than once per settle, lengthen settle"
 )
 
-# --- decisions
-# --------------------------------------------------------------------------------------------------
+# --- decisions ---
 
 
 def decision(before: Rollout, after: Rollout, kind: DecisionKind, cause: Cause) -> PublishDecision:
@@ -74,8 +73,7 @@ def decision(before: Rollout, after: Rollout, kind: DecisionKind, cause: Cause) 
     )
 
 
-# --- alerts
-# --------------------------------------------------------------------------------------------------
+# --- alerts ---
 
 
 def _alert(
@@ -178,8 +176,7 @@ def _health_action(judgement: Judgement) -> str:
     return "check that events arrive in both arms"
 
 
-# --- answers to commands
-# --------------------------------------------------------------------------------------------------
+# --- answers to commands ---
 
 
 def accepted(command: CommandReceived, rollout: Rollout, reason: str = "done") -> AnswerCommand:

@@ -103,8 +103,7 @@ def carry_out(rollout: Rollout | None, request: Request, table: Table) -> Transi
     return (refuse if row is None else row.action)(rollout, request)
 
 
-# --- checks before the table
-# --------------------------------------------------------------------------------------------------
+# --- checks before the table ---
 
 
 def _why_not(rollout: Rollout, request: Request) -> str | None:
@@ -158,8 +157,7 @@ def stale(command: CommandReceived, revision: int) -> str:
     )
 
 
-# --- answers
-# --------------------------------------------------------------------------------------------------
+# --- answers ---
 
 
 def done(transition: Transition, request: Request) -> Transition:

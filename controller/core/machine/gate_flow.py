@@ -38,8 +38,7 @@ from schemas.terms import (
     OnBreach,
 )
 
-# --- what does not wait for the gate
-# --------------------------------------------------------------------------------------------------
+# --- what does not wait for the gate ---
 
 
 def act_on_breach(
@@ -93,8 +92,7 @@ def hold_back(rollout: Rollout, why: str, judgement: Judgement | None, now: date
     return transitions.hold(rollout, HoldReason.HEALTH, cause, now)
 
 
-# --- the gate
-# --------------------------------------------------------------------------------------------------
+# --- the gate ---
 
 
 def judge_gate(rollout: Rollout, gate: Gating, judgement: Judgement, now: datetime) -> Transition:
@@ -178,8 +176,7 @@ def withdraw_request(
     return Transition(after, (decision, *announcements.holds(after, cause)))
 
 
-# --- rounds of advice
-# --------------------------------------------------------------------------------------------------
+# --- rounds of advice ---
 
 
 def _ask(

@@ -59,8 +59,7 @@ def _statistical_hold(judgement: Judgement) -> HoldReason:
             return HoldReason.FAILING
 
 
-# --- gaps that are not left to the gate
-# --------------------------------------------------------------------------------------------------
+# --- gaps that are not left to the gate ---
 
 
 def urgent_gap(rollout: Rollout, judgement: Judgement) -> Gap | None:

@@ -137,8 +137,7 @@ def compare(comparison: str, mine: Any, edge: Any) -> bool:
     return bool(held[comparison])
 
 
-# --- what is written
-# --------------------------------------------------------------------------------------------------
+# --- what is written ---
 
 
 @pytest.mark.parametrize(
@@ -259,8 +258,7 @@ def test_both_flag_planes_mean_the_same(
     assert by_unleash(made.unleash, user) == made.includes(user)
 
 
-# --- what a model may not make up
-# -------------------------------------------------------------------------------------------
+# --- what a model may not make up ---
 
 
 @pytest.mark.parametrize(
@@ -401,8 +399,7 @@ async def test_any_answer_gives_an_audience_of_the_file(answer: str) -> None:
     assert who(made.content) == [1]
 
 
-# --- the file
-# --------------------------------------------------------------------------------------------------
+# --- the file ---
 
 
 @pytest.mark.parametrize(

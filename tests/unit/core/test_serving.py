@@ -173,8 +173,7 @@ def test_share_of_treatment_among_who_counts(
     assert decided_share(plan, make_visit(percent=percent)) == share
 
 
-# --- properties
-# --------------------------------------------------------------------------------------------------
+# --- properties ---
 
 
 def is_treated(variant: str, plan: Plan) -> bool:

@@ -17,8 +17,7 @@ def utc(text: str) -> datetime:
     return datetime.fromisoformat(f"2026-{text}").replace(tzinfo=UTC)
 
 
-# --- event time to visit
-# --------------------------------------------------------------------------------------------------
+# --- event time to visit ---
 
 
 def test_nothing_is_located_without_visits() -> None:
@@ -65,8 +64,7 @@ def test_a_visit_that_ended_while_it_settled_counts_nothing() -> None:
     ] == [None, None, None, 1]
 
 
-# --- freeze windows
-# --------------------------------------------------------------------------------------------------
+# --- freeze windows ---
 
 
 def test_without_windows_nothing_is_frozen() -> None:

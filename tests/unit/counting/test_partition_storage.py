@@ -79,8 +79,7 @@ def test_superseded_rollouts_are_swept() -> None:
     assert counting.arms[TREATMENT].exposures == 1
 
 
-# --- where arms are stored
-# --------------------------------------------------------------------------------------------------
+# --- where arms are stored ---
 
 
 def directory_of(flags: int) -> WatchedFlags:
@@ -224,8 +223,7 @@ def test_names_of_sets_share_fields() -> None:
     assert not any(b"flag-7|" in value for value in counting.stored.values())
 
 
-# --- records of many events
-# -----------------------------------------------------------------------------------------------
+# --- records of many events ---
 
 
 def make_packing(

@@ -179,8 +179,7 @@ async def test_a_flood_of_alerts_is_not_waited_for() -> None:
     )
 
 
-# --- movement
-# --------------------------------------------------------------------------------------------------
+# --- movement ---
 
 
 def judgement_of(control_events: int, control_trials: int, **overrides: object) -> Judgement:

@@ -34,8 +34,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-# --- A1: a command that cannot be read
-# --------------------------------------------------------------------------------
+# --- A1: a command that cannot be read ---
 
 
 @in_virtual_time
@@ -117,8 +116,7 @@ async def test_a_command_that_cannot_even_be_refused_is_given_up() -> None:
     assert cluster.committed(flag) == 4
 
 
-# --- A4: totals that cannot be read
-# -----------------------------------------------------------------------------------
+# --- A4: totals that cannot be read ---
 
 
 @in_virtual_time
@@ -256,8 +254,7 @@ async def test_an_alert_of_a_broken_flag_waits_for_kafka_and_stops_nothing(
         assert alerts(cluster).count("flag_broken") == 1
 
 
-# --- A3: documents that cannot be read
-# --------------------------------------------------------------------------------
+# --- A3: documents that cannot be read ---
 
 
 @in_virtual_time

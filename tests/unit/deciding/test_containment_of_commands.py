@@ -42,8 +42,7 @@ def reasons(cluster: Cluster) -> list[str]:
     ]
 
 
-# --- B1: the command topic grows
-# --------------------------------------------------------------------------------------
+# --- B1: the command topic grows ---
 
 
 async def grow(cluster: Cluster, replicas: Sequence[Replica], partitions: int) -> None:
@@ -133,8 +132,7 @@ async def test_a_flag_that_another_replica_started_is_taken_up() -> None:
         assert set(replica.pool.rollouts) == {flag}
 
 
-# --- B4: committed beyond the end
-# -------------------------------------------------------------------------------------
+# --- B4: committed beyond the end ---
 
 
 @in_virtual_time
@@ -159,8 +157,7 @@ async def test_a_committed_offset_beyond_the_end_reads_the_log_from_its_start() 
     assert cluster.committed(flag) == 2
 
 
-# --- D4: flags that do not exist
-# --------------------------------------------------------------------------------------
+# --- D4: flags that do not exist ---
 
 
 @in_virtual_time

@@ -38,8 +38,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-# --- what is over with a flag that went, or with a run
-# ----------------------------------------------------------------
+# --- what is over with a flag that went, or with a run ---
 
 
 @in_virtual_time

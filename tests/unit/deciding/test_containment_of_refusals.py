@@ -34,8 +34,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-# --- refusals that Kafka does not take
-# --------------------------------------------------------------------------------
+# --- refusals that Kafka does not take ---
 
 
 def make_limits_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,8 +153,7 @@ async def test_while_kafka_takes_its_time_no_refusal_is_given_up(
     assert cluster.committed(flag) == 500
 
 
-# --- B7: what is read a second time
-# -----------------------------------------------------------------------------------
+# --- B7: what is read a second time ---
 
 
 @in_virtual_time
@@ -215,8 +213,7 @@ async def test_an_operator_with_a_slow_clock_is_obeyed() -> None:
         assert await percent_of(cluster, flag) == 0
 
 
-# --- the loops themselves
-# ---------------------------------------------------------------------------------------------
+# --- the loops themselves ---
 
 
 @in_virtual_time

@@ -29,8 +29,7 @@ from tests.builders import (
 from tests.unit.deciding.worker_world import FLAG, WATCHED, World, look, order, start
 from tests.virtual_time import in_virtual_time, settled
 
-# --- the ordinary way
-# --------------------------------------------------------------------------------------------------
+# --- the ordinary way ---
 
 
 @in_virtual_time
@@ -144,8 +143,7 @@ async def test_evidence_goes_before_queued_commands() -> None:
     assert decisions == ["start", "roll_back"]
 
 
-# --- saved before performed
-# --------------------------------------------------------------------------------------------------
+# --- saved before performed ---
 
 
 @in_virtual_time
@@ -244,8 +242,7 @@ async def test_redis_away_after_publishing_delays_the_settling_only() -> None:
     assert await world.unpublished() == []
 
 
-# --- outages age nothing
-# --------------------------------------------------------------------------------------------------
+# --- outages age nothing ---
 
 
 @in_virtual_time

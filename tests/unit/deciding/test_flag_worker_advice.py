@@ -229,8 +229,7 @@ async def test_approval_is_asked_after_advice() -> None:
         assert (await world.stored()).percent == 50
 
 
-# --- the rest
-# --------------------------------------------------------------------------------------------------
+# --- the rest ---
 
 
 @in_virtual_time

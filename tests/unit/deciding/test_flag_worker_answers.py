@@ -28,8 +28,7 @@ from tests.builders import (
 from tests.unit.deciding.worker_world import _VERBS, FLAG, PLAN, WATCHED, World, look, order, start
 from tests.virtual_time import in_virtual_time, settled
 
-# --- compare-and-set
-# --------------------------------------------------------------------------------------------------
+# --- compare-and-set ---
 
 
 @in_virtual_time
@@ -138,8 +137,7 @@ async def test_totals_of_a_rollout_that_ended_are_not_judged_as_the_next_one_s()
     assert isinstance(rollout.phase, Baking)
 
 
-# --- one answer for each command
-# ------------------------------------------------------------------------------------------
+# --- one answer for each command ---
 
 
 @in_virtual_time
@@ -230,8 +228,7 @@ def test_any_order_of_commands_repeats_and_crashes_gives_each_id_one_answer(
     play()
 
 
-# --- a full outbox
-# --------------------------------------------------------------------------------------------------
+# --- a full outbox ---
 
 
 @in_virtual_time
@@ -262,8 +259,7 @@ async def test_a_full_outbox_blocks_raising_and_never_lowering(
     assert [result["status"] for result in world.results()] == ["accepted", "rejected", "accepted"]
 
 
-# --- recovery
-# --------------------------------------------------------------------------------------------------
+# --- recovery ---
 
 
 @in_virtual_time

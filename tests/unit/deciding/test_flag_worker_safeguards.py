@@ -70,8 +70,7 @@ class OwnRegistry(WorldRegistry):
         return self._world.transitions[-1] if self._world.transitions else None
 
 
-# --- D2: an id that is used twice
-# -------------------------------------------------------------------------------------
+# --- D2: an id that is used twice ---
 
 
 @in_virtual_time
@@ -190,8 +189,7 @@ async def test_answers_kept_by_a_release_without_digests_are_read() -> None:
         assert (await world.stored()).percent == 0
 
 
-# --- D6: Redis falls back while Kafka is away
-# ---------------------------------------------------------------------------
+# --- D6: Redis falls back while Kafka is away ---
 
 
 @in_virtual_time
@@ -243,8 +241,7 @@ async def test_a_crash_after_the_fall_back_was_found_loses_none_of_them() -> Non
     assert [event["data"]["kind"] for event in events(world, "alerts")] == ["rolled_back"]
 
 
-# --- what may not be raised
-# ---------------------------------------------------------------------------------------------
+# --- what may not be raised ---
 
 
 @in_virtual_time
@@ -306,8 +303,7 @@ async def test_a_scheduled_start_waits_as_well() -> None:
         assert (await world.stored()).percent == 10
 
 
-# --- alerts without Redis and without Kafka
-# -----------------------------------------------------------------------------
+# --- alerts without Redis and without Kafka ---
 
 
 def an_alert(number: int = 0) -> RaiseAlert:
@@ -356,8 +352,7 @@ async def test_alerts_wait_for_kafka_bounded() -> None:
         assert len(world.published("alerts")) == UNSAVED_LIMIT
 
 
-# --- rules that no decision may break
-# -----------------------------------------------------------------------------------
+# --- rules that no decision may break ---
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, bug: Any) -> None:

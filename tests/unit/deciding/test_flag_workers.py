@@ -27,8 +27,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-# --- commands
-# --------------------------------------------------------------------------------------------------
+# --- commands ---
 
 
 @in_virtual_time
@@ -139,8 +138,7 @@ async def test_kafka_away_and_back() -> None:
         assert cluster.results() == {"c1": "accepted"}
 
 
-# --- lanes
-# --------------------------------------------------------------------------------------------------
+# --- lanes ---
 
 
 @in_virtual_time
@@ -219,8 +217,7 @@ async def test_a_command_fetched_as_its_lane_goes_away_starts_nothing_here() -> 
     assert cluster.committed(FLAGS[1]) == committed == 1
 
 
-# --- totals
-# --------------------------------------------------------------------------------------------------
+# --- totals ---
 
 
 @in_virtual_time
@@ -268,8 +265,7 @@ async def test_totals_are_looked_at_every_second_without_news() -> None:
         assert len(looks) >= 18
 
 
-# --- our own mistakes
-# --------------------------------------------------------------------------------------------------
+# --- our own mistakes ---
 
 
 @in_virtual_time

@@ -180,8 +180,7 @@ def test_a_stream_without_anything_to_watch_cannot_begin() -> None:
         begin("s1", Watched.among(make_sums({}, {})), 0, 0.1, 0.01, 200)
 
 
-# --- whole streams
-# --------------------------------------------------------------------------------------------------
+# --- whole streams ---
 
 
 def coming_back(

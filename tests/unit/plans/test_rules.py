@@ -220,8 +220,7 @@ def test_doubtful_plan_is_warned_about(overrides: dict[str, Any], said: str) -> 
     assert not findings[0].is_error
 
 
-# --- audiences and variants
-# -------------------------------------------------------------------------------------------------
+# --- audiences and variants ---
 
 BETA = {"beta": [{"attribute": "plan", "in": ["pro"]}]}
 

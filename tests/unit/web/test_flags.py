@@ -236,8 +236,7 @@ async def test_after_standing_still_it_waits_for_news() -> None:
     assert still is not None
 
 
-# --- the lease
-# ------------------------------------------------------------------------------------------
+# --- the lease ---
 
 
 def leased(when_stale: WhenStale = "serve_last") -> FlagBoard:

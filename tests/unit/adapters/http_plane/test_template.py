@@ -44,8 +44,7 @@ def written(template: HttpTemplate, answer: Any = None, **overrides: Any) -> Any
     return template.write_request(scope).body
 
 
-# --- texts
-# --------------------------------------------------------------------------------------------------
+# --- texts ---
 
 
 def test_a_lone_placeholder_keeps_its_type_and_others_become_text() -> None:
@@ -85,8 +84,7 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         assert parsed.value({}) == text
 
 
-# --- paths
-# --------------------------------------------------------------------------------------------------
+# --- paths ---
 
 DOCUMENT = {
     "a/b": {"~": 1},
@@ -161,8 +159,7 @@ def test_an_edit_changes_a_copy() -> None:
             JsonPath.parse(path).replaced(DOCUMENT, 9, {})
 
 
-# --- templates
-# --------------------------------------------------------------------------------------------------
+# --- templates ---
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -84,8 +84,7 @@ def advice_or_none(*pieces: bytes) -> Advice | None:
     return None
 
 
-# --- what comes back
-# --------------------------------------------------------------------------------------------------
+# --- what comes back ---
 
 
 @pytest.mark.parametrize("choice", AdviceChoice)
@@ -183,8 +182,7 @@ def test_any_response_is_no_advice(pieces: list[bytes]) -> None:
     assert advice_or_none(*pieces) is None
 
 
-# --- what is sent
-# --------------------------------------------------------------------------------------------------
+# --- what is sent ---
 
 
 @pytest.mark.parametrize(
@@ -216,8 +214,7 @@ def test_same_question_is_the_same_request() -> None:
     )  # LocalAI drops definitions and then does not hold to the rest
 
 
-# --- who is asked
-# --------------------------------------------------------------------------------------------------
+# --- who is asked ---
 
 
 async def test_without_a_model_nobody_is_asked() -> None:
@@ -281,8 +278,7 @@ async def test_useless_answers_do_not_open_the_circuit() -> None:
     await advisor.close()
 
 
-# --- the circuit
-# --------------------------------------------------------------------------------------------------
+# --- the circuit ---
 
 
 def make_circuit() -> tuple[Circuit, ManualClock]:

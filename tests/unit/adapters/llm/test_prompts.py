@@ -82,8 +82,7 @@ def line_with(text: str, begin: str) -> str:
     return line
 
 
-# --- what is told
-# --------------------------------------------------------------------------------------------------
+# --- what is told ---
 
 
 def test_prompt_of_an_ordinary_gate_reads_well() -> None:
@@ -303,8 +302,7 @@ def test_durations_name_two_units() -> None:
     assert "at least 7 d 3 h," in ask(make_rollout(plan=plan))
 
 
-# --- other people's words
-# -------------------------------------------------------------------------------------------------
+# --- other people's words ---
 
 
 def outside_quotes(text: str) -> str:

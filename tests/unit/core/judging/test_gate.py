@@ -70,8 +70,7 @@ def feed(
     return watched.last()
 
 
-# --- health
-# --------------------------------------------------------------------------------------------------
+# --- health ---
 
 
 def test_healthy_evidence_has_no_gap() -> None:
@@ -331,8 +330,7 @@ def test_rollout_that_has_not_started_cannot_be_judged() -> None:
         judge(make_rollout(visits=()), make_evidence({}, NOW), SequentialTests(), NOW)
 
 
-# --- comparison with control
-# ------------------------------------------------------------------------------------------------
+# --- comparison with control ---
 
 
 def test_equal_release_is_shown_safe_and_not_harmful() -> None:
@@ -487,8 +485,7 @@ def test_report_says_how_far_apart_the_arms_may_be_and_how_often_one_context_fai
     assert 0 < report.difference_low < 900 / 10_600 - 0.01 < report.difference_high
 
 
-# --- limits
-# --------------------------------------------------------------------------------------------------
+# --- limits ---
 
 
 def test_rate_over_its_limit_is_a_breach() -> None:
@@ -645,8 +642,7 @@ def test_latency_limit_is_judged_with_uncertainty() -> None:
     assert (early.harm, early.safe) == (Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE)
 
 
-# --- conversions
-# --------------------------------------------------------------------------------------------------
+# --- conversions ---
 
 
 def convert(
@@ -688,8 +684,7 @@ def test_conversion_floor_is_shown_at_the_gate_and_never_rolls_back() -> None:
     assert (low.harm, low.safe) == (Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE)
 
 
-# --- budget
-# --------------------------------------------------------------------------------------------------
+# --- budget ---
 
 
 def test_alpha_is_split_by_fixed_weights_within_a_role() -> None:
@@ -735,8 +730,7 @@ def test_looking_for_harm_alone_says_the_same_and_takes_the_same() -> None:
     assert again.metrics == judgement.metrics
 
 
-# --- batches, and what is remembered
-# ----------------------------------------------------------------------------------------
+# --- batches, and what is remembered ---
 
 
 def test_looking_again_changes_nothing() -> None:
@@ -895,8 +889,7 @@ def test_unknown_or_broken_state_is_refused(encoded: bytes) -> None:
         decode_tests(encoded)
 
 
-# --- what a judgement carries
-# -----------------------------------------------------------------------------------------------
+# --- what a judgement carries ---
 
 
 def test_judgement_says_what_it_looked_at() -> None:

@@ -45,8 +45,7 @@ from tests.unit.core.machine.states import (
     judged,
 )
 
-# --- before the first start
-# -------------------------------------------------------------------------------------------------
+# --- before the first start ---
 
 
 @pytest.mark.parametrize(
@@ -92,8 +91,7 @@ def test_a_command_has_one_row_per_phase() -> None:
         table_of((row, row))
 
 
-# --- commands by phase
-# --------------------------------------------------------------------------------------------------
+# --- commands by phase ---
 
 #: What each accepted command leads to; every pair that is not here is rejected and changes nothing.
 LEADS_TO: dict[tuple[PhaseName, CommandVerb], PhaseName] = {
@@ -220,8 +218,7 @@ def test_the_next_rollout_s_revision_goes_on() -> None:
     assert (started.revision, started.rollout_id, started.plan) == (42, "restart-1", ended.plan)
 
 
-# --- orders for another time
-# ------------------------------------------------------------------------------------------
+# --- orders for another time ---
 
 
 LATER = T0 + 5 * HOUR

@@ -50,8 +50,7 @@ from tests.unit.core.machine.states import (
     after,
 )
 
-# --- deadlines
-# --------------------------------------------------------------------------------------------------
+# --- deadlines ---
 
 _WEEKEND = FreezeWindow(frozenset({6, 7}), 0, 24 * 60, "UTC")
 _SATURDAY, _MONDAY = T0.replace(hour=0) + timedelta(days=5), T0.replace(hour=0) + timedelta(days=7)
@@ -132,8 +131,7 @@ def test_unfreezing_a_gate_gives_it_its_time_again() -> None:
     assert thawed.revision == rollout.revision + 1
 
 
-# --- pausing
-# --------------------------------------------------------------------------------------------------
+# --- pausing ---
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,7 @@ from tests.unit.core.machine.states import (
     judged,
 )
 
-# --- breach
-# --------------------------------------------------------------------------------------------------
+# --- breach ---
 
 
 def test_the_harshest_of_several_breaches_counts() -> None:
@@ -97,8 +96,7 @@ def test_a_breach_tells_what_it_cost() -> None:
     assert alert.dedup_key == "new-checkout/start-1/1/rolled_back"
 
 
-# --- health
-# --------------------------------------------------------------------------------------------------
+# --- health ---
 
 
 def with_policies(**policies: GapPolicy) -> Rollout:
@@ -147,8 +145,7 @@ def test_evidence_of_an_earlier_visit_passes_no_gate() -> None:
     assert after(rollout, judged(visit=0), T0 + 2 * HOUR).percent == 50
 
 
-# --- holds
-# --------------------------------------------------------------------------------------------------
+# --- holds ---
 
 
 @pytest.mark.parametrize(
@@ -179,8 +176,7 @@ def test_a_hold_is_said_once_and_another_reason_after_a_minute() -> None:
     assert after(held, judged(metrics=silent), at + MINUTE).hold is HoldReason.HEALTH
 
 
-# --- the gate's time
-# --------------------------------------------------------------------------------------------------
+# --- the gate's time ---
 
 
 @pytest.mark.parametrize(
@@ -208,8 +204,7 @@ def test_a_bake_ends_at_its_end() -> None:
     assert after(rollout, Ticked(), T0 + 11 * MINUTE - timedelta(microseconds=1)) is rollout
 
 
-# --- advice
-# --------------------------------------------------------------------------------------------------
+# --- advice ---
 
 
 def asked(number: int = 1) -> Rollout:
