@@ -497,6 +497,7 @@ class Chaos:
         self.apps = Apps(bootstrap, self.prefix, random.Random(seed + 1), per_second)
         self.daemons: list[DaemonProcess] = []
         self._began = time.monotonic()
+        self._is_killed = False
 
     async def __aenter__(self) -> Self:
         self.redis.start()
@@ -599,6 +600,7 @@ class Chaos:
             await self.until_busy(before)
             await asyncio.sleep(self.dice.uniform(0.05, 2.0))
         daemon.kill9()
+        self._is_killed = True
         at = time.monotonic()
         standing = await self.fence_sum()
         daemon.spawn()
@@ -697,6 +699,7 @@ class Chaos:
             self.apps.acknowledged,
             unacknowledged=self.apps.unacknowledged,
             served=self.served,
+            is_killed=self._is_killed,
         )
         findings.faults[:0] = never_ready
         return findings
