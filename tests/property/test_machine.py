@@ -1,7 +1,7 @@
 """The invariants of the state machine, on whole histories drawn near what the state waits for.
 
 What advice may do is in `test_machine_advice.py`. Which planted bugs each test catches is in
-`tests/planted_bugs.py`.
+`tests/planted/test_planted_bugs.py`.
 """
 
 from __future__ import annotations

@@ -37,8 +37,6 @@ _NOT_TRACKED = frozenset(
     {
         "controller/counting/*.so",
         "controller/service",
-        "tests/unit/test_house.py",
-        "tests/unit/test_architecture.py",
     }
 )
 

@@ -1,8 +1,8 @@
 """Shows that the tests of machine, timeline and workers find the mistakes one would fear.
 
 Each mistake in `tests/planted` is one replacement in a copy of the source; the tests named beside
-it must fail on it. The checkout is not touched. Collected only when named, and takes some minutes:
-`pytest -m long tests/planted_bugs.py`. Without `-m long` it checks that each mistake can be made.
+it must fail on it. The checkout is not touched. By default this only checks that each mistake can
+be made; `pytest -m long tests/planted/test_planted_bugs.py` makes them all, in some minutes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import pytest
 
 from tests.planted import Bug, deciding, evidence, machine
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BUGS = (*machine.BUGS, *deciding.BUGS, *evidence.BUGS)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
 def test_the_bug_can_be_planted(bug: Bug) -> None:
     """The source has the place of the mistake exactly once, and the test that finds it exists."""
