@@ -1,7 +1,7 @@
 """Every flag plane of a replica. All are wired alike, by what the port says of them.
 
 A new plane is made in `make_outside_planes`, described in the settings (`planes`), and implemented
-in `adapters/`. Nothing else knows its name.
+in `adapters/`. The plane `ofrep` is different: it is the board of `web/flags.py`.
 """
 
 from __future__ import annotations
