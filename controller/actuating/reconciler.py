@@ -24,8 +24,8 @@ from controller.core.rollout import RaiseAlert, Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.ports import Clock, FlagPlane, PlaneStanding, Served
+from controller.telemetry import Metrics
 from controller.text import excerpt
 from schemas.terms import AlertKind, Severity
 

@@ -43,9 +43,9 @@ from controller.counting.refusals import Quarantine, RefusalBacklog
 from controller.counting.saving import BUDGET, Saving
 from controller.counting.watched_flags import WatchedFlags
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, Topology, Totals
 from controller.settings import CountingSettings
+from controller.telemetry import Metrics
 
 _FOLDED_PER_TURN = 2 * FOLDED_AT_ONCE  # records, usually of one pair; then others may run
 # Records come by the hundred and are freed without a collection. At the usual 700 new objects a

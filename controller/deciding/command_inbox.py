@@ -25,9 +25,9 @@ from controller.errors import (
     EventLogUnavailable,
 )
 from controller.health import Scope
-from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, OutboxEntry, Publisher, Record, RefusedRecords
 from controller.retrying import steady, until_done
+from controller.telemetry import Metrics
 from schemas import quarantine
 from schemas.command import Command
 from schemas.envelope import time_of

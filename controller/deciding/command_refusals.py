@@ -13,8 +13,8 @@ from controller.deciding.command_partition import Refusal
 from controller.deciding.passing_faults import PassingFaults
 from controller.errors import BadInput, CommandRefused, OperatingTrouble
 from controller.health import Scope
-from controller.metrics import UNKNOWN_VERB, Metrics
 from controller.ports import Clock, Record
+from controller.telemetry import UNKNOWN_VERB, Metrics
 from schemas.terms import CommandStatus
 
 #: Refusals that wait for Kafka. While it takes none for so many seconds, the oldest beyond the

@@ -17,7 +17,7 @@ from controller.core.rollout import (
 )
 from controller.deciding.advice import AdviceRecord
 from controller.deciding.dependencies import WorkerDependencies
-from controller.metrics import UNKNOWN_VERB
+from controller.telemetry import UNKNOWN_VERB
 
 
 class DecisionLog:

@@ -15,8 +15,8 @@ import structlog
 
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import AdviceUnavailableError
-from controller.metrics import Metrics
 from controller.ports import Commentator
+from controller.telemetry import Metrics
 from schemas.terms import AdvisorMode, AlertKind, Severity
 
 #: Alerts that wait for an explanation. More at once are an incident, in which nobody reads guesses.

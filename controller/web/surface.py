@@ -10,9 +10,9 @@ from controller.codec.decisions import judgement_to_json
 from controller.codec.rollouts import rollout_to_json
 from controller.core.judging.judgement import Judgement
 from controller.health import Faults, Health
-from controller.metrics import Metrics
 from controller.ports import Clock, PlaneStanding
 from controller.settings import Settings
+from controller.telemetry import Metrics
 from controller.web.app import make_app, make_ops_app
 from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
