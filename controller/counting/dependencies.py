@@ -30,7 +30,7 @@ class IngestCounters:
 class Dependencies:
     """What every part of counting may use."""
 
-    log: EventLog
+    events: EventLog
     totals: Totals
     clock: Clock
     metrics: Metrics

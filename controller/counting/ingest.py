@@ -86,7 +86,7 @@ class Ingest:
         which topic it is that has a name.
         """
         dependencies = Dependencies(
-            log=log,
+            events=log,
             totals=totals,
             clock=clock,
             metrics=metrics,
@@ -158,7 +158,7 @@ class Ingest:
         """
         self.assignment.forget()
         self._has_ended.clear()
-        self._dependencies.log.on_revoked(self._saving.hand_over)
+        self._dependencies.events.on_revoked(self._saving.hand_over)
         # What exists by now lives as long as the process: collections need not visit it.
         gc.freeze()
         gc.set_threshold(_COLLECTED_FROM_OBJECTS)

@@ -89,14 +89,14 @@ class Explainer:
         self._metrics = metrics
         self._alerts = alerts
         self._after_seconds = after_seconds
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     async def run(self) -> None:
         """Explain what is queued, until cancelled."""
         while True:
             rollout, alert = await self._queue.next()
             await asyncio.sleep(self._after_seconds)
-            log = self._log.bind(flag_key=rollout.flag_key, kind=alert.kind)
+            log = self._logger.bind(flag_key=rollout.flag_key, kind=alert.kind)
             try:
                 await self._explain(rollout, alert)
             except AdviceUnavailableError as trouble:
@@ -121,7 +121,7 @@ class Explainer:
             ),
         )
         self._metrics.explanations.of("attached").inc()
-        self._log.info(
+        self._logger.info(
             "alert_explained",
             flag_key=rollout.flag_key,
             kind=alert.kind,
