@@ -206,7 +206,7 @@ class FlagReconciler:
                 self._report(plane)
                 self._note_faults(plane)
             except Exception as error:
-                self._logger.error(
+                self._logger.error(  # noqa: TRY400 - `where` is its stack
                     "plane_failed", plane=plane.name, error=_in_words(error), where=_where(error)
                 )
                 self._faults.report(Scope.PLANE, plane.name, _in_words(error), _REMEDY)

@@ -232,5 +232,5 @@ class FlagState:
         try:
             return decode_tests(tests)
         except Exception as damage:  # those bytes may be anything
-            self._logger.error("tests_unreadable", error=repr(damage))
+            self._logger.error("tests_unreadable", error=repr(damage))  # noqa: TRY400
             return SequentialTests()
