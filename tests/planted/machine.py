@@ -220,7 +220,7 @@ I7 = (
         "time runs backwards with the clock",
         TABLES,
         "received_at, now = now, now if rollout is None else max(now, rollout.updated_at)",
-        "clock = now",
+        "received_at = now",
         f"{HISTORIES}::test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls",
     ),
 )
