@@ -1,4 +1,4 @@
-"""Wires a replica: which part stands behind which port. No loops, no decisions.
+"""Wires a replica: which part stands behind which port. It has no loops.
 
 How the parts are started, watched and stopped is `running/supervisor.py`.
 """
@@ -170,7 +170,7 @@ class Daemon:
             topics=streams(kafka.event_topics),
             epoch=kafka.topic_epoch,
             quarantine=QuarantineTopic(connections.publisher, self.dependencies.source).publish,
-            on_counted=self.totals_reader.totals_saved,
+            on_saved=self.totals_reader.totals_saved,
             read_evaluations=evaluation_reader(kafka.formats.evaluations, of_spans=is_shared),
             read_outcomes=outcome_reader(kafka.formats.outcomes),
             faults=self.faults,

@@ -1,7 +1,8 @@
 """Every flag plane of a replica. All are wired alike, by what the port says of them.
 
 A new plane is implemented in `adapters/`, described in the settings (`planes`), and has its row in
-`_configured`. Nothing else knows its name. The plane `ofrep` is part of the daemon: `web/flags.py`.
+`_configured`. Nothing else knows its name. The plane `ofrep` is different: it is the board of
+`web/flags.py`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ class WorkerDependencies:
     guard: RaiseGuard
     explanations: ExplanationQueue | None = None  # alerts that a model may explain; None: no model
     source: str = SOURCE  # of every CloudEvent that is published
-    retry_seconds: float = 0.2  # first pause after Redis or Kafka failed; doubles up to 5 s
+    # First pause after Redis or Kafka failed. It doubles up to 5 s, except after a save.
+    retry_seconds: float = 0.2
 
     @property
     def backoff(self) -> Backoff:

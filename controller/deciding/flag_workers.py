@@ -91,9 +91,6 @@ class FlagWorkers:
             self.pool.begin(group)
             self.follower.reset()
             self.totals.reset()
-            group.create_task(
-                self.follower.run(lambda work, name: group.create_task(work, name=name)),
-                name="commands",
-            )
+            group.create_task(self.follower.run(group), name="commands")
             group.create_task(self.totals.run(), name="totals")
             group.create_task(self._refusals.run(), name="refusals")
