@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from controller.codec.cloud_events import SOURCE
-from controller.deciding.explanations import ExplanationQueue
+from controller.deciding.commentary.explanations import ExplanationQueue
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults

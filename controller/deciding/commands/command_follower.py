@@ -11,19 +11,19 @@ import asyncio
 
 import structlog
 
-from controller.deciding.command_handler import CommandHandler
-from controller.deciding.command_inbox import CommandInbox
-from controller.deciding.command_partition import (
+from controller.deciding.commands.command_handler import CommandHandler
+from controller.deciding.commands.command_inbox import CommandInbox
+from controller.deciding.commands.command_partition import (
     UNCOMMITTED_LIMIT,
     CommandPartition,
     OpenCommands,
     PendingCommand,
 )
-from controller.deciding.command_refusals import CommandRefusals
-from controller.deciding.command_topic import CommandTopic
-from controller.deciding.known_flags import KnownFlags
-from controller.deciding.passing_faults import COMMANDS, PassingFaults
-from controller.deciding.unknown_flags import UnknownFlags
+from controller.deciding.commands.command_refusals import CommandRefusals
+from controller.deciding.commands.command_topic import CommandTopic
+from controller.deciding.commands.known_flags import KnownFlags
+from controller.deciding.commands.passing_faults import COMMANDS, PassingFaults
+from controller.deciding.commands.unknown_flags import UnknownFlags
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import BrokenInvariant, OperatingTrouble
 from controller.health import Faults, Scope

@@ -11,11 +11,11 @@ from dataclasses import replace
 import structlog
 
 from controller.core.rollout import CommandReceived, CommandUnusable
-from controller.deciding.command_inbox import CommandInbox
-from controller.deciding.command_partition import OpenCommands, PendingCommand, Refusal
-from controller.deciding.command_refusals import CommandRefusals
-from controller.deciding.command_topic import CommandTopic
-from controller.deciding.passing_faults import PassingFaults
+from controller.deciding.commands.command_inbox import CommandInbox
+from controller.deciding.commands.command_partition import OpenCommands, PendingCommand, Refusal
+from controller.deciding.commands.command_refusals import CommandRefusals
+from controller.deciding.commands.command_topic import CommandTopic
+from controller.deciding.commands.passing_faults import PassingFaults
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import BadInput, CommandRefused
 from controller.health import Scope

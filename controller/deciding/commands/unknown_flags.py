@@ -13,17 +13,17 @@ import structlog
 
 from controller.core.machine import decide
 from controller.core.rollout import AnswerCommand
-from controller.deciding.command_handler import CommandHandler
-from controller.deciding.command_inbox import CommandInbox
-from controller.deciding.command_partition import (
+from controller.deciding.commands.command_handler import CommandHandler
+from controller.deciding.commands.command_inbox import CommandInbox
+from controller.deciding.commands.command_partition import (
     CommandPartition,
     OpenCommands,
     PendingCommand,
     Refusal,
 )
-from controller.deciding.command_refusals import CommandRefusals
-from controller.deciding.known_flags import KnownFlags
-from controller.deciding.passing_faults import PassingFaults
+from controller.deciding.commands.command_refusals import CommandRefusals
+from controller.deciding.commands.known_flags import KnownFlags
+from controller.deciding.commands.passing_faults import PassingFaults
 from controller.errors import BadInput, CommandRefused, OperatingTrouble
 from controller.health import Scope
 from controller.ports import Clock, Record
