@@ -1,4 +1,4 @@
-"""Wires a replica: which part stands behind which port. No loops, no decisions.
+"""Wires a replica: which part stands behind which port. It has no loops.
 
 How the parts are started, watched and stopped is `running/supervisor.py`.
 """
@@ -14,10 +14,9 @@ from controller.clock import AgreedClock, SystemClock
 from controller.codec.cloud_events import source_of
 from controller.counting.fold import IS_COMPILED
 from controller.counting.ingest import Ingest
-from controller.deciding.commentary import commentary_loops
+from controller.deciding.commentary.explanations import ExplanationQueue
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.event_partitions import EventPartitions
-from controller.deciding.explanations import ExplanationQueue
 from controller.deciding.flag_workers import FlagWorkers
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
@@ -27,7 +26,7 @@ from controller.health import Faults, Health
 from controller.planes import Planes, make_outside_planes
 from controller.running.connections import Connections
 from controller.running.oversight import Oversight, Process
-from controller.running.parts import Rooms, supervised_parts
+from controller.running.parts import Rooms, commentary_loops, supervised_parts
 from controller.running.quarantine import QuarantineTopic
 from controller.running.reporter import OPTIONAL, REQUIRED
 from controller.running.state_follower import StateFollower
@@ -170,7 +169,7 @@ class Daemon:
             topics=streams(kafka.event_topics),
             epoch=kafka.topic_epoch,
             quarantine=QuarantineTopic(connections.publisher, self.dependencies.source).publish,
-            on_counted=self.totals_reader.totals_saved,
+            on_saved=self.totals_reader.totals_saved,
             read_evaluations=evaluation_reader(kafka.formats.evaluations, of_spans=is_shared),
             read_outcomes=outcome_reader(kafka.formats.outcomes),
             faults=self.faults,

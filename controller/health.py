@@ -114,7 +114,7 @@ class Scope(StrEnum):
     # One command, named by its id, or by `topic/partition/offset` if it cannot be read.
     COMMAND = "command"
     FLAG = "flag"  # one flag, named by its key
-    PARTITION = "partition"  # one event partition, named `topic/partition`
+    PARTITION = "partition"  # of an event or command topic, named `topic/partition`
     PLANE = "plane"  # one flag plane
     DEPENDENCY = "dependency"  # kafka, redis, quarantine, the model
     CLOCK = "clock"  # this replica's clock against others'

@@ -68,7 +68,8 @@ class CommandVerb(StrEnum):
     UNFREEZE = "unfreeze"
 
 
-#: Verbs that end in 0 %. In the queue of their flag they pass every other command but a start.
+#: Verbs that end in 0 %. In the queue of their flag they pass every command but each other and the
+#: starting ones.
 FINAL = frozenset({CommandVerb.ROLL_BACK, CommandVerb.ABORT})
 
 #: Verbs that only lower or hold exposure. They work whatever revision the operator knows.

@@ -1,7 +1,7 @@
 """Makes every flag plane serve what was decided, and reports when one does not.
 
 Level-triggered: it compares and corrects, so that a lost call or a restart needs no case of its
-own. Lowering always goes first. Which percentage is right is decided elsewhere, with one exception:
+own. Flags to lower go first. Which percentage is right is decided elsewhere, with one exception:
 a person who lowers a flag in the plane's own console probably has a reason. So a foreign edit
 downwards stays until a decision changes the percentage or a person sets it back. A foreign edit
 upwards is undone at once.
@@ -242,7 +242,7 @@ class FlagReconciler:
     async def _reconcile(self, plane: FlagPlane) -> None:
         """Reconcile every flag once.
 
-        Lowering goes first: a plane's slow calls must not keep a rolled-back flag up.
+        Lowering goes first: a plane's slow calls must not keep a flag above what was decided.
         """
         wake = self._wakes[plane.name]
         done: dict[str, Rollout] = {}
@@ -259,7 +259,7 @@ class FlagReconciler:
         False: there is a newer decision meanwhile, which may have to go first.
         """
         rest = [wanted for key, wanted in self._decided.items() if done.get(key) is not wanted]
-        for rollout in sorted(rest, key=lambda wanted: wanted.percent):
+        for rollout in sorted(rest, key=lambda wanted: self._turn(plane, wanted)):
             why, is_trouble = await self._make_serve(plane, rollout)
             done[rollout.flag_key] = rollout
             if rollout.flag_key not in self._decided:
@@ -275,6 +275,17 @@ class FlagReconciler:
             if wake.is_set():
                 return False
         return True
+
+    def _turn(self, plane: FlagPlane, wanted: Rollout) -> tuple[bool, float]:
+        """Return the sort key of a flag: what is to be lowered, then the lowest percentage.
+
+        A flag is to be lowered if the plane served more when it was last read. A plane whose
+        percentage is not known may serve anything: there, 0 % counts as lowering.
+        """
+        decided = percent_to_serve(wanted)
+        percent, _ = self._looks.get((wanted.flag_key, plane.name), (None, None))
+        is_lowered = decided == 0 if percent is None else decided < percent
+        return not is_lowered, decided
 
     async def _make_serve(self, plane: FlagPlane, rollout: Rollout) -> tuple[str | None, bool]:
         """Return why the plane does not serve what was decided, and whether it is in trouble.

@@ -37,8 +37,8 @@ MAX_RECORDS = 40
 _LOWERING = (DecisionKind.ROLL_BACK, DecisionKind.STEP_BACK, DecisionKind.ABORT)
 _STOPPING = (*_LOWERING, DecisionKind.PAUSE, DecisionKind.HOLD)
 
-#: What a person should check first, by the gap in the evidence.
-_STEPS_FOR_GAPS = {
+#: What a person should check first, by the gap in the evidence. A test checks that all are here.
+STEPS_FOR_GAPS = {
     HealthGap.NO_TRAFFIC: (
         "check that both variants are served: flag plane, targeting, the apps' provider"
     ),
@@ -51,6 +51,9 @@ _STEPS_FOR_GAPS = {
     HealthGap.STALE: "check the consumer lag and the apps' producers",
     HealthGap.SRM: (
         "compare users served with users reported: a crash before the first event causes this"
+    ),
+    HealthGap.MULTIPLE_EXPOSURE: (
+        "check that every app uses the same targeting key: a session in one, a user in another"
     ),
     HealthGap.REPEATED_OUTCOMES: (
         "search for a producer that sends outcomes again, or a topic that is being replayed"
@@ -127,7 +130,7 @@ def by_rule(
         return ExplanationAnswer(
             likely_cause="Nothing was decided about this rollout yet.", next_steps=[]
         )
-    steps = [_STEPS_FOR_GAPS[gap.kind] for gap in evidence.gaps] if evidence is not None else []
+    steps = [STEPS_FOR_GAPS[gap.kind] for gap in evidence.gaps] if evidence is not None else []
     failing = (
         []
         if evidence is None

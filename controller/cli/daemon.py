@@ -1,4 +1,4 @@
-"""The daemon's command: `rolloutd run`, `demo`, `config check|show`, `repair partition`."""
+"""The daemon's command: `rolloutd run`, `demo`, `config check|show`, `repair flag|partition`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 config = typer.Typer(help="What the daemon would run with.", no_args_is_help=True)
 app.add_typer(config, name="config")
-repair = typer.Typer(help="Take away what a fault left behind.", no_args_is_help=True)
+repair = typer.Typer(help="Delete stored data that cannot be read.", no_args_is_help=True)
 app.add_typer(repair, name="repair")
 app.command()(demo)
 

@@ -27,7 +27,7 @@ TrafficOption = Annotated[
     typer.Option(
         "--traffic",
         metavar="N/s",
-        help="Contexts per s, min, h or d, both arms together; the plan's own without.",
+        help="Contexts per s, min, h or d, both arms together. Default: the plan's.",
         rich_help_panel=_PANEL,
     ),
 ]

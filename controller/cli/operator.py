@@ -75,13 +75,18 @@ _DRAFT, _MODEL = "Draft", "Model"
 
 #: Verbs that take a flag and nothing of their own, in the order of the help.
 _SIMPLE_VERBS = {
-    CommandVerb.PAUSE: "Stop where it is. The percentage and the guardrails stay. Always works.",
+    CommandVerb.PAUSE: "Stop where it is. The percentage and the guardrails stay. Works in "
+    "every active phase, at any revision.",
     CommandVerb.RESUME: "Continue where the pause began.",
-    CommandVerb.PROMOTE: "Enter the next stage now, past its gate. Needs --reason.",
-    CommandVerb.PROMOTE_FULL: "Enter the last stage now, past every gate. Needs --reason.",
+    CommandVerb.PROMOTE: "Enter the next stage now, without waiting for this stage's gate. "
+    "Needs --reason.",
+    CommandVerb.PROMOTE_FULL: "Enter the last stage now, without waiting for any gate. "
+    "Needs --reason.",
     CommandVerb.STEP_BACK: "Serve the stage below.",
-    CommandVerb.ROLL_BACK: "Serve 0 % because something is wrong. Always works, and is final.",
-    CommandVerb.ABORT: "Serve 0 % although nothing is wrong. Always works, and is final.",
+    CommandVerb.ROLL_BACK: "Serve 0 % because something is wrong. Ends the rollout. Works in every "
+    "phase, at any revision.",
+    CommandVerb.ABORT: "Serve 0 % although nothing is wrong. Ends the rollout. Works in every "
+    "phase, at any revision.",
 }
 
 

@@ -1,7 +1,4 @@
-"""`rolloutd repair flag KEY`.
-
-Take away what is stored of one flag, when it cannot be read or is wrong.
-"""
+"""`rolloutd repair`: deletes what is stored of one flag, or of one event partition."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Ingest:
         topics: tuple[str, str],
         epoch: int,
         quarantine: Quarantine,
-        on_counted: Callable[[frozenset[str]], None],
+        on_saved: Callable[[frozenset[str]], None],
         read_evaluations: ReadEvaluations,
         read_outcomes: ReadOutcomes,
         pacing: Pacing = _PACING,
@@ -81,7 +81,7 @@ class Ingest:
         """Connect the parts of counting.
 
         `topics` are the evaluations' and the outcomes'. `epoch` is part of the partitions' keys: a
-        new one counts everything again. `on_counted` is called with the flags whose totals have
+        new one counts everything again. `on_saved` is called with the flags whose totals have
         just been saved. `faults` gets what is contained in one partition or flag. `topology` knows
         which topic it is that has a name.
         """
@@ -112,7 +112,7 @@ class Ingest:
         self._fetching = Fetching(dependencies, assignment.owned, has_packed=order.has_packed)
         self._ends = ends = LogEnds(dependencies, assignment)
         self._report = report = CountingReport(dependencies, assignment, ends, refusals)
-        self._saving = Saving(dependencies, assignment, ends, refusals, report, on_counted)
+        self._saving = Saving(dependencies, assignment, order, ends, refusals, report, on_saved)
         self._is_stopping = False
         self._is_blocked = False  # records are pending and none could be folded
         self._has_ended = asyncio.Event()
@@ -183,7 +183,7 @@ class Ingest:
         now = self._dependencies.clock.monotonic()
         await self._fold(now)
         self._fetching.pause_full()
-        self._saving.save_due(self._dependencies.clock.monotonic(), self._order.has_room)
+        self._saving.save_due(self._dependencies.clock.monotonic())
         self._free_ended(now)
         await asyncio.sleep(0)  # a log that always has records must not keep the loop to itself
 

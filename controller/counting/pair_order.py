@@ -68,7 +68,10 @@ class PairOrder:
         read_outcomes: ReadOutcomes,
         trial: Callable[[TopicPartition], PartitionTotals],
     ) -> None:
-        """`trial` makes empty totals to try records on; they are never saved."""
+        """`trial` makes empty totals to try records on, which are never saved.
+
+        It is `Assignment.trial_totals`.
+        """
         self._events = dependencies.events
         self._clock = dependencies.clock
         self._settings: CountingSettings = dependencies.settings

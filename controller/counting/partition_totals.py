@@ -33,7 +33,8 @@ from schemas.terms import QuarantineReason
 from schemas.totals import PartitionCounts, decode_progress
 from schemas.wire import RecordRefused
 
-#: One event a record, as `schemas.wire` reads them, or many.
+#: One event a record, as `schemas.wire` reads them, or many. `schemas/formats.py` has the reader of
+#: each configured format.
 ReadEvaluations = EvaluationReader[Record] | Packed[EvaluationFields]
 ReadOutcomes = OutcomeReader[Record] | Packed[OutcomeFields]
 

@@ -26,6 +26,7 @@ from controller.counting.dependencies import Dependencies
 from controller.counting.log_ends import LogEnds
 from controller.counting.lost_records import LostRecords
 from controller.counting.owned_partition import OwnedPartition, PartitionPair, PartitionState
+from controller.counting.pair_order import PairOrder
 from controller.counting.partition_totals import PartitionTotals
 from controller.counting.refusals import RefusalBacklog
 from controller.errors import BrokenInvariant, StoreUnavailable
@@ -63,14 +64,15 @@ class Saving:
         self,
         dependencies: Dependencies,
         assignment: Assignment,
+        order: PairOrder,
         ends: LogEnds,
         refusals: RefusalBacklog,
         report: CountingReport,
-        on_counted: Callable[[frozenset[str]], None],
+        on_saved: Callable[[frozenset[str]], None],
     ) -> None:
         """Save the partitions of `assignment`.
 
-        `on_counted` is called with the flags whose totals have just been saved.
+        `on_saved` is called with the flags whose totals have just been saved.
         """
         self._events = dependencies.events
         self._totals = dependencies.totals
@@ -83,21 +85,19 @@ class Saving:
         self._tasks = dependencies.tasks
         self._now_ms = dependencies.now_ms
         self._assignment = assignment
+        self._order = order
         self._ends = ends
         self._refusals = refusals
         self._report = report
         self._lost_records = LostRecords(dependencies.events, assignment.faults)
-        self._on_counted = on_counted
+        self._on_saved = on_saved
         self._committed_at = 0.0
         self._logger = structlog.get_logger()
 
     # - when -
 
-    def save_due(self, now: float, has_room: Callable[[OwnedPartition], bool]) -> None:
-        """Begin the saves that are due.
-
-        `has_room` says whether anything may be folded into a partition before its next save.
-        """
+    def save_due(self, now: float) -> None:
+        """Begin the saves that are due."""
         for number, pair in self._assignment.pairs.items():
             if pair.saving is not None and not pair.saving.done():
                 continue
@@ -112,7 +112,7 @@ class Saving:
             for owned in ready:
                 if owned.unsaved_since is None and owned.has_changed:
                     owned.unsaved_since = now
-            is_full = any(owned.pending and not has_room(owned) for owned in ready)
+            is_full = any(owned.pending and not self._order.has_room(owned) for owned in ready)
             is_wanted = any(
                 owned.has_changed or now - owned.saved_at >= self._pacing.heartbeat_seconds
                 for owned in ready
@@ -282,7 +282,7 @@ class Saving:
         self._metrics.flush_duration_seconds.observe(now - began)
         self._report.update(owned)
         if snapshot.changes.flag_keys:
-            self._on_counted(snapshot.changes.flag_keys)
+            self._on_saved(snapshot.changes.flag_keys)
 
     def _lose_fence(self, owned: OwnedPartition, stored: int) -> None:
         """Load a partition again, because another process has counted it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from controller.codec.cloud_events import SOURCE
-from controller.deciding.explanations import ExplanationQueue
+from controller.deciding.commentary.explanations import ExplanationQueue
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults
@@ -30,7 +30,8 @@ class WorkerDependencies:
     guard: RaiseGuard
     explanations: ExplanationQueue | None = None  # alerts that a model may explain; None: no model
     source: str = SOURCE  # of every CloudEvent that is published
-    retry_seconds: float = 0.2  # first pause after Redis or Kafka failed; doubles up to 5 s
+    # First pause after Redis or Kafka failed. It doubles up to 5 s, except after a save.
+    retry_seconds: float = 0.2
 
     @property
     def backoff(self) -> Backoff:

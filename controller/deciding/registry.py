@@ -39,7 +39,11 @@ class RolloutRegistry:
         self._overtaken_listeners: list[Callable[[str], object]] = []
 
     def subscribe(self, listener: Listener) -> None:
-        """Pass every newest document to `listener`, whoever decided it. Not those from before."""
+        """Pass every newest document to `listener`, whoever decided it. Not those from before.
+
+        Listeners are the planes that have `update` (`controller/planes.py`) and counting
+        (`bootstrap._subscribe`).
+        """
         self._listeners.append(listener)
 
     def subscribe_own(self, listener: OwnRollouts) -> None:

@@ -16,7 +16,7 @@ import structlog
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
 from controller.core.rollout import Rollout
 from controller.deciding.event_partitions import EventPartitions
-from controller.deciding.flag_inbox import NewTotals
+from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope

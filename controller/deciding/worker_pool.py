@@ -12,8 +12,8 @@ import structlog
 from controller.core.judging.judgement import Judgement
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.effects import EffectEncoder
-from controller.deciding.flag_worker import FlagWorker
+from controller.deciding.flag.flag_worker import FlagWorker
+from controller.deciding.flag.outbox import EffectEncoder
 from controller.errors import DocumentUnreadable
 from controller.health import Scope
 from schemas.terms import AlertKind, Severity

@@ -1,9 +1,10 @@
-"""Whether the guardrails of live rollouts can see, with an alert within ten seconds when not.
+"""Checks that the guardrails of live rollouts can see, and alerts when they cannot.
 
 A rollout is unwatched while its guardrails cannot see: totals cannot be read, partitions are not
 counted or stand still, saves fail. A gate notices that at the end of a bake; here it is noticed
 during the bake. Nothing is changed by it, because an unwatched flag stays where it is, but people
-are alerted.
+are alerted within ten seconds after one of these conditions holds. The constants below say when
+each does.
 
 Belongs here: the judgement, which is pure, and the loop that repeats it. Does not belong here:
 where the evidence comes from (`rollout_views.py`), and how an alert is published

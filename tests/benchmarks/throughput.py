@@ -217,7 +217,7 @@ async def count(
         topics=settings.event_topics,
         epoch=1,
         quarantine=quarantine,
-        on_counted=lambda flag_keys: None,
+        on_saved=lambda flag_keys: None,
         read_evaluations=read_evaluations,
         read_outcomes=read_outcomes,
     )

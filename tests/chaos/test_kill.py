@@ -207,7 +207,7 @@ def _no_fence(package: Path) -> None:
 def _effects_before_save(package: Path) -> None:
     """Publish what was decided before it is saved."""
     _swap(
-        package / "controller/deciding/flag_worker.py",
+        package / "controller/deciding/flag/flag_worker.py",
         "        saved_tests = encode_tests(tests)\n",
         "        saved_tests = encode_tests(tests)\n        await "
         "self._tools.publisher.publish(entries)\n",

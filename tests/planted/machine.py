@@ -17,7 +17,7 @@ HISTORIES = "tests/property/test_machine.py"
 I6 = "tests/property/test_machine_advice.py"
 MACHINE_TESTS = "tests/unit/core/machine"
 SCENARIOS = "tests/scenarios/test_scenarios.py"
-CONTAINED_REFUSALS = "tests/unit/deciding/test_containment_of_refusals.py"
+CONTAINED_REFUSALS = "tests/unit/deciding/commands/test_containment_of_refusals.py"
 
 COMMAND_AGE = (
     Bug(

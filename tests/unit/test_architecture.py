@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+COLUMNS = 98
+#: Names at the beginning of a docstring.
+KEPT_CAPITALS = frozenset({"Kafka", "Redis", "Unleash", "Ollama", "OpenAI"})
 PAGE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 
 
@@ -44,6 +50,54 @@ def test_the_map_has_every_module(folder: str) -> None:
     """A module is in its package's part of the map exactly if the file exists."""
     files = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
     assert set(re.findall(r"^- `(\w+\.py)`", packages()[folder], re.MULTILINE)) == files
+
+
+def first_sentence(path: Path) -> str:
+    """Return the first sentence of a module's docstring as the map has it: no capital, no stop."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    sentence = re.split(r"(?<=[.!?]) (?=[A-Z`])", paragraph)[0].removesuffix(".")
+    is_word = re.match(r"[A-Z][a-z-]*[ ,':]", sentence) is not None
+    first_word = re.split(r"\W", sentence)[0]
+    return sentence if not is_word or first_word in KEPT_CAPITALS else _with_small_letter(sentence)
+
+
+def _with_small_letter(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
+
+
+def map_of(folder: str) -> str:
+    """Return the lines of a package in the map, from the docstrings of its modules."""
+    return "\n".join(
+        textwrap.fill(
+            f"- `{path.name}`: {first_sentence(path)}",
+            COLUMNS,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for path in sorted((ROOT / folder).glob("*.py"))
+        if path.name != "__init__.py"
+    )
+
+
+@pytest.mark.parametrize("folder", sorted(name for name in packages() if "controller" in name))
+def test_the_map_repeats_the_docstrings(folder: str) -> None:
+    """Each line of the map is the first sentence of the module's docstring.
+
+    `ROLLOUTD_REWRITE=1` writes the lines.
+    """
+    written = packages()[folder]
+    lines = re.findall(r"^- `\w+\.py`.*(?:\n  .+)*", written, re.MULTILINE)
+    expected = map_of(folder)
+    if os.environ.get("ROLLOUTD_REWRITE") and lines:
+        page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+        page = page.replace("\n".join(lines) + "\n", expected + "\n")
+        (ROOT / "ARCHITECTURE.md").write_text(page, encoding="utf-8")
+    else:
+        assert [" ".join(line.split()) for line in lines] == [
+            " ".join(line.split()) for line in re.findall(r"^- .*(?:\n  .+)*", expected, re.M)
+        ]
 
 
 @pytest.mark.parametrize("path", ["The path of an event", "The path of a command"])

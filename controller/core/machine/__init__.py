@@ -4,7 +4,8 @@ Two tables are the whole of it. `decide` says what evidence, time and advice do;
 what operators' commands do. Rows of `decide` are tried from the top, and the first that fits wins.
 
 - `gate_flow.py`, `actions.py`: what the rows do
-- `transitions.py`: the only file that changes a rollout
+- `transitions.py`: the only file here that changes a rollout (`core/future_times.py` corrects the
+  times that a wrong clock wrote)
 - `announcements.py`: decisions, alerts and answers, with their texts
 - `obstacles.py`, `times.py`: questions that the rows ask
 """

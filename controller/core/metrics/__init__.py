@@ -1,6 +1,7 @@
 """The kinds of metric that a guardrail may name, one file each.
 
-A new kind is a file here, a row in `KINDS`, and a row in `schemas/metric_names.py`.
+A new kind is a file here, its rows in `KINDS` and `VIRTUAL_METRICS`, and a row in
+`schemas/metric_names.py`.
 """
 
 from __future__ import annotations

@@ -244,6 +244,38 @@ async def test_lowering_goes_first_also_in_the_middle_of_a_round() -> None:
 
 
 @in_virtual_time
+async def test_a_step_back_goes_before_raises_to_lower_percentages() -> None:
+    """A flag lowered from 50 to 25 % is next, before others raised from 1 to 10 %."""
+    plane = SlowPlane(1)
+    async with Told().running(plane) as actuation:
+        for number in range(10):
+            actuation.request(decided(f"flag-{number}", percent=1))
+        actuation.request(decided(percent=50))
+        await asyncio.sleep(30)
+        for number in range(10):
+            actuation.request(decided(f"flag-{number}", percent=10, revision=2))
+        actuation.request(decided(percent=25, revision=2))
+        await asyncio.sleep(1.5)
+        assert await served(plane) == 25
+        assert [await served(plane, f"flag-{number}") for number in range(10)] == [1] * 10
+        await asyncio.sleep(30)
+        assert [await served(plane, f"flag-{number}") for number in range(10)] == [10] * 10
+
+
+@in_virtual_time
+async def test_a_rollback_goes_first_where_a_plane_was_never_read() -> None:
+    """After a restart, 0 % goes before every percentage, whatever the plane serves."""
+    plane = SlowPlane(1)
+    async with Told().running(plane) as actuation:
+        for number in range(10):
+            actuation.request(decided(f"flag-{number}", percent=1))
+        actuation.request(make_rollout(phase=RolledBack(T0, "because"), percent=0.0))
+        plane.meddle("new-checkout", 50)
+        await asyncio.sleep(1.5)
+        assert await served(plane) == 0
+
+
+@in_virtual_time
 async def test_a_lost_reply_is_looked_up() -> None:
     """A plane that did what it was told and could not say so is found to serve it."""
     plane = MemoryFlagPlane()

@@ -6,7 +6,9 @@ import json
 from datetime import timedelta
 from typing import Any
 
-from controller.authoring.story import changelog, explain_rollout, since, subject_of
+import pytest
+
+from controller.authoring.story import STEPS_FOR_GAPS, changelog, explain_rollout, since, subject_of
 from controller.codec.decisions import to_judgement_record
 from controller.core.judging.judgement import Gap, Judgement
 from schemas.decision import Decision, PlanReference
@@ -100,6 +102,19 @@ async def test_gaps_name_what_to_look_at() -> None:
         [make_decision("hold", 2, gap, reason="no_outcomes: no outcome for 5 min")],
     )
     assert "request.outcomes" in told.guess.content.next_steps[0]
+
+
+@pytest.mark.parametrize("kind", HealthGap)
+async def test_every_gap_is_explained(kind: HealthGap) -> None:
+    """Each kind of gap has its advice, which the explanation without a model repeats."""
+    held = make_decision("hold", 2, make_judgement(gaps=(Gap(kind, "as measured"),)))
+    explanation = await explain_rollout(None, make_rollout(), [held])
+    assert explanation.guess.content.next_steps == [STEPS_FOR_GAPS[kind]]
+
+
+def test_no_advice_is_for_a_gap_that_is_gone() -> None:
+    """The advice is for exactly the gaps that there are."""
+    assert set(STEPS_FOR_GAPS) == set(HealthGap)
 
 
 async def test_nothing_decided_yet() -> None:

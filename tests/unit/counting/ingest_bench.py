@@ -113,7 +113,7 @@ class Bench:
             topics=TOPICS,
             epoch=1,
             quarantine=self.quarantine,
-            on_counted=self.told.append,
+            on_saved=self.told.append,
             read_evaluations=self.readers[0],
             read_outcomes=self.readers[1],
             pacing=self.pacing,

@@ -21,7 +21,7 @@ from controller.adapters.memory import (
 from controller.codec.commands import command_event
 from controller.codec.plans import from_core_plan
 from controller.core.rollout import Rollout
-from controller.deciding.command_inbox import ReadCommand
+from controller.deciding.commands.command_inbox import ReadCommand
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.event_partitions import EventPartitions
 from controller.deciding.flag_workers import FlagWorkers

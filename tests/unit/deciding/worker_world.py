@@ -20,8 +20,8 @@ from controller.core.rollout import (
     Rollout,
 )
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.flag_inbox import NewTotals
-from controller.deciding.flag_worker import FlagWorker
+from controller.deciding.flag.flag_inbox import NewTotals
+from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults

@@ -15,7 +15,7 @@ from controller.core.rollout import (
     Rollout,
 )
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.flag_inbox import FlagInbox
+from controller.deciding.flag.flag_inbox import FlagInbox
 from controller.errors import AdviceUnavailableError
 from schemas.terms import AdviceChoice, DecisionKind
 

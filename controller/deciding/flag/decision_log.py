@@ -15,8 +15,8 @@ from controller.core.rollout import (
     RaiseAlert,
     Rollout,
 )
-from controller.deciding.advice import AdviceRecord
 from controller.deciding.dependencies import WorkerDependencies
+from controller.deciding.flag.advice import AdviceRecord
 from controller.telemetry import UNKNOWN_VERB
 
 

@@ -7,8 +7,8 @@ import structlog
 from controller.core.invariants import Step, Violation, raises_exposure, violations
 from controller.core.rollout import Rollout
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.flag_state import FlagState
-from controller.deciding.outbox import OUTBOX_LIMIT, Outbox
+from controller.deciding.flag.flag_state import FlagState
+from controller.deciding.flag.outbox import OUTBOX_LIMIT, Outbox
 from controller.health import Scope
 
 #: The reporter of broken invariants, which alone clears them.

@@ -17,7 +17,7 @@ from controller.codec.command_records import read_command, refusal_by_mistake
 from controller.codec.commands import command_event, peek_command, to_command_received
 from controller.codec.outbox import outbox_entry
 from controller.core.rollout import AnswerCommand, CommandReceived
-from controller.deciding.passing_faults import PassingFaults
+from controller.deciding.commands.passing_faults import PassingFaults
 from controller.errors import (
     BadInput,
     CommandRefused,

@@ -1,7 +1,7 @@
 """The inbox of one flag: what its worker is to handle, and in which order.
 
-New totals come before commands, so that no queue delays a breach. A roll back overtakes all
-commands but roll backs and starts. Refusals come last.
+New totals come before commands, so that no queue delays a breach. `roll_back` and `abort` overtake
+all commands but each other, `start` and `restart`. Refusals come last.
 """
 
 from __future__ import annotations

@@ -17,11 +17,10 @@ import structlog
 from controller.codec.outbox import Message
 from controller.core.analysis.sequential_tests import SequentialTests, decode_tests, encode_tests
 from controller.core.rollout import AnswerCommand, AskAdvice, Baking, Effect, Rollout
-from controller.deciding.command_answers import answer_key
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.effects import EffectEncoder
-from controller.deciding.outbox import Outbox
-from controller.deciding.store_trouble import StoreTrouble
+from controller.deciding.flag.command_answers import answer_key
+from controller.deciding.flag.outbox import EffectEncoder, Outbox
+from controller.deciding.flag.store_trouble import StoreTrouble
 from controller.errors import DocumentUnreadable, StoreUnavailable
 from controller.ports import Clock, OutboxEntry, StoredRollout
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import structlog
 
-from controller.deciding.command_inbox import CommandInbox
-from controller.deciding.command_partition import Refusal
-from controller.deciding.passing_faults import PassingFaults
+from controller.deciding.commands.command_inbox import CommandInbox
+from controller.deciding.commands.command_partition import Refusal
+from controller.deciding.commands.passing_faults import PassingFaults
 from controller.errors import BadInput, CommandRefused, OperatingTrouble
 from controller.health import Scope
 from controller.ports import Clock, Record

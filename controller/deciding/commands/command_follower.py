@@ -11,19 +11,19 @@ import asyncio
 
 import structlog
 
-from controller.deciding.command_handler import CommandHandler, Spawn
-from controller.deciding.command_inbox import CommandInbox
-from controller.deciding.command_partition import (
+from controller.deciding.commands.command_handler import CommandHandler
+from controller.deciding.commands.command_inbox import CommandInbox
+from controller.deciding.commands.command_partition import (
     UNCOMMITTED_LIMIT,
     CommandPartition,
     OpenCommands,
     PendingCommand,
 )
-from controller.deciding.command_refusals import CommandRefusals
-from controller.deciding.command_topic import CommandTopic
-from controller.deciding.known_flags import KnownFlags
-from controller.deciding.passing_faults import COMMANDS, PassingFaults
-from controller.deciding.unknown_flags import UnknownFlags
+from controller.deciding.commands.command_refusals import CommandRefusals
+from controller.deciding.commands.command_topic import CommandTopic
+from controller.deciding.commands.known_flags import KnownFlags
+from controller.deciding.commands.passing_faults import COMMANDS, PassingFaults
+from controller.deciding.commands.unknown_flags import UnknownFlags
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import BrokenInvariant, OperatingTrouble
 from controller.health import Faults, Scope
@@ -112,15 +112,15 @@ class CommandFollower:
         self._placed_at = self._committed_at = float("-inf")
         self._unknown.all_read.clear()
 
-    async def run(self, spawn: Spawn) -> None:
+    async def run(self, group: asyncio.TaskGroup) -> None:
         """Give each command to its flag's worker, and commit what is done, until cancelled."""
         while True:
             try:
-                await self._follow_assignment(spawn)
+                await self._follow_assignment(group)
                 self.followed_at = self._clock.monotonic()
                 await self._place_flags()
                 self._pause_full_partitions()
-                await self._fetch(spawn)
+                await self._fetch(group)
                 await self._commit_done()
                 self._passing_faults.clear_expired()
                 self._faults.clear(Scope.PART, "commands")
@@ -137,7 +137,7 @@ class CommandFollower:
 
     # --- partitions ---
 
-    async def _follow_assignment(self, spawn: Spawn) -> None:
+    async def _follow_assignment(self, group: asyncio.TaskGroup) -> None:
         """Take over partitions that arrived, and stop the workers of those that left."""
         assigned = self._log_member.assignment
         for key in set(self._partitions) - assigned:
@@ -151,7 +151,7 @@ class CommandFollower:
                     await self._pool.stop(flag_key)
         for key in assigned - set(self._partitions):
             try:
-                await self._take_over(key, spawn)
+                await self._take_over(key, group)
             except Exception as trouble:
                 if not isinstance(trouble, OperatingTrouble):
                     self._logger.exception("commands_not_taken_over", partition=key[1])
@@ -160,7 +160,7 @@ class CommandFollower:
                     self._faults.report(Scope.PARTITION, name, why, reporter=COMMANDS)
                 self._logger.warning("commands_not_ready", partition=key[1], error=str(trouble))
 
-    async def _take_over(self, key: TopicPartition, spawn: Spawn) -> None:
+    async def _take_over(self, key: TopicPartition, group: asyncio.TaskGroup) -> None:
         """Read a partition from its committed offset on.
 
         An offset beyond the end of the log says nothing: everything is read again. That is
@@ -182,8 +182,8 @@ class CommandFollower:
             await self._log_member.commit({key: first})
         self._log_member.seek(key, start)
         partition = self._partitions[key] = CommandPartition(key, end)
-        partition.task = spawn(
-            self._unknown.run(partition, spawn), f"unknown-flags:{partition.number}"
+        partition.task = group.create_task(
+            self._unknown.run(partition, group), name=f"unknown-flags:{partition.number}"
         )
         if is_beyond:
             why = (
@@ -232,7 +232,7 @@ class CommandFollower:
 
     # --- commands ---
 
-    async def _fetch(self, spawn: Spawn) -> None:
+    async def _fetch(self, group: asyncio.TaskGroup) -> None:
         """Read what has arrived, and begin with the flags that are to be lowered."""
         batches = await self._log_member.fetch(COMMANDS_PER_FETCH, FETCH_SECONDS)
         if sum(map(len, batches.values())) >= COMMANDS_PER_FETCH:
@@ -249,7 +249,7 @@ class CommandFollower:
                 fetched += commands
         urgent = {command.flag_key for command in fetched if command.lowers}
         for command in sorted(fetched, key=lambda each: each.flag_key not in urgent):
-            self._begin(command, spawn)
+            self._begin(command, group)
 
     def _pending(self, partition: CommandPartition, record: Record, now: float) -> PendingCommand:
         peeked = self._inbox.peek(record)
@@ -259,7 +259,7 @@ class CommandFollower:
             partition, record.offset, record, peeked.flag_key, peeked.verb, peeked.hops, now
         )
 
-    def _begin(self, command: PendingCommand, spawn: Spawn) -> None:
+    def _begin(self, command: PendingCommand, group: asyncio.TaskGroup) -> None:
         """Begin with a command, or let it wait until all that matter more are read."""
         partition = command.partition
         if not self._known.has(command.flag_key) or partition.queued[command.flag_key]:
@@ -268,7 +268,7 @@ class CommandFollower:
         elif self._commands.refuse_excess(command):
             partition.wait_as_unknown(command)
         else:
-            self._handler.begin(command, spawn)
+            self._handler.begin(command, group)
 
     async def _commit_done(self) -> None:
         """Commit up to the oldest command that is still being handled."""

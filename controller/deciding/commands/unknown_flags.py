@@ -13,17 +13,17 @@ import structlog
 
 from controller.core.machine import decide
 from controller.core.rollout import AnswerCommand
-from controller.deciding.command_handler import CommandHandler, Spawn
-from controller.deciding.command_inbox import CommandInbox
-from controller.deciding.command_partition import (
+from controller.deciding.commands.command_handler import CommandHandler
+from controller.deciding.commands.command_inbox import CommandInbox
+from controller.deciding.commands.command_partition import (
     CommandPartition,
     OpenCommands,
     PendingCommand,
     Refusal,
 )
-from controller.deciding.command_refusals import CommandRefusals
-from controller.deciding.known_flags import KnownFlags
-from controller.deciding.passing_faults import PassingFaults
+from controller.deciding.commands.command_refusals import CommandRefusals
+from controller.deciding.commands.known_flags import KnownFlags
+from controller.deciding.commands.passing_faults import PassingFaults
 from controller.errors import BadInput, CommandRefused, OperatingTrouble
 from controller.health import Scope
 from controller.ports import Clock, Record
@@ -60,7 +60,7 @@ class UnknownFlags:
         self.all_read = asyncio.Event()
         self._logger = structlog.get_logger()
 
-    async def run(self, partition: CommandPartition, spawn: Spawn) -> None:
+    async def run(self, partition: CommandPartition, group: asyncio.TaskGroup) -> None:
         """Answer what waits in a partition until cancelled."""
         while True:
             if not partition.unknown:
@@ -74,7 +74,7 @@ class UnknownFlags:
             try:
                 last = min(len(partition.unknown), ANSWERED_AT_ONCE) - 1
                 await self._known.refresh_stored(since=partition.unknown[last].fetched_at)
-                await self._answer(partition, spawn)
+                await self._answer(partition, group)
             except OperatingTrouble as trouble:
                 self._logger.warning(
                     "commands_wait", partition=partition.number, error=str(trouble)
@@ -86,7 +86,7 @@ class UnknownFlags:
                 self._faults.report(Scope.PARTITION, partition.name, why)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _answer(self, partition: CommandPartition, spawn: Spawn) -> None:
+    async def _answer(self, partition: CommandPartition, group: asyncio.TaskGroup) -> None:
         """Answer the oldest of those that wait."""
         for number in range(min(len(partition.unknown), ANSWERED_AT_ONCE)):
             if number % READ_AT_ONCE == READ_AT_ONCE - 1:
@@ -100,7 +100,7 @@ class UnknownFlags:
             partition.take_unknown()
             partition.free_followers(command, flag_key)
             if fault is None:
-                self._handler.begin(command, spawn)
+                self._handler.begin(command, group)
             else:
                 self._refusals.add(Refusal(command, record, fault))
 

@@ -35,17 +35,16 @@ from controller.core.rollout import (
     Rollout,
     Ticked,
 )
-from controller.deciding.advice import AdviceAsker
-from controller.deciding.command_answers import Binding, CommandAnswers, digest_of
-from controller.deciding.decision_log import DecisionLog
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.effects import EffectEncoder
-from controller.deciding.flag_decision import Decision, EvidenceJudge, FlagDecider
-from controller.deciding.flag_inbox import FlagInbox, NewTotals, Queued
-from controller.deciding.flag_state import FlagState
-from controller.deciding.outbox import Outbox
-from controller.deciding.safeguards import Safeguards
-from controller.deciding.store_trouble import StoreTrouble
+from controller.deciding.flag.advice import AdviceAsker
+from controller.deciding.flag.command_answers import Binding, CommandAnswers, digest_of
+from controller.deciding.flag.decision_log import DecisionLog
+from controller.deciding.flag.flag_decision import Decision, EvidenceJudge, FlagDecider
+from controller.deciding.flag.flag_inbox import FlagInbox, NewTotals, Queued
+from controller.deciding.flag.flag_state import FlagState
+from controller.deciding.flag.outbox import EffectEncoder, Outbox
+from controller.deciding.flag.safeguards import Safeguards
+from controller.deciding.flag.store_trouble import StoreTrouble
 from controller.health import Scope
 from schemas.terms import AlertKind, Severity
 

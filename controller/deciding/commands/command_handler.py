@@ -6,18 +6,16 @@ Whatever goes wrong with a command is answered and reported, and stops nothing e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
 from controller.core.rollout import CommandReceived, CommandUnusable
-from controller.deciding.command_inbox import CommandInbox
-from controller.deciding.command_partition import OpenCommands, PendingCommand, Refusal
-from controller.deciding.command_refusals import CommandRefusals
-from controller.deciding.command_topic import CommandTopic
-from controller.deciding.passing_faults import PassingFaults
+from controller.deciding.commands.command_inbox import CommandInbox
+from controller.deciding.commands.command_partition import OpenCommands, PendingCommand, Refusal
+from controller.deciding.commands.command_refusals import CommandRefusals
+from controller.deciding.commands.command_topic import CommandTopic
+from controller.deciding.commands.passing_faults import PassingFaults
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import BadInput, CommandRefused
 from controller.health import Scope
@@ -26,9 +24,6 @@ from schemas.terms import ALWAYS_ACCEPTED
 
 #: How often a worker that fails on a command gets it, before the command is refused.
 ATTEMPTS = 2
-
-Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
-"""Starts a task of a name, which ends with its group."""
 
 
 class CommandHandler:
@@ -51,10 +46,10 @@ class CommandHandler:
         self._faults = faults
         self._logger = structlog.get_logger()
 
-    def begin(self, command: PendingCommand, spawn: Spawn) -> None:
-        """Handle a command beside all others."""
+    def begin(self, command: PendingCommand, group: asyncio.TaskGroup) -> None:
+        """Handle a command in a task of `group`, beside all others."""
         self._commands.begin(command)
-        spawn(self._handle(command), f"command:{command.offset}")
+        group.create_task(self._handle(command), name=f"command:{command.offset}")
 
     async def _handle(self, command: PendingCommand) -> None:
         record = command.record

@@ -16,8 +16,8 @@ import structlog
 
 from controller.core.rollout import AnswerCommand, CommandReceived, CommandUnusable
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.outbox import Outbox
-from controller.deciding.store_trouble import StoreTrouble
+from controller.deciding.flag.outbox import Outbox
+from controller.deciding.flag.store_trouble import StoreTrouble
 from controller.ports import OutboxEntry
 from schemas.terms import ALWAYS_ACCEPTED
 

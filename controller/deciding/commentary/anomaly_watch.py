@@ -15,7 +15,7 @@ import structlog
 from controller.core.anomaly import Anomaly, find_anomalies
 from controller.core.judging.judgement import Judgement
 from controller.core.rollout import RaiseAlert, Rollout
-from controller.deciding.explanations import RolloutAlerts
+from controller.deciding.commentary.explanations import RolloutAlerts
 from controller.errors import AdviceUnavailableError
 from controller.ports import Commentator
 from schemas.terms import AdvisorMode, AlertKind, Severity
